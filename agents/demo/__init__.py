@@ -1,0 +1,1 @@
+"""The demo: a real CPU-bound job over real files."""

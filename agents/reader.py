@@ -1,0 +1,196 @@
+"""`Reader`: shared memory as entities. It never talks to the engine, and a dead engine's last snapshot stays readable.
+
+Decoded entities are kept by record address: records never change, so an unchanged entity is the same object in the next
+snapshot. When an engine is followed by another, the next snapshot is of the new one's memory.
+"""
+
+from __future__ import annotations
+
+import os
+import select
+import time
+from types import TracebackType
+from typing import Any, Self, TypeVar, overload
+
+from solewriter.agents.snapshot import Plain, Snapshot
+from solewriter.shared.config import DEFAULT_LIMITS, Limits
+from solewriter.shared.errors import Compacted, EngineUnavailable
+from solewriter.shared.folder import StateFolder, runs
+from solewriter.shared.memory.view import Pin, View
+from solewriter.shared.models import Entity
+from solewriter.shared.mutations import Result
+from solewriter.shared.registry import Registry
+
+E = TypeVar("E", bound=Entity)
+ATTACH_RETRY_S = 0.005  # between looks for a memory that is just being handed over
+
+
+class Reader:
+    """Reads one state folder. May be shared by threads; survives restarts of the engine. Made by `open_reader`."""
+
+    def __init__(self, state: str | os.PathLike[str], limits: Limits = DEFAULT_LIMITS, registry: Registry | None = None) -> None:
+        self.folder = StateFolder(state)
+        self._limits = limits
+        self._registry = registry or Registry()
+        self._cache: dict[tuple[int, Any], Any] = {}
+        self._view: View | None = None
+        self._pidfd = -1
+
+    # --- attaching ---------------------------------------------------------------------------------------------------
+
+    def view(self) -> View:
+        """The memory of the newest engine. Raises EngineUnavailable if there never was one, or it was stopped."""
+        view = self._view
+        if view is None or view.root.successor:
+            view = self._attach(view)
+        return view
+
+    def _attach(self, known: View | None) -> View:
+        """Map the memory that `engine.json` names; while it is being handed over, look again."""
+        deadline = time.monotonic() + self._limits.connect_timeout_s
+        while True:
+            try:
+                where = self.folder.whereabouts()
+                if known is None or where.prefix != known.prefix:
+                    view = View(where.memory_dir, where.prefix)
+                    if view.root.head:
+                        return self._use(view)
+                elif not known.root.successor:
+                    return known
+            except FileNotFoundError as error:
+                problem = EngineUnavailable(f"the engine of {self.folder.path} left no memory behind: start it again ({error})")
+                if time.monotonic() > deadline:
+                    raise problem from None
+            except EngineUnavailable:
+                if known is not None:
+                    return known  # stopped: its last snapshot stays, marked stale
+                raise
+            if time.monotonic() > deadline:
+                raise EngineUnavailable(f"the engine of {self.folder.path} published nothing in connect_timeout_s")
+            time.sleep(ATTACH_RETRY_S)
+
+    def _use(self, view: View) -> View:
+        self._cache = {}
+        self._view = view
+        self._close_pidfd()
+        try:
+            self._pidfd = os.pidfd_open(view.root.pid)
+        except OSError:
+            self._pidfd = -1
+        if not runs(view.root.pid, view.root.start_time):
+            self._close_pidfd()
+        return view
+
+    def _close_pidfd(self) -> None:
+        if self._pidfd >= 0:
+            os.close(self._pidfd)
+            self._pidfd = -1
+
+    def is_stale(self, view: View) -> bool:
+        """Whether the engine that wrote this memory is gone, or followed by another one."""
+        if view is not self._view or view.root.successor or self._pidfd < 0:
+            return True
+        return bool(select.select([self._pidfd], [], [], 0)[0]) if self._pidfd < 1024 else not runs(view.root.pid, view.root.start_time)
+
+    # --- reading -----------------------------------------------------------------------------------------------------
+
+    def snapshot(self) -> Snapshot:
+        """The newest published revision, held."""
+        while True:
+            view = self.view()
+            try:
+                return Snapshot(self, view.pin())
+            except FileNotFoundError:  # its segments went while they were being mapped: an engine followed
+                if not view.root.successor:
+                    raise
+
+    @property
+    def revision(self) -> int:
+        """The newest published revision."""
+        return self.view().root.current().revision
+
+    @overload
+    def get(self, kind: type[E], id: str) -> E | None: ...
+    @overload
+    def get(self, kind: str, id: str) -> Plain | None: ...
+    def get(self, kind: type[E] | str, id: str) -> E | Plain | None:
+        """The newest published entity, or None."""
+        return self.snapshot().get(kind, id)  # type: ignore[arg-type]  # either overload
+
+    def wait_for(self, revision: int, timeout_s: float | None = None) -> int:
+        """Block until this revision is published; the newest one. Raises TimeoutError."""
+        deadline = None if timeout_s is None else time.monotonic() + timeout_s
+        while True:
+            root = self.view().root
+            head = root.head
+            if (newest := root.current().revision) >= revision:
+                return newest
+            left = self._limits.wait_backstop_s if deadline is None else min(self._limits.wait_backstop_s, deadline - time.monotonic())
+            if left <= 0:
+                raise TimeoutError(f"revision {revision} was not published in {timeout_s} s; the newest is {newest}")
+            root.sleep(head, left)
+
+    # --- decoding ----------------------------------------------------------------------------------------------------
+
+    def decoded(self, pin: Pin, address: int, kind: type[E] | str) -> Any:
+        """The entity of a record; None of a tombstone. A kind given by name yields a dict."""
+        cached = self._cache.get((address, kind))
+        if cached is not None and pin.view is self._view:
+            return cached
+        content = pin.content(address)
+        if content.deleted:
+            return None
+        schema = pin.catalog.schemas[content.schema]
+        entity: Any
+        if isinstance(kind, str):
+            entity = schema.values(content.key, content.version, content.time_us, content.payload)
+        else:
+            entity = self._registry.of(kind).decoded(schema, content.key, content.version, content.time_us, content.payload)
+        if pin.view is self._view:
+            self._remember((address, kind), entity)
+        return entity
+
+    def _remember(self, key: tuple[int, Any], entity: Any) -> None:
+        cache = self._cache
+        if len(cache) >= self._limits.reader_cache_max:
+            cache.pop(next(iter(cache)), None)
+        cache[key] = entity
+
+    def of_result(self, result: Result, epoch: int, model: type[E]) -> E | None:
+        """The entity as a reply left it. Raises Compacted if that version is not in memory any more."""
+        pin = self.snapshot().pin
+        address = result.address if pin.view.root.epoch == epoch else 0
+        if not address:
+            address = self._by_version(pin, result)
+        entity: E | None = self.decoded(pin, address, model)
+        return entity
+
+    def _by_version(self, pin: Pin, result: Result) -> int:
+        code = pin.catalog.kind_code(result.kind)
+        address = pin.find(code, result.id) if code is not None else 0
+        while address:
+            if pin.content(address).version == result.version:
+                return address
+            address = pin.previous(address)
+        raise Compacted(f"{result.kind} {result.id!r} at version {result.version} is not in memory any more", oldest=pin.root.oldest)
+
+    # --- the end -----------------------------------------------------------------------------------------------------
+
+    def close(self) -> None:
+        """Let the memory go. Snapshots that are held stay readable."""
+        self._view = None
+        self._cache = {}
+        self._close_pidfd()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self.close()
+
+
+def open_reader(state: str | os.PathLike[str], *, limits: Limits = DEFAULT_LIMITS) -> Reader:
+    """Read the state that an engine publishes. Raises EngineUnavailable if no engine serves or served this folder."""
+    reader = Reader(state, limits)
+    reader.view()
+    return reader

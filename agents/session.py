@@ -1,0 +1,184 @@
+"""The agent's side of a session, without any I/O: requests -> frames, replies -> results. Clients are thin shells over it.
+
+The law: every request has its number before it is sent, and keeps it. What was not answered is sent again on the next lane,
+the same frames in the same order, and the engine tells what it already knows. A frame is forgotten here only when every
+request in it was answered.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from typing import Any
+
+from solewriter.shared import wire
+from solewriter.shared.config import FRAME_REQUESTS_MAX, WIRE_VERSION, Limits
+from solewriter.shared.errors import EngineUnavailable, Fenced, Forgotten, MemoryFull, OutcomeUnknown, SolewriterError, Unavailable, from_wire
+from solewriter.shared.request_ids import default_id, new_client_id, session_number
+from solewriter.shared.wire import Hello, PlainReply, Status, Welcome
+
+Target = tuple[str, str]  # kind and id of one mutation
+
+_UNAVAILABLE: dict[str, type[Unavailable]] = {"MemoryFull": MemoryFull, "Forgotten": Forgotten}
+
+
+class Pending:
+    """A request on its way: what it will be told, and by what its mutations are found again."""
+
+    __slots__ = ("epoch", "error", "reply", "request_id", "sequence", "targets")
+
+    def __init__(self, sequence: int, request_id: str, targets: list[Target]) -> None:
+        self.sequence = sequence
+        self.request_id = request_id
+        self.targets = targets
+        self.reply: PlainReply | None = None
+        self.error: SolewriterError | None = None
+        self.epoch = 0  # of the memory in which the reply's addresses are valid
+
+    @property
+    def done(self) -> bool:
+        return self.reply is not None or self.error is not None
+
+
+class _Sent:
+    """A frame that is not wholly answered."""
+
+    __slots__ = ("data", "number", "open", "pendings")
+
+    def __init__(self, number: int, data: bytes, pendings: list[Pending]) -> None:
+        self.number = number
+        self.data = data
+        self.pendings = pendings
+        self.open = len(pendings)
+
+
+class AgentSession:
+    """Numbers, frames and answers of one client. Not thread-safe: its shell holds a lock."""
+
+    def __init__(self, limits: Limits, name: str, client_id: str | None) -> None:
+        self.limits = limits
+        self.name = name
+        self.client_id = client_id or new_client_id()
+        self.number = session_number(self.client_id)
+        self.window = limits.window_max
+        self.fenced = False
+        self.in_flight = 0
+        self._next_frame = 0
+        self._frames: deque[_Sent] = deque()
+        self._epoch = 0
+        self._unsent: deque[memoryview] = deque()
+        self._received = bytearray()
+
+    # --- requests out ------------------------------------------------------------------------------------------------
+
+    def send(self, requests: list[tuple[Any, list[Target]]]) -> list[Pending]:
+        """One frame of these plain requests. Raises RequestTooLarge; TypeError for what is not plain data."""
+        assert 0 < len(requests) <= FRAME_REQUESTS_MAX
+        data = wire.pack_frame([request for request, _ in requests], self.limits)
+        number = self._next_frame
+        self._next_frame += 1
+        pendings = []
+        for place, (request, targets) in enumerate(requests):
+            sequence = number << 8 | place
+            given = request[2] if len(request) == 4 else None
+            pendings.append(Pending(sequence, given or default_id(self.number, sequence), targets))
+        self._frames.append(_Sent(number, data, pendings))
+        self._unsent.append(memoryview(data))
+        self.in_flight += len(pendings)
+        return pendings
+
+    @property
+    def unsent(self) -> memoryview | None:
+        """The next bytes to write."""
+        return self._unsent[0] if self._unsent else None
+
+    def sent(self, count: int) -> None:
+        """So many of them were written."""
+        rest = self._unsent[0][count:]
+        if rest:
+            self._unsent[0] = rest
+        else:
+            self._unsent.popleft()
+
+    # --- a new lane --------------------------------------------------------------------------------------------------
+
+    def hello(self, pid: int) -> Hello:
+        """What to say on the next lane: it begins with the oldest frame that was not answered."""
+        first = self._frames[0].number if self._frames else self._next_frame
+        return Hello(wire=WIRE_VERSION, client_id=self.client_id, name=self.name, pid=pid, first=first)
+
+    def welcomed(self, welcome: Welcome) -> None:
+        """The engine listens on a new lane: everything unanswered is sent again. Raises EngineUnavailable if it refused."""
+        if not welcome.ok:
+            raise EngineUnavailable(f"the engine refused the connection: {welcome.reason}")
+        if not self._frames:
+            self._next_frame = max(self._next_frame, welcome.first)
+        self._epoch = welcome.memory_epoch
+        self.window = min(self.limits.window_max, welcome.window)
+        self._received.clear()
+        self._unsent = deque(memoryview(frame.data) for frame in self._frames)
+
+    # --- replies in --------------------------------------------------------------------------------------------------
+
+    def received(self, data: bytes | memoryview) -> None:
+        """Bytes from the reply pipe."""
+        self._received += data
+        for reply in wire.unpack_replies(self._received):
+            if reply.status == Status.FENCED:
+                self._fence()
+            else:
+                self._answer(reply)
+
+    def _answer(self, reply: PlainReply) -> None:
+        number, place = reply.sequence >> 8, reply.sequence & 0xFF
+        for frame in self._frames:
+            if frame.number == number:
+                break
+        else:
+            return  # answered before, on an earlier lane
+        whole_frame = reply.status == Status.REFUSED and reply.detail[0] == "BadRequest" and place == 0 and frame.open > 1
+        for pending in frame.pendings if whole_frame else frame.pendings[place : place + 1]:
+            if not pending.done:
+                pending.reply = reply
+                pending.epoch = self._epoch
+                frame.open -= 1
+                self.in_flight -= 1
+        while self._frames and not self._frames[0].open:
+            self._frames.popleft()
+
+    def _fence(self) -> None:
+        self.fenced = True
+        self.fail(Fenced("another client took over this client_id: connect again under another one"))
+
+    def fail(self, error: SolewriterError | None) -> None:
+        """No answer will come: every open request ends with this error, or with OutcomeUnknown naming it."""
+        for frame in self._frames:
+            for pending in frame.pendings:
+                if not pending.done:
+                    pending.error = error or outcome_unknown(pending.request_id)
+        self._frames.clear()
+        self._unsent.clear()
+        self.in_flight = 0
+
+
+def outcome_unknown(request_id: str) -> OutcomeUnknown:
+    return OutcomeUnknown(
+        f"no reply to request {request_id}: it may or may not have been applied; ask outcome({request_id!r}), or repeat it",
+        request_id=request_id,
+    )
+
+
+def error_of(pending: Pending) -> SolewriterError | None:
+    """The error that a finished request ended with, if it did."""
+    reply = pending.reply
+    if reply is None or pending.error is not None:
+        return pending.error
+    if reply.status == Status.REFUSED:
+        error = from_wire(tuple(reply.detail))
+        error.request_id = pending.request_id
+        return error
+    if reply.status == Status.UNAVAILABLE:
+        name, message, _ = reply.detail
+        if name == "Forgotten":
+            return Forgotten(message, request_id=pending.request_id)
+        return _UNAVAILABLE.get(name, EngineUnavailable)(message)
+    return None

@@ -1,0 +1,106 @@
+"""A snapshot: every entity at one revision, typed. All that is read through one belongs together, while it is held."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Self, TypeVar, overload
+
+from solewriter.shared.errors import NotFound
+from solewriter.shared.memory.view import Pin
+from solewriter.shared.models import Entity
+
+if TYPE_CHECKING:
+    from solewriter.agents.reader import Reader
+
+E = TypeVar("E", bound=Entity)
+Plain = Mapping[str, Any]
+
+
+class Snapshot:
+    """An immutable view. Close it, or use it in a `with`, to let its memory go; forgetting it does the same."""
+
+    __slots__ = ("_pin", "_reader")
+
+    def __init__(self, reader: Reader, pin: Pin) -> None:
+        self._reader = reader
+        self._pin: Pin | None = pin
+
+    @property
+    def pin(self) -> Pin:
+        """The revision in memory. Raises ValueError after `close`."""
+        if self._pin is None:
+            raise ValueError("this snapshot is closed")
+        return self._pin
+
+    @property
+    def revision(self) -> int:
+        return self.pin.root.revision
+
+    @property
+    def history_id(self) -> str:
+        """What a revision is meaningful together with."""
+        history: bytes = self.pin.view.root.history
+        return history.hex()
+
+    @property
+    def stale(self) -> bool:
+        """Whether the engine that published this is gone: it is whole, but nobody makes newer ones yet."""
+        return self._reader.is_stale(self.pin.view)
+
+    @overload
+    def get(self, kind: type[E], id: str) -> E | None: ...
+    @overload
+    def get(self, kind: str, id: str) -> Plain | None: ...
+    def get(self, kind: type[E] | str, id: str) -> E | Plain | None:
+        """The entity, or None. A kind given by name yields a dict of plain values."""
+        pin = self.pin
+        code = pin.catalog.kind_code(kind if isinstance(kind, str) else kind.kind_name)
+        address = pin.find(code, id) if code is not None else 0
+        if not address:
+            return None
+        return self._reader.decoded(pin, address, kind)
+
+    @overload
+    def __getitem__(self, key: tuple[type[E], str]) -> E: ...
+    @overload
+    def __getitem__(self, key: tuple[str, str]) -> Plain: ...
+    def __getitem__(self, key: tuple[type[E] | str, str]) -> E | Plain:
+        """The entity. Raises NotFound, which is no KeyError: it says of what kind."""
+        kind, id = key  # noqa: A001 - the word users know
+        found: E | Plain | None = self.get(kind, id)  # type: ignore[arg-type]  # either overload
+        if found is None:
+            name = kind if isinstance(kind, str) else kind.kind_name
+            raise NotFound(f"there is no {name} {id!r} at revision {self.revision}", kind=name, id=id)
+        return found
+
+    @overload
+    def entities(self, kind: type[E]) -> Iterator[E]: ...
+    @overload
+    def entities(self, kind: str) -> Iterator[Plain]: ...
+    def entities(self, kind: type[E] | str) -> Iterator[E] | Iterator[Plain]:
+        """All entities of a kind, in the order in which their ids were first created."""
+        pin = self.pin
+        code = pin.catalog.kind_code(kind if isinstance(kind, str) else kind.kind_name)
+        for address in pin.addresses(code) if code is not None else ():
+            entity = self._reader.decoded(pin, address, kind)
+            if entity is not None:
+                yield entity
+
+    @property
+    def counts(self) -> dict[str, int]:
+        """How many entities of each kind there are."""
+        pin = self.pin
+        return {name: pin.root.kinds[code][1] for code, name in enumerate(pin.catalog.kinds)}
+
+    def close(self) -> None:
+        self._pin = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self.close()
+
+    def __repr__(self) -> str:
+        return "<Snapshot, closed>" if self._pin is None else f"<Snapshot of revision {self.revision}>"

@@ -1,0 +1,1 @@
+"""Programs that measure: each prints one aligned table and can write JSON."""

@@ -1,0 +1,1 @@
+"""The engine's side: one process that owns all state. Never imports the agents' side."""

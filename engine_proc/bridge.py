@@ -1,0 +1,384 @@
+"""Between worlds: pipes -> frames -> asyncio.Queue, and replies out. Nothing here ever blocks or decides.
+
+A lane's pipe is read without blocking into one reused buffer, a bounded amount each time, and cut into frames by hand: the
+queue's own `get` would block the loop on a torn frame. What waits for a turn is bounded for each lane; above that the lane
+is not read, its pipe fills, and its agent waits. An agent's death is seen by its pidfd; end of file is only a hint, because a
+forked child may hold the pipe open. (uvloop leaves O_NONBLOCK set on what it watched, uvloop#712: these descriptors are ours.)
+"""
+
+from __future__ import annotations
+
+import array
+import asyncio
+import os
+import socket
+import stat
+import struct
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import msgspec
+
+from solewriter.engine_proc.sessions import Session
+from solewriter.shared import failpoint, wire
+from solewriter.shared.config import WIRE_VERSION, Limits
+from solewriter.shared.errors import BadRequest
+from solewriter.shared.lane import LENGTH_BYTES
+from solewriter.shared.wire import HANDSHAKE_BYTES_MAX, REPLY_HEADER_BYTES, Hello, Status, Welcome
+
+PEER = struct.Struct("iII")  # SO_PEERCRED: pid, uid, gid
+FDS = 2  # the request queue's reading end and the reply pipe's writing end
+BACKLOG = 256  # processes that may be connecting at once: a farm starts all its agents in one moment
+
+
+class LaneEnd:
+    """The engine's end of one lane. `session` owns what is read here; descriptors stay in this room."""
+
+    def __init__(self, bridge: Bridge, session: Session, first: int, fds: tuple[int, int], pidfd: int) -> None:
+        self.session = session
+        self.epoch = session.epoch
+        self.superseded = False
+        self.taken = 0  # requests that turns took from here
+        self._bridge = bridge
+        self._requests, self._replies = fds
+        self._pidfd = pidfd
+        self._next_frame = first
+        self._partial = bytearray()
+        self._needed = LENGTH_BYTES  # bytes of it before it is worth looking at
+        self._given = 0
+        self._given_bytes = 0
+        self._backlog = bytearray()
+        self._reading = False
+        self._dying = False
+        self.closed = False
+        os.set_blocking(self._requests, False)
+        os.set_blocking(self._replies, False)
+        if pidfd >= 0:
+            bridge.loop.add_reader(pidfd, self._agent_died)
+        self._listen()
+
+    # --- requests in -------------------------------------------------------------------------------------------------
+
+    def _listen(self) -> None:
+        if not self._reading and not self.closed:
+            self._reading = True
+            self._bridge.loop.add_reader(self._requests, self._readable)
+
+    def _pause(self) -> None:
+        if self._reading:
+            self._reading = False
+            self._bridge.loop.remove_reader(self._requests)
+
+    def _readable(self) -> None:
+        """Take what is there, at most one buffer, and hand on the whole frames of it."""
+        if not self._reading:
+            return
+        buffer = self._bridge.buffer
+        try:
+            count = os.readv(self._requests, [buffer])
+        except BlockingIOError:
+            return
+        if count == 0:
+            self.close()
+            return
+        self._given_bytes += count
+        try:
+            self._cut(buffer[:count])
+        except BadRequest as error:
+            self.close(str(error))
+            return
+        if self._given - self.taken > self._bridge.limits.lane_requests_max or self._given_bytes > self._bridge.limits.lane_bytes_max:
+            self._pause()
+
+    def _cut(self, data: memoryview) -> None:
+        """Frames out of a stream. Raises BadRequest for a length that makes the rest of the stream meaningless."""
+        limits = self._bridge.limits
+        if self._partial:
+            self._partial += data
+            if len(self._partial) < self._needed:
+                return  # looked at again when the frame is whole, so that a dripping writer costs no copies
+            data = memoryview(bytes(self._partial))
+            self._partial.clear()
+        start, end = 0, len(data)
+        requests: list[tuple[LaneEnd, int, Any]] = []
+        while end - start >= LENGTH_BYTES:
+            length = LENGTH_BYTES + wire.frame_length(data, start, limits)
+            if start + length > end:
+                self._needed = length
+                break
+            behind = start + length
+            self._decode(bytes(data[start + LENGTH_BYTES : behind]), requests)
+            start = behind
+        else:
+            self._needed = LENGTH_BYTES
+        self._partial += data[start:]
+        if requests:
+            self._given += len(requests)
+            failpoint.reach("bridge.frames")
+            self._bridge.inbox.put_nowait(requests)
+
+    def _decode(self, body: bytes, requests: list[tuple[LaneEnd, int, Any]]) -> None:
+        sequence = self._next_frame << 8
+        self._next_frame += 1
+        try:
+            for place, request in enumerate(wire.unpack_frame(body, self._bridge.limits)):
+                requests.append((self, sequence + place, request))
+        except BadRequest as error:
+            requests.append((self, sequence, error))
+
+    # --- replies out -------------------------------------------------------------------------------------------------
+
+    def reply(self, answers: list[Any]) -> None:
+        """Send the answers of a turn; what the agent does not read waits, up to a bound, and then the lane is closed."""
+        if self.closed:
+            return
+        self._send(wire.pack_replies(answers))
+        if self._given == self.taken:
+            self._given_bytes = 0
+            self._resume()
+
+    def _resume(self) -> None:
+        if self._dying:
+            self._drain_and_close()
+        elif not self.superseded:
+            self._listen()
+
+    def _send(self, data: bytes) -> None:
+        if self._backlog:
+            self._backlog += data
+        else:
+            sent = self._write(data)
+            if sent < len(data) and not self.closed:
+                self._backlog += data[sent:]
+                self._bridge.loop.add_writer(self._replies, self._writable)
+        if len(self._backlog) > self._bridge.limits.reply_backlog_bytes_max:
+            self.close("the agent does not read its replies")
+
+    def _write(self, data: bytes | bytearray) -> int:
+        try:
+            return os.write(self._replies, data)
+        except BlockingIOError:
+            return 0
+        except OSError:  # the reading end is gone: an agent that died or closed
+            self.close()
+            return 0
+
+    def _writable(self) -> None:
+        sent = self._write(self._backlog)
+        del self._backlog[:sent]
+        if not self._backlog and not self.closed:
+            self._bridge.loop.remove_writer(self._replies)
+
+    # --- the end -----------------------------------------------------------------------------------------------------
+
+    def supersede(self) -> None:
+        """Another lane has this session now: what is unread here is never read."""
+        self.superseded = True
+        self._pause()
+
+    def fence(self) -> None:
+        """Tell whoever is left here that the session went to another lane."""
+        self._send(wire.pack_replies([(0, Status.FENCED, 0, None)]))
+        self.close()
+
+    def _agent_died(self) -> None:
+        self._bridge.loop.remove_reader(self._pidfd)
+        self._dying = True
+        if self._reading:
+            self._drain_and_close()
+
+    def _drain_and_close(self) -> None:
+        """What a dead agent sent before counts; half a frame at the end does not."""
+        self.read_rest()
+        self.close()
+
+    def read_rest(self) -> None:
+        """Take everything that the pipe holds now, at most its capacity."""
+        before = -1
+        while not self.closed and not self.superseded and self._given_bytes != before:
+            before = self._given_bytes
+            self._reading = True
+            self._readable()
+
+    def close(self, why: str = "") -> None:
+        """Let go of the descriptors: now from the loop, and from the process one tick later (uvloop may still poll them)."""
+        if self.closed:
+            return
+        self.closed = True
+        self._pause()
+        loop = self._bridge.loop
+        loop.remove_writer(self._replies)
+        if self._pidfd >= 0:
+            loop.remove_reader(self._pidfd)
+        if self._partial:
+            self._bridge.half_frames += 1
+        loop.call_soon(_close_all, [self._requests, self._replies, self._pidfd])
+        self._bridge.gone(self, why)
+
+
+class Newcomer:
+    """A process in its handshake: its words and descriptors, until its session's epoch is journaled."""
+
+    def __init__(self, bridge: Bridge, connection: socket.socket, pid: int) -> None:
+        self._bridge = bridge
+        self._connection = connection
+        self.pid = pid
+        self.fds: list[int] = []
+        self._heard = bytearray()
+        self.hello: Hello = None  # type: ignore[assignment]  # set before anybody else sees this object
+        self._deadline = bridge.loop.call_later(bridge.limits.handshake_timeout_s, self.refuse, "the hello did not arrive in time")
+        bridge.loop.add_reader(connection.fileno(), self._readable)
+
+    def _readable(self) -> None:
+        try:
+            data, ancillary, flags, _ = self._connection.recvmsg(4096, socket.CMSG_SPACE(FDS * 4), socket.MSG_CMSG_CLOEXEC)
+        except BlockingIOError:
+            return
+        except OSError:
+            data, ancillary, flags = b"", [], 0
+        for level, kind, payload in ancillary:
+            if level == socket.SOL_SOCKET and kind == socket.SCM_RIGHTS:
+                self.fds += array.array("i", payload[: len(payload) // 4 * 4])
+        if not data or flags & socket.MSG_CTRUNC:
+            self.refuse("the hello broke off" if not data else "too many descriptors came with the hello")
+            return
+        self._heard += data
+        if len(self._heard) >= REPLY_HEADER_BYTES:
+            length = wire.words_length(self._heard[:REPLY_HEADER_BYTES])
+            if length > HANDSHAKE_BYTES_MAX:
+                self.refuse("the hello is too long")
+            elif len(self._heard) >= REPLY_HEADER_BYTES + length:
+                self._heard_all(bytes(self._heard[REPLY_HEADER_BYTES : REPLY_HEADER_BYTES + length]))
+
+    def _heard_all(self, body: bytes) -> None:
+        self._bridge.loop.remove_reader(self._connection.fileno())
+        try:
+            self.hello = wire.unpack_hello(body)
+        except msgspec.MsgspecError as error:
+            self.refuse(f"the hello cannot be read: {error}")
+            return
+        if self.hello.wire != WIRE_VERSION:
+            self.refuse(f"wire version {self.hello.wire} is not {WIRE_VERSION}: use the same solewriter on both sides")
+        elif len(self.fds) != FDS or not all(stat.S_ISFIFO(os.fstat(fd).st_mode) for fd in self.fds):
+            self.refuse("a hello brings the two ends of a lane")
+        else:
+            self._bridge.inbox.put_nowait([self])
+
+    def welcome(self, words: Welcome) -> None:
+        self._deadline.cancel()
+        try:
+            self._connection.send(wire.pack_words(words))
+        except OSError:
+            pass  # it gave up; its lane will be closed when its process ends or connects again
+        self._connection.close()
+
+    def refuse(self, why: str) -> None:
+        """Say why and let go of everything. Harmless when it was refused before."""
+        if self._connection.fileno() < 0:
+            return
+        self._bridge.loop.remove_reader(self._connection.fileno())
+        self.welcome(Welcome(ok=False, reason=why))
+        _close_all(self.fds)
+        self.fds = []
+
+
+class Bridge:
+    """The listening socket, the lanes, and the queue of what they brought."""
+
+    def __init__(self, loop: asyncio.AbstractEventLoop, limits: Limits, memory_epoch: int, log: Callable[[str], None]) -> None:
+        self.loop = loop
+        self.limits = limits
+        self.inbox: asyncio.Queue[Any] = asyncio.Queue()  # bounded by what each lane may have waiting
+        self.buffer = memoryview(bytearray(limits.lane_read_bytes))
+        self.half_frames = 0
+        self._memory_epoch = memory_epoch
+        self._log = log
+        self._lanes: dict[int, LaneEnd] = {}
+        self._socket: socket.socket | None = None
+
+    # --- connecting --------------------------------------------------------------------------------------------------
+
+    def listen(self, listening: socket.socket) -> None:
+        listening.setblocking(False)
+        listening.listen(BACKLOG)
+        self._socket = listening
+        self.loop.add_reader(listening.fileno(), self._connectable)
+
+    def _connectable(self) -> None:
+        assert self._socket is not None
+        try:
+            connection, _ = self._socket.accept()
+        except OSError as error:  # gone again, or out of descriptors: those who are connected go on
+            self._log(f"cannot accept a connection: {error}")
+            return
+        connection.setblocking(False)
+        pid, uid, _ = PEER.unpack(connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, PEER.size))
+        if uid != os.geteuid():
+            self._log(f"refused a connection from uid {uid}, pid {pid}")
+            connection.close()
+            return
+        Newcomer(self, connection, pid)
+
+    def admit(self, newcomer: Newcomer, session: Session) -> None:
+        """Open the lane of a session whose epoch is journaled."""
+        older = self._lanes.pop(session.number, None)
+        if older is not None:
+            older.fence()
+        hello = newcomer.hello
+        try:
+            pidfd = os.pidfd_open(newcomer.pid)
+        except OSError:  # it died already, or lives in another pid namespace: then end of file must do
+            pidfd = -1
+        self._lanes[session.number] = LaneEnd(self, session, hello.first, (newcomer.fds[0], newcomer.fds[1]), pidfd)
+        newcomer.welcome(
+            Welcome(
+                ok=True,
+                session=session.number,
+                epoch=session.epoch,
+                first=hello.first,
+                engine_pid=os.getpid(),
+                memory_epoch=self._memory_epoch,
+                window=self.limits.window_max,
+                frame_bytes_max=self.limits.frame_bytes_max,
+            )
+        )
+
+    def supersede(self, session: int) -> None:
+        lane = self._lanes.get(session)
+        if lane is not None:
+            lane.supersede()
+
+    def connected(self) -> Iterable[int]:
+        """Numbers of the sessions that have a lane."""
+        return self._lanes.keys()
+
+    def gone(self, lane: LaneEnd, why: str) -> None:
+        if self._lanes.get(lane.session.number) is lane:
+            del self._lanes[lane.session.number]
+        if why:
+            self._log(f"closed the lane of {lane.session.name or lane.session.client_id}: {why}")
+
+    # --- the end -----------------------------------------------------------------------------------------------------
+
+    def stop_listening(self) -> None:
+        if self._socket is not None:
+            self.loop.remove_reader(self._socket.fileno())
+            self._socket.close()
+            self._socket = None
+
+    def drain(self) -> None:
+        """Read what the lanes hold now, then put the end behind it."""
+        self.stop_listening()
+        for lane in list(self._lanes.values()):
+            lane.read_rest()
+        self.inbox.put_nowait(None)
+
+    def close(self) -> None:
+        for lane in list(self._lanes.values()):
+            lane.close()
+
+
+def _close_all(fds: Iterable[int]) -> None:
+    for fd in fds:
+        if fd >= 0:
+            os.close(fd)

@@ -1,0 +1,38 @@
+"""Deciding a request: (what is stored, the request, now) -> what each entity becomes, or a refusal.
+
+Pure: no clock, no I/O, no randomness, and no change to anything but the draft. One file for each family of mutations.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+
+from solewriter.engine_proc.decide import content, guards, lifecycle
+from solewriter.engine_proc.decide.draft import Draft, Step
+from solewriter.shared.errors import BadRequest
+from solewriter.shared.mutations import Op
+from solewriter.shared.wire import PlainMutation, PlainRequest
+
+DECIDERS: Mapping[int, Callable[[Draft, PlainMutation], None]] = {
+    Op.CREATE.value: content.create,
+    Op.PUT.value: content.put,
+    Op.UPDATE.value: content.update,
+    Op.DELETE.value: content.delete,
+    Op.TRANSITION.value: lifecycle.transition,
+    Op.CANCEL.value: lifecycle.cancel,
+}
+
+
+def decide(draft: Draft, request: PlainRequest) -> None:
+    """Take the request into the draft, all of it. Raises a refusal, after which the draft is worth nothing."""
+    mutations, conditions, _, _ = request
+    for guard in conditions:
+        guards.check(draft, guard)
+    for mutation in mutations:
+        decider = DECIDERS.get(mutation[0])
+        if decider is None:
+            raise BadRequest(f"there is no mutation {mutation[0]}")
+        decider(draft, mutation)
+
+
+__all__ = ["Draft", "Step", "decide"]

@@ -1,0 +1,81 @@
+"""Mutations of content: create, put, update, delete."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from solewriter.engine_proc.decide.draft import Draft, Step
+from solewriter.engine_proc.decide.lifecycle import check_step
+from solewriter.shared.errors import AlreadyExists, InvalidMutation
+from solewriter.shared.mutations import Op
+from solewriter.shared.wire import PlainMutation
+
+
+def create(draft: Draft, mutation: PlainMutation) -> None:
+    _, kind_name, key, _, fields, reason, _ = mutation
+    step = draft.step(kind_name, key)
+    if step.entity is not None:
+        raise AlreadyExists(f"there is a {kind_name} {key!r} already", kind=kind_name, id=key)
+    values = dict(fields or {})
+    lifecycle = step.kind.lifecycle
+    if lifecycle is not None and values.get(lifecycle.field, lifecycle.initial) != lifecycle.initial:
+        problem = f"begins as {lifecycle.initial}: change it by a transition, or import finished ones with put"
+        raise InvalidMutation(f"{kind_name}.{lifecycle.field} {problem}", fields={lifecycle.field: problem})
+    _replace(draft, step, Op.CREATE, reason, values)
+
+
+def put(draft: Draft, mutation: PlainMutation) -> None:
+    _, kind_name, key, expect, fields, reason, _ = mutation
+    step = draft.step(kind_name, key)
+    step.expected(expect)
+    values = dict(fields or {})
+    current = step.entity
+    if current is not None:
+        lifecycle = step.kind.lifecycle
+        if lifecycle is not None:
+            check_step(step, getattr(current, lifecycle.field), values.get(lifecycle.field, lifecycle.initial))
+        for name in ("created_by", "created_at"):
+            if name in step.kind.stamps:
+                values[name] = getattr(current, name)
+    _replace(draft, step, Op.PUT, reason, values)
+
+
+def update(draft: Draft, mutation: PlainMutation) -> None:
+    _, kind_name, key, expect, fields, reason, _ = mutation
+    step = draft.step(kind_name, key)
+    step.present()
+    step.expected(expect)
+    step.change(Op.UPDATE, reason, free_fields(step, fields))
+
+
+def delete(draft: Draft, mutation: PlainMutation) -> None:
+    _, kind_name, key, expect, _, reason, _ = mutation
+    step = draft.step(kind_name, key)
+    step.present()
+    step.expected(expect)
+    step.become(Op.DELETE, reason, None)
+
+
+def free_fields(step: Step, fields: dict[str, Any] | None) -> dict[str, Any]:
+    """The same fields, none of them one that only the engine or a transition sets. Raises InvalidMutation."""
+    if not fields:
+        return {}
+    if not step.kind.fixed.isdisjoint(fields):
+        names = sorted(step.kind.fixed.intersection(fields))
+        raise InvalidMutation(
+            f"{step.kind.name}: {', '.join(names)} cannot be updated", fields=dict.fromkeys(names, "cannot be updated")
+        )
+    return fields
+
+
+def _replace(draft: Draft, step: Step, op: Op, reason: str, values: dict[str, Any]) -> None:
+    """A whole new content, with the engine's own fields set."""
+    stamps = step.kind.stamps
+    if "created_by" in stamps and not values.get("created_by"):
+        values["created_by"] = draft.actor
+    if "created_at" in stamps and (op is Op.CREATE or values.get("created_at") is None):
+        values["created_at"] = draft.now
+    values["id"] = step.key
+    values.update(step.stamps)
+    step.become(op, reason, step.kind.validated(values))
+    step.touched.update(step.kind.model.model_fields)

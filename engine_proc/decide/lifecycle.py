@@ -1,0 +1,60 @@
+"""Mutations along a lifecycle: transition, cancel. Which step may follow which is data in the model."""
+
+from __future__ import annotations
+
+from solewriter.engine_proc.decide.draft import Draft, Step
+from solewriter.shared.errors import InvalidMutation, InvalidTransition
+from solewriter.shared.models import Lifecycle
+from solewriter.shared.mutations import Op
+from solewriter.shared.wire import PlainMutation
+
+
+def transition(draft: Draft, mutation: PlainMutation) -> None:
+    _, kind_name, key, expect, fields, reason, to = mutation
+    step = draft.step(kind_name, key)
+    lifecycle = _lifecycle(step)
+    current = step.present()
+    step.expected(expect)
+    state = getattr(current, lifecycle.field)
+    if to is None or to not in lifecycle.allowed(state):
+        raise _refusal(step, state, to or "?")
+    others = step.kind.fixed.intersection(fields or ())
+    if others:
+        raise InvalidMutation(f"{kind_name}: {', '.join(sorted(others))} cannot be set", fields=dict.fromkeys(others, "cannot be set"))
+    step.change(Op.TRANSITION, reason, {**(fields or {}), lifecycle.field: to})
+
+
+def cancel(draft: Draft, mutation: PlainMutation) -> None:
+    _, kind_name, key, expect, _, reason, _ = mutation
+    step = draft.step(kind_name, key)
+    lifecycle = _lifecycle(step)
+    current = step.present()
+    step.expected(expect)
+    state = getattr(current, lifecycle.field)
+    if lifecycle.cancelled is None:
+        raise InvalidMutation(f"{kind_name} has no cancelled state", fields={lifecycle.field: "has no cancelled state"})
+    if state != lifecycle.cancelled:
+        check_step(step, state, lifecycle.cancelled)
+    step.change(Op.CANCEL, reason, {lifecycle.field: lifecycle.cancelled})
+
+
+def check_step(step: Step, state: str, to: str) -> None:
+    """Raises InvalidTransition unless `to` is `state` or may follow it."""
+    lifecycle = _lifecycle(step)
+    if to != state and to not in lifecycle.allowed(state):
+        raise _refusal(step, state, to)
+
+
+def _refusal(step: Step, state: str, to: str) -> InvalidTransition:
+    allowed = _lifecycle(step).allowed(state)
+    ways = f"from there: {', '.join(allowed)}" if allowed else "that is final"
+    return InvalidTransition(
+        f"{step.kind.name} {step.key!r} is {state} and cannot become {to}; {ways}",
+        kind=step.kind.name, id=step.key, state=str(state), allowed=tuple(allowed),
+    )  # fmt: skip
+
+
+def _lifecycle(step: Step) -> Lifecycle:
+    if step.kind.lifecycle is None:
+        raise InvalidMutation(f"{step.kind.name} has no lifecycle", fields={"kind": "has no lifecycle"})
+    return step.kind.lifecycle

@@ -1,0 +1,240 @@
+"""The turn: take, decide, commit, publish, reply. The one place where state changes, one turn at a time.
+
+The order is the promise. Nothing is visible before it is committed; no reply leaves before what it says is visible; a known
+request gets its first reply before anything else is looked at. A refusal drops the request's overlay, a failed commit the
+turn's, and then nothing that a reader or a resend can see has moved.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from collections.abc import Callable
+from typing import Any
+
+from solewriter.engine_proc.bridge import Bridge, LaneEnd, Newcomer
+from solewriter.engine_proc.decide import Draft, decide
+from solewriter.engine_proc.journal import DiskFull, Journal
+from solewriter.engine_proc.publisher import Publisher
+from solewriter.engine_proc.sessions import FORGOTTEN, HelloRefused, Session, Sessions, Told
+from solewriter.engine_proc.state import State, Turn
+from solewriter.engine_proc.writing import write
+from solewriter.shared import failpoint, wire
+from solewriter.shared.config import Limits
+from solewriter.shared.entry import Outcome, SessionChange
+from solewriter.shared.errors import Expired, Fenced, MemoryFull, Refused, RequestMismatch, Unavailable, to_wire
+from solewriter.shared.request_ids import own_id
+from solewriter.shared.wire import Status
+
+Answer = tuple[int, int, int, Any]  # sequence, status, revision, detail
+
+
+class SingleWriter:
+    """Owns the state and is the only one to change it."""
+
+    def __init__(
+        self,
+        state: State,
+        sessions: Sessions,
+        journal: Journal,
+        publisher: Publisher,
+        bridge: Bridge,
+        limits: Limits,
+        still_owner: Callable[[], None],
+    ) -> None:
+        self.state = state
+        self.sessions = sessions
+        self._journal = journal
+        self._publisher = publisher
+        self._bridge = bridge
+        self._limits = limits
+        self._still_owner = still_owner  # raises when the state folder is no longer this engine's
+        self._waiting: deque[tuple[LaneEnd, int, Any] | Newcomer] = deque()
+        self._replies: dict[LaneEnd, list[Answer]] = {}
+        self._greeted: list[tuple[Newcomer, SessionChange]] = []
+
+    async def run(self) -> None:
+        """Turn after turn, until the inbox is closed and everything accepted before is done."""
+        while await self._take():
+            turn = Turn(self.state, self._publisher.heap.tail, time.time_ns() // 1000)
+            self._decide(turn)
+            await self._commit(turn)
+            self._reply()
+
+    # --- take --------------------------------------------------------------------------------------------------------
+
+    async def _take(self) -> bool:
+        """Await the first item and take what else is there. False when nothing will come any more."""
+        inbox = self._bridge.inbox
+        if not self._waiting:
+            first = await inbox.get()
+            if first is None:
+                return False
+            self._waiting.extend(first)
+        while len(self._waiting) < self._limits.batch_max and not inbox.empty():
+            item = inbox.get_nowait()
+            if item is None:
+                inbox.put_nowait(None)  # the end: seen again when everything before it is done
+                break
+            self._waiting.extend(item)
+        return True
+
+    # --- decide ------------------------------------------------------------------------------------------------------
+
+    def _decide(self, turn: Turn) -> None:
+        """Request after request, up to the bounds of a turn."""
+        waiting, count = self._waiting, 0
+        while waiting and count < self._limits.batch_max and turn.bytes < self._limits.turn_bytes_max:
+            item = waiting.popleft()
+            count += 1
+            if isinstance(item, Newcomer):
+                self._greet(turn, item)
+                continue
+            lane, sequence, request = item
+            lane.taken += 1
+            if not lane.superseded:
+                self._replies.setdefault(lane, []).append(self._answer(turn, lane.session, sequence, request))
+
+    def _greet(self, turn: Turn, newcomer: Newcomer) -> None:
+        """A hello: its session's next epoch is journaled with this turn, and older lanes are not listened to any more."""
+        try:
+            change = self.sessions.greet(newcomer.hello)
+        except HelloRefused as error:
+            newcomer.refuse(str(error))
+            return
+        pending = turn.sessions.get(change.session)
+        if pending is not None:
+            change = SessionChange(change.session, change.client_id, change.name, pending.epoch + 1, change.last_sequence)
+        if self.sessions.get(change.session) is None:
+            turn.forgotten_sessions += self.sessions.surplus(1 + len(turn.sessions), self._bridge.connected())
+        self._bridge.supersede(change.session)
+        turn.sessions[change.session] = change
+        self._greeted.append((newcomer, change))
+
+    def _answer(self, turn: Turn, session: Session, sequence: int, request: Any) -> Answer:
+        """The answer to one request, known or new."""
+        told = self.sessions.known(session, sequence)
+        if told is None:
+            if wire.is_outcome_query(request):
+                return self._outcome(turn, sequence, request[1])
+            told = self._told(turn, session, sequence, request)
+        return sequence, told.status, told.revision, told.detail
+
+    def _told(self, turn: Turn, session: Session, sequence: int, request: Any) -> Told:
+        """Decide a new request and note its outcome."""
+        self._publisher.root.deciding(session.number, sequence)
+        request_id = digest = None
+        try:
+            if isinstance(request, Refused):
+                raise request
+            if sequence in session.fenced:
+                raise Fenced("its outcome was asked for before it arrived: it never will be applied")
+            plain = wire.checked_request(request, self._limits)
+            if plain[2] is not None:
+                request_id, digest = plain[2], wire.digest(plain)
+                known = self._known_id(turn, request_id, digest)
+                if known is not None:
+                    self._note(turn, session, sequence, known, None)
+                    return known
+            if plain[3] is not None and turn.now_us > plain[3]:
+                raise Expired("the request's deadline passed before it was decided")
+            draft = Draft(self.state.named, turn.find, turn.now, session.name)
+            decide(draft, plain)
+            written = write(turn, draft, plain, session, sequence, self._publisher, self._limits)
+            told = Told(Status.APPLIED, turn.revision, written, digest)
+        except Refused as error:
+            told = Told(Status.REFUSED, turn.revision, to_wire(error), digest)
+        except Unavailable as error:
+            return Told(Status.UNAVAILABLE, turn.revision, (type(error).__name__, str(error), {}))
+        self._note(turn, session, sequence, told, request_id)
+        return told
+
+    def _known_id(self, turn: Turn, request_id: str, digest: bytes) -> Told | None:
+        """What a request with this user-given id was told. Raises RequestMismatch for another content."""
+        told = next((told for outcome, told in turn.outcomes.values() if outcome[5] == request_id), None)
+        told = told or self.sessions.by_request_id.get(request_id)
+        if told is not None and told.digest is not None and told.digest != digest:
+            raise RequestMismatch(f"request id {request_id!r} was used before for another request")
+        return told
+
+    def _note(self, turn: Turn, session: Session, sequence: int, told: Told, request_id: str | None) -> None:
+        """What the journal says of an outcome: what `told` says, without addresses, which do not outlive this process."""
+        detail = told.detail
+        if told.status == Status.APPLIED:
+            detail = [(version, 0, *rest) for version, _, *rest in detail]
+        outcome: Outcome = (session.number, sequence, told.status, told.revision, detail, request_id, told.digest)
+        turn.outcomes[session.number, sequence] = (outcome, told)
+
+    def _outcome(self, turn: Turn, sequence: int, request_id: str) -> Answer:
+        """How a request ended. One that never arrived is fenced, so that NotApplied stays true."""
+        own = own_id(request_id)
+        told = self.sessions.by_request_id.get(request_id)
+        if own is not None:
+            number, wanted = own
+            noted = turn.outcomes.get((number, wanted))
+            session = self.sessions.get(number)
+            told = noted[1] if noted else FORGOTTEN if session is None else self.sessions.known(session, wanted)
+        if told is None:
+            turn.fenced_ids.append(request_id)
+        return sequence, Status.ANSWER, turn.revision, None if told is None else (told.status, told.revision, told.detail)
+
+    # --- commit and publish -------------------------------------------------------------------------------------------
+
+    async def _commit(self, turn: Turn) -> None:
+        """Make the turn durable, then visible. Only a full disk or memory is survived; anything else ends the process."""
+        if turn.empty:
+            return
+        failpoint.reach("turn.decided")
+        self._still_owner()
+        try:
+            self._publisher.reserve([turn.next_slot(kind) for kind in self.state.kinds], turn.new_keys)
+            self._journal.append(turn.revision, turn.now_us, turn.bodies, turn.private())
+            await self._journal.commit(durable=turn.revision > self.state.revision)
+        except (MemoryFull, DiskFull) as error:
+            self._undo(turn, error)
+            return
+        self._merge(turn)
+        failpoint.reach("turn.published")
+
+    def _merge(self, turn: Turn) -> None:
+        """The committed turn becomes the state, then what readers see."""
+        changed = turn.revision > self.state.revision
+        self.state.merge(turn)
+        self.sessions.forget(turn.forgotten_sessions)
+        for change in turn.sessions.values():
+            self.sessions.take(change)
+        for outcome, told in turn.outcomes.values():
+            self.sessions.remember(outcome, told)
+        for request_id in turn.fenced_ids:
+            self.sessions.fence(request_id)
+        if changed:
+            self._publisher.publish(turn.installed, turn.revision, self._journal.tail.number, self.state.counts())
+
+    def _undo(self, turn: Turn, error: Unavailable) -> None:
+        """Nothing of the turn happened: what was decided anew is answered with the reason, and may be sent again."""
+        self._publisher.reset(turn.tail)
+        detail = (type(error).__name__, str(error), {})
+        new = {(number, sequence) for number, sequence in turn.outcomes}
+        for lane, answers in self._replies.items():
+            answers[:] = [
+                (answer[0], Status.UNAVAILABLE, self.state.revision, detail) if (lane.session.number, answer[0]) in new else answer
+                for answer in answers
+            ]
+        for newcomer, _ in self._greeted:
+            newcomer.refuse(str(error))
+        self._greeted.clear()
+
+    # --- reply -------------------------------------------------------------------------------------------------------
+
+    def _reply(self) -> None:
+        """Tell everybody, lane by lane, and listen again to those that had to wait."""
+        for newcomer, change in self._greeted:
+            session = self.sessions.get(change.session)
+            if session is not None:
+                self._bridge.admit(newcomer, session)
+        self._greeted.clear()
+        failpoint.reach("turn.reply")
+        for lane, answers in self._replies.items():
+            lane.reply(answers)
+        self._replies.clear()
+        failpoint.reach("turn.done")

@@ -1,0 +1,151 @@
+"""The writing half of the shared memory: appends records, makes a turn visible, wakes whoever waits.
+
+Three steps, in this order, and nothing else ever writes there. `append` copies records behind the tail, where nobody looks;
+`reserve` makes sure that what follows cannot fail; `publish`, after the commit, moves the tail, installs heads, cells and
+keys, and shows the new root by one store. Until `publish`, `reset` undoes everything.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from concurrent.futures import Executor
+from pathlib import Path
+from typing import NamedTuple
+
+from solewriter.shared import failpoint
+from solewriter.shared.columns import Cell, Column
+from solewriter.shared.config import MEMORY_VERSION, Limits
+from solewriter.shared.memory import catalog as catalogs
+from solewriter.shared.memory.catalog import Catalog, Table
+from solewriter.shared.memory.heap import OFFSET_MASK, PREFIX_BYTES, HeapWriter
+from solewriter.shared.memory.index import IndexWriter, key_hash
+from solewriter.shared.memory.revlog import RevisionLogWriter
+from solewriter.shared.memory.root import ROOT_BYTES, STOPPED, Root, RootWriter
+from solewriter.shared.memory.segment import Segment, segment_path
+from solewriter.shared.memory.table import TableWriter
+from solewriter.shared.registry import Schema
+
+
+class Installed(NamedTuple):
+    """One record as the memory needs it: where it is and what its slot shall say."""
+
+    kind: int
+    slot: int
+    address: int
+    cells: tuple[Cell, ...]
+    old_cells: tuple[Cell, ...]
+    new_key: bytes | None  # of a slot that is used for the first time
+    alive: bool
+
+
+class Publisher:
+    """All segments of one epoch. Raises MemoryFull where room is made, never in `publish`."""
+
+    def __init__(
+        self, prefix: str, limits: Limits, beside: Executor, *, epoch: int, pid: int, start_time: int, durability: str
+    ) -> None:
+        self.prefix = prefix
+        self._folder = limits.memory_dir
+        self._tables: list[TableWriter] = []
+        self._indexes: list[IndexWriter] = []
+        self._catalog_number = 0
+        root = self._make(ROOT_BYTES, "root")
+        self.root = RootWriter(root, epoch, pid, start_time, durability)
+        self.heap = HeapWriter(lambda number, size: self._make(size, "heap", number), limits, beside)
+        self._log = RevisionLogWriter(lambda number, size: self._make(size, "revlog", number))
+
+    def _make(self, size: int, *parts: object) -> Segment:
+        failpoint.reach("memory.grow")
+        return Segment.create(segment_path(self._folder, self.prefix, *parts), size)
+
+    def add_table(self, columns: Sequence[Column]) -> None:
+        """The table and index of the next kind."""
+        kind = len(self._tables)
+        self._tables.append(TableWriter(columns, lambda chunk, size: self._make(size, "table", kind, 0, chunk)))
+        self._indexes.append(IndexWriter(lambda number, size: self._make(size, "index", kind, number)))
+
+    def columns(self, kind: int) -> tuple[Column, ...]:
+        return self._tables[kind].columns
+
+    def describe(self, kinds: Sequence[str], schemas: Sequence[Schema]) -> None:
+        """A new catalog of kinds, seen with the next publish."""
+        tables = tuple(Table(0, table.columns) for table in self._tables)
+        body = catalogs.pack(Catalog(MEMORY_VERSION, tuple(kinds), tuple(schemas), tables))
+        segment = self._make(len(body), "catalog", self._catalog_number + 1)
+        segment.map[: len(body)] = body
+        self._catalog_number += 1
+
+    def head(self, kind: int, slot: int) -> int:
+        """Address of a slot's newest published record."""
+        return self._tables[kind].head(slot)
+
+    def body_at(self, address: int) -> tuple[Segment, int]:
+        """Where the body of a record lies."""
+        return self.heap.segments[address >> 32], (address & OFFSET_MASK) + PREFIX_BYTES
+
+    # --- before the commit -------------------------------------------------------------------------------------------
+
+    def append(self, body: bytes, slot: int, previous: int) -> int:
+        """A record behind the tail; its address."""
+        return self.heap.append(body, slot, previous)
+
+    def reserve(self, slots: Sequence[int], new_keys: dict[int, list[bytes]]) -> None:
+        """Make sure of room for these slots and keys of each kind, and for a point of the revision log."""
+        for kind, keys in new_keys.items():
+            self._tables[kind].reserve(slots[kind])
+            self._indexes[kind].reserve([key_hash(key) for key in keys])
+        self._log.reserve()
+
+    def reset(self, tail: int) -> None:
+        """Forget what was appended since the tail stood there."""
+        self.heap.reset(tail)
+
+    # --- after the commit --------------------------------------------------------------------------------------------
+
+    def publish(self, installed: Sequence[Installed], revision: int, entry: int, kinds: Sequence[tuple[int, int]]) -> None:
+        """Make a committed turn visible as a whole."""
+        tail = self.heap.tail
+        self.root.move_tail(tail)
+        failpoint.reach("publish.tail-moved")
+        for kind, slot, address, cells, old_cells, new_key, alive in installed:
+            self._tables[kind].install(slot, address, cells, old_cells, alive)
+            if new_key is not None:
+                self._indexes[kind].insert(key_hash(new_key), slot)
+        failpoint.reach("publish.installed")
+        self._log.append(revision, tail)
+        self.root.fill(
+            Root(
+                0, revision, entry, 0, tail, self.heap.first, self.heap.last,
+                self._catalog_number, self._log.first, self._log.points, tuple(kinds),
+            )
+        )  # fmt: skip
+        failpoint.reach("publish.filled")
+        self.root.show()
+        failpoint.reach("publish.shown")
+        self.root.wake()
+
+    def install_recovered(self, record: Installed) -> None:
+        """During recovery, before anybody reads: room and heads at once. Raises MemoryFull."""
+        if record.new_key is not None:
+            self._tables[record.kind].reserve(record.slot + 1)
+            self._indexes[record.kind].reserve([key_hash(record.new_key)])
+            self._indexes[record.kind].insert(key_hash(record.new_key), record.slot)
+        self._tables[record.kind].install(record.slot, record.address, record.cells, (), record.alive)
+
+    def note_recovered(self, revision: int) -> None:
+        """A point of the revision log behind what was recovered so far. Raises MemoryFull."""
+        self._log.reserve()
+        self._log.append(revision, self.heap.tail)
+
+    # --- the end -----------------------------------------------------------------------------------------------------
+
+    def remove(self) -> None:
+        """Tell readers that nobody will publish again, and remove every segment of this epoch."""
+        self.root.succeed(STOPPED)
+        remove_segments(self._folder, self.prefix)
+
+
+def remove_segments(folder: str, prefix: str) -> None:
+    """Unlink the segments of one epoch: its prefix holds a nonce that no other epoch has."""
+    for path in Path(folder).glob(f"{prefix}-*"):
+        path.unlink(missing_ok=True)

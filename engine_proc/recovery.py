@@ -1,0 +1,80 @@
+"""From what is durable to what serves: replay the journal, judge what a restart may promise, announce the new epoch."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from solewriter.engine_proc.journal import FileJournal, Journal
+from solewriter.engine_proc.publisher import Publisher, remove_segments
+from solewriter.engine_proc.sessions import Sessions, Told
+from solewriter.engine_proc.state import State
+from solewriter.shared.entry import Entry, Life
+from solewriter.shared.errors import JournalCorrupt, LayoutMismatch
+from solewriter.shared.folder import StateFolder, Whereabouts, runs
+from solewriter.shared.memory.root import supersede
+from solewriter.shared.memory.segment import Segment, segment_path
+
+
+def replay(journal: Journal, state: State, sessions: Sessions, publisher: Publisher) -> Life | None:
+    """Put everything back: entities, sessions, outcomes. Returns the last life that the journal knows of."""
+    life = None
+    for entry in journal.replay():
+        _install(entry, state, sessions, publisher)
+        life = entry.private.life or life
+    return life
+
+
+def _install(entry: Entry, state: State, sessions: Sessions, publisher: Publisher) -> None:
+    said = entry.private
+    if said.kinds or said.schemas:
+        state.add_kinds(said.kinds, said.schemas)
+    for body in entry.records():
+        publisher.install_recovered(state.install(body))
+    if entry.bodies:
+        publisher.note_recovered(entry.revision)
+    sessions.forget(said.forgotten_sessions)
+    for change in said.sessions:
+        sessions.take(change)
+    for outcome in said.outcomes:
+        sessions.remember(outcome, Told(outcome[2], outcome[3], outcome[4], outcome[6]))
+    for request_id in said.fenced_ids:
+        sessions.fence(request_id)
+
+
+def boot_id() -> str:
+    return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+
+
+def history_of(journal: Journal, before: Life | None) -> bytes:
+    """The history id that goes on, or a new one where nobody can prove that nothing published was lost.
+
+    Raises JournalCorrupt where entries are missing that no legal loss explains.
+    """
+    if before is None:
+        return os.urandom(16)
+    rebooted = before.boot != boot_id() and not before.drained
+    missing = journal.missing if isinstance(journal, FileJournal) else None
+    if missing is not None and (before.durability == "power" or not rebooted):
+        raise JournalCorrupt(
+            f"entries {missing.first} to {missing.last} were committed and are not in the journal any more", place=missing.place
+        )
+    lossy = before.durability == "memory" or (before.durability == "process" and rebooted)
+    return os.urandom(16) if lossy else before.history
+
+
+def remove_old_memory(folder: StateFolder, own_prefix: str) -> None:
+    """Send the readers of earlier epochs to this one, then unlink what those left behind. Never a live engine's segments."""
+    for old in folder.markers():
+        if old.prefix == own_prefix or (old.pid != os.getpid() and runs(old.pid, old.start_time)):
+            continue
+        _supersede(old)
+        remove_segments(old.memory_dir, old.prefix)
+        folder.marker(old.prefix).unlink(missing_ok=True)
+
+
+def _supersede(old: Whereabouts) -> None:
+    try:
+        supersede(Segment.attach(segment_path(old.memory_dir, old.prefix, "root"), writable=True))
+    except (FileNotFoundError, LayoutMismatch, ValueError):
+        pass  # it was never made, or is gone: nobody reads there

@@ -1,0 +1,264 @@
+"""The engine process: own the state folder, recover, serve, drain. Started by exec; everything it needs comes down one pipe."""
+
+from __future__ import annotations
+
+import asyncio
+import fcntl
+import gc
+import os
+import resource
+import signal
+import sys
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import cloudpickle
+import msgspec
+
+from solewriter.engine_proc import recovery
+from solewriter.engine_proc.bridge import Bridge
+from solewriter.engine_proc.engine import SingleWriter
+from solewriter.engine_proc.journal import FileJournal, Journal, NoJournal, journal_files
+from solewriter.engine_proc.publisher import Publisher
+from solewriter.engine_proc.sessions import Sessions
+from solewriter.engine_proc.state import State
+from solewriter.shared import entry as entries
+from solewriter.shared import failpoint, wire
+from solewriter.shared.config import MEMORY_VERSION, Limits
+from solewriter.shared.entry import Life, Private
+from solewriter.shared.errors import EngineUnavailable, Locked, SolewriterError
+from solewriter.shared.folder import StateFolder, Whereabouts, replace_file, start_time_of
+from solewriter.shared.registry import Registry
+
+EXIT_FAILED, EXIT_LOCKED, EXIT_REFUSED, EXIT_IO, EXIT_NOT_OWNER = 1, 3, 4, 5, 6
+NEVER_RESTART = (EXIT_LOCKED, EXIT_REFUSED, EXIT_NOT_OWNER)
+ENGINE_SESSION = "engine"  # the client id of requests that the engine makes itself
+
+
+class Orders(msgspec.Struct, frozen=True):
+    """What the owner tells a new engine process, before anything else."""
+
+    state: str
+    durability: str
+    limits: Limits
+    owner_pid: int  # 0: nobody; the engine stays until it is told to stop
+    sys_path: list[str]
+    models: bytes  # cloudpickle of a list of classes; only the owner can write here
+
+
+class Ready(msgspec.Struct, frozen=True):
+    """What a new engine process answers: that it serves, or why not."""
+
+    ok: bool
+    error: str = ""
+    message: str = ""
+
+
+class Lock:
+    """Ownership of the state folder: a flock, and the file's identity. The descriptor never crosses a fork or exec."""
+
+    def __init__(self, folder: StateFolder) -> None:
+        self._path = folder.lock
+        self._fd = os.open(folder.lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        try:
+            fcntl.flock(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            holder = os.pread(self._fd, 200, 0).decode(errors="replace").strip() or "another process"
+            raise Locked(f"{folder.path} is owned by {holder}: stop that engine first", holder=holder) from None
+        os.ftruncate(self._fd, 0)
+        os.pwrite(self._fd, f"pid {os.getpid()}".encode(), 0)
+        own = os.fstat(self._fd)
+        self._identity = (own.st_dev, own.st_ino)
+
+    def check(self) -> None:
+        """Raises EngineUnavailable once the folder was moved, deleted or replaced."""
+        try:
+            found = os.stat(self._path)
+        except OSError as error:
+            raise EngineUnavailable(f"the state folder is gone: {error}") from error
+        if (found.st_dev, found.st_ino) != self._identity:
+            raise EngineUnavailable(f"{self._path.parent} was replaced under the running engine")
+
+
+class Server:
+    """One epoch of one state folder."""
+
+    def __init__(self, orders: Orders) -> None:
+        self.orders = orders
+        self.limits = orders.limits
+        self.folder = StateFolder(orders.state)
+        self.folder.path.mkdir(mode=0o700, parents=True, exist_ok=True)
+        self.lock = Lock(self.folder)
+        self.beside = ThreadPoolExecutor(1, "ahead")
+        self.log = lambda text: print(f"solewriter engine {os.getpid()}: {text}", file=sys.stderr, flush=True)
+        sys.path[:] = [*sys.path, *(path for path in orders.sys_path if path not in sys.path)]
+        self.registry = Registry(cloudpickle.loads(orders.models))
+
+    # --- recovery ----------------------------------------------------------------------------------------------------
+
+    def recover(self) -> None:
+        """Everything that must be true before the first hello."""
+        self.journal = self._open_journal()
+        prefix = f"solewriter-{os.urandom(12).hex()}"
+        own = Whereabouts(
+            MEMORY_VERSION, os.getpid(), start_time_of(os.getpid()), time.time_ns() // 1_000_000, self.limits.memory_dir, prefix
+        )
+        replace_file(self.folder.marker(prefix), msgspec.json.encode(own))
+        self.publisher = Publisher(
+            prefix, self.limits, self.beside, epoch=own.epoch, pid=own.pid, start_time=own.start_time, durability=self.orders.durability
+        )
+        self.state = State(self.registry, self.publisher, self.limits.model_cache_max)
+        self.sessions = Sessions(self.limits)
+        before = recovery.replay(self.journal, self.state, self.sessions, self.publisher)
+        history = recovery.history_of(self.journal, before)
+        self._begin_life(Life(own.epoch, history, self.orders.durability, recovery.boot_id(), drained=False))
+        self.publisher.root.remember(history)
+        self.publisher.describe([kind.name for kind in self.state.kinds], self.state.schemas)
+        self.publisher.reserve([], {})
+        self.publisher.publish([], self.state.revision, self.journal.tail.number, self.state.counts())
+        failpoint.reach("recover.published")
+        self.folder.announce(own)
+        failpoint.reach("recover.announced")
+        recovery.remove_old_memory(self.folder, prefix)
+        failpoint.reach("recover.done")
+
+    def _open_journal(self) -> Journal:
+        files = journal_files(self.folder.path)
+        if self.orders.durability == "memory":
+            if files:
+                raise EngineUnavailable(
+                    f"{self.folder.path} holds a durable state, and durability='memory' would not write to it: "
+                    "use 'process' or 'power', or another folder"
+                )
+            return NoJournal()
+        if files:
+            state_id = entries.read_file_header(files[0], files[0].read_bytes()[: entries.FILE_HEADER_BYTES]).state_id
+        else:
+            state_id = os.urandom(16)
+        return FileJournal(self.folder.path, state_id, self.limits, self.beside, power=self.orders.durability == "power")
+
+    def _begin_life(self, life: Life) -> None:
+        new = self.state.new_kinds()
+        self.state.add_kinds(new.kinds, new.schemas)
+        self.journal.append(self.state.revision, time.time_ns() // 1000, [], Private(kinds=new.kinds, schemas=new.schemas, life=life))
+        asyncio.run(self.journal.commit(durable=True))
+        self.life = life
+
+    # --- serving -----------------------------------------------------------------------------------------------------
+
+    async def serve(self, ready: Callable[[Ready], None], control: int) -> None:
+        """Take requests until told to stop; then finish what was accepted."""
+        loop = asyncio.get_running_loop()
+        bridge = Bridge(loop, self.limits, self.life.epoch, self.log)
+        writer = SingleWriter(self.state, self.sessions, self.journal, self.publisher, bridge, self.limits, self.lock.check)
+        stopping = asyncio.Event()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, stopping.set)
+        self._watch_owner(loop, stopping)
+        bridge.listen(self.folder.bound_socket())
+        freeze_garbage()
+        turns = asyncio.create_task(writer.run())
+        beats = asyncio.create_task(self._beat())
+        ready(Ready(ok=True))
+        waiting = asyncio.create_task(stopping.wait())
+        await asyncio.wait((turns, beats, waiting), return_when=asyncio.FIRST_COMPLETED)
+        if waiting.done():
+            bridge.drain()
+            _, unfinished = await asyncio.wait((turns,), timeout=self.limits.drain_timeout_s)
+            if unfinished:
+                self.log("drain_timeout_s is over: what was not applied yet never will be")
+                turns.cancel()
+        beats.cancel()
+        waiting.cancel()
+        for task in (turns, beats):
+            if task.done() and not task.cancelled():
+                task.result()  # a failed turn or heartbeat is the end of the process, with its reason
+        await self._end_life()
+        bridge.close()
+
+    def _watch_owner(self, loop: asyncio.AbstractEventLoop, stopping: asyncio.Event) -> None:
+        if not self.orders.owner_pid:
+            return
+        try:
+            pidfd = os.pidfd_open(self.orders.owner_pid)
+        except ProcessLookupError:
+            stopping.set()
+            return
+
+        def owner_died() -> None:
+            loop.remove_reader(pidfd)
+            stopping.set()
+
+        loop.add_reader(pidfd, owner_died)
+
+    async def _beat(self) -> None:
+        while True:
+            self.publisher.root.beat()
+            limit_data(self.limits.engine_headroom_bytes)
+            await asyncio.sleep(self.limits.heartbeat_s)
+
+    async def _end_life(self) -> None:
+        self.lock.check()
+        drained = msgspec.structs.replace(self.life, drained=True)
+        self.journal.append(self.state.revision, time.time_ns() // 1000, [], Private(life=drained))
+        await self.journal.commit(durable=True)
+
+    def close(self) -> None:
+        """After a clean end: nothing of this epoch stays in memory."""
+        self.journal.close()
+        self.folder.engine_json.unlink(missing_ok=True)
+        self.publisher.remove()
+        self.folder.marker(self.publisher.prefix).unlink(missing_ok=True)
+        self.beside.shutdown()
+
+
+def freeze_garbage() -> None:
+    """What recovery made lives long: collections of it would show up as latency."""
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(50_000, 20, 100)
+
+
+def limit_data(headroom: int) -> None:
+    """A soft limit a little above what is used now, so that a bomb in a frame meets MemoryError."""
+    used = next(int(line.split()[1]) * 1024 for line in Path("/proc/self/status").open() if line.startswith("VmData"))
+    _, hard = resource.getrlimit(resource.RLIMIT_DATA)
+    soft = used + headroom
+    resource.setrlimit(resource.RLIMIT_DATA, (soft if hard == resource.RLIM_INFINITY else min(soft, hard), hard))
+
+
+def raise_descriptor_limit() -> None:
+    """Three descriptors for each agent: the usual soft limit of 1,024 ends at 340 agents."""
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+
+
+def run(orders: Orders, ready: Callable[[Ready], None], control: int) -> int:
+    """The whole life of the process; its exit status."""
+    import uvloop
+
+    os.umask(0o077)
+    wire.refuse_extensions()
+    raise_descriptor_limit()
+    try:
+        server = Server(orders)
+        server.recover()
+    except SolewriterError as error:
+        ready(Ready(ok=False, error=type(error).__name__, message=str(error)))
+        return EXIT_LOCKED if isinstance(error, Locked) else EXIT_REFUSED
+    except OSError as error:
+        ready(Ready(ok=False, error="OSError", message=str(error)))
+        return EXIT_IO
+    try:
+        with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+            runner.run(server.serve(ready, control))
+        server.close()
+    except EngineUnavailable as error:
+        server.log(str(error))
+        os._exit(EXIT_NOT_OWNER)  # the folder is not ours any more: touch nothing
+    except OSError as error:
+        server.log(f"a write failed, and a failed write is never retried: {error}")
+        os._exit(EXIT_IO)  # without a reply, and without running anything that might write
+    return 0

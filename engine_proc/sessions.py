@@ -1,0 +1,138 @@
+"""Who is connected, and what they were told.
+
+A session outlives its lanes and the engine: its outcomes are in the journal. It is what makes a resend harmless: a sequence
+number that was consumed gets its first reply again, and this is looked at before anything else. An epoch counts the lanes of
+a session; only the newest one is read. All is bounded: outcomes to the window, sessions and user-given ids to their maxima.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any, NamedTuple
+
+from solewriter.shared.config import Limits
+from solewriter.shared.entry import Outcome, SessionChange
+from solewriter.shared.request_ids import own_id, session_number
+from solewriter.shared.wire import Hello, Status
+
+
+class Told(NamedTuple):
+    """How a request ended, as it was and will be told."""
+
+    status: int
+    revision: int
+    detail: Any
+    digest: bytes | None = None
+
+
+FORGOTTEN = Told(Status.UNAVAILABLE, 0, ("Forgotten", "this outcome is older than the engine remembers", {}))
+
+
+class Session:
+    """One agent's identity. `last` is the highest sequence number consumed."""
+
+    __slots__ = ("actor", "client_id", "epoch", "fenced", "last", "name", "number", "told")
+
+    def __init__(self, number: int, client_id: str, name: str) -> None:
+        self.number = number
+        self.client_id = client_id
+        self.name = name
+        self.actor = name.encode(errors="surrogatepass")
+        self.epoch = 0
+        self.last = -1
+        self.told: dict[int, Told] = {}
+        self.fenced: set[int] = set()  # sequences that were answered NotApplied and must stay so
+
+    def change(self) -> SessionChange:
+        return SessionChange(self.number, self.client_id, self.name, self.epoch, self.last)
+
+
+class HelloRefused(Exception):
+    """A hello that cannot be served; the message is for the caller."""
+
+
+class Sessions:
+    """All sessions, from the longest silent to the newest heard."""
+
+    def __init__(self, limits: Limits) -> None:
+        self._limits = limits
+        self._by_number: dict[int, Session] = {}
+        self.by_request_id: dict[str, Told] = {}
+
+    def __len__(self) -> int:
+        return len(self._by_number)
+
+    def get(self, number: int) -> Session | None:
+        return self._by_number.get(number)
+
+    def greet(self, hello: Hello) -> SessionChange:
+        """What this hello makes of its session, before it is journaled. Raises HelloRefused."""
+        if not hello.client_id or len(hello.client_id) > 255 or len(hello.name) > 255:
+            raise HelloRefused("client_id and name are at most 255 characters, and client_id is not empty")
+        number = session_number(hello.client_id)
+        known = self._by_number.get(number)
+        if known is None:
+            return SessionChange(number, hello.client_id, hello.name, 1, hello.first * 256 - 1)
+        if known.client_id != hello.client_id:
+            raise HelloRefused("another client_id has this session number: choose another one")
+        return SessionChange(number, known.client_id, hello.name, known.epoch + 1, max(known.last, hello.first * 256 - 1))
+
+    def known(self, session: Session, sequence: int) -> Told | None:
+        """What this request was told before, if it was consumed before."""
+        if sequence > session.last:
+            return None
+        return session.told.get(sequence, FORGOTTEN)
+
+    # --- after the commit, and during recovery --------------------------------------------------------------------------
+
+    def take(self, change: SessionChange) -> Session:
+        """A session as a committed entry says it is."""
+        session = self._by_number.pop(change.session, None)
+        if session is None:
+            session = Session(change.session, change.client_id, change.name)
+        session.name = change.name
+        session.actor = change.name.encode(errors="surrogatepass")
+        session.epoch = change.epoch
+        session.last = max(session.last, change.last_sequence)
+        self._by_number[change.session] = session
+        return session
+
+    def remember(self, outcome: Outcome, told: Told) -> None:
+        """A committed outcome; the oldest beyond the window is forgotten."""
+        number, sequence, _, _, _, request_id, _ = outcome
+        session = self._by_number.get(number)
+        if session is not None:
+            session.last = max(session.last, sequence)
+            session.told[sequence] = told
+            if len(session.told) > self._limits.window_max:
+                del session.told[next(iter(session.told))]
+        if request_id is not None:
+            self.by_request_id.pop(request_id, None)
+            self.by_request_id[request_id] = told
+            if len(self.by_request_id) > self._limits.request_ids_max:
+                del self.by_request_id[next(iter(self.by_request_id))]
+
+    def fence(self, request_id: str) -> None:
+        """A request that was answered NotApplied never will be applied."""
+        own = own_id(request_id)
+        if own is None:
+            self.by_request_id[request_id] = NEVER
+        elif (known := self._by_number.get(own[0])) is not None:
+            known.fenced.add(own[1])
+
+    def surplus(self, coming: int, connected: Iterable[int]) -> list[int]:
+        """The longest silent sessions that must go for `coming` new ones; never one that has a lane."""
+        excess = len(self._by_number) + coming - self._limits.sessions_max
+        if excess <= 0:
+            return []
+        busy = set(connected)
+        silent = [number for number in self._by_number if number not in busy]
+        return silent[:excess]
+
+    def forget(self, numbers: Iterable[int]) -> None:
+        for number in numbers:
+            self._by_number.pop(number, None)
+
+
+NEVER = Told(Status.REFUSED, 0, ("Fenced", "its outcome was asked for before it arrived: it never will be applied", {}))
+

@@ -1,0 +1,229 @@
+"""The engine's state: what every key's newest record says. Changed by a turn's merge and by recovery, by nothing else.
+
+Key -> slot is kept for every entity; decoded models only in a bounded cache, read back from the heap when they are needed
+again. A turn decides against a `Turn` overlay and a request against a `Draft` over that, so a refused request or a failed
+commit drops an overlay and has touched nothing.
+"""
+
+from __future__ import annotations
+
+import struct
+
+import msgspec
+
+from solewriter.engine_proc.publisher import Installed, Publisher
+from solewriter.engine_proc.sessions import Told
+from solewriter.shared import record
+from solewriter.shared.columns import NO_FLOAT, NO_INT, Cell, Column, from_us
+from solewriter.shared.entry import Outcome, Private, SessionChange
+from solewriter.shared.models import Entity
+from solewriter.shared.registry import Kind, Registry, Schema
+
+NOTHING: dict[str, Cell] = {"B": 0, "Q": 0, "q": NO_INT, "d": NO_FLOAT}  # the cell of None, by struct letter
+
+
+class Stored(msgspec.Struct, frozen=True):
+    """The newest state of one key. `entity` is None for a tombstone."""
+
+    slot: int
+    version: int
+    address: int
+    entity: Entity | None
+    payload: bytes
+    cells: tuple[Cell, ...]
+    block: bytes
+
+    @property
+    def alive(self) -> bool:
+        return self.entity is not None
+
+
+class KindState:
+    """One kind: its model, if it is registered here, the schema that new records get, and the slots of its keys."""
+
+    __slots__ = ("alive", "code", "kind", "name", "schema", "slots")
+
+    def __init__(self, code: int, name: str, schema: Schema, kind: Kind | None) -> None:
+        self.code = code
+        self.name = name
+        self.schema = schema
+        self.kind = kind
+        self.slots: dict[str, int] = {}
+        self.alive = 0
+
+
+Key = tuple[int, str]  # kind code, id
+
+
+class Turn:
+    """What a turn changes, until its commit."""
+
+    __slots__ = (
+        "alive", "bodies", "bytes", "changed", "fenced_ids", "forgotten_sessions", "installed",
+        "new_keys", "now", "now_us", "outcomes", "revision", "sessions", "tail", "_state",
+    )  # fmt: skip
+
+    def __init__(self, state: State, tail: int, now_us: int) -> None:
+        self._state = state
+        self.revision = state.revision
+        self.tail = tail  # of the heap, before the turn
+        self.now_us = now_us
+        self.now = from_us(now_us)
+        self.changed: dict[Key, Stored] = {}
+        self.new_keys: dict[int, list[bytes]] = {}  # in the order of their slots
+        self.alive: dict[int, int] = {}  # kind -> change of its count
+        self.bodies: list[bytes] = []
+        self.installed: list[Installed] = []
+        self.outcomes: dict[tuple[int, int], tuple[Outcome, Told]] = {}
+        self.sessions: dict[int, SessionChange] = {}
+        self.forgotten_sessions: list[int] = []
+        self.fenced_ids: list[str] = []
+        self.bytes = 0
+
+    @property
+    def empty(self) -> bool:
+        """Whether there is nothing to journal."""
+        return not (self.outcomes or self.sessions or self.fenced_ids or self.forgotten_sessions)
+
+    def find(self, kind: KindState, key: str) -> Stored | None:
+        """What is stored under a key, after the earlier requests of this turn."""
+        found = self.changed.get((kind.code, key))
+        return found if found is not None else self._state.find(kind, key)
+
+    def next_slot(self, kind: KindState) -> int:
+        return len(kind.slots) + len(self.new_keys.get(kind.code, ()))
+
+    def private(self) -> Private:
+        return Private(
+            outcomes=[outcome for outcome, _ in self.outcomes.values()],
+            sessions=list(self.sessions.values()),
+            forgotten_sessions=self.forgotten_sessions,
+            fenced_ids=self.fenced_ids,
+        )
+
+
+class State:
+    """Keys, counters and the cache."""
+
+    def __init__(self, registry: Registry, publisher: Publisher, cache_max: int) -> None:
+        self.registry = registry
+        self.kinds: list[KindState] = []
+        self.schemas: list[Schema] = []
+        self.revision = 0
+        self._publisher = publisher
+        self._by_name: dict[str, KindState] = {}
+        self._cache: dict[Key, Stored] = {}
+        self._cache_max = cache_max
+
+    # --- kinds -------------------------------------------------------------------------------------------------------
+
+    def named(self, name: str) -> KindState | None:
+        return self._by_name.get(name)
+
+    def add_kinds(self, names: list[str], schemas: list[Schema]) -> None:
+        """Install kinds and schemas that a journal entry brings."""
+        self.schemas += schemas
+        for name in names:
+            code = len(self.kinds)
+            schema = next(schema for schema in schemas if schema.kind == code)
+            kind = self.registry.get(name)
+            known = self._by_name[name] = KindState(code, name, schema, kind)
+            self.kinds.append(known)
+            self._publisher.add_table(kind.columns if kind is not None else schema.columns)
+        for schema in schemas:
+            self.kinds[schema.kind].schema = schema
+
+    def new_kinds(self) -> Private:
+        """The kinds and schemas of the registry that no entry has brought yet, as an entry would."""
+        names: list[str] = []
+        schemas: list[Schema] = []
+        for kind in self.registry:
+            known = self._by_name.get(kind.name)
+            if known is not None and known.schema.digest() == kind.schema.digest():
+                continue
+            code = known.code if known is not None else len(self.kinds) + len(names)
+            if known is None:
+                names.append(kind.name)
+            schemas.append(msgspec.structs.replace(kind.schema, code=len(self.schemas) + len(schemas), kind=code))
+        return Private(kinds=names, schemas=schemas)
+
+    # --- reading -----------------------------------------------------------------------------------------------------
+
+    def find(self, kind: KindState, key: str) -> Stored | None:
+        """What is stored under a key, tombstones included; None if it never was."""
+        found = self._cache.get((kind.code, key))
+        if found is None:
+            slot = kind.slots.get(key)
+            if slot is None:
+                return None
+            found = self._read(kind, slot)
+            self._remember((kind.code, key), found)
+        return found
+
+    def _read(self, kind: KindState, slot: int) -> Stored:
+        address = self._publisher.head(kind.code, slot)
+        segment, start = self._publisher.body_at(address)
+        found = record.content(segment.map, start)
+        if found.deleted or kind.kind is None:
+            return Stored(slot, found.version, address, None, b"", (), b"")
+        entity = kind.kind.decoded(self.schemas[found.schema], found.key, found.version, found.time_us, found.payload)
+        cells = kind.kind.cells(entity)
+        return Stored(slot, found.version, address, entity, kind.kind.payload(entity), cells, kind.kind.block.pack(*cells))
+
+    def _remember(self, key: Key, stored: Stored) -> None:
+        cache = self._cache
+        if len(cache) >= self._cache_max and key not in cache:
+            del cache[next(iter(cache))]
+        cache[key] = stored
+
+    def counts(self) -> list[tuple[int, int]]:
+        """(slots, entities alive) of each kind, as the root lists them."""
+        return [(len(kind.slots), kind.alive) for kind in self.kinds]
+
+    # --- writing -----------------------------------------------------------------------------------------------------
+
+    def merge(self, turn: Turn) -> None:
+        """After the commit: the turn is the state."""
+        for code, keys in turn.new_keys.items():
+            slots = self.kinds[code].slots
+            for key in keys:
+                slots[key.decode(errors="surrogatepass")] = len(slots)
+        for code, change in turn.alive.items():
+            self.kinds[code].alive += change
+        for place, stored in turn.changed.items():
+            self._remember(place, stored)
+        self.revision = turn.revision
+
+    def install(self, body: bytes) -> Installed:
+        """A journaled record, put back where it was, without decoding its payload where its columns are still the same."""
+        found = record.unpack(body)
+        kind = self.kinds[found.kind]
+        slot = kind.slots.get(found.key)
+        new_key = None
+        previous, was_alive = 0, False
+        if slot is None:
+            slot = kind.slots[found.key] = len(kind.slots)
+            new_key = found.key.encode(errors="surrogatepass")
+        else:
+            previous = self._publisher.head(found.kind, slot)
+            segment, start = self._publisher.body_at(previous)
+            was_alive = not record.deleted_at(segment.map, start)
+        kind.alive += (not found.deleted) - was_alive
+        self.revision = found.revision
+        address = self._publisher.append(body, slot, previous)
+        return Installed(found.kind, slot, address, self._cells(kind, found), (), new_key, not found.deleted)
+
+    def _cells(self, kind: KindState, found: record.Record) -> tuple[Cell, ...]:
+        if found.deleted:
+            return ()
+        schema, columns = self.schemas[found.schema], self._publisher.columns(kind.code)
+        if schema.columns == columns:
+            return tuple(_block(columns).unpack(found.cells))
+        if kind.kind is not None:
+            return kind.kind.cells(kind.kind.decoded(schema, found.key, found.version, found.time_us, found.payload))
+        old = dict(zip(schema.columns, _block(schema.columns).unpack(found.cells), strict=True))
+        return tuple(old.get(column, NOTHING[column.code]) for column in columns)
+
+
+def _block(columns: tuple[Column, ...]) -> struct.Struct:
+    return struct.Struct("<" + "".join(column.code for column in columns))

@@ -1,0 +1,1 @@
+"""What every process shares: models, mutations, errors, formats, and the layout of the memory. Imports nothing of the other rooms."""

@@ -1,0 +1,111 @@
+"""A declared column: one field as a fixed-width number beside every slot, so that readers filter without decoding.
+
+| field type  | cell                | None   |
+|-------------|---------------------|--------|
+| enum, str literals | u8: 1 + position in the definition | 0 |
+| bool        | u8: 1 false, 2 true | 0      |
+| int         | i64                 | lowest |
+| float       | f64                 | NaN    |
+| datetime    | i64: microseconds since 1970, UTC | lowest |
+| str         | u64: stable hash, never 0; verified on the record | 0 |
+
+A record carries the block of its cells, so installing it, or recovering it, never decodes the payload.
+"""
+
+from __future__ import annotations
+
+import datetime
+import enum
+from collections.abc import Callable
+from functools import lru_cache
+from hashlib import blake2b
+from typing import Any, Literal, get_args, get_origin
+
+import msgspec
+import pydantic
+
+from solewriter.shared.fieldtypes import bare_type
+from solewriter.shared.models import broken
+
+EPOCH = datetime.datetime(1970, 1, 1, tzinfo=datetime.UTC)
+MICROSECOND = datetime.timedelta(microseconds=1)
+NO_INT = -(2**63)
+NO_FLOAT = float("nan")
+TIMES = (datetime.datetime, pydantic.AwareDatetime, pydantic.PastDatetime, pydantic.FutureDatetime)
+
+Cell = int | float
+
+
+def to_us(moment: datetime.datetime) -> int:
+    """Microseconds since 1970, exactly."""
+    return (moment - EPOCH) // MICROSECOND
+
+
+def from_us(time_us: int) -> datetime.datetime:
+    return EPOCH + datetime.timedelta(microseconds=time_us)
+
+
+@lru_cache(maxsize=65_536)  # assignees and projects repeat; 0.6 us saved each
+def text_hash(text: str) -> int:
+    """64 stable bits of a string, never 0. The same in every process and on every day."""
+    return int.from_bytes(blake2b(text.encode(), digest_size=8).digest(), "little") or 1
+
+
+class Column(msgspec.Struct, frozen=True):
+    """What a column is made of, as readers without the class learn it: `code` is its struct letter."""
+
+    name: str
+    code: str  # B, q, d or Q
+    type: str  # enum, bool, int, float, time or str
+    values: tuple[str | int, ...] = ()  # of an enum, in order
+
+    def cell(self) -> Callable[[Any], Cell]:
+        """The function from a validated field value to its cell."""
+        if self.type == "enum":
+            codes: dict[Any, int] = {value: position for position, value in enumerate(self.values, 1)}
+            codes[None] = 0
+            return codes.__getitem__  # members of str and int enums hash and compare as their values
+        return _CELLS[self.type](self.name)
+
+
+def column_of(model: type[pydantic.BaseModel], name: str) -> Column:
+    """The column of a model's field. Raises TypeError for a field that has no fixed-width form."""
+    if name not in model.model_fields:
+        raise TypeError(f"{model.__name__} declares the column {name!r}, but has no such field")
+    bare, _ = bare_type(model.model_fields[name].annotation)
+    if isinstance(bare, type) and issubclass(bare, enum.Enum):
+        return Column(name, "B", "enum", _values(name, tuple(member.value for member in bare)))
+    if get_origin(bare) is Literal:
+        return Column(name, "B", "enum", _values(name, get_args(bare)))
+    if bare in TIMES:
+        return Column(name, "q", "time")
+    for plain, code in ((bool, "B"), (int, "q"), (float, "d"), (str, "Q")):
+        if bare is plain:
+            return Column(name, code, plain.__name__)
+    raise TypeError(f"{model.__name__}.{name}: a column is an enum, bool, int, float, datetime or str, not {bare!r}")
+
+
+def _values(name: str, values: tuple[Any, ...]) -> tuple[str | int, ...]:
+    if len(values) > 255:
+        raise TypeError(f"column {name!r}: at most 255 values fit one byte")
+    return values
+
+
+def _int_cell(name: str) -> Callable[[Any], Cell]:
+    def cell(value: int | None) -> int:
+        if value is None:
+            return NO_INT
+        if not NO_INT < value < 2**63:
+            raise broken(name, "an int column holds 63 bits and a sign")
+        return value
+
+    return cell
+
+
+_CELLS: dict[str, Callable[[str], Callable[[Any], Cell]]] = {
+    "bool": lambda name: lambda value: 0 if value is None else 1 + value,
+    "int": _int_cell,
+    "float": lambda name: lambda value: NO_FLOAT if value is None else value,
+    "time": lambda name: lambda value: NO_INT if value is None else to_us(value),
+    "str": lambda name: lambda value: 0 if value is None else text_hash(value),
+}

@@ -1,0 +1,82 @@
+"""Every bound, time-out and size, each with its reason. Nothing else in the project holds a magic number of its own.
+
+`Limits` is what an engine and its clients obey; it is frozen and travels to the engine at its start. The module constants
+below it are parts of formats on disk, in memory or on the wire: changing one changes the format's version.
+"""
+
+from __future__ import annotations
+
+import msgspec
+
+KIB = 1024
+MIB = 1024 * KIB
+GIB = 1024 * MIB
+
+
+class Limits(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """The bounds of one engine. At each of them the caller is slowed or told; memory does not grow."""
+
+    # --- requests -------------------------------------------------------------------------------------------------
+    frame_bytes_max: int = 1 * MIB  # one frame on a lane; checked on its declared length, before anything is allocated
+    frame_nodes_max: int = 100_000  # containers and leaves in a decoded frame: shared references can fold 2^25 into 260 bytes
+    frame_depth_max: int = 32  # nesting of a decoded value; real metadata is nested three or four deep
+    request_mutations_max: int = 1_000  # mutations and guards of one request: one turn must stay short for everybody else
+    entity_bytes_max: int = 512 * KIB  # one stored payload; larger things belong in files, named by the entity
+    text_bytes_max: int = 4 * KIB  # one reason, actor, or session name
+    window_max: int = 256  # requests of one session in flight; the engine remembers as many outcomes, so a resend is known
+    request_ids_max: int = 100_000  # user-given request ids remembered over all sessions, oldest forgotten first
+
+    # --- the turn -------------------------------------------------------------------------------------------------
+    batch_max: int = 512  # requests in one turn: amortises write and fsync; 512 x ~15 us keeps a turn below 10 ms
+    turn_bytes_max: int = 4 * MIB  # records of one turn; the requests behind wait for the next one
+    lane_read_bytes: int = 256 * KIB  # what one wake-up takes from one lane: bounded work, so that lanes take turns
+    lane_requests_max: int = 512  # requests of one lane waiting for a turn; above it that lane is not read
+    lane_bytes_max: int = 512 * KIB  # the same in bytes of frames: 1,024 lanes cannot hold more than 0.5 GiB
+    reply_backlog_bytes_max: int = 1 * MIB  # replies that an agent did not read; beyond it its lane is closed (it can resend)
+
+    # --- sessions -------------------------------------------------------------------------------------------------
+    sessions_max: int = 1_024  # remembered sessions; the longest silent one is forgotten first
+    handshake_timeout_s: float = 5.0  # a connecting process that stalls in its hello
+    connect_timeout_s: float = 10.0  # a client's patience with a starting or restarting engine
+    request_timeout_s: float = 30.0  # a client's patience for one reply; then OutcomeUnknown
+
+    # --- the engine's life ----------------------------------------------------------------------------------------
+    start_timeout_s: float = 60.0  # from exec to ready, recovery of a large state included
+    drain_timeout_s: float = 10.0  # finish what was accepted; leftovers are unapplied and say so
+    heartbeat_s: float = 1.0  # how often an idle engine shows that it lives: 1 Hz costs no measurable CPU
+    restart_backoff_s: float = 0.05  # before the first restart; doubled each time up to the maximum below
+    restart_backoff_max_s: float = 5.0
+    restarts_max: int = 100  # within restart_window_s; then the supervisor gives up and says why
+    restart_window_s: float = 60.0
+    engine_headroom_bytes: int = 1 * GIB  # RLIMIT_DATA above what the engine uses: a hostile pickle meets MemoryError
+
+    # --- memory ---------------------------------------------------------------------------------------------------
+    memory_dir: str = "/dev/shm"
+    heap_segment_bytes_first: int = 4 * MIB  # the first heap segment; each next one is twice as large up to the maximum
+    heap_segment_bytes_max: int = 64 * MIB  # reserving one takes ~20 ms in a thread; few enough segments at 10^7 records
+    model_cache_max: int = 65_536  # decoded models in the engine (~2 KB each)
+    reader_cache_max: int = 65_536  # decoded models in a reader, keyed by record address
+    wait_backstop_s: float = 0.25  # a futex wait looks around this often: the engine may be gone or superseded
+    snapshot_age_max_s: float = 600.0  # a held snapshot older than this may end with SnapshotExpired
+
+    # --- journal --------------------------------------------------------------------------------------------------
+    journal_file_bytes: int = 32 * MIB  # one preallocated file; zero-filled ahead of need, in a thread
+
+
+DEFAULT_LIMITS = Limits()
+
+# --- parts of formats ---------------------------------------------------------------------------------------------
+WIRE_VERSION = 1  # hello, frames, replies
+MEMORY_VERSION = 1  # layout of all segments
+JOURNAL_VERSION = 1  # journal files and entries
+
+FRAME_REQUESTS_MAX = 256  # requests in one frame: sequence = frame number * 256 + index in the frame
+PIPE_BYTES = 256 * KIB  # of a lane; 64 pipes of 1 MiB would exhaust the kernel's per-user soft limit
+KEY_BYTES_MAX = 255  # UTF-8 bytes of an entity's id: its length is one byte in the record
+KINDS_MAX = 64  # kinds in one state: the root lists the slots of each
+COLUMNS_MAX = 32  # declared columns of a kind
+ROOT_RING = 16  # roots in the ring: a reader must be lapped 15 publishes during one 1 KB copy to have to retry
+CHUNK_SLOTS = 65_536  # slots of one table chunk: 512 KiB of heads
+INDEX_WORDS = 256  # regions of one index: refilling one region of a million keys moves 4,096 entries, ~1 ms
+ALIGNMENT = 8  # of records and entries: a visible word never spans two cache lines
+REVISION_LOG_STRIDE = 4 * KIB  # heap bytes between two points of the revision log: it stays below 0.4 % of the heap

@@ -1,0 +1,148 @@
+"""A journal entry: one committed turn as bytes, and a journal file as a chain of them.
+
+    file  = header (64 bytes: magic u64, version u32, crc u32, state id 16 bytes, first entry u64, crc before it u32) entry*
+    entry = magic u32 | crc u32 | length u32 | crc of the previous entry u32 | number u64 | revision after it u64 | time i64 (us)
+            | length of the bodies u32 | length of the private part u32 | bodies | private part | padding to 8
+
+Little-endian. The crc is over all that follows it up to the length. Bodies are those of `record`; the private part is msgpack
+(`Private`): outcomes, sessions, catalog, the engine's own life. A file is zero-filled when it is made and never written
+twice in one place, so the first zero word behind an entry is the end, and any other bad entry is damage or a torn tail.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+from zlib import crc32
+
+import msgspec
+
+from solewriter.shared import record
+from solewriter.shared.config import ALIGNMENT, JOURNAL_VERSION
+from solewriter.shared.errors import JournalCorrupt, LayoutMismatch
+from solewriter.shared.registry import Schema
+
+ENTRY_MAGIC = int.from_bytes(b"SWJE", "little")
+FILE_MAGIC = int.from_bytes(b"solejrnl", "little")
+_HEAD = struct.Struct("<IIIIQQqII")
+_REST = struct.Struct("<IIQQqII")
+HEAD_BYTES = _HEAD.size
+_FILE = struct.Struct("<QII16sQI")
+FILE_HEADER_BYTES = 64
+
+Outcome = tuple[int, int, int, int, Any, "str | None", "bytes | None"]
+"""(session, sequence, status, revision, detail, user's request id, digest of that request)"""
+
+
+class SessionChange(msgspec.Struct, frozen=True, array_like=True):
+    """A session as it is from this entry on."""
+
+    session: int
+    client_id: str
+    name: str
+    epoch: int
+    last_sequence: int
+
+
+class Life(msgspec.Struct, frozen=True):
+    """The start or the clean end of an engine process."""
+
+    epoch: int
+    history: bytes
+    durability: str
+    boot: str  # of the machine: page cache that survived a kill did not survive a reboot
+    drained: bool
+
+
+class Private(msgspec.Struct, frozen=True, omit_defaults=True):
+    """What a turn changed besides entities. Unknown fields are ignored, so that newer engines may say more."""
+
+    outcomes: list[Outcome] = []
+    sessions: list[SessionChange] = []
+    forgotten_sessions: list[int] = []
+    fenced_ids: list[str] = []  # request ids that were answered NotApplied
+    kinds: list[str] = []  # new ones, in the order of their codes
+    schemas: list[Schema] = []  # new ones, in the order of their codes
+    life: Life | None = None
+
+
+class Entry(NamedTuple):
+    """An entry, taken apart. `crc` chains the next one to it."""
+
+    number: int
+    revision: int
+    time_us: int
+    crc: int
+    bodies: bytes
+    private: Private
+
+    def records(self) -> Iterator[bytes]:
+        """Each body by itself."""
+        start = 0
+        while start < len(self.bodies):
+            length = record.length_at(self.bodies, start)
+            yield self.bodies[start : start + length]
+            start += length
+
+
+def pack(number: int, revision: int, time_us: int, previous_crc: int, bodies: list[bytes], private: Private) -> tuple[bytes, int]:
+    """An entry's bytes and its crc."""
+    said = msgspec.msgpack.encode(private)
+    joined = b"".join(bodies)
+    length = HEAD_BYTES + len(joined) + len(said)
+    rest = b"".join((_REST.pack(length, previous_crc, number, revision, time_us, len(joined), len(said)), joined, said))
+    crc = crc32(rest)
+    return b"".join((struct.pack("<II", ENTRY_MAGIC, crc), rest, bytes(-length % ALIGNMENT))), crc
+
+
+def unpack(buffer: bytes | memoryview, start: int) -> tuple[Entry, int, int] | None:
+    """(entry, crc that it expects of its predecessor, offset behind it), or None if no whole entry begins at `start`."""
+    if len(buffer) - start < HEAD_BYTES:
+        return None
+    magic, crc, length, previous, number, revision, time_us, bodies_length, said_length = _HEAD.unpack_from(buffer, start)
+    if magic != ENTRY_MAGIC or length != HEAD_BYTES + bodies_length + said_length or start + length > len(buffer):
+        return None
+    if crc32(buffer[start + 8 : start + length]) != crc:
+        return None
+    middle = start + HEAD_BYTES + bodies_length
+    private = msgspec.msgpack.decode(buffer[middle : start + length], type=Private)
+    entry = Entry(number, revision, time_us, crc, bytes(buffer[start + HEAD_BYTES : middle]), private)
+    return entry, previous, start + length + -length % ALIGNMENT
+
+
+def file_header(state_id: bytes, first: int, previous_crc: int) -> bytes:
+    rest = struct.pack("<16sQI", state_id, first, previous_crc)
+    crc = crc32(struct.pack("<I", JOURNAL_VERSION) + rest)
+    return _FILE.pack(FILE_MAGIC, JOURNAL_VERSION, crc, state_id, first, previous_crc).ljust(FILE_HEADER_BYTES, b"\0")
+
+
+class FileStart(NamedTuple):
+    state_id: bytes
+    first: int
+    previous_crc: int
+
+
+def read_file_header(path: Path, buffer: bytes) -> FileStart:
+    """Raises JournalCorrupt for a damaged header, LayoutMismatch for a newer format."""
+    if len(buffer) < FILE_HEADER_BYTES:
+        raise JournalCorrupt(f"{path.name} is shorter than its header", place=f"{path.name}:0")
+    magic, version, crc, state_id, first, previous_crc = _FILE.unpack_from(buffer, 0)
+    if magic == FILE_MAGIC and version > JOURNAL_VERSION:
+        raise LayoutMismatch(f"{path.name} has journal format {version}; this version of solewriter reads up to {JOURNAL_VERSION}")
+    expected = crc32(struct.pack("<I", version) + struct.pack("<16sQI", state_id, first, previous_crc))
+    if magic != FILE_MAGIC or crc != expected:
+        raise JournalCorrupt(f"the header of {path.name} is damaged", place=f"{path.name}:0")
+    return FileStart(state_id, first, previous_crc)
+
+
+def later_entry(buffer: bytes, start: int, number: int) -> int | None:
+    """Offset of a whole entry numbered above `number` behind `start`: the proof that a bad one is damage, not a torn tail."""
+    magic = ENTRY_MAGIC.to_bytes(4, "little")
+    at = buffer.find(magic, start)
+    while at >= 0:
+        if at % ALIGNMENT == 0 and (found := unpack(buffer, at)) and found[0].number > number:
+            return at
+        at = buffer.find(magic, at + 1)
+    return None

@@ -1,0 +1,213 @@
+"""The tree of errors: refused (the caller's fault, state untouched), unavailable (not now), corrupt (stored bytes are wrong).
+
+Flat, picklable, and useful: a refusal carries what the caller needs next. Refusals cross the wire as a name and plain data;
+`current`, where an error has it, is the newest published entity, never older than the refusal, filled in by the client.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any, ClassVar
+
+if TYPE_CHECKING:
+    from solewriter.shared.models import Entity
+
+
+class SolewriterError(Exception):
+    """Root of all errors of this library."""
+
+    def __init__(self, message: str, **details: Any) -> None:
+        super().__init__(message)
+        self.message = message
+        self.details = details
+        for name, value in details.items():
+            setattr(self, name, value)
+
+    def __reduce__(self) -> tuple[Callable[..., SolewriterError], tuple[type[SolewriterError], str, dict[str, Any]]]:
+        return _rebuilt, (type(self), self.message, self.details)
+
+
+def _rebuilt(cls: type[SolewriterError], message: str, details: dict[str, Any]) -> SolewriterError:
+    return cls(message, **details)
+
+
+# --- refused: the request changed nothing, and repeating it unchanged will not help -----------------------------------
+
+
+class Refused(SolewriterError):
+    """The engine, or the client before it sent anything, refused the request. Nothing was changed."""
+
+    known: ClassVar[dict[str, type[Refused]]] = {}
+    request_id: str | None = None
+    current: Entity | Mapping[str, Any] | None = None
+
+    def __init_subclass__(cls) -> None:
+        Refused.known[cls.__name__] = cls
+
+
+class NotFound(Refused):
+    """There is no such entity, or it was deleted."""
+
+    kind: str
+    id: str
+
+
+class AlreadyExists(Refused):
+    """`create` of an id that exists; `current` is the entity that has it."""
+
+    kind: str
+    id: str
+
+
+class VersionConflict(Refused):
+    """Somebody changed the entity first; `current` is what it is now, `expected` what the request compared with."""
+
+    kind: str
+    id: str
+    expected: int
+    version: int
+
+
+class InvalidMutation(Refused):
+    """The changed entity would break its model; `fields` maps each failing field to what is wrong with it."""
+
+    fields: dict[str, str]
+
+
+class InvalidTransition(Refused):
+    """The lifecycle has no such step from here; `allowed` are the states that can be reached."""
+
+    kind: str
+    id: str
+    allowed: tuple[str, ...]
+
+
+class GuardFailed(Refused):
+    """A guard of the request did not hold; `current` is the entity that it named."""
+
+    kind: str
+    id: str
+
+
+class Fenced(Refused):
+    """The claim under which this was sent is no longer valid; `current` is the entity now."""
+
+
+class UnknownKind(Refused):
+    """No model is registered under this name in the engine."""
+
+    kind: str
+
+
+class SchemaMismatch(Refused):
+    """The caller's model of this kind is not the engine's."""
+
+    kind: str
+
+
+class RequestMismatch(Refused):
+    """This request id was used before for a request with other content."""
+
+
+class RequestTooLarge(Refused):
+    """A frame, request, entity or text is over its bound."""
+
+
+class BadRequest(Refused):
+    """The frame could not be decoded as plain data, or is not shaped like a request."""
+
+
+class Expired(Refused):
+    """The request's deadline passed before it was decided."""
+
+
+class Quarantined(Refused):
+    """The engine died twice while deciding this request."""
+
+
+# --- unavailable: could not be served now ---------------------------------------------------------------------------------
+
+
+class Unavailable(SolewriterError):
+    """The request or read could not be served now."""
+
+
+class EngineUnavailable(Unavailable):
+    """No engine serves this state folder, or it cannot write now."""
+
+
+class EngineStartFailed(EngineUnavailable):
+    """The engine process did not become ready; the message holds its reason."""
+
+
+class Locked(EngineUnavailable):
+    """Another engine owns the state folder; `holder` names it."""
+
+    holder: str
+
+
+class Busy(Unavailable):
+    """The engine has more than it can take; try again after `retry_after_s`."""
+
+    retry_after_s: float
+
+
+class OutcomeUnknown(Unavailable):
+    """No reply came in time: the request may or may not have been applied. Ask `outcome(request_id)`, or repeat it under its id."""
+
+    request_id: str
+
+
+class Forgotten(Unavailable):
+    """The outcome is older than what the engine remembers of this session."""
+
+    request_id: str
+
+
+class Compacted(Unavailable):
+    """What was asked for is older than the oldest revision still available, which is `oldest`."""
+
+    oldest: int
+
+
+class SnapshotExpired(Unavailable):
+    """The snapshot was held past its maximum age and its memory was given back. Take a new one."""
+
+
+class MemoryFull(Unavailable):
+    """The memory file system has no room for a segment. Free space there, or start the engine with another `memory_dir`."""
+
+
+# --- corrupt: stored bytes are wrong ---------------------------------------------------------------------------------------
+
+
+class Corrupt(SolewriterError):
+    """Stored bytes are not what was written."""
+
+
+class JournalCorrupt(Corrupt):
+    """The journal is damaged at `place` (file and offset); nothing was guessed."""
+
+    place: str
+
+
+class LayoutMismatch(Corrupt):
+    """Shared memory or a file has another format than this version of the library reads."""
+
+
+# --- crossing the wire -----------------------------------------------------------------------------------------------------
+
+Refusal = tuple[str, str, dict[str, Any]]
+
+
+def to_wire(error: Refused) -> Refusal:
+    """Name, message and plain details of a refusal: what is journaled and sent."""
+    return type(error).__name__, error.message, error.details
+
+
+def from_wire(refusal: Refusal) -> Refused:
+    """The refusal that `to_wire` made; of an unknown name (an engine newer than this client) a plain `Refused`."""
+    name, message, details = refusal
+    if "allowed" in details:
+        details = {**details, "allowed": tuple(details["allowed"])}
+    return Refused.known.get(name, Refused)(message, **details)

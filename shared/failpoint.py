@@ -1,0 +1,58 @@
+"""Named places where tests may kill, stop or raise: `SOLEWRITER_FAILPOINT=name:kill:hit=2`, several separated by commas.
+
+Actions: `kill` (SIGKILL to this process), `stop` (SIGSTOP), `raise` (OSError EIO), `full` (OSError ENOSPC), `exit` (status 3).
+`hit=k` waits for the k-th time; without it, the first. When the variable is unset, `reach` is a function that does nothing.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import signal
+from collections.abc import Callable
+
+VARIABLE = "SOLEWRITER_FAILPOINT"
+
+
+class FailpointError(ValueError):
+    """The variable says something that is no failpoint."""
+
+
+def _nothing(name: str) -> None:
+    """The failpoint of every day."""
+
+
+def _armed(text: str) -> Callable[[str], None]:
+    waiting: dict[str, tuple[str, int]] = {}
+    for item in text.split(","):
+        name, _, rest = item.strip().partition(":")
+        action, _, hit = rest.partition(":hit=")
+        if action not in _ACTIONS or not (hit or "1").isdigit():
+            raise FailpointError(f"{VARIABLE}={item!r}: expected name:action[:hit=k], action one of {', '.join(_ACTIONS)}")
+        waiting[name] = (action, int(hit or 1))
+
+    def reached(name: str) -> None:
+        if name in waiting:
+            action, hits = waiting[name]
+            if hits > 1:
+                waiting[name] = (action, hits - 1)
+                return
+            del waiting[name]
+            _ACTIONS[action]()
+
+    return reached
+
+
+def _raise(code: int) -> None:
+    raise OSError(code, f"{os.strerror(code)} (failpoint)")
+
+
+_ACTIONS: dict[str, Callable[[], None]] = {
+    "kill": lambda: os.kill(os.getpid(), signal.SIGKILL),
+    "stop": lambda: os.kill(os.getpid(), signal.SIGSTOP),
+    "raise": lambda: _raise(errno.EIO),
+    "full": lambda: _raise(errno.ENOSPC),
+    "exit": lambda: os._exit(3),
+}
+
+reach: Callable[[str], None] = _armed(os.environ[VARIABLE]) if os.environ.get(VARIABLE) else _nothing

@@ -1,0 +1,171 @@
+"""Which types a stored model's fields may have, and why not the others.
+
+Three laws. A value is immutable all the way down, because readers share decoded entities. It can be stored as plain data and
+read back the same. A union's members have different stored shapes, so that decoding never has to guess.
+"""
+
+from __future__ import annotations
+
+import datetime
+import decimal
+import enum
+import types
+import typing
+import uuid
+from collections.abc import Iterator, Mapping, MutableMapping, MutableSequence, MutableSet, Sequence, Set
+from typing import Annotated, Any, Literal, NewType, Union, get_args, get_origin
+
+import pydantic
+
+from solewriter.shared.frozen import FrozenMap, _JsonSchema
+
+# A plain type and the shape in which msgpack stores it.
+SHAPES: Mapping[Any, str] = {
+    str: "str",
+    int: "int",
+    float: "float",
+    bool: "bool",
+    bytes: "bytes",
+    type(None): "nil",
+    None: "nil",
+    datetime.datetime: "time",
+    pydantic.AwareDatetime: "time",
+    pydantic.NaiveDatetime: "str",
+    pydantic.PastDatetime: "time",
+    pydantic.FutureDatetime: "time",
+    datetime.date: "str",
+    pydantic.PastDate: "str",
+    pydantic.FutureDate: "str",
+    datetime.time: "str",
+    datetime.timedelta: "str",
+    decimal.Decimal: "str",
+    uuid.UUID: "str",
+    FrozenMap: "map",
+}
+
+INSTEAD: Mapping[Any, str] = {
+    list: "tuple[X, ...]",
+    MutableSequence: "tuple[X, ...]",
+    Sequence: "tuple[X, ...]",
+    dict: "FrozenMap",
+    Mapping: "FrozenMap",
+    MutableMapping: "FrozenMap",
+    set: "frozenset[X]",
+    Set: "frozenset[X]",
+    MutableSet: "frozenset[X]",
+    bytearray: "bytes",
+    Any: "Json",
+    object: "Json",
+}
+
+
+class UnsuitableField(TypeError):
+    """A field type that cannot be stored, with what to use instead."""
+
+
+def refuse_unsuitable(model: type[pydantic.BaseModel]) -> None:
+    """Check every field of `model`, nested models included. Raises UnsuitableField; waits for forward references."""
+    if model.__pydantic_complete__:
+        _check_model(model, model.__name__, set())
+
+
+def _check_model(model: type[pydantic.BaseModel], path: str, seen: set[type]) -> None:
+    if model in seen:
+        return
+    seen.add(model)
+    if not model.model_config.get("frozen"):
+        raise UnsuitableField(f"{path}: the model {model.__name__} is mutable; derive it from solewriter.Part (or set frozen=True)")
+    for name, field in model.model_fields.items():
+        if any(item is _JsonSchema for item in field.metadata):
+            continue
+        _shape(field.annotation, f"{path}.{name}", seen)
+
+
+def _shape(annotation: Any, path: str, seen: set[type]) -> str:
+    """The stored shape of a type; raises UnsuitableField for one that has none."""
+    annotation = _resolved(annotation)
+    if annotation in INSTEAD or get_origin(annotation) in INSTEAD:
+        plain = get_origin(annotation) or annotation
+        raise UnsuitableField(f"{path}: {getattr(plain, '__name__', plain)} is not immutable plain data; use {INSTEAD[plain]}")
+    if annotation in SHAPES:
+        return SHAPES[annotation]
+    origin = get_origin(annotation)
+    if origin is Annotated:
+        if any(item is _JsonSchema for item in get_args(annotation)[1:]):
+            return "json"
+        return _shape(get_args(annotation)[0], path, seen)
+    if origin in (Union, types.UnionType):
+        return _union(get_args(annotation), path, seen)
+    if origin is Literal:
+        return _shape(type(get_args(annotation)[0]), path, seen)
+    if origin in (tuple, frozenset):
+        for item in get_args(annotation):
+            if item is not Ellipsis:
+                _shape(item, f"{path}[]", seen)
+        return "array"
+    if annotation in (tuple, frozenset):
+        raise UnsuitableField(f"{path}: say what it holds: {annotation.__name__}[X, ...]")
+    if isinstance(annotation, type) and issubclass(annotation, enum.Enum):
+        return _enum_shape(annotation, path)
+    if isinstance(annotation, type) and issubclass(annotation, pydantic.BaseModel):
+        _check_model(annotation, path, seen)
+        return "map"
+    raise UnsuitableField(f"{path}: {annotation!r} cannot be stored; use plain immutable types, enums, Part models or Json")
+
+
+def _resolved(annotation: Any) -> Any:
+    """Through `type X = ...` aliases and NewType to what they stand for."""
+    while True:
+        if isinstance(annotation, NewType):
+            annotation = annotation.__supertype__
+        elif type(annotation).__name__ == "TypeAliasType":
+            annotation = annotation.__value__
+        else:
+            return annotation
+
+
+def _enum_shape(annotation: type[enum.Enum], path: str) -> str:
+    shapes = {SHAPES.get(type(member.value), "") for member in annotation}
+    if len(shapes) != 1 or not shapes <= {"str", "int"}:
+        raise UnsuitableField(f"{path}: the values of {annotation.__name__} must be all str or all int")
+    return shapes.pop()
+
+
+def _union(members: tuple[Any, ...], path: str, seen: set[type]) -> str:
+    shapes: set[str] = set()
+    for member in members:
+        shape = _shape(member, path, seen)
+        if shape in shapes or (shape == "json" and len(members) > 1):
+            names = ", ".join(getattr(item, "__name__", str(item)) for item in members)
+            raise UnsuitableField(f"{path}: {names} look alike when stored ({shape}); give them one type with a tag field")
+        shapes.add(shape)
+    return "|".join(sorted(shapes))
+
+
+def bare_type(annotation: Any) -> tuple[Any, bool]:
+    """The type behind Annotated, aliases and `| None`, and whether None is allowed: what a column is made of."""
+    annotation = _resolved(annotation)
+    if get_origin(annotation) is Annotated:
+        return bare_type(get_args(annotation)[0])
+    if get_origin(annotation) in (Union, types.UnionType):
+        inner = [item for item in get_args(annotation) if item is not type(None)]
+        if len(inner) == 1:
+            return bare_type(inner[0])[0], True
+    return annotation, False
+
+
+def nested_models(model: type[pydantic.BaseModel]) -> Iterator[type[pydantic.BaseModel]]:
+    """The models directly inside a model's fields."""
+    for field in model.model_fields.values():
+        for item in _leaves(field.annotation):
+            if isinstance(item, type) and issubclass(item, pydantic.BaseModel):
+                yield item
+
+
+def _leaves(annotation: Any) -> Iterator[Any]:
+    annotation = _resolved(annotation)
+    inner = typing.get_args(annotation)
+    if not inner or get_origin(annotation) is Literal:
+        yield annotation
+    for item in inner:
+        yield from _leaves(item)

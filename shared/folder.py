@@ -1,0 +1,133 @@
+"""The state folder: which files are in it, and `engine.json`, which names the running engine and its memory.
+
+    lock                    held by the engine (flock); its text names the holder
+    engine.json             pid, epoch and memory of the engine that serves now; replaced by an atomic rename
+    engine.sock             where agents say hello
+    memory-<prefix>.json    one for each set of segments that may exist: written before the first segment is made
+    journal-*.log, journal.next, committed    the journal
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+from pathlib import Path
+
+import msgspec
+
+from solewriter.shared.errors import EngineUnavailable
+
+SOCKET = "engine.sock"
+
+
+class Whereabouts(msgspec.Struct, frozen=True):
+    """Which engine serves a state folder, and where its memory is."""
+
+    format: int
+    pid: int
+    start_time: int
+    epoch: int
+    memory_dir: str
+    prefix: str
+
+
+class StateFolder:
+    """Paths and small files of one state folder."""
+
+    def __init__(self, path: str | os.PathLike[str]) -> None:
+        self.path = Path(path).absolute()
+
+    @property
+    def lock(self) -> Path:
+        return self.path / "lock"
+
+    @property
+    def engine_json(self) -> Path:
+        return self.path / "engine.json"
+
+    def whereabouts(self) -> Whereabouts:
+        """The engine that serves now, or served last. Raises EngineUnavailable if none did."""
+        try:
+            return msgspec.json.decode(self.engine_json.read_bytes(), type=Whereabouts)
+        except FileNotFoundError:
+            raise EngineUnavailable(f"no engine serves {self.path}: start one with Engine({str(self.path)!r}) or `solewriter serve`") from None
+        except msgspec.MsgspecError as error:
+            raise EngineUnavailable(f"{self.engine_json} cannot be read ({error}): restart the engine") from error
+
+    def announce(self, whereabouts: Whereabouts) -> None:
+        """Name a new engine, atomically."""
+        replace_file(self.engine_json, msgspec.json.encode(whereabouts))
+
+    def marker(self, prefix: str) -> Path:
+        return self.path / f"memory-{prefix}.json"
+
+    def markers(self) -> list[Whereabouts]:
+        """Every set of segments that may exist."""
+        found = []
+        for path in self.path.glob("memory-*.json"):
+            try:
+                found.append(msgspec.json.decode(path.read_bytes(), type=Whereabouts))
+            except (FileNotFoundError, msgspec.MsgspecError):
+                path.unlink(missing_ok=True)  # it was being written when its engine died: no segment was made yet
+        return found
+
+    # --- the socket ----------------------------------------------------------------------------------------------------
+
+    def bound_socket(self) -> socket.socket:
+        """The listening socket, only for this user. A socket address holds 107 bytes, so it is named through a descriptor."""
+        made = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        (self.path / SOCKET).unlink(missing_ok=True)
+        folder = os.open(self.path, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+        before = os.umask(0o177)
+        try:
+            made.bind(f"/proc/self/fd/{folder}/{SOCKET}")
+        finally:
+            os.umask(before)
+            os.close(folder)
+        return made
+
+    def connected_socket(self, timeout_s: float) -> socket.socket:
+        """A connection to the engine. Raises OSError."""
+        made = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        made.settimeout(timeout_s)
+        try:
+            folder = os.open(self.path, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+            try:
+                made.connect(f"/proc/self/fd/{folder}/{SOCKET}")
+            finally:
+                os.close(folder)
+        except OSError:
+            made.close()
+            raise
+        return made
+
+
+def replace_file(path: Path, content: bytes) -> None:
+    """Write a small file so that it is either the old one or the new one."""
+    fresh = path.with_suffix(path.suffix + ".tmp")
+    fd = os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+    try:
+        os.write(fd, content)
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+    os.rename(fresh, path)
+
+
+def start_time_of(pid: int) -> int:
+    """Clock ticks after boot at which a process started; 0 if there is none. A pid alone may be another process tomorrow."""
+    try:
+        stat = Path(f"/proc/{pid}/stat").read_bytes()
+    except OSError:
+        return 0
+    return int(stat.rpartition(b")")[2].split()[19])
+
+
+def runs(pid: int, start_time: int) -> bool:
+    """Whether exactly this process is there, and not a zombie."""
+    if start_time_of(pid) != start_time:
+        return False
+    try:
+        return Path(f"/proc/{pid}/stat").read_bytes().rpartition(b")")[2].split()[0] != b"Z"
+    except OSError:
+        return False

@@ -1,0 +1,60 @@
+"""A lane: one agent's own `multiprocessing.Queue` and reply pipe. The private names of the queue are used here and nowhere else.
+
+One queue for each agent, because a SIGKILL inside `put` leaves a shared queue's lock held for ever (cpython#96062). Frames
+are made and written in the caller's thread, because `put` pickles in a feeder thread that only prints its failures
+(cpython#84376). A fork-context queue unlinks its semaphores at once; a spawn-context one would start a resource tracker.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+from typing import Any
+
+from solewriter.shared.config import PIPE_BYTES
+
+LENGTH_BYTES = 4  # the queue's own header: a big-endian int
+
+
+def widen(fd: int) -> None:
+    """Ask for the pipe size that a lane wants; the kernel may give less to a user with many pipes, which only costs speed."""
+    try:
+        fcntl.fcntl(fd, fcntl.F_SETPIPE_SZ, PIPE_BYTES)
+    except OSError:
+        pass
+
+
+class Lane:
+    """The agent's ends of its lane: `requests` to write to, `replies` to read from, both non-blocking file descriptors.
+
+    `theirs` are the two ends for the engine; `hand_over` closes them here once they were sent, so that the death of the
+    engine is seen as a broken pipe and an end of file.
+    """
+
+    def __init__(self) -> None:
+        import multiprocessing  # 15 ms that only a process with a lane has to pay
+
+        self._queue: Any = multiprocessing.get_context("fork").Queue()
+        self._replies, replies_out = os.pipe()
+        self.requests: int = self._queue._writer.fileno()
+        self.replies = self._replies
+        self.theirs: tuple[int, int] = (self._queue._reader.fileno(), replies_out)
+        widen(self.requests)
+        widen(self.replies)
+        os.set_blocking(self.requests, False)
+        os.set_blocking(self.replies, False)
+        self._closed = False
+
+    def hand_over(self) -> None:
+        self._queue._reader.close()
+        os.close(self.theirs[1])
+        self.theirs = (-1, -1)
+
+    def close(self) -> None:
+        if self._closed:
+            return
+        self._closed = True
+        if self.theirs != (-1, -1):
+            self.hand_over()
+        self._queue._writer.close()
+        os.close(self._replies)

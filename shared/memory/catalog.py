@@ -1,0 +1,49 @@
+"""The catalog: which kinds and schemas there are, for readers that do not have the classes. One small segment per change."""
+
+from __future__ import annotations
+
+import msgspec
+
+from solewriter.shared.columns import Column
+from solewriter.shared.config import MEMORY_VERSION
+from solewriter.shared.errors import LayoutMismatch
+from solewriter.shared.registry import Schema
+
+
+class Table(msgspec.Struct, frozen=True, array_like=True):
+    """How a kind's table is laid out in this epoch; a new generation when its columns changed."""
+
+    generation: int
+    columns: tuple[Column, ...]
+
+
+class Catalog(msgspec.Struct, frozen=True):
+    """All kinds and all schemas ever seen, each by its code, and the table of each kind."""
+
+    version: int
+    kinds: tuple[str, ...]
+    schemas: tuple[Schema, ...]
+    tables: tuple[Table, ...]
+
+    def kind_code(self, name: str) -> int | None:
+        return self.kinds.index(name) if name in self.kinds else None
+
+
+EMPTY = Catalog(MEMORY_VERSION, (), (), ())
+
+
+def pack(catalog: Catalog) -> bytes:
+    body = msgspec.msgpack.encode(catalog)
+    return len(body).to_bytes(4, "little") + body
+
+
+def unpack(buffer: bytes) -> Catalog:
+    """Raises LayoutMismatch for bytes that are no catalog of this version."""
+    length = int.from_bytes(buffer[:4], "little")
+    try:
+        catalog = msgspec.msgpack.decode(buffer[4 : 4 + length], type=Catalog)
+    except msgspec.MsgspecError as error:
+        raise LayoutMismatch(f"the catalog of kinds cannot be read: {error}") from error
+    if catalog.version != MEMORY_VERSION:
+        raise LayoutMismatch(f"the catalog has version {catalog.version}, this library reads {MEMORY_VERSION}")
+    return catalog

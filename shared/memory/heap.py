@@ -1,0 +1,124 @@
+"""The heap: records one behind another in numbered segments, never changed once published.
+
+A record lies at an address (segment number << 32 | offset) as a volatile prefix and a stable body:
+
+    body length u32 | slot u32 | address of the same entity's previous record u64 | body ... | padding to 8
+
+A record never spans two segments: END in place of a length says that the next one begins the next segment. Nothing points
+at what lies behind the published tail, so a failed commit just moves the writer back.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Callable, Iterator
+from concurrent.futures import Executor, Future
+
+from solewriter.shared.config import ALIGNMENT, Limits
+from solewriter.shared.memory.segment import Segment
+
+PREFIX = struct.Struct("<IIQ")
+PREFIX_BYTES = PREFIX.size
+START = 64  # offset of the first record in a segment
+END = 0xFFFFFFFF
+OFFSET_MASK = 0xFFFFFFFF
+NEW_AHEAD = 0.5  # a segment filled so far has its successor reserved beside the loop
+
+
+def address_of(segment: int, offset: int) -> int:
+    return segment << 32 | offset
+
+
+def padded(body_length: int) -> int:
+    """Bytes that a record takes."""
+    return (PREFIX_BYTES + body_length + ALIGNMENT - 1) & -ALIGNMENT
+
+
+class HeapWriter:
+    """Appends. Raises MemoryFull from `append` when no segment can be reserved; what was appended before stays whole."""
+
+    def __init__(self, make: Callable[[int, int], Segment], limits: Limits, beside: Executor) -> None:
+        self._make = make  # (segment number, bytes) -> segment
+        self._beside = beside
+        self._next: Future[Segment] | None = None
+        self._bytes_max = limits.heap_segment_bytes_max
+        self._bytes_next = limits.heap_segment_bytes_first
+        self.segments: dict[int, Segment] = {}
+        self.first = 1
+        self._number = 0
+        self._offset = 0
+        self._size = 0
+        self._begin_segment(0)
+
+    @property
+    def tail(self) -> int:
+        return address_of(self._number, self._offset)
+
+    @property
+    def last(self) -> int:
+        return self._number
+
+    def append(self, body: bytes, slot: int, previous: int) -> int:
+        """Copy a record behind the tail; its address."""
+        needed = padded(len(body))
+        if self._offset + needed > self._size:
+            self._begin_segment(needed)
+        offset = self._offset
+        target = self.segments[self._number].map
+        PREFIX.pack_into(target, offset, len(body), slot, previous)
+        target[offset + PREFIX_BYTES : offset + PREFIX_BYTES + len(body)] = body
+        self._offset = offset + needed
+        if self._next is None and self._offset > self._size * NEW_AHEAD:
+            self._next = self._beside.submit(self._make, self._number + 1, self._grown())
+        return address_of(self._number, offset)
+
+    def reset(self, tail: int) -> None:
+        """Move back to an earlier tail: what lies behind it was never published."""
+        for number in range((tail >> 32) + 1, self._number + 1):
+            self.segments.pop(number).path.unlink()
+        if self._number != tail >> 32 and self._next is not None:
+            self._discard_next()
+        self._number = tail >> 32
+        self._offset = tail & OFFSET_MASK
+        self._size = self.segments[self._number].size
+
+    def _grown(self) -> int:
+        size = self._bytes_next
+        self._bytes_next = min(size * 2, self._bytes_max)
+        return size
+
+    def _begin_segment(self, needed: int) -> None:
+        number = self._number + 1
+        made = None
+        if self._next is not None:
+            future, self._next = self._next, None
+            made = future.result()
+            if made.size < START + needed:
+                made.path.unlink()
+                made = None
+        if made is None:
+            made = self._make(number, max(self._grown(), START + needed))
+        if self._number and self._offset + PREFIX_BYTES <= self._size:
+            PREFIX.pack_into(self.segments[self._number].map, self._offset, END, 0, 0)
+        self.segments[number] = made
+        self._number, self._offset, self._size = number, START, made.size
+
+    def _discard_next(self) -> None:
+        future, self._next = self._next, None
+        if future is not None and future.exception() is None:
+            future.result().path.unlink()
+
+
+def walk(segment_of: Callable[[int], Segment], start: int, end: int) -> Iterator[tuple[int, Segment, int]]:
+    """(address, segment, offset of the prefix) of every record from address `start` up to address `end`."""
+    number, offset = start >> 32, start & OFFSET_MASK
+    while address_of(number, offset) < end:
+        segment = segment_of(number)
+        length = END
+        if offset + PREFIX_BYTES <= segment.size:
+            (length,) = struct.unpack_from("<I", segment.map, offset)
+        if length == END:
+            number, offset = number + 1, START
+            continue
+        yield address_of(number, offset), segment, offset
+        offset += padded(length)

@@ -1,0 +1,67 @@
+"""The revision log: (revision, heap tail after it) points, append-only, so that a revision can be found in the heap.
+
+A point is written only when the tail moved at least REVISION_LOG_STRIDE bytes since the last one, so the log stays a small
+fraction of the heap; from the nearest point the heap itself is walked.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from solewriter.shared.config import KIB, REVISION_LOG_STRIDE
+from solewriter.shared.memory.segment import Segment
+
+SEGMENT_BYTES = 64 * KIB
+POINTS = SEGMENT_BYTES // 16  # of one segment
+
+
+class RevisionLogWriter:
+    """Appends points. `reserve` before a commit makes sure that `append` behind it cannot fail."""
+
+    def __init__(self, make: Callable[[int, int], Segment]) -> None:
+        self._make = make  # (segment number, bytes) -> segment
+        self._words: dict[int, memoryview[int]] = {}
+        self._last_tail = 0
+        self.first = 0
+        self.points = 0
+
+    def reserve(self) -> None:
+        """Room for one more point. Raises MemoryFull."""
+        number = self.points // POINTS
+        if number not in self._words:
+            self._words[number] = self._make(number, SEGMENT_BYTES).words
+
+    def append(self, revision: int, tail: int) -> None:
+        if self.points and 0 <= tail - self._last_tail < REVISION_LOG_STRIDE:
+            return
+        words, place = self._words[self.points // POINTS], self.points % POINTS * 2
+        words[place] = revision
+        words[place + 1] = tail
+        self.points += 1
+        self._last_tail = tail
+
+
+class RevisionLogReader:
+    """Binary search over the points that a root lists."""
+
+    def __init__(self, attach: Callable[[int], Segment]) -> None:
+        self._attach = attach
+        self._words: dict[int, memoryview[int]] = {}
+
+    def tail_after(self, revision: int, first_segment: int, points: int) -> int | None:
+        """The newest known tail at which no record above `revision` had been written; None if the log begins later."""
+        low, high = first_segment * POINTS, points
+        while low < high:
+            middle = (low + high) // 2
+            if self._point(middle)[0] <= revision:
+                low = middle + 1
+            else:
+                high = middle
+        return self._point(low - 1)[1] if low > first_segment * POINTS else None
+
+    def _point(self, number: int) -> tuple[int, int]:
+        segment = number // POINTS
+        if segment not in self._words:
+            self._words[segment] = self._attach(segment).words
+        place = number % POINTS * 2
+        return self._words[segment][place], self._words[segment][place + 1]

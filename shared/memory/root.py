@@ -1,0 +1,179 @@
+"""The root: the one segment that is known by name, and the ring of roots that makes a batch visible by a single store.
+
+    0    magic u64 | layout version u32 | ring size u32 | epoch u64 | pid u64 | start time of the pid u64 | started us i64
+    48   history id, 16 bytes
+    64   head u64: number of the newest published root; its low half is the futex that waiters sleep on
+    128  live tail u64: end of the records whose heads and cells may be installed; moved before they are
+    136  readable from u64: oldest heap segment that still holds its bytes
+    144  heartbeat u64: CLOCK_MONOTONIC microseconds
+    152  successor u64: 0 none, 1 superseded by a newer engine, 2 stopped
+    160  session and sequence, u64 each, of the request being decided
+    176  durability u64: position in DURABILITIES
+    256  ring: root n lies in place n % ring size
+
+A root is a header with a crc, then (slots u32, live u32) of each kind. To publish: fill the next place of the ring, store the
+head word, wake. To pin: load the head, copy that root, check that the ring did not come round meanwhile and that the crc holds.
+"""
+
+from __future__ import annotations
+
+import struct
+import time
+from typing import NamedTuple
+from zlib import crc32
+
+from solewriter.shared.config import KINDS_MAX, MEMORY_VERSION, ROOT_RING
+from solewriter.shared.errors import LayoutMismatch
+from solewriter.shared.memory.futex import Word
+from solewriter.shared.memory.segment import Segment
+
+MAGIC = int.from_bytes(b"solewrit", "little")
+DURABILITIES = ("memory", "process", "power")
+
+_FIXED = struct.Struct("<QIIQQQq16s")
+_ROOT = struct.Struct("<IIQQQQQIIIIQ")
+_KINDS = struct.Struct("<II")
+_PLACE_BYTES = 640
+_RING = 256
+ROOT_BYTES = _RING + ROOT_RING * _PLACE_BYTES
+assert _ROOT.size + KINDS_MAX * _KINDS.size <= _PLACE_BYTES
+
+_HEAD, _TAIL, _READABLE, _HEARTBEAT, _SUCCESSOR, _DECIDING, _DURABILITY = 8, 16, 17, 18, 19, 20, 22
+_PIN_TRIES = 1_000  # a reader is lapped only if it sleeps through 15 publishes in mid-copy; a thousand times is a broken root
+SUPERSEDED, STOPPED = 1, 2
+
+
+class Root(NamedTuple):
+    """What one revision consists of. `kinds[code]` = (slots handed out, entities alive)."""
+
+    number: int
+    revision: int
+    entry: int  # of the journal
+    oldest: int  # the oldest revision still available
+    tail: int
+    first_segment: int
+    last_segment: int
+    catalog: int  # which catalog segment describes the kinds
+    log_first: int  # first segment of the revision log
+    log_points: int
+    kinds: tuple[tuple[int, int], ...]
+
+
+class RootWriter:
+    """The engine's half."""
+
+    def __init__(self, segment: Segment, epoch: int, pid: int, start_time: int, durability: str) -> None:
+        self.segment = segment
+        self._words = segment.words
+        self._map = segment.map
+        _FIXED.pack_into(
+            segment.map, 0, MAGIC, MEMORY_VERSION, ROOT_RING, epoch, pid, start_time, time.time_ns() // 1000, bytes(16)
+        )
+        self._words[_DURABILITY] = DURABILITIES.index(durability)
+        self._words[_READABLE] = 1
+        self._futex = Word(segment.map, _HEAD * 8)
+        self._number = 0
+        self.beat()
+
+    def remember(self, history: bytes) -> None:
+        """Set the history id, before the first root is shown."""
+        self._map[48:64] = history
+
+    def move_tail(self, tail: int) -> None:
+        """Before any head or cell of the records below it is installed: scans look up singly what lies behind their own tail."""
+        self._words[_TAIL] = tail
+
+    def fill(self, root: Root) -> None:
+        """Write the next root into the ring, where no reader looks yet. `root.number` is given here."""
+        self._number += 1
+        pairs = b"".join([_KINDS.pack(*pair) for pair in root.kinds])
+        body = _ROOT.pack(0, len(root.kinds), self._number, *root[1:10])[4:] + pairs
+        place = _RING + self._number % ROOT_RING * _PLACE_BYTES
+        self._map[place : place + 4 + len(body)] = crc32(body).to_bytes(4, "little") + body
+
+    def show(self) -> None:
+        """One store makes the filled root, and with it the whole batch, visible."""
+        self._words[_HEAD] = self._number
+
+    def wake(self) -> None:
+        self._futex.wake()
+
+    def beat(self) -> None:
+        self._words[_HEARTBEAT] = time.monotonic_ns() // 1000
+
+    def deciding(self, session: int, sequence: int) -> None:
+        """Name the request being decided, for whoever finds this memory after the engine died in it."""
+        self._words[_DECIDING] = session
+        self._words[_DECIDING + 1] = sequence
+
+    def succeed(self, how: int) -> None:
+        """Tell readers to look for the successor (SUPERSEDED) or that there is none (STOPPED)."""
+        self._words[_SUCCESSOR] = how
+        self.wake()
+
+
+def supersede(segment: Segment) -> None:
+    """Mark the root of an earlier epoch superseded and wake its readers: done by the next engine."""
+    segment.words[_SUCCESSOR] = SUPERSEDED
+    Word(segment.map, _HEAD * 8).wake()
+
+
+class RootReader:
+    """The readers' half. Raises LayoutMismatch for a root of another format."""
+
+    def __init__(self, segment: Segment) -> None:
+        self._words = segment.words
+        self._map = segment.map
+        magic, layout, ring, self.epoch, self.pid, self.start_time, self.started_us, self.history = _FIXED.unpack_from(segment.map, 0)
+        if magic != MAGIC or layout != MEMORY_VERSION or ring != ROOT_RING:
+            raise LayoutMismatch(
+                f"{segment.path} has layout {layout}, this library reads {MEMORY_VERSION}: use the same version as the engine"
+            )
+        self._futex = Word(segment.map, _HEAD * 8)
+
+    @property
+    def head(self) -> int:
+        """Number of the newest root; 0 before the first publish."""
+        return self._words[_HEAD]
+
+    @property
+    def live_tail(self) -> int:
+        return self._words[_TAIL]
+
+    @property
+    def readable_from(self) -> int:
+        return self._words[_READABLE]
+
+    @property
+    def successor(self) -> int:
+        return self._words[_SUCCESSOR]
+
+    @property
+    def heartbeat_us(self) -> int:
+        return self._words[_HEARTBEAT]
+
+    @property
+    def durability(self) -> str:
+        return DURABILITIES[self._words[_DURABILITY]]
+
+    @property
+    def deciding(self) -> tuple[int, int]:
+        return self._words[_DECIDING], self._words[_DECIDING + 1]
+
+    def current(self) -> Root:
+        """The newest published root, whole."""
+        for _ in range(_PIN_TRIES):
+            number = self._words[_HEAD]
+            place = _RING + number % ROOT_RING * _PLACE_BYTES
+            copy = self._map[place : place + _PLACE_BYTES]
+            if self._words[_HEAD] - number >= ROOT_RING - 1:
+                continue
+            fields = _ROOT.unpack_from(copy)
+            end = _ROOT.size + fields[1] * _KINDS.size
+            if end <= _PLACE_BYTES and fields[2] == number and crc32(copy[4:end]) == fields[0]:
+                return Root(*fields[2:], tuple(_KINDS.iter_unpack(copy[_ROOT.size : end])))  # type: ignore[arg-type]  # pairs
+        raise LayoutMismatch("the root of the shared memory cannot be read: its checksum fails")
+
+    def sleep(self, head: int, timeout_s: float) -> None:
+        """Sleep until the head word moves on from `head`, somebody wakes us, or the time is over."""
+        self._futex.wait(head & 0xFFFFFFFF, timeout_s)

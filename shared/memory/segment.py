@@ -1,0 +1,64 @@
+"""A segment: one shared mapping, a file of this user in a memory file system.
+
+Not `multiprocessing.shared_memory`: its resource tracker unlinks live segments when a reader exits (cpython#82300), it maps
+read-write, and it reserves nothing, so that a full file system ends in SIGBUS. Here the bytes are reserved before they are
+mapped; readers map read-only and look at owner and mode first. A segment never shrinks and is never closed by hand: the
+mapping goes when the last view of it does.
+"""
+
+from __future__ import annotations
+
+import errno
+import mmap
+import os
+import stat
+from pathlib import Path
+
+from solewriter.shared.errors import LayoutMismatch, MemoryFull
+
+
+class Segment:
+    """A mapping with its bytes (`map`) and its aligned 8-byte words (`words`), each stored and loaded by one instruction."""
+
+    __slots__ = ("map", "path", "size", "words")
+
+    def __init__(self, path: Path, fd: int, size: int, writable: bool) -> None:
+        self.path = path
+        self.size = size
+        self.map = mmap.mmap(fd, size, access=mmap.ACCESS_WRITE if writable else mmap.ACCESS_READ)
+        self.words = memoryview(self.map).cast("Q")
+
+    @classmethod
+    def create(cls, path: Path, size: int) -> Segment:
+        """A new segment of `size` bytes, reserved and zero. Raises MemoryFull, naming the file system."""
+        size = -(-size // mmap.PAGESIZE) * mmap.PAGESIZE
+        fd = os.open(path, os.O_CREAT | os.O_EXCL | os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+        try:
+            os.posix_fallocate(fd, 0, size)
+            return cls(path, fd, size, writable=True)
+        except OSError as error:
+            path.unlink()
+            if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.ENOMEM):
+                raise MemoryFull(
+                    f"no room for {size:,} bytes in {path.parent}: free space there, or set memory_dir to another folder"
+                ) from error
+            raise
+        finally:
+            os.close(fd)
+
+    @classmethod
+    def attach(cls, path: Path, *, writable: bool = False) -> Segment:
+        """Map an existing segment. Raises FileNotFoundError if it is gone, LayoutMismatch if it is not this user's own."""
+        fd = os.open(path, (os.O_RDWR if writable else os.O_RDONLY) | os.O_NOFOLLOW | os.O_CLOEXEC)
+        try:
+            found = os.fstat(fd)
+            if found.st_uid != os.geteuid() or stat.S_IMODE(found.st_mode) & 0o077 or not stat.S_ISREG(found.st_mode):
+                raise LayoutMismatch(f"{path} is not a private file of this user: it will not be mapped")
+            return cls(path, fd, found.st_size, writable)
+        finally:
+            os.close(fd)
+
+
+def segment_path(folder: str, prefix: str, *parts: object) -> Path:
+    """`<folder>/<prefix>-heap-1` and the like. The prefix holds a random nonce, new in every epoch."""
+    return Path(folder) / "-".join([prefix, *map(str, parts)])

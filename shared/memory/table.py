@@ -1,0 +1,96 @@
+"""The table of a kind: chunks of 65,536 slots that never move.
+
+A chunk is one segment: `head[slot]`, the address of the entity's newest record (u64), then one array for each declared
+column, in order, of the column's width, then one byte for each slot: whether its entity is alive. Every cell is stored by one aligned store; a slot's cells are only a hint that
+readers check against the heap behind their snapshot's tail.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from solewriter.shared.columns import Cell, Column
+from solewriter.shared.config import CHUNK_SLOTS
+from solewriter.shared.memory.segment import Segment
+
+WIDTHS = {"B": 1, "q": 8, "d": 8, "Q": 8}
+_SHIFT = CHUNK_SLOTS.bit_length() - 1
+_MASK = CHUNK_SLOTS - 1
+
+
+def offsets(columns: Sequence[Column]) -> list[int]:
+    """Where each column begins in a chunk, then where the alive bytes begin, then the chunk's size."""
+    places = [CHUNK_SLOTS * 8]
+    for column in columns:
+        places.append(places[-1] + CHUNK_SLOTS * WIDTHS[column.code])
+    return [*places, places[-1] + CHUNK_SLOTS]
+
+
+def views(segment: Segment, columns: Sequence[Column]) -> list[Any]:
+    """The columns of a chunk as typed memory views; the alive bytes are the last."""
+    places = offsets(columns)
+    whole = memoryview(segment.map)
+    codes = [*(column.code for column in columns), "B"]
+    return [whole[start:end].cast(code) for code, start, end in zip(codes, places[:-1], places[1:], strict=True)]
+
+
+class TableWriter:
+    """Hands out slots in order and installs heads and cells."""
+
+    def __init__(self, columns: Sequence[Column], make: Callable[[int, int], Segment]) -> None:
+        self.columns = tuple(columns)
+        self._make = make  # (chunk number, bytes) -> segment
+        self._heads: list[memoryview[int]] = []
+        self._cells: list[list[Any]] = []
+        self._size = offsets(columns)[-1]
+
+    def reserve(self, slots: int) -> None:
+        """Make room for slots below `slots`. Raises MemoryFull."""
+        while len(self._heads) * CHUNK_SLOTS < slots:
+            chunk = self._make(len(self._heads), self._size)
+            self._cells.append(views(chunk, self.columns))
+            self._heads.append(chunk.words)
+
+    def install(self, slot: int, address: int, cells: Sequence[Cell], old: Sequence[Cell], alive: bool) -> None:
+        """Point the slot at its newest record and store the cells that changed; without `old`, all of them."""
+        chunk, place = slot >> _SHIFT, slot & _MASK
+        self._heads[chunk][place] = address
+        arrays = self._cells[chunk]
+        if not old or not alive:
+            arrays[-1][place] = alive
+        if cells != old:
+            for number, cell in enumerate(cells):
+                if not old or cell != old[number]:
+                    arrays[number][place] = cell
+
+    def head(self, slot: int) -> int:
+        return self._heads[slot >> _SHIFT][slot & _MASK]
+
+
+class TableReader:
+    """Loads heads and cells; maps chunks when first asked for."""
+
+    def __init__(self, columns: Sequence[Column], attach: Callable[[int], Segment]) -> None:
+        self.columns = tuple(columns)
+        self._attach = attach  # chunk number -> segment
+        self._heads: dict[int, memoryview[int]] = {}
+        self._cells: dict[int, list[Any]] = {}
+
+    def head(self, slot: int) -> int:
+        try:
+            return self._heads[slot >> _SHIFT][slot & _MASK]
+        except KeyError:
+            self._map(slot >> _SHIFT)
+            return self.head(slot)
+
+    def cell(self, slot: int, column: int) -> Cell:
+        if slot >> _SHIFT not in self._cells:
+            self._map(slot >> _SHIFT)
+        value: Cell = self._cells[slot >> _SHIFT][column][slot & _MASK]
+        return value
+
+    def _map(self, chunk: int) -> None:
+        segment = self._attach(chunk)
+        self._cells[chunk] = views(segment, self.columns)
+        self._heads[chunk] = segment.words

@@ -1,0 +1,152 @@
+"""Reading one epoch's memory: pin a revision, get by key, iterate a kind. No lock, no message, no wait on the engine.
+
+A pin is a copy of the current root and the heap segments it lists. The version of an entity visible at revision S is found
+from its slot's head by following `previous` while a record is younger than S; it always lies inside the root's own range.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from solewriter.shared import record
+from solewriter.shared.errors import SnapshotExpired
+from solewriter.shared.memory import catalog as catalogs
+from solewriter.shared.memory.catalog import Catalog
+from solewriter.shared.memory.heap import OFFSET_MASK, PREFIX, PREFIX_BYTES
+from solewriter.shared.memory.index import IndexReader, key_hash
+from solewriter.shared.memory.root import Root, RootReader
+from solewriter.shared.memory.segment import Segment, segment_path
+from solewriter.shared.memory.table import TableReader
+
+_REVISION = PREFIX_BYTES + record.REVISION_OFFSET
+
+
+class Pin:
+    """One revision, held: an immutable root and the mappings of its records, which live as long as the pin does."""
+
+    __slots__ = ("catalog", "heap", "root", "view")
+
+    def __init__(self, view: View, root: Root, heap: dict[int, Segment], catalog: Catalog) -> None:
+        self.view = view
+        self.root = root
+        self.heap = heap
+        self.catalog = catalog
+
+    def slots(self, kind: int) -> int:
+        """Slots of a kind that this revision knows."""
+        kinds = self.root.kinds
+        return kinds[kind][0] if kind < len(kinds) else 0
+
+    def find(self, kind: int, key: str) -> int:
+        """Address of the record of a key at this revision; 0 if it had none. A tombstone is a record."""
+        slots = self.slots(kind)
+        if not slots:
+            return 0
+        wanted = key.encode(errors="surrogatepass")
+        for slot in self.view.index(kind).candidates(key_hash(wanted)):
+            if slot < slots and (address := self.at(kind, slot)):
+                segment = self.segment(address >> 32)
+                if record.key_at(segment.map, (address & OFFSET_MASK) + PREFIX_BYTES) == wanted:
+                    return address
+        return 0
+
+    def at(self, kind: int, slot: int) -> int:
+        """Address of a slot's record at this revision; 0 if there was none yet."""
+        address = self.view.table(kind, self.catalog).head(slot)
+        revision = self.root.revision
+        while address:
+            mapped = self.segment(address >> 32).map
+            place = address & OFFSET_MASK
+            if int.from_bytes(mapped[place + _REVISION : place + _REVISION + 8], "little") <= revision:
+                return address
+            address = PREFIX.unpack_from(mapped, place)[2]
+        return 0
+
+    def previous(self, address: int) -> int:
+        """Address of the same entity's record before this one; 0 if it was the first."""
+        before: int = PREFIX.unpack_from(self.segment(address >> 32).map, address & OFFSET_MASK)[2]
+        return before
+
+    def addresses(self, kind: int) -> Iterator[int]:
+        """Every record of a kind at this revision, tombstones included, in the order of first creation."""
+        for slot in range(self.slots(kind)):
+            if address := self.at(kind, slot):
+                yield address
+
+    def content(self, address: int) -> record.Content:
+        """The record at an address, its checksum verified. Raises SnapshotExpired if its memory was given back."""
+        segment = self.segment(address >> 32)
+        if address >> 32 < self.view.root.readable_from:
+            raise SnapshotExpired("this snapshot was held past snapshot_age_max_s: take a new one")
+        return record.content(segment.map, (address & OFFSET_MASK) + PREFIX_BYTES)
+
+    def segment(self, number: int) -> Segment:
+        try:
+            return self.heap[number]
+        except KeyError:
+            return self.view.heap_segment(number)
+
+
+class View:
+    """The memory of one epoch. Raises FileNotFoundError if its root is gone, LayoutMismatch if it is of another format."""
+
+    def __init__(self, folder: str, prefix: str) -> None:
+        self.prefix = prefix
+        self._folder = folder
+        self.root = RootReader(self._attach("root"))
+        self._heap: dict[int, Segment] = {}
+        self._range = (0, 0)
+        self._indexes: dict[int, IndexReader] = {}
+        self._tables: dict[tuple[int, int], TableReader] = {}
+        self._catalog = catalogs.EMPTY
+        self._catalog_number = 0
+
+    def _attach(self, *parts: object) -> Segment:
+        return Segment.attach(segment_path(self._folder, self.prefix, *parts))
+
+    def pin(self) -> Pin:
+        """The current revision, held. About 2 us when nothing had to be mapped."""
+        while True:
+            root = self.root.current()
+            try:
+                return Pin(self, root, self._heap_of(root), self._catalog_of(root))
+            except FileNotFoundError:
+                if root.number == self.root.current().number:
+                    raise
+
+    def _heap_of(self, root: Root) -> dict[int, Segment]:
+        """The root's segments: the same dict as before, unless segments came or went."""
+        if self._range != (root.first_segment, root.last_segment):
+            known = self._heap
+            numbers = range(root.first_segment, root.last_segment + 1)
+            self._heap = {number: known.get(number) or self._attach("heap", number) for number in numbers}
+            self._range = (root.first_segment, root.last_segment)
+        return self._heap
+
+    def heap_segment(self, number: int) -> Segment:
+        """A segment that is younger than the pin that met it."""
+        segment = self._heap.get(number)
+        if segment is None:
+            segment = self._attach("heap", number)
+            self._heap = {**self._heap, number: segment}
+        return segment
+
+    def _catalog_of(self, root: Root) -> Catalog:
+        if root.catalog != self._catalog_number:
+            self._catalog = catalogs.unpack(self._attach("catalog", root.catalog).map[:])
+            self._catalog_number = root.catalog
+        return self._catalog
+
+    def index(self, kind: int) -> IndexReader:
+        index = self._indexes.get(kind)
+        if index is None:
+            index = self._indexes[kind] = IndexReader(lambda number: self._attach("index", kind, number))
+        return index
+
+    def table(self, kind: int, catalog: Catalog) -> TableReader:
+        layout = catalog.tables[kind]
+        found = self._tables.get((kind, layout.generation))
+        if found is None:
+            found = TableReader(layout.columns, lambda number: self._attach("table", kind, layout.generation, number))
+            self._tables[kind, layout.generation] = found
+        return found

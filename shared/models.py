@@ -1,0 +1,285 @@
+"""What is stored: immutable, versioned pydantic models. `Task` and `Project` come with the house; users bring their own.
+
+A model declares what the engine needs to know with class arguments, not with code:
+
+    class Doc(Entity, columns=("owner", "size")):
+        owner: str
+        size: int = 0
+
+`id` and `version` belong to every entity. `created_at`, `updated_at` (datetime) and `created_by` (str), where a model
+declares them, are filled in by the engine. A lifecycle, where declared, makes its field change by transitions only.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from enum import StrEnum
+from types import MappingProxyType
+from typing import Annotated, Any, ClassVar, Generic, TypeVar
+
+import msgspec
+from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, model_validator
+from pydantic_core import PydanticCustomError
+
+from solewriter.shared.config import KEY_BYTES_MAX
+from solewriter.shared.fieldtypes import refuse_unsuitable
+from solewriter.shared.frozen import FrozenMap, Json
+
+E = TypeVar("E", bound="Entity")
+
+
+def new_id() -> str:
+    """24 hex digits: 6 bytes of milliseconds, then 6 random ones, so that ids made later sort later."""
+    return (time.time_ns() // 1_000_000).to_bytes(6, "big").hex() + os.urandom(6).hex()
+
+
+class Ref(msgspec.Struct, Generic[E], frozen=True):
+    """A name for an entity without its content: a target that compares no version. Made by `Task.ref(id)`."""
+
+    model: type[E]
+    id: str
+
+
+@dataclass(frozen=True)
+class Lifecycle:
+    """The states of a field as data: what may follow what."""
+
+    field: str
+    initial: str
+    steps: Mapping[str, tuple[str, ...]]
+    cancelled: str | None = None
+
+    def allowed(self, state: str) -> tuple[str, ...]:
+        return self.steps.get(state, ())
+
+
+class Entity(BaseModel):
+    """A stored thing: immutable, with an id made by the client and a version (1, 2, 3 ...) counted by the engine.
+
+    Class arguments: `kind` (the stored name; default: the class's), `columns` (fields that can be filtered and sorted by
+    without decoding), `lifecycle`. Subclasses inherit columns and lifecycle.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+    kind_name: ClassVar[str] = "Entity"
+    column_names: ClassVar[tuple[str, ...]] = ()
+    lifecycle: ClassVar[Lifecycle | None] = None
+
+    id: Annotated[str, Field(min_length=1, max_length=KEY_BYTES_MAX)] = Field(default_factory=new_id)
+    version: Annotated[int, Field(ge=0)] = 0
+
+    def __init_subclass__(
+        cls, *, kind: str | None = None, columns: tuple[str, ...] = (), lifecycle: Lifecycle | None = None, **rest: Any
+    ) -> None:
+        super().__init_subclass__(**rest)
+        cls.kind_name = kind or cls.__name__
+        cls.column_names = cls.column_names + tuple(name for name in columns if name not in cls.column_names)
+        cls.lifecycle = lifecycle or cls.lifecycle
+
+    @classmethod
+    def __pydantic_init_subclass__(cls, **_declared: Any) -> None:
+        refuse_unsuitable(cls)
+
+    @classmethod
+    def ref(cls: type[E], id: str) -> Ref[E]:  # noqa: A002 - the word users know
+        """A target by id alone: mutations of it compare no version."""
+        return Ref(cls, id)
+
+
+class Part(BaseModel):
+    """A nested, immutable value inside an entity: no id, no version, stored with the entity that holds it."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+
+def broken(field: str, problem: str) -> PydanticCustomError:
+    """A model's rule that does not hold, naming the field: raise it from an `after` validator."""
+    return PydanticCustomError("rule", "{problem}", {"field": field, "problem": problem})
+
+
+# --- Task ------------------------------------------------------------------------------------------------------------------
+
+
+class TaskType(StrEnum):
+    DEVELOPMENT = "development"
+    DESIGN = "design"
+    RESEARCH = "research"
+    REVIEW = "review"
+    MEETING = "meeting"
+    ADMIN = "admin"
+
+
+class TaskPriority(StrEnum):
+    CRITICAL = "critical"
+    HIGH = "high"
+    MEDIUM = "medium"
+    LOW = "low"
+
+
+class TaskStatus(StrEnum):
+    CREATED = "created"
+    ASSIGNED = "assigned"
+    IN_PROGRESS = "in_progress"
+    IN_REVIEW = "in_review"
+    COMPLETED = "completed"
+    AUTH_REQUIRED = "auth_required"
+    BLOCKED = "blocked"
+    FAILED = "failed"
+    INTERRUPTED = "interrupted"
+    SUSPENDED = "suspended"
+    REJECTED = "rejected"
+    CANCELLED = "cancelled"
+
+
+class Complexity(StrEnum):
+    SIMPLE = "simple"
+    MEDIUM = "medium"
+    COMPLEX = "complex"
+    EPIC = "epic"
+
+
+class TaskStructure(StrEnum):
+    SEQUENTIAL = "sequential"
+    PARALLEL = "parallel"
+    MIXED = "mixed"
+
+
+class Topology(StrEnum):
+    AUTO = "auto"
+    SAS = "sas"
+    CENTRALIZED = "centralized"
+    DECENTRALIZED = "decentralized"
+    CONTEXT_DEPENDENT = "context_dependent"
+
+
+class Artifact(Part):
+    """A file or other product that a task is expected to make."""
+
+    path: str
+    type: str = "file"
+
+
+class Criterion(Part):
+    """One condition under which a task counts as done."""
+
+    description: str
+    met: bool = False
+
+
+_AT_WORK = ("auth_required", "blocked", "cancelled", "failed", "interrupted", "suspended")
+_RETURNING = ("assigned", "cancelled")
+
+TASK_LIFECYCLE = Lifecycle(
+    field="status",
+    initial="created",
+    steps=MappingProxyType(
+        {
+            "created": ("assigned", "rejected", "cancelled"),
+            "assigned": ("in_progress", *_AT_WORK),
+            "in_progress": ("in_review", *_AT_WORK),
+            "in_review": ("completed", "in_progress", "blocked", "cancelled"),
+            "auth_required": _RETURNING,
+            "blocked": _RETURNING,
+            "failed": _RETURNING,
+            "interrupted": _RETURNING,
+            "suspended": _RETURNING,
+            "completed": (),
+            "cancelled": (),
+            "rejected": (),
+        }
+    ),
+    cancelled="cancelled",
+)
+
+NEEDS_ASSIGNEE = frozenset({"assigned", "in_progress", "in_review", "auth_required", "completed"})
+
+
+class Task(
+    Entity,
+    columns=("status", "priority", "type", "assigned_to", "project", "parent_task_id", "created_at", "updated_at", "version"),
+    lifecycle=TASK_LIFECYCLE,
+):
+    """A unit of work. Only `title` is required of the user."""
+
+    title: Annotated[str, Field(min_length=1)]
+    description: str = ""
+    type: TaskType = TaskType.DEVELOPMENT
+    priority: TaskPriority = TaskPriority.MEDIUM
+    project: str = ""
+    created_by: str = ""
+    assigned_to: str | None = None
+    reviewers: tuple[str, ...] = ()
+    dependencies: tuple[str, ...] = ()
+    artifacts_expected: tuple[Artifact, ...] = ()
+    acceptance_criteria: tuple[Criterion, ...] = ()
+    estimated_complexity: Complexity = Complexity.MEDIUM
+    budget_limit: Annotated[float, Field(ge=0)] | None = None
+    deadline: AwareDatetime | None = None
+    max_retries: Annotated[int, Field(ge=0)] = 0
+    status: TaskStatus = TaskStatus.CREATED
+    parent_task_id: str | None = None
+    delegation_chain: tuple[str, ...] = ()
+    task_structure: TaskStructure = TaskStructure.SEQUENTIAL
+    coordination_topology: Topology = Topology.AUTO
+    source: str = ""
+    metadata: FrozenMap = FrozenMap()
+    result: Json = None
+    created_at: AwareDatetime | None = None
+    updated_at: AwareDatetime | None = None
+
+    @model_validator(mode="after")
+    def _rules(self) -> Task:
+        value = self.__dict__  # plain dict access: this runs once for every change that the engine applies
+        for name in ("dependencies", "reviewers", "delegation_chain"):
+            listed = value[name]
+            if listed and len(set(listed)) != len(listed):
+                raise broken(name, "must not name anyone or anything twice")
+        if value["id"] in value["dependencies"]:
+            raise broken("dependencies", "a task cannot depend on itself")
+        if value["parent_task_id"] == value["id"]:
+            raise broken("parent_task_id", "a task cannot be its own parent")
+        assignee, status = value["assigned_to"], value["status"]
+        if assignee is None:
+            if status in NEEDS_ASSIGNEE:
+                raise broken("assigned_to", f"a task that is {status} needs an assignee")
+            return self
+        if status is TaskStatus.CREATED:
+            raise broken("assigned_to", "a task that is only created has no assignee yet: assign it by a transition")
+        if assignee in value["delegation_chain"]:
+            raise broken("assigned_to", "the assignee is already in the delegation chain")
+        return self
+
+
+# --- Project ---------------------------------------------------------------------------------------------------------------
+
+
+class ProjectStatus(StrEnum):
+    ACTIVE = "active"
+    PAUSED = "paused"
+    ARCHIVED = "archived"
+
+
+PROJECT_LIFECYCLE = Lifecycle(
+    field="status",
+    initial="active",
+    steps=MappingProxyType(
+        {"active": ("paused", "archived"), "paused": ("active", "archived"), "archived": ("active",)},
+    ),
+)
+
+
+class Project(Entity, columns=("status", "owner", "created_at", "updated_at", "version"), lifecycle=PROJECT_LIFECYCLE):
+    """What tasks belong to. A task's project need not exist as an entity."""
+
+    name: Annotated[str, Field(min_length=1)]
+    description: str = ""
+    status: ProjectStatus = ProjectStatus.ACTIVE
+    budget_limit: Annotated[float, Field(ge=0)] | None = None
+    owner: str = ""
+    created_at: AwareDatetime | None = None
+    updated_at: AwareDatetime | None = None
+

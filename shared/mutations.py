@@ -1,0 +1,173 @@
+"""What an agent can ask for: the mutations and guards, as frozen tagged values, and the reply to a request of them.
+
+A target is an entity (its version is compared) or a `Ref` (nothing is compared), unless `expect` says otherwise: a number is
+the version that must be stored, 0 that nothing may be stored, None that anything may.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from enum import IntEnum
+from typing import Any
+
+import msgspec
+
+from solewriter.shared.errors import SolewriterError
+from solewriter.shared.models import Entity, Ref
+
+
+class FromTarget:
+    """The type of FROM_TARGET: compare with the version that the target carries, if it carries one."""
+
+    def __repr__(self) -> str:
+        return "FROM_TARGET"
+
+
+FROM_TARGET = FromTarget()
+
+Expect = int | None | FromTarget
+Target = Entity | Ref[Any]
+
+
+class Op(IntEnum):
+    """The mutations' codes on the wire and in records."""
+
+    CREATE = 1
+    PUT = 2
+    UPDATE = 3
+    TRANSITION = 4
+    CANCEL = 5
+    DELETE = 6
+
+
+class Guard(IntEnum):
+    """The guards' codes on the wire."""
+
+    REQUIRE = 1
+    REQUIRE_ABSENT = 2
+
+
+class Create(msgspec.Struct, frozen=True, tag=True):
+    """Store a new entity. Refused with AlreadyExists if its id is there."""
+
+    entity: Entity
+    reason: str = ""
+
+
+class Put(msgspec.Struct, frozen=True, tag=True):
+    """Create or replace. An entity that was read (version > 0) is compared with its version; a new one replaces whatever is there."""
+
+    entity: Entity
+    expect: Expect = FROM_TARGET
+    reason: str = ""
+
+
+class Update(msgspec.Struct, frozen=True, tag=True):
+    """Replace some fields."""
+
+    target: Target
+    changes: Mapping[str, Any]
+    expect: Expect = FROM_TARGET
+    reason: str = ""
+
+
+class Transition(msgspec.Struct, frozen=True, tag=True):
+    """Move along the lifecycle, with changes of other fields that belong to the step."""
+
+    target: Target
+    to: str
+    changes: Mapping[str, Any] = {}  # noqa: RUF012 - msgspec copies an empty default
+    expect: Expect = FROM_TARGET
+    reason: str = ""
+
+
+class Cancel(msgspec.Struct, frozen=True, tag=True):
+    """To the lifecycle's cancelled state, whatever the version, unless `expect` is given. Cancelled already: nothing changes."""
+
+    target: Target
+    expect: int | None = None
+    reason: str = ""
+
+
+class Delete(msgspec.Struct, frozen=True, tag=True):
+    """Remove the entity. Created again, its id goes on with the next version."""
+
+    target: Target
+    expect: Expect = FROM_TARGET
+    reason: str = ""
+
+
+class Require(msgspec.Struct, frozen=True, tag=True):
+    """A guard: this entity is stored in exactly this version."""
+
+    entity: Entity
+
+
+class RequireAbsent(msgspec.Struct, frozen=True, tag=True):
+    """A guard: no such entity is stored."""
+
+    model: type[Entity] | str
+    id: str
+
+
+Mutation = Create | Put | Update | Transition | Cancel | Delete
+GuardMutation = Require | RequireAbsent
+
+
+class Result(msgspec.Struct, frozen=True):
+    """What became of one mutation's entity."""
+
+    kind: str
+    id: str
+    version: int
+    address: int  # of its record in the memory of the epoch that replied; 0 when the reply is older than that
+
+
+class Reply:
+    """The answer to one request: applied at a revision, or refused with an error as a value.
+
+    `entity` (and `entities`, one for each mutation) are decoded from shared memory when first asked for; None for a
+    deleted one. Raises Compacted if they are long gone from memory.
+    """
+
+    __slots__ = ("_decode", "_entities", "error", "request_id", "results", "revision")
+
+    def __init__(
+        self,
+        request_id: str,
+        revision: int,
+        results: tuple[Result, ...],
+        error: SolewriterError | None,
+        decode: Callable[[Result], Entity | None],
+    ) -> None:
+        self.request_id = request_id
+        self.revision = revision
+        self.results = results
+        self.error = error
+        self._decode = decode
+        self._entities: tuple[Entity | None, ...] | None = None
+
+    @property
+    def applied(self) -> bool:
+        return self.error is None
+
+    def check(self) -> Reply:
+        """This reply, or the error it carries, raised."""
+        if self.error is not None:
+            raise self.error
+        return self
+
+    @property
+    def entities(self) -> tuple[Entity | None, ...]:
+        if self._entities is None:
+            self.check()
+            self._entities = tuple([self._decode(result) for result in self.results])
+        return self._entities
+
+    @property
+    def entity(self) -> Entity | None:
+        return self.entities[0]
+
+    def __repr__(self) -> str:
+        outcome = f"applied at revision {self.revision}" if self.error is None else repr(self.error)
+        return f"<Reply {self.request_id}: {outcome}>"

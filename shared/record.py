@@ -1,0 +1,173 @@
+"""One committed change of one entity as bytes: the same bytes in memory, in the journal and in the feed.
+
+    crc u32 | length u32 | kind u16 | schema u16 | op u8 | flags u8 | key length u8 | request id length u8
+    revision u64 | version u64 | time i64 (us since 1970) | session u64 | sequence u64
+    actor length u16 | reason length u16 | cells length u16 | old cells length u16 | payload length u32
+    key | actor | reason | request id | cells | old cells | payload
+
+Little-endian. The crc is over all that follows it. Nothing in a body depends on where it lies, so it can be copied anywhere.
+"""
+
+from __future__ import annotations
+
+import struct
+from enum import IntFlag
+from typing import NamedTuple
+from zlib import crc32
+
+from solewriter.shared.errors import JournalCorrupt
+
+_CRC = struct.Struct("<I")
+_HEADER = struct.Struct("<IHHBBBBQQqQQHHHHI")
+_WHOLE = struct.Struct("<IIHHBBBBQQqQQHHHHI")
+HEADER_BYTES = _WHOLE.size
+REVISION_OFFSET = 16  # of the u64 in a body, for readers that only ask how old a record is
+
+Buffer = bytes | bytearray | memoryview
+
+
+class Flags(IntFlag):
+    """What a record is besides a new content."""
+
+    DELETE = 1  # a tombstone: the entity is gone, its version counts on
+    FIRST = 2  # of its request
+    LAST = 4  # of its request
+    RELOCATED = 8  # a copy of an older record, made when memory was reclaimed
+
+
+class Record(NamedTuple):
+    """A body, taken apart."""
+
+    kind: int
+    schema: int
+    op: int
+    flags: int
+    revision: int
+    version: int
+    time_us: int
+    session: int
+    sequence: int
+    key: str
+    actor: str
+    reason: str
+    request_id: str
+    cells: bytes
+    old_cells: bytes
+    payload: bytes
+
+    @property
+    def deleted(self) -> bool:
+        return bool(self.flags & Flags.DELETE)
+
+
+def pack(
+    kind: int,
+    schema: int,
+    op: int,
+    flags: int,
+    revision: int,
+    version: int,
+    time_us: int,
+    session: int,
+    sequence: int,
+    key: bytes,
+    actor: bytes,
+    reason: bytes,
+    request_id: bytes,
+    cells: bytes,
+    old_cells: bytes,
+    payload: bytes,
+) -> bytes:
+    """A body. Positional, because this runs once for every change."""
+    length = HEADER_BYTES + len(key) + len(actor) + len(reason) + len(request_id) + len(cells) + len(old_cells) + len(payload)
+    head = _HEADER.pack(
+        length, kind, schema, op, flags, len(key), len(request_id), revision, version, time_us, session, sequence,
+        len(actor), len(reason), len(cells), len(old_cells), len(payload),
+    )  # fmt: skip
+    body = b"".join((head, key, actor, reason, request_id, cells, old_cells, payload))
+    return _CRC.pack(crc32(body)) + body
+
+
+def checked(buffer: Buffer, start: int = 0) -> bool:
+    """Whether the body at `start` is whole: its length is possible and its crc right."""
+    if len(buffer) - start < HEADER_BYTES:
+        return False
+    crc, length = struct.unpack_from("<II", buffer, start)
+    if not HEADER_BYTES <= length <= len(buffer) - start:
+        return False
+    return crc32(memoryview(buffer)[start + 4 : start + length]) == crc
+
+
+def length_at(buffer: Buffer, start: int) -> int:
+    return int.from_bytes(buffer[start + 4 : start + 8], "little")
+
+
+def unpack(buffer: Buffer, start: int = 0) -> Record:
+    """Take the body at `start` apart. Raises JournalCorrupt if its crc is wrong."""
+    if not checked(buffer, start):
+        raise JournalCorrupt(f"a record at offset {start} fails its checksum", place=f"offset {start}")
+    (
+        _, _, kind, schema, op, flags, key_length, id_length, revision, version, time_us, session, sequence,
+        actor_length, reason_length, cells_length, old_length, payload_length,
+    ) = _WHOLE.unpack_from(buffer, start)  # fmt: skip
+    at = start + HEADER_BYTES
+    key = str(buffer[at : at + key_length], "utf-8")
+    at += key_length
+    actor = str(buffer[at : at + actor_length], "utf-8") if actor_length else ""
+    at += actor_length
+    reason = str(buffer[at : at + reason_length], "utf-8") if reason_length else ""
+    at += reason_length
+    request_id = str(buffer[at : at + id_length], "utf-8") if id_length else ""
+    at += id_length
+    cells = bytes(buffer[at : at + cells_length])
+    at += cells_length
+    old_cells = bytes(buffer[at : at + old_length])
+    at += old_length
+    payload = bytes(buffer[at : at + payload_length])
+    return Record(
+        kind, schema, op, flags, revision, version, time_us, session, sequence,
+        key, actor, reason, request_id, cells, old_cells, payload,
+    )  # fmt: skip
+
+
+class Content(NamedTuple):
+    """What a reader decodes an entity from."""
+
+    kind: int
+    schema: int
+    deleted: bool
+    revision: int
+    version: int
+    time_us: int
+    key: str
+    payload: bytes
+
+
+def content(buffer: Buffer, start: int) -> Content:
+    """The same as `unpack`, without what only a feed needs. Raises JournalCorrupt if the crc is wrong."""
+    if not checked(buffer, start):
+        raise JournalCorrupt(f"a record at offset {start} fails its checksum", place=f"offset {start}")
+    fields = _WHOLE.unpack_from(buffer, start)
+    length, payload_length = fields[1], fields[17]
+    key_start = start + HEADER_BYTES
+    return Content(
+        fields[2],
+        fields[3],
+        bool(fields[5] & Flags.DELETE),
+        fields[8],
+        fields[9],
+        fields[10],
+        str(buffer[key_start : key_start + fields[6]], "utf-8"),
+        bytes(buffer[start + length - payload_length : start + length]),
+    )
+
+
+def key_at(buffer: Buffer, start: int) -> bytes:
+    """The key of the body at `start`: all that an index lookup compares."""
+    length = buffer[start + 14]
+    return bytes(buffer[start + HEADER_BYTES : start + HEADER_BYTES + length])
+
+
+def deleted_at(buffer: Buffer, start: int) -> bool:
+    """Whether the body at `start` is a tombstone."""
+    return bool(buffer[start + 13] & Flags.DELETE)

@@ -1,0 +1,378 @@
+"""Frames <-> bytes: what crosses a lane and the handshake socket. The only pickle of requests is here.
+
+A request frame is the queue's length header and a pickle (protocol 5) of plain data only: a list of requests. The engine
+decodes it with an unpickler that refuses every name, so nothing is imported, called or built. A reply frame is a length and
+msgpack: the replies of one turn to one lane. The number of a request is `frame number * 256 + index in the frame`, both
+counted, not sent, so that an undecodable frame can be refused by number.
+
+    request  = (mutations, guards, request id | None, deadline_us | None)      or   ("outcome", request id)
+    mutation = (op, kind, id, expect, fields, reason, to)
+    guard    = (guard, kind, id, version)
+    reply    = (sequence, status, revision, detail)
+"""
+
+from __future__ import annotations
+
+import copyreg
+import io
+import pickle
+import struct
+from enum import IntEnum
+from hashlib import blake2b
+from typing import Any, NamedTuple, NoReturn
+
+import msgspec
+
+from solewriter.shared.config import FRAME_REQUESTS_MAX, Limits
+from solewriter.shared.errors import BadRequest, InvalidMutation, RequestTooLarge
+from solewriter.shared.models import Entity, Ref
+from solewriter.shared.mutations import (
+    Cancel,
+    Create,
+    Delete,
+    Expect,
+    FromTarget,
+    Guard,
+    GuardMutation,
+    Mutation,
+    Op,
+    Put,
+    Require,
+    Target,
+    Transition,
+    Update,
+)
+from solewriter.shared.registry import Kind, Registry, plain
+
+PlainMutation = tuple[int, str, str, "int | None", "dict[str, Any] | None", str, "str | None"]
+PlainGuard = tuple[int, str, str, int]
+PlainRequest = tuple[list[PlainMutation], list[PlainGuard], "str | None", "int | None"]
+
+SCALARS = frozenset({str, int, float, bool, bytes, type(None)})
+_LENGTH = struct.Struct("!i")
+_REPLY_LENGTH = struct.Struct("<I")
+REPLY_HEADER_BYTES = _REPLY_LENGTH.size
+
+
+class Status(IntEnum):
+    """How a request ended."""
+
+    APPLIED = 0  # detail: [(version, address) of each mutation's entity]
+    REFUSED = 1  # detail: (error name, message, details)
+    UNAVAILABLE = 2  # the same; not an outcome: asking again later can end otherwise
+    ANSWER = 3  # detail: what `outcome` found: None, or (status, revision, detail)
+    FENCED = 4  # not an answer to one request: another client took over this session, the lane is closed
+
+
+class PlainReply(NamedTuple):
+    sequence: int
+    status: int
+    revision: int
+    detail: Any
+
+
+# --- the caller's side: mutations to plain data -------------------------------------------------------------------------------
+
+
+def plain_mutation(mutation: Mutation, registry: Registry) -> PlainMutation:
+    """A mutation as plain data. Raises InvalidMutation, naming the field, and TypeError for what is no mutation."""
+    match mutation:
+        case Create(entity, reason):
+            return _whole(Op.CREATE, entity, 0, reason, registry)
+        case Put(entity, expect, reason):
+            return _whole(Op.PUT, entity, _expected(expect, entity) or None, reason, registry)
+        case Update(target, changes, expect, reason):
+            kind = registry.of(model_of(target))
+            fields = changed_fields(kind, changes)
+            return Op.UPDATE.value, kind.name, target.id, _expected(expect, target), fields, reason, None
+        case Transition(target, to, changes, expect, reason):
+            kind = registry.of(model_of(target))
+            fields = changed_fields(kind, changes)
+            state = _state(kind, to)
+            return Op.TRANSITION.value, kind.name, target.id, _expected(expect, target), fields, reason, state
+        case Cancel(target, expect, reason):
+            kind = registry.of(model_of(target))
+            if kind.lifecycle is None or kind.lifecycle.cancelled is None:
+                raise InvalidMutation(f"{kind.name} has no cancelled state", fields={"kind": "has no cancelled state"})
+            return Op.CANCEL.value, kind.name, target.id, expect, None, reason, None
+        case Delete(target, expect, reason):
+            kind = registry.of(model_of(target))
+            return Op.DELETE.value, kind.name, target.id, _expected(expect, target), None, reason, None
+    raise TypeError(f"{mutation!r} is not a mutation: use Create, Put, Update, Transition, Cancel or Delete")
+
+
+def plain_guard(guard: GuardMutation, registry: Registry) -> PlainGuard:
+    if isinstance(guard, Require):
+        return Guard.REQUIRE.value, registry.of(type(guard.entity)).name, guard.entity.id, guard.entity.version
+    name = guard.model if isinstance(guard.model, str) else registry.of(guard.model).name
+    return Guard.REQUIRE_ABSENT.value, name, guard.id, 0
+
+
+def model_of(target: Target) -> type[Entity]:
+    if isinstance(target, Ref):
+        return target.model
+    if isinstance(target, Entity):
+        return type(target)
+    raise TypeError(f"a target is an entity or a Ref, such as Task.ref(id), not {target!r}")
+
+
+def changed_fields(kind: Kind, changes: Any) -> dict[str, Any]:
+    """The changes as plain values, each validated by its field. Raises InvalidMutation."""
+    fields: dict[str, Any] = {}
+    for name, value in changes.items():
+        if name in kind.fixed:
+            raise InvalidMutation(f"{kind.name}.{name} {_fixed_because(kind, name)}", fields={name: _fixed_because(kind, name)})
+        valid = kind.field(name, value)
+        fields[name] = valid if type(valid) in SCALARS else plain(valid)
+    return fields
+
+
+def _fixed_because(kind: Kind, name: str) -> str:
+    if kind.lifecycle is not None and name == kind.lifecycle.field:
+        return "changes by a transition only"
+    return "never changes" if name in ("id", "created_by", "created_at") else "is set by the engine"
+
+
+def _whole(op: Op, entity: Entity, expect: int | None, reason: str, registry: Registry) -> PlainMutation:
+    if not isinstance(entity, Entity):
+        raise TypeError(f"{op.name.lower()} takes an entity, not {entity!r}")
+    kind = registry.of(type(entity))
+    fields = plain(kind.stored(entity))
+    return op.value, kind.name, entity.id, expect, fields, reason, None
+
+
+def _expected(expect: Expect, target: Target) -> int | None:
+    if not isinstance(expect, FromTarget):
+        return expect
+    return target.version if isinstance(target, Entity) else None
+
+
+def _state(kind: Kind, to: str) -> str:
+    if kind.lifecycle is None:
+        raise InvalidMutation(f"{kind.name} has no lifecycle", fields={"kind": "has no lifecycle"})
+    if to not in kind.lifecycle.steps:
+        states = ", ".join(kind.lifecycle.steps)
+        raise InvalidMutation(f"{kind.name} has no state {to!r}; states: {states}", fields={kind.lifecycle.field: "no such state"})
+    return str(to)
+
+
+# --- request frames ---------------------------------------------------------------------------------------------------------
+
+
+def pack_frame(requests: list[Any], limits: Limits) -> bytes:
+    """The bytes of one frame, length header included. Raises RequestTooLarge, and TypeError for what is not plain."""
+    try:
+        body = pickle.dumps(requests, 5)
+    except Exception as error:
+        raise TypeError(f"a request must be plain data: {error}") from error
+    if len(body) > limits.frame_bytes_max:
+        raise RequestTooLarge(f"a frame of {len(body):,} bytes is over the bound of {limits.frame_bytes_max:,} (frame_bytes_max)")
+    return _LENGTH.pack(len(body)) + body
+
+
+def frame_length(buffer: memoryview, start: int, limits: Limits) -> int:
+    """The declared length of the frame at `start`. Raises BadRequest for one that no client of ours would send."""
+    (length,) = _LENGTH.unpack_from(buffer, start)
+    if not 0 < length <= limits.frame_bytes_max:
+        raise BadRequest(f"a frame declares {length:,} bytes; the bound is {limits.frame_bytes_max:,}")
+    return int(length)
+
+
+class _PlainUnpickler(pickle.Unpickler):
+    """Plain data only: every name, every persistent id and every extension code is refused before anything is imported."""
+
+    def find_class(self, module: str, name: str, /) -> NoReturn:
+        raise BadRequest(f"the frame names {module}.{name}: requests are plain data")
+
+    def persistent_load(self, pid: Any, /) -> NoReturn:
+        raise BadRequest("the frame holds a persistent id: requests are plain data")
+
+
+def refuse_extensions() -> None:
+    """EXT opcodes bypass find_class when copyreg has entries: an engine starts only without any."""
+    assert not copyreg._extension_cache, "copyreg extensions are registered in the engine"  # type: ignore[attr-defined]
+    copyreg._inverted_registry.clear()  # type: ignore[attr-defined]
+
+
+def unpack_frame(body: bytes, limits: Limits) -> list[Any]:
+    """The requests of a frame, each of them checked by `checked_request` before it is used. Raises BadRequest."""
+    stream = io.BytesIO(body)
+    try:
+        requests = _PlainUnpickler(stream).load()
+    except BadRequest:
+        raise
+    except (MemoryError, RecursionError) as error:
+        raise BadRequest(f"the frame is a bomb: {type(error).__name__}") from None
+    except Exception as error:
+        raise BadRequest(f"the frame cannot be decoded: {type(error).__name__}: {error}") from None
+    if stream.tell() != len(body):
+        raise BadRequest("the frame has bytes behind its end")
+    if type(requests) is not list or not 0 < len(requests) <= FRAME_REQUESTS_MAX:
+        raise BadRequest(f"a frame is a list of 1 to {FRAME_REQUESTS_MAX} requests")
+    return requests
+
+
+def is_outcome_query(request: Any) -> bool:
+    return type(request) is tuple and len(request) == 2 and request[0] == "outcome" and type(request[1]) is str
+
+
+def checked_request(request: Any, limits: Limits) -> PlainRequest:
+    """The same request if it is shaped like one, all the way down and within bounds. Raises BadRequest, RequestTooLarge."""
+    if type(request) is not tuple or len(request) != 4:
+        raise BadRequest("a request is a tuple of four")
+    mutations, guards, request_id, deadline_us = request
+    if type(mutations) is not list or type(guards) is not list:
+        raise BadRequest("mutations and guards are lists")
+    if not 0 < len(mutations) + len(guards) <= limits.request_mutations_max:
+        raise RequestTooLarge(f"a request has 1 to {limits.request_mutations_max} mutations and guards (request_mutations_max)")
+    if request_id is not None and (type(request_id) is not str or not 0 < len(request_id) <= 255):
+        raise BadRequest("a request id is a str of 1 to 255 characters")
+    if deadline_us is not None and type(deadline_us) is not int:
+        raise BadRequest("a deadline is an int")
+    budget = limits.frame_nodes_max
+    for mutation in mutations:
+        budget = _check_mutation(mutation, budget, limits)
+    for guard in guards:
+        _check_guard(guard)
+    return request
+
+
+def _check_mutation(mutation: Any, budget: int, limits: Limits) -> int:
+    if type(mutation) is not tuple or len(mutation) != 7:
+        raise BadRequest("a mutation is a tuple of seven")
+    op, kind, key, expect, fields, reason, to = mutation
+    if type(op) is not int or type(kind) is not str or type(reason) is not str or (to is not None and type(to) is not str):
+        raise BadRequest("a mutation is (op, kind, id, expect, fields, reason, to)")
+    check_key(key)
+    if expect is not None and (type(expect) is not int or expect < 0):
+        raise BadRequest("expect is a version or None")
+    if len(reason) > limits.text_bytes_max:
+        raise RequestTooLarge(f"a reason is at most {limits.text_bytes_max} characters (text_bytes_max)")
+    if fields is None:
+        return budget
+    if type(fields) is not dict:
+        raise BadRequest("fields are a dict")
+    for name, value in fields.items():
+        if type(name) is not str:
+            raise BadRequest("field names are str")
+        if type(value) not in SCALARS:
+            budget = _check_plain(value, budget, limits.frame_depth_max)
+    return budget
+
+
+def _check_guard(guard: Any) -> None:
+    if type(guard) is not tuple or len(guard) != 4:
+        raise BadRequest("a guard is a tuple of four")
+    code, kind, key, version = guard
+    if code not in (1, 2) or type(kind) is not str or type(version) is not int:
+        raise BadRequest("a guard is (guard, kind, id, version)")
+    check_key(key)
+
+
+def check_key(key: Any) -> None:
+    """An id is 1 to 255 bytes of UTF-8. Raises BadRequest."""
+    if type(key) is not str or not key:
+        raise BadRequest("an id is a str that is not empty")
+    if len(key) > 63 and len(key.encode(errors="surrogatepass")) > 255:
+        raise BadRequest("an id is at most 255 bytes")
+
+
+def _check_plain(value: Any, budget: int, depth: int) -> int:
+    """Count the nodes of a decoded tree: shared references can fold 2^25 of them into 260 bytes."""
+    kind = type(value)
+    if kind in SCALARS:
+        return budget - 1
+    if depth == 0 or budget <= 0:
+        raise BadRequest("a value is nested too deep or has too many parts (frame_depth_max, frame_nodes_max)")
+    if kind is dict:
+        for key, item in value.items():
+            if type(key) is not str:
+                raise BadRequest("keys are str")
+            budget = _check_plain(item, budget - 1, depth - 1)
+        return budget
+    if kind is list or kind is tuple:
+        for item in value:
+            budget = _check_plain(item, budget - 1, depth - 1)
+        return budget
+    raise BadRequest(f"{kind.__name__} is not plain data")
+
+
+def digest(request: PlainRequest) -> bytes:
+    """What tells one content from another under the same request id."""
+    return blake2b(_encode_reply((request[0], request[1])), digest_size=16).digest()
+
+
+# --- reply frames -----------------------------------------------------------------------------------------------------------
+
+_encode_reply = msgspec.msgpack.Encoder(order="deterministic").encode
+_decode_replies = msgspec.msgpack.Decoder(list[tuple[int, int, int, Any]]).decode
+
+
+def pack_replies(replies: list[Any]) -> bytes:
+    body = _encode_reply(replies)
+    return _REPLY_LENGTH.pack(len(body)) + body
+
+
+def unpack_replies(buffer: bytearray) -> list[PlainReply]:
+    """All whole reply frames at the front of `buffer`, which keeps the rest."""
+    replies: list[PlainReply] = []
+    start = 0
+    while len(buffer) - start >= REPLY_HEADER_BYTES:
+        (length,) = _REPLY_LENGTH.unpack_from(buffer, start)
+        end = start + REPLY_HEADER_BYTES + length
+        if len(buffer) < end:
+            break
+        replies += [PlainReply(*reply) for reply in _decode_replies(memoryview(buffer)[start + REPLY_HEADER_BYTES : end])]
+        start = end
+    del buffer[:start]
+    return replies
+
+
+# --- the handshake ----------------------------------------------------------------------------------------------------------
+
+
+class Hello(msgspec.Struct, kw_only=True):
+    """The first words of an agent, with its two descriptors. Unknown fields are ignored, so that newer clients may say more."""
+
+    wire: int
+    client_id: str
+    name: str
+    pid: int
+    first: int  # the number of the first frame on this lane
+
+
+class Welcome(msgspec.Struct, kw_only=True):
+    """The engine's answer to a hello."""
+
+    ok: bool
+    reason: str = ""
+    session: int = 0
+    epoch: int = 0
+    first: int = 0  # the frame number from which the engine counts on this lane
+    engine_pid: int = 0
+    memory_epoch: int = 0  # in which the addresses of replies are valid
+    window: int = 0
+    frame_bytes_max: int = 0
+
+
+HANDSHAKE_BYTES_MAX = 64 * 1024
+
+
+def pack_words(words: Hello | Welcome) -> bytes:
+    body = msgspec.msgpack.encode(words)
+    return _REPLY_LENGTH.pack(len(body)) + body
+
+
+def unpack_hello(body: bytes) -> Hello:
+    return msgspec.msgpack.decode(body, type=Hello)
+
+
+def unpack_welcome(body: bytes) -> Welcome:
+    return msgspec.msgpack.decode(body, type=Welcome)
+
+
+def words_length(header: bytes) -> int:
+    (length,) = _REPLY_LENGTH.unpack(header)
+    return int(length)
+
+
