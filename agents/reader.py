@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import select
 import time
+from itertools import islice
 from types import TracebackType
 from typing import Any, Self, TypeVar, overload
 
@@ -153,7 +154,8 @@ class Reader:
     def _remember(self, key: tuple[int, Any], entity: Any) -> None:
         cache = self._cache
         if len(cache) >= self._limits.reader_cache_max:
-            cache.pop(next(iter(cache)), None)
+            for oldest in list(islice(cache, 1 + len(cache) // 8)):
+                cache.pop(oldest, None)
         cache[key] = entity
 
     def of_result(self, result: Result, epoch: int, model: type[E]) -> E | None:

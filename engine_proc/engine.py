@@ -160,8 +160,8 @@ class SingleWriter:
     def _note(self, turn: Turn, session: Session, sequence: int, told: Told, request_id: str | None) -> None:
         """What the journal says of an outcome: what `told` says, without addresses, which do not outlive this process."""
         detail = told.detail
-        if told.status == Status.APPLIED:
-            detail = [(version, 0, *rest) for version, _, *rest in detail]
+        if told.status is Status.APPLIED:
+            detail = [(place[0], 0, *place[2:]) for place in detail]
         outcome: Outcome = (session.number, sequence, told.status, told.revision, detail, request_id, told.digest)
         turn.outcomes[session.number, sequence] = (outcome, told)
 

@@ -10,7 +10,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from concurrent.futures import Executor
 from pathlib import Path
-from typing import NamedTuple
+
+import msgspec
 
 from solewriter.shared import failpoint
 from solewriter.shared.columns import Cell, Column
@@ -26,7 +27,7 @@ from solewriter.shared.memory.table import TableWriter
 from solewriter.shared.registry import Schema
 
 
-class Installed(NamedTuple):
+class Installed(msgspec.Struct, frozen=True):
     """One record as the memory needs it: where it is and what its slot shall say."""
 
     kind: int
@@ -107,10 +108,10 @@ class Publisher:
         tail = self.heap.tail
         self.root.move_tail(tail)
         failpoint.reach("publish.tail-moved")
-        for kind, slot, address, cells, old_cells, new_key, alive in installed:
-            self._tables[kind].install(slot, address, cells, old_cells, alive)
-            if new_key is not None:
-                self._indexes[kind].insert(key_hash(new_key), slot)
+        for one in installed:
+            self._tables[one.kind].install(one.slot, one.address, one.cells, one.old_cells, one.alive)
+            if one.new_key is not None:
+                self._indexes[one.kind].insert(key_hash(one.new_key), one.slot)
         failpoint.reach("publish.installed")
         self._log.append(revision, tail)
         self.root.fill(

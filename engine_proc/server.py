@@ -109,7 +109,7 @@ class Server:
         self.publisher = Publisher(
             prefix, self.limits, self.beside, epoch=own.epoch, pid=own.pid, start_time=own.start_time, durability=self.orders.durability
         )
-        self.state = State(self.registry, self.publisher, self.limits.model_cache_max)
+        self.state = State(self.registry, self.publisher)
         self.sessions = Sessions(self.limits)
         before = recovery.replay(self.journal, self.state, self.sessions, self.publisher)
         history = recovery.history_of(self.journal, before)

@@ -7,8 +7,11 @@ a session; only the newest one is read. All is bounded: outcomes to the window, 
 
 from __future__ import annotations
 
+from collections import OrderedDict, deque
 from collections.abc import Iterable
-from typing import Any, NamedTuple
+from typing import Any
+
+import msgspec
 
 from solewriter.shared.config import Limits
 from solewriter.shared.entry import Outcome, SessionChange
@@ -16,7 +19,7 @@ from solewriter.shared.request_ids import own_id, session_number
 from solewriter.shared.wire import Hello, Status
 
 
-class Told(NamedTuple):
+class Told(msgspec.Struct, frozen=True, gc=False):
     """How a request ended, as it was and will be told."""
 
     status: int
@@ -31,7 +34,7 @@ FORGOTTEN = Told(Status.UNAVAILABLE, 0, ("Forgotten", "this outcome is older tha
 class Session:
     """One agent's identity. `last` is the highest sequence number consumed."""
 
-    __slots__ = ("actor", "client_id", "epoch", "fenced", "last", "name", "number", "told")
+    __slots__ = ("_order", "actor", "client_id", "epoch", "fenced", "last", "name", "number", "told")
 
     def __init__(self, number: int, client_id: str, name: str) -> None:
         self.number = number
@@ -41,7 +44,17 @@ class Session:
         self.epoch = 0
         self.last = -1
         self.told: dict[int, Told] = {}
+        self._order: deque[int] = deque()
         self.fenced: set[int] = set()  # sequences that were answered NotApplied and must stay so
+
+    def remember(self, sequence: int, told: Told, window: int) -> None:
+        """The outcome of a request, and those before it up to the window."""
+        if sequence not in self.told:
+            self._order.append(sequence)
+        self.told[sequence] = told
+        self.last = max(self.last, sequence)
+        if len(self._order) > window:
+            del self.told[self._order.popleft()]
 
     def change(self) -> SessionChange:
         return SessionChange(self.number, self.client_id, self.name, self.epoch, self.last)
@@ -57,7 +70,7 @@ class Sessions:
     def __init__(self, limits: Limits) -> None:
         self._limits = limits
         self._by_number: dict[int, Session] = {}
-        self.by_request_id: dict[str, Told] = {}
+        self.by_request_id: OrderedDict[str, Told] = OrderedDict()
 
     def __len__(self) -> int:
         return len(self._by_number)
@@ -102,21 +115,21 @@ class Sessions:
         number, sequence, _, _, _, request_id, _ = outcome
         session = self._by_number.get(number)
         if session is not None:
-            session.last = max(session.last, sequence)
-            session.told[sequence] = told
-            if len(session.told) > self._limits.window_max:
-                del session.told[next(iter(session.told))]
+            session.remember(sequence, told, self._limits.window_max)
         if request_id is not None:
-            self.by_request_id.pop(request_id, None)
-            self.by_request_id[request_id] = told
-            if len(self.by_request_id) > self._limits.request_ids_max:
-                del self.by_request_id[next(iter(self.by_request_id))]
+            self._remember_id(request_id, told)
+
+    def _remember_id(self, request_id: str, told: Told) -> None:
+        self.by_request_id[request_id] = told
+        self.by_request_id.move_to_end(request_id)
+        if len(self.by_request_id) > self._limits.request_ids_max:
+            self.by_request_id.popitem(last=False)
 
     def fence(self, request_id: str) -> None:
         """A request that was answered NotApplied never will be applied."""
         own = own_id(request_id)
         if own is None:
-            self.by_request_id[request_id] = NEVER
+            self._remember_id(request_id, NEVER)
         elif (known := self._by_number.get(own[0])) is not None:
             known.fenced.add(own[1])
 

@@ -2,117 +2,113 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any
 
 from solewriter.engine_proc.decide import Draft, Step
 from solewriter.engine_proc.publisher import Installed, Publisher
 from solewriter.engine_proc.sessions import Session
-from solewriter.engine_proc.state import KindState, Stored, Turn
+from solewriter.engine_proc.state import Stored, Turn
 from solewriter.shared import record
-from solewriter.shared.columns import Cell
 from solewriter.shared.config import Limits
 from solewriter.shared.errors import MemoryFull, RequestTooLarge
 from solewriter.shared.record import Flags
 from solewriter.shared.wire import PlainRequest
 
-Written = list[tuple[object, ...]]
+Written = list[tuple[Any, ...]]
 """(version, address) of each mutation's entity; with (kind, id) behind it in the reply to a user-given request id"""
-
-
-class Content(NamedTuple):
-    """What a changed step will be stored as."""
-
-    step: Step
-    payload: bytes
-    cells: tuple[Cell, ...]
-    block: bytes
 
 
 def write(
     turn: Turn, draft: Draft, request: PlainRequest, session: Session, sequence: int, publisher: Publisher, limits: Limits
 ) -> Written:
     """Append the request's records and take them into the turn. Raises RequestTooLarge, InvalidMutation, MemoryFull."""
-    contents = [content for step in draft.steps.values() if (content := _content(step, limits)) is not None]
-    if contents:
+    changed = [step for step in draft.steps.values() if _finish(step, turn, limits)]
+    if changed:
         tail = publisher.heap.tail
         try:
-            stored = _append(turn, contents, request[2] or "", session, sequence, publisher)
+            bodies = _append(turn, changed, request[2] or "", session, sequence, publisher)
         except MemoryFull:
             publisher.reset(tail)
             raise
-        _take(turn, contents, stored)
-    return [_result(turn, draft, mutation[1], mutation[2], request[2]) for mutation in request[0]]
+        turn.revision += 1
+        for step, body in zip(changed, bodies, strict=True):
+            _take(turn, step, body)
+    return [_result(draft.steps[mutation[1], mutation[2]], request[2]) for mutation in request[0]]
 
 
-def _content(step: Step, limits: Limits) -> Content | None:
-    """What to store of a step; None when nothing changed."""
-    before, entity, kind = step.before, step.entity, step.kind
-    if entity is None:
-        return Content(step, b"", (), b"") if before is not None and before.alive else None
-    payload = kind.payload(entity)
-    if before is not None and before.alive:
-        if payload == before.payload:
-            return None
-        cells = kind.recelled(entity, before.cells, step.touched.union(step.stamps))
+def _finish(step: Step, turn: Turn, limits: Limits) -> bool:
+    """Work out what a step stores; False when it changes nothing."""
+    before, kind = step.before, step.kind
+    was_alive = before is not None and before.alive
+    step.old_cells = step.cells = ()
+    step.payload = step.block = b""
+    if not step.exists:
+        return was_alive
+    payload = step.payload = kind.payload(step.fields)
+    if before is None or not was_alive:
+        cells = kind.cells(step.fields, step.key, step.version, turn.now_us)
+    elif payload == before.payload:
+        return False
     else:
-        cells = kind.cells(entity)
+        step.old_cells = kind.block.unpack(before.block)
+        cells = kind.recelled(step.fields, step.touched, step.old_cells, step.version, turn.now_us)
     if len(payload) > limits.entity_bytes_max:
         raise RequestTooLarge(
             f"{kind.name} {step.key!r} would take {len(payload):,} bytes; the bound is {limits.entity_bytes_max:,} (entity_bytes_max)"
         )
-    return Content(step, payload, cells, kind.block.pack(*cells))
+    step.cells = cells
+    step.block = kind.block.pack(*cells)
+    return True
 
 
 def _append(
-    turn: Turn, contents: list[Content], request_id: str, session: Session, sequence: int, publisher: Publisher
-) -> list[tuple[Stored, bytes]]:
-    """The records behind the tail: each step's new stored state and body. Changes nothing else."""
-    appended: list[tuple[Stored, bytes]] = []
+    turn: Turn, changed: list[Step], request_id: str, session: Session, sequence: int, publisher: Publisher
+) -> list[bytes]:
+    """The records behind the tail, and in each step what is stored then. Changes nothing else."""
+    bodies: list[bytes] = []
     coming: dict[int, int] = {}
-    revision, last = turn.revision + 1, len(contents) - 1
-    user_id = request_id.encode(errors="surrogatepass")
-    for place, (step, payload, cells, block) in enumerate(contents):
-        before, state = step.before, step.state
-        flags = (Flags.FIRST if place == 0 else 0) | (Flags.LAST if place == last else 0) | (0 if step.entity else Flags.DELETE)
-        version = step.stamps["version"]
+    revision, flags, last = turn.revision + 1, Flags.FIRST, changed[-1]
+    user_id = request_id.encode()
+    for step in changed:
+        before, state, version = step.before, step.state, step.version
+        if step is last:
+            flags |= Flags.LAST
         body = record.pack(
-            state.code, state.schema.code, step.op, flags, revision, version, turn.now_us, session.number, sequence,
-            step.key.encode(errors="surrogatepass"), session.actor, step.reason.encode(errors="surrogatepass"), user_id,
-            block, before.block if before is not None else b"", payload,
+            state.code, state.schema.code, step.op, flags if step.exists else flags | Flags.DELETE, revision, version,
+            turn.now_us, session.number, sequence, step.key.encode(), session.actor, step.reason.encode(), user_id,
+            step.block, b"" if before is None else before.block, step.payload,
         )  # fmt: skip
+        flags = 0
         if before is not None:
             slot, previous = before.slot, before.address
         else:
             slot, previous = turn.next_slot(state) + coming.get(state.code, 0), 0
             coming[state.code] = coming.get(state.code, 0) + 1
         address = publisher.append(body, slot, previous)
-        appended.append((Stored(slot, version, address, step.entity, payload, cells, block), body))
-    return appended
+        step.stored = Stored(slot, version, address, step.exists, step.payload, step.block)
+        bodies.append(body)
+    return bodies
 
 
-def _take(turn: Turn, contents: list[Content], appended: list[tuple[Stored, bytes]]) -> None:
-    """The turn's overlay after this request."""
-    turn.revision += 1
-    for content, (stored, body) in zip(contents, appended, strict=True):
-        step = content.step
-        state: KindState = step.state
-        before = step.before
-        new_key = None
-        if before is None:
-            new_key = step.key.encode(errors="surrogatepass")
-            turn.new_keys.setdefault(state.code, []).append(new_key)
-        was_alive = before is not None and before.alive
-        if stored.alive != was_alive:
-            turn.alive[state.code] = turn.alive.get(state.code, 0) + stored.alive - was_alive
-        turn.changed[state.code, step.key] = stored
-        turn.bodies.append(body)
-        turn.bytes += len(body)
-        old_cells = before.cells if before is not None else ()
-        turn.installed.append(Installed(state.code, stored.slot, stored.address, content.cells, old_cells, new_key, stored.alive))
+def _take(turn: Turn, step: Step, body: bytes) -> None:
+    """The turn's overlay after this step."""
+    code, before, stored = step.state.code, step.before, step.stored
+    assert stored is not None
+    new_key = None
+    if before is None:
+        new_key = step.key.encode()
+        turn.new_keys.setdefault(code, []).append(new_key)
+    was_alive = before is not None and before.alive
+    if step.exists is not was_alive:
+        turn.alive[code] = turn.alive.get(code, 0) + step.exists - was_alive
+    turn.changed[code, step.key] = stored
+    turn.bodies.append(body)
+    turn.bytes += len(body)
+    turn.installed.append(Installed(code, stored.slot, stored.address, step.cells, step.old_cells, new_key, step.exists))
 
 
-def _result(turn: Turn, draft: Draft, kind_name: str, key: str, request_id: str | None) -> tuple[object, ...]:
+def _result(step: Step, request_id: str | None) -> tuple[Any, ...]:
     """Where the caller finds what became of a mutation's entity."""
-    stored = turn.find(draft.kind(kind_name)[0], key)
+    stored = step.stored or step.before
     place = (stored.version, stored.address) if stored is not None else (0, 0)
-    return place if request_id is None else (*place, kind_name, key)
+    return place if request_id is None else (*place, step.kind.name, step.key)

@@ -54,7 +54,6 @@ class Limits(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     memory_dir: str = "/dev/shm"
     heap_segment_bytes_first: int = 4 * MIB  # the first heap segment; each next one is twice as large up to the maximum
     heap_segment_bytes_max: int = 64 * MIB  # reserving one takes ~20 ms in a thread; few enough segments at 10^7 records
-    model_cache_max: int = 65_536  # decoded models in the engine (~2 KB each)
     reader_cache_max: int = 65_536  # decoded models in a reader, keyed by record address
     wait_backstop_s: float = 0.25  # a futex wait looks around this often: the engine may be gone or superseded
     snapshot_age_max_s: float = 600.0  # a held snapshot older than this may end with SnapshotExpired

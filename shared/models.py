@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 from types import MappingProxyType
@@ -29,6 +29,7 @@ from solewriter.shared.fieldtypes import refuse_unsuitable
 from solewriter.shared.frozen import FrozenMap, Json
 
 E = TypeVar("E", bound="Entity")
+Rule = TypeVar("Rule", bound=Callable[..., Any])
 
 
 def new_id() -> str:
@@ -99,6 +100,22 @@ class Part(BaseModel):
 def broken(field: str, problem: str) -> PydanticCustomError:
     """A model's rule that does not hold, naming the field: raise it from an `after` validator."""
     return PydanticCustomError("rule", "{problem}", {"field": field, "problem": problem})
+
+
+CONCERNS = "__concerns__"
+
+
+def concerns(*fields: str) -> Callable[[Rule], Rule]:
+    """Says of a model's `after` rule which fields it looks at, and that it only looks: changes of others need not run it.
+
+    Without it, every change of an entity runs the model's whole validation.
+    """
+
+    def mark(rule: Rule) -> Rule:
+        setattr(rule, CONCERNS, fields)
+        return rule
+
+    return mark
 
 
 # --- Task ------------------------------------------------------------------------------------------------------------------
@@ -232,6 +249,7 @@ class Task(
     updated_at: AwareDatetime | None = None
 
     @model_validator(mode="after")
+    @concerns("id", "dependencies", "reviewers", "delegation_chain", "parent_task_id", "assigned_to", "status")
     def _rules(self) -> Task:
         value = self.__dict__  # plain dict access: this runs once for every change that the engine applies
         for name in ("dependencies", "reviewers", "delegation_chain"):

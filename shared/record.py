@@ -11,7 +11,6 @@ Little-endian. The crc is over all that follows it. Nothing in a body depends on
 from __future__ import annotations
 
 import struct
-from enum import IntFlag
 from typing import NamedTuple
 from zlib import crc32
 
@@ -26,8 +25,8 @@ REVISION_OFFSET = 16  # of the u64 in a body, for readers that only ask how old 
 Buffer = bytes | bytearray | memoryview
 
 
-class Flags(IntFlag):
-    """What a record is besides a new content."""
+class Flags:
+    """What a record is besides a new content. Plain ints: they are combined once for every change."""
 
     DELETE = 1  # a tombstone: the entity is gone, its version counts on
     FIRST = 2  # of its request
@@ -162,6 +161,16 @@ def content(buffer: Buffer, start: int) -> Content:
     )
 
 
+def held(buffer: Buffer, start: int) -> tuple[int, int, bool, bytes, bytes]:
+    """(schema, version, deleted, cells, payload) of a body that this process wrote itself: its crc is not looked at."""
+    fields = _WHOLE.unpack_from(buffer, start)
+    behind = start + fields[1]
+    payload_start = behind - fields[17]
+    old_start = payload_start - fields[16]
+    cells = bytes(buffer[old_start - fields[15] : old_start])
+    return fields[3], fields[9], bool(fields[5] & Flags.DELETE), cells, bytes(buffer[payload_start:behind])
+
+
 def key_at(buffer: Buffer, start: int) -> bytes:
     """The key of the body at `start`: all that an index lookup compares."""
     length = buffer[start + 14]
@@ -171,3 +180,8 @@ def key_at(buffer: Buffer, start: int) -> bytes:
 def deleted_at(buffer: Buffer, start: int) -> bool:
     """Whether the body at `start` is a tombstone."""
     return bool(buffer[start + 13] & Flags.DELETE)
+
+
+def time_at(buffer: Buffer, start: int) -> int:
+    """The time of the body at `start`, microseconds since 1970."""
+    return int.from_bytes(buffer[start + 32 : start + 40], "little", signed=True)

@@ -23,7 +23,7 @@ from typing import Any, NamedTuple, NoReturn
 
 import msgspec
 
-from solewriter.shared.config import FRAME_REQUESTS_MAX, Limits
+from solewriter.shared.config import FRAME_REQUESTS_MAX, KEY_BYTES_MAX, Limits
 from solewriter.shared.errors import BadRequest, InvalidMutation, RequestTooLarge
 from solewriter.shared.models import Entity, Ref
 from solewriter.shared.mutations import (
@@ -122,7 +122,7 @@ def changed_fields(kind: Kind, changes: Any) -> dict[str, Any]:
     for name, value in changes.items():
         if name in kind.fixed:
             raise InvalidMutation(f"{kind.name}.{name} {_fixed_because(kind, name)}", fields={name: _fixed_because(kind, name)})
-        valid = kind.field(name, value)
+        valid = kind.field(name, value) if kind.checks_fields else kind.known(name, value)
         fields[name] = valid if type(valid) in SCALARS else plain(valid)
     return fields
 
@@ -225,8 +225,10 @@ def checked_request(request: Any, limits: Limits) -> PlainRequest:
         raise BadRequest("mutations and guards are lists")
     if not 0 < len(mutations) + len(guards) <= limits.request_mutations_max:
         raise RequestTooLarge(f"a request has 1 to {limits.request_mutations_max} mutations and guards (request_mutations_max)")
-    if request_id is not None and (type(request_id) is not str or not 0 < len(request_id) <= 255):
-        raise BadRequest("a request id is a str of 1 to 255 characters")
+    if request_id is not None and (type(request_id) is not str or not 0 < len(request_id) <= 60):
+        raise BadRequest("a request id is a str of 1 to 60 characters")
+    if request_id is not None:
+        check_text(request_id)
     if deadline_us is not None and type(deadline_us) is not int:
         raise BadRequest("a deadline is an int")
     budget = limits.frame_nodes_max
@@ -246,8 +248,10 @@ def _check_mutation(mutation: Any, budget: int, limits: Limits) -> int:
     check_key(key)
     if expect is not None and (type(expect) is not int or expect < 0):
         raise BadRequest("expect is a version or None")
-    if len(reason) > limits.text_bytes_max:
-        raise RequestTooLarge(f"a reason is at most {limits.text_bytes_max} characters (text_bytes_max)")
+    if reason:
+        check_text(reason)
+        if len(reason) > limits.text_bytes_max:
+            raise RequestTooLarge(f"a reason is at most {limits.text_bytes_max} characters (text_bytes_max)")
     if fields is None:
         return budget
     if type(fields) is not dict:
@@ -273,8 +277,18 @@ def check_key(key: Any) -> None:
     """An id is 1 to 255 bytes of UTF-8. Raises BadRequest."""
     if type(key) is not str or not key:
         raise BadRequest("an id is a str that is not empty")
-    if len(key) > 63 and len(key.encode(errors="surrogatepass")) > 255:
-        raise BadRequest("an id is at most 255 bytes")
+    if not key.isascii():
+        check_text(key)
+    if len(key) > 63 and len(key.encode()) > KEY_BYTES_MAX:
+        raise BadRequest(f"an id is at most {KEY_BYTES_MAX} bytes")
+
+
+def check_text(text: str) -> None:
+    """Lone surrogates cannot be written as UTF-8. Raises BadRequest."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        raise BadRequest("ids, reasons and names are text that can be encoded") from None
 
 
 def _check_plain(value: Any, budget: int, depth: int) -> int:

@@ -14,7 +14,7 @@ from solewriter.shared.wire import PlainMutation
 def create(draft: Draft, mutation: PlainMutation) -> None:
     _, kind_name, key, _, fields, reason, _ = mutation
     step = draft.step(kind_name, key)
-    if step.entity is not None:
+    if step.exists:
         raise AlreadyExists(f"there is a {kind_name} {key!r} already", kind=kind_name, id=key)
     values = dict(fields or {})
     lifecycle = step.kind.lifecycle
@@ -29,21 +29,20 @@ def put(draft: Draft, mutation: PlainMutation) -> None:
     step = draft.step(kind_name, key)
     step.expected(expect)
     values = dict(fields or {})
-    current = step.entity
-    if current is not None:
+    if step.exists:
         lifecycle = step.kind.lifecycle
         if lifecycle is not None:
-            check_step(step, getattr(current, lifecycle.field), values.get(lifecycle.field, lifecycle.initial))
+            check_step(step, step.field(lifecycle.field), values.get(lifecycle.field, lifecycle.initial))
         for name in ("created_by", "created_at"):
             if name in step.kind.stamps:
-                values[name] = getattr(current, name)
+                values[name] = step.field(name)
     _replace(draft, step, Op.PUT, reason, values)
 
 
 def update(draft: Draft, mutation: PlainMutation) -> None:
     _, kind_name, key, expect, fields, reason, _ = mutation
     step = draft.step(kind_name, key)
-    step.present()
+    step.check_exists()
     step.expected(expect)
     step.change(Op.UPDATE, reason, free_fields(step, fields))
 
@@ -51,9 +50,9 @@ def update(draft: Draft, mutation: PlainMutation) -> None:
 def delete(draft: Draft, mutation: PlainMutation) -> None:
     _, kind_name, key, expect, _, reason, _ = mutation
     step = draft.step(kind_name, key)
-    step.present()
+    step.check_exists()
     step.expected(expect)
-    step.become(Op.DELETE, reason, None)
+    step.delete(Op.DELETE, reason)
 
 
 def free_fields(step: Step, fields: dict[str, Any] | None) -> dict[str, Any]:
@@ -75,7 +74,4 @@ def _replace(draft: Draft, step: Step, op: Op, reason: str, values: dict[str, An
         values["created_by"] = draft.actor
     if "created_at" in stamps and (op is Op.CREATE or values.get("created_at") is None):
         values["created_at"] = draft.now
-    values["id"] = step.key
-    values.update(step.stamps)
-    step.become(op, reason, step.kind.validated(values))
-    step.touched.update(step.kind.model.model_fields)
+    step.replace(op, reason, values)

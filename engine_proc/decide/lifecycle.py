@@ -13,9 +13,9 @@ def transition(draft: Draft, mutation: PlainMutation) -> None:
     _, kind_name, key, expect, fields, reason, to = mutation
     step = draft.step(kind_name, key)
     lifecycle = _lifecycle(step)
-    current = step.present()
+    step.check_exists()
     step.expected(expect)
-    state = getattr(current, lifecycle.field)
+    state = step.field(lifecycle.field)
     if to is None or to not in lifecycle.allowed(state):
         raise _refusal(step, state, to or "?")
     others = step.kind.fixed.intersection(fields or ())
@@ -28,9 +28,9 @@ def cancel(draft: Draft, mutation: PlainMutation) -> None:
     _, kind_name, key, expect, _, reason, _ = mutation
     step = draft.step(kind_name, key)
     lifecycle = _lifecycle(step)
-    current = step.present()
+    step.check_exists()
     step.expected(expect)
-    state = getattr(current, lifecycle.field)
+    state = step.field(lifecycle.field)
     if lifecycle.cancelled is None:
         raise InvalidMutation(f"{kind_name} has no cancelled state", fields={lifecycle.field: "has no cancelled state"})
     if state != lifecycle.cancelled:
