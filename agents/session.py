@@ -104,14 +104,16 @@ class AgentSession:
     def hello(self, pid: int) -> Hello:
         """What to say on the next lane: it begins with the oldest frame that was not answered."""
         first = self._frames[0].number if self._frames else self._next_frame
-        return Hello(wire=WIRE_VERSION, client_id=self.client_id, name=self.name, pid=pid, first=first)
+        return Hello(
+            wire=WIRE_VERSION, client_id=self.client_id, name=self.name, pid=pid, first=first, resends=bool(self._frames)
+        )
 
     def welcomed(self, welcome: Welcome) -> None:
         """The engine listens on a new lane: everything unanswered is sent again. Raises EngineUnavailable if it refused."""
         if not welcome.ok:
             raise EngineUnavailable(f"the engine refused the connection: {welcome.reason}")
         if not self._frames:
-            self._next_frame = max(self._next_frame, welcome.first)
+            self._next_frame = welcome.first  # higher than ours when an earlier process had this session
         self._epoch = welcome.memory_epoch
         self.window = min(self.limits.window_max, welcome.window)
         self._received.clear()

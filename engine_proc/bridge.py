@@ -87,8 +87,9 @@ class LaneEnd:
         except BadRequest as error:
             self.close(str(error))
             return
-        if self._given - self.taken > self._bridge.limits.lane_requests_max or self._given_bytes > self._bridge.limits.lane_bytes_max:
-            self._pause()
+        waiting, limits = self._given - self.taken, self._bridge.limits
+        if waiting > limits.lane_requests_max or (waiting and self._given_bytes > limits.lane_bytes_max):
+            self._pause()  # until a turn has taken all of it; half a frame alone is not waiting for anything but its rest
 
     def _cut(self, data: memoryview) -> None:
         """Frames out of a stream. Raises BadRequest for a length that makes the rest of the stream meaningless."""
@@ -226,6 +227,7 @@ class Newcomer:
         self.fds: list[int] = []
         self._heard = bytearray()
         self.hello: Hello = None  # type: ignore[assignment]  # set before anybody else sees this object
+        self.first = 0  # number of the lane's first frame, decided with its session
         self._deadline = bridge.loop.call_later(bridge.limits.handshake_timeout_s, self.refuse, "the hello did not arrive in time")
         bridge.loop.add_reader(connection.fileno(), self._readable)
 
@@ -324,18 +326,17 @@ class Bridge:
         older = self._lanes.pop(session.number, None)
         if older is not None:
             older.fence()
-        hello = newcomer.hello
         try:
             pidfd = os.pidfd_open(newcomer.pid)
         except OSError:  # it died already, or lives in another pid namespace: then end of file must do
             pidfd = -1
-        self._lanes[session.number] = LaneEnd(self, session, hello.first, (newcomer.fds[0], newcomer.fds[1]), pidfd)
+        self._lanes[session.number] = LaneEnd(self, session, newcomer.first, (newcomer.fds[0], newcomer.fds[1]), pidfd)
         newcomer.welcome(
             Welcome(
                 ok=True,
                 session=session.number,
                 epoch=session.epoch,
-                first=hello.first,
+                first=newcomer.first,
                 engine_pid=os.getpid(),
                 memory_epoch=self._memory_epoch,
                 window=self.limits.window_max,

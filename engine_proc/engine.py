@@ -23,10 +23,27 @@ from solewriter.shared import failpoint, wire
 from solewriter.shared.config import Limits
 from solewriter.shared.entry import Outcome, SessionChange
 from solewriter.shared.errors import Expired, Fenced, MemoryFull, Refused, RequestMismatch, Unavailable, to_wire
-from solewriter.shared.request_ids import own_id
+from solewriter.shared.request_ids import own_id, session_number
 from solewriter.shared.wire import Status
 
 Answer = tuple[int, int, int, Any]  # sequence, status, revision, detail
+
+
+ENGINE_SESSION = SessionChange(session_number("engine"), "engine", "engine", 0, -1)
+"""Requests of the engine's own: timers, deaths, quarantine."""
+
+
+class OwnLane:
+    """A lane without an agent."""
+
+    def __init__(self, session: Session) -> None:
+        self.session = session
+        self.superseded = False
+        self.taken = 0
+        self.given = 0  # in the inbox, not decided yet
+
+    def reply(self, answers: list[Answer]) -> None:
+        self.given -= len(answers)
 
 
 class SingleWriter:
@@ -49,9 +66,10 @@ class SingleWriter:
         self._bridge = bridge
         self._limits = limits
         self._still_owner = still_owner  # raises when the state folder is no longer this engine's
-        self._waiting: deque[tuple[LaneEnd, int, Any] | Newcomer] = deque()
-        self._replies: dict[LaneEnd, list[Answer]] = {}
+        self._waiting: deque[tuple[LaneEnd | OwnLane, int, Any] | Newcomer] = deque()
+        self._replies: dict[LaneEnd | OwnLane, list[Answer]] = {}
         self._greeted: list[tuple[Newcomer, SessionChange]] = []
+        self._own = OwnLane(sessions.take(ENGINE_SESSION))
 
     async def run(self) -> None:
         """Turn after turn, until the inbox is closed and everything accepted before is done."""
@@ -98,7 +116,7 @@ class SingleWriter:
     def _greet(self, turn: Turn, newcomer: Newcomer) -> None:
         """A hello: its session's next epoch is journaled with this turn, and older lanes are not listened to any more."""
         try:
-            change = self.sessions.greet(newcomer.hello)
+            change, newcomer.first = self.sessions.greet(newcomer.hello)
         except HelloRefused as error:
             newcomer.refuse(str(error))
             return
@@ -177,6 +195,14 @@ class SingleWriter:
         if told is None:
             turn.fenced_ids.append(request_id)
         return sequence, Status.ANSWER, turn.revision, None if told is None else (told.status, told.revision, told.detail)
+
+    # --- requests of the engine's own ---------------------------------------------------------------------------------
+
+    def submit_own(self, request: wire.PlainRequest) -> None:
+        """A request that no agent sent: it is numbered, decided and journaled like any other, and nobody is told."""
+        sequence = self._own.session.last + 1 + self._own.given
+        self._own.given += 1
+        self._bridge.inbox.put_nowait([(self._own, sequence, request)])
 
     # --- commit and publish -------------------------------------------------------------------------------------------
 

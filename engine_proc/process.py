@@ -211,9 +211,28 @@ class Engine:
 
 
 def _pickled(models: list[type[Entity]]) -> bytes:
-    """The owner's classes for the engine: by value from `__main__`, by name from modules that it can import."""
-    pickled: bytes = cloudpickle.dumps(models)
-    return pickled
+    """The owner's classes for the engine: by name from modules that it can import, by value from all others."""
+    names = {base.__module__ for model in models for base in model.__mro__}
+    by_value = [sys.modules[name] for name in names if name in sys.modules and not _importable(name)]
+    for module in by_value:
+        cloudpickle.register_pickle_by_value(module)
+    try:
+        pickled: bytes = cloudpickle.dumps(models)
+        return pickled
+    finally:
+        for module in by_value:
+            cloudpickle.unregister_pickle_by_value(module)
+
+
+def _importable(name: str) -> bool:
+    """Whether another process with the same path would find the package of this module. `__main__` is by value anyway."""
+    top = name.partition(".")[0]
+    if top == "__main__":
+        return True
+    try:  # not importlib.util.find_spec: that answers for whatever is loaded, from wherever
+        return any(finder.find_spec(top, None) is not None for finder in sys.meta_path)
+    except (ImportError, ValueError):
+        return False
 
 
 def _same_flags() -> list[str]:

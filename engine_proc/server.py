@@ -19,7 +19,7 @@ import msgspec
 
 from solewriter.engine_proc import recovery
 from solewriter.engine_proc.bridge import Bridge
-from solewriter.engine_proc.engine import SingleWriter
+from solewriter.engine_proc.engine import ENGINE_SESSION, SingleWriter
 from solewriter.engine_proc.journal import FileJournal, Journal, NoJournal, journal_files
 from solewriter.engine_proc.publisher import Publisher
 from solewriter.engine_proc.sessions import Sessions
@@ -34,7 +34,6 @@ from solewriter.shared.registry import Registry
 
 EXIT_FAILED, EXIT_LOCKED, EXIT_REFUSED, EXIT_IO, EXIT_NOT_OWNER = 1, 3, 4, 5, 6
 NEVER_RESTART = (EXIT_LOCKED, EXIT_REFUSED, EXIT_NOT_OWNER)
-ENGINE_SESSION = "engine"  # the client id of requests that the engine makes itself
 
 
 class Orders(msgspec.Struct, frozen=True):
@@ -142,7 +141,7 @@ class Server:
     def _begin_life(self, life: Life) -> None:
         new = self.state.new_kinds()
         self.state.add_kinds(new.kinds, new.schemas)
-        self.journal.append(self.state.revision, time.time_ns() // 1000, [], Private(kinds=new.kinds, schemas=new.schemas, life=life))
+        self.journal.append(self.state.revision, time.time_ns() // 1000, [], Private(kinds=new.kinds, schemas=new.schemas, sessions=[ENGINE_SESSION], life=life))
         asyncio.run(self.journal.commit(durable=True))
         self.life = life
 

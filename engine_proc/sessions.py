@@ -13,10 +13,13 @@ from typing import Any
 
 import msgspec
 
-from solewriter.shared.config import Limits
+from solewriter.shared.config import FRAME_REQUESTS_MAX, Limits
 from solewriter.shared.entry import Outcome, SessionChange
 from solewriter.shared.request_ids import own_id, session_number
 from solewriter.shared.wire import Hello, Status
+
+
+NAME_MAX = 255  # characters of a client id or name: an actor is in every record
 
 
 class Told(msgspec.Struct, frozen=True, gc=False):
@@ -78,17 +81,24 @@ class Sessions:
     def get(self, number: int) -> Session | None:
         return self._by_number.get(number)
 
-    def greet(self, hello: Hello) -> SessionChange:
-        """What this hello makes of its session, before it is journaled. Raises HelloRefused."""
-        if not hello.client_id or len(hello.client_id) > 255 or len(hello.name) > 255:
-            raise HelloRefused("client_id and name are at most 255 characters, and client_id is not empty")
+    def greet(self, hello: Hello) -> tuple[SessionChange, int]:
+        """What this hello makes of its session, before it is journaled, and the number of its lane's first frame.
+
+        A client that sends again begins where it must; any other one behind everything that this session ever sent, so that
+        a restarted agent's new requests are not taken for its old ones. Raises HelloRefused.
+        """
+        if not hello.client_id or len(hello.client_id) > NAME_MAX or len(hello.name) > NAME_MAX or hello.first < 0:
+            raise HelloRefused(f"client_id and name are at most {NAME_MAX} characters, and client_id is not empty")
         number = session_number(hello.client_id)
         known = self._by_number.get(number)
         if known is None:
-            return SessionChange(number, hello.client_id, hello.name, 1, hello.first * 256 - 1)
+            return SessionChange(number, hello.client_id, hello.name, 1, hello.first * FRAME_REQUESTS_MAX - 1), hello.first
         if known.client_id != hello.client_id:
             raise HelloRefused("another client_id has this session number: choose another one")
-        return SessionChange(number, known.client_id, hello.name, known.epoch + 1, max(known.last, hello.first * 256 - 1))
+        if hello.resends:
+            return SessionChange(number, known.client_id, hello.name, known.epoch + 1, known.last), hello.first
+        first = max(hello.first, known.last // FRAME_REQUESTS_MAX + 1)
+        return SessionChange(number, known.client_id, hello.name, known.epoch + 1, first * FRAME_REQUESTS_MAX - 1), first
 
     def known(self, session: Session, sequence: int) -> Told | None:
         """What this request was told before, if it was consumed before."""

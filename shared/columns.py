@@ -62,10 +62,19 @@ class Column(msgspec.Struct, frozen=True):
     def cell(self) -> Callable[[Any], Cell]:
         """The function from a validated field value to its cell."""
         if self.type == "enum":
-            codes: dict[Any, int] = {value: position for position, value in enumerate(self.values, 1)}
+            codes = _Codes({value: position for position, value in enumerate(self.values, 1)})
             codes[None] = 0
             return codes.__getitem__  # members of str and int enums hash and compare as their values
         return _CELLS[self.type](self.name)
+
+
+class _Codes(dict[Any, int]):
+    """Also finds the members of a plain enum, which are not equal to their values."""
+
+    def __missing__(self, value: Any) -> int:
+        if isinstance(value, enum.Enum):
+            return self[value.value]
+        raise ValueError(f"{value!r} is not one of the column's values")
 
 
 def column_of(model: type[pydantic.BaseModel], name: str) -> Column:
@@ -73,10 +82,10 @@ def column_of(model: type[pydantic.BaseModel], name: str) -> Column:
     if name not in model.model_fields:
         raise TypeError(f"{model.__name__} declares the column {name!r}, but has no such field")
     bare, _ = bare_type(model.model_fields[name].annotation)
-    if isinstance(bare, type) and issubclass(bare, enum.Enum):
+    if isinstance(bare, type) and issubclass(bare, enum.Enum) and not issubclass(bare, enum.Flag):
         return Column(name, "B", "enum", _values(name, tuple(member.value for member in bare)))
-    if get_origin(bare) is Literal:
-        return Column(name, "B", "enum", _values(name, get_args(bare)))
+    if get_origin(bare) is Literal and all(type(value) in (str, int, type(None)) for value in get_args(bare)):
+        return Column(name, "B", "enum", _values(name, tuple(value for value in get_args(bare) if value is not None)))
     if bare in TIMES:
         return Column(name, "q", "time")
     for plain, code in ((bool, "B"), (int, "q"), (float, "d"), (str, "Q")):
@@ -102,10 +111,21 @@ def _int_cell(name: str) -> Callable[[Any], Cell]:
     return cell
 
 
+def _time_cell(name: str) -> Callable[[Any], Cell]:
+    def cell(value: datetime.datetime | None) -> int:
+        if value is None:
+            return NO_INT
+        if value.utcoffset() is None:
+            raise broken(name, "a time column needs a time zone")
+        return to_us(value)
+
+    return cell
+
+
 _CELLS: dict[str, Callable[[str], Callable[[Any], Cell]]] = {
     "bool": lambda name: lambda value: 0 if value is None else 1 + value,
     "int": _int_cell,
     "float": lambda name: lambda value: NO_FLOAT if value is None else value,
-    "time": lambda name: lambda value: NO_INT if value is None else to_us(value),
+    "time": _time_cell,
     "str": lambda name: lambda value: 0 if value is None else text_hash(value),
 }

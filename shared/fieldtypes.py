@@ -16,6 +16,7 @@ from collections.abc import Iterator, Mapping, MutableMapping, MutableSequence, 
 from typing import Annotated, Any, Literal, NewType, Union, get_args, get_origin
 
 import pydantic
+from pydantic.fields import FieldInfo
 
 from solewriter.shared.frozen import FrozenMap, _JsonSchema
 
@@ -31,11 +32,7 @@ SHAPES: Mapping[Any, str] = {
     datetime.datetime: "time",
     pydantic.AwareDatetime: "time",
     pydantic.NaiveDatetime: "str",
-    pydantic.PastDatetime: "time",
-    pydantic.FutureDatetime: "time",
     datetime.date: "str",
-    pydantic.PastDate: "str",
-    pydantic.FutureDate: "str",
     datetime.time: "str",
     datetime.timedelta: "str",
     decimal.Decimal: "str",
@@ -56,7 +53,17 @@ INSTEAD: Mapping[Any, str] = {
     bytearray: "bytes",
     Any: "Json",
     object: "Json",
+    pydantic.PastDatetime: "AwareDatetime (what was valid by one clock could not be read by another)",
+    pydantic.FutureDatetime: "AwareDatetime (it would be invalid when it is read later)",
+    pydantic.PastDate: "datetime.date (what was valid by one clock could not be read by another)",
+    pydantic.FutureDate: "datetime.date (it would be invalid when it is read later)",
 }
+
+# These read back as themselves beside each other; any other scalar is stored or sent as one of them and parsed again.
+EXACT = frozenset({str, int, float, bool, bytes})
+SCALAR_SHAPES = frozenset({"str", "int", "float", "bool", "bytes", "time"})
+# What a stored frozenset may hold: its items are sorted, so that equal sets are equal bytes.
+SORTED = EXACT | {datetime.date, datetime.timedelta, decimal.Decimal, uuid.UUID, pydantic.AwareDatetime}
 
 
 class UnsuitableField(TypeError):
@@ -75,10 +82,26 @@ def _check_model(model: type[pydantic.BaseModel], path: str, seen: set[type]) ->
     seen.add(model)
     if not model.model_config.get("frozen"):
         raise UnsuitableField(f"{path}: the model {model.__name__} is mutable; derive it from solewriter.Part (or set frozen=True)")
+    if model.model_config.get("extra") == "allow":
+        raise UnsuitableField(f"{path}: fields that {model.__name__} does not declare would be lost; use one of type FrozenMap")
     for name, field in model.model_fields.items():
+        _check_default(field, f"{path}.{name}")
         if any(item is _JsonSchema for item in field.metadata):
             continue
         _shape(field.annotation, f"{path}.{name}", seen)
+
+
+def _check_default(field: FieldInfo, path: str) -> None:
+    """pydantic does not validate defaults, so a mutable one would stay mutable."""
+    plain = field.default_factory if field.default_factory in INSTEAD else type(field.default)
+    try:
+        hash(field.default)
+        mutable = field.default_factory in INSTEAD
+    except TypeError:
+        mutable = True
+    if mutable:
+        instead = {list: "()", dict: "FrozenMap()", set: "frozenset()"}.get(plain, "an immutable one")  # type: ignore[arg-type]
+        raise UnsuitableField(f"{path}: the default is a mutable {getattr(plain, '__name__', plain)}; use {instead}")
 
 
 def _shape(annotation: Any, path: str, seen: set[type]) -> str:
@@ -97,11 +120,13 @@ def _shape(annotation: Any, path: str, seen: set[type]) -> str:
     if origin in (Union, types.UnionType):
         return _union(get_args(annotation), path, seen)
     if origin is Literal:
-        return _shape(type(get_args(annotation)[0]), path, seen)
+        return _literal(get_args(annotation), path)
     if origin in (tuple, frozenset):
         for item in get_args(annotation):
             if item is not Ellipsis:
                 _shape(item, f"{path}[]", seen)
+            if origin is frozenset and not _sorts(item):
+                raise UnsuitableField(f"{path}: a frozenset of these has no order in which to store it; use tuple[X, ...]")
         return "array"
     if annotation in (tuple, frozenset):
         raise UnsuitableField(f"{path}: say what it holds: {annotation.__name__}[X, ...]")
@@ -131,15 +156,47 @@ def _enum_shape(annotation: type[enum.Enum], path: str) -> str:
     return shapes.pop()
 
 
+def _literal(values: tuple[Any, ...], path: str) -> str:
+    if any(isinstance(value, enum.Enum) for value in values):
+        raise UnsuitableField(f"{path}: enum members in a Literal cannot be read back; use the enum, or a Literal of its values")
+    return "|".join(sorted({SHAPES[type(value)] for value in values}))
+
+
+def _sorts(annotation: Any) -> bool:
+    bare, optional = bare_type(annotation)
+    if optional:
+        return False
+    return bare in SORTED or (isinstance(bare, type) and issubclass(bare, enum.Enum) and issubclass(bare, str | int))
+
+
 def _union(members: tuple[Any, ...], path: str, seen: set[type]) -> str:
-    shapes: set[str] = set()
-    for member in members:
-        shape = _shape(member, path, seen)
-        if shape in shapes or (shape == "json" and len(members) > 1):
-            names = ", ".join(getattr(item, "__name__", str(item)) for item in members)
-            raise UnsuitableField(f"{path}: {names} look alike when stored ({shape}); give them one type with a tag field")
-        shapes.add(shape)
+    flat = list(_flat(members))
+    names = ", ".join(getattr(item, "__name__", str(item)) for item in flat)
+    shapes: list[str] = []
+    parsed = False
+    for member in flat:
+        own = _shape(member, path, seen).split("|")
+        shapes += own
+        parsed = parsed or (own[0] in SCALAR_SHAPES and member not in EXACT and get_origin(member) is not Literal)
+    alike = {shape for shape in shapes if shapes.count(shape) > 1 or (shape == "json" and len(flat) > 1)}
+    if alike:
+        listed = ", ".join(sorted(alike))
+        raise UnsuitableField(f"{path}: {names} look alike when stored ({listed}); give them one type with a tag field")
+    if parsed and sum(shape in SCALAR_SHAPES for shape in shapes) > 1:
+        raise UnsuitableField(f"{path}: {names} cannot be told apart when read back; give them one type with a tag field")
     return "|".join(sorted(shapes))
+
+
+def _flat(members: tuple[Any, ...]) -> Iterator[Any]:
+    """The members of a union and of those inside it, aliases and annotations taken off."""
+    for member in map(_resolved, members):
+        inner = get_args(member)
+        if get_origin(member) is Annotated and not any(item is _JsonSchema for item in inner[1:]):
+            yield from _flat(inner[:1])
+        elif get_origin(member) in (Union, types.UnionType):
+            yield from _flat(inner)
+        else:
+            yield member
 
 
 def bare_type(annotation: Any) -> tuple[Any, bool]:

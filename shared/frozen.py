@@ -111,7 +111,7 @@ def freeze(value: Any, depth: int = 0) -> Any:
     if isinstance(value, Mapping):
         return _freeze_map(value, depth)
     if isinstance(value, str):
-        return str(value)
+        return str.__str__(value)  # str() of a member of `class Color(str, Enum)` is not its value
     raise PydanticCustomError("not_plain", "{type} is not plain data", {"type": kind.__name__})
 
 
@@ -120,7 +120,7 @@ def _freeze_map(value: Mapping[Any, Any], depth: int) -> FrozenMap:
     for key, item in value.items():
         if not isinstance(key, str):
             raise PydanticCustomError("str_keys", "keys must be str, not {type}", {"type": type(key).__name__})
-        items[key] = freeze(item, depth + 1)
+        items[str.__str__(key)] = freeze(item, depth + 1)
     return FrozenMap._of(items)
 
 

@@ -353,6 +353,7 @@ class Hello(msgspec.Struct, kw_only=True):
     name: str
     pid: int
     first: int  # the number of the first frame on this lane
+    resends: bool  # whether that one was sent before; if not, the engine may choose a higher number
 
 
 class Welcome(msgspec.Struct, kw_only=True):

@@ -1,0 +1,179 @@
+"""What system tests share: a real engine in its own process, and the proof that no test leaves anything behind.
+
+Nothing here pretends to be anything: `engine` is a process, `client` a lane, `reader` a mapping. After every test the
+processes that it started are gone, and so is the memory of every state folder below its `tmp_path`; what is not is
+removed, and the test fails. `wait_until` is the only place that may sleep: tests wait for conditions, not for time.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, Protocol, TypeVar
+
+import hypothesis
+import pytest
+
+from solewriter import Client, Engine, Limits, Reader, connect, open_reader
+from solewriter.shared.config import KIB, MIB
+from solewriter.shared.folder import StateFolder, Whereabouts
+
+T = TypeVar("T")
+POLL_S = 0.005
+SETTLE_S = 5.0  # an engine whose owner was killed drains before it ends
+RUN_MARK = "SOLEWRITER_TEST_RUN"  # in the environment of everything that a test starts by exec, orphans included
+LASTING = (b"multiprocessing.resource_tracker", b"multiprocessing.forkserver")  # the library keeps these until exit
+
+# The first example pays for imports and page faults, and the machine is shared: a time per example proves nothing.
+hypothesis.settings.register_profile("suite", deadline=None, derandomize="CI" in os.environ, print_blob=True)
+hypothesis.settings.load_profile("suite")
+
+
+# --- waiting ---------------------------------------------------------------------------------------------------------
+
+
+class WaitUntil(Protocol):
+    def __call__(self, condition: Callable[[], T], timeout_s: float, what: str) -> T: ...
+
+
+def poll(condition: Callable[[], T], timeout_s: float, what: str) -> T:
+    """The first true value of `condition`. AssertionError, saying `what` did not happen, after `timeout_s`."""
+    deadline = time.monotonic() + timeout_s
+    while not (value := condition()):
+        if time.monotonic() > deadline:
+            raise AssertionError(f"waited {timeout_s} s in vain: {what} (last seen: {value!r})")
+        time.sleep(POLL_S)
+    return value
+
+
+@pytest.fixture(scope="session")
+def wait_until() -> WaitUntil:
+    """`wait_until(condition, timeout_s, what)`: the condition's first true value."""
+    return poll
+
+
+# --- a real engine ---------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="session")
+def limits() -> Limits:
+    """Small enough that segments, journal files and caches roll over within a test."""
+    return Limits(heap_segment_bytes_first=256 * KIB, heap_segment_bytes_max=1 * MIB, journal_file_bytes=1 * MIB)
+
+
+@pytest.fixture
+def state(tmp_path: Path) -> Path:
+    """A state folder that does not exist yet."""
+    return tmp_path / "state"
+
+
+@pytest.fixture
+def start_engine(limits: Limits) -> Iterator[Callable[..., Engine]]:
+    """`start_engine(state, **options)`: a started Engine, "process" durable unless told; stopped after the test."""
+    started: list[Engine] = []
+
+    def start(state: str | os.PathLike[str], **options: Any) -> Engine:
+        engine = Engine(state, **{"durability": "process", "limits": limits, **options})
+        started.append(engine)  # before it starts: one that is ready too late must be stopped too
+        return engine.start()
+
+    yield start
+    for engine in reversed(started):
+        engine.stop()
+
+
+@pytest.fixture
+def engine(state: Path, start_engine: Callable[..., Engine]) -> Iterator[Engine]:
+    """An engine that serves `state`. A clean stop afterwards leaves nothing in memory, and no engine.json."""
+    engine = start_engine(state)
+    yield engine
+    own = [*engine.folder.markers(), *([engine.folder.whereabouts()] if engine.folder.engine_json.exists() else [])]
+    engine.stop()
+    assert [path for one in own for path in segments(one)] == [], "a stopped engine left memory behind"
+    assert not engine.folder.engine_json.exists(), "a stopped engine is still announced"
+
+
+@pytest.fixture
+def client(engine: Engine, limits: Limits) -> Iterator[Client]:
+    """An agent of `engine`."""
+    with connect(engine.state, name="tester", limits=limits) as client:
+        yield client
+
+
+@pytest.fixture
+def reader(engine: Engine, limits: Limits) -> Iterator[Reader]:
+    """A reader of `engine`."""
+    with open_reader(engine.state, limits=limits) as reader:
+        yield reader
+
+
+@pytest.fixture(scope="session")
+def remove_memory() -> Callable[[str | os.PathLike[str]], None]:
+    """`remove_memory(state)`: for a test whose engine was killed and never followed by another one."""
+    return lambda state: forget(StateFolder(state).markers())
+
+
+# --- nothing stays ---------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="session", autouse=True)
+def run_mark() -> Iterator[str]:
+    """Marks everything that this run starts by exec."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv(RUN_MARK, str(os.getpid()))
+        yield f"{RUN_MARK}={os.getpid()}"
+
+
+@pytest.fixture(autouse=True)
+def nothing_stays(run_mark: str, tmp_path: Path) -> Iterator[None]:
+    """Every process that the test started has ended and was waited for; every segment of its state folders is gone."""
+    before = processes()
+    yield
+    deadline = time.monotonic() + SETTLE_S
+    while (left := ours(processes() - before, run_mark)) and time.monotonic() < deadline:
+        time.sleep(POLL_S)
+    for pid in left:
+        os.kill(pid, signal.SIGKILL)
+    folders = {path.parent for path in tmp_path.rglob("memory-solewriter-*.json")}
+    own = [one for folder in folders for one in StateFolder(folder).markers()]
+    memory = [path.name for one in own for path in segments(one)]
+    forget(own)
+    assert not left, f"processes outlived the test: {left}"
+    assert not memory, f"memory outlived the test: {memory}"
+
+
+def processes() -> set[int]:
+    return {int(name) for name in os.listdir("/proc") if name.isdigit()}
+
+
+def ours(pids: set[int], mark: str) -> dict[int, str]:
+    """Those that this run started, with their commands."""
+    return {pid: name for pid in pids if (name := name_of_ours(pid, mark))}
+
+
+def name_of_ours(pid: int, mark: str) -> str:
+    """The command of a process that this run started, "" of any other: a child, or one that carries the mark."""
+    folder = Path(f"/proc/{pid}")
+    try:
+        command = (folder / "cmdline").read_bytes()
+        state, parent = (folder / "stat").read_bytes().rpartition(b")")[2].split()[:2]
+        marked = state != b"Z" and mark.encode() in (folder / "environ").read_bytes().split(b"\0")
+    except OSError:
+        return ""  # it ended meanwhile, or is another user's
+    if any(name in command for name in LASTING) or not (marked or int(parent) == os.getpid()):
+        return ""
+    return command.replace(b"\0", b" ").decode(errors="replace").strip() or f"(a zombie, state {state.decode()})"
+
+
+def segments(whereabouts: Whereabouts) -> list[Path]:
+    """The files in the memory file system that belong to one engine's life."""
+    return sorted(Path(whereabouts.memory_dir).glob(f"{whereabouts.prefix}*"))
+
+
+def forget(lives: list[Whereabouts]) -> None:
+    for whereabouts in lives:
+        for path in segments(whereabouts):
+            path.unlink(missing_ok=True)

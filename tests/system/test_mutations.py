@@ -1,0 +1,349 @@
+"""The verbs, end to end: a real engine, a real lane, and what a reader sees afterwards."""
+
+from __future__ import annotations
+
+import datetime
+import os
+import time
+
+import pytest
+
+from solewriter import (
+    AlreadyExists,
+    Create,
+    Delete,
+    Entity,
+    FrozenMap,
+    GuardFailed,
+    InvalidMutation,
+    InvalidTransition,
+    NotFound,
+    Project,
+    ProjectStatus,
+    RequestTooLarge,
+    Task,
+    TaskPriority,
+    TaskStatus,
+    UnknownKind,
+    Update,
+    VersionConflict,
+    connect,
+)
+
+
+def test_a_created_task_is_read_back_with_what_the_engine_filled_in(client, reader):
+    before = datetime.datetime.now(datetime.UTC)
+    made = client.create(Task(title="index", project="p", metadata={"a": [1, {"b": 2}]}, deadline="2030-01-01T00:00:00Z"))
+    assert made.version == 1
+    assert made.created_by == "tester"
+    assert before <= made.created_at == made.updated_at <= datetime.datetime.now(datetime.UTC)
+    assert made.metadata == FrozenMap(a=(1, FrozenMap(b=2)))
+    with reader.snapshot() as snap:
+        assert snap[Task, made.id] == made
+        assert snap.get("Task", made.id)["title"] == "index"
+        assert list(snap.entities(Task)) == [made]
+        assert snap.get(Task, "nobody") is None
+        with pytest.raises(NotFound):
+            snap[Task, "nobody"]
+
+
+def test_an_update_compares_the_version_of_its_target_and_a_ref_compares_nothing(client):
+    first = client.create(Task(title="x"))
+    second = client.update(first, priority="high", reason="it is urgent")
+    assert (second.version, second.priority) == (2, TaskPriority.HIGH)
+    with pytest.raises(VersionConflict) as caught:
+        client.update(first, priority="low")
+    assert caught.value.expected == 1
+    assert caught.value.version == 2
+    assert caught.value.current == second
+    assert client.update(Task.ref(first.id), priority="low").version == 3
+    assert client.update(first, title="y", expect=3).version == 4
+    assert client.update(first, title="z", expect=None).version == 5
+    assert client.update(Task.ref(first.id), {"title": "w"}, expect=5).title == "w"
+
+
+def test_a_mutation_that_changes_nothing_makes_no_version_and_no_revision(client, reader):
+    task = client.create(Task(title="x", priority="high"))
+    revision = reader.revision
+    assert client.update(task, priority="high").version == 1
+    assert client.put(task) == task
+    assert reader.revision == revision
+    cancelled = client.cancel(task)
+    assert client.cancel(task) == cancelled
+    assert reader.revision == revision + 1
+
+
+def test_the_lifecycle_is_followed_and_a_refused_step_says_what_is_allowed(client):
+    task = client.create(Task(title="x"))
+    with pytest.raises(InvalidTransition) as caught:
+        client.transition(task, TaskStatus.COMPLETED)
+    assert caught.value.allowed == ("assigned", "rejected", "cancelled")
+    assert caught.value.current == task
+    with pytest.raises(InvalidMutation) as refused:
+        client.transition(task, TaskStatus.ASSIGNED)
+    assert "assigned_to" in refused.value.fields
+    task = client.transition(task, TaskStatus.ASSIGNED, assigned_to="tester", reason="mine")
+    for status in (TaskStatus.IN_PROGRESS, TaskStatus.IN_REVIEW):
+        task = client.transition(task, status)
+    task = client.transition(task, TaskStatus.COMPLETED, result={"lines": 3})
+    assert (task.status, task.version, task.result) == (TaskStatus.COMPLETED, 5, FrozenMap(lines=3))
+    with pytest.raises(InvalidTransition) as final:
+        client.cancel(task)
+    assert final.value.allowed == ()
+
+
+def test_cancel_wins_whatever_the_version_unless_expect_is_given(client):
+    old = client.create(Task(title="x"))
+    client.update(old, title="y")
+    with pytest.raises(VersionConflict):
+        client.cancel(old, expect=old.version)
+    assert client.cancel(old, reason="no longer wanted").status is TaskStatus.CANCELLED
+
+
+def test_a_deleted_id_continues_its_versions(client):
+    task = client.create(Task(title="x", id="again"))
+    task = client.update(task, title="y")
+    with pytest.raises(VersionConflict):
+        client.delete(task, expect=1)
+    client.delete(task)
+    assert client.get(Task, "again") is None
+    with pytest.raises(NotFound):
+        client.update(Task.ref("again"), title="z")
+    assert client.create(Task(title="z", id="again")).version == 4
+    with pytest.raises(AlreadyExists) as caught:
+        client.create(Task(title="z", id="again"))
+    assert caught.value.current.version == 4
+
+
+def test_put_can_be_run_again_and_compares_what_was_read(client):
+    done = Task(id="import-1", title="x", status="completed", assigned_to="someone", created_by="elsewhere")
+    first = client.put(done)
+    assert (first.version, first.created_by, first.status) == (1, "elsewhere", TaskStatus.COMPLETED)
+    assert client.put(done) == first
+    second = client.put(first.model_copy(update={"description": "more"}))
+    assert (second.version, second.created_at) == (2, first.created_at)
+    with pytest.raises(VersionConflict):
+        client.put(first.model_copy(update={"description": "other"}))
+    with pytest.raises(InvalidTransition):
+        client.put(second.model_copy(update={"status": TaskStatus.CREATED, "assigned_to": None}))
+
+
+def test_bad_input_raises_at_the_call_and_names_the_field(client):
+    task = client.create(Task(title="x"))
+    sent = client._session._next_frame
+    for changes, field in (
+        ({"priority": "hig"}, "priority"),
+        ({"nonsense": 1}, "nonsense"),
+        ({"status": "completed"}, "status"),
+        ({"id": "other"}, "id"),
+        ({"version": 9}, "version"),
+        ({"created_by": "me"}, "created_by"),
+        ({"budget_limit": -1}, "budget_limit"),
+        ({"metadata": {"x": object()}}, "metadata"),
+        ({"artifacts_expected": [{"path": 3}]}, "artifacts_expected.0.path"),
+    ):
+        with pytest.raises(InvalidMutation) as caught:
+            client.update(task, changes)
+        assert list(caught.value.fields) == [field]
+    with pytest.raises(InvalidMutation):
+        client.transition(task, "nowhere")
+    with pytest.raises(TypeError):
+        client.update("task-1", title="x")
+    with pytest.raises(TypeError):
+        client.submit("create")
+    assert client._session._next_frame == sent
+
+
+def test_the_engine_validates_whatever_a_client_lets_through(client):
+    """A model built without validation is refused by the engine, with the field named."""
+    wrong = Task.model_construct(id="w", version=0, **{**Task(title="x").model_dump(exclude={"id", "version"}), "priority": "hig"})
+    with pytest.raises(InvalidMutation) as caught:
+        client.create(wrong)
+    assert "priority" in caught.value.fields
+    with pytest.raises(InvalidMutation) as begun:
+        client.create(Task(title="x", status="assigned", assigned_to="me"))
+    assert "status" in begun.value.fields
+    task = client.create(Task(title="x"))
+    with pytest.raises(InvalidMutation) as own:
+        client.update(task, dependencies=[task.id])
+    assert "dependencies" in own.value.fields
+
+
+def test_a_project_is_paused_by_a_transition(client):
+    project = client.create(Project(name="farm", owner="me"))
+    assert client.transition(project, ProjectStatus.PAUSED).status is ProjectStatus.PAUSED
+    with pytest.raises(InvalidMutation):
+        client.cancel(project)
+
+
+def test_a_transaction_over_kinds_happens_at_one_revision_or_not_at_all(client, reader):
+    task = client.create(Task(title="x"))
+    project = client.create(Project(name="p"))
+    revision = reader.revision
+    with client.transaction() as tx:
+        tx.update(task, budget_limit=2.0)
+        new = tx.create(Task(title="next"))
+        tx.update(project, owner="me")
+        tx.require_absent(Task, "never")
+    assert tx.revision == reader.revision == revision + 1
+    assert tx.result(task).budget_limit == 2.0
+    assert tx.result(new).version == 1
+    assert tx.result(project).owner == "me"
+    with pytest.raises(VersionConflict), client.transaction() as failing:
+        failing.create(Task(title="never", id="never"))
+        failing.update(task, title="lost")
+    assert client.get(Task, "never") is None
+    assert reader.revision == revision + 1
+
+
+def test_mutations_of_a_request_see_the_earlier_ones_and_make_one_version(client):
+    task = client.create(Task(title="x"))
+    with client.transaction() as tx:
+        tx.update(task, title="y")
+        tx.transition(task, TaskStatus.ASSIGNED, assigned_to="me")
+        tx.transition(task, TaskStatus.IN_PROGRESS)
+    after = tx.result(task)
+    assert (after.version, after.title, after.status) == (2, "y", TaskStatus.IN_PROGRESS)
+    with client.transaction() as gone:
+        gone.create(Task(title="short", id="short"))
+        gone.delete(Task.ref("short"))
+    assert client.get(Task, "short") is None
+    assert client.create(Task(title="short", id="short")).version == 1
+
+
+def test_an_exception_inside_a_transaction_sends_nothing(client, reader):
+    revision = reader.revision
+    with pytest.raises(ZeroDivisionError), client.transaction() as tx:
+        tx.create(Task(title="x"))
+        raise ZeroDivisionError
+    assert reader.revision == revision
+
+
+def test_guards_hold_the_request_back(client):
+    task = client.create(Task(title="x"))
+    newer = client.update(task, title="y")
+    with pytest.raises(GuardFailed) as caught, client.transaction() as tx:
+        tx.require(task)
+        tx.create(Task(title="never", id="never"))
+    assert caught.value.current == newer
+    with pytest.raises(GuardFailed), client.transaction() as tx:
+        tx.require_absent(Task, task.id)
+        tx.create(Task(title="never", id="never"))
+    with client.transaction() as tx:
+        tx.require(newer)
+        tx.create(Task(title="now", id="now"))
+    assert client.get(Task, "now") is not None
+    assert client.get(Task, "never") is None
+
+
+def test_submit_many_pipelines_in_order_and_refusals_are_values(client, reader):
+    tasks = [Task(title=f"t{number}", id=f"t{number}") for number in range(1_000)]
+    replies = list(client.submit_many((Create(task) for task in tasks), window=256))
+    assert [reply.entity.id for reply in replies] == [task.id for task in tasks]
+    assert [reply.revision for reply in replies] == list(range(1, 1_001))
+    mixed = [Update(tasks[0], {"title": "new"}, expect=1), Create(tasks[1]), Update(tasks[2], {"title": 3}), Delete(Task.ref("t3"))]
+    answers = list(client.submit_many(mixed))
+    assert [type(answer.error) for answer in answers] == [type(None), AlreadyExists, InvalidMutation, type(None)]
+    assert answers[0].entity.title == "new"
+    assert answers[3].entity is None
+    assert reader.snapshot().counts["Task"] == 999
+
+
+def test_frames_entities_and_texts_over_their_bounds_are_refused_and_nothing_is_lost(client, limits):
+    task = client.create(Task(title="x"))
+    with pytest.raises(RequestTooLarge):
+        client.update(task, description="x" * (limits.entity_bytes_max + 1))
+    with pytest.raises(RequestTooLarge):
+        client.update(task, description="x" * (limits.frame_bytes_max + 1))
+    with pytest.raises(RequestTooLarge):
+        client.update(task, title="y", reason="r" * (limits.text_bytes_max + 1))
+    many = [Create(Task(title="x", description="y" * 60_000)) for _ in range(40)]
+    assert all(reply.applied for reply in client.submit_many(many))
+    assert client.update(task, title="y").version == 2
+
+
+class Unregistered(Entity):
+    """A kind that the engine was not started with."""
+
+    size: int = 0
+
+
+def test_a_kind_that_the_engine_does_not_know_is_refused(client):
+    with pytest.raises(UnknownKind):
+        client.create(Unregistered(size=1))
+
+
+class Doc(Entity, columns=("owner", "size")):
+    """A user's own model."""
+
+    owner: str
+    size: int = 0
+
+
+def test_a_users_own_model_is_stored_versioned_and_read(state, start_engine):
+    engine = start_engine(state, models=[Doc])
+    with connect(engine.state) as client:
+        doc = client.create(Doc(owner="me"))
+        assert client.update(doc, size=7).size == 7
+        with pytest.raises(InvalidMutation) as caught:
+            client.update(doc, size="many")
+        assert list(caught.value.fields) == ["size"]
+        assert client.get("Doc", doc.id) == {"id": doc.id, "owner": "me", "size": 7, "version": 2}
+        with pytest.raises(InvalidMutation):
+            client.transition(doc, "anywhere")
+
+
+def test_wait_for_returns_when_the_revision_is_there_and_not_before(client, reader):
+    revision = reader.revision
+    assert reader.wait_for(revision) == revision
+    with pytest.raises(TimeoutError):
+        reader.wait_for(revision + 1, timeout_s=0.05)
+    child = os.fork()
+    if child == 0:
+        try:
+            with connect(client.folder.path) as other:
+                other.create(Task(title="from a child"))
+            os._exit(0)
+        finally:
+            os._exit(1)
+    assert reader.wait_for(revision + 1, timeout_s=10) == revision + 1
+    assert os.waitpid(child, 0)[1] == 0
+
+
+def test_a_held_snapshot_stays_as_it_was(client, reader):
+    tasks = [client.create(Task(title=f"t{number}", id=f"t{number}")) for number in range(50)]
+    with reader.snapshot() as held:
+        for task in tasks:
+            client.update(task, title="changed")
+        client.delete(Task.ref("t0"))
+        client.create(Task(title="later", id="later"))
+        assert [task.title for task in held.entities(Task)] == [f"t{number}" for number in range(50)]
+        assert held.get(Task, "later") is None
+        assert held.counts["Task"] == 50
+        with reader.snapshot() as now:
+            assert {task.title for task in now.entities(Task)} == {"changed", "later"}
+            assert now.get(Task, "t0") is None
+            assert now.counts["Task"] == 50
+
+
+def test_an_unchanged_entity_is_the_same_object_in_the_next_snapshot(client, reader):
+    task = client.create(Task(title="x"))
+    first = reader.snapshot()[Task, task.id]
+    client.create(Task(title="y"))
+    assert reader.snapshot()[Task, task.id] is first
+
+
+def test_an_idle_engine_uses_no_measurable_cpu(client, engine):
+    client.create(Task(title="x"))
+    ticks = _cpu_ticks(engine.pid)
+    started = time.monotonic()
+    with pytest.raises(TimeoutError):
+        client.reader.wait_for(10**9, timeout_s=3)
+    spent_s = (_cpu_ticks(engine.pid) - ticks) / os.sysconf("SC_CLK_TCK")
+    assert spent_s / (time.monotonic() - started) < 0.01
+
+
+def _cpu_ticks(pid: int) -> int:
+    with open(f"/proc/{pid}/stat") as stat:
+        fields = stat.read().rpartition(")")[2].split()
+    return int(fields[11]) + int(fields[12])
