@@ -291,7 +291,7 @@ class Client:
     def _await(self, pending: Pending, deadline: float) -> None:
         """Until this request is answered. Raises OutcomeUnknown at the deadline; the request stays on its way."""
         while not pending.done:
-            if not self._pump(deadline):
+            if not self._pump(deadline) and not pending.done:
                 raise outcome_unknown(pending.request_id)
 
     def _await_room(self, count: int, deadline: float) -> None:
@@ -375,12 +375,22 @@ class Client:
         if not data:
             self._broken = True
 
+    def _read_rest(self) -> None:
+        """What was said on a lane before it broke counts, and may be the reason why it did."""
+        lane = self._lane
+        try:
+            while lane is not None and (data := os.read(lane.replies, READ_BYTES)):
+                self._session.received(data)
+        except OSError:
+            pass  # nothing more to read, or nothing left to read from
+
     # --- connecting --------------------------------------------------------------------------------------------------
 
     def _reconnect(self, deadline: float) -> None:
         """A new lane for the same session. What cannot be delivered in time ends as OutcomeUnknown."""
-        self._check_usable()
+        self._read_rest()
         self._drop_lane()
+        self._check_usable()
         try:
             self._connect(deadline)
         except EngineUnavailable:

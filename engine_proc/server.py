@@ -204,6 +204,13 @@ class Server:
         self.journal.append(self.state.revision, time.time_ns() // 1000, [], Private(life=drained))
         await self.journal.commit(durable=True)
 
+    def abandon(self) -> None:
+        """After a start that failed: no memory of this epoch stays."""
+        for own in self.folder.markers():
+            if own.pid == os.getpid():
+                recovery.remove_segments(own.memory_dir, own.prefix)
+                self.folder.marker(own.prefix).unlink(missing_ok=True)
+
     def close(self) -> None:
         """After a clean end: nothing of this epoch stays in memory."""
         self.journal.close()
@@ -241,13 +248,18 @@ def run(orders: Orders, ready: Callable[[Ready], None], control: int) -> int:
     os.umask(0o077)
     wire.refuse_extensions()
     raise_descriptor_limit()
+    server = None
     try:
         server = Server(orders)
         server.recover()
     except SolewriterError as error:
+        if server is not None:
+            server.abandon()
         ready(Ready(ok=False, error=type(error).__name__, message=str(error)))
         return EXIT_LOCKED if isinstance(error, Locked) else EXIT_REFUSED
     except OSError as error:
+        if server is not None:
+            server.abandon()
         ready(Ready(ok=False, error="OSError", message=str(error)))
         return EXIT_IO
     try:

@@ -7,8 +7,11 @@ removed, and the test fails. `wait_until` is the only place that may sleep: test
 
 from __future__ import annotations
 
+import array
 import os
+import select
 import signal
+import socket
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -18,10 +21,15 @@ import hypothesis
 import pytest
 
 from solewriter import Client, Engine, Limits, Reader, connect, open_reader
-from solewriter.shared.config import KIB, MIB
+from solewriter.agents.session import AgentSession
+from solewriter.shared import wire
+from solewriter.shared.config import DEFAULT_LIMITS, KIB, MIB
 from solewriter.shared.folder import StateFolder, Whereabouts
+from solewriter.shared.lane import Lane
+from solewriter.shared.registry import Registry
 
 T = TypeVar("T")
+REGISTRY = Registry()
 POLL_S = 0.005
 SETTLE_S = 5.0  # an engine whose owner was killed drains before it ends
 RUN_MARK = "SOLEWRITER_TEST_RUN"  # in the environment of everything that a test starts by exec, orphans included
@@ -177,3 +185,64 @@ def forget(lives: list[Whereabouts]) -> None:
     for whereabouts in lives:
         for path in segments(whereabouts):
             path.unlink(missing_ok=True)
+
+
+# --- a lane by hand --------------------------------------------------------------------------------------------------
+
+
+class RawLane:
+    """An agent's lane without a client: what is written is what the engine reads, whole frames or not."""
+
+    def __init__(self, state: str | os.PathLike[str], client_id: str | None = None, first: int = 0) -> None:
+        self.session = AgentSession(DEFAULT_LIMITS, "raw", client_id)
+        self.lane = Lane()
+        with StateFolder(state).connected_socket(5) as connection:
+            hello = self.session.hello(os.getpid())
+            hello.first = first
+            connection.sendmsg(
+                [wire.pack_words(hello)], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", self.lane.theirs))]
+            )
+            self.lane.hand_over()
+            header = connection.recv(wire.REPLY_HEADER_BYTES, socket.MSG_WAITALL)
+            self.welcome = wire.unpack_welcome(connection.recv(wire.words_length(header), socket.MSG_WAITALL))
+        os.set_blocking(self.lane.requests, True)
+        os.set_blocking(self.lane.replies, True)
+        self._received = bytearray()
+        self._replies: list[Any] = []
+
+    def frame(self, mutations: list[Any], request_id: str | None = None) -> bytes:
+        """A frame of one request."""
+        plain = [wire.plain_mutation(mutation, REGISTRY) for mutation in mutations]
+        return wire.pack_frame([(plain, [], request_id, None)], DEFAULT_LIMITS)
+
+    def write(self, data: bytes) -> None:
+        os.write(self.lane.requests, data)
+
+    def reply(self, timeout_s: float = 10) -> Any:
+        """The next reply: (sequence, status, revision, detail). None when the engine closed the lane."""
+        while not self._replies:
+            assert select.select([self.lane.replies], [], [], timeout_s)[0], "no reply came"
+            data = os.read(self.lane.replies, 65536)
+            if not data:
+                return None
+            self._received += data
+            self._replies += wire.unpack_replies(self._received)
+        return self._replies.pop(0)
+
+    def die(self) -> None:
+        """Close the lane without a word, as the kernel does for a killed process."""
+        self.lane.close()
+
+
+@pytest.fixture
+def client_of_a_raw_lane() -> Iterator[Callable[..., RawLane]]:
+    """`client_of_a_raw_lane(state)`: a lane that the test writes by hand."""
+    made: list[RawLane] = []
+
+    def connect_raw(state: str | os.PathLike[str], **options: Any) -> RawLane:
+        made.append(RawLane(state, **options))
+        return made[-1]
+
+    yield connect_raw
+    for raw in made:
+        raw.die()

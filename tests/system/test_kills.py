@@ -1,0 +1,331 @@
+"""Nothing acked is lost and nothing happens twice, whoever is killed, whenever."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import signal
+import struct
+import subprocess
+import sys
+import textwrap
+
+import pytest
+
+from solewriter import Create, EngineUnavailable, Fenced, Limits, Locked, RequestMismatch, Task, TaskStatus, Update, VersionConflict, connect, open_reader
+from solewriter.shared.folder import StateFolder
+
+AGENT = textwrap.dedent(
+    """
+    import json, sys
+    from solewriter import Create, Task, Update, VersionConflict, connect
+    state, name, count, log = sys.argv[1], sys.argv[2], int(sys.argv[3]), open(sys.argv[4], "a", buffering=1)
+    with connect(state, name=name) as client:
+        own = client.create(Task(title=name, id=f"own-{name}"))
+        print("ready", flush=True)
+        for number in range(count):
+            if number % 4 == 3:
+                mutations = [Update(Task.ref(own.id), {"max_retries": number * 100 + step}) for step in range(1, 17)]
+                for reply in client.submit_many(mutations, window=64):
+                    log.write(json.dumps([own.id, reply.check().results[0].version, reply.revision]) + "\\n")
+            else:
+                current = client.get(Task, "shared")
+                try:
+                    after = client.update(current, max_retries=current.max_retries + 1)
+                    log.write(json.dumps(["shared", after.version, 0]) + "\\n")
+                except VersionConflict as conflict:
+                    assert conflict.current.version > current.version, "a conflict must carry a newer entity"
+    """
+)
+
+
+def acks(paths):
+    """Every (entity, version, revision) that some agent was told, over all agents."""
+    return [tuple(json.loads(line)) for path in paths for line in path.read_text().splitlines() if line.endswith("]")]
+
+
+def start_agents(state, tmp_path, count, rounds):
+    logs = [tmp_path / f"agent-{number}.log" for number in range(count)]
+    agents = [
+        subprocess.Popen(
+            [sys.executable, "-c", AGENT, str(state), f"a{number}", str(rounds), str(log)], stdout=subprocess.PIPE, text=True
+        )
+        for number, log in enumerate(logs)
+    ]
+    for agent in agents:
+        assert agent.stdout.readline() == "ready\n"
+    return agents, logs
+
+
+def check_history(state, logs):
+    """Each acked version was acked once, is not above what is stored, and versions have no gap in the count of changes."""
+    seen = acks(logs)
+    versions = [(key, version) for key, version, _ in seen]
+    assert len(versions) == len(set(versions)), "one version was acked twice"
+    with open_reader(state) as reader, reader.snapshot() as snap:
+        for key, version, revision in seen:
+            assert snap[Task, key].version >= version, f"{key} at {version} was acked and is lost"
+            assert revision <= snap.revision
+        shared = snap[Task, "shared"]
+        assert shared.max_retries == shared.version - 1, "an increment was lost or applied twice"
+        return len(seen), {task.id: task.version for task in snap.entities(Task)}
+
+
+@pytest.mark.parametrize("durability", ["process", "power"])
+def test_an_engine_killed_at_random_moments_loses_nothing_and_does_nothing_twice(state, tmp_path, start_engine, wait_until, durability):
+    engine = start_engine(state, durability=durability)
+    with connect(state, name="judge") as client:
+        client.create(Task(title="shared", id="shared"))
+    agents, logs = start_agents(state, tmp_path, 3, 260)
+    chance = random.Random(7)
+    kills = 0
+    while kills < 6 and any(agent.poll() is None for agent in agents):
+        before = engine.restarts
+        target = len(acks(logs)) + chance.randrange(50, 250)
+        wait_until(lambda target=target: len(acks(logs)) >= target or all(agent.poll() is not None for agent in agents), 30, "progress")
+        os.kill(engine.pid, signal.SIGKILL)
+        kills += 1
+        wait_until(lambda before=before: engine.restarts > before, 20, "a restart")
+    assert [agent.wait(60) for agent in agents] == [0, 0, 0], "an agent did not go on by itself"
+    for agent in agents:
+        agent.stdout.close()
+    count, versions = check_history(state, logs)
+    assert kills >= 3
+    assert count >= 1_000
+    for number in range(3):
+        assert versions[f"own-a{number}"] == 1 + 16 * (260 // 4), "pipelined updates were lost or applied twice"
+
+
+def test_after_a_kill_versions_revisions_and_the_history_go_on(state, start_engine, wait_until):
+    engine = start_engine(state, durability="power")
+    with connect(state, name="me") as client, open_reader(state) as reader:
+        task = client.update(client.create(Task(title="x", id="t")), title="y")
+        client.delete(client.create(Task(title="gone", id="gone")))
+        held = reader.snapshot()
+        first_pid, revision, history = engine.pid, held.revision, held.history_id
+        os.kill(first_pid, signal.SIGKILL)
+        wait_until(lambda: held.stale, 5, "the snapshot of a dead engine is stale")
+        assert held[Task, "t"] == task
+        after = client.update(task, title="z")
+        assert (after.version, engine.pid != first_pid) == (3, True)
+        assert client.create(Task(title="back", id="gone")).version == 3
+        with reader.snapshot() as snap:
+            assert (snap.revision, snap.history_id, snap.stale) == (revision + 2, history, False)
+            assert snap[Task, "t"].title == "z"
+        assert held[Task, "t"].title == "y"
+
+
+def test_no_sequence_of_kills_leaves_a_segment_behind(state, start_engine, wait_until):
+    engine = start_engine(state)
+    for _ in range(3):
+        before = engine.restarts
+        os.kill(engine.pid, signal.SIGKILL)
+        wait_until(lambda before=before: engine.restarts > before, 20, "a restart")
+    folder = StateFolder(state)
+    assert [marker.prefix for marker in folder.markers()] == [folder.whereabouts().prefix]
+
+
+def test_an_agent_killed_in_mid_frame_harms_only_itself(state, start_engine, client_of_a_raw_lane):
+    start_engine(state)
+    with connect(state, name="other") as other:
+        task = other.create(Task(title="x"))
+        raw = client_of_a_raw_lane(state)
+        frame = raw.frame([Create(Task(title="whole", id="whole"))])
+        raw.write(frame + frame[: len(frame) // 2])
+        raw.die()
+        for _ in range(50):
+            task = other.update(task, max_retries=task.max_retries + 1)
+        assert other.reader.wait_for(52) >= 52
+        assert other.get(Task, "whole") is not None
+        assert task.version == 51
+
+
+def test_an_agent_stopped_in_mid_frame_blocks_nobody(state, start_engine, client_of_a_raw_lane):
+    start_engine(state)
+    raw = client_of_a_raw_lane(state)
+    frame = raw.frame([Create(Task(title="late", id="late"))])
+    raw.write(frame[:4])
+    with connect(state, name="other") as other:
+        for number in range(20):
+            other.create(Task(title=str(number)))
+        raw.write(frame[4:])
+        assert raw.reply()[1] == 0
+        assert other.get(Task, "late") is not None
+
+
+def test_races_on_one_task_are_won_once_and_the_loser_gets_the_current_entity(state, tmp_path, start_engine):
+    start_engine(state)
+    rival = textwrap.dedent(
+        """
+        import sys
+        from solewriter import Task, TaskStatus, VersionConflict, connect
+        with connect(sys.argv[1], name=sys.argv[2]) as client:
+            tasks = [client.get(Task, f"t{number}") for number in range(100)]
+            print("ready", flush=True); sys.stdin.readline()
+            won = 0
+            for task in tasks:
+                try:
+                    client.transition(task, TaskStatus.ASSIGNED, assigned_to=sys.argv[2]); won += 1
+                except VersionConflict as conflict:
+                    assert conflict.current.status is TaskStatus.ASSIGNED and conflict.current.assigned_to != sys.argv[2]
+            print(won)
+        """
+    )
+    with connect(state) as client:
+        for reply in client.submit_many(Create(Task(title="x", id=f"t{number}")) for number in range(100)):
+            reply.check()
+        rivals = [
+            subprocess.Popen(
+                [sys.executable, "-c", rival, str(state), f"r{number}"], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+            )
+            for number in range(3)
+        ]
+        for process in rivals:
+            assert process.stdout.readline() == "ready\n"
+        for process in rivals:
+            process.stdin.write("go\n")
+            process.stdin.flush()
+        won = [int(process.communicate(timeout=30)[0]) for process in rivals]
+        assert sum(won) == 100
+        assert {task.version for task in client.reader.snapshot().entities(Task)} == {2}
+
+
+def test_a_second_engine_refuses_and_names_the_holder(state, start_engine):
+    engine = start_engine(state)
+    with pytest.raises(Locked, match=str(engine.pid)):
+        start_engine(state)
+    with connect(state) as client:
+        client.create(Task(title="the first one is unharmed"))
+
+
+def test_a_clean_stop_drains_and_the_next_engine_goes_on(state, start_engine):
+    engine = start_engine(state, durability="power")
+    with connect(state, name="me") as client:
+        task = client.create(Task(title="x"))
+    engine.stop()
+    with pytest.raises(EngineUnavailable):
+        open_reader(state)
+    with pytest.raises(EngineUnavailable):
+        connect(state, limits=Limits(connect_timeout_s=0.05))
+    start_engine(state, durability="power")
+    with connect(state) as client:
+        assert client.update(task, title="y").version == 2
+
+
+def test_what_was_accepted_before_a_stop_is_applied(state, start_engine, client_of_a_raw_lane):
+    engine = start_engine(state, durability="power")
+    raw = client_of_a_raw_lane(state)
+    raw.write(b"".join(raw.frame([Create(Task(title="x", id=f"d{number}"))]) for number in range(100)))
+    engine.stop()
+    start_engine(state, durability="power")
+    with open_reader(state) as reader:
+        assert reader.snapshot().counts["Task"] == 100
+
+
+def test_memory_durability_promises_nothing_and_says_so(state, start_engine):
+    engine = start_engine(state, durability="memory")
+    with connect(state) as client:
+        client.create(Task(title="x"))
+        history = client.reader.snapshot().history_id
+    engine.stop()
+    start_engine(state, durability="memory")
+    with open_reader(state) as reader:
+        snap = reader.snapshot()
+        assert (snap.revision, snap.counts["Task"]) == (0, 0)
+        assert snap.history_id != history
+
+
+def test_memory_durability_refuses_a_folder_that_holds_durable_state(state, start_engine):
+    start_engine(state).stop()
+    with pytest.raises(EngineUnavailable, match="durable state"):
+        start_engine(state, durability="memory")
+
+
+def test_an_engine_whose_owner_is_killed_drains_and_ends(state, wait_until):
+    owner = subprocess.Popen(
+        [sys.executable, "-c", "import sys, time\nfrom solewriter import Engine\nengine = Engine(sys.argv[1]).start()\nprint(engine.pid, flush=True)\nsys.stdin.read()", str(state)],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    pid = int(owner.stdout.readline())
+    with connect(state) as client:
+        client.create(Task(title="x"))
+        owner.kill()
+        owner.communicate()
+        wait_until(lambda: not os.path.exists(f"/proc/{pid}"), 15, "the engine ends")
+    assert not StateFolder(state).engine_json.exists()
+
+
+def test_a_damaged_journal_is_a_refusal_that_names_the_place(state, start_engine):
+    engine = start_engine(state)
+    with connect(state) as client:
+        for number in range(10):
+            client.create(Task(title=str(number)))
+    engine.stop()
+    (journal,) = state.glob("journal-*.log")
+    data = bytearray(journal.read_bytes())
+    data[struct.calcsize("64x") + 300] ^= 1
+    journal.write_bytes(data)
+    with pytest.raises(EngineUnavailable, match=journal.name):
+        start_engine(state)
+
+
+def test_an_engine_stops_when_its_folder_is_replaced(state, start_engine, wait_until):
+    engine = start_engine(state)
+    with connect(state) as client:
+        task = client.create(Task(title="x"))
+        pid = engine.pid
+        state.rename(state.with_name("moved"))
+        state.mkdir()
+        with pytest.raises(Exception, match="."):
+            client.update(task, title="y", timeout_s=1.0)
+        wait_until(lambda: engine.failure is not None, 10, "the engine is given up")
+        assert not os.path.exists(f"/proc/{pid}")
+    assert sorted(path.name for path in state.iterdir()) == []
+    for marker in StateFolder(state.with_name("moved")).markers():
+        assert marker.pid == pid
+    start_engine(state.with_name("moved"))
+    with connect(state.with_name("moved")) as client:
+        assert client.get(Task, task.id) == task
+
+
+def test_a_resumed_client_id_goes_on_and_the_older_client_is_told(state, start_engine):
+    start_engine(state)
+    first = connect(state, name="one", client_id="crawler")
+    task = first.create(Task(title="x"))
+    with connect(state, name="two", client_id="crawler") as second:
+        assert second.update(task, title="y").version == 2
+        assert second.update(Task.ref(task.id), title="z").version == 3
+        with pytest.raises(Fenced):
+            first.update(Task.ref(task.id), title="w")
+    first.close()
+
+
+def test_a_request_id_of_the_users_own_is_applied_once_whoever_sends_it(state, start_engine, wait_until):
+    engine = start_engine(state)
+    with connect(state) as client:
+        task = client.create(Task(title="x", id="t"), request_id="import-1")
+    before = engine.restarts
+    os.kill(engine.pid, signal.SIGKILL)
+    wait_until(lambda: engine.restarts > before, 20, "a restart")
+    with connect(state) as again:
+        assert again.create(Task(title="x", id="t"), request_id="import-1") == task
+        with pytest.raises(RequestMismatch):
+            again.create(Task(title="other", id="t"), request_id="import-1")
+        assert again.get(Task, "t").version == 1
+
+
+def test_updates_conflict_across_a_restart_as_before(state, start_engine, wait_until):
+    engine = start_engine(state)
+    with connect(state) as client:
+        old = client.create(Task(title="x"))
+        new = client.update(old, title="y")
+        before = engine.restarts
+        os.kill(engine.pid, signal.SIGKILL)
+        wait_until(lambda: engine.restarts > before, 20, "a restart")
+        replies = list(client.submit_many([Update(old, {"title": "lost"}), Update(new, {"title": "won"})]))
+        assert isinstance(replies[0].error, VersionConflict)
+        assert replies[1].entity.version == 3
+        assert client.transition(replies[1].entity, TaskStatus.REJECTED).version == 4
