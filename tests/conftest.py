@@ -193,12 +193,12 @@ def forget(lives: list[Whereabouts]) -> None:
 class RawLane:
     """An agent's lane without a client: what is written is what the engine reads, whole frames or not."""
 
-    def __init__(self, state: str | os.PathLike[str], client_id: str | None = None, first: int = 0) -> None:
+    def __init__(self, state: str | os.PathLike[str], client_id: str | None = None, *, resends: bool = False) -> None:
         self.session = AgentSession(DEFAULT_LIMITS, "raw", client_id)
         self.lane = Lane()
         with StateFolder(state).connected_socket(5) as connection:
             hello = self.session.hello(os.getpid())
-            hello.first = first
+            hello.resends = resends  # True: as a client says that lost its lane, and begins with frame 0 again
             connection.sendmsg(
                 [wire.pack_words(hello)], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", self.lane.theirs))]
             )

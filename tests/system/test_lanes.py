@@ -1,0 +1,342 @@
+"""Lanes under bad input, pressure, threads, forks and every way to start a process."""
+
+from __future__ import annotations
+
+import contextlib
+import multiprocessing
+import os
+import pickle
+import signal
+import struct
+import subprocess
+import sys
+import textwrap
+import threading
+import warnings
+
+import pytest
+
+from solewriter import Cancel, Create, EngineUnavailable, Limits, Task, TaskStatus, Update, connect
+from solewriter.shared import wire
+from solewriter.shared.config import DEFAULT_LIMITS
+
+REFUSED, UNAVAILABLE = wire.Status.REFUSED, wire.Status.UNAVAILABLE
+
+
+def framed(body: bytes) -> bytes:
+    return struct.pack("!i", len(body)) + body
+
+
+class Evil:
+    """Unpickled by anybody else, it would run a command."""
+
+    def __reduce__(self):
+        return os.system, ("touch /tmp/solewriter-was-here",)
+
+
+def laughs() -> bytes:
+    """260 bytes that a tree walker sees as 2^25 leaves."""
+    value: object = "ha"
+    for _ in range(25):
+        value = [value, value]
+    return pickle.dumps([([(3, "Task", "t", None, {"metadata": {"x": value}}, "", None)], [], None, None)], 5)
+
+
+def deep() -> bytes:
+    return b"\x80\x05" + b"(l" * 0 + b"]" + b"]" * 5_000 + b"a" * 5_000 + b"."
+
+
+POISON = {
+    "a global": b"\x80\x05cos\nsystem\n.",
+    "a stack global": pickle.dumps([Evil()], 5),
+    "an old reduce": pickle.dumps([Evil()], 0),
+    "an instance": b"(ios\nsystem\n.",
+    "an object": b"(cos\nsystem\no.",
+    "a new object": b"\x80\x05cbuiltins\nobject\n)\x81.",
+    "a build": b"\x80\x05}}b.",
+    "an extension": b"\x80\x05\x82\x01.",
+    "a persistent id": b"\x80\x05Q.",
+    "a persistent name": b"Pname\n.",
+    "shared references": laughs(),
+    "nesting": deep(),
+    "a huge declared length": b"\x80\x05\x8e" + struct.pack("<Q", 1 << 40),
+    "a memo bomb": b"\x80\x05]r\x00\x00\x40\x00.",
+    "a truncated pickle": pickle.dumps(["x" * 100], 5)[:50],
+    "bytes behind the end": pickle.dumps([(1,)], 5) + b"more",
+    "no list": pickle.dumps({"a": 1}, 5),
+    "an empty list": pickle.dumps([], 5),
+    "no request": pickle.dumps(["hello"], 5),
+    "a request of wrong parts": pickle.dumps([([(99, "Task", "x", None, {}, "", None)], [], None, None)], 5),
+    "a mutation of a wrong shape": pickle.dumps([([("create",)], [], None, None)], 5),
+    "a field name that is no text": pickle.dumps([([(1, "Task", "x", 0, {1: 2}, "", None)], [], None, None)], 5),
+    "a lone surrogate": pickle.dumps([([(1, "Task", "\ud800", 0, {"title": "x"}, "", None)], [], None, None)], 5),
+    "garbage": bytes(range(256)),
+}
+
+HOOK = textwrap.dedent(
+    """
+    import os, sys
+    from solewriter import Entity
+
+    class Watched(Entity):
+        size: int = 0
+
+    LOG = os.open({log!r}, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+
+    def hook(event, args):
+        if not os.path.exists({armed!r}):
+            return
+        if event in ("import", "exec", "compile", "os.system", "subprocess.Popen", "pickle.find_class", "ctypes.dlopen") or (
+            event == "open" and not str(args[0]).startswith("/proc/self/")
+        ):
+            os.write(LOG, (event + repr(args)[:200]).encode() + b"\\n")
+
+    if "solewriter.engine_proc.server" in sys.modules:
+        sys.addaudithook(hook)
+    """
+)
+
+
+def test_poisoned_frames_are_refused_and_nothing_is_imported_called_or_opened(
+    state, tmp_path, start_engine, client_of_a_raw_lane, monkeypatch
+):
+    log, armed = tmp_path / "audit.log", tmp_path / "armed"
+    (tmp_path / "watched_models.py").write_text(HOOK.format(log=str(log), armed=str(armed)))
+    monkeypatch.syspath_prepend(str(tmp_path))
+    import watched_models  # type: ignore[import-not-found]  # written just above
+
+    engine = start_engine(state, models=[watched_models.Watched])
+    pid = engine.pid
+    with connect(state) as client:
+        client.create(Task(title="x", id="t"))
+        raw = client_of_a_raw_lane(state)
+        raw.write(raw.frame([Update(Task.ref("t"), {"title": "warm"})]))
+        assert raw.reply()[1] == 0
+        armed.touch()
+        for name, body in POISON.items():
+            raw.write(framed(body))
+            _, status, _, detail = raw.reply()
+            assert status == REFUSED, name
+            assert detail[0] in ("BadRequest", "RequestTooLarge"), (name, detail)
+        raw.write(raw.frame([Update(Task.ref("t"), {"title": "after"})]))
+        assert raw.reply()[1] == 0
+        assert client.get(Task, "t").title == "after"
+        assert log.read_text() == ""
+        for reply in client.submit_many(Create(Task(title="x", description="y" * 10_000)) for _ in range(100)):
+            reply.check()
+        assert "open" in log.read_text(), "the hook sees nothing: growing the heap opens a file"
+    assert engine.pid == pid
+    assert not os.path.exists("/tmp/solewriter-was-here")
+
+
+@pytest.mark.parametrize("length", [0, -1, 2**31 - 1, DEFAULT_LIMITS.frame_bytes_max + 1])
+def test_bad_framing_closes_that_lane_and_no_other(state, start_engine, client_of_a_raw_lane, length):
+    start_engine(state)
+    with connect(state) as client:
+        raw = client_of_a_raw_lane(state)
+        raw.write(struct.pack("!i", length) + b"x" * 100)
+        assert raw.reply() is None
+        client.create(Task(title="unharmed"))
+
+
+def test_a_duplicated_frame_gets_the_first_reply_and_is_applied_once(state, start_engine, client_of_a_raw_lane):
+    """The same frames on a later lane of the session are known, also those of another order of writes."""
+    start_engine(state)
+    first = client_of_a_raw_lane(state, client_id="dup")
+    frames = [first.frame([Create(Task(title="x", id=f"d{number}"))]) for number in range(3)]
+    frames.append(first.frame([Update(Task.ref("d0"), {"title": "y"}, expect=9)]))
+    first.write(b"".join(frames))
+    told = [first.reply() for _ in frames]
+    first.die()
+    second = client_of_a_raw_lane(state, client_id="dup")
+    assert second.welcome.first == 4, "a lane that resends nothing begins behind what was consumed"
+    second.die()
+    again = client_of_a_raw_lane(state, client_id="dup", resends=True)
+    again.write(b"".join(frames))
+    assert [tuple(again.reply()) for _ in frames] == [tuple(reply) for reply in told]
+    with connect(state) as client:
+        assert client.reader.revision == 3
+
+
+def test_a_flood_that_is_not_read_slows_its_sender_and_nobody_else(state, start_engine, client_of_a_raw_lane):
+    engine = start_engine(state)
+    raw = client_of_a_raw_lane(state)
+    frame = raw.frame([Update(Task.ref("nobody"), {"title": "x"})])
+    os.set_blocking(raw.lane.requests, False)
+    written = 0
+    with contextlib.suppress(BlockingIOError, BrokenPipeError):
+        for _ in range(200_000):
+            written += os.write(raw.lane.requests, frame)
+    with connect(state) as client:
+        for number in range(20):
+            client.create(Task(title=str(number)))
+    assert written < 64 * 1024 * 1024
+    assert _rss_bytes(engine.pid) < 400 * 1024 * 1024
+
+
+def test_a_client_shared_by_threads_serves_them_all(state, start_engine):
+    start_engine(state)
+    wrong: list[BaseException] = []
+    with connect(state, name="shared") as client:
+        task = client.create(Task(title="x"))
+
+        def work(number: int) -> None:
+            try:
+                for step in range(50):
+                    made = client.create(Task(title=f"{number}-{step}"))
+                    assert client.update(made, description="y").version == 2
+                    client.update(Task.ref(task.id), max_retries=number * 1_000 + step)
+            except BaseException as error:
+                wrong.append(error)
+
+        threads = [threading.Thread(target=work, args=(number,)) for number in range(6)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join(60)
+        assert wrong == []
+        assert client.get(Task, task.id).version >= 201
+        assert client.reader.snapshot().counts["Task"] == 301
+
+
+def test_an_interrupted_call_leaves_a_client_that_goes_on(state, start_engine):
+    engine = start_engine(state)
+    with connect(state) as client:
+        task = client.create(Task(title="x"))
+        os.kill(engine.pid, signal.SIGSTOP)
+        previous = signal.signal(signal.SIGALRM, _interrupt)
+        try:
+            signal.setitimer(signal.ITIMER_REAL, 0.2)
+            with pytest.raises(KeyboardInterrupt):
+                client.update(task, title="y")
+        finally:
+            signal.setitimer(signal.ITIMER_REAL, 0)
+            signal.signal(signal.SIGALRM, previous)
+            os.kill(engine.pid, signal.SIGCONT)
+        assert client.update(Task.ref(task.id), description="after").description == "after"
+        assert client.get(Task, task.id).title == "y"
+
+
+def _interrupt(number, frame):
+    raise KeyboardInterrupt
+
+
+def test_a_forked_child_never_uses_nor_holds_its_parents_lane(state, start_engine):
+    start_engine(state)
+    with connect(state) as client:
+        client.create(Task(title="x"))
+        requests = client._lane.requests
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", DeprecationWarning)  # the pytest process has threads; the child only looks and exits
+            child = os.fork()
+        if child == 0:
+            status = 1
+            try:
+                client.create(Task(title="never"))
+            except EngineUnavailable:
+                try:
+                    os.fstat(requests)
+                except OSError:
+                    status = 0
+            finally:
+                os._exit(status)
+        assert os.waitpid(child, 0)[1] == 0
+        assert client.create(Task(title="y")).version == 1
+
+
+@pytest.mark.parametrize("method", ["spawn", "forkserver", "fork"])
+def test_agents_of_every_start_method_work(state, start_engine, tmp_path, monkeypatch, method):
+    start_engine(state)
+    (tmp_path / "agent_module.py").write_text(
+        textwrap.dedent(
+            """
+            from solewriter import Task, TaskStatus, connect
+            def agent(state, number):
+                with connect(state, name=f"agent-{number}") as client:
+                    task = client.create(Task(title=f"from {number}", id=f"agent-{number}"))
+                    client.transition(task, TaskStatus.ASSIGNED, assigned_to=client.name)
+            """
+        )
+    )
+    monkeypatch.syspath_prepend(str(tmp_path))
+    import agent_module  # type: ignore[import-not-found]  # written just above
+
+    context = multiprocessing.get_context(method)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)  # fork beside threads, which is what is tested
+        agents = [context.Process(target=agent_module.agent, args=(str(state), number), daemon=True) for number in range(3)]
+        for process in agents:
+            process.start()
+    for process in agents:
+        process.join(60)
+    assert [process.exitcode for process in agents] == [0, 0, 0]
+    with connect(state) as client:
+        found = {task.id: task.assigned_to for task in client.reader.snapshot().entities(Task)}
+    assert found == {f"agent-{number}": f"agent-{number}" for number in range(3)}
+    sys.modules.pop("agent_module")
+
+
+def test_another_users_process_is_refused_before_a_byte_is_decoded(state, start_engine):
+    if os.geteuid() != 0:
+        pytest.skip("changing the uid needs root")
+    engine = start_engine(state)
+    with connect(state) as client:
+        client.create(Task(title="x"))
+    for path in (state, state.parent, state.parent.parent, state.parent.parent.parent):
+        path.chmod(0o755)
+    program = textwrap.dedent(
+        """
+        import os, socket, sys
+        os.setgroups([]); os.setgid(65534); os.setuid(65534)
+        refused = 0
+        for path in sys.argv[2:]:
+            try:
+                open(path, "rb").read()
+            except PermissionError:
+                refused += 1
+        connection = socket.socket(socket.AF_UNIX)
+        try:
+            connection.connect(sys.argv[1])
+            answer = connection.recv(1)
+        except PermissionError:
+            answer = b""
+        print(refused, answer)
+        """
+    )
+    where = engine.folder.whereabouts()
+    secret = [os.path.join(where.memory_dir, f"{where.prefix}-root"), *map(str, state.glob("journal-*.log")), str(state / "engine.json")]
+    os.chmod(state / "engine.sock", 0o777)  # even if somebody opens the door, the uid is looked at
+    run = subprocess.run(
+        [sys.executable, "-c", program, str(state / "engine.sock"), *secret], capture_output=True, text=True, timeout=30, check=True
+    )
+    assert run.stdout.strip() == f"{len(secret)} b''"
+
+
+def test_a_state_folder_with_a_very_long_path_works(tmp_path, start_engine):
+    state = tmp_path / ("long-" * 20) / ("path-" * 20)
+    start_engine(state)
+    with connect(state) as client:
+        assert client.create(Task(title="x")).version == 1
+
+
+def test_a_hundred_thousand_entities_are_stored_read_and_recovered(state, start_engine):
+    engine = start_engine(state)
+    limits = Limits(request_timeout_s=60)
+    with connect(state, limits=limits) as client:
+        for reply in client.submit_many(Create(Task(title="x", id=f"e{number}", max_retries=number)) for number in range(100_000)):
+            assert reply.error is None
+        assert client.submit(Cancel(Task.ref("e77"))).applied
+    engine.stop()
+    start_engine(state)
+    with connect(state) as client:
+        snap = client.reader.snapshot()
+        assert snap.counts["Task"] == 100_000
+        assert snap.revision == 100_001
+        assert [snap[Task, f"e{number}"].max_retries for number in range(0, 100_000, 9_973)] == list(range(0, 100_000, 9_973))
+        assert snap[Task, "e77"].status is TaskStatus.CANCELLED
+        assert sum(1 for _ in snap.entities("Task")) == 100_000
+
+
+def _rss_bytes(pid: int) -> int:
+    with open(f"/proc/{pid}/statm") as statm:
+        return int(statm.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
