@@ -1,7 +1,9 @@
-"""`Client`: the synchronous agent. One lane, no background thread: whoever waits for a reply reads the pipe, for everybody.
+"""`Client`: the synchronous agent. One lane, no background thread: whoever waits for a reply reads the pipe, for
+everybody.
 
-Both ends are non-blocking: whoever writes also reads replies, so that two full pipes never face each other. An exception in
-the middle of a write, a lost engine, a fork: the lane is dropped, and what was unanswered is sent again on the next one.
+Both ends are non-blocking: whoever writes also reads replies, so that two full pipes never face each other. An
+exception in the middle of a write, a lost engine, a fork: the lane is dropped, and what was unanswered is sent again
+on the next one.
 """
 
 from __future__ import annotations
@@ -16,6 +18,7 @@ import time
 import weakref
 from collections import deque
 from collections.abc import Iterable, Iterator, Mapping
+from itertools import islice
 from types import TracebackType
 from typing import Any, Self, TypeVar, overload
 
@@ -25,7 +28,12 @@ from solewriter.agents.snapshot import Plain
 from solewriter.agents.transaction import Transaction
 from solewriter.shared import wire
 from solewriter.shared.config import DEFAULT_LIMITS, FRAME_REQUESTS_MAX, KIB, Limits
-from solewriter.shared.errors import EngineUnavailable, Fenced, InvalidMutation, Refused, RequestTooLarge, SolewriterError
+from solewriter.shared.errors import (
+    EngineUnavailable,
+    Fenced,
+    Refused,
+    RequestTooLarge,
+)
 from solewriter.shared.folder import StateFolder
 from solewriter.shared.lane import Lane
 from solewriter.shared.models import Entity, Ref
@@ -40,7 +48,6 @@ from solewriter.shared.mutations import (
     Put,
     Reply,
     Result,
-    Target as MutationTarget,
     Transition,
     Update,
 )
@@ -48,8 +55,12 @@ from solewriter.shared.registry import Registry
 
 E = TypeVar("E", bound=Entity)
 RECONNECT_FIRST_S, RECONNECT_MAX_S = 0.005, 0.2  # between tries while an engine restarts
-FRAME_BATCH = 32  # requests of `submit_many` in one frame: amortises the write, and a turn begins before the window is full
+FRAME_BATCH = (
+    32  # requests of `submit_many` in one frame: amortises the write, and a turn begins before the window is full
+)
 READ_BYTES = 64 * KIB
+
+Numbered = tuple[wire.PlainRequest, list[Target]]  # a request and what its mutations are about
 
 _clients: weakref.WeakSet[Client] = weakref.WeakSet()
 
@@ -58,12 +69,17 @@ class Client:
     """An agent's connection to the engine of a state folder. May be shared by threads. Made by `connect`.
 
     Every verb blocks until its reply, and returns the entity as it was left. All raise the refusals of
-    `solewriter.errors`, InvalidMutation for bad input before anything is sent, EngineUnavailable when no engine could be
-    reached, OutcomeUnknown when a reply did not come within `timeout_s`.
+    `solewriter.errors`, InvalidMutation for bad input before anything is sent, EngineUnavailable when no engine could
+    be reached, OutcomeUnknown when a reply did not come within `timeout_s`.
     """
 
     def __init__(
-        self, state: str | os.PathLike[str], *, name: str = "", client_id: str | None = None, limits: Limits = DEFAULT_LIMITS
+        self,
+        state: str | os.PathLike[str],
+        *,
+        name: str = "",
+        client_id: str | None = None,
+        limits: Limits = DEFAULT_LIMITS,
     ) -> None:
         self.folder = StateFolder(state)
         self._limits = limits
@@ -91,12 +107,20 @@ class Client:
 
     # --- verbs -------------------------------------------------------------------------------------------------------
 
-    def create(self, entity: E, *, reason: str = "", request_id: str | None = None, timeout_s: float | None = None) -> E:
+    def create(
+        self, entity: E, *, reason: str = "", request_id: str | None = None, timeout_s: float | None = None
+    ) -> E:
         """Store a new entity. Raises AlreadyExists."""
         return self._one(Create(entity, reason), type(entity), request_id, timeout_s)
 
     def put(
-        self, entity: E, *, expect: Expect = FROM_TARGET, reason: str = "", request_id: str | None = None, timeout_s: float | None = None
+        self,
+        entity: E,
+        *,
+        expect: Expect = FROM_TARGET,
+        reason: str = "",
+        request_id: str | None = None,
+        timeout_s: float | None = None,
     ) -> E:
         """Create or replace: an import that can be run again."""
         return self._one(Put(entity, expect, reason), type(entity), request_id, timeout_s)
@@ -115,7 +139,7 @@ class Client:
     ) -> E:
         """Replace fields. Fields whose names are options here are given through `changes`. Raises VersionConflict."""
         mutation = Update(target, {**(changes or {}), **fields}, expect, reason)
-        return self._one(mutation, _model(target), request_id, timeout_s)
+        return self._one(mutation, wire.model_of(target), request_id, timeout_s)
 
     def transition(
         self,
@@ -132,7 +156,7 @@ class Client:
     ) -> E:
         """Move along the lifecycle, changing other fields with the step. Raises InvalidTransition, VersionConflict."""
         mutation = Transition(target, to, {**(changes or {}), **fields}, expect, reason)
-        return self._one(mutation, _model(target), request_id, timeout_s)
+        return self._one(mutation, wire.model_of(target), request_id, timeout_s)
 
     def cancel(
         self,
@@ -144,7 +168,7 @@ class Client:
         timeout_s: float | None = None,
     ) -> E:
         """To the cancelled state, whatever the version, unless `expect` is given. Raises InvalidTransition."""
-        return self._one(Cancel(target, expect, reason), _model(target), request_id, timeout_s)
+        return self._one(Cancel(target, expect, reason), wire.model_of(target), request_id, timeout_s)
 
     def delete(
         self,
@@ -159,7 +183,7 @@ class Client:
         self.submit(Delete(target, expect, reason), request_id=request_id, timeout_s=timeout_s).check()
 
     def transaction(self, *, request_id: str | None = None, timeout_s: float | None = None) -> Transaction:
-        """Several mutations and guards at one revision, sent when the `with` ends; an exception inside sends nothing."""
+        """Several mutations and guards at one revision, sent when the `with` ends; an exception sends nothing."""
         return Transaction(self, request_id, timeout_s)
 
     @overload
@@ -168,14 +192,18 @@ class Client:
     def get(self, kind: str, id: str) -> Plain | None: ...
     def get(self, kind: type[E] | str, id: str) -> E | Plain | None:
         """The entity from shared memory, or None; never older than the last reply of this client."""
-        return self.reader.get(kind, id)  # type: ignore[arg-type]  # either overload
+        return self.reader.get(kind, id)
 
     # --- requests ----------------------------------------------------------------------------------------------------
 
     def submit(
-        self, *mutations: Mutation, guards: Iterable[GuardMutation] = (), request_id: str | None = None, timeout_s: float | None = None
+        self,
+        *mutations: Mutation,
+        guards: Iterable[GuardMutation] = (),
+        request_id: str | None = None,
+        timeout_s: float | None = None,
     ) -> Reply:
-        """One request of these mutations: all of them at one revision, or none. A refusal is in the reply, not raised."""
+        """One request: all of these mutations at one revision, or none. A refusal is in the reply, not raised."""
         request = self._plain(mutations, guards, request_id)
         deadline = time.monotonic() + (self._limits.request_timeout_s if timeout_s is None else timeout_s)
         with self._changed:
@@ -191,54 +219,48 @@ class Client:
 
         `timeout_s` is the patience for each reply; then OutcomeUnknown is raised.
         """
-        waiting: deque[tuple[Pending | SolewriterError, Mutation]] = deque()
+        waiting: deque[Pending | Refused] = deque()
         source = iter(mutations)
         window = max(1, min(window, self._session.window))
         batch = max(1, min(FRAME_BATCH, FRAME_REQUESTS_MAX, window // 4))
         patience = self._limits.request_timeout_s if timeout_s is None else timeout_s
         exhausted = False
         while waiting or not exhausted:
-            while not exhausted and len(waiting) + batch <= max(window, batch):
+            while not exhausted and len(waiting) + batch <= window:
                 exhausted = self._send_batch(source, batch, waiting, time.monotonic() + patience)
             if waiting:
-                pending, mutation = waiting.popleft()
-                if isinstance(pending, Pending):
-                    if not pending.done:
-                        with self._changed:
-                            self._await(pending, time.monotonic() + patience)
-                    yield self._reply(pending)
-                else:
-                    yield Reply("", self.reader.revision, (), pending, _nothing)
+                yield self._outcome_of(waiting.popleft(), patience)
 
     def _send_batch(
-        self, source: Iterator[Mutation], batch: int, waiting: deque[tuple[Pending | SolewriterError, Mutation]], deadline: float
+        self, source: Iterator[Mutation], batch: int, waiting: deque[Pending | Refused], deadline: float
     ) -> bool:
         """One frame of the next mutations; whether the source is exhausted. Bad input takes its place as a refusal."""
-        requests: list[tuple[Any, list[Target]]] = []
-        refused: list[tuple[int, SolewriterError, Mutation]] = []
-        taken: list[Mutation] = []
-        exhausted = False
-        for _ in range(batch):
-            mutation = next(source, None)
-            if mutation is None:
-                exhausted = True
-                break
-            try:
-                requests.append(self._plain((mutation,), (), None))
-                taken.append(mutation)
-            except Refused as error:
-                refused.append((len(taken) + len(refused), error, mutation))
+        taken = [self._plain_or_refused(mutation) for mutation in islice(source, batch)]
+        requests = [request for request in taken if not isinstance(request, Refused)]
+        pendings: Iterator[Pending] = iter(())
         if requests:
             with self._changed:
                 self._await_room(len(requests), deadline)
-                pendings = self._send_split(requests)
+                pendings = iter(self._send_split(requests))
                 self._write()
-            waiting.extend(zip(pendings, taken, strict=True))
-        for place, error, mutation in refused:
-            waiting.insert(len(waiting) - len(taken) - len(refused) + place + 1 if requests else len(waiting), (error, mutation))
-        return exhausted
+        waiting.extend([request if isinstance(request, Refused) else next(pendings) for request in taken])
+        return len(taken) < batch
 
-    def _send_split(self, requests: list[tuple[Any, list[Target]]]) -> list[Pending]:
+    def _plain_or_refused(self, mutation: Mutation) -> Numbered | Refused:
+        try:
+            return self._plain((mutation,), (), None)
+        except Refused as error:
+            return error
+
+    def _outcome_of(self, sent: Pending | Refused, patience_s: float) -> Reply:
+        if isinstance(sent, Refused):
+            return Reply("", self.reader.revision, (), sent, _nothing)
+        if not sent.done:
+            with self._changed:
+                self._await(sent, time.monotonic() + patience_s)
+        return self._reply(sent)
+
+    def _send_split(self, requests: list[Numbered]) -> list[Pending]:
         """As one frame, or where that is too large as smaller ones."""
         try:
             return self._session.send(requests)
@@ -259,7 +281,7 @@ class Client:
 
     def _plain(
         self, mutations: Iterable[Mutation], guards: Iterable[GuardMutation], request_id: str | None
-    ) -> tuple[Any, list[Target]]:
+    ) -> Numbered:
         registry = self._registry
         plain = [wire.plain_mutation(mutation, registry) for mutation in mutations]
         conditions = [wire.plain_guard(guard, registry) for guard in guards]
@@ -274,9 +296,14 @@ class Client:
             return Reply(pending.request_id, pending.reply.revision if pending.reply else 0, (), error, _nothing)
         assert pending.reply is not None
         results = tuple(
-            [Result(kind, id, told[0], told[1]) for (kind, id), told in zip(pending.targets, pending.reply.detail, strict=True)]
+            [
+                Result(kind, id, told[0], told[1])
+                for (kind, id), told in zip(pending.targets, pending.reply.detail, strict=True)
+            ]
         )
-        return Reply(pending.request_id, pending.reply.revision, results, None, functools.partial(self._entity, pending.epoch))
+        return Reply(
+            pending.request_id, pending.reply.revision, results, None, functools.partial(self._entity, pending.epoch)
+        )
 
     def _entity(self, epoch: int, result: Result) -> Entity | None:
         kind = self._registry.named(result.kind)
@@ -446,7 +473,9 @@ class Client:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         self.close()
 
 
@@ -455,14 +484,10 @@ def connect(
 ) -> Client:
     """Connect to the engine of a state folder, from any process of the same user.
 
-    `name` is a label, shown as the actor of changes. `client_id` resumes a session: requests that an earlier process with
-    the same id sent are known. Raises EngineUnavailable if no engine answers within `limits.connect_timeout_s`.
+    `name` is a label, shown as the actor of changes. `client_id` resumes a session: requests that an earlier process
+    with the same id sent are known. Raises EngineUnavailable if no engine answers within `limits.connect_timeout_s`.
     """
     return Client(state, name=name, client_id=client_id, limits=limits)
-
-
-def _model(target: MutationTarget) -> Any:
-    return wire.model_of(target)
 
 
 def _nothing(result: Result) -> None:

@@ -29,7 +29,9 @@ ATTACH_RETRY_S = 0.005  # between looks for a memory that is just being handed o
 class Reader:
     """Reads one state folder. May be shared by threads; survives restarts of the engine. Made by `open_reader`."""
 
-    def __init__(self, state: str | os.PathLike[str], limits: Limits = DEFAULT_LIMITS, registry: Registry | None = None) -> None:
+    def __init__(
+        self, state: str | os.PathLike[str], limits: Limits = DEFAULT_LIMITS, registry: Registry | None = None
+    ) -> None:
         self.folder = StateFolder(state)
         self._limits = limits
         self._registry = registry or Registry()
@@ -59,7 +61,9 @@ class Reader:
                 elif not known.root.successor:
                     return known
             except FileNotFoundError as error:
-                problem = EngineUnavailable(f"the engine of {self.folder.path} left no memory behind: start it again ({error})")
+                problem = EngineUnavailable(
+                    f"the engine of {self.folder.path} left no memory behind: start it again ({error})"
+                )
                 if time.monotonic() > deadline:
                     raise problem from None
             except EngineUnavailable:
@@ -91,7 +95,11 @@ class Reader:
         """Whether the engine that wrote this memory is gone, or followed by another one."""
         if view is not self._view or view.root.successor or self._pidfd < 0:
             return True
-        return bool(select.select([self._pidfd], [], [], 0)[0]) if self._pidfd < 1024 else not runs(view.root.pid, view.root.start_time)
+        return (
+            bool(select.select([self._pidfd], [], [], 0)[0])
+            if self._pidfd < 1024
+            else not runs(view.root.pid, view.root.start_time)
+        )
 
     # --- reading -----------------------------------------------------------------------------------------------------
 
@@ -116,7 +124,7 @@ class Reader:
     def get(self, kind: str, id: str) -> Plain | None: ...
     def get(self, kind: type[E] | str, id: str) -> E | Plain | None:
         """The newest published entity, or None."""
-        return self.snapshot().get(kind, id)  # type: ignore[arg-type]  # either overload
+        return self.snapshot().get(kind, id)
 
     def wait_for(self, revision: int, timeout_s: float | None = None) -> int:
         """Block until this revision is published; the newest one. Raises TimeoutError."""
@@ -126,7 +134,11 @@ class Reader:
             head = root.head
             if (newest := root.current().revision) >= revision:
                 return newest
-            left = self._limits.wait_backstop_s if deadline is None else min(self._limits.wait_backstop_s, deadline - time.monotonic())
+            left = (
+                self._limits.wait_backstop_s
+                if deadline is None
+                else min(self._limits.wait_backstop_s, deadline - time.monotonic())
+            )
             if left <= 0:
                 raise TimeoutError(f"revision {revision} was not published in {timeout_s} s; the newest is {newest}")
             root.sleep(head, left)
@@ -146,7 +158,9 @@ class Reader:
         if isinstance(kind, str):
             entity = schema.values(content.key, content.version, content.time_us, content.payload)
         else:
-            entity = self._registry.of(kind).decoded(schema, content.key, content.version, content.time_us, content.payload)
+            entity = self._registry.of(kind).decoded(
+                schema, content.key, content.version, content.time_us, content.payload
+            )
         if pin.view is self._view:
             self._remember((address, kind), entity)
         return entity
@@ -174,7 +188,9 @@ class Reader:
             if pin.content(address).version == result.version:
                 return address
             address = pin.previous(address)
-        raise Compacted(f"{result.kind} {result.id!r} at version {result.version} is not in memory any more", oldest=pin.root.oldest)
+        raise Compacted(
+            f"{result.kind} {result.id!r} at version {result.version} is not in memory any more", oldest=pin.root.oldest
+        )
 
     # --- the end -----------------------------------------------------------------------------------------------------
 
@@ -187,7 +203,9 @@ class Reader:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         self.close()
 
 

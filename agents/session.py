@@ -1,8 +1,9 @@
-"""The agent's side of a session, without any I/O: requests -> frames, replies -> results. Clients are thin shells over it.
+"""The agent's side of a session, without any I/O: requests -> frames, replies -> results. Clients are thin shells
+over it.
 
-The law: every request has its number before it is sent, and keeps it. What was not answered is sent again on the next lane,
-the same frames in the same order, and the engine tells what it already knows. A frame is forgotten here only when every
-request in it was answered.
+The law: every request has its number before it is sent, and keeps it. What was not answered is sent again on the next
+lane, the same frames in the same order, and the engine tells what it already knows. A frame is forgotten here only
+when every request in it was answered.
 """
 
 from __future__ import annotations
@@ -12,7 +13,16 @@ from typing import Any
 
 from solewriter.shared import wire
 from solewriter.shared.config import FRAME_REQUESTS_MAX, WIRE_VERSION, Limits
-from solewriter.shared.errors import EngineUnavailable, Fenced, Forgotten, MemoryFull, OutcomeUnknown, SolewriterError, Unavailable, from_wire
+from solewriter.shared.errors import (
+    EngineUnavailable,
+    Fenced,
+    Forgotten,
+    MemoryFull,
+    OutcomeUnknown,
+    SolewriterError,
+    Unavailable,
+    from_wire,
+)
 from solewriter.shared.request_ids import default_id, new_client_id, session_number
 from solewriter.shared.wire import Hello, PlainReply, Status, Welcome
 
@@ -105,11 +115,18 @@ class AgentSession:
         """What to say on the next lane: it begins with the oldest frame that was not answered."""
         first = self._frames[0].number if self._frames else self._next_frame
         return Hello(
-            wire=WIRE_VERSION, client_id=self.client_id, name=self.name, pid=pid, first=first, resends=bool(self._frames)
+            wire=WIRE_VERSION,
+            client_id=self.client_id,
+            name=self.name,
+            pid=pid,
+            first=first,
+            resends=bool(self._frames),
         )
 
     def welcomed(self, welcome: Welcome) -> None:
-        """The engine listens on a new lane: everything unanswered is sent again. Raises EngineUnavailable if it refused."""
+        """The engine listens on a new lane: everything unanswered is sent again. Raises EngineUnavailable if it
+        refused.
+        """
         if not welcome.ok:
             raise EngineUnavailable(f"the engine refused the connection: {welcome.reason}")
         if not self._frames:
@@ -137,7 +154,9 @@ class AgentSession:
                 break
         else:
             return  # answered before, on an earlier lane
-        whole_frame = reply.status == Status.REFUSED and reply.detail[0] == "BadRequest" and place == 0 and frame.open > 1
+        whole_frame = (
+            reply.status == Status.REFUSED and reply.detail[0] == "BadRequest" and place == 0 and frame.open > 1
+        )
         for pending in frame.pendings if whole_frame else frame.pendings[place : place + 1]:
             if not pending.done:
                 pending.reply = reply
@@ -164,7 +183,8 @@ class AgentSession:
 
 def outcome_unknown(request_id: str) -> OutcomeUnknown:
     return OutcomeUnknown(
-        f"no reply to request {request_id}: it may or may not have been applied; ask outcome({request_id!r}), or repeat it",
+        f"no reply to request {request_id}: it may or may not have been applied; "
+        f"send it again under that id, or look at what is stored",
         request_id=request_id,
     )
 

@@ -59,7 +59,8 @@ class Snapshot:
         address = pin.find(code, id) if code is not None else 0
         if not address:
             return None
-        return self._reader.decoded(pin, address, kind)
+        found: E | Plain | None = self._reader.decoded(pin, address, kind)
+        return found
 
     @overload
     def __getitem__(self, key: tuple[type[E], str]) -> E: ...
@@ -67,8 +68,8 @@ class Snapshot:
     def __getitem__(self, key: tuple[str, str]) -> Plain: ...
     def __getitem__(self, key: tuple[type[E] | str, str]) -> E | Plain:
         """The entity. Raises NotFound, which is no KeyError: it says of what kind."""
-        kind, id = key  # noqa: A001 - the word users know
-        found: E | Plain | None = self.get(kind, id)  # type: ignore[arg-type]  # either overload
+        kind, id = key
+        found: E | Plain | None = self.get(kind, id)
         if found is None:
             name = kind if isinstance(kind, str) else kind.kind_name
             raise NotFound(f"there is no {name} {id!r} at revision {self.revision}", kind=name, id=id)
@@ -99,7 +100,9 @@ class Snapshot:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         self.close()
 
     def __repr__(self) -> str:

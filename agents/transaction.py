@@ -107,7 +107,9 @@ class Transaction:
         return self._sent().revision
 
     def result(self, target: E | Ref[E]) -> E:
-        """An entity of this transaction as it left it. Raises KeyError for one that it did not change or that it deleted."""
+        """An entity of this transaction as it left it. Raises KeyError for one that it did not change or that it
+        deleted.
+        """
         reply = self._sent()
         name = model_of(target).kind_name
         for result, entity in zip(reply.results, reply.entities, strict=True):
@@ -123,7 +125,9 @@ class Transaction:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         if kind is not None or not (self._mutations or self._guards):
             return
         self._reply = self._client.submit(

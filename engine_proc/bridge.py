@@ -1,9 +1,10 @@
 """Between worlds: pipes -> frames -> asyncio.Queue, and replies out. Nothing here ever blocks or decides.
 
-A lane's pipe is read without blocking into one reused buffer, a bounded amount each time, and cut into frames by hand: the
-queue's own `get` would block the loop on a torn frame. What waits for a turn is bounded for each lane; above that the lane
-is not read, its pipe fills, and its agent waits. An agent's death is seen by its pidfd; end of file is only a hint, because a
-forked child may hold the pipe open. (uvloop leaves O_NONBLOCK set on what it watched, uvloop#712: these descriptors are ours.)
+A lane's pipe is read without blocking into one reused buffer, a bounded amount each time, and cut into frames by
+hand: the queue's own `get` would block the loop on a torn frame. What waits for a turn is bounded for each lane;
+above that the lane is not read, its pipe fills, and its agent waits. An agent's death is seen by its pidfd; end of
+file is only a hint, because a forked child may hold the pipe open. (uvloop leaves O_NONBLOCK set on what it watched,
+uvloop#712: these descriptors are ours.)
 """
 
 from __future__ import annotations
@@ -89,7 +90,7 @@ class LaneEnd:
             return
         waiting, limits = self._given - self.taken, self._bridge.limits
         if waiting > limits.lane_requests_max or (waiting and self._given_bytes > limits.lane_bytes_max):
-            self._pause()  # until a turn has taken all of it; half a frame alone is not waiting for anything but its rest
+            self._pause()  # until a turn has taken all of it; half a frame alone waits for its rest only
 
     def _cut(self, data: memoryview) -> None:
         """Frames out of a stream. Raises BadRequest for a length that makes the rest of the stream meaningless."""
@@ -130,7 +131,7 @@ class LaneEnd:
     # --- replies out -------------------------------------------------------------------------------------------------
 
     def reply(self, answers: list[Any]) -> None:
-        """Send the answers of a turn; what the agent does not read waits, up to a bound, and then the lane is closed."""
+        """Send the answers of a turn. What the agent does not read waits, up to a bound; then the lane is closed."""
         if self.closed:
             return
         self._send(wire.pack_replies(answers))
@@ -202,7 +203,7 @@ class LaneEnd:
             self._readable()
 
     def close(self, why: str = "") -> None:
-        """Let go of the descriptors: now from the loop, and from the process one tick later (uvloop may still poll them)."""
+        """Let go of the descriptors: of the loop now, of the process one tick later (uvloop may still poll them)."""
         if self.closed:
             return
         self.closed = True
@@ -228,12 +229,16 @@ class Newcomer:
         self._heard = bytearray()
         self.hello: Hello = None  # type: ignore[assignment]  # set before anybody else sees this object
         self.first = 0  # number of the lane's first frame, decided with its session
-        self._deadline = bridge.loop.call_later(bridge.limits.handshake_timeout_s, self.refuse, "the hello did not arrive in time")
+        self._deadline = bridge.loop.call_later(
+            bridge.limits.handshake_timeout_s, self.refuse, "the hello did not arrive in time"
+        )
         bridge.loop.add_reader(connection.fileno(), self._readable)
 
     def _readable(self) -> None:
         try:
-            data, ancillary, flags, _ = self._connection.recvmsg(4096, socket.CMSG_SPACE(FDS * 4), socket.MSG_CMSG_CLOEXEC)
+            data, ancillary, flags, _ = self._connection.recvmsg(
+                4096, socket.CMSG_SPACE(FDS * 4), socket.MSG_CMSG_CLOEXEC
+            )
         except BlockingIOError:
             return
         except OSError:
@@ -246,7 +251,7 @@ class Newcomer:
             return
         self._heard += data
         if len(self._heard) >= REPLY_HEADER_BYTES:
-            length = wire.words_length(self._heard[:REPLY_HEADER_BYTES])
+            length = wire.words_length(bytes(self._heard[:REPLY_HEADER_BYTES]))
             if length > HANDSHAKE_BYTES_MAX:
                 self.refuse("the hello is too long")
             elif len(self._heard) >= REPLY_HEADER_BYTES + length:
@@ -287,7 +292,9 @@ class Newcomer:
 class Bridge:
     """The listening socket, the lanes, and the queue of what they brought."""
 
-    def __init__(self, loop: asyncio.AbstractEventLoop, limits: Limits, memory_epoch: int, log: Callable[[str], None]) -> None:
+    def __init__(
+        self, loop: asyncio.AbstractEventLoop, limits: Limits, memory_epoch: int, log: Callable[[str], None]
+    ) -> None:
         self.loop = loop
         self.limits = limits
         self.inbox: asyncio.Queue[Any] = asyncio.Queue()  # bounded by what each lane may have waiting

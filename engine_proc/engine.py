@@ -1,8 +1,8 @@
 """The turn: take, decide, commit, publish, reply. The one place where state changes, one turn at a time.
 
-The order is the promise. Nothing is visible before it is committed; no reply leaves before what it says is visible; a known
-request gets its first reply before anything else is looked at. A refusal drops the request's overlay, a failed commit the
-turn's, and then nothing that a reader or a resend can see has moved.
+The order is the promise. Nothing is visible before it is committed; no reply leaves before what it says is visible; a
+known request gets its first reply before anything else is looked at. A refusal drops the request's overlay, a failed
+commit the turn's, and then nothing that a reader or a resend can see has moved.
 """
 
 from __future__ import annotations
@@ -114,7 +114,9 @@ class SingleWriter:
                 self._replies.setdefault(lane, []).append(self._answer(turn, lane.session, sequence, request))
 
     def _greet(self, turn: Turn, newcomer: Newcomer) -> None:
-        """A hello: its session's next epoch is journaled with this turn, and older lanes are not listened to any more."""
+        """A hello: its session's next epoch is journaled with this turn, and older lanes are not listened to any
+        more.
+        """
         try:
             change, newcomer.first = self.sessions.greet(newcomer.hello)
         except HelloRefused as error:
@@ -122,7 +124,9 @@ class SingleWriter:
             return
         pending = turn.sessions.get(change.session)
         if pending is not None:
-            change = SessionChange(change.session, change.client_id, change.name, pending.epoch + 1, change.last_sequence)
+            change = SessionChange(
+                change.session, change.client_id, change.name, pending.epoch + 1, change.last_sequence
+            )
         if self.sessions.get(change.session) is None:
             turn.forgotten_sessions += self.sessions.surplus(1 + len(turn.sessions), self._bridge.connected())
         self._bridge.supersede(change.session)
@@ -176,7 +180,9 @@ class SingleWriter:
         return told
 
     def _note(self, turn: Turn, session: Session, sequence: int, told: Told, request_id: str | None) -> None:
-        """What the journal says of an outcome: what `told` says, without addresses, which do not outlive this process."""
+        """What the journal says of an outcome: what `told` says, without addresses, which do not outlive this
+        process.
+        """
         detail = told.detail
         if told.status is Status.APPLIED:
             detail = [(place[0], 0, *place[2:]) for place in detail]
@@ -194,7 +200,12 @@ class SingleWriter:
             told = noted[1] if noted else FORGOTTEN if session is None else self.sessions.known(session, wanted)
         if told is None:
             turn.fenced_ids.append(request_id)
-        return sequence, Status.ANSWER, turn.revision, None if told is None else (told.status, told.revision, told.detail)
+        return (
+            sequence,
+            Status.ANSWER,
+            turn.revision,
+            None if told is None else (told.status, told.revision, told.detail),
+        )
 
     # --- requests of the engine's own ---------------------------------------------------------------------------------
 
@@ -207,7 +218,9 @@ class SingleWriter:
     # --- commit and publish -------------------------------------------------------------------------------------------
 
     async def _commit(self, turn: Turn) -> None:
-        """Make the turn durable, then visible. Only a full disk or memory is survived; anything else ends the process."""
+        """Make the turn durable, then visible. Only a full disk or memory is survived; anything else ends the
+        process.
+        """
         if turn.empty:
             return
         failpoint.reach("turn.decided")
@@ -239,11 +252,13 @@ class SingleWriter:
     def _undo(self, turn: Turn, error: Unavailable) -> None:
         """Nothing of the turn happened: what was decided anew is answered with the reason, and may be sent again."""
         self._publisher.reset(turn.tail)
-        detail = (type(error).__name__, str(error), {})
+        detail: tuple[str, str, dict[str, Any]] = (type(error).__name__, str(error), {})
         new = {(number, sequence) for number, sequence in turn.outcomes}
         for lane, answers in self._replies.items():
             answers[:] = [
-                (answer[0], Status.UNAVAILABLE, self.state.revision, detail) if (lane.session.number, answer[0]) in new else answer
+                (answer[0], Status.UNAVAILABLE, self.state.revision, detail)
+                if (lane.session.number, answer[0]) in new
+                else answer
                 for answer in answers
             ]
         for newcomer, _ in self._greeted:

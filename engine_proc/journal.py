@@ -1,9 +1,11 @@
-"""The journal: what is durable. A small protocol, so that a replicated log can stand in its place, and two journals of it.
+"""The journal: what is durable. A small protocol, so that a replicated log can stand in its place, and two journals
+of it.
 
-`FileJournal` is a chain of append-only files in the state folder. One write for each turn, plus one fdatasync for `power`.
-Its laws: the first failed write or sync ends the process (a failed fsync must never be retried: the kernel has marked the
-pages clean); only a full disk is survivable; a bad entry at the very end is a torn tail and is dropped; any other bad entry,
-or a missing tail that was acked, is a refusal to start that names the place. Nothing is guessed.
+`FileJournal` is a chain of append-only files in the state folder. One write for each turn, plus one fdatasync for
+`power`. Its laws: the first failed write or sync ends the process (a failed fsync must never be retried: the kernel
+has marked the pages clean); only a full disk is survivable; a bad entry at the very end is a torn tail and is
+dropped; any other bad entry, or a missing tail that was acked, is a refusal to start that names the place. Nothing is
+guessed.
 """
 
 from __future__ import annotations
@@ -14,6 +16,7 @@ import os
 import struct
 from collections.abc import Generator, Iterator
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
+from itertools import pairwise
 from pathlib import Path
 from typing import NamedTuple, Protocol
 from zlib import crc32
@@ -62,8 +65,9 @@ class Journal(Protocol):
         """Take the next entry; it is nowhere until `commit`."""
 
     async def commit(self, *, durable: bool) -> None:
-        """Make it durable, if asked for to the journal's full level. Raises DiskFull and then holds nothing of it; any other
-        OSError is the end of the process."""
+        """Make it durable, if asked for to the journal's full level. Raises DiskFull and then holds nothing of it;
+        any other OSError is the end of the process.
+        """
 
     def trim(self, before: int) -> None:
         """Entries numbered below this may go."""
@@ -99,7 +103,9 @@ def journal_files(folder: Path) -> list[Path]:
 
 
 class FileJournal:
-    """Files `journal-<first entry>.log`, the next one made ahead as `journal.next`, and `committed`, the last entry's number."""
+    """Files `journal-<first entry>.log`, the next one made ahead as `journal.next`, and `committed`, the last entry's
+    number.
+    """
 
     def __init__(self, folder: Path, state_id: bytes, limits: Limits, beside: Executor, *, power: bool) -> None:
         self._folder = folder
@@ -186,13 +192,19 @@ class FileJournal:
         """Go on in the next file. Raises DiskFull."""
         future, self._next = self._next, None
         try:
-            fd = future.result() if future is not None else self._make_next(max(self._grown(), FILE_HEADER_BYTES + needed))
+            fd = (
+                future.result()
+                if future is not None
+                else self._make_next(max(self._grown(), FILE_HEADER_BYTES + needed))
+            )
             if os.fstat(fd).st_size < FILE_HEADER_BYTES + needed:
                 os.close(fd)
                 fd = self._make_next(FILE_HEADER_BYTES + needed)
         except OSError as error:
             if error.errno in _FULL:
-                raise DiskFull(f"no room for the journal in {self._folder}: free space there; reads go on meanwhile") from error
+                raise DiskFull(
+                    f"no room for the journal in {self._folder}: free space there; reads go on meanwhile"
+                ) from error
             raise
         self._begin(fd, self._tail)
 
@@ -215,8 +227,9 @@ class FileJournal:
     # --- recovery ----------------------------------------------------------------------------------------------------
 
     def replay(self) -> Iterator[Entry]:
-        """Every entry of every file; then the last file is rewritten to new pages and synced, because pages that a failed
-        fsync left behind may be readable and not on disk."""
+        """Every entry of every file; then the last file is rewritten to new pages and synced, because pages that a
+        failed fsync left behind may be readable and not on disk.
+        """
         (self._folder / "journal.next").unlink(missing_ok=True)
         files = journal_files(self._folder)
         buffer, end, path = b"", FILE_HEADER_BYTES, None
@@ -228,7 +241,8 @@ class FileJournal:
             noted = self._read_committed()
             if noted is not None:
                 raise JournalCorrupt(
-                    f"{self._folder} once held {noted.number} entries, and has no journal file any more", place=str(self._folder)
+                    f"{self._folder} once held {noted.number} entries, and has no journal file any more",
+                    place=str(self._folder),
                 )
             self._begin(self._make_next(self._grown()), self._tail)
         else:
@@ -242,7 +256,8 @@ class FileJournal:
             self._tail = Tail(start.first - 1, start.previous_crc)
         elif (start.first - 1, start.previous_crc) != self._tail:
             raise JournalCorrupt(
-                f"{path.name} begins with entry {start.first}, but the files before it end with {self._tail.number}: one is missing",
+                f"{path.name} begins with entry {start.first}, but the files before it end with {self._tail.number}: "
+                "one is missing",
                 place=f"{path.name}:0",
             )
 
@@ -252,7 +267,9 @@ class FileJournal:
         while (found := entries.unpack(buffer, at)) is not None:
             entry, previous, behind = found
             if entry.number != self._tail.number + 1 or previous != self._tail.crc:
-                raise JournalCorrupt(f"entry {entry.number} does not follow entry {self._tail.number}", place=f"{path.name}:{at}")
+                raise JournalCorrupt(
+                    f"entry {entry.number} does not follow entry {self._tail.number}", place=f"{path.name}:{at}"
+                )
             self._tail = Tail(entry.number, entry.crc)
             yield entry
             at = behind
@@ -266,7 +283,7 @@ class FileJournal:
         return at
 
     def _compare_committed(self, path: Path, at: int) -> None:
-        """Notice a lost tail of acked entries. After a reboot without `power` that is no damage but a lesser promise."""
+        """Notice a lost tail of acked entries. After a reboot without `power` it is no damage."""
         noted = self._read_committed()
         if noted is None or noted.number <= self._tail.number:
             return
@@ -299,7 +316,7 @@ class FileJournal:
     def trim(self, before: int) -> None:
         """Unlink closed files all of whose entries are numbered below `before`."""
         files = journal_files(self._folder)
-        for path, following in zip(files, files[1:], strict=False):
+        for path, following in pairwise(files):
             if int(following.stem.removeprefix("journal-")) <= before:
                 path.unlink()
         sync_folder(self._folder)

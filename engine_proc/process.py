@@ -1,7 +1,8 @@
 """`Engine`: an engine process seen from its owner. Starts it by exec, waits until it serves, restarts it when it dies.
 
-Started by exec, never by fork: nothing of the owner is re-imported, so it works in notebooks, scripts without a main guard
-and daemonic children. The owner's models travel down an inherited pipe. One thread waits for the process to end.
+Started by exec, never by fork: nothing of the owner is re-imported, so it works in notebooks, scripts without a main
+guard and daemonic children. The owner's models travel down an inherited pipe. One thread waits for the process to
+end.
 """
 
 from __future__ import annotations
@@ -37,10 +38,11 @@ STOP_MARGIN_S = 5.0  # beyond the drain time-out: closing files and giving back 
 class Engine:
     """The single writer of a state folder, in a process of its own; a context manager.
 
-    `models`: your Entity subclasses. `durability`: "power" (an acked request survives power loss), "process" (it survives
-    any kill of any process), "memory" (nothing is promised across a restart). With `detach` the engine outlives its owner;
-    otherwise it drains and ends when the owner's process does. Raises, from `start`: Locked if another engine owns the
-    folder, EngineStartFailed with the process's own reason otherwise; TypeError for a model that cannot be stored.
+    `models`: your Entity subclasses. `durability`: "power" (an acked request survives power loss), "process" (it
+    survives any kill of any process), "memory" (nothing is promised across a restart). With `detach` the engine
+    outlives its owner; otherwise it drains and ends when the owner's process does. Raises, from `start`: Locked if
+    another engine owns the folder, EngineStartFailed with the process's own reason otherwise; TypeError for a model
+    that cannot be stored.
     """
 
     def __init__(
@@ -102,7 +104,9 @@ class Engine:
         if self._supervisor is not None:
             self._supervisor.join(self.limits.drain_timeout_s + STOP_MARGIN_S)
             if self._supervisor.is_alive():
-                raise EngineUnavailable(f"the engine (pid {process.pid}) does not end: look at its state before you kill it")
+                raise EngineUnavailable(
+                    f"the engine (pid {process.pid}) does not end: look at its state before you kill it"
+                )
         self._process = None
 
     def wait(self) -> None:
@@ -115,7 +119,9 @@ class Engine:
     def __enter__(self) -> Self:
         return self.start()
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         if not self.detach:
             self.stop()
 
@@ -185,15 +191,21 @@ class Engine:
             if self._stopping.is_set() or status == 0:
                 return
             if status in NEVER_RESTART:
-                self.failure = EngineUnavailable(f"the engine ended with status {status}: it would not help to start it again")
+                self.failure = EngineUnavailable(
+                    f"the engine ended with status {status}: it would not help to start it again"
+                )
                 return
             now = time.monotonic()
             while recent and now - recent[0] > self.limits.restart_window_s:
                 recent.popleft()
             if len(recent) >= self.limits.restarts_max:
-                self.failure = EngineUnavailable(f"the engine died {len(recent)} times in {self.limits.restart_window_s:.0f} s: given up")
+                self.failure = EngineUnavailable(
+                    f"the engine died {len(recent)} times in {self.limits.restart_window_s:.0f} s: given up"
+                )
                 return
-            backoff = min(self.limits.restart_backoff_s * 2 ** max(0, len(recent) - 1), self.limits.restart_backoff_max_s)
+            backoff = min(
+                self.limits.restart_backoff_s * 2 ** max(0, len(recent) - 1), self.limits.restart_backoff_max_s
+            )
             recent.append(now)
             if self._stopping.wait(backoff if recent else 0):
                 return
@@ -225,7 +237,9 @@ def _pickled(models: list[type[Entity]]) -> bytes:
 
 
 def _importable(name: str) -> bool:
-    """Whether another process with the same path would find the package of this module. `__main__` is by value anyway."""
+    """Whether another process with the same path would find the package of this module. `__main__` is by value
+    anyway.
+    """
     top = name.partition(".")[0]
     if top == "__main__":
         return True

@@ -57,14 +57,17 @@ def history_of(journal: Journal, before: Life | None) -> bytes:
     missing = journal.missing if isinstance(journal, FileJournal) else None
     if missing is not None and (before.durability == "power" or not rebooted):
         raise JournalCorrupt(
-            f"entries {missing.first} to {missing.last} were committed and are not in the journal any more", place=missing.place
+            f"entries {missing.first} to {missing.last} were committed and are not in the journal any more",
+            place=missing.place,
         )
     lossy = before.durability == "memory" or (before.durability == "process" and rebooted)
     return os.urandom(16) if lossy else before.history
 
 
 def remove_old_memory(folder: StateFolder, own_prefix: str) -> None:
-    """Send the readers of earlier epochs to this one, then unlink what those left behind. Never a live engine's segments."""
+    """Send the readers of earlier epochs to this one, then unlink what those left behind. Never a live engine's
+    segments.
+    """
     for old in folder.markers():
         if old.prefix == own_prefix or (old.pid != os.getpid() and runs(old.pid, old.start_time)):
             continue

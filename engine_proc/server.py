@@ -1,4 +1,6 @@
-"""The engine process: own the state folder, recover, serve, drain. Started by exec; everything it needs comes down one pipe."""
+"""The engine process: own the state folder, recover, serve, drain. Started by exec; everything it needs comes down
+one pipe.
+"""
 
 from __future__ import annotations
 
@@ -21,12 +23,12 @@ from solewriter.engine_proc import recovery
 from solewriter.engine_proc.bridge import Bridge
 from solewriter.engine_proc.engine import ENGINE_SESSION, SingleWriter
 from solewriter.engine_proc.journal import FileJournal, Journal, NoJournal, journal_files
-from solewriter.engine_proc.publisher import Publisher
+from solewriter.engine_proc.publisher import Publisher, remove_segments
 from solewriter.engine_proc.sessions import Sessions
 from solewriter.engine_proc.state import State
 from solewriter.shared import entry as entries
 from solewriter.shared import failpoint, wire
-from solewriter.shared.config import MEMORY_VERSION, Limits
+from solewriter.shared.config import KIB, MEMORY_VERSION, Limits
 from solewriter.shared.entry import Life, Private
 from solewriter.shared.errors import EngineUnavailable, Locked, SolewriterError
 from solewriter.shared.folder import StateFolder, Whereabouts, replace_file, start_time_of
@@ -91,7 +93,6 @@ class Server:
         self.folder.path.mkdir(mode=0o700, parents=True, exist_ok=True)
         self.lock = Lock(self.folder)
         self.beside = ThreadPoolExecutor(1, "ahead")
-        self.log = lambda text: print(f"solewriter engine {os.getpid()}: {text}", file=sys.stderr, flush=True)
         sys.path[:] = [*sys.path, *(path for path in orders.sys_path if path not in sys.path)]
         self.registry = Registry(cloudpickle.loads(orders.models))
 
@@ -102,11 +103,22 @@ class Server:
         self.journal = self._open_journal()
         prefix = f"solewriter-{os.urandom(12).hex()}"
         own = Whereabouts(
-            MEMORY_VERSION, os.getpid(), start_time_of(os.getpid()), time.time_ns() // 1_000_000, self.limits.memory_dir, prefix
+            MEMORY_VERSION,
+            os.getpid(),
+            start_time_of(os.getpid()),
+            time.time_ns() // 1_000_000,
+            self.limits.memory_dir,
+            prefix,
         )
         replace_file(self.folder.marker(prefix), msgspec.json.encode(own))
         self.publisher = Publisher(
-            prefix, self.limits, self.beside, epoch=own.epoch, pid=own.pid, start_time=own.start_time, durability=self.orders.durability
+            prefix,
+            self.limits,
+            self.beside,
+            epoch=own.epoch,
+            pid=own.pid,
+            start_time=own.start_time,
+            durability=self.orders.durability,
         )
         self.state = State(self.registry, self.publisher)
         self.sessions = Sessions(self.limits)
@@ -136,12 +148,19 @@ class Server:
             state_id = entries.read_file_header(files[0], files[0].read_bytes()[: entries.FILE_HEADER_BYTES]).state_id
         else:
             state_id = os.urandom(16)
-        return FileJournal(self.folder.path, state_id, self.limits, self.beside, power=self.orders.durability == "power")
+        return FileJournal(
+            self.folder.path, state_id, self.limits, self.beside, power=self.orders.durability == "power"
+        )
 
     def _begin_life(self, life: Life) -> None:
         new = self.state.new_kinds()
         self.state.add_kinds(new.kinds, new.schemas)
-        self.journal.append(self.state.revision, time.time_ns() // 1000, [], Private(kinds=new.kinds, schemas=new.schemas, sessions=[ENGINE_SESSION], life=life))
+        self.journal.append(
+            self.state.revision,
+            time.time_ns() // 1000,
+            [],
+            Private(kinds=new.kinds, schemas=new.schemas, sessions=[ENGINE_SESSION], life=life),
+        )
         asyncio.run(self.journal.commit(durable=True))
         self.life = life
 
@@ -151,7 +170,9 @@ class Server:
         """Take requests until told to stop; then finish what was accepted."""
         loop = asyncio.get_running_loop()
         bridge = Bridge(loop, self.limits, self.life.epoch, self.log)
-        writer = SingleWriter(self.state, self.sessions, self.journal, self.publisher, bridge, self.limits, self.lock.check)
+        writer = SingleWriter(
+            self.state, self.sessions, self.journal, self.publisher, bridge, self.limits, self.lock.check
+        )
         stopping = asyncio.Event()
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, stopping.set)
@@ -204,11 +225,15 @@ class Server:
         self.journal.append(self.state.revision, time.time_ns() // 1000, [], Private(life=drained))
         await self.journal.commit(durable=True)
 
+    def log(self, text: str) -> None:
+        """For whoever started this process."""
+        print(f"solewriter engine {os.getpid()}: {text}", file=sys.stderr, flush=True)
+
     def abandon(self) -> None:
         """After a start that failed: no memory of this epoch stays."""
         for own in self.folder.markers():
             if own.pid == os.getpid():
-                recovery.remove_segments(own.memory_dir, own.prefix)
+                remove_segments(own.memory_dir, own.prefix)
                 self.folder.marker(own.prefix).unlink(missing_ok=True)
 
     def close(self) -> None:
@@ -229,7 +254,8 @@ def freeze_garbage() -> None:
 
 def limit_data(headroom: int) -> None:
     """A soft limit a little above what is used now, so that a bomb in a frame meets MemoryError."""
-    used = next(int(line.split()[1]) * 1024 for line in Path("/proc/self/status").open() if line.startswith("VmData"))
+    status = Path("/proc/self/status").read_text()
+    used = next(int(line.split()[1]) * KIB for line in status.splitlines() if line.startswith("VmData"))
     _, hard = resource.getrlimit(resource.RLIMIT_DATA)
     soft = used + headroom
     resource.setrlimit(resource.RLIMIT_DATA, (soft if hard == resource.RLIM_INFINITY else min(soft, hard), hard))

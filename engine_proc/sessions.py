@@ -1,8 +1,9 @@
 """Who is connected, and what they were told.
 
-A session outlives its lanes and the engine: its outcomes are in the journal. It is what makes a resend harmless: a sequence
-number that was consumed gets its first reply again, and this is looked at before anything else. An epoch counts the lanes of
-a session; only the newest one is read. All is bounded: outcomes to the window, sessions and user-given ids to their maxima.
+A session outlives its lanes and the engine: its outcomes are in the journal. It is what makes a resend harmless: a
+sequence number that was consumed gets its first reply again, and this is looked at before anything else. An epoch
+counts the lanes of a session; only the newest one is read. All is bounded: outcomes to the window, sessions and
+user-given ids to their maxima.
 """
 
 from __future__ import annotations
@@ -17,7 +18,6 @@ from solewriter.shared.config import FRAME_REQUESTS_MAX, Limits
 from solewriter.shared.entry import Outcome, SessionChange
 from solewriter.shared.request_ids import own_id, session_number
 from solewriter.shared.wire import Hello, Status
-
 
 NAME_MAX = 255  # characters of a client id or name: an actor is in every record
 
@@ -84,21 +84,25 @@ class Sessions:
     def greet(self, hello: Hello) -> tuple[SessionChange, int]:
         """What this hello makes of its session, before it is journaled, and the number of its lane's first frame.
 
-        A client that sends again begins where it must; any other one behind everything that this session ever sent, so that
-        a restarted agent's new requests are not taken for its old ones. Raises HelloRefused.
+        A client that sends again begins where it must; any other one behind everything that this session ever sent,
+        so that a restarted agent's new requests are not taken for its old ones. Raises HelloRefused.
         """
         if not hello.client_id or len(hello.client_id) > NAME_MAX or len(hello.name) > NAME_MAX or hello.first < 0:
             raise HelloRefused(f"client_id and name are at most {NAME_MAX} characters, and client_id is not empty")
         number = session_number(hello.client_id)
         known = self._by_number.get(number)
         if known is None:
-            return SessionChange(number, hello.client_id, hello.name, 1, hello.first * FRAME_REQUESTS_MAX - 1), hello.first
+            return SessionChange(
+                number, hello.client_id, hello.name, 1, hello.first * FRAME_REQUESTS_MAX - 1
+            ), hello.first
         if known.client_id != hello.client_id:
             raise HelloRefused("another client_id has this session number: choose another one")
         if hello.resends:
             return SessionChange(number, known.client_id, hello.name, known.epoch + 1, known.last), hello.first
         first = max(hello.first, known.last // FRAME_REQUESTS_MAX + 1)
-        return SessionChange(number, known.client_id, hello.name, known.epoch + 1, first * FRAME_REQUESTS_MAX - 1), first
+        return SessionChange(
+            number, known.client_id, hello.name, known.epoch + 1, first * FRAME_REQUESTS_MAX - 1
+        ), first
 
     def known(self, session: Session, sequence: int) -> Told | None:
         """What this request was told before, if it was consumed before."""
@@ -106,7 +110,8 @@ class Sessions:
             return None
         return session.told.get(sequence, FORGOTTEN)
 
-    # --- after the commit, and during recovery --------------------------------------------------------------------------
+    # --- after the commit, and during recovery
+    # --------------------------------------------------------------------------
 
     def take(self, change: SessionChange) -> Session:
         """A session as a committed entry says it is."""
@@ -158,4 +163,3 @@ class Sessions:
 
 
 NEVER = Told(Status.REFUSED, 0, ("Fenced", "its outcome was asked for before it arrived: it never will be applied", {}))
-

@@ -1,7 +1,8 @@
 """The engine's state: what every key's newest record says. Changed by a turn's merge and by recovery, by nothing else.
 
-Key -> slot is kept for every entity; its content is read back from the heap when it is needed. A turn decides against a `Turn` overlay and a request against a `Draft` over that, so a refused request or a failed
-commit drops an overlay and has touched nothing.
+Key -> slot is kept for every entity; its content is read back from the heap when it is needed. A turn decides against
+a `Turn` overlay and a request against a `Draft` over that, so a refused request or a failed commit drops an overlay
+and has touched nothing.
 """
 
 from __future__ import annotations
@@ -52,8 +53,21 @@ class Turn:
     """What a turn changes, until its commit."""
 
     __slots__ = (
-        "alive", "bodies", "bytes", "changed", "fenced_ids", "forgotten_sessions", "installed",
-        "new_keys", "now", "now_us", "outcomes", "revision", "sessions", "tail", "_state",
+        "_state",
+        "alive",
+        "bodies",
+        "bytes",
+        "changed",
+        "fenced_ids",
+        "forgotten_sessions",
+        "installed",
+        "new_keys",
+        "now",
+        "now_us",
+        "outcomes",
+        "revision",
+        "sessions",
+        "tail",
     )  # fmt: skip
 
     def __init__(self, state: State, tail: int, now_us: int) -> None:
@@ -141,8 +155,9 @@ class State:
     # --- reading -----------------------------------------------------------------------------------------------------
 
     def find(self, kind: KindState, key: str) -> Stored | None:
-        """What is stored under a key, tombstones included; None if it never was. Read from the heap's own bytes: keeping
-        decoded models instead was slower, because 10,000 of them do not fit the processor's caches."""
+        """What is stored under a key, tombstones included; None if it never was. Read from the heap's own bytes:
+        keeping decoded models instead was slower, because 10,000 of them do not fit the processor's caches.
+        """
         slot = kind.slots.get(key)
         if slot is None:
             return None
@@ -151,7 +166,9 @@ class State:
         schema, version, deleted, block, payload = record.held(segment.map, start)
         if schema != kind.schema.code and not deleted and kind.kind is not None:
             fields = kind.kind.fields_of(self.schemas[schema], payload)
-            payload = kind.kind.payload(kind.kind.stored(kind.kind.validated({**fields, "id": key, "version": version})))
+            payload = kind.kind.payload(
+                kind.kind.stored(kind.kind.validated({**fields, "id": key, "version": version}))
+            )
             time_us = record.time_at(segment.map, start)
             block = kind.kind.block.pack(*kind.kind.cells(fields, key, version, time_us))
         return Stored(slot, version, address, not deleted, payload, block)
@@ -173,7 +190,9 @@ class State:
         self.revision = turn.revision
 
     def install(self, body: bytes) -> Installed:
-        """A journaled record, put back where it was, without decoding its payload where its columns are still the same."""
+        """A journaled record, put back where it was, without decoding its payload where its columns are still the
+        same.
+        """
         found = record.unpack(body)
         kind = self.kinds[found.kind]
         slot = kind.slots.get(found.key)

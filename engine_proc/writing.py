@@ -1,4 +1,6 @@
-"""From a decided draft to records behind the heap's tail and changes of the turn's overlay. All of a request, or nothing."""
+"""From a decided draft to records behind the heap's tail and changes of the turn's overlay. All of a request, or
+nothing.
+"""
 
 from __future__ import annotations
 
@@ -19,7 +21,13 @@ Written = list[tuple[Any, ...]]
 
 
 def write(
-    turn: Turn, draft: Draft, request: PlainRequest, session: Session, sequence: int, publisher: Publisher, limits: Limits
+    turn: Turn,
+    draft: Draft,
+    request: PlainRequest,
+    session: Session,
+    sequence: int,
+    publisher: Publisher,
+    limits: Limits,
 ) -> Written:
     """Append the request's records and take them into the turn. Raises RequestTooLarge, InvalidMutation, MemoryFull."""
     changed = [step for step in draft.steps.values() if _finish(step, turn, limits)]
@@ -40,8 +48,6 @@ def _finish(step: Step, turn: Turn, limits: Limits) -> bool:
     """Work out what a step stores; False when it changes nothing."""
     before, kind = step.before, step.kind
     was_alive = before is not None and before.alive
-    step.old_cells = step.cells = ()
-    step.payload = step.block = b""
     if not step.exists:
         return was_alive
     payload = step.payload = kind.payload(step.fields)
@@ -54,7 +60,8 @@ def _finish(step: Step, turn: Turn, limits: Limits) -> bool:
         cells = kind.recelled(step.fields, step.touched, step.old_cells, step.version, turn.now_us)
     if len(payload) > limits.entity_bytes_max:
         raise RequestTooLarge(
-            f"{kind.name} {step.key!r} would take {len(payload):,} bytes; the bound is {limits.entity_bytes_max:,} (entity_bytes_max)"
+            f"{kind.name} {step.key!r} would take {len(payload):,} bytes; "
+            f"the bound is {limits.entity_bytes_max:,} (entity_bytes_max)"
         )
     step.cells = cells
     step.block = kind.block.pack(*cells)
@@ -104,7 +111,9 @@ def _take(turn: Turn, step: Step, body: bytes) -> None:
     turn.changed[code, step.key] = stored
     turn.bodies.append(body)
     turn.bytes += len(body)
-    turn.installed.append(Installed(code, stored.slot, stored.address, step.cells, step.old_cells, new_key, step.exists))
+    turn.installed.append(
+        Installed(code, stored.slot, stored.address, step.cells, step.old_cells, new_key, step.exists)
+    )
 
 
 def _result(step: Step, request_id: str | None) -> tuple[Any, ...]:

@@ -1,1 +1,3 @@
-"""What every process shares: models, mutations, errors, formats, and the layout of the memory. Imports nothing of the other rooms."""
+"""What every process shares: models, mutations, errors, formats, and the layout of the memory. Imports nothing of the
+other rooms.
+"""

@@ -1,7 +1,7 @@
 """Every bound, time-out and size, each with its reason. Nothing else in the project holds a magic number of its own.
 
-`Limits` is what an engine and its clients obey; it is frozen and travels to the engine at its start. The module constants
-below it are parts of formats on disk, in memory or on the wire: changing one changes the format's version.
+`Limits` is what an engine and its clients obey; it is frozen and travels to the engine at its start. The module
+constants below it are parts of formats on disk, in memory or on the wire: changing one changes the format's version.
 """
 
 from __future__ import annotations
@@ -18,12 +18,18 @@ class Limits(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
 
     # --- requests -------------------------------------------------------------------------------------------------
     frame_bytes_max: int = 1 * MIB  # one frame on a lane; checked on its declared length, before anything is allocated
-    frame_nodes_max: int = 100_000  # containers and leaves in a decoded frame: shared references can fold 2^25 into 260 bytes
+    frame_nodes_max: int = (
+        100_000  # containers and leaves in a decoded frame: shared references can fold 2^25 into 260 bytes
+    )
     frame_depth_max: int = 32  # nesting of a decoded value; real metadata is nested three or four deep
-    request_mutations_max: int = 1_000  # mutations and guards of one request: one turn must stay short for everybody else
+    request_mutations_max: int = (
+        1_000  # mutations and guards of one request: one turn must stay short for everybody else
+    )
     entity_bytes_max: int = 512 * KIB  # one stored payload; larger things belong in files, named by the entity
     text_bytes_max: int = 4 * KIB  # one reason, actor, or session name
-    window_max: int = 256  # requests of one session in flight; the engine remembers as many outcomes, so a resend is known
+    window_max: int = (
+        256  # requests of one session in flight; the engine remembers as many outcomes, so a resend is known
+    )
     request_ids_max: int = 100_000  # user-given request ids remembered over all sessions, oldest forgotten first
 
     # --- the turn -------------------------------------------------------------------------------------------------
@@ -32,7 +38,9 @@ class Limits(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     lane_read_bytes: int = 256 * KIB  # what one wake-up takes from one lane: bounded work, so that lanes take turns
     lane_requests_max: int = 512  # requests of one lane waiting for a turn; above it that lane is not read
     lane_bytes_max: int = 512 * KIB  # the same in bytes of frames: 1,024 lanes cannot hold more than 0.5 GiB
-    reply_backlog_bytes_max: int = 1 * MIB  # replies that an agent did not read; beyond it its lane is closed (it can resend)
+    reply_backlog_bytes_max: int = (
+        1 * MIB
+    )  # replies that an agent did not read; beyond it its lane is closed (it can resend)
 
     # --- sessions -------------------------------------------------------------------------------------------------
     sessions_max: int = 1_024  # remembered sessions; the longest silent one is forgotten first
@@ -53,7 +61,9 @@ class Limits(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     # --- memory ---------------------------------------------------------------------------------------------------
     memory_dir: str = "/dev/shm"
     heap_segment_bytes_first: int = 4 * MIB  # the first heap segment; each next one is twice as large up to the maximum
-    heap_segment_bytes_max: int = 64 * MIB  # reserving one takes ~20 ms in a thread; few enough segments at 10^7 records
+    heap_segment_bytes_max: int = (
+        64 * MIB
+    )  # reserving one takes ~20 ms in a thread; few enough segments at 10^7 records
     reader_cache_max: int = 65_536  # decoded models in a reader, keyed by record address
     wait_backstop_s: float = 0.25  # a futex wait looks around this often: the engine may be gone or superseded
     snapshot_age_max_s: float = 600.0  # a held snapshot older than this may end with SnapshotExpired

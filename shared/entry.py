@@ -1,12 +1,15 @@
 """A journal entry: one committed turn as bytes, and a journal file as a chain of them.
 
-    file  = header (64 bytes: magic u64, version u32, crc u32, state id 16 bytes, first entry u64, crc before it u32) entry*
-    entry = magic u32 | crc u32 | length u32 | crc of the previous entry u32 | number u64 | revision after it u64 | time i64 (us)
-            | length of the bodies u32 | length of the private part u32 | bodies | private part | padding to 8
+    file   = header entry*
+    header = magic u64 | version u32 | crc u32 | state id, 16 bytes | first entry u64 | crc before it u32 | zeros to 64
+    entry  = magic u32 | crc u32 | length u32 | crc of the previous entry u32 | number u64 | revision after it u64
+             | time i64 (us) | length of the bodies u32 | length of the private part u32
+             | bodies | private part | zeros to a multiple of 8
 
-Little-endian. The crc is over all that follows it up to the length. Bodies are those of `record`; the private part is msgpack
-(`Private`): outcomes, sessions, catalog, the engine's own life. A file is zero-filled when it is made and never written
-twice in one place, so the first zero word behind an entry is the end, and any other bad entry is damage or a torn tail.
+Little-endian. The crc is over all that follows it up to the length. Bodies are those of `record`; the private part is
+msgpack (`Private`): outcomes, sessions, catalog, the engine's own life. A file is zero-filled when it is made and
+never written twice in one place, so the first zero word behind an entry is the end, and any other bad entry is damage
+or a torn tail.
 """
 
 from __future__ import annotations
@@ -87,7 +90,9 @@ class Entry(NamedTuple):
             start += length
 
 
-def pack(number: int, revision: int, time_us: int, previous_crc: int, bodies: list[bytes], private: Private) -> tuple[bytes, int]:
+def pack(
+    number: int, revision: int, time_us: int, previous_crc: int, bodies: list[bytes], private: Private
+) -> tuple[bytes, int]:
     """An entry's bytes and its crc."""
     said = msgspec.msgpack.encode(private)
     joined = b"".join(bodies)
@@ -98,10 +103,12 @@ def pack(number: int, revision: int, time_us: int, previous_crc: int, bodies: li
 
 
 def unpack(buffer: bytes | memoryview, start: int) -> tuple[Entry, int, int] | None:
-    """(entry, crc that it expects of its predecessor, offset behind it), or None if no whole entry begins at `start`."""
+    """(entry, crc that it expects before it, offset behind it), or None if no whole entry begins at `start`."""
     if len(buffer) - start < HEAD_BYTES:
         return None
-    magic, crc, length, previous, number, revision, time_us, bodies_length, said_length = _HEAD.unpack_from(buffer, start)
+    magic, crc, length, previous, number, revision, time_us, bodies_length, said_length = _HEAD.unpack_from(
+        buffer, start
+    )
     if magic != ENTRY_MAGIC or length != HEAD_BYTES + bodies_length + said_length or start + length > len(buffer):
         return None
     if crc32(buffer[start + 8 : start + length]) != crc:
@@ -130,7 +137,9 @@ def read_file_header(path: Path, buffer: bytes) -> FileStart:
         raise JournalCorrupt(f"{path.name} is shorter than its header", place=f"{path.name}:0")
     magic, version, crc, state_id, first, previous_crc = _FILE.unpack_from(buffer, 0)
     if magic == FILE_MAGIC and version > JOURNAL_VERSION:
-        raise LayoutMismatch(f"{path.name} has journal format {version}; this version of solewriter reads up to {JOURNAL_VERSION}")
+        raise LayoutMismatch(
+            f"{path.name} has journal format {version}; this version of solewriter reads up to {JOURNAL_VERSION}"
+        )
     expected = crc32(struct.pack("<I", version) + struct.pack("<16sQI", state_id, first, previous_crc))
     if magic != FILE_MAGIC or crc != expected:
         raise JournalCorrupt(f"the header of {path.name} is damaged", place=f"{path.name}:0")
@@ -138,7 +147,9 @@ def read_file_header(path: Path, buffer: bytes) -> FileStart:
 
 
 def later_entry(buffer: bytes, start: int, number: int) -> int | None:
-    """Offset of a whole entry numbered above `number` behind `start`: the proof that a bad one is damage, not a torn tail."""
+    """Offset of a whole entry numbered above `number` behind `start`: the proof that a bad one is damage, not a torn
+    tail.
+    """
     magic = ENTRY_MAGIC.to_bytes(4, "little")
     at = buffer.find(magic, start)
     while at >= 0:

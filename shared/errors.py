@@ -1,7 +1,9 @@
-"""The tree of errors: refused (the caller's fault, state untouched), unavailable (not now), corrupt (stored bytes are wrong).
+"""The tree of errors: refused (the caller's fault, state untouched), unavailable (not now), corrupt (stored bytes are
+wrong).
 
-Flat, picklable, and useful: a refusal carries what the caller needs next. Refusals cross the wire as a name and plain data;
-`current`, where an error has it, is the newest published entity, never older than the refusal, filled in by the client.
+Flat, picklable, and useful: a refusal carries what the caller needs next. Refusals cross the wire as a name and plain
+data; `current`, where an error has it, is the newest published entity, never older than the refusal, filled in by the
+client.
 """
 
 from __future__ import annotations
@@ -125,7 +127,8 @@ class Quarantined(Refused):
     """The engine died twice while deciding this request."""
 
 
-# --- unavailable: could not be served now ---------------------------------------------------------------------------------
+# --- unavailable: could not be served now
+# ---------------------------------------------------------------------------------
 
 
 class Unavailable(SolewriterError):
@@ -153,7 +156,9 @@ class Busy(Unavailable):
 
 
 class OutcomeUnknown(Unavailable):
-    """No reply came in time: the request may or may not have been applied. Ask `outcome(request_id)`, or repeat it under its id."""
+    """No reply came in time: the request may or may not have been applied. Ask `outcome(request_id)`, or repeat it
+    under its id.
+    """
 
     request_id: str
 
@@ -175,10 +180,13 @@ class SnapshotExpired(Unavailable):
 
 
 class MemoryFull(Unavailable):
-    """The memory file system has no room for a segment. Free space there, or start the engine with another `memory_dir`."""
+    """The memory file system has no room for a segment. Free space there, or start the engine with another
+    `memory_dir`.
+    """
 
 
-# --- corrupt: stored bytes are wrong ---------------------------------------------------------------------------------------
+# --- corrupt: stored bytes are wrong
+# ---------------------------------------------------------------------------------------
 
 
 class Corrupt(SolewriterError):
@@ -195,7 +203,8 @@ class LayoutMismatch(Corrupt):
     """Shared memory or a file has another format than this version of the library reads."""
 
 
-# --- crossing the wire -----------------------------------------------------------------------------------------------------
+# --- crossing the wire
+# -----------------------------------------------------------------------------------------------------
 
 Refusal = tuple[str, str, dict[str, Any]]
 

@@ -1,7 +1,9 @@
-"""Named places where tests may kill, stop or raise: `SOLEWRITER_FAILPOINT=name:kill:hit=2`, several separated by commas.
+"""Named places where tests may kill, stop or raise: `SOLEWRITER_FAILPOINT=name:kill:hit=2`, several separated by
+commas.
 
-Actions: `kill` (SIGKILL to this process), `stop` (SIGSTOP), `raise` (OSError EIO), `full` (OSError ENOSPC), `exit` (status 3).
-`hit=k` waits for the k-th time; without it, the first. When the variable is unset, `reach` is a function that does nothing.
+Actions: `kill` (SIGKILL to this process), `stop` (SIGSTOP), `raise` (OSError EIO), `full` (OSError ENOSPC), `exit`
+(status 3). `hit=k` waits for the k-th time; without it, the first. When the variable is unset, `reach` is a function
+that does nothing.
 """
 
 from __future__ import annotations
@@ -28,7 +30,9 @@ def _armed(text: str) -> Callable[[str], None]:
         name, _, rest = item.strip().partition(":")
         action, _, hit = rest.partition(":hit=")
         if action not in _ACTIONS or not (hit or "1").isdigit():
-            raise FailpointError(f"{VARIABLE}={item!r}: expected name:action[:hit=k], action one of {', '.join(_ACTIONS)}")
+            raise FailpointError(
+                f"{VARIABLE}={item!r}: expected name:action[:hit=k], action one of {', '.join(_ACTIONS)}"
+            )
         waiting[name] = (action, int(hit or 1))
 
     def reached(name: str) -> None:

@@ -1,7 +1,7 @@
 """Which types a stored model's fields may have, and why not the others.
 
-Three laws. A value is immutable all the way down, because readers share decoded entities. It can be stored as plain data and
-read back the same. A union's members have different stored shapes, so that decoding never has to guess.
+Three laws. A value is immutable all the way down, because readers share decoded entities. It can be stored as plain
+data and read back the same. A union's members have different stored shapes, so that decoding never has to guess.
 """
 
 from __future__ import annotations
@@ -66,6 +66,9 @@ SCALAR_SHAPES = frozenset({"str", "int", "float", "bool", "bytes", "time"})
 SORTED = EXACT | {datetime.date, datetime.timedelta, decimal.Decimal, uuid.UUID, pydantic.AwareDatetime}
 
 
+_EMPTY: Mapping[Any, str] = {list: "()", dict: "FrozenMap()", set: "frozenset()"}
+
+
 class UnsuitableField(TypeError):
     """A field type that cannot be stored, with what to use instead."""
 
@@ -81,14 +84,17 @@ def _check_model(model: type[pydantic.BaseModel], path: str, seen: set[type]) ->
         return
     seen.add(model)
     if not model.model_config.get("frozen"):
-        raise UnsuitableField(f"{path}: the model {model.__name__} is mutable; derive it from solewriter.Part (or set frozen=True)")
+        raise UnsuitableField(
+            f"{path}: the model {model.__name__} is mutable; derive it from solewriter.Part (or set frozen=True)"
+        )
     if model.model_config.get("extra") == "allow":
-        raise UnsuitableField(f"{path}: fields that {model.__name__} does not declare would be lost; use one of type FrozenMap")
+        raise UnsuitableField(
+            f"{path}: fields that {model.__name__} does not declare would be lost; use one of type FrozenMap"
+        )
     for name, field in model.model_fields.items():
+        if not any(item is _JsonSchema for item in field.metadata):
+            _shape(field.annotation, f"{path}.{name}", seen)
         _check_default(field, f"{path}.{name}")
-        if any(item is _JsonSchema for item in field.metadata):
-            continue
-        _shape(field.annotation, f"{path}.{name}", seen)
 
 
 def _check_default(field: FieldInfo, path: str) -> None:
@@ -100,7 +106,7 @@ def _check_default(field: FieldInfo, path: str) -> None:
     except TypeError:
         mutable = True
     if mutable:
-        instead = {list: "()", dict: "FrozenMap()", set: "frozenset()"}.get(plain, "an immutable one")  # type: ignore[arg-type]
+        instead = _EMPTY.get(plain, "an immutable one")
         raise UnsuitableField(f"{path}: the default is a mutable {getattr(plain, '__name__', plain)}; use {instead}")
 
 
@@ -109,7 +115,9 @@ def _shape(annotation: Any, path: str, seen: set[type]) -> str:
     annotation = _resolved(annotation)
     if annotation in INSTEAD or get_origin(annotation) in INSTEAD:
         plain = get_origin(annotation) or annotation
-        raise UnsuitableField(f"{path}: {getattr(plain, '__name__', plain)} is not immutable plain data; use {INSTEAD[plain]}")
+        raise UnsuitableField(
+            f"{path}: {getattr(plain, '__name__', plain)} is not immutable plain data; use {INSTEAD[plain]}"
+        )
     if annotation in SHAPES:
         return SHAPES[annotation]
     origin = get_origin(annotation)
@@ -126,7 +134,9 @@ def _shape(annotation: Any, path: str, seen: set[type]) -> str:
             if item is not Ellipsis:
                 _shape(item, f"{path}[]", seen)
             if origin is frozenset and not _sorts(item):
-                raise UnsuitableField(f"{path}: a frozenset of these has no order in which to store it; use tuple[X, ...]")
+                raise UnsuitableField(
+                    f"{path}: a frozenset of these has no order in which to store it; use tuple[X, ...]"
+                )
         return "array"
     if annotation in (tuple, frozenset):
         raise UnsuitableField(f"{path}: say what it holds: {annotation.__name__}[X, ...]")
@@ -135,7 +145,9 @@ def _shape(annotation: Any, path: str, seen: set[type]) -> str:
     if isinstance(annotation, type) and issubclass(annotation, pydantic.BaseModel):
         _check_model(annotation, path, seen)
         return "map"
-    raise UnsuitableField(f"{path}: {annotation!r} cannot be stored; use plain immutable types, enums, Part models or Json")
+    raise UnsuitableField(
+        f"{path}: {annotation!r} cannot be stored; use plain immutable types, enums, Part models or Json"
+    )
 
 
 def _resolved(annotation: Any) -> Any:
@@ -158,7 +170,9 @@ def _enum_shape(annotation: type[enum.Enum], path: str) -> str:
 
 def _literal(values: tuple[Any, ...], path: str) -> str:
     if any(isinstance(value, enum.Enum) for value in values):
-        raise UnsuitableField(f"{path}: enum members in a Literal cannot be read back; use the enum, or a Literal of its values")
+        raise UnsuitableField(
+            f"{path}: enum members in a Literal cannot be read back; use the enum, or a Literal of its values"
+        )
     return "|".join(sorted({SHAPES[type(value)] for value in values}))
 
 
@@ -178,12 +192,16 @@ def _union(members: tuple[Any, ...], path: str, seen: set[type]) -> str:
         own = _shape(member, path, seen).split("|")
         shapes += own
         parsed = parsed or (own[0] in SCALAR_SHAPES and member not in EXACT and get_origin(member) is not Literal)
-    alike = {shape for shape in shapes if shapes.count(shape) > 1 or (shape == "json" and len(flat) > 1)}
+    alike = {
+        shape for shape in shapes if shapes.count(shape) > (shape == "nil") + 1 or (shape == "json" and len(flat) > 1)
+    }
     if alike:
         listed = ", ".join(sorted(alike))
         raise UnsuitableField(f"{path}: {names} look alike when stored ({listed}); give them one type with a tag field")
     if parsed and sum(shape in SCALAR_SHAPES for shape in shapes) > 1:
-        raise UnsuitableField(f"{path}: {names} cannot be told apart when read back; give them one type with a tag field")
+        raise UnsuitableField(
+            f"{path}: {names} cannot be told apart when read back; give them one type with a tag field"
+        )
     return "|".join(sorted(shapes))
 
 

@@ -1,10 +1,10 @@
 """The state folder: which files are in it, and `engine.json`, which names the running engine and its memory.
 
-    lock                    held by the engine (flock); its text names the holder
-    engine.json             pid, epoch and memory of the engine that serves now; replaced by an atomic rename
-    engine.sock             where agents say hello
-    memory-<prefix>.json    one for each set of segments that may exist: written before the first segment is made
-    journal-*.log, journal.next, committed    the journal
+lock                    held by the engine (flock); its text names the holder
+engine.json             pid, epoch and memory of the engine that serves now; replaced by an atomic rename
+engine.sock             where agents say hello
+memory-<prefix>.json    one for each set of segments that may exist: written before the first segment is made
+journal-*.log, journal.next, committed    the journal
 """
 
 from __future__ import annotations
@@ -50,7 +50,9 @@ class StateFolder:
         try:
             return msgspec.json.decode(self.engine_json.read_bytes(), type=Whereabouts)
         except FileNotFoundError:
-            raise EngineUnavailable(f"no engine serves {self.path}: start one with Engine({str(self.path)!r}) or `solewriter serve`") from None
+            raise EngineUnavailable(
+                f"no engine serves {self.path}: start one with Engine({str(self.path)!r}) or `solewriter serve`"
+            ) from None
         except msgspec.MsgspecError as error:
             raise EngineUnavailable(f"{self.engine_json} cannot be read ({error}): restart the engine") from error
 
@@ -71,10 +73,13 @@ class StateFolder:
                 path.unlink(missing_ok=True)  # it was being written when its engine died: no segment was made yet
         return found
 
-    # --- the socket ----------------------------------------------------------------------------------------------------
+    # --- the socket
+    # ----------------------------------------------------------------------------------------------------
 
     def bound_socket(self) -> socket.socket:
-        """The listening socket, only for this user. A socket address holds 107 bytes, so it is named through a descriptor."""
+        """The listening socket, only for this user. A socket address holds 107 bytes, so it is named through a
+        descriptor.
+        """
         made = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         (self.path / SOCKET).unlink(missing_ok=True)
         folder = os.open(self.path, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
@@ -115,7 +120,9 @@ def replace_file(path: Path, content: bytes) -> None:
 
 
 def start_time_of(pid: int) -> int:
-    """Clock ticks after boot at which a process started; 0 if there is none. A pid alone may be another process tomorrow."""
+    """Clock ticks after boot at which a process started; 0 if there is none. A pid alone may be another process
+    tomorrow.
+    """
     try:
         stat = Path(f"/proc/{pid}/stat").read_bytes()
     except OSError:

@@ -1,7 +1,7 @@
 """Values that cannot change: `FrozenMap`, and `Json`, the immutable shape of plain data.
 
-Readers share decoded entities between snapshots and threads, so a field's value must be immutable all the way down. A list
-becomes a tuple and a dict a `FrozenMap` when it enters a model; numbers must be finite.
+Readers share decoded entities between snapshots and threads, so a field's value must be immutable all the way down. A
+list becomes a tuple and a dict a `FrozenMap` when it enters a model; numbers must be finite.
 """
 
 from __future__ import annotations
@@ -18,7 +18,9 @@ INT_MIN, INT_MAX = -(2**63), 2**64 - 1  # what msgpack can hold
 
 
 class FrozenMap(Mapping[str, Any]):
-    """An immutable, hashable, picklable mapping from str to plain immutable data. Equal to any mapping with the same items."""
+    """An immutable, hashable, picklable mapping from str to plain immutable data. Equal to any mapping with the same
+    items.
+    """
 
     __slots__ = ("_hash", "_items")
 
@@ -90,7 +92,9 @@ Json = Annotated[Any, _JsonSchema]
 
 
 def freeze(value: Any, depth: int = 0) -> Any:
-    """The same data, immutable: list -> tuple, mapping -> FrozenMap. Raises a pydantic error on anything that is not plain."""
+    """The same data, immutable: list -> tuple, mapping -> FrozenMap. Raises a pydantic error on anything that is not
+    plain.
+    """
     kind = type(value)
     if value is None or kind is str or kind is bool:
         return value

@@ -1,8 +1,10 @@
-"""A lane: one agent's own `multiprocessing.Queue` and reply pipe. The private names of the queue are used here and nowhere else.
+"""A lane: one agent's own `multiprocessing.Queue` and reply pipe. The private names of the queue are used here and
+nowhere else.
 
-One queue for each agent, because a SIGKILL inside `put` leaves a shared queue's lock held for ever (cpython#96062). Frames
-are made and written in the caller's thread, because `put` pickles in a feeder thread that only prints its failures
-(cpython#84376). A fork-context queue unlinks its semaphores at once; a spawn-context one would start a resource tracker.
+One queue for each agent, because a SIGKILL inside `put` leaves a shared queue's lock held for ever (cpython#96062).
+Frames are made and written in the caller's thread, because `put` pickles in a feeder thread that only prints its
+failures (cpython#84376). A fork-context queue unlinks its semaphores at once; a spawn-context one would start a
+resource tracker.
 """
 
 from __future__ import annotations
@@ -17,7 +19,9 @@ LENGTH_BYTES = 4  # the queue's own header: a big-endian int
 
 
 def widen(fd: int) -> None:
-    """Ask for the pipe size that a lane wants; the kernel may give less to a user with many pipes, which only costs speed."""
+    """Ask for the pipe size that a lane wants; the kernel may give less to a user with many pipes, which only costs
+    speed.
+    """
     try:
         fcntl.fcntl(fd, fcntl.F_SETPIPE_SZ, PIPE_BYTES)
     except OSError:
@@ -34,11 +38,12 @@ class Lane:
     def __init__(self) -> None:
         import multiprocessing  # 15 ms that only a process with a lane has to pay
 
-        self._queue: Any = multiprocessing.get_context("fork").Queue()
+        queue: Any = multiprocessing.get_context("fork").Queue()
+        self._queue = queue
         self._replies, replies_out = os.pipe()
-        self.requests: int = self._queue._writer.fileno()
+        self.requests: int = queue._writer.fileno()
         self.replies = self._replies
-        self.theirs: tuple[int, int] = (self._queue._reader.fileno(), replies_out)
+        self.theirs: tuple[int, int] = (queue._reader.fileno(), replies_out)
         widen(self.requests)
         widen(self.replies)
         os.set_blocking(self.requests, False)

@@ -1,4 +1,5 @@
-"""What is stored: immutable, versioned pydantic models. `Task` and `Project` come with the house; users bring their own.
+"""What is stored: immutable, versioned pydantic models. `Task` and `Project` come with the house; users bring their
+own.
 
 A model declares what the engine needs to know with class arguments, not with code:
 
@@ -18,7 +19,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 from types import MappingProxyType
-from typing import Annotated, Any, ClassVar, Generic, TypeVar
+from typing import Annotated, Any, ClassVar, Generic, Self, TypeVar
 
 import msgspec
 from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, model_validator
@@ -60,8 +61,8 @@ class Lifecycle:
 class Entity(BaseModel):
     """A stored thing: immutable, with an id made by the client and a version (1, 2, 3 ...) counted by the engine.
 
-    Class arguments: `kind` (the stored name; default: the class's), `columns` (fields that can be filtered and sorted by
-    without decoding), `lifecycle`. Subclasses inherit columns and lifecycle.
+    Class arguments: `kind` (the stored name; default: the class's), `columns` (fields that can be filtered and sorted
+    by without decoding), `lifecycle`. Subclasses inherit columns and lifecycle.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
@@ -86,7 +87,7 @@ class Entity(BaseModel):
         refuse_unsuitable(cls)
 
     @classmethod
-    def ref(cls: type[E], id: str) -> Ref[E]:  # noqa: A002 - the word users know
+    def ref(cls, id: str) -> Ref[Self]:
         """A target by id alone: mutations of it compare no version."""
         return Ref(cls, id)
 
@@ -106,7 +107,8 @@ CONCERNS = "__concerns__"
 
 
 def concerns(*fields: str) -> Callable[[Rule], Rule]:
-    """Says of a model's `after` rule which fields it looks at, and that it only looks: changes of others need not run it.
+    """Says of a model's `after` rule which fields it looks at, and that it only looks: changes of others need not run
+    it.
 
     Without it, every change of an entity runs the model's whole validation.
     """
@@ -118,7 +120,8 @@ def concerns(*fields: str) -> Callable[[Rule], Rule]:
     return mark
 
 
-# --- Task ------------------------------------------------------------------------------------------------------------------
+# --- Task
+# ------------------------------------------------------------------------------------------------------------------
 
 
 class TaskType(StrEnum):
@@ -217,7 +220,17 @@ NEEDS_ASSIGNEE = frozenset({"assigned", "in_progress", "in_review", "auth_requir
 
 class Task(
     Entity,
-    columns=("status", "priority", "type", "assigned_to", "project", "parent_task_id", "created_at", "updated_at", "version"),
+    columns=(
+        "status",
+        "priority",
+        "type",
+        "assigned_to",
+        "project",
+        "parent_task_id",
+        "created_at",
+        "updated_at",
+        "version",
+    ),
     lifecycle=TASK_LIFECYCLE,
 ):
     """A unit of work. Only `title` is required of the user."""
@@ -272,7 +285,8 @@ class Task(
         return self
 
 
-# --- Project ---------------------------------------------------------------------------------------------------------------
+# --- Project
+# ---------------------------------------------------------------------------------------------------------------
 
 
 class ProjectStatus(StrEnum):
@@ -300,4 +314,3 @@ class Project(Entity, columns=("status", "owner", "created_at", "updated_at", "v
     owner: str = ""
     created_at: AwareDatetime | None = None
     updated_at: AwareDatetime | None = None
-

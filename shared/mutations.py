@@ -1,7 +1,7 @@
 """What an agent can ask for: the mutations and guards, as frozen tagged values, and the reply to a request of them.
 
-A target is an entity (its version is compared) or a `Ref` (nothing is compared), unless `expect` says otherwise: a number is
-the version that must be stored, 0 that nothing may be stored, None that anything may.
+A target is an entity (its version is compared) or a `Ref` (nothing is compared), unless `expect` says otherwise: a
+number is the version that must be stored, 0 that nothing may be stored, None that anything may.
 """
 
 from __future__ import annotations
@@ -55,7 +55,9 @@ class Create(msgspec.Struct, frozen=True, tag=True):
 
 
 class Put(msgspec.Struct, frozen=True, tag=True):
-    """Create or replace. An entity that was read (version > 0) is compared with its version; a new one replaces whatever is there."""
+    """Create or replace. An entity that was read (version > 0) is compared with its version; a new one replaces
+    whatever is there.
+    """
 
     entity: Entity
     expect: Expect = FROM_TARGET
@@ -76,13 +78,15 @@ class Transition(msgspec.Struct, frozen=True, tag=True):
 
     target: Target
     to: str
-    changes: Mapping[str, Any] = {}  # noqa: RUF012 - msgspec copies an empty default
+    changes: Mapping[str, Any] = {}
     expect: Expect = FROM_TARGET
     reason: str = ""
 
 
 class Cancel(msgspec.Struct, frozen=True, tag=True):
-    """To the lifecycle's cancelled state, whatever the version, unless `expect` is given. Cancelled already: nothing changes."""
+    """To the lifecycle's cancelled state, whatever the version, unless `expect` is given. Cancelled already: nothing
+    changes.
+    """
 
     target: Target
     expect: int | None = None

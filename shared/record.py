@@ -5,11 +5,13 @@
     actor length u16 | reason length u16 | cells length u16 | old cells length u16 | payload length u32
     key | actor | reason | request id | cells | old cells | payload
 
-Little-endian. The crc is over all that follows it. Nothing in a body depends on where it lies, so it can be copied anywhere.
+Little-endian. The crc is over all that follows it. Nothing in a body depends on where it lies, so it can be copied
+anywhere.
 """
 
 from __future__ import annotations
 
+import mmap
 import struct
 from typing import NamedTuple
 from zlib import crc32
@@ -22,7 +24,7 @@ _WHOLE = struct.Struct("<IIHHBBBBQQqQQHHHHI")
 HEADER_BYTES = _WHOLE.size
 REVISION_OFFSET = 16  # of the u64 in a body, for readers that only ask how old a record is
 
-Buffer = bytes | bytearray | memoryview
+Buffer = bytes | bytearray | memoryview | mmap.mmap
 
 
 class Flags:
@@ -78,7 +80,16 @@ def pack(
     payload: bytes,
 ) -> bytes:
     """A body. Positional, because this runs once for every change."""
-    length = HEADER_BYTES + len(key) + len(actor) + len(reason) + len(request_id) + len(cells) + len(old_cells) + len(payload)
+    length = (
+        HEADER_BYTES
+        + len(key)
+        + len(actor)
+        + len(reason)
+        + len(request_id)
+        + len(cells)
+        + len(old_cells)
+        + len(payload)
+    )
     head = _HEADER.pack(
         length, kind, schema, op, flags, len(key), len(request_id), revision, version, time_us, session, sequence,
         len(actor), len(reason), len(cells), len(old_cells), len(payload),
@@ -94,7 +105,7 @@ def checked(buffer: Buffer, start: int = 0) -> bool:
     crc, length = struct.unpack_from("<II", buffer, start)
     if not HEADER_BYTES <= length <= len(buffer) - start:
         return False
-    return crc32(memoryview(buffer)[start + 4 : start + length]) == crc
+    return bool(crc32(memoryview(buffer)[start + 4 : start + length]) == crc)
 
 
 def length_at(buffer: Buffer, start: int) -> int:

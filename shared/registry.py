@@ -118,7 +118,9 @@ class Kind:
             raise problems(error) from None
         return made
 
-    def changed(self, stored: Mapping[str, Any], changes: Mapping[str, Any], header: Mapping[str, Any]) -> dict[str, Any]:
+    def changed(
+        self, stored: Mapping[str, Any], changes: Mapping[str, Any], header: Mapping[str, Any]
+    ) -> dict[str, Any]:
         """The stored fields of a valid entity with some of them replaced, validated. Raises InvalidMutation.
 
         `header` is what the record says itself (id, version, updated_at). Where no rule of the model concerns a changed
@@ -154,19 +156,24 @@ class Kind:
             return validate(value)
         except ValidationError as error:
             found = problems(error)
-            raise InvalidMutation(f"{self.name}.{name}: {next(iter(found.fields.values()))}", fields={
-                name if where == "entity" else f"{name}.{where}": problem for where, problem in found.fields.items()
-            }) from None
+            raise InvalidMutation(
+                f"{self.name}.{name}: {next(iter(found.fields.values()))}",
+                fields={
+                    name if where == "entity" else f"{name}.{where}": problem for where, problem in found.fields.items()
+                },
+            ) from None
 
     def known(self, name: str, value: Any) -> Any:
-        """The value itself, for a model whose fields cannot be validated one by one. Raises InvalidMutation for no field."""
+        """The value itself, for a model whose fields cannot be validated one by one. Raises InvalidMutation for no
+        field.
+        """
         if name not in self.model.model_fields:
             raise InvalidMutation(f"{self.name} has no field {name!r}", fields={name: "no such field"})
         return value
 
     def _field_validator(self, name: str) -> Callable[[Any], Any]:
         field = self.model.model_fields[name]
-        annotated = field.annotation
+        annotated: Any = field.annotation
         for item in field.metadata:
             annotated = Annotated[annotated, item]
         config = None if _is_model(field.annotation) else self.model.model_config
@@ -233,7 +240,9 @@ class Kind:
         return self.model.__pydantic_validator__.validate_python(values)  # type: ignore[no-any-return]  # the model's own
 
     def _is_ours(self, schema: Schema) -> bool:
-        """Whether a stored schema has the defaults of the class here; remembered, because it is asked at every decode."""
+        """Whether a stored schema has the defaults of the class here; remembered, because it is asked at every
+        decode.
+        """
         if schema.defaults != self.schema.defaults:
             return False
         self._same_as_ours = schema
@@ -264,15 +273,16 @@ class Registry:
     def __init__(self, models: Iterable[type[Entity]] = ()) -> None:
         self._by_name: dict[str, Kind] = {}
         self._by_model: dict[type[Entity], Kind] = {}
-        for model in (Task, Project, *models):
+        shipped: tuple[type[Entity], ...] = (Task, Project)
+        for model in (*shipped, *models):
             self.add(model)
 
-    def add(self, model: type[Entity]) -> Kind:
-        """Register a model; a newer class of the same name takes the place of the older (notebooks redefine classes)."""
+    def add(self, model: type[Any]) -> Kind:
+        """Register a model. A newer class of the same name takes the older's place: notebooks redefine classes."""
         known = self._by_model.get(model)
         if known is not None:
             return known
-        if not (isinstance(model, type) and issubclass(model, Entity)):
+        if not issubclass(model, Entity):
             raise TypeError(f"{model!r} is not a subclass of solewriter.Entity")
         kind = Kind(model)
         if kind.name not in self._by_name and len(self._by_name) >= KINDS_MAX:

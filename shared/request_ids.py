@@ -12,7 +12,9 @@ def new_client_id() -> str:
 
 
 def session_number(client_id: str) -> int:
-    """64 bits that name a session: the id itself where it is 16 hex digits, as a random one is, else a stable hash of it."""
+    """64 bits that name a session: the id itself where it is 16 hex digits, as a random one is, else a stable hash of
+    it.
+    """
     if len(client_id) == 16 and all(digit in "0123456789abcdef" for digit in client_id):
         return int(client_id, 16)
     return int.from_bytes(blake2b(client_id.encode(errors="surrogatepass"), digest_size=8).digest(), "big")

@@ -1,9 +1,9 @@
 """Frames <-> bytes: what crosses a lane and the handshake socket. The only pickle of requests is here.
 
-A request frame is the queue's length header and a pickle (protocol 5) of plain data only: a list of requests. The engine
-decodes it with an unpickler that refuses every name, so nothing is imported, called or built. A reply frame is a length and
-msgpack: the replies of one turn to one lane. The number of a request is `frame number * 256 + index in the frame`, both
-counted, not sent, so that an undecodable frame can be refused by number.
+A request frame is the queue's length header and a pickle (protocol 5) of plain data only: a list of requests. The
+engine decodes it with an unpickler that refuses every name, so nothing is imported, called or built. A reply frame is
+a length and msgpack: the replies of one turn to one lane. The number of a request is `frame number * 256 + index in
+the frame`, both counted, not sent, so that an undecodable frame can be refused by number.
 
     request  = (mutations, guards, request id | None, deadline_us | None)      or   ("outcome", request id)
     mutation = (op, kind, id, expect, fields, reason, to)
@@ -25,7 +25,7 @@ import msgspec
 
 from solewriter.shared.config import FRAME_REQUESTS_MAX, KEY_BYTES_MAX, Limits
 from solewriter.shared.errors import BadRequest, InvalidMutation, RequestTooLarge
-from solewriter.shared.models import Entity, Ref
+from solewriter.shared.models import E, Entity, Ref
 from solewriter.shared.mutations import (
     Cancel,
     Create,
@@ -71,7 +71,8 @@ class PlainReply(NamedTuple):
     detail: Any
 
 
-# --- the caller's side: mutations to plain data -------------------------------------------------------------------------------
+# --- the caller's side: mutations to plain data
+# -------------------------------------------------------------------------------
 
 
 def plain_mutation(mutation: Mutation, registry: Registry) -> PlainMutation:
@@ -108,7 +109,8 @@ def plain_guard(guard: GuardMutation, registry: Registry) -> PlainGuard:
     return Guard.REQUIRE_ABSENT.value, name, guard.id, 0
 
 
-def model_of(target: Target) -> type[Entity]:
+def model_of(target: E | Ref[E]) -> type[E]:
+    """The class of a target. Raises TypeError for what is none."""
     if isinstance(target, Ref):
         return target.model
     if isinstance(target, Entity):
@@ -121,7 +123,9 @@ def changed_fields(kind: Kind, changes: Any) -> dict[str, Any]:
     fields: dict[str, Any] = {}
     for name, value in changes.items():
         if name in kind.fixed:
-            raise InvalidMutation(f"{kind.name}.{name} {_fixed_because(kind, name)}", fields={name: _fixed_because(kind, name)})
+            raise InvalidMutation(
+                f"{kind.name}.{name} {_fixed_because(kind, name)}", fields={name: _fixed_because(kind, name)}
+            )
         valid = kind.field(name, value) if kind.checks_fields else kind.known(name, value)
         fields[name] = valid if type(valid) in SCALARS else plain(valid)
     return fields
@@ -152,11 +156,14 @@ def _state(kind: Kind, to: str) -> str:
         raise InvalidMutation(f"{kind.name} has no lifecycle", fields={"kind": "has no lifecycle"})
     if to not in kind.lifecycle.steps:
         states = ", ".join(kind.lifecycle.steps)
-        raise InvalidMutation(f"{kind.name} has no state {to!r}; states: {states}", fields={kind.lifecycle.field: "no such state"})
+        raise InvalidMutation(
+            f"{kind.name} has no state {to!r}; states: {states}", fields={kind.lifecycle.field: "no such state"}
+        )
     return str(to)
 
 
-# --- request frames ---------------------------------------------------------------------------------------------------------
+# --- request frames
+# ---------------------------------------------------------------------------------------------------------
 
 
 def pack_frame(requests: list[Any], limits: Limits) -> bytes:
@@ -166,7 +173,9 @@ def pack_frame(requests: list[Any], limits: Limits) -> bytes:
     except Exception as error:
         raise TypeError(f"a request must be plain data: {error}") from error
     if len(body) > limits.frame_bytes_max:
-        raise RequestTooLarge(f"a frame of {len(body):,} bytes is over the bound of {limits.frame_bytes_max:,} (frame_bytes_max)")
+        raise RequestTooLarge(
+            f"a frame of {len(body):,} bytes is over the bound of {limits.frame_bytes_max:,} (frame_bytes_max)"
+        )
     return _LENGTH.pack(len(body)) + body
 
 
@@ -179,7 +188,9 @@ def frame_length(buffer: memoryview, start: int, limits: Limits) -> int:
 
 
 class _PlainUnpickler(pickle.Unpickler):
-    """Plain data only: every name, every persistent id and every extension code is refused before anything is imported."""
+    """Plain data only: every name, every persistent id and every extension code is refused before anything is
+    imported.
+    """
 
     def find_class(self, module: str, name: str, /) -> NoReturn:
         raise BadRequest(f"the frame names {module}.{name}: requests are plain data")
@@ -217,14 +228,18 @@ def is_outcome_query(request: Any) -> bool:
 
 
 def checked_request(request: Any, limits: Limits) -> PlainRequest:
-    """The same request if it is shaped like one, all the way down and within bounds. Raises BadRequest, RequestTooLarge."""
+    """The same request if it is shaped like one, all the way down and within bounds. Raises BadRequest,
+    RequestTooLarge.
+    """
     if type(request) is not tuple or len(request) != 4:
         raise BadRequest("a request is a tuple of four")
     mutations, guards, request_id, deadline_us = request
     if type(mutations) is not list or type(guards) is not list:
         raise BadRequest("mutations and guards are lists")
     if not 0 < len(mutations) + len(guards) <= limits.request_mutations_max:
-        raise RequestTooLarge(f"a request has 1 to {limits.request_mutations_max} mutations and guards (request_mutations_max)")
+        raise RequestTooLarge(
+            f"a request has 1 to {limits.request_mutations_max} mutations and guards (request_mutations_max)"
+        )
     if request_id is not None and (type(request_id) is not str or not 0 < len(request_id) <= 60):
         raise BadRequest("a request id is a str of 1 to 60 characters")
     if request_id is not None:
@@ -243,7 +258,12 @@ def _check_mutation(mutation: Any, budget: int, limits: Limits) -> int:
     if type(mutation) is not tuple or len(mutation) != 7:
         raise BadRequest("a mutation is a tuple of seven")
     op, kind, key, expect, fields, reason, to = mutation
-    if type(op) is not int or type(kind) is not str or type(reason) is not str or (to is not None and type(to) is not str):
+    if (
+        type(op) is not int
+        or type(kind) is not str
+        or type(reason) is not str
+        or (to is not None and type(to) is not str)
+    ):
         raise BadRequest("a mutation is (op, kind, id, expect, fields, reason, to)")
     check_key(key)
     if expect is not None and (type(expect) is not int or expect < 0):
@@ -316,7 +336,8 @@ def digest(request: PlainRequest) -> bytes:
     return blake2b(_encode_reply((request[0], request[1])), digest_size=16).digest()
 
 
-# --- reply frames -----------------------------------------------------------------------------------------------------------
+# --- reply frames
+# -----------------------------------------------------------------------------------------------------------
 
 _encode_reply = msgspec.msgpack.Encoder(order="deterministic").encode
 _decode_replies = msgspec.msgpack.Decoder(list[tuple[int, int, int, Any]]).decode
@@ -336,17 +357,22 @@ def unpack_replies(buffer: bytearray) -> list[PlainReply]:
         end = start + REPLY_HEADER_BYTES + length
         if len(buffer) < end:
             break
-        replies += [PlainReply(*reply) for reply in _decode_replies(memoryview(buffer)[start + REPLY_HEADER_BYTES : end])]
+        replies += [
+            PlainReply(*reply) for reply in _decode_replies(memoryview(buffer)[start + REPLY_HEADER_BYTES : end])
+        ]
         start = end
     del buffer[:start]
     return replies
 
 
-# --- the handshake ----------------------------------------------------------------------------------------------------------
+# --- the handshake
+# ----------------------------------------------------------------------------------------------------------
 
 
 class Hello(msgspec.Struct, kw_only=True):
-    """The first words of an agent, with its two descriptors. Unknown fields are ignored, so that newer clients may say more."""
+    """The first words of an agent, with its two descriptors. Unknown fields are ignored, so that newer clients may
+    say more.
+    """
 
     wire: int
     client_id: str
@@ -389,5 +415,3 @@ def unpack_welcome(body: bytes) -> Welcome:
 def words_length(header: bytes) -> int:
     (length,) = _REPLY_LENGTH.unpack(header)
     return int(length)
-
-

@@ -1,11 +1,11 @@
 """solewriter: a single-writer task and state engine. One process writes; every other process reads memory.
 
-    from solewriter import Engine, Task, connect, open_reader
+from solewriter import Engine, Task, connect, open_reader
 
-    with Engine("state/") as engine, connect(engine.state, name="me") as client:
-        task = client.create(Task(title="first"))
-        with open_reader(engine.state) as reader, reader.snapshot() as snap:
-            print(snap[Task, task.id])
+with Engine("state/") as engine, connect(engine.state, name="me") as client:
+    task = client.create(Task(title="first"))
+    with open_reader(engine.state) as reader, reader.snapshot() as snap:
+        print(snap[Task, task.id])
 """
 
 from __future__ import annotations
@@ -48,8 +48,29 @@ if TYPE_CHECKING:
         VersionConflict,
     )
     from solewriter.shared.frozen import FrozenMap, Json
-    from solewriter.shared.models import Entity, Lifecycle, Part, Project, ProjectStatus, Ref, Task, TaskPriority, TaskStatus, TaskType
-    from solewriter.shared.mutations import Cancel, Create, Delete, Put, Reply, Require, RequireAbsent, Transition, Update
+    from solewriter.shared.models import (
+        Entity,
+        Lifecycle,
+        Part,
+        Project,
+        ProjectStatus,
+        Ref,
+        Task,
+        TaskPriority,
+        TaskStatus,
+        TaskType,
+    )
+    from solewriter.shared.mutations import (
+        Cancel,
+        Create,
+        Delete,
+        Put,
+        Reply,
+        Require,
+        RequireAbsent,
+        Transition,
+        Update,
+    )
 
 __version__ = "0.1.0"
 
@@ -62,31 +83,33 @@ _ROOMS = {
     "solewriter.shared.config": ("Limits",),
     "solewriter.shared.frozen": ("FrozenMap", "Json"),
     "solewriter.shared.models": (
-        "Entity", "Part", "Task", "Project", "TaskStatus", "TaskPriority", "TaskType", "ProjectStatus", "Lifecycle", "Ref",
+        "Entity", "Part", "Task", "Project", "Lifecycle", "Ref",
+    "TaskStatus", "TaskPriority", "TaskType", "ProjectStatus",
     ),
     "solewriter.shared.mutations": (
         "Create", "Put", "Update", "Transition", "Cancel", "Delete", "Require", "RequireAbsent", "Reply",
     ),
     "solewriter.shared.errors": (
         "SolewriterError",
-        "Refused", "NotFound", "AlreadyExists", "VersionConflict", "InvalidMutation", "InvalidTransition", "GuardFailed",
-        "Fenced", "UnknownKind", "SchemaMismatch", "RequestMismatch", "RequestTooLarge", "Expired", "Quarantined",
-        "EngineUnavailable", "EngineStartFailed", "Locked", "Busy", "OutcomeUnknown", "Compacted", "SnapshotExpired",
+        "Refused", "NotFound", "AlreadyExists", "VersionConflict", "InvalidMutation", "InvalidTransition",
+        "GuardFailed", "Fenced", "UnknownKind", "SchemaMismatch", "RequestMismatch", "RequestTooLarge", "Expired",
+        "Quarantined", "EngineUnavailable", "EngineStartFailed", "Locked", "Busy", "OutcomeUnknown", "Compacted", "SnapshotExpired",
         "MemoryFull", "JournalCorrupt", "LayoutMismatch",
     ),
 }  # fmt: skip
 _HOME = {name: room for room, names in _ROOMS.items() for name in names}
 
-__all__ = [  # noqa: PLE0604 - spelled out below for readers and type checkers
+__all__ = [
     "Engine", "connect", "Client", "open_reader", "Reader", "Snapshot", "Limits",
-    "Entity", "Part", "Task", "Project", "TaskStatus", "TaskPriority", "TaskType", "ProjectStatus", "Lifecycle", "Ref",
+    "Entity", "Part", "Task", "Project", "Lifecycle", "Ref",
+    "TaskStatus", "TaskPriority", "TaskType", "ProjectStatus",
     "FrozenMap", "Json",
     "Create", "Put", "Update", "Transition", "Cancel", "Delete", "Require", "RequireAbsent", "Reply",
     "errors", "SolewriterError",
     "Refused", "NotFound", "AlreadyExists", "VersionConflict", "InvalidMutation", "InvalidTransition", "GuardFailed",
     "Fenced", "UnknownKind", "SchemaMismatch", "RequestMismatch", "RequestTooLarge", "Expired", "Quarantined",
-    "EngineUnavailable", "EngineStartFailed", "Locked", "Busy", "OutcomeUnknown", "Compacted", "SnapshotExpired", "MemoryFull",
-    "JournalCorrupt", "LayoutMismatch",
+    "EngineUnavailable", "EngineStartFailed", "Locked", "Busy", "OutcomeUnknown", "Compacted", "SnapshotExpired",
+    "MemoryFull", "JournalCorrupt", "LayoutMismatch",
 ]  # fmt: skip
 
 

@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from solewriter.engine_proc.state import KindState, Stored
+from solewriter.shared.columns import Cell
 from solewriter.shared.errors import NotFound, UnknownKind, VersionConflict
 from solewriter.shared.registry import Kind
 
@@ -36,6 +37,10 @@ class Step:
         self.op = 0
         self.reason = ""
         self.touched: set[str] = set()
+        self.old_cells: tuple[Cell, ...] = ()
+        self.cells: tuple[Cell, ...] = ()  # these three are what its record will say
+        self.payload = b""
+        self.block = b""
         self.stored: Stored | None = None  # what it is after the request, once that is written
         self._fields: dict[str, Any] | None = None
 
@@ -65,7 +70,8 @@ class Step:
         stored = before.version if before is not None and before.alive else 0
         if stored != expect:
             raise VersionConflict(
-                f"{self.kind.name} {self.key!r} is at version {stored}, not {expect}: look at the current one and decide again",
+                f"{self.kind.name} {self.key!r} is at version {stored}, not {expect}: "
+                "look at the current one and decide again",
                 kind=self.kind.name, id=self.key, expected=expect, version=stored,
             )  # fmt: skip
 

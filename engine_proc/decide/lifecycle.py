@@ -20,7 +20,9 @@ def transition(draft: Draft, mutation: PlainMutation) -> None:
         raise _refusal(step, state, to or "?")
     others = step.kind.fixed.intersection(fields or ())
     if others:
-        raise InvalidMutation(f"{kind_name}: {', '.join(sorted(others))} cannot be set", fields=dict.fromkeys(others, "cannot be set"))
+        raise InvalidMutation(
+            f"{kind_name}: {', '.join(sorted(others))} cannot be set", fields=dict.fromkeys(others, "cannot be set")
+        )
     step.change(Op.TRANSITION, reason, {**(fields or {}), lifecycle.field: to})
 
 

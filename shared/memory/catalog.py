@@ -1,4 +1,6 @@
-"""The catalog: which kinds and schemas there are, for readers that do not have the classes. One small segment per change."""
+"""The catalog: which kinds and schemas there are, for readers that do not have the classes. One small segment per
+change.
+"""
 
 from __future__ import annotations
 

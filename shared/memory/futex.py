@@ -1,7 +1,8 @@
 """futex(2) on a word of a shared mapping: sleep until it changes, wake whoever sleeps on it.
 
-The kernel compares the word with the expected value under its own lock, so a store between looking and sleeping is never
-missed. Waking is unconditional (about 1 us): a flag "somebody waits" would need a full fence that Python does not have.
+The kernel compares the word with the expected value under its own lock, so a store between looking and sleeping is
+never missed. Waking is unconditional (about 1 us): a flag "somebody waits" would need a full fence that Python does
+not have.
 """
 
 from __future__ import annotations
@@ -37,7 +38,9 @@ class _PyBuffer(ctypes.Structure):
 
 
 def _address(mapping: mmap.mmap, offset: int) -> int:
-    """Where a byte of the mapping lies. `ctypes.from_buffer` refuses a read-only mapping, the buffer protocol does not."""
+    """Where a byte of the mapping lies. `ctypes.from_buffer` refuses a read-only mapping, the buffer protocol does
+    not.
+    """
     view = _PyBuffer()
     ctypes.pythonapi.PyObject_GetBuffer(ctypes.py_object(mapping), ctypes.byref(view), 0)
     address = int(view.buf) + offset

@@ -4,8 +4,8 @@ A record lies at an address (segment number << 32 | offset) as a volatile prefix
 
     body length u32 | slot u32 | address of the same entity's previous record u64 | body ... | padding to 8
 
-A record never spans two segments: END in place of a length says that the next one begins the next segment. Nothing points
-at what lies behind the published tail, so a failed commit just moves the writer back.
+A record never spans two segments: END in place of a length says that the next one begins the next segment. Nothing
+points at what lies behind the published tail, so a failed commit just moves the writer back.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ def padded(body_length: int) -> int:
 
 
 class HeapWriter:
-    """Appends. Raises MemoryFull from `append` when no segment can be reserved; what was appended before stays whole."""
+    """Appends. Raises MemoryFull from `append` when no segment can be reserved; what is there stays whole."""
 
     def __init__(self, make: Callable[[int, int], Segment], limits: Limits, beside: Executor) -> None:
         self._make = make  # (segment number, bytes) -> segment

@@ -1,10 +1,10 @@
 """The index of a kind: key -> slot, in shared memory.
 
-256 words, each naming an open-addressing region (arena segment u16 << 48 | first entry u40 << 8 | log2 of its entries u8; 0 =
-no keys yet). A region's entry is `crc32 of the key << 32 | slot + 1`; two keys with one crc are told apart by the key in the
-record, so a reader is handed every slot that may be it. An insertion is one store. A region more than two thirds full is
-refilled twice as large behind the arena's tail, and its word replaced by one store; the old one stays as it is for whoever
-reads it.
+256 words, each naming an open-addressing region (arena segment u16 << 48 | first entry u40 << 8 | log2 of its entries
+u8; 0 = no keys yet). A region's entry is `crc32 of the key << 32 | slot + 1`; two keys with one crc are told apart by
+the key in the record, so a reader is handed every slot that may be it. An insertion is one store. A region more than
+two thirds full is refilled twice as large behind the arena's tail, and its word replaced by one store; the old one
+stays as it is for whoever reads it.
 """
 
 from __future__ import annotations
@@ -44,7 +44,9 @@ class IndexWriter:
         self._words = self._arena[0].words
 
     def reserve(self, hashes: list[int]) -> None:
-        """Enlarge the regions that these insertions would overfill. Raises MemoryFull; nothing visible has changed then."""
+        """Enlarge the regions that these insertions would overfill. Raises MemoryFull; nothing visible has changed
+        then.
+        """
         coming: dict[int, int] = {}
         for hashed in hashes:
             coming[hashed & 0xFF] = coming.get(hashed & 0xFF, 0) + 1

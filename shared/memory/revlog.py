@@ -1,7 +1,7 @@
 """The revision log: (revision, heap tail after it) points, append-only, so that a revision can be found in the heap.
 
-A point is written only when the tail moved at least REVISION_LOG_STRIDE bytes since the last one, so the log stays a small
-fraction of the heap; from the nearest point the heap itself is walked.
+A point is written only when the tail moved at least REVISION_LOG_STRIDE bytes since the last one, so the log stays a
+small fraction of the heap; from the nearest point the heap itself is walked.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """The root: the one segment that is known by name, and the ring of roots that makes a batch visible by a single store.
 
-    0    magic u64 | layout version u32 | ring size u32 | epoch u64 | pid u64 | start time of the pid u64 | started us i64
+    0    magic u64 | layout version u32 | ring size u32 | epoch u64 | pid u64 | its start time u64 | started us i64
     48   history id, 16 bytes
     64   head u64: number of the newest published root; its low half is the futex that waiters sleep on
     128  live tail u64: end of the records whose heads and cells may be installed; moved before they are
@@ -11,8 +11,9 @@
     176  durability u64: position in DURABILITIES
     256  ring: root n lies in place n % ring size
 
-A root is a header with a crc, then (slots u32, live u32) of each kind. To publish: fill the next place of the ring, store the
-head word, wake. To pin: load the head, copy that root, check that the ring did not come round meanwhile and that the crc holds.
+A root is a header with a crc, then (slots u32, live u32) of each kind. To publish: fill the next place of the ring,
+store the head word, wake. To pin: load the head, copy that root, check that the ring did not come round meanwhile and
+that the crc holds.
 """
 
 from __future__ import annotations
@@ -39,7 +40,9 @@ ROOT_BYTES = _RING + ROOT_RING * _PLACE_BYTES
 assert _ROOT.size + KINDS_MAX * _KINDS.size <= _PLACE_BYTES
 
 _HEAD, _TAIL, _READABLE, _HEARTBEAT, _SUCCESSOR, _DECIDING, _DURABILITY = 8, 16, 17, 18, 19, 20, 22
-_PIN_TRIES = 1_000  # a reader is lapped only if it sleeps through 15 publishes in mid-copy; a thousand times is a broken root
+_PIN_TRIES = (
+    1_000  # a reader is lapped only if it sleeps through 15 publishes in mid-copy; a thousand times is a broken root
+)
 SUPERSEDED, STOPPED = 1, 2
 
 
@@ -80,7 +83,9 @@ class RootWriter:
         self._map[48:64] = history
 
     def move_tail(self, tail: int) -> None:
-        """Before any head or cell of the records below it is installed: scans look up singly what lies behind their own tail."""
+        """Before any head or cell of the records below it is installed: scans look up singly what lies behind their
+        own tail.
+        """
         self._words[_TAIL] = tail
 
     def fill(self, root: Root) -> None:
@@ -124,10 +129,13 @@ class RootReader:
     def __init__(self, segment: Segment) -> None:
         self._words = segment.words
         self._map = segment.map
-        magic, layout, ring, self.epoch, self.pid, self.start_time, self.started_us, self.history = _FIXED.unpack_from(segment.map, 0)
+        magic, layout, ring, self.epoch, self.pid, self.start_time, self.started_us, self.history = _FIXED.unpack_from(
+            segment.map, 0
+        )
         if magic != MAGIC or layout != MEMORY_VERSION or ring != ROOT_RING:
             raise LayoutMismatch(
-                f"{segment.path} has layout {layout}, this library reads {MEMORY_VERSION}: use the same version as the engine"
+                f"{segment.path} has layout {layout}, this library reads {MEMORY_VERSION}: "
+                "use the same version as the engine"
             )
         self._futex = Word(segment.map, _HEAD * 8)
 
@@ -171,7 +179,7 @@ class RootReader:
             fields = _ROOT.unpack_from(copy)
             end = _ROOT.size + fields[1] * _KINDS.size
             if end <= _PLACE_BYTES and fields[2] == number and crc32(copy[4:end]) == fields[0]:
-                return Root(*fields[2:], tuple(_KINDS.iter_unpack(copy[_ROOT.size : end])))  # type: ignore[arg-type]  # pairs
+                return Root._make((*fields[2:], tuple(_KINDS.iter_unpack(copy[_ROOT.size : end]))))
         raise LayoutMismatch("the root of the shared memory cannot be read: its checksum fails")
 
     def sleep(self, head: int, timeout_s: float) -> None:

@@ -1,9 +1,9 @@
 """A segment: one shared mapping, a file of this user in a memory file system.
 
-Not `multiprocessing.shared_memory`: its resource tracker unlinks live segments when a reader exits (cpython#82300), it maps
-read-write, and it reserves nothing, so that a full file system ends in SIGBUS. Here the bytes are reserved before they are
-mapped; readers map read-only and look at owner and mode first. A segment never shrinks and is never closed by hand: the
-mapping goes when the last view of it does.
+Not `multiprocessing.shared_memory`: its resource tracker unlinks live segments when a reader exits (cpython#82300),
+it maps read-write, and it reserves nothing, so that a full file system ends in SIGBUS. Here the bytes are reserved
+before they are mapped; readers map read-only and look at owner and mode first. A segment never shrinks and is never
+closed by hand: the mapping goes when the last view of it does.
 """
 
 from __future__ import annotations
@@ -18,7 +18,9 @@ from solewriter.shared.errors import LayoutMismatch, MemoryFull
 
 
 class Segment:
-    """A mapping with its bytes (`map`) and its aligned 8-byte words (`words`), each stored and loaded by one instruction."""
+    """A mapping with its bytes (`map`) and its aligned 8-byte words (`words`), each stored and loaded by one
+    instruction.
+    """
 
     __slots__ = ("map", "path", "size", "words")
 
@@ -43,7 +45,7 @@ class Segment:
             path.unlink()
             if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.ENOMEM):
                 raise MemoryFull(
-                    f"no room for {size:,} bytes in {path.parent}: free space there, or set memory_dir to another folder"
+                    f"no room for {size:,} bytes in {path.parent}: free space there, or set another memory_dir"
                 ) from error
             raise
         finally:
@@ -51,7 +53,9 @@ class Segment:
 
     @classmethod
     def attach(cls, path: Path, *, writable: bool = False) -> Segment:
-        """Map an existing segment. Raises FileNotFoundError if it is gone, LayoutMismatch if it is not this user's own."""
+        """Map an existing segment. Raises FileNotFoundError if it is gone, LayoutMismatch if it is not this user's
+        own.
+        """
         fd = os.open(path, (os.O_RDWR if writable else os.O_RDONLY) | os.O_NOFOLLOW | os.O_CLOEXEC)
         try:
             found = os.fstat(fd)

@@ -1,8 +1,9 @@
 """The table of a kind: chunks of 65,536 slots that never move.
 
-A chunk is one segment: `head[slot]`, the address of the entity's newest record (u64), then one array for each declared
-column, in order, of the column's width, then one byte for each slot: whether its entity is alive. Every cell is stored by one aligned store; a slot's cells are only a hint that
-readers check against the heap behind their snapshot's tail.
+A chunk is one segment: `head[slot]`, the address of the entity's newest record (u64), then one array for each
+declared column, in order, of the column's width, then one byte for each slot: whether its entity is alive. Every cell
+is stored by one aligned store; a slot's cells are only a hint that readers check against the heap behind their
+snapshot's tail.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ def offsets(columns: Sequence[Column]) -> list[int]:
 def views(segment: Segment, columns: Sequence[Column]) -> list[Any]:
     """The columns of a chunk as typed memory views; the alive bytes are the last."""
     places = offsets(columns)
-    whole = memoryview(segment.map)
+    whole: Any = memoryview(segment.map)
     codes = [*(column.code for column in columns), "B"]
     return [whole[start:end].cast(code) for code, start, end in zip(codes, places[:-1], places[1:], strict=True)]
 

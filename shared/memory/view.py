@@ -1,7 +1,8 @@
 """Reading one epoch's memory: pin a revision, get by key, iterate a kind. No lock, no message, no wait on the engine.
 
-A pin is a copy of the current root and the heap segments it lists. The version of an entity visible at revision S is found
-from its slot's head by following `previous` while a record is younger than S; it always lies inside the root's own range.
+A pin is a copy of the current root and the heap segments it lists. The version of an entity visible at revision S is
+found from its slot's head by following `previous` while a record is younger than S; it always lies inside the root's
+own range.
 """
 
 from __future__ import annotations
@@ -88,7 +89,9 @@ class Pin:
 
 
 class View:
-    """The memory of one epoch. Raises FileNotFoundError if its root is gone, LayoutMismatch if it is of another format."""
+    """The memory of one epoch. Raises FileNotFoundError if its root is gone, LayoutMismatch if it is of another
+    format.
+    """
 
     def __init__(self, folder: str, prefix: str) -> None:
         self.prefix = prefix

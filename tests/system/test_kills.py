@@ -13,8 +13,29 @@ import textwrap
 
 import pytest
 
-from solewriter import Create, EngineUnavailable, Fenced, Limits, Locked, RequestMismatch, Task, TaskStatus, Update, VersionConflict, connect, open_reader
+from solewriter import (
+    Create,
+    EngineUnavailable,
+    Fenced,
+    Limits,
+    Locked,
+    RequestMismatch,
+    Task,
+    TaskStatus,
+    Update,
+    VersionConflict,
+    connect,
+    open_reader,
+)
 from solewriter.shared.folder import StateFolder
+
+OWNER = """
+import sys
+from solewriter import Engine
+engine = Engine(sys.argv[1]).start()
+print(engine.pid, flush=True)
+sys.stdin.read()
+"""
 
 AGENT = textwrap.dedent(
     """
@@ -49,7 +70,9 @@ def start_agents(state, tmp_path, count, rounds):
     logs = [tmp_path / f"agent-{number}.log" for number in range(count)]
     agents = [
         subprocess.Popen(
-            [sys.executable, "-c", AGENT, str(state), f"a{number}", str(rounds), str(log)], stdout=subprocess.PIPE, text=True
+            [sys.executable, "-c", AGENT, str(state), f"a{number}", str(rounds), str(log)],
+            stdout=subprocess.PIPE,
+            text=True,
         )
         for number, log in enumerate(logs)
     ]
@@ -59,7 +82,7 @@ def start_agents(state, tmp_path, count, rounds):
 
 
 def check_history(state, logs):
-    """Each acked version was acked once, is not above what is stored, and versions have no gap in the count of changes."""
+    """Each version was acked once and is not above what is stored; increments and versions agree."""
     seen = acks(logs)
     versions = [(key, version) for key, version, _ in seen]
     assert len(versions) == len(set(versions)), "one version was acked twice"
@@ -73,7 +96,9 @@ def check_history(state, logs):
 
 
 @pytest.mark.parametrize("durability", ["process", "power"])
-def test_an_engine_killed_at_random_moments_loses_nothing_and_does_nothing_twice(state, tmp_path, start_engine, wait_until, durability):
+def test_an_engine_killed_at_random_moments_loses_nothing_and_does_nothing_twice(
+    state, tmp_path, start_engine, wait_until, durability
+):
     engine = start_engine(state, durability=durability)
     with connect(state, name="judge") as client:
         client.create(Task(title="shared", id="shared"))
@@ -83,7 +108,11 @@ def test_an_engine_killed_at_random_moments_loses_nothing_and_does_nothing_twice
     while kills < 6 and any(agent.poll() is None for agent in agents):
         before = engine.restarts
         target = len(acks(logs)) + chance.randrange(50, 250)
-        wait_until(lambda target=target: len(acks(logs)) >= target or all(agent.poll() is not None for agent in agents), 30, "progress")
+        wait_until(
+            lambda target=target: len(acks(logs)) >= target or all(agent.poll() is not None for agent in agents),
+            30,
+            "progress",
+        )
         os.kill(engine.pid, signal.SIGKILL)
         kills += 1
         wait_until(lambda before=before: engine.restarts > before, 20, "a restart")
@@ -168,7 +197,7 @@ def test_races_on_one_task_are_won_once_and_the_loser_gets_the_current_entity(st
                 try:
                     client.transition(task, TaskStatus.ASSIGNED, assigned_to=sys.argv[2]); won += 1
                 except VersionConflict as conflict:
-                    assert conflict.current.status is TaskStatus.ASSIGNED and conflict.current.assigned_to != sys.argv[2]
+                    assert conflict.current.assigned_to not in (None, sys.argv[2])
             print(won)
         """
     )
@@ -177,7 +206,10 @@ def test_races_on_one_task_are_won_once_and_the_loser_gets_the_current_entity(st
             reply.check()
         rivals = [
             subprocess.Popen(
-                [sys.executable, "-c", rival, str(state), f"r{number}"], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+                [sys.executable, "-c", rival, str(state), f"r{number}"],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                text=True,
             )
             for number in range(3)
         ]
@@ -244,7 +276,12 @@ def test_memory_durability_refuses_a_folder_that_holds_durable_state(state, star
 
 def test_an_engine_whose_owner_is_killed_drains_and_ends(state, wait_until):
     owner = subprocess.Popen(
-        [sys.executable, "-c", "import sys, time\nfrom solewriter import Engine\nengine = Engine(sys.argv[1]).start()\nprint(engine.pid, flush=True)\nsys.stdin.read()", str(state)],
+        [
+            sys.executable,
+            "-c",
+            OWNER,
+            str(state),
+        ],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         text=True,
@@ -279,7 +316,7 @@ def test_an_engine_stops_when_its_folder_is_replaced(state, start_engine, wait_u
         pid = engine.pid
         state.rename(state.with_name("moved"))
         state.mkdir()
-        with pytest.raises(Exception, match="."):
+        with pytest.raises(Exception, match=r".+"):
             client.update(task, title="y", timeout_s=1.0)
         wait_until(lambda: engine.failure is not None, 10, "the engine is given up")
         assert not os.path.exists(f"/proc/{pid}")

@@ -33,7 +33,9 @@ from solewriter import (
 
 def test_a_created_task_is_read_back_with_what_the_engine_filled_in(client, reader):
     before = datetime.datetime.now(datetime.UTC)
-    made = client.create(Task(title="index", project="p", metadata={"a": [1, {"b": 2}]}, deadline="2030-01-01T00:00:00Z"))
+    made = client.create(
+        Task(title="index", project="p", metadata={"a": [1, {"b": 2}]}, deadline="2030-01-01T00:00:00Z")
+    )
     assert made.version == 1
     assert made.created_by == "tester"
     assert before <= made.created_at == made.updated_at <= datetime.datetime.now(datetime.UTC)
@@ -156,7 +158,9 @@ def test_bad_input_raises_at_the_call_and_names_the_field(client):
 
 def test_the_engine_validates_whatever_a_client_lets_through(client):
     """A model built without validation is refused by the engine, with the field named."""
-    wrong = Task.model_construct(id="w", version=0, **{**Task(title="x").model_dump(exclude={"id", "version"}), "priority": "hig"})
+    wrong = Task.model_construct(
+        id="w", version=0, **{**Task(title="x").model_dump(exclude={"id", "version"}), "priority": "hig"}
+    )
     with pytest.raises(InvalidMutation) as caught:
         client.create(wrong)
     assert "priority" in caught.value.fields
@@ -241,7 +245,12 @@ def test_submit_many_pipelines_in_order_and_refusals_are_values(client, reader):
     replies = list(client.submit_many((Create(task) for task in tasks), window=256))
     assert [reply.entity.id for reply in replies] == [task.id for task in tasks]
     assert [reply.revision for reply in replies] == list(range(1, 1_001))
-    mixed = [Update(tasks[0], {"title": "new"}, expect=1), Create(tasks[1]), Update(tasks[2], {"title": 3}), Delete(Task.ref("t3"))]
+    mixed = [
+        Update(tasks[0], {"title": "new"}, expect=1),
+        Create(tasks[1]),
+        Update(tasks[2], {"title": 3}),
+        Delete(Task.ref("t3")),
+    ]
     answers = list(client.submit_many(mixed))
     assert [type(answer.error) for answer in answers] == [type(None), AlreadyExists, InvalidMutation, type(None)]
     assert answers[0].entity.title == "new"
