@@ -150,20 +150,20 @@ class Reader:
         cached = self._cache.get((address, kind))
         if cached is not None and pin.view is self._view:
             return cached
+        entity = self._decode(pin, address, kind)
+        if entity is not None and pin.view is self._view:
+            self._remember((address, kind), entity)
+        return entity
+
+    def _decode(self, pin: Pin, address: int, kind: type[E] | str) -> Any:
         content = pin.content(address)
         if content.deleted:
             return None
         schema = pin.catalog.schemas[content.schema]
-        entity: Any
         if isinstance(kind, str):
-            entity = schema.values(content.key, content.version, content.time_us, content.payload)
-        else:
-            entity = self._registry.of(kind).decoded(
-                schema, content.key, content.version, content.time_us, content.payload
-            )
-        if pin.view is self._view:
-            self._remember((address, kind), entity)
-        return entity
+            return schema.values(content.key, content.version, content.time_us, content.payload)
+        known = self._registry.of(kind)
+        return known.decoded(schema, content.key, content.version, content.time_us, content.payload)
 
     def _remember(self, key: tuple[int, Any], entity: Any) -> None:
         cache = self._cache
@@ -178,7 +178,7 @@ class Reader:
         address = result.address if pin.view.root.epoch == epoch else 0
         if not address:
             address = self._by_version(pin, result)
-        entity: E | None = self.decoded(pin, address, model)
+        entity: E | None = self._decode(pin, address, model)  # not kept: its next version follows soon
         return entity
 
     def _by_version(self, pin: Pin, result: Result) -> int:

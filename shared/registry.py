@@ -102,7 +102,8 @@ class Kind:
         self._json = frozenset(
             name for name, field in model.model_fields.items() if any(item is _JsonSchema for item in field.metadata)
         )
-        self.schema = Schema(0, 0, self.name, self.columns, plain(self._defaults), "updated_at" in self.stamps)
+        stored_defaults = _decode(_encode(plain(self._defaults)))  # as the journal gives them back, to compare with
+        self.schema = Schema(0, 0, self.name, self.columns, stored_defaults, "updated_at" in self.stamps)
         self._concern = _concern(model)
         self.checks_fields = not model.__pydantic_decorators__.field_validators and self._concern is not None
         self._field_validators: dict[str, Callable[[Any], Any]] = {}

@@ -356,3 +356,25 @@ def _cpu_ticks(pid: int) -> int:
     with open(f"/proc/{pid}/stat") as stat:
         fields = stat.read().rpartition(")")[2].split()
     return int(fields[11]) + int(fields[12])
+
+
+def test_a_no_op_stays_one_after_a_restart_and_the_stored_bytes_do_not_grow(state, start_engine):
+    """The defaults that the journal gives back are those of the class, so they stay out of the payload."""
+    start_engine(state).stop()
+    engine = start_engine(state)
+    with connect(engine.state) as client:
+        made = client.create(Task(title="x", id="a"))
+        assert client.update(Task.ref("a"), title="x") == made
+        changed = client.update(Task.ref("a"), title="y")
+        assert changed.version == 2
+        pin = client.reader.snapshot().pin
+        sizes = [len(pin.content(address).payload) for address in (pin.find(0, "a"), pin.previous(pin.find(0, "a")))]
+        assert sizes[0] == sizes[1]
+
+
+def test_refusals_in_a_pipeline_keep_their_places(client):
+    bad = Update(Task.ref("none"), {"nonsense": 1})
+    good = [Create(Task(title=f"t{number}", id=f"t{number}")) for number in range(3)]
+    replies = list(client.submit_many([good[0], bad, good[1], bad, bad, good[2], bad]))
+    assert [reply.applied for reply in replies] == [True, False, True, False, False, True, False]
+    assert [reply.entity.id for reply in replies if reply.applied] == ["t0", "t1", "t2"]

@@ -1,0 +1,290 @@
+"""How many mutations a second: compare-and-set over 10,000 tasks, one by one and pipelined, at each durability.
+
+    python -m solewriter.bench.throughput [--quick] [--json] [--agents 1,2,4] [--durability power,process,memory]
+
+Workload `update-one`: each agent is a process of its own and owns a disjoint slice of the tasks, keeps their versions,
+and in shuffled rounds sets the one field `budget_limit` to the version that comes next, comparing the version each
+time. A task is about 350 bytes of stored payload (measured and printed): a title, 120 characters of description, a
+project, a reviewer, an acceptance criterion, `source`, a metadata map of one number, `budget_limit`, `created_by` and
+`created_at`, each with its name; key, version and `updated_at` are in the record's header, beside the payload.
+
+One by one: `client.update(task, ...)`, whose result, decoded from memory, is the next call's target; its latency is
+that of the whole call. Pipelined: `client.submit_many` with a window of 256 and versions taken from the replies; its
+latency runs from the moment the client takes a mutation from the caller's iterator to the moment it hands out the
+reply. That is the queueing of a saturated pipeline, not the time that a lonely request needs.
+
+Mutations are counted when their reply is in the agent's hands, in one interval common to all agents, after a warm-up.
+Nothing is tuned for the measurement: garbage collection and limits are as every user has them. `verified` says of each
+row that nothing was refused, and that final versions, revision and every field add up to what was acknowledged.
+
+Reads: `get, warm` is from a snapshot that is held all the time, every entity decoded before; `get, cold` is a reader
+with an empty cache and a fresh mapping; `get, raw` finds the record and checks its sum, without decoding; `pin, get
+newest` takes a snapshot for each get. The floor is a bare pipe echo (200 bytes there, 50 back) at the same CPUs.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from solewriter import Client, Engine
+from solewriter.bench.agent import Orders, Role, kept
+from solewriter.bench.children import children
+from solewriter.bench.measure import (
+    Interval,
+    Latency,
+    Placement,
+    cpu_s,
+    free,
+    latency,
+    machine,
+    pin,
+    pinned,
+    sleep_until,
+)
+from solewriter.bench.report import ReadRow, Results, UpdateRow, Writing, floor_of, printed
+from solewriter.bench.workload import WINDOW, Tally, loaded_engine, payload_bytes
+from solewriter.engine_proc.process import DURABILITIES, Durability
+
+MODES: tuple[Role, ...] = ("one by one", "pipelined")
+US_PER_S = 1_000_000
+ECHO_WARMUP_S, ECHO_MAX_S = 0.1, 2.0
+
+
+class Plan(msgspec.Struct, frozen=True):
+    """What to run, and for how long."""
+
+    agents: tuple[int, ...]
+    durabilities: tuple[Durability, ...]
+    tasks: int
+    warmup_s: float
+    seconds: float  # of each row of updates
+    read_seconds: float  # of all reads together, with a writer and without one each
+    whole: bool  # one by one with every number of agents; several pipelined agents also without pinning
+
+
+# --- updates ----------------------------------------------------------------------------------------------------------
+
+
+def updates(
+    engine: Engine, client: Client, folder: Path, plan: Plan, mode: Role, agents: int, where: Placement
+) -> UpdateRow:
+    """One row: so many agents for the plan's time."""
+    pin(engine.pid, where.engine)
+    before = Tally.of(client)
+    orders = [update_orders(engine, folder, mode, number, agents, where.agent(number)) for number in range(agents)]
+    with children(orders) as group:
+        interval = Interval.soon(plan.warmup_s, plan.seconds)
+        group.go(interval)
+        engine_us = engine_cpu_us(engine, interval)
+        reports = group.reports(interval)
+    acked = sum(report.measured for report in reports)
+    return UpdateRow(
+        durability=engine.durability,
+        mode=mode,
+        agents=agents,
+        placement=str(where),
+        acked=acked,
+        mutations_per_s=round(acked / interval.seconds, 1),
+        latency=latency(ns for order in orders for ns in kept(Path(order.latencies))),
+        engine_cpu_us_per_mutation=round(engine_us / max(1, acked), 2),
+        client_cpu_us_per_mutation=round(sum(report.cpu_ns for report in reports) / 1_000 / max(1, acked), 2),
+        verified=Tally.of(client).grew_by(before, sum(report.total for report in reports)),
+    )
+
+
+def update_orders(engine: Engine, folder: Path, mode: Role, number: int, agents: int, cpus: tuple[int, ...]) -> Orders:
+    latencies = str(folder / f"latencies-{number}")
+    return Orders(mode, cpus, str(engine.state), number, agents, WINDOW, latencies)
+
+
+def engine_cpu_us(engine: Engine, interval: Interval) -> float:
+    """CPU time of the engine in the interval, scaled by what this process really saw: it may wake up late."""
+    sleep_until(interval.start_ns)
+    begun, begun_s = time.monotonic(), cpu_s(engine.pid)
+    sleep_until(interval.end_ns)
+    used_s, seen_s = cpu_s(engine.pid) - begun_s, time.monotonic() - begun
+    return used_s / seen_s * interval.seconds * US_PER_S
+
+
+def combinations(plan: Plan) -> Iterator[tuple[Role, int, Placement]]:
+    """The rows of one durability."""
+    for mode in MODES:
+        for agents in plan.agents:
+            if plan.whole or mode == "pipelined" or agents == plan.agents[0]:
+                yield mode, agents, pinned()
+            if plan.whole and mode == "pipelined" and agents > 1:
+                yield mode, agents, free()
+
+
+# --- reads ------------------------------------------------------------------------------------------------------------
+
+
+def reading(engine: Engine, client: Client, folder: Path, plan: Plan) -> tuple[list[ReadRow], Writing]:
+    """All reads without a writer, then with one."""
+    where = pinned()
+    pin(engine.pid, where.engine)
+    quiet = [Orders("read", where.agent(0), str(engine.state))]
+    writer = update_orders(engine, folder, "pipelined", 0, 1, writer_cpus(where))
+    rows: list[ReadRow] = []
+    before = Tally.of(client)
+    for orders in (quiet, [*quiet, writer]):
+        with children(orders) as group:
+            interval = Interval.soon(0.0, plan.read_seconds)
+            group.go(interval)
+            reports = group.reports(interval)
+        for name, us in reports[0].reads_us.items():
+            rows.append(ReadRow(name, len(orders) > 1, round(US_PER_S / us, 1), us))
+    wrote = reports[1]
+    verified = Tally.of(client).grew_by(before, wrote.total)
+    return rows, Writing(round(wrote.measured / interval.seconds, 1), verified)
+
+
+def writer_cpus(where: Placement) -> tuple[int, ...]:
+    """Beside the reader where there are CPUs enough, else with the engine: the reader shall have its own."""
+    return where.agent(1) if len(where.agents) > 1 else where.engine
+
+
+# --- the floor --------------------------------------------------------------------------------------------------------
+
+
+def pipe_echo(folder: Path, seconds: float) -> tuple[int, Latency | None]:
+    """Echoes in the interval and their latencies: no engine, no Python beyond two system calls on either side."""
+    where = pinned()
+    latencies = folder / "latencies-echo"
+    asked, answered = os.pipe(), os.pipe()
+    orders = [
+        Orders("echo", where.engine, read_fd=asked[0], write_fd=answered[1]),
+        Orders("ask", where.agent(0), latencies=str(latencies), read_fd=answered[0], write_fd=asked[1]),
+    ]
+    with children(orders) as group:
+        for fd in (*asked, *answered):
+            os.close(fd)  # the children's now: the echo ends when the asking end closes
+        interval = Interval.soon(ECHO_WARMUP_S, seconds)
+        group.go(interval)
+        echoes = group.reports(interval)[1].measured
+    return echoes, latency(kept(latencies))
+
+
+# --- the program ------------------------------------------------------------------------------------------------------
+
+
+def run(plan: Plan, folder: Path, say: Callable[[str], None]) -> Results:
+    """The whole plan. A new engine and a new state for each durability; its rows one after the other."""
+    begun = time.monotonic()
+    rows: list[UpdateRow] = []
+    say("echo")
+    echoes, echo_latency = pipe_echo(folder, min(plan.seconds, ECHO_MAX_S))
+    for durability in plan.durabilities:
+        with loaded_engine(folder, durability, plan.tasks) as (engine, client):
+            for mode, agents, where in combinations(plan):
+                say(f"{durability}, {mode}, {agents} agents, {where}")
+                rows.append(updates(engine, client, folder, plan, mode, agents, where))
+            size = payload_bytes(client)
+            if durability == plan.durabilities[-1]:
+                say(f"reads, {durability}")
+                reads, writing = reading(engine, client, folder, plan)
+    return Results(
+        machine=machine(folder),
+        placement=placement_facts(),
+        workload={
+            "name": "update-one",
+            "tasks": plan.tasks,
+            "payload_bytes_mean": size,
+            "window": WINDOW,
+            "warmup_s": plan.warmup_s,
+            "seconds": plan.seconds,
+            "reads_at": plan.durabilities[-1],
+        },
+        updates=rows,
+        reads=reads,
+        writing_while_reading=writing,
+        floor=floor_of(echoes, echo_latency, rows),
+        verified=all(row.verified for row in rows) and writing.verified,
+        elapsed_s=round(time.monotonic() - begun, 1),
+    )
+
+
+def placement_facts() -> dict[str, Any]:
+    """Where pinned processes run; free ones run anywhere."""
+    where = pinned()
+    return {
+        "engine_cpus": where.engine,
+        "agents_cpus_in_turn": where.agents,
+        "reader_cpus": where.agent(0),
+        "writer_beside_reader_cpus": writer_cpus(where),
+        "echo_cpus": where.engine,
+        "asking_cpus": where.agent(0),
+    }
+
+
+def numbers(text: str) -> tuple[int, ...]:
+    return tuple(int(part) for part in text.split(","))
+
+
+def durabilities(text: str) -> tuple[Durability, ...]:
+    try:
+        return msgspec.convert(text.split(","), tuple[Durability, ...])
+    except msgspec.ValidationError:
+        raise argparse.ArgumentTypeError(f"{text!r}: each is one of {', '.join(DURABILITIES)}") from None
+
+
+def options() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m solewriter.bench.throughput", description=(__doc__ or "").split("\n")[0]
+    )
+    parser.add_argument("--quick", action="store_true", help="fewer combinations, less time for each: under 40 s")
+    parser.add_argument("--json", action="store_true", help="print one JSON object instead of tables")
+    parser.add_argument("--agents", type=numbers, help="numbers of agents, separated by commas")
+    parser.add_argument("--durability", type=durabilities, default=DURABILITIES, help="levels, separated by commas")
+    parser.add_argument("--tasks", type=int, default=10_000)
+    parser.add_argument("--seconds", type=float, help="of each row")
+    parser.add_argument(
+        "--folder", type=Path, help="where the state folders are made, and removed again: the disk to measure"
+    )
+    return parser
+
+
+def planned(parser: argparse.ArgumentParser, given: argparse.Namespace) -> Plan:
+    agents = given.agents or ((1, 2) if given.quick else (1, 2, 4))
+    seconds = given.seconds or (1.0 if given.quick else 5.0)
+    if min(agents) < 1 or seconds <= 0:
+        parser.error("there must be at least one agent, and some time for it")
+    if given.tasks // max(agents) <= WINDOW:
+        parser.error(f"each agent needs more tasks of its own than its window of {WINDOW}: give more --tasks")
+    return Plan(
+        agents=agents,
+        durabilities=given.durability,
+        tasks=given.tasks,
+        warmup_s=min(1.0, seconds / 4),
+        seconds=seconds,
+        read_seconds=seconds,
+        whole=not given.quick,
+    )
+
+
+def main() -> int:
+    parser = options()
+    given = parser.parse_args()
+    plan = planned(parser, given)
+
+    def say(what: str) -> None:
+        if sys.stderr.isatty():
+            print(f"... {what}", file=sys.stderr)
+
+    with tempfile.TemporaryDirectory(prefix="solewriter-bench-", dir=given.folder) as folder:
+        results = run(plan, Path(folder), say)
+    print(msgspec.json.encode(results).decode() if given.json else printed(results))
+    return 0 if results.verified else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,120 @@
+"""The engine is killed, or a write fails, at every step of a turn: the end is the same as without."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+
+import pytest
+
+from solewriter import Create, Engine, EngineStartFailed, EngineUnavailable, Task, Update, VersionConflict, connect
+from solewriter.shared.failpoint import VARIABLE
+
+STEPS = [
+    "bridge.frames",
+    "turn.decided",
+    "commit.write",
+    "commit.written",
+    "commit.synced",
+    "commit.noted",
+    "publish.tail-moved",
+    "publish.installed",
+    "publish.filled",
+    "publish.shown",
+    "turn.published",
+    "turn.reply",
+    "turn.done",
+]
+STARTING = ["recover.rewrite", "recover.rewritten", "recover.published", "recover.announced", "recover.done"]
+
+
+def run_through(state) -> None:
+    """The same work every time; whatever dies meanwhile, it ends like this."""
+    with connect(state, name="worker") as client:
+        task = client.create(Task(title="x", id="t"))
+        for number in range(1, 13):
+            task = client.update(task, max_retries=number)
+        assert (task.version, task.max_retries) == (13, 12)
+        with pytest.raises(VersionConflict):
+            client.update(task, title="late", expect=1)
+        replies = list(client.submit_many((Create(Task(title="y", id=f"m{number}")) for number in range(40)), window=8))
+        assert [reply.results[0].version for reply in replies] == [1] * 40
+        with client.transaction() as tx:
+            tx.update(Task.ref("m0"), title="z")
+            tx.update(Task.ref("m1"), title="z")
+        assert {tx.result(Task.ref(name)).version for name in ("m0", "m1")} == {2}
+        snap = client.reader.snapshot()
+        assert snap.counts["Task"] == 41
+        assert snap.revision == 13 + 40 + 1
+        assert snap[Task, "t"] == task
+
+
+@pytest.fixture
+def armed_engine(state, start_engine, wait_until) -> Iterator[Callable[..., Engine]]:
+    """`armed_engine(failpoint)`: an engine with it; restarted without it after the test, so that it can stop cleanly."""
+    started: list[Engine] = []
+    patch = pytest.MonkeyPatch()
+
+    def start(failpoint: str, **options: str) -> Engine:
+        patch.setenv(VARIABLE, failpoint)
+        started.append(start_engine(state, **options))
+        return started[-1]
+
+    yield start
+    patch.undo()
+    for engine in started:
+        before = engine.restarts
+        os.kill(engine.pid, 9)
+        wait_until(lambda engine=engine, before=before: engine.restarts > before, 20, "a restart")
+
+
+@pytest.mark.parametrize("point", STEPS)
+def test_a_kill_at_any_step_of_a_turn_changes_nothing_in_the_end(state, armed_engine, point):
+    engine = armed_engine(f"{point}:kill:hit=7", durability="power")
+    run_through(state)
+    assert engine.restarts >= 1, f"{point} was never reached"
+
+
+@pytest.mark.parametrize("point", STARTING)
+def test_a_kill_in_mid_recovery_leaves_a_folder_that_recovers(state, start_engine, monkeypatch, point):
+    start_engine(state).stop()
+    engine = start_engine(state)
+    run_through(state)
+    engine.stop()
+    with monkeypatch.context() as armed:
+        armed.setenv(VARIABLE, f"{point}:kill")
+        for _ in range(2):
+            with pytest.raises(EngineStartFailed, match="-9"):
+                start_engine(state)
+    start_engine(state)
+    with connect(state) as client:
+        assert client.reader.snapshot().revision == 54
+        assert client.update(Task.ref("t"), title="after").version == 14
+
+
+@pytest.mark.parametrize("point", ["commit.write", "commit.written"])
+def test_a_failed_write_ends_the_process_without_an_ack(state, armed_engine, point):
+    engine = armed_engine(f"{point}:raise:hit=10")
+    run_through(state)
+    assert engine.restarts >= 1
+
+
+def test_a_full_disk_refuses_writes_with_the_reason_and_writing_resumes_by_itself(state, start_engine, monkeypatch):
+    monkeypatch.setenv(VARIABLE, "journal.prepare:full:hit=2")
+    engine = start_engine(state)
+    pid = engine.pid
+    with connect(state) as client:
+        task = client.create(Task(title="x", id="t", max_retries=0))
+        refused = 0
+        for number in range(1, 400):
+            replies = client.submit_many([Update(Task.ref("t"), {"description": f"{number}" + "y" * 8_000})])
+            for reply in replies:
+                if reply.error is not None:
+                    assert isinstance(reply.error, EngineUnavailable)
+                    assert "free space" in str(reply.error)
+                    refused += 1
+        assert refused >= 1, "the disk never was full"
+        assert client.get(Task, "t").version == 1 + 399 - refused
+        assert client.update(Task.ref("t"), title="after").title == "after"
+    assert engine.pid == pid
+    assert task.version == 1
