@@ -1,0 +1,138 @@
+"""The command line: `solewriter demo` and `solewriter serve`.
+
+Only this file and typer are imported before a command is chosen, so that `--help` answers at once. An error that the
+user can do something about is one line on stderr and exit code 1; anything else is a traceback, because it is a bug.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import sys
+import sysconfig
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from solewriter import __version__
+
+app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
+
+
+class Durability(StrEnum):
+    """The engine's words, once more: those are behind an import that `--help` should not wait for."""
+
+    POWER = "power"
+    PROCESS = "process"
+    MEMORY = "memory"
+
+
+DurabilityOption = Annotated[
+    Durability, typer.Option(help="What an acked request survives: loss of power, any kill of a process, or nothing.")
+]
+FolderOfCode = Annotated[
+    Path | None,
+    typer.Argument(
+        metavar="[PATH]", exists=True, file_okay=False, resolve_path=True, show_default="the standard library",
+        help="A folder of Python code.",
+    ),
+]  # fmt: skip
+
+
+def print_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"solewriter {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def solewriter(
+    version: Annotated[
+        bool, typer.Option("--version", callback=print_version, is_eager=True, help="Print the version and exit.")
+    ] = False,
+) -> None:
+    """A single-writer task and state engine: one process writes, every other process reads memory."""
+
+
+@app.command()
+def demo(
+    path: FolderOfCode = None,
+    agents: Annotated[
+        int | None, typer.Option(min=1, help="How many agent processes.", show_default="cores + 1")
+    ] = None,
+    calm: Annotated[bool, typer.Option("--calm", help="Kill nobody.")] = False,
+    durability: DurabilityOption = Durability.PROCESS,
+    state: Annotated[
+        Path | None, typer.Option(help="A new state folder, which is kept.", show_default="a temporary one")
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object, and nothing else on stdout.")] = False,
+) -> None:
+    """Measure a lot of Python code with many processes, kill one of them half-way, and check every figure."""
+    from rich.console import Console
+
+    from solewriter.agents.demo.run import Job, demonstrate
+    from solewriter.agents.demo.summary import table
+
+    end_on_sigterm(128 + signal.SIGTERM)
+    console = Console(stderr=as_json, markup=False, emoji=False)  # a file may be called a[b].py
+    root = path or Path(sysconfig.get_path("stdlib")).resolve()
+    with errors_in_one_line():
+        summary = demonstrate(Job(root, agents or cores() + 1, calm, durability.value, state), console)
+    if as_json:
+        typer.echo(json.dumps(asdict(summary)))
+    else:
+        console.print(table(summary))
+    raise typer.Exit(0 if summary.ok else 1)
+
+
+@app.command()
+def serve(
+    state: Annotated[Path, typer.Argument(help="The state folder; made if there is none.")],
+    models: Annotated[
+        str | None,
+        typer.Option(metavar="MODULE:NAME", help="A list of your Entity classes, such as `shop.models:MODELS`."),
+    ] = None,
+    durability: DurabilityOption = Durability.POWER,
+) -> None:
+    """Serve a state folder until SIGTERM or Ctrl-C; restart the engine when it dies."""
+    from solewriter.agents.cli.serving import imported_models, serve_folder
+
+    with errors_in_one_line():
+        classes = imported_models(models) if models else ()
+        end_on_sigterm(0)
+        signal.signal(signal.SIGINT, signal.getsignal(signal.SIGTERM))
+        serve_folder(state, classes, durability.value)
+
+
+def end_on_sigterm(status: int) -> None:
+    """Unwind the stack, so that engine and agents are ended in order; a second signal does not disturb that."""
+
+    def end(number: int, frame: object) -> None:
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+        sys.exit(status)
+
+    signal.signal(signal.SIGTERM, end)
+
+
+@contextmanager
+def errors_in_one_line() -> Iterator[None]:
+    """An error that the library foresaw is for the user, not for a debugger."""
+    from solewriter import SolewriterError
+    from solewriter.agents.demo.plan import Unsuitable
+
+    try:
+        yield
+    except (SolewriterError, Unsuitable) as error:
+        typer.echo(f"solewriter: {error}", err=True)
+        raise typer.Exit(1) from None
+
+
+def cores() -> int:
+    return len(os.sched_getaffinity(0))

@@ -1,0 +1,43 @@
+"""An engine that stands alone: started, supervised and drained by a process that does nothing else."""
+
+from __future__ import annotations
+
+import importlib
+import os
+import sys
+from collections.abc import Iterable
+from pathlib import Path
+
+import typer
+
+from solewriter import Engine, Entity
+from solewriter.engine_proc.process import Durability
+
+
+def serve_folder(state: Path, models: Iterable[type[Entity]], durability: Durability) -> None:
+    """Serve until the engine ends for good, or a signal ends this process; then drain.
+
+    Raises Locked if another engine owns the folder, EngineUnavailable with the reason if the engine was given up.
+    """
+    with Engine(state, models=models, durability=durability) as engine:
+        typer.echo(f"serving {engine.state}, engine pid {engine.pid}, supervisor pid {os.getpid()}")
+        engine.wait()
+
+
+def imported_models(place: str) -> tuple[type[Entity], ...]:
+    """The Entity classes listed at `module:NAME`; the module may be in the current directory. Raises BadParameter."""
+    module_name, _, name = place.partition(":")
+    if not (module_name and name):
+        raise typer.BadParameter(f"{place!r} is not of the form package.module:NAME", param_hint="--models")
+    sys.path.insert(0, os.getcwd())
+    try:
+        listed = getattr(importlib.import_module(module_name), name)
+    except (ImportError, AttributeError) as error:
+        raise typer.BadParameter(str(error), param_hint="--models") from error
+    if not isinstance(listed, list | tuple) or not all(map(is_entity, listed)):
+        raise typer.BadParameter(f"{place} is not a list of Entity classes", param_hint="--models")
+    return tuple(listed)
+
+
+def is_entity(listed: object) -> bool:
+    return isinstance(listed, type) and issubclass(listed, Entity)

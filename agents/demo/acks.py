@@ -1,0 +1,80 @@
+"""What a process was told, in a file of its own that outlives it: one JSON line for each reply, written after it came.
+
+Every request of the demo goes through a `Log`, so the files together are the agents' side of the story, which `check`
+compares with the engine's. A process killed between a reply and its line leaves one change that nobody claims, never
+more: it waits for each reply before it sends again. The line is one unbuffered write, so a later kill cannot take it
+back.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+import msgspec
+
+from solewriter import Client, Create, Reply, Require, Task, Transition, VersionConflict
+
+
+class Line(msgspec.Struct, frozen=True, omit_defaults=True):
+    """One reply: applied, or lost to somebody who was faster. A request that only looked names no task."""
+
+    request: str
+    revision: int
+    task: str = ""
+    version: int = 0
+    status: str = ""  # of the task, as the request left it
+    conflict: bool = False
+
+
+class Log:
+    """Sends requests and keeps what was answered. One for each process of the demo."""
+
+    def __init__(self, path: Path) -> None:
+        self._file = path.open("ab", buffering=0)
+
+    def create(self, client: Client, tasks: Iterable[Task]) -> None:
+        """Store new tasks, many requests in flight."""
+        for reply in client.submit_many(Create(task) for task in tasks):
+            self._write(reply.check(), "created")
+
+    def step(self, client: Client, *steps: Transition) -> Task:
+        """Take a task along its lifecycle, all steps in one request. Raises VersionConflict if somebody was faster."""
+        reply = client.submit(*steps)
+        self._write(reply, str(steps[-1].to))
+        task = reply.check().entity
+        assert isinstance(task, Task)
+        return task
+
+    def look(self, client: Client, guard: Require) -> None:
+        """Ask the engine itself whether a task is still what it was. Raises GuardFailed."""
+        reply = client.submit(guards=[guard])
+        self._write(reply, "")
+        reply.check()
+
+    def _write(self, reply: Reply, status: str) -> None:
+        if reply.applied:
+            task, version = (reply.results[-1].id, reply.results[-1].version) if reply.results else ("", 0)
+            line = Line(reply.request_id, reply.revision, task, version, status)
+        elif isinstance(reply.error, VersionConflict):
+            line = Line(reply.request_id, reply.revision, conflict=True)
+        else:
+            return  # any other refusal is raised by whoever asked
+        self._file.write(msgspec.json.encode(line) + b"\n")
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._file.close()
+
+
+def logged(folder: Path) -> Iterator[Line]:
+    """Every line of every log. What follows the last line end was never finished, and claims nothing."""
+    for path in sorted(folder.iterdir()):
+        for line in path.read_bytes().split(b"\n")[:-1]:
+            yield msgspec.json.decode(line, type=Line)

@@ -1,0 +1,187 @@
+"""The command line: quick to ask, serves until it is told, and says in one line what is wrong."""
+
+from __future__ import annotations
+
+import os
+import select
+import signal
+import subprocess
+import sys
+import sysconfig
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from solewriter import EngineUnavailable, Limits, Task, __version__, connect
+from solewriter.shared.folder import StateFolder
+
+SOLEWRITER = str(Path(sysconfig.get_path("scripts"), "solewriter"))
+ANSWER_S = 60
+
+Serve = Callable[..., subprocess.Popen[str]]
+
+
+def solewriter(*arguments: str, folder: Path | None = None) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [SOLEWRITER, *arguments], capture_output=True, text=True, timeout=ANSWER_S, cwd=folder, check=False
+    )
+
+
+@pytest.fixture
+def serve() -> Iterator[Serve]:
+    """`serve(state, *options)`: a `solewriter serve` that serves."""
+    started: list[subprocess.Popen[str]] = []
+
+    def start(state: Path, *options: str, folder: Path | None = None) -> subprocess.Popen[str]:
+        process = subprocess.Popen(
+            [SOLEWRITER, "serve", str(state), "--durability", "process", *options],
+            stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=folder,
+        )  # fmt: skip
+        started.append(process)
+        assert process.stdout is not None
+        assert select.select([process.stdout], [], [], ANSWER_S)[0], "it says nothing"
+        said = process.stdout.readline()
+        assert said.startswith(f"serving {state}, engine pid "), (said, process.communicate())
+        assert said.endswith(f", supervisor pid {process.pid}\n")
+        return process
+
+    yield start
+    for process in started:
+        process.kill()
+        process.communicate()
+
+
+def told_to_end(process: subprocess.Popen[str], number: signal.Signals = signal.SIGTERM) -> int:
+    process.send_signal(number)
+    return process.wait(ANSWER_S)
+
+
+def engine_pid(state: Path) -> int:
+    return StateFolder(state).whereabouts().pid
+
+
+# --- asking ----------------------------------------------------------------------------------------------------------
+
+
+def test_help_imports_nothing_heavy() -> None:
+    code = "import sys, solewriter.agents.cli.main; print(*sys.modules)"
+    loaded = subprocess.run(
+        [sys.executable, "-P", "-c", code], capture_output=True, text=True, timeout=ANSWER_S, check=True
+    )
+    assert not {"pydantic", "msgspec", "uvloop", "numpy", "cloudpickle", "multiprocessing"} & set(loaded.stdout.split())
+
+
+def test_help_names_the_commands() -> None:
+    said = solewriter("--help")
+    assert said.returncode == 0
+    assert "demo" in said.stdout
+    assert "serve" in said.stdout
+
+
+def test_version() -> None:
+    assert solewriter("--version").stdout == f"solewriter {__version__}\n"
+
+
+# --- serve -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_serve_drains_and_ends_well_when_told(state: Path, serve: Serve, number: signal.Signals) -> None:
+    process = serve(state)
+    with connect(state, name="tester") as client:
+        task = client.create(Task(title="kept"))
+    assert told_to_end(process, number) == 0
+    assert not StateFolder(state).engine_json.exists(), "a drained engine is announced no more"
+    serve(state)
+    with connect(state) as client:
+        assert client.get(Task, task.id) == task
+
+
+def test_serve_restarts_a_dead_engine(state: Path, serve: Serve) -> None:
+    process = serve(state)
+    with connect(state) as client:
+        task = client.create(Task(title="kept"))
+        os.kill(engine_pid(state), signal.SIGKILL)
+        assert client.update(task, title="changed").version == 2
+    assert told_to_end(process) == 0
+
+
+def test_a_folder_that_is_served_already_is_refused_and_its_holder_named(state: Path, serve: Serve) -> None:
+    serve(state)
+    second = solewriter("serve", str(state))
+    assert second.returncode == 1
+    assert second.stdout == ""
+    assert second.stderr == f"solewriter: {state} is owned by pid {engine_pid(state)}: stop that engine first\n"
+    with connect(state) as client:
+        assert client.create(Task(title="served")).version == 1
+
+
+def test_serve_ends_with_the_reason_when_the_engine_gave_up(
+    state: Path, serve: Serve, remove_memory: Callable[[Path], None]
+) -> None:
+    process = serve(state)
+    with connect(state, limits=Limits(connect_timeout_s=1)) as client:
+        (state / "lock").rename(state / "not the lock")  # to the engine: somebody replaced its folder
+        with pytest.raises(EngineUnavailable):
+            client.create(Task(title="never"))
+    _, complaints = process.communicate(timeout=ANSWER_S)
+    remove_memory(state)  # an engine that lost its folder touches nothing in it any more
+    assert process.returncode == 1
+    assert complaints.splitlines()[-1].startswith("solewriter: the engine ended with status ")
+
+
+def test_a_state_that_is_no_folder_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "state").touch()
+    refused = solewriter("serve", str(tmp_path / "state"))
+    assert refused.returncode == 1
+    assert refused.stderr.splitlines()[-1].startswith("solewriter: ")
+    assert "Traceback" not in refused.stderr
+
+
+# --- models ----------------------------------------------------------------------------------------------------------
+
+MODELS = """
+from solewriter import Entity
+
+class Doc(Entity, columns=("owner",)):
+    owner: str
+
+MODELS = [Doc]
+NOTHING = [int]
+"""
+
+
+def test_models_of_the_current_folder_are_served(tmp_path: Path, state: Path, serve: Serve) -> None:
+    (tmp_path / "shop_models.py").write_text(MODELS)
+    serve(state, "--models", "shop_models:MODELS", folder=tmp_path)
+    code = (
+        "import sys; from shop_models import Doc; from solewriter import connect\n"
+        "with connect(sys.argv[1]) as client: print(client.create(Doc(id='d', owner='me')).owner)"
+    )
+    agent = subprocess.run(
+        [sys.executable, "-c", code, str(state)],
+        capture_output=True,
+        text=True,
+        timeout=ANSWER_S,
+        cwd=tmp_path,
+        check=False,
+    )
+    assert agent.stdout == "me\n", agent.stderr
+
+
+@pytest.mark.parametrize(
+    ("place", "complaint"),
+    [
+        ("shop_models", "not of the form"),
+        ("no_such_module:MODELS", "No module named"),
+        ("shop_models:MISSING", "MISSING"),
+        ("shop_models:NOTHING", "not a list of Entity classes"),
+    ],
+)
+def test_models_that_cannot_be_found_are_a_usage_error(tmp_path: Path, place: str, complaint: str) -> None:
+    (tmp_path / "shop_models.py").write_text(MODELS)
+    refused = solewriter("serve", "state", "--models", place, folder=tmp_path)
+    assert refused.returncode == 2
+    assert complaint in " ".join(refused.stderr.replace("│", " ").split())
+    assert not (tmp_path / "state").exists()
