@@ -9,7 +9,6 @@ when every request in it was answered.
 from __future__ import annotations
 
 from collections import deque
-from typing import Any
 
 from solewriter.shared import wire
 from solewriter.shared.config import FRAME_REQUESTS_MAX, WIRE_VERSION, Limits
@@ -27,6 +26,7 @@ from solewriter.shared.request_ids import default_id, new_client_id, session_num
 from solewriter.shared.wire import Hello, PlainReply, Status, Welcome
 
 Target = tuple[str, str]  # kind and id of one mutation
+Numbered = tuple[wire.PlainRequest | tuple[str, str], list[Target]]  # a request and what its mutations are about
 
 _UNAVAILABLE: dict[str, type[Unavailable]] = {"MemoryFull": MemoryFull, "Forgotten": Forgotten}
 
@@ -80,7 +80,7 @@ class AgentSession:
 
     # --- requests out ------------------------------------------------------------------------------------------------
 
-    def send(self, requests: list[tuple[Any, list[Target]]]) -> list[Pending]:
+    def send(self, requests: list[Numbered]) -> list[Pending]:
         """One frame of these plain requests. Raises RequestTooLarge; TypeError for what is not plain data."""
         assert 0 < len(requests) <= FRAME_REQUESTS_MAX
         data = wire.pack_frame([request for request, _ in requests], self.limits)

@@ -102,6 +102,11 @@ class Transaction:
     # --- results -----------------------------------------------------------------------------------------------------
 
     @property
+    def reply(self) -> Reply:
+        """What was told to the request as a whole."""
+        return self._sent()
+
+    @property
     def revision(self) -> int:
         """The revision at which all of it happened."""
         return self._sent().revision

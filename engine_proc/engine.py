@@ -21,7 +21,7 @@ from solewriter.engine_proc.state import State, Turn
 from solewriter.engine_proc.writing import write
 from solewriter.shared import failpoint, wire
 from solewriter.shared.config import Limits
-from solewriter.shared.entry import Outcome, SessionChange
+from solewriter.shared.entry import SessionChange
 from solewriter.shared.errors import Expired, Fenced, MemoryFull, Refused, RequestMismatch, Unavailable, to_wire
 from solewriter.shared.request_ids import own_id, session_number
 from solewriter.shared.wire import Status
@@ -147,65 +147,53 @@ class SingleWriter:
         self._publisher.root.deciding(session.number, sequence)
         request_id = digest = None
         try:
-            if isinstance(request, Refused):
-                raise request
-            if sequence in session.fenced:
-                raise Fenced("its outcome was asked for before it arrived: it never will be applied")
+            self._check_new(session, sequence, request)
             plain = wire.checked_request(request, self._limits)
             if plain[2] is not None:
-                request_id, digest = plain[2], wire.digest(plain)
-                known = self._known_id(turn, request_id, digest)
-                if known is not None:
-                    self._note(turn, session, sequence, known, None)
+                digest = wire.digest(plain)
+                if (known := self._known_id(turn, plain[2], digest)) is not None:
+                    turn.note(session.number, sequence, known)
                     return known
+                request_id = plain[2]
             if plain[3] is not None and turn.now_us > plain[3]:
                 raise Expired("the request's deadline passed before it was decided")
-            draft = Draft(self.state.named, turn.find, turn.now, session.name)
+            draft = Draft(turn, session.name)
             decide(draft, plain)
             written = write(turn, draft, plain, session, sequence, self._publisher, self._limits)
-            told = Told(Status.APPLIED, turn.revision, written, digest)
+            told = Told(Status.APPLIED, turn.revision, written, request_id, digest)
         except Refused as error:
-            told = Told(Status.REFUSED, turn.revision, to_wire(error), digest)
+            told = Told(Status.REFUSED, turn.revision, to_wire(error), request_id, digest)
         except Unavailable as error:
             return Told(Status.UNAVAILABLE, turn.revision, (type(error).__name__, str(error), {}))
-        self._note(turn, session, sequence, told, request_id)
+        turn.note(session.number, sequence, told)
         return told
+
+    def _check_new(self, session: Session, sequence: int, request: Any) -> None:
+        """Raises what the bridge found wrong with the frame, and Fenced for one whose outcome was asked for before."""
+        if isinstance(request, Refused):
+            raise request
+        if sequence in session.fenced:
+            raise Fenced("its outcome was asked for before it arrived: it never will be applied")
 
     def _known_id(self, turn: Turn, request_id: str, digest: bytes) -> Told | None:
         """What a request with this user-given id was told. Raises RequestMismatch for another content."""
-        told = next((told for outcome, told in turn.outcomes.values() if outcome[5] == request_id), None)
-        told = told or self.sessions.by_request_id.get(request_id)
+        told = turn.by_request_id.get(request_id) or self.sessions.by_request_id.get(request_id)
         if told is not None and told.digest is not None and told.digest != digest:
             raise RequestMismatch(f"request id {request_id!r} was used before for another request")
         return told
 
-    def _note(self, turn: Turn, session: Session, sequence: int, told: Told, request_id: str | None) -> None:
-        """What the journal says of an outcome: what `told` says, without addresses, which do not outlive this
-        process.
-        """
-        detail = told.detail
-        if told.status is Status.APPLIED:
-            detail = [(place[0], 0, *place[2:]) for place in detail]
-        outcome: Outcome = (session.number, sequence, told.status, told.revision, detail, request_id, told.digest)
-        turn.outcomes[session.number, sequence] = (outcome, told)
-
     def _outcome(self, turn: Turn, sequence: int, request_id: str) -> Answer:
         """How a request ended. One that never arrived is fenced, so that NotApplied stays true."""
         own = own_id(request_id)
-        told = self.sessions.by_request_id.get(request_id)
-        if own is not None:
-            number, wanted = own
-            noted = turn.outcomes.get((number, wanted))
-            session = self.sessions.get(number)
-            told = noted[1] if noted else FORGOTTEN if session is None else self.sessions.known(session, wanted)
+        if own is None:
+            told = turn.by_request_id.get(request_id) or self.sessions.by_request_id.get(request_id)
+        elif (told := turn.outcomes.get(own)) is None:
+            session = self.sessions.get(own[0])
+            told = FORGOTTEN if session is None else self.sessions.known(session, own[1])
         if told is None:
             turn.fenced_ids.append(request_id)
-        return (
-            sequence,
-            Status.ANSWER,
-            turn.revision,
-            None if told is None else (told.status, told.revision, told.detail),
-        )
+        answer = None if told is None else (told.status, told.revision, told.detail)
+        return sequence, Status.ANSWER, turn.revision, answer
 
     # --- requests of the engine's own ---------------------------------------------------------------------------------
 
@@ -242,8 +230,8 @@ class SingleWriter:
         self.sessions.forget(turn.forgotten_sessions)
         for change in turn.sessions.values():
             self.sessions.take(change)
-        for outcome, told in turn.outcomes.values():
-            self.sessions.remember(outcome, told)
+        for (session, sequence), told in turn.outcomes.items():
+            self.sessions.remember(session, sequence, told)
         for request_id in turn.fenced_ids:
             self.sessions.fence(request_id)
         if changed:
@@ -253,7 +241,7 @@ class SingleWriter:
         """Nothing of the turn happened: what was decided anew is answered with the reason, and may be sent again."""
         self._publisher.reset(turn.tail)
         detail: tuple[str, str, dict[str, Any]] = (type(error).__name__, str(error), {})
-        new = {(number, sequence) for number, sequence in turn.outcomes}
+        new = turn.outcomes.keys()
         for lane, answers in self._replies.items():
             answers[:] = [
                 (answer[0], Status.UNAVAILABLE, self.state.revision, detail)

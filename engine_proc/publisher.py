@@ -14,7 +14,7 @@ from pathlib import Path
 import msgspec
 
 from solewriter.shared import failpoint
-from solewriter.shared.columns import Cell, Column
+from solewriter.shared.columns import Cells, Column
 from solewriter.shared.config import MEMORY_VERSION, Limits
 from solewriter.shared.memory import catalog as catalogs
 from solewriter.shared.memory.catalog import Catalog, Table
@@ -33,8 +33,7 @@ class Installed(msgspec.Struct, frozen=True):
     kind: int
     slot: int
     address: int
-    cells: tuple[Cell, ...]
-    old_cells: tuple[Cell, ...]
+    cells: Cells  # those that are new
     new_key: bytes | None  # of a slot that is used for the first time
     alive: bool
 
@@ -76,13 +75,10 @@ class Publisher:
         segment.map[: len(body)] = body
         self._catalog_number += 1
 
-    def head(self, kind: int, slot: int) -> int:
-        """Address of a slot's newest published record."""
-        return self._tables[kind].head(slot)
-
-    def body_at(self, address: int) -> tuple[Segment, int]:
-        """Where the body of a record lies."""
-        return self.heap.segments[address >> 32], (address & OFFSET_MASK) + PREFIX_BYTES
+    def newest(self, kind: int, slot: int) -> tuple[int, memoryview, int]:
+        """A slot's newest published record: its address, and where its body lies."""
+        address = self._tables[kind].head(slot)
+        return address, self.heap.segments[address >> 32].bytes, (address & OFFSET_MASK) + PREFIX_BYTES
 
     # --- before the commit -------------------------------------------------------------------------------------------
 
@@ -111,7 +107,7 @@ class Publisher:
         self.root.move_tail(tail)
         failpoint.reach("publish.tail-moved")
         for one in installed:
-            self._tables[one.kind].install(one.slot, one.address, one.cells, one.old_cells, one.alive)
+            self._tables[one.kind].install(one.slot, one.address, one.cells, one.alive)
             if one.new_key is not None:
                 self._indexes[one.kind].insert(key_hash(one.new_key), one.slot)
         failpoint.reach("publish.installed")
@@ -133,7 +129,7 @@ class Publisher:
             self._tables[record.kind].reserve(record.slot + 1)
             self._indexes[record.kind].reserve([key_hash(record.new_key)])
             self._indexes[record.kind].insert(key_hash(record.new_key), record.slot)
-        self._tables[record.kind].install(record.slot, record.address, record.cells, (), record.alive)
+        self._tables[record.kind].install(record.slot, record.address, record.cells, record.alive)
 
     def note_recovered(self, revision: int) -> None:
         """A point of the revision log behind what was recovered so far. Raises MemoryFull."""

@@ -9,11 +9,12 @@ from solewriter.engine_proc.journal import FileJournal, Journal
 from solewriter.engine_proc.publisher import Publisher, remove_segments
 from solewriter.engine_proc.sessions import Sessions, Told
 from solewriter.engine_proc.state import State
-from solewriter.shared.entry import Entry, Life
+from solewriter.shared.entry import Entry, Life, Outcome
 from solewriter.shared.errors import JournalCorrupt, LayoutMismatch
 from solewriter.shared.folder import StateFolder, Whereabouts, runs
 from solewriter.shared.memory.root import supersede
 from solewriter.shared.memory.segment import Segment, segment_path
+from solewriter.shared.wire import Status
 
 
 def replay(journal: Journal, state: State, sessions: Sessions, publisher: Publisher) -> Life | None:
@@ -37,9 +38,17 @@ def _install(entry: Entry, state: State, sessions: Sessions, publisher: Publishe
     for change in said.sessions:
         sessions.take(change)
     for outcome in said.outcomes:
-        sessions.remember(outcome, Told(outcome[2], outcome[3], outcome[4], outcome[6]))
+        sessions.remember(outcome[0], outcome[1], _told(outcome))
     for request_id in said.fenced_ids:
         sessions.fence(request_id)
+
+
+def _told(outcome: Outcome) -> Told:
+    """As it was told, without addresses: the records lie elsewhere now."""
+    _, _, status, revision, detail, request_id, digest = outcome
+    if status == Status.APPLIED:
+        detail = [(place[0], 0, *place[2:]) for place in detail]
+    return Told(status, revision, detail, request_id, digest)
 
 
 def boot_id() -> str:

@@ -15,7 +15,7 @@ from typing import Any
 import msgspec
 
 from solewriter.shared.config import FRAME_REQUESTS_MAX, Limits
-from solewriter.shared.entry import Outcome, SessionChange
+from solewriter.shared.entry import SessionChange
 from solewriter.shared.request_ids import own_id, session_number
 from solewriter.shared.wire import Hello, Status
 
@@ -28,7 +28,8 @@ class Told(msgspec.Struct, frozen=True, gc=False):
     status: int
     revision: int
     detail: Any
-    digest: bytes | None = None
+    request_id: str | None = None  # the user's own
+    digest: bytes | None = None  # of the request's content, where it has such an id
 
 
 FORGOTTEN = Told(Status.UNAVAILABLE, 0, ("Forgotten", "this outcome is older than the engine remembers", {}))
@@ -125,14 +126,13 @@ class Sessions:
         self._by_number[change.session] = session
         return session
 
-    def remember(self, outcome: Outcome, told: Told) -> None:
+    def remember(self, number: int, sequence: int, told: Told) -> None:
         """A committed outcome; the oldest beyond the window is forgotten."""
-        number, sequence, _, _, _, request_id, _ = outcome
         session = self._by_number.get(number)
         if session is not None:
             session.remember(sequence, told, self._limits.window_max)
-        if request_id is not None:
-            self._remember_id(request_id, told)
+        if told.request_id is not None:
+            self._remember_id(told.request_id, told)
 
     def _remember_id(self, request_id: str, told: Told) -> None:
         self.by_request_id[request_id] = told

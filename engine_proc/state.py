@@ -14,8 +14,8 @@ import msgspec
 from solewriter.engine_proc.publisher import Installed, Publisher
 from solewriter.engine_proc.sessions import Told
 from solewriter.shared import record
-from solewriter.shared.columns import NO_FLOAT, NO_INT, Cell, Column, from_us
-from solewriter.shared.entry import Outcome, Private, SessionChange
+from solewriter.shared.columns import NO_FLOAT, NO_INT, Cell, Cells, Column, from_us
+from solewriter.shared.entry import Private, SessionChange
 from solewriter.shared.registry import Kind, Registry, Schema
 
 NOTHING: dict[str, Cell] = {"B": 0, "Q": 0, "q": NO_INT, "d": NO_FLOAT}  # the cell of None, by struct letter
@@ -52,24 +52,6 @@ Key = tuple[int, str]  # kind code, id
 class Turn:
     """What a turn changes, until its commit."""
 
-    __slots__ = (
-        "_state",
-        "alive",
-        "bodies",
-        "bytes",
-        "changed",
-        "fenced_ids",
-        "forgotten_sessions",
-        "installed",
-        "new_keys",
-        "now",
-        "now_us",
-        "outcomes",
-        "revision",
-        "sessions",
-        "tail",
-    )  # fmt: skip
-
     def __init__(self, state: State, tail: int, now_us: int) -> None:
         self._state = state
         self.revision = state.revision
@@ -81,11 +63,21 @@ class Turn:
         self.alive: dict[int, int] = {}  # kind -> change of its count
         self.bodies: list[bytes] = []
         self.installed: list[Installed] = []
-        self.outcomes: dict[tuple[int, int], tuple[Outcome, Told]] = {}
+        self.outcomes: dict[tuple[int, int], Told] = {}  # by session and sequence
+        self.by_request_id: dict[str, Told] = {}
         self.sessions: dict[int, SessionChange] = {}
         self.forgotten_sessions: list[int] = []
         self.fenced_ids: list[str] = []
         self.bytes = 0
+
+    def named(self, name: str) -> KindState | None:
+        return self._state.named(name)
+
+    def note(self, session: int, sequence: int, told: Told) -> None:
+        """A decided outcome."""
+        self.outcomes[session, sequence] = told
+        if told.request_id is not None:
+            self.by_request_id[told.request_id] = told
 
     @property
     def empty(self) -> bool:
@@ -94,15 +86,17 @@ class Turn:
 
     def find(self, kind: KindState, key: str) -> Stored | None:
         """What is stored under a key, after the earlier requests of this turn."""
-        found = self.changed.get((kind.code, key))
-        return found if found is not None else self._state.find(kind, key)
+        return self.changed.get((kind.code, key)) or self._state.find(kind, key)
 
     def next_slot(self, kind: KindState) -> int:
         return len(kind.slots) + len(self.new_keys.get(kind.code, ()))
 
     def private(self) -> Private:
         return Private(
-            outcomes=[outcome for outcome, _ in self.outcomes.values()],
+            outcomes=[
+                (number, sequence, told.status, told.revision, told.detail, told.request_id, told.digest)
+                for (number, sequence), told in self.outcomes.items()
+            ],
             sessions=list(self.sessions.values()),
             forgotten_sessions=self.forgotten_sessions,
             fenced_ids=self.fenced_ids,
@@ -161,16 +155,15 @@ class State:
         slot = kind.slots.get(key)
         if slot is None:
             return None
-        address = self._publisher.head(kind.code, slot)
-        segment, start = self._publisher.body_at(address)
-        schema, version, deleted, block, payload = record.held(segment.map, start)
+        address, buffer, start = self._publisher.newest(kind.code, slot)
+        schema, version, deleted, block, payload = record.held(buffer, start)
         if schema != kind.schema.code and not deleted and kind.kind is not None:
             fields = kind.kind.fields_of(self.schemas[schema], payload)
             payload = kind.kind.payload(
                 kind.kind.stored(kind.kind.validated({**fields, "id": key, "version": version}))
             )
-            time_us = record.time_at(segment.map, start)
-            block = kind.kind.block.pack(*kind.kind.cells(fields, key, version, time_us))
+            time_us = record.time_at(buffer, start)
+            block, _ = kind.kind.cut(fields, key, version, time_us)
         return Stored(slot, version, address, not deleted, payload, block)
 
     def counts(self) -> list[tuple[int, int]]:
@@ -202,24 +195,24 @@ class State:
             slot = kind.slots[found.key] = len(kind.slots)
             new_key = found.key.encode(errors="surrogatepass")
         else:
-            previous = self._publisher.head(found.kind, slot)
-            segment, start = self._publisher.body_at(previous)
-            was_alive = not record.deleted_at(segment.map, start)
+            previous, buffer, start = self._publisher.newest(found.kind, slot)
+            was_alive = not record.deleted_at(buffer, start)
         kind.alive += (not found.deleted) - was_alive
         self.revision = found.revision
         address = self._publisher.append(body, slot, previous)
-        return Installed(found.kind, slot, address, self._cells(kind, found), (), new_key, not found.deleted)
+        return Installed(found.kind, slot, address, self._cells(kind, found), new_key, not found.deleted)
 
-    def _cells(self, kind: KindState, found: record.Record) -> tuple[Cell, ...]:
+    def _cells(self, kind: KindState, found: record.Record) -> Cells:
         if found.deleted:
             return ()
         schema, columns = self.schemas[found.schema], self._publisher.columns(kind.code)
         if schema.columns == columns:
-            return tuple(_block(columns).unpack(found.cells))
+            return tuple(enumerate(_block(columns).unpack(found.cells)))
         if kind.kind is not None:
-            return kind.kind.cells(kind.kind.fields_of(schema, found.payload), found.key, found.version, found.time_us)
+            fields = kind.kind.fields_of(schema, found.payload)
+            return kind.kind.cut(fields, found.key, found.version, found.time_us)[1]
         old = dict(zip(schema.columns, _block(schema.columns).unpack(found.cells), strict=True))
-        return tuple(old.get(column, NOTHING[column.code]) for column in columns)
+        return [(place, old.get(column, NOTHING[column.code])) for place, column in enumerate(columns)]
 
 
 def _block(columns: tuple[Column, ...]) -> struct.Struct:

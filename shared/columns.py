@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import datetime
 import enum
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import lru_cache
 from hashlib import blake2b
 from typing import Any, Literal, get_args, get_origin
@@ -34,6 +34,8 @@ NO_FLOAT = float("nan")
 TIMES = (datetime.datetime, pydantic.AwareDatetime, pydantic.PastDatetime, pydantic.FutureDatetime)
 
 Cell = int | float
+Cells = Sequence[tuple[int, Cell]]
+"""(position of the column, its cell) of the columns that a record changes"""
 
 
 def to_us(moment: datetime.datetime) -> int:

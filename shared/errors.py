@@ -25,8 +25,8 @@ class SolewriterError(Exception):
         for name, value in details.items():
             setattr(self, name, value)
 
-    def __reduce__(self) -> tuple[Callable[..., SolewriterError], tuple[type[SolewriterError], str, dict[str, Any]]]:
-        return _rebuilt, (type(self), self.message, self.details)
+    def __reduce__(self) -> tuple[Callable[..., SolewriterError], tuple[Any, ...], dict[str, Any]]:
+        return _rebuilt, (type(self), self.message, self.details), self.__dict__  # what was set later, and notes, too
 
 
 def _rebuilt(cls: type[SolewriterError], message: str, details: dict[str, Any]) -> SolewriterError:

@@ -11,7 +11,6 @@ anywhere.
 
 from __future__ import annotations
 
-import mmap
 import struct
 from typing import NamedTuple
 from zlib import crc32
@@ -21,10 +20,11 @@ from solewriter.shared.errors import JournalCorrupt
 _CRC = struct.Struct("<I")
 _HEADER = struct.Struct("<IHHBBBBQQqQQHHHHI")
 _WHOLE = struct.Struct("<IIHHBBBBQQqQQHHHHI")
+_HELD = struct.Struct("<4xI2xHxB2x8xQ24x4xHHI")  # the parts of it that the engine decides on
 HEADER_BYTES = _WHOLE.size
 REVISION_OFFSET = 16  # of the u64 in a body, for readers that only ask how old a record is
 
-Buffer = bytes | bytearray | memoryview | mmap.mmap
+Buffer = bytes | bytearray | memoryview
 
 
 class Flags:
@@ -174,12 +174,12 @@ def content(buffer: Buffer, start: int) -> Content:
 
 def held(buffer: Buffer, start: int) -> tuple[int, int, bool, bytes, bytes]:
     """(schema, version, deleted, cells, payload) of a body that this process wrote itself: its crc is not looked at."""
-    fields = _WHOLE.unpack_from(buffer, start)
-    behind = start + fields[1]
-    payload_start = behind - fields[17]
-    old_start = payload_start - fields[16]
-    cells = bytes(buffer[old_start - fields[15] : old_start])
-    return fields[3], fields[9], bool(fields[5] & Flags.DELETE), cells, bytes(buffer[payload_start:behind])
+    length, schema, flags, version, cells_length, old_length, payload_length = _HELD.unpack_from(buffer, start)
+    behind = start + length
+    payload_start = behind - payload_length
+    cells_end = payload_start - old_length
+    cells = buffer[cells_end - cells_length : cells_end]
+    return schema, version, flags & Flags.DELETE != 0, bytes(cells), bytes(buffer[payload_start:behind])
 
 
 def key_at(buffer: Buffer, start: int) -> bytes:

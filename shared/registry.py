@@ -8,14 +8,14 @@ The defaults travel with the schema: changing a default in code never changes wh
 from __future__ import annotations
 
 import struct
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from hashlib import blake2b
 from typing import Annotated, Any, TypeVar
 
 import msgspec
 from pydantic import BaseModel, TypeAdapter, ValidationError
 
-from solewriter.shared.columns import Cell, Column, column_of, from_us
+from solewriter.shared.columns import Cells, Column, column_of, from_us
 from solewriter.shared.config import COLUMNS_MAX, KINDS_MAX
 from solewriter.shared.errors import InvalidMutation, UnknownKind
 from solewriter.shared.fieldtypes import refuse_unsuitable
@@ -25,7 +25,6 @@ from solewriter.shared.models import CONCERNS, Entity, Lifecycle, Project, Task
 E = TypeVar("E", bound=Entity)
 STAMPS = ("created_by", "created_at", "updated_at")  # filled in by the engine where a model declares them
 IN_HEADER = frozenset({"id", "version", "updated_at"})
-_OWN_CELLS = ("version", "updated_at")
 
 
 def _plain_parts(value: Any) -> Any:
@@ -93,7 +92,11 @@ class Kind:
             raise TypeError(f"{self.name} declares more than {COLUMNS_MAX} columns")
         self.columns = tuple(column_of(model, name) for name in model.column_names)
         self._cell_of = {column.name: (place, column.cell()) for place, column in enumerate(self.columns)}
+        self._own_cells = [
+            (found[0], name) for name, found in self._cell_of.items() if name in ("version", "updated_at")
+        ]
         self.block = struct.Struct("<" + "".join(column.code for column in self.columns))
+        self._blank = bytes(self.block.size)
         self._defaults = {
             name: field.get_default()
             for name, field in model.model_fields.items()
@@ -120,7 +123,7 @@ class Kind:
         return made
 
     def changed(
-        self, stored: Mapping[str, Any], changes: Mapping[str, Any], header: Mapping[str, Any]
+        self, stored: Mapping[str, Any], changes: Mapping[str, Any], header: Callable[[], Mapping[str, Any]]
     ) -> dict[str, Any]:
         """The stored fields of a valid entity with some of them replaced, validated. Raises InvalidMutation.
 
@@ -128,13 +131,13 @@ class Kind:
         field, validating these fields alone is the same as validating everything, and costs a tenth.
         """
         if self._concern is None:
-            return self.stored(self.validated({**stored, **changes, **header}))
+            return self.stored(self.validated({**stored, **changes, **header()}))
         merged = dict(stored)
         if self._concern.isdisjoint(changes):
             for name, value in changes.items():
                 self._keep(merged, name, self.field(name, value))
         else:
-            made = self.validated({**stored, **changes, **header}).__dict__
+            made = self.validated({**stored, **changes, **header()}).__dict__
             for name in changes:
                 self._keep(merged, name, made[name])
         return merged
@@ -192,26 +195,27 @@ class Kind:
             values = {name: value for name, value in {**schema.defaults, **values}.items() if name in known}
         return values
 
-    def cells(self, stored: Mapping[str, Any], key: str, version: int, now_us: int) -> tuple[Cell, ...]:
-        """The cells of all columns. Raises InvalidMutation for a value that has none."""
-        return self.recelled({"id": key, **stored}, self._cell_of, (0,) * len(self.columns), version, now_us)
+    def cut(self, stored: Mapping[str, Any], key: str, version: int, now_us: int) -> tuple[bytes, Cells]:
+        """The block of all cells, and the cells. Raises InvalidMutation for a value that has none."""
+        return self.recut(self._blank, {"id": key, **stored}, self._cell_of, version, now_us)
 
-    def recelled(
-        self, stored: Mapping[str, Any], names: Iterable[str], old: Sequence[Cell], version: int, now_us: int
-    ) -> tuple[Cell, ...]:
-        """The old cells with those of some fields made anew, and the engine's own. Raises InvalidMutation."""
-        cells, cell_of = list(old), self._cell_of
+    def recut(
+        self, block: bytes, stored: Mapping[str, Any], names: Iterable[str], version: int, now_us: int
+    ) -> tuple[bytes, Cells]:
+        """The block with some fields' cells and the engine's own made anew; these cells. Raises InvalidMutation."""
+        values, cells, cell_of = list(self.block.unpack(block)), [], self._cell_of
         for name in names:
-            if name in cell_of and name not in _OWN_CELLS:
+            if name in cell_of and name not in IN_HEADER:
                 place, cell = cell_of[name]
                 try:
-                    cells[place] = cell(stored[name] if name in stored else self._defaults.get(name))
+                    values[place] = made = cell(stored[name] if name in stored else self._defaults.get(name))
                 except ValueError as error:
                     raise InvalidMutation(f"{self.name}.{name}: {error}", fields={name: str(error)}) from None
-        for name, value in zip(_OWN_CELLS, (version, now_us), strict=True):
-            if name in cell_of:
-                cells[cell_of[name][0]] = value
-        return tuple(cells)
+                cells.append((place, made))
+        for place, own in self._own_cells:
+            values[place] = made = version if own == "version" else now_us
+            cells.append((place, made))
+        return self.block.pack(*values), cells
 
     def stored(self, entity: Entity) -> dict[str, Any]:
         """The fields that a payload holds, of an entity from anywhere: those that differ from their defaults."""

@@ -91,8 +91,9 @@ _ROOMS = {
     ),
     "solewriter.shared.errors": (
         "SolewriterError",
-        "Refused", "NotFound", "AlreadyExists", "VersionConflict", "InvalidMutation", "InvalidTransition", "GuardFailed",
-        "Fenced", "UnknownKind", "SchemaMismatch", "RequestMismatch", "RequestTooLarge", "Expired", "Quarantined",
+        "Refused", "NotFound", "AlreadyExists", "VersionConflict", "InvalidMutation", "InvalidTransition",
+        "GuardFailed", "Fenced", "UnknownKind", "SchemaMismatch", "RequestMismatch", "RequestTooLarge", "Expired",
+        "Quarantined",
         "EngineUnavailable", "EngineStartFailed", "Locked", "Busy", "OutcomeUnknown", "Compacted", "SnapshotExpired",
         "MemoryFull", "JournalCorrupt", "LayoutMismatch",
     ),

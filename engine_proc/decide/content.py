@@ -27,7 +27,7 @@ def create(draft: Draft, mutation: PlainMutation) -> None:
 def put(draft: Draft, mutation: PlainMutation) -> None:
     _, kind_name, key, expect, fields, reason, _ = mutation
     step = draft.step(kind_name, key)
-    step.expected(expect)
+    step.check_expected(expect)
     values = dict(fields or {})
     if step.exists:
         lifecycle = step.kind.lifecycle
@@ -43,7 +43,7 @@ def update(draft: Draft, mutation: PlainMutation) -> None:
     _, kind_name, key, expect, fields, reason, _ = mutation
     step = draft.step(kind_name, key)
     step.check_exists()
-    step.expected(expect)
+    step.check_expected(expect)
     step.change(Op.UPDATE, reason, free_fields(step, fields))
 
 
@@ -51,7 +51,7 @@ def delete(draft: Draft, mutation: PlainMutation) -> None:
     _, kind_name, key, expect, _, reason, _ = mutation
     step = draft.step(kind_name, key)
     step.check_exists()
-    step.expected(expect)
+    step.check_expected(expect)
     step.delete(Op.DELETE, reason)
 
 
@@ -73,5 +73,5 @@ def _replace(draft: Draft, step: Step, op: Op, reason: str, values: dict[str, An
     if "created_by" in stamps and not values.get("created_by"):
         values["created_by"] = draft.actor
     if "created_at" in stamps and (op is Op.CREATE or values.get("created_at") is None):
-        values["created_at"] = draft.now
+        values["created_at"] = draft.turn.now
     step.replace(op, reason, values)

@@ -14,7 +14,7 @@ def transition(draft: Draft, mutation: PlainMutation) -> None:
     step = draft.step(kind_name, key)
     lifecycle = _lifecycle(step)
     step.check_exists()
-    step.expected(expect)
+    step.check_expected(expect)
     state = step.field(lifecycle.field)
     if to is None or to not in lifecycle.allowed(state):
         raise _refusal(step, state, to or "?")
@@ -31,7 +31,7 @@ def cancel(draft: Draft, mutation: PlainMutation) -> None:
     step = draft.step(kind_name, key)
     lifecycle = _lifecycle(step)
     step.check_exists()
-    step.expected(expect)
+    step.check_expected(expect)
     state = step.field(lifecycle.field)
     if lifecycle.cancelled is None:
         raise InvalidMutation(f"{kind_name} has no cancelled state", fields={lifecycle.field: "has no cancelled state"})

@@ -22,7 +22,7 @@ class Segment:
     instruction.
     """
 
-    __slots__ = ("map", "path", "size", "words")
+    __slots__ = ("bytes", "map", "path", "size", "words")
 
     def __init__(self, path: Path, fd: int, size: int, writable: bool) -> None:
         self.path = path
@@ -31,7 +31,8 @@ class Segment:
             self.map = mmap.mmap(fd, size, mmap.MAP_SHARED | mmap.MAP_POPULATE, mmap.PROT_READ | mmap.PROT_WRITE)
         else:
             self.map = mmap.mmap(fd, size, access=mmap.ACCESS_READ)
-        self.words = memoryview(self.map).cast("Q")
+        self.bytes = memoryview(self.map)
+        self.words = self.bytes.cast("Q")
 
     @classmethod
     def create(cls, path: Path, size: int) -> Segment:
@@ -56,7 +57,7 @@ class Segment:
         """Map an existing segment. Raises FileNotFoundError if it is gone, LayoutMismatch if it is not this user's
         own.
         """
-        fd = os.open(path, (os.O_RDWR if writable else os.O_RDONLY) | os.O_NOFOLLOW | os.O_CLOEXEC)
+        fd = os.open(path, (os.O_RDWR if writable else os.O_RDONLY) | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
         try:
             found = os.fstat(fd)
             if found.st_uid != os.geteuid() or stat.S_IMODE(found.st_mode) & 0o077 or not stat.S_ISREG(found.st_mode):

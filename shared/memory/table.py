@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from solewriter.shared.columns import Cell, Column
+from solewriter.shared.columns import Cell, Cells, Column
 from solewriter.shared.config import CHUNK_SLOTS
 from solewriter.shared.memory.segment import Segment
 
@@ -53,17 +53,14 @@ class TableWriter:
             self._cells.append(views(chunk, self.columns))
             self._heads.append(chunk.words)
 
-    def install(self, slot: int, address: int, cells: Sequence[Cell], old: Sequence[Cell], alive: bool) -> None:
-        """Point the slot at its newest record and store the cells that changed; without `old`, all of them."""
+    def install(self, slot: int, address: int, cells: Cells, alive: bool) -> None:
+        """Point the slot at its newest record and store the cells that are new."""
         chunk, place = slot >> _SHIFT, slot & _MASK
         self._heads[chunk][place] = address
         arrays = self._cells[chunk]
-        if not old or not alive:
-            arrays[-1][place] = alive
-        if cells != old:
-            for number, cell in enumerate(cells):
-                if not old or cell != old[number]:
-                    arrays[number][place] = cell
+        arrays[-1][place] = alive
+        for column, cell in cells:
+            arrays[column][place] = cell
 
     def head(self, slot: int) -> int:
         return self._heads[slot >> _SHIFT][slot & _MASK]

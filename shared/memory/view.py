@@ -47,7 +47,7 @@ class Pin:
         for slot in self.view.index(kind).candidates(key_hash(wanted)):
             if slot < slots and (address := self.at(kind, slot)):
                 segment = self.segment(address >> 32)
-                if record.key_at(segment.map, (address & OFFSET_MASK) + PREFIX_BYTES) == wanted:
+                if record.key_at(segment.bytes, (address & OFFSET_MASK) + PREFIX_BYTES) == wanted:
                     return address
         return 0
 
@@ -79,7 +79,7 @@ class Pin:
         segment = self.segment(address >> 32)
         if address >> 32 < self.view.root.readable_from:
             raise SnapshotExpired("this snapshot was held past snapshot_age_max_s: take a new one")
-        return record.content(segment.map, (address & OFFSET_MASK) + PREFIX_BYTES)
+        return record.content(segment.bytes, (address & OFFSET_MASK) + PREFIX_BYTES)
 
     def segment(self, number: int) -> Segment:
         try:

@@ -225,7 +225,7 @@ def test_a_forked_child_never_uses_nor_holds_its_parents_lane(state, start_engin
     start_engine(state)
     with connect(state) as client:
         client.create(Task(title="x"))
-        requests = client._lane.requests
+        requests = client._exchange._lane.requests
         with warnings.catch_warnings():
             warnings.simplefilter(
                 "ignore", DeprecationWarning

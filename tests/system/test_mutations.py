@@ -268,6 +268,10 @@ def test_frames_entities_and_texts_over_their_bounds_are_refused_and_nothing_is_
         client.update(task, title="y", reason="r" * (limits.text_bytes_max + 1))
     many = [Create(Task(title="x", description="y" * 60_000)) for _ in range(40)]
     assert all(reply.applied for reply in client.submit_many(many))
+    huge = Create(Task(title="x", description="z" * (limits.frame_bytes_max + 1)))
+    answers = list(client.submit_many([Create(Task(title="a")), huge, Create(Task(title="b"))]))
+    assert [answer.applied for answer in answers] == [True, False, True]
+    assert isinstance(answers[1].error, RequestTooLarge)
     assert client.update(task, title="y").version == 2
 
 

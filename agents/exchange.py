@@ -1,0 +1,246 @@
+"""`Exchange`: requests out, replies in, over a lane, for all threads of one client. No background thread.
+
+Whoever waits for a reply reads the pipe, for everybody, and hands over when it leaves. Both ends are non-blocking:
+whoever writes also reads, so that two full pipes never face each other. An exception in the middle of a write, a lost
+engine, a fork: the lane is dropped, and what was not answered is sent again on the next one.
+"""
+
+from __future__ import annotations
+
+import array
+import os
+import select
+import socket
+import threading
+import time
+import weakref
+
+from solewriter.agents.session import AgentSession, Numbered, Pending, outcome_unknown
+from solewriter.shared import wire
+from solewriter.shared.config import KIB, Limits
+from solewriter.shared.errors import EngineUnavailable, Fenced, RequestTooLarge
+from solewriter.shared.folder import StateFolder
+from solewriter.shared.lane import Lane
+
+RECONNECT_FIRST_S, RECONNECT_MAX_S = 0.005, 0.2  # between tries while an engine restarts
+READ_BYTES = 64 * KIB
+
+_open: weakref.WeakSet[Exchange] = weakref.WeakSet()
+
+
+class Exchange:
+    """One client's lane, its session, and the threads that wait on them. Raises EngineUnavailable if nobody answers."""
+
+    def __init__(self, folder: StateFolder, session: AgentSession, limits: Limits) -> None:
+        self.folder = folder
+        self._session = session
+        self._limits = limits
+        self._changed = threading.Condition()
+        self._reading = False  # one thread at a time reads for all
+        self._lane: Lane | None = None
+        self._broken = False
+        self._closed = False
+        self._pid = os.getpid()
+        with self._changed:
+            self._connect(time.monotonic() + limits.connect_timeout_s)
+        _open.add(self)
+
+    # --- what a client does with it ----------------------------------------------------------------------------------
+
+    def send(self, requests: list[Numbered], deadline: float) -> list[Pending | RequestTooLarge]:
+        """Number these requests and send them; one that is too large for a frame is refused in its place.
+
+        Raises EngineUnavailable if the window did not open in time; nothing was sent then.
+        """
+        with self._changed:
+            self._await_room(len(requests), deadline)
+            pendings = self._numbered(requests)
+            self._write()
+        return pendings
+
+    def wait(self, pending: Pending, deadline: float) -> None:
+        """Until this request is answered. Raises OutcomeUnknown at the deadline; the request stays on its way."""
+        if pending.done:
+            return
+        with self._changed:
+            while not pending.done:
+                if not self._pump(deadline) and not pending.done:
+                    raise outcome_unknown(pending.request_id)
+
+    def close(self) -> None:
+        """Let the lane go. Requests that were not answered may or may not be applied."""
+        with self._changed:
+            self._closed = True
+            if self._pid == os.getpid():
+                self._session.fail(None)
+            self._drop_lane()
+            self._changed.notify_all()
+
+    # --- waiting -----------------------------------------------------------------------------------------------------
+
+    def _numbered(self, requests: list[Numbered]) -> list[Pending | RequestTooLarge]:
+        """As one frame, or where that is too large as smaller ones."""
+        try:
+            return [*self._session.send(requests)]
+        except RequestTooLarge as error:
+            if len(requests) == 1:
+                return [error]
+            middle = len(requests) // 2
+            return self._numbered(requests[:middle]) + self._numbered(requests[middle:])
+
+    def _await_room(self, count: int, deadline: float) -> None:
+        """Until so many more requests fit the window. Raises EngineUnavailable at the deadline: nothing was sent."""
+        self._check_usable()
+        while self._session.in_flight and self._session.in_flight + count > self._session.window:
+            if not self._pump(deadline):
+                raise EngineUnavailable("the engine answered nothing in time: the window of requests in flight is full")
+
+    def _check_usable(self) -> None:
+        if self._pid != os.getpid():
+            raise EngineUnavailable("this client belongs to the parent process: connect() again in the child")
+        if self._closed:
+            raise EngineUnavailable("this client is closed")
+        if self._session.fenced:
+            raise Fenced("another client took over this client_id: connect again under another one")
+
+    def _pump(self, deadline: float) -> bool:
+        """Let something happen on the lane, or let another thread do that; False when the deadline has passed."""
+        left = deadline - time.monotonic()
+        if left <= 0:
+            return False
+        if self._reading:
+            self._changed.wait(left)
+            return True
+        self._reading = True
+        try:
+            self._exchange(left)
+        finally:
+            self._reading = False
+            self._changed.notify_all()
+        return True
+
+    def _exchange(self, timeout_s: float) -> None:
+        """Write what is unsent, wait for the pipe, read what came."""
+        if self._lane is None or self._broken:
+            self._reconnect(time.monotonic() + min(timeout_s, self._limits.connect_timeout_s))
+        if not self._write():
+            return
+        lane = self._lane
+        assert lane is not None
+        poll = select.poll()
+        poll.register(lane.replies, select.POLLIN)
+        if self._session.unsent is not None:
+            poll.register(lane.requests, select.POLLOUT)
+        self._changed.release()  # others may queue and write meanwhile; only this thread reads
+        try:
+            poll.poll(timeout_s * 1000)
+        finally:
+            self._changed.acquire()
+        if self._lane is lane:
+            self._read(lane)
+
+    def _write(self) -> bool:
+        """Write without blocking what is unsent; False if the lane broke."""
+        lane = self._lane
+        if lane is None or self._broken:
+            return True
+        try:
+            while (data := self._session.unsent) is not None:
+                self._session.sent(os.write(lane.requests, data))
+        except BlockingIOError:
+            return True
+        except BrokenPipeError:
+            self._broken = True
+            return False
+        except BaseException:  # in mid-frame, perhaps: the stream cannot be trusted any more
+            self._broken = True
+            raise
+        return True
+
+    def _read(self, lane: Lane) -> None:
+        try:
+            data = os.read(lane.replies, READ_BYTES)
+            self._session.received(data)
+        except BlockingIOError:
+            return
+        except BaseException:
+            self._broken = True
+            raise
+        if not data:
+            self._broken = True
+
+    def _read_rest(self) -> None:
+        """What was said on a lane before it broke counts, and may be the reason why it did."""
+        lane = self._lane
+        try:
+            while lane is not None and (data := os.read(lane.replies, READ_BYTES)):
+                self._session.received(data)
+        except OSError:
+            pass  # nothing more to read, or nothing left to read from
+
+    # --- connecting --------------------------------------------------------------------------------------------------
+
+    def _reconnect(self, deadline: float) -> None:
+        """A new lane for the same session. What cannot be delivered in time ends as OutcomeUnknown."""
+        self._read_rest()
+        self._drop_lane()
+        self._check_usable()
+        try:
+            self._connect(deadline)
+        except EngineUnavailable:
+            self._session.fail(None)
+            raise
+
+    def _connect(self, deadline: float) -> None:
+        """Say hello until somebody answers. Raises EngineUnavailable at the deadline."""
+        pause = RECONNECT_FIRST_S
+        while True:
+            lane = Lane()
+            try:
+                welcome = self._greet(lane, max(0.01, deadline - time.monotonic()))
+                self._session.welcomed(welcome)
+                break
+            except (OSError, EngineUnavailable) as error:
+                lane.close()
+                if time.monotonic() + pause > deadline:
+                    raise EngineUnavailable(f"no engine serves {self.folder.path}: {error}") from error
+            except BaseException:
+                lane.close()
+                raise
+            time.sleep(pause)
+            pause = min(pause * 2, RECONNECT_MAX_S)
+        self._lane, self._broken = lane, False
+
+    def _greet(self, lane: Lane, timeout_s: float) -> wire.Welcome:
+        with self.folder.connected_socket(timeout_s) as connection:
+            words = wire.pack_words(self._session.hello(os.getpid()))
+            fds = array.array("i", lane.theirs)
+            connection.sendmsg([words], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, fds)])
+            lane.hand_over()
+            header = _exactly(connection, wire.REPLY_HEADER_BYTES)
+            return wire.unpack_welcome(_exactly(connection, wire.words_length(header)))
+
+    def _drop_lane(self) -> None:
+        if self._lane is not None:
+            self._lane.close()
+            self._lane = None
+
+
+def _exactly(connection: socket.socket, count: int) -> bytes:
+    data = b""
+    while len(data) < count:
+        more = connection.recv(count - len(data))
+        if not more:
+            raise ConnectionResetError("the engine closed the connection in the handshake")
+        data += more
+    return data
+
+
+def _leave_lanes_to_the_parent() -> None:
+    """In a forked child: never use the parent's lanes, and never hold them open."""
+    for exchange in list(_open):
+        exchange._changed = threading.Condition()  # the parent's may be held by a thread that does not exist here
+        exchange._drop_lane()
+
+
+os.register_at_fork(after_in_child=_leave_lanes_to_the_parent)
