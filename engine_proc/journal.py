@@ -139,12 +139,14 @@ class FileJournal:
         assert self._staged is not None
         (packed, tail), self._staged = self._staged, None
         if self._offset + len(packed) > self._size:
+            if self._power:  # entries that needed no sync themselves are what the next file is chained to
+                await self._sync()
             self._roll(len(packed))
         failpoint.reach("commit.write")
         self._write(packed, self._offset)
         failpoint.reach("commit.written")
         if durable and self._power:
-            await asyncio.get_running_loop().run_in_executor(self._syncer, os.fdatasync, self._fd)
+            await self._sync()
             failpoint.reach("commit.synced")
         self._offset += len(packed)
         self._tail = tail
@@ -154,7 +156,10 @@ class FileJournal:
             self._closing.result()
             self._closing = None
         if self._next is None and self._offset > self._size // 2:
-            self._next = self._beside.submit(self._make_next, self._grown())
+            self._next = self._beside.submit(self._make_next, self._file_bytes)
+
+    async def _sync(self) -> None:
+        await asyncio.get_running_loop().run_in_executor(self._syncer, os.fdatasync, self._fd)
 
     def _write(self, data: bytes, offset: int) -> None:
         """All of it in its reserved place. A short write is an error like any other: the rest is not retried."""
@@ -165,11 +170,6 @@ class FileJournal:
     def _note_committed(self, tail: Tail) -> None:
         words = struct.pack("<QI", tail.number, tail.crc)
         os.pwrite(self._committed_fd, words + struct.pack("<I", crc32(words)), tail.number % 2 * _COMMITTED.size)
-
-    def _grown(self) -> int:
-        size = self._file_bytes
-        self._file_bytes = min(size * 2, self._file_bytes_max)
-        return size
 
     def _make_next(self, size: int) -> int:
         """Zero-fill `journal.next`: an fdatasync in place costs half of one that extends."""
@@ -195,7 +195,7 @@ class FileJournal:
             fd = (
                 future.result()
                 if future is not None
-                else self._make_next(max(self._grown(), FILE_HEADER_BYTES + needed))
+                else self._make_next(max(self._file_bytes, FILE_HEADER_BYTES + needed))
             )
             if os.fstat(fd).st_size < FILE_HEADER_BYTES + needed:
                 os.close(fd)
@@ -222,7 +222,12 @@ class FileJournal:
             self._closing.result()
         if self._fd >= 0:
             self._closing = self._beside.submit(_sync_and_close, self._fd, self._committed_fd)
-        self._fd, self._offset, self._size = fd, FILE_HEADER_BYTES, os.fstat(fd).st_size
+        self._continue(fd, FILE_HEADER_BYTES, os.fstat(fd).st_size)
+
+    def _continue(self, fd: int, offset: int, size: int) -> None:
+        """Append to this file from now on; the one after it is twice as large."""
+        self._fd, self._offset, self._size = fd, offset, size
+        self._file_bytes = min(max(size * 2, FIRST_FILE_BYTES), self._file_bytes_max)
 
     # --- recovery ----------------------------------------------------------------------------------------------------
 
@@ -244,7 +249,7 @@ class FileJournal:
                     f"{self._folder} once held {noted.number} entries, and has no journal file any more",
                     place=str(self._folder),
                 )
-            self._begin(self._make_next(self._grown()), self._tail)
+            self._begin(self._make_next(self._file_bytes), self._tail)
         else:
             self._rewrite(path, buffer[:end], len(buffer))
         self._note_committed(self._tail)
@@ -308,8 +313,7 @@ class FileJournal:
         os.rename(self._folder / "journal.next", path)
         sync_folder(self._folder)
         failpoint.reach("recover.rewritten")
-        self._fd, self._offset, self._size = fd, len(whole), size
-        self._file_bytes = min(max(size * 2, FIRST_FILE_BYTES), self._file_bytes_max)
+        self._continue(fd, len(whole), size)
 
     # --- the rest ----------------------------------------------------------------------------------------------------
 
@@ -328,9 +332,10 @@ class FileJournal:
             (self._folder / "journal.next").unlink(missing_ok=True)
         if self._closing is not None:
             self._closing.result()
-        os.fdatasync(self._fd)
-        os.fdatasync(self._committed_fd)
-        os.close(self._fd)
+        if self._fd >= 0:  # it was replayed
+            os.fdatasync(self._fd)
+            os.fdatasync(self._committed_fd)
+            os.close(self._fd)
         os.close(self._committed_fd)
         self._syncer.shutdown()
 

@@ -2,7 +2,7 @@
 
 | field type  | cell                | None   |
 |-------------|---------------------|--------|
-| enum, str literals | u8: 1 + position in the definition | 0 |
+| enum, literals | u8: 1 + position in the enum's definition, or among the sorted literals | 0 |
 | bool        | u8: 1 false, 2 true | 0      |
 | int         | i64                 | lowest |
 | float       | f64                 | NaN    |
@@ -87,7 +87,11 @@ def column_of(model: type[pydantic.BaseModel], name: str) -> Column:
     if isinstance(bare, type) and issubclass(bare, enum.Enum) and not issubclass(bare, enum.Flag):
         return Column(name, "B", "enum", _values(name, tuple(member.value for member in bare)))
     if get_origin(bare) is Literal and all(type(value) in (str, int, type(None)) for value in get_args(bare)):
-        return Column(name, "B", "enum", _values(name, tuple(value for value in get_args(bare) if value is not None)))
+        # Sorted: Python caches unions and compares Literals without order, so the written order may be another class's.
+        values = sorted(
+            (value for value in get_args(bare) if value is not None), key=lambda value: (str(type(value)), value)
+        )
+        return Column(name, "B", "enum", _values(name, tuple(values)))
     if bare in TIMES:
         return Column(name, "q", "time")
     for plain, code in ((bool, "B"), (int, "q"), (float, "d"), (str, "Q")):

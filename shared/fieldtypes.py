@@ -12,7 +12,8 @@ import enum
 import types
 import typing
 import uuid
-from collections.abc import Iterator, Mapping, MutableMapping, MutableSequence, MutableSet, Sequence, Set
+from collections.abc import Iterator, Mapping, MutableMapping, MutableSequence, MutableSet, Sequence
+from collections.abc import Set as AbstractSet
 from typing import Annotated, Any, Literal, NewType, Union, get_args, get_origin
 
 import pydantic
@@ -48,7 +49,7 @@ INSTEAD: Mapping[Any, str] = {
     Mapping: "FrozenMap",
     MutableMapping: "FrozenMap",
     set: "frozenset[X]",
-    Set: "frozenset[X]",
+    AbstractSet: "frozenset[X]",
     MutableSet: "frozenset[X]",
     bytearray: "bytes",
     Any: "Json",
@@ -92,9 +93,15 @@ def _check_model(model: type[pydantic.BaseModel], path: str, seen: set[type]) ->
             f"{path}: fields that {model.__name__} does not declare would be lost; use one of type FrozenMap"
         )
     for name, field in model.model_fields.items():
+        if field.validation_alias is not None and not _by_name(model):
+            raise UnsuitableField(f"{path}.{name}: fields are read back by their names; set populate_by_name=True")
         if not any(item is _JsonSchema for item in field.metadata):
             _shape(field.annotation, f"{path}.{name}", seen)
         _check_default(field, f"{path}.{name}")
+
+
+def _by_name(model: type[pydantic.BaseModel]) -> bool:
+    return bool(model.model_config.get("populate_by_name") or model.model_config.get("validate_by_name"))
 
 
 def _check_default(field: FieldInfo, path: str) -> None:

@@ -19,11 +19,13 @@ from solewriter.shared.columns import Cells, Column, column_of, from_us
 from solewriter.shared.config import COLUMNS_MAX, KINDS_MAX
 from solewriter.shared.errors import InvalidMutation, UnknownKind
 from solewriter.shared.fieldtypes import refuse_unsuitable
-from solewriter.shared.frozen import FrozenMap, _JsonSchema
+from solewriter.shared.frozen import FrozenMap
 from solewriter.shared.models import CONCERNS, Entity, Lifecycle, Project, Task
 
 E = TypeVar("E", bound=Entity)
+_CONTAINERS = (tuple, frozenset, FrozenMap, BaseModel)
 STAMPS = ("created_by", "created_at", "updated_at")  # filled in by the engine where a model declares them
+_OWN_CELLS = ("version", "updated_at")  # set by the engine at every change
 IN_HEADER = frozenset({"id", "version", "updated_at"})
 
 
@@ -42,7 +44,7 @@ _decode = msgspec.msgpack.Decoder().decode
 
 def plain(value: Any) -> Any:
     """A field value as data that any process can unpickle without importing anything."""
-    return msgspec.to_builtins(value, builtin_types=(bytes,), enc_hook=_plain_parts)
+    return msgspec.to_builtins(value, builtin_types=(bytes,), enc_hook=_plain_parts, order="deterministic")
 
 
 def problems(error: ValidationError) -> InvalidMutation:
@@ -102,9 +104,7 @@ class Kind:
             for name, field in model.model_fields.items()
             if not field.is_required() and field.default_factory is None and name not in IN_HEADER
         }
-        self._json = frozenset(
-            name for name, field in model.model_fields.items() if any(item is _JsonSchema for item in field.metadata)
-        )
+        self._stored_names = frozenset(model.model_fields) - IN_HEADER
         stored_defaults = _decode(_encode(plain(self._defaults)))  # as the journal gives them back, to compare with
         self.schema = Schema(0, 0, self.name, self.columns, stored_defaults, "updated_at" in self.stamps)
         self._concern = _concern(model)
@@ -144,7 +144,7 @@ class Kind:
 
     def _keep(self, stored: dict[str, Any], name: str, value: Any) -> None:
         """Put a valid value among the stored fields, or leave it out if it is the default."""
-        if name in self._defaults and self._is_default(name, value, self._defaults[name]):
+        if name in self._defaults and self._is_default(value, self._defaults[name]):
             stored.pop(name, None)
         else:
             stored[name] = value
@@ -184,8 +184,11 @@ class Kind:
         return TypeAdapter(annotated, config=config).validator.validate_python
 
     def payload(self, stored: Mapping[str, Any]) -> bytes:
-        """The bytes of the stored fields."""
-        return _encode(stored)
+        """The bytes of the stored fields. Raises InvalidMutation, naming the field, for what has no bytes."""
+        try:
+            return _encode(stored)
+        except (OverflowError, UnicodeEncodeError):
+            raise _without_bytes(self.name, stored) from None
 
     def fields_of(self, schema: Schema, payload: bytes) -> dict[str, Any]:
         """The stored fields of a record, as plain values. Those of an older schema keep the defaults of their time."""
@@ -205,7 +208,7 @@ class Kind:
         """The block with some fields' cells and the engine's own made anew; these cells. Raises InvalidMutation."""
         values, cells, cell_of = list(self.block.unpack(block)), [], self._cell_of
         for name in names:
-            if name in cell_of and name not in IN_HEADER:
+            if name in cell_of and name not in _OWN_CELLS:
                 place, cell = cell_of[name]
                 try:
                     values[place] = made = cell(stored[name] if name in stored else self._defaults.get(name))
@@ -223,15 +226,15 @@ class Kind:
         return {
             name: value
             for name, value in values.items()
-            if name not in IN_HEADER and not (name in defaults and self._is_default(name, value, defaults[name]))
+            if name in self._stored_names and not (name in defaults and self._is_default(value, defaults[name]))
         }
 
-    def _is_default(self, name: str, value: Any, default: Any) -> bool:
+    def _is_default(self, value: Any, default: Any) -> bool:
         if value is default:
             return True
-        if type(value) is not type(default):
+        if type(value) is not type(default) or value != default:
             return False
-        return not value and not default if name in self._json else bool(value == default)
+        return not isinstance(value, _CONTAINERS) or bool(_encode(value) == _encode(default))  # (1,) == (True,)
 
     # --- reading -----------------------------------------------------------------------------------------------------
 
@@ -254,10 +257,34 @@ class Kind:
         return True
 
 
+def _without_bytes(kind: str, stored: Mapping[str, Any]) -> InvalidMutation:
+    """The refusal that names the fields which cannot be written."""
+    fields: dict[str, str] = {}
+    for name, value in stored.items():
+        try:
+            _encode(value)
+        except OverflowError:
+            fields[name] = "holds an integer of more than 64 bits"
+        except UnicodeEncodeError:
+            fields[name] = "holds text that is not valid Unicode"
+    return InvalidMutation(
+        f"{kind}: {', '.join(f'{name} {problem}' for name, problem in fields.items())}", fields=fields
+    )
+
+
+def _looks_around(schema: Any) -> bool:
+    """Whether a validator somewhere in a pydantic core schema is told of the other fields."""
+    if isinstance(schema, dict):
+        return schema.get("type") == "with-info" or any(_looks_around(item) for item in schema.values())
+    return isinstance(schema, list | tuple) and any(_looks_around(item) for item in schema)
+
+
 def _concern(model: type[Entity]) -> frozenset[str] | None:
     """The fields that the model's rules look at; None where validation is more than fields and rules that say so."""
     found = model.__pydantic_decorators__
     if found.field_validators or found.root_validators or found.validators or model.__pydantic_post_init__:
+        return None
+    if _looks_around(model.__pydantic_core_schema__):
         return None
     names: set[str] = set()
     for rule in found.model_validators.values():

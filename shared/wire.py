@@ -25,6 +25,7 @@ import msgspec
 
 from solewriter.shared.config import FRAME_REQUESTS_MAX, KEY_BYTES_MAX, Limits
 from solewriter.shared.errors import BadRequest, InvalidMutation, RequestTooLarge
+from solewriter.shared.frozen import INT_MAX, INT_MIN
 from solewriter.shared.models import E, Entity, Ref
 from solewriter.shared.mutations import (
     Cancel,
@@ -258,29 +259,28 @@ def _check_mutation(mutation: Any, budget: int, limits: Limits) -> int:
     if type(mutation) is not tuple or len(mutation) != 7:
         raise BadRequest("a mutation is a tuple of seven")
     op, kind, key, expect, fields, reason, to = mutation
-    if (
-        type(op) is not int
-        or type(kind) is not str
-        or type(reason) is not str
-        or (to is not None and type(to) is not str)
-    ):
+    if type(op) is not int or not 0 < op < 256 or type(reason) is not str or (to is not None and type(to) is not str):
         raise BadRequest("a mutation is (op, kind, id, expect, fields, reason, to)")
-    check_key(key)
-    if expect is not None and (type(expect) is not int or expect < 0):
+    _check_names(kind, key)
+    if expect is not None and (type(expect) is not int or not 0 <= expect <= INT_MAX):
         raise BadRequest("expect is a version or None")
+    check_text(to or "")
     if reason:
         check_text(reason)
         if len(reason) > limits.text_bytes_max:
             raise RequestTooLarge(f"a reason is at most {limits.text_bytes_max} characters (text_bytes_max)")
-    if fields is None:
-        return budget
+    return budget if fields is None else _check_fields(fields, budget, limits)
+
+
+def _check_fields(fields: Any, budget: int, limits: Limits) -> int:
+    """Values that can be stored, and not too many of them; what is left of the budget of nodes."""
     if type(fields) is not dict:
         raise BadRequest("fields are a dict")
     for name, value in fields.items():
         if type(name) is not str:
             raise BadRequest("field names are str")
-        if type(value) not in SCALARS:
-            budget = _check_plain(value, budget, limits.frame_depth_max)
+        check_text(name)
+        budget = _check_plain(value, budget, limits.frame_depth_max)
     return budget
 
 
@@ -288,45 +288,58 @@ def _check_guard(guard: Any) -> None:
     if type(guard) is not tuple or len(guard) != 4:
         raise BadRequest("a guard is a tuple of four")
     code, kind, key, version = guard
-    if code not in (1, 2) or type(kind) is not str or type(version) is not int:
+    if code not in (1, 2) or type(version) is not int or not 0 <= version <= INT_MAX:
         raise BadRequest("a guard is (guard, kind, id, version)")
-    check_key(key)
+    _check_names(kind, key)
 
 
-def check_key(key: Any) -> None:
-    """An id is 1 to 255 bytes of UTF-8. Raises BadRequest."""
-    if type(key) is not str or not key:
-        raise BadRequest("an id is a str that is not empty")
-    if not key.isascii():
-        check_text(key)
-    if len(key) > 63 and len(key.encode()) > KEY_BYTES_MAX:
+def _check_names(kind: Any, key: Any) -> None:
+    """A kind's name and an id are text; an id is 1 to 255 bytes of UTF-8. Raises BadRequest."""
+    if type(kind) is not str or type(key) is not str or not key:
+        raise BadRequest("a kind's name and an id are str, and an id is not empty")
+    check_text(kind)
+    check_text(key)
+    if len(key) > KEY_BYTES_MAX // 4 and len(key.encode()) > KEY_BYTES_MAX:
         raise BadRequest(f"an id is at most {KEY_BYTES_MAX} bytes")
 
 
 def check_text(text: str) -> None:
     """Lone surrogates cannot be written as UTF-8. Raises BadRequest."""
+    if text.isascii():
+        return
     try:
         text.encode()
     except UnicodeEncodeError:
-        raise BadRequest("ids, reasons and names are text that can be encoded") from None
+        raise BadRequest("names, ids, reasons and values are text that can be encoded") from None
 
 
 def _check_plain(value: Any, budget: int, depth: int) -> int:
     """Count the nodes of a decoded tree: shared references can fold 2^25 of them into 260 bytes."""
+    if budget <= 0:
+        raise BadRequest("a request has too many parts (frame_nodes_max)")
     kind = type(value)
+    if kind is str:
+        check_text(value)
+        return budget - 1
+    if kind is int:
+        if not INT_MIN <= value <= INT_MAX:
+            raise BadRequest("integers must fit 64 bits")
+        return budget - 1
     if kind in SCALARS:
         return budget - 1
-    if depth == 0 or budget <= 0:
-        raise BadRequest("a value is nested too deep or has too many parts (frame_depth_max, frame_nodes_max)")
+    if depth == 0:
+        raise BadRequest("a value is nested too deep (frame_depth_max)")
     if kind is dict:
         for key, item in value.items():
             if type(key) is not str:
                 raise BadRequest("keys are str")
+            check_text(key)
             budget = _check_plain(item, budget - 1, depth - 1)
         return budget
     if kind is list or kind is tuple:
+        budget -= 1
         for item in value:
-            budget = _check_plain(item, budget - 1, depth - 1)
+            budget = _check_plain(item, budget, depth - 1)
         return budget
     raise BadRequest(f"{kind.__name__} is not plain data")
 

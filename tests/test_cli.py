@@ -164,7 +164,7 @@ def test_models_of_the_current_folder_are_served(tmp_path: Path, state: Path, se
         capture_output=True,
         text=True,
         timeout=ANSWER_S,
-        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(tmp_path)},
         check=False,
     )
     assert agent.stdout == "me\n", agent.stderr

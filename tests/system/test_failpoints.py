@@ -51,7 +51,7 @@ def run_through(state) -> None:
 
 @pytest.fixture
 def armed_engine(state, start_engine, wait_until) -> Iterator[Callable[..., Engine]]:
-    """`armed_engine(failpoint)`: an engine with it; restarted without it after the test, so that it can stop cleanly."""
+    """`armed_engine(failpoint)`: an engine with it, restarted without it afterwards, so that it can stop."""
     started: list[Engine] = []
     patch = pytest.MonkeyPatch()
 

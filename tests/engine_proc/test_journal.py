@@ -1,0 +1,780 @@
+"""What was committed is replayed, whatever was torn or full; what cannot be explained is refused with its place."""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import os
+import random
+import resource
+import shutil
+import struct
+import subprocess
+import sys
+import tempfile
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from solewriter.engine_proc import journal as journals
+from solewriter.engine_proc.journal import DiskFull, FileJournal, Missing, NoJournal, Tail, journal_files
+from solewriter.shared import entry, record
+from solewriter.shared.config import JOURNAL_VERSION, KIB, Limits
+from solewriter.shared.entry import FILE_HEADER_BYTES, Private
+from solewriter.shared.errors import JournalCorrupt, LayoutMismatch
+from solewriter.shared.failpoint import VARIABLE
+
+STATE = b"0123456789abcdef"
+SMALL = Limits(journal_file_bytes=16 * KIB)
+MEMORY = "/dev/shm" if os.path.isdir("/dev/shm") else None  # where a sync costs nothing
+
+
+@pytest.fixture(autouse=True)
+def small_files(monkeypatch):
+    monkeypatch.setattr(journals, "FIRST_FILE_BYTES", 4 * KIB)
+
+
+@pytest.fixture
+def folder():
+    path = Path(tempfile.mkdtemp(prefix="journal-test-", dir=MEMORY))
+    yield path
+    shutil.rmtree(path)
+
+
+@pytest.fixture(scope="module")
+def beside():
+    with ThreadPoolExecutor(1) as executor:
+        yield executor
+
+
+@pytest.fixture
+def opened(folder, beside):
+    """`opened(**options)`: a journal of the folder and what it replayed; closed after the test."""
+    made = []
+
+    def open_(**options):
+        journal = FileJournal(folder, STATE, SMALL, beside, **{"power": False, **options})
+        made.append(journal)
+        return journal, list(journal.replay())
+
+    yield open_
+    for journal in made:
+        let_go(journal)
+
+
+def let_go(journal):
+    """Leave a journal as a killed process leaves it: nothing is synced or tidied, only the descriptors are closed."""
+    if journal._next is not None and journal._next.exception() is None:
+        os.close(journal._next.result())
+    if journal._closing is not None:
+        journal._closing.result()
+    for fd in (journal._fd, journal._committed_fd):
+        if fd >= 0:
+            os.close(fd)
+    journal._fd = journal._committed_fd = -1
+    journal._next = journal._closing = None
+    journal._syncer.shutdown()
+
+
+def body_of(number, size=20):
+    payload = random.Random(number).randbytes(size)
+    return record.pack(0, 0, 1, 6, number, 1, 0, 2, number, b"t-%d" % number, b"", b"", b"", b"", b"", payload)
+
+
+def commit(journal, size=20, durable=True):
+    """One more entry; its number."""
+    number = journal.tail.number + 1
+    journal.append(
+        number, number * 10, [body_of(number, size)], Private(outcomes=[(2, number, 0, number, None, None, None)])
+    )
+    asyncio.run(journal.commit(durable=durable))
+    assert journal.tail.number == number
+    return number
+
+
+def numbers(entries):
+    return [one.number for one in entries]
+
+
+def written(opened, count, size=20):
+    """A journal of so many entries, left as if the engine was killed; where each entry of the last file begins."""
+    journal, _ = opened()
+    for _ in range(count):
+        commit(journal, size)
+    let_go(journal)
+
+
+def places(path):
+    """The offsets of a file's entries, and the offset behind the last one."""
+    buffer, at, found = path.read_bytes(), FILE_HEADER_BYTES, []
+    while (one := entry.unpack(buffer, at)) is not None:
+        found.append(at)
+        at = one[2]
+    return found, at
+
+
+def overwrite(path, at, data):
+    with open(path, "r+b") as file:
+        file.seek(at)
+        file.write(data)
+
+
+def forget_committed(folder):
+    """As if the side file had never been written: it is only there where that costs nothing."""
+    (folder / "committed").write_bytes(b"")
+
+
+# --- committed and replayed -------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("power", [False, True])
+def test_what_was_committed_is_replayed_in_order_with_all_that_it_says(opened, power):
+    journal, before = opened(power=power)
+    assert (before, journal.tail, journal.missing) == ([], Tail(0, 0), None)
+    for number in range(1, 6):
+        commit(journal, durable=number % 2 == 0)
+    tail = journal.tail
+    let_go(journal)
+    again, found = opened(power=power)
+    assert numbers(found) == [1, 2, 3, 4, 5]
+    assert [list(one.records()) for one in found] == [[body_of(number)] for number in range(1, 6)]
+    assert [one.private.outcomes[0][1] for one in found] == [1, 2, 3, 4, 5]
+    assert [(one.revision, one.time_us) for one in found] == [(number, number * 10) for number in range(1, 6)]
+    assert (again.tail, again.missing) == (tail, None)
+
+
+def test_what_was_appended_and_not_committed_is_nowhere(opened):
+    journal, _ = opened()
+    commit(journal)
+    journal.append(2, 0, [body_of(2)], Private())
+    let_go(journal)
+    journal, found = opened()
+    assert numbers(found) == [1]
+    assert commit(journal) == 2
+
+
+def test_a_closed_journal_is_opened_again_and_goes_on(opened, folder):
+    for rounds in range(4):
+        journal, found = opened()
+        assert numbers(found) == list(range(1, 3 * rounds + 1))
+        for _ in range(3):
+            commit(journal)
+        journal.close()
+        journal._fd = journal._committed_fd = -1
+        assert not (folder / "journal.next").exists()
+    assert len(journal_files(folder)) == 1
+
+
+def test_a_journal_goes_on_over_several_files(opened, folder, beside):
+    journal, _ = opened()
+    for _ in range(120):
+        commit(journal, 300)
+        beside.submit(int).result()
+    files = journal_files(folder)
+    assert len(files) > 3
+    assert [entry.read_file_header(path, path.read_bytes()).first for path in files] == [
+        int(path.stem.removeprefix("journal-")) for path in files
+    ]
+    assert [path.stat().st_size for path in files[:4]] == [4 * KIB, 8 * KIB, 16 * KIB, 16 * KIB]
+    let_go(journal)
+    journal, found = opened()
+    assert numbers(found) == list(range(1, 121))
+    assert commit(journal, 300) == 121
+
+
+@pytest.mark.parametrize("size", [4 * KIB, 20 * KIB, 100_000])
+def test_an_entry_larger_than_any_file_gets_one_of_its_own(opened, folder, size):
+    journal, _ = opened()
+    commit(journal)
+    commit(journal, size)
+    commit(journal)
+    let_go(journal)
+    _, found = opened()
+    assert [len(one.bodies) // 1000 for one in found] == [0, (size + 71) // 1000, 0]
+    assert len(journal_files(folder)) >= 2
+
+
+OPERATIONS = st.lists(
+    st.tuples(st.integers(0, 3_000), st.booleans()) | st.sampled_from(["kill", "close", "kill"]), max_size=30
+)
+
+
+@settings(max_examples=40, deadline=None)
+@given(operations=OPERATIONS, power=st.booleans())
+def test_any_run_of_commits_kills_and_stops_is_replayed(operations, power, beside):
+    folder = Path(tempfile.mkdtemp(prefix="journal-test-", dir=MEMORY))
+    expected = []
+    try:
+        journal = FileJournal(folder, STATE, SMALL, beside, power=power)
+        list(journal.replay())
+        for operation in [*operations, "kill"]:
+            if isinstance(operation, tuple):
+                number = commit(journal, *operation)
+                expected.append(body_of(number, operation[0]))
+                continue
+            if operation == "close":
+                journal.close()
+                journal._fd = journal._committed_fd = -1
+                journal._next = journal._closing = None
+            let_go(journal)
+            journal = FileJournal(folder, STATE, SMALL, beside, power=power)
+            assert [one.bodies for one in journal.replay()] == expected
+            assert journal.missing is None
+        let_go(journal)
+    finally:
+        shutil.rmtree(folder)
+
+
+# --- durable ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def calls(monkeypatch, folder):
+    """What is synced, renamed and written, in order, while it really is: (verb, inode or names)."""
+    seen = []
+
+    def watch(name, what):
+        real = getattr(os, name)
+
+        def watched(*args):
+            seen.append((name, what(*args)))
+            return real(*args)
+
+        monkeypatch.setattr(os, name, watched)
+
+    for name in ("fsync", "fdatasync"):
+        watch(name, lambda fd: os.fstat(fd).st_ino)
+    watch("pwrite", lambda fd, data, offset: os.fstat(fd).st_ino)
+    watch("rename", lambda old, new: (Path(old).name, Path(new).name))
+    return seen
+
+
+def inode(path):
+    return path.stat().st_ino
+
+
+@pytest.mark.parametrize(
+    ("power", "durable", "synced"), [(True, True, True), (True, False, False), (False, True, False)]
+)
+def test_a_commit_is_synced_before_it_is_noted_where_that_was_promised(opened, folder, calls, power, durable, synced):
+    journal, _ = opened(power=power)
+    calls.clear()
+    commit(journal, durable=durable)
+    log, note = inode(journal_files(folder)[0]), inode(folder / "committed")
+    expected = [("pwrite", log), ("fdatasync", log), ("pwrite", note)]
+    assert calls == [call for call in expected if synced or call[0] == "pwrite"]
+
+
+def test_the_recovered_tail_is_rewritten_to_new_pages_and_synced_before_it_takes_the_place(opened, folder, calls):
+    written(opened, 3)
+    path = journal_files(folder)[0]
+    before, content = inode(path), path.read_bytes()
+    keep = os.open(path, os.O_RDONLY)  # so that its inode is not given out again
+    calls.clear()
+    opened()
+    os.close(keep)
+    after = inode(path)
+    assert after != before
+    assert path.read_bytes() == content
+    assert calls[:4] == [
+        ("pwrite", after),
+        ("fsync", after),
+        ("rename", ("journal.next", path.name)),
+        ("fsync", inode(folder)),
+    ]
+
+
+def test_a_new_file_is_whole_and_synced_before_it_gets_its_name(opened, folder, calls):
+    journal, _ = opened()
+    calls.clear()
+    while len(journal_files(folder)) == 1:
+        commit(journal, 700)
+    new = journal_files(folder)[1]
+    rename = calls.index(("rename", ("journal.next", new.name)))
+    assert calls.index(("fsync", inode(new))) < calls.index(("fdatasync", inode(new))) < rename
+    assert calls[rename + 1] == ("fsync", inode(folder))
+
+
+def test_no_acked_entry_depends_on_one_that_is_not_synced_in_the_file_before(opened, folder, calls):
+    journal, _ = opened(power=True)
+    commit(journal, 3_000)
+    old = inode(journal_files(folder)[0])
+    calls.clear()
+    commit(journal, 300, durable=False)
+    commit(journal, 3_000)
+    new = journal_files(folder)[1]
+    assert ("fdatasync", old) in calls[: calls.index(("rename", ("journal.next", new.name)))]
+
+
+def test_a_stop_syncs_everything_at_every_level(opened, folder, calls):
+    journal, _ = opened()
+    commit(journal)
+    calls.clear()
+    journal.close()
+    journal._fd = journal._committed_fd = -1
+    assert {inode(journal_files(folder)[0]), inode(folder / "committed")} == {
+        what for verb, what in calls if verb == "fdatasync"
+    }
+
+
+# --- a torn tail ------------------------------------------------------------------------------------------------------
+
+
+def torn(whole, cut, end, how):
+    """The file as it may be found when the write of its last entry was interrupted at `cut`."""
+    if how == "short":
+        return whole[:cut]
+    return (
+        whole[:cut] + {"zeros": bytes(end - cut), "noise": random.Random(cut).randbytes(end - cut)}[how] + whole[end:]
+    )
+
+
+@pytest.mark.parametrize("how", ["zeros", "noise", "short"])
+def test_a_torn_tail_is_dropped_and_nothing_else(opened, folder, how):
+    written(opened, 3)
+    (path,) = journal_files(folder)
+    starts, end = places(path)
+    whole = path.read_bytes()
+    length = struct.unpack_from("<I", whole, starts[-1] + 8)[0]
+    for cut in range(starts[-1], starts[-1] + length):
+        path.write_bytes(torn(whole, cut, end, how))
+        still_whole = entry.unpack(path.read_bytes(), starts[-1]) is not None
+        forget_committed(folder)
+        journal, found = opened()
+        assert numbers(found) == ([1, 2, 3] if still_whole else [1, 2]), f"cut at {cut}"
+        assert journal.missing is None
+        let_go(journal)
+        assert set(path.read_bytes()[end if still_whole else starts[-1] :]) <= {0}
+
+
+def test_after_a_torn_tail_the_journal_goes_on_in_its_place(opened, folder):
+    written(opened, 3)
+    (path,) = journal_files(folder)
+    starts, _ = places(path)
+    overwrite(path, starts[-1] + 40, b"damage")
+    forget_committed(folder)
+    journal, found = opened()
+    assert numbers(found) == [1, 2]
+    assert commit(journal, 44) == 3
+    let_go(journal)
+    _, found = opened()
+    assert [one.bodies for one in found] == [body_of(1), body_of(2), body_of(3, 44)]
+
+
+def test_a_torn_tail_in_a_file_that_holds_nothing_else(opened, folder, beside):
+    written(opened, 30, 300)
+    path = journal_files(folder)[-1]
+    starts, _ = places(path)
+    overwrite(path, starts[0], bytes(path.stat().st_size - starts[0]))
+    forget_committed(folder)
+    journal, found = opened()
+    first = int(path.stem.removeprefix("journal-"))
+    assert numbers(found) == list(range(1, first))
+    assert commit(journal) == first
+
+
+@pytest.mark.parametrize("content", [b"", b"x", bytes(10_000), b"SWJE" * 100])
+def test_a_next_file_that_was_never_used_is_of_no_account(opened, folder, content):
+    written(opened, 3)
+    (folder / "journal.next").write_bytes(content)
+    journal, found = opened()
+    assert numbers(found) == [1, 2, 3]
+    assert commit(journal) == 4
+
+
+def test_a_file_that_was_only_begun_is_gone_on_with(opened, folder, beside):
+    journal, _ = opened()
+    for _ in range(3):
+        commit(journal)
+    journal._begin(journal._make_next(4 * KIB), journal.tail)
+    let_go(journal)
+    assert len(journal_files(folder)) == 2
+    journal, found = opened()
+    assert numbers(found) == [1, 2, 3]
+    assert commit(journal) == 4
+
+
+# --- damage -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("which", range(4))
+def test_a_bad_entry_before_a_good_one_is_refused_with_file_and_offset(opened, folder, which):
+    written(opened, 5)
+    (path,) = journal_files(folder)
+    starts, _ = places(path)
+    before = path.read_bytes()
+    for at in range(starts[which], starts[which + 1], 5):
+        overwrite(path, at, bytes([before[at] ^ 0x40]))
+        if entry.unpack(path.read_bytes(), starts[which]) is not None:
+            path.write_bytes(before)  # only the padding was hit
+            continue
+        with pytest.raises(JournalCorrupt, match=f"damaged at offset {starts[which]}") as damage:
+            opened()
+        assert damage.value.place == f"{path.name}:{starts[which]}"
+        path.write_bytes(before)
+    _, found = opened()
+    assert numbers(found) == [1, 2, 3, 4, 5]
+
+
+def test_damage_changes_nothing_on_disk(opened, folder):
+    written(opened, 40, 300)
+    files = journal_files(folder)
+    overwrite(files[1], places(files[1])[0][0] + 20, b"damage")
+    before = {path.name: path.read_bytes() for path in folder.iterdir() if path.name != "journal.next"}
+    for _ in range(2):
+        with pytest.raises(JournalCorrupt):
+            opened()
+    assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
+
+
+@pytest.mark.parametrize("which", [0, 1, -2])
+def test_the_end_of_a_file_that_is_not_the_last_is_no_torn_tail(opened, folder, which):
+    written(opened, 60, 300)
+    files = journal_files(folder)
+    path = files[which]
+    starts, _ = places(path)
+    overwrite(path, starts[-1], bytes(path.stat().st_size - starts[-1]))
+    following = files[files.index(path) + 1]
+    with pytest.raises(JournalCorrupt, match="one is missing") as damage:
+        opened()
+    assert damage.value.place == f"{following.name}:0"
+
+
+def test_an_entry_that_does_not_follow_is_refused(opened, folder):
+    written(opened, 3)
+    (path,) = journal_files(folder)
+    starts, end = places(path)
+    stranger, _ = entry.pack(3, 3, 0, 0xBAD, [], Private())
+    overwrite(path, starts[2], stranger.ljust(end - starts[2], b"\0"))
+    with pytest.raises(JournalCorrupt, match="does not follow") as damage:
+        opened()
+    assert damage.value.place == f"{path.name}:{starts[2]}"
+
+
+def test_a_file_in_the_middle_that_is_missing_is_noticed(opened, folder):
+    written(opened, 60, 300)
+    files = journal_files(folder)
+    files[1].unlink()
+    with pytest.raises(JournalCorrupt, match="one is missing") as damage:
+        opened()
+    assert damage.value.place == f"{files[2].name}:0"
+
+
+def test_swapped_files_are_noticed(opened, folder):
+    written(opened, 60, 300)
+    first, second, *_ = journal_files(folder)
+    first.rename(folder / "aside")
+    second.rename(first)
+    (folder / "aside").rename(second)
+    with pytest.raises(JournalCorrupt):
+        opened()
+
+
+def test_a_file_of_another_state_is_refused(opened, folder, beside):
+    written(opened, 3)
+    (path,) = journal_files(folder)
+    other = FileJournal(folder, b"another state id", SMALL, beside, power=False)
+    with pytest.raises(JournalCorrupt, match="another state") as damage:
+        list(other.replay())
+    let_go(other)
+    assert damage.value.place == f"{path.name}:0"
+
+
+def test_a_newer_format_is_refused_as_such(opened, folder):
+    written(opened, 3)
+    (path,) = journal_files(folder)
+    overwrite(path, 8, (JOURNAL_VERSION + 1).to_bytes(4, "little"))
+    with pytest.raises(LayoutMismatch, match=f"{path.name} has journal format"):
+        opened()
+
+
+@pytest.mark.parametrize(("at", "data"), [(0, b"x"), (12, b"damage"), (20, b"\xff"), (40, b"\xff\xff")])
+def test_a_damaged_header_is_refused(opened, folder, at, data):
+    written(opened, 3)
+    (path,) = journal_files(folder)
+    overwrite(path, at, data)
+    with pytest.raises(JournalCorrupt, match="header") as damage:
+        opened()
+    assert damage.value.place == f"{path.name}:0"
+
+
+@pytest.mark.parametrize("length", [0, FILE_HEADER_BYTES - 1])
+def test_a_file_without_a_header_is_refused(opened, folder, length):
+    written(opened, 3)
+    (path,) = journal_files(folder)
+    os.truncate(path, length)
+    with pytest.raises(JournalCorrupt, match="shorter"):
+        opened()
+
+
+def test_a_journal_that_refused_can_be_closed(folder, opened, beside):
+    written(opened, 3)
+    overwrite(journal_files(folder)[0], 0, b"x")
+    journal = FileJournal(folder, STATE, SMALL, beside, power=False)
+    with pytest.raises(JournalCorrupt):
+        list(journal.replay())
+    journal.close()
+
+
+# --- what was acked and is gone ---------------------------------------------------------------------------------------
+
+
+def test_an_acked_tail_that_is_gone_is_noticed(opened, folder):
+    written(opened, 5)
+    (path,) = journal_files(folder)
+    starts, _ = places(path)
+    overwrite(path, starts[3], bytes(path.stat().st_size - starts[3]))
+    journal, found = opened()
+    assert numbers(found) == [1, 2, 3]
+    assert journal.missing == Missing(4, 5, f"{path.name}:{starts[3]}")
+
+
+def test_a_torn_entry_that_was_acked_is_noticed(opened, folder):
+    written(opened, 5)
+    (path,) = journal_files(folder)
+    starts, _ = places(path)
+    overwrite(path, starts[4] + 30, b"damage")
+    journal, _ = opened()
+    assert journal.missing == Missing(5, 5, f"{path.name}:{starts[4]}")
+
+
+def test_a_last_file_that_is_gone_is_noticed(opened, folder):
+    written(opened, 60, 300)
+    *_, before, last = journal_files(folder)
+    first = int(last.stem.removeprefix("journal-"))
+    last.unlink()
+    journal, found = opened()
+    assert numbers(found) == list(range(1, first))
+    assert journal.missing == Missing(first, 60, f"{before.name}:{places(before)[1]}")
+
+
+def test_a_loss_that_was_taken_is_not_reported_again(opened, folder):
+    written(opened, 5)
+    (path,) = journal_files(folder)
+    starts, _ = places(path)
+    for lost in (4, 3, 2, 1):
+        overwrite(path, starts[lost], bytes(path.stat().st_size - starts[lost]))
+        journal, found = opened()
+        assert numbers(found) == list(range(1, lost + 1))
+        assert journal.missing is not None
+        assert commit(journal) == lost + 1
+        let_go(journal)
+        journal, found = opened()
+        assert numbers(found) == list(range(1, lost + 2))
+        assert journal.missing is None
+        let_go(journal)
+
+
+def test_without_any_file_what_was_acked_is_not_forgotten(opened, folder):
+    written(opened, 3)
+    for path in journal_files(folder):
+        path.unlink()
+    with pytest.raises(JournalCorrupt, match="once held 3 entries") as damage:
+        opened()
+    assert damage.value.place == str(folder)
+    assert journal_files(folder) == []
+
+
+@pytest.mark.parametrize("damage", [b"", b"x", bytes(32), b"\xff" * 32])
+def test_a_side_file_that_says_nothing_is_no_reason_to_refuse(opened, folder, damage):
+    written(opened, 3)
+    (folder / "committed").write_bytes(damage)
+    journal, found = opened()
+    assert (numbers(found), journal.missing) == ([1, 2, 3], None)
+
+
+def test_a_side_file_torn_in_its_newest_half_says_what_the_other_half_says(opened, folder):
+    written(opened, 5)
+    (path,) = journal_files(folder)
+    starts, _ = places(path)
+    overwrite(path, starts[3], bytes(path.stat().st_size - starts[3]))
+    overwrite(folder / "committed", 16, b"torn")  # 5 is odd: its half is the second
+    journal, _ = opened()
+    assert journal.missing == Missing(4, 4, f"{path.name}:{starts[3]}")
+
+
+# --- trimming ---------------------------------------------------------------------------------------------------------
+
+
+def test_trimming_removes_whole_files_below_and_never_the_current_one(opened, folder):
+    written(opened, 100, 300)
+    journal, _ = opened()
+    firsts = [int(path.stem.removeprefix("journal-")) for path in journal_files(folder)]
+    assert len(firsts) > 3
+    journal.trim(firsts[1] - 1)
+    assert len(journal_files(folder)) == len(firsts)
+    journal.trim(firsts[2])
+    assert [int(path.stem.removeprefix("journal-")) for path in journal_files(folder)] == firsts[2:]
+    let_go(journal)
+    journal, found = opened()
+    assert numbers(found) == list(range(firsts[2], 101))
+    journal.trim(10_000)
+    assert len(journal_files(folder)) == 1
+    assert commit(journal) == 101
+    let_go(journal)
+    _, found = opened()
+    assert numbers(found) == list(range(firsts[-1], 102))
+
+
+# --- no room ----------------------------------------------------------------------------------------------------------
+
+FILLING = """
+import asyncio, os, sys
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from solewriter.engine_proc import journal as journals
+from solewriter.engine_proc.journal import DiskFull, FileJournal, journal_files
+from solewriter.shared.config import Limits
+from solewriter.shared.entry import Private
+journals.FIRST_FILE_BYTES = 64 * 1024
+folder, ballast = Path(sys.argv[1]) / "state", Path(sys.argv[1]) / "ballast"
+folder.mkdir()
+if len(sys.argv) > 2:
+    ballast.write_bytes(bytes(600_000))
+limits, beside, state = Limits(journal_file_bytes=256 * 1024), ThreadPoolExecutor(1), b"0123456789abcdef"
+journal = FileJournal(folder, state, limits, beside, power=True)
+list(journal.replay())
+def commit():
+    journal.append(1, 0, [], Private(fenced_ids=["x" * 9_000]))
+    asyncio.run(journal.commit(durable=True))
+full = 0
+while full < 10 and journal.tail.number < 500:
+    before = journal.tail
+    try:
+        commit()
+    except DiskFull as error:
+        full += 1
+        assert journal.tail == before
+        assert "free space" in str(error), error
+        ballast.unlink(missing_ok=full < 3) if full == 3 or not ballast.exists() else None
+        if len(sys.argv) < 3 or full == 3:
+            break
+print(full)
+held = journal.tail.number
+for _ in range(3):
+    commit()
+print(journal.tail.number - held)
+journal.close()
+again = FileJournal(folder, state, limits, beside, power=True)
+print([entry.number for entry in again.replay()] == list(range(1, held + 4)), again.missing)
+again.close()
+"""
+
+
+def fill(command, **environment):
+    env = {**os.environ, **environment}
+    return subprocess.run(command, capture_output=True, text=True, env=env)
+
+
+def test_a_full_disk_is_survived_and_the_journal_goes_on_when_there_is_room(tmp_path):
+    ran = fill([sys.executable, "-P", "-c", FILLING, str(tmp_path)], **{VARIABLE: "journal.prepare:full:hit=3"})
+    assert (ran.returncode, ran.stderr) == (0, "")
+    assert ran.stdout.splitlines() == ["1", "3", "True None"]
+
+
+def can_mount():
+    return os.geteuid() == 0 and subprocess.run(["unshare", "-m", "true"], capture_output=True).returncode == 0
+
+
+@pytest.mark.skipif(not can_mount(), reason="mounting a small file system needs root and mount namespaces")
+def test_a_file_system_that_really_is_full_is_survived_as_often_as_it_is(tmp_path):
+    mounted = 'mount -t tmpfs -o size=1m none "$1" && exec "$2" -P -c "$3" "$1" with-ballast'
+    ran = fill(["unshare", "-m", "sh", "-c", mounted, "sh", str(tmp_path), sys.executable, FILLING])
+    assert (ran.returncode, ran.stderr) == (0, "")
+    assert ran.stdout.splitlines() == ["3", "3", "True None"]
+
+
+def test_the_first_failed_write_is_not_retried_and_its_entry_is_dropped(opened):
+    """A limit on the size of files makes the kernel write half an entry."""
+    journal, _ = opened()
+    commit(journal)
+    before = journal.tail
+    journal.append(2, 0, [body_of(2, 500)], Private())
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (journal._offset + 100, hard))
+    try:
+        with pytest.raises(OSError, match="wrote 100 of") as failure:
+            asyncio.run(journal.commit(durable=True))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert not isinstance(failure.value, DiskFull)
+    assert failure.value.errno == errno.EIO
+    assert journal.tail == before
+    let_go(journal)
+    journal, found = opened()
+    assert (numbers(found), journal.missing) == ([1], None)
+
+
+def test_a_disk_that_is_full_again_and_again_needs_no_more_room_in_the_end(opened, folder):
+    journal, _ = opened()
+    commit(journal, 3_000)
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1_000, hard))
+    try:
+        for _ in range(5):
+            with pytest.raises(DiskFull):
+                commit(journal, 3_000)
+            assert sorted(path.name for path in folder.iterdir()) == ["committed", journal_files(folder)[0].name]
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert commit(journal, 3_000) == 2
+    assert journal_files(folder)[1].stat().st_size == 8 * KIB
+    let_go(journal)
+    assert numbers(opened()[1]) == [1, 2]
+
+
+DYING = """
+import asyncio, sys
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from solewriter.engine_proc import journal as journals
+from solewriter.shared.config import Limits
+from solewriter.shared.entry import Private
+journals.FIRST_FILE_BYTES = 4096
+limits, beside = Limits(journal_file_bytes=16384), ThreadPoolExecutor(1)
+journal = journals.FileJournal(Path(sys.argv[1]), b"0123456789abcdef", limits, beside, power=True)
+list(journal.replay())
+for _ in range(40):
+    journal.append(1, 0, [], Private(fenced_ids=["x" * 500]))
+    asyncio.run(journal.commit(durable=True))
+    print(journal.tail.number, flush=True)
+"""
+EVERYWHERE = (
+    "commit.write commit.written commit.synced commit.noted journal.prepare journal.roll journal.rolled "
+    "recover.rewrite recover.rewritten"
+)
+
+
+@pytest.mark.parametrize("name", EVERYWHERE.split())
+def test_a_kill_at_any_step_loses_nothing_that_was_acked(folder, opened, name):
+    """The first run is killed in a commit or a roll, the second in its recovery or a little later; both go on."""
+    env = {**os.environ, VARIABLE: f"{name}:kill:hit=2" if name.startswith(("commit", "journal.")) else f"{name}:kill"}
+    acked = 0
+    for _ in range(3):
+        ran = subprocess.run([sys.executable, "-P", "-c", DYING, str(folder)], capture_output=True, text=True, env=env)
+        acked = max([acked, *map(int, ran.stdout.split())])
+        assert "Error" not in ran.stderr
+        journal, found = opened()
+        assert numbers(found) in (list(range(1, acked + 1)), list(range(1, acked + 2)))
+        assert journal.missing is None
+        acked = len(found)
+        let_go(journal)
+    assert acked > 0
+
+
+# --- without a journal ------------------------------------------------------------------------------------------------
+
+
+def test_without_durability_entries_are_counted_and_forgotten():
+    journal = NoJournal()
+    assert list(journal.replay()) == []
+    for number in range(1, 4):
+        journal.append(number, 0, [body_of(number)], Private())
+        assert journal.tail.number == number - 1
+        asyncio.run(journal.commit(durable=True))
+        assert journal.tail == Tail(number, 0)
+    journal.trim(2)
+    journal.close()

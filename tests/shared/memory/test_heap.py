@@ -1,0 +1,297 @@
+"""The heap holds exactly the records that were appended and not taken back, in order, whatever segments they lie in."""
+
+from __future__ import annotations
+
+import itertools
+import mmap
+import shutil
+import struct
+import tempfile
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
+
+from solewriter.shared.config import KIB, Limits
+from solewriter.shared.errors import MemoryFull
+from solewriter.shared.memory.heap import (
+    OFFSET_MASK,
+    PREFIX,
+    PREFIX_BYTES,
+    START,
+    HeapWriter,
+    address_of,
+    padded,
+    walk,
+)
+from solewriter.shared.memory.segment import Segment
+
+SMALL = Limits(heap_segment_bytes_first=4 * KIB, heap_segment_bytes_max=16 * KIB)
+BEGINNING = address_of(1, START)
+
+
+class Heap:
+    """A heap in a folder, and what must be in it."""
+
+    def __init__(self, folder, limits=SMALL):
+        self.folder = folder
+        self.beside = ThreadPoolExecutor(1)
+        self.room = True
+        self.writer = HeapWriter(self.make, limits, self.beside)
+        self.records = []
+
+    def make(self, number, size):
+        if not self.room:
+            raise MemoryFull("no room")
+        return Segment.create(self.folder / f"heap-{number}", size)
+
+    def append(self, body, slot=0, previous=0):
+        address = self.writer.append(body, slot, previous)
+        self.records.append((address, body, slot, previous))
+        return address
+
+    def reset(self, tail):
+        self.writer.reset(tail)
+        self.records = [record for record in self.records if record[0] < tail]
+
+    def read(self, start=BEGINNING, end=None):
+        """What a reader finds, who maps segments by their names."""
+        mapped = {}
+
+        def segment_of(number):
+            if number not in mapped:
+                mapped[number] = Segment.attach(self.folder / f"heap-{number}")
+            return mapped[number]
+
+        found = []
+        for address, segment, offset in walk(segment_of, start, self.writer.tail if end is None else end):
+            length, slot, previous = PREFIX.unpack_from(segment.map, offset)
+            body = segment.map[offset + PREFIX_BYTES : offset + PREFIX_BYTES + length]
+            assert (address >> 32, address & OFFSET_MASK) == (int(segment.path.name[5:]), offset)
+            found.append((address, body, slot, previous))
+        return found
+
+    def settle(self):
+        """Wait for what is made beside; the numbers of the segments that exist then."""
+        self.beside.submit(int).result()
+        return sorted(int(path.name[5:]) for path in self.folder.iterdir())
+
+    def close(self):
+        self.beside.shutdown()
+
+
+@pytest.fixture
+def heap(tmp_path):
+    made = Heap(tmp_path)
+    yield made
+    made.close()
+
+
+# --- against a list ---------------------------------------------------------------------------------------------------
+
+
+class HeapMachine(RuleBasedStateMachine):
+    """Appends and takes back at random, beside a list."""
+
+    def __init__(self):
+        super().__init__()
+        self.folder = Path(tempfile.mkdtemp(prefix="heap-test-"))
+        self.heap = Heap(self.folder)
+        self.tails = [self.heap.writer.tail]
+        self.published = 0
+
+    @rule(
+        sizes=st.lists(st.integers(0, 200) | st.sampled_from([1_000, 3_000, 4_000, 5_000, 20_000]), max_size=8),
+        slot=st.integers(0, 2**32 - 1),
+    )
+    def append(self, sizes, slot):
+        for size in sizes:
+            mark = len(self.heap.records) % 256
+            self.heap.append(bytes([mark]) * size, slot, self.heap.records[-1][0] if self.heap.records else 0)
+            self.tails.append(self.heap.writer.tail)
+
+    @rule()
+    def publish(self):
+        self.published = len(self.tails) - 1
+
+    @precondition(lambda self: len(self.tails) > self.published + 1)
+    @rule(data=st.data())
+    def take_back(self, data):
+        place = data.draw(st.integers(self.published, len(self.tails) - 1))
+        self.heap.reset(self.tails[place])
+        assert self.heap.writer.tail == self.tails[place]
+        del self.tails[place + 1 :]
+
+    @invariant()
+    def everything_is_there_and_nothing_else(self):
+        assert self.heap.read() == self.heap.records
+        assert self.heap.read(self.tails[self.published]) == [
+            record for record in self.heap.records if record[0] >= self.tails[self.published]
+        ]
+
+    @invariant()
+    def no_segment_is_left_over(self):
+        last = self.heap.writer.last
+        assert self.heap.settle() in (list(range(1, last + 1)), list(range(1, last + 2)))
+
+    def teardown(self):
+        self.heap.close()
+        shutil.rmtree(self.folder)
+
+
+TestHeapAgainstAList = HeapMachine.TestCase
+TestHeapAgainstAList.settings = settings(max_examples=40, stateful_step_count=15, deadline=None)
+
+
+# --- appending --------------------------------------------------------------------------------------------------------
+
+
+def test_an_empty_heap_has_no_records(heap):
+    assert heap.writer.tail == BEGINNING
+    assert heap.read() == []
+
+
+def test_records_are_aligned_and_never_span_two_segments(heap):
+    for size in itertools.islice(itertools.cycle([0, 1, 7, 8, 9, 900, 3_000]), 200):
+        address = heap.append(b"x" * size)
+        offset = address & OFFSET_MASK
+        assert offset % 8 == 0
+        assert offset >= START
+        assert offset + padded(size) <= heap.writer.segments[address >> 32].size
+    assert heap.writer.last > 3
+    assert heap.read() == heap.records
+
+
+def test_addresses_grow(heap):
+    addresses = [heap.append(b"x" * 500) for _ in range(100)]
+    assert addresses == sorted(set(addresses))
+    assert heap.writer.tail > addresses[-1]
+
+
+def test_a_record_that_fills_a_segment_to_its_last_byte(heap):
+    room = heap.writer.segments[1].size - START - PREFIX_BYTES
+    heap.append(b"a" * room)
+    assert heap.writer.tail == address_of(1, heap.writer.segments[1].size)
+    assert heap.append(b"b") == address_of(2, START)
+    assert heap.read() == heap.records
+
+
+@pytest.mark.parametrize("left", [0, 8, 16, 24])
+def test_whatever_is_left_of_a_segment_readers_go_on_in_the_next(heap, left):
+    heap.append(b"a" * (heap.writer.segments[1].size - START - PREFIX_BYTES - left))
+    heap.append(b"b" * 100)
+    heap.append(b"c")
+    assert [record[0] >> 32 for record in heap.read()] == [1, 2, 2]
+    assert heap.read() == heap.records
+
+
+def test_a_record_larger_than_any_segment_gets_one_of_its_own(heap):
+    heap.append(b"a")
+    heap.append(b"b" * 100_000)
+    heap.append(b"c")
+    assert heap.read() == heap.records
+    assert heap.writer.segments[2].size >= 100_000
+
+
+def test_segments_grow_to_their_maximum(heap):
+    while heap.writer.last < 6:
+        heap.append(b"x" * 1_000)
+    assert [heap.writer.segments[number].size // KIB for number in range(1, 7)] == [4, 8, 16, 16, 16, 16]
+
+
+def test_readers_stop_where_they_are_told_to(heap):
+    tails = [heap.writer.tail]
+    for number in range(50):
+        heap.append(b"%d" % number * 60)
+        tails.append(heap.writer.tail)
+    for place in range(0, 51, 7):
+        assert heap.read(end=tails[place]) == heap.records[:place]
+        assert heap.read(start=tails[place]) == heap.records[place:]
+
+
+def test_what_lies_behind_the_tail_is_not_seen(heap):
+    heap.append(b"a")
+    tail = heap.writer.tail
+    heap.append(b"b")
+    heap.append(b"c" * 5_000)
+    assert heap.read(end=tail) == heap.records[:1]
+
+
+# --- taking back ------------------------------------------------------------------------------------------------------
+
+
+def test_taking_back_over_several_segments_removes_them(heap):
+    heap.append(b"a" * 2_500)
+    tail = heap.writer.tail
+    for _ in range(30):
+        heap.append(b"b" * 1_500)
+    assert heap.writer.last >= 4
+    heap.reset(tail)
+    assert heap.settle() in ([1], [1, 2])
+    heap.append(b"c" * 1_000)
+    for _ in range(30):
+        heap.append(b"d" * 900)
+    assert heap.read() == heap.records
+    assert [record[1][:1] for record in heap.records[:2]] == [b"a", b"c"]
+
+
+def test_what_was_written_before_and_taken_back_is_never_met_again(heap):
+    for size in (3_000, 10, 2_000, 700, 0, 5_000):
+        tail = heap.writer.tail
+        for number in range(4):
+            heap.append(bytes([number]) * size)
+        heap.reset(tail)
+        heap.append(b"kept" * (size // 8))
+        assert heap.read() == heap.records
+
+
+# --- no room ----------------------------------------------------------------------------------------------------------
+
+
+def test_without_room_an_append_fails_and_what_was_there_stays(heap):
+    heap.append(b"a" * 1_000)
+    heap.room = False
+    with pytest.raises(MemoryFull):
+        for _ in range(100):
+            heap.append(b"b" * 1_000)
+    before = list(heap.records)
+    tail = heap.writer.tail
+    assert heap.read() == before
+    for _ in range(3):
+        with pytest.raises(MemoryFull):
+            heap.append(b"c" * 5_000)
+    assert heap.writer.tail == tail
+    heap.append(b"d")
+    heap.room = True
+    heap.append(b"e" * 5_000)
+    heap.append(b"f")
+    assert heap.read() == heap.records
+    assert [record[1][:1] for record in heap.records[len(before) :]] == [b"d", b"e", b"f"]
+
+
+def test_without_room_everything_can_still_be_taken_back(heap):
+    tail = heap.writer.tail
+    with pytest.raises(MemoryFull):
+        for number in range(100):
+            heap.room = number < 12
+            heap.append(b"b" * 1_000)
+    heap.reset(tail)
+    assert heap.read() == []
+    heap.room = True
+    for _ in range(20):
+        heap.append(b"c" * 1_000)
+    assert heap.read() == heap.records
+
+
+def test_the_prefix_is_the_one_that_is_written_down(heap):
+    first = heap.append(b"body-one", 7, 0)
+    second = heap.append(b"body-two!", 2**32 - 1, first)
+    mapped = Segment.attach(heap.folder / "heap-1").map
+    assert struct.unpack_from("<IIQ", mapped, first & OFFSET_MASK) == (8, 7, 0)
+    assert struct.unpack_from("<IIQ", mapped, second & OFFSET_MASK) == (9, 2**32 - 1, first)
+    assert second - first == PREFIX_BYTES + 8
+    assert heap.writer.tail - second == PREFIX_BYTES + 16
+    assert heap.writer.segments[1].size % mmap.PAGESIZE == 0

@@ -1,0 +1,182 @@
+"""The index finds every slot that a key may have, and no other, also while it is enlarged."""
+
+from __future__ import annotations
+
+import random
+import subprocess
+import sys
+from hashlib import blake2b
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from solewriter.shared.errors import MemoryFull
+from solewriter.shared.memory.index import IndexReader, IndexWriter, key_hash
+from solewriter.shared.memory.segment import Segment
+
+
+class Index:
+    """An index in a folder, its writer and a reader, and what must be in it."""
+
+    def __init__(self, folder):
+        self.folder = folder
+        self.room = True
+        self.writer = IndexWriter(self.make)
+        self.reader = IndexReader(lambda number: Segment.attach(folder / f"index-{number}"))
+        self.slots = {}
+        self.count = 0
+
+    def make(self, number, size):
+        if not self.room:
+            raise MemoryFull("no room")
+        return Segment.create(self.folder / f"index-{number}", size)
+
+    def insert(self, hashes):
+        self.writer.reserve(hashes)
+        for hashed in hashes:
+            self.writer.insert(hashed, self.count)
+            self.slots.setdefault(hashed, []).append(self.count)
+            self.count += 1
+
+    def check(self, hashes=None):
+        for hashed in hashes or self.slots:
+            assert sorted(self.reader.candidates(hashed)) == self.slots.get(hashed, [])
+
+
+@pytest.fixture
+def index(tmp_path):
+    return Index(tmp_path)
+
+
+HASHES = st.integers(0, 2**32 - 1) | st.sampled_from([0, 2**32 - 1, 256, 512, 0x01000000, 0xFF0000FF])
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.lists(st.lists(HASHES, max_size=30), max_size=12), st.lists(HASHES, max_size=10))
+def test_every_insertion_is_found_and_nothing_else(tmp_path_factory, batches, strangers):
+    index = Index(tmp_path_factory.mktemp("index"))
+    for batch in batches:
+        index.insert(batch)
+        index.check()
+        index.check(strangers)
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.integers(0, 2**32 - 1), st.lists(st.integers(0, 2**24 - 1), max_size=60), st.integers(1, 60))
+def test_a_region_in_which_everything_collides_is_found_too(tmp_path_factory, hashed, others, same):
+    index = Index(tmp_path_factory.mktemp("index"))
+    index.insert([hashed] * same + [other << 8 | hashed & 0xFF for other in others])
+    index.check()
+    assert list(index.reader.candidates(hashed))[:same] == list(range(same))
+
+
+def test_ten_thousand_keys_are_found_while_the_index_grows(index):
+    choose = random.Random(7)
+    hashes = [choose.randrange(2**32) for _ in range(10_000)]
+    for start in range(0, 10_000, 500):
+        index.insert(hashes[start : start + 500])
+        index.check(choose.sample(hashes, 50))
+    index.check()
+    assert len(list(index.folder.iterdir())) > 1
+
+
+def test_real_keys_of_one_crc_are_two_slots(index):
+    seen = {}
+    for number in range(1_000_000):
+        key = blake2b(number.to_bytes(4, "little"), digest_size=8).hexdigest().encode()
+        if key_hash(key) in seen:
+            break
+        seen[key_hash(key)] = key
+    other = seen[key_hash(key)]
+    assert key != other
+    index.insert([key_hash(other), key_hash(b"between"), key_hash(key)])
+    assert list(index.reader.candidates(key_hash(key))) == [0, 2]
+    assert list(index.reader.candidates(key_hash(b"between"))) == [1]
+
+
+def test_an_empty_index_finds_nothing(index):
+    index.check([0, 1, 255, 2**32 - 1])
+
+
+def test_a_slot_may_be_as_large_as_32_bits_allow(index):
+    index.writer.reserve([5, 5])
+    index.writer.insert(5, 0)
+    index.writer.insert(5, 2**32 - 2)
+    assert list(index.reader.candidates(5)) == [0, 2**32 - 2]
+
+
+def test_room_that_was_reserved_and_not_used_changes_nothing(index):
+    index.insert([1, 2, 257])
+    for _ in range(5):
+        index.writer.reserve([1] * 300 + list(range(0, 25_600, 256)))
+        index.check()
+        index.check([3, 256, 512])
+    index.insert([1] * 50)
+    index.check()
+
+
+def test_without_room_nothing_visible_changes_and_later_it_goes_on(index):
+    index.insert(range(500))
+    index.room = False
+    with pytest.raises(MemoryFull):
+        for _ in range(100):
+            index.writer.reserve(list(range(100_000)))
+    index.check()
+    index.check([501, 70_000])
+    index.room = True
+    index.insert(range(100, 20_100))
+    index.check(range(0, 20_100, 37))
+
+
+def test_a_reader_maps_each_arena_once(index):
+    asked = []
+
+    def attach(number):
+        asked.append(number)
+        return Segment.attach(index.folder / f"index-{number}")
+
+    reader = IndexReader(attach)
+    index.insert(range(20_000))
+    for hashed in range(20_000):
+        assert list(reader.candidates(hashed)) == [hashed]
+    assert len(asked) == len(set(asked)) > 1
+
+
+WRITING = """
+import random, sys
+from pathlib import Path
+from solewriter.shared.memory.index import IndexWriter
+from solewriter.shared.memory.segment import Segment
+folder, choose = Path(sys.argv[1]), random.Random(11)
+index = IndexWriter(lambda number, size: Segment.create(folder / f"index-{number}", size))
+progress = Segment.create(folder / "progress", 8)
+print("ready", flush=True)
+sys.stdin.readline()
+for start in range(0, 40_000, 50):
+    hashes = [choose.randrange(2**32) for _ in range(50)]
+    index.reserve(hashes)
+    for slot, hashed in enumerate(hashes, start):
+        index.insert(hashed, slot)
+    progress.words[0] = start + 50
+print("done")
+"""
+
+
+def test_what_was_there_stays_findable_while_another_process_enlarges_the_index(tmp_path):
+    choose = random.Random(11)
+    hashes = [choose.randrange(2**32) for _ in range(40_000)]
+    command = [sys.executable, "-P", "-c", WRITING, str(tmp_path)]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as writing:
+        assert writing.stdout.readline() == "ready\n"
+        reader = IndexReader(lambda number: Segment.attach(tmp_path / f"index-{number}"))
+        progress = Segment.attach(tmp_path / "progress").words
+        writing.stdin.write("go\n")
+        writing.stdin.flush()
+        there, probe = 0, random.Random(3)
+        while there < 40_000:
+            there = progress[0]
+            for slot in [probe.randrange(there) for _ in range(20)] if there else ():
+                assert slot in reader.candidates(hashes[slot])
+            assert writing.poll() in (None, 0)
+        assert writing.communicate()[0] == "done\n"

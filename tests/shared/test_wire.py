@@ -1,0 +1,748 @@
+"""What crosses a lane is plain data: everything else is refused before anything is imported, called or built."""
+
+from __future__ import annotations
+
+import datetime
+import json
+import os
+import pickle
+import pickletools
+import struct
+import subprocess
+import sys
+
+import msgspec
+import pytest
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+
+from solewriter.shared import wire
+from solewriter.shared.config import FRAME_REQUESTS_MAX, Limits
+from solewriter.shared.errors import BadRequest, InvalidMutation, RequestTooLarge
+from solewriter.shared.models import Entity, Project, Task, TaskStatus
+from solewriter.shared.mutations import (
+    Cancel,
+    Create,
+    Delete,
+    Op,
+    Put,
+    Require,
+    RequireAbsent,
+    Transition,
+    Update,
+)
+from solewriter.shared.registry import Registry
+
+LIMITS = Limits()
+REGISTRY = Registry()
+REFUSED = (BadRequest, RequestTooLarge)
+
+
+class Note(Entity):
+    text: str = ""
+
+
+def request_of(*mutations, guards=(), request_id=None, deadline_us=None):
+    return [wire.plain_mutation(one, REGISTRY) for one in mutations], [*guards], request_id, deadline_us
+
+
+def decoded(frame):
+    body = memoryview(frame)
+    length = wire.frame_length(body, 0, LIMITS)
+    assert len(body) == 4 + length
+    return [wire.checked_request(one, LIMITS) for one in wire.unpack_frame(bytes(body[4:]), LIMITS)]
+
+
+def update(fields, **other):
+    """A request as a client might send it: one update."""
+    parts = {"op": 3, "kind": "Task", "key": "t-1", "expect": 1, "fields": fields, "reason": "", "to": None, **other}
+    return [tuple(parts.values())], [], None, None
+
+
+def refused(body):
+    with pytest.raises(REFUSED) as refusal:
+        for request in wire.unpack_frame(body, LIMITS):
+            wire.checked_request(request, LIMITS)
+    return str(refusal.value)
+
+
+# --- mutations as plain data ------------------------------------------------------------------------------------------
+
+STORED = Task(id="t-1", title="t", version=7, priority="high", status="assigned", assigned_to="ann")
+FRESH = Task(id="t-2", title="f", metadata={"a": [1, {"b": None}]}, deadline="2030-01-01T00:00:00Z", result=(1, 2.5))
+FRESH_FIELDS = {
+    "title": "f",
+    "metadata": {"a": (1, {"b": None})},
+    "deadline": "2030-01-01T00:00:00Z",
+    "result": (1, 2.5),
+}
+MUTATIONS = [
+    (Create(FRESH, reason="r"), (1, "Task", "t-2", 0, FRESH_FIELDS, "r", None)),
+    (Put(FRESH), (2, "Task", "t-2", None, FRESH_FIELDS, "", None)),
+    (
+        Put(STORED),
+        (2, "Task", "t-1", 7, {"title": "t", "priority": "high", "status": "assigned", "assigned_to": "ann"}, "", None),
+    ),
+    (Put(Project(id="p", name="n"), expect=3), (2, "Project", "p", 3, {"name": "n"}, "", None)),
+    (Update(STORED, {"max_retries": 2}), (3, "Task", "t-1", 7, {"max_retries": 2}, "", None)),
+    (Update(Task.ref("x"), {}), (3, "Task", "x", None, {}, "", None)),
+    (Update(STORED, {"priority": "low"}, expect=None), (3, "Task", "t-1", None, {"priority": "low"}, "", None)),
+    (Update(Task.ref("x"), {"reviewers": ["a"]}, expect=4), (3, "Task", "x", 4, {"reviewers": ("a",)}, "", None)),
+    (
+        Transition(STORED, TaskStatus.IN_PROGRESS, {"source": "s"}, reason="go"),
+        (4, "Task", "t-1", 7, {"source": "s"}, "go", "in_progress"),
+    ),
+    (Transition(Project.ref("p"), "paused"), (4, "Project", "p", None, {}, "", "paused")),
+    (Cancel(STORED, reason="no"), (5, "Task", "t-1", None, None, "no", None)),
+    (Cancel(Task.ref("x"), expect=2), (5, "Task", "x", 2, None, "", None)),
+    (Delete(STORED), (6, "Task", "t-1", 7, None, "", None)),
+    (Delete(Task.ref("x")), (6, "Task", "x", None, None, "", None)),
+]
+
+
+@pytest.mark.parametrize(("mutation", "plain"), MUTATIONS, ids=lambda value: type(value).__name__)
+def test_every_mutation_crosses_as_plain_data(mutation, plain):
+    found = wire.plain_mutation(mutation, REGISTRY)
+    assert found == plain
+    assert type(found[0]) is int
+    assert decoded(wire.pack_frame([([found], [], None, None)], LIMITS)) == [([plain], [], None, None)]
+
+
+def test_a_whole_request_crosses_with_guards_id_and_deadline():
+    guards = [wire.plain_guard(Require(STORED), REGISTRY), wire.plain_guard(RequireAbsent(Task, "x"), REGISTRY)]
+    guards.append(wire.plain_guard(RequireAbsent("Ship", "y"), REGISTRY))
+    assert guards == [(1, "Task", "t-1", 7), (2, "Task", "x", 0), (2, "Ship", "y", 0)]
+    requests = [
+        request_of(*(one for one, _ in MUTATIONS), guards=guards, request_id="mine", deadline_us=9),
+        request_of(Delete(STORED)),
+    ]
+    assert decoded(wire.pack_frame(requests, LIMITS)) == requests
+
+
+def test_a_frame_names_nothing():
+    frame = wire.pack_frame([request_of(*(one for one, _ in MUTATIONS))], LIMITS)
+    opcodes = {opcode.name for opcode, _, _ in pickletools.genops(frame[4:])}
+    assert not opcodes & {"GLOBAL", "STACK_GLOBAL", "REDUCE", "BUILD", "INST", "OBJ", "NEWOBJ", "NEWOBJ_EX"}
+    assert not {name for name in opcodes if "EXT" in name or "PERSID" in name}
+
+
+@pytest.mark.parametrize("name", ["id", "version", "created_by", "created_at", "updated_at", "status"])
+@pytest.mark.parametrize(
+    "make", [lambda changes: Update(STORED, changes), lambda changes: Transition(STORED, "blocked", changes)]
+)
+def test_what_only_the_engine_or_a_transition_sets_is_refused_at_the_call(make, name):
+    with pytest.raises(InvalidMutation) as refusal:
+        wire.plain_mutation(make({name: 1}), REGISTRY)
+    assert set(refusal.value.fields) == {name}
+
+
+@pytest.mark.parametrize("changes", [{"colour": 1}, {"priority": "urgent"}, {"reviewers": "ann"}, {"title": ""}])
+def test_a_bad_change_is_refused_at_the_call_by_its_field(changes):
+    with pytest.raises(InvalidMutation) as refusal:
+        wire.plain_mutation(Update(STORED, changes), REGISTRY)
+    assert set(refusal.value.fields) == set(changes)
+
+
+def test_a_step_that_no_lifecycle_has_is_refused_at_the_call():
+    registry = Registry([Note])
+    for mutation, field in [
+        (Transition(STORED, "finished"), "status"),
+        (Transition(Note(), "finished"), "kind"),
+        (Cancel(Project.ref("p")), "kind"),
+        (Cancel(Note()), "kind"),
+    ]:
+        with pytest.raises(InvalidMutation) as refusal:
+            wire.plain_mutation(mutation, registry)
+        assert set(refusal.value.fields) == {field}
+
+
+@pytest.mark.parametrize(
+    "thing",
+    [
+        None,
+        "Task",
+        STORED,
+        Task.ref("x"),
+        Create("Task"),
+        Put(Task.ref("x")),
+        Update("t-1", {}),
+        Delete(Task),
+        Cancel(None),
+    ],
+    ids=repr,
+)
+def test_what_is_no_mutation_is_a_type_error(thing):
+    with pytest.raises(TypeError):
+        wire.plain_mutation(thing, REGISTRY)
+
+
+def test_what_cannot_be_pickled_raises_at_the_call():
+    with pytest.raises(TypeError, match="plain data"):
+        wire.pack_frame([lambda: None], LIMITS)
+
+
+def test_a_frame_over_its_bound_raises_at_the_call():
+    small = Limits(frame_bytes_max=100)
+    assert wire.pack_frame(["x" * 50], small)
+    with pytest.raises(RequestTooLarge, match="frame_bytes_max"):
+        wire.pack_frame(["x" * 100], small)
+
+
+# --- frames -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("length", [-1, -(2**31), 0, LIMITS.frame_bytes_max + 1, 2**31 - 1])
+def test_a_declared_length_out_of_bounds_is_refused_before_anything_is_read(length):
+    with pytest.raises(BadRequest, match="declares"):
+        wire.frame_length(memoryview(struct.pack("!i", length)), 0, LIMITS)
+
+
+def test_the_header_is_that_of_a_multiprocessing_queue():
+    frame = wire.pack_frame([1], LIMITS)
+    assert struct.unpack("!i", frame[:4]) == (len(frame) - 4,)
+    assert wire.frame_length(memoryview(b"xx" + frame), 2, LIMITS) == len(frame) - 4
+
+
+GOOD = pickle.dumps([request_of(*(one for one, _ in MUTATIONS))], 5)
+
+
+def test_a_frame_cut_short_at_any_byte_is_refused():
+    for length in range(len(GOOD)):
+        with pytest.raises(BadRequest):
+            wire.unpack_frame(GOOD[:length], LIMITS)
+
+
+def test_bytes_behind_the_end_are_refused():
+    assert "behind" in refused(GOOD + b".")
+    assert "behind" in refused(GOOD + GOOD)
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.binary(max_size=64) | st.builds(lambda tail: b"\x80\x05" + tail + b".", st.binary(max_size=24)))
+def test_any_bytes_are_requests_or_refused(body):
+    try:
+        requests = wire.unpack_frame(body, LIMITS)
+    except BadRequest:
+        return
+    assert type(requests) is list
+    assert 0 < len(requests) <= FRAME_REQUESTS_MAX
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.integers(0, len(GOOD) - 1), st.integers(1, 255))
+def test_a_damaged_frame_is_requests_or_refused(place, change):
+    body = bytearray(GOOD)
+    body[place] ^= change
+    try:
+        requests = wire.unpack_frame(bytes(body), LIMITS)
+        for request in requests:
+            wire.checked_request(request, LIMITS)
+    except REFUSED:
+        return
+
+
+# --- poison -----------------------------------------------------------------------------------------------------------
+
+
+def framed(value):
+    return pickle.dumps(value, 5)
+
+
+def laughs(depth, width=10):
+    value: object = "ha"
+    for _ in range(depth):
+        value = [value] * width
+    return value
+
+
+def cycle():
+    ring: list = [1]
+    ring.append({"a": ring})
+    return ring
+
+
+def poison():
+    """Everything that a hostile client might send in place of requests, by name."""
+    corpus = {
+        "GLOBAL": b"cos\nsystem\n.",
+        "GLOBAL and REDUCE": b"cos\nsystem\n(S'touch /tmp/poison'\ntR.",
+        "GLOBAL of a builtin": b"c__builtin__\neval\n(S'1+1'\ntR.",
+        "GLOBAL of what was never imported": b"cantigravity\nx\n.",
+        "GLOBAL of our own": b"csolewriter.shared.models\nTask\n.",
+        "STACK_GLOBAL": b"\x80\x04\x8c\x02os\x8c\x06system\x93\x8c\x04true\x85R.",
+        "STACK_GLOBAL of no text": b"\x80\x04K\x01K\x02\x93.",
+        "REDUCE of plain data": b"\x80\x02]K\x01\x85R.",
+        "REDUCE of a text": b"\x80\x02X\x02\x00\x00\x00os)R.",
+        "BUILD of a list": b"\x80\x02]}X\x01\x00\x00\x00aK\x01sb.",
+        "BUILD of a dict": b"\x80\x02}}X\x0c\x00\x00\x00__setstate__K\x01sb.",
+        "BUILD of slots": b"\x80\x02]N}X\x01\x00\x00\x00aK\x01s\x86b.",
+        "INST": b"(S'true'\nios\nsystem\n.",
+        "OBJ": b"(cos\nsystem\nS'true'\no.",
+        "OBJ of plain data": b"(X\x02\x00\x00\x00osK\x01o.",
+        "NEWOBJ": b"\x80\x02cbuiltins\nobject\n)\x81.",
+        "NEWOBJ of plain data": b"\x80\x02K\x01)\x81.",
+        "NEWOBJ_EX": b"\x80\x04\x8c\x08builtins\x8c\x06object\x93)}\x92.",
+        "NEWOBJ_EX of plain data": b"\x80\x04])}\x92.",
+        "EXT1": b"\x80\x02\x82\x01.",
+        "EXT2": b"\x80\x02\x83\x01\x01.",
+        "EXT4": b"\x80\x02\x84\x01\x01\x01\x00.",
+        "EXT4 negative": b"\x80\x02\x84\xff\xff\xff\xff.",
+        "PERSID": b"Psomething\n.",
+        "BINPERSID": b"\x80\x02]Q.",
+        "BINPERSID of a name": b"\x80\x02X\x02\x00\x00\x00osQ.",
+        "memo of a million": b"\x80\x02]r" + struct.pack("<I", 2**20) + b".",
+        "memo that is not there": b"\x80\x02h\x07.",
+        "NEXT_BUFFER": b"\x80\x05\x97.",
+        "READONLY_BUFFER": b"\x80\x05\x97\x98.",
+        "BYTEARRAY8": b"\x80\x05\x96" + struct.pack("<Q", 1) + b"x.",
+        "BYTEARRAY8 that is not there": b"\x80\x05\x96" + struct.pack("<Q", 2**40) + b"x.",
+        "BINBYTES8 that is not there": b"\x80\x05\x8e" + struct.pack("<Q", 2**62) + b"x.",
+        "BINUNICODE8 that is not there": b"\x80\x05\x8d" + struct.pack("<Q", 2**63 - 1) + b"x.",
+        "FRAME that is not there": b"\x80\x05\x95" + struct.pack("<Q", 2**40) + b"].",
+        "LONG4 negative": b"\x80\x02\x8b" + struct.pack("<i", -1) + b".",
+        "LONG of a million digits": b"L" + b"9" * 900_000 + b"L\n.",
+        "INT of no number": b"Iabc\n.",
+        "FLOAT of no number": b"Fabc\n.",
+        "UNICODE of no text": b"V\\ud8000\\uzzzz\n.",
+        "BINUNICODE of no UTF-8": b"\x80\x02X\x02\x00\x00\x00\xff\xff.",
+        "no such opcode": b"\x80\x05\xf0.",
+        "no such protocol": b"\x80\x06].",
+        "STOP at once": b".",
+        "POP of nothing": b"0.",
+        "APPENDS to a bytearray": b"\x80\x05\x96" + struct.pack("<Q", 0) + b"(K\x01e.",
+        "SETITEM of a number": b"\x80\x02K\x01K\x02K\x03s.",
+        "a key that cannot be one": b"\x80\x02}]K\x01s.",
+        "marks": b"(" * 100_000 + b".",
+        "nothing": b"",
+        "deep lists": b"\x80\x02" + b"]" * 200_000 + b"a" * 199_999 + b".",
+        "deep tuples": b"\x80\x02)" + b"\x85" * 200_000 + b".",
+        "deep dicts": b"\x80\x02" + b"}K\x01" * 100_000 + b"N" + b"s" * 100_000 + b".",
+        "a dict": framed({}),
+        "a tuple": framed(()),
+        "a text": framed("outcome"),
+        "no requests": framed([]),
+        "too many requests": framed([update({})] * (FRAME_REQUESTS_MAX + 1)),
+        "a list in itself": b"\x80\x02]q\x00h\x00a.",
+    }
+    values = {
+        "laughs": laughs(25),
+        "laughs of dicts": {"a": [{"b": laughs(10, 8)}] * 8},
+        "tuples of laughs": tuple(laughs(12)),
+        "a cycle": cycle(),
+        "deep values": json.loads("[" * 100 + "]" * 100),
+        "a set": {1, 2},
+        "a frozenset in a list": [frozenset({1})],
+        "a bytearray": bytearray(b"x"),
+        "a key that is no text": {1: 2},
+        "a key that is no text, inside": [{"a": {b"b": 1}}],
+    }
+    corpus.update({name: framed([update({"metadata": value})]) for name, value in values.items()})
+    return corpus
+
+
+POISON = poison()
+
+
+@pytest.mark.parametrize("name", POISON)
+def test_poison_is_refused(name):
+    assert refused(POISON[name])
+
+
+WATCHED = """
+import json, resource, sys
+from solewriter.shared import wire
+from solewriter.shared.config import Limits
+from solewriter.shared.errors import BadRequest, RequestTooLarge
+events, watching = [], False
+def watch(event, args):
+    if watching:
+        events.append([event, repr(args)[:80]])
+sys.addaudithook(watch)
+limits = Limits()
+corpus = {name: bytes.fromhex(body) for name, body in json.load(sys.stdin).items()}
+corpus["memo without end"] = bytes([128, 2]) + b"]r" + b"\\xff\\xff\\xff\\x7f."
+before = set(sys.modules)
+resource.setrlimit(resource.RLIMIT_DATA, (2**30, 2**30))
+out = {}
+for name, body in corpus.items():
+    watching, verdict = True, "accepted"
+    try:
+        for request in wire.unpack_frame(body, limits):
+            wire.checked_request(request, limits)
+    except (BadRequest, RequestTooLarge) as error:
+        verdict = type(error).__name__
+    finally:
+        watching = False
+    out[name] = verdict
+print(json.dumps([out, events, sorted(set(sys.modules) - before)]))
+"""
+
+
+def test_decoding_poison_imports_opens_and_calls_nothing():
+    corpus = json.dumps({name: body.hex() for name, body in POISON.items()})
+    ran = subprocess.run(
+        [sys.executable, "-P", "-c", WATCHED], input=corpus, capture_output=True, text=True, check=True
+    )
+    verdicts, events, modules = json.loads(ran.stdout)
+    assert set(verdicts) == {*POISON, "memo without end"}
+    assert set(verdicts.values()) <= {"BadRequest", "RequestTooLarge"}, verdicts
+    assert events == []
+    assert modules == []
+
+
+EXTENDED = """
+import copyreg, pickle, sys
+from solewriter.shared import wire
+from solewriter.shared.config import Limits
+copyreg.add_extension("os", "getcwd", 1)
+body = bytes([128, 2, 0x82, 1]) + b")R."
+try:
+    wire.unpack_frame(body, Limits())
+except wire.BadRequest as error:
+    print("refused", error)
+wire.refuse_extensions()
+try:
+    wire.unpack_frame(body, Limits())
+except wire.BadRequest as error:
+    print("unknown", error)
+copyreg.add_extension("os", "getpid", 2)
+pickle.loads(bytes([128, 2, 0x82, 2]) + b".")
+try:
+    wire.refuse_extensions()
+except AssertionError as error:
+    print("stops", error)
+"""
+
+
+def test_registered_extensions_do_not_get_round_the_unpickler():
+    ran = subprocess.run([sys.executable, "-P", "-c", EXTENDED], capture_output=True, text=True, check=True)
+    first, second, third = ran.stdout.splitlines()
+    assert first.startswith("refused the frame names os.getcwd")
+    assert second.startswith("unknown")
+    assert third.startswith("stops copyreg extensions")
+
+
+# --- the shape of requests --------------------------------------------------------------------------------------------
+
+LEAVES = (
+    st.none()
+    | st.booleans()
+    | st.integers(-3, 300)
+    | st.integers()
+    | st.floats()
+    | st.text(max_size=4)
+    | st.just("outcome")
+    | st.binary(max_size=3)
+)
+ANYTHING = st.recursive(
+    LEAVES,
+    lambda inner: (
+        st.lists(inner, max_size=7)
+        | st.lists(inner, max_size=7).map(tuple)
+        | st.dictionaries(st.text(max_size=3) | st.integers(), inner, max_size=3)
+    ),
+    max_leaves=20,
+)
+NEARLY = st.tuples(
+    st.lists(
+        st.tuples(
+            st.integers(0, 8) | ANYTHING,
+            st.just("Task") | ANYTHING,
+            st.text(max_size=3) | ANYTHING,
+            st.none() | st.integers(0, 9) | ANYTHING,
+            st.none() | st.dictionaries(st.text(max_size=3), ANYTHING, max_size=3) | ANYTHING,
+            st.text(max_size=3) | ANYTHING,
+            st.none() | st.text(max_size=3) | ANYTHING,
+        )
+        | ANYTHING,
+        max_size=2,
+    )
+    | ANYTHING,
+    st.lists(
+        st.tuples(st.integers(1, 2), st.just("Task"), st.text(max_size=3), st.integers(0, 9)) | ANYTHING, max_size=2
+    )
+    | ANYTHING,
+    st.none() | st.text(max_size=3) | ANYTHING,
+    st.none() | st.integers() | ANYTHING,
+)
+
+
+@settings(max_examples=200, deadline=None)
+@given(NEARLY | ANYTHING)
+@example(())
+@example(([], [], None, None))
+def test_any_plain_data_is_a_request_or_refused(request):
+    try:
+        assert wire.checked_request(request, LIMITS) is request
+    except REFUSED:
+        return
+    mutations, guards, _, _ = request
+    assert mutations or guards
+    assert all(len(one) == 7 for one in mutations)
+    assert all(len(one) == 4 for one in guards)
+
+
+@pytest.mark.parametrize(
+    "request_",
+    [
+        None,
+        [],
+        ("outcome", "x"),
+        ([], [], None),
+        ([], [], None, None),
+        ((), [], None, None),
+        ([update({})[0][0]], (), None, None),
+        ([list(update({})[0][0])], [], None, None),
+        ([update({})[0][0][:6]], [], None, None),
+        update({}, op="3"),
+        update({}, op=True),
+        update({}, kind=b"Task"),
+        update({}, key=""),
+        update({}, key=7),
+        update({}, key=None),
+        update({}, key="x" * 256),
+        update({}, key="é" * 128),
+        update({}, key="\ud800"),
+        update({}, expect=-1),
+        update({}, expect=1.0),
+        update({}, expect=True),
+        update({}, expect="1"),
+        update([]),
+        update({1: 2}),
+        update((("title", "t"),)),
+        update({}, reason=None),
+        update({}, reason="x" * (LIMITS.text_bytes_max + 1)),
+        update({}, reason="\udfff"),
+        update({}, to=4),
+        ([], [(3, "Task", "t", 1)], None, None),
+        ([], [([], "Task", "t", 1)], None, None),
+        ([], [(1, None, "t", 1)], None, None),
+        ([], [(1, "Task", "", 1)], None, None),
+        ([], [(1, "Task", "t", "1")], None, None),
+        ([], [(1, "Task", "t", None)], None, None),
+        ([], [[1, "Task", "t", 1]], None, None),
+        (*update({})[:2], "", None),
+        (*update({})[:2], 7, None),
+        (*update({})[:2], "x" * 61, None),
+        (*update({})[:2], "\ud800", None),
+        (*update({})[:2], None, 1.5),
+        (*update({})[:2], None, "soon"),
+        (update({})[0] * (LIMITS.request_mutations_max + 1), [], None, None),
+    ],
+    ids=lambda value: None,
+)
+def test_a_request_of_another_shape_is_refused(request_):
+    with pytest.raises(REFUSED):
+        wire.checked_request(request_, LIMITS)
+
+
+@pytest.mark.parametrize(
+    "request_",
+    [
+        update(None),
+        update({"a": [1, (2.5, {"b": b"c"}), None, True]}),
+        update({}, key="x" * 255),
+        update({}, key="é" * 127),
+        update({}, expect=0),
+        update({}, to="assigned"),
+        update({}, reason="x" * LIMITS.text_bytes_max),
+        ([], [(2, "Ship", "t", 0)], "x" * 60, 0),
+        (update({})[0] * LIMITS.request_mutations_max, [], None, None),
+    ],
+    ids=lambda value: None,
+)
+def test_a_request_at_its_bounds_is_taken(request_):
+    assert wire.checked_request(request_, LIMITS) is request_
+    assert len(wire.digest(request_)) == 16
+
+
+def test_values_are_counted_however_they_are_folded():
+    limits = Limits(frame_nodes_max=1_000, frame_depth_max=4)
+    assert wire.checked_request(update({"metadata": laughs(2, 20)}), limits)
+    for value in (laughs(3, 20), [laughs(1, 30)] * 40, {"a": laughs(2, 10), "b": laughs(3, 12)}):
+        with pytest.raises(BadRequest, match="frame_nodes_max"):
+            wire.checked_request(update({"metadata": value}), limits)
+    with pytest.raises(BadRequest, match="frame_nodes_max"):
+        wire.checked_request((update({"metadata": laughs(2, 20)})[0] * 4, [], None, None), limits)
+
+
+def test_values_are_nested_at_most_to_their_bound():
+    limits = Limits(frame_depth_max=4)
+    assert wire.checked_request(update({"metadata": [[[[1]]]]}), limits)
+    with pytest.raises(BadRequest, match="frame_depth_max"):
+        wire.checked_request(update({"metadata": [[[[[]]]]]}), limits)
+
+
+@pytest.mark.parametrize(
+    "fields", [{"a": [None] * 2_000}, {str(number): 1 for number in range(2_000)}], ids=["list", "fields"]
+)
+def test_leaves_are_counted_too(fields):
+    with pytest.raises(BadRequest, match="frame_nodes_max"):
+        wire.checked_request(update(fields), Limits(frame_nodes_max=1_000))
+
+
+@pytest.mark.parametrize(
+    "request_",
+    [
+        update({}, op=2**64),
+        update({}, expect=2**64),
+        update({}, expect=10**5000),
+        update({"max_retries": 2**64}),
+        update({"metadata": {"a": [-(2**63) - 1]}}),
+        update({}, kind="\ud800"),
+        update({}, to="\ud800"),
+        update({"\ud800": 1}),
+        update({"title": "\ud800"}),
+        update({"metadata": {"\ud800": 1}}),
+        ([], [(1, "Task", "t", 2**64)], None, None),
+        ([], [(1, "\ud800", "t", 1)], None, None),
+    ],
+    ids=["op", "expect", "huge", "field", "inside", "kind", "to", "name", "text", "key", "guard", "guarded"],
+)
+def test_a_request_that_cannot_be_encoded_is_refused(request_):
+    try:
+        wire.checked_request(request_, LIMITS)
+    except REFUSED:
+        return
+    wire.digest(request_)
+
+
+def test_a_question_for_an_outcome_is_told_from_a_request():
+    assert wire.is_outcome_query(("outcome", "x-1"))
+    for other in (("outcome", 1), ["outcome", "x"], ("outcome",), ("income", "x"), update({}), None):
+        assert not wire.is_outcome_query(other)
+
+
+def test_the_digest_is_that_of_the_content():
+    one = update({"a": 1, "b": {"x": 1, "y": [2]}})
+    assert wire.digest(one) == wire.digest((*update({"b": {"y": [2], "x": 1}, "a": 1})[:2], "id", 7))
+    others = [
+        update({"a": 1}),
+        update({"a": 1.0}),
+        update({"a": True}),
+        update({"a": "1"}),
+        update({"a": b"1"}),
+        update({"a": None}),
+    ]
+    others += [
+        update({"a": 1}, key="t-2"),
+        update({"a": 1}, expect=2),
+        update({"a": 1}, reason="r"),
+        update({"a": 1}, op=2),
+    ]
+    others += [(others[0][0], [(1, "Task", "t", 1)], None, None), (others[0][0] * 2, [], None, None)]
+    assert len({wire.digest(other) for other in [one, *others]}) == len(others) + 1
+
+
+TAGGED = """
+from solewriter.shared import wire
+from solewriter.shared.models import Entity
+from solewriter.shared.mutations import Create
+from solewriter.shared.registry import Registry
+class Doc(Entity):
+    tags: frozenset[str] = frozenset()
+doc = Doc(id="d", tags={"a", "b", "c", "d"})
+print(wire.digest(([wire.plain_mutation(Create(doc), Registry([Doc]))], [], "mine", None)).hex())
+"""
+
+
+def test_the_digest_is_the_same_in_every_process():
+    digests = set()
+    for seed in ("1", "2", "3"):
+        env = {**os.environ, "PYTHONHASHSEED": seed}
+        ran = subprocess.run([sys.executable, "-P", "-c", TAGGED], env=env, capture_output=True, text=True, check=True)
+        digests.add(ran.stdout)
+    assert len(digests) == 1
+
+
+# --- replies ----------------------------------------------------------------------------------------------------------
+
+DETAILS = st.recursive(
+    st.none()
+    | st.integers(-(2**63), 2**64 - 1)
+    | st.text(st.characters(codec="utf-8"), max_size=4)
+    | st.binary(max_size=4),
+    lambda inner: (
+        st.lists(inner, max_size=3)
+        | st.dictionaries(st.text(st.characters(codec="utf-8"), max_size=3), inner, max_size=3)
+    ),
+    max_leaves=5,
+)
+REPLIES = st.lists(st.tuples(st.integers(0, 2**63), st.integers(0, 4), st.integers(0, 2**63), DETAILS), max_size=4)
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.lists(REPLIES, max_size=4))
+def test_replies_split_at_every_byte_arrive_whole_and_in_order(frames):
+    stream = b"".join(wire.pack_replies(frame) for frame in frames)
+    expected = [reply for frame in frames for reply in frame]
+    for split in range(len(stream) + 1):
+        buffer = bytearray(stream[:split])
+        found = wire.unpack_replies(buffer)
+        assert found == expected[: len(found)]
+        buffer += stream[split:]
+        found += wire.unpack_replies(buffer)
+        assert found == expected
+        assert not buffer
+
+
+def test_replies_that_drip_arrive_one_frame_at_a_time():
+    frames = [[(1, 0, 9, [(2, 77)])], [], [(2, 1, 9, ("NotFound", "no", {"id": "x"})), (3, 0, 10, None)]]
+    buffer, found, arrived = bytearray(), [], []
+    for byte in b"".join(wire.pack_replies(frame) for frame in frames):
+        buffer.append(byte)
+        new = wire.unpack_replies(buffer)
+        found += new
+        if new:
+            arrived.append(len(new))
+    assert arrived == [1, 2]
+    assert found == [(1, 0, 9, [[2, 77]]), (2, 1, 9, ["NotFound", "no", {"id": "x"}]), (3, 0, 10, None)]
+    assert [type(reply) for reply in found] == [wire.PlainReply] * 3
+    assert (found[0].sequence, found[0].status, found[0].revision) == (1, wire.Status.APPLIED, 9)
+
+
+# --- the handshake ----------------------------------------------------------------------------------------------------
+
+HELLO = wire.Hello(wire=1, client_id="c", name="ünï", pid=7, first=3, resends=True)
+WELCOME = wire.Welcome(ok=True, session=2**64 - 1, epoch=2, first=3, engine_pid=9, memory_epoch=4, window=256)
+
+
+@pytest.mark.parametrize(("words", "unpack"), [(HELLO, wire.unpack_hello), (WELCOME, wire.unpack_welcome)])
+def test_hello_and_welcome_cross(words, unpack):
+    packed = wire.pack_words(words)
+    header, body = packed[: wire.REPLY_HEADER_BYTES], packed[wire.REPLY_HEADER_BYTES :]
+    assert wire.words_length(header) == len(body) <= wire.HANDSHAKE_BYTES_MAX
+    assert unpack(body) == words
+    for length in range(len(body)):
+        with pytest.raises(msgspec.MsgspecError):
+            unpack(body[:length])
+
+
+def test_a_newer_client_may_say_more():
+    said = {**msgspec.structs.asdict(HELLO), "colour": "green"}
+    assert wire.unpack_hello(msgspec.msgpack.encode(said)) == HELLO
+
+
+@pytest.mark.parametrize("wrong", [{"pid": "7"}, {"client_id": None}, {"name": 3}, {"first": 1.5}])
+def test_a_hello_of_wrong_types_cannot_be_read(wrong):
+    with pytest.raises(msgspec.MsgspecError):
+        wire.unpack_hello(msgspec.msgpack.encode({**msgspec.structs.asdict(HELLO), **wrong}))
+
+
+def test_the_codes_on_the_wire_are_these():
+    assert [(op.name, op.value) for op in Op] == [
+        ("CREATE", 1),
+        ("PUT", 2),
+        ("UPDATE", 3),
+        ("TRANSITION", 4),
+        ("CANCEL", 5),
+        ("DELETE", 6),
+    ]
+    assert [status.value for status in wire.Status] == [0, 1, 2, 3, 4]
+
+
+def test_times_cross_as_text_that_the_engine_reads_back_exactly():
+    deadline = datetime.datetime(2030, 1, 1, 12, 0, 0, 123456, tzinfo=datetime.timezone(datetime.timedelta(hours=5)))
+    fields = wire.plain_mutation(Update(STORED, {"deadline": deadline}), REGISTRY)[4]
+    assert type(fields["deadline"]) is str
+    assert REGISTRY.of(Task).field("deadline", fields["deadline"]) == deadline

@@ -1,0 +1,33 @@
+"""What type checkers promise a user: the front door gives the types that were put in. Needs mypy, so it is slow."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+USER_CODE = "tests/typing/user_code.py"
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
+
+
+def mypy(*arguments: str) -> tuple[int, str]:
+    """Exit status and words of mypy with the project's own settings."""
+    pytest.importorskip("mypy")
+    ran = subprocess.run([sys.executable, "-m", "mypy", *arguments], cwd=ROOT, capture_output=True, text=True)
+    return ran.returncode, ran.stdout + ran.stderr
+
+
+def test_a_typed_program_keeps_its_types_and_its_mistakes_are_found() -> None:
+    status, words = mypy(USER_CODE)
+    theirs = [line for line in words.splitlines() if line.startswith(USER_CODE)]
+    assert theirs == []
+    assert status in (0, 1), words  # 1: errors elsewhere, which the test below reports; 2: mypy itself failed
+
+
+def test_the_package_is_strictly_typed() -> None:
+    status, words = mypy()
+    assert status == 0, words

@@ -1,0 +1,108 @@
+"""A user's program as a type checker sees it. Checked by test_typing.py, never run.
+
+Every `type: ignore` here is a promise as well: mypy reports the ones that it does not need.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any, assert_type
+
+from solewriter import (
+    Client,
+    Create,
+    Engine,
+    Entity,
+    Reader,
+    Ref,
+    Reply,
+    Snapshot,
+    SolewriterError,
+    Task,
+    TaskStatus,
+    VersionConflict,
+    connect,
+    errors,
+    open_reader,
+)
+
+
+class Invoice(Entity, kind="invoice"):
+    """A model of the user's own."""
+
+    customer: str
+    total_cents: int = 0
+
+
+class Chore(Task, kind="chore"):
+    """A task with more fields."""
+
+    room: str = ""
+
+
+def verbs(client: Client, task: Task, chore: Chore, invoice: Invoice) -> None:
+    """Every verb gives back the type that it was given, of an entity or of a reference."""
+    assert_type(client.create(Task(title="first")), Task)
+    assert_type(client.create(invoice), Invoice)
+    assert_type(client.put(chore), Chore)
+    assert_type(client.update(task, title="other"), Task)
+    assert_type(client.update(invoice, {"total_cents": 3}, expect=2, reason="a discount"), Invoice)
+    assert_type(client.update(Chore.ref("c-1"), room="hall"), Chore)
+    assert_type(Invoice.ref("i-1"), Ref[Invoice])
+    assert_type(client.transition(task, TaskStatus.ASSIGNED, assigned_to="ann"), Task)
+    assert_type(client.cancel(Task.ref("t-1"), reason="late"), Task)
+    client.delete(invoice)
+
+
+def requests(client: Client, task: Task) -> None:
+    """Requests answer with replies, in which a refusal is a value."""
+    reply = client.submit(Create(task))
+    assert_type(reply, Reply)
+    assert_type(reply.error, SolewriterError | None)
+    assert_type(reply.entity, Entity | None)
+    assert_type(client.submit_many([Create(task)]), Iterator[Reply])
+    with client.transaction() as transaction:
+        transaction.update(task, title="other")
+    assert_type(transaction.result(task), Task)
+    assert_type(transaction.revision, int)
+
+
+def reads(snap: Snapshot, reader: Reader, client: Client) -> None:
+    """A kind given as a class yields that class, given by name a mapping of plain values."""
+    assert_type(snap.get(Task, "t-1"), Task | None)
+    assert_type(snap[Invoice, "i-1"], Invoice)
+    assert_type(snap.entities(Chore), Iterator[Chore])
+    assert_type(snap.get("Task", "t-1"), Mapping[str, Any] | None)
+    assert_type(snap["invoice", "i-1"], Mapping[str, Any])
+    assert_type(snap.entities("chore"), Iterator[Mapping[str, Any]])
+    assert_type(reader.get(Task, "t-1"), Task | None)
+    assert_type(client.get(Task, "t-1"), Task | None)
+    assert_type(client.get("Task", "t-1"), Mapping[str, Any] | None)
+    assert_type(reader.wait_for(reader.revision, timeout_s=1.0), int)
+
+
+def program(state: str) -> None:
+    """The front door: every context manager gives what it says."""
+    with (
+        Engine(state, models=[Invoice, Chore], durability="process") as engine,
+        connect(engine.state, name="me") as client,
+    ):
+        assert_type(engine, Engine)
+        assert_type(client, Client)
+        with open_reader(engine.state) as reader, reader.snapshot() as snap:
+            assert_type(reader, Reader)
+            assert_type(snap, Snapshot)
+        try:
+            client.update(Task.ref("t-1"), title="other")
+        except VersionConflict as conflict:
+            known: errors.Refused = conflict
+            print(known)
+
+
+def mistakes(client: Client, task: Task, snap: Snapshot) -> None:
+    """What a type checker must refuse."""
+    Engine("state", durability="always")  # type: ignore[arg-type]  # no such durability
+    Invoice(customer="ann", total=3)  # type: ignore[call-arg]  # no such field
+    task.title = "other"  # type: ignore[misc]  # entities are frozen
+    client.create("t-1")  # type: ignore[type-var]  # not an entity
+    snap.get(int, "t-1")  # type: ignore[type-var]  # not a kind
