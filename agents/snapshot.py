@@ -20,11 +20,13 @@ Plain = Mapping[str, Any]
 class Snapshot:
     """An immutable view. Close it, or use it in a `with`, to let its memory go; forgetting it does the same."""
 
-    __slots__ = ("_pin", "_reader")
+    __slots__ = ("_pin", "_reader", "history_id", "revision")
 
     def __init__(self, reader: Reader, pin: Pin) -> None:
         self._reader = reader
         self._pin: Pin | None = pin
+        self.revision: int = pin.root.revision
+        self.history_id: str = pin.view.root.history.hex()  # what a revision is meaningful together with
 
     @property
     def pin(self) -> Pin:
@@ -32,16 +34,6 @@ class Snapshot:
         if self._pin is None:
             raise ValueError("this snapshot is closed")
         return self._pin
-
-    @property
-    def revision(self) -> int:
-        return self.pin.root.revision
-
-    @property
-    def history_id(self) -> str:
-        """What a revision is meaningful together with."""
-        history: bytes = self.pin.view.root.history
-        return history.hex()
 
     @property
     def stale(self) -> bool:
