@@ -135,10 +135,11 @@ class SingleWriter:
 
     def _answer(self, turn: Turn, session: Session, sequence: int, request: Any) -> Answer:
         """The answer to one request, known or new."""
-        told = self.sessions.known(session, sequence)
-        if told is None:
-            if wire.is_outcome_query(request):
-                return self._outcome(turn, sequence, request[1])
+        if sequence <= session.last:
+            told = session.told.get(sequence, FORGOTTEN)
+        elif wire.is_outcome_query(request):
+            return self._outcome(turn, sequence, request[1])
+        else:
             told = self._told(turn, session, sequence, request)
         return sequence, told.status, told.revision, told.detail
 
@@ -147,7 +148,8 @@ class SingleWriter:
         self._publisher.root.deciding(session.number, sequence)
         request_id = digest = None
         try:
-            self._check_new(session, sequence, request)
+            if sequence in session.fenced:
+                raise Fenced("its outcome was asked for before it arrived: it never will be applied")
             plain = wire.checked_request(request, self._limits)
             if plain[2] is not None:
                 digest = wire.digest(plain)
@@ -167,13 +169,6 @@ class SingleWriter:
             return Told(Status.UNAVAILABLE, turn.revision, (type(error).__name__, str(error), {}))
         turn.note(session.number, sequence, told)
         return told
-
-    def _check_new(self, session: Session, sequence: int, request: Any) -> None:
-        """Raises what the bridge found wrong with the frame, and Fenced for one whose outcome was asked for before."""
-        if isinstance(request, Refused):
-            raise request
-        if sequence in session.fenced:
-            raise Fenced("its outcome was asked for before it arrived: it never will be applied")
 
     def _known_id(self, turn: Turn, request_id: str, digest: bytes) -> Told | None:
         """What a request with this user-given id was told. Raises RequestMismatch for another content."""
@@ -214,7 +209,7 @@ class SingleWriter:
         failpoint.reach("turn.decided")
         self._still_owner()
         try:
-            self._publisher.reserve([turn.next_slot(kind) for kind in self.state.kinds], turn.new_keys)
+            self._publisher.reserve([turn.slots(kind) for kind in self.state.kinds], turn.new_keys)
             self._journal.append(turn.revision, turn.now_us, turn.bodies, turn.private())
             await self._journal.commit(durable=turn.revision > self.state.revision)
         except (MemoryFull, DiskFull) as error:

@@ -82,10 +82,6 @@ class Publisher:
 
     # --- before the commit -------------------------------------------------------------------------------------------
 
-    def append(self, body: bytes, slot: int, previous: int) -> int:
-        """A record behind the tail; its address."""
-        return self.heap.append(body, slot, previous)
-
     def reserve(self, slots: Sequence[int], new_keys: dict[int, list[bytes]]) -> None:
         """Make sure of room for these slots and keys of each kind, and for a point of the revision log."""
         for kind, keys in new_keys.items():

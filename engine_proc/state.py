@@ -53,7 +53,8 @@ class Turn:
     """What a turn changes, until its commit."""
 
     def __init__(self, state: State, tail: int, now_us: int) -> None:
-        self._state = state
+        self.named = state.named
+        self._find = state.find
         self.revision = state.revision
         self.tail = tail  # of the heap, before the turn
         self.now_us = now_us
@@ -70,9 +71,6 @@ class Turn:
         self.fenced_ids: list[str] = []
         self.bytes = 0
 
-    def named(self, name: str) -> KindState | None:
-        return self._state.named(name)
-
     def note(self, session: int, sequence: int, told: Told) -> None:
         """A decided outcome."""
         self.outcomes[session, sequence] = told
@@ -86,9 +84,16 @@ class Turn:
 
     def find(self, kind: KindState, key: str) -> Stored | None:
         """What is stored under a key, after the earlier requests of this turn."""
-        return self.changed.get((kind.code, key)) or self._state.find(kind, key)
+        return self.changed.get((kind.code, key)) or self._find(kind, key)
 
-    def next_slot(self, kind: KindState) -> int:
+    def take_slot(self, kind: KindState, key: bytes) -> int:
+        """The next free slot of a kind, for a key that has none."""
+        keys = self.new_keys.setdefault(kind.code, [])
+        keys.append(key)
+        return len(kind.slots) + len(keys) - 1
+
+    def slots(self, kind: KindState) -> int:
+        """Slots of a kind after this turn."""
         return len(kind.slots) + len(self.new_keys.get(kind.code, ()))
 
     def private(self) -> Private:
@@ -113,11 +118,9 @@ class State:
         self.revision = 0
         self._publisher = publisher
         self._by_name: dict[str, KindState] = {}
+        self.named = self._by_name.get  # the kind of a name, or None
 
     # --- kinds -------------------------------------------------------------------------------------------------------
-
-    def named(self, name: str) -> KindState | None:
-        return self._by_name.get(name)
 
     def add_kinds(self, names: list[str], schemas: list[Schema]) -> None:
         """Install kinds and schemas that a journal entry brings."""
@@ -199,7 +202,8 @@ class State:
             was_alive = not record.deleted_at(buffer, start)
         kind.alive += (not found.deleted) - was_alive
         self.revision = found.revision
-        address = self._publisher.append(body, slot, previous)
+        self._publisher.heap.reserve(len(body))
+        address = self._publisher.heap.append(body, slot, previous)
         return Installed(found.kind, slot, address, self._cells(kind, found), new_key, not found.deleted)
 
     def _cells(self, kind: KindState, found: record.Record) -> Cells:

@@ -12,7 +12,7 @@ from solewriter.engine_proc.state import Stored, Turn
 from solewriter.shared import record
 from solewriter.shared.columns import Cells
 from solewriter.shared.config import Limits
-from solewriter.shared.errors import MemoryFull, RequestTooLarge
+from solewriter.shared.errors import RequestTooLarge
 from solewriter.shared.record import Flags
 from solewriter.shared.wire import PlainRequest
 
@@ -21,6 +21,8 @@ Written = list[tuple[Any, ...]]
 
 Form = tuple[Step, bytes, bytes, Cells]
 """A step with what its record will say: payload, block of cells, the cells that are new"""
+
+AROUND_PAYLOAD_BYTES = 8 * 1024  # more than all of a record but its payload: key, actor, reason, request id, two blocks
 
 
 def write(
@@ -35,16 +37,15 @@ def write(
     """Append the request's records and take them into the turn. Raises RequestTooLarge, InvalidMutation, MemoryFull."""
     forms = _forms(draft.steps.values(), turn, limits)
     if forms:
-        tail = publisher.heap.tail
-        try:
-            bodies = _append(turn, forms, request[2], session, sequence, publisher)
-        except MemoryFull:
-            publisher.reset(tail)
-            raise
-        turn.revision += 1
-        for form, body in zip(forms, bodies, strict=True):
-            _take(turn, form, body)
-    return [_result(draft.steps[mutation[1], mutation[2]], request[2]) for mutation in request[0]]
+        publisher.heap.reserve(sum([len(form[1]) + AROUND_PAYLOAD_BYTES for form in forms]))
+        _append(turn, forms, request[2], session, sequence, publisher)
+    results: Written = []
+    for mutation in request[0]:
+        step = draft.steps[mutation[1], mutation[2]]
+        stored = step.stored or step.before
+        place = (stored.version, stored.address) if stored is not None else (0, 0)
+        results.append(place if request[2] is None else (*place, mutation[1], mutation[2]))
+    return results
 
 
 def _forms(steps: Iterable[Step], turn: Turn, limits: Limits) -> list[Form]:
@@ -52,18 +53,18 @@ def _forms(steps: Iterable[Step], turn: Turn, limits: Limits) -> list[Form]:
     forms: list[Form] = []
     for step in steps:
         before, kind = step.before, step.kind
-        alive_before = before if before is not None and before.alive else None
         if not step.exists:
-            if alive_before is not None:
+            if before is not None and before.alive:
                 forms.append((step, b"", b"", ()))
             continue
-        payload = kind.payload(step.fields)
-        if alive_before is None:
-            block, cells = kind.cut(step.fields, step.key, step.version, turn.now_us)
-        elif payload == alive_before.payload:
+        fields = step.fields
+        payload = kind.payload(fields)
+        if before is None or not before.alive:
+            block, cells = kind.cut(fields, step.key, step.version, turn.now_us)
+        elif payload == before.payload:
             continue
         else:
-            block, cells = kind.recut(alive_before.block, step.fields, step.touched, step.version, turn.now_us)
+            block, cells = kind.recut(before.block, fields, step.touched, step.version, turn.now_us)
         if len(payload) > limits.entity_bytes_max:
             raise RequestTooLarge(
                 f"{kind.name} {step.key!r} would take {len(payload):,} bytes; "
@@ -75,53 +76,30 @@ def _forms(steps: Iterable[Step], turn: Turn, limits: Limits) -> list[Form]:
 
 def _append(
     turn: Turn, forms: list[Form], request_id: str | None, session: Session, sequence: int, publisher: Publisher
-) -> list[bytes]:
-    """The records behind the tail, and in each step what is stored then. Changes nothing else."""
-    bodies: list[bytes] = []
-    coming: dict[int, int] = {}
+) -> None:
+    """The records behind the tail, where room was reserved, and the turn's overlay with them."""
+    turn.revision += 1
     user_id = b"" if request_id is None else request_id.encode()
     flags, last = Flags.FIRST, forms[-1][0]
-    for step, payload, block, _ in forms:
-        before, state = step.before, step.state
+    for step, payload, block, cells in forms:
+        before, state, exists = step.before, step.state, step.exists
         if step is last:
             flags |= Flags.LAST
+        key = step.key.encode()
+        if before is not None:
+            slot, previous, old_block, new_key = before.slot, before.address, before.block, None
+        else:
+            slot, previous, old_block, new_key = turn.take_slot(state, key), 0, b"", key
         body = record.pack(
-            state.code, state.schema.code, step.op, flags if step.exists else flags | Flags.DELETE,
-            turn.revision + 1, step.version, turn.now_us, session.number, sequence,
-            step.key.encode(), session.actor, step.reason.encode(), user_id,
-            block, b"" if before is None else before.block, payload,
+            state.code, state.schema.code, step.op, flags if exists else flags | Flags.DELETE,
+            turn.revision, step.version, turn.now_us, session.number, sequence,
+            key, session.actor, step.reason.encode(), user_id, block, old_block, payload,
         )  # fmt: skip
         flags = 0
-        if before is not None:
-            slot, previous = before.slot, before.address
-        else:
-            slot, previous = turn.next_slot(state) + coming.get(state.code, 0), 0
-            coming[state.code] = coming.get(state.code, 0) + 1
-        address = publisher.append(body, slot, previous)
-        step.stored = Stored(slot, step.version, address, step.exists, payload, block)
-        bodies.append(body)
-    return bodies
-
-
-def _take(turn: Turn, form: Form, body: bytes) -> None:
-    """The turn's overlay after this step."""
-    step, _, _, cells = form
-    code, before, stored = step.state.code, step.before, step.stored
-    assert stored is not None
-    new_key = None
-    if before is None:
-        new_key = step.key.encode()
-        turn.new_keys.setdefault(code, []).append(new_key)
-    if step.exists is not (before is not None and before.alive):
-        turn.alive[code] = turn.alive.get(code, 0) + (1 if step.exists else -1)
-    turn.changed[code, step.key] = stored
-    turn.bodies.append(body)
-    turn.bytes += len(body)
-    turn.installed.append(Installed(code, stored.slot, stored.address, cells, new_key, step.exists))
-
-
-def _result(step: Step, request_id: str | None) -> tuple[Any, ...]:
-    """Where the caller finds what became of a mutation's entity."""
-    stored = step.stored or step.before
-    place = (stored.version, stored.address) if stored is not None else (0, 0)
-    return place if request_id is None else (*place, step.kind.name, step.key)
+        address = publisher.heap.append(body, slot, previous)
+        step.stored = turn.changed[state.code, step.key] = Stored(slot, step.version, address, exists, payload, block)
+        if exists is not (before is not None and before.alive):
+            turn.alive[state.code] = turn.alive.get(state.code, 0) + (1 if exists else -1)
+        turn.bodies.append(body)
+        turn.bytes += len(body)
+        turn.installed.append(Installed(state.code, slot, address, cells, new_key, exists))

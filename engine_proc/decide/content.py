@@ -27,7 +27,8 @@ def create(draft: Draft, mutation: PlainMutation) -> None:
 def put(draft: Draft, mutation: PlainMutation) -> None:
     _, kind_name, key, expect, fields, reason, _ = mutation
     step = draft.step(kind_name, key)
-    step.check_expected(expect)
+    if expect is not None:
+        step.compare(expect)
     values = dict(fields or {})
     if step.exists:
         lifecycle = step.kind.lifecycle
@@ -42,16 +43,14 @@ def put(draft: Draft, mutation: PlainMutation) -> None:
 def update(draft: Draft, mutation: PlainMutation) -> None:
     _, kind_name, key, expect, fields, reason, _ = mutation
     step = draft.step(kind_name, key)
-    step.check_exists()
-    step.check_expected(expect)
+    step.require(expect)
     step.change(Op.UPDATE, reason, free_fields(step, fields))
 
 
 def delete(draft: Draft, mutation: PlainMutation) -> None:
     _, kind_name, key, expect, _, reason, _ = mutation
     step = draft.step(kind_name, key)
-    step.check_exists()
-    step.check_expected(expect)
+    step.require(expect)
     step.delete(Op.DELETE, reason)
 
 

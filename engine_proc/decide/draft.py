@@ -37,27 +37,29 @@ class Step:
 
     @property
     def fields(self) -> dict[str, Any]:
-        """The stored fields as they are now. Raises NotFound if there is no such entity."""
-        if self._fields is None:
-            self.check_exists()
+        """The stored fields as they are now. Only where the entity exists."""
+        fields = self._fields
+        if fields is None:
             assert self.before is not None
-            self._fields = self.kind.fields_of(self.state.schema, self.before.payload)
-        return self._fields
+            fields = self._fields = self.kind.fields_of(self.state.schema, self.before.payload)
+        return fields
 
     def field(self, name: str) -> Any:
         """One field's plain value, its default where it is not stored."""
         return self.fields.get(name, self.state.schema.defaults.get(name))
 
-    def check_exists(self) -> None:
-        """Raises NotFound."""
+    def require(self, expect: int | None) -> None:
+        """Raises NotFound; and VersionConflict unless `expect` is the version stored before the request."""
         if not self.exists:
             raise NotFound(f"there is no {self.kind.name} {self.key!r}", kind=self.kind.name, id=self.key)
+        if expect is not None:
+            self.compare(expect)
 
-    def check_expected(self, expect: int | None) -> None:
-        """Compare with the version stored before the request. Raises VersionConflict."""
+    def compare(self, expect: int) -> None:
+        """Compare with the version stored before the request, 0 for none. Raises VersionConflict."""
         before = self.before
         stored = before.version if before is not None and before.alive else 0
-        if expect is not None and stored != expect:
+        if stored != expect:
             raise VersionConflict(
                 f"{self.kind.name} {self.key!r} is at version {stored}, not {expect}: "
                 "look at the current one and decide again",
@@ -68,7 +70,7 @@ class Step:
             )
 
     def change(self, op: int, reason: str, changes: Mapping[str, Any]) -> None:
-        """Replace some fields, validated. Raises NotFound, InvalidMutation."""
+        """Replace some fields of an entity that exists, validated. Raises InvalidMutation."""
         self._fields = self.kind.changed(self.fields, changes, self._header)
         self.touched = {*self.touched, *changes} if self.touched else changes
         self.op = op
@@ -108,15 +110,21 @@ class Draft:
         """The entity of this kind and id. Raises UnknownKind."""
         step = self.steps.get((kind_name, key))
         if step is None:
-            state, kind = self.kind(kind_name)
-            step = self.steps[kind_name, key] = Step(state, kind, key, self.turn.find(state, key), self.turn)
+            state, turn = self.turn.named(kind_name), self.turn
+            if state is None or state.kind is None:
+                raise unknown(kind_name)
+            step = self.steps[kind_name, key] = Step(state, state.kind, key, turn.find(state, key), turn)
         return step
 
-    def kind(self, name: str) -> tuple[KindState, Kind]:
-        """A kind that can be written. Raises UnknownKind."""
-        state = self.turn.named(name)
+    def stored(self, kind_name: str, key: str) -> Stored | None:
+        """What was stored before the request. Raises UnknownKind."""
+        state = self.turn.named(kind_name)
         if state is None or state.kind is None:
-            raise UnknownKind(
-                f"the engine has no model for {name!r}: start it with models=[...] or register it there", kind=name
-            )
-        return state, state.kind
+            raise unknown(kind_name)
+        return self.turn.find(state, key)
+
+
+def unknown(name: str) -> UnknownKind:
+    return UnknownKind(
+        f"the engine has no model for {name!r}: start it with models=[...] or register it there", kind=name
+    )

@@ -11,7 +11,7 @@ from solewriter.shared.wire import PlainGuard
 def check(draft: Draft, guard: PlainGuard) -> None:
     """Raises GuardFailed."""
     code, kind_name, key, version = guard
-    stored = draft.turn.find(draft.kind(kind_name)[0], key)
+    stored = draft.stored(kind_name, key)
     found = stored.version if stored is not None and stored.alive else 0
     if code == Guard.REQUIRE_ABSENT and found:
         raise GuardFailed(

@@ -13,8 +13,7 @@ def transition(draft: Draft, mutation: PlainMutation) -> None:
     _, kind_name, key, expect, fields, reason, to = mutation
     step = draft.step(kind_name, key)
     lifecycle = _lifecycle(step)
-    step.check_exists()
-    step.check_expected(expect)
+    step.require(expect)
     state = step.field(lifecycle.field)
     if to is None or to not in lifecycle.allowed(state):
         raise _refusal(step, state, to or "?")
@@ -30,8 +29,7 @@ def cancel(draft: Draft, mutation: PlainMutation) -> None:
     _, kind_name, key, expect, _, reason, _ = mutation
     step = draft.step(kind_name, key)
     lifecycle = _lifecycle(step)
-    step.check_exists()
-    step.check_expected(expect)
+    step.require(expect)
     state = step.field(lifecycle.field)
     if lifecycle.cancelled is None:
         raise InvalidMutation(f"{kind_name} has no cancelled state", fields={lifecycle.field: "has no cancelled state"})

@@ -13,6 +13,7 @@ from __future__ import annotations
 import struct
 from collections.abc import Callable, Iterator
 from concurrent.futures import Executor, Future
+from typing import Any
 
 from solewriter.shared.config import ALIGNMENT, Limits
 from solewriter.shared.memory.segment import Segment
@@ -35,7 +36,7 @@ def padded(body_length: int) -> int:
 
 
 class HeapWriter:
-    """Appends. Raises MemoryFull from `append` when no segment can be reserved; what is there stays whole."""
+    """Appends. `reserve` makes room, and is the only one to raise MemoryFull; what is there stays whole."""
 
     def __init__(self, make: Callable[[int, int], Segment], limits: Limits, beside: Executor) -> None:
         self._make = make  # (segment number, bytes) -> segment
@@ -48,6 +49,7 @@ class HeapWriter:
         self._number = 0
         self._offset = 0
         self._size = 0
+        self._map: Any = None
         self._begin_segment(0)
 
     @property
@@ -58,19 +60,21 @@ class HeapWriter:
     def last(self) -> int:
         return self._number
 
-    def append(self, body: bytes, slot: int, previous: int) -> int:
-        """Copy a record behind the tail; its address."""
-        needed = padded(len(body))
+    def reserve(self, needed: int) -> None:
+        """Room for records of so many bytes in all, in one segment. Raises MemoryFull."""
         if self._offset + needed > self._size:
             self._begin_segment(needed)
-        offset = self._offset
-        target = self.segments[self._number].map
-        PREFIX.pack_into(target, offset, len(body), slot, previous)
-        target[offset + PREFIX_BYTES : offset + PREFIX_BYTES + len(body)] = body
-        self._offset = offset + needed
-        if self._next is None and self._offset > self._size * NEW_AHEAD:
+        elif self._next is None and self._offset > self._size * NEW_AHEAD:
             self._next = self._beside.submit(self._make, self._number + 1, self._grown())
-        return address_of(self._number, offset)
+
+    def append(self, body: bytes, slot: int, previous: int) -> int:
+        """Copy a record behind the tail, where room was reserved; its address."""
+        offset, length = self._offset, len(body)
+        start = offset + PREFIX_BYTES
+        PREFIX.pack_into(self._map, offset, length, slot, previous)
+        self._map[start : start + length] = body
+        self._offset = (start + length + ALIGNMENT - 1) & -ALIGNMENT
+        return self._number << 32 | offset
 
     def reset(self, tail: int) -> None:
         """Move back to an earlier tail: what lies behind it was never published."""
@@ -81,6 +85,7 @@ class HeapWriter:
         self._number = tail >> 32
         self._offset = tail & OFFSET_MASK
         self._size = self.segments[self._number].size
+        self._map = self.segments[self._number].map
 
     def _grown(self) -> int:
         size = self._bytes_next
@@ -101,7 +106,7 @@ class HeapWriter:
         if self._number and self._offset + PREFIX_BYTES <= self._size:
             PREFIX.pack_into(self.segments[self._number].map, self._offset, END, 0, 0)
         self.segments[number] = made
-        self._number, self._offset, self._size = number, START, made.size
+        self._number, self._offset, self._size, self._map = number, START, made.size, made.map
 
     def _discard_next(self) -> None:
         future, self._next = self._next, None
