@@ -39,6 +39,7 @@ class Exchange:
         self._reading = False  # one thread at a time reads for all
         self._lane: Lane | None = None
         self._broken = False
+        self._waited_s = 1.0  # for the last reply
         self._closed = False
         self._pid = os.getpid()
         with self._changed:
@@ -133,11 +134,25 @@ class Exchange:
             poll.register(lane.requests, select.POLLOUT)
         self._changed.release()  # others may queue and write meanwhile; only this thread reads
         try:
-            poll.poll(timeout_s * 1000)
+            self._sleep(poll, timeout_s)
         finally:
             self._changed.acquire()
         if self._lane is lane:
             self._read(lane)
+
+    def _sleep(self, poll: select.poll, timeout_s: float) -> None:
+        """Until the lane is ready; without sleeping for a moment, where the last reply came within such a moment."""
+        begun, spin_s = time.monotonic(), self._limits.spin_s
+        if self._waited_s < spin_s:
+            while time.monotonic() - begun < spin_s:
+                if poll.poll(0):
+                    break
+                os.sched_yield()  # whoever else wants this processor, the engine perhaps, goes first
+            else:
+                poll.poll(timeout_s * 1000)
+        else:
+            poll.poll(timeout_s * 1000)
+        self._waited_s = time.monotonic() - begun
 
     def _write(self) -> bool:
         """Write without blocking what is unsent; False if the lane broke."""

@@ -7,6 +7,7 @@ commit the turn's, and then nothing that a reader or a resend can see has moved.
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections import deque
 from collections.abc import Callable
@@ -67,8 +68,10 @@ class SingleWriter:
         self._limits = limits
         self._still_owner = still_owner  # raises when the state folder is no longer this engine's
         self._waiting: deque[tuple[LaneEnd | OwnLane, int, Any] | Newcomer] = deque()
+        self._waited_s = 1.0  # for the last item that had to be waited for
         self._replies: dict[LaneEnd | OwnLane, list[Answer]] = {}
         self._greeted: list[tuple[Newcomer, SessionChange]] = []
+        self._name_decided = publisher.root.deciding
         self._own = OwnLane(sessions.take(ENGINE_SESSION))
 
     async def run(self) -> None:
@@ -85,7 +88,7 @@ class SingleWriter:
         """Await the first item and take what else is there. False when nothing will come any more."""
         inbox = self._bridge.inbox
         if not self._waiting:
-            first = await inbox.get()
+            first = await self._next()
             if first is None:
                 return False
             self._waiting.extend(first)
@@ -97,21 +100,34 @@ class SingleWriter:
             self._waiting.extend(item)
         return True
 
+    async def _next(self) -> Any:
+        """The next item of the inbox; without sleeping for a moment, where the last one came within such a moment."""
+        inbox, spin_s, begun = self._bridge.inbox, self._limits.spin_s, time.monotonic()
+        if self._waited_s < spin_s:
+            while inbox.empty() and time.monotonic() - begun < spin_s:
+                await asyncio.sleep(0)
+        item = await inbox.get()
+        self._waited_s = time.monotonic() - begun
+        return item
+
     # --- decide ------------------------------------------------------------------------------------------------------
 
     def _decide(self, turn: Turn) -> None:
         """Request after request, up to the bounds of a turn."""
-        waiting, count = self._waiting, 0
-        while waiting and count < self._limits.batch_max and turn.bytes < self._limits.turn_bytes_max:
+        waiting, limits, left = self._waiting, self._limits, self._limits.batch_max
+        lane, answers = None, []
+        while waiting and left and turn.bytes < limits.turn_bytes_max:
             item = waiting.popleft()
-            count += 1
+            left -= 1
             if isinstance(item, Newcomer):
                 self._greet(turn, item)
                 continue
-            lane, sequence, request = item
+            if item[0] is not lane:  # requests come in runs of one lane
+                lane = item[0]
+                answers = self._replies.setdefault(lane, [])
             lane.taken += 1
             if not lane.superseded:
-                self._replies.setdefault(lane, []).append(self._answer(turn, lane.session, sequence, request))
+                answers.append(self._answer(turn, lane.session, item[1], item[2]))
 
     def _greet(self, turn: Turn, newcomer: Newcomer) -> None:
         """A hello: its session's next epoch is journaled with this turn, and older lanes are not listened to any
@@ -137,7 +153,7 @@ class SingleWriter:
         """The answer to one request, known or new."""
         if sequence <= session.last:
             told = session.told.get(sequence, FORGOTTEN)
-        elif wire.is_outcome_query(request):
+        elif request.__class__ is tuple and len(request) == 2 and wire.is_outcome_query(request):
             return self._outcome(turn, sequence, request[1])
         else:
             told = self._told(turn, session, sequence, request)
@@ -145,7 +161,7 @@ class SingleWriter:
 
     def _told(self, turn: Turn, session: Session, sequence: int, request: Any) -> Told:
         """Decide a new request and note its outcome."""
-        self._publisher.root.deciding(session.number, sequence)
+        self._name_decided(session.number, sequence)
         request_id = digest = None
         try:
             if sequence in session.fenced:

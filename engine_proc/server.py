@@ -249,7 +249,7 @@ def freeze_garbage() -> None:
     """What recovery made lives long: collections of it would show up as latency."""
     gc.collect()
     gc.freeze()
-    gc.set_threshold(50_000, 20, 100)
+    gc.set_threshold(200_000, 20, 100)
 
 
 def limit_data(headroom: int) -> None:

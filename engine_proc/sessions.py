@@ -53,12 +53,15 @@ class Session:
 
     def remember(self, sequence: int, told: Told, window: int) -> None:
         """The outcome of a request, and those before it up to the window."""
-        if sequence not in self.told:
-            self._order.append(sequence)
+        order = self._order
+        if sequence > self.last:
+            self.last = sequence
+            order.append(sequence)
+        elif sequence not in self.told:
+            order.append(sequence)
         self.told[sequence] = told
-        self.last = max(self.last, sequence)
-        if len(self._order) > window:
-            del self.told[self._order.popleft()]
+        if len(order) > window:
+            del self.told[order.popleft()]
 
     def change(self) -> SessionChange:
         return SessionChange(self.number, self.client_id, self.name, self.epoch, self.last)

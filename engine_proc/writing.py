@@ -37,7 +37,8 @@ def write(
     """Append the request's records and take them into the turn. Raises RequestTooLarge, InvalidMutation, MemoryFull."""
     forms = _forms(draft.steps.values(), turn, limits)
     if forms:
-        publisher.heap.reserve(sum([len(form[1]) + AROUND_PAYLOAD_BYTES for form in forms]))
+        payloads = sum([len(form[1]) for form in forms])
+        publisher.heap.reserve(payloads + len(forms) * AROUND_PAYLOAD_BYTES, len(forms))
         _append(turn, forms, request[2], session, sequence, publisher)
     results: Written = []
     for mutation in request[0]:

@@ -34,6 +34,8 @@ class Limits(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
 
     # --- the turn -------------------------------------------------------------------------------------------------
     batch_max: int = 512  # requests in one turn: amortises write and fsync; 512 x ~15 us keeps a turn below 10 ms
+    spin_s: float = 0.0003  # look for the next request or reply so long before sleeping, while they come as quickly: a
+    # processor that went idle costs 30 us to wake and half of its speed after that. 0: always sleep
     turn_bytes_max: int = 4 * MIB  # records of one turn; the requests behind wait for the next one
     lane_read_bytes: int = 256 * KIB  # what one wake-up takes from one lane: bounded work, so that lanes take turns
     lane_requests_max: int = 512  # requests of one lane waiting for a turn; above it that lane is not read
@@ -82,6 +84,7 @@ JOURNAL_VERSION = 1  # journal files and entries
 FRAME_REQUESTS_MAX = 256  # requests in one frame: sequence = frame number * 256 + index in the frame
 PIPE_BYTES = 256 * KIB  # of a lane; 64 pipes of 1 MiB would exhaust the kernel's per-user soft limit
 KEY_BYTES_MAX = 255  # UTF-8 bytes of an entity's id: its length is one byte in the record
+REQUEST_ID_MAX = 60  # characters of a user-given request id: its UTF-8 length is one byte in the record
 KINDS_MAX = 64  # kinds in one state: the root lists the slots of each
 COLUMNS_MAX = 32  # declared columns of a kind
 ROOT_RING = 16  # roots in the ring: a reader must be lapped 15 publishes during one 1 KB copy to have to retry

@@ -23,7 +23,7 @@ from typing import Any, NamedTuple, NoReturn
 
 import msgspec
 
-from solewriter.shared.config import FRAME_REQUESTS_MAX, KEY_BYTES_MAX, Limits
+from solewriter.shared.config import FRAME_REQUESTS_MAX, KEY_BYTES_MAX, REQUEST_ID_MAX, Limits
 from solewriter.shared.errors import BadRequest, InvalidMutation, RequestTooLarge
 from solewriter.shared.frozen import INT_MAX, INT_MIN
 from solewriter.shared.models import E, Entity, Ref
@@ -225,7 +225,10 @@ def unpack_frame(body: bytes, limits: Limits) -> list[Any]:
 
 
 def is_outcome_query(request: Any) -> bool:
-    return type(request) is tuple and len(request) == 2 and request[0] == "outcome" and type(request[1]) is str
+    """Whether this asks how a request ended, under an id that a request can have."""
+    if type(request) is not tuple or len(request) != 2 or request[0] != "outcome" or type(request[1]) is not str:
+        return False
+    return 0 < len(request[1]) <= REQUEST_ID_MAX and _is_text(request[1])
 
 
 def checked_request(request: Any, limits: Limits) -> PlainRequest:
@@ -241,8 +244,8 @@ def checked_request(request: Any, limits: Limits) -> PlainRequest:
         raise RequestTooLarge(
             f"a request has 1 to {limits.request_mutations_max} mutations and guards (request_mutations_max)"
         )
-    if request_id is not None and (type(request_id) is not str or not 0 < len(request_id) <= 60):
-        raise BadRequest("a request id is a str of 1 to 60 characters")
+    if request_id is not None and (type(request_id) is not str or not 0 < len(request_id) <= REQUEST_ID_MAX):
+        raise BadRequest(f"a request id is a str of 1 to {REQUEST_ID_MAX} characters")
     if request_id is not None:
         check_text(request_id)
     if deadline_us is not None and type(deadline_us) is not int:
@@ -256,7 +259,7 @@ def checked_request(request: Any, limits: Limits) -> PlainRequest:
 
 
 def _check_mutation(mutation: Any, budget: int, limits: Limits) -> int:
-    """Raises BadRequest, RequestTooLarge; what is left of the budget of nodes. Flat, because every mutation passes here."""
+    """What is left of the budget of nodes. Raises BadRequest, RequestTooLarge."""
     if type(mutation) is not tuple or len(mutation) != 7:
         raise BadRequest("a mutation is a tuple of seven")
     op, kind, key, expect, fields, reason, to = mutation
@@ -269,8 +272,8 @@ def _check_mutation(mutation: Any, budget: int, limits: Limits) -> int:
         check_text(to)
     if reason:
         check_text(reason)
-        if len(reason) > limits.text_bytes_max:
-            raise RequestTooLarge(f"a reason is at most {limits.text_bytes_max} characters (text_bytes_max)")
+        if len(reason.encode()) > limits.text_bytes_max:
+            raise RequestTooLarge(f"a reason is at most {limits.text_bytes_max} bytes (text_bytes_max)")
     if fields is None:
         return budget
     if type(fields) is not dict:
@@ -305,13 +308,18 @@ def _check_names(kind: Any, key: Any) -> None:
 
 
 def check_text(text: str) -> None:
-    """Lone surrogates cannot be written as UTF-8. Raises BadRequest."""
-    if text.isascii():
-        return
+    """Raises BadRequest for text that cannot be written as UTF-8."""
+    if not text.isascii() and not _is_text(text):
+        raise BadRequest("names, ids, reasons and values are text that can be encoded")
+
+
+def _is_text(text: str) -> bool:
+    """Lone surrogates cannot be written as UTF-8."""
     try:
         text.encode()
     except UnicodeEncodeError:
-        raise BadRequest("names, ids, reasons and values are text that can be encoded") from None
+        return False
+    return True
 
 
 def _check_plain(value: Any, budget: int, depth: int) -> int:
@@ -321,7 +329,9 @@ def _check_plain(value: Any, budget: int, depth: int) -> int:
     kind = type(value)
     if kind is str:
         check_text(value)
-        return budget - 1
+        return budget - 1 - (len(value) >> 4)  # one long text can be folded into many places, too
+    if kind is bytes:
+        return budget - 1 - (len(value) >> 4)
     if kind is int:
         if not INT_MIN <= value <= INT_MAX:
             raise BadRequest("integers must fit 64 bits")

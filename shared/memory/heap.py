@@ -60,8 +60,9 @@ class HeapWriter:
     def last(self) -> int:
         return self._number
 
-    def reserve(self, needed: int) -> None:
-        """Room for records of so many bytes in all, in one segment. Raises MemoryFull."""
+    def reserve(self, bodies: int, records: int = 1) -> None:
+        """Room for so many records with so many bytes of bodies in all, in one segment. Raises MemoryFull."""
+        needed = padded(bodies) if records == 1 else bodies + records * (PREFIX_BYTES + ALIGNMENT)
         if self._offset + needed > self._size:
             self._begin_segment(needed)
         elif self._next is None and self._offset > self._size * NEW_AHEAD:

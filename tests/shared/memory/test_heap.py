@@ -49,6 +49,7 @@ class Heap:
         return Segment.create(self.folder / f"heap-{number}", size)
 
     def append(self, body, slot=0, previous=0):
+        self.writer.reserve(len(body))
         address = self.writer.append(body, slot, previous)
         self.records.append((address, body, slot, previous))
         return address
