@@ -22,8 +22,8 @@ import msgspec
 
 from solewriter.engine_proc.sessions import Session
 from solewriter.shared import failpoint, wire
-from solewriter.shared.config import WIRE_VERSION, Limits
-from solewriter.shared.errors import BadRequest
+from solewriter.shared.config import FRAME_REQUESTS_MAX, WIRE_VERSION, Limits
+from solewriter.shared.errors import BadRequest, Refused
 from solewriter.shared.lane import LENGTH_BYTES
 from solewriter.shared.wire import HANDSHAKE_BYTES_MAX, REPLY_HEADER_BYTES, Hello, Status, Welcome
 
@@ -120,13 +120,23 @@ class LaneEnd:
             self._bridge.inbox.put_nowait(requests)
 
     def _decode(self, body: bytes, requests: list[tuple[LaneEnd, int, Any]]) -> None:
-        sequence = self._next_frame << 8
+        """The requests of a frame, each checked all the way down, or in its place what is wrong with it."""
+        sequence, limits = self._next_frame * FRAME_REQUESTS_MAX, self._bridge.limits
+        budget = limits.frame_nodes_max
         self._next_frame += 1
         try:
-            for place, request in enumerate(wire.unpack_frame(body, self._bridge.limits)):
-                requests.append((self, sequence + place, request))
+            unpacked = wire.unpack_frame(body, limits)
         except BadRequest as error:
             requests.append((self, sequence, error))
+            return
+        for place, request in enumerate(unpacked):
+            checked = request
+            if not wire.is_outcome_query(request):
+                try:
+                    budget = wire.check_request(request, budget, limits)
+                except Refused as error:
+                    checked = error
+            requests.append((self, sequence + place, checked))
 
     # --- replies out -------------------------------------------------------------------------------------------------
 

@@ -153,7 +153,7 @@ class SingleWriter:
         """The answer to one request, known or new."""
         if sequence <= session.last:
             told = session.told.get(sequence, FORGOTTEN)
-        elif request.__class__ is tuple and len(request) == 2 and wire.is_outcome_query(request):
+        elif request.__class__ is tuple and len(request) == 2:
             return self._outcome(turn, sequence, request[1])
         else:
             told = self._told(turn, session, sequence, request)
@@ -164,9 +164,11 @@ class SingleWriter:
         self._name_decided(session.number, sequence)
         request_id = digest = None
         try:
+            if isinstance(request, Refused):
+                raise request  # what the bridge found wrong with it
             if sequence in session.fenced:
                 raise Fenced("its outcome was asked for before it arrived: it never will be applied")
-            plain = wire.checked_request(request, self._limits)
+            plain: wire.PlainRequest = request
             if plain[2] is not None:
                 digest = wire.digest(plain)
                 if (known := self._known_id(turn, plain[2], digest)) is not None:

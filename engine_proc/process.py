@@ -210,6 +210,8 @@ class Engine:
             if self._stopping.wait(backoff if recent else 0):
                 return
             self._restart()
+            if self._stopping.is_set() and self._process is not None:
+                self._process.send_signal(signal.SIGTERM)  # `stop` was called while it started, and told the one before
 
     def _restart(self) -> None:
         try:

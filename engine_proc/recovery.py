@@ -21,6 +21,10 @@ def replay(journal: Journal, state: State, sessions: Sessions, publisher: Publis
     """Put everything back: entities, sessions, outcomes. Returns the last life that the journal knows of."""
     life = None
     for entry in journal.replay():
+        if life is None and entry.number != 1:  # nothing is trimmed yet, so history begins with the first entry
+            raise JournalCorrupt(
+                f"the journal begins with entry {entry.number}: a file is missing", place=f"entry {entry.number}"
+            )
         _install(entry, state, sessions, publisher)
         life = entry.private.life or life
     return life

@@ -14,12 +14,10 @@ from typing import Any
 
 import msgspec
 
-from solewriter.shared.config import FRAME_REQUESTS_MAX, Limits
+from solewriter.shared.config import FRAME_REQUESTS_MAX, NAME_MAX, Limits
 from solewriter.shared.entry import SessionChange
 from solewriter.shared.request_ids import own_id, session_number
 from solewriter.shared.wire import Hello, Status
-
-NAME_MAX = 255  # characters of a client id or name: an actor is in every record
 
 
 class Told(msgspec.Struct, frozen=True, gc=False):

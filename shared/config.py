@@ -85,6 +85,7 @@ FRAME_REQUESTS_MAX = 256  # requests in one frame: sequence = frame number * 256
 PIPE_BYTES = 256 * KIB  # of a lane; 64 pipes of 1 MiB would exhaust the kernel's per-user soft limit
 KEY_BYTES_MAX = 255  # UTF-8 bytes of an entity's id: its length is one byte in the record
 REQUEST_ID_MAX = 60  # characters of a user-given request id: its UTF-8 length is one byte in the record
+NAME_MAX = 255  # characters of a client id, an agent's, a kind's or a field's name: they are in records and refusals
 KINDS_MAX = 64  # kinds in one state: the root lists the slots of each
 COLUMNS_MAX = 32  # declared columns of a kind
 ROOT_RING = 16  # roots in the ring: a reader must be lapped 15 publishes during one 1 KB copy to have to retry

@@ -17,7 +17,7 @@ from pydantic import BaseModel, TypeAdapter, ValidationError
 
 from solewriter.shared.columns import Cells, Column, column_of, from_us
 from solewriter.shared.config import COLUMNS_MAX, KINDS_MAX
-from solewriter.shared.errors import InvalidMutation, UnknownKind
+from solewriter.shared.errors import InvalidMutation, SchemaMismatch, UnknownKind
 from solewriter.shared.fieldtypes import refuse_unsuitable
 from solewriter.shared.frozen import FrozenMap
 from solewriter.shared.models import CONCERNS, Entity, Lifecycle, Project, Task
@@ -120,6 +120,8 @@ class Kind:
             made: Entity = self.model.__pydantic_validator__.validate_python(values)
         except ValidationError as error:
             raise problems(error) from None
+        except Exception as error:
+            raise _stumbled(self.name, error) from error
         return made
 
     def changed(
@@ -245,7 +247,13 @@ class Kind:
         values["version"] = version
         if "updated_at" in self.stamps:
             values["updated_at"] = from_us(time_us)  # the time of its newest record
-        return self.model.__pydantic_validator__.validate_python(values)  # type: ignore[no-any-return]  # the model's own
+        try:
+            made: Entity = self.model.__pydantic_validator__.validate_python(values)
+        except ValidationError as error:
+            raise SchemaMismatch(
+                f"{self.name} {key!r} was stored under another shape of its class: {problems(error)}", kind=self.name
+            ) from None
+        return made
 
     def _is_ours(self, schema: Schema) -> bool:
         """Whether a stored schema has the defaults of the class here; remembered, because it is asked at every
@@ -255,6 +263,12 @@ class Kind:
             return False
         self._same_as_ours = schema
         return True
+
+
+def _stumbled(name: str, error: Exception) -> InvalidMutation:
+    """A validator of the user's that raised what pydantic does not take for an answer, a TypeError say."""
+    problem = f"its validator raised {type(error).__name__}: {error}"
+    return InvalidMutation(f"{name}: {problem}", fields={"entity": problem})
 
 
 def _without_bytes(kind: str, stored: Mapping[str, Any]) -> InvalidMutation:

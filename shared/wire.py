@@ -23,7 +23,7 @@ from typing import Any, NamedTuple, NoReturn
 
 import msgspec
 
-from solewriter.shared.config import FRAME_REQUESTS_MAX, KEY_BYTES_MAX, REQUEST_ID_MAX, Limits
+from solewriter.shared.config import FRAME_REQUESTS_MAX, KEY_BYTES_MAX, NAME_MAX, REQUEST_ID_MAX, Limits
 from solewriter.shared.errors import BadRequest, InvalidMutation, RequestTooLarge
 from solewriter.shared.frozen import INT_MAX, INT_MIN
 from solewriter.shared.models import E, Entity, Ref
@@ -232,9 +232,14 @@ def is_outcome_query(request: Any) -> bool:
 
 
 def checked_request(request: Any, limits: Limits) -> PlainRequest:
-    """The same request if it is shaped like one, all the way down and within bounds. Raises BadRequest,
-    RequestTooLarge.
-    """
+    """The same request if it is shaped like one, all the way down and in bounds. Raises BadRequest, RequestTooLarge."""
+    check_request(request, limits.frame_nodes_max, limits)
+    checked: PlainRequest = request
+    return checked
+
+
+def check_request(request: Any, budget: int, limits: Limits) -> int:
+    """What is left of a frame's budget of nodes behind this request. Raises BadRequest, RequestTooLarge."""
     if type(request) is not tuple or len(request) != 4:
         raise BadRequest("a request is a tuple of four")
     mutations, guards, request_id, deadline_us = request
@@ -250,12 +255,11 @@ def checked_request(request: Any, limits: Limits) -> PlainRequest:
         check_text(request_id)
     if deadline_us is not None and type(deadline_us) is not int:
         raise BadRequest("a deadline is an int")
-    budget = limits.frame_nodes_max
     for mutation in mutations:
         budget = _check_mutation(mutation, budget, limits)
     for guard in guards:
         _check_guard(guard)
-    return request
+    return budget - len(guards)
 
 
 def _check_mutation(mutation: Any, budget: int, limits: Limits) -> int:
@@ -279,8 +283,8 @@ def _check_mutation(mutation: Any, budget: int, limits: Limits) -> int:
     if type(fields) is not dict:
         raise BadRequest("fields are a dict")
     for name, value in fields.items():
-        if type(name) is not str:
-            raise BadRequest("field names are str")
+        if type(name) is not str or len(name) > NAME_MAX:
+            raise BadRequest(f"field names are str of at most {NAME_MAX} characters")
         if not name.isascii():
             check_text(name)
         budget = _check_plain(value, budget, limits.frame_depth_max)
@@ -298,7 +302,7 @@ def _check_guard(guard: Any) -> None:
 
 def _check_names(kind: Any, key: Any) -> None:
     """A kind's name and an id are text; an id is 1 to 255 bytes of UTF-8. Raises BadRequest."""
-    if type(kind) is not str or type(key) is not str or not key:
+    if type(kind) is not str or type(key) is not str or not key or len(kind) > NAME_MAX:
         raise BadRequest("a kind's name and an id are str, and an id is not empty")
     if not (kind.isascii() and key.isascii()):
         check_text(kind)

@@ -710,17 +710,17 @@ def test_the_first_failed_write_is_not_retried_and_its_entry_is_dropped(opened):
 
 def test_a_disk_that_is_full_again_and_again_needs_no_more_room_in_the_end(opened, folder):
     journal, _ = opened()
-    commit(journal, 3_000)
+    commit(journal)  # less than half a file: nothing is made ahead
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (1_000, hard))
     try:
         for _ in range(5):
             with pytest.raises(DiskFull):
-                commit(journal, 3_000)
+                commit(journal, 5_000)
             assert sorted(path.name for path in folder.iterdir()) == ["committed", journal_files(folder)[0].name]
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
-    assert commit(journal, 3_000) == 2
+    assert commit(journal, 5_000) == 2
     assert journal_files(folder)[1].stat().st_size == 8 * KIB
     let_go(journal)
     assert numbers(opened()[1]) == [1, 2]
@@ -750,10 +750,10 @@ EVERYWHERE = (
 
 @pytest.mark.parametrize("name", EVERYWHERE.split())
 def test_a_kill_at_any_step_loses_nothing_that_was_acked(folder, opened, name):
-    """The first run is killed in a commit or a roll, the second in its recovery or a little later; both go on."""
+    """The first run is killed in a commit or a roll, the second in its recovery or a commit after it."""
     env = {**os.environ, VARIABLE: f"{name}:kill:hit=2" if name.startswith(("commit", "journal.")) else f"{name}:kill"}
     acked = 0
-    for _ in range(3):
+    for _ in range(2):
         ran = subprocess.run([sys.executable, "-P", "-c", DYING, str(folder)], capture_output=True, text=True, env=env)
         acked = max([acked, *map(int, ran.stdout.split())])
         assert "Error" not in ran.stderr

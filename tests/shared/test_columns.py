@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 from pydantic import Field, create_model
 
 from solewriter.shared.columns import NO_INT, Column, column_of, from_us, text_hash, to_us
-from solewriter.shared.errors import InvalidMutation
+from solewriter.shared.errors import InvalidMutation, LayoutMismatch
 from solewriter.shared.memory import catalog as catalogs
 from solewriter.shared.models import Entity, Task, TaskStatus
 from solewriter.shared.registry import Kind
@@ -293,3 +293,18 @@ def test_readers_without_the_class_learn_every_column_from_the_catalog():
     assert [schema.columns for schema in learned.schemas] == [task.columns, doc.columns]
     assert [schema.digest() for schema in learned.schemas] == [schema.digest() for schema in schemas]
     assert (learned.kind_code("Doc"), learned.kind_code("Ship")) == (1, None)
+
+
+@pytest.mark.parametrize(
+    "damaged",
+    [
+        catalogs.pack(catalogs.EMPTY)[:-1],
+        b"\x05\0\0\0hello",
+        catalogs.pack(msgspec.structs.replace(catalogs.EMPTY, version=2)),
+    ],
+    ids=["short", "other", "newer"],
+)
+def test_a_catalog_of_another_form_is_refused(damaged):
+    assert catalogs.unpack(catalogs.pack(catalogs.EMPTY)) == catalogs.EMPTY
+    with pytest.raises(LayoutMismatch, match="catalog"):
+        catalogs.unpack(damaged)

@@ -73,11 +73,13 @@ def test_an_error_is_raised_once_and_names_itself(action, code):
 
 
 def test_stop_waits_until_it_is_continued():
-    process = child("here:stop", "there", "here", "there")
-    with process:
-        assert os.waitid(os.P_PID, process.pid, os.WSTOPPED).si_status == signal.SIGSTOP
-        process.send_signal(signal.SIGCONT)
-        out, _ = process.communicate()
+    with child("here:stop", "there", "here", "there") as process:
+        try:
+            assert os.waitid(os.P_PID, process.pid, os.WSTOPPED | os.WEXITED).si_status == signal.SIGSTOP
+            process.send_signal(signal.SIGCONT)
+            out, _ = process.communicate()
+        finally:
+            process.kill()
     assert (process.returncode, out.splitlines()) == (0, ["there passed", "here passed", "there passed"])
 
 

@@ -44,7 +44,7 @@ def parts_of(value):
 # --- a mapping --------------------------------------------------------------------------------------------------------
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=60, deadline=None)
 @given(MAPS)
 def test_a_frozen_map_is_equal_to_the_mapping_that_it_was_made_of(items):
     frozen = FrozenMap(items)
@@ -56,7 +56,7 @@ def test_a_frozen_map_is_equal_to_the_mapping_that_it_was_made_of(items):
     assert all(name in frozen for name in items)
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=60, deadline=None)
 @given(MAPS)
 def test_a_frozen_map_survives_pickle_and_is_its_own_copy(items):
     frozen = FrozenMap(items)
@@ -68,7 +68,7 @@ def test_a_frozen_map_survives_pickle_and_is_its_own_copy(items):
     assert copy.deepcopy(frozen) is frozen
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=60, deadline=None)
 @given(PLAIN)
 def test_everything_inside_is_immutable_and_freezing_again_changes_nothing(value):
     frozen = freeze(value)

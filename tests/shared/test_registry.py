@@ -247,7 +247,7 @@ def learned(schema):
 # --- payloads ---------------------------------------------------------------------------------------------------------
 
 
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=60, deadline=None)
 @given(TASKS)
 def test_a_task_reads_back_equal(task):
     stamped = task if task.updated_at else task.model_copy(update={"updated_at": NOW})
@@ -334,7 +334,7 @@ PAYLOAD_IN_ANOTHER_PROCESS = """
 from solewriter.shared.models import Entity, Task
 from solewriter.shared.registry import Kind
 class Doc(Entity):
-    tags: frozenset[str] = frozenset({"a", "b", "c", "d"})
+    tags: frozenset[str] = frozenset("abcdefghijkl")
 task = Kind(Task).stored(Task(title="t", metadata={"b": 1, "a": {"d": 1, "c": 2}}, reviewers=["x", "y"]))
 doc = Kind(Doc).stored(Doc(tags={"h", "g", "f", "e"}))
 print(Kind(Task).payload(task).hex(), Kind(Doc).payload(doc).hex())
@@ -352,7 +352,7 @@ def in_another_process(seed):
 
 @pytest.fixture(scope="module")
 def elsewhere():
-    return [in_another_process(seed) for seed in ("1", "2", "3")]
+    return [in_another_process(seed) for seed in ("1", "2")]
 
 
 def test_a_payload_is_the_same_bytes_in_every_process(elsewhere):
@@ -401,7 +401,7 @@ def outcome(kind, make, *args):
         return set(refusal.fields)
 
 
-@settings(max_examples=120, deadline=None)
+@settings(max_examples=80, deadline=None)
 @given(TASKS, CHANGES)
 def test_a_change_of_a_task_is_the_same_as_validating_all_of_it(task, changes):
     for name in TASK.fixed - {"status"}:

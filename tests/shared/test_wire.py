@@ -217,7 +217,7 @@ def test_bytes_behind_the_end_are_refused():
     assert "behind" in refused(GOOD + GOOD)
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=100, deadline=None)
 @given(st.binary(max_size=64) | st.builds(lambda tail: b"\x80\x05" + tail + b".", st.binary(max_size=24)))
 def test_any_bytes_are_requests_or_refused(body):
     try:
@@ -228,7 +228,7 @@ def test_any_bytes_are_requests_or_refused(body):
     assert 0 < len(requests) <= FRAME_REQUESTS_MAX
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=100, deadline=None)
 @given(st.integers(0, len(GOOD) - 1), st.integers(1, 255))
 def test_a_damaged_frame_is_requests_or_refused(place, change):
     body = bytearray(GOOD)
@@ -467,7 +467,7 @@ NEARLY = st.tuples(
 )
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=100, deadline=None)
 @given(NEARLY | ANYTHING)
 @example(())
 @example(([], [], None, None))
@@ -655,14 +655,14 @@ from solewriter.shared.mutations import Create
 from solewriter.shared.registry import Registry
 class Doc(Entity):
     tags: frozenset[str] = frozenset()
-doc = Doc(id="d", tags={"a", "b", "c", "d"})
+doc = Doc(id="d", tags=set("abcdefghijkl"))
 print(wire.digest(([wire.plain_mutation(Create(doc), Registry([Doc]))], [], "mine", None)).hex())
 """
 
 
 def test_the_digest_is_the_same_in_every_process():
     digests = set()
-    for seed in ("1", "2", "3"):
+    for seed in ("1", "2"):
         env = {**os.environ, "PYTHONHASHSEED": seed}
         ran = subprocess.run([sys.executable, "-P", "-c", TAGGED], env=env, capture_output=True, text=True, check=True)
         digests.add(ran.stdout)

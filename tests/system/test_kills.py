@@ -366,3 +366,13 @@ def test_updates_conflict_across_a_restart_as_before(state, start_engine, wait_u
         assert isinstance(replies[0].error, VersionConflict)
         assert replies[1].entity.version == 3
         assert client.transition(replies[1].entity, TaskStatus.REJECTED).version == 4
+
+
+def test_a_stop_in_mid_restart_leaves_no_engine_running(state, start_engine):
+    for _ in range(4):
+        engine = start_engine(state)
+        os.kill(engine.pid, signal.SIGKILL)
+        engine.stop()
+        with pytest.raises(EngineUnavailable):
+            connect(state, limits=Limits(connect_timeout_s=0.05))
+    start_engine(state).stop()

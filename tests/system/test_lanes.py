@@ -356,3 +356,14 @@ def test_a_hundred_thousand_entities_are_stored_read_and_recovered(state, start_
 def _rss_bytes(pid: int) -> int:
     with open(f"/proc/{pid}/statm") as statm:
         return int(statm.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+
+
+def test_one_frame_cannot_hold_the_engine_up_by_saying_the_same_thing_often(state, start_engine, client_of_a_raw_lane):
+    """The budget of nodes is the frame's, not each request's: a request repeated 256 times takes 1.8 KB."""
+    start_engine(state)
+    request = ([(3, "Task", "t", None, {"metadata": {"a": [[None] * 1_000] * 98}}, "", None)], [], None, None)
+    raw = client_of_a_raw_lane(state)
+    raw.write(framed(pickle.dumps([request] * 256, 5)))
+    answers = [raw.reply() for _ in range(256)]
+    assert {answer[1] for answer in answers} == {REFUSED}
+    assert [answer[3][0] for answer in answers[1:]] == ["BadRequest"] * 255

@@ -7,6 +7,7 @@ import os
 import time
 
 import pytest
+from pydantic import field_validator
 
 from solewriter import (
     AlreadyExists,
@@ -382,3 +383,27 @@ def test_refusals_in_a_pipeline_keep_their_places(client):
     replies = list(client.submit_many([good[0], bad, good[1], bad, bad, good[2], bad]))
     assert [reply.applied for reply in replies] == [True, False, True, False, False, True, False]
     assert [reply.entity.id for reply in replies if reply.applied] == ["t0", "t1", "t2"]
+
+
+class Stumbling(Entity):
+    """A model whose validator has a bug."""
+
+    size: int = 0
+
+    @field_validator("size")
+    @classmethod
+    def _stumble(cls, size: int) -> int:
+        if size == 13:
+            raise TypeError("thirteen")
+        return size
+
+
+def test_a_validator_that_raises_anything_is_a_refusal_and_the_engine_goes_on(state, start_engine):
+    engine = start_engine(state, models=[Stumbling])
+    pid = engine.pid
+    with connect(state) as client:
+        one = client.create(Stumbling(size=1))
+        with pytest.raises(InvalidMutation, match="thirteen"):
+            client.update(one, size=13)
+        assert client.update(one, size=2).version == 2
+    assert engine.pid == pid

@@ -163,20 +163,27 @@ print("done")
 """
 
 
-def test_what_was_there_stays_findable_while_another_process_enlarges_the_index(tmp_path):
+@pytest.fixture
+def writing(tmp_path):
+    """A process that waits for a word to write an index; killed after the test, if it still runs."""
+    command = [sys.executable, "-P", "-c", WRITING, str(tmp_path)]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout.readline() == "ready\n"
+        yield process
+        process.kill()
+
+
+def test_what_was_there_stays_findable_while_another_process_enlarges_the_index(tmp_path, writing):
     choose = random.Random(11)
     hashes = [choose.randrange(2**32) for _ in range(40_000)]
-    command = [sys.executable, "-P", "-c", WRITING, str(tmp_path)]
-    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as writing:
-        assert writing.stdout.readline() == "ready\n"
-        reader = IndexReader(lambda number: Segment.attach(tmp_path / f"index-{number}"))
-        progress = Segment.attach(tmp_path / "progress").words
-        writing.stdin.write("go\n")
-        writing.stdin.flush()
-        there, probe = 0, random.Random(3)
-        while there < 40_000:
-            there = progress[0]
-            for slot in [probe.randrange(there) for _ in range(20)] if there else ():
-                assert slot in reader.candidates(hashes[slot])
-            assert writing.poll() in (None, 0)
-        assert writing.communicate()[0] == "done\n"
+    reader = IndexReader(lambda number: Segment.attach(tmp_path / f"index-{number}"))
+    progress = Segment.attach(tmp_path / "progress").words
+    writing.stdin.write("go\n")
+    writing.stdin.flush()
+    there, probe = 0, random.Random(3)
+    while there < 40_000:
+        there = progress[0]
+        for slot in [probe.randrange(there) for _ in range(20)] if there else ():
+            assert slot in reader.candidates(hashes[slot])
+        assert writing.poll() in (None, 0)
+    assert writing.communicate()[0] == "done\n"

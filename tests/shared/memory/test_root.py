@@ -49,6 +49,24 @@ def reader(writer, segment):
     return RootReader(Segment.attach(segment.path))
 
 
+@pytest.fixture
+def spawn():
+    """`spawn(code, *args)`: a Python process that said "ready"; killed after the test, if it still runs."""
+    started = []
+
+    def start(code, *args):
+        pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+        process = subprocess.Popen([sys.executable, "-P", "-c", code, *map(str, args)], **pipes)
+        started.append(process)
+        assert process.stdout.readline() == "ready\n"
+        return process
+
+    yield start
+    for process in started:
+        with process:
+            process.kill()
+
+
 def numbered(number, kinds=2):
     """A root in which everything follows from one number."""
     return Root(
@@ -239,18 +257,13 @@ print(seen, last)
 """
 
 
-def test_readers_beside_a_writer_at_full_speed_see_whole_roots_only_and_none_goes_back(tmp_path):
-    start = [sys.executable, "-P", "-c"]
-    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
-    with subprocess.Popen([*start, WRITING, str(tmp_path / "root")], **pipes) as writing:
-        assert writing.stdout.readline() == "ready\n"
-        readers = [subprocess.Popen([*start, READING, str(tmp_path / "root")], **pipes) for _ in range(2)]
-        assert [process.stdout.readline() for process in readers] == ["ready\n"] * 2
-        last = int(writing.communicate("go\n")[0])
+def test_readers_beside_a_writer_at_full_speed_see_whole_roots_only_and_none_goes_back(tmp_path, spawn):
+    writing = spawn(WRITING, tmp_path / "root")
+    readers = [spawn(READING, tmp_path / "root") for _ in range(2)]
+    last = int(writing.communicate("go\n")[0])
     for process in readers:
-        out = process.communicate()[0]
+        seen, newest = map(int, process.communicate()[0].split())
         assert process.returncode == 0
-        seen, newest = map(int, out.split())
         assert newest == last
         assert seen > 1
 
@@ -279,13 +292,11 @@ print(reader.head, reader.successor)
     ],
     ids=["publish", "stop", "supersede"],
 )
-def test_a_sleeper_in_another_process_is_woken(writer, segment, act, seen):
+def test_a_sleeper_in_another_process_is_woken(writer, segment, spawn, act, seen):
     publish(writer, numbered(1))
-    command = [sys.executable, "-P", "-c", SLEEPING, str(segment.path)]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as sleeper:
-        assert sleeper.stdout.readline() == "ready\n"
-        act(writer, segment)
-        assert sleeper.communicate()[0].split() == seen.split()
+    sleeper = spawn(SLEEPING, segment.path)
+    act(writer, segment)
+    assert sleeper.communicate()[0].split() == seen.split()
 
 
 def test_who_expects_an_older_head_does_not_sleep(writer, reader):
