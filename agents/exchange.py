@@ -40,6 +40,7 @@ class Exchange:
         self._lane: Lane | None = None
         self._broken = False
         self._waited_s = 1.0  # for the last reply
+        self._lost_at = 0.0  # when the lane broke that was not replaced yet
         self._closed = False
         self._pid = os.getpid()
         with self._changed:
@@ -65,7 +66,13 @@ class Exchange:
             return
         with self._changed:
             while not pending.done:
-                if not self._pump(deadline) and not pending.done:
+                try:
+                    going_on = self._pump(deadline)
+                except EngineUnavailable:
+                    if pending.done:
+                        return  # it was sent, and nobody knows more: its own error says so
+                    raise
+                if not going_on and not pending.done:
                     raise outcome_unknown(pending.request_id)
 
     def close(self) -> None:
@@ -124,6 +131,8 @@ class Exchange:
         """Write what is unsent, wait for the pipe, read what came."""
         if self._lane is None or self._broken:
             self._reconnect(time.monotonic() + min(timeout_s, self._limits.connect_timeout_s))
+            if self._lane is None:
+                return
         if not self._write():
             return
         lane = self._lane
@@ -200,9 +209,12 @@ class Exchange:
         self._read_rest()
         self._drop_lane()
         self._check_usable()
+        self._lost_at = self._lost_at or time.monotonic()
         try:
             self._connect(deadline)
         except EngineUnavailable:
+            if time.monotonic() - self._lost_at < self._limits.connect_timeout_s:
+                return  # this caller's patience is at its end; others may have more
             self._session.fail(None)
             raise
 
@@ -225,6 +237,7 @@ class Exchange:
             time.sleep(pause)
             pause = min(pause * 2, RECONNECT_MAX_S)
         self._lane, self._broken = lane, False
+        self._lost_at = 0.0
 
     def _greet(self, lane: Lane, timeout_s: float) -> wire.Welcome:
         with self.folder.connected_socket(timeout_s) as connection:

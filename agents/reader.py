@@ -17,6 +17,7 @@ from solewriter.agents.snapshot import Plain, Snapshot
 from solewriter.shared.config import DEFAULT_LIMITS, Limits
 from solewriter.shared.errors import Compacted, EngineUnavailable
 from solewriter.shared.folder import StateFolder, runs
+from solewriter.shared.memory.root import STOPPED
 from solewriter.shared.memory.view import Pin, View
 from solewriter.shared.models import Entity
 from solewriter.shared.mutations import Result
@@ -112,6 +113,10 @@ class Reader:
             except FileNotFoundError:  # its segments went while they were being mapped: an engine followed
                 if not view.root.successor:
                     raise
+                if view.root.successor == STOPPED:
+                    raise EngineUnavailable(
+                        f"the engine of {self.folder.path} was stopped before this reader had mapped its memory"
+                    ) from None
 
     @property
     def revision(self) -> int:
@@ -174,6 +179,8 @@ class Reader:
 
     def of_result(self, result: Result, epoch: int, model: type[E]) -> E | None:
         """The entity as a reply left it. Raises Compacted if that version is not in memory any more."""
+        if not result.version:
+            return None  # made and deleted in one request
         pin = self.snapshot().pin
         address = result.address if pin.view.root.epoch == epoch else 0
         if not address:

@@ -154,9 +154,7 @@ class AgentSession:
                 break
         else:
             return  # answered before, on an earlier lane
-        whole_frame = (
-            reply.status == Status.REFUSED and reply.detail[0] == "BadRequest" and place == 0 and frame.open > 1
-        )
+        whole_frame = reply.status == Status.REFUSED and "whole_frame" in reply.detail[2]
         for pending in frame.pendings if whole_frame else frame.pendings[place : place + 1]:
             if not pending.done:
                 pending.reply = reply
@@ -184,7 +182,7 @@ class AgentSession:
 def outcome_unknown(request_id: str) -> OutcomeUnknown:
     return OutcomeUnknown(
         f"no reply to request {request_id}: it may or may not have been applied; "
-        f"send it again under that id, or look at what is stored",
+        "look at what is stored before you repeat it, or give requests ids of your own",
         request_id=request_id,
     )
 

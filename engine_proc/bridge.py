@@ -29,6 +29,7 @@ from solewriter.shared.wire import HANDSHAKE_BYTES_MAX, REPLY_HEADER_BYTES, Hell
 
 PEER = struct.Struct("iII")  # SO_PEERCRED: pid, uid, gid
 FDS = 2  # the request queue's reading end and the reply pipe's writing end
+ACCEPT_PAUSE_S = 0.5  # after an accept that failed, for want of descriptors say
 BACKLOG = 256  # processes that may be connecting at once: a farm starts all its agents in one moment
 
 
@@ -79,6 +80,9 @@ class LaneEnd:
             count = os.readv(self._requests, [buffer])
         except BlockingIOError:
             return
+        except OSError as error:
+            self.close(f"its queue cannot be read: {error}")
+            return
         if count == 0:
             self.close()
             return
@@ -122,12 +126,12 @@ class LaneEnd:
     def _decode(self, body: bytes, requests: list[tuple[LaneEnd, int, Any]]) -> None:
         """The requests of a frame, each checked all the way down, or in its place what is wrong with it."""
         sequence, limits = self._next_frame * FRAME_REQUESTS_MAX, self._bridge.limits
-        budget = limits.frame_nodes_max
+        budget = max(limits.frame_nodes_max, 2 * len(body))  # what is not folded cannot have more parts than bytes
         self._next_frame += 1
         try:
             unpacked = wire.unpack_frame(body, limits)
         except BadRequest as error:
-            requests.append((self, sequence, error))
+            requests.append((self, sequence, BadRequest(error.message, whole_frame=True)))
             return
         for place, request in enumerate(unpacked):
             checked = request
@@ -268,6 +272,7 @@ class Newcomer:
                 self._heard_all(bytes(self._heard[REPLY_HEADER_BYTES : REPLY_HEADER_BYTES + length]))
 
     def _heard_all(self, body: bytes) -> None:
+        self._deadline.cancel()
         self._bridge.loop.remove_reader(self._connection.fileno())
         try:
             self.hello = wire.unpack_hello(body)
@@ -329,6 +334,8 @@ class Bridge:
             connection, _ = self._socket.accept()
         except OSError as error:  # gone again, or out of descriptors: those who are connected go on
             self._log(f"cannot accept a connection: {error}")
+            self.loop.remove_reader(self._socket.fileno())
+            self.loop.call_later(ACCEPT_PAUSE_S, self._accept_again)
             return
         connection.setblocking(False)
         pid, uid, _ = PEER.unpack(connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, PEER.size))
@@ -337,6 +344,10 @@ class Bridge:
             connection.close()
             return
         Newcomer(self, connection, pid)
+
+    def _accept_again(self) -> None:
+        if self._socket is not None:
+            self.loop.add_reader(self._socket.fileno(), self._connectable)
 
     def admit(self, newcomer: Newcomer, session: Session) -> None:
         """Open the lane of a session whose epoch is journaled."""
@@ -365,6 +376,12 @@ class Bridge:
         lane = self._lanes.get(session)
         if lane is not None:
             lane.supersede()
+
+    def drop(self, session: int) -> None:
+        """Close a session's lane: its agent connects again and sends again what was not answered."""
+        lane = self._lanes.get(session)
+        if lane is not None:
+            lane.close()
 
     def connected(self) -> Iterable[int]:
         """Numbers of the sessions that have a lane."""

@@ -17,20 +17,30 @@ from solewriter.engine_proc.bridge import Bridge, LaneEnd, Newcomer
 from solewriter.engine_proc.decide import Draft, decide
 from solewriter.engine_proc.journal import DiskFull, Journal
 from solewriter.engine_proc.publisher import Publisher
-from solewriter.engine_proc.sessions import FORGOTTEN, HelloRefused, Session, Sessions, Told
+from solewriter.engine_proc.sessions import ENGINE_ID, FORGOTTEN, HelloRefused, Session, Sessions, Told
 from solewriter.engine_proc.state import State, Turn
-from solewriter.engine_proc.writing import write
+from solewriter.engine_proc.writing import Form, form, write
 from solewriter.shared import failpoint, wire
 from solewriter.shared.config import Limits
 from solewriter.shared.entry import SessionChange
-from solewriter.shared.errors import Expired, Fenced, MemoryFull, Refused, RequestMismatch, Unavailable, to_wire
+from solewriter.shared.errors import (
+    Expired,
+    Fenced,
+    InvalidMutation,
+    MemoryFull,
+    Refused,
+    RequestMismatch,
+    Unavailable,
+    clean,
+    to_wire,
+)
 from solewriter.shared.request_ids import own_id, session_number
 from solewriter.shared.wire import Status
 
 Answer = tuple[int, int, int, Any]  # sequence, status, revision, detail
 
 
-ENGINE_SESSION = SessionChange(session_number("engine"), "engine", "engine", 0, -1)
+ENGINE_SESSION = SessionChange(session_number(ENGINE_ID), ENGINE_ID, ENGINE_ID, 0, -1)
 """Requests of the engine's own: timers, deaths, quarantine."""
 
 
@@ -135,6 +145,9 @@ class SingleWriter:
         """
         try:
             change, newcomer.first = self.sessions.greet(newcomer.hello)
+            if self.sessions.get(change.session) is None:
+                connected = {*self._bridge.connected(), *turn.sessions}
+                turn.forgotten_sessions += self.sessions.surplus(1 + len(turn.sessions), connected)
         except HelloRefused as error:
             newcomer.refuse(str(error))
             return
@@ -143,8 +156,6 @@ class SingleWriter:
             change = SessionChange(
                 change.session, change.client_id, change.name, pending.epoch + 1, change.last_sequence
             )
-        if self.sessions.get(change.session) is None:
-            turn.forgotten_sessions += self.sessions.surplus(1 + len(turn.sessions), self._bridge.connected())
         self._bridge.supersede(change.session)
         turn.sessions[change.session] = change
         self._greeted.append((newcomer, change))
@@ -178,8 +189,8 @@ class SingleWriter:
             if plain[3] is not None and turn.now_us > plain[3]:
                 raise Expired("the request's deadline passed before it was decided")
             draft = Draft(turn, session.name)
-            decide(draft, plain)
-            written = write(turn, draft, plain, session, sequence, self._publisher, self._limits)
+            forms = self._formed(draft, plain, turn)
+            written = write(turn, draft, forms, plain, session, sequence, self._publisher)
             told = Told(Status.APPLIED, turn.revision, written, request_id, digest)
         except Refused as error:
             told = Told(Status.REFUSED, turn.revision, to_wire(error), request_id, digest)
@@ -187,6 +198,17 @@ class SingleWriter:
             return Told(Status.UNAVAILABLE, turn.revision, (type(error).__name__, str(error), {}))
         turn.note(session.number, sequence, told)
         return told
+
+    def _formed(self, draft: Draft, plain: wire.PlainRequest, turn: Turn) -> list[Form]:
+        """Decide, and work out what is stored. What a user's model raises here is a refusal; our own bugs are not."""
+        try:
+            decide(draft, plain)
+            return form(draft, turn, self._limits)
+        except (Refused, Unavailable, AssertionError):
+            raise
+        except Exception as error:
+            problem = clean(f"its model raised {type(error).__name__}: {error}", 300)
+            raise InvalidMutation(problem, fields={"entity": problem}) from error
 
     def _known_id(self, turn: Turn, request_id: str, digest: bytes) -> Told | None:
         """What a request with this user-given id was told. Raises RequestMismatch for another content."""
@@ -262,8 +284,9 @@ class SingleWriter:
                 else answer
                 for answer in answers
             ]
-        for newcomer, _ in self._greeted:
+        for newcomer, change in self._greeted:
             newcomer.refuse(str(error))
+            self._bridge.drop(change.session)  # its older lane was not listened to in this turn
         self._greeted.clear()
 
     # --- reply -------------------------------------------------------------------------------------------------------

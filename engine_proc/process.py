@@ -178,10 +178,10 @@ class Engine:
         ready = msgspec.msgpack.decode(said, type=Ready)
         if ready.ok:
             return
-        process.wait()
+        status = process.wait()
         if ready.error == "Locked":
             raise Locked(ready.message, holder=ready.message)
-        raise EngineStartFailed(f"the engine could not start: {ready.error}: {ready.message}")
+        raise EngineStartFailed(f"the engine could not start: {ready.error}: {ready.message}", status=status)
 
     def _supervise(self) -> None:
         """Wait for the process; start it again when it died, within a budget and ever more slowly."""
@@ -220,7 +220,10 @@ class Engine:
         except Locked as error:
             self.failure = error
             self._process = None
-        except EngineUnavailable as error:
+        except EngineStartFailed as error:
+            if getattr(error, "status", None) in NEVER_RESTART:
+                self.failure = error
+                self._process = None
             print(f"solewriter: {error}", file=sys.stderr)  # the loop sees the dead process and backs off
 
 

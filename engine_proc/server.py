@@ -227,7 +227,10 @@ class Server:
 
     def log(self, text: str) -> None:
         """For whoever started this process."""
-        print(f"solewriter engine {os.getpid()}: {text}", file=sys.stderr, flush=True)
+        try:
+            print(f"solewriter engine {os.getpid()}: {text}", file=sys.stderr, flush=True)
+        except OSError:
+            pass  # whoever started this process is gone, and so is its terminal
 
     def abandon(self) -> None:
         """After a start that failed: no memory of this epoch stays."""
@@ -254,7 +257,10 @@ def freeze_garbage() -> None:
 
 def limit_data(headroom: int) -> None:
     """A soft limit a little above what is used now, so that a bomb in a frame meets MemoryError."""
-    status = Path("/proc/self/status").read_text()
+    try:
+        status = Path("/proc/self/status").read_text()
+    except OSError:  # out of descriptors: the limit of a second ago will do
+        return
     used = next(int(line.split()[1]) * KIB for line in status.splitlines() if line.startswith("VmData"))
     _, hard = resource.getrlimit(resource.RLIMIT_DATA)
     soft = used + headroom

@@ -19,6 +19,9 @@ from solewriter.shared.entry import SessionChange
 from solewriter.shared.request_ids import own_id, session_number
 from solewriter.shared.wire import Hello, Status
 
+FRAMES_MAX = 2**40  # of one session: 34 years at a thousand a second
+ENGINE_ID = "engine"  # the client id of the engine's own requests
+
 
 class Told(msgspec.Struct, frozen=True, gc=False):
     """How a request ended, as it was and will be told."""
@@ -89,8 +92,12 @@ class Sessions:
         A client that sends again begins where it must; any other one behind everything that this session ever sent,
         so that a restarted agent's new requests are not taken for its old ones. Raises HelloRefused.
         """
-        if not hello.client_id or len(hello.client_id) > NAME_MAX or len(hello.name) > NAME_MAX or hello.first < 0:
+        if not hello.client_id or len(hello.client_id) > NAME_MAX or len(hello.name) > NAME_MAX:
             raise HelloRefused(f"client_id and name are at most {NAME_MAX} characters, and client_id is not empty")
+        if not 0 <= hello.first < FRAMES_MAX:
+            raise HelloRefused(f"a lane's first frame is numbered 0 to {FRAMES_MAX - 1}")
+        if hello.client_id == ENGINE_ID:
+            raise HelloRefused("this client_id is the engine's own")
         number = session_number(hello.client_id)
         known = self._by_number.get(number)
         if known is None:
@@ -155,7 +162,10 @@ class Sessions:
         if excess <= 0:
             return []
         busy = set(connected)
+        busy.add(session_number(ENGINE_ID))
         silent = [number for number in self._by_number if number not in busy]
+        if len(silent) < excess:
+            raise HelloRefused(f"{self._limits.sessions_max} sessions are connected (sessions_max)")
         return silent[:excess]
 
     def forget(self, numbers: Iterable[int]) -> None:

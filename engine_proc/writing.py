@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from typing import Any
 
 from solewriter.engine_proc.decide import Draft, Step
@@ -28,14 +27,13 @@ AROUND_PAYLOAD_BYTES = 8 * 1024  # more than all of a record but its payload: ke
 def write(
     turn: Turn,
     draft: Draft,
+    forms: list[Form],
     request: PlainRequest,
     session: Session,
     sequence: int,
     publisher: Publisher,
-    limits: Limits,
 ) -> Written:
-    """Append the request's records and take them into the turn. Raises RequestTooLarge, InvalidMutation, MemoryFull."""
-    forms = _forms(draft.steps.values(), turn, limits)
+    """Append the request's records and take them into the turn. Raises MemoryFull, and then has changed nothing."""
     if forms:
         payloads = sum([len(form[1]) for form in forms])
         publisher.heap.reserve(payloads + len(forms) * AROUND_PAYLOAD_BYTES, len(forms))
@@ -49,10 +47,10 @@ def write(
     return results
 
 
-def _forms(steps: Iterable[Step], turn: Turn, limits: Limits) -> list[Form]:
+def form(draft: Draft, turn: Turn, limits: Limits) -> list[Form]:
     """What every step that changes something stores. Raises RequestTooLarge, InvalidMutation."""
     forms: list[Form] = []
-    for step in steps:
+    for step in draft.steps.values():
         before, kind = step.before, step.kind
         if not step.exists:
             if before is not None and before.alive:

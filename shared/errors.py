@@ -209,9 +209,17 @@ class LayoutMismatch(Corrupt):
 Refusal = tuple[str, str, dict[str, Any]]
 
 
+MESSAGE_MAX = 2_000  # characters of a refusal: it is journaled, and remembered for a whole window
+
+
 def to_wire(error: Refused) -> Refusal:
     """Name, message and plain details of a refusal: what is journaled and sent."""
-    return type(error).__name__, error.message, error.details
+    return type(error).__name__, clean(error.message, MESSAGE_MAX), error.details
+
+
+def clean(text: str, length: int) -> str:
+    """Text that can be encoded, and is not longer than this."""
+    return text[:length].encode(errors="backslashreplace").decode()
 
 
 def from_wire(refusal: Refusal) -> Refused:

@@ -196,3 +196,8 @@ def deleted_at(buffer: Buffer, start: int) -> bool:
 def time_at(buffer: Buffer, start: int) -> int:
     """The time of the body at `start`, microseconds since 1970."""
     return int.from_bytes(buffer[start + 32 : start + 40], "little", signed=True)
+
+
+def kind_at(buffer: Buffer, start: int) -> int:
+    """The kind's code of the body at `start`."""
+    return int.from_bytes(buffer[start + 8 : start + 10], "little")

@@ -17,12 +17,13 @@ from pydantic import BaseModel, TypeAdapter, ValidationError
 
 from solewriter.shared.columns import Cells, Column, column_of, from_us
 from solewriter.shared.config import COLUMNS_MAX, KINDS_MAX
-from solewriter.shared.errors import InvalidMutation, SchemaMismatch, UnknownKind
+from solewriter.shared.errors import InvalidMutation, SchemaMismatch, UnknownKind, clean
 from solewriter.shared.fieldtypes import refuse_unsuitable
 from solewriter.shared.frozen import FrozenMap
 from solewriter.shared.models import CONCERNS, Entity, Lifecycle, Project, Task
 
 E = TypeVar("E", bound=Entity)
+PROBLEMS_MAX = 10  # failing fields that one refusal names
 _CONTAINERS = (tuple, frozenset, FrozenMap, BaseModel)
 STAMPS = ("created_by", "created_at", "updated_at")  # filled in by the engine where a model declares them
 _OWN_CELLS = ("version", "updated_at")  # set by the engine at every change
@@ -52,7 +53,9 @@ def problems(error: ValidationError) -> InvalidMutation:
     fields: dict[str, str] = {}
     for item in error.errors(include_url=False, include_input=False):
         where = ".".join(str(step) for step in item["loc"]) or str(item.get("ctx", {}).get("field", "entity"))
-        fields.setdefault(where, item["msg"])
+        fields.setdefault(clean(where, 200), clean(item["msg"], 300))
+        if len(fields) == PROBLEMS_MAX:
+            break
     listed = "; ".join(f"{name}: {problem}" for name, problem in fields.items())
     return InvalidMutation(f"{error.title}: {listed}", fields=fields)
 
@@ -267,7 +270,7 @@ class Kind:
 
 def _stumbled(name: str, error: Exception) -> InvalidMutation:
     """A validator of the user's that raised what pydantic does not take for an answer, a TypeError say."""
-    problem = f"its validator raised {type(error).__name__}: {error}"
+    problem = clean(f"its validator raised {type(error).__name__}: {error}", 300)
     return InvalidMutation(f"{name}: {problem}", fields={"entity": problem})
 
 

@@ -24,7 +24,7 @@ from typing import Any, NamedTuple, NoReturn
 import msgspec
 
 from solewriter.shared.config import FRAME_REQUESTS_MAX, KEY_BYTES_MAX, NAME_MAX, REQUEST_ID_MAX, Limits
-from solewriter.shared.errors import BadRequest, InvalidMutation, RequestTooLarge
+from solewriter.shared.errors import BadRequest, InvalidMutation, RequestTooLarge, clean
 from solewriter.shared.frozen import INT_MAX, INT_MIN
 from solewriter.shared.models import E, Entity, Ref
 from solewriter.shared.mutations import (
@@ -44,6 +44,7 @@ from solewriter.shared.mutations import (
     Update,
 )
 from solewriter.shared.registry import Kind, Registry, plain
+from solewriter.shared.request_ids import own_id
 
 PlainMutation = tuple[int, str, str, "int | None", "dict[str, Any] | None", str, "str | None"]
 PlainGuard = tuple[int, str, str, int]
@@ -194,7 +195,7 @@ class _PlainUnpickler(pickle.Unpickler):
     """
 
     def find_class(self, module: str, name: str, /) -> NoReturn:
-        raise BadRequest(f"the frame names {module}.{name}: requests are plain data")
+        raise BadRequest(f"the frame names {clean(module, 100)}.{clean(name, 100)}: requests are plain data")
 
     def persistent_load(self, pid: Any, /) -> NoReturn:
         raise BadRequest("the frame holds a persistent id: requests are plain data")
@@ -253,6 +254,8 @@ def check_request(request: Any, budget: int, limits: Limits) -> int:
         raise BadRequest(f"a request id is a str of 1 to {REQUEST_ID_MAX} characters")
     if request_id is not None:
         check_text(request_id)
+        if own_id(request_id) is not None:
+            raise BadRequest("this request id looks like one that clients make: choose another form")
     if deadline_us is not None and type(deadline_us) is not int:
         raise BadRequest("a deadline is an int")
     for mutation in mutations:

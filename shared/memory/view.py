@@ -13,7 +13,7 @@ from solewriter.shared import record
 from solewriter.shared.errors import SnapshotExpired
 from solewriter.shared.memory import catalog as catalogs
 from solewriter.shared.memory.catalog import Catalog
-from solewriter.shared.memory.heap import OFFSET_MASK, PREFIX, PREFIX_BYTES
+from solewriter.shared.memory.heap import OFFSET_MASK, PREFIX, PREFIX_BYTES, START, address_of, walk
 from solewriter.shared.memory.index import IndexReader, key_hash
 from solewriter.shared.memory.root import Root, RootReader
 from solewriter.shared.memory.segment import Segment, segment_path
@@ -25,13 +25,14 @@ _REVISION = PREFIX_BYTES + record.REVISION_OFFSET
 class Pin:
     """One revision, held: an immutable root and the mappings of its records, which live as long as the pin does."""
 
-    __slots__ = ("catalog", "heap", "root", "view")
+    __slots__ = ("_own", "catalog", "heap", "root", "view")
 
     def __init__(self, view: View, root: Root, heap: dict[int, Segment], catalog: Catalog) -> None:
         self.view = view
         self.root = root
         self.heap = heap
         self.catalog = catalog
+        self._own: tuple[dict[tuple[int, int], int], dict[tuple[int, bytes], int]] | None = None
 
     def slots(self, kind: int) -> int:
         """Slots of a kind that this revision knows."""
@@ -44,15 +45,24 @@ class Pin:
         if not slots:
             return 0
         wanted = key.encode(errors="surrogatepass")
-        for slot in self.view.index(kind).candidates(key_hash(wanted)):
-            if slot < slots and (address := self.at(kind, slot)):
-                segment = self.segment(address >> 32)
-                if record.key_at(segment.bytes, (address & OFFSET_MASK) + PREFIX_BYTES) == wanted:
-                    return address
+        try:
+            for slot in self.view.index(kind).candidates(key_hash(wanted)):
+                if slot < slots and (address := self.at(kind, slot)):
+                    segment = self.segment(address >> 32)
+                    if record.key_at(segment.bytes, (address & OFFSET_MASK) + PREFIX_BYTES) == wanted:
+                        return address
+        except FileNotFoundError:
+            return self._walked()[1].get((kind, wanted), 0)
         return 0
 
     def at(self, kind: int, slot: int) -> int:
         """Address of a slot's record at this revision; 0 if there was none yet."""
+        try:
+            return self._followed(kind, slot)
+        except FileNotFoundError:
+            return self._walked()[0].get((kind, slot), 0)
+
+    def _followed(self, kind: int, slot: int) -> int:
         address = self.view.table(kind, self.catalog).head(slot)
         revision = self.root.revision
         while address:
@@ -73,6 +83,22 @@ class Pin:
         for slot in range(self.slots(kind)):
             if address := self.at(kind, slot):
                 yield address
+
+    def _walked(self) -> tuple[dict[tuple[int, int], int], dict[tuple[int, bytes], int]]:
+        """This revision by its own records alone: (kind, slot) -> address and (kind, key) -> address. For a snapshot
+        that outlived its engine, whose tables, indexes or younger segments went before they were mapped.
+        """
+        if self._own is None:
+            by_slot: dict[tuple[int, int], int] = {}
+            by_key: dict[tuple[int, bytes], int] = {}
+            begin = address_of(self.root.first_segment, START)
+            for address, segment, place in walk(self.heap.__getitem__, begin, self.root.tail):
+                body = place + PREFIX_BYTES
+                kind = record.kind_at(segment.bytes, body)
+                by_slot[kind, PREFIX.unpack_from(segment.map, place)[1]] = address
+                by_key[kind, record.key_at(segment.bytes, body)] = address
+            self._own = by_slot, by_key
+        return self._own
 
     def content(self, address: int) -> record.Content:
         """The record at an address, its checksum verified. Raises SnapshotExpired if its memory was given back."""
