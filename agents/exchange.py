@@ -131,8 +131,7 @@ class Exchange:
         """Write what is unsent, wait for the pipe, read what came."""
         if self._lane is None or self._broken:
             self._reconnect(time.monotonic() + min(timeout_s, self._limits.connect_timeout_s))
-            if self._lane is None:
-                return
+            return  # what somebody waits for may have ended with the old lane
         if not self._write():
             return
         lane = self._lane
@@ -229,6 +228,8 @@ class Exchange:
                 break
             except (OSError, EngineUnavailable) as error:
                 lane.close()
+                if getattr(error, "final", False):
+                    raise
                 if time.monotonic() + pause > deadline:
                     raise EngineUnavailable(f"no engine serves {self.folder.path}: {error}") from error
             except BaseException:

@@ -52,13 +52,14 @@ class Pending:
 class _Sent:
     """A frame that is not wholly answered."""
 
-    __slots__ = ("data", "number", "open", "pendings")
+    __slots__ = ("begun", "data", "number", "open", "pendings")
 
     def __init__(self, number: int, data: bytes, pendings: list[Pending]) -> None:
         self.number = number
         self.data = data
         self.pendings = pendings
         self.open = len(pendings)
+        self.begun = False  # some of it was written to some lane
 
 
 class AgentSession:
@@ -71,11 +72,12 @@ class AgentSession:
         self.number = session_number(self.client_id)
         self.window = limits.window_max
         self.fenced = False
+        self._instance = new_client_id()
         self.in_flight = 0
         self._next_frame = 0
         self._frames: deque[_Sent] = deque()
         self._epoch = 0
-        self._unsent: deque[memoryview] = deque()
+        self._unsent: deque[tuple[_Sent, memoryview]] = deque()
         self._received = bytearray()
 
     # --- requests out ------------------------------------------------------------------------------------------------
@@ -92,20 +94,21 @@ class AgentSession:
             given = request[2] if len(request) == 4 else None
             pendings.append(Pending(sequence, given or default_id(self.number, sequence), targets))
         self._frames.append(_Sent(number, data, pendings))
-        self._unsent.append(memoryview(data))
+        self._unsent.append((self._frames[-1], memoryview(data)))
         self.in_flight += len(pendings)
         return pendings
 
     @property
     def unsent(self) -> memoryview | None:
         """The next bytes to write."""
-        return self._unsent[0] if self._unsent else None
+        return self._unsent[0][1] if self._unsent else None
 
     def sent(self, count: int) -> None:
         """So many of them were written."""
-        rest = self._unsent[0][count:]
-        if rest:
-            self._unsent[0] = rest
+        frame, data = self._unsent[0]
+        frame.begun = True
+        if count < len(data):
+            self._unsent[0] = frame, data[count:]
         else:
             self._unsent.popleft()
 
@@ -120,21 +123,55 @@ class AgentSession:
             name=self.name,
             pid=pid,
             first=first,
-            resends=bool(self._frames),
+            instance=self._instance,
+            resends=self._resends,
         )
 
     def welcomed(self, welcome: Welcome) -> None:
-        """The engine listens on a new lane: everything unanswered is sent again. Raises EngineUnavailable if it
-        refused.
+        """The engine listens on a new lane: everything unanswered is sent again.
+
+        Raises EngineUnavailable if it refused (`final` if it always will), Fenced if another client has the session.
         """
         if not welcome.ok:
-            raise EngineUnavailable(f"the engine refused the connection: {welcome.reason}")
-        if not self._frames:
-            self._next_frame = welcome.first  # higher than ours when an earlier process had this session
+            self._refused(welcome)
+        if not self._resends:
+            self._renumber(welcome.first)
         self._epoch = welcome.memory_epoch
         self.window = min(self.limits.window_max, welcome.window)
         self._received.clear()
-        self._unsent = deque(memoryview(frame.data) for frame in self._frames)
+        self._unsent = deque((frame, memoryview(frame.data)) for frame in self._frames)
+
+    def _refused(self, welcome: Welcome) -> None:
+        if welcome.refusal == "fenced":
+            self._fence()
+            raise Fenced(f"{welcome.reason}: connect again under another one")
+        if welcome.refusal == "unknown":
+            self._forget_begun()
+        error = EngineUnavailable(f"the engine refused the connection: {welcome.reason}")
+        error.final = welcome.refusal == "final"
+        raise error
+
+    @property
+    def _resends(self) -> bool:
+        return bool(self._frames) and self._frames[0].begun
+
+    def _renumber(self, first: int) -> None:
+        """Begin where the engine says: higher than before when an earlier process had this session."""
+        for number, frame in enumerate(self._frames, first):
+            frame.number = number
+            for place, pending in enumerate(frame.pendings):
+                if pending.request_id == default_id(self.number, pending.sequence):
+                    pending.request_id = default_id(self.number, number << 8 | place)
+                pending.sequence = number << 8 | place
+        self._next_frame = first + len(self._frames)
+
+    def _forget_begun(self) -> None:
+        """Nobody knows how what was sent ended. What was not sent yet goes on, under the next hello."""
+        waiting = deque(frame for frame in self._frames if not frame.begun)
+        self._frames = deque(frame for frame in self._frames if frame.begun)
+        self.fail(None)
+        self._frames = waiting
+        self.in_flight = sum(frame.open for frame in waiting)
 
     # --- replies in --------------------------------------------------------------------------------------------------
 

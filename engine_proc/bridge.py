@@ -280,7 +280,7 @@ class Newcomer:
             self.refuse(f"the hello cannot be read: {error}")
             return
         if self.hello.wire != WIRE_VERSION:
-            self.refuse(f"wire version {self.hello.wire} is not {WIRE_VERSION}: use the same solewriter on both sides")
+            self.refuse(f"wire version {self.hello.wire} is not {WIRE_VERSION}: use one solewriter everywhere", "final")
         elif len(self.fds) != FDS or not all(stat.S_ISFIFO(os.fstat(fd).st_mode) for fd in self.fds):
             self.refuse("a hello brings the two ends of a lane")
         else:
@@ -294,12 +294,12 @@ class Newcomer:
             pass  # it gave up; its lane will be closed when its process ends or connects again
         self._connection.close()
 
-    def refuse(self, why: str) -> None:
+    def refuse(self, why: str, refusal: str = "again") -> None:
         """Say why and let go of everything. Harmless when it was refused before."""
         if self._connection.fileno() < 0:
             return
         self._bridge.loop.remove_reader(self._connection.fileno())
-        self.welcome(Welcome(ok=False, reason=why))
+        self.welcome(Welcome(ok=False, reason=why, refusal=refusal))
         _close_all(self.fds)
         self.fds = []
 

@@ -13,6 +13,8 @@ from collections import deque
 from collections.abc import Callable
 from typing import Any
 
+import msgspec
+
 from solewriter.engine_proc.bridge import Bridge, LaneEnd, Newcomer
 from solewriter.engine_proc.decide import Draft, decide
 from solewriter.engine_proc.journal import DiskFull, Journal
@@ -149,13 +151,11 @@ class SingleWriter:
                 connected = {*self._bridge.connected(), *turn.sessions}
                 turn.forgotten_sessions += self.sessions.surplus(1 + len(turn.sessions), connected)
         except HelloRefused as error:
-            newcomer.refuse(str(error))
+            newcomer.refuse(str(error), error.refusal)
             return
         pending = turn.sessions.get(change.session)
         if pending is not None:
-            change = SessionChange(
-                change.session, change.client_id, change.name, pending.epoch + 1, change.last_sequence
-            )
+            change = msgspec.structs.replace(change, epoch=pending.epoch + 1)
         self._bridge.supersede(change.session)
         turn.sessions[change.session] = change
         self._greeted.append((newcomer, change))

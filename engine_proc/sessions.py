@@ -39,7 +39,7 @@ FORGOTTEN = Told(Status.UNAVAILABLE, 0, ("Forgotten", "this outcome is older tha
 class Session:
     """One agent's identity. `last` is the highest sequence number consumed."""
 
-    __slots__ = ("_order", "actor", "client_id", "epoch", "fenced", "last", "name", "number", "told")
+    __slots__ = ("_order", "actor", "client_id", "epoch", "fenced", "instance", "last", "name", "number", "told")
 
     def __init__(self, number: int, client_id: str, name: str) -> None:
         self.number = number
@@ -47,6 +47,7 @@ class Session:
         self.name = name
         self.actor = name.encode(errors="surrogatepass")
         self.epoch = 0
+        self.instance = ""
         self.last = -1
         self.told: dict[int, Told] = {}
         self._order: deque[int] = deque()
@@ -64,12 +65,13 @@ class Session:
         if len(order) > window:
             del self.told[order.popleft()]
 
-    def change(self) -> SessionChange:
-        return SessionChange(self.number, self.client_id, self.name, self.epoch, self.last)
-
 
 class HelloRefused(Exception):
-    """A hello that cannot be served; the message is for the caller."""
+    """A hello that cannot be served; the message is for the caller, the refusal for its client (see Welcome)."""
+
+    def __init__(self, message: str, refusal: str = "final") -> None:
+        super().__init__(message)
+        self.refusal = refusal
 
 
 class Sessions:
@@ -101,17 +103,20 @@ class Sessions:
         number = session_number(hello.client_id)
         known = self._by_number.get(number)
         if known is None:
-            return SessionChange(
-                number, hello.client_id, hello.name, 1, hello.first * FRAME_REQUESTS_MAX - 1
-            ), hello.first
+            if hello.resends:
+                raise HelloRefused("this session is not remembered: what was sent may or may not be applied", "unknown")
+            last = hello.first * FRAME_REQUESTS_MAX - 1
+            return SessionChange(number, hello.client_id, hello.name, 1, last, hello.instance), hello.first
         if known.client_id != hello.client_id:
             raise HelloRefused("another client_id has this session number: choose another one")
         if hello.resends:
-            return SessionChange(number, known.client_id, hello.name, known.epoch + 1, known.last), hello.first
+            if hello.instance != known.instance:
+                raise HelloRefused("another client took over this client_id", "fenced")
+            change = SessionChange(number, known.client_id, hello.name, known.epoch + 1, known.last, hello.instance)
+            return change, hello.first
         first = max(hello.first, known.last // FRAME_REQUESTS_MAX + 1)
-        return SessionChange(
-            number, known.client_id, hello.name, known.epoch + 1, first * FRAME_REQUESTS_MAX - 1
-        ), first
+        last = first * FRAME_REQUESTS_MAX - 1
+        return SessionChange(number, known.client_id, hello.name, known.epoch + 1, last, hello.instance), first
 
     def known(self, session: Session, sequence: int) -> Told | None:
         """What this request was told before, if it was consumed before."""
@@ -130,6 +135,7 @@ class Sessions:
         session.name = change.name
         session.actor = change.name.encode(errors="surrogatepass")
         session.epoch = change.epoch
+        session.instance = change.instance
         session.last = max(session.last, change.last_sequence)
         self._by_number[change.session] = session
         return session

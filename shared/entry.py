@@ -47,6 +47,7 @@ class SessionChange(msgspec.Struct, frozen=True, array_like=True):
     name: str
     epoch: int
     last_sequence: int
+    instance: str = ""  # which client object speaks for it: another one cannot send its frames again
 
 
 class Life(msgspec.Struct, frozen=True):

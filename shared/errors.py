@@ -136,7 +136,9 @@ class Unavailable(SolewriterError):
 
 
 class EngineUnavailable(Unavailable):
-    """No engine serves this state folder, or it cannot write now."""
+    """No engine serves this state folder, or it cannot write now. `final`: trying again will not help."""
+
+    final: bool = False
 
 
 class EngineStartFailed(EngineUnavailable):
@@ -156,8 +158,8 @@ class Busy(Unavailable):
 
 
 class OutcomeUnknown(Unavailable):
-    """No reply came in time: the request may or may not have been applied. Ask `outcome(request_id)`, or repeat it
-    under its id.
+    """No reply came in time: the request may or may not have been applied. Under a
+    `request_id` of your own it can be repeated safely.
     """
 
     request_id: str

@@ -410,6 +410,7 @@ class Hello(msgspec.Struct, kw_only=True):
     name: str
     pid: int
     first: int  # the number of the first frame on this lane
+    instance: str  # random, one for each client object: only the same one may send frames again
     resends: bool  # whether that one was sent before; if not, the engine may choose a higher number
 
 
@@ -418,6 +419,9 @@ class Welcome(msgspec.Struct, kw_only=True):
 
     ok: bool
     reason: str = ""
+    refusal: str = (
+        ""  # "again": try later; "unknown": the session is not remembered; "fenced": it is another's; "final"
+    )
     session: int = 0
     epoch: int = 0
     first: int = 0  # the frame number from which the engine counts on this lane

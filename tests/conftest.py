@@ -198,6 +198,7 @@ class RawLane:
         self.lane = Lane()
         with StateFolder(state).connected_socket(5) as connection:
             hello = self.session.hello(os.getpid())
+            hello.instance = client_id or "raw"
             hello.resends = resends  # True: as a client says that lost its lane, and begins with frame 0 again
             connection.sendmsg(
                 [wire.pack_words(hello)], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", self.lane.theirs))]

@@ -19,6 +19,7 @@ from solewriter import (
     Fenced,
     Limits,
     Locked,
+    OutcomeUnknown,
     RequestMismatch,
     Task,
     TaskStatus,
@@ -376,3 +377,67 @@ def test_a_stop_in_mid_restart_leaves_no_engine_running(state, start_engine):
         with pytest.raises(EngineUnavailable):
             connect(state, limits=Limits(connect_timeout_s=0.05))
     start_engine(state).stop()
+
+
+def test_a_client_whose_id_another_one_used_meanwhile_is_never_told_the_others_outcome(state, start_engine):
+    engine = start_engine(state)
+    first = connect(state, name="one", client_id="crawler")
+    first.create(Task(title="x", id="x"))
+    os.kill(engine.pid, signal.SIGSTOP)
+    with pytest.raises(OutcomeUnknown):
+        first.create(Task(title="mine", id="mine"), timeout_s=0.2)
+    os.kill(engine.pid, signal.SIGKILL)
+    with connect(state, name="two", client_id="crawler") as second:
+        second.create(Task(title="other", id="other"))
+        with pytest.raises(Fenced):
+            first.create(Task(title="late", id="late"))
+        assert second.get(Task, "late") is None
+    first.close()
+
+
+def test_a_session_that_is_not_remembered_ends_as_unknown_and_goes_on(state, start_engine, wait_until):
+    engine = start_engine(state, durability="memory")
+    with connect(state) as client:
+        client.create(Task(title="x"))
+        os.kill(engine.pid, signal.SIGSTOP)
+        with pytest.raises(OutcomeUnknown):
+            client.create(Task(title="y", id="y"), timeout_s=0.2)
+        before = engine.restarts
+        os.kill(engine.pid, signal.SIGKILL)
+        wait_until(lambda: engine.restarts > before, 20, "a restart")
+        assert client.create(Task(title="z", id="z")).version == 1
+        assert client.get(Task, "y") is None, "a request of a forgotten session was decided again"
+
+
+def test_a_held_snapshot_outlives_its_engine_whole(state, start_engine):
+    """Also where its tables and indexes were never looked at before they went."""
+    engine = start_engine(state)
+    with connect(state) as client:
+        for reply in client.submit_many(Create(Task(title=f"t{number}", id=f"t{number}")) for number in range(500)):
+            reply.check()
+        client.update(Task.ref("t7"), title="seven")
+        client.delete(Task.ref("t8"))
+    with open_reader(state) as reader:
+        held = reader.snapshot()
+        engine.stop()
+        assert held.stale
+        assert held[Task, "t7"].title == "seven"
+        assert held.get(Task, "t8") is None
+        assert held.get(Task, "nobody") is None
+        assert {task.id for task in held.entities(Task)} == {f"t{number}" for number in range(500)} - {"t8"}
+
+
+def test_a_start_that_cannot_succeed_is_given_up(state, start_engine, wait_until, remove_memory):
+    engine = start_engine(state)
+    with connect(state) as client:
+        for number in range(5):
+            client.create(Task(title=str(number)))
+    (journal,) = state.glob("journal-*.log")
+    with journal.open("r+b") as file:
+        file.seek(200)
+        file.write(b"\xff" * 8)
+    os.kill(engine.pid, signal.SIGKILL)
+    wait_until(lambda: engine.failure is not None, 20, "the engine is given up")
+    with pytest.raises(EngineUnavailable, match=journal.name):
+        engine.wait()
+    remove_memory(state)

@@ -367,3 +367,29 @@ def test_one_frame_cannot_hold_the_engine_up_by_saying_the_same_thing_often(stat
     answers = [raw.reply() for _ in range(256)]
     assert {answer[1] for answer in answers} == {REFUSED}
     assert [answer[3][0] for answer in answers[1:]] == ["BadRequest"] * 255
+
+
+def test_a_refused_first_request_of_a_frame_says_nothing_of_the_others(state, start_engine, client_of_a_raw_lane):
+    """Only a frame that could not be decoded is refused as a whole."""
+    start_engine(state)
+    with connect(state) as client:
+        tasks = [client.create(Task(title="x", id=f"t{number}")) for number in range(4)]
+        mutations = [
+            Update(task, {"title": "new"}, reason="\udce9" if number == 0 else "") for number, task in enumerate(tasks)
+        ]
+        assert [reply.applied for reply in client.submit_many(mutations)] == [False, True, True, True]
+        assert [client.get(Task, f"t{number}").title for number in range(4)] == ["x", "new", "new", "new"]
+
+
+@pytest.mark.parametrize(
+    "body", [b"\x80\x05\x8c\x03\xed\xa0\x80\x8c\x01x\x93.", b"\x80\x05c" + b"n" * 500_000 + b"\nx\n."]
+)
+def test_a_name_that_cannot_be_written_or_is_huge_is_refused_in_few_words(
+    state, start_engine, client_of_a_raw_lane, body
+):
+    engine = start_engine(state)
+    pid = engine.pid
+    raw = client_of_a_raw_lane(state)
+    raw.write(framed(body))
+    assert len(raw.reply()[3][1]) < 1_000
+    assert engine.pid == pid
