@@ -16,7 +16,7 @@ import time
 import weakref
 
 from solewriter.agents.session import AgentSession, Numbered, Pending, outcome_unknown
-from solewriter.shared import wire
+from solewriter.shared import handshake
 from solewriter.shared.config import KIB, Limits
 from solewriter.shared.errors import EngineUnavailable, Fenced, RequestTooLarge
 from solewriter.shared.folder import StateFolder
@@ -240,14 +240,14 @@ class Exchange:
         self._lane, self._broken = lane, False
         self._lost_at = 0.0
 
-    def _greet(self, lane: Lane, timeout_s: float) -> wire.Welcome:
+    def _greet(self, lane: Lane, timeout_s: float) -> handshake.Welcome:
         with self.folder.connected_socket(timeout_s) as connection:
-            words = wire.pack_words(self._session.hello(os.getpid()))
+            words = handshake.pack_words(self._session.hello(os.getpid()))
             fds = array.array("i", lane.theirs)
             connection.sendmsg([words], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, fds)])
             lane.hand_over()
-            header = _exactly(connection, wire.REPLY_HEADER_BYTES)
-            return wire.unpack_welcome(_exactly(connection, wire.words_length(header)))
+            header = _exactly(connection, handshake.WORDS_HEADER_BYTES)
+            return handshake.unpack_welcome(_exactly(connection, handshake.words_length(header)))
 
     def _drop_lane(self) -> None:
         if self._lane is not None:

@@ -22,8 +22,9 @@ from solewriter.shared.errors import (
     Unavailable,
     from_wire,
 )
+from solewriter.shared.handshake import Hello, Welcome
 from solewriter.shared.request_ids import default_id, new_client_id, session_number
-from solewriter.shared.wire import Hello, PlainReply, Status, Welcome
+from solewriter.shared.wire import PlainReply, Status
 
 Target = tuple[str, str]  # kind and id of one mutation
 Numbered = tuple[wire.PlainRequest | tuple[str, str], list[Target]]  # a request and what its mutations are about

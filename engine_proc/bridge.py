@@ -21,11 +21,12 @@ from typing import Any
 import msgspec
 
 from solewriter.engine_proc.sessions import Session
-from solewriter.shared import failpoint, wire
+from solewriter.shared import failpoint, handshake, wire
 from solewriter.shared.config import FRAME_REQUESTS_MAX, WIRE_VERSION, Limits
 from solewriter.shared.errors import BadRequest, Refused
+from solewriter.shared.handshake import HANDSHAKE_BYTES_MAX, WORDS_HEADER_BYTES, Hello, Welcome
 from solewriter.shared.lane import LENGTH_BYTES
-from solewriter.shared.wire import HANDSHAKE_BYTES_MAX, REPLY_HEADER_BYTES, Hello, Status, Welcome
+from solewriter.shared.wire import Status
 
 PEER = struct.Struct("iII")  # SO_PEERCRED: pid, uid, gid
 FDS = 2  # the request queue's reading end and the reply pipe's writing end
@@ -264,18 +265,18 @@ class Newcomer:
             self.refuse("the hello broke off" if not data else "too many descriptors came with the hello")
             return
         self._heard += data
-        if len(self._heard) >= REPLY_HEADER_BYTES:
-            length = wire.words_length(bytes(self._heard[:REPLY_HEADER_BYTES]))
+        if len(self._heard) >= WORDS_HEADER_BYTES:
+            length = handshake.words_length(bytes(self._heard[:WORDS_HEADER_BYTES]))
             if length > HANDSHAKE_BYTES_MAX:
                 self.refuse("the hello is too long")
-            elif len(self._heard) >= REPLY_HEADER_BYTES + length:
-                self._heard_all(bytes(self._heard[REPLY_HEADER_BYTES : REPLY_HEADER_BYTES + length]))
+            elif len(self._heard) >= WORDS_HEADER_BYTES + length:
+                self._heard_all(bytes(self._heard[WORDS_HEADER_BYTES : WORDS_HEADER_BYTES + length]))
 
     def _heard_all(self, body: bytes) -> None:
         self._deadline.cancel()
         self._bridge.loop.remove_reader(self._connection.fileno())
         try:
-            self.hello = wire.unpack_hello(body)
+            self.hello = handshake.unpack_hello(body)
         except msgspec.MsgspecError as error:
             self.refuse(f"the hello cannot be read: {error}")
             return
@@ -289,7 +290,7 @@ class Newcomer:
     def welcome(self, words: Welcome) -> None:
         self._deadline.cancel()
         try:
-            self._connection.send(wire.pack_words(words))
+            self._connection.send(handshake.pack_words(words))
         except OSError:
             pass  # it gave up; its lane will be closed when its process ends or connects again
         self._connection.close()

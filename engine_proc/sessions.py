@@ -16,8 +16,9 @@ import msgspec
 
 from solewriter.shared.config import FRAME_REQUESTS_MAX, NAME_MAX, Limits
 from solewriter.shared.entry import SessionChange
+from solewriter.shared.handshake import Hello
 from solewriter.shared.request_ids import own_id, session_number
-from solewriter.shared.wire import Hello, Status
+from solewriter.shared.wire import Status
 
 FRAMES_MAX = 2**40  # of one session: 34 years at a thousand a second
 ENGINE_ID = "engine"  # the client id of the engine's own requests
@@ -124,8 +125,7 @@ class Sessions:
             return None
         return session.told.get(sequence, FORGOTTEN)
 
-    # --- after the commit, and during recovery
-    # --------------------------------------------------------------------------
+    # --- after the commit, and during recovery ------------------------------------------------------------------------
 
     def take(self, change: SessionChange) -> Session:
         """A session as a committed entry says it is."""

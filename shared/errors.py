@@ -127,8 +127,7 @@ class Quarantined(Refused):
     """The engine died twice while deciding this request."""
 
 
-# --- unavailable: could not be served now
-# ---------------------------------------------------------------------------------
+# --- unavailable: could not be served now -----------------------------------------------------------------------------
 
 
 class Unavailable(SolewriterError):
@@ -187,8 +186,7 @@ class MemoryFull(Unavailable):
     """
 
 
-# --- corrupt: stored bytes are wrong
-# ---------------------------------------------------------------------------------------
+# --- corrupt: stored bytes are wrong ----------------------------------------------------------------------------------
 
 
 class Corrupt(SolewriterError):
@@ -205,8 +203,7 @@ class LayoutMismatch(Corrupt):
     """Shared memory or a file has another format than this version of the library reads."""
 
 
-# --- crossing the wire
-# -----------------------------------------------------------------------------------------------------
+# --- crossing the wire ------------------------------------------------------------------------------------------------
 
 Refusal = tuple[str, str, dict[str, Any]]
 

@@ -73,8 +73,7 @@ class StateFolder:
                 path.unlink(missing_ok=True)  # it was being written when its engine died: no segment was made yet
         return found
 
-    # --- the socket
-    # ----------------------------------------------------------------------------------------------------
+    # --- the socket ---------------------------------------------------------------------------------------------------
 
     def bound_socket(self) -> socket.socket:
         """The listening socket, only for this user. A socket address holds 107 bytes, so it is named through a

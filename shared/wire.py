@@ -1,4 +1,4 @@
-"""Frames <-> bytes: what crosses a lane and the handshake socket. The only pickle of requests is here.
+"""Frames <-> bytes: what crosses a lane. The only pickle of requests is here.
 
 A request frame is the queue's length header and a pickle (protocol 5) of plain data only: a list of requests. The
 engine decodes it with an unpickler that refuses every name, so nothing is imported, called or built. A reply frame is
@@ -73,8 +73,7 @@ class PlainReply(NamedTuple):
     detail: Any
 
 
-# --- the caller's side: mutations to plain data
-# -------------------------------------------------------------------------------
+# --- the caller's side: mutations to plain data -----------------------------------------------------------------------
 
 
 def plain_mutation(mutation: Mutation, registry: Registry) -> PlainMutation:
@@ -164,8 +163,7 @@ def _state(kind: Kind, to: str) -> str:
     return str(to)
 
 
-# --- request frames
-# ---------------------------------------------------------------------------------------------------------
+# --- request frames ---------------------------------------------------------------------------------------------------
 
 
 def pack_frame(requests: list[Any], limits: Limits) -> bytes:
@@ -367,8 +365,7 @@ def digest(request: PlainRequest) -> bytes:
     return blake2b(_encode_reply((request[0], request[1])), digest_size=16).digest()
 
 
-# --- reply frames
-# -----------------------------------------------------------------------------------------------------------
+# --- reply frames -----------------------------------------------------------------------------------------------------
 
 _encode_reply = msgspec.msgpack.Encoder(order="deterministic").encode
 _decode_replies = msgspec.msgpack.Decoder(list[tuple[int, int, int, Any]]).decode
@@ -394,59 +391,3 @@ def unpack_replies(buffer: bytearray) -> list[PlainReply]:
         start = end
     del buffer[:start]
     return replies
-
-
-# --- the handshake
-# ----------------------------------------------------------------------------------------------------------
-
-
-class Hello(msgspec.Struct, kw_only=True):
-    """The first words of an agent, with its two descriptors. Unknown fields are ignored, so that newer clients may
-    say more.
-    """
-
-    wire: int
-    client_id: str
-    name: str
-    pid: int
-    first: int  # the number of the first frame on this lane
-    instance: str  # random, one for each client object: only the same one may send frames again
-    resends: bool  # whether that one was sent before; if not, the engine may choose a higher number
-
-
-class Welcome(msgspec.Struct, kw_only=True):
-    """The engine's answer to a hello."""
-
-    ok: bool
-    reason: str = ""
-    refusal: str = (
-        ""  # "again": try later; "unknown": the session is not remembered; "fenced": it is another's; "final"
-    )
-    session: int = 0
-    epoch: int = 0
-    first: int = 0  # the frame number from which the engine counts on this lane
-    engine_pid: int = 0
-    memory_epoch: int = 0  # in which the addresses of replies are valid
-    window: int = 0
-    frame_bytes_max: int = 0
-
-
-HANDSHAKE_BYTES_MAX = 64 * 1024
-
-
-def pack_words(words: Hello | Welcome) -> bytes:
-    body = msgspec.msgpack.encode(words)
-    return _REPLY_LENGTH.pack(len(body)) + body
-
-
-def unpack_hello(body: bytes) -> Hello:
-    return msgspec.msgpack.decode(body, type=Hello)
-
-
-def unpack_welcome(body: bytes) -> Welcome:
-    return msgspec.msgpack.decode(body, type=Welcome)
-
-
-def words_length(header: bytes) -> int:
-    (length,) = _REPLY_LENGTH.unpack(header)
-    return int(length)

@@ -22,7 +22,7 @@ import pytest
 
 from solewriter import Client, Engine, Limits, Reader, connect, open_reader
 from solewriter.agents.session import AgentSession
-from solewriter.shared import wire
+from solewriter.shared import handshake, wire
 from solewriter.shared.config import DEFAULT_LIMITS, KIB, MIB
 from solewriter.shared.folder import StateFolder, Whereabouts
 from solewriter.shared.lane import Lane
@@ -201,11 +201,12 @@ class RawLane:
             hello.instance = client_id or "raw"
             hello.resends = resends  # True: as a client says that lost its lane, and begins with frame 0 again
             connection.sendmsg(
-                [wire.pack_words(hello)], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", self.lane.theirs))]
+                [handshake.pack_words(hello)],
+                [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", self.lane.theirs))],
             )
             self.lane.hand_over()
-            header = connection.recv(wire.REPLY_HEADER_BYTES, socket.MSG_WAITALL)
-            self.welcome = wire.unpack_welcome(connection.recv(wire.words_length(header), socket.MSG_WAITALL))
+            header = connection.recv(handshake.WORDS_HEADER_BYTES, socket.MSG_WAITALL)
+            self.welcome = handshake.unpack_welcome(connection.recv(handshake.words_length(header), socket.MSG_WAITALL))
         os.set_blocking(self.lane.requests, True)
         os.set_blocking(self.lane.replies, True)
         self._received = bytearray()

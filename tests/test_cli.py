@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from solewriter import EngineUnavailable, Limits, Task, __version__, connect
+from solewriter import Limits, OutcomeUnknown, Task, __version__, connect
 from solewriter.shared.folder import StateFolder
 
 SOLEWRITER = str(Path(sysconfig.get_path("scripts"), "solewriter"))
@@ -123,7 +123,7 @@ def test_serve_ends_with_the_reason_when_the_engine_gave_up(
     process = serve(state)
     with connect(state, limits=Limits(connect_timeout_s=1)) as client:
         (state / "lock").rename(state / "not the lock")  # to the engine: somebody replaced its folder
-        with pytest.raises(EngineUnavailable):
+        with pytest.raises(OutcomeUnknown):  # it was sent, and nobody is left to say how it ended
             client.create(Task(title="never"))
     _, complaints = process.communicate(timeout=ANSWER_S)
     remove_memory(state)  # an engine that lost its folder touches nothing in it any more

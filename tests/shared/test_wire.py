@@ -16,7 +16,7 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from solewriter.shared import wire
+from solewriter.shared import handshake, wire
 from solewriter.shared.config import FRAME_REQUESTS_MAX, Limits
 from solewriter.shared.errors import BadRequest, InvalidMutation, RequestTooLarge
 from solewriter.shared.models import Entity, Project, Task, TaskStatus
@@ -350,7 +350,7 @@ def test_poison_is_refused(name):
 
 WATCHED = """
 import json, resource, sys
-from solewriter.shared import wire
+from solewriter.shared import handshake, wire
 from solewriter.shared.config import Limits
 from solewriter.shared.errors import BadRequest, RequestTooLarge
 events, watching = [], False
@@ -392,7 +392,7 @@ def test_decoding_poison_imports_opens_and_calls_nothing():
 
 EXTENDED = """
 import copyreg, pickle, sys
-from solewriter.shared import wire
+from solewriter.shared import handshake, wire
 from solewriter.shared.config import Limits
 copyreg.add_extension("os", "getcwd", 1)
 body = bytes([128, 2, 0x82, 1]) + b")R."
@@ -649,7 +649,7 @@ def test_the_digest_is_that_of_the_content():
 
 
 TAGGED = """
-from solewriter.shared import wire
+from solewriter.shared import handshake, wire
 from solewriter.shared.models import Entity
 from solewriter.shared.mutations import Create
 from solewriter.shared.registry import Registry
@@ -717,15 +717,15 @@ def test_replies_that_drip_arrive_one_frame_at_a_time():
 
 # --- the handshake ----------------------------------------------------------------------------------------------------
 
-HELLO = wire.Hello(wire=1, client_id="c", name="ünï", pid=7, first=3, resends=True)
-WELCOME = wire.Welcome(ok=True, session=2**64 - 1, epoch=2, first=3, engine_pid=9, memory_epoch=4, window=256)
+HELLO = handshake.Hello(wire=1, client_id="c", name="ünï", pid=7, first=3, instance="i", resends=True)
+WELCOME = handshake.Welcome(ok=True, session=2**64 - 1, epoch=2, first=3, engine_pid=9, memory_epoch=4, window=256)
 
 
-@pytest.mark.parametrize(("words", "unpack"), [(HELLO, wire.unpack_hello), (WELCOME, wire.unpack_welcome)])
+@pytest.mark.parametrize(("words", "unpack"), [(HELLO, handshake.unpack_hello), (WELCOME, handshake.unpack_welcome)])
 def test_hello_and_welcome_cross(words, unpack):
-    packed = wire.pack_words(words)
-    header, body = packed[: wire.REPLY_HEADER_BYTES], packed[wire.REPLY_HEADER_BYTES :]
-    assert wire.words_length(header) == len(body) <= wire.HANDSHAKE_BYTES_MAX
+    packed = handshake.pack_words(words)
+    header, body = packed[: handshake.WORDS_HEADER_BYTES], packed[handshake.WORDS_HEADER_BYTES :]
+    assert handshake.words_length(header) == len(body) <= handshake.HANDSHAKE_BYTES_MAX
     assert unpack(body) == words
     for length in range(len(body)):
         with pytest.raises(msgspec.MsgspecError):
@@ -734,13 +734,13 @@ def test_hello_and_welcome_cross(words, unpack):
 
 def test_a_newer_client_may_say_more():
     said = {**msgspec.structs.asdict(HELLO), "colour": "green"}
-    assert wire.unpack_hello(msgspec.msgpack.encode(said)) == HELLO
+    assert handshake.unpack_hello(msgspec.msgpack.encode(said)) == HELLO
 
 
 @pytest.mark.parametrize("wrong", [{"pid": "7"}, {"client_id": None}, {"name": 3}, {"first": 1.5}])
 def test_a_hello_of_wrong_types_cannot_be_read(wrong):
     with pytest.raises(msgspec.MsgspecError):
-        wire.unpack_hello(msgspec.msgpack.encode({**msgspec.structs.asdict(HELLO), **wrong}))
+        handshake.unpack_hello(msgspec.msgpack.encode({**msgspec.structs.asdict(HELLO), **wrong}))
 
 
 def test_the_codes_on_the_wire_are_these():
