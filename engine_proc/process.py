@@ -94,7 +94,7 @@ class Engine:
         return self
 
     def stop(self) -> None:
-        """Drain and end: what was accepted is finished, leftovers are refused. Harmless when it was stopped before."""
+        """Drain and end: what was accepted is finished, leftovers get no answer. Harmless when stopped before."""
         self._stopping.set()
         process = self._process
         if process is None:

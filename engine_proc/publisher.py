@@ -1,8 +1,8 @@
 """The writing half of the shared memory: appends records, makes a turn visible, wakes whoever waits.
 
-Three steps, in this order, and nothing else ever writes there. `append` copies records behind the tail, where nobody
-looks; `reserve` makes sure that what follows cannot fail; `publish`, after the commit, moves the tail, installs
-heads, cells and keys, and shows the new root by one store. Until `publish`, `reset` undoes everything.
+Three steps, in this order, and nothing else ever writes there. `heap.reserve` and `heap.append` put records behind the
+tail, where nobody looks; `reserve` makes sure that what follows cannot fail; `publish`, after the commit, moves the
+tail, installs heads, cells and keys, and shows the new root by one store. Until `publish`, `reset` undoes everything.
 """
 
 from __future__ import annotations
