@@ -2,23 +2,24 @@
 
 from __future__ import annotations
 
-import functools
 import os
 import time
 from collections import deque
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from itertools import islice
 from types import TracebackType
 from typing import Any, Self, TypeVar, overload
 
+from solewriter.agents.answers import Answers, Outcome, entity_of
+from solewriter.agents.difference import difference, newer
 from solewriter.agents.exchange import Exchange
 from solewriter.agents.reader import Reader
-from solewriter.agents.session import AgentSession, Numbered, Pending, error_of
+from solewriter.agents.session import AgentSession, Pending, pipeline
 from solewriter.agents.snapshot import Plain
 from solewriter.agents.transaction import Transaction
-from solewriter.shared import wire
-from solewriter.shared.config import DEFAULT_LIMITS, FRAME_REQUESTS_MAX, Limits
-from solewriter.shared.errors import Refused, RequestTooLarge
+from solewriter.shared import wireform
+from solewriter.shared.config import DEFAULT_LIMITS, Limits
+from solewriter.shared.errors import Refused, RequestTooLarge, VersionConflict
 from solewriter.shared.folder import StateFolder
 from solewriter.shared.models import Entity, Ref
 from solewriter.shared.mutations import (
@@ -31,14 +32,13 @@ from solewriter.shared.mutations import (
     Mutation,
     Put,
     Reply,
-    Result,
     Transition,
     Update,
 )
 from solewriter.shared.registry import Registry
+from solewriter.shared.wireform import OutcomeQuery, PlainRequest
 
 E = TypeVar("E", bound=Entity)
-FRAME_BATCH = 32  # requests of `submit_many` in one frame: amortises the write; a turn begins before the window is full
 
 
 class Client:
@@ -63,6 +63,7 @@ class Client:
         self._session = AgentSession(limits, name or f"pid-{os.getpid()}", client_id)
         self._exchange = Exchange(self.folder, self._session, limits)
         self.reader = Reader(state, limits, self._registry)
+        self._answers = Answers(self.reader, self._registry)
 
     @property
     def client_id(self) -> str:
@@ -107,7 +108,7 @@ class Client:
     ) -> E:
         """Replace fields. Fields whose names are options here are given through `changes`. Raises VersionConflict."""
         mutation = Update(target, {**(changes or {}), **fields}, expect, reason)
-        return self._one(mutation, wire.model_of(target), request_id, timeout_s)
+        return self._one(mutation, wireform.model_of(target), request_id, timeout_s)
 
     def transition(
         self,
@@ -124,7 +125,7 @@ class Client:
     ) -> E:
         """Move along the lifecycle, changing other fields with the step. Raises InvalidTransition, VersionConflict."""
         mutation = Transition(target, to, {**(changes or {}), **fields}, expect, reason)
-        return self._one(mutation, wire.model_of(target), request_id, timeout_s)
+        return self._one(mutation, wireform.model_of(target), request_id, timeout_s)
 
     def cancel(
         self,
@@ -136,7 +137,7 @@ class Client:
         timeout_s: float | None = None,
     ) -> E:
         """To the cancelled state, whatever the version, unless `expect` is given. Raises InvalidTransition."""
-        return self._one(Cancel(target, expect, reason), wire.model_of(target), request_id, timeout_s)
+        return self._one(Cancel(target, expect, reason), wireform.model_of(target), request_id, timeout_s)
 
     def delete(
         self,
@@ -172,13 +173,44 @@ class Client:
         timeout_s: float | None = None,
     ) -> Reply:
         """One request: all of these mutations at one revision, or none. A refusal is in the reply, not raised."""
-        request = self._plain(mutations, guards, request_id)
+        request = wireform.plain_request(mutations, guards, request_id, self._registry, self._limits)
+        return self._answers.reply(self._exchanged(request, timeout_s))
+
+    def outcome(self, request_id: str, *, timeout_s: float | None = None) -> Outcome:
+        """How a request ended, of this client or another one: Applied(reply), the refusal, NotApplied (and then it never
+        will be), or Forgotten where the engine does not remember so far back.
+        """
+        return self._answers.outcome(self._exchanged(wireform.outcome_query(request_id), timeout_s), request_id)
+
+    def apply(
+        self,
+        target: E | Ref[E],
+        fn: Callable[[E], E | Mapping[str, Any] | None],
+        /,
+        *,
+        reason: str = "",
+        timeout_s: float | None = None,
+    ) -> E:
+        """Read, let `fn` say what shall be different, write under the version that was read; again when somebody else
+        was faster.
+
+        `fn` runs here, perhaps several times. It returns the entity as it shall be, or the changed fields, or None for
+        no change. Raises NotFound; VersionConflict if it was still overtaken after `timeout_s`, which is also the
+        patience for each reply.
+        """
         deadline = time.monotonic() + (self._limits.request_timeout_s if timeout_s is None else timeout_s)
-        (pending,) = self._exchange.send([request], deadline)
-        if isinstance(pending, RequestTooLarge):
-            raise pending
-        self._exchange.wait(pending, deadline)
-        return self._reply(pending)
+        model = wireform.model_of(target)
+        current = self.reader.snapshot()[model, target.id]
+        while True:
+            mutation = difference(current, fn(current), reason)
+            if mutation is None:
+                return current
+            try:
+                return self._one(mutation, model, None, timeout_s)
+            except VersionConflict as conflict:
+                if time.monotonic() > deadline:
+                    raise
+                current = newer(conflict, model)
 
     def submit_many(
         self, mutations: Iterable[Mutation], *, window: int = 256, timeout_s: float | None = None
@@ -189,80 +221,48 @@ class Client:
         """
         waiting: deque[Pending | Refused] = deque()
         source = iter(mutations)
-        window = max(1, min(window, self._session.window))
-        batch = max(1, min(FRAME_BATCH, FRAME_REQUESTS_MAX, window // 4))
+        window, batch = pipeline(window, self._session.window)
         patience = self._limits.request_timeout_s if timeout_s is None else timeout_s
         exhausted = False
         while waiting or not exhausted:
             while not exhausted and len(waiting) + batch <= window:
                 exhausted = self._send_batch(source, batch, waiting, time.monotonic() + patience)
             if waiting:
-                yield self._outcome_of(waiting.popleft(), patience)
+                yield self._told(waiting.popleft(), patience)
 
     def _send_batch(
         self, source: Iterator[Mutation], batch: int, waiting: deque[Pending | Refused], deadline: float
     ) -> bool:
         """One frame of the next mutations; whether the source is exhausted. Bad input takes its place as a refusal."""
-        taken = [self._plain_or_refused(mutation) for mutation in islice(source, batch)]
+        taken = [
+            wireform.plain_or_refused(mutation, self._registry, self._limits) for mutation in islice(source, batch)
+        ]
         requests = [request for request in taken if not isinstance(request, Refused)]
         pendings = iter(self._exchange.send(requests, deadline) if requests else ())
         waiting.extend([request if isinstance(request, Refused) else next(pendings) for request in taken])
         return len(taken) < batch
 
-    def _plain_or_refused(self, mutation: Mutation) -> Numbered | Refused:
-        try:
-            return self._plain((mutation,), (), None)
-        except Refused as error:
-            return error
-
-    def _outcome_of(self, sent: Pending | Refused, patience_s: float) -> Reply:
+    def _told(self, sent: Pending | Refused, patience_s: float) -> Reply:
         if isinstance(sent, Refused):
-            return Reply("", self.reader.revision, (), sent, _nothing)
+            return self._answers.refused(sent)
         self._exchange.wait(sent, time.monotonic() + patience_s)
-        return self._reply(sent)
+        return self._answers.reply(sent)
 
     def _one(self, mutation: Mutation, model: type[E], request_id: str | None, timeout_s: float | None) -> E:
-        entity = self.submit(mutation, request_id=request_id, timeout_s=timeout_s).check().entity
-        assert isinstance(entity, model), f"the reply to {mutation!r} is about {entity!r}"
-        return entity
+        return entity_of(self.submit(mutation, request_id=request_id, timeout_s=timeout_s), model)
+
+    def _exchanged(self, request: PlainRequest | OutcomeQuery, timeout_s: float | None) -> Pending:
+        """Send one request and wait for its answer."""
+        deadline = time.monotonic() + (self._limits.request_timeout_s if timeout_s is None else timeout_s)
+        (pending,) = self._exchange.send([request], deadline)
+        if isinstance(pending, RequestTooLarge):
+            raise pending
+        self._exchange.wait(pending, deadline)
+        return pending
 
     def check_mutation(self, mutation: Mutation) -> None:
         """Raises InvalidMutation, naming the field, for one that would be refused whatever is stored."""
-        wire.plain_mutation(mutation, self._registry)
-
-    def _plain(
-        self, mutations: Iterable[Mutation], guards: Iterable[GuardMutation], request_id: str | None
-    ) -> Numbered:
-        registry = self._registry
-        plain = [wire.plain_mutation(mutation, registry) for mutation in mutations]
-        conditions = [wire.plain_guard(guard, registry) for guard in guards]
-        return (plain, conditions, request_id, None), [(mutation[1], mutation[2]) for mutation in plain]
-
-    def _reply(self, pending: Pending) -> Reply:
-        """What a finished request was told, with errors that carry the current entity."""
-        error = error_of(pending)
-        if error is not None:
-            if isinstance(error, Refused) and "id" in error.details:
-                error.current = self._current(error.details["kind"], error.details["id"])
-            return Reply(pending.request_id, pending.reply.revision if pending.reply else 0, (), error, _nothing)
-        assert pending.reply is not None
-        results = tuple(
-            [
-                Result(kind, id, told[0], told[1])
-                for (kind, id), told in zip(pending.targets, pending.reply.detail, strict=True)
-            ]
-        )
-        return Reply(
-            pending.request_id, pending.reply.revision, results, None, functools.partial(self._entity, pending.epoch)
-        )
-
-    def _entity(self, epoch: int, result: Result) -> Entity | None:
-        kind = self._registry.named(result.kind)
-        return self.reader.of_result(result, epoch, kind.model)
-
-    def _current(self, kind: str, id: str) -> Entity | Plain | None:
-        known = self._registry.get(kind)
-        return self.reader.get(known.model, id) if known is not None else self.reader.get(kind, id)
+        wireform.plain_mutation(mutation, self._registry, self._limits)
 
     # --- the end -----------------------------------------------------------------------------------------------------
 
@@ -289,7 +289,3 @@ def connect(
     with the same id sent are known. Raises EngineUnavailable if no engine answers within `limits.connect_timeout_s`.
     """
     return Client(state, name=name, client_id=client_id, limits=limits)
-
-
-def _nothing(result: Result) -> None:
-    return None

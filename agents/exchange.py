@@ -7,20 +7,23 @@ engine, a fork: the lane is dropped, and what was not answered is sent again on 
 
 from __future__ import annotations
 
-import array
 import os
 import select
-import socket
 import threading
 import time
 import weakref
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
-from solewriter.agents.session import AgentSession, Numbered, Pending, outcome_unknown
-from solewriter.shared import handshake
+from solewriter.agents.greeting import greet
+from solewriter.agents.session import AgentSession, Pending, outcome_unknown
 from solewriter.shared.config import KIB, Limits
 from solewriter.shared.errors import EngineUnavailable, Fenced, RequestTooLarge
 from solewriter.shared.folder import StateFolder
 from solewriter.shared.lane import Lane
+from solewriter.shared.wireform import OutcomeQuery, PlainRequest
+
+Request = PlainRequest | OutcomeQuery
 
 RECONNECT_FIRST_S, RECONNECT_MAX_S = 0.005, 0.2  # between tries while an engine restarts
 READ_BYTES = 64 * KIB
@@ -49,15 +52,21 @@ class Exchange:
 
     # --- what a client does with it ----------------------------------------------------------------------------------
 
-    def send(self, requests: list[Numbered], deadline: float) -> list[Pending | RequestTooLarge]:
+    def send(self, requests: Sequence[Request], deadline: float) -> list[Pending | RequestTooLarge]:
         """Number these requests and send them; one that is too large for a frame is refused in its place.
 
         Raises EngineUnavailable if the window did not open in time; nothing was sent then.
         """
         with self._changed:
             self._await_room(len(requests), deadline)
-            pendings = self._numbered(requests)
-            self._write()
+            try:
+                pendings = self._numbered(requests)
+                self._write()
+            except TypeError:
+                raise  # a request that is not plain data: nothing was numbered
+            except BaseException:  # Ctrl-C in the middle, say: the next lane begins with what was not answered
+                self._broken = True
+                raise
         return pendings
 
     def wait(self, pending: Pending, deadline: float) -> None:
@@ -86,7 +95,7 @@ class Exchange:
 
     # --- waiting -----------------------------------------------------------------------------------------------------
 
-    def _numbered(self, requests: list[Numbered]) -> list[Pending | RequestTooLarge]:
+    def _numbered(self, requests: Sequence[Request]) -> list[Pending | RequestTooLarge]:
         """As one frame, or where that is too large as smaller ones."""
         try:
             return [*self._session.send(requests)]
@@ -105,9 +114,9 @@ class Exchange:
 
     def _check_usable(self) -> None:
         if self._pid != os.getpid():
-            raise EngineUnavailable("this client belongs to the parent process: connect() again in the child")
+            raise _for_good("this client belongs to the parent process: connect() again in the child")
         if self._closed:
-            raise EngineUnavailable("this client is closed")
+            raise _for_good("this client is closed")
         if self._session.fenced:
             raise Fenced("another client took over this client_id: connect again under another one")
 
@@ -140,11 +149,8 @@ class Exchange:
         poll.register(lane.replies, select.POLLIN)
         if self._session.unsent is not None:
             poll.register(lane.requests, select.POLLOUT)
-        self._changed.release()  # others may queue and write meanwhile; only this thread reads
-        try:
+        with self._unlocked():
             self._sleep(poll, timeout_s)
-        finally:
-            self._changed.acquire()
         if self._lane is lane:
             self._read(lane)
 
@@ -211,8 +217,8 @@ class Exchange:
         self._lost_at = self._lost_at or time.monotonic()
         try:
             self._connect(deadline)
-        except EngineUnavailable:
-            if time.monotonic() - self._lost_at < self._limits.connect_timeout_s:
+        except EngineUnavailable as error:
+            if not error.final and time.monotonic() - self._lost_at < self._limits.connect_timeout_s:
                 return  # this caller's patience is at its end; others may have more
             self._session.fail(None)
             raise
@@ -223,8 +229,7 @@ class Exchange:
         while True:
             lane = Lane()
             try:
-                welcome = self._greet(lane, max(0.01, deadline - time.monotonic()))
-                self._session.welcomed(welcome)
+                self._offer(lane, max(0.01, deadline - time.monotonic()))
                 break
             except (OSError, EngineUnavailable) as error:
                 lane.close()
@@ -235,19 +240,30 @@ class Exchange:
             except BaseException:
                 lane.close()
                 raise
-            time.sleep(pause)
+            with self._unlocked():
+                time.sleep(pause)
+            self._check_usable()
             pause = min(pause * 2, RECONNECT_MAX_S)
         self._lane, self._broken = lane, False
         self._lost_at = 0.0
 
-    def _greet(self, lane: Lane, timeout_s: float) -> handshake.Welcome:
-        with self.folder.connected_socket(timeout_s) as connection:
-            words = handshake.pack_words(self._session.hello(os.getpid()))
-            fds = array.array("i", lane.theirs)
-            connection.sendmsg([words], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, fds)])
-            lane.hand_over()
-            header = _exactly(connection, handshake.WORDS_HEADER_BYTES)
-            return handshake.unpack_welcome(_exactly(connection, handshake.words_length(header)))
+    def _offer(self, lane: Lane, timeout_s: float) -> None:
+        """One hello. Other threads may queue requests meanwhile: they are the last of what is sent on this lane."""
+        hello = self._session.hello(os.getpid())
+        with self._unlocked():
+            welcome = greet(self.folder, hello, lane, timeout_s)
+        self._check_usable()
+        self._session.welcomed(welcome)
+
+    @contextmanager
+    def _unlocked(self) -> Iterator[None]:
+        """Let other threads in while this one, the only one that reads or connects, waits for the engine."""
+        changed = self._changed
+        changed.release()
+        try:
+            yield
+        finally:
+            changed.acquire()
 
     def _drop_lane(self) -> None:
         if self._lane is not None:
@@ -255,14 +271,10 @@ class Exchange:
             self._lane = None
 
 
-def _exactly(connection: socket.socket, count: int) -> bytes:
-    data = b""
-    while len(data) < count:
-        more = connection.recv(count - len(data))
-        if not more:
-            raise ConnectionResetError("the engine closed the connection in the handshake")
-        data += more
-    return data
+def _for_good(message: str) -> EngineUnavailable:
+    error = EngineUnavailable(message)
+    error.final = True
+    return error
 
 
 def _leave_lanes_to_the_parent() -> None:

@@ -52,28 +52,33 @@ class Reader:
     def _attach(self, known: View | None) -> View:
         """Map the memory that `engine.json` names; while it is being handed over, look again."""
         deadline = time.monotonic() + self._limits.connect_timeout_s
-        while True:
-            try:
-                where = self.folder.whereabouts()
-                if known is None or where.prefix != known.prefix:
-                    view = View(where.memory_dir, where.prefix)
-                    if view.root.head:
-                        return self._use(view)
-                elif not known.root.successor:
-                    return known
-            except FileNotFoundError as error:
-                problem = EngineUnavailable(
-                    f"the engine of {self.folder.path} left no memory behind: start it again ({error})"
-                )
-                if time.monotonic() > deadline:
-                    raise problem from None
-            except EngineUnavailable:
-                if known is not None:
-                    return known  # stopped: its last snapshot stays, marked stale
-                raise
-            if time.monotonic() > deadline:
-                raise EngineUnavailable(f"the engine of {self.folder.path} published nothing in connect_timeout_s")
+        while (view := self.attached(known, last=time.monotonic() > deadline)) is None:
             time.sleep(ATTACH_RETRY_S)
+        return view
+
+    def attached(self, known: View | None, *, last: bool) -> View | None:
+        """The newest memory, or None while it is being handed over; the `last` look raises EngineUnavailable."""
+        try:
+            where = self.folder.whereabouts()
+            if known is None or where.prefix != known.prefix:
+                view = View(where.memory_dir, where.prefix)
+                if view.root.head:
+                    return self._use(view)
+            elif not known.root.successor:
+                return known
+        except FileNotFoundError as error:
+            if last:
+                raise EngineUnavailable(
+                    f"the engine of {self.folder.path} left no memory behind: start it again ({error})"
+                ) from None
+            return None
+        except EngineUnavailable:
+            if known is not None:
+                return known  # stopped: its last snapshot stays, marked stale
+            raise
+        if last:
+            raise EngineUnavailable(f"the engine of {self.folder.path} published nothing in connect_timeout_s")
+        return None
 
     def _use(self, view: View) -> View:
         self._cache = {}
@@ -177,16 +182,26 @@ class Reader:
                 cache.pop(oldest, None)
         cache[key] = entity
 
-    def of_result(self, result: Result, epoch: int, model: type[E]) -> E | None:
+    def of_result(self, result: Result, epoch: int, model: type[E] | str) -> E | Plain | None:
         """The entity as a reply left it. Raises Compacted if that version is not in memory any more."""
         if not result.version:
             return None  # made and deleted in one request
-        pin = self.snapshot().pin
+        pin = self._pin_of(epoch)
         address = result.address if pin.view.root.epoch == epoch else 0
         if not address:
             address = self._by_version(pin, result)
-        entity: E | None = self._decode(pin, address, model)  # not kept: its next version follows soon
+        entity: E | Plain | None = self._decode(pin, address, model)  # not kept: its next version follows soon
         return entity
+
+    def _pin_of(self, epoch: int) -> Pin:
+        """A pin of this epoch's memory where it is mapped, whether an engine follows or not; else of the newest."""
+        view = self._view
+        if view is not None and view.root.epoch == epoch:
+            try:
+                return view.pin()
+            except FileNotFoundError:
+                pass
+        return self.snapshot().pin
 
     def _by_version(self, pin: Pin, result: Result) -> int:
         code = pin.catalog.kind_code(result.kind)

@@ -9,9 +9,12 @@ when every request in it was answered.
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Callable, Sequence
+
+import msgspec
 
 from solewriter.shared import wire
-from solewriter.shared.config import FRAME_REQUESTS_MAX, WIRE_VERSION, Limits
+from solewriter.shared.config import FRAME_BATCH, FRAME_REQUESTS_MAX, WIRE_VERSION, Limits
 from solewriter.shared.errors import (
     EngineUnavailable,
     Fenced,
@@ -25,29 +28,32 @@ from solewriter.shared.errors import (
 from solewriter.shared.handshake import Hello, Welcome
 from solewriter.shared.request_ids import default_id, new_client_id, session_number
 from solewriter.shared.wire import PlainReply, Status
-
-Target = tuple[str, str]  # kind and id of one mutation
-Numbered = tuple[wire.PlainRequest | tuple[str, str], list[Target]]  # a request and what its mutations are about
+from solewriter.shared.wireform import OutcomeQuery, PlainRequest
 
 _UNAVAILABLE: dict[str, type[Unavailable]] = {"MemoryFull": MemoryFull, "Forgotten": Forgotten}
 
 
 class Pending:
-    """A request on its way: what it will be told, and by what its mutations are found again."""
+    """A request on its way, and what it was told. `on_done`, if it is set, is called once, when that is known."""
 
-    __slots__ = ("epoch", "error", "reply", "request_id", "sequence", "targets")
+    __slots__ = ("epoch", "error", "on_done", "reply", "request_id", "sequence")
 
-    def __init__(self, sequence: int, request_id: str, targets: list[Target]) -> None:
+    def __init__(self, sequence: int, request_id: str) -> None:
         self.sequence = sequence
         self.request_id = request_id
-        self.targets = targets
         self.reply: PlainReply | None = None
         self.error: SolewriterError | None = None
         self.epoch = 0  # of the memory in which the reply's addresses are valid
+        self.on_done: Callable[[], None] | None = None
 
     @property
     def done(self) -> bool:
         return self.reply is not None or self.error is not None
+
+    def end(self, reply: PlainReply | None, error: SolewriterError | None) -> None:
+        self.reply, self.error = reply, error
+        if self.on_done is not None:
+            self.on_done()
 
 
 class _Sent:
@@ -64,7 +70,11 @@ class _Sent:
 
 
 class AgentSession:
-    """Numbers, frames and answers of one client. Not thread-safe: its shell holds a lock."""
+    """Numbers, frames and answers of one client. Not thread-safe: its shell holds a lock.
+
+    Frames that are not wholly answered have consecutive numbers. An interrupt (Ctrl-C) at any instruction of `send`
+    keeps that true, provided that its shell then goes on with a new lane.
+    """
 
     def __init__(self, limits: Limits, name: str, client_id: str | None) -> None:
         self.limits = limits
@@ -75,7 +85,7 @@ class AgentSession:
         self.fenced = False
         self._instance = new_client_id()
         self.in_flight = 0
-        self._next_frame = 0
+        self._answered = 0  # frames that are not kept any more, and so the number of the first one that is
         self._frames: deque[_Sent] = deque()
         self._epoch = 0
         self._unsent: deque[tuple[_Sent, memoryview]] = deque()
@@ -83,21 +93,25 @@ class AgentSession:
 
     # --- requests out ------------------------------------------------------------------------------------------------
 
-    def send(self, requests: list[Numbered]) -> list[Pending]:
-        """One frame of these plain requests. Raises RequestTooLarge; TypeError for what is not plain data."""
+    def send(self, requests: Sequence[PlainRequest | OutcomeQuery]) -> list[Pending]:
+        """One frame of these requests. Raises RequestTooLarge; TypeError for what is not plain data."""
         assert 0 < len(requests) <= FRAME_REQUESTS_MAX
-        data = wire.pack_frame([request for request, _ in requests], self.limits)
+        data = wire.pack_frame(list(requests), self.limits)
         number = self._next_frame
-        self._next_frame += 1
         pendings = []
-        for place, (request, targets) in enumerate(requests):
+        for place, request in enumerate(requests):
             sequence = number << 8 | place
             given = request[2] if len(request) == 4 else None
-            pendings.append(Pending(sequence, given or default_id(self.number, sequence), targets))
-        self._frames.append(_Sent(number, data, pendings))
-        self._unsent.append((self._frames[-1], memoryview(data)))
+            pendings.append(Pending(sequence, given or default_id(self.number, sequence)))
+        frame = _Sent(number, data, pendings)
+        self._frames.append(frame)
+        self._unsent.append((frame, memoryview(data)))
         self.in_flight += len(pendings)
         return pendings
+
+    @property
+    def _next_frame(self) -> int:
+        return self._frames[-1].number + 1 if self._frames else self._answered
 
     @property
     def unsent(self) -> memoryview | None:
@@ -139,6 +153,9 @@ class AgentSession:
             self._renumber(welcome.first)
         self._epoch = welcome.memory_epoch
         self.window = min(self.limits.window_max, welcome.window)
+        if welcome.frame_bytes_max < self.limits.frame_bytes_max:
+            self.limits = msgspec.structs.replace(self.limits, frame_bytes_max=welcome.frame_bytes_max)
+        self.in_flight = sum(frame.open for frame in self._frames)
         self._received.clear()
         self._unsent = deque((frame, memoryview(frame.data)) for frame in self._frames)
 
@@ -164,14 +181,15 @@ class AgentSession:
                 if pending.request_id == default_id(self.number, pending.sequence):
                     pending.request_id = default_id(self.number, number << 8 | place)
                 pending.sequence = number << 8 | place
-        self._next_frame = first + len(self._frames)
+        self._answered = first
 
     def _forget_begun(self) -> None:
         """Nobody knows how what was sent ended. What was not sent yet goes on, under the next hello."""
-        waiting = deque(frame for frame in self._frames if not frame.begun)
-        self._frames = deque(frame for frame in self._frames if frame.begun)
+        waiting = [frame for frame in self._frames if not frame.begun]
+        while self._frames and not self._frames[-1].begun:
+            self._frames.pop()
         self.fail(None)
-        self._frames = waiting
+        self._frames.extend(waiting)
         self.in_flight = sum(frame.open for frame in waiting)
 
     # --- replies in --------------------------------------------------------------------------------------------------
@@ -195,12 +213,16 @@ class AgentSession:
         whole_frame = reply.status == Status.REFUSED and "whole_frame" in reply.detail[2]
         for pending in frame.pendings if whole_frame else frame.pendings[place : place + 1]:
             if not pending.done:
-                pending.reply = reply
-                pending.epoch = self._epoch
                 frame.open -= 1
                 self.in_flight -= 1
+                pending.epoch = self._epoch
+                pending.end(reply, None)
         while self._frames and not self._frames[0].open:
-            self._frames.popleft()
+            self._forget_first()
+
+    def _forget_first(self) -> None:
+        self._answered = self._frames[0].number + 1
+        self._frames.popleft()
 
     def _fence(self) -> None:
         self.fenced = True
@@ -208,13 +230,19 @@ class AgentSession:
 
     def fail(self, error: SolewriterError | None) -> None:
         """No answer will come: every open request ends with this error, or with OutcomeUnknown naming it."""
-        for frame in self._frames:
-            for pending in frame.pendings:
-                if not pending.done:
-                    pending.error = error or outcome_unknown(pending.request_id)
-        self._frames.clear()
+        ended = [pending for frame in self._frames for pending in frame.pendings if not pending.done]
+        while self._frames:
+            self._forget_first()
         self._unsent.clear()
         self.in_flight = 0
+        for pending in ended:
+            pending.end(None, error or outcome_unknown(pending.request_id))
+
+
+def pipeline(wanted: int, window: int) -> tuple[int, int]:
+    """Requests in flight, and requests in one frame, for somebody who sends many."""
+    window = max(1, min(wanted, window))
+    return window, max(1, min(FRAME_BATCH, window // 4))
 
 
 def outcome_unknown(request_id: str) -> OutcomeUnknown:

@@ -24,7 +24,7 @@ from solewriter.shared.mutations import (
     Transition,
     Update,
 )
-from solewriter.shared.wire import model_of
+from solewriter.shared.wireform import model_of
 
 if TYPE_CHECKING:
     from solewriter.agents.client import Client
@@ -119,7 +119,8 @@ class Transaction:
         name = model_of(target).kind_name
         for result, entity in zip(reply.results, reply.entities, strict=True):
             if (result.kind, result.id) == (name, target.id) and entity is not None:
-                return entity  # type: ignore[return-value]  # of the target's own model
+                left: E = entity
+                return left
         raise KeyError(f"this transaction left no {name} {target.id!r}")
 
     def _sent(self) -> Reply:

@@ -21,7 +21,7 @@ from typing import Any
 import msgspec
 
 from solewriter.engine_proc.sessions import Session
-from solewriter.shared import failpoint, handshake, wire
+from solewriter.shared import failpoint, handshake, wire, wireform
 from solewriter.shared.config import FRAME_REQUESTS_MAX, WIRE_VERSION, Limits
 from solewriter.shared.errors import BadRequest, Refused
 from solewriter.shared.handshake import HANDSHAKE_BYTES_MAX, WORDS_HEADER_BYTES, Hello, Welcome
@@ -136,9 +136,9 @@ class LaneEnd:
             return
         for place, request in enumerate(unpacked):
             checked = request
-            if not wire.is_outcome_query(request):
+            if not wireform.is_outcome_query(request):
                 try:
-                    budget = wire.check_request(request, budget, limits)
+                    budget = wireform.check_request(request, budget, limits)
                 except Refused as error:
                     checked = error
             requests.append((self, sequence + place, checked))

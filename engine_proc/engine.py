@@ -19,10 +19,10 @@ from solewriter.engine_proc.bridge import Bridge, LaneEnd, Newcomer
 from solewriter.engine_proc.decide import Draft, decide
 from solewriter.engine_proc.journal import DiskFull, Journal
 from solewriter.engine_proc.publisher import Publisher
-from solewriter.engine_proc.sessions import ENGINE_ID, FORGOTTEN, HelloRefused, Session, Sessions, Told
+from solewriter.engine_proc.sessions import ENGINE_ID, FORGOTTEN, NEVER, HelloRefused, Session, Sessions, Told
 from solewriter.engine_proc.state import State, Turn
 from solewriter.engine_proc.writing import Form, form, write
-from solewriter.shared import failpoint, wire
+from solewriter.shared import failpoint, wireform
 from solewriter.shared.config import Limits
 from solewriter.shared.entry import SessionChange
 from solewriter.shared.errors import (
@@ -162,10 +162,10 @@ class SingleWriter:
 
     def _answer(self, turn: Turn, session: Session, sequence: int, request: Any) -> Answer:
         """The answer to one request, known or new."""
+        if request.__class__ is tuple and len(request) == 2:
+            return self._outcome(turn, sequence, request[1])  # no request: asked again, it is looked at again
         if sequence <= session.last:
             told = session.told.get(sequence, FORGOTTEN)
-        elif request.__class__ is tuple and len(request) == 2:
-            return self._outcome(turn, sequence, request[1])
         else:
             told = self._told(turn, session, sequence, request)
         return sequence, told.status, told.revision, told.detail
@@ -177,11 +177,11 @@ class SingleWriter:
         try:
             if isinstance(request, Refused):
                 raise request  # what the bridge found wrong with it
-            if sequence in session.fenced:
-                raise Fenced("its outcome was asked for before it arrived: it never will be applied")
-            plain: wire.PlainRequest = request
+            if sequence in session.fenced or (turn.fenced and (session.number, sequence) in turn.fenced):
+                raise Fenced(NEVER.detail[1])
+            plain: wireform.PlainRequest = request
             if plain[2] is not None:
-                digest = wire.digest(plain)
+                digest = wireform.digest(plain)
                 if (known := self._known_id(turn, plain[2], digest)) is not None:
                     turn.note(session.number, sequence, known)
                     return known
@@ -199,7 +199,7 @@ class SingleWriter:
         turn.note(session.number, sequence, told)
         return told
 
-    def _formed(self, draft: Draft, plain: wire.PlainRequest, turn: Turn) -> list[Form]:
+    def _formed(self, draft: Draft, plain: wireform.PlainRequest, turn: Turn) -> list[Form]:
         """Decide, and work out what is stored. What a user's model raises here is a refusal; our own bugs are not."""
         try:
             decide(draft, plain)
@@ -218,21 +218,22 @@ class SingleWriter:
         return told
 
     def _outcome(self, turn: Turn, sequence: int, request_id: str) -> Answer:
-        """How a request ended. One that never arrived is fenced, so that NotApplied stays true."""
+        """How a request ended. One that never arrived is fenced, so that NotApplied stays true. Whatever its asker sent
+        before the question was decided before it: a lane is read in order, and a session's older lanes are not.
+        """
         own = own_id(request_id)
         if own is None:
-            told = turn.by_request_id.get(request_id) or self.sessions.by_request_id.get(request_id)
-        elif (told := turn.outcomes.get(own)) is None:
-            session = self.sessions.get(own[0])
-            told = FORGOTTEN if session is None else self.sessions.known(session, own[1])
+            told = turn.by_request_id.get(request_id) or self.sessions.told_id(request_id)
+        else:
+            told = turn.outcomes.get(own) or (None if own in turn.fenced else self.sessions.told(*own))
         if told is None:
-            turn.fenced_ids.append(request_id)
-        answer = None if told is None else (told.status, told.revision, told.detail)
+            turn.fence(request_id)
+        answer = None if told is None or told is NEVER else (told.status, told.revision, told.detail)
         return sequence, Status.ANSWER, turn.revision, answer
 
     # --- requests of the engine's own ---------------------------------------------------------------------------------
 
-    def submit_own(self, request: wire.PlainRequest) -> None:
+    def submit_own(self, request: wireform.PlainRequest) -> None:
         """A request that no agent sent: it is numbered, decided and journaled like any other, and nobody is told."""
         sequence = self._own.session.last + 1 + self._own.given
         self._own.given += 1
@@ -280,7 +281,7 @@ class SingleWriter:
         for lane, answers in self._replies.items():
             answers[:] = [
                 (answer[0], Status.UNAVAILABLE, self.state.revision, detail)
-                if (lane.session.number, answer[0]) in new
+                if answer[1] == Status.ANSWER or (lane.session.number, answer[0]) in new
                 else answer
                 for answer in answers
             ]

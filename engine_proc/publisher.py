@@ -55,7 +55,6 @@ class Publisher:
         self._log = RevisionLogWriter(lambda number, size: self._make(size, "revlog", number))
 
     def _make(self, size: int, *parts: object) -> Segment:
-        failpoint.reach("memory.grow")
         return Segment.create(segment_path(self._folder, self.prefix, *parts), size)
 
     def add_table(self, columns: Sequence[Column]) -> None:

@@ -66,6 +66,11 @@ class Session:
         if len(order) > window:
             del self.told[order.popleft()]
 
+    def may_fence(self, window: int) -> bool:
+        """Whether there is room for one more fenced number. Those that were passed need no fence any more."""
+        self.fenced = {sequence for sequence in self.fenced if sequence > self.last}
+        return len(self.fenced) < window
+
 
 class HelloRefused(Exception):
     """A hello that cannot be served; the message is for the caller, the refusal for its client (see Welcome)."""
@@ -82,6 +87,7 @@ class Sessions:
         self._limits = limits
         self._by_number: dict[int, Session] = {}
         self.by_request_id: OrderedDict[str, Told] = OrderedDict()
+        self._ids_forgotten = False
 
     def __len__(self) -> int:
         return len(self._by_number)
@@ -119,11 +125,23 @@ class Sessions:
         last = first * FRAME_REQUESTS_MAX - 1
         return SessionChange(number, known.client_id, hello.name, known.epoch + 1, last, hello.instance), first
 
-    def known(self, session: Session, sequence: int) -> Told | None:
-        """What this request was told before, if it was consumed before."""
-        if sequence > session.last:
-            return None
-        return session.told.get(sequence, FORGOTTEN)
+    # --- outcomes ----------------------------------------------------------------------------------------------------
+
+    def told(self, number: int, sequence: int) -> Told | None:
+        """How a request of this session ended; None if it never arrived, and so can be fenced."""
+        session = self._by_number.get(number)
+        if session is None:
+            return FORGOTTEN
+        if sequence <= session.last:
+            return session.told.get(sequence, FORGOTTEN)
+        if sequence in session.fenced:
+            return NEVER
+        return None if session.may_fence(self._limits.window_max) else FORGOTTEN
+
+    def told_id(self, request_id: str) -> Told | None:
+        """The same for a user-given id. Once ids were forgotten, an unknown one may be one of those."""
+        told = self.by_request_id.get(request_id)
+        return FORGOTTEN if told is None and self._ids_forgotten else told
 
     # --- after the commit, and during recovery ------------------------------------------------------------------------
 
@@ -153,6 +171,7 @@ class Sessions:
         self.by_request_id.move_to_end(request_id)
         if len(self.by_request_id) > self._limits.request_ids_max:
             self.by_request_id.popitem(last=False)
+            self._ids_forgotten = True
 
     def fence(self, request_id: str) -> None:
         """A request that was answered NotApplied never will be applied."""

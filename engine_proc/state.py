@@ -12,11 +12,12 @@ import struct
 import msgspec
 
 from solewriter.engine_proc.publisher import Installed, Publisher
-from solewriter.engine_proc.sessions import Told
+from solewriter.engine_proc.sessions import NEVER, Told
 from solewriter.shared import record
 from solewriter.shared.columns import NO_FLOAT, NO_INT, Cell, Cells, Column, from_us
 from solewriter.shared.entry import Private, SessionChange
 from solewriter.shared.registry import Kind, Registry, Schema
+from solewriter.shared.request_ids import own_id
 
 NOTHING: dict[str, Cell] = {"B": 0, "Q": 0, "q": NO_INT, "d": NO_FLOAT}  # the cell of None, by struct letter
 
@@ -69,6 +70,7 @@ class Turn:
         self.sessions: dict[int, SessionChange] = {}
         self.forgotten_sessions: list[int] = []
         self.fenced_ids: list[str] = []
+        self.fenced: set[tuple[int, int]] = set()  # session and sequence of those that are clients' own numbers
         self.bytes = 0
 
     def note(self, session: int, sequence: int, told: Told) -> None:
@@ -76,6 +78,15 @@ class Turn:
         self.outcomes[session, sequence] = told
         if told.request_id is not None:
             self.by_request_id[told.request_id] = told
+
+    def fence(self, request_id: str) -> None:
+        """Nothing under this id will be applied any more, in this turn or later."""
+        self.fenced_ids.append(request_id)
+        own = own_id(request_id)
+        if own is None:
+            self.by_request_id[request_id] = NEVER
+        else:
+            self.fenced.add(own)
 
     @property
     def empty(self) -> bool:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from solewriter.engine_proc.decide import Draft, Step
 from solewriter.engine_proc.publisher import Installed, Publisher
 from solewriter.engine_proc.sessions import Session
@@ -13,10 +11,10 @@ from solewriter.shared.columns import Cells
 from solewriter.shared.config import Limits
 from solewriter.shared.errors import RequestTooLarge
 from solewriter.shared.record import Flags
-from solewriter.shared.wire import PlainRequest
+from solewriter.shared.wireform import PlainRequest
 
-Written = list[tuple[Any, ...]]
-"""(version, address) of each mutation's entity; with (kind, id) behind it in the reply to a user-given request id"""
+Written = list[tuple[int, int, str, str]]
+"""(version, address, kind, id) of each mutation's entity"""
 
 Form = tuple[Step, bytes, bytes, Cells]
 """A step with what its record will say: payload, block of cells, the cells that are new"""
@@ -42,8 +40,8 @@ def write(
     for mutation in request[0]:
         step = draft.steps[mutation[1], mutation[2]]
         stored = step.stored or step.before
-        place = (stored.version, stored.address) if stored is not None else (0, 0)
-        results.append(place if request[2] is None else (*place, mutation[1], mutation[2]))
+        version, address = (stored.version, stored.address) if stored is not None else (0, 0)
+        results.append((version, address, mutation[1], mutation[2]))
     return results
 
 

@@ -75,6 +75,8 @@ class Limits(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
 
 
 DEFAULT_LIMITS = Limits()
+STALE_BEATS = 5  # heartbeat periods of silence after which an engine that is there counts as hung: a turn takes 10 ms,
+# and a machine that swaps or a disk that stalls can keep a healthy one from beating for a second or two
 
 # --- parts of formats ---------------------------------------------------------------------------------------------
 WIRE_VERSION = 1  # hello, frames, replies
@@ -82,6 +84,8 @@ MEMORY_VERSION = 1  # layout of all segments
 JOURNAL_VERSION = 1  # journal files and entries
 
 FRAME_REQUESTS_MAX = 256  # requests in one frame: sequence = frame number * 256 + index in the frame
+FRAME_BATCH = 32  # requests of `submit_many` in one frame: amortises the write; a turn begins before the window is full
+CAREFUL_NUMBERS = 2_000  # a frame that may hold more is unpickled key by key: as many colliding keys cost 15 ms
 PIPE_BYTES = 256 * KIB  # of a lane; 64 pipes of 1 MiB would exhaust the kernel's per-user soft limit
 KEY_BYTES_MAX = 255  # UTF-8 bytes of an entity's id: its length is one byte in the record
 REQUEST_ID_MAX = 60  # characters of a user-given request id: its UTF-8 length is one byte in the record

@@ -170,6 +170,15 @@ class Forgotten(Unavailable):
     request_id: str
 
 
+class ResultUnavailable(Unavailable):
+    """The request was applied, at `revision`, but the entity that it left cannot be read: the engine was stopped since,
+    or the class here does not fit what is stored.
+    """
+
+    request_id: str
+    revision: int
+
+
 class Compacted(Unavailable):
     """What was asked for is older than the oldest revision still available, which is `oldest`."""
 

@@ -127,11 +127,23 @@ class Result(msgspec.Struct, frozen=True):
     address: int  # of its record in the memory of the epoch that replied; 0 when the reply is older than that
 
 
+class Applied(msgspec.Struct, frozen=True):
+    """The outcome of a request that was applied: the reply that it got, or would have got."""
+
+    reply: Reply
+
+
+class NotApplied(msgspec.Struct, frozen=True):
+    """The outcome of a request that the engine never saw. It never will be applied either: should it still arrive, it
+    is refused as Fenced.
+    """
+
+
 class Reply:
     """The answer to one request: applied at a revision, or refused with an error as a value.
 
     `entity` (and `entities`, one for each mutation) are decoded from shared memory when first asked for; None for a
-    deleted one. Raises Compacted if they are long gone from memory.
+    deleted one, a dict where no class of its kind is known here. Raises Compacted if they are long gone from memory.
     """
 
     __slots__ = ("_decode", "_entities", "error", "request_id", "results", "revision")
@@ -142,14 +154,14 @@ class Reply:
         revision: int,
         results: tuple[Result, ...],
         error: SolewriterError | None,
-        decode: Callable[[Result], Entity | None],
+        decode: Callable[[Result], Any],
     ) -> None:
         self.request_id = request_id
         self.revision = revision
         self.results = results
         self.error = error
         self._decode = decode
-        self._entities: tuple[Entity | None, ...] | None = None
+        self._entities: tuple[Any, ...] | None = None
 
     @property
     def applied(self) -> bool:
@@ -162,14 +174,14 @@ class Reply:
         return self
 
     @property
-    def entities(self) -> tuple[Entity | None, ...]:
+    def entities(self) -> tuple[Any, ...]:
         if self._entities is None:
             self.check()
             self._entities = tuple([self._decode(result) for result in self.results])
         return self._entities
 
     @property
-    def entity(self) -> Entity | None:
+    def entity(self) -> Any:
         return self.entities[0]
 
     def __repr__(self) -> str:

@@ -22,7 +22,7 @@ import pytest
 
 from solewriter import Client, Engine, Limits, Reader, connect, open_reader
 from solewriter.agents.session import AgentSession
-from solewriter.shared import handshake, wire
+from solewriter.shared import handshake, wire, wireform
 from solewriter.shared.config import DEFAULT_LIMITS, KIB, MIB
 from solewriter.shared.folder import StateFolder, Whereabouts
 from solewriter.shared.lane import Lane
@@ -214,7 +214,7 @@ class RawLane:
 
     def frame(self, mutations: list[Any], request_id: str | None = None) -> bytes:
         """A frame of one request."""
-        plain = [wire.plain_mutation(mutation, REGISTRY) for mutation in mutations]
+        plain = [wireform.plain_mutation(mutation, REGISTRY) for mutation in mutations]
         return wire.pack_frame([(plain, [], request_id, None)], DEFAULT_LIMITS)
 
     def write(self, data: bytes) -> None:

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
         EngineUnavailable,
         Expired,
         Fenced,
+        Forgotten,
         GuardFailed,
         InvalidMutation,
         InvalidTransition,
@@ -41,6 +42,7 @@ if TYPE_CHECKING:
         Refused,
         RequestMismatch,
         RequestTooLarge,
+        ResultUnavailable,
         SchemaMismatch,
         SnapshotExpired,
         SolewriterError,
@@ -61,9 +63,11 @@ if TYPE_CHECKING:
         TaskType,
     )
     from solewriter.shared.mutations import (
+        Applied,
         Cancel,
         Create,
         Delete,
+        NotApplied,
         Put,
         Reply,
         Require,
@@ -87,15 +91,16 @@ _ROOMS = {
     "TaskStatus", "TaskPriority", "TaskType", "ProjectStatus",
     ),
     "solewriter.shared.mutations": (
-        "Create", "Put", "Update", "Transition", "Cancel", "Delete", "Require", "RequireAbsent", "Reply",
+        "Create", "Put", "Update", "Transition", "Cancel", "Delete", "Require", "RequireAbsent", "Reply", "Applied",
+        "NotApplied",
     ),
     "solewriter.shared.errors": (
         "SolewriterError",
         "Refused", "NotFound", "AlreadyExists", "VersionConflict", "InvalidMutation", "InvalidTransition",
         "GuardFailed", "Fenced", "UnknownKind", "SchemaMismatch", "RequestMismatch", "RequestTooLarge", "Expired",
         "Quarantined",
-        "EngineUnavailable", "EngineStartFailed", "Locked", "Busy", "OutcomeUnknown", "Compacted", "SnapshotExpired",
-        "MemoryFull", "JournalCorrupt", "LayoutMismatch",
+        "EngineUnavailable", "EngineStartFailed", "Locked", "Busy", "OutcomeUnknown", "Forgotten", "ResultUnavailable",
+        "Compacted", "SnapshotExpired", "MemoryFull", "JournalCorrupt", "LayoutMismatch",
     ),
 }  # fmt: skip
 _HOME = {name: room for room, names in _ROOMS.items() for name in names}
@@ -105,12 +110,13 @@ __all__ = [
     "Entity", "Part", "Task", "Project", "Lifecycle", "Ref",
     "TaskStatus", "TaskPriority", "TaskType", "ProjectStatus",
     "FrozenMap", "Json",
-    "Create", "Put", "Update", "Transition", "Cancel", "Delete", "Require", "RequireAbsent", "Reply",
+    "Create", "Put", "Update", "Transition", "Cancel", "Delete", "Require", "RequireAbsent", "Reply", "Applied",
+    "NotApplied",
     "errors", "SolewriterError",
     "Refused", "NotFound", "AlreadyExists", "VersionConflict", "InvalidMutation", "InvalidTransition", "GuardFailed",
     "Fenced", "UnknownKind", "SchemaMismatch", "RequestMismatch", "RequestTooLarge", "Expired", "Quarantined",
-    "EngineUnavailable", "EngineStartFailed", "Locked", "Busy", "OutcomeUnknown", "Compacted", "SnapshotExpired",
-    "MemoryFull", "JournalCorrupt", "LayoutMismatch",
+    "EngineUnavailable", "EngineStartFailed", "Locked", "Busy", "OutcomeUnknown", "Forgotten", "ResultUnavailable",
+    "Compacted", "SnapshotExpired", "MemoryFull", "JournalCorrupt", "LayoutMismatch",
 ]  # fmt: skip
 
 

@@ -11,7 +11,7 @@ from solewriter.engine_proc.decide import content, guards, lifecycle
 from solewriter.engine_proc.decide.draft import Draft, Step
 from solewriter.shared.errors import BadRequest
 from solewriter.shared.mutations import Op
-from solewriter.shared.wire import PlainMutation, PlainRequest
+from solewriter.shared.wireform import PlainMutation, PlainRequest
 
 DECIDERS: Mapping[int, Callable[[Draft, PlainMutation], None]] = {
     Op.CREATE.value: content.create,

@@ -8,7 +8,7 @@ from solewriter.engine_proc.decide.draft import Draft, Step
 from solewriter.engine_proc.decide.lifecycle import check_step
 from solewriter.shared.errors import AlreadyExists, InvalidMutation
 from solewriter.shared.mutations import Op
-from solewriter.shared.wire import PlainMutation
+from solewriter.shared.wireform import PlainMutation
 
 
 def create(draft: Draft, mutation: PlainMutation) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from solewriter.engine_proc.decide.draft import Draft
 from solewriter.shared.errors import GuardFailed
 from solewriter.shared.mutations import Guard
-from solewriter.shared.wire import PlainGuard
+from solewriter.shared.wireform import PlainGuard
 
 
 def check(draft: Draft, guard: PlainGuard) -> None:

@@ -6,7 +6,7 @@ from solewriter.engine_proc.decide.draft import Draft, Step
 from solewriter.shared.errors import InvalidMutation, InvalidTransition
 from solewriter.shared.models import Lifecycle
 from solewriter.shared.mutations import Op
-from solewriter.shared.wire import PlainMutation
+from solewriter.shared.wireform import PlainMutation
 
 
 def transition(draft: Draft, mutation: PlainMutation) -> None:

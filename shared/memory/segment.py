@@ -14,6 +14,7 @@ import os
 import stat
 from pathlib import Path
 
+from solewriter.shared import failpoint
 from solewriter.shared.errors import LayoutMismatch, MemoryFull
 
 
@@ -40,6 +41,7 @@ class Segment:
         size = -(-size // mmap.PAGESIZE) * mmap.PAGESIZE
         fd = os.open(path, os.O_CREAT | os.O_EXCL | os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
         try:
+            failpoint.reach("memory.grow")
             os.posix_fallocate(fd, 0, size)
             return cls(path, fd, size, writable=True)
         except OSError as error:

@@ -24,9 +24,7 @@ REFUSED = (
     "NotFound AlreadyExists VersionConflict InvalidMutation InvalidTransition GuardFailed Fenced UnknownKind "
     "SchemaMismatch RequestMismatch RequestTooLarge BadRequest Expired Quarantined"
 )
-UNAVAILABLE = (
-    "EngineUnavailable Locked EngineStartFailed Busy OutcomeUnknown Compacted SnapshotExpired MemoryFull Forgotten"
-)
+UNAVAILABLE = "EngineUnavailable Locked EngineStartFailed Busy OutcomeUnknown Compacted SnapshotExpired MemoryFull Forgotten ResultUnavailable"
 CORRUPT = "JournalCorrupt LayoutMismatch"
 
 

@@ -1,0 +1,103 @@
+"""Replies -> results: what a finished request was told, as values that people use. Entities come from shared memory."""
+
+from __future__ import annotations
+
+import functools
+from typing import Any, TypeVar
+
+from solewriter.agents.reader import Reader
+from solewriter.agents.session import Pending, error_of
+from solewriter.agents.snapshot import Plain
+from solewriter.shared.errors import Forgotten, Refused, ResultUnavailable, SolewriterError, Unavailable, from_wire
+from solewriter.shared.models import Entity
+from solewriter.shared.mutations import Applied, NotApplied, Reply, Result
+from solewriter.shared.registry import Registry
+from solewriter.shared.wire import Status
+
+E = TypeVar("E", bound=Entity)
+Outcome = Applied | Refused | NotApplied | Forgotten
+"""How a request ended. Refused and Forgotten are the errors themselves, as values."""
+
+
+class Answers:
+    """Makes replies and outcomes of one client."""
+
+    def __init__(self, reader: Reader, registry: Registry) -> None:
+        self._reader = reader
+        self._registry = registry
+
+    def reply(self, pending: Pending) -> Reply:
+        """What a finished request was told; a refusal or failure is in it as a value."""
+        error = error_of(pending)
+        if error is not None:
+            return self._failed(pending.request_id, pending.reply.revision if pending.reply else 0, error)
+        assert pending.reply is not None
+        return self._applied(pending.request_id, pending.epoch, pending.reply.revision, pending.reply.detail)
+
+    def refused(self, error: Refused) -> Reply:
+        """For a request that was refused before it was sent."""
+        return Reply("", self._reader.revision, (), error, _nothing)
+
+    def outcome(self, pending: Pending, request_id: str) -> Outcome:
+        """What a finished query was told about this request. Raises what is no outcome."""
+        error = error_of(pending)
+        if error is not None:
+            raise error
+        assert pending.reply is not None
+        if pending.reply.detail is None:
+            return NotApplied()
+        status, revision, detail = pending.reply.detail
+        if status == Status.APPLIED:
+            return Applied(self._applied(request_id, pending.epoch, revision, detail))
+        if status == Status.REFUSED:
+            refusal = self._failed(request_id, revision, from_wire(tuple(detail))).error
+            assert isinstance(refusal, Refused)
+            return refusal
+        _, message, _ = detail
+        return Forgotten(message, request_id=request_id)
+
+    def _applied(self, request_id: str, epoch: int, revision: int, detail: list[Any]) -> Reply:
+        results = tuple([Result(kind, id, version, address) for version, address, kind, id in detail])
+        return Reply(request_id, revision, results, None, functools.partial(self._entity, epoch))
+
+    def _failed(self, request_id: str, revision: int, error: SolewriterError) -> Reply:
+        """An error as a reply; a refusal about an entity carries that entity as it is now."""
+        if isinstance(error, Refused):
+            error.request_id = request_id
+            if "id" in error.details:
+                try:
+                    error.current = self._current(error.details["kind"], error.details["id"])
+                except Unavailable:
+                    pass  # no memory to look into just now; the refusal itself is definite
+        return Reply(request_id, revision, (), error, _nothing)
+
+    def _entity(self, epoch: int, result: Result) -> Entity | Plain | None:
+        return self._reader.of_result(result, epoch, self._model(result.kind))
+
+    def _current(self, kind: str, id: str) -> Entity | Plain | None:
+        return self._reader.get(self._model(kind), id)
+
+    def _model(self, kind: str) -> type[Entity] | str:
+        known = self._registry.get(kind)
+        return known.model if known is not None else kind
+
+
+def _nothing(result: Result) -> None:
+    return None
+
+
+def entity_of(reply: Reply, model: type[E]) -> E:
+    """The entity that a request of one mutation left. Raises the reply's error, ResultUnavailable if the request was
+    applied and the entity cannot be read.
+    """
+    reply.check()
+    try:
+        entity = reply.entity
+    except SolewriterError as error:
+        raise ResultUnavailable(
+            f"the request was applied at revision {reply.revision}, but what it left cannot be read: {error}",
+            request_id=reply.request_id,
+            revision=reply.revision,
+        ) from error
+    assert isinstance(entity, model), f"the reply {reply!r} is about {entity!r}"
+    return entity

@@ -1,0 +1,55 @@
+"""What an update function wants changed: the difference of two states of one entity, as a mutation under the version of
+the first.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, TypeVar
+
+from solewriter.shared.errors import InvalidMutation, NotFound, VersionConflict
+from solewriter.shared.models import Entity
+from solewriter.shared.mutations import Mutation, Transition, Update
+
+E = TypeVar("E", bound=Entity)
+
+
+def difference(before: E, after: E | Mapping[str, Any] | None, reason: str) -> Mutation | None:
+    """None if nothing differs. A different lifecycle state is a transition, with the other changes in the same step.
+
+    Raises InvalidMutation for another entity, TypeError for what is neither entity nor mapping.
+    """
+    if after is None:
+        return None
+    if isinstance(after, Entity):
+        if type(after) is not type(before) or after.id != before.id:
+            raise InvalidMutation(
+                f"{after.kind_name} {after.id!r} is not {before.kind_name} {before.id!r}",
+                fields={"id": "another entity"},
+            )
+        wanted: Mapping[str, Any] = after.__dict__
+    elif isinstance(after, Mapping):
+        wanted = after
+    else:
+        raise TypeError(f"an update function returns the entity, the changed fields, or None, not {after!r}")
+    changes = {name: value for name, value in wanted.items() if getattr(before, name, _ABSENT) != value}
+    if not changes:
+        return None
+    lifecycle = before.lifecycle
+    if lifecycle is not None and lifecycle.field in changes:
+        to = changes.pop(lifecycle.field)
+        return Transition(before, to, changes, reason=reason)
+    return Update(before, changes, reason=reason)
+
+
+def newer(conflict: VersionConflict, model: type[E]) -> E:
+    """The entity that won. Raises NotFound if it is gone."""
+    current = conflict.current
+    if not isinstance(current, model):
+        raise NotFound(
+            f"{conflict.kind} {conflict.id!r} was deleted meanwhile", kind=conflict.kind, id=conflict.id
+        ) from conflict
+    return current
+
+
+_ABSENT = object()

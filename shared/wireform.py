@@ -1,0 +1,367 @@
+"""A request as plain data: made from mutations by the caller, checked all the way down by the engine.
+
+Plain data is what any process can unpickle without importing anything: tuples, lists, dicts, str, int, float, bool,
+bytes, None. Bad input is refused here, at the call, before anything is sent; the engine trusts none of it and checks
+the same shapes again.
+
+    request  = (mutations, guards, request id | None, deadline_us | None)      or   ("outcome", request id)
+    mutation = (op, kind, id, expect, fields, reason, to)
+    guard    = (guard, kind, id, version)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from hashlib import blake2b
+from typing import Any
+
+import msgspec
+
+from solewriter.shared.config import DEFAULT_LIMITS, KEY_BYTES_MAX, NAME_MAX, REQUEST_ID_MAX, Limits
+from solewriter.shared.errors import BadRequest, InvalidMutation, Refused, RequestTooLarge
+from solewriter.shared.frozen import INT_MAX, INT_MIN
+from solewriter.shared.models import E, Entity, Ref
+from solewriter.shared.mutations import (
+    Cancel,
+    Create,
+    Delete,
+    Expect,
+    FromTarget,
+    Guard,
+    GuardMutation,
+    Mutation,
+    Op,
+    Put,
+    Require,
+    Target,
+    Transition,
+    Update,
+)
+from solewriter.shared.registry import Kind, Registry, plain
+from solewriter.shared.request_ids import own_id
+
+PlainMutation = tuple[int, str, str, "int | None", "dict[str, Any] | None", str, "str | None"]
+PlainGuard = tuple[int, str, str, int]
+PlainRequest = tuple[list[PlainMutation], list[PlainGuard], "str | None", "int | None"]
+OutcomeQuery = tuple[str, str]
+
+SCALARS = frozenset({str, int, float, bool, bytes, type(None)})
+
+
+# --- the caller's side: mutations to plain data -----------------------------------------------------------------------
+
+
+def plain_request(
+    mutations: Iterable[Mutation],
+    guards: Iterable[GuardMutation],
+    request_id: str | None,
+    registry: Registry,
+    limits: Limits,
+) -> PlainRequest:
+    """A request as plain data. Raises what `plain_mutation` does, RequestTooLarge for too many parts."""
+    plain = [plain_mutation(mutation, registry, limits) for mutation in mutations]
+    conditions = [plain_guard(guard, registry) for guard in guards]
+    if request_id is not None:
+        check_request_id(request_id)
+    if not 0 < len(plain) + len(conditions) <= limits.request_mutations_max:
+        raise RequestTooLarge(
+            f"a request has 1 to {limits.request_mutations_max} mutations and guards (request_mutations_max)"
+        )
+    return plain, conditions, request_id, None
+
+
+def plain_or_refused(mutation: Mutation, registry: Registry, limits: Limits) -> PlainRequest | Refused:
+    """A request of one mutation, or why it can be none."""
+    try:
+        return [plain_mutation(mutation, registry, limits)], [], None, None
+    except Refused as error:
+        return error
+
+
+def outcome_query(request_id: str) -> OutcomeQuery:
+    """The question how a request ended. Raises InvalidMutation for what cannot be a request's id."""
+    query = ("outcome", request_id)
+    if not is_outcome_query(query):
+        raise _not_a_request_id(request_id)
+    return query
+
+
+def plain_mutation(mutation: Mutation, registry: Registry, limits: Limits = DEFAULT_LIMITS) -> PlainMutation:
+    """A mutation as plain data. Raises InvalidMutation, naming the field, RequestTooLarge, and TypeError for what is no
+    mutation.
+    """
+    plain = _plain_mutation(mutation, registry)
+    _check_edges(plain, limits)
+    return plain
+
+
+def _check_edges(plain: PlainMutation, limits: Limits) -> None:
+    """What is not a field of the entity: refused at the call, not by the engine."""
+    _, _, key, expect, _, reason, _ = plain
+    if expect is not None and (type(expect) is not int or not 0 <= expect <= INT_MAX):
+        raise InvalidMutation(f"expect is a version or None, not {expect!r}", fields={"expect": "not a version"})
+    if type(key) is not str or not 0 < len(key) <= KEY_BYTES_MAX // 4:
+        try:
+            _check_names("", key)
+        except BadRequest as error:
+            raise InvalidMutation(error.message, fields={"id": error.message}) from None
+    if reason:
+        if type(reason) is not str or not _is_text(reason):
+            raise InvalidMutation(f"a reason is text, not {reason!r:.100}", fields={"reason": "not text"})
+        _check_reason_length(reason, limits)
+
+
+def check_request_id(request_id: str) -> None:
+    """Raises InvalidMutation for an id that a user cannot give."""
+    if not is_outcome_query(("outcome", request_id)):
+        raise _not_a_request_id(request_id)
+    if own_id(request_id) is not None:
+        raise InvalidMutation(
+            f"request id {request_id!r} looks like one that clients make: choose another form",
+            fields={"request_id": "reserved"},
+        )
+
+
+def _not_a_request_id(request_id: Any) -> InvalidMutation:
+    return InvalidMutation(
+        f"a request id is a str of 1 to {REQUEST_ID_MAX} characters, not {request_id!r:.100}",
+        fields={"request_id": "not a request id"},
+    )
+
+
+def _plain_mutation(mutation: Mutation, registry: Registry) -> PlainMutation:
+    match mutation:
+        case Create(entity, reason):
+            return _whole(Op.CREATE, entity, 0, reason, registry)
+        case Put(entity, expect, reason):
+            return _whole(Op.PUT, entity, _expected(expect, entity) or None, reason, registry)
+        case Update(target, changes, expect, reason):
+            kind = registry.of(model_of(target))
+            fields = changed_fields(kind, changes)
+            return Op.UPDATE.value, kind.name, target.id, _expected(expect, target), fields, reason, None
+        case Transition(target, to, changes, expect, reason):
+            kind = registry.of(model_of(target))
+            fields = changed_fields(kind, changes)
+            state = _state(kind, to)
+            return Op.TRANSITION.value, kind.name, target.id, _expected(expect, target), fields, reason, state
+        case Cancel(target, expect, reason):
+            kind = registry.of(model_of(target))
+            if kind.lifecycle is None or kind.lifecycle.cancelled is None:
+                raise InvalidMutation(f"{kind.name} has no cancelled state", fields={"kind": "has no cancelled state"})
+            return Op.CANCEL.value, kind.name, target.id, expect, None, reason, None
+        case Delete(target, expect, reason):
+            kind = registry.of(model_of(target))
+            return Op.DELETE.value, kind.name, target.id, _expected(expect, target), None, reason, None
+    raise TypeError(f"{mutation!r} is not a mutation: use Create, Put, Update, Transition, Cancel or Delete")
+
+
+def plain_guard(guard: GuardMutation, registry: Registry) -> PlainGuard:
+    if isinstance(guard, Require):
+        return Guard.REQUIRE.value, registry.of(type(guard.entity)).name, guard.entity.id, guard.entity.version
+    name = guard.model if isinstance(guard.model, str) else registry.of(guard.model).name
+    return Guard.REQUIRE_ABSENT.value, name, guard.id, 0
+
+
+def model_of(target: E | Ref[E]) -> type[E]:
+    """The class of a target. Raises TypeError for what is none."""
+    if isinstance(target, Ref):
+        return target.model
+    if isinstance(target, Entity):
+        return type(target)
+    raise TypeError(f"a target is an entity or a Ref, such as Task.ref(id), not {target!r}")
+
+
+def changed_fields(kind: Kind, changes: Any) -> dict[str, Any]:
+    """The changes as plain values, each validated by its field. Raises InvalidMutation."""
+    fields: dict[str, Any] = {}
+    for name, value in changes.items():
+        if name in kind.fixed:
+            raise InvalidMutation(
+                f"{kind.name}.{name} {_fixed_because(kind, name)}", fields={name: _fixed_because(kind, name)}
+            )
+        valid = kind.field(name, value) if kind.checks_fields else kind.known(name, value)
+        fields[name] = valid if type(valid) in SCALARS else plain(valid)
+    return fields
+
+
+def _fixed_because(kind: Kind, name: str) -> str:
+    if kind.lifecycle is not None and name == kind.lifecycle.field:
+        return "changes by a transition only"
+    return "never changes" if name in ("id", "created_by", "created_at") else "is set by the engine"
+
+
+def _whole(op: Op, entity: Entity, expect: int | None, reason: str, registry: Registry) -> PlainMutation:
+    if not isinstance(entity, Entity):
+        raise TypeError(f"{op.name.lower()} takes an entity, not {entity!r}")
+    kind = registry.of(type(entity))
+    fields = plain(kind.stored(entity))
+    return op.value, kind.name, entity.id, expect, fields, reason, None
+
+
+def _expected(expect: Expect, target: Target) -> int | None:
+    if not isinstance(expect, FromTarget):
+        return expect
+    return target.version if isinstance(target, Entity) else None
+
+
+def _state(kind: Kind, to: str) -> str:
+    if kind.lifecycle is None:
+        raise InvalidMutation(f"{kind.name} has no lifecycle", fields={"kind": "has no lifecycle"})
+    if to not in kind.lifecycle.steps:
+        states = ", ".join(kind.lifecycle.steps)
+        raise InvalidMutation(
+            f"{kind.name} has no state {to!r}; states: {states}", fields={kind.lifecycle.field: "no such state"}
+        )
+    return str(to)
+
+
+# --- the engine's side: is it a request? ------------------------------------------------------------------------------
+
+
+def is_outcome_query(request: Any) -> bool:
+    """Whether this asks how a request ended, under an id that a request can have."""
+    if type(request) is not tuple or len(request) != 2 or request[0] != "outcome" or type(request[1]) is not str:
+        return False
+    return 0 < len(request[1]) <= REQUEST_ID_MAX and _is_text(request[1])
+
+
+def checked_request(request: Any, limits: Limits) -> PlainRequest:
+    """The same request if it is shaped like one, all the way down and in bounds. Raises BadRequest, RequestTooLarge."""
+    check_request(request, limits.frame_nodes_max, limits)
+    checked: PlainRequest = request
+    return checked
+
+
+def check_request(request: Any, budget: int, limits: Limits) -> int:
+    """What is left of a frame's budget of nodes behind this request. Raises BadRequest, RequestTooLarge."""
+    if type(request) is not tuple or len(request) != 4:
+        raise BadRequest("a request is a tuple of four")
+    mutations, guards, request_id, deadline_us = request
+    if type(mutations) is not list or type(guards) is not list:
+        raise BadRequest("mutations and guards are lists")
+    if not 0 < len(mutations) + len(guards) <= limits.request_mutations_max:
+        raise RequestTooLarge(
+            f"a request has 1 to {limits.request_mutations_max} mutations and guards (request_mutations_max)"
+        )
+    if request_id is not None and (type(request_id) is not str or not 0 < len(request_id) <= REQUEST_ID_MAX):
+        raise BadRequest(f"a request id is a str of 1 to {REQUEST_ID_MAX} characters")
+    if request_id is not None:
+        check_text(request_id)
+        if own_id(request_id) is not None:
+            raise BadRequest("this request id looks like one that clients make: choose another form")
+    if deadline_us is not None and type(deadline_us) is not int:
+        raise BadRequest("a deadline is an int")
+    for mutation in mutations:
+        budget = _check_mutation(mutation, budget, limits)
+    for guard in guards:
+        _check_guard(guard)
+    return budget - len(guards)
+
+
+def _check_mutation(mutation: Any, budget: int, limits: Limits) -> int:
+    """What is left of the budget of nodes. Raises BadRequest, RequestTooLarge."""
+    if type(mutation) is not tuple or len(mutation) != 7:
+        raise BadRequest("a mutation is a tuple of seven")
+    op, kind, key, expect, fields, reason, to = mutation
+    if type(op) is not int or not 0 < op < 256 or type(reason) is not str or (to is not None and type(to) is not str):
+        raise BadRequest("a mutation is (op, kind, id, expect, fields, reason, to)")
+    _check_names(kind, key)
+    if expect is not None and (type(expect) is not int or not 0 <= expect <= INT_MAX):
+        raise BadRequest("expect is a version or None")
+    if to is not None:
+        check_text(to)
+    if reason:
+        check_text(reason)
+        _check_reason_length(reason, limits)
+    if fields is None:
+        return budget
+    if type(fields) is not dict:
+        raise BadRequest("fields are a dict")
+    for name, value in fields.items():
+        if type(name) is not str or len(name) > NAME_MAX:
+            raise BadRequest(f"field names are str of at most {NAME_MAX} characters")
+        if not name.isascii():
+            check_text(name)
+        budget = _check_plain(value, budget, limits.frame_depth_max)
+    return budget
+
+
+def _check_reason_length(reason: str, limits: Limits) -> None:
+    if len(reason.encode()) > limits.text_bytes_max:
+        raise RequestTooLarge(f"a reason is at most {limits.text_bytes_max} bytes (text_bytes_max)")
+
+
+def _check_guard(guard: Any) -> None:
+    if type(guard) is not tuple or len(guard) != 4:
+        raise BadRequest("a guard is a tuple of four")
+    code, kind, key, version = guard
+    if code not in (1, 2) or type(version) is not int or not 0 <= version <= INT_MAX:
+        raise BadRequest("a guard is (guard, kind, id, version)")
+    _check_names(kind, key)
+
+
+def _check_names(kind: Any, key: Any) -> None:
+    """A kind's name and an id are text; an id is 1 to 255 bytes of UTF-8. Raises BadRequest."""
+    if type(kind) is not str or type(key) is not str or not key or len(kind) > NAME_MAX:
+        raise BadRequest("a kind's name and an id are str, and an id is not empty")
+    if not (kind.isascii() and key.isascii()):
+        check_text(kind)
+        check_text(key)
+    if len(key) > KEY_BYTES_MAX // 4 and len(key.encode()) > KEY_BYTES_MAX:
+        raise BadRequest(f"an id is at most {KEY_BYTES_MAX} bytes")
+
+
+def check_text(text: str) -> None:
+    """Raises BadRequest for text that cannot be written as UTF-8."""
+    if not text.isascii() and not _is_text(text):
+        raise BadRequest("names, ids, reasons and values are text that can be encoded")
+
+
+def _is_text(text: str) -> bool:
+    """Lone surrogates cannot be written as UTF-8."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def _check_plain(value: Any, budget: int, depth: int) -> int:
+    """Count the nodes of a decoded tree: shared references can fold 2^25 of them into 260 bytes."""
+    if budget <= 0:
+        raise BadRequest("a request has too many parts (frame_nodes_max)")
+    kind = type(value)
+    if kind is str:
+        check_text(value)
+        return budget - 1 - (len(value) >> 4)  # one long text can be folded into many places, too
+    if kind is bytes:
+        return budget - 1 - (len(value) >> 4)
+    if kind is int:
+        if not INT_MIN <= value <= INT_MAX:
+            raise BadRequest("integers must fit 64 bits")
+        return budget - 1
+    if kind in SCALARS:
+        return budget - 1
+    if depth == 0:
+        raise BadRequest("a value is nested too deep (frame_depth_max)")
+    if kind is dict:
+        for key, item in value.items():
+            if type(key) is not str:
+                raise BadRequest("keys are str")
+            check_text(key)
+            budget = _check_plain(item, budget - 1, depth - 1)
+        return budget
+    if kind is list or kind is tuple:
+        budget -= 1
+        for item in value:
+            budget = _check_plain(item, budget, depth - 1)
+        return budget
+    raise BadRequest(f"{kind.__name__} is not plain data")
+
+
+_encode = msgspec.msgpack.Encoder(order="deterministic").encode
+
+
+def digest(request: PlainRequest) -> bytes:
+    """What tells one content from another under the same request id."""
+    return blake2b(_encode((request[0], request[1])), digest_size=16).digest()

@@ -1,0 +1,305 @@
+"""`outcome` has definite answers, `apply` retries, and bad input is refused where it is given."""
+
+from __future__ import annotations
+
+import os
+import signal
+
+import pytest
+
+from solewriter import (
+    AlreadyExists,
+    Create,
+    EngineUnavailable,
+    Fenced,
+    InvalidMutation,
+    Limits,
+    NotFound,
+    OutcomeUnknown,
+    Refused,
+    RequestTooLarge,
+    Task,
+    TaskStatus,
+    Update,
+    VersionConflict,
+    connect,
+)
+from solewriter.shared import wire
+from solewriter.shared.config import DEFAULT_LIMITS
+from solewriter.shared.errors import Forgotten
+from solewriter.shared.failpoint import VARIABLE
+from solewriter.shared.mutations import Applied, NotApplied
+from solewriter.shared.request_ids import default_id
+from solewriter.shared.wire import Status
+
+
+def query(request_id: str) -> bytes:
+    return wire.pack_frame([("outcome", request_id)], DEFAULT_LIMITS)
+
+
+# --- what was told ----------------------------------------------------------------------------------------------------
+
+
+def test_an_applied_request_is_told_with_its_reply(client):
+    reply = client.submit(Create(Task(title="x", id="t")), Create(Task(title="y", id="u")))
+    told = client.outcome(reply.request_id)
+    assert isinstance(told, Applied)
+    assert told.reply.revision == reply.revision
+    assert [(one.kind, one.id, one.version) for one in told.reply.results] == [("Task", "t", 1), ("Task", "u", 1)]
+    assert told.reply.entities == reply.entities
+
+
+def test_a_refused_request_is_told_with_its_error(client):
+    client.create(Task(title="x", id="t"))
+    with pytest.raises(AlreadyExists) as refusal:
+        client.create(Task(title="x", id="t"), request_id="again")
+    told = client.outcome("again")
+    assert isinstance(told, AlreadyExists)
+    assert str(told) == str(refusal.value)
+    assert told.current == client.get(Task, "t")
+
+
+def test_another_process_can_ask_and_a_later_version_does_not_change_the_answer(engine, client):
+    client.create(Task(title="x", id="t"), request_id="mine")
+    client.update(Task.ref("t"), title="y")
+    with connect(engine.state) as other:
+        told = other.outcome("mine")
+    assert isinstance(told, Applied)
+    assert told.reply.results[0].version == 1
+
+
+def test_outcomes_survive_the_engine(engine, wait_until):
+    with connect(engine.state) as client:
+        own = client.submit(Create(Task(title="x", id="t")))
+        client.create(Task(title="x", id="u"), request_id="mine")
+        assert client.outcome("never") == NotApplied()
+        os.kill(engine.pid, signal.SIGKILL)
+        wait_until(lambda: engine.restarts == 1, 20, "a restart")
+        told = client.outcome(own.request_id)
+        assert isinstance(told, Applied)
+        assert told.reply.entity == client.get(Task, "t")
+        assert isinstance(client.outcome("mine"), Applied)
+        with pytest.raises(Fenced):
+            client.create(Task(title="x", id="v"), request_id="never")
+        assert client.get(Task, "v") is None
+
+
+# --- what never arrived -----------------------------------------------------------------------------------------------
+
+
+def test_a_user_given_id_that_was_not_applied_never_will_be(engine, client):
+    assert client.outcome("mine") == NotApplied()
+    with connect(engine.state) as other, pytest.raises(Fenced):
+        other.create(Task(title="x", id="t"), request_id="mine")
+    assert client.get(Task, "t") is None
+    assert client.outcome("mine") == NotApplied(), "the same answer for ever"
+
+
+def test_a_number_that_was_not_applied_never_will_be(engine, client, client_of_a_raw_lane):
+    raw = client_of_a_raw_lane(engine.state, client_id="ab" * 8)
+    coming = default_id(raw.session.number, 1 << 8)  # of its second frame
+    assert client.outcome(coming) == NotApplied()
+    raw.write(raw.frame([Create(Task(title="first", id="a"))]) + raw.frame([Create(Task(title="second", id="b"))]))
+    assert raw.reply().status == Status.APPLIED
+    assert raw.reply().detail[0] == "Fenced"
+    assert client.get(Task, "a") is not None
+    assert client.get(Task, "b") is None
+
+
+def test_a_question_and_its_request_in_one_turn(engine, client_of_a_raw_lane):
+    """Both orders in one frame, so that nothing can come between."""
+    raw = client_of_a_raw_lane(engine.state, client_id="cd" * 8)
+    create = ([("x",)], [], None, None)
+    plain = wire.unpack_frame(raw.frame([Create(Task(title="x", id="t"))])[4:], DEFAULT_LIMITS)[0]
+    own = default_id(raw.session.number, 1)
+    named = (plain[0], plain[1], "mine", None)
+    assert create is not plain
+    raw.write(wire.pack_frame([("outcome", own), plain, ("outcome", own)], DEFAULT_LIMITS))
+    before, request, after = raw.reply(), raw.reply(), raw.reply()
+    assert (before.status, before.detail) == (Status.ANSWER, None)
+    assert request.detail[0] == "Fenced"
+    assert after.detail[0] == Status.REFUSED
+    raw.write(wire.pack_frame([("outcome", "mine"), named, ("outcome", "mine")], DEFAULT_LIMITS))
+    assert [raw.reply().detail for _ in range(3)] == [None, ["Fenced", after.detail[2][1], {}], None]
+
+
+def test_a_question_that_is_asked_again_is_answered_again(engine, client_of_a_raw_lane):
+    """A resent query is no request: it gets what is known now, not what was remembered under its number."""
+    raw = client_of_a_raw_lane(engine.state, client_id="ef" * 8)
+    raw.write(query("mine") + raw.frame([Create(Task(title="x", id="t"))], "other"))
+    assert [raw.reply().status for _ in range(2)] == [Status.ANSWER, Status.APPLIED]
+    again = client_of_a_raw_lane(engine.state, client_id="ef" * 8, resends=True)
+    again.write(query("other") + raw.frame([Create(Task(title="x", id="t"))], "other"))
+    answer, resent = again.reply(), again.reply()
+    assert answer.detail[0] == Status.APPLIED
+    assert resent.status == Status.APPLIED
+
+
+def test_a_query_answered_in_a_turn_that_failed_is_no_answer(state, start_engine, monkeypatch, client_of_a_raw_lane):
+    monkeypatch.setenv(VARIABLE, "memory.grow:full:hit=7")  # the first table chunk
+    engine = start_engine(state)
+    raw = client_of_a_raw_lane(engine.state, client_id="ad" * 8)
+    raw.write(raw.frame([Create(Task(title="x", id="t"))], "mine") + query("mine"))
+    request, answer = raw.reply(), raw.reply()
+    assert (request.status, answer.status) == (Status.UNAVAILABLE, Status.UNAVAILABLE)
+    raw.write(raw.frame([Create(Task(title="x", id="t"))], "mine") + query("mine"))
+    request, answer = raw.reply(), raw.reply()
+    assert (request.status, answer.status) == (Status.APPLIED, Status.ANSWER)
+
+
+# --- what is too old --------------------------------------------------------------------------------------------------
+
+
+def test_an_outcome_older_than_the_window_is_forgotten_not_denied(state, start_engine):
+    limits = Limits(window_max=8, request_ids_max=4)
+    engine = start_engine(state, limits=limits)
+    with connect(state, limits=limits) as client:
+        first = client.submit(Create(Task(title="x")))
+        for number in range(12):
+            client.create(Task(title="x"), request_id=f"id-{number}")
+        assert isinstance(client.outcome(first.request_id), Forgotten)
+        assert isinstance(client.outcome("id-0"), Forgotten)
+        assert isinstance(client.outcome("unheard of"), Forgotten), "it may have been one of those forgotten"
+        assert isinstance(client.outcome("id-11"), Applied)
+        assert isinstance(client.outcome(default_id(0x1234, 0)), Forgotten), "a session that nobody remembers"
+    assert engine.restarts == 0
+
+
+def test_the_numbers_that_one_session_has_fenced_are_bounded(state, start_engine, client_of_a_raw_lane):
+    limits = Limits(window_max=8)
+    start_engine(state, limits=limits)
+    raw = client_of_a_raw_lane(state, client_id="ba" * 8)
+    with connect(state, limits=limits) as client:
+        told = [client.outcome(default_id(raw.session.number, number)) for number in range(1, 20)]
+    assert told[:8] == [NotApplied()] * 8
+    assert {type(one) for one in told[8:]} == {Forgotten}, "nothing is promised that is not kept"
+
+
+def test_what_cannot_be_an_id_is_refused_at_the_call(client):
+    for wrong in ("", "x" * 61, 5, None, "\ud800"):
+        with pytest.raises(InvalidMutation, match="request id"):
+            client.outcome(wrong)
+
+
+# --- after a time-out -------------------------------------------------------------------------------------------------
+
+
+def test_a_timed_out_call_is_settled_by_asking(engine, client):
+    client.create(Task(title="x", id="t"))
+    os.kill(engine.pid, signal.SIGSTOP)
+    try:
+        with pytest.raises(OutcomeUnknown) as unknown:
+            client.update(Task.ref("t"), title="late", timeout_s=0.05)
+    finally:
+        os.kill(engine.pid, signal.SIGCONT)
+    told = client.outcome(unknown.value.request_id)
+    assert isinstance(told, Applied), "it was on its lane before the question"
+    assert client.get(Task, "t").title == "late"
+
+
+# --- apply ------------------------------------------------------------------------------------------------------------
+
+
+def test_apply_submits_the_difference_under_its_version_and_goes_on_after_a_conflict(engine, client):
+    client.create(Task(title="x", id="t", max_retries=0))
+    seen: list[int] = []
+
+    def raise_it(task: Task) -> Task:
+        seen.append(task.version)
+        if len(seen) <= 2:
+            with connect(engine.state) as other:  # somebody is faster, twice
+                other.update(Task.ref("t"), max_retries=task.max_retries + 10)
+        return task.model_copy(update={"max_retries": task.max_retries + 1})
+
+    assert client.apply(Task.ref("t"), raise_it).max_retries == 21
+    assert seen == [1, 2, 3]
+    assert client.get(Task, "t").version == 4
+
+
+def test_apply_takes_changed_fields_a_lifecycle_step_or_nothing(client):
+    task = client.create(Task(title="x", id="t"))
+    assert client.apply(task, lambda task: {"title": task.title * 2}).title == "xx"
+    assert client.apply(Task.ref("t"), lambda task: None).version == 2
+    assert client.apply(Task.ref("t"), lambda task: task).version == 2
+    taken = client.apply(Task.ref("t"), lambda task: {"status": TaskStatus.ASSIGNED, "assigned_to": "me"}, reason="r")
+    assert (taken.status, taken.assigned_to, taken.version) == (TaskStatus.ASSIGNED, "me", 3)
+
+
+def test_apply_says_what_it_cannot_do(client):
+    with pytest.raises(NotFound):
+        client.apply(Task.ref("none"), lambda task: None)
+    task = client.create(Task(title="x", id="t"))
+    with pytest.raises(InvalidMutation, match="is not Task 't'"):
+        client.apply(task, lambda task: Task(title="y", id="u"))
+    with pytest.raises(TypeError, match="the changed fields"):
+        client.apply(task, lambda task: 5)
+    with pytest.raises(InvalidMutation, match="never changes"):
+        client.apply(task, lambda task: task.model_copy(update={"created_by": "me"}))
+    with pytest.raises(ZeroDivisionError):
+        client.apply(task, lambda task: 1 / 0)
+
+
+def test_apply_gives_up_when_its_time_is_over(engine, client):
+    client.create(Task(title="x", id="t", max_retries=0))
+    with connect(engine.state) as other:
+
+        def overtaken(task: Task) -> dict[str, int]:
+            other.update(Task.ref("t"), max_retries=task.max_retries + 1)
+            return {"max_retries": 1_000}
+
+        with pytest.raises(VersionConflict) as conflict:
+            client.apply(Task.ref("t"), overtaken, timeout_s=0.2)
+    assert conflict.value.current.max_retries >= 1
+
+
+def test_apply_to_an_entity_that_is_deleted_meanwhile(engine, client):
+    client.create(Task(title="x", id="t"))
+
+    def deleted(task: Task) -> dict[str, str]:
+        client.delete(task)
+        return {"title": "y"}
+
+    with pytest.raises(NotFound):
+        client.apply(Task.ref("t"), deleted)
+
+
+# --- bad input is refused where it is given ---------------------------------------------------------------------------
+
+
+def test_what_is_no_field_is_refused_at_the_call_too(client):
+    task = client.create(Task(title="x", id="t"))
+    before = client.reader.revision
+    for wrong, match in [
+        (lambda: client.update(task, title="y", reason=5), "reason"),
+        (lambda: client.update(task, title="y", reason="\ud800"), "reason"),
+        (lambda: client.update(task, title="y", expect="1"), "expect"),
+        (lambda: client.update(task, title="y", expect=-1), "expect"),
+        (lambda: client.update(task, title="y", expect=True), "expect"),
+        (lambda: client.update(Task.ref("i" * 256), title="y"), "255 bytes"),
+        (lambda: client.update(task, title="y", request_id=""), "request id"),
+        (lambda: client.update(task, title="y", request_id="00000000000000aa-1"), "request id"),
+    ]:
+        with pytest.raises(InvalidMutation, match=match):
+            wrong()
+    with pytest.raises(RequestTooLarge, match="reason"):
+        client.update(task, title="y", reason="r" * 5_000)
+    with pytest.raises(RequestTooLarge, match="mutations"):
+        client.submit(*[Update(task, {"title": "y"})] * 1_001)
+    with pytest.raises(RequestTooLarge, match="mutations"):
+        client.submit()
+    assert client.reader.revision == before
+
+
+def test_a_refusal_in_a_pipeline_takes_its_place(client):
+    replies = list(
+        client.submit_many([Create(Task(title="x", id="a")), Update(Task.ref("a"), {}, reason="r" * 5_000)], window=8)
+    )
+    assert [isinstance(reply.error, Refused) for reply in replies] == [False, True]
+
+
+def test_a_closed_client_says_so_at_once(engine):
+    client = connect(engine.state)
+    client.close()
+    with pytest.raises(EngineUnavailable, match="closed") as closed:
+        client.create(Task(title="x"))
+    assert closed.value.final
