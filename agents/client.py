@@ -177,8 +177,8 @@ class Client:
         return self._answers.reply(self._exchanged(request, timeout_s))
 
     def outcome(self, request_id: str, *, timeout_s: float | None = None) -> Outcome:
-        """How a request ended, of this client or another one: Applied(reply), the refusal, NotApplied (and then it never
-        will be), or Forgotten where the engine does not remember so far back.
+        """How a request ended, of this client or another one: Applied(reply), the refusal, NotApplied (and then it
+        never will be), or Forgotten where the engine does not remember so far back.
         """
         return self._answers.outcome(self._exchanged(wireform.outcome_query(request_id), timeout_s), request_id)
 

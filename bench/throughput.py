@@ -52,7 +52,8 @@ from solewriter.bench.measure import (
 )
 from solewriter.bench.report import ReadRow, Results, UpdateRow, Writing, floor_of, printed
 from solewriter.bench.workload import WINDOW, Tally, loaded_engine, payload_bytes
-from solewriter.engine_proc.process import DURABILITIES, Durability
+from solewriter.engine_proc.process import Durability
+from solewriter.shared.config import DURABILITIES
 
 MODES: tuple[Role, ...] = ("one by one", "pipelined")
 US_PER_S = 1_000_000

@@ -1,4 +1,4 @@
-"""`python -m solewriter.engine_proc ORDERS_FD READY_FD`: how an owner starts the engine process. Not for people."""
+"""`python -m solewriter.engine_proc HEARS_FD SAYS_FD`: how an owner starts the engine process. Not for people."""
 
 from __future__ import annotations
 
@@ -6,29 +6,25 @@ import os
 import sys
 import traceback
 
-import msgspec
+from solewriter.engine_proc.orders import Line, Orders, Ready
+from solewriter.engine_proc.server import EXIT_FAILED, run
 
-from solewriter.engine_proc.server import EXIT_FAILED, Orders, Ready, run
 
-
-def main(orders_fd: int, ready_fd: int) -> int:
-    with os.fdopen(orders_fd, "rb", closefd=False) as pipe:
-        length = int.from_bytes(pipe.read(8), "little")
-        orders = msgspec.msgpack.decode(pipe.read(length), type=Orders)
-    told = False
-
-    def ready(words: Ready) -> None:
-        nonlocal told
-        told = True
-        os.write(ready_fd, msgspec.msgpack.encode(words))
-        os.close(ready_fd)
-
+def main(hears: int, says: int) -> int:
+    for fd in (hears, says):
+        os.set_inheritable(fd, False)
+    line = Line(hears, says)
+    orders = line.hear(Orders)
+    if orders is None:
+        return EXIT_FAILED  # the owner died before it said anything
     try:
-        return run(orders, ready, orders_fd)
+        return run(orders, line)
     except Exception as error:
         traceback.print_exc()
-        if not told:
-            ready(Ready(ok=False, error=type(error).__name__, message=str(error)))
+        try:
+            line.say(Ready(ok=False, error=type(error).__name__, message=str(error)))
+        except OSError:
+            pass  # the owner is gone
         sys.stderr.flush()
         os._exit(EXIT_FAILED)
 

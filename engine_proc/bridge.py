@@ -39,7 +39,6 @@ class LaneEnd:
 
     def __init__(self, bridge: Bridge, session: Session, first: int, fds: tuple[int, int], pidfd: int) -> None:
         self.session = session
-        self.epoch = session.epoch
         self.superseded = False
         self.taken = 0  # requests that turns took from here
         self._bridge = bridge
@@ -405,9 +404,12 @@ class Bridge:
     def drain(self) -> None:
         """Read what the lanes hold now, then put the end behind it."""
         self.stop_listening()
+        self.read_rest()
+        self.inbox.put_nowait(None)
+
+    def read_rest(self) -> None:
         for lane in list(self._lanes.values()):
             lane.read_rest()
-        self.inbox.put_nowait(None)
 
     def close(self) -> None:
         for lane in list(self._lanes.values()):

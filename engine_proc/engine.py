@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import msgspec
@@ -26,16 +26,19 @@ from solewriter.shared import failpoint, wireform
 from solewriter.shared.config import Limits
 from solewriter.shared.entry import SessionChange
 from solewriter.shared.errors import (
+    EngineUnavailable,
     Expired,
     Fenced,
     InvalidMutation,
     MemoryFull,
     Refused,
     RequestMismatch,
+    SolewriterError,
     Unavailable,
     clean,
     to_wire,
 )
+from solewriter.shared.registry import Kind
 from solewriter.shared.request_ids import own_id, session_number
 from solewriter.shared.wire import Status
 
@@ -44,6 +47,19 @@ Answer = tuple[int, int, int, Any]  # sequence, status, revision, detail
 
 ENGINE_SESSION = SessionChange(session_number(ENGINE_ID), ENGINE_ID, ENGINE_ID, 0, -1)
 """Requests of the engine's own: timers, deaths, quarantine."""
+
+
+STOPPED: tuple[str, str, dict[str, Any]] = (
+    "EngineUnavailable", "the engine stopped before it took this request: it was not applied", {},
+)  # fmt: skip
+
+
+class Registration:
+    """Models that the owner wants known. It waits in the inbox for its place between two turns."""
+
+    def __init__(self, kinds: Sequence[Kind]) -> None:
+        self.kinds = kinds
+        self.done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
 
 
 class OwnLane:
@@ -79,7 +95,8 @@ class SingleWriter:
         self._bridge = bridge
         self._limits = limits
         self._still_owner = still_owner  # raises when the state folder is no longer this engine's
-        self._waiting: deque[tuple[LaneEnd | OwnLane, int, Any] | Newcomer] = deque()
+        self._waiting: deque[Any] = deque()  # of (lane, sequence, request), Newcomer and Registration
+        self._stopping = False
         self._waited_s = 1.0  # for the last item that had to be waited for
         self._replies: dict[LaneEnd | OwnLane, list[Answer]] = {}
         self._greeted: list[tuple[Newcomer, SessionChange]] = []
@@ -87,12 +104,63 @@ class SingleWriter:
         self._own = OwnLane(sessions.take(ENGINE_SESSION))
 
     async def run(self) -> None:
-        """Turn after turn, until the inbox is closed and everything accepted before is done."""
-        while await self._take():
+        """Turn after turn, until the inbox is closed and everything accepted before is done, or `stop` is called."""
+        while not self._stopping and await self._take():
+            if isinstance(self._waiting[0], Registration):
+                await self._adopt(self._waiting.popleft())
+                continue
             turn = Turn(self.state, self._publisher.heap.tail, time.time_ns() // 1000)
             self._decide(turn)
             await self._commit(turn)
             self._reply()
+
+    def stop(self) -> None:
+        """Let the turn that runs be the last."""
+        self._stopping = True
+
+    def refuse_rest(self) -> None:
+        """Tell those whose requests no turn will take. Nothing of theirs was applied, or is remembered."""
+        inbox = self._bridge.inbox
+        while not inbox.empty():
+            self._waiting.extend(inbox.get_nowait() or ())
+        for item in self._waiting:
+            if isinstance(item, Newcomer):
+                item.refuse("the engine is stopping")
+            elif isinstance(item, Registration):
+                item.done.set_exception(EngineUnavailable("the engine is stopping"))
+            elif not item[0].superseded:
+                answer = (item[1], Status.UNAVAILABLE, self.state.revision, STOPPED)
+                self._replies.setdefault(item[0], []).append(answer)
+        self._waiting.clear()
+        self._reply()
+
+    # --- models ------------------------------------------------------------------------------------------------------
+
+    async def register(self, kinds: Sequence[Kind]) -> None:
+        """Know these models from the next turn on. Raises SolewriterError, with everything as before."""
+        registration = Registration(kinds)
+        self._bridge.inbox.put_nowait([registration])
+        await registration.done
+
+    async def _adopt(self, registration: Registration) -> None:
+        """Between two turns: what they bring is journaled before anybody can use it."""
+        self._still_owner()
+        try:
+            adoption = self.state.prepared(registration.kinds)
+        except SolewriterError as error:
+            registration.done.set_exception(error)
+            return
+        try:
+            self._journal.append(self.state.revision, time.time_ns() // 1000, [], adoption.private)
+            await self._journal.commit(durable=True)
+        except DiskFull as error:
+            self.state.forgo(adoption)
+            registration.done.set_exception(error)
+            return
+        self.state.adopt(adoption)
+        self._publisher.describe([kind.name for kind in self.state.kinds], self.state.schemas)
+        self._publisher.publish([], self.state.revision, self._journal.tail.number, self.state.counts())
+        registration.done.set_result(None)
 
     # --- take --------------------------------------------------------------------------------------------------------
 
@@ -129,6 +197,8 @@ class SingleWriter:
         waiting, limits, left = self._waiting, self._limits, self._limits.batch_max
         lane, answers = None, []
         while waiting and left and turn.bytes < limits.turn_bytes_max:
+            if isinstance(waiting[0], Registration):
+                break  # it waits for the end of this turn
             item = waiting.popleft()
             left -= 1
             if isinstance(item, Newcomer):

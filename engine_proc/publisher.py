@@ -16,6 +16,7 @@ import msgspec
 from solewriter.shared import failpoint
 from solewriter.shared.columns import Cells, Column
 from solewriter.shared.config import MEMORY_VERSION, Limits
+from solewriter.shared.errors import MemoryFull
 from solewriter.shared.memory import catalog as catalogs
 from solewriter.shared.memory.catalog import Catalog, Table
 from solewriter.shared.memory.heap import OFFSET_MASK, PREFIX_BYTES, HeapWriter
@@ -49,6 +50,7 @@ class Publisher:
         self._tables: list[TableWriter] = []
         self._indexes: list[IndexWriter] = []
         self._catalog_number = 0
+        self._generations = 0  # of all tables
         root = self._make(ROOT_BYTES, "root")
         self.root = RootWriter(root, epoch, pid, start_time, durability)
         self.heap = HeapWriter(lambda number, size: self._make(size, "heap", number), limits, beside)
@@ -60,15 +62,39 @@ class Publisher:
     def add_table(self, columns: Sequence[Column]) -> None:
         """The table and index of the next kind."""
         kind = len(self._tables)
-        self._tables.append(TableWriter(columns, lambda chunk, size: self._make(size, "table", kind, 0, chunk)))
+        self._tables.append(self._table(kind, columns))
         self._indexes.append(IndexWriter(lambda number, size: self._make(size, "index", kind, number)))
+
+    def _table(self, kind: int, columns: Sequence[Column]) -> TableWriter:
+        generation = self._generations = self._generations + 1
+        return TableWriter(generation, columns, lambda chunk, size: self._make(size, "table", kind, generation, chunk))
+
+    def other_table(self, kind: int, columns: Sequence[Column], slots: int) -> TableWriter:
+        """A table of the same slots with other columns, to be filled, and then used by `replace_table`. Raises
+        MemoryFull.
+        """
+        table = self._table(kind, columns)
+        try:
+            table.reserve(slots)
+        except MemoryFull:
+            self.remove_table(kind, table)
+            raise
+        return table
+
+    def replace_table(self, kind: int, table: TableWriter) -> None:
+        """Use this table from now on. Snapshots that never looked into the old one walk their records instead."""
+        self.remove_table(kind, self._tables[kind])
+        self._tables[kind] = table
+
+    def remove_table(self, kind: int, table: TableWriter) -> None:
+        remove_segments(self._folder, f"{self.prefix}-table-{kind}-{table.generation}")
 
     def columns(self, kind: int) -> tuple[Column, ...]:
         return self._tables[kind].columns
 
     def describe(self, kinds: Sequence[str], schemas: Sequence[Schema]) -> None:
         """A new catalog of kinds, seen with the next publish."""
-        tables = tuple(Table(0, table.columns) for table in self._tables)
+        tables = tuple(Table(table.generation, table.columns) for table in self._tables)
         body = catalogs.pack(Catalog(MEMORY_VERSION, tuple(kinds), tuple(schemas), tables))
         segment = self._make(len(body), "catalog", self._catalog_number + 1)
         segment.map[: len(body)] = body
@@ -140,6 +166,6 @@ class Publisher:
 
 
 def remove_segments(folder: str, prefix: str) -> None:
-    """Unlink the segments of one epoch: its prefix holds a nonce that no other epoch has."""
+    """Unlink the segments of one epoch, or of a part of it: its prefix holds a nonce that no other epoch has."""
     for path in Path(folder).glob(f"{prefix}-*"):
         path.unlink(missing_ok=True)

@@ -12,7 +12,6 @@ import resource
 import signal
 import sys
 import time
-from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -23,38 +22,20 @@ from solewriter.engine_proc import recovery
 from solewriter.engine_proc.bridge import Bridge
 from solewriter.engine_proc.engine import ENGINE_SESSION, SingleWriter
 from solewriter.engine_proc.journal import FileJournal, Journal, NoJournal, journal_files
+from solewriter.engine_proc.orders import Line, Orders, Ready, Register
 from solewriter.engine_proc.publisher import Publisher, remove_segments
 from solewriter.engine_proc.sessions import Sessions
 from solewriter.engine_proc.state import State
 from solewriter.shared import entry as entries
 from solewriter.shared import failpoint, wire
-from solewriter.shared.config import KIB, MEMORY_VERSION, Limits
+from solewriter.shared.config import KIB, MEMORY_VERSION
 from solewriter.shared.entry import Life, Private
 from solewriter.shared.errors import EngineUnavailable, Locked, SolewriterError
 from solewriter.shared.folder import StateFolder, Whereabouts, replace_file, start_time_of
-from solewriter.shared.registry import Registry
+from solewriter.shared.registry import Kind, Registry
 
 EXIT_FAILED, EXIT_LOCKED, EXIT_REFUSED, EXIT_IO, EXIT_NOT_OWNER = 1, 3, 4, 5, 6
 NEVER_RESTART = (EXIT_LOCKED, EXIT_REFUSED, EXIT_NOT_OWNER)
-
-
-class Orders(msgspec.Struct, frozen=True):
-    """What the owner tells a new engine process, before anything else."""
-
-    state: str
-    durability: str
-    limits: Limits
-    owner_pid: int  # 0: nobody; the engine stays until it is told to stop
-    sys_path: list[str]
-    models: bytes  # cloudpickle of a list of classes; only the owner can write here
-
-
-class Ready(msgspec.Struct, frozen=True):
-    """What a new engine process answers: that it serves, or why not."""
-
-    ok: bool
-    error: str = ""
-    message: str = ""
 
 
 class Lock:
@@ -153,7 +134,7 @@ class Server:
         )
 
     def _begin_life(self, life: Life) -> None:
-        new = self.state.new_kinds()
+        new = self.state.new_kinds(self.registry)
         self.state.add_kinds(new.kinds, new.schemas)
         self.journal.append(
             self.state.revision,
@@ -166,7 +147,7 @@ class Server:
 
     # --- serving -----------------------------------------------------------------------------------------------------
 
-    async def serve(self, ready: Callable[[Ready], None], control: int) -> None:
+    async def serve(self, line: Line) -> None:
         """Take requests until told to stop; then finish what was accepted."""
         loop = asyncio.get_running_loop()
         bridge = Bridge(loop, self.limits, self.life.epoch, self.log)
@@ -177,19 +158,16 @@ class Server:
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, stopping.set)
         self._watch_owner(loop, stopping)
+        self._listen_to_owner(loop, line, writer)
         bridge.listen(self.folder.bound_socket())
         freeze_garbage()
         turns = asyncio.create_task(writer.run())
-        beats = asyncio.create_task(self._beat())
-        ready(Ready(ok=True))
+        beats = asyncio.create_task(self._beat(bridge))
+        line.say(Ready(ok=True))
         waiting = asyncio.create_task(stopping.wait())
         await asyncio.wait((turns, beats, waiting), return_when=asyncio.FIRST_COMPLETED)
         if waiting.done():
-            bridge.drain()
-            _, unfinished = await asyncio.wait((turns,), timeout=self.limits.drain_timeout_s)
-            if unfinished:
-                self.log("drain_timeout_s is over: what was not applied yet never will be")
-                turns.cancel()
+            await self._drain(bridge, writer, turns)
         beats.cancel()
         waiting.cancel()
         for task in (turns, beats):
@@ -197,6 +175,17 @@ class Server:
                 task.result()  # a failed turn or heartbeat is the end of the process, with its reason
         await self._end_life()
         bridge.close()
+
+    async def _drain(self, bridge: Bridge, writer: SingleWriter, turns: asyncio.Task[None]) -> None:
+        """Finish what was accepted, within its time; tell the rest that it was not."""
+        bridge.drain()
+        _, unfinished = await asyncio.wait((turns,), timeout=self.limits.drain_timeout_s)
+        if unfinished:
+            self.log("drain_timeout_s is over: what was not applied yet is not applied any more")
+            writer.stop()
+        await turns  # a failed turn is the end of the process, before anything is said in its name
+        bridge.read_rest()
+        writer.refuse_rest()
 
     def _watch_owner(self, loop: asyncio.AbstractEventLoop, stopping: asyncio.Event) -> None:
         if not self.orders.owner_pid:
@@ -213,9 +202,36 @@ class Server:
 
         loop.add_reader(pidfd, owner_died)
 
-    async def _beat(self) -> None:
+    def _listen_to_owner(self, loop: asyncio.AbstractEventLoop, line: Line, writer: SingleWriter) -> None:
+        """More models may come at any time."""
+
+        def heard() -> None:
+            if not line.read():
+                loop.remove_reader(line.hears)  # a detached engine outlives its owner
+            for words in line.messages(Register):
+                task = loop.create_task(self._register(words, line, writer))
+                asking.add(task)
+                task.add_done_callback(asking.discard)
+
+        asking: set[asyncio.Task[None]] = set()
+        loop.add_reader(line.hears, heard)
+
+    async def _register(self, words: Register, line: Line, writer: SingleWriter) -> None:
+        try:
+            await writer.register([Kind(model) for model in cloudpickle.loads(words.models)])
+            answer = Ready(ok=True)
+        except Exception as error:  # of the user's module, say, while it was imported
+            answer = Ready(ok=False, error=type(error).__name__, message=str(error))
+        try:
+            line.say(answer)
+        except BrokenPipeError:
+            pass  # the owner is gone
+
+    async def _beat(self, bridge: Bridge) -> None:
+        period_us = int(self.limits.heartbeat_s * 1e6)
         while True:
-            self.publisher.root.beat()
+            agents = len(self.sessions) - 1  # without the engine's own session
+            self.publisher.root.beat(agents, len(list(bridge.connected())), period_us)
             limit_data(self.limits.engine_headroom_bytes)
             await asyncio.sleep(self.limits.heartbeat_s)
 
@@ -273,7 +289,7 @@ def raise_descriptor_limit() -> None:
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
 
-def run(orders: Orders, ready: Callable[[Ready], None], control: int) -> int:
+def run(orders: Orders, line: Line) -> int:
     """The whole life of the process; its exit status."""
     import uvloop
 
@@ -287,16 +303,16 @@ def run(orders: Orders, ready: Callable[[Ready], None], control: int) -> int:
     except SolewriterError as error:
         if server is not None:
             server.abandon()
-        ready(Ready(ok=False, error=type(error).__name__, message=str(error)))
+        line.say(Ready(ok=False, error=type(error).__name__, message=str(error)))
         return EXIT_LOCKED if isinstance(error, Locked) else EXIT_REFUSED
     except OSError as error:
         if server is not None:
             server.abandon()
-        ready(Ready(ok=False, error="OSError", message=str(error)))
+        line.say(Ready(ok=False, error="OSError", message=str(error)))
         return EXIT_IO
     try:
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-            runner.run(server.serve(ready, control))
+            runner.run(server.serve(line))
         server.close()
     except EngineUnavailable as error:
         server.log(str(error))

@@ -8,6 +8,8 @@ and has touched nothing.
 from __future__ import annotations
 
 import struct
+from collections.abc import Iterable, Sequence
+from typing import NamedTuple
 
 import msgspec
 
@@ -15,7 +17,10 @@ from solewriter.engine_proc.publisher import Installed, Publisher
 from solewriter.engine_proc.sessions import NEVER, Told
 from solewriter.shared import record
 from solewriter.shared.columns import NO_FLOAT, NO_INT, Cell, Cells, Column, from_us
+from solewriter.shared.config import KINDS_MAX
 from solewriter.shared.entry import Private, SessionChange
+from solewriter.shared.errors import InvalidMutation, SchemaMismatch, SolewriterError
+from solewriter.shared.memory.table import TableWriter
 from solewriter.shared.registry import Kind, Registry, Schema
 from solewriter.shared.request_ids import own_id
 
@@ -48,6 +53,14 @@ class KindState:
 
 
 Key = tuple[int, str]  # kind code, id
+
+
+class Adoption(NamedTuple):
+    """Kinds that are about to be known: what is journaled of them, and the tables whose columns are others."""
+
+    kinds: Sequence[Kind]
+    private: Private
+    tables: dict[int, TableWriter]
 
 
 class Turn:
@@ -146,11 +159,13 @@ class State:
         for schema in schemas:
             self.kinds[schema.kind].schema = schema
 
-    def new_kinds(self) -> Private:
-        """The kinds and schemas of the registry that no entry has brought yet, as an entry would."""
+    def new_kinds(self, kinds: Iterable[Kind]) -> Private:
+        """The names and schemas of these that no entry has brought yet, as an entry would. Raises SchemaMismatch for
+        too many.
+        """
         names: list[str] = []
         schemas: list[Schema] = []
-        for kind in self.registry:
+        for kind in kinds:
             known = self._by_name.get(kind.name)
             if known is not None and known.schema.digest() == kind.schema.digest():
                 continue
@@ -158,7 +173,52 @@ class State:
             if known is None:
                 names.append(kind.name)
             schemas.append(msgspec.structs.replace(kind.schema, code=len(self.schemas) + len(schemas), kind=code))
+        if len(self.kinds) + len(names) > KINDS_MAX:
+            raise SchemaMismatch(f"{', '.join(names)}: a state has at most {KINDS_MAX} kinds", kind=", ".join(names))
         return Private(kinds=names, schemas=schemas)
+
+    def prepared(self, kinds: Sequence[Kind]) -> Adoption:
+        """What it takes to know these kinds from now on; then `adopt` or `forgo` it. Raises SchemaMismatch, MemoryFull,
+        and then nothing has changed.
+        """
+        adoption = Adoption(kinds, self.new_kinds(kinds), {})
+        try:
+            for kind in kinds:
+                known = self._by_name.get(kind.name)
+                if known is not None and kind.columns != self._publisher.columns(known.code):
+                    table = self._publisher.other_table(known.code, kind.columns, len(known.slots))
+                    adoption.tables[known.code] = table
+                    self._refill(table, known, kind)
+        except SolewriterError as error:
+            self.forgo(adoption)
+            if isinstance(error, InvalidMutation):
+                raise SchemaMismatch(f"a stored {kind.name} has no such column: {error}", kind=kind.name) from error
+            raise
+        return adoption
+
+    def forgo(self, adoption: Adoption) -> None:
+        for code, table in adoption.tables.items():
+            self._publisher.remove_table(code, table)
+
+    def adopt(self, adoption: Adoption) -> None:
+        """After the commit: requests about these kinds are decided by these classes."""
+        for kind in adoption.kinds:
+            self.registry.install(kind)
+            if (known := self._by_name.get(kind.name)) is not None:
+                known.kind = kind
+        for code, table in adoption.tables.items():
+            self._publisher.replace_table(code, table)
+        self.add_kinds(adoption.private.kinds, adoption.private.schemas)
+
+    def _refill(self, table: TableWriter, known: KindState, kind: Kind) -> None:
+        """All slots of a kind with the columns of another class of it. Raises InvalidMutation."""
+        for slot in range(len(known.slots)):
+            address, buffer, start = self._publisher.newest(known.code, slot)
+            content = record.content(buffer, start)
+            cells: Cells = ()
+            if not content.deleted:
+                cells = _cut_anew(kind, self.schemas[content.schema], content)
+            table.install(slot, address, cells, not content.deleted)
 
     # --- reading -----------------------------------------------------------------------------------------------------
 
@@ -224,10 +284,15 @@ class State:
         if schema.columns == columns:
             return tuple(enumerate(_block(columns).unpack(found.cells)))
         if kind.kind is not None:
-            fields = kind.kind.fields_of(schema, found.payload)
-            return kind.kind.cut(fields, found.key, found.version, found.time_us)[1]
+            return _cut_anew(kind.kind, schema, found)
         old = dict(zip(schema.columns, _block(schema.columns).unpack(found.cells), strict=True))
         return [(place, old.get(column, NOTHING[column.code])) for place, column in enumerate(columns)]
+
+
+def _cut_anew(kind: Kind, schema: Schema, found: record.Record | record.Content) -> Cells:
+    """The cells of a record that was written under other columns. Raises SchemaMismatch, InvalidMutation."""
+    entity = kind.decoded(schema, found.key, found.version, found.time_us, found.payload)
+    return kind.cut(kind.stored(entity), found.key, found.version, found.time_us)[1]
 
 
 def _block(columns: tuple[Column, ...]) -> struct.Struct:

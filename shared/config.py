@@ -53,6 +53,7 @@ class Limits(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     # --- the engine's life ----------------------------------------------------------------------------------------
     start_timeout_s: float = 60.0  # from exec to ready, recovery of a large state included
     drain_timeout_s: float = 10.0  # finish what was accepted; leftovers are unapplied and say so
+    hang_timeout_s: float = 10.0  # an engine silent for so long is said to hang; its longest honest pause is one turn
     heartbeat_s: float = 1.0  # how often an idle engine shows that it lives: 1 Hz costs no measurable CPU
     restart_backoff_s: float = 0.05  # before the first restart; doubled each time up to the maximum below
     restart_backoff_max_s: float = 5.0
@@ -75,6 +76,8 @@ class Limits(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
 
 
 DEFAULT_LIMITS = Limits()
+
+STOP_MARGIN_S = 5.0  # an owner's patience beyond the drain time-out: closing files and giving back memory
 STALE_BEATS = 5  # heartbeat periods of silence after which an engine that is there counts as hung: a turn takes 10 ms,
 # and a machine that swaps or a disk that stalls can keep a healthy one from beating for a second or two
 
@@ -90,6 +93,7 @@ PIPE_BYTES = 256 * KIB  # of a lane; 64 pipes of 1 MiB would exhaust the kernel'
 KEY_BYTES_MAX = 255  # UTF-8 bytes of an entity's id: its length is one byte in the record
 REQUEST_ID_MAX = 60  # characters of a user-given request id: its UTF-8 length is one byte in the record
 NAME_MAX = 255  # characters of a client id, an agent's, a kind's or a field's name: they are in records and refusals
+DURABILITIES = ("memory", "process", "power")  # in the order of their codes in the root
 KINDS_MAX = 64  # kinds in one state: the root lists the slots of each
 COLUMNS_MAX = 32  # declared columns of a kind
 ROOT_RING = 16  # roots in the ring: a reader must be lapped 15 publishes during one 1 KB copy to have to retry

@@ -256,6 +256,10 @@ class Kind:
             raise SchemaMismatch(
                 f"{self.name} {key!r} was stored under another shape of its class: {problems(error)}", kind=self.name
             ) from None
+        except Exception as error:
+            raise SchemaMismatch(
+                f"{self.name} {key!r} cannot be made of what is stored: {_stumbled(self.name, error)}", kind=self.name
+            ) from error
         return made
 
     def _is_ours(self, schema: Schema) -> bool:
@@ -336,9 +340,13 @@ class Registry:
         kind = Kind(model)
         if kind.name not in self._by_name and len(self._by_name) >= KINDS_MAX:
             raise TypeError(f"more than {KINDS_MAX} kinds in one state")
-        self._by_name[kind.name] = kind
-        self._by_model[model] = kind
+        self.install(kind)
         return kind
+
+    def install(self, kind: Kind) -> None:
+        """This kind, in place of an older one of its name."""
+        self._by_name[kind.name] = kind
+        self._by_model[kind.model] = kind
 
     def __iter__(self) -> Iterator[Kind]:
         return iter(self._by_name.values())

@@ -122,8 +122,10 @@ class _CarefulUnpickler(pickle._Unpickler):
 
 
 _NUMBERS = b"".join(
-    (pickle.LONG1, pickle.LONG4, pickle.BININT, pickle.BININT2, pickle.BINFLOAT, pickle.INT, pickle.LONG, pickle.FLOAT)
-    + (pickle.MARK, pickle.TUPLE1, pickle.TUPLE2, pickle.TUPLE3, pickle.EMPTY_SET, pickle.FROZENSET)
+    (
+        pickle.LONG1, pickle.LONG4, pickle.BININT, pickle.BININT2, pickle.BINFLOAT, pickle.INT, pickle.LONG,
+        pickle.FLOAT, pickle.MARK, pickle.TUPLE1, pickle.TUPLE2, pickle.TUPLE3, pickle.EMPTY_SET, pickle.FROZENSET,
+    )  # fmt: skip
 )
 """What makes a key with a hash that can be chosen: numbers, and tuples and sets of them."""
 

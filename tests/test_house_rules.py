@@ -41,7 +41,7 @@ MAY_IMPORT = {
 ONLY_IN: dict[str, tuple[str, ...]] = {
     "pickle": ("shared/wire.py",),  # requests, and it refuses every global
     "_pickle": ("shared/wire.py",),
-    "cloudpickle": ("engine_proc/process.py", "engine_proc/server.py"),  # models, from the owner's own pipe
+    "cloudpickle": ("engine_proc/launch.py", "engine_proc/server.py"),  # models, from the owner's own pipe
     "mmap": ("shared/memory/segment.py", "shared/memory/futex.py"),
     "multiprocessing.shared_memory": (),  # its resource tracker unlinks live segments (cpython#82300)
 }

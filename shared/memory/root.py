@@ -9,6 +9,8 @@
     152  successor u64: 0 none, 1 superseded by a newer engine, 2 stopped
     160  session and sequence, u64 each, of the request being decided
     176  durability u64: position in DURABILITIES
+    184  sessions remembered u64 | 192  sessions connected u64: as of the last heartbeat, the engine's own left out
+    200  heartbeat period u64, microseconds: 0 until the engine serves
     256  ring: root n lies in place n % ring size
 
 A root is a header with a crc, then (slots u32, live u32) of each kind. To publish: fill the next place of the ring,
@@ -23,13 +25,12 @@ import time
 from typing import NamedTuple
 from zlib import crc32
 
-from solewriter.shared.config import KINDS_MAX, MEMORY_VERSION, ROOT_RING
+from solewriter.shared.config import DURABILITIES, KINDS_MAX, MEMORY_VERSION, ROOT_RING
 from solewriter.shared.errors import LayoutMismatch
 from solewriter.shared.memory.futex import Word
 from solewriter.shared.memory.segment import Segment
 
 MAGIC = int.from_bytes(b"solewrit", "little")
-DURABILITIES = ("memory", "process", "power")
 
 _FIXED = struct.Struct("<QIIQQQq16s")
 _ROOT = struct.Struct("<IIQQQQQIIIIQ")
@@ -40,6 +41,7 @@ ROOT_BYTES = _RING + ROOT_RING * _PLACE_BYTES
 assert _ROOT.size + KINDS_MAX * _KINDS.size <= _PLACE_BYTES
 
 _HEAD, _TAIL, _READABLE, _HEARTBEAT, _SUCCESSOR, _DECIDING, _DURABILITY = 8, 16, 17, 18, 19, 20, 22
+_SESSIONS, _CONNECTED, _PERIOD = 23, 24, 25
 _PIN_TRIES = (
     1_000  # a reader is lapped only if it sleeps through 15 publishes in mid-copy; a thousand times is a broken root
 )
@@ -103,7 +105,13 @@ class RootWriter:
     def wake(self) -> None:
         self._futex.wake()
 
-    def beat(self) -> None:
+    def beat(self, sessions: int = 0, connected: int = 0, period_us: int = 0) -> None:
+        """Show that the engine lives, how many sessions it remembers and has connected, and when it beats again. The
+        beat comes last: whoever sees it sees the counts.
+        """
+        self._words[_SESSIONS] = sessions
+        self._words[_CONNECTED] = connected
+        self._words[_PERIOD] = period_us
         self._words[_HEARTBEAT] = time.monotonic_ns() // 1000
 
     def deciding(self, session: int, sequence: int) -> None:
@@ -132,7 +140,8 @@ class RootReader:
         magic, layout, ring, self.epoch, self.pid, self.start_time, self.started_us, self.history = _FIXED.unpack_from(
             segment.map, 0
         )
-        if magic != MAGIC or layout != MEMORY_VERSION or ring != ROOT_RING:
+        known = self._words[_DURABILITY] < len(DURABILITIES)
+        if magic != MAGIC or layout != MEMORY_VERSION or ring != ROOT_RING or not known:
             raise LayoutMismatch(
                 f"{segment.path} has layout {layout}, this library reads {MEMORY_VERSION}: "
                 "use the same version as the engine"
@@ -159,6 +168,21 @@ class RootReader:
     @property
     def heartbeat_us(self) -> int:
         return self._words[_HEARTBEAT]
+
+    @property
+    def heartbeat_period_us(self) -> int:
+        """How often the engine beats; 0 as long as it only recovers."""
+        return self._words[_PERIOD]
+
+    @property
+    def sessions(self) -> int:
+        """Sessions that the engine remembered at its last heartbeat, its own left out."""
+        return self._words[_SESSIONS]
+
+    @property
+    def connected(self) -> int:
+        """Sessions that had a lane at the engine's last heartbeat."""
+        return self._words[_CONNECTED]
 
     @property
     def durability(self) -> str:

@@ -39,7 +39,8 @@ def views(segment: Segment, columns: Sequence[Column]) -> list[Any]:
 class TableWriter:
     """Hands out slots in order and installs heads and cells."""
 
-    def __init__(self, columns: Sequence[Column], make: Callable[[int, int], Segment]) -> None:
+    def __init__(self, generation: int, columns: Sequence[Column], make: Callable[[int, int], Segment]) -> None:
+        self.generation = generation  # tables of one kind follow each other when its columns change
         self.columns = tuple(columns)
         self._make = make  # (chunk number, bytes) -> segment
         self._heads: list[memoryview[int]] = []

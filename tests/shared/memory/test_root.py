@@ -137,12 +137,24 @@ def test_the_ring_comes_round(writer, reader):
 
 def test_the_other_words_reach_readers(writer, reader):
     before = reader.heartbeat_us
-    writer.beat()
+    assert (reader.sessions, reader.connected, reader.heartbeat_period_us) == (0, 0, 0)
+    writer.beat(2**64 - 1, 7, 2**40)
     assert reader.heartbeat_us >= before > 0
+    assert (reader.sessions, reader.connected, reader.heartbeat_period_us) == (2**64 - 1, 7, 2**40)
     writer.deciding(2**64 - 1, 7)
     assert reader.deciding == (2**64 - 1, 7)
     writer.succeed(STOPPED)
     assert reader.successor == STOPPED
+
+
+def test_a_beat_touches_its_own_words_and_nothing_else(writer, segment):
+    publish(writer, numbered(1))
+    writer.deciding(5, 6)
+    before = bytes(segment.map)
+    writer.beat(1, 2, 3)
+    after = bytes(segment.map)
+    assert {offset // 8 for offset in range(ROOT_BYTES) if before[offset] != after[offset]} <= {18, 23, 24, 25}
+    assert after[184:208] == b"".join(word.to_bytes(8, "little") for word in (1, 2, 3))
 
 
 def test_a_superseded_root_says_so(writer, reader, segment):
@@ -167,7 +179,8 @@ def test_every_damaged_byte_of_the_current_root_is_noticed(writer, reader, segme
 
 
 @pytest.mark.parametrize(
-    ("offset", "value"), [(0, b"x"), (8, bytes([MEMORY_VERSION + 1])), (8, b"\0"), (12, bytes([ROOT_RING + 1]))]
+    ("offset", "value"),
+    [(0, b"x"), (8, bytes([MEMORY_VERSION + 1])), (8, b"\0"), (12, bytes([ROOT_RING + 1])), (176, b"\3")],
 )
 def test_another_layout_is_refused(writer, segment, offset, value):
     segment.map[offset : offset + 1] = value

@@ -42,7 +42,7 @@ class Table:
         self.folder = folder
         self.room = True
         self.attached = []
-        self.writer = TableWriter(columns, self.make)
+        self.writer = TableWriter(1, columns, self.make)
         self.reader = TableReader(columns, self.attach)
 
     def make(self, chunk, size):

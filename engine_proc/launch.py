@@ -1,0 +1,183 @@
+"""One engine process, seen from its owner: made by exec, heard over two pipes, known by its pidfd.
+
+Started by exec, never by fork: nothing of the owner is re-imported, so it works in notebooks, scripts without a main
+guard and daemonic children. The owner's models travel down an inherited pipe.
+"""
+
+from __future__ import annotations
+
+import os
+import select
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+
+import cloudpickle
+from pydantic import BaseModel
+
+from solewriter.engine_proc.orders import Line, Orders, Ready, Register
+from solewriter.shared.errors import EngineStartFailed, EngineUnavailable, Locked
+from solewriter.shared.models import Entity
+
+
+class Child:
+    """A process that serves. Raises Locked, EngineStartFailed with its own reason, when it does not come so far."""
+
+    def __init__(self, orders: Orders) -> None:
+        self._asking = threading.Lock()
+        self._process = self._exec(orders)
+        self.pidfd = os.pidfd_open(self._process.pid)
+        try:
+            self._line.say(orders)
+        except BrokenPipeError:
+            pass  # it died at once: its silence below says so
+        try:
+            self._await_ready(orders.limits.start_timeout_s)
+        except BaseException:
+            self.close()
+            raise
+
+    def _exec(self, orders: Orders) -> subprocess.Popen[bytes]:
+        hears, their_out = os.pipe()
+        their_in, says = os.pipe()
+        try:
+            process = subprocess.Popen(
+                [sys.executable, *_same_flags(), "-m", "solewriter.engine_proc", str(their_in), str(their_out)],
+                pass_fds=(their_in, their_out),
+                stdin=subprocess.DEVNULL,
+                env={**os.environ, "PYTHONSAFEPATH": "1"},
+                start_new_session=True,  # Ctrl-C in the owner's terminal is the owner's to handle
+            )
+        except BaseException:
+            os.close(hears)
+            os.close(says)
+            raise
+        finally:
+            os.close(their_in)
+            os.close(their_out)
+        self._line = Line(hears, says)
+        return process
+
+    def _await_ready(self, timeout_s: float) -> None:
+        """Wait for its first word. Raises its reason."""
+        try:
+            ready = self._line.hear(Ready, timeout_s)
+        except TimeoutError:
+            self.kill()
+            raise EngineStartFailed(f"the engine was not ready after start_timeout_s = {timeout_s} s") from None
+        if ready is None:
+            raise EngineStartFailed(f"the engine process ended with status {self.wait()} before it was ready")
+        if ready.ok:
+            return
+        status = self.wait()
+        if ready.error == "Locked":
+            raise Locked(ready.message, holder=ready.message)
+        raise EngineStartFailed(f"the engine could not start: {ready.error}: {ready.message}", status=status)
+
+    # --- while it serves ---------------------------------------------------------------------------------------------
+
+    @property
+    def pid(self) -> int:
+        return self._process.pid
+
+    def register(self, models: Sequence[type[Entity]], timeout_s: float) -> Ready | None:
+        """Its answer to more models; None if it died before it answered. Raises EngineUnavailable for no answer."""
+        with self._asking:
+            try:
+                self._line.say(Register(pickled(models)))
+                return self._line.hear(Ready, timeout_s)
+            except BrokenPipeError:
+                return None
+            except TimeoutError:
+                raise EngineUnavailable(
+                    f"the engine (pid {self.pid}) did not answer in {timeout_s} s: the models may or may not be known"
+                ) from None
+
+    def ends_within(self, timeout_s: float) -> bool:
+        """Whether it ended by then."""
+        poll = select.poll()
+        poll.register(self.pidfd, select.POLLIN)
+        return bool(poll.poll(timeout_s * 1000))
+
+    def wait(self) -> int:
+        """Its exit status, once it ended."""
+        return self._process.wait()
+
+    @property
+    def ended(self) -> bool:
+        return self._process.poll() is not None
+
+    def signal(self, number: int) -> None:
+        self._process.send_signal(number)
+
+    def kill(self) -> None:
+        """End it at once, and return only when everything that it held is released."""
+        self._process.kill()
+        self._process.wait()
+
+    def close(self) -> None:
+        """Let go of the pipes and the pidfd."""
+        with self._asking:
+            self._line.close()
+            os.close(self.pidfd)
+
+
+def pickled(models: Sequence[type[Entity]]) -> bytes:
+    """The owner's classes for the engine: by name from modules that it can import, by value from all others."""
+    names = {base.__module__ for model in models for base in model.__mro__}
+    by_value = [sys.modules[name] for name in names if name in sys.modules and not _importable(name)]
+    for module in by_value:
+        cloudpickle.register_pickle_by_value(module)
+    try:
+        with _without_surroundings():
+            data: bytes = cloudpickle.dumps(list(models))
+        return data
+    finally:
+        for module in by_value:
+            cloudpickle.unregister_pickle_by_value(module)
+
+
+@contextmanager
+def _without_surroundings() -> Iterator[None]:
+    """A model that is defined in a function remembers that function's variables, an Engine among them perhaps: pydantic
+    needs them to resolve names in its annotations, which was done when the model was checked.
+    """
+    attribute = "__pydantic_parent_namespace__"
+    remembered = {
+        model: model.__dict__[attribute]
+        for model in _all_models(BaseModel)
+        if model.__dict__.get(attribute) is not None
+    }
+    for model in remembered:
+        setattr(model, attribute, None)
+    try:
+        yield
+    finally:
+        for model, names in remembered.items():
+            setattr(model, attribute, names)
+
+
+def _all_models(base: type[BaseModel]) -> Iterator[type[BaseModel]]:
+    for model in base.__subclasses__():
+        yield model
+        yield from _all_models(model)
+
+
+def _importable(name: str) -> bool:
+    """Whether another process with the same path would find the package of this module. `__main__` is by value
+    anyway.
+    """
+    top = name.partition(".")[0]
+    if top == "__main__":
+        return True
+    try:  # not importlib.util.find_spec: that answers for whatever is loaded, from wherever
+        return any(finder.find_spec(top, None) is not None for finder in sys.meta_path)
+    except (ImportError, ValueError):
+        return False
+
+
+def _same_flags() -> list[str]:
+    """The interpreter's options that matter to a child."""
+    return [f"-X{name}" if value is True else f"-X{name}={value}" for name, value in sys._xoptions.items()]

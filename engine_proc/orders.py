@@ -1,0 +1,101 @@
+"""What an owner and its engine process say to each other, down two inherited pipes.
+
+The owner writes Orders first, then as often as it likes Register; each of them is answered by one Ready. A message is
+a length (u64, little-endian) and msgpack. Only the owner can write here, which is why models may travel as cloudpickle.
+"""
+
+from __future__ import annotations
+
+import os
+import select
+import time
+from typing import Any, TypeVar
+
+import msgspec
+
+from solewriter.shared.config import KIB, Limits
+
+M = TypeVar("M")
+_LENGTH_BYTES = 8
+_READ_BYTES = 64 * KIB
+
+
+class Orders(msgspec.Struct, frozen=True):
+    """What the owner tells a new engine process, before anything else."""
+
+    state: str
+    durability: str
+    limits: Limits
+    owner_pid: int  # 0: nobody; the engine stays until it is told to stop
+    sys_path: list[str]
+    models: bytes  # cloudpickle of a list of classes
+
+
+class Register(msgspec.Struct, frozen=True):
+    """More models for a running engine, or newer classes of those it knows."""
+
+    models: bytes  # as in Orders
+
+
+class Ready(msgspec.Struct, frozen=True):
+    """What the engine process answers: that it serves, or that the models are known; or why not."""
+
+    ok: bool
+    error: str = ""
+    message: str = ""
+
+
+class Line:
+    """One end of the two pipes."""
+
+    def __init__(self, hears: int, says: int) -> None:
+        self.hears = hears
+        self._says = says
+        self._heard = bytearray()
+
+    def say(self, words: Any) -> None:
+        """Raises BrokenPipeError if the other side is gone."""
+        body = msgspec.msgpack.encode(words)
+        data = memoryview(len(body).to_bytes(_LENGTH_BYTES, "little") + body)
+        while data:
+            data = data[os.write(self._says, data) :]
+
+    def hear(self, kind: type[M], timeout_s: float | None = None) -> M | None:
+        """The next message; None if the other side is gone. Raises TimeoutError."""
+        deadline = None if timeout_s is None else time.monotonic() + timeout_s
+        poll = select.poll()
+        poll.register(self.hears, select.POLLIN)
+        while (message := self._whole(kind)) is None:
+            left = None if deadline is None else max(0.0, deadline - time.monotonic())
+            if not poll.poll(None if left is None else left * 1000):
+                raise TimeoutError
+            if not self.read():
+                return None
+        return message
+
+    def read(self) -> bool:
+        """Take what is there; False if the other side is gone."""
+        data = os.read(self.hears, _READ_BYTES)
+        self._heard += data
+        return bool(data)
+
+    def messages(self, kind: type[M]) -> list[M]:
+        """All whole messages that were read."""
+        found = []
+        while (message := self._whole(kind)) is not None:
+            found.append(message)
+        return found
+
+    def _whole(self, kind: type[M]) -> M | None:
+        if len(self._heard) < _LENGTH_BYTES:
+            return None
+        end = _LENGTH_BYTES + int.from_bytes(self._heard[:_LENGTH_BYTES], "little")
+        if len(self._heard) < end:
+            return None
+        body = bytes(self._heard[_LENGTH_BYTES:end])
+        del self._heard[:end]
+        return msgspec.msgpack.decode(body, type=kind)
+
+    def close(self) -> None:
+        for fd in (self.hears, self._says):
+            os.close(fd)

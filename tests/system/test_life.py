@@ -1,0 +1,324 @@
+"""The engine's life: models registered while it runs, hanging, draining, owners that misbehave."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+
+import pytest
+
+from solewriter import (
+    Applied,
+    Create,
+    EngineStartFailed,
+    EngineUnavailable,
+    Entity,
+    Limits,
+    NotFound,
+    OutcomeUnknown,
+    SchemaMismatch,
+    Task,
+    UnknownKind,
+    Update,
+    connect,
+    open_reader,
+)
+from solewriter.engine_proc.launch import Child
+from solewriter.engine_proc.orders import Orders
+from solewriter.shared.failpoint import VARIABLE
+
+
+class Rollout(Entity, columns=("seed",)):
+    seed: int
+    score: float | None = None
+
+
+# --- models registered while it runs ----------------------------------------------------------------------------------
+
+
+def test_a_model_is_known_from_the_moment_that_register_returns_and_after_a_restart(engine, client, wait_until):
+    with pytest.raises(UnknownKind):
+        client.create(Rollout(seed=1, id="r"))
+    engine.register(Rollout)
+    assert client.create(Rollout(seed=1, id="r")).version == 1
+    os.kill(engine.pid, signal.SIGKILL)
+    wait_until(lambda: engine.restarts == 1, 20, "a restart")
+    assert client.update(Rollout.ref("r"), score=0.5).score == 0.5
+    with open_reader(engine.state) as reader:
+        assert reader.get("Rollout", "r")["seed"] == 1
+
+
+def test_a_snapshot_from_before_does_not_see_what_came_with_the_model(engine, client, reader):
+    client.create(Task(title="x", id="t"))
+    with reader.snapshot() as before:
+        engine.register(Rollout)
+        client.create(Rollout(seed=1, id="r"))
+        assert before.get(Rollout, "r") is None
+        assert before.counts == {"Task": 1, "Project": 0}
+    with reader.snapshot() as after:
+        assert after.counts == {"Task": 1, "Project": 0, "Rollout": 1}
+
+
+def test_a_class_that_is_defined_again_takes_the_place_of_the_one_before(engine, client):
+    """As a notebook does it: other rules, another field, other columns; what is stored stays."""
+    engine.register(Rollout)
+    client.create(Rollout(seed=1, id="r", score=2.0))
+
+    class Again(Entity, kind="Rollout", columns=("score", "note")):
+        seed: int
+        score: float | None = None
+        note: str = "none"
+
+    before = client.reader.snapshot()
+    engine.register(Again)
+    with connect(engine.state) as other:
+        assert other.get(Again, "r") == Again(id="r", version=1, seed=1, score=2.0, note="none")
+        assert other.update(Again.ref("r"), note="seen").version == 2
+        assert other.create(Again(seed=2, id="s", note="new")).note == "new"
+        assert [one.id for one in other.reader.snapshot().entities(Again)] == ["r", "s"]
+    assert before.get(Rollout, "r").version == 1, "an older snapshot goes on"
+    engine.stop()
+
+
+def test_a_class_that_does_not_fit_what_is_stored_is_refused_and_nothing_has_changed(engine, client):
+    engine.register(Rollout)
+    client.create(Rollout(seed=1, id="r"))
+
+    class Other(Entity, kind="Rollout", columns=("seed",)):
+        seed: str
+
+    with pytest.raises(SchemaMismatch, match="another shape"):
+        engine.register(Other)
+    assert client.update(Rollout.ref("r"), score=1.0).version == 2
+
+
+def test_a_model_that_cannot_be_stored_is_refused_before_anything_is_sent(engine):
+    with pytest.raises(TypeError):
+        engine.register(int)
+    with pytest.raises(TypeError, match="list"):
+
+        class Wrong(Entity):
+            items: list[int]
+
+        engine.register(Wrong)
+
+
+def test_a_model_that_the_engine_cannot_load_is_refused_and_not_kept(engine, client, tmp_path, monkeypatch):
+    module = tmp_path / "coming_and_going.py"
+    module.write_text("from solewriter import Entity\nclass Gone(Entity):\n    x: int = 0\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    import coming_and_going
+
+    with pytest.raises(SchemaMismatch, match="coming_and_going"):
+        engine.register(coming_and_going.Gone)  # the engine's path was taken when it started
+    engine.register(Rollout)
+    assert client.create(Rollout(seed=1)).version == 1
+
+
+def test_registering_while_agents_write_disturbs_nobody(engine, client):
+    def write() -> None:
+        with connect(engine.state) as other:
+            for reply in other.submit_many((Create(Task(title="x")) for _ in range(3_000)), window=64):
+                reply.check()
+
+    writer = threading.Thread(target=write)
+    writer.start()
+    models = [type(f"Kind{number}", (Rollout,), {"__module__": __name__}) for number in range(8)]
+    for model in models:
+        engine.register(model)
+        client.create(model(seed=1))
+    writer.join()
+    assert client.reader.snapshot().counts["Task"] == 3_000
+
+
+def test_an_engine_that_dies_while_a_model_is_registered_comes_back_with_it(state, start_engine, wait_until):
+    engine = start_engine(state)
+    os.kill(engine.pid, signal.SIGSTOP)
+    asking = threading.Thread(target=engine.register, args=(Rollout,))
+    asking.start()
+    os.kill(engine.pid, signal.SIGKILL)
+    asking.join(20)
+    assert not asking.is_alive()
+    with connect(state) as client:
+        assert client.create(Rollout(seed=1)).version == 1
+
+
+def test_register_on_an_engine_that_does_not_run(state, start_engine):
+    engine = start_engine(state)
+    engine.stop()
+    with pytest.raises(EngineUnavailable, match="not running"):
+        engine.register(Rollout)
+
+
+# --- hanging ----------------------------------------------------------------------------------------------------------
+
+
+class Heavy(Entity):
+    """Its validator never comes back for one value: a user's bug."""
+
+    weight: int = 0
+
+    def model_post_init(self, context: object) -> None:
+        while self.weight == 13:
+            pass
+
+
+QUICK = Limits(heartbeat_s=0.05, hang_timeout_s=0.6, restart_backoff_s=0.01)
+
+
+def test_a_stopped_engine_is_reported_and_never_killed(state, start_engine, wait_until, capfd):
+    engine = start_engine(state, limits=QUICK, replace_hung=True)
+    pid = engine.pid
+    os.kill(pid, signal.SIGSTOP)
+    try:
+        wait_until(lambda: engine.hung, 20, "the hang is seen")
+    finally:
+        os.kill(pid, signal.SIGCONT)
+    wait_until(lambda: not engine.hung, 20, "it goes on")
+    assert (engine.pid, engine.restarts) == (pid, 0)
+    assert "stopped" in capfd.readouterr().err
+
+
+def test_a_hanging_engine_is_replaced_where_that_was_asked_for(state, start_engine, wait_until):
+    engine = start_engine(state, limits=QUICK, replace_hung=True, models=[Heavy])
+    pid = engine.pid
+    with connect(state, limits=Limits(connect_timeout_s=2, request_timeout_s=2)) as client:
+        client.create(Heavy(id="h"))
+        raw = Update(Heavy.ref("h"), {"weight": 13})
+        with pytest.raises(OutcomeUnknown):
+            client.submit(raw, timeout_s=1)
+    wait_until(lambda: engine.restarts >= 1 and engine.pid != pid, 20, "another engine")
+    with connect(state) as client:
+        assert client.update(Heavy.ref("h"), weight=1).weight == 1, "one writer, and it has the lock"
+
+
+# --- draining ---------------------------------------------------------------------------------------------------------
+
+
+def test_what_a_drain_had_no_time_for_is_not_applied_and_says_so(state, start_engine, wait_until):
+    """A time-out of nothing, and thousands of requests in the lanes when the end is called."""
+    limits = Limits(drain_timeout_s=0.0, batch_max=1)
+    engine = start_engine(state, limits=limits, durability="power")
+    with connect(state, limits=Limits(connect_timeout_s=1)) as client:
+        client.create(Task(title="x", id="t"))
+        os.kill(engine.pid, signal.SIGSTOP)
+        replies = client.submit_many((Create(Task(title="x", id=f"n{number}")) for number in range(512)), window=256)
+        ended = threading.Thread(target=engine.stop)
+
+        def go() -> None:
+            ended.start()
+            os.kill(engine._child.pid, signal.SIGCONT)
+
+        timer = threading.Timer(0.2, go)
+        timer.start()
+        told = []
+        try:
+            told.extend(replies)
+        except EngineUnavailable:
+            pass  # the second half was never sent
+        ended.join()
+    unapplied = [reply for reply in told if isinstance(reply.error, EngineUnavailable)]
+    assert any("was not applied" in str(reply.error) for reply in unapplied)
+    start_engine(state)
+    with connect(state) as client:
+        stored = {task.id for task in client.reader.snapshot().entities(Task)}
+        applied = {reply.results[0].id for reply in told if reply.applied}
+        assert applied <= stored
+        for number, reply in enumerate(told):
+            if reply.error is not None and "was not applied" in str(reply.error):
+                assert f"n{number}" not in stored
+
+
+# --- owners -----------------------------------------------------------------------------------------------------------
+
+
+def test_an_owner_that_forks_while_its_engine_starts_is_not_kept_waiting(state):
+    """The child holds every pipe of the start open; whoever waits for an end of file waits for the child."""
+    code = """
+import os, signal, subprocess, sys, threading
+from solewriter import Engine
+starting = threading.Event()
+real = subprocess.Popen
+def begun(*args, **options):
+    process = real(*args, **options)
+    starting.set()
+    forked.wait()
+    return process
+subprocess.Popen = begun
+forked = threading.Event()
+children = []
+def fork():
+    starting.wait()
+    pid = os.fork()
+    if pid == 0:
+        signal.pause()
+    children.append(pid)
+    forked.set()
+thread = threading.Thread(target=fork)
+thread.start()
+engine = Engine(sys.argv[1]).start()
+thread.join()
+engine.stop()
+for pid in children:
+    os.kill(pid, 9)
+    os.waitpid(pid, 0)
+print("served")
+"""
+    ended = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", code, str(state)], capture_output=True, text=True, timeout=60
+    )
+    assert ended.stdout == "served\n", ended.stderr
+
+
+def test_a_start_with_a_thousand_descriptors_open(state, start_engine):
+    held = [os.open("/dev/null", os.O_RDONLY) for _ in range(1_100)]
+    try:
+        engine = start_engine(state)
+        with connect(state) as client, open_reader(state) as reader:
+            client.create(Task(title="x", id="t"))
+            assert not reader.snapshot().stale
+    finally:
+        for fd in held:
+            os.close(fd)
+    engine.stop()
+
+
+def descriptors() -> list[str]:
+    """What is open, but for memory: the supervisor maps its engine's root when it first looks at the pulse."""
+    found = []
+    for name in os.listdir("/proc/self/fd"):
+        try:
+            found.append(os.readlink(f"/proc/self/fd/{name}"))
+        except OSError:
+            pass  # of the listing itself
+    return sorted(path for path in found if not path.startswith("/dev/shm/"))
+
+
+def test_a_failed_start_leaves_no_descriptor(state, start_engine):
+    engine = start_engine(state)
+    orders = Orders(
+        state=str(state), durability="process", limits=Limits(), owner_pid=os.getpid(), sys_path=[], models=b""
+    )
+    before = descriptors()
+    for _ in range(3):
+        with pytest.raises(EngineUnavailable):
+            Child(orders)
+    assert descriptors() == before
+    engine.stop()
+
+
+def test_an_engine_that_is_killed_at_its_start_says_how_it_ended(state, start_engine, monkeypatch):
+    monkeypatch.setenv(VARIABLE, "recover.published:kill")
+    with pytest.raises(EngineStartFailed, match="status -9"):
+        start_engine(state)
+    monkeypatch.undo()
+    engine = start_engine(state)
+    with connect(state) as client:
+        reply = client.submit(Create(Task(title="x", id="t")))
+        assert isinstance(client.outcome(reply.request_id), Applied)
+        with pytest.raises(NotFound):
+            client.update(Task.ref("none"), title="y")
+    assert engine.restarts == 0
