@@ -17,7 +17,7 @@ from contextlib import contextmanager
 
 from solewriter.agents.greeting import greet
 from solewriter.agents.session import AgentSession, Pending, outcome_unknown
-from solewriter.shared.config import KIB, Limits
+from solewriter.shared.config import READ_BYTES, RECONNECT_FIRST_S, RECONNECT_MAX_S, Limits
 from solewriter.shared.errors import EngineUnavailable, Fenced, RequestTooLarge
 from solewriter.shared.folder import StateFolder
 from solewriter.shared.lane import Lane
@@ -25,8 +25,6 @@ from solewriter.shared.wireform import OutcomeQuery, PlainRequest
 
 Request = PlainRequest | OutcomeQuery
 
-RECONNECT_FIRST_S, RECONNECT_MAX_S = 0.005, 0.2  # between tries while an engine restarts
-READ_BYTES = 64 * KIB
 
 _open: weakref.WeakSet[Exchange] = weakref.WeakSet()
 

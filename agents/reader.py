@@ -14,7 +14,7 @@ from types import TracebackType
 from typing import Any, Self, TypeVar, overload
 
 from solewriter.agents.snapshot import Plain, Snapshot
-from solewriter.shared.config import DEFAULT_LIMITS, Limits
+from solewriter.shared.config import ATTACH_RETRY_S, DEFAULT_LIMITS, Limits
 from solewriter.shared.errors import Compacted, EngineUnavailable
 from solewriter.shared.folder import StateFolder, runs
 from solewriter.shared.memory.root import STOPPED
@@ -24,7 +24,6 @@ from solewriter.shared.mutations import Result
 from solewriter.shared.registry import Registry
 
 E = TypeVar("E", bound=Entity)
-ATTACH_RETRY_S = 0.005  # between looks for a memory that is just being handed over
 
 
 class Reader:

@@ -9,29 +9,23 @@ uvloop#712: these descriptors are ours.)
 
 from __future__ import annotations
 
-import array
 import asyncio
 import os
 import socket
-import stat
 import struct
 from collections.abc import Callable, Iterable
 from typing import Any
 
-import msgspec
-
+from solewriter.engine_proc.newcomer import Newcomer, close_all
 from solewriter.engine_proc.sessions import Session
-from solewriter.shared import failpoint, handshake, wire, wireform
-from solewriter.shared.config import FRAME_REQUESTS_MAX, WIRE_VERSION, Limits
+from solewriter.shared import failpoint, wire, wireform
+from solewriter.shared.config import ACCEPT_PAUSE_S, BACKLOG, FRAME_REQUESTS_MAX, Limits
 from solewriter.shared.errors import BadRequest, Refused
-from solewriter.shared.handshake import HANDSHAKE_BYTES_MAX, WORDS_HEADER_BYTES, Hello, Welcome
+from solewriter.shared.handshake import Welcome
 from solewriter.shared.lane import LENGTH_BYTES
 from solewriter.shared.wire import Status
 
 PEER = struct.Struct("iII")  # SO_PEERCRED: pid, uid, gid
-FDS = 2  # the request queue's reading end and the reply pipe's writing end
-ACCEPT_PAUSE_S = 0.5  # after an accept that failed, for want of descriptors say
-BACKLOG = 256  # processes that may be connecting at once: a farm starts all its agents in one moment
 
 
 class LaneEnd:
@@ -228,80 +222,8 @@ class LaneEnd:
             loop.remove_reader(self._pidfd)
         if self._partial:
             self._bridge.half_frames += 1
-        loop.call_soon(_close_all, [self._requests, self._replies, self._pidfd])
+        loop.call_soon(close_all, [self._requests, self._replies, self._pidfd])
         self._bridge.gone(self, why)
-
-
-class Newcomer:
-    """A process in its handshake: its words and descriptors, until its session's epoch is journaled."""
-
-    def __init__(self, bridge: Bridge, connection: socket.socket, pid: int) -> None:
-        self._bridge = bridge
-        self._connection = connection
-        self.pid = pid
-        self.fds: list[int] = []
-        self._heard = bytearray()
-        self.hello: Hello = None  # type: ignore[assignment]  # set before anybody else sees this object
-        self.first = 0  # number of the lane's first frame, decided with its session
-        self._deadline = bridge.loop.call_later(
-            bridge.limits.handshake_timeout_s, self.refuse, "the hello did not arrive in time"
-        )
-        bridge.loop.add_reader(connection.fileno(), self._readable)
-
-    def _readable(self) -> None:
-        try:
-            data, ancillary, flags, _ = self._connection.recvmsg(
-                4096, socket.CMSG_SPACE(FDS * 4), socket.MSG_CMSG_CLOEXEC
-            )
-        except BlockingIOError:
-            return
-        except OSError:
-            data, ancillary, flags = b"", [], 0
-        for level, kind, payload in ancillary:
-            if level == socket.SOL_SOCKET and kind == socket.SCM_RIGHTS:
-                self.fds += array.array("i", payload[: len(payload) // 4 * 4])
-        if not data or flags & socket.MSG_CTRUNC:
-            self.refuse("the hello broke off" if not data else "too many descriptors came with the hello")
-            return
-        self._heard += data
-        if len(self._heard) >= WORDS_HEADER_BYTES:
-            length = handshake.words_length(bytes(self._heard[:WORDS_HEADER_BYTES]))
-            if length > HANDSHAKE_BYTES_MAX:
-                self.refuse("the hello is too long")
-            elif len(self._heard) >= WORDS_HEADER_BYTES + length:
-                self._heard_all(bytes(self._heard[WORDS_HEADER_BYTES : WORDS_HEADER_BYTES + length]))
-
-    def _heard_all(self, body: bytes) -> None:
-        self._deadline.cancel()
-        self._bridge.loop.remove_reader(self._connection.fileno())
-        try:
-            self.hello = handshake.unpack_hello(body)
-        except msgspec.MsgspecError as error:
-            self.refuse(f"the hello cannot be read: {error}")
-            return
-        if self.hello.wire != WIRE_VERSION:
-            self.refuse(f"wire version {self.hello.wire} is not {WIRE_VERSION}: use one solewriter everywhere", "final")
-        elif len(self.fds) != FDS or not all(stat.S_ISFIFO(os.fstat(fd).st_mode) for fd in self.fds):
-            self.refuse("a hello brings the two ends of a lane")
-        else:
-            self._bridge.inbox.put_nowait([self])
-
-    def welcome(self, words: Welcome) -> None:
-        self._deadline.cancel()
-        try:
-            self._connection.send(handshake.pack_words(words))
-        except OSError:
-            pass  # it gave up; its lane will be closed when its process ends or connects again
-        self._connection.close()
-
-    def refuse(self, why: str, refusal: str = "again") -> None:
-        """Say why and let go of everything. Harmless when it was refused before."""
-        if self._connection.fileno() < 0:
-            return
-        self._bridge.loop.remove_reader(self._connection.fileno())
-        self.welcome(Welcome(ok=False, reason=why, refusal=refusal))
-        _close_all(self.fds)
-        self.fds = []
 
 
 class Bridge:
@@ -343,7 +265,10 @@ class Bridge:
             self._log(f"refused a connection from uid {uid}, pid {pid}")
             connection.close()
             return
-        Newcomer(self, connection, pid)
+        Newcomer(self.loop, self.limits, connection, pid, self._arrived)
+
+    def _arrived(self, newcomer: Newcomer) -> None:
+        self.inbox.put_nowait([newcomer])
 
     def _accept_again(self) -> None:
         if self._socket is not None:
@@ -414,9 +339,3 @@ class Bridge:
     def close(self) -> None:
         for lane in list(self._lanes.values()):
             lane.close()
-
-
-def _close_all(fds: Iterable[int]) -> None:
-    for fd in fds:
-        if fd >= 0:
-            os.close(fd)

@@ -15,11 +15,12 @@ from typing import Any
 
 import msgspec
 
-from solewriter.engine_proc.bridge import Bridge, LaneEnd, Newcomer
+from solewriter.engine_proc.bridge import Bridge, LaneEnd
 from solewriter.engine_proc.decide import Draft, decide
 from solewriter.engine_proc.journal import DiskFull, Journal
+from solewriter.engine_proc.newcomer import Newcomer
 from solewriter.engine_proc.publisher import Publisher
-from solewriter.engine_proc.sessions import ENGINE_ID, FORGOTTEN, NEVER, HelloRefused, Session, Sessions, Told
+from solewriter.engine_proc.sessions import FORGOTTEN, NEVER, HelloRefused, Session, Sessions, Told
 from solewriter.engine_proc.state import State, Turn
 from solewriter.engine_proc.writing import Form, form, write
 from solewriter.shared import failpoint, wireform
@@ -39,14 +40,10 @@ from solewriter.shared.errors import (
     to_wire,
 )
 from solewriter.shared.registry import Kind
-from solewriter.shared.request_ids import own_id, session_number
+from solewriter.shared.request_ids import own_id
 from solewriter.shared.wire import Status
 
 Answer = tuple[int, int, int, Any]  # sequence, status, revision, detail
-
-
-ENGINE_SESSION = SessionChange(session_number(ENGINE_ID), ENGINE_ID, ENGINE_ID, 0, -1)
-"""Requests of the engine's own: timers, deaths, quarantine."""
 
 
 STOPPED: tuple[str, str, dict[str, Any]] = (
@@ -60,19 +57,6 @@ class Registration:
     def __init__(self, kinds: Sequence[Kind]) -> None:
         self.kinds = kinds
         self.done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-
-
-class OwnLane:
-    """A lane without an agent."""
-
-    def __init__(self, session: Session) -> None:
-        self.session = session
-        self.superseded = False
-        self.taken = 0
-        self.given = 0  # in the inbox, not decided yet
-
-    def reply(self, answers: list[Answer]) -> None:
-        self.given -= len(answers)
 
 
 class SingleWriter:
@@ -98,10 +82,9 @@ class SingleWriter:
         self._waiting: deque[Any] = deque()  # of (lane, sequence, request), Newcomer and Registration
         self._stopping = False
         self._waited_s = 1.0  # for the last item that had to be waited for
-        self._replies: dict[LaneEnd | OwnLane, list[Answer]] = {}
+        self._replies: dict[LaneEnd, list[Answer]] = {}
         self._greeted: list[tuple[Newcomer, SessionChange]] = []
         self._name_decided = publisher.root.deciding
-        self._own = OwnLane(sessions.take(ENGINE_SESSION))
 
     async def run(self) -> None:
         """Turn after turn, until the inbox is closed and everything accepted before is done, or `stop` is called."""
@@ -300,14 +283,6 @@ class SingleWriter:
             turn.fence(request_id)
         answer = None if told is None or told is NEVER else (told.status, told.revision, told.detail)
         return sequence, Status.ANSWER, turn.revision, answer
-
-    # --- requests of the engine's own ---------------------------------------------------------------------------------
-
-    def submit_own(self, request: wireform.PlainRequest) -> None:
-        """A request that no agent sent: it is numbered, decided and journaled like any other, and nobody is told."""
-        sequence = self._own.session.last + 1 + self._own.given
-        self._own.given += 1
-        self._bridge.inbox.put_nowait([(self._own, sequence, request)])
 
     # --- commit and publish -------------------------------------------------------------------------------------------
 

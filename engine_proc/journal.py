@@ -23,11 +23,10 @@ from zlib import crc32
 
 from solewriter.shared import entry as entries
 from solewriter.shared import failpoint
-from solewriter.shared.config import KIB, MIB, Limits
+from solewriter.shared.config import JOURNAL_FILE_BYTES_FIRST, KIB, Limits
 from solewriter.shared.entry import FILE_HEADER_BYTES, Entry, Private
 from solewriter.shared.errors import EngineUnavailable, JournalCorrupt
 
-FIRST_FILE_BYTES = 1 * MIB  # zero-filling the first file must not be felt at start
 ZEROS = bytes(256 * KIB)
 _COMMITTED = struct.Struct("<QII")  # entry number, its crc, crc of these two
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
@@ -113,7 +112,7 @@ class FileJournal:
         self._power = power
         self._beside = beside
         self._syncer = ThreadPoolExecutor(1, "journal-sync")  # never waits behind the zero-filling
-        self._file_bytes = FIRST_FILE_BYTES
+        self._file_bytes = JOURNAL_FILE_BYTES_FIRST
         self._file_bytes_max = limits.journal_file_bytes
         self._next: Future[int] | None = None
         self._closing: Future[None] | None = None
@@ -227,7 +226,7 @@ class FileJournal:
     def _continue(self, fd: int, offset: int, size: int) -> None:
         """Append to this file from now on; the one after it is twice as large."""
         self._fd, self._offset, self._size = fd, offset, size
-        self._file_bytes = min(max(size * 2, FIRST_FILE_BYTES), self._file_bytes_max)
+        self._file_bytes = min(max(size * 2, JOURNAL_FILE_BYTES_FIRST), self._file_bytes_max)
 
     # --- recovery ----------------------------------------------------------------------------------------------------
 

@@ -13,11 +13,10 @@ from typing import Any, TypeVar
 
 import msgspec
 
-from solewriter.shared.config import KIB, Limits
+from solewriter.shared.config import READ_BYTES, Limits
 
 M = TypeVar("M")
 _LENGTH_BYTES = 8
-_READ_BYTES = 64 * KIB
 
 
 class Orders(msgspec.Struct, frozen=True):
@@ -75,7 +74,7 @@ class Line:
 
     def read(self) -> bool:
         """Take what is there; False if the other side is gone."""
-        data = os.read(self.hears, _READ_BYTES)
+        data = os.read(self.hears, READ_BYTES)
         self._heard += data
         return bool(data)
 

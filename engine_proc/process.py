@@ -20,6 +20,7 @@ from typing import Literal, Self
 from solewriter.engine_proc.launch import Child, pickled
 from solewriter.engine_proc.orders import Orders
 from solewriter.engine_proc.pulse import Pulse
+from solewriter.engine_proc.recovery import remove_orphans
 from solewriter.engine_proc.server import NEVER_RESTART
 from solewriter.shared.config import DEFAULT_LIMITS, DURABILITIES, STOP_MARGIN_S, Limits
 from solewriter.shared.errors import EngineStartFailed, EngineUnavailable, Locked, SchemaMismatch
@@ -128,6 +129,7 @@ class Engine:
                     f"the engine (pid {child.pid}) does not end: look at its state before you kill it"
                 )
         self._become(None)
+        remove_orphans(self.folder)
 
     def wait(self) -> None:
         """Block until the engine ended for good. Raises the reason if it was given up."""
@@ -210,22 +212,25 @@ class Engine:
         """Its exit status, when it ended. Meanwhile, whether it hangs."""
         pulse = Pulse(self.folder, child.pid)
         while not child.ends_within(self.limits.heartbeat_s):
-            silent_s = pulse.silent_s()
+            silent_s, hands = pulse.look()
             if silent_s > self.limits.hang_timeout_s:
-                self._judge(child, pulse, silent_s)
+                self._report(child, f"{hands or 'no heartbeat'} for {silent_s:.1f} s")
+                if self.replace_hung and pulse.inexcusable_s() > self.limits.hang_timeout_s:
+                    self._replace(child)
             elif self.hung:
                 self._say(f"the engine (pid {child.pid}) goes on")
                 self.hung = False
         self.hung = False
         return child.wait()
 
-    def _judge(self, child: Child, pulse: Pulse, silent_s: float) -> None:
-        """An engine that hangs: say so once, and end it if that was asked for and may be done."""
-        reason = pulse.in_other_hands()
+    def _report(self, child: Child, why: str) -> None:
         if not self.hung:
             self.hung = True
-            self._say(f"the engine (pid {child.pid}) hangs: {reason or 'no heartbeat'} for {silent_s:.1f} s")
-        if self.replace_hung and not reason and not self._stopping.is_set():
+            self._say(f"the engine (pid {child.pid}) hangs: {why}")
+
+    def _replace(self, child: Child) -> None:
+        """End it; what follows is the same as after any other death."""
+        if not self._stopping.is_set():
             self._say(f"the engine (pid {child.pid}) is replaced")
             child.kill()
 

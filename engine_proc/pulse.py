@@ -25,24 +25,36 @@ class Pulse:
         self.pid = pid
         self._folder = folder
         self._root: RootReader | None = None
+        self._excused = 0.0  # when it was last seen in other hands
 
-    def silent_s(self) -> float:
-        """Seconds since the last beat; 0 where its memory cannot be found."""
-        if self._root is None:
-            try:
-                where = self._folder.whereabouts()
-                if where.pid == self.pid:
-                    self._root = RootReader(Segment.attach(segment_path(where.memory_dir, where.prefix, "root")))
-            except (OSError, SolewriterError):
-                return 0.0
-        if self._root is None:
-            return 0.0
-        return max(0.0, time.monotonic() - self._root.heartbeat_us / 1e6)
+    def look(self) -> tuple[float, str]:
+        """Seconds since its last beat, and in whose hands it is, if not in its own. 0 seconds where its memory cannot
+        be found.
+        """
+        hands = IN_OTHER_HANDS.get(self._process_state(), "")
+        now = time.monotonic()
+        if hands:
+            self._excused = now
+        root = self._root or self._attached()
+        return (max(0.0, now - root.heartbeat_us / 1e6) if root is not None else 0.0), hands
 
-    def in_other_hands(self) -> str:
-        """Why it must not be killed for its silence; "" if it may."""
+    def inexcusable_s(self) -> float:
+        """The same, of its own doing: one that was stopped and goes on has to have the time to beat again."""
+        silent_s, _ = self.look()
+        return min(silent_s, time.monotonic() - self._excused)
+
+    def _attached(self) -> RootReader | None:
         try:
-            state = Path(f"/proc/{self.pid}/stat").read_bytes().rpartition(b")")[2].split()[0].decode()
+            where = self._folder.whereabouts()
+            if where.pid == self.pid:
+                self._root = RootReader(Segment.attach(segment_path(where.memory_dir, where.prefix, "root")))
+        except (OSError, SolewriterError):
+            pass
+        return self._root
+
+    def _process_state(self) -> str:
+        """As `ps` shows it; "" when it is gone."""
+        try:
+            return Path(f"/proc/{self.pid}/stat").read_bytes().rpartition(b")")[2].split()[0].decode()
         except OSError:
             return ""
-        return IN_OTHER_HANDS.get(state, "")

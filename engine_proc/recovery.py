@@ -6,13 +6,14 @@ import os
 from pathlib import Path
 
 from solewriter.engine_proc.journal import FileJournal, Journal
+from solewriter.engine_proc.lock import Lock
 from solewriter.engine_proc.publisher import Publisher, remove_segments
 from solewriter.engine_proc.sessions import Sessions, Told
 from solewriter.engine_proc.state import State
 from solewriter.shared.entry import Entry, Life, Outcome
-from solewriter.shared.errors import JournalCorrupt, LayoutMismatch
+from solewriter.shared.errors import JournalCorrupt, LayoutMismatch, Locked
 from solewriter.shared.folder import StateFolder, Whereabouts, runs
-from solewriter.shared.memory.root import supersede
+from solewriter.shared.memory.root import STOPPED, SUPERSEDED, succeed
 from solewriter.shared.memory.segment import Segment, segment_path
 from solewriter.shared.wire import Status
 
@@ -84,13 +85,33 @@ def remove_old_memory(folder: StateFolder, own_prefix: str) -> None:
     for old in folder.markers():
         if old.prefix == own_prefix or (old.pid != os.getpid() and runs(old.pid, old.start_time)):
             continue
-        _supersede(old)
+        _succeed(old, SUPERSEDED)
         remove_segments(old.memory_dir, old.prefix)
         folder.marker(old.prefix).unlink(missing_ok=True)
 
 
-def _supersede(old: Whereabouts) -> None:
+def remove_orphans(folder: StateFolder) -> None:
+    """After an engine that was killed and is not followed by another: tell its readers that it stopped, and give its
+    memory back. Does nothing where another engine owns the folder, or the folder is gone.
+    """
     try:
-        supersede(Segment.attach(segment_path(old.memory_dir, old.prefix, "root"), writable=True))
+        lock = Lock(folder)
+    except (OSError, Locked):
+        return
+    try:
+        for old in folder.markers():
+            if runs(old.pid, old.start_time):
+                continue
+            _succeed(old, STOPPED)
+            remove_segments(old.memory_dir, old.prefix)
+            folder.marker(old.prefix).unlink(missing_ok=True)
+        folder.engine_json.unlink(missing_ok=True)
+    finally:
+        lock.release()
+
+
+def _succeed(old: Whereabouts, how: int) -> None:
+    try:
+        succeed(Segment.attach(segment_path(old.memory_dir, old.prefix, "root"), writable=True), how)
     except (FileNotFoundError, LayoutMismatch, ValueError):
         pass  # it was never made, or is gone: nobody reads there

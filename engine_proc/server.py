@@ -5,7 +5,6 @@ one pipe.
 from __future__ import annotations
 
 import asyncio
-import fcntl
 import gc
 import os
 import resource
@@ -20,8 +19,9 @@ import msgspec
 
 from solewriter.engine_proc import recovery
 from solewriter.engine_proc.bridge import Bridge
-from solewriter.engine_proc.engine import ENGINE_SESSION, SingleWriter
+from solewriter.engine_proc.engine import SingleWriter
 from solewriter.engine_proc.journal import FileJournal, Journal, NoJournal, journal_files
+from solewriter.engine_proc.lock import Lock
 from solewriter.engine_proc.orders import Line, Orders, Ready, Register
 from solewriter.engine_proc.publisher import Publisher, remove_segments
 from solewriter.engine_proc.sessions import Sessions
@@ -36,32 +36,6 @@ from solewriter.shared.registry import Kind, Registry
 
 EXIT_FAILED, EXIT_LOCKED, EXIT_REFUSED, EXIT_IO, EXIT_NOT_OWNER = 1, 3, 4, 5, 6
 NEVER_RESTART = (EXIT_LOCKED, EXIT_REFUSED, EXIT_NOT_OWNER)
-
-
-class Lock:
-    """Ownership of the state folder: a flock, and the file's identity. The descriptor never crosses a fork or exec."""
-
-    def __init__(self, folder: StateFolder) -> None:
-        self._path = folder.lock
-        self._fd = os.open(folder.lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-        try:
-            fcntl.flock(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            holder = os.pread(self._fd, 200, 0).decode(errors="replace").strip() or "another process"
-            raise Locked(f"{folder.path} is owned by {holder}: stop that engine first", holder=holder) from None
-        os.ftruncate(self._fd, 0)
-        os.pwrite(self._fd, f"pid {os.getpid()}".encode(), 0)
-        own = os.fstat(self._fd)
-        self._identity = (own.st_dev, own.st_ino)
-
-    def check(self) -> None:
-        """Raises EngineUnavailable once the folder was moved, deleted or replaced."""
-        try:
-            found = os.stat(self._path)
-        except OSError as error:
-            raise EngineUnavailable(f"the state folder is gone: {error}") from error
-        if (found.st_dev, found.st_ino) != self._identity:
-            raise EngineUnavailable(f"{self._path.parent} was replaced under the running engine")
 
 
 class Server:
@@ -140,7 +114,7 @@ class Server:
             self.state.revision,
             time.time_ns() // 1000,
             [],
-            Private(kinds=new.kinds, schemas=new.schemas, sessions=[ENGINE_SESSION], life=life),
+            Private(kinds=new.kinds, schemas=new.schemas, life=life),
         )
         asyncio.run(self.journal.commit(durable=True))
         self.life = life
@@ -230,8 +204,7 @@ class Server:
     async def _beat(self, bridge: Bridge) -> None:
         period_us = int(self.limits.heartbeat_s * 1e6)
         while True:
-            agents = len(self.sessions) - 1  # without the engine's own session
-            self.publisher.root.beat(agents, len(list(bridge.connected())), period_us)
+            self.publisher.root.beat(len(self.sessions), len(list(bridge.connected())), period_us)
             limit_data(self.limits.engine_headroom_bytes)
             await asyncio.sleep(self.limits.heartbeat_s)
 

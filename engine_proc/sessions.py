@@ -14,13 +14,12 @@ from typing import Any
 
 import msgspec
 
-from solewriter.shared.config import FRAME_REQUESTS_MAX, NAME_MAX, Limits
+from solewriter.shared.config import FRAME_REQUESTS_MAX, NAME_MAX, SESSION_FRAMES_MAX, Limits
 from solewriter.shared.entry import SessionChange
 from solewriter.shared.handshake import Hello
 from solewriter.shared.request_ids import own_id, session_number
 from solewriter.shared.wire import Status
 
-FRAMES_MAX = 2**40  # of one session: 34 years at a thousand a second
 ENGINE_ID = "engine"  # the client id of the engine's own requests
 
 
@@ -103,8 +102,8 @@ class Sessions:
         """
         if not hello.client_id or len(hello.client_id) > NAME_MAX or len(hello.name) > NAME_MAX:
             raise HelloRefused(f"client_id and name are at most {NAME_MAX} characters, and client_id is not empty")
-        if not 0 <= hello.first < FRAMES_MAX:
-            raise HelloRefused(f"a lane's first frame is numbered 0 to {FRAMES_MAX - 1}")
+        if not 0 <= hello.first < SESSION_FRAMES_MAX:
+            raise HelloRefused(f"a lane's first frame is numbered 0 to {SESSION_FRAMES_MAX - 1}")
         if hello.client_id == ENGINE_ID:
             raise HelloRefused("this client_id is the engine's own")
         number = session_number(hello.client_id)
@@ -187,7 +186,6 @@ class Sessions:
         if excess <= 0:
             return []
         busy = set(connected)
-        busy.add(session_number(ENGINE_ID))
         silent = [number for number in self._by_number if number not in busy]
         if len(silent) < excess:
             raise HelloRefused(f"{self._limits.sessions_max} sessions are connected (sessions_max)")

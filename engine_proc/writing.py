@@ -8,7 +8,7 @@ from solewriter.engine_proc.sessions import Session
 from solewriter.engine_proc.state import Stored, Turn
 from solewriter.shared import record
 from solewriter.shared.columns import Cells
-from solewriter.shared.config import Limits
+from solewriter.shared.config import AROUND_PAYLOAD_BYTES, Limits
 from solewriter.shared.errors import RequestTooLarge
 from solewriter.shared.record import Flags
 from solewriter.shared.wireform import PlainRequest
@@ -18,8 +18,6 @@ Written = list[tuple[int, int, str, str]]
 
 Form = tuple[Step, bytes, bytes, Cells]
 """A step with what its record will say: payload, block of cells, the cells that are new"""
-
-AROUND_PAYLOAD_BYTES = 8 * 1024  # more than all of a record but its payload: key, actor, reason, request id, two blocks
 
 
 def write(

@@ -77,6 +77,21 @@ class Limits(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
 
 DEFAULT_LIMITS = Limits()
 
+# --- of every process alike: nobody has asked to choose them ---------------------------------------------------------
+READ_BYTES = 64 * KIB  # what one look takes from a pipe of replies or orders: its usual capacity
+RECONNECT_FIRST_S, RECONNECT_MAX_S = 0.005, 0.2  # between a client's tries while an engine restarts, which takes 0.3 s
+ATTACH_RETRY_S = 0.005  # between looks for a memory that is just being handed over
+BACKLOG = 256  # processes that may be connecting at once: a farm starts all its agents in one moment
+ACCEPT_PAUSE_S = 0.5  # after an accept that failed, for want of descriptors say
+HANDSHAKE_BYTES_MAX = 64 * KIB  # of one hello or welcome; a few hundred bytes are usual
+SESSION_FRAMES_MAX = 2**40  # of one session: 34 years at a thousand a second
+MESSAGE_MAX = 2_000  # characters of a refusal: it is journaled, and remembered for a whole window
+PROBLEMS_MAX = 10  # failing fields that one refusal names
+AROUND_PAYLOAD_BYTES = 8 * KIB  # more than all of a record but its payload: key, actor, reason, request id, two blocks
+JOURNAL_FILE_BYTES_FIRST = 1 * MIB  # of the first file: filling it with zeros must not be felt at start
+INDEX_ARENA_BYTES_FIRST, INDEX_ARENA_BYTES_MAX = 64 * KIB, 64 * MIB  # of an index's segments, each twice the last one
+REVISION_LOG_SEGMENT_BYTES = 64 * KIB  # 4,096 points: 16 MiB of heap
+HEAP_AHEAD = 0.5  # a heap segment filled so far has its successor reserved, beside the loop
 STOP_MARGIN_S = 5.0  # an owner's patience beyond the drain time-out: closing files and giving back memory
 STALE_BEATS = 5  # heartbeat periods of silence after which an engine that is there counts as hung: a turn takes 10 ms,
 # and a machine that swaps or a disk that stalls can keep a healthy one from beating for a second or two

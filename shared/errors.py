@@ -11,6 +11,8 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, ClassVar
 
+from solewriter.shared.config import MESSAGE_MAX
+
 if TYPE_CHECKING:
     from solewriter.shared.models import Entity
 
@@ -215,9 +217,6 @@ class LayoutMismatch(Corrupt):
 # --- crossing the wire ------------------------------------------------------------------------------------------------
 
 Refusal = tuple[str, str, dict[str, Any]]
-
-
-MESSAGE_MAX = 2_000  # characters of a refusal: it is journaled, and remembered for a whole window
 
 
 def to_wire(error: Refused) -> Refusal:

@@ -44,9 +44,6 @@ class Welcome(msgspec.Struct, kw_only=True):
     frame_bytes_max: int = 0
 
 
-HANDSHAKE_BYTES_MAX = 64 * 1024
-
-
 def pack_words(words: Hello | Welcome) -> bytes:
     body = msgspec.msgpack.encode(words)
     return _LENGTH.pack(len(body)) + body

@@ -16,14 +16,13 @@ import msgspec
 from pydantic import BaseModel, TypeAdapter, ValidationError
 
 from solewriter.shared.columns import Cells, Column, column_of, from_us
-from solewriter.shared.config import COLUMNS_MAX, KINDS_MAX
+from solewriter.shared.config import COLUMNS_MAX, KINDS_MAX, PROBLEMS_MAX
 from solewriter.shared.errors import InvalidMutation, SchemaMismatch, UnknownKind, clean
 from solewriter.shared.fieldtypes import refuse_unsuitable
 from solewriter.shared.frozen import FrozenMap
 from solewriter.shared.models import CONCERNS, Entity, Lifecycle, Project, Task
 
 E = TypeVar("E", bound=Entity)
-PROBLEMS_MAX = 10  # failing fields that one refusal names
 _CONTAINERS = (tuple, frozenset, FrozenMap, BaseModel)
 STAMPS = ("created_by", "created_at", "updated_at")  # filled in by the engine where a model declares them
 _OWN_CELLS = ("version", "updated_at")  # set by the engine at every change

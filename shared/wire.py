@@ -122,11 +122,10 @@ class _CarefulUnpickler(pickle._Unpickler):
 
 
 _NUMBERS = b"".join(
-    (
-        pickle.LONG1, pickle.LONG4, pickle.BININT, pickle.BININT2, pickle.BINFLOAT, pickle.INT, pickle.LONG,
-        pickle.FLOAT, pickle.MARK, pickle.TUPLE1, pickle.TUPLE2, pickle.TUPLE3, pickle.EMPTY_SET, pickle.FROZENSET,
-    )  # fmt: skip
+    (pickle.LONG1, pickle.LONG4, pickle.BININT, pickle.BININT2, pickle.BINFLOAT, pickle.INT, pickle.LONG, pickle.FLOAT)
 )
+_CONTAINERS = b"".join((pickle.MARK, pickle.TUPLE1, pickle.TUPLE2, pickle.TUPLE3, pickle.EMPTY_SET, pickle.FROZENSET))
+_COLLIDING = _NUMBERS + _CONTAINERS
 """What makes a key with a hash that can be chosen: numbers, and tuples and sets of them."""
 
 
@@ -134,7 +133,7 @@ def _may_collide(body: bytes) -> bool:
     """Whether a frame may hold so many keys of a kind that can be made to collide. Text with such bytes in it counts
     too, which costs little: the careful way is slow by the opcode, not by the byte.
     """
-    return len(body) - len(body.translate(None, _NUMBERS)) > CAREFUL_NUMBERS
+    return len(body) - len(body.translate(None, _COLLIDING)) > CAREFUL_NUMBERS
 
 
 def _check_keys(keys: list[Any]) -> None:

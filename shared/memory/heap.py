@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import Executor, Future
 from typing import Any
 
-from solewriter.shared.config import ALIGNMENT, Limits
+from solewriter.shared.config import ALIGNMENT, HEAP_AHEAD, Limits
 from solewriter.shared.memory.segment import Segment
 
 PREFIX = struct.Struct("<IIQ")
@@ -23,7 +23,6 @@ PREFIX_BYTES = PREFIX.size
 START = 64  # offset of the first record in a segment
 END = 0xFFFFFFFF
 OFFSET_MASK = 0xFFFFFFFF
-NEW_AHEAD = 0.5  # a segment filled so far has its successor reserved beside the loop
 
 
 def address_of(segment: int, offset: int) -> int:
@@ -65,7 +64,7 @@ class HeapWriter:
         needed = padded(bodies) if records == 1 else bodies + records * (PREFIX_BYTES + ALIGNMENT)
         if self._offset + needed > self._size:
             self._begin_segment(needed)
-        elif self._next is None and self._offset > self._size * NEW_AHEAD:
+        elif self._next is None and self._offset > self._size * HEAP_AHEAD:
             self._next = self._beside.submit(self._make, self._number + 1, self._grown())
 
     def append(self, body: bytes, slot: int, previous: int) -> int:

@@ -12,12 +12,10 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from zlib import crc32
 
-from solewriter.shared.config import INDEX_WORDS, KIB, MIB
+from solewriter.shared.config import INDEX_ARENA_BYTES_FIRST, INDEX_ARENA_BYTES_MAX, INDEX_WORDS
 from solewriter.shared.memory.segment import Segment
 
 FIRST_LOG2 = 4  # entries of a region's first shape
-ARENA_BYTES_FIRST = 64 * KIB
-ARENA_BYTES_MAX = 64 * MIB
 _START = INDEX_WORDS  # entries: the words come first in arena segment 0
 
 
@@ -35,7 +33,7 @@ class IndexWriter:
 
     def __init__(self, make: Callable[[int, int], Segment]) -> None:
         self._make = make  # (arena segment number, bytes) -> segment
-        self._bytes_next = ARENA_BYTES_FIRST
+        self._bytes_next = INDEX_ARENA_BYTES_FIRST
         self._arena: list[Segment] = []
         self._used = 0  # entries of the last arena segment
         self._counts = [0] * INDEX_WORDS
@@ -82,7 +80,7 @@ class IndexWriter:
     def _grow(self, entries: int) -> None:
         size = max(self._bytes_next, entries * 8)
         self._arena.append(self._make(len(self._arena), size))
-        self._bytes_next = min(size * 2, ARENA_BYTES_MAX)
+        self._bytes_next = min(size * 2, INDEX_ARENA_BYTES_MAX)
         self._used = 0
 
 

@@ -8,11 +8,10 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from solewriter.shared.config import KIB, REVISION_LOG_STRIDE
+from solewriter.shared.config import REVISION_LOG_SEGMENT_BYTES, REVISION_LOG_STRIDE
 from solewriter.shared.memory.segment import Segment
 
-SEGMENT_BYTES = 64 * KIB
-POINTS = SEGMENT_BYTES // 16  # of one segment
+POINTS = REVISION_LOG_SEGMENT_BYTES // 16  # of one segment
 
 
 class RevisionLogWriter:
@@ -29,7 +28,7 @@ class RevisionLogWriter:
         """Room for one more point. Raises MemoryFull."""
         number = self.points // POINTS
         if number not in self._words:
-            self._words[number] = self._make(number, SEGMENT_BYTES).words
+            self._words[number] = self._make(number, REVISION_LOG_SEGMENT_BYTES).words
 
     def append(self, revision: int, tail: int) -> None:
         if self.points and 0 <= tail - self._last_tail < REVISION_LOG_STRIDE:

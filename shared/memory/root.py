@@ -9,7 +9,7 @@
     152  successor u64: 0 none, 1 superseded by a newer engine, 2 stopped
     160  session and sequence, u64 each, of the request being decided
     176  durability u64: position in DURABILITIES
-    184  sessions remembered u64 | 192  sessions connected u64: as of the last heartbeat, the engine's own left out
+    184  sessions remembered u64 | 192  sessions connected u64: as of the last heartbeat
     200  heartbeat period u64, microseconds: 0 until the engine serves
     256  ring: root n lies in place n % ring size
 
@@ -125,9 +125,9 @@ class RootWriter:
         self.wake()
 
 
-def supersede(segment: Segment) -> None:
-    """Mark the root of an earlier epoch superseded and wake its readers: done by the next engine."""
-    segment.words[_SUCCESSOR] = SUPERSEDED
+def succeed(segment: Segment, how: int) -> None:
+    """Say in the root of a dead engine how it is succeeded (SUPERSEDED, STOPPED), and wake its readers."""
+    segment.words[_SUCCESSOR] = how
     Word(segment.map, _HEAD * 8).wake()
 
 
@@ -176,7 +176,7 @@ class RootReader:
 
     @property
     def sessions(self) -> int:
-        """Sessions that the engine remembered at its last heartbeat, its own left out."""
+        """Sessions that the engine remembered at its last heartbeat."""
         return self._words[_SESSIONS]
 
     @property

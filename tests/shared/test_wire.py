@@ -17,7 +17,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from solewriter.shared import handshake, wire, wireform
-from solewriter.shared.config import FRAME_REQUESTS_MAX, Limits
+from solewriter.shared.config import FRAME_REQUESTS_MAX, HANDSHAKE_BYTES_MAX, Limits
 from solewriter.shared.errors import BadRequest, InvalidMutation, RequestTooLarge
 from solewriter.shared.models import Entity, Project, Task, TaskStatus
 from solewriter.shared.mutations import (
@@ -747,7 +747,7 @@ WELCOME = handshake.Welcome(ok=True, session=2**64 - 1, epoch=2, first=3, engine
 def test_hello_and_welcome_cross(words, unpack):
     packed = handshake.pack_words(words)
     header, body = packed[: handshake.WORDS_HEADER_BYTES], packed[handshake.WORDS_HEADER_BYTES :]
-    assert handshake.words_length(header) == len(body) <= handshake.HANDSHAKE_BYTES_MAX
+    assert handshake.words_length(header) == len(body) <= HANDSHAKE_BYTES_MAX
     assert unpack(body) == words
     for length in range(len(body)):
         with pytest.raises(msgspec.MsgspecError):

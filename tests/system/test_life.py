@@ -195,6 +195,33 @@ def test_a_hanging_engine_is_replaced_where_that_was_asked_for(state, start_engi
         assert client.update(Heavy.ref("h"), weight=1).weight == 1, "one writer, and it has the lock"
 
 
+def test_an_engine_that_goes_on_after_a_stop_has_the_time_to_beat_again(state, start_engine, wait_until):
+    """The look that comes between its going on and its first beat must not take it for a hang."""
+    engine = start_engine(state, limits=QUICK, replace_hung=True)
+    pid = engine.pid
+    for _ in range(12):
+        os.kill(pid, signal.SIGSTOP)
+        wait_until(lambda: engine.hung, 20, "the hang is seen")
+        os.kill(pid, signal.SIGCONT)
+        wait_until(lambda: not engine.hung, 20, "it goes on")
+    assert (engine.pid, engine.restarts) == (pid, 0)
+
+
+def test_what_a_killed_engine_left_in_memory_goes_with_its_owner(state, start_engine, wait_until):
+    engine = start_engine(state, limits=Limits(restart_backoff_s=60, restart_backoff_max_s=60))
+    reader = open_reader(state)
+    with connect(state) as client:
+        client.create(Task(title="x", id="t"))
+    snap = reader.snapshot()
+    os.kill(engine.pid, signal.SIGKILL)
+    wait_until(lambda: snap.stale, 20, "the death is seen")
+    engine.stop()
+    assert not list(engine.folder.markers())
+    assert snap[Task, "t"].title == "x", "what is held stays readable"
+    with pytest.raises(EngineUnavailable):
+        open_reader(state)
+
+
 # --- draining ---------------------------------------------------------------------------------------------------------
 
 

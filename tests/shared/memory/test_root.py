@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from solewriter.shared.config import KINDS_MAX, MEMORY_VERSION, ROOT_RING
 from solewriter.shared.errors import LayoutMismatch
-from solewriter.shared.memory.root import ROOT_BYTES, STOPPED, SUPERSEDED, Root, RootReader, RootWriter, supersede
+from solewriter.shared.memory.root import ROOT_BYTES, STOPPED, SUPERSEDED, Root, RootReader, RootWriter, succeed
 from solewriter.shared.memory.segment import Segment
 
 U64 = st.integers(0, 2**64 - 1)
@@ -158,7 +158,7 @@ def test_a_beat_touches_its_own_words_and_nothing_else(writer, segment):
 
 
 def test_a_superseded_root_says_so(writer, reader, segment):
-    supersede(Segment.attach(segment.path, writable=True))
+    succeed(Segment.attach(segment.path, writable=True), SUPERSEDED)
     assert reader.successor == SUPERSEDED
 
 
@@ -301,7 +301,7 @@ print(reader.head, reader.successor)
     [
         (lambda writer, segment: (publish(writer, numbered(2)), writer.wake()), "2 0"),
         (lambda writer, segment: writer.succeed(STOPPED), f"1 {STOPPED}"),
-        (lambda writer, segment: supersede(segment), f"1 {SUPERSEDED}"),
+        (lambda writer, segment: succeed(segment, SUPERSEDED), f"1 {SUPERSEDED}"),
     ],
     ids=["publish", "stop", "supersede"],
 )

@@ -1,0 +1,41 @@
+"""Ownership of a state folder: who holds this lock is the single writer."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+
+from solewriter.shared.errors import EngineUnavailable, Locked
+from solewriter.shared.folder import StateFolder
+
+
+class Lock:
+    """Ownership of the state folder: a flock, and the file's identity. The descriptor never crosses a fork or exec."""
+
+    def __init__(self, folder: StateFolder) -> None:
+        self._path = folder.lock
+        self._fd = os.open(folder.lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        try:
+            fcntl.flock(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            holder = os.pread(self._fd, 200, 0).decode(errors="replace").strip() or "another process"
+            os.close(self._fd)
+            raise Locked(f"{folder.path} is owned by {holder}: stop that engine first", holder=holder) from None
+        os.ftruncate(self._fd, 0)
+        os.pwrite(self._fd, f"pid {os.getpid()}".encode(), 0)
+        own = os.fstat(self._fd)
+        self._identity = (own.st_dev, own.st_ino)
+
+    def release(self) -> None:
+        """Let go, also of what a fork meanwhile may have carried away."""
+        fcntl.flock(self._fd, fcntl.LOCK_UN)
+        os.close(self._fd)
+
+    def check(self) -> None:
+        """Raises EngineUnavailable once the folder was moved, deleted or replaced."""
+        try:
+            found = os.stat(self._path)
+        except OSError as error:
+            raise EngineUnavailable(f"the state folder is gone: {error}") from error
+        if (found.st_dev, found.st_ino) != self._identity:
+            raise EngineUnavailable(f"{self._path.parent} was replaced under the running engine")
