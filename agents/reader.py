@@ -100,11 +100,9 @@ class Reader:
         """Whether the engine that wrote this memory is gone, or followed by another one."""
         if view is not self._view or view.root.successor or self._pidfd < 0:
             return True
-        return (
-            bool(select.select([self._pidfd], [], [], 0)[0])
-            if self._pidfd < 1024
-            else not runs(view.root.pid, view.root.start_time)
-        )
+        poll = select.poll()
+        poll.register(self._pidfd, select.POLLIN)
+        return bool(poll.poll(0))
 
     # --- reading -----------------------------------------------------------------------------------------------------
 

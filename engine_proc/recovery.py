@@ -88,6 +88,8 @@ def remove_old_memory(folder: StateFolder, own_prefix: str) -> None:
         _succeed(old, SUPERSEDED)
         remove_segments(old.memory_dir, old.prefix)
         folder.marker(old.prefix).unlink(missing_ok=True)
+    for unfinished in folder.path.glob("*.json.tmp"):  # of an engine that died while it wrote a small file
+        unfinished.unlink(missing_ok=True)
 
 
 def remove_orphans(folder: StateFolder) -> None:

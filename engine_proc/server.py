@@ -20,7 +20,7 @@ import msgspec
 from solewriter.engine_proc import recovery
 from solewriter.engine_proc.bridge import Bridge
 from solewriter.engine_proc.engine import SingleWriter
-from solewriter.engine_proc.journal import FileJournal, Journal, NoJournal, journal_files
+from solewriter.engine_proc.journal import DiskFull, FileJournal, Journal, NoJournal, journal_files
 from solewriter.engine_proc.lock import Lock
 from solewriter.engine_proc.orders import Line, Orders, Ready, Register
 from solewriter.engine_proc.publisher import Publisher, remove_segments
@@ -212,7 +212,10 @@ class Server:
         self.lock.check()
         drained = msgspec.structs.replace(self.life, drained=True)
         self.journal.append(self.state.revision, time.time_ns() // 1000, [], Private(life=drained))
-        await self.journal.commit(durable=True)
+        try:
+            await self.journal.commit(durable=True)
+        except DiskFull as error:  # nothing is lost by it: the next start takes this end for a kill
+            self.log(f"the clean end could not be noted: {error}")
 
     def log(self, text: str) -> None:
         """For whoever started this process."""

@@ -157,6 +157,12 @@ def _plain_mutation(mutation: Mutation, registry: Registry) -> PlainMutation:
 
 def plain_guard(guard: GuardMutation, registry: Registry) -> PlainGuard:
     if isinstance(guard, Require):
+        if not guard.entity.version:
+            raise InvalidMutation(
+                f"{guard.entity.kind_name} {guard.entity.id!r} was never stored: require what was read, or use "
+                "RequireAbsent",
+                fields={"version": "0: never stored"},
+            )
         return Guard.REQUIRE.value, registry.of(type(guard.entity)).name, guard.entity.id, guard.entity.version
     name = guard.model if isinstance(guard.model, str) else registry.of(guard.model).name
     return Guard.REQUIRE_ABSENT.value, name, guard.id, 0
