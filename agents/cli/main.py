@@ -1,4 +1,4 @@
-"""The command line: `solewriter demo` and `solewriter serve`.
+"""The command line: `solewriter demo`, `solewriter serve` and `solewriter status`.
 
 Only this file and typer are imported before a command is chosen, so that `--help` answers at once. An error that the
 user can do something about is one line on stderr and exit code 1; anything else is a traceback, because it is a bug.
@@ -73,7 +73,7 @@ def demo(
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object, and nothing else on stdout.")] = False,
 ) -> None:
-    """Measure a lot of Python code with many processes, kill one of them half-way, and check every figure."""
+    """Measure a lot of Python code with many processes, kill one of them and then the engine, check every figure."""
     from rich.console import Console
 
     from solewriter.agents.demo.run import Job, demonstrate
@@ -99,6 +99,9 @@ def serve(
         typer.Option(metavar="MODULE:NAME", help="A list of your Entity classes, such as `shop.models:MODELS`."),
     ] = None,
     durability: DurabilityOption = Durability.POWER,
+    replace_hung: Annotated[
+        bool, typer.Option("--replace-hung", help="Kill and restart an engine that shows no heartbeat for 10 s.")
+    ] = False,
 ) -> None:
     """Serve a state folder until SIGTERM or Ctrl-C; restart the engine when it dies."""
     from solewriter.agents.cli.serving import imported_models, serve_folder
@@ -107,7 +110,34 @@ def serve(
         classes = imported_models(models) if models else ()
         end_on_sigterm(0)
         signal.signal(signal.SIGINT, signal.getsignal(signal.SIGTERM))
-        serve_folder(state, classes, durability.value)
+        serve_folder(state, classes, durability.value, replace_hung=replace_hung)
+
+
+@app.command()
+def status(
+    state: Annotated[
+        Path | None,
+        typer.Argument(
+            metavar="STATE",
+            help="The state folder.",
+            show_default="./state if there is one, else this folder",
+            readable=False,  # else typer itself refuses another user's, and does not say whom to ask as
+        ),
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object, and nothing else on stdout.")] = False,
+) -> None:
+    """Say how an engine is, from its memory and files alone: also beside one that is hung or dead.
+
+    Exit code 0: it serves.
+    1: degraded (hung, starting, partly unreadable, or dead with its last snapshot still readable).
+    2: not there (stopped, never started, dead and its memory gone, or not yours to look at).
+    """
+    from solewriter.agents.cli.describing import described, encoded, exit_code
+    from solewriter.agents.status import status_of
+
+    found = status_of(state or (Path("state") if Path("state").is_dir() else Path()))
+    typer.echo(encoded(found) if as_json else described(found))
+    raise typer.Exit(exit_code(found))
 
 
 def end_on_sigterm(status: int) -> None:

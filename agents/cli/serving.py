@@ -14,12 +14,12 @@ from solewriter import Engine, Entity
 from solewriter.engine_proc.process import Durability
 
 
-def serve_folder(state: Path, models: Iterable[type[Entity]], durability: Durability) -> None:
+def serve_folder(state: Path, models: Iterable[type[Entity]], durability: Durability, *, replace_hung: bool) -> None:
     """Serve until the engine ends for good, or a signal ends this process; then drain.
 
     Raises Locked if another engine owns the folder, EngineUnavailable with the reason if the engine was given up.
     """
-    with Engine(state, models=models, durability=durability) as engine:
+    with Engine(state, models=models, durability=durability, replace_hung=replace_hung) as engine:
         typer.echo(f"serving {engine.state}, engine pid {engine.pid}, supervisor pid {os.getpid()}")
         engine.wait()
 
