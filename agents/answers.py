@@ -72,14 +72,10 @@ class Answers:
         return Reply(request_id, revision, (), error, _nothing)
 
     def _entity(self, epoch: int, result: Result) -> Entity | Plain | None:
-        return self._reader.of_result(result, epoch, self._model(result.kind))
+        return self._reader.of_result(result, epoch, self._reader.model_of(result.kind))
 
     def _current(self, kind: str, id: str) -> Entity | Plain | None:
-        return self._reader.get(self._model(kind), id)
-
-    def _model(self, kind: str) -> type[Entity] | str:
-        known = self._registry.get(kind)
-        return known.model if known is not None else kind
+        return self._reader.get(self._reader.model_of(kind), id)
 
 
 def _nothing(result: Result) -> None:

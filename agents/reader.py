@@ -9,9 +9,10 @@ from __future__ import annotations
 import os
 import select
 import time
+from collections.abc import Callable
 from itertools import islice
 from types import TracebackType
-from typing import Any, Self, TypeVar, overload
+from typing import TYPE_CHECKING, Any, Self, TypeVar, overload
 
 from solewriter.agents.snapshot import Plain, Snapshot
 from solewriter.shared.config import ATTACH_RETRY_S, DEFAULT_LIMITS, Limits
@@ -22,6 +23,10 @@ from solewriter.shared.memory.view import Pin, View
 from solewriter.shared.models import Entity
 from solewriter.shared.mutations import Result
 from solewriter.shared.registry import Registry
+
+if TYPE_CHECKING:
+    from solewriter.agents.conditions import Where
+    from solewriter.agents.watch import Watch
 
 E = TypeVar("E", bound=Entity)
 
@@ -40,6 +45,10 @@ class Reader:
         self._pidfd = -1
 
     # --- attaching ---------------------------------------------------------------------------------------------------
+
+    @property
+    def wait_backstop_s(self) -> float:
+        return self._limits.wait_backstop_s
 
     def view(self) -> View:
         """The memory of the newest engine. Raises EngineUnavailable if there never was one, or it was stopped."""
@@ -150,6 +159,44 @@ class Reader:
                 raise TimeoutError(f"revision {revision} was not published in {timeout_s} s; the newest is {newest}")
             root.sleep(head, left)
 
+    def wait_until(
+        self,
+        kind: type[E],
+        id: str,
+        predicate: Callable[[E | None], object],
+        timeout_s: float | None = None,
+    ) -> E | None:
+        """Block until the predicate holds of this entity (None while there is none); the entity. Raises TimeoutError."""
+        deadline = None if timeout_s is None else time.monotonic() + timeout_s
+        while True:
+            root = self.view().root
+            head = root.head  # before the look, so that a change behind it is not slept through
+            found = self.get(kind, id)
+            if predicate(found):
+                return found
+            left = self.wait_backstop_s if deadline is None else min(self.wait_backstop_s, deadline - time.monotonic())
+            if left <= 0:
+                raise TimeoutError(f"{kind.kind_name} {id!r} did not become so in {timeout_s} s; it is {found!r}")
+            root.sleep(head, left)
+
+    def watch(
+        self,
+        kind: type[Entity] | str | None = None,
+        *,
+        since: int | None = None,
+        where: Where | None = None,
+        timeout_s: float | None = None,
+        resync: bool = False,
+    ) -> Watch:
+        """Every change behind revision `since` (default: from now on), in order: of all kinds or one.
+
+        `where` asks declared columns; an entity that leaves the filter is a change, too. Ends when nothing came for
+        `timeout_s`. What is not in memory any more raises Compacted, or with `resync` is replaced by a Resync.
+        """
+        from solewriter.agents.watch import Watch
+
+        return Watch(self, kind, since, where, timeout_s, resync)
+
     # --- decoding ----------------------------------------------------------------------------------------------------
 
     def decoded(self, pin: Pin, address: int, kind: type[E] | str) -> Any:
@@ -171,6 +218,17 @@ class Reader:
             return schema.values(content.key, content.version, content.time_us, content.payload)
         known = self._registry.of(kind)
         return known.decoded(schema, content.key, content.version, content.time_us, content.payload)
+
+    def model_of(self, kind: str) -> type[Entity] | str:
+        """The class of a kind, where one is known here; else its name."""
+        known = self._registry.get(kind)
+        return kind if known is None else known.model
+
+    def field_of(self, kind: type[Entity] | str) -> Callable[[str, Any], Any]:
+        """The function from a field's name and plain value to the value that the model has there."""
+        if isinstance(kind, str):
+            return lambda name, value: value
+        return self._registry.of(kind).field
 
     def _remember(self, key: tuple[int, Any], entity: Any) -> None:
         cache = self._cache

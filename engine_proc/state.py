@@ -7,7 +7,6 @@ and has touched nothing.
 
 from __future__ import annotations
 
-import struct
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
@@ -16,7 +15,7 @@ import msgspec
 from solewriter.engine_proc.publisher import Installed, Publisher
 from solewriter.engine_proc.sessions import NEVER, Told
 from solewriter.shared import record
-from solewriter.shared.columns import NO_FLOAT, NO_INT, Cell, Cells, Column, from_us
+from solewriter.shared.columns import NO_FLOAT, NO_INT, Cell, Cells, from_us, unpacked
 from solewriter.shared.config import KINDS_MAX
 from solewriter.shared.entry import Private, SessionChange
 from solewriter.shared.errors import InvalidMutation, SchemaMismatch, SolewriterError
@@ -85,6 +84,10 @@ class Turn:
         self.fenced_ids: list[str] = []
         self.fenced: set[tuple[int, int]] = set()  # session and sequence of those that are clients' own numbers
         self.bytes = 0
+
+    def last_of(self, session: int) -> int:
+        """The highest sequence number of a session that this turn consumed; -1 if none."""
+        return max((sequence for number, sequence in self.outcomes if number == session), default=-1)
 
     def note(self, session: int, sequence: int, told: Told) -> None:
         """A decided outcome."""
@@ -282,10 +285,10 @@ class State:
             return ()
         schema, columns = self.schemas[found.schema], self._publisher.columns(kind.code)
         if schema.columns == columns:
-            return tuple(enumerate(_block(columns).unpack(found.cells)))
+            return tuple(enumerate(unpacked(columns, found.cells)))
         if kind.kind is not None:
             return _cut_anew(kind.kind, schema, found)
-        old = dict(zip(schema.columns, _block(schema.columns).unpack(found.cells), strict=True))
+        old = dict(zip(schema.columns, unpacked(schema.columns, found.cells), strict=True))
         return [(place, old.get(column, NOTHING[column.code])) for place, column in enumerate(columns)]
 
 
@@ -293,7 +296,3 @@ def _cut_anew(kind: Kind, schema: Schema, found: record.Record | record.Content)
     """The cells of a record that was written under other columns. Raises SchemaMismatch, InvalidMutation."""
     entity = kind.decoded(schema, found.key, found.version, found.time_us, found.payload)
     return kind.cut(kind.stored(entity), found.key, found.version, found.time_us)[1]
-
-
-def _block(columns: tuple[Column, ...]) -> struct.Struct:
-    return struct.Struct("<" + "".join(column.code for column in columns))

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import datetime
 import enum
+import struct
 from collections.abc import Callable, Sequence
 from functools import lru_cache
 from hashlib import blake2b
@@ -68,6 +69,11 @@ class Column(msgspec.Struct, frozen=True):
             codes[None] = 0
             return codes.__getitem__  # members of str and int enums hash and compare as their values
         return _CELLS[self.type](self.name)
+
+
+def unpacked(columns: Sequence[Column], block: bytes) -> tuple[Cell, ...]:
+    """The cells of a block, one for each of the columns that it was written with."""
+    return struct.unpack("<" + "".join([column.code for column in columns]), block)
 
 
 class _Codes(dict[Any, int]):

@@ -103,6 +103,12 @@ class UnknownKind(Refused):
     kind: str
 
 
+class InvalidQuery(Refused):
+    """A scan asked for what is no column, or for a value that the column never holds."""
+
+    kind: str
+
+
 class SchemaMismatch(Refused):
     """The caller's model of this kind is not the engine's."""
 

@@ -188,6 +188,16 @@ def key_at(buffer: Buffer, start: int) -> bytes:
     return bytes(buffer[start + HEADER_BYTES : start + HEADER_BYTES + length])
 
 
+def revision_at(buffer: Buffer, start: int) -> int:
+    """The revision of the body at `start`."""
+    return int.from_bytes(buffer[start + REVISION_OFFSET : start + REVISION_OFFSET + 8], "little")
+
+
+def flags_at(buffer: Buffer, start: int) -> int:
+    """The flags of the body at `start`."""
+    return int(buffer[start + 13])
+
+
 def deleted_at(buffer: Buffer, start: int) -> bool:
     """Whether the body at `start` is a tombstone."""
     return bool(buffer[start + 13] & Flags.DELETE)

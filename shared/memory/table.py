@@ -89,6 +89,12 @@ class TableReader:
         value: Cell = self._cells[slot >> _SHIFT][column][slot & _MASK]
         return value
 
+    def chunk(self, number: int) -> list[Any]:
+        """The columns of one chunk as memory views; the alive bytes are the last. Raises FileNotFoundError."""
+        if number not in self._cells:
+            self._map(number)
+        return self._cells[number]
+
     def _map(self, chunk: int) -> None:
         segment = self._attach(chunk)
         self._cells[chunk] = views(segment, self.columns)

@@ -8,6 +8,7 @@ own range.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from collections.abc import Set as AbstractSet
 
 from solewriter.shared import record
 from solewriter.shared.errors import SnapshotExpired
@@ -15,17 +16,19 @@ from solewriter.shared.memory import catalog as catalogs
 from solewriter.shared.memory.catalog import Catalog
 from solewriter.shared.memory.heap import OFFSET_MASK, PREFIX, PREFIX_BYTES, START, address_of, walk
 from solewriter.shared.memory.index import IndexReader, key_hash
+from solewriter.shared.memory.revlog import RevisionLogReader
 from solewriter.shared.memory.root import Root, RootReader
 from solewriter.shared.memory.segment import Segment, segment_path
 from solewriter.shared.memory.table import TableReader
 
+_NONE: frozenset[int] = frozenset()
 _REVISION = PREFIX_BYTES + record.REVISION_OFFSET
 
 
 class Pin:
     """One revision, held: an immutable root and the mappings of its records, which live as long as the pin does."""
 
-    __slots__ = ("_own", "catalog", "heap", "root", "view")
+    __slots__ = ("_changed", "_own", "_walked_to", "catalog", "heap", "root", "view")
 
     def __init__(self, view: View, root: Root, heap: dict[int, Segment], catalog: Catalog) -> None:
         self.view = view
@@ -33,6 +36,8 @@ class Pin:
         self.heap = heap
         self.catalog = catalog
         self._own: tuple[dict[tuple[int, int], int], dict[tuple[int, bytes], int]] | None = None
+        self._changed: dict[int, set[int]] = {}
+        self._walked_to = root.tail
 
     def slots(self, kind: int) -> int:
         """Slots of a kind that this revision knows."""
@@ -84,6 +89,37 @@ class Pin:
             if address := self.at(kind, slot):
                 yield address
 
+    def changed(self, kind: int) -> AbstractSet[int]:
+        """Slots of a kind whose head and cells may be newer than this revision, or were while they were read before
+        this call: those of all records behind this revision's tail. Each call goes on where the last one ended.
+        """
+        end = self.view.root.live_tail
+        for number in range(self._walked_to >> 32, (end >> 32) + 1):
+            begin = max(self._walked_to, address_of(number, START))
+            try:
+                for _, segment, place in walk(self.segment, begin, min(end, address_of(number + 1, START))):
+                    slot = PREFIX.unpack_from(segment.map, place)[1]
+                    self._changed.setdefault(record.kind_at(segment.bytes, place + PREFIX_BYTES), set()).add(slot)
+            except FileNotFoundError:
+                pass  # reclaimed: what was newest in it was written again behind it, and is met there
+        self._walked_to = max(self._walked_to, end)
+        return self._changed.get(kind, _NONE)
+
+    def slot_at(self, address: int) -> int:
+        """The slot of the record at an address."""
+        slot: int = PREFIX.unpack_from(self.segment(address >> 32).map, address & OFFSET_MASK)[1]
+        return slot
+
+    def whole(self, address: int) -> record.Record:
+        """All of the record at an address, its checksum verified. Raises SnapshotExpired as `content` does."""
+        segment = self.segment(address >> 32)
+        self._check_readable(address)
+        return record.unpack(segment.bytes, (address & OFFSET_MASK) + PREFIX_BYTES)
+
+    def _check_readable(self, address: int) -> None:
+        if address >> 32 < self.view.root.readable_from:
+            raise SnapshotExpired("this snapshot was held past snapshot_age_max_s: take a new one")
+
     def _walked(self) -> tuple[dict[tuple[int, int], int], dict[tuple[int, bytes], int]]:
         """This revision by its own records alone: (kind, slot) -> address and (kind, key) -> address. For a snapshot
         that outlived its engine, whose tables, indexes or younger segments went before they were mapped.
@@ -103,8 +139,7 @@ class Pin:
     def content(self, address: int) -> record.Content:
         """The record at an address, its checksum verified. Raises SnapshotExpired if its memory was given back."""
         segment = self.segment(address >> 32)
-        if address >> 32 < self.view.root.readable_from:
-            raise SnapshotExpired("this snapshot was held past snapshot_age_max_s: take a new one")
+        self._check_readable(address)
         return record.content(segment.bytes, (address & OFFSET_MASK) + PREFIX_BYTES)
 
     def segment(self, number: int) -> Segment:
@@ -127,6 +162,7 @@ class View:
         self._range = (0, 0)
         self._indexes: dict[int, IndexReader] = {}
         self._tables: dict[tuple[int, int], TableReader] = {}
+        self._revlog = RevisionLogReader(lambda number: self._attach("revlog", number))
         self._catalog = catalogs.EMPTY
         self._catalog_number = 0
 
@@ -165,6 +201,11 @@ class View:
             self._catalog = catalogs.unpack(self._attach("catalog", root.catalog).map[:])
             self._catalog_number = root.catalog
         return self._catalog
+
+    def begin_of(self, revision: int, root: Root) -> int:
+        """An address from which all records above a revision can be walked to. Raises FileNotFoundError."""
+        known = self._revlog.tail_after(revision, root.log_first, root.log_points)
+        return max(known or 0, address_of(root.first_segment, START))
 
     def index(self, kind: int) -> IndexReader:
         index = self._indexes.get(kind)

@@ -1,0 +1,189 @@
+"""What snapshots answer about many entities at once: scan, ids, count, count_by, columns. numpy comes with this."""
+
+from __future__ import annotations
+
+from bisect import bisect_left
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from solewriter.agents.conditions import Where, cell_of, conditions, place_of
+from solewriter.agents.scan import Rows, Scanner, Values, ordered
+from solewriter.shared import record
+from solewriter.shared.columns import NO_INT, Column
+from solewriter.shared.errors import InvalidQuery
+from solewriter.shared.memory.heap import OFFSET_MASK, PREFIX_BYTES
+from solewriter.shared.memory.view import Pin
+from solewriter.shared.models import Entity
+
+Rank = Callable[[Any], float]
+Field = Callable[[str, Any], Any]  # a column's name and plain value -> the model's own value, an enum member say
+
+
+class Query:
+    """Questions about one kind in one pinned revision."""
+
+    def __init__(self, pin: Pin, kind: int, field: Field) -> None:
+        self._pin = pin
+        self._kind = kind
+        self._name = pin.catalog.kinds[kind]
+        self._scanner = Scanner(pin, kind)
+        self._columns = self._scanner.columns
+        self._field = field
+
+    # --- which entities ----------------------------------------------------------------------------------------------
+
+    def addresses(
+        self, where: Where | None, order_by: str | None, limit: int | None, after: Entity | str | None
+    ) -> list[int]:
+        """The records of the matching entities, in order. Raises InvalidQuery."""
+        if limit is not None and limit < 0:
+            raise InvalidQuery(f"limit is a number of entities, not {limit}", kind=self._name)
+        demands = conditions(self._name, self._columns, where)
+        place, descending = self._order(order_by)
+        rows = self._scanner.rows(demands, () if place is None else (place,))
+        key, rank = (None, None) if place is None else self._key(place, rows)
+        if after is not None:
+            behind = self._behind(after, rows, key, rank, order_by, descending)
+            rows, key = rows.taken(behind), None if key is None else key[behind]
+        chosen = rows.slots[ordered(rows, key, descending, limit)]
+        return [self._pin.at(self._kind, slot) for slot in chosen.tolist()]
+
+    def ids(self, addresses: list[int]) -> list[str]:
+        """The keys of records."""
+        found = []
+        for address in addresses:
+            buffer = self._pin.segment(address >> 32).bytes
+            found.append(record.key_at(buffer, (address & OFFSET_MASK) + PREFIX_BYTES).decode())
+        return found
+
+    def _order(self, order_by: str | None) -> tuple[int | None, bool]:
+        if order_by is None:
+            return None, False
+        return place_of(self._name, self._columns, order_by.removeprefix("-")), order_by.startswith("-")
+
+    def _key(self, place: int, rows: Rows) -> tuple[Values, Rank]:
+        """What rows are sorted by, and the rank of any value among that: cells as they are, texts by their places."""
+        column, cells = self._columns[place], rows.cells[place]
+        if column.type != "str":
+            return cells, lambda value: cell_of(self._name, column, value)
+        distinct, places = np.unique(self._texts(place, rows.slots, cells), return_inverse=True)
+        texts = distinct.tolist()
+
+        def rank(text: str | None) -> float:
+            found = bisect_left(texts, text or "")
+            return found if texts[found : found + 1] == [text or ""] else found - 0.5
+
+        return places, rank
+
+    def _behind(
+        self,
+        after: Entity | str,
+        rows: Rows,
+        key: Values | None,
+        rank: Rank | None,
+        order_by: str | None,
+        descending: bool,
+    ) -> NDArray[np.bool_]:
+        """The rows that come after an entity's place in the order, whether it still has that place or not."""
+        slot = self._slot_of(after)
+        later: NDArray[np.bool_] = rows.slots > slot
+        if key is None or rank is None or order_by is None:
+            return later
+        name = order_by.removeprefix("-")
+        value = getattr(after, name) if isinstance(after, Entity) else self._plain(name, self._pin.at(self._kind, slot))
+        mine = rank(value)
+        if mine != mine:  # NaN: of all values the last, whatever the direction
+            return np.asarray(np.isnan(key) & later)
+        beyond = (key < mine) if descending else (key > mine)
+        if key.dtype.kind == "f":
+            beyond |= np.isnan(key)
+        return np.asarray(beyond | ((key == mine) & later))
+
+    def _slot_of(self, after: Entity | str) -> int:
+        id = after.id if isinstance(after, Entity) else after
+        address = self._pin.find(self._kind, id)
+        if not address:
+            raise InvalidQuery(
+                f"after={id!r}: there was no such {self._name} at revision {self._pin.root.revision}", kind=self._name
+            )
+        return self._pin.slot_at(address)
+
+    # --- how many ----------------------------------------------------------------------------------------------------
+
+    def count(self, where: Where | None) -> int:
+        """How many match. Text is compared by its 64-bit hash."""
+        return len(self._scanner.rows(conditions(self._name, self._columns, where)).slots)
+
+    def count_by(self, name: str, where: Where | None) -> dict[Any, int]:
+        """How many of the matching ones have each value of a column, in the order of the values, None first."""
+        place = place_of(self._name, self._columns, name)
+        rows = self._scanner.rows(conditions(self._name, self._columns, where), (place,))
+        column = self._columns[place]
+        if column.type == "str":
+            texts, counts = np.unique(self._texts(place, rows.slots, rows.cells[place]), return_counts=True)
+            told = [text or None for text in texts.tolist()]
+        else:
+            cells, counts = np.unique(rows.cells[place], return_counts=True)
+            told = self._values(column, cells).tolist()
+        return {
+            value if value is None else self._field(name, value): int(count)
+            for value, count in zip(told, counts, strict=True)
+        }
+
+    # --- whole columns -----------------------------------------------------------------------------------------------
+
+    def columns(self, where: Where | None) -> dict[str, Values]:
+        """All columns of the matching entities."""
+        rows = self._scanner.rows(conditions(self._name, self._columns, where), range(len(self._columns)))
+        arrays = {}
+        for place, column in enumerate(self._columns):
+            cells = rows.cells[place]
+            if column.type == "str":
+                texts = self._texts(place, rows.slots, cells)
+                texts[cells == 0] = None
+                arrays[column.name] = texts
+            else:
+                arrays[column.name] = self._values(column, cells)
+        return arrays
+
+    def _values(self, column: Column, cells: Values) -> Values:
+        """What the cells of a column mean."""
+        match column.type:
+            case "enum":
+                return _lookup((None, *column.values))[cells]
+            case "bool":
+                return cells == 2 if cells.all() else _lookup((None, False, True))[cells]
+            case "time":
+                times = cells.astype("datetime64[us]")
+                times[cells == NO_INT] = np.datetime64("NaT")
+                return times
+            case "int" if (cells == NO_INT).any():
+                return np.ma.masked_equal(cells, NO_INT)
+        return cells
+
+    def _texts(self, place: int, slots: NDArray[np.int64], hashes: Values) -> Values:
+        """The texts behind hashes, by one record for each different one; "" for None."""
+        distinct, first, inverse = np.unique(hashes, return_index=True, return_inverse=True)
+        column = self._columns[place]
+        texts = [
+            self._plain(column.name, self._pin.at(self._kind, int(slots[row]))) if hashed else ""
+            for hashed, row in zip(distinct.tolist(), first.tolist(), strict=True)
+        ]
+        return _lookup(tuple(texts))[inverse]
+
+    def _plain(self, name: str, address: int) -> Any:
+        """A column's value in a record, without its class."""
+        content = self._pin.content(address)
+        if content.deleted:
+            return None
+        schema = self._pin.catalog.schemas[content.schema]
+        return schema.values(content.key, content.version, content.time_us, content.payload).get(name)
+
+
+def _lookup(values: tuple[Any, ...]) -> Values:
+    table = np.empty(len(values), object)
+    table[:] = values
+    return table

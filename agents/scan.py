@@ -1,0 +1,179 @@
+"""A scan: one vectorised pass over a kind's columns, made exact at the snapshot's revision.
+
+The columns are live: while a pass runs, the writer goes on. So a pass takes all that it needs first, and looks at the
+records behind the snapshot's own tail after that: what they belong to may have changed before or during the pass, and
+is looked up singly. Everything else was the same all the time. A snapshot whose tables are gone, because its engine
+was followed by another before they were mapped, looks up everything singly.
+
+Rows come in the order of the slots, which is the order in which the keys were first created.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from solewriter.agents.conditions import Condition
+from solewriter.shared.columns import NO_FLOAT, NO_INT, Cell, Column, unpacked
+from solewriter.shared.config import CHUNK_SLOTS
+from solewriter.shared.memory.view import Pin
+
+Slots = NDArray[np.int64]
+Values = NDArray[Any]
+
+DTYPES = {"B": np.uint8, "q": np.int64, "d": np.float64, "Q": np.uint64}
+_ABSENT: dict[str, Cell] = {"B": 0, "Q": 0, "q": NO_INT, "d": NO_FLOAT}
+
+
+class Rows(NamedTuple):
+    """The slots that matched, and the cells of the columns that were asked for, row by row."""
+
+    slots: Slots
+    cells: dict[int, Values]  # by the column's position
+
+    def taken(self, which: Any) -> Rows:
+        """Some of them."""
+        return Rows(self.slots[which], {place: values[which] for place, values in self.cells.items()})
+
+
+class Scanner:
+    """Scans of one kind in one pinned revision."""
+
+    def __init__(self, pin: Pin, kind: int) -> None:
+        self.pin = pin
+        self.kind = kind
+        self.columns: tuple[Column, ...] = pin.catalog.tables[kind].columns
+        self._cells_of = CellsOfRecords(pin, kind)
+
+    def rows(self, demands: Sequence[Condition], wanted: Iterable[int] = ()) -> Rows:
+        """All rows that meet the demands, with these columns' cells. Raises SnapshotExpired."""
+        places = sorted(set(wanted))
+        try:
+            live = self._pass(demands, places)
+            changed = np.fromiter(self.pin.changed(self.kind), np.int64)
+            changed = changed[changed < self.pin.slots(self.kind)]
+        except FileNotFoundError:
+            return self._singly(range(self.pin.slots(self.kind)), demands, places)
+        if not len(changed):
+            return live
+        same = live.taken(~np.isin(live.slots, changed))
+        return _merged(same, self._singly(np.sort(changed).tolist(), demands, places), places)
+
+    def _pass(self, demands: Sequence[Condition], places: Sequence[int]) -> Rows:
+        """As the columns are now, whatever revision that is."""
+        table = self.pin.view.table(self.kind, self.pin.catalog)
+        slots: list[Slots] = []
+        cells: dict[int, list[Values]] = {place: [] for place in places}
+        left = self.pin.slots(self.kind)
+        for number in range(-(-left // CHUNK_SLOTS)):
+            count = min(CHUNK_SLOTS, left - number * CHUNK_SLOTS)
+            arrays = table.chunk(number)
+            matches = np.asarray(arrays[-1])[:count] == 1
+            for demand in demands:
+                matches &= _meets(demand, np.asarray(arrays[demand.place])[:count])
+            found = np.flatnonzero(matches)
+            slots.append(found + number * CHUNK_SLOTS)
+            for place in places:
+                cells[place].append(np.asarray(arrays[place])[:count][found])
+        return Rows(
+            _joined(slots, np.int64), {place: _joined(parts, self._dtype(place)) for place, parts in cells.items()}
+        )
+
+    def _singly(self, slots: Iterable[int], demands: Sequence[Condition], places: Sequence[int]) -> Rows:
+        """By the records themselves, at the pinned revision."""
+        found: list[int] = []
+        kept: dict[int, list[Cell]] = {place: [] for place in places}
+        for slot in slots:
+            address = self.pin.at(self.kind, slot)
+            cells = self._cells_of(address) if address else None
+            if cells is None or not all(demand.holds(cells[demand.place]) for demand in demands):
+                continue
+            found.append(slot)
+            for place in places:
+                kept[place].append(cells[place])
+        return Rows(
+            np.array(found, np.int64), {place: np.array(values, self._dtype(place)) for place, values in kept.items()}
+        )
+
+    def _dtype(self, place: int) -> Any:
+        return DTYPES[self.columns[place].code]
+
+
+class CellsOfRecords:
+    """The cells of records, in the order of the table's columns, whatever columns there were when they were written."""
+
+    def __init__(self, pin: Pin, kind: int) -> None:
+        self._pin = pin
+        self._columns = pin.catalog.tables[kind].columns
+        newest = [schema for schema in pin.catalog.schemas if schema.kind == kind][-1]
+        self._default = [_default_cell(column, newest.defaults.get(column.name)) for column in self._columns]
+
+    def __call__(self, address: int) -> Sequence[Cell] | None:
+        """None of a tombstone."""
+        record = self._pin.whole(address)
+        return None if record.deleted else self.of(record.schema, record.cells)
+
+    def of(self, schema: int, block: bytes) -> Sequence[Cell]:
+        """The cells of a record's block, which was written under this schema."""
+        written = self._pin.catalog.schemas[schema].columns
+        cells = unpacked(written, block)
+        if written == self._columns:
+            return cells
+        known = dict(zip(written, cells, strict=True))
+        return [known.get(column, default) for column, default in zip(self._columns, self._default, strict=True)]
+
+
+def _default_cell(column: Column, value: Any) -> Cell:
+    try:
+        return column.cell()(value)
+    except (TypeError, ValueError, AttributeError):
+        return _ABSENT[column.code]
+
+
+def _meets(demand: Condition, cells: Values) -> NDArray[np.bool_]:
+    if demand.cells is None:
+        meets = np.ones(len(cells), np.bool_)
+        if demand.low is not None:
+            meets &= cells >= demand.low
+        if demand.high is not None:
+            meets &= cells <= demand.high
+        return meets
+    if len(demand.cells) == 1:
+        (wanted,) = demand.cells
+        return np.asarray(np.isnan(cells) if wanted != wanted else cells == cells.dtype.type(wanted))
+    return np.asarray(np.isin(cells, np.array(demand.cells, cells.dtype)) | _absent(demand, cells))
+
+
+def _absent(demand: Condition, cells: Values) -> Any:
+    """NaN stands for None in a float column, and equals nothing."""
+    return np.isnan(cells) if any(cell != cell for cell in demand.cells or ()) else False
+
+
+def _joined(parts: list[Any], dtype: Any) -> Any:
+    if len(parts) == 1:
+        return parts[0]
+    return np.concatenate(parts) if parts else np.empty(0, dtype)
+
+
+def _merged(one: Rows, other: Rows, places: Sequence[int]) -> Rows:
+    """Two sets of rows, in the order of their slots."""
+    slots = np.concatenate((one.slots, other.slots))
+    order = np.argsort(slots, kind="stable")
+    return Rows(
+        slots[order], {place: np.concatenate((one.cells[place], other.cells[place]))[order] for place in places}
+    )
+
+
+def ordered(rows: Rows, key: Values | None, descending: bool, limit: int | None) -> Any:
+    """Which rows come first: positions, in order of their keys, and of their slots where those are equal."""
+    if key is None:
+        return slice(None, limit)
+    keys = key if not descending else (-key if key.dtype.kind == "f" else ~key.astype(np.int64))
+    if limit is not None and 0 < limit < len(keys) // 4:
+        bound = np.partition(keys, limit - 1)[limit - 1]
+        near = np.flatnonzero((keys <= bound) | (bound != bound))  # NaN, last of all, is no bound
+        return near[np.lexsort((rows.slots[near], keys[near]))[:limit]]
+    return np.lexsort((rows.slots, keys))[:limit]

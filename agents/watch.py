@@ -1,0 +1,219 @@
+"""`Watch`: every change of a state in order, none twice and none missed, for `for` and for `async for`.
+
+A slow watcher slows nobody: it reads the heap behind a revision, at its own pace. One that fell so far behind that the
+memory was given back is told so by Compacted, or, with `resync=True`, by a Resync with a whole snapshot, and goes on
+from there.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections import deque
+from collections.abc import Sequence
+from datetime import datetime
+from typing import Any, Self
+
+from solewriter.agents.conditions import Condition, Where, conditions
+from solewriter.agents.feed import Feed, Published
+from solewriter.agents.reader import Reader
+from solewriter.agents.snapshot import Snapshot
+from solewriter.shared.columns import Cell, from_us
+from solewriter.shared.config import WATCH_BATCH
+from solewriter.shared.errors import Compacted, InvalidQuery
+from solewriter.shared.models import Entity
+from solewriter.shared.mutations import Op
+from solewriter.shared.request_ids import default_id
+
+Model = type[Entity] | str
+
+
+class Change:
+    """One change of one entity, as it was committed.
+
+    `mutation` is what was asked for (create, put, update, transition, cancel, delete); `old` and `new` are the entity
+    before and after, None where there was or is none. `old` raises Compacted if the record before is not in memory any
+    more.
+    """
+
+    __slots__ = ("_model", "_published", "_reader", "kind")
+
+    def __init__(self, reader: Reader, published: Published, kind: str, model: Model) -> None:
+        self._reader = reader
+        self._published = published
+        self._model = model
+        self.kind = kind
+
+    @property
+    def id(self) -> str:
+        return self._published.record.key
+
+    @property
+    def mutation(self) -> str:
+        return Op(self._published.record.op).name.lower()
+
+    @property
+    def revision(self) -> int:
+        return self._published.record.revision
+
+    @property
+    def version(self) -> int:
+        return self._published.record.version
+
+    @property
+    def time(self) -> datetime:
+        return from_us(self._published.record.time_us)
+
+    @property
+    def actor(self) -> str:
+        """The name of the client that asked for it."""
+        return self._published.record.actor
+
+    @property
+    def reason(self) -> str:
+        return self._published.record.reason
+
+    @property
+    def request_id(self) -> str:
+        """What names the request: the user's own id, or the client's."""
+        record = self._published.record
+        return record.request_id or default_id(record.session, record.sequence)
+
+    @property
+    def new(self) -> Any:
+        return self._reader.decoded(self._published.pin, self._published.address, self._model)
+
+    @property
+    def old(self) -> Any:
+        before = self._published.pin.previous(self._published.address)
+        if not before:
+            return None
+        try:
+            return self._reader.decoded(self._published.pin, before, self._model)
+        except FileNotFoundError:
+            raise Compacted(
+                f"{self.kind} {self.id!r} before version {self.version} is not in memory any more",
+                oldest=self._published.pin.root.oldest,
+            ) from None
+
+    def __repr__(self) -> str:
+        return f"<Change {self.mutation} of {self.kind} {self.id!r} to version {self.version} at {self.revision}>"
+
+
+class Resync:
+    """Changes were missed: here is everything as it is now, and the changes behind it follow."""
+
+    __slots__ = ("snapshot",)
+
+    def __init__(self, snapshot: Snapshot) -> None:
+        self.snapshot = snapshot
+
+    @property
+    def revision(self) -> int:
+        return self.snapshot.revision
+
+
+class Watch:
+    """An iterator of changes, and an async one. Ends when nothing came for `timeout_s`; without it, never.
+
+    Not to be shared by threads. Made by `Reader.watch`.
+    """
+
+    def __init__(
+        self, reader: Reader, kind: Model | None, since: int | None, where: Where | None,
+        timeout_s: float | None, resync: bool,
+    ) -> None:  # fmt: skip
+        if where and kind is None:
+            raise InvalidQuery("where asks for columns of one kind: name it", kind="")
+        self._reader = reader
+        self._kind = kind
+        self._name = kind if kind is None or isinstance(kind, str) else kind.kind_name
+        self._where = where
+        self._timeout_s = timeout_s
+        self._resync = resync
+        self._waiting: deque[Change | Resync] = deque()
+        with reader.snapshot() as now:
+            self._feed = Feed(reader, now.revision if since is None else since, now.history_id)
+        self._begun = time.monotonic()
+
+    @property
+    def revision(self) -> int:
+        """The last revision that was taken as a whole: `since` for a watch that goes on from here, once all that this
+        one took was used.
+        """
+        return self._feed.since
+
+    def __iter__(self) -> Self:
+        return self
+
+    def __next__(self) -> Change | Resync:
+        self._begun = time.monotonic()
+        while not self._waiting:
+            if not self._wait():
+                raise StopIteration
+        return self._waiting.popleft()
+
+    def __aiter__(self) -> Self:
+        return self
+
+    async def __anext__(self) -> Change | Resync:
+        self._begun = time.monotonic()
+        while not self._waiting:
+            if not await asyncio.to_thread(self._wait):
+                raise StopAsyncIteration
+        return self._waiting.popleft()
+
+    # --- taking ------------------------------------------------------------------------------------------------------
+
+    def _wait(self) -> bool:
+        """Take what there is, or sleep until there may be something; False when the patience is over."""
+        root = self._reader.view().root
+        head = root.head  # before the look, so that a change behind it is not slept through
+        if self._take():
+            return True
+        left = self._reader.wait_backstop_s
+        if self._timeout_s is not None:
+            left = min(left, self._begun + self._timeout_s - time.monotonic())
+        if left <= 0:
+            return False
+        root.sleep(head, left)
+        return True
+
+    def _take(self) -> bool:
+        """Whether there was anything new, wanted or not."""
+        try:
+            published = self._feed.take(WATCH_BATCH)
+        except Compacted:
+            if not self._resync:
+                raise
+            snapshot = self._reader.snapshot()
+            self._feed = Feed(self._reader, snapshot.revision, snapshot.history_id)
+            self._waiting.append(Resync(snapshot))
+            return True
+        self._waiting.extend([self._change(one) for one in published if self._wants(one)])
+        return bool(published)
+
+    def _change(self, one: Published) -> Change:
+        name = one.pin.catalog.kinds[one.record.kind]
+        model = self._kind if self._kind is not None else self._reader.model_of(name)
+        return Change(self._reader, one, name, model)
+
+    def _wants(self, one: Published) -> bool:
+        """Whether it is of the kind, and met the conditions before or does so now."""
+        if self._name is None:
+            return True
+        code = one.record.kind
+        if one.pin.catalog.kinds[code] != self._name:
+            return False
+        if not self._where:
+            return True
+        from solewriter.agents.scan import CellsOfRecords
+
+        cells_of = CellsOfRecords(one.pin, code)
+        demands = conditions(self._name, one.pin.catalog.tables[code].columns, self._where)
+        blocks = (one.record.old_cells, b"" if one.record.deleted else one.record.cells)
+        return any(block and _met(demands, cells_of.of(one.record.schema, block)) for block in blocks)
+
+
+def _met(demands: list[Condition], cells: Sequence[Cell]) -> bool:
+    return all(demand.holds(cells[demand.place]) for demand in demands)
