@@ -21,6 +21,7 @@ from solewriter.shared.errors import (
     Forgotten,
     MemoryFull,
     OutcomeUnknown,
+    RequestTooLarge,
     SolewriterError,
     Unavailable,
     from_wire,
@@ -108,6 +109,16 @@ class AgentSession:
         self._unsent.append((frame, memoryview(data)))
         self.in_flight += len(pendings)
         return pendings
+
+    def send_all(self, requests: Sequence[PlainRequest | OutcomeQuery]) -> list[Pending | RequestTooLarge]:
+        """As one frame, or where that is too large as smaller ones; what is too large alone is refused in its place."""
+        try:
+            return [*self.send(requests)]
+        except RequestTooLarge as error:
+            if len(requests) == 1:
+                return [error]
+            middle = len(requests) // 2
+            return self.send_all(requests[:middle]) + self.send_all(requests[middle:])
 
     @property
     def _next_frame(self) -> int:
@@ -225,17 +236,25 @@ class AgentSession:
         self._frames.popleft()
 
     def _fence(self) -> None:
+        """Another client has the session. What was not sent at all is refused; nobody here knows more of the rest."""
         self.fenced = True
         self.fail(Fenced("another client took over this client_id: connect again under another one"))
 
-    def fail(self, error: SolewriterError | None) -> None:
-        """No answer will come: every open request ends with this error, or with OutcomeUnknown naming it."""
-        ended = [pending for frame in self._frames for pending in frame.pendings if not pending.done]
+    def fail(self, unsent: SolewriterError | None) -> None:
+        """No answer will come: every open request ends with OutcomeUnknown naming it, or with this error where nothing
+        of it was sent.
+        """
+        ended = [
+            (pending, None if frame.begun else unsent)
+            for frame in self._frames
+            for pending in frame.pendings
+            if not pending.done
+        ]
         while self._frames:
             self._forget_first()
         self._unsent.clear()
         self.in_flight = 0
-        for pending in ended:
+        for pending, error in ended:
             pending.end(None, error or outcome_unknown(pending.request_id))
 
 

@@ -199,7 +199,7 @@ class SingleWriter:
         more.
         """
         try:
-            change, newcomer.first = self.sessions.greet(newcomer.hello)
+            change, newcomer.first = self.sessions.greet(newcomer.hello, turn.last_of)
             if self.sessions.get(change.session) is None:
                 connected = {*self._bridge.connected(), *turn.sessions}
                 turn.forgotten_sessions += self.sessions.surplus(1 + len(turn.sessions), connected)
@@ -309,10 +309,10 @@ class SingleWriter:
         changed = turn.revision > self.state.revision
         self.state.merge(turn)
         self.sessions.forget(turn.forgotten_sessions)
-        for change in turn.sessions.values():
-            self.sessions.take(change)
         for (session, sequence), told in turn.outcomes.items():
             self.sessions.remember(session, sequence, told)
+        for change in turn.sessions.values():  # behind what their older lanes brought in this turn
+            self.sessions.take(change)
         for request_id in turn.fenced_ids:
             self.sessions.fence(request_id)
         if changed:
@@ -338,14 +338,16 @@ class SingleWriter:
     # --- reply -------------------------------------------------------------------------------------------------------
 
     def _reply(self) -> None:
-        """Tell everybody, lane by lane, and listen again to those that had to wait."""
+        """Tell everybody, lane by lane, and listen again to those that had to wait. Who took over a session is admitted
+        last, because that closes the older lane.
+        """
+        failpoint.reach("turn.reply")
+        for lane, answers in self._replies.items():
+            lane.reply(answers)
+        self._replies.clear()
         for newcomer, change in self._greeted:
             session = self.sessions.get(change.session)
             if session is not None:
                 self._bridge.admit(newcomer, session)
         self._greeted.clear()
-        failpoint.reach("turn.reply")
-        for lane, answers in self._replies.items():
-            lane.reply(answers)
-        self._replies.clear()
         failpoint.reach("turn.done")

@@ -40,10 +40,10 @@ def _install(entry: Entry, state: State, sessions: Sessions, publisher: Publishe
     if entry.bodies:
         publisher.note_recovered(entry.revision)
     sessions.forget(said.forgotten_sessions)
-    for change in said.sessions:
-        sessions.take(change)
     for outcome in said.outcomes:
         sessions.remember(outcome[0], outcome[1], _told(outcome))
+    for change in said.sessions:
+        sessions.take(change)
     for request_id in said.fenced_ids:
         sessions.fence(request_id)
 

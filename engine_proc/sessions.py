@@ -9,12 +9,12 @@ user-given ids to their maxima.
 from __future__ import annotations
 
 from collections import OrderedDict, deque
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import msgspec
 
-from solewriter.shared.config import FRAME_REQUESTS_MAX, NAME_MAX, SESSION_FRAMES_MAX, Limits
+from solewriter.shared.config import FRAME_REQUESTS_MAX, GAPS_MAX, NAME_MAX, SESSION_FRAMES_MAX, Limits
 from solewriter.shared.entry import SessionChange
 from solewriter.shared.handshake import Hello
 from solewriter.shared.request_ids import own_id, session_number
@@ -36,10 +36,25 @@ class Told(msgspec.Struct, frozen=True, gc=False):
 FORGOTTEN = Told(Status.UNAVAILABLE, 0, ("Forgotten", "this outcome is older than the engine remembers", {}))
 
 
+NEVER = Told(Status.REFUSED, 0, ("Fenced", "its outcome was asked for before it arrived: it never will be applied", {}))
+
+
 class Session:
     """One agent's identity. `last` is the highest sequence number consumed."""
 
-    __slots__ = ("_order", "actor", "client_id", "epoch", "fenced", "instance", "last", "name", "number", "told")
+    __slots__ = (
+        "_order",
+        "actor",
+        "client_id",
+        "epoch",
+        "fenced",
+        "gaps",
+        "instance",
+        "last",
+        "name",
+        "number",
+        "told",
+    )
 
     def __init__(self, number: int, client_id: str, name: str) -> None:
         self.number = number
@@ -51,6 +66,7 @@ class Session:
         self.last = -1
         self.told: dict[int, Told] = {}
         self._order: deque[int] = deque()
+        self.gaps: deque[tuple[int, int]] = deque(maxlen=GAPS_MAX)  # numbers that were passed over unread
         self.fenced: set[int] = set()  # sequences that were answered NotApplied and must stay so
 
     def remember(self, sequence: int, told: Told, window: int) -> None:
@@ -64,6 +80,21 @@ class Session:
         self.told[sequence] = told
         if len(order) > window:
             del self.told[order.popleft()]
+
+    def pass_over(self, last: int) -> None:
+        """Go on behind this number. Those in between were never consumed, and the lanes that may hold them are not
+        read any more.
+        """
+        if last > self.last:
+            self.gaps.append((self.last + 1, last))
+            self.last = last
+
+    def told_of(self, sequence: int) -> Told | None:
+        """How a request with a number that was consumed or passed over ended."""
+        told = self.told.get(sequence)
+        if told is None:
+            told = NEVER if any(low <= sequence <= high for low, high in self.gaps) else FORGOTTEN
+        return told
 
     def may_fence(self, window: int) -> bool:
         """Whether there is room for one more fenced number. Those that were passed need no fence any more."""
@@ -94,11 +125,12 @@ class Sessions:
     def get(self, number: int) -> Session | None:
         return self._by_number.get(number)
 
-    def greet(self, hello: Hello) -> tuple[SessionChange, int]:
+    def greet(self, hello: Hello, consumed: Callable[[int], int]) -> tuple[SessionChange, int]:
         """What this hello makes of its session, before it is journaled, and the number of its lane's first frame.
 
         A client that sends again begins where it must; any other one behind everything that this session ever sent,
-        so that a restarted agent's new requests are not taken for its old ones. Raises HelloRefused.
+        read or not, so that nobody's requests are taken for an earlier client's. `consumed` tells the highest sequence
+        of a session in the turn that is not committed yet. Raises HelloRefused.
         """
         if not hello.client_id or len(hello.client_id) > NAME_MAX or len(hello.name) > NAME_MAX:
             raise HelloRefused(f"client_id and name are at most {NAME_MAX} characters, and client_id is not empty")
@@ -120,7 +152,9 @@ class Sessions:
                 raise HelloRefused("another client took over this client_id", "fenced")
             change = SessionChange(number, known.client_id, hello.name, known.epoch + 1, known.last, hello.instance)
             return change, hello.first
-        first = max(hello.first, known.last // FRAME_REQUESTS_MAX + 1)
+        same = hello.instance == known.instance  # and it has nothing on its way
+        unread = 0 if same else self._limits.window_max  # frames at most that an older client sent and nobody reads
+        first = max(hello.first, max(known.last, consumed(number)) // FRAME_REQUESTS_MAX + 1 + unread)
         last = first * FRAME_REQUESTS_MAX - 1
         return SessionChange(number, known.client_id, hello.name, known.epoch + 1, last, hello.instance), first
 
@@ -132,7 +166,7 @@ class Sessions:
         if session is None:
             return FORGOTTEN
         if sequence <= session.last:
-            return session.told.get(sequence, FORGOTTEN)
+            return session.told_of(sequence)
         if sequence in session.fenced:
             return NEVER
         return None if session.may_fence(self._limits.window_max) else FORGOTTEN
@@ -153,7 +187,7 @@ class Sessions:
         session.actor = change.name.encode(errors="surrogatepass")
         session.epoch = change.epoch
         session.instance = change.instance
-        session.last = max(session.last, change.last_sequence)
+        session.pass_over(change.last_sequence)
         self._by_number[change.session] = session
         return session
 
@@ -194,6 +228,3 @@ class Sessions:
     def forget(self, numbers: Iterable[int]) -> None:
         for number in numbers:
             self._by_number.pop(number, None)
-
-
-NEVER = Told(Status.REFUSED, 0, ("Fenced", "its outcome was asked for before it arrived: it never will be applied", {}))

@@ -84,6 +84,7 @@ ATTACH_RETRY_S = 0.005  # between looks for a memory that is just being handed o
 BACKLOG = 256  # processes that may be connecting at once: a farm starts all its agents in one moment
 ACCEPT_PAUSE_S = 0.5  # after an accept that failed, for want of descriptors say
 HANDSHAKE_BYTES_MAX = 64 * KIB  # of one hello or welcome; a few hundred bytes are usual
+GAPS_MAX = 64  # of a session: how many of its takeovers it remembers what was never read for; before that: Forgotten
 SESSION_FRAMES_MAX = 2**40  # of one session: 34 years at a thousand a second
 MESSAGE_MAX = 2_000  # characters of a refusal: it is journaled, and remembered for a whole window
 PROBLEMS_MAX = 10  # failing fields that one refusal names
@@ -102,6 +103,7 @@ MEMORY_VERSION = 1  # layout of all segments
 JOURNAL_VERSION = 1  # journal files and entries
 
 FRAME_REQUESTS_MAX = 256  # requests in one frame: sequence = frame number * 256 + index in the frame
+WATCH_BATCH = 256  # changes that a watcher takes at once: it looks for the newest revision once for all of them
 FRAME_BATCH = 32  # requests of `submit_many` in one frame: amortises the write; a turn begins before the window is full
 CAREFUL_NUMBERS = 2_000  # a frame that may hold more is unpickled key by key: as many colliding keys cost 15 ms
 PIPE_BYTES = 256 * KIB  # of a lane; 64 pipes of 1 MiB would exhaust the kernel's per-user soft limit

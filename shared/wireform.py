@@ -134,7 +134,8 @@ def _plain_mutation(mutation: Mutation, registry: Registry) -> PlainMutation:
         case Create(entity, reason):
             return _whole(Op.CREATE, entity, 0, reason, registry)
         case Put(entity, expect, reason):
-            return _whole(Op.PUT, entity, _expected(expect, entity) or None, reason, registry)
+            new = isinstance(expect, FromTarget) and not entity.version  # replaces whatever is there
+            return _whole(Op.PUT, entity, None if new else _expected(expect, entity), reason, registry)
         case Update(target, changes, expect, reason):
             kind = registry.of(model_of(target))
             fields = changed_fields(kind, changes)

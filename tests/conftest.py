@@ -193,18 +193,27 @@ def forget(lives: list[Whereabouts]) -> None:
 class RawLane:
     """An agent's lane without a client: what is written is what the engine reads, whole frames or not."""
 
-    def __init__(self, state: str | os.PathLike[str], client_id: str | None = None, *, resends: bool = False) -> None:
+    def __init__(
+        self,
+        state: str | os.PathLike[str],
+        client_id: str | None = None,
+        *,
+        resends: bool = False,
+        instance: str = "",
+        between: Callable[[], object] = lambda: None,  # called when the hello was sent and not answered
+    ) -> None:
         self.session = AgentSession(DEFAULT_LIMITS, "raw", client_id)
         self.lane = Lane()
         with StateFolder(state).connected_socket(5) as connection:
             hello = self.session.hello(os.getpid())
-            hello.instance = client_id or "raw"
+            hello.instance = instance or client_id or "raw"
             hello.resends = resends  # True: as a client says that lost its lane, and begins with frame 0 again
             connection.sendmsg(
                 [handshake.pack_words(hello)],
                 [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", self.lane.theirs))],
             )
             self.lane.hand_over()
+            between()
             header = connection.recv(handshake.WORDS_HEADER_BYTES, socket.MSG_WAITALL)
             self.welcome = handshake.unpack_welcome(connection.recv(handshake.words_length(header), socket.MSG_WAITALL))
         os.set_blocking(self.lane.requests, True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import threading
 
 import pytest
 
@@ -303,3 +304,78 @@ def test_a_closed_client_says_so_at_once(engine):
     with pytest.raises(EngineUnavailable, match="closed") as closed:
         client.create(Task(title="x"))
     assert closed.value.final
+
+
+# --- takeovers --------------------------------------------------------------------------------------------------------
+
+
+def test_a_takeover_in_the_turn_of_the_older_lanes_requests_confuses_nobody(state, start_engine, client_of_a_raw_lane):
+    """Requests and the hello behind them are taken in one turn, because the engine stood still meanwhile."""
+    engine = start_engine(state)
+    for round_ in range(5):
+        older = connect(state, client_id="both")
+        older.create(Task(title="x", id=f"before{round_}"))
+        os.kill(engine.pid, signal.SIGSTOP)
+        with pytest.raises(OutcomeUnknown) as unknown:
+            older.create(Task(title="older", id=f"older{round_}"), timeout_s=0.01)
+        newer = client_of_a_raw_lane(
+            state,
+            client_id="both",
+            instance=f"newer{round_}",
+            between=lambda: os.kill(engine.pid, signal.SIGCONT),
+        )
+        newer.write(newer.frame([Create(Task(title="newer", id=f"newer{round_}"))]))
+        reply = newer.reply()
+        assert reply.status == Status.APPLIED
+        assert reply.detail[0][2:] == ["Task", f"newer{round_}"], "the older client's reply"
+        with connect(state) as judge:
+            assert judge.get(Task, f"newer{round_}") is not None, "told applied and not there"
+            told = judge.outcome(unknown.value.request_id)
+            assert isinstance(told, Applied | NotApplied), "definite either way"
+            assert isinstance(told, Applied) == (judge.get(Task, f"older{round_}") is not None)
+        older.close()
+
+
+def test_what_was_applied_is_never_told_fenced(state, start_engine):
+    """A taken-over client knows nothing of what it had sent, and must not say that nothing was changed."""
+    start_engine(state)
+    for round_ in range(10):
+        older = connect(state, client_id="both")
+        kinds = set()
+
+        def send(older=older, kinds=kinds, round_=round_) -> None:
+            try:
+                mutations = (Create(Task(title="x", id=f"r{round_}-{number}")) for number in range(5_000))
+                for reply in older.submit_many(mutations):
+                    kinds.add(type(reply.error))
+            except Fenced:
+                pass  # of what was not sent
+
+        sender = threading.Thread(target=send)
+        sender.start()
+        with connect(state, client_id="both"):
+            sender.join(20)
+        assert kinds <= {type(None), OutcomeUnknown}
+        older.close()
+
+
+def test_an_unread_request_of_an_earlier_client_is_not_mistaken_for_a_later_ones(state, start_engine, wait_until):
+    engine = start_engine(state)
+    older = connect(state, client_id="both", limits=Limits(connect_timeout_s=0.1))
+    older.create(Task(title="x", id="t"))
+    os.kill(engine.pid, signal.SIGSTOP)
+    with pytest.raises(OutcomeUnknown) as unknown:
+        older.create(Task(title="x", id="older"), timeout_s=0.01)
+    os.kill(engine.pid, signal.SIGKILL)
+    older.close()
+    with connect(state, client_id="both") as newer:
+        newer.create(Task(title="x", id="newer"))
+        assert newer.outcome(unknown.value.request_id) == NotApplied()
+        assert newer.get(Task, "older") is None
+
+
+def test_put_of_what_must_not_be_there(client):
+    client.put(Task(title="x", id="t"), expect=0)
+    with pytest.raises(VersionConflict):
+        client.put(Task(title="y", id="t"), expect=0)
+    assert client.put(Task(title="y", id="t")).version == 2

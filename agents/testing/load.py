@@ -1,0 +1,285 @@
+"""Random agents and readers as programs, for a campaign: `python -m solewriter.agents.testing.load --help`.
+
+Each writes down what it asks, is told and sees (`Evidence`), and goes on until its standard input ends, so that none
+outlives its campaign. An agent asks for a bit of everything, right and wrong, one by one and pipelined, of a few
+entities that all agents fight for. The same seed asks for the same as long as the answers are the same.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import itertools
+import os
+import random
+import select
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+
+from solewriter.agents.client import Client, connect
+from solewriter.agents.reader import open_reader
+from solewriter.agents.testing.evidence import UNKNOWN, Call, Evidence, gather
+from solewriter.agents.testing.steps import Key, kinds_of, mutation_of, step_of
+from solewriter.shared.errors import Fenced, OutcomeUnknown, SolewriterError, Unavailable
+from solewriter.shared.models import Project, ProjectStatus, Task, TaskPriority, TaskStatus
+from solewriter.shared.mutations import (
+    Cancel,
+    Create,
+    Delete,
+    GuardMutation,
+    Mutation,
+    Put,
+    Reply,
+    Require,
+    RequireAbsent,
+    Transition,
+    Update,
+)
+
+TASKS = [f"t{number}" for number in range(32)]  # few, so that agents meet, and a look at all of them is cheap
+PROJECTS = [f"p{number}" for number in range(6)]
+LOOK_SHARE = 0.15  # of replies after which an agent reads its own writes
+IMPATIENT_S = 0.03  # less than a restart takes: then the outcome is unknown, and the request still on its way
+IMPATIENT_SHARE = 0.3  # of requests
+HELD_MAX = 3  # old snapshots that a reader looks at again
+SKIPPED_MAX = 60  # revisions between two looks of a reader
+
+
+class Agent:
+    """One random agent: `act` does one thing."""
+
+    def __init__(self, client: Client, evidence: Evidence, chance: random.Random) -> None:
+        self._client = client
+        self._evidence = evidence
+        self._chance = chance
+        self._count = itertools.count(1)
+        self._own_ids: list[tuple[str, Mutation]] = []  # under which something was answered
+        self._acts: list[tuple[Callable[[], None], int]] = [
+            (self.one, 40),
+            (self.burst, 10),
+            (self.several, 12),
+            (self.with_own_id, 12),
+            (self.again, 4),
+        ]
+
+    def act(self) -> None:
+        """One random thing. Raises Fenced when another client took over the session."""
+        acts, weights = zip(*self._acts, strict=True)
+        try:
+            self._chance.choices(acts, weights)[0]()
+        except Unavailable:
+            pass  # kept as unknown; the next request waits for the engine again
+
+    # --- ways to send ------------------------------------------------------------------------------------------------
+
+    def one(self) -> None:
+        """One request, and sometimes a look at what it did."""
+        self._sent(self.mutation())
+
+    def burst(self) -> None:
+        """Many in flight, most of them for entities of its own, so that the order shows."""
+        own = f"own-{self._client.client_id}"
+        self._sent(Put(Task(title=self.unique(), id=own)))
+        count = self._chance.randrange(16, 96)
+        asked = [self._in_burst(own) for _ in range(count)]
+        window, timeout_s = self._chance.choice((8, 64, 256)), self._patience()
+        for reply in self._evidence.submit_many(self._client, asked, window=window, timeout_s=timeout_s):
+            self._check_fenced(reply)
+        self._evidence.look(self._client.reader, [Key("Task", own)])
+
+    def _in_burst(self, own: str) -> Mutation:
+        if self._chance.random() < 0.6:
+            return Update(Task.ref(own), {"source": self.unique()})
+        return self.mutation()
+
+    def several(self) -> None:
+        """Some mutations in one request, of different entities or of the same, sometimes guarded."""
+        mutations = [self.mutation() for _ in range(self._chance.randrange(2, 5))]
+        key = step_of(mutations[0]).key
+        if key.kind == "Task" and self._chance.random() < 0.4:  # whatever the first one did, this one sees it
+            last = (Update(Task.ref(key.id), {"source": self.unique()}), Delete(Task.ref(key.id)))
+            mutations.append(self._chance.choice(last))
+        self._sent(*mutations, guards=self.guards())
+
+    def with_own_id(self) -> None:
+        """Under an id of its own, which somebody else can send again."""
+        request_id, mutation = f"id-{self.unique()}", self.mutation()
+        self._sent(mutation, request_id=request_id)
+        self._own_ids.append((request_id, mutation))
+
+    def again(self) -> None:
+        """The same id again: the first reply. Or for something else: refused."""
+        if self._own_ids:
+            request_id, mutation = self._chance.choice(self._own_ids)
+            self._sent(mutation if self._chance.random() < 0.7 else self.mutation(), request_id=request_id)
+
+    def finish(self, calls: Sequence[Call]) -> None:
+        """Send again what a dead agent sent under ids of its own and was not answered."""
+        kinds = kinds_of(())
+        for call in calls:
+            mutations = [mutation_of(step, kinds) for step in call.steps]
+            with contextlib.suppress(Unavailable):  # kept as unknown, again
+                self._sent(*mutations, request_id=call.name)
+
+    def _sent(self, *mutations: Mutation, guards: Sequence[GuardMutation] = (), request_id: str | None = None) -> None:
+        """Send a request, and sometimes look at what it did, or ask what became of it."""
+        evidence, client = self._evidence, self._client
+        try:
+            reply = evidence.submit(
+                client, *mutations, guards=guards, request_id=request_id, timeout_s=self._patience()
+            )
+        except OutcomeUnknown as error:
+            if request_id is None and self._chance.random() < 0.5:  # one of its own somebody else sends again
+                evidence.resolve(client, error.request_id)
+            return
+        self._check_fenced(reply)
+        if self._chance.random() < LOOK_SHARE:
+            evidence.look(client.reader, [Key(result.kind, result.id) for result in reply.results])
+
+    def _patience(self) -> float | None:
+        return IMPATIENT_S if self._chance.random() < IMPATIENT_SHARE else None
+
+    def _check_fenced(self, reply: Reply) -> None:
+        if isinstance(reply.error, Fenced):
+            raise reply.error
+
+    # --- what to ask -------------------------------------------------------------------------------------------------
+
+    def unique(self) -> str:
+        """A text that nobody else makes: every change to it is a change."""
+        return f"{self._evidence.name}-{next(self._count)}"
+
+    def mutation(self) -> Mutation:
+        """Something about one of the entities that all agents share."""
+        if self._chance.random() < 0.15:
+            return self._of_project(self._chance.choice(PROJECTS))
+        return self._of_task(self._chance.choice(TASKS))
+
+    def _of_task(self, id: str) -> Mutation:
+        task = self._client.get(Task, id)
+        if task is None:
+            return self._of_no_task(id)
+        finished = task.status in (TaskStatus.COMPLETED, TaskStatus.CANCELLED, TaskStatus.REJECTED)
+        if finished and self._chance.random() < 0.5:
+            return Delete(task)
+        return self._chance.choice(
+            (
+                lambda: Update(task, {"description": self.unique()}),
+                lambda: Update(task, {"description": self.unique(), "priority": self._chance.choice([*TaskPriority])}),
+                lambda: Update(Task.ref(id), {"source": self.unique(), "max_retries": self._chance.randrange(100)}),
+                lambda: Update(task, {"priority": task.priority}),  # changes nothing
+                lambda: Update(task, {"description": self.unique()}, expect=max(0, task.version - 1)),
+                lambda: Update(task, {"metadata": {"by": self.unique(), "parts": [1, {"deep": True}]}}),
+                lambda: Put(task.model_copy(update={"description": self.unique()})),
+                lambda: Put(Task(title=self.unique(), id=id)),
+                lambda: self._step(task),
+                lambda: self._step(task),
+                lambda: self._step(task),
+                lambda: Cancel(task) if self._chance.random() < 0.3 else Cancel(task, expect=task.version),
+                lambda: Create(Task(title=self.unique(), id=id)),
+                lambda: Delete(Task.ref(id) if self._chance.random() < 0.5 else task),
+            )
+        )()
+
+    def _of_no_task(self, id: str) -> Mutation:
+        draft = Task(title=self.unique(), id=id, metadata={"by": self._evidence.name}, reviewers=("r1", "r2"))
+        return self._chance.choice(
+            (
+                lambda: Create(draft),
+                lambda: Create(draft),
+                lambda: Put(draft),
+                lambda: Update(Task.ref(id), {"source": self.unique()}),
+                lambda: Put(draft, expect=self._chance.randrange(1, 4)),
+            )
+        )()
+
+    def _step(self, task: Task) -> Mutation:
+        """Along the lifecycle; a third of the steps are not allowed, or lack what they need."""
+        assert task.lifecycle is not None
+        allowed = task.lifecycle.allowed(task.status)
+        to = self._chance.choice(allowed if allowed and self._chance.random() < 0.7 else [*TaskStatus])
+        changes = {"assigned_to": self._client.name} if self._chance.random() < 0.8 else {}
+        target = task if self._chance.random() < 0.7 else Task.ref(task.id)
+        return Transition(target, to, changes)
+
+    def _of_project(self, id: str) -> Mutation:
+        project = self._client.get(Project, id)
+        if project is None:
+            return Create(Project(name=self.unique(), id=id, budget_limit=self._chance.randrange(100) / 4))
+        return self._chance.choice(
+            (
+                lambda: Update(project, {"description": self.unique()}),
+                lambda: Update(Project.ref(id), {"budget_limit": self._chance.randrange(1_000) / 8}),
+                lambda: Transition(project, self._chance.choice([*ProjectStatus])),
+                lambda: Delete(project),
+            )
+        )()
+
+    def guards(self) -> list[GuardMutation]:
+        """Conditions on entities as they are now, or were a moment ago."""
+        task = self._client.get(Task, self._chance.choice(TASKS))
+        if task is None or self._chance.random() < 0.4:
+            return []
+        return [Require(task)] if self._chance.random() < 0.8 else [RequireAbsent(Task, task.id)]
+
+
+def unanswered(paths: Sequence[Path]) -> Iterator[Call]:
+    """What the agents of these files sent, without guards, under ids of their own, and were not answered."""
+    for attempt in gather(paths).attempts:
+        known = attempt.answer is not None and attempt.answer.outcome != UNKNOWN
+        if attempt.call.own and not attempt.call.conditions and not known:
+            yield attempt.call
+
+
+def run_agent(options: argparse.Namespace) -> None:
+    """Random requests until standard input ends, or another client takes over the session."""
+    with (
+        Evidence(options.evidence) as evidence,
+        connect(options.state, name=evidence.name, client_id=options.client_id) as client,
+        contextlib.suppress(Fenced),
+    ):
+        agent = Agent(client, evidence, random.Random(options.seed))
+        agent.finish([*unanswered(options.finish)])
+        while going_on():
+            agent.act()
+
+
+def run_reader(options: argparse.Namespace) -> None:
+    """Look at everything, again and again; hold some snapshots, and look at them again later."""
+    chance = random.Random(options.seed)
+    with Evidence(options.evidence) as evidence, open_reader(options.state) as reader:
+        held = [reader.snapshot()]
+        while going_on():
+            seen = evidence.look(reader)
+            if chance.random() < 0.2:
+                evidence.look(held[0])
+                held = [*held, reader.snapshot()][-HELD_MAX:]
+            with contextlib.suppress(TimeoutError):
+                reader.wait_for(seen.revision + chance.randrange(1, SKIPPED_MAX), timeout_s=0.2)
+
+
+def going_on() -> bool:
+    """Whether standard input is still open."""
+    return not select.select([0], [], [], 0)[0] or bool(os.read(0, 4096))
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(prog="load", description="A random agent, or a reader, of a running engine.")
+    parser.add_argument("role", choices=("agent", "reader"))
+    parser.add_argument("state", type=Path, help="the state folder")
+    parser.add_argument("evidence", type=Path, help="a new file for what it asked, was told and saw")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--client-id", help="resume this session, or begin it")
+    parser.add_argument(
+        "--finish", type=Path, action="append", default=[], help="evidence of a dead agent, whose open requests to send"
+    )
+    options = parser.parse_args(arguments)
+    try:
+        (run_agent if options.role == "agent" else run_reader)(options)
+    except SolewriterError as error:
+        sys.exit(f"{options.evidence.stem}: {type(error).__name__}: {error}")
+
+
+if __name__ == "__main__":
+    main()
