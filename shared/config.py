@@ -79,7 +79,7 @@ DEFAULT_LIMITS = Limits()
 
 # --- of every process alike: nobody has asked to choose them ---------------------------------------------------------
 READ_BYTES = 64 * KIB  # what one look takes from a pipe of replies or orders: its usual capacity
-RECONNECT_FIRST_S, RECONNECT_MAX_S = 0.005, 0.2  # between a client's tries while an engine restarts, which takes 0.3 s
+RECONNECT_FIRST_S, RECONNECT_MAX_S = 0.005, 0.05  # between a client's tries while an engine restarts, which takes 0.3 s
 ATTACH_RETRY_S = 0.005  # between looks for a memory that is just being handed over
 BACKLOG = 256  # processes that may be connecting at once: a farm starts all its agents in one moment
 ACCEPT_PAUSE_S = 0.5  # after an accept that failed, for want of descriptors say

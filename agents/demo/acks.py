@@ -2,12 +2,14 @@
 
 Every request of the demo goes through a `Log`, so the files together are the agents' side of the story, which `check`
 compares with the engine's. A process killed between a reply and its line leaves one change that nobody claims, never
-more: it waits for each reply before it sends again. The line is one unbuffered write, so a later kill cannot take it
-back.
+more: it waits for each reply before it sends again. Before it sends, it writes a question mark; so a log that ends
+with one is that of a process that waits for an answer, or died while it did. Each line is one unbuffered write, so a
+later kill cannot take it back.
 """
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from types import TracebackType
@@ -16,6 +18,8 @@ from typing import Self
 import msgspec
 
 from solewriter import Client, Create, Reply, Require, Task, Transition, VersionConflict
+
+ASKED = b"?\n"
 
 
 class Line(msgspec.Struct, frozen=True, omit_defaults=True):
@@ -42,6 +46,7 @@ class Log:
 
     def step(self, client: Client, *steps: Transition) -> Task:
         """Take a task along its lifecycle, all steps in one request. Raises VersionConflict if somebody was faster."""
+        self._file.write(ASKED)
         reply = client.submit(*steps)
         self._write(reply, str(steps[-1].to))
         task = reply.check().entity
@@ -50,6 +55,7 @@ class Log:
 
     def look(self, client: Client, guard: Require) -> None:
         """Ask the engine itself whether a task is still what it was. Raises GuardFailed."""
+        self._file.write(ASKED)
         reply = client.submit(guards=[guard])
         self._write(reply, "")
         reply.check()
@@ -57,12 +63,12 @@ class Log:
     def _write(self, reply: Reply, status: str) -> None:
         if reply.applied:
             task, version = (reply.results[-1].id, reply.results[-1].version) if reply.results else ("", 0)
-            line = Line(reply.request_id, reply.revision, task, version, status)
+            line: Line | None = Line(reply.request_id, reply.revision, task, version, status)
         elif isinstance(reply.error, VersionConflict):
             line = Line(reply.request_id, reply.revision, conflict=True)
         else:
-            return  # any other refusal is raised by whoever asked
-        self._file.write(msgspec.json.encode(line) + b"\n")
+            line = None  # any other refusal is raised by whoever asked; here it is an answer, no more
+        self._file.write((msgspec.json.encode(line) if line else b"") + b"\n")
 
     def __enter__(self) -> Self:
         return self
@@ -77,4 +83,13 @@ def logged(folder: Path) -> Iterator[Line]:
     """Every line of every log. What follows the last line end was never finished, and claims nothing."""
     for path in sorted(folder.iterdir()):
         for line in path.read_bytes().split(b"\n")[:-1]:
-            yield msgspec.json.decode(line, type=Line)
+            if line.startswith(b"{"):
+                yield msgspec.json.decode(line, type=Line)
+
+
+def unanswered(path: Path) -> int:
+    """How long the log was when its process asked what it was not answered yet; 0 if it awaits nothing."""
+    with path.open("rb") as file:
+        size = file.seek(0, os.SEEK_END)
+        file.seek(max(0, size - len(ASKED)))
+        return size if file.read() == ASKED else 0

@@ -1,8 +1,8 @@
 """Was anything lost, applied twice, or computed wrongly? Compared are the logs, the final state and a single process.
 
 Every version of every task must have been told to exactly one process, as the answer to one request. A version told
-to two or to nobody was applied twice. One is forgiven each dead agent: it may have died between the reply and its log
-line.
+to two or to nobody was applied twice. Forgiven is one for each request whose process died before it could log the
+answer. A dead engine is forgiven nothing.
 """
 
 from __future__ import annotations
@@ -37,8 +37,8 @@ class FinalState:
     engine_restarts: int
 
 
-def verdict(lines: Iterable[Line], final: FinalState, *, dead: int) -> Verdict:
-    """Compare what all processes were told with the final state. Each of the dead may have been told one thing more."""
+def verdict(lines: Iterable[Line], final: FinalState, *, unanswered: int) -> Verdict:
+    """Compare what all processes were told with the final state. Nobody was told what `unanswered` requests changed."""
     told = list(lines)
     acks = [line for line in told if not line.conflict]
     changes = [line for line in acks if line.task]
@@ -46,7 +46,7 @@ def verdict(lines: Iterable[Line], final: FinalState, *, dead: int) -> Verdict:
         acked=len(acks),
         conflicts=len(told) - len(acks),
         lost=sum(line.revision > final.revision or is_lost(line, final.tasks.get(line.task)) for line in changes),
-        duplicated=told_twice(changes) + max(0, told_to_nobody(changes, final.tasks) - dead),
+        duplicated=told_twice(changes) + max(0, told_to_nobody(changes, final.tasks) - unanswered),
     )
 
 

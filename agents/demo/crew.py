@@ -19,7 +19,7 @@ from typing import Self
 
 from solewriter import Client, GuardFailed, Require, Task, TaskStatus, Transition, VersionConflict
 from solewriter.agents.demo import agent
-from solewriter.agents.demo.acks import Log
+from solewriter.agents.demo.acks import Log, unanswered
 from solewriter.agents.demo.progress import progress_at
 
 END_S = 10.0  # for an agent to end once everything is completed
@@ -31,6 +31,7 @@ class Crew:
     def __init__(self, count: int, state: Path, root: Path, logs: Path) -> None:
         spawn = multiprocessing.get_context("spawn")
         names = [f"agent-{number}" for number in range(1, count + 1)]
+        self._logs = logs
         self.agents: list[BaseProcess] = [
             spawn.Process(target=agent.run, name=name, args=(state, root, name, logs / name), daemon=True)
             for name in names
@@ -49,6 +50,11 @@ class Crew:
     @property
     def failed(self) -> list[str]:
         return [name for name in self.dead if name not in self.killed]
+
+    def asking(self) -> dict[str, int]:
+        """Who of the living waits for an answer of the engine, and where in its log it asked."""
+        logs = {process.name: self._logs / process.name for process in self.alive}
+        return {name: place for name, log in logs.items() if log.exists() and (place := unanswered(log))}
 
     def strike(self, client: Client, log: Log) -> bool:
         """Kill one agent, by SIGKILL, in the middle of a task. False if none was found in the middle of one."""

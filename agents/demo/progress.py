@@ -22,7 +22,8 @@ class Progress:
     """Everything that there is to see at one revision."""
 
     revision: int
-    stale: bool  # the engine is gone, and the next one is not there yet
+    engine: int  # process id of the one that published this
+    stale: bool  # it is gone, and the next one is not there yet
     total: int = 0
     done: int = 0
     packages: dict[str, Share] = field(default_factory=dict)
@@ -44,6 +45,11 @@ class Progress:
             self.held[agent] = task
 
     @property
+    def fraction(self) -> float:
+        """How much of it is done, from 0 to 1."""
+        return self.done / max(1, self.total)
+
+    @property
     def busiest(self) -> list[tuple[str, Share]]:
         """Packages that were begun and are not finished, the largest first."""
         begun = [
@@ -56,7 +62,7 @@ class Progress:
 
 def progress_at(snap: Snapshot) -> Progress:
     """How far the job is at this snapshot."""
-    progress = Progress(snap.revision, snap.stale)
+    progress = Progress(snap.revision, snap.pin.view.root.pid, snap.stale)
     for task in snap.entities(Task):
         progress.take_in(task)
     return progress

@@ -1,7 +1,7 @@
-"""The demo as a whole: tasks from files, agents that work, one that dies, and at the end a check of everything.
+"""The demo as a whole: tasks from files, agents that work, one that dies, the engine that dies, a check of everything.
 
 The parent looks through shared memory alone. It writes only to create the tasks and to free those that a dead agent
-held.
+held. An engine that it killed is the business of others: the supervisor starts the next one, the agents send again.
 """
 
 from __future__ import annotations
@@ -14,16 +14,18 @@ from pathlib import Path
 from rich.console import Console
 
 from solewriter import Client, Engine, Reader, Task, connect, open_reader
-from solewriter.agents.demo.acks import Log, logged
+from solewriter.agents.demo.acks import Log, logged, unanswered
 from solewriter.agents.demo.check import Comparison, FinalState, Verdict, compare, verdict
 from solewriter.agents.demo.crew import Crew, interrupt_orphans
+from solewriter.agents.demo.outage import Outage
 from solewriter.agents.demo.plan import Plan, Unsuitable, planned
 from solewriter.agents.demo.progress import Progress, progress_at
 from solewriter.agents.demo.show import Show, view
 from solewriter.agents.demo.summary import Summary
 from solewriter.engine_proc.process import Durability
 
-KILL_FROM = 0.4  # of all tasks completed: from here on, an agent is killed as soon as one is found in mid-task
+KILL_AGENT_FROM = 0.4  # of all tasks completed: from here on, an agent is killed as soon as one is found in mid-task
+KILL_ENGINE_FROM = 0.6  # and from here on the engine, as soon as it is found with requests on their way to it
 LOOKS = 50  # looks of the parent on its way to the end: many more would take CPU time from the agents
 LOOK_S = 0.2  # the longest time between two
 
@@ -38,6 +40,10 @@ class Job:
     durability: Durability
     state: Path | None  # None: in a temporary folder
 
+    @property
+    def kills_engine(self) -> bool:
+        return not self.calm and self.durability != "memory"
+
 
 @dataclass(frozen=True)
 class Work:
@@ -47,19 +53,23 @@ class Work:
     killed: int
     failed: int
     taken_over: int
+    outage: Outage
 
 
 def demonstrate(job: Job, console: Console) -> Summary:
     """Do the job with many processes and check it with one. Raises Unsuitable for folders that it cannot begin with."""
     plan = planned(job.root)
     console.print(f"{plan.modules:,} modules in {plan.packages:,} packages below {job.root}", soft_wrap=True)
+    if not (job.kills_engine or job.calm):
+        said = "durability 'memory' promises nothing across a restart, so the engine is not killed"
+        console.print(said, soft_wrap=True)
     with tempfile.TemporaryDirectory(prefix="solewriter-demo-") as folder:
         logs = Path(folder, "logs")
         logs.mkdir()
         with Engine(job.state or Path(folder, "state"), durability=job.durability) as engine:
             work = worked(job, plan, engine.state, logs, console)
             final = final_state(engine)
-        told = verdict(logged(logs), final, dead=work.killed + work.failed)
+        told = verdict(logged(logs), final, unanswered=sum(unanswered(log) > 0 for log in logs.iterdir()))
     console.print("now the same in a single process, to compare")
     return summed_up(job, plan, work, final, told, compare(plan, final))
 
@@ -72,13 +82,14 @@ def worked(job: Job, plan: Plan, state: Path, logs: Path, console: Console) -> W
             raise Unsuitable(f"{state} holds tasks already: name a folder that does not exist yet")
         log.create(client, plan.tasks)
         crew = Crew(job.agents, state, job.root, logs)
+        outage = Outage()
         with open_reader(state) as reader, crew, view(console) as show:
-            taken_over = supervise(crew, reader, show, client, log, kill=not job.calm)
+            taken_over = supervise(job, crew, outage, reader, show, client, log)
             seconds = time.perf_counter() - started
-    return Work(seconds, len(crew.killed), len(crew.failed), taken_over)
+    return Work(seconds, len(crew.killed), len(crew.failed), taken_over, outage)
 
 
-def supervise(crew: Crew, reader: Reader, show: Show, client: Client, log: Log, *, kill: bool) -> int:
+def supervise(job: Job, crew: Crew, outage: Outage, reader: Reader, show: Show, client: Client, log: Log) -> int:
     """Look until everything is completed or nobody is left; how many tasks of dead agents were freed on the way."""
     freed = 0
     while True:
@@ -88,9 +99,15 @@ def supervise(crew: Crew, reader: Reader, show: Show, client: Client, log: Log, 
         show(progress, [agent.name for agent in crew.agents], crew.dead)
         if progress.done == progress.total or not alive:
             return freed
-        due = kill and not crew.killed and len(alive) > 1 and progress.done >= KILL_FROM * progress.total
-        if due and crew.strike(client, log):
+        if outage.lasts:
+            outage.watch(reader, LOOK_S)
+            continue
+        agent_due = not (job.calm or crew.killed) and len(alive) > 1 and progress.fraction >= KILL_AGENT_FROM
+        if agent_due and crew.strike(client, log):
             continue  # look again: it may hold another task by now
+        engine_due = job.kills_engine and not outage.killed and progress.fraction >= KILL_ENGINE_FROM
+        if engine_due and outage.strike(reader, crew):
+            continue  # look at what is left
         freed += interrupt_orphans(progress.held, crew.dead, client, log)
         wait(reader, progress)
 
@@ -122,9 +139,12 @@ def summed_up(job: Job, plan: Plan, work: Work, final: FinalState, told: Verdict
         agents_killed=work.killed,
         agents_failed=work.failed,
         taken_over=work.taken_over,
+        engine_killed=int(work.outage.killed),
+        engine_unanswered=work.outage.unanswered,
+        engine_restarts=final.engine_restarts,
+        engine_gap_s=None if work.outage.gap_s is None else round(work.outage.gap_s, 3),
         durability=job.durability,
         revision=final.revision,
-        engine_restarts=final.engine_restarts,
         matches_single_process=compared.matches,
         seconds=round(work.seconds, 3),
         single_process_seconds=round(compared.seconds, 3),

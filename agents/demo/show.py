@@ -1,4 +1,5 @@
-"""The live view: a bar, the agents and the busiest packages on a terminal; elsewhere a line for every tenth of the way.
+"""The live view: a bar, the agents and the busiest packages on a terminal; elsewhere a line for every tenth of the way,
+and for every engine that dies or follows.
 
 It draws what a snapshot says and asks nobody, so it can run as often as it likes without slowing anyone's writes.
 """
@@ -42,26 +43,31 @@ def live_view(console: Console) -> Iterator[Show]:
 @contextmanager
 def plain_view(console: Console) -> Iterator[Show]:
     """For pipes and files."""
-    printed = -1
+    printed: tuple[int, int, bool] | None = None
 
     def show(progress: Progress, agents: Sequence[str], dead: Sequence[str]) -> None:
         nonlocal printed
-        tenth = progress.done * LINES // max(1, progress.total)
-        if tenth > printed:
-            printed = tenth
-            console.print(f"{headline(progress)}, {len(agents) - len(dead)} agents", soft_wrap=True)
+        news = progress.done * LINES // max(1, progress.total), progress.engine, progress.stale
+        if news != printed:
+            printed = news
+            alive = len(agents) - len(dead)
+            console.print(f"{headline(progress)}, {alive} agents, {engine(progress)}", soft_wrap=True)
 
     yield show
 
 
 def headline(progress: Progress) -> str:
-    engine = " (the engine is gone, the next one is on its way)" if progress.stale else ""
-    return f"{progress.done:,} of {progress.total:,} tasks completed at revision {progress.revision:,}{engine}"
+    return f"{progress.done:,} of {progress.total:,} tasks completed at revision {progress.revision:,}"
+
+
+def engine(progress: Progress) -> str:
+    return f"engine {progress.engine} {'is dead, the next one is on its way' if progress.stale else 'serves'}"
 
 
 def headline_table(progress: Progress) -> Table:
     table = Table.grid(padding=(1, 1))
     table.add_row(ProgressBar(progress.total, progress.done, width=BAR_WIDTH), headline(progress))
+    table.add_row("", engine(progress), style="red" if progress.stale else None)
     return table
 
 
