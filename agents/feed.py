@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 from solewriter.agents.reader import Reader
 from solewriter.shared import record
-from solewriter.shared.errors import Compacted
+from solewriter.shared.errors import Compacted, SnapshotExpired
 from solewriter.shared.memory.heap import PREFIX_BYTES, padded, walk
 from solewriter.shared.memory.view import Pin, View
 from solewriter.shared.record import Flags
@@ -51,7 +51,7 @@ class Feed:
                     taken.append(Published(pin, address, pin.whole(address)))
                     if len(taken) == limit:
                         break
-        except FileNotFoundError:
+        except (FileNotFoundError, SnapshotExpired):
             raise self._compacted(pin) from None
         return taken
 

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Self, TypeVar, overload
 
 from solewriter.agents.snapshot import Plain, Snapshot
 from solewriter.shared.config import ATTACH_RETRY_S, DEFAULT_LIMITS, Limits
-from solewriter.shared.errors import Compacted, EngineUnavailable
+from solewriter.shared.errors import Compacted, EngineUnavailable, SnapshotExpired
 from solewriter.shared.folder import StateFolder, runs
 from solewriter.shared.memory.root import STOPPED
 from solewriter.shared.memory.view import Pin, View
@@ -166,7 +166,10 @@ class Reader:
         predicate: Callable[[E | None], object],
         timeout_s: float | None = None,
     ) -> E | None:
-        """Block until the predicate holds of this entity (None while there is none); the entity. Raises TimeoutError."""
+        """Block until the predicate holds of this entity (None while there is none); the entity.
+
+        Raises TimeoutError.
+        """
         deadline = None if timeout_s is None else time.monotonic() + timeout_s
         while True:
             root = self.view().root
@@ -243,9 +246,14 @@ class Reader:
             return None  # made and deleted in one request
         pin = self._pin_of(epoch)
         address = result.address if pin.view.root.epoch == epoch else 0
+        entity: E | Plain | None = None
+        try:
+            if address:
+                entity = self._decode(pin, address, model)  # not kept: its next version follows soon
+        except (FileNotFoundError, SnapshotExpired):
+            address = 0  # its segment was reclaimed
         if not address:
-            address = self._by_version(pin, result)
-        entity: E | Plain | None = self._decode(pin, address, model)  # not kept: its next version follows soon
+            entity = self._decode(pin, self._by_version(pin, result), model)
         return entity
 
     def _pin_of(self, epoch: int) -> Pin:
@@ -261,10 +269,13 @@ class Reader:
     def _by_version(self, pin: Pin, result: Result) -> int:
         code = pin.catalog.kind_code(result.kind)
         address = pin.find(code, result.id) if code is not None else 0
-        while address:
-            if pin.content(address).version == result.version:
-                return address
-            address = pin.previous(address)
+        try:
+            while address:
+                if pin.content(address).version == result.version:
+                    return address
+                address = pin.previous(address)
+        except (FileNotFoundError, SnapshotExpired):
+            pass
         raise Compacted(
             f"{result.kind} {result.id!r} at version {result.version} is not in memory any more", oldest=pin.root.oldest
         )

@@ -67,6 +67,7 @@ class EngineStatus(msgspec.Struct, frozen=True, kw_only=True):
     memory_table_bytes: int = 0
     memory_index_bytes: int = 0
     memory_other_bytes: int = 0
+    memory_held_bytes: int = 0  # besides: of segments that only readers' older snapshots keep, as of the last heartbeat
     leftover_bytes: int = 0  # memory of dead engines that nobody can read; the next start frees it
     journal_files: int = 0
     journal_bytes: int = 0
@@ -233,6 +234,7 @@ def _with_root(
         entities=entities,
         sessions_remembered=words.sessions,
         sessions_connected=words.connected,
+        memory_held_bytes=words.held_bytes,
         journal_entry=root.entry if words.durability != "memory" else None,
     )
 

@@ -24,7 +24,7 @@ from solewriter.engine_proc.sessions import FORGOTTEN, NEVER, HelloRefused, Sess
 from solewriter.engine_proc.state import State, Turn
 from solewriter.engine_proc.writing import Form, form, write
 from solewriter.shared import failpoint, wireform
-from solewriter.shared.config import Limits
+from solewriter.shared.config import RECLAIM_LOOK, RECLAIM_LOOK_LEAST, Limits
 from solewriter.shared.entry import SessionChange
 from solewriter.shared.errors import (
     EngineUnavailable,
@@ -96,6 +96,12 @@ class SingleWriter:
             self._decide(turn)
             await self._commit(turn)
             self._reply()
+            self._reclaim(turn.bytes)
+
+    def _reclaim(self, written: int) -> None:
+        """Memory is given back as fast as it is used, after the replies left."""
+        budget = RECLAIM_LOOK * written + RECLAIM_LOOK_LEAST
+        self._publisher.reclaim(budget, self.state.revision, self._journal.tail.number, self.state.counts())
 
     def stop(self) -> None:
         """Let the turn that runs be the last."""

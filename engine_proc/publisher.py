@@ -13,13 +13,14 @@ from pathlib import Path
 
 import msgspec
 
+from solewriter.engine_proc.reclaim import Reclaimer
 from solewriter.shared import failpoint
 from solewriter.shared.columns import Cells, Column
 from solewriter.shared.config import MEMORY_VERSION, Limits
 from solewriter.shared.errors import MemoryFull
 from solewriter.shared.memory import catalog as catalogs
 from solewriter.shared.memory.catalog import Catalog, Table
-from solewriter.shared.memory.heap import OFFSET_MASK, PREFIX_BYTES, HeapWriter
+from solewriter.shared.memory.heap import OFFSET_MASK, PREFIX_BYTES, START, HeapWriter, address_of
 from solewriter.shared.memory.index import IndexWriter, key_hash
 from solewriter.shared.memory.revlog import RevisionLogWriter
 from solewriter.shared.memory.root import ROOT_BYTES, STOPPED, Root, RootWriter
@@ -54,7 +55,12 @@ class Publisher:
         root = self._make(ROOT_BYTES, "root")
         self.root = RootWriter(root, epoch, pid, start_time, durability)
         self.heap = HeapWriter(lambda number, size: self._make(size, "heap", number), limits, beside)
-        self._log = RevisionLogWriter(lambda number, size: self._make(size, "revlog", number))
+        self.reclaimer = Reclaimer(self.heap, limits, lambda kind, slot: self._tables[kind].head(slot))
+        self.heap.live_bytes = lambda: self.reclaimer.live
+        self._log = RevisionLogWriter(
+            lambda number, size: self._make(size, "revlog", number),
+            lambda number: segment_path(self._folder, prefix, "revlog", number).unlink(),
+        )
 
     def _make(self, size: int, *parts: object) -> Segment:
         return Segment.create(segment_path(self._folder, self.prefix, *parts), size)
@@ -128,21 +134,63 @@ class Publisher:
         self.root.move_tail(tail)
         failpoint.reach("publish.tail-moved")
         for one in installed:
-            self._tables[one.kind].install(one.slot, one.address, one.cells, one.alive)
+            self._install(one)
             if one.new_key is not None:
                 self._indexes[one.kind].insert(key_hash(one.new_key), one.slot)
         failpoint.reach("publish.installed")
         self._log.append(revision, tail)
-        self.root.fill(
-            Root(
-                0, revision, entry, 0, tail, self.heap.first, self.heap.last,
-                self._catalog_number, self._log.first, self._log.points, tuple(kinds),
-            )
-        )  # fmt: skip
+        self._fill(revision, entry, kinds)
         failpoint.reach("publish.filled")
         self.root.show()
         failpoint.reach("publish.shown")
         self.root.wake()
+
+    def _fill(self, revision: int, entry: int, kinds: Sequence[tuple[int, int]]) -> None:
+        self.root.fill(
+            Root(
+                0, revision, entry, self.reclaimer.oldest, self.heap.tail, self.heap.first, self.heap.last,
+                self._catalog_number, self._log.first, self._log.points, tuple(kinds),
+            )
+        )  # fmt: skip
+
+    def reclaim(self, budget: int, revision: int, entry: int, kinds: Sequence[tuple[int, int]]) -> None:
+        """Between two turns: move live records out of the oldest segments while too much is dead, until so many bytes
+        were looked at. A revision says the same before and after; nobody is woken.
+        """
+        while budget > 0 and self.reclaimer.due:
+            before = self.reclaimer.looked
+            self._reclaim_slice(budget, revision, entry, kinds)
+            if self.reclaimer.looked == before:
+                break  # no room to copy to
+            budget -= self.reclaimer.looked - before
+
+    def _reclaim_slice(self, budget: int, revision: int, entry: int, kinds: Sequence[tuple[int, int]]) -> None:
+        """Of one segment."""
+        reclaimer = self.reclaimer
+        moved = reclaimer.move(budget)
+        self.root.move_tail(self.heap.tail)
+        failpoint.reach("reclaim.moved")
+        for one in moved:
+            self._install(Installed(one.kind, one.slot, one.address, (), None, one.alive))
+        emptied = reclaimer.condemn() if reclaimer.emptied else None
+        self._fill(revision, entry, kinds)
+        failpoint.reach("reclaim.filled")
+        self.root.show()
+        failpoint.reach("reclaim.shown")
+        if emptied is not None:
+            reclaimer.bury(emptied)
+            self._log.forget_below(address_of(self.heap.first, START))
+        failpoint.reach("reclaim.done")
+
+    def let_go(self) -> None:
+        """Give back segments that nobody maps any more, or for too long."""
+        self.reclaimer.let_go(self.root.expire)
+        self.root.hold(self.reclaimer.held)
+
+    def _install(self, one: Installed) -> None:
+        table = self._tables[one.kind]
+        self.reclaimer.installed(one.address, table.head(one.slot))
+        table.install(one.slot, one.address, one.cells, one.alive)
 
     def install_recovered(self, record: Installed) -> None:
         """During recovery, before anybody reads: room and heads at once. Raises MemoryFull."""
@@ -150,7 +198,7 @@ class Publisher:
             self._tables[record.kind].reserve(record.slot + 1)
             self._indexes[record.kind].reserve([key_hash(record.new_key)])
             self._indexes[record.kind].insert(key_hash(record.new_key), record.slot)
-        self._tables[record.kind].install(record.slot, record.address, record.cells, record.alive)
+        self._install(record)
 
     def note_recovered(self, revision: int) -> None:
         """A point of the revision log behind what was recovered so far. Raises MemoryFull."""

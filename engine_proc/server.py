@@ -84,6 +84,7 @@ class Server:
         self.publisher.describe([kind.name for kind in self.state.kinds], self.state.schemas)
         self.publisher.reserve([], {})
         self.publisher.publish([], self.state.revision, self.journal.tail.number, self.state.counts())
+        self.publisher.reclaim(sys.maxsize, self.state.revision, self.journal.tail.number, self.state.counts())
         failpoint.reach("recover.published")
         self.folder.announce(own)
         failpoint.reach("recover.announced")
@@ -205,6 +206,7 @@ class Server:
         period_us = int(self.limits.heartbeat_s * 1e6)
         while True:
             self.publisher.root.beat(len(self.sessions), len(list(bridge.connected())), period_us)
+            self.publisher.let_go()
             limit_data(self.limits.engine_headroom_bytes)
             await asyncio.sleep(self.limits.heartbeat_s)
 

@@ -63,7 +63,7 @@ class Limits(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
 
     # --- memory ---------------------------------------------------------------------------------------------------
     memory_dir: str = "/dev/shm"
-    heap_segment_bytes_first: int = 4 * MIB  # the first heap segment; each next one is twice as large up to the maximum
+    heap_segment_bytes_first: int = 4 * MIB  # the first heap segment; later ones grow with what is live
     heap_segment_bytes_max: int = (
         64 * MIB
     )  # reserving one takes ~20 ms in a thread; few enough segments at 10^7 records
@@ -92,6 +92,12 @@ AROUND_PAYLOAD_BYTES = 8 * KIB  # more than all of a record but its payload: key
 JOURNAL_FILE_BYTES_FIRST = 1 * MIB  # of the first file: filling it with zeros must not be felt at start
 INDEX_ARENA_BYTES_FIRST, INDEX_ARENA_BYTES_MAX = 64 * KIB, 64 * MIB  # of an index's segments, each twice the last one
 REVISION_LOG_SEGMENT_BYTES = 64 * KIB  # 4,096 points: 16 MiB of heap
+RECLAIM_ABOVE = 1.75  # heap bytes for each live one, above which the oldest segment is emptied: below it, copying costs
+# more than it frees; above it, memory does. With the segments' own granularity the whole stays below 2.2
+RECLAIM_LOOK, RECLAIM_LOOK_LEAST = 3, 64 * KIB  # heap bytes looked at for each byte that a turn wrote, and at least
+HEAP_SEGMENT_SHARE = (
+    8  # a heap segment is at most this part of the live bytes, so that an open one is no large overhead
+)
 HEAP_AHEAD = 0.5  # a heap segment filled so far has its successor reserved, beside the loop
 STOP_MARGIN_S = 5.0  # an owner's patience beyond the drain time-out: closing files and giving back memory
 STALE_BEATS = 5  # heartbeat periods of silence after which an engine that is there counts as hung: a turn takes 10 ms,

@@ -95,6 +95,8 @@ def _memory(status: EngineStatus) -> list[str]:
         "index": status.memory_index_bytes,
         "other": status.memory_other_bytes,
     }
+    if status.memory_held_bytes:
+        parts["held by older snapshots"] = status.memory_held_bytes
     whole = f"{_size(status.memory_bytes)} in {_counted(status.memory_segments, 'segment')} in {status.memory_dir}"
     return [whole, *_aligned([(name, _size(size)) for name, size in parts.items()])]
 

@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import Executor, Future
 from typing import Any
 
-from solewriter.shared.config import ALIGNMENT, HEAP_AHEAD, Limits
+from solewriter.shared.config import ALIGNMENT, HEAP_AHEAD, HEAP_SEGMENT_SHARE, Limits
 from solewriter.shared.memory.segment import Segment
 
 PREFIX = struct.Struct("<IIQ")
@@ -42,7 +42,8 @@ class HeapWriter:
         self._beside = beside
         self._next: Future[Segment] | None = None
         self._bytes_max = limits.heap_segment_bytes_max
-        self._bytes_next = limits.heap_segment_bytes_first
+        self._bytes_first = limits.heap_segment_bytes_first
+        self.live_bytes: Callable[[], int] = lambda: 0  # of all records that are their slots' newest
         self.segments: dict[int, Segment] = {}
         self.first = 1
         self._number = 0
@@ -88,9 +89,7 @@ class HeapWriter:
         self._map = self.segments[self._number].map
 
     def _grown(self) -> int:
-        size = self._bytes_next
-        self._bytes_next = min(size * 2, self._bytes_max)
-        return size
+        return min(max(self._bytes_first, self.live_bytes() // HEAP_SEGMENT_SHARE), self._bytes_max)
 
     def _begin_segment(self, needed: int) -> None:
         number = self._number + 1

@@ -17,8 +17,9 @@ POINTS = REVISION_LOG_SEGMENT_BYTES // 16  # of one segment
 class RevisionLogWriter:
     """Appends points. `reserve` before a commit makes sure that `append` behind it cannot fail."""
 
-    def __init__(self, make: Callable[[int, int], Segment]) -> None:
+    def __init__(self, make: Callable[[int, int], Segment], remove: Callable[[int], None]) -> None:
         self._make = make  # (segment number, bytes) -> segment
+        self._remove = remove  # unlinks one
         self._words: dict[int, memoryview[int]] = {}
         self._last_tail = 0
         self.first = 0
@@ -38,6 +39,13 @@ class RevisionLogWriter:
         words[place + 1] = tail
         self.points += 1
         self._last_tail = tail
+
+    def forget_below(self, address: int) -> None:
+        """Drop the segments of points that all lie below the heap's first address, but for the newest such point."""
+        while (self.first + 1) * POINTS < self.points and self._words[self.first + 1][1] <= address:
+            self._remove(self.first)
+            del self._words[self.first]
+            self.first += 1
 
 
 class RevisionLogReader:

@@ -11,6 +11,7 @@
     176  durability u64: position in DURABILITIES
     184  sessions remembered u64 | 192  sessions connected u64: as of the last heartbeat
     200  heartbeat period u64, microseconds: 0 until the engine serves
+    208  held bytes u64: of segments that no root lists, but older snapshots still map
     256  ring: root n lies in place n % ring size
 
 A root is a header with a crc, then (slots u32, live u32) of each kind. To publish: fill the next place of the ring,
@@ -41,7 +42,7 @@ ROOT_BYTES = _RING + ROOT_RING * _PLACE_BYTES
 assert _ROOT.size + KINDS_MAX * _KINDS.size <= _PLACE_BYTES
 
 _HEAD, _TAIL, _READABLE, _HEARTBEAT, _SUCCESSOR, _DECIDING, _DURABILITY = 8, 16, 17, 18, 19, 20, 22
-_SESSIONS, _CONNECTED, _PERIOD = 23, 24, 25
+_SESSIONS, _CONNECTED, _PERIOD, _HELD = 23, 24, 25, 26
 _PIN_TRIES = (
     1_000  # a reader is lapped only if it sleeps through 15 publishes in mid-copy; a thousand times is a broken root
 )
@@ -114,6 +115,14 @@ class RootWriter:
         self._words[_PERIOD] = period_us
         self._words[_HEARTBEAT] = time.monotonic_ns() // 1000
 
+    def expire(self, segment: int) -> None:
+        """Before heap segments below this one lose their bytes."""
+        self._words[_READABLE] = max(self._words[_READABLE], segment)
+
+    def hold(self, held_bytes: int) -> None:
+        """Say how much memory only older snapshots keep."""
+        self._words[_HELD] = held_bytes
+
     def deciding(self, session: int, sequence: int) -> None:
         """Name the request being decided, for whoever finds this memory after the engine died in it."""
         self._words[_DECIDING] = session
@@ -183,6 +192,11 @@ class RootReader:
     def connected(self) -> int:
         """Sessions that had a lane at the engine's last heartbeat."""
         return self._words[_CONNECTED]
+
+    @property
+    def held_bytes(self) -> int:
+        """Memory that only older snapshots keep, as of the last heartbeat."""
+        return self._words[_HELD]
 
     @property
     def durability(self) -> str:

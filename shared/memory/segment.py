@@ -9,6 +9,7 @@ closed by hand: the mapping goes when the last view of it does.
 from __future__ import annotations
 
 import errno
+import fcntl
 import mmap
 import os
 import stat
@@ -64,9 +65,31 @@ class Segment:
             found = os.fstat(fd)
             if found.st_uid != os.geteuid() or stat.S_IMODE(found.st_mode) & 0o077 or not stat.S_ISREG(found.st_mode):
                 raise LayoutMismatch(f"{path} is not a private file of this user: it will not be mapped")
+            if (
+                not writable
+            ):  # for as long as this is mapped, which keeps the open file: the engine sees that it is read
+                try:
+                    fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
+                except BlockingIOError:  # being let go at this moment
+                    raise FileNotFoundError(f"{path} is gone") from None
             return cls(path, fd, found.st_size, writable)
         finally:
             os.close(fd)
+
+
+def is_mapped(fd: int) -> bool:
+    """Whether anybody maps this file read-only: whoever does holds a shared flock on it."""
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    return False
+
+
+def punch(fd: int, size: int) -> None:
+    """Take a segment's bytes away: whoever maps it reads zeros from now on."""
+    with mmap.mmap(fd, size) as whole:
+        whole.madvise(mmap.MADV_REMOVE)
 
 
 def segment_path(folder: str, prefix: str, *parts: object) -> Path:

@@ -7,11 +7,13 @@ own range.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import struct
+from collections.abc import Callable, Iterator
 from collections.abc import Set as AbstractSet
+from typing import TypeVar
 
 from solewriter.shared import record
-from solewriter.shared.errors import SnapshotExpired
+from solewriter.shared.errors import JournalCorrupt, SnapshotExpired
 from solewriter.shared.memory import catalog as catalogs
 from solewriter.shared.memory.catalog import Catalog
 from solewriter.shared.memory.heap import OFFSET_MASK, PREFIX, PREFIX_BYTES, START, address_of, walk
@@ -21,6 +23,7 @@ from solewriter.shared.memory.root import Root, RootReader
 from solewriter.shared.memory.segment import Segment, segment_path
 from solewriter.shared.memory.table import TableReader
 
+R = TypeVar("R")
 _NONE: frozenset[int] = frozenset()
 _REVISION = PREFIX_BYTES + record.REVISION_OFFSET
 
@@ -74,9 +77,11 @@ class Pin:
             mapped = self.segment(address >> 32).map
             place = address & OFFSET_MASK
             if int.from_bytes(mapped[place + _REVISION : place + _REVISION + 8], "little") <= revision:
-                return address
+                break
             address = PREFIX.unpack_from(mapped, place)[2]
-        return 0
+        if address:
+            self._check_readable(address)  # after the look: bytes that were taken away read as revision 0
+        return address
 
     def previous(self, address: int) -> int:
         """Address of the same entity's record before this one; 0 if it was the first."""
@@ -96,14 +101,23 @@ class Pin:
         end = self.view.root.live_tail
         for number in range(self._walked_to >> 32, (end >> 32) + 1):
             begin = max(self._walked_to, address_of(number, START))
-            try:
-                for _, segment, place in walk(self.segment, begin, min(end, address_of(number + 1, START))):
-                    slot = PREFIX.unpack_from(segment.map, place)[1]
-                    self._changed.setdefault(record.kind_at(segment.bytes, place + PREFIX_BYTES), set()).add(slot)
-            except FileNotFoundError:
-                pass  # reclaimed: what was newest in it was written again behind it, and is met there
+            for code, slot in self._slots_in(number, begin, min(end, address_of(number + 1, START))):
+                self._changed.setdefault(code, set()).add(slot)
         self._walked_to = max(self._walked_to, end)
         return self._changed.get(kind, _NONE)
+
+    def _slots_in(self, number: int, begin: int, end: int) -> list[tuple[int, int]]:
+        """Kind and slot of the records in a part of one segment; none of one that was reclaimed: what was newest in it
+        was written again behind it, and is met there.
+        """
+        try:
+            found = [
+                (record.kind_at(segment.bytes, place + PREFIX_BYTES), PREFIX.unpack_from(segment.map, place)[1])
+                for _, segment, place in walk(self.segment, begin, end)
+            ]
+        except (FileNotFoundError, IndexError, struct.error):
+            found = []
+        return found if number >= self.view.root.readable_from else []
 
     def slot_at(self, address: int) -> int:
         """The slot of the record at an address."""
@@ -112,9 +126,17 @@ class Pin:
 
     def whole(self, address: int) -> record.Record:
         """All of the record at an address, its checksum verified. Raises SnapshotExpired as `content` does."""
-        segment = self.segment(address >> 32)
+        return self._readable(record.unpack, address)
+
+    def _readable(self, read: Callable[[memoryview, int], R], address: int) -> R:
+        """What is read at an address, unless its bytes were taken away before or meanwhile."""
+        try:
+            found = read(self.segment(address >> 32).bytes, (address & OFFSET_MASK) + PREFIX_BYTES)
+        except JournalCorrupt:
+            self._check_readable(address)
+            raise
         self._check_readable(address)
-        return record.unpack(segment.bytes, (address & OFFSET_MASK) + PREFIX_BYTES)
+        return found
 
     def _check_readable(self, address: int) -> None:
         if address >> 32 < self.view.root.readable_from:
@@ -125,22 +147,29 @@ class Pin:
         that outlived its engine, whose tables, indexes or younger segments went before they were mapped.
         """
         if self._own is None:
-            by_slot: dict[tuple[int, int], int] = {}
-            by_key: dict[tuple[int, bytes], int] = {}
             begin = address_of(self.root.first_segment, START)
-            for address, segment, place in walk(self.heap.__getitem__, begin, self.root.tail):
-                body = place + PREFIX_BYTES
-                kind = record.kind_at(segment.bytes, body)
-                by_slot[kind, PREFIX.unpack_from(segment.map, place)[1]] = address
-                by_key[kind, record.key_at(segment.bytes, body)] = address
-            self._own = by_slot, by_key
+            try:
+                own = self._walked_from(begin)
+            except (IndexError, struct.error):
+                self._check_readable(begin)
+                raise
+            self._check_readable(begin)  # after the look, as always
+            self._own = own
         return self._own
+
+    def _walked_from(self, begin: int) -> tuple[dict[tuple[int, int], int], dict[tuple[int, bytes], int]]:
+        by_slot: dict[tuple[int, int], int] = {}
+        by_key: dict[tuple[int, bytes], int] = {}
+        for address, segment, place in walk(self.heap.__getitem__, begin, self.root.tail):
+            body = place + PREFIX_BYTES
+            kind = record.kind_at(segment.bytes, body)
+            by_slot[kind, PREFIX.unpack_from(segment.map, place)[1]] = address
+            by_key[kind, record.key_at(segment.bytes, body)] = address
+        return by_slot, by_key
 
     def content(self, address: int) -> record.Content:
         """The record at an address, its checksum verified. Raises SnapshotExpired if its memory was given back."""
-        segment = self.segment(address >> 32)
-        self._check_readable(address)
-        return record.content(segment.bytes, (address & OFFSET_MASK) + PREFIX_BYTES)
+        return self._readable(record.content, address)
 
     def segment(self, number: int) -> Segment:
         try:

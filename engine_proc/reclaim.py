@@ -1,0 +1,169 @@
+"""Reclaim: memory of records that were overtaken is given back, in bounded slices, without anybody waiting.
+
+When too many of the heap's bytes are dead, the live records of its oldest segment are copied to the tail, same
+body but for the flag, and their slots pointed there; then the segment leaves the root and its file is unlinked. Who
+has it mapped keeps it: snapshots stay whole. A descriptor stays here, too, so that a reader which is stopped, or holds
+a snapshot past its maximum age, cannot hold memory for ever: then `readable_from` moves on first, and the segment's
+bytes are punched out. Readers hold a shared flock on what they map, so what nobody maps any more is let go at once.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable
+from typing import NamedTuple
+from zlib import crc32
+
+from solewriter.shared import record
+from solewriter.shared.config import RECLAIM_ABOVE, Limits
+from solewriter.shared.errors import MemoryFull
+from solewriter.shared.memory.heap import PREFIX, PREFIX_BYTES, START, HeapWriter, address_of, padded, walk
+from solewriter.shared.memory.segment import Segment, is_mapped, punch
+from solewriter.shared.record import Flags
+
+_CRC_BYTES = 4
+_FLAGS = 13  # of the byte in a body
+
+
+class Moved(NamedTuple):
+    """A live record at its new address."""
+
+    kind: int
+    slot: int
+    address: int
+    alive: bool  # False for a tombstone
+
+
+class Condemned(NamedTuple):
+    """A segment that no root lists: it waits for those who still map it."""
+
+    number: int
+    fd: int
+    size: int
+    since: float  # CLOCK_MONOTONIC
+
+
+class Reclaimer:
+    """Counts what is dead, and moves what is live. `newest` tells the address of a slot's newest record."""
+
+    def __init__(self, heap: HeapWriter, limits: Limits, newest: Callable[[int, int], int]) -> None:
+        self._heap = heap
+        self._newest = newest
+        self._age_max_s = limits.snapshot_age_max_s
+        self._used = 0  # bytes of all records in the heap
+        self._live = 0  # of those that are their slots' newest
+        self._cursor = address_of(heap.first, START)
+        self._moving = False
+        self.looked = 0  # bytes of records, so far
+        self._newest_revision = 0  # met in the segment that is being emptied
+        self.condemned: list[Condemned] = []
+        self.oldest = 0  # the oldest revision of which all records are in memory
+
+    # --- counting ----------------------------------------------------------------------------------------------------
+
+    def installed(self, address: int, replaced: int) -> None:
+        """A record becomes its slot's newest, in place of another one or of none (0). What a request overtakes itself
+        is dead from the start, but its bytes were used.
+        """
+        self._used += (size := self._size(address))
+        self._live += size - (self._size(replaced) if replaced else 0)
+
+    def _size(self, address: int) -> int:
+        segment = self._heap.segments[address >> 32]
+        length: int = PREFIX.unpack_from(segment.map, address & 0xFFFFFFFF)[0]
+        return padded(length)
+
+    @property
+    def live(self) -> int:
+        """Bytes of the records that are their slots' newest."""
+        return self._live
+
+    @property
+    def due(self) -> bool:
+        """Whether there is something to do: a segment is being emptied, or most of the heap is dead."""
+        return self._moving or (self._used > RECLAIM_ABOVE * self._live and self._heap.first < self._heap.last)
+
+    # --- moving ------------------------------------------------------------------------------------------------------
+
+    def move(self, budget: int) -> list[Moved]:
+        """Copy live records of the oldest segment behind the tail, until so many of its bytes were looked at. Their
+        slots point to the copies before the next call.
+        """
+        self._moving = True
+        moved: list[Moved] = []
+        end = address_of(self._heap.first + 1, START)
+        stop = min(self._cursor + budget, end)
+        for address, segment, place in walk(self._heap.segments.__getitem__, self._cursor, end):
+            if address >= stop:
+                return moved
+            body = place + PREFIX_BYTES
+            length, slot, previous = PREFIX.unpack_from(segment.map, place)
+            kind = record.kind_at(segment.bytes, body)
+            if self._newest(kind, slot) == address:
+                try:
+                    self._heap.reserve(length)
+                except MemoryFull:
+                    return moved  # goes on from here when there is room
+                copy = relocated(segment.map[body : body + length])
+                alive = not record.deleted_at(segment.bytes, body)
+                moved.append(Moved(kind, slot, self._heap.append(copy, slot, previous), alive))
+            self._used -= padded(length)
+            self.looked += padded(length)
+            if not record.flags_at(segment.bytes, body) & Flags.RELOCATED:
+                self._newest_revision = max(self._newest_revision, record.revision_at(segment.bytes, body))
+            self._cursor = address + padded(length)
+        self._cursor = end
+        return moved
+
+    @property
+    def emptied(self) -> bool:
+        """Whether everything live left the oldest segment."""
+        return self._cursor >= address_of(self._heap.first + 1, START)
+
+    def condemn(self) -> Segment:
+        """The oldest segment leaves the heap: the next root does not list it, and then `bury` it."""
+        segment = self._heap.segments.pop(self._heap.first)
+        self._heap.first += 1
+        self._moving = False
+        self.oldest = max(self.oldest, self._newest_revision + 1)
+        return segment
+
+    # --- giving back -------------------------------------------------------------------------------------------------
+
+    def bury(self, segment: Segment) -> None:
+        """Unlink a segment that no root lists any more; its bytes stay as long as somebody may read them."""
+        fd = os.open(segment.path, os.O_RDWR | os.O_CLOEXEC)
+        segment.path.unlink()
+        number = int(segment.path.name.rpartition("-")[2])
+        self.condemned.append(Condemned(number, fd, segment.size, time.monotonic()))
+
+    def let_go(self, expire: Callable[[int], None]) -> None:
+        """Give back what nobody maps any more, and what was held for too long: `expire` first tells all readers that
+        segments below a number are not readable.
+        """
+        now = time.monotonic()
+        kept = []
+        for one in self.condemned:
+            if not is_mapped(one.fd):
+                os.close(one.fd)
+            elif now - one.since > self._age_max_s:
+                expire(one.number + 1)
+                punch(one.fd, one.size)
+                os.close(one.fd)
+            else:
+                kept.append(one)
+        self.condemned = kept
+
+    @property
+    def held(self) -> int:
+        """Bytes that only readers' older snapshots keep."""
+        return sum(one.size for one in self.condemned)
+
+
+def relocated(body: bytes) -> bytes:
+    """The same body, flagged as a copy."""
+    copy = bytearray(body)
+    copy[_FLAGS] |= Flags.RELOCATED
+    copy[:_CRC_BYTES] = crc32(copy[_CRC_BYTES:]).to_bytes(_CRC_BYTES, "little")
+    return bytes(copy)
