@@ -1,0 +1,290 @@
+"""What the pages in docs/ show and say: their programs run, their tables are complete, their links lead somewhere.
+
+A page's python blocks are one program, in the order in which they stand there, run as it stands. One that cannot run
+says why, in a line before it: `<!-- fragment: reason -->`.
+"""
+
+from __future__ import annotations
+
+import datetime
+import re
+import subprocess
+import sys
+import typing
+from collections.abc import Iterator
+from decimal import Decimal
+from enum import Enum
+from pathlib import Path
+from typing import Any, Literal
+from uuid import UUID
+
+import pydantic
+import pytest
+from pydantic import AwareDatetime, BaseModel
+
+import solewriter
+from solewriter import (
+    Client,
+    Engine,
+    Entity,
+    FrozenMap,
+    Json,
+    Limits,
+    Part,
+    Reader,
+    Reply,
+    Snapshot,
+    Task,
+    connect,
+    errors,
+)
+from solewriter.agents.transaction import Transaction
+from solewriter.shared.config import KIB, MIB
+from solewriter.shared.fieldtypes import UnsuitableField
+
+ROOT = Path(__file__).resolve().parent.parent
+DOCS = ROOT / "docs"
+PAGES = sorted(DOCS.glob("*.md"))
+FENCE = "```"
+
+
+def program(page: Path) -> str:
+    """The page with everything blanked that is not to be run, so that a traceback names the page's own lines."""
+    lines, inside, before = [], False, ""
+    for line in page.read_text().splitlines():
+        if line.startswith(FENCE):
+            inside = not inside and line == f"{FENCE}python" and not before.startswith("<!-- fragment: ")
+            lines.append("")
+        else:
+            lines.append(line if inside else "")
+        before = line
+    return "\n".join(lines) + "\n"
+
+
+def table(page: str, first_heading: str) -> list[list[str]]:
+    """The cells of the table with this heading, row by row."""
+    lines = (DOCS / page).read_text().splitlines()
+    start = next(number for number, line in enumerate(lines) if line.startswith(f"| {first_heading} |"))
+    rows = []
+    for line in lines[start + 2 :]:
+        if not line.startswith("|"):
+            break
+        rows.append([cell.strip().replace("\\|", "|") for cell in re.split(r"(?<!\\)\|", line)[1:-1]])
+    return rows
+
+
+def code(cell: str) -> str:
+    """What stands in backticks in a cell."""
+    found = re.search(r"`([^`]+)`", cell)
+    return found.group(1) if found else ""
+
+
+# --- programs ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("page", [page for page in PAGES if program(page).strip()], ids=lambda page: page.name)
+def test_a_page_is_a_program_that_runs_as_it_stands_there(page: Path, tmp_path: Path) -> None:
+    written = tmp_path / page.with_suffix(".py").name
+    written.write_text(program(page))
+    ran = subprocess.run(
+        [sys.executable, "-W", "error", written], cwd=tmp_path, capture_output=True, text=True, timeout=60, check=False
+    )
+    assert ran.returncode == 0, ran.stdout + ran.stderr
+    assert ran.stderr == ""
+
+
+def test_the_pages_that_explain_by_showing_do_so() -> None:
+    assert {page.name for page in PAGES if program(page).strip()} >= {"guarantees.md", "models.md"}
+
+
+def test_a_fragment_says_why_it_is_one() -> None:
+    for page in PAGES:
+        for reason in re.findall(r"<!-- fragment:(.*?)-->", page.read_text()):
+            assert len(reason.split()) > 2, f"{page.name}: {reason}"
+
+
+# --- tables -----------------------------------------------------------------------------------------------------------
+
+
+def every_error() -> set[str]:
+    return {
+        name
+        for name, found in vars(errors).items()
+        if isinstance(found, type) and issubclass(found, errors.SolewriterError)
+    }
+
+
+def test_every_error_is_explained_once() -> None:
+    explained = [code(row[0]) for row in table("guarantees.md", "error")]
+    assert sorted(explained) == sorted(every_error())
+
+
+def test_what_is_said_to_be_raised_by_nothing_is_raised_by_nothing() -> None:
+    raised = "".join(
+        path.read_text()
+        for room in ("shared", "engine_proc", "agents")
+        for path in (ROOT / room).rglob("*.py")
+        if path.name != "errors.py" and "testing" not in path.parts
+    )
+    quiet = [code(row[0]) for row in table("guarantees.md", "error") if "nothing raises it yet" in row[1]]
+    assert quiet
+    assert [name for name in quiet if re.search(rf"\b{name}\(", raised)] == [], "say in the table what it means now"
+
+
+def shown(name: str, value: object) -> str:
+    """A bound as the page writes it."""
+    assert isinstance(value, int | float)
+    if name.endswith("_s"):
+        return f"{value:g} s"
+    if "_bytes" in name:
+        return f"{value // MIB} MiB" if value >= MIB else f"{value // KIB} KiB"
+    return f"{value:,}"
+
+
+def test_the_bounds_are_those_of_the_code() -> None:
+    for bound, default, _ in table("guarantees.md", "bound"):
+        assert default == shown(code(bound), getattr(Limits(), code(bound))), bound
+
+
+# --- field types ------------------------------------------------------------------------------------------------------
+
+
+class SomePart(Part):
+    value: int = 0
+
+
+class OtherPart(Part):
+    other: int = 0
+
+
+class TaggedPart(Part):
+    tag: Literal["some", "other"]
+    value: int = 0
+
+
+class MutableModel(BaseModel):
+    value: int = 0
+
+
+class MixedEnum(Enum):
+    TEXT = "text"
+    NUMBER = 1
+
+
+class TextEnum(Enum):
+    TEXT = "text"
+
+
+NAMES = {**vars(typing), **vars(pydantic), **globals(), "date": datetime.date}
+
+
+NOW = datetime.datetime(2026, 11, 22, tzinfo=datetime.UTC)
+ALLOWED: dict[str, tuple[Any, Any, Any]] = {  # as the page writes it: the type, a value, that value read by name
+    "str": (str, "a", "a"),
+    "int": (int, 1, 1),
+    "float": (float, 1.5, 1.5),
+    "bool": (bool, True, True),
+    "bytes": (bytes, b"a", b"a"),
+    "None": (None, None, None),
+    'Literal["a", "b"]': (Literal["a", "b"], "a", "a"),
+    "AwareDatetime": (AwareDatetime, NOW, NOW),
+    "datetime": (datetime.datetime, datetime.datetime(2026, 11, 22), "2026-11-22T00:00:00"),
+    "date": (datetime.date, datetime.date(2026, 11, 22), "2026-11-22"),
+    "time": (datetime.time, datetime.time(12), "12:00:00"),
+    "timedelta": (datetime.timedelta, datetime.timedelta(1), "P1D"),
+    "Decimal": (Decimal, Decimal("1.5"), "1.5"),
+    "UUID": (UUID, UUID(int=1), str(UUID(int=1))),
+    "tuple[X, ...]": (tuple[int, ...], (1, 2), [1, 2]),
+    "tuple[X, Y]": (tuple[int, str], (1, "a"), [1, "a"]),
+    "frozenset[X]": (frozenset[str], frozenset({"b", "a"}), ["a", "b"]),
+    "FrozenMap": (FrozenMap, FrozenMap(a=(1, 2)), {"a": [1, 2]}),
+    "Part": (SomePart, SomePart(value=3), {"value": 3}),
+    "Json": (Json, {"a": [1]}, {"a": [1]}),
+    "X | None": (int | None, None, None),
+}
+
+
+def model_with(*types: Any) -> type[Entity]:
+    """An entity with a field of each of these types, called `field_0` and so on."""
+    fields: dict[str, Any] = {f"field_{number}": (one, ...) for number, one in enumerate(types)}
+    return pydantic.create_model("Doc", __base__=Entity, __module__=__name__, **fields)
+
+
+@pytest.mark.parametrize(
+    ("refused", "said", "instead"), [[code(cell) for cell in row] for row in table("models.md", "refused")]
+)
+def test_a_refused_type_is_refused_with_what_the_page_says(refused: str, said: str, instead: str) -> None:
+    with pytest.raises(UnsuitableField, match=re.escape(said)):
+        model_with(eval(refused, NAMES))
+    model_with(eval(instead, NAMES))
+
+
+def test_an_allowed_type_is_stored_and_read_by_name_as_the_page_says(state: Path, start_engine: Any) -> None:
+    rows = table("models.md", "allowed")
+    assert set(re.findall(r"`([^`]+)`", " ".join(row[0] for row in rows))) == set(ALLOWED)
+    model = model_with(*(one for one, _, _ in ALLOWED.values()))
+    entity = model(id="all", **{f"field_{number}": value for number, (_, value, _) in enumerate(ALLOWED.values())})
+    start_engine(state, models=[model])
+    with connect(state) as client:
+        stored = client.create(entity)
+        assert stored == entity.model_copy(update={"version": 1})
+        named = client.get("Doc", "all")
+    assert named is not None
+    for number, (written, (_, _, plain)) in enumerate(ALLOWED.items()):
+        found, said = named[f"field_{number}"], next(row[1] for row in rows if f"`{written}`" in row[0])
+        assert found == plain, written
+        assert type(found).__name__ in said or "the same" in said or said in ("plain data", "as the member"), written
+
+
+# --- words ------------------------------------------------------------------------------------------------------------
+
+SPEAKERS = {
+    "client": Client,
+    "tx": Transaction,
+    "reply": Reply,
+    "snap": Snapshot,
+    "reader": Reader,
+    "engine": Engine("never started"),
+    "Task": Task,
+}
+
+
+def test_every_word_that_is_said_to_be_here_is_here() -> None:
+    for row in table("vocabulary.md", "elsewhere"):
+        for word in re.findall(r"`([^`]+)`", " ".join(row[1:])):
+            speaker, _, attribute = re.sub(r"\W*\(.*", "", word).partition(".")
+            if speaker in SPEAKERS and attribute:
+                assert attribute in dir(SPEAKERS[speaker]), word
+            elif speaker[0].isupper():
+                assert speaker in solewriter.__all__, word
+
+
+def test_what_is_said_to_be_missing_is_missing() -> None:
+    rows = {words: here for words, here, _ in table("vocabulary.md", "elsewhere")}
+    assert rows["claim, lease, visibility timeout"] == "*none yet*"
+    assert not {"work", "claim", "complete"} & set(dir(Client)), "say in the table what it means now"
+    assert rows["checkpoint, log compaction"] == "*none yet*"
+    assert not (ROOT / "engine_proc" / "checkpoint.py").exists(), "say in the table what it means now"
+
+
+# --- links ------------------------------------------------------------------------------------------------------------
+
+
+def anchors(page: Path) -> set[str]:
+    headings = re.findall(r"^#+ (.+)$", page.read_text(), re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading).strip().lower().replace(" ", "-") for heading in headings}
+
+
+def links(page: Path) -> Iterator[str]:
+    for target in re.findall(r"\]\(([^)\s]+)\)", page.read_text()):
+        if not target.startswith(("http://", "https://")):
+            yield target
+
+
+@pytest.mark.parametrize("page", [ROOT / "README.md", *PAGES], ids=lambda page: page.name)
+def test_every_link_leads_somewhere(page: Path) -> None:
+    for target in links(page):
+        path, _, anchor = target.partition("#")
+        found = page.parent / path if path else page
+        assert found.exists(), target
+        assert not anchor or anchor in anchors(found), target
