@@ -1,8 +1,11 @@
-"""A transaction: mutations and guards gathered in a `with`, sent as one request when it ends."""
+"""A transaction: mutations and guards gathered in a `with`, sent as one request when it ends.
+
+Gathering and results are one class; how the request is sent is another's: `Transaction` blocks, that of `aio` awaits.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self, TypeVar
 
@@ -32,15 +35,14 @@ if TYPE_CHECKING:
 E = TypeVar("E", bound=Entity)
 
 
-class Transaction:
-    """All of it at one revision, or nothing. Bad input raises at its verb, a refusal when the `with` ends."""
+class Gathering:
+    """Mutations and guards that go as one request, and what it left. `check` raises for a mutation that cannot go."""
 
-    def __init__(self, client: Client, request_id: str | None, timeout_s: float | None) -> None:
-        self._client = client
-        self._request_id = request_id
-        self._timeout_s = timeout_s
+    def __init__(self, check: Callable[[Mutation], None]) -> None:
+        self._check = check
         self._mutations: list[Mutation] = []
         self._guards: list[GuardMutation] = []
+        self._ended = False
         self._reply: Reply | None = None
 
     # --- verbs -------------------------------------------------------------------------------------------------------
@@ -87,17 +89,27 @@ class Transaction:
 
     def require(self, entity: Entity) -> None:
         """Go through only if this entity is stored in exactly this version."""
+        self._check_open()
         self._guards.append(Require(entity))
 
     def require_absent(self, kind: type[Entity] | str, id: str) -> None:
         """Go through only if there is no such entity."""
+        self._check_open()
         self._guards.append(RequireAbsent(kind, id))
 
     def _add(self, mutation: Mutation) -> None:
-        if self._reply is not None:
-            raise SolewriterError("this transaction was sent: begin another one")
-        self._client.check_mutation(mutation)
+        self._check_open()
+        self._check(mutation)
         self._mutations.append(mutation)
+
+    def _check_open(self) -> None:
+        if self._ended:
+            raise SolewriterError("the `with` of this transaction has ended: begin another one")
+
+    def _end(self, error: BaseException | None) -> bool:
+        """The `with` ends, with or without an exception inside: whether there is anything to send."""
+        self._ended = True
+        return error is None and bool(self._mutations or self._guards)
 
     # --- results -----------------------------------------------------------------------------------------------------
 
@@ -128,14 +140,23 @@ class Transaction:
             raise SolewriterError("this transaction was not sent: its results are there after the `with`")
         return self._reply
 
+
+class Transaction(Gathering):
+    """All of it at one revision, or nothing. Bad input raises at its verb, a refusal when the `with` ends."""
+
+    def __init__(self, client: Client, request_id: str | None, timeout_s: float | None) -> None:
+        super().__init__(client.check_mutation)
+        self._client = client
+        self._request_id = request_id
+        self._timeout_s = timeout_s
+
     def __enter__(self) -> Self:
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if kind is not None or not (self._mutations or self._guards):
-            return
-        self._reply = self._client.submit(
-            *self._mutations, guards=self._guards, request_id=self._request_id, timeout_s=self._timeout_s
-        ).check()
+        if self._end(error):
+            self._reply = self._client.submit(
+                *self._mutations, guards=self._guards, request_id=self._request_id, timeout_s=self._timeout_s
+            ).check()

@@ -14,16 +14,22 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from solewriter.agents import aio
     from solewriter.agents.client import Client, connect
+    from solewriter.agents.conditions import Range
     from solewriter.agents.reader import Reader, open_reader
     from solewriter.agents.snapshot import Snapshot
+    from solewriter.agents.status import EngineStatus, status_of
+    from solewriter.agents.watch import Change, Resync, Watch
     from solewriter.engine_proc.process import Engine
     from solewriter.shared import errors
     from solewriter.shared.config import Limits
     from solewriter.shared.errors import (
         AlreadyExists,
+        BadRequest,
         Busy,
         Compacted,
+        Corrupt,
         EngineStartFailed,
         EngineUnavailable,
         Expired,
@@ -31,6 +37,7 @@ if TYPE_CHECKING:
         Forgotten,
         GuardFailed,
         InvalidMutation,
+        InvalidQuery,
         InvalidTransition,
         JournalCorrupt,
         LayoutMismatch,
@@ -46,6 +53,7 @@ if TYPE_CHECKING:
         SchemaMismatch,
         SnapshotExpired,
         SolewriterError,
+        Unavailable,
         UnknownKind,
         VersionConflict,
     )
@@ -61,6 +69,7 @@ if TYPE_CHECKING:
         TaskPriority,
         TaskStatus,
         TaskType,
+        concerns,
     )
     from solewriter.shared.mutations import (
         Applied,
@@ -82,12 +91,15 @@ __version__ = "0.1.0"
 _ROOMS = {
     "solewriter.engine_proc.process": ("Engine",),
     "solewriter.agents.client": ("connect", "Client"),
+    "solewriter.agents.conditions": ("Range",),
     "solewriter.agents.reader": ("open_reader", "Reader"),
     "solewriter.agents.snapshot": ("Snapshot",),
+    "solewriter.agents.status": ("status_of", "EngineStatus"),
+    "solewriter.agents.watch": ("Watch", "Change", "Resync"),
     "solewriter.shared.config": ("Limits",),
     "solewriter.shared.frozen": ("FrozenMap", "Json"),
     "solewriter.shared.models": (
-        "Entity", "Part", "Task", "Project", "Lifecycle", "Ref",
+        "Entity", "Part", "Task", "Project", "Lifecycle", "Ref", "concerns",
     "TaskStatus", "TaskPriority", "TaskType", "ProjectStatus",
     ),
     "solewriter.shared.mutations": (
@@ -97,32 +109,36 @@ _ROOMS = {
     "solewriter.shared.errors": (
         "SolewriterError",
         "Refused", "NotFound", "AlreadyExists", "VersionConflict", "InvalidMutation", "InvalidTransition",
-        "GuardFailed", "Fenced", "UnknownKind", "SchemaMismatch", "RequestMismatch", "RequestTooLarge", "Expired",
-        "Quarantined",
+        "InvalidQuery", "GuardFailed", "Fenced", "UnknownKind", "SchemaMismatch", "RequestMismatch",
+        "RequestTooLarge", "BadRequest", "Expired", "Quarantined", "Unavailable", "Corrupt",
         "EngineUnavailable", "EngineStartFailed", "Locked", "Busy", "OutcomeUnknown", "Forgotten", "ResultUnavailable",
         "Compacted", "SnapshotExpired", "MemoryFull", "JournalCorrupt", "LayoutMismatch",
     ),
 }  # fmt: skip
 _HOME = {name: room for room, names in _ROOMS.items() for name in names}
+_MODULES = {"aio": "solewriter.agents.aio", "errors": "solewriter.shared.errors"}
 
 __all__ = [
-    "Engine", "connect", "Client", "open_reader", "Reader", "Snapshot", "Limits",
-    "Entity", "Part", "Task", "Project", "Lifecycle", "Ref",
+    "Engine", "connect", "Client", "open_reader", "Reader", "Snapshot", "Range", "Watch", "Change", "Resync",
+    "status_of", "EngineStatus", "aio",
+    "Limits",
+    "Entity", "Part", "Task", "Project", "Lifecycle", "Ref", "concerns",
     "TaskStatus", "TaskPriority", "TaskType", "ProjectStatus",
     "FrozenMap", "Json",
     "Create", "Put", "Update", "Transition", "Cancel", "Delete", "Require", "RequireAbsent", "Reply", "Applied",
     "NotApplied",
     "errors", "SolewriterError",
-    "Refused", "NotFound", "AlreadyExists", "VersionConflict", "InvalidMutation", "InvalidTransition", "GuardFailed",
-    "Fenced", "UnknownKind", "SchemaMismatch", "RequestMismatch", "RequestTooLarge", "Expired", "Quarantined",
+    "Refused", "NotFound", "AlreadyExists", "VersionConflict", "InvalidMutation", "InvalidTransition", "InvalidQuery",
+    "GuardFailed", "Fenced", "UnknownKind", "SchemaMismatch", "RequestMismatch", "RequestTooLarge", "BadRequest",
+    "Expired", "Quarantined", "Unavailable", "Corrupt",
     "EngineUnavailable", "EngineStartFailed", "Locked", "Busy", "OutcomeUnknown", "Forgotten", "ResultUnavailable",
     "Compacted", "SnapshotExpired", "MemoryFull", "JournalCorrupt", "LayoutMismatch",
 ]  # fmt: skip
 
 
 def __getattr__(name: str) -> Any:
-    if name == "errors":
-        return importlib.import_module("solewriter.shared.errors")
+    if name in _MODULES:
+        return importlib.import_module(_MODULES[name])
     if name not in _HOME:
         raise AttributeError(f"module 'solewriter' has no attribute {name!r}")
     found = globals()[name] = getattr(importlib.import_module(_HOME[name]), name)

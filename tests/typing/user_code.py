@@ -5,7 +5,7 @@ Every `type: ignore` here is a promise as well: mypy reports the ones that it do
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Mapping
 from typing import Any, assert_type
 
 from solewriter import (
@@ -21,6 +21,7 @@ from solewriter import (
     Task,
     TaskStatus,
     VersionConflict,
+    aio,
     connect,
     errors,
     open_reader,
@@ -81,6 +82,57 @@ def reads(snap: Snapshot, reader: Reader, client: Client) -> None:
     assert_type(reader.wait_for(reader.revision, timeout_s=1.0), int)
 
 
+async def verbs_awaited(client: aio.AioClient, task: Task, chore: Chore, invoice: Invoice) -> None:
+    """The same types, awaited."""
+    assert_type(await client.create(invoice), Invoice)
+    assert_type(await client.put(chore), Chore)
+    assert_type(await client.update(Chore.ref("c-1"), room="hall"), Chore)
+    assert_type(await client.transition(task, TaskStatus.ASSIGNED, assigned_to="ann"), Task)
+    assert_type(await client.cancel(Task.ref("t-1"), reason="late"), Task)
+    await client.delete(invoice)
+    assert_type(await client.submit(Create(task)), Reply)
+    assert_type(client.submit_many([Create(task)]), AsyncGenerator[Reply, None])
+    assert_type(client.submit_many(mutations(task), window=8), AsyncGenerator[Reply, None])
+    assert_type(await client.apply(task, lambda task: {"title": task.title * 2}), Task)
+    assert_type(await client.apply(Invoice.ref("i-1"), dearer), Invoice)
+    async with client.transaction() as transaction:
+        transaction.update(task, title="other")
+        assert_type(transaction.create(invoice), Invoice)
+    assert_type(transaction.result(task), Task)
+
+
+async def mutations(task: Task) -> AsyncIterator[Create]:
+    """An async source for a pipeline."""
+    yield Create(task)
+
+
+async def dearer(invoice: Invoice) -> Invoice:
+    """An async update function."""
+    return invoice.model_copy(update={"total_cents": invoice.total_cents + 1})
+
+
+async def reads_awaited(reader: aio.AioReader, client: aio.AioClient) -> None:
+    """A snapshot is the same object in both worlds."""
+    with await reader.snapshot() as snap:
+        assert_type(snap, Snapshot)
+    assert_type(await reader.get(Task, "t-1"), Task | None)
+    assert_type(await client.get(Invoice, "i-1"), Invoice | None)
+    assert_type(await client.get("Task", "t-1"), Mapping[str, Any] | None)
+    assert_type(await reader.wait_for(reader.revision, timeout_s=1.0), int)
+    assert_type(client.reader, aio.AioReader)
+
+
+async def program_awaited(state: str) -> None:
+    """What opens can be awaited, or entered."""
+    async with aio.connect(state, name="me") as client, aio.open_reader(state) as reader:
+        assert_type(client, aio.AioClient)
+        assert_type(reader, aio.AioReader)
+    other = await aio.connect(state)
+    assert_type(other, aio.AioClient)
+    await other.close()
+    assert_type(await aio.open_reader(state), aio.AioReader)
+
+
 def program(state: str) -> None:
     """The front door: every context manager gives what it says."""
     with (
@@ -97,6 +149,13 @@ def program(state: str) -> None:
         except VersionConflict as conflict:
             known: errors.Refused = conflict
             print(known)
+
+
+async def mistakes_awaited(client: aio.AioClient) -> None:
+    """What a type checker must refuse in coroutines."""
+    await client.create("t-1")  # type: ignore[type-var]  # not an entity
+    with aio.connect("state"):  # type: ignore[attr-defined]  # only `async with`
+        pass
 
 
 def mistakes(client: Client, task: Task, snap: Snapshot) -> None:

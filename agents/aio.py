@@ -1,0 +1,427 @@
+"""asyncio for agents and readers: `from solewriter import aio`. The verbs of `Client` and `Reader`, as coroutines.
+
+async with aio.connect(state, name="me") as client:
+    task = await client.create(Task(title="first"))
+    async with client.transaction() as tx:
+        tx.update(task, priority="high")
+
+A shell over the same session, answers and memory; the lane is an `AioExchange`. A cancelled call raises CancelledError,
+caused by OutcomeUnknown with the id of its request if that was sent: the request stays on its way, the client goes on,
+and `outcome` tells how it ended. On asyncio's own loop and on uvloop.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+import os
+import time
+from collections import deque
+from collections.abc import (
+    AsyncGenerator,
+    AsyncIterable,
+    AsyncIterator,
+    Awaitable,
+    Callable,
+    Coroutine,
+    Generator,
+    Iterable,
+    Iterator,
+    Mapping,
+)
+from itertools import islice
+from types import TracebackType
+from typing import Any, Generic, Protocol, Self, TypeVar, overload
+
+from solewriter.agents.aio_exchange import AioExchange, name_request
+from solewriter.agents.aio_reader import AioReader, Memory
+from solewriter.agents.answers import Answers, Outcome, entity_of
+from solewriter.agents.difference import difference, newer
+from solewriter.agents.session import AgentSession, Pending, pipeline
+from solewriter.agents.snapshot import Plain
+from solewriter.agents.transaction import Gathering
+from solewriter.shared import wireform
+from solewriter.shared.config import DEFAULT_LIMITS, Limits
+from solewriter.shared.errors import Refused, RequestTooLarge, VersionConflict
+from solewriter.shared.folder import StateFolder
+from solewriter.shared.models import Entity, Ref
+from solewriter.shared.mutations import (
+    FROM_TARGET,
+    Cancel,
+    Create,
+    Delete,
+    Expect,
+    GuardMutation,
+    Mutation,
+    Put,
+    Reply,
+    Transition,
+    Update,
+)
+from solewriter.shared.registry import Registry
+from solewriter.shared.wireform import OutcomeQuery, PlainRequest
+
+__all__ = ["AioClient", "AioReader", "AioTransaction", "connect", "open_reader"]
+
+E = TypeVar("E", bound=Entity)
+T = TypeVar("T")
+S = TypeVar("S", bound=Pending | Refused)
+
+
+class AioClient:
+    """An agent's connection to the engine of a state folder, for the coroutines of one event loop. Made by `connect`.
+
+    Every verb waits for its reply without blocking the loop, and returns the entity as it was left. All raise the
+    refusals of `solewriter.errors`, InvalidMutation for bad input before anything is sent, EngineUnavailable when no
+    engine could be reached, and in another loop or a forked child, OutcomeUnknown when a reply did not come within
+    `timeout_s`. When too many requests are in flight, callers take turns in the order in which they came.
+    """
+
+    def __init__(
+        self,
+        state: str | os.PathLike[str],
+        *,
+        name: str = "",
+        client_id: str | None = None,
+        limits: Limits = DEFAULT_LIMITS,
+    ) -> None:
+        self.folder = StateFolder(state)
+        self._limits = limits
+        self._registry = Registry()
+        self._session = AgentSession(limits, name or f"pid-{os.getpid()}", client_id)
+        self._exchange = AioExchange(self.folder, self._session, limits)
+        self._memory = Memory(state, limits, self._registry)
+        self._answers = Answers(self._memory, self._registry)
+        self.reader = AioReader(self._memory, limits)
+
+    @property
+    def client_id(self) -> str:
+        """The session's id: `connect(state, client_id=...)` resumes it in another process."""
+        return self._session.client_id
+
+    @property
+    def name(self) -> str:
+        return self._session.name
+
+    # --- verbs -------------------------------------------------------------------------------------------------------
+
+    async def create(
+        self, entity: E, *, reason: str = "", request_id: str | None = None, timeout_s: float | None = None
+    ) -> E:
+        """Store a new entity. Raises AlreadyExists."""
+        return await self._one(Create(entity, reason), type(entity), request_id, timeout_s)
+
+    async def put(
+        self,
+        entity: E,
+        *,
+        expect: Expect = FROM_TARGET,
+        reason: str = "",
+        request_id: str | None = None,
+        timeout_s: float | None = None,
+    ) -> E:
+        """Create or replace: an import that can be run again."""
+        return await self._one(Put(entity, expect, reason), type(entity), request_id, timeout_s)
+
+    async def update(
+        self,
+        target: E | Ref[E],
+        changes: Mapping[str, Any] | None = None,
+        /,
+        *,
+        expect: Expect = FROM_TARGET,
+        reason: str = "",
+        request_id: str | None = None,
+        timeout_s: float | None = None,
+        **fields: Any,
+    ) -> E:
+        """Replace fields. Fields whose names are options here are given through `changes`. Raises VersionConflict."""
+        mutation = Update(target, {**(changes or {}), **fields}, expect, reason)
+        return await self._one(mutation, wireform.model_of(target), request_id, timeout_s)
+
+    async def transition(
+        self,
+        target: E | Ref[E],
+        to: str,
+        changes: Mapping[str, Any] | None = None,
+        /,
+        *,
+        expect: Expect = FROM_TARGET,
+        reason: str = "",
+        request_id: str | None = None,
+        timeout_s: float | None = None,
+        **fields: Any,
+    ) -> E:
+        """Move along the lifecycle, changing other fields with the step. Raises InvalidTransition, VersionConflict."""
+        mutation = Transition(target, to, {**(changes or {}), **fields}, expect, reason)
+        return await self._one(mutation, wireform.model_of(target), request_id, timeout_s)
+
+    async def cancel(
+        self,
+        target: E | Ref[E],
+        *,
+        expect: int | None = None,
+        reason: str = "",
+        request_id: str | None = None,
+        timeout_s: float | None = None,
+    ) -> E:
+        """To the cancelled state, whatever the version, unless `expect` is given. Raises InvalidTransition."""
+        return await self._one(Cancel(target, expect, reason), wireform.model_of(target), request_id, timeout_s)
+
+    async def delete(
+        self,
+        target: Entity | Ref[Any],
+        *,
+        expect: Expect = FROM_TARGET,
+        reason: str = "",
+        request_id: str | None = None,
+        timeout_s: float | None = None,
+    ) -> None:
+        """Remove the entity; its id goes on with the next version if it is created again."""
+        (await self.submit(Delete(target, expect, reason), request_id=request_id, timeout_s=timeout_s)).check()
+
+    def transaction(self, *, request_id: str | None = None, timeout_s: float | None = None) -> AioTransaction:
+        """Several mutations and guards at one revision, sent when the `async with` ends; an exception sends nothing."""
+        return AioTransaction(self, request_id, timeout_s)
+
+    @overload
+    async def get(self, kind: type[E], id: str) -> E | None: ...
+    @overload
+    async def get(self, kind: str, id: str) -> Plain | None: ...
+    async def get(self, kind: type[E] | str, id: str) -> E | Plain | None:
+        """The entity from shared memory, or None; never older than the last reply of this client."""
+        return await self.reader.get(kind, id)
+
+    # --- requests ----------------------------------------------------------------------------------------------------
+
+    async def submit(
+        self,
+        *mutations: Mutation,
+        guards: Iterable[GuardMutation] = (),
+        request_id: str | None = None,
+        timeout_s: float | None = None,
+    ) -> Reply:
+        """One request: all of these mutations at one revision, or none. A refusal is in the reply, not raised."""
+        request = wireform.plain_request(mutations, guards, request_id, self._registry, self._limits)
+        return await self._asked(request, self._answers.reply, timeout_s)
+
+    async def outcome(self, request_id: str, *, timeout_s: float | None = None) -> Outcome:
+        """How a request ended, of this client or another one: Applied(reply), the refusal, NotApplied (and then it
+        never will be), or Forgotten where the engine does not remember so far back.
+        """
+        query = wireform.outcome_query(request_id)
+        return await self._asked(query, lambda pending: self._answers.outcome(pending, request_id), timeout_s)
+
+    async def apply(
+        self,
+        target: E | Ref[E],
+        fn: Callable[[E], E | Mapping[str, Any] | Awaitable[E | Mapping[str, Any] | None] | None],
+        /,
+        *,
+        reason: str = "",
+        timeout_s: float | None = None,
+    ) -> E:
+        """Read, let `fn` say what shall be different, write under the version that was read; again when somebody else
+        was faster.
+
+        `fn`, a plain or an async function, runs here, perhaps several times. It returns the entity as it shall be, or
+        the changed fields, or None for no change. Raises NotFound; VersionConflict if it was still overtaken after
+        `timeout_s`, which is also the patience for each reply.
+        """
+        deadline = time.monotonic() + self._patience_s(timeout_s)
+        model = wireform.model_of(target)
+        current = (await self.reader.snapshot())[model, target.id]
+        while True:
+            wanted = fn(current)
+            mutation = difference(current, await wanted if inspect.isawaitable(wanted) else wanted, reason)
+            if mutation is None:
+                return current
+            try:
+                return await self._one(mutation, model, None, timeout_s)
+            except VersionConflict as conflict:
+                if time.monotonic() > deadline:
+                    raise
+                current = newer(conflict, model)
+
+    async def submit_many(
+        self,
+        mutations: Iterable[Mutation] | AsyncIterable[Mutation],
+        *,
+        window: int = 256,
+        timeout_s: float | None = None,
+    ) -> AsyncGenerator[Reply, None]:
+        """A request for each mutation, up to `window` of them in flight; replies in order, refusals as values.
+
+        `timeout_s` is the patience for each reply; then OutcomeUnknown is raised. The window is filled before the first
+        reply is yielded: `window=1` is for a source that is slow, or that waits for replies itself.
+        """
+        waiting: deque[Pending | Refused] = deque()
+        source = aiter(mutations) if isinstance(mutations, AsyncIterable) else iter(mutations)
+        window, batch = pipeline(window, self._session.window)
+        patience_s = self._patience_s(timeout_s)
+        exhausted = False
+        try:
+            while waiting or not exhausted:
+                while not exhausted and len(waiting) + batch <= window:
+                    taken = await _some(source, batch)
+                    exhausted = len(taken) < batch
+                    waiting.extend(await self._sent(taken, time.monotonic() + patience_s))
+                if waiting:
+                    yield await self._told(waiting.popleft(), self._reply, time.monotonic() + patience_s)
+        except asyncio.CancelledError as cancelled:
+            name_request(cancelled, waiting)
+            raise
+
+    async def _sent(self, mutations: list[Mutation], deadline: float) -> list[Pending | Refused]:
+        """One frame of these mutations. Bad input takes its place as a refusal."""
+        taken = [wireform.plain_or_refused(mutation, self._registry, self._limits) for mutation in mutations]
+        requests = [request for request in taken if not isinstance(request, Refused)]
+        pendings = iter(await self._exchange.send(requests, deadline) if requests else ())
+        return [request if isinstance(request, Refused) else next(pendings) for request in taken]
+
+    def _reply(self, sent: Pending | Refused) -> Reply:
+        return self._answers.refused(sent) if isinstance(sent, Refused) else self._answers.reply(sent)
+
+    async def _one(self, mutation: Mutation, model: type[E], request_id: str | None, timeout_s: float | None) -> E:
+        request = wireform.plain_request((mutation,), (), request_id, self._registry, self._limits)
+        return await self._asked(request, lambda pending: entity_of(self._answers.reply(pending), model), timeout_s)
+
+    async def _asked(
+        self, request: PlainRequest | OutcomeQuery, read: Callable[[Pending], T], timeout_s: float | None
+    ) -> T:
+        """Send one request, wait for its answer, and read that."""
+        deadline = time.monotonic() + self._patience_s(timeout_s)
+        (sent,) = await self._exchange.send([request], deadline)
+        if isinstance(sent, RequestTooLarge):
+            raise sent
+        return await self._told(sent, read, deadline)
+
+    async def _told(self, sent: S, read: Callable[[S], T], deadline: float) -> T:
+        """What became of it, read from memory without blocking. A cancelled wait names the request."""
+        try:
+            if isinstance(sent, Pending):
+                await self._exchange.wait(sent, deadline)
+            return await self._memory.looked(lambda: read(sent))
+        except asyncio.CancelledError as cancelled:
+            name_request(cancelled, [sent])
+            raise
+
+    def _patience_s(self, timeout_s: float | None) -> float:
+        return self._limits.request_timeout_s if timeout_s is None else timeout_s
+
+    def check_mutation(self, mutation: Mutation) -> None:
+        """Raises InvalidMutation, naming the field, for one that would be refused whatever is stored."""
+        wireform.plain_mutation(mutation, self._registry, self._limits)
+
+    # --- the end -----------------------------------------------------------------------------------------------------
+
+    async def close(self) -> None:
+        """Let the lane and the memory go. Requests that were not answered may or may not be applied."""
+        try:
+            await self._exchange.close()
+        finally:
+            await self.reader.close()
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.close()
+
+
+class AioTransaction(Gathering):
+    """All of it at one revision, or nothing. Bad input raises at its verb, a refusal when the `async with` ends."""
+
+    def __init__(self, client: AioClient, request_id: str | None, timeout_s: float | None) -> None:
+        super().__init__(client.check_mutation)
+        self._client = client
+        self._request_id = request_id
+        self._timeout_s = timeout_s
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._end(error):
+            reply = await self._client.submit(
+                *self._mutations, guards=self._guards, request_id=self._request_id, timeout_s=self._timeout_s
+            )
+            self._reply = reply.check()
+
+
+# --- opening ---------------------------------------------------------------------------------------------------------
+
+
+class Closable(Protocol):
+    async def close(self) -> None: ...
+
+
+C = TypeVar("C", bound=Closable)
+
+
+class Opening(Generic[C]):
+    """`await` it for what it opens, or use it in an `async with`, which closes it again."""
+
+    def __init__(self, begin: Callable[[], Coroutine[Any, Any, C]]) -> None:
+        self._begin = begin
+        self._opened: C | None = None
+
+    def __await__(self) -> Generator[Any, None, C]:
+        return self._begin().__await__()
+
+    async def __aenter__(self) -> C:
+        self._opened = await self._begin()
+        return self._opened
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._opened is not None:
+            await self._opened.close()
+
+
+def connect(
+    state: str | os.PathLike[str], *, name: str = "", client_id: str | None = None, limits: Limits = DEFAULT_LIMITS
+) -> Opening[AioClient]:
+    """Connect to the engine of a state folder, from any process of the same user: `async with connect(...) as client`,
+    or `client = await connect(...)`.
+
+    `name` is a label, shown as the actor of changes. `client_id` resumes a session: requests that an earlier process
+    with the same id sent are known. Raises EngineUnavailable if no engine answers within `limits.connect_timeout_s`.
+    """
+
+    async def connected() -> AioClient:
+        client = AioClient(state, name=name, client_id=client_id, limits=limits)
+        await client._exchange.connect()
+        return client
+
+    return Opening(connected)
+
+
+def open_reader(state: str | os.PathLike[str], *, limits: Limits = DEFAULT_LIMITS) -> Opening[AioReader]:
+    """Read the state that an engine publishes: `async with open_reader(...) as reader`, or `reader = await
+    open_reader(...)`. Raises EngineUnavailable if no engine serves or served this folder.
+    """
+
+    async def opened() -> AioReader:
+        memory = Memory(state, limits)
+        await memory.looked(memory.view)
+        return AioReader(memory, limits)
+
+    return Opening(opened)
+
+
+async def _some(source: Iterator[Mutation] | AsyncIterator[Mutation], count: int) -> list[Mutation]:
+    """The next ones of a source; fewer only at its end."""
+    if isinstance(source, Iterator):
+        return list(islice(source, count))
+    taken: list[Mutation] = []
+    async for mutation in source:
+        taken.append(mutation)
+        if len(taken) == count:
+            break
+    return taken

@@ -1,0 +1,376 @@
+"""`AioExchange`: requests out, replies in, over a lane, for all coroutines of one client. Nothing here blocks the loop.
+
+The loop reads the reply pipe, and watches the request pipe only while something is unsent. When the window of requests
+in flight is full, callers wait in the order in which they came; whoever makes room numbers and sends the request of
+the first of them in its name, so nobody overtakes, and what nobody waits for any more is not sent. A lost engine: the
+lane is dropped, and a task makes another one, on which everything unanswered is sent again. Only the handshake runs in
+a thread.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import time
+import weakref
+from collections import OrderedDict
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from copy import copy
+
+from solewriter.agents.aio_greeting import Greeting
+from solewriter.agents.aio_home import Home
+from solewriter.agents.session import AgentSession, Pending, outcome_unknown
+from solewriter.shared.config import PIPE_BYTES, READ_BYTES, RECONNECT_FIRST_S, RECONNECT_MAX_S, Limits
+from solewriter.shared.errors import EngineUnavailable, Fenced, RequestTooLarge, SolewriterError
+from solewriter.shared.folder import StateFolder
+from solewriter.shared.lane import Lane
+from solewriter.shared.wireform import OutcomeQuery, PlainRequest
+
+Request = PlainRequest | OutcomeQuery
+Sent = list[Pending | RequestTooLarge]
+
+_open: weakref.WeakSet[AioExchange] = weakref.WeakSet()
+
+
+class AioExchange:
+    """One client's lane, its session, and the coroutines that wait on them, all on the loop where it was made."""
+
+    def __init__(self, folder: StateFolder, session: AgentSession, limits: Limits) -> None:
+        self.folder = folder
+        self._session = session
+        self._limits = limits
+        self._home = Home("client", "aio.connect")
+        self._loop = self._home.loop
+        self._waiting: OrderedDict[asyncio.Future[Sent], Sequence[Request]] = OrderedDict()  # for room in the window
+        self._lane: Lane | None = None
+        self._leaving: set[Lane] = set()  # dropped, and closed in the loop's next tick
+        self._buffer = memoryview(bytearray(READ_BYTES))
+        self._writing = False  # the loop watches the request pipe
+        self._greeting: Greeting | None = None
+        self._connecting: asyncio.Task[None] | None = None
+        self._pause_s = 0.0  # before the next hello: there was no reply since the last one
+        self._closed = False
+        _open.add(self)
+
+    # --- what a client does with it ----------------------------------------------------------------------------------
+
+    async def connect(self) -> None:
+        """The first lane. Raises EngineUnavailable if nobody answers within `connect_timeout_s`."""
+        await self._connect()
+
+    async def send(self, requests: Sequence[Request], deadline: float) -> Sent:
+        """Number these requests and send them; one that is too large for a frame is refused in its place.
+
+        Raises EngineUnavailable if the window did not open in time; nothing was sent then. Cancelled before they were
+        sent, they never are; after that the cancellation names the first of them.
+        """
+        self._check_usable()
+        if not self._waiting and self._has_room(len(requests)):
+            return self._dispatch(requests)
+        turn: asyncio.Future[Sent] = self._loop.create_future()
+        self._waiting[turn] = requests
+        self._go_on()
+        timer = self._loop.call_later(deadline - time.monotonic(), self._too_late, turn)
+        try:
+            return await turn
+        except asyncio.CancelledError as cancelled:
+            if turn.done() and not turn.cancelled() and turn.exception() is None:
+                name_request(cancelled, turn.result())
+            raise
+        finally:
+            timer.cancel()
+            if self._waiting.pop(turn, None) is not None:
+                self._admit()  # whoever stood behind may fit
+
+    async def wait(self, pending: Pending, deadline: float) -> None:
+        """Until this request is answered. Raises OutcomeUnknown at the deadline; the request stays on its way, as it
+        does when the wait is cancelled.
+        """
+        if pending.done:
+            return
+        told: asyncio.Future[None] = self._loop.create_future()
+        pending.on_done = lambda: _wake(told)
+        timer = self._loop.call_later(deadline - time.monotonic(), self._overdue, told)
+        try:
+            await told
+        finally:
+            timer.cancel()
+            pending.on_done = None
+        if not pending.done:
+            raise outcome_unknown(pending.request_id)
+
+    async def close(self) -> None:
+        """Let the lane go. Requests that were not answered may or may not be applied."""
+        if self._home.inherited:
+            return  # it was let go at the fork
+        if self._loop.is_closed():
+            self._closed = True
+            self._close_lanes()
+            return
+        self._home.check()
+        self._closed = True
+        if self._connecting is not None:
+            self._connecting.cancel()
+        self._session.fail(None)
+        self._refuse_waiting(_closed())
+        self._drop_lane()
+        if self._connecting is not None:
+            await asyncio.wait({self._connecting})
+        await asyncio.sleep(0)  # the tick in which descriptors are closed
+
+    # --- requests out ------------------------------------------------------------------------------------------------
+
+    def _check_usable(self) -> None:
+        self._home.check()
+        if self._closed:
+            raise _closed()
+        if self._session.fenced:
+            raise _fenced()
+
+    def _has_room(self, count: int) -> bool:
+        in_flight = self._session.in_flight
+        return not in_flight or in_flight + count <= self._session.window
+
+    def _dispatch(self, requests: Sequence[Request]) -> Sent:
+        """Number these requests and write them, or as much as fits. Raises TypeError for what is not plain data."""
+        try:
+            sent = self._session.send_all(requests)
+            self._write()
+        except TypeError:
+            raise  # nothing was numbered
+        except BaseException:  # Ctrl-C in the middle: the next lane begins with what was not answered
+            self._lose()
+            raise
+        self._go_on()
+        return sent
+
+    def _admit(self) -> None:
+        """There may be room: send for those who waited longest."""
+        if self._session.fenced:
+            self._refuse_waiting(_fenced())
+        while self._waiting:
+            turn, requests = next(iter(self._waiting.items()))
+            if not turn.done() and not self._has_room(len(requests)):
+                break
+            del self._waiting[turn]
+            if not turn.done():
+                try:
+                    turn.set_result(self._dispatch(requests))
+                except Exception as error:
+                    turn.set_exception(error)
+
+    def _refuse_waiting(self, error: SolewriterError) -> None:
+        """Nothing of theirs was sent, and nothing will be."""
+        for turn in self._waiting:
+            if not turn.done():
+                turn.set_exception(copy(error))
+        self._waiting.clear()
+
+    def _too_late(self, turn: asyncio.Future[Sent]) -> None:
+        try:
+            self._readable()  # what makes room may be there already, if the loop was busy
+        finally:
+            if not turn.done():
+                turn.set_exception(
+                    EngineUnavailable("the engine answered nothing in time: the window of requests in flight is full")
+                )
+
+    def _write(self) -> None:
+        """Write what is unsent, at most a pipe full: the loop has others to serve. The rest goes when there is room."""
+        lane, written = self._lane, 0
+        if lane is None:
+            return
+        try:
+            while (data := self._session.unsent) is not None and written < PIPE_BYTES:
+                count = os.write(lane.requests, data)
+                self._session.sent(count)
+                written += count
+        except BlockingIOError:
+            pass
+        except OSError:
+            try:
+                self._hear_rest(lane)
+            finally:
+                self._lose()
+            return
+        except BaseException:  # in mid-frame, perhaps: the stream cannot be trusted any more
+            self._lose()
+            raise
+        self._watch_requests(lane, self._session.unsent is not None)
+
+    def _watch_requests(self, lane: Lane, wanted: bool) -> None:
+        if wanted and not self._writing:
+            self._loop.add_writer(lane.requests, self._write)
+        elif self._writing and not wanted:
+            self._loop.remove_writer(lane.requests)
+        self._writing = wanted
+
+    # --- replies in --------------------------------------------------------------------------------------------------
+
+    def _readable(self) -> None:
+        """Take what is there, at most one buffer."""
+        lane = self._lane
+        if lane is None:
+            return
+        try:
+            count = self._read(lane)
+        except BlockingIOError:
+            return
+        except OSError:
+            count = 0
+        except BaseException:  # what cannot be understood ends the lane
+            self._lose()
+            raise
+        if count:
+            self._pause_s = 0.0
+            self._admit()
+        else:
+            self._lose()
+
+    def _read(self, lane: Lane) -> int:
+        count = os.readv(lane.replies, [self._buffer])
+        self._session.received(self._buffer[:count])
+        return count
+
+    def _hear_rest(self, lane: Lane) -> None:
+        """What was said on a lane before it broke counts, and may be the reason why it did."""
+        try:
+            while self._read(lane):
+                pass
+        except OSError:
+            pass  # nothing more to read
+
+    def _overdue(self, told: asyncio.Future[None]) -> None:
+        """A caller's time is over. A loop that was busy has not read yet what may be there."""
+        try:
+            self._readable()
+        finally:
+            _wake(told)
+
+    # --- connecting --------------------------------------------------------------------------------------------------
+
+    def _lose(self) -> None:
+        """The lane broke. If anybody waits for something, connect again."""
+        self._drop_lane()
+        self._go_on()
+
+    def _go_on(self) -> None:
+        """Begin to connect again, where there is no lane and somebody has a use for one."""
+        wanted = self._session.in_flight or self._waiting
+        idle = self._connecting is None or self._connecting.done()
+        if self._lane is None and wanted and idle and not self._closed:
+            if self._session.fenced:
+                self._refuse_waiting(_fenced())
+            else:
+                self._connecting = self._loop.create_task(self._reconnect())
+
+    async def _reconnect(self) -> None:
+        """A new lane for the same session. What cannot be delivered in time ends as OutcomeUnknown."""
+        try:
+            await self._connect()
+        except SolewriterError as error:
+            self._session.fail(None)
+            self._refuse_waiting(error)
+        except BaseException:
+            self._session.fail(None)
+            self._refuse_waiting(EngineUnavailable(f"no lane to the engine of {self.folder.path} could be made"))
+            raise
+        self._connecting = None
+        self._go_on()  # that lane may be lost already
+
+    async def _connect(self) -> None:
+        """Say hello until somebody answers. Raises EngineUnavailable at the end of `connect_timeout_s`."""
+        deadline = time.monotonic() + self._limits.connect_timeout_s
+        threads = ThreadPoolExecutor(1, "solewriter-hello")  # its own: the loop's may be full of who waits for us
+        try:
+            while True:
+                if self._pause_s:
+                    await asyncio.sleep(self._pause_s)
+                self._pause_s = min(max(2 * self._pause_s, RECONNECT_FIRST_S), RECONNECT_MAX_S)
+                try:
+                    await self._offer(threads, max(0.01, deadline - time.monotonic()))
+                    return
+                except (OSError, EngineUnavailable) as error:
+                    if getattr(error, "final", False):
+                        raise
+                    if time.monotonic() + self._pause_s > deadline:
+                        raise EngineUnavailable(f"no engine serves {self.folder.path}: {error}") from error
+        finally:
+            threads.shutdown(wait=False)
+
+    async def _offer(self, threads: ThreadPoolExecutor, timeout_s: float) -> None:
+        """One hello. Requests that are queued meanwhile are the last of what is sent on this lane."""
+        hello = self._session.hello(os.getpid())
+        greeting = self._greeting = Greeting(self.folder.path, hello, timeout_s)
+        try:
+            welcome = await self._loop.run_in_executor(threads, greeting.say)
+            self._session.welcomed(welcome)
+        except BaseException:
+            greeting.give_up()
+            raise
+        finally:
+            self._greeting = None
+        assert greeting.lane is not None
+        self._use(greeting.lane)
+
+    def _use(self, lane: Lane) -> None:
+        self._lane = lane
+        self._loop.add_reader(lane.replies, self._readable)
+        self._write()
+        self._admit()
+
+    def _drop_lane(self) -> None:
+        """Out of the loop now; closed one tick later, for uvloop may still poll it."""
+        lane, self._lane = self._lane, None
+        if lane is not None:
+            self._loop.remove_reader(lane.replies)
+            self._watch_requests(lane, False)
+            self._leaving.add(lane)
+            self._loop.call_soon(self._close_left, lane)
+
+    def _close_left(self, lane: Lane) -> None:
+        lane.close()
+        self._leaving.discard(lane)
+
+    def _close_lanes(self) -> None:
+        """Close every descriptor, and touch no loop."""
+        for lane in (*self._leaving, self._lane):
+            if lane is not None:
+                lane.close()
+        self._lane = None
+        self._leaving.clear()
+        if self._greeting is not None:
+            self._greeting.forsake()
+            self._greeting = None
+
+
+def name_request(cancelled: asyncio.CancelledError, sent: Sequence[object]) -> None:
+    """A cancellation of something that was sent says so: its cause names the first request of it."""
+    if cancelled.__cause__ is None:
+        for one in sent:
+            if isinstance(one, Pending):
+                cancelled.__cause__ = outcome_unknown(one.request_id)
+                return
+
+
+def _wake(told: asyncio.Future[None]) -> None:
+    if not told.done():
+        told.set_result(None)
+
+
+def _closed() -> EngineUnavailable:
+    return EngineUnavailable("this client is closed", final=True)
+
+
+def _fenced() -> Fenced:
+    return Fenced("another client took over this client_id: connect again under another one")
+
+
+def _leave_lanes_to_the_parent() -> None:
+    """In a forked child: never use the parent's lanes, and never hold them open. Its loop's poll is shared with it."""
+    for exchange in list(_open):
+        exchange._close_lanes()
+
+
+os.register_at_fork(after_in_child=_leave_lanes_to_the_parent)

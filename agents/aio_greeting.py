@@ -1,0 +1,84 @@
+"""The handshake beside an event loop: a new lane and one hello, in a thread that can be called off."""
+
+from __future__ import annotations
+
+import os
+import socket
+import threading
+
+from solewriter.agents.greeting import greet
+from solewriter.shared.errors import EngineUnavailable
+from solewriter.shared.folder import StateFolder
+from solewriter.shared.handshake import Hello, Welcome
+from solewriter.shared.lane import Lane
+
+
+class Greeting(StateFolder):
+    """A state folder with one hello to say there. The lane is closed by whoever ends it: the thread when it fails, the
+    loop when it gives up; otherwise it is the loop's to take.
+    """
+
+    def __init__(self, path: str | os.PathLike[str], hello: Hello, timeout_s: float) -> None:
+        super().__init__(path)
+        self.lane: Lane | None = None
+        self._hello = hello
+        self._timeout_s = timeout_s
+        self._lock = threading.Lock()
+        self._line: socket.socket | None = None  # the same connection under a descriptor that only this class closes
+        self._given_up = False
+        self._welcomed = False
+
+    def say(self) -> Welcome:
+        """In the thread: make the lane, offer it, hear the answer. Raises what `greet` does."""
+        lane = self.lane = Lane()
+        try:
+            welcome = greet(self, self._hello, lane, self._timeout_s)
+            with self._lock:
+                self._check_wanted()
+                self._welcomed = True
+            return welcome
+        except BaseException:
+            lane.close()
+            raise
+        finally:
+            with self._lock:
+                if self._line is not None:
+                    self._line.close()
+                    self._line = None
+
+    def connected_socket(self, timeout_s: float) -> socket.socket:
+        made = super().connected_socket(timeout_s)
+        try:
+            with self._lock:
+                self._check_wanted()
+                self._line = made.dup()
+        except BaseException:
+            made.close()
+            raise
+        return made
+
+    def _check_wanted(self) -> None:
+        if self._given_up:
+            raise EngineUnavailable("nobody waits for this connection any more", final=True)
+
+    def give_up(self) -> None:
+        """From the loop: nobody wants the lane. A thread that waits for the engine's answer stops waiting."""
+        with self._lock:
+            self._given_up = True
+            if self._line is not None:
+                try:
+                    self._line.shutdown(socket.SHUT_RDWR)
+                except OSError:
+                    pass  # the engine hung up first
+            if self._welcomed and self.lane is not None:
+                self.lane.close()
+
+    def forsake(self) -> None:
+        """In a forked child, where the thread does not exist and may have held the lock: keep nothing open."""
+        if self.lane is not None:
+            try:
+                self.lane.close()
+            except OSError:
+                pass  # the thread was just closing it
+        if self._line is not None:
+            self._line.close()

@@ -1,0 +1,114 @@
+"""`Sleeper`: one thread that sleeps on the head word of the memory, for all coroutines of a reader that wait for a
+revision. It ends when nobody has waited for a moment.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+
+from solewriter.shared.errors import LayoutMismatch
+from solewriter.shared.memory.root import RootReader
+
+Waiter = asyncio.Future[None]
+
+
+class Sleeper:
+    """Wakes coroutines of one loop when their revision is there, when an engine follows, or when it is closed."""
+
+    def __init__(self, loop: asyncio.AbstractEventLoop, backstop_s: float) -> None:
+        self._loop = loop
+        self._backstop_s = backstop_s
+        self._changed = threading.Condition()
+        self._wanted: dict[Waiter, int] = {}
+        self._lowest = 0  # of what is wanted; lower when somebody left
+        self._root: RootReader | None = None
+        self._thread: threading.Thread | None = None
+
+    async def until(self, root: RootReader, revision: int) -> None:
+        """Until this revision is published in this memory, or perhaps will not be: look again."""
+        waiter = self._loop.create_future()
+        self._enter(root, waiter, revision)
+        try:
+            if root.current().revision < revision and not root.successor:  # looked at when nothing can be missed
+                await waiter
+        finally:
+            with self._changed:
+                self._wanted.pop(waiter, None)
+
+    def _enter(self, root: RootReader, waiter: Waiter, revision: int) -> None:
+        with self._changed:
+            if root is not self._root:  # an engine followed: whoever waits on the older memory looks again
+                self._root = root
+                _wake(list(self._wanted))
+                self._wanted.clear()
+            self._lowest = min(self._lowest, revision) if self._wanted else revision
+            self._wanted[waiter] = revision
+            if self._thread is None:
+                self._thread = threading.Thread(target=self._run, name="solewriter-waiter", daemon=True)
+                self._thread.start()
+            else:
+                self._changed.notify()
+
+    def close(self) -> None:
+        """Wake everybody; the thread ends."""
+        with self._changed:
+            _wake(list(self._wanted))
+            self._wanted.clear()
+            self._root = None
+            self._changed.notify()
+
+    # --- the thread --------------------------------------------------------------------------------------------------
+
+    def _run(self) -> None:
+        while (root := self._next()) is not None:
+            head = root.head
+            due = self._due(root)
+            if not due:
+                root.sleep(head, self._backstop_s)
+            elif not self._tell(due):
+                return
+
+    def _next(self) -> RootReader | None:
+        """The memory to look at; None, and the thread is over, when nobody has waited for a backstop's time."""
+        with self._changed:
+            if not self._wanted and self._root is not None:
+                self._changed.wait(self._backstop_s)
+            if self._wanted:
+                return self._root
+            self._root = self._thread = None
+            return None
+
+    def _due(self, root: RootReader) -> list[Waiter]:
+        """Those whose wait is over. They are looked for under the lock only when somebody's is."""
+        try:
+            newest, last = root.current().revision, root.successor > 0
+        except LayoutMismatch:
+            newest, last = 0, True  # whoever looks again is told
+        if newest < self._lowest and not last:
+            return []
+        with self._changed:
+            if root is not self._root:
+                return []
+            over = [waiter for waiter, revision in self._wanted.items() if last or revision <= newest]
+            for waiter in over:
+                del self._wanted[waiter]
+            self._lowest = min(self._wanted.values(), default=0)
+        return over
+
+    def _tell(self, due: list[Waiter]) -> bool:
+        """Wake them on their loop; False, and the thread is over, if that was closed without them."""
+        try:
+            self._loop.call_soon_threadsafe(_wake, due)
+        except RuntimeError:
+            with self._changed:
+                self._wanted.clear()
+                self._root = self._thread = None
+            return False
+        return True
+
+
+def _wake(waiters: list[Waiter]) -> None:
+    for waiter in waiters:
+        if not waiter.done():
+            waiter.set_result(None)
