@@ -10,9 +10,10 @@ from solewriter.agents.session import Pending, error_of
 from solewriter.agents.snapshot import Plain
 from solewriter.shared.errors import Forgotten, Refused, ResultUnavailable, SolewriterError, Unavailable, from_wire
 from solewriter.shared.models import Entity
-from solewriter.shared.mutations import Applied, NotApplied, Reply, Result
+from solewriter.shared.mutations import Applied, NotApplied, Op, Reply, Result
 from solewriter.shared.registry import Registry
 from solewriter.shared.wire import Status
+from solewriter.shared.wireform import PlainRequest
 
 E = TypeVar("E", bound=Entity)
 Outcome = Applied | Refused | NotApplied | Forgotten
@@ -25,6 +26,12 @@ class Answers:
     def __init__(self, reader: Reader, registry: Registry) -> None:
         self._reader = reader
         self._registry = registry
+
+    def check_classes(self, request: PlainRequest) -> None:
+        """Raises SchemaMismatch for a whole entity of a class that is not the engine's."""
+        for mutation in request[0]:
+            if mutation[0] in (Op.CREATE, Op.PUT):
+                self._reader.check_class(self._registry.named(mutation[1]))
 
     def reply(self, pending: Pending) -> Reply:
         """What a finished request was told; a refusal or failure is in it as a value."""

@@ -19,7 +19,7 @@ from solewriter.agents.snapshot import Plain
 from solewriter.agents.transaction import Transaction
 from solewriter.shared import wireform
 from solewriter.shared.config import DEFAULT_LIMITS, Limits
-from solewriter.shared.errors import Refused, RequestTooLarge, VersionConflict
+from solewriter.shared.errors import OutcomeUnknown, Refused, RequestTooLarge, VersionConflict
 from solewriter.shared.folder import StateFolder
 from solewriter.shared.models import Entity, Ref
 from solewriter.shared.mutations import (
@@ -174,7 +174,11 @@ class Client:
     ) -> Reply:
         """One request: all of these mutations at one revision, or none. A refusal is in the reply, not raised."""
         request = wireform.plain_request(mutations, guards, request_id, self._registry, self._limits)
-        return self._answers.reply(self._exchanged(request, timeout_s))
+        self._answers.check_classes(request)
+        reply = self._answers.reply(self._exchanged(request, timeout_s))
+        if isinstance(reply.error, OutcomeUnknown):
+            raise reply.error  # as it is at a time-out
+        return reply
 
     def outcome(self, request_id: str, *, timeout_s: float | None = None) -> Outcome:
         """How a request ended, of this client or another one: Applied(reply), the refusal, NotApplied (and then it
@@ -238,6 +242,8 @@ class Client:
             wireform.plain_or_refused(mutation, self._registry, self._limits) for mutation in islice(source, batch)
         ]
         requests = [request for request in taken if not isinstance(request, Refused)]
+        for request in requests:
+            self._answers.check_classes(request)
         pendings = iter(self._exchange.send(requests, deadline) if requests else ())
         waiting.extend([request if isinstance(request, Refused) else next(pendings) for request in taken])
         return len(taken) < batch

@@ -87,7 +87,7 @@ class Exchange:
         with self._changed:
             self._closed = True
             if self._pid == os.getpid():
-                self._session.fail(None)
+                self._session.fail(_for_good("this client was closed before it was sent"))
             self._drop_lane()
             self._changed.notify_all()
 
@@ -213,12 +213,13 @@ class Exchange:
         self._drop_lane()
         self._check_usable()
         self._lost_at = self._lost_at or time.monotonic()
+        given_up = self._lost_at + self._limits.connect_timeout_s
         try:
-            self._connect(deadline)
+            self._connect(min(deadline, given_up))
         except EngineUnavailable as error:
-            if not error.final and time.monotonic() - self._lost_at < self._limits.connect_timeout_s:
+            if not error.final and deadline < given_up:
                 return  # this caller's patience is at its end; others may have more
-            self._session.fail(None)
+            self._session.fail(error)
             raise
 
     def _connect(self, deadline: float) -> None:

@@ -10,8 +10,9 @@ from typing import NamedTuple
 
 from solewriter.agents.reader import Reader
 from solewriter.shared import record
-from solewriter.shared.errors import Compacted, SnapshotExpired
+from solewriter.shared.errors import Compacted, EngineUnavailable, SnapshotExpired
 from solewriter.shared.memory.heap import PREFIX_BYTES, padded, walk
+from solewriter.shared.memory.root import STOPPED
 from solewriter.shared.memory.view import Pin, View
 from solewriter.shared.record import Flags
 
@@ -52,6 +53,8 @@ class Feed:
                     if len(taken) == limit:
                         break
         except (FileNotFoundError, SnapshotExpired):
+            if view.root.successor == STOPPED:
+                raise EngineUnavailable("the engine was stopped, and its memory is gone") from None
             raise self._compacted(pin) from None
         return taken
 

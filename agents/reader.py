@@ -16,13 +16,13 @@ from typing import TYPE_CHECKING, Any, Self, TypeVar, overload
 
 from solewriter.agents.snapshot import Plain, Snapshot
 from solewriter.shared.config import ATTACH_RETRY_S, DEFAULT_LIMITS, Limits
-from solewriter.shared.errors import Compacted, EngineUnavailable, SnapshotExpired
+from solewriter.shared.errors import Compacted, EngineUnavailable, SchemaMismatch, SnapshotExpired
 from solewriter.shared.folder import StateFolder, runs
-from solewriter.shared.memory.root import STOPPED
+from solewriter.shared.memory.root import STOPPED, RootReader
 from solewriter.shared.memory.view import Pin, View
 from solewriter.shared.models import Entity
 from solewriter.shared.mutations import Result
-from solewriter.shared.registry import Registry
+from solewriter.shared.registry import Kind, Registry, differences
 
 if TYPE_CHECKING:
     from solewriter.agents.conditions import Where
@@ -43,6 +43,8 @@ class Reader:
         self._cache: dict[tuple[int, Any], Any] = {}
         self._view: View | None = None
         self._pidfd = -1
+        self._checked: dict[str, tuple[View, int, Kind]] = {}  # classes that are the engine's
+        self._stopped_at = 0.0  # when a wait first met an engine that was stopped
 
     # --- attaching ---------------------------------------------------------------------------------------------------
 
@@ -74,6 +76,9 @@ class Reader:
                     return self._use(view)
             elif not known.root.successor:
                 return known
+        except PermissionError as error:
+            problem = f"{self.folder.path} is another user's: its memory cannot be read"
+            raise EngineUnavailable(problem, final=True) from error
         except FileNotFoundError as error:
             if last:
                 raise EngineUnavailable(
@@ -143,7 +148,10 @@ class Reader:
         return self.snapshot().get(kind, id)
 
     def wait_for(self, revision: int, timeout_s: float | None = None) -> int:
-        """Block until this revision is published; the newest one. Raises TimeoutError."""
+        """Block until this revision is published; the newest one.
+
+        Raises TimeoutError; EngineUnavailable when the engine was stopped and none followed in `connect_timeout_s`.
+        """
         deadline = None if timeout_s is None else time.monotonic() + timeout_s
         while True:
             root = self.view().root
@@ -157,7 +165,20 @@ class Reader:
             )
             if left <= 0:
                 raise TimeoutError(f"revision {revision} was not published in {timeout_s} s; the newest is {newest}")
-            root.sleep(head, left)
+            self.sleep(root, head, left)
+
+    def sleep(self, root: RootReader, head: int, timeout_s: float) -> None:
+        """Until the head word moves on, or so long. Raises EngineUnavailable when the engine was stopped and none
+        followed in `connect_timeout_s`: nothing will happen here.
+        """
+        root.sleep(head, timeout_s)
+        if root.successor != STOPPED:
+            self._stopped_at = 0.0
+            return
+        now = time.monotonic()
+        self._stopped_at = self._stopped_at or now
+        if now - self._stopped_at > self._limits.connect_timeout_s:
+            raise EngineUnavailable(f"the engine of {self.folder.path} was stopped, and nobody started another one")
 
     def wait_until(
         self,
@@ -180,7 +201,7 @@ class Reader:
             left = self.wait_backstop_s if deadline is None else min(self.wait_backstop_s, deadline - time.monotonic())
             if left <= 0:
                 raise TimeoutError(f"{kind.kind_name} {id!r} did not become so in {timeout_s} s; it is {found!r}")
-            root.sleep(head, left)
+            self.sleep(root, head, left)
 
     def watch(
         self,
@@ -203,7 +224,9 @@ class Reader:
     # --- decoding ----------------------------------------------------------------------------------------------------
 
     def decoded(self, pin: Pin, address: int, kind: type[E] | str) -> Any:
-        """The entity of a record; None of a tombstone. A kind given by name yields a dict."""
+        """The entity of a record; None of a tombstone. A kind given by name yields a dict of the caller's own."""
+        if isinstance(kind, str):
+            return self._decode(pin, address, kind)
         cached = self._cache.get((address, kind))
         if cached is not None and pin.view is self._view:
             return cached
@@ -226,6 +249,24 @@ class Reader:
         """The class of a kind, where one is known here; else its name."""
         known = self._registry.get(kind)
         return kind if known is None else known.model
+
+    def check_class(self, kind: Kind) -> None:
+        """Raises SchemaMismatch if the engine knows this kind by another class: what one leaves out as a default, the
+        other would read as another value.
+        """
+        view = self._view or self.view()
+        if self._checked.get(kind.name) == (view, view.catalog_number, kind):
+            return
+        catalog = view.pin().catalog
+        code = catalog.kind_code(kind.name)
+        theirs = [schema for schema in catalog.schemas if schema.kind == code]
+        if theirs and theirs[-1].digest() != kind.schema.digest():
+            raise SchemaMismatch(
+                f"the engine's class {kind.name} differs from that of this process in {differences(theirs[-1], kind)}: "
+                "use one everywhere, or engine.register(...) this one",
+                kind=kind.name,
+            )
+        self._checked[kind.name] = (view, view.catalog_number, kind)
 
     def field_of(self, kind: type[Entity] | str) -> Callable[[str, Any], Any]:
         """The function from a field's name and plain value to the value that the model has there."""

@@ -176,7 +176,7 @@ class Watch:
             left = min(left, self._begun + self._timeout_s - time.monotonic())
         if left <= 0:
             return False
-        root.sleep(head, left)
+        self._reader.sleep(root, head, left)
         return True
 
     def _take(self) -> bool:

@@ -73,7 +73,7 @@ class Child:
             return
         status = self.wait()
         if ready.error == "Locked":
-            raise Locked(ready.message, holder=ready.message)
+            raise Locked(ready.message, holder=ready.holder)
         raise EngineStartFailed(f"the engine could not start: {ready.error}: {ready.message}", status=status)
 
     # --- while it serves ---------------------------------------------------------------------------------------------

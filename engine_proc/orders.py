@@ -42,6 +42,7 @@ class Ready(msgspec.Struct, frozen=True):
     ok: bool
     error: str = ""
     message: str = ""
+    holder: str = ""  # of the lock, where that is why
 
 
 class Line:

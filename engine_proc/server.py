@@ -109,6 +109,7 @@ class Server:
         )
 
     def _begin_life(self, life: Life) -> None:
+        self.state.check_fit(self.registry)
         new = self.state.new_kinds(self.registry)
         self.state.add_kinds(new.kinds, new.schemas)
         self.journal.append(
@@ -281,7 +282,8 @@ def run(orders: Orders, line: Line) -> int:
     except SolewriterError as error:
         if server is not None:
             server.abandon()
-        line.say(Ready(ok=False, error=type(error).__name__, message=str(error)))
+        holder = error.holder if isinstance(error, Locked) else ""
+        line.say(Ready(ok=False, error=type(error).__name__, message=str(error), holder=holder))
         return EXIT_LOCKED if isinstance(error, Locked) else EXIT_REFUSED
     except OSError as error:
         if server is not None:

@@ -85,6 +85,11 @@ class Entity(BaseModel):
     @classmethod
     def __pydantic_init_subclass__(cls, **_declared: Any) -> None:
         refuse_unsuitable(cls)
+        named = {"column": cls.column_names, "lifecycle field": (cls.lifecycle.field,) if cls.lifecycle else ()}
+        for what, names in named.items():
+            for name in names:
+                if name not in cls.model_fields:
+                    raise TypeError(f"{cls.__name__} declares the {what} {name!r}, but has no such field")
 
     @classmethod
     def ref(cls, id: str) -> Ref[Self]:

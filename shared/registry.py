@@ -68,9 +68,12 @@ class Schema(msgspec.Struct, frozen=True):
     columns: tuple[Column, ...]
     defaults: dict[str, Any]  # plain values of the fields that a payload may leave out
     stamped: bool  # whether the record's time is the field `updated_at`
+    shape: bytes = b""  # stable hash of all fields' types and constraints
 
     def digest(self) -> bytes:
-        return blake2b(_encode((self.name, self.columns, self.defaults, self.stamped)), digest_size=16).digest()
+        return blake2b(
+            _encode((self.name, self.columns, self.defaults, self.stamped, self.shape)), digest_size=16
+        ).digest()
 
     def values(self, key: str, version: int, time_us: int, payload: bytes) -> dict[str, Any]:
         """All fields of a record as plain values."""
@@ -108,7 +111,7 @@ class Kind:
         }
         self._stored_names = frozenset(model.model_fields) - IN_HEADER
         stored_defaults = _decode(_encode(plain(self._defaults)))  # as the journal gives them back, to compare with
-        self.schema = Schema(0, 0, self.name, self.columns, stored_defaults, "updated_at" in self.stamps)
+        self.schema = Schema(0, 0, self.name, self.columns, stored_defaults, "updated_at" in self.stamps, _shape(model))
         self._concern = _concern(model)
         self.checks_fields = not model.__pydantic_decorators__.field_validators and self._concern is not None
         self._field_validators: dict[str, Callable[[Any], Any]] = {}
@@ -269,6 +272,41 @@ class Kind:
             return False
         self._same_as_ours = schema
         return True
+
+
+def differences(theirs: Schema, kind: Kind) -> str:
+    """In words, in what a kind's stored schema differs from a class."""
+    ours = kind.schema
+    found = []
+    if theirs.columns != ours.columns:
+        found.append("its columns")
+    names = theirs.defaults.keys() | ours.defaults.keys()
+    defaults = sorted(name for name in names if theirs.defaults.get(name, _decode) != ours.defaults.get(name, _decode))
+    if defaults:
+        found.append(f"the defaults of {', '.join(defaults)}")
+    return " and ".join(found) or "its fields' types or constraints"
+
+
+def _shape(model: type[Entity]) -> bytes:
+    """What a class's fields may hold, as 16 stable bytes. Titles and descriptions do not count."""
+    try:
+        described: Any = model.model_json_schema()
+    except Exception:  # a type that JSON schema has no words for
+        described = {name: repr(field.annotation) for name, field in model.model_fields.items()}
+    return blake2b(msgspec.json.encode(_bare(described), order="sorted"), digest_size=16).digest()
+
+
+def _bare(described: Any, *, names: bool = False) -> Any:
+    """A JSON schema without what only people and makers read; where keys are `names`, each of them stays."""
+    if isinstance(described, list):
+        return [_bare(item) for item in described]
+    if not isinstance(described, dict):
+        return described
+    return {
+        key: _bare(item, names=not names and key in ("properties", "$defs"))
+        for key, item in described.items()
+        if names or key not in ("title", "description", "default")
+    }
 
 
 def _stumbled(name: str, error: Exception) -> InvalidMutation:

@@ -11,6 +11,7 @@ the same shapes again.
 
 from __future__ import annotations
 
+import enum
 from collections.abc import Iterable
 from hashlib import blake2b
 from typing import Any
@@ -211,9 +212,11 @@ def _expected(expect: Expect, target: Target) -> int | None:
     return target.version if isinstance(target, Entity) else None
 
 
-def _state(kind: Kind, to: str) -> str:
+def _state(kind: Kind, to: str | enum.Enum) -> str:
     if kind.lifecycle is None:
         raise InvalidMutation(f"{kind.name} has no lifecycle", fields={"kind": "has no lifecycle"})
+    if isinstance(to, enum.Enum):
+        to = to.value
     if to not in kind.lifecycle.steps:
         states = ", ".join(kind.lifecycle.steps)
         raise InvalidMutation(

@@ -193,7 +193,7 @@ class View:
         self._tables: dict[tuple[int, int], TableReader] = {}
         self._revlog = RevisionLogReader(lambda number: self._attach("revlog", number))
         self._catalog = catalogs.EMPTY
-        self._catalog_number = 0
+        self.catalog_number = 0
 
     def _attach(self, *parts: object) -> Segment:
         return Segment.attach(segment_path(self._folder, self.prefix, *parts))
@@ -226,9 +226,9 @@ class View:
         return segment
 
     def _catalog_of(self, root: Root) -> Catalog:
-        if root.catalog != self._catalog_number:
+        if root.catalog != self.catalog_number:
             self._catalog = catalogs.unpack(self._attach("catalog", root.catalog).map[:])
-            self._catalog_number = root.catalog
+            self.catalog_number = root.catalog
         return self._catalog
 
     def begin_of(self, revision: int, root: Root) -> int:

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 
 import pytest
 
@@ -16,7 +17,9 @@ from solewriter import (
     EngineStartFailed,
     EngineUnavailable,
     Entity,
+    Lifecycle,
     Limits,
+    Locked,
     NotFound,
     OutcomeUnknown,
     SchemaMismatch,
@@ -349,3 +352,117 @@ def test_an_engine_that_is_killed_at_its_start_says_how_it_ended(state, start_en
         with pytest.raises(NotFound):
             client.update(Task.ref("none"), title="y")
     assert engine.restarts == 0
+
+
+# --- classes that differ ----------------------------------------------------------------------------------------------
+
+
+def a_class(**fields):
+    """A class of the kind Rollout with these fields: {name: (type, default)}, or a type alone for a required one."""
+    names = {name: field if isinstance(field, tuple) else (field,) for name, field in fields.items()}
+    body = {name: field[1] for name, field in names.items() if len(field) == 2}
+    annotations = {name: field[0] for name, field in names.items()}
+    return type(
+        "Rollout", (Entity,), {"__annotations__": annotations, "__module__": __name__, **body}, columns=("seed",)
+    )
+
+
+def test_a_class_that_lacks_what_is_stored_is_refused_at_register_and_at_start(state, start_engine):
+    """A new required field, the columns being the same: entities would be stored that the class cannot read."""
+    engine = start_engine(state, models=[Rollout])
+    with connect(state) as client:
+        client.create(Rollout(seed=1, id="r"))
+    more = a_class(seed=int, score=(float | None, None), owner=str)
+    with pytest.raises(SchemaMismatch, match="owner"):
+        engine.register(more)
+    engine.stop()
+    with pytest.raises(EngineStartFailed, match="owner"):
+        start_engine(state, models=[more])
+    start_engine(state, models=[a_class(seed=int, score=(float | None, None), owner=(str, "nobody"))])
+    with open_reader(state) as reader:
+        assert reader.get("Rollout", "r")["seed"] == 1
+
+
+@pytest.mark.parametrize(
+    ("fields", "what"),
+    [
+        ({"seed": int, "score": (float | None, 1.0)}, "the defaults of score"),
+        ({"seed": int}, "the defaults of score"),
+        ({"seed": int, "score": (float | None, None), "note": (str, "")}, "the defaults of note"),
+        ({"seed": str, "score": (float | None, None)}, "its columns"),
+        ({"seed": int, "score": (int | None, None)}, "types or constraints"),
+    ],
+)
+def test_a_whole_entity_of_another_class_than_the_engines_is_refused(state, start_engine, fields, what):
+    """What one class leaves out as its default, the other would read as another value."""
+    start_engine(state, models=[Rollout])
+    other = a_class(**fields)
+    with connect(state) as client:
+        client.create(Rollout(seed=1, id="r"))
+        before = client.reader.revision
+        entity = other(seed="1" if fields["seed"] is str else 1, id="s")
+        with pytest.raises(SchemaMismatch, match=what):
+            client.create(entity)
+        with pytest.raises(SchemaMismatch, match=what):
+            client.put(entity)
+        assert client.reader.revision == before
+
+
+def test_the_same_class_from_elsewhere_is_no_other_class(state, start_engine):
+    start_engine(state, models=[Rollout])
+    with connect(state) as client:
+        twin = a_class(seed=int, score=(float | None, None))
+        assert client.create(twin(seed=1, id="r")).version == 1
+
+
+def test_what_a_reader_without_the_class_does_to_its_dict_is_its_own_affair(client, reader):
+    client.create(Task(title="x", id="t"))
+    reader.get("Task", "t").clear()
+    assert reader.get("Task", "t")["title"] == "x"
+    reader.snapshot()["Task", "t"]["metadata"] = 5
+    assert reader.snapshot()["Task", "t"]["metadata"] != 5
+
+
+def test_columns_and_lifecycles_name_fields_that_are_there():
+    with pytest.raises(TypeError, match="column 'nope'"):
+
+        class Wrong(Entity, columns=("nope",)):
+            x: int = 0
+
+    with pytest.raises(TypeError, match="lifecycle field 'nope'"):
+
+        class Wrong2(Entity, lifecycle=Lifecycle("nope", "a", {"a": ()})):
+            x: int = 0
+
+
+# --- waiting for an engine that is gone -------------------------------------------------------------------------------
+
+
+def test_a_wait_for_what_a_stopped_engine_would_have_done_ends(state, start_engine):
+    engine = start_engine(state)
+    reader = open_reader(state, limits=Limits(connect_timeout_s=0.3, wait_backstop_s=0.05))
+    watch = reader.watch(since=0)
+    reader.snapshot()
+    engine.stop()
+    with pytest.raises(EngineUnavailable, match="was stopped"):
+        reader.wait_for(100)
+    with pytest.raises(EngineUnavailable, match="was stopped"):
+        next(watch)
+
+
+def test_a_client_gives_up_when_its_patience_is_over_and_says_what_never_left(state, start_engine):
+    engine = start_engine(state)
+    with connect(state, limits=Limits(connect_timeout_s=0.5)) as client:
+        client.create(Task(title="x", id="t"))
+        engine.stop()
+        begun = time.monotonic()
+        with pytest.raises(EngineUnavailable):
+            client.create(Task(title="x"))
+        assert time.monotonic() - begun < 30, "a hang is no patience"
+
+
+def test_the_holder_of_a_lock_is_named_by_itself(state, start_engine):
+    engine = start_engine(state)
+    with pytest.raises(Locked) as locked:
+        start_engine(state)
+    assert locked.value.holder == f"pid {engine.pid}"

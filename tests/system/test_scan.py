@@ -1,0 +1,311 @@
+"""Scans are exactly right at their revision: against plain Python over the same entities, under a writer at work."""
+
+from __future__ import annotations
+
+import datetime
+import enum
+import os
+import random
+import signal
+import threading
+from typing import Literal
+
+import numpy as np
+import pytest
+
+from solewriter import Create, Delete, Entity, InvalidQuery, Limits, Range, Task, Update, connect, open_reader
+from solewriter.shared.failpoint import VARIABLE
+
+
+class Mood(enum.Enum):
+    CALM = 1
+    BUSY = 2
+
+
+class Probe(Entity, columns=("level", "ratio", "when", "place", "mood", "size", "on")):
+    level: int | None = None
+    ratio: float | None = None
+    when: datetime.datetime | None = None
+    place: str | None = None
+    mood: Mood | None = None
+    size: Literal["s", "m", "l"] = "m"
+    on: bool | None = None
+
+
+DAY = datetime.datetime(2026, 1, 1, tzinfo=datetime.UTC)
+VALUES = {
+    "level": [None, -5, 0, 1, 2, 3, 2**62],
+    "ratio": [None, -1.5, 0.0, -0.0, 1e-300, 2.5],
+    "when": [None, *(DAY + datetime.timedelta(microseconds=n) for n in range(4))],
+    "place": [None, "", "here", "there", "\u00e9", "x" * 300],
+    "mood": [None, Mood.CALM, Mood.BUSY],
+    "size": ["s", "m", "l"],
+    "on": [None, False, True],
+}
+ORDERED = ("level", "ratio", "when")
+
+
+def a_probe(dice: random.Random, id: str) -> Probe:
+    return Probe(id=id, **{name: dice.choice(values) for name, values in VALUES.items()})
+
+
+def a_change(dice: random.Random, number: int):
+    target = Probe.ref(f"p{dice.randrange(number)}")
+    if dice.random() < 0.15:
+        return Delete(target)
+    name = dice.choice(list(VALUES))
+    return Update(target, {name: dice.choice(VALUES[name])})
+
+
+def a_filter(dice: random.Random) -> dict[str, object]:
+    wanted: dict[str, object] = {}
+    for name in dice.sample(list(VALUES), dice.randrange(0, 4)):
+        match dice.randrange(3):
+            case 0:
+                wanted[name] = dice.choice(VALUES[name])
+            case 1:
+                wanted[name] = dice.sample(VALUES[name], 2)
+            case 2 if name in ORDERED:
+                bounds = dice.sample(["ge", "gt", "le", "lt"], dice.randrange(1, 3))
+                wanted[name] = Range(**{bound: dice.choice(VALUES[name][1:]) for bound in bounds})
+    return wanted
+
+
+def meets(probe: Probe, name: str, wanted: object) -> bool:
+    value = getattr(probe, name)
+    if isinstance(wanted, Range):
+        return value is not None and all(
+            bound is None or compare(value, bound)
+            for bound, compare in [
+                (wanted.ge, lambda a, b: a >= b),
+                (wanted.gt, lambda a, b: a > b),
+                (wanted.le, lambda a, b: a <= b),
+                (wanted.lt, lambda a, b: a < b),
+            ]
+        )
+    return value in wanted if isinstance(wanted, list) else value == wanted
+
+
+def plain_scan(entities: list[Probe], where: dict[str, object], order_by: str | None) -> list[Probe]:
+    found = [one for one in entities if all(meets(one, name, wanted) for name, wanted in where.items())]
+    if order_by is None:
+        return found
+    name, descending = order_by.removeprefix("-"), order_by.startswith("-")
+    present = [one for one in found if getattr(one, name) is not None]
+    absent = [one for one in found if getattr(one, name) is None]
+    last = name == "ratio"  # NaN stands for None there, and comes last in both directions
+    ranked = sorted(present, key=lambda one: rank(getattr(one, name)), reverse=descending)
+    if descending:  # equal ones stay in the order of their creation
+        ranked = [one for key in dict.fromkeys(rank(getattr(one, name)) for one in ranked)
+                  for one in present if rank(getattr(one, name)) == key]  # fmt: skip
+    return [*ranked, *absent] if last or descending else [*absent, *ranked]
+
+
+def rank(value):
+    return value.value if isinstance(value, Mood) else value
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_a_scan_is_what_plain_python_finds_at_that_revision(state, start_engine, seed):
+    dice = random.Random(seed)
+    engine = start_engine(state, models=[Probe])
+    with connect(state) as client, open_reader(state) as reader:
+        for reply in client.submit_many(Create(a_probe(dice, f"p{number}")) for number in range(300)):
+            reply.check()
+        held = []
+        for _ in range(6):
+            held.append(reader.snapshot())
+            list(client.submit_many(a_change(dice, 320) for _ in range(150)))
+            for reply in client.submit_many(Create(a_probe(dice, f"p{300 + len(held)}")) for _ in range(1)):
+                reply.check()
+        for snap in held:
+            entities = list(snap.entities(Probe))
+            for _ in range(25):
+                where = a_filter(dice)
+                order_by = dice.choice([None, "level", "-level", "ratio", "-ratio", "when", "-when", "-place", "place"])
+                if order_by is not None and "place" in order_by:
+                    expected = plain_scan(entities, where, None)
+                    expected.sort(key=lambda one: one.place or "")
+                    if order_by.startswith("-"):
+                        expected = [one for text in sorted({one.place or "" for one in expected}, reverse=True)
+                                    for one in expected if (one.place or "") == text]  # fmt: skip
+                else:
+                    expected = plain_scan(entities, where, order_by)
+                assert snap.scan(Probe, where, order_by=order_by) == expected, (seed, where, order_by)
+                assert snap.count(Probe, where) == len(expected)
+                limit = dice.randrange(0, 40)
+                assert snap.ids(Probe, where, order_by=order_by, limit=limit) == [one.id for one in expected][:limit]
+                if expected:
+                    place = dice.randrange(len(expected))
+                    page = snap.scan(Probe, where, order_by=order_by, limit=7, after=expected[place])
+                    assert page == expected[place + 1 : place + 8], (seed, where, order_by, expected[place])
+                for name in ("mood", "place", "level", "on"):
+                    counted = snap.count_by(Probe, name, where)
+                    values = [getattr(one, name) for one in expected]
+                    merged = {value: values.count(value) for value in values}
+                    if name == "place" and None in merged:  # told apart from "" neither by its order nor here
+                        merged[None] = merged.pop(None) + merged.pop("", 0)
+                    elif name == "place" and "" in merged:
+                        merged[None] = merged.pop("")
+                    assert counted == merged
+    assert engine.restarts == 0
+
+
+def test_columns_are_arrays_in_the_order_of_ids(state, start_engine):
+    start_engine(state, models=[Probe])
+    with connect(state) as client:
+        client.create(Probe(id="a", level=1, ratio=0.5, when=DAY, place="x", mood=Mood.BUSY, on=True))
+        client.create(Probe(id="b"))
+        snap = client.reader.snapshot()
+        columns = snap.columns(Probe)
+        assert snap.ids(Probe) == ["a", "b"]
+        assert columns["level"].tolist() == [1, None]
+        assert columns["ratio"].tolist()[0] == 0.5
+        assert np.isnan(columns["ratio"][1])
+        assert columns["when"][0] == np.datetime64(DAY.replace(tzinfo=None), "us")
+        assert np.isnat(columns["when"][1])
+        assert columns["place"].tolist() == ["x", None]
+        assert columns["mood"].tolist() == [2, None]
+        assert columns["on"].tolist() == [True, None]
+        assert snap.columns(Probe, {"level": 1})["level"].dtype == np.int64
+        assert snap.columns(Probe, {"level": 1})["on"].dtype == np.bool_
+
+
+def test_what_cannot_be_asked_is_refused_with_what_can(state, start_engine):
+    start_engine(state)
+    with connect(state) as client:
+        client.create(Task(title="x", id="t"))
+        snap = client.reader.snapshot()
+        for wrong, match in [
+            (lambda: snap.scan(Task, {"title": "x"}), "columns: status, priority"),
+            (lambda: snap.scan(Task, order_by="title"), "columns: status"),
+            (lambda: snap.count_by(Task, "metadata"), "no declared column"),
+            (lambda: snap.scan(Task, {"status": "nope"}), "one of 'created'"),
+            (lambda: snap.scan(Task, {"version": "1"}), "a int"),
+            (lambda: snap.scan(Task, {"created_at": datetime.datetime(2026, 1, 1)}), "a time"),
+            (lambda: snap.scan(Task, {"project": Range(ge="a")}), "no order"),
+            (lambda: snap.scan(Task, limit=-1), "limit"),
+            (lambda: snap.scan(Task, after="unheard of"), "no such Task"),
+        ]:
+            with pytest.raises(InvalidQuery, match=match):
+                wrong()
+        assert snap.scan("NoSuchKind") == []
+        assert snap.count("NoSuchKind", {"x": 1}) == 0
+
+
+def test_kinds_by_name_give_dicts(state, start_engine):
+    start_engine(state)
+    with connect(state) as client:
+        client.create(Task(title="x", id="t", project="p"))
+        (found,) = client.reader.snapshot().scan("Task", {"project": "p", "status": "created"})
+        assert (found["id"], found["title"]) == ("t", "x")
+
+
+def test_pages_neither_skip_nor_repeat_what_stays_in_its_place(state, start_engine):
+    start_engine(state)
+    with connect(state) as client:
+        list(client.submit_many(Create(Task(title="x", id=f"t{number}", project="p")) for number in range(200)))
+        seen: list[str] = []
+        after = None
+        while page := client.reader.snapshot().scan(
+            Task, {"project": "p"}, order_by="created_at", limit=9, after=after
+        ):
+            seen += [task.id for task in page]
+            after = page[-1]
+            for gone in (page[-1].id, f"t{len(seen) + 20}"):  # the cursor itself, and one that would have come
+                list(client.submit_many([Delete(Task.ref(gone))]))
+            if len(seen) < 150:
+                client.create(Task(title="new", project="p"))
+        deleted = {f"t{number}" for number in range(200)} - {
+            task.id for task in client.reader.snapshot().entities(Task)
+        }
+        assert len(seen) == len(set(seen))
+        assert {f"t{number}" for number in range(200)} - deleted <= set(seen)
+
+
+def test_scans_under_a_writer_at_full_speed_are_never_torn(state, start_engine, limits):
+    """Money moves between accounts, two at a time: every snapshot has the same sum, by any way of asking."""
+
+    class Account(Entity, columns=("owner", "amount", "twin")):
+        owner: str
+        amount: int
+        twin: int
+
+    start_engine(state, models=[Account], durability="memory")
+    total, rounds, stop = 64 * 100, 0, threading.Event()
+    with connect(state) as client, open_reader(state) as reader:
+        for number in range(64):
+            client.create(Account(id=f"a{number}", owner=f"o{number % 4}", amount=100, twin=100))
+
+        def pay() -> None:
+            dice = random.Random(1)
+            amounts = [100] * 64
+            with connect(state) as payer:
+                while not stop.is_set():
+                    batch = []
+                    for _ in range(16):
+                        a, b = dice.sample(range(64), 2)
+                        amounts[a] -= 1
+                        amounts[b] += 1
+                        batch.append([(a, amounts[a]), (b, amounts[b])])
+                    for pair in batch:
+                        payer.submit(
+                            *[Update(Account.ref(f"a{n}"), {"amount": amount, "twin": amount}) for n, amount in pair]
+                        ).check()
+
+        writer = threading.Thread(target=pay)
+        writer.start()
+        try:
+            held = reader.snapshot()
+            while rounds < 200 or reader.revision < held.revision + 1_000:
+                rounds += 1
+                snap = held if rounds % 8 == 0 else reader.snapshot()
+                columns = snap.columns(Account)
+                assert columns["amount"].sum() == total
+                assert (columns["amount"] == columns["twin"]).all()
+                assert sum(one.amount for one in snap.scan(Account)) == total
+                assert snap.count_by(Account, "owner") == {f"o{n}": 16 for n in range(4)}
+                level = Range(ge=100)
+                assert snap.count(Account, {"amount": level}) == sum(
+                    one.amount >= 100 for one in snap.entities(Account)
+                )
+        finally:
+            stop.set()
+            writer.join()
+    assert rounds >= 200
+
+
+@pytest.mark.parametrize("point", ["publish.tail-moved", "publish.installed"])
+def test_an_engine_that_dies_between_two_stores_leaves_scans_whole(
+    state, start_engine, monkeypatch, wait_until, point, remove_memory
+):
+    monkeypatch.setenv(VARIABLE, f"{point}:kill:hit=40")
+    engine = start_engine(state, limits=Limits(restart_backoff_s=60, restart_backoff_max_s=60))
+    reader = open_reader(state)
+    with connect(state, limits=Limits(connect_timeout_s=0.2, request_timeout_s=0.5)) as client:
+        for number in range(60):
+            try:
+                client.put(Task(title=f"{number}", id=f"t{number % 10}", project="even" if number % 2 else "odd"))
+            except Exception:
+                break
+    snap = reader.snapshot()
+    wait_until(lambda: snap.stale, 20, "the death")
+    entities = list(snap.entities(Task))
+    assert snap.count(Task, {"project": "odd"}) == sum(task.project == "odd" for task in entities)
+    assert snap.scan(Task) == entities
+    assert {task.version for task in entities} <= {1, 2, 3, 4, 5, 6}
+    engine.stop()
+
+
+def test_a_snapshot_that_outlives_its_engine_scans_by_its_records(state, start_engine, wait_until):
+    engine = start_engine(state)
+    reader = open_reader(state)
+    with connect(state) as client:
+        list(client.submit_many(Create(Task(title="x", id=f"t{n}", project=f"p{n % 3}")) for n in range(100)))
+        snap = reader.snapshot()
+        os.kill(engine.pid, signal.SIGKILL)
+        wait_until(lambda: engine.restarts == 1, 20, "a restart")
+        client.delete(Task.ref("t0"))
+    assert snap.count(Task, {"project": "p0"}) == 34, "its tables went before they were mapped"
+    assert [task.id for task in snap.scan(Task, {"project": "p1"}, limit=2)] == ["t1", "t4"]
+    assert snap.count_by(Task, "project") == {"p0": 34, "p1": 33, "p2": 33}

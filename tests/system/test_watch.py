@@ -1,0 +1,163 @@
+"""A watch brings every change once and in order, waits miss nothing, whatever happens to the engine meanwhile."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import threading
+
+import pytest
+import uvloop
+
+from solewriter import Compacted, Create, InvalidQuery, Project, Task, TaskStatus, Update, connect, open_reader
+
+
+def told(change):
+    return change.mutation, change.kind, change.id, change.version, change.revision
+
+
+def test_a_change_says_all_about_itself(client, reader):
+    watch = reader.watch(since=reader.revision, timeout_s=0)
+    task = client.create(Task(title="a", id="t"), reason="because", request_id="mine")
+    client.update(task, title="b")
+    client.delete(Task.ref("t"), reason="done")
+    client.create(Project(name="p", id="p"))
+    created, updated, deleted, project = watch
+    assert told(created) == ("create", "Task", "t", 1, 1)
+    assert (created.actor, created.reason, created.request_id) == ("tester", "because", "mine")
+    assert (created.old, created.new) == (None, task)
+    assert created.time == task.created_at
+    assert (updated.old, updated.new.title) == (task, "b")
+    assert updated.request_id.startswith(client.client_id)
+    assert (told(deleted), deleted.new, deleted.old.title) == (("delete", "Task", "t", 3, 3), None, "b")
+    assert (project.kind, project.new.name) == ("Project", "p")
+    assert watch.revision == 4
+
+
+def test_leaving_a_filter_is_a_change_too(client, reader):
+    client.create(Task(title="a", id="other"))
+    watch = reader.watch(Task, since=0, where={"status": "created", "project": "p"}, timeout_s=0)
+    task = client.create(Task(title="a", id="t", project="p"))
+    task = client.update(task, title="b")
+    task = client.transition(task, TaskStatus.ASSIGNED, assigned_to="me")
+    client.update(task, title="outside")
+    assert [(change.mutation, change.new.status) for change in watch] == [
+        ("create", "created"),
+        ("update", "created"),
+        ("transition", "assigned"),
+    ]
+
+
+def test_every_change_comes_once_and_in_order_across_deaths_of_the_engine(engine, wait_until):
+    """Transactions of several entities, too: a death in the middle of reading one neither repeats nor loses a part."""
+    seen = []
+    reader = open_reader(engine.state)
+
+    def watch() -> None:
+        for change in reader.watch(since=0):
+            seen.append((change.revision, change.id, change.version, change.new.max_retries))
+            if change.id == "end":
+                return
+
+    watcher = threading.Thread(target=watch)
+    watcher.start()
+    with connect(engine.state) as client:
+        client.submit(*[Create(Task(title="x", id=f"t{n}", max_retries=0)) for n in range(5)]).check()
+        for death in range(3):
+            for number in range(100):
+                client.submit(
+                    *[Update(Task.ref(f"t{n}"), {"max_retries": death * 100 + number + 1}) for n in range(5)]
+                ).check()
+            before = engine.restarts
+            os.kill(engine.pid, signal.SIGKILL)
+            wait_until(lambda before=before: engine.restarts > before, 20, "a restart")
+        client.create(Task(title="x", id="end", max_retries=0))
+    watcher.join(30)
+    assert not watcher.is_alive()
+    assert seen[:-1] == [(rev + 1, f"t{n}", rev + 1, rev) for rev in range(301) for n in range(5)]
+
+
+def test_a_watch_goes_on_where_another_one_ended(client, reader):
+    for number in range(600):
+        client.create(Task(title="x", id=f"t{number}"))
+    first = reader.watch(since=0, timeout_s=0)
+    got = [next(first).id for _ in range(256)]
+    got += [change.id for change in reader.watch(since=first.revision, timeout_s=0)]
+    assert got == [f"t{number}" for number in range(600)]
+
+
+@pytest.mark.parametrize("factory", [asyncio.new_event_loop, uvloop.new_event_loop])
+def test_the_same_object_iterates_asynchronously(client, reader, factory):
+    async def follow() -> list[str]:
+        got = []
+        async for change in reader.watch(Task, since=0, timeout_s=5):
+            got.append(change.id)
+            if len(got) == 3:
+                break
+            await asyncio.to_thread(client.create, Task(title="x", id=f"t{len(got)}"))
+        return got
+
+    client.create(Task(title="x", id="t0"))
+    with asyncio.Runner(loop_factory=factory) as runner:
+        assert runner.run(follow()) == ["t0", "t1", "t2"]
+
+
+def test_a_watch_ends_when_nothing_comes_and_can_be_asked_again(client, reader):
+    watch = reader.watch(timeout_s=0.05)
+    assert list(watch) == []
+    client.create(Task(title="x", id="t"))
+    assert [change.id for change in watch] == ["t"]
+
+
+def test_an_engine_without_a_past_says_so_and_a_resync_goes_on(state, start_engine, wait_until):
+    """Under `memory` a new engine has another history: its revisions mean something else."""
+    engine = start_engine(state, durability="memory")
+    with connect(state) as client, open_reader(state) as reader:
+        client.create(Task(title="x", id="lost"))
+        strict, patient = reader.watch(since=0, timeout_s=0), reader.watch(since=0, timeout_s=0, resync=True)
+        assert [change.id for change in strict] == [change.id for change in patient] == ["lost"]
+        os.kill(engine.pid, signal.SIGKILL)
+        wait_until(lambda: engine.restarts == 1, 20, "a restart")
+        client.create(Task(title="x", id="new"))
+        with pytest.raises(Compacted, match="another history"):
+            next(strict)
+        (resync,) = patient
+        assert [task.id for task in resync.snapshot.entities(Task)] == ["new"]
+        client.create(Task(title="x", id="after"))
+        assert [change.id for change in patient] == ["after"]
+
+
+def test_where_needs_a_kind_and_a_column(client, reader):
+    with pytest.raises(InvalidQuery, match="one kind"):
+        reader.watch(where={"status": "created"})
+    client.create(Task(title="x"))
+    with pytest.raises(InvalidQuery, match="no declared column"):
+        list(reader.watch(Task, since=0, where={"title": "x"}, timeout_s=0))
+
+
+# --- waiting for one entity ---------------------------------------------------------------------------------------------
+
+
+def test_wait_until_sees_what_changes_just_before_and_just_after_the_look(engine, client, reader):
+    client.create(Task(title="0", id="t"))
+
+    def change() -> None:
+        for number in range(1, 200):
+            client.update(Task.ref("t"), title=str(number))
+
+    writer = threading.Thread(target=change)
+    writer.start()
+    for number in range(1, 200, 20):
+        found = reader.wait_until(Task, "t", lambda task, least=number: int(task.title) >= least, timeout_s=20)
+        assert int(found.title) >= number
+    writer.join()
+
+
+def test_wait_until_of_what_is_not_there_and_of_what_never_comes(client, reader):
+    timer = threading.Timer(0.05, lambda: client.create(Task(title="x", id="late")))
+    timer.start()
+    assert reader.wait_until(Task, "late", lambda task: task is not None, timeout_s=20).title == "x"
+    timer.join()
+    with pytest.raises(TimeoutError, match="did not become so"):
+        reader.wait_until(Task, "late", lambda task: task.title == "y", timeout_s=0.05)
