@@ -42,7 +42,7 @@ from solewriter.agents.snapshot import Plain
 from solewriter.agents.transaction import Gathering
 from solewriter.shared import wireform
 from solewriter.shared.config import DEFAULT_LIMITS, Limits
-from solewriter.shared.errors import Refused, RequestTooLarge, VersionConflict
+from solewriter.shared.errors import OutcomeUnknown, Refused, RequestTooLarge, VersionConflict
 from solewriter.shared.folder import StateFolder
 from solewriter.shared.models import Entity, Ref
 from solewriter.shared.mutations import (
@@ -203,7 +203,11 @@ class AioClient:
     ) -> Reply:
         """One request: all of these mutations at one revision, or none. A refusal is in the reply, not raised."""
         request = wireform.plain_request(mutations, guards, request_id, self._registry, self._limits)
-        return await self._asked(request, self._answers.reply, timeout_s)
+        await self._check_classes([request])
+        reply = await self._asked(request, self._answers.reply, timeout_s)
+        if isinstance(reply.error, OutcomeUnknown):
+            raise reply.error  # as it is at a time-out
+        return reply
 
     async def outcome(self, request_id: str, *, timeout_s: float | None = None) -> Outcome:
         """How a request ended, of this client or another one: Applied(reply), the refusal, NotApplied (and then it
@@ -276,6 +280,7 @@ class AioClient:
         """One frame of these mutations. Bad input takes its place as a refusal."""
         taken = [wireform.plain_or_refused(mutation, self._registry, self._limits) for mutation in mutations]
         requests = [request for request in taken if not isinstance(request, Refused)]
+        await self._check_classes(requests)
         pendings = iter(await self._exchange.send(requests, deadline) if requests else ())
         return [request if isinstance(request, Refused) else next(pendings) for request in taken]
 
@@ -284,7 +289,17 @@ class AioClient:
 
     async def _one(self, mutation: Mutation, model: type[E], request_id: str | None, timeout_s: float | None) -> E:
         request = wireform.plain_request((mutation,), (), request_id, self._registry, self._limits)
+        await self._check_classes([request])
         return await self._asked(request, lambda pending: entity_of(self._answers.reply(pending), model), timeout_s)
+
+    async def _check_classes(self, requests: list[PlainRequest]) -> None:
+        """Raises SchemaMismatch for a whole entity of a class that is not the engine's: nothing is sent."""
+
+        def check() -> None:
+            for request in requests:
+                self._answers.check_classes(request)
+
+        await self._memory.looked(check)
 
     async def _asked(
         self, request: PlainRequest | OutcomeQuery, read: Callable[[Pending], T], timeout_s: float | None

@@ -50,6 +50,7 @@ class AioExchange:
         self._greeting: Greeting | None = None
         self._connecting: asyncio.Task[None] | None = None
         self._pause_s = 0.0  # before the next hello: there was no reply since the last one
+        self._lost_at = 0.0  # when somebody first missed the lane that was not replaced yet
         self._closed = False
         _open.add(self)
 
@@ -112,7 +113,7 @@ class AioExchange:
         self._closed = True
         if self._connecting is not None:
             self._connecting.cancel()
-        self._session.fail(None)
+        self._session.fail(EngineUnavailable("this client was closed before it was sent", final=True))
         self._refuse_waiting(_closed())
         self._drop_lane()
         if self._connecting is not None:
@@ -266,22 +267,25 @@ class AioExchange:
                 self._connecting = self._loop.create_task(self._reconnect())
 
     async def _reconnect(self) -> None:
-        """A new lane for the same session. What cannot be delivered in time ends as OutcomeUnknown."""
+        """A new lane for the same session. What was sent and cannot be delivered in time ends as OutcomeUnknown."""
         try:
             await self._connect()
         except SolewriterError as error:
-            self._session.fail(None)
-            self._refuse_waiting(error)
+            self._give_up(error)
         except BaseException:
-            self._session.fail(None)
-            self._refuse_waiting(EngineUnavailable(f"no lane to the engine of {self.folder.path} could be made"))
+            self._give_up(EngineUnavailable(f"no lane to the engine of {self.folder.path} could be made"))
             raise
         self._connecting = None
         self._go_on()  # that lane may be lost already
 
+    def _give_up(self, error: SolewriterError) -> None:
+        self._session.fail(error)
+        self._refuse_waiting(error)
+
     async def _connect(self) -> None:
-        """Say hello until somebody answers. Raises EngineUnavailable at the end of `connect_timeout_s`."""
-        deadline = time.monotonic() + self._limits.connect_timeout_s
+        """Say hello until somebody answers. Raises EngineUnavailable when nobody has since `connect_timeout_s`."""
+        self._lost_at = self._lost_at or time.monotonic()
+        deadline = self._lost_at + self._limits.connect_timeout_s
         threads = ThreadPoolExecutor(1, "solewriter-hello")  # its own: the loop's may be full of who waits for us
         try:
             while True:
@@ -315,7 +319,7 @@ class AioExchange:
         self._use(greeting.lane)
 
     def _use(self, lane: Lane) -> None:
-        self._lane = lane
+        self._lane, self._lost_at = lane, 0.0
         self._loop.add_reader(lane.replies, self._readable)
         self._write()
         self._admit()

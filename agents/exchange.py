@@ -39,6 +39,7 @@ class Exchange:
         self._changed = threading.Condition()
         self._reading = False  # one thread at a time reads for all
         self._lane: Lane | None = None
+        self._offered: Lane | None = None  # on its way to become the lane
         self._broken = False
         self._waited_s = 1.0  # for the last reply
         self._lost_at = 0.0  # when the lane broke that was not replaced yet
@@ -75,7 +76,7 @@ class Exchange:
             while not pending.done:
                 try:
                     going_on = self._pump(deadline)
-                except EngineUnavailable:
+                except (EngineUnavailable, Fenced):
                     if pending.done:
                         return  # it was sent, and nobody knows more: its own error says so
                     raise
@@ -226,7 +227,7 @@ class Exchange:
         """Say hello until somebody answers. Raises EngineUnavailable at the deadline."""
         pause = RECONNECT_FIRST_S
         while True:
-            lane = Lane()
+            lane = self._offered = Lane()
             try:
                 self._offer(lane, max(0.01, deadline - time.monotonic()))
                 break
@@ -243,7 +244,7 @@ class Exchange:
                 time.sleep(pause)
             self._check_usable()
             pause = min(pause * 2, RECONNECT_MAX_S)
-        self._lane, self._broken = lane, False
+        self._lane, self._offered, self._broken = lane, None, False
         self._lost_at = 0.0
 
     def _offer(self, lane: Lane, timeout_s: float) -> None:
@@ -257,17 +258,26 @@ class Exchange:
     @contextmanager
     def _unlocked(self) -> Iterator[None]:
         """Let other threads in while this one, the only one that reads or connects, waits for the engine."""
-        changed = self._changed
-        changed.release()
+        changed, released = self._changed, False
         try:
+            changed.release()
+            released = True
             yield
         finally:
-            changed.acquire()
+            if released:
+                changed.acquire()
 
     def _drop_lane(self) -> None:
         if self._lane is not None:
             self._lane.close()
             self._lane = None
+
+    def forsake(self) -> None:
+        """In a forked child: hold nothing of the parent's open."""
+        self._changed = threading.Condition()  # the parent's may be held by a thread that does not exist here
+        self._drop_lane()
+        if self._offered is not None:
+            self._offered.close()
 
 
 def _for_good(message: str) -> EngineUnavailable:
@@ -279,8 +289,7 @@ def _for_good(message: str) -> EngineUnavailable:
 def _leave_lanes_to_the_parent() -> None:
     """In a forked child: never use the parent's lanes, and never hold them open."""
     for exchange in list(_open):
-        exchange._changed = threading.Condition()  # the parent's may be held by a thread that does not exist here
-        exchange._drop_lane()
+        exchange.forsake()
 
 
 os.register_at_fork(after_in_child=_leave_lanes_to_the_parent)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from bisect import bisect_left
 from collections.abc import Callable
+from datetime import UTC
 from typing import Any
 
 import numpy as np
@@ -128,10 +129,18 @@ class Query:
         else:
             cells, counts = np.unique(rows.cells[place], return_counts=True)
             told = self._values(column, cells).tolist()
-        return {
-            value if value is None else self._field(name, value): int(count)
-            for value, count in zip(told, counts, strict=True)
-        }
+        return {self._own(column, value): int(count) for value, count in zip(told, counts, strict=True)}
+
+    def _own(self, column: Column, value: Any) -> Any:
+        """A column's value as the model has it."""
+        match column.type:
+            case "enum" if value is not None:
+                return self._field(column.name, value)
+            case "time" if value is not None:
+                return value.replace(tzinfo=UTC)
+            case "float" if value != value:
+                return None
+        return value
 
     # --- whole columns -----------------------------------------------------------------------------------------------
 

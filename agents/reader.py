@@ -43,7 +43,7 @@ class Reader:
         self._cache: dict[tuple[int, Any], Any] = {}
         self._view: View | None = None
         self._pidfd = -1
-        self._checked: dict[str, tuple[View, int, Kind]] = {}  # classes that are the engine's
+        self._checked: dict[str, tuple[str, int, Kind]] = {}  # classes that are the engine's
         self._stopped_at = 0.0  # when a wait first met an engine that was stopped
 
     # --- attaching ---------------------------------------------------------------------------------------------------
@@ -255,9 +255,10 @@ class Reader:
         other would read as another value.
         """
         view = self._view or self.view()
-        if self._checked.get(kind.name) == (view, view.catalog_number, kind):
+        if self._checked.get(kind.name) == (view.prefix, view.catalog_number, kind):
             return
-        catalog = view.pin().catalog
+        pin = self.snapshot().pin
+        view, catalog = pin.view, pin.catalog
         code = catalog.kind_code(kind.name)
         theirs = [schema for schema in catalog.schemas if schema.kind == code]
         if theirs and theirs[-1].digest() != kind.schema.digest():
@@ -266,7 +267,7 @@ class Reader:
                 "use one everywhere, or engine.register(...) this one",
                 kind=kind.name,
             )
-        self._checked[kind.name] = (view, view.catalog_number, kind)
+        self._checked[kind.name] = (view.prefix, view.catalog_number, kind)
 
     def field_of(self, kind: type[Entity] | str) -> Callable[[str, Any], Any]:
         """The function from a field's name and plain value to the value that the model has there."""
@@ -285,17 +286,21 @@ class Reader:
         """The entity as a reply left it. Raises Compacted if that version is not in memory any more."""
         if not result.version:
             return None  # made and deleted in one request
-        pin = self._pin_of(epoch)
-        address = result.address if pin.view.root.epoch == epoch else 0
-        entity: E | Plain | None = None
+        left: E | Plain | None
         try:
-            if address:
-                entity = self._decode(pin, address, model)  # not kept: its next version follows soon
-        except (FileNotFoundError, SnapshotExpired):
-            address = 0  # its segment was reclaimed
-        if not address:
-            entity = self._decode(pin, self._by_version(pin, result), model)
-        return entity
+            left = self._left(self._pin_of(epoch), result, epoch, model)
+        except (FileNotFoundError, SnapshotExpired, Compacted):  # its memory was reclaimed, or went with its engine
+            left = self._left(self.snapshot().pin, result, epoch, model)
+        return left
+
+    def _left(self, pin: Pin, result: Result, epoch: int, model: type[Entity] | str) -> Any:
+        """The same in one pin. It is not kept: its next version follows soon."""
+        if result.address and pin.view.root.epoch == epoch:
+            try:
+                return self._decode(pin, result.address, model)
+            except (FileNotFoundError, SnapshotExpired):
+                pass  # its segment was reclaimed: it lives elsewhere, or not any more
+        return self._decode(pin, self._by_version(pin, result), model)
 
     def _pin_of(self, epoch: int) -> Pin:
         """A pin of this epoch's memory where it is mapped, whether an engine follows or not; else of the newest."""

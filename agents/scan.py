@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from solewriter.agents.conditions import Condition
-from solewriter.shared.columns import NO_FLOAT, NO_INT, Cell, Column, unpacked
+from solewriter.shared.columns import Cell, Column
 from solewriter.shared.config import CHUNK_SLOTS
 from solewriter.shared.memory.view import Pin
 
@@ -25,7 +25,6 @@ Slots = NDArray[np.int64]
 Values = NDArray[Any]
 
 DTYPES = {"B": np.uint8, "q": np.int64, "d": np.float64, "Q": np.uint64}
-_ABSENT: dict[str, Cell] = {"B": 0, "Q": 0, "q": NO_INT, "d": NO_FLOAT}
 
 
 class Rows(NamedTuple):
@@ -108,29 +107,18 @@ class CellsOfRecords:
     def __init__(self, pin: Pin, kind: int) -> None:
         self._pin = pin
         self._columns = pin.catalog.tables[kind].columns
-        newest = [schema for schema in pin.catalog.schemas if schema.kind == kind][-1]
-        self._default = [_default_cell(column, newest.defaults.get(column.name)) for column in self._columns]
 
     def __call__(self, address: int) -> Sequence[Cell] | None:
         """None of a tombstone."""
-        record = self._pin.whole(address)
-        return None if record.deleted else self.of(record.schema, record.cells)
-
-    def of(self, schema: int, block: bytes) -> Sequence[Cell]:
-        """The cells of a record's block, which was written under this schema."""
-        written = self._pin.catalog.schemas[schema].columns
-        cells = unpacked(written, block)
-        if written == self._columns:
-            return cells
-        known = dict(zip(written, cells, strict=True))
-        return [known.get(column, default) for column, default in zip(self._columns, self._default, strict=True)]
-
-
-def _default_cell(column: Column, value: Any) -> Cell:
-    try:
-        return column.cell()(value)
-    except (TypeError, ValueError, AttributeError):
-        return _ABSENT[column.code]
+        found = self._pin.whole(address)
+        if found.deleted:
+            return None
+        schema = self._pin.catalog.schemas[found.schema]
+        return schema.cells(
+            self._columns,
+            found.cells,
+            lambda: schema.values(found.key, found.version, found.time_us, found.payload),
+        )
 
 
 def _meets(demand: Condition, cells: Values) -> NDArray[np.bool_]:

@@ -224,10 +224,10 @@ class AgentSession:
         whole_frame = reply.status == Status.REFUSED and "whole_frame" in reply.detail[2]
         for pending in frame.pendings if whole_frame else frame.pendings[place : place + 1]:
             if not pending.done:
-                frame.open -= 1
-                self.in_flight -= 1
                 pending.epoch = self._epoch
                 pending.end(reply, None)
+        frame.open = sum(not pending.done for pending in frame.pendings)
+        self.in_flight = sum(one.open for one in self._frames)
         while self._frames and not self._frames[0].open:
             self._forget_first()
 

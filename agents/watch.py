@@ -12,7 +12,7 @@ import time
 from collections import deque
 from collections.abc import Sequence
 from datetime import datetime
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
 from solewriter.agents.conditions import Condition, Where, conditions
 from solewriter.agents.feed import Feed, Published
@@ -20,10 +20,13 @@ from solewriter.agents.reader import Reader
 from solewriter.agents.snapshot import Snapshot
 from solewriter.shared.columns import Cell, from_us
 from solewriter.shared.config import WATCH_BATCH
-from solewriter.shared.errors import Compacted, InvalidQuery
+from solewriter.shared.errors import Compacted, InvalidQuery, SnapshotExpired
 from solewriter.shared.models import Entity
 from solewriter.shared.mutations import Op
 from solewriter.shared.request_ids import default_id
+
+if TYPE_CHECKING:
+    from solewriter.agents.scan import CellsOfRecords
 
 Model = type[Entity] | str
 
@@ -85,12 +88,10 @@ class Change:
 
     @property
     def old(self) -> Any:
-        before = self._published.pin.previous(self._published.address)
-        if not before:
-            return None
         try:
-            return self._reader.decoded(self._published.pin, before, self._model)
-        except FileNotFoundError:
+            before = self._published.pin.previous(self._published.address)
+            return self._reader.decoded(self._published.pin, before, self._model) if before else None
+        except (FileNotFoundError, SnapshotExpired):
             raise Compacted(
                 f"{self.kind} {self.id!r} before version {self.version} is not in memory any more",
                 oldest=self._published.pin.root.oldest,
@@ -133,8 +134,12 @@ class Watch:
         self._resync = resync
         self._waiting: deque[Change | Resync] = deque()
         with reader.snapshot() as now:
+            code = now.pin.catalog.kind_code(self._name) if self._name is not None else None
+            if code is not None:  # what cannot be asked is refused here, not at the first change
+                conditions(str(self._name), now.pin.catalog.tables[code].columns, where)
             self._feed = Feed(reader, now.revision if since is None else since, now.history_id)
         self._begun = time.monotonic()
+        self._looking: asyncio.Future[bool] | None = None  # in a thread; it goes on when its caller is cancelled
 
     @property
     def revision(self) -> int:
@@ -159,7 +164,11 @@ class Watch:
     async def __anext__(self) -> Change | Resync:
         self._begun = time.monotonic()
         while not self._waiting:
-            if not await asyncio.to_thread(self._wait):
+            if self._looking is None:
+                self._looking = asyncio.get_running_loop().run_in_executor(None, self._wait)
+            going_on = await asyncio.shield(self._looking)
+            self._looking = None
+            if not going_on:
                 raise StopAsyncIteration
         return self._waiting.popleft()
 
@@ -211,9 +220,18 @@ class Watch:
 
         cells_of = CellsOfRecords(one.pin, code)
         demands = conditions(self._name, one.pin.catalog.tables[code].columns, self._where)
-        blocks = (one.record.old_cells, b"" if one.record.deleted else one.record.cells)
-        return any(block and _met(demands, cells_of.of(one.record.schema, block)) for block in blocks)
+        return _met(demands, cells_of(one.address)) or _met(demands, self._cells_before(one, cells_of))
+
+    def _cells_before(self, one: Published, cells_of: CellsOfRecords) -> Sequence[Cell] | None:
+        """Of the record that this one took the place of; where that is gone, by the block that this one has of it."""
+        try:
+            before = one.pin.previous(one.address)
+            return cells_of(before) if before else None
+        except (FileNotFoundError, SnapshotExpired):
+            schema = one.pin.catalog.schemas[one.record.schema]
+            columns = one.pin.catalog.tables[one.record.kind].columns
+            return schema.cells(columns, one.record.old_cells, dict) if one.record.old_cells else None
 
 
-def _met(demands: list[Condition], cells: Sequence[Cell]) -> bool:
-    return all(demand.holds(cells[demand.place]) for demand in demands)
+def _met(demands: list[Condition], cells: Sequence[Cell] | None) -> bool:
+    return cells is not None and all(demand.holds(cells[demand.place]) for demand in demands)

@@ -19,7 +19,7 @@ from typing import Any
 from solewriter.engine_proc.newcomer import Newcomer, close_all
 from solewriter.engine_proc.sessions import Session
 from solewriter.shared import failpoint, wire, wireform
-from solewriter.shared.config import ACCEPT_PAUSE_S, BACKLOG, FRAME_REQUESTS_MAX, Limits
+from solewriter.shared.config import ACCEPT_PAUSE_S, BACKLOG, FRAME_REQUESTS_MAX, PIPE_BYTES, Limits
 from solewriter.shared.errors import BadRequest, Refused
 from solewriter.shared.handshake import Welcome
 from solewriter.shared.lane import LENGTH_BYTES
@@ -204,8 +204,8 @@ class LaneEnd:
 
     def read_rest(self) -> None:
         """Take everything that the pipe holds now, at most its capacity."""
-        before = -1
-        while not self.closed and not self.superseded and self._given_bytes != before:
+        before, most = -1, self._given_bytes + PIPE_BYTES
+        while not self.closed and not self.superseded and before < self._given_bytes < most:
             before = self._given_bytes
             self._reading = True
             self._readable()
@@ -230,7 +230,12 @@ class Bridge:
     """The listening socket, the lanes, and the queue of what they brought."""
 
     def __init__(
-        self, loop: asyncio.AbstractEventLoop, limits: Limits, memory_epoch: int, log: Callable[[str], None]
+        self,
+        loop: asyncio.AbstractEventLoop,
+        limits: Limits,
+        memory_epoch: int,
+        log: Callable[[str], None],
+        silent: Callable[[int], None],
     ) -> None:
         self.loop = loop
         self.limits = limits
@@ -239,6 +244,7 @@ class Bridge:
         self.half_frames = 0
         self._memory_epoch = memory_epoch
         self._log = log
+        self._silent = silent  # told the number of a session whose lane is gone
         self._lanes: dict[int, LaneEnd] = {}
         self._socket: socket.socket | None = None
 
@@ -315,6 +321,7 @@ class Bridge:
     def gone(self, lane: LaneEnd, why: str) -> None:
         if self._lanes.get(lane.session.number) is lane:
             del self._lanes[lane.session.number]
+            self._silent(lane.session.number)
         if why:
             self._log(f"closed the lane of {lane.session.name or lane.session.client_id}: {why}")
 

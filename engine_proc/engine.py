@@ -13,8 +13,6 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from typing import Any
 
-import msgspec
-
 from solewriter.engine_proc.bridge import Bridge, LaneEnd
 from solewriter.engine_proc.decide import Draft, decide
 from solewriter.engine_proc.journal import DiskFull, Journal
@@ -29,7 +27,6 @@ from solewriter.shared.entry import SessionChange
 from solewriter.shared.errors import (
     EngineUnavailable,
     Expired,
-    Fenced,
     InvalidMutation,
     MemoryFull,
     Refused,
@@ -40,7 +37,7 @@ from solewriter.shared.errors import (
     to_wire,
 )
 from solewriter.shared.registry import Kind
-from solewriter.shared.request_ids import own_id
+from solewriter.shared.request_ids import own_id, session_number
 from solewriter.shared.wire import Status
 
 Answer = tuple[int, int, int, Any]  # sequence, status, revision, detail
@@ -205,16 +202,15 @@ class SingleWriter:
         more.
         """
         try:
-            change, newcomer.first = self.sessions.greet(newcomer.hello, turn.last_of)
-            if self.sessions.get(change.session) is None:
-                connected = {*self._bridge.connected(), *turn.sessions}
-                turn.forgotten_sessions += self.sessions.surplus(1 + len(turn.sessions), connected)
+            pending = turn.sessions.get(session_number(newcomer.hello.client_id))
+            change, newcomer.first = self.sessions.greet(newcomer.hello, pending, turn.last_of)
+            if self.sessions.get(change.session) is None and pending is None:
+                coming = sum(self.sessions.get(number) is None for number in turn.sessions)
+                busy = {*self._bridge.connected(), *turn.sessions, *turn.forgotten_sessions}
+                turn.forgotten_sessions += self.sessions.surplus(1 + coming - len(turn.forgotten_sessions), busy)
         except HelloRefused as error:
             newcomer.refuse(str(error), error.refusal)
             return
-        pending = turn.sessions.get(change.session)
-        if pending is not None:
-            change = msgspec.structs.replace(change, epoch=pending.epoch + 1)
         self._bridge.supersede(change.session)
         turn.sessions[change.session] = change
         self._greeted.append((newcomer, change))
@@ -237,7 +233,8 @@ class SingleWriter:
             if isinstance(request, Refused):
                 raise request  # what the bridge found wrong with it
             if sequence in session.fenced or (turn.fenced and (session.number, sequence) in turn.fenced):
-                raise Fenced(NEVER.detail[1])
+                turn.note(session.number, sequence, NEVER)
+                return NEVER
             plain: wireform.PlainRequest = request
             if plain[2] is not None:
                 digest = wireform.digest(plain)
@@ -263,9 +260,9 @@ class SingleWriter:
         try:
             decide(draft, plain)
             return form(draft, turn, self._limits)
-        except (Refused, Unavailable, AssertionError):
+        except (Refused, Unavailable, AssertionError, KeyboardInterrupt, asyncio.CancelledError):
             raise
-        except Exception as error:
+        except BaseException as error:  # SystemExit and a panic of the validator's own library, too
             problem = clean(f"its model raised {type(error).__name__}: {error}", 300)
             raise InvalidMutation(problem, fields={"entity": problem}) from error
 
@@ -327,6 +324,7 @@ class SingleWriter:
     def _undo(self, turn: Turn, error: Unavailable) -> None:
         """Nothing of the turn happened: what was decided anew is answered with the reason, and may be sent again."""
         self._publisher.reset(turn.tail)
+        self._publisher.let_go()
         detail: tuple[str, str, dict[str, Any]] = (type(error).__name__, str(error), {})
         new = turn.outcomes.keys()
         for lane, answers in self._replies.items():

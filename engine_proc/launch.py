@@ -11,6 +11,7 @@ import select
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
@@ -27,6 +28,7 @@ class Child:
 
     def __init__(self, orders: Orders) -> None:
         self._asking = threading.Lock()
+        self._asked = 0
         self._process = self._exec(orders)
         self.pidfd = os.pidfd_open(self._process.pid)
         try:
@@ -85,9 +87,14 @@ class Child:
     def register(self, models: Sequence[type[Entity]], timeout_s: float) -> Ready | None:
         """Its answer to more models; None if it died before it answered. Raises EngineUnavailable for no answer."""
         with self._asking:
+            self._asked += 1
+            deadline = time.monotonic() + timeout_s
             try:
-                self._line.say(Register(pickled(models)))
-                return self._line.hear(Ready, timeout_s)
+                self._line.say(Register(pickled(models), self._asked))
+                while True:
+                    answer = self._line.hear(Ready, max(0.0, deadline - time.monotonic()))
+                    if answer is None or answer.number == self._asked:
+                        return answer
             except BrokenPipeError:
                 return None
             except TimeoutError:

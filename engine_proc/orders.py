@@ -34,12 +34,14 @@ class Register(msgspec.Struct, frozen=True):
     """More models for a running engine, or newer classes of those it knows."""
 
     models: bytes  # as in Orders
+    number: int  # of this word: an answer that came too late is not taken for the next one's
 
 
 class Ready(msgspec.Struct, frozen=True):
     """What the engine process answers: that it serves, or that the models are known; or why not."""
 
     ok: bool
+    number: int = 0  # of the Register that this answers
     error: str = ""
     message: str = ""
     holder: str = ""  # of the lock, where that is why

@@ -124,6 +124,9 @@ class Engine:
             child.signal(signal.SIGTERM)
         if self._supervisor is not None:
             self._supervisor.join(self.limits.drain_timeout_s + STOP_MARGIN_S)
+            if self._supervisor.is_alive() and self.replace_hung and not Pulse(self.folder, child.pid).look()[1]:
+                child.kill()  # it hangs, in nobody's hands: that was to be its end anyway
+                self._supervisor.join(STOP_MARGIN_S)
             if self._supervisor.is_alive():
                 raise EngineUnavailable(
                     f"the engine (pid {child.pid}) does not end: look at its state before you kill it"
@@ -241,8 +244,8 @@ class Engine:
         except Locked as error:
             self.failure = error
             self._become(None)
-        except EngineStartFailed as error:
-            if getattr(error, "status", None) in NEVER_RESTART:
+        except (EngineStartFailed, OSError) as error:  # OSError: no descriptor or no process to be had just now
+            if isinstance(error, EngineStartFailed) and getattr(error, "status", None) in NEVER_RESTART:
                 self.failure = error
                 self._become(None)
             self._say(str(error))  # the loop sees the dead process and backs off

@@ -57,10 +57,7 @@ class Publisher:
         self.heap = HeapWriter(lambda number, size: self._make(size, "heap", number), limits, beside)
         self.reclaimer = Reclaimer(self.heap, limits, lambda kind, slot: self._tables[kind].head(slot))
         self.heap.live_bytes = lambda: self.reclaimer.live
-        self._log = RevisionLogWriter(
-            lambda number, size: self._make(size, "revlog", number),
-            lambda number: segment_path(self._folder, prefix, "revlog", number).unlink(),
-        )
+        self._log = RevisionLogWriter(lambda number, size: self._make(size, "revlog", number))
 
     def _make(self, size: int, *parts: object) -> Segment:
         return Segment.create(segment_path(self._folder, self.prefix, *parts), size)
@@ -173,13 +170,16 @@ class Publisher:
         for one in moved:
             self._install(Installed(one.kind, one.slot, one.address, (), None, one.alive))
         emptied = reclaimer.condemn() if reclaimer.emptied else None
+        forgotten = self._log.forget_below(address_of(self.heap.first, START)) if emptied is not None else ()
         self._fill(revision, entry, kinds)
         failpoint.reach("reclaim.filled")
         self.root.show()
         failpoint.reach("reclaim.shown")
         if emptied is not None:
             reclaimer.bury(emptied)
-            self._log.forget_below(address_of(self.heap.first, START))
+            self.let_go()
+        for number in forgotten:
+            segment_path(self._folder, self.prefix, "revlog", number).unlink()
         failpoint.reach("reclaim.done")
 
     def let_go(self) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from pathlib import Path
 
 from solewriter.engine_proc.journal import FileJournal, Journal
@@ -39,6 +40,7 @@ def _install(entry: Entry, state: State, sessions: Sessions, publisher: Publishe
         publisher.install_recovered(state.install(body))
     if entry.bodies:
         publisher.note_recovered(entry.revision)
+        publisher.reclaim(sys.maxsize, state.revision, entry.number, state.counts())
     sessions.forget(said.forgotten_sessions)
     for outcome in said.outcomes:
         sessions.remember(outcome[0], outcome[1], _told(outcome))

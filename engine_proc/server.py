@@ -30,7 +30,7 @@ from solewriter.shared import entry as entries
 from solewriter.shared import failpoint, wire
 from solewriter.shared.config import KIB, MEMORY_VERSION
 from solewriter.shared.entry import Life, Private
-from solewriter.shared.errors import EngineUnavailable, Locked, SolewriterError
+from solewriter.shared.errors import EngineUnavailable, Locked, MemoryFull, SolewriterError
 from solewriter.shared.folder import StateFolder, Whereabouts, replace_file, start_time_of
 from solewriter.shared.registry import Kind, Registry
 
@@ -126,7 +126,7 @@ class Server:
     async def serve(self, line: Line) -> None:
         """Take requests until told to stop; then finish what was accepted."""
         loop = asyncio.get_running_loop()
-        bridge = Bridge(loop, self.limits, self.life.epoch, self.log)
+        bridge = Bridge(loop, self.limits, self.life.epoch, self.log, self.sessions.fell_silent)
         writer = SingleWriter(
             self.state, self.sessions, self.journal, self.publisher, bridge, self.limits, self.lock.check
         )
@@ -195,9 +195,9 @@ class Server:
     async def _register(self, words: Register, line: Line, writer: SingleWriter) -> None:
         try:
             await writer.register([Kind(model) for model in cloudpickle.loads(words.models)])
-            answer = Ready(ok=True)
-        except Exception as error:  # of the user's module, say, while it was imported
-            answer = Ready(ok=False, error=type(error).__name__, message=str(error))
+            answer = Ready(ok=True, number=words.number)
+        except (Exception, SystemExit) as error:  # of the user's module, say, while it was imported
+            answer = Ready(ok=False, number=words.number, error=type(error).__name__, message=str(error))
         try:
             line.say(answer)
         except BrokenPipeError:
@@ -282,8 +282,12 @@ def run(orders: Orders, line: Line) -> int:
     except SolewriterError as error:
         if server is not None:
             server.abandon()
+            if isinstance(error, MemoryFull):  # a dead engine's memory makes room for the next attempt
+                recovery.remove_old_memory(server.folder, "")
         holder = error.holder if isinstance(error, Locked) else ""
         line.say(Ready(ok=False, error=type(error).__name__, message=str(error), holder=holder))
+        if isinstance(error, MemoryFull):
+            return EXIT_IO
         return EXIT_LOCKED if isinstance(error, Locked) else EXIT_REFUSED
     except OSError as error:
         if server is not None:

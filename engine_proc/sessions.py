@@ -48,6 +48,7 @@ class Session:
         "client_id",
         "epoch",
         "fenced",
+        "floor",
         "gaps",
         "instance",
         "last",
@@ -64,6 +65,7 @@ class Session:
         self.epoch = 0
         self.instance = ""
         self.last = -1
+        self.floor = 0  # numbers below it may be of an earlier life of this session, which was forgotten
         self.told: dict[int, Told] = {}
         self._order: deque[int] = deque()
         self.gaps: deque[tuple[int, int]] = deque(maxlen=GAPS_MAX)  # numbers that were passed over unread
@@ -92,7 +94,9 @@ class Session:
     def told_of(self, sequence: int) -> Told | None:
         """How a request with a number that was consumed or passed over ended."""
         told = self.told.get(sequence)
-        if told is None:
+        if sequence < self.floor:
+            told = FORGOTTEN
+        elif told is None:
             told = NEVER if any(low <= sequence <= high for low, high in self.gaps) else FORGOTTEN
         return told
 
@@ -110,6 +114,15 @@ class HelloRefused(Exception):
         self.refusal = refusal
 
 
+def _check_hello(hello: Hello) -> None:
+    if not hello.client_id or len(hello.client_id) > NAME_MAX or len(hello.name) > NAME_MAX:
+        raise HelloRefused(f"client_id and name are at most {NAME_MAX} characters, and client_id is not empty")
+    if not 0 <= hello.first < SESSION_FRAMES_MAX:
+        raise HelloRefused(f"a lane's first frame is numbered 0 to {SESSION_FRAMES_MAX - 1}")
+    if hello.client_id == ENGINE_ID:
+        raise HelloRefused("this client_id is the engine's own")
+
+
 class Sessions:
     """All sessions, from the longest silent to the newest heard."""
 
@@ -118,6 +131,7 @@ class Sessions:
         self._by_number: dict[int, Session] = {}
         self.by_request_id: OrderedDict[str, Told] = OrderedDict()
         self._ids_forgotten = False
+        self._forgotten_last = -1  # the highest sequence of any session that was forgotten
 
     def __len__(self) -> int:
         return len(self._by_number)
@@ -125,38 +139,45 @@ class Sessions:
     def get(self, number: int) -> Session | None:
         return self._by_number.get(number)
 
-    def greet(self, hello: Hello, consumed: Callable[[int], int]) -> tuple[SessionChange, int]:
+    def greet(
+        self, hello: Hello, pending: SessionChange | None, consumed: Callable[[int], int]
+    ) -> tuple[SessionChange, int]:
         """What this hello makes of its session, before it is journaled, and the number of its lane's first frame.
 
         A client that sends again begins where it must; any other one behind everything that this session ever sent,
-        read or not, so that nobody's requests are taken for an earlier client's. `consumed` tells the highest sequence
-        of a session in the turn that is not committed yet. Raises HelloRefused.
+        read or not, so that nobody's requests are taken for an earlier client's. In the turn that is not committed yet,
+        `pending` is what an earlier hello made of the session, `consumed` tells its highest sequence. Raises
+        HelloRefused.
         """
-        if not hello.client_id or len(hello.client_id) > NAME_MAX or len(hello.name) > NAME_MAX:
-            raise HelloRefused(f"client_id and name are at most {NAME_MAX} characters, and client_id is not empty")
-        if not 0 <= hello.first < SESSION_FRAMES_MAX:
-            raise HelloRefused(f"a lane's first frame is numbered 0 to {SESSION_FRAMES_MAX - 1}")
-        if hello.client_id == ENGINE_ID:
-            raise HelloRefused("this client_id is the engine's own")
+        _check_hello(hello)
         number = session_number(hello.client_id)
         known = self._by_number.get(number)
-        if known is None:
+        newest = pending or known
+        if newest is None:
             if hello.resends:
                 raise HelloRefused("this session is not remembered: what was sent may or may not be applied", "unknown")
-            last = hello.first * FRAME_REQUESTS_MAX - 1
-            return SessionChange(number, hello.client_id, hello.name, 1, last, hello.instance), hello.first
-        if known.client_id != hello.client_id:
-            raise HelloRefused("another client_id has this session number: choose another one")
-        if hello.resends:
-            if hello.instance != known.instance:
-                raise HelloRefused("another client took over this client_id", "fenced")
-            change = SessionChange(number, known.client_id, hello.name, known.epoch + 1, known.last, hello.instance)
-            return change, hello.first
-        same = hello.instance == known.instance  # and it has nothing on its way
-        unread = 0 if same else self._limits.window_max  # frames at most that an older client sent and nobody reads
-        first = max(hello.first, max(known.last, consumed(number)) // FRAME_REQUESTS_MAX + 1 + unread)
+            first, epoch = self._first_of_a_new_one(hello.first), 1
+        else:
+            if newest.client_id != hello.client_id:
+                raise HelloRefused("another client_id has this session number: choose another one")
+            epoch = newest.epoch + 1
+            if hello.resends:
+                if hello.instance != newest.instance:
+                    raise HelloRefused("another client took over this client_id", "fenced")
+                last = known.last if known is not None else -1
+                return SessionChange(number, hello.client_id, hello.name, epoch, last, hello.instance), hello.first
+            same = hello.instance == newest.instance  # and it has nothing on its way
+            unread = 0 if same else self._limits.window_max  # frames at most that an older client sent, not read
+            last = max(known.last if known else -1, pending.last_sequence if pending else -1, consumed(number))
+            first = max(hello.first, last // FRAME_REQUESTS_MAX + 1 + unread)
         last = first * FRAME_REQUESTS_MAX - 1
-        return SessionChange(number, known.client_id, hello.name, known.epoch + 1, last, hello.instance), first
+        return SessionChange(number, hello.client_id, hello.name, epoch, last, hello.instance), first
+
+    def _first_of_a_new_one(self, wanted: int) -> int:
+        """It may have been one that was forgotten: no number that such a one could have used is used again."""
+        if self._forgotten_last < 0:
+            return wanted
+        return max(wanted, self._forgotten_last // FRAME_REQUESTS_MAX + 1 + self._limits.window_max)
 
     # --- outcomes ----------------------------------------------------------------------------------------------------
 
@@ -183,6 +204,8 @@ class Sessions:
         session = self._by_number.pop(change.session, None)
         if session is None:
             session = Session(change.session, change.client_id, change.name)
+            if self._forgotten_last >= 0:
+                session.last, session.floor = change.last_sequence, change.last_sequence + 1
         session.name = change.name
         session.actor = change.name.encode(errors="surrogatepass")
         session.epoch = change.epoch
@@ -227,4 +250,12 @@ class Sessions:
 
     def forget(self, numbers: Iterable[int]) -> None:
         for number in numbers:
-            self._by_number.pop(number, None)
+            session = self._by_number.pop(number, None)
+            if session is not None:
+                self._forgotten_last = max(self._forgotten_last, session.last)
+
+    def fell_silent(self, number: int) -> None:
+        """Its lane is gone: of the silent ones it is the newest heard."""
+        session = self._by_number.pop(number, None)
+        if session is not None:
+            self._by_number[number] = session

@@ -8,14 +8,15 @@ and has touched nothing.
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from typing import NamedTuple
+from functools import partial
+from typing import Any, NamedTuple
 
 import msgspec
 
 from solewriter.engine_proc.publisher import Installed, Publisher
 from solewriter.engine_proc.sessions import NEVER, Told
 from solewriter.shared import record
-from solewriter.shared.columns import NO_FLOAT, NO_INT, Cell, Cells, from_us, unpacked
+from solewriter.shared.columns import NO_FLOAT, NO_INT, Cell, Cells, from_us
 from solewriter.shared.config import KINDS_MAX
 from solewriter.shared.entry import Private, SessionChange
 from solewriter.shared.errors import InvalidMutation, SchemaMismatch, SolewriterError
@@ -160,7 +161,10 @@ class State:
             self.kinds.append(known)
             self._publisher.add_table(kind.columns if kind is not None else schema.columns)
         for schema in schemas:
-            self.kinds[schema.kind].schema = schema
+            known = self.kinds[schema.kind]
+            known.schema = schema
+            if known.kind is None and schema.columns != self._publisher.columns(known.code):
+                self._follow(known, schema)
 
     def new_kinds(self, kinds: Iterable[Kind]) -> Private:
         """The names and schemas of these that no entry has brought yet, as an entry would. Raises SchemaMismatch for
@@ -239,6 +243,20 @@ class State:
                 cells = _cut_anew(kind, self.schemas[content.schema], content)
             table.install(slot, address, cells, not content.deleted)
 
+    def _follow(self, known: KindState, schema: Schema) -> None:
+        """A kind without a class here has the columns of its newest schema. Raises MemoryFull."""
+        table = self._publisher.other_table(known.code, schema.columns, len(known.slots))
+        for slot in range(len(known.slots)):
+            address, buffer, start = self._publisher.newest(known.code, slot)
+            found = record.unpack(buffer, start)
+            cells: Cells = ()
+            if not found.deleted:
+                written = self.schemas[found.schema]
+                made = written.cells(schema.columns, found.cells, partial(_plain, written, found))
+                cells = tuple(enumerate(made))
+            table.install(slot, address, cells, not found.deleted)
+        self._publisher.replace_table(known.code, table)
+
     # --- reading -----------------------------------------------------------------------------------------------------
 
     def find(self, kind: KindState, key: str) -> Stored | None:
@@ -300,15 +318,16 @@ class State:
         if found.deleted:
             return ()
         schema, columns = self.schemas[found.schema], self._publisher.columns(kind.code)
-        if schema.columns == columns:
-            return tuple(enumerate(unpacked(columns, found.cells)))
-        if kind.kind is not None:
+        if schema.columns != columns and kind.kind is not None:
             try:
                 return _cut_anew(kind.kind, schema, found)
             except SolewriterError:
                 pass  # overtaken, perhaps; if not, `check_fit` finds it
-        old = dict(zip(schema.columns, unpacked(schema.columns, found.cells), strict=True))
-        return [(place, old.get(column, NOTHING[column.code])) for place, column in enumerate(columns)]
+        return tuple(enumerate(schema.cells(columns, found.cells, partial(_plain, schema, found))))
+
+
+def _plain(schema: Schema, found: record.Record | record.Content) -> dict[str, Any]:
+    return schema.values(found.key, found.version, found.time_us, found.payload)
 
 
 def _cut_anew(kind: Kind, schema: Schema, found: record.Record | record.Content) -> Cells:

@@ -8,7 +8,7 @@ from solewriter.engine_proc.sessions import Session
 from solewriter.engine_proc.state import Stored, Turn
 from solewriter.shared import record
 from solewriter.shared.columns import Cells
-from solewriter.shared.config import AROUND_PAYLOAD_BYTES, Limits
+from solewriter.shared.config import Limits
 from solewriter.shared.errors import RequestTooLarge
 from solewriter.shared.record import Flags
 from solewriter.shared.wireform import PlainRequest
@@ -31,8 +31,8 @@ def write(
 ) -> Written:
     """Append the request's records and take them into the turn. Raises MemoryFull, and then has changed nothing."""
     if forms:
-        payloads = sum([len(form[1]) for form in forms])
-        publisher.heap.reserve(payloads + len(forms) * AROUND_PAYLOAD_BYTES, len(forms))
+        bytes_max = sum([_bytes_max(form, request[2], session) for form in forms])
+        publisher.heap.reserve(bytes_max, len(forms))
         _append(turn, forms, request[2], session, sequence, publisher)
     results: Written = []
     for mutation in request[0]:
@@ -41,6 +41,14 @@ def write(
         version, address = (stored.version, stored.address) if stored is not None else (0, 0)
         results.append((version, address, mutation[1], mutation[2]))
     return results
+
+
+def _bytes_max(form: Form, request_id: str | None, session: Session) -> int:
+    """What a record of this step takes at most."""
+    step, payload, block, _ = form
+    text = len(step.key) + len(step.reason) + len(request_id or "")
+    old_block = len(step.before.block) if step.before is not None else 0
+    return record.HEADER_BYTES + len(session.actor) + 4 * text + len(payload) + len(block) + old_block
 
 
 def form(draft: Draft, turn: Turn, limits: Limits) -> list[Form]:

@@ -62,6 +62,13 @@ class Column(msgspec.Struct, frozen=True):
     type: str  # enum, bool, int, float, time or str
     values: tuple[str | int, ...] = ()  # of an enum, in order
 
+    def cell_or_none(self, value: Any) -> Cell:
+        """The cell of a plain value; that of None for what this column never holds."""
+        try:
+            return self.cell()(value)
+        except (TypeError, ValueError, AttributeError):
+            return self.cell()(None)
+
     def cell(self) -> Callable[[Any], Cell]:
         """The function from a validated field value to its cell."""
         if self.type == "enum":

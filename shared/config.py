@@ -88,7 +88,6 @@ GAPS_MAX = 64  # of a session: how many of its takeovers it remembers what was n
 SESSION_FRAMES_MAX = 2**40  # of one session: 34 years at a thousand a second
 MESSAGE_MAX = 2_000  # characters of a refusal: it is journaled, and remembered for a whole window
 PROBLEMS_MAX = 10  # failing fields that one refusal names
-AROUND_PAYLOAD_BYTES = 8 * KIB  # more than all of a record but its payload: key, actor, reason, request id, two blocks
 JOURNAL_FILE_BYTES_FIRST = 1 * MIB  # of the first file: filling it with zeros must not be felt at start
 INDEX_ARENA_BYTES_FIRST, INDEX_ARENA_BYTES_MAX = 64 * KIB, 64 * MIB  # of an index's segments, each twice the last one
 REVISION_LOG_SEGMENT_BYTES = 64 * KIB  # 4,096 points: 16 MiB of heap

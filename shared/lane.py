@@ -51,9 +51,10 @@ class Lane:
         self._closed = False
 
     def hand_over(self) -> None:
+        _, replies = self.theirs
+        self.theirs = (-1, -1)  # first: an interrupt in between must not close a number twice
         self._queue._reader.close()
-        os.close(self.theirs[1])
-        self.theirs = (-1, -1)
+        os.close(replies)
 
     def close(self) -> None:
         if self._closed:

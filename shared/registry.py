@@ -8,14 +8,14 @@ The defaults travel with the schema: changing a default in code never changes wh
 from __future__ import annotations
 
 import struct
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from hashlib import blake2b
 from typing import Annotated, Any, TypeVar
 
 import msgspec
 from pydantic import BaseModel, TypeAdapter, ValidationError
 
-from solewriter.shared.columns import Cells, Column, column_of, from_us
+from solewriter.shared.columns import Cell, Cells, Column, column_of, from_us, unpacked
 from solewriter.shared.config import COLUMNS_MAX, KINDS_MAX, PROBLEMS_MAX
 from solewriter.shared.errors import InvalidMutation, SchemaMismatch, UnknownKind, clean
 from solewriter.shared.fieldtypes import refuse_unsuitable
@@ -74,6 +74,20 @@ class Schema(msgspec.Struct, frozen=True):
         return blake2b(
             _encode((self.name, self.columns, self.defaults, self.stamped, self.shape)), digest_size=16
         ).digest()
+
+    def cells(self, columns: Sequence[Column], block: bytes, values: Callable[[], Mapping[str, Any]]) -> Sequence[Cell]:
+        """The cells of a record for other columns than it may have been written with, without its class: those that it
+        lacks are made of its plain `values`; of a value that has none there, that of None.
+        """
+        cells = unpacked(self.columns, block)
+        if tuple(columns) == self.columns:
+            return cells
+        known = dict(zip(self.columns, cells, strict=True))
+        plain_values = values()
+        return [
+            known[column] if column in known else column.cell_or_none(plain_values.get(column.name))
+            for column in columns
+        ]
 
     def values(self, key: str, version: int, time_us: int, payload: bytes) -> dict[str, Any]:
         """All fields of a record as plain values."""

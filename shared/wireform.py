@@ -135,7 +135,7 @@ def _plain_mutation(mutation: Mutation, registry: Registry) -> PlainMutation:
         case Create(entity, reason):
             return _whole(Op.CREATE, entity, 0, reason, registry)
         case Put(entity, expect, reason):
-            new = isinstance(expect, FromTarget) and not entity.version  # replaces whatever is there
+            new = isinstance(expect, FromTarget) and not getattr(entity, "version", 0)  # replaces whatever is there
             return _whole(Op.PUT, entity, None if new else _expected(expect, entity), reason, registry)
         case Update(target, changes, expect, reason):
             kind = registry.of(model_of(target))

@@ -17,9 +17,8 @@ POINTS = REVISION_LOG_SEGMENT_BYTES // 16  # of one segment
 class RevisionLogWriter:
     """Appends points. `reserve` before a commit makes sure that `append` behind it cannot fail."""
 
-    def __init__(self, make: Callable[[int, int], Segment], remove: Callable[[int], None]) -> None:
+    def __init__(self, make: Callable[[int, int], Segment]) -> None:
         self._make = make  # (segment number, bytes) -> segment
-        self._remove = remove  # unlinks one
         self._words: dict[int, memoryview[int]] = {}
         self._last_tail = 0
         self.first = 0
@@ -40,12 +39,16 @@ class RevisionLogWriter:
         self.points += 1
         self._last_tail = tail
 
-    def forget_below(self, address: int) -> None:
-        """Drop the segments of points that all lie below the heap's first address, but for the newest such point."""
+    def forget_below(self, address: int) -> list[int]:
+        """Leave out the segments of points that all lie below the heap's first address, but for the newest such point.
+        Their numbers: to be unlinked when no root lists them any more.
+        """
+        forgotten = []
         while (self.first + 1) * POINTS < self.points and self._words[self.first + 1][1] <= address:
-            self._remove(self.first)
             del self._words[self.first]
+            forgotten.append(self.first)
             self.first += 1
+        return forgotten
 
 
 class RevisionLogReader:

@@ -57,7 +57,9 @@ class Pin:
             for slot in self.view.index(kind).candidates(key_hash(wanted)):
                 if slot < slots and (address := self.at(kind, slot)):
                     segment = self.segment(address >> 32)
-                    if record.key_at(segment.bytes, (address & OFFSET_MASK) + PREFIX_BYTES) == wanted:
+                    found = record.key_at(segment.bytes, (address & OFFSET_MASK) + PREFIX_BYTES)
+                    self._check_readable(address)
+                    if found == wanted:
                         return address
         except FileNotFoundError:
             return self._walked()[1].get((kind, wanted), 0)
@@ -78,7 +80,9 @@ class Pin:
             place = address & OFFSET_MASK
             if int.from_bytes(mapped[place + _REVISION : place + _REVISION + 8], "little") <= revision:
                 break
-            address = PREFIX.unpack_from(mapped, place)[2]
+            before = PREFIX.unpack_from(mapped, place)[2]
+            self._check_readable(address)
+            address = before
         if address:
             self._check_readable(address)  # after the look: bytes that were taken away read as revision 0
         return address
@@ -86,6 +90,7 @@ class Pin:
     def previous(self, address: int) -> int:
         """Address of the same entity's record before this one; 0 if it was the first."""
         before: int = PREFIX.unpack_from(self.segment(address >> 32).map, address & OFFSET_MASK)[2]
+        self._check_readable(address)
         return before
 
     def addresses(self, kind: int) -> Iterator[int]:
@@ -98,17 +103,21 @@ class Pin:
         """Slots of a kind whose head and cells may be newer than this revision, or were while they were read before
         this call: those of all records behind this revision's tail. Each call goes on where the last one ended.
         """
-        end = self.view.root.live_tail
-        for number in range(self._walked_to >> 32, (end >> 32) + 1):
-            begin = max(self._walked_to, address_of(number, START))
-            for code, slot in self._slots_in(number, begin, min(end, address_of(number + 1, START))):
-                self._changed.setdefault(code, set()).add(slot)
-        self._walked_to = max(self._walked_to, end)
+        missed = True
+        while missed:  # what was moved out of a missing segment lies behind a tail that is read after it was missed
+            missed, end = False, self.view.root.live_tail
+            for number in range(self._walked_to >> 32, (end >> 32) + 1):
+                begin = max(self._walked_to, address_of(number, START))
+                found = self._slots_in(number, begin, min(end, address_of(number + 1, START)))
+                missed = missed or found is None
+                for code, slot in found or ():
+                    self._changed.setdefault(code, set()).add(slot)
+            self._walked_to = max(self._walked_to, end)
         return self._changed.get(kind, _NONE)
 
-    def _slots_in(self, number: int, begin: int, end: int) -> list[tuple[int, int]]:
-        """Kind and slot of the records in a part of one segment; none of one that was reclaimed: what was newest in it
-        was written again behind it, and is met there.
+    def _slots_in(self, number: int, begin: int, end: int) -> list[tuple[int, int]] | None:
+        """Kind and slot of the records in a part of one segment; None if it was reclaimed: what was newest in it was
+        written again behind it, and is met there.
         """
         try:
             found = [
@@ -116,12 +125,13 @@ class Pin:
                 for _, segment, place in walk(self.segment, begin, end)
             ]
         except (FileNotFoundError, IndexError, struct.error):
-            found = []
-        return found if number >= self.view.root.readable_from else []
+            return None
+        return found if number >= self.view.root.readable_from else None
 
     def slot_at(self, address: int) -> int:
         """The slot of the record at an address."""
         slot: int = PREFIX.unpack_from(self.segment(address >> 32).map, address & OFFSET_MASK)[1]
+        self._check_readable(address)
         return slot
 
     def whole(self, address: int) -> record.Record:
@@ -178,6 +188,17 @@ class Pin:
             return self.view.heap_segment(number)
 
 
+class _Files:
+    """The segments of one epoch, by name."""
+
+    def __init__(self, folder: str, prefix: str) -> None:
+        self._folder = folder
+        self._prefix = prefix
+
+    def attach(self, *parts: object) -> Segment:
+        return Segment.attach(segment_path(self._folder, self._prefix, *parts))
+
+
 class View:
     """The memory of one epoch. Raises FileNotFoundError if its root is gone, LayoutMismatch if it is of another
     format.
@@ -185,18 +206,15 @@ class View:
 
     def __init__(self, folder: str, prefix: str) -> None:
         self.prefix = prefix
-        self._folder = folder
-        self.root = RootReader(self._attach("root"))
+        attach = self._attach = _Files(folder, prefix).attach  # which knows no view: a view is freed when it is let go
+        self.root = RootReader(attach("root"))
         self._heap: dict[int, Segment] = {}
         self._range = (0, 0)
         self._indexes: dict[int, IndexReader] = {}
         self._tables: dict[tuple[int, int], TableReader] = {}
-        self._revlog = RevisionLogReader(lambda number: self._attach("revlog", number))
+        self._revlog = RevisionLogReader(lambda number: attach("revlog", number))
         self._catalog = catalogs.EMPTY
         self.catalog_number = 0
-
-    def _attach(self, *parts: object) -> Segment:
-        return Segment.attach(segment_path(self._folder, self.prefix, *parts))
 
     def pin(self) -> Pin:
         """The current revision, held. About 2 us when nothing had to be mapped."""
@@ -233,19 +251,24 @@ class View:
 
     def begin_of(self, revision: int, root: Root) -> int:
         """An address from which all records above a revision can be walked to. Raises FileNotFoundError."""
-        known = self._revlog.tail_after(revision, root.log_first, root.log_points)
+        try:
+            known = self._revlog.tail_after(revision, root.log_first, root.log_points)
+        except FileNotFoundError:  # left out since: then from the beginning
+            known = None
         return max(known or 0, address_of(root.first_segment, START))
 
     def index(self, kind: int) -> IndexReader:
         index = self._indexes.get(kind)
         if index is None:
-            index = self._indexes[kind] = IndexReader(lambda number: self._attach("index", kind, number))
+            attach = self._attach
+            index = self._indexes[kind] = IndexReader(lambda number: attach("index", kind, number))
         return index
 
     def table(self, kind: int, catalog: Catalog) -> TableReader:
         layout = catalog.tables[kind]
         found = self._tables.get((kind, layout.generation))
         if found is None:
-            found = TableReader(layout.columns, lambda number: self._attach("table", kind, layout.generation, number))
+            attach = self._attach
+            found = TableReader(layout.columns, lambda number: attach("table", kind, layout.generation, number))
             self._tables[kind, layout.generation] = found
         return found

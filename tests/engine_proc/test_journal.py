@@ -34,7 +34,7 @@ MEMORY = "/dev/shm" if os.path.isdir("/dev/shm") else None  # where a sync costs
 
 @pytest.fixture(autouse=True)
 def small_files(monkeypatch):
-    monkeypatch.setattr(journals, "FIRST_FILE_BYTES", 4 * KIB)
+    monkeypatch.setattr(journals, "JOURNAL_FILE_BYTES_FIRST", 4 * KIB)
 
 
 @pytest.fixture
@@ -629,7 +629,7 @@ from solewriter.engine_proc import journal as journals
 from solewriter.engine_proc.journal import DiskFull, FileJournal, journal_files
 from solewriter.shared.config import Limits
 from solewriter.shared.entry import Private
-journals.FIRST_FILE_BYTES = 64 * 1024
+journals.JOURNAL_FILE_BYTES_FIRST = 64 * 1024
 folder, ballast = Path(sys.argv[1]) / "state", Path(sys.argv[1]) / "ballast"
 folder.mkdir()
 if len(sys.argv) > 2:
@@ -733,7 +733,7 @@ from pathlib import Path
 from solewriter.engine_proc import journal as journals
 from solewriter.shared.config import Limits
 from solewriter.shared.entry import Private
-journals.FIRST_FILE_BYTES = 4096
+journals.JOURNAL_FILE_BYTES_FIRST = 4096
 limits, beside = Limits(journal_file_bytes=16384), ThreadPoolExecutor(1)
 journal = journals.FileJournal(Path(sys.argv[1]), b"0123456789abcdef", limits, beside, power=True)
 list(journal.replay())

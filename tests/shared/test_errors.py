@@ -21,10 +21,13 @@ from solewriter.shared.errors import (
 from solewriter.shared.models import Task
 
 REFUSED = (
-    "NotFound AlreadyExists VersionConflict InvalidMutation InvalidTransition GuardFailed Fenced UnknownKind "
-    "SchemaMismatch RequestMismatch RequestTooLarge BadRequest Expired Quarantined"
+    "NotFound AlreadyExists VersionConflict InvalidMutation InvalidTransition InvalidQuery GuardFailed Fenced "
+    "UnknownKind SchemaMismatch RequestMismatch RequestTooLarge BadRequest Expired Quarantined"
 )
-UNAVAILABLE = "EngineUnavailable Locked EngineStartFailed Busy OutcomeUnknown Compacted SnapshotExpired MemoryFull Forgotten ResultUnavailable"
+UNAVAILABLE = (
+    "EngineUnavailable Locked EngineStartFailed Busy OutcomeUnknown Compacted SnapshotExpired MemoryFull Forgotten "
+    "ResultUnavailable"
+)
 CORRUPT = "JournalCorrupt LayoutMismatch"
 
 

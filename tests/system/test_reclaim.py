@@ -246,9 +246,6 @@ def test_a_full_memory_while_it_reclaims_only_postpones_it(state, start_engine, 
 
 
 def test_models_registered_while_memory_is_turned_over(state, start_engine):
-    class Extra(Entity, columns=("level",)):
-        level: int = 0
-
     engine = start_engine(state, limits=SMALL, durability="memory")
     with connect(state) as client, open_reader(state) as reader:
         load = Load(client)
@@ -256,10 +253,11 @@ def test_models_registered_while_memory_is_turned_over(state, start_engine):
         for number in range(5):
             load.run(1_500)
             held.append((reader.snapshot(), dict(load.alive)))
-            engine.register(type("Extra", (Entity,), {"__annotations__": {"level": int, f"more{number}": int},
-                                                      "level": 0, f"more{number}": number, "__module__": __name__},
-                                 columns=("level", f"more{number}")))  # fmt: skip
-            client.put(Extra(id=f"e{number}", level=number))
+            body = {"level": 0, f"more{number}": number, "__module__": __name__}
+            body["__annotations__"] = {"level": int, f"more{number}": int}
+            extra = type("Extra", (Entity,), body, columns=("level", f"more{number}"))
+            engine.register(extra)
+            client.put(extra(id=f"e{number}", level=number))
         load.run(3_000)
         for snap, expected in held:
             assert seen(snap) == expected

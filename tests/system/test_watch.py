@@ -133,10 +133,10 @@ def test_where_needs_a_kind_and_a_column(client, reader):
         reader.watch(where={"status": "created"})
     client.create(Task(title="x"))
     with pytest.raises(InvalidQuery, match="no declared column"):
-        list(reader.watch(Task, since=0, where={"title": "x"}, timeout_s=0))
+        reader.watch(Task, since=0, where={"title": "x"})
 
 
-# --- waiting for one entity ---------------------------------------------------------------------------------------------
+# --- waiting for one entity -------------------------------------------------------------------------------------------
 
 
 def test_wait_until_sees_what_changes_just_before_and_just_after_the_look(engine, client, reader):

@@ -21,7 +21,7 @@ class Log:
         self.folder = folder
         self.room = True
         self.made = []
-        self.writer = RevisionLogWriter(self.make, lambda number: (folder / f"revlog-{number}").unlink())
+        self.writer = RevisionLogWriter(self.make)
         self.reader = RevisionLogReader(lambda number: Segment.attach(folder / f"revlog-{number}"))
         self.published = []
 
