@@ -33,6 +33,7 @@ class LaneEnd:
 
     def __init__(self, bridge: Bridge, session: Session, first: int, fds: tuple[int, int], pidfd: int) -> None:
         self.session = session
+        self.epoch = session.epoch
         self.superseded = False
         self.taken = 0  # requests that turns took from here
         self._bridge = bridge

@@ -194,7 +194,7 @@ class SingleWriter:
                 lane = item[0]
                 answers = self._replies.setdefault(lane, [])
             lane.taken += 1
-            if not lane.superseded:
+            if not (lane.superseded or lane.epoch != lane.session.epoch or lane.session.number in turn.sessions):
                 answers.append(self._answer(turn, lane.session, item[1], item[2]))
 
     def _greet(self, turn: Turn, newcomer: Newcomer) -> None:
@@ -202,10 +202,13 @@ class SingleWriter:
         more.
         """
         try:
-            pending = turn.sessions.get(session_number(newcomer.hello.client_id))
+            number = session_number(newcomer.hello.client_id)
+            if number in turn.forgotten_sessions:
+                raise HelloRefused("this session is just being forgotten", "again")
+            pending = turn.sessions.get(number)
             change, newcomer.first = self.sessions.greet(newcomer.hello, pending, turn.last_of)
-            if self.sessions.get(change.session) is None and pending is None:
-                coming = sum(self.sessions.get(number) is None for number in turn.sessions)
+            if self.sessions.get(number) is None and pending is None:
+                coming = sum(self.sessions.get(one) is None for one in turn.sessions)
                 busy = {*self._bridge.connected(), *turn.sessions, *turn.forgotten_sessions}
                 turn.forgotten_sessions += self.sessions.surplus(1 + coming - len(turn.forgotten_sessions), busy)
         except HelloRefused as error:
@@ -281,10 +284,12 @@ class SingleWriter:
         if own is None:
             told = turn.by_request_id.get(request_id) or self.sessions.told_id(request_id)
         else:
-            told = turn.outcomes.get(own) or (None if own in turn.fenced else self.sessions.told(*own))
+            pending = sum(number == own[0] for number, _ in turn.fenced)
+            told = turn.outcomes.get(own) or (None if own in turn.fenced else self.sessions.told(*own, pending))
         if told is None:
             turn.fence(request_id)
-        answer = None if told is None or told is NEVER else (told.status, told.revision, told.detail)
+        never = told is None or (told.status == Status.REFUSED and list(told.detail[:2]) == list(NEVER.detail[:2]))
+        answer = None if told is None or never else (told.status, told.revision, told.detail)
         return sequence, Status.ANSWER, turn.revision, answer
 
     # --- commit and publish -------------------------------------------------------------------------------------------

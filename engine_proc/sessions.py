@@ -181,8 +181,10 @@ class Sessions:
 
     # --- outcomes ----------------------------------------------------------------------------------------------------
 
-    def told(self, number: int, sequence: int) -> Told | None:
-        """How a request of this session ended; None if it never arrived, and so can be fenced."""
+    def told(self, number: int, sequence: int, pending: int = 0) -> Told | None:
+        """How a request of this session ended; None if it never arrived, and so can be fenced beside so many others of
+        this turn.
+        """
         session = self._by_number.get(number)
         if session is None:
             return FORGOTTEN
@@ -190,7 +192,7 @@ class Sessions:
             return session.told_of(sequence)
         if sequence in session.fenced:
             return NEVER
-        return None if session.may_fence(self._limits.window_max) else FORGOTTEN
+        return None if session.may_fence(self._limits.window_max - pending) else FORGOTTEN
 
     def told_id(self, request_id: str) -> Told | None:
         """The same for a user-given id. Once ids were forgotten, an unknown one may be one of those."""
@@ -235,6 +237,7 @@ class Sessions:
         if own is None:
             self._remember_id(request_id, NEVER)
         elif (known := self._by_number.get(own[0])) is not None:
+            known.may_fence(self._limits.window_max)  # which forgets those that were passed
             known.fenced.add(own[1])
 
     def surplus(self, coming: int, connected: Iterable[int]) -> list[int]:
