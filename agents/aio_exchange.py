@@ -313,10 +313,11 @@ class AioExchange:
         except BaseException:
             greeting.give_up()
             raise
+        else:
+            assert greeting.lane is not None
+            self._use(greeting.lane)
         finally:
-            self._greeting = None
-        assert greeting.lane is not None
-        self._use(greeting.lane)
+            self._greeting = None  # not before it is in use: a fork must find every lane
 
     def _use(self, lane: Lane) -> None:
         self._lane, self._lost_at = lane, 0.0

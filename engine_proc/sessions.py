@@ -255,7 +255,7 @@ class Sessions:
         for number in numbers:
             session = self._by_number.pop(number, None)
             if session is not None:
-                self._forgotten_last = max(self._forgotten_last, session.last)
+                self._forgotten_last = max(0, self._forgotten_last, session.last, *session.fenced)
 
     def fell_silent(self, number: int) -> None:
         """Its lane is gone: of the silent ones it is the newest heard."""
