@@ -445,7 +445,7 @@ class World:
         """What each lane hears of a turn. After a failed commit nothing new is told, and nobody is let in."""
         before, older = after.before, []
         for client, welcomed in after.greeted.items():
-            older += [before.lanes.get(client), *(lane for lane, _ in welcomed[:-1])]
+            older += [before.lanes.get(client), *(lane for lane, _ in welcomed[:-1] if committed)]
         for (lane, client, number, what), reply in told:
             if reply is None or (lane in older and not committed):
                 continue
@@ -561,6 +561,8 @@ class World:
         self.hang_up(agent)
         if self.returns_too_early(agent.client):
             self.turn()
+        if resends and any(one[3][:2] == ("hello", agent.instance) for one in self.pending):
+            self.turn()  # nobody has sent anything that is not welcomed yet
         if fresh or not agent.instance:
             self.instances += 1
             agent.instance, agent.frames, agent.next = f"instance-{self.instances}", {}, 0
