@@ -7,7 +7,8 @@ import enum
 import os
 import random
 import signal
-import threading
+import subprocess
+import sys
 from typing import Literal
 
 import numpy as np
@@ -223,41 +224,44 @@ def test_pages_neither_skip_nor_repeat_what_stays_in_its_place(state, start_engi
         assert {f"t{number}" for number in range(200)} - deleted <= set(seen)
 
 
-def test_scans_under_a_writer_at_full_speed_are_never_torn(state, start_engine, limits):
+class Account(Entity, columns=("owner", "amount", "twin")):
+    owner: str
+    amount: int
+    twin: int
+
+
+PAYER = """
+import random, sys
+from solewriter import Entity, Update, connect
+
+class Account(Entity, columns=("owner", "amount", "twin")):
+    owner: str
+    amount: int
+    twin: int
+
+dice, amounts = random.Random(1), [100] * 64
+with connect(sys.argv[1]) as payer:
+    while True:
+        a, b = dice.sample(range(64), 2)
+        amounts[a] -= 1
+        amounts[b] += 1
+        moved = [Update(Account.ref(f"a{n}"), {"amount": amounts[n], "twin": amounts[n]}) for n in (a, b)]
+        payer.submit(*moved).check()
+"""
+
+
+def test_scans_under_a_writer_at_full_speed_are_never_torn(state, start_engine):
     """Money moves between accounts, two at a time: every snapshot has the same sum, by any way of asking."""
-
-    class Account(Entity, columns=("owner", "amount", "twin")):
-        owner: str
-        amount: int
-        twin: int
-
     start_engine(state, models=[Account], durability="memory")
-    total, rounds, stop = 64 * 100, 0, threading.Event()
+    total, rounds = 64 * 100, 0
     with connect(state) as client, open_reader(state) as reader:
         for number in range(64):
             client.create(Account(id=f"a{number}", owner=f"o{number % 4}", amount=100, twin=100))
-
-        def pay() -> None:
-            dice = random.Random(1)
-            amounts = [100] * 64
-            with connect(state) as payer:
-                while not stop.is_set():
-                    batch = []
-                    for _ in range(16):
-                        a, b = dice.sample(range(64), 2)
-                        amounts[a] -= 1
-                        amounts[b] += 1
-                        batch.append([(a, amounts[a]), (b, amounts[b])])
-                    for pair in batch:
-                        payer.submit(
-                            *[Update(Account.ref(f"a{n}"), {"amount": amount, "twin": amount}) for n, amount in pair]
-                        ).check()
-
-        writer = threading.Thread(target=pay)
-        writer.start()
+        writer = subprocess.Popen([sys.executable, "-c", PAYER, str(state)])
         try:
             held = reader.snapshot()
             while rounds < 200 or reader.revision < held.revision + 1_000:
+                assert writer.poll() is None, "the writer ended"
                 rounds += 1
                 snap = held if rounds % 8 == 0 else reader.snapshot()
                 columns = snap.columns(Account)
@@ -270,8 +274,8 @@ def test_scans_under_a_writer_at_full_speed_are_never_torn(state, start_engine, 
                     one.amount >= 100 for one in snap.entities(Account)
                 )
         finally:
-            stop.set()
-            writer.join()
+            writer.kill()
+            writer.wait()
     assert rounds >= 200
 
 
