@@ -53,6 +53,7 @@ class Scanner:
         try:
             live = self._pass(demands, places)
             changed = np.fromiter(self.pin.changed(self.kind), np.int64)
+            self.pin.table(self.kind)  # once more behind the pass: nothing that it had was forgotten meanwhile
             changed = changed[changed < self.pin.slots(self.kind)]
         except FileNotFoundError:
             return self._singly(range(self.pin.slots(self.kind)), demands, places)
@@ -63,7 +64,7 @@ class Scanner:
 
     def _pass(self, demands: Sequence[Condition], places: Sequence[int]) -> Rows:
         """As the columns are now, whatever revision that is."""
-        table = self.pin.view.table(self.kind, self.pin.catalog)
+        table = self.pin.table(self.kind)
         slots: list[Slots] = []
         cells: dict[int, list[Values]] = {place: [] for place in places}
         left = self.pin.slots(self.kind)

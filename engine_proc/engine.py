@@ -98,7 +98,9 @@ class SingleWriter:
     def _reclaim(self, written: int) -> None:
         """Memory is given back as fast as it is used, after the replies left."""
         budget = RECLAIM_LOOK * written + RECLAIM_LOOK_LEAST
-        self._publisher.reclaim(budget, self.state.revision, self._journal.tail.number, self.state.counts())
+        self.state.forget(
+            self._publisher.reclaim(budget, self.state.revision, self._journal.tail.number, self.state.counts())
+        )
 
     def stop(self) -> None:
         """Let the turn that runs be the last."""

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import msgspec
 
-from solewriter.engine_proc.reclaim import Reclaimer
+from solewriter.engine_proc.reclaim import Dropped, Reclaimer
 from solewriter.shared import failpoint
 from solewriter.shared.columns import Cells, Column
 from solewriter.shared.config import MEMORY_VERSION, Limits
@@ -66,7 +66,12 @@ class Publisher:
         """The table and index of the next kind."""
         kind = len(self._tables)
         self._tables.append(self._table(kind, columns))
-        self._indexes.append(IndexWriter(lambda number, size: self._make(size, "index", kind, number)))
+        self._indexes.append(
+            IndexWriter(
+                lambda number, size: self._make(size, "index", kind, number),
+                lambda number: segment_path(self._folder, self.prefix, "index", kind, number).unlink(),
+            )
+        )
 
     def _table(self, kind: int, columns: Sequence[Column]) -> TableWriter:
         generation = self._generations = self._generations + 1
@@ -110,11 +115,12 @@ class Publisher:
 
     # --- before the commit -------------------------------------------------------------------------------------------
 
-    def reserve(self, slots: Sequence[int], new_keys: dict[int, list[bytes]]) -> None:
+    def reserve(self, slots: Sequence[int], new_keys: dict[int, list[tuple[bytes, int]]]) -> None:
         """Make sure of room for these slots and keys of each kind, and for a point of the revision log."""
         for kind, keys in new_keys.items():
             self._tables[kind].reserve(slots[kind])
-            self._indexes[kind].reserve([key_hash(key) for key in keys])
+            self._indexes[kind].reserve([key_hash(key) for key, _ in keys])
+            self._indexes[kind].tidy()
         self._log.reserve()
 
     def reset(self, tail: int) -> None:
@@ -145,31 +151,35 @@ class Publisher:
     def _fill(self, revision: int, entry: int, kinds: Sequence[tuple[int, int]]) -> None:
         self.root.fill(
             Root(
-                0, revision, entry, self.reclaimer.oldest, self.heap.tail, self.heap.first, self.heap.last,
-                self._catalog_number, self._log.first, self._log.points, tuple(kinds),
+                0, revision, entry, self.reclaimer.oldest, self.reclaimer.whole, self.heap.tail, self.heap.first,
+                self.heap.last, self._catalog_number, self._log.first, self._log.points, tuple(kinds),
             )
         )  # fmt: skip
 
-    def reclaim(self, budget: int, revision: int, entry: int, kinds: Sequence[tuple[int, int]]) -> None:
+    def reclaim(self, budget: int, revision: int, entry: int, kinds: Sequence[tuple[int, int]]) -> Sequence[Dropped]:
         """Between two turns: move live records out of the oldest segments while too much is dead, until so many bytes
-        were looked at. A revision says the same before and after; nobody is woken.
+        were looked at. A revision says the same before and after; nobody is woken. The tombstones that went: their
+        slots are free.
         """
+        dropped: list[Dropped] = []
         while budget > 0 and self.reclaimer.due:
             before = self.reclaimer.looked
-            self._reclaim_slice(budget, revision, entry, kinds)
+            dropped += self._reclaim_slice(budget, revision, entry, kinds)
             if self.reclaimer.looked == before:
                 break  # no room to copy to
             budget -= self.reclaimer.looked - before
+        return dropped
 
-    def _reclaim_slice(self, budget: int, revision: int, entry: int, kinds: Sequence[tuple[int, int]]) -> None:
+    def _reclaim_slice(self, budget: int, revision: int, entry: int, kinds: Sequence[tuple[int, int]]) -> list[Dropped]:
         """Of one segment."""
         reclaimer = self.reclaimer
-        moved = reclaimer.move(budget)
+        moved, dropped = reclaimer.move(budget)
         self.root.move_tail(self.heap.tail)
         failpoint.reach("reclaim.moved")
         for one in moved:
-            self._install(Installed(one.kind, one.slot, one.address, (), None, one.alive))
-        emptied = reclaimer.condemn() if reclaimer.emptied else None
+            self._install(Installed(one.kind, one.slot, one.address, (), None, True))
+        self._vacate(dropped)
+        emptied = reclaimer.condemn(revision) if reclaimer.emptied else None
         forgotten = self._log.forget_below(address_of(self.heap.first, START)) if emptied is not None else ()
         self._fill(revision, entry, kinds)
         failpoint.reach("reclaim.filled")
@@ -181,6 +191,16 @@ class Publisher:
         for number in forgotten:
             segment_path(self._folder, self.prefix, "revlog", number).unlink()
         failpoint.reach("reclaim.done")
+        return dropped
+
+    def _vacate(self, dropped: Sequence[Dropped]) -> None:
+        """Their slots are empty, and their keys leave the indexes."""
+        if dropped:
+            self.root.forget(max(one.revision for one in dropped))
+            failpoint.reach("reclaim.forgotten")
+        for one in dropped:
+            self._tables[one.kind].vacate(one.slot)
+            self._indexes[one.kind].leave(key_hash(one.key), one.slot)
 
     def let_go(self) -> None:
         """Give back segments that nobody maps any more, or for too long."""

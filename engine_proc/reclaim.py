@@ -1,10 +1,11 @@
 """Reclaim: memory of records that were overtaken is given back, in bounded slices, without anybody waiting.
 
 When too many of the heap's bytes are dead, the live records of its oldest segment are copied to the tail, same
-body but for the flag, and their slots pointed there; then the segment leaves the root and its file is unlinked. Who
-has it mapped keeps it: snapshots stay whole. A descriptor stays here, too, so that a reader which is stopped, or holds
-a snapshot past its maximum age, cannot hold memory for ever: then `readable_from` moves on first, and the segment's
-bytes are punched out. Readers hold a shared flock on what they map, so what nobody maps any more is let go at once.
+body but for the flag, and their slots pointed there; then the segment leaves the root and its file is unlinked.
+Tombstones are not copied: their keys are forgotten, and their slots used again. Who has a segment mapped keeps it:
+snapshots stay whole. A descriptor stays here, too, so that a reader which is stopped, or holds a snapshot past its
+maximum age, cannot hold memory for ever: then `readable_from` moves on first, and the segment's bytes are punched out.
+Readers hold a shared flock on what they map, so what nobody maps any more is let go at once.
 """
 
 from __future__ import annotations
@@ -32,7 +33,16 @@ class Moved(NamedTuple):
     kind: int
     slot: int
     address: int
-    alive: bool  # False for a tombstone
+
+
+class Dropped(NamedTuple):
+    """A tombstone that was a slot's newest record, and was not copied."""
+
+    kind: int
+    slot: int
+    key: bytes
+    version: int
+    revision: int
 
 
 class Condemned(NamedTuple):
@@ -52,13 +62,14 @@ class Reclaimer:
         self._newest = newest
         self._age_max_s = limits.snapshot_age_max_s
         self._used = 0  # bytes of all records in the heap
-        self._live = 0  # of those that are their slots' newest
+        self._live = 0  # of those that are their slots' newest, and no tombstones
         self._cursor = address_of(heap.first, START)
         self._moving = False
         self.looked = 0  # bytes of records, so far
         self._newest_revision = 0  # met in the segment that is being emptied
         self.condemned: list[Condemned] = []
-        self.oldest = 0  # the oldest revision of which all records are in memory
+        self.oldest = 0  # the oldest revision of which, and behind which, all records are in memory
+        self.whole = 0  # the oldest revision of which all entities are
 
     # --- counting ----------------------------------------------------------------------------------------------------
 
@@ -66,17 +77,24 @@ class Reclaimer:
         """A record becomes its slot's newest, in place of another one or of none (0). What a request overtakes itself
         is dead from the start, but its bytes were used.
         """
-        self._used += (size := self._size(address))
-        self._live += size - (self._size(replaced) if replaced else 0)
+        size, alive = self._size(address)
+        self._used += size
+        if alive:
+            self._live += size
+        if replaced:
+            size, alive = self._size(replaced)
+            if alive:
+                self._live -= size
 
-    def _size(self, address: int) -> int:
-        segment = self._heap.segments[address >> 32]
-        length: int = PREFIX.unpack_from(segment.map, address & 0xFFFFFFFF)[0]
-        return padded(length)
+    def _size(self, address: int) -> tuple[int, bool]:
+        """Bytes of a record, and whether it is no tombstone."""
+        segment, place = self._heap.segments[address >> 32], address & 0xFFFFFFFF
+        length: int = PREFIX.unpack_from(segment.map, place)[0]
+        return padded(length), not record.deleted_at(segment.bytes, place + PREFIX_BYTES)
 
     @property
     def live(self) -> int:
-        """Bytes of the records that are their slots' newest."""
+        """Bytes of the records that are their slots' newest, and no tombstones."""
         return self._live
 
     @property
@@ -86,47 +104,54 @@ class Reclaimer:
 
     # --- moving ------------------------------------------------------------------------------------------------------
 
-    def move(self, budget: int) -> list[Moved]:
+    def move(self, budget: int) -> tuple[list[Moved], list[Dropped]]:
         """Copy live records of the oldest segment behind the tail, until so many of its bytes were looked at. Their
-        slots point to the copies before the next call.
+        slots point to the copies, and those of dropped tombstones nowhere, before the next call.
         """
         self._moving = True
         moved: list[Moved] = []
+        dropped: list[Dropped] = []
         end = address_of(self._heap.first + 1, START)
         stop = min(self._cursor + budget, end)
         for address, segment, place in walk(self._heap.segments.__getitem__, self._cursor, end):
             if address >= stop:
-                return moved
+                return moved, dropped
             body = place + PREFIX_BYTES
             length, slot, previous = PREFIX.unpack_from(segment.map, place)
             kind = record.kind_at(segment.bytes, body)
-            if self._newest(kind, slot) == address:
+            if self._newest(kind, slot) != address:
+                pass
+            elif record.deleted_at(segment.bytes, body):
+                revision = record.revision_at(segment.bytes, body)
+                version = record.version_at(segment.bytes, body)
+                dropped.append(Dropped(kind, slot, record.key_at(segment.bytes, body), version, revision))
+            else:
                 try:
                     self._heap.reserve(length)
                 except MemoryFull:
-                    return moved  # goes on from here when there is room
+                    return moved, dropped  # goes on from here when there is room
                 copy = relocated(segment.map[body : body + length])
-                alive = not record.deleted_at(segment.bytes, body)
-                moved.append(Moved(kind, slot, self._heap.append(copy, slot, previous), alive))
+                moved.append(Moved(kind, slot, self._heap.append(copy, slot, previous)))
             self._used -= padded(length)
             self.looked += padded(length)
             if not record.flags_at(segment.bytes, body) & Flags.RELOCATED:
                 self._newest_revision = max(self._newest_revision, record.revision_at(segment.bytes, body))
             self._cursor = address + padded(length)
         self._cursor = end
-        return moved
+        return moved, dropped
 
     @property
     def emptied(self) -> bool:
         """Whether everything live left the oldest segment."""
         return self._cursor >= address_of(self._heap.first + 1, START)
 
-    def condemn(self) -> Segment:
-        """The oldest segment leaves the heap: the next root does not list it, and then `bury` it."""
+    def condemn(self, revision: int) -> Segment:
+        """The oldest segment leaves the heap: the next root, of this revision, does not list it, and then `bury` it."""
         segment = self._heap.segments.pop(self._heap.first)
         self._heap.first += 1
         self._moving = False
         self.oldest = max(self.oldest, self._newest_revision + 1)
+        self.whole = revision
         return segment
 
     # --- giving back -------------------------------------------------------------------------------------------------

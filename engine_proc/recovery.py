@@ -40,7 +40,7 @@ def _install(entry: Entry, state: State, sessions: Sessions, publisher: Publishe
         publisher.install_recovered(state.install(body))
     if entry.bodies:
         publisher.note_recovered(entry.revision)
-        publisher.reclaim(sys.maxsize, state.revision, entry.number, state.counts())
+        state.forget(publisher.reclaim(sys.maxsize, state.revision, entry.number, state.counts()))
     sessions.forget(said.forgotten_sessions)
     for outcome in said.outcomes:
         sessions.remember(outcome[0], outcome[1], _told(outcome))

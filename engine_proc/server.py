@@ -75,7 +75,7 @@ class Server:
             start_time=own.start_time,
             durability=self.orders.durability,
         )
-        self.state = State(self.registry, self.publisher)
+        self.state = State(self.registry, self.publisher, self.limits.forgotten_keys_max)
         self.sessions = Sessions(self.limits)
         before = recovery.replay(self.journal, self.state, self.sessions, self.publisher)
         history = recovery.history_of(self.journal, before)
@@ -84,7 +84,9 @@ class Server:
         self.publisher.describe([kind.name for kind in self.state.kinds], self.state.schemas)
         self.publisher.reserve([], {})
         self.publisher.publish([], self.state.revision, self.journal.tail.number, self.state.counts())
-        self.publisher.reclaim(sys.maxsize, self.state.revision, self.journal.tail.number, self.state.counts())
+        self.state.forget(
+            self.publisher.reclaim(sys.maxsize, self.state.revision, self.journal.tail.number, self.state.counts())
+        )
         failpoint.reach("recover.published")
         self.folder.announce(own)
         failpoint.reach("recover.announced")

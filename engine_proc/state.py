@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 import msgspec
 
 from solewriter.engine_proc.publisher import Installed, Publisher
+from solewriter.engine_proc.reclaim import Dropped
 from solewriter.engine_proc.sessions import NEVER, Told
 from solewriter.shared import record
 from solewriter.shared.columns import NO_FLOAT, NO_INT, Cell, Cells, from_us
@@ -27,10 +28,13 @@ from solewriter.shared.request_ids import own_id
 NOTHING: dict[str, Cell] = {"B": 0, "Q": 0, "q": NO_INT, "d": NO_FLOAT}  # the cell of None, by struct letter
 
 
+NO_SLOT = -1
+
+
 class Stored(msgspec.Struct, frozen=True, gc=False):
     """The newest state of one key, in the form of the kind's current schema."""
 
-    slot: int
+    slot: int  # NO_SLOT: it was deleted so long ago that there is no record of it any more
     version: int
     address: int
     alive: bool  # False for a tombstone, which has neither payload nor block
@@ -41,7 +45,7 @@ class Stored(msgspec.Struct, frozen=True, gc=False):
 class KindState:
     """One kind: its model, if it is registered here, the schema that new records get, and the slots of its keys."""
 
-    __slots__ = ("alive", "code", "kind", "name", "schema", "slots")
+    __slots__ = ("_forgotten", "alive", "base", "code", "free", "kind", "name", "places", "schema", "slots")
 
     def __init__(self, code: int, name: str, schema: Schema, kind: Kind | None) -> None:
         self.code = code
@@ -49,7 +53,37 @@ class KindState:
         self.schema = schema
         self.kind = kind
         self.slots: dict[str, int] = {}
+        self.places = 0  # slots handed out so far, free ones included
+        self.free: list[int] = []  # slots whose keys were forgotten
         self.alive = 0
+        self.base = 0  # no key that has no record is at a lower version
+        self._forgotten: dict[str, int] = {}  # the last versions of keys that were deleted, and have no record any more
+
+    def take(self, key: str, slot: int) -> None:
+        """A key is in a slot from now on: the last free one, or the next one of all."""
+        self.slots[key] = slot
+        if self.free:
+            assert self.free.pop() == slot
+        else:
+            assert self.places == slot
+            self.places += 1
+        self._forgotten.pop(key, None)
+
+    def free_slot(self, taken: int) -> int:
+        """The slot for the next key, where so many were given away already."""
+        return self.free[-1 - taken] if taken < len(self.free) else self.places + taken - len(self.free)
+
+    def forget(self, key: str, version: int, keys_max: int) -> None:
+        """A key's tombstone is gone: its slot is free, and its last version is remembered for a while, then for all."""
+        self.free.append(self.slots.pop(key))
+        if len(self._forgotten) >= keys_max:
+            self.base = max(self.base, *self._forgotten.values())
+            self._forgotten.clear()
+        self._forgotten[key] = version
+
+    def last_version(self, key: str) -> int:
+        """Of a key that has no record: a version that it never went beyond."""
+        return self._forgotten.get(key, self.base)
 
 
 Key = tuple[int, str]  # kind code, id
@@ -74,7 +108,7 @@ class Turn:
         self.now_us = now_us
         self.now = from_us(now_us)
         self.changed: dict[Key, Stored] = {}
-        self.new_keys: dict[int, list[bytes]] = {}  # in the order of their slots
+        self.new_keys: dict[int, list[tuple[bytes, int]]] = {}  # with their slots, in the order of taking
         self.alive: dict[int, int] = {}  # kind -> change of its count
         self.bodies: list[bytes] = []
         self.installed: list[Installed] = []
@@ -117,12 +151,13 @@ class Turn:
     def take_slot(self, kind: KindState, key: bytes) -> int:
         """The next free slot of a kind, for a key that has none."""
         keys = self.new_keys.setdefault(kind.code, [])
-        keys.append(key)
-        return len(kind.slots) + len(keys) - 1
+        slot = kind.free_slot(len(keys))
+        keys.append((key, slot))
+        return slot
 
     def slots(self, kind: KindState) -> int:
         """Slots of a kind after this turn."""
-        return len(kind.slots) + len(self.new_keys.get(kind.code, ()))
+        return kind.places + max(0, len(self.new_keys.get(kind.code, ())) - len(kind.free))
 
     def private(self) -> Private:
         return Private(
@@ -139,12 +174,13 @@ class Turn:
 class State:
     """Keys and counters."""
 
-    def __init__(self, registry: Registry, publisher: Publisher) -> None:
+    def __init__(self, registry: Registry, publisher: Publisher, forgotten_keys_max: int) -> None:
         self.registry = registry
         self.kinds: list[KindState] = []
         self.schemas: list[Schema] = []
         self.revision = 0
         self._publisher = publisher
+        self._forgotten_max = forgotten_keys_max
         self._by_name: dict[str, KindState] = {}
         self.named = self._by_name.get  # the kind of a name, or None
 
@@ -194,7 +230,7 @@ class State:
             for kind in kinds:
                 known = self._by_name.get(kind.name)
                 if known is not None and kind.columns != self._publisher.columns(known.code):
-                    table = self._publisher.other_table(known.code, kind.columns, len(known.slots))
+                    table = self._publisher.other_table(known.code, kind.columns, known.places)
                     adoption.tables[known.code] = table
                     self._refill(table, known, kind)
         except SolewriterError as error:
@@ -212,7 +248,7 @@ class State:
             known = self._by_name.get(kind.name)
             if known is None or known.schema.digest() == kind.schema.digest():
                 continue
-            for slot in range(len(known.slots)):
+            for slot in known.slots.values():
                 _, buffer, start = self._publisher.newest(known.code, slot)
                 found = record.content(buffer, start)
                 if not found.deleted:
@@ -235,7 +271,7 @@ class State:
 
     def _refill(self, table: TableWriter, known: KindState, kind: Kind) -> None:
         """All slots of a kind with the columns of another class of it. Raises InvalidMutation."""
-        for slot in range(len(known.slots)):
+        for slot in known.slots.values():
             address, buffer, start = self._publisher.newest(known.code, slot)
             content = record.content(buffer, start)
             cells: Cells = ()
@@ -245,8 +281,8 @@ class State:
 
     def _follow(self, known: KindState, schema: Schema) -> None:
         """A kind without a class here has the columns of its newest schema. Raises MemoryFull."""
-        table = self._publisher.other_table(known.code, schema.columns, len(known.slots))
-        for slot in range(len(known.slots)):
+        table = self._publisher.other_table(known.code, schema.columns, known.places)
+        for slot in known.slots.values():
             address, buffer, start = self._publisher.newest(known.code, slot)
             found = record.unpack(buffer, start)
             cells: Cells = ()
@@ -265,7 +301,8 @@ class State:
         """
         slot = kind.slots.get(key)
         if slot is None:
-            return None
+            version = kind.last_version(key)
+            return Stored(NO_SLOT, version, 0, False, b"", b"") if version else None
         address, buffer, start = self._publisher.newest(kind.code, slot)
         schema, version, deleted, block, payload = record.held(buffer, start)
         if schema != kind.schema.code and not deleted and kind.kind is not None:
@@ -279,19 +316,24 @@ class State:
 
     def counts(self) -> list[tuple[int, int]]:
         """(slots, entities alive) of each kind, as the root lists them."""
-        return [(len(kind.slots), kind.alive) for kind in self.kinds]
+        return [(kind.places, kind.alive) for kind in self.kinds]
 
     # --- writing -----------------------------------------------------------------------------------------------------
 
     def merge(self, turn: Turn) -> None:
         """After the commit: the turn is the state."""
         for code, keys in turn.new_keys.items():
-            slots = self.kinds[code].slots
-            for key in keys:
-                slots[key.decode(errors="surrogatepass")] = len(slots)
+            known = self.kinds[code]
+            for key, slot in keys:
+                known.take(key.decode(errors="surrogatepass"), slot)
         for code, change in turn.alive.items():
             self.kinds[code].alive += change
         self.revision = turn.revision
+
+    def forget(self, dropped: Iterable[Dropped]) -> None:
+        """Keys of tombstones that memory did not keep."""
+        for one in dropped:
+            self.kinds[one.kind].forget(one.key.decode(errors="surrogatepass"), one.version, self._forgotten_max)
 
     def install(self, body: bytes) -> Installed:
         """A journaled record, put back where it was, without decoding its payload where its columns are still the
@@ -303,7 +345,8 @@ class State:
         new_key = None
         previous, was_alive = 0, False
         if slot is None:
-            slot = kind.slots[found.key] = len(kind.slots)
+            slot = kind.free_slot(0)
+            kind.take(found.key, slot)
             new_key = found.key.encode(errors="surrogatepass")
         else:
             previous, buffer, start = self._publisher.newest(found.kind, slot)

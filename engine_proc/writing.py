@@ -5,7 +5,7 @@ from __future__ import annotations
 from solewriter.engine_proc.decide import Draft, Step
 from solewriter.engine_proc.publisher import Installed, Publisher
 from solewriter.engine_proc.sessions import Session
-from solewriter.engine_proc.state import Stored, Turn
+from solewriter.engine_proc.state import NO_SLOT, Stored, Turn
 from solewriter.shared import record
 from solewriter.shared.columns import Cells
 from solewriter.shared.config import Limits
@@ -38,7 +38,7 @@ def write(
     for mutation in request[0]:
         step = draft.steps[mutation[1], mutation[2]]
         stored = step.stored or step.before
-        version, address = (stored.version, stored.address) if stored is not None else (0, 0)
+        version, address = (stored.version, stored.address) if stored is not None and stored.address else (0, 0)
         results.append((version, address, mutation[1], mutation[2]))
     return results
 
@@ -89,7 +89,7 @@ def _append(
         if step is last:
             flags |= Flags.LAST
         key = step.key.encode()
-        if before is not None:
+        if before is not None and before.slot != NO_SLOT:
             slot, previous, old_block, new_key = before.slot, before.address, before.block, None
         else:
             slot, previous, old_block, new_key = turn.take_slot(state, key), 0, b"", key

@@ -70,6 +70,8 @@ class Limits(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     reader_cache_max: int = 65_536  # decoded models in a reader, keyed by record address
     wait_backstop_s: float = 0.25  # a futex wait looks around this often: the engine may be gone or superseded
     snapshot_age_max_s: float = 600.0  # a held snapshot older than this may end with SnapshotExpired
+    forgotten_keys_max: int = 65_536  # of a kind: deleted keys whose last version is remembered when their tombstones
+    # left memory, 10 MB at 100-byte keys; at the bound the versions of all new keys begin above theirs
 
     # --- journal --------------------------------------------------------------------------------------------------
     journal_file_bytes: int = 32 * MIB  # one preallocated file; zero-filled ahead of need, in a thread
@@ -89,7 +91,9 @@ SESSION_FRAMES_MAX = 2**40  # of one session: 34 years at a thousand a second
 MESSAGE_MAX = 2_000  # characters of a refusal: it is journaled, and remembered for a whole window
 PROBLEMS_MAX = 10  # failing fields that one refusal names
 JOURNAL_FILE_BYTES_FIRST = 1 * MIB  # of the first file: filling it with zeros must not be felt at start
-INDEX_ARENA_BYTES_FIRST, INDEX_ARENA_BYTES_MAX = 64 * KIB, 64 * MIB  # of an index's segments, each twice the last one
+INDEX_ARENA_BYTES_FIRST, INDEX_ARENA_BYTES_MAX = 64 * KIB, 64 * MIB  # of an index's segments: half of what it holds
+INDEX_TIDY_ABOVE = 3  # arena entries for each one that is in use, above which old segments are emptied: an index that
+# only grows leaves half of its arena behind
 REVISION_LOG_SEGMENT_BYTES = 64 * KIB  # 4,096 points: 16 MiB of heap
 RECLAIM_ABOVE = 1.75  # heap bytes for each live one, above which the oldest segment is emptied: below it, copying costs
 # more than it frees; above it, memory does. With the segments' own granularity the whole stays below 2.2
@@ -104,7 +108,7 @@ STALE_BEATS = 5  # heartbeat periods of silence after which an engine that is th
 
 # --- parts of formats ---------------------------------------------------------------------------------------------
 WIRE_VERSION = 1  # hello, frames, replies
-MEMORY_VERSION = 1  # layout of all segments
+MEMORY_VERSION = 2  # layout of all segments
 JOURNAL_VERSION = 1  # journal files and entries
 
 FRAME_REQUESTS_MAX = 256  # requests in one frame: sequence = frame number * 256 + index in the frame

@@ -208,6 +208,11 @@ def time_at(buffer: Buffer, start: int) -> int:
     return int.from_bytes(buffer[start + 32 : start + 40], "little", signed=True)
 
 
+def version_at(buffer: Buffer, start: int) -> int:
+    """The version of the body at `start`."""
+    return int.from_bytes(buffer[start + 24 : start + 32], "little")
+
+
 def kind_at(buffer: Buffer, start: int) -> int:
     """The kind's code of the body at `start`."""
     return int.from_bytes(buffer[start + 8 : start + 10], "little")

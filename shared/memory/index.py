@@ -1,10 +1,12 @@
 """The index of a kind: key -> slot, in shared memory.
 
-256 words, each naming an open-addressing region (arena segment u16 << 48 | first entry u40 << 8 | log2 of its entries
+256 words, each naming an open-addressing region (arena segment u32 << 32 | first entry u24 << 8 | log2 of its entries
 u8; 0 = no keys yet). A region's entry is `crc32 of the key << 32 | slot + 1`; two keys with one crc are told apart by
 the key in the record, so a reader is handed every slot that may be it. An insertion is one store. A region more than
-two thirds full is refilled twice as large behind the arena's tail, and its word replaced by one store; the old one
-stays as it is for whoever reads it.
+two thirds full is refilled behind the arena's tail, without the keys that were forgotten meanwhile, and its word
+replaced by one store; the old one stays as it is for whoever reads it. When most of the arena is such old regions, the
+oldest segment's are refilled one by one, and a segment that no word names any more is unlinked: a reader that comes too
+late for it reads the word again.
 """
 
 from __future__ import annotations
@@ -12,7 +14,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from zlib import crc32
 
-from solewriter.shared.config import INDEX_ARENA_BYTES_FIRST, INDEX_ARENA_BYTES_MAX, INDEX_WORDS
+from solewriter.shared.config import INDEX_ARENA_BYTES_FIRST, INDEX_ARENA_BYTES_MAX, INDEX_TIDY_ABOVE, INDEX_WORDS
 from solewriter.shared.memory.segment import Segment
 
 FIRST_LOG2 = 4  # entries of a region's first shape
@@ -25,18 +27,21 @@ def key_hash(key: bytes) -> int:
 
 def _region(word: int) -> tuple[int, int, int]:
     """Arena segment, first entry, mask."""
-    return word >> 48, word >> 8 & 0xFFFFFFFFFF, (1 << (word & 0xFF)) - 1
+    return word >> 32, word >> 8 & 0xFFFFFF, (1 << (word & 0xFF)) - 1
 
 
 class IndexWriter:
     """Inserts keys. `reserve` before a commit makes sure that the insertions behind it cannot fail."""
 
-    def __init__(self, make: Callable[[int, int], Segment]) -> None:
+    def __init__(self, make: Callable[[int, int], Segment], remove: Callable[[int], None]) -> None:
         self._make = make  # (arena segment number, bytes) -> segment
-        self._bytes_next = INDEX_ARENA_BYTES_FIRST
-        self._arena: list[Segment] = []
-        self._used = 0  # entries of the last arena segment
-        self._counts = [0] * INDEX_WORDS
+        self._remove = remove  # (arena segment number)
+        self._arena: dict[int, Segment] = {}
+        self._named: dict[int, int] = {}  # entries of the regions that words name, by arena segment
+        self._newest = -1  # arena segment
+        self._used = 0  # entries of it
+        self._counts = [0] * INDEX_WORDS  # entries in each region, forgotten keys' included
+        self._left: list[set[int]] = [set() for _ in range(INDEX_WORDS)]  # entries of forgotten keys
         self._grow(_START)
         self._used = _START
         self._words = self._arena[0].words
@@ -49,38 +54,74 @@ class IndexWriter:
         for hashed in hashes:
             coming[hashed & 0xFF] = coming.get(hashed & 0xFF, 0) + 1
         for number, count in coming.items():
-            needed = self._counts[number] + count
             word = self._words[number]
-            log2 = word & 0xFF or FIRST_LOG2
-            while needed * 3 > 2 << log2:
-                log2 += 1
-            if not word or log2 != word & 0xFF:
-                self._refill(number, log2)
+            if not word or (self._counts[number] + count) * 3 > 2 << (word & 0xFF):
+                self._refill(number, count)
 
     def insert(self, hashed: int, slot: int) -> None:
         """Add a key that is not there yet, after `reserve`."""
-        segment, base, mask = _region(self._words[hashed & 0xFF])
-        _put(self._arena[segment].words, base, mask, hashed << 32 | slot + 1)
-        self._counts[hashed & 0xFF] += 1
+        number, entry = hashed & 0xFF, hashed << 32 | slot + 1
+        if entry in self._left[number]:  # forgotten, and now again in the slot that it had
+            self._left[number].remove(entry)
+            return
+        segment, base, mask = _region(self._words[number])
+        _put(self._arena[segment].words, base, mask, entry)
+        self._counts[number] += 1
 
-    def _refill(self, number: int, log2: int) -> None:
-        entries = 1 << log2
-        if self._used + entries > len(self._arena[-1].words):
-            self._grow(entries)
-        words, base = self._arena[-1].words, self._used
-        old = self._words[number]
+    def leave(self, hashed: int, slot: int) -> None:
+        """A key was forgotten: its entry goes when its region is refilled."""
+        self._left[hashed & 0xFF].add(hashed << 32 | slot + 1)
+
+    def tidy(self) -> None:
+        """Refill one region of the oldest segment, where most of the arena is named by no word any more. Raises
+        MemoryFull; nothing visible has changed then.
+        """
+        entries = sum([len(segment.words) for segment in self._arena.values()])
+        if len(self._arena) < 3 or entries <= INDEX_TIDY_ABOVE * sum(self._named.values()):
+            return
+        oldest = min(number for number in self._arena if number)  # segment 0 has the words: it stays
+        for number in range(INDEX_WORDS):
+            if self._words[number] and self._words[number] >> 32 == oldest:
+                self._refill(number, 0)
+                return
+        self._unname(oldest, 0)  # its last region went while it was the newest
+
+    def _refill(self, number: int, coming: int) -> None:
+        """A region anew, with room for so many more keys, half full at most."""
+        old, kept = self._words[number], []
         if old:
             segment, first, mask = _region(old)
-            for entry in self._arena[segment].words[first : first + mask + 1]:
-                if entry:
-                    _put(words, base, entries - 1, entry)
+            left = self._left[number]
+            kept = [entry for entry in self._arena[segment].words[first : first + mask + 1] if entry not in left]
+            kept = [entry for entry in kept if entry]
+        log2 = max(FIRST_LOG2, (2 * (len(kept) + coming) - 1).bit_length())
+        entries = 1 << log2
+        if self._used + entries > len(self._arena[self._newest].words):
+            self._grow(entries)
+        words, base = self._arena[self._newest].words, self._used
+        for entry in kept:
+            _put(words, base, entries - 1, entry)
         self._used += entries
-        self._words[number] = (len(self._arena) - 1) << 48 | base << 8 | log2
+        self._words[number] = self._newest << 32 | base << 8 | log2
+        self._counts[number] = len(kept)
+        self._left[number].clear()
+        self._named[self._newest] += entries
+        if old:
+            self._unname(segment, mask + 1)
+
+    def _unname(self, segment: int, entries: int) -> None:
+        """A region is old; with its last one, so is its segment."""
+        self._named[segment] -= entries
+        if not self._named[segment] and segment and segment != self._newest:
+            del self._arena[segment], self._named[segment]
+            self._remove(segment)
 
     def _grow(self, entries: int) -> None:
-        size = max(self._bytes_next, entries * 8)
-        self._arena.append(self._make(len(self._arena), size))
-        self._bytes_next = min(size * 2, INDEX_ARENA_BYTES_MAX)
+        """Another arena segment, half of what the regions take now."""
+        half = min(sum(self._named.values()) * 8 // 2, INDEX_ARENA_BYTES_MAX)
+        made = self._make(self._newest + 1, max(INDEX_ARENA_BYTES_FIRST, half, entries * 8))
+        self._newest += 1
+        self._arena[self._newest], self._named[self._newest] = made, 0
         self._used = 0
 
 
@@ -100,15 +141,30 @@ class IndexReader:
         self._words = self._arena[0]
 
     def candidates(self, hashed: int) -> Iterator[int]:
+        """Every slot that a key with this hash may have. Raises FileNotFoundError if the index is gone."""
         word = self._words[hashed & 0xFF]
         if not word:
             return
-        segment, base, mask = _region(word)
-        words = self._arena.get(segment)
+        words = self._arena.get(word >> 32)
         if words is None:
-            words = self._arena[segment] = self._attach(segment).words
+            word, words = self._mapped(hashed & 0xFF)
+        base, mask = word >> 8 & 0xFFFFFF, (1 << (word & 0xFF)) - 1
         place = hashed >> 8 & mask
         while entry := words[base + place]:
             if entry >> 32 == hashed:
                 yield (entry & 0xFFFFFFFF) - 1
             place = place + 1 & mask
+
+    def _mapped(self, number: int) -> tuple[int, memoryview[int]]:
+        """A region's word, and the segment that it names. Those that no word names any more are let go."""
+        while True:
+            word = self._words[number]
+            try:
+                words = self._arena.get(word >> 32) or self._attach(word >> 32).words
+            except FileNotFoundError:
+                if word == self._words[number]:
+                    raise
+                continue  # it was refilled elsewhere meanwhile
+            named = {0, word >> 32, *(one >> 32 for one in self._words[:INDEX_WORDS])}
+            self._arena = {**{old: kept for old, kept in self._arena.items() if old in named}, word >> 32: words}
+            return word, words

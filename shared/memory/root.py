@@ -12,6 +12,7 @@
     184  sessions remembered u64 | 192  sessions connected u64: as of the last heartbeat
     200  heartbeat period u64, microseconds: 0 until the engine serves
     208  held bytes u64: of segments that no root lists, but older snapshots still map
+    216  forgotten u64: revision of the youngest tombstone that was dropped; moved before its slot is vacated
     256  ring: root n lies in place n % ring size
 
 A root is a header with a crc, then (slots u32, live u32) of each kind. To publish: fill the next place of the ring,
@@ -34,7 +35,7 @@ from solewriter.shared.memory.segment import Segment
 MAGIC = int.from_bytes(b"solewrit", "little")
 
 _FIXED = struct.Struct("<QIIQQQq16s")
-_ROOT = struct.Struct("<IIQQQQQIIIIQ")
+_ROOT = struct.Struct("<IIQQQQQQIIIIQ")
 _KINDS = struct.Struct("<II")
 _PLACE_BYTES = 640
 _RING = 256
@@ -42,7 +43,7 @@ ROOT_BYTES = _RING + ROOT_RING * _PLACE_BYTES
 assert _ROOT.size + KINDS_MAX * _KINDS.size <= _PLACE_BYTES
 
 _HEAD, _TAIL, _READABLE, _HEARTBEAT, _SUCCESSOR, _DECIDING, _DURABILITY = 8, 16, 17, 18, 19, 20, 22
-_SESSIONS, _CONNECTED, _PERIOD, _HELD = 23, 24, 25, 26
+_SESSIONS, _CONNECTED, _PERIOD, _HELD, _FORGOTTEN = 23, 24, 25, 26, 27
 _PIN_TRIES = (
     1_000  # a reader is lapped only if it sleeps through 15 publishes in mid-copy; a thousand times is a broken root
 )
@@ -55,7 +56,8 @@ class Root(NamedTuple):
     number: int
     revision: int
     entry: int  # of the journal
-    oldest: int  # the oldest revision still available
+    oldest: int  # the oldest revision of which, and behind which, every record is in memory
+    whole: int  # the oldest revision of which every entity is: what was overtaken earlier may be gone
     tail: int
     first_segment: int
     last_segment: int
@@ -95,7 +97,7 @@ class RootWriter:
         """Write the next root into the ring, where no reader looks yet. `root.number` is given here."""
         self._number += 1
         pairs = b"".join([_KINDS.pack(*pair) for pair in root.kinds])
-        body = _ROOT.pack(0, len(root.kinds), self._number, *root[1:10])[4:] + pairs
+        body = _ROOT.pack(0, len(root.kinds), self._number, *root[1:11])[4:] + pairs
         place = _RING + self._number % ROOT_RING * _PLACE_BYTES
         self._map[place : place + 4 + len(body)] = crc32(body).to_bytes(4, "little") + body
 
@@ -118,6 +120,12 @@ class RootWriter:
     def expire(self, segment: int) -> None:
         """Before heap segments below this one lose their bytes."""
         self._words[_READABLE] = max(self._words[_READABLE], segment)
+
+    def forget(self, revision: int) -> None:
+        """Before the slots of tombstones up to this revision are vacated: whoever holds an older snapshot must not take
+        an empty slot for an answer.
+        """
+        self._words[_FORGOTTEN] = max(self._words[_FORGOTTEN], revision)
 
     def hold(self, held_bytes: int) -> None:
         """Say how much memory only older snapshots keep."""
@@ -192,6 +200,11 @@ class RootReader:
     def connected(self) -> int:
         """Sessions that had a lane at the engine's last heartbeat."""
         return self._words[_CONNECTED]
+
+    @property
+    def forgotten(self) -> int:
+        """Revision of the youngest tombstone that was dropped."""
+        return self._words[_FORGOTTEN]
 
     @property
     def held_bytes(self) -> int:

@@ -1,5 +1,7 @@
 """The table of a kind: chunks of 65,536 slots that never move.
 
+A slot is handed out again when its key was forgotten: deleted so long ago that no record says so any more.
+
 A chunk is one segment: `head[slot]`, the address of the entity's newest record (u64), then one array for each
 declared column, in order, of the column's width, then one byte for each slot: whether its entity is alive. Every cell
 is stored by one aligned store; a slot's cells are only a hint that readers check against the heap behind their
@@ -63,6 +65,10 @@ class TableWriter:
         for column, cell in cells:
             arrays[column][place] = cell
 
+    def vacate(self, slot: int) -> None:
+        """The slot's key was forgotten: there is no record any more."""
+        self._heads[slot >> _SHIFT][slot & _MASK] = 0
+
     def head(self, slot: int) -> int:
         return self._heads[slot >> _SHIFT][slot & _MASK]
 
@@ -82,6 +88,11 @@ class TableReader:
         except KeyError:
             self._map(slot >> _SHIFT)
             return self.head(slot)
+
+    def place(self, slot: int) -> tuple[memoryview[int], int]:
+        """Where the slot's head lies: for whoever looks at it again and again."""
+        self.head(slot)
+        return self._heads[slot >> _SHIFT], slot & _MASK
 
     def cell(self, slot: int, column: int) -> Cell:
         if slot >> _SHIFT not in self._cells:

@@ -2,7 +2,8 @@
 
 A pin is a copy of the current root and the heap segments it lists. The version of an entity visible at revision S is
 found from its slot's head by following `previous` while a record is younger than S; it always lies inside the root's
-own range.
+own range. Where the way there is gone - the engine's tables, segments that were never mapped, a key that was forgotten
+after S - the pin walks its own segments once, and answers from that.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ from __future__ import annotations
 import struct
 from collections.abc import Callable, Iterator
 from collections.abc import Set as AbstractSet
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from solewriter.shared import record
 from solewriter.shared.errors import JournalCorrupt, SnapshotExpired
@@ -29,15 +30,22 @@ _REVISION = PREFIX_BYTES + record.REVISION_OFFSET
 
 
 class Pin:
-    """One revision, held: an immutable root and the mappings of its records, which live as long as the pin does."""
+    """One revision, held: an immutable root and the mappings of its records, which live as long as the pin does.
 
-    __slots__ = ("_changed", "_own", "_walked_to", "catalog", "heap", "root", "view")
+    `found` is for its reader to remember what it found where: it is shared by all pins of the same tables.
+    """
 
-    def __init__(self, view: View, root: Root, heap: dict[int, Segment], catalog: Catalog) -> None:
+    __slots__ = ("_changed", "_own", "_tail", "_walked_to", "catalog", "found", "heap", "root", "view")
+
+    def __init__(
+        self, view: View, root: Root, heap: dict[int, Segment], catalog: Catalog, found: dict[Any, Any]
+    ) -> None:
         self.view = view
         self.root = root
         self.heap = heap
         self.catalog = catalog
+        self.found = found
+        self._tail = root.tail  # of the records that are mapped
         self._own: tuple[dict[tuple[int, int], int], dict[tuple[int, bytes], int]] | None = None
         self._changed: dict[int, set[int]] = {}
         self._walked_to = root.tail
@@ -62,15 +70,48 @@ class Pin:
                     if found == wanted:
                         return address
         except FileNotFoundError:
-            return self._walked()[1].get((kind, wanted), 0)
-        return 0
+            pass
+        else:
+            if not self.outdated:
+                return 0
+        return self._walked()[1].get((kind, wanted), 0)
 
     def at(self, kind: int, slot: int) -> int:
         """Address of a slot's record at this revision; 0 if there was none yet."""
         try:
-            return self._followed(kind, slot)
+            address = self._followed(kind, slot)
         except FileNotFoundError:
-            return self._walked()[0].get((kind, slot), 0)
+            address = 0
+        else:
+            if not address and not self.outdated:
+                return 0
+        return address or self._walked()[0].get((kind, slot), 0)
+
+    @property
+    def outdated(self) -> bool:
+        """Whether keys were forgotten that this revision may still have had: where nothing is found now, there may
+        have been something. To be asked after the look.
+        """
+        return self.view.root.forgotten > self.root.revision
+
+    def table(self, kind: int) -> TableReader:
+        """The live columns of a kind. Raises FileNotFoundError where they may lack what this revision had."""
+        if self.outdated:
+            raise FileNotFoundError
+        return self.view.table(kind, self.catalog)
+
+    def then(self, revision: int) -> Pin:
+        """An earlier revision, in the same memory, which must hold it whole (`root.whole`)."""
+        begin = self.view.begin_of(revision, self.root)
+        tail = self._tail
+        for address, segment, place in walk(self.segment, begin, self._tail):
+            if record.revision_at(segment.bytes, place + PREFIX_BYTES) > revision:
+                tail = address
+                break
+        root = self.root._replace(revision=revision, tail=tail)
+        earlier = Pin(self.view, root, self.heap, self.catalog, self.found)
+        earlier._tail = self._tail
+        return earlier
 
     def _followed(self, kind: int, slot: int) -> int:
         address = self.view.table(kind, self.catalog).head(slot)
@@ -170,8 +211,10 @@ class Pin:
     def _walked_from(self, begin: int) -> tuple[dict[tuple[int, int], int], dict[tuple[int, bytes], int]]:
         by_slot: dict[tuple[int, int], int] = {}
         by_key: dict[tuple[int, bytes], int] = {}
-        for address, segment, place in walk(self.heap.__getitem__, begin, self.root.tail):
+        for address, segment, place in walk(self.heap.__getitem__, begin, self._tail):
             body = place + PREFIX_BYTES
+            if record.revision_at(segment.bytes, body) > self.root.revision:
+                continue
             kind = record.kind_at(segment.bytes, body)
             by_slot[kind, PREFIX.unpack_from(segment.map, place)[1]] = address
             by_key[kind, record.key_at(segment.bytes, body)] = address
@@ -214,6 +257,7 @@ class View:
         self._tables: dict[tuple[int, int], TableReader] = {}
         self._revlog = RevisionLogReader(lambda number: attach("revlog", number))
         self._catalog = catalogs.EMPTY
+        self._found: dict[Any, Any] = {}
         self.catalog_number = 0
 
     def pin(self) -> Pin:
@@ -221,7 +265,7 @@ class View:
         while True:
             root = self.root.current()
             try:
-                return Pin(self, root, self._heap_of(root), self._catalog_of(root))
+                return Pin(self, root, self._heap_of(root), self._catalog_of(root), self._found)
             except FileNotFoundError:
                 if root.number == self.root.current().number:
                     raise
@@ -247,6 +291,7 @@ class View:
         if root.catalog != self.catalog_number:
             self._catalog = catalogs.unpack(self._attach("catalog", root.catalog).map[:])
             self.catalog_number = root.catalog
+            self._found = {}
         return self._catalog
 
     def begin_of(self, revision: int, root: Root) -> int:

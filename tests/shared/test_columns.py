@@ -19,6 +19,7 @@ from hypothesis import strategies as st
 from pydantic import Field, create_model
 
 from solewriter.shared.columns import NO_INT, Column, column_of, from_us, text_hash, to_us
+from solewriter.shared.config import MEMORY_VERSION
 from solewriter.shared.errors import InvalidMutation, LayoutMismatch
 from solewriter.shared.memory import catalog as catalogs
 from solewriter.shared.models import Entity, Task, TaskStatus
@@ -286,7 +287,7 @@ def test_readers_without_the_class_learn_every_column_from_the_catalog():
     task = Kind(Task)
     tables = tuple(catalogs.Table(0, kind.columns) for kind in (task, doc))
     schemas = tuple(msgspec.structs.replace(kind.schema, code=code, kind=code) for code, kind in enumerate((task, doc)))
-    catalog = catalogs.Catalog(1, ("Task", "Doc"), schemas, tables)
+    catalog = catalogs.Catalog(MEMORY_VERSION, ("Task", "Doc"), schemas, tables)
     learned = catalogs.unpack(catalogs.pack(catalog) + b"\0\0\0")
     assert learned.tables == tables
     assert [schema.columns for schema in learned.schemas] == [task.columns, doc.columns]

@@ -22,7 +22,7 @@ class Index:
     def __init__(self, folder):
         self.folder = folder
         self.room = True
-        self.writer = IndexWriter(self.make)
+        self.writer = IndexWriter(self.make, lambda number: (folder / f"index-{number}").unlink())
         self.reader = IndexReader(lambda number: Segment.attach(folder / f"index-{number}"))
         self.slots = {}
         self.count = 0
@@ -39,9 +39,16 @@ class Index:
             self.slots.setdefault(hashed, []).append(self.count)
             self.count += 1
 
+    def leave(self, hashed):
+        """Forget the oldest key with this hash; its slot may be found until the region is refilled."""
+        self.writer.leave(hashed, self.slots[hashed].pop(0))
+
     def check(self, hashes=None):
         for hashed in hashes or self.slots:
             assert sorted(self.reader.candidates(hashed)) == self.slots.get(hashed, [])
+
+    def bytes(self):
+        return sum(path.stat().st_size for path in self.folder.glob("index-*"))
 
 
 @pytest.fixture
@@ -143,13 +150,62 @@ def test_a_reader_maps_each_arena_once(index):
     assert len(asked) == len(set(asked)) > 1
 
 
+def test_forgotten_keys_leave_with_the_next_refill_and_the_arena_stays_bounded(index):
+    """Ten thousand keys at a time, two hundred thousand in all."""
+    waiting, largest = [], 0
+    choose = random.Random(5)
+    for turn in range(400):
+        hashes = [choose.randrange(2**32) for _ in range(500)]
+        index.insert(hashes)
+        index.writer.tidy()
+        waiting += hashes
+        if len(waiting) > 10_000:
+            for hashed in waiting[:500]:
+                index.leave(hashed)
+            del waiting[:500]
+        if turn > 100:
+            largest = max(largest, index.bytes())
+        if turn % 50 == 0:
+            for hashed in waiting[::37]:
+                assert index.slots[hashed][0] in index.reader.candidates(hashed)
+    whole = 10_000 * 2 * 8 * 2  # entries at most half full after a refill, by powers of two
+    assert largest < 5 * whole
+    assert len(list(index.folder.iterdir())) < 20
+    for hashed in waiting:
+        assert set(index.slots[hashed]) <= set(index.reader.candidates(hashed))
+
+
+def test_a_forgotten_key_that_comes_back_into_its_slot_is_there_once(index):
+    index.insert([7, 7 + 256])
+    index.writer.leave(7, 0)
+    index.writer.reserve([7])
+    index.writer.insert(7, 0)
+    index.check()
+    index.writer.reserve([256 * n + 7 for n in range(2, 100)])
+    index.check()
+
+
+def test_a_segment_whose_last_region_went_while_it_was_the_newest_goes_later(index):
+    choose = random.Random(9)
+    for _ in range(300):
+        hashes = [choose.randrange(2**32) for _ in range(200)]
+        index.insert(hashes)
+        for hashed in hashes:
+            index.leave(hashed)
+        index.writer.tidy()
+    assert len(list(index.folder.iterdir())) < 8
+
+
 WRITING = """
 import random, sys
 from pathlib import Path
 from solewriter.shared.memory.index import IndexWriter
 from solewriter.shared.memory.segment import Segment
 folder, choose = Path(sys.argv[1]), random.Random(11)
-index = IndexWriter(lambda number, size: Segment.create(folder / f"index-{number}", size))
+index = IndexWriter(
+    lambda number, size: Segment.create(folder / f"index-{number}", size),
+    lambda number: (folder / f"index-{number}").unlink(),
+)
 progress = Segment.create(folder / "progress", 8)
 print("ready", flush=True)
 sys.stdin.readline()
@@ -158,6 +214,7 @@ for start in range(0, 40_000, 50):
     index.reserve(hashes)
     for slot, hashed in enumerate(hashes, start):
         index.insert(hashed, slot)
+    index.tidy()
     progress.words[0] = start + 50
 print("done")
 """

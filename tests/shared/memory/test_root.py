@@ -23,6 +23,7 @@ ROOTS = st.builds(
     revision=U64,
     entry=U64,
     oldest=U64,
+    whole=U64,
     tail=U64,
     first_segment=U32,
     last_segment=U32,
@@ -74,6 +75,7 @@ def numbered(number, kinds=2):
         number,
         number + 1,
         number // 2,
+        number // 2 + 1,
         number * 8,
         1,
         2,
@@ -236,7 +238,7 @@ while number < 5_000 or time.monotonic() < end:
     number += 1
     pair = (number % 2**32, number % 1000)
     writer.move_tail(number * 8)
-    writer.fill(Root(0, number, number + 1, number // 2, number * 8, 1, 2, 3, 0, number % 7, (pair,) * 20))
+    writer.fill(Root(0, number, number + 1, number // 2, number // 2, number * 8, 1, 2, 3, 0, number % 7, (pair,) * 20))
     writer.show()
     if number == 1:
         print("ready", flush=True)
@@ -258,7 +260,8 @@ while True:
     root = reader.current()
     number = root.revision
     pair = (number % 2**32, number % 1000)
-    assert root == (number, number, number + 1, number // 2, number * 8, 1, 2, 3, 0, number % 7, (pair,) * 20), root
+    half = number // 2
+    assert root == (number, number, number + 1, half, half, number * 8, 1, 2, 3, 0, number % 7, (pair,) * 20), root
     assert number >= last, (number, last)
     assert reader.live_tail >= number * 8
     assert number * 8 >= tail_before - 8
