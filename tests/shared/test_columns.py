@@ -300,7 +300,7 @@ def test_readers_without_the_class_learn_every_column_from_the_catalog():
     [
         catalogs.pack(catalogs.EMPTY)[:-1],
         b"\x05\0\0\0hello",
-        catalogs.pack(msgspec.structs.replace(catalogs.EMPTY, version=2)),
+        catalogs.pack(msgspec.structs.replace(catalogs.EMPTY, version=MEMORY_VERSION + 1)),
     ],
     ids=["short", "other", "newer"],
 )
