@@ -223,6 +223,32 @@ class Reader:
 
     # --- decoding ----------------------------------------------------------------------------------------------------
 
+    def found(self, pin: Pin, kind: type[E] | str, id: str) -> Any:
+        """The entity under a key, or None. Where it lies is remembered: the next look is one at its slot's head."""
+        code = pin.catalog.kind_code(kind if isinstance(kind, str) else kind.kind_name)
+        if code is None:
+            return None
+        address, slot = pin.place(code, id)
+        if not address:
+            return None
+        if slot < 0 or isinstance(kind, str) or pin.view is not self._view:
+            return self.decoded(pin, address, kind)
+        known = pin.found.setdefault(kind, {})
+        seen, revision = known.get(id), pin.revision_at(address)
+        if seen is not None and seen[3] == revision:  # it was only moved
+            entity = seen[4]
+        else:
+            cached = self._cache.get((address, kind))
+            entity = self._decode(pin, address, kind) if cached is None else cached
+        try:
+            words, place = pin.live_table(code).place(slot)
+        except FileNotFoundError:  # the tables went before they were mapped
+            return entity
+        if entity is not None and words[place] == address:
+            self._make_room(known)
+            known[id] = words, place, address, revision, entity
+        return entity
+
     def decoded(self, pin: Pin, address: int, kind: type[E] | str) -> Any:
         """The entity of a record; None of a tombstone. A kind given by name yields a dict of the caller's own."""
         if isinstance(kind, str):
@@ -276,11 +302,13 @@ class Reader:
         return self._registry.of(kind).field
 
     def _remember(self, key: tuple[int, Any], entity: Any) -> None:
-        cache = self._cache
+        self._make_room(self._cache)
+        self._cache[key] = entity
+
+    def _make_room(self, cache: dict[Any, Any]) -> None:
         if len(cache) >= self._limits.reader_cache_max:
             for oldest in list(islice(cache, 1 + len(cache) // 8)):
                 cache.pop(oldest, None)
-        cache[key] = entity
 
     def of_result(self, result: Result, epoch: int, model: type[E] | str) -> E | Plain | None:
         """The entity as a reply left it. Raises Compacted if that version is not in memory any more."""

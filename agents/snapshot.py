@@ -48,12 +48,13 @@ class Snapshot:
     def get(self, kind: str, id: str) -> Plain | None: ...
     def get(self, kind: type[E] | str, id: str) -> E | Plain | None:
         """The entity, or None. A kind given by name yields a dict of plain values."""
-        pin = self.pin
-        code = pin.catalog.kind_code(kind if isinstance(kind, str) else kind.kind_name)
-        address = pin.find(code, id) if code is not None else 0
-        if not address:
-            return None
-        found: E | Plain | None = self._reader.decoded(pin, address, kind)
+        pin = self._pin or self.pin
+        known = pin.found.get(kind)
+        if known is not None and (seen := known.get(id)) is not None:
+            words, place, address, revision, entity = seen
+            if words[place] == address and revision <= self.revision:  # still its slot's newest, and of this snapshot
+                return entity  # type: ignore[no-any-return] # what a reader keeps under a class is of that class
+        found: E | Plain | None = self._reader.found(pin, kind, id)
         return found
 
     @overload

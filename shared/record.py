@@ -18,11 +18,14 @@ from zlib import crc32
 from solewriter.shared.errors import JournalCorrupt
 
 _CRC = struct.Struct("<I")
+_CHECK = struct.Struct("<II")
 _HEADER = struct.Struct("<IHHBBBBQQqQQHHHHI")
 _WHOLE = struct.Struct("<IIHHBBBBQQqQQHHHHI")
 _HELD = struct.Struct("<4xI2xHxB2x8xQ24x4xHHI")  # the parts of it that the engine decides on
+_CONTENT = struct.Struct("<4xIHHxBBxQQq24xI")  # those that a reader decodes an entity from
 HEADER_BYTES = _WHOLE.size
 REVISION_OFFSET = 16  # of the u64 in a body, for readers that only ask how old a record is
+KEY_LENGTH_OFFSET = 14  # of the u8 in a body; the key itself follows the header
 
 Buffer = bytes | bytearray | memoryview
 
@@ -102,7 +105,7 @@ def checked(buffer: Buffer, start: int = 0) -> bool:
     """Whether the body at `start` is whole: its length is possible and its crc right."""
     if len(buffer) - start < HEADER_BYTES:
         return False
-    crc, length = struct.unpack_from("<II", buffer, start)
+    crc, length = _CHECK.unpack_from(buffer, start)
     if not HEADER_BYTES <= length <= len(buffer) - start:
         return False
     return bool(crc32(memoryview(buffer)[start + 4 : start + length]) == crc)
@@ -157,18 +160,19 @@ def content(buffer: Buffer, start: int) -> Content:
     """The same as `unpack`, without what only a feed needs. Raises JournalCorrupt if the crc is wrong."""
     if not checked(buffer, start):
         raise JournalCorrupt(f"a record at offset {start} fails its checksum", place=f"offset {start}")
-    fields = _WHOLE.unpack_from(buffer, start)
-    length, payload_length = fields[1], fields[17]
-    key_start = start + HEADER_BYTES
+    length, kind, schema, flags, key_length, revision, version, time_us, payload_length = _CONTENT.unpack_from(
+        buffer, start
+    )
+    key_start, end = start + HEADER_BYTES, start + length
     return Content(
-        fields[2],
-        fields[3],
-        bool(fields[5] & Flags.DELETE),
-        fields[8],
-        fields[9],
-        fields[10],
-        str(buffer[key_start : key_start + fields[6]], "utf-8"),
-        bytes(buffer[start + length - payload_length : start + length]),
+        kind,
+        schema,
+        flags & Flags.DELETE > 0,
+        revision,
+        version,
+        time_us,
+        str(buffer[key_start : key_start + key_length], "utf-8"),
+        bytes(buffer[end - payload_length : end]),
     )
 
 

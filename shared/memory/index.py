@@ -11,7 +11,7 @@ late for it reads the word again.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from zlib import crc32
 
 from solewriter.shared.config import INDEX_ARENA_BYTES_FIRST, INDEX_ARENA_BYTES_MAX, INDEX_TIDY_ABOVE, INDEX_WORDS
@@ -140,11 +140,12 @@ class IndexReader:
         self._arena: dict[int, memoryview[int]] = {0: attach(0).words}
         self._words = self._arena[0]
 
-    def candidates(self, hashed: int) -> Iterator[int]:
+    def candidates(self, hashed: int) -> list[int]:
         """Every slot that a key with this hash may have. Raises FileNotFoundError if the index is gone."""
+        found: list[int] = []
         word = self._words[hashed & 0xFF]
         if not word:
-            return
+            return found
         words = self._arena.get(word >> 32)
         if words is None:
             word, words = self._mapped(hashed & 0xFF)
@@ -152,8 +153,9 @@ class IndexReader:
         place = hashed >> 8 & mask
         while entry := words[base + place]:
             if entry >> 32 == hashed:
-                yield (entry & 0xFFFFFFFF) - 1
+                found.append((entry & 0xFFFFFFFF) - 1)
             place = place + 1 & mask
+        return found
 
     def _mapped(self, number: int) -> tuple[int, memoryview[int]]:
         """A region's word, and the segment that it names. Those that no word names any more are let go."""

@@ -42,8 +42,8 @@ _RING = 256
 ROOT_BYTES = _RING + ROOT_RING * _PLACE_BYTES
 assert _ROOT.size + KINDS_MAX * _KINDS.size <= _PLACE_BYTES
 
-_HEAD, _TAIL, _READABLE, _HEARTBEAT, _SUCCESSOR, _DECIDING, _DURABILITY = 8, 16, 17, 18, 19, 20, 22
-_SESSIONS, _CONNECTED, _PERIOD, _HELD, _FORGOTTEN = 23, 24, 25, 26, 27
+_HEAD, _TAIL, READABLE, _HEARTBEAT, _SUCCESSOR, _DECIDING, _DURABILITY = 8, 16, 17, 18, 19, 20, 22
+_SESSIONS, _CONNECTED, _PERIOD, _HELD, FORGOTTEN = 23, 24, 25, 26, 27
 _PIN_TRIES = (
     1_000  # a reader is lapped only if it sleeps through 15 publishes in mid-copy; a thousand times is a broken root
 )
@@ -78,7 +78,7 @@ class RootWriter:
             segment.map, 0, MAGIC, MEMORY_VERSION, ROOT_RING, epoch, pid, start_time, time.time_ns() // 1000, bytes(16)
         )
         self._words[_DURABILITY] = DURABILITIES.index(durability)
-        self._words[_READABLE] = 1
+        self._words[READABLE] = 1
         self._futex = Word(segment.map, _HEAD * 8)
         self._number = 0
         self.beat()
@@ -119,13 +119,13 @@ class RootWriter:
 
     def expire(self, segment: int) -> None:
         """Before heap segments below this one lose their bytes."""
-        self._words[_READABLE] = max(self._words[_READABLE], segment)
+        self._words[READABLE] = max(self._words[READABLE], segment)
 
     def forget(self, revision: int) -> None:
         """Before the slots of tombstones up to this revision are vacated: whoever holds an older snapshot must not take
         an empty slot for an answer.
         """
-        self._words[_FORGOTTEN] = max(self._words[_FORGOTTEN], revision)
+        self._words[FORGOTTEN] = max(self._words[FORGOTTEN], revision)
 
     def hold(self, held_bytes: int) -> None:
         """Say how much memory only older snapshots keep."""
@@ -152,12 +152,12 @@ class RootReader:
     """The readers' half. Raises LayoutMismatch for a root of another format."""
 
     def __init__(self, segment: Segment) -> None:
-        self._words = segment.words
+        self.words = segment.words
         self._map = segment.map
         magic, layout, ring, self.epoch, self.pid, self.start_time, self.started_us, self.history = _FIXED.unpack_from(
             segment.map, 0
         )
-        known = self._words[_DURABILITY] < len(DURABILITIES)
+        known = self.words[_DURABILITY] < len(DURABILITIES)
         if magic != MAGIC or layout != MEMORY_VERSION or ring != ROOT_RING or not known:
             raise LayoutMismatch(
                 f"{segment.path} has layout {layout}, this library reads {MEMORY_VERSION}: "
@@ -168,64 +168,64 @@ class RootReader:
     @property
     def head(self) -> int:
         """Number of the newest root; 0 before the first publish."""
-        return self._words[_HEAD]
+        return self.words[_HEAD]
 
     @property
     def live_tail(self) -> int:
-        return self._words[_TAIL]
+        return self.words[_TAIL]
 
     @property
     def readable_from(self) -> int:
-        return self._words[_READABLE]
+        return self.words[READABLE]
 
     @property
     def successor(self) -> int:
-        return self._words[_SUCCESSOR]
+        return self.words[_SUCCESSOR]
 
     @property
     def heartbeat_us(self) -> int:
-        return self._words[_HEARTBEAT]
+        return self.words[_HEARTBEAT]
 
     @property
     def heartbeat_period_us(self) -> int:
         """How often the engine beats; 0 as long as it only recovers."""
-        return self._words[_PERIOD]
+        return self.words[_PERIOD]
 
     @property
     def sessions(self) -> int:
         """Sessions that the engine remembered at its last heartbeat."""
-        return self._words[_SESSIONS]
+        return self.words[_SESSIONS]
 
     @property
     def connected(self) -> int:
         """Sessions that had a lane at the engine's last heartbeat."""
-        return self._words[_CONNECTED]
+        return self.words[_CONNECTED]
 
     @property
     def forgotten(self) -> int:
         """Revision of the youngest tombstone that was dropped."""
-        return self._words[_FORGOTTEN]
+        return self.words[FORGOTTEN]
 
     @property
     def held_bytes(self) -> int:
         """Memory that only older snapshots keep, as of the last heartbeat."""
-        return self._words[_HELD]
+        return self.words[_HELD]
 
     @property
     def durability(self) -> str:
-        return DURABILITIES[self._words[_DURABILITY]]
+        return DURABILITIES[self.words[_DURABILITY]]
 
     @property
     def deciding(self) -> tuple[int, int]:
-        return self._words[_DECIDING], self._words[_DECIDING + 1]
+        return self.words[_DECIDING], self.words[_DECIDING + 1]
 
     def current(self) -> Root:
         """The newest published root, whole."""
         for _ in range(_PIN_TRIES):
-            number = self._words[_HEAD]
+            number = self.words[_HEAD]
             place = _RING + number % ROOT_RING * _PLACE_BYTES
             copy = self._map[place : place + _PLACE_BYTES]
-            if self._words[_HEAD] - number >= ROOT_RING - 1:
+            if self.words[_HEAD] - number >= ROOT_RING - 1:
                 continue
             fields = _ROOT.unpack_from(copy)
             end = _ROOT.size + fields[1] * _KINDS.size

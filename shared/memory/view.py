@@ -9,9 +9,9 @@ after S - the pin walks its own segments once, and answers from that.
 from __future__ import annotations
 
 import struct
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from collections.abc import Set as AbstractSet
-from typing import Any, TypeVar
+from typing import Any
 
 from solewriter.shared import record
 from solewriter.shared.errors import JournalCorrupt, SnapshotExpired
@@ -20,31 +20,56 @@ from solewriter.shared.memory.catalog import Catalog
 from solewriter.shared.memory.heap import OFFSET_MASK, PREFIX, PREFIX_BYTES, START, address_of, walk
 from solewriter.shared.memory.index import IndexReader, key_hash
 from solewriter.shared.memory.revlog import RevisionLogReader
-from solewriter.shared.memory.root import Root, RootReader
+from solewriter.shared.memory.root import FORGOTTEN, READABLE, Root, RootReader
 from solewriter.shared.memory.segment import Segment, segment_path
 from solewriter.shared.memory.table import TableReader
 
-R = TypeVar("R")
+_NOWHERE = (0, -1)
 _NONE: frozenset[int] = frozenset()
-_REVISION = PREFIX_BYTES + record.REVISION_OFFSET
+_REVISION = (PREFIX_BYTES + record.REVISION_OFFSET) // 8  # words from a record's prefix; all records are aligned
+_PREVIOUS = 1
+_KEY = PREFIX_BYTES + record.HEADER_BYTES
+_KEY_LENGTH = PREFIX_BYTES + record.KEY_LENGTH_OFFSET
+
+
+class Tables:
+    """What all pins under one catalog share: the kinds, their tables, and `found`, in which their reader remembers what
+    it found where.
+    """
+
+    __slots__ = ("by_kind", "catalog", "found")
+
+    def __init__(self, catalog: Catalog) -> None:
+        self.catalog = catalog
+        self.by_kind: dict[int, TableReader] = {}
+        self.found: dict[Any, Any] = {}
 
 
 class Pin:
-    """One revision, held: an immutable root and the mappings of its records, which live as long as the pin does.
+    """One revision, held: an immutable root and the mappings of its records, which live as long as the pin does."""
 
-    `found` is for its reader to remember what it found where: it is shared by all pins of the same tables.
-    """
+    __slots__ = (
+        "_changed",
+        "_live",
+        "_own",
+        "_tables",
+        "_tail",
+        "_walked_to",
+        "catalog",
+        "found",
+        "heap",
+        "root",
+        "view",
+    )
 
-    __slots__ = ("_changed", "_own", "_tail", "_walked_to", "catalog", "found", "heap", "root", "view")
-
-    def __init__(
-        self, view: View, root: Root, heap: dict[int, Segment], catalog: Catalog, found: dict[Any, Any]
-    ) -> None:
+    def __init__(self, view: View, root: Root, heap: dict[int, Segment], tables: Tables) -> None:
         self.view = view
         self.root = root
         self.heap = heap
-        self.catalog = catalog
-        self.found = found
+        self.catalog = tables.catalog
+        self.found = tables.found
+        self._tables = tables
+        self._live = view.root.words
         self._tail = root.tail  # of the records that are mapped
         self._own: tuple[dict[tuple[int, int], int], dict[tuple[int, bytes], int]] | None = None
         self._changed: dict[int, set[int]] = {}
@@ -57,24 +82,31 @@ class Pin:
 
     def find(self, kind: int, key: str) -> int:
         """Address of the record of a key at this revision; 0 if it had none. A tombstone is a record."""
+        return self.place(kind, key)[0]
+
+    def place(self, kind: int, key: str) -> tuple[int, int]:
+        """The same, and the slot of the key; (0, -1) if it had none, (address, -1) where its slot is not known."""
         slots = self.slots(kind)
         if not slots:
-            return 0
-        wanted = key.encode(errors="surrogatepass")
+            return _NOWHERE
+        wanted = key.encode("utf-8", "surrogatepass")
         try:
             for slot in self.view.index(kind).candidates(key_hash(wanted)):
-                if slot < slots and (address := self.at(kind, slot)):
-                    segment = self.segment(address >> 32)
-                    found = record.key_at(segment.bytes, (address & OFFSET_MASK) + PREFIX_BYTES)
-                    self._check_readable(address)
-                    if found == wanted:
-                        return address
+                if slot < slots and (address := self.at(kind, slot)) and self._is_of(address, wanted):
+                    return address, slot
         except FileNotFoundError:
             pass
         else:
             if not self.outdated:
-                return 0
-        return self._walked()[1].get((kind, wanted), 0)
+                return _NOWHERE
+        return self._walked()[1].get((kind, wanted), 0), -1
+
+    def _is_of(self, address: int, key: bytes) -> bool:
+        mapped, place = self.segment(address >> 32).map, address & OFFSET_MASK
+        length = len(key)
+        same: bool = mapped[place + _KEY_LENGTH] == length and mapped[place + _KEY : place + _KEY + length] == key
+        self._check_readable(address)
+        return same
 
     def at(self, kind: int, slot: int) -> int:
         """Address of a slot's record at this revision; 0 if there was none yet."""
@@ -92,13 +124,21 @@ class Pin:
         """Whether keys were forgotten that this revision may still have had: where nothing is found now, there may
         have been something. To be asked after the look.
         """
-        return self.view.root.forgotten > self.root.revision
+        return self._live[FORGOTTEN] > self.root.revision
 
     def table(self, kind: int) -> TableReader:
         """The live columns of a kind. Raises FileNotFoundError where they may lack what this revision had."""
         if self.outdated:
             raise FileNotFoundError
-        return self.view.table(kind, self.catalog)
+        return self.live_table(kind)
+
+    def live_table(self, kind: int) -> TableReader:
+        """The heads and columns of a kind, whatever revision they are of. Raises FileNotFoundError."""
+        try:
+            return self._tables.by_kind[kind]
+        except KeyError:
+            found = self._tables.by_kind[kind] = self.view.table(kind, self.catalog)
+            return found
 
     def then(self, revision: int) -> Pin:
         """An earlier revision, in the same memory, which must hold it whole (`root.whole`)."""
@@ -109,23 +149,21 @@ class Pin:
                 tail = address
                 break
         root = self.root._replace(revision=revision, tail=tail)
-        earlier = Pin(self.view, root, self.heap, self.catalog, self.found)
+        earlier = Pin(self.view, root, self.heap, self._tables)
         earlier._tail = self._tail
         return earlier
 
     def _followed(self, kind: int, slot: int) -> int:
-        address = self.view.table(kind, self.catalog).head(slot)
-        revision = self.root.revision
+        address = self.live_table(kind).head(slot)
+        revision, live = self.root.revision, self._live
         while address:
-            mapped = self.segment(address >> 32).map
-            place = address & OFFSET_MASK
-            if int.from_bytes(mapped[place + _REVISION : place + _REVISION + 8], "little") <= revision:
+            words, place = self.segment(address >> 32).words, (address & OFFSET_MASK) >> 3
+            found, before = words[place + _REVISION], words[place + _PREVIOUS]
+            if address >> 32 < live[READABLE]:  # after the look: bytes that were taken away read as revision 0
+                raise _expired()
+            if found <= revision:
                 break
-            before = PREFIX.unpack_from(mapped, place)[2]
-            self._check_readable(address)
             address = before
-        if address:
-            self._check_readable(address)  # after the look: bytes that were taken away read as revision 0
         return address
 
     def previous(self, address: int) -> int:
@@ -175,14 +213,16 @@ class Pin:
         self._check_readable(address)
         return slot
 
+    def revision_at(self, address: int) -> int:
+        """The revision of the record at an address."""
+        revision = self.segment(address >> 32).words[((address & OFFSET_MASK) >> 3) + _REVISION]
+        self._check_readable(address)
+        return revision
+
     def whole(self, address: int) -> record.Record:
         """All of the record at an address, its checksum verified. Raises SnapshotExpired as `content` does."""
-        return self._readable(record.unpack, address)
-
-    def _readable(self, read: Callable[[memoryview, int], R], address: int) -> R:
-        """What is read at an address, unless its bytes were taken away before or meanwhile."""
         try:
-            found = read(self.segment(address >> 32).bytes, (address & OFFSET_MASK) + PREFIX_BYTES)
+            found = record.unpack(self.segment(address >> 32).bytes, (address & OFFSET_MASK) + PREFIX_BYTES)
         except JournalCorrupt:
             self._check_readable(address)
             raise
@@ -190,8 +230,8 @@ class Pin:
         return found
 
     def _check_readable(self, address: int) -> None:
-        if address >> 32 < self.view.root.readable_from:
-            raise SnapshotExpired("this snapshot was held past snapshot_age_max_s: take a new one")
+        if address >> 32 < self._live[READABLE]:
+            raise _expired()
 
     def _walked(self) -> tuple[dict[tuple[int, int], int], dict[tuple[int, bytes], int]]:
         """This revision by its own records alone: (kind, slot) -> address and (kind, key) -> address. For a snapshot
@@ -222,13 +262,24 @@ class Pin:
 
     def content(self, address: int) -> record.Content:
         """The record at an address, its checksum verified. Raises SnapshotExpired if its memory was given back."""
-        return self._readable(record.content, address)
+        try:
+            found = record.content(self.segment(address >> 32).bytes, (address & OFFSET_MASK) + PREFIX_BYTES)
+        except JournalCorrupt:
+            self._check_readable(address)
+            raise
+        if address >> 32 < self._live[READABLE]:
+            raise _expired()
+        return found
 
     def segment(self, number: int) -> Segment:
         try:
             return self.heap[number]
         except KeyError:
             return self.view.heap_segment(number)
+
+
+def _expired() -> SnapshotExpired:
+    return SnapshotExpired("this snapshot was held past snapshot_age_max_s: take a new one")
 
 
 class _Files:
@@ -256,8 +307,7 @@ class View:
         self._indexes: dict[int, IndexReader] = {}
         self._tables: dict[tuple[int, int], TableReader] = {}
         self._revlog = RevisionLogReader(lambda number: attach("revlog", number))
-        self._catalog = catalogs.EMPTY
-        self._found: dict[Any, Any] = {}
+        self._shared = Tables(catalogs.EMPTY)
         self.catalog_number = 0
 
     def pin(self) -> Pin:
@@ -265,7 +315,7 @@ class View:
         while True:
             root = self.root.current()
             try:
-                return Pin(self, root, self._heap_of(root), self._catalog_of(root), self._found)
+                return Pin(self, root, self._heap_of(root), self._tables_of(root))
             except FileNotFoundError:
                 if root.number == self.root.current().number:
                     raise
@@ -287,12 +337,11 @@ class View:
             self._heap = {**self._heap, number: segment}
         return segment
 
-    def _catalog_of(self, root: Root) -> Catalog:
+    def _tables_of(self, root: Root) -> Tables:
         if root.catalog != self.catalog_number:
-            self._catalog = catalogs.unpack(self._attach("catalog", root.catalog).map[:])
+            self._shared = Tables(catalogs.unpack(self._attach("catalog", root.catalog).map[:]))
             self.catalog_number = root.catalog
-            self._found = {}
-        return self._catalog
+        return self._shared
 
     def begin_of(self, revision: int, root: Root) -> int:
         """An address from which all records above a revision can be walked to. Raises FileNotFoundError."""
