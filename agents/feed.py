@@ -1,13 +1,17 @@
-"""The feed: every record behind a revision, in order, none twice and none missed, straight from the heap.
+"""The feed: every record behind a revision, in order, none twice and none missed.
 
-No engine is involved: a feed is a place in the heap up to which it was read. When an engine follows, that place is
-found again in the new memory, by revision and by how much of that revision was read.
+Straight from the heap: a feed is a place in it up to which it was read. When an engine follows, that place is found
+again in the new memory, by revision and by how much of that revision was read. What has left memory is read from the
+journal, from its beginning on, because a change brings what was before it; then memory again. No engine is involved.
 """
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from collections.abc import Iterator
+from itertools import islice
 
+from solewriter.agents.change import Published
+from solewriter.agents.past import Past
 from solewriter.agents.reader import Reader
 from solewriter.shared import record
 from solewriter.shared.errors import Compacted, EngineUnavailable, SnapshotExpired
@@ -17,77 +21,104 @@ from solewriter.shared.memory.view import Pin, View
 from solewriter.shared.record import Flags
 
 
-class Published(NamedTuple):
-    """One record of a feed, and the revision pinned behind it, which holds what it takes to decode it."""
-
-    pin: Pin
-    address: int
-    record: record.Record
-
-
 class Feed:
-    """Reads on behind `since`, which is exclusive. Raises Compacted where what follows it is not in memory any more."""
+    """Reads on behind `since`, which is exclusive. Raises Compacted where what follows it is not available any more."""
 
     def __init__(self, reader: Reader, since: int, history_id: str) -> None:
         self._reader = reader
         self.since = since  # the last revision that was taken as a whole
         self._within = 0  # records taken of the one after it
-        self._skip = 0  # of them, those that are met once more in another memory
+        self._skip = 0  # of them, those that are met once more in another memory, or in the journal
         self._history_id = history_id
         self._view: View | None = None
         self._address = 0
+        self._journaled: Iterator[Published] | None = None
 
     def take(self, limit: int) -> list[Published]:
         """The next records, at most so many; none if nothing new is published."""
-        view = self._reader.view()
-        pin = view.pin()
+        if self._journaled is None:
+            view = self._reader.view()
+            pin = view.pin()
+            try:
+                return self._from_memory(view, pin, limit)
+            except (FileNotFoundError, SnapshotExpired) as error:
+                if view.root.successor == STOPPED:
+                    raise EngineUnavailable("the engine was stopped, and its memory is gone") from None
+                self._journaled = self._from_journal(pin, error)
+        if taken := list(islice(self._journaled, limit)):
+            return taken
+        self._view = self._journaled = None
+        return self.take(limit)
+
+    # --- from memory -------------------------------------------------------------------------------------------------
+
+    def _from_memory(self, view: View, pin: Pin, limit: int) -> list[Published]:
+        """Raises FileNotFoundError or SnapshotExpired where what comes next has left it."""
         taken: list[Published] = []
+        if view is not self._view:
+            self._begin(view, pin)
         try:
-            if view is not self._view:
-                self._begin(view, pin)
             for address, segment, place in walk(pin.segment, self._address, pin.root.tail):
                 body = place + PREFIX_BYTES
+                found = pin.whole(address) if self._is_wanted(segment.bytes, body) else None
                 self._address = address + padded(record.length_at(segment.bytes, body))
-                if self._is_new(record.revision_at(segment.bytes, body), record.flags_at(segment.bytes, body)):
-                    taken.append(Published(pin, address, pin.whole(address)))
+                if found is not None and self._is_new(found):
+                    taken.append(Published(pin, address, found))
                     if len(taken) == limit:
                         break
         except (FileNotFoundError, SnapshotExpired):
-            if view.root.successor == STOPPED:
-                raise EngineUnavailable("the engine was stopped, and its memory is gone") from None
-            raise self._compacted(pin) from None
+            if not taken:
+                raise
         return taken
 
     def _begin(self, view: View, pin: Pin) -> None:
         """Find the place in a memory that was not read before."""
+        self._check_history(view, pin)
+        self._skip = self._within
+        if self.since + 1 < pin.root.oldest:
+            raise FileNotFoundError
+        self._address = view.begin_of(self.since, pin.root)
+        self._view = view
+
+    def _check_history(self, view: View, pin: Pin) -> None:
         if view.root.history.hex() != self._history_id:
             raise Compacted(
                 f"revision {self.since} belongs to another history: the engine could not prove that nothing published "
                 "was lost since; take a new snapshot",
                 oldest=pin.root.oldest,
             )
-        if self.since + 1 < pin.root.oldest:
-            raise self._compacted(pin)
-        self._address = view.begin_of(self.since, pin.root)
-        self._skip = self._within
-        self._view = view
 
-    def _is_new(self, revision: int, flags: int) -> bool:
-        """Whether this record was not taken before; if so, it is now."""
-        if revision <= self.since or flags & Flags.RELOCATED:
-            return False
+    def _is_wanted(self, buffer: memoryview, body: int) -> bool:
+        return record.revision_at(buffer, body) > self.since and not record.flags_at(buffer, body) & Flags.RELOCATED
+
+    # --- from the journal --------------------------------------------------------------------------------------------
+
+    def _from_journal(self, pin: Pin, error: Exception) -> Iterator[Published]:
+        """What is journaled behind `since`, up to a revision that was published when this began."""
+        self._skip = self._within
+        past = Past(pin, self._reader.folder.path)
+        try:
+            past.advance(self.since)
+            for found, before in past.changes(pin.root.revision):
+                if self._is_new(found):
+                    yield Published(pin, 0, found, before)
+        except Compacted as gone:
+            raise self._compacted(pin, gone) from error
+
+    def _is_new(self, found: record.Record) -> bool:
+        """Whether this record, of a revision behind `since`, was not taken before; if so, it is now."""
         if self._skip:
             self._skip -= 1
             return False
-        if flags & Flags.LAST:
-            self.since, self._within = revision, 0
+        if found.flags & Flags.LAST:
+            self.since, self._within = found.revision, 0
         else:
             self._within += 1
         return True
 
-    def _compacted(self, pin: Pin) -> Compacted:
+    def _compacted(self, pin: Pin, gone: Compacted) -> Compacted:
         return Compacted(
-            f"what happened behind revision {self.since} is not in memory any more; the oldest revision there is "
-            f"{pin.root.oldest}: take a new snapshot, or watch with resync=True",
+            f"what happened behind revision {self.since} is not available any more: memory goes back to revision "
+            f"{pin.root.oldest}, and {gone}; take a new snapshot, or watch with resync=True",
             oldest=pin.root.oldest,
         )

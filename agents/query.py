@@ -11,12 +11,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from solewriter.agents.conditions import Where, cell_of, conditions, place_of
+from solewriter.agents.past import Held
 from solewriter.agents.scan import Rows, Scanner, Values, ordered
-from solewriter.shared import record
 from solewriter.shared.columns import NO_INT, Column
 from solewriter.shared.errors import InvalidQuery
-from solewriter.shared.memory.heap import OFFSET_MASK, PREFIX_BYTES
-from solewriter.shared.memory.view import Pin
 from solewriter.shared.models import Entity
 
 Rank = Callable[[Any], float]
@@ -26,7 +24,7 @@ Field = Callable[[str, Any], Any]  # a column's name and plain value -> the mode
 class Query:
     """Questions about one kind in one pinned revision."""
 
-    def __init__(self, pin: Pin, kind: int, field: Field) -> None:
+    def __init__(self, pin: Held, kind: int, field: Field) -> None:
         self._pin = pin
         self._kind = kind
         self._name = pin.catalog.kinds[kind]
@@ -54,11 +52,7 @@ class Query:
 
     def ids(self, addresses: list[int]) -> list[str]:
         """The keys of records."""
-        found = []
-        for address in addresses:
-            buffer = self._pin.segment(address >> 32).bytes
-            found.append(record.key_at(buffer, (address & OFFSET_MASK) + PREFIX_BYTES).decode())
-        return found
+        return [self._pin.key_at(address) for address in addresses]
 
     def _order(self, order_by: str | None) -> tuple[int | None, bool]:
         if order_by is None:

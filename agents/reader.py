@@ -9,15 +9,18 @@ from __future__ import annotations
 import os
 import select
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from itertools import islice
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self, TypeVar, overload
 
+from solewriter.agents.past import Held
 from solewriter.agents.snapshot import Plain, Snapshot
+from solewriter.shared import record
 from solewriter.shared.config import ATTACH_RETRY_S, DEFAULT_LIMITS, Limits
 from solewriter.shared.errors import Compacted, EngineUnavailable, SchemaMismatch, SnapshotExpired
 from solewriter.shared.folder import StateFolder, runs
+from solewriter.shared.memory.catalog import Catalog
 from solewriter.shared.memory.root import STOPPED, RootReader
 from solewriter.shared.memory.view import Pin, View
 from solewriter.shared.models import Entity
@@ -25,7 +28,9 @@ from solewriter.shared.mutations import Result
 from solewriter.shared.registry import Kind, Registry, differences
 
 if TYPE_CHECKING:
+    from solewriter.agents.change import Change
     from solewriter.agents.conditions import Where
+    from solewriter.agents.travel import Difference
     from solewriter.agents.watch import Watch
 
 E = TypeVar("E", bound=Entity)
@@ -122,10 +127,14 @@ class Reader:
 
     def snapshot(self) -> Snapshot:
         """The newest published revision, held."""
+        return Snapshot(self, self.pin())
+
+    def pin(self) -> Pin:
+        """The same, as it lies in memory."""
         while True:
             view = self.view()
             try:
-                return Snapshot(self, view.pin())
+                return view.pin()
             except FileNotFoundError:  # its segments went while they were being mapped: an engine followed
                 if not view.root.successor:
                     raise
@@ -221,9 +230,42 @@ class Reader:
 
         return Watch(self, kind, since, where, timeout_s, resync)
 
+    # --- looking back ------------------------------------------------------------------------------------------------
+
+    def at(self, revision: int) -> Snapshot:
+        """Everything as it was at an earlier revision: from memory, or with one pass over the journal.
+
+        Raises Compacted where neither goes so far back, InvalidQuery for a revision that is not published yet.
+        """
+        from solewriter.agents import travel
+
+        return travel.at(self, revision)
+
+    def diff(self, since: int, until: int, kind: type[Entity] | str | None = None) -> list[Difference]:
+        """Every entity that is not the same at these two revisions, with both contents, in the order of its first
+        change; of all kinds or one. Raises as `at` does.
+        """
+        from solewriter.agents import travel
+
+        return travel.diff(self, since, until, kind)
+
+    def history(self, kind: type[Entity] | str, id: str) -> Iterator[Change]:
+        """Every change of one entity, the newest first; of a deleted one, too. Raises Compacted behind the oldest that
+        is available, if there were others before it.
+        """
+        from solewriter.agents import travel
+
+        return travel.history(self, kind, id)
+
+    def journaled(self, pin: Pin, kind: int, key: str, version: int) -> record.Record:
+        """One version of an entity, from the journal. Raises Compacted."""
+        from solewriter.agents import travel
+
+        return travel.journaled(self, pin, kind, key, version)
+
     # --- decoding ----------------------------------------------------------------------------------------------------
 
-    def found(self, pin: Pin, kind: type[E] | str, id: str) -> Any:
+    def found(self, pin: Held, kind: type[E] | str, id: str) -> Any:
         """The entity under a key, or None. Where it lies is remembered: the next look is one at its slot's head."""
         code = pin.catalog.kind_code(kind if isinstance(kind, str) else kind.kind_name)
         if code is None:
@@ -232,7 +274,7 @@ class Reader:
         if not address:
             return None
         if slot < 0 or isinstance(kind, str) or pin.view is not self._view:
-            return self.decoded(pin, address, kind)
+            return self.decoded(pin, address, kind)  # of the journal, say: nothing is remembered of that
         known = pin.found.setdefault(kind, {})
         seen, revision = known.get(id), pin.revision_at(address)
         if seen is not None and seen[3] == revision:  # it was only moved
@@ -249,27 +291,30 @@ class Reader:
             known[id] = words, place, address, revision, entity
         return entity
 
-    def decoded(self, pin: Pin, address: int, kind: type[E] | str) -> Any:
+    def decoded(self, pin: Held, address: int, kind: type[E] | str) -> Any:
         """The entity of a record; None of a tombstone. A kind given by name yields a dict of the caller's own."""
-        if isinstance(kind, str):
+        if isinstance(kind, str) or pin.view is not self._view or not isinstance(pin, Pin):
             return self._decode(pin, address, kind)
         cached = self._cache.get((address, kind))
-        if cached is not None and pin.view is self._view:
+        if cached is not None:
             return cached
         entity = self._decode(pin, address, kind)
-        if entity is not None and pin.view is self._view:
+        if entity is not None:
             self._remember((address, kind), entity)
         return entity
 
-    def _decode(self, pin: Pin, address: int, kind: type[E] | str) -> Any:
-        content = pin.content(address)
-        if content.deleted:
+    def _decode(self, pin: Held, address: int, kind: type[E] | str) -> Any:
+        return self.of_record(pin.catalog, pin.content(address), kind)
+
+    def of_record(self, catalog: Catalog, found: record.Content | record.Record | None, kind: type[E] | str) -> Any:
+        """The entity of a record's content; None of a tombstone, or of none."""
+        if found is None or found.deleted:
             return None
-        schema = pin.catalog.schemas[content.schema]
+        schema = catalog.schemas[found.schema]
         if isinstance(kind, str):
-            return schema.values(content.key, content.version, content.time_us, content.payload)
+            return schema.values(found.key, found.version, found.time_us, found.payload)
         known = self._registry.of(kind)
-        return known.decoded(schema, content.key, content.version, content.time_us, content.payload)
+        return known.decoded(schema, found.key, found.version, found.time_us, found.payload)
 
     def model_of(self, kind: str) -> type[Entity] | str:
         """The class of a kind, where one is known here; else its name."""
@@ -283,7 +328,7 @@ class Reader:
         view = self._view or self.view()
         if self._checked.get(kind.name) == (view.prefix, view.catalog_number, kind):
             return
-        pin = self.snapshot().pin
+        pin = self.pin()
         view, catalog = pin.view, pin.catalog
         code = catalog.kind_code(kind.name)
         theirs = [schema for schema in catalog.schemas if schema.kind == code]
@@ -318,7 +363,7 @@ class Reader:
         try:
             left = self._left(self._pin_of(epoch), result, epoch, model)
         except (FileNotFoundError, SnapshotExpired, Compacted):  # its memory was reclaimed, or went with its engine
-            left = self._left(self.snapshot().pin, result, epoch, model)
+            left = self._left(self.pin(), result, epoch, model)
         return left
 
     def _left(self, pin: Pin, result: Result, epoch: int, model: type[Entity] | str) -> Any:
@@ -338,7 +383,7 @@ class Reader:
                 return view.pin()
             except FileNotFoundError:
                 pass
-        return self.snapshot().pin
+        return self.pin()
 
     def _by_version(self, pin: Pin, result: Result) -> int:
         code = pin.catalog.kind_code(result.kind)

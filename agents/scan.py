@@ -17,9 +17,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from solewriter.agents.conditions import Condition
+from solewriter.agents.past import Held
+from solewriter.shared import record
 from solewriter.shared.columns import Cell, Column
 from solewriter.shared.config import CHUNK_SLOTS
-from solewriter.shared.memory.view import Pin
+from solewriter.shared.memory.catalog import Catalog
 
 Slots = NDArray[np.int64]
 Values = NDArray[Any]
@@ -41,11 +43,11 @@ class Rows(NamedTuple):
 class Scanner:
     """Scans of one kind in one pinned revision."""
 
-    def __init__(self, pin: Pin, kind: int) -> None:
+    def __init__(self, pin: Held, kind: int) -> None:
         self.pin = pin
         self.kind = kind
         self.columns: tuple[Column, ...] = pin.catalog.tables[kind].columns
-        self._cells_of = CellsOfRecords(pin, kind)
+        self._cells_of = CellsOfRecords(pin.catalog, kind)
 
     def rows(self, demands: Sequence[Condition], wanted: Iterable[int] = ()) -> Rows:
         """All rows that meet the demands, with these columns' cells. Raises SnapshotExpired."""
@@ -88,7 +90,7 @@ class Scanner:
         kept: dict[int, list[Cell]] = {place: [] for place in places}
         for slot in slots:
             address = self.pin.at(self.kind, slot)
-            cells = self._cells_of(address) if address else None
+            cells = self._cells_of(self.pin.whole(address)) if address else None
             if cells is None or not all(demand.holds(cells[demand.place]) for demand in demands):
                 continue
             found.append(slot)
@@ -105,16 +107,15 @@ class Scanner:
 class CellsOfRecords:
     """The cells of records, in the order of the table's columns, whatever columns there were when they were written."""
 
-    def __init__(self, pin: Pin, kind: int) -> None:
-        self._pin = pin
-        self._columns = pin.catalog.tables[kind].columns
+    def __init__(self, catalog: Catalog, kind: int) -> None:
+        self._schemas = catalog.schemas
+        self._columns = catalog.tables[kind].columns
 
-    def __call__(self, address: int) -> Sequence[Cell] | None:
+    def __call__(self, found: record.Record) -> Sequence[Cell] | None:
         """None of a tombstone."""
-        found = self._pin.whole(address)
         if found.deleted:
             return None
-        schema = self._pin.catalog.schemas[found.schema]
+        schema = self._schemas[found.schema]
         return schema.cells(
             self._columns,
             found.cells,

@@ -7,11 +7,11 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self, TypeVar, overload
 
 from solewriter.shared.errors import NotFound
-from solewriter.shared.memory.view import Pin
 from solewriter.shared.models import Entity
 
 if TYPE_CHECKING:
     from solewriter.agents.conditions import Where
+    from solewriter.agents.past import Held
     from solewriter.agents.query import Query
     from solewriter.agents.reader import Reader
 
@@ -24,14 +24,14 @@ class Snapshot:
 
     __slots__ = ("_pin", "_reader", "history_id", "revision")
 
-    def __init__(self, reader: Reader, pin: Pin) -> None:
+    def __init__(self, reader: Reader, pin: Held) -> None:
         self._reader = reader
-        self._pin: Pin | None = pin
+        self._pin: Held | None = pin
         self.revision: int = pin.root.revision
         self.history_id: str = pin.view.root.history.hex()  # what a revision is meaningful together with
 
     @property
-    def pin(self) -> Pin:
+    def pin(self) -> Held:
         """The revision in memory. Raises ValueError after `close`."""
         if self._pin is None:
             raise ValueError("this snapshot is closed")

@@ -11,94 +11,19 @@ import asyncio
 import time
 from collections import deque
 from collections.abc import Sequence
-from datetime import datetime
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Self
 
+from solewriter.agents.change import Change, Model, Published
 from solewriter.agents.conditions import Condition, Where, conditions
-from solewriter.agents.feed import Feed, Published
+from solewriter.agents.feed import Feed
 from solewriter.agents.reader import Reader
 from solewriter.agents.snapshot import Snapshot
-from solewriter.shared.columns import Cell, from_us
+from solewriter.shared.columns import Cell
 from solewriter.shared.config import WATCH_BATCH
 from solewriter.shared.errors import Compacted, InvalidQuery, SnapshotExpired
-from solewriter.shared.models import Entity
-from solewriter.shared.mutations import Op
-from solewriter.shared.request_ids import default_id
 
 if TYPE_CHECKING:
     from solewriter.agents.scan import CellsOfRecords
-
-Model = type[Entity] | str
-
-
-class Change:
-    """One change of one entity, as it was committed.
-
-    `mutation` is what was asked for (create, put, update, transition, cancel, delete); `old` and `new` are the entity
-    before and after, None where there was or is none. `old` raises Compacted if the record before is not in memory any
-    more.
-    """
-
-    __slots__ = ("_model", "_published", "_reader", "kind")
-
-    def __init__(self, reader: Reader, published: Published, kind: str, model: Model) -> None:
-        self._reader = reader
-        self._published = published
-        self._model = model
-        self.kind = kind
-
-    @property
-    def id(self) -> str:
-        return self._published.record.key
-
-    @property
-    def mutation(self) -> str:
-        return Op(self._published.record.op).name.lower()
-
-    @property
-    def revision(self) -> int:
-        return self._published.record.revision
-
-    @property
-    def version(self) -> int:
-        return self._published.record.version
-
-    @property
-    def time(self) -> datetime:
-        return from_us(self._published.record.time_us)
-
-    @property
-    def actor(self) -> str:
-        """The name of the client that asked for it."""
-        return self._published.record.actor
-
-    @property
-    def reason(self) -> str:
-        return self._published.record.reason
-
-    @property
-    def request_id(self) -> str:
-        """What names the request: the user's own id, or the client's."""
-        record = self._published.record
-        return record.request_id or default_id(record.session, record.sequence)
-
-    @property
-    def new(self) -> Any:
-        return self._reader.decoded(self._published.pin, self._published.address, self._model)
-
-    @property
-    def old(self) -> Any:
-        try:
-            before = self._published.pin.previous(self._published.address)
-            return self._reader.decoded(self._published.pin, before, self._model) if before else None
-        except (FileNotFoundError, SnapshotExpired):
-            raise Compacted(
-                f"{self.kind} {self.id!r} before version {self.version} is not in memory any more",
-                oldest=self._published.pin.root.oldest,
-            ) from None
-
-    def __repr__(self) -> str:
-        return f"<Change {self.mutation} of {self.kind} {self.id!r} to version {self.version} at {self.revision}>"
 
 
 class Resync:
@@ -218,15 +143,15 @@ class Watch:
             return True
         from solewriter.agents.scan import CellsOfRecords
 
-        cells_of = CellsOfRecords(one.pin, code)
+        cells_of = CellsOfRecords(one.pin.catalog, code)
         demands = conditions(self._name, one.pin.catalog.tables[code].columns, self._where)
-        return _met(demands, cells_of(one.address)) or _met(demands, self._cells_before(one, cells_of))
+        return _met(demands, cells_of(one.record)) or _met(demands, self._cells_before(one, cells_of))
 
     def _cells_before(self, one: Published, cells_of: CellsOfRecords) -> Sequence[Cell] | None:
         """Of the record that this one took the place of; where that is gone, by the block that this one has of it."""
         try:
-            before = one.pin.previous(one.address)
-            return cells_of(before) if before else None
+            before = one.before()
+            return cells_of(before) if before is not None else None
         except (FileNotFoundError, SnapshotExpired):
             schema = one.pin.catalog.schemas[one.record.schema]
             columns = one.pin.catalog.tables[one.record.kind].columns

@@ -23,6 +23,7 @@ from zlib import crc32
 
 from solewriter.shared import entry as entries
 from solewriter.shared import failpoint
+from solewriter.shared.chain import journal_files
 from solewriter.shared.config import JOURNAL_FILE_BYTES_FIRST, KIB, Limits
 from solewriter.shared.entry import FILE_HEADER_BYTES, Entry, Private
 from solewriter.shared.errors import EngineUnavailable, JournalCorrupt
@@ -95,10 +96,6 @@ class NoJournal:
 
     def close(self) -> None:
         pass
-
-
-def journal_files(folder: Path) -> list[Path]:
-    return sorted(folder.glob("journal-*.log"))
 
 
 class FileJournal:

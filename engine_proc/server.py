@@ -20,7 +20,7 @@ import msgspec
 from solewriter.engine_proc import recovery
 from solewriter.engine_proc.bridge import Bridge
 from solewriter.engine_proc.engine import SingleWriter
-from solewriter.engine_proc.journal import DiskFull, FileJournal, Journal, NoJournal, journal_files
+from solewriter.engine_proc.journal import DiskFull, FileJournal, Journal, NoJournal
 from solewriter.engine_proc.lock import Lock
 from solewriter.engine_proc.orders import Line, Orders, Ready, Register
 from solewriter.engine_proc.publisher import Publisher, remove_segments
@@ -28,6 +28,7 @@ from solewriter.engine_proc.sessions import Sessions
 from solewriter.engine_proc.state import State
 from solewriter.shared import entry as entries
 from solewriter.shared import failpoint, wire
+from solewriter.shared.chain import journal_files
 from solewriter.shared.config import KIB, MEMORY_VERSION
 from solewriter.shared.entry import Life, Private
 from solewriter.shared.errors import EngineUnavailable, Locked, MemoryFull, SolewriterError

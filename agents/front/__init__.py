@@ -15,12 +15,14 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from solewriter.agents import aio
+    from solewriter.agents.change import Change
     from solewriter.agents.client import Client, connect
     from solewriter.agents.conditions import Range
     from solewriter.agents.reader import Reader, open_reader
     from solewriter.agents.snapshot import Snapshot
     from solewriter.agents.status import EngineStatus, status_of
-    from solewriter.agents.watch import Change, Resync, Watch
+    from solewriter.agents.travel import Difference
+    from solewriter.agents.watch import Resync, Watch
     from solewriter.engine_proc.process import Engine
     from solewriter.shared import errors
     from solewriter.shared.config import Limits
@@ -95,7 +97,9 @@ _ROOMS = {
     "solewriter.agents.reader": ("open_reader", "Reader"),
     "solewriter.agents.snapshot": ("Snapshot",),
     "solewriter.agents.status": ("status_of", "EngineStatus"),
-    "solewriter.agents.watch": ("Watch", "Change", "Resync"),
+    "solewriter.agents.change": ("Change",),
+    "solewriter.agents.travel": ("Difference",),
+    "solewriter.agents.watch": ("Watch", "Resync"),
     "solewriter.shared.config": ("Limits",),
     "solewriter.shared.frozen": ("FrozenMap", "Json"),
     "solewriter.shared.models": (
@@ -120,7 +124,7 @@ _MODULES = {"aio": "solewriter.agents.aio", "errors": "solewriter.shared.errors"
 
 __all__ = [
     "Engine", "connect", "Client", "open_reader", "Reader", "Snapshot", "Range", "Watch", "Change", "Resync",
-    "status_of", "EngineStatus", "aio",
+    "Difference", "status_of", "EngineStatus", "aio",
     "Limits",
     "Entity", "Part", "Task", "Project", "Lifecycle", "Ref", "concerns",
     "TaskStatus", "TaskPriority", "TaskType", "ProjectStatus",

@@ -143,15 +143,26 @@ class Pin:
     def then(self, revision: int) -> Pin:
         """An earlier revision, in the same memory, which must hold it whole (`root.whole`)."""
         begin = self.view.begin_of(revision, self.root)
-        tail = self._tail
+        tail, touched = 0, set()
         for address, segment, place in walk(self.segment, begin, self._tail):
-            if record.revision_at(segment.bytes, place + PREFIX_BYTES) > revision:
-                tail = address
-                break
-        root = self.root._replace(revision=revision, tail=tail)
-        earlier = Pin(self.view, root, self.heap, self._tables)
+            body = place + PREFIX_BYTES
+            if record.revision_at(segment.bytes, body) > revision:
+                tail = tail or address
+                touched.add((record.kind_at(segment.bytes, body), PREFIX.unpack_from(segment.map, place)[1]))
+        earlier = Pin(
+            self.view, self.root._replace(revision=revision, tail=tail or self._tail), self.heap, self._tables
+        )
         earlier._tail = self._tail
+        alive = [alive for _, alive in self.root.kinds]
+        for kind, slot in touched:
+            alive[kind] += earlier._is_alive(kind, slot) - self._is_alive(kind, slot)
+        kinds = tuple((slots, count) for (slots, _), count in zip(self.root.kinds, alive, strict=True))
+        earlier.root = earlier.root._replace(kinds=kinds)
         return earlier
+
+    def _is_alive(self, kind: int, slot: int) -> bool:
+        address = self.at(kind, slot)
+        return address != 0 and not self.content(address).deleted
 
     def _followed(self, kind: int, slot: int) -> int:
         address = self.live_table(kind).head(slot)
@@ -206,6 +217,10 @@ class Pin:
         except (FileNotFoundError, IndexError, struct.error):
             return None
         return found if number >= self.view.root.readable_from else None
+
+    def key_at(self, address: int) -> str:
+        """The key of the record at an address."""
+        return self.content(address).key
 
     def slot_at(self, address: int) -> int:
         """The slot of the record at an address."""

@@ -1,0 +1,106 @@
+"""`Change`: one change of one entity, as a watch brings it and a history lists it."""
+
+from __future__ import annotations
+
+from datetime import datetime
+from typing import Any, NamedTuple
+
+from solewriter.agents.reader import Reader
+from solewriter.shared.columns import from_us
+from solewriter.shared.errors import SnapshotExpired
+from solewriter.shared.memory.view import Pin
+from solewriter.shared.models import Entity
+from solewriter.shared.mutations import Op
+from solewriter.shared.record import Record
+from solewriter.shared.request_ids import default_id
+
+Model = type[Entity] | str
+
+
+class Published(NamedTuple):
+    """One record of a feed, and a revision pinned behind it, which holds what it takes to decode it."""
+
+    pin: Pin
+    address: int  # 0 for one that was read from the journal
+    record: Record
+    earlier: Record | None = None  # of its entity, the one before it, where that was read from the journal
+
+    def before(self) -> Record | None:
+        """The record that this one took the place of. Raises FileNotFoundError, SnapshotExpired where it is gone."""
+        if not self.address or self.earlier is not None:
+            return self.earlier
+        address = self.pin.previous(self.address)
+        return self.pin.whole(address) if address else None
+
+
+class Change:
+    """One change of one entity, as it was committed.
+
+    `mutation` is what was asked for (create, put, update, transition, cancel, delete); `old` and `new` are the entity
+    before and after, None where there was or is none. Where what was before has left memory already, `old` takes a pass
+    over the journal, and raises Compacted if it is not there either.
+    """
+
+    __slots__ = ("_model", "_published", "_reader", "kind")
+
+    def __init__(self, reader: Reader, published: Published, kind: str, model: Model) -> None:
+        self._reader = reader
+        self._published = published
+        self._model = model
+        self.kind = kind
+
+    @property
+    def id(self) -> str:
+        return self._published.record.key
+
+    @property
+    def mutation(self) -> str:
+        return Op(self._published.record.op).name.lower()
+
+    @property
+    def revision(self) -> int:
+        return self._published.record.revision
+
+    @property
+    def version(self) -> int:
+        return self._published.record.version
+
+    @property
+    def time(self) -> datetime:
+        return from_us(self._published.record.time_us)
+
+    @property
+    def actor(self) -> str:
+        """The name of the client that asked for it."""
+        return self._published.record.actor
+
+    @property
+    def reason(self) -> str:
+        return self._published.record.reason
+
+    @property
+    def request_id(self) -> str:
+        """What names the request: the user's own id, or the client's."""
+        found = self._published.record
+        return found.request_id or default_id(found.session, found.sequence)
+
+    @property
+    def new(self) -> Any:
+        pin, address, found, _ = self._published
+        if address:
+            return self._reader.decoded(pin, address, self._model)
+        return self._reader.of_record(pin.catalog, found, self._model)
+
+    @property
+    def old(self) -> Any:
+        pin, address, found, earlier = self._published
+        if address and earlier is None:
+            try:
+                before = pin.previous(address)
+                return self._reader.decoded(pin, before, self._model) if before else None
+            except (FileNotFoundError, SnapshotExpired):
+                earlier = self._reader.journaled(pin, found.kind, found.key, found.version - 1)
+        return self._reader.of_record(pin.catalog, earlier, self._model)
+
+    def __repr__(self) -> str:
+        return f"<Change {self.mutation} of {self.kind} {self.id!r} to version {self.version} at {self.revision}>"

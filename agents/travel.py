@@ -1,0 +1,200 @@
+"""Looking back: a snapshot of an earlier revision, what changed between two of them, the history of one entity.
+
+From memory as far as memory goes, from the journal beyond, and where that ends, too, Compacted. Memory holds whole what
+was there when its oldest segment left it, and everything since (`root.whole`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+from solewriter.agents.change import Change, Model, Published
+from solewriter.agents.past import Held, Past
+from solewriter.agents.reader import Reader
+from solewriter.agents.snapshot import Snapshot
+from solewriter.shared import record
+from solewriter.shared.chain import entries_to
+from solewriter.shared.errors import Compacted, InvalidQuery, SnapshotExpired
+from solewriter.shared.memory.heap import PREFIX_BYTES, walk
+from solewriter.shared.memory.view import Pin
+
+
+class Difference(NamedTuple):
+    """One entity that is not the same at two revisions; None where there was or is none."""
+
+    kind: str
+    id: str
+    old: Any
+    new: Any
+
+
+def at(reader: Reader, revision: int) -> Snapshot:
+    """Everything at an earlier revision. Raises Compacted, InvalidQuery for one that is not published yet."""
+    now = _pin(reader, revision)
+    return Snapshot(reader, _then(now, revision) or _past(reader, now, revision))
+
+
+def _pin(reader: Reader, *revisions: int) -> Pin:
+    """The newest revision, behind which none of these lies."""
+    pin = reader.pin()
+    for revision in revisions:
+        if not 0 <= revision <= pin.root.revision:
+            raise InvalidQuery(f"there is no revision {revision}; the newest is {pin.root.revision}", kind="")
+    return pin
+
+
+def _then(now: Pin, revision: int) -> Pin | None:
+    """An earlier revision in memory; None where memory does not hold it whole."""
+    if revision == now.root.revision:
+        return now
+    try:
+        return now.then(revision) if revision >= now.root.whole else None
+    except (FileNotFoundError, SnapshotExpired):
+        return None
+
+
+def _past(reader: Reader, now: Pin, revision: int) -> Past:
+    past = Past(now, reader.folder.path)
+    try:
+        past.advance(revision)
+    except Compacted as error:
+        raise compacted(revision, now, error) from None
+    return past
+
+
+def compacted(revision: int, now: Pin, error: Compacted) -> Compacted:
+    """What says that a revision, or what comes next behind revision 0, is gone everywhere."""
+    what = f"revision {revision} is" if revision else "what was earlier is"
+    return Compacted(
+        f"{what} not available any more: memory goes back to {now.root.whole}, and {error}", oldest=now.root.whole
+    )
+
+
+# --- what changed between two revisions -------------------------------------------------------------------------------
+
+
+def diff(reader: Reader, since: int, until: int, kind: Model | None) -> list[Difference]:
+    """Every entity that differs, in the order of its first change. Raises Compacted, InvalidQuery."""
+    if since > until:
+        raise InvalidQuery(f"a difference is from an earlier revision to a later one, not {since} to {until}", kind="")
+    now = _pin(reader, since, until)
+    wanted = None if kind is None else kind if isinstance(kind, str) else kind.kind_name
+    old, new = _then(now, since), _then(now, until)
+    touched: list[tuple[int, str]]
+    if old is not None and new is not None:
+        touched = list(dict.fromkeys(_touched(old, new)))
+        return _differences(reader, kind, wanted, touched, old, new)
+    past = _past(reader, now, since)
+    seen: dict[tuple[int, str], tuple[record.Record | None, record.Record]] = {}
+    for found, before in past.changes(until):
+        key = found.kind, found.key
+        seen[key] = (seen[key][0] if key in seen else before), found
+    told, of = [], reader.of_record
+    for (code, id), (before, found) in seen.items():
+        name = now.catalog.kinds[code]
+        if wanted in (None, name):
+            model = kind or reader.model_of(name)
+            told.append(_difference(name, id, of(now.catalog, before, model), of(now.catalog, found, model)))
+    return [one for one in told if one is not None]
+
+
+def _touched(old: Pin, new: Pin) -> Iterator[tuple[int, str]]:
+    """Keys of the records from one pin's tail to the other's."""
+    for _, segment, place in walk(new.segment, old.root.tail, new.root.tail):
+        body = place + PREFIX_BYTES
+        if record.revision_at(segment.bytes, body) > old.root.revision:
+            yield record.kind_at(segment.bytes, body), record.key_at(segment.bytes, body).decode()
+
+
+def _differences(
+    reader: Reader, kind: Model | None, wanted: str | None, touched: list[tuple[int, str]], old: Held, new: Held
+) -> list[Difference]:
+    told = []
+    for code, id in touched:
+        name = new.catalog.kinds[code]
+        if wanted in (None, name):
+            model = kind or reader.model_of(name)
+            told.append(_difference(name, id, reader.found(old, model, id), reader.found(new, model, id)))
+    return [one for one in told if one is not None]
+
+
+def _difference(kind: str, id: str, old: Any, new: Any) -> Difference | None:
+    """None where both are the same: there is none, or it is the same again."""
+    return Difference(kind, id, old, new) if old is not new and _version(old) != _version(new) else None
+
+
+def _version(entity: Any) -> int:
+    return 0 if entity is None else entity["version"] if isinstance(entity, dict) else entity.version
+
+
+# --- one entity -------------------------------------------------------------------------------------------------------
+
+
+def history(reader: Reader, kind: Model, id: str) -> Iterator[Change]:
+    """Every change of one entity, the newest first. Raises Compacted behind the oldest that is available, where there
+    were others before it.
+    """
+    now = reader.pin()
+    name = kind if isinstance(kind, str) else kind.kind_name
+    code = now.catalog.kind_code(name)
+    if code is None:
+        return
+    last: Published | None = None  # told when it is known what was before it
+    for one in _in_memory(now, code, id):
+        if last is not None:
+            yield Change(reader, last, name, kind)
+        last = one
+    version = last.record.version if last is not None else None
+    older: list[Published] = []
+    missing = None
+    if version != 1 and now.root.oldest:  # 0: memory holds everything that ever was
+        try:
+            older = _in_journal(reader, now, code, id, version)
+        except Compacted as error:
+            missing = compacted(0, now, error)
+    if last is not None:
+        yield Change(reader, last._replace(earlier=older[0].record if older else None), name, kind)
+    for one in older:
+        yield Change(reader, one, name, kind)
+    if missing is not None:
+        raise missing
+
+
+def _in_memory(now: Pin, code: int, id: str) -> Iterator[Published]:
+    """Its records, the newest first, as far as memory goes."""
+    try:
+        address = now.find(code, id)
+        while address and (found := now.whole(address)).key == id:
+            yield Published(now, address, found)
+            address = now.previous(address)
+    except (FileNotFoundError, SnapshotExpired):
+        pass
+
+
+def _in_journal(reader: Reader, now: Pin, code: int, id: str, below: int | None) -> list[Published]:
+    """Those below a version, or all, the newest first. Raises Compacted."""
+    older: list[Published] = []
+    for found in _records_of(reader, now, code, id):
+        if below is None or found.version < below:
+            older.append(Published(now, 0, found, older[-1].record if older else None))
+    return older[::-1]
+
+
+def journaled(reader: Reader, now: Pin, code: int, id: str, version: int) -> record.Record:
+    """One version of an entity, from the journal. Raises Compacted."""
+    try:
+        for found in _records_of(reader, now, code, id):
+            if found.version == version:
+                return found
+    except Compacted as error:
+        raise compacted(0, now, error) from None
+    raise Compacted(f"version {version} of {id!r} is not available any more", oldest=now.root.whole)
+
+
+def _records_of(reader: Reader, now: Pin, code: int, id: str) -> Iterator[record.Record]:
+    key = id.encode("utf-8", "surrogatepass")
+    for entry in entries_to(reader.folder.path, now.root.entry):
+        for body in entry.records():
+            if record.kind_at(body, 0) == code and record.key_at(body, 0) == key:
+                yield record.unpack(body)

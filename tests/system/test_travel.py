@@ -1,0 +1,263 @@
+"""Earlier revisions, differences and histories are what they were: from memory, from the journal, or not at all."""
+
+from __future__ import annotations
+
+import os
+import random
+import signal
+
+import pytest
+
+from solewriter import Compacted, Create, Delete, InvalidQuery, Limits, Project, Task, Update, connect, open_reader
+from solewriter.shared.config import KIB
+
+SMALL = Limits(
+    heap_segment_bytes_first=64 * KIB, heap_segment_bytes_max=128 * KIB, journal_file_bytes=256 * KIB, heartbeat_s=0.05
+)
+
+
+class Story:
+    """Random changes of some tasks, and everything that was stored after each revision."""
+
+    def __init__(self, client, seed=1, tasks=150):
+        self.client = client
+        self.dice = random.Random(seed)
+        self.tasks = tasks
+        self.now = {}  # id -> (version, title, project)
+        self.versions = {}
+        self.states = [{}]
+
+    def run(self, changes):
+        mutations = []
+        for number in range(changes):
+            id = f"t{self.dice.randrange(self.tasks)}"
+            version = self.versions[id] = self.versions.get(id, 0) + 1
+            title, project = f"{number} {id}", self.dice.choice(["p", "q"])
+            if id not in self.now:
+                mutations.append(Create(Task(title=title, id=id, project=project, description="d" * 100)))
+                self.now[id] = version, title, project
+            elif self.dice.random() < 0.1:
+                mutations.append(Delete(Task.ref(id)))
+                del self.now[id]
+            else:
+                mutations.append(Update(Task.ref(id), {"title": title, "project": project}))
+                self.now[id] = version, title, project
+            self.states.append(dict(self.now))
+        for reply in self.client.submit_many(mutations):
+            reply.check()
+
+    def check(self, snap, revision, *, thorough=True):
+        expected = self.states[revision]
+        assert snap.revision == revision
+        assert snap.counts.get("Task", 0) == snap.count(Task) == len(expected)
+        ids = {f"t{number}" for number in range(self.tasks)} if thorough else self.dice.sample(sorted(self.versions), 5)
+        found = {id: task for id in ids if (task := snap.get(Task, id)) is not None}
+        assert {id: content(task) for id, task in found.items()} == {
+            id: told for id, told in expected.items() if id in ids
+        }
+        if thorough:
+            assert {task.id: content(task) for task in snap.entities(Task)} == expected
+            in_p = {id for id, told in expected.items() if told[2] == "p"}
+            assert set(snap.ids(Task, {"project": "p"})) == in_p
+            assert [task.id for task in snap.scan(Task, order_by="-version", limit=3)] == sorted(
+                expected, key=lambda id: (-expected[id][0], snap.ids(Task).index(id))
+            )[:3]
+
+
+def content(task):
+    return task.version, task.title, task.project
+
+
+def test_every_revision_is_what_it_was_wherever_it_comes_from(state, start_engine):
+    start_engine(state, limits=SMALL)
+    with connect(state) as client, open_reader(state) as reader:
+        story = Story(client)
+        story.run(4_000)
+        root = reader.snapshot().pin.root
+        assert 0 < root.oldest <= root.whole < 4_000, "memory holds the last ones only"
+        for revision in (0, 1, 2, 700, root.oldest, root.whole - 1, root.whole, 3_999, 4_000):
+            story.check(reader.at(revision), revision)
+        for revision in range(root.whole, 4_000, 97):
+            story.check(reader.at(revision), revision, thorough=False)
+
+
+def test_a_revision_of_the_past_stays_what_it_is_while_memory_goes_on(state, start_engine):
+    start_engine(state, limits=SMALL)
+    with connect(state) as client, open_reader(state) as reader:
+        story = Story(client)
+        story.run(3_000)
+        held = [reader.at(revision) for revision in (1_000, reader.snapshot().pin.root.whole, 2_999)]
+        untouched = reader.at(2_998)
+        revisions = [snap.revision for snap in held]
+        story.run(6_000)
+        for snap, revision in zip(held, revisions, strict=True):
+            story.check(snap, revision)
+        story.check(untouched, 2_998)
+
+
+def test_the_past_goes_on_across_restarts(state, start_engine, wait_until):
+    engine = start_engine(state, limits=SMALL)
+    with connect(state) as client, open_reader(state) as reader:
+        story = Story(client)
+        for _ in range(3):
+            story.run(700)
+            before = engine.restarts
+            os.kill(engine.pid, signal.SIGKILL)
+            wait_until(lambda before=before: engine.restarts > before, 20, "a restart")
+        story.run(10)
+        for revision in (5, 700, 1_400, 2_099, 2_105):
+            story.check(reader.at(revision), revision)
+
+
+def test_without_a_journal_what_left_memory_is_gone_and_that_is_said(state, start_engine):
+    start_engine(state, limits=SMALL, durability="memory")
+    with connect(state) as client, open_reader(state) as reader:
+        story = Story(client)
+        story.run(4_000)
+        whole = reader.snapshot().pin.root.whole
+        assert whole > 1_000
+        story.check(reader.at(whole), whole)
+        with pytest.raises(Compacted, match="nothing is journaled") as told:
+            reader.at(whole - 1)
+        assert told.value.oldest >= whole
+        with pytest.raises(Compacted):
+            reader.diff(1, 4_000)
+        got: list[int] = []
+        with pytest.raises(Compacted) as told:
+            got.extend(change.version for change in reader.history(Task, "t1"))
+        assert got == list(range(got[0], got[-1] - 1, -1)), "what is there comes first"
+        assert told.value.oldest >= whole
+
+
+@pytest.mark.parametrize("revision", [-1, 11])
+def test_a_revision_that_was_not_published_is_refused(client, reader, revision):
+    for number in range(10):
+        client.create(Task(title="x", id=f"t{number}"))
+    with pytest.raises(InvalidQuery, match="the newest is 10"):
+        reader.at(revision)
+    with pytest.raises(InvalidQuery):
+        reader.diff(0, revision)
+    with pytest.raises(InvalidQuery, match="earlier"):
+        reader.diff(5, 4)
+
+
+# --- differences ------------------------------------------------------------------------------------------------------
+
+
+def test_a_difference_is_what_is_not_the_same_at_both_ends(state, start_engine):
+    start_engine(state, limits=SMALL)
+    with connect(state) as client, open_reader(state) as reader:
+        story = Story(client)
+        story.run(4_000)
+        whole = reader.snapshot().pin.root.whole
+        pairs = [(0, 4_000), (100, 100), (100, 130), (whole - 50, whole), (whole, 4_000), (3_990, 4_000)]
+        for since, until in pairs:
+            told = reader.diff(since, until, Task)
+            old, new = story.states[since], story.states[until]
+            assert {one.id for one in told} == {id for id in old.keys() | new.keys() if old.get(id) != new.get(id)}
+            for one in told:
+                assert (one.old and content(one.old)) == old.get(one.id)
+                assert (one.new and content(one.new)) == new.get(one.id)
+                assert one.kind == "Task"
+
+
+def test_a_difference_of_one_kind_or_of_all_also_as_plain_data(client, reader):
+    client.create(Task(title="a", id="t"))
+    client.create(Project(name="p", id="p"))
+    gone = client.create(Task(title="b", id="gone"))
+    client.delete(gone)
+    assert [(one.kind, one.id) for one in reader.diff(0, 4)] == [("Task", "t"), ("Project", "p")]
+    assert [one.new.name for one in reader.diff(0, 4, Project)] == ["p"]
+    assert [(one.old, one.new["title"]) for one in reader.diff(0, 4, "Task")] == [(None, "a")]
+    assert reader.diff(2, 4) == [], "made and deleted between: the same at both ends"
+
+
+# --- one entity -------------------------------------------------------------------------------------------------------
+
+
+def test_the_history_of_an_entity_goes_back_to_its_first_version(state, start_engine):
+    start_engine(state, limits=SMALL)
+    with connect(state, name="me") as client, open_reader(state) as reader:
+        story = Story(client)
+        story.run(4_000)
+        for id in ("t1", "t2", "t3"):
+            changes = list(reader.history(Task, id))
+            assert [change.version for change in changes] == list(range(story.versions[id], 0, -1))
+            for change in changes:
+                assert (change.new and content(change.new)) == story.states[change.revision].get(id)
+                assert (change.old and content(change.old)) == story.states[change.revision - 1].get(id)
+                assert (change.kind, change.id, change.actor) == ("Task", id, "me")
+        assert list(reader.history(Task, "never")) == []
+        assert next(iter(reader.history("Task", "t1"))).version == story.versions["t1"]
+
+
+def test_the_history_of_what_was_forgotten_is_in_the_journal(state, start_engine):
+    start_engine(state, limits=SMALL)
+    with connect(state) as client, open_reader(state) as reader:
+        task = client.create(Task(title="x", id="gone"), reason="made")
+        client.delete(client.update(task, title="y"), reason="over")
+        story = Story(client)
+        for _ in range(3_000):
+            story.states.append({})
+        story.run(3_000)
+        assert reader.snapshot().pin.find(0, "gone") == 0
+        told = [(change.mutation, change.version, change.reason) for change in reader.history(Task, "gone")]
+        assert told == [("delete", 3, "over"), ("update", 2, ""), ("create", 1, "made")]
+        client.create(Task(title="z", id="gone"))
+        assert [change.version for change in reader.history(Task, "gone")] == [4, 3, 2, 1]
+
+
+# --- a watch that looks back ------------------------------------------------------------------------------------------
+
+
+def test_a_watch_from_the_beginning_reads_the_journal_then_memory(state, start_engine):
+    start_engine(state, limits=SMALL)
+    with connect(state) as client, open_reader(state) as reader:
+        story = Story(client)
+        story.run(3_000)
+        assert reader.snapshot().pin.root.oldest > 500
+        watch = reader.watch(Task, since=0, timeout_s=0)
+        seen = []
+        for change in watch:
+            seen.append(change.revision)
+            if change.revision % 101 == 0:
+                assert (change.new and content(change.new)) == story.states[change.revision].get(change.id)
+                assert (change.old and content(change.old)) == story.states[change.revision - 1].get(change.id)
+            if change.revision == 2_000:
+                story.run(2_000)  # more than memory holds, behind a watch that reads the journal
+        assert seen == list(range(1, 5_001))
+
+
+def test_a_filter_holds_for_what_is_read_from_the_journal_too(state, start_engine):
+    start_engine(state, limits=SMALL)
+    with connect(state) as client, open_reader(state) as reader:
+        story = Story(client)
+        story.run(3_000)
+        got = [
+            (change.revision, change.id) for change in reader.watch(Task, since=50, where={"project": "p"}, timeout_s=0)
+        ]
+        expected = []
+        for revision in range(51, 3_001):
+            old, new = story.states[revision - 1], story.states[revision]
+            (id,) = [id for id in old.keys() | new.keys() if old.get(id) != new.get(id)]
+            if "p" in ((old.get(id) or "   ")[2], (new.get(id) or "   ")[2]):
+                expected.append((revision, id))
+        assert got == expected
+
+
+def test_a_watcher_that_fell_behind_in_mid_request_misses_and_repeats_nothing(state, start_engine):
+    """It stands between two records of one transaction when their memory goes."""
+    start_engine(state, limits=SMALL)
+    with connect(state) as client, open_reader(state) as reader:
+        client.submit(*[Create(Task(title="x", id=f"t{n}", max_retries=0)) for n in range(300)]).check()
+        watch = reader.watch(since=0, timeout_s=0)
+        seen = [next(watch).id for _ in range(256)]  # what was taken at once ends within the first request
+        assert watch.revision == 0
+        story = Story(client, tasks=100)
+        story.now = {f"t{n}": (1, "x", "p") for n in range(100)}
+        story.versions = {f"t{n}": 1 for n in range(100)}
+        story.run(3_000)
+        assert reader.snapshot().pin.root.oldest > 1
+        changes = list(watch)
+        assert seen + [change.id for change in changes[:44]] == [f"t{n}" for n in range(300)]
+        assert [change.revision for change in changes[44:]] == list(range(2, 3_002))
