@@ -45,6 +45,8 @@ class Story:
             self.states.append(dict(self.now))
         for reply in self.client.submit_many(mutations):
             reply.check()
+        for _ in range(20):  # memory is given back behind the replies, a slice for each turn: until there is no need
+            self.client.outcome("nobody's")
 
     def check(self, snap, revision, *, thorough=True):
         expected = self.states[revision]
@@ -74,7 +76,7 @@ def test_every_revision_is_what_it_was_wherever_it_comes_from(state, start_engin
         story = Story(client)
         story.run(4_000)
         root = reader.snapshot().pin.root
-        assert 0 < root.oldest <= root.whole < 4_000, "memory holds the last ones only"
+        assert 0 < root.oldest <= root.whole <= 4_000, "memory holds the last ones only"
         for revision in (0, 1, 2, 700, root.oldest, root.whole - 1, root.whole, 3_999, 4_000):
             story.check(reader.at(revision), revision)
         for revision in range(root.whole, 4_000, 97):
@@ -119,14 +121,14 @@ def test_without_a_journal_what_left_memory_is_gone_and_that_is_said(state, star
         story.check(reader.at(whole), whole)
         with pytest.raises(Compacted, match="nothing is journaled") as told:
             reader.at(whole - 1)
-        assert told.value.oldest >= whole
+        assert told.value.oldest == whole
         with pytest.raises(Compacted):
             reader.diff(1, 4_000)
         got: list[int] = []
         with pytest.raises(Compacted) as told:
             got.extend(change.version for change in reader.history(Task, "t1"))
         assert got == list(range(got[0], got[-1] - 1, -1)), "what is there comes first"
-        assert told.value.oldest >= whole
+        assert told.value.oldest == whole
 
 
 @pytest.mark.parametrize("revision", [-1, 11])
