@@ -87,9 +87,11 @@ class Query:
         later: NDArray[np.bool_] = rows.slots > slot
         if key is None or rank is None or order_by is None:
             return later
-        name = order_by.removeprefix("-")
-        value = getattr(after, name) if isinstance(after, Entity) else self._plain(name, self._pin.at(self._kind, slot))
-        mine = rank(value)
+        column = self._columns[place_of(self._name, self._columns, order_by.removeprefix("-"))]
+        if isinstance(after, Entity):
+            mine = rank(getattr(after, column.name))
+        else:
+            mine = rank(self._plain(column, self._pin.at(self._kind, slot)))
         if mine != mine:  # NaN: of all values the last, whatever the direction
             return np.asarray(np.isnan(key) & later)
         beyond = (key < mine) if descending else (key > mine)
@@ -172,18 +174,18 @@ class Query:
         distinct, first, inverse = np.unique(hashes, return_index=True, return_inverse=True)
         column = self._columns[place]
         texts = [
-            self._plain(column.name, self._pin.at(self._kind, int(slots[row]))) if hashed else ""
+            self._plain(column, self._pin.at(self._kind, int(slots[row]))) if hashed else ""
             for hashed, row in zip(distinct.tolist(), first.tolist(), strict=True)
         ]
         return _lookup(tuple(texts))[inverse]
 
-    def _plain(self, name: str, address: int) -> Any:
+    def _plain(self, column: Column, address: int) -> Any:
         """A column's value in a record, without its class."""
         content = self._pin.content(address)
         if content.deleted:
             return None
         schema = self._pin.catalog.schemas[content.schema]
-        return schema.values(content.key, content.version, content.time_us, content.payload).get(name)
+        return column.value_in(schema.values(content.key, content.version, content.time_us, content.payload))
 
 
 def _lookup(values: tuple[Any, ...]) -> Values:

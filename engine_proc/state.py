@@ -252,8 +252,17 @@ class State:
                 _, buffer, start = self._publisher.newest(known.code, slot)
                 found = record.content(buffer, start)
                 if not found.deleted:
-                    schema = self.schemas[found.schema]
-                    kind.decoded(schema, found.key, found.version, found.time_us, found.payload)
+                    self._check_fits(kind, found)
+
+    def _check_fits(self, kind: Kind, found: record.Content) -> None:
+        try:
+            kind.decoded(self.schemas[found.schema], found.key, found.version, found.time_us, found.payload)
+        except SchemaMismatch as error:
+            raise SchemaMismatch(
+                f"{error}. It was stored at revision {found.revision}: give new fields defaults, and renamed ones "
+                "their old name as an alias",
+                kind=kind.name,
+            ) from error
 
     def forgo(self, adoption: Adoption) -> None:
         for code, table in adoption.tables.items():

@@ -17,7 +17,7 @@ from __future__ import annotations
 import datetime
 import enum
 import struct
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import lru_cache
 from hashlib import blake2b
 from typing import Any, Literal, get_args, get_origin
@@ -61,6 +61,18 @@ class Column(msgspec.Struct, frozen=True):
     code: str  # B, q, d or Q
     type: str  # enum, bool, int, float, time or str
     values: tuple[str | int, ...] = ()  # of an enum, in order
+    was: tuple[str, ...] = ()  # earlier names of the field: its aliases
+
+    def under(self, name: str) -> tuple[Any, ...]:
+        """What a column of this name must be to have the same cells."""
+        return name, self.code, self.type, self.values
+
+    def value_in(self, values: Mapping[str, Any]) -> Any:
+        """The field's value among plain ones, which may have it under an earlier name."""
+        for name in (self.name, *self.was):
+            if name in values:
+                return values[name]
+        return None
 
     def cell_or_none(self, value: Any) -> Cell:
         """The cell of a plain value; that of None for what this column never holds."""
@@ -96,6 +108,19 @@ def column_of(model: type[pydantic.BaseModel], name: str) -> Column:
     """The column of a model's field. Raises TypeError for a field that has no fixed-width form."""
     if name not in model.model_fields:
         raise TypeError(f"{model.__name__} declares the column {name!r}, but has no such field")
+    return msgspec.structs.replace(_column_of(model, name), was=earlier_names(model, name))
+
+
+def earlier_names(model: type[pydantic.BaseModel], name: str) -> tuple[str, ...]:
+    """The names that a field may be stored under besides its own: its aliases that are no other field's names."""
+    field = model.model_fields[name]
+    aliases = field.validation_alias
+    choices = aliases.choices if isinstance(aliases, pydantic.AliasChoices) else [aliases]
+    found = [one for one in (*choices, field.alias) if isinstance(one, str) and one not in model.model_fields]
+    return tuple(dict.fromkeys(found))
+
+
+def _column_of(model: type[pydantic.BaseModel], name: str) -> Column:
     bare, _ = bare_type(model.model_fields[name].annotation)
     if isinstance(bare, type) and issubclass(bare, enum.Enum) and not issubclass(bare, enum.Flag):
         return Column(name, "B", "enum", _values(name, tuple(member.value for member in bare)))

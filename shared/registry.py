@@ -15,7 +15,7 @@ from typing import Annotated, Any, TypeVar
 import msgspec
 from pydantic import BaseModel, TypeAdapter, ValidationError
 
-from solewriter.shared.columns import Cell, Cells, Column, column_of, from_us, unpacked
+from solewriter.shared.columns import Cell, Cells, Column, column_of, earlier_names, from_us, unpacked
 from solewriter.shared.config import COLUMNS_MAX, KINDS_MAX, PROBLEMS_MAX
 from solewriter.shared.errors import InvalidMutation, SchemaMismatch, UnknownKind, clean
 from solewriter.shared.fieldtypes import refuse_unsuitable
@@ -82,12 +82,9 @@ class Schema(msgspec.Struct, frozen=True):
         cells = unpacked(self.columns, block)
         if tuple(columns) == self.columns:
             return cells
-        known = dict(zip(self.columns, cells, strict=True))
+        known = {column.under(column.name): cell for column, cell in zip(self.columns, cells, strict=True)}
         plain_values = values()
-        return [
-            known[column] if column in known else column.cell_or_none(plain_values.get(column.name))
-            for column in columns
-        ]
+        return [_cell_among(column, known, plain_values) for column in columns]
 
     def values(self, key: str, version: int, time_us: int, payload: bytes) -> dict[str, Any]:
         """All fields of a record as plain values."""
@@ -95,6 +92,14 @@ class Schema(msgspec.Struct, frozen=True):
         if self.stamped:
             values["updated_at"] = from_us(time_us)
         return values
+
+
+def _cell_among(column: Column, known: Mapping[Any, Cell], values: Mapping[str, Any]) -> Cell:
+    """A column's cell among those that are there, else of the value, each under the field's name or an earlier one."""
+    for name in (column.name, *column.was):
+        if (found := known.get(column.under(name))) is not None:
+            return found
+    return column.cell_or_none(column.value_in(values))
 
 
 class Kind:
@@ -124,11 +129,14 @@ class Kind:
             if not field.is_required() and field.default_factory is None and name not in IN_HEADER
         }
         self._stored_names = frozenset(model.model_fields) - IN_HEADER
+        named = [(name, earlier_names(model, name)) for name in model.model_fields]
+        self._earlier_names = [(name, earlier) for name, earlier in named if earlier]
         stored_defaults = _decode(_encode(plain(self._defaults)))  # as the journal gives them back, to compare with
         self.schema = Schema(0, 0, self.name, self.columns, stored_defaults, "updated_at" in self.stamps, _shape(model))
         self._concern = _concern(model)
         self.checks_fields = not model.__pydantic_decorators__.field_validators and self._concern is not None
         self._field_validators: dict[str, Callable[[Any], Any]] = {}
+        self._digest = self.schema.digest()
         self._same_as_ours = self.schema
 
     # --- building ----------------------------------------------------------------------------------------------------
@@ -215,8 +223,11 @@ class Kind:
         """The stored fields of a record, as plain values. Those of an older schema keep the defaults of their time."""
         values: dict[str, Any] = _decode(payload)
         if schema is not self._same_as_ours and not self._is_ours(schema):
-            known = self.model.model_fields
-            values = {name: value for name, value in {**schema.defaults, **values}.items() if name in known}
+            stored = {**schema.defaults, **values}
+            values = {name: value for name, value in stored.items() if name in self.model.model_fields}
+            for name, earlier in self._earlier_names:
+                if name not in values and (found := next((one for one in earlier if one in stored), None)):
+                    values[name] = stored[found]
         return values
 
     def cut(self, stored: Mapping[str, Any], key: str, version: int, now_us: int) -> tuple[bytes, Cells]:
@@ -279,10 +290,8 @@ class Kind:
         return made
 
     def _is_ours(self, schema: Schema) -> bool:
-        """Whether a stored schema has the defaults of the class here; remembered, because it is asked at every
-        decode.
-        """
-        if schema.defaults != self.schema.defaults:
+        """Whether a stored schema is that of the class here; remembered, because it is asked at every decode."""
+        if schema.digest() != self._digest:
             return False
         self._same_as_ours = schema
         return True

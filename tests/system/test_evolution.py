@@ -1,0 +1,204 @@
+"""A class may change: what was stored before is read as the new one, wherever it lies, or the start is refused."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+
+import pytest
+from pydantic import AliasChoices, ConfigDict, Field
+
+from solewriter import EngineStartFailed, Entity, Part, SchemaMismatch, connect, open_reader
+
+
+class Level(StrEnum):
+    LOW = "low"
+    HIGH = "high"
+
+
+class Longer(StrEnum):
+    URGENT = "urgent"
+    LOW = "low"
+    HIGH = "high"
+
+
+class Shorter(StrEnum):
+    LOW = "low"
+
+
+class Size(Part):
+    rows: int = 1
+
+
+class Doc(Entity, kind="Doc", columns=("owner", "level", "score")):
+    owner: str
+    level: Level = Level.LOW
+    score: int = 7
+    note: str = ""
+    size: Size = Size()
+    secret: str
+
+
+class Added(Entity, kind="Doc", columns=("owner", "level", "score", "weight")):
+    owner: str
+    level: Level = Level.LOW
+    score: int = 7
+    note: str = ""
+    size: Size = Size()
+    secret: str
+    weight: float = 0.5
+
+
+class Removed(Entity, kind="Doc", columns=("level", "score")):
+    level: Level = Level.LOW
+    score: int = 7
+
+
+class NewSize(Part):
+    model_config = ConfigDict(populate_by_name=True)
+
+    lines: int = Field(1, alias="rows")
+
+
+class Renamed(Entity, kind="Doc", columns=("keeper", "level", "points")):
+    model_config = ConfigDict(populate_by_name=True)
+
+    keeper: str = Field(alias="owner")
+    level: Level = Level.LOW
+    points: int = Field(7, validation_alias=AliasChoices("points", "score", "mark"))
+    note: str = ""
+    size: NewSize = NewSize()
+    secret: str
+
+
+class Extended(Entity, kind="Doc", columns=("owner", "level", "score")):
+    owner: str
+    level: Longer = Longer.LOW
+    score: int = 7
+    note: str = ""
+    size: Size = Size()
+    secret: str
+
+
+class OtherDefault(Entity, kind="Doc", columns=("owner", "level", "score")):
+    owner: str
+    level: Level = Level.HIGH
+    score: int = 8
+    note: str = "new"
+    size: Size = Size(rows=2)
+    secret: str
+
+
+def stored(client):
+    """Ten documents, some changed, one deleted."""
+    for number in range(10):
+        client.create(
+            Doc(
+                id=f"d{number}",
+                owner=f"o{number % 2}",
+                level=list(Level)[number % 2],
+                secret="s",
+                size=Size(rows=number),
+            )
+        )
+    client.update(Doc.ref("d3"), score=3)
+    client.update(Doc.ref("d4"), score=4)
+    client.delete(Doc.ref("d5"))
+
+
+def check_added(snap, cls):
+    assert [snap.get(cls, f"d{n}").weight for n in (0, 3)] == [0.5, 0.5]
+    assert snap.count(cls, {"weight": 0.5, "owner": "o1"}) == 4
+    assert snap[cls, "d3"].score == 3
+
+
+def check_removed(snap, cls):
+    assert snap[cls, "d3"] == cls(id="d3", version=2, level="high", score=3)
+    assert snap.count_by(cls, "score") == {3: 1, 4: 1, 7: 7}
+
+
+def check_renamed(snap, cls):
+    assert (snap[cls, "d3"].keeper, snap[cls, "d3"].points, snap[cls, "d3"].size.lines) == ("o1", 3, 3)
+    assert snap.count_by(cls, "keeper") == {"o0": 5, "o1": 4}
+    assert snap.ids(cls, {"points": [3, 4]}) == ["d3", "d4"]
+    assert snap.count(cls, {"points": 7, "keeper": "o1"}) == 3
+
+
+def check_extended(snap, cls):
+    assert snap[cls, "d3"].level is Longer.HIGH
+    assert snap.count_by(cls, "level") == {Longer.LOW: 5, Longer.HIGH: 4}
+    assert snap.count(cls, {"level": "urgent"}) == 0
+
+
+def check_other_default(snap, cls):
+    """What was stored keeps the defaults of its time."""
+    assert (snap[cls, "d0"].level, snap[cls, "d0"].score, snap[cls, "d0"].note) == ("low", 7, "")
+    assert snap.count(cls, {"score": 7}) == 7
+
+
+CASES = [
+    (Added, check_added, {"weight": 2.0}),
+    (Removed, check_removed, {"level": "high"}),
+    (Renamed, check_renamed, {"keeper": "me"}),
+    (Extended, check_extended, {"level": "urgent"}),
+    (OtherDefault, check_other_default, {"note": "changed"}),
+]
+
+
+@pytest.mark.parametrize(("cls", "check", "change"), CASES, ids=[case[0].__name__ for case in CASES])
+def test_a_changed_class_reads_what_was_stored_by_the_one_before(state, start_engine, cls, check, change):
+    """In the memory that is there, after a restart from the journal, and at revisions of the past."""
+    engine = start_engine(state, models=[Doc])
+    with connect(state) as client, open_reader(state) as reader:
+        stored(client)
+        before = reader.snapshot()
+        engine.register(cls)
+        check(reader.snapshot(), cls)
+        assert before[Doc, "d3"].score == 3, "an older snapshot goes on"
+    with connect(state) as client, open_reader(state) as reader:
+        changed = client.update(cls.ref("d0"), change)
+        for name, value in change.items():
+            assert getattr(changed, name) == value
+        assert client.update(cls.ref("d0"), change).version == changed.version, "and that is no change again"
+    engine.stop()
+    start_engine(state, models=[cls])
+    with connect(state) as client, open_reader(state) as reader:
+        check(reader.at(13), cls)
+        now = reader.snapshot()
+        assert now[cls, "d0"] == changed
+        assert [one.version for one in now.scan(cls, order_by="level")].count(2) == 3
+        assert [one.new and one.new.id for one in reader.history(cls, "d3")] == ["d3", "d3"]
+        assert next(iter(reader.history(cls, "d5"))).old.id == "d5"
+        assert client.put(now[cls, "d1"]).version == 1, "written as the class has it now, it is the same"
+
+
+class Required(Entity, kind="Doc"):
+    owner: str
+    secret: str
+    wanted: int
+
+
+class OtherType(Entity, kind="Doc"):
+    owner: int
+    secret: str
+
+
+class Fewer(Entity, kind="Doc"):
+    owner: str
+    secret: str
+    level: Shorter = Shorter.LOW
+
+
+@pytest.mark.parametrize(("cls", "field"), [(Required, "wanted"), (OtherType, "owner"), (Fewer, "level")])
+def test_a_class_that_cannot_read_it_is_refused_by_model_field_and_revision(state, start_engine, cls, field):
+    engine = start_engine(state, models=[Doc])
+    with connect(state) as client:
+        stored(client)
+        with pytest.raises(SchemaMismatch, match=rf"Doc 'd\d'.*{field}.*revision \d+"):
+            engine.register(cls)
+        assert client.update(Doc.ref("d3"), score=9).version == 3, "nothing has changed"
+    engine.stop()
+    with pytest.raises(EngineStartFailed, match=rf"Doc 'd\d'.*{field}.*revision \d+"):
+        start_engine(state, models=[cls])
+    start_engine(state, models=[Doc])
+    with connect(state) as client:
+        assert client.get(Doc, "d3").score == 9
