@@ -9,19 +9,27 @@ from __future__ import annotations
 import asyncio
 import os
 import time
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
+from itertools import islice
 from types import TracebackType
-from typing import Self, TypeVar, overload
+from typing import TYPE_CHECKING, Self, TypeVar, overload
 
 from solewriter.agents.aio_home import Home
 from solewriter.agents.aio_sleeper import Sleeper
 from solewriter.agents.reader import Reader
 from solewriter.agents.snapshot import Plain, Snapshot
-from solewriter.shared.config import ATTACH_RETRY_S, DEFAULT_LIMITS, Limits
-from solewriter.shared.errors import EngineUnavailable
+from solewriter.shared.config import ATTACH_RETRY_S, DEFAULT_LIMITS, WATCH_BATCH, Limits
+from solewriter.shared.errors import Compacted, EngineUnavailable
+from solewriter.shared.memory.root import RootReader
 from solewriter.shared.memory.view import View
 from solewriter.shared.models import Entity
 from solewriter.shared.registry import Registry
+
+if TYPE_CHECKING:
+    from solewriter.agents.aio_watch import AioWatch
+    from solewriter.agents.change import Change
+    from solewriter.agents.conditions import Where
+    from solewriter.agents.travel import Difference
 
 E = TypeVar("E", bound=Entity)
 T = TypeVar("T")
@@ -52,7 +60,12 @@ class Memory(Reader):
     @property
     def revision(self) -> int:
         """The newest revision published in the memory that is mapped now."""
-        return (self._view or self.view()).root.current().revision
+        return self.mapped.root.current().revision
+
+    @property
+    def mapped(self) -> View:
+        """The memory as it was mapped last, whether it is the newest or not."""
+        return self._view or self.view()
 
     async def looked(self, look: Callable[[], T]) -> T:
         """What `look` finds in memory. Raises EngineUnavailable where that was not handed over in
@@ -74,6 +87,30 @@ class Memory(Reader):
         super().close()
 
 
+class Patience:
+    """How long one call has met an engine that was stopped, and waits for another one."""
+
+    def __init__(self, reader: AioReader) -> None:
+        self._reader = reader
+        self._stopped_at = 0.0
+
+    async def until(self, root: RootReader, revision: int) -> None:
+        """Until this revision may be published. Raises EngineUnavailable when the engine was stopped and none followed
+        in `connect_timeout_s`.
+        """
+        limits = self._reader.limits
+        if not root.successor:
+            self._stopped_at = 0.0
+            await self._reader.until(root, revision)
+            return
+        self._stopped_at = self._stopped_at or time.monotonic()  # nothing will happen here, and nobody followed yet
+        if time.monotonic() - self._stopped_at > limits.connect_timeout_s:
+            raise EngineUnavailable(
+                f"the engine of {self._reader.memory.folder.path} was stopped, and nobody started another one"
+            )
+        await asyncio.sleep(limits.wait_backstop_s)
+
+
 class AioReader:
     """Reads one state folder from one event loop; survives restarts of the engine. Made by `aio.open_reader`.
 
@@ -81,20 +118,20 @@ class AioReader:
     """
 
     def __init__(self, memory: Memory, limits: Limits) -> None:
-        self._memory = memory
-        self._limits = limits
+        self.memory = memory
+        self.limits = limits
         self._home = Home("reader", "aio.open_reader")
         self._sleeper = Sleeper(self._home.loop, limits.wait_backstop_s)
 
     async def snapshot(self) -> Snapshot:
         """The newest published revision, held: `with await reader.snapshot() as snap`."""
         self._home.check()
-        return await self._memory.looked(self._memory.snapshot)
+        return await self.memory.looked(self.memory.snapshot)
 
     @property
     def revision(self) -> int:
         """The newest revision published in the memory that is mapped now."""
-        return self._memory.revision
+        return self.memory.revision
 
     @overload
     async def get(self, kind: type[E], id: str) -> E | None: ...
@@ -103,8 +140,10 @@ class AioReader:
     async def get(self, kind: type[E] | str, id: str) -> E | Plain | None:
         """The newest published entity, or None."""
         self._home.check()
-        found: E | Plain | None = await self._memory.looked(lambda: self._memory.get(kind, id))
+        found: E | Plain | None = await self.memory.looked(lambda: self.memory.get(kind, id))
         return found
+
+    # --- waiting -----------------------------------------------------------------------------------------------------
 
     async def wait_for(self, revision: int, timeout_s: float | None = None) -> int:
         """Wait until this revision is published; the newest one.
@@ -112,30 +151,96 @@ class AioReader:
         Raises TimeoutError; EngineUnavailable when the engine was stopped and none followed in `connect_timeout_s`.
         """
         self._home.check()
-        newest, stopped_at = 0, 0.0
+        newest, patience = 0, Patience(self)
         try:
             async with asyncio.timeout(timeout_s):
                 while True:
-                    root = (await self._memory.looked(self._memory.view)).root
+                    root = (await self.memory.looked(self.memory.view)).root
                     if (newest := root.current().revision) >= revision:
                         return newest
-                    if root.successor:  # nothing will happen here, and there is no other memory yet
-                        stopped_at = stopped_at or time.monotonic()
-                        self._check_patience(stopped_at)
-                        await asyncio.sleep(self._limits.wait_backstop_s)
-                    else:
-                        stopped_at = 0.0
-                        await self._sleeper.until(root, revision)
+                    await patience.until(root, revision)
         except TimeoutError:
             raise TimeoutError(
                 f"revision {revision} was not published in {timeout_s} s; the newest is {newest}"
             ) from None
 
-    def _check_patience(self, stopped_at: float) -> None:
-        if time.monotonic() - stopped_at > self._limits.connect_timeout_s:
-            raise EngineUnavailable(
-                f"the engine of {self._memory.folder.path} was stopped, and nobody started another one"
-            )
+    async def wait_until(
+        self, kind: type[E], id: str, predicate: Callable[[E | None], object], timeout_s: float | None = None
+    ) -> E | None:
+        """Wait until the predicate holds of this entity (None while there is none); the entity. Raises TimeoutError."""
+        self._home.check()
+        found: E | None = None
+        patience = Patience(self)
+        try:
+            async with asyncio.timeout(timeout_s):
+                while True:
+                    root = (await self.memory.looked(self.memory.view)).root
+                    seen = root.current().revision  # before the look, so that a change behind it is not slept through
+                    found = await self.get(kind, id)
+                    if predicate(found):
+                        return found
+                    await patience.until(root, seen + 1)
+        except TimeoutError:
+            raise TimeoutError(f"{kind.kind_name} {id!r} did not become so in {timeout_s} s; it is {found!r}") from None
+
+    def watch(
+        self,
+        kind: type[Entity] | str | None = None,
+        *,
+        since: int | None = None,
+        where: Where | None = None,
+        timeout_s: float | None = None,
+        resync: bool = False,
+    ) -> AioWatch:
+        """Every change behind revision `since` (default: from now on), in order: `async for change in
+        reader.watch(...)`. As `Reader.watch` otherwise.
+        """
+        from solewriter.agents.aio_watch import AioWatch
+
+        self._home.check()
+        return AioWatch(self, kind, since, where, timeout_s, resync)
+
+    async def until(self, root: RootReader, revision: int) -> None:
+        """Until this revision is published in this memory, or perhaps will not be: look again."""
+        await self._sleeper.until(root, revision)
+
+    # --- looking back ------------------------------------------------------------------------------------------------
+
+    async def at(self, revision: int) -> Snapshot:
+        """Everything as it was at an earlier revision. Raises Compacted, InvalidQuery."""
+        return await self._beside(lambda: self.memory.at(revision))
+
+    async def diff(self, since: int, until: int, kind: type[Entity] | str | None = None) -> list[Difference]:
+        """Every entity that is not the same at these two revisions. Raises Compacted, InvalidQuery."""
+        return await self._beside(lambda: self.memory.diff(since, until, kind))
+
+    async def history(self, kind: type[Entity] | str, id: str) -> AsyncIterator[Change]:
+        """Every change of one entity, the newest first. Raises Compacted behind the oldest that is available, if there
+        were others before it.
+        """
+        source = self.memory.history(kind, id)
+        end: Compacted | None = None
+
+        def some() -> list[Change]:
+            nonlocal end
+            taken: list[Change] = []
+            try:
+                taken.extend(islice(source, WATCH_BATCH))
+            except Compacted as error:
+                end = error
+            return taken
+
+        while taken := await self._beside(some):
+            for change in taken:
+                yield change
+        if end is not None:
+            raise end
+
+    async def _beside(self, work: Callable[[], T]) -> T:
+        """What may read the journal is done in a thread, once the memory is mapped."""
+        self._home.check()
+        await self.memory.looked(self.memory.view)
+        return await asyncio.to_thread(work)
 
     # --- the end -----------------------------------------------------------------------------------------------------
 
@@ -144,7 +249,7 @@ class AioReader:
         if not self._home.inherited and not self._home.loop.is_closed():
             self._home.check()
             self._sleeper.close()
-        self._memory.close()
+        self.memory.close()
 
     async def __aenter__(self) -> Self:
         return self

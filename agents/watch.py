@@ -47,7 +47,7 @@ class Watch:
 
     def __init__(
         self, reader: Reader, kind: Model | None, since: int | None, where: Where | None,
-        timeout_s: float | None, resync: bool,
+        timeout_s: float | None, resync: bool, history_id: str | None = None,
     ) -> None:  # fmt: skip
         if where and kind is None:
             raise InvalidQuery("where asks for columns of one kind: name it", kind="")
@@ -62,7 +62,7 @@ class Watch:
             code = now.pin.catalog.kind_code(self._name) if self._name is not None else None
             if code is not None:  # what cannot be asked is refused here, not at the first change
                 conditions(str(self._name), now.pin.catalog.tables[code].columns, where)
-            self._feed = Feed(reader, now.revision if since is None else since, now.history_id)
+            self._feed = Feed(reader, now.revision if since is None else since, history_id or now.history_id)
         self._begun = time.monotonic()
         self._looking: asyncio.Future[bool] | None = None  # in a thread; it goes on when its caller is cancelled
 
@@ -103,7 +103,7 @@ class Watch:
         """Take what there is, or sleep until there may be something; False when the patience is over."""
         root = self._reader.view().root
         head = root.head  # before the look, so that a change behind it is not slept through
-        if self._take():
+        if self.take():
             return True
         left = self._reader.wait_backstop_s
         if self._timeout_s is not None:
@@ -113,8 +113,12 @@ class Watch:
         self._reader.sleep(root, head, left)
         return True
 
-    def _take(self) -> bool:
-        """Whether there was anything new, wanted or not."""
+    def taken(self) -> Change | Resync | None:
+        """The next of those that `take` found."""
+        return self._waiting.popleft() if self._waiting else None
+
+    def take(self) -> bool:
+        """Look for what is new; whether there was anything, wanted or not."""
         try:
             published = self._feed.take(WATCH_BATCH)
         except Compacted:

@@ -181,7 +181,8 @@ def test_it_has_all_verbs_with_the_same_signatures_and_contracts():
     """What is added to the synchronous client belongs here too."""
     verbs = {name for name, verb in vars(Client).items() if inspect.isfunction(verb) and not name.startswith("_")}
     same = [(getattr(Client, name), getattr(aio.AioClient, name)) for name in verbs]
-    same += [(getattr(Reader, name), getattr(aio.AioReader, name)) for name in ("get", "snapshot", "wait_for", "close")]
+    asked = ("get", "snapshot", "wait_for", "wait_until", "watch", "at", "diff", "history", "close")
+    same += [(getattr(Reader, name), getattr(aio.AioReader, name)) for name in asked]
     same += [(connect, aio.connect), (open_reader, aio.open_reader)]
     for sync, ours in same:
         assert parameters(ours) == parameters(sync), sync

@@ -1,0 +1,74 @@
+"""`AioWatch`: every change in order, for one event loop. It is a `Watch` that never waits: looking is done in a thread,
+because it may have to read the journal, and the waiting is the reader's, one thread for all who wait.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING, Self
+
+from solewriter.agents.aio_reader import Patience
+from solewriter.agents.change import Change, Model
+from solewriter.agents.conditions import Where
+from solewriter.agents.watch import Resync, Watch
+
+if TYPE_CHECKING:
+    from solewriter.agents.aio_reader import AioReader
+
+
+class AioWatch:
+    """An async iterator of changes. Ends when nothing came for `timeout_s`; without it, never. Made by
+    `AioReader.watch`; not to be iterated by two tasks.
+    """
+
+    def __init__(
+        self, reader: AioReader, kind: Model | None, since: int | None, where: Where | None,
+        timeout_s: float | None, resync: bool,
+    ) -> None:  # fmt: skip
+        memory = reader.memory
+        root = memory.mapped.root  # now, though the newest memory may be on its way
+        self._reader = reader
+        self._timeout_s = timeout_s
+        self._patience = Patience(reader)
+        self._since = root.current().revision if since is None else since
+        history = root.history.hex()
+        self._made = lambda: Watch(memory, kind, self._since, where, None, resync, history)
+        self._watch: Watch | None = None
+        self._looking: asyncio.Future[bool] | None = None  # it goes on when its caller is cancelled
+
+    @property
+    def revision(self) -> int:
+        """The last revision that was taken as a whole: `since` for a watch that goes on from here, once all that this
+        one took was used.
+        """
+        return self._since if self._watch is None else self._watch.revision
+
+    def __aiter__(self) -> Self:
+        return self
+
+    async def __anext__(self) -> Change | Resync:
+        """Raises InvalidQuery, Compacted, EngineUnavailable as a `Watch` does."""
+        memory, loop = self._reader.memory, asyncio.get_running_loop()
+        deadline = None if self._timeout_s is None else loop.time() + self._timeout_s
+        watch = self._watch
+        if watch is None:
+            watch = self._watch = await memory.looked(self._made)
+        while (change := watch.taken()) is None:
+            root = (await memory.looked(memory.view)).root
+            if await self._look(watch):
+                continue
+            try:
+                async with asyncio.timeout_at(deadline):
+                    await self._patience.until(root, watch.revision + 1)
+            except TimeoutError:
+                raise StopAsyncIteration from None
+        return change
+
+    async def _look(self, watch: Watch) -> bool:
+        if self._looking is None:
+            self._looking = asyncio.get_running_loop().run_in_executor(None, watch.take)
+        try:
+            return await asyncio.shield(self._looking)
+        finally:
+            if self._looking.done():
+                self._looking = None

@@ -1,0 +1,184 @@
+"""Watching, waiting and looking back beside an event loop: the same answers, and nothing blocks it."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import threading
+
+import pytest
+import uvloop
+
+from solewriter import Compacted, Create, InvalidQuery, Limits, Resync, Task, TaskStatus, Update, aio
+from solewriter.shared.config import KIB
+
+SMALL = Limits(heap_segment_bytes_first=64 * KIB, heap_segment_bytes_max=128 * KIB, heartbeat_s=0.05)
+
+
+@pytest.fixture(params=[asyncio.new_event_loop, uvloop.new_event_loop], ids=["asyncio", "uvloop"])
+def run(request):
+    def run(main):
+        with asyncio.Runner(loop_factory=request.param) as runner:
+            return runner.run(asyncio.wait_for(main, 60))
+
+    return run
+
+
+def test_a_watch_brings_every_change_in_order_across_deaths_of_the_engine(engine, run, wait_until):
+    async def main():
+        async with aio.connect(engine.state) as client, aio.open_reader(engine.state) as reader:
+            seen = []
+
+            async def follow():
+                async for change in reader.watch(Task, since=0):
+                    seen.append((change.revision, change.version, change.new.max_retries))
+                    if change.new.max_retries == 99:
+                        return
+
+            following = asyncio.create_task(follow())
+            task = await client.create(Task(title="x", id="t", max_retries=0))
+            for number in range(1, 100):
+                task = await client.update(task, max_retries=number)
+                if number % 33 == 0 and number < 99:
+                    before = engine.restarts
+                    os.kill(engine.pid, signal.SIGKILL)
+                    await asyncio.to_thread(wait_until, lambda before=before: engine.restarts > before, 20, "a restart")
+            await following
+            assert seen == [(number + 1, number + 1, number) for number in range(100)]
+
+    run(main())
+
+
+def test_a_watch_ends_when_nothing_comes_and_goes_on_when_it_is_asked_again(engine, run):
+    async def main():
+        async with aio.connect(engine.state) as client, aio.open_reader(engine.state) as reader:
+            await client.create(Task(title="before", id="b"))
+            watch = reader.watch(timeout_s=0.05)
+            assert [change async for change in watch] == []
+            await client.create(Task(title="x", id="t"))
+            assert [change.id async for change in watch] == ["t"]
+            assert [change.id async for change in reader.watch(since=0, timeout_s=0)] == ["b", "t"]
+            assert watch.revision == 2
+
+    run(main())
+
+
+def test_many_watches_wait_in_one_thread_and_a_cancelled_one_misses_nothing(engine, run):
+    async def main():
+        async with aio.connect(engine.state) as client, aio.open_reader(engine.state) as reader:
+            watches = [reader.watch() for _ in range(20)]
+            nexts = [asyncio.create_task(anext(watch)) for watch in watches]
+            while not any(thread.name == "solewriter-waiter" for thread in threading.enumerate()):
+                await asyncio.sleep(0)
+            nexts[0].cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await nexts[0]
+            await client.create(Task(title="x", id="t"))
+            assert {change.id for change in await asyncio.gather(*nexts[1:])} == {"t"}
+            assert (await anext(watches[0])).id == "t"
+            assert sum(thread.name == "solewriter-waiter" for thread in threading.enumerate()) <= 1
+
+    run(main())
+
+
+def test_a_filter_and_what_cannot_be_asked(engine, run):
+    async def main():
+        async with aio.connect(engine.state) as client, aio.open_reader(engine.state) as reader:
+            await client.create(Task(title="x", id="t", project="p"))
+            await client.create(Task(title="x", id="u", project="q"))
+            await client.transition(Task.ref("t"), TaskStatus.ASSIGNED, assigned_to="me")
+            watch = reader.watch(Task, since=0, where={"project": "p", "status": "created"}, timeout_s=0)
+            assert [(change.id, change.new.status) async for change in watch] == [("t", "created"), ("t", "assigned")]
+            with pytest.raises(InvalidQuery, match="no declared column"):
+                await anext(reader.watch(Task, where={"title": "x"}))
+
+    run(main())
+
+
+def test_another_history_is_told_or_resynced(state, start_engine, run, wait_until):
+    engine = start_engine(state, durability="memory")
+
+    async def main():
+        async with aio.connect(engine.state) as client, aio.open_reader(engine.state) as reader:
+            strict, patient = reader.watch(timeout_s=0), reader.watch(timeout_s=0, resync=True)
+            await client.create(Task(title="x", id="lost"))
+            os.kill(engine.pid, signal.SIGKILL)
+            await asyncio.to_thread(wait_until, lambda: engine.restarts == 1, 20, "a restart")
+            await client.create(Task(title="x", id="new"))
+            with pytest.raises(Compacted, match="another history"):
+                await anext(strict)
+            (resync,) = [one async for one in patient]
+            assert isinstance(resync, Resync)
+            assert [task.id for task in resync.snapshot.entities(Task)] == ["new"]
+
+    run(main())
+
+
+def test_waiting_for_one_entity(engine, run):
+    async def main():
+        async with aio.connect(engine.state) as client, aio.open_reader(engine.state) as reader:
+            late = asyncio.create_task(reader.wait_until(Task, "late", lambda task: task is not None))
+            await client.create(Task(title="x", id="t", max_retries=0))
+            waits = [
+                asyncio.create_task(
+                    reader.wait_until(Task, "t", lambda task, least=least: task.max_retries >= least, timeout_s=30)
+                )
+                for least in range(0, 50, 10)
+            ]
+            for number in range(1, 50):
+                await client.update(Task.ref("t"), max_retries=number)
+            assert [task.max_retries >= 10 * n for n, task in enumerate(await asyncio.gather(*waits))] == [True] * 5
+            await client.create(Task(title="x", id="late"))
+            assert (await late).id == "late"
+            with pytest.raises(TimeoutError, match="did not become so"):
+                await reader.wait_until(Task, "t", lambda task: task.title == "y", timeout_s=0.05)
+
+    run(main())
+
+
+def test_looking_back_does_not_block_the_loop(state, start_engine, run):
+    """Through the journal, and with the error behind what is there."""
+    start_engine(state, limits=SMALL)
+
+    async def main():
+        async with aio.connect(state) as client, aio.open_reader(state) as reader:
+            made = [Create(Task(title="0", id=f"t{n}", description="d" * 100)) for n in range(100)]
+            changes = [Update(Task.ref(f"t{n % 100}"), {"title": f"u{n}"}) for n in range(3_000)]
+            async for reply in client.submit_many([*made, *changes]):
+                reply.check()
+            beats, looking = 0, asyncio.create_task(reader.at(50))
+            while not looking.done():
+                beats += 1
+                await asyncio.sleep(0)
+            assert beats > 10
+            assert (await looking).count(Task) == 50
+            told = await reader.diff(100, 110, Task)
+            assert [(one.old.title, one.new.version) for one in told] == [("0", 2)] * 10
+            versions = [change.version async for change in reader.history(Task, "t7")]
+            assert versions == list(range(31, 0, -1))
+            watched = [change.revision async for change in reader.watch(since=0, timeout_s=0)]
+            assert watched == list(range(1, 3_101))
+            with pytest.raises(InvalidQuery):
+                await reader.at(10_000)
+
+    run(main())
+
+
+def test_a_history_that_is_partly_gone_ends_with_the_reason(state, start_engine, run):
+    start_engine(state, limits=SMALL, durability="memory")
+
+    async def main():
+        async with aio.connect(state) as client, aio.open_reader(state) as reader:
+            await client.create(Task(title="0", id="t"))
+            changes = [Update(Task.ref("t"), {"title": f"{n}", "description": "d" * 100}) for n in range(3_000)]
+            async for reply in client.submit_many(changes):
+                reply.check()
+            history, versions = reader.history(Task, "t"), []
+            with pytest.raises(Compacted):
+                while change := await anext(history, None):
+                    versions.append(change.version)
+            assert versions == list(range(3_001, 3_001 - len(versions), -1))
+            assert 10 < len(versions) < 3_001
+
+    run(main())
