@@ -1,4 +1,4 @@
-"""The child processes of the benchmarks: agents that update, a reader, and the two ends of a bare pipe echo.
+"""The child processes of the benchmarks: agents that update, readers, and the two ends of a bare pipe echo.
 
 A child is told its orders as its one argument, says `ready` when all that it needs is made, is told the interval, works
 from then on, and says what it got done. It ends by itself after the interval, or when its parent is gone before it.
@@ -9,6 +9,7 @@ from __future__ import annotations
 import itertools
 import os
 import random
+import struct
 import sys
 import time
 from array import array
@@ -20,12 +21,13 @@ from typing import Literal
 import msgspec
 
 from solewriter import Client, Reader, Snapshot, Task, Update, connect, open_reader
-from solewriter.bench.measure import NS_PER_US, Interval, Meter
+from solewriter.bench.measure import NS_PER_S, NS_PER_US, Interval, Meter
 
-Role = Literal["one by one", "pipelined", "read", "echo", "ask"]
+Role = Literal["one by one", "pipelined", "read", "see", "echo", "ask"]
 READY = b"ready\n"
 PASS_READS = 1_000  # between two looks at the clock
 REQUEST_BYTES, REPLY_BYTES = 200, 50  # of the echo: about what one update and its answer take on a lane
+SEEN = struct.Struct("<QQ")  # a revision, and when a waiting reader saw it: `time.monotonic_ns`
 
 
 class Orders(msgspec.Struct, frozen=True):
@@ -39,7 +41,7 @@ class Orders(msgspec.Struct, frozen=True):
     window: int = 0
     latencies: str = ""  # the file that takes each latency, as native u64 nanoseconds
     read_fd: int = -1  # of the echo
-    write_fd: int = -1
+    write_fd: int = -1  # of the echo, or of who sees
 
 
 class Report(msgspec.Struct, frozen=True):
@@ -66,6 +68,10 @@ def _prepared(orders: Orders) -> Callable[[Interval], Report]:
     if orders.role == "read":
         reads = Reads(orders.state)
         return lambda interval: Report(reads_us=reads.measured_us(interval))
+    if orders.role == "see":
+        reader = open_reader(orders.state)
+        known = reader.revision  # before anybody is told to go
+        return lambda interval: see(reader, known, orders.write_fd, interval)
     if orders.role == "echo":
         return lambda _: echo(orders.read_fd, orders.write_fd)
     if orders.role == "ask":
@@ -205,6 +211,19 @@ def _timed_gets(snapshot: Snapshot, ids: list[str]) -> int:
     for id in ids:
         snapshot.get(Task, id)
     return time.monotonic_ns() - begun_ns
+
+
+def see(reader: Reader, known: int, write_fd: int, interval: Interval) -> Report:
+    """Wait for one revision after the other behind the known one, and say when each was there."""
+    total = 0
+    while (left_s := (interval.end_ns - time.monotonic_ns()) / NS_PER_S) > 0:
+        try:
+            known = reader.wait_for(known + 1, left_s)
+        except TimeoutError:
+            break
+        os.write(write_fd, SEEN.pack(known, time.monotonic_ns()))
+        total += 1
+    return Report(total=total)
 
 
 # --- the floor --------------------------------------------------------------------------------------------------------

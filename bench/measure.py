@@ -20,6 +20,7 @@ import psutil
 
 NS_PER_S = 1_000_000_000
 NS_PER_US = 1_000
+US_PER_S = 1_000_000
 VERSIONED = ("pydantic", "uvloop", "msgspec")  # the distributions whose version moves the figures
 
 

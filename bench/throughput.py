@@ -39,6 +39,7 @@ from solewriter import Client, Engine
 from solewriter.bench.agent import Orders, Role, kept
 from solewriter.bench.children import children
 from solewriter.bench.measure import (
+    US_PER_S,
     Interval,
     Latency,
     Placement,
@@ -56,7 +57,6 @@ from solewriter.engine_proc.process import Durability
 from solewriter.shared.config import DURABILITIES
 
 MODES: tuple[Role, ...] = ("one by one", "pipelined")
-US_PER_S = 1_000_000
 ECHO_WARMUP_S, ECHO_MAX_S = 0.1, 2.0
 
 

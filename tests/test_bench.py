@@ -1,21 +1,30 @@
-"""The benchmark runs, says what it measured in the shape its readers expect, and loses nothing. No figure is judged."""
+"""The benchmarks run, say what they measured in the shape their readers expect, lose nothing. No figure is judged."""
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import os
+import shutil
+import signal
 import subprocess
 import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from solewriter.bench.measure import Interval, Latency, Meter, latency, table
+from solewriter.bench.passes import Contestant, Figure, agreeing, interleaved
+from solewriter.bench.standing import rows_of
 from solewriter.bench.workload import Tally
 
 PERCENTILES = {"p50_us", "p90_us", "p99_us", "p99_9_us", "max_us"}
 SHORT = ("--quick", "--seconds", "0.2", "--tasks", "1200", "--agents", "1,2")
+
+
+# --- throughput ------------------------------------------------------------------------------------------------------
 
 
 def throughput(folder: Path, *options: str) -> subprocess.CompletedProcess[str]:
@@ -94,6 +103,175 @@ def test_a_lost_doubled_or_mixed_up_update_is_noticed(after: Tally) -> None:
     before = Tally(revision=5, versions=10, whole=True)
     assert Tally(revision=10, versions=15, whole=True).grew_by(before, 5)
     assert not after.grew_by(before, 5)
+
+
+# --- snapshot --------------------------------------------------------------------------------------------------------
+
+SMALL = ("--quick", "--tasks", "600", "--sizes", "200,1000", "--seconds", "0.05")
+EVERYWHERE = {
+    "get, raw": {"solewriter", "LMDB", "SQLite", "Redis"},
+    "get, typed, cold": {"solewriter", "LMDB", "SQLite", "Redis", "Manager().dict()"},
+    "get, typed, warm": {"solewriter", "LMDB"},
+    "pin + unpin": {"solewriter", "LMDB"},
+    "count, 2 conditions, few meet them": {"solewriter", "SQLite"},
+    "count, 2 conditions, many meet them": {"solewriter", "SQLite"},
+    "scan, 2 conditions, few, cold": {"solewriter", "SQLite"},
+    "scan, 2 conditions, few, warm": {"solewriter", "SQLite"},
+    "watch, replay": {"solewriter"},
+    "attach": {"solewriter", "LMDB", "SQLite"},
+    "submit until visible": {"solewriter"},
+    "submit until reply": {"solewriter"},
+    "engine CPU per update": {"solewriter"},
+    "shared memory per entity": {"solewriter", "LMDB", "SQLite", "Redis"},
+    "shared memory, updated at random": {"solewriter"},
+}
+MARKS = 8
+
+
+def snapshot_command(folder: Path, *options: str) -> list[str]:
+    return [sys.executable, "-P", "-m", "solewriter.bench.snapshot", *SMALL, "--folder", str(folder), *options]
+
+
+def standing(folder: Path, **surroundings: str) -> dict[str, Any]:
+    ended = subprocess.run(
+        snapshot_command(folder, "--json"),
+        capture_output=True,
+        text=True,
+        timeout=100,
+        env={**os.environ, "PYTHONWARNINGS": "error", **surroundings},
+        check=False,
+    )
+    assert ended.returncode == 0, ended.stderr
+    assert list(folder.iterdir()) == [], "a run leaves nothing behind"
+    found: dict[str, Any] = json.loads(ended.stdout)
+    return found
+
+
+def who_was_measured(found: dict[str, Any]) -> dict[str, set[str]]:
+    rows: dict[str, set[str]] = {}
+    for row in found["rows"]:
+        rows.setdefault(row["measure"], set()).add(row["who"])
+    return rows
+
+
+def rivals_here() -> set[str]:
+    here = {"LMDB"} if importlib.util.find_spec("lmdb") else set()
+    return here | {"Redis"} if importlib.util.find_spec("redis") and shutil.which("redis-server") else here
+
+
+def test_every_contestant_has_its_rows_and_returns_what_we_return(tmp_path: Path) -> None:
+    found = standing(tmp_path)
+    assert who_was_measured(found) == EVERYWHERE
+    for row in found["rows"]:
+        if row["who"] in {"LMDB", "Redis"} - rivals_here():
+            assert (row["median"], row["note"][:8]) == (None, "not here"), row
+        else:
+            assert row["median"] > 0, row
+        assert row["agrees"] is not False, row
+        assert row["lost"] == ((row["ours_to_rival"] or 0) > 1), row
+    assert found["agree"] is True
+    assert len(found["marks"]) == MARKS
+    assert all(mark["measured"] > 0 for mark in found["marks"] if mark["reached"] is not None)
+    assert {"cpu", "python", "sqlite", "lmdb", "redis", "redis-server", "memory_on"} <= set(found["machine"])
+
+
+@pytest.fixture
+def nothing_installed(tmp_path: Path) -> Iterator[dict[str, str]]:
+    """Surroundings in which neither module can be imported, and no server is on PATH."""
+    modules, programs = tmp_path / "modules", tmp_path / "programs"
+    for folder in (modules, programs):
+        folder.mkdir()
+    for name in ("lmdb", "redis"):
+        (modules / f"{name}.py").write_text("raise ImportError('there is none')")
+    return {"PYTHONPATH": str(modules), "PATH": str(programs)}
+
+
+def test_a_rival_that_is_not_installed_says_so_in_its_rows(tmp_path: Path, nothing_installed: dict[str, str]) -> None:
+    folder = tmp_path / "run"
+    folder.mkdir()
+    found = standing(folder, **nothing_installed)
+    assert who_was_measured(found) == EVERYWHERE
+    for row in found["rows"]:
+        absent = row["who"] in ("LMDB", "Redis")
+        assert (row["median"] is None) == row["note"].startswith("not here") == absent, row
+    assert [mark["reached"] for mark in found["marks"] if "LMDB" in mark["mark"]] == [None]
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
+def test_a_run_that_is_ended_takes_everything_with_it(
+    tmp_path: Path, number: signal.Signals, wait_until: Callable[..., Any]
+) -> None:
+    last = "redis/redis.sock" if "Redis" in rivals_here() else "sqlite"
+    with subprocess.Popen(snapshot_command(tmp_path), stdout=subprocess.DEVNULL) as running:
+        wait_until(lambda: list(tmp_path.glob(f"*/rivals-task/{last}")), 60, "rivals that are being filled")
+        running.send_signal(number)
+    wait_until(lambda: not list(tmp_path.iterdir()), 20, "a folder that is empty again")
+    wait_until(lambda: not processes_of(tmp_path), 20, "no process that was told of it")
+
+
+def processes_of(folder: Path) -> list[int]:
+    """Those whose command says this folder: a server's, once it has named itself, no environment tells of any more."""
+    found = []
+    for command in Path("/proc").glob("[0-9]*/cmdline"):
+        try:
+            if str(folder).encode() in command.read_bytes():
+                found.append(int(command.parent.name))
+        except OSError:
+            pass  # it ended meanwhile
+    return found
+
+
+def test_a_rival_that_returns_something_else_is_noticed() -> None:
+    contestants = [
+        Contestant("get", "solewriter", "", lambda ids: ids[-1]),
+        Contestant("get", "right", "", lambda ids: ids[-1]),
+        Contestant("get", "wrong", "", lambda ids: ids[-1].upper()),
+        Contestant("get", "absent", "", None),
+    ]
+    assert agreeing(contestants, ["A", "b"]) == [None, True, False, None]
+
+
+def test_rounds_give_every_contestant_every_piece_of_work_and_each_its_turn_to_begin() -> None:
+    met: list[tuple[str, int]] = []
+    contestants = [
+        Contestant("get", name, "", lambda work, name=name: met.append((name, work[0]))) for name in ("a", "b")
+    ]
+    assert [figure is None for figure in interleaved([*contestants, Contestant("get", "c", "", None)], [[1], [2]])] == [
+        False,
+        False,
+        True,
+    ]
+    assert met == [("a", 1), ("b", 1), ("b", 2), ("a", 2)]
+
+
+def test_what_a_rival_does_by_itself_is_compared_by_processor_time_and_what_a_server_does_by_the_clock() -> None:
+    contestants = [
+        Contestant("get", "solewriter", "", len),
+        Contestant("get", "alone", "", len),
+        Contestant("get", "served", "", len, served=True),
+        Contestant("get", "absent", "", None, "no module"),
+    ]
+    figures = [Figure(4.0, 3.0, 5.0, 2.0), Figure(4.0, 3.0, 5.0, 1.0), Figure(8.0, 7.0, 9.0, 1.0), None]
+    rows = rows_of("1 Task", contestants, figures, [None] * 4)
+    assert [(row.who, row.ours_to_rival, row.lost) for row in rows] == [
+        ("solewriter", None, False),
+        ("alone", 2.0, True),
+        ("served", 0.5, False),
+        ("absent", None, False),
+    ]
+    assert rows[-1].note == "not here: no module"
+
+
+@pytest.mark.parametrize("options", [("--sizes", "1000"), ("--tasks", "10"), ("--seconds", "0")])
+def test_a_plan_that_measures_nothing_is_refused(tmp_path: Path, options: tuple[str, ...]) -> None:
+    ended = subprocess.run(
+        snapshot_command(tmp_path, *options), capture_output=True, text=True, timeout=60, check=False
+    )
+    assert ended.returncode == 2
+    assert "there must be" in ended.stderr
+
+
+# --- the parts -------------------------------------------------------------------------------------------------------
 
 
 def test_percentiles_are_latencies_that_occurred() -> None:

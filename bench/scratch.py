@@ -1,0 +1,78 @@
+"""What a benchmark puts into memory or starts beside itself goes with it, however it ends.
+
+A shell waits for the end of a pipe that only this process holds open, and tidies then: also after a signal that nobody
+can catch. The orderly end is the same: the pipe is closed, and the shell is waited for.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from types import FrameType
+
+# An engine whose owner died drains first, and needs its folder until then: `engine.json` is the last that goes.
+REMOVE = """
+PATH=/bin:/usr/bin
+read -r _
+tries=0
+while [ $tries -lt 100 ] && ls "$1"/*/engine.json >/dev/null 2>&1; do sleep 0.1; tries=$((tries + 1)); done
+rm -rf -- "$1"
+"""
+END = """
+"$@" &
+read -r _
+kill -KILL $!
+wait $! 2>/dev/null
+exit 0
+"""
+SIGNALS = (signal.SIGTERM, signal.SIGHUP)  # SIGINT raises already
+
+
+@contextmanager
+def scratch_folder(parent: Path) -> Iterator[Path]:
+    """A new private folder, removed with all that is in it."""
+    folder = Path(tempfile.mkdtemp(prefix="solewriter-bench-", dir=parent))
+    with _shell(REMOVE, [str(folder)]):
+        yield folder
+
+
+@contextmanager
+def beside(command: Sequence[str]) -> Iterator[None]:
+    """A program that runs until the end of the `with`, or of this process. What it says is not heard."""
+    with _shell(END, command):
+        yield
+
+
+@contextmanager
+def _shell(script: str, arguments: Sequence[str]) -> Iterator[None]:
+    """In a session of its own: what a terminal sends to a whole group must not end it before its work is done."""
+    with subprocess.Popen(
+        ["/bin/sh", "-c", script, "sh", *arguments],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,
+    ):
+        yield  # the exit closes the pipe and waits
+
+
+def tidy_when_told_to_end() -> None:
+    """Let signals that ask for an end raise SystemExit, so that every `with` is left in order."""
+    for number in SIGNALS:
+        signal.signal(number, _end)
+
+
+def _end(number: int, _frame: FrameType | None) -> None:
+    for other in SIGNALS:
+        signal.signal(other, signal.SIG_IGN)  # one is enough: the second must not interrupt the tidying
+    raise SystemExit(128 + number)
+
+
+def taken_bytes(*paths: Path) -> int:
+    """Bytes that files take, not how long they are: sparse ones take less."""
+    return sum(path.lstat().st_blocks * 512 for path in paths if os.path.lexists(path))
