@@ -97,6 +97,9 @@ class Past:
     def key_at(self, address: int) -> str:
         return self.content(address).key
 
+    def read(self, address: int) -> record.Content:
+        return self.content(address)
+
     def content(self, address: int) -> record.Content:
         return record.content(self._body(address), 0)
 

@@ -275,20 +275,18 @@ class Reader:
             return None
         if slot < 0 or isinstance(kind, str) or pin.view is not self._view:
             return self.decoded(pin, address, kind)  # of the journal, say: nothing is remembered of that
-        known = pin.found.setdefault(kind, {})
-        seen, revision = known.get(id), pin.revision_at(address)
-        if seen is not None and seen[3] == revision:  # it was only moved
-            entity = seen[4]
-        else:
-            cached = self._cache.get((address, kind))
-            entity = self._decode(pin, address, kind) if cached is None else cached
-        try:
-            words, place = pin.live_table(code).place(slot)
-        except FileNotFoundError:  # the tables went before they were mapped
-            return entity
-        if entity is not None and words[place] == address:
-            self._make_room(known)
-            known[id] = words, place, address, revision, entity
+        content = pin.read(address)
+        known = pin.found.get(kind)
+        if known is None:
+            known = pin.found[kind] = {}
+        seen = known.get(id)
+        if seen is not None and seen[3] == content.revision:
+            entity = seen[4]  # it was only moved
+        elif (entity := self._cache.get((address, kind))) is None:
+            entity = self.of_record(pin.catalog, content, kind)
+        words, place = pin.live_table(code).place(slot)
+        if entity is not None and words[place] == address and self._has_room(known):
+            known[id] = words, place, address, content.revision, entity
         return entity
 
     def decoded(self, pin: Held, address: int, kind: type[E] | str) -> Any:
@@ -304,7 +302,7 @@ class Reader:
         return entity
 
     def _decode(self, pin: Held, address: int, kind: type[E] | str) -> Any:
-        return self.of_record(pin.catalog, pin.content(address), kind)
+        return self.of_record(pin.catalog, pin.read(address), kind)
 
     def of_record(self, catalog: Catalog, found: record.Content | record.Record | None, kind: type[E] | str) -> Any:
         """The entity of a record's content; None of a tombstone, or of none."""
@@ -347,13 +345,15 @@ class Reader:
         return self._registry.of(kind).field
 
     def _remember(self, key: tuple[int, Any], entity: Any) -> None:
-        self._make_room(self._cache)
-        self._cache[key] = entity
+        if self._has_room(self._cache):
+            self._cache[key] = entity
 
-    def _make_room(self, cache: dict[Any, Any]) -> None:
+    def _has_room(self, cache: dict[Any, Any]) -> bool:
+        """For one more, where need be without the oldest; False for a reader that shall keep nothing."""
         if len(cache) >= self._limits.reader_cache_max:
             for oldest in list(islice(cache, 1 + len(cache) // 8)):
                 cache.pop(oldest, None)
+        return self._limits.reader_cache_max > 0
 
     def of_result(self, result: Result, epoch: int, model: type[E] | str) -> E | Plain | None:
         """The entity as a reply left it. Raises Compacted if that version is not in memory any more."""

@@ -250,7 +250,7 @@ class State:
                 continue
             for slot in known.slots.values():
                 _, buffer, start = self._publisher.newest(known.code, slot)
-                found = record.content(buffer, start)
+                found = record.checked_content(buffer, start)
                 if not found.deleted:
                     self._check_fits(kind, found)
 
@@ -282,7 +282,7 @@ class State:
         """All slots of a kind with the columns of another class of it. Raises InvalidMutation."""
         for slot in known.slots.values():
             address, buffer, start = self._publisher.newest(known.code, slot)
-            content = record.content(buffer, start)
+            content = record.checked_content(buffer, start)
             cells: Cells = ()
             if not content.deleted:
                 cells = _cut_anew(kind, self.schemas[content.schema], content)

@@ -67,7 +67,7 @@ class Limits(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     heap_segment_bytes_max: int = (
         64 * MIB
     )  # reserving one takes ~20 ms in a thread; few enough segments at 10^7 records
-    reader_cache_max: int = 65_536  # decoded models in a reader, keyed by record address
+    reader_cache_max: int = 65_536  # decoded models in a reader, by key and by record address each; 0: it keeps none
     wait_backstop_s: float = 0.25  # a futex wait looks around this often: the engine may be gone or superseded
     snapshot_age_max_s: float = 600.0  # a held snapshot older than this may end with SnapshotExpired
     forgotten_keys_max: int = 65_536  # of a kind: deleted keys whose last version is remembered when their tombstones
@@ -95,7 +95,7 @@ INDEX_ARENA_BYTES_FIRST, INDEX_ARENA_BYTES_MAX = 64 * KIB, 64 * MIB  # of an ind
 INDEX_TIDY_ABOVE = 3  # arena entries for each one that is in use, above which old segments are emptied: an index that
 # only grows leaves half of its arena behind
 REVISION_LOG_SEGMENT_BYTES = 64 * KIB  # 4,096 points: 16 MiB of heap
-RECLAIM_ABOVE = 1.75  # heap bytes for each live one, above which the oldest segment is emptied: below it, copying costs
+RECLAIM_ABOVE = 1.6  # heap bytes for each live one, above which the oldest segment is emptied: below it, copying costs
 # more than it frees; above it, memory does. With the segments' own granularity the whole stays below 2.2
 RECLAIM_LOOK, RECLAIM_LOOK_LEAST = 3, 64 * KIB  # heap bytes looked at for each byte that a turn wrote, and at least
 HEAP_SEGMENT_SHARE = (

@@ -156,10 +156,15 @@ class Content(NamedTuple):
     payload: bytes
 
 
-def content(buffer: Buffer, start: int) -> Content:
+def checked_content(buffer: Buffer, start: int) -> Content:
     """The same as `unpack`, without what only a feed needs. Raises JournalCorrupt if the crc is wrong."""
     if not checked(buffer, start):
         raise JournalCorrupt(f"a record at offset {start} fails its checksum", place=f"offset {start}")
+    return content(buffer, start)
+
+
+def content(buffer: Buffer, start: int) -> Content:
+    """The same of a body that is known to be whole."""
     length, kind, schema, flags, key_length, revision, version, time_us, payload_length = _CONTENT.unpack_from(
         buffer, start
     )

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from functools import cache
 from hashlib import blake2b
 from typing import Annotated, Any, TypeVar
 
@@ -380,14 +381,21 @@ def _is_model(annotation: Any) -> bool:
     return isinstance(annotation, type) and issubclass(annotation, BaseModel)
 
 
+@cache
+def _shipped() -> tuple[Kind, ...]:
+    """Those that every process knows, made once: their JSON schemas take 3 ms, which each reader would pay."""
+    return Kind(Task), Kind(Project)
+
+
 class Registry:
     """The kinds that a process knows, by name and by class."""
 
     def __init__(self, models: Iterable[type[Entity]] = ()) -> None:
         self._by_name: dict[str, Kind] = {}
         self._by_model: dict[type[Entity], Kind] = {}
-        shipped: tuple[type[Entity], ...] = (Task, Project)
-        for model in (*shipped, *models):
+        for kind in _shipped():
+            self.install(kind)
+        for model in models:
             self.add(model)
 
     def add(self, model: type[Any]) -> Kind:

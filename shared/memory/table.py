@@ -90,8 +90,7 @@ class TableReader:
             return self.head(slot)
 
     def place(self, slot: int) -> tuple[memoryview[int], int]:
-        """Where the slot's head lies: for whoever looks at it again and again."""
-        self.head(slot)
+        """Where the head of a slot of a mapped chunk lies: for whoever looks at it again and again."""
         return self._heads[slot >> _SHIFT], slot & _MASK
 
     def cell(self, slot: int, column: int) -> Cell:

@@ -8,6 +8,7 @@ after S - the pin walks its own segments once, and answers from that.
 
 from __future__ import annotations
 
+import platform
 import struct
 from collections.abc import Iterator
 from collections.abc import Set as AbstractSet
@@ -24,6 +25,7 @@ from solewriter.shared.memory.root import FORGOTTEN, READABLE, Root, RootReader
 from solewriter.shared.memory.segment import Segment, segment_path
 from solewriter.shared.memory.table import TableReader
 
+LOADS_IN_ORDER = platform.machine() in ("x86_64", "AMD64")
 _NOWHERE = (0, -1)
 _NONE: frozenset[int] = frozenset()
 _REVISION = (PREFIX_BYTES + record.REVISION_OFFSET) // 8  # words from a record's prefix; all records are aligned
@@ -91,8 +93,9 @@ class Pin:
             return _NOWHERE
         wanted = key.encode("utf-8", "surrogatepass")
         try:
+            head = self.live_table(kind).head
             for slot in self.view.index(kind).candidates(key_hash(wanted)):
-                if slot < slots and (address := self.at(kind, slot)) and self._is_of(address, wanted):
+                if slot < slots and (address := self._visible(head(slot))) and self._is_of(address, wanted):
                     return address, slot
         except FileNotFoundError:
             pass
@@ -102,16 +105,16 @@ class Pin:
         return self._walked()[1].get((kind, wanted), 0), -1
 
     def _is_of(self, address: int, key: bytes) -> bool:
-        mapped, place = self.segment(address >> 32).map, address & OFFSET_MASK
-        length = len(key)
+        mapped, place, length = self.segment(address >> 32).map, address & OFFSET_MASK, len(key)
         same: bool = mapped[place + _KEY_LENGTH] == length and mapped[place + _KEY : place + _KEY + length] == key
-        self._check_readable(address)
+        if address >> 32 < self._live[READABLE]:
+            raise _expired()
         return same
 
     def at(self, kind: int, slot: int) -> int:
         """Address of a slot's record at this revision; 0 if there was none yet."""
         try:
-            address = self._followed(kind, slot)
+            address = self._visible(self.live_table(kind).head(slot))
         except FileNotFoundError:
             address = 0
         else:
@@ -164,8 +167,8 @@ class Pin:
         address = self.at(kind, slot)
         return address != 0 and not self.content(address).deleted
 
-    def _followed(self, kind: int, slot: int) -> int:
-        address = self.live_table(kind).head(slot)
+    def _visible(self, address: int) -> int:
+        """The newest record of this revision, from a newer one back; 0 if there was none yet."""
         revision, live = self.root.revision, self._live
         while address:
             words, place = self.segment(address >> 32).words, (address & OFFSET_MASK) >> 3
@@ -275,10 +278,21 @@ class Pin:
             by_key[kind, record.key_at(segment.bytes, body)] = address
         return by_slot, by_key
 
+    def read(self, address: int) -> record.Content:
+        """The record at an address. Where loads come in their order nothing stale can be seen, and its checksum is not
+        looked at. Raises SnapshotExpired if its memory was given back.
+        """
+        if not LOADS_IN_ORDER:
+            return self.content(address)
+        found = record.content(self.segment(address >> 32).bytes, (address & OFFSET_MASK) + PREFIX_BYTES)
+        if address >> 32 < self._live[READABLE]:
+            raise _expired()
+        return found
+
     def content(self, address: int) -> record.Content:
-        """The record at an address, its checksum verified. Raises SnapshotExpired if its memory was given back."""
+        """The same, its checksum verified."""
         try:
-            found = record.content(self.segment(address >> 32).bytes, (address & OFFSET_MASK) + PREFIX_BYTES)
+            found = record.checked_content(self.segment(address >> 32).bytes, (address & OFFSET_MASK) + PREFIX_BYTES)
         except JournalCorrupt:
             self._check_readable(address)
             raise
