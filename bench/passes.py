@@ -7,9 +7,11 @@ does meanwhile meets all alike.
 
 from __future__ import annotations
 
+import gc
 import importlib
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from statistics import median
 from typing import Any, NamedTuple
 
@@ -87,13 +89,27 @@ def timed(one_pass: Pass, work: Sequence[Any]) -> Taken:
 def interleaved(contestants: Sequence[Contestant], works: Sequence[Sequence[Any]]) -> list[Figure | None]:
     """The figure of each contestant over all pieces of work, a round for each piece; None of those not here."""
     taken: list[list[Taken]] = [[] for _ in contestants]
-    for number, work in enumerate(works):
-        for place in range(len(contestants)):
-            chosen = (place + number) % len(contestants)
-            one_pass = contestants[chosen].one_pass
-            if one_pass is not None:
-                taken[chosen].append(timed(one_pass, work))
+    with what_is_here_left_alone():
+        for number, work in enumerate(works):
+            for place in range(len(contestants)):
+                chosen = (place + number) % len(contestants)
+                one_pass = contestants[chosen].one_pass
+                if one_pass is not None:
+                    taken[chosen].append(timed(one_pass, work))
     return [Figure.of(one) if one else None for one in taken]
+
+
+@contextmanager
+def what_is_here_left_alone() -> Iterator[None]:
+    """Garbage is collected as ever, but only among what is made from now on: who keeps what it made has to pay for
+    that, not for all that was prepared for the others.
+    """
+    gc.collect()
+    gc.freeze()
+    try:
+        yield
+    finally:
+        gc.unfreeze()
 
 
 def opened(openings: Sequence[Opening | None], times: int) -> list[Figure | None]:
