@@ -21,6 +21,7 @@ from solewriter.bench.workload import sample_task
 from solewriter.shared import record
 from solewriter.shared.columns import from_us
 from solewriter.shared.memory.heap import OFFSET_MASK, PREFIX_BYTES, padded
+from solewriter.shared.memory.view import Pin
 from solewriter.shared.registry import Registry
 
 LOAD_BATCH = 200  # creates in one request: loading is not what is measured
@@ -177,6 +178,7 @@ def raw_gets(snapshot: Snapshot, model: type[Entity]) -> Pass:
 def live_record_bytes(snapshot: Snapshot, model: type[Entity]) -> int:
     """Bytes that the newest records take in the heap, each with its prefix and padding."""
     pin, total = snapshot.pin, 0
+    assert isinstance(pin, Pin)  # memory, not the journal
     for address in pin.addresses(_code(snapshot, model)):
         body = (address & OFFSET_MASK) + PREFIX_BYTES
         total += padded(record.length_at(pin.segment(address >> 32).bytes, body))
