@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
@@ -12,6 +13,7 @@ from hypothesis import strategies as st
 
 from solewriter.shared.config import KINDS_MAX, MEMORY_VERSION, ROOT_RING
 from solewriter.shared.errors import LayoutMismatch
+from solewriter.shared.memory import futex
 from solewriter.shared.memory.root import ROOT_BYTES, STOPPED, SUPERSEDED, Root, RootReader, RootWriter, succeed
 from solewriter.shared.memory.segment import Segment
 
@@ -308,9 +310,12 @@ print(reader.head, reader.successor)
     ],
     ids=["publish", "stop", "supersede"],
 )
-def test_a_sleeper_in_another_process_is_woken(writer, segment, spawn, act, seen):
+def test_a_sleeper_in_another_process_is_woken(writer, segment, spawn, wait_until, act, seen):
     publish(writer, numbered(1))
     sleeper = spawn(SLEEPING, segment.path)
+    call = Path(f"/proc/{sleeper.pid}/syscall")
+    sleeps = f"{futex._SYSCALL} "
+    wait_until(lambda: call.read_text().startswith(sleeps), 30, "it sleeps: a successor alone moves no word")
     act(writer, segment)
     assert sleeper.communicate()[0].split() == seen.split()
 
