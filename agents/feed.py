@@ -54,9 +54,17 @@ class Feed:
 
     def _from_memory(self, view: View, pin: Pin, limit: int) -> list[Published]:
         """Raises FileNotFoundError or SnapshotExpired where what comes next has left it."""
+        if view is self._view:
+            try:
+                return self._walked(pin, limit)
+            except (FileNotFoundError, SnapshotExpired):
+                pass  # the place up to which it was read is gone; what comes next may be there
+        self._begin(view, pin)
+        return self._walked(pin, limit)
+
+    def _walked(self, pin: Pin, limit: int) -> list[Published]:
         taken: list[Published] = []
-        if view is not self._view:
-            self._begin(view, pin)
+        begun = self._address >> 32
         try:
             for address, segment, place in walk(pin.segment, self._address, pin.root.tail):
                 body = place + PREFIX_BYTES
@@ -66,9 +74,11 @@ class Feed:
                     taken.append(Published(pin, address, found))
                     if len(taken) == limit:
                         break
+            pin.segment(begun)  # after the look: what was taken away meanwhile reads as nothing new
         except (FileNotFoundError, SnapshotExpired):
             if not taken:
                 raise
+            self._view = None
         return taken
 
     def _begin(self, view: View, pin: Pin) -> None:

@@ -139,14 +139,14 @@ class SingleWriter:
             registration.done.set_exception(error)
             return
         try:
+            self._publisher.reserve([], {})
             self._journal.append(self.state.revision, time.time_ns() // 1000, [], adoption.private)
             await self._journal.commit(durable=True)
-        except DiskFull as error:
+        except (MemoryFull, DiskFull) as error:
             self.state.forgo(adoption)
             registration.done.set_exception(error)
             return
         self.state.adopt(adoption)
-        self._publisher.describe([kind.name for kind in self.state.kinds], self.state.schemas)
         self._publisher.publish([], self.state.revision, self._journal.tail.number, self.state.counts())
         registration.done.set_result(None)
 

@@ -28,6 +28,9 @@ from solewriter.shared.memory.segment import Segment, segment_path
 from solewriter.shared.memory.table import TableWriter
 from solewriter.shared.registry import Schema
 
+Columnar = tuple[TableWriter, IndexWriter]
+"""Where the entities of one kind are found"""
+
 
 class Installed(msgspec.Struct, frozen=True):
     """One record as the memory needs it: where it is and what its slot shall say."""
@@ -62,16 +65,27 @@ class Publisher:
     def _make(self, size: int, *parts: object) -> Segment:
         return Segment.create(segment_path(self._folder, self.prefix, *parts), size)
 
-    def add_table(self, columns: Sequence[Column]) -> None:
-        """The table and index of the next kind."""
-        kind = len(self._tables)
-        self._tables.append(self._table(kind, columns))
-        self._indexes.append(
-            IndexWriter(
-                lambda number, size: self._make(size, "index", kind, number),
-                lambda number: segment_path(self._folder, self.prefix, "index", kind, number).unlink(),
-            )
+    def add_table(self, columns: Sequence[Column], made: Columnar | None = None) -> None:
+        """The table and index of the next kind, where need be made now. Raises MemoryFull."""
+        table, index = made or self.new_table(len(self._tables), columns)
+        self._tables.append(table)
+        self._indexes.append(index)
+
+    def new_table(self, kind: int, columns: Sequence[Column]) -> Columnar:
+        """A table and an index for a kind that is not there yet. Raises MemoryFull."""
+        index = IndexWriter(
+            lambda number, size: self._make(size, "index", kind, number),
+            lambda number: segment_path(self._folder, self.prefix, "index", kind, number).unlink(),
         )
+        return self._table(kind, columns), index
+
+    def remove_new_table(self, kind: int, made: Columnar) -> None:
+        """It is not needed after all."""
+        self.remove_table(kind, made[0])
+        remove_segments(self._folder, f"{self.prefix}-index-{kind}")
+
+    def table(self, kind: int) -> TableWriter:
+        return self._tables[kind]
 
     def _table(self, kind: int, columns: Sequence[Column]) -> TableWriter:
         generation = self._generations = self._generations + 1
@@ -101,12 +115,22 @@ class Publisher:
         return self._tables[kind].columns
 
     def describe(self, kinds: Sequence[str], schemas: Sequence[Schema]) -> None:
-        """A new catalog of kinds, seen with the next publish."""
-        tables = tuple(Table(table.generation, table.columns) for table in self._tables)
-        body = catalogs.pack(Catalog(MEMORY_VERSION, tuple(kinds), tuple(schemas), tables))
+        """A new catalog of kinds, seen with the next publish. Raises MemoryFull."""
+        self.prepare_catalog(kinds, schemas, self._tables)
+        self.use_catalog()
+
+    def prepare_catalog(self, kinds: Sequence[str], schemas: Sequence[Schema], tables: Sequence[TableWriter]) -> None:
+        """The next catalog, for `use_catalog` or `drop_catalog`. Raises MemoryFull."""
+        layouts = tuple(Table(table.generation, table.columns) for table in tables)
+        body = catalogs.pack(Catalog(MEMORY_VERSION, tuple(kinds), tuple(schemas), layouts))
         segment = self._make(len(body), "catalog", self._catalog_number + 1)
         segment.map[: len(body)] = body
+
+    def use_catalog(self) -> None:
         self._catalog_number += 1
+
+    def drop_catalog(self) -> None:
+        segment_path(self._folder, self.prefix, "catalog", self._catalog_number + 1).unlink(missing_ok=True)
 
     def newest(self, kind: int, slot: int) -> tuple[int, memoryview, int]:
         """A slot's newest published record: its address, and where its body lies."""

@@ -17,7 +17,7 @@ from typing import NamedTuple
 from zlib import crc32
 
 from solewriter.shared import record
-from solewriter.shared.config import RECLAIM_ABOVE, Limits
+from solewriter.shared.config import EXPIRY_GRACE_S, RECLAIM_ABOVE, Limits
 from solewriter.shared.errors import MemoryFull
 from solewriter.shared.memory.heap import PREFIX, PREFIX_BYTES, START, HeapWriter, address_of, padded, walk
 from solewriter.shared.memory.segment import Segment, is_mapped, punch
@@ -52,6 +52,7 @@ class Condemned(NamedTuple):
     fd: int
     size: int
     since: float  # CLOCK_MONOTONIC
+    expired: float | None = None  # since when readers are told that it is not readable
 
 
 class Reclaimer:
@@ -165,19 +166,23 @@ class Reclaimer:
 
     def let_go(self, expire: Callable[[int], None]) -> None:
         """Give back what nobody maps any more, and what was held for too long: `expire` first tells all readers that
-        segments below a number are not readable.
+        segments below a number are not readable, and a moment later no look is under way any more.
         """
         now = time.monotonic()
         kept = []
         for one in self.condemned:
             if not is_mapped(one.fd):
                 os.close(one.fd)
-            elif now - one.since > self._age_max_s:
+            elif now - one.since <= self._age_max_s:
+                kept.append(one)
+            elif one.expired is None:
                 expire(one.number + 1)
+                kept.append(one._replace(expired=now))
+            elif now - one.expired < EXPIRY_GRACE_S:
+                kept.append(one)
+            else:
                 punch(one.fd, one.size)
                 os.close(one.fd)
-            else:
-                kept.append(one)
         self.condemned = kept
 
     @property

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 import msgspec
 
-from solewriter.engine_proc.publisher import Installed, Publisher
+from solewriter.engine_proc.publisher import Columnar, Installed, Publisher
 from solewriter.engine_proc.reclaim import Dropped
 from solewriter.engine_proc.sessions import NEVER, Told
 from solewriter.shared import record
@@ -94,7 +94,8 @@ class Adoption(NamedTuple):
 
     kinds: Sequence[Kind]
     private: Private
-    tables: dict[int, TableWriter]
+    tables: dict[int, TableWriter]  # in place of those that are there
+    made: list[Columnar]  # of the kinds that are new
 
 
 class Turn:
@@ -186,16 +187,19 @@ class State:
 
     # --- kinds -------------------------------------------------------------------------------------------------------
 
-    def add_kinds(self, names: list[str], schemas: list[Schema]) -> None:
-        """Install kinds and schemas that a journal entry brings."""
+    def add_kinds(self, names: list[str], schemas: list[Schema], made: Sequence[Columnar] = ()) -> None:
+        """Install kinds and schemas that a journal entry brings, in tables that are made already, or now. Raises
+        MemoryFull.
+        """
         self.schemas += schemas
-        for name in names:
+        for position, name in enumerate(names):
             code = len(self.kinds)
             schema = next(schema for schema in schemas if schema.kind == code)
             kind = self.registry.get(name)
             known = self._by_name[name] = KindState(code, name, schema, kind)
             self.kinds.append(known)
-            self._publisher.add_table(kind.columns if kind is not None else schema.columns)
+            columns = kind.columns if kind is not None else schema.columns
+            self._publisher.add_table(columns, made[position] if made else None)
         for schema in schemas:
             known = self.kinds[schema.kind]
             known.schema = schema
@@ -224,21 +228,35 @@ class State:
         """What it takes to know these kinds from now on; then `adopt` or `forgo` it. Raises SchemaMismatch, MemoryFull,
         and then nothing has changed.
         """
-        adoption = Adoption(kinds, self.new_kinds(kinds), {})
+        adoption = Adoption(kinds, self.new_kinds(kinds), {}, [])
         self.check_fit(kinds)
         try:
+            self._make_tables(adoption)
             for kind in kinds:
                 known = self._by_name.get(kind.name)
                 if known is not None and kind.columns != self._publisher.columns(known.code):
                     table = self._publisher.other_table(known.code, kind.columns, known.places)
                     adoption.tables[known.code] = table
                     self._refill(table, known, kind)
+            self._prepare_catalog(adoption)
         except SolewriterError as error:
             self.forgo(adoption)
             if isinstance(error, InvalidMutation):
                 raise SchemaMismatch(f"a stored {kind.name} has no such column: {error}", kind=kind.name) from error
             raise
         return adoption
+
+    def _make_tables(self, adoption: Adoption) -> None:
+        """Those of the kinds that are new. Raises MemoryFull."""
+        by_name = {kind.name: kind for kind in adoption.kinds}
+        for code, name in enumerate(adoption.private.kinds, len(self.kinds)):
+            adoption.made.append(self._publisher.new_table(code, by_name[name].columns))
+
+    def _prepare_catalog(self, adoption: Adoption) -> None:
+        names = [*(kind.name for kind in self.kinds), *adoption.private.kinds]
+        tables = [adoption.tables.get(kind.code) or self._publisher.table(kind.code) for kind in self.kinds]
+        tables += [table for table, _ in adoption.made]
+        self._publisher.prepare_catalog(names, [*self.schemas, *adoption.private.schemas], tables)
 
     def check_fit(self, kinds: Iterable[Kind]) -> None:
         """Raises SchemaMismatch if something stored does not fit the new class of its kind. Takes 5 us for each entity
@@ -267,6 +285,9 @@ class State:
     def forgo(self, adoption: Adoption) -> None:
         for code, table in adoption.tables.items():
             self._publisher.remove_table(code, table)
+        for code, made in enumerate(adoption.made, len(self.kinds)):
+            self._publisher.remove_new_table(code, made)
+        self._publisher.drop_catalog()
 
     def adopt(self, adoption: Adoption) -> None:
         """After the commit: requests about these kinds are decided by these classes."""
@@ -276,7 +297,8 @@ class State:
                 known.kind = kind
         for code, table in adoption.tables.items():
             self._publisher.replace_table(code, table)
-        self.add_kinds(adoption.private.kinds, adoption.private.schemas)
+        self.add_kinds(adoption.private.kinds, adoption.private.schemas, adoption.made)
+        self._publisher.use_catalog()
 
     def _refill(self, table: TableWriter, known: KindState, kind: Kind) -> None:
         """All slots of a kind with the columns of another class of it. Raises InvalidMutation."""

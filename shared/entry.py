@@ -137,7 +137,7 @@ def read_file_header(path: Path, buffer: bytes) -> FileStart:
     if len(buffer) < FILE_HEADER_BYTES:
         raise JournalCorrupt(f"{path.name} is shorter than its header", place=f"{path.name}:0")
     magic, version, crc, state_id, first, previous_crc = _FILE.unpack_from(buffer, 0)
-    if magic == FILE_MAGIC and version > JOURNAL_VERSION:
+    if magic == FILE_MAGIC and not 1 <= version <= JOURNAL_VERSION:
         raise LayoutMismatch(
             f"{path.name} has journal format {version}; this version of solewriter reads up to {JOURNAL_VERSION}"
         )

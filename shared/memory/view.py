@@ -194,7 +194,8 @@ class Pin:
 
     def changed(self, kind: int) -> AbstractSet[int]:
         """Slots of a kind whose head and cells may be newer than this revision, or were while they were read before
-        this call: those of all records behind this revision's tail. Each call goes on where the last one ended.
+        this call: those of all records behind this revision's tail. Each call goes on where the last one ended. Raises
+        FileNotFoundError where such records are gone.
         """
         missed = True
         while missed:  # what was moved out of a missing segment lies behind a tail that is read after it was missed
@@ -202,6 +203,8 @@ class Pin:
             for number in range(self._walked_to >> 32, (end >> 32) + 1):
                 begin = max(self._walked_to, address_of(number, START))
                 found = self._slots_in(number, begin, min(end, address_of(number + 1, START)))
+                if found is None and number >= self.view.root.current().first_segment:
+                    raise FileNotFoundError  # it was not reclaimed: it went with its engine
                 missed = missed or found is None
                 for code, slot in found or ():
                     self._changed.setdefault(code, set()).add(slot)
@@ -217,7 +220,7 @@ class Pin:
                 (record.kind_at(segment.bytes, place + PREFIX_BYTES), PREFIX.unpack_from(segment.map, place)[1])
                 for _, segment, place in walk(self.segment, begin, end)
             ]
-        except (FileNotFoundError, IndexError, struct.error):
+        except (FileNotFoundError, SnapshotExpired, IndexError, struct.error):
             return None
         return found if number >= self.view.root.readable_from else None
 
@@ -269,7 +272,7 @@ class Pin:
     def _walked_from(self, begin: int) -> tuple[dict[tuple[int, int], int], dict[tuple[int, bytes], int]]:
         by_slot: dict[tuple[int, int], int] = {}
         by_key: dict[tuple[int, bytes], int] = {}
-        for address, segment, place in walk(self.heap.__getitem__, begin, self._tail):
+        for address, segment, place in walk(self.segment, begin, self._tail):
             body = place + PREFIX_BYTES
             if record.revision_at(segment.bytes, body) > self.root.revision:
                 continue
@@ -301,6 +304,11 @@ class Pin:
         return found
 
     def segment(self, number: int) -> Segment:
+        """Raises SnapshotExpired before anything is read that was taken away: in a full memory file system, that would
+        be SIGBUS; FileNotFoundError for one that was never mapped, and is gone.
+        """
+        if number < self._live[READABLE]:
+            raise _expired()
         try:
             return self.heap[number]
         except KeyError:
