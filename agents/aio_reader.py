@@ -39,7 +39,6 @@ class Memory(Reader):
     ) -> None:
         super().__init__(state, limits, registry)
         self._again = False
-        self._closed = False
 
     def _attach(self, known: View | None) -> View:
         if self._closed:
@@ -68,10 +67,6 @@ class Memory(Reader):
             finally:
                 self._again = False
             await asyncio.sleep(ATTACH_RETRY_S)
-
-    def close(self) -> None:
-        self._closed = True
-        super().close()
 
 
 class AioReader:

@@ -84,7 +84,9 @@ class Exchange:
                     raise outcome_unknown(pending.request_id)
 
     def close(self) -> None:
-        """Let the lane go. Requests that were not answered may or may not be applied."""
+        """Let the lane go; whoever waits in another thread is told. Requests that were not answered may or may not be
+        applied.
+        """
         with self._changed:
             self._closed = True
             if self._pid == os.getpid():
@@ -154,17 +156,20 @@ class Exchange:
             self._read(lane)
 
     def _sleep(self, poll: select.poll, timeout_s: float) -> None:
-        """Until the lane is ready; without sleeping for a moment, where the last reply came within such a moment."""
+        """Until the lane is ready, or it is time to look around: whether another thread closed the client, say. Without
+        sleeping for a moment, where the last reply came within such a moment.
+        """
         begun, spin_s = time.monotonic(), self._limits.spin_s
+        sleep_ms = min(timeout_s, self._limits.wait_backstop_s) * 1000
         if self._waited_s < spin_s:
             while time.monotonic() - begun < spin_s:
                 if poll.poll(0):
                     break
                 os.sched_yield()  # whoever else wants this processor, the engine perhaps, goes first
             else:
-                poll.poll(timeout_s * 1000)
+                poll.poll(sleep_ms)
         else:
-            poll.poll(timeout_s * 1000)
+            poll.poll(sleep_ms)
         self._waited_s = time.monotonic() - begun
 
     def _write(self) -> bool:

@@ -16,7 +16,7 @@ import warnings
 
 import pytest
 
-from solewriter import Cancel, Create, EngineUnavailable, Limits, Task, TaskStatus, Update, connect
+from solewriter import Cancel, Create, EngineUnavailable, Limits, OutcomeUnknown, Task, TaskStatus, Update, connect
 from solewriter.shared import wire
 from solewriter.shared.config import DEFAULT_LIMITS
 
@@ -197,6 +197,31 @@ def test_a_client_shared_by_threads_serves_them_all(state, start_engine):
         assert wrong == []
         assert client.get(Task, task.id).version >= 201
         assert client.reader.snapshot().counts["Task"] == 301
+
+
+def test_closing_a_client_ends_the_calls_of_other_threads(engine, wait_until):
+    """Of the one that reads for all, and of those that wait for it; the engine says nothing meanwhile."""
+    client = connect(engine.state)
+    told: list[BaseException] = []
+
+    def ask() -> None:
+        try:
+            client.create(Task(title="x"), timeout_s=90)
+        except OutcomeUnknown as unknown:
+            told.append(unknown)
+
+    threads = [threading.Thread(target=ask, daemon=True) for _ in range(3)]
+    os.kill(engine.pid, signal.SIGSTOP)
+    try:
+        for thread in threads:
+            thread.start()
+        wait_until(lambda: client._session.in_flight == 3, 10, "all three are on their way")
+        client.close()
+        for thread in threads:
+            thread.join(20)
+        assert len(told) == 3, "they were sent, and wait for ever"
+    finally:
+        os.kill(engine.pid, signal.SIGCONT)
 
 
 def test_an_interrupted_call_leaves_a_client_that_goes_on(state, start_engine):

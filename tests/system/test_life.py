@@ -225,6 +225,45 @@ def test_what_a_killed_engine_left_in_memory_goes_with_its_owner(state, start_en
         open_reader(state)
 
 
+# --- ending by itself -------------------------------------------------------------------------------------------------
+
+
+class Quitting(Entity):
+    """Its validator ends the process for one value, and calls that a success."""
+
+    weight: int = 0
+
+    def model_post_init(self, context: object) -> None:
+        if self.weight == 13:
+            os._exit(0)
+
+
+def test_an_engine_that_ends_undrained_is_started_again_whatever_its_status(
+    state, start_engine, wait_until, client_of_a_raw_lane
+):
+    engine = start_engine(state, models=[Quitting])
+    with connect(state) as client:
+        client.create(Quitting(id="q"))
+        raw = client_of_a_raw_lane(state)
+        raw.write(raw.frame([Update(Quitting.ref("q"), {"weight": 13})]))
+        wait_until(lambda: engine.restarts == 1, 20, "a restart")
+        assert client.update(Quitting.ref("q"), weight=1).version == 2
+
+
+def test_an_engine_that_others_told_to_end_is_not_running_and_can_be_started_again(state, start_engine, wait_until):
+    engine = start_engine(state)
+    os.kill(engine.pid, signal.SIGTERM)
+    engine.wait()
+    with pytest.raises(EngineUnavailable, match="not running"):
+        _ = engine.pid
+    with pytest.raises(EngineUnavailable, match="not running"):
+        engine.register(Rollout)
+    assert (engine.restarts, engine.failure) == (0, None)
+    engine.start()
+    with connect(state) as client:
+        assert client.create(Task(title="x")).version == 1
+
+
 # --- draining ---------------------------------------------------------------------------------------------------------
 
 
@@ -448,6 +487,48 @@ def test_a_wait_for_what_a_stopped_engine_would_have_done_ends(state, start_engi
         reader.wait_for(100)
     with pytest.raises(EngineUnavailable, match="was stopped"):
         next(watch)
+
+
+def test_every_stopped_engine_is_waited_for_as_long(state, start_engine, wait_until):
+    """Also when one that was stopped before it had been waited for in vain."""
+    engine = start_engine(state)
+    limits = Limits(connect_timeout_s=0.5, wait_backstop_s=0.05)
+    with open_reader(state, limits=limits) as reader:
+        engine.stop()
+        first = time.monotonic()
+        with pytest.raises(TimeoutError):
+            reader.wait_for(100, timeout_s=0.1)
+        engine.start()
+        assert reader.revision == 0
+        engine.stop()
+        wait_until(lambda: time.monotonic() - first > limits.connect_timeout_s, 5, "time goes by")
+        begun = time.monotonic()
+        with pytest.raises(EngineUnavailable, match="was stopped"):
+            reader.wait_for(100)
+        assert time.monotonic() - begun >= limits.connect_timeout_s
+
+
+def test_closing_a_reader_ends_its_waits_in_other_threads(reader):
+    told: list[EngineUnavailable] = []
+
+    def wait(forever) -> None:
+        try:
+            forever()
+        except EngineUnavailable as error:
+            told.append(error)
+
+    waits = [
+        lambda: reader.wait_for(100),
+        lambda: reader.wait_until(Task, "nobody", lambda task: task is not None),
+        lambda: next(reader.watch()),
+    ]
+    threads = [threading.Thread(target=wait, args=(forever,), daemon=True) for forever in waits]
+    for thread in threads:
+        thread.start()
+    reader.close()
+    for thread in threads:
+        thread.join(20)
+    assert [error.final for error in told] == [True] * 3
 
 
 def test_a_client_gives_up_when_its_patience_is_over_and_says_what_never_left(state, start_engine):
