@@ -12,9 +12,12 @@ import os
 import select
 import signal
 import socket
+import sys
 import time
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
+from types import FrameType, ModuleType
 from typing import Any, Protocol, TypeVar
 
 import hypothesis
@@ -61,6 +64,40 @@ def poll(condition: Callable[[], T], timeout_s: float, what: str) -> T:
 def wait_until() -> WaitUntil:
     """`wait_until(condition, timeout_s, what)`: the condition's first true value."""
     return poll
+
+
+# --- in the middle of something --------------------------------------------------------------------------------------
+
+
+@contextmanager
+def interrupted(number: int, deed: Callable[[], object], *modules: ModuleType) -> Iterator[list[str]]:
+    files, reached = {module.__file__ for module in modules}, list[str]()
+    left = number
+
+    def profile(frame: FrameType, event: str, _: Any) -> None:
+        nonlocal left
+        if event in ("call", "c_return") and frame.f_code.co_filename in files:
+            left -= 1
+            if left == 0:
+                sys.setprofile(None)
+                reached.append(f"{frame.f_code.co_name}, line {frame.f_lineno}")
+                deed()
+
+    before = sys.getprofile()
+    sys.setprofile(profile)
+    try:
+        yield reached
+    finally:
+        sys.setprofile(before)
+
+
+@pytest.fixture(scope="session")
+def at_step() -> Callable[..., AbstractContextManager[list[str]]]:
+    """`with at_step(number, deed, *modules) as reached`: the deed is done at the number-th place where Python may run
+    the handler of a signal, as it does behind calls and where functions begin, in these modules and this thread.
+    `reached` says where that was, if it came so far. What the deed raises is raised there.
+    """
+    return interrupted
 
 
 # --- a real engine ---------------------------------------------------------------------------------------------------

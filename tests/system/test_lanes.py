@@ -17,6 +17,8 @@ import warnings
 import pytest
 
 from solewriter import Cancel, Create, EngineUnavailable, Limits, OutcomeUnknown, Task, TaskStatus, Update, connect
+from solewriter.agents import exchange, greeting, session
+from solewriter.shared import lane as lanes
 from solewriter.shared import wire
 from solewriter.shared.config import DEFAULT_LIMITS
 
@@ -242,8 +244,28 @@ def test_an_interrupted_call_leaves_a_client_that_goes_on(state, start_engine):
         assert client.get(Task, task.id).title == "y"
 
 
-def _interrupt(number, frame):
+def _interrupt(*_):
     raise KeyboardInterrupt
+
+
+@pytest.mark.parametrize("lane", ["whole", "lost"])
+def test_a_call_interrupted_at_any_step_leaves_a_client_that_goes_on(engine, at_step, lane):
+    """On a lane that is there, and on one that must be made first."""
+    with connect(engine.state) as client:
+        version = client.create(Task(title="x", id="t", max_retries=0)).version
+        steps, reached = 0, [""]
+        while reached:
+            steps += 1
+            client._exchange._broken = lane == "lost"
+            with at_step(steps, _interrupt, exchange, session, greeting, lanes) as reached:
+                try:
+                    client.update(Task.ref("t"), max_retries=steps)
+                except KeyboardInterrupt:
+                    pass
+            after = client.update(Task.ref("t"), max_retries=1_000 + steps)
+            assert after.version - version in (1, 2), reached
+            version = after.version
+    assert steps > 40
 
 
 def test_a_forked_child_never_uses_nor_holds_its_parents_lane(state, start_engine):
@@ -269,6 +291,39 @@ def test_a_forked_child_never_uses_nor_holds_its_parents_lane(state, start_engin
                 os._exit(status)
         assert os.waitpid(child, 0)[1] == 0
         assert client.create(Task(title="y")).version == 1
+
+
+def pipes() -> set[str]:
+    """Those that this process holds open."""
+    found = set()
+    for fd in os.listdir("/proc/self/fd"):
+        with contextlib.suppress(OSError):
+            found.add(os.readlink(f"/proc/self/fd/{fd}"))
+    return {target for target in found if target.startswith("pipe:")}
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of a fork beside threads: the child only looks and ends
+@pytest.mark.parametrize("lane", ["the first", "the next"])
+def test_a_child_forked_at_any_step_of_a_handshake_holds_nothing_of_it(engine, at_step, lane):
+    client, before = connect(engine.state), pipes()
+
+    def fork() -> None:
+        child = os.fork()
+        if child == 0:
+            os._exit(len(pipes() - before))
+        assert os.waitpid(child, 0)[1] == 0, f"forked at {reached}"
+
+    steps, reached = 0, [""]
+    while reached:
+        steps += 1
+        with at_step(steps, fork, exchange) as reached:
+            if lane == "the first":
+                connect(engine.state).close()
+            else:
+                client._exchange._broken = True
+                client.put(Task(title="x", id="t"))
+    client.close()
+    assert steps > 10
 
 
 @pytest.mark.parametrize("method", ["spawn", "forkserver", "fork"])
