@@ -45,6 +45,7 @@ class Feed:
         try:
             if view is not self._view:
                 self._begin(view, pin)
+            begun = self._address >> 32
             for address, segment, place in walk(pin.segment, self._address, pin.root.tail):
                 body = place + PREFIX_BYTES
                 self._address = address + padded(record.length_at(segment.bytes, body))
@@ -52,6 +53,8 @@ class Feed:
                     taken.append(Published(pin, address, pin.whole(address)))
                     if len(taken) == limit:
                         break
+            if begun < view.root.readable_from:  # after the look: what was taken away meanwhile reads as nothing new
+                raise self._compacted(pin)
         except (FileNotFoundError, SnapshotExpired):
             if view.root.successor == STOPPED:
                 raise EngineUnavailable("the engine was stopped, and its memory is gone") from None

@@ -53,12 +53,14 @@ class Query:
         return [self._pin.at(self._kind, slot) for slot in chosen.tolist()]
 
     def ids(self, addresses: list[int]) -> list[str]:
-        """The keys of records."""
+        """The keys of records. Raises SnapshotExpired."""
         found = []
         for address in addresses:
             buffer = self._pin.segment(address >> 32).bytes
-            found.append(record.key_at(buffer, (address & OFFSET_MASK) + PREFIX_BYTES).decode())
-        return found
+            found.append(record.key_at(buffer, (address & OFFSET_MASK) + PREFIX_BYTES))
+        if addresses:
+            self._pin.slot_at(min(addresses))  # after the look: what was taken away meanwhile reads as no key
+        return [key.decode() for key in found]
 
     def _order(self, order_by: str | None) -> tuple[int | None, bool]:
         if order_by is None:
