@@ -12,6 +12,7 @@ import subprocess
 import sys
 import textwrap
 import threading
+import time
 import warnings
 
 import pytest
@@ -20,7 +21,7 @@ from solewriter import Cancel, Create, EngineUnavailable, Limits, OutcomeUnknown
 from solewriter.agents import exchange, greeting, session
 from solewriter.shared import lane as lanes
 from solewriter.shared import wire
-from solewriter.shared.config import DEFAULT_LIMITS
+from solewriter.shared.config import DEFAULT_LIMITS, WIRE_VERSION
 
 REFUSED, UNAVAILABLE = wire.Status.REFUSED, wire.Status.UNAVAILABLE
 
@@ -139,6 +140,18 @@ def test_bad_framing_closes_that_lane_and_no_other(state, start_engine, client_o
         raw.write(struct.pack("!i", length) + b"x" * 100)
         assert raw.reply() is None
         client.create(Task(title="unharmed"))
+
+
+def test_a_refusal_for_good_is_told_at_once(engine, client_of_a_raw_lane):
+    """Whoever is refused for now tries again, for `connect_timeout_s`."""
+    begun = time.monotonic()
+    with pytest.raises(EngineUnavailable, match="engine's own") as refused:
+        connect(engine.state, client_id="engine")
+    assert refused.value.final
+    assert time.monotonic() - begun < engine.limits.connect_timeout_s / 2
+    stranger = client_of_a_raw_lane(engine.state, wire_version=WIRE_VERSION + 1)
+    assert (stranger.welcome.ok, stranger.welcome.refusal) == (False, "final")
+    assert "one solewriter everywhere" in stranger.welcome.reason
 
 
 def test_a_duplicated_frame_gets_the_first_reply_and_is_applied_once(state, start_engine, client_of_a_raw_lane):
@@ -402,6 +415,28 @@ def test_another_users_process_is_refused_before_a_byte_is_decoded(state, start_
         check=True,
     )
     assert run.stdout.strip() == f"{len(secret)} b''"
+
+
+def test_another_users_client_and_reader_are_told_that_they_cannot(engine):
+    if os.geteuid() != 0:
+        pytest.skip("changing the uid needs root")
+    program = textwrap.dedent(
+        """
+        import os, sys
+        from solewriter import EngineUnavailable, Limits, connect, open_reader
+        from solewriter.shared.lane import Lane
+        Lane().close()  # all is imported: nobody else may be able to read where this is installed
+        os.setgroups([]); os.setgid(65534); os.setuid(65534)
+        for meet in (connect, open_reader):
+            try:
+                meet(sys.argv[1], limits=Limits(connect_timeout_s=0.1))
+            except EngineUnavailable as error:
+                print(meet.__name__, error.final)
+        """
+    )
+    command = [sys.executable, "-c", program, str(engine.state)]
+    run = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True)
+    assert run.stdout.split() == ["connect", "False", "open_reader", "True"]
 
 
 def test_a_state_folder_with_a_very_long_path_works(tmp_path, start_engine):

@@ -444,6 +444,10 @@ def test_a_whole_entity_of_another_class_than_the_engines_is_refused(state, star
             client.create(entity)
         with pytest.raises(SchemaMismatch, match=what):
             client.put(entity)
+        with pytest.raises(SchemaMismatch, match=what):
+            list(client.submit_many([Create(entity)]))
+        with pytest.raises(SchemaMismatch, match=what), client.transaction() as tx:
+            tx.create(entity)
         assert client.reader.revision == before
 
 
@@ -487,6 +491,23 @@ def test_a_wait_for_what_a_stopped_engine_would_have_done_ends(state, start_engi
         reader.wait_for(100)
     with pytest.raises(EngineUnavailable, match="was stopped"):
         next(watch)
+
+
+def test_a_watch_whose_memory_went_with_a_stopped_engine_says_that_it_was_stopped(state, start_engine):
+    """Not that something is missing: nothing is, and the next engine has it all."""
+    engine = start_engine(state)
+    with open_reader(state) as reader:
+        with connect(state) as client:
+            client.create(Task(title="x", id="t"))
+        watch = reader.watch(since=0)
+        assert next(watch).id == "t"
+        again = reader.watch(since=0)
+        reader.view()._heap.clear()  # as of a reader that was never asked for anything
+        engine.stop()
+        with pytest.raises(EngineUnavailable, match="was stopped"):
+            next(again)
+        engine.start()
+        assert next(again).id == "t"
 
 
 def test_every_stopped_engine_is_waited_for_as_long(state, start_engine, wait_until):
@@ -540,6 +561,69 @@ def test_a_client_gives_up_when_its_patience_is_over_and_says_what_never_left(st
         with pytest.raises(EngineUnavailable):
             client.create(Task(title="x"))
         assert time.monotonic() - begun < 30, "a hang is no patience"
+
+
+def test_patience_is_counted_from_the_loss_of_the_lane(state, start_engine):
+    engine = start_engine(state)
+    with connect(state, limits=Limits(connect_timeout_s=1.0)) as client:
+        client.create(Task(title="x", id="t"))
+        engine.stop()
+        for least_s, most_s in ((0.9, 30.0), (0.0, 0.9)):
+            begun = time.monotonic()
+            with pytest.raises(EngineUnavailable, match="no engine serves"):
+                client.create(Task(title="x"))
+            assert least_s <= time.monotonic() - begun < most_s, "it has waited long enough before"
+        engine.start()
+        assert client.update(Task.ref("t"), title="y").version == 2
+
+
+def test_a_call_that_gives_up_first_takes_nothing_from_the_others(state, start_engine, wait_until):
+    """It was the one that connected for all of them."""
+    engine = start_engine(state)
+    with connect(state, limits=Limits(connect_timeout_s=60)) as client:
+        client.create(Task(title="x"))
+        engine.stop()
+        ended: list[object] = []
+
+        def create(id: str, timeout_s: float) -> None:
+            try:
+                ended.append(client.create(Task(title="x", id=id), timeout_s=timeout_s))
+            except OutcomeUnknown as unknown:
+                ended.append(unknown)
+
+        callers = [
+            threading.Thread(target=create, args=patience, daemon=True) for patience in [("short", 1.0), ("long", 60.0)]
+        ]
+        for number, caller in enumerate(callers, 1):
+            caller.start()
+            wait_until(lambda number=number: client._session.in_flight == number, 20, "it waits for another engine")
+        callers[0].join(20)
+        assert [type(one) for one in ended] == [OutcomeUnknown]
+        engine.start()
+        callers[1].join(20)
+        assert [type(one) for one in ended] == [OutcomeUnknown, Task]
+
+
+def test_what_was_not_sent_when_its_client_is_closed_says_so(state, start_engine, wait_until):
+    engine = start_engine(state)
+    client = connect(state, limits=Limits(connect_timeout_s=60))
+    client.create(Task(title="x"))
+    told: list[EngineUnavailable] = []
+
+    def create() -> None:
+        try:
+            client.create(Task(title="x"), timeout_s=60)
+        except EngineUnavailable as error:
+            told.append(error)
+
+    engine.stop()
+    caller = threading.Thread(target=create, daemon=True)
+    caller.start()
+    wait_until(lambda: client._session.in_flight, 20, "it waits for another engine")
+    client.close()
+    caller.join(20)
+    assert [error.final for error in told] == [True]
+    assert "before it was sent" in str(told[0])
 
 
 def test_the_holder_of_a_lock_is_named_by_itself(state, start_engine):
