@@ -730,6 +730,26 @@ def test_a_schema_tells_apart_what_changes_the_meaning_of_payloads():
     assert Kind(Doc1).schema.digest() == learned(Kind(Doc1).schema).digest()
 
 
+def test_a_schema_is_the_same_whatever_people_are_told_about_its_fields():
+    """Titles and descriptions, unless they are fields by these names."""
+    plain_fields = create_model("Doc", __base__=Entity, title=(str, ...), size=(int, Field(gt=0)))
+    described = create_model(
+        "Doc",
+        __base__=Entity,
+        __doc__="More words.",
+        title=(str, Field(title="Its title", description="What it is called")),
+        size=(int, Field(gt=0, title="Size", examples=[1])),
+    )
+    assert Kind(described).schema.digest() == Kind(plain_fields).schema.digest()
+    for others in (
+        {"title": (int, ...), "size": (int, Field(gt=0))},
+        {"title": (str, ...), "size": (int, Field(gt=1))},
+        {"description": (str, ...), "size": (int, Field(gt=0))},
+    ):
+        other = create_model("Doc", __base__=Entity, **others)
+        assert Kind(other).schema.digest() != Kind(plain_fields).schema.digest()
+
+
 def test_a_schema_that_comes_back_from_the_journal_is_still_ours():
     payload = TASK.payload({"title": "t", "priority": "high"})
     fields = Kind(Task).fields_of(learned(TASK.schema), payload)

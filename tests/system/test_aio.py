@@ -314,6 +314,21 @@ def test_many_are_pipelined_in_order_with_refusals_as_values(engine, run, source
     run(main())
 
 
+def test_what_is_too_much_for_one_frame_goes_in_several(engine, run):
+    """And what is too large by itself is refused in its place."""
+
+    async def main():
+        async with aio.connect(engine.state) as client:
+            sizes = [60_000] * 20 + [1_100_000] + [60_000] * 20
+            large = [Create(Task(title="x", description="d" * size)) for size in sizes]
+            replies = [reply async for reply in client.submit_many(large)]
+            assert [type(reply.error) for reply in replies] == [
+                type(None) if size < 1_000_000 else RequestTooLarge for size in sizes
+            ]
+
+    run(main())
+
+
 def test_a_window_of_one_sends_each_as_it_comes(engine, run):
     """A source that waits for the reply of what it gave last is served."""
 

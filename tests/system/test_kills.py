@@ -11,6 +11,7 @@ import struct
 import subprocess
 import sys
 import textwrap
+import threading
 import time
 
 import pytest
@@ -397,6 +398,44 @@ def test_a_client_whose_id_another_one_used_meanwhile_is_never_told_the_others_o
             first.create(Task(title="late", id="late"))
         assert second.get(Task, "late") is None
     first.close()
+
+
+def test_what_a_client_never_sent_goes_on_behind_another_one_that_used_its_id(state, start_engine, wait_until):
+    """Its number is used by then, and so it gets another one."""
+    engine = start_engine(state)
+    first = connect(state, name="one", client_id="crawler")
+    first.create(Task(title="x", id="x"))
+    os.kill(engine.pid, signal.SIGKILL)
+    with connect(state, name="two", client_id="crawler") as second:
+        for number in range(3):
+            second.create(Task(title="other", id=f"other{number}"))
+        reply = first.submit(Create(Task(title="mine", id="mine")))
+        assert (reply.entity.id, first.outcome(reply.request_id).reply.results[0].id) == ("mine", "mine")
+        with pytest.raises(Fenced):
+            second.create(Task(title="late"))
+    first.close()
+
+
+def test_what_was_not_sent_when_its_session_was_forgotten_goes_on(state, start_engine, wait_until):
+    """Two frames and a part were, the rest found no room in the pipe."""
+    engine = start_engine(state, durability="memory")
+    with connect(state) as client:
+        client.create(Task(title="x"))
+        told = []
+
+        def send() -> None:
+            large = (Create(Task(title="x", id=f"t{number}", description="d" * 60_000)) for number in range(12))
+            told.extend(type(reply.error) for reply in client.submit_many(large, window=12))
+
+        os.kill(engine.pid, signal.SIGSTOP)
+        sender = threading.Thread(target=send, daemon=True)
+        sender.start()
+        wait_until(lambda: client._session.in_flight == 12 and client._session.unsent is not None, 20, "a full pipe")
+        os.kill(engine.pid, signal.SIGKILL)
+        sender.join(30)
+        assert set(told[:3]) == {OutcomeUnknown}
+        assert set(told[-3:]) == {type(None)}
+        assert client.reader.snapshot().counts["Task"] == told.count(type(None))
 
 
 def test_a_session_that_is_not_remembered_ends_as_unknown_and_goes_on(state, start_engine, wait_until):
