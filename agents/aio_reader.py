@@ -47,7 +47,6 @@ class Memory(Reader):
     ) -> None:
         super().__init__(state, limits, registry)
         self._again = False
-        self._closed = False
 
     def _attach(self, known: View | None) -> View:
         if self._closed:
@@ -81,10 +80,6 @@ class Memory(Reader):
             finally:
                 self._again = False
             await asyncio.sleep(ATTACH_RETRY_S)
-
-    def close(self) -> None:
-        self._closed = True
-        super().close()
 
 
 class Patience:

@@ -7,13 +7,15 @@ engine, a fork: the lane is dropped, and what was not answered is sent again on 
 
 from __future__ import annotations
 
+import operator
 import os
 import select
 import threading
 import time
 import weakref
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import TypeVar
 
 from solewriter.agents.greeting import greet
 from solewriter.agents.session import AgentSession, Pending, outcome_unknown
@@ -24,7 +26,7 @@ from solewriter.shared.lane import Lane
 from solewriter.shared.wireform import OutcomeQuery, PlainRequest
 
 Request = PlainRequest | OutcomeQuery
-
+T = TypeVar("T")
 
 _open: weakref.WeakSet[Exchange] = weakref.WeakSet()
 
@@ -45,9 +47,9 @@ class Exchange:
         self._lost_at = 0.0  # when the lane broke that was not replaced yet
         self._closed = False
         self._pid = os.getpid()
+        _open.add(self)  # first: a fork must find every lane
         with self._changed:
             self._connect(time.monotonic() + limits.connect_timeout_s)
-        _open.add(self)
 
     # --- what a client does with it ----------------------------------------------------------------------------------
 
@@ -84,7 +86,9 @@ class Exchange:
                     raise outcome_unknown(pending.request_id)
 
     def close(self) -> None:
-        """Let the lane go. Requests that were not answered may or may not be applied."""
+        """Let the lane go; whoever waits in another thread is told. Requests that were not answered may or may not be
+        applied.
+        """
         with self._changed:
             self._closed = True
             if self._pid == os.getpid():
@@ -148,23 +152,25 @@ class Exchange:
         poll.register(lane.replies, select.POLLIN)
         if self._session.unsent is not None:
             poll.register(lane.requests, select.POLLOUT)
-        with self._unlocked():
-            self._sleep(poll, timeout_s)
+        self._unlocked(lambda: self._sleep(poll, timeout_s))
         if self._lane is lane:
             self._read(lane)
 
     def _sleep(self, poll: select.poll, timeout_s: float) -> None:
-        """Until the lane is ready; without sleeping for a moment, where the last reply came within such a moment."""
+        """Until the lane is ready, or it is time to look around: whether another thread closed the client, say. Without
+        sleeping for a moment, where the last reply came within such a moment.
+        """
         begun, spin_s = time.monotonic(), self._limits.spin_s
+        sleep_ms = min(timeout_s, self._limits.wait_backstop_s) * 1000
         if self._waited_s < spin_s:
             while time.monotonic() - begun < spin_s:
                 if poll.poll(0):
                     break
                 os.sched_yield()  # whoever else wants this processor, the engine perhaps, goes first
             else:
-                poll.poll(timeout_s * 1000)
+                poll.poll(sleep_ms)
         else:
-            poll.poll(timeout_s * 1000)
+            poll.poll(sleep_ms)
         self._waited_s = time.monotonic() - begun
 
     def _write(self) -> bool:
@@ -240,8 +246,7 @@ class Exchange:
             except BaseException:
                 lane.close()
                 raise
-            with self._unlocked():
-                time.sleep(pause)
+            self._unlocked(partial(time.sleep, pause))
             self._check_usable()
             pause = min(pause * 2, RECONNECT_MAX_S)
         self._lane, self._offered, self._broken = lane, None, False
@@ -250,19 +255,16 @@ class Exchange:
     def _offer(self, lane: Lane, timeout_s: float) -> None:
         """One hello. Other threads may queue requests meanwhile: they are the last of what is sent on this lane."""
         hello = self._session.hello(os.getpid())
-        with self._unlocked():
-            welcome = greet(self.folder, hello, lane, timeout_s)
+        welcome = self._unlocked(lambda: greet(self.folder, hello, lane, timeout_s))
         self._check_usable()
         self._session.welcomed(welcome)
 
-    @contextmanager
-    def _unlocked(self) -> Iterator[None]:
+    def _unlocked(self, wait: Callable[[], T]) -> T:
         """Let other threads in while this one, the only one that reads or connects, waits for the engine."""
-        changed, released = self._changed, False
+        changed, released = self._changed, list[None]()
         try:
-            changed.release()
-            released = True
-            yield
+            released.extend(map(operator.call, [changed.release]))  # one call: no Ctrl-C between it and the note of it
+            return wait()
         finally:
             if released:
                 changed.acquire()

@@ -49,7 +49,8 @@ class Reader:
         self._view: View | None = None
         self._pidfd = -1
         self._checked: dict[str, tuple[str, int, Kind]] = {}  # classes that are the engine's
-        self._stopped_at = 0.0  # when a wait first met an engine that was stopped
+        self._stopped_at = 0.0  # when a wait first met an engine that was stopped, and no other one followed since
+        self._closed = False
 
     # --- attaching ---------------------------------------------------------------------------------------------------
 
@@ -101,6 +102,7 @@ class Reader:
     def _use(self, view: View) -> View:
         self._cache = {}
         self._view = view
+        self._stopped_at = 0.0
         self._close_pidfd()
         try:
             self._pidfd = os.pidfd_open(view.root.pid)
@@ -178,9 +180,12 @@ class Reader:
 
     def sleep(self, root: RootReader, head: int, timeout_s: float) -> None:
         """Until the head word moves on, or so long. Raises EngineUnavailable when the engine was stopped and none
-        followed in `connect_timeout_s`: nothing will happen here.
+        followed in `connect_timeout_s`: nothing will happen here; or when this reader was closed, by another thread.
         """
-        root.sleep(head, timeout_s)
+        if not self._closed:
+            root.sleep(head, timeout_s)
+        if self._closed:
+            raise EngineUnavailable("this reader is closed", final=True)
         if root.successor != STOPPED:
             self._stopped_at = 0.0
             return
@@ -402,7 +407,8 @@ class Reader:
     # --- the end -----------------------------------------------------------------------------------------------------
 
     def close(self) -> None:
-        """Let the memory go. Snapshots that are held stay readable."""
+        """Let the memory go; whoever waits here in another thread is told. Snapshots that are held stay readable."""
+        self._closed = True
         self._view = None
         self._cache = {}
         self._close_pidfd()

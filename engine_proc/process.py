@@ -191,7 +191,10 @@ class Engine:
         recent: deque[float] = deque()
         while (child := self._child) is not None:
             status = self._watched(child)
-            if self._stopping.is_set() or status == 0:
+            if self._stopping.is_set():
+                return
+            if status == 0 and self._was_drained(child):  # somebody else told it to end
+                self._become(None)
                 return
             if status in NEVER_RESTART:
                 self._give_up(f"the engine ended with status {status}: it would not help to start it again")
@@ -210,6 +213,10 @@ class Engine:
             self._restart()
             if self._stopping.is_set() and self._child is not None:
                 self._child.signal(signal.SIGTERM)  # `stop` was called while it started, and told the one before
+
+    def _was_drained(self, child: Child) -> bool:
+        """Whether it gave its memory back, as one does that was told to end: a model can exit with status 0, too."""
+        return all(own.pid != child.pid for own in self.folder.markers())
 
     def _watched(self, child: Child) -> int:
         """Its exit status, when it ended. Meanwhile, whether it hangs."""

@@ -25,6 +25,7 @@ from typing import Any, Literal, get_args, get_origin
 import msgspec
 import pydantic
 
+from solewriter.shared.errors import InvalidMutation
 from solewriter.shared.fieldtypes import bare_type
 from solewriter.shared.models import broken
 
@@ -76,10 +77,13 @@ class Column(msgspec.Struct, frozen=True):
 
     def cell_or_none(self, value: Any) -> Cell:
         """The cell of a plain value; that of None for what this column never holds."""
+        cell_of = self.cell()
         try:
-            return self.cell()(value)
-        except (TypeError, ValueError, AttributeError):
-            return self.cell()(None)
+            cell = cell_of(value)
+            struct.pack("<" + self.code, cell)  # of what was text before and is a float now, say
+        except (TypeError, ValueError, AttributeError, LookupError, OverflowError, struct.error, InvalidMutation):
+            cell = cell_of(None)
+        return cell
 
     def cell(self) -> Callable[[Any], Cell]:
         """The function from a validated field value to its cell."""
@@ -167,7 +171,7 @@ def _time_cell(name: str) -> Callable[[Any], Cell]:
 
 
 _CELLS: dict[str, Callable[[str], Callable[[Any], Cell]]] = {
-    "bool": lambda name: lambda value: 0 if value is None else 1 + value,
+    "bool": lambda name: {None: 0, False: 1, True: 2}.__getitem__,
     "int": _int_cell,
     "float": lambda name: lambda value: NO_FLOAT if value is None else value,
     "time": _time_cell,

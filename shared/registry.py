@@ -320,6 +320,9 @@ def _shape(model: type[Entity]) -> bytes:
     return blake2b(msgspec.json.encode(_bare(described), order="sorted"), digest_size=16).digest()
 
 
+_FOR_PEOPLE = frozenset({"title", "description", "examples", "deprecated", "default"})  # defaults are compared by value
+
+
 def _bare(described: Any, *, names: bool = False) -> Any:
     """A JSON schema without what only people and makers read; where keys are `names`, each of them stays."""
     if isinstance(described, list):
@@ -329,7 +332,7 @@ def _bare(described: Any, *, names: bool = False) -> Any:
     return {
         key: _bare(item, names=not names and key in ("properties", "$defs"))
         for key, item in described.items()
-        if names or key not in ("title", "description", "default")
+        if names or key not in _FOR_PEOPLE
     }
 
 

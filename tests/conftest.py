@@ -12,9 +12,13 @@ import os
 import select
 import signal
 import socket
+import sys
+import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
+from types import FrameType, ModuleType
 from typing import Any, Protocol, TypeVar
 
 import hypothesis
@@ -23,7 +27,7 @@ import pytest
 from solewriter import Client, Engine, Limits, Reader, connect, open_reader
 from solewriter.agents.session import AgentSession
 from solewriter.shared import handshake, wire, wireform
-from solewriter.shared.config import DEFAULT_LIMITS, KIB, MIB
+from solewriter.shared.config import DEFAULT_LIMITS, KIB, MIB, WIRE_VERSION
 from solewriter.shared.folder import StateFolder, Whereabouts
 from solewriter.shared.lane import Lane
 from solewriter.shared.registry import Registry
@@ -61,6 +65,40 @@ def poll(condition: Callable[[], T], timeout_s: float, what: str) -> T:
 def wait_until() -> WaitUntil:
     """`wait_until(condition, timeout_s, what)`: the condition's first true value."""
     return poll
+
+
+# --- in the middle of something --------------------------------------------------------------------------------------
+
+
+@contextmanager
+def interrupted(number: int, deed: Callable[[], object], *modules: ModuleType) -> Iterator[list[str]]:
+    files, reached = {module.__file__ for module in modules}, list[str]()
+    left = number
+
+    def profile(frame: FrameType, event: str, _: Any) -> None:
+        nonlocal left
+        if event in ("call", "c_return") and frame.f_code.co_filename in files:
+            left -= 1
+            if left == 0:
+                sys.setprofile(None)
+                reached.append(f"{frame.f_code.co_name}, line {frame.f_lineno}")
+                deed()
+
+    before = sys.getprofile()
+    sys.setprofile(profile)
+    try:
+        yield reached
+    finally:
+        sys.setprofile(before)
+
+
+@pytest.fixture(scope="session")
+def at_step() -> Callable[..., AbstractContextManager[list[str]]]:
+    """`with at_step(number, deed, *modules) as reached`: the deed is done at the number-th place where Python may run
+    the handler of a signal, as it does behind calls and where functions begin, in these modules and this thread.
+    `reached` says where that was, if it came so far. What the deed raises is raised there.
+    """
+    return interrupted
 
 
 # --- a real engine ---------------------------------------------------------------------------------------------------
@@ -201,6 +239,7 @@ class RawLane:
         resends: bool = False,
         instance: str = "",
         between: Callable[[], object] = lambda: None,  # called when the hello was sent and not answered
+        wire_version: int = WIRE_VERSION,
     ) -> None:
         self.session = AgentSession(DEFAULT_LIMITS, "raw", client_id)
         self.lane = Lane()
@@ -208,6 +247,7 @@ class RawLane:
             hello = self.session.hello(os.getpid())
             hello.instance = instance or client_id or "raw"
             hello.resends = resends  # True: as a client says that lost its lane, and begins with frame 0 again
+            hello.wire = wire_version
             connection.sendmsg(
                 [handshake.pack_words(hello)],
                 [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", self.lane.theirs))],
@@ -243,6 +283,42 @@ class RawLane:
     def die(self) -> None:
         """Close the lane without a word, as the kernel does for a killed process."""
         self.lane.close()
+
+
+@pytest.fixture
+def impostor() -> Iterator[Callable[..., list[handshake.Hello]]]:
+    """`impostor(state, *welcomes)`: from now on these are the answers to who says hello at this state folder, one each,
+    with nobody behind them. What was said, so far.
+    """
+    started: list[tuple[threading.Thread, socket.socket]] = []
+
+    def answer(listening: socket.socket, welcomes: Sequence[handshake.Welcome], heard: list[handshake.Hello]) -> None:
+        for welcome in welcomes:
+            try:
+                connection, _ = listening.accept()
+            except OSError:
+                return  # the test is over
+            with connection:
+                words, fds, _, _ = socket.recv_fds(connection, 65536, 2)
+                for fd in fds:
+                    os.close(fd)
+                heard.append(handshake.unpack_hello(words[handshake.WORDS_HEADER_BYTES :]))
+                connection.sendall(handshake.pack_words(welcome))
+
+    def start(state: str | os.PathLike[str], *welcomes: handshake.Welcome) -> list[handshake.Hello]:
+        heard: list[handshake.Hello] = []
+        listening = StateFolder(state).bound_socket()
+        listening.listen()
+        thread = threading.Thread(target=answer, args=(listening, welcomes, heard), daemon=True)
+        started.append((thread, listening))
+        thread.start()
+        return heard
+
+    yield start
+    for thread, listening in started:
+        listening.shutdown(socket.SHUT_RDWR)
+        listening.close()
+        thread.join()
 
 
 @pytest.fixture

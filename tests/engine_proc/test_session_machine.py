@@ -498,6 +498,32 @@ def a_takeover_before_requests_of_a_lane_that_ended(world):
     world.hang_up(older)
 
 
+def two_takeovers_in_one_turn(world):
+    older, rival = connected(world, 0), world.agents[4]
+    world.send(older, [put("t")])
+    world.hello(rival)
+    world.hello(older, fresh=True)
+    world.turn()
+    world.send(older, [put("u"), ask(rival, rival.next)])
+
+
+def an_outcome_that_leaves_the_window_behind_a_takeover(world, *, restart=False):
+    older, rival = connected(world, 0), world.agents[4]
+    world.send(older, [put("t")])
+    world.hello(rival)
+    world.turn()
+    for _ in range(LIMITS.window_max):
+        world.send(rival, [put("u")])
+        world.turn()
+    if restart:
+        world.die()
+    world.send(connected(world, 1), [ask(older, 0)])
+
+
+def an_outcome_that_leaves_the_window_behind_a_takeover_before_a_restart(world):
+    an_outcome_that_leaves_the_window_behind_a_takeover(world, restart=True)
+
+
 def an_older_client_behind_a_takeover(world):
     older, rival = connected(world, 0), world.agents[4]
     world.send(older, [put("t")])
@@ -592,6 +618,9 @@ SCENES = {
     a_takeover_behind_requests: "",
     a_takeover_before_requests: "",
     a_takeover_before_requests_of_a_lane_that_ended: "",
+    two_takeovers_in_one_turn: "",
+    an_outcome_that_leaves_the_window_behind_a_takeover: "",
+    an_outcome_that_leaves_the_window_behind_a_takeover_before_a_restart: "",
     an_older_client_behind_a_takeover: "",
     a_new_session_behind_known_ones: "",
     a_session_that_is_forgotten_and_comes_back: "",

@@ -144,6 +144,34 @@ def test_every_value_of_an_enum_has_a_code_of_its_own_and_none_has_zero():
     assert cells == list(range(1, 13))
 
 
+@pytest.mark.parametrize(
+    ("annotation", "value"),
+    [
+        (Size, "medium"),
+        (Size, ["small"]),
+        (Literal[3, 4], 5),
+        (bool, 5),
+        (bool, "yes"),
+        (int, "5"),
+        (int, 1.5),
+        (int, 2**63),
+        (float, "5"),
+        (float, 10**400),
+        (pydantic.AwareDatetime, "2030-01-01T00:00:00Z"),
+        (pydantic.AwareDatetime, datetime.datetime(2030, 1, 1)),
+        (str, 5),
+    ],
+)
+def test_what_another_class_left_there_and_a_column_never_holds_has_the_cell_of_none(annotation, value):
+    """It is read without its class, so nobody can say what it would be."""
+    column = column_for(annotation | None)
+    assert column.cell_or_none(value) == column.cell()(None) or math.isnan(column.cell_or_none(value))
+
+
+def test_a_plain_value_that_a_column_holds_has_its_cell():
+    assert [column_for(int).cell_or_none(5), column_for(Size).cell_or_none("large")] == [5, 2]
+
+
 # --- refused ----------------------------------------------------------------------------------------------------------
 
 

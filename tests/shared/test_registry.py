@@ -19,7 +19,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import AfterValidator, ConfigDict, Field, create_model, field_validator, model_validator
 
-from solewriter.shared.columns import text_hash
+from solewriter.shared.columns import NO_INT, text_hash
 from solewriter.shared.config import KINDS_MAX
 from solewriter.shared.errors import InvalidMutation, UnknownKind
 from solewriter.shared.frozen import FrozenMap, Json
@@ -690,6 +690,30 @@ def test_readers_without_the_class_read_all_fields_as_plain_values():
     assert "updated_at" not in Kind(Doc1).schema.values("d", 1, NOW_US, b"\x80")
 
 
+def test_the_cells_of_an_older_record_are_those_of_its_own_values():
+    """Of a column that came with a newer class, by what the record says, never by the default there."""
+
+    class Old(Entity, kind="Doc", columns=("title",)):
+        title: str = "old"
+        size: int = 1
+        level: str = "low"
+
+    class New(Entity, kind="Doc", columns=("size", "level", "title", "added")):
+        title: str = "new"
+        size: int = 2
+        level: int = 3
+        added: int | None = 7
+
+    old, new = Kind(Old), Kind(New)
+    schema = learned(old.schema)
+    for entity in (Old(id="d"), Old(id="d", title="mine", size=9, level="high")):
+        fields = old.stored(entity)
+        block, _ = old.cut(fields, "d", 1, 0)
+        cells = schema.cells(new.columns, block, functools.partial(schema.values, "d", 1, 0, old.payload(fields)))
+        assert list(cells) == [entity.size, NO_INT, text_hash(entity.title), NO_INT]
+        assert list(schema.cells(old.columns, block, dict)) == [text_hash(entity.title)]
+
+
 def test_a_schema_tells_apart_what_changes_the_meaning_of_payloads():
     digests = {
         Kind(model).schema.digest()
@@ -704,6 +728,26 @@ def test_a_schema_tells_apart_what_changes_the_meaning_of_payloads():
     }
     assert len(digests) == 6
     assert Kind(Doc1).schema.digest() == learned(Kind(Doc1).schema).digest()
+
+
+def test_a_schema_is_the_same_whatever_people_are_told_about_its_fields():
+    """Titles and descriptions, unless they are fields by these names."""
+    plain_fields = create_model("Doc", __base__=Entity, title=(str, ...), size=(int, Field(gt=0)))
+    described = create_model(
+        "Doc",
+        __base__=Entity,
+        __doc__="More words.",
+        title=(str, Field(title="Its title", description="What it is called")),
+        size=(int, Field(gt=0, title="Size", examples=[1])),
+    )
+    assert Kind(described).schema.digest() == Kind(plain_fields).schema.digest()
+    for others in (
+        {"title": (int, ...), "size": (int, Field(gt=0))},
+        {"title": (str, ...), "size": (int, Field(gt=1))},
+        {"description": (str, ...), "size": (int, Field(gt=0))},
+    ):
+        other = create_model("Doc", __base__=Entity, **others)
+        assert Kind(other).schema.digest() != Kind(plain_fields).schema.digest()
 
 
 def test_a_schema_that_comes_back_from_the_journal_is_still_ours():

@@ -44,6 +44,7 @@ from solewriter import (
     connect,
     open_reader,
 )
+from solewriter.agents import aio_exchange
 from solewriter.shared import handshake
 from solewriter.shared.mutations import Applied, NotApplied
 
@@ -138,6 +139,10 @@ def descriptors() -> dict[str, str]:
         with contextlib.suppress(OSError):
             found[fd] = os.readlink(f"/proc/self/fd/{fd}")
     return found
+
+
+def pipes() -> set[str]:
+    return {fd for fd, target in descriptors().items() if target.startswith("pipe:")}
 
 
 def threads_named(name: str) -> int:
@@ -306,6 +311,21 @@ def test_many_are_pipelined_in_order_with_refusals_as_values(engine, run, source
             assert revisions == sorted(set(revisions))
             assert replies[1999].entity.id == "t1999"
             assert max(gaps) < 1
+
+    run(main())
+
+
+def test_what_is_too_much_for_one_frame_goes_in_several(engine, run):
+    """And what is too large by itself is refused in its place."""
+
+    async def main():
+        async with aio.connect(engine.state) as client:
+            sizes = [60_000] * 20 + [1_100_000] + [60_000] * 20
+            large = [Create(Task(title="x", description="d" * size)) for size in sizes]
+            replies = [reply async for reply in client.submit_many(large)]
+            assert [type(reply.error) for reply in replies] == [
+                type(None) if size < 1_000_000 else RequestTooLarge for size in sizes
+            ]
 
     run(main())
 
@@ -1189,8 +1209,34 @@ def test_a_child_forked_in_a_handshake_holds_nothing_of_it(engine, run):
     async def connected():
         return await aio.connect(engine.state)
 
-    def pipes() -> set[str]:
-        return {fd for fd, target in descriptors().items() if target.startswith("pipe:")}
+    run(main())
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of a fork beside threads: the child only looks and ends
+def test_a_child_forked_at_any_step_of_a_new_lane_holds_nothing_of_it(engine, at_step, run):
+    """When the thread of the handshake is done with it."""
+
+    async def main():
+        await (await aio.connect(engine.state)).close()
+        before, forks = pipes(), 0
+
+        def fork() -> None:
+            nonlocal forks
+            if any(one._greeting is not None and not one._greeting._welcomed for one in aio_exchange._open):
+                return
+            child = os.fork()
+            if child == 0:
+                os._exit(len(pipes() - before))
+            assert os.waitpid(child, 0)[1] == 0, f"forked at {reached}"
+            forks += 1
+
+        steps, reached = 0, [""]
+        while reached:
+            steps += 1
+            with at_step(steps, fork, aio_exchange) as reached:
+                client = await aio.connect(engine.state)
+            await client.close()
+        assert forks > 10
 
     run(main())
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import random
@@ -10,6 +11,8 @@ import struct
 import subprocess
 import sys
 import textwrap
+import threading
+import time
 
 import pytest
 
@@ -28,7 +31,9 @@ from solewriter import (
     connect,
     open_reader,
 )
+from solewriter.shared.failpoint import VARIABLE
 from solewriter.shared.folder import StateFolder
+from solewriter.shared.handshake import Welcome
 
 OWNER = """
 import sys
@@ -395,6 +400,44 @@ def test_a_client_whose_id_another_one_used_meanwhile_is_never_told_the_others_o
     first.close()
 
 
+def test_what_a_client_never_sent_goes_on_behind_another_one_that_used_its_id(state, start_engine, wait_until):
+    """Its number is used by then, and so it gets another one."""
+    engine = start_engine(state)
+    first = connect(state, name="one", client_id="crawler")
+    first.create(Task(title="x", id="x"))
+    os.kill(engine.pid, signal.SIGKILL)
+    with connect(state, name="two", client_id="crawler") as second:
+        for number in range(3):
+            second.create(Task(title="other", id=f"other{number}"))
+        reply = first.submit(Create(Task(title="mine", id="mine")))
+        assert (reply.entity.id, first.outcome(reply.request_id).reply.results[0].id) == ("mine", "mine")
+        with pytest.raises(Fenced):
+            second.create(Task(title="late"))
+    first.close()
+
+
+def test_what_was_not_sent_when_its_session_was_forgotten_goes_on(state, start_engine, wait_until):
+    """Two frames and a part were, the rest found no room in the pipe."""
+    engine = start_engine(state, durability="memory")
+    with connect(state) as client:
+        client.create(Task(title="x"))
+        told = []
+
+        def send() -> None:
+            large = (Create(Task(title="x", id=f"t{number}", description="d" * 60_000)) for number in range(12))
+            told.extend(type(reply.error) for reply in client.submit_many(large, window=12))
+
+        os.kill(engine.pid, signal.SIGSTOP)
+        sender = threading.Thread(target=send, daemon=True)
+        sender.start()
+        wait_until(lambda: client._session.in_flight == 12 and client._session.unsent is not None, 20, "a full pipe")
+        os.kill(engine.pid, signal.SIGKILL)
+        sender.join(30)
+        assert set(told[:3]) == {OutcomeUnknown}
+        assert set(told[-3:]) == {type(None)}
+        assert client.reader.snapshot().counts["Task"] == told.count(type(None))
+
+
 def test_a_session_that_is_not_remembered_ends_as_unknown_and_goes_on(state, start_engine, wait_until):
     engine = start_engine(state, durability="memory")
     with connect(state) as client:
@@ -407,6 +450,47 @@ def test_a_session_that_is_not_remembered_ends_as_unknown_and_goes_on(state, sta
         wait_until(lambda: engine.restarts > before, 20, "a restart")
         assert client.create(Task(title="z", id="z")).version == 1
         assert client.get(Task, "y") is None, "a request of a forgotten session was decided again"
+
+
+def test_a_call_whose_session_the_next_engine_does_not_know_ends_at_once(state, start_engine, monkeypatch):
+    """Nobody will ever answer it, so its time-out is not waited for."""
+    monkeypatch.setenv(VARIABLE, "turn.decided:kill:hit=4")
+    engine = start_engine(state, durability="memory")
+    with connect(state) as client:
+        client.create(Task(title="x"))
+        begun = time.monotonic()
+        with pytest.raises(OutcomeUnknown):
+            for number in range(3):
+                client.create(Task(title="y", id=f"y{number}"), timeout_s=60)
+        assert time.monotonic() - begun < 30
+        assert client.create(Task(title="z")).version == 1, "the session goes on"
+    assert engine.restarts == 1
+
+
+def test_what_was_sent_to_an_engine_that_does_not_come_back_is_unknown(state, start_engine, monkeypatch):
+    """Raised, as after a time-out: nobody gets it as the value of a reply."""
+    monkeypatch.setenv(VARIABLE, "turn.decided:kill:hit=3")
+    start_engine(state, limits=Limits(restart_backoff_s=60, restart_backoff_max_s=60))
+    with connect(state, limits=Limits(connect_timeout_s=0.2)) as client:
+        client.create(Task(title="x"))
+        with pytest.raises(OutcomeUnknown):
+            client.submit(Create(Task(title="y", id="y")))
+        assert isinstance(client.submit(Create(Task(title="never sent"))).error, EngineUnavailable)
+
+
+def test_a_call_on_its_way_while_another_client_takes_the_id_is_unknown_not_fenced(
+    state, start_engine, monkeypatch, impostor
+):
+    """Fenced would say that nothing was changed."""
+    monkeypatch.setenv(VARIABLE, "turn.decided:kill:hit=3")
+    start_engine(state, limits=Limits(restart_backoff_s=60, restart_backoff_max_s=60))
+    with connect(state) as client:
+        client.create(Task(title="x"))
+        impostor(state, Welcome(ok=False, reason="another client has it", refusal="fenced"))
+        with pytest.raises(OutcomeUnknown):
+            client.create(Task(title="y"))
+        with pytest.raises(Fenced):
+            client.create(Task(title="z"))
 
 
 def test_a_held_snapshot_outlives_its_engine_whole(state, start_engine):
@@ -425,6 +509,34 @@ def test_a_held_snapshot_outlives_its_engine_whole(state, start_engine):
         assert held.get(Task, "t8") is None
         assert held.get(Task, "nobody") is None
         assert {task.id for task in held.entities(Task)} == {f"t{number}" for number in range(500)} - {"t8"}
+
+
+def test_the_memory_of_a_dead_engine_goes_with_the_first_look_at_the_next_ones(engine, client, wait_until):
+    """At once, not when the garbage collector comes by. (The owner in this process maps the root, to see its pulse.)"""
+    prefix = engine.folder.whereabouts().prefix
+
+    def mapped() -> list[str]:
+        with open("/proc/self/maps") as maps:
+            return [line for line in maps if prefix in line and f"{prefix}-root" not in line]
+
+    client.create(Task(title="x", id="t", project="p"))
+    assert client.reader.snapshot().ids(Task, {"project": "p"}) == ["t"]
+    assert mapped()
+    gc.disable()
+    try:
+        os.kill(engine.pid, signal.SIGKILL)
+        wait_until(lambda: engine.restarts == 1, 20, "a restart")
+        assert client.get(Task, "t").title == "x"
+        assert mapped() == []
+    finally:
+        gc.enable()
+
+
+def test_a_client_that_never_looked_into_a_dead_engines_memory_goes_on(engine, client, wait_until):
+    assert client.reader.revision == 0  # of its memory, this maps nothing but the root
+    os.kill(engine.pid, signal.SIGKILL)
+    wait_until(lambda: engine.restarts == 1, 20, "a restart")
+    assert client.create(Task(title="x")).version == 1
 
 
 def test_a_start_that_cannot_succeed_is_given_up(state, start_engine, wait_until, remove_memory):

@@ -12,13 +12,16 @@ import subprocess
 import sys
 import textwrap
 import threading
+import time
 import warnings
 
 import pytest
 
-from solewriter import Cancel, Create, EngineUnavailable, Limits, Task, TaskStatus, Update, connect
+from solewriter import Cancel, Create, EngineUnavailable, Limits, OutcomeUnknown, Task, TaskStatus, Update, connect
+from solewriter.agents import exchange, greeting, session
+from solewriter.shared import lane as lanes
 from solewriter.shared import wire
-from solewriter.shared.config import DEFAULT_LIMITS
+from solewriter.shared.config import DEFAULT_LIMITS, WIRE_VERSION
 
 REFUSED, UNAVAILABLE = wire.Status.REFUSED, wire.Status.UNAVAILABLE
 
@@ -139,6 +142,18 @@ def test_bad_framing_closes_that_lane_and_no_other(state, start_engine, client_o
         client.create(Task(title="unharmed"))
 
 
+def test_a_refusal_for_good_is_told_at_once(engine, client_of_a_raw_lane):
+    """Whoever is refused for now tries again, for `connect_timeout_s`."""
+    begun = time.monotonic()
+    with pytest.raises(EngineUnavailable, match="engine's own") as refused:
+        connect(engine.state, client_id="engine")
+    assert refused.value.final
+    assert time.monotonic() - begun < engine.limits.connect_timeout_s / 2
+    stranger = client_of_a_raw_lane(engine.state, wire_version=WIRE_VERSION + 1)
+    assert (stranger.welcome.ok, stranger.welcome.refusal) == (False, "final")
+    assert "one solewriter everywhere" in stranger.welcome.reason
+
+
 def test_a_duplicated_frame_gets_the_first_reply_and_is_applied_once(state, start_engine, client_of_a_raw_lane):
     """The same frames on a later lane of the session are known, also those of another order of writes."""
     start_engine(state)
@@ -199,6 +214,31 @@ def test_a_client_shared_by_threads_serves_them_all(state, start_engine):
         assert client.reader.snapshot().counts["Task"] == 301
 
 
+def test_closing_a_client_ends_the_calls_of_other_threads(engine, wait_until):
+    """Of the one that reads for all, and of those that wait for it; the engine says nothing meanwhile."""
+    client = connect(engine.state)
+    told: list[BaseException] = []
+
+    def ask() -> None:
+        try:
+            client.create(Task(title="x"), timeout_s=90)
+        except OutcomeUnknown as unknown:
+            told.append(unknown)
+
+    threads = [threading.Thread(target=ask, daemon=True) for _ in range(3)]
+    os.kill(engine.pid, signal.SIGSTOP)
+    try:
+        for thread in threads:
+            thread.start()
+        wait_until(lambda: client._session.in_flight == 3, 10, "all three are on their way")
+        client.close()
+        for thread in threads:
+            thread.join(20)
+        assert len(told) == 3, "they were sent, and wait for ever"
+    finally:
+        os.kill(engine.pid, signal.SIGCONT)
+
+
 def test_an_interrupted_call_leaves_a_client_that_goes_on(state, start_engine):
     engine = start_engine(state)
     with connect(state) as client:
@@ -217,8 +257,28 @@ def test_an_interrupted_call_leaves_a_client_that_goes_on(state, start_engine):
         assert client.get(Task, task.id).title == "y"
 
 
-def _interrupt(number, frame):
+def _interrupt(*_):
     raise KeyboardInterrupt
+
+
+@pytest.mark.parametrize("lane", ["whole", "lost"])
+def test_a_call_interrupted_at_any_step_leaves_a_client_that_goes_on(engine, at_step, lane):
+    """On a lane that is there, and on one that must be made first."""
+    with connect(engine.state) as client:
+        version = client.create(Task(title="x", id="t", max_retries=0)).version
+        steps, reached = 0, [""]
+        while reached:
+            steps += 1
+            client._exchange._broken = lane == "lost"
+            with at_step(steps, _interrupt, exchange, session, greeting, lanes) as reached:
+                try:
+                    client.update(Task.ref("t"), max_retries=steps)
+                except KeyboardInterrupt:
+                    pass
+            after = client.update(Task.ref("t"), max_retries=1_000 + steps)
+            assert after.version - version in (1, 2), reached
+            version = after.version
+    assert steps > 40
 
 
 def test_a_forked_child_never_uses_nor_holds_its_parents_lane(state, start_engine):
@@ -244,6 +304,39 @@ def test_a_forked_child_never_uses_nor_holds_its_parents_lane(state, start_engin
                 os._exit(status)
         assert os.waitpid(child, 0)[1] == 0
         assert client.create(Task(title="y")).version == 1
+
+
+def pipes() -> set[str]:
+    """Those that this process holds open."""
+    found = set()
+    for fd in os.listdir("/proc/self/fd"):
+        with contextlib.suppress(OSError):
+            found.add(os.readlink(f"/proc/self/fd/{fd}"))
+    return {target for target in found if target.startswith("pipe:")}
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of a fork beside threads: the child only looks and ends
+@pytest.mark.parametrize("lane", ["the first", "the next"])
+def test_a_child_forked_at_any_step_of_a_handshake_holds_nothing_of_it(engine, at_step, lane):
+    client, before = connect(engine.state), pipes()
+
+    def fork() -> None:
+        child = os.fork()
+        if child == 0:
+            os._exit(len(pipes() - before))
+        assert os.waitpid(child, 0)[1] == 0, f"forked at {reached}"
+
+    steps, reached = 0, [""]
+    while reached:
+        steps += 1
+        with at_step(steps, fork, exchange) as reached:
+            if lane == "the first":
+                connect(engine.state).close()
+            else:
+                client._exchange._broken = True
+                client.put(Task(title="x", id="t"))
+    client.close()
+    assert steps > 10
 
 
 @pytest.mark.parametrize("method", ["spawn", "forkserver", "fork"])
@@ -322,6 +415,28 @@ def test_another_users_process_is_refused_before_a_byte_is_decoded(state, start_
         check=True,
     )
     assert run.stdout.strip() == f"{len(secret)} b''"
+
+
+def test_another_users_client_and_reader_are_told_that_they_cannot(engine):
+    if os.geteuid() != 0:
+        pytest.skip("changing the uid needs root")
+    program = textwrap.dedent(
+        """
+        import os, sys
+        from solewriter import EngineUnavailable, Limits, connect, open_reader
+        from solewriter.shared.lane import Lane
+        Lane().close()  # all is imported: nobody else may be able to read where this is installed
+        os.setgroups([]); os.setgid(65534); os.setuid(65534)
+        for meet in (connect, open_reader):
+            try:
+                meet(sys.argv[1], limits=Limits(connect_timeout_s=0.1))
+            except EngineUnavailable as error:
+                print(meet.__name__, error.final)
+        """
+    )
+    command = [sys.executable, "-c", program, str(engine.state)]
+    run = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True)
+    assert run.stdout.split() == ["connect", "False", "open_reader", "True"]
 
 
 def test_a_state_folder_with_a_very_long_path_works(tmp_path, start_engine):

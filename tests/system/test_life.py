@@ -225,6 +225,45 @@ def test_what_a_killed_engine_left_in_memory_goes_with_its_owner(state, start_en
         open_reader(state)
 
 
+# --- ending by itself -------------------------------------------------------------------------------------------------
+
+
+class Quitting(Entity):
+    """Its validator ends the process for one value, and calls that a success."""
+
+    weight: int = 0
+
+    def model_post_init(self, context: object) -> None:
+        if self.weight == 13:
+            os._exit(0)
+
+
+def test_an_engine_that_ends_undrained_is_started_again_whatever_its_status(
+    state, start_engine, wait_until, client_of_a_raw_lane
+):
+    engine = start_engine(state, models=[Quitting])
+    with connect(state) as client:
+        client.create(Quitting(id="q"))
+        raw = client_of_a_raw_lane(state)
+        raw.write(raw.frame([Update(Quitting.ref("q"), {"weight": 13})]))
+        wait_until(lambda: engine.restarts == 1, 20, "a restart")
+        assert client.update(Quitting.ref("q"), weight=1).version == 2
+
+
+def test_an_engine_that_others_told_to_end_is_not_running_and_can_be_started_again(state, start_engine, wait_until):
+    engine = start_engine(state)
+    os.kill(engine.pid, signal.SIGTERM)
+    engine.wait()
+    with pytest.raises(EngineUnavailable, match="not running"):
+        _ = engine.pid
+    with pytest.raises(EngineUnavailable, match="not running"):
+        engine.register(Rollout)
+    assert (engine.restarts, engine.failure) == (0, None)
+    engine.start()
+    with connect(state) as client:
+        assert client.create(Task(title="x")).version == 1
+
+
 # --- draining ---------------------------------------------------------------------------------------------------------
 
 
@@ -405,6 +444,10 @@ def test_a_whole_entity_of_another_class_than_the_engines_is_refused(state, star
             client.create(entity)
         with pytest.raises(SchemaMismatch, match=what):
             client.put(entity)
+        with pytest.raises(SchemaMismatch, match=what):
+            list(client.submit_many([Create(entity)]))
+        with pytest.raises(SchemaMismatch, match=what), client.transaction() as tx:
+            tx.create(entity)
         assert client.reader.revision == before
 
 
@@ -450,6 +493,65 @@ def test_a_wait_for_what_a_stopped_engine_would_have_done_ends(state, start_engi
         next(watch)
 
 
+def test_a_watch_whose_memory_went_with_a_stopped_engine_says_that_it_was_stopped(state, start_engine):
+    """Not that something is missing: nothing is, and the next engine has it all."""
+    engine = start_engine(state)
+    with open_reader(state) as reader:
+        with connect(state) as client:
+            client.create(Task(title="x", id="t"))
+        watch = reader.watch(since=0)
+        assert next(watch).id == "t"
+        again = reader.watch(since=0)
+        reader.view()._heap.clear()  # as of a reader that was never asked for anything
+        engine.stop()
+        with pytest.raises(EngineUnavailable, match="was stopped"):
+            next(again)
+        engine.start()
+        assert next(again).id == "t"
+
+
+def test_every_stopped_engine_is_waited_for_as_long(state, start_engine, wait_until):
+    """Also when one that was stopped before it had been waited for in vain."""
+    engine = start_engine(state)
+    limits = Limits(connect_timeout_s=0.5, wait_backstop_s=0.05)
+    with open_reader(state, limits=limits) as reader:
+        engine.stop()
+        first = time.monotonic()
+        with pytest.raises(TimeoutError):
+            reader.wait_for(100, timeout_s=0.1)
+        engine.start()
+        assert reader.revision == 0
+        engine.stop()
+        wait_until(lambda: time.monotonic() - first > limits.connect_timeout_s, 5, "time goes by")
+        begun = time.monotonic()
+        with pytest.raises(EngineUnavailable, match="was stopped"):
+            reader.wait_for(100)
+        assert time.monotonic() - begun >= limits.connect_timeout_s
+
+
+def test_closing_a_reader_ends_its_waits_in_other_threads(reader):
+    told: list[EngineUnavailable] = []
+
+    def wait(forever) -> None:
+        try:
+            forever()
+        except EngineUnavailable as error:
+            told.append(error)
+
+    waits = [
+        lambda: reader.wait_for(100),
+        lambda: reader.wait_until(Task, "nobody", lambda task: task is not None),
+        lambda: next(reader.watch()),
+    ]
+    threads = [threading.Thread(target=wait, args=(forever,), daemon=True) for forever in waits]
+    for thread in threads:
+        thread.start()
+    reader.close()
+    for thread in threads:
+        thread.join(20)
+    assert [error.final for error in told] == [True] * 3
+
+
 def test_a_client_gives_up_when_its_patience_is_over_and_says_what_never_left(state, start_engine):
     engine = start_engine(state)
     with connect(state, limits=Limits(connect_timeout_s=0.5)) as client:
@@ -459,6 +561,69 @@ def test_a_client_gives_up_when_its_patience_is_over_and_says_what_never_left(st
         with pytest.raises(EngineUnavailable):
             client.create(Task(title="x"))
         assert time.monotonic() - begun < 30, "a hang is no patience"
+
+
+def test_patience_is_counted_from_the_loss_of_the_lane(state, start_engine):
+    engine = start_engine(state)
+    with connect(state, limits=Limits(connect_timeout_s=1.0)) as client:
+        client.create(Task(title="x", id="t"))
+        engine.stop()
+        for least_s, most_s in ((0.9, 30.0), (0.0, 0.9)):
+            begun = time.monotonic()
+            with pytest.raises(EngineUnavailable, match="no engine serves"):
+                client.create(Task(title="x"))
+            assert least_s <= time.monotonic() - begun < most_s, "it has waited long enough before"
+        engine.start()
+        assert client.update(Task.ref("t"), title="y").version == 2
+
+
+def test_a_call_that_gives_up_first_takes_nothing_from_the_others(state, start_engine, wait_until):
+    """It was the one that connected for all of them."""
+    engine = start_engine(state)
+    with connect(state, limits=Limits(connect_timeout_s=60)) as client:
+        client.create(Task(title="x"))
+        engine.stop()
+        ended: list[object] = []
+
+        def create(id: str, timeout_s: float) -> None:
+            try:
+                ended.append(client.create(Task(title="x", id=id), timeout_s=timeout_s))
+            except OutcomeUnknown as unknown:
+                ended.append(unknown)
+
+        callers = [
+            threading.Thread(target=create, args=patience, daemon=True) for patience in [("short", 1.0), ("long", 60.0)]
+        ]
+        for number, caller in enumerate(callers, 1):
+            caller.start()
+            wait_until(lambda number=number: client._session.in_flight == number, 20, "it waits for another engine")
+        callers[0].join(20)
+        assert [type(one) for one in ended] == [OutcomeUnknown]
+        engine.start()
+        callers[1].join(20)
+        assert [type(one) for one in ended] == [OutcomeUnknown, Task]
+
+
+def test_what_was_not_sent_when_its_client_is_closed_says_so(state, start_engine, wait_until):
+    engine = start_engine(state)
+    client = connect(state, limits=Limits(connect_timeout_s=60))
+    client.create(Task(title="x"))
+    told: list[EngineUnavailable] = []
+
+    def create() -> None:
+        try:
+            client.create(Task(title="x"), timeout_s=60)
+        except EngineUnavailable as error:
+            told.append(error)
+
+    engine.stop()
+    caller = threading.Thread(target=create, daemon=True)
+    caller.start()
+    wait_until(lambda: client._session.in_flight, 20, "it waits for another engine")
+    client.close()
+    caller.join(20)
+    assert [error.final for error in told] == [True]
+    assert "before it was sent" in str(told[0])
 
 
 def test_the_holder_of_a_lock_is_named_by_itself(state, start_engine):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import functools
 import os
 import random
 import signal
@@ -24,8 +26,12 @@ from solewriter import (
     open_reader,
     status_of,
 )
-from solewriter.shared.config import KIB
+from solewriter.agents import feed as feeds
+from solewriter.agents import query as queries
+from solewriter.agents import scan as scans
+from solewriter.shared.config import KIB, MIB
 from solewriter.shared.failpoint import VARIABLE
+from solewriter.shared.memory import view as views
 
 COUNT = 400
 SMALL = Limits(heap_segment_bytes_first=64 * KIB, heap_segment_bytes_max=256 * KIB, heartbeat_s=0.05)
@@ -243,6 +249,143 @@ def test_a_full_memory_while_it_reclaims_only_postpones_it(state, start_engine, 
         assert turnovers(reader) > 3
     assert engine.restarts == 0
     assert refused <= 512
+
+
+def test_what_a_reply_left_is_read_wherever_it_is_now(state, start_engine):
+    """Moved, or gone from this engine's memory and back in the next one's."""
+    engine = start_engine(state, limits=SMALL)
+    with connect(state) as client:
+        load = Load(client)
+        kept = client.submit(Create(Task(title="kept", id="kept")))
+        overtaken = client.submit(Create(Task(title="first", id="overtaken")))
+        client.update(Task.ref("overtaken"), title="second")
+        while client.reader.snapshot().pin.root.oldest <= overtaken.revision:
+            load.run(500)
+        assert kept.entity.title == "kept"
+        with pytest.raises(Compacted):
+            _ = overtaken.entity
+        engine.stop()
+        start_engine(state, limits=Limits(heap_segment_bytes_first=16 * MIB))
+        assert overtaken.entity.title == "first"
+
+
+def test_what_was_before_a_change_may_be_gone_and_the_filter_still_knows_it(state, start_engine):
+    start_engine(state, limits=SMALL, durability="memory")
+    with connect(state) as client:
+        load = Load(client)
+        before = client.submit(Create(Task(title="x", id="marked", priority="high"))).results[0].address >> 32
+        while client.reader.snapshot().pin.root.last_segment <= before + 2:
+            load.run(50)
+        left = client.submit(Update(Task.ref("marked"), {"priority": "low"}))
+        while (first := client.reader.snapshot().pin.root.first_segment) <= before:
+            load.run(50)
+        assert first <= left.results[0].address >> 32, "the change itself is gone, too"
+        with open_reader(state) as reader:
+            (change,) = reader.watch(Task, since=left.revision - 1, where={"priority": "high"}, timeout_s=0)
+            assert (change.id, change.new.priority) == ("marked", "low")
+            with pytest.raises(Compacted):
+                _ = change.old
+
+
+# --- memory that goes in the middle of a look -------------------------------------------------------------------------
+
+
+FEW = 6
+
+
+class Few:
+    """A few tasks in a heap that is turned over by one large one."""
+
+    def __init__(self, client):
+        self.client = client
+        self.number = 0
+        for number in range(FEW):
+            client.create(Task(title="x", id=f"t{number}", project="p"))
+        client.create(Task(title="x", id="large"))
+
+    def change(self):
+        """All of them, one behind the other; what was before is overtaken."""
+        self.number += 1
+        for number in range(FEW):
+            self.client.update(Task.ref(f"t{number}"), title=f"{self.number}-{number}")
+
+    def turn_over(self, gone):
+        """Write until it is gone."""
+        while not gone():
+            self.number += 1
+            self.client.update(Task.ref("large"), description=f"{self.number}" + "d" * 20_000)
+
+
+@pytest.fixture
+def few(state, start_engine):
+    """`few(**limits)`, with these limits beside those of a small heap."""
+    with contextlib.ExitStack() as stack:
+
+        def start(**limits):
+            small = {"heap_segment_bytes_first": 64 * KIB, "heap_segment_bytes_max": 64 * KIB, "heartbeat_s": 0.05}
+            start_engine(state, limits=Limits(**small, **limits), durability="memory")
+            return Few(stack.enter_context(connect(state)))
+
+        yield start
+
+
+WHERE = {"project": "p"}
+LOOKS = {
+    "an entity": (SnapshotExpired, lambda snap, watch: snap.get(Task, "t3").title),
+    "an entity that was changed": (SnapshotExpired, lambda snap, watch: snap.get(Task, "t0").title),
+    "all entities": (SnapshotExpired, lambda snap, watch: [task.title for task in snap.entities(Task)]),
+    "a scan": (SnapshotExpired, lambda snap, watch: [task.title for task in snap.scan(Task, WHERE)]),
+    "ids": (SnapshotExpired, lambda snap, watch: snap.ids(Task, WHERE)),
+    "a page": (SnapshotExpired, lambda snap, watch: snap.ids(Task, WHERE, limit=2, after="t3")),
+    "counts": (SnapshotExpired, lambda snap, watch: snap.count_by(Task, "project", WHERE)),
+    "a watch": (Compacted, lambda snap, watch: [change.revision for change in watch][:FEW]),
+    "what was before": (Compacted, lambda snap, watch: [change.old.title for change in watch][:FEW]),
+}
+
+
+@pytest.mark.parametrize(("told", "look"), LOOKS.values(), ids=LOOKS)
+def test_memory_that_goes_at_any_step_of_a_look_is_told_and_never_misread(few, state, at_step, told, look):
+    tasks = few(snapshot_age_max_s=0.0)
+    steps, expired, reached = 0, 0, [""]
+    while reached:
+        steps += 1
+        tasks.change()
+        with open_reader(state) as reader:
+            snap = reader.snapshot()
+            expected = look(snap, reader.watch(Task, since=snap.revision - FEW, timeout_s=0))
+            watch = reader.watch(Task, since=snap.revision - FEW, timeout_s=0)
+            tasks.client.update(Task.ref("t0"), title="newer")
+            root = snap.pin.view.root
+            gone = functools.partial(lambda root, last: root.readable_from > last, root, root.live_tail >> 32)
+            with at_step(steps, functools.partial(tasks.turn_over, gone), views, queries, feeds, scans) as reached:
+                try:
+                    assert look(snap, watch) == expected, reached
+                except told:
+                    expired += 1
+    assert expired > 1
+
+
+def test_a_scan_in_the_middle_of_which_memory_is_turned_over_is_right(few, state, at_step):
+    """What was moved out of a segment that it misses lies behind the end that it knew."""
+    tasks = few()
+
+    def segments():
+        root = tasks.client.reader.snapshot().pin.root
+        return root.first_segment, root.last_segment
+
+    for steps in range(1, 16):
+        tasks.change()
+        with open_reader(state) as reader:
+            snap = reader.snapshot()
+            expected = snap.columns(Task)["version"].tolist()
+            unmapped = snap.pin.root.last_segment + 1
+            tasks.turn_over(lambda unmapped=unmapped: segments()[1] > unmapped)
+            tasks.change()
+            gone = functools.partial(lambda changed: segments()[0] > changed, segments()[1])
+            with at_step(steps, functools.partial(tasks.turn_over, gone), views) as reached:
+                found = snap.columns(Task)["version"].tolist()
+            assert found == expected, reached
+            assert reached
 
 
 def test_models_registered_while_memory_is_turned_over(state, start_engine):

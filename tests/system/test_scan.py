@@ -172,6 +172,87 @@ def test_columns_are_arrays_in_the_order_of_ids(state, start_engine):
         assert snap.columns(Probe, {"level": 1})["on"].dtype == np.bool_
 
 
+def test_counts_are_told_by_values_as_the_model_has_them(state, start_engine):
+    start_engine(state, models=[Probe])
+    with connect(state) as client:
+        for number in range(4):
+            client.create(Probe(level=number or None, ratio=number / 2 or None, when=DAY if number else None))
+        snap = client.reader.snapshot()
+        assert snap.count_by(Probe, "level") == {None: 1, 1: 1, 2: 1, 3: 1}
+        assert snap.count_by(Probe, "ratio") == {None: 1, 0.5: 1, 1.0: 1, 1.5: 1}
+        assert snap.count_by(Probe, "when") == {None: 1, DAY: 3}, "times know their zone"
+
+
+class Written(Entity, kind="Doc", columns=("title",)):
+    title: str
+    level: float = 1.0
+
+
+class Columned(Entity, kind="Doc", columns=("level", "title", "note")):
+    title: str
+    level: float = 3.0
+    note: str = "none"
+
+
+def test_what_was_written_before_a_column_was_declared_is_found_by_it(state, start_engine):
+    """By the table, and record by record where a snapshot is older than what is stored."""
+    engine = start_engine(state, models=[Written])
+    with connect(state) as client, open_reader(state) as reader:
+        for number in range(4):
+            client.create(Written(id=f"d{number}", title="x", **({"level": 2.0} if number % 2 else {})))
+        engine.register(Columned)
+        snap = reader.snapshot()
+        for _ in range(2):
+            assert snap.ids(Columned, {"level": 1.0}) == ["d0", "d2"]
+            assert snap.ids(Columned, {"level": 2.0, "title": "x"}) == ["d1", "d3"]
+            assert snap.count_by(Columned, "level") == {1.0: 2, 2.0: 2}
+            assert snap.count("Doc", {"level": Range(gt=2)}) == 0
+            with connect(state) as other:
+                for number in range(4):
+                    other.update(Columned.ref(f"d{number}"), level=9.0)
+        assert reader.snapshot().count(Columned, {"level": 9.0}) == 4
+
+
+def test_an_engine_without_the_class_follows_its_columns(state, start_engine):
+    engine = start_engine(state, models=[Written])
+    with connect(state) as client:
+        client.create(Written(id="old", title="x", level=2.0))
+        client.delete(client.create(Written(id="gone", title="x")))
+        engine.register(Columned)
+    with connect(state) as client:
+        client.create(Columned(id="new", title="y", level=2.0))
+    engine.stop()
+    start_engine(state)
+    with open_reader(state) as reader:
+        snap = reader.snapshot()
+        assert [one["id"] for one in snap.scan("Doc", {"level": 2.0})] == ["old", "new"]
+        assert snap.count_by("Doc", "note") == {None: 1, "none": 1}, "the older record says nothing of it"
+        assert snap.ids(Columned, {"title": "y"}) == ["new"]
+
+
+def test_a_class_that_only_overtaken_records_do_not_fit_is_taken(state, start_engine):
+    """What is stored fits it; that something else was there before is history."""
+
+    class Before(Entity, kind="Doc", columns=("title",)):
+        title: str | None = None
+        level: float | None = None
+
+    class After(Entity, kind="Doc", columns=("title", "level")):
+        title: str
+        level: float
+
+    engine = start_engine(state, models=[Before])
+    with connect(state) as client:
+        made = client.create(Before(id="d"))
+        client.update(made, title="x", level=2.0)
+    engine.stop()
+    start_engine(state, models=[After])
+    with open_reader(state) as reader:
+        assert reader.snapshot().scan(After, {"level": 2.0, "title": "x"}) == [
+            After(id="d", version=2, title="x", level=2.0)
+        ]
+
+
 def test_what_cannot_be_asked_is_refused_with_what_can(state, start_engine):
     start_engine(state)
     with connect(state) as client:

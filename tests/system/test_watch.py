@@ -10,7 +10,19 @@ import threading
 import pytest
 import uvloop
 
-from solewriter import Compacted, Create, InvalidQuery, Project, Task, TaskStatus, Update, connect, open_reader
+from solewriter import (
+    Compacted,
+    Create,
+    Entity,
+    InvalidQuery,
+    Limits,
+    Project,
+    Task,
+    TaskStatus,
+    Update,
+    connect,
+    open_reader,
+)
 
 
 def told(change):
@@ -47,6 +59,24 @@ def test_leaving_a_filter_is_a_change_too(client, reader):
         ("update", "created"),
         ("transition", "assigned"),
     ]
+
+
+def test_leaving_a_filter_is_told_by_what_was_there_before_its_column_was(state, start_engine):
+    class Before(Entity, kind="Doc", columns=("title",)):
+        title: str
+        level: float = 0.0
+
+    class After(Entity, kind="Doc", columns=("level", "title")):
+        title: str
+        level: float = 0.0
+
+    engine = start_engine(state, models=[Before])
+    with connect(state) as client, open_reader(state) as reader:
+        one = client.create(Before(id="d", title="x", level=2.0))
+        client.update(client.update(one, level=5.0), level=6.0)
+        engine.register(After)
+        found = [change.new.level for change in reader.watch(After, since=0, where={"level": 2.0}, timeout_s=0)]
+    assert found == [2.0, 5.0]
 
 
 def test_every_change_comes_once_and_in_order_across_deaths_of_the_engine(engine, wait_until):
@@ -101,6 +131,23 @@ def test_the_same_object_iterates_asynchronously(client, reader, factory):
     client.create(Task(title="x", id="t0"))
     with asyncio.Runner(loop_factory=factory) as runner:
         assert runner.run(follow()) == ["t0", "t1", "t2"]
+
+
+def test_a_look_whose_caller_was_cancelled_is_gone_on_with(engine, client):
+    """A second one beside it would hold another thread, and read on in the same place."""
+
+    async def follow() -> None:
+        with open_reader(engine.state, limits=Limits(wait_backstop_s=60)) as reader:
+            watch = reader.watch(since=0, timeout_s=60)
+            for _ in range(5):
+                with pytest.raises(TimeoutError):
+                    async with asyncio.timeout(0.01):
+                        await anext(watch)
+            assert sum(thread.name.startswith("asyncio") for thread in threading.enumerate()) == 1
+            client.create(Task(title="x", id="t"))
+            assert (await anext(watch)).id == "t"
+
+    asyncio.run(follow())
 
 
 def test_a_watch_ends_when_nothing_comes_and_can_be_asked_again(client, reader):
