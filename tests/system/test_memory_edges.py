@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import os
 import signal
+import struct
 import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from zlib import crc32
 
 import msgspec
 import pytest
 
 from solewriter import (
     Create,
+    EngineStartFailed,
     Entity,
     Limits,
     MemoryFull,
@@ -114,6 +117,18 @@ def test_a_snapshot_that_expired_says_so_without_a_walk_through_what_is_not_ther
             with pytest.raises(SnapshotExpired):
                 held.get(Task, f"t{number}")
     assert walked[0] <= 2 * COUNT, "it walked through zeros, again and again"
+
+
+def test_a_journal_of_a_version_that_never_was_is_not_taken_for_one_that_is_known(state, start_engine):
+    start_engine(state).stop()
+    (path,) = state.glob("journal-*.log")
+    with path.open("r+b") as file:
+        magic, _, _, *rest = struct.unpack("<QII16sQI", file.read(44))
+        crc = crc32(struct.pack("<I", 0) + struct.pack("<16sQI", *rest))
+        file.seek(0)
+        file.write(struct.pack("<QII16sQI", magic, 0, crc, *rest))
+    with pytest.raises(EngineStartFailed, match="version|format|damaged"):
+        start_engine(state)
 
 
 # --- a full memory file system ----------------------------------------------------------------------------------------
