@@ -104,7 +104,9 @@ class Query:
         address = self._pin.find(self._kind, id)
         if not address:
             raise InvalidQuery(
-                f"after={id!r}: there was no such {self._name} at revision {self._pin.root.revision}", kind=self._name
+                f"after={id!r}: there is no such {self._name} at revision {self._pin.root.revision}, or it was deleted "
+                "so long ago that its place is forgotten: begin again",
+                kind=self._name,
             )
         return self._pin.slot_at(address)
 

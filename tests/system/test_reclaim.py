@@ -331,7 +331,7 @@ def few(state, start_engine):
 
 WHERE = {"project": "p"}
 LOOKS = {
-    "an entity": (SnapshotExpired, lambda snap, watch: snap.get(Task, "t3").title),
+    "an entity": (SnapshotExpired, lambda snap, watch: snap.get("Task", "t3")["title"]),  # of which nothing is kept
     "an entity that was changed": (SnapshotExpired, lambda snap, watch: snap.get(Task, "t0").title),
     "all entities": (SnapshotExpired, lambda snap, watch: [task.title for task in snap.entities(Task)]),
     "a scan": (SnapshotExpired, lambda snap, watch: [task.title for task in snap.scan(Task, WHERE)]),
