@@ -79,10 +79,10 @@ class Answers:
         return Reply(request_id, revision, (), error, _nothing)
 
     def _entity(self, epoch: int, result: Result) -> Entity | Plain | None:
-        return self._reader.of_result(result, epoch, self._reader.model_of(result.kind))
+        return self._reader.of_result(result, epoch, self._reader.decoder.model_of(result.kind))
 
     def _current(self, kind: str, id: str) -> Entity | Plain | None:
-        return self._reader.get(self._reader.model_of(kind), id)
+        return self._reader.get(self._reader.decoder.model_of(kind), id)
 
 
 def _nothing(result: Result) -> None:

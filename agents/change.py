@@ -5,16 +5,14 @@ from __future__ import annotations
 from datetime import datetime
 from typing import Any, NamedTuple
 
+from solewriter.agents.decoding import Model
 from solewriter.agents.reader import Reader
 from solewriter.shared.columns import from_us
 from solewriter.shared.errors import SnapshotExpired
-from solewriter.shared.memory.view import Pin
-from solewriter.shared.models import Entity
+from solewriter.shared.memory.pin import Pin
 from solewriter.shared.mutations import Op
 from solewriter.shared.record import Record
 from solewriter.shared.request_ids import default_id
-
-Model = type[Entity] | str
 
 
 class Published(NamedTuple):
@@ -88,8 +86,8 @@ class Change:
     def new(self) -> Any:
         pin, address, found, _ = self._published
         if address:
-            return self._reader.decoded(pin, address, self._model)
-        return self._reader.of_record(pin.catalog, found, self._model)
+            return self._reader.decoder.decoded(pin, address, self._model)
+        return self._reader.decoder.of_record(pin.catalog, found, self._model)
 
     @property
     def old(self) -> Any:
@@ -97,10 +95,10 @@ class Change:
         if address and earlier is None:
             try:
                 before = pin.previous(address)
-                return self._reader.decoded(pin, before, self._model) if before else None
+                return self._reader.decoder.decoded(pin, before, self._model) if before else None
             except (FileNotFoundError, SnapshotExpired):
                 earlier = self._reader.journaled(pin, found.kind, found.key, found.version - 1)
-        return self._reader.of_record(pin.catalog, earlier, self._model)
+        return self._reader.decoder.of_record(pin.catalog, earlier, self._model)
 
     def __repr__(self) -> str:
         return f"<Change {self.mutation} of {self.kind} {self.id!r} to version {self.version} at {self.revision}>"

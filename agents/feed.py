@@ -16,8 +16,9 @@ from solewriter.agents.reader import Reader
 from solewriter.shared import record
 from solewriter.shared.errors import Compacted, EngineUnavailable, SnapshotExpired
 from solewriter.shared.memory.heap import PREFIX_BYTES, padded, walk
+from solewriter.shared.memory.pin import Pin
 from solewriter.shared.memory.root import STOPPED
-from solewriter.shared.memory.view import Pin, View
+from solewriter.shared.memory.view import View
 from solewriter.shared.record import Flags
 
 

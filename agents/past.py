@@ -12,9 +12,9 @@ from typing import Any, NoReturn
 
 from solewriter.shared import record
 from solewriter.shared.chain import entries_to
+from solewriter.shared.memory.pin import Pin
 from solewriter.shared.memory.root import Root
 from solewriter.shared.memory.table import TableReader
-from solewriter.shared.memory.view import Pin
 
 _NOWHERE = Root(0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, ())
 

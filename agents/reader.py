@@ -1,7 +1,7 @@
 """`Reader`: shared memory as entities. It never talks to the engine, and a dead engine's last snapshot stays readable.
 
-Decoded entities are kept by record address: records never change, so an unchanged entity is the same object in the next
-snapshot. When an engine is followed by another, the next snapshot is of the new one's memory.
+An unchanged entity is the same object in the next snapshot (`decoding`). When an engine is followed by another one, the
+next snapshot is of the new one's memory.
 """
 
 from __future__ import annotations
@@ -10,19 +10,18 @@ import os
 import select
 import time
 from collections.abc import Callable, Iterator
-from itertools import islice
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self, TypeVar, overload
 
-from solewriter.agents.past import Held
+from solewriter.agents.decoding import Decoder
 from solewriter.agents.snapshot import Plain, Snapshot
 from solewriter.shared import record
 from solewriter.shared.config import ATTACH_RETRY_S, DEFAULT_LIMITS, Limits
 from solewriter.shared.errors import Compacted, EngineUnavailable, SchemaMismatch, SnapshotExpired
 from solewriter.shared.folder import StateFolder, runs
-from solewriter.shared.memory.catalog import Catalog
+from solewriter.shared.memory.pin import Pin
 from solewriter.shared.memory.root import STOPPED, RootReader
-from solewriter.shared.memory.view import Pin, View
+from solewriter.shared.memory.view import View
 from solewriter.shared.models import Entity
 from solewriter.shared.mutations import Result
 from solewriter.shared.registry import Kind, Registry, differences
@@ -44,8 +43,7 @@ class Reader:
     ) -> None:
         self.folder = StateFolder(state)
         self._limits = limits
-        self._registry = registry or Registry()
-        self._cache: dict[tuple[int, Any], Any] = {}
+        self.decoder = Decoder(registry or Registry(), limits.reader_cache_max)
         self._view: View | None = None
         self._pidfd = -1
         self._checked: dict[str, tuple[str, int, Kind]] = {}  # classes that are the engine's
@@ -100,7 +98,7 @@ class Reader:
         return None
 
     def _use(self, view: View) -> View:
-        self._cache = {}
+        self.decoder.turn_to(view)
         self._view = view
         self._stopped_at = 0.0
         self._close_pidfd()
@@ -268,61 +266,7 @@ class Reader:
 
         return travel.journaled(self, pin, kind, key, version)
 
-    # --- decoding ----------------------------------------------------------------------------------------------------
-
-    def found(self, pin: Held, kind: type[E] | str, id: str) -> Any:
-        """The entity under a key, or None. Where it lies is remembered: the next look is one at its slot's head."""
-        code = pin.catalog.kind_code(kind if isinstance(kind, str) else kind.kind_name)
-        if code is None:
-            return None
-        address, slot = pin.place(code, id)
-        if not address:
-            return None
-        if slot < 0 or isinstance(kind, str) or pin.view is not self._view:
-            return self.decoded(pin, address, kind)  # of the journal, say: nothing is remembered of that
-        content = pin.read(address)
-        known = pin.found.get(kind)
-        if known is None:
-            known = pin.found[kind] = {}
-        seen = known.get(id)
-        if seen is not None and seen[3] == content.revision:
-            entity = seen[4]  # it was only moved
-        elif (entity := self._cache.get((address, kind))) is None:
-            entity = self.of_record(pin.catalog, content, kind)
-        words, place = pin.live_table(code).place(slot)
-        if entity is not None and words[place] == address and self._has_room(known):
-            known[id] = words, place, address, content.revision, entity
-        return entity
-
-    def decoded(self, pin: Held, address: int, kind: type[E] | str) -> Any:
-        """The entity of a record; None of a tombstone. A kind given by name yields a dict of the caller's own."""
-        if isinstance(kind, str) or pin.view is not self._view or not isinstance(pin, Pin):
-            return self._decode(pin, address, kind)
-        cached = self._cache.get((address, kind))
-        if cached is not None:
-            return cached
-        entity = self._decode(pin, address, kind)
-        if entity is not None:
-            self._remember((address, kind), entity)
-        return entity
-
-    def _decode(self, pin: Held, address: int, kind: type[E] | str) -> Any:
-        return self.of_record(pin.catalog, pin.read(address), kind)
-
-    def of_record(self, catalog: Catalog, found: record.Content | record.Record | None, kind: type[E] | str) -> Any:
-        """The entity of a record's content; None of a tombstone, or of none."""
-        if found is None or found.deleted:
-            return None
-        schema = catalog.schemas[found.schema]
-        if isinstance(kind, str):
-            return schema.values(found.key, found.version, found.time_us, found.payload)
-        known = self._registry.of(kind)
-        return known.decoded(schema, found.key, found.version, found.time_us, found.payload)
-
-    def model_of(self, kind: str) -> type[Entity] | str:
-        """The class of a kind, where one is known here; else its name."""
-        known = self._registry.get(kind)
-        return kind if known is None else known.model
+    # --- what clients ask of it --------------------------------------------------------------------------------------
 
     def check_class(self, kind: Kind) -> None:
         """Raises SchemaMismatch if the engine knows this kind by another class: what one leaves out as a default, the
@@ -343,23 +287,6 @@ class Reader:
             )
         self._checked[kind.name] = (view.prefix, view.catalog_number, kind)
 
-    def field_of(self, kind: type[Entity] | str) -> Callable[[str, Any], Any]:
-        """The function from a field's name and plain value to the value that the model has there."""
-        if isinstance(kind, str):
-            return lambda name, value: value
-        return self._registry.of(kind).field
-
-    def _remember(self, key: tuple[int, Any], entity: Any) -> None:
-        if self._has_room(self._cache):
-            self._cache[key] = entity
-
-    def _has_room(self, cache: dict[Any, Any]) -> bool:
-        """For one more, where need be without the oldest; False for a reader that shall keep nothing."""
-        if len(cache) >= self._limits.reader_cache_max:
-            for oldest in list(islice(cache, 1 + len(cache) // 8)):
-                cache.pop(oldest, None)
-        return self._limits.reader_cache_max > 0
-
     def of_result(self, result: Result, epoch: int, model: type[E] | str) -> E | Plain | None:
         """The entity as a reply left it. Raises Compacted if that version is not in memory any more."""
         if not result.version:
@@ -375,10 +302,10 @@ class Reader:
         """The same in one pin. It is not kept: its next version follows soon."""
         if result.address and pin.view.root.epoch == epoch:
             try:
-                return self._decode(pin, result.address, model)
+                return self.decoder.fresh(pin, result.address, model)
             except (FileNotFoundError, SnapshotExpired):
                 pass  # its segment was reclaimed: it lives elsewhere, or not any more
-        return self._decode(pin, self._by_version(pin, result), model)
+        return self.decoder.fresh(pin, self._by_version(pin, result), model)
 
     def _pin_of(self, epoch: int) -> Pin:
         """A pin of this epoch's memory where it is mapped, whether an engine follows or not; else of the newest."""
@@ -410,7 +337,7 @@ class Reader:
         """Let the memory go; whoever waits here in another thread is told. Snapshots that are held stay readable."""
         self._closed = True
         self._view = None
-        self._cache = {}
+        self.decoder.turn_to(None)
         self._close_pidfd()
 
     def __enter__(self) -> Self:

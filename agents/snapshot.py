@@ -54,7 +54,7 @@ class Snapshot:
             words, place, address, revision, entity = seen
             if words[place] == address and revision <= self.revision:  # still its slot's newest, and of this snapshot
                 return entity  # type: ignore[no-any-return] # what a reader keeps under a class is of that class
-        found: E | Plain | None = self._reader.found(pin, kind, id)
+        found: E | Plain | None = self._reader.decoder.found(pin, kind, id)
         return found
 
     @overload
@@ -79,7 +79,7 @@ class Snapshot:
         pin = self.pin
         code = pin.catalog.kind_code(kind if isinstance(kind, str) else kind.kind_name)
         for address in pin.addresses(code) if code is not None else ():
-            entity = self._reader.decoded(pin, address, kind)
+            entity = self._reader.decoder.decoded(pin, address, kind)
             if entity is not None:
                 yield entity
 
@@ -122,7 +122,7 @@ class Snapshot:
         """
         query = self._query(kind)
         addresses = query.addresses(where, order_by, limit, after) if query is not None else ()
-        return [self._reader.decoded(self.pin, address, kind) for address in addresses]
+        return [self._reader.decoder.decoded(self.pin, address, kind) for address in addresses]
 
     def ids(
         self,
@@ -162,7 +162,7 @@ class Snapshot:
 
         pin = self.pin
         code = pin.catalog.kind_code(kind if isinstance(kind, str) else kind.kind_name)
-        return None if code is None else Query(pin, code, self._reader.field_of(kind))
+        return None if code is None else Query(pin, code, self._reader.decoder.field_of(kind))
 
     @property
     def counts(self) -> dict[str, int]:

@@ -9,7 +9,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
-from solewriter.agents.change import Change, Model, Published
+from solewriter.agents.change import Change, Published
+from solewriter.agents.decoding import Model
 from solewriter.agents.past import Held, Past
 from solewriter.agents.reader import Reader
 from solewriter.agents.snapshot import Snapshot
@@ -17,7 +18,7 @@ from solewriter.shared import record
 from solewriter.shared.chain import entries_to
 from solewriter.shared.errors import Compacted, InvalidQuery, SnapshotExpired
 from solewriter.shared.memory.heap import PREFIX_BYTES, walk
-from solewriter.shared.memory.view import Pin
+from solewriter.shared.memory.pin import Pin
 
 
 class Difference(NamedTuple):
@@ -90,11 +91,11 @@ def diff(reader: Reader, since: int, until: int, kind: Model | None) -> list[Dif
     for found, before in past.changes(until):
         key = found.kind, found.key
         seen[key] = (seen[key][0] if key in seen else before), found
-    told, of = [], reader.of_record
+    told, of = [], reader.decoder.of_record
     for (code, id), (before, found) in seen.items():
         name = now.catalog.kinds[code]
         if wanted in (None, name):
-            model = kind or reader.model_of(name)
+            model = kind or reader.decoder.model_of(name)
             told.append(_difference(name, id, of(now.catalog, before, model), of(now.catalog, found, model)))
     return [one for one in told if one is not None]
 
@@ -114,8 +115,10 @@ def _differences(
     for code, id in touched:
         name = new.catalog.kinds[code]
         if wanted in (None, name):
-            model = kind or reader.model_of(name)
-            told.append(_difference(name, id, reader.found(old, model, id), reader.found(new, model, id)))
+            model = kind or reader.decoder.model_of(name)
+            told.append(
+                _difference(name, id, reader.decoder.found(old, model, id), reader.decoder.found(new, model, id))
+            )
     return [one for one in told if one is not None]
 
 

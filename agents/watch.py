@@ -13,8 +13,9 @@ from collections import deque
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Self
 
-from solewriter.agents.change import Change, Model, Published
+from solewriter.agents.change import Change, Published
 from solewriter.agents.conditions import Condition, Where, conditions
+from solewriter.agents.decoding import Model
 from solewriter.agents.feed import Feed
 from solewriter.agents.reader import Reader
 from solewriter.agents.snapshot import Snapshot
@@ -133,7 +134,7 @@ class Watch:
 
     def _change(self, one: Published) -> Change:
         name = one.pin.catalog.kinds[one.record.kind]
-        model = self._kind if self._kind is not None else self._reader.model_of(name)
+        model = self._kind if self._kind is not None else self._reader.decoder.model_of(name)
         return Change(self._reader, one, name, model)
 
     def _wants(self, one: Published) -> bool:

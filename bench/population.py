@@ -21,7 +21,7 @@ from solewriter.bench.workload import sample_task
 from solewriter.shared import record
 from solewriter.shared.columns import from_us
 from solewriter.shared.memory.heap import OFFSET_MASK, PREFIX_BYTES, padded
-from solewriter.shared.memory.view import Pin
+from solewriter.shared.memory.pin import Pin
 from solewriter.shared.registry import Registry
 
 LOAD_BATCH = 200  # creates in one request: loading is not what is measured

@@ -29,7 +29,7 @@ from solewriter import (
     status_of,
 )
 from solewriter.shared.config import KIB
-from solewriter.shared.memory import view
+from solewriter.shared.memory import pin
 
 SMALL = Limits(heap_segment_bytes_first=64 * KIB, heap_segment_bytes_max=128 * KIB, heartbeat_s=0.05)
 COUNT = 100
@@ -99,7 +99,7 @@ def test_a_snapshot_that_expired_says_so_without_a_walk_through_what_is_not_ther
 ):
     """With large segments such a walk takes minutes, and every read would begin anew."""
     start_engine(state, limits=msgspec.structs.replace(SMALL, snapshot_age_max_s=0.0), durability="memory")
-    walked, walk = [0], view.walk
+    walked, walk = [0], pin.walk
 
     def counted(*given):
         for found in walk(*given):
@@ -112,7 +112,7 @@ def test_a_snapshot_that_expired_says_so_without_a_walk_through_what_is_not_ther
         last = held.pin.root.last_segment
         while held.pin.view.root.readable_from <= last or held.pin.view.root.current().first_segment < last + 4:
             write(client, 1)
-        monkeypatch.setattr(view, "walk", counted)
+        monkeypatch.setattr(pin, "walk", counted)
         for number in range(COUNT):
             with pytest.raises(SnapshotExpired):
                 held.get(Task, f"t{number}")

@@ -31,6 +31,7 @@ from solewriter.agents import query as queries
 from solewriter.agents import scan as scans
 from solewriter.shared.config import KIB, MIB
 from solewriter.shared.failpoint import VARIABLE
+from solewriter.shared.memory import pin as pins
 from solewriter.shared.memory import view as views
 
 COUNT = 400
@@ -357,7 +358,9 @@ def test_memory_that_goes_at_any_step_of_a_look_is_told_and_never_misread(few, s
             tasks.client.update(Task.ref("t0"), title="newer")
             root = snap.pin.view.root
             gone = functools.partial(lambda root, last: root.readable_from > last, root, root.live_tail >> 32)
-            with at_step(steps, functools.partial(tasks.turn_over, gone), views, queries, feeds, scans) as reached:
+            with at_step(
+                steps, functools.partial(tasks.turn_over, gone), pins, views, queries, feeds, scans
+            ) as reached:
                 try:
                     assert look(snap, watch) == expected, reached
                 except told:
@@ -382,7 +385,7 @@ def test_a_scan_in_the_middle_of_which_memory_is_turned_over_is_right(few, state
             tasks.turn_over(lambda unmapped=unmapped: segments()[1] > unmapped)
             tasks.change()
             gone = functools.partial(lambda changed: segments()[0] > changed, segments()[1])
-            with at_step(steps, functools.partial(tasks.turn_over, gone), views) as reached:
+            with at_step(steps, functools.partial(tasks.turn_over, gone), pins, views) as reached:
                 found = snap.columns(Task)["version"].tolist()
             assert found == expected, reached
             assert reached

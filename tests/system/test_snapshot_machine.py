@@ -57,7 +57,7 @@ from solewriter.agents.testing.model import Model, Refusal
 from solewriter.agents.testing.steps import Fields, Key, condition_of, kinds_of, plain, step_of
 from solewriter.agents.watch import Watch
 from solewriter.shared.config import KIB
-from solewriter.shared.memory.view import Pin
+from solewriter.shared.memory.pin import Pin
 
 SMALL = Limits(heap_segment_bytes_first=128 * KIB, heap_segment_bytes_max=128 * KIB, heartbeat_s=0.05)
 TIMES = ("created_at", "updated_at")

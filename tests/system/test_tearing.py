@@ -13,8 +13,8 @@ import numpy as np
 import pytest
 
 from solewriter import Engine, open_reader
+from solewriter.agents.decoding import Decoder
 from solewriter.agents.feed import Feed
-from solewriter.agents.reader import Reader
 from solewriter.agents.scan import Scanner, _merged
 from solewriter.agents.testing.auditor import Auditor, Notes
 from solewriter.agents.testing.follower import Follower
@@ -22,7 +22,8 @@ from solewriter.agents.testing.ledger import MODELS, OPENED
 from solewriter.agents.testing.tearing import SMALL, Child, Summary
 from solewriter.shared import record
 from solewriter.shared.memory.heap import OFFSET_MASK, PREFIX_BYTES
-from solewriter.shared.memory.view import Pin, View
+from solewriter.shared.memory.pin import Pin
+from solewriter.shared.memory.view import View
 
 LOOKS_MAX = 40  # within which a seeded bug is seen; nearly all of them at the first
 CHANGES_MAX = 20_000
@@ -115,13 +116,13 @@ def test_without_a_bug_nothing_is_noted(books, notes_of_looks, notes_of_changes,
     assert notes_of_changes().texts == []
 
 
-def newest_for_all_revisions(true: Any, pin: Pin, kind: int, slot: int) -> int:
-    return pin.view.table(kind, pin.catalog).head(slot)
+def newest_for_all_revisions(true: Any, pin: Pin, address: int) -> int:
+    return address
 
 
-def the_one_before_the_right_one(true: Any, pin: Pin, kind: int, slot: int) -> int:
-    address = true(pin, kind, slot)
-    return (pin.previous(address) if address and slot % 64 == 7 else 0) or address
+def the_one_before_the_right_one(true: Any, pin: Pin, newest: int) -> int:
+    address = true(pin, newest)
+    return (pin.previous(address) if address and pin.slot_at(address) % 64 == 7 else 0) or address
 
 
 def columns_without_the_correction(true: Any, scanner: Scanner, demands: Any, wanted: Any = ()) -> Any:
@@ -149,13 +150,13 @@ def one_slot_in_a_hundred_not_corrected(true: Any, pin: Pin, kind: int) -> froze
     return frozenset(slot for slot in true(pin, kind) if slot % 100)
 
 
-def decoded_once_for_all_versions(true: Any, reader: Reader, pin: Pin, address: int, kind: Any) -> Any:
+def decoded_once_for_all_versions(true: Any, decoder: Decoder, pin: Pin, address: int, kind: Any) -> Any:
     if isinstance(kind, str):
-        return true(reader, pin, address, kind)
+        return true(decoder, pin, address, kind)
     segment = pin.segment(address >> 32)
     key = record.key_at(segment.bytes, (address & OFFSET_MASK) + PREFIX_BYTES)
-    found = reader._cache.get((key, kind)) or true(reader, pin, address, kind)
-    reader._cache[key, kind] = found
+    found = decoder._cache.get((key, kind)) or true(decoder, pin, address, kind)
+    decoder._cache[key, kind] = found
     return found
 
 
@@ -166,14 +167,14 @@ def a_pin_of_the_root_before_with_the_newest_counts(true: Any, view: View) -> Pi
 
 
 LOOKING = [
-    (Pin, "_followed", newest_for_all_revisions),
-    (Pin, "_followed", the_one_before_the_right_one),
+    (Pin, "_visible", newest_for_all_revisions),
+    (Pin, "_visible", the_one_before_the_right_one),
     (Scanner, "rows", columns_without_the_correction),
     (Pin, "changed", records_behind_the_tail_ignored),
     (Pin, "changed", the_tail_looked_at_once_only),
     (Pin, "changed", one_slot_in_a_hundred_not_corrected),
     (Scanner, "rows", what_changed_looked_at_before_the_pass),
-    (Reader, "decoded", decoded_once_for_all_versions),
+    (Decoder, "decoded", decoded_once_for_all_versions),
     (View, "pin", a_pin_of_the_root_before_with_the_newest_counts),
 ]
 
@@ -185,8 +186,8 @@ def test_a_seeded_bug_of_a_reader_is_seen(notes_of_looks, monkeypatch, place, na
     assert notes_of_looks().count > 0
 
 
-def records_of_reclaim_taken_for_changes(true: Any, feed: Feed, revision: int, flags: int) -> bool:
-    return true(feed, revision, flags & ~record.Flags.RELOCATED) or bool(flags & record.Flags.RELOCATED)
+def records_of_reclaim_taken_for_changes(true: Any, feed: Feed, buffer: memoryview, body: int) -> bool:
+    return true(feed, buffer, body) or bool(record.flags_at(buffer, body) & record.Flags.RELOCATED)
 
 
 def one_record_left_out(true: Any, feed: Feed, limit: int) -> Any:
@@ -209,7 +210,7 @@ def the_entity_before_is_the_newest(true: Any, pin: Pin, address: int) -> int:
 
 
 FOLLOWING = [
-    (Feed, "_is_new", records_of_reclaim_taken_for_changes),
+    (Feed, "_is_wanted", records_of_reclaim_taken_for_changes),
     (Feed, "take", one_record_left_out),
     (Feed, "take", a_batch_taken_twice),
     (Feed, "take", two_changes_swapped),

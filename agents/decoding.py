@@ -1,0 +1,110 @@
+"""`Decoder`: records as entities, and what is kept of them.
+
+Records never change, so an entity is kept by its record's address, and by its key together with where its slot's head
+lies: as long as that points to the same record, the next look needs nothing else. All of that is of one epoch's memory;
+what is read elsewhere, in an older memory or in the journal, is decoded anew.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from itertools import islice
+from typing import Any
+
+from solewriter.agents.past import Held
+from solewriter.shared import record
+from solewriter.shared.memory.catalog import Catalog
+from solewriter.shared.memory.pin import Pin
+from solewriter.shared.memory.view import View
+from solewriter.shared.models import Entity
+from solewriter.shared.registry import Registry
+
+Model = type[Entity] | str
+"""A class, or a kind's name: then what is decoded are dicts of the caller's own"""
+
+
+class Decoder:
+    """Decodes for one reader. May be shared by threads."""
+
+    def __init__(self, registry: Registry, cache_max: int) -> None:
+        self._registry = registry
+        self._cache_max = cache_max
+        self._cache: dict[tuple[int, Model], Any] = {}
+        self._view: View | None = None
+
+    def turn_to(self, view: View | None) -> None:
+        """Keep what is of this memory from now on."""
+        self._cache = {}
+        self._view = view
+
+    # --- entities ----------------------------------------------------------------------------------------------------
+
+    def found(self, pin: Held, kind: Model, id: str) -> Any:
+        """The entity under a key, or None."""
+        code = pin.catalog.kind_code(kind if isinstance(kind, str) else kind.kind_name)
+        if code is None:
+            return None
+        address, slot = pin.place(code, id)
+        if not address:
+            return None
+        if slot < 0 or isinstance(kind, str) or pin.view is not self._view:
+            return self.decoded(pin, address, kind)
+        content = pin.read(address)
+        known = pin.found.get(kind)
+        if known is None:
+            known = pin.found[kind] = {}
+        seen = known.get(id)
+        if seen is not None and seen[3] == content.revision:
+            entity = seen[4]  # it was only moved
+        elif (entity := self._cache.get((address, kind))) is None:
+            entity = self.of_record(pin.catalog, content, kind)
+        words, place = pin.live_table(code).place(slot)
+        if entity is not None and words[place] == address and self._has_room(known):
+            known[id] = words, place, address, content.revision, entity
+        return entity
+
+    def decoded(self, pin: Held, address: int, kind: Model) -> Any:
+        """The entity of a record; None of a tombstone."""
+        if isinstance(kind, str) or pin.view is not self._view or not isinstance(pin, Pin):
+            return self.fresh(pin, address, kind)
+        cached = self._cache.get((address, kind))
+        if cached is not None:
+            return cached
+        entity = self.fresh(pin, address, kind)
+        if entity is not None and self._has_room(self._cache):
+            self._cache[address, kind] = entity
+        return entity
+
+    def fresh(self, pin: Held, address: int, kind: Model) -> Any:
+        """The same, neither taken from what is kept nor put there."""
+        return self.of_record(pin.catalog, pin.read(address), kind)
+
+    def of_record(self, catalog: Catalog, found: record.Content | record.Record | None, kind: Model) -> Any:
+        """The entity of a record's content; None of a tombstone, or of none. Raises SchemaMismatch."""
+        if found is None or found.deleted:
+            return None
+        schema = catalog.schemas[found.schema]
+        if isinstance(kind, str):
+            return schema.values(found.key, found.version, found.time_us, found.payload)
+        known = self._registry.of(kind)
+        return known.decoded(schema, found.key, found.version, found.time_us, found.payload)
+
+    def _has_room(self, cache: dict[Any, Any]) -> bool:
+        """For one more, where need be without the oldest; False for a reader that shall keep nothing."""
+        if len(cache) >= self._cache_max:
+            for oldest in list(islice(cache, 1 + len(cache) // 8)):
+                cache.pop(oldest, None)
+        return self._cache_max > 0
+
+    # --- models ------------------------------------------------------------------------------------------------------
+
+    def model_of(self, kind: str) -> Model:
+        """The class of a kind, where one is known here; else its name."""
+        known = self._registry.get(kind)
+        return kind if known is None else known.model
+
+    def field_of(self, kind: Model) -> Callable[[str, Any], Any]:
+        """The function from a field's name and plain value to the value that the model has there."""
+        if isinstance(kind, str):
+            return lambda name, value: value
+        return self._registry.of(kind).field
