@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -141,6 +142,10 @@ def what_changed_looked_at_before_the_pass(true: Any, scanner: Scanner, demands:
     places = sorted(set(wanted))
     changed = np.fromiter(scanner.pin.changed(scanner.kind), np.int64)
     changed = changed[changed < scanner.pin.slots(scanner.kind)]
+    root = scanner.pin.view.root
+    head = root.head
+    while root.head == head:  # so that it happens now and not once in a thousand times
+        os.sched_yield()
     live = scanner._pass(demands, places)
     singly = scanner._singly(np.sort(changed).tolist(), demands, places)
     return _merged(live.taken(~np.isin(live.slots, changed)), singly, places)
