@@ -18,6 +18,7 @@ from solewriter import (
     GuardFailed,
     InvalidMutation,
     InvalidTransition,
+    Limits,
     NotFound,
     Project,
     ProjectStatus,
@@ -29,7 +30,9 @@ from solewriter import (
     Update,
     VersionConflict,
     connect,
+    open_reader,
 )
+from solewriter.shared.config import KIB
 
 
 def test_a_created_task_is_read_back_with_what_the_engine_filled_in(client, reader):
@@ -259,6 +262,19 @@ def test_submit_many_pipelines_in_order_and_refusals_are_values(client, reader):
     assert reader.snapshot().counts["Task"] == 999
 
 
+def test_texts_as_long_as_their_bound_find_room(state, start_engine):
+    """Wherever in its segment a record begins."""
+    limits = Limits(text_bytes_max=64 * KIB, heap_segment_bytes_first=64 * KIB, heap_segment_bytes_max=64 * KIB)
+    engine = start_engine(state, limits=limits)
+    with connect(state, limits=limits) as client, open_reader(state) as reader:
+        client.create(Task(title="x", id="t"))
+        for number in range(12):
+            reason = "\u00e9" * 13_000 + str(number)
+            revision = client.submit(Update(Task.ref("t"), {"title": f"{number}"}, reason=reason)).check().revision
+            assert [change.reason for change in reader.watch(since=revision - 1, timeout_s=0)] == [reason]
+    assert engine.restarts == 0
+
+
 def test_frames_entities_and_texts_over_their_bounds_are_refused_and_nothing_is_lost(client, limits):
     task = client.create(Task(title="x"))
     with pytest.raises(RequestTooLarge):
@@ -385,6 +401,13 @@ def test_refusals_in_a_pipeline_keep_their_places(client):
     assert [reply.entity.id for reply in replies if reply.applied] == ["t0", "t1", "t2"]
 
 
+class Panic(BaseException):
+    """As a library in another language raises it."""
+
+
+STUMBLES = {13: TypeError("thirteen"), 14: SystemExit("fourteen"), 15: Panic("fifteen")}
+
+
 class Stumbling(Entity):
     """A model whose validator has a bug."""
 
@@ -393,17 +416,18 @@ class Stumbling(Entity):
     @field_validator("size")
     @classmethod
     def _stumble(cls, size: int) -> int:
-        if size == 13:
-            raise TypeError("thirteen")
+        if size in STUMBLES:
+            raise STUMBLES[size]
         return size
 
 
-def test_a_validator_that_raises_anything_is_a_refusal_and_the_engine_goes_on(state, start_engine):
+@pytest.mark.parametrize("size", STUMBLES)
+def test_a_validator_that_raises_anything_is_a_refusal_and_the_engine_goes_on(state, start_engine, size):
     engine = start_engine(state, models=[Stumbling])
     pid = engine.pid
     with connect(state) as client:
         one = client.create(Stumbling(size=1))
-        with pytest.raises(InvalidMutation, match="thirteen"):
-            client.update(one, size=13)
+        with pytest.raises(InvalidMutation, match=str(STUMBLES[size])):
+            client.update(one, size=size)
         assert client.update(one, size=2).version == 2
     assert engine.pid == pid
