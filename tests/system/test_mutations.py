@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+import enum
 import os
 import time
 
@@ -18,6 +19,7 @@ from solewriter import (
     GuardFailed,
     InvalidMutation,
     InvalidTransition,
+    Lifecycle,
     Limits,
     NotFound,
     Project,
@@ -321,6 +323,26 @@ def test_a_users_own_model_is_stored_versioned_and_read(state, start_engine):
         assert client.get("Doc", doc.id) == {"id": doc.id, "owner": "me", "size": 7, "version": 2}
         with pytest.raises(InvalidMutation):
             client.transition(doc, "anywhere")
+
+
+class Stage(enum.Enum):
+    """No text itself, unlike a StrEnum."""
+
+    NEW = "new"
+    DONE = "done"
+
+
+class Job(Entity, lifecycle=Lifecycle("stage", "new", {"new": ("done",), "done": ()})):
+    stage: Stage = Stage.NEW
+
+
+def test_a_users_own_lifecycle_goes_by_the_members_of_any_enum_and_by_their_values(state, start_engine):
+    start_engine(state, models=[Job])
+    with connect(state) as client:
+        assert client.transition(client.create(Job(id="a")), Stage.DONE).stage is Stage.DONE
+        assert client.transition(client.create(Job(id="b")), "done").stage is Stage.DONE
+        with pytest.raises(InvalidTransition):
+            client.transition(Job.ref("a"), Stage.NEW)
 
 
 def test_wait_for_returns_when_the_revision_is_there_and_not_before(client, reader):
