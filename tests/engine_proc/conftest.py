@@ -238,6 +238,36 @@ class Call:
         self.lane.close()
 
 
+@pytest.fixture
+def alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., tuple[LocalEngine, Call, Steps]]]:
+    """`alone(**limits)`: an engine in this process with one agent, and the steps that it comes by."""
+    steps = Steps()
+    monkeypatch.setattr(failpoint, "reach", steps)
+    (tmp_path / "memory").mkdir()
+    made: list[tuple[LocalEngine, Call]] = []
+
+    def start(**limits: Any) -> tuple[LocalEngine, Call, Steps]:
+        engine = LocalEngine(
+            tmp_path / "state", Limits(memory_dir=str(tmp_path / "memory"), spin_s=0, **limits), "memory", set()
+        )
+        words = Hello(
+            wire=WIRE_VERSION, client_id="alone", name="alone", pid=os.getpid(), first=0, instance="1", resends=False
+        )
+        call = Call(tmp_path / "state", words)
+        made.append((engine, call))
+        engine.read()
+        engine.turn()
+        welcome = call.welcome()
+        assert welcome is not None
+        assert welcome.ok
+        return engine, call, steps
+
+    yield start
+    for engine, call in made:
+        engine.stop(call.fds)
+        call.close()
+
+
 # --- agents, and a model to compare with ------------------------------------------------------------------------------
 
 NEVER = ("refused", 0, "Fenced")  # as an outcome it says the same as no outcome: not applied, now or ever

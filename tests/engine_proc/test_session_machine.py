@@ -587,6 +587,16 @@ def a_first_request_that_never_came_of_a_forgotten_session(world):
     world.send(connected(world, 4), [put("t")])
 
 
+def the_longest_silent_session_is_forgotten_not_the_one_that_came_first(world):
+    agents = [connected(world, number) for number in range(3)]
+    world.hang_up(agents[1])
+    world.hang_up(agents[0])
+    world.hang_up(connected(world, 3))
+    world.hello(agents[0], resends=True)
+    world.turn()
+    world.hello(agents[1], resends=True)
+
+
 def more_fences_in_one_turn_than_there_is_room_for(world):
     agent, other = connected(world, 0), connected(world, 1)
     for frame in range(LIMITS.window_max + 1):
@@ -627,6 +637,7 @@ SCENES = {
     a_request_of_a_forgotten_session_whose_agent_came_back: "",
     a_request_of_a_forgotten_session_whose_name_another_process_has: "",
     a_first_request_that_never_came_of_a_forgotten_session: "",
+    the_longest_silent_session_is_forgotten_not_the_one_that_came_first: "",
     more_fences_in_one_turn_than_there_is_room_for: "",
     fences_that_were_passed_after_a_restart: "",
     an_outcome_before_and_after_a_restart: "",

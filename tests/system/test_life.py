@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import resource
 import signal
 import subprocess
 import sys
@@ -29,6 +30,7 @@ from solewriter import (
     connect,
     open_reader,
 )
+from solewriter.engine_proc import process as processes
 from solewriter.engine_proc.launch import Child
 from solewriter.engine_proc.orders import Orders
 from solewriter.shared.failpoint import VARIABLE
@@ -121,6 +123,39 @@ def test_a_model_that_the_engine_cannot_load_is_refused_and_not_kept(engine, cli
     assert client.create(Rollout(seed=1)).version == 1
 
 
+def test_a_module_that_ends_the_process_is_refused_and_the_engine_goes_on(state, start_engine, tmp_path, monkeypatch):
+    code = (
+        f"import os, sys\nfrom solewriter import Entity\nif os.getpid() != {os.getpid()}:\n    sys.exit('no thanks')\n"
+    )
+    (tmp_path / "unwilling.py").write_text(f"{code}class Gone(Entity):\n    x: int = 0\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    engine = start_engine(state)
+    pid = engine.pid
+    import unwilling
+
+    with pytest.raises(SchemaMismatch, match="no thanks"):
+        engine.register(unwilling.Gone)
+    engine.register(Rollout)
+    assert (engine.pid, engine.restarts) == (pid, 0)
+
+
+def test_an_answer_that_came_too_late_is_not_taken_for_the_next_ones(state, start_engine, tmp_path, monkeypatch):
+    engine = start_engine(state, limits=Limits(request_timeout_s=0.1))
+    (tmp_path / "only_here.py").write_text("from solewriter import Entity\nclass Gone(Entity):\n    x: int = 0\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    import only_here
+
+    os.kill(engine.pid, signal.SIGSTOP)
+    with pytest.raises(EngineUnavailable, match="may or may not be known"):
+        engine.register(Rollout)
+    os.kill(engine.pid, signal.SIGCONT)
+    engine.limits = Limits()
+    with pytest.raises(SchemaMismatch, match="only_here"):
+        engine.register(only_here.Gone)
+    with connect(state) as client:
+        assert client.create(Rollout(seed=1)).version == 1
+
+
 def test_registering_while_agents_write_disturbs_nobody(engine, client):
     def write() -> None:
         with connect(engine.state) as other:
@@ -196,6 +231,38 @@ def test_a_hanging_engine_is_replaced_where_that_was_asked_for(state, start_engi
     wait_until(lambda: engine.restarts >= 1 and engine.pid != pid, 20, "another engine")
     with connect(state) as client:
         assert client.update(Heavy.ref("h"), weight=1).weight == 1, "one writer, and it has the lock"
+
+
+def test_an_engine_that_hangs_while_it_is_stopped_is_ended_where_that_was_asked_for(
+    state, start_engine, monkeypatch, client_of_a_raw_lane
+):
+    monkeypatch.setattr(processes, "STOP_MARGIN_S", 0.5)
+    engine = start_engine(state, models=[Heavy], replace_hung=True, limits=Limits(drain_timeout_s=0.2))
+    with connect(state) as client:
+        client.create(Heavy(id="h"))
+    raw = client_of_a_raw_lane(state)
+    raw.write(raw.frame([Update(Heavy.ref("h"), {"weight": 13})]))
+    pid = engine.pid
+    engine.stop()
+    assert not os.path.exists(f"/proc/{pid}")
+    assert not list(engine.folder.markers()), "its memory stayed"
+
+
+def test_a_supervisor_without_descriptors_goes_on_when_there_are_some(state, start_engine, wait_until, capfd):
+    engine = start_engine(state)
+    with connect(state) as client:
+        task = client.create(Task(title="x"))
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    said: list[str] = []
+    resource.setrlimit(resource.RLIMIT_NOFILE, (3, hard))
+    try:
+        os.kill(engine.pid, signal.SIGKILL)
+        wait_until(lambda: said.append(capfd.readouterr().err) or "open files" in said[-1], 20, "a start that fails")
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    wait_until(lambda: engine.restarts == 1, 20, "a restart")
+    with connect(state) as client:
+        assert client.update(task, title="y").version == 2
 
 
 def test_an_engine_that_goes_on_after_a_stop_has_the_time_to_beat_again(state, start_engine, wait_until):
@@ -299,6 +366,26 @@ def test_what_a_drain_had_no_time_for_is_not_applied_and_says_so(state, start_en
         for number, reply in enumerate(told):
             if reply.error is not None and "was not applied" in str(reply.error):
                 assert f"n{number}" not in stored
+
+
+def test_a_writer_that_never_ends_does_not_keep_an_engine_from_its_end(state, start_engine, client_of_a_raw_lane):
+    """What a lane holds when the end is called is read, and no more."""
+    engine = start_engine(state, limits=Limits(drain_timeout_s=1.0))
+    raw = client_of_a_raw_lane(state)
+    frame = raw.frame([Update(Task.ref("nobody"), {"title": "x"})])
+    flood = (
+        "import os, sys\nfd, data = int(sys.argv[1]), bytes.fromhex(sys.argv[2]) * 500\nwhile os.write(fd, data): pass"
+    )
+    writer = subprocess.Popen(
+        [sys.executable, "-c", flood, str(raw.lane.requests), frame.hex()],
+        pass_fds=[raw.lane.requests], stderr=subprocess.DEVNULL,
+    )  # fmt: skip
+    try:
+        assert raw.reply() is not None
+        engine.stop()
+    finally:
+        writer.kill()
+        writer.wait()
 
 
 # --- owners -----------------------------------------------------------------------------------------------------------

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+import enum
 import os
 import time
 
@@ -18,6 +19,8 @@ from solewriter import (
     GuardFailed,
     InvalidMutation,
     InvalidTransition,
+    Lifecycle,
+    Limits,
     NotFound,
     Project,
     ProjectStatus,
@@ -29,7 +32,9 @@ from solewriter import (
     Update,
     VersionConflict,
     connect,
+    open_reader,
 )
+from solewriter.shared.config import KIB
 
 
 def test_a_created_task_is_read_back_with_what_the_engine_filled_in(client, reader):
@@ -259,6 +264,19 @@ def test_submit_many_pipelines_in_order_and_refusals_are_values(client, reader):
     assert reader.snapshot().counts["Task"] == 999
 
 
+def test_texts_as_long_as_their_bound_find_room(state, start_engine):
+    """Wherever in its segment a record begins."""
+    limits = Limits(text_bytes_max=64 * KIB, heap_segment_bytes_first=64 * KIB, heap_segment_bytes_max=64 * KIB)
+    engine = start_engine(state, limits=limits)
+    with connect(state, limits=limits) as client, open_reader(state) as reader:
+        client.create(Task(title="x", id="t"))
+        for number in range(12):
+            reason = "\u00e9" * 13_000 + str(number)
+            revision = client.submit(Update(Task.ref("t"), {"title": f"{number}"}, reason=reason)).check().revision
+            assert [change.reason for change in reader.watch(since=revision - 1, timeout_s=0)] == [reason]
+    assert engine.restarts == 0
+
+
 def test_frames_entities_and_texts_over_their_bounds_are_refused_and_nothing_is_lost(client, limits):
     task = client.create(Task(title="x"))
     with pytest.raises(RequestTooLarge):
@@ -305,6 +323,26 @@ def test_a_users_own_model_is_stored_versioned_and_read(state, start_engine):
         assert client.get("Doc", doc.id) == {"id": doc.id, "owner": "me", "size": 7, "version": 2}
         with pytest.raises(InvalidMutation):
             client.transition(doc, "anywhere")
+
+
+class Stage(enum.Enum):
+    """No text itself, unlike a StrEnum."""
+
+    NEW = "new"
+    DONE = "done"
+
+
+class Job(Entity, lifecycle=Lifecycle("stage", "new", {"new": ("done",), "done": ()})):
+    stage: Stage = Stage.NEW
+
+
+def test_a_users_own_lifecycle_goes_by_the_members_of_any_enum_and_by_their_values(state, start_engine):
+    start_engine(state, models=[Job])
+    with connect(state) as client:
+        assert client.transition(client.create(Job(id="a")), Stage.DONE).stage is Stage.DONE
+        assert client.transition(client.create(Job(id="b")), "done").stage is Stage.DONE
+        with pytest.raises(InvalidTransition):
+            client.transition(Job.ref("a"), Stage.NEW)
 
 
 def test_wait_for_returns_when_the_revision_is_there_and_not_before(client, reader):
@@ -385,6 +423,13 @@ def test_refusals_in_a_pipeline_keep_their_places(client):
     assert [reply.entity.id for reply in replies if reply.applied] == ["t0", "t1", "t2"]
 
 
+class Panic(BaseException):
+    """As a library in another language raises it."""
+
+
+STUMBLES = {13: TypeError("thirteen"), 14: SystemExit("fourteen"), 15: Panic("fifteen")}
+
+
 class Stumbling(Entity):
     """A model whose validator has a bug."""
 
@@ -393,17 +438,18 @@ class Stumbling(Entity):
     @field_validator("size")
     @classmethod
     def _stumble(cls, size: int) -> int:
-        if size == 13:
-            raise TypeError("thirteen")
+        if size in STUMBLES:
+            raise STUMBLES[size]
         return size
 
 
-def test_a_validator_that_raises_anything_is_a_refusal_and_the_engine_goes_on(state, start_engine):
+@pytest.mark.parametrize("size", STUMBLES)
+def test_a_validator_that_raises_anything_is_a_refusal_and_the_engine_goes_on(state, start_engine, size):
     engine = start_engine(state, models=[Stumbling])
     pid = engine.pid
     with connect(state) as client:
         one = client.create(Stumbling(size=1))
-        with pytest.raises(InvalidMutation, match="thirteen"):
-            client.update(one, size=13)
+        with pytest.raises(InvalidMutation, match=str(STUMBLES[size])):
+            client.update(one, size=size)
         assert client.update(one, size=2).version == 2
     assert engine.pid == pid

@@ -33,6 +33,7 @@ from solewriter.shared.config import KIB, MIB
 from solewriter.shared.failpoint import VARIABLE
 from solewriter.shared.memory import pin as pins
 from solewriter.shared.memory import view as views
+from solewriter.shared.memory.heap import START, address_of
 
 COUNT = 400
 SMALL = Limits(heap_segment_bytes_first=64 * KIB, heap_segment_bytes_max=256 * KIB, heartbeat_s=0.05)
@@ -286,6 +287,110 @@ def test_what_was_before_a_change_may_be_gone_and_the_filter_still_knows_it(stat
             assert (change.id, change.new.priority) == ("marked", "low")
             with pytest.raises(Compacted):
                 _ = change.old
+
+
+def test_what_nobody_maps_is_given_back_at_once(state, start_engine):
+    """Not with the next heartbeat: a busy engine turns its memory over many times between two of them."""
+    limits = Limits(heap_segment_bytes_first=64 * KIB, heap_segment_bytes_max=64 * KIB, heartbeat_s=60)
+    engine = start_engine(state, limits=limits, durability="memory")
+    with connect(state) as client, open_reader(state) as reader:
+        client.create(Task(title="x", id="large"))
+        first = reader.view().root
+        for number in range(100):
+            client.update(Task.ref("large"), description=f"{number}" + "d" * 20_000)
+        assert first.current().first_segment > 30
+        held = [os.readlink(link) for link in Path(f"/proc/{engine.pid}/fd").iterdir() if link.is_symlink()]
+        assert sum("-heap-" in target for target in held) < 5
+
+
+def test_a_look_from_before_the_log_of_revisions_was_cut_finds_its_place(engine, client, reader):
+    for number in range(5):
+        client.put(Task(title=str(number), id="t"))
+    pin = reader.snapshot().pin
+    (log,) = Path("/dev/shm").glob(f"{pin.view.prefix}-revlog-0")
+    log.unlink()  # as the engine does with what a newer root does not list any more
+    assert pin.view.begin_of(3, pin.root) == address_of(pin.root.first_segment, START)
+    assert [change.revision for change in reader.watch(since=3, timeout_s=0)] == [4, 5]
+
+
+# --- little memory ----------------------------------------------------------------------------------------------------
+
+
+def can_mount():
+    return os.geteuid() == 0 and subprocess.run(["unshare", "-m", "true"], capture_output=True).returncode == 0
+
+
+def run_in_little_memory(folder, megabytes, program):
+    """A program beside a file system of so many megabytes, which is `little`; its `state` is on disk."""
+    mounted = f'mount -t tmpfs -o size={megabytes}m none "$1" && exec "$2" -P -c "$3" "$1" "$4"'
+    (folder / "little").mkdir()
+    begin = "import os, signal, subprocess, sys\nfrom solewriter import *\nlittle, state = sys.argv[1:3]\n"
+    arguments = [str(folder / "little"), sys.executable, begin + program, str(folder / "state")]
+    command = ["unshare", "-m", "sh", "-c", mounted, "sh", *arguments]
+    return subprocess.run(command, capture_output=True, text=True, timeout=100)
+
+
+in_little_memory = pytest.mark.skipif(
+    not can_mount(), reason="mounting a small file system needs root and mount namespaces"
+)
+
+
+@in_little_memory
+def test_a_history_larger_than_the_memory_is_recovered(tmp_path):
+    """What was overtaken is given back while it is replayed, not when it is over."""
+    program = """
+limits = Limits(memory_dir=little, heap_segment_bytes_first=65536, heap_segment_bytes_max=65536)
+for life in range(2):
+    with Engine(state, durability="process", limits=limits) as engine, connect(state) as client:
+        for number in range(400):
+            task = client.put(Task(title=str(number), id=f"t{number % 5}", description="d" * 20_000))
+print(task.version)
+"""
+    ran = run_in_little_memory(tmp_path, 6, program)
+    assert (ran.stdout, ran.stderr) == ("160\n", "")
+
+
+@in_little_memory
+def test_an_engine_that_finds_no_room_beside_a_dead_ones_memory_takes_its_place(tmp_path):
+    program = """
+limits = Limits(memory_dir=little, heap_segment_bytes_first=4 << 20)
+with Engine(state, durability="process", limits=limits) as engine, connect(state) as client:
+    task = client.create(Task(title="x"))
+    os.kill(engine.pid, signal.SIGKILL)
+    print(client.update(task, title="y").version, engine.restarts)
+"""
+    ran = run_in_little_memory(tmp_path, 12, program)
+    assert ran.stdout == "2 1\n", ran.stderr
+    assert "no room for" in ran.stderr, "there was room"
+
+
+@in_little_memory
+def test_a_turn_that_found_no_memory_gives_back_what_nobody_reads_any_more(tmp_path):
+    """Before the next heartbeat: the first project needs a table, and a reader that held as much has ended."""
+    program = """
+limits = Limits(memory_dir=little, heap_segment_bytes_first=65536, heap_segment_bytes_max=65536, heartbeat_s=60)
+holding = "import sys, solewriter; snap = solewriter.open_reader(sys.argv[1]).snapshot(); print(flush=True); input()"
+with Engine(state, durability="memory", limits=limits) as engine, connect(state) as client:
+    for number in range(150):
+        client.create(Task(title="x", id=f"t{number}", description="d" * 20_000))
+    client.reader.close()
+    command = [sys.executable, "-c", holding, state]
+    reader = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    reader.stdout.readline()
+    for number in range(600):
+        client.submit(Update(Task.ref(f"t{number % 150}"), {"title": str(number)})).check()
+    free = os.statvfs(little).f_bavail * os.statvfs(little).f_bsize
+    with open(little + "/ballast", "wb") as ballast:
+        ballast.write(bytes(free - 1_000_000))
+    told = []
+    for life in range(3):
+        told.append(type(client.submit(Create(Project(name="x"))).error).__name__)
+        reader.kill()
+        reader.wait()
+    print(*told)
+"""
+    ran = run_in_little_memory(tmp_path, 30, program)
+    assert ran.stdout == "MemoryFull MemoryFull NoneType\n", ran.stderr
 
 
 # --- memory that goes in the middle of a look -------------------------------------------------------------------------

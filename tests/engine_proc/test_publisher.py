@@ -1,0 +1,42 @@
+"""What the current root lists is there, at every step of publishing and of giving memory back."""
+
+from __future__ import annotations
+
+from solewriter import Create, Task, Update
+from solewriter.shared import wire, wireform
+from solewriter.shared.config import DEFAULT_LIMITS, KIB
+from solewriter.shared.memory import revlog
+from solewriter.shared.memory.segment import segment_path
+from solewriter.shared.registry import Registry
+
+
+def listed(engine):
+    """The segments of the heap and of the log of revisions that readers of the current root may map."""
+    root, where = engine.view.root.current(), engine.server.folder.whereabouts()
+    heap = range(root.first_segment, root.last_segment + 1)
+    log = range(root.log_first, -(-root.log_points // revlog.POINTS))
+    names = [("heap", number) for number in heap] + [("revlog", number) for number in log]
+    return [segment_path(where.memory_dir, where.prefix, *name) for name in names]
+
+
+def test_a_segment_is_unlinked_only_when_no_root_lists_it_any_more(alone, monkeypatch):
+    monkeypatch.setattr(revlog, "POINTS", 8)  # of a segment of the log: a few turns fill one
+    engine, call, steps = alone(heap_segment_bytes_first=16 * KIB, heap_segment_bytes_max=16 * KIB)
+    missing = []
+
+    def step(name):
+        steps(name)
+        missing.extend((name, path.name) for path in listed(engine) if not path.exists())
+
+    monkeypatch.setattr("solewriter.shared.failpoint.reach", step)
+    registry = Registry()
+    for number in range(100):
+        mutation = Update(Task.ref("t"), {"title": str(number)}) if number else Create(Task(id="t", title="x"))
+        plain = wireform.plain_mutation(mutation, registry)
+        plain = (*plain[:5], "r" * 4_000, *plain[6:])  # so much that every turn makes a point in the log
+        call.write(wire.pack_frame([([plain], [], None, None)], DEFAULT_LIMITS))
+        engine.read(lambda: [call.unread()])
+        engine.turn()
+    assert {"reclaim.filled", "reclaim.shown", "reclaim.done"} <= set(steps.reached)
+    assert engine.view.root.current().log_first > 5
+    assert missing == []
