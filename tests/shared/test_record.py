@@ -169,7 +169,7 @@ def test_every_single_flipped_bit_is_noticed():
         damaged = bytearray(behind)
         damaged[bit // 8] ^= 1 << bit % 8
         assert not record.checked(damaged), f"bit {bit}"
-        for read in (record.unpack, record.content):
+        for read in (record.unpack, record.checked_content):
             with pytest.raises(JournalCorrupt, match="offset 0") as damage:
                 read(damaged, 0)
             assert damage.value.place == "offset 0"
