@@ -7,6 +7,7 @@ says why, in a line before it: `<!-- fragment: reason -->`.
 from __future__ import annotations
 
 import datetime
+import inspect
 import re
 import subprocess
 import sys
@@ -24,13 +25,16 @@ from pydantic import AwareDatetime, BaseModel
 
 import solewriter
 from solewriter import (
+    Change,
     Client,
     Engine,
     Entity,
     FrozenMap,
+    InvalidQuery,
     Json,
     Limits,
     Part,
+    Range,
     Reader,
     Reply,
     Snapshot,
@@ -41,6 +45,7 @@ from solewriter import (
 from solewriter.agents.transaction import Transaction
 from solewriter.shared.config import KIB, MIB
 from solewriter.shared.fieldtypes import UnsuitableField
+from solewriter.shared.mutations import Op
 
 ROOT = Path(__file__).resolve().parent.parent
 DOCS = ROOT / "docs"
@@ -94,7 +99,12 @@ def test_a_page_is_a_program_that_runs_as_it_stands_there(page: Path, tmp_path: 
 
 
 def test_the_pages_that_explain_by_showing_do_so() -> None:
-    assert {page.name for page in PAGES if program(page).strip()} >= {"guarantees.md", "models.md"}
+    assert {page.name for page in PAGES if program(page).strip()} >= {
+        "guarantees.md",
+        "memory.md",
+        "models.md",
+        "reading.md",
+    }
 
 
 def test_a_fragment_says_why_it_is_one() -> None:
@@ -236,6 +246,59 @@ def test_an_allowed_type_is_stored_and_read_by_name_as_the_page_says(state: Path
         assert type(found).__name__ in said or "the same" in said or said in ("plain data", "as the member"), written
 
 
+# --- columns ----------------------------------------------------------------------------------------------------------
+
+
+class Probe(Entity, columns=("a_literal", "a_bool", "a_int", "a_float", "a_datetime", "a_str")):
+    a_literal: Literal["c", "a", "b"] | None = None
+    a_bool: bool | None = None
+    a_int: int | None = None
+    a_float: float | None = None
+    a_datetime: AwareDatetime | None = None
+    a_str: str | None = None
+
+
+VALUES: dict[str, tuple[Any, ...]] = {  # in the order in which they sort
+    "literal": ("a", "b", "c"),
+    "bool": (False, True),
+    "int": (-1, 0, 5),
+    "float": (-1.5, 0.0, 2.5),
+    "datetime": (NOW, NOW + datetime.timedelta(1)),
+    "str": ("A", "a", "\u00e4"),
+}
+ARRAYS = {
+    "literal": "object", "bool": "bool", "int": "int64", "float": "float64", "datetime": "datetime64[us]",
+    "str": "object",
+}  # fmt: skip
+
+
+def test_columns_are_compared_and_sorted_as_the_page_says(state: Path, start_engine: Any) -> None:
+    """The rows of the page are all that a column can be."""
+    rows = {code(row[0]) or "literal": row[1:] for row in table("reading.md", "a column of")}
+    assert rows.keys() == VALUES.keys()
+    start_engine(state, models=[Probe])
+    with connect(state) as client:
+        for name, values in VALUES.items():
+            for number, value in enumerate((*reversed(values), None)):
+                client.create(Probe(id=f"{name}-{number}", **{f"a_{name}": value}))
+        snap = client.reader.snapshot()
+        for name, (ranged, _, ascending, descending, arrays) in rows.items():
+            field, (*values, nothing) = f"a_{name}", [f"{name}-{number}" for number in range(len(VALUES[name]) + 1)]
+            for order_by, where in ((field, ascending), (f"-{field}", descending)):
+                wanted = values[::-1] if order_by == field else values
+                wanted = [nothing, *wanted] if where.startswith("first") else [*wanted, nothing]
+                assert [id for id in snap.ids(Probe, order_by=order_by) if id.startswith(name)] == wanted, order_by
+            above = {field: Range(gt=VALUES[name][0])}
+            if ranged == "no":
+                with pytest.raises(InvalidQuery):
+                    snap.count(Probe, above)
+            else:
+                assert snap.ids(Probe, above) == values[:-1]
+            found = snap.columns(Probe, {field: list(VALUES[name])})[field]
+            assert found.dtype == ARRAYS[name]
+            assert ARRAYS[name] in arrays or (ARRAYS[name] == "object" and "objects" in arrays)
+
+
 # --- words ------------------------------------------------------------------------------------------------------------
 
 SPEAKERS = {
@@ -246,6 +309,7 @@ SPEAKERS = {
     "reader": Reader,
     "engine": Engine("never started"),
     "Task": Task,
+    "change": Change,
 }
 
 
@@ -257,6 +321,25 @@ def test_every_word_that_is_said_to_be_here_is_here() -> None:
                 assert attribute in dir(SPEAKERS[speaker]), word
             elif speaker[0].isupper():
                 assert speaker in solewriter.__all__, word
+
+
+def test_every_attribute_that_a_page_names_is_there() -> None:
+    for page in PAGES:
+        for speaker, attribute in re.findall(rf"`({'|'.join(SPEAKERS)})\.(\w+)", page.read_text()):
+            named = f"{speaker}.{attribute}"
+            assert named == "engine.json" or has(SPEAKERS[speaker], attribute), f"{page.name}: {named}"
+
+
+def has(speaker: Any, attribute: str) -> bool:
+    """Whether a class, or an object, has it, be it that its `__init__` gives it."""
+    return attribute in dir(speaker) or f"self.{attribute} = " in inspect.getsource(speaker.__init__)
+
+
+def test_a_change_has_what_the_page_says_and_nothing_else() -> None:
+    said = re.findall(r"`(\w+)`", " ".join(row[0] for row in table("reading.md", "a change has")))
+    assert sorted(said) == sorted(name for name in dir(Change) if not name.startswith("_"))
+    mutations = next(row[1] for row in table("reading.md", "a change has") if row[0] == "`mutation`")
+    assert re.findall(r"`(\w+)`", mutations) == [op.name.lower() for op in Op]
 
 
 def test_what_is_said_to_be_missing_is_missing() -> None:
