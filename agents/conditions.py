@@ -36,7 +36,6 @@ class Condition(NamedTuple):
     cells: tuple[Cell, ...] | None
     low: Cell | None
     high: Cell | None
-    texts: frozenset[str | None] | None  # a text column's own values: its cells are only their hashes
 
     def holds(self, cell: Cell) -> bool:
         if self.cells is not None:
@@ -68,8 +67,7 @@ def _condition(kind: str, columns: Sequence[Column], name: str, wanted: Any) -> 
         return _range(kind, place, column, wanted)
     several = wanted if isinstance(wanted, list | tuple | set | frozenset) else (wanted,)
     cells = tuple([cell_of(kind, column, value) for value in several])
-    texts = frozenset(_plain(value) for value in several) if column.type == "str" else None
-    return Condition(place, cells, None, None, texts)
+    return Condition(place, cells, None, None)
 
 
 def _range(kind: str, place: int, column: Column, wanted: Range) -> Condition:
@@ -83,7 +81,7 @@ def _range(kind: str, place: int, column: Column, wanted: Range) -> Condition:
         high.append(_next(cell_of(kind, column, wanted.lt), up=False))
     if column.code != "d":
         low.append(NO_INT + 1 if column.code == "q" else 1)  # above the cell of None
-    return Condition(place, None, max(low, default=None), min(high, default=None), None)
+    return Condition(place, None, max(low, default=None), min(high, default=None))
 
 
 def _next(cell: Cell, *, up: bool) -> Cell:
@@ -99,10 +97,18 @@ def cell_of(kind: str, column: Column, value: Any) -> Cell:
     try:
         if suits:
             return column.cell()(wanted)
-    except (ValueError, UnicodeEncodeError):
+    except (ValueError, OverflowError):  # UnicodeEncodeError is a ValueError
         pass
     told = f"one of {', '.join(map(repr, column.values))}" if column.type == "enum" else f"a {column.type}"
     raise InvalidQuery(f"{kind}.{column.name} is {told}, never {value!r:.100}", kind=kind)
+
+
+def _is_number(value: float) -> bool:
+    """Neither NaN nor beyond what a float can be."""
+    try:
+        return float(value) == float(value)
+    except OverflowError:
+        return False
 
 
 def _plain(value: Any) -> Any:
@@ -113,7 +119,7 @@ _SUITS: dict[str, Callable[[Any], bool]] = {
     "enum": lambda value: True,
     "bool": lambda value: isinstance(value, bool),
     "int": lambda value: isinstance(value, int) and not isinstance(value, bool),
-    "float": lambda value: isinstance(value, int | float) and not isinstance(value, bool),
+    "float": lambda value: isinstance(value, int | float) and not isinstance(value, bool) and _is_number(value),
     "time": lambda value: isinstance(value, datetime.datetime) and value.utcoffset() is not None,
     "str": lambda value: isinstance(value, str),
 }

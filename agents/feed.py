@@ -38,8 +38,8 @@ class Feed:
     def take(self, limit: int) -> list[Published]:
         """The next records, at most so many; none if nothing new is published."""
         if self._journaled is None:
-            view = self._reader.view()
-            pin = view.pin()
+            pin = self._reader.pin()
+            view = pin.view
             try:
                 return self._from_memory(view, pin, limit)
             except (FileNotFoundError, SnapshotExpired) as error:

@@ -1,7 +1,8 @@
 """`Past`: a revision that memory does not hold any more, built again from the journal. It answers as a `Pin` does.
 
 Every entity has one place, which is its address: (kind << 32 | slot) + 1; slots are handed out in the order of first
-creation. It takes one pass over the journal, some 5 us for each change, and the memory of everything that lived then.
+creation, and never twice. It takes one pass over the journal, some 5 us for each change, and the memory of everything
+that lived then.
 """
 
 from __future__ import annotations

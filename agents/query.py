@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from datetime import UTC
 from typing import Any
 
@@ -17,6 +17,7 @@ from solewriter.shared.columns import NO_INT, Column
 from solewriter.shared.errors import InvalidQuery
 from solewriter.shared.models import Entity
 
+Plain = Mapping[str, Any]
 Rank = Callable[[Any], float]
 Field = Callable[[str, Any], Any]  # a column's name and plain value -> the model's own value, an enum member say
 
@@ -35,7 +36,7 @@ class Query:
     # --- which entities ----------------------------------------------------------------------------------------------
 
     def addresses(
-        self, where: Where | None, order_by: str | None, limit: int | None, after: Entity | str | None
+        self, where: Where | None, order_by: str | None, limit: int | None, after: Entity | Plain | str | None
     ) -> list[int]:
         """The records of the matching entities, in order. Raises InvalidQuery."""
         if limit is not None and limit < 0:
@@ -75,7 +76,7 @@ class Query:
 
     def _behind(
         self,
-        after: Entity | str,
+        after: Entity | Plain | str,
         rows: Rows,
         key: Values | None,
         rank: Rank | None,
@@ -88,10 +89,7 @@ class Query:
         if key is None or rank is None or order_by is None:
             return later
         column = self._columns[place_of(self._name, self._columns, order_by.removeprefix("-"))]
-        if isinstance(after, Entity):
-            mine = rank(getattr(after, column.name))
-        else:
-            mine = rank(self._plain(column, self._pin.at(self._kind, slot)))
+        mine = rank(self._value(after, column, slot))
         if mine != mine:  # NaN: of all values the last, whatever the direction
             return np.asarray(np.isnan(key) & later)
         beyond = (key < mine) if descending else (key > mine)
@@ -99,8 +97,23 @@ class Query:
             beyond |= np.isnan(key)
         return np.asarray(beyond | ((key == mine) & later))
 
-    def _slot_of(self, after: Entity | str) -> int:
-        id = after.id if isinstance(after, Entity) else after
+    def _value(self, after: Entity | Plain | str, column: Column, slot: int) -> Any:
+        """What an entity has in a column, as it is given, or as it is now."""
+        if isinstance(after, Entity):
+            return getattr(after, column.name)
+        if not isinstance(after, str):
+            return after[column.name]
+        address = self._pin.at(self._kind, slot)
+        if self._pin.content(address).deleted:
+            raise InvalidQuery(
+                f"after={after!r}: that {self._name} was deleted, so nothing says where it was in the order of "
+                f"{column.name}: give what the page before ended with, not its id",
+                kind=self._name,
+            )
+        return self._plain(column, address)
+
+    def _slot_of(self, after: Entity | Plain | str) -> int:
+        id = after if isinstance(after, str) else after.id if isinstance(after, Entity) else after["id"]
         address = self._pin.find(self._kind, id)
         if not address:
             raise InvalidQuery(
@@ -165,7 +178,7 @@ class Query:
                 return cells == 2 if cells.all() else _lookup((None, False, True))[cells]
             case "time":
                 times = cells.astype("datetime64[us]")
-                times[cells == NO_INT] = np.datetime64("NaT")
+                times[cells == NO_INT] = np.datetime64("NaT", "us")
                 return times
             case "int" if (cells == NO_INT).any():
                 return np.ma.masked_equal(cells, NO_INT)

@@ -227,7 +227,8 @@ class Reader:
         """Every change behind revision `since` (default: from now on), in order: of all kinds or one.
 
         `where` asks declared columns; an entity that leaves the filter is a change, too. Ends when nothing came for
-        `timeout_s`. What is not in memory any more raises Compacted, or with `resync` is replaced by a Resync.
+        `timeout_s`. What has left memory is read from the journal; what is not there either raises Compacted, or with
+        `resync` is replaced by a Resync.
         """
         from solewriter.agents.watch import Watch
 

@@ -5,7 +5,7 @@ records behind the snapshot's own tail after that: what they belong to may have 
 is looked up singly. Everything else was the same all the time. A snapshot whose tables are gone, because its engine
 was followed by another before they were mapped, looks up everything singly.
 
-Rows come in the order of the slots, which is the order in which the keys were first created.
+Rows come in the order of the slots: that of the keys' creation, but for slots that are used again.
 """
 
 from __future__ import annotations

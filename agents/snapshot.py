@@ -75,7 +75,9 @@ class Snapshot:
     @overload
     def entities(self, kind: str) -> Iterator[Plain]: ...
     def entities(self, kind: type[E] | str) -> Iterator[E] | Iterator[Plain]:
-        """All entities of a kind, in the order in which their ids were first created."""
+        """All entities of a kind, in the order of their places: of creation, but for the places of entities that were
+        deleted long ago, which are used again.
+        """
         pin = self.pin
         code = pin.catalog.kind_code(kind if isinstance(kind, str) else kind.kind_name)
         for address in pin.addresses(code) if code is not None else ():
@@ -103,7 +105,7 @@ class Snapshot:
         *,
         order_by: str | None = None,
         limit: int | None = None,
-        after: str | None = None,
+        after: Plain | str | None = None,
     ) -> list[Plain]: ...
     def scan(
         self,
@@ -112,13 +114,14 @@ class Snapshot:
         *,
         order_by: str | None = None,
         limit: int | None = None,
-        after: E | str | None = None,
+        after: E | Plain | str | None = None,
     ) -> list[E] | list[Plain]:
-        """The entities that match, in the order of first creation, or of a column (`"-created_at"`: the other way).
+        """The entities that match, in the order of their places, or of a column (`"-created_at"`: the other way).
 
         `where` asks declared columns: a value, several of them (a list, tuple or set), a `Range`, or None for absence.
         `after` is the last entity of the page before, or its id: paging neither skips nor repeats what stays in its
-        place, from snapshot to snapshot too. Raises InvalidQuery, naming the columns, for a field that is none.
+        place, from snapshot to snapshot of one engine. Raises InvalidQuery, naming the columns, for a field that is
+        none.
         """
         query = self._query(kind)
         addresses = query.addresses(where, order_by, limit, after) if query is not None else ()
@@ -131,7 +134,7 @@ class Snapshot:
         *,
         order_by: str | None = None,
         limit: int | None = None,
-        after: Entity | str | None = None,
+        after: Entity | Plain | str | None = None,
     ) -> list[str]:
         """The ids of what `scan` finds, without decoding it."""
         query = self._query(kind)

@@ -138,6 +138,10 @@ class SingleWriter:
         except SolewriterError as error:
             registration.done.set_exception(error)
             return
+        if adoption.brings_nothing:
+            self.state.adopt(adoption)
+            registration.done.set_result(None)
+            return
         try:
             self._publisher.reserve([], {})
             self._journal.append(self.state.revision, time.time_ns() // 1000, [], adoption.private)

@@ -144,7 +144,10 @@ class Publisher:
         for kind, keys in new_keys.items():
             self._tables[kind].reserve(slots[kind])
             self._indexes[kind].reserve([key_hash(key) for key, _ in keys])
-            self._indexes[kind].tidy()
+            try:
+                self._indexes[kind].tidy()
+            except MemoryFull:
+                pass  # later: nothing depends on it
         self._log.reserve()
 
     def reset(self, tail: int) -> None:

@@ -18,7 +18,7 @@ from solewriter.engine_proc.reclaim import Dropped
 from solewriter.engine_proc.sessions import NEVER, Told
 from solewriter.shared import record
 from solewriter.shared.columns import NO_FLOAT, NO_INT, Cell, Cells, from_us
-from solewriter.shared.config import KINDS_MAX
+from solewriter.shared.config import KINDS_MAX, SCHEMAS_MAX
 from solewriter.shared.entry import Private, SessionChange
 from solewriter.shared.errors import InvalidMutation, SchemaMismatch, SolewriterError
 from solewriter.shared.memory.table import TableWriter
@@ -96,6 +96,11 @@ class Adoption(NamedTuple):
     private: Private
     tables: dict[int, TableWriter]  # in place of those that are there
     made: list[Columnar]  # of the kinds that are new
+
+    @property
+    def brings_nothing(self) -> bool:
+        """Whether readers and the journal know all of it."""
+        return not (self.private.kinds or self.private.schemas or self.tables)
 
 
 class Turn:
@@ -220,6 +225,8 @@ class State:
             if known is None:
                 names.append(kind.name)
             schemas.append(msgspec.structs.replace(kind.schema, code=len(self.schemas) + len(schemas), kind=code))
+        if len(self.schemas) + len(schemas) > SCHEMAS_MAX:
+            raise SchemaMismatch(f"a state knows at most {SCHEMAS_MAX:,} shapes of its classes", kind=schemas[0].name)
         if len(self.kinds) + len(names) > KINDS_MAX:
             raise SchemaMismatch(f"{', '.join(names)}: a state has at most {KINDS_MAX} kinds", kind=", ".join(names))
         return Private(kinds=names, schemas=schemas)
@@ -238,7 +245,8 @@ class State:
                     table = self._publisher.other_table(known.code, kind.columns, known.places)
                     adoption.tables[known.code] = table
                     self._refill(table, known, kind)
-            self._prepare_catalog(adoption)
+            if not adoption.brings_nothing:
+                self._prepare_catalog(adoption)
         except SolewriterError as error:
             self.forgo(adoption)
             if isinstance(error, InvalidMutation):
@@ -297,8 +305,9 @@ class State:
                 known.kind = kind
         for code, table in adoption.tables.items():
             self._publisher.replace_table(code, table)
-        self.add_kinds(adoption.private.kinds, adoption.private.schemas, adoption.made)
-        self._publisher.use_catalog()
+        if not adoption.brings_nothing:
+            self.add_kinds(adoption.private.kinds, adoption.private.schemas, adoption.made)
+            self._publisher.use_catalog()
 
     def _refill(self, table: TableWriter, known: KindState, kind: Kind) -> None:
         """All slots of a kind with the columns of another class of it. Raises InvalidMutation."""

@@ -104,7 +104,7 @@ class UnknownKind(Refused):
 
 
 class InvalidQuery(Refused):
-    """A scan asked for what is no column, or for a value that the column never holds."""
+    """A read asked for what there is not: no column, a value that a column never holds, a revision not published."""
 
     kind: str
 

@@ -93,6 +93,8 @@ class Pin:
         if not slots:
             return _NOWHERE
         wanted = key.encode("utf-8", "surrogatepass")
+        if self._own is not None:
+            return self._walked()[1].get((kind, wanted), 0), -1
         try:
             head = self.live_table(kind).head
             for slot in self.view.index(kind).candidates(key_hash(wanted)):
@@ -114,6 +116,8 @@ class Pin:
 
     def at(self, kind: int, slot: int) -> int:
         """Address of a slot's record at this revision; 0 if there was none yet."""
+        if self._own is not None:
+            return self._walked()[0].get((kind, slot), 0)
         try:
             address = self._visible(self.live_table(kind).head(slot))
         except FileNotFoundError:

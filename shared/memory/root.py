@@ -84,7 +84,7 @@ class RootWriter:
         self.beat()
 
     def remember(self, history: bytes) -> None:
-        """Set the history id, before the first root is shown."""
+        """Set the history id, before this memory is announced."""
         self._map[48:64] = history
 
     def move_tail(self, tail: int) -> None:

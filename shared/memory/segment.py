@@ -72,6 +72,8 @@ class Segment:
                     fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
                 except BlockingIOError:  # being let go at this moment
                     raise FileNotFoundError(f"{path} is gone") from None
+                if not os.fstat(fd).st_nlink:  # let go just before: nobody would know that it is mapped
+                    raise FileNotFoundError(f"{path} is gone")
             return cls(path, fd, found.st_size, writable)
         finally:
             os.close(fd)

@@ -33,13 +33,13 @@ class View:
         self.prefix = prefix
         attach = self._attach = _Files(folder, prefix).attach  # which knows no view: a view is freed when it is let go
         self.root = RootReader(attach("root"))
-        self._heap: dict[int, Segment] = {}
-        self._range = (0, 0)
+        # Threads share a view: what belongs together is one tuple, replaced as a whole.
+        self._listed: tuple[tuple[int, int], dict[int, Segment]] = ((0, 0), {})  # by the root that was pinned last
+        self._younger: dict[int, Segment] = {}
         self._indexes: dict[int, IndexReader] = {}
         self._tables: dict[tuple[int, int], TableReader] = {}
         self._revlog = RevisionLogReader(lambda number: attach("revlog", number))
-        self._shared = Tables(catalogs.EMPTY)
-        self.catalog_number = 0
+        self._described = (0, Tables(catalogs.EMPTY))  # the number of a catalog, and what is known by it
 
     def pin(self) -> Pin:
         """The current revision, held. About 2 us when nothing had to be mapped."""
@@ -53,26 +53,34 @@ class View:
 
     def _heap_of(self, root: Root) -> dict[int, Segment]:
         """The root's segments: the same dict as before, unless segments came or went."""
-        if self._range != (root.first_segment, root.last_segment):
-            known = self._heap
+        listed, heap = self._listed
+        wanted = (root.first_segment, root.last_segment)
+        if listed != wanted:
+            known = {**self._younger, **heap}
             numbers = range(root.first_segment, root.last_segment + 1)
-            self._heap = {number: known.get(number) or self._attach("heap", number) for number in numbers}
-            self._range = (root.first_segment, root.last_segment)
-        return self._heap
+            heap = {number: known.get(number) or self._attach("heap", number) for number in numbers}
+            self._listed, self._younger = (wanted, heap), {}
+        return heap
 
     def heap_segment(self, number: int) -> Segment:
-        """A segment that is younger than the pin that met it."""
-        segment = self._heap.get(number)
+        """A segment that is younger than the pin that met it. Raises FileNotFoundError."""
+        segment = self._listed[1].get(number) or self._younger.get(number)
         if segment is None:
             segment = self._attach("heap", number)
-            self._heap = {**self._heap, number: segment}
+            self._younger = {**self._younger, number: segment}
         return segment
 
+    @property
+    def catalog_number(self) -> int:
+        """Which catalog was read last."""
+        return self._described[0]
+
     def _tables_of(self, root: Root) -> Tables:
-        if root.catalog != self.catalog_number:
-            self._shared = Tables(catalogs.unpack(self._attach("catalog", root.catalog).map[:]))
-            self.catalog_number = root.catalog
-        return self._shared
+        number, tables = self._described
+        if root.catalog != number:
+            tables = Tables(catalogs.unpack(self._attach("catalog", root.catalog).map[:]))
+            self._described = root.catalog, tables
+        return tables
 
     def begin_of(self, revision: int, root: Root) -> int:
         """An address from which all records above a revision can be walked to. Raises FileNotFoundError."""

@@ -88,6 +88,18 @@ def test_a_class_that_is_defined_again_takes_the_place_of_the_one_before(engine,
     engine.stop()
 
 
+def test_a_class_that_is_registered_again_as_it_was_brings_nothing_new(engine, client):
+    """A notebook cell that is run fifty times: no segment, no journal entry."""
+    engine.register(Rollout)
+    run = client.create(Rollout(seed=1))
+    before = client.reader.snapshot().pin.root
+    for _ in range(50):
+        engine.register(Rollout)
+    after = client.reader.snapshot().pin.root
+    assert (after.catalog, after.entry) == (before.catalog, before.entry)
+    assert client.update(run, score=1.0).version == 2
+
+
 def test_a_class_that_does_not_fit_what_is_stored_is_refused_and_nothing_has_changed(engine, client):
     engine.register(Rollout)
     client.create(Rollout(seed=1, id="r"))
@@ -589,7 +601,7 @@ def test_a_watch_whose_memory_went_with_a_stopped_engine_says_that_it_was_stoppe
         watch = reader.watch(since=0)
         assert next(watch).id == "t"
         again = reader.watch(since=0)
-        reader.view()._heap.clear()  # as of a reader that was never asked for anything
+        reader.view()._listed = ((0, 0), {})  # as of a reader that was never asked for anything
         engine.stop()
         with pytest.raises(EngineUnavailable, match="was stopped"):
             next(again)

@@ -172,7 +172,7 @@ def test_a_superseded_root_says_so(writer, reader, segment):
 def test_every_damaged_byte_of_the_current_root_is_noticed(writer, reader, segment):
     publish(writer, numbered(1, kinds=1))
     place = 256 + 640
-    used = 72 + 8
+    used = 80 + 8
     for offset in range(used):
         before = segment.map[place + offset]
         segment.map[place + offset] = before ^ 0x10
