@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import asyncio
 import os
+import threading
 import time
 from collections.abc import AsyncIterator, Callable
 from itertools import islice
 from types import TracebackType
-from typing import TYPE_CHECKING, Self, TypeVar, overload
+from typing import TYPE_CHECKING, Any, Self, TypeVar, overload
 
 from solewriter.agents.aio_home import Home
 from solewriter.agents.aio_sleeper import Sleeper
@@ -22,7 +23,7 @@ from solewriter.shared.config import ATTACH_RETRY_S, DEFAULT_LIMITS, WATCH_BATCH
 from solewriter.shared.errors import Compacted, EngineUnavailable
 from solewriter.shared.memory.root import RootReader
 from solewriter.shared.memory.view import View
-from solewriter.shared.models import Entity
+from solewriter.shared.models import Entity, name_of
 from solewriter.shared.registry import Registry
 
 if TYPE_CHECKING:
@@ -47,10 +48,13 @@ class Memory(Reader):
     ) -> None:
         super().__init__(state, limits, registry)
         self._again = False
+        self._thread = threading.get_ident()  # the loop's; what is looked at beside it may wait
 
     def _attach(self, known: View | None) -> View:
         if self._closed:
             raise EngineUnavailable("this reader is closed", final=True)
+        if threading.get_ident() != self._thread:
+            return super()._attach(known)
         view = self.attached(known, last=not self._again)
         if view is None:
             raise HandedOver
@@ -159,12 +163,20 @@ class AioReader:
                 f"revision {revision} was not published in {timeout_s} s; the newest is {newest}"
             ) from None
 
+    @overload
     async def wait_until(
         self, kind: type[E], id: str, predicate: Callable[[E | None], object], timeout_s: float | None = None
-    ) -> E | None:
+    ) -> E | None: ...
+    @overload
+    async def wait_until(
+        self, kind: str, id: str, predicate: Callable[[Plain | None], object], timeout_s: float | None = None
+    ) -> Plain | None: ...
+    async def wait_until(
+        self, kind: type[E] | str, id: str, predicate: Callable[[Any], object], timeout_s: float | None = None
+    ) -> E | Plain | None:
         """Wait until the predicate holds of this entity (None while there is none); the entity. Raises TimeoutError."""
         self._home.check()
-        found: E | None = None
+        found: E | Plain | None = None
         patience = Patience(self)
         try:
             async with asyncio.timeout(timeout_s):
@@ -176,7 +188,7 @@ class AioReader:
                         return found
                     await patience.until(root, seen + 1)
         except TimeoutError:
-            raise TimeoutError(f"{kind.kind_name} {id!r} did not become so in {timeout_s} s; it is {found!r}") from None
+            raise TimeoutError(f"{name_of(kind)} {id!r} did not become so in {timeout_s} s; it is {found!r}") from None
 
     def watch(
         self,

@@ -86,7 +86,10 @@ class Change:
     def new(self) -> Any:
         pin, address, found, _ = self._published
         if address:
-            return self._reader.decoder.decoded(pin, address, self._model)
+            try:
+                return self._reader.decoder.decoded(pin, address, self._model)
+            except SnapshotExpired:
+                pass  # taken away since, but it was read as a whole
         return self._reader.decoder.of_record(pin.catalog, found, self._model)
 
     @property

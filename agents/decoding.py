@@ -16,7 +16,7 @@ from solewriter.shared import record
 from solewriter.shared.memory.catalog import Catalog
 from solewriter.shared.memory.pin import Pin
 from solewriter.shared.memory.view import View
-from solewriter.shared.models import Entity
+from solewriter.shared.models import Entity, name_of
 from solewriter.shared.registry import Registry
 
 Model = type[Entity] | str
@@ -29,25 +29,25 @@ class Decoder:
     def __init__(self, registry: Registry, cache_max: int) -> None:
         self._registry = registry
         self._cache_max = cache_max
-        self._cache: dict[tuple[int, Model], Any] = {}
-        self._view: View | None = None
+        # One tuple: what a thread decodes of an older memory is not put beside what is of the next one.
+        self._kept: tuple[View | None, dict[tuple[int, Model], Any]] = (None, {})
 
     def turn_to(self, view: View | None) -> None:
         """Keep what is of this memory from now on."""
-        self._cache = {}
-        self._view = view
+        self._kept = view, {}
 
     # --- entities ----------------------------------------------------------------------------------------------------
 
     def found(self, pin: Held, kind: Model, id: str) -> Any:
         """The entity under a key, or None."""
-        code = pin.catalog.kind_code(kind if isinstance(kind, str) else kind.kind_name)
+        code = pin.catalog.kind_code(name_of(kind))
         if code is None:
             return None
         address, slot = pin.place(code, id)
         if not address:
             return None
-        if slot < 0 or isinstance(kind, str) or pin.view is not self._view:
+        view, cache = self._kept
+        if slot < 0 or isinstance(kind, str) or pin.view is not view:
             return self.decoded(pin, address, kind)
         content = pin.read(address)
         known = pin.found.get(kind)
@@ -56,7 +56,7 @@ class Decoder:
         seen = known.get(id)
         if seen is not None and seen[3] == content.revision:
             entity = seen[4]  # it was only moved
-        elif (entity := self._cache.get((address, kind))) is None:
+        elif (entity := cache.get((address, kind))) is None:
             entity = self.of_record(pin.catalog, content, kind)
         words, place = pin.live_table(code).place(slot)
         if entity is not None and words[place] == address and self._has_room(known):
@@ -65,14 +65,15 @@ class Decoder:
 
     def decoded(self, pin: Held, address: int, kind: Model) -> Any:
         """The entity of a record; None of a tombstone."""
-        if isinstance(kind, str) or pin.view is not self._view or not isinstance(pin, Pin):
+        view, cache = self._kept
+        if isinstance(kind, str) or pin.view is not view or not isinstance(pin, Pin):
             return self.fresh(pin, address, kind)
-        cached = self._cache.get((address, kind))
+        cached = cache.get((address, kind))
         if cached is not None:
             return cached
         entity = self.fresh(pin, address, kind)
-        if entity is not None and self._has_room(self._cache):
-            self._cache[address, kind] = entity
+        if entity is not None and self._has_room(cache):
+            cache[address, kind] = entity
         return entity
 
     def fresh(self, pin: Held, address: int, kind: Model) -> Any:

@@ -14,7 +14,7 @@ from solewriter.agents.change import Published
 from solewriter.agents.past import Past
 from solewriter.agents.reader import Reader
 from solewriter.shared import record
-from solewriter.shared.errors import Compacted, EngineUnavailable, SnapshotExpired
+from solewriter.shared.errors import Compacted, SnapshotExpired
 from solewriter.shared.memory.heap import PREFIX_BYTES, padded, walk
 from solewriter.shared.memory.pin import Pin
 from solewriter.shared.memory.root import STOPPED
@@ -38,14 +38,16 @@ class Feed:
     def take(self, limit: int) -> list[Published]:
         """The next records, at most so many; none if nothing new is published."""
         if self._journaled is None:
-            pin = self._reader.pin()
-            view = pin.view
+            view = self._reader.view()
             try:
+                pin = view.pin()
                 return self._from_memory(view, pin, limit)
             except (FileNotFoundError, SnapshotExpired) as error:
                 if view.root.successor == STOPPED:
-                    raise EngineUnavailable("the engine was stopped, and its memory is gone") from None
-                self._journaled = self._from_journal(pin, error)
+                    return []  # its memory is gone, and there is no other one yet
+                if view.root.successor:
+                    return self.take(limit)
+                self._journaled = self._from_journal(view.pin(), error)
         if taken := list(islice(self._journaled, limit)):
             return taken
         self._view = self._journaled = None

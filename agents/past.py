@@ -95,6 +95,10 @@ class Past:
     def slot_at(self, address: int) -> int:
         return address - 1 & 0xFFFFFFFF
 
+    def previous(self, address: int) -> NoReturn:
+        """What was before is not kept."""
+        raise FileNotFoundError
+
     def key_at(self, address: int) -> str:
         return self.content(address).key
 

@@ -115,13 +115,25 @@ class Query:
     def _slot_of(self, after: Entity | Plain | str) -> int:
         id = after if isinstance(after, str) else after.id if isinstance(after, Entity) else after["id"]
         address = self._pin.find(self._kind, id)
-        if not address:
+        if not address or not self._is_same(after, address):
             raise InvalidQuery(
                 f"after={id!r}: there is no such {self._name} at revision {self._pin.root.revision}, or it was deleted "
                 "so long ago that its place is forgotten: begin again",
                 kind=self._name,
             )
         return self._pin.slot_at(address)
+
+    def _is_same(self, after: Entity | Plain | str, address: int) -> bool:
+        """Whether this record is of the same life of its key, as far as can be seen, not of a later one."""
+        if isinstance(after, str):
+            return True
+        version = after.version if isinstance(after, Entity) else after["version"]
+        try:
+            while address and self._pin.content(address).version > version:
+                address = self._pin.previous(address)
+        except FileNotFoundError:
+            return True
+        return address != 0
 
     # --- how many ----------------------------------------------------------------------------------------------------
 

@@ -22,7 +22,7 @@ from solewriter.shared.folder import StateFolder, runs
 from solewriter.shared.memory.pin import Pin
 from solewriter.shared.memory.root import STOPPED, RootReader
 from solewriter.shared.memory.view import View
-from solewriter.shared.models import Entity
+from solewriter.shared.models import Entity, name_of
 from solewriter.shared.mutations import Result
 from solewriter.shared.registry import Kind, Registry, differences
 
@@ -154,7 +154,11 @@ class Reader:
     def get(self, kind: str, id: str) -> Plain | None: ...
     def get(self, kind: type[E] | str, id: str) -> E | Plain | None:
         """The newest published entity, or None."""
-        return self.snapshot().get(kind, id)
+        while True:
+            try:
+                return self.snapshot().get(kind, id)
+            except SnapshotExpired:
+                pass  # this process was stopped in the middle: what was the newest is long gone
 
     def wait_for(self, revision: int, timeout_s: float | None = None) -> int:
         """Block until this revision is published; the newest one.
@@ -192,13 +196,17 @@ class Reader:
         if now - self._stopped_at > self._limits.connect_timeout_s:
             raise EngineUnavailable(f"the engine of {self.folder.path} was stopped, and nobody started another one")
 
+    @overload
     def wait_until(
-        self,
-        kind: type[E],
-        id: str,
-        predicate: Callable[[E | None], object],
-        timeout_s: float | None = None,
-    ) -> E | None:
+        self, kind: type[E], id: str, predicate: Callable[[E | None], object], timeout_s: float | None = None
+    ) -> E | None: ...
+    @overload
+    def wait_until(
+        self, kind: str, id: str, predicate: Callable[[Plain | None], object], timeout_s: float | None = None
+    ) -> Plain | None: ...
+    def wait_until(
+        self, kind: type[E] | str, id: str, predicate: Callable[[Any], object], timeout_s: float | None = None
+    ) -> E | Plain | None:
         """Block until the predicate holds of this entity (None while there is none); the entity.
 
         Raises TimeoutError.
@@ -212,7 +220,7 @@ class Reader:
                 return found
             left = self.wait_backstop_s if deadline is None else min(self.wait_backstop_s, deadline - time.monotonic())
             if left <= 0:
-                raise TimeoutError(f"{kind.kind_name} {id!r} did not become so in {timeout_s} s; it is {found!r}")
+                raise TimeoutError(f"{name_of(kind)} {id!r} did not become so in {timeout_s} s; it is {found!r}")
             self.sleep(root, head, left)
 
     def watch(

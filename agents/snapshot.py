@@ -7,7 +7,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self, TypeVar, overload
 
 from solewriter.shared.errors import NotFound
-from solewriter.shared.models import Entity
+from solewriter.shared.models import Entity, name_of
 
 if TYPE_CHECKING:
     from solewriter.agents.conditions import Where
@@ -66,7 +66,7 @@ class Snapshot:
         kind, id = key
         found: E | Plain | None = self.get(kind, id)
         if found is None:
-            name = kind if isinstance(kind, str) else kind.kind_name
+            name = name_of(kind)
             raise NotFound(f"there is no {name} {id!r} at revision {self.revision}", kind=name, id=id)
         return found
 
@@ -79,7 +79,7 @@ class Snapshot:
         deleted long ago, which are used again.
         """
         pin = self.pin
-        code = pin.catalog.kind_code(kind if isinstance(kind, str) else kind.kind_name)
+        code = pin.catalog.kind_code(name_of(kind))
         for address in pin.addresses(code) if code is not None else ():
             entity = self._reader.decoder.decoded(pin, address, kind)
             if entity is not None:
@@ -120,7 +120,7 @@ class Snapshot:
 
         `where` asks declared columns: a value, several of them (a list, tuple or set), a `Range`, or None for absence.
         `after` is the last entity of the page before, or its id: paging neither skips nor repeats what stays in its
-        place, from snapshot to snapshot of one engine. Raises InvalidQuery, naming the columns, for a field that is
+        place, from snapshot to snapshot. Raises InvalidQuery, naming the columns, for a field that is
         none.
         """
         query = self._query(kind)
@@ -164,7 +164,7 @@ class Snapshot:
         from solewriter.agents.query import Query  # numpy takes 150 ms that only those pay who ask
 
         pin = self.pin
-        code = pin.catalog.kind_code(kind if isinstance(kind, str) else kind.kind_name)
+        code = pin.catalog.kind_code(name_of(kind))
         return None if code is None else Query(pin, code, self._reader.decoder.field_of(kind))
 
     @property

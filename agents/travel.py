@@ -17,8 +17,9 @@ from solewriter.agents.snapshot import Snapshot
 from solewriter.shared import record
 from solewriter.shared.chain import entries_to
 from solewriter.shared.errors import Compacted, InvalidQuery, SnapshotExpired
-from solewriter.shared.memory.heap import PREFIX_BYTES, walk
+from solewriter.shared.memory.heap import PREFIX_BYTES
 from solewriter.shared.memory.pin import Pin
+from solewriter.shared.models import name_of
 
 
 class Difference(NamedTuple):
@@ -80,7 +81,7 @@ def diff(reader: Reader, since: int, until: int, kind: Model | None) -> list[Dif
     if since > until:
         raise InvalidQuery(f"a difference is from an earlier revision to a later one, not {since} to {until}", kind="")
     now = _pin(reader, since, until)
-    wanted = None if kind is None else kind if isinstance(kind, str) else kind.kind_name
+    wanted = None if kind is None else name_of(kind)
     old, new = _then(now, since), _then(now, until)
     touched: list[tuple[int, str]]
     if old is not None and new is not None:
@@ -102,7 +103,7 @@ def diff(reader: Reader, since: int, until: int, kind: Model | None) -> list[Dif
 
 def _touched(old: Pin, new: Pin) -> Iterator[tuple[int, str]]:
     """Keys of the records from one pin's tail to the other's."""
-    for _, segment, place in walk(new.segment, old.root.tail, new.root.tail):
+    for _, segment, place in new.walked(old.root.tail, new.root.tail):
         body = place + PREFIX_BYTES
         if record.revision_at(segment.bytes, body) > old.root.revision:
             yield record.kind_at(segment.bytes, body), record.key_at(segment.bytes, body).decode()
@@ -139,7 +140,7 @@ def history(reader: Reader, kind: Model, id: str) -> Iterator[Change]:
     were others before it.
     """
     now = reader.pin()
-    name = kind if isinstance(kind, str) else kind.kind_name
+    name = name_of(kind)
     code = now.catalog.kind_code(name)
     if code is None:
         return

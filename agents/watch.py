@@ -22,6 +22,7 @@ from solewriter.agents.snapshot import Snapshot
 from solewriter.shared.columns import Cell
 from solewriter.shared.config import WATCH_BATCH
 from solewriter.shared.errors import Compacted, InvalidQuery, SnapshotExpired
+from solewriter.shared.models import name_of
 
 if TYPE_CHECKING:
     from solewriter.agents.scan import CellsOfRecords
@@ -54,7 +55,7 @@ class Watch:
             raise InvalidQuery("where asks for columns of one kind: name it", kind="")
         self._reader = reader
         self._kind = kind
-        self._name = kind if kind is None or isinstance(kind, str) else kind.kind_name
+        self._name = None if kind is None else name_of(kind)
         self._where = where
         self._timeout_s = timeout_s
         self._resync = resync

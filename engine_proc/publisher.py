@@ -204,7 +204,7 @@ class Publisher:
         self.root.move_tail(self.heap.tail)
         failpoint.reach("reclaim.moved")
         for one in moved:
-            self._install(Installed(one.kind, one.slot, one.address, (), None, True))
+            self._install(Installed(one.kind, one.slot, one.address, (), None, one.alive))
         self._vacate(dropped)
         emptied = reclaimer.condemn(revision) if reclaimer.emptied else None
         forgotten = self._log.forget_below(address_of(self.heap.first, START)) if emptied is not None else ()
@@ -218,6 +218,12 @@ class Publisher:
         for number in forgotten:
             segment_path(self._folder, self.prefix, "revlog", number).unlink()
         failpoint.reach("reclaim.done")
+        return dropped
+
+    def drop(self, kind: int, slot: int) -> Dropped:
+        """During recovery: a slot's tombstone goes."""
+        dropped = self.reclaimer.drop(kind, slot)
+        self._vacate([dropped])
         return dropped
 
     def _vacate(self, dropped: Sequence[Dropped]) -> None:

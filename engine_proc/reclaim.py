@@ -19,7 +19,7 @@ from zlib import crc32
 from solewriter.shared import record
 from solewriter.shared.config import EXPIRY_GRACE_S, RECLAIM_ABOVE, Limits
 from solewriter.shared.errors import MemoryFull
-from solewriter.shared.memory.heap import PREFIX, PREFIX_BYTES, START, HeapWriter, address_of, padded, walk
+from solewriter.shared.memory.heap import OFFSET_MASK, PREFIX, PREFIX_BYTES, START, HeapWriter, address_of, padded, walk
 from solewriter.shared.memory.segment import Segment, is_mapped, punch
 from solewriter.shared.record import Flags
 
@@ -33,6 +33,7 @@ class Moved(NamedTuple):
     kind: int
     slot: int
     address: int
+    alive: bool  # False for a tombstone
 
 
 class Dropped(NamedTuple):
@@ -64,6 +65,8 @@ class Reclaimer:
         self._age_max_s = limits.snapshot_age_max_s
         self._used = 0  # bytes of all records in the heap
         self._live = 0  # of those that are their slots' newest, and no tombstones
+        self._tombstones = 0  # of those that are tombstones
+        self.keeps_tombstones = False  # moves them as well
         self._cursor = address_of(heap.first, START)
         self._moving = False
         self.looked = 0  # bytes of records, so far
@@ -78,14 +81,18 @@ class Reclaimer:
         """A record becomes its slot's newest, in place of another one or of none (0). What a request overtakes itself
         is dead from the start, but its bytes were used.
         """
-        size, alive = self._size(address)
-        self._used += size
-        if alive:
-            self._live += size
+        self._used += self._count(address, 1)
         if replaced:
-            size, alive = self._size(replaced)
-            if alive:
-                self._live -= size
+            self._count(replaced, -1)
+
+    def _count(self, address: int, sign: int) -> int:
+        """A record becomes its slot's newest, or is it no more; its bytes."""
+        size, alive = self._size(address)
+        if alive:
+            self._live += sign * size
+        else:
+            self._tombstones += sign * size
+        return size
 
     def _size(self, address: int) -> tuple[int, bool]:
         """Bytes of a record, and whether it is no tombstone."""
@@ -95,13 +102,13 @@ class Reclaimer:
 
     @property
     def live(self) -> int:
-        """Bytes of the records that are their slots' newest, and no tombstones."""
-        return self._live
+        """Bytes of the records that are moved: their slots' newest."""
+        return self._live + (self._tombstones if self.keeps_tombstones else 0)
 
     @property
     def due(self) -> bool:
         """Whether there is something to do: a segment is being emptied, or most of the heap is dead."""
-        return self._moving or (self._used > RECLAIM_ABOVE * self._live and self._heap.first < self._heap.last)
+        return self._moving or (self._used > RECLAIM_ABOVE * self.live and self._heap.first < self._heap.last)
 
     # --- moving ------------------------------------------------------------------------------------------------------
 
@@ -122,17 +129,15 @@ class Reclaimer:
             kind = record.kind_at(segment.bytes, body)
             if self._newest(kind, slot) != address:
                 pass
-            elif record.deleted_at(segment.bytes, body):
-                revision = record.revision_at(segment.bytes, body)
-                version = record.version_at(segment.bytes, body)
-                dropped.append(Dropped(kind, slot, record.key_at(segment.bytes, body), version, revision))
+            elif (deleted := record.deleted_at(segment.bytes, body)) and not self.keeps_tombstones:
+                dropped.append(self.drop(kind, slot))
             else:
                 try:
                     self._heap.reserve(length)
                 except MemoryFull:
                     return moved, dropped  # goes on from here when there is room
                 copy = relocated(segment.map[body : body + length])
-                moved.append(Moved(kind, slot, self._heap.append(copy, slot, previous)))
+                moved.append(Moved(kind, slot, self._heap.append(copy, slot, previous), not deleted))
             self._used -= padded(length)
             self.looked += padded(length)
             if not record.flags_at(segment.bytes, body) & Flags.RELOCATED:
@@ -140,6 +145,14 @@ class Reclaimer:
             self._cursor = address + padded(length)
         self._cursor = end
         return moved, dropped
+
+    def drop(self, kind: int, slot: int) -> Dropped:
+        """A slot's newest record, a tombstone, counts for nothing from now on."""
+        address = self._newest(kind, slot)
+        self._count(address, -1)
+        buffer, body = self._heap.segments[address >> 32].bytes, (address & OFFSET_MASK) + PREFIX_BYTES
+        version, revision = record.version_at(buffer, body), record.revision_at(buffer, body)
+        return Dropped(kind, slot, record.key_at(buffer, body), version, revision)
 
     @property
     def emptied(self) -> bool:

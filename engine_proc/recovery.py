@@ -22,6 +22,7 @@ from solewriter.shared.wire import Status
 def replay(journal: Journal, state: State, sessions: Sessions, publisher: Publisher) -> Life | None:
     """Put everything back: entities, sessions, outcomes. Returns the last life that the journal knows of."""
     life = None
+    publisher.reclaimer.keeps_tombstones = True  # what was forgotten when says the journal
     for entry in journal.replay():
         if life is None and entry.number != 1:  # nothing is trimmed yet, so history begins with the first entry
             raise JournalCorrupt(
@@ -29,6 +30,7 @@ def replay(journal: Journal, state: State, sessions: Sessions, publisher: Publis
             )
         _install(entry, state, sessions, publisher)
         life = entry.private.life or life
+    publisher.reclaimer.keeps_tombstones = False
     return life
 
 
@@ -36,11 +38,11 @@ def _install(entry: Entry, state: State, sessions: Sessions, publisher: Publishe
     said = entry.private
     if said.kinds or said.schemas:
         state.add_kinds(said.kinds, said.schemas)
-    for body in entry.records():
-        publisher.install_recovered(state.install(body))
+    for position, body in enumerate(entry.records()):
+        publisher.install_recovered(state.install(body, said.slots.get(position)))
     if entry.bodies:
         publisher.note_recovered(entry.revision)
-        state.forget(publisher.reclaim(sys.maxsize, state.revision, entry.number, state.counts()))
+        publisher.reclaim(sys.maxsize, state.revision, entry.number, state.counts())
     sessions.forget(said.forgotten_sessions)
     for outcome in said.outcomes:
         sessions.remember(outcome[0], outcome[1], _told(outcome))

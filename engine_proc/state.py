@@ -60,13 +60,14 @@ class KindState:
         self._forgotten: dict[str, int] = {}  # the last versions of keys that were deleted, and have no record any more
 
     def take(self, key: str, slot: int) -> None:
-        """A key is in a slot from now on: the last free one, or the next one of all."""
+        """A key is in a slot from now on: a free one, or the next one of all."""
         self.slots[key] = slot
-        if self.free:
-            assert self.free.pop() == slot
-        else:
-            assert self.places == slot
+        if slot == self.places:
             self.places += 1
+        elif self.free[-1] == slot:
+            self.free.pop()
+        else:
+            self.free.remove(slot)
         self._forgotten.pop(key, None)
 
     def free_slot(self, taken: int) -> int:
@@ -115,6 +116,7 @@ class Turn:
         self.now = from_us(now_us)
         self.changed: dict[Key, Stored] = {}
         self.new_keys: dict[int, list[tuple[bytes, int]]] = {}  # with their slots, in the order of taking
+        self.used_slots: dict[int, int] = {}  # of them, by the position of the record, those that others had before
         self.alive: dict[int, int] = {}  # kind -> change of its count
         self.bodies: list[bytes] = []
         self.installed: list[Installed] = []
@@ -159,6 +161,8 @@ class Turn:
         keys = self.new_keys.setdefault(kind.code, [])
         slot = kind.free_slot(len(keys))
         keys.append((key, slot))
+        if slot < kind.places:
+            self.used_slots[len(self.bodies)] = slot
         return slot
 
     def slots(self, kind: KindState) -> int:
@@ -174,6 +178,7 @@ class Turn:
             sessions=list(self.sessions.values()),
             forgotten_sessions=self.forgotten_sessions,
             fenced_ids=self.fenced_ids,
+            slots=self.used_slots,
         )
 
 
@@ -235,6 +240,7 @@ class State:
         """What it takes to know these kinds from now on; then `adopt` or `forgo` it. Raises SchemaMismatch, MemoryFull,
         and then nothing has changed.
         """
+        kinds = list({kind.name: kind for kind in kinds}.values())  # of two classes of one kind the last
         adoption = Adoption(kinds, self.new_kinds(kinds), {}, [])
         self.check_fit(kinds)
         try:
@@ -247,10 +253,8 @@ class State:
                     self._refill(table, known, kind)
             if not adoption.brings_nothing:
                 self._prepare_catalog(adoption)
-        except SolewriterError as error:
+        except SolewriterError:
             self.forgo(adoption)
-            if isinstance(error, InvalidMutation):
-                raise SchemaMismatch(f"a stored {kind.name} has no such column: {error}", kind=kind.name) from error
             raise
         return adoption
 
@@ -282,8 +286,8 @@ class State:
 
     def _check_fits(self, kind: Kind, found: record.Content) -> None:
         try:
-            kind.decoded(self.schemas[found.schema], found.key, found.version, found.time_us, found.payload)
-        except SchemaMismatch as error:
+            _cut_anew(kind, self.schemas[found.schema], found)
+        except (SchemaMismatch, InvalidMutation) as error:
             raise SchemaMismatch(
                 f"{error}. It was stored at revision {found.revision}: give new fields defaults, and renamed ones "
                 "their old name as an alias",
@@ -375,17 +379,20 @@ class State:
         for one in dropped:
             self.kinds[one.kind].forget(one.key.decode(errors="surrogatepass"), one.version, self._forgotten_max)
 
-    def install(self, body: bytes) -> Installed:
+    def install(self, body: bytes, used_slot: int | None) -> Installed:
         """A journaled record, put back where it was, without decoding its payload where its columns are still the
-        same.
+        same. `used_slot` is that of a new key, where another key had it before: forgotten when this was written, so it
+        is forgotten now. So every key has the same place again.
         """
         found = record.unpack(body)
         kind = self.kinds[found.kind]
+        if used_slot is not None:
+            self._forget_for(kind, found.key, used_slot)
         slot = kind.slots.get(found.key)
         new_key = None
         previous, was_alive = 0, False
         if slot is None:
-            slot = kind.free_slot(0)
+            slot = kind.places if used_slot is None else used_slot
             kind.take(found.key, slot)
             new_key = found.key.encode(errors="surrogatepass")
         else:
@@ -396,6 +403,12 @@ class State:
         self._publisher.heap.reserve(len(body))
         address = self._publisher.heap.append(body, slot, previous)
         return Installed(found.kind, slot, address, self._cells(kind, found), new_key, not found.deleted)
+
+    def _forget_for(self, kind: KindState, key: str, slot: int) -> None:
+        """The key itself, which had another life, and the key that had the slot."""
+        places = {slot, kind.slots.get(key, slot)}
+        assert slot < kind.places, "a used slot is one that somebody had"
+        self.forget([self._publisher.drop(kind.code, place) for place in places if place not in kind.free])
 
     def _cells(self, kind: KindState, found: record.Record) -> Cells:
         if found.deleted:

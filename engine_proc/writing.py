@@ -38,7 +38,7 @@ def write(
     for mutation in request[0]:
         step = draft.steps[mutation[1], mutation[2]]
         stored = step.stored or step.before
-        version, address = (stored.version, stored.address) if stored is not None and stored.address else (0, 0)
+        version, address = (stored.version, stored.address) if stored is not None else (0, 0)
         results.append((version, address, mutation[1], mutation[2]))
     return results
 

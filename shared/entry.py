@@ -70,6 +70,7 @@ class Private(msgspec.Struct, frozen=True, omit_defaults=True):
     kinds: list[str] = []  # new ones, in the order of their codes
     schemas: list[Schema] = []  # new ones, in the order of their codes
     life: Life | None = None
+    slots: dict[int, int] = {}  # by a record's position in the entry: that of a new key which took a used one
 
 
 class Entry(NamedTuple):

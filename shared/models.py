@@ -38,6 +38,11 @@ def new_id() -> str:
     return (time.time_ns() // 1_000_000).to_bytes(6, "big").hex() + os.urandom(6).hex()
 
 
+def name_of(kind: type[Entity] | str) -> str:
+    """The name of a kind that is given by its class or by its name."""
+    return kind if isinstance(kind, str) else kind.kind_name
+
+
 class Ref(msgspec.Struct, Generic[E], frozen=True):
     """A name for an entity without its content: a target that compares no version. Made by `Task.ref(id)`."""
 

@@ -152,7 +152,7 @@ class Pin:
         """An earlier revision, in the same memory, which must hold it whole (`root.whole`)."""
         begin = self.view.begin_of(revision, self.root)
         tail, touched = 0, set()
-        for address, segment, place in walk(self.segment, begin, self._tail):
+        for address, segment, place in self.walked(begin, self._tail):
             body = place + PREFIX_BYTES
             if record.revision_at(segment.bytes, body) > revision:
                 tail = tail or address
@@ -232,6 +232,13 @@ class Pin:
     def key_at(self, address: int) -> str:
         """The key of the record at an address."""
         return self.content(address).key
+
+    def walked(self, begin: int, end: int) -> Iterator[tuple[int, Segment, int]]:
+        """(address, segment, offset of the prefix) of every record from one address to another. Raises SnapshotExpired,
+        perhaps only behind the last one, where some of it was taken away meanwhile.
+        """
+        yield from walk(self.segment, begin, end)
+        self._check_readable(begin)
 
     def slot_at(self, address: int) -> int:
         """The slot of the record at an address."""

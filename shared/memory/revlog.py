@@ -60,6 +60,8 @@ class RevisionLogReader:
 
     def tail_after(self, revision: int, first_segment: int, points: int) -> int | None:
         """The newest known tail at which no record above `revision` had been written; None if the log begins later."""
+        for left_out in [number for number in self._words if number < first_segment]:
+            self._words.pop(left_out, None)
         low, high = first_segment * POINTS, points
         while low < high:
             middle = (low + high) // 2

@@ -160,8 +160,8 @@ def decoded_once_for_all_versions(true: Any, decoder: Decoder, pin: Pin, address
         return true(decoder, pin, address, kind)
     segment = pin.segment(address >> 32)
     key = record.key_at(segment.bytes, (address & OFFSET_MASK) + PREFIX_BYTES)
-    found = decoder._cache.get((key, kind)) or true(decoder, pin, address, kind)
-    decoder._cache[key, kind] = found
+    found = decoder._kept[1].get((key, kind)) or true(decoder, pin, address, kind)
+    decoder._kept[1][key, kind] = found
     return found
 
 

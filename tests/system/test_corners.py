@@ -1,0 +1,298 @@
+"""Where several things meet: threads and the next engine, memory that goes in mid-look, keys that come back."""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+from pathlib import Path
+
+import pytest
+
+from solewriter import (
+    Compacted,
+    Entity,
+    InvalidQuery,
+    Limits,
+    SnapshotExpired,
+    Task,
+    Update,
+    connect,
+    open_reader,
+)
+from solewriter.shared.config import KIB, MIB
+from solewriter.shared.memory import pin as pins
+
+SMALL = {"heap_segment_bytes_first": 64 * KIB, "heap_segment_bytes_max": 64 * KIB, "heartbeat_s": 0.05}
+FEW = 6
+
+
+class Note(Entity, kind="Note"):
+    text: str = ""
+
+
+def large(client, number):
+    client.update(Task.ref("large"), description=f"{number}" + "d" * 20_000)
+
+
+def begin(client):
+    for number in range(FEW):
+        client.create(Task(title="x", id=f"t{number}", project="p"))
+    client.create(Task(title="x", id="large"))
+
+
+# --- threads ---------------------------------------------------------------------------------------------------------
+
+
+def test_what_one_thread_decodes_while_another_meets_the_next_engine_is_not_kept_for_that(
+    state, start_engine, monkeypatch
+):
+    """Records of two epochs have the same addresses."""
+    engine = start_engine(state, durability="memory", models=[Note])
+    with connect(state) as client:
+        client.create(Note(id="a", text="first"))
+    with open_reader(state) as reader:
+        old, decoding, go_on = reader.snapshot(), threading.Event(), threading.Event()
+        fresh = type(reader.decoder).fresh
+
+        def slow(self, pin, address, kind):
+            if threading.current_thread() is thread:
+                decoding.set()
+                assert go_on.wait(20)
+            return fresh(self, pin, address, kind)
+
+        monkeypatch.setattr(type(reader.decoder), "fresh", slow)
+        thread = threading.Thread(target=lambda: list(old.entities(Note)))
+        thread.start()
+        assert decoding.wait(20)
+        engine.stop()
+        start_engine(state, durability="memory", models=[Note])
+        with connect(state) as client:
+            client.create(Note(id="b", text="other"))
+        new = reader.snapshot()
+        go_on.set()
+        thread.join()
+        assert [note.id for note in new.entities(Note)] == ["b"]
+
+
+# --- memory that goes in the middle of a look ------------------------------------------------------------------------
+
+
+def turn_over(client, gone):
+    number = 0
+    while not gone():
+        number += 1
+        large(client, number)
+
+
+@pytest.fixture
+def stopped_in_a_walk(state, start_engine, monkeypatch):
+    """`stopped_in_a_walk(module)`: a reader that has come to the newest record of all, and stops before it looks into
+    that until its bytes are gone; the revision before it.
+    """
+    start_engine(state, limits=Limits(**SMALL, snapshot_age_max_s=0.0), durability="memory")
+    with connect(state) as client, open_reader(state) as reader:
+        begin(client)
+
+        def start(module):
+            begun = reader.revision
+            client.create(Task(title="x", id="new"))
+            walk = module.walk
+
+            def stopped(*given):
+                for found in walk(*given):
+                    if found[1].words[found[2] // 8 + 4] > begun:  # the revision
+                        turn_over(client, lambda found=found: not found[1].words[found[2] // 8 + 4])
+                    yield found
+
+            monkeypatch.setattr(module, "walk", stopped)
+            return reader, begun
+
+        yield start
+
+
+def test_a_difference_is_never_less_than_what_changed(stopped_in_a_walk):
+    reader, begun = stopped_in_a_walk(pins)
+    with contextlib.suppress(Compacted, SnapshotExpired):
+        assert [one.id for one in reader.diff(begun, begun + 1)] == ["new"]
+
+
+def test_an_earlier_revision_is_counted_as_it_was(stopped_in_a_walk):
+    reader, begun = stopped_in_a_walk(pins)
+    with contextlib.suppress(Compacted, SnapshotExpired):
+        assert reader.at(begun).counts["Task"] == FEW + 1
+
+
+def test_a_slow_consumer_of_a_watch_reads_what_it_was_told(state, start_engine):
+    """It takes up to 256 changes at once; while it works on the first ones, the memory of the others may go."""
+    start_engine(state, limits=Limits(**SMALL, snapshot_age_max_s=0.0))
+    with connect(state) as client, open_reader(state) as reader:
+        begin(client)
+        watch = reader.watch(since=0, timeout_s=0)
+        assert next(watch).new.id == "t0"
+        root = reader.snapshot().pin.view.root
+        last = root.live_tail >> 32
+        turn_over(client, lambda: root.readable_from > last)
+        assert next(watch).new.id == "t1"
+
+
+def test_the_newest_entity_is_found_by_a_reader_that_was_stopped_in_its_look(state, start_engine, monkeypatch):
+    """Who asks a reader, and holds no snapshot, cannot take a new one."""
+    start_engine(state, limits=Limits(**SMALL, snapshot_age_max_s=0.0), durability="memory")
+    with connect(state) as client, open_reader(state) as reader:
+        begin(client)
+        pin, goes = reader.pin, [True]
+
+        def stopped():
+            made = pin()
+            if goes:
+                goes.clear()
+                root, last = made.view.root, made.root.last_segment
+                client.update(Task.ref("t0"), title="newer")
+                turn_over(client, lambda: root.readable_from > last)
+            return made
+
+        monkeypatch.setattr(reader, "pin", stopped)
+        assert reader.get(Task, "t0").title in ("x", "newer")
+
+
+# --- engines that stop -----------------------------------------------------------------------------------------------
+
+
+def test_a_watch_whose_engine_was_stopped_before_its_memory_was_mapped_outlives_that(state, start_engine):
+    engine = start_engine(state, limits=Limits(**SMALL))
+    with open_reader(state) as reader:
+        watch = reader.watch(since=0, timeout_s=5)
+        with connect(state) as client:
+            begin(client)
+            for number in range(20):
+                large(client, number)
+        engine.stop()
+        starting = threading.Timer(0.5, start_engine, [state])
+        starting.start()
+        try:
+            assert next(watch).id == "t0"
+        finally:
+            starting.join()
+
+
+# --- pages -----------------------------------------------------------------------------------------------------------
+
+
+def forget_all(client, ids):
+    """Delete these, and write until nobody knows that any more."""
+    root = client.reader.view().root
+    for id in ids:
+        client.delete(Task.ref(id))
+    deleted = client.reader.revision
+    number = 0
+    while root.forgotten < deleted:
+        number += 1
+        large(client, number)
+
+
+def test_a_page_is_refused_where_the_last_one_ended_at_what_was_forgotten_and_made_again(state, start_engine):
+    start_engine(state, limits=Limits(**SMALL), durability="memory")
+    with connect(state) as client:
+        client.create(Task(title="x", id="large"))
+        for number in range(20):
+            client.create(Task(title="x", id=f"t{number}", project="p"))
+        first = client.reader.snapshot().scan(Task, {"project": "p"}, limit=10)
+        assert [task.id for task in first] == [f"t{number}" for number in range(10)]
+        forget_all(client, ["t0", "t9"])
+        client.create(Task(title="x", id="new", project="q"))
+        client.create(Task(title="x", id="t9", project="p"))
+        with pytest.raises(InvalidQuery, match="its place is forgotten"):
+            client.reader.snapshot().ids(Task, {"project": "p"}, after=first[-1])
+        client.update(Task.ref("t8"), title="y")
+        there = client.reader.snapshot().ids(Task, {"project": "p"}, after=first[-2])
+        assert there == [f"t{number}" for number in range(10, 20)]
+
+
+def test_a_page_neither_skips_nor_repeats_across_a_restart(state, start_engine):
+    """The order of the slots is another one: keys were forgotten at other times."""
+    engine = start_engine(state, limits=Limits(**SMALL))
+    with connect(state) as client:
+        client.create(Task(title="x", id="large"))
+        for number in range(10):
+            client.create(Task(title="x", id=f"t{number}", project="p"))
+        forget_all(client, ["t0"])
+        client.create(Task(title="x", id="late", project="p"))
+        first = client.reader.snapshot().ids(Task, {"project": "p"}, limit=5)
+        engine.stop()
+        start_engine(state, limits=Limits(heap_segment_bytes_first=16 * MIB))
+        second = client.reader.snapshot().ids(Task, {"project": "p"}, after=first[-1])
+    assert sorted([*first, *second]) == sorted([*(f"t{number}" for number in range(1, 10)), "late"])
+
+
+# --- models ----------------------------------------------------------------------------------------------------------
+
+
+def test_two_classes_of_one_kind_registered_at_once_are_one_kind(state, start_engine):
+    class One(Entity, kind="Doc"):
+        title: str = ""
+
+    class Two(Entity, kind="Doc"):
+        title: str = ""
+        level: int = 0
+
+    engine = start_engine(state)
+    engine.register(One, Two)
+    with connect(state) as client, open_reader(state) as reader:
+        client.create(Two(id="d", level=2))
+        assert [*reader.snapshot().counts].count("Doc") == 1
+        assert reader.get("Doc", "d")["level"] == 2
+
+
+def test_a_value_that_fits_no_column_is_refused_at_start_as_it_is_when_registered(state, start_engine):
+    class Before(Entity, kind="Doc"):
+        size: int
+
+    class After(Entity, kind="Doc", columns=("size",)):
+        size: int
+
+    engine = start_engine(state, models=[Before])
+    with connect(state) as client:
+        client.create(Before(id="d", size=2**63))
+    with pytest.raises(Exception, match="size"):
+        engine.register(After)
+    engine.stop()
+    with pytest.raises(Exception, match="size"):
+        start_engine(state, models=[After])
+
+
+# --- the rest --------------------------------------------------------------------------------------------------------
+
+
+def test_waiting_for_an_entity_of_a_kind_given_by_name_ends_in_time(engine, client, reader):
+    with pytest.raises(TimeoutError):
+        reader.wait_until("Task", "t", lambda task: task is not None, timeout_s=0.01)
+
+
+def test_registering_the_same_again_takes_no_memory(state, start_engine, limits):
+    engine = start_engine(state, models=[Note])
+    memory = engine.folder.whereabouts()
+    before = len([*Path(memory.memory_dir).glob(f"{memory.prefix}-catalog-*")])
+    for _ in range(5):
+        engine.register(Note)
+    assert len([*Path(memory.memory_dir).glob(f"{memory.prefix}-catalog-*")]) == before
+
+
+def test_a_reader_that_looks_back_now_and_then_does_not_keep_what_the_log_of_revisions_left_out(
+    state, start_engine, monkeypatch
+):
+    """Nobody else sees that memory, and nobody takes it away."""
+    start_engine(state, limits=Limits(**SMALL), durability="memory")
+    with connect(state) as client, open_reader(state) as reader:
+        begin(client)
+        root = reader.view().root
+        number = 0
+        while root.current().log_first < 3:
+            for _ in range(200):
+                number += 1
+                client.submit(Update(Task.ref("large"), {"description": f"{number}" + "d" * 4_000})).check()
+            with contextlib.suppress(Compacted):
+                reader.at(reader.revision - 1)
+        maps = Path("/proc/self/maps").read_text().splitlines()
+        prefix = reader.view().prefix
+        kept = [line for line in maps if f"{prefix}-revlog" in line and "(deleted)" in line]
+    assert len(kept) <= 1
