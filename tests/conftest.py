@@ -44,6 +44,11 @@ hypothesis.settings.register_profile("suite", deadline=None, derandomize="CI" in
 hypothesis.settings.load_profile("suite")
 
 
+# A shell that runs the suite in its background lets it ignore Ctrl-C, and so would everything that a test starts.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
 # --- waiting ---------------------------------------------------------------------------------------------------------
 
 
@@ -106,8 +111,9 @@ def at_step() -> Callable[..., AbstractContextManager[list[str]]]:
 
 @pytest.fixture(scope="session")
 def limits() -> Limits:
-    """Small enough that segments, journal files and caches roll over within a test."""
-    return Limits(heap_segment_bytes_first=256 * KIB, heap_segment_bytes_max=1 * MIB, journal_file_bytes=1 * MIB)
+    """Small enough that segments, journal files and caches roll over within a test; restarts without a pause."""
+    small = {"heap_segment_bytes_first": 256 * KIB, "heap_segment_bytes_max": 1 * MIB, "journal_file_bytes": 1 * MIB}
+    return Limits(**small, restart_backoff_s=0.005, restart_backoff_max_s=0.05)
 
 
 @pytest.fixture

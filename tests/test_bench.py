@@ -21,7 +21,7 @@ from solewriter.bench.standing import rows_of
 from solewriter.bench.workload import Tally
 
 PERCENTILES = {"p50_us", "p90_us", "p99_us", "p99_9_us", "max_us"}
-SHORT = ("--quick", "--seconds", "0.2", "--tasks", "1200", "--agents", "1,2")
+SHORT = ("--quick", "--seconds", "0.1", "--tasks", "1200", "--agents", "1,2")
 
 
 # --- throughput ------------------------------------------------------------------------------------------------------

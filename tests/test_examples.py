@@ -95,6 +95,7 @@ def imports(printed: str) -> list[tuple[int, ...]]:
     return [tuple(int(number.replace(",", "")) for number in line) for line in found]
 
 
+@pytest.mark.long
 def test_import_of_a_hundred_thousand_tasks(tmp_path: Path) -> None:
     printed = run("import_tasks.py", cwd=tmp_path)
     assert imports(printed) == [(100_000, 0, 100_000), (100_000, 100_000, 100_000)]

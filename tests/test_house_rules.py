@@ -63,10 +63,18 @@ def sources(*rooms: str) -> dict[str, ast.Module]:
     return parsed(ROOT, rooms)
 
 
-def nodes(*rooms: str) -> Iterator[tuple[str, ast.AST]]:
-    for path, tree in sources(*rooms).items():
-        for node in ast.walk(tree):
-            yield path, node
+@cache
+def walked(root: Path, rooms: tuple[str, ...]) -> list[tuple[str, ast.AST]]:
+    return [(path, node) for path, tree in parsed(root, rooms).items() for node in ast.walk(tree)]
+
+
+def nodes(*rooms: str) -> list[tuple[str, ast.AST]]:
+    return walked(ROOT, rooms)
+
+
+def called(node: ast.AST) -> str:
+    """The name of the function, if this is a call of one; not of a method."""
+    return node.func.id if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) else ""
 
 
 def imports(*rooms: str) -> Iterator[tuple[str, int, str]]:
@@ -200,8 +208,8 @@ def without_a_docstring() -> Iterator[str]:
 def printed() -> Iterator[str]:
     """Only programs print, and the engine's log."""
     for path, node in nodes(*PRODUCT):
-        if isinstance(node, ast.Call) and ast.unparse(node.func) == "print" and not path.startswith(MAY_PRINT):
-            yield f"{path}:{node.lineno}: print"
+        if called(node) == "print" and not path.startswith(MAY_PRINT):
+            yield f"{path}:{getattr(node, 'lineno', 0)}: print"
 
 
 def left_for_later() -> Iterator[str]:
@@ -215,9 +223,10 @@ def left_for_later() -> Iterator[str]:
 def waiting_for_time() -> Iterator[str]:
     """A test waits for a condition (`wait_until`); time that passes proves nothing."""
     for path, node in nodes("tests"):
-        called = ast.unparse(node.func) if isinstance(node, ast.Call) else ""
-        if called in ("time.sleep", "sleep") and path not in MAY_SLEEP:
-            yield f"{path}:{getattr(node, 'lineno', 0)}: {called}"
+        function = node.func if isinstance(node, ast.Call) else None
+        of_time = isinstance(function, ast.Attribute) and ast.unparse(function) == "time.sleep"
+        if (of_time or called(node) == "sleep") and path not in MAY_SLEEP:
+            yield f"{path}:{getattr(node, 'lineno', 0)}: sleep"
 
 
 Rule = Callable[[], Iterator[str]]

@@ -3,11 +3,22 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator
+import shutil
+from pathlib import Path
 
 import pytest
 
-from solewriter import Create, Engine, EngineStartFailed, EngineUnavailable, Task, Update, VersionConflict, connect
+from solewriter import (
+    Create,
+    Engine,
+    EngineStartFailed,
+    EngineUnavailable,
+    Limits,
+    Task,
+    Update,
+    VersionConflict,
+    connect,
+)
 from solewriter.shared.failpoint import VARIABLE
 
 STEPS = [
@@ -49,38 +60,45 @@ def run_through(state) -> None:
         assert snap[Task, "t"] == task
 
 
-@pytest.fixture
-def armed_engine(state, start_engine, wait_until) -> Iterator[Callable[..., Engine]]:
-    """`armed_engine(failpoint)`: an engine with it, restarted without it afterwards, so that it can stop."""
-    started: list[Engine] = []
-    patch = pytest.MonkeyPatch()
-
-    def start(failpoint: str, **options: str) -> Engine:
-        patch.setenv(VARIABLE, failpoint)
-        started.append(start_engine(state, **options))
-        return started[-1]
-
-    yield start
-    patch.undo()
-    for engine in started:
-        before = engine.restarts
-        os.kill(engine.pid, 9)
-        wait_until(lambda engine=engine, before=before: engine.restarts > before, 20, "a restart")
-
-
 @pytest.mark.parametrize("point", STEPS)
-def test_a_kill_at_any_step_of_a_turn_changes_nothing_in_the_end(state, armed_engine, point):
-    engine = armed_engine(f"{point}:kill:hit=7", durability="power")
+def test_a_kill_at_any_step_of_a_turn_changes_nothing_in_the_end(state, start_engine, monkeypatch, point):
+    with monkeypatch.context() as armed:
+        armed.setenv(VARIABLE, f"{point}:kill:hit=7")
+        engine = start_engine(state, durability="power")
     run_through(state)
-    assert engine.restarts >= 1, f"{point} was never reached"
+    assert engine.restarts == 1, f"{point} was never reached"
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("hit", [5, 7])
+@pytest.mark.parametrize("point", STEPS)
+def test_kills_at_a_step_of_every_life_change_nothing_in_the_end(
+    state, start_engine, monkeypatch, wait_until, point, hit
+):
+    often = Limits(restart_backoff_s=0.005, restart_backoff_max_s=0.02, restarts_max=1_000)
+    with monkeypatch.context() as armed:
+        armed.setenv(VARIABLE, f"{point}:kill:hit={hit}")
+        engine = start_engine(state, durability="power", limits=often)
+        run_through(state)
+    assert engine.restarts > 3, f"{point} was seldom reached"
+    before = engine.restarts
+    os.kill(engine.pid, 9)  # followed by one that can stop
+    wait_until(lambda: engine.restarts > before, 20, "a restart")
+
+
+@pytest.fixture(scope="module")
+def worked_in(tmp_path_factory, limits) -> Path:
+    """A folder in which that work was done, in an engine's second life."""
+    state = tmp_path_factory.mktemp("worked") / "state"
+    Engine(state, durability="process", limits=limits).start().stop()
+    with Engine(state, durability="process", limits=limits):
+        run_through(state)
+    return state
 
 
 @pytest.mark.parametrize("point", STARTING)
-def test_a_kill_in_mid_recovery_leaves_a_folder_that_recovers(state, start_engine, monkeypatch, point):
-    start_engine(state).stop()
-    engine = start_engine(state)
-    run_through(state)
-    engine.stop()
+def test_a_kill_in_mid_recovery_leaves_a_folder_that_recovers(state, start_engine, worked_in, monkeypatch, point):
+    shutil.copytree(worked_in, state, ignore=shutil.ignore_patterns("*.sock"))
     with monkeypatch.context() as armed:
         armed.setenv(VARIABLE, f"{point}:kill")
         for _ in range(2):
@@ -93,10 +111,12 @@ def test_a_kill_in_mid_recovery_leaves_a_folder_that_recovers(state, start_engin
 
 
 @pytest.mark.parametrize("point", ["commit.write", "commit.written"])
-def test_a_failed_write_ends_the_process_without_an_ack(state, armed_engine, point):
-    engine = armed_engine(f"{point}:raise:hit=10")
+def test_a_failed_write_ends_the_process_without_an_ack(state, start_engine, monkeypatch, point):
+    with monkeypatch.context() as armed:
+        armed.setenv(VARIABLE, f"{point}:raise:hit=10")
+        engine = start_engine(state)
     run_through(state)
-    assert engine.restarts >= 1
+    assert engine.restarts == 1
 
 
 def test_a_full_disk_refuses_writes_with_the_reason_and_writing_resumes_by_itself(state, start_engine, monkeypatch):

@@ -304,9 +304,15 @@ def start_campaign(
         campaign.close()
 
 
+@pytest.mark.timeout(300)
 @pytest.mark.parametrize(
     ("durability", "seed", "acks", "faults"),
-    [("process", 1, 7_000, 12), ("process", 2, 7_000, 12), ("power", 3, 6_000, 10)],
+    [
+        ("process", 1, 13_500, 12),
+        ("power", 3, 6_500, 10),
+        pytest.param("process", 2, 20_000, 40, marks=pytest.mark.long),
+        pytest.param("power", 4, 20_000, 40, marks=pytest.mark.long),
+    ],
 )
 def test_whatever_is_killed_nothing_acked_is_lost_or_happens_twice(start_campaign, durability, seed, acks, faults):
     campaign = start_campaign(durability, seed)

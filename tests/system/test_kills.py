@@ -46,7 +46,7 @@ sys.stdin.read()
 AGENT = textwrap.dedent(
     """
     import json, sys
-    from solewriter import Create, Task, Update, VersionConflict, connect
+    from solewriter import Create, ResultUnavailable, Task, Update, VersionConflict, connect
     state, name, count, log = sys.argv[1], sys.argv[2], int(sys.argv[3]), open(sys.argv[4], "a", buffering=1)
     with connect(state, name=name) as client:
         own = client.create(Task(title=name, id=f"own-{name}"))
@@ -63,6 +63,8 @@ AGENT = textwrap.dedent(
                     log.write(json.dumps(["shared", after.version, 0]) + "\\n")
                 except VersionConflict as conflict:
                     assert conflict.current.version > current.version, "a conflict must carry a newer entity"
+                except ResultUnavailable:
+                    pass  # applied, and then overtaken and given back by an engine that recovered meanwhile
     """
 )
 
@@ -101,6 +103,9 @@ def check_history(state, logs):
         return len(seen), {task.id: task.version for task in snap.entities(Task)}
 
 
+ROUNDS = 120
+
+
 @pytest.mark.parametrize("durability", ["process", "power"])
 def test_an_engine_killed_at_random_moments_loses_nothing_and_does_nothing_twice(
     state, tmp_path, start_engine, wait_until, durability
@@ -108,12 +113,12 @@ def test_an_engine_killed_at_random_moments_loses_nothing_and_does_nothing_twice
     engine = start_engine(state, durability=durability)
     with connect(state, name="judge") as client:
         client.create(Task(title="shared", id="shared"))
-    agents, logs = start_agents(state, tmp_path, 3, 260)
+    agents, logs = start_agents(state, tmp_path, 3, ROUNDS)
     chance = random.Random(7)
     kills = 0
-    while kills < 6 and any(agent.poll() is None for agent in agents):
+    while kills < 5 and any(agent.poll() is None for agent in agents):
         before = engine.restarts
-        target = len(acks(logs)) + chance.randrange(50, 250)
+        target = len(acks(logs)) + chance.randrange(50, 200)
         wait_until(
             lambda target=target: len(acks(logs)) >= target or all(agent.poll() is not None for agent in agents),
             30,
@@ -129,7 +134,7 @@ def test_an_engine_killed_at_random_moments_loses_nothing_and_does_nothing_twice
     assert kills >= 3
     assert count >= 1_000
     for number in range(3):
-        assert versions[f"own-a{number}"] == 1 + 16 * (260 // 4), "pipelined updates were lost or applied twice"
+        assert versions[f"own-a{number}"] == 1 + 16 * (ROUNDS // 4), "pipelined updates were lost or applied twice"
 
 
 def test_after_a_kill_versions_revisions_and_the_history_go_on(state, start_engine, wait_until):

@@ -277,11 +277,12 @@ def test_a_supervisor_without_descriptors_goes_on_when_there_are_some(state, sta
         assert client.update(task, title="y").version == 2
 
 
-def test_an_engine_that_goes_on_after_a_stop_has_the_time_to_beat_again(state, start_engine, wait_until):
+@pytest.mark.parametrize("rounds", [3, pytest.param(30, marks=pytest.mark.long)])
+def test_an_engine_that_goes_on_after_a_stop_has_the_time_to_beat_again(state, start_engine, wait_until, rounds):
     """The look that comes between its going on and its first beat must not take it for a hang."""
     engine = start_engine(state, limits=QUICK, replace_hung=True)
     pid = engine.pid
-    for _ in range(12):
+    for _ in range(rounds):
         os.kill(pid, signal.SIGSTOP)
         wait_until(lambda: engine.hung, 20, "the hang is seen")
         os.kill(pid, signal.SIGCONT)

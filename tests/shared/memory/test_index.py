@@ -145,7 +145,7 @@ def test_a_reader_maps_each_arena_once(index):
 
     reader = IndexReader(attach)
     index.insert(range(20_000))
-    for hashed in range(20_000):
+    for hashed in range(0, 20_000, 7):
         assert list(reader.candidates(hashed)) == [hashed]
     assert len(asked) == len(set(asked)) > 1
 
