@@ -121,9 +121,6 @@ class Past:
     def changed(self, kind: int) -> frozenset[int]:
         return frozenset()
 
-    def revision_at(self, address: int) -> int:
-        return record.revision_at(self._body(address), 0)
-
     def _body(self, address: int) -> bytes:
         return self._newest[address - 1 >> 32][self.slot_at(address)]
 

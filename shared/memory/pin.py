@@ -192,7 +192,7 @@ class Pin:
         return before
 
     def addresses(self, kind: int) -> Iterator[int]:
-        """Every record of a kind at this revision, tombstones included, in the order of first creation."""
+        """Every record of a kind at this revision, tombstones included, in the order of the slots."""
         for slot in range(self.slots(kind)):
             if address := self.at(kind, slot):
                 yield address
@@ -245,12 +245,6 @@ class Pin:
         slot: int = PREFIX.unpack_from(self.segment(address >> 32).map, address & OFFSET_MASK)[1]
         self._check_readable(address)
         return slot
-
-    def revision_at(self, address: int) -> int:
-        """The revision of the record at an address."""
-        revision = self.segment(address >> 32).words[((address & OFFSET_MASK) >> 3) + _REVISION]
-        self._check_readable(address)
-        return revision
 
     def whole(self, address: int) -> record.Record:
         """All of the record at an address, its checksum verified. Raises SnapshotExpired as `content` does."""

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import gc
 import random
+import subprocess
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 
 import pytest
 
@@ -134,3 +137,22 @@ def read_whole(ways: Sequence[Way]) -> Way:
             way(snap, expected)
 
     return read
+
+
+@pytest.fixture
+def small_memory(tmp_path: Path) -> Iterator[Path]:
+    """A memory file system of 24 MB, unmounted whatever happens. Skips where nothing can be mounted."""
+    folder = tmp_path / "memory"
+    folder.mkdir(mode=0o700)
+    mount = ["mount", "-t", "tmpfs", "-o", "size=24m,mode=0700", "tmpfs", str(folder)]
+    try:
+        mounted = subprocess.run(mount, capture_output=True, text=True, check=False)
+    except FileNotFoundError as error:
+        pytest.skip(f"nothing can be mounted here: {error}")
+    if mounted.returncode:
+        pytest.skip(f"nothing can be mounted here: {mounted.stderr.strip()}")
+    try:
+        yield folder
+    finally:
+        gc.collect()  # mappings that nobody needs any more
+        subprocess.run(["umount", "--lazy", str(folder)], check=True)

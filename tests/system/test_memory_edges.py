@@ -7,7 +7,6 @@ import signal
 import struct
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from zlib import crc32
 
@@ -134,24 +133,6 @@ def test_a_journal_of_a_version_that_never_was_is_not_taken_for_one_that_is_know
 # --- a full memory file system ----------------------------------------------------------------------------------------
 
 
-@pytest.fixture
-def memory(tmp_path: Path) -> Iterator[Path]:
-    """A memory file system of its own."""
-    folder = tmp_path / "memory"
-    folder.mkdir(mode=0o700)
-    mount = ["mount", "-t", "tmpfs", "-o", "size=24m,mode=0700", "tmpfs", str(folder)]
-    try:
-        mounted = subprocess.run(mount, capture_output=True, text=True, check=False)
-    except FileNotFoundError as error:
-        pytest.skip(f"nothing can be mounted here: {error}")
-    if mounted.returncode:
-        pytest.skip(f"nothing can be mounted here: {mounted.stderr.strip()}")
-    try:
-        yield folder
-    finally:
-        subprocess.run(["umount", "--lazy", str(folder)], check=True)
-
-
 def fill(folder: Path) -> Path:
     """A file that takes all the room that there is."""
     room = os.statvfs(folder)
@@ -179,9 +160,11 @@ with open_reader(sys.argv[1]) as reader:
 """
 
 
-def test_what_expired_while_memory_is_full_is_a_definite_end_and_no_sigbus(state, memory, start_engine, wait_until):
+def test_what_expired_while_memory_is_full_is_a_definite_end_and_no_sigbus(
+    state, small_memory, start_engine, wait_until
+):
     """To read bytes that were taken away, the kernel makes room for them; if it finds none, the process gets SIGBUS."""
-    limits = msgspec.structs.replace(SMALL, memory_dir=str(memory), snapshot_age_max_s=0.2)
+    limits = msgspec.structs.replace(SMALL, memory_dir=str(small_memory), snapshot_age_max_s=0.2)
     start_engine(state, limits=limits, durability="memory")
     with connect(state) as client:
         begin(client)
@@ -196,7 +179,7 @@ def test_what_expired_while_memory_is_full_is_a_definite_end_and_no_sigbus(state
                     write(client, 1)
                 client.reader.close()
                 wait_until(lambda: not status_of(state).memory_held_bytes, 20, "it is taken away")
-                fill(memory)
+                fill(small_memory)
                 os.kill(process.pid, signal.SIGCONT)
                 said, _ = process.communicate("go on\n", timeout=60)
             finally:
@@ -208,13 +191,13 @@ class Extra(Entity, columns=("level",)):
     level: int
 
 
-def test_a_model_registered_while_memory_is_full_is_refused_and_the_engine_goes_on(state, memory, start_engine):
-    limits = msgspec.structs.replace(SMALL, memory_dir=str(memory), start_timeout_s=5, restart_backoff_max_s=0.1)
+def test_a_model_registered_while_memory_is_full_is_refused_and_the_engine_goes_on(state, small_memory, start_engine):
+    limits = msgspec.structs.replace(SMALL, memory_dir=str(small_memory), start_timeout_s=5, restart_backoff_max_s=0.1)
     engine = start_engine(state, limits=limits)
     pid = engine.pid
     with connect(state) as client:
         begin(client)
-        ballast = fill(memory)
+        ballast = fill(small_memory)
         with pytest.raises((MemoryFull, SchemaMismatch), match="no room"):
             engine.register(Extra)
         assert client.get(Task, "t1").project == "old"

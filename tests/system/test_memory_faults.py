@@ -112,24 +112,11 @@ class Memory:
 
 
 @pytest.fixture
-def memory(tmp_path: Path) -> Iterator[Memory]:
-    """It is empty again when the engine has stopped, and unmounted whatever happens."""
-    folder = tmp_path / "memory"
-    folder.mkdir(mode=0o700)
-    mount = ["mount", "-t", "tmpfs", "-o", "size=24m,mode=0700", "tmpfs", str(folder)]
-    try:
-        mounted = subprocess.run(mount, capture_output=True, text=True, check=False)
-    except FileNotFoundError as error:
-        pytest.skip(f"nothing can be mounted here: {error}")
-    if mounted.returncode:
-        pytest.skip(f"nothing can be mounted here: {mounted.stderr.strip()}")
-    try:
-        yield Memory(folder)
-        left = [path.name for path in folder.iterdir() if path.name != "ballast"]
-        assert left == [], "an engine that stopped left memory behind"
-    finally:
-        gc.collect()  # mappings that nobody needs any more
-        subprocess.run(["umount", "--lazy", str(folder)], check=True)
+def memory(small_memory: Path) -> Iterator[Memory]:
+    """It is empty again when the engine has stopped."""
+    yield Memory(small_memory)
+    left = [path.name for path in small_memory.iterdir() if path.name != "ballast"]
+    assert left == [], "an engine that stopped left memory behind"
 
 
 LOOKING = """
