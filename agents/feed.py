@@ -2,7 +2,8 @@
 
 Straight from the heap: a feed is a place in it up to which it was read. When an engine follows, that place is found
 again in the new memory, by revision and by how much of that revision was read. What has left memory is read from the
-journal, from its beginning on, because a change brings what was before it; then memory again. No engine is involved.
+journal, from a checkpoint before it on, because a change brings what was before it; then memory again. No engine is
+involved.
 """
 
 from __future__ import annotations
@@ -109,8 +110,8 @@ class Feed:
     def _from_journal(self, pin: Pin, error: Exception) -> Iterator[Published]:
         """What is journaled behind `since`, up to a revision that was published when this began."""
         self._skip = self._within
-        past = Past(pin, self._reader.folder.path)
         try:
+            past = Past(pin, self._reader.folder.path, self.since)
             past.advance(self.since)
             for found, before in past.changes(pin.root.revision):
                 if self._is_new(found):
@@ -133,5 +134,5 @@ class Feed:
         return Compacted(
             f"what happened behind revision {self.since} is not available any more: memory goes back to revision "
             f"{pin.root.oldest}, and {gone}; take a new snapshot, or watch with resync=True",
-            oldest=pin.root.oldest,
+            oldest=gone.oldest or pin.root.oldest,
         )

@@ -1,8 +1,8 @@
 """`Past`: a revision that memory does not hold any more, built again from the journal. It answers as a `Pin` does.
 
-Every entity has one place, which is its address: (kind << 32 | slot) + 1; slots are handed out in the order of first
-creation, and never twice. It takes one pass over the journal, some 5 us for each change, and the memory of everything
-that lived then.
+Every entity has one place, which is its address: (kind << 32 | slot) + 1; slots are those of the checkpoint with which
+it begins, then handed out in the order of first creation. It takes one pass over the journal from that checkpoint on,
+some 5 us for each change, and the memory of everything that lived then.
 """
 
 from __future__ import annotations
@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from solewriter.shared import record
-from solewriter.shared.chain import entries_to
+from solewriter.shared.chain import checkpoint_to, entries_between
+from solewriter.shared.checkpoint import Checkpoint
 from solewriter.shared.memory.pin import Pin
 from solewriter.shared.memory.root import Root
 from solewriter.shared.memory.table import TableReader
@@ -21,22 +22,38 @@ _NOWHERE = Root(0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, ())
 
 
 class Past:
-    """Everything at one revision, by its newest records. `advance` moves it on; a snapshot's never does.
+    """Everything at one revision, by its newest records: at first, at most the one given. `advance` moves it on; a
+    snapshot's never does.
 
     `now` is a pin of the memory beside which it is made: it says how far the journal may be read, and what kinds and
-    columns there are.
+    columns there are. Raises Compacted, JournalCorrupt.
     """
 
-    def __init__(self, now: Pin, folder: Path) -> None:
+    def __init__(self, now: Pin, folder: Path, revision: int) -> None:
         self.view = now.view
         self.catalog = now.catalog
         self.found: dict[Any, Any] = {}
         self.revision = 0
-        self._bodies = (body for entry in entries_to(folder, now.root.entry) for body in entry.records())
         self._coming: bytes | None = None  # read, and of a later revision
         self._slots: list[dict[str, int]] = [{} for _ in now.catalog.kinds]
-        self._newest: list[list[bytes]] = [[] for _ in now.catalog.kinds]
+        self._newest: list[list[bytes]] = [[] for _ in now.catalog.kinds]  # b"" in a slot that nobody has
         self._alive = [0] * len(now.catalog.kinds)
+        begin = 1
+        if (checkpoint := checkpoint_to(folder, revision)) is not None:
+            with checkpoint:
+                self._begin_with(checkpoint)
+            begin = checkpoint.entry + 1
+        self._bodies = (body for entry in entries_between(folder, begin, now.root.entry) for body in entry.records())
+
+    def _begin_with(self, checkpoint: Checkpoint) -> None:
+        directory = checkpoint.directory
+        self.revision = directory.revision
+        for kind, image in enumerate(directory.tables[: len(self._slots)]):
+            self._slots[kind] = {key: slot for slot, key in enumerate(checkpoint.keys(kind)) if key is not None}
+            self._newest[kind] = [b""] * image.places
+            self._alive[kind] = image.alive
+        for slot, body in checkpoint.records():
+            self._newest[record.kind_at(body, 0)][slot] = body
 
     # --- moving on ---------------------------------------------------------------------------------------------------
 
@@ -58,7 +75,7 @@ class Past:
 
     def _install(self, body: bytes, found: record.Record) -> record.Record | None:
         slots, newest = self._slots[found.kind], self._newest[found.kind]
-        slot = slots.setdefault(found.key, len(slots))
+        slot = slots.setdefault(found.key, len(newest))
         before = None
         if slot == len(newest):
             newest.append(body)
@@ -73,11 +90,11 @@ class Past:
 
     @property
     def root(self) -> Root:
-        kinds = tuple(zip([len(slots) for slots in self._slots], self._alive, strict=True))
+        kinds = tuple(zip([len(newest) for newest in self._newest], self._alive, strict=True))
         return _NOWHERE._replace(revision=self.revision, kinds=kinds)
 
     def slots(self, kind: int) -> int:
-        return len(self._slots[kind]) if kind < len(self._slots) else 0
+        return len(self._newest[kind]) if kind < len(self._newest) else 0
 
     def find(self, kind: int, key: str) -> int:
         return self.place(kind, key)[0]
@@ -87,10 +104,10 @@ class Past:
         return (0 if slot < 0 else self.at(kind, slot)), -1
 
     def at(self, kind: int, slot: int) -> int:
-        return (kind << 32 | slot) + 1
+        return (kind << 32 | slot) + 1 if self._newest[kind][slot] else 0
 
     def addresses(self, kind: int) -> Iterator[int]:
-        return (self.at(kind, slot) for slot in range(self.slots(kind)))
+        return filter(None, (self.at(kind, slot) for slot in range(self.slots(kind))))
 
     def slot_at(self, address: int) -> int:
         return address - 1 & 0xFFFFFFFF

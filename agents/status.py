@@ -17,7 +17,7 @@ import msgspec
 
 from solewriter.shared import entry as entries
 from solewriter.shared.config import DEFAULT_LIMITS, STALE_BEATS
-from solewriter.shared.errors import LayoutMismatch
+from solewriter.shared.errors import JournalCorrupt, LayoutMismatch
 from solewriter.shared.folder import SOCKET, StateFolder, Whereabouts, runs
 from solewriter.shared.memory.root import ROOT_BYTES, STOPPED, Root, RootReader
 from solewriter.shared.memory.segment import segment_path
@@ -262,7 +262,7 @@ def _with_request(
     named = default_id(*request)
     try:
         ended = _last_outcomes(folder, journal) if journal else {request}
-    except (OSError, msgspec.MsgspecError) as error:
+    except (OSError, JournalCorrupt) as error:
         problem = f"the journal cannot be read: {error}"
         return msgspec.structs.replace(status, last_request=named, problems=(*status.problems, problem))
     return msgspec.structs.replace(status, last_request=named, deciding=None if request in ended else named)
@@ -273,9 +273,10 @@ def _last_outcomes(folder: StateFolder, journal: list[str]) -> set[tuple[int, in
     for name in reversed(journal):
         buffer, at = (folder.path / name).read_bytes(), entries.FILE_HEADER_BYTES
         outcomes: list[entries.Outcome] = []
-        while (found := entries.unpack(buffer, at)) is not None:
+        number = 0
+        while (found := entries.unpack(buffer, at)) is not None and found[0].number > number:
             outcomes = found[0].private.outcomes or outcomes
-            at = found[2]
+            number, at = found[0].number, found[2]
         if outcomes:
             return {(outcome[0], outcome[1]) for outcome in outcomes}
     return set()

@@ -15,7 +15,7 @@ from solewriter.agents.past import Held, Past
 from solewriter.agents.reader import Reader
 from solewriter.agents.snapshot import Snapshot
 from solewriter.shared import record
-from solewriter.shared.chain import entries_to
+from solewriter.shared.chain import entries_between, oldest_entry, opened
 from solewriter.shared.errors import Compacted, InvalidQuery, SnapshotExpired
 from solewriter.shared.memory.heap import PREFIX_BYTES
 from solewriter.shared.memory.pin import Pin
@@ -57,8 +57,8 @@ def _then(now: Pin, revision: int) -> Pin | None:
 
 
 def _past(reader: Reader, now: Pin, revision: int) -> Past:
-    past = Past(now, reader.folder.path)
     try:
+        past = Past(now, reader.folder.path, revision)
         past.advance(revision)
     except Compacted as error:
         raise compacted(revision, now, error) from None
@@ -69,7 +69,8 @@ def compacted(revision: int, now: Pin, error: Compacted) -> Compacted:
     """What says that a revision, or what comes next behind revision 0, is gone everywhere."""
     what = f"revision {revision} is" if revision else "what was earlier is"
     return Compacted(
-        f"{what} not available any more: memory goes back to {now.root.whole}, and {error}", oldest=now.root.whole
+        f"{what} not available any more: memory goes back to {now.root.whole}, and {error}",
+        oldest=error.oldest or now.root.whole,
     )
 
 
@@ -154,15 +155,15 @@ def history(reader: Reader, kind: Model, id: str) -> Iterator[Change]:
     missing = None
     if version != 1 and now.root.oldest:  # 0: memory holds everything that ever was
         try:
-            older = _in_journal(reader, now, code, id, version)
+            older, missing = _in_journal(reader, now, code, id, version)
         except Compacted as error:
-            missing = compacted(0, now, error)
+            missing = error
     if last is not None:
         yield Change(reader, last._replace(earlier=older[0].record if older else None), name, kind)
     for one in older:
         yield Change(reader, one, name, kind)
     if missing is not None:
-        raise missing
+        raise compacted(0, now, missing)
 
 
 def _in_memory(now: Pin, code: int, id: str) -> Iterator[Published]:
@@ -176,13 +177,21 @@ def _in_memory(now: Pin, code: int, id: str) -> Iterator[Published]:
         pass
 
 
-def _in_journal(reader: Reader, now: Pin, code: int, id: str, below: int | None) -> list[Published]:
-    """Those below a version, or all, the newest first. Raises Compacted."""
+def _in_journal(
+    reader: Reader, now: Pin, code: int, id: str, below: int | None
+) -> tuple[list[Published], Compacted | None]:
+    """Those below a version, or all, the newest first; and whether there may have been others before. Raises
+    Compacted.
+    """
     older: list[Published] = []
     for found in _records_of(reader, now, code, id):
         if below is None or found.version < below:
             older.append(Published(now, 0, found, older[-1].record if older else None))
-    return older[::-1]
+    missing = None
+    if older and older[0].record.version > 1 and oldest_entry(reader.folder.path):
+        first = older[0].record
+        missing = Compacted(f"its history begins with version {first.version}", oldest=first.revision)
+    return older[::-1], missing
 
 
 def journaled(reader: Reader, now: Pin, code: int, id: str, version: int) -> record.Record:
@@ -198,7 +207,11 @@ def journaled(reader: Reader, now: Pin, code: int, id: str, version: int) -> rec
 
 def _records_of(reader: Reader, now: Pin, code: int, id: str) -> Iterator[record.Record]:
     key = id.encode("utf-8", "surrogatepass")
-    for entry in entries_to(reader.folder.path, now.root.entry):
+    folder = reader.folder.path
+    begin = oldest_entry(folder)
+    if begin and (oldest := opened(folder, begin).record_of(code, id)) is not None:
+        yield oldest
+    for entry in entries_between(folder, begin + 1, now.root.entry):
         for body in entry.records():
             if record.kind_at(body, 0) == code and record.key_at(body, 0) == key:
                 yield record.unpack(body)

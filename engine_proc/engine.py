@@ -11,19 +11,23 @@ import asyncio
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
+from solewriter.engine_proc import adoption as adoptions
 from solewriter.engine_proc.bridge import Bridge, LaneEnd
+from solewriter.engine_proc.checkpoint import Made
+from solewriter.engine_proc.checkpoints import Checkpoints
 from solewriter.engine_proc.decide import Draft, decide
 from solewriter.engine_proc.journal import DiskFull, Journal
 from solewriter.engine_proc.newcomer import Newcomer
 from solewriter.engine_proc.publisher import Publisher
 from solewriter.engine_proc.sessions import FORGOTTEN, NEVER, HelloRefused, Session, Sessions, Told
-from solewriter.engine_proc.state import State, Turn
+from solewriter.engine_proc.state import State
+from solewriter.engine_proc.turn import Turn
 from solewriter.engine_proc.writing import Form, form, write
 from solewriter.shared import failpoint, wireform
 from solewriter.shared.config import RECLAIM_LOOK, RECLAIM_LOOK_LEAST, Limits
-from solewriter.shared.entry import SessionChange
+from solewriter.shared.entry import CheckpointName, Private, SessionChange
 from solewriter.shared.errors import (
     EngineUnavailable,
     Expired,
@@ -56,6 +60,15 @@ class Registration:
         self.done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
 
 
+class Finished(NamedTuple):
+    """A checkpoint that was made. It waits in the inbox, too."""
+
+    made: Made
+
+
+BETWEEN_TURNS = (Registration, Finished)
+
+
 class SingleWriter:
     """Owns the state and is the only one to change it."""
 
@@ -75,6 +88,7 @@ class SingleWriter:
         self._publisher = publisher
         self._bridge = bridge
         self._limits = limits
+        self.checkpoints: Checkpoints | None = None
         self._still_owner = still_owner  # raises when the state folder is no longer this engine's
         self._waiting: deque[Any] = deque()  # of (lane, sequence, request), Newcomer and Registration
         self._stopping = False
@@ -86,14 +100,16 @@ class SingleWriter:
     async def run(self) -> None:
         """Turn after turn, until the inbox is closed and everything accepted before is done, or `stop` is called."""
         while not self._stopping and await self._take():
-            if isinstance(self._waiting[0], Registration):
-                await self._adopt(self._waiting.popleft())
+            if isinstance(self._waiting[0], BETWEEN_TURNS):
+                await self._between_turns(self._waiting.popleft())
                 continue
             turn = Turn(self.state, self._publisher.heap.tail, time.time_ns() // 1000)
             self._decide(turn)
             await self._commit(turn)
             self._reply()
             self._reclaim(turn.bytes)
+            if self.checkpoints is not None and self.checkpoints.due:
+                self._begin_checkpoint(self.checkpoints)
 
     def _reclaim(self, written: int) -> None:
         """Memory is given back as fast as it is used, after the replies left."""
@@ -116,11 +132,42 @@ class SingleWriter:
                 item.refuse("the engine is stopping")
             elif isinstance(item, Registration):
                 item.done.set_exception(EngineUnavailable("the engine is stopping"))
-            elif not item[0].superseded:
+            elif not isinstance(item, Finished) and not item[0].superseded:
                 answer = (item[1], Status.UNAVAILABLE, self.state.revision, STOPPED)
                 self._replies.setdefault(item[0], []).append(answer)
         self._waiting.clear()
         self._reply()
+
+    async def _between_turns(self, item: Registration | Finished) -> None:
+        self._still_owner()
+        if isinstance(item, Registration):
+            await self._adopt(item)
+        elif self.checkpoints is not None:
+            await self._note_checkpoint(item.made, self.checkpoints)
+
+    # --- checkpoints -------------------------------------------------------------------------------------------------
+
+    def _begin_checkpoint(self, checkpoints: Checkpoints) -> None:
+        """Of everything so far: the newest entry may have changed no entity, so it is published first."""
+        self._publisher.publish([], self.state.revision, self._journal.tail.number, self.state.counts())
+        loop, inbox = asyncio.get_running_loop(), self._bridge.inbox
+
+        def done(made: Made) -> None:
+            loop.call_soon_threadsafe(inbox.put_nowait, [Finished(made)])
+
+        checkpoints.begin(done)
+
+    async def _note_checkpoint(self, made: Made, checkpoints: Checkpoints) -> None:
+        """What no reader sees is journaled behind it; then a start begins with it."""
+        before, whole = self._journal.length, checkpoints.describe(CheckpointName(made.entry, made.crc))
+        self._journal.append(self.state.revision, time.time_ns() // 1000, [], Private(whole=whole))
+        try:
+            await self._journal.commit(durable=True)
+        except DiskFull as error:
+            checkpoints.failed(str(error))
+            return
+        failpoint.reach("checkpoint.journaled")
+        checkpoints.noted(made, self._journal.length - before)
 
     # --- models ------------------------------------------------------------------------------------------------------
 
@@ -131,27 +178,27 @@ class SingleWriter:
         await registration.done
 
     async def _adopt(self, registration: Registration) -> None:
-        """Between two turns: what they bring is journaled before anybody can use it."""
-        self._still_owner()
+        """What they bring is journaled before anybody can use it."""
+        state, publisher = self.state, self._publisher
         try:
-            adoption = self.state.prepared(registration.kinds)
+            adoption = adoptions.prepare(state, publisher, registration.kinds)
         except SolewriterError as error:
             registration.done.set_exception(error)
             return
         if adoption.brings_nothing:
-            self.state.adopt(adoption)
+            adoptions.adopt(state, publisher, adoption)
             registration.done.set_result(None)
             return
         try:
-            self._publisher.reserve([], {})
-            self._journal.append(self.state.revision, time.time_ns() // 1000, [], adoption.private)
+            publisher.reserve([], {})
+            self._journal.append(state.revision, time.time_ns() // 1000, [], adoption.private)
             await self._journal.commit(durable=True)
         except (MemoryFull, DiskFull) as error:
-            self.state.forgo(adoption)
+            adoptions.forgo(state, publisher, adoption)
             registration.done.set_exception(error)
             return
-        self.state.adopt(adoption)
-        self._publisher.publish([], self.state.revision, self._journal.tail.number, self.state.counts())
+        adoptions.adopt(state, publisher, adoption)
+        publisher.publish([], state.revision, self._journal.tail.number, state.counts())
         registration.done.set_result(None)
 
     # --- take --------------------------------------------------------------------------------------------------------
@@ -189,7 +236,7 @@ class SingleWriter:
         waiting, limits, left = self._waiting, self._limits, self._limits.batch_max
         lane, answers = None, []
         while waiting and left and turn.bytes < limits.turn_bytes_max:
-            if isinstance(waiting[0], Registration):
+            if isinstance(waiting[0], BETWEEN_TURNS):
                 break  # it waits for the end of this turn
             item = waiting.popleft()
             left -= 1

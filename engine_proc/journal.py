@@ -3,9 +3,9 @@ of it.
 
 `FileJournal` is a chain of append-only files in the state folder. One write for each turn, plus one fdatasync for
 `power`. Its laws: the first failed write or sync ends the process (a failed fsync must never be retried: the kernel
-has marked the pages clean); only a full disk is survivable; a bad entry at the very end is a torn tail and is
-dropped; any other bad entry, or a missing tail that was acked, is a refusal to start that names the place. Nothing is
-guessed.
+has marked the pages clean); only a full disk is survivable; for `power` at most one entry is ever written and not on
+disk, so a bad entry at the very end is a torn tail and is dropped, and any other bad entry, or a missing tail that was
+on disk, is a refusal to start that names the place. Nothing is guessed.
 """
 
 from __future__ import annotations
@@ -13,24 +13,20 @@ from __future__ import annotations
 import asyncio
 import errno
 import os
-import struct
-from collections.abc import Generator, Iterator
+from collections.abc import Callable, Generator, Iterator
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from itertools import pairwise
 from pathlib import Path
 from typing import NamedTuple, Protocol
-from zlib import crc32
 
+from solewriter.engine_proc.ahead import FULL, FilesAhead
 from solewriter.shared import entry as entries
 from solewriter.shared import failpoint
-from solewriter.shared.chain import journal_files
-from solewriter.shared.config import JOURNAL_FILE_BYTES_FIRST, KIB, Limits
-from solewriter.shared.entry import FILE_HEADER_BYTES, Entry, Private
+from solewriter.shared.chain import first_entry_of, first_of, journal_files
+from solewriter.shared.config import JOURNAL_FILE_BYTES_FIRST, Limits
+from solewriter.shared.entry import COMMITTED_BYTES, FILE_HEADER_BYTES, Entry, Private, PrivateState
 from solewriter.shared.errors import EngineUnavailable, JournalCorrupt
-
-ZEROS = bytes(256 * KIB)
-_COMMITTED = struct.Struct("<QII")  # entry number, its crc, crc of these two
-_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+from solewriter.shared.folder import sync_folder
 
 
 class DiskFull(EngineUnavailable):
@@ -52,14 +48,33 @@ class Missing(NamedTuple):
     place: str
 
 
+def never() -> bool:
+    return False
+
+
 class Journal(Protocol):
     """Durable entries in order. Bodies do not know where they lie."""
 
     @property
     def tail(self) -> Tail: ...
 
-    def replay(self) -> Iterator[Entry]:
-        """Every entry still held, oldest first; once, before the first append. Raises JournalCorrupt."""
+    @property
+    def state_id(self) -> bytes:
+        """What all files of one state have in common."""
+
+    @property
+    def length(self) -> int:
+        """Bytes of the entries that were replayed and committed: what has to be replayed grows with it."""
+
+    def newest_whole(self) -> tuple[int, PrivateState] | None:
+        """The newest entry that holds the whole private state, and its number; None where all begins with entry 1."""
+
+    def replay(self, first: int = 1, may_be_cut: Callable[[], bool] = never) -> Iterator[Entry]:
+        """Every entry from this one on, oldest first; once, before the first append. Raises JournalCorrupt.
+
+        `may_be_cut` tells, of what was replayed so far, whether entries may legally have been lost behind it, in any
+        order: then what follows the first bad one is dropped.
+        """
 
     def append(self, revision: int, time_us: int, bodies: list[bytes], private: Private) -> None:
         """Take the next entry; it is nowhere until `commit`."""
@@ -70,7 +85,7 @@ class Journal(Protocol):
         """
 
     def trim(self, before: int) -> None:
-        """Entries numbered below this may go."""
+        """Entries numbered below this may go. Runs in a thread beside the commits."""
 
     def close(self) -> None: ...
 
@@ -82,7 +97,13 @@ class NoJournal:
         self.tail = Tail(0, 0)
         self._next = Tail(0, 0)
 
-    def replay(self) -> Iterator[Entry]:
+        self.length = 0
+        self.state_id = b""
+
+    def newest_whole(self) -> tuple[int, PrivateState] | None:
+        return None
+
+    def replay(self, first: int = 1, may_be_cut: Callable[[], bool] = never) -> Iterator[Entry]:
         return iter(())
 
     def append(self, revision: int, time_us: int, bodies: list[bytes], private: Private) -> None:
@@ -98,26 +119,37 @@ class NoJournal:
         pass
 
 
+class Staged(NamedTuple):
+    """An appended entry, until its commit."""
+
+    packed: bytes
+    tail: Tail
+    whole: bool  # it holds the whole private state: it begins a file, and is on disk at every level
+    tidying: bool  # it may use what little room is left
+
+
 class FileJournal:
-    """Files `journal-<first entry>.log`, the next one made ahead as `journal.next`, and `committed`, the last entry's
-    number.
+    """Files `journal-<first entry>.log`, and `committed`, the number of the last entry that was on disk (`power`) or
+    written.
     """
 
     def __init__(self, folder: Path, state_id: bytes, limits: Limits, beside: Executor, *, power: bool) -> None:
         self._folder = folder
-        self._state_id = state_id
+        self.state_id = state_id
         self._power = power
         self._beside = beside
         self._syncer = ThreadPoolExecutor(1, "journal-sync")  # never waits behind the zero-filling
         self._file_bytes = JOURNAL_FILE_BYTES_FIRST
         self._file_bytes_max = limits.journal_file_bytes
-        self._next: Future[int] | None = None
+        self._ahead = FilesAhead(folder, beside, zeroed=power)
         self._closing: Future[None] | None = None
         self._fd = -1
         self._offset = 0
         self._size = 0
-        self._staged: tuple[bytes, Tail] | None = None
+        self._staged: Staged | None = None
         self._tail = Tail(0, 0)
+        self._on_disk = True  # all that was committed
+        self.length = 0
         self._committed_fd = os.open(folder / "committed", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         self.missing: Missing | None = None
 
@@ -129,33 +161,40 @@ class FileJournal:
 
     def append(self, revision: int, time_us: int, bodies: list[bytes], private: Private) -> None:
         packed, crc = entries.pack(self._tail.number + 1, revision, time_us, self._tail.crc, bodies, private)
-        self._staged = (packed, Tail(self._tail.number + 1, crc))
+        whole = private.whole is not None
+        tail = Tail(self._tail.number + 1, crc)
+        self._staged = Staged(packed, tail, whole, tidying=whole or private.life is not None)
 
     async def commit(self, *, durable: bool) -> None:
         assert self._staged is not None
-        (packed, tail), self._staged = self._staged, None
-        if self._offset + len(packed) > self._size:
-            if self._power:  # entries that needed no sync themselves are what the next file is chained to
-                await self._sync()
-            self._roll(len(packed))
+        staged, self._staged = self._staged, None
+        packed = staged.packed
+        if (self._power or staged.whole) and not self._on_disk:
+            await self._sync()  # so a hole in the journal is never the work of a power cut
+        if staged.whole or self._offset + len(packed) > self._size:
+            self._roll(len(packed), staged.tidying)
         failpoint.reach("commit.write")
         self._write(packed, self._offset)
         failpoint.reach("commit.written")
-        if durable and self._power:
+        self._on_disk = False
+        if staged.whole or (durable and self._power):
             await self._sync()
             failpoint.reach("commit.synced")
         self._offset += len(packed)
-        self._tail = tail
-        self._note_committed(tail)
+        self.length += len(packed)
+        self._tail = staged.tail
+        if self._on_disk or not self._power:
+            self._note_committed(staged.tail)
         failpoint.reach("commit.noted")
         if self._closing is not None and self._closing.done():
             self._closing.result()
             self._closing = None
-        if self._next is None and self._offset > self._size // 2:
-            self._next = self._beside.submit(self._make_next, self._file_bytes)
+        if not self._ahead.begun and self._offset > self._size // 2:
+            self._ahead.begin(self._file_bytes)
 
     async def _sync(self) -> None:
         await asyncio.get_running_loop().run_in_executor(self._syncer, os.fdatasync, self._fd)
+        self._on_disk = True
 
     def _write(self, data: bytes, offset: int) -> None:
         """All of it in its reserved place. A short write is an error like any other: the rest is not retried."""
@@ -164,49 +203,36 @@ class FileJournal:
             raise OSError(errno.EIO, f"wrote {written} of {len(data)} bytes to the journal")
 
     def _note_committed(self, tail: Tail) -> None:
-        words = struct.pack("<QI", tail.number, tail.crc)
-        os.pwrite(self._committed_fd, words + struct.pack("<I", crc32(words)), tail.number % 2 * _COMMITTED.size)
+        note, place = entries.committed_note(tail.number, tail.crc)
+        os.pwrite(self._committed_fd, note, place)
 
-    def _make_next(self, size: int) -> int:
-        """Zero-fill `journal.next`: an fdatasync in place costs half of one that extends."""
-        path = self._folder / "journal.next"
-        fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
-        try:
-            failpoint.reach("journal.prepare")
-            for start in range(0, size, len(ZEROS)):
-                block = ZEROS[: size - start]
-                if os.write(fd, block) != len(block):
-                    raise OSError(errno.ENOSPC, "no room for the next journal file")
-            os.fsync(fd)
-        except OSError:
-            os.close(fd)
-            path.unlink(missing_ok=True)
-            raise
-        return fd
-
-    def _roll(self, needed: int) -> None:
+    def _roll(self, needed: int, tidying: bool) -> None:
         """Go on in the next file. Raises DiskFull."""
-        future, self._next = self._next, None
+        needed += FILE_HEADER_BYTES
         try:
-            fd = (
-                future.result()
-                if future is not None
-                else self._make_next(max(self._file_bytes, FILE_HEADER_BYTES + needed))
-            )
-            if os.fstat(fd).st_size < FILE_HEADER_BYTES + needed:
-                os.close(fd)
-                fd = self._make_next(FILE_HEADER_BYTES + needed)
+            fd = self._ahead.take(needed, self._file_bytes)
         except OSError as error:
-            if error.errno in _FULL:
-                raise DiskFull(
-                    f"no room for the journal in {self._folder}: free space there; reads go on meanwhile"
-                ) from error
-            raise
+            if error.errno not in FULL:
+                raise
+            self._ahead.give_reserve_back()
+            fd = self._small_file(needed, error, tidying)
+        else:
+            self._ahead.hold_reserve()
         self._begin(fd, self._tail)
 
+    def _small_file(self, needed: int, error: OSError, tidying: bool) -> int:
+        """On a full disk: just what an entry needs by which space is made, or the end is noted. Raises DiskFull."""
+        try:
+            if tidying:
+                return self._ahead.take(needed, needed)
+        except OSError as again:
+            if again.errno not in FULL:
+                raise
+        raise DiskFull(f"no room for the journal in {self._folder}: free space there; reads go on meanwhile") from error
+
     def _begin(self, fd: int, tail: Tail) -> None:
-        """Make a zero-filled `journal.next` the current file."""
-        header = entries.file_header(self._state_id, tail.number + 1, tail.crc)
+        """Make `journal.next` the current file."""
+        header = entries.file_header(self.state_id, tail.number + 1, tail.crc)
         if os.pwrite(fd, header, 0) != len(header):
             raise OSError(errno.EIO, "wrote half a journal header")
         os.fdatasync(fd)
@@ -227,77 +253,121 @@ class FileJournal:
 
     # --- recovery ----------------------------------------------------------------------------------------------------
 
-    def replay(self) -> Iterator[Entry]:
-        """Every entry of every file; then the last file is rewritten to new pages and synced, because pages that a
-        failed fsync left behind may be readable and not on disk.
+    def newest_whole(self) -> tuple[int, PrivateState] | None:
+        for path in reversed(journal_files(self._folder)):
+            first = first_entry_of(path)
+            if first is not None and (whole := first.private.whole) is not None:
+                return first.number, whole
+        return None
+
+    def replay(self, first: int = 1, may_be_cut: Callable[[], bool] = never) -> Iterator[Entry]:
+        """Every entry of the files from the one that holds `first`; then the last file is rewritten to new pages and
+        synced, because pages that a failed fsync left behind may be readable and not on disk.
         """
         (self._folder / "journal.next").unlink(missing_ok=True)
-        files = journal_files(self._folder)
-        buffer, end, path = b"", FILE_HEADER_BYTES, None
+        files = self._files_from(first)
+        if not files:
+            self._begin_history()
+            return
+        cut, lost = False, list[Path]()
         for position, path in enumerate(files):
             buffer = path.read_bytes()
-            self._follow_on(path, entries.read_file_header(path, buffer), first=position == 0)
-            end = yield from self._entries_of(path, buffer, last=position == len(files) - 1)
-        if path is None:
-            noted = self._read_committed()
-            if noted is not None:
-                raise JournalCorrupt(
-                    f"{self._folder} once held {noted.number} entries, and has no journal file any more",
-                    place=str(self._folder),
-                )
-            self._begin(self._make_next(self._file_bytes), self._tail)
-        else:
-            self._rewrite(path, buffer[:end], len(buffer))
+            if not self._follows(path, buffer, position, may_be_cut):
+                lost = files[position:]
+                break
+            last = position == len(files) - 1
+            end, cut = yield from self._entries_of(path, buffer, first, may_be_cut, last=last)
+            whole, kept = buffer[:end], (path, len(buffer))
+            if cut:
+                lost = files[position + 1 :]
+                break
+        self._rewrite(kept[0], whole, kept[1])
+        for path in lost:
+            path.unlink()
+        if lost:
+            sync_folder(self._folder)
         self._note_committed(self._tail)
+        self._ahead.hold_reserve()
 
-    def _follow_on(self, path: Path, start: entries.FileStart, *, first: bool) -> None:
-        if start.state_id != self._state_id:
+    def _files_from(self, first: int) -> list[Path]:
+        """The files from the one that holds this entry on."""
+        files = journal_files(self._folder)
+        before = [path for path in files if first_of(path) <= first]
+        if files and not before:
+            raise JournalCorrupt(
+                f"the journal begins with entry {first_of(files[0])}, and entry {first} is needed: a file is missing",
+                place=f"entry {first}",
+            )
+        return files[len(before) - 1 :] if before else []
+
+    def _begin_history(self) -> None:
+        """The first file of all."""
+        noted = self._read_committed()
+        if noted is not None:
+            raise JournalCorrupt(
+                f"{self._folder} once held {noted} entries, and has no journal file any more",
+                place=str(self._folder),
+            )
+        self._begin(self._ahead.take(FILE_HEADER_BYTES, self._file_bytes), self._tail)
+        self._note_committed(self._tail)
+        self._ahead.hold_reserve()
+
+    def _follows(self, path: Path, buffer: bytes, position: int, may_be_cut: Callable[[], bool]) -> bool:
+        """Whether a file follows the one before it. Raises JournalCorrupt if not, unless it may be cut there."""
+        start = entries.read_file_header(path, buffer)
+        if start.state_id != self.state_id:
             raise JournalCorrupt(f"{path.name} belongs to another state", place=f"{path.name}:0")
-        if first:
+        if start.first != first_of(path):
+            raise JournalCorrupt(f"{path.name} begins with entry {start.first}", place=f"{path.name}:0")
+        if position == 0:
             self._tail = Tail(start.first - 1, start.previous_crc)
         elif (start.first - 1, start.previous_crc) != self._tail:
+            if may_be_cut():
+                return False
             raise JournalCorrupt(
                 f"{path.name} begins with entry {start.first}, but the files before it end with {self._tail.number}: "
                 "one is missing",
                 place=f"{path.name}:0",
             )
+        return True
 
-    def _entries_of(self, path: Path, buffer: bytes, *, last: bool) -> Generator[Entry, None, int]:
-        """The entries of one file; returns the offset behind the last one."""
-        at = FILE_HEADER_BYTES
-        while (found := entries.unpack(buffer, at)) is not None:
+    def _entries_of(
+        self, path: Path, buffer: bytes, first: int, may_be_cut: Callable[[], bool], *, last: bool
+    ) -> Generator[Entry, None, tuple[int, bool]]:
+        """The entries of one file from `first` on; returns the offset behind the last one, and whether later ones were
+        given up.
+        """
+        at, tail = FILE_HEADER_BYTES, self._tail
+        while (found := entries.unpack(buffer, at)) is not None and found[0].number > tail.number:
             entry, previous, behind = found
-            if entry.number != self._tail.number + 1 or previous != self._tail.crc:
+            if entry.number != tail.number + 1 or previous != tail.crc:
+                if may_be_cut():
+                    return at, True
                 raise JournalCorrupt(
-                    f"entry {entry.number} does not follow entry {self._tail.number}", place=f"{path.name}:{at}"
+                    f"entry {entry.number} does not follow entry {tail.number}", place=f"{path.name}:{at}"
                 )
-            self._tail = Tail(entry.number, entry.crc)
-            yield entry
+            self._tail = tail = Tail(entry.number, entry.crc)
+            if entry.number >= first:
+                self.length += behind - at
+                yield entry
             at = behind
-        later = entries.later_entry(buffer, at, self._tail.number)
-        if later is not None:
+        later = entries.later_entry(buffer, at, tail.number)
+        if later is not None and not may_be_cut():
             raise JournalCorrupt(
                 f"{path.name} is damaged at offset {at}: a later entry at {later} is whole", place=f"{path.name}:{at}"
             )
-        if last:
+        if last or later is not None:
             self._compare_committed(path, at)
-        return at
+        return at, later is not None
 
     def _compare_committed(self, path: Path, at: int) -> None:
         """Notice a lost tail of acked entries. After a reboot without `power` it is no damage."""
         noted = self._read_committed()
-        if noted is None or noted.number <= self._tail.number:
-            return
-        self.missing = Missing(self._tail.number + 1, noted.number, f"{path.name}:{at}")
+        if noted is not None and noted > self._tail.number:
+            self.missing = Missing(self._tail.number + 1, noted, f"{path.name}:{at}")
 
-    def _read_committed(self) -> Tail | None:
-        best: Tail | None = None
-        raw = os.pread(self._committed_fd, 2 * _COMMITTED.size, 0)
-        for start in range(0, len(raw) - _COMMITTED.size + 1, _COMMITTED.size):
-            number, crc, check = _COMMITTED.unpack_from(raw, start)
-            if check == crc32(raw[start : start + 12]) and (best is None or number > best.number):
-                best = Tail(number, crc)
-        return best
+    def _read_committed(self) -> int | None:
+        return entries.last_committed(os.pread(self._committed_fd, COMMITTED_BYTES, 0))
 
     def _rewrite(self, path: Path, whole: bytes, size: int) -> None:
         fd = os.open(self._folder / "journal.next", os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
@@ -314,22 +384,21 @@ class FileJournal:
     # --- the rest ----------------------------------------------------------------------------------------------------
 
     def trim(self, before: int) -> None:
-        """Unlink closed files all of whose entries are numbered below `before`."""
-        files = journal_files(self._folder)
-        for path, following in pairwise(files):
-            if int(following.stem.removeprefix("journal-")) <= before:
-                path.unlink()
+        """Give up closed files all of whose entries are numbered below `before`, the oldest first."""
+        for path, following in pairwise(journal_files(self._folder)):
+            if first_of(following) <= before:
+                self._ahead.keep(path)
+                failpoint.reach("trim.file")
         sync_folder(self._folder)
 
     def close(self) -> None:
         """Sync what is there, at every level: a clean stop survives power loss."""
-        if self._next is not None and self._next.exception() is None:
-            os.close(self._next.result())
-            (self._folder / "journal.next").unlink(missing_ok=True)
+        self._ahead.close()
         if self._closing is not None:
             self._closing.result()
         if self._fd >= 0:  # it was replayed
             os.fdatasync(self._fd)
+            self._note_committed(self._tail)
             os.fdatasync(self._committed_fd)
             os.close(self._fd)
         os.close(self._committed_fd)
@@ -340,12 +409,3 @@ def _sync_and_close(fd: int, committed_fd: int) -> None:
     os.fdatasync(fd)
     os.fdatasync(committed_fd)
     os.close(fd)
-
-
-def sync_folder(folder: Path) -> None:
-    """Make a change of names durable."""
-    fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        os.fsync(fd)
-    finally:
-        os.close(fd)

@@ -7,7 +7,7 @@ tail, installs heads, cells and keys, and shows the new root by one store. Until
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import Executor
 from pathlib import Path
 
@@ -15,6 +15,7 @@ import msgspec
 
 from solewriter.engine_proc.reclaim import Dropped, Reclaimer
 from solewriter.shared import failpoint
+from solewriter.shared.checkpoint import Checkpoint
 from solewriter.shared.columns import Cells, Column
 from solewriter.shared.config import MEMORY_VERSION, Limits
 from solewriter.shared.errors import MemoryFull
@@ -28,7 +29,7 @@ from solewriter.shared.memory.segment import Segment, segment_path
 from solewriter.shared.memory.table import TableWriter
 from solewriter.shared.registry import Schema
 
-Columnar = tuple[TableWriter, IndexWriter]
+Columnar = tuple[TableWriter, IndexWriter[Segment]]
 """Where the entities of one kind are found"""
 
 
@@ -52,7 +53,7 @@ class Publisher:
         self.prefix = prefix
         self._folder = limits.memory_dir
         self._tables: list[TableWriter] = []
-        self._indexes: list[IndexWriter] = []
+        self._indexes: list[IndexWriter[Segment]] = []
         self._catalog_number = 0
         self._generations = 0  # of all tables
         root = self._make(ROOT_BYTES, "root")
@@ -244,6 +245,35 @@ class Publisher:
         table = self._tables[one.kind]
         self.reclaimer.installed(one.address, table.head(one.slot))
         table.install(one.slot, one.address, one.cells, one.alive)
+
+    def restore(self, checkpoint: Checkpoint) -> None:
+        """During recovery, before anything else: memory as a checkpoint has it. Raises MemoryFull, JournalCorrupt."""
+        directory = checkpoint.directory
+        segments = self.heap.restore([section.size for section in directory.heap])
+        wanted = [(section, segment.bytes) for section, segment in zip(directory.heap, segments, strict=True)]
+        for image in directory.tables:
+            self.add_table(image.columns)
+            table, index = self._tables[-1], self._indexes[-1]
+            table.reserve(image.places)
+            for number, chunk in enumerate(image.chunks):
+                wanted += [(section, array) for section, array in zip(chunk, table.arrays(number), strict=True)]
+            arena = index.restore(image.index.counts, image.index.used, [part.size for part in image.index.segments])
+            wanted += [(part, segment.bytes) for part, segment in zip(image.index.segments, arena, strict=True)]
+        checkpoint.fill(wanted)
+        for index in self._indexes:
+            index.restored()
+        self.reclaimer.resume(directory.revision, directory.live_bytes, directory.tombstone_bytes)
+        self.note_recovered(directory.revision)
+
+    def make_room(self, kind: int, slots: int, new_keys: Mapping[int, bytes]) -> None:
+        """During recovery: for so many slots of a kind, and these new keys by slot, which are found from now on. Raises
+        MemoryFull.
+        """
+        self._tables[kind].reserve(slots)
+        hashes = [key_hash(key) for key in new_keys.values()]
+        self._indexes[kind].reserve(hashes)
+        for hashed, slot in zip(hashes, new_keys, strict=True):
+            self._indexes[kind].insert(hashed, slot)
 
     def install_recovered(self, record: Installed) -> None:
         """During recovery, before anybody reads: room and heads at once. Raises MemoryFull."""

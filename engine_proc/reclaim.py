@@ -23,9 +23,6 @@ from solewriter.shared.memory.heap import OFFSET_MASK, PREFIX, PREFIX_BYTES, STA
 from solewriter.shared.memory.segment import Segment, is_mapped, punch
 from solewriter.shared.record import Flags
 
-_CRC_BYTES = 4
-_FLAGS = 13  # of the byte in a body
-
 
 class Moved(NamedTuple):
     """A live record at its new address."""
@@ -74,6 +71,15 @@ class Reclaimer:
         self.condemned: list[Condemned] = []
         self.oldest = 0  # the oldest revision of which, and behind which, all records are in memory
         self.whole = 0  # the oldest revision of which all entities are
+
+    def resume(self, revision: int, live: int, tombstones: int) -> None:
+        """Count on from a checkpoint that was put back: nothing in it is dead, and nothing is older."""
+        self._used, self._live, self._tombstones = live + tombstones, live, tombstones
+        self.begin_behind(revision)
+
+    def begin_behind(self, revision: int) -> None:
+        """During recovery: of what was overtaken up to this revision, memory has nothing."""
+        self.oldest, self.whole = revision + 1, revision
 
     # --- counting ----------------------------------------------------------------------------------------------------
 
@@ -207,6 +213,6 @@ class Reclaimer:
 def relocated(body: bytes) -> bytes:
     """The same body, flagged as a copy."""
     copy = bytearray(body)
-    copy[_FLAGS] |= Flags.RELOCATED
-    copy[:_CRC_BYTES] = crc32(copy[_CRC_BYTES:]).to_bytes(_CRC_BYTES, "little")
+    copy[record.FLAGS_OFFSET] |= Flags.RELOCATED
+    copy[: record.CRC_BYTES] = crc32(copy[record.CRC_BYTES :]).to_bytes(record.CRC_BYTES, "little")
     return bytes(copy)

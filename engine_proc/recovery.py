@@ -4,64 +4,145 @@ from __future__ import annotations
 
 import os
 import sys
+from collections import deque
 from pathlib import Path
 
 from solewriter.engine_proc.journal import FileJournal, Journal
 from solewriter.engine_proc.lock import Lock
+from solewriter.engine_proc.newest import NewestRecords
 from solewriter.engine_proc.publisher import Publisher, remove_segments
-from solewriter.engine_proc.sessions import Sessions, Told
+from solewriter.engine_proc.sessions import Sessions, told_of
 from solewriter.engine_proc.state import State
-from solewriter.shared.entry import Entry, Life, Outcome
+from solewriter.shared import failpoint
+from solewriter.shared.checkpoint import Checkpoint, checkpoint_path
+from solewriter.shared.entry import CheckpointName, Entry, Life, Private, PrivateState
 from solewriter.shared.errors import JournalCorrupt, LayoutMismatch, Locked
 from solewriter.shared.folder import StateFolder, Whereabouts, runs
 from solewriter.shared.memory.root import STOPPED, SUPERSEDED, succeed
 from solewriter.shared.memory.segment import Segment, segment_path
-from solewriter.shared.wire import Status
 
 
-def replay(journal: Journal, state: State, sessions: Sessions, publisher: Publisher) -> Life | None:
-    """Put everything back: entities, sessions, outcomes. Returns the last life that the journal knows of."""
-    life = None
-    publisher.reclaimer.keeps_tombstones = True  # what was forgotten when says the journal
-    for entry in journal.replay():
-        if life is None and entry.number != 1:  # nothing is trimmed yet, so history begins with the first entry
-            raise JournalCorrupt(
-                f"the journal begins with entry {entry.number}: a file is missing", place=f"entry {entry.number}"
-            )
-        _install(entry, state, sessions, publisher)
-        life = entry.private.life or life
-    publisher.reclaimer.keeps_tombstones = False
-    return life
+class Recovery:
+    """Puts everything back: entities, sessions, outcomes."""
+
+    def __init__(
+        self, folder: Path, journal: Journal, state: State, sessions: Sessions, publisher: Publisher, recent_bytes: int
+    ) -> None:
+        self._folder = folder
+        self._recent_bytes = recent_bytes
+        self._journal = journal
+        self._state = state
+        self._sessions = sessions
+        self._publisher = publisher
+        self._newest = NewestRecords(state, publisher)
+        self._whole_from = 0  # the entry that holds the whole private state: what earlier ones say of it is in there
+        self.life: Life | None = None  # the last one that the journal knows of
+
+    def run(self) -> Checkpoint | None:
+        """The checkpoint with which it began, closed. Raises JournalCorrupt, LayoutMismatch, MemoryFull."""
+        found = self._journal.newest_whole()
+        checkpoint, first = None, 1
+        if found is not None:
+            self._whole_from, whole = found
+            self.life = whole.life
+            checkpoint, first = self._restored(whole), whole.checkpoint.entry + 1
+        self._publisher.reclaimer.keeps_tombstones = True  # what was forgotten when says the journal
+        self._replay(first)
+        self._publisher.reclaimer.keeps_tombstones = False
+        return checkpoint
+
+    def _restored(self, whole: PrivateState) -> Checkpoint:
+        path = checkpoint_path(self._folder, whole.checkpoint.entry)
+        try:
+            checkpoint = Checkpoint(path)
+        except FileNotFoundError:
+            raise JournalCorrupt(f"{path.name} is missing", place=path.name) from None
+        with checkpoint:
+            if checkpoint.name != whole.checkpoint or checkpoint.state_id != self._journal.state_id:
+                raise JournalCorrupt(f"{path.name} is not the one that the journal names", place=f"{path.name}:0")
+            self._publisher.restore(checkpoint)
+            failpoint.reach("recover.restored")
+            self._state.restore(checkpoint)
+        return checkpoint
+
+    def _replay(self, first: int) -> None:
+        """The entries behind the checkpoint: the most recent ones with all their records, others by their newest."""
+        recent: deque[tuple[Entry, Private]] = deque()
+        held = 0
+        for entry in self._journal.replay(first, self._may_be_cut):
+            said = entry.private
+            if entry.number >= self._whole_from:
+                self.life = said.life or self.life
+            recent.append((entry, said))
+            held += len(entry.bodies) + len(entry.said)
+            while held > self._recent_bytes:
+                oldest, told = recent.popleft()
+                held -= len(oldest.bodies) + len(oldest.said)
+                self._install_newest(oldest, told)
+        self._newest.install()
+        for entry, said in recent:
+            self._install(entry, said)
+
+    def _may_be_cut(self) -> bool:
+        """Whether a power cut may have taken entries in any order."""
+        return self.life is not None and self.life.durability != "power" and rebooted_since(self.life)
+
+    def _install_newest(self, entry: Entry, said: Private) -> None:
+        if said.slots or said.kinds or said.schemas:
+            self._newest.install()
+            self._install(entry, said)
+            return
+        self._newest.add(entry)
+        self._install_private(entry, said)
+
+    def _install(self, entry: Entry, said: Private) -> None:
+        if said.kinds or said.schemas:
+            self._state.add_kinds(said.kinds, said.schemas)
+        for position, body in enumerate(entry.records()):
+            self._publisher.install_recovered(self._state.install(body, said.slots.get(position)))
+        if entry.bodies:
+            self._publisher.note_recovered(entry.revision)
+            self._publisher.reclaim(sys.maxsize, self._state.revision, entry.number, self._state.counts())
+        self._install_private(entry, said)
+
+    def _install_private(self, entry: Entry, said: Private) -> None:
+        """What an entry says besides entities."""
+        if entry.number < self._whole_from:
+            return
+        sessions = self._sessions
+        if said.whole is not None:
+            sessions.restore(said.whole)
+            self._state.restore_forgotten(said.whole.keys)
+        sessions.forget(said.forgotten_sessions)
+        for outcome in said.outcomes:
+            sessions.remember(outcome[0], outcome[1], told_of(outcome))
+        for change in said.sessions:
+            sessions.take(change)
+        for request_id in said.fenced_ids:
+            sessions.fence(request_id)
 
 
-def _install(entry: Entry, state: State, sessions: Sessions, publisher: Publisher) -> None:
-    said = entry.private
-    if said.kinds or said.schemas:
-        state.add_kinds(said.kinds, said.schemas)
-    for position, body in enumerate(entry.records()):
-        publisher.install_recovered(state.install(body, said.slots.get(position)))
-    if entry.bodies:
-        publisher.note_recovered(entry.revision)
-        publisher.reclaim(sys.maxsize, state.revision, entry.number, state.counts())
-    sessions.forget(said.forgotten_sessions)
-    for outcome in said.outcomes:
-        sessions.remember(outcome[0], outcome[1], _told(outcome))
-    for change in said.sessions:
-        sessions.take(change)
-    for request_id in said.fenced_ids:
-        sessions.fence(request_id)
-
-
-def _told(outcome: Outcome) -> Told:
-    """As it was told, without addresses: the records lie elsewhere now."""
-    _, _, status, revision, detail, request_id, digest = outcome
-    if status == Status.APPLIED:
-        detail = [(place[0], 0, *place[2:]) for place in detail]
-    return Told(status, revision, detail, request_id, digest)
+def private_state(checkpoint: CheckpointName, life: Life, state: State, sessions: Sessions) -> PrivateState:
+    """Everything besides entities, to be written behind a checkpoint."""
+    ids_forgotten, sequence_forgotten = sessions.forgotten
+    return PrivateState(
+        checkpoint=checkpoint,
+        life=life,
+        sessions=sessions.states(),
+        request_ids=sessions.request_ids(),
+        request_ids_forgotten=ids_forgotten,
+        sequence_forgotten=sequence_forgotten,
+        keys=[kind.forgotten for kind in state.kinds],
+    )
 
 
 def boot_id() -> str:
     return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+
+
+def rebooted_since(life: Life) -> bool:
+    """Whether page cache that was written in this life, and not synced at its end, is gone."""
+    return life.boot != boot_id() and not life.drained
 
 
 def history_of(journal: Journal, before: Life | None) -> bytes:
@@ -71,7 +152,7 @@ def history_of(journal: Journal, before: Life | None) -> bytes:
     """
     if before is None:
         return os.urandom(16)
-    rebooted = before.boot != boot_id() and not before.drained
+    rebooted = rebooted_since(before)
     missing = journal.missing if isinstance(journal, FileJournal) else None
     if missing is not None and (before.durability == "power" or not rebooted):
         raise JournalCorrupt(

@@ -18,12 +18,16 @@ import cloudpickle
 import msgspec
 
 from solewriter.engine_proc import recovery
+from solewriter.engine_proc.adoption import check_fit
 from solewriter.engine_proc.bridge import Bridge
+from solewriter.engine_proc.checkpoint import Maker, Order
+from solewriter.engine_proc.checkpoints import Checkpoints, remove_unfinished
 from solewriter.engine_proc.engine import SingleWriter
 from solewriter.engine_proc.journal import DiskFull, FileJournal, Journal, NoJournal
 from solewriter.engine_proc.lock import Lock
 from solewriter.engine_proc.orders import Line, Orders, Ready, Register
 from solewriter.engine_proc.publisher import Publisher, remove_segments
+from solewriter.engine_proc.recovery import Recovery
 from solewriter.engine_proc.sessions import Sessions
 from solewriter.engine_proc.state import State
 from solewriter.shared import entry as entries
@@ -49,6 +53,8 @@ class Server:
         self.folder.path.mkdir(mode=0o700, parents=True, exist_ok=True)
         self.lock = Lock(self.folder)
         self.beside = ThreadPoolExecutor(1, "ahead")
+        self.waiter = ThreadPoolExecutor(1, "checkpoint")
+        self.maker = Maker()
         sys.path[:] = [*sys.path, *(path for path in orders.sys_path if path not in sys.path)]
         self.registry = Registry(cloudpickle.loads(orders.models))
 
@@ -78,8 +84,11 @@ class Server:
         )
         self.state = State(self.registry, self.publisher, self.limits.forgotten_keys_max)
         self.sessions = Sessions(self.limits)
-        before = recovery.replay(self.journal, self.state, self.sessions, self.publisher)
-        history = recovery.history_of(self.journal, before)
+        recovered = Recovery(
+            self.folder.path, self.journal, self.state, self.sessions, self.publisher, self.limits.recent_bytes
+        )
+        checkpoint = recovered.run()
+        history = recovery.history_of(self.journal, recovered.life)
         self._begin_life(Life(own.epoch, history, self.orders.durability, recovery.boot_id(), drained=False))
         self.publisher.root.remember(history)
         self.publisher.describe([kind.name for kind in self.state.kinds], self.state.schemas)
@@ -92,6 +101,7 @@ class Server:
         self.folder.announce(own)
         failpoint.reach("recover.announced")
         recovery.remove_old_memory(self.folder, prefix)
+        remove_unfinished(self.folder.path, checkpoint.entry if checkpoint is not None else 0)
         failpoint.reach("recover.done")
 
     def _open_journal(self) -> Journal:
@@ -112,7 +122,7 @@ class Server:
         )
 
     def _begin_life(self, life: Life) -> None:
-        self.state.check_fit(self.registry)
+        check_fit(self.state, self.publisher, self.registry)
         new = self.state.new_kinds(self.registry)
         self.state.add_kinds(new.kinds, new.schemas)
         self.journal.append(
@@ -133,6 +143,7 @@ class Server:
         writer = SingleWriter(
             self.state, self.sessions, self.journal, self.publisher, bridge, self.limits, self.lock.check
         )
+        writer.checkpoints = self.checkpoints()
         stopping = asyncio.Event()
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, stopping.set)
@@ -152,8 +163,35 @@ class Server:
         for task in (turns, beats):
             if task.done() and not task.cancelled():
                 task.result()  # a failed turn or heartbeat is the end of the process, with its reason
+        self.maker.close()
+        self.waiter.shutdown()
         await self._end_life()
         bridge.close()
+
+    def checkpoints(self) -> Checkpoints | None:
+        """None where nothing is durable."""
+        if self.orders.durability == "memory":
+            return None
+        limits = self.limits
+        order = Order(
+            "",
+            limits.memory_dir,
+            self.publisher.prefix,
+            self.journal.state_id,
+            (limits.heap_segment_bytes_first, limits.heap_segment_bytes_max),
+        )
+        return Checkpoints(
+            self.folder.path,
+            order,
+            self.maker,
+            self.waiter,
+            self.journal,
+            limits,
+            self.beside,
+            lambda name: recovery.private_state(name, self.life, self.state, self.sessions),
+            self.log,
+            self.lock.check,
+        )
 
     async def _drain(self, bridge: Bridge, writer: SingleWriter, turns: asyncio.Task[None]) -> None:
         """Finish what was accepted, within its time; tell the rest that it was not."""

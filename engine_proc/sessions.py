@@ -15,7 +15,7 @@ from typing import Any
 import msgspec
 
 from solewriter.shared.config import FRAME_REQUESTS_MAX, GAPS_MAX, NAME_MAX, SESSION_FRAMES_MAX, Limits
-from solewriter.shared.entry import SessionChange
+from solewriter.shared.entry import Outcome, PrivateState, SessionChange, SessionState
 from solewriter.shared.handshake import Hello
 from solewriter.shared.request_ids import own_id, session_number
 from solewriter.shared.wire import Status
@@ -37,6 +37,18 @@ FORGOTTEN = Told(Status.UNAVAILABLE, 0, ("Forgotten", "this outcome is older tha
 
 
 NEVER = Told(Status.REFUSED, 0, ("Fenced", "its outcome was asked for before it arrived: it never will be applied", {}))
+
+
+def told_of(outcome: Outcome) -> Told:
+    """As it was told, without addresses: the records lie elsewhere in an engine that recovered."""
+    _, _, status, revision, detail, request_id, digest = outcome
+    if status == Status.APPLIED:
+        detail = [(place[0], 0, *place[2:]) for place in detail]
+    return Told(status, revision, detail, request_id, digest)
+
+
+def _outcome_of(session: int, sequence: int, told: Told) -> Outcome:
+    return session, sequence, told.status, told.revision, told.detail, told.request_id, told.digest
 
 
 class Session:
@@ -70,6 +82,24 @@ class Session:
         self._order: deque[int] = deque()
         self.gaps: deque[tuple[int, int]] = deque(maxlen=GAPS_MAX)  # numbers that were passed over unread
         self.fenced: set[int] = set()  # sequences that were answered NotApplied and must stay so
+
+    @property
+    def state(self) -> SessionState:
+        change = SessionChange(self.number, self.client_id, self.name, self.epoch, self.last, self.instance)
+        outcomes = [_outcome_of(self.number, sequence, self.told[sequence]) for sequence in self._order]
+        return SessionState(change, self.floor, list(self.gaps), list(self.fenced), outcomes)
+
+    @classmethod
+    def of(cls, state: SessionState) -> Session:
+        """As it was written behind a checkpoint."""
+        change = state.change
+        session = cls(change.session, change.client_id, change.name)
+        session.epoch, session.instance, session.last = change.epoch, change.instance, change.last_sequence
+        session.floor, session.fenced = state.floor, set(state.fenced)
+        session.gaps.extend(state.gaps)
+        session.told = {outcome[1]: told_of(outcome) for outcome in state.outcomes}
+        session._order.extend(session.told)
+        return session
 
     def remember(self, sequence: int, told: Told, window: int) -> None:
         """The outcome of a request, and those before it up to the window."""
@@ -135,6 +165,25 @@ class Sessions:
 
     def __len__(self) -> int:
         return len(self._by_number)
+
+    def states(self) -> list[SessionState]:
+        """For a checkpoint; the longest silent first."""
+        return [session.state for session in self._by_number.values()]
+
+    def request_ids(self) -> list[tuple[str, Outcome]]:
+        """The same of the user's own ids, the oldest first."""
+        return [(request_id, _outcome_of(0, 0, told)) for request_id, told in self.by_request_id.items()]
+
+    @property
+    def forgotten(self) -> tuple[bool, int]:
+        """Whether user-given ids were forgotten; the highest sequence of any session that was, or -1."""
+        return self._ids_forgotten, self._forgotten_last
+
+    def restore(self, whole: PrivateState) -> None:
+        """All of it as it was written behind a checkpoint, in place of what is known so far."""
+        self._by_number = {state.change.session: Session.of(state) for state in whole.sessions}
+        self.by_request_id = OrderedDict((request_id, told_of(outcome)) for request_id, outcome in whole.request_ids)
+        self._ids_forgotten, self._forgotten_last = whole.request_ids_forgotten, whole.sequence_forgotten
 
     def get(self, number: int) -> Session | None:
         return self._by_number.get(number)

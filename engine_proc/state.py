@@ -9,177 +9,22 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any
 
 import msgspec
 
+from solewriter.engine_proc.kinds import KindState
 from solewriter.engine_proc.publisher import Columnar, Installed, Publisher
 from solewriter.engine_proc.reclaim import Dropped
-from solewriter.engine_proc.sessions import NEVER, Told
+from solewriter.engine_proc.turn import NO_SLOT, Stored, Turn
 from solewriter.shared import record
-from solewriter.shared.columns import NO_FLOAT, NO_INT, Cell, Cells, from_us
+from solewriter.shared.checkpoint import Checkpoint
+from solewriter.shared.columns import Cells, Column, unpacked
 from solewriter.shared.config import KINDS_MAX, SCHEMAS_MAX
-from solewriter.shared.entry import Private, SessionChange
-from solewriter.shared.errors import InvalidMutation, SchemaMismatch, SolewriterError
+from solewriter.shared.entry import Private
+from solewriter.shared.errors import SchemaMismatch, SolewriterError
 from solewriter.shared.memory.table import TableWriter
 from solewriter.shared.registry import Kind, Registry, Schema
-from solewriter.shared.request_ids import own_id
-
-NOTHING: dict[str, Cell] = {"B": 0, "Q": 0, "q": NO_INT, "d": NO_FLOAT}  # the cell of None, by struct letter
-
-
-NO_SLOT = -1
-
-
-class Stored(msgspec.Struct, frozen=True, gc=False):
-    """The newest state of one key, in the form of the kind's current schema."""
-
-    slot: int  # NO_SLOT: it was deleted so long ago that there is no record of it any more
-    version: int
-    address: int
-    alive: bool  # False for a tombstone, which has neither payload nor block
-    payload: bytes
-    block: bytes
-
-
-class KindState:
-    """One kind: its model, if it is registered here, the schema that new records get, and the slots of its keys."""
-
-    __slots__ = ("_forgotten", "alive", "base", "code", "free", "kind", "name", "places", "schema", "slots")
-
-    def __init__(self, code: int, name: str, schema: Schema, kind: Kind | None) -> None:
-        self.code = code
-        self.name = name
-        self.schema = schema
-        self.kind = kind
-        self.slots: dict[str, int] = {}
-        self.places = 0  # slots handed out so far, free ones included
-        self.free: list[int] = []  # slots whose keys were forgotten
-        self.alive = 0
-        self.base = 0  # no key that has no record is at a lower version
-        self._forgotten: dict[str, int] = {}  # the last versions of keys that were deleted, and have no record any more
-
-    def take(self, key: str, slot: int) -> None:
-        """A key is in a slot from now on: a free one, or the next one of all."""
-        self.slots[key] = slot
-        if slot == self.places:
-            self.places += 1
-        elif self.free[-1] == slot:
-            self.free.pop()
-        else:
-            self.free.remove(slot)
-        self._forgotten.pop(key, None)
-
-    def free_slot(self, taken: int) -> int:
-        """The slot for the next key, where so many were given away already."""
-        return self.free[-1 - taken] if taken < len(self.free) else self.places + taken - len(self.free)
-
-    def forget(self, key: str, version: int, keys_max: int) -> None:
-        """A key's tombstone is gone: its slot is free, and its last version is remembered for a while, then for all."""
-        self.free.append(self.slots.pop(key))
-        if len(self._forgotten) >= keys_max:
-            self.base = max(self.base, *self._forgotten.values())
-            self._forgotten.clear()
-        self._forgotten[key] = version
-
-    def last_version(self, key: str) -> int:
-        """Of a key that has no record: a version that it never went beyond."""
-        return self._forgotten.get(key, self.base)
-
-
-Key = tuple[int, str]  # kind code, id
-
-
-class Adoption(NamedTuple):
-    """Kinds that are about to be known: what is journaled of them, and the tables whose columns are others."""
-
-    kinds: Sequence[Kind]
-    private: Private
-    tables: dict[int, TableWriter]  # in place of those that are there
-    made: list[Columnar]  # of the kinds that are new
-
-    @property
-    def brings_nothing(self) -> bool:
-        """Whether readers and the journal know all of it."""
-        return not (self.private.kinds or self.private.schemas or self.tables)
-
-
-class Turn:
-    """What a turn changes, until its commit."""
-
-    def __init__(self, state: State, tail: int, now_us: int) -> None:
-        self.named = state.named
-        self._find = state.find
-        self.revision = state.revision
-        self.tail = tail  # of the heap, before the turn
-        self.now_us = now_us
-        self.now = from_us(now_us)
-        self.changed: dict[Key, Stored] = {}
-        self.new_keys: dict[int, list[tuple[bytes, int]]] = {}  # with their slots, in the order of taking
-        self.used_slots: dict[int, int] = {}  # of them, by the position of the record, those that others had before
-        self.alive: dict[int, int] = {}  # kind -> change of its count
-        self.bodies: list[bytes] = []
-        self.installed: list[Installed] = []
-        self.outcomes: dict[tuple[int, int], Told] = {}  # by session and sequence
-        self.by_request_id: dict[str, Told] = {}
-        self.sessions: dict[int, SessionChange] = {}
-        self.forgotten_sessions: list[int] = []
-        self.fenced_ids: list[str] = []
-        self.fenced: set[tuple[int, int]] = set()  # session and sequence of those that are clients' own numbers
-        self.bytes = 0
-
-    def last_of(self, session: int) -> int:
-        """The highest sequence number of a session that this turn consumed; -1 if none."""
-        return max((sequence for number, sequence in self.outcomes if number == session), default=-1)
-
-    def note(self, session: int, sequence: int, told: Told) -> None:
-        """A decided outcome."""
-        self.outcomes[session, sequence] = told
-        if told.request_id is not None:
-            self.by_request_id[told.request_id] = told
-
-    def fence(self, request_id: str) -> None:
-        """Nothing under this id will be applied any more, in this turn or later."""
-        self.fenced_ids.append(request_id)
-        own = own_id(request_id)
-        if own is None:
-            self.by_request_id[request_id] = NEVER
-        else:
-            self.fenced.add(own)
-
-    @property
-    def empty(self) -> bool:
-        """Whether there is nothing to journal."""
-        return not (self.outcomes or self.sessions or self.fenced_ids or self.forgotten_sessions)
-
-    def find(self, kind: KindState, key: str) -> Stored | None:
-        """What is stored under a key, after the earlier requests of this turn."""
-        return self.changed.get((kind.code, key)) or self._find(kind, key)
-
-    def take_slot(self, kind: KindState, key: bytes) -> int:
-        """The next free slot of a kind, for a key that has none."""
-        keys = self.new_keys.setdefault(kind.code, [])
-        slot = kind.free_slot(len(keys))
-        keys.append((key, slot))
-        if slot < kind.places:
-            self.used_slots[len(self.bodies)] = slot
-        return slot
-
-    def slots(self, kind: KindState) -> int:
-        """Slots of a kind after this turn."""
-        return kind.places + max(0, len(self.new_keys.get(kind.code, ())) - len(kind.free))
-
-    def private(self) -> Private:
-        return Private(
-            outcomes=[
-                (number, sequence, told.status, told.revision, told.detail, told.request_id, told.digest)
-                for (number, sequence), told in self.outcomes.items()
-            ],
-            sessions=list(self.sessions.values()),
-            forgotten_sessions=self.forgotten_sessions,
-            fenced_ids=self.fenced_ids,
-            slots=self.used_slots,
-        )
 
 
 class State:
@@ -214,7 +59,27 @@ class State:
             known = self.kinds[schema.kind]
             known.schema = schema
             if known.kind is None and schema.columns != self._publisher.columns(known.code):
-                self._follow(known, schema)
+                self._rebuild(known, schema.columns)  # without a class, its newest schema says what is a column
+
+    def restore(self, checkpoint: Checkpoint) -> None:
+        """Kinds and keys as a checkpoint has them, whose records are in memory again. Raises MemoryFull."""
+        directory = checkpoint.directory
+        self.schemas, self.revision = list(directory.schemas), directory.revision
+        newest = {schema.kind: schema for schema in directory.schemas}
+        for code, (name, image) in enumerate(zip(directory.kinds, directory.tables, strict=True)):
+            known = self._by_name[name] = KindState(code, name, newest[code], self.registry.get(name))
+            self.kinds.append(known)
+            known.restore(checkpoint.keys(code), image.alive)
+            columns = known.kind.columns if known.kind is not None else known.schema.columns
+            if columns != image.columns:
+                self._rebuild(known, columns)
+            else:
+                self._fill(self._publisher.table(code), known, image.anew)
+
+    def restore_forgotten(self, keys: Sequence[tuple[int, dict[str, int]]]) -> None:
+        """By kind, what no record says of keys: the base, and last versions. Kinds that came later have none."""
+        for kind, (base, versions) in zip(self.kinds, keys, strict=False):
+            kind.restore_forgotten(base, versions)
 
     def new_kinds(self, kinds: Iterable[Kind]) -> Private:
         """The names and schemas of these that no entry has brought yet, as an entry would. Raises SchemaMismatch for
@@ -236,106 +101,18 @@ class State:
             raise SchemaMismatch(f"{', '.join(names)}: a state has at most {KINDS_MAX} kinds", kind=", ".join(names))
         return Private(kinds=names, schemas=schemas)
 
-    def prepared(self, kinds: Sequence[Kind]) -> Adoption:
-        """What it takes to know these kinds from now on; then `adopt` or `forgo` it. Raises SchemaMismatch, MemoryFull,
-        and then nothing has changed.
-        """
-        kinds = list({kind.name: kind for kind in kinds}.values())  # of two classes of one kind the last
-        adoption = Adoption(kinds, self.new_kinds(kinds), {}, [])
-        self.check_fit(kinds)
-        try:
-            self._make_tables(adoption)
-            for kind in kinds:
-                known = self._by_name.get(kind.name)
-                if known is not None and kind.columns != self._publisher.columns(known.code):
-                    table = self._publisher.other_table(known.code, kind.columns, known.places)
-                    adoption.tables[known.code] = table
-                    self._refill(table, known, kind)
-            if not adoption.brings_nothing:
-                self._prepare_catalog(adoption)
-        except SolewriterError:
-            self.forgo(adoption)
-            raise
-        return adoption
+    def _rebuild(self, known: KindState, columns: Sequence[Column]) -> None:
+        """Give a kind a table with these columns. Raises MemoryFull."""
+        table = self._publisher.other_table(known.code, columns, known.places)
+        self._fill(table, known, known.slots.values())
+        self._publisher.replace_table(known.code, table)
 
-    def _make_tables(self, adoption: Adoption) -> None:
-        """Those of the kinds that are new. Raises MemoryFull."""
-        by_name = {kind.name: kind for kind in adoption.kinds}
-        for code, name in enumerate(adoption.private.kinds, len(self.kinds)):
-            adoption.made.append(self._publisher.new_table(code, by_name[name].columns))
-
-    def _prepare_catalog(self, adoption: Adoption) -> None:
-        names = [*(kind.name for kind in self.kinds), *adoption.private.kinds]
-        tables = [adoption.tables.get(kind.code) or self._publisher.table(kind.code) for kind in self.kinds]
-        tables += [table for table, _ in adoption.made]
-        self._publisher.prepare_catalog(names, [*self.schemas, *adoption.private.schemas], tables)
-
-    def check_fit(self, kinds: Iterable[Kind]) -> None:
-        """Raises SchemaMismatch if something stored does not fit the new class of its kind. Takes 5 us for each entity
-        of a kind whose class changed.
-        """
-        for kind in kinds:
-            known = self._by_name.get(kind.name)
-            if known is None or known.schema.digest() == kind.schema.digest():
-                continue
-            for slot in known.slots.values():
-                _, buffer, start = self._publisher.newest(known.code, slot)
-                found = record.checked_content(buffer, start)
-                if not found.deleted:
-                    self._check_fits(kind, found)
-
-    def _check_fits(self, kind: Kind, found: record.Content) -> None:
-        try:
-            _cut_anew(kind, self.schemas[found.schema], found)
-        except (SchemaMismatch, InvalidMutation) as error:
-            raise SchemaMismatch(
-                f"{error}. It was stored at revision {found.revision}: give new fields defaults, and renamed ones "
-                "their old name as an alias",
-                kind=kind.name,
-            ) from error
-
-    def forgo(self, adoption: Adoption) -> None:
-        for code, table in adoption.tables.items():
-            self._publisher.remove_table(code, table)
-        for code, made in enumerate(adoption.made, len(self.kinds)):
-            self._publisher.remove_new_table(code, made)
-        self._publisher.drop_catalog()
-
-    def adopt(self, adoption: Adoption) -> None:
-        """After the commit: requests about these kinds are decided by these classes."""
-        for kind in adoption.kinds:
-            self.registry.install(kind)
-            if (known := self._by_name.get(kind.name)) is not None:
-                known.kind = kind
-        for code, table in adoption.tables.items():
-            self._publisher.replace_table(code, table)
-        if not adoption.brings_nothing:
-            self.add_kinds(adoption.private.kinds, adoption.private.schemas, adoption.made)
-            self._publisher.use_catalog()
-
-    def _refill(self, table: TableWriter, known: KindState, kind: Kind) -> None:
-        """All slots of a kind with the columns of another class of it. Raises InvalidMutation."""
-        for slot in known.slots.values():
-            address, buffer, start = self._publisher.newest(known.code, slot)
-            content = record.checked_content(buffer, start)
-            cells: Cells = ()
-            if not content.deleted:
-                cells = _cut_anew(kind, self.schemas[content.schema], content)
-            table.install(slot, address, cells, not content.deleted)
-
-    def _follow(self, known: KindState, schema: Schema) -> None:
-        """A kind without a class here has the columns of its newest schema. Raises MemoryFull."""
-        table = self._publisher.other_table(known.code, schema.columns, known.places)
-        for slot in known.slots.values():
+    def _fill(self, table: TableWriter, known: KindState, slots: Iterable[int]) -> None:
+        """Install what these slots say, its cells made of the records."""
+        for slot in slots:
             address, buffer, start = self._publisher.newest(known.code, slot)
             found = record.unpack(buffer, start)
-            cells: Cells = ()
-            if not found.deleted:
-                written = self.schemas[found.schema]
-                made = written.cells(schema.columns, found.cells, partial(_plain, written, found))
-                cells = tuple(enumerate(made))
-            table.install(slot, address, cells, not found.deleted)
-        self._publisher.replace_table(known.code, table)
+            table.install(slot, address, self._cells(known, found, table.columns), not found.deleted)
 
     # --- reading -----------------------------------------------------------------------------------------------------
 
@@ -402,7 +179,8 @@ class State:
         self.revision = found.revision
         self._publisher.heap.reserve(len(body))
         address = self._publisher.heap.append(body, slot, previous)
-        return Installed(found.kind, slot, address, self._cells(kind, found), new_key, not found.deleted)
+        cells = self._cells(kind, found, self._publisher.columns(kind.code))
+        return Installed(found.kind, slot, address, cells, new_key, not found.deleted)
 
     def _forget_for(self, kind: KindState, key: str, slot: int) -> None:
         """The key itself, which had another life, and the key that had the slot."""
@@ -410,13 +188,24 @@ class State:
         assert slot < kind.places, "a used slot is one that somebody had"
         self.forget([self._publisher.drop(kind.code, place) for place in places if place not in kind.free])
 
-    def _cells(self, kind: KindState, found: record.Record) -> Cells:
+    def cells_of(self, kind: KindState, body: bytes) -> Cells:
+        """Those of a journaled body in its kind's table; in a moment, where its columns are still the same."""
+        schema, _, deleted, block, _ = record.held(body, 0)
+        columns = self._publisher.columns(kind.code)
+        if deleted:
+            return ()
+        if self.schemas[schema].columns == columns:
+            return tuple(enumerate(unpacked(columns, block)))
+        return self._cells(kind, record.unpack(body), columns)
+
+    def _cells(self, kind: KindState, found: record.Record, columns: Sequence[Column]) -> Cells:
+        """Those of a record in a table with these columns."""
         if found.deleted:
             return ()
-        schema, columns = self.schemas[found.schema], self._publisher.columns(kind.code)
-        if schema.columns != columns and kind.kind is not None:
+        schema = self.schemas[found.schema]
+        if schema.columns != tuple(columns) and kind.kind is not None:
             try:
-                return _cut_anew(kind.kind, schema, found)
+                return cut_anew(kind.kind, schema, found)
             except SolewriterError:
                 pass  # overtaken, perhaps; if not, `check_fit` finds it
         return tuple(enumerate(schema.cells(columns, found.cells, partial(_plain, schema, found))))
@@ -426,7 +215,7 @@ def _plain(schema: Schema, found: record.Record | record.Content) -> dict[str, A
     return schema.values(found.key, found.version, found.time_us, found.payload)
 
 
-def _cut_anew(kind: Kind, schema: Schema, found: record.Record | record.Content) -> Cells:
+def cut_anew(kind: Kind, schema: Schema, found: record.Record | record.Content) -> Cells:
     """The cells of a record that was written under other columns. Raises SchemaMismatch, InvalidMutation."""
     entity = kind.decoded(schema, found.key, found.version, found.time_us, found.payload)
     return kind.cut(kind.stored(entity), found.key, found.version, found.time_us)[1]

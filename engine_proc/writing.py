@@ -5,7 +5,7 @@ from __future__ import annotations
 from solewriter.engine_proc.decide import Draft, Step
 from solewriter.engine_proc.publisher import Installed, Publisher
 from solewriter.engine_proc.sessions import Session
-from solewriter.engine_proc.state import NO_SLOT, Stored, Turn
+from solewriter.engine_proc.turn import NO_SLOT, Stored, Turn
 from solewriter.shared import record
 from solewriter.shared.columns import Cells
 from solewriter.shared.config import Limits

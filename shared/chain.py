@@ -1,15 +1,19 @@
-"""The journal's files as those see them who only read: who looks further back than memory goes.
+"""The journal's files and checkpoints as those see them who only read: who looks further back than memory goes.
 
-Files are append-only. Closed ones never change; of the current one, what lies before a committed entry does not, and
-committed is what a published root names. So nothing here waits for the engine, or is noticed by it.
+Files are append-only. Of the current one, what lies before a committed entry does not change, and committed is what a
+published root names. Older ones go when their history is over, and a file may be written again then, under another
+name: a content counts only if the file still had its name after it was read. So nothing here waits for the engine, or
+is noticed by it.
 """
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
 from solewriter.shared import entry as entries
+from solewriter.shared.checkpoint import Checkpoint, checkpoint_files, checkpoint_path
 from solewriter.shared.entry import FILE_HEADER_BYTES, Entry
 from solewriter.shared.errors import Compacted, JournalCorrupt
 
@@ -19,40 +23,114 @@ def journal_files(folder: Path) -> list[Path]:
     return sorted(folder.glob("journal-*.log"))
 
 
-def entries_to(folder: Path, last: int) -> Iterator[Entry]:
-    """Every entry of the history up to the committed one numbered `last`, oldest first.
+def first_of(path: Path) -> int:
+    """The number of the entry that a journal file begins with, by its name."""
+    number = path.stem.removeprefix("journal-")
+    if not number.isdigit():
+        raise JournalCorrupt(f"{path.name} is no name of a journal file", place=path.name)
+    return int(number)
 
-    Raises Compacted where the history's beginning is not there, or went while it was read; JournalCorrupt, naming the
-    place, where an entry does not follow the one before it.
-    """
-    number, files = 0, journal_files(folder)
-    if last and not files:
+
+def first_entry_of(path: Path) -> Entry | None:
+    """The entry with which a journal file begins; None where it is not whole."""
+    with path.open("rb") as file:
+        head = file.read(FILE_HEADER_BYTES + entries.HEAD_BYTES)
+        data = head + file.read(max(0, entries.length_at(head, FILE_HEADER_BYTES) - entries.HEAD_BYTES))
+    found = entries.unpack(data, FILE_HEADER_BYTES)
+    return found[0] if found is not None and found[0].number == first_of(path) else None
+
+
+def first_entry(folder: Path) -> int:
+    """The oldest entry that the files hold without a gap up to the newest. Raises Compacted where there are none."""
+    files = journal_files(folder)
+    if not files:
         raise _gone(f"nothing is journaled in {folder}")
-    for path in files if last else ():
-        buffer = _content(path)
-        start = entries.read_file_header(path, buffer)
-        if start.first != number + 1:
-            if not number:
-                raise _gone(f"the journal begins with entry {start.first}")
-            raise JournalCorrupt(f"{path.name} does not follow entry {number}", place=f"{path.name}:0")
-        at = FILE_HEADER_BYTES
-        while number < last and (found := entries.unpack(buffer, at)) is not None:
-            entry, _, at = found
+    return first_of(files[0])
+
+
+def entries_between(folder: Path, first: int, last: int) -> Iterator[Entry]:
+    """Every entry from the one numbered `first` up to the committed one numbered `last`, oldest first.
+
+    Raises Compacted where the first ones are not there, or went while they were read; JournalCorrupt, naming the place,
+    where an entry does not follow the one before it.
+    """
+    if last < first:
+        return
+    first_entry(folder)
+    number = first - 1
+    files = [path for path in journal_files(folder) if first_of(path) <= last]
+    while len(files) > 1 and first_of(files[1]) <= first:
+        del files[0]
+    for path in files:
+        for entry, at in _entries_of(path):
+            if entry.number <= number or number == last:
+                continue
             if entry.number != number + 1:
+                if number < first:
+                    raise _gone(f"the journal begins with entry {entry.number}")
                 raise JournalCorrupt(f"an entry does not follow entry {number}", place=f"{path.name}:{at}")
             number = entry.number
             yield entry
-        if number == last:
-            return
     if number < last:
         raise _gone(f"the journal in {folder} ends before entry {last}")
 
 
+def _entries_of(path: Path) -> Iterator[tuple[Entry, int]]:
+    """Those of one file, with their offsets."""
+    buffer = _content(path)
+    number, at = entries.read_file_header(path, buffer).first - 1, FILE_HEADER_BYTES
+    while (found := entries.unpack(buffer, at)) is not None and found[0].number > number:
+        yield found[0], at
+        number, at = found[0].number, found[2]
+
+
 def _content(path: Path) -> bytes:
+    """Of a file that has its name still."""
     try:
-        return path.read_bytes()
+        with path.open("rb") as file:
+            content = file.read()
+            if os.stat(path).st_ino == os.fstat(file.fileno()).st_ino:
+                return content
     except FileNotFoundError:
-        raise _gone(f"{path.name} was trimmed meanwhile") from None
+        pass
+    raise _gone(f"{path.name} was trimmed meanwhile")
+
+
+def oldest_entry(folder: Path) -> int:
+    """The entry behind which what can be looked back to begins: 0, or that of the oldest checkpoint from which on all
+    journal files are there. Raises Compacted.
+    """
+    first = first_entry(folder)
+    if first == 1:
+        return 0
+    for entry in checkpoint_files(folder):
+        if entry + 1 >= first:
+            return entry
+    raise _gone(f"the journal begins with entry {first}")
+
+
+def opened(folder: Path, entry: int) -> Checkpoint:
+    """The checkpoint behind an entry. Raises Compacted, JournalCorrupt."""
+    try:
+        return Checkpoint(checkpoint_path(folder, entry))
+    except FileNotFoundError:
+        raise _gone(f"the checkpoint behind entry {entry} was trimmed meanwhile") from None
+
+
+def checkpoint_to(folder: Path, revision: int) -> Checkpoint | None:
+    """The newest checkpoint that is not above a revision, opened; None where all begins with entry 1. Raises Compacted,
+    JournalCorrupt.
+    """
+    oldest, begin = oldest_entry(folder), 0
+    for entry in [entry for entry in reversed(checkpoint_files(folder)) if entry >= oldest]:
+        found = opened(folder, entry)
+        if found.directory.revision <= revision:
+            return found
+        begin = found.directory.revision
+        found.close()
+    if oldest:
+        raise Compacted(f"the journal and its checkpoints go back to {begin}", oldest=begin)
+    return None
 
 
 def _gone(why: str) -> Compacted:

@@ -75,6 +75,12 @@ class Limits(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
 
     # --- journal --------------------------------------------------------------------------------------------------
     journal_file_bytes: int = 32 * MIB  # one preallocated file; zero-filled ahead of need, in a thread
+    history_bytes: int = 256 * MIB  # journal and checkpoints kept for looking back, besides those that a start needs
+    history_s: float = 7 * 86_400.0  # and how old what they tell may be
+    checkpoint_after_bytes: int = 16 * MIB  # of journal at least, before a checkpoint: replaying so much takes
+    # 0.2 s, and making one 0.4 s of another processor
+    recent_bytes: int = 2 * MIB  # of journal that a start puts back record by record, so that watches go on in memory;
+    # of what is older, only the newest records
 
 
 DEFAULT_LIMITS = Limits()
@@ -90,6 +96,10 @@ GAPS_MAX = 64  # of a session: how many of its takeovers it remembers what was n
 SESSION_FRAMES_MAX = 2**40  # of one session: 34 years at a thousand a second
 MESSAGE_MAX = 2_000  # characters of a refusal: it is journaled, and remembered for a whole window
 PROBLEMS_MAX = 10  # failing fields that one refusal names
+RESERVE_BYTES = 4 * MIB  # of disk, for what tidies up when it is full: an end that is noted, a small checkpoint
+SPARE_FILES_MAX = 8  # trimmed journal files kept to be written again: as many as are trimmed at once, mostly
+CHECKPOINT_RATIO = 1.7  # bytes of journal for each one of the last checkpoint, before the next: what is written stays
+# below twice the journal, and a replay below half of the state
 JOURNAL_FILE_BYTES_FIRST = 1 * MIB  # of the first file: filling it with zeros must not be felt at start
 INDEX_ARENA_BYTES_FIRST, INDEX_ARENA_BYTES_MAX = 64 * KIB, 64 * MIB  # of an index's segments: half of what it holds
 INDEX_TIDY_ABOVE = 3  # arena entries for each one that is in use, above which old segments are emptied: an index that
@@ -110,7 +120,8 @@ STALE_BEATS = 5  # heartbeat periods of silence after which an engine that is th
 # --- parts of formats ---------------------------------------------------------------------------------------------
 WIRE_VERSION = 1  # hello, frames, replies
 MEMORY_VERSION = 2  # layout of all segments
-JOURNAL_VERSION = 1  # journal files and entries
+JOURNAL_VERSION = 2  # journal files and entries; 1 had no checkpoints, and zeros behind every file's last entry
+CHECKPOINT_VERSION = 1
 
 FRAME_REQUESTS_MAX = 256  # requests in one frame: sequence = frame number * 256 + index in the frame
 WATCH_BATCH = 256  # changes that a watcher takes at once: it looks for the newest revision once for all of them

@@ -7,9 +7,9 @@
              | bodies | private part | zeros to a multiple of 8
 
 Little-endian. The crc is over all that follows it up to the length. Bodies are those of `record`; the private part is
-msgpack (`Private`): outcomes, sessions, catalog, the engine's own life. A file is zero-filled when it is made and
-never written twice in one place, so the first zero word behind an entry is the end, and any other bad entry is damage
-or a torn tail.
+msgpack (`Private`): outcomes, sessions, catalog, the engine's own life. Behind the last entry of a file are zeros, or,
+where the file was made of a trimmed one, entries with lower numbers: that is the end. Anything else there is a torn
+tail, or damage if an entry with a higher number follows.
 """
 
 from __future__ import annotations
@@ -60,6 +60,37 @@ class Life(msgspec.Struct, frozen=True):
     drained: bool
 
 
+class CheckpointName(msgspec.Struct, frozen=True, array_like=True):
+    """Which checkpoint: the entry behind which it was taken, and the sum of its directory, which sums up the rest."""
+
+    entry: int
+    crc: int
+
+
+class SessionState(msgspec.Struct, frozen=True, array_like=True):
+    """All that is remembered of a session."""
+
+    change: SessionChange
+    floor: int
+    gaps: list[tuple[int, int]]
+    fenced: list[int]
+    outcomes: list[Outcome]  # the oldest first
+
+
+class PrivateState(msgspec.Struct, frozen=True):
+    """Everything that an engine remembers besides entities, written behind a checkpoint: a replay that begins with the
+    checkpoint takes its private part from here on.
+    """
+
+    checkpoint: CheckpointName
+    life: Life
+    sessions: list[SessionState]  # the longest silent first
+    request_ids: list[tuple[str, Outcome]]  # the user's own, the oldest first
+    request_ids_forgotten: bool
+    sequence_forgotten: int  # the highest one of any session that was forgotten
+    keys: list[tuple[int, dict[str, int]]]  # by kind: its base, and the last versions of forgotten keys
+
+
 class Private(msgspec.Struct, frozen=True, omit_defaults=True):
     """What a turn changed besides entities. Unknown fields are ignored, so that newer engines may say more."""
 
@@ -71,17 +102,30 @@ class Private(msgspec.Struct, frozen=True, omit_defaults=True):
     schemas: list[Schema] = []  # new ones, in the order of their codes
     life: Life | None = None
     slots: dict[int, int] = {}  # by a record's position in the entry: that of a new key which took a used one
+    whole: PrivateState | None = None  # then the entry says nothing else, and is the first one of its file
+
+
+_decode_private = msgspec.msgpack.Decoder(Private).decode
 
 
 class Entry(NamedTuple):
-    """An entry, taken apart. `crc` chains the next one to it."""
+    """An entry, taken apart. `crc` chains the next one to it; `said` is its private part, not decoded yet."""
 
     number: int
     revision: int
     time_us: int
     crc: int
     bodies: bytes
-    private: Private
+    said: bytes
+
+    @property
+    def private(self) -> Private:
+        """Decoded anew each time. Raises JournalCorrupt for what no engine wrote."""
+        try:
+            return _decode_private(self.said)
+        except (msgspec.MsgspecError, UnicodeDecodeError) as error:
+            where = f"entry {self.number}"
+            raise JournalCorrupt(f"the private part of {where} cannot be read: {error}", place=where) from error
 
     def records(self) -> Iterator[bytes]:
         """Each body by itself."""
@@ -116,8 +160,8 @@ def unpack(buffer: bytes | memoryview, start: int) -> tuple[Entry, int, int] | N
     if crc32(buffer[start + 8 : start + length]) != crc:
         return None
     middle = start + HEAD_BYTES + bodies_length
-    private = msgspec.msgpack.decode(buffer[middle : start + length], type=Private)
-    entry = Entry(number, revision, time_us, crc, bytes(buffer[start + HEAD_BYTES : middle]), private)
+    bodies, said = bytes(buffer[start + HEAD_BYTES : middle]), bytes(buffer[middle : start + length])
+    entry = Entry(number, revision, time_us, crc, bodies, said)
     return entry, previous, start + length + -length % ALIGNMENT
 
 
@@ -125,6 +169,28 @@ def file_header(state_id: bytes, first: int, previous_crc: int) -> bytes:
     rest = struct.pack("<16sQI", state_id, first, previous_crc)
     crc = crc32(struct.pack("<I", JOURNAL_VERSION) + rest)
     return _FILE.pack(FILE_MAGIC, JOURNAL_VERSION, crc, state_id, first, previous_crc).ljust(FILE_HEADER_BYTES, b"\0")
+
+
+_COMMITTED = struct.Struct("<QII")  # entry number, its crc, crc of these two
+COMMITTED_BYTES = 2 * _COMMITTED.size
+
+
+def committed_note(number: int, crc: int) -> tuple[bytes, int]:
+    """What the file `committed` says of the last durable entry, and where: two places take turns, so that one is
+    always whole.
+    """
+    words = struct.pack("<QI", number, crc)
+    return words + struct.pack("<I", crc32(words)), number % 2 * _COMMITTED.size
+
+
+def last_committed(content: bytes) -> int | None:
+    """The number of the last durable entry, as `committed` has it; None where nothing of it is whole."""
+    noted = None
+    for start in range(0, len(content) - _COMMITTED.size + 1, _COMMITTED.size):
+        number, _, check = _COMMITTED.unpack_from(content, start)
+        if check == crc32(content[start : start + 12]):
+            noted = max(number, noted or 0)
+    return noted
 
 
 class FileStart(NamedTuple):
@@ -155,7 +221,18 @@ def later_entry(buffer: bytes, start: int, number: int) -> int | None:
     magic = ENTRY_MAGIC.to_bytes(4, "little")
     at = buffer.find(magic, start)
     while at >= 0:
-        if at % ALIGNMENT == 0 and (found := unpack(buffer, at)) and found[0].number > number:
+        if at % ALIGNMENT == 0 and _number_at(buffer, at) > number and unpack(buffer, at) is not None:
             return at
         at = buffer.find(magic, at + 1)
     return None
+
+
+def _number_at(buffer: bytes, start: int) -> int:
+    return int.from_bytes(buffer[start + 16 : start + 24], "little")
+
+
+def length_at(buffer: bytes, start: int) -> int:
+    """Bytes of the entry that begins at `start`, if it is one; 0 if there is no magic."""
+    if int.from_bytes(buffer[start : start + 4], "little") != ENTRY_MAGIC:
+        return 0
+    return int.from_bytes(buffer[start + 8 : start + 12], "little")

@@ -4,7 +4,10 @@ lock                    held by the engine (flock); its text names the holder
 engine.json             pid, epoch and memory of the engine that serves now; replaced by an atomic rename
 engine.sock             where agents say hello
 memory-<prefix>.json    one for each set of segments that may exist: written before the first segment is made
-journal-*.log, journal.next, committed    the journal
+journal-*.log, committed    the journal: its entries, and the number of the last one that was durable
+journal.next, spare-*.log   its next file while it is made, and trimmed files that will be made into one
+checkpoint-*            all entities behind a journal entry; `.tmp` while it is written
+reserve                 room that is given back when the disk is full
 """
 
 from __future__ import annotations
@@ -104,6 +107,15 @@ class StateFolder:
             made.close()
             raise
         return made
+
+
+def sync_folder(folder: Path) -> None:
+    """Make a change of names durable."""
+    fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
 
 
 def replace_file(path: Path, content: bytes) -> None:

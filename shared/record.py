@@ -25,6 +25,8 @@ _HELD = struct.Struct("<4xI2xHxB2x8xQ24x4xHHI")  # the parts of it that the engi
 _CONTENT = struct.Struct("<4xIHHxBBxQQq24xI")  # those that a reader decodes an entity from
 HEADER_BYTES = _WHOLE.size
 REVISION_OFFSET = 16  # of the u64 in a body, for readers that only ask how old a record is
+CRC_BYTES = 4  # at the beginning of a body
+FLAGS_OFFSET = 13  # of the byte in a body
 KEY_LENGTH_OFFSET = 14  # of the u8 in a body; the key itself follows the header
 
 Buffer = bytes | bytearray | memoryview
@@ -193,7 +195,7 @@ def held(buffer: Buffer, start: int) -> tuple[int, int, bool, bytes, bytes]:
 
 def key_at(buffer: Buffer, start: int) -> bytes:
     """The key of the body at `start`: all that an index lookup compares."""
-    length = buffer[start + 14]
+    length = buffer[start + KEY_LENGTH_OFFSET]
     return bytes(buffer[start + HEADER_BYTES : start + HEADER_BYTES + length])
 
 
@@ -204,12 +206,12 @@ def revision_at(buffer: Buffer, start: int) -> int:
 
 def flags_at(buffer: Buffer, start: int) -> int:
     """The flags of the body at `start`."""
-    return int(buffer[start + 13])
+    return int(buffer[start + FLAGS_OFFSET])
 
 
 def deleted_at(buffer: Buffer, start: int) -> bool:
     """Whether the body at `start` is a tombstone."""
-    return bool(buffer[start + 13] & Flags.DELETE)
+    return bool(buffer[start + FLAGS_OFFSET] & Flags.DELETE)
 
 
 def time_at(buffer: Buffer, start: int) -> int:

@@ -31,7 +31,7 @@ MAY_IMPORT = {
     "engine_proc": (SHARED, ENGINE),
     "agents": (SHARED, AGENTS),
     "agents/front": (SHARED, AGENTS, PROCESS),
-    "agents/cli": (FRONT, SHARED, AGENTS, PROCESS),
+    "agents/cli": (FRONT, SHARED, AGENTS, PROCESS, "solewriter.engine_proc.repair"),
     "agents/demo": (FRONT, SHARED, AGENTS, PROCESS),
     "agents/testing": (FRONT, SHARED, AGENTS, PROCESS),
     "bench": (FRONT, SHARED, AGENTS, ENGINE, "solewriter.bench"),
@@ -48,7 +48,7 @@ ONLY_IN: dict[str, tuple[str, ...]] = {
 
 BANNED_WORDS = ("manager", "helper", "helpers", "service", "handler", "util", "utils", "common", "base", "misc")
 PROGRAMS = ("agents/cli/", "agents/demo/", "agents/testing/", "bench/")
-MAY_PRINT = ("engine_proc/server.py", "engine_proc/process.py", *PROGRAMS)
+MAY_PRINT = ("engine_proc/server.py", "engine_proc/process.py", "engine_proc/checkpoint.py", *PROGRAMS)
 MAY_SLEEP = ("tests/conftest.py",)
 
 

@@ -1,4 +1,4 @@
-"""The command line: `solewriter demo`, `solewriter serve` and `solewriter status`.
+"""The command line: `solewriter demo`, `serve`, `status`, `verify` and `repair`.
 
 Only this file and typer are imported before a command is chosen, so that `--help` answers at once. An error that the
 user can do something about is one line on stderr and exit code 1; anything else is a traceback, because it is a bug.
@@ -138,6 +138,40 @@ def status(
     found = status_of(state or (Path("state") if Path("state").is_dir() else Path()))
     typer.echo(encoded(found) if as_json else described(found))
     raise typer.Exit(exit_code(found))
+
+
+@app.command()
+def verify(
+    state: Annotated[Path, typer.Argument(metavar="STATE", help="The state folder.", exists=True, file_okay=False)],
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object, and nothing else on stdout.")] = False,
+) -> None:
+    """Read everything that is journaled, check every sum, revision and version, replay it, and write nothing.
+
+    Exit code 0: it is sound. 1: it is not, and the first bad place is named.
+    """
+    from solewriter.agents.cli.checking import reported, sound
+    from solewriter.agents.verify import verify
+
+    with errors_in_one_line():
+        found = verify(state)
+    typer.echo(reported(found) if as_json else sound(found))
+
+
+@app.command()
+def repair(
+    state: Annotated[Path, typer.Argument(metavar="STATE", help="The state folder.", exists=True, file_okay=False)],
+    truncate_at: Annotated[int, typer.Option(min=0, metavar="REVISION", help="The newest revision that is to stay.")],
+) -> None:
+    """Give up everything behind a revision, acked or not. A copy of the folder is kept beside it.
+
+    Only where `solewriter verify` names a bad place and no backup is better: what is given up is lost to everybody.
+    """
+    from solewriter.engine_proc.repair import truncate
+    from solewriter.shared.folder import StateFolder
+
+    with errors_in_one_line():
+        cut, kept = truncate(StateFolder(state), truncate_at)
+    typer.echo(f"revision {cut.revision} is the newest now ({cut.path.name}:{cut.offset}); as it was: {kept}")
 
 
 def end_on_sigterm(status: int) -> None:

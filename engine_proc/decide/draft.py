@@ -9,7 +9,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from solewriter.engine_proc.state import KindState, Stored, Turn
+from solewriter.engine_proc.kinds import KindState
+from solewriter.engine_proc.turn import Stored, Turn
 from solewriter.shared.errors import NotFound, UnknownKind, VersionConflict
 from solewriter.shared.registry import Kind
 

@@ -11,7 +11,7 @@ points at what lies behind the published tail, so a failed commit just moves the
 from __future__ import annotations
 
 import struct
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Executor, Future
 from typing import Any
 
@@ -51,6 +51,18 @@ class HeapWriter:
         self._size = 0
         self._map: Any = None
         self._begin_segment(0)
+
+    def restore(self, sizes: Sequence[int]) -> list[Segment]:
+        """Segments with so many bytes of records each, in place of the empty first one: to be filled by the caller.
+        Nothing goes into them any more. Raises MemoryFull.
+        """
+        self.segments.pop(self._number).path.unlink()
+        for number, size in enumerate(sizes, 1):
+            self._number, self._offset, self._size = number, size, size + PREFIX_BYTES
+            segment = self.segments[number] = self._make(number, self._size)
+            PREFIX.pack_into(segment.map, size, END, 0, 0)
+        self._map = self.segments[self._number].map
+        return list(self.segments.values())
 
     @property
     def tail(self) -> int:

@@ -12,6 +12,7 @@ late for it reads the word again.
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Generic, Protocol, TypeVar
 from zlib import crc32
 
 from solewriter.shared.config import INDEX_ARENA_BYTES_FIRST, INDEX_ARENA_BYTES_MAX, INDEX_TIDY_ABOVE, INDEX_WORDS
@@ -30,13 +31,23 @@ def _region(word: int) -> tuple[int, int, int]:
     return word >> 32, word >> 8 & 0xFFFFFF, (1 << (word & 0xFF)) - 1
 
 
-class IndexWriter:
+class Words(Protocol):
+    """Where a part of the arena lies: a segment, as a rule."""
+
+    @property
+    def words(self) -> memoryview[int]: ...
+
+
+W = TypeVar("W", bound=Words)
+
+
+class IndexWriter(Generic[W]):
     """Inserts keys. `reserve` before a commit makes sure that the insertions behind it cannot fail."""
 
-    def __init__(self, make: Callable[[int, int], Segment], remove: Callable[[int], None]) -> None:
+    def __init__(self, make: Callable[[int, int], W], remove: Callable[[int], None]) -> None:
         self._make = make  # (arena segment number, bytes) -> segment
         self._remove = remove  # (arena segment number)
-        self._arena: dict[int, Segment] = {}
+        self._arena: dict[int, W] = {}
         self._named: dict[int, int] = {}  # entries of the regions that words name, by arena segment
         self._newest = -1  # arena segment
         self._used = 0  # entries of it
@@ -45,6 +56,28 @@ class IndexWriter:
         self._grow(_START)
         self._used = _START
         self._words = self._arena[0].words
+
+    @property
+    def image(self) -> tuple[list[int], int, list[memoryview[int]]]:
+        """(keys in each region, entries used of the last segment, the segments) of an index that only grew."""
+        assert len(self._arena) == self._newest + 1, "no segment has left it"
+        return self._counts, self._used, [segment.words for segment in self._arena.values()]
+
+    def restore(self, counts: list[int], used: int, sizes: list[int]) -> list[W]:
+        """Segments for such an image, in place of the empty first one: to be filled by the caller, who calls `restored`
+        then. Raises MemoryFull.
+        """
+        self._remove(0)
+        self._arena = {number: self._make(number, size) for number, size in enumerate(sizes)}
+        self._newest, self._used, self._counts, self._words = len(sizes) - 1, used, counts, self._arena[0].words
+        return list(self._arena.values())
+
+    def restored(self) -> None:
+        """The image is there: count what its words name."""
+        self._named = dict.fromkeys(self._arena, 0)
+        for word in self._words[:INDEX_WORDS]:
+            if word:
+                self._named[word >> 32] += 1 << (word & 0xFF)
 
     def reserve(self, hashes: list[int]) -> None:
         """Enlarge the regions that these insertions would overfill. Raises MemoryFull; nothing visible has changed

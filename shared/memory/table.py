@@ -56,6 +56,10 @@ class TableWriter:
             self._cells.append(views(chunk, self.columns))
             self._heads.append(chunk.words)
 
+    def arrays(self, chunk: int) -> list[memoryview[int]]:
+        """A chunk's heads, each of its columns and its live bytes, as bytes: for a checkpoint to be put back."""
+        return [self._heads[chunk][:CHUNK_SLOTS].cast("B"), *(cells.cast("B") for cells in self._cells[chunk])]
+
     def install(self, slot: int, address: int, cells: Cells, alive: bool) -> None:
         """Point the slot at its newest record and store the cells that are new."""
         chunk, place = slot >> _SHIFT, slot & _MASK

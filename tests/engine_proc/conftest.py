@@ -36,7 +36,8 @@ import uvloop
 from solewriter import Limits
 from solewriter.engine_proc import journal as journals
 from solewriter.engine_proc.bridge import Bridge
-from solewriter.engine_proc.engine import SingleWriter
+from solewriter.engine_proc.checkpoint import make
+from solewriter.engine_proc.engine import Finished, SingleWriter
 from solewriter.engine_proc.orders import Orders
 from solewriter.engine_proc.server import Server
 from solewriter.shared import failpoint, handshake, wire
@@ -133,6 +134,8 @@ class LocalEngine:
         self.writer = SingleWriter(
             parts.state, parts.sessions, parts.journal, parts.publisher, self.bridge, limits, parts.lock.check
         )
+        parts.maker, parts.waiter = make, AtOnce()  # type: ignore[assignment]
+        self.writer.checkpoints = parts.checkpoints()
         listening = Listening(fileno=parts.folder.bound_socket().detach())
         listening.accepted = self._sockets
         self.bridge.listen(listening)
@@ -164,6 +167,19 @@ class LocalEngine:
         self.loop.run_until_complete(self.writer.run())
         if self._failures:
             raise self._failures.pop()
+
+    def finish_checkpoint(self) -> None:
+        """Between two turns: one that was made is journaled, and what it takes the place of goes."""
+        self.read()
+        inbox, others = self.bridge.inbox, []
+        while not inbox.empty():
+            items = inbox.get_nowait()
+            if isinstance(items[0], Finished):
+                self.loop.run_until_complete(self.writer._between_turns(items[0]))
+            else:
+                others.append(items)
+        for items in others:
+            inbox.put_nowait(items)
 
     def held(self, theirs: set[int], *beginnings: str) -> list[int]:
         """Descriptors that the engine holds, of these kinds; `theirs` are the agents' ends of all lanes."""
@@ -445,6 +461,7 @@ class World:
         self.steps.kill_at, died = kill_at, False
         try:
             self.engine.turn()
+            self.engine.finish_checkpoint()
         except Killed:
             died = True
             self.seen[f"died at {kill_at}"] += 1

@@ -23,7 +23,7 @@ from solewriter import Limits
 from solewriter.engine_proc.decide import Draft, decide
 from solewriter.engine_proc.engine import SingleWriter
 from solewriter.engine_proc.sessions import Session, Sessions
-from solewriter.engine_proc.state import Turn
+from solewriter.engine_proc.turn import Turn
 from solewriter.shared.config import KIB
 from solewriter.shared.errors import Refused, to_wire
 from solewriter.shared.wire import Status
@@ -33,6 +33,7 @@ from solewriter.shared.wire import Status
 LIMITS = Limits(
     window_max=6, request_ids_max=5, sessions_max=3, spin_s=0, lane_read_bytes=1 * KIB,
     heap_segment_bytes_first=16 * KIB, heap_segment_bytes_max=32 * KIB, journal_file_bytes=4 * KIB,
+    checkpoint_after_bytes=3 * KIB, history_bytes=16 * KIB, recent_bytes=1 * KIB,
 )  # fmt: skip
 Told = tuple[str, int, Any]  # "applied", revision, ((version, id) of each mutation); "refused", revision, its name
 FORGOTTEN: Told = ("unavailable", 0, "Forgotten")
@@ -223,11 +224,13 @@ STEPS = (
     "turn.decided", "commit.write", "commit.written", "commit.synced", "commit.noted",
     "publish.tail-moved", "publish.installed", "publish.filled", "publish.shown",
     "turn.published", "turn.reply", "turn.done", "memory.grow", "journal.prepare", "journal.roll", "journal.rolled",
-    "reclaim.moved", "reclaim.filled", "reclaim.shown", "reclaim.done",
+    "reclaim.moved", "reclaim.filled", "reclaim.shown", "reclaim.done", "checkpoint.begin", "checkpoint.written",
+    "checkpoint.synced", "checkpoint.made", "checkpoint.renamed", "checkpoint.journaled", "trim.begin", "trim.file",
+    "trim.journal", "trim.done",
 )  # fmt: skip
 STARTING = (
-    "recover.rewrite", "recover.rewritten", "recover.published", "recover.announced", "recover.done",
-    "memory.grow", "commit.write", "commit.written", "commit.noted", "journal.prepare", "journal.rolled",
+    "recover.restored", "recover.rewrite", "recover.rewritten", "recover.published", "recover.announced",
+    "recover.done", "memory.grow", "commit.write", "commit.written", "commit.noted", "journal.prepare", "journal.rolled",
     "reclaim.moved", "reclaim.filled", "reclaim.shown", "reclaim.done",
 )  # fmt: skip
 

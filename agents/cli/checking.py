@@ -1,0 +1,25 @@
+"""What `solewriter verify` says of a folder that is sound."""
+
+from __future__ import annotations
+
+import json
+
+from solewriter.agents.verify import Verified
+
+
+def reported(found: Verified) -> str:
+    """One JSON object."""
+    return json.dumps({"ok": True, **found._asdict()})
+
+
+def sound(found: Verified) -> str:
+    """Lines for a terminal."""
+    torn = f", and {found.torn_bytes:,} bytes of one that was never committed" if found.torn_bytes else ""
+    return "\n".join(
+        (
+            f"sound: {found.entities:,} entities at revision {found.revision:,}, digest {found.digest}",
+            f"read:  {found.entries:,} entries with {found.records:,} records, from revision {found.first_revision:,} "
+            f"on{torn}",
+            f"the state was compared with {found.checkpoints} checkpoint{'s' * (found.checkpoints != 1)}",
+        )
+    )

@@ -1,0 +1,128 @@
+"""Adoption: more models for a state, or newer classes of known ones. Everything that can fail comes first; then what is
+new is journaled; then it is used.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import NamedTuple
+
+from solewriter.engine_proc.kinds import KindState
+from solewriter.engine_proc.publisher import Columnar, Publisher
+from solewriter.engine_proc.state import State, cut_anew
+from solewriter.shared import record
+from solewriter.shared.columns import Cells
+from solewriter.shared.entry import Private
+from solewriter.shared.errors import InvalidMutation, SchemaMismatch, SolewriterError
+from solewriter.shared.memory.table import TableWriter
+from solewriter.shared.registry import Kind
+
+
+class Adoption(NamedTuple):
+    """Kinds that are about to be known: what is journaled of them, and the tables whose columns are others."""
+
+    kinds: Sequence[Kind]
+    private: Private
+    tables: dict[int, TableWriter]  # in place of those that are there
+    made: list[Columnar]  # of the kinds that are new
+
+    @property
+    def brings_nothing(self) -> bool:
+        """Whether readers and the journal know all of it."""
+        return not (self.private.kinds or self.private.schemas or self.tables)
+
+
+def prepare(state: State, publisher: Publisher, kinds: Sequence[Kind]) -> Adoption:
+    """What it takes to know these kinds from now on; then `adopt` or `forgo` it. Raises SchemaMismatch, MemoryFull,
+    and then nothing has changed.
+    """
+    kinds = list({kind.name: kind for kind in kinds}.values())  # of two classes of one kind the last
+    adoption = Adoption(kinds, state.new_kinds(kinds), {}, [])
+    check_fit(state, publisher, kinds)
+    try:
+        _make_tables(state, publisher, adoption)
+        for kind in kinds:
+            known = state.named(kind.name)
+            if known is not None and kind.columns != publisher.columns(known.code):
+                table = publisher.other_table(known.code, kind.columns, known.places)
+                adoption.tables[known.code] = table
+                _refill(state, publisher, table, known, kind)
+        if not adoption.brings_nothing:
+            _prepare_catalog(state, publisher, adoption)
+    except SolewriterError:
+        forgo(state, publisher, adoption)
+        raise
+    return adoption
+
+
+def _make_tables(state: State, publisher: Publisher, adoption: Adoption) -> None:
+    """Those of the kinds that are new. Raises MemoryFull."""
+    by_name = {kind.name: kind for kind in adoption.kinds}
+    for code, name in enumerate(adoption.private.kinds, len(state.kinds)):
+        adoption.made.append(publisher.new_table(code, by_name[name].columns))
+
+
+def _prepare_catalog(state: State, publisher: Publisher, adoption: Adoption) -> None:
+    names = [*(kind.name for kind in state.kinds), *adoption.private.kinds]
+    tables = [adoption.tables.get(kind.code) or publisher.table(kind.code) for kind in state.kinds]
+    tables += [table for table, _ in adoption.made]
+    publisher.prepare_catalog(names, [*state.schemas, *adoption.private.schemas], tables)
+
+
+def check_fit(state: State, publisher: Publisher, kinds: Iterable[Kind]) -> None:
+    """Raises SchemaMismatch if something stored does not fit the new class of its kind. Takes 5 us for each entity of a
+    kind whose class changed.
+    """
+    for kind in kinds:
+        known = state.named(kind.name)
+        if known is None or known.schema.digest() == kind.schema.digest():
+            continue
+        for slot in known.slots.values():
+            _, buffer, start = publisher.newest(known.code, slot)
+            found = record.checked_content(buffer, start)
+            if not found.deleted:
+                _check_fits(state, kind, found)
+
+
+def _check_fits(state: State, kind: Kind, found: record.Content) -> None:
+    try:
+        cut_anew(kind, state.schemas[found.schema], found)
+    except (SchemaMismatch, InvalidMutation) as error:
+        raise SchemaMismatch(
+            f"{error}. It was stored at revision {found.revision}: give new fields defaults, and renamed ones "
+            "their old name as an alias",
+            kind=kind.name,
+        ) from error
+
+
+def _refill(state: State, publisher: Publisher, table: TableWriter, known: KindState, kind: Kind) -> None:
+    """All slots of a kind with the columns of another class of it. Raises InvalidMutation."""
+    for slot in known.slots.values():
+        address, buffer, start = publisher.newest(known.code, slot)
+        content = record.checked_content(buffer, start)
+        cells: Cells = ()
+        if not content.deleted:
+            cells = cut_anew(kind, state.schemas[content.schema], content)
+        table.install(slot, address, cells, not content.deleted)
+
+
+def forgo(state: State, publisher: Publisher, adoption: Adoption) -> None:
+    """It is not to be: nothing has changed."""
+    for code, table in adoption.tables.items():
+        publisher.remove_table(code, table)
+    for code, made in enumerate(adoption.made, len(state.kinds)):
+        publisher.remove_new_table(code, made)
+    publisher.drop_catalog()
+
+
+def adopt(state: State, publisher: Publisher, adoption: Adoption) -> None:
+    """After the commit: requests about these kinds are decided by these classes."""
+    for kind in adoption.kinds:
+        state.registry.install(kind)
+        if (known := state.named(kind.name)) is not None:
+            known.kind = kind
+    for code, table in adoption.tables.items():
+        publisher.replace_table(code, table)
+    if not adoption.brings_nothing:
+        state.add_kinds(adoption.private.kinds, adoption.private.schemas, adoption.made)
+        publisher.use_catalog()

@@ -1,0 +1,118 @@
+"""The file after the current one, made beside the loop, so that a full disk shows here and a sync in it costs half.
+
+For `power` it is of zeros that are on disk: an fdatasync in place costs half of one that extends. A trimmed file serves
+as well, and costs nothing: its header is cleared, and the entries behind have lower numbers than any that will follow.
+A reserve is given back when the disk is full, so that what tidies up can still be written.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+from concurrent.futures import Executor, Future
+from pathlib import Path
+
+from solewriter.shared import failpoint
+from solewriter.shared.config import KIB, RESERVE_BYTES, SPARE_FILES_MAX
+from solewriter.shared.entry import FILE_HEADER_BYTES
+
+ZEROS = bytes(256 * KIB)
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+
+
+class FilesAhead:
+    """`journal.next`, the spare files that it may be made of, and the reserve."""
+
+    def __init__(self, folder: Path, beside: Executor, *, zeroed: bool) -> None:
+        self._folder = folder
+        self._beside = beside
+        self._zeroed = zeroed
+        self._next: Future[int] | None = None
+        self._path = folder / "journal.next"
+        self._reserve = folder / "reserve"
+
+    @property
+    def begun(self) -> bool:
+        """Whether the next file is being made, or is there."""
+        return self._next is not None
+
+    def begin(self, size: int) -> None:
+        """Make the next file, of so many bytes at least, in a thread."""
+        self._next = self._beside.submit(self._make, size)
+
+    def take(self, needed: int, wanted: int) -> int:
+        """A descriptor of `journal.next` with `needed` bytes at least; with `wanted` bytes where it must be made now.
+        Raises OSError.
+        """
+        future, self._next = self._next, None
+        fd = future.result() if future is not None else self._make(max(wanted, needed))
+        if os.fstat(fd).st_size < needed:
+            os.close(fd)
+            fd = self._make(needed)
+        return fd
+
+    def _make(self, size: int) -> int:
+        failpoint.reach("journal.prepare")
+        spare = next((path for path in self._spares() if path.stat().st_size >= size), None)
+        if spare is not None:
+            os.rename(spare, self._path)
+        flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC
+        fd = os.open(self._path, flags if spare is not None else flags | os.O_TRUNC, 0o600)
+        try:
+            if spare is not None:
+                _write(fd, bytes(FILE_HEADER_BYTES), 0)
+                os.fdatasync(fd)
+            elif self._zeroed:
+                for start in range(0, size, len(ZEROS)):
+                    _write(fd, ZEROS[: size - start], start)
+                os.fsync(fd)
+            else:
+                os.posix_fallocate(fd, 0, size)
+            failpoint.reach("journal.prepared")
+        except OSError:
+            os.close(fd)
+            self._path.unlink(missing_ok=True)
+            raise
+        return fd
+
+    def _spares(self) -> list[Path]:
+        return sorted(self._folder.glob("spare-*.log"))
+
+    def keep(self, path: Path) -> None:
+        """A trimmed file: for later, or not at all. Its name is gone from the history when the folder was synced."""
+        if len(self._spares()) < SPARE_FILES_MAX:
+            os.rename(path, path.with_name(path.name.replace("journal-", "spare-")))
+        else:
+            path.unlink()
+
+    # --- the reserve -------------------------------------------------------------------------------------------------
+
+    def hold_reserve(self) -> None:
+        """Have it again, in a thread, as soon as there is room."""
+        if not self._reserve.exists():
+            self._beside.submit(self._reserved)
+
+    def _reserved(self) -> None:
+        fd = os.open(self._reserve, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        try:
+            os.posix_fallocate(fd, 0, RESERVE_BYTES)
+        except OSError:
+            self._reserve.unlink(missing_ok=True)
+        finally:
+            os.close(fd)
+
+    def give_reserve_back(self) -> None:
+        """And what was kept to be used again."""
+        for path in (self._reserve, *self._spares()):
+            path.unlink(missing_ok=True)
+
+    def close(self) -> None:
+        """No next file is needed."""
+        if self._next is not None and self._next.exception() is None:
+            os.close(self._next.result())
+            self._path.unlink(missing_ok=True)
+
+
+def _write(fd: int, data: bytes, offset: int) -> None:
+    if os.pwrite(fd, data, offset) != len(data):
+        raise OSError(errno.ENOSPC, "no room for the next journal file")

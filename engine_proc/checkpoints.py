@@ -1,0 +1,171 @@
+"""Checkpoints in the life of an engine: when one is due, and what may go when it is there.
+
+A process of its own writes the file, a thread of this one waits for it and gives it its name. Then, between two turns,
+everything that the engine remembers besides entities is journaled behind it: from that moment a start begins with this
+checkpoint. Only then goes what no start needs, and no history that is kept.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping
+from concurrent.futures import Executor
+from itertools import pairwise
+from pathlib import Path
+from typing import NamedTuple
+
+import msgspec
+
+from solewriter.engine_proc.checkpoint import Made, Order
+from solewriter.engine_proc.journal import Journal
+from solewriter.shared import failpoint
+from solewriter.shared.chain import first_of, journal_files
+from solewriter.shared.checkpoint import Checkpoint, checkpoint_files, checkpoint_path
+from solewriter.shared.config import CHECKPOINT_RATIO, Limits
+from solewriter.shared.entry import CheckpointName, PrivateState
+from solewriter.shared.errors import JournalCorrupt, SolewriterError
+from solewriter.shared.folder import sync_folder
+
+
+class Held(NamedTuple):
+    """A checkpoint that is there."""
+
+    size: int
+    time_us: int
+
+
+class Checkpoints:
+    """Of one engine. `describe` tells what goes into the journal behind a checkpoint."""
+
+    def __init__(
+        self,
+        folder: Path,
+        order: Order,
+        make: Callable[[Order], Made],
+        waiter: Executor,
+        journal: Journal,
+        limits: Limits,
+        beside: Executor,
+        describe: Callable[[CheckpointName], PrivateState],
+        log: Callable[[str], None],
+        still_owner: Callable[[], None],
+    ) -> None:
+        self._folder = folder
+        self._order = order  # all but its path
+        self._make = make
+        self._waiter = waiter  # a thread that is patient
+        self._journal = journal
+        self._limits = limits
+        self._beside = beside
+        self.describe = describe
+        self._log = log
+        self._still_owner = still_owner
+        self._running = False
+        self._held = {entry: _held(path) for entry, path in checkpoint_files(folder).items()}
+        self._since = 0  # the journal's length behind the newest checkpoint
+        self._begun = 0  # its length behind the one that is being made
+        self._wanted = self._bytes_wanted(0)
+        self._count = 0
+
+    def _bytes_wanted(self, private_bytes: int) -> int:
+        """Of journal behind a checkpoint before the next one."""
+        size = self._held[max(self._held)].size if self._held else 0
+        return max(self._limits.checkpoint_after_bytes, int(CHECKPOINT_RATIO * (size + private_bytes)))
+
+    @property
+    def due(self) -> bool:
+        """Whether the journal has outgrown the state."""
+        return not self._running and self._journal.length - self._since >= self._wanted
+
+    # --- making ------------------------------------------------------------------------------------------------------
+
+    def begin(self, done: Callable[[Made], None]) -> None:
+        """Have the revision that is published now made into one. `done` is called in a thread, unless it fails."""
+        self._running, self._begun = True, self._journal.length
+        failpoint.reach("checkpoint.begin")
+        self._waiter.submit(self._made, done)
+
+    def _made(self, done: Callable[[Made], None]) -> None:
+        self._count += 1
+        path = self._folder / f"checkpoint-{os.getpid()}-{self._count}.tmp"
+        try:
+            made = self._make(msgspec.structs.replace(self._order, path=str(path)))
+            self._still_owner()
+            failpoint.reach("checkpoint.made")
+            os.rename(path, checkpoint_path(self._folder, made.entry))
+            failpoint.reach("checkpoint.renamed")
+            sync_folder(self._folder)
+            done(made)
+        except (OSError, SolewriterError, msgspec.MsgspecError) as error:
+            self.failed(str(error))
+        finally:
+            path.unlink(missing_ok=True)
+
+    def failed(self, why: str) -> None:
+        """Nothing is lost: the journal has everything. Another one is made when it has grown by half of the least."""
+        self._log(f"a checkpoint was not made: {why}")
+        self._since = self._journal.length - self._wanted + self._limits.checkpoint_after_bytes // 2
+        self._running = False
+
+    # --- what may go -------------------------------------------------------------------------------------------------
+
+    def noted(self, made: Made, private_bytes: int) -> None:
+        """It is in the journal: a start begins with it."""
+        self._held[made.entry] = Held(made.size, made.time_us)
+        self._since, self._wanted = self._begun, self._bytes_wanted(private_bytes)
+        self._beside.submit(self._trim, made.entry, made.time_us).add_done_callback(lambda _: self._trimmed())
+
+    def _trimmed(self) -> None:
+        self._running = False
+
+    def _trim(self, newest: int, now_us: int) -> None:
+        """Give up what no start needs, and no history that is kept."""
+        try:
+            failpoint.reach("trim.begin")
+            sizes = {first_of(path): path.stat().st_size for path in journal_files(self._folder)}
+            oldest = oldest_kept(sizes, self._held, newest, now_us, self._limits)
+            self._journal.trim(oldest + 1)
+            failpoint.reach("trim.journal")
+            for entry in [entry for entry in self._held if entry < oldest]:
+                checkpoint_path(self._folder, entry).unlink(missing_ok=True)
+                del self._held[entry]
+            failpoint.reach("trim.done")
+        except OSError as error:  # what could not be given up stays, and is looked at again behind the next checkpoint
+            self._log(f"trimming: {error}")
+
+
+def oldest_kept(
+    files: Mapping[int, int], checkpoints: Mapping[int, Held], newest: int, now_us: int, limits: Limits
+) -> int:
+    """The entry of the checkpoint with which the history begins that is kept: 0 for the beginning of all.
+
+    `files`: bytes of each journal file by its first entry. History is all that lies before the newest checkpoint; it
+    takes `history_bytes` at most, and does not reach back behind the newest checkpoint older than `history_s`.
+    """
+    kept, oldest_us = newest, now_us - int(limits.history_s * 1e6)
+    ends = dict(pairwise([*sorted(files), newest + 1]))
+    known = sorted(entry for entry in checkpoints if entry < newest)
+    for entry in reversed([0, *known] if 1 in files else known):
+        bytes_kept = sum(size for first, size in files.items() if first <= newest and ends.get(first, 0) > entry + 1)
+        bytes_kept += sum(checkpoints[one].size for one in known if one >= entry)
+        if bytes_kept > limits.history_bytes or checkpoints[kept].time_us <= oldest_us:
+            break
+        kept = entry
+    return kept
+
+
+def _held(path: Path) -> Held:
+    try:
+        with Checkpoint(path) as checkpoint:
+            return Held(checkpoint.size, checkpoint.directory.time_us)
+    except JournalCorrupt:  # of the history only: the one that a start needs was read
+        return Held(path.stat().st_size, 0)
+
+
+def remove_unfinished(folder: Path, newest: int) -> None:
+    """At a start: what a dead engine's checkpoints left behind that the journal does not name."""
+    for path in folder.glob("checkpoint-*.tmp"):
+        path.unlink(missing_ok=True)
+    for entry, path in checkpoint_files(folder).items():
+        if entry > newest:
+            path.unlink(missing_ok=True)

@@ -1,0 +1,58 @@
+"""What the engine knows of a kind: who has which slot, and how far the keys came that nobody has any more."""
+
+from __future__ import annotations
+
+from solewriter.shared.registry import Kind, Schema
+
+
+class KindState:
+    """One kind: its model, if it is registered here, the schema that new records get, and the slots of its keys."""
+
+    __slots__ = ("_forgotten", "alive", "base", "code", "free", "kind", "name", "places", "schema", "slots")
+
+    def __init__(self, code: int, name: str, schema: Schema, kind: Kind | None) -> None:
+        self.code = code
+        self.name = name
+        self.schema = schema
+        self.kind = kind
+        self.slots: dict[str, int] = {}
+        self.places = 0  # slots handed out so far, free ones included
+        self.free: dict[int, None] = {}  # slots whose keys were forgotten; the last one is taken first
+        self.alive = 0
+        self.base = 0  # no key that has no record is at a lower version
+        self._forgotten: dict[str, int] = {}  # the last versions of keys that were deleted, and have no record any more
+
+    def restore(self, keys: list[str | None], alive: int) -> None:
+        """From a checkpoint: the keys by slot, None where nobody has it."""
+        self.slots = {key: slot for slot, key in enumerate(keys) if key is not None}
+        self.places, self.alive = len(keys), alive
+        self.free = dict.fromkeys([slot for slot, key in enumerate(keys) if key is None])
+
+    def take(self, key: str, slot: int) -> None:
+        """A key is in a slot from now on: a free one, or the next one of all."""
+        self.slots[key] = slot
+        if slot == self.places:
+            self.places += 1
+        else:
+            del self.free[slot]
+        self._forgotten.pop(key, None)
+
+    def forget(self, key: str, version: int, keys_max: int) -> None:
+        """A key's tombstone is gone: its slot is free, and its last version is remembered for a while, then for all."""
+        self.free[self.slots.pop(key)] = None
+        if len(self._forgotten) >= keys_max:
+            self.base = max(self.base, *self._forgotten.values())
+            self._forgotten.clear()
+        self._forgotten[key] = version
+
+    @property
+    def forgotten(self) -> tuple[int, dict[str, int]]:
+        """The base, and the last versions of forgotten keys: what no record says."""
+        return self.base, self._forgotten
+
+    def restore_forgotten(self, base: int, keys: dict[str, int]) -> None:
+        self.base, self._forgotten = base, keys
+
+    def last_version(self, key: str) -> int:
+        """Of a key that has no record: a version that it never went beyond."""
+        return self._forgotten.get(key, self.base)

@@ -1,0 +1,117 @@
+"""Repair: give up everything behind a revision, because somebody asked for it. A copy of the folder is kept.
+
+What follows the cut is lost, acked or not, and revisions will be given out again: so the history id changes, and who
+holds an older one is told `Compacted`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import shutil
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import NamedTuple
+
+from solewriter.engine_proc.journal import FileJournal
+from solewriter.engine_proc.lock import Lock
+from solewriter.shared import entry as entries
+from solewriter.shared.chain import first_entry_of, first_of, journal_files
+from solewriter.shared.checkpoint import checkpoint_files
+from solewriter.shared.config import Limits
+from solewriter.shared.entry import FILE_HEADER_BYTES, Life, Private
+from solewriter.shared.errors import EngineUnavailable, JournalCorrupt
+from solewriter.shared.folder import StateFolder, replace_file, sync_folder
+
+
+class Cut(NamedTuple):
+    """Where a journal ends from now on."""
+
+    path: Path
+    offset: int
+    number: int  # of the last entry that stays
+    crc: int
+    revision: int
+
+
+def truncate(folder: StateFolder, revision: int) -> tuple[Cut, Path]:
+    """Make `revision`, or where a turn made several at once the last one before that turn, the newest. Returns where
+    that is, and the copy of the folder as it was. Raises Locked beside an engine; EngineUnavailable, with nothing
+    changed, where the journal does not go back so far.
+    """
+    lock = Lock(folder)
+    try:
+        cut, life = _found(folder.path, revision)
+        kept = folder.path.with_name(f"{folder.path.name}.before-repair-{time.time_ns()}")
+        shutil.copytree(folder.path, kept, ignore=shutil.ignore_patterns("engine.sock"))
+        _cut(folder.path, cut)
+        _begin_history(folder.path, life)
+    finally:
+        lock.release()
+    return cut, kept
+
+
+def _found(folder: Path, revision: int) -> tuple[Cut, Life]:
+    """The last entry that is not above a revision, and the life that it is of."""
+    files = journal_files(folder)
+    wholes = [(path, first) for path in files if (first := first_entry_of(path)) and first.private.whole]
+    below = [path for path, first in wholes if first.revision <= revision]
+    if not below and (not files or first_of(files[0]) != 1):
+        raise EngineUnavailable(f"{folder} cannot be cut back to revision {revision}: no checkpoint is so old")
+    begin = below[-1] if below else files[0]
+    cut, life = None, None
+    for path in [path for path in files if path >= begin]:
+        buffer, at = path.read_bytes(), FILE_HEADER_BYTES
+        number = first_of(path) - 1
+        if cut is not None and cut.number != number:
+            break
+        while (found := entries.unpack(buffer, at)) is not None and found[0].number == number + 1:
+            entry, _, at = found
+            if entry.revision > revision:
+                break
+            whole = entry.private.whole
+            life = entry.private.life or (whole.life if whole is not None else life)
+            number, cut = entry.number, Cut(path, at, entry.number, entry.crc, entry.revision)
+        else:
+            continue
+        break
+    if cut is None or life is None:
+        raise EngineUnavailable(f"{folder} cannot be cut back to revision {revision}: no whole entry is so old")
+    return cut, life
+
+
+def _cut(folder: Path, cut: Cut) -> None:
+    """The rest goes: later files and checkpoints, then what follows in the file itself."""
+    for path in journal_files(folder):
+        if path > cut.path:
+            path.unlink()
+    for number, path in checkpoint_files(folder).items():
+        if number > cut.number:
+            path.unlink()
+    with cut.path.open("r+b") as file:
+        size = file.seek(0, os.SEEK_END)
+        file.seek(cut.offset)
+        file.write(bytes(size - cut.offset))
+        file.flush()
+        os.fsync(file.fileno())
+    note, place = entries.committed_note(cut.number, cut.crc)
+    replace_file(folder / "committed", bytes(place) + note)
+    sync_folder(folder)
+
+
+def _begin_history(folder: Path, life: Life) -> None:
+    """A new history id, journaled as the end of a life."""
+    state_id = entries.read_file_header(files := journal_files(folder)[0], files.read_bytes()).state_id
+    with ThreadPoolExecutor(1) as beside:
+        journal = FileJournal(folder, state_id, Limits(), beside, power=True)
+        found = journal.newest_whole()
+        revision = 0
+        for entry in journal.replay(found[1].checkpoint.entry + 1 if found is not None else 1):
+            revision = entry.revision
+        if journal.missing is not None:
+            raise JournalCorrupt("the cut was not made", place=journal.missing.place)
+        new = Life(life.epoch, os.urandom(16), life.durability, life.boot, drained=True)
+        journal.append(revision, time.time_ns() // 1000, [], Private(life=new))
+        asyncio.run(journal.commit(durable=True))
+        journal.close()

@@ -1,0 +1,295 @@
+"""A checkpoint: all entities at one revision as a file, in the form in which memory has them.
+
+    file   = header | blocks | directory
+    header = magic u64 | version u32 | crc u32 | state id, 16 bytes | entry u64 | offset of the directory u64
+             | its length u32 | its crc u32 | zeros to 64
+
+Little-endian. The header's crc is over all that follows it. The directory is msgpack (`Directory`): it says what is
+there and where, and sums up every block, so its crc stands for the whole file. A section is what goes into one place in
+memory, cut into blocks of a mebibyte, each compressed by zlib at its quickest level. Heap segments are whole, prefixes
+included, their records' `previous` 0; heads, cells and live bytes are those of the table's chunks. So a checkpoint is
+put back by copying; nothing in it is decoded but the keys.
+"""
+
+from __future__ import annotations
+
+import os
+import struct
+import zlib
+from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from hashlib import blake2b
+from pathlib import Path
+from typing import Self
+from zlib import crc32
+
+import msgspec
+
+from solewriter.shared import record
+from solewriter.shared.columns import Column
+from solewriter.shared.config import CHECKPOINT_VERSION, CHUNK_SLOTS, MIB
+from solewriter.shared.entry import CheckpointName
+from solewriter.shared.errors import JournalCorrupt, LayoutMismatch
+from solewriter.shared.memory.heap import OFFSET_MASK, PREFIX, PREFIX_BYTES, START, padded
+from solewriter.shared.record import Flags
+from solewriter.shared.registry import Schema
+
+MAGIC = int.from_bytes(b"solechkp", "little")
+BLOCK_BYTES = MIB
+READERS = 2  # threads that decompress: zlib lets go of the interpreter, and few machines have more to spare at a start
+_HEADER = struct.Struct("<QII16sQQII")
+_SUMMED = struct.Struct("<16sQQII")
+HEADER_BYTES = 64
+
+
+class Block(msgspec.Struct, frozen=True, array_like=True):
+    """A part of a section, as it is stored."""
+
+    offset: int
+    length: int
+    crc: int
+
+
+class Section(msgspec.Struct, frozen=True, array_like=True):
+    """What goes into one place; its bytes are those of its blocks, decompressed."""
+
+    size: int
+    blocks: list[Block]
+
+
+class IndexImage(msgspec.Struct, frozen=True):
+    """An index: its arena's segments in order, the words first in the first one."""
+
+    counts: list[int]  # keys in each region
+    used: int  # entries of the last segment
+    segments: list[Section]
+
+
+class TableImage(msgspec.Struct, frozen=True):
+    """A kind: the columns that it is stored with, its keys by slot (None for a slot that nobody has), its chunks."""
+
+    columns: tuple[Column, ...]
+    places: int
+    alive: int
+    keys: Section  # msgpack of a list
+    chunks: list[list[Section]]  # of each chunk the heads, each column, the live bytes
+    index: IndexImage
+    anew: list[int]  # slots whose cells have to be made of their records
+
+
+class Directory(msgspec.Struct, frozen=True):
+    """What a checkpoint holds."""
+
+    revision: int
+    time_us: int
+    kinds: list[str]
+    schemas: list[Schema]
+    heap: list[Section]
+    live_bytes: int  # of records that are no tombstones
+    tombstone_bytes: int
+    tables: list[TableImage]
+    digest: bytes  # of the state: see `DigestOfState`
+
+
+class DigestOfState:
+    """The sum, modulo 2^128, of the hashes of all entities' newest records, whatever their order: of their bodies
+    without the checksum and without the mark of a copy. Tombstones do not count: not everybody keeps them equally long.
+    """
+
+    def __init__(self) -> None:
+        self._sum = 0
+
+    def add(self, body: bytes) -> None:
+        content = body
+        if body[record.FLAGS_OFFSET] & Flags.RELOCATED:
+            changed = bytearray(body)
+            changed[record.FLAGS_OFFSET] &= ~Flags.RELOCATED
+            content = bytes(changed)
+        self._sum += int.from_bytes(blake2b(content[record.CRC_BYTES :], digest_size=16).digest(), "little")
+
+    def digest(self) -> bytes:
+        return (self._sum % 2**128).to_bytes(16, "little")
+
+
+def checkpoint_path(folder: Path, entry: int) -> Path:
+    """Of the checkpoint behind an entry."""
+    return folder / f"checkpoint-{entry:020d}"
+
+
+def checkpoint_files(folder: Path) -> dict[int, Path]:
+    """All of them by the entries that they were taken behind, the oldest first."""
+    paths = sorted(path for path in folder.glob("checkpoint-*") if path.name[11:].isdigit())
+    return {int(path.name[11:]): path for path in paths}
+
+
+# --- writing ---------------------------------------------------------------------------------------------------------
+
+
+class CheckpointWriter:
+    """Writes a new file, block by block."""
+
+    def __init__(self, path: Path, state_id: bytes) -> None:
+        self._state_id = state_id
+        self._fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+        self._offset = HEADER_BYTES
+
+    def add(self, content: bytes | bytearray | memoryview) -> Section:
+        """The next section."""
+        whole = memoryview(content).cast("B")
+        blocks = [self._block(whole[start : start + BLOCK_BYTES]) for start in range(0, len(whole), BLOCK_BYTES)]
+        return Section(len(whole), blocks)
+
+    def _block(self, raw: memoryview) -> Block:
+        stored = zlib.compress(raw, zlib.Z_BEST_SPEED)
+        block = Block(self._offset, len(stored), crc32(stored))
+        self._write(stored, self._offset)
+        self._offset += len(stored)
+        return block
+
+    def _write(self, data: bytes, offset: int) -> None:
+        while data:
+            written = os.pwrite(self._fd, data, offset)
+            data, offset = data[written:], offset + written
+
+    def finish(self, entry: int, directory: Directory) -> CheckpointName:
+        """The directory and the header, all of it on disk."""
+        packed = msgspec.msgpack.encode(directory)
+        self._write(packed, self._offset)
+        rest = _SUMMED.pack(self._state_id, entry, self._offset, len(packed), crc32(packed))
+        head = struct.pack("<QII", MAGIC, CHECKPOINT_VERSION, crc32(rest)) + rest
+        self._write(head.ljust(HEADER_BYTES, b"\0"), 0)
+        os.fsync(self._fd)
+        return CheckpointName(entry, crc32(packed))
+
+    def close(self) -> None:
+        os.close(self._fd)
+
+
+# --- reading ---------------------------------------------------------------------------------------------------------
+
+
+class Checkpoint:
+    """A file, read. Raises FileNotFoundError, JournalCorrupt naming the place, LayoutMismatch for a newer format."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            self._open()
+        except BaseException:
+            os.close(self._fd)
+            raise
+
+    def _open(self) -> None:
+        head = os.pread(self._fd, HEADER_BYTES, 0)
+        if len(head) < HEADER_BYTES:
+            raise self._damaged("is shorter than its header", 0)
+        magic, version, crc, self.state_id, self.entry, offset, length, self.crc = _HEADER.unpack_from(head)
+        if magic == MAGIC and version > CHECKPOINT_VERSION:
+            raise LayoutMismatch(
+                f"{self.path.name} has checkpoint format {version}; this version of solewriter reads up to "
+                f"{CHECKPOINT_VERSION}"
+            )
+        if magic != MAGIC or version < 1 or crc != crc32(head[16 : _HEADER.size]) or any(head[_HEADER.size :]):
+            raise self._damaged("has a damaged header", 0)
+        packed = os.pread(self._fd, length, offset)
+        if len(packed) != length or crc32(packed) != self.crc or os.fstat(self._fd).st_size != offset + length:
+            raise self._damaged("has a damaged directory", offset)
+        try:
+            self.directory = msgspec.msgpack.decode(packed, type=Directory)
+        except (msgspec.MsgspecError, UnicodeDecodeError) as error:
+            raise self._damaged(f"has a directory that cannot be read ({error})", offset) from error
+
+    @property
+    def name(self) -> CheckpointName:
+        return CheckpointName(self.entry, self.crc)
+
+    @property
+    def size(self) -> int:
+        return os.fstat(self._fd).st_size
+
+    def bytes_of(self, section: Section) -> bytes:
+        return b"".join(map(self._raw, section.blocks))
+
+    def fill(self, wanted: Iterable[tuple[Section, memoryview]]) -> None:
+        """Put sections where they belong, each into as many bytes as it has."""
+
+        def put(part: tuple[Block, memoryview]) -> None:
+            raw = self._raw(part[0])
+            if len(raw) != len(part[1]):
+                raise self._damaged("has a block of another size than its directory says", part[0].offset)
+            part[1][:] = raw
+
+        with ThreadPoolExecutor(READERS, "checkpoint") as pool:
+            for _ in pool.map(put, _parts(wanted)):
+                pass
+
+    def _raw(self, block: Block) -> bytes:
+        stored = os.pread(self._fd, block.length, block.offset)
+        try:
+            if len(stored) == block.length and crc32(stored) == block.crc:
+                return zlib.decompress(stored, bufsize=BLOCK_BYTES)
+        except zlib.error:
+            pass
+        raise self._damaged("has a damaged block", block.offset)
+
+    def sections(self) -> Iterator[Section]:
+        """All of them."""
+        yield from self.directory.heap
+        for table in self.directory.tables:
+            yield table.keys
+            yield from table.index.segments
+            for chunk in table.chunks:
+                yield from chunk
+
+    def keys(self, kind: int) -> list[str | None]:
+        """The keys of a kind by slot; None where nobody has one."""
+        return msgspec.msgpack.decode(self.bytes_of(self.directory.tables[kind].keys), type=list[str | None])
+
+    def record_of(self, kind: int, key: str) -> record.Record | None:
+        """The record of one key; None if there is none."""
+        keys = self.keys(kind) if kind < len(self.directory.tables) else []
+        if key not in keys:
+            return None
+        slot = keys.index(key)
+        heads = self.bytes_of(self.directory.tables[kind].chunks[slot // CHUNK_SLOTS][0])
+        address = int.from_bytes(heads[slot % CHUNK_SLOTS * 8 :][:8], "little")
+        return record.unpack(
+            self.bytes_of(self.directory.heap[(address >> 32) - 1]), (address & OFFSET_MASK) + PREFIX_BYTES
+        )
+
+    def records(self) -> Iterator[tuple[int, bytes]]:
+        """(slot, body) of everything, tombstones included. Raises JournalCorrupt."""
+        for section in self.directory.heap:
+            segment, at = self.bytes_of(section), START
+            while at < section.size:
+                length, slot, _ = PREFIX.unpack_from(segment, at)
+                body = segment[at + PREFIX_BYTES : at + PREFIX_BYTES + length]
+                if not record.checked(body):
+                    raise self._damaged("has a record that fails its checksum", section.blocks[0].offset)
+                yield slot, body
+                at += padded(length)
+
+    def verify(self) -> None:
+        """Read everything. Raises JournalCorrupt naming the first bad place."""
+        for section in self.sections():
+            if sum(len(self._raw(block)) for block in section.blocks) != section.size:
+                raise self._damaged("has a section of another size than its directory says", section.blocks[0].offset)
+
+    def _damaged(self, what: str, offset: int) -> JournalCorrupt:
+        return JournalCorrupt(f"{self.path.name} {what}", place=f"{self.path.name}:{offset}")
+
+    def close(self) -> None:
+        os.close(self._fd)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+def _parts(wanted: Iterable[tuple[Section, memoryview]]) -> Iterator[tuple[Block, memoryview]]:
+    for section, target in wanted:
+        for number, block in enumerate(section.blocks):
+            yield block, target[number * BLOCK_BYTES : min((number + 1) * BLOCK_BYTES, section.size)]

@@ -1,0 +1,378 @@
+"""A start begins with the newest checkpoint, and everything is as it was; what no start and no history needs, goes."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+
+import pytest
+
+from solewriter import (
+    Compacted,
+    Create,
+    Delete,
+    Engine,
+    EngineStartFailed,
+    Entity,
+    NotFound,
+    Put,
+    Task,
+    Update,
+    VersionConflict,
+    connect,
+    open_reader,
+)
+from solewriter.shared.chain import first_entry_of, first_of, journal_files
+from solewriter.shared.checkpoint import Checkpoint, checkpoint_files
+from solewriter.shared.config import KIB, MIB, Limits
+from solewriter.shared.failpoint import VARIABLE
+
+SMALL = {
+    "heap_segment_bytes_first": 64 * KIB,
+    "heap_segment_bytes_max": 256 * KIB,
+    "journal_file_bytes": 64 * KIB,
+    "checkpoint_after_bytes": 64 * KIB,
+    "recent_bytes": 8 * KIB,
+    "restart_backoff_s": 0.005,
+    "restart_backoff_max_s": 0.05,
+}
+OFTEN = Limits(**SMALL, history_bytes=64 * MIB)
+TRIMMED = Limits(**SMALL, history_bytes=128 * KIB)
+
+
+class Other(Entity):
+    """Another kind, with another column."""
+
+    kind_name = "Other"
+    column_names = ("size",)
+
+    size: int = 0
+
+
+def checkpoints(state) -> list[int]:
+    return list(checkpoint_files(state))
+
+
+def grow(client, state, wait_until, count=1):
+    """Work until so many more checkpoints are there, and journaled: every update is a revision."""
+    before, made = set(checkpoints(state)), set[int]()
+    number = 0
+
+    def step() -> bool:
+        nonlocal number
+        mutations = [Put(Task(title="x" * 100, id=f"g{(number + one) % 40}", max_retries=number)) for one in range(40)]
+        number += 40
+        for reply in client.submit_many(mutations, window=40):
+            reply.check()
+        made.update(journaled(state))
+        return len(made - before) >= count
+
+    wait_until(step, 60, f"{count} more checkpoints")
+
+
+def journaled(state) -> list[int]:
+    """The checkpoints that the journal names, and that are there."""
+    firsts = [first_entry_of(path) for path in journal_files(state)]
+    named = {first.private.whole.checkpoint.entry for first in firsts if first is not None and first.private.whole}
+    return [entry for entry in checkpoints(state) if entry in named]
+
+
+def settle(state, wait_until):
+    """No checkpoint is being made any more, and what was to go is gone."""
+    looks = []
+
+    def look() -> bool:
+        looks.append(sorted(path.name for path in state.iterdir()))
+        calm = len(looks) > 40 and all(one == looks[-1] for one in looks[-40:])
+        return calm and not any(name.endswith(".tmp") for name in looks[-1])
+
+    wait_until(look, 30, "checkpoint and trim are done")
+
+
+def everything(state, limits=OFTEN):
+    """All entities, by kind and id, and the revision."""
+    with open_reader(state, limits=limits) as reader, reader.snapshot() as snap:
+        return snap.revision, {task.id: task for task in snap.entities(Task)}, snap.counts
+
+
+def restart(engine, wait_until):
+    before = engine.restarts
+    os.kill(engine.pid, signal.SIGKILL)
+    wait_until(lambda: engine.restarts > before, 20, "a restart")
+
+
+# --- everything is as it was ------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("limits", [OFTEN, TRIMMED], ids=["all history", "trimmed"])
+@pytest.mark.parametrize("durability", ["process", "power"])
+def test_a_start_from_a_checkpoint_knows_everything(state, start_engine, wait_until, durability, limits):
+    engine = start_engine(state, durability=durability, limits=limits)
+    with connect(state, name="me", client_id="me", limits=limits) as client:
+        task = client.update(client.create(Task(title="x", id="t")), title="y")
+        client.delete(client.create(Task(title="gone", id="gone")))
+        named = client.create(Task(title="named", id="named"), request_id="import-1")
+        with pytest.raises(VersionConflict):
+            client.update(task, title="z", expect=1)
+        for _ in range(3):
+            grow(client, state, wait_until, 2)
+            seen = everything(state, limits)
+            restart(engine, wait_until)
+            assert everything(state, limits) == seen
+            assert client.get(Task, "t") == task
+            assert client.create(Task(title="named", id="named"), request_id="import-1") == named
+        assert client.create(Task(title="back", id="gone")).version == 3
+        assert client.update(task, title="after").version == 3
+    engine.stop()
+    start_engine(state, durability=durability, limits=limits)
+    with connect(state, limits=limits) as client:
+        assert client.get(Task, "gone").title == "back"
+        with pytest.raises(VersionConflict):
+            client.update(task, title="late")
+
+
+def test_outcomes_from_before_a_checkpoint_are_told_after_it(state, start_engine, wait_until):
+    engine = start_engine(state, limits=TRIMMED)
+    with connect(state, name="one", limits=TRIMMED) as first, connect(state, name="two", limits=TRIMMED) as second:
+        applied = first.submit(Create(Task(title="x", id="a")))
+        refused = first.submit(Create(Task(title="x", id="a")))
+        grow(second, state, wait_until, 3)
+        restart(engine, wait_until)
+        assert second.outcome(applied.request_id).reply.results[0].id == "a"
+        assert type(second.outcome(refused.request_id)).__name__ == "AlreadyExists"
+        assert journal_files(state)[0].name != f"journal-{1:020d}.log", "nothing was trimmed"
+
+
+def test_keys_that_come_and_go_keep_their_versions_and_places(state, start_engine, wait_until):
+    """Tombstones are forgotten meanwhile, and their slots used again, before and behind checkpoints."""
+    limits = Limits(**SMALL, history_bytes=128 * KIB, forgotten_keys_max=50)
+    engine = start_engine(state, limits=limits)
+    versions = dict.fromkeys([f"k{number}" for number in range(60)], 0)
+    with connect(state, limits=limits) as client:
+        for rounds in range(120):
+            keys = [f"k{number}" for number in range(60) if (number + rounds) % 3]
+            mutations = [Put(Task(title="x" * 200, id=key, max_retries=rounds)) for key in keys]
+            mutations += [Delete(Task.ref(key)) for key in keys if (len(key) + rounds + int(key[1:])) % 2]
+            for reply in client.submit_many(mutations, window=64):
+                (result,) = reply.check().results
+                assert result.version > versions[result.id], "a version came twice"
+                versions[result.id] = result.version
+            if rounds % 40 == 39:
+                settle(state, wait_until)
+                seen = everything(state, limits)
+                restart(engine, wait_until)
+                assert everything(state, limits) == seen
+    assert len(journaled(state)) > 0
+
+
+def test_two_kinds_and_a_newer_class_behind_a_checkpoint(state, start_engine, wait_until):
+    engine = start_engine(state, limits=OFTEN, models=[Other])
+    with connect(state, limits=OFTEN) as client:
+        for number in range(50):
+            client.create(Other(id=f"o{number}", size=number))
+        grow(client, state, wait_until)
+    engine.stop()
+
+    class Newer(Entity):
+        kind_name = "Other"
+        column_names = ("colour", "size")
+        size: int = 0
+        colour: str = "red"
+
+    start_engine(state, limits=OFTEN, models=[Newer])
+    with open_reader(state, models=[Newer], limits=OFTEN) as reader, reader.snapshot() as snap:
+        assert snap.count(Newer, {"colour": "red"}) == 50
+        assert snap.ids(Newer, {"size": 7}) == ["o7"]
+        assert snap.get(Newer, "o9") == Newer(id="o9", size=9, version=1)
+
+
+# --- history ----------------------------------------------------------------------------------------------------------
+
+
+def test_history_is_kept_to_its_bytes_and_what_is_older_is_compacted(state, start_engine, wait_until):
+    start_engine(state, limits=TRIMMED)
+    with connect(state, limits=TRIMMED) as client, open_reader(state, limits=TRIMMED) as reader:
+        client.create(Task(title="first", id="first"))
+        grow(client, state, wait_until, 6)
+        settle(state, wait_until)
+        assert len(checkpoints(state)) < 6
+        oldest = checkpoints(state)[0]
+        with Checkpoint(checkpoint_files(state)[oldest]) as checkpoint:
+            begin = checkpoint.directory.revision
+        with pytest.raises(Compacted) as caught:
+            reader.at(begin - 1)
+        assert caught.value.oldest == begin
+        with reader.at(begin) as snap:
+            assert (snap.revision, snap.get(Task, "first").title) == (begin, "first")
+        with reader.at(begin + 5) as snap:
+            assert snap.counts["Task"] == 41
+        with pytest.raises(Compacted):
+            next(reader.watch(Task, since=1))
+        changes = reader.watch(Task, since=begin)
+        assert [next(changes).revision for _ in range(300)] == list(range(begin + 1, begin + 301))
+        told = reader.history(Task, "g1")
+        newest = next(told)
+        assert newest.version > 10
+        with pytest.raises(Compacted):
+            list(told)
+        kept = sum(path.stat().st_size for path in [*journal_files(state), *checkpoint_files(state).values()])
+        assert kept < 128 * KIB + 2 * 64 * KIB + 64 * KIB + 4 * 64 * KIB
+
+
+def test_history_that_is_too_old_goes(state, start_engine, wait_until):
+    limits = Limits(**SMALL, history_bytes=64 * MIB, history_s=0.0)
+    start_engine(state, limits=limits)
+    with connect(state, limits=limits) as client:
+        grow(client, state, wait_until, 3)
+        settle(state, wait_until)
+        assert len(checkpoints(state)) == 1
+        assert first_of(journal_files(state)[0]) <= checkpoints(state)[0] + 1
+
+
+def test_all_history_is_there_where_it_may_be(state, start_engine, wait_until):
+    engine = start_engine(state, limits=OFTEN)
+    with connect(state, limits=OFTEN) as client, open_reader(state, limits=OFTEN) as reader:
+        first = client.create(Task(title="first", id="first"))
+        grow(client, state, wait_until, 3)
+        restart(engine, wait_until)
+        with reader.at(1) as snap:
+            assert list(snap.entities(Task)) == [first]
+        assert [change.version for change in reader.history(Task, "first")] == [1]
+
+
+# --- whatever dies ----------------------------------------------------------------------------------------------------
+
+DYING = ["checkpoint.begin", "checkpoint.made", "checkpoint.renamed", "checkpoint.journaled", "trim.begin",
+         "trim.file", "trim.journal", "trim.done"]  # fmt: skip
+
+
+@pytest.mark.parametrize("hit", [1, 2])
+@pytest.mark.parametrize("point", DYING)
+def test_a_kill_at_any_step_of_a_checkpoint_changes_nothing(state, start_engine, wait_until, monkeypatch, point, hit):
+    with monkeypatch.context() as armed:
+        armed.setenv(VARIABLE, f"{point}:kill:hit={hit}")
+        engine = start_engine(state, durability="power", limits=TRIMMED)
+    with connect(state, limits=TRIMMED) as client:
+        task = client.create(Task(title="x", id="t"))
+        wait_until(lambda: grow(client, state, wait_until) or engine.restarts == 1, 60, f"{point} was never reached")
+        grow(client, state, wait_until, 2)
+        assert client.update(task, title="y").version == 2
+        seen = everything(state, TRIMMED)
+        restart(engine, wait_until)
+        assert everything(state, TRIMMED) == seen
+        assert not [*state.glob("checkpoint-*.tmp")]
+
+
+@pytest.mark.parametrize("point", ["checkpoint.written", "checkpoint.synced"])
+@pytest.mark.parametrize("action", ["kill", "raise", "full"])
+def test_a_checkpoint_that_fails_is_followed_by_one_that_does_not(
+    state, start_engine, wait_until, monkeypatch, point, action
+):
+    """The environment arms every process that makes one, until another engine follows."""
+    with monkeypatch.context() as armed:
+        armed.setenv(VARIABLE, f"{point}:{action}")
+        engine = start_engine(state, limits=OFTEN)
+    pid = engine.pid
+    with connect(state, limits=OFTEN) as client:
+        for number in range(400):
+            client.create(Task(title="x" * 500, id=f"t{number}"))
+        assert (checkpoints(state), engine.pid) == ([], pid)
+        restart(engine, wait_until)
+        grow(client, state, wait_until)
+        assert everything(state)[2]["Task"] == 440
+
+
+def test_a_kill_in_mid_restoration_leaves_a_folder_that_recovers(state, start_engine, wait_until, monkeypatch):
+    engine = start_engine(state, limits=OFTEN)
+    with connect(state, limits=OFTEN) as client:
+        grow(client, state, wait_until)
+    seen = everything(state)
+    engine.stop()
+    with monkeypatch.context() as armed:
+        armed.setenv(VARIABLE, "recover.restored:kill")
+        with pytest.raises(EngineStartFailed, match="-9"):
+            start_engine(state, limits=OFTEN)
+    start_engine(state, limits=OFTEN)
+    assert everything(state) == seen
+
+
+# --- damage -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def left(tmp_path_factory, wait_until):
+    """A folder whose start needs a checkpoint, and that has older ones; its engine has stopped."""
+    state, limits = tmp_path_factory.mktemp("left") / "state", Limits(**SMALL, history_bytes=512 * KIB)
+    with Engine(state, durability="process", limits=limits), connect(state, limits=limits) as client:
+        wait_until(
+            lambda: grow(client, state, wait_until) or first_of(journal_files(state)[0]) > 1, 60, "something is trimmed"
+        )
+    assert len(journaled(state)) > 1
+    return state
+
+
+@pytest.fixture
+def stopped(left, state):
+    """A copy of it."""
+    shutil.copytree(left, state, ignore=shutil.ignore_patterns("*.sock"))
+    return state
+
+
+def test_a_missing_checkpoint_is_a_refusal_that_names_it(stopped, start_engine):
+    path = checkpoint_files(stopped)[journaled(stopped)[-1]]
+    path.unlink()
+    with pytest.raises(EngineStartFailed, match=path.name):
+        start_engine(stopped, limits=TRIMMED)
+
+
+@pytest.mark.parametrize("place", [0, 9, 20, 40, 50, 60, 100, -1, -40])
+def test_a_damaged_checkpoint_is_a_refusal_that_names_it(stopped, start_engine, place):
+    path = checkpoint_files(stopped)[journaled(stopped)[-1]]
+    data = bytearray(path.read_bytes())
+    data[place] ^= 16
+    path.write_bytes(data)
+    with pytest.raises(EngineStartFailed, match=path.name):
+        start_engine(stopped, limits=TRIMMED)
+
+
+def test_checkpoints_that_changed_places_are_refused(stopped, start_engine):
+    files = list(checkpoint_files(stopped).values())
+    files[-1].write_bytes(files[0].read_bytes())
+    with pytest.raises(EngineStartFailed, match=files[-1].name):
+        start_engine(stopped, limits=TRIMMED)
+
+
+def test_a_start_without_the_journal_behind_its_checkpoint_is_refused(stopped, start_engine):
+    newest = journaled(stopped)[-1]
+    needed = [path for path in journal_files(stopped) if first_of(path) <= newest + 1][-1]
+    needed.unlink()
+    with pytest.raises(EngineStartFailed, match="journal"):
+        start_engine(stopped, limits=TRIMMED)
+
+
+def test_what_a_dead_engine_did_not_finish_goes_with_the_next_start(stopped, start_engine):
+    (stopped / "checkpoint-1-1.tmp").write_bytes(b"half")
+    unnamed = stopped / f"checkpoint-{10**9:020d}"
+    unnamed.write_bytes(b"whole, but not in the journal")
+    start_engine(stopped, limits=TRIMMED)
+    assert not (stopped / "checkpoint-1-1.tmp").exists()
+    assert not unnamed.exists()
+
+
+def test_a_clean_stop_ends_the_process_that_makes_a_checkpoint(state, start_engine, wait_until, monkeypatch):
+    with monkeypatch.context() as armed:
+        armed.setenv(VARIABLE, "checkpoint.written:stop")
+        engine = start_engine(state, limits=OFTEN)
+    with connect(state, limits=OFTEN) as client:
+        for number in range(400):
+            client.create(Task(title="x" * 500, id=f"t{number}"))
+        wait_until(lambda: [*state.glob("checkpoint-*.tmp")], 20, "a checkpoint is being made")
+        with pytest.raises(NotFound):
+            client.update(Task.ref("nobody"), title="x")
+    engine.stop()
+    assert not [*state.glob("checkpoint-*.tmp")]
+    start_engine(state, limits=OFTEN)
+    with connect(state, limits=OFTEN) as client:
+        replies = client.submit_many([Update(Task.ref("t1"), {"title": "y"})])
+        assert [reply.results[0].version for reply in replies] == [2]
