@@ -230,8 +230,8 @@ STEPS = (
 )  # fmt: skip
 STARTING = (
     "recover.restored", "recover.rewrite", "recover.rewritten", "recover.published", "recover.announced",
-    "recover.done", "memory.grow", "commit.write", "commit.written", "commit.noted", "journal.prepare", "journal.rolled",
-    "reclaim.moved", "reclaim.filled", "reclaim.shown", "reclaim.done",
+    "recover.done", "memory.grow", "commit.write", "commit.written", "commit.noted", "journal.prepare",
+    "journal.rolled", "reclaim.moved", "reclaim.filled", "reclaim.shown", "reclaim.done",
 )  # fmt: skip
 
 

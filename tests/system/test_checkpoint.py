@@ -181,7 +181,7 @@ def test_two_kinds_and_a_newer_class_behind_a_checkpoint(state, start_engine, wa
         colour: str = "red"
 
     start_engine(state, limits=OFTEN, models=[Newer])
-    with open_reader(state, models=[Newer], limits=OFTEN) as reader, reader.snapshot() as snap:
+    with open_reader(state, limits=OFTEN) as reader, reader.snapshot() as snap:
         assert snap.count(Newer, {"colour": "red"}) == 50
         assert snap.ids(Newer, {"size": 7}) == ["o7"]
         assert snap.get(Newer, "o9") == Newer(id="o9", size=9, version=1)
@@ -303,11 +303,9 @@ def test_a_kill_in_mid_restoration_leaves_a_folder_that_recovers(state, start_en
 @pytest.fixture(scope="module")
 def left(tmp_path_factory, wait_until):
     """A folder whose start needs a checkpoint, and that has older ones; its engine has stopped."""
-    state, limits = tmp_path_factory.mktemp("left") / "state", Limits(**SMALL, history_bytes=512 * KIB)
+    state, limits = tmp_path_factory.mktemp("left") / "state", Limits(**SMALL, history_bytes=1 * MIB)
     with Engine(state, durability="process", limits=limits), connect(state, limits=limits) as client:
-        wait_until(
-            lambda: grow(client, state, wait_until) or first_of(journal_files(state)[0]) > 1, 60, "something is trimmed"
-        )
+        wait_until(lambda: grow(client, state, wait_until) or first_of(journal_files(state)[0]) > 1, 100, "a trim")
     assert len(journaled(state)) > 1
     return state
 
