@@ -82,6 +82,7 @@ class LaneEnd:
             self.close()
             return
         self._given_bytes += count
+        failpoint.reach("bridge.read")
         try:
             self._cut(buffer[:count])
         except BadRequest as error:
@@ -144,6 +145,7 @@ class LaneEnd:
         if self.closed:
             return
         self._send(wire.pack_replies(answers))
+        failpoint.reach("reply.written")
         if self._given == self.taken:
             self._given_bytes = 0
             self._resume()
@@ -303,6 +305,7 @@ class Bridge:
                 frame_bytes_max=self.limits.frame_bytes_max,
             )
         )
+        failpoint.reach("bridge.admitted")
 
     def supersede(self, session: int) -> None:
         lane = self._lanes.get(session)

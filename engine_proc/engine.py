@@ -20,8 +20,9 @@ from solewriter.engine_proc.checkpoints import Checkpoints
 from solewriter.engine_proc.decide import Draft, decide
 from solewriter.engine_proc.journal import DiskFull, Journal
 from solewriter.engine_proc.newcomer import Newcomer
+from solewriter.engine_proc.overtime import Overtime, TimeBudget
 from solewriter.engine_proc.publisher import Publisher
-from solewriter.engine_proc.sessions import FORGOTTEN, NEVER, HelloRefused, Session, Sessions, Told
+from solewriter.engine_proc.sessions import FORGOTTEN, NEVER, QUARANTINED, HelloRefused, Session, Sessions, Told
 from solewriter.engine_proc.state import State
 from solewriter.engine_proc.turn import Turn
 from solewriter.engine_proc.writing import Form, form, write
@@ -33,6 +34,7 @@ from solewriter.shared.errors import (
     Expired,
     InvalidMutation,
     MemoryFull,
+    Quarantined,
     Refused,
     RequestMismatch,
     SolewriterError,
@@ -96,6 +98,7 @@ class SingleWriter:
         self._replies: dict[LaneEnd, list[Answer]] = {}
         self._greeted: list[tuple[Newcomer, SessionChange]] = []
         self._name_decided = publisher.root.deciding
+        self.time_budget = TimeBudget(limits.decide_timeout_s, SingleWriter._formed.__code__)
 
     async def run(self) -> None:
         """Turn after turn, until the inbox is closed and everything accepted before is done, or `stop` is called."""
@@ -235,6 +238,7 @@ class SingleWriter:
         """Request after request, up to the bounds of a turn."""
         waiting, limits, left = self._waiting, self._limits, self._limits.batch_max
         lane, answers = None, []
+        self.time_budget.use()
         while waiting and left and turn.bytes < limits.turn_bytes_max:
             if isinstance(waiting[0], BETWEEN_TURNS):
                 break  # it waits for the end of this turn
@@ -249,6 +253,8 @@ class SingleWriter:
             lane.taken += 1
             if not (lane.superseded or lane.epoch != lane.session.epoch or lane.session.number in turn.sessions):
                 answers.append(self._answer(turn, lane.session, item[1], item[2]))
+        self._publisher.root.decided()
+        failpoint.reach("decide.done")
 
     def _greet(self, turn: Turn, newcomer: Newcomer) -> None:
         """A hello: its session's next epoch is journaled with this turn, and older lanes are not listened to any
@@ -270,6 +276,7 @@ class SingleWriter:
         self._bridge.supersede(change.session)
         turn.sessions[change.session] = change
         self._greeted.append((newcomer, change))
+        failpoint.reach("session.greeted")
 
     def _answer(self, turn: Turn, session: Session, sequence: int, request: Any) -> Answer:
         """The answer to one request, known or new."""
@@ -284,6 +291,7 @@ class SingleWriter:
     def _told(self, turn: Turn, session: Session, sequence: int, request: Any) -> Told:
         """Decide a new request and note its outcome."""
         self._name_decided(session.number, sequence)
+        failpoint.reach("decide.begin")
         request_id = digest = None
         try:
             if isinstance(request, Refused):
@@ -298,6 +306,8 @@ class SingleWriter:
                     turn.note(session.number, sequence, known)
                     return known
                 request_id = plain[2]
+            if session.quarantined and sequence in session.quarantined:
+                raise Quarantined(QUARANTINED[1])
             if plain[3] is not None and turn.now_us > plain[3]:
                 raise Expired("the request's deadline passed before it was decided")
             draft = Draft(turn, session.name)
@@ -306,6 +316,9 @@ class SingleWriter:
             told = Told(Status.APPLIED, turn.revision, written, request_id, digest)
         except Refused as error:
             told = Told(Status.REFUSED, turn.revision, to_wire(error), request_id, digest)
+            failpoint.reach("decide.refused")
+        except Overtime:
+            told = Told(Status.REFUSED, turn.revision, to_wire(self._overtime(draft)), request_id, digest)
         except Unavailable as error:
             return Told(Status.UNAVAILABLE, turn.revision, (type(error).__name__, str(error), {}))
         turn.note(session.number, sequence, told)
@@ -316,11 +329,17 @@ class SingleWriter:
         try:
             decide(draft, plain)
             return form(draft, turn, self._limits)
-        except (Refused, Unavailable, AssertionError, KeyboardInterrupt, asyncio.CancelledError):
+        except (Refused, Unavailable, Overtime, AssertionError, KeyboardInterrupt, asyncio.CancelledError):
             raise
         except BaseException as error:  # SystemExit and a panic of the validator's own library, too
             problem = clean(f"its model raised {type(error).__name__}: {error}", 300)
             raise InvalidMutation(problem, fields={"entity": problem}) from error
+
+    def _overtime(self, draft: Draft) -> InvalidMutation:
+        """What a request is told whose models did not come to an end. All that it made is its draft."""
+        names = ", ".join(sorted({kind for kind, _ in draft.steps})) or "its models"
+        problem = f"not decided within {self._limits.decide_timeout_s:g} s (decide_timeout_s)"
+        return InvalidMutation(f"{names}: {problem}: a validator loops or waits", fields={"entity": problem})
 
     def _known_id(self, turn: Turn, request_id: str, digest: bytes) -> Told | None:
         """What a request with this user-given id was told. Raises RequestMismatch for another content."""
@@ -370,6 +389,8 @@ class SingleWriter:
         changed = turn.revision > self.state.revision
         self.state.merge(turn)
         self.sessions.forget(turn.forgotten_sessions)
+        if turn.forgotten_sessions:
+            failpoint.reach("session.forgotten")
         for (session, sequence), told in turn.outcomes.items():
             self.sessions.remember(session, sequence, told)
         for change in turn.sessions.values():  # behind what their older lanes brought in this turn

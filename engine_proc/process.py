@@ -20,8 +20,10 @@ from typing import Literal, Self
 from solewriter.engine_proc.launch import Child, pickled
 from solewriter.engine_proc.orders import Orders
 from solewriter.engine_proc.pulse import Pulse
+from solewriter.engine_proc.quarantine import last_words
 from solewriter.engine_proc.recovery import remove_orphans
 from solewriter.engine_proc.server import NEVER_RESTART
+from solewriter.shared import failpoint
 from solewriter.shared.config import DEFAULT_LIMITS, DURABILITIES, STOP_MARGIN_S, Limits
 from solewriter.shared.errors import EngineStartFailed, EngineUnavailable, Locked, SchemaMismatch
 from solewriter.shared.folder import StateFolder
@@ -196,7 +198,7 @@ class Engine:
             if status == 0 and self._was_drained(child):  # somebody else told it to end
                 self._become(None)
                 return
-            if status in NEVER_RESTART:
+            if status in NEVER_RESTART and not self._died_deciding(child):
                 self._give_up(f"the engine ended with status {status}: it would not help to start it again")
                 return
             now = time.monotonic()
@@ -217,6 +219,11 @@ class Engine:
     def _was_drained(self, child: Child) -> bool:
         """Whether it gave its memory back, as one does that was told to end: a model can exit with status 0, too."""
         return all(own.pid != child.pid for own in self.folder.markers())
+
+    def _died_deciding(self, child: Child) -> bool:
+        """Whether a request ended it: a model can exit with any status."""
+        words = last_words(self.folder)
+        return words is not None and words.pid == child.pid and words.request is not None
 
     def _watched(self, child: Child) -> int:
         """Its exit status, when it ended. Meanwhile, whether it hangs."""
@@ -245,9 +252,11 @@ class Engine:
             child.kill()
 
     def _restart(self) -> None:
+        failpoint.reach("restart.begin")
         try:
             self._become(self._launched())
             self.restarts += 1
+            failpoint.reach("restart.launched")
         except Locked as error:
             self.failure = error
             self._become(None)

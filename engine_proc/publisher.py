@@ -296,7 +296,8 @@ class Publisher:
         remove_segments(self._folder, self.prefix)
 
 
-def remove_segments(folder: str, prefix: str) -> None:
+def remove_segments(folder: str, prefix: str, *, but_root: bool = False) -> None:
     """Unlink the segments of one epoch, or of a part of it: its prefix holds a nonce that no other epoch has."""
     for path in Path(folder).glob(f"{prefix}-*"):
-        path.unlink(missing_ok=True)
+        if not (but_root and path.name == f"{prefix}-root"):
+            path.unlink(missing_ok=True)

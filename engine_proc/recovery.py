@@ -163,16 +163,17 @@ def history_of(journal: Journal, before: Life | None) -> bytes:
     return os.urandom(16) if lossy else before.history
 
 
-def remove_old_memory(folder: StateFolder, own_prefix: str) -> None:
+def remove_old_memory(folder: StateFolder, own_prefix: str, *, but_roots: bool = False) -> None:
     """Send the readers of earlier epochs to this one, then unlink what those left behind. Never a live engine's
-    segments.
+    segments. With `but_roots` the next start still learns there how they ended.
     """
     for old in folder.markers():
         if old.prefix == own_prefix or (old.pid != os.getpid() and runs(old.pid, old.start_time)):
             continue
         _succeed(old, SUPERSEDED)
-        remove_segments(old.memory_dir, old.prefix)
-        folder.marker(old.prefix).unlink(missing_ok=True)
+        remove_segments(old.memory_dir, old.prefix, but_root=but_roots)
+        if not but_roots:
+            folder.marker(old.prefix).unlink(missing_ok=True)
     for unfinished in folder.path.glob("*.json.tmp"):  # of an engine that died while it wrote a small file
         unfinished.unlink(missing_ok=True)
 

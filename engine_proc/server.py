@@ -17,7 +17,7 @@ from pathlib import Path
 import cloudpickle
 import msgspec
 
-from solewriter.engine_proc import recovery
+from solewriter.engine_proc import quarantine, recovery
 from solewriter.engine_proc.adoption import check_fit
 from solewriter.engine_proc.bridge import Bridge
 from solewriter.engine_proc.checkpoint import Maker, Order
@@ -87,9 +87,10 @@ class Server:
         recovered = Recovery(
             self.folder.path, self.journal, self.state, self.sessions, self.publisher, self.limits.recent_bytes
         )
-        checkpoint = recovered.run()
-        history = recovery.history_of(self.journal, recovered.life)
-        self._begin_life(Life(own.epoch, history, self.orders.durability, recovery.boot_id(), drained=False))
+        checkpoint, before = recovered.run(), recovered.life
+        history = recovery.history_of(self.journal, before)
+        life = Life(own.epoch, history, self.orders.durability, recovery.boot_id(), drained=False)
+        self._begin_life(quarantine.judged(life, before, quarantine.last_words(self.folder), self.sessions))
         self.publisher.root.remember(history)
         self.publisher.describe([kind.name for kind in self.state.kinds], self.state.schemas)
         self.publisher.reserve([], {})
@@ -133,6 +134,8 @@ class Server:
         )
         asyncio.run(self.journal.commit(durable=True))
         self.life = life
+        for session, sequence in life.quarantined:
+            self.sessions.quarantine(session, sequence, self.state.revision)
 
     # --- serving -----------------------------------------------------------------------------------------------------
 
@@ -144,6 +147,7 @@ class Server:
             self.state, self.sessions, self.journal, self.publisher, bridge, self.limits, self.lock.check
         )
         writer.checkpoints = self.checkpoints()
+        writer.time_budget.install()
         stopping = asyncio.Event()
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, stopping.set)
@@ -324,7 +328,7 @@ def run(orders: Orders, line: Line) -> int:
         if server is not None:
             server.abandon()
             if isinstance(error, MemoryFull):  # a dead engine's memory makes room for the next attempt
-                recovery.remove_old_memory(server.folder, "")
+                recovery.remove_old_memory(server.folder, "", but_roots=True)
         holder = error.holder if isinstance(error, Locked) else ""
         line.say(Ready(ok=False, error=type(error).__name__, message=str(error), holder=holder))
         if isinstance(error, MemoryFull):

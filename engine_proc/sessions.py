@@ -39,6 +39,14 @@ FORGOTTEN = Told(Status.UNAVAILABLE, 0, ("Forgotten", "this outcome is older tha
 NEVER = Told(Status.REFUSED, 0, ("Fenced", "its outcome was asked for before it arrived: it never will be applied", {}))
 
 
+QUARANTINED: tuple[str, str, dict[str, Any]] = (
+    "Quarantined",
+    "two engines died while they were deciding this request, one after the other: it is not decided any more, and was "
+    "not applied. Look for what its model's validators do with it",
+    {},
+)
+
+
 def told_of(outcome: Outcome) -> Told:
     """As it was told, without addresses: the records lie elsewhere in an engine that recovered."""
     _, _, status, revision, detail, request_id, digest = outcome
@@ -66,6 +74,7 @@ class Session:
         "last",
         "name",
         "number",
+        "quarantined",
         "told",
     )
 
@@ -82,6 +91,7 @@ class Session:
         self._order: deque[int] = deque()
         self.gaps: deque[tuple[int, int]] = deque(maxlen=GAPS_MAX)  # numbers that were passed over unread
         self.fenced: set[int] = set()  # sequences that were answered NotApplied and must stay so
+        self.quarantined: dict[int, Told] = {}  # those that are refused when they come, and how
 
     @property
     def state(self) -> SessionState:
@@ -123,7 +133,7 @@ class Session:
 
     def told_of(self, sequence: int) -> Told | None:
         """How a request with a number that was consumed or passed over ended."""
-        told = self.told.get(sequence)
+        told = self.told.get(sequence) or self.quarantined.get(sequence)
         if sequence < self.floor:
             told = FORGOTTEN
         elif told is None:
@@ -241,6 +251,8 @@ class Sessions:
             return session.told_of(sequence)
         if sequence in session.fenced:
             return NEVER
+        if sequence in session.quarantined:
+            return session.quarantined[sequence]
         return None if session.may_fence(self._limits.window_max - pending) else FORGOTTEN
 
     def told_id(self, request_id: str) -> Told | None:
@@ -288,6 +300,12 @@ class Sessions:
         elif (known := self._by_number.get(own[0])) is not None:
             known.may_fence(self._limits.window_max)  # which forgets those that were passed
             known.fenced.add(own[1])
+
+    def quarantine(self, number: int, sequence: int, revision: int) -> None:
+        """A request that is refused from now on, wherever it comes from its session."""
+        session = self._by_number.get(number)
+        if session is not None:
+            session.quarantined[sequence] = Told(Status.REFUSED, revision, QUARANTINED)
 
     def surplus(self, coming: int, connected: Iterable[int]) -> list[int]:
         """The longest silent sessions that must go for `coming` new ones; never one that has a lane."""

@@ -36,6 +36,8 @@ class Limits(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     batch_max: int = 512  # requests in one turn: amortises write and fsync; 512 x ~15 us keeps a turn below 10 ms
     spin_s: float = 0.0003  # look for the next request or reply so long before sleeping, while they come as quickly: a
     # processor that went idle costs 30 us to wake and half of its speed after that. 0: always sleep
+    decide_timeout_s: float = 2.0  # for deciding one request, which takes ~15 us: a validator that loops or sleeps is
+    # ended after this, at most half of it later. Far below hang_timeout_s, as everybody else waits. 0: no bound
     turn_bytes_max: int = 4 * MIB  # records of one turn; the requests behind wait for the next one
     lane_read_bytes: int = 256 * KIB  # what one wake-up takes from one lane: bounded work, so that lanes take turns
     lane_requests_max: int = 512  # requests of one lane waiting for a turn; above it that lane is not read
@@ -114,6 +116,8 @@ HEAP_SEGMENT_SHARE = (
 )
 HEAP_AHEAD = 0.5  # a heap segment filled so far has its successor reserved, beside the loop
 STOP_MARGIN_S = 5.0  # an owner's patience beyond the drain time-out: closing files and giving back memory
+QUARANTINE_DEATHS = 2  # of engines in a row, in one request: one may be chance, and meet whatever was just decided
+QUARANTINED_MAX = 1_024  # such requests remembered, the oldest forgotten first; one costs two deaths of the engine
 STALE_BEATS = 5  # heartbeat periods of silence after which an engine that is there counts as hung: a turn takes 10 ms,
 # and a machine that swaps or a disk that stalls can keep a healthy one from beating for a second or two
 

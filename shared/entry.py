@@ -50,6 +50,15 @@ class SessionChange(msgspec.Struct, frozen=True, array_like=True):
     instance: str = ""  # which client object speaks for it: another one cannot send its frames again
 
 
+class Suspicion(msgspec.Struct, frozen=True):
+    """A request that was being decided when engines died, one after the other."""
+
+    session: int
+    sequence: int
+    deaths: int
+    epoch: int  # of the last of them: a death is counted once, however many starts look at it
+
+
 class Life(msgspec.Struct, frozen=True):
     """The start or the clean end of an engine process."""
 
@@ -58,6 +67,8 @@ class Life(msgspec.Struct, frozen=True):
     durability: str
     boot: str  # of the machine: page cache that survived a kill did not survive a reboot
     drained: bool
+    suspicion: Suspicion | None = None
+    quarantined: list[tuple[int, int]] = []  # (session, sequence) of requests that are never decided any more
 
 
 class CheckpointName(msgspec.Struct, frozen=True, array_like=True):

@@ -132,7 +132,7 @@ class Expired(Refused):
 
 
 class Quarantined(Refused):
-    """The engine died twice while deciding this request."""
+    """Two engines, one after the other, died while they were deciding this request: it is not decided any more."""
 
 
 # --- unavailable: could not be served now -----------------------------------------------------------------------------

@@ -7,12 +7,13 @@
     136  readable from u64: oldest heap segment that still holds its bytes
     144  heartbeat u64: CLOCK_MONOTONIC microseconds
     152  successor u64: 0 none, 1 superseded by a newer engine, 2 stopped
-    160  session and sequence, u64 each, of the request being decided
+    160  session and sequence, u64 each, of the request that was taken up last
     176  durability u64: position in DURABILITIES
     184  sessions remembered u64 | 192  sessions connected u64: as of the last heartbeat
     200  heartbeat period u64, microseconds: 0 until the engine serves
     208  held bytes u64: of segments that no root lists, but older snapshots still map
     216  forgotten u64: revision of the youngest tombstone that was dropped; moved before its slot is vacated
+    224  deciding u64: 1 while that request is being decided, 0 from the end of the turn's deciding on
     256  ring: root n lies in place n % ring size
 
 A root is a header with a crc, then (slots u32, live u32) of each kind. To publish: fill the next place of the ring,
@@ -43,7 +44,7 @@ ROOT_BYTES = _RING + ROOT_RING * _PLACE_BYTES
 assert _ROOT.size + KINDS_MAX * _KINDS.size <= _PLACE_BYTES
 
 _HEAD, _TAIL, READABLE, _HEARTBEAT, _SUCCESSOR, _DECIDING, _DURABILITY = 8, 16, 17, 18, 19, 20, 22
-_SESSIONS, _CONNECTED, _PERIOD, _HELD, FORGOTTEN = 23, 24, 25, 26, 27
+_SESSIONS, _CONNECTED, _PERIOD, _HELD, FORGOTTEN, _IN_DECIDE = 23, 24, 25, 26, 27, 28
 _PIN_TRIES = (
     1_000  # a reader is lapped only if it sleeps through 15 publishes in mid-copy; a thousand times is a broken root
 )
@@ -133,8 +134,14 @@ class RootWriter:
 
     def deciding(self, session: int, sequence: int) -> None:
         """Name the request being decided, for whoever finds this memory after the engine died in it."""
-        self._words[_DECIDING] = session
-        self._words[_DECIDING + 1] = sequence
+        words = self._words
+        words[_DECIDING] = session
+        words[_DECIDING + 1] = sequence
+        words[_IN_DECIDE] = 1
+
+    def decided(self) -> None:
+        """Whatever ends the engine now, it is not that request."""
+        self._words[_IN_DECIDE] = 0
 
     def succeed(self, how: int) -> None:
         """Tell readers to look for the successor (SUPERSEDED) or that there is none (STOPPED)."""
@@ -217,7 +224,13 @@ class RootReader:
 
     @property
     def deciding(self) -> tuple[int, int]:
+        """(session, sequence) of the request that was taken up last; zeros before the first one."""
         return self.words[_DECIDING], self.words[_DECIDING + 1]
+
+    @property
+    def died_deciding(self) -> tuple[int, int] | None:
+        """The same of an engine that is dead, if it was just being decided."""
+        return self.deciding if self.words[_IN_DECIDE] else None
 
     def current(self) -> Root:
         """The newest published root, whole."""

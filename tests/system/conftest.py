@@ -1,4 +1,6 @@
-"""What tests of snapshots share: work that changes much of a small state, and a reading of all of it in every way."""
+"""What system tests share: work that changes much of a small state, a reading of all of it in every way, and what a
+journal says of its engines.
+"""
 
 from __future__ import annotations
 
@@ -7,11 +9,15 @@ import random
 import subprocess
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 
 from solewriter import Client, Create, Delete, Project, Reply, Snapshot, Task, TaskPriority, Update
+from solewriter.shared import entry as entries
+from solewriter.shared.chain import journal_files
+from solewriter.shared.entry import Life
 from solewriter.shared.mutations import Mutation
 
 TASKS, PROJECTS, NEVER = 300, 20, 10
@@ -139,12 +145,11 @@ def read_whole(ways: Sequence[Way]) -> Way:
     return read
 
 
-@pytest.fixture
-def small_memory(tmp_path: Path) -> Iterator[Path]:
-    """A memory file system of 24 MB, unmounted whatever happens. Skips where nothing can be mounted."""
-    folder = tmp_path / "memory"
+@contextmanager
+def small_file_system(folder: Path, size: str) -> Iterator[Path]:
+    """One of this size, unmounted whatever happens. Skips where nothing can be mounted."""
     folder.mkdir(mode=0o700)
-    mount = ["mount", "-t", "tmpfs", "-o", "size=24m,mode=0700", "tmpfs", str(folder)]
+    mount = ["mount", "-t", "tmpfs", "-o", f"size={size},mode=0700", "tmpfs", str(folder)]
     try:
         mounted = subprocess.run(mount, capture_output=True, text=True, check=False)
     except FileNotFoundError as error:
@@ -156,3 +161,36 @@ def small_memory(tmp_path: Path) -> Iterator[Path]:
     finally:
         gc.collect()  # mappings that nobody needs any more
         subprocess.run(["umount", "--lazy", str(folder)], check=True)
+
+
+@pytest.fixture
+def small_memory(tmp_path: Path) -> Iterator[Path]:
+    """A memory file system of 24 MB."""
+    with small_file_system(tmp_path / "memory", "24m") as folder:
+        yield folder
+
+
+@pytest.fixture
+def small_disk(state: Path) -> Iterator[Path]:
+    """A state folder that is a file system of 8 MB. To be asked for before engines, which end before it does."""
+    with small_file_system(state, "8m") as folder:
+        yield folder
+
+
+# --- what a journal says of its engines -------------------------------------------------------------------------------
+
+
+def lives_in(state: Path) -> list[Life]:
+    found: list[Life] = []
+    for path in journal_files(state):
+        buffer, at = path.read_bytes(), entries.FILE_HEADER_BYTES
+        while (unpacked := entries.unpack(buffer, at)) is not None:
+            found += [unpacked[0].private.life] if unpacked[0].private.life is not None else []
+            at = unpacked[2]
+    return found
+
+
+@pytest.fixture(scope="session")
+def lives() -> Callable[[Path], list[Life]]:
+    """`lives(state)`: every start and clean end that the journal holds, oldest first."""
+    return lives_in

@@ -4,6 +4,10 @@ from __future__ import annotations
 
 import os
 import shutil
+import signal
+import subprocess
+import sys
+import textwrap
 from pathlib import Path
 
 import pytest
@@ -20,9 +24,14 @@ from solewriter import (
     connect,
 )
 from solewriter.shared.failpoint import VARIABLE
+from solewriter.shared.folder import StateFolder, runs
 
+DECIDING = ["decide.begin", "decide.refused"]  # a kill there names the request that was being decided
 STEPS = [
+    "bridge.read",
     "bridge.frames",
+    *DECIDING,
+    "decide.done",
     "turn.decided",
     "commit.write",
     "commit.written",
@@ -34,9 +43,14 @@ STEPS = [
     "publish.shown",
     "turn.published",
     "turn.reply",
+    "reply.written",
     "turn.done",
 ]
+CONNECTING = ["session.greeted", "bridge.admitted", "session.forgotten"]
 STARTING = ["recover.rewrite", "recover.rewritten", "recover.published", "recover.announced", "recover.done"]
+
+
+HIT = 7
 
 
 def run_through(state) -> None:
@@ -46,8 +60,9 @@ def run_through(state) -> None:
         for number in range(1, 13):
             task = client.update(task, max_retries=number)
         assert (task.version, task.max_retries) == (13, 12)
-        with pytest.raises(VersionConflict):
-            client.update(task, title="late", expect=1)
+        for _ in range(HIT):
+            with pytest.raises(VersionConflict):
+                client.update(task, title="late", expect=1)
         replies = list(client.submit_many((Create(Task(title="y", id=f"m{number}")) for number in range(40)), window=8))
         assert [reply.results[0].version for reply in replies] == [1] * 40
         with client.transaction() as tx:
@@ -61,17 +76,67 @@ def run_through(state) -> None:
 
 
 @pytest.mark.parametrize("point", STEPS)
-def test_a_kill_at_any_step_of_a_turn_changes_nothing_in_the_end(state, start_engine, monkeypatch, point):
+def test_a_kill_at_any_step_of_a_turn_changes_nothing_in_the_end(state, start_engine, monkeypatch, lives, point):
     with monkeypatch.context() as armed:
-        armed.setenv(VARIABLE, f"{point}:kill:hit=7")
+        armed.setenv(VARIABLE, f"{point}:kill:hit={HIT}")
         engine = start_engine(state, durability="power")
     run_through(state)
     assert engine.restarts == 1, f"{point} was never reached"
+    suspected = lives(state)[-1].suspicion is not None
+    assert suspected == (point in DECIDING), "suspected is who was being decided, and nobody else"
+
+
+@pytest.mark.parametrize("point", CONNECTING)
+def test_a_kill_while_agents_connect_and_are_forgotten_changes_nothing_in_the_end(
+    state, start_engine, monkeypatch, lives, point
+):
+    few = Limits(sessions_max=2, restart_backoff_s=0.005)
+    with monkeypatch.context() as armed:
+        armed.setenv(VARIABLE, f"{point}:kill:hit=3")
+        engine = start_engine(state, durability="power", limits=few)
+    for number in range(1, 7):  # each its own session: four are forgotten
+        with connect(state, name=f"agent {number}") as client:
+            client.put(Task(title=f"by {number}", id="t"))
+            assert client.get(Task, "t").version == number
+    assert engine.restarts == 1, f"{point} was never reached"
+    assert lives(state)[-1].suspicion is None
+
+
+OWNER = textwrap.dedent(
+    """
+    import sys
+    from solewriter import Engine, Limits
+    engine = Engine(sys.argv[1], limits=Limits(restart_backoff_s=0.005)).start()
+    print(engine.pid, flush=True)
+    engine.wait()
+    """
+)
+
+
+@pytest.mark.parametrize("point", ["restart.begin", "restart.launched"])
+def test_a_supervisor_killed_in_mid_restart_leaves_a_folder_for_the_next_one(state, start_engine, wait_until, point):
+    owner = subprocess.Popen(
+        [sys.executable, "-c", OWNER, str(state)],
+        stdout=subprocess.PIPE,
+        text=True,
+        env={**os.environ, VARIABLE: f"{point}:kill"},
+    )
+    with owner:
+        pid = int(owner.stdout.readline())
+        with connect(state) as client:
+            task = client.create(Task(title="x", id="t"))
+        os.kill(pid, signal.SIGKILL)
+        assert owner.wait(20) == -signal.SIGKILL, f"{point} was never reached"
+    folder = StateFolder(state)
+    wait_until(lambda: not any(runs(one.pid, one.start_time) for one in folder.markers()), 20, "no engine is left")
+    start_engine(state)
+    with connect(state) as client:
+        assert client.update(task, title="y").version == 2
 
 
 @pytest.mark.long
 @pytest.mark.parametrize("hit", [5, 7])
-@pytest.mark.parametrize("point", STEPS)
+@pytest.mark.parametrize("point", [step for step in STEPS if step not in DECIDING])  # there it is poison: quarantined
 def test_kills_at_a_step_of_every_life_change_nothing_in_the_end(
     state, start_engine, monkeypatch, wait_until, point, hit
 ):

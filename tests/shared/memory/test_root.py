@@ -103,7 +103,7 @@ def test_a_reader_learns_whose_root_it_is(writer, segment):
     assert (reader.epoch, reader.pid, reader.start_time, reader.durability) == (3, os.getpid(), 12345, "process")
     assert reader.history == b"0123456789abcdef"
     assert (reader.successor, reader.readable_from, reader.head, reader.live_tail) == (0, 1, 0, 0)
-    assert reader.deciding == (0, 0)
+    assert (reader.deciding, reader.died_deciding) == ((0, 0), None)
 
 
 @settings(max_examples=60, deadline=None)
@@ -146,7 +146,9 @@ def test_the_other_words_reach_readers(writer, reader):
     assert reader.heartbeat_us >= before > 0
     assert (reader.sessions, reader.connected, reader.heartbeat_period_us) == (2**64 - 1, 7, 2**40)
     writer.deciding(2**64 - 1, 7)
-    assert reader.deciding == (2**64 - 1, 7)
+    assert reader.deciding == reader.died_deciding == (2**64 - 1, 7)
+    writer.decided()
+    assert (reader.deciding, reader.died_deciding) == ((2**64 - 1, 7), None)
     writer.succeed(STOPPED)
     assert reader.successor == STOPPED
 

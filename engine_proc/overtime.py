@@ -1,0 +1,57 @@
+"""The time that deciding one request may take: a model whose validator loops or sleeps must not hang everybody.
+
+A timer ticks while turns are decided, and stops when none was for a whole tick, so that an idle engine sleeps; a turn
+pays for a look at a flag, a request for nothing. The handler of its signal runs in the main thread, between two steps
+of whatever runs there, and looks down the stack: only where it finds the call that decides, and the same call as twice
+before, it raises. So it can interrupt nothing else, whatever the moment: behind that call's end its frame is gone.
+What a model does with a bare `except` meets it again at the next tick. A loop in C that runs no Python is not
+interrupted: that is a hang, and the supervisor's.
+"""
+
+from __future__ import annotations
+
+import signal
+from types import CodeType, FrameType
+
+SIGHTINGS = 3  # of one call: one tick after the other, so that it ran for two whole ones
+
+
+class Overtime(BaseException):
+    """Deciding took too long. Raised in the middle of a model's code, where no `except Exception` may keep it."""
+
+
+class TimeBudget:
+    """Watches the calls of one function in the main thread; each may take `budget_s`, and at most half of that more."""
+
+    def __init__(self, budget_s: float, watched: CodeType) -> None:
+        self._tick_s = budget_s / (SIGHTINGS - 1)
+        self._watched = watched
+        self._call: FrameType | None = None
+        self._sightings = 0
+        self._used = False
+        self._stopped = False  # and can be started, because `install` was called
+
+    def install(self) -> None:
+        """Take the process's alarm signal. Only in a process of our own, and in its main thread."""
+        signal.signal(signal.SIGALRM, self._tick)
+        self._stopped = True
+
+    def use(self) -> None:
+        """Such calls follow."""
+        self._used = True
+        if self._stopped:
+            self._stopped = False
+            signal.setitimer(signal.ITIMER_REAL, self._tick_s, self._tick_s)
+
+    def _tick(self, _: int, frame: FrameType | None) -> None:
+        while frame is not None and frame.f_code is not self._watched:
+            frame = frame.f_back
+        self._sightings = self._sightings + 1 if frame is self._call else 1
+        self._call = frame
+        if frame is not None:
+            if self._sightings >= SIGHTINGS:
+                raise Overtime
+        elif not self._used:
+            self._stopped = True
+            signal.setitimer(signal.ITIMER_REAL, 0)
+        self._used = False
