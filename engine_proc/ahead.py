@@ -2,7 +2,7 @@
 
 For `power` it is of zeros that are on disk: an fdatasync in place costs half of one that extends. A trimmed file serves
 as well, and costs nothing: its header is cleared, and the entries behind have lower numbers than any that will follow.
-A reserve is given back when the disk is full, so that what tidies up can still be written.
+A reserve is held that only what tidies up may use, when the disk is full: the note of a clean end, say.
 """
 
 from __future__ import annotations
@@ -23,8 +23,9 @@ FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 class FilesAhead:
     """`journal.next`, the spare files that it may be made of, and the reserve."""
 
-    def __init__(self, folder: Path, beside: Executor, *, zeroed: bool) -> None:
+    def __init__(self, folder: Path, beside: Executor, spare_bytes: int, *, zeroed: bool) -> None:
         self._folder = folder
+        self._spare_bytes = spare_bytes
         self._beside = beside
         self._zeroed = zeroed
         self._next: Future[int] | None = None
@@ -51,7 +52,28 @@ class FilesAhead:
             fd = self._make(needed)
         return fd
 
+    def take_reserved(self, needed: int) -> int | None:
+        """The same, made of the reserve; None if that is too little."""
+        self._reserve.unlink(missing_ok=True)
+        try:
+            return self._made(needed)
+        except OSError as error:
+            if error.errno in FULL:
+                return None
+            raise
+
     def _make(self, size: int) -> int:
+        """Raises OSError, also where the reserve would not be left."""
+        fd = self._made(size)
+        try:
+            self._hold_reserve()
+        except OSError:
+            os.close(fd)
+            self._path.unlink(missing_ok=True)
+            raise
+        return fd
+
+    def _made(self, size: int) -> int:
         failpoint.reach("journal.prepare")
         spare = next((path for path in self._spares() if path.stat().st_size >= size), None)
         if spare is not None:
@@ -59,15 +81,7 @@ class FilesAhead:
         flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC
         fd = os.open(self._path, flags if spare is not None else flags | os.O_TRUNC, 0o600)
         try:
-            if spare is not None:
-                _write(fd, bytes(FILE_HEADER_BYTES), 0)
-                os.fdatasync(fd)
-            elif self._zeroed:
-                for start in range(0, size, len(ZEROS)):
-                    _write(fd, ZEROS[: size - start], start)
-                os.fsync(fd)
-            else:
-                os.posix_fallocate(fd, 0, size)
+            self._prepare(fd, size, fresh=spare is None)
             failpoint.reach("journal.prepared")
         except OSError:
             os.close(fd)
@@ -75,36 +89,41 @@ class FilesAhead:
             raise
         return fd
 
+    def _prepare(self, fd: int, size: int, *, fresh: bool) -> None:
+        if not fresh:
+            _write(fd, bytes(FILE_HEADER_BYTES), 0)
+            os.fdatasync(fd)
+        elif self._zeroed:
+            for start in range(0, size, len(ZEROS)):
+                _write(fd, ZEROS[: size - start], start)
+            os.fsync(fd)
+        else:
+            os.posix_fallocate(fd, 0, size)
+
     def _spares(self) -> list[Path]:
         return sorted(self._folder.glob("spare-*.log"))
 
     def keep(self, path: Path) -> None:
-        """A trimmed file: for later, or not at all. Its name is gone from the history when the folder was synced."""
-        if len(self._spares()) < SPARE_FILES_MAX:
+        """A trimmed file: for later, if it is as large as later ones, or not at all. Its name is gone from the history
+        when the folder was synced.
+        """
+        if path.stat().st_size == self._spare_bytes and len(self._spares()) < SPARE_FILES_MAX:
             os.rename(path, path.with_name(path.name.replace("journal-", "spare-")))
         else:
             path.unlink()
 
-    # --- the reserve -------------------------------------------------------------------------------------------------
-
-    def hold_reserve(self) -> None:
-        """Have it again, in a thread, as soon as there is room."""
-        if not self._reserve.exists():
-            self._beside.submit(self._reserved)
-
-    def _reserved(self) -> None:
+    def _hold_reserve(self) -> None:
+        """Raises OSError where there is no room for it."""
+        if self._reserve.exists():
+            return
         fd = os.open(self._reserve, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         try:
             os.posix_fallocate(fd, 0, RESERVE_BYTES)
         except OSError:
             self._reserve.unlink(missing_ok=True)
+            raise
         finally:
             os.close(fd)
-
-    def give_reserve_back(self) -> None:
-        """And what was kept to be used again."""
-        for path in (self._reserve, *self._spares()):
-            path.unlink(missing_ok=True)
 
     def close(self) -> None:
         """No next file is needed."""

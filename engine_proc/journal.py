@@ -141,7 +141,7 @@ class FileJournal:
         self._syncer = ThreadPoolExecutor(1, "journal-sync")  # never waits behind the zero-filling
         self._file_bytes = JOURNAL_FILE_BYTES_FIRST
         self._file_bytes_max = limits.journal_file_bytes
-        self._ahead = FilesAhead(folder, beside, zeroed=power)
+        self._ahead = FilesAhead(folder, beside, limits.journal_file_bytes, zeroed=power)
         self._closing: Future[None] | None = None
         self._fd = -1
         self._offset = 0
@@ -214,21 +214,13 @@ class FileJournal:
         except OSError as error:
             if error.errno not in FULL:
                 raise
-            self._ahead.give_reserve_back()
-            fd = self._small_file(needed, error, tidying)
-        else:
-            self._ahead.hold_reserve()
+            reserved = self._ahead.take_reserved(needed) if tidying else None
+            if reserved is None:
+                raise DiskFull(
+                    f"no room for the journal in {self._folder}: free space there; reads go on meanwhile"
+                ) from error
+            fd = reserved
         self._begin(fd, self._tail)
-
-    def _small_file(self, needed: int, error: OSError, tidying: bool) -> int:
-        """On a full disk: just what an entry needs by which space is made, or the end is noted. Raises DiskFull."""
-        try:
-            if tidying:
-                return self._ahead.take(needed, needed)
-        except OSError as again:
-            if again.errno not in FULL:
-                raise
-        raise DiskFull(f"no room for the journal in {self._folder}: free space there; reads go on meanwhile") from error
 
     def _begin(self, fd: int, tail: Tail) -> None:
         """Make `journal.next` the current file."""
@@ -287,7 +279,6 @@ class FileJournal:
         if lost:
             sync_folder(self._folder)
         self._note_committed(self._tail)
-        self._ahead.hold_reserve()
 
     def _files_from(self, first: int) -> list[Path]:
         """The files from the one that holds this entry on."""
@@ -310,7 +301,6 @@ class FileJournal:
             )
         self._begin(self._ahead.take(FILE_HEADER_BYTES, self._file_bytes), self._tail)
         self._note_committed(self._tail)
-        self._ahead.hold_reserve()
 
     def _follows(self, path: Path, buffer: bytes, position: int, may_be_cut: Callable[[], bool]) -> bool:
         """Whether a file follows the one before it. Raises JournalCorrupt if not, unless it may be cut there."""

@@ -98,7 +98,7 @@ GAPS_MAX = 64  # of a session: how many of its takeovers it remembers what was n
 SESSION_FRAMES_MAX = 2**40  # of one session: 34 years at a thousand a second
 MESSAGE_MAX = 2_000  # characters of a refusal: it is journaled, and remembered for a whole window
 PROBLEMS_MAX = 10  # failing fields that one refusal names
-RESERVE_BYTES = 4 * MIB  # of disk, for what tidies up when it is full: an end that is noted, a small checkpoint
+RESERVE_BYTES = 1 * MIB  # of disk, for what tidies up when it is full: most often less than 64 KiB
 SPARE_FILES_MAX = 8  # trimmed journal files kept to be written again: as many as are trimmed at once, mostly
 CHECKPOINT_RATIO = 1.7  # bytes of journal for each one of the last checkpoint, before the next: what is written stays
 # below twice the journal, and a replay below half of the state

@@ -19,6 +19,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from solewriter.engine_proc import ahead
 from solewriter.engine_proc import journal as journals
 from solewriter.engine_proc.journal import DiskFull, FileJournal, Missing, NoJournal, Tail, journal_files
 from solewriter.shared import entry, record
@@ -35,6 +36,7 @@ MEMORY = "/dev/shm" if os.path.isdir("/dev/shm") else None  # where a sync costs
 @pytest.fixture(autouse=True)
 def small_files(monkeypatch):
     monkeypatch.setattr(journals, "JOURNAL_FILE_BYTES_FIRST", 4 * KIB)
+    monkeypatch.setattr(ahead, "RESERVE_BYTES", 4 * KIB)
 
 
 @pytest.fixture
@@ -651,11 +653,11 @@ def test_a_replay_begins_with_the_entry_that_is_asked_for_and_is_refused_without
 @pytest.mark.parametrize("power", [False, True])
 def test_trimmed_files_are_written_again_and_what_they_held_is_never_replayed(opened, folder, calls, power):
     journal, _ = opened(power=power)
-    while len(journal_files(folder)) < 5:
+    while len(journal_files(folder)) < 6:
         commit(journal, 300)
     journal.trim(journal.tail.number)
     spare = {inode(path) for path in folder.glob("spare-*.log")}
-    assert len(spare) == 4
+    assert len(spare) > 1
     first = int(journal_files(folder)[0].stem.removeprefix("journal-"))
     while inode(journal_files(folder)[-1]) not in spare:
         commit(journal, 300)
@@ -736,11 +738,11 @@ FILLING = """
 import asyncio, os, sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from solewriter.engine_proc import journal as journals
+from solewriter.engine_proc import ahead, journal as journals
 from solewriter.engine_proc.journal import DiskFull, FileJournal, journal_files
 from solewriter.shared.config import Limits
 from solewriter.shared.entry import Private
-journals.JOURNAL_FILE_BYTES_FIRST = 64 * 1024
+journals.JOURNAL_FILE_BYTES_FIRST = ahead.RESERVE_BYTES = 64 * 1024
 folder, ballast = Path(sys.argv[1]) / "state", Path(sys.argv[1]) / "ballast"
 folder.mkdir()
 if len(sys.argv) > 2:
@@ -822,19 +824,36 @@ def test_the_first_failed_write_is_not_retried_and_its_entry_is_dropped(opened):
 def test_a_disk_that_is_full_again_and_again_needs_no_more_room_in_the_end(opened, folder):
     journal, _ = opened()
     commit(journal)  # less than half a file: nothing is made ahead
+    left = ["committed", journal_files(folder)[0].name, "reserve"]
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (1_000, hard))
     try:
         for _ in range(5):
             with pytest.raises(DiskFull):
                 commit(journal, 5_000)
-            assert sorted(path.name for path in folder.iterdir()) == ["committed", journal_files(folder)[0].name]
+            assert sorted(path.name for path in folder.iterdir()) == left
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
     assert commit(journal, 5_000) == 2
     assert journal_files(folder)[1].stat().st_size == 8 * KIB
     let_go(journal)
     assert numbers(opened()[1]) == [1, 2]
+
+
+def test_the_reserve_is_for_what_tidies_up_and_is_held_again_when_there_is_room(opened, folder):
+    journal, _ = opened()
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (4 * KIB, hard))  # as much as the reserve has
+    try:
+        commit(journal, 3_000)
+        assert commit_whole(journal, 1) == 2, "it is written where the reserve was"
+        assert journal_files(folder)[1].stat().st_size < 4 * KIB
+        with pytest.raises(DiskFull):
+            commit(journal, 5_000)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert commit(journal, 5_000) == 3
+    assert (folder / "reserve").stat().st_size == 4 * KIB
 
 
 DYING = """
