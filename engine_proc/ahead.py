@@ -104,10 +104,12 @@ class FilesAhead:
         return sorted(self._folder.glob("spare-*.log"))
 
     def keep(self, path: Path) -> None:
-        """A trimmed file: for later, if it is as large as later ones, or not at all. Its name is gone from the history
-        when the folder was synced.
+        """A trimmed file: for later, if it is as large as later ones and nobody keeps it under another name, or not at
+        all. Its name is gone from the history when the folder was synced.
         """
-        if path.stat().st_size == self._spare_bytes and len(self._spares()) < SPARE_FILES_MAX:
+        found = path.stat()
+        alone = found.st_nlink == 1
+        if alone and found.st_size == self._spare_bytes and len(self._spares()) < SPARE_FILES_MAX:
             os.rename(path, path.with_name(path.name.replace("journal-", "spare-")))
         else:
             path.unlink()

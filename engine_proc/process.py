@@ -21,7 +21,7 @@ from solewriter.engine_proc.launch import Child, pickled
 from solewriter.engine_proc.orders import Orders
 from solewriter.engine_proc.pulse import Pulse
 from solewriter.engine_proc.quarantine import last_words
-from solewriter.engine_proc.recovery import remove_orphans
+from solewriter.engine_proc.recovery import remove_orphans as remove_orphans  # who sees off an engine needs it, too
 from solewriter.engine_proc.server import NEVER_RESTART
 from solewriter.shared import failpoint
 from solewriter.shared.config import DEFAULT_LIMITS, DURABILITIES, STOP_MARGIN_S, Limits

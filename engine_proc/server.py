@@ -158,7 +158,10 @@ class Server:
         turns = asyncio.create_task(writer.run())
         self._beat(bridge)  # whoever finds this memory later knows that it served
         beats = asyncio.create_task(self._go_on_beating(bridge))
-        line.say(Ready(ok=True))
+        try:
+            line.say(Ready(ok=True))
+        except BrokenPipeError:
+            pass  # the owner died meanwhile: where that is the end, it is seen below
         waiting = asyncio.create_task(stopping.wait())
         await asyncio.wait((turns, beats, waiting), return_when=asyncio.FIRST_COMPLETED)
         if waiting.done():

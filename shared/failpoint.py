@@ -15,6 +15,31 @@ from collections.abc import Callable
 
 VARIABLE = "SOLEWRITER_FAILPOINT"
 
+NAMES: tuple[str, ...] = (  # every place that there is, in the order of a life
+    # a start: the tail of the journal on new pages, the first root, the announcement, the memory of those before
+    "recover.restored", "recover.rewrite", "recover.rewritten", "recover.published", "recover.announced",
+    "recover.done",
+    # agents come and go
+    "bridge.admitted", "session.greeted", "session.forgotten",
+    # requests come in, and a turn decides them
+    "bridge.read", "bridge.frames", "decide.begin", "decide.done", "decide.refused", "turn.decided",
+    # the turn becomes durable
+    "commit.write", "commit.written", "commit.synced", "commit.noted",
+    # the journal goes on in another file
+    "journal.prepare", "journal.prepared", "journal.roll", "journal.rolled",
+    # the turn becomes visible
+    "publish.tail-moved", "publish.installed", "publish.filled", "publish.shown", "turn.published",
+    # it is told
+    "turn.reply", "reply.written", "turn.done",
+    # memory is given back, and another piece of it is made
+    "reclaim.moved", "reclaim.forgotten", "reclaim.filled", "reclaim.shown", "reclaim.done", "memory.grow",
+    # a checkpoint is made, by a process of its own, named and journaled; what it takes the place of goes
+    "checkpoint.begin", "checkpoint.written", "checkpoint.synced", "checkpoint.made", "checkpoint.renamed",
+    "checkpoint.journaled", "trim.begin", "trim.file", "trim.journal", "trim.done",
+    # in the owner: another engine is started
+    "restart.begin", "restart.launched",
+)  # fmt: skip
+
 
 class FailpointError(ValueError):
     """The variable says something that is no failpoint."""

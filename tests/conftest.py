@@ -8,6 +8,7 @@ removed, and the test fails. `wait_until` is the only place that may sleep: test
 from __future__ import annotations
 
 import array
+import importlib.util
 import os
 import select
 import signal
@@ -24,7 +25,7 @@ from typing import Any, Protocol, TypeVar
 import hypothesis
 import pytest
 
-from solewriter import Client, Engine, Limits, Reader, connect, open_reader
+from solewriter import Client, Engine, Entity, Limits, Reader, connect, open_reader
 from solewriter.agents.session import AgentSession
 from solewriter.shared import handshake, wire, wireform
 from solewriter.shared.config import DEFAULT_LIMITS, KIB, MIB, WIRE_VERSION
@@ -135,6 +136,18 @@ def start_engine(limits: Limits) -> Iterator[Callable[..., Engine]]:
     yield start
     for engine in reversed(started):
         engine.stop()
+
+
+@pytest.fixture(scope="session")
+def seeded() -> Callable[[Callable[[], None]], type[Entity]]:
+    """`seeded(deed)`: a model whose engine runs this function first; `Engine(models=[...])` (tests/seeded.py)."""
+    spec = importlib.util.spec_from_file_location("seeded", Path(__file__).with_name("seeded.py"))
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    made: Callable[[Callable[[], None]], type[Entity]] = module.seeded
+    return made
 
 
 @pytest.fixture

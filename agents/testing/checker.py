@@ -15,7 +15,11 @@ from solewriter.agents.testing.accounts import Accounts, Violation
 from solewriter.agents.testing.evidence import APPLIED, REFUSED, UNKNOWN, Gathered, Look
 from solewriter.agents.testing.history import History
 from solewriter.agents.testing.order import Floor, in_real_time_order
-from solewriter.agents.testing.readers import readers_go_forward, readers_see_what_was_told
+from solewriter.agents.testing.readers import (
+    readers_go_forward,
+    readers_see_what_was_told,
+    watches_bring_every_change,
+)
 from solewriter.agents.testing.replay import replay
 from solewriter.agents.testing.steps import kinds_of
 from solewriter.agents.testing.told import told_as_recovered
@@ -36,6 +40,7 @@ class Verdict(NamedTuple):
     repeats: int  # answers to a resend under an id of the user's own, that the engine told again
     unread: int  # requests that changed nothing, and nobody read the answer
     looks: int
+    watched: int  # changes that watches brought
     revisions: int
     faults: int
 
@@ -65,7 +70,7 @@ def check(
     2. order inverted
     3. state differs, reply differs, nobody asked, final state differs
     4. version gap, version repeated, revision gap
-    5. snapshot differs, revision went back, an acked revision was not seen
+    5. snapshot differs, revision went back, an acked revision was not seen, watch differs
     6. too few acks, no fault, the last operation failed
     """
     assert final.whole, "the final state is a look at everything"
@@ -80,6 +85,7 @@ def check(
         versions_told(accounts),
         readers_go_forward(gathered.looks),
         readers_see_what_was_told(gathered.looks, floor),
+        watches_bring_every_change(gathered.watches, history),
         the_load_was_real(gathered, accounts, acks_min),
     )
     found = list(violations)
@@ -92,6 +98,7 @@ def check(
         repeats=sum(len(account.repeats) for account in accounts),
         unread=accounts.unread,
         looks=len(looks),
+        watched=sum(len(line.changes) for taken in gathered.watches.values() for line in taken),
         revisions=max((decided.revision for decided in history), default=0),
         faults=len(gathered.faults),
     )

@@ -18,6 +18,7 @@ from typing import NamedTuple, Self
 import msgspec
 
 from solewriter.agents.answers import Outcome
+from solewriter.agents.change import Change
 from solewriter.agents.client import Client
 from solewriter.agents.reader import Reader
 from solewriter.agents.snapshot import Snapshot
@@ -88,7 +89,17 @@ class Fault(msgspec.Struct, frozen=True, tag="fault"):
     what: str
 
 
-Line = Call | Answer | Look | Fault
+class Followed(msgspec.Struct, frozen=True, omit_defaults=True, tag="followed"):
+    """Changes as a watch brought them, in its order: kind, id, version, revision, and the digest of what was left, ""
+    of a deletion. They follow those of the line before, or, where it begins anew, the revision `since`.
+    """
+
+    at: int
+    changes: tuple[tuple[str, str, int, int, str], ...]
+    since: int | None = None
+
+
+Line = Call | Answer | Look | Fault | Followed
 
 
 class Evidence:
@@ -182,6 +193,14 @@ class Evidence:
             entity = snap.get(kinds[kind], id)
             found.setdefault(kind, {})[id] = seen(plain(entity) if entity is not None else None)
         return found
+
+    def followed(self, changes: Sequence[Change], since: int | None = None) -> None:
+        """Keep what a watch brought: behind what it brought before, or behind this revision."""
+        told = [
+            (change.kind, change.id, change.version, change.revision, "" if new is None else digest(plain(new)))
+            for change, new in ((change, change.new) for change in changes)
+        ]
+        self._write(Followed(time.monotonic_ns(), tuple(told), since))
 
     # --- one line ----------------------------------------------------------------------------------------------------
 
@@ -285,11 +304,12 @@ class Attempt(NamedTuple):
 
 
 class Gathered(NamedTuple):
-    """All that the processes of a run said. Looks by file, each in the order in which they were taken."""
+    """All that the processes of a run said. Looks and watches by file, each in the order in which they were taken."""
 
     attempts: list[Attempt]
     looks: dict[str, list[Look]]
     faults: list[Fault]
+    watches: dict[str, list[Followed]]
 
 
 def lines(path: Path) -> Iterator[Line]:
@@ -301,7 +321,7 @@ def lines(path: Path) -> Iterator[Line]:
 
 def gather(paths: Iterable[Path]) -> Gathered:
     """The evidence of all processes of a run."""
-    gathered = Gathered([], {}, [])
+    gathered = Gathered([], {}, [], {})
     for path in paths:
         calls: dict[int, Call] = {}
         answers: dict[int, Answer] = {}
@@ -315,5 +335,7 @@ def gather(paths: Iterable[Path]) -> Gathered:
                     gathered.looks.setdefault(path.name, []).append(line)
                 case Fault():
                     gathered.faults.append(line)
+                case Followed():
+                    gathered.watches.setdefault(path.name, []).append(line)
         gathered.attempts.extend(Attempt(call, answers.get(number)) for number, call in calls.items())
     return gathered

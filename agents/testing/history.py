@@ -73,14 +73,20 @@ class Decided(NamedTuple):
 History = list[Decided]
 
 
-def read_history(state: str | os.PathLike[str], models: Iterable[type[Entity]] = ()) -> History:
-    """The history of a state folder whose engine is stopped or idle, from its first revision on.
+def read_history(
+    state: str | os.PathLike[str],
+    models: Iterable[type[Entity]] = (),
+    *,
+    archives: Iterable[str | os.PathLike[str]] = (),
+) -> History:
+    """The history of a state folder whose engine is stopped or idle, from its first revision on. Of an engine that
+    trims its journal, files that are not there any more may be in `archives`.
 
     Raises JournalCorrupt where it has a hole, or begins later than with the first entry.
     """
     kinds, names, schemas = kinds_of(models), [], []
     history: History = []
-    for entry in read_entries(Path(state)):
+    for entry in read_entries(*map(Path, archives), Path(state)):
         names += entry.private.kinds
         schemas += entry.private.schemas
         changes: dict[tuple[int, int], list[Change]] = {}
@@ -95,10 +101,13 @@ def read_history(state: str | os.PathLike[str], models: Iterable[type[Entity]] =
     return history
 
 
-def read_entries(folder: Path) -> Iterator[Entry]:
-    """Every journal entry, oldest first. Raises JournalCorrupt where one does not follow the one before it."""
+def read_entries(*folders: Path) -> Iterator[Entry]:
+    """Every journal entry, oldest first, of the files in these folders together; where two have one, it is read from
+    the later folder. Raises JournalCorrupt where an entry does not follow the one before it.
+    """
+    files = {path.name: path for folder in folders for path in folder.glob("journal-*.log")}
     number, crc = 0, None
-    for path in sorted(folder.glob("journal-*.log")):
+    for _, path in sorted(files.items()):
         buffer = path.read_bytes()
         start = entries.read_file_header(path, buffer)
         if start.first != number + 1 or (crc is not None and start.previous_crc != crc):

@@ -1,4 +1,4 @@
-"""Random agents and readers as programs, for a campaign: `python -m solewriter.agents.testing.load --help`.
+"""Random agents, readers and watchers as programs, for a campaign: `python -m solewriter.agents.testing.load --help`.
 
 Each writes down what it asks, is told and sees (`Evidence`), and goes on until its standard input ends, so that none
 outlives its campaign. An agent asks for a bit of everything, right and wrong, one by one and pipelined, of a few
@@ -15,12 +15,16 @@ import random
 import select
 import sys
 from collections.abc import Callable, Iterator, Sequence
+from itertools import islice
 from pathlib import Path
 
 from solewriter.agents.client import Client, connect
-from solewriter.agents.reader import open_reader
+from solewriter.agents.reader import Reader, open_reader
+from solewriter.agents.snapshot import Snapshot
 from solewriter.agents.testing.evidence import UNKNOWN, Call, Evidence, gather
 from solewriter.agents.testing.steps import Key, kinds_of, mutation_of, step_of
+from solewriter.agents.watch import Resync
+from solewriter.shared.config import Limits
 from solewriter.shared.errors import Fenced, OutcomeUnknown, SolewriterError, Unavailable
 from solewriter.shared.models import Project, ProjectStatus, Task, TaskPriority, TaskStatus
 from solewriter.shared.mutations import (
@@ -43,6 +47,9 @@ LOOK_SHARE = 0.15  # of replies after which an agent reads its own writes
 IMPATIENT_S = 0.03  # less than a restart takes: then the outcome is unknown, and the request still on its way
 IMPATIENT_SHARE = 0.3  # of requests
 HELD_MAX = 3  # old snapshots that a reader looks at again
+PATIENT = Limits(connect_timeout_s=60.0)  # the machine may be shared, and an engine is killed while it starts
+WATCHED_MAX = 200  # changes in one line of a watcher
+WATCH_PATIENCE_S = 0.05  # of a watcher, before it writes down what came so far
 SKIPPED_MAX = 60  # revisions between two looks of a reader
 
 
@@ -236,47 +243,74 @@ def run_agent(options: argparse.Namespace) -> None:
     """Random requests until standard input ends, or another client takes over the session."""
     with (
         Evidence(options.evidence) as evidence,
-        connect(options.state, name=evidence.name, client_id=options.client_id) as client,
+        connect(options.state, name=evidence.name, client_id=options.client_id, limits=PATIENT) as client,
         contextlib.suppress(Fenced),
     ):
-        agent = Agent(client, evidence, random.Random(options.seed))
+        chance = random.Random(options.seed)
+        agent = Agent(client, evidence, chance)
         agent.finish([*unanswered(options.finish)])
-        while going_on():
+        while going_on(chance.uniform(0, 2 * options.pause_s)):
             agent.act()
 
 
 def run_reader(options: argparse.Namespace) -> None:
     """Look at everything, again and again; hold some snapshots, and look at them again later."""
-    chance = random.Random(options.seed)
-    with Evidence(options.evidence) as evidence, open_reader(options.state) as reader:
-        held = [reader.snapshot()]
-        while going_on():
-            seen = evidence.look(reader)
-            if chance.random() < 0.2:
-                evidence.look(held[0])
+    chance, held = random.Random(options.seed), list[Snapshot]()
+    with Evidence(options.evidence) as evidence, open_reader(options.state, limits=PATIENT) as reader:
+        while going_on(options.pause_s):
+            with contextlib.suppress(Unavailable, TimeoutError):  # it was held for too long, or no engine serves now
+                if held and chance.random() < 0.2:
+                    evidence.look(held.pop(0))
                 held = [*held, reader.snapshot()][-HELD_MAX:]
-            with contextlib.suppress(TimeoutError):
+                seen = evidence.look(reader)
                 reader.wait_for(seen.revision + chance.randrange(1, SKIPPED_MAX), timeout_s=0.2)
 
 
-def going_on() -> bool:
-    """Whether standard input is still open."""
-    return not select.select([0], [], [], 0)[0] or bool(os.read(0, 4096))
+def run_watcher(options: argparse.Namespace) -> None:
+    """Follow every change; from a whole snapshot again, where too much was missed."""
+    with Evidence(options.evidence) as evidence, open_reader(options.state, limits=PATIENT) as reader:
+        while going_on(options.pause_s):
+            with contextlib.suppress(Unavailable):  # what was watched has left memory in the middle of a change
+                _follow(evidence, reader)
+
+
+def _follow(evidence: Evidence, reader: Reader) -> None:
+    """One watch, as long as it goes on without a gap."""
+    watch = reader.watch(timeout_s=WATCH_PATIENCE_S, resync=True)
+    since: int | None = watch.revision
+    while going_on():
+        changes = []
+        for change in islice(watch, WATCHED_MAX):
+            if isinstance(change, Resync):
+                return
+            changes.append(change)
+        if changes:
+            evidence.followed(changes, since)
+            since = None
+
+
+def going_on(pause_s: float = 0.0) -> bool:
+    """Whether standard input is still open, after a pause."""
+    return not select.select([0], [], [], pause_s)[0] or bool(os.read(0, 4096))
+
+
+ROLES = {"agent": run_agent, "reader": run_reader, "watcher": run_watcher}
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(prog="load", description="A random agent, or a reader, of a running engine.")
-    parser.add_argument("role", choices=("agent", "reader"))
+    parser = argparse.ArgumentParser(prog="load", description="A random agent, reader or watcher of a running engine.")
+    parser.add_argument("role", choices=ROLES)
     parser.add_argument("state", type=Path, help="the state folder")
     parser.add_argument("evidence", type=Path, help="a new file for what it asked, was told and saw")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--pause-s", type=float, default=0.0, help="on average, between two things that it does")
     parser.add_argument("--client-id", help="resume this session, or begin it")
     parser.add_argument(
         "--finish", type=Path, action="append", default=[], help="evidence of a dead agent, whose open requests to send"
     )
     options = parser.parse_args(arguments)
     try:
-        (run_agent if options.role == "agent" else run_reader)(options)
+        ROLES[options.role](options)
     except SolewriterError as error:
         sys.exit(f"{options.evidence.stem}: {type(error).__name__}: {error}")
 

@@ -1,15 +1,20 @@
-"""Condition 5: what a reader sees never goes back, and is never older than what anybody was told before it looked.
+"""Condition 5: what a reader sees never goes back, and is never older than what anybody was told before it looked; and
+a watch brings every change, once and in order.
 
 (That each snapshot holds what was true at its revision is compared in the replay.)
 """
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections.abc import Iterator, Mapping, Sequence
+from itertools import zip_longest
 
 from solewriter.agents.testing.accounts import Violation
-from solewriter.agents.testing.evidence import Look
+from solewriter.agents.testing.evidence import Followed, Look
+from solewriter.agents.testing.history import History
 from solewriter.agents.testing.order import Floor
+from solewriter.agents.testing.steps import digest
 
 
 def readers_go_forward(looks: Mapping[str, Sequence[Look]]) -> Iterator[Violation]:
@@ -33,3 +38,26 @@ def readers_see_what_was_told(looks: Mapping[str, Sequence[Look]], floor: Floor)
                 yield Violation(
                     5, "an acked revision was not seen", f"{who} saw {look.revision}, and {whom} had been told {told}"
                 )
+
+
+def watches_bring_every_change(watches: Mapping[str, Sequence[Followed]], history: History) -> Iterator[Violation]:
+    """From where it began, as far as it came, a watch is the history."""
+    if not watches:
+        return
+    changes = [change for decided in history for change in decided.changes]
+    revisions = [change.revision for change in changes]
+    recorded = [
+        (*change.key, change.version, change.revision, "" if change.content is None else digest(change.content))
+        for change in changes
+    ]
+    for who, lines in watches.items():
+        place = 0
+        for line in lines:
+            if line.since is not None:
+                place = bisect_right(revisions, line.since)
+            expected = recorded[place : place + len(line.changes)]
+            for told, change in zip_longest(line.changes, expected):
+                if told != change:
+                    yield Violation(5, "watch differs", f"{who} was brought {told}, recovered {change}")
+                    break
+            place += len(line.changes)

@@ -40,6 +40,8 @@ from solewriter.agents.testing.steps import Condition, Key
 from solewriter.shared import entry
 from solewriter.shared.errors import JournalCorrupt
 
+Told = tuple[str, str, int, int, str]  # of a watch
+
 
 class Recorded(NamedTuple):
     """A run that is over: all that the checker looks at."""
@@ -84,6 +86,13 @@ class Recorded(NamedTuple):
         looks = {who: change([*taken]) for who, taken in self.gathered.looks.items()}
         return self._replace(gathered=self.gathered._replace(looks=looks))
 
+    def watching(self, change: Callable[[list[Told]], list[Told]]) -> Recorded:
+        """A watcher claims to have been brought something else in its second look."""
+        watches = {who: [*taken] for who, taken in self.gathered.watches.items()}
+        for taken in watches.values():
+            taken[1] = msgspec.structs.replace(taken[1], changes=tuple(change([*taken[1].changes])))
+        return self._replace(gathered=self.gathered._replace(watches=watches))
+
     def recovering(self, change: Callable[[History], History]) -> Recorded:
         """The journal holds something else."""
         return self._replace(history=change([*self.history]))
@@ -101,6 +110,9 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         open_reader(engine.state) as reader,
     ):
         _a_bit_of_everything(client, one, two, reader)
+        brought = [*reader.watch(since=0, timeout_s=0.0)]
+        two.followed(brought[:12], 0)
+        two.followed(brought[12:])
         two.fault("SIGKILL of the engine")
         os.kill(engine.pid, signal.SIGKILL)
         with connect(engine.state, name="two") as other:
@@ -108,6 +120,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
             two.submit(other, Create(Task(title="other", id="a")), request_id="own")
         one.submit(client, Update(Task.ref("a"), {"title": "the last operation"}))
         two.look(client.reader)
+        two.followed([*client.reader.watch(since=reader.revision - 1, timeout_s=0.0)], reader.revision - 1)
     return folder
 
 
@@ -445,6 +458,33 @@ def a_reader_who_looked_later_and_saw_less(run: Recorded) -> Recorded:
     )
 
 
+@lie(5, "watch differs")
+def a_watch_that_left_a_change_out(run: Recorded) -> Recorded:
+    return run.watching(lambda told: told[1:])
+
+
+@lie(5, "watch differs")
+def a_watch_that_brought_a_change_twice(run: Recorded) -> Recorded:
+    return run.watching(lambda told: [told[0], *told])
+
+
+@lie(5, "watch differs")
+def a_watch_that_brought_changes_in_another_order(run: Recorded) -> Recorded:
+    return run.watching(lambda told: told[::-1])
+
+
+@lie(5, "watch differs")
+def a_watch_that_brought_another_content(run: Recorded) -> Recorded:
+    return run.watching(lambda told: [*told[:-1], (*told[-1][:4], "another")])
+
+
+@lie(5, "watch differs")
+def a_watch_that_brought_what_never_was(run: Recorded) -> Recorded:
+    last = run.history[-1].revision
+    lines = [msgspec.structs.replace(line, since=last) for line in run.gathered.watches["two.log"][-1:]]
+    return run._replace(gathered=run.gathered._replace(watches={"two.log": lines}))
+
+
 @lie(6, "no fault")
 def a_run_without_faults(run: Recorded) -> Recorded:
     return run._replace(gathered=run.gathered._replace(faults=[]))
@@ -498,6 +538,27 @@ def test_a_journal_that_begins_later_is_no_history(folder, tmp_path):
     journal.write_bytes(header + journal.read_bytes()[len(header) :])
     with pytest.raises(JournalCorrupt, match="does not follow"):
         read_history(tmp_path)
+
+
+def test_a_history_is_read_from_an_archive_and_what_is_left_of_the_journal(start_engine, state, tmp_path):
+    archive = tmp_path / "archive"
+    archive.mkdir()
+    engine = start_engine(state)
+    with connect(state) as client:
+        client.create(Task(title="x", id="t"))
+        long = "y" * 20_000
+        for reply in client.submit_many(Update(Task.ref("t"), {"description": f"{n}{long}"}) for n in range(150)):
+            assert reply.applied
+    engine.stop()
+    whole = read_history(state)
+    first, second, *_ = sorted(state.glob("journal-*.log"))
+    shutil.copy(second, archive)
+    (archive / second.name).write_bytes(b"an older one")  # what the state folder has counts
+    shutil.move(first, archive)
+    with pytest.raises(JournalCorrupt, match="does not follow"):
+        read_history(state)
+    assert read_history(state, archives=[archive]) == whole
+    assert len(whole) == 151
 
 
 def copied(folder: Path, to: Path) -> Path:

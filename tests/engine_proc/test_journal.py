@@ -670,6 +670,23 @@ def test_trimmed_files_are_written_again_and_what_they_held_is_never_replayed(op
         commit(journal, 30)
 
 
+def test_a_trimmed_file_that_somebody_keeps_under_another_name_is_never_written_again(opened, folder):
+    kept = folder / "kept"
+    kept.mkdir()
+    journal, _ = opened()
+    while len(journal_files(folder)) < 6:
+        commit(journal, 300)
+    before = {}
+    for path in journal_files(folder)[:-1]:
+        os.link(path, kept / path.name)
+        before[path.name] = path.read_bytes()
+    journal.trim(journal.tail.number)
+    for _ in range(300):
+        commit(journal, 300)
+    assert {path.name: path.read_bytes() for path in kept.iterdir()} == before
+    assert not [*folder.glob("spare-*.log")]
+
+
 def test_at_most_so_many_spare_files_are_kept(opened, folder):
     written(opened, 600, 300)
     journal, _ = opened()

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import ast
 import errno
 import os
 import signal
 import subprocess
 import sys
+from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
 from solewriter.shared import failpoint
 from solewriter.shared.failpoint import VARIABLE
 
+ROOT = Path(__file__).resolve().parents[2]
 REACHING = """
 import sys
 from solewriter.shared import failpoint
@@ -104,3 +108,16 @@ def test_a_variable_that_says_nothing_stops_the_process_at_once(variable):
     assert out == ""
     assert "FailpointError" in err
     assert "name:action[:hit=k]" in err
+
+
+def reached_in_the_source() -> Iterator[str]:
+    """The name at every `failpoint.reach`, as it is written there."""
+    for room in ("shared", "engine_proc", "agents"):
+        for path in (ROOT / room).rglob("*.py"):
+            for node in ast.walk(ast.parse(path.read_text())):
+                if isinstance(node, ast.Call) and ast.unparse(node.func) == "failpoint.reach":
+                    yield ast.literal_eval(node.args[0])
+
+
+def test_the_list_names_just_the_places_that_there_are():
+    assert sorted(failpoint.NAMES) == sorted(reached_in_the_source()), "each name is one place"

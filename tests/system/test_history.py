@@ -7,32 +7,20 @@ every reply is what a model says, and every snapshot is one revision.
 
 from __future__ import annotations
 
-import os
 import random
-import signal
-import subprocess
-import sys
+import time
 from collections.abc import Callable, Iterator
+from itertools import repeat
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import msgspec
 import pytest
 
-from solewriter import (
-    Create,
-    Delete,
-    Engine,
-    Limits,
-    Task,
-    TaskStatus,
-    Transition,
-    Update,
-    connect,
-    open_reader,
-)
-from solewriter.agents.testing import Evidence, Verdict, check, gather, read_history
+from solewriter import Create, Delete, Limits, Task, TaskStatus, Transition, Update
 from solewriter.agents.testing.evidence import Call
+from solewriter.agents.testing.plan import Fault, Life, Plan
+from solewriter.agents.testing.round import Bounds, Crowd, Round
 from solewriter.shared.errors import from_wire
 from solewriter.shared.mutations import Mutation
 from solewriter.shared.request_ids import session_number
@@ -45,156 +33,48 @@ QUICK = Limits(  # small files and segments, and restarts without a pause
     restart_backoff_s=0.005,
     restart_backoff_max_s=0.02,
 )
-AGENTS, READERS = 3, 1
-PROGRESS_S, RESTART_S, END_S = 60, 30, 30  # generous: the machine may be shared
+CROWD = Crowd(agents=3, readers=1, watchers=1, pause_s=0.0)
+PROGRESS_S, RESTART_S = 240, 30  # generous: the machine may be shared
+ENDLESS = 1 << 62
 
 
 # --- a campaign ------------------------------------------------------------------------------------------------------
 
 
-class Worker(NamedTuple):
-    """An agent or a reader, running."""
-
-    role: str
-    client_id: str
-    process: subprocess.Popen[bytes]
-    path: Path
-
-
-class Campaign:
-    """Processes that work, what is done to them, and what they say."""
+class Campaign(Round):
+    """A round whose faults are spread over its acks, and in which some of the agents have no client."""
 
     def __init__(
-        self, engine: Engine, folder: Path, seed: int, wait_until: Callable[..., Any], raw_lane: Callable[..., Any]
-    ) -> None:
-        self.engine = engine
-        self.folder = folder
+        self, folder: Path, durability: str, seed: int, acks: int, faults: int,
+        raw_lane: Callable[..., Any], wait_until: Callable[..., Any],
+    ) -> None:  # fmt: skip
         self.chance = random.Random(seed)
-        self.wait_until = wait_until
         self.raw_lane = raw_lane
-        self.workers: list[Worker] = []
-        self.kills = {"engine": 0, "agent": 0, "reader": 0}
-        self._seed = seed
-        self._count = 0
-        self._acks = 0
-        self._read: dict[Path, int] = {}
-        folder.mkdir()
-        self.evidence = Evidence(folder / "campaign.log")
+        self.wait_until = wait_until
+        lives = repeat(Life(PROGRESS_S))  # until it is struck
+        super().__init__(Plan(1, seed * 1_000, durability, QUICK, lives, self._faults(acks, faults)), folder, CROWD)
 
-    # --- who works ---------------------------------------------------------------------------------------------------
-
-    def start(self, role: str, client_id: str = "", finish: tuple[Path, ...] = ()) -> Worker:
-        """An agent (of a session that may have been another's) or a reader."""
-        self._count += 1
-        path = self.folder / f"{role}-{self._count}.log"
-        options = ["--seed", str(self._seed * 1_000 + self._count)]
-        if role == "agent":
-            client_id = client_id or f"client-{self._count}"
-            options += ["--client-id", client_id]
-        for open_requests in finish:
-            options += ["--finish", str(open_requests)]
-        command = [sys.executable, "-m", "solewriter.agents.testing.load", role, self.engine.state, path, *options]
-        self.workers.append(Worker(role, client_id, subprocess.Popen(command, stdin=subprocess.PIPE), path))
-        return self.workers[-1]
-
-    def some(self, role: str) -> Worker:
-        """One that is at work already."""
-        return self.chance.choice(self.wait_until(lambda: self._at_work(role), PROGRESS_S, f"an {role} at work"))
-
-    def _at_work(self, role: str) -> list[Worker]:
-        workers = [worker for worker in self.workers if worker.role == role and worker.path.exists()]
-        return [worker for worker in workers if b"\n" in worker.path.read_bytes()[:4096]]
-
-    def end(self, worker: Worker) -> int:
-        """No more input for it; its exit status."""
-        assert worker.process.stdin is not None
-        worker.process.stdin.close()
-        self.workers.remove(worker)
-        return worker.process.wait(END_S)
-
-    # --- how far it is -----------------------------------------------------------------------------------------------
-
-    def acks(self) -> int:
-        """How many acks are in the evidence by now."""
-        for path in self.folder.glob("*.log"):
-            with path.open("rb") as file:
-                file.seek(self._read.get(path, 0))
-                whole, line_end, _ = file.read().rpartition(b"\n")
-            self._read[path] = self._read.get(path, 0) + len(whole + line_end)
-            self._acks += whole.count(b'"outcome":"applied"')
-        return self._acks
-
-    def until(self, acks: int) -> None:
-        self.wait_until(lambda: self.acks() >= acks, PROGRESS_S, f"{acks} acks")
-
-    # --- what is done to it ------------------------------------------------------------------------------------------
-
-    def kill_engine(self) -> None:
-        before = self.engine.restarts
-        self.evidence.fault("SIGKILL of the engine")
-        os.kill(self.engine.pid, signal.SIGKILL)
-        self.kills["engine"] += 1
-        self.wait_until(lambda: self.engine.restarts > before, RESTART_S, "a restart")
-
-    def kill_agent(self) -> None:
-        """Another one follows it, sometimes in its session, and sends again what it sent under ids of its own."""
-        victim = self._killed("agent")
-        self.start("agent", self.chance.choice(("", victim.client_id)), (victim.path,))
-
-    def kill_reader(self) -> None:
-        self._killed("reader")
-        self.start("reader")
-
-    def _killed(self, role: str) -> Worker:
-        victim = self.some(role)
-        self.evidence.fault(f"SIGKILL of {victim.path.stem}")
-        victim.process.kill()
-        self.kills[role] += 1
-        assert self.end(victim) == -signal.SIGKILL
-        return victim
-
-    def take_over(self) -> None:
-        """A second client of a session: the older one is told so, and ends."""
-        older = self.some("agent")
-        self.evidence.fault(f"the session of {older.path.stem} is taken over")
-        self.start("agent", older.client_id)
-        assert older.process.wait(PROGRESS_S) == 0
-        self.end(older)
-
-    def write_by_hand(self) -> None:
-        HandWritten(self).run()
-
-    def run(self, acks: int, faults: int) -> None:
-        """Work until there are so many acks, and faults spread over them."""
-        for _ in range(AGENTS):
-            self.start("agent")
-        for _ in range(READERS):
-            self.start("reader")
-        always = [self.kill_engine] * 4 + [self.kill_agent] * 3 + [self.take_over, self.kill_reader, self.write_by_hand]
+    def _faults(self, acks: int, faults: int) -> Iterator[Fault]:
+        always = ["kill engine"] * 4 + ["kill agent"] * 3 + ["take over", "kill reader", "write by hand"]
         planned = always + self.chance.choices(always, k=max(0, faults - len(always)))
         self.chance.shuffle(planned)
-        for number, fault in enumerate(planned, 1):
-            self.until(acks * number // (len(planned) + 1))
-            fault()
-        self.until(acks)
-        assert [self.end(worker) for worker in [*self.workers]] == [0] * (AGENTS + READERS)
+        for number, what in enumerate([*planned, ""], 1):
+            while self.acks < acks * number // (len(planned) + 1):
+                yield Fault("", 0.02)
+            yield Fault(what, 0.0, self.chance.randrange(100), resumes=self.chance.random() < 0.5)
 
-    def verdict(self, acks_min: int) -> Verdict:
-        """The last operation, the last look, and the judgement."""
-        with connect(self.engine.state, name="campaign") as client, open_reader(self.engine.state) as reader:
-            self.evidence.submit(client, Create(Task(title="the last operation")))
-            final = self.evidence.look(reader)
-        self.close()
-        self.engine.stop()
-        gathered = gather(sorted(self.folder.glob("*.log")))
-        return check(gathered, read_history(self.engine.state), final, acks_min=acks_min)
-
-    def close(self) -> None:
-        """Nothing of it runs any more, however it ended."""
-        for worker in [*self.workers]:
-            worker.process.kill()
-            self.end(worker)
-        self.evidence.close()
+    def do(self, fault: Fault) -> None:
+        match fault.what:
+            case "":
+                pass
+            case "kill engine":
+                self.engine.strike(RESTART_S)
+            case "write by hand":
+                HandWritten(self).run()
+            case _:
+                role = "reader" if "reader" in fault.what else "agent"
+                self.wait_until(lambda: self.some(role, 0), RESTART_S, f"an {role} at work")
+                super().do(fault)
 
 
 class HandWritten:
@@ -219,7 +99,7 @@ class HandWritten:
         for number in range(read):
             self._hear(number, lane.reply())
         if self._chance.random() < 0.5:
-            self._campaign.kill_engine()
+            self._campaign.engine.strike(RESTART_S)
         lane.die()
         again = self._reconnected()
         known = self._chance.sample(range(read), read)  # in any order: these numbers were decided
@@ -287,23 +167,6 @@ def _without_addresses(reply: Any) -> tuple[object, ...]:
     return sequence, status, revision, detail
 
 
-@pytest.fixture
-def start_campaign(
-    state: Path, tmp_path: Path, start_engine: Any, wait_until: Any, client_of_a_raw_lane: Any
-) -> Iterator[Callable[[str, int], Campaign]]:
-    """`start_campaign(durability, seed)`: nothing of it is left afterwards."""
-    started: list[Campaign] = []
-
-    def start(durability: str, seed: int) -> Campaign:
-        engine = start_engine(state, durability=durability, limits=QUICK)
-        started.append(Campaign(engine, tmp_path / "evidence", seed, wait_until, client_of_a_raw_lane))
-        return started[-1]
-
-    yield start
-    for campaign in started:
-        campaign.close()
-
-
 @pytest.mark.timeout(300)
 @pytest.mark.parametrize(
     ("durability", "seed", "acks", "faults"),
@@ -314,11 +177,15 @@ def start_campaign(
         pytest.param("power", 4, 20_000, 40, marks=pytest.mark.long),
     ],
 )
-def test_whatever_is_killed_nothing_acked_is_lost_or_happens_twice(start_campaign, durability, seed, acks, faults):
-    campaign = start_campaign(durability, seed)
-    campaign.run(acks, faults)
-    verdict = campaign.verdict(acks)
-    print(f"{durability}, seed {seed}: killed {campaign.kills}; {verdict}")
+def test_whatever_is_killed_nothing_acked_is_lost_or_happens_twice(
+    tmp_path, client_of_a_raw_lane, wait_until, durability, seed, acks, faults
+):
+    folder = tmp_path / "campaign"
+    with Campaign(folder, durability, seed, acks, faults, client_of_a_raw_lane, wait_until) as campaign:
+        outcome = campaign.run(Bounds(ENDLESS, ENDLESS, ENDLESS, time.monotonic() + PROGRESS_S))
+    verdict = outcome.verdict
+    print(f"{durability}, seed {seed}: killed {outcome.kills}; {verdict}")
     assert verdict.violations == [], f"seed {seed}: {verdict}"
-    assert campaign.kills["engine"] >= 4, campaign.kills
+    assert verdict.acks >= acks, verdict
+    assert outcome.kills["engine"] >= 4, outcome.kills
     assert verdict.looks >= 100, verdict

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import threading
 import time
+from pathlib import Path
 
 import pytest
 
@@ -440,6 +441,27 @@ print("served")
         [sys.executable, "-W", "ignore", "-c", code, str(state)], capture_output=True, text=True, timeout=60
     )
     assert ended.stdout == "served\n", ended.stderr
+
+
+def test_an_owner_that_dies_while_its_engine_starts_is_noticed_and_the_engine_drains(state, wait_until):
+    """It stops itself right before it would say that it serves."""
+    code = f"from solewriter import Engine; Engine({str(state)!r}, durability='process').start()"
+    env = {**os.environ, VARIABLE: "recover.done:stop"}
+    with subprocess.Popen([sys.executable, "-P", "-c", code], env=env) as owner:
+        try:
+            pid = wait_until(lambda: stopped(state / "lock"), 20, "an engine that is about to serve")
+        finally:
+            owner.kill()
+    os.kill(pid, signal.SIGCONT)
+    wait_until(lambda: not os.path.exists(f"/proc/{pid}"), 20, "the engine's end")
+    assert [*state.glob("memory-*.json")] == [], "it ended and left its memory"
+    assert not (state / "engine.json").exists()
+
+
+def stopped(lock: Path) -> int:
+    """The process that holds this lock, once it is stopped; 0 before."""
+    pid = int(lock.read_text().removeprefix("pid ") or 0) if lock.exists() else 0
+    return pid if pid and Path(f"/proc/{pid}/stat").read_bytes().rpartition(b")")[2].split()[0] == b"T" else 0
 
 
 def test_a_start_with_a_thousand_descriptors_open(state, start_engine):
