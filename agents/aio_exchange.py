@@ -99,7 +99,7 @@ class AioExchange:
             timer.cancel()
             pending.on_done = None
         if not pending.done:
-            raise outcome_unknown(pending.request_id)
+            raise outcome_unknown(pending)
 
     async def close(self) -> None:
         """Let the lane go. Requests that were not answered may or may not be applied."""
@@ -355,7 +355,7 @@ def name_request(cancelled: asyncio.CancelledError, sent: Sequence[object]) -> N
     if cancelled.__cause__ is None:
         for one in sent:
             if isinstance(one, Pending):
-                cancelled.__cause__ = outcome_unknown(one.request_id)
+                cancelled.__cause__ = outcome_unknown(one)
                 return
 
 

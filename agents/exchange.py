@@ -83,7 +83,7 @@ class Exchange:
                         return  # it was sent, and nobody knows more: its own error says so
                     raise
                 if not going_on and not pending.done:
-                    raise outcome_unknown(pending.request_id)
+                    raise outcome_unknown(pending)
 
     def close(self) -> None:
         """Let the lane go; whoever waits in another thread is told. Requests that were not answered may or may not be

@@ -37,7 +37,7 @@ _UNAVAILABLE: dict[str, type[Unavailable]] = {"MemoryFull": MemoryFull, "Forgott
 class Pending:
     """A request on its way, and what it was told. `on_done`, if it is set, is called once, when that is known."""
 
-    __slots__ = ("epoch", "error", "on_done", "reply", "request_id", "sequence")
+    __slots__ = ("epoch", "error", "named", "on_done", "reply", "request_id", "sequence")
 
     def __init__(self, sequence: int, request_id: str) -> None:
         self.sequence = sequence
@@ -46,6 +46,7 @@ class Pending:
         self.error: SolewriterError | None = None
         self.epoch = 0  # of the memory in which the reply's addresses are valid
         self.on_done: Callable[[], None] | None = None
+        self.named = False  # its id was told, by OutcomeUnknown: under another one it must never be applied
 
     @property
     def done(self) -> bool:
@@ -186,6 +187,8 @@ class AgentSession:
 
     def _renumber(self, first: int) -> None:
         """Begin where the engine says: higher than before when an earlier process had this session."""
+        if self._frames and self._frames[0].number != first:
+            self._leave_out_named()
         for number, frame in enumerate(self._frames, first):
             frame.number = number
             for place, pending in enumerate(frame.pendings):
@@ -193,6 +196,15 @@ class AgentSession:
                     pending.request_id = default_id(self.number, number << 8 | place)
                 pending.sequence = number << 8 | place
         self._answered = first
+
+    def _leave_out_named(self) -> None:
+        """Of what was never sent, that whose ids somebody holds: those stay true, and the engine never hears of it."""
+        left_out = [frame for frame in self._frames if any(pending.named for pending in frame.pendings)]
+        for frame in left_out:
+            self._frames.remove(frame)
+            for pending in frame.pendings:
+                if not pending.done:
+                    pending.end(None, EngineUnavailable("it was not sent: another client had the session meanwhile"))
 
     def _forget_begun(self) -> None:
         """Nobody knows how what was sent ended. What was not sent yet goes on, under the next hello."""
@@ -255,7 +267,7 @@ class AgentSession:
         self._unsent.clear()
         self.in_flight = 0
         for pending, error in ended:
-            pending.end(None, error or outcome_unknown(pending.request_id))
+            pending.end(None, error or outcome_unknown(pending))
 
 
 def pipeline(wanted: int, window: int) -> tuple[int, int]:
@@ -264,11 +276,13 @@ def pipeline(wanted: int, window: int) -> tuple[int, int]:
     return window, max(1, min(FRAME_BATCH, window // 4))
 
 
-def outcome_unknown(request_id: str) -> OutcomeUnknown:
+def outcome_unknown(pending: Pending) -> OutcomeUnknown:
+    """Tells its id, which is its own from now on."""
+    pending.named = True
     return OutcomeUnknown(
-        f"no reply to request {request_id}: it may or may not have been applied; "
+        f"no reply to request {pending.request_id}: it may or may not have been applied; "
         "look at what is stored before you repeat it, or give requests ids of your own",
-        request_id=request_id,
+        request_id=pending.request_id,
     )
 
 

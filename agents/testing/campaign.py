@@ -27,9 +27,8 @@ from rich.console import Console
 from rich.table import Table
 
 from solewriter.agents.testing.checker import ACKS_MIN, SHOWN_MAX
-from solewriter.agents.testing.plan import plan
+from solewriter.agents.testing.plan import ENGINES, plan
 from solewriter.agents.testing.round import Bounds, Crowd, Outcome, Round
-from solewriter.shared.failpoint import NAMES
 from solewriter.shared.models import Entity
 
 ROUND_ACKS = 12_000  # an engine without a checkpoint reads all of them again at every start
@@ -50,7 +49,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     kills: int | None = None
     round_acks: int = ROUND_ACKS
     crowd: Crowd = Crowd()
-    failpoints: Sequence[str] = NAMES
+    failpoints: Sequence[str] = ENGINES
     folder: Path | None = None
     keep: bool = False
     models: Sequence[type[Entity]] = ()
@@ -228,7 +227,7 @@ def print_table(report: Report) -> None:
     for name, value in msgspec.to_builtins(report).items():
         if name not in ("seed", "first_violations", "failpoints_hit"):
             table.add_row(name.replace("_", " "), shown(value))
-    table.add_row("failpoints hit", f"{len(report.failpoints_hit)} of {len(NAMES)}")
+    table.add_row("failpoints hit", f"{len(report.failpoints_hit)} of {len(ENGINES)}")
     console = Console()
     console.print(table)
     for violation in report.first_violations:
@@ -251,14 +250,14 @@ def settings_of(arguments: Sequence[str] | None) -> tuple[Settings, argparse.Nam
     for role, number in (("agents", Crowd().agents), ("readers", Crowd().readers), ("watchers", Crowd().watchers)):
         parser.add_argument(f"--{role}", type=int, default=number, help="at work at once")
     parser.add_argument("--pause-s", type=float, default=Crowd().pause_s, help="of an agent, on average")
-    parser.add_argument("--failpoints", default=",".join(NAMES), help="at which engines end, of all that there are")
+    parser.add_argument("--failpoints", default=",".join(ENGINES), help="at which engines end, of all that there are")
     parser.add_argument("--folder", type=Path, help="where the rounds have their folders")
     parser.add_argument("--keep", action="store_true", help="keep the folders of all rounds")
     parser.add_argument("--plan", action="store_true", help="print the beginning of the plan, and do nothing")
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     options = parser.parse_args(arguments)
     failpoints = [name for name in options.failpoints.split(",") if name]
-    if unknown := {*failpoints} - {*NAMES}:
+    if unknown := {*failpoints} - {*ENGINES}:
         parser.error(f"no such failpoints: {', '.join(sorted(unknown))}")
     settings = Settings(
         seed=random.randrange(1_000_000) if options.seed is None else options.seed,

@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 import msgspec
 
-from solewriter.shared.config import KIB, Limits
+from solewriter.shared.config import GIB, KIB, MIB, Limits
 from solewriter.shared.failpoint import NAMES
 
 LIFE_MAX_S = 1.0  # from when an engine serves to its SIGKILL: uniform
@@ -22,6 +22,8 @@ PATIENCE_S = 1.5  # with a failpoint that may not be reached; then the engine is
 PAUSE_MAX_S = 0.5  # between two faults of the others
 SNAPSHOT_AGE_S = 1.0  # small, so that whoever holds a snapshot while it is stopped may come back too late
 HELD_MAX_S = 2.5 * SNAPSHOT_AGE_S  # a reader or watcher is stopped
+
+ENGINES = tuple(name for name in NAMES if not name.startswith("restart."))  # the others are in the owner
 
 # Where an input or output error may be raised: where the journal's law is that the process ends without an ack.
 MAY_RAISE = (
@@ -69,7 +71,7 @@ class Plan(NamedTuple):
     faults: Iterator[Fault]
 
 
-def plan(seed: int, number: int = 1, failpoints: Sequence[str] = NAMES) -> Plan:
+def plan(seed: int, number: int = 1, failpoints: Sequence[str] = ENGINES) -> Plan:
     """A round of a campaign. Failpoints are only of these names; without any, engines are killed at random moments."""
     dice = random.Random(f"{seed}/{number}")
     durability = dice.choice(("process", "power"))
@@ -77,6 +79,9 @@ def plan(seed: int, number: int = 1, failpoints: Sequence[str] = NAMES) -> Plan:
         heap_segment_bytes_first=dice.choice((128, 256)) * KIB,
         heap_segment_bytes_max=dice.choice((256, 1024)) * KIB,
         journal_file_bytes=dice.choice((512, 1024)) * KIB,
+        checkpoint_after_bytes=dice.choice((128, 512)) * KIB,
+        history_bytes=dice.choice((256 * KIB, 2 * MIB, GIB)),
+        recent_bytes=dice.choice((16 * KIB, 2 * MIB)),
         snapshot_age_max_s=SNAPSHOT_AGE_S,
         heartbeat_s=0.1,
         restart_backoff_s=0.002,

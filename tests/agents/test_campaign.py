@@ -17,9 +17,8 @@ from solewriter.agents.testing.campaign import Settings, percentiles, run
 from solewriter.agents.testing.evidence import Answer, Attempt, Call, Gathered
 from solewriter.agents.testing.mortal import Span
 from solewriter.agents.testing.nursery import Nursery
-from solewriter.agents.testing.plan import MAY_BE_FULL, MAY_RAISE, plan
+from solewriter.agents.testing.plan import ENGINES, MAY_BE_FULL, MAY_RAISE, plan
 from solewriter.agents.testing.round import Crowd, first_acks_ms
-from solewriter.shared.failpoint import NAMES
 
 KEYS = {
     "seed", "acked", "refused", "unknown", "kills", "failpoints_hit", "lost", "duplicated", "violations",
@@ -50,7 +49,7 @@ def test_the_rounds_of_one_seed_differ():
 def test_a_plan_comes_to_every_failpoint_and_to_every_fault():
     made = plan(1)
     armed = {life.failpoint for life in islice(made.lives, 10_000) if life.failpoint}
-    assert {text.partition(":")[0] for text in armed} == {*NAMES}
+    assert {text.partition(":")[0] for text in armed} == {*ENGINES}
     raised = {text.partition(":")[0] for text in armed if ":raise" in text}
     full = {text.partition(":")[0] for text in armed if ":full" in text}
     assert (raised, full) == ({*MAY_RAISE}, {*MAY_BE_FULL})
@@ -127,7 +126,7 @@ def test_a_small_campaign_is_clean_and_counts(tmp_path):
     assert written.count(b"SIGKILL of agent") == said["kills"]["agent"] >= 2
     assert written.count(b"SIGKILL of reader") == said["kills"]["reader"] >= 2
     assert said["kills"]["engine"] >= 2
-    assert {*said["failpoints_hit"]} <= {*NAMES}
+    assert {*said["failpoints_hit"]} <= {*ENGINES}
     assert said["restart_first_ack_ms"]["count"] <= said["restarts"]
     assert [*(folder / "archive").glob("journal-*.log")], "no journal file was kept"
 
