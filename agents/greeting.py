@@ -6,6 +6,7 @@ import array
 import socket
 
 from solewriter.shared import handshake
+from solewriter.shared.errors import BadRequest, LayoutMismatch
 from solewriter.shared.folder import StateFolder
 from solewriter.shared.handshake import Hello, Welcome
 from solewriter.shared.lane import Lane
@@ -14,14 +15,18 @@ from solewriter.shared.lane import Lane
 def greet(folder: StateFolder, hello: Hello, lane: Lane, timeout_s: float) -> Welcome:
     """Offer this lane to the engine, and hear its answer. Blocks for at most `timeout_s` at each step.
 
-    Raises OSError when nobody listens, or the engine went in the middle.
+    Raises OSError when nobody listens, or the engine went in the middle, LayoutMismatch for an answer that is none.
     """
     with folder.connected_socket(timeout_s) as connection:
         fds = array.array("i", lane.theirs)
         connection.sendmsg([handshake.pack_words(hello)], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, fds)])
         lane.hand_over()
         header = _exactly(connection, handshake.WORDS_HEADER_BYTES)
-        return handshake.unpack_welcome(_exactly(connection, handshake.words_length(header)))
+        try:
+            length = handshake.words_length(header)
+        except BadRequest as error:
+            raise LayoutMismatch(f"the engine answers with {error.message}") from None
+        return handshake.unpack_welcome(_exactly(connection, length))
 
 
 def _exactly(connection: socket.socket, count: int) -> bytes:

@@ -17,7 +17,7 @@ import msgspec
 
 from solewriter.shared import entry as entries
 from solewriter.shared.config import DEFAULT_LIMITS, STALE_BEATS
-from solewriter.shared.errors import JournalCorrupt, LayoutMismatch
+from solewriter.shared.errors import UNDECODABLE, JournalCorrupt, LayoutMismatch
 from solewriter.shared.folder import SOCKET, StateFolder, Whereabouts, runs
 from solewriter.shared.memory.root import ROOT_BYTES, STOPPED, Root, RootReader
 from solewriter.shared.memory.segment import segment_path
@@ -118,13 +118,13 @@ def _contents(folder: StateFolder) -> _Contents:
         if name.startswith("memory-") and name.endswith(".json"):
             try:
                 markers.append(_whereabouts(folder.path / name))
-            except (FileNotFoundError, msgspec.MsgspecError):
+            except (FileNotFoundError, *UNDECODABLE):
                 pass  # removed meanwhile, or its engine died while writing it: there is no memory of that name
     try:
         return _Contents(names, _whereabouts(folder.engine_json), markers, ())
     except FileNotFoundError:
         return _Contents(names, None, markers, ())
-    except msgspec.MsgspecError as error:  # then the newest marker is the best guess that there is
+    except UNDECODABLE as error:  # then the newest marker is the best guess that there is
         newest = max(markers, key=lambda marker: marker.epoch, default=None)
         return _Contents(names, newest, markers, (f"{folder.engine_json} cannot be read: {error}",))
 

@@ -19,7 +19,7 @@ from typing import Any
 from solewriter.engine_proc.newcomer import Newcomer, close_all
 from solewriter.engine_proc.sessions import Session
 from solewriter.shared import failpoint, wire, wireform
-from solewriter.shared.config import ACCEPT_PAUSE_S, BACKLOG, FRAME_REQUESTS_MAX, PIPE_BYTES, Limits
+from solewriter.shared.config import ACCEPT_PAUSE_S, BACKLOG, FOLDED_NODES_MAX, FRAME_REQUESTS_MAX, PIPE_BYTES, Limits
 from solewriter.shared.errors import BadRequest, Refused
 from solewriter.shared.handshake import Welcome
 from solewriter.shared.lane import LENGTH_BYTES
@@ -44,6 +44,7 @@ class LaneEnd:
         self._needed = LENGTH_BYTES  # bytes of it before it is worth looking at
         self._given = 0
         self._given_bytes = 0
+        self._folded = 0  # nodes of this wake-up's frames, beyond what their bytes explain
         self._backlog = bytearray()
         self._reading = False
         self._dying = False
@@ -82,6 +83,7 @@ class LaneEnd:
             self.close()
             return
         self._given_bytes += count
+        self._folded = 0
         failpoint.reach("bridge.read")
         try:
             self._cut(buffer[:count])
@@ -93,41 +95,53 @@ class LaneEnd:
             self._pause()  # until a turn has taken all of it; half a frame alone waits for its rest only
 
     def _cut(self, data: memoryview) -> None:
-        """Frames out of a stream. Raises BadRequest for a length that makes the rest of the stream meaningless."""
-        limits = self._bridge.limits
+        """Frames out of a stream. Raises BadRequest for a length that makes the rest of it meaningless, and when it is
+        the others' turn: its agent connects again, and sends again what was not answered.
+        """
         if self._partial:
             self._partial += data
             if len(self._partial) < self._needed:
                 return  # looked at again when the frame is whole, so that a dripping writer costs no copies
             data = memoryview(bytes(self._partial))
             self._partial.clear()
-        start, end = 0, len(data)
         requests: list[tuple[LaneEnd, int, Any]] = []
+        try:
+            start = self._frames(data, requests)
+        finally:
+            if requests:  # those before a bad one, too
+                self._given += len(requests)
+                failpoint.reach("bridge.frames")
+                self._bridge.inbox.put_nowait(requests)
+        self._partial += data[start:]
+
+    def _frames(self, data: memoryview, requests: list[tuple[LaneEnd, int, Any]]) -> int:
+        """Decode the whole frames; where the rest begins."""
+        start, end = 0, len(data)
+        self._needed = LENGTH_BYTES
         while end - start >= LENGTH_BYTES:
-            length = LENGTH_BYTES + wire.frame_length(data, start, limits)
+            length = LENGTH_BYTES + wire.frame_length(data, start, self._bridge.limits)
             if start + length > end:
                 self._needed = length
                 break
             behind = start + length
             self._decode(bytes(data[start + LENGTH_BYTES : behind]), requests)
             start = behind
-        else:
-            self._needed = LENGTH_BYTES
-        self._partial += data[start:]
-        if requests:
-            self._given += len(requests)
-            failpoint.reach("bridge.frames")
-            self._bridge.inbox.put_nowait(requests)
+            if self._folded > FOLDED_NODES_MAX:
+                raise BadRequest("its frames say far more than their bytes, and there are too many of them")
+        return start
 
     def _decode(self, body: bytes, requests: list[tuple[LaneEnd, int, Any]]) -> None:
         """The requests of a frame, each checked all the way down, or in its place what is wrong with it."""
         sequence, limits = self._next_frame * FRAME_REQUESTS_MAX, self._bridge.limits
-        budget = max(limits.frame_nodes_max, 2 * len(body))  # what is not folded cannot have more parts than bytes
+        explained = 2 * len(body)  # what is not folded cannot have more parts than bytes
+        whole = budget = max(limits.frame_nodes_max, explained)
         self._next_frame += 1
         try:
             unpacked = wire.unpack_frame(body, limits)
         except BadRequest as error:
             requests.append((self, sequence, BadRequest(error.message, whole_frame=True)))
+            if error.details.get("bomb"):
+                self._folded = FOLDED_NODES_MAX + 1
             return
         for place, request in enumerate(unpacked):
             checked = request
@@ -136,7 +150,9 @@ class LaneEnd:
                     budget = wireform.check_request(request, budget, limits)
                 except Refused as error:
                     checked = error
+                    budget -= wireform.parts(request, budget)  # which may have been looked at before
             requests.append((self, sequence + place, checked))
+        self._folded += max(0, whole - budget - explained)
 
     # --- replies out -------------------------------------------------------------------------------------------------
 

@@ -12,9 +12,14 @@ from solewriter.shared.folder import StateFolder
 class Lock:
     """Ownership of the state folder: a flock, and the file's identity. The descriptor never crosses a fork or exec."""
 
-    def __init__(self, folder: StateFolder) -> None:
+    def __init__(self, folder: StateFolder, *, again: bool = False) -> None:
         self._path = folder.lock
-        self._fd = os.open(folder.lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        try:
+            self._fd = os.open(folder.lock, os.O_RDWR | os.O_CLOEXEC | (0 if again else os.O_CREAT), 0o600)
+        except FileNotFoundError:
+            if not again:
+                raise
+            raise EngineUnavailable(f"{folder.path} was deleted or emptied: no other state is begun") from None
         try:
             fcntl.flock(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:

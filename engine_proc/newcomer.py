@@ -13,10 +13,9 @@ import socket
 import stat
 from collections.abc import Callable, Iterable
 
-import msgspec
-
 from solewriter.shared import handshake
-from solewriter.shared.config import HANDSHAKE_BYTES_MAX, WIRE_VERSION, Limits
+from solewriter.shared.config import WIRE_VERSION, Limits
+from solewriter.shared.errors import BadRequest
 from solewriter.shared.handshake import WORDS_HEADER_BYTES, Hello, Welcome
 
 FDS = 2  # the request queue's reading end and the reply pipe's writing end
@@ -63,10 +62,12 @@ class Newcomer:
             return
         self._heard += data
         if len(self._heard) >= WORDS_HEADER_BYTES:
-            length = handshake.words_length(bytes(self._heard[:WORDS_HEADER_BYTES]))
-            if length > HANDSHAKE_BYTES_MAX:
-                self.refuse("the hello is too long")
-            elif len(self._heard) >= WORDS_HEADER_BYTES + length:
+            try:
+                length = handshake.words_length(bytes(self._heard[:WORDS_HEADER_BYTES]))
+            except BadRequest as error:
+                self.refuse(error.message)
+                return
+            if len(self._heard) >= WORDS_HEADER_BYTES + length:
                 self._heard_all(bytes(self._heard[WORDS_HEADER_BYTES : WORDS_HEADER_BYTES + length]))
 
     def _heard_all(self, body: bytes) -> None:
@@ -74,8 +75,8 @@ class Newcomer:
         self._loop.remove_reader(self._connection.fileno())
         try:
             self.hello = handshake.unpack_hello(body)
-        except (msgspec.MsgspecError, UnicodeDecodeError) as error:
-            self.refuse(f"the hello cannot be read: {error}")
+        except BadRequest as error:
+            self.refuse(error.message)
             return
         if self.hello.wire != WIRE_VERSION:
             self.refuse(f"wire version {self.hello.wire} is not {WIRE_VERSION}: use one solewriter everywhere", "final")

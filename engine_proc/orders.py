@@ -28,6 +28,7 @@ class Orders(msgspec.Struct, frozen=True):
     owner_pid: int  # 0: nobody; the engine stays until it is told to stop
     sys_path: list[str]
     models: bytes  # cloudpickle of a list of classes
+    again: bool = False  # in the place of one that died: the state is there, or was taken away
 
 
 class Register(msgspec.Struct, frozen=True):

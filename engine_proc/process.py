@@ -154,7 +154,7 @@ class Engine:
 
     # --- the process -------------------------------------------------------------------------------------------------
 
-    def _launched(self) -> Child:
+    def _launched(self, *, again: bool = False) -> Child:
         return Child(
             Orders(
                 state=str(self.state),
@@ -163,6 +163,7 @@ class Engine:
                 owner_pid=0 if self.detach else os.getpid(),
                 sys_path=[path or os.getcwd() for path in sys.path],
                 models=pickled(list(self._models.values())),
+                again=again,
             )
         )
 
@@ -254,7 +255,7 @@ class Engine:
     def _restart(self) -> None:
         failpoint.reach("restart.begin")
         try:
-            self._become(self._launched())
+            self._become(self._launched(again=True))
             self.restarts += 1
             failpoint.reach("restart.launched")
         except Locked as error:

@@ -50,8 +50,9 @@ class Server:
         self.orders = orders
         self.limits = orders.limits
         self.folder = StateFolder(orders.state)
-        self.folder.path.mkdir(mode=0o700, parents=True, exist_ok=True)
-        self.lock = Lock(self.folder)
+        if not orders.again:
+            self.folder.path.mkdir(mode=0o700, parents=True, exist_ok=True)
+        self.lock = Lock(self.folder, again=orders.again)
         self.beside = ThreadPoolExecutor(1, "ahead")
         self.waiter = ThreadPoolExecutor(1, "checkpoint")
         self.maker = Maker()
@@ -352,7 +353,8 @@ def run(orders: Orders, line: Line) -> int:
         server.close()
     except EngineUnavailable as error:
         server.log(str(error))
-        os._exit(EXIT_NOT_OWNER)  # the folder is not ours any more: touch nothing
+        server.publisher.remove()  # by a folder that is gone nobody would ever find it
+        os._exit(EXIT_NOT_OWNER)  # the folder is not ours any more: touch nothing in it
     except OSError as error:
         server.log(f"a write failed, and a failed write is never retried: {error}")
         os._exit(EXIT_IO)  # without a reply, and without running anything that might write

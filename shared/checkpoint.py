@@ -29,7 +29,7 @@ from solewriter.shared import record
 from solewriter.shared.columns import Column
 from solewriter.shared.config import CHECKPOINT_VERSION, CHUNK_SLOTS, MIB
 from solewriter.shared.entry import CheckpointName
-from solewriter.shared.errors import JournalCorrupt, LayoutMismatch
+from solewriter.shared.errors import UNDECODABLE, JournalCorrupt, LayoutMismatch
 from solewriter.shared.memory.heap import OFFSET_MASK, PREFIX, PREFIX_BYTES, START, padded
 from solewriter.shared.record import Flags
 from solewriter.shared.registry import Schema
@@ -197,7 +197,7 @@ class Checkpoint:
             raise self._damaged("has a damaged directory", offset)
         try:
             self.directory = msgspec.msgpack.decode(packed, type=Directory)
-        except (msgspec.MsgspecError, UnicodeDecodeError) as error:
+        except UNDECODABLE as error:
             raise self._damaged(f"has a directory that cannot be read ({error})", offset) from error
 
     @property

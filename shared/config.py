@@ -131,6 +131,8 @@ FRAME_REQUESTS_MAX = 256  # requests in one frame: sequence = frame number * 256
 WATCH_BATCH = 256  # changes that a watcher takes at once: it looks for the newest revision once for all of them
 FRAME_BATCH = 32  # requests of `submit_many` in one frame: amortises the write; a turn begins before the window is full
 CAREFUL_NUMBERS = 2_000  # a frame that may hold more is unpickled key by key: as many colliding keys cost 15 ms
+MEMO_BYTES_MAX = 64 * KIB  # of an unpickler, besides what a frame's bytes explain: nine of them can ask for a gigabyte
+FOLDED_NODES_MAX = 800_000  # of what one lane brings in one wake-up, beyond what its bytes explain: 0.1 s for everybody
 PIPE_BYTES = 256 * KIB  # of a lane; 64 pipes of 1 MiB would exhaust the kernel's per-user soft limit
 KEY_BYTES_MAX = 255  # UTF-8 bytes of an entity's id: its length is one byte in the record
 REQUEST_ID_MAX = 60  # characters of a user-given request id: its UTF-8 length is one byte in the record

@@ -24,7 +24,7 @@ import msgspec
 
 from solewriter.shared import record
 from solewriter.shared.config import ALIGNMENT, JOURNAL_VERSION
-from solewriter.shared.errors import JournalCorrupt, LayoutMismatch
+from solewriter.shared.errors import UNDECODABLE, JournalCorrupt, LayoutMismatch
 from solewriter.shared.registry import Schema
 
 ENTRY_MAGIC = int.from_bytes(b"SWJE", "little")
@@ -134,15 +134,17 @@ class Entry(NamedTuple):
         """Decoded anew each time. Raises JournalCorrupt for what no engine wrote."""
         try:
             return _decode_private(self.said)
-        except (msgspec.MsgspecError, UnicodeDecodeError) as error:
+        except UNDECODABLE as error:
             where = f"entry {self.number}"
             raise JournalCorrupt(f"the private part of {where} cannot be read: {error}", place=where) from error
 
     def records(self) -> Iterator[bytes]:
-        """Each body by itself."""
+        """Each body by itself. Raises JournalCorrupt where their lengths do not add up."""
         start = 0
         while start < len(self.bodies):
             length = record.length_at(self.bodies, start)
+            if not record.HEADER_BYTES <= length <= len(self.bodies) - start:
+                raise JournalCorrupt(f"a record of entry {self.number} has no length", place=f"entry {self.number}")
             yield self.bodies[start : start + length]
             start += length
 
@@ -160,7 +162,10 @@ def pack(
 
 
 def unpack(buffer: bytes | memoryview, start: int) -> tuple[Entry, int, int] | None:
-    """(entry, crc that it expects before it, offset behind it), or None if no whole entry begins at `start`."""
+    """(entry, crc that it expects before it, offset behind it), or None if no whole entry begins at `start`.
+
+    Raises JournalCorrupt where one does that says what no engine wrote.
+    """
     if len(buffer) - start < HEAD_BYTES:
         return None
     magic, crc, length, previous, number, revision, time_us, bodies_length, said_length = _HEAD.unpack_from(

@@ -11,6 +11,8 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, ClassVar
 
+import msgspec
+
 from solewriter.shared.config import MESSAGE_MAX
 
 if TYPE_CHECKING:
@@ -218,6 +220,12 @@ class JournalCorrupt(Corrupt):
 
 class LayoutMismatch(Corrupt):
     """Shared memory or a file has another format than this version of the library reads."""
+
+
+UNDECODABLE = (msgspec.MsgspecError, UnicodeDecodeError, RecursionError)
+"""All that msgspec raises for bytes that are not what was asked for: text that is no UTF-8 and deep nesting have errors
+of their own.
+"""
 
 
 # --- crossing the wire ------------------------------------------------------------------------------------------------

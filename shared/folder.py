@@ -18,7 +18,7 @@ from pathlib import Path
 
 import msgspec
 
-from solewriter.shared.errors import EngineUnavailable
+from solewriter.shared.errors import UNDECODABLE, EngineUnavailable
 
 SOCKET = "engine.sock"
 
@@ -56,7 +56,7 @@ class StateFolder:
             raise EngineUnavailable(
                 f"no engine serves {self.path}: start one with Engine({str(self.path)!r}) or `solewriter serve`"
             ) from None
-        except msgspec.MsgspecError as error:
+        except UNDECODABLE as error:
             raise EngineUnavailable(f"{self.engine_json} cannot be read ({error}): restart the engine") from error
 
     def announce(self, whereabouts: Whereabouts) -> None:
@@ -72,7 +72,7 @@ class StateFolder:
         for path in self.path.glob("memory-*.json"):
             try:
                 found.append(msgspec.json.decode(path.read_bytes(), type=Whereabouts))
-            except (FileNotFoundError, msgspec.MsgspecError):
+            except (FileNotFoundError, *UNDECODABLE):
                 path.unlink(missing_ok=True)  # it was being written when its engine died: no segment was made yet
         return found
 

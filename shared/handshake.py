@@ -9,6 +9,9 @@ import struct
 
 import msgspec
 
+from solewriter.shared.config import HANDSHAKE_BYTES_MAX
+from solewriter.shared.errors import UNDECODABLE, BadRequest, LayoutMismatch
+
 _LENGTH = struct.Struct("<I")
 WORDS_HEADER_BYTES = _LENGTH.size
 
@@ -50,13 +53,24 @@ def pack_words(words: Hello | Welcome) -> bytes:
 
 
 def unpack_hello(body: bytes) -> Hello:
-    return msgspec.msgpack.decode(body, type=Hello)
+    """Raises BadRequest for bytes that are no hello."""
+    try:
+        return msgspec.msgpack.decode(body, type=Hello)
+    except UNDECODABLE as error:
+        raise BadRequest(f"the hello cannot be read: {error}") from None
 
 
 def unpack_welcome(body: bytes) -> Welcome:
-    return msgspec.msgpack.decode(body, type=Welcome)
+    """Raises LayoutMismatch for bytes that are no welcome."""
+    try:
+        return msgspec.msgpack.decode(body, type=Welcome)
+    except UNDECODABLE as error:
+        raise LayoutMismatch(f"the engine's welcome cannot be read ({error}): use one solewriter everywhere") from None
 
 
 def words_length(header: bytes) -> int:
+    """Of the words behind this header. Raises BadRequest for more than any hello or welcome takes."""
     (length,) = _LENGTH.unpack(header)
+    if length > HANDSHAKE_BYTES_MAX:
+        raise BadRequest(f"{length:,} bytes of hello or welcome; the bound is {HANDSHAKE_BYTES_MAX:,}")
     return int(length)

@@ -118,14 +118,28 @@ def length_at(buffer: Buffer, start: int) -> int:
 
 
 def unpack(buffer: Buffer, start: int = 0) -> Record:
-    """Take the body at `start` apart. Raises JournalCorrupt if its crc is wrong."""
+    """Take the body at `start` apart. Raises JournalCorrupt if its crc is wrong, or it says what nobody wrote."""
+    try:
+        return _unpack(buffer, start)
+    except UnicodeDecodeError:
+        raise _no_text(start) from None
+
+
+def _no_text(start: int) -> JournalCorrupt:
+    return JournalCorrupt(f"a record at offset {start} has a key or a text that is none", place=f"offset {start}")
+
+
+def _unpack(buffer: Buffer, start: int) -> Record:
     if not checked(buffer, start):
         raise JournalCorrupt(f"a record at offset {start} fails its checksum", place=f"offset {start}")
     (
-        _, _, kind, schema, op, flags, key_length, id_length, revision, version, time_us, session, sequence,
+        _, length, kind, schema, op, flags, key_length, id_length, revision, version, time_us, session, sequence,
         actor_length, reason_length, cells_length, old_length, payload_length,
     ) = _WHOLE.unpack_from(buffer, start)  # fmt: skip
     at = start + HEADER_BYTES
+    parts = key_length + id_length + actor_length + reason_length + cells_length + old_length + payload_length
+    if length != HEADER_BYTES + parts:
+        raise JournalCorrupt(f"a record at offset {start} is longer or shorter than its parts", place=f"offset {start}")
     key = str(buffer[at : at + key_length], "utf-8")
     at += key_length
     actor = str(buffer[at : at + actor_length], "utf-8") if actor_length else ""
@@ -162,7 +176,10 @@ def checked_content(buffer: Buffer, start: int) -> Content:
     """The same as `unpack`, without what only a feed needs. Raises JournalCorrupt if the crc is wrong."""
     if not checked(buffer, start):
         raise JournalCorrupt(f"a record at offset {start} fails its checksum", place=f"offset {start}")
-    return content(buffer, start)
+    try:
+        return content(buffer, start)
+    except UnicodeDecodeError:
+        raise _no_text(start) from None
 
 
 def content(buffer: Buffer, start: int) -> Content:

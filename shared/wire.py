@@ -20,8 +20,8 @@ from typing import Any, ClassVar, NamedTuple, NoReturn
 
 import msgspec
 
-from solewriter.shared.config import CAREFUL_NUMBERS, FRAME_REQUESTS_MAX, Limits
-from solewriter.shared.errors import BadRequest, RequestTooLarge, clean
+from solewriter.shared.config import CAREFUL_NUMBERS, FRAME_REQUESTS_MAX, MEMO_BYTES_MAX, Limits
+from solewriter.shared.errors import UNDECODABLE, BadRequest, LayoutMismatch, RequestTooLarge, clean
 
 _LENGTH = struct.Struct("!i")
 _REPLY_LENGTH = struct.Struct("<I")
@@ -118,6 +118,11 @@ class _CarefulUnpickler(pickle._Unpickler):
     dispatch[pickle.SETITEM[0]] = _set_item
     dispatch[pickle.SETITEMS[0]] = _set_items
     dispatch[pickle.DICT[0]] = _dict
+
+    def _refuse_bytearray(self) -> NoReturn:
+        raise BadRequest("the frame holds a bytearray: requests are plain data")  # it would be filled before it is read
+
+    dispatch[pickle.BYTEARRAY8[0]] = _refuse_bytearray
     dispatch[pickle.EMPTY_SET[0]] = dispatch[pickle.FROZENSET[0]] = dispatch[pickle.ADDITEMS[0]] = _refuse_set
 
 
@@ -149,23 +154,34 @@ def _refuse_persistent_id() -> NoReturn:
     raise BadRequest("the frame holds a persistent id: requests are plain data")
 
 
+_warm_extensions: dict[int, Any] = copyreg._extension_cache  # type: ignore[attr-defined]
+
+
 def refuse_extensions() -> None:
     """EXT opcodes bypass find_class when copyreg has entries: an engine starts only without any."""
-    assert not copyreg._extension_cache, "copyreg extensions are registered in the engine"  # type: ignore[attr-defined]
+    assert not _warm_extensions, "copyreg extensions are registered in the engine"
     copyreg._inverted_registry.clear()  # type: ignore[attr-defined]
 
 
 def unpack_frame(body: bytes, limits: Limits) -> list[Any]:
-    """The requests of a frame, each of them checked by `check_request` before it is used. Raises BadRequest."""
+    """The requests of a frame, each of them checked by `check_request` before it is used.
+
+    Raises BadRequest; with `bomb=True` where decoding cost far more than the frame's bytes explain.
+    """
     stream = io.BytesIO(body)
+    if _warm_extensions:  # a user's model or validator unpickled one: what is in this cache never comes to find_class
+        _warm_extensions.clear()
+    unpickler = (_CarefulUnpickler if _may_collide(body) else _PlainUnpickler)(stream)
     try:
-        requests = (_CarefulUnpickler if _may_collide(body) else _PlainUnpickler)(stream).load()
+        requests = unpickler.load()
     except BadRequest:
         raise
     except (MemoryError, RecursionError) as error:
-        raise BadRequest(f"the frame is a bomb: {type(error).__name__}") from None
+        raise BadRequest(f"the frame is a bomb: {type(error).__name__}", bomb=True) from None
     except Exception as error:
         raise BadRequest(f"the frame cannot be decoded: {type(error).__name__}: {error}") from None
+    if unpickler.__sizeof__() > MEMO_BYTES_MAX + 16 * len(body):  # a memo of two words for each byte is never needed
+        raise BadRequest("the frame is a bomb: it names a place far out in its memo", bomb=True)
     if stream.tell() != len(body):
         raise BadRequest("the frame has bytes behind its end")
     if type(requests) is not list or not 0 < len(requests) <= FRAME_REQUESTS_MAX:
@@ -185,7 +201,7 @@ def pack_replies(replies: list[Any]) -> bytes:
 
 
 def unpack_replies(buffer: bytearray) -> list[PlainReply]:
-    """All whole reply frames at the front of `buffer`, which keeps the rest."""
+    """All whole reply frames at the front of `buffer`, which keeps the rest. Raises LayoutMismatch for other bytes."""
     replies: list[PlainReply] = []
     start = 0
     while len(buffer) - start >= REPLY_HEADER_BYTES:
@@ -193,9 +209,14 @@ def unpack_replies(buffer: bytearray) -> list[PlainReply]:
         end = start + REPLY_HEADER_BYTES + length
         if len(buffer) < end:
             break
-        replies += [
-            PlainReply(*reply) for reply in _decode_replies(memoryview(buffer)[start + REPLY_HEADER_BYTES : end])
-        ]
+        replies += _replies_of(bytes(memoryview(buffer)[start + REPLY_HEADER_BYTES : end]))
         start = end
     del buffer[:start]
     return replies
+
+
+def _replies_of(body: bytes) -> list[PlainReply]:
+    try:
+        return [PlainReply(*reply) for reply in _decode_replies(body)]
+    except UNDECODABLE as error:
+        raise LayoutMismatch(f"the engine's replies cannot be read ({error}): use one solewriter everywhere") from None

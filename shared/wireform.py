@@ -47,6 +47,7 @@ PlainRequest = tuple[list[PlainMutation], list[PlainGuard], "str | None", "int |
 OutcomeQuery = tuple[str, str]
 
 SCALARS = frozenset({str, int, float, bool, bytes, type(None)})
+MUTATION_NODES, GUARD_NODES = 8, 5  # their tuples and what is in them: the same one can be named a thousand times
 
 
 # --- the caller's side: mutations to plain data -----------------------------------------------------------------------
@@ -261,11 +262,29 @@ def check_request(request: Any, budget: int, limits: Limits) -> int:
             raise BadRequest("this request id looks like one that clients make: choose another form")
     if deadline_us is not None and type(deadline_us) is not int:
         raise BadRequest("a deadline is an int")
+    budget -= MUTATION_NODES * len(mutations) + GUARD_NODES * len(guards)
+    if budget < 0:
+        raise BadRequest("a request has too many parts (frame_nodes_max)")
     for mutation in mutations:
         budget = _check_mutation(mutation, budget, limits)
     for guard in guards:
         _check_guard(guard)
-    return budget - len(guards)
+    return budget
+
+
+def parts(request: Any, most: int) -> int:
+    """How many parts a request has that was refused, counted up to `most`. It may be of any shape."""
+    waiting, count = [request], 1
+    while waiting and count < most:
+        value = waiting.pop()
+        kind = type(value)
+        if kind is str or kind is bytes:
+            count += len(value) >> 4
+        elif kind is dict or kind is list or kind is tuple:
+            count += len(value)
+            if count < most:
+                waiting.extend(value.values() if kind is dict else value)
+    return min(count, most)
 
 
 def _check_mutation(mutation: Any, budget: int, limits: Limits) -> int:

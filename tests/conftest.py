@@ -10,7 +10,9 @@ from __future__ import annotations
 import array
 import importlib.util
 import os
+import runpy
 import select
+import shutil
 import signal
 import socket
 import sys
@@ -48,6 +50,15 @@ hypothesis.settings.load_profile("suite")
 # A shell that runs the suite in its background lets it ignore Ctrl-C, and so would everything that a test starts.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+# --- hostile bytes ---------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="session")
+def poison() -> dict[str, Any]:
+    """What `tests/fixtures/poison.py` has: `corpus()`, `greedy()`, `TRACE` and more."""
+    return runpy.run_path(str(Path(__file__).parent / "fixtures" / "poison.py"))
 
 
 # --- waiting ---------------------------------------------------------------------------------------------------------
@@ -151,14 +162,33 @@ def seeded() -> Callable[[Callable[[], None]], type[Entity]]:
 
 
 @pytest.fixture
-def engine(state: Path, start_engine: Callable[..., Engine]) -> Iterator[Engine]:
-    """An engine that serves `state`. A clean stop afterwards leaves nothing in memory, and no engine.json."""
-    engine = start_engine(state)
+def engine(request: pytest.FixtureRequest) -> Iterator[Engine]:
+    """An engine that serves `state`, or the one that a test shares with its module's others. A clean stop afterwards
+    leaves nothing in memory, and no engine.json.
+    """
+    if "shared_engine" in request.fixturenames:
+        yield request.getfixturevalue("shared_engine")
+        return
+    engine = request.getfixturevalue("start_engine")(request.getfixturevalue("state"))
     yield engine
     own = [*engine.folder.markers(), *([engine.folder.whereabouts()] if engine.folder.engine_json.exists() else [])]
     engine.stop()
     assert [path for one in own for path in segments(one)] == [], "a stopped engine left memory behind"
     assert not engine.folder.engine_json.exists(), "a stopped engine is still announced"
+
+
+@pytest.fixture(scope="module")
+def shared_engine(tmp_path_factory: pytest.TempPathFactory, limits: Limits) -> Iterator[Engine]:
+    """One engine for all tests of a module that harm neither it nor each other: each of them has keys of its own, and
+    counts revisions from those that it finds. Such a test says so by `usefixtures("shared_engine")`.
+    """
+    state = tmp_path_factory.mktemp("shared") / "state"
+    with Engine(state, durability="process", limits=limits) as engine:
+        yield engine
+        pid = engine.pid
+        assert engine.restarts == 0, "a test has killed what it shares"
+    assert not Path(f"/proc/{pid}").exists()
+    shutil.rmtree(state.parent)
 
 
 @pytest.fixture
@@ -259,6 +289,7 @@ class RawLane:
         instance: str = "",
         between: Callable[[], object] = lambda: None,  # called when the hello was sent and not answered
         wire_version: int = WIRE_VERSION,
+        first: int = 0,  # the number of its first frame, where that is for the agent to say
     ) -> None:
         self.session = AgentSession(DEFAULT_LIMITS, "raw", client_id)
         self.lane = Lane()
@@ -267,6 +298,7 @@ class RawLane:
             hello.instance = instance or client_id or "raw"
             hello.resends = resends  # True: as a client says that lost its lane, and begins with frame 0 again
             hello.wire = wire_version
+            hello.first = first
             connection.sendmsg(
                 [handshake.pack_words(hello)],
                 [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", self.lane.theirs))],

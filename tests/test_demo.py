@@ -374,7 +374,7 @@ def test_what_an_engine_forgot_is_found_out(code: Path, state: Path, wait_until:
     assert said["lost"] >= 46
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", [signal.SIGINT, pytest.param(signal.SIGTERM, marks=pytest.mark.heavy)])
 def test_a_demo_that_is_told_to_end_leaves_nothing_behind(
     code: Path, state: Path, wait_until: Any, number: signal.Signals
 ) -> None:

@@ -6,6 +6,7 @@ Every rule is a walk over syntax trees that yields `file:line: what`, so a failu
 from __future__ import annotations
 
 import ast
+import gc
 import io
 import re
 import tokenize
@@ -52,24 +53,42 @@ MAY_PRINT = ("engine_proc/server.py", "engine_proc/process.py", "engine_proc/che
 MAY_SLEEP = ("tests/conftest.py",)
 
 
+@pytest.fixture(autouse=True, scope="module")
+def trees_are_kept_for_these_tests_only() -> Iterator[None]:
+    """Every file is parsed once. A million nodes are no garbage meanwhile, and nobody's burden afterwards."""
+    gc.collect()
+    gc.disable()
+    yield
+    for kept in (paths, parsed, walked):
+        kept.cache_clear()
+    gc.enable()
+
+
 @cache
-def parsed(root: Path, rooms: tuple[str, ...]) -> dict[str, ast.Module]:
-    paths = sorted(path for room in rooms for path in (root / room).rglob("*.py"))
-    return {str(path.relative_to(root)): ast.parse(path.read_text()) for path in paths}
+def paths(root: Path, room: str) -> list[Path]:
+    return sorted((root / room).rglob("*.py"))
+
+
+@cache
+def parsed(path: Path) -> ast.Module:
+    return ast.parse(path.read_text())
+
+
+@cache
+def walked(path: Path) -> list[ast.AST]:
+    return list(ast.walk(parsed(path)))
 
 
 def sources(*rooms: str) -> dict[str, ast.Module]:
     """Files by their path from the root, parsed."""
-    return parsed(ROOT, rooms)
+    return {str(path.relative_to(ROOT)): parsed(path) for room in rooms for path in paths(ROOT, room)}
 
 
-@cache
-def walked(root: Path, rooms: tuple[str, ...]) -> list[tuple[str, ast.AST]]:
-    return [(path, node) for path, tree in parsed(root, rooms).items() for node in ast.walk(tree)]
-
-
-def nodes(*rooms: str) -> list[tuple[str, ast.AST]]:
-    return walked(ROOT, rooms)
+def nodes(*rooms: str) -> Iterator[tuple[str, ast.AST]]:
+    for room in rooms:
+        for path in paths(ROOT, room):
+            name = str(path.relative_to(ROOT))
+            yield from ((name, node) for node in walked(path))
 
 
 def called(node: ast.AST) -> str:
@@ -214,9 +233,11 @@ def printed() -> Iterator[str]:
 
 def left_for_later() -> Iterator[str]:
     """Nothing is left for later."""
+    words = re.compile(r"\b(TODO|FIXME|XXX|HACK)\b")
     for path in sources(*EVERYWHERE):
-        for token in tokenize.generate_tokens(io.StringIO((ROOT / path).read_text()).readline):
-            if token.type == tokenize.COMMENT and re.search(r"\b(TODO|FIXME|XXX|HACK)\b", token.string):
+        text = (ROOT / path).read_text()
+        for token in tokenize.generate_tokens(io.StringIO(text).readline) if words.search(text) else ():
+            if token.type == tokenize.COMMENT and words.search(token.string):
                 yield f"{path}:{token.start[0]}: {token.string}"
 
 

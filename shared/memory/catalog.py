@@ -8,7 +8,7 @@ import msgspec
 
 from solewriter.shared.columns import Column
 from solewriter.shared.config import MEMORY_VERSION
-from solewriter.shared.errors import LayoutMismatch
+from solewriter.shared.errors import UNDECODABLE, LayoutMismatch
 from solewriter.shared.registry import Schema
 
 
@@ -44,7 +44,7 @@ def unpack(buffer: bytes) -> Catalog:
     length = int.from_bytes(buffer[:4], "little")
     try:
         catalog = msgspec.msgpack.decode(buffer[4 : 4 + length], type=Catalog)
-    except msgspec.MsgspecError as error:
+    except UNDECODABLE as error:
         raise LayoutMismatch(f"the catalog of kinds cannot be read: {error}") from error
     if catalog.version != MEMORY_VERSION:
         raise LayoutMismatch(f"the catalog has version {catalog.version}, this library reads {MEMORY_VERSION}")

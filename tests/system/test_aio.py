@@ -207,6 +207,7 @@ def parameters(verb: Callable[..., object]) -> list[tuple[str, object, object]]:
     return [(one.name, one.default, one.kind) for one in inspect.signature(verb).parameters.values()]
 
 
+@pytest.mark.usefixtures("shared_engine")
 def test_refusals_are_raised_with_what_is_needed_next(engine, run):
     async def main():
         client = await aio.connect(engine.state)
@@ -323,6 +324,7 @@ def test_many_are_pipelined_in_order_with_refusals_as_values(engine, run, source
     run(main())
 
 
+@pytest.mark.usefixtures("shared_engine")
 def test_what_is_too_much_for_one_frame_goes_in_several(engine, run):
     """And what is too large by itself is refused in its place."""
 
@@ -338,6 +340,7 @@ def test_what_is_too_much_for_one_frame_goes_in_several(engine, run):
     run(main())
 
 
+@pytest.mark.usefixtures("shared_engine")
 def test_a_window_of_one_sends_each_as_it_comes(engine, run):
     """A source that waits for the reply of what it gave last is served."""
 
@@ -802,6 +805,7 @@ def test_a_client_whose_id_another_one_takes_tells_all_its_callers(engine, run):
     run(main())
 
 
+@pytest.mark.usefixtures("shared_engine")
 def test_a_refusal_for_good_is_told_at_once(engine, run):
     async def main():
         begun = time.monotonic()
@@ -1350,6 +1354,7 @@ def test_cancelled_connects_leave_nothing_open(engine, run):
     run(main())
 
 
+@pytest.mark.usefixtures("shared_engine")
 def test_many_clients_of_one_loop_connect_and_work_at_once(engine, run):
     async def work(number: int) -> int:
         async with aio.connect(engine.state, name=f"agent-{number}") as client:

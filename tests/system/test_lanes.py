@@ -118,7 +118,12 @@ def test_poisoned_frames_are_refused_and_nothing_is_imported_called_or_opened(
         armed.touch()
         for name, body in POISON.items():
             raw.write(framed(body))
-            _, status, _, detail = raw.reply()
+            told = raw.reply()
+            if told is None:  # what asks for so much memory ends its lane
+                assert name in ("a memo bomb", "a huge declared length")
+                raw = client_of_a_raw_lane(state)
+                continue
+            _, status, _, detail = told
             assert status == REFUSED, name
             assert detail[0] in ("BadRequest", "RequestTooLarge"), (name, detail)
         raw.write(raw.frame([Update(Task.ref("t"), {"title": "after"})]))

@@ -37,6 +37,7 @@ from solewriter import (
 from solewriter.shared.config import KIB
 
 
+@pytest.mark.usefixtures("shared_engine")
 def test_a_created_task_is_read_back_with_what_the_engine_filled_in(client, reader):
     before = datetime.datetime.now(datetime.UTC)
     made = client.create(
@@ -55,6 +56,7 @@ def test_a_created_task_is_read_back_with_what_the_engine_filled_in(client, read
             snap[Task, "nobody"]
 
 
+@pytest.mark.usefixtures("shared_engine")
 def test_an_update_compares_the_version_of_its_target_and_a_ref_compares_nothing(client):
     first = client.create(Task(title="x"))
     second = client.update(first, priority="high", reason="it is urgent")
@@ -70,6 +72,7 @@ def test_an_update_compares_the_version_of_its_target_and_a_ref_compares_nothing
     assert client.update(Task.ref(first.id), {"title": "w"}, expect=5).title == "w"
 
 
+@pytest.mark.usefixtures("shared_engine")
 def test_a_mutation_that_changes_nothing_makes_no_version_and_no_revision(client, reader):
     task = client.create(Task(title="x", priority="high"))
     revision = reader.revision
@@ -81,6 +84,7 @@ def test_a_mutation_that_changes_nothing_makes_no_version_and_no_revision(client
     assert reader.revision == revision + 1
 
 
+@pytest.mark.usefixtures("shared_engine")
 def test_the_lifecycle_is_followed_and_a_refused_step_says_what_is_allowed(client):
     task = client.create(Task(title="x"))
     with pytest.raises(InvalidTransition) as caught:
@@ -100,6 +104,7 @@ def test_the_lifecycle_is_followed_and_a_refused_step_says_what_is_allowed(clien
     assert final.value.allowed == ()
 
 
+@pytest.mark.usefixtures("shared_engine")
 def test_cancel_wins_whatever_the_version_unless_expect_is_given(client):
     old = client.create(Task(title="x"))
     client.update(old, title="y")
@@ -108,6 +113,7 @@ def test_cancel_wins_whatever_the_version_unless_expect_is_given(client):
     assert client.cancel(old, reason="no longer wanted").status is TaskStatus.CANCELLED
 
 
+@pytest.mark.usefixtures("shared_engine")
 def test_a_deleted_id_continues_its_versions(client):
     task = client.create(Task(title="x", id="again"))
     task = client.update(task, title="y")
@@ -123,6 +129,7 @@ def test_a_deleted_id_continues_its_versions(client):
     assert caught.value.current.version == 4
 
 
+@pytest.mark.usefixtures("shared_engine")
 def test_put_can_be_run_again_and_compares_what_was_read(client):
     done = Task(id="import-1", title="x", status="completed", assigned_to="someone", created_by="elsewhere")
     first = client.put(done)
@@ -136,6 +143,7 @@ def test_put_can_be_run_again_and_compares_what_was_read(client):
         client.put(second.model_copy(update={"status": TaskStatus.CREATED, "assigned_to": None}))
 
 
+@pytest.mark.usefixtures("shared_engine")
 def test_bad_input_raises_at_the_call_and_names_the_field(client):
     task = client.create(Task(title="x"))
     sent = client._session._next_frame
@@ -162,6 +170,7 @@ def test_bad_input_raises_at_the_call_and_names_the_field(client):
     assert client._session._next_frame == sent
 
 
+@pytest.mark.usefixtures("shared_engine")
 def test_the_engine_validates_whatever_a_client_lets_through(client):
     """A model built without validation is refused by the engine, with the field named."""
     wrong = Task.model_construct(
@@ -179,6 +188,7 @@ def test_the_engine_validates_whatever_a_client_lets_through(client):
     assert "dependencies" in own.value.fields
 
 
+@pytest.mark.usefixtures("shared_engine")
 def test_a_project_is_paused_by_a_transition(client):
     project = client.create(Project(name="farm", owner="me"))
     assert client.transition(project, ProjectStatus.PAUSED).status is ProjectStatus.PAUSED
@@ -186,6 +196,7 @@ def test_a_project_is_paused_by_a_transition(client):
         client.cancel(project)
 
 
+@pytest.mark.usefixtures("shared_engine")
 def test_a_transaction_over_kinds_happens_at_one_revision_or_not_at_all(client, reader):
     task = client.create(Task(title="x"))
     project = client.create(Project(name="p"))
@@ -206,6 +217,7 @@ def test_a_transaction_over_kinds_happens_at_one_revision_or_not_at_all(client, 
     assert reader.revision == revision + 1
 
 
+@pytest.mark.usefixtures("shared_engine")
 def test_mutations_of_a_request_see_the_earlier_ones_and_make_one_version(client):
     task = client.create(Task(title="x"))
     with client.transaction() as tx:
@@ -221,6 +233,7 @@ def test_mutations_of_a_request_see_the_earlier_ones_and_make_one_version(client
     assert client.create(Task(title="short", id="short")).version == 1
 
 
+@pytest.mark.usefixtures("shared_engine")
 def test_an_exception_inside_a_transaction_sends_nothing(client, reader):
     revision = reader.revision
     with pytest.raises(ZeroDivisionError), client.transaction() as tx:
@@ -229,6 +242,7 @@ def test_an_exception_inside_a_transaction_sends_nothing(client, reader):
     assert reader.revision == revision
 
 
+@pytest.mark.usefixtures("shared_engine")
 def test_guards_hold_the_request_back(client):
     task = client.create(Task(title="x"))
     newer = client.update(task, title="y")
@@ -277,6 +291,7 @@ def test_texts_as_long_as_their_bound_find_room(state, start_engine):
     assert engine.restarts == 0
 
 
+@pytest.mark.usefixtures("shared_engine")
 def test_frames_entities_and_texts_over_their_bounds_are_refused_and_nothing_is_lost(client, limits):
     task = client.create(Task(title="x"))
     with pytest.raises(RequestTooLarge):
@@ -300,6 +315,7 @@ class Unregistered(Entity):
     size: int = 0
 
 
+@pytest.mark.usefixtures("shared_engine")
 def test_a_kind_that_the_engine_does_not_know_is_refused(client):
     with pytest.raises(UnknownKind):
         client.create(Unregistered(size=1))
@@ -345,6 +361,7 @@ def test_a_users_own_lifecycle_goes_by_the_members_of_any_enum_and_by_their_valu
             client.transition(Job.ref("a"), Stage.NEW)
 
 
+@pytest.mark.usefixtures("shared_engine")
 def test_wait_for_returns_when_the_revision_is_there_and_not_before(client, reader):
     revision = reader.revision
     assert reader.wait_for(revision) == revision
@@ -378,6 +395,7 @@ def test_a_held_snapshot_stays_as_it_was(client, reader):
             assert now.counts["Task"] == 50
 
 
+@pytest.mark.usefixtures("shared_engine")
 def test_an_unchanged_entity_is_the_same_object_in_the_next_snapshot(client, reader):
     task = client.create(Task(title="x"))
     first = reader.snapshot()[Task, task.id]
@@ -385,6 +403,7 @@ def test_an_unchanged_entity_is_the_same_object_in_the_next_snapshot(client, rea
     assert reader.snapshot()[Task, task.id] is first
 
 
+@pytest.mark.usefixtures("shared_engine")
 def test_an_idle_engine_uses_no_measurable_cpu(client, engine):
     client.create(Task(title="x"))
     spent_s, started = _cpu_s(engine.pid), time.monotonic()

@@ -41,6 +41,7 @@ def query(request_id: str) -> bytes:
 # --- what was told ----------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.usefixtures("shared_engine")
 def test_an_applied_request_is_told_with_its_reply(client):
     reply = client.submit(Create(Task(title="x", id="t")), Create(Task(title="y", id="u")))
     told = client.outcome(reply.request_id)
@@ -96,6 +97,7 @@ def test_a_user_given_id_that_was_not_applied_never_will_be(engine, client):
     assert client.outcome("mine") == NotApplied(), "the same answer for ever"
 
 
+@pytest.mark.usefixtures("shared_engine")
 def test_a_number_that_was_not_applied_never_will_be(engine, client, client_of_a_raw_lane):
     raw = client_of_a_raw_lane(engine.state, client_id="ab" * 8)
     coming = default_id(raw.session.number, 1 << 8)  # of its second frame
@@ -176,6 +178,7 @@ def test_the_numbers_that_one_session_has_fenced_are_bounded(state, start_engine
     assert {type(one) for one in told[8:]} == {Forgotten}, "nothing is promised that is not kept"
 
 
+@pytest.mark.usefixtures("shared_engine")
 def test_what_cannot_be_an_id_is_refused_at_the_call(client):
     for wrong in ("", "x" * 61, 5, None, "\ud800"):
         with pytest.raises(InvalidMutation, match="request id"):
@@ -298,6 +301,7 @@ def test_a_refusal_in_a_pipeline_takes_its_place(client):
     assert [isinstance(reply.error, Refused) for reply in replies] == [False, True]
 
 
+@pytest.mark.usefixtures("shared_engine")
 def test_a_closed_client_says_so_at_once(engine):
     client = connect(engine.state)
     client.close()

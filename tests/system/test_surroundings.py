@@ -1,0 +1,274 @@
+"""What the machine does to an engine: its folder goes, its rights, descriptors and clock; everybody comes at once."""
+
+from __future__ import annotations
+
+import os
+import resource
+import shutil
+import signal
+import subprocess
+import sys
+import textwrap
+from concurrent.futures import ThreadPoolExecutor
+from datetime import timedelta
+from pathlib import Path
+
+import pytest
+
+from solewriter import Create, EngineUnavailable, Limits, Task, connect, open_reader
+from solewriter.shared.folder import StateFolder
+
+IMPATIENT = Limits(connect_timeout_s=0.2, request_timeout_s=5)
+
+# --- the state folder -------------------------------------------------------------------------------------------------
+
+
+def emptied(state: Path) -> None:
+    for path in state.iterdir():
+        path.unlink()
+
+
+def replaced(state: Path) -> None:
+    shutil.rmtree(state)
+    state.mkdir(mode=0o700)
+
+
+TAKEN_AWAY = {"deleted": shutil.rmtree, "emptied": emptied, "replaced": replaced}
+
+
+@pytest.mark.parametrize("how", TAKEN_AWAY)
+@pytest.mark.parametrize("killed", [False, True], ids=["at the next turn", "at the next start"])
+def test_an_engine_whose_folder_is_taken_away_ends_and_begins_no_other(
+    state, start_engine, wait_until, capfd, how, killed
+):
+    """Whether it notices itself, or dies before: an empty state in the place of a full one would be the worst loss."""
+    engine = start_engine(state)
+    where = engine.folder.whereabouts()
+    with connect(state, limits=IMPATIENT) as client:
+        task = client.create(Task(title="x", id="t"))
+        held = client.reader.snapshot()
+        TAKEN_AWAY[how](state)
+        if killed:
+            os.kill(engine.pid, signal.SIGKILL)
+        else:
+            with pytest.raises(Exception, match=r"."):
+                client.update(task, title="y")
+        wait_until(lambda: engine.failure is not None, 20, "the engine is given up")
+        assert held["Task", "t"]["title"] == "x", "what is held stays readable"
+    assert state.exists() == (how != "deleted")
+    assert not state.exists() or not list(state.glob("journal-*")), "another state was begun"
+    with pytest.raises(EngineUnavailable):
+        connect(state, limits=IMPATIENT)
+    said = capfd.readouterr().err
+    assert ("was deleted or emptied" if killed else "the state folder is gone") in said
+    left = [path.name for path in Path(where.memory_dir).glob(f"{where.prefix}-*")]
+    for name in left:
+        (Path(where.memory_dir) / name).unlink()
+    assert killed or not left, "its memory stayed, and nobody knows its name any more"
+
+
+def test_a_folder_that_nobody_may_enter_loses_nothing(state, start_engine, wait_until):
+    """Rights do not bind root: its engine goes on. Anybody else's ends with the reason, and finds all of it again."""
+    engine = start_engine(state)
+    with connect(state, limits=IMPATIENT) as client:
+        task = client.create(Task(title="x", id="t"))
+        state.chmod(0)
+        try:
+            task = client.update(task, title="y")
+        except EngineUnavailable:
+            wait_until(lambda: engine.failure is not None, 20, "the engine is given up")
+        finally:
+            state.chmod(0o700)
+    engine.stop()
+    start_engine(state)
+    with open_reader(state) as reader:
+        assert reader.get(Task, "t") == task
+
+
+def test_journal_files_deleted_under_a_running_engine_are_missed_at_the_next_start(state, start_engine):
+    engine = start_engine(state)
+    with connect(state) as client:
+        client.create(Task(title="x"))
+        for path in state.glob("journal-*.log"):
+            path.unlink()
+        client.create(Task(title="y"))
+    engine.stop()
+    with pytest.raises(EngineUnavailable, match="no journal file any more"):
+        start_engine(state)
+
+
+# --- other users ------------------------------------------------------------------------------------------------------
+
+STRANGER = textwrap.dedent(
+    """
+    import os, socket, struct, sys
+    refused, heard = [], b""
+    for path in sys.argv[2:]:
+        for mode in (os.O_RDONLY, os.O_RDWR):
+            try:
+                os.close(os.open(path, mode))
+                print("opened", path, mode)
+            except PermissionError:
+                refused.append(path)
+    connection = socket.socket(socket.AF_UNIX)
+    try:
+        connection.connect(sys.argv[1])
+        reading, writing = os.pipe()
+        socket.send_fds(connection, [struct.pack("<I", 1) + bytes([0xC1])], [reading, writing])
+        heard = connection.recv(1)
+    except (PermissionError, BrokenPipeError, ConnectionResetError):
+        pass
+    print(len(refused), heard)
+    """
+)
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="changing the uid needs root")
+@pytest.mark.skipif(shutil.which("setpriv") is None, reason="there is no setpriv here")
+def test_another_user_opens_nothing_and_is_hung_up_on_unheard(state, start_engine, capfd):
+    """Every file and every segment, by its name; the folders are made passable, and so is the socket."""
+    engine = start_engine(state)
+    with connect(state) as client:
+        client.create(Task(title="x"))
+    where = engine.folder.whereabouts()
+    files = [path for path in state.iterdir() if not path.is_socket()]
+    files += Path(where.memory_dir).glob(f"{where.prefix}*")
+    for path in (state, *list(state.parents)[:3]):
+        path.chmod(0o755)
+    (state / "engine.sock").chmod(0o777)
+    command = ["setpriv", "--reuid", "65534", "--regid", "65534", "--clear-groups", sys.executable, "-c", STRANGER]
+    ran = subprocess.run(
+        [*command, str(state / "engine.sock"), *map(str, files)], capture_output=True, text=True, timeout=60, check=True
+    )
+    assert len(files) > 8
+    assert ran.stdout == f"{2 * len(files)} b''\n"
+    said = capfd.readouterr().err
+    assert "refused a connection from uid 65534" in said
+    assert "hello" not in said, "not a byte of it was looked at"
+
+
+# --- descriptors ------------------------------------------------------------------------------------------------------
+
+
+def test_an_engine_without_descriptors_says_so_and_serves_those_it_has(
+    state, start_engine, client_of_a_raw_lane, wait_until, capfd
+):
+    engine = start_engine(state)
+    before = resource.prlimit(engine.pid, resource.RLIMIT_NOFILE)
+    said: list[str] = []
+
+    def seen() -> bool:
+        said.append(capfd.readouterr().err)
+        return "cannot accept a connection" in "".join(said)
+
+    with connect(state) as client:
+        task = client.create(Task(title="x", max_retries=0))
+        highest = max(map(int, os.listdir(f"/proc/{engine.pid}/fd")))
+        resource.prlimit(engine.pid, resource.RLIMIT_NOFILE, (highest + 6, before[1]))
+        with ThreadPoolExecutor(8) as beside:
+            coming = [beside.submit(connect, state, name=f"agent {number}") for number in range(8)]
+            wait_until(seen, 20, "it runs out of them")
+            for step in range(20):
+                task = client.update(task, max_retries=step + 1)
+            resource.prlimit(engine.pid, resource.RLIMIT_NOFILE, before)
+            for one in coming:
+                with one.result(30) as agent:
+                    agent.create(Task(title="y"))
+        assert client.reader.snapshot().counts["Task"] == 9
+        assert task.version == 21
+    assert "files" in "".join(said)
+
+
+AGENTS = 256
+
+
+def test_a_quarter_of_a_thousand_agents_come_at_once(state, start_engine, client_of_a_raw_lane):
+    """All of them are served, and told what is theirs."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if hard < 8 * AGENTS:
+        pytest.skip(f"{hard} descriptors are not enough for {AGENTS} agents in one process")
+    resource.setrlimit(resource.RLIMIT_NOFILE, (8 * AGENTS, hard))
+    try:
+        engine = start_engine(state)
+        with ThreadPoolExecutor(32) as beside:
+            agents = list(beside.map(lambda n: client_of_a_raw_lane(state, client_id=f"agent {n}"), range(AGENTS)))
+            for number, raw in enumerate(agents):
+                raw.write(raw.frame([Create(Task(title="x", id=f"t{number}"))]))
+            told = list(beside.map(lambda raw: raw.reply(30), agents))
+        assert {reply.status for reply in told} == {0}
+        assert sorted(reply.revision for reply in told) == list(range(1, AGENTS + 1))
+        assert [reply.detail[0][3] for reply in told] == [f"t{number}" for number in range(AGENTS)]
+        with connect(state) as client:
+            assert client.update(Task.ref("t0"), title="y").version == 2
+        assert not engine.hung
+    finally:
+        for raw in agents:
+            raw.die()
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+
+# --- the clock --------------------------------------------------------------------------------------------------------
+
+CLOCK = """
+import os, time
+from solewriter import Entity
+
+class Timed(Entity):
+    size: int = 0
+
+if os.getpid() != {tester}:  # the engine, which imports this for its model: its clock is off by what the file says
+    real = time.time_ns
+
+    def jumping():
+        try:
+            with open({jump!r}) as jump:
+                return real() + int(jump.read())
+        except (OSError, ValueError):
+            return real()
+
+    time.time_ns = jumping
+"""
+DAY_NS = 24 * 3600 * 10**9
+
+
+def test_a_clock_that_jumps_changes_no_order_and_no_version(state, start_engine, wait_until, tmp_path, monkeypatch):
+    """A day on, a day back, and back by years over a kill of the engine and over a stop."""
+    jump = tmp_path / "jump"
+    (tmp_path / "timed_models.py").write_text(CLOCK.format(tester=os.getpid(), jump=str(jump)))
+    monkeypatch.syspath_prepend(str(tmp_path))
+    import timed_models  # type: ignore[import-not-found]  # written just above
+
+    def set_to(offset_ns: int) -> None:
+        jump.with_suffix(".new").write_text(str(offset_ns))
+        jump.with_suffix(".new").rename(jump)
+
+    engine = start_engine(state, models=[timed_models.Timed], durability="power")
+    times = []
+    with connect(state) as client, open_reader(state) as reader:
+        task = client.create(Task(title="x", id="t", max_retries=0))
+        for step, offset_ns in enumerate((0, DAY_NS, -DAY_NS, 0, -1_000 * DAY_NS, 1_000 * DAY_NS), 1):
+            set_to(offset_ns)
+            revision = reader.revision
+            task = client.update(task, max_retries=step)
+            assert (task.version, reader.wait_for(revision + 1)) == (step + 1, revision + 1)
+            times.append(task.updated_at)
+            if offset_ns == -1_000 * DAY_NS:
+                restarts = engine.restarts
+                os.kill(engine.pid, signal.SIGKILL)
+                wait_until(lambda restarts=restarts: engine.restarts > restarts, 20, "a restart in the past")
+        assert times[1] - times[0] > timedelta(hours=23), "the clock did jump"
+        assert times[0] - times[2] > timedelta(hours=23)
+        changes = list(reader.watch(since=0, timeout_s=0))
+        assert [change.revision for change in changes] == [1, 2, 3, 4, 5, 6, 7]
+        assert [change.new.version for change in changes if change.kind == "Task"] == [1, 2, 3, 4, 5, 6, 7]
+        assert reader.at(3)[Task, "t"].max_retries == 2
+        history = reader.snapshot().history_id
+    set_to(-2_000 * DAY_NS)
+    engine.stop()
+    engine.start()
+    with connect(state) as client, open_reader(state) as reader:
+        assert reader.snapshot().history_id == history
+        assert not reader.snapshot().stale
+        assert client.update(Task.ref("t"), title="y").version == 8
+        assert not engine.hung
+    assert [marker.prefix for marker in StateFolder(state).markers()] == [StateFolder(state).whereabouts().prefix]
