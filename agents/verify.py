@@ -47,22 +47,24 @@ def verify(folder: Path) -> Verified:
     replay = Replay(folder, begin)
     files = Files(folder)
     for entry, place in files.entries():
+        if entry.number == committed[0] and entry.crc != committed[1]:
+            bad(f"entry {entry.number} is not the one that was committed", place)
         if entry.number > begin:
             replay.follow(entry, place)
-    if files.last < committed:
+    if files.last < committed[0]:
         raise JournalCorrupt(
-            f"entries {files.last + 1} to {committed} were committed and are not in the journal any more",
+            f"entries {files.last + 1} to {committed[0]} were committed and are not in the journal any more",
             place=files.end,
         )
     return replay.verified(files.torn_bytes)
 
 
-def _committed(folder: Path) -> int:
-    """The number of the last entry that is known to be durable; 0 if none is."""
+def _committed(folder: Path) -> tuple[int, int]:
+    """Number and crc of the last entry that is known to be durable; 0 if none is."""
     try:
-        return entries.last_committed((folder / "committed").read_bytes()) or 0
+        return entries.last_committed((folder / "committed").read_bytes()) or (0, 0)
     except FileNotFoundError:
-        return 0
+        return 0, 0
 
 
 class Files:

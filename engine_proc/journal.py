@@ -124,8 +124,8 @@ class Staged(NamedTuple):
 
     packed: bytes
     tail: Tail
-    whole: bool  # it holds the whole private state: it begins a file, and is on disk at every level
-    tidying: bool  # it may use what little room is left
+    whole: bool  # it holds the whole private state, and begins a file
+    lasting: bool  # that, or a life: it is on disk at every level, and may use what little room is left
 
 
 class FileJournal:
@@ -151,6 +151,7 @@ class FileJournal:
         self._on_disk = True  # all that was committed
         self.length = 0
         self._committed_fd = os.open(folder / "committed", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        self._noted: Tail | None = None  # the last durable entry, as it was noted before this process
         self.missing: Missing | None = None
 
     @property
@@ -163,21 +164,21 @@ class FileJournal:
         packed, crc = entries.pack(self._tail.number + 1, revision, time_us, self._tail.crc, bodies, private)
         whole = private.whole is not None
         tail = Tail(self._tail.number + 1, crc)
-        self._staged = Staged(packed, tail, whole, tidying=whole or private.life is not None)
+        self._staged = Staged(packed, tail, whole, lasting=whole or private.life is not None)
 
     async def commit(self, *, durable: bool) -> None:
         assert self._staged is not None
         staged, self._staged = self._staged, None
         packed = staged.packed
-        if (self._power or staged.whole) and not self._on_disk:
+        if (self._power or staged.lasting) and not self._on_disk:
             await self._sync()  # so a hole in the journal is never the work of a power cut
         if staged.whole or self._offset + len(packed) > self._size:
-            self._roll(len(packed), staged.tidying)
+            self._roll(len(packed), staged.lasting)
         failpoint.reach("commit.write")
         self._write(packed, self._offset)
         failpoint.reach("commit.written")
         self._on_disk = False
-        if staged.whole or (durable and self._power):
+        if staged.lasting or (durable and self._power):
             await self._sync()
             failpoint.reach("commit.synced")
         self._offset += len(packed)
@@ -257,6 +258,7 @@ class FileJournal:
         synced, because pages that a failed fsync left behind may be readable and not on disk.
         """
         (self._folder / "journal.next").unlink(missing_ok=True)
+        self._noted = self._read_committed()
         files = self._files_from(first)
         if not files:
             self._begin_history()
@@ -278,6 +280,8 @@ class FileJournal:
             path.unlink()
         if lost:
             sync_folder(self._folder)
+        if self.missing is not None:  # a loss that was taken is not met again
+            os.ftruncate(self._committed_fd, 0)
         self._note_committed(self._tail)
 
     def _files_from(self, first: int) -> list[Path]:
@@ -293,10 +297,9 @@ class FileJournal:
 
     def _begin_history(self) -> None:
         """The first file of all."""
-        noted = self._read_committed()
-        if noted is not None:
+        if self._noted is not None:
             raise JournalCorrupt(
-                f"{self._folder} once held {noted} entries, and has no journal file any more",
+                f"{self._folder} once held {self._noted.number} entries, and has no journal file any more",
                 place=str(self._folder),
             )
         self._begin(self._ahead.take(FILE_HEADER_BYTES, self._file_bytes), self._tail)
@@ -337,6 +340,11 @@ class FileJournal:
                     f"entry {entry.number} does not follow entry {tail.number}", place=f"{path.name}:{at}"
                 )
             self._tail = tail = Tail(entry.number, entry.crc)
+            if self._noted is not None and tail.number == self._noted.number and tail != self._noted:
+                raise JournalCorrupt(
+                    f"entry {tail.number} is not the one that was committed: the file is another state's",
+                    place=f"{path.name}:{at}",
+                )
             if entry.number >= first:
                 self.length += behind - at
                 yield entry
@@ -352,12 +360,12 @@ class FileJournal:
 
     def _compare_committed(self, path: Path, at: int) -> None:
         """Notice a lost tail of acked entries. After a reboot without `power` it is no damage."""
-        noted = self._read_committed()
-        if noted is not None and noted > self._tail.number:
-            self.missing = Missing(self._tail.number + 1, noted, f"{path.name}:{at}")
+        if self._noted is not None and self._noted.number > self._tail.number:
+            self.missing = Missing(self._tail.number + 1, self._noted.number, f"{path.name}:{at}")
 
-    def _read_committed(self) -> int | None:
-        return entries.last_committed(os.pread(self._committed_fd, COMMITTED_BYTES, 0))
+    def _read_committed(self) -> Tail | None:
+        noted = entries.last_committed(os.pread(self._committed_fd, COMMITTED_BYTES, 0))
+        return Tail(*noted) if noted is not None else None
 
     def _rewrite(self, path: Path, whole: bytes, size: int) -> None:
         fd = os.open(self._folder / "journal.next", os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)

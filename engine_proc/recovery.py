@@ -14,6 +14,7 @@ from solewriter.engine_proc.publisher import Publisher, remove_segments
 from solewriter.engine_proc.sessions import Sessions, told_of
 from solewriter.engine_proc.state import State
 from solewriter.shared import failpoint
+from solewriter.shared.chain import journal_files
 from solewriter.shared.checkpoint import Checkpoint, checkpoint_path
 from solewriter.shared.entry import CheckpointName, Entry, Life, Private, PrivateState
 from solewriter.shared.errors import JournalCorrupt, LayoutMismatch, Locked
@@ -58,7 +59,10 @@ class Recovery:
         except FileNotFoundError:
             raise JournalCorrupt(f"{path.name} is missing", place=path.name) from None
         with checkpoint:
-            if checkpoint.name != whole.checkpoint or checkpoint.state_id != self._journal.state_id:
+            if checkpoint.state_id != self._journal.state_id:
+                first = journal_files(self._folder)[0].name
+                raise JournalCorrupt(f"{path.name} and {first} are of different states", place=f"{path.name}:0")
+            if checkpoint.name != whole.checkpoint:
                 raise JournalCorrupt(f"{path.name} is not the one that the journal names", place=f"{path.name}:0")
             self._publisher.restore(checkpoint)
             failpoint.reach("recover.restored")
@@ -150,15 +154,15 @@ def history_of(journal: Journal, before: Life | None) -> bytes:
 
     Raises JournalCorrupt where entries are missing that no legal loss explains.
     """
-    if before is None:
-        return os.urandom(16)
-    rebooted = rebooted_since(before)
     missing = journal.missing if isinstance(journal, FileJournal) else None
-    if missing is not None and (before.durability == "power" or not rebooted):
+    rebooted = before is not None and rebooted_since(before)
+    if missing is not None and (before is None or before.durability == "power" or not rebooted):
         raise JournalCorrupt(
             f"entries {missing.first} to {missing.last} were committed and are not in the journal any more",
             place=missing.place,
         )
+    if before is None:
+        return os.urandom(16)
     lossy = before.durability == "memory" or (before.durability == "process" and rebooted)
     return os.urandom(16) if lossy else before.history
 

@@ -36,7 +36,7 @@ from solewriter.shared.chain import journal_files
 from solewriter.shared.config import KIB, MEMORY_VERSION
 from solewriter.shared.entry import Life, Private
 from solewriter.shared.errors import EngineUnavailable, Locked, MemoryFull, SolewriterError
-from solewriter.shared.folder import StateFolder, Whereabouts, replace_file, start_time_of
+from solewriter.shared.folder import StateFolder, Whereabouts, replace_file, start_time_of, sync_folder
 from solewriter.shared.registry import Kind, Registry
 
 EXIT_FAILED, EXIT_LOCKED, EXIT_REFUSED, EXIT_IO, EXIT_NOT_OWNER = 1, 3, 4, 5, 6
@@ -51,7 +51,7 @@ class Server:
         self.limits = orders.limits
         self.folder = StateFolder(orders.state)
         if not orders.again:
-            self.folder.path.mkdir(mode=0o700, parents=True, exist_ok=True)
+            make_folder(self.folder.path)
         self.lock = Lock(self.folder, again=orders.again)
         self.beside = ThreadPoolExecutor(1, "ahead")
         self.waiter = ThreadPoolExecutor(1, "checkpoint")
@@ -294,6 +294,17 @@ class Server:
         self.publisher.remove()
         self.folder.marker(self.publisher.prefix).unlink(missing_ok=True)
         self.beside.shutdown()
+
+
+def make_folder(path: Path) -> None:
+    """The state folder, whose name is durable like its content: where a power cut takes the name, it takes all."""
+    above = [path.parent, *(one.parent for one in path.parents if not one.exists())]
+    path.mkdir(mode=0o700, parents=True, exist_ok=True)
+    for one in above:
+        try:
+            sync_folder(one)
+        except PermissionError:
+            pass  # it may be entered and not read, as others' homes: then it is older than this engine
 
 
 def freeze_garbage() -> None:

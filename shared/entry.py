@@ -199,13 +199,13 @@ def committed_note(number: int, crc: int) -> tuple[bytes, int]:
     return words + struct.pack("<I", crc32(words)), number % 2 * _COMMITTED.size
 
 
-def last_committed(content: bytes) -> int | None:
-    """The number of the last durable entry, as `committed` has it; None where nothing of it is whole."""
+def last_committed(content: bytes) -> tuple[int, int] | None:
+    """Number and crc of the last durable entry, as `committed` has them; None where nothing of it is whole."""
     noted = None
     for start in range(0, len(content) - _COMMITTED.size + 1, _COMMITTED.size):
-        number, _, check = _COMMITTED.unpack_from(content, start)
+        number, crc, check = _COMMITTED.unpack_from(content, start)
         if check == crc32(content[start : start + 12]):
-            noted = max(number, noted or 0)
+            noted = max((number, crc), noted or (0, 0))
     return noted
 
 
