@@ -14,7 +14,7 @@ from pathlib import Path
 import msgspec
 
 from solewriter.engine_proc.reclaim import Dropped, Reclaimer
-from solewriter.shared import failpoint
+from solewriter.shared import failpoint, record
 from solewriter.shared.checkpoint import Checkpoint
 from solewriter.shared.columns import Cells, Column
 from solewriter.shared.config import MEMORY_VERSION, Limits
@@ -275,13 +275,17 @@ class Publisher:
         for hashed, slot in zip(hashes, new_keys, strict=True):
             self._indexes[kind].insert(hashed, slot)
 
-    def install_recovered(self, record: Installed) -> None:
+    def overtake(self, kind: int, slot: int) -> bool:
+        """During recovery: a slot's record is about to be replaced. Whether it was no tombstone."""
+        address, buffer, start = self.newest(kind, slot)
+        self.reclaimer.overtaken(address)
+        return not record.deleted_at(buffer, start)
+
+    def install_recovered(self, one: Installed) -> None:
         """During recovery, before anybody reads: room and heads at once. Raises MemoryFull."""
-        if record.new_key is not None:
-            self._tables[record.kind].reserve(record.slot + 1)
-            self._indexes[record.kind].reserve([key_hash(record.new_key)])
-            self._indexes[record.kind].insert(key_hash(record.new_key), record.slot)
-        self._install(record)
+        if one.new_key is not None:
+            self.make_room(one.kind, one.slot + 1, {one.slot: one.new_key})
+        self._install(one)
 
     def note_recovered(self, revision: int) -> None:
         """A point of the revision log behind what was recovered so far. Raises MemoryFull."""

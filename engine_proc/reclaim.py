@@ -91,6 +91,16 @@ class Reclaimer:
         if replaced:
             self._count(replaced, -1)
 
+    def add(self, live: int, tombstones: int) -> None:
+        """During recovery: so many bytes of records that are their slots' newest."""
+        self._used += live + tombstones
+        self._live += live
+        self._tombstones += tombstones
+
+    def overtaken(self, address: int) -> None:
+        """A record is about to be its slot's newest no more."""
+        self._count(address, -1)
+
     def _count(self, address: int, sign: int) -> int:
         """A record becomes its slot's newest, or is it no more; its bytes."""
         size, alive = self._size(address)

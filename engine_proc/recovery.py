@@ -9,13 +9,14 @@ from pathlib import Path
 
 from solewriter.engine_proc.journal import FileJournal, Journal
 from solewriter.engine_proc.lock import Lock
-from solewriter.engine_proc.newest import NewestRecords
+from solewriter.engine_proc.newest import NewestOutcomes, NewestRecords
 from solewriter.engine_proc.publisher import Publisher, remove_segments
-from solewriter.engine_proc.sessions import Sessions, told_of
+from solewriter.engine_proc.sessions import Sessions
 from solewriter.engine_proc.state import State
 from solewriter.shared import failpoint
 from solewriter.shared.chain import journal_files
 from solewriter.shared.checkpoint import Checkpoint, checkpoint_path
+from solewriter.shared.config import Limits
 from solewriter.shared.entry import CheckpointName, Entry, Life, Private, PrivateState
 from solewriter.shared.errors import JournalCorrupt, LayoutMismatch, Locked
 from solewriter.shared.folder import StateFolder, Whereabouts, runs
@@ -27,15 +28,16 @@ class Recovery:
     """Puts everything back: entities, sessions, outcomes."""
 
     def __init__(
-        self, folder: Path, journal: Journal, state: State, sessions: Sessions, publisher: Publisher, recent_bytes: int
+        self, folder: Path, journal: Journal, state: State, sessions: Sessions, publisher: Publisher, limits: Limits
     ) -> None:
         self._folder = folder
-        self._recent_bytes = recent_bytes
+        self._recent_bytes = limits.recent_bytes
         self._journal = journal
         self._state = state
         self._sessions = sessions
         self._publisher = publisher
         self._newest = NewestRecords(state, publisher)
+        self._outcomes = NewestOutcomes(sessions, limits.window_max)
         self._whole_from = 0  # the entry that holds the whole private state: what earlier ones say of it is in there
         self.life: Life | None = None  # the last one that the journal knows of
 
@@ -86,6 +88,7 @@ class Recovery:
         self._newest.install()
         for entry, said in recent:
             self._install(entry, said)
+        self._outcomes.install()
 
     def _may_be_cut(self) -> bool:
         """Whether a power cut may have taken entries in any order."""
@@ -113,13 +116,17 @@ class Recovery:
         """What an entry says besides entities."""
         if entry.number < self._whole_from:
             return
-        sessions = self._sessions
+        sessions, outcomes = self._sessions, self._outcomes
         if said.whole is not None:
+            outcomes.install()
             sessions.restore(said.whole)
             self._state.restore_forgotten(said.whole.keys)
-        sessions.forget(said.forgotten_sessions)
-        for outcome in said.outcomes:
-            sessions.remember(outcome[0], outcome[1], told_of(outcome))
+        if said.forgotten_sessions:
+            outcomes.install()
+            sessions.forget(said.forgotten_sessions)
+        outcomes.add(said.outcomes)
+        if said.sessions or said.fenced_ids:
+            outcomes.install()
         for change in said.sessions:
             sessions.take(change)
         for request_id in said.fenced_ids:

@@ -85,9 +85,7 @@ class Server:
         )
         self.state = State(self.registry, self.publisher, self.limits.forgotten_keys_max)
         self.sessions = Sessions(self.limits)
-        recovered = Recovery(
-            self.folder.path, self.journal, self.state, self.sessions, self.publisher, self.limits.recent_bytes
-        )
+        recovered = Recovery(self.folder.path, self.journal, self.state, self.sessions, self.publisher, self.limits)
         checkpoint, before = recovered.run(), recovered.life
         history = recovery.history_of(self.journal, before)
         life = Life(own.epoch, history, self.orders.durability, recovery.boot_id(), drained=False)
@@ -309,6 +307,7 @@ def make_folder(path: Path) -> None:
 
 def freeze_garbage() -> None:
     """What recovery made lives long: collections of it would show up as latency."""
+    gc.enable()
     gc.collect()
     gc.freeze()
     gc.set_threshold(200_000, 20, 100)
@@ -340,6 +339,7 @@ def run(orders: Orders, line: Line) -> int:
     wire.refuse_extensions()
     raise_descriptor_limit()
     server = None
+    gc.disable()  # nothing that recovery makes is garbage; `freeze_garbage` enables it
     try:
         server = Server(orders)
         server.recover()

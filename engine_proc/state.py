@@ -19,7 +19,7 @@ from solewriter.engine_proc.reclaim import Dropped
 from solewriter.engine_proc.turn import NO_SLOT, Stored, Turn
 from solewriter.shared import record
 from solewriter.shared.checkpoint import Checkpoint
-from solewriter.shared.columns import Cells, Column, unpacked
+from solewriter.shared.columns import Cells, Column
 from solewriter.shared.config import KINDS_MAX, SCHEMAS_MAX
 from solewriter.shared.entry import Private
 from solewriter.shared.errors import SchemaMismatch, SolewriterError
@@ -189,14 +189,8 @@ class State:
         self.forget([self._publisher.drop(kind.code, place) for place in places if place not in kind.free])
 
     def cells_of(self, kind: KindState, body: bytes) -> Cells:
-        """Those of a journaled body in its kind's table; in a moment, where its columns are still the same."""
-        schema, _, deleted, block, _ = record.held(body, 0)
-        columns = self._publisher.columns(kind.code)
-        if deleted:
-            return ()
-        if self.schemas[schema].columns == columns:
-            return tuple(enumerate(unpacked(columns, block)))
-        return self._cells(kind, record.unpack(body), columns)
+        """Those of a journaled body in its kind's table."""
+        return self._cells(kind, record.unpack(body), self._publisher.columns(kind.code))
 
     def _cells(self, kind: KindState, found: record.Record, columns: Sequence[Column]) -> Cells:
         """Those of a record in a table with these columns."""

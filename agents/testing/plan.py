@@ -18,7 +18,7 @@ from solewriter.shared.failpoint import NAMES
 
 LIFE_MAX_S = 1.0  # from when an engine serves to its SIGKILL: uniform
 STOPPED_MAX_S = 0.5  # of an engine
-PATIENCE_S = 1.5  # with a failpoint that may not be reached; then the engine is killed
+PATIENCE_S = 0.8  # with a failpoint that may not be reached; then the engine is killed
 PAUSE_MAX_S = 0.5  # between two faults of the others
 SNAPSHOT_AGE_S = 1.0  # small, so that whoever holds a snapshot while it is stopped may come back too late
 HELD_MAX_S = 2.5 * SNAPSHOT_AGE_S  # a reader or watcher is stopped

@@ -69,6 +69,15 @@ class TableWriter:
         for column, cell in cells:
             arrays[column][place] = cell
 
+    def install_all(self, slot: int, address: int, cells: Sequence[Cell], alive: bool) -> None:
+        """The same with all cells in their order, or none."""
+        chunk, place = slot >> _SHIFT, slot & _MASK
+        self._heads[chunk][place] = address
+        arrays = self._cells[chunk]
+        arrays[-1][place] = alive
+        for array, cell in zip(arrays, cells):  # noqa: B905 (the last array is of the live bytes)
+            array[place] = cell
+
     def vacate(self, slot: int) -> None:
         """The slot's key was forgotten: there is no record any more."""
         self._heads[slot >> _SHIFT][slot & _MASK] = 0
