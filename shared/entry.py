@@ -237,13 +237,14 @@ def later_entry(buffer: bytes, start: int, number: int) -> int | None:
     magic = ENTRY_MAGIC.to_bytes(4, "little")
     at = buffer.find(magic, start)
     while at >= 0:
-        if at % ALIGNMENT == 0 and _number_at(buffer, at) > number and unpack(buffer, at) is not None:
+        if at % ALIGNMENT == 0 and number_at(buffer, at) > number and unpack(buffer, at) is not None:
             return at
         at = buffer.find(magic, at + 1)
     return None
 
 
-def _number_at(buffer: bytes, start: int) -> int:
+def number_at(buffer: bytes, start: int) -> int:
+    """The number of the entry that begins at `start`."""
     return int.from_bytes(buffer[start + 16 : start + 24], "little")
 
 

@@ -105,8 +105,15 @@ def restart(engine, wait_until):
 # --- everything is as it was ------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("limits", [OFTEN, TRIMMED], ids=["all history", "trimmed"])
-@pytest.mark.parametrize("durability", ["process", "power"])
+@pytest.mark.parametrize(
+    ("durability", "limits"),
+    [
+        pytest.param("process", TRIMMED, id="process, trimmed"),
+        pytest.param("power", OFTEN, id="power, all history"),
+        pytest.param("process", OFTEN, id="process, all history", marks=pytest.mark.heavy),
+        pytest.param("power", TRIMMED, id="power, trimmed", marks=pytest.mark.heavy),
+    ],
+)
 def test_a_start_from_a_checkpoint_knows_everything(state, start_engine, wait_until, durability, limits):
     engine = start_engine(state, durability=durability, limits=limits)
     with connect(state, name="me", client_id="me", limits=limits) as client:
@@ -243,11 +250,12 @@ def test_all_history_is_there_where_it_may_be(state, start_engine, wait_until):
 
 # --- whatever dies ----------------------------------------------------------------------------------------------------
 
-DYING = ["checkpoint.begin", "checkpoint.made", "checkpoint.renamed", "checkpoint.journaled", "trim.begin",
-         "trim.file", "trim.journal", "trim.done"]  # fmt: skip
+FEW = ["checkpoint.renamed", "checkpoint.journaled", "trim.file"]  # in a plain run
+MORE = ["checkpoint.begin", "checkpoint.made", "trim.begin", "trim.journal", "trim.done"]
+DYING = [*FEW, *[pytest.param(point, marks=pytest.mark.heavy) for point in MORE]]
 
 
-@pytest.mark.parametrize("hit", [1, 2])
+@pytest.mark.parametrize("hit", [1, pytest.param(2, marks=pytest.mark.heavy)])
 @pytest.mark.parametrize("point", DYING)
 def test_a_kill_at_any_step_of_a_checkpoint_changes_nothing(state, start_engine, wait_until, monkeypatch, point, hit):
     with monkeypatch.context() as armed:
@@ -264,8 +272,17 @@ def test_a_kill_at_any_step_of_a_checkpoint_changes_nothing(state, start_engine,
         assert not [*state.glob("checkpoint-*.tmp")]
 
 
-@pytest.mark.parametrize("point", ["checkpoint.written", "checkpoint.synced"])
-@pytest.mark.parametrize("action", ["kill", "raise", "full"])
+@pytest.mark.parametrize(
+    ("point", "action"),
+    [
+        ("checkpoint.written", "kill"),
+        ("checkpoint.synced", "full"),
+        *[
+            pytest.param(*case, marks=pytest.mark.heavy)
+            for case in [("checkpoint.written", "raise"), ("checkpoint.synced", "kill"), ("checkpoint.synced", "raise")]
+        ],
+    ],
+)
 def test_a_checkpoint_that_fails_is_followed_by_one_that_does_not(
     state, start_engine, wait_until, monkeypatch, point, action
 ):
@@ -324,7 +341,7 @@ def test_a_missing_checkpoint_is_a_refusal_that_names_it(stopped, start_engine):
         start_engine(stopped, limits=TRIMMED)
 
 
-@pytest.mark.parametrize("place", [0, 9, 20, 40, 50, 60, 100, -1, -40])
+@pytest.mark.parametrize("place", [9, 100, -1])  # of header, blocks and directory; every bit in tests/crash
 def test_a_damaged_checkpoint_is_a_refusal_that_names_it(stopped, start_engine, place):
     path = checkpoint_files(stopped)[journaled(stopped)[-1]]
     data = bytearray(path.read_bytes())

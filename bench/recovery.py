@@ -1,0 +1,303 @@
+"""How long a restart takes, and what the disk has to write: engines that are killed at work, and engines that work on.
+
+    python -m solewriter.bench.recovery [--quick] [--json] [--sizes 10000,1000000] [--durability process,power]
+
+Restarts: an engine is filled with full tasks whose descriptions do not compress, each of them a create, and then killed
+with SIGKILL again and again, at random moments. `first ack` runs from the kill to the reply of a request that this
+process sends right then; so it holds the detection of the death, the back-off of the supervisor (50 ms at first), the
+start of a Python process, recovery, and the way of the client to the next engine. Beside busy agents: two processes
+send pipelined updates of random tasks all the time. `quiet`: nobody else. `grown`: killed right behind the last create,
+when the journal behind the newest checkpoint is long. Every task is counted after every restart.
+
+Writing: two agents update random tasks of 20,000, pipelined, as fast as they may. `journal` is what the turns' entries
+take, headers and outcomes included; `written` is what the kernel counts for the engine and the processes that make its
+checkpoints (`write_bytes` in /proc/PID/io): journal files and their making, checkpoints, everything. History is kept to
+64 MiB, so files are trimmed and used again. The first of them are still made new while it fills, so the measure begins
+behind that.
+
+The marks below the table are goals, judged by the figures of this run.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import random
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager, suppress
+from pathlib import Path
+from typing import NamedTuple
+
+import msgspec
+
+from solewriter import Client, Create, Engine, Limits, Task, Unavailable, Update, connect
+from solewriter.bench.measure import described, machine, table
+from solewriter.bench.scratch import scratch_folder, tidy_when_told_to_end
+from solewriter.bench.workload import WINDOW, sample_task
+from solewriter.engine_proc.process import Durability
+from solewriter.shared import entry as entries
+from solewriter.shared.chain import first_of, journal_files
+from solewriter.shared.config import MIB
+from solewriter.shared.entry import FILE_HEADER_BYTES
+
+AGENTS = 2
+HISTORY_BYTES = 64 * MIB
+WRITTEN_TASKS = 20_000
+PATIENT = Limits(start_timeout_s=600.0, connect_timeout_s=600.0, request_timeout_s=600.0)
+
+
+class Restart(msgspec.Struct):
+    """From the kill to the first ack, in milliseconds."""
+
+    tasks: int
+    durability: str
+    beside: str  # "quiet", "busy agents", "grown"
+    kills: int
+    p50_ms: float
+    max_ms: float
+    journal_mib: float  # behind the newest checkpoint, at the longest
+
+
+class Writing(msgspec.Struct):
+    """What one engine wrote while it worked."""
+
+    durability: str
+    seconds: float
+    journal_mib: float
+    written_mib: float
+    checkpoints: int
+
+    @property
+    def amplification(self) -> float:
+        return self.written_mib / self.journal_mib
+
+
+class Plan(NamedTuple):
+    sizes: Sequence[int]
+    durabilities: Sequence[Durability]
+    kills: int
+    seconds: float  # of writing
+
+
+def varied_task(number: int) -> Task:
+    """A sample task with a description that nothing else repeats."""
+    words = random.Random(number).randbytes(60).hex()
+    return sample_task(number).model_copy(update={"description": words})
+
+
+# --- agents -----------------------------------------------------------------------------------------------------------
+
+
+def work(state: Path, tasks: int) -> None:
+    """Update random tasks until standard input ends."""
+    dice = random.Random(os.getpid())
+    with connect(state, name="busy", limits=PATIENT) as client:
+        print("ready", flush=True)
+        while not _ended():
+            mutations = [
+                Update(Task.ref(f"task-{dice.randrange(tasks):06d}"), {"budget_limit": dice.random()})
+                for _ in range(4 * WINDOW)
+            ]
+            with suppress(Unavailable):
+                for reply in client.submit_many(mutations, window=WINDOW):
+                    reply.check()
+
+
+def _ended() -> bool:
+    import select
+
+    return bool(select.select([0], [], [], 0)[0])
+
+
+@contextmanager
+def busy_agents(state: Path, tasks: int) -> Iterator[None]:
+    command = [sys.executable, "-m", "solewriter.bench.recovery", "--agent", str(state), "--tasks", str(tasks)]
+    with ExitStack() as ending:
+        for _ in range(AGENTS):
+            agent = ending.enter_context(
+                subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, start_new_session=True)
+            )
+            assert agent.stdin is not None
+            assert agent.stdout is not None
+            ending.callback(agent.wait)
+            ending.callback(agent.stdin.close)
+            agent.stdout.readline()
+        yield
+
+
+# --- restarts ---------------------------------------------------------------------------------------------------------
+
+
+def restarts(folder: Path, plan: Plan, say: Callable[[str], None]) -> Iterator[Restart]:
+    for durability in plan.durabilities:
+        for tasks in plan.sizes:
+            say(f"{durability}: {tasks:,} tasks")
+            state = folder / f"{durability}-{tasks}"
+            with (
+                Engine(state, durability=durability, limits=PATIENT) as engine,
+                connect(state, limits=PATIENT) as client,
+            ):
+                for reply in client.submit_many((Create(varied_task(n)) for n in range(tasks)), window=WINDOW):
+                    reply.check()
+                yield _killed(engine, client, tasks, "grown", 1)
+                yield _killed(engine, client, tasks, "quiet", plan.kills)
+                with busy_agents(state, tasks):
+                    yield _killed(engine, client, tasks, "busy agents", plan.kills)
+
+
+def _killed(engine: Engine, client: Client, tasks: int, beside: str, kills: int) -> Restart:
+    dice, taken, longest = random.Random(tasks), list[float](), 0
+    for number in range(kills):
+        if beside != "grown":
+            time.sleep(dice.uniform(0, 1))
+        longest = max(longest, _behind_checkpoint(engine.state))
+        begun = time.monotonic()
+        os.kill(engine.pid, signal.SIGKILL)
+        client.put(Task(title=f"{number}", id="after the kill"))
+        taken.append((time.monotonic() - begun) * 1_000)
+        with client.reader.snapshot() as snap:
+            held = snap.counts["Task"]
+        assert held == tasks + 1, f"{held} of {tasks + 1} tasks are there"
+    taken.sort()
+    return Restart(
+        tasks, engine.durability, beside, kills, taken[len(taken) // 2], taken[-1], longest / MIB
+    )  # fmt: skip
+
+
+def _behind_checkpoint(state: Path) -> int:
+    """Bytes of entries in the files behind the newest one that begins with a whole private state."""
+    found = 0
+    for path in reversed(journal_files(state)):
+        buffer = path.read_bytes()
+        found += used(buffer, first_of(path))
+        first = entries.unpack(buffer, FILE_HEADER_BYTES)
+        if first is not None and first[0].private.whole is not None:
+            break
+    return found
+
+
+def used(buffer: bytes, first: int) -> int:
+    """Bytes of the entries in a journal file."""
+    at, number = FILE_HEADER_BYTES, first
+    while (length := entries.length_at(buffer, at)) and entries.number_at(buffer, at) == number:
+        at += length + -length % 8
+        number += 1
+    return at - FILE_HEADER_BYTES
+
+
+# --- writing ----------------------------------------------------------------------------------------------------------
+
+
+class Journal:
+    """The bytes of all entries of a state folder, also of files that are trimmed while it is looked at."""
+
+    def __init__(self, state: Path) -> None:
+        self._state = state
+        self._closed: dict[str, int] = {}
+
+    def bytes(self) -> int:
+        files = journal_files(self._state)
+        for path in files[:-1]:
+            if path.name not in self._closed:
+                self._closed[path.name] = used(path.read_bytes(), first_of(path))
+        return sum(self._closed.values()) + used(files[-1].read_bytes(), first_of(files[-1]))
+
+
+def writing(folder: Path, durability: Durability, seconds: float) -> Writing:
+    state, limits = folder / f"writing-{durability}", msgspec.structs.replace(PATIENT, history_bytes=HISTORY_BYTES)
+    with Engine(state, durability=durability, limits=limits) as engine:
+        with connect(state, limits=limits) as client:
+            for reply in client.submit_many((Create(varied_task(n)) for n in range(WRITTEN_TASKS)), window=WINDOW):
+                reply.check()
+        journal = Journal(state)
+        with busy_agents(state, WRITTEN_TASKS):
+            while first_of(journal_files(state)[0]) == 1 or not [*state.glob("spare-*")]:
+                journal.bytes()
+                time.sleep(0.2)
+            before, written, begun = journal.bytes(), _written(engine.pid), time.monotonic()
+            seen: set[str] = set()
+            while time.monotonic() - begun < seconds:
+                journal.bytes()
+                seen.update(path.name for path in state.glob("checkpoint-*") if path.suffix != ".tmp")
+                time.sleep(0.2)
+            after, written_after, ended = journal.bytes(), _written(engine.pid), time.monotonic()
+    return Writing(
+        durability, ended - begun, (after - before) / MIB, (written_after - written) / MIB, len(seen)
+    )  # fmt: skip
+
+
+def _written(pid: int) -> int:
+    """Bytes that a process and its children that were waited for gave to file systems on a disk."""
+    for line in Path(f"/proc/{pid}/io").read_text().splitlines():
+        if line.startswith("write_bytes:"):
+            return int(line.split()[1])
+    raise AssertionError("the kernel does not count what a process writes")
+
+
+# --- the program ------------------------------------------------------------------------------------------------------
+
+
+def marks(rows: Sequence[Restart], written: Sequence[Writing]) -> dict[str, bool]:
+    """Each goal, and whether it was reached."""
+    found = {f"write amplification, {row.durability} <= 2": row.amplification <= 2 for row in written}
+    for row in rows:
+        bound = {10_000: 500 if row.beside == "quiet" else 1_000, 1_000_000: 5_000}.get(row.tasks)
+        if bound is not None:
+            name = f"first ack, {row.tasks:,} tasks, {row.durability}, {row.beside} <= {bound} ms"
+            found[name] = row.max_ms <= bound
+    return found
+
+
+def printed(facts: dict[str, str | int], rows: Sequence[Restart], written: Sequence[Writing]) -> str:
+    head = ["tasks", "durability", "beside", "kills", "p50 ms", "max ms", "journal MiB"]
+    first = table(head, [msgspec.structs.astuple(row) for row in rows])
+    head = ["durability", "seconds", "journal MiB", "written MiB", "checkpoints", "amplification"]
+    second = table(head, [(*msgspec.structs.astuple(row), row.amplification) for row in written])
+    reached = "\n".join(f"{'reached' if ok else 'MISSED '}  {name}" for name, ok in marks(rows, written).items())
+    return f"{described(facts)}\n\nRestart: from the kill to the first ack\n{first}\n\nWriting\n{second}\n\n{reached}"
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="python -m solewriter.bench.recovery", description=(__doc__ or "")[:120])
+    parser.add_argument("--quick", action="store_true", help="smaller sizes, fewer kills: under a minute")
+    parser.add_argument("--json", action="store_true", help="print one JSON object instead of tables")
+    parser.add_argument("--sizes", help="how many tasks, separated by commas")
+    parser.add_argument("--durability", default="process,power", help="levels, separated by commas")
+    parser.add_argument("--kills", type=int, help="of each engine in each surrounding")
+    parser.add_argument("--seconds", type=float, help="of writing")
+    parser.add_argument("--folder", type=Path, default=Path(tempfile.gettempdir()), help="where states are put")
+    parser.add_argument("--agent", type=Path, help=argparse.SUPPRESS)
+    parser.add_argument("--tasks", type=int, default=0, help=argparse.SUPPRESS)
+    given = parser.parse_args()
+    if given.agent is not None:
+        work(given.agent, given.tasks)
+        return 0
+    sizes = tuple(int(part) for part in given.sizes.split(",")) if given.sizes else ()
+    plan = Plan(
+        sizes or ((2_000,) if given.quick else (10_000, 1_000_000)),
+        given.durability.split(","),
+        given.kills or (3 if given.quick else 20),
+        given.seconds or (3.0 if given.quick else 30.0),
+    )
+    tidy_when_told_to_end()
+
+    def say(what: str) -> None:
+        if sys.stderr.isatty():
+            print(f"... {what}", file=sys.stderr)
+
+    with scratch_folder(given.folder) as folder:
+        facts = machine(folder)
+        rows = list(restarts(folder, plan, say))
+        written = [writing(folder, durability, plan.seconds) for durability in plan.durabilities]
+    found = {"machine": facts, "restarts": rows, "writing": written, "marks": marks(rows, written)}
+    print(msgspec.json.encode(found).decode() if given.json else printed(facts, rows, written))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
