@@ -147,6 +147,8 @@ class Maker:
                 env={**os.environ, "PYTHONSAFEPATH": "1"},
             )
         said, why = child.communicate(msgspec.msgpack.encode(order))
+        if child.returncode and self._closed:
+            raise EngineGone("the engine ends")
         if child.returncode:
             raise OSError(f"status {child.returncode}: {why.decode(errors='replace').strip()[-WHY_MAX:]}")
         return msgspec.msgpack.decode(said, type=Made)

@@ -16,7 +16,7 @@ from typing import NamedTuple
 
 import msgspec
 
-from solewriter.engine_proc.checkpoint import Made, Order
+from solewriter.engine_proc.checkpoint import EngineGone, Made, Order
 from solewriter.engine_proc.journal import Journal
 from solewriter.shared import failpoint
 from solewriter.shared.chain import first_of, journal_files
@@ -96,6 +96,8 @@ class Checkpoints:
             failpoint.reach("checkpoint.renamed")
             sync_folder(self._folder)
             done(made)
+        except EngineGone:
+            pass  # and nobody waits for it
         except (OSError, SolewriterError, msgspec.MsgspecError) as error:
             self.failed(str(error))
         finally:

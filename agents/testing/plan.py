@@ -79,7 +79,7 @@ def plan(seed: int, number: int = 1, failpoints: Sequence[str] = ENGINES) -> Pla
         heap_segment_bytes_first=dice.choice((128, 256)) * KIB,
         heap_segment_bytes_max=dice.choice((256, 1024)) * KIB,
         journal_file_bytes=dice.choice((512, 1024)) * KIB,
-        checkpoint_after_bytes=dice.choice((128, 512)) * KIB,
+        checkpoint_after_bytes=dice.choice((512, 2048)) * KIB,  # each is a process of 0.3 s
         history_bytes=dice.choice((256 * KIB, 2 * MIB, GIB)),
         recent_bytes=dice.choice((16 * KIB, 2 * MIB)),
         snapshot_age_max_s=SNAPSHOT_AGE_S,
