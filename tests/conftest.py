@@ -323,7 +323,9 @@ class RawLane:
     def reply(self, timeout_s: float = 10) -> Any:
         """The next reply: (sequence, status, revision, detail). None when the engine closed the lane."""
         while not self._replies:
-            assert select.select([self.lane.replies], [], [], timeout_s)[0], "no reply came"
+            waiting = select.poll()
+            waiting.register(self.lane.replies, select.POLLIN)
+            assert waiting.poll(timeout_s * 1000), "no reply came"
             data = os.read(self.lane.replies, 65536)
             if not data:
                 return None

@@ -23,6 +23,8 @@ from solewriter.shared.errors import BadRequest, RequestTooLarge
 
 events, watching = [], False
 def watch(event, args):
+    if event == "sys.excepthook" and "deallocated bytearray" in repr(args):
+        return  # the interpreter's own complaint where memory for a BYTEARRAY8 is refused
     if watching:
         events.append([name, event, repr(args)[:80]])
 sys.addaudithook(watch)

@@ -34,6 +34,7 @@ from solewriter.shared.failpoint import VARIABLE
 from solewriter.shared.memory import pin as pins
 from solewriter.shared.memory import view as views
 from solewriter.shared.memory.heap import START, address_of
+from solewriter.shared.memory.segment import segment_path
 
 COUNT = 400
 SMALL = Limits(heap_segment_bytes_first=64 * KIB, heap_segment_bytes_max=256 * KIB, heartbeat_s=0.05)
@@ -271,8 +272,8 @@ def test_what_a_reply_left_is_read_wherever_it_is_now(state, start_engine):
         assert overtaken.entity.title == "first"
 
 
-def test_what_was_before_a_change_may_be_gone_and_the_filter_still_knows_it(state, start_engine):
-    start_engine(state, limits=SMALL, durability="memory")
+def test_what_was_before_a_change_may_be_gone_and_the_filter_still_knows_it(state, start_engine, wait_until):
+    where = start_engine(state, limits=SMALL, durability="memory").folder.whereabouts()
     with connect(state) as client:
         load = Load(client)
         before = client.submit(Create(Task(title="x", id="marked", priority="high"))).results[0].address >> 32
@@ -282,6 +283,8 @@ def test_what_was_before_a_change_may_be_gone_and_the_filter_still_knows_it(stat
         while (first := client.reader.snapshot().pin.root.first_segment) <= before:
             load.run(50)
         assert first <= left.results[0].address >> 32, "the change itself is gone, too"
+        gone = segment_path(where.memory_dir, where.prefix, "heap", before)
+        wait_until(lambda: not gone.exists(), 10, "its file goes behind the root that lists it no more")
         with open_reader(state) as reader:
             (change,) = reader.watch(Task, since=left.revision - 1, where={"priority": "high"}, timeout_s=0)
             assert (change.id, change.new.priority) == ("marked", "low")

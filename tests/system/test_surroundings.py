@@ -11,6 +11,7 @@ import sys
 import textwrap
 from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
+from itertools import count
 from pathlib import Path
 
 import pytest
@@ -163,8 +164,9 @@ def test_an_engine_without_descriptors_says_so_and_serves_those_it_has(
 
     with connect(state) as client:
         task = client.create(Task(title="x", max_retries=0))
-        highest = max(map(int, os.listdir(f"/proc/{engine.pid}/fd")))
-        resource.prlimit(engine.pid, resource.RLIMIT_NOFILE, (highest + 6, before[1]))
+        used = {*map(int, os.listdir(f"/proc/{engine.pid}/fd"))}
+        bound = next(number for number in count(max(used)) if number - len(used) >= 6)  # so many are free below it
+        resource.prlimit(engine.pid, resource.RLIMIT_NOFILE, (bound, before[1]))
         with ThreadPoolExecutor(8) as beside:
             coming = [beside.submit(connect, state, name=f"agent {number}") for number in range(8)]
             wait_until(seen, 20, "it runs out of them")
