@@ -171,8 +171,9 @@ def _without_addresses(reply: Any) -> tuple[object, ...]:
 @pytest.mark.parametrize(
     ("durability", "seed", "acks", "faults"),
     [
-        ("process", 1, 13_500, 12),
-        ("power", 3, 6_500, 10),
+        ("process", 1, 5_000, 8),
+        pytest.param("process", 1, 13_500, 12, marks=pytest.mark.heavy),
+        pytest.param("power", 3, 6_500, 10, marks=pytest.mark.heavy),
         pytest.param("process", 2, 20_000, 40, marks=pytest.mark.long),
         pytest.param("power", 4, 20_000, 40, marks=pytest.mark.long),
     ],

@@ -106,7 +106,8 @@ def check_history(state, logs):
 ROUNDS = 120
 
 
-@pytest.mark.parametrize("durability", ["power", pytest.param("process", marks=pytest.mark.heavy)])
+@pytest.mark.heavy
+@pytest.mark.parametrize("durability", ["power", "process"])
 def test_an_engine_killed_at_random_moments_loses_nothing_and_does_nothing_twice(
     state, tmp_path, start_engine, wait_until, durability
 ):

@@ -618,7 +618,7 @@ def test_a_wait_for_what_a_stopped_engine_would_have_done_ends(state, start_engi
 def test_a_watch_whose_memory_went_with_a_stopped_engine_says_that_it_was_stopped(state, start_engine):
     """Not that something is missing: nothing is, and the next engine has it all."""
     engine = start_engine(state)
-    with open_reader(state) as reader:
+    with open_reader(state, limits=Limits(connect_timeout_s=0.5)) as reader:
         with connect(state) as client:
             client.create(Task(title="x", id="t"))
         watch = reader.watch(since=0)

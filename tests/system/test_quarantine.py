@@ -201,6 +201,7 @@ def test_those_before_and_behind_it_in_one_window_are_applied(state, start_engin
         assert engine.restarts == 4
 
 
+@pytest.mark.heavy
 def test_a_resend_gets_the_same_answer_from_every_later_engine(state, fused, fuses, sender, dies, killed, lives):
     fuses("x", 2)
     poison = sender("poisoner", "x")
@@ -253,6 +254,7 @@ def test_a_death_between_that_names_nobody_begins_the_count_anew(state, fused, f
     assert innocent.send()[0] == Status.APPLIED
 
 
+@pytest.mark.heavy
 def test_a_death_between_that_names_another_one_begins_the_count_anew(state, fused, fuses, sender, dies, lives):
     fuses("x", 2)
     fuses("y", 1)
@@ -264,6 +266,7 @@ def test_a_death_between_that_names_another_one_begins_the_count_anew(state, fus
     assert (one.send()[0], other.send()[0]) == (Status.APPLIED, Status.APPLIED)
 
 
+@pytest.mark.heavy
 def test_what_was_decided_since_is_beyond_suspicion(state, fused, fuses, sender, dies, killed, lives):
     fuses("x", 1)
     innocent = sender("innocent", "x")
@@ -275,6 +278,7 @@ def test_what_was_decided_since_is_beyond_suspicion(state, fused, fuses, sender,
     assert (last.suspicion, last.quarantined) == (None, [])
 
 
+@pytest.mark.heavy
 def test_a_clean_stop_between_two_deaths_is_no_death(fused, fuses, sender, dies):
     fuses("x", 2)
     poison = sender("poisoner", "x")
@@ -302,6 +306,7 @@ def test_starts_that_die_neither_lose_a_suspicion_nor_count_it_twice(
     assert poison.send()[1][0] == "Quarantined"
 
 
+@pytest.mark.heavy
 def test_a_suspicion_survives_memory_that_is_full(state, start_engine, fuses, sender, dies, lives, small_memory):
     """What the dead engine left there is taken away to make room, but for its last words."""
     fuses("x", 1)
@@ -327,6 +332,7 @@ def test_a_suspicion_survives_memory_that_is_full(state, start_engine, fuses, se
 # --- ids of the user's own --------------------------------------------------------------------------------------------
 
 
+@pytest.mark.heavy
 def test_once_it_was_answered_it_is_known_by_its_own_id(state, fused, fuses, sender, dies):
     fuses("x", 2)
     poison = sender("poisoner", "x", "import-1")
@@ -437,6 +443,7 @@ def test_a_validator_that_never_ends_is_a_refusal_and_everybody_goes_on(state, s
     assert (engine.pid, engine.restarts) == (pid, 0)
 
 
+@pytest.mark.heavy
 def test_no_bound_is_no_bound_and_a_hang_is_the_supervisors(state, start_engine):
     quick = Limits(decide_timeout_s=0, heartbeat_s=0.05, hang_timeout_s=0.4, restart_backoff_s=0.01)
     engine = start_engine(state, models=[Endless], limits=quick, replace_hung=True)
@@ -456,6 +463,7 @@ def test_a_loop_in_c_is_ended_by_the_supervisor_and_quarantined_after_two_deaths
     assert engine.restarts == 2
 
 
+@pytest.mark.heavy
 def test_a_budget_that_ticks_all_the_time_ends_nothing_that_comes_to_an_end(state, start_engine):
     """Ten thousand ticks a second, at whatever the engine does just then."""
     engine = start_engine(state, limits=Limits(decide_timeout_s=0.0002))
