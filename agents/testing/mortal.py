@@ -185,12 +185,14 @@ class MortalEngine(Engine):
         self._stopped_at = time.monotonic_ns()
         self.failpoints_hit[self._life.failpoint.partition(":")[0]] += 1
         self._over.wait(self._life.stopped_s)
-        if self._life.goes_on or self._quiet:
-            os.kill(pid, signal.SIGCONT)
-        else:
+        goes_on = self._life.goes_on or self._quiet
+        if not goes_on:
             self._note("SIGKILL of the engine, stopped at its failpoint")
             self._killed = True
-            os.kill(pid, signal.SIGKILL)
+        try:
+            os.kill(pid, signal.SIGCONT if goes_on else signal.SIGKILL)
+        except ProcessLookupError:
+            pass  # somebody killed it as it stood
 
     def keep_journal(self) -> None:
         """Each journal file has a second name in the archive, and is there when it was trimmed."""

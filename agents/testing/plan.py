@@ -23,7 +23,8 @@ PAUSE_MAX_S = 0.5  # between two faults of the others
 SNAPSHOT_AGE_S = 1.0  # small, so that whoever holds a snapshot while it is stopped may come back too late
 HELD_MAX_S = 2.5 * SNAPSHOT_AGE_S  # a reader or watcher is stopped
 
-ENGINES = tuple(name for name in NAMES if not name.startswith("restart."))  # the others are in the owner
+MAKERS = ("checkpoint.written", "checkpoint.synced")  # in the process that makes a checkpoint: its engine outlives it
+ENGINES = tuple(name for name in NAMES if name not in MAKERS and not name.startswith("restart."))  # those: the owner's
 
 # Where an input or output error may be raised: where the journal's law is that the process ends without an ack.
 MAY_RAISE = (
@@ -101,7 +102,7 @@ def plan(seed: int, number: int = 1, failpoints: Sequence[str] = ENGINES) -> Pla
 
 def lives(dice: random.Random, failpoints: Sequence[str]) -> Iterator[Life]:
     """The first one comes to no failpoint, so that there is a state. Each failpoint has its turn before one comes
-    again.
+    again. In some of the others no checkpoint is finished.
     """
     deck: list[str] = []
     yield Life(round(dice.uniform(0, LIFE_MAX_S), 3))
@@ -112,6 +113,8 @@ def lives(dice: random.Random, failpoints: Sequence[str]) -> Iterator[Life]:
             deck = deck or dice.sample(failpoints, len(failpoints))
             place = failpoint(dice, deck.pop())
             yield Life(PATIENCE_S, place, stopped_s if ":stop" in place else 0.0, dice.random() < 0.7)
+        elif chance < 0.45 and failpoints:
+            yield Life(after_s, f"{dice.choice(MAKERS)}:kill")
         elif chance < 0.9:
             yield Life(after_s)
         else:

@@ -8,16 +8,18 @@ import os
 import signal
 import subprocess
 import sys
-from itertools import islice
+import threading
+from itertools import chain, islice, repeat
 from pathlib import Path
 
 import pytest
 
+from solewriter import Task, connect
 from solewriter.agents.testing.campaign import Settings, percentiles, run
 from solewriter.agents.testing.evidence import Answer, Attempt, Call, Gathered
-from solewriter.agents.testing.mortal import Span
+from solewriter.agents.testing.mortal import MortalEngine, Span
 from solewriter.agents.testing.nursery import Nursery
-from solewriter.agents.testing.plan import ENGINES, MAY_BE_FULL, MAY_RAISE, plan
+from solewriter.agents.testing.plan import ENGINES, LIFE_MAX_S, MAKERS, MAY_BE_FULL, MAY_RAISE, Life, plan
 from solewriter.agents.testing.round import Crowd, first_acks_ms
 
 KEYS = {
@@ -49,7 +51,7 @@ def test_the_rounds_of_one_seed_differ():
 def test_a_plan_comes_to_every_failpoint_and_to_every_fault():
     made = plan(1)
     armed = {life.failpoint for life in islice(made.lives, 10_000) if life.failpoint}
-    assert {text.partition(":")[0] for text in armed} == {*ENGINES}
+    assert {text.partition(":")[0] for text in armed} == {*ENGINES, *MAKERS}
     raised = {text.partition(":")[0] for text in armed if ":raise" in text}
     full = {text.partition(":")[0] for text in armed if ":full" in text}
     assert (raised, full) == ({*MAY_RAISE}, {*MAY_BE_FULL})
@@ -61,8 +63,16 @@ def test_a_plan_comes_to_every_failpoint_and_to_every_fault():
 
 def test_a_plan_keeps_to_the_failpoints_that_it_is_given():
     named = {life.failpoint.partition(":")[0] for life in islice(plan(1, 1, ["turn.reply"]).lives, 200)}
-    assert named == {"", "turn.reply"}
+    assert named == {"", "turn.reply", *MAKERS}
     assert not any(life.failpoint for life in islice(plan(1, 1, []).lives, 200))
+
+
+def test_a_life_whose_checkpoints_fail_ends_at_random_all_the_same():
+    """No engine dies at those failpoints: nobody waits for that."""
+    failing = [life for life in islice(plan(1).lives, 2_000) if life.failpoint.startswith(MAKERS)]
+    assert len(failing) > 50
+    assert all(life.failpoint.endswith(":kill") and life.after_s <= LIFE_MAX_S for life in failing)
+    assert not {*MAKERS} & {*ENGINES}
 
 
 # --- what is measured ------------------------------------------------------------------------------------------------
@@ -174,6 +184,30 @@ def test_who_was_forked_ends_with_the_nursery(engine, tmp_path, wait_until):
         wait_until(lambda: not os.path.exists(f"/proc/{pid}"), 20, "the reader's end")
     finally:
         nursery.close()
+
+
+def test_an_engine_that_is_killed_while_it_is_stopped_is_no_trouble_for_who_was_to_wake_it(tmp_path, wait_until):
+    archive = tmp_path / "archive"
+    archive.mkdir()
+    lives = chain([Life(60, "turn.reply:stop", stopped_s=0.3)], repeat(Life(60)))
+    engine = MortalEngine(tmp_path / "state", lives, lambda text: None, archive, durability="process")
+    try:
+        engine.begin()
+        agent = threading.Thread(target=create_one, args=(engine.state,))
+        agent.start()
+        wait_until(lambda: engine.failpoints_hit["turn.reply"], 20, "it stopped itself")
+        engine.strike(20)
+        agent.join()
+        for path in archive.iterdir():
+            path.unlink()
+        wait_until(lambda: [*archive.iterdir()], 20, "journal files are kept again, by the thread that was to wake it")
+    finally:
+        engine.end()
+
+
+def create_one(state) -> None:
+    with connect(state) as client:
+        client.create(Task(title="x"))
 
 
 # --- a bug -----------------------------------------------------------------------------------------------------------

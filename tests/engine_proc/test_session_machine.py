@@ -719,6 +719,20 @@ def a_failed_commit_remembered(true, writer, turn, error):
         writer.sessions.remember(session, sequence, told)
 
 
+def an_overlay_kept_after_a_failed_commit(true, writer, turn, error):
+    true(writer, turn, error)
+    writer.state.revision = turn.revision
+
+
+def refusals_not_journaled(true, turn):
+    said = true(turn)
+    return msgspec.structs.replace(said, outcomes=[one for one in said.outcomes if one[2] == Status.APPLIED])
+
+
+def outcomes_forgotten_behind_a_checkpoint(true, sessions):
+    return [msgspec.structs.replace(one, outcomes=[]) for one in true(sessions)]
+
+
 def outcomes_not_journaled(true, turn):
     return msgspec.structs.replace(true(turn), outcomes=[])
 
@@ -757,6 +771,9 @@ BUGS = [
     (SingleWriter, "_known_id", contents_of_one_id_not_compared),
     (SingleWriter, "_undo", a_failed_commit_acknowledged),
     (SingleWriter, "_undo", a_failed_commit_remembered),
+    (SingleWriter, "_undo", an_overlay_kept_after_a_failed_commit),
+    (Turn, "private", refusals_not_journaled),
+    (Sessions, "states", outcomes_forgotten_behind_a_checkpoint),
     (Turn, "private", outcomes_not_journaled),
     (Turn, "private", fences_not_journaled),
     (Turn, "private", sessions_not_journaled),
@@ -773,7 +790,7 @@ LATE_FOUND = (a_failed_commit_remembered, a_failed_commit_acknowledged, a_fence_
 
 @pytest.mark.parametrize(
     ("place", "name", "bug"),
-    [pytest.param(*bug, id=bug[2].__name__, marks=pytest.mark.long if bug[2] in LATE_FOUND else ()) for bug in BUGS],
+    [pytest.param(*bug, id=bug[2].__name__, marks=pytest.mark.heavy if bug[2] in LATE_FOUND else ()) for bug in BUGS],
 )
 def test_a_seeded_bug_is_found(machine, monkeypatch, place, name, bug):
     true = getattr(place, name)

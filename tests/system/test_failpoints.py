@@ -2,28 +2,39 @@
 
 from __future__ import annotations
 
+import copy
 import os
 import shutil
 import signal
 import subprocess
 import sys
 import textwrap
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from solewriter import (
     Create,
+    Delete,
     Engine,
     EngineStartFailed,
     EngineUnavailable,
     Limits,
+    Put,
     Task,
     Update,
     VersionConflict,
     connect,
+    open_reader,
 )
-from solewriter.shared.failpoint import VARIABLE
+from solewriter.agents.verify import verify
+from solewriter.shared.chain import first_of, journal_files
+from solewriter.shared.checkpoint import checkpoint_files
+from solewriter.shared.config import KIB
+from solewriter.shared.failpoint import NAMES, VARIABLE
 from solewriter.shared.folder import StateFolder, runs
 
 DECIDING = ["decide.begin", "decide.refused"]  # a kill there names the request that was being decided
@@ -47,6 +58,8 @@ STEPS = [
     "turn.done",
 ]
 CONNECTING = ["session.greeted", "bridge.admitted", "session.forgotten"]
+SUPERVISING = ["restart.begin", "restart.launched"]
+MAKING = ["checkpoint.written", "checkpoint.synced"]  # in the process that makes a checkpoint
 STARTING = ["recover.rewrite", "recover.rewritten", "recover.published", "recover.announced", "recover.done"]
 
 
@@ -118,22 +131,30 @@ OWNER = textwrap.dedent(
 )
 
 
-@pytest.mark.parametrize("point", ["restart.begin", "restart.launched"])
-def test_a_supervisor_killed_in_mid_restart_leaves_a_folder_for_the_next_one(state, start_engine, wait_until, point):
-    owner = subprocess.Popen(
-        [sys.executable, "-c", OWNER, str(state)],
-        stdout=subprocess.PIPE,
-        text=True,
-        env={**os.environ, VARIABLE: f"{point}:kill"},
-    )
-    with owner:
-        pid = int(owner.stdout.readline())
-        with connect(state) as client:
-            task = client.create(Task(title="x", id="t"))
-        os.kill(pid, signal.SIGKILL)
-        assert owner.wait(20) == -signal.SIGKILL, f"{point} was never reached"
+@contextmanager
+def owner_that_dies(state: Path, wait_until: Any, point: str, hit: int = 1) -> Iterator[None]:
+    """Another process owns the engine; behind it nothing of that one runs any more, and it died at that point, when
+    its engine was killed so often.
+    """
+    armed = {**os.environ, VARIABLE: f"{point}:kill:hit={hit}"}
+    with subprocess.Popen([sys.executable, "-c", OWNER, str(state)], stdout=subprocess.PIPE, env=armed) as owner:
+        assert owner.stdout is not None
+        assert owner.stdout.readline(), "it serves"
+        try:
+            yield
+            assert owner.wait(20) == -signal.SIGKILL, f"{point} was never reached"
+        finally:
+            owner.kill()
     folder = StateFolder(state)
     wait_until(lambda: not any(runs(one.pid, one.start_time) for one in folder.markers()), 20, "no engine is left")
+
+
+@pytest.mark.parametrize("point", SUPERVISING)
+def test_a_supervisor_killed_in_mid_restart_leaves_a_folder_for_the_next_one(state, start_engine, wait_until, point):
+    with owner_that_dies(state, wait_until, point):
+        with connect(state) as client:
+            task = client.create(Task(title="x", id="t"))
+        os.kill(StateFolder(state).whereabouts().pid, signal.SIGKILL)
     start_engine(state)
     with connect(state) as client:
         assert client.update(task, title="y").version == 2
@@ -208,3 +229,160 @@ def test_a_full_disk_refuses_writes_with_the_reason_and_writing_resumes_by_itsel
         assert client.update(Task.ref("t"), title="after").title == "after"
     assert engine.pid == pid
     assert task.version == 1
+
+
+# --- every point that there is, at its first and its second hit ------------------------------------------------------
+
+WORN = Limits(
+    heap_segment_bytes_first=64 * KIB, heap_segment_bytes_max=128 * KIB, journal_file_bytes=64 * KIB,
+    checkpoint_after_bytes=64 * KIB, history_bytes=128 * KIB, recent_bytes=8 * KIB, sessions_max=3,
+    restart_backoff_s=0.005, restart_backoff_max_s=0.05,
+)  # fmt: skip
+KEYS, ROUND, ROUNDS_MAX = 48, 40, 80  # keys; requests of a round; rounds within which a point is reached
+
+
+class Books:
+    """What was acked, as a dict: each change makes one version and one revision, so nothing is lost or there twice."""
+
+    def __init__(self) -> None:
+        self.number = self.revision = 0
+        self.versions = dict.fromkeys((f"k{number}" for number in range(KEYS)), 0)
+        self.alive: dict[str, str] = {}
+
+    def work(self, state: Path) -> None:
+        """One round, by a session of its own: keys come, change and go, and one request is refused."""
+        self.number += 1
+        number, mutations = self.number, list[Any]()
+        for one in range(ROUND):
+            id = f"k{(7 * number + one) % KEYS}"
+            if id in self.alive and (one + number) % 3 == 0:
+                del self.alive[id]
+                mutations.append(Delete(Task.ref(id)))
+            else:
+                self.alive[id] = f"round {number}"
+                mutations.append(Put(Task(title=self.alive[id], id=id, description="x" * 300)))
+        with connect(state, name=f"agent {number}", limits=WORN) as client:
+            for reply, mutation in zip(client.submit_many(mutations, window=8), mutations, strict=True):
+                self.revision += 1
+                id = mutation.entity.id if isinstance(mutation, Put) else mutation.target.id
+                self.versions[id] += 1
+                assert (reply.check().results[0].version, reply.revision) == (self.versions[id], self.revision)
+            with pytest.raises(VersionConflict):
+                client.update(Task.ref(next(iter(self.alive))), title="late", expect=10_000)
+
+    def compare(self, state: Path) -> None:
+        with open_reader(state, limits=WORN) as reader, reader.snapshot() as snap:
+            assert snap.revision == self.revision
+            found = {task.id: (task.version, task.title) for task in snap.entities(Task)}
+        assert found == {id: (self.versions[id], title) for id, title in self.alive.items()}
+
+    def go_on(self, state: Path, engine: Engine, wait_until: Any) -> None:
+        """What follows a death, and what another one finds."""
+        for _ in range(3):
+            self.work(state)
+        self.compare(state)
+        before = engine.restarts
+        os.kill(engine.pid, signal.SIGKILL)
+        wait_until(lambda: engine.restarts > before, 20, "a restart")
+        self.compare(state)
+
+
+@pytest.fixture(scope="module")
+def worn(tmp_path_factory, wait_until) -> tuple[Path, Books]:
+    """A folder whose start needs a checkpoint, and the end of whose journal has more; and what is in it."""
+    state, books = tmp_path_factory.mktemp("worn") / "state", Books()
+    with Engine(state, durability="process", limits=WORN):
+        wait_until(lambda: books.work(state) or first_of(journal_files(state)[0]) > 1, 100, "a trim")
+    return state, books
+
+
+class Scene:
+    """A worn folder, and how engines are started on it."""
+
+    def __init__(self, worn: tuple[Path, Books], state: Path, start_engine: Any, wait_until: Any, capfd: Any) -> None:
+        shutil.copytree(worn[0], state, ignore=shutil.ignore_patterns("*.sock"))
+        self.state, self.books, self._start, self.wait_until, self._capfd = (
+            state, copy.deepcopy(worn[1]), start_engine, wait_until, capfd,
+        )  # fmt: skip
+        self._said = ""
+
+    def start(self, failpoint: str = "") -> Engine:
+        with pytest.MonkeyPatch.context() as armed:
+            if failpoint:
+                armed.setenv(VARIABLE, failpoint)
+            return self._start(self.state, limits=WORN)
+
+    def work_until(self, condition: Callable[[], bool], what: str) -> None:
+        for _ in range(ROUNDS_MAX):
+            if condition():
+                return
+            self.books.work(self.state)
+        raise AssertionError(f"{what}: not within {ROUNDS_MAX} rounds")
+
+    def said(self) -> str:
+        """By all engines so far, to whoever started them."""
+        self._said += self._capfd.readouterr().err
+        return self._said
+
+
+def an_engine(scene: Scene, point: str, hit: int) -> Engine:
+    """Dies there while it works, or in its start already."""
+    try:
+        engine = scene.start(f"{point}:kill:hit={hit}")
+    except EngineStartFailed as error:
+        assert "status -9" in str(error)  # noqa: PT017 (where it dies is not the question)
+        return scene.start()
+    scene.work_until(lambda: engine.restarts == 1, f"a death at {point}")
+    return engine
+
+
+def starting_engines(scene: Scene, point: str, hit: int) -> Engine:
+    """Each comes there once: so many of them die."""
+    for _ in range(hit):
+        with pytest.raises(EngineStartFailed, match="status -9"):
+            scene.start(f"{point}:kill")
+    return scene.start()
+
+
+def makers_of_checkpoints(scene: Scene, point: str, hit: int) -> Engine:
+    """So many in a row. The engine outlives them; the next one has checkpoints again."""
+    engine = scene.start(f"{point}:kill")
+    scene.work_until(lambda: scene.said().count("a checkpoint was not made: status -9") >= hit, f"deaths at {point}")
+    assert engine.restarts == 0
+    before = {*checkpoint_files(scene.state)}
+    os.kill(engine.pid, signal.SIGKILL)
+    scene.work_until(lambda: bool({*checkpoint_files(scene.state)} - before), "a checkpoint")
+    return engine
+
+
+def an_owner(scene: Scene, point: str, hit: int) -> Engine:
+    """In the restart that follows so many deaths of its engine."""
+    with owner_that_dies(scene.state, scene.wait_until, point, hit):
+        for number in range(hit):
+            pid = StateFolder(scene.state).whereabouts().pid
+            scene.books.work(scene.state)
+            os.kill(pid, signal.SIGKILL)
+            if number < hit - 1:
+                scene.wait_until(lambda pid=pid: StateFolder(scene.state).whereabouts().pid != pid, 20, "a restart")
+    return scene.start()
+
+
+WHO_DIES = {
+    **dict.fromkeys(SUPERVISING, an_owner),
+    **dict.fromkeys(MAKING, makers_of_checkpoints),
+    **{name: starting_engines for name in NAMES if name.startswith("recover.")},
+}
+
+
+@pytest.mark.heavy
+@pytest.mark.parametrize("hit", [1, 2])
+@pytest.mark.parametrize("point", NAMES)
+def test_a_kill_at_any_point_at_its_first_or_second_hit_loses_and_repeats_nothing(
+    worn, state, start_engine, wait_until, capfd, point, hit
+):
+    scene = Scene(worn, state, start_engine, wait_until, capfd)
+    engine = WHO_DIES.get(point, an_engine)(scene, point, hit)
+    scene.books.go_on(state, engine, wait_until)
+    engine.stop()
+    verified = verify(state)
+    assert (verified.revision, verified.entities) == (scene.books.revision, len(scene.books.alive))

@@ -168,8 +168,9 @@ class History:
 
     def of(self, snap: Snapshot, kind: str) -> list[tuple[str, Fields]]:
         """What a snapshot must have, in the order of the places that its engine gave the keys."""
-        slots = places(snap, kind)
-        return sorted(self.at(kind, snap.revision), key=lambda found: slots[found[0]])
+        slots, there = places(snap, kind), self.at(kind, snap.revision)
+        assert {id for id, _ in there} <= slots.keys(), f"of {kind} something is not found at {snap.revision}"
+        return sorted(there, key=lambda found: slots[found[0]])
 
     def entity(self, kind: str, fields: Fields) -> Entity:
         """The same with its types; its times are not those of the engine."""
@@ -750,7 +751,12 @@ def what_was_before_is_not_compared(true: Any, pin: Pin, address: int) -> int:
     return 0
 
 
+def a_broken_chain_answered_with_nothing(true: Any, pin: Pin) -> Any:
+    return {}, {}
+
+
 BUGS = [
+    (Pin, "_walked", a_broken_chain_answered_with_nothing),
     (Pin, "_visible", newest_for_all_revisions),
     (Pin, "changed", records_behind_the_tail_ignored),
     (Query, "_behind", a_page_begins_with_the_end_of_the_last),

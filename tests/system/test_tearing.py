@@ -22,12 +22,15 @@ from solewriter.agents.testing.follower import Follower
 from solewriter.agents.testing.ledger import MODELS, OPENED
 from solewriter.agents.testing.tearing import SMALL, Child, Summary
 from solewriter.shared import record
+from solewriter.shared.memory import root
 from solewriter.shared.memory.heap import OFFSET_MASK, PREFIX_BYTES
 from solewriter.shared.memory.pin import Pin
+from solewriter.shared.memory.root import RootReader
 from solewriter.shared.memory.view import View
 
 LOOKS_MAX = 40  # within which a seeded bug is seen; nearly all of them at the first
 CHANGES_MAX = 20_000
+REVISION_END = 24  # bytes of a root in the ring: checksum, number of kinds, its own number, revision
 
 
 def stressed(reads: int, seed: int, timeout_s: float) -> Summary:
@@ -172,7 +175,21 @@ def a_pin_of_the_root_before_with_the_newest_counts(true: Any, view: View) -> Pi
     return pin
 
 
+def a_root_of_which_half_was_filled_again(true: Any, reader: RootReader) -> root.Root:
+    """The ring is ignored: neither how far the writer went meanwhile nor the checksum."""
+    begin = reader.words[root._HEAD]
+    place = root._RING + begin % root.ROOT_RING * root._PLACE_BYTES
+    first = reader._map[place : place + REVISION_END]
+    while reader.words[root._HEAD] - begin < root.ROOT_RING:  # so that it happens now
+        os.sched_yield()
+    copy = first + reader._map[place + REVISION_END : place + root._PLACE_BYTES]
+    fields = root._ROOT.unpack_from(copy)
+    kinds = root._KINDS.iter_unpack(copy[root._ROOT.size : root._ROOT.size + fields[1] * root._KINDS.size])
+    return root.Root._make((*fields[2:], tuple(kinds)))
+
+
 LOOKING = [
+    (RootReader, "current", a_root_of_which_half_was_filled_again),
     (Pin, "_visible", newest_for_all_revisions),
     (Pin, "_visible", the_one_before_the_right_one),
     (Scanner, "rows", columns_without_the_correction),

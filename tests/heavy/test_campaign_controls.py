@@ -1,0 +1,197 @@
+"""Engines with one seeded bug each, under a short campaign: the history checker finds every one, and names it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pytest
+
+from solewriter.agents.testing.campaign import Settings, run
+from solewriter.agents.testing.round import Crowd
+
+pytestmark = [pytest.mark.heavy, pytest.mark.timeout(200)]
+
+MINUTES = 1.5  # a bug is seen in the first round, mostly within seconds
+
+
+def no_duplicate_check() -> None:
+    """A request that was sent again is decided again."""
+    from solewriter.engine_proc.engine import SingleWriter
+
+    def answer(self, turn, session, sequence, request):
+        if isinstance(request, tuple) and len(request) == 2:
+            return true(self, turn, session, sequence, request)
+        told = self._told(turn, session, sequence, request)
+        return sequence, told.status, told.revision, told.detail
+
+    true, SingleWriter._answer = SingleWriter._answer, answer
+
+
+def duplicate_check_behind_the_version_check() -> None:
+    """A request that was sent again is first compared with what it made itself."""
+    from solewriter.engine_proc.decide import Draft, decide
+    from solewriter.engine_proc.engine import SingleWriter
+    from solewriter.shared.errors import Refused, to_wire
+    from solewriter.shared.wire import Status
+
+    def answer(self, turn, session, sequence, request):
+        if isinstance(request, tuple) and len(request) == 4:
+            try:
+                decide(Draft(turn, session.name), request)
+            except Refused as error:
+                return sequence, Status.REFUSED, turn.revision, to_wire(error)
+        return true(self, turn, session, sequence, request)
+
+    true, SingleWriter._answer = SingleWriter._answer, answer
+
+
+def published_after_the_reply() -> None:
+    """What a reply says is visible two milliseconds after it left, or when the next turn begins."""
+    import asyncio
+
+    from solewriter.engine_proc.engine import SingleWriter
+
+    late = []
+
+    def publish_now(publisher) -> None:
+        if late:
+            publisher.publish(*late.pop())
+
+    def merge(self, turn) -> None:
+        self._publisher.publish = lambda *given: late.append(given)
+        try:
+            merging(self, turn)
+        finally:
+            del self._publisher.publish
+
+    def reply(self) -> None:
+        replying(self)
+        asyncio.get_running_loop().call_later(0.002, publish_now, self._publisher)
+
+    def decide(self, turn) -> None:
+        publish_now(self._publisher)
+        deciding(self, turn)
+
+    def reclaim(self, written) -> None:
+        if not late:  # or it would move records that it cannot know to be overtaken: that is another bug
+            reclaiming(self, written)
+
+    merging, SingleWriter._merge = SingleWriter._merge, merge
+    reclaiming, SingleWriter._reclaim = SingleWriter._reclaim, reclaim
+    replying, SingleWriter._reply = SingleWriter._reply, reply
+    deciding, SingleWriter._decide = SingleWriter._decide, decide
+
+
+def refusals_not_journaled() -> None:
+    """Only what was applied is remembered by the next engine."""
+    import msgspec
+
+    from solewriter.engine_proc.turn import Turn
+    from solewriter.shared.wire import Status
+
+    def private(self):
+        said = true(self)
+        return msgspec.structs.replace(said, outcomes=[one for one in said.outcomes if one[2] == Status.APPLIED])
+
+    true, Turn.private = Turn.private, private
+
+
+def overlay_kept_after_a_failed_commit() -> None:
+    """A turn that could not be written is the state all the same. Every fiftieth finds no room."""
+    from itertools import count
+
+    from solewriter.engine_proc.engine import SingleWriter
+    from solewriter.engine_proc.journal import DiskFull, FileJournal
+
+    commits = count(1)
+
+    async def commit(self, *, durable) -> None:
+        if durable and next(commits) % 50 == 0:
+            self._staged = None
+            raise DiskFull("no room")
+        await committing(self, durable=durable)
+
+    def undo(self, turn, error) -> None:
+        undoing(self, turn, error)
+        for (session, sequence), told in turn.outcomes.items():
+            self.sessions.remember(session, sequence, told)
+        self.state.revision = turn.revision
+
+    committing, FileJournal.commit = FileJournal.commit, commit
+    undoing, SingleWriter._undo = SingleWriter._undo, undo
+
+
+def outcomes_forgotten_by_a_checkpoint() -> None:
+    """What is journaled behind a checkpoint says nothing of how requests ended."""
+    import msgspec
+
+    from solewriter.engine_proc import recovery
+
+    def private_state(*given):
+        whole = true(*given)
+        return msgspec.structs.replace(whole, request_ids=[], sessions=[
+            msgspec.structs.replace(one, outcomes=[]) for one in whole.sessions
+        ])  # fmt: skip
+
+    true, recovery.private_state = recovery.private_state, private_state
+
+
+def unnamed_checkpoint_trusted() -> None:
+    """A start begins with the newest that is there, and knows nothing of what happened since the one before."""
+    import msgspec
+
+    from solewriter.engine_proc.journal import FileJournal
+    from solewriter.shared.checkpoint import Checkpoint, checkpoint_files
+
+    def newest_whole(self):
+        found, files = naming(self), checkpoint_files(self._folder)
+        if found is None or not files:
+            return found
+        with Checkpoint(files[max(files)]) as newest:
+            return found[0], msgspec.structs.replace(found[1], checkpoint=newest.name)
+
+    naming, FileJournal.newest_whole = FileJournal.newest_whole, newest_whole
+
+
+class Control(NamedTuple):
+    """A bug, where engines die meanwhile, and by which names it may be called."""
+
+    bug: Callable[[], None]
+    failpoints: Sequence[str]
+    names: set[str]
+    round_acks: int = 1_500  # of a round: many begin in little time, or few see more checkpoints
+
+
+CONTROLS = (
+    Control(no_duplicate_check, ["commit.noted", "turn.published", "turn.reply"], {"applied twice"}),
+    Control(
+        duplicate_check_behind_the_version_check,
+        ["commit.noted", "turn.published", "turn.reply"],
+        {"refused but applied", "told otherwise"},
+    ),
+    Control(published_after_the_reply, [], {"an acked revision was not seen", "an older entity in a refusal"}),
+    Control(refusals_not_journaled, [], {"refusal not journaled"}),
+    Control(overlay_kept_after_a_failed_commit, [], {"revision gap", "lost"}),
+    Control(outcomes_forgotten_by_a_checkpoint, ["checkpoint.journaled", "trim.done"], {"applied twice"}, 8_000),
+    Control(unnamed_checkpoint_trusted, ["checkpoint.renamed"], {"applied twice"}, 4_000),
+)
+
+
+def said_of(control: Control, seeded: Any, folder: Path) -> str:
+    """What a campaign says of an engine with this bug."""
+    report = run(
+        Settings(
+            seed=5, minutes=MINUTES, acks=60_000, round_acks=control.round_acks, crowd=Crowd(4, 1, 0, 0.002),
+            failpoints=control.failpoints, folder=folder, models=[seeded(control.bug)],
+        )
+    )  # fmt: skip
+    assert not report.clean, report
+    return "\n".join(report.first_violations)
+
+
+@pytest.mark.parametrize("control", [pytest.param(one, id=one.bug.__name__) for one in CONTROLS])
+def test_a_campaign_catches_an_engine_with_a_seeded_bug(tmp_path, seeded, control):
+    said = said_of(control, seeded, tmp_path)
+    assert any(name in said for name in control.names), said
