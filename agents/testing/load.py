@@ -14,6 +14,7 @@ import os
 import random
 import select
 import sys
+import time
 from collections.abc import Callable, Iterator, Sequence
 from itertools import islice
 from pathlib import Path
@@ -24,8 +25,8 @@ from solewriter.agents.snapshot import Snapshot
 from solewriter.agents.testing.evidence import UNKNOWN, Call, Evidence, gather
 from solewriter.agents.testing.steps import Key, kinds_of, mutation_of, step_of
 from solewriter.agents.watch import Resync
-from solewriter.shared.config import Limits
-from solewriter.shared.errors import Fenced, OutcomeUnknown, SolewriterError, Unavailable
+from solewriter.shared.config import ATTACH_RETRY_S, Limits
+from solewriter.shared.errors import EngineUnavailable, Fenced, OutcomeUnknown, SolewriterError, Unavailable
 from solewriter.shared.models import Project, ProjectStatus, Task, TaskPriority, TaskStatus
 from solewriter.shared.mutations import (
     Cancel,
@@ -253,10 +254,22 @@ def run_agent(options: argparse.Namespace) -> None:
             agent.act()
 
 
+def first_reader(state: Path) -> Reader:
+    """A reader, as soon as an engine serves: one may just have been stopped, and the next one not be there yet."""
+    deadline = time.monotonic() + PATIENT.connect_timeout_s
+    while True:
+        try:
+            return open_reader(state, limits=PATIENT)
+        except EngineUnavailable:
+            if time.monotonic() > deadline:
+                raise
+            time.sleep(ATTACH_RETRY_S)
+
+
 def run_reader(options: argparse.Namespace) -> None:
     """Look at everything, again and again; hold some snapshots, and look at them again later."""
     chance, held = random.Random(options.seed), list[Snapshot]()
-    with Evidence(options.evidence) as evidence, open_reader(options.state, limits=PATIENT) as reader:
+    with Evidence(options.evidence) as evidence, first_reader(options.state) as reader:
         while going_on(options.pause_s):
             with contextlib.suppress(Unavailable, TimeoutError):  # it was held for too long, or no engine serves now
                 if held and chance.random() < 0.2:
@@ -268,7 +281,7 @@ def run_reader(options: argparse.Namespace) -> None:
 
 def run_watcher(options: argparse.Namespace) -> None:
     """Follow every change; from a whole snapshot again, where too much was missed."""
-    with Evidence(options.evidence) as evidence, open_reader(options.state, limits=PATIENT) as reader:
+    with Evidence(options.evidence) as evidence, first_reader(options.state) as reader:
         while going_on(options.pause_s):
             with contextlib.suppress(Unavailable):  # what was watched has left memory in the middle of a change
                 _follow(evidence, reader)
