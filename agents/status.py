@@ -269,13 +269,18 @@ def _with_request(
 
 
 def _last_outcomes(folder: StateFolder, journal: list[str]) -> set[tuple[int, int]]:
-    """(session, sequence) of the requests of the last journaled turn that decided any."""
+    """(session, sequence) of the requests of the last journaled turn that decided any; behind a checkpoint, of all that
+    are remembered: the turns before it may be trimmed.
+    """
     for name in reversed(journal):
         buffer, at = (folder.path / name).read_bytes(), entries.FILE_HEADER_BYTES
         outcomes: list[entries.Outcome] = []
         number = 0
         while (found := entries.unpack(buffer, at)) is not None and found[0].number > number:
-            outcomes = found[0].private.outcomes or outcomes
+            said = found[0].private
+            if said.whole is not None:
+                outcomes = [outcome for session in said.whole.sessions for outcome in session.outcomes]
+            outcomes = said.outcomes or outcomes
             number, at = found[0].number, found[2]
         if outcomes:
             return {(outcome[0], outcome[1]) for outcome in outcomes}

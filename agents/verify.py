@@ -1,9 +1,9 @@
 """Whether a state folder is sound: everything in it is read, checked and replayed; nothing is written.
 
-Every checksum, every number: entries follow each other, revisions have no gap, versions of an entity go up by one. The
-journal is replayed in a plain dict, from the oldest checkpoint or the beginning on, and wherever another checkpoint was
-taken, the digests of both states must be the same. Beside a running engine it reads up to what was committed when it
-began.
+Every checksum, every number: entries follow each other, revisions have no gap, versions of an entity go up by one, and
+never down where it was deleted and perhaps forgotten. The journal is replayed in a plain dict, from the oldest
+checkpoint or the beginning on, and wherever another checkpoint was taken, the digests of both states must be the same.
+Beside a running engine it reads up to what was committed when it began.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import NamedTuple, NoReturn
 
 from solewriter.shared import entry as entries
 from solewriter.shared import record
-from solewriter.shared.chain import first_of, journal_files, oldest_entry, opened
+from solewriter.shared.chain import content, first_of, journal_files, oldest_entry, opened
 from solewriter.shared.checkpoint import Checkpoint, DigestOfState, checkpoint_files
 from solewriter.shared.entry import FILE_HEADER_BYTES, Entry
 from solewriter.shared.errors import Compacted, EngineUnavailable, JournalCorrupt
@@ -37,6 +37,15 @@ def verify(folder: Path) -> Verified:
     """Read everything. Raises JournalCorrupt naming the first bad place, LayoutMismatch, EngineUnavailable for a folder
     without a journal.
     """
+    while True:
+        try:
+            return _verified(folder)
+        except Compacted:  # a running engine gave up the oldest part meanwhile: what is left is looked at again
+            continue
+
+
+def _verified(folder: Path) -> Verified:
+    """Raises Compacted where something was trimmed meanwhile."""
     if not journal_files(folder):
         raise EngineUnavailable(f"nothing is journaled in {folder}")
     committed = _committed(folder)
@@ -45,7 +54,7 @@ def verify(folder: Path) -> Verified:
     except Compacted as error:
         bad(f"no checkpoint is there from which the journal goes on: {error}", str(folder))
     replay = Replay(folder, begin)
-    files = Files(folder)
+    files = Files(folder, begin)
     for entry, place in files.entries():
         if entry.number == committed[0] and entry.crc != committed[1]:
             bad(f"entry {entry.number} is not the one that was committed", place)
@@ -70,8 +79,10 @@ def _committed(folder: Path) -> tuple[int, int]:
 class Files:
     """The journal's files as one chain."""
 
-    def __init__(self, folder: Path) -> None:
-        self._folder = folder
+    def __init__(self, folder: Path, begin: int) -> None:
+        self._paths = journal_files(folder)
+        if first_of(self._paths[0]) > begin + 1:
+            raise Compacted(f"the journal begins with {self._paths[0].name}", oldest=0)
         self._state_id: bytes | None = None
         self._crc: int | None = None
         self.last = 0  # number of the last entry
@@ -79,9 +90,9 @@ class Files:
         self.torn_bytes = 0
 
     def entries(self) -> Iterator[tuple[Entry, str]]:
-        """Each with its place. Raises JournalCorrupt."""
-        for path in journal_files(self._folder):
-            buffer = path.read_bytes()
+        """Each with its place. Raises JournalCorrupt, Compacted."""
+        for path in self._paths:
+            buffer = content(path)
             self._begin(path, buffer)
             yield from self._of(path, buffer)
 
@@ -89,23 +100,29 @@ class Files:
         start = entries.read_file_header(path, buffer)
         if self._state_id not in (None, start.state_id):
             bad(f"{path.name} belongs to another state", f"{path.name}:0")
-        if start.first != first_of(path) or (self._crc is not None and start.first != self.last + 1):
-            bad(f"{path.name} begins with entry {start.first}, and entry {self.last + 1} is next", f"{path.name}:0")
+        if start.first != first_of(path):
+            bad(f"{path.name} begins with entry {start.first}", f"{path.name}:0")
+        if self._crc is not None and start.first != self.last + 1:
+            bad(f"entry {self.last + 1} is not at {self.end}, and {path.name} begins with {start.first}", self.end)
         if self._crc not in (None, start.previous_crc):
             bad(f"{path.name} does not follow entry {self.last}", f"{path.name}:0")
         self._state_id, self._crc, self.last = start.state_id, start.previous_crc, start.first - 1
 
     def _of(self, path: Path, buffer: bytes) -> Iterator[tuple[Entry, str]]:
-        at = FILE_HEADER_BYTES
-        while (found := entries.unpack(buffer, at)) is not None and found[0].number > self.last:
-            entry, previous, behind = found
-            if entry.number != self.last + 1 or previous != self._crc:
-                bad(f"entry {entry.number} does not follow entry {self.last}", f"{path.name}:{at}")
-            self.last, self._crc = entry.number, entry.crc
-            yield entry, f"{path.name}:{at}"
-            at = behind
+        at, read = FILE_HEADER_BYTES, b""
+        while buffer != read:
+            read = buffer
+            while (found := entries.unpack(buffer, at)) is not None and found[0].number > self.last:
+                entry, previous, behind = found
+                if entry.number != self.last + 1 or previous != self._crc:
+                    bad(f"entry {entry.number} does not follow entry {self.last}", f"{path.name}:{at}")
+                self.last, self._crc = entry.number, entry.crc
+                yield entry, f"{path.name}:{at}"
+                at = behind
+            if later := entries.later_entry(buffer, at, self.last):
+                buffer = content(path)  # beside an engine, the look may have met an entry before it was whole
         self.end = f"{path.name}:{at}"
-        if entries.later_entry(buffer, at, self.last) is not None:
+        if later:
             bad(f"{path.name} is damaged at offset {at}: a later entry is whole", self.end)
         self.torn_bytes = entries.length_at(buffer, at) if found is None else 0
 
@@ -114,6 +131,7 @@ class Replay:
     """The state as the journal tells it: of each key its newest body."""
 
     def __init__(self, folder: Path, begin: int) -> None:
+        self._folder = folder
         self._checkpoints = checkpoint_files(folder)
         self._newest: dict[tuple[int, bytes], bytes] = {}
         self._entries = self._records = self._compared = 0
@@ -146,7 +164,7 @@ class Replay:
             bad(f"the entry says revision {entry.revision}, its records end with {self._revision}", place)
         self._check_private(entry, place)
         if entry.number in self._checkpoints:
-            with Checkpoint(self._checkpoints[entry.number]) as checkpoint:
+            with opened(self._folder, entry.number) as checkpoint:
                 checkpoint.verify()
                 self._compare(checkpoint)
 
@@ -154,9 +172,11 @@ class Replay:
         self._records += 1
         key = found.kind, record.key_at(body, 0)
         before = self._newest.get(key)
-        if before is not None and found.version != record.version_at(before, 0) + 1:
-            bad(f"version {found.version} of {found.key!r} follows {record.version_at(before, 0)}", place)
-        if found.deleted and (before is None or record.deleted_at(before, 0)):
+        gone = before is None or record.deleted_at(before, 0)
+        least = record.version_at(before, 0) + 1 if before is not None else 1
+        if found.version < least or (found.version > least and not gone):  # what is gone may have been forgotten
+            bad(f"version {found.version} of {found.key!r} follows {least - 1}", place)
+        if found.deleted and gone:
             bad(f"{found.key!r} is deleted, and was not there", place)
         self._newest[key] = body
 
@@ -164,10 +184,11 @@ class Replay:
         whole = entry.private.whole
         if whole is not None and whole.checkpoint.entry >= entry.number:
             bad(f"entry {entry.number} names a checkpoint of later", place)
-        if whole is not None and (path := self._checkpoints.get(whole.checkpoint.entry)) is not None:
-            with Checkpoint(path) as checkpoint:
+        if whole is not None and whole.checkpoint.entry in self._checkpoints:
+            with opened(self._folder, whole.checkpoint.entry) as checkpoint:
                 if checkpoint.name != whole.checkpoint:
-                    bad(f"{path.name} is not the one that entry {entry.number} names", f"{path.name}:0")
+                    name = checkpoint.path.name
+                    bad(f"{name} is not the one that entry {entry.number} names", f"{name}:0")
 
     def _compare(self, checkpoint: Checkpoint) -> None:
         name = checkpoint.path.name

@@ -10,11 +10,13 @@ from __future__ import annotations
 import errno
 import os
 from concurrent.futures import Executor, Future
+from contextlib import suppress
 from pathlib import Path
 
 from solewriter.shared import failpoint
 from solewriter.shared.config import KIB, RESERVE_BYTES, SPARE_FILES_MAX
 from solewriter.shared.entry import FILE_HEADER_BYTES
+from solewriter.shared.folder import sync_folder
 
 ZEROS = bytes(256 * KIB)
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
@@ -53,14 +55,16 @@ class FilesAhead:
         return fd
 
     def take_reserved(self, needed: int) -> int | None:
-        """The same, made of the reserve; None if that is too little."""
+        """The same, made of the reserve; None if that is too little, and then it is held again."""
         self._reserve.unlink(missing_ok=True)
         try:
             return self._made(needed)
         except OSError as error:
-            if error.errno in FULL:
-                return None
-            raise
+            if error.errno not in FULL:
+                raise
+        with suppress(OSError):
+            self._hold_reserve()
+        return None
 
     def _make(self, size: int) -> int:
         """Raises OSError, also where the reserve would not be left."""
@@ -78,6 +82,7 @@ class FilesAhead:
         spare = next((path for path in self._spares() if path.stat().st_size >= size), None)
         if spare is not None:
             os.rename(spare, self._path)
+            sync_folder(self._folder)  # while a power cut can bring its old name back, its content stays
         flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC
         fd = os.open(self._path, flags if spare is not None else flags | os.O_TRUNC, 0o600)
         try:

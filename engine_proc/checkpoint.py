@@ -1,8 +1,8 @@
 """Makes one checkpoint, as a short-lived process of low priority: `python -m solewriter.engine_proc.checkpoint`.
 
 It reads shared memory through a pin, as any reader does, so the engine neither waits nor knows. What it writes is on
-disk and was read back before it says so; the engine gives it its name. If it is killed, or its engine dies, nothing but
-an unfinished file is left, which the next engine removes.
+disk and was read back before it says so; the engine gives it its name. If its engine dies, it ends as well; if it is
+killed, nothing but an unfinished file is left, which goes then, or with the next start.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import msgspec
@@ -40,6 +40,7 @@ class Order(msgspec.Struct, frozen=True):
     prefix: str
     state_id: bytes
     segment_bytes: tuple[int, int]  # of the heap, at least and at most
+    engine: int  # its pid: nobody else waits for this
 
 
 class Made(msgspec.Struct, frozen=True):
@@ -56,32 +57,45 @@ class EngineGone(SolewriterError):
     """Nobody waits for this checkpoint any more."""
 
 
-def make(order: Order) -> Made:
-    """Write the current revision. Raises OSError, SolewriterError."""
+def make(order: Order, is_wanted: Callable[[], bool] = lambda: True) -> Made:
+    """Write the current revision, while it is wanted. Raises OSError, SolewriterError, and leaves no file then."""
     pin = View(order.memory_dir, order.prefix).pin()
-    writer = CheckpointWriter(Path(order.path), order.state_id)
+    path = Path(order.path)
+    try:
+        return _made(path, pin, order, is_wanted)
+    except (OSError, SolewriterError):
+        path.unlink(missing_ok=True)
+        raise
+
+
+def _made(path: Path, pin: Pin, order: Order, is_wanted: Callable[[], bool]) -> Made:
+    writer = CheckpointWriter(path, order.state_id)
     time_us = time.time_ns() // 1000
     try:
-        directory = _written(writer, pin, order, time_us)
+        directory = _written(writer, pin, order, time_us, is_wanted)
         failpoint.reach("checkpoint.written")
         name = writer.finish(pin.root.entry, directory)
     finally:
         writer.close()
     failpoint.reach("checkpoint.synced")
-    with Checkpoint(Path(order.path)) as made:
+    with Checkpoint(path) as made:
         made.verify()
         return Made(name.entry, name.crc, made.size, pin.root.revision, time_us)
 
 
-def _written(writer: CheckpointWriter, pin: Pin, order: Order, time_us: int) -> Directory:
+def _written(
+    writer: CheckpointWriter, pin: Pin, order: Order, time_us: int, is_wanted: Callable[[], bool]
+) -> Directory:
     least, most = order.segment_bytes
     span = sum(segment.size for segment in pin.heap.values())
     heap = HeapImage(writer.add, min(max(least, span // HEAP_SEGMENT_SHARE), most))
     digest, sizes, tables = DigestOfState(), {False: 0, True: 0}, []
     for kind, (places, alive) in enumerate(pin.root.kinds):
         image = KindImage(pin.catalog.tables[kind].columns, places)
-        for slot, at, body in _records(pin, kind):
+        for slot, at, body in _records(pin, kind, is_wanted):
             deleted = record.deleted_at(body, 0)
+            if deleted and _lives_elsewhere(pin, kind, at, body):
+                continue
             address = heap.append(body, slot)
             image.put(slot, record.key_at(body, 0), address, _cells(pin, kind, slot, at, body), not deleted)
             sizes[deleted] += padded(len(body))
@@ -94,11 +108,10 @@ def _written(writer: CheckpointWriter, pin: Pin, order: Order, time_us: int) -> 
     )  # fmt: skip
 
 
-def _records(pin: Pin, kind: int) -> Iterator[tuple[int, int, bytes]]:
+def _records(pin: Pin, kind: int, is_wanted: Callable[[], bool]) -> Iterator[tuple[int, int, bytes]]:
     """(slot, address, body) of every record of a kind, tombstones included. Raises SnapshotExpired, EngineGone."""
-    engine = os.getppid()
     for slot in range(pin.slots(kind)):
-        if slot % LOOK_EVERY == 0 and os.getppid() != engine:
+        if slot % LOOK_EVERY == 0 and not is_wanted():
             raise EngineGone("the engine is gone")
         if address := pin.at(kind, slot):
             segment, start = pin.segment(address >> 32), (address & OFFSET_MASK) + PREFIX_BYTES
@@ -106,6 +119,14 @@ def _records(pin: Pin, kind: int) -> Iterator[tuple[int, int, bytes]]:
             if not record.checked(body):
                 pin.content(address)  # says why: it was taken away, or is damaged
             yield slot, address, body
+
+
+def _lives_elsewhere(pin: Pin, kind: int, address: int, tombstone: bytes) -> bool:
+    """Whether a key was made again in another slot. A pin that outlived the tables finds what it had by its records
+    alone, and among them tombstones that were forgotten before.
+    """
+    found = pin.find(kind, record.key_at(tombstone, 0).decode())
+    return found not in (0, address) and pin.content(found).version > record.version_at(tombstone, 0)
 
 
 def _cells(pin: Pin, kind: int, slot: int, address: int, body: bytes) -> Sequence[Cell] | None:
@@ -166,7 +187,8 @@ def main() -> int:
     os.setpriority(os.PRIO_PROCESS, 0, NICE)
     os.umask(0o077)
     try:
-        made = make(msgspec.msgpack.decode(sys.stdin.buffer.read(), type=Order))
+        order = msgspec.msgpack.decode(sys.stdin.buffer.read(), type=Order)
+        made = make(order, lambda: os.getppid() == order.engine)
     except (OSError, SolewriterError) as error:
         print(f"{type(error).__name__}: {error}", file=sys.stderr)
         return 1

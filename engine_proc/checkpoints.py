@@ -83,6 +83,7 @@ class Checkpoints:
         """Have the revision that is published now made into one. `done` is called in a thread, unless it fails."""
         self._running, self._begun = True, self._journal.length
         failpoint.reach("checkpoint.begin")
+        self._journal.make_ahead()
         self._waiter.submit(self._made, done)
 
     def _made(self, done: Callable[[Made], None]) -> None:
@@ -109,13 +110,18 @@ class Checkpoints:
         self._since = self._journal.length - self._wanted + self._limits.checkpoint_after_bytes // 2
         self._running = False
 
+    def given_up(self, made: Made, why: str) -> None:
+        """The journal has no room for what belongs behind it: the file would only take more."""
+        self._beside.submit(checkpoint_path(self._folder, made.entry).unlink, missing_ok=True)
+        self.failed(why)
+
     # --- what may go -------------------------------------------------------------------------------------------------
 
     def noted(self, made: Made, private_bytes: int) -> None:
         """It is in the journal: a start begins with it."""
         self._held[made.entry] = Held(made.size, made.time_us)
         self._since, self._wanted = self._begun, self._bytes_wanted(private_bytes)
-        self._beside.submit(self._trim, made.entry, made.time_us).add_done_callback(lambda _: self._trimmed())
+        self._waiter.submit(self._trim, made.entry, made.time_us).add_done_callback(lambda _: self._trimmed())
 
     def _trimmed(self) -> None:
         self._running = False
@@ -132,7 +138,7 @@ class Checkpoints:
                 checkpoint_path(self._folder, entry).unlink(missing_ok=True)
                 del self._held[entry]
             failpoint.reach("trim.done")
-        except OSError as error:  # what could not be given up stays, and is looked at again behind the next checkpoint
+        except (OSError, SolewriterError) as error:  # what stays is looked at again behind the next checkpoint
             self._log(f"trimming: {error}")
 
 

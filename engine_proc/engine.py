@@ -152,6 +152,11 @@ class SingleWriter:
 
     def _begin_checkpoint(self, checkpoints: Checkpoints) -> None:
         """Of everything so far: the newest entry may have changed no entity, so it is published first."""
+        try:
+            self._publisher.reserve([], {})
+        except MemoryFull as error:
+            checkpoints.failed(str(error))
+            return
         self._publisher.publish([], self.state.revision, self._journal.tail.number, self.state.counts())
         loop, inbox = asyncio.get_running_loop(), self._bridge.inbox
 
@@ -167,7 +172,7 @@ class SingleWriter:
         try:
             await self._journal.commit(durable=True)
         except DiskFull as error:
-            checkpoints.failed(str(error))
+            checkpoints.given_up(made, str(error))
             return
         failpoint.reach("checkpoint.journaled")
         checkpoints.noted(made, self._journal.length - before)

@@ -73,7 +73,7 @@ class Journal(Protocol):
         """Every entry from this one on, oldest first; once, before the first append. Raises JournalCorrupt.
 
         `may_be_cut` tells, of what was replayed so far, whether entries may legally have been lost behind it, in any
-        order: then what follows the first bad one is dropped.
+        order: then what follows the first bad one is dropped. Where they may not, nothing is changed.
         """
 
     def append(self, revision: int, time_us: int, bodies: list[bytes], private: Private) -> None:
@@ -83,6 +83,9 @@ class Journal(Protocol):
         """Make it durable, if asked for to the journal's full level. Raises DiskFull and then holds nothing of it;
         any other OSError is the end of the process.
         """
+
+    def make_ahead(self) -> None:
+        """The whole private state is coming, and begins a file: have that made beside the loop."""
 
     def trim(self, before: int) -> None:
         """Entries numbered below this may go. Runs in a thread beside the commits."""
@@ -111,6 +114,9 @@ class NoJournal:
 
     async def commit(self, *, durable: bool) -> None:
         self.tail = self._next
+
+    def make_ahead(self) -> None:
+        pass
 
     def trim(self, before: int) -> None:
         pass
@@ -190,7 +196,11 @@ class FileJournal:
         if self._closing is not None and self._closing.done():
             self._closing.result()
             self._closing = None
-        if not self._ahead.begun and self._offset > self._size // 2:
+        if self._offset > self._size // 2:
+            self.make_ahead()
+
+    def make_ahead(self) -> None:
+        if not self._ahead.begun:
             self._ahead.begin(self._file_bytes)
 
     async def _sync(self) -> None:
@@ -254,8 +264,8 @@ class FileJournal:
         return None
 
     def replay(self, first: int = 1, may_be_cut: Callable[[], bool] = never) -> Iterator[Entry]:
-        """Every entry of the files from the one that holds `first`; then the last file is rewritten to new pages and
-        synced, because pages that a failed fsync left behind may be readable and not on disk.
+        """Every entry of the files from the one that holds `first`; then all of it is on disk: the last file is
+        rewritten to new pages, because pages that a failed fsync left behind may be readable and not on disk.
         """
         (self._folder / "journal.next").unlink(missing_ok=True)
         self._noted = self._read_committed()
@@ -275,6 +285,14 @@ class FileJournal:
             if cut:
                 lost = files[position + 1 :]
                 break
+        if self.missing is not None and not may_be_cut():  # and everything is as it was, for whoever looks into it
+            raise JournalCorrupt(
+                f"entries {self.missing.first} to {self.missing.last} were committed and are not in the journal any "
+                "more",
+                place=self.missing.place,
+            )
+        for path in files[: files.index(kept[0])]:  # which a killed engine may have left to the kernel
+            _sync(path)
         self._rewrite(kept[0], whole, kept[1])
         for path in lost:
             path.unlink()
@@ -401,6 +419,14 @@ class FileJournal:
             os.close(self._fd)
         os.close(self._committed_fd)
         self._syncer.shutdown()
+
+
+def _sync(path: Path) -> None:
+    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        os.fdatasync(fd)
+    finally:
+        os.close(fd)
 
 
 def _sync_and_close(fd: int, committed_fd: int) -> None:

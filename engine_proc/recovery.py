@@ -7,7 +7,7 @@ import sys
 from collections import deque
 from pathlib import Path
 
-from solewriter.engine_proc.journal import FileJournal, Journal
+from solewriter.engine_proc.journal import Journal
 from solewriter.engine_proc.lock import Lock
 from solewriter.engine_proc.newest import NewestOutcomes, NewestRecords
 from solewriter.engine_proc.publisher import Publisher, remove_segments
@@ -39,6 +39,7 @@ class Recovery:
         self._newest = NewestRecords(state, publisher)
         self._outcomes = NewestOutcomes(sessions, limits.window_max)
         self._whole_from = 0  # the entry that holds the whole private state: what earlier ones say of it is in there
+        self._reached = 0  # the entry that was replayed last
         self.life: Life | None = None  # the last one that the journal knows of
 
     def run(self) -> Checkpoint | None:
@@ -76,7 +77,7 @@ class Recovery:
         recent: deque[tuple[Entry, Private]] = deque()
         held = 0
         for entry in self._journal.replay(first, self._may_be_cut):
-            said = entry.private
+            self._reached, said = entry.number, entry.private
             if entry.number >= self._whole_from:
                 self.life = said.life or self.life
             recent.append((entry, said))
@@ -91,8 +92,12 @@ class Recovery:
         self._outcomes.install()
 
     def _may_be_cut(self) -> bool:
-        """Whether a power cut may have taken entries in any order."""
-        return self.life is not None and self.life.durability != "power" and rebooted_since(self.life)
+        """Whether a power cut may have taken entries in any order. Nothing before the whole private state: it was
+        written when all of that was on disk.
+        """
+        if self.life is None or self._reached < self._whole_from:
+            return False
+        return self.life.durability != "power" and rebooted_since(self.life)
 
     def _install_newest(self, entry: Entry, said: Private) -> None:
         if said.slots or said.kinds or said.schemas:
@@ -156,21 +161,11 @@ def rebooted_since(life: Life) -> bool:
     return life.boot != boot_id() and not life.drained
 
 
-def history_of(journal: Journal, before: Life | None) -> bytes:
-    """The history id that goes on, or a new one where nobody can prove that nothing published was lost.
-
-    Raises JournalCorrupt where entries are missing that no legal loss explains.
-    """
-    missing = journal.missing if isinstance(journal, FileJournal) else None
-    rebooted = before is not None and rebooted_since(before)
-    if missing is not None and (before is None or before.durability == "power" or not rebooted):
-        raise JournalCorrupt(
-            f"entries {missing.first} to {missing.last} were committed and are not in the journal any more",
-            place=missing.place,
-        )
+def history_of(before: Life | None) -> bytes:
+    """The history id that goes on, or a new one where nobody can prove that nothing published was lost."""
     if before is None:
         return os.urandom(16)
-    lossy = before.durability == "memory" or (before.durability == "process" and rebooted)
+    lossy = before.durability == "memory" or (before.durability == "process" and rebooted_since(before))
     return os.urandom(16) if lossy else before.history
 
 

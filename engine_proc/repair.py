@@ -18,10 +18,10 @@ from solewriter.engine_proc.journal import FileJournal
 from solewriter.engine_proc.lock import Lock
 from solewriter.shared import entry as entries
 from solewriter.shared.chain import first_entry_of, first_of, journal_files
-from solewriter.shared.checkpoint import checkpoint_files
+from solewriter.shared.checkpoint import Checkpoint, checkpoint_files, checkpoint_path
 from solewriter.shared.config import Limits
-from solewriter.shared.entry import FILE_HEADER_BYTES, Life, Private
-from solewriter.shared.errors import EngineUnavailable, JournalCorrupt
+from solewriter.shared.entry import FILE_HEADER_BYTES, Entry, Life, Private
+from solewriter.shared.errors import EngineUnavailable
 from solewriter.shared.folder import StateFolder, replace_file, sync_folder
 
 
@@ -45,6 +45,7 @@ def truncate(folder: StateFolder, revision: int) -> tuple[Cut, Path]:
         cut, life = _found(folder.path, revision)
         kept = folder.path.with_name(f"{folder.path.name}.before-repair-{time.time_ns()}")
         shutil.copytree(folder.path, kept, ignore=shutil.ignore_patterns("engine.sock"))
+        os.sync()  # the copy is there before anything goes
         _cut(folder.path, cut)
         _begin_history(folder.path, life)
     finally:
@@ -56,10 +57,10 @@ def _found(folder: Path, revision: int) -> tuple[Cut, Life]:
     """The last entry that is not above a revision, and the life that it is of."""
     files = journal_files(folder)
     wholes = [(path, first) for path in files if (first := first_entry_of(path)) and first.private.whole]
-    below = [path for path, first in wholes if first.revision <= revision]
-    if not below and (not files or first_of(files[0]) != 1):
+    below = [(path, first) for path, first in wholes if first.revision <= revision]
+    if not (_has_checkpoint(folder, below[-1][1]) if below else files and first_of(files[0]) == 1):
         raise EngineUnavailable(f"{folder} cannot be cut back to revision {revision}: no checkpoint is so old")
-    begin = below[-1] if below else files[0]
+    begin = below[-1][0] if below else files[0]
     cut, life = None, None
     for path in [path for path in files if path >= begin]:
         buffer, at = path.read_bytes(), FILE_HEADER_BYTES
@@ -79,6 +80,18 @@ def _found(folder: Path, revision: int) -> tuple[Cut, Life]:
     if cut is None or life is None:
         raise EngineUnavailable(f"{folder} cannot be cut back to revision {revision}: no whole entry is so old")
     return cut, life
+
+
+def _has_checkpoint(folder: Path, first: Entry) -> bool:
+    """Whether the checkpoint is there that this entry names: a start needs it. Raises JournalCorrupt if damaged."""
+    named = first.private.whole
+    assert named is not None, "it holds the whole private state"
+    try:
+        with Checkpoint(checkpoint_path(folder, named.checkpoint.entry)) as checkpoint:
+            checkpoint.verify()
+            return checkpoint.name == named.checkpoint
+    except FileNotFoundError:  # it was trimmed, and the file of this entry holds later ones that were not
+        return False
 
 
 def _cut(folder: Path, cut: Cut) -> None:
@@ -109,8 +122,6 @@ def _begin_history(folder: Path, life: Life) -> None:
         revision = 0
         for entry in journal.replay(found[1].checkpoint.entry + 1 if found is not None else 1):
             revision = entry.revision
-        if journal.missing is not None:
-            raise JournalCorrupt("the cut was not made", place=journal.missing.place)
         new = Life(life.epoch, os.urandom(16), life.durability, life.boot, drained=True)
         journal.append(revision, time.time_ns() // 1000, [], Private(life=new))
         asyncio.run(journal.commit(durable=True))

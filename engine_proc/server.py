@@ -87,7 +87,7 @@ class Server:
         self.sessions = Sessions(self.limits)
         recovered = Recovery(self.folder.path, self.journal, self.state, self.sessions, self.publisher, self.limits)
         checkpoint, before = recovered.run(), recovered.life
-        history = recovery.history_of(self.journal, before)
+        history = recovery.history_of(before)
         life = Life(own.epoch, history, self.orders.durability, recovery.boot_id(), drained=False)
         self._begin_life(quarantine.judged(life, before, quarantine.last_words(self.folder), self.sessions))
         self.publisher.root.remember(history)
@@ -186,6 +186,7 @@ class Server:
             self.publisher.prefix,
             self.journal.state_id,
             (limits.heap_segment_bytes_first, limits.heap_segment_bytes_max),
+            os.getpid(),
         )
         return Checkpoints(
             self.folder.path,
@@ -369,4 +370,6 @@ def run(orders: Orders, line: Line) -> int:
     except OSError as error:
         server.log(f"a write failed, and a failed write is never retried: {error}")
         os._exit(EXIT_IO)  # without a reply, and without running anything that might write
+    finally:
+        server.maker.close()  # whose thread would be waited for, and with it the lock
     return 0

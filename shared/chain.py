@@ -77,23 +77,23 @@ def entries_between(folder: Path, first: int, last: int) -> Iterator[Entry]:
 
 def _entries_of(path: Path) -> Iterator[tuple[Entry, int]]:
     """Those of one file, with their offsets."""
-    buffer = _content(path)
+    buffer = content(path)
     number, at = entries.read_file_header(path, buffer).first - 1, FILE_HEADER_BYTES
     while (found := entries.unpack(buffer, at)) is not None and found[0].number > number:
         yield found[0], at
         number, at = found[0].number, found[2]
 
 
-def _content(path: Path) -> bytes:
-    """Of a file that has its name still."""
+def content(path: Path) -> bytes:
+    """Of a file that has its name still; of the newer one where a start has just written it anew. Raises Compacted."""
     try:
-        with path.open("rb") as file:
-            content = file.read()
-            if os.stat(path).st_ino == os.fstat(file.fileno()).st_ino:
-                return content
+        while True:
+            with path.open("rb") as file:
+                found = file.read()
+                if os.stat(path).st_ino == os.fstat(file.fileno()).st_ino:
+                    return found
     except FileNotFoundError:
-        pass
-    raise _gone(f"{path.name} was trimmed meanwhile")
+        raise _gone(f"{path.name} was trimmed meanwhile") from None
 
 
 def oldest_entry(folder: Path) -> int:

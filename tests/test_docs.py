@@ -346,8 +346,6 @@ def test_what_is_said_to_be_missing_is_missing() -> None:
     rows = {words: here for words, here, _ in table("vocabulary.md", "elsewhere")}
     assert rows["claim, lease, visibility timeout"] == "*none yet*"
     assert not {"work", "claim", "complete"} & set(dir(Client)), "say in the table what it means now"
-    assert rows["checkpoint, log compaction"] == "*none yet*"
-    assert not (ROOT / "engine_proc" / "checkpoint.py").exists(), "say in the table what it means now"
 
 
 # --- links ------------------------------------------------------------------------------------------------------------

@@ -21,7 +21,9 @@ from solewriter import Create, EngineStartFailed, Entity, Limits, OutcomeUnknown
 from solewriter.agents import status as status_module
 from solewriter.agents.cli.describing import DEGRADED, FINE, NOT_THERE, described, exit_code
 from solewriter.agents.status import EngineStatus, status_of
+from solewriter.shared import entry as entries
 from solewriter.shared.config import STALE_BEATS
+from solewriter.shared.entry import CheckpointName, Life, Private, PrivateState, SessionChange, SessionState
 from solewriter.shared.failpoint import VARIABLE
 from solewriter.shared.folder import StateFolder, Whereabouts
 from solewriter.shared.memory.root import STOPPED
@@ -220,6 +222,17 @@ def test_a_hung_engine_is_stale_and_its_request_is_named(state, start_engine, se
     assert exit_code(status) == DEGRADED
     os.kill(engine.pid, signal.SIGKILL)  # its supervisor starts one without that variable
     see(state, "alive")
+
+
+def test_a_request_whose_turn_was_trimmed_ended_all_the_same(tmp_path):
+    """Behind a checkpoint, the journal says it in the private state alone."""
+    outcomes = [(7, sequence, 0, 5, None, None, None) for sequence in (256, 512)]
+    session = SessionState(SessionChange(7, "me", "me", 1, 512), 0, [], [], outcomes)
+    life = Life(1, b"h" * 16, "process", "boot", drained=False)
+    whole = PrivateState(CheckpointName(8, 1), life, [session], [], False, -1, [])
+    packed, _ = entries.pack(9, 5, 0, 0, [], Private(whole=whole))
+    (tmp_path / "journal-9.log").write_bytes(entries.file_header(b"s" * 16, 9, 0) + packed + bytes(100))
+    assert status_module._last_outcomes(StateFolder(tmp_path), ["journal-9.log"]) == {(7, 256), (7, 512)}
 
 
 @pytest.mark.parametrize(("step", "ended"), [("commit.write", False), ("commit.noted", True)])

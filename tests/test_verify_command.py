@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import shutil
+import threading
 
+import msgspec
 import pytest
 from typer.testing import CliRunner
 
@@ -16,13 +19,13 @@ from solewriter.shared import entry as entries
 from solewriter.shared import record
 from solewriter.shared.chain import first_entry_of, first_of, journal_files
 from solewriter.shared.checkpoint import checkpoint_files
-from solewriter.shared.config import KIB, Limits
+from solewriter.shared.config import KIB, MIB, Limits
 from solewriter.shared.errors import EngineUnavailable, JournalCorrupt, Locked
 from solewriter.shared.folder import StateFolder
 
 LIMITS = Limits(
     heap_segment_bytes_first=64 * KIB, heap_segment_bytes_max=256 * KIB, journal_file_bytes=64 * KIB,
-    checkpoint_after_bytes=64 * KIB, history_bytes=600 * KIB, recent_bytes=8 * KIB,
+    checkpoint_after_bytes=64 * KIB, history_bytes=2 * MIB, recent_bytes=8 * KIB,
 )  # fmt: skip
 
 
@@ -40,9 +43,13 @@ def worked_in(tmp_path_factory, wait_until):
                 mutations += [Update(Task.ref("t1"), {"title": "y" * 99}), Delete(Task.ref("t2"))]
                 for reply in client.submit_many(mutations, window=50):
                     reply.check()
-                firsts = [first_entry_of(path) for path in journal_files(state)]
+                try:
+                    firsts = [first_entry_of(path) for path in journal_files(state)]
+                except FileNotFoundError:  # it was just being trimmed
+                    return False
                 named = sum(first is not None and first.private.whole is not None for first in firsts)
-                return named > 1 and (not rounds or first_of(journal_files(state)[0]) > 1)
+                trimmed = first_of(journal_files(state)[0]) > 1 and len(checkpoint_files(state)) > 2
+                return named > 1 and (not rounds or trimmed)
 
             wait_until(work, 60, "checkpoints, and something is trimmed")
             for _ in range(8):
@@ -82,6 +89,50 @@ def test_beside_a_running_engine_it_reads_what_is_committed(folder, start_engine
         assert verify(folder).revision == revision
         with pytest.raises(Locked):
             truncate(StateFolder(folder), revision)
+
+
+def test_beside_an_engine_that_makes_and_trims_nothing_is_taken_for_damage(state, start_engine):
+    limits = msgspec.structs.replace(LIMITS, history_bytes=128 * KIB)
+    start_engine(state, limits=limits)
+    puts = [Put(Task(title="x" * 200, id=f"t{number}")) for number in range(40)]
+    first, done = [1], threading.Event()
+
+    def work() -> None:
+        with connect(state, limits=limits) as client:
+            for rounds in itertools.count():
+                changed = [Update(Task.ref(one.entity.id), {"max_retries": rounds % 9}) for one in puts]
+                for reply in client.submit_many([*puts, *changed], window=40):
+                    reply.check()
+                if done.is_set():
+                    return
+
+    worker = threading.Thread(target=work)
+    worker.start()
+    try:
+        while len(first) < 6:
+            verify(state)
+            first = sorted({*first, first_of(journal_files(state)[0])})
+    finally:
+        done.set()
+        worker.join()
+
+
+def test_ids_that_were_forgotten_begin_above_all_others_and_that_is_sound(state, start_engine):
+    limits = msgspec.structs.replace(LIMITS, forgotten_keys_max=1, checkpoint_after_bytes=64 * MIB)
+    engine = start_engine(state, limits=limits)
+    with connect(state, limits=limits) as client:
+        for number in range(9):
+            client.create(Task(id=f"k{number}", title="x"))
+        for title in "abcde":
+            client.update(Task.ref("k0"), title=title)
+        for number in range(9):
+            client.delete(Task.ref(f"k{number}"))
+        for rounds in range(40):  # memory is turned over, and the tombstones go
+            puts = [Put(Task(title="x" * 200, id=f"t{number}", max_retries=rounds)) for number in range(40)]
+            assert all(reply.applied for reply in client.submit_many(puts, window=40))
+        assert client.create(Task(id="k1", title="again")).version > 3, "nothing was forgotten"
+    engine.stop()
+    assert verify(state).entities == 41
 
 
 def flipped(path, place):
@@ -169,7 +220,7 @@ def test_a_state_that_is_not_what_the_journal_tells_is_found_by_its_digest(folde
     path = next(path for path in reversed(journal_files(folder)) if first_of(path) <= newest)
 
     def shouted(entry, bodies):
-        if entry.number == newest:
+        if entry.number <= newest:
             found = [record.unpack(body) for body in bodies]
             return [record.pack(*one[:9], *map(encoded, one[9:15]), one.payload.replace(b"x", b"X")) for one in found]
         return bodies
@@ -248,3 +299,16 @@ def test_what_is_older_than_every_checkpoint_cannot_be_cut_back_to(folder):
     assert {path.name: path.read_bytes() for path in folder.iterdir() if path.name != "lock"} == {
         name: content for name, content in before.items() if name != "lock"
     }
+
+
+def test_a_folder_is_not_cut_back_to_where_a_start_would_need_a_checkpoint_that_was_trimmed(folder):
+    """A file that begins behind an older checkpoint stays where later entries of it are needed."""
+    firsts = [first for path in journal_files(folder) if (first := first_entry_of(path)) and first.private.whole]
+    older = firsts[-2].private.whole.checkpoint.entry
+    for entry, path in checkpoint_files(folder).items():
+        if entry <= older:
+            path.unlink()
+    before = {path.name: path.read_bytes() for path in folder.iterdir() if path.name != "lock"}
+    with pytest.raises(EngineUnavailable, match="no checkpoint is so old"):
+        truncate(StateFolder(folder), firsts[-2].revision + 1)
+    assert {path.name: path.read_bytes() for path in folder.iterdir() if path.name != "lock"} == before

@@ -304,6 +304,16 @@ def test_the_recovered_tail_is_rewritten_to_new_pages_and_synced_before_it_takes
     ]
 
 
+def test_all_that_was_replayed_is_on_disk_before_anything_follows_it(opened, folder, calls):
+    """A killed engine left older files to the kernel, and what follows now may be acked for `power`."""
+    written(opened, 60, 300)
+    *older, _ = journal_files(folder)
+    assert len(older) > 1
+    calls.clear()
+    opened(power=True)
+    assert calls[: len(older)] == [("fdatasync", inode(path)) for path in older]
+
+
 def test_a_new_file_is_whole_and_synced_before_it_gets_its_name(opened, folder, calls):
     journal, _ = opened(power=True)
     calls.clear()
@@ -544,7 +554,7 @@ def test_an_acked_tail_that_is_gone_is_noticed(opened, folder):
     (path,) = journal_files(folder)
     starts, _ = places(path)
     overwrite(path, starts[3], bytes(path.stat().st_size - starts[3]))
-    journal, found = opened()
+    journal, found = opened(may_be_cut=lambda: True)
     assert numbers(found) == [1, 2, 3]
     assert journal.missing == Missing(4, 5, f"{path.name}:{starts[3]}")
 
@@ -554,7 +564,7 @@ def test_a_torn_entry_that_was_acked_is_noticed(opened, folder):
     (path,) = journal_files(folder)
     starts, _ = places(path)
     overwrite(path, starts[4] + 30, b"damage")
-    journal, _ = opened()
+    journal, _ = opened(may_be_cut=lambda: True)
     assert journal.missing == Missing(5, 5, f"{path.name}:{starts[4]}")
 
 
@@ -563,7 +573,7 @@ def test_a_last_file_that_is_gone_is_noticed(opened, folder):
     *_, before, last = journal_files(folder)
     first = int(last.stem.removeprefix("journal-"))
     last.unlink()
-    journal, found = opened()
+    journal, found = opened(may_be_cut=lambda: True)
     assert numbers(found) == list(range(1, first))
     assert journal.missing == Missing(first, 60, f"{before.name}:{places(before)[1]}")
 
@@ -574,7 +584,7 @@ def test_a_loss_that_was_taken_is_not_reported_again(opened, folder):
     starts, _ = places(path)
     for lost in (4, 3, 2, 1):
         overwrite(path, starts[lost], bytes(path.stat().st_size - starts[lost]))
-        journal, found = opened()
+        journal, found = opened(may_be_cut=lambda: True)
         assert numbers(found) == list(range(1, lost + 1))
         assert journal.missing is not None
         assert commit(journal) == lost + 1
@@ -583,6 +593,20 @@ def test_a_loss_that_was_taken_is_not_reported_again(opened, folder):
         assert numbers(found) == list(range(1, lost + 2))
         assert journal.missing is None
         let_go(journal)
+
+
+@pytest.mark.parametrize("power", [False, True])
+def test_a_loss_that_nothing_explains_is_refused_as_often_as_it_is_met_and_nothing_is_changed(opened, folder, power):
+    written(opened, 60, 300)
+    path = journal_files(folder)[-1]
+    starts, _ = places(path)
+    overwrite(path, starts[-1] + 40, b"damage")
+    before = {path.name: path.read_bytes() for path in folder.iterdir() if path.name != "journal.next"}
+    for _ in range(3):
+        with pytest.raises(JournalCorrupt, match="entries 60 to 60 were committed") as damage:
+            opened(power=power)
+        assert damage.value.place == f"{path.name}:{starts[-1]}"
+        assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
 
 
 def test_without_any_file_what_was_acked_is_not_forgotten(opened, folder):
@@ -609,7 +633,7 @@ def test_a_side_file_torn_in_its_newest_half_says_what_the_other_half_says(opene
     starts, _ = places(path)
     overwrite(path, starts[3], bytes(path.stat().st_size - starts[3]))
     overwrite(folder / "committed", 16, b"torn")  # 5 is odd: its half is the second
-    journal, _ = opened()
+    journal, _ = opened(may_be_cut=lambda: True)
     assert journal.missing == Missing(4, 4, f"{path.name}:{starts[3]}")
 
 
@@ -670,6 +694,21 @@ def test_trimmed_files_are_written_again_and_what_they_held_is_never_replayed(op
         commit(journal, 30)
 
 
+@pytest.mark.parametrize("power", [False, True])
+def test_a_trimmed_file_is_written_again_only_when_its_old_name_is_gone_from_the_disk(opened, folder, calls, power):
+    journal, _ = opened(power=power)
+    while len(journal_files(folder)) < 6:
+        commit(journal, 300)
+    path = journal_files(folder)[3]
+    old = inode(path)
+    path.rename(path.with_name(path.name.replace("journal-", "spare-")))  # as a trim does that did not end
+    calls.clear()
+    while inode(journal_files(folder)[-1]) != old:
+        commit(journal, 300)
+    renamed = next(at for at, (verb, what) in enumerate(calls) if verb == "rename" and what[0].startswith("spare-"))
+    assert ("fsync", inode(folder)) in calls[renamed : calls.index(("pwrite", old))]
+
+
 def test_a_trimmed_file_that_somebody_keeps_under_another_name_is_never_written_again(opened, folder):
     kept = folder / "kept"
     kept.mkdir()
@@ -698,8 +737,8 @@ def test_at_most_so_many_spare_files_are_kept(opened, folder):
 # --- the whole private state ------------------------------------------------------------------------------------------
 
 
-def commit_whole(journal, checkpoint):
-    life = entry.Life(1, b"h", "process", "boot", drained=False)
+def commit_whole(journal, checkpoint, history=b"h"):
+    life = entry.Life(1, history, "process", "boot", drained=False)
     whole = entry.PrivateState(entry.CheckpointName(checkpoint, 7), life, [], [], False, -1, [])
     journal.append(journal.tail.number, 0, [], Private(whole=whole))
     asyncio.run(journal.commit(durable=True))
@@ -725,6 +764,19 @@ def test_the_newest_entry_that_holds_all_of_the_private_state_is_found_and_begin
     journal, found = opened(first=10)
     assert numbers(found) == list(range(10, 16))
     assert journal.newest_whole()[0] == 14
+
+
+def test_the_file_that_it_begins_is_made_beside_the_loop(opened, folder, calls, beside):
+    journal, _ = opened(power=True)
+    commit(journal)
+    journal.make_ahead()
+    beside.submit(int).result()
+    new = inode(folder / "journal.next")
+    assert ("fsync", new) in calls
+    calls.clear()
+    commit_whole(journal, 1)
+    assert inode(journal_files(folder)[-1]) == new
+    assert ("fsync", new) not in calls
 
 
 # --- what a power cut may take without `power` ------------------------------------------------------------------------
@@ -871,6 +923,20 @@ def test_the_reserve_is_for_what_tidies_up_and_is_held_again_when_there_is_room(
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
     assert commit(journal, 5_000) == 3
     assert (folder / "reserve").stat().st_size == 4 * KIB
+
+
+def test_what_the_reserve_is_too_small_for_leaves_it_there(opened, folder):
+    """What tidies up later may be smaller, and nobody else may have the room."""
+    journal, _ = opened()
+    commit(journal)
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (4 * KIB, hard))
+    try:
+        with pytest.raises(DiskFull):
+            commit_whole(journal, 1, history=bytes(9_000))
+        assert (folder / "reserve").stat().st_size == 4 * KIB
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
 DYING = """

@@ -8,6 +8,7 @@ stored state, the tables and the descriptors are what the model says.
 from __future__ import annotations
 
 import copy
+import os
 import sys
 from collections import Counter
 from dataclasses import dataclass, field
@@ -24,8 +25,11 @@ from solewriter.engine_proc.decide import Draft, decide
 from solewriter.engine_proc.engine import SingleWriter
 from solewriter.engine_proc.sessions import Session, Sessions
 from solewriter.engine_proc.turn import Turn
+from solewriter.shared.chain import first_entry_of, journal_files
+from solewriter.shared.checkpoint import checkpoint_files
 from solewriter.shared.config import KIB
 from solewriter.shared.errors import Refused, to_wire
+from solewriter.shared.memory import revlog
 from solewriter.shared.wire import Status
 
 # --- the model --------------------------------------------------------------------------------------------------------
@@ -485,6 +489,42 @@ def test_a_turn_that_finds_the_disk_full_can_be_sent_again(world):
     world.send(agent, [])
     world.send(agent, [])
     world.turn()
+    world.stop()
+
+
+def test_a_checkpoint_that_a_full_disk_keeps_out_of_the_journal_takes_no_room_there(world):
+    agent = connected(world, 0)
+    finish, reached = world.engine.finish_checkpoint, []
+
+    def finish_on_a_full_disk():
+        if (ahead := world.engine.server.journal._ahead).begun:
+            os.close(ahead.take(0, 0))  # the file that was made when there was room
+        world.steps.disk_full = True
+        finish()
+        world.steps.disk_full = False
+        reached.extend(world.steps.reached)
+
+    world.engine.finish_checkpoint = finish_on_a_full_disk
+    for turn in range(40):
+        world.send(agent, [put("t", str(turn), long=True)])
+        world.turn()
+    assert reached.count("checkpoint.journaled") < reached.count("checkpoint.renamed"), "there was always room"
+    state = world.folder / "state"
+    named = [first.private.whole for path in journal_files(state) if (first := first_entry_of(path)) is not None]
+    assert set(checkpoint_files(state)) <= {whole.checkpoint.entry for whole in named if whole is not None}
+    world.stop()
+
+
+def test_a_checkpoint_begins_where_the_revision_log_has_no_room_left(world, monkeypatch):
+    monkeypatch.setattr(revlog, "POINTS", 1)
+    monkeypatch.setattr(revlog, "REVISION_LOG_STRIDE", 0)
+    agent = connected(world, 0)
+    reached = set[str]()
+    for turn in range(20):
+        world.send(agent, [put("t", str(turn), long=True)])
+        world.turn()
+        reached.update(world.steps.reached)
+    assert "checkpoint.journaled" in reached
     world.stop()
 
 

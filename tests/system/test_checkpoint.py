@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import os
+import random
 import shutil
 import signal
-from contextlib import suppress
+import subprocess
+import sys
+from pathlib import Path
 
+import msgspec
 import pytest
+from pydantic import field_validator
 
 from solewriter import (
     Compacted,
@@ -18,16 +23,21 @@ from solewriter import (
     Entity,
     NotFound,
     Put,
+    Quarantined,
     Task,
     Update,
     VersionConflict,
     connect,
     open_reader,
 )
+from solewriter.engine_proc.checkpoint import Order, _written
+from solewriter.shared import entry as entries
+from solewriter.shared import record
 from solewriter.shared.chain import first_entry_of, first_of, journal_files
-from solewriter.shared.checkpoint import Checkpoint, checkpoint_files
+from solewriter.shared.checkpoint import Checkpoint, CheckpointWriter, checkpoint_files
 from solewriter.shared.config import KIB, MIB, Limits
 from solewriter.shared.failpoint import VARIABLE
+from solewriter.shared.folder import StateFolder
 
 SMALL = {
     "heap_segment_bytes_first": 64 * KIB,
@@ -46,6 +56,19 @@ class Other(Entity, columns=("size",)):
     """Another kind, with another column."""
 
     size: int = 0
+
+
+class Interrupting(Entity):
+    """What its validator raises, nothing expects."""
+
+    how: str = ""
+
+    @field_validator("how")
+    @classmethod
+    def _interrupt(cls, how: str) -> str:
+        if how:
+            raise KeyboardInterrupt
+        return how
 
 
 def checkpoints(state) -> list[int]:
@@ -71,12 +94,11 @@ def grow(client, state, wait_until, count=1):
 
 def journaled(state) -> list[int]:
     """The checkpoints that the journal names, and that are there."""
-    named = set()
-    for path in journal_files(state):
-        with suppress(FileNotFoundError):  # trimmed meanwhile
-            first = first_entry_of(path)
-            if first is not None and (whole := first.private.whole) is not None:
-                named.add(whole.checkpoint.entry)
+    try:
+        firsts = [first_entry_of(path) for path in journal_files(state)]
+    except FileNotFoundError:  # it was just being trimmed: look again
+        return journaled(state)
+    named = {first.private.whole.checkpoint.entry for first in firsts if first is not None and first.private.whole}
     return [entry for entry in checkpoints(state) if entry in named]
 
 
@@ -175,6 +197,39 @@ def test_keys_that_come_and_go_keep_their_versions_and_places(state, start_engin
     assert len(journaled(state)) > 0
 
 
+def test_a_checkpoint_of_a_pin_that_outlived_the_tables_has_every_key_once(state, start_engine, tmp_path):
+    """Its process may sleep for long, and memory be turned over meanwhile: then a pin has only its own records."""
+    limits = Limits(heap_segment_bytes_first=512 * KIB, heap_segment_bytes_max=512 * KIB)
+    start_engine(state, durability="memory", limits=limits)
+    draw, alive, held = random.Random(5), set[str](), []
+    with connect(state, limits=limits) as client, open_reader(state, limits=limits) as reader:
+
+        def churn():
+            mutations = []
+            for key in draw.sample([f"k{number}" for number in range(80)], 20):
+                mutations.append(Delete(Task.ref(key)) if key in alive else Put(Task(title="x" * 900, id=key)))
+                alive.symmetric_difference_update({key})
+            for reply in client.submit_many(mutations, window=20):
+                reply.check()
+
+        for _ in range(200):
+            churn()
+            held.append((reader.snapshot(), set(alive)))
+        last = reader.snapshot().pin.root.last_segment
+        while reader.snapshot().pin.root.first_segment <= last:
+            churn()
+        for number, (snap, expected) in enumerate(held):
+            writer = CheckpointWriter(tmp_path / str(number), b"s" * 16)
+            order = Order("", "", "", b"", (limits.heap_segment_bytes_first, limits.heap_segment_bytes_max), 0)
+            writer.finish(1, _written(writer, snap.pin, order, 0, lambda: True))
+            writer.close()
+            with Checkpoint(tmp_path / str(number)) as made:
+                keys = [key for key in made.keys(0) if key is not None]
+                assert len(keys) == len(set(keys))
+                bodies = [body for _, body in made.records()]
+                assert {record.unpack(body).key for body in bodies if not record.deleted_at(body, 0)} == expected
+
+
 def test_two_kinds_and_a_newer_class_behind_a_checkpoint(state, start_engine, wait_until):
     engine = start_engine(state, limits=OFTEN, models=[Other])
     with connect(state, limits=OFTEN) as client:
@@ -208,7 +263,7 @@ def test_history_is_kept_to_its_bytes_and_what_is_older_is_compacted(state, star
         with Checkpoint(checkpoint_files(state)[oldest]) as checkpoint:
             begin = checkpoint.directory.revision
         with pytest.raises(Compacted) as caught:
-            reader.at(begin - 1)
+            reader.at(1)
         assert caught.value.oldest == begin
         with reader.at(begin) as snap:
             assert (snap.revision, snap.get(Task, "first").title) == (begin, "first")
@@ -217,7 +272,8 @@ def test_history_is_kept_to_its_bytes_and_what_is_older_is_compacted(state, star
         with pytest.raises(Compacted):
             next(reader.watch(Task, since=1))
         changes = reader.watch(Task, since=begin)
-        assert [next(changes).revision for _ in range(300)] == list(range(begin + 1, begin + 301))
+        expected = list(range(begin + 1, min(begin + 300, reader.revision) + 1))
+        assert [next(changes).revision for _ in expected] == expected
         told = reader.history(Task, "g1")
         newest = next(told)
         assert newest.version > 10
@@ -300,6 +356,36 @@ def test_a_checkpoint_that_fails_is_followed_by_one_that_does_not(
         assert everything(state)[2]["Task"] == 440
 
 
+def test_a_checkpoint_for_an_engine_that_is_gone_is_not_made(state, start_engine, tmp_path):
+    """It goes on under another parent, and whoever that is waits for nothing."""
+    start_engine(state)
+    with connect(state) as client:
+        client.create(Task(title="x"))
+    where, path = StateFolder(state).whereabouts(), tmp_path / "checkpoint.tmp"
+    for engine, expected in ((where.pid, 1), (os.getpid(), 0)):
+        order = Order(str(path), where.memory_dir, where.prefix, b"s" * 16, (64 * KIB, 64 * KIB), engine)
+        made = subprocess.run(
+            [sys.executable, "-m", "solewriter.engine_proc.checkpoint"], input=msgspec.msgpack.encode(order),
+            capture_output=True,
+        )  # fmt: skip
+        assert (made.returncode, path.exists()) == (expected, not expected), made.stderr
+        assert made.stderr.startswith(b"EngineGone") is bool(expected)
+
+
+def test_a_checkpoint_that_never_ends_does_not_keep_an_engine_that_must(state, start_engine, wait_until, monkeypatch):
+    """What ends it is no error that it knows; the next one needs its lock."""
+    with monkeypatch.context() as armed:
+        armed.setenv(VARIABLE, "checkpoint.written:stop")
+        engine = start_engine(state, limits=OFTEN, models=[Interrupting])
+    with connect(state, limits=OFTEN) as client:
+        for number in range(400):
+            client.create(Task(title="x" * 500, id=f"t{number}"))
+        wait_until(lambda: [*state.glob("checkpoint-*.tmp")], 20, "a checkpoint is being made")
+        client.create(Interrupting(id="a"))
+        assert isinstance(client.submit(Update(Interrupting.ref("a"), {"how": "at once"})).error, Quarantined)
+        assert engine.restarts == 2
+
+
 def test_a_kill_in_mid_restoration_leaves_a_folder_that_recovers(state, start_engine, wait_until, monkeypatch):
     engine = start_engine(state, limits=OFTEN)
     with connect(state, limits=OFTEN) as client:
@@ -320,10 +406,14 @@ def test_a_kill_in_mid_restoration_leaves_a_folder_that_recovers(state, start_en
 @pytest.fixture(scope="module")
 def left(tmp_path_factory, wait_until):
     """A folder whose start needs a checkpoint, and that has older ones; its engine has stopped."""
-    state = tmp_path_factory.mktemp("left") / "state"
-    with Engine(state, durability="process", limits=OFTEN), connect(state, limits=OFTEN) as client:
-        grow(client, state, wait_until, 3)
-    assert len(journaled(state)) > 1
+    state, limits = tmp_path_factory.mktemp("left") / "state", Limits(**SMALL, history_bytes=4 * MIB)
+    with Engine(state, durability="process", limits=limits), connect(state, limits=limits) as client:
+
+        def trimmed() -> bool:
+            grow(client, state, wait_until)
+            return first_of(journal_files(state)[0]) > 1 and len(journaled(state)) > 1
+
+        wait_until(trimmed, 100, "a trim that leaves some")
     return state
 
 
@@ -364,6 +454,54 @@ def test_a_start_without_the_journal_behind_its_checkpoint_is_refused(stopped, s
     needed.unlink()
     with pytest.raises(EngineStartFailed, match="journal"):
         start_engine(stopped, limits=OFTEN)
+
+
+def test_what_is_lost_before_the_private_state_is_never_taken_for_the_work_of_a_power_cut(stopped, start_engine):
+    """It was on disk when that was written, in `process` as well; what such a loss takes along is everything since."""
+    path, whole = newest_whole(stopped)
+    after_a_reboot(stopped, path)
+    needed = [path for path in journal_files(stopped) if first_of(path) <= whole.checkpoint.entry + 1][-1]
+    flip(needed, behind_entry(needed, whole.checkpoint.entry) + 60)
+    before = {path.name: path.read_bytes() for path in journal_files(stopped)}
+    for _ in range(2):
+        with pytest.raises(EngineStartFailed, match=needed.name):
+            start_engine(stopped, durability="process", limits=TRIMMED)
+    assert {path.name: path.read_bytes() for path in journal_files(stopped)} == before
+
+
+def newest_whole(state) -> tuple[Path, entries.PrivateState]:
+    firsts = [(path, first_entry_of(path)) for path in journal_files(state)]
+    return [(path, first.private.whole) for path, first in firsts if first is not None and first.private.whole][-1]
+
+
+def behind_entry(path, number) -> int:
+    """The offset behind an entry of a file, or of the file's first one where that is later."""
+    buffer, at = path.read_bytes(), entries.FILE_HEADER_BYTES
+    while (found := entries.unpack(buffer, at)) is not None and found[0].number <= number:
+        at = found[2]
+    assert found is not None, "nothing follows"
+    return at
+
+
+def flip(path, place):
+    data = bytearray(path.read_bytes())
+    data[place] ^= 4
+    path.write_bytes(data)
+
+
+def after_a_reboot(state, path):
+    """The file that begins with the private state becomes the last one, written before another boot."""
+    for later in journal_files(state):
+        if later > path:
+            later.unlink()
+    buffer = path.read_bytes()
+    first, previous, _ = entries.unpack(buffer, entries.FILE_HEADER_BYTES)
+    whole = first.private.whole
+    life = msgspec.structs.replace(whole.life, boot="another")
+    private = entries.Private(whole=msgspec.structs.replace(whole, life=life))
+    packed, _ = entries.pack(first.number, first.revision, first.time_us, previous, [], private)
+    path.write_bytes((buffer[: entries.FILE_HEADER_BYTES] + packed).ljust(len(buffer), b"\0"))
+    (state / "committed").write_bytes(b"")
 
 
 def test_what_a_dead_engine_did_not_finish_goes_with_the_next_start(stopped, start_engine):

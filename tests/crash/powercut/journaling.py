@@ -145,12 +145,7 @@ def recovered(folder: Path, power: bool) -> list[tuple[int, bytes]] | Refusal:
         return Refusal(type(error).__name__, str(error), True, getattr(error, "place", ""))
     except Exception as error:
         return Refusal(type(error).__name__, str(error), False)
-    missing = opened.journal.missing
     try:
-        if missing is not None and power:
-            return Refusal(
-                "JournalCorrupt", f"entries {missing.first} to {missing.last} are missing", True, missing.place
-            )
         opened.commit(b"", durable=True)
         return opened.found
     finally:
