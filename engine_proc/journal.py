@@ -278,6 +278,7 @@ class FileJournal:
             buffer = path.read_bytes()
             if not self._follows(path, buffer, position, may_be_cut):
                 lost = files[position:]
+                self._compare_committed(path, 0)
                 break
             last = position == len(files) - 1
             end, cut = yield from self._entries_of(path, buffer, first, may_be_cut, last=last)
@@ -353,6 +354,7 @@ class FileJournal:
             entry, previous, behind = found
             if entry.number != tail.number + 1 or previous != tail.crc:
                 if may_be_cut():
+                    self._compare_committed(path, at)
                     return at, True
                 raise JournalCorrupt(
                     f"entry {entry.number} does not follow entry {tail.number}", place=f"{path.name}:{at}"

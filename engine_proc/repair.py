@@ -14,6 +14,8 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
 
+import msgspec
+
 from solewriter.engine_proc.journal import FileJournal
 from solewriter.engine_proc.lock import Lock
 from solewriter.shared import entry as entries
@@ -122,7 +124,8 @@ def _begin_history(folder: Path, life: Life) -> None:
         revision = 0
         for entry in journal.replay(found[1].checkpoint.entry + 1 if found is not None else 1):
             revision = entry.revision
-        new = Life(life.epoch, os.urandom(16), life.durability, life.boot, drained=True)
+        assert journal.missing is None, "the note of what was committed was cut, too"
+        new = msgspec.structs.replace(life, history=os.urandom(16), drained=True)
         journal.append(revision, time.time_ns() // 1000, [], Private(life=new))
         asyncio.run(journal.commit(durable=True))
         journal.close()

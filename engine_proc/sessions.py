@@ -114,10 +114,8 @@ class Session:
     def remember(self, sequence: int, told: Told, window: int) -> None:
         """The outcome of a request, and those before it up to the window."""
         order = self._order
-        if sequence > self.last:
-            self.last = sequence
-            order.append(sequence)
-        elif sequence not in self.told:
+        self.last = max(self.last, sequence)
+        if sequence not in self.told:
             order.append(sequence)
         self.told[sequence] = told
         if len(order) > window:

@@ -102,7 +102,7 @@ def _check_edges(plain: PlainMutation, limits: Limits) -> None:
     _, _, key, expect, _, reason, _ = plain
     if expect is not None and (type(expect) is not int or not 0 <= expect <= INT_MAX):
         raise InvalidMutation(f"expect is a version or None, not {expect!r}", fields={"expect": "not a version"})
-    if type(key) is not str or not 0 < len(key) <= KEY_BYTES_MAX // 4:
+    if type(key) is not str or not 0 < len(key) <= KEY_BYTES_MAX // 4 or not key.isascii():
         try:
             _check_names("", key)
         except BadRequest as error:

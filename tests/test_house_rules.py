@@ -10,6 +10,7 @@ import gc
 import io
 import re
 import tokenize
+import tomllib
 from collections.abc import Callable, Iterator
 from functools import cache
 from pathlib import Path
@@ -329,6 +330,11 @@ def plant(path: str, code: str, root: Path, monkeypatch: pytest.MonkeyPatch) -> 
     (root / path).parent.mkdir(parents=True)
     (root / path).write_text(code)
     monkeypatch.setitem(globals(), "ROOT", root)
+
+
+def test_what_is_measured_branch_by_branch_is_there() -> None:
+    measured = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["coverage"]["run"]["include"]
+    assert [path for path in measured if not (ROOT / path).is_file()] == [], "moved, and not measured any more"
 
 
 def test_the_rules_look_at_every_room() -> None:

@@ -5,7 +5,9 @@ from __future__ import annotations
 import itertools
 import json
 import shutil
+import struct
 import threading
+from zlib import crc32
 
 import msgspec
 import pytest
@@ -17,8 +19,8 @@ from solewriter.agents.verify import verify
 from solewriter.engine_proc.repair import truncate
 from solewriter.shared import entry as entries
 from solewriter.shared import record
-from solewriter.shared.chain import first_entry_of, first_of, journal_files
-from solewriter.shared.checkpoint import checkpoint_files
+from solewriter.shared.chain import entries_between, first_entry_of, first_of, journal_files
+from solewriter.shared.checkpoint import Checkpoint, checkpoint_files
 from solewriter.shared.config import KIB, MIB, Limits
 from solewriter.shared.errors import EngineUnavailable, JournalCorrupt, Locked
 from solewriter.shared.folder import StateFolder
@@ -214,20 +216,185 @@ def test_what_no_engine_writes_is_found_though_every_entry_is_whole(folder, what
     assert path.name in caught.value.place
 
 
+def retold(folder, change):
+    """Rewrite the whole journal with every sum, link and note right: `change(entry)` gives what an entry is instead."""
+    crc, number = None, 0
+    for path in journal_files(folder):
+        buffer, at = path.read_bytes(), entries.FILE_HEADER_BYTES
+        start = entries.read_file_header(path, buffer)
+        crc = start.previous_crc if crc is None else crc
+        out = entries.file_header(start.state_id, start.first, crc)
+        while (found := entries.unpack(buffer, at)) is not None:
+            entry, at = change(found[0]), found[2]
+            number = entry.number
+            said = entry.private
+            packed, crc = entries.pack(number, entry.revision, entry.time_us, crc, list(entry.records()), said)
+            out += packed
+        path.write_bytes(out.ljust(len(buffer), b"\0"))
+    note, place = entries.committed_note(number, crc)
+    (folder / "committed").write_bytes(bytes(place) + note)
+
+
+def saying(entry, /, **changes):
+    """The entry with something else in its private part."""
+    return entry._replace(said=msgspec.msgpack.encode(msgspec.structs.replace(entry.private, **changes)))
+
+
+def naming(entry, /, **changes):
+    """The entry with another name of the checkpoint that it was written behind."""
+    whole = entry.private.whole
+    checkpoint = msgspec.structs.replace(whole.checkpoint, **changes)
+    return saying(entry, whole=msgspec.structs.replace(whole, checkpoint=checkpoint))
+
+
+def described(path, **changes):
+    """Rewrite a checkpoint with something else in its directory, and every sum right."""
+    with Checkpoint(path) as one:
+        directory, entry = msgspec.structs.replace(one.directory, **changes), one.entry
+        blocks = {block.offset: block.length for section in one.sections() for block in section.blocks}
+    content, end = path.read_bytes(), max(offset + length for offset, length in blocks.items())
+    packed = msgspec.msgpack.encode(directory)
+    rest = struct.pack("<16sQQII", content[16:32], entry, end, len(packed), crc32(packed))
+    head = content[:12] + struct.pack("<I", crc32(rest)) + rest
+    path.write_bytes(head.ljust(64, b"\0") + content[64:end] + packed)
+
+
+def test_a_journal_that_was_only_written_again_is_sound(folder):
+    found = verify(folder)
+    retold(folder, lambda entry: entry)
+    described(checkpoint_files(folder)[max(checkpoint_files(folder))])
+    assert verify(folder) == found
+
+
+def shouting(payload):
+    return payload.replace(b"xxx", b"XXX").replace(b"yyy", b"YYY")
+
+
 def test_a_state_that_is_not_what_the_journal_tells_is_found_by_its_digest(folder):
-    """An update that says something else, with every sum and number right."""
-    newest = max(checkpoint_files(folder))
-    path = next(path for path in reversed(journal_files(folder)) if first_of(path) <= newest)
+    """An update that says something else, with every sum, number and link right."""
+    *_, older, newest = checkpoint_files(folder)
 
-    def shouted(entry, bodies):
-        if entry.number <= newest:
-            found = [record.unpack(body) for body in bodies]
-            return [record.pack(*one[:9], *map(encoded, one[9:15]), one.payload.replace(b"x", b"X")) for one in found]
-        return bodies
+    def shouted(entry):
+        if not older < entry.number <= newest:
+            return entry
+        found = [record.unpack(body) for body in entry.records()]
+        bodies = [record.pack(*one[:9], *map(encoded, one[9:15]), shouting(one.payload)) for one in found]
+        return entry._replace(bodies=b"".join(bodies))
 
-    chained(path, shouted)
-    with pytest.raises(JournalCorrupt):
+    retold(folder, shouted)
+    with pytest.raises(JournalCorrupt, match="holds another state than the journal tells") as caught:
         verify(folder)
+    assert caught.value.place.startswith(f"checkpoint-{newest:020d}")
+
+
+@pytest.mark.parametrize(
+    ("changes", "what"),
+    [({"digest": bytes(16)}, "holds another state"), ({"revision": 7}, "is of revision 7, not")],
+)
+def test_a_checkpoint_that_says_something_else_than_the_journal_is_found(folder, changes, what):
+    path = checkpoint_files(folder)[max(checkpoint_files(folder))]
+    described(path, **changes)
+    with pytest.raises(JournalCorrupt, match=what) as caught:
+        verify(folder)
+    assert caught.value.place == f"{path.name}:0"
+
+
+@pytest.mark.parametrize(
+    ("which", "change", "what"),
+    [
+        (lambda entry: entry.bodies, lambda entry: entry._replace(revision=entry.revision + 1), "its records end with"),
+        (lambda entry: not entry.bodies, lambda entry: entry._replace(revision=entry.revision - 1), "the entry says"),
+        (lambda entry: entry.private.whole, lambda entry: naming(entry, entry=entry.number), "a checkpoint of later"),
+        (lambda entry: entry.private.whole, lambda entry: naming(entry, crc=7), "is not the one that entry"),
+        (lambda entry: entry.bodies, lambda entry: entry._replace(number=entry.number + 1), "does not follow entry"),
+    ],
+    ids=["too high", "too low", "a later checkpoint", "another checkpoint", "a gap"],
+)
+def test_what_does_not_fit_together_is_found_though_every_sum_is_right(folder, which, change, what):
+    """In the last entry of its sort, which is behind all that a start would leave out."""
+    every = [entry for entry in all_entries(folder) if which(entry)]
+    retold(folder, lambda entry: change(entry) if entry.number == every[-1].number else entry)
+    with pytest.raises(JournalCorrupt, match=what):
+        verify(folder)
+
+
+def all_entries(folder):
+    last, _ = entries.last_committed((folder / "committed").read_bytes())
+    return list(entries_between(folder, first_of(journal_files(folder)[0]), last))
+
+
+@pytest.mark.parametrize("dead", [False, True], ids=["never there", "deleted already"])
+def test_a_deletion_of_what_is_not_there_is_found(folder, dead):
+    last = all_entries(folder)[-1]
+    tombs = [body for entry in all_entries(folder) for body in entry.records() if record.deleted_at(body, 0)]
+    one = record.unpack(tombs[-1])
+    tomb = record.pack(
+        one.kind, one.schema, one.op, record.Flags.DELETE | record.Flags.FIRST | record.Flags.LAST, last.revision + 1,
+        one.version + 1, 0, 0, 0, one.key.encode() if dead else b"nobody", b"", b"", b"", b"", b"", b"",
+    )  # fmt: skip
+
+    def deleted_again(entry):
+        if entry.number == last.number:
+            return entry._replace(revision=entry.revision + 1, bodies=entry.bodies + tomb)
+        return entry
+
+    retold(folder, deleted_again)
+    with pytest.raises(JournalCorrupt, match="is deleted, and was not there"):
+        verify(folder)
+
+
+def test_a_file_of_another_state_or_in_anothers_place_is_found(folder, tmp_path):
+    *_, before, path = journal_files(folder)
+    content = path.read_bytes()
+    start = entries.read_file_header(path, content)
+    for header, what in (
+        (entries.file_header(b"x" * 16, start.first, start.previous_crc), "belongs to another state"),
+        (entries.file_header(start.state_id, start.first + 1, start.previous_crc), "begins with entry"),
+        (entries.file_header(start.state_id, start.first, start.previous_crc ^ 1), "does not follow entry"),
+    ):
+        path.write_bytes(header + content[len(header) :])
+        with pytest.raises(JournalCorrupt, match=what) as caught:
+            verify(folder)
+        assert caught.value.place == f"{path.name}:0"
+    path.write_bytes(content)
+    before.unlink()
+    with pytest.raises(JournalCorrupt, match="is not at"):
+        verify(folder)
+
+
+def test_a_note_of_another_entry_than_is_there_is_found(folder):
+    number, crc = entries.last_committed((folder / "committed").read_bytes())
+    note, place = entries.committed_note(number, crc ^ 1)
+    (folder / "committed").write_bytes(bytes(place) + note)
+    with pytest.raises(JournalCorrupt, match=f"entry {number} is not the one that was committed"):
+        verify(folder)
+
+
+@pytest.mark.parametrize("content", [None, b"", b"no note"])
+def test_without_a_note_of_what_was_committed_all_that_is_whole_counts(folder, content):
+    found = verify(folder)
+    (folder / "committed").unlink()
+    if content is not None:
+        (folder / "committed").write_bytes(content)
+    assert verify(folder) == found
+
+
+def test_a_journal_that_no_checkpoint_leads_to_is_said_to_be_one(folder):
+    for path in checkpoint_files(folder).values():
+        path.unlink()
+    told = run("verify", folder)
+    assert told.exit_code == 1
+    assert "no checkpoint is there from which the journal goes on" in told.stderr
+
+
+def test_a_history_from_its_very_beginning_is_read_without_a_checkpoint(state, start_engine):
+    engine = start_engine(state)
+    with connect(state) as client:
+        for number in range(5):
+            client.create(Task(title="x", id=f"t{number}"))
+    engine.stop()
+    found = verify(state)
+    assert (found.first_revision, found.revision, found.entities, found.checkpoints) == (0, 5, 5, 0)
 
 
 def test_a_folder_without_a_journal_is_said_to_be_one(tmp_path):
@@ -312,3 +479,41 @@ def test_a_folder_is_not_cut_back_to_where_a_start_would_need_a_checkpoint_that_
     with pytest.raises(EngineUnavailable, match="no checkpoint is so old"):
         truncate(StateFolder(folder), firsts[-2].revision + 1)
     assert {path.name: path.read_bytes() for path in folder.iterdir() if path.name != "lock"} == before
+
+
+def contents(folder):
+    """Of all files but the lock, which names whoever held it last."""
+    return {path.name: path.read_bytes() for path in folder.iterdir() if path.is_file() and path.name != "lock"}
+
+
+def test_before_the_beginning_of_all_there_is_nothing_to_cut_back_to(state, start_engine):
+    start_engine(state).stop()
+    before = contents(state)
+    with pytest.raises(EngineUnavailable, match="no whole entry is so old"):
+        truncate(StateFolder(state), -1)
+    assert contents(state) == before
+
+
+def test_a_cut_ends_before_a_file_that_is_missing(folder, start_engine):
+    """What lies behind the gap follows nothing, however new a revision is asked for."""
+    revision, before, last = verify(folder).revision, journal_files(folder), all_entries(folder)[-1]
+    state_id, first = entries.read_file_header(before[0], before[0].read_bytes()).state_id, last.number + 5
+    packed, _ = entries.pack(first, revision + 5, 0, 7, [], entries.Private())
+    behind = folder / f"journal-{first:020d}.log"
+    behind.write_bytes(entries.file_header(state_id, first, 7) + packed)
+    with pytest.raises(JournalCorrupt, match="is not at"):
+        verify(folder)
+    truncate(StateFolder(folder), revision + 9)
+    assert journal_files(folder) == before
+    assert verify(folder).revision == revision
+    start_engine(folder, limits=LIMITS)
+
+
+def test_what_was_quarantined_stays_so_in_the_history_that_a_repair_begins(folder):
+    """It would kill two more engines to find out again."""
+    last, session = all_entries(folder)[-1], 7
+    life = msgspec.structs.replace(last.private.life, quarantined=[(session, 3)])
+    retold(folder, lambda entry: saying(entry, life=life) if entry.number == last.number else entry)
+    truncate(StateFolder(folder), last.revision)
+    assert all_entries(folder)[-1].private.life.quarantined == [(session, 3)]
+    assert all_entries(folder)[-1].private.life.history != life.history

@@ -12,7 +12,8 @@ import struct
 import subprocess
 import sys
 import tempfile
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Executor, Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -22,7 +23,7 @@ from hypothesis import strategies as st
 from solewriter.engine_proc import ahead
 from solewriter.engine_proc import journal as journals
 from solewriter.engine_proc.journal import DiskFull, FileJournal, Missing, NoJournal, Tail, journal_files
-from solewriter.shared import entry, record
+from solewriter.shared import entry, failpoint, record
 from solewriter.shared.config import JOURNAL_VERSION, KIB, Limits
 from solewriter.shared.entry import FILE_HEADER_BYTES, Private
 from solewriter.shared.errors import JournalCorrupt, LayoutMismatch
@@ -179,7 +180,7 @@ def test_a_journal_goes_on_over_several_files(opened, folder, beside):
         commit(journal, 300)
         beside.submit(int).result()
     files = journal_files(folder)
-    assert len(files) > 3
+    assert len(files) > 2
     assert [entry.read_file_header(path, path.read_bytes()).first for path in files] == [
         int(path.stem.removeprefix("journal-")) for path in files
     ]
@@ -801,6 +802,44 @@ def test_where_entries_may_be_lost_in_any_order_all_behind_the_first_lost_one_go
     assert numbers(found) == list(range(1, hole + 2))
 
 
+def test_where_entries_may_be_lost_a_file_that_is_missing_ends_the_history(opened, folder):
+    written(opened, 60, 300)
+    files = journal_files(folder)
+    assert len(files) > 2
+    files[1].unlink()
+    journal, found = opened(may_be_cut=lambda: True)
+    assert journal_files(folder) == files[:1]
+    assert journal.missing == Missing(len(found) + 1, 60, f"{files[2].name}:0")
+    assert numbers(found) == list(range(1, len(found) + 1))
+    assert commit(journal) == len(found) + 1
+    let_go(journal)
+    assert numbers(opened()[1]) == list(range(1, len(found) + 2))
+
+
+def test_where_entries_may_be_lost_one_that_does_not_follow_ends_the_history(opened, folder):
+    written(opened, 3)
+    (path,) = journal_files(folder)
+    starts, end = places(path)
+    stranger, _ = entry.pack(3, 3, 0, 0xBAD, [], Private())
+    overwrite(path, starts[2], stranger.ljust(end - starts[2], b"\0"))
+    journal, found = opened(may_be_cut=lambda: True)
+    assert numbers(found) == [1, 2]
+    let_go(journal)
+    assert numbers(opened()[1]) == [1, 2], "it is gone, and met only once"
+
+
+def test_an_entry_that_is_another_one_than_was_committed_is_refused(opened, folder):
+    """Every file is whole and follows the one before: it is the note that knows better."""
+    written(opened, 3)
+    (path,) = journal_files(folder)
+    number, crc = entry.last_committed((folder / "committed").read_bytes())
+    note, place = entry.committed_note(number, crc ^ 1)
+    (folder / "committed").write_bytes(bytes(place) + note)
+    with pytest.raises(JournalCorrupt, match="entry 3 is not the one that was committed") as damage:
+        opened()
+    assert damage.value.place == f"{path.name}:{places(path)[0][2]}"
+
+
 # --- no room ----------------------------------------------------------------------------------------------------------
 
 FILLING = """
@@ -937,6 +976,127 @@ def test_what_the_reserve_is_too_small_for_leaves_it_there(opened, folder):
         assert (folder / "reserve").stat().st_size == 4 * KIB
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+@contextmanager
+def files_at_most(size):
+    """The kernel lets no file grow beyond this, and cuts a write short there."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+def test_half_a_header_is_the_end_and_its_file_never_gets_its_name(opened, folder, beside):
+    journal, _ = opened()
+    commit(journal, 3_000)
+    beside.submit(int).result()  # the next file is there
+    with files_at_most(30), pytest.raises(OSError, match="half a journal header") as failure:
+        commit(journal, 3_000)
+    assert not isinstance(failure.value, DiskFull)
+    assert len(journal_files(folder)) == 1
+    let_go(journal)
+    assert numbers(opened()[1]) == [1]
+
+
+def test_a_recovery_that_has_no_room_to_rewrite_the_tail_leaves_it_as_it_is(opened, folder):
+    written(opened, 5)
+    content = journal_files(folder)[0].read_bytes()
+    with files_at_most(1_000), pytest.raises(OSError, match="no room to rewrite"):
+        opened()
+    assert journal_files(folder)[0].read_bytes() == content
+    assert numbers(opened()[1]) == [1, 2, 3, 4, 5]
+
+
+def test_an_error_that_is_no_full_disk_is_not_taken_for_one(opened, folder):
+    journal, _ = opened()
+    commit(journal)
+    (folder / "journal.next").mkdir()
+    with pytest.raises(IsADirectoryError):
+        commit(journal, 5_000)
+    assert journal.tail.number == 1
+
+
+def test_room_that_would_cost_the_reserve_is_no_room(opened, folder, monkeypatch):
+    monkeypatch.setattr(ahead, "RESERVE_BYTES", 16 * KIB)
+    journal, _ = opened()
+    commit(journal)
+    (folder / "reserve").unlink()  # it was given back when the disk was full
+    before = sorted(path.name for path in folder.iterdir())
+    with files_at_most(8 * KIB), pytest.raises(DiskFull):
+        commit(journal, 5_000)
+    assert sorted(path.name for path in folder.iterdir()) == before
+    assert commit(journal, 5_000) == 2
+    assert (folder / "reserve").stat().st_size == 16 * KIB
+
+
+def test_what_tidies_up_is_refused_too_where_even_the_reserve_is_too_little(opened, folder):
+    journal, _ = opened()
+    commit(journal)
+    with files_at_most(100), pytest.raises(DiskFull):
+        commit_whole(journal, 1)
+    assert journal.tail.number == 1
+    assert commit_whole(journal, 1) == 2
+    let_go(journal)
+    assert numbers(opened()[1]) == [1, 2]
+
+
+def test_an_error_of_the_reserve_that_is_no_full_disk_is_the_end(opened, folder, monkeypatch):
+    journal, _ = opened()
+    commit(journal)
+    errors = iter([errno.ENOSPC, errno.EIO])
+
+    def fail(step):
+        if step == "journal.prepare":
+            raise OSError(next(errors), step)
+
+    monkeypatch.setattr(failpoint, "reach", fail)
+    with pytest.raises(OSError, match=r"journal\.prepare") as failure:
+        commit_whole(journal, 1)
+    assert failure.value.errno == errno.EIO
+    assert journal.tail.number == 1
+
+
+# --- files that close beside the commits ------------------------------------------------------------------------------
+
+
+class Late(Executor):
+    """Beside the loop, and never done before somebody waits for it."""
+
+    def submit(self, work, /, *args):
+        future = Future()
+        real = future.result
+
+        def result(timeout=None):
+            if not future.done():
+                future.set_result(work(*args))
+            return real(timeout)
+
+        future.result = result
+        return future
+
+
+def held(folder):
+    """How many descriptors of journal files this process has."""
+    links = (Path(f"/proc/self/fd/{name}") for name in os.listdir("/proc/self/fd"))
+    return sum(os.readlink(link).startswith(f"{folder}/journal-") for link in links if link.is_symlink())
+
+
+def test_a_file_is_synced_and_closed_before_the_one_after_the_next_is_begun_and_before_a_stop(folder, calls):
+    """However slow that is: so at most one file besides the current one is not on disk."""
+    journal = FileJournal(folder, STATE, SMALL, Late(), power=False)
+    assert list(journal.replay()) == []
+    for number in (1, 3, 5):
+        assert commit_whole(journal, number - 1) == number
+        commit(journal)  # which `process` does not sync
+        assert held(folder) == 2
+    journal.close()
+    assert held(folder) == 0
+    for path in journal_files(folder):
+        verbs = [verb for verb, what in calls if what == inode(path)]
+        assert verbs[-1] == "fdatasync", "nothing was written behind the last sync"
 
 
 DYING = """

@@ -11,7 +11,7 @@ import pytest
 from solewriter.agents.testing.plan import ENGINES
 
 ACKS, KILLS, MINUTES = 100_000, 300, 12  # it takes six on two processors that are its own
-FAILPOINTS = 0.65  # of those that end an engine: some are seldom met, and each round draws anew
+FAILPOINTS = 0.5  # of all; each has its turn, and not every life comes by its own
 
 pytestmark = pytest.mark.heavy
 

@@ -1,4 +1,4 @@
-"""Whoever reads the journal beside an engine sees what was committed, whatever happens to the files meanwhile."""
+"""Who only reads the journal gets every entry that was asked for, in order, or is told that it is gone, or damaged."""
 
 from __future__ import annotations
 
@@ -7,57 +7,132 @@ import threading
 
 import pytest
 
+from solewriter.shared import chain
 from solewriter.shared import entry as entries
-from solewriter.shared.chain import entries_between
+from solewriter.shared.chain import entries_between, first_of, journal_files, oldest_entry, opened
+from solewriter.shared.checkpoint import checkpoint_path
 from solewriter.shared.entry import Private
-from solewriter.shared.errors import Compacted
+from solewriter.shared.errors import Compacted, JournalCorrupt
 
 STATE = b"0123456789abcdef"
 
 
-def journal_file(folder, first, count, crc=0, size=2_000_000):
-    """One file of so many entries; the crc of the last one."""
-    data = entries.file_header(STATE, first, crc)
-    for number in range(first, first + count):
-        packed, crc = entries.pack(number, number, 0, crc, [], Private(fenced_ids=["x" * 5_000]))
-        data += packed
-    (folder / f"journal-{first:020d}.log").write_bytes(data.ljust(size, b"\0"))
-    return crc
+def write(folder, numbers, name=None):
+    """A journal file of these entries."""
+    crc, content = 0, entries.file_header(STATE, numbers[0], 0)
+    for number in numbers:
+        packed, crc = entries.pack(number, number, 0, crc, [], Private())
+        content += packed
+    path = folder / f"journal-{name or numbers[0]:020d}.log"
+    path.write_bytes(content.ljust(4096, b"\0"))
+    return path
+
+
+@pytest.fixture
+def journal(tmp_path):
+    """Entries 1 to 12 in four files."""
+    for first in (1, 4, 7, 10):
+        write(tmp_path, range(first, first + 3))
+    return tmp_path
 
 
 def numbers(folder, first, last):
-    return [one.number for one in entries_between(folder, first, last)]
+    return [entry.number for entry in entries_between(folder, first, last)]
 
 
-def test_a_file_that_a_start_writes_anew_is_read_again(tmp_path):
-    """Nothing is gone: it has the same entries, on other pages."""
-    journal_file(tmp_path, 1, 50)
-    path = tmp_path / f"journal-{1:020d}.log"
-    content, done = path.read_bytes(), threading.Event()
+def test_exactly_the_entries_that_were_asked_for_are_read(journal):
+    for first in range(1, 13):
+        for last in range(1, 13):
+            assert numbers(journal, first, last) == list(range(first, last + 1))
 
-    def write_anew():
-        while not done.wait(0.005):
-            (tmp_path / "journal.next").write_bytes(content)
-            os.rename(tmp_path / "journal.next", path)
 
-    writer = threading.Thread(target=write_anew)
-    writer.start()
+def test_files_before_the_first_entry_that_is_asked_for_are_not_read(journal):
+    for path in journal_files(journal)[:2]:
+        path.write_bytes(b"damaged")
+    assert numbers(journal, 8, 12) == [8, 9, 10, 11, 12]
+
+
+def test_what_is_not_there_is_compacted_and_never_left_out(journal):
+    with pytest.raises(Compacted, match="ends before entry 13"):
+        numbers(journal, 5, 13)
+    journal_files(journal)[0].unlink()
+    with pytest.raises(Compacted, match="begins with entry 4"):
+        numbers(journal, 3, 12)
+    assert numbers(journal, 4, 12) == list(range(4, 13))
+
+
+def test_an_entry_that_is_missing_in_the_middle_is_damage_with_its_place(journal):
+    journal_files(journal)[1].unlink()
+    with pytest.raises(JournalCorrupt, match="does not follow entry 3") as caught:
+        numbers(journal, 1, 12)
+    assert caught.value.place == f"{journal_files(journal)[1].name}:{entries.FILE_HEADER_BYTES}"
+
+
+def test_a_file_that_goes_while_the_one_before_it_is_read_is_compacted(journal):
+    reading = entries_between(journal, 1, 12)
+    assert next(reading).number == 1
+    gone = journal_files(journal)[1]
+    gone.unlink()
+    with pytest.raises(Compacted, match=f"{gone.name} was trimmed"):
+        list(reading)
+
+
+def test_a_content_does_not_count_if_its_file_lost_its_name_meanwhile(journal):
+    """A trimmed file is written again under another name: what was read of it may be of later entries."""
+    path = journal_files(journal)[0]
+    content, aside = path.read_bytes(), journal / "aside"
+    path.unlink()
+    os.mkfifo(path)
+
+    def swapped_in_mid_read() -> None:
+        with path.open("wb") as pipe:  # opens when it is opened for reading
+            path.rename(aside)
+            pipe.write(content)
+
+    thread = threading.Thread(target=swapped_in_mid_read)
+    thread.start()
     try:
-        for _ in range(300):
-            assert numbers(tmp_path, 1, 50) == list(range(1, 51))
+        with pytest.raises(Compacted, match=f"{path.name} was trimmed"):
+            numbers(journal, 1, 12)
     finally:
-        done.set()
-        writer.join()
+        thread.join()
+    path.write_bytes(content)
+    assert numbers(journal, 1, 12) == list(range(1, 13))
 
 
-def test_a_file_that_is_trimmed_between_two_entries_is_gone_and_nothing_else_is_told(tmp_path):
-    crc = journal_file(tmp_path, 1, 10)
-    journal_file(tmp_path, 11, 10, crc)
-    found = entries_between(tmp_path, 1, 20)
-    assert [next(found).number for _ in range(10)] == list(range(1, 11))
-    second = tmp_path / f"journal-{11:020d}.log"
-    second.rename(tmp_path / f"spare-{11:020d}.log")
-    with pytest.raises(Compacted, match="trimmed meanwhile"):
-        next(found)
-    with pytest.raises(Compacted, match="ends before entry 20"):
-        numbers(tmp_path, 1, 20)
+@pytest.mark.parametrize("name", ["journal-.log", "journal-x1.log", "journal-1.5.log"])
+def test_a_file_with_a_name_that_no_journal_file_has_is_named(journal, name):
+    (journal / name).write_bytes(b"")
+    with pytest.raises(JournalCorrupt, match=name):
+        first_of(journal / name)
+
+
+def test_a_first_entry_that_is_torn_or_of_another_file_is_none(journal):
+    path = journal_files(journal)[0]
+    assert chain.first_entry_of(path).number == 1
+    write(journal, range(5, 7), name=1)
+    assert chain.first_entry_of(path) is None
+    path.write_bytes(path.read_bytes()[:70])
+    assert chain.first_entry_of(path) is None
+
+
+def test_looking_back_begins_with_the_oldest_checkpoint_from_which_all_entries_are_there(journal):
+    assert oldest_entry(journal) == 0
+    for entry in (2, 5, 8):
+        checkpoint_path(journal, entry).write_bytes(b"")
+    journal_files(journal)[0].unlink()
+    assert oldest_entry(journal) == 5, "behind entry 2 entry 3 is missing"
+    journal_files(journal)[0].unlink()
+    assert oldest_entry(journal) == 8
+    checkpoint_path(journal, 8).unlink()
+    with pytest.raises(Compacted, match="begins with entry 7"):
+        oldest_entry(journal)
+    for path in journal_files(journal):
+        path.unlink()
+    with pytest.raises(Compacted, match="nothing is journaled"):
+        oldest_entry(journal)
+
+
+def test_a_checkpoint_that_was_trimmed_meanwhile_is_compacted(journal):
+    with pytest.raises(Compacted, match="behind entry 5 was trimmed"):
+        opened(journal, 5)

@@ -58,10 +58,11 @@ print(json.dumps([out, events, sorted(set(sys.modules) - modules), changed]))
 """
 
 
-def test_poison_is_refused_and_nothing_imported_called_opened_or_changed(poison, tmp_path):
+def test_poison_is_refused_and_nothing_imported_called_opened_or_changed(poison, tmp_path, monkeypatch):
     """Within a quarter of a gigabyte and a minute of processor time, or the process dies. Extensions are registered,
     and in the cache that goes round `find_class`.
     """
+    monkeypatch.delenv("COVERAGE_PROCESS_CONFIG", raising=False)  # what measures would be seen, too
     corpus = poison["corpus"]()
     ran = subprocess.run(
         [sys.executable, "-P", "-c", WATCHED],

@@ -17,8 +17,9 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from solewriter.shared import handshake, wire, wireform
-from solewriter.shared.config import FRAME_REQUESTS_MAX, HANDSHAKE_BYTES_MAX, Limits
+from solewriter.shared.config import CAREFUL_NUMBERS, FRAME_REQUESTS_MAX, HANDSHAKE_BYTES_MAX, Limits
 from solewriter.shared.errors import BadRequest, InvalidMutation, LayoutMismatch, RequestTooLarge
+from solewriter.shared.frozen import INT_MAX
 from solewriter.shared.models import Entity, Project, Task, TaskStatus
 from solewriter.shared.mutations import (
     Cancel,
@@ -32,6 +33,7 @@ from solewriter.shared.mutations import (
     Update,
 )
 from solewriter.shared.registry import Registry
+from solewriter.shared.request_ids import default_id
 
 LIMITS = Limits()
 REGISTRY = Registry()
@@ -186,6 +188,71 @@ def test_a_frame_over_its_bound_raises_at_the_call():
     assert wire.pack_frame(["x" * 50], small)
     with pytest.raises(RequestTooLarge, match="frame_bytes_max"):
         wire.pack_frame(["x" * 100], small)
+
+
+def test_what_is_no_field_of_the_entity_is_refused_at_the_call_by_its_name():
+    for mutation, field in [
+        (Update(STORED, {}, expect=-1), "expect"),
+        (Update(STORED, {}, expect=INT_MAX + 1), "expect"),
+        (Update(STORED, {}, expect="7"), "expect"),
+        (Delete(Task.ref("")), "id"),
+        (Delete(Task.ref("i" * 256)), "id"),
+        (Delete(Task.ref("\u00e9" * 128)), "id"),
+        (Delete(Task.ref("\ud800")), "id"),
+        (Delete(Task.ref(7)), "id"),
+        (Cancel(STORED, reason=7), "reason"),
+        (Cancel(STORED, reason="\ud800"), "reason"),
+    ]:
+        with pytest.raises(InvalidMutation) as refusal:
+            wireform.plain_mutation(mutation, REGISTRY)
+        assert set(refusal.value.fields) == {field}
+    assert wireform.plain_mutation(Delete(Task.ref("\u00e9" * 127)), REGISTRY)[2] == "\u00e9" * 127
+    with pytest.raises(RequestTooLarge, match="text_bytes_max"):
+        wireform.plain_mutation(Cancel(STORED, reason="\u00e9" * LIMITS.text_bytes_max), REGISTRY)
+
+
+@pytest.mark.parametrize("request_id", [None, "", "x" * 256, "\ud800", 7], ids=repr)
+def test_what_can_be_no_request_id_is_refused_at_the_call(request_id):
+    with pytest.raises(InvalidMutation) as refusal:
+        wireform.outcome_query(request_id)
+    assert set(refusal.value.fields) == {"request_id"}
+    if request_id is not None:  # where None says that the client may choose
+        with pytest.raises(InvalidMutation):
+            wireform.plain_request([Delete(STORED)], (), request_id, REGISTRY, LIMITS)
+
+
+def test_an_id_that_a_client_makes_can_be_asked_for_and_not_be_given():
+    """Else a user's request could be taken for another session's."""
+    made = default_id(2**64 - 1, 7)
+    assert wireform.outcome_query(made) == ("outcome", made)
+    with pytest.raises(InvalidMutation, match="looks like one that clients make"):
+        wireform.plain_request([Delete(STORED)], (), made, REGISTRY, LIMITS)
+    with pytest.raises(BadRequest, match="looks like one that clients make"):
+        wireform.checked_request(request_of(Delete(STORED), request_id=made), LIMITS)
+    for own in ("mine", made[1:], made.upper(), f"{made}x", made.replace("-", "_")):
+        plain = wireform.plain_request([Delete(STORED)], (), own, REGISTRY, LIMITS)
+        assert wireform.checked_request(plain, LIMITS)[2] == own
+
+
+def test_a_request_has_as_many_parts_as_it_may_and_at_least_one():
+    few = Limits(request_mutations_max=2)
+    require = Require(STORED)
+    assert wireform.plain_request([Delete(STORED)], [require], None, REGISTRY, few)
+    for mutations, guards in ([[], []], [[Delete(STORED)] * 2, [require]]):
+        with pytest.raises(RequestTooLarge, match="request_mutations_max"):
+            wireform.plain_request(mutations, guards, None, REGISTRY, few)
+
+
+def test_only_what_was_stored_can_be_required():
+    with pytest.raises(InvalidMutation, match="use RequireAbsent") as refusal:
+        wireform.plain_guard(Require(FRESH), REGISTRY)
+    assert set(refusal.value.fields) == {"version"}
+
+
+def test_in_a_pipeline_a_refusal_is_a_value():
+    plain = wireform.plain_mutation(Delete(STORED), REGISTRY)
+    assert wireform.plain_or_refused(Delete(STORED), REGISTRY, LIMITS) == ([plain], [], None, None)
+    assert isinstance(wireform.plain_or_refused(Delete(Task.ref("")), REGISTRY, LIMITS), InvalidMutation)
 
 
 # --- frames -----------------------------------------------------------------------------------------------------------
@@ -365,6 +432,36 @@ def test_numbers_that_collide_as_keys_are_refused_before_they_are_compared(as_se
         wire.unpack_frame(colliding(60_000, as_set=as_set), LIMITS)
 
 
+MANY_NUMBERS = b"(" + b"M\x00\x01" * (CAREFUL_NUMBERS + 1) + b"1"  # pushed behind a mark, and dropped again
+
+
+@pytest.mark.parametrize(
+    ("rest", "why"),
+    [
+        (b"cos\nsystem\n.", "names os.system"),
+        (b"\x8c\x02os\x8c\x06system\x93.", "names os.system"),
+        (b"Pid\n.", "persistent id"),
+        (b"K\x01Q.", "persistent id"),
+        (b"\x96" + (2**40).to_bytes(8, "little") + b".", "bytearray"),
+        (b"}K\x01K\x02s.", "keys are str"),
+        (b"}(K\x01K\x02u.", "keys are str"),
+        (b"(K\x01K\x02d.", "keys are str"),
+        (b"\x8f.", "a set"),
+        (b"(\x91.", "a set"),
+        (b"\x8f(K\x01\x90.", "a set"),
+    ],
+    ids=lambda rest: repr(rest[:12]),
+)
+def test_poison_among_many_numbers_is_refused_all_the_same(rest, why):
+    assert why in refused(b"\x80\x05" + MANY_NUMBERS + rest)
+
+
+def test_a_dict_of_every_form_is_read_among_many_numbers():
+    forms = [b"}\x8c\x01aK\x07s", b"}(\x8c\x01aK\x07u", b"(\x8c\x01aK\x07d"]
+    body = b"\x80\x05" + MANY_NUMBERS + b"](" + b"".join(forms) + b"e."
+    assert wire.unpack_frame(body, LIMITS) == [{"a": 7}] * 3
+
+
 def test_a_frame_with_many_numbers_means_the_same_as_one_with_few():
     many = [([], [], None, None), (list(range(300, 9_000)), {"a": {"b": [1.5] * 3_000}}, (1, 2), None)]
     assert wire.unpack_frame(wire.pack_frame(many, LIMITS)[4:], LIMITS) == many
@@ -400,7 +497,8 @@ print(json.dumps([out, events, sorted(set(sys.modules) - before)]))
 """
 
 
-def test_decoding_poison_imports_opens_and_calls_nothing():
+def test_decoding_poison_imports_opens_and_calls_nothing(monkeypatch):
+    monkeypatch.delenv("COVERAGE_PROCESS_CONFIG", raising=False)  # what measures would be seen, too
     corpus = json.dumps({name: body.hex() for name, body in POISON.items()})
     ran = subprocess.run(
         [sys.executable, "-P", "-c", WATCHED], input=corpus, capture_output=True, text=True, check=True

@@ -52,7 +52,7 @@ OFTEN = Limits(**SMALL, history_bytes=64 * MIB)
 TRIMMED = Limits(**SMALL, history_bytes=128 * KIB)
 
 
-class Other(Entity, columns=("size",)):
+class Other(Entity, kind="Other", columns=("size",)):
     """Another kind, with another column."""
 
     size: int = 0

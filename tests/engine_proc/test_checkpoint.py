@@ -1,0 +1,210 @@
+"""What the process that makes a checkpoint does where memory, classes or its engine change under it."""
+
+from __future__ import annotations
+
+import os
+import struct
+
+import pytest
+
+from solewriter import Entity
+from solewriter.engine_proc.checkpoint import EngineGone, Maker, Order, _records, _written, make
+from solewriter.engine_proc.engine import Registration
+from solewriter.shared import wire, wireform
+from solewriter.shared.checkpoint import Checkpoint, CheckpointWriter
+from solewriter.shared.config import DEFAULT_LIMITS, KIB
+from solewriter.shared.errors import JournalCorrupt
+from solewriter.shared.memory.segment import segment_path
+from solewriter.shared.memory.view import View
+from solewriter.shared.mutations import Create, Delete, Update
+from solewriter.shared.registry import Registry
+
+STATE = b"0123456789abcdef"
+COUNT = 4
+
+
+class Note(Entity, kind="Note", columns=("size",)):
+    size: int = 0
+    text: str = ""
+
+
+class WithText(Entity, kind="Note", columns=("size", "text")):
+    size: int = 0
+    text: str = ""
+
+
+class Bare(Entity, kind="Note"):
+    size: int = 0
+    text: str = ""
+
+
+class Notes:
+    """An engine in this process that holds some notes."""
+
+    def __init__(self, engine, call, folder):
+        self.engine, self.call, self.folder = engine, call, folder
+        self.where = str(folder / "memory")
+        self.register(Note)
+        self.do(*[Create(Note(id=f"n{one}", size=one)) for one in range(COUNT)])
+
+    def register(self, model):
+        async def registered():
+            registration = Registration([*Registry([model])])
+            await self.engine.writer._adopt(registration)
+            await registration.done
+
+        self.engine.loop.run_until_complete(registered())
+        self.registry = Registry([model])
+
+    def do(self, *mutations):
+        plain = [wireform.plain_mutation(one, self.registry) for one in mutations]
+        self.call.write(wire.pack_frame([(plain, [], None, None)], DEFAULT_LIMITS))
+        self.engine.read()
+        self.engine.turn()
+        ((_, status, _, _),) = self.call.replies()
+        assert status == wire.Status.APPLIED
+
+    def pin(self):
+        return View(self.where, self.engine.prefix).pin()
+
+    def order(self, name="made"):
+        return Order(str(self.folder / name), self.where, self.engine.prefix, STATE, (64 * KIB, 64 * KIB), os.getpid())
+
+    def table(self, pin, name="made"):
+        """What this revision comes to in a checkpoint: the cells of `size`, and the slots to be made anew."""
+        order = self.order(name)
+        writer = CheckpointWriter(order.path, STATE)
+        directory = _written(writer, pin, order, 0, lambda: True)
+        writer.finish(1, directory)
+        writer.close()
+        code = pin.catalog.kind_code("Note")
+        with Checkpoint(writer_path := self.folder / name) as one:
+            table = one.directory.tables[code]
+            sizes = struct.unpack(f"{table.places}q", one.bytes_of(table.chunks[0][1]))
+        writer_path.unlink()
+        return list(sizes), table.anew
+
+
+@pytest.fixture
+def notes(alone, tmp_path):
+    engine, call, _ = alone()
+    return Notes(engine, call, tmp_path)
+
+
+def test_what_was_published_is_made_and_read_back(notes):
+    notes.do(Delete(Note.ref("n1")), Update(Note.ref("n2"), {"size": 9}))
+    made = make(notes.order())
+    with Checkpoint(notes.folder / "made") as one:
+        assert (made.crc, made.size, made.revision) == (one.crc, one.size, 2)
+        assert one.record_of(one.directory.kinds.index("Note"), "n1").deleted
+    assert notes.table(notes.pin(), "again") == ([0, 0, 9, 3], [])
+
+
+def test_a_slot_that_nobody_has_is_a_slot_in_the_checkpoint_too(alone, tmp_path):
+    """A deleted key is forgotten when memory was reclaimed behind it."""
+    engine, call, _ = alone(heap_segment_bytes_first=16 * KIB, heap_segment_bytes_max=16 * KIB)
+    notes = Notes(engine, call, tmp_path)
+    notes.do(Delete(Note.ref("n1")))
+    code = notes.pin().catalog.kind_code("Note")
+    for number in range(400):
+        notes.do(Update(Note.ref("n0"), {"text": f"{number}" * 300}))
+        if engine.server.state.kinds[code].free:
+            break
+    assert list(engine.server.state.kinds[code].free) == [1]
+    make(notes.order())
+    with Checkpoint(tmp_path / "made") as one:
+        assert one.keys(code) == ["n0", None, "n2", "n3"]
+        assert one.record_of(code, "n1") is None
+
+
+# --- classes that change ----------------------------------------------------------------------------------------------
+
+
+def test_cells_that_a_newer_class_made_are_taken_from_memory(notes):
+    """The records themselves have the cells of the older class."""
+    notes.register(WithText)
+    assert notes.table(notes.pin()) == ([0, 1, 2, 3], [])
+
+
+def test_cells_that_are_another_records_by_now_are_never_taken(notes):
+    notes.register(WithText)
+    pin = notes.pin()
+    notes.do(Update(WithText.ref("n2"), {"size": 9}))
+    assert notes.table(pin) == ([0, 1, 0, 3], [2]), "it is made of its own record when it is put back"
+    assert notes.table(notes.pin()) == ([0, 1, 9, 3], [])
+
+
+def test_cells_are_made_later_where_the_columns_are_others_by_now(notes):
+    notes.register(WithText)
+    pin = notes.pin()
+    notes.register(Bare)
+    assert notes.table(pin) == ([0] * COUNT, [*range(COUNT)])
+
+
+# --- what cannot be made ----------------------------------------------------------------------------------------------
+
+
+def test_a_record_that_is_damaged_in_memory_is_no_part_of_a_checkpoint(notes):
+    pin = notes.pin()
+    code = pin.catalog.kind_code("Note")
+    address = pin.at(code, 1)
+    with segment_path(notes.where, notes.engine.prefix, "heap", address >> 32).open("r+b") as file:
+        file.seek((address & 0xFFFFFFFF) + 40)
+        byte = file.read(1)
+        file.seek(-1, os.SEEK_CUR)
+        file.write(bytes([byte[0] ^ 1]))
+    with pytest.raises(JournalCorrupt, match="checksum"):
+        make(notes.order())
+
+
+def test_who_lost_its_engine_gives_up(notes):
+    """Its parent ends between the first record and the next look."""
+    pin = notes.pin()
+    code = pin.catalog.kind_code("Note")
+    told, tell = os.pipe()
+    between = os.fork()
+    if between == 0:
+        go, gone = os.pipe()
+        if os.fork() == 0:
+            engine, said = os.getppid(), b"went on"
+            found = len(list(_records(pin, code, lambda: os.getppid() == engine)))
+            os.close(gone)  # lets the parent end
+            while os.getppid() == engine:
+                pass
+            try:
+                list(_records(pin, code, lambda: os.getppid() == engine))
+            except EngineGone:
+                said = b"gave up after %d" % found
+            os.write(tell, said)
+            os._exit(0)
+        os.close(gone)
+        os.read(go, 1)
+        os._exit(0)
+    os.close(tell)
+    os.waitpid(between, 0)
+    assert os.read(told, 100) == b"gave up after %d" % COUNT
+    assert os.read(told, 100) == b"", "nobody is left"
+    os.close(told)
+
+
+def test_the_reason_of_one_that_failed_comes_to_who_waits_for_it(notes):
+    order = Order(
+        str(notes.folder / "made"), notes.where, "solewriter-nobody", STATE, (64 * KIB, 64 * KIB), os.getpid()
+    )
+    with pytest.raises(OSError, match=r"status 1: .*solewriter-nobody"):
+        Maker()(order)
+    assert not (notes.folder / "made").exists()
+
+
+def test_one_that_is_made_is_told_to_who_waits_for_it(notes):
+    made = Maker()(notes.order())
+    with Checkpoint(notes.folder / "made") as one:
+        assert (made.entry, made.crc, made.size) == (one.entry, one.crc, one.size)
+
+
+def test_a_maker_that_was_closed_begins_nothing(notes):
+    maker = Maker()
+    maker.close()
+    with pytest.raises(EngineGone):
+        maker(notes.order())
+    assert not (notes.folder / "made").exists()

@@ -1,0 +1,151 @@
+"""When a checkpoint fails, or what it makes needless cannot go, nothing is lost, and it is tried again."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from concurrent.futures import Executor, Future, ThreadPoolExecutor
+
+import pytest
+
+from solewriter.engine_proc import journal as journals
+from solewriter.engine_proc.checkpoint import Made, Order
+from solewriter.engine_proc.checkpoints import Checkpoints
+from solewriter.engine_proc.journal import FileJournal
+from solewriter.shared.chain import first_of, journal_files
+from solewriter.shared.checkpoint import CheckpointWriter, Directory, checkpoint_files, checkpoint_path
+from solewriter.shared.config import KIB, Limits
+from solewriter.shared.entry import Private
+
+STATE = b"0123456789abcdef"
+LIMITS = Limits(journal_file_bytes=4 * KIB, checkpoint_after_bytes=16 * KIB, history_bytes=0)
+
+
+class AtOnce(Executor):
+    """Beside the loop, but done at once."""
+
+    def submit(self, work, /, *args):
+        future = Future()
+        future.set_result(work(*args))
+        return future
+
+
+def make(order, entry, time_us=0):
+    """An empty checkpoint behind an entry."""
+    writer = CheckpointWriter(order.path, STATE)
+    name = writer.finish(entry, Directory(entry, time_us, [], [], [], 0, 0, [], bytes(16)))
+    writer.close()
+    return Made(entry, name.crc, 100, entry, time_us)
+
+
+@pytest.fixture
+def journal(tmp_path, monkeypatch):
+    monkeypatch.setattr(journals, "JOURNAL_FILE_BYTES_FIRST", 4 * KIB)
+    with ThreadPoolExecutor(1) as beside:
+        made = FileJournal(tmp_path, STATE, LIMITS, beside, power=False)
+        assert list(made.replay()) == []
+        yield made
+        made.close()
+
+
+def grow(journal, count):
+    for _ in range(count):
+        journal.append(journal.tail.number + 1, 0, [], Private(fenced_ids=["x" * 2_000]))
+        asyncio.run(journal.commit(durable=True))
+
+
+@pytest.fixture
+def held(tmp_path, journal):
+    """`held()`: the checkpoints of this journal's engine, and what it logs."""
+
+    def start(make=make):
+        log = []
+        made = Checkpoints(
+            tmp_path, Order("", "", "", STATE, (0, 0), 0), lambda order: make(order, journal.tail.number), AtOnce(),
+            journal, LIMITS, AtOnce(), lambda name: pytest.fail("not asked for"), log.append, lambda: None,
+        )  # fmt: skip
+        return made, log
+
+    return start
+
+
+def test_a_checkpoint_is_due_when_the_journal_has_outgrown_it_and_one_is_made_at_a_time(held, journal, tmp_path):
+    checkpoints, log = held()
+    grow(journal, 7)
+    assert not checkpoints.due
+    grow(journal, 2)
+    assert checkpoints.due
+    done = []
+    checkpoints.begin(done.append)
+    assert not checkpoints.due, "it is made, and not journaled"
+    assert list(checkpoint_files(tmp_path)) == [9]
+    checkpoints.noted(done[0], 0)
+    assert (checkpoints.due, log) == (False, [])
+    grow(journal, 9)
+    assert checkpoints.due
+
+
+def test_one_that_fails_is_said_and_leaves_nothing_and_another_is_due_later(held, journal, tmp_path):
+    def fail(order, entry):
+        make(order, entry)
+        raise OSError("no room")
+
+    checkpoints, log = held(fail)
+    grow(journal, 9)
+    checkpoints.begin(lambda made: pytest.fail("it was not made"))
+    assert log == ["a checkpoint was not made: no room"]
+    assert [*tmp_path.glob("checkpoint*")] == []
+    assert not checkpoints.due
+    grow(journal, 4)
+    assert checkpoints.due
+
+
+def test_history_goes_only_behind_a_checkpoint_that_is_journaled(held, journal, tmp_path):
+    grow(journal, 5)
+    old, _ = held()
+    old.begin(lambda made: None)
+    checkpoints, log = held()
+    grow(journal, 5)
+    done = []
+    checkpoints.begin(done.append)
+    assert list(checkpoint_files(tmp_path)) == [5, 10]
+    assert first_of(journal_files(tmp_path)[0]) == 1
+    checkpoints.noted(done[0], 0)
+    assert list(checkpoint_files(tmp_path)) == [10]
+    assert 1 < first_of(journal_files(tmp_path)[0]) <= 11
+    assert log == []
+
+
+def test_what_could_not_be_given_up_stays_and_goes_behind_the_next_checkpoint(held, journal, tmp_path):
+    grow(journal, 5)
+    old, _ = held()
+    old.begin(lambda made: None)
+    checkpoints, log = held()
+    path = checkpoint_path(tmp_path, 5)
+    path.rename(tmp_path / "aside")
+    path.mkdir()  # even root cannot unlink this
+    for _ in range(2):
+        grow(journal, 5)
+        done = []
+        checkpoints.begin(done.append)
+        checkpoints.noted(done[0], 0)
+        assert len(log) == 1
+        assert log[0].startswith("trimming: ")
+        if path.is_dir():
+            path.rmdir()
+            (tmp_path / "aside").rename(path)
+    assert list(checkpoint_files(tmp_path)) == [journal.tail.number]
+
+
+def test_a_damaged_checkpoint_that_is_only_history_does_not_hinder_a_start_and_goes_first(held, journal, tmp_path):
+    grow(journal, 5)
+    old, _ = held()
+    old.begin(lambda made: None)
+    os.truncate(checkpoint_path(tmp_path, 5), 10)
+    checkpoints, log = held()
+    grow(journal, 5)
+    done = []
+    checkpoints.begin(done.append)
+    checkpoints.noted(done[0], 0)
+    assert list(checkpoint_files(tmp_path)) == [10]
+    assert log == []

@@ -1,0 +1,228 @@
+"""What a start takes over from dead engines: their state if it is theirs, their memory if they are dead."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import struct
+from zlib import crc32
+
+import msgspec
+import pytest
+
+from solewriter import Engine, EngineStartFailed, Put, Task, connect
+from solewriter.engine_proc.lock import Lock
+from solewriter.engine_proc.publisher import remove_segments
+from solewriter.engine_proc.recovery import boot_id, history_of, remove_old_memory, remove_orphans
+from solewriter.shared.chain import first_entry_of, journal_files
+from solewriter.shared.checkpoint import Checkpoint, checkpoint_files
+from solewriter.shared.config import KIB, MEMORY_VERSION, Limits
+from solewriter.shared.entry import FILE_HEADER_BYTES, Life
+from solewriter.shared.folder import StateFolder, Whereabouts, start_time_of
+from solewriter.shared.memory.root import STOPPED, SUPERSEDED, RootReader, RootWriter
+from solewriter.shared.memory.segment import Segment, segment_path
+
+GONE = 2**22 + 1  # no process has this id
+
+
+class Memory:
+    """What engines left in memory: a root and a heap each."""
+
+    def __init__(self, folder, where):
+        folder.mkdir()
+        where.mkdir()
+        self.folder, self.where = StateFolder(folder), str(where)
+        self.readers = {}
+
+    def left(self, prefix, pid=GONE, *, root=True):
+        born = start_time_of(pid) or 12345
+        whereabouts = Whereabouts(MEMORY_VERSION, pid, born, 1, self.where, prefix)
+        self.folder.marker(prefix).write_bytes(msgspec.json.encode(whereabouts))
+        if root:
+            made = Segment.create(segment_path(self.where, prefix, "root"), 64 * KIB)
+            RootWriter(made, 1, pid, born, "process")
+            self.readers[prefix] = RootReader(Segment.attach(made.path))
+            Segment.create(segment_path(self.where, prefix, "heap", 1), 4 * KIB)
+
+    def segments(self):
+        return sorted(os.listdir(self.where))
+
+    def markers(self):
+        return sorted(path.name for path in self.folder.path.glob("memory-*.json"))
+
+    def successor(self, prefix):
+        return self.readers[prefix].successor
+
+
+@pytest.fixture
+def memory(tmp_path):
+    made = Memory(tmp_path / "state", tmp_path / "memory")
+    yield made
+    for old in made.folder.markers():
+        remove_segments(old.memory_dir, old.prefix)
+
+
+# --- the memory of those who are dead ---------------------------------------------------------------------------------
+
+
+def test_readers_of_dead_engines_are_sent_on_and_their_memory_goes(memory):
+    memory.left("solewriter-own", os.getpid())
+    memory.left("solewriter-dead")
+    memory.left("solewriter-early", root=False)  # it died before it made any segment
+    (memory.folder.path / "engine.json.tmp").write_bytes(b"half")
+    remove_old_memory(memory.folder, "solewriter-own")
+    assert memory.segments() == ["solewriter-own-heap-1", "solewriter-own-root"]
+    assert memory.markers() == ["memory-solewriter-own.json"]
+    assert (memory.successor("solewriter-dead"), memory.successor("solewriter-own")) == (SUPERSEDED, 0)
+    assert not (memory.folder.path / "engine.json.tmp").exists()
+
+
+def test_what_a_dead_engine_was_deciding_stays_known_to_a_start_that_has_no_room(memory):
+    memory.left("solewriter-dead")
+    remove_old_memory(memory.folder, "", but_roots=True)
+    assert memory.segments() == ["solewriter-dead-root"]
+    assert memory.markers() == ["memory-solewriter-dead.json"]
+
+
+@pytest.mark.parametrize("remove", [lambda folder: remove_old_memory(folder, "solewriter-own"), remove_orphans])
+def test_the_memory_of_a_live_engine_is_nobody_elses_to_remove(memory, remove):
+    memory.left("solewriter-live", os.getppid())
+    remove(memory.folder)
+    assert memory.segments() == ["solewriter-live-heap-1", "solewriter-live-root"]
+    assert memory.successor("solewriter-live") == 0
+
+
+def test_readers_of_an_engine_that_nobody_follows_are_told_that_it_stopped(memory):
+    memory.left("solewriter-dead")
+    memory.folder.engine_json.write_bytes(b"{}")
+    remove_orphans(memory.folder)
+    assert (memory.segments(), memory.markers()) == ([], [])
+    assert memory.successor("solewriter-dead") == STOPPED
+    assert not memory.folder.engine_json.exists()
+
+
+def test_orphans_are_left_to_the_engine_that_owns_the_folder(memory):
+    memory.left("solewriter-dead")
+    lock = Lock(memory.folder)
+    remove_orphans(memory.folder)
+    assert memory.segments() == ["solewriter-dead-heap-1", "solewriter-dead-root"]
+    lock.release()
+    remove_orphans(memory.folder)
+    assert memory.segments() == []
+
+
+def test_a_folder_that_is_gone_has_no_orphans_and_is_not_made_again(tmp_path):
+    remove_orphans(StateFolder(tmp_path / "gone"))
+    assert not (tmp_path / "gone").exists()
+
+
+# --- its state, and nobody else's -------------------------------------------------------------------------------------
+
+LIMITS = Limits(
+    heap_segment_bytes_first=64 * KIB, heap_segment_bytes_max=64 * KIB, journal_file_bytes=64 * KIB,
+    checkpoint_after_bytes=16 * KIB, history_bytes=600 * KIB, recent_bytes=8 * KIB,
+)  # fmt: skip
+
+
+def named(state):
+    """The checkpoints that the journal names, in order."""
+    firsts = [first_entry_of(path) for path in journal_files(state)]
+    return [first.private.whole.checkpoint.entry for first in firsts if first is not None and first.private.whole]
+
+
+@pytest.fixture(scope="module")
+def left(tmp_path_factory, wait_until):
+    """A folder whose start needs a checkpoint; its engine has stopped."""
+    state = tmp_path_factory.mktemp("left") / "state"
+    with Engine(state, durability="process", limits=LIMITS), connect(state, limits=LIMITS) as client:
+
+        def work() -> bool:
+            for reply in client.submit_many([Put(Task(title="x" * 100, id=f"t{one}")) for one in range(40)]):
+                reply.check()
+            return bool(named(state))
+
+        wait_until(work, 60, "a checkpoint")
+    return state
+
+
+@pytest.fixture
+def stopped(left, state):
+    """A copy of it."""
+    shutil.copytree(left, state, ignore=shutil.ignore_patterns("*.sock"))
+    return state
+
+
+def test_a_start_begins_with_the_checkpoint_that_the_journal_names(stopped, start_engine):
+    with Checkpoint(checkpoint_files(stopped)[named(stopped)[-1]]) as one:
+        assert one.directory.revision > 0
+    start_engine(stopped, limits=LIMITS)
+    with connect(stopped, limits=LIMITS) as client:
+        assert client.get(Task, "t39").title == "x" * 100
+
+
+def test_a_checkpoint_of_another_state_is_refused_by_name(stopped, start_engine):
+    """Every sum in it is right, and it is of the same entry."""
+    path = checkpoint_files(stopped)[named(stopped)[-1]]
+    content = path.read_bytes()
+    rest = b"another state..." + content[32:56]
+    head = content[:12] + struct.pack("<I", crc32(rest)) + rest
+    path.write_bytes(head + content[56:])
+    with pytest.raises(EngineStartFailed, match=f"{path.name} and .* are of different states"):
+        start_engine(stopped, limits=LIMITS)
+
+
+def test_another_checkpoint_in_the_place_of_the_one_that_is_named_is_refused(stopped, start_engine):
+    path = checkpoint_files(stopped)[named(stopped)[-1]]
+    content = path.read_bytes()
+    with Checkpoint(path) as one:
+        packed = msgspec.msgpack.encode(msgspec.structs.replace(one.directory, time_us=one.directory.time_us + 1))
+    rest = content[16:48] + struct.pack("<II", len(packed), crc32(packed))
+    offset = int.from_bytes(content[40:48], "little")
+    head = content[:12] + struct.pack("<I", crc32(rest)) + rest
+    path.write_bytes(head.ljust(64, b"\0") + content[64:offset] + packed)
+    with pytest.raises(EngineStartFailed, match=f"{path.name} is not the one that the journal names"):
+        start_engine(stopped, limits=LIMITS)
+
+
+def test_a_missing_checkpoint_is_refused_by_name(stopped, start_engine):
+    path = checkpoint_files(stopped)[named(stopped)[-1]]
+    path.unlink()
+    with pytest.raises(EngineStartFailed, match=f"{path.name} is missing"):
+        start_engine(stopped, limits=LIMITS)
+
+
+def test_a_damaged_entry_is_refused_by_place_where_no_power_cut_explains_it(stopped, start_engine):
+    """The folder is of this boot: its page cache was not lost."""
+    path = journal_files(stopped)[-1]
+    content = bytearray(path.read_bytes())
+    place = FILE_HEADER_BYTES + 60
+    content[place] ^= 1
+    path.write_bytes(content)
+    with pytest.raises(EngineStartFailed, match=f"{path.name} is damaged at offset {FILE_HEADER_BYTES}"):
+        start_engine(stopped, limits=LIMITS)
+    assert path.read_bytes() == content
+
+
+BOOT = boot_id()
+
+
+def life(durability="process", boot=BOOT, drained=False):
+    return Life(1, b"0123456789abcdef", durability, boot, drained=drained)
+
+
+@pytest.mark.parametrize(
+    ("before", "goes_on"),
+    [
+        (None, False),
+        (life(), True),
+        (life(boot="another"), False),
+        (life(boot="another", drained=True), True),
+        (life("power", boot="another"), True),
+        (life("memory"), False),
+    ],
+    ids=["the first life", "a kill", "a power cut", "a clean end", "a power cut without loss", "memory"],
+)
+def test_a_history_goes_on_where_nothing_published_can_have_been_lost(before, goes_on):
+    history = history_of(before)
+    assert len(history) == 16
+    assert (before is not None and history == before.history) is goes_on

@@ -1,0 +1,112 @@
+"""Who may say hello as whom, and what a session remembers of requests that never came."""
+
+from __future__ import annotations
+
+import pytest
+
+from solewriter.engine_proc.sessions import ENGINE_ID, FORGOTTEN, NEVER, HelloRefused, Sessions, Told
+from solewriter.shared.config import FRAME_REQUESTS_MAX, NAME_MAX, SESSION_FRAMES_MAX, WIRE_VERSION, Limits
+from solewriter.shared.entry import SessionChange
+from solewriter.shared.handshake import Hello
+from solewriter.shared.request_ids import default_id, session_number
+from solewriter.shared.wire import Status
+
+
+def hello(client_id="ann", name="crawler", first=0):
+    return Hello(wire=WIRE_VERSION, client_id=client_id, name=name, pid=1, first=first, instance="1", resends=False)
+
+
+def greet(sessions, words):
+    """A hello that is answered and journaled; its session's number."""
+    change, _ = sessions.greet(words, None, lambda number: -1)
+    sessions.take(change)
+    return change.session
+
+
+@pytest.fixture
+def sessions():
+    return Sessions(Limits(window_max=4))
+
+
+@pytest.mark.parametrize(
+    ("words", "why"),
+    [
+        (hello(client_id=""), "not empty"),
+        (hello(client_id="c" * (NAME_MAX + 1)), f"at most {NAME_MAX}"),
+        (hello(name="n" * (NAME_MAX + 1)), f"at most {NAME_MAX}"),
+        (hello(first=-1), "numbered 0 to"),
+        (hello(first=SESSION_FRAMES_MAX), "numbered 0 to"),
+        (hello(client_id=ENGINE_ID), "the engine's own"),
+    ],
+    ids=lambda one: one if isinstance(one, str) else "",
+)
+def test_a_hello_out_of_bounds_is_refused_for_good_and_begins_no_session(sessions, words, why):
+    with pytest.raises(HelloRefused, match=why) as caught:
+        greet(sessions, words)
+    assert caught.value.refusal == "final"
+    assert len(sessions) == 0
+
+
+def test_a_hello_at_its_bounds_is_taken(sessions):
+    greet(sessions, hello(client_id="c" * NAME_MAX, name="n" * NAME_MAX, first=SESSION_FRAMES_MAX - 1))
+    assert len(sessions) == 1
+
+
+def test_two_clients_whose_ids_make_the_same_number_are_never_taken_for_one(sessions):
+    number = greet(sessions, hello("ann"))
+    with pytest.raises(HelloRefused, match="choose another one") as caught:
+        greet(sessions, hello(f"{number:016x}"))
+    assert caught.value.refusal == "final"
+    assert sessions.get(number).client_id == "ann"
+
+
+def test_a_quarantined_request_is_told_so_before_it_comes_and_nobody_elses_is(sessions):
+    number = greet(sessions, hello())
+    sessions.quarantine(number, 3, 70)
+    told = sessions.told(number, 3)
+    assert (told.status, told.revision, told.detail[0]) == (Status.REFUSED, 70, "Quarantined")
+    assert sessions.told(number, 2) is None
+    assert sessions.told(number, 4) is None
+    sessions.quarantine(number + 1, 3, 70)  # of a session that was forgotten
+    assert sessions.told(number + 1, 3) == FORGOTTEN
+
+
+def test_a_session_that_fell_silent_last_is_the_last_to_go(sessions):
+    sessions = Sessions(Limits(sessions_max=2))
+    ann, bob = (greet(sessions, hello(name)) for name in ("ann", "bob"))
+    assert sessions.surplus(1, []) == [ann]
+    sessions.fell_silent(ann)
+    assert sessions.surplus(1, []) == [bob]
+    sessions.forget([bob])
+    sessions.fell_silent(bob)  # its lane was closed when it was forgotten already
+    assert (len(sessions), sessions.get(bob)) == (1, None)
+
+
+def test_the_window_holds_the_newest_outcomes_and_the_rest_is_forgotten_not_denied(sessions):
+    number = greet(sessions, hello())
+    for sequence in range(6):
+        sessions.remember(number, sequence, Told(Status.APPLIED, sequence + 1, []))
+    assert [sessions.told(number, sequence) for sequence in (0, 1)] == [FORGOTTEN, FORGOTTEN]
+    assert [sessions.told(number, sequence).revision for sequence in range(2, 6)] == [3, 4, 5, 6]
+    sessions.remember(number, 5, Told(Status.APPLIED, 6, []))  # told again, it takes nobody's place
+    assert sessions.told(number, 2).revision == 3
+
+
+def test_a_fence_holds_for_a_session_that_is_known_and_for_any_id_of_a_users_own(sessions):
+    number = greet(sessions, hello())
+    for request_id in (default_id(number, 7), default_id(number + 1, 7), "mine"):
+        sessions.fence(request_id)
+    assert sessions.told(number, 7) == NEVER
+    assert sessions.told(number + 1, 7) == FORGOTTEN
+    assert sessions.told_id("mine") == NEVER
+
+
+def test_a_client_that_comes_back_begins_behind_all_that_an_earlier_one_may_have_sent(sessions):
+    number = greet(sessions, hello())
+    sessions.remember(number, 2 * FRAME_REQUESTS_MAX, Told(Status.APPLIED, 1, []))
+    other = hello()
+    other.instance = "2"
+    change, first = sessions.greet(other, None, lambda number: -1)
+    assert first == 3 + 4, "a window of frames may be on its way, not read"
+    assert change == SessionChange(number, "ann", "crawler", 2, first * FRAME_REQUESTS_MAX - 1, "2")
+    assert session_number("ann") == number
