@@ -99,6 +99,7 @@ class FilesAhead:
             _write(fd, bytes(FILE_HEADER_BYTES), 0)
             os.fdatasync(fd)
         elif self._zeroed:
+            os.posix_fallocate(fd, 0, size)  # a full disk shows before anything is written
             for start in range(0, size, len(ZEROS)):
                 _write(fd, ZEROS[: size - start], start)
             os.fsync(fd)

@@ -8,6 +8,7 @@ killed, nothing but an unfinished file is left, which goes then, or with the nex
 from __future__ import annotations
 
 import os
+import resource
 import subprocess
 import sys
 import threading
@@ -186,6 +187,8 @@ def main() -> int:
     """Take the order from standard input; say on standard output what was made."""
     os.setpriority(os.PRIO_PROCESS, 0, NICE)
     os.umask(0o077)
+    _, hard = resource.getrlimit(resource.RLIMIT_DATA)
+    resource.setrlimit(resource.RLIMIT_DATA, (hard, hard))  # the engine's own bound is against hostile frames
     try:
         order = msgspec.msgpack.decode(sys.stdin.buffer.read(), type=Order)
         made = make(order, lambda: os.getppid() == order.engine)

@@ -10,13 +10,11 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Callable
+from typing import Any
 
-from solewriter.engine_proc import adoption as adoptions
+from solewriter.engine_proc.between import BETWEEN_TURNS, BetweenTurns
 from solewriter.engine_proc.bridge import Bridge, LaneEnd
-from solewriter.engine_proc.checkpoint import Made
-from solewriter.engine_proc.checkpoints import Checkpoints
 from solewriter.engine_proc.decide import Draft, decide
 from solewriter.engine_proc.journal import DiskFull, Journal
 from solewriter.engine_proc.newcomer import Newcomer
@@ -28,21 +26,18 @@ from solewriter.engine_proc.turn import Turn
 from solewriter.engine_proc.writing import Form, form, write
 from solewriter.shared import failpoint, wireform
 from solewriter.shared.config import RECLAIM_LOOK, RECLAIM_LOOK_LEAST, Limits
-from solewriter.shared.entry import CheckpointName, Private, SessionChange
+from solewriter.shared.entry import SessionChange
 from solewriter.shared.errors import (
-    EngineUnavailable,
     Expired,
     InvalidMutation,
     MemoryFull,
     Quarantined,
     Refused,
     RequestMismatch,
-    SolewriterError,
     Unavailable,
     clean,
     to_wire,
 )
-from solewriter.shared.registry import Kind
 from solewriter.shared.request_ids import own_id, session_number
 from solewriter.shared.wire import Status
 
@@ -52,23 +47,6 @@ Answer = tuple[int, int, int, Any]  # sequence, status, revision, detail
 STOPPED: tuple[str, str, dict[str, Any]] = (
     "EngineUnavailable", "the engine stopped before it took this request: it was not applied", {},
 )  # fmt: skip
-
-
-class Registration:
-    """Models that the owner wants known. It waits in the inbox for its place between two turns."""
-
-    def __init__(self, kinds: Sequence[Kind]) -> None:
-        self.kinds = kinds
-        self.done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-
-
-class Finished(NamedTuple):
-    """A checkpoint that was made. It waits in the inbox, too."""
-
-    made: Made
-
-
-BETWEEN_TURNS = (Registration, Finished)
 
 
 class SingleWriter:
@@ -90,9 +68,9 @@ class SingleWriter:
         self._publisher = publisher
         self._bridge = bridge
         self._limits = limits
-        self.checkpoints: Checkpoints | None = None
+        self.between = BetweenTurns(state, journal, publisher, bridge.inbox)
         self._still_owner = still_owner  # raises when the state folder is no longer this engine's
-        self._waiting: deque[Any] = deque()  # of (lane, sequence, request), Newcomer and Registration
+        self._waiting: deque[Any] = deque()  # of (lane, sequence, request), Newcomer and BETWEEN_TURNS
         self._stopping = False
         self._waited_s = 1.0  # for the last item that had to be waited for
         self._replies: dict[LaneEnd, list[Answer]] = {}
@@ -104,15 +82,15 @@ class SingleWriter:
         """Turn after turn, until the inbox is closed and everything accepted before is done, or `stop` is called."""
         while not self._stopping and await self._take():
             if isinstance(self._waiting[0], BETWEEN_TURNS):
-                await self._between_turns(self._waiting.popleft())
+                self._still_owner()
+                await self.between.run(self._waiting.popleft())
                 continue
             turn = Turn(self.state, self._publisher.heap.tail, time.time_ns() // 1000)
             self._decide(turn)
             await self._commit(turn)
             self._reply()
             self._reclaim(turn.bytes)
-            if self.checkpoints is not None and self.checkpoints.due:
-                self._begin_checkpoint(self.checkpoints)
+            self.between.look()
 
     def _reclaim(self, written: int) -> None:
         """Memory is given back as fast as it is used, after the replies left."""
@@ -133,81 +111,13 @@ class SingleWriter:
         for item in self._waiting:
             if isinstance(item, Newcomer):
                 item.refuse("the engine is stopping")
-            elif isinstance(item, Registration):
-                item.done.set_exception(EngineUnavailable("the engine is stopping"))
-            elif not isinstance(item, Finished) and not item[0].superseded:
+            elif isinstance(item, BETWEEN_TURNS):
+                self.between.refuse(item)
+            elif not item[0].superseded:
                 answer = (item[1], Status.UNAVAILABLE, self.state.revision, STOPPED)
                 self._replies.setdefault(item[0], []).append(answer)
         self._waiting.clear()
         self._reply()
-
-    async def _between_turns(self, item: Registration | Finished) -> None:
-        self._still_owner()
-        if isinstance(item, Registration):
-            await self._adopt(item)
-        elif self.checkpoints is not None:
-            await self._note_checkpoint(item.made, self.checkpoints)
-
-    # --- checkpoints -------------------------------------------------------------------------------------------------
-
-    def _begin_checkpoint(self, checkpoints: Checkpoints) -> None:
-        """Of everything so far: the newest entry may have changed no entity, so it is published first."""
-        try:
-            self._publisher.reserve([], {})
-        except MemoryFull as error:
-            checkpoints.failed(str(error))
-            return
-        self._publisher.publish([], self.state.revision, self._journal.tail.number, self.state.counts())
-        loop, inbox = asyncio.get_running_loop(), self._bridge.inbox
-
-        def done(made: Made) -> None:
-            loop.call_soon_threadsafe(inbox.put_nowait, [Finished(made)])
-
-        checkpoints.begin(done)
-
-    async def _note_checkpoint(self, made: Made, checkpoints: Checkpoints) -> None:
-        """What no reader sees is journaled behind it; then a start begins with it."""
-        before, whole = self._journal.length, checkpoints.describe(CheckpointName(made.entry, made.crc))
-        self._journal.append(self.state.revision, time.time_ns() // 1000, [], Private(whole=whole))
-        try:
-            await self._journal.commit(durable=True)
-        except DiskFull as error:
-            checkpoints.given_up(made, str(error))
-            return
-        failpoint.reach("checkpoint.journaled")
-        checkpoints.noted(made, self._journal.length - before)
-
-    # --- models ------------------------------------------------------------------------------------------------------
-
-    async def register(self, kinds: Sequence[Kind]) -> None:
-        """Know these models from the next turn on. Raises SolewriterError, with everything as before."""
-        registration = Registration(kinds)
-        self._bridge.inbox.put_nowait([registration])
-        await registration.done
-
-    async def _adopt(self, registration: Registration) -> None:
-        """What they bring is journaled before anybody can use it."""
-        state, publisher = self.state, self._publisher
-        try:
-            adoption = adoptions.prepare(state, publisher, registration.kinds)
-        except SolewriterError as error:
-            registration.done.set_exception(error)
-            return
-        if adoption.brings_nothing:
-            adoptions.adopt(state, publisher, adoption)
-            registration.done.set_result(None)
-            return
-        try:
-            publisher.reserve([], {})
-            self._journal.append(state.revision, time.time_ns() // 1000, [], adoption.private)
-            await self._journal.commit(durable=True)
-        except (MemoryFull, DiskFull) as error:
-            adoptions.forgo(state, publisher, adoption)
-            registration.done.set_exception(error)
-            return
-        adoptions.adopt(state, publisher, adoption)
-        publisher.publish([], state.revision, self._journal.tail.number, state.counts())
-        registration.done.set_result(None)
 
     # --- take --------------------------------------------------------------------------------------------------------
 

@@ -13,39 +13,25 @@ from __future__ import annotations
 import asyncio
 import errno
 import os
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from itertools import pairwise
 from pathlib import Path
 from typing import NamedTuple, Protocol
 
 from solewriter.engine_proc.ahead import FULL, FilesAhead
+from solewriter.engine_proc.replay import Missing, Replay, Tail
 from solewriter.shared import entry as entries
 from solewriter.shared import failpoint
 from solewriter.shared.chain import first_entry_of, first_of, journal_files
 from solewriter.shared.config import JOURNAL_FILE_BYTES_FIRST, Limits
 from solewriter.shared.entry import COMMITTED_BYTES, FILE_HEADER_BYTES, Entry, Private, PrivateState
-from solewriter.shared.errors import EngineUnavailable, JournalCorrupt
+from solewriter.shared.errors import EngineUnavailable
 from solewriter.shared.folder import sync_folder
 
 
 class DiskFull(EngineUnavailable):
     """The journal's file system has no room: the engine refuses writes until it has."""
-
-
-class Tail(NamedTuple):
-    """The last committed entry."""
-
-    number: int
-    crc: int
-
-
-class Missing(NamedTuple):
-    """Committed entries that the files do not hold any more, and where they should be."""
-
-    first: int
-    last: int
-    place: str
 
 
 def never() -> bool:
@@ -157,7 +143,6 @@ class FileJournal:
         self._on_disk = True  # all that was committed
         self.length = 0
         self._committed_fd = os.open(folder / "committed", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-        self._noted: Tail | None = None  # the last durable entry, as it was noted before this process
         self.missing: Missing | None = None
 
     @property
@@ -268,120 +253,22 @@ class FileJournal:
         rewritten to new pages, because pages that a failed fsync left behind may be readable and not on disk.
         """
         (self._folder / "journal.next").unlink(missing_ok=True)
-        self._noted = self._read_committed()
-        files = self._files_from(first)
-        if not files:
-            self._begin_history()
-            return
-        cut, lost = False, list[Path]()
-        for position, path in enumerate(files):
-            buffer = path.read_bytes()
-            if not self._follows(path, buffer, position, may_be_cut):
-                lost = files[position:]
-                self._compare_committed(path, 0)
-                break
-            last = position == len(files) - 1
-            end, cut = yield from self._entries_of(path, buffer, first, may_be_cut, last=last)
-            whole, kept = buffer[:end], (path, len(buffer))
-            if cut:
-                lost = files[position + 1 :]
-                break
-        if self.missing is not None and not may_be_cut():  # and everything is as it was, for whoever looks into it
-            raise JournalCorrupt(
-                f"entries {self.missing.first} to {self.missing.last} were committed and are not in the journal any "
-                "more",
-                place=self.missing.place,
-            )
-        for path in files[: files.index(kept[0])]:  # which a killed engine may have left to the kernel
-            _sync(path)
-        self._rewrite(kept[0], whole, kept[1])
-        for path in lost:
-            path.unlink()
-        if lost:
-            sync_folder(self._folder)
+        replay = Replay(self._folder, self.state_id, self._read_committed())
+        yield from replay.entries(first, may_be_cut)
+        self._tail, self.length, self.missing = replay.tail, replay.length, replay.missing
+        if replay.last is None:
+            self._begin(self._ahead.take(FILE_HEADER_BYTES, self._file_bytes), self._tail)
+        else:
+            for path in replay.earlier:  # which a killed engine may have left to the kernel
+                _sync(path)
+            self._rewrite(*replay.last)
+            for path in replay.lost:
+                path.unlink()
+            if replay.lost:
+                sync_folder(self._folder)
         if self.missing is not None:  # a loss that was taken is not met again
             os.ftruncate(self._committed_fd, 0)
         self._note_committed(self._tail)
-
-    def _files_from(self, first: int) -> list[Path]:
-        """The files from the one that holds this entry on."""
-        files = journal_files(self._folder)
-        before = [path for path in files if first_of(path) <= first]
-        if files and not before:
-            raise JournalCorrupt(
-                f"the journal begins with entry {first_of(files[0])}, and entry {first} is needed: a file is missing",
-                place=f"entry {first}",
-            )
-        return files[len(before) - 1 :] if before else []
-
-    def _begin_history(self) -> None:
-        """The first file of all."""
-        if self._noted is not None:
-            raise JournalCorrupt(
-                f"{self._folder} once held {self._noted.number} entries, and has no journal file any more",
-                place=str(self._folder),
-            )
-        self._begin(self._ahead.take(FILE_HEADER_BYTES, self._file_bytes), self._tail)
-        self._note_committed(self._tail)
-
-    def _follows(self, path: Path, buffer: bytes, position: int, may_be_cut: Callable[[], bool]) -> bool:
-        """Whether a file follows the one before it. Raises JournalCorrupt if not, unless it may be cut there."""
-        start = entries.read_file_header(path, buffer)
-        if start.state_id != self.state_id:
-            raise JournalCorrupt(f"{path.name} belongs to another state", place=f"{path.name}:0")
-        if start.first != first_of(path):
-            raise JournalCorrupt(f"{path.name} begins with entry {start.first}", place=f"{path.name}:0")
-        if position == 0:
-            self._tail = Tail(start.first - 1, start.previous_crc)
-        elif (start.first - 1, start.previous_crc) != self._tail:
-            if may_be_cut():
-                return False
-            raise JournalCorrupt(
-                f"{path.name} begins with entry {start.first}, but the files before it end with {self._tail.number}: "
-                "one is missing",
-                place=f"{path.name}:0",
-            )
-        return True
-
-    def _entries_of(
-        self, path: Path, buffer: bytes, first: int, may_be_cut: Callable[[], bool], *, last: bool
-    ) -> Generator[Entry, None, tuple[int, bool]]:
-        """The entries of one file from `first` on; returns the offset behind the last one, and whether later ones were
-        given up.
-        """
-        at, tail = FILE_HEADER_BYTES, self._tail
-        while (found := entries.unpack(buffer, at)) is not None and found[0].number > tail.number:
-            entry, previous, behind = found
-            if entry.number != tail.number + 1 or previous != tail.crc:
-                if may_be_cut():
-                    self._compare_committed(path, at)
-                    return at, True
-                raise JournalCorrupt(
-                    f"entry {entry.number} does not follow entry {tail.number}", place=f"{path.name}:{at}"
-                )
-            self._tail = tail = Tail(entry.number, entry.crc)
-            if self._noted is not None and tail.number == self._noted.number and tail != self._noted:
-                raise JournalCorrupt(
-                    f"entry {tail.number} is not the one that was committed: the file is another state's",
-                    place=f"{path.name}:{at}",
-                )
-            if entry.number >= first:
-                self.length += behind - at
-                yield entry
-            at = behind
-        later = entries.later_entry(buffer, at, tail.number)
-        if later is not None and not may_be_cut():
-            raise JournalCorrupt(
-                f"{path.name} is damaged at offset {at}: a later entry at {later} is whole", place=f"{path.name}:{at}"
-            )
-        if last or later is not None:
-            self._compare_committed(path, at)
-        return at, later is not None
-
-    def _compare_committed(self, path: Path, at: int) -> None:
-        """Notice a lost tail of acked entries. After a reboot without `power` it is no damage."""
-        if self._noted is not None and self._noted.number > self._tail.number:
-            self.missing = Missing(self._tail.number + 1, self._noted.number, f"{path.name}:{at}")
 
     def _read_committed(self) -> Tail | None:
         noted = entries.last_committed(os.pread(self._committed_fd, COMMITTED_BYTES, 0))

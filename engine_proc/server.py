@@ -145,7 +145,7 @@ class Server:
         writer = SingleWriter(
             self.state, self.sessions, self.journal, self.publisher, bridge, self.limits, self.lock.check
         )
-        writer.checkpoints = self.checkpoints()
+        writer.between.checkpoints = self.checkpoints()
         writer.time_budget.install()
         stopping = asyncio.Event()
         for number in (signal.SIGTERM, signal.SIGINT):
@@ -243,7 +243,7 @@ class Server:
 
     async def _register(self, words: Register, line: Line, writer: SingleWriter) -> None:
         try:
-            await writer.register([Kind(model) for model in cloudpickle.loads(words.models)])
+            await writer.between.register([Kind(model) for model in cloudpickle.loads(words.models)])
             answer = Ready(ok=True, number=words.number)
         except (Exception, SystemExit) as error:  # of the user's module, say, while it was imported
             answer = Ready(ok=False, number=words.number, error=type(error).__name__, message=str(error))

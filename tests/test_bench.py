@@ -186,6 +186,7 @@ def nothing_installed(tmp_path: Path) -> Iterator[dict[str, str]]:
     return {"PYTHONPATH": str(modules), "PATH": str(programs)}
 
 
+@pytest.mark.heavy
 def test_a_rival_that_is_not_installed_says_so_in_its_rows(tmp_path: Path, nothing_installed: dict[str, str]) -> None:
     folder = tmp_path / "run"
     folder.mkdir()
@@ -198,6 +199,7 @@ def test_a_rival_that_is_not_installed_says_so_in_its_rows(tmp_path: Path, nothi
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
+@pytest.mark.heavy
 def test_a_run_that_is_ended_takes_everything_with_it(
     tmp_path: Path, number: signal.Signals, wait_until: Callable[..., Any]
 ) -> None:
@@ -299,3 +301,19 @@ def test_a_table_is_aligned() -> None:
         "long  1,234",
         "b         -",
     ]
+
+
+@pytest.mark.heavy
+def test_restarts_and_what_is_written_are_measured_and_nothing_is_lost(tmp_path: Path) -> None:
+    """Every restart counts the tasks; a lost one would end the run."""
+    options = ["--sizes", "500", "--kills", "2", "--seconds", "2", "--durability", "process", "--folder", str(tmp_path)]
+    command = [sys.executable, "-P", "-m", "solewriter.bench.recovery", "--json", *options]
+    said = json.loads(subprocess.run(command, stdout=subprocess.PIPE, check=True, timeout=110).stdout)
+    assert [(row["tasks"], row["beside"], row["kills"]) for row in said["restarts"]] == [
+        (500, "grown", 1), (500, "quiet", 2), (500, "busy agents", 2),
+    ]  # fmt: skip
+    assert all(0 < row["p50_ms"] <= row["max_ms"] for row in said["restarts"])
+    (written,) = said["writing"]
+    assert written["journal_mib"] > 0
+    assert written["written_mib"] > 0
+    assert set(said["marks"]) == {"write amplification, process <= 2"}

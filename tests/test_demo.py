@@ -332,6 +332,7 @@ def test_an_only_agent_goes_on_with_the_next_engine(code: Path) -> None:
     assert engine_said(said)[:3] == (1, 1, 1)
 
 
+@pytest.mark.heavy
 def test_an_engine_that_may_forget_is_not_killed(code: Path) -> None:
     said, ended = demo(code, "--durability", "memory")
     assert_clean(said, ended)
@@ -362,6 +363,7 @@ def test_an_engine_that_others_kill_too_costs_nothing_either(code: Path, state: 
     assert (said["engine_killed"], said["engine_restarts"]) == (1, 2)
 
 
+@pytest.mark.heavy
 def test_what_an_engine_forgot_is_found_out(code: Path, state: Path, wait_until: Any) -> None:
     with running(code, "--json", "--calm", "--durability", "memory", "--state", str(state)) as process:
         reader = wait_until(lambda: opened(state), 30, "the engine serves")
@@ -375,6 +377,7 @@ def test_what_an_engine_forgot_is_found_out(code: Path, state: Path, wait_until:
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, pytest.param(signal.SIGTERM, marks=pytest.mark.heavy)])
+@pytest.mark.heavy
 def test_a_demo_that_is_told_to_end_leaves_nothing_behind(
     code: Path, state: Path, wait_until: Any, number: signal.Signals
 ) -> None:
@@ -388,6 +391,7 @@ def test_a_demo_that_is_told_to_end_leaves_nothing_behind(
     assert "every figure" not in said
 
 
+@pytest.mark.heavy
 def test_plain_output_ends_with_the_summary(code: Path) -> None:
     with running(code) as process:
         said, complaints = process.communicate(timeout=RUN_S)

@@ -18,9 +18,9 @@ from powercut.story import CLIENTS, Play, Story, played, turns
 from solewriter.engine_proc import checkpoints, recovery
 from solewriter.engine_proc import journal as journals
 from solewriter.engine_proc.ahead import FilesAhead
+from solewriter.engine_proc.between import BetweenTurns
 from solewriter.engine_proc.checkpoint import Made
-from solewriter.engine_proc.checkpoints import Checkpoints, Held
-from solewriter.engine_proc.engine import SingleWriter
+from solewriter.engine_proc.checkpoints import Held
 from solewriter.engine_proc.journal import FileJournal
 from solewriter.shared.checkpoint import HEADER_BYTES, Checkpoint, CheckpointWriter, checkpoint_files
 from solewriter.shared.entry import CheckpointName, PrivateState
@@ -89,13 +89,15 @@ def folder_never_synced(patch: Patch) -> None:
 
 
 def trimmed_before_the_private_state_is_journaled(patch: Patch) -> None:
-    async def hasty(self: SingleWriter, made: Made, of: Checkpoints) -> None:
+    async def hasty(self: BetweenTurns, made: Made) -> None:
+        of = self.checkpoints
+        assert of is not None
         of._held[made.entry] = Held(made.size, made.time_us)
         of._trim(made.entry, made.time_us)
-        await noting(self, made, of)
+        await noting(self, made)
 
-    noting = SingleWriter._note_checkpoint
-    patch.setattr(SingleWriter, "_note_checkpoint", hasty)
+    noting = BetweenTurns._note
+    patch.setattr(BetweenTurns, "_note", hasty)
 
 
 def unnamed_checkpoint_trusted(patch: Patch) -> None:

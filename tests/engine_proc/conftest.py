@@ -35,9 +35,10 @@ import uvloop
 
 from solewriter import Limits
 from solewriter.engine_proc import journal as journals
+from solewriter.engine_proc.between import Finished
 from solewriter.engine_proc.bridge import Bridge
 from solewriter.engine_proc.checkpoint import make
-from solewriter.engine_proc.engine import Finished, SingleWriter
+from solewriter.engine_proc.engine import SingleWriter
 from solewriter.engine_proc.orders import Orders
 from solewriter.engine_proc.server import Server
 from solewriter.shared import failpoint, handshake, wire
@@ -135,7 +136,7 @@ class LocalEngine:
             parts.state, parts.sessions, parts.journal, parts.publisher, self.bridge, limits, parts.lock.check
         )
         parts.maker, parts.waiter = make, AtOnce()  # type: ignore[assignment]
-        self.writer.checkpoints = parts.checkpoints()
+        self.writer.between.checkpoints = parts.checkpoints()
         listening = Listening(fileno=parts.folder.bound_socket().detach())
         listening.accepted = self._sockets
         self.bridge.listen(listening)
@@ -175,7 +176,7 @@ class LocalEngine:
         while not inbox.empty():
             items = inbox.get_nowait()
             if isinstance(items[0], Finished):
-                self.loop.run_until_complete(self.writer._between_turns(items[0]))
+                self.loop.run_until_complete(self.writer.between.run(items[0]))
             else:
                 others.append(items)
         for items in others:

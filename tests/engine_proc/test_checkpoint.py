@@ -8,8 +8,8 @@ import struct
 import pytest
 
 from solewriter import Entity
+from solewriter.engine_proc.between import Registration
 from solewriter.engine_proc.checkpoint import EngineGone, Maker, Order, _records, _written, make
-from solewriter.engine_proc.engine import Registration
 from solewriter.shared import wire, wireform
 from solewriter.shared.checkpoint import Checkpoint, CheckpointWriter
 from solewriter.shared.config import DEFAULT_LIMITS, KIB

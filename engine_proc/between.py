@@ -1,0 +1,142 @@
+"""What is done between two turns, by the single writer too: models that become known, checkpoints that begin and end.
+
+Each waits in the inbox for its place, like a request.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import time
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+from solewriter.engine_proc import adoption as adoptions
+from solewriter.engine_proc.checkpoint import Made
+from solewriter.engine_proc.checkpoints import Checkpoints
+from solewriter.engine_proc.journal import DiskFull, Journal
+from solewriter.engine_proc.publisher import Publisher
+from solewriter.engine_proc.state import State
+from solewriter.shared import failpoint
+from solewriter.shared.entry import CheckpointName, Private
+from solewriter.shared.errors import EngineUnavailable, MemoryFull, SolewriterError
+from solewriter.shared.registry import Kind
+
+
+class Registration:
+    """Models that the owner wants known."""
+
+    def __init__(self, kinds: Sequence[Kind]) -> None:
+        self.kinds = kinds
+        self.done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+
+
+class Finished(NamedTuple):
+    """A checkpoint that was made."""
+
+    made: Made
+
+
+BETWEEN_TURNS = (Registration, Finished)
+"""Items of the inbox that are no part of a turn"""
+
+
+class BetweenTurns:
+    """Does it, one after the other. `checkpoints` is None where nothing is durable."""
+
+    def __init__(self, state: State, journal: Journal, publisher: Publisher, inbox: asyncio.Queue[Any]) -> None:
+        self._state = state
+        self._journal = journal
+        self._publisher = publisher
+        self._inbox = inbox
+        self.checkpoints: Checkpoints | None = None
+
+    async def run(self, item: Registration | Finished) -> None:
+        if isinstance(item, Registration):
+            await self._adopt(item)
+        else:
+            await self._note(item.made)
+
+    def refuse(self, item: Registration | Finished) -> None:
+        """The engine ends. A checkpoint that is not journaled goes with the next start."""
+        if isinstance(item, Registration):
+            item.done.set_exception(EngineUnavailable("the engine is stopping"))
+
+    def _append(self, private: Private) -> None:
+        """The next entry, of no entity."""
+        self._journal.append(self._state.revision, time.time_ns() // 1000, [], private)
+
+    def _publish(self) -> None:
+        """The same revision, as of the newest entry. Room was reserved."""
+        self._publisher.publish([], self._state.revision, self._journal.tail.number, self._state.counts())
+
+    # --- models ------------------------------------------------------------------------------------------------------
+
+    async def register(self, kinds: Sequence[Kind]) -> None:
+        """Know these models from the next turn on. Raises SolewriterError, with everything as before."""
+        registration = Registration(kinds)
+        self._inbox.put_nowait([registration])
+        await registration.done
+
+    async def _adopt(self, registration: Registration) -> None:
+        """What they bring is journaled before anybody can use it."""
+        state, publisher = self._state, self._publisher
+        try:
+            adoption = adoptions.prepare(state, publisher, registration.kinds)
+        except SolewriterError as error:
+            registration.done.set_exception(error)
+            return
+        if adoption.brings_nothing:
+            adoptions.adopt(state, publisher, adoption)
+            registration.done.set_result(None)
+            return
+        try:
+            publisher.reserve([], {})
+            self._append(adoption.private)
+            await self._journal.commit(durable=True)
+        except (MemoryFull, DiskFull) as error:
+            adoptions.forgo(state, publisher, adoption)
+            registration.done.set_exception(error)
+            return
+        adoptions.adopt(state, publisher, adoption)
+        self._publish()
+        registration.done.set_result(None)
+
+    # --- checkpoints -------------------------------------------------------------------------------------------------
+
+    def look(self) -> None:
+        """Begin a checkpoint where one is due: of everything so far, so the newest entry is published first, which may
+        have changed no entity.
+        """
+        if self.checkpoints is None or not self.checkpoints.due:
+            return
+        try:
+            self._publisher.reserve([], {})
+        except MemoryFull as error:
+            self.checkpoints.failed(str(error))
+            return
+        self._publish()
+        loop, inbox = asyncio.get_running_loop(), self._inbox
+
+        def done(made: Made) -> None:
+            loop.call_soon_threadsafe(inbox.put_nowait, [Finished(made)])
+
+        self.checkpoints.begin(done)
+
+    async def _note(self, made: Made) -> None:
+        """What no reader sees is journaled behind it; then a start begins with it."""
+        checkpoints = self.checkpoints
+        assert checkpoints is not None, "one was made"
+        before = self._journal.length
+        gc.disable()  # all of it is kept: to look through it would take as long again
+        try:
+            self._append(Private(whole=checkpoints.describe(CheckpointName(made.entry, made.crc))))
+        finally:
+            gc.enable()
+        try:
+            await self._journal.commit(durable=True)
+        except DiskFull as error:
+            checkpoints.given_up(made, str(error))
+            return
+        failpoint.reach("checkpoint.journaled")
+        checkpoints.noted(made, self._journal.length - before)

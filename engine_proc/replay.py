@@ -1,0 +1,146 @@
+"""The journal's files, read at a start: every entry follows the one before it, or the place where it does not is named.
+
+What is read is changed by nobody here; what there is to do about it, `FileJournal.replay` does when all was read.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Generator, Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+from solewriter.shared import entry as entries
+from solewriter.shared.chain import first_of, journal_files
+from solewriter.shared.entry import FILE_HEADER_BYTES, Entry
+from solewriter.shared.errors import JournalCorrupt
+
+
+class Tail(NamedTuple):
+    """The last committed entry."""
+
+    number: int
+    crc: int
+
+
+class Missing(NamedTuple):
+    """Committed entries that the files do not hold any more, and where they should be."""
+
+    first: int
+    last: int
+    place: str
+
+
+class Kept(NamedTuple):
+    """The last file, and what of it stays."""
+
+    path: Path
+    content: bytes
+    size: int
+
+
+class Replay:
+    """One reading. `noted` is the last durable entry, as it was noted outside of these files."""
+
+    def __init__(self, folder: Path, state_id: bytes, noted: Tail | None) -> None:
+        self._folder = folder
+        self._state_id = state_id
+        self._noted = noted
+        self.tail = Tail(0, 0)
+        self.length = 0  # bytes of the entries that were asked for
+        self.missing: Missing | None = None
+        self.last: Kept | None = None  # None: there is no file yet
+        self.earlier: list[Path] = []  # those before it
+        self.lost: list[Path] = []  # those behind it, which are given up
+
+    def entries(self, first: int, may_be_cut: Callable[[], bool]) -> Iterator[Entry]:
+        """Every entry from `first` on. Raises JournalCorrupt. See `Journal.replay`."""
+        files = self._files_from(first)
+        if not files and self._noted is not None:
+            raise JournalCorrupt(
+                f"{self._folder} once held {self._noted.number} entries, and has no journal file any more",
+                place=str(self._folder),
+            )
+        for position, path in enumerate(files):
+            buffer = path.read_bytes()
+            if not self._follows(path, buffer, may_be_cut, first=position == 0):
+                self._give_up(files[position:], path, 0)
+                break
+            at, cut = yield from self._entries_of(path, buffer, first, may_be_cut)
+            self.earlier, self.last = files[:position], Kept(path, buffer[:at], len(buffer))
+            if cut or position == len(files) - 1:
+                self._give_up(files[position + 1 :], path, at)
+                break
+        if self.missing is not None and not may_be_cut():  # and everything is as it was, for whoever looks into it
+            raise JournalCorrupt(
+                f"entries {self.missing.first} to {self.missing.last} were committed and are not in the journal any "
+                "more",
+                place=self.missing.place,
+            )
+
+    def _files_from(self, first: int) -> list[Path]:
+        """The files from the one that holds this entry on."""
+        files = journal_files(self._folder)
+        before = [path for path in files if first_of(path) <= first]
+        if files and not before:
+            raise JournalCorrupt(
+                f"the journal begins with entry {first_of(files[0])}, and entry {first} is needed: a file is missing",
+                place=f"entry {first}",
+            )
+        return files[len(before) - 1 :] if before else []
+
+    def _give_up(self, files: list[Path], path: Path, at: int) -> None:
+        """What follows this place, if anything does; of it, what was committed is missing."""
+        self.lost = files
+        if self._noted is not None and self._noted.number > self.tail.number:
+            self.missing = Missing(self.tail.number + 1, self._noted.number, f"{path.name}:{at}")
+
+    def _follows(self, path: Path, buffer: bytes, may_be_cut: Callable[[], bool], *, first: bool) -> bool:
+        """Whether a file follows the one before it. Raises JournalCorrupt if not, unless it may be cut there."""
+        start = entries.read_file_header(path, buffer)
+        if start.state_id != self._state_id:
+            raise JournalCorrupt(f"{path.name} belongs to another state", place=f"{path.name}:0")
+        if start.first != first_of(path):
+            raise JournalCorrupt(f"{path.name} begins with entry {start.first}", place=f"{path.name}:0")
+        if first:
+            self.tail = Tail(start.first - 1, start.previous_crc)
+        elif (start.first - 1, start.previous_crc) != self.tail:
+            if may_be_cut():
+                return False
+            raise JournalCorrupt(
+                f"{path.name} begins with entry {start.first}, but the files before it end with {self.tail.number}: "
+                "one is missing",
+                place=f"{path.name}:0",
+            )
+        return True
+
+    def _entries_of(
+        self, path: Path, buffer: bytes, first: int, may_be_cut: Callable[[], bool]
+    ) -> Generator[Entry, None, tuple[int, bool]]:
+        """The entries of one file from `first` on; returns the offset behind the last one, and whether later ones are
+        to be given up.
+        """
+        at = FILE_HEADER_BYTES
+        while (found := entries.unpack(buffer, at)) is not None and found[0].number > self.tail.number:
+            entry, previous, behind = found
+            if entry.number != self.tail.number + 1 or previous != self.tail.crc:
+                if may_be_cut():
+                    return at, True
+                raise JournalCorrupt(
+                    f"entry {entry.number} does not follow entry {self.tail.number}", place=f"{path.name}:{at}"
+                )
+            self.tail = Tail(entry.number, entry.crc)
+            if self._noted is not None and self.tail.number == self._noted.number and self.tail != self._noted:
+                raise JournalCorrupt(
+                    f"entry {entry.number} is not the one that was committed: the file is another state's",
+                    place=f"{path.name}:{at}",
+                )
+            if entry.number >= first:
+                self.length += behind - at
+                yield entry
+            at = behind
+        later = entries.later_entry(buffer, at, self.tail.number)
+        if later is not None and not may_be_cut():
+            raise JournalCorrupt(
+                f"{path.name} is damaged at offset {at}: a later entry at {later} is whole", place=f"{path.name}:{at}"
+            )
+        return at, later is not None
