@@ -790,7 +790,9 @@ def test_an_unknown_name_is_a_refusal_that_lists_the_known_ones():
     assert refusal.value.kind == "Ship"
 
 
-@pytest.mark.parametrize("thing", [Part, Artifact, int, "Task", Task(title="t")], ids=str)
+@pytest.mark.parametrize(
+    "thing", [Part, Artifact, int, "Task", Task(id="t", title="t")], ids=lambda thing: str(thing)[:40]
+)
 def test_only_entities_can_be_registered(thing):
     with pytest.raises(TypeError):
         Registry().add(thing)
