@@ -89,7 +89,7 @@ def test_a_header_that_is_written_behind_the_name_is_missed(place: Path, monkeyp
     def begin(self: FileJournal, fd: int, tail: Any) -> None:
         os.rename(self._folder / "journal.next", self._folder / f"journal-{tail.number + 1:020d}.log")
         journals.sync_folder(self._folder)
-        os.pwrite(fd, entries.file_header(self._state_id, tail.number + 1, tail.crc), 0)
+        os.pwrite(fd, entries.file_header(self.state_id, tail.number + 1, tail.crc), 0)
         os.fdatasync(fd)
         self._continue(fd, entries.FILE_HEADER_BYTES, os.fstat(fd).st_size)
 
@@ -111,7 +111,7 @@ def test_a_sync_that_is_tried_again_after_it_failed_loses_what_was_acked(place: 
     assert not failing
     monkeypatch.setattr(FileJournal, "_sync", stubborn)
     failing = [number for number in range(4, 16) if saying(of_a_journal(place, 3, fail_sync=number), "lost")]
-    assert len(failing) > 3, "the kernel has forgotten the pages, and the second sync says that all is well"
+    assert len(failing) > 1, "the kernel has forgotten the pages, and the second sync says that all is well"
 
 
 @HEAVY
