@@ -73,7 +73,7 @@ def test_a_tail_that_is_cut_or_overwritten_ends_at_the_last_whole_entry(
     assert tail_ends_at_the_last_whole_entry(place, stores(durability, "kill", FEW), stale, 101, noted=noted) > 90
 
 
-@pytest.mark.heavy
+@pytest.mark.long
 @pytest.mark.timeout(600)
 @pytest.mark.parametrize("noted", [True, False])
 @pytest.mark.parametrize(("durability", "step", "count"), [("power", 1, 6_000), ("process", 3, 2_000)])
@@ -144,9 +144,14 @@ def test_an_announcement_that_is_no_text_any_more_is_named(tmp_path: Path) -> No
             folder.whereabouts()
 
 
-@pytest.mark.heavy
 @pytest.mark.timeout(900)
-@pytest.mark.parametrize(("durability", "step", "count"), [("power", 1, 20_000), ("process", 3, 7_000)])
+@pytest.mark.parametrize(
+    ("durability", "step", "count"),
+    [
+        pytest.param("power", 1, 20_000, marks=pytest.mark.heavy),
+        pytest.param("process", 3, 7_000, marks=pytest.mark.long),
+    ],
+)
 def test_any_flipped_bit_changes_nothing_or_is_named(
     place: Path, stores: Callable[..., Any], durability: str, step: int, count: int
 ) -> None:
@@ -162,7 +167,7 @@ def test_any_flipped_bit_of_checkpoints_too_changes_nothing_or_is_named(
     assert flipped(place, stores(durability, "kill", SOME, often=True), 11) >= 5_000
 
 
-@pytest.mark.heavy
+@pytest.mark.long
 @pytest.mark.timeout(600)
 @pytest.mark.parametrize("durability", ["power", "process"])
 def test_any_flipped_bit_after_a_clean_stop_changes_nothing_or_is_named(

@@ -18,7 +18,7 @@ from solewriter.shared.memory import catalog
 from solewriter.shared.wire import pack_replies
 
 pytestmark = [
-    pytest.mark.heavy,
+    pytest.mark.long,
     pytest.mark.skipif(importlib.util.find_spec("atheris") is None, reason="atheris is not installed here"),
 ]
 RUNS, SECONDS, RUNS_LEAST = 20_000, 60, 500  # whichever comes first; a busy machine does less

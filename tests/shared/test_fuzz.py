@@ -33,7 +33,7 @@ from solewriter.shared.registry import Registry
 from solewriter.shared.request_ids import own_id
 
 LIMITS = Limits()
-EXAMPLES = pytest.mark.parametrize("examples", [80, pytest.param(8_000, marks=pytest.mark.heavy)])
+EXAMPLES = pytest.mark.parametrize("examples", [80, pytest.param(8_000, marks=pytest.mark.long)])
 HEADROOM = 512 * MIB  # far more than any of this takes, far less than a memo or a list of 2^32 places would
 
 

@@ -57,7 +57,7 @@ def request(client_id: str, frame: int = 0) -> str:
 # --- in mid-frame -----------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("step", [16, pytest.param(1, marks=pytest.mark.heavy)])
+@pytest.mark.parametrize("step", [16, pytest.param(1, marks=pytest.mark.long)])
 def test_an_agent_killed_at_any_byte_of_a_frame_takes_nothing_with_it(
     state, start_engine, client_of_a_raw_lane, wait_until, step
 ):

@@ -141,7 +141,7 @@ def test_an_engine_killed_at_a_system_call_loses_nothing_and_does_nothing_twice(
     assert was_killed(log), "that call was never made"
 
 
-@pytest.mark.heavy
+@pytest.mark.long
 @pytest.mark.timeout(1_500)
 @pytest.mark.parametrize("call", CALLS)
 def test_an_engine_killed_at_any_system_call_loses_nothing_and_does_nothing_twice(tmp_path, survived, call):
@@ -170,7 +170,7 @@ def place_of(log: list[str], pattern: str) -> int:
 
 
 @pytest.mark.parametrize("call", ["fdatasync", "fsync"])
-@pytest.mark.parametrize("number", [2, *(pytest.param(n, marks=pytest.mark.heavy) for n in (1, *range(3, 20)))])
+@pytest.mark.parametrize("number", [2, *(pytest.param(n, marks=pytest.mark.long) for n in (1, *range(3, 20)))])
 def test_a_sync_that_fails_once_ends_the_engine_without_an_ack(tmp_path, survived, traced, call, number):
     log = survived(tmp_path / "state", f"{call}:error=EIO:when={number}")
     assert number > 2 or any(TAMPERED in line for line in log), "that call was never made"
@@ -192,7 +192,7 @@ def test_after_a_failed_sync_the_tail_is_rewritten_before_the_first_ack(tmp_path
     assert rewritten < synced < renamed < folder_synced < place_of(log, r"accept4\(")
 
 
-@pytest.mark.parametrize(("call", "first"), [("fdatasync", 4), pytest.param("fsync", 60, marks=pytest.mark.heavy)])
+@pytest.mark.parametrize(("call", "first"), [("fdatasync", 4), pytest.param("fsync", 60, marks=pytest.mark.long)])
 def test_syncs_that_fail_for_ever_end_every_engine_and_the_supervisor_gives_up(
     tmp_path, start_engine, traced, wait_until, call, first
 ):
@@ -227,7 +227,7 @@ def test_syncs_that_fail_for_ever_end_every_engine_and_the_supervisor_gives_up(
 
 @pytest.mark.parametrize("failure", ["error=EIO", "retval=100"])
 @pytest.mark.parametrize(
-    "number", [6, *(pytest.param(n, marks=pytest.mark.heavy) for n in (1, 2, 3, 4, 5, *range(7, 46)))]
+    "number", [6, *(pytest.param(n, marks=pytest.mark.long) for n in (1, 2, 3, 4, 5, *range(7, 46)))]
 )
 def test_a_write_that_fails_or_is_short_drops_the_turn_whole(tmp_path, survived, failure, number):
     log = survived(tmp_path / "state", f"pwrite64:{failure}:when={number}")
