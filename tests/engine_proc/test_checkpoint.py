@@ -50,7 +50,7 @@ class Notes:
     def register(self, model):
         async def registered():
             registration = Registration([*Registry([model])])
-            await self.engine.writer._adopt(registration)
+            await self.engine.writer.between.run(registration)
             await registration.done
 
         self.engine.loop.run_until_complete(registered())

@@ -126,7 +126,7 @@ STRANGER = textwrap.dedent(
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="changing the uid needs root")
 @pytest.mark.skipif(shutil.which("setpriv") is None, reason="there is no setpriv here")
-def test_another_user_opens_nothing_and_is_hung_up_on_unheard(state, start_engine, capfd):
+def test_another_user_opens_nothing_and_is_hung_up_on_unheard(state, start_engine, capfd, wait_until):
     """Every file and every segment, by its name; the folders are made passable, and so is the socket."""
     engine = start_engine(state)
     with connect(state) as client:
@@ -143,9 +143,14 @@ def test_another_user_opens_nothing_and_is_hung_up_on_unheard(state, start_engin
     )
     assert len(files) > 8
     assert ran.stdout == f"{2 * len(files)} b''\n"
-    said = capfd.readouterr().err
-    assert "refused a connection from uid 65534" in said
-    assert "hello" not in said, "not a byte of it was looked at"
+    said: list[str] = []
+
+    def refused() -> bool:
+        said.append(capfd.readouterr().err)
+        return "refused a connection from uid 65534" in "".join(said)
+
+    wait_until(refused, 10, "the engine says whom it refused")
+    assert "hello" not in "".join(said), "not a byte of it was looked at"
 
 
 # --- descriptors ------------------------------------------------------------------------------------------------------
