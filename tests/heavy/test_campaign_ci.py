@@ -10,7 +10,7 @@ import pytest
 
 from solewriter.agents.testing.plan import ENGINES
 
-ACKS, KILLS, MINUTES = 100_000, 300, 12  # it takes six on two processors that are its own
+ACKS, KILLS, MINUTES = 100_000, 300, 18  # it takes five on two processors of its own, and ten on one
 FAILPOINTS = 0.5  # of all; each has its turn, and not every life comes by its own
 
 pytestmark = pytest.mark.heavy
