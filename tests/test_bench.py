@@ -303,7 +303,7 @@ def test_a_table_is_aligned() -> None:
     ]
 
 
-@pytest.mark.heavy
+@pytest.mark.long
 def test_restarts_and_what_is_written_are_measured_and_nothing_is_lost(tmp_path: Path) -> None:
     """Every restart counts the tasks; a lost one would end the run."""
     options = ["--sizes", "500", "--kills", "2", "--seconds", "2", "--durability", "process", "--folder", str(tmp_path)]
