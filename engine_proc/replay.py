@@ -106,10 +106,12 @@ class Replay:
         elif (start.first - 1, start.previous_crc) != self.tail:
             if may_be_cut():
                 return False
+            assert self.last is not None
+            place = f"{self.last.path.name}:{len(self.last.content)}"
             raise JournalCorrupt(
-                f"{path.name} begins with entry {start.first}, but the files before it end with {self.tail.number}: "
-                "one is missing",
-                place=f"{path.name}:0",
+                f"{place}: entry {self.tail.number} is the last one there, but {path.name} begins with entry "
+                f"{start.first}: what lay between is damaged, or a file is missing",
+                place=place,
             )
         return True
 

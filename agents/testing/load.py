@@ -47,6 +47,7 @@ PROJECTS = [f"p{number}" for number in range(6)]
 LOOK_SHARE = 0.15  # of replies after which an agent reads its own writes
 IMPATIENT_S = 0.03  # less than a restart takes: then the outcome is unknown, and the request still on its way
 IMPATIENT_SHARE = 0.3  # of requests
+RECENT = 8  # ids of its own that an agent calls its last ones
 HELD_MAX = 3  # old snapshots that a reader looks at again
 PATIENT = Limits(connect_timeout_s=60.0)  # the machine may be shared, and an engine is killed while it starts
 WATCHED_MAX = 200  # changes in one line of a watcher
@@ -119,7 +120,8 @@ class Agent:
     def again(self) -> None:
         """The same id again: the first reply. Or for something else: refused."""
         if self._own_ids:
-            request_id, mutation = self._chance.choice(self._own_ids)
+            recent = self._chance.random() < 0.5  # or nearly all would be from before the last checkpoint
+            request_id, mutation = self._chance.choice(self._own_ids[-RECENT:] if recent else self._own_ids)
             self._sent(mutation if self._chance.random() < 0.7 else self.mutation(), request_id=request_id)
 
     def finish(self, calls: Sequence[Call]) -> None:
