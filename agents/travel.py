@@ -155,7 +155,7 @@ def history(reader: Reader, kind: Model, id: str) -> Iterator[Change]:
     missing = None
     if version != 1 and now.root.oldest:  # 0: memory holds everything that ever was
         try:
-            older, missing = _in_journal(reader, now, code, id, version)
+            older, missing = _in_journal(reader, now, code, id, last.record if last is not None else None)
         except Compacted as error:
             missing = error
     if last is not None:
@@ -178,18 +178,18 @@ def _in_memory(now: Pin, code: int, id: str) -> Iterator[Published]:
 
 
 def _in_journal(
-    reader: Reader, now: Pin, code: int, id: str, below: int | None
+    reader: Reader, now: Pin, code: int, id: str, last: record.Record | None
 ) -> tuple[list[Published], Compacted | None]:
-    """Those below a version, or all, the newest first; and whether there may have been others before. Raises
-    Compacted.
+    """Those before the last one that memory holds, or all, the newest first; and whether there may have been others
+    before. Raises Compacted.
     """
     older: list[Published] = []
     for found in _records_of(reader, now, code, id):
-        if below is None or found.version < below:
+        if last is None or found.version < last.version:
             older.append(Published(now, 0, found, older[-1].record if older else None))
     missing = None
-    if older and older[0].record.version > 1 and oldest_entry(reader.folder.path):
-        first = older[0].record
+    first = older[0].record if older else last
+    if first is not None and first.version > 1 and oldest_entry(reader.folder.path):
         missing = Compacted(f"its history begins with version {first.version}", oldest=first.revision)
     return older[::-1], missing
 
