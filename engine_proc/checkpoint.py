@@ -137,7 +137,7 @@ def _cells(pin: Pin, kind: int, slot: int, address: int, body: bytes) -> Sequenc
     if record.deleted_at(body, 0):
         return ()
     columns = pin.catalog.tables[kind].columns
-    schema, _, _, block, _ = record.held(body, 0)
+    _, schema, _, _, block, _ = record.held(body, 0)
     if pin.catalog.schemas[schema].columns == columns:
         return unpacked(columns, block)
     try:

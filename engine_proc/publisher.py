@@ -21,7 +21,7 @@ from solewriter.shared.config import MEMORY_VERSION, Limits
 from solewriter.shared.errors import MemoryFull
 from solewriter.shared.memory import catalog as catalogs
 from solewriter.shared.memory.catalog import Catalog, Table
-from solewriter.shared.memory.heap import OFFSET_MASK, PREFIX_BYTES, START, HeapWriter, address_of
+from solewriter.shared.memory.heap import OFFSET_MASK, PREFIX_BYTES, START, HeapWriter, address_of, padded
 from solewriter.shared.memory.index import IndexWriter, key_hash
 from solewriter.shared.memory.revlog import RevisionLogWriter
 from solewriter.shared.memory.root import ROOT_BYTES, STOPPED, Root, RootWriter
@@ -33,8 +33,8 @@ Columnar = tuple[TableWriter, IndexWriter[Segment]]
 """Where the entities of one kind are found"""
 
 
-class Installed(msgspec.Struct, frozen=True):
-    """One record as the memory needs it: where it is and what its slot shall say."""
+class Installed(msgspec.Struct, frozen=True, gc=False):
+    """One record as the memory needs it: where it is, what its slot shall say, and what it takes the place of."""
 
     kind: int
     slot: int
@@ -42,6 +42,9 @@ class Installed(msgspec.Struct, frozen=True):
     cells: Cells  # those that are new
     new_key: bytes | None  # of a slot that is used for the first time
     alive: bool
+    size: int  # bytes in the heap
+    overtaken: int  # the same of the slot's record before it; 0: there is none
+    overtaken_alive: bool  # and whether that was no tombstone
 
 
 class Publisher:
@@ -59,7 +62,7 @@ class Publisher:
         root = self._make(ROOT_BYTES, "root")
         self.root = RootWriter(root, epoch, pid, start_time, durability)
         self.heap = HeapWriter(lambda number, size: self._make(size, "heap", number), limits, beside)
-        self.reclaimer = Reclaimer(self.heap, limits, lambda kind, slot: self._tables[kind].head(slot))
+        self.reclaimer = Reclaimer(self.heap, limits, self._tables)
         self.heap.live_bytes = lambda: self.reclaimer.live
         self._log = RevisionLogWriter(lambda number, size: self._make(size, "revlog", number))
 
@@ -204,8 +207,8 @@ class Publisher:
         moved, dropped = reclaimer.move(budget)
         self.root.move_tail(self.heap.tail)
         failpoint.reach("reclaim.moved")
-        for one in moved:
-            self._install(Installed(one.kind, one.slot, one.address, (), None, one.alive))
+        for kind, slot, address in moved:
+            self._tables[kind].point(slot, address)
         self._vacate(dropped)
         emptied = reclaimer.condemn(revision) if reclaimer.emptied else None
         forgotten = self._log.forget_below(address_of(self.heap.first, START)) if emptied is not None else ()
@@ -242,9 +245,8 @@ class Publisher:
         self.root.hold(self.reclaimer.held)
 
     def _install(self, one: Installed) -> None:
-        table = self._tables[one.kind]
-        self.reclaimer.installed(one.address, table.head(one.slot))
-        table.install(one.slot, one.address, one.cells, one.alive)
+        self.reclaimer.installed(one.size, one.alive, one.overtaken, one.overtaken_alive)
+        self._tables[one.kind].install(one.slot, one.address, one.cells, one.alive)
 
     def restore(self, checkpoint: Checkpoint) -> None:
         """During recovery, before anything else: memory as a checkpoint has it. Raises MemoryFull, JournalCorrupt."""
@@ -277,9 +279,10 @@ class Publisher:
 
     def overtake(self, kind: int, slot: int) -> bool:
         """During recovery: a slot's record is about to be replaced. Whether it was no tombstone."""
-        address, buffer, start = self.newest(kind, slot)
-        self.reclaimer.overtaken(address)
-        return not record.deleted_at(buffer, start)
+        _, buffer, start = self.newest(kind, slot)
+        alive = not record.deleted_at(buffer, start)
+        self.reclaimer.overtaken(padded(record.length_at(buffer, start)), alive)
+        return alive
 
     def install_recovered(self, one: Installed) -> None:
         """During recovery, before anybody reads: room and heads at once. Raises MemoryFull."""

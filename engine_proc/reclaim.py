@@ -11,26 +11,31 @@ Readers hold a shared flock on what they map, so what nobody maps any more is le
 from __future__ import annotations
 
 import os
+import struct
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 from zlib import crc32
 
 from solewriter.shared import record
 from solewriter.shared.config import EXPIRY_GRACE_S, RECLAIM_ABOVE, Limits
 from solewriter.shared.errors import MemoryFull
-from solewriter.shared.memory.heap import OFFSET_MASK, PREFIX, PREFIX_BYTES, START, HeapWriter, address_of, padded, walk
+from solewriter.shared.memory.heap import END, OFFSET_MASK, PREFIX_BYTES, START, HeapWriter, address_of, padded
 from solewriter.shared.memory.segment import Segment, is_mapped, punch
+from solewriter.shared.memory.table import TableWriter
 from solewriter.shared.record import Flags
 
 
 class Moved(NamedTuple):
-    """A live record at its new address."""
+    """A slot's newest record at its new address."""
 
     kind: int
     slot: int
     address: int
-    alive: bool  # False for a tombstone
+
+
+_LOOKED = struct.Struct("<IIQ8xH3xB2xQ")
+"""Of a record in the heap: length of its body, slot, the record before it; of the body: kind, flags, revision"""
 
 
 class Dropped(NamedTuple):
@@ -54,11 +59,11 @@ class Condemned(NamedTuple):
 
 
 class Reclaimer:
-    """Counts what is dead, and moves what is live. `newest` tells the address of a slot's newest record."""
+    """Counts what is dead, and moves what is live. `tables`, of all kinds, tell a slot's newest record."""
 
-    def __init__(self, heap: HeapWriter, limits: Limits, newest: Callable[[int, int], int]) -> None:
+    def __init__(self, heap: HeapWriter, limits: Limits, tables: Sequence[TableWriter]) -> None:
         self._heap = heap
-        self._newest = newest
+        self._tables = tables
         self._age_max_s = limits.snapshot_age_max_s
         self._used = 0  # bytes of all records in the heap
         self._live = 0  # of those that are their slots' newest, and no tombstones
@@ -83,13 +88,17 @@ class Reclaimer:
 
     # --- counting ----------------------------------------------------------------------------------------------------
 
-    def installed(self, address: int, replaced: int) -> None:
-        """A record becomes its slot's newest, in place of another one or of none (0). What a request overtakes itself
-        is dead from the start, but its bytes were used.
+    def installed(self, size: int, alive: bool, overtaken: int, overtaken_alive: bool) -> None:
+        """A record of so many bytes becomes its slot's newest, in place of another one or of none (0). What a request
+        overtakes itself is dead from the start, but its bytes were used.
         """
-        self._used += self._count(address, 1)
-        if replaced:
-            self._count(replaced, -1)
+        self._used += size
+        if alive:
+            self._live += size
+        else:
+            self._tombstones += size
+        if overtaken:
+            self.overtaken(overtaken, overtaken_alive)
 
     def add(self, live: int, tombstones: int) -> None:
         """During recovery: so many bytes of records that are their slots' newest."""
@@ -97,24 +106,12 @@ class Reclaimer:
         self._live += live
         self._tombstones += tombstones
 
-    def overtaken(self, address: int) -> None:
-        """A record is about to be its slot's newest no more."""
-        self._count(address, -1)
-
-    def _count(self, address: int, sign: int) -> int:
-        """A record becomes its slot's newest, or is it no more; its bytes."""
-        size, alive = self._size(address)
+    def overtaken(self, size: int, alive: bool) -> None:
+        """A record is its slot's newest no more."""
         if alive:
-            self._live += sign * size
+            self._live -= size
         else:
-            self._tombstones += sign * size
-        return size
-
-    def _size(self, address: int) -> tuple[int, bool]:
-        """Bytes of a record, and whether it is no tombstone."""
-        segment, place = self._heap.segments[address >> 32], address & 0xFFFFFFFF
-        length: int = PREFIX.unpack_from(segment.map, place)[0]
-        return padded(length), not record.deleted_at(segment.bytes, place + PREFIX_BYTES)
+            self._tombstones -= size
 
     @property
     def live(self) -> int:
@@ -135,38 +132,48 @@ class Reclaimer:
         self._moving = True
         moved: list[Moved] = []
         dropped: list[Dropped] = []
-        end = address_of(self._heap.first + 1, START)
-        stop = min(self._cursor + budget, end)
-        for address, segment, place in walk(self._heap.segments.__getitem__, self._cursor, end):
-            if address >= stop:
-                return moved, dropped
-            body = place + PREFIX_BYTES
-            length, slot, previous = PREFIX.unpack_from(segment.map, place)
-            kind = record.kind_at(segment.bytes, body)
-            if self._newest(kind, slot) != address:
-                pass
-            elif (deleted := record.deleted_at(segment.bytes, body)) and not self.keeps_tombstones:
-                dropped.append(self.drop(kind, slot))
+        heap, tables = self._heap, self._tables
+        segment, number = heap.segments[heap.first], heap.first << 32
+        first = place = self._cursor & OFFSET_MASK
+        last, stop, newest_revision = segment.size - _LOOKED.size, place + budget, self._newest_revision
+        while place < stop:
+            length = END
+            if place <= last:
+                length, slot, previous, kind, flags, revision = _LOOKED.unpack_from(segment.map, place)
+            if length == END:
+                self._cursor = address_of(heap.first + 1, START)
+                break
+            size = padded(length)
+            if tables[kind].head(slot) == number | place:
+                if flags & Flags.DELETE and not self.keeps_tombstones:
+                    dropped.append(self.drop(kind, slot))
+                    self._used -= size
+                else:
+                    try:
+                        heap.reserve(length)
+                    except MemoryFull:
+                        self._cursor = number | place  # goes on from here when there is room
+                        break
+                    body = segment.map[place + PREFIX_BYTES : place + PREFIX_BYTES + length]
+                    if not flags & Flags.RELOCATED:
+                        body = relocated(body)
+                    moved.append(Moved(kind, slot, heap.append(body, slot, previous)))
             else:
-                try:
-                    self._heap.reserve(length)
-                except MemoryFull:
-                    return moved, dropped  # goes on from here when there is room
-                copy = relocated(segment.map[body : body + length])
-                moved.append(Moved(kind, slot, self._heap.append(copy, slot, previous), not deleted))
-            self._used -= padded(length)
-            self.looked += padded(length)
-            if not record.flags_at(segment.bytes, body) & Flags.RELOCATED:
-                self._newest_revision = max(self._newest_revision, record.revision_at(segment.bytes, body))
-            self._cursor = address + padded(length)
-        self._cursor = end
+                self._used -= size
+            if revision > newest_revision and not flags & Flags.RELOCATED:
+                newest_revision = revision
+            place += size
+        else:
+            self._cursor = number | place
+        self.looked += place - first
+        self._newest_revision = newest_revision
         return moved, dropped
 
     def drop(self, kind: int, slot: int) -> Dropped:
         """A slot's newest record, a tombstone, counts for nothing from now on."""
-        address = self._newest(kind, slot)
-        self._count(address, -1)
+        address = self._tables[kind].head(slot)
         buffer, body = self._heap.segments[address >> 32].bytes, (address & OFFSET_MASK) + PREFIX_BYTES
+        self._tombstones -= padded(record.length_at(buffer, body))
         version, revision = record.version_at(buffer, body), record.revision_at(buffer, body)
         return Dropped(kind, slot, record.key_at(buffer, body), version, revision)
 

@@ -23,6 +23,7 @@ from solewriter.shared.columns import Cells, Column
 from solewriter.shared.config import KINDS_MAX, SCHEMAS_MAX
 from solewriter.shared.entry import Private
 from solewriter.shared.errors import SchemaMismatch, SolewriterError
+from solewriter.shared.memory.heap import padded
 from solewriter.shared.memory.table import TableWriter
 from solewriter.shared.registry import Kind, Registry, Schema
 
@@ -123,9 +124,9 @@ class State:
         slot = kind.slots.get(key)
         if slot is None:
             version = kind.last_version(key)
-            return Stored(NO_SLOT, version, 0, False, b"", b"") if version else None
+            return Stored(NO_SLOT, version, 0, 0, False, b"", b"") if version else None
         address, buffer, start = self._publisher.newest(kind.code, slot)
-        schema, version, deleted, block, payload = record.held(buffer, start)
+        length, schema, version, deleted, block, payload = record.held(buffer, start)
         if schema != kind.schema.code and not deleted and kind.kind is not None:
             fields = kind.kind.fields_of(self.schemas[schema], payload)
             payload = kind.kind.payload(
@@ -133,7 +134,7 @@ class State:
             )
             time_us = record.time_at(buffer, start)
             block, _ = kind.kind.cut(fields, key, version, time_us)
-        return Stored(slot, version, address, not deleted, payload, block)
+        return Stored(slot, version, address, padded(length), not deleted, payload, block)
 
     def counts(self) -> list[tuple[int, int]]:
         """(slots, entities alive) of each kind, as the root lists them."""
@@ -167,20 +168,21 @@ class State:
             self._forget_for(kind, found.key, used_slot)
         slot = kind.slots.get(found.key)
         new_key = None
-        previous, was_alive = 0, False
+        previous, overtaken, was_alive = 0, 0, False
         if slot is None:
             slot = kind.places if used_slot is None else used_slot
             kind.take(found.key, slot)
             new_key = found.key.encode(errors="surrogatepass")
         else:
             previous, buffer, start = self._publisher.newest(found.kind, slot)
-            was_alive = not record.deleted_at(buffer, start)
+            overtaken, was_alive = padded(record.length_at(buffer, start)), not record.deleted_at(buffer, start)
         kind.alive += (not found.deleted) - was_alive
         self.revision = found.revision
         self._publisher.heap.reserve(len(body))
         address = self._publisher.heap.append(body, slot, previous)
         cells = self._cells(kind, found, self._publisher.columns(kind.code))
-        return Installed(found.kind, slot, address, cells, new_key, not found.deleted)
+        alive, size = not found.deleted, padded(len(body))
+        return Installed(found.kind, slot, address, cells, new_key, alive, size, overtaken, was_alive)
 
     def _forget_for(self, kind: KindState, key: str, slot: int) -> None:
         """The key itself, which had another life, and the key that had the slot."""

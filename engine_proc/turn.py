@@ -26,6 +26,7 @@ class Stored(msgspec.Struct, frozen=True, gc=False):
     slot: int  # NO_SLOT: it was deleted so long ago that there is no record of it any more
     version: int
     address: int
+    size: int  # of its record in the heap, in bytes
     alive: bool  # False for a tombstone, which has neither payload nor block
     payload: bytes
     block: bytes

@@ -10,6 +10,7 @@ from solewriter.shared import record
 from solewriter.shared.columns import Cells
 from solewriter.shared.config import Limits
 from solewriter.shared.errors import RequestTooLarge
+from solewriter.shared.memory.heap import padded
 from solewriter.shared.record import Flags
 from solewriter.shared.wireform import PlainRequest
 
@@ -90,9 +91,9 @@ def _append(
             flags |= Flags.LAST
         key = step.key.encode()
         if before is not None and before.slot != NO_SLOT:
-            slot, previous, old_block, new_key = before.slot, before.address, before.block, None
+            slot, previous, overtaken, old_block, new_key = before.slot, before.address, before.size, before.block, None
         else:
-            slot, previous, old_block, new_key = turn.take_slot(state, key), 0, b"", key
+            slot, previous, overtaken, old_block, new_key = turn.take_slot(state, key), 0, 0, b"", key
         body = record.pack(
             state.code, state.schema.code, step.op, flags if exists else flags | Flags.DELETE,
             turn.revision, step.version, turn.now_us, session.number, sequence,
@@ -100,9 +101,11 @@ def _append(
         )  # fmt: skip
         flags = 0
         address = publisher.heap.append(body, slot, previous)
-        step.stored = turn.changed[state.code, step.key] = Stored(slot, step.version, address, exists, payload, block)
-        if exists is not (before is not None and before.alive):
+        size, existed = padded(len(body)), before is not None and before.alive
+        stored = Stored(slot, step.version, address, size, exists, payload, block)
+        step.stored = turn.changed[state.code, step.key] = stored
+        if exists is not existed:
             turn.alive[state.code] = turn.alive.get(state.code, 0) + (1 if exists else -1)
         turn.bodies.append(body)
         turn.bytes += len(body)
-        turn.installed.append(Installed(state.code, slot, address, cells, new_key, exists))
+        turn.installed.append(Installed(state.code, slot, address, cells, new_key, exists, size, overtaken, existed))

@@ -12,7 +12,7 @@ anywhere.
 from __future__ import annotations
 
 import struct
-from typing import NamedTuple
+from typing import Final, NamedTuple
 from zlib import crc32
 
 from solewriter.shared.errors import JournalCorrupt
@@ -35,10 +35,10 @@ Buffer = bytes | bytearray | memoryview
 class Flags:
     """What a record is besides a new content. Plain ints: they are combined once for every change."""
 
-    DELETE = 1  # a tombstone: the entity is gone, its version counts on
-    FIRST = 2  # of its request
-    LAST = 4  # of its request
-    RELOCATED = 8  # a copy of an older record, made when memory was reclaimed
+    DELETE: Final = 1  # a tombstone: the entity is gone, its version counts on
+    FIRST: Final = 2  # of its request
+    LAST: Final = 4  # of its request
+    RELOCATED: Final = 8  # a copy of an older record, made when memory was reclaimed
 
 
 class Record(NamedTuple):
@@ -200,14 +200,16 @@ def content(buffer: Buffer, start: int) -> Content:
     )
 
 
-def held(buffer: Buffer, start: int) -> tuple[int, int, bool, bytes, bytes]:
-    """(schema, version, deleted, cells, payload) of a body that this process wrote itself: its crc is not looked at."""
+def held(buffer: Buffer, start: int) -> tuple[int, int, int, bool, bytes, bytes]:
+    """(length, schema, version, deleted, cells, payload) of a body that this process wrote itself: its crc is not
+    looked at.
+    """
     length, schema, flags, version, cells_length, old_length, payload_length = _HELD.unpack_from(buffer, start)
     behind = start + length
     payload_start = behind - payload_length
     cells_end = payload_start - old_length
     cells = buffer[cells_end - cells_length : cells_end]
-    return schema, version, flags & Flags.DELETE != 0, bytes(cells), bytes(buffer[payload_start:behind])
+    return length, schema, version, flags & Flags.DELETE != 0, bytes(cells), bytes(buffer[payload_start:behind])
 
 
 def key_at(buffer: Buffer, start: int) -> bytes:

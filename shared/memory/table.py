@@ -69,6 +69,10 @@ class TableWriter:
         for column, cell in cells:
             arrays[column][place] = cell
 
+    def point(self, slot: int, address: int) -> None:
+        """Point the slot at a copy of its newest record."""
+        self._heads[slot >> _SHIFT][slot & _MASK] = address
+
     def install_all(self, slot: int, address: int, cells: Sequence[Cell], alive: bool) -> None:
         """The same with all cells in their order, or none."""
         chunk, place = slot >> _SHIFT, slot & _MASK

@@ -363,7 +363,7 @@ def unlinked_before_the_survivors_are_published(self: Publisher, budget: int, *g
         self.reclaimer.bury(self.reclaimer.condemn(given[0]))
     self.root.move_tail(self.heap.tail)
     for one in moved:
-        self._install(publishing.Installed(one.kind, one.slot, one.address, (), None, one.alive))
+        self._tables[one.kind].point(one.slot, one.address)
     self._fill(*given)
     self.root.show()
     return dropped
@@ -373,7 +373,7 @@ def a_segment_that_leaves_half_way(self: Publisher, budget: int, *given: Any) ->
     moved, dropped = self.reclaimer.move(budget)
     self.root.move_tail(self.heap.tail)
     for one in moved:
-        self._install(publishing.Installed(one.kind, one.slot, one.address, (), None, one.alive))
+        self._tables[one.kind].point(one.slot, one.address)
     emptied = self.reclaimer.condemn(given[0])
     self.reclaimer._cursor = heap.address_of(self.heap.first, heap.START)
     self._fill(*given)

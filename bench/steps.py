@@ -1,0 +1,141 @@
+"""One engine inside this process, whose turns are taken step by step: for what measures a step by itself.
+
+Everything is as in an engine of its own but for the lanes: requests come as the bytes of a frame, replies are the bytes
+that a lane would be given. The workload is `update-one`: each request compares the version of one of the tasks and sets
+`budget_limit`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import cloudpickle
+import uvloop
+
+from solewriter.bench.workload import sample_task
+from solewriter.engine_proc.bridge import Bridge
+from solewriter.engine_proc.engine import SingleWriter
+from solewriter.engine_proc.orders import Orders
+from solewriter.engine_proc.process import Durability
+from solewriter.engine_proc.server import Server
+from solewriter.engine_proc.sessions import Session
+from solewriter.engine_proc.turn import Turn
+from solewriter.shared import wire, wireform
+from solewriter.shared.config import FRAME_REQUESTS_MAX, Limits
+from solewriter.shared.entry import SessionChange
+from solewriter.shared.models import Task
+from solewriter.shared.mutations import Create, Update
+
+NO_MODELS = cloudpickle.dumps([])
+SESSION = 7
+TIME_US = 1_700_000_000_000_000
+
+
+class BareLane:
+    """A lane without pipes: what a turn would send is kept."""
+
+    superseded = closed = False
+
+    def __init__(self, session: Session) -> None:
+        self.session, self.epoch = session, session.epoch
+        self.taken = 0
+        self.sent = b""
+
+    def reply(self, answers: list[Any]) -> None:
+        self.sent = wire.pack_replies(answers)
+
+
+class Steps:
+    """A turn's steps, in their order: `frame`, `decoded`, `decided`, `committed`, `merged`, `replied`."""
+
+    def __init__(self, server: Server, loop: asyncio.AbstractEventLoop, tasks: int) -> None:
+        self.limits = server.limits
+        self._loop = loop
+        self._server = server
+        bridge = Bridge(loop, self.limits, server.life.epoch, print, lambda number: None)
+        self.writer = SingleWriter(
+            server.state, server.sessions, server.journal, server.publisher, bridge, self.limits, server.lock.check
+        )
+        session = server.sessions.take(SessionChange(SESSION, "bench", "bench", 1, -1))
+        self.lane: Any = BareLane(session)
+        self._frame = 0
+        self._registry = server.state.registry
+        self._dice = random.Random(7)
+        self._versions = [0] * tasks
+        for first in range(0, tasks, FRAME_REQUESTS_MAX):
+            numbers = range(first, min(first + FRAME_REQUESTS_MAX, tasks))
+            self.turn(self._packed([Create(sample_task(number)) for number in numbers]))
+        self._versions = [1] * tasks
+
+    def frame(self, requests: int) -> bytes:
+        """The bytes of so many updates of different tasks, without the frame's length."""
+        mutations = []
+        for place in self._dice.sample(range(len(self._versions)), requests):
+            version = self._versions[place]
+            self._versions[place] += 1
+            reference = Task.ref(f"task-{place:06d}")
+            mutations.append(Update(reference, {"budget_limit": version + 1.0}, expect=version))
+        return self._packed(mutations)
+
+    def _packed(self, mutations: list[Any]) -> bytes:
+        return wire.pack_frame(
+            [wireform.plain_or_refused(one, self._registry, self.limits) for one in mutations], self.limits
+        )[4:]
+
+    def decoded(self, frame: bytes) -> list[Any]:
+        """What the bridge makes of a frame."""
+        requests: list[Any] = []
+        first, budget = self._frame * FRAME_REQUESTS_MAX, self.limits.frame_nodes_max
+        self._frame += 1
+        for place, request in enumerate(wire.unpack_frame(frame, self.limits)):
+            budget = wireform.check_request(request, budget, self.limits)
+            requests.append((self.lane, first + place, request))
+        return requests
+
+    def decided(self, requests: list[Any]) -> Turn:
+        turn = Turn(self.writer.state, self._server.publisher.heap.tail, TIME_US + self._frame)
+        self.writer._waiting.extend(requests)
+        self.writer._decide(turn)
+        return turn
+
+    def committed(self, turn: Turn) -> Turn:
+        """The entry packed and written, at the engine's durability; nothing is visible yet."""
+        journal, publisher = self._server.journal, self._server.publisher
+        publisher.reserve([turn.slots(kind) for kind in self.writer.state.kinds], turn.new_keys)
+        journal.append(turn.revision, turn.now_us, turn.bodies, turn.private())
+        self._loop.run_until_complete(journal.commit(durable=True))
+        return turn
+
+    def merged(self, turn: Turn) -> Turn:
+        """The turn is the state, and visible."""
+        self.writer._merge(turn)
+        return turn
+
+    def replied(self, turn: Turn) -> None:
+        self.writer._reply()
+        self.writer._reclaim(turn.bytes)
+
+    def turn(self, frame: bytes) -> bytes:
+        """All of it; the bytes of the replies."""
+        self.replied(self.merged(self.committed(self.decided(self.decoded(frame)))))
+        sent: bytes = self.lane.sent
+        return sent
+
+
+@contextmanager
+def steps(folder: Path, durability: Durability = "process", tasks: int = 10_000) -> Iterator[Steps]:
+    """An engine in this process with so many tasks."""
+    folder.mkdir(exist_ok=True)
+    loop = uvloop.new_event_loop()
+    server = Server(Orders(str(folder), durability, Limits(), 0, [], NO_MODELS))
+    try:
+        server.recover()
+        yield Steps(server, loop, tasks)
+    finally:
+        server.close()
+        loop.close()
