@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Executor
+from mmap import mmap
 from pathlib import Path
 
 import msgspec
@@ -136,10 +137,10 @@ class Publisher:
     def drop_catalog(self) -> None:
         segment_path(self._folder, self.prefix, "catalog", self._catalog_number + 1).unlink(missing_ok=True)
 
-    def newest(self, kind: int, slot: int) -> tuple[int, memoryview, int]:
+    def newest(self, kind: int, slot: int) -> tuple[int, mmap, int]:
         """A slot's newest published record: its address, and where its body lies."""
         address = self._tables[kind].head(slot)
-        return address, self.heap.segments[address >> 32].bytes, (address & OFFSET_MASK) + PREFIX_BYTES
+        return address, self.heap.segments[address >> 32].map, (address & OFFSET_MASK) + PREFIX_BYTES
 
     # --- before the commit -------------------------------------------------------------------------------------------
 

@@ -32,9 +32,9 @@ def write(
 ) -> Written:
     """Append the request's records and take them into the turn. Raises MemoryFull, and then has changed nothing."""
     if forms:
-        bytes_max = sum([_bytes_max(form, request[2], session) for form in forms])
-        publisher.heap.reserve(bytes_max, len(forms))
-        _append(turn, forms, request[2], session, sequence, publisher)
+        bodies = _bodies(turn, forms, request[2], session, sequence)
+        publisher.heap.reserve(sum(map(len, bodies)), len(bodies))
+        _append(turn, forms, bodies, publisher)
     results: Written = []
     for mutation in request[0]:
         step = draft.steps[mutation[1], mutation[2]]
@@ -42,14 +42,6 @@ def write(
         version, address = (stored.version, stored.address) if stored is not None else (0, 0)
         results.append((version, address, mutation[1], mutation[2]))
     return results
-
-
-def _bytes_max(form: Form, request_id: str | None, session: Session) -> int:
-    """What a record of this step takes at most."""
-    step, payload, block, _ = form
-    text = len(step.key) + len(step.reason) + len(request_id or "")
-    old_block = len(step.before.block) if step.before is not None else 0
-    return record.HEADER_BYTES + len(session.actor) + 4 * text + len(payload) + len(block) + old_block
 
 
 def form(draft: Draft, turn: Turn, limits: Limits) -> list[Form]:
@@ -78,28 +70,37 @@ def form(draft: Draft, turn: Turn, limits: Limits) -> list[Form]:
     return forms
 
 
-def _append(
-    turn: Turn, forms: list[Form], request_id: str | None, session: Session, sequence: int, publisher: Publisher
-) -> None:
-    """The records behind the tail, where room was reserved, and the turn's overlay with them."""
-    turn.revision += 1
+def _bodies(turn: Turn, forms: list[Form], request_id: str | None, session: Session, sequence: int) -> list[bytes]:
+    """The request's records, of the revision after the turn's last one."""
     user_id = b"" if request_id is None else request_id.encode()
     flags, last = Flags.FIRST, forms[-1][0]
-    for step, payload, block, cells in forms:
-        before, state, exists = step.before, step.state, step.exists
+    bodies = []
+    for step, payload, block, _ in forms:
+        state, before = step.state, step.before
         if step is last:
             flags |= Flags.LAST
-        key = step.key.encode()
-        if before is not None and before.slot != NO_SLOT:
-            slot, previous, overtaken, old_block, new_key = before.slot, before.address, before.size, before.block, None
-        else:
-            slot, previous, overtaken, old_block, new_key = turn.take_slot(state, key), 0, 0, b"", key
-        body = record.pack(
-            state.code, state.schema.code, step.op, flags if exists else flags | Flags.DELETE,
-            turn.revision, step.version, turn.now_us, session.number, sequence,
-            key, session.actor, step.reason.encode(), user_id, block, old_block, payload,
+        bodies.append(
+            record.pack(
+                state.code, state.schema.code, step.op, flags if step.exists else flags | Flags.DELETE,
+                turn.revision + 1, step.version, turn.now_us, session.number, sequence,
+                step.key.encode(), session.actor, step.reason.encode(), user_id,
+                block, b"" if before is None else before.block, payload,
+            )
         )  # fmt: skip
         flags = 0
+    return bodies
+
+
+def _append(turn: Turn, forms: list[Form], bodies: list[bytes], publisher: Publisher) -> None:
+    """The records behind the tail, where room was reserved, and the turn's overlay with them."""
+    turn.revision += 1
+    for (step, payload, block, cells), body in zip(forms, bodies, strict=True):
+        before, state, exists = step.before, step.state, step.exists
+        if before is not None and before.slot != NO_SLOT:
+            slot, previous, overtaken, new_key = before.slot, before.address, before.size, None
+        else:
+            new_key = step.key.encode()
+            slot, previous, overtaken = turn.take_slot(state, new_key), 0, 0
         address = publisher.heap.append(body, slot, previous)
         size, existed = padded(len(body)), before is not None and before.alive
         stored = Stored(slot, step.version, address, size, exists, payload, block)

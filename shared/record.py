@@ -12,6 +12,7 @@ anywhere.
 from __future__ import annotations
 
 import struct
+from mmap import mmap
 from typing import Final, NamedTuple
 from zlib import crc32
 
@@ -29,7 +30,7 @@ CRC_BYTES = 4  # at the beginning of a body
 FLAGS_OFFSET = 13  # of the byte in a body
 KEY_LENGTH_OFFSET = 14  # of the u8 in a body; the key itself follows the header
 
-Buffer = bytes | bytearray | memoryview
+Buffer = bytes | bytearray | memoryview | mmap
 
 
 class Flags:
@@ -208,8 +209,8 @@ def held(buffer: Buffer, start: int) -> tuple[int, int, int, bool, bytes, bytes]
     behind = start + length
     payload_start = behind - payload_length
     cells_end = payload_start - old_length
-    cells = buffer[cells_end - cells_length : cells_end]
-    return length, schema, version, flags & Flags.DELETE != 0, bytes(cells), bytes(buffer[payload_start:behind])
+    cells, payload = buffer[cells_end - cells_length : cells_end], buffer[payload_start:behind]
+    return length, schema, version, flags & Flags.DELETE != 0, bytes(cells), bytes(payload)
 
 
 def key_at(buffer: Buffer, start: int) -> bytes:

@@ -170,7 +170,7 @@ CONTROLS = (
     Control(
         duplicate_check_behind_the_version_check,
         ["commit.noted", "turn.published", "turn.reply"],
-        {"refused but applied", "told otherwise"},
+        {"refused but applied", "told otherwise", "refusal not journaled"},  # it is told without being noted
     ),
     Control(published_after_the_reply, [], {"an acked revision was not seen", "an older entity in a refusal"}),
     Control(refusals_not_journaled, [], {"refusal not journaled"}),
