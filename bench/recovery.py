@@ -4,7 +4,7 @@
 
 Restarts: an engine is filled with full tasks whose descriptions do not compress, each of them a create, and then killed
 with SIGKILL again and again, at random moments. `first ack` runs from the kill to the reply of a request that this
-process sends right then; so it holds the detection of the death, the back-off of the supervisor (50 ms at first), the
+process sends right then; so it holds the detection of the death, the back-off of the supervisor (50 ms, as behind a first death), the
 start of a Python process, recovery, and the way of the client to the next engine. Beside busy agents: two processes
 send pipelined updates of random tasks all the time. `quiet`: nobody else. `grown`: killed right behind the last create,
 when the journal behind the newest checkpoint is long. Every task is counted after every restart.
@@ -52,7 +52,11 @@ HISTORY_BYTES = 16 * MIB
 TRIMS = 2  # before writing is measured
 TRIMS_MAX_S = 120.0
 WRITTEN_TASKS = 20_000
-PATIENT = Limits(start_timeout_s=600.0, connect_timeout_s=600.0, request_timeout_s=600.0)
+BACKOFF_S = 0.05  # a supervisor's first; here always, or it would take so many deaths for an engine that cannot live
+PATIENT = Limits(
+    start_timeout_s=600.0, connect_timeout_s=600.0, request_timeout_s=600.0, restart_backoff_max_s=BACKOFF_S,
+    restarts_max=1_000,
+)  # fmt: skip
 
 
 class Restart(msgspec.Struct):

@@ -14,7 +14,6 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import cloudpickle
 import uvloop
 
 from solewriter.bench.workload import sample_task
@@ -31,7 +30,7 @@ from solewriter.shared.entry import SessionChange
 from solewriter.shared.models import Task
 from solewriter.shared.mutations import Create, Update
 
-NO_MODELS = cloudpickle.dumps([])
+NO_MODELS = b"]."  # an empty list, pickled
 SESSION = 7
 TIME_US = 1_700_000_000_000_000
 

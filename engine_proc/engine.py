@@ -18,7 +18,7 @@ from solewriter.engine_proc.bridge import Bridge, LaneEnd
 from solewriter.engine_proc.decide import Draft, decide
 from solewriter.engine_proc.journal import DiskFull, Journal
 from solewriter.engine_proc.newcomer import Newcomer
-from solewriter.engine_proc.overtime import Overtime, TimeBudget
+from solewriter.engine_proc.overtime import Overtime, TimeBudget, watched
 from solewriter.engine_proc.publisher import Publisher
 from solewriter.engine_proc.sessions import FORGOTTEN, NEVER, QUARANTINED, HelloRefused, Session, Sessions, Told
 from solewriter.engine_proc.state import State
@@ -76,7 +76,7 @@ class SingleWriter:
         self._replies: dict[LaneEnd, list[Answer]] = {}
         self._greeted: list[tuple[Newcomer, SessionChange]] = []
         self._name_decided = publisher.root.deciding
-        self.time_budget = TimeBudget(limits.decide_timeout_s, SingleWriter._formed.__code__)
+        self.time_budget = TimeBudget(limits.decide_timeout_s)
 
     async def run(self) -> None:
         """Turn after turn, until the inbox is closed and everything accepted before is done, or `stop` is called."""
@@ -226,7 +226,7 @@ class SingleWriter:
             if plain[3] is not None and turn.now_us > plain[3]:
                 raise Expired("the request's deadline passed before it was decided")
             draft = Draft(turn, session.name)
-            forms = self._formed(draft, plain, turn)
+            forms = watched(self._formed, draft, plain, turn)
             written = write(turn, draft, forms, plain, session, sequence, self._publisher)
             told = Told(Status.APPLIED, turn.revision, written, request_id, digest)
         except Refused as error:

@@ -9,8 +9,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Executor
-from mmap import mmap
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import msgspec
 
@@ -29,6 +29,9 @@ from solewriter.shared.memory.root import ROOT_BYTES, STOPPED, Root, RootWriter
 from solewriter.shared.memory.segment import Segment, segment_path
 from solewriter.shared.memory.table import TableWriter
 from solewriter.shared.registry import Schema
+
+if TYPE_CHECKING:
+    from mmap import mmap
 
 Columnar = tuple[TableWriter, IndexWriter[Segment]]
 """Where the entities of one kind are found"""

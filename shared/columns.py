@@ -170,10 +170,18 @@ def _time_cell(name: str) -> Callable[[Any], Cell]:
     return cell
 
 
+def _float_cell(value: float | None) -> float:
+    return NO_FLOAT if value is None else value
+
+
+def _text_cell(value: str | None) -> int:
+    return 0 if value is None else text_hash(value)
+
+
 _CELLS: dict[str, Callable[[str], Callable[[Any], Cell]]] = {
     "bool": lambda name: {None: 0, False: 1, True: 2}.__getitem__,
     "int": _int_cell,
-    "float": lambda name: lambda value: NO_FLOAT if value is None else value,
+    "float": lambda name: _float_cell,
     "time": _time_cell,
-    "str": lambda name: lambda value: 0 if value is None else text_hash(value),
+    "str": lambda name: _text_cell,
 }

@@ -12,8 +12,7 @@ anywhere.
 from __future__ import annotations
 
 import struct
-from mmap import mmap
-from typing import Final, NamedTuple
+from typing import TYPE_CHECKING, Final, NamedTuple
 from zlib import crc32
 
 from solewriter.shared.errors import JournalCorrupt
@@ -30,7 +29,10 @@ CRC_BYTES = 4  # at the beginning of a body
 FLAGS_OFFSET = 13  # of the byte in a body
 KEY_LENGTH_OFFSET = 14  # of the u8 in a body; the key itself follows the header
 
-Buffer = bytes | bytearray | memoryview | mmap
+if TYPE_CHECKING:
+    from mmap import mmap
+
+    Buffer = bytes | bytearray | memoryview | mmap
 
 
 class Flags:

@@ -119,6 +119,7 @@ def test_a_flipped_bit_changes_nothing_or_is_named(
     assert flipped(place, store, 997 if often else 499) > 50
 
 
+@pytest.mark.heavy
 def test_a_small_file_that_is_no_text_any_more_is_no_matter(place: Path, stores: Callable[..., Any]) -> None:
     story, files = stores("power", "kill", FEW)
     cases = (

@@ -28,8 +28,13 @@ def recovered(place: Path, durability: str, names: str, seed: int, turns: int, e
     return verdict
 
 
-@pytest.mark.parametrize("names", ["ordered", "any"])
-@pytest.mark.parametrize("durability", ["power", "process"])
+HEAVY = pytest.mark.heavy
+
+
+@pytest.mark.parametrize(
+    ("durability", "names"),
+    [("power", "any"), *(pytest.param(*one, marks=HEAVY) for one in (("power", "ordered"), ("process", "any")))],
+)
 def test_every_legal_disk_after_a_cut_is_recovered(place: Path, durability: str, names: str) -> None:
     assert recovered(place, durability, names, 1, PLAIN_TURNS, PLAIN_EACH).images > 60
 
@@ -42,6 +47,7 @@ def test_thousands_of_legal_disks_are_recovered(place: Path, durability: str, na
     assert recovered(place, durability, names, seed, HEAVY_TURNS, HEAVY_EACH).images >= 1_150, "nine make 10,000"
 
 
+@pytest.mark.heavy
 def test_what_is_lost_after_a_clean_stop_has_another_history(place: Path) -> None:
     """In `process` the next life is durable when it begins; else its lost requests would seem never to have been."""
 

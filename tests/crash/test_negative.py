@@ -32,6 +32,7 @@ def saying(wrong: list[str], what: str) -> list[str]:
     return [text for text in wrong if text.partition(": ")[2].startswith(what)]
 
 
+@pytest.mark.heavy
 def test_the_journal_without_a_bug_loses_nothing(place: Path) -> None:
     wrong = of_a_journal(place)
     assert not [text for what in ("lost", "mixed", "invented") for text in saying(wrong, what)]
@@ -85,6 +86,7 @@ def test_a_journal_that_is_acked_before_it_is_committed_loses_what_was_acked(pla
 
 
 @HEAVY
+@pytest.mark.heavy
 def test_a_header_that_is_written_behind_the_name_is_missed(place: Path, monkeypatch: Patch) -> None:
     def begin(self: FileJournal, fd: int, tail: Any) -> None:
         os.rename(self._folder / "journal.next", self._folder / f"journal-{tail.number + 1:020d}.log")
@@ -115,6 +117,7 @@ def test_a_sync_that_is_tried_again_after_it_failed_loses_what_was_acked(place: 
 
 
 @HEAVY
+@pytest.mark.heavy
 def test_an_engine_that_replies_before_it_commits_loses_what_was_acked(place: Path, monkeypatch: Patch) -> None:
     committing = SingleWriter._commit
 

@@ -277,6 +277,7 @@ def test_registering_the_same_again_takes_no_memory(state, start_engine, limits)
     assert len([*Path(memory.memory_dir).glob(f"{memory.prefix}-catalog-*")]) == before
 
 
+@pytest.mark.heavy
 def test_a_reader_that_looks_back_now_and_then_does_not_keep_what_the_log_of_revisions_left_out(
     state, start_engine, monkeypatch
 ):

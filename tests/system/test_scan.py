@@ -106,7 +106,10 @@ def rank(value):
     return value.value if isinstance(value, Mood) else value
 
 
-@pytest.mark.parametrize("seed", [0, 1, *(pytest.param(seed, marks=pytest.mark.long) for seed in range(2, 12))])
+@pytest.mark.parametrize(
+    "seed",
+    [0, pytest.param(1, marks=pytest.mark.heavy), *(pytest.param(n, marks=pytest.mark.long) for n in range(2, 12))],
+)
 def test_a_scan_is_what_plain_python_finds_at_that_revision(state, start_engine, seed):
     dice = random.Random(seed)
     engine = start_engine(state, models=[Probe])
