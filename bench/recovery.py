@@ -6,8 +6,8 @@ Restarts: an engine is filled with full tasks whose descriptions do not compress
 with SIGKILL again and again, at random moments. `first ack` runs from the kill to the reply of a request that this
 process sends right then; so it holds the detection of the death, the back-off of the supervisor (50 ms, as behind a
 first death), the start of a Python process, recovery, and the way of the client to the next engine. Beside busy agents:
-two processes send pipelined updates of random tasks all the time. `quiet`: nobody else. `grown`: killed right behind the last create,
-when the journal behind the newest checkpoint is long. Every task is counted after every restart.
+two processes send pipelined updates of random tasks all the time. `quiet`: nobody else. `grown`: killed right behind
+the last create, when the journal behind the newest checkpoint is long. Every task is counted after every restart.
 
 Writing: two agents update random tasks of 20,000, pipelined, as fast as they may. `journal` is what the turns' entries
 take, headers and outcomes included; `written` is what the kernel counts for the engine and the processes that make its
