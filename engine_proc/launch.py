@@ -12,7 +12,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
 import cloudpickle
@@ -24,24 +24,35 @@ from solewriter.shared.models import Entity
 
 
 class Child:
-    """A process that serves. Raises Locked, EngineStartFailed with its own reason, when it does not come so far."""
+    """A process that serves. Raises Locked, EngineStartFailed with its own reason, when it does not come so far.
 
-    def __init__(self, orders: Orders) -> None:
+    `orders` is called, and may wait, while the process's interpreter starts, which takes most of the time; what it
+    raises ends the process.
+    """
+
+    def __init__(self, orders: Callable[[], Orders]) -> None:
         self._asking = threading.Lock()
         self._asked = 0
-        self._process = self._exec(orders)
+        self._process = self._exec()
         self.pidfd = os.pidfd_open(self._process.pid)
+        try:
+            self._begin(orders())
+        except EngineStartFailed:
+            self.close()
+            raise
+        except BaseException:
+            self.kill()
+            self.close()
+            raise
+
+    def _begin(self, orders: Orders) -> None:
         try:
             self._line.say(orders)
         except BrokenPipeError:
             pass  # it died at once: its silence below says so
-        try:
-            self._await_ready(orders.limits.start_timeout_s)
-        except BaseException:
-            self.close()
-            raise
+        self._await_ready(orders.limits.start_timeout_s)
 
-    def _exec(self, orders: Orders) -> subprocess.Popen[bytes]:
+    def _exec(self) -> subprocess.Popen[bytes]:
         hears, their_out = os.pipe()
         their_in, says = os.pipe()
         try:

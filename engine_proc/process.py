@@ -13,6 +13,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Iterable
+from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import Literal, Self
@@ -31,6 +32,10 @@ from solewriter.shared.models import Entity
 from solewriter.shared.registry import Registry
 
 Durability = Literal["power", "process", "memory"]
+
+
+class _Stopping(Exception):
+    """`stop` was called before the next process began."""
 
 
 class Engine:
@@ -154,17 +159,23 @@ class Engine:
 
     # --- the process -------------------------------------------------------------------------------------------------
 
-    def _launched(self, *, again: bool = False) -> Child:
-        return Child(
-            Orders(
-                state=str(self.state),
-                durability=self.durability,
-                limits=self.limits,
-                owner_pid=0 if self.detach else os.getpid(),
-                sys_path=[path or os.getcwd() for path in sys.path],
-                models=pickled(list(self._models.values())),
-                again=again,
-            )
+    def _launched(self, *, backoff_s: float | None = None) -> Child:
+        """Another process that serves: the first one, or so long after the death of the one before. Raises what its
+        start does, _Stopping.
+        """
+        return Child(partial(self._orders, backoff_s))
+
+    def _orders(self, backoff_s: float | None) -> Orders:
+        if self._stopping.wait(backoff_s or 0.0):
+            raise _Stopping
+        return Orders(
+            state=str(self.state),
+            durability=self.durability,
+            limits=self.limits,
+            owner_pid=0 if self.detach else os.getpid(),
+            sys_path=[path or os.getcwd() for path in sys.path],
+            models=pickled(list(self._models.values())),
+            again=backoff_s is not None,
         )
 
     def _serving(self) -> Child:
@@ -211,9 +222,7 @@ class Engine:
                 return
             backoff = self.limits.restart_backoff_s * 2 ** max(0, len(recent) - 1)
             recent.append(now)
-            if self._stopping.wait(min(backoff, self.limits.restart_backoff_max_s)):
-                return
-            self._restart()
+            self._restart(min(backoff, self.limits.restart_backoff_max_s))
             if self._stopping.is_set() and self._child is not None:
                 self._child.signal(signal.SIGTERM)  # `stop` was called while it started, and told the one before
 
@@ -252,12 +261,14 @@ class Engine:
             self._say(f"the engine (pid {child.pid}) is replaced")
             child.kill()
 
-    def _restart(self) -> None:
+    def _restart(self, backoff_s: float) -> None:
         failpoint.reach("restart.begin")
         try:
-            self._become(self._launched(again=True))
+            self._become(self._launched(backoff_s=backoff_s))
             self.restarts += 1
             failpoint.reach("restart.launched")
+        except _Stopping:
+            pass  # the loop ends
         except Locked as error:
             self.failure = error
             self._become(None)

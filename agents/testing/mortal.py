@@ -97,14 +97,14 @@ class MortalEngine(Engine):
 
     # --- a life ------------------------------------------------------------------------------------------------------
 
-    def _launched(self, *, again: bool = False) -> Any:
+    def _launched(self, *, backoff_s: float | None = None) -> Any:
         self._life = Life(0) if self._peace.is_set() else next(self._lives)
         self._served_at, self._killed, self._stopped_at = 0, False, 0
         if self._life.failpoint:
             os.environ[VARIABLE] = self._life.failpoint
             self._note(f"the next life of the engine: {self._life.failpoint}")
         try:
-            child = super()._launched(again=again)
+            child = super()._launched(backoff_s=backoff_s)
         except EngineStartFailed as error:
             self._bury(-signal.SIGKILL if "status -9" in str(error) else 1, str(error))
             raise

@@ -11,6 +11,7 @@ import threading
 import time
 from pathlib import Path
 
+import psutil
 import pytest
 
 from solewriter import (
@@ -496,9 +497,25 @@ def test_a_failed_start_leaves_no_descriptor(state, start_engine):
     before = descriptors()
     for _ in range(3):
         with pytest.raises(EngineUnavailable):
-            Child(orders)
+            Child(lambda: orders)
     assert descriptors() == before
     engine.stop()
+
+
+def test_a_stop_while_the_next_process_waits_for_its_time_leaves_none(state, start_engine, wait_until):
+    """Its interpreter starts at once, and is ready when the back-off is over; it has touched nothing by then."""
+    engine = start_engine(state, limits=Limits(restart_backoff_s=60, restart_backoff_max_s=60))
+    dead = engine.pid
+    os.kill(dead, signal.SIGKILL)
+
+    def following() -> list[psutil.Process]:
+        found = [child for child in psutil.Process().children() if child.pid != dead]
+        return [child for child in found if "solewriter.engine_proc" in child.cmdline()]
+
+    (waiting,) = wait_until(following, 20, "the next process is started")
+    engine.stop()
+    assert not waiting.is_running()
+    assert engine.restarts == 0
 
 
 def test_an_engine_that_is_killed_at_its_start_says_how_it_ended(state, start_engine, monkeypatch):
