@@ -263,6 +263,7 @@ class Engine:
 
     def _restart(self, backoff_s: float) -> None:
         failpoint.reach("restart.begin")
+        begun = time.monotonic()
         try:
             self._become(self._launched(backoff_s=backoff_s))
             self.restarts += 1
@@ -277,6 +278,7 @@ class Engine:
                 self.failure = error
                 self._become(None)
             self._say(str(error))  # the loop sees the dead process and backs off
+            self._stopping.wait(max(0.0, begun + backoff_s - time.monotonic()))  # if nothing was started that did
 
     def _give_up(self, why: str) -> None:
         self.failure = EngineUnavailable(why)
