@@ -167,6 +167,8 @@ class AgentSession:
         self.window = min(self.limits.window_max, welcome.window)
         if welcome.frame_bytes_max < self.limits.frame_bytes_max:
             self.limits = msgspec.structs.replace(self.limits, frame_bytes_max=welcome.frame_bytes_max)
+        for frame in self._frames:  # an interrupt between an answer and its count ended the lane before
+            frame.open = sum(not pending.done for pending in frame.pendings)
         self.in_flight = sum(frame.open for frame in self._frames)
         self._received.clear()
         self._unsent = deque((frame, memoryview(frame.data)) for frame in self._frames)
@@ -227,20 +229,19 @@ class AgentSession:
                 self._answer(reply)
 
     def _answer(self, reply: PlainReply) -> None:
-        number, place = reply.sequence >> 8, reply.sequence & 0xFF
-        for frame in self._frames:
-            if frame.number == number:
-                break
-        else:
+        frames, place = self._frames, reply.sequence & 0xFF
+        nth = (reply.sequence >> 8) - frames[0].number if frames else -1  # their numbers are consecutive
+        if not 0 <= nth < len(frames):
             return  # answered before, on an earlier lane
+        frame = frames[nth]
         whole_frame = reply.status == Status.REFUSED and "whole_frame" in reply.detail[2]
         for pending in frame.pendings if whole_frame else frame.pendings[place : place + 1]:
-            if not pending.done:
+            if pending.reply is None and pending.error is None:
                 pending.epoch = self._epoch
                 pending.end(reply, None)
-        frame.open = sum(not pending.done for pending in frame.pendings)
-        self.in_flight = sum(one.open for one in self._frames)
-        while self._frames and not self._frames[0].open:
+                frame.open -= 1
+                self.in_flight -= 1
+        while frames and not frames[0].open:
             self._forget_first()
 
     def _forget_first(self) -> None:

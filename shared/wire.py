@@ -192,7 +192,7 @@ def unpack_frame(body: bytes, limits: Limits) -> list[Any]:
 # --- reply frames -----------------------------------------------------------------------------------------------------
 
 _encode_reply = msgspec.msgpack.Encoder(order="deterministic").encode
-_decode_replies = msgspec.msgpack.Decoder(list[tuple[int, int, int, Any]]).decode
+_decode_replies = msgspec.msgpack.Decoder(list[PlainReply]).decode
 
 
 def pack_replies(replies: list[Any]) -> bytes:
@@ -217,6 +217,6 @@ def unpack_replies(buffer: bytearray) -> list[PlainReply]:
 
 def _replies_of(body: bytes) -> list[PlainReply]:
     try:
-        return [PlainReply(*reply) for reply in _decode_replies(body)]
+        return _decode_replies(body)
     except UNDECODABLE as error:
         raise LayoutMismatch(f"the engine's replies cannot be read ({error}): use one solewriter everywhere") from None

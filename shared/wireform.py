@@ -50,6 +50,14 @@ SCALARS = frozenset({str, int, float, bool, bytes, type(None)})
 MUTATION_NODES, GUARD_NODES = 8, 5  # their tuples and what is in them: the same one can be named a thousand times
 
 
+_UPDATE, _TRANSITION, _CANCEL, _DELETE = (  # an enum's `value` takes as long as all the rest of a line
+    Op.UPDATE.value,
+    Op.TRANSITION.value,
+    Op.CANCEL.value,
+    Op.DELETE.value,
+)
+
+
 # --- the caller's side: mutations to plain data -----------------------------------------------------------------------
 
 
@@ -141,20 +149,20 @@ def _plain_mutation(mutation: Mutation, registry: Registry) -> PlainMutation:
         case Update(target, changes, expect, reason):
             kind = registry.of(model_of(target))
             fields = changed_fields(kind, changes)
-            return Op.UPDATE.value, kind.name, target.id, _expected(expect, target), fields, reason, None
+            return _UPDATE, kind.name, target.id, _expected(expect, target), fields, reason, None
         case Transition(target, to, changes, expect, reason):
             kind = registry.of(model_of(target))
             fields = changed_fields(kind, changes)
             state = _state(kind, to)
-            return Op.TRANSITION.value, kind.name, target.id, _expected(expect, target), fields, reason, state
+            return _TRANSITION, kind.name, target.id, _expected(expect, target), fields, reason, state
         case Cancel(target, expect, reason):
             kind = registry.of(model_of(target))
             if kind.lifecycle is None or kind.lifecycle.cancelled is None:
                 raise InvalidMutation(f"{kind.name} has no cancelled state", fields={"kind": "has no cancelled state"})
-            return Op.CANCEL.value, kind.name, target.id, expect, None, reason, None
+            return _CANCEL, kind.name, target.id, expect, None, reason, None
         case Delete(target, expect, reason):
             kind = registry.of(model_of(target))
-            return Op.DELETE.value, kind.name, target.id, _expected(expect, target), None, reason, None
+            return _DELETE, kind.name, target.id, _expected(expect, target), None, reason, None
     raise TypeError(f"{mutation!r} is not a mutation: use Create, Put, Update, Transition, Cancel or Delete")
 
 
