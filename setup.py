@@ -1,9 +1,12 @@
-"""The optional compiled build: SOLEWRITER_COMPILED=1 pip install --no-build-isolation ... (see docs/compiled.md).
+"""The optional compiled build: `SOLEWRITER_COMPILED=1 pip install .`, see docs/compiled.md.
 
 Everything about the distribution is in pyproject.toml. Without the variable nothing is compiled.
 """
 
 import os
+import sys
+import tomllib
+from pathlib import Path
 
 from setuptools import setup
 
@@ -35,12 +38,23 @@ HOT = (
 )
 
 
+COMPILED = os.environ.get("SOLEWRITER_COMPILED", "") not in ("", "0")
+ASKED_ABOUT = not {"egg_info", "dist_info"}.isdisjoint(sys.argv)  # a front end asks what a build needs, or is called
+
+
+def needed():
+    """What must be there to build: mypy, and what the sources import, whose types it looks at."""
+    project = tomllib.loads(Path("pyproject.toml").read_text())["project"]
+    return ["mypy>=1.18", "types-psutil", *project["dependencies"]]
+
+
 def extensions():
-    if os.environ.get("SOLEWRITER_COMPILED", "") in ("", "0"):
-        return []
-    from mypyc.build import mypycify  # of mypy, which only this build needs
+    from mypyc.build import mypycify
 
     return mypycify([f".links/solewriter/{path}" for path in HOT], opt_level="3", debug_level="0")
 
 
-setup(ext_modules=extensions())
+setup(
+    setup_requires=needed() if COMPILED else [],
+    ext_modules=extensions() if COMPILED and not ASKED_ABOUT else [],
+)

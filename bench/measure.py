@@ -18,6 +18,8 @@ from pathlib import Path
 import msgspec
 import psutil
 
+from solewriter.shared.build import BUILD
+
 NS_PER_S = 1_000_000_000
 NS_PER_US = 1_000
 US_PER_S = 1_000_000
@@ -153,6 +155,7 @@ def machine(folder: Path) -> dict[str, str | int]:
         "cpus": len(os.sched_getaffinity(0)),
         "kernel": platform.release(),
         "python": platform.python_version(),
+        "build": BUILD,
         **{name: metadata.version(name) for name in VERSIONED},
         "journal_on": _file_system(folder),
         "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),

@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 
 from solewriter import Limits, OutcomeUnknown, Task, __version__, connect
+from solewriter.shared.build import BUILD
 from solewriter.shared.folder import StateFolder
 
 SOLEWRITER = str(Path(sysconfig.get_path("scripts"), "solewriter"))
@@ -80,7 +81,7 @@ def test_help_names_the_commands() -> None:
 
 
 def test_version() -> None:
-    assert solewriter("--version").stdout == f"solewriter {__version__}\n"
+    assert solewriter("--version").stdout == f"solewriter {__version__}, {BUILD}\n"
 
 
 # --- serve -----------------------------------------------------------------------------------------------------------

@@ -47,7 +47,9 @@ FolderOfCode = Annotated[
 
 def print_version(wanted: bool) -> None:
     if wanted:
-        typer.echo(f"solewriter {__version__}")
+        from solewriter.shared.build import BUILD
+
+        typer.echo(f"solewriter {__version__}, {BUILD}")
         raise typer.Exit
 
 
