@@ -16,6 +16,7 @@ HOT = (
     "shared/columns.py",
     "shared/record.py",
     "shared/registry.py",
+    "shared/schema.py",
     "shared/wireform.py",
     "shared/memory/heap.py",
     "shared/memory/table.py",

@@ -24,7 +24,8 @@ from solewriter.shared.memory.root import STOPPED, RootReader
 from solewriter.shared.memory.view import View
 from solewriter.shared.models import Entity, name_of
 from solewriter.shared.mutations import Result
-from solewriter.shared.registry import Kind, Registry, differences
+from solewriter.shared.registry import Kind, Registry
+from solewriter.shared.schema import differences
 
 if TYPE_CHECKING:
     from solewriter.agents.change import Change
@@ -290,8 +291,8 @@ class Reader:
         theirs = [schema for schema in catalog.schemas if schema.kind == code]
         if theirs and theirs[-1].digest() != kind.schema.digest():
             raise SchemaMismatch(
-                f"the engine's class {kind.name} differs from that of this process in {differences(theirs[-1], kind)}: "
-                "use one everywhere, or engine.register(...) this one",
+                f"the engine's class {kind.name} differs from that of this process in "
+                f"{differences(theirs[-1], kind.schema)}: use one everywhere, or engine.register(...) this one",
                 kind=kind.name,
             )
         self._checked[kind.name] = (view.prefix, view.catalog_number, kind)

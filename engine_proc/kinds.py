@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from solewriter.shared.registry import Kind, Schema
+from solewriter.shared.registry import Kind
+from solewriter.shared.schema import Schema
 
 
 class KindState:

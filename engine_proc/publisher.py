@@ -28,7 +28,7 @@ from solewriter.shared.memory.revlog import RevisionLogWriter
 from solewriter.shared.memory.root import ROOT_BYTES, STOPPED, Root, RootWriter
 from solewriter.shared.memory.segment import Segment, segment_path
 from solewriter.shared.memory.table import TableWriter
-from solewriter.shared.registry import Schema
+from solewriter.shared.schema import Schema
 
 if TYPE_CHECKING:
     from mmap import mmap

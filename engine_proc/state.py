@@ -25,7 +25,8 @@ from solewriter.shared.entry import Private
 from solewriter.shared.errors import SchemaMismatch, SolewriterError
 from solewriter.shared.memory.heap import padded
 from solewriter.shared.memory.table import TableWriter
-from solewriter.shared.registry import Kind, Registry, Schema
+from solewriter.shared.registry import Kind, Registry
+from solewriter.shared.schema import Schema
 
 
 class State:

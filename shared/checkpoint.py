@@ -32,7 +32,7 @@ from solewriter.shared.entry import CheckpointName
 from solewriter.shared.errors import UNDECODABLE, JournalCorrupt, LayoutMismatch
 from solewriter.shared.memory.heap import OFFSET_MASK, PREFIX, PREFIX_BYTES, START, padded
 from solewriter.shared.record import Flags
-from solewriter.shared.registry import Schema
+from solewriter.shared.schema import Schema
 
 MAGIC = int.from_bytes(b"solechkp", "little")
 BLOCK_BYTES = MIB

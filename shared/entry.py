@@ -25,7 +25,7 @@ import msgspec
 from solewriter.shared import record
 from solewriter.shared.config import ALIGNMENT, JOURNAL_VERSION
 from solewriter.shared.errors import UNDECODABLE, JournalCorrupt, LayoutMismatch
-from solewriter.shared.registry import Schema
+from solewriter.shared.schema import Schema
 
 ENTRY_MAGIC = int.from_bytes(b"SWJE", "little")
 FILE_MAGIC = int.from_bytes(b"solejrnl", "little")

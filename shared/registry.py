@@ -1,51 +1,27 @@
-"""Which models exist. A `Kind` is one registered model: its name, codec, columns, and how a change of it is validated.
-
-The payload of a record is msgpack of the fields that differ from their defaults, keys sorted, without what the record's
-header already says (id, version, updated_at). So equal entities have equal payloads, and a no-op is equality of bytes.
-The defaults travel with the schema: changing a default in code never changes what is stored.
-"""
+"""Which models exist. A `Kind` is one registered model: its name, columns, and how a change of it is validated."""
 
 from __future__ import annotations
 
 import struct
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import cache
-from hashlib import blake2b
 from typing import Annotated, Any, TypeVar
 
-import msgspec
 from pydantic import BaseModel, TypeAdapter, ValidationError
 
-from solewriter.shared.columns import Cell, Cells, Column, column_of, earlier_names, from_us, unpacked
+from solewriter.shared.columns import Cells, column_of, earlier_names, from_us
 from solewriter.shared.config import COLUMNS_MAX, KINDS_MAX, PROBLEMS_MAX
 from solewriter.shared.errors import InvalidMutation, SchemaMismatch, UnknownKind, clean
 from solewriter.shared.fieldtypes import refuse_unsuitable
 from solewriter.shared.frozen import FrozenMap
 from solewriter.shared.models import CONCERNS, Entity, Lifecycle, Project, Task
+from solewriter.shared.schema import Schema, decode, encode, plain, shape_of
 
 E = TypeVar("E", bound=Entity)
 _CONTAINERS = (tuple, frozenset, FrozenMap, BaseModel)
 STAMPS = ("created_by", "created_at", "updated_at")  # filled in by the engine where a model declares them
 _OWN_CELLS = ("version", "updated_at")  # set by the engine at every change
 IN_HEADER = frozenset({"id", "version", "updated_at"})
-
-
-def _plain_parts(value: Any) -> Any:
-    """What msgspec does not know: nested models and frozen maps, as dicts."""
-    if isinstance(value, FrozenMap):
-        return value._items
-    if isinstance(value, BaseModel):
-        return value.__dict__
-    raise NotImplementedError(f"cannot store a {type(value).__name__}")
-
-
-_encode = msgspec.msgpack.Encoder(enc_hook=_plain_parts, order="deterministic").encode
-_decode = msgspec.msgpack.Decoder().decode
-
-
-def plain(value: Any) -> Any:
-    """A field value as data that any process can unpickle without importing anything."""
-    return msgspec.to_builtins(value, builtin_types=(bytes,), enc_hook=_plain_parts, order="deterministic")
 
 
 def problems(error: ValidationError) -> InvalidMutation:
@@ -58,49 +34,6 @@ def problems(error: ValidationError) -> InvalidMutation:
             break
     listed = "; ".join(f"{name}: {problem}" for name, problem in fields.items())
     return InvalidMutation(f"{error.title}: {listed}", fields=fields)
-
-
-class Schema(msgspec.Struct, frozen=True):
-    """One state of a model, as the journal and readers know it: what its records' payloads and column blocks mean."""
-
-    code: int
-    kind: int  # the kind's code
-    name: str  # the kind's name
-    columns: tuple[Column, ...]
-    defaults: dict[str, Any]  # plain values of the fields that a payload may leave out
-    stamped: bool  # whether the record's time is the field `updated_at`
-    shape: bytes = b""  # stable hash of all fields' types and constraints
-
-    def digest(self) -> bytes:
-        return blake2b(
-            _encode((self.name, self.columns, self.defaults, self.stamped, self.shape)), digest_size=16
-        ).digest()
-
-    def cells(self, columns: Sequence[Column], block: bytes, values: Callable[[], Mapping[str, Any]]) -> Sequence[Cell]:
-        """The cells of a record for other columns than it may have been written with, without its class: those that it
-        lacks are made of its plain `values`; of a value that has none there, that of None.
-        """
-        cells = unpacked(self.columns, block)
-        if tuple(columns) == self.columns:
-            return cells
-        known = {column.under(column.name): cell for column, cell in zip(self.columns, cells, strict=True)}
-        plain_values = values()
-        return [_cell_among(column, known, plain_values) for column in columns]
-
-    def values(self, key: str, version: int, time_us: int, payload: bytes) -> dict[str, Any]:
-        """All fields of a record as plain values."""
-        values = {**self.defaults, **_decode(payload), "id": key, "version": version}
-        if self.stamped:
-            values["updated_at"] = from_us(time_us)
-        return values
-
-
-def _cell_among(column: Column, known: Mapping[Any, Cell], values: Mapping[str, Any]) -> Cell:
-    """A column's cell among those that are there, else of the value, each under the field's name or an earlier one."""
-    for name in (column.name, *column.was):
-        if (found := known.get(column.under(name))) is not None:
-            return found
-    return column.cell_or_none(column.value_in(values))
 
 
 class Kind:
@@ -132,8 +65,10 @@ class Kind:
         self._stored_names = frozenset(model.model_fields) - IN_HEADER
         named = [(name, earlier_names(model, name)) for name in model.model_fields]
         self._earlier_names = [(name, earlier) for name, earlier in named if earlier]
-        stored_defaults = _decode(_encode(plain(self._defaults)))  # as the journal gives them back, to compare with
-        self.schema = Schema(0, 0, self.name, self.columns, stored_defaults, "updated_at" in self.stamps, _shape(model))
+        stored_defaults = decode(encode(plain(self._defaults)))  # as the journal gives them back, to compare with
+        self.schema = Schema(
+            0, 0, self.name, self.columns, stored_defaults, "updated_at" in self.stamps, shape_of(model)
+        )
         self._concern = _concern(model)
         self.checks_fields = not model.__pydantic_decorators__.field_validators and self._concern is not None
         self._field_validators: dict[str, Callable[[Any], Any]] = {}
@@ -216,13 +151,13 @@ class Kind:
     def payload(self, stored: Mapping[str, Any]) -> bytes:
         """The bytes of the stored fields. Raises InvalidMutation, naming the field, for what has no bytes."""
         try:
-            return _encode(stored)
+            return encode(stored)
         except (OverflowError, UnicodeEncodeError):
             raise _without_bytes(self.name, stored) from None
 
     def fields_of(self, schema: Schema, payload: bytes) -> dict[str, Any]:
         """The stored fields of a record, as plain values. Those of an older schema keep the defaults of their time."""
-        values: dict[str, Any] = _decode(payload)
+        values: dict[str, Any] = decode(payload)
         if schema is not self._same_as_ours and not self._is_ours(schema):
             stored = {**schema.defaults, **values}
             values = {name: value for name, value in stored.items() if name in self.model.model_fields}
@@ -267,7 +202,7 @@ class Kind:
             return True
         if type(value) is not type(default) or value != default:
             return False
-        return not isinstance(value, _CONTAINERS) or bool(_encode(value) == _encode(default))  # (1,) == (True,)
+        return not isinstance(value, _CONTAINERS) or bool(encode(value) == encode(default))  # (1,) == (True,)
 
     # --- reading -----------------------------------------------------------------------------------------------------
 
@@ -298,44 +233,6 @@ class Kind:
         return True
 
 
-def differences(theirs: Schema, kind: Kind) -> str:
-    """In words, in what a kind's stored schema differs from a class."""
-    ours = kind.schema
-    found = []
-    if theirs.columns != ours.columns:
-        found.append("its columns")
-    names = theirs.defaults.keys() | ours.defaults.keys()
-    defaults = sorted(name for name in names if theirs.defaults.get(name, _decode) != ours.defaults.get(name, _decode))
-    if defaults:
-        found.append(f"the defaults of {', '.join(defaults)}")
-    return " and ".join(found) or "its fields' types or constraints"
-
-
-def _shape(model: type[Entity]) -> bytes:
-    """What a class's fields may hold, as 16 stable bytes. Titles and descriptions do not count."""
-    try:
-        described: Any = model.model_json_schema()
-    except Exception:  # a type that JSON schema has no words for
-        described = {name: repr(field.annotation) for name, field in model.model_fields.items()}
-    return blake2b(msgspec.json.encode(_bare(described), order="sorted"), digest_size=16).digest()
-
-
-_FOR_PEOPLE = frozenset({"title", "description", "examples", "deprecated", "default"})  # defaults are compared by value
-
-
-def _bare(described: Any, *, names: bool = False) -> Any:
-    """A JSON schema without what only people and makers read; where keys are `names`, each of them stays."""
-    if isinstance(described, list):
-        return [_bare(item) for item in described]
-    if not isinstance(described, dict):
-        return described
-    return {
-        key: _bare(item, names=not names and key in ("properties", "$defs"))
-        for key, item in described.items()
-        if names or key not in _FOR_PEOPLE
-    }
-
-
 def _stumbled(name: str, error: Exception) -> InvalidMutation:
     """A validator of the user's that raised what pydantic does not take for an answer, a TypeError say."""
     problem = clean(f"its validator raised {type(error).__name__}: {error}", 300)
@@ -347,7 +244,7 @@ def _without_bytes(kind: str, stored: Mapping[str, Any]) -> InvalidMutation:
     fields: dict[str, str] = {}
     for name, value in stored.items():
         try:
-            _encode(value)
+            encode(value)
         except OverflowError:
             fields[name] = "holds an integer of more than 64 bits"
         except UnicodeEncodeError:

@@ -38,8 +38,9 @@ from solewriter.shared.mutations import (
     Transition,
     Update,
 )
-from solewriter.shared.registry import Kind, Registry, plain
+from solewriter.shared.registry import Kind, Registry
 from solewriter.shared.request_ids import own_id
+from solewriter.shared.schema import plain
 
 PlainMutation = tuple[int, str, str, "int | None", "dict[str, Any] | None", str, "str | None"]
 PlainGuard = tuple[int, str, str, int]

@@ -32,7 +32,8 @@ from solewriter.shared.memory.segment import Segment
 from solewriter.shared.memory.table import TableWriter, offsets
 from solewriter.shared.mutations import Op
 from solewriter.shared.record import Flags
-from solewriter.shared.registry import Kind, Schema
+from solewriter.shared.registry import Kind
+from solewriter.shared.schema import Schema
 
 PAGE = (Path(__file__).resolve().parent.parent / "docs" / "memory.md").read_text()
 LETTERS = {"u8": "B", "u16": "H", "u32": "I", "u64": "Q", "i64": "q", "f64": "d"}

@@ -22,8 +22,8 @@ from solewriter.shared import record
 from solewriter.shared.entry import FILE_HEADER_BYTES, Entry, Outcome
 from solewriter.shared.errors import JournalCorrupt
 from solewriter.shared.models import Entity
-from solewriter.shared.registry import Schema
 from solewriter.shared.request_ids import default_id
+from solewriter.shared.schema import Schema
 from solewriter.shared.wire import Status
 
 

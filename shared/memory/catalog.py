@@ -9,7 +9,7 @@ import msgspec
 from solewriter.shared.columns import Column
 from solewriter.shared.config import MEMORY_VERSION
 from solewriter.shared.errors import UNDECODABLE, LayoutMismatch
-from solewriter.shared.registry import Schema
+from solewriter.shared.schema import Schema
 
 
 class Table(msgspec.Struct, frozen=True, array_like=True):

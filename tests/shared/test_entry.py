@@ -16,7 +16,8 @@ from solewriter.shared.config import JOURNAL_VERSION
 from solewriter.shared.entry import FILE_HEADER_BYTES, HEAD_BYTES, Life, Private, SessionChange
 from solewriter.shared.errors import JournalCorrupt, LayoutMismatch
 from solewriter.shared.models import Task
-from solewriter.shared.registry import Kind, Schema
+from solewriter.shared.registry import Kind
+from solewriter.shared.schema import Schema
 
 U64 = st.integers(0, 2**64 - 1)
 TEXT = st.text(st.characters(codec="utf-8"), max_size=6)

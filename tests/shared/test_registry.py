@@ -39,7 +39,8 @@ from solewriter.shared.models import (
     broken,
     concerns,
 )
-from solewriter.shared.registry import Kind, Registry, plain
+from solewriter.shared.registry import Kind, Registry
+from solewriter.shared.schema import plain
 
 UTC = datetime.UTC
 NOW = datetime.datetime(2030, 1, 1, tzinfo=UTC)

@@ -1,0 +1,117 @@
+"""What the journal and readers know of a model: its schema, and the bytes of its fields.
+
+The payload of a record is msgpack of the fields that differ from their defaults, keys sorted, without what the record's
+header already says (id, version, updated_at). So equal entities have equal payloads, and a no-op is equality of bytes.
+The defaults travel with the schema: changing a default in code never changes what is stored.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from hashlib import blake2b
+from typing import Any
+
+import msgspec
+from pydantic import BaseModel
+
+from solewriter.shared.columns import Cell, Column, from_us, unpacked
+from solewriter.shared.frozen import FrozenMap
+from solewriter.shared.models import Entity
+
+
+def _plain_parts(value: Any) -> Any:
+    """What msgspec does not know: nested models and frozen maps, as dicts."""
+    if isinstance(value, FrozenMap):
+        return value._items
+    if isinstance(value, BaseModel):
+        return value.__dict__
+    raise NotImplementedError(f"cannot store a {type(value).__name__}")
+
+
+encode = msgspec.msgpack.Encoder(enc_hook=_plain_parts, order="deterministic").encode
+decode = msgspec.msgpack.Decoder().decode
+
+
+def plain(value: Any) -> Any:
+    """A field value as data that any process can unpickle without importing anything."""
+    return msgspec.to_builtins(value, builtin_types=(bytes,), enc_hook=_plain_parts, order="deterministic")
+
+
+class Schema(msgspec.Struct, frozen=True):
+    """One state of a model, as the journal and readers know it: what its records' payloads and column blocks mean."""
+
+    code: int
+    kind: int  # the kind's code
+    name: str  # the kind's name
+    columns: tuple[Column, ...]
+    defaults: dict[str, Any]  # plain values of the fields that a payload may leave out
+    stamped: bool  # whether the record's time is the field `updated_at`
+    shape: bytes = b""  # stable hash of all fields' types and constraints
+
+    def digest(self) -> bytes:
+        return blake2b(
+            encode((self.name, self.columns, self.defaults, self.stamped, self.shape)), digest_size=16
+        ).digest()
+
+    def cells(self, columns: Sequence[Column], block: bytes, values: Callable[[], Mapping[str, Any]]) -> Sequence[Cell]:
+        """The cells of a record for other columns than it may have been written with, without its class: those that it
+        lacks are made of its plain `values`; of a value that has none there, that of None.
+        """
+        cells = unpacked(self.columns, block)
+        if tuple(columns) == self.columns:
+            return cells
+        known = {column.under(column.name): cell for column, cell in zip(self.columns, cells, strict=True)}
+        plain_values = values()
+        return [_cell_among(column, known, plain_values) for column in columns]
+
+    def values(self, key: str, version: int, time_us: int, payload: bytes) -> dict[str, Any]:
+        """All fields of a record as plain values."""
+        values = {**self.defaults, **decode(payload), "id": key, "version": version}
+        if self.stamped:
+            values["updated_at"] = from_us(time_us)
+        return values
+
+
+def _cell_among(column: Column, known: Mapping[Any, Cell], values: Mapping[str, Any]) -> Cell:
+    """A column's cell among those that are there, else of the value, each under the field's name or an earlier one."""
+    for name in (column.name, *column.was):
+        if (found := known.get(column.under(name))) is not None:
+            return found
+    return column.cell_or_none(column.value_in(values))
+
+
+def differences(theirs: Schema, ours: Schema) -> str:
+    """In words, in what a kind's stored schema differs from a class."""
+    found = []
+    if theirs.columns != ours.columns:
+        found.append("its columns")
+    names = theirs.defaults.keys() | ours.defaults.keys()
+    defaults = sorted(name for name in names if theirs.defaults.get(name, decode) != ours.defaults.get(name, decode))
+    if defaults:
+        found.append(f"the defaults of {', '.join(defaults)}")
+    return " and ".join(found) or "its fields' types or constraints"
+
+
+def shape_of(model: type[Entity]) -> bytes:
+    """What a class's fields may hold, as 16 stable bytes. Titles and descriptions do not count."""
+    try:
+        described: Any = model.model_json_schema()
+    except Exception:  # a type that JSON schema has no words for
+        described = {name: repr(field.annotation) for name, field in model.model_fields.items()}
+    return blake2b(msgspec.json.encode(_bare(described), order="sorted"), digest_size=16).digest()
+
+
+_FOR_PEOPLE = frozenset({"title", "description", "examples", "deprecated", "default"})  # defaults are compared by value
+
+
+def _bare(described: Any, *, names: bool = False) -> Any:
+    """A JSON schema without what only people and makers read; where keys are `names`, each of them stays."""
+    if isinstance(described, list):
+        return [_bare(item) for item in described]
+    if not isinstance(described, dict):
+        return described
+    return {
+        key: _bare(item, names=not names and key in ("properties", "$defs"))
+        for key, item in described.items()
+        if names or key not in _FOR_PEOPLE
+    }
