@@ -20,7 +20,7 @@ from solewriter.shared.config import ATTACH_RETRY_S, DEFAULT_LIMITS, Limits
 from solewriter.shared.errors import Compacted, EngineUnavailable, SchemaMismatch, SnapshotExpired
 from solewriter.shared.folder import StateFolder, runs
 from solewriter.shared.memory.pin import Pin
-from solewriter.shared.memory.root import STOPPED, RootReader
+from solewriter.shared.memory.root import STOPPED, SUPERSEDED, RootReader
 from solewriter.shared.memory.view import View
 from solewriter.shared.models import Entity, name_of
 from solewriter.shared.mutations import Result
@@ -91,9 +91,11 @@ class Reader:
                 ) from None
             return None
         except EngineUnavailable:
-            if known is not None:
-                return known  # stopped: its last snapshot stays, marked stale
-            raise
+            if known is None or (last and known.root.successor == SUPERSEDED):
+                raise
+            if known.root.successor == SUPERSEDED:  # the one that followed it was stopped, and may have said more
+                return None
+            return known  # stopped: its last snapshot stays, marked stale
         if last:
             raise EngineUnavailable(f"the engine of {self.folder.path} published nothing in connect_timeout_s")
         return None

@@ -502,6 +502,22 @@ def test_a_failed_start_leaves_no_descriptor(state, start_engine):
     engine.stop()
 
 
+def test_a_reader_that_saw_nothing_of_the_last_engine_does_not_go_back_to_the_one_before(state, start_engine):
+    """What that one left is older than what somebody was told meanwhile."""
+    engine = start_engine(state)
+    with connect(state) as client, open_reader(state, limits=Limits(connect_timeout_s=0.2)) as reader:
+        task = client.create(Task(title="before"))
+        assert reader.get(Task, task.id) == task
+        os.kill(engine.pid, signal.SIGKILL)
+        after = client.update(task, title="after")
+        engine.stop()
+        for _ in range(2):
+            with pytest.raises(EngineUnavailable):
+                reader.get(Task, task.id)
+        start_engine(state)
+        assert reader.get(Task, task.id) == after
+
+
 def test_a_stop_while_the_next_process_waits_for_its_time_leaves_none(state, start_engine, wait_until):
     """Its interpreter starts at once, and is ready when the back-off is over; it has touched nothing by then."""
     engine = start_engine(state, limits=Limits(restart_backoff_s=60, restart_backoff_max_s=60))
