@@ -323,6 +323,7 @@ class Bridge:
                 engine_pid=os.getpid(),
                 memory_epoch=self._memory_epoch,
                 window=self.limits.window_max,
+                window_bytes=self.limits.window_bytes_max,
                 frame_bytes_max=self.limits.frame_bytes_max,
             )
         )

@@ -264,7 +264,7 @@ class SingleWriter:
                 request_id = plain[2]
             if session.quarantined and sequence in session.quarantined:
                 raise Quarantined(QUARANTINED[1])
-            if plain[3] is not None and turn.now_us > plain[3]:
+            if plain[3] is not None and time.monotonic_ns() // 1000 > plain[3]:
                 raise Expired("the request's deadline passed before it was decided")
             draft = Draft(turn, session.name)
             forms = self._formed(draft, plain, turn)

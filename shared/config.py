@@ -97,6 +97,8 @@ DEFAULT_LIMITS = Limits()
 READ_BYTES = 64 * KIB  # what one look takes from a pipe of replies or orders: its usual capacity
 RECONNECT_FIRST_S, RECONNECT_MAX_S = 0.005, 0.05  # between a client's tries while an engine restarts, which takes 0.3 s
 ATTACH_RETRY_S = 0.005  # between looks for a memory that is just being handed over
+RETRY_LEAST_S, RETRY_MOST_S = 0.001, 1.0  # what Busy says: below the first, waiting for room is quicker; above the
+# second, nobody knows
 BACKLOG = 256  # processes that may be connecting at once: a farm starts all its agents in one moment
 ACCEPT_PAUSE_S = 0.5  # after an accept that failed, for want of descriptors say
 HANDSHAKE_BYTES_MAX = 64 * KIB  # of one hello or welcome; a few hundred bytes are usual
