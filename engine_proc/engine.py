@@ -176,7 +176,7 @@ class SingleWriter:
         begun = looked = now = time.monotonic()
         quiet = False
         self.time_budget.use()
-        while waiting and left and turn.bytes < limits.turn_bytes_max and now - begun < limits.turn_s_max:
+        while waiting and left and turn.bytes < limits.turn_bytes_max and now - begun < limits.turn_max_s:
             if quiet and waiting.next.backlogged and now - begun >= limits.turn_slice_s:
                 break
             slice_begun = now

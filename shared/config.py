@@ -41,7 +41,7 @@ class Limits(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     decide_timeout_s: float = 2.0  # for deciding one request, which takes ~15 us: a validator that loops or sleeps is
     # ended after this, at most half of it later. Far below hang_timeout_s, as everybody else waits. 0: no bound
     turn_bytes_max: int = 4 * MIB  # records of one turn; the requests behind wait for the next one
-    turn_s_max: float = 0.01  # of deciding in one turn, whatever the models cost: who was decided first waits as long
+    turn_max_s: float = 0.01  # of deciding in one turn, whatever the models cost: who was decided first waits as long
     # for its reply. A commit of 0.1 to 0.3 ms behind it costs 1 to 3 %
     turn_slice_s: float = 0.00015  # what a session gets at once before others have theirs and lanes are read again:
     # some 7 requests, so that going round costs 1 %. A quiet agent waits for one, and at most one is added to its turn

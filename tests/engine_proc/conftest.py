@@ -53,7 +53,7 @@ from solewriter.shared.wire import Status
 
 MEMORY = "/dev/shm" if os.path.isdir("/dev/shm") else None  # where a sync costs nothing
 NO_MODELS = cloudpickle.dumps([])
-UNDIVIDED = {"turn_s_max": 3_600.0, "turn_slice_s": 3_600.0}  # no clock ends a turn or a slice: that would be chance
+UNDIVIDED = {"turn_max_s": 3_600.0, "turn_slice_s": 3_600.0}  # no clock ends a turn or a slice: that would be chance
 PASSES = 6  # of the loop: accept, hear the hello, read, close one pass later; more while bytes are still being read
 
 
