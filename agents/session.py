@@ -135,10 +135,6 @@ class AgentSession:
         missing = max(0, self.in_flight + count - self.window)
         return missing if self.bytes_in_flight < self.window_bytes else max(missing, (self.in_flight + 1) // 2)
 
-    def _count_in_flight(self) -> None:
-        self.in_flight = sum(frame.open for frame in self._frames)
-        self.bytes_in_flight = sum(len(frame.data) for frame in self._frames)
-
     @property
     def _next_frame(self) -> int:
         return self._frames[-1].number + 1 if self._frames else self._answered
@@ -184,9 +180,10 @@ class AgentSession:
         self._epoch = welcome.memory_epoch
         self.window = min(self.limits.window_max, welcome.window)
         self.window_bytes = min(self.limits.window_bytes_max, welcome.window_bytes or self.limits.window_bytes_max)
+        self.bytes_in_flight = sum(len(frame.data) for frame in self._frames)
         if welcome.frame_bytes_max < self.limits.frame_bytes_max:
             self.limits = msgspec.structs.replace(self.limits, frame_bytes_max=welcome.frame_bytes_max)
-        self._count_in_flight()
+        self.in_flight = sum(frame.open for frame in self._frames)
         self._received.clear()
         self._unsent = deque((frame, memoryview(frame.data)) for frame in self._frames)
 
@@ -232,7 +229,8 @@ class AgentSession:
             self._frames.pop()
         self.fail(None)
         self._frames.extend(waiting)
-        self._count_in_flight()
+        self.in_flight = sum(frame.open for frame in waiting)
+        self.bytes_in_flight = sum(len(frame.data) for frame in waiting)
 
     # --- replies in --------------------------------------------------------------------------------------------------
 
@@ -284,7 +282,7 @@ class AgentSession:
         while self._frames:
             self._forget_first()
         self._unsent.clear()
-        self._count_in_flight()
+        self.in_flight = self.bytes_in_flight = 0
         for pending, error in ended:
             pending.end(None, error or outcome_unknown(pending))
 
