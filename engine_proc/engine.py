@@ -170,7 +170,7 @@ class SingleWriter:
 
     async def _decide(self, turn: Turn) -> None:
         """Slice after slice, up to the bounds of a turn. Between two of them lanes are read and hellos are heard. Once
-        somebody who asks for little was served, the turn goes on for the likes of him only.
+        somebody was served who asks for little, the turn does not go on for those who always ask for more.
         """
         waiting, limits, left = self._waiting, self._limits, self._limits.batch_max
         begun = looked = now = time.monotonic()
@@ -194,8 +194,9 @@ class SingleWriter:
 
     def _slice(self, turn: Turn, queue: Queue, most: int, until: float) -> tuple[int, float]:
         """The next requests of a queue, in their order, until then; how many, and when it was done."""
-        items, bytes_max = queue.items, self._limits.turn_bytes_max
-        lane, answers, left, now = None, list[Answer](), most, until
+        items, bytes_max, left, now = queue.items, self._limits.turn_bytes_max, most, until
+        lane: LaneEnd | None = None
+        answers: list[Answer] = []
         while items and left and turn.bytes < bytes_max:
             item = items.popleft()
             left -= 1
