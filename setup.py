@@ -10,8 +10,9 @@ from pathlib import Path
 
 from setuptools import setup
 
-# The rooms that every mutation passes through, on either side. Not among them: what must have frames (overtime.py), what
-# is decoded by its annotations, which compiled classes do not keep (columns.py, schema.py, entry.py), what runs seldom.
+# The rooms that every mutation passes through, on either side. Not among them: what must have frames (overtime.py),
+# what is decoded by its annotations, which compiled classes do not keep (columns.py, schema.py, entry.py), and what
+# runs seldom.
 HOT = (
     "shared/record.py",
     "shared/registry.py",
@@ -27,6 +28,7 @@ HOT = (
     "engine_proc/decide/guards.py",
     "engine_proc/decide/lifecycle.py",
     "engine_proc/engine.py",
+    "engine_proc/fairness.py",
     "engine_proc/kinds.py",
     "engine_proc/publisher.py",
     "engine_proc/reclaim.py",

@@ -23,23 +23,23 @@ from collections.abc import (
     AsyncIterator,
     Awaitable,
     Callable,
-    Coroutine,
-    Generator,
     Iterable,
     Iterator,
     Mapping,
 )
 from itertools import islice
 from types import TracebackType
-from typing import Any, Generic, Protocol, Self, TypeVar, overload
+from typing import Any, Self, TypeVar, overload
 
 from solewriter.agents.aio_exchange import AioExchange, name_request
+from solewriter.agents.aio_opening import Opening
 from solewriter.agents.aio_reader import AioReader, Memory
+from solewriter.agents.aio_transaction import AioTransaction
 from solewriter.agents.answers import Answers, Outcome, entity_of
+from solewriter.agents.deadline import deadline_us
 from solewriter.agents.difference import difference, newer
 from solewriter.agents.session import AgentSession, Pending, pipeline
 from solewriter.agents.snapshot import Plain
-from solewriter.agents.transaction import Gathering
 from solewriter.shared import wireform
 from solewriter.shared.config import DEFAULT_LIMITS, Limits
 from solewriter.shared.errors import OutcomeUnknown, Refused, RequestTooLarge, VersionConflict
@@ -65,7 +65,6 @@ __all__ = ["AioClient", "AioReader", "AioTransaction", "connect", "open_reader"]
 
 E = TypeVar("E", bound=Entity)
 T = TypeVar("T")
-S = TypeVar("S", bound=Pending | Refused)
 
 
 class AioClient:
@@ -74,7 +73,9 @@ class AioClient:
     Every verb waits for its reply without blocking the loop, and returns the entity as it was left. All raise the
     refusals of `solewriter.errors`, InvalidMutation for bad input before anything is sent, EngineUnavailable when no
     engine could be reached, and in another loop or a forked child, OutcomeUnknown when a reply did not come within
-    `timeout_s`. When too many requests are in flight, callers take turns in the order in which they came.
+    `timeout_s`. With `deadline_s`, a request that was not decided so many seconds after the call never is: it is
+    refused as Expired, which may be told later than that. When too many requests are in flight, callers take turns in
+    the order in which they came.
     """
 
     def __init__(
@@ -106,10 +107,16 @@ class AioClient:
     # --- verbs -------------------------------------------------------------------------------------------------------
 
     async def create(
-        self, entity: E, *, reason: str = "", request_id: str | None = None, timeout_s: float | None = None
+        self,
+        entity: E,
+        *,
+        reason: str = "",
+        request_id: str | None = None,
+        timeout_s: float | None = None,
+        deadline_s: float | None = None,
     ) -> E:
         """Store a new entity. Raises AlreadyExists."""
-        return await self._one(Create(entity, reason), type(entity), request_id, timeout_s)
+        return await self._one(Create(entity, reason), type(entity), request_id, timeout_s, deadline_s)
 
     async def put(
         self,
@@ -119,9 +126,10 @@ class AioClient:
         reason: str = "",
         request_id: str | None = None,
         timeout_s: float | None = None,
+        deadline_s: float | None = None,
     ) -> E:
         """Create or replace: an import that can be run again."""
-        return await self._one(Put(entity, expect, reason), type(entity), request_id, timeout_s)
+        return await self._one(Put(entity, expect, reason), type(entity), request_id, timeout_s, deadline_s)
 
     async def update(
         self,
@@ -133,11 +141,12 @@ class AioClient:
         reason: str = "",
         request_id: str | None = None,
         timeout_s: float | None = None,
+        deadline_s: float | None = None,
         **fields: Any,
     ) -> E:
         """Replace fields. Fields whose names are options here are given through `changes`. Raises VersionConflict."""
         mutation = Update(target, {**(changes or {}), **fields}, expect, reason)
-        return await self._one(mutation, wireform.model_of(target), request_id, timeout_s)
+        return await self._one(mutation, wireform.model_of(target), request_id, timeout_s, deadline_s)
 
     async def transition(
         self,
@@ -150,11 +159,12 @@ class AioClient:
         reason: str = "",
         request_id: str | None = None,
         timeout_s: float | None = None,
+        deadline_s: float | None = None,
         **fields: Any,
     ) -> E:
         """Move along the lifecycle, changing other fields with the step. Raises InvalidTransition, VersionConflict."""
         mutation = Transition(target, to, {**(changes or {}), **fields}, expect, reason)
-        return await self._one(mutation, wireform.model_of(target), request_id, timeout_s)
+        return await self._one(mutation, wireform.model_of(target), request_id, timeout_s, deadline_s)
 
     async def cancel(
         self,
@@ -164,9 +174,11 @@ class AioClient:
         reason: str = "",
         request_id: str | None = None,
         timeout_s: float | None = None,
+        deadline_s: float | None = None,
     ) -> E:
         """To the cancelled state, whatever the version, unless `expect` is given. Raises InvalidTransition."""
-        return await self._one(Cancel(target, expect, reason), wireform.model_of(target), request_id, timeout_s)
+        mutation = Cancel(target, expect, reason)
+        return await self._one(mutation, wireform.model_of(target), request_id, timeout_s, deadline_s)
 
     async def delete(
         self,
@@ -176,13 +188,18 @@ class AioClient:
         reason: str = "",
         request_id: str | None = None,
         timeout_s: float | None = None,
+        deadline_s: float | None = None,
     ) -> None:
         """Remove the entity; its id goes on with the next version if it is created again."""
-        (await self.submit(Delete(target, expect, reason), request_id=request_id, timeout_s=timeout_s)).check()
+        mutation = Delete(target, expect, reason)
+        reply = await self.submit(mutation, request_id=request_id, timeout_s=timeout_s, deadline_s=deadline_s)
+        reply.check()
 
-    def transaction(self, *, request_id: str | None = None, timeout_s: float | None = None) -> AioTransaction:
+    def transaction(
+        self, *, request_id: str | None = None, timeout_s: float | None = None, deadline_s: float | None = None
+    ) -> AioTransaction:
         """Several mutations and guards at one revision, sent when the `async with` ends; an exception sends nothing."""
-        return AioTransaction(self, request_id, timeout_s)
+        return AioTransaction(self, request_id, timeout_s, deadline_s)
 
     @overload
     async def get(self, kind: type[E], id: str) -> E | None: ...
@@ -200,11 +217,18 @@ class AioClient:
         guards: Iterable[GuardMutation] = (),
         request_id: str | None = None,
         timeout_s: float | None = None,
+        deadline_s: float | None = None,
+        wait_for_room: bool = True,
     ) -> Reply:
-        """One request: all of these mutations at one revision, or none. A refusal is in the reply, not raised."""
-        request = wireform.plain_request(mutations, guards, request_id, self._registry, self._limits)
+        """One request: all of these mutations at one revision, or none. A refusal is in the reply, not raised.
+
+        With `wait_for_room=False`, Busy is raised where the request would have to wait before it can be sent, because
+        too many of this client are in flight already; the reply is waited for as ever.
+        """
+        due_us = deadline_us(deadline_s)
+        request = wireform.plain_request(mutations, guards, request_id, self._registry, self._limits, due_us)
         await self._check_classes([request])
-        reply = await self._asked(request, self._answers.reply, timeout_s)
+        reply = await self._asked(request, self._reply, timeout_s, wait_for_room)
         if isinstance(reply.error, OutcomeUnknown):
             raise reply.error  # as it is at a time-out
         return reply
@@ -213,8 +237,12 @@ class AioClient:
         """How a request ended, of this client or another one: Applied(reply), the refusal, NotApplied (and then it
         never will be), or Forgotten where the engine does not remember so far back.
         """
-        query = wireform.outcome_query(request_id)
-        return await self._asked(query, lambda pending: self._answers.outcome(pending, request_id), timeout_s)
+
+        def read(sent: Pending | Refused) -> Outcome:
+            assert isinstance(sent, Pending), "a question is neither large nor ever late"
+            return self._answers.outcome(sent, request_id)
+
+        return await self._asked(wireform.outcome_query(request_id), read, timeout_s)
 
     async def apply(
         self,
@@ -253,11 +281,13 @@ class AioClient:
         *,
         window: int = 256,
         timeout_s: float | None = None,
+        deadline_s: float | None = None,
     ) -> AsyncGenerator[Reply, None]:
         """A request for each mutation, up to `window` of them in flight; replies in order, refusals as values.
 
-        `timeout_s` is the patience for each reply; then OutcomeUnknown is raised. The window is filled before the first
-        reply is yielded: `window=1` is for a source that is slow, or that waits for replies itself.
+        `timeout_s` is the patience for each reply; then OutcomeUnknown is raised. `deadline_s` is each request's own,
+        from the moment when it is taken from `mutations`. The window is filled before the first reply is yielded:
+        `window=1` is for a source that is slow, or that waits for replies itself.
         """
         waiting: deque[Pending | Refused] = deque()
         source = aiter(mutations) if isinstance(mutations, AsyncIterable) else iter(mutations)
@@ -269,16 +299,16 @@ class AioClient:
                 while not exhausted and len(waiting) + batch <= window:
                     taken = await _some(source, batch)
                     exhausted = len(taken) < batch
-                    waiting.extend(await self._sent(taken, time.monotonic() + patience_s))
+                    waiting.extend(await self._sent(taken, time.monotonic() + patience_s, deadline_us(deadline_s)))
                 if waiting:
                     yield await self._told(waiting.popleft(), self._reply, time.monotonic() + patience_s)
         except asyncio.CancelledError as cancelled:
             name_request(cancelled, waiting)
             raise
 
-    async def _sent(self, mutations: list[Mutation], deadline: float) -> list[Pending | Refused]:
+    async def _sent(self, mutations: list[Mutation], deadline: float, due_us: int | None) -> list[Pending | Refused]:
         """One frame of these mutations. Bad input takes its place as a refusal."""
-        taken = [wireform.plain_or_refused(mutation, self._registry, self._limits) for mutation in mutations]
+        taken = [wireform.plain_or_refused(one, self._registry, self._limits, due_us) for one in mutations]
         requests = [request for request in taken if not isinstance(request, Refused)]
         await self._check_classes(requests)
         pendings = iter(await self._exchange.send(requests, deadline) if requests else ())
@@ -287,10 +317,18 @@ class AioClient:
     def _reply(self, sent: Pending | Refused) -> Reply:
         return self._answers.refused(sent) if isinstance(sent, Refused) else self._answers.reply(sent)
 
-    async def _one(self, mutation: Mutation, model: type[E], request_id: str | None, timeout_s: float | None) -> E:
-        request = wireform.plain_request((mutation,), (), request_id, self._registry, self._limits)
+    async def _one(
+        self,
+        mutation: Mutation,
+        model: type[E],
+        request_id: str | None,
+        timeout_s: float | None,
+        deadline_s: float | None = None,
+    ) -> E:
+        due_us = deadline_us(deadline_s)
+        request = wireform.plain_request((mutation,), (), request_id, self._registry, self._limits, due_us)
         await self._check_classes([request])
-        return await self._asked(request, lambda pending: entity_of(self._answers.reply(pending), model), timeout_s)
+        return await self._asked(request, lambda sent: entity_of(self._reply(sent), model), timeout_s)
 
     async def _check_classes(self, requests: list[PlainRequest]) -> None:
         """Raises SchemaMismatch for a whole entity of a class that is not the engine's: nothing is sent."""
@@ -302,16 +340,20 @@ class AioClient:
         await self._memory.looked(check)
 
     async def _asked(
-        self, request: PlainRequest | OutcomeQuery, read: Callable[[Pending], T], timeout_s: float | None
+        self,
+        request: PlainRequest | OutcomeQuery,
+        read: Callable[[Pending | Refused], T],
+        timeout_s: float | None,
+        wait_for_room: bool = True,
     ) -> T:
         """Send one request, wait for its answer, and read that."""
         deadline = time.monotonic() + self._patience_s(timeout_s)
-        (sent,) = await self._exchange.send([request], deadline)
+        (sent,) = await self._exchange.send([request], deadline, wait_for_room=wait_for_room)
         if isinstance(sent, RequestTooLarge):
             raise sent
         return await self._told(sent, read, deadline)
 
-    async def _told(self, sent: S, read: Callable[[S], T], deadline: float) -> T:
+    async def _told(self, sent: Pending | Refused, read: Callable[[Pending | Refused], T], deadline: float) -> T:
         """What became of it, read from memory without blocking. A cancelled wait names the request."""
         try:
             if isinstance(sent, Pending):
@@ -346,57 +388,7 @@ class AioClient:
         await self.close()
 
 
-class AioTransaction(Gathering):
-    """All of it at one revision, or nothing. Bad input raises at its verb, a refusal when the `async with` ends."""
-
-    def __init__(self, client: AioClient, request_id: str | None, timeout_s: float | None) -> None:
-        super().__init__(client.check_mutation)
-        self._client = client
-        self._request_id = request_id
-        self._timeout_s = timeout_s
-
-    async def __aenter__(self) -> Self:
-        return self
-
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        if self._end(error):
-            reply = await self._client.submit(
-                *self._mutations, guards=self._guards, request_id=self._request_id, timeout_s=self._timeout_s
-            )
-            self._reply = reply.check()
-
-
 # --- opening ---------------------------------------------------------------------------------------------------------
-
-
-class Closable(Protocol):
-    async def close(self) -> None: ...
-
-
-C = TypeVar("C", bound=Closable)
-
-
-class Opening(Generic[C]):
-    """`await` it for what it opens, or use it in an `async with`, which closes it again."""
-
-    def __init__(self, begin: Callable[[], Coroutine[Any, Any, C]]) -> None:
-        self._begin = begin
-        self._opened: C | None = None
-
-    def __await__(self) -> Generator[Any, None, C]:
-        return self._begin().__await__()
-
-    async def __aenter__(self) -> C:
-        self._opened = await self._begin()
-        return self._opened
-
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        if self._opened is not None:
-            await self._opened.close()
 
 
 def connect(

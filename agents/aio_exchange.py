@@ -20,15 +20,17 @@ from copy import copy
 
 from solewriter.agents.aio_greeting import Greeting
 from solewriter.agents.aio_home import Home
-from solewriter.agents.session import AgentSession, Pending, outcome_unknown
+from solewriter.agents.deadline import due_s, not_sent
+from solewriter.agents.pace import Pace
+from solewriter.agents.session import AgentSession, Pending, busy, closed, fenced, outcome_unknown
 from solewriter.shared.config import PIPE_BYTES, READ_BYTES, RECONNECT_FIRST_S, RECONNECT_MAX_S, Limits
-from solewriter.shared.errors import EngineUnavailable, Fenced, RequestTooLarge, SolewriterError
+from solewriter.shared.errors import EngineUnavailable, Refused, SolewriterError
 from solewriter.shared.folder import StateFolder
 from solewriter.shared.lane import Lane
 from solewriter.shared.wireform import OutcomeQuery, PlainRequest
 
 Request = PlainRequest | OutcomeQuery
-Sent = list[Pending | RequestTooLarge]
+Sent = list[Pending | Refused]  # each on its way, or why not
 
 _open: weakref.WeakSet[AioExchange] = weakref.WeakSet()
 
@@ -49,6 +51,7 @@ class AioExchange:
         self._writing = False  # the loop watches the request pipe
         self._greeting: Greeting | None = None
         self._connecting: asyncio.Task[None] | None = None
+        self._pace = Pace()
         self._pause_s = 0.0  # before the next hello: there was no reply since the last one
         self._lost_at = 0.0  # when somebody first missed the lane that was not replaced yet
         self._closed = False
@@ -60,19 +63,25 @@ class AioExchange:
         """The first lane. Raises EngineUnavailable if nobody answers within `connect_timeout_s`."""
         await self._connect()
 
-    async def send(self, requests: Sequence[Request], deadline: float) -> Sent:
-        """Number these requests and send them; one that is too large for a frame is refused in its place.
+    async def send(self, requests: Sequence[Request], deadline: float, *, wait_for_room: bool = True) -> Sent:
+        """Number these requests and send them; one that is too large for a frame is refused in its place, and all of
+        them are if their own deadline passes before there is room.
 
-        Raises EngineUnavailable if the window did not open in time; nothing was sent then. Cancelled before they were
-        sent, they never are; after that the cancellation names the first of them.
+        Raises EngineUnavailable if the window did not open in time, Busy if it is not to be waited for; nothing was
+        sent then. Cancelled before they were sent, they never are; after that the cancellation names the first of them.
         """
         self._check_usable()
+        if not wait_for_room:
+            self._check_room(len(requests))
+            self._check_usable()  # what was just read may be the end
         if not self._waiting and self._has_room(len(requests)):
             return self._dispatch(requests)
         turn: asyncio.Future[Sent] = self._loop.create_future()
         self._waiting[turn] = requests
         self._go_on()
-        timer = self._loop.call_later(deadline - time.monotonic(), self._too_late, turn)
+        due = due_s(requests)
+        refused: Sent | None = [not_sent() for _ in requests] if due <= deadline else None
+        timer = self._loop.call_later(min(deadline, due) - time.monotonic(), self._too_late, turn, refused)
         try:
             return await turn
         except asyncio.CancelledError as cancelled:
@@ -114,7 +123,7 @@ class AioExchange:
         if self._connecting is not None:
             self._connecting.cancel()
         self._session.fail(EngineUnavailable("this client was closed before it was sent", final=True))
-        self._refuse_waiting(_closed())
+        self._refuse_waiting(closed())
         self._drop_lane()
         if self._connecting is not None:
             await asyncio.wait({self._connecting})
@@ -125,16 +134,25 @@ class AioExchange:
     def _check_usable(self) -> None:
         self._home.check()
         if self._closed:
-            raise _closed()
+            raise closed()
         if self._session.fenced:
-            raise _fenced()
+            raise fenced()
 
     def _has_room(self, count: int) -> bool:
-        in_flight = self._session.in_flight
-        return not in_flight or in_flight + count <= self._session.window
+        return not self._session.replies_until_room(count)
+
+    def _check_room(self, count: int) -> None:
+        """Raises Busy unless so many more requests could be written at once, after what there is was read."""
+        session = self._session
+        self._readable()
+        missing = len(self._waiting) + session.replies_until_room(count)
+        if missing or (session.unsent is not None and session.in_flight):
+            raise busy(self._pace.retry_after_s(max(1, missing), time.monotonic()))
 
     def _dispatch(self, requests: Sequence[Request]) -> Sent:
         """Number these requests and write them, or as much as fits. Raises TypeError for what is not plain data."""
+        if not self._session.in_flight:
+            self._pace.begin(time.monotonic())
         try:
             sent = self._session.send_all(requests)
             self._write()
@@ -149,7 +167,7 @@ class AioExchange:
     def _admit(self) -> None:
         """There may be room: send for those who waited longest."""
         if self._session.fenced:
-            self._refuse_waiting(_fenced())
+            self._refuse_waiting(fenced())
         while self._waiting:
             turn, requests = next(iter(self._waiting.items()))
             if not turn.done() and not self._has_room(len(requests)):
@@ -168,11 +186,14 @@ class AioExchange:
                 turn.set_exception(copy(error))
         self._waiting.clear()
 
-    def _too_late(self, turn: asyncio.Future[Sent]) -> None:
+    def _too_late(self, turn: asyncio.Future[Sent], refused: Sent | None) -> None:
+        """There was no room in time: by the requests' own deadline, which refuses them, or by the caller's."""
         try:
             self._readable()  # what makes room may be there already, if the loop was busy
         finally:
-            if not turn.done():
+            if not turn.done() and refused is not None:
+                turn.set_result(refused)
+            elif not turn.done():
                 turn.set_exception(
                     EngineUnavailable("the engine answered nothing in time: the window of requests in flight is full")
                 )
@@ -231,7 +252,9 @@ class AioExchange:
 
     def _read(self, lane: Lane) -> int:
         count = os.readv(lane.replies, [self._buffer])
+        before = self._session.in_flight
         self._session.received(self._buffer[:count])
+        self._pace.note(before - self._session.in_flight, time.monotonic())
         return count
 
     def _hear_rest(self, lane: Lane) -> None:
@@ -262,7 +285,7 @@ class AioExchange:
         idle = self._connecting is None or self._connecting.done()
         if self._lane is None and wanted and idle and not self._closed:
             if self._session.fenced:
-                self._refuse_waiting(_fenced())
+                self._refuse_waiting(fenced())
             else:
                 self._connecting = self._loop.create_task(self._reconnect())
 
@@ -362,14 +385,6 @@ def name_request(cancelled: asyncio.CancelledError, sent: Sequence[object]) -> N
 def _wake(told: asyncio.Future[None]) -> None:
     if not told.done():
         told.set_result(None)
-
-
-def _closed() -> EngineUnavailable:
-    return EngineUnavailable("this client is closed", final=True)
-
-
-def _fenced() -> Fenced:
-    return Fenced("another client took over this client_id: connect again under another one")
 
 
 def _leave_lanes_to_the_parent() -> None:

@@ -11,6 +11,7 @@ from types import TracebackType
 from typing import Any, Self, TypeVar, overload
 
 from solewriter.agents.answers import Answers, Outcome, entity_of
+from solewriter.agents.deadline import deadline_us
 from solewriter.agents.difference import difference, newer
 from solewriter.agents.exchange import Exchange
 from solewriter.agents.reader import Reader
@@ -36,7 +37,6 @@ from solewriter.shared.mutations import (
     Update,
 )
 from solewriter.shared.registry import Registry
-from solewriter.shared.wireform import OutcomeQuery, PlainRequest
 
 E = TypeVar("E", bound=Entity)
 
@@ -46,7 +46,8 @@ class Client:
 
     Every verb blocks until its reply, and returns the entity as it was left. All raise the refusals of
     `solewriter.errors`, InvalidMutation for bad input before anything is sent, EngineUnavailable when no engine could
-    be reached, OutcomeUnknown when a reply did not come within `timeout_s`.
+    be reached, OutcomeUnknown when a reply did not come within `timeout_s`. With `deadline_s`, a request that was not
+    decided so many seconds after the call never is: it is refused as Expired, which may be told later than that.
     """
 
     def __init__(
@@ -77,10 +78,16 @@ class Client:
     # --- verbs -------------------------------------------------------------------------------------------------------
 
     def create(
-        self, entity: E, *, reason: str = "", request_id: str | None = None, timeout_s: float | None = None
+        self,
+        entity: E,
+        *,
+        reason: str = "",
+        request_id: str | None = None,
+        timeout_s: float | None = None,
+        deadline_s: float | None = None,
     ) -> E:
         """Store a new entity. Raises AlreadyExists."""
-        return self._one(Create(entity, reason), type(entity), request_id, timeout_s)
+        return self._one(Create(entity, reason), type(entity), request_id, timeout_s, deadline_s)
 
     def put(
         self,
@@ -90,9 +97,10 @@ class Client:
         reason: str = "",
         request_id: str | None = None,
         timeout_s: float | None = None,
+        deadline_s: float | None = None,
     ) -> E:
         """Create or replace: an import that can be run again."""
-        return self._one(Put(entity, expect, reason), type(entity), request_id, timeout_s)
+        return self._one(Put(entity, expect, reason), type(entity), request_id, timeout_s, deadline_s)
 
     def update(
         self,
@@ -104,11 +112,12 @@ class Client:
         reason: str = "",
         request_id: str | None = None,
         timeout_s: float | None = None,
+        deadline_s: float | None = None,
         **fields: Any,
     ) -> E:
         """Replace fields. Fields whose names are options here are given through `changes`. Raises VersionConflict."""
         mutation = Update(target, {**(changes or {}), **fields}, expect, reason)
-        return self._one(mutation, wireform.model_of(target), request_id, timeout_s)
+        return self._one(mutation, wireform.model_of(target), request_id, timeout_s, deadline_s)
 
     def transition(
         self,
@@ -121,11 +130,12 @@ class Client:
         reason: str = "",
         request_id: str | None = None,
         timeout_s: float | None = None,
+        deadline_s: float | None = None,
         **fields: Any,
     ) -> E:
         """Move along the lifecycle, changing other fields with the step. Raises InvalidTransition, VersionConflict."""
         mutation = Transition(target, to, {**(changes or {}), **fields}, expect, reason)
-        return self._one(mutation, wireform.model_of(target), request_id, timeout_s)
+        return self._one(mutation, wireform.model_of(target), request_id, timeout_s, deadline_s)
 
     def cancel(
         self,
@@ -135,9 +145,10 @@ class Client:
         reason: str = "",
         request_id: str | None = None,
         timeout_s: float | None = None,
+        deadline_s: float | None = None,
     ) -> E:
         """To the cancelled state, whatever the version, unless `expect` is given. Raises InvalidTransition."""
-        return self._one(Cancel(target, expect, reason), wireform.model_of(target), request_id, timeout_s)
+        return self._one(Cancel(target, expect, reason), wireform.model_of(target), request_id, timeout_s, deadline_s)
 
     def delete(
         self,
@@ -147,13 +158,17 @@ class Client:
         reason: str = "",
         request_id: str | None = None,
         timeout_s: float | None = None,
+        deadline_s: float | None = None,
     ) -> None:
         """Remove the entity; its id goes on with the next version if it is created again."""
-        self.submit(Delete(target, expect, reason), request_id=request_id, timeout_s=timeout_s).check()
+        mutation = Delete(target, expect, reason)
+        self.submit(mutation, request_id=request_id, timeout_s=timeout_s, deadline_s=deadline_s).check()
 
-    def transaction(self, *, request_id: str | None = None, timeout_s: float | None = None) -> Transaction:
+    def transaction(
+        self, *, request_id: str | None = None, timeout_s: float | None = None, deadline_s: float | None = None
+    ) -> Transaction:
         """Several mutations and guards at one revision, sent when the `with` ends; an exception sends nothing."""
-        return Transaction(self, request_id, timeout_s)
+        return Transaction(self, request_id, timeout_s, deadline_s)
 
     @overload
     def get(self, kind: type[E], id: str) -> E | None: ...
@@ -171,11 +186,22 @@ class Client:
         guards: Iterable[GuardMutation] = (),
         request_id: str | None = None,
         timeout_s: float | None = None,
+        deadline_s: float | None = None,
+        wait_for_room: bool = True,
     ) -> Reply:
-        """One request: all of these mutations at one revision, or none. A refusal is in the reply, not raised."""
-        request = wireform.plain_request(mutations, guards, request_id, self._registry, self._limits)
+        """One request: all of these mutations at one revision, or none. A refusal is in the reply, not raised.
+
+        With `wait_for_room=False`, Busy is raised where the request would have to wait before it can be sent, because
+        too many of this client are in flight already; the reply is waited for as ever.
+        """
+        due_us = deadline_us(deadline_s)
+        request = wireform.plain_request(mutations, guards, request_id, self._registry, self._limits, due_us)
         self._answers.check_classes(request)
-        reply = self._answers.reply(self._exchanged(request, timeout_s))
+        patience = self._patience(timeout_s)
+        (sent,) = self._exchange.send([request], patience, wait_for_room=wait_for_room)
+        if isinstance(sent, RequestTooLarge):
+            raise sent
+        reply = self._told(sent, patience)
         if isinstance(reply.error, OutcomeUnknown):
             raise reply.error  # as it is at a time-out
         return reply
@@ -184,7 +210,11 @@ class Client:
         """How a request ended, of this client or another one: Applied(reply), the refusal, NotApplied (and then it
         never will be), or Forgotten where the engine does not remember so far back.
         """
-        return self._answers.outcome(self._exchanged(wireform.outcome_query(request_id), timeout_s), request_id)
+        patience = self._patience(timeout_s)
+        (sent,) = self._exchange.send([wireform.outcome_query(request_id)], patience)
+        assert isinstance(sent, Pending), "a question is neither large nor ever late"
+        self._exchange.wait(sent, patience)
+        return self._answers.outcome(sent, request_id)
 
     def apply(
         self,
@@ -202,7 +232,7 @@ class Client:
         no change. Raises NotFound; VersionConflict if it was still overtaken after `timeout_s`, which is also the
         patience for each reply.
         """
-        deadline = time.monotonic() + (self._limits.request_timeout_s if timeout_s is None else timeout_s)
+        deadline = self._patience(timeout_s)
         model = wireform.model_of(target)
         current = self.reader.snapshot()[model, target.id]
         while True:
@@ -217,54 +247,61 @@ class Client:
                 current = newer(conflict, model)
 
     def submit_many(
-        self, mutations: Iterable[Mutation], *, window: int = 256, timeout_s: float | None = None
+        self,
+        mutations: Iterable[Mutation],
+        *,
+        window: int = 256,
+        timeout_s: float | None = None,
+        deadline_s: float | None = None,
     ) -> Iterator[Reply]:
         """A request for each mutation, up to `window` of them in flight; replies in order, refusals as values.
 
-        `timeout_s` is the patience for each reply; then OutcomeUnknown is raised.
+        `timeout_s` is the patience for each reply; then OutcomeUnknown is raised. `deadline_s` is each request's own,
+        from the moment when it is taken from `mutations`.
         """
         waiting: deque[Pending | Refused] = deque()
         source = iter(mutations)
         window, batch = pipeline(window, self._session.window)
-        patience = self._limits.request_timeout_s if timeout_s is None else timeout_s
         exhausted = False
         while waiting or not exhausted:
             while not exhausted and len(waiting) + batch <= window:
-                exhausted = self._send_batch(source, batch, waiting, time.monotonic() + patience)
+                taken = list(islice(source, batch))
+                exhausted = len(taken) < batch
+                self._send_batch(taken, waiting, self._patience(timeout_s), deadline_us(deadline_s))
             if waiting:
-                yield self._told(waiting.popleft(), patience)
+                yield self._told(waiting.popleft(), self._patience(timeout_s))
 
     def _send_batch(
-        self, source: Iterator[Mutation], batch: int, waiting: deque[Pending | Refused], deadline: float
-    ) -> bool:
-        """One frame of the next mutations; whether the source is exhausted. Bad input takes its place as a refusal."""
-        taken = [
-            wireform.plain_or_refused(mutation, self._registry, self._limits) for mutation in islice(source, batch)
-        ]
+        self, mutations: list[Mutation], waiting: deque[Pending | Refused], patience: float, due_us: int | None
+    ) -> None:
+        """One frame of these mutations. Bad input takes its place as a refusal."""
+        taken = [wireform.plain_or_refused(one, self._registry, self._limits, due_us) for one in mutations]
         requests = [request for request in taken if not isinstance(request, Refused)]
         for request in requests:
             self._answers.check_classes(request)
-        pendings = iter(self._exchange.send(requests, deadline) if requests else ())
-        waiting.extend([request if isinstance(request, Refused) else next(pendings) for request in taken])
-        return len(taken) < batch
+        sent = iter(self._exchange.send(requests, patience) if requests else ())
+        waiting.extend([request if isinstance(request, Refused) else next(sent) for request in taken])
 
-    def _told(self, sent: Pending | Refused, patience_s: float) -> Reply:
+    def _told(self, sent: Pending | Refused, patience: float) -> Reply:
         if isinstance(sent, Refused):
             return self._answers.refused(sent)
-        self._exchange.wait(sent, time.monotonic() + patience_s)
+        self._exchange.wait(sent, patience)
         return self._answers.reply(sent)
 
-    def _one(self, mutation: Mutation, model: type[E], request_id: str | None, timeout_s: float | None) -> E:
-        return entity_of(self.submit(mutation, request_id=request_id, timeout_s=timeout_s), model)
+    def _one(
+        self,
+        mutation: Mutation,
+        model: type[E],
+        request_id: str | None,
+        timeout_s: float | None,
+        deadline_s: float | None = None,
+    ) -> E:
+        reply = self.submit(mutation, request_id=request_id, timeout_s=timeout_s, deadline_s=deadline_s)
+        return entity_of(reply, model)
 
-    def _exchanged(self, request: PlainRequest | OutcomeQuery, timeout_s: float | None) -> Pending:
-        """Send one request and wait for its answer."""
-        deadline = time.monotonic() + (self._limits.request_timeout_s if timeout_s is None else timeout_s)
-        (pending,) = self._exchange.send([request], deadline)
-        if isinstance(pending, RequestTooLarge):
-            raise pending
-        self._exchange.wait(pending, deadline)
-        return pending
+    def _patience(self, timeout_s: float | None) -> float:
+        """Until when a caller waits, on `time.monotonic`."""
+        return time.monotonic() + (self._limits.request_timeout_s if timeout_s is None else timeout_s)
 
     def check_mutation(self, mutation: Mutation) -> None:
         """Raises InvalidMutation, naming the field, for one that would be refused whatever is stored."""

@@ -17,15 +17,18 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from typing import TypeVar
 
+from solewriter.agents.deadline import due_s, not_sent
 from solewriter.agents.greeting import greet
-from solewriter.agents.session import AgentSession, Pending, outcome_unknown
+from solewriter.agents.pace import Pace
+from solewriter.agents.session import AgentSession, Pending, busy, closed, fenced, outcome_unknown
 from solewriter.shared.config import READ_BYTES, RECONNECT_FIRST_S, RECONNECT_MAX_S, Limits
-from solewriter.shared.errors import EngineUnavailable, Fenced, RequestTooLarge
+from solewriter.shared.errors import EngineUnavailable, Fenced, Refused
 from solewriter.shared.folder import StateFolder
 from solewriter.shared.lane import Lane
 from solewriter.shared.wireform import OutcomeQuery, PlainRequest
 
 Request = PlainRequest | OutcomeQuery
+Sent = Pending | Refused  # on its way, or why not
 T = TypeVar("T")
 
 _open: weakref.WeakSet[Exchange] = weakref.WeakSet()
@@ -44,6 +47,7 @@ class Exchange:
         self._offered: Lane | None = None  # on its way to become the lane
         self._broken = False
         self._waited_s = 1.0  # for the last reply
+        self._pace = Pace()
         self._lost_at = 0.0  # when the lane broke that was not replaced yet
         self._closed = False
         self._pid = os.getpid()
@@ -53,22 +57,29 @@ class Exchange:
 
     # --- what a client does with it ----------------------------------------------------------------------------------
 
-    def send(self, requests: Sequence[Request], deadline: float) -> list[Pending | RequestTooLarge]:
-        """Number these requests and send them; one that is too large for a frame is refused in its place.
+    def send(self, requests: Sequence[Request], deadline: float, *, wait_for_room: bool = True) -> list[Sent]:
+        """Number these requests and send them; one that is too large for a frame is refused in its place, and all of
+        them are if their own deadline passes before there is room.
 
-        Raises EngineUnavailable if the window did not open in time; nothing was sent then.
+        Raises EngineUnavailable if the window did not open in time, Busy if it is not to be waited for; nothing was
+        sent then.
         """
         with self._changed:
-            self._await_room(len(requests), deadline)
+            if not wait_for_room:
+                self._check_room(len(requests))
+            if not self._await_room(len(requests), deadline, due_s(requests)):
+                return [not_sent() for _ in requests]
+            if not self._session.in_flight:
+                self._pace.begin(time.monotonic())
             try:
-                pendings = self._numbered(requests)
+                sent = self._session.send_all(requests)
                 self._write()
             except TypeError:
                 raise  # a request that is not plain data: nothing was numbered
             except BaseException:  # Ctrl-C in the middle, say: the next lane begins with what was not answered
                 self._broken = True
                 raise
-        return pendings
+        return sent
 
     def wait(self, pending: Pending, deadline: float) -> None:
         """Until this request is answered. Raises OutcomeUnknown at the deadline; the request stays on its way."""
@@ -98,30 +109,39 @@ class Exchange:
 
     # --- waiting -----------------------------------------------------------------------------------------------------
 
-    def _numbered(self, requests: Sequence[Request]) -> list[Pending | RequestTooLarge]:
-        """As one frame, or where that is too large as smaller ones."""
-        try:
-            return [*self._session.send(requests)]
-        except RequestTooLarge as error:
-            if len(requests) == 1:
-                return [error]
-            middle = len(requests) // 2
-            return self._numbered(requests[:middle]) + self._numbered(requests[middle:])
-
-    def _await_room(self, count: int, deadline: float) -> None:
-        """Until so many more requests fit the window. Raises EngineUnavailable at the deadline: nothing was sent."""
+    def _await_room(self, count: int, deadline: float, due: float) -> bool:
+        """Until so many more requests fit the window; False when their own deadline has passed. Raises
+        EngineUnavailable at the caller's: nothing was sent.
+        """
         self._check_usable()
-        while self._session.in_flight and self._session.in_flight + count > self._session.window:
-            if not self._pump(deadline):
+        while self._session.replies_until_room(count):
+            if not self._pump(min(deadline, due)):
+                if due <= deadline:
+                    return False
                 raise EngineUnavailable("the engine answered nothing in time: the window of requests in flight is full")
+        return True
+
+    def _check_room(self, count: int) -> None:
+        """Raises Busy unless so many more requests could be written at once, after what there is was read."""
+        self._check_usable()
+        lane, session = self._lane, self._session
+        if not self._reading:  # otherwise another thread is at it
+            if lane is None or self._broken:
+                self._pump(time.monotonic() + RECONNECT_MAX_S)
+            elif self._write():
+                self._read(lane)
+                self._changed.notify_all()
+        missing = session.replies_until_room(count)
+        if missing or (session.unsent is not None and session.in_flight):
+            raise busy(self._pace.retry_after_s(max(1, missing), time.monotonic()))
 
     def _check_usable(self) -> None:
         if self._pid != os.getpid():
             raise _for_good("this client belongs to the parent process: connect() again in the child")
         if self._closed:
-            raise _for_good("this client is closed")
+            raise closed()
         if self._session.fenced:
-            raise Fenced("another client took over this client_id: connect again under another one")
+            raise fenced()
 
     def _pump(self, deadline: float) -> bool:
         """Let something happen on the lane, or let another thread do that; False when the deadline has passed."""
@@ -194,7 +214,7 @@ class Exchange:
     def _read(self, lane: Lane) -> None:
         try:
             data = os.read(lane.replies, READ_BYTES)
-            self._session.received(data)
+            self._received(data)
         except BlockingIOError:
             return
         except BaseException:
@@ -208,9 +228,14 @@ class Exchange:
         lane = self._lane
         try:
             while lane is not None and (data := os.read(lane.replies, READ_BYTES)):
-                self._session.received(data)
+                self._received(data)
         except OSError:
             pass  # nothing more to read, or nothing left to read from
+
+    def _received(self, data: bytes) -> None:
+        before = self._session.in_flight
+        self._session.received(data)
+        self._pace.note(before - self._session.in_flight, time.monotonic())
 
     # --- connecting --------------------------------------------------------------------------------------------------
 

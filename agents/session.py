@@ -16,11 +16,13 @@ import msgspec
 from solewriter.shared import wire
 from solewriter.shared.config import FRAME_BATCH, FRAME_REQUESTS_MAX, WIRE_VERSION, Limits
 from solewriter.shared.errors import (
+    Busy,
     EngineUnavailable,
     Fenced,
     Forgotten,
     MemoryFull,
     OutcomeUnknown,
+    Refused,
     RequestTooLarge,
     SolewriterError,
     Unavailable,
@@ -83,10 +85,12 @@ class AgentSession:
         self.name = name
         self.client_id = client_id or new_client_id()
         self.number = session_number(self.client_id)
-        self.window = limits.window_max
+        self.window = limits.window_max  # credits; the engine's own, where they are lower, come with its welcome
+        self.window_bytes = limits.window_bytes_max
         self.fenced = False
         self._instance = new_client_id()
         self.in_flight = 0
+        self.bytes_in_flight = 0  # of frames that are not wholly answered
         self._answered = 0  # frames that are not kept any more, and so the number of the first one that is
         self._frames: deque[_Sent] = deque()
         self._epoch = 0
@@ -109,9 +113,10 @@ class AgentSession:
         self._frames.append(frame)
         self._unsent.append((frame, memoryview(data)))
         self.in_flight += len(pendings)
+        self.bytes_in_flight += len(data)
         return pendings
 
-    def send_all(self, requests: Sequence[PlainRequest | OutcomeQuery]) -> list[Pending | RequestTooLarge]:
+    def send_all(self, requests: Sequence[PlainRequest | OutcomeQuery]) -> list[Pending | Refused]:
         """As one frame, or where that is too large as smaller ones; what is too large alone is refused in its place."""
         try:
             return [*self.send(requests)]
@@ -120,6 +125,15 @@ class AgentSession:
                 return [error]
             middle = len(requests) // 2
             return self.send_all(requests[:middle]) + self.send_all(requests[middle:])
+
+    def replies_until_room(self, count: int) -> int:
+        """How many replies until so many more requests may be sent: 0 if they may now. When nothing is in flight, one
+        frame always may, however large.
+        """
+        if not self.in_flight:
+            return 0
+        missing = max(0, self.in_flight + count - self.window)
+        return missing if self.bytes_in_flight < self.window_bytes else max(missing, (self.in_flight + 1) // 2)
 
     @property
     def _next_frame(self) -> int:
@@ -165,6 +179,8 @@ class AgentSession:
             self._renumber(welcome.first)
         self._epoch = welcome.memory_epoch
         self.window = min(self.limits.window_max, welcome.window)
+        self.window_bytes = min(self.limits.window_bytes_max, welcome.window_bytes or self.limits.window_bytes_max)
+        self.bytes_in_flight = sum(len(frame.data) for frame in self._frames)
         if welcome.frame_bytes_max < self.limits.frame_bytes_max:
             self.limits = msgspec.structs.replace(self.limits, frame_bytes_max=welcome.frame_bytes_max)
         for frame in self._frames:  # an interrupt between an answer and its count ended the lane before
@@ -216,6 +232,7 @@ class AgentSession:
         self.fail(None)
         self._frames.extend(waiting)
         self.in_flight = sum(frame.open for frame in waiting)
+        self.bytes_in_flight = sum(len(frame.data) for frame in waiting)
 
     # --- replies in --------------------------------------------------------------------------------------------------
 
@@ -246,12 +263,12 @@ class AgentSession:
 
     def _forget_first(self) -> None:
         self._answered = self._frames[0].number + 1
-        self._frames.popleft()
+        self.bytes_in_flight -= len(self._frames.popleft().data)
 
     def _fence(self) -> None:
         """Another client has the session. What was not sent at all is refused; nobody here knows more of the rest."""
         self.fenced = True
-        self.fail(Fenced("another client took over this client_id: connect again under another one"))
+        self.fail(fenced())
 
     def fail(self, unsent: SolewriterError | None) -> None:
         """No answer will come: every open request ends with OutcomeUnknown naming it, or with this error where nothing
@@ -266,7 +283,7 @@ class AgentSession:
         while self._frames:
             self._forget_first()
         self._unsent.clear()
-        self.in_flight = 0
+        self.in_flight = self.bytes_in_flight = 0
         for pending, error in ended:
             pending.end(None, error or outcome_unknown(pending))
 
@@ -284,6 +301,22 @@ def outcome_unknown(pending: Pending) -> OutcomeUnknown:
         f"no reply to request {pending.request_id}: it may or may not have been applied; "
         "look at what is stored before you repeat it, or give requests ids of your own",
         request_id=pending.request_id,
+    )
+
+
+def fenced() -> Fenced:
+    return Fenced("another client took over this client_id: connect again under another one")
+
+
+def closed() -> EngineUnavailable:
+    return EngineUnavailable("this client is closed", final=True)
+
+
+def busy(retry_after_s: float) -> Busy:
+    """For a caller that does not wait for room."""
+    return Busy(
+        f"there is no room for another request in flight: nothing was sent; try again in {retry_after_s:.3f} s",
+        retry_after_s=retry_after_s,
     )
 
 

@@ -144,11 +144,14 @@ class Gathering:
 class Transaction(Gathering):
     """All of it at one revision, or nothing. Bad input raises at its verb, a refusal when the `with` ends."""
 
-    def __init__(self, client: Client, request_id: str | None, timeout_s: float | None) -> None:
+    def __init__(
+        self, client: Client, request_id: str | None, timeout_s: float | None, deadline_s: float | None
+    ) -> None:
         super().__init__(client.check_mutation)
         self._client = client
         self._request_id = request_id
         self._timeout_s = timeout_s
+        self._deadline_s = deadline_s
 
     def __enter__(self) -> Self:
         return self
@@ -158,5 +161,9 @@ class Transaction(Gathering):
     ) -> None:
         if self._end(error):
             self._reply = self._client.submit(
-                *self._mutations, guards=self._guards, request_id=self._request_id, timeout_s=self._timeout_s
+                *self._mutations,
+                guards=self._guards,
+                request_id=self._request_id,
+                timeout_s=self._timeout_s,
+                deadline_s=self._deadline_s,
             ).check()

@@ -11,12 +11,15 @@ import sys
 import time
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, contextmanager
+from typing import TypeVar
 
 import msgspec
 
 from solewriter.bench.agent import READY, Orders, Report
 from solewriter.bench.measure import NS_PER_S, Interval
 
+AGENT = "solewriter.bench.agent"
+R = TypeVar("R")
 PATIENCE_S = 30.0  # with a child that connects, or that finishes what it had in flight
 
 
@@ -45,23 +48,29 @@ class Children:
 
     def reports(self, interval: Interval) -> list[Report]:
         """What each child did, when it is done. Raises RuntimeError if one failed; its own words are on stderr."""
+        return self.reports_of(Report, interval)
+
+    def reports_of(self, kind: type[R], interval: Interval) -> list[R]:
+        """The same of another program's children."""
         deadline = interval.end_ns / NS_PER_S + PATIENCE_S
         reports = []
         for process in self._processes:
             said, _ = process.communicate(timeout=max(1.0, deadline - time.monotonic()))
             if process.returncode:
                 raise RuntimeError(f"child {process.pid} ended with status {process.returncode}")
-            reports.append(msgspec.json.decode(said, type=Report))
+            reports.append(msgspec.json.decode(said, type=kind))
         return reports
 
 
 @contextmanager
-def children(all_orders: Iterable[Orders]) -> Iterator[Children]:
-    """Start a child for each order and wait until all are ready. Those that still live at the end are killed."""
+def children(all_orders: Iterable[msgspec.Struct], program: str = AGENT) -> Iterator[Children]:
+    """Start a child for each order, of a program that understands it, and wait until all are ready. Those that still
+    live at the end are killed.
+    """
     with ExitStack() as ending:
         processes = []
         for orders in all_orders:
-            process = ending.enter_context(_launched(orders))  # its exit closes the pipes and waits
+            process = ending.enter_context(_launched(orders, program))  # its exit closes the pipes and waits
             ending.callback(process.kill)
             processes.append(process)
         group = Children(processes)
@@ -69,11 +78,11 @@ def children(all_orders: Iterable[Orders]) -> Iterator[Children]:
         yield group
 
 
-def _launched(orders: Orders) -> subprocess.Popen[bytes]:
+def _launched(orders: msgspec.Struct, program: str) -> subprocess.Popen[bytes]:
     """By exec, as strangers come; -P, so that nothing is imported from wherever the benchmark was started."""
     return subprocess.Popen(
-        [sys.executable, "-P", "-m", "solewriter.bench.agent", msgspec.json.encode(orders).decode()],
+        [sys.executable, "-P", "-m", program, msgspec.json.encode(orders).decode()],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
-        pass_fds=[fd for fd in (orders.read_fd, orders.write_fd) if fd >= 0],
+        pass_fds=[fd for fd in (orders.read_fd, orders.write_fd) if fd >= 0] if isinstance(orders, Orders) else [],
     )

@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import random
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,7 @@ import uvloop
 from solewriter.bench.workload import sample_task
 from solewriter.engine_proc.bridge import Bridge
 from solewriter.engine_proc.engine import SingleWriter
+from solewriter.engine_proc.fairness import Queue
 from solewriter.engine_proc.orders import Orders
 from solewriter.engine_proc.process import Durability
 from solewriter.engine_proc.server import Server
@@ -32,6 +33,7 @@ from solewriter.shared.mutations import Create, Update
 
 NO_MODELS = b"]."  # an empty list, pickled
 SESSION = 7
+LIMITS = Limits(turn_slice_s=60.0, turn_max_s=60.0)  # a turn takes all that it is given, however slow the machine is
 TIME_US = 1_700_000_000_000_000
 
 
@@ -42,6 +44,7 @@ class BareLane:
 
     def __init__(self, session: Session) -> None:
         self.session, self.epoch = session, session.epoch
+        self.queue = Queue(session.number)
         self.taken = 0
         self.sent = b""
 
@@ -98,8 +101,11 @@ class Steps:
 
     def decided(self, requests: list[Any]) -> Turn:
         turn = Turn(self.writer.state, self._server.publisher.heap.tail, TIME_US + self._frame)
-        self.writer._waiting.extend(requests)
-        self.writer._decide(turn)
+        self.writer._put(requests)
+        deciding = self.writer._decide(turn)
+        with suppress(StopIteration):
+            while True:  # between two slices it lets the loop do something, which has nothing to do here
+                deciding.send(None)
         return turn
 
     def committed(self, turn: Turn) -> Turn:
@@ -131,7 +137,7 @@ def steps(folder: Path, durability: Durability = "process", tasks: int = 10_000)
     """An engine in this process with so many tasks."""
     folder.mkdir(exist_ok=True)
     loop = uvloop.new_event_loop()
-    server = Server(Orders(str(folder), durability, Limits(), 0, [], NO_MODELS))
+    server = Server(Orders(str(folder), durability, LIMITS, 0, [], NO_MODELS))
     try:
         server.recover()
         yield Steps(server, loop, tasks)

@@ -1,6 +1,6 @@
 """What is done between two turns, by the single writer too: models that become known, checkpoints that begin and end.
 
-Each waits in the inbox for its place, like a request.
+Each comes through the inbox, as requests do, and waits for the end of the turn that runs, not for requests before it.
 """
 
 from __future__ import annotations
@@ -35,10 +35,6 @@ class Finished(NamedTuple):
     """A checkpoint that was made."""
 
     made: Made
-
-
-BETWEEN_TURNS = (Registration, Finished)
-"""Items of the inbox that are no part of a turn"""
 
 
 class BetweenTurns:

@@ -13,9 +13,11 @@ import asyncio
 import os
 import socket
 import struct
+import time
 from collections.abc import Callable, Iterable
 from typing import Any
 
+from solewriter.engine_proc.fairness import Queue
 from solewriter.engine_proc.newcomer import Newcomer, close_all
 from solewriter.engine_proc.sessions import Session
 from solewriter.shared import failpoint, wire, wireform
@@ -36,6 +38,7 @@ class LaneEnd:
         self.epoch = session.epoch
         self.superseded = False
         self.taken = 0  # requests that turns took from here
+        self.queue = Queue(session.number)
         self._bridge = bridge
         self._requests, self._replies = fds
         self._pidfd = pidfd
@@ -71,7 +74,7 @@ class LaneEnd:
         """Take what is there, at most one buffer, and hand on the whole frames of it."""
         if not self._reading:
             return
-        buffer = self._bridge.buffer
+        buffer, begun = self._bridge.buffer, time.monotonic()
         try:
             count = os.readv(self._requests, [buffer])
         except BlockingIOError:
@@ -90,6 +93,8 @@ class LaneEnd:
         except BadRequest as error:
             self.close(str(error))
             return
+        finally:
+            self.queue.owed_s += time.monotonic() - begun
         waiting, limits = self._given - self.taken, self._bridge.limits
         if waiting > limits.lane_requests_max or (waiting and self._given_bytes > limits.lane_bytes_max):
             self._pause()  # until a turn has taken all of it; half a frame alone waits for its rest only
@@ -318,6 +323,7 @@ class Bridge:
                 engine_pid=os.getpid(),
                 memory_epoch=self._memory_epoch,
                 window=self.limits.window_max,
+                window_bytes=self.limits.window_bytes_max,
                 frame_bytes_max=self.limits.frame_bytes_max,
             )
         )

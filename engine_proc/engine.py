@@ -2,7 +2,7 @@
 
 The order is the promise. Nothing is visible before it is committed; no reply leaves before what it says is visible; a
 known request gets its first reply before anything else is looked at. A refusal drops the request's overlay, a failed
-commit the turn's, and then nothing that a reader or a resend can see has moved.
+commit the turn's, and then nothing that a reader or a resend can see has moved. Whose request is next says `fairness`.
 """
 
 from __future__ import annotations
@@ -10,12 +10,13 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
-from solewriter.engine_proc.between import BETWEEN_TURNS, BetweenTurns
+from solewriter.engine_proc.between import BetweenTurns, Finished, Registration
 from solewriter.engine_proc.bridge import Bridge, LaneEnd
 from solewriter.engine_proc.decide import Draft, decide
+from solewriter.engine_proc.fairness import FairQueueing, Queue
 from solewriter.engine_proc.journal import DiskFull, Journal
 from solewriter.engine_proc.newcomer import Newcomer
 from solewriter.engine_proc.overtime import Overtime, TimeBudget, watched
@@ -70,7 +71,9 @@ class SingleWriter:
         self._limits = limits
         self.between = BetweenTurns(state, journal, publisher, bridge.inbox)
         self._still_owner = still_owner  # raises when the state folder is no longer this engine's
-        self._waiting: deque[Any] = deque()  # of (lane, sequence, request), Newcomer and BETWEEN_TURNS
+        self._waiting = FairQueueing()  # of (lane, sequence, request) and Newcomer
+        self._between: deque[Registration | Finished] = deque()
+        self._ended = False  # the end was met: nothing behind it is taken
         self._stopping = False
         self._waited_s = 1.0  # for the last item that had to be waited for
         self._replies: dict[LaneEnd, list[Answer]] = {}
@@ -80,13 +83,14 @@ class SingleWriter:
 
     async def run(self) -> None:
         """Turn after turn, until the inbox is closed and everything accepted before is done, or `stop` is called."""
+        self._ended = False
         while not self._stopping and await self._take():
-            if isinstance(self._waiting[0], BETWEEN_TURNS):
+            if self._between:
                 self._still_owner()
-                await self.between.run(self._waiting.popleft())
+                await self.between.run(self._between.popleft())
                 continue
             turn = Turn(self.state, self._publisher.heap.tail, time.time_ns() // 1000)
-            self._decide(turn)
+            await self._decide(turn)
             await self._commit(turn)
             self._reply()
             self._reclaim(turn.bytes)
@@ -107,35 +111,50 @@ class SingleWriter:
         """Tell those whose requests no turn will take. Nothing of theirs was applied, or is remembered."""
         inbox = self._bridge.inbox
         while not inbox.empty():
-            self._waiting.extend(inbox.get_nowait() or ())
-        for item in self._waiting:
+            self._put(inbox.get_nowait() or ())
+        for item in self._between:
+            self.between.refuse(item)
+        self._between.clear()
+        for item in self._waiting.clear():
             if isinstance(item, Newcomer):
                 item.refuse("the engine is stopping")
-            elif isinstance(item, BETWEEN_TURNS):
-                self.between.refuse(item)
             elif not item[0].superseded:
                 answer = (item[1], Status.UNAVAILABLE, self.state.revision, STOPPED)
                 self._replies.setdefault(item[0], []).append(answer)
-        self._waiting.clear()
         self._reply()
 
     # --- take --------------------------------------------------------------------------------------------------------
 
     async def _take(self) -> bool:
-        """Await the first item and take what else is there. False when nothing will come any more."""
-        inbox = self._bridge.inbox
-        if not self._waiting:
-            first = await self._next()
-            if first is None:
-                return False
-            self._waiting.extend(first)
-        while len(self._waiting) < self._limits.batch_max and not inbox.empty():
-            item = inbox.get_nowait()
-            if item is None:
-                inbox.put_nowait(None)  # the end: seen again when everything before it is done
-                break
-            self._waiting.extend(item)
-        return True
+        """Take what there is, and await the first where there is nothing. False when nothing will come any more."""
+        if self._waiting or self._between:
+            await asyncio.sleep(0)  # who answers, connects or dies has been waiting for as long as the last turn took
+        elif not self._ended:
+            self._waiting.rest()
+            self._put(await self._next())
+        self._take_more()
+        return bool(self._waiting or self._between)
+
+    def _take_more(self) -> bool:
+        """What has come meanwhile, up to the end; whether there was anything."""
+        inbox, came = self._bridge.inbox, False
+        while not (self._ended or inbox.empty()):
+            self._put(inbox.get_nowait())
+            came = True
+        return came
+
+    def _put(self, items: Sequence[Any] | None) -> None:
+        """Behind what its session has waiting. All of an item of the inbox is of one lane; None is the end."""
+        if items is None:
+            self._ended = True
+        elif not items:
+            return
+        elif items[0].__class__ is tuple:
+            self._waiting.add(items[0][0].queue, items)
+        elif isinstance(items[0], Newcomer):  # behind the requests of its session that came before it
+            self._waiting.add(Queue(session_number(items[0].hello.client_id)), items)
+        else:
+            self._between.extend(items)
 
     async def _next(self) -> Any:
         """The next item of the inbox; without sleeping for a moment, where the last one came within such a moment."""
@@ -149,27 +168,50 @@ class SingleWriter:
 
     # --- decide ------------------------------------------------------------------------------------------------------
 
-    def _decide(self, turn: Turn) -> None:
-        """Request after request, up to the bounds of a turn."""
+    async def _decide(self, turn: Turn) -> None:
+        """Slice after slice, up to the bounds of a turn. Between two of them lanes are read and hellos are heard. Once
+        somebody was served who asks for little, the turn does not go on for those who always ask for more.
+        """
         waiting, limits, left = self._waiting, self._limits, self._limits.batch_max
-        lane, answers = None, []
+        begun = looked = now = time.monotonic()
+        quiet = False
         self.time_budget.use()
-        while waiting and left and turn.bytes < limits.turn_bytes_max:
-            if isinstance(waiting[0], BETWEEN_TURNS):
-                break  # it waits for the end of this turn
-            item = waiting.popleft()
-            left -= 1
-            if isinstance(item, Newcomer):
-                self._greet(turn, item)
-                continue
-            if item[0] is not lane:  # requests come in runs of one lane
-                lane = item[0]
-                answers = self._replies.setdefault(lane, [])
-            lane.taken += 1
-            if not (lane.superseded or lane.epoch != lane.session.epoch or lane.session.number in turn.sessions):
-                answers.append(self._answer(turn, lane.session, item[1], item[2]))
+        while waiting and left and turn.bytes < limits.turn_bytes_max and now - begun < limits.turn_max_s:
+            if quiet and waiting.next.backlogged and now - begun >= limits.turn_slice_s:
+                break
+            slice_begun = now
+            taken, now = self._slice(turn, waiting.next, left, now + limits.turn_slice_s)
+            quiet |= waiting.served(now - slice_begun)
+            left -= taken
+            if waiting and now - looked >= limits.turn_slice_s:
+                self._publisher.root.decided()
+                await asyncio.sleep(0)
+                if self._take_more():
+                    turn.at(time.time_ns() // 1000)
+                looked = now = time.monotonic()
         self._publisher.root.decided()
         failpoint.reach("decide.done")
+
+    def _slice(self, turn: Turn, queue: Queue, most: int, until: float) -> tuple[int, float]:
+        """The next requests of a queue, in their order, until then; how many, and when it was done."""
+        items, bytes_max, left, now = queue.items, self._limits.turn_bytes_max, most, until
+        lane: LaneEnd | None = None
+        answers: list[Answer] = []
+        while items and left and turn.bytes < bytes_max:
+            item = items.popleft()
+            left -= 1
+            if item.__class__ is tuple:
+                if item[0] is not lane:
+                    lane = item[0]
+                    answers = self._replies.setdefault(lane, [])
+                lane.taken += 1
+                if not (lane.superseded or lane.epoch != lane.session.epoch or lane.session.number in turn.sessions):
+                    answers.append(self._answer(turn, lane.session, item[1], item[2]))
+            else:
+                self._greet(turn, item)
+            if (now := time.monotonic()) >= until:
+                break
+        return most - left, now
 
     def _greet(self, turn: Turn, newcomer: Newcomer) -> None:
         """A hello: its session's next epoch is journaled with this turn, and older lanes are not listened to any
@@ -223,7 +265,7 @@ class SingleWriter:
                 request_id = plain[2]
             if session.quarantined and sequence in session.quarantined:
                 raise Quarantined(QUARANTINED[1])
-            if plain[3] is not None and turn.now_us > plain[3]:
+            if plain[3] is not None and time.monotonic_ns() // 1000 > plain[3]:
                 raise Expired("the request's deadline passed before it was decided")
             draft = Draft(turn, session.name)
             forms = watched(self._formed, draft, plain, turn)

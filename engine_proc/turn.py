@@ -43,8 +43,7 @@ class Turn:
         self._find = state.find
         self.revision = state.revision
         self.tail = tail  # of the heap, before the turn
-        self.now_us = now_us
-        self.now = from_us(now_us)
+        self.at(now_us)
         self.changed: dict[Key, Stored] = {}
         self.new_keys: dict[int, list[tuple[bytes, int]]] = {}  # with their slots, in the order of taking
         self._free: dict[int, Iterator[int]] = {}  # by kind: used slots that nobody has, and this turn did not take
@@ -59,6 +58,11 @@ class Turn:
         self.fenced_ids: list[str] = []
         self.fenced: set[tuple[int, int]] = set()  # session and sequence of those that are clients' own numbers
         self.bytes = 0
+
+    def at(self, now_us: int) -> None:
+        """From now on this is the time: nothing that comes in mid-turn is stored as older than it is."""
+        self.now_us = now_us
+        self.now = from_us(now_us)
 
     def last_of(self, session: int) -> int:
         """The highest sequence number of a session that this turn consumed; -1 if none."""

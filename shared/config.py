@@ -30,6 +30,8 @@ class Limits(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     window_max: int = (
         256  # requests of one session in flight; the engine remembers as many outcomes, so a resend is known
     )
+    window_bytes_max: int = 1 * MIB  # the same in bytes of frames, beyond which no further one is sent: the engine and
+    # the pipe hold less of one lane, and what is more would only lie about in the client
     request_ids_max: int = 100_000  # user-given request ids remembered over all sessions, oldest forgotten first
 
     # --- the turn -------------------------------------------------------------------------------------------------
@@ -39,6 +41,10 @@ class Limits(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     decide_timeout_s: float = 2.0  # for deciding one request, which takes ~15 us: a validator that loops or sleeps is
     # ended after this, at most half of it later. Far below hang_timeout_s, as everybody else waits. 0: no bound
     turn_bytes_max: int = 4 * MIB  # records of one turn; the requests behind wait for the next one
+    turn_max_s: float = 0.01  # of deciding in one turn, whatever the models cost: who was decided first waits as long
+    # for its reply. A commit of 0.1 to 0.3 ms behind it costs 1 to 3 %
+    turn_slice_s: float = 0.00015  # what a session gets at once before others have theirs and lanes are read again:
+    # some 7 requests, so that going round costs 1 %. A quiet agent waits for one, and at most one is added to its turn
     lane_read_bytes: int = 256 * KIB  # what one wake-up takes from one lane: bounded work, so that lanes take turns
     lane_requests_max: int = 512  # requests of one lane waiting for a turn; above it that lane is not read
     lane_bytes_max: int = 512 * KIB  # the same in bytes of frames: 1,024 lanes cannot hold more than 0.5 GiB
@@ -91,6 +97,8 @@ DEFAULT_LIMITS = Limits()
 READ_BYTES = 64 * KIB  # what one look takes from a pipe of replies or orders: its usual capacity
 RECONNECT_FIRST_S, RECONNECT_MAX_S = 0.005, 0.05  # between a client's tries while an engine restarts, which takes 0.3 s
 ATTACH_RETRY_S = 0.005  # between looks for a memory that is just being handed over
+RETRY_LEAST_S, RETRY_MOST_S = 0.001, 1.0  # what Busy says: below the first, waiting for room is quicker; above the
+# second, nobody knows
 BACKLOG = 256  # processes that may be connecting at once: a farm starts all its agents in one moment
 ACCEPT_PAUSE_S = 0.5  # after an accept that failed, for want of descriptors say
 HANDSHAKE_BYTES_MAX = 64 * KIB  # of one hello or welcome; a few hundred bytes are usual

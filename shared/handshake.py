@@ -43,7 +43,8 @@ class Welcome(msgspec.Struct, kw_only=True):
     first: int = 0  # the frame number from which the engine counts on this lane
     engine_pid: int = 0
     memory_epoch: int = 0  # in which the addresses of replies are valid
-    window: int = 0
+    window: int = 0  # credits: requests that this session may have in flight
+    window_bytes: int = 0  # the same in bytes of frames; 0: of an engine that does not say
     frame_bytes_max: int = 0
 
 

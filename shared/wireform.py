@@ -5,6 +5,7 @@ bytes, None. Bad input is refused here, at the call, before anything is sent; th
 the same shapes again.
 
     request  = (mutations, guards, request id | None, deadline_us | None)      or   ("outcome", request id)
+    deadline = microseconds of CLOCK_MONOTONIC, after which it is not decided any more
     mutation = (op, kind, id, expect, fields, reason, to)
     guard    = (guard, kind, id, version)
 """
@@ -68,6 +69,7 @@ def plain_request(
     request_id: str | None,
     registry: Registry,
     limits: Limits,
+    deadline_us: int | None = None,
 ) -> PlainRequest:
     """A request as plain data. Raises what `plain_mutation` does, RequestTooLarge for too many parts."""
     plain = [plain_mutation(mutation, registry, limits) for mutation in mutations]
@@ -78,13 +80,15 @@ def plain_request(
         raise RequestTooLarge(
             f"a request has 1 to {limits.request_mutations_max} mutations and guards (request_mutations_max)"
         )
-    return plain, conditions, request_id, None
+    return plain, conditions, request_id, deadline_us
 
 
-def plain_or_refused(mutation: Mutation, registry: Registry, limits: Limits) -> PlainRequest | Refused:
+def plain_or_refused(
+    mutation: Mutation, registry: Registry, limits: Limits, deadline_us: int | None = None
+) -> PlainRequest | Refused:
     """A request of one mutation, or why it can be none."""
     try:
-        return [plain_mutation(mutation, registry, limits)], [], None, None
+        return [plain_mutation(mutation, registry, limits)], [], None, deadline_us
     except Refused as error:
         return error
 

@@ -312,10 +312,10 @@ class RawLane:
         self._received = bytearray()
         self._replies: list[Any] = []
 
-    def frame(self, mutations: list[Any], request_id: str | None = None) -> bytes:
+    def frame(self, mutations: list[Any], request_id: str | None = None, deadline_us: int | None = None) -> bytes:
         """A frame of one request."""
         plain = [wireform.plain_mutation(mutation, REGISTRY) for mutation in mutations]
-        return wire.pack_frame([(plain, [], request_id, None)], DEFAULT_LIMITS)
+        return wire.pack_frame([(plain, [], request_id, deadline_us)], DEFAULT_LIMITS)
 
     def write(self, data: bytes) -> None:
         os.write(self.lane.requests, data)

@@ -162,6 +162,18 @@ MORE: dict[str, list[Caught]] = {  # those of rooms that came later
     "a reclaim that ignores pins": [
         Caught("used_again", "system/test_pins.py::test_a_reclaim_that_ignores_pins_is_seen", "a held snapshot"),
     ],
+    "all sessions in one queue, in order of arrival": [
+        Caught(
+            "in_order_of_arrival",
+            "system/test_overload.py::test_a_quiet_agents_request_does_not_wait_for_the_queue_of_a_flood",
+            "a flood: hundreds of others are decided before a quiet agent's request",
+        ),
+        Caught(
+            "in_order_of_arrival",
+            "system/test_overload.py::test_greedy_agents_get_equal_shares_however_much_each_of_them_sends",
+            "greedy agents: shares as large as windows",
+        ),
+    ],
     "what an agent was told is not what happened": [
         Caught("LIES", "agents/test_checker.py::test_a_lie_is_found", "history checker, each condition"),
     ],

@@ -5,15 +5,21 @@ from __future__ import annotations
 import pytest
 
 from solewriter.agents.session import AgentSession, outcome_unknown
+from solewriter.shared import wire
 from solewriter.shared.config import DEFAULT_LIMITS
 from solewriter.shared.errors import EngineUnavailable
 from solewriter.shared.handshake import Welcome
+from solewriter.shared.wire import Status
 
 REQUEST = ([], [], None, None)
 
 
-def welcome(first: int) -> Welcome:
-    return Welcome(ok=True, first=first, window=256, frame_bytes_max=DEFAULT_LIMITS.frame_bytes_max)
+def welcome(first: int, **granted: int) -> Welcome:
+    return Welcome(ok=True, first=first, frame_bytes_max=DEFAULT_LIMITS.frame_bytes_max, **{"window": 256, **granted})
+
+
+def answers(*sequences: int) -> bytes:
+    return wire.pack_replies([(sequence, Status.APPLIED, 1, []) for sequence in sequences])
 
 
 @pytest.fixture
@@ -50,3 +56,51 @@ def test_it_is_sent_where_its_number_stays(session):
     held = outcome_unknown(named).request_id
     session.welcomed(welcome(0))
     assert (named.request_id, named.done, session.in_flight) == (held, False, 1)
+
+
+# --- credits ----------------------------------------------------------------------------------------------------------
+
+
+def test_credits_are_those_of_the_welcome_where_they_are_fewer(session):
+    session.welcomed(welcome(0, window=4, window_bytes=1_000))
+    assert (session.window, session.window_bytes) == (4, 1_000)
+    session.welcomed(welcome(0, window=10_000, window_bytes=1 << 40))
+    assert (session.window, session.window_bytes) == (DEFAULT_LIMITS.window_max, DEFAULT_LIMITS.window_bytes_max)
+    session.welcomed(welcome(0))
+    assert session.window_bytes == DEFAULT_LIMITS.window_bytes_max, "an engine that does not say it"
+
+
+def test_there_is_room_until_the_requests_of_the_window_are_in_flight(session):
+    session.welcomed(welcome(0, window=4))
+    assert session.replies_until_room(100) == 0, "one frame always may be sent"
+    session.send([REQUEST] * 3)
+    assert [session.replies_until_room(count) for count in (1, 2, 3)] == [0, 1, 2]
+    session.received(answers(0))
+    assert [session.replies_until_room(count) for count in (1, 2, 3)] == [0, 0, 1]
+
+
+def test_there_is_room_until_the_bytes_of_the_window_are_in_flight(session):
+    session.welcomed(welcome(0, window_bytes=3_000))
+    large = ([], [], "x" * 1_000, None)
+    for frame in range(3):
+        assert session.replies_until_room(1) == 0, f"{frame} kB"
+        session.send([large])
+    assert session.bytes_in_flight > 3_000
+    assert session.replies_until_room(1) == 2, "half of what is in flight, for which of them is large is not told"
+    session.received(answers(1 << 8))
+    assert session.replies_until_room(1) == 1, "a frame is kept until all before it are answered"
+    session.received(answers(0))
+    assert session.replies_until_room(1) == 0
+    session.received(answers(2 << 8))
+    assert session.bytes_in_flight == 0
+
+
+def test_what_is_in_flight_is_counted_anew_on_a_new_lane_and_when_nobody_will_answer(session):
+    session.welcomed(welcome(0))
+    session.send([REQUEST] * 2)
+    in_flight = session.bytes_in_flight
+    session.bytes_in_flight = session.in_flight = 99  # as an interrupt in the middle of a count may leave it
+    session.welcomed(welcome(0))
+    assert (session.in_flight, session.bytes_in_flight) == (2, in_flight)
+    session.fail(None)
+    assert (session.in_flight, session.bytes_in_flight) == (0, 0)

@@ -53,6 +53,7 @@ from solewriter.shared.wire import Status
 
 MEMORY = "/dev/shm" if os.path.isdir("/dev/shm") else None  # where a sync costs nothing
 NO_MODELS = cloudpickle.dumps([])
+UNDIVIDED = {"turn_max_s": 3_600.0, "turn_slice_s": 3_600.0}  # no clock ends a turn or a slice: that would be chance
 PASSES = 6  # of the loop: accept, hear the hello, read, close one pass later; more while bytes are still being read
 
 
@@ -115,6 +116,7 @@ class LocalEngine:
     """One life of an engine: it has recovered and listens. Raises Killed when it died in recovery."""
 
     def __init__(self, state: Path, limits: Limits, durability: str, theirs: set[int]) -> None:
+        limits = msgspec.structs.replace(limits, **UNDIVIDED)
         self._folder = f"{state}/"
         self._sockets: list[socket.socket] = []
         self._failures: list[BaseException] = []
@@ -455,7 +457,7 @@ class World:
     def turn(self, kill_at: str | None = None) -> None:
         """Everything that was read is decided, in one turn; the engine may die in it."""
         after = self.model.begin()
-        told = [(item, after.take(*item)) for item in self.pending]
+        told = [(item, after.take(*item)) for item in by_session(self.pending)]
         self.pending.clear()
         self.coming.clear()
         self.steps.reached.clear()
@@ -682,6 +684,14 @@ class World:
         self.read()
         self.model.hang_up(agent.client)
         self.hear(agent.lane)
+
+
+def by_session(items: list[Item]) -> list[Item]:
+    """As a turn takes what waits where it takes all of it: session by session, in the order in which they came."""
+    order: dict[str, int] = {}
+    for _, client, _, _ in items:
+        order.setdefault(client, len(order))
+    return sorted(items, key=lambda item: order[item[1]])
 
 
 def stored(pin: Any, id: str) -> Any:

@@ -71,9 +71,9 @@ def published_after_the_reply() -> None:
         replying(self)
         asyncio.get_running_loop().call_later(0.002, publish_now, self._publisher)
 
-    def decide(self, turn) -> None:
+    async def decide(self, turn) -> None:
         publish_now(self._publisher)
-        deciding(self, turn)
+        await deciding(self, turn)
 
     def reclaim(self, written) -> None:
         if not late:  # or it would move records that it cannot know to be overtaken: that is another bug

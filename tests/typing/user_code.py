@@ -57,7 +57,8 @@ def verbs(client: Client, task: Task, chore: Chore, invoice: Invoice) -> None:
 
 def requests(client: Client, task: Task) -> None:
     """Requests answer with replies, in which a refusal is a value."""
-    reply = client.submit(Create(task))
+    reply = client.submit(Create(task), deadline_s=0.5, wait_for_room=False)
+    assert_type(client.update(task, title="by then, or never", deadline_s=1), Task)
     assert_type(reply, Reply)
     assert_type(reply.error, SolewriterError | None)
     assert_type(reply.entity, Any)

@@ -1,0 +1,40 @@
+"""Deadlines of requests: the caller says how long from now, the request carries when, on a clock that all share.
+
+That clock is CLOCK_MONOTONIC: every process of a machine reads the same one, a restart of the engine does not touch it,
+and nobody sets it. Who has no deadline pays nothing for it.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Sequence
+
+from solewriter.shared.errors import Expired, InvalidMutation
+from solewriter.shared.wireform import OutcomeQuery, PlainRequest
+
+US_PER_S = 1_000_000
+YEARS_S = 1e9  # longer than any machine runs: it fits the wire whatever the caller means by it
+
+
+def deadline_us(deadline_s: float | None) -> int | None:
+    """So many seconds from now, as a request carries it. Raises InvalidMutation for what is no number of seconds."""
+    if deadline_s is None:
+        return None
+    try:
+        if not math.isnan(deadline_s):
+            return time.monotonic_ns() // 1000 + int(max(-YEARS_S, min(deadline_s, YEARS_S)) * US_PER_S)
+    except TypeError:
+        pass  # told below
+    problem = f"seconds from now, not {deadline_s!r:.100}"
+    raise InvalidMutation(f"deadline_s is {problem}", fields={"deadline_s": problem})
+
+
+def due_s(requests: Sequence[PlainRequest | OutcomeQuery]) -> float:
+    """When it is too late to send these, which were made together, on `time.monotonic`. Infinite without a deadline."""
+    first = requests[0]
+    return math.inf if len(first) == 2 or first[3] is None else first[3] / US_PER_S
+
+
+def not_sent() -> Expired:
+    return Expired("the request's deadline passed before there was room to send it")

@@ -1,0 +1,214 @@
+"""The child processes of the overload benchmark: agents that offer, that want all they can get, or that trickle.
+
+    offer     open loop: requests come when they are due, whatever the engine does. One for which there is no room is
+              turned away (Busy), and so is what is due until it was told to come again
+    greedy    closed loop: a pipeline that is always full
+    quiet     one request after the other, each when it is due
+    reckless  a lane without credits: writes whatever the pipe takes
+
+Each changes a job of its own. Latency runs from the moment when a request was due, so that no stall hides what stood
+behind it. Like `agent`, a child says `ready`, is told the interval, and says what it got done.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import random
+import select
+import sys
+import time
+from array import array
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Literal
+
+import msgspec
+import uvloop
+
+from solewriter import Busy, Expired, Reply, Update, aio, connect
+from solewriter.agents.greeting import greet
+from solewriter.agents.session import AgentSession, Pending
+from solewriter.bench.agent import READY
+from solewriter.bench.measure import NS_PER_S, Interval
+from solewriter.bench.throttle import Job
+from solewriter.shared import wireform
+from solewriter.shared.config import DEFAULT_LIMITS, FRAME_BATCH, READ_BYTES
+from solewriter.shared.folder import StateFolder
+from solewriter.shared.lane import Lane
+from solewriter.shared.registry import Registry
+from solewriter.shared.wire import Status
+
+Role = Literal["offer", "greedy", "quiet", "reckless"]
+UNANSWERED_MAX = 100_000  # requests that a reckless lane remembers: it ends before that
+ANSWER_PATIENCE_S = 20.0  # for what was on its way when the interval ended
+
+
+class Phase(msgspec.Struct, frozen=True):
+    """So many requests a second, for so long."""
+
+    seconds: float
+    per_s: float
+
+
+class Orders(msgspec.Struct, frozen=True):
+    """What a child is to do, from the start of the interval to its end."""
+
+    role: Role
+    cpus: tuple[int, ...]
+    state: str
+    job: str
+    samples: str  # the file that takes due moments and latencies, as pairs of native u64 nanoseconds
+    phases: tuple[Phase, ...] = ()  # of who offers or trickles
+    window: int = 0  # of who is greedy
+    deadline_s: float | None = None
+
+
+class Report(msgspec.Struct):
+    """What became of all requests, of those too that were answered behind the end."""
+
+    offered: int = 0
+    turned_away: int = 0
+    expired: int = 0
+    applied: int = 0
+
+
+def main() -> None:
+    orders = msgspec.json.decode(sys.argv[1], type=Orders)
+    os.sched_setaffinity(0, orders.cpus)
+    child = Child(orders)
+    if orders.role == "offer":
+        uvloop.run(child.offer())
+    else:
+        {"greedy": child.greedy, "quiet": child.quiet, "reckless": child.reckless}[orders.role]()
+    Path(orders.samples).write_bytes(child.samples.tobytes())
+    os.write(1, msgspec.json.encode(child.report))
+
+
+def begun() -> Interval:
+    """Everything that takes time and is not measured is done: when to work."""
+    os.write(1, READY)
+    heard = sys.stdin.buffer.readline()
+    if not heard:
+        raise SystemExit(1)  # the parent is gone
+    return msgspec.json.decode(heard, type=Interval)
+
+
+def due_moments(interval: Interval, phases: tuple[Phase, ...], seed: str) -> Iterator[int]:
+    """When requests come, at random, phase by phase."""
+    dice, begins_ns = random.Random(seed), float(interval.start_ns)
+    for phase in phases:
+        ends_ns = begins_ns + phase.seconds * NS_PER_S
+        due_ns = begins_ns + dice.expovariate(phase.per_s) * NS_PER_S
+        while due_ns < ends_ns:
+            yield int(due_ns)
+            due_ns += dice.expovariate(phase.per_s) * NS_PER_S
+        begins_ns = ends_ns
+
+
+class Child:
+    """One agent."""
+
+    def __init__(self, orders: Orders) -> None:
+        self.orders = orders
+        self.report = Report()
+        self.samples = array("Q")
+        self._number = 0
+
+    def update(self) -> Update:
+        """The next change."""
+        self._number += 1
+        return Update(Job.ref(self.orders.job), {"number": self._number})
+
+    def ended(self, due_ns: int, reply: Reply) -> None:
+        now_ns = time.monotonic_ns()
+        if isinstance(reply.error, Expired):
+            self.report.expired += 1
+            return
+        reply.check()
+        self.report.applied += 1
+        self.samples.extend((due_ns, now_ns - due_ns))
+
+    # --- roles -------------------------------------------------------------------------------------------------------
+
+    async def offer(self) -> None:
+        orders, report = self.orders, self.report
+        back_ns = 0  # when who was turned away may come again
+        async with aio.connect(orders.state, name=orders.job) as client, asyncio.TaskGroup() as calls:
+
+            async def call(due_ns: int) -> None:
+                nonlocal back_ns
+                try:
+                    reply = await client.submit(self.update(), deadline_s=orders.deadline_s, wait_for_room=False)
+                except Busy as busy:
+                    report.turned_away += 1
+                    back_ns = time.monotonic_ns() + int(busy.retry_after_s * NS_PER_S)
+                else:
+                    self.ended(due_ns, reply)
+
+            interval = begun()
+            for due_ns in due_moments(interval, orders.phases, orders.job):
+                while (wait_ns := due_ns - time.monotonic_ns()) > 0:
+                    await asyncio.sleep(wait_ns / NS_PER_S)
+                report.offered += 1
+                if due_ns < back_ns:
+                    report.turned_away += 1
+                else:
+                    calls.create_task(call(due_ns))
+                    if report.offered % FRAME_BATCH == 0:
+                        await asyncio.sleep(0)  # what is due has to leave, too, when more of it is due all the time
+
+    def quiet(self) -> None:
+        orders = self.orders
+        with connect(orders.state, name=orders.job) as client:
+            interval = begun()
+            for due_ns in due_moments(interval, orders.phases, orders.job):
+                time.sleep(max(0, due_ns - time.monotonic_ns()) / NS_PER_S)
+                self.report.offered += 1
+                self.ended(due_ns, client.submit(self.update(), deadline_s=orders.deadline_s))
+
+    def greedy(self) -> None:
+        orders, taken = self.orders, array("Q")
+        with connect(orders.state, name=orders.job) as client:
+            interval = begun()
+
+            def updates() -> Iterator[Update]:
+                while (now_ns := time.monotonic_ns()) < interval.end_ns:
+                    taken.append(now_ns)
+                    yield self.update()
+
+            for place, reply in enumerate(client.submit_many(updates(), window=orders.window)):
+                self.ended(taken[place], reply)
+            self.report.offered = len(taken)
+
+    def reckless(self) -> None:
+        session, lane = AgentSession(DEFAULT_LIMITS, self.orders.job, None), Lane()
+        session.welcomed(greet(StateFolder(self.orders.state), session.hello(os.getpid()), lane, ANSWER_PATIENCE_S))
+        registry, interval = Registry([Job]), begun()
+        pendings: list[Pending] = []
+        patience_ns = interval.end_ns + int(ANSWER_PATIENCE_S * NS_PER_S)
+        while (now_ns := time.monotonic_ns()) < patience_ns and (now_ns < interval.end_ns or session.in_flight):
+            if session.unsent is None and now_ns < interval.end_ns and session.in_flight < UNANSWERED_MAX:
+                made = [wireform.plain_mutation(self.update(), registry) for _ in range(FRAME_BATCH)]
+                pendings += session.send([([one], [], None, None) for one in made])
+            _exchange(session, lane)
+        lane.close()
+        applied = [one for one in pendings if one.reply is not None and one.reply.status == Status.APPLIED]
+        self.report = Report(offered=len(pendings), applied=len(applied))
+
+
+def _exchange(session: AgentSession, lane: Lane) -> None:
+    """Write what the pipe takes, read what is there, or wait a moment for either."""
+    poll = select.poll()
+    poll.register(lane.replies, select.POLLIN)
+    if session.unsent is not None:
+        poll.register(lane.requests, select.POLLOUT)
+    for fd, event in poll.poll(100):
+        if fd == lane.requests and event & select.POLLOUT and (data := session.unsent) is not None:
+            session.sent(os.write(fd, data))
+        elif fd == lane.replies:
+            session.received(os.read(fd, READ_BYTES))
+
+
+if __name__ == "__main__":
+    main()

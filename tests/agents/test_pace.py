@@ -1,0 +1,48 @@
+"""What a caller that does not wait is told: when there may be room. The tests say what time it is."""
+
+from __future__ import annotations
+
+import pytest
+
+from solewriter.agents.pace import Pace
+from solewriter.shared.config import RETRY_LEAST_S, RETRY_MOST_S
+
+
+@pytest.fixture
+def steady() -> Pace:
+    """Ten replies, a tenth of a second apart."""
+    pace = Pace()
+    pace.begin(100.0)
+    for number in range(1, 11):
+        pace.note(1, 100.0 + number / 10)
+    return pace
+
+
+def test_it_is_the_time_that_as_many_replies_took_before(steady):
+    assert steady.retry_after_s(1, 101.0) == pytest.approx(0.1)
+    assert steady.retry_after_s(5, 101.0) == pytest.approx(0.5)
+
+
+def test_what_was_just_now_counts_more_than_what_was_before(steady):
+    for number in range(1, 31):
+        steady.note(10, 101.0 + number / 10)
+    assert steady.retry_after_s(10, 104.0) == pytest.approx(0.1, rel=0.05)
+
+
+def test_time_in_which_nothing_was_in_flight_says_nothing(steady):
+    steady.begin(500.0)
+    steady.note(1, 500.1)
+    assert steady.retry_after_s(1, 500.1) == pytest.approx(0.1)
+
+
+def test_when_replies_stay_away_it_grows_with_the_silence_up_to_its_bound(steady):
+    assert steady.retry_after_s(1, 101.4) == pytest.approx(0.4)
+    assert steady.retry_after_s(1, 200.0) == RETRY_MOST_S
+
+
+def test_before_anything_is_known_it_is_soon_and_never_less_than_waiting_is_worth():
+    pace = Pace()
+    pace.begin(7.0)
+    assert pace.retry_after_s(100, 7.0) == RETRY_LEAST_S
+    pace.note(1_000_000, 7.001)
+    assert pace.retry_after_s(1, 7.001) == RETRY_LEAST_S

@@ -1,0 +1,307 @@
+"""Deadlines of requests, and callers who do not wait for room: what they are told is definite, and nothing is sent."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import math
+import os
+import signal
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+
+from solewriter import (
+    Busy,
+    Create,
+    Expired,
+    InvalidMutation,
+    Limits,
+    OutcomeUnknown,
+    RequestMismatch,
+    Task,
+    Update,
+    aio,
+    connect,
+)
+from solewriter.shared.config import RETRY_LEAST_S, RETRY_MOST_S
+from solewriter.shared.mutations import Applied
+from solewriter.shared.wire import Status
+
+SOON_S = 0.05  # a deadline that passes while the engine is stopped
+LATE_S = 60.0  # one that does not
+
+
+@contextlib.contextmanager
+def stopped(pid: int) -> Iterator[None]:
+    """A process that does nothing meanwhile."""
+    os.kill(pid, signal.SIGSTOP)
+    try:
+        deadline = time.monotonic() + 5
+        while Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "T":
+            assert time.monotonic() < deadline
+        yield
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGCONT)
+
+
+def now_us() -> int:
+    return time.monotonic_ns() // 1000
+
+
+# --- deadlines --------------------------------------------------------------------------------------------------------
+
+
+def test_a_request_past_its_deadline_changes_nothing_and_is_told_so_for_ever(state, start_engine, wait_until):
+    engine = start_engine(state)
+    late = Create(Task(title="x", id="late"))
+    with connect(state) as client:
+        reply = client.submit(late, deadline_s=-1, request_id="mine")
+        assert isinstance(reply.error, Expired)
+        with pytest.raises(Expired):
+            client.create(Task(title="x", id="late"), deadline_s=0)
+        for deadline_s in (None, LATE_S):
+            told = client.submit(late, deadline_s=deadline_s, request_id="mine").error
+            assert isinstance(told, Expired), "the first reply of a known request, whatever its deadline says now"
+        assert isinstance(client.submit(Create(Task(title="y")), request_id="mine").error, RequestMismatch)
+        before = engine.restarts
+        os.kill(engine.pid, signal.SIGKILL)
+        wait_until(lambda: engine.restarts > before, 20, "a restart")
+        assert isinstance(client.outcome("mine"), Expired)
+        assert isinstance(client.outcome(told.request_id), Expired)
+        assert client.get(Task, "late") is None
+        assert client.create(Task(title="x", id="late"), deadline_s=LATE_S).version == 1
+
+
+def test_a_request_that_was_applied_in_time_is_told_so_when_it_comes_again_too_late(
+    state, start_engine, client_of_a_raw_lane, wait_until
+):
+    start_engine(state)
+    due_us = now_us() + 1_000_000
+    lane = client_of_a_raw_lane(state, client_id="agent")
+    frame = lane.frame([Create(Task(title="x", id="once"))], deadline_us=due_us)
+    lane.write(frame)
+    first = lane.reply()
+    assert first.status == Status.APPLIED
+    wait_until(lambda: now_us() > due_us, 5, "its deadline")
+    again = client_of_a_raw_lane(state, client_id="agent", resends=True)
+    again.write(frame + again.frame([Create(Task(title="x", id="never"))], deadline_us=due_us))
+    assert tuple(again.reply()) == tuple(first)
+    assert again.reply().detail[0] == "Expired"
+
+
+def test_a_request_that_waits_behind_its_deadline_is_never_decided(engine, client):
+    client.create(Task(title="x", id="t"))
+    with stopped(engine.pid), pytest.raises(OutcomeUnknown) as unknown:
+        client.update(Task.ref("t"), title="late", deadline_s=SOON_S, timeout_s=4 * SOON_S)
+    assert isinstance(client.outcome(unknown.value.request_id), Expired)
+    with stopped(engine.pid), pytest.raises(OutcomeUnknown) as unknown:
+        client.update(Task.ref("t"), title="in time", deadline_s=LATE_S, timeout_s=4 * SOON_S)
+    assert isinstance(client.outcome(unknown.value.request_id), Applied)
+    assert client.get(Task, "t").title == "in time"
+
+
+def test_every_verb_takes_a_deadline(client):
+    task = client.create(Task(title="x"), deadline_s=LATE_S)
+    for call in (
+        lambda: client.create(Task(title="x"), deadline_s=0),
+        lambda: client.put(task, deadline_s=0),
+        lambda: client.update(task, title="y", deadline_s=0),
+        lambda: client.transition(task, "assigned", assigned_to="me", deadline_s=0),
+        lambda: client.cancel(task, deadline_s=0),
+        lambda: client.delete(task, deadline_s=0),
+    ):
+        with pytest.raises(Expired):
+            call()
+    with pytest.raises(Expired), client.transaction(deadline_s=0) as tx:
+        tx.update(task, title="y")
+    with client.transaction(deadline_s=LATE_S) as tx:
+        tx.update(task, title="y")
+    assert client.get(Task, task.id).version == 2
+
+
+def test_every_verb_of_asyncio_takes_a_deadline(engine):
+    async def main() -> None:
+        async with aio.connect(engine.state) as client:
+            task = await client.create(Task(title="x"), deadline_s=LATE_S)
+            for call in (
+                client.create(Task(title="x"), deadline_s=0),
+                client.put(task, deadline_s=0),
+                client.update(task, title="y", deadline_s=0),
+                client.transition(task, "assigned", assigned_to="me", deadline_s=0),
+                client.cancel(task, deadline_s=0),
+                client.delete(task, deadline_s=0),
+            ):
+                with pytest.raises(Expired):
+                    await call
+            with pytest.raises(Expired):
+                async with client.transaction(deadline_s=0) as tx:
+                    tx.update(task, title="y")
+            mutations = [Create(Task(title=str(number))) for number in range(3)]
+            late = [reply.error async for reply in client.submit_many(mutations, deadline_s=0)]
+            assert [type(error) for error in late] == [Expired] * 3
+            assert [reply.applied async for reply in client.submit_many(mutations, deadline_s=LATE_S)] == [True] * 3
+
+    asyncio.run(main())
+
+
+def test_each_request_of_a_pipeline_has_a_deadline_of_its_own(client, wait_until):
+    """It begins when the request is taken from its source, however long that took."""
+    deadline_s = 0.3
+    begun = time.monotonic()
+
+    def slow():
+        for number in range(3):
+            wait_until(lambda number=number: time.monotonic() > begun + number * deadline_s, 20, "the next mutation")
+            yield Create(Task(title=str(number)))
+
+    assert [reply.error for reply in client.submit_many(slow(), window=1, deadline_s=deadline_s)] == [None] * 3
+    assert time.monotonic() > begun + 2 * deadline_s
+    late = [reply.error for reply in client.submit_many([Create(Task(title="x"))] * 8, deadline_s=-1)]
+    assert [type(error) for error in late] == [Expired] * 8
+    assert client.reader.snapshot().counts["Task"] == 3
+
+
+@pytest.mark.parametrize("deadline_s", [math.nan, "soon", object()])
+def test_what_is_no_number_of_seconds_is_refused_at_the_call(client, deadline_s):
+    with pytest.raises(InvalidMutation, match="deadline_s") as refused:
+        client.create(Task(title="x"), deadline_s=deadline_s)
+    assert set(refused.value.fields) == {"deadline_s"}
+
+
+@pytest.mark.parametrize("deadline_s", [math.inf, 1e300])
+def test_a_deadline_may_be_as_far_away_as_anybody_likes(client, deadline_s):
+    assert client.create(Task(title="x"), deadline_s=deadline_s).version == 1
+
+
+# --- waiting for room -------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def full_window(engine, wait_until):
+    """`with full_window(client)`: the engine stands still, and as many updates of a task are in flight as may be; they
+    are applied in the end.
+    """
+
+    @contextlib.contextmanager
+    def full(client) -> Iterator[None]:
+        client.create(Task(title="x", id="t"))
+        with ThreadPoolExecutor(client._session.window) as beside:
+            with stopped(engine.pid):
+                calls = [
+                    beside.submit(client.update, Task.ref("t"), title=str(number))
+                    for number in range(client._session.window)
+                ]
+                wait_until(lambda: client._session.in_flight == client._session.window, 20, "a full window")
+                yield
+            assert sorted(call.result(20).version for call in calls) == [2, 3]
+
+    return full
+
+
+def test_a_deadline_that_passes_while_there_is_no_room_is_told_at_once_and_nothing_is_sent(engine, full_window):
+    with connect(engine.state, limits=Limits(window_max=2)) as client:
+        with full_window(client):
+            reply = client.submit(Update(Task.ref("t"), {"title": "late"}), deadline_s=SOON_S)
+            assert isinstance(reply.error, Expired)
+            many = client.submit_many([Update(Task.ref("t"), {"title": "late"})] * 2, window=2, deadline_s=SOON_S)
+            assert [type(reply.error) for reply in many] == [Expired] * 2
+            assert client._session.in_flight == 2
+        assert client.get(Task, "t").version == 3
+
+
+def test_who_does_not_wait_for_room_is_told_busy_and_when_to_come_again(engine, full_window):
+    with connect(engine.state, limits=Limits(window_max=2)) as client:
+        with full_window(client):
+            with pytest.raises(Busy, match="nothing was sent") as busy:
+                client.submit(Update(Task.ref("t"), {"title": "never"}), wait_for_room=False)
+            assert RETRY_LEAST_S <= busy.value.retry_after_s <= RETRY_MOST_S
+            assert client._session.in_flight == 2
+        assert client.submit(Update(Task.ref("t"), {"title": "now"}), wait_for_room=False).applied
+        assert client.get(Task, "t").version == 4
+
+
+def test_replies_that_are_there_make_room_before_anybody_is_told_busy(engine, wait_until):
+    """Nobody read them, for who waited for them has given up."""
+    with connect(engine.state, limits=Limits(window_max=2)) as client:
+        client.create(Task(title="x", id="t"))
+        with stopped(engine.pid):
+            for number in range(2):
+                with pytest.raises(OutcomeUnknown):
+                    client.update(Task.ref("t"), title=str(number), timeout_s=0.02)
+        wait_until(lambda: client.reader.revision == 3, 20, "both are applied")
+        assert client._session.in_flight == 2
+        assert wait_until(lambda: sent_without_waiting(client), 20, "their replies")
+
+
+def sent_without_waiting(client) -> bool:
+    try:
+        return client.submit(Update(Task.ref("t"), {"title": "now"}), wait_for_room=False).applied
+    except Busy:
+        return False  # the replies are on their way
+
+
+def test_who_finds_the_lane_broken_makes_it_anew_before_being_told_busy(engine, wait_until):
+    """Otherwise nobody would, where all that is in flight was given up."""
+    with connect(engine.state, limits=Limits(window_max=2)) as client:
+        client.create(Task(title="x", id="t"))
+        with stopped(engine.pid):
+            for number in range(2):
+                with pytest.raises(OutcomeUnknown):
+                    client.update(Task.ref("t"), title=str(number), timeout_s=0.02)
+            before = engine.restarts
+            os.kill(engine.pid, signal.SIGKILL)
+        wait_until(lambda: engine.restarts > before, 20, "a restart")
+        wait_until(lambda: sent_without_waiting(client), 20, "room on a new lane")
+        assert client.get(Task, "t").version == 4
+
+
+def test_a_full_pipe_is_busy_too(engine):
+    with connect(engine.state) as client:
+        client.create(Task(title="x", id="t"))
+        with stopped(engine.pid):
+            for number in range(2):  # of 200 kB, into a pipe of 256 KiB
+                with pytest.raises(OutcomeUnknown):
+                    client.update(Task.ref("t"), metadata={"x": str(number) * 200_000}, timeout_s=0.02)
+            assert client._session.unsent is not None
+            with pytest.raises(Busy):
+                client.submit(Update(Task.ref("t"), {"title": "never"}), wait_for_room=False)
+        assert client.update(Task.ref("t"), title="now").version == 4
+
+
+def test_in_asyncio_who_does_not_wait_never_overtakes_those_who_do(engine):
+    async def main() -> None:
+        async with aio.connect(engine.state, limits=Limits(window_max=2)) as client:
+            await client.create(Task(title="x", id="t"))
+            update = Update(Task.ref("t"), {"title": "never"})
+            with stopped(engine.pid):
+                calls = [asyncio.create_task(client.update(Task.ref("t"), title=str(number))) for number in range(3)]
+                await asyncio.sleep(0)
+                with pytest.raises(Busy) as busy:
+                    await client.submit(update, wait_for_room=False)
+                assert RETRY_LEAST_S <= busy.value.retry_after_s <= RETRY_MOST_S
+                assert isinstance((await client.submit(update, deadline_s=SOON_S)).error, Expired)
+                assert client._session.in_flight == 2
+            assert [(await call).version for call in calls] == [2, 3, 4]
+            assert (await client.submit(Update(Task.ref("t"), {"title": "now"}), wait_for_room=False)).applied
+            assert (await client.get(Task, "t")).version == 5
+
+    asyncio.run(main())
+
+
+def test_requests_wait_for_bytes_as_for_their_number(engine):
+    """The bytes of a window, and the last frame beyond them, are all that a client holds and an engine is sent."""
+    few = Limits(window_bytes_max=100_000)
+    with connect(engine.state, limits=few) as client:
+        client.create(Task(title="x", id="t"))
+        most = 0
+        updates = (Update(Task.ref("t"), {"metadata": {"x": f"{number:02}" * 10_000}}) for number in range(50))
+        for reply in client.submit_many(updates, window=50):
+            most = max(most, client._session.bytes_in_flight)
+            reply.check()
+        assert 100_000 < most < 100_000 + 12 * 21_000, "twelve requests were in a frame"
+        assert client.get(Task, "t").version == 51
