@@ -1,0 +1,89 @@
+"""Our engine, by what everybody may call: `submit` and `submit_many`, whose replies tell versions as a rival's do."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from itertools import islice
+from pathlib import Path
+
+from solewriter import Client, Create, Engine, Task, Transition, Update, connect, open_reader
+from solewriter.bench.load.agent import Link
+from solewriter.bench.load.peers.peer import Entry, Peer, Setting
+from solewriter.bench.load.requests import Answer, Fields, Request, Step, Stored
+from solewriter.bench.population import LOAD_BATCH
+from solewriter.shared.mutations import Mutation
+
+NAME = "solewriter"
+
+
+class EngineConnection:
+    def __init__(self, state: str, number: int) -> None:
+        self._client: Client = connect(state, name=f"bench-{number}")
+
+    def one(self, request: Request) -> Answer:
+        reply = self._client.submit(*map(_mutation, request)).check()
+        return [result.version for result in reply.results]
+
+    def many(self, requests: Iterable[Request], window: int) -> Iterator[Answer]:
+        mutations = (_mutation(step) for (step,) in requests)
+        for reply in self._client.submit_many(mutations, window=window):
+            yield (reply.check().results[0].version,)
+
+    def read(self, key: str) -> object:
+        return self._client.get(Task, key)
+
+    def renewed(self) -> Callable[[str], object]:
+        get = self._client.reader.snapshot().get
+        return lambda key: get(Task, key)
+
+    def close(self) -> None:
+        self._client.close()
+
+
+def _mutation(step: Step) -> Mutation:
+    operation, key, expect, fields = step
+    if operation == "update":
+        return Update(Task.ref(key), fields, expect)
+    if operation == "transition":
+        rest = dict(fields)
+        return Transition(Task.ref(key), rest.pop("status"), rest, expect)
+    return Create(Task.model_validate(fields))
+
+
+class EnginePeer:
+    def __init__(self, engine: Engine) -> None:
+        self.engine = engine
+
+    @property
+    def pids(self) -> list[int]:
+        return [self.engine.pid]
+
+    def load(self, tasks: Iterable[Fields]) -> None:
+        source = iter(tasks)
+        with connect(self.engine.state, name="bench") as client:
+            while batch := [Create(Task.model_validate(fields)) for fields in islice(source, LOAD_BATCH)]:
+                client.submit(*batch).check()
+
+    def link(self, number: int) -> Link:
+        return EngineConnection, (str(self.engine.state), number)
+
+    def stored(self) -> Iterator[Stored]:
+        with open_reader(self.engine.state) as reader, reader.snapshot() as snapshot:
+            for task in snapshot.entities("Task"):
+                yield task["id"], task["version"], task
+
+
+@contextmanager
+def started(setting: Setting) -> Iterator[Peer]:
+    with Engine(Path(setting.folder), durability=setting.durability) as engine:
+        yield EnginePeer(engine)
+
+
+ENTRY = Entry(
+    NAME,
+    {"power": "fdatasync each turn", "process": "write each turn", "memory": "no journal"},
+    started,
+    validated=True,
+    batch="frames of 32",
+)
