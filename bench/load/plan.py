@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from itertools import groupby
-from typing import Any
+from itertools import groupby, product
 
 import msgspec
 
@@ -18,29 +17,34 @@ from solewriter.engine_proc.process import Durability
 TASKS = 10_000
 AGENTS = 2
 MAIN = (OURS, "do-it-yourself", "SQLite", "Redis")  # who is shown where everybody would be too many
+FEW = (OURS, "do-it-yourself", "Redis")  # who serves, and so might mind how many there are
 ONE_BY_ONE: Loop = "one by one"
 PIPELINED: Loop = "pipelined"
+OPEN: Loop = "open"
+READ: Loop = "read"
 LOOPS: tuple[Loop, ...] = (ONE_BY_ONE, PIPELINED)
+LEVELS: tuple[Durability, ...] = ("power", "process", "memory")
+PROCESS: tuple[Durability, ...] = ("process",)
+SECTIONS = ("peers", "workloads", "agents", "sizes", "reads", "open", "kill", "idle")
 
 
 class Plan(msgspec.Struct, frozen=True, kw_only=True):
-    """What to run, how often, and for how long."""
+    """What to run, how often, and for how long. With `workloads` it is a grid, else the programme of these sections."""
 
     runs: int
     warmup_s: float
     seconds: float  # of each run of each case
     peers: tuple[str, ...]
     durabilities: tuple[Durability, ...]
-    placements: tuple[bool, ...] = (False,)  # whether pinned
-    # the programme
+    pinned: tuple[bool, ...]
+    agents: tuple[int, ...]
+    sizes: tuple[int, ...]
+    rates_per_s: tuple[int, ...]
     sections: tuple[str, ...] = ()
-    agents: tuple[int, ...] = ()
-    sizes: tuple[int, ...] = ()
-    rates_per_s: tuple[int, ...] = ()
-    # the grid, if there is one
     workloads: tuple[str, ...] = ()
     windows: tuple[int, ...] = (WINDOW,)
     loops: tuple[Loop, ...] = LOOPS
+    alone_s: float  # of an engine that is killed, and of one that is idle
 
 
 def window_for(workload: str, entities: int, agents: int, window: int) -> int:
@@ -56,67 +60,81 @@ def cases_of(
     plan: Plan,
     *,
     peers: Iterable[str],
-    durabilities: Iterable[Durability],
+    durabilities: Iterable[Durability] = PROCESS,
     workload: str = "update-one",
     entities: int = TASKS,
     agents: int = AGENTS,
     loops: Iterable[Loop] = LOOPS,
     window: int = WINDOW,
     rate_per_s: float = 0.0,
+    writers: int = 0,
 ) -> Iterator[Case]:
-    """All that fit: a system that does not make this promise, or has no such loop, is left out."""
-    wanted = tuple(durabilities)
-    for name in peers:
-        entry = CATALOG[name]
-        if name not in plan.peers or (entry.workloads and workload not in entry.workloads):
+    """All that fit: a system that does not make this promise, or is not asked for this, is left out."""
+    found = [(name, CATALOG[name]) for name in peers if name in plan.peers]
+    for name, entry in found:
+        if entry.workloads and workload not in entry.workloads:
             continue
-        for durability in (level for level in entry.how if level in wanted):
+        for level in (level for level in durabilities if level in entry.how and level in plan.durabilities):
             for loop in loops:
                 if loop == PIPELINED and not WORKLOADS[workload].pipelined:
                     continue
-                wide = loop == PIPELINED or (loop == "open" and window > 1)
-                for pinned in plan.placements:
+                for pinned in plan.pinned:
                     yield Case(
                         section=section,
                         peer=name,
-                        durability=durability,
+                        durability=level,
                         workload=workload,
                         entities=entities,
                         agents=agents,
                         loop=loop,
-                        window=window_for(workload, entities, agents, window) if wide else 1,
+                        window=1 if loop == ONE_BY_ONE else window_for(workload, entities, agents + writers, window),
                         pinned=pinned,
                         rate_per_s=rate_per_s,
+                        writers=writers,
                     )
 
 
 def contests(plan: Plan) -> Iterator[list[Case]]:
-    """Cases of one section, workload and size, which are measured in turn."""
+    """Cases of one section and workload, which are measured in turn."""
     for _, cases in groupby(_grid(plan) if plan.workloads else _programme(plan), _together):
         yield list(cases)
 
 
-def _together(case: Case) -> Any:
-    return case.section, case.workload, case.entities
+def _together(case: Case) -> tuple[str, str]:
+    return case.section, case.workload
 
 
 def _grid(plan: Plan) -> Iterator[Case]:
-    loops: Sequence[Loop] = ("open",) if plan.rates_per_s else plan.loops
-    for workload in plan.workloads:
-        for entities in plan.sizes or (TASKS,):
-            for agents in plan.agents or (AGENTS,):
-                for rate in plan.rates_per_s or (0,):
-                    for window in plan.windows:
-                        yield from cases_of(
-                            "grid", plan, peers=plan.peers, durabilities=plan.durabilities, workload=workload,
-                            entities=entities, agents=agents, loops=loops, window=window, rate_per_s=rate,
-                        )  # fmt: skip
+    """Everything with everything. Rates make it an open loop."""
+    loops: Sequence[Loop] = (OPEN,) if plan.rates_per_s else plan.loops
+    questions = product(plan.workloads, plan.sizes or (TASKS,), plan.agents or (AGENTS,), plan.rates_per_s or (0,))
+    for workload, entities, agents, rate in questions:
+        for window in plan.windows:
+            yield from cases_of(
+                "grid", plan, peers=plan.peers, durabilities=plan.durabilities, workload=workload, entities=entities,
+                agents=agents, loops=loops, window=window, rate_per_s=rate,
+            )  # fmt: skip
 
 
 def _programme(plan: Plan) -> Iterator[Case]:
-    if "peers" in plan.sections:
-        yield from cases_of("peers", plan, peers=CATALOG, durabilities=plan.durabilities)
-
-
-SECTIONS = ("peers",)
-ALL_DURABILITIES: tuple[Durability, ...] = ("power", "process", "memory")
+    """What everybody is shown, and every mark needs."""
+    sections = plan.sections
+    if "peers" in sections:
+        yield from cases_of("peers", plan, peers=plan.peers, durabilities=plan.durabilities)
+    if "workloads" in sections:
+        for name, workload in WORKLOADS.items():
+            if name != "update-one":
+                loop = PIPELINED if workload.pipelined else ONE_BY_ONE
+                yield from cases_of("workloads", plan, peers=MAIN, workload=name, loops=(loop,))
+    if "agents" in sections:
+        for agents in plan.agents:
+            yield from cases_of("agents", plan, peers=FEW, agents=agents, loops=(PIPELINED,))
+    if "sizes" in sections:
+        for size in plan.sizes:
+            yield from cases_of("sizes", plan, peers=(OURS,), entities=size, loops=(PIPELINED,))
+    if "reads" in sections:
+        for writers in (0, 1):
+            yield from cases_of("reads", plan, peers=(OURS,), agents=1, loops=(READ,), writers=writers)
+    if "open" in sections:
+        for rate in plan.rates_per_s:
+            yield from cases_of("open", plan, peers=MAIN, loops=(OPEN,), rate_per_s=rate)

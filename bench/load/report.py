@@ -5,28 +5,23 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-import msgspec
-
 from solewriter.bench.load.rows import Results, Row, Spread
 from solewriter.bench.measure import described, table
 
-HEAD = (
-    "who", "how", "survives", "validated", "per s", "min", "max", "ours : it", "", "p50 us", "p90", "p99",
-    "p99.9", "max us", "server us", "client us", "switches", "written B", "server MiB", "ok", "note",
-)  # fmt: skip
 LEGEND = """\
 per s: requests answered in a second, median of the runs, with the least and the most; p50 ... max us: of all runs
-together; server us, client us: processor time for each request; switches: of context, for each request, server and
-agents; written B: for each request, what was given to file systems on a disk; ok: nothing lost, doubled or mixed up"""
+together, in the open loop from the moment when a request was due; server us, client us: processor time for each
+request; switches: of context, for each request, server and agents; written B: for each request, what was given to file
+systems on a disk; server MiB: resident, shared memory included; ok: nothing lost, doubled or mixed up"""
 
 
 def printed(results: Results) -> str:
     """The tables, the marks, and what has to be known to read them."""
     reached = sum(1 for mark in results.marks if mark.reached)
     lost = sum(row.lost for row in results.rows)
-    parts = [f"machine: {described(results.machine)}", f"plan: {described(results.plan)}", *_floors(results)]
+    parts = [f"machine: {described(results.machine)}", f"plan: {described(results.plan)}", *_yardsticks(results)]
     for title, rows in _tables(results.rows).items():
-        parts += ["", title, table(HEAD, _lines(rows))]
+        parts += ["", title, _table(rows)]
     parts += ["", LEGEND, *_marks(results)]
     parts += [
         "",
@@ -36,9 +31,14 @@ def printed(results: Results) -> str:
     return "\n".join(parts)
 
 
-def _floors(results: Results) -> Iterator[str]:
+def _yardsticks(results: Results) -> Iterator[str]:
     if results.model_validate_us:
         yield f"one model_validate of such a task: {_spread(results.model_validate_us)} us of processor time"
+    if results.idle_cpu_percent is not None:
+        yield f"an engine that nobody asks anything: {results.idle_cpu_percent} % of a processor"
+    if results.timeline is not None:
+        line = results.timeline
+        yield f"engine killed by SIGKILL under load: the next reply came {line.first_ack_ms:.0f} ms later"
 
 
 def _tables(rows: Sequence[Row]) -> dict[str, list[Row]]:
@@ -51,22 +51,51 @@ def _tables(rows: Sequence[Row]) -> dict[str, list[Row]]:
 
 def _title(row: Row) -> str:
     case = row.case
-    loop = f"pipelined, {case.window} on their way" if case.loop == "pipelined" else case.loop
+    loop = {"pipelined": "pipelined", "open": "open loop", "read": "typed reads"}.get(case.loop, case.loop)
+    window = f", {case.window} on their way" if case.window > 1 and case.loop == "pipelined" else ""
     where = "CPUs pinned" if case.pinned else "any CPU"
-    return f"{case.workload}, {loop}: {case.agents} agents, {case.entities:,} entities, {where}"
+    agents = "" if case.section == "agents" else f"{case.agents} agents, "
+    entities = "" if case.section == "sizes" else f"{case.entities:,} entities, "
+    return f"{case.workload}, {loop}{window if agents else ''}: {agents}{entities}{where}"
 
 
-def _lines(rows: Sequence[Row]) -> Iterator[tuple[Any, ...]]:
-    for row in rows:
-        figures: tuple[Any, ...] = msgspec.structs.astuple(row.latency) if row.latency else (None,) * 5
-        if row.latency is None and row.p50_us is not None:
-            figures = (row.p50_us.median, *figures[1:])
-        yield (
-            row.case.peer, row.how, row.promise, "yes" if row.validated else "no" if not row.floor else "-",
-            *_three(row.per_s), row.ours_to_it, "LOST" if row.lost else "", *figures,
-            _median(row.server_cpu_us), _median(row.client_cpu_us), _switches(row), _median(row.written_bytes),
-            _median(row.server_mib), "-" if row.verified is None else row.verified, row.note,
-        )  # fmt: skip
+def _table(rows: Sequence[Row]) -> str:
+    """Without the columns in which nothing stands."""
+    lines = [_line(row) for row in rows]
+    shown = [name for name in lines[0] if any(line[name] not in (None, "") for line in lines)]
+    return table(["" if name == "lost" else name for name in shown], [[line[name] for name in shown] for line in lines])
+
+
+def _line(row: Row) -> dict[str, Any]:
+    case, latency = row.case, row.latency
+    validated = None if row.floor else "yes" if row.validated else "no"
+    return {
+        "who": case.peer,
+        "how": row.how,
+        "survives": row.promise,
+        "validated": validated,
+        "agents": case.agents if case.section == "agents" else None,
+        "entities": case.entities if case.section == "sizes" else None,
+        "writers": case.writers if case.section == "reads" else None,
+        "offered": case.rate_per_s or None,
+        "per s": row.per_s and row.per_s.median,
+        "min": row.per_s and row.per_s.min,
+        "max": row.per_s and row.per_s.max,
+        "ours : it": row.ours_to_it,
+        "lost": "LOST" if row.lost else "",
+        "p50 us": latency.p50_us if latency else row.p50_us and row.p50_us.median,
+        "p90": latency and latency.p90_us,
+        "p99": latency and latency.p99_us,
+        "p99.9": latency and latency.p99_9_us,
+        "max us": latency and latency.max_us,
+        "server us": _median(row.server_cpu_us),
+        "client us": _median(row.client_cpu_us),
+        "switches": _switches(row),
+        "written B": _median(row.written_bytes),
+        "server MiB": _median(row.server_mib),
+        "ok": row.verified,
+        "note": row.note,
+    }
 
 
 def _marks(results: Results) -> Iterator[str]:

@@ -160,7 +160,7 @@ def interleaved(cases: Sequence[T], runs: int) -> Iterator[tuple[int, T]]:
 
 
 def contest(cases: Sequence[Case], folder: Path, timing: Timing, entry_bytes: int, say: Say) -> list[Row]:
-    """The rows of these cases, which may be of one workload and size only, in their order."""
+    """The rows of these cases, all of one workload, in their order."""
     with ExitStack() as ending:
         standing, absent = _started(cases, folder, entry_bytes, ending, say)
         here = [case for case in cases if _whose(case) in standing]
@@ -195,8 +195,8 @@ def _verified(sample: Sample, one: Standing, case: Case) -> Sample:
     return msgspec.structs.replace(sample, faults=list(islice(one.evidence.faults(one.peer.stored()), FAULTS_MAX)))
 
 
-def _whose(case: Case) -> tuple[str, str]:
-    return case.peer, case.durability
+def _whose(case: Case) -> tuple[str, str, int]:
+    return case.peer, case.durability, case.entities
 
 
 def _started(

@@ -7,6 +7,7 @@ from solewriter.bench.load.peers import (
     echo,
     engine,
     lmdb_writers,
+    ray_actor,
     redis_benchmark,
     redis_script,
     shared_dict,
@@ -25,6 +26,7 @@ CATALOG: dict[str, Entry] = {
         redis_benchmark.ENTRY,
         lmdb_writers.ENTRY,
         *shared_dict.ENTRIES,
+        ray_actor.ENTRY,
         *echo.ENTRIES,
     )
 }
