@@ -57,7 +57,15 @@ class Report(msgspec.Struct, frozen=True):
 
 
 def run(orders: Orders, link: Link, pipe: Pipe) -> None:
-    """The target of the process. Whatever goes wrong ends it with a traceback and no report."""
+    """The target of the process. What goes wrong ends it, and is said instead of a report."""
+    try:
+        _work(orders, link, pipe)
+    except Exception as error:
+        pipe.send(f"{type(error).__name__}: {error}")
+        raise
+
+
+def _work(orders: Orders, link: Link, pipe: Pipe) -> None:
     os.sched_setaffinity(0, orders.cpus)
     ctypes.CDLL(None).prctl(TIMER_SLACK_OPTION, TIMER_SLACK_NS)
     connect, arguments = link

@@ -38,8 +38,7 @@ class Crew:
         """Raises Failed."""
         deadline = time.monotonic() + PATIENCE_S
         for process, pipe in self._members:
-            if _heard(process, pipe, deadline) != READY:
-                raise Failed(f"agent {process.pid} is not ready")
+            _heard(process, pipe, deadline)
 
     def go(self, interval: Interval) -> None:
         for _, pipe in self._members:
@@ -55,9 +54,12 @@ def _heard(process: ForkServerProcess, pipe: Pipe, deadline: float) -> Any:
     try:
         if not pipe.poll(max(0.0, deadline - time.monotonic())):
             raise Failed(f"agent {process.pid} says nothing")
-        return pipe.recv()
+        said = pipe.recv()
     except EOFError:
         raise Failed(f"agent {process.pid} ended before its work was done") from None
+    if isinstance(said, str) and said != READY:
+        raise Failed(said)
+    return said
 
 
 @contextmanager

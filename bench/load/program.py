@@ -100,9 +100,7 @@ def options() -> argparse.ArgumentParser:
         add(name, type=kind, metavar="A,B,...", help=words)
     add("--runs", type=int, help="of each case, in turn with the others")
     add("--seconds", type=float, help="of each run, without its warm-up")
-    add(
-        "--folder", type=Path, default=Path(tempfile.gettempdir()), help="where everything is put, and removed again"
-    )
+    add("--folder", type=Path, default=Path(tempfile.gettempdir()), help="where everything is put, and removed again")
     return parser
 
 

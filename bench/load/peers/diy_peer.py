@@ -58,8 +58,6 @@ class DiyConnection:
 
     def close(self) -> None:
         self._reading.close()
-        self._queue.close()
-        self._queue.join_thread()
 
 
 class DiyPeer:

@@ -164,10 +164,6 @@ class QueueConnection(EchoConnection):
         answers: list[Answer] = self._answering.get()
         return answers
 
-    def close(self) -> None:
-        self._asking.close()
-        self._asking.join_thread()
-
 
 class QueuePeer(EchoPeer):
     def __init__(self, setting: Setting) -> None:

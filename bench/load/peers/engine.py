@@ -19,6 +19,7 @@ from solewriter.bench.population import LOAD_BATCH
 from solewriter.shared.mutations import Mutation
 
 NAME = "solewriter"
+LOAD_CHARACTERS = 400_000  # of descriptions in one request: a frame holds a mebibyte
 
 
 class EngineConnection:
@@ -93,10 +94,11 @@ class EnginePeer:
         return [self.engine.pid]
 
     def load(self, tasks: Iterable[Fields]) -> None:
-        source = iter(tasks)
+        source = map(Task.model_validate, tasks)
         with connect(self.engine.state, name="bench") as client:
-            while batch := [Create(Task.model_validate(fields)) for fields in islice(source, LOAD_BATCH)]:
-                client.submit(*batch).check()
+            for first in source:
+                count = min(LOAD_BATCH, LOAD_CHARACTERS // len(first.description))
+                client.submit(*map(Create, chain([first], islice(source, count - 1)))).check()
 
     def link(self, number: int) -> Link:
         return EngineConnection, (str(self.engine.state), number)

@@ -48,7 +48,11 @@ class SqliteConnection:
 
     def _exchange(self, requests: list[Request]) -> list[Answer]:
         self._execute("BEGIN IMMEDIATE")
-        answers = [[self._step(step) for step in request] for request in requests]
+        try:
+            answers = [[self._step(step) for step in request] for request in requests]
+        except BaseException:
+            self._execute("ROLLBACK")
+            raise
         self._execute("COMMIT")
         return answers  # type: ignore[return-value]  # lists are sequences
 
