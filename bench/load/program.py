@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import importlib.util
 import sys
 import tempfile
 import time
@@ -23,7 +22,7 @@ from solewriter.bench.load.rows import Results, Row, Spread, compared
 from solewriter.bench.load.run import Say, Timing, contest
 from solewriter.bench.load.work import WORKLOADS
 from solewriter.bench.measure import machine, versions
-from solewriter.bench.passes import NotHere
+from solewriter.bench.passes import NotHere, required
 from solewriter.bench.scratch import scratch_folder, tidy_when_told_to_end
 from solewriter.bench.workload import WINDOW
 
@@ -124,7 +123,8 @@ def _numbers(text: str) -> tuple[int, ...]:
 
 def planned(parser: argparse.ArgumentParser, given: argparse.Namespace) -> Plan:
     quick = given.quick
-    seconds = given.seconds or (0.3 if quick else 0.8)
+    seconds = (0.3 if quick else 0.8) if given.seconds is None else given.seconds
+    runs = (2 if quick else 5) if given.runs is None else given.runs
     grid = given.workloads or ()
     if not grid and (given.loops or given.windows):
         parser.error("--loops and --windows are of a grid: name its --workloads, too")
@@ -132,7 +132,7 @@ def planned(parser: argparse.ArgumentParser, given: argparse.Namespace) -> Plan:
     sizes = given.sizes or (() if grid else (1_000, TASKS) if quick else (1_000, TASKS, 100_000, 1_000_000))
     rates = given.rates or (() if grid else (2_000, 20_000) if quick else (1_000, 5_000, 20_000, 50_000, 100_000))
     plan = Plan(
-        runs=given.runs or (2 if quick else 5),
+        runs=runs,
         warmup_s=min(WARMUP_MAX_S, seconds / 2),
         seconds=seconds,
         peers=given.peers or (QUICK_PEERS if quick and not grid else tuple(CATALOG)),
@@ -159,11 +159,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     given = parser.parse_args(arguments)
     plan = planned(parser, given)
     tidy_when_told_to_end()
-    missing = [name for name in EXTRA if importlib.util.find_spec(name) is None]
+    missing = [name for name in EXTRA if not _is_here(name)]
     if missing:
-        _warn(f"{', '.join(missing)}: not installed, so not here. To have them: pip install 'solewriter[bench]'")
+        _warn(f"not installed: {', '.join(missing)}. To have them: pip install 'solewriter[bench]'")
     if given.plot and "matplotlib" in missing:
-        return 2
+        return 2  # now, not after a run
 
     def say(what: str) -> None:
         if sys.stderr.isatty():
@@ -172,14 +172,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
     with scratch_folder(given.folder) as folder:
         results = run(plan, folder, say)
     print(msgspec.json.encode(results).decode() if given.json else printed(results))
-    if given.plot:
-        try:
-            for path in draw(results, given.plot):
-                _warn(f"drew {path}")
-        except NotHere as why:
-            _warn(str(why))
-            return 2
+    for path in draw(results, given.plot) if given.plot else ():
+        _warn(f"drew {path}")
     return 0 if results.verified else 1
+
+
+def _is_here(name: str) -> bool:
+    try:
+        required(name)
+    except NotHere:
+        return False
+    return True
 
 
 def _warn(text: str) -> None:

@@ -20,7 +20,7 @@ def printed(results: Results) -> str:
     reached = sum(1 for mark in results.marks if mark.reached)
     lost = sum(row.lost for row in results.rows)
     parts = [f"machine: {described(results.machine)}", f"plan: {described(results.plan)}", *_yardsticks(results)]
-    for title, rows in _tables(results.rows).items():
+    for title, rows in tables(results.rows).items():
         parts += ["", title, _table(rows)]
     parts += ["", LEGEND, *_marks(results)]
     parts += [
@@ -41,7 +41,7 @@ def _yardsticks(results: Results) -> Iterator[str]:
         yield f"engine killed by SIGKILL under load: the next reply came {line.first_ack_ms:.0f} ms later"
 
 
-def _tables(rows: Sequence[Row]) -> dict[str, list[Row]]:
+def tables(rows: Sequence[Row]) -> dict[str, list[Row]]:
     """Rows that answer the same question, by it."""
     found: dict[str, list[Row]] = {}
     for row in rows:

@@ -18,6 +18,7 @@ import pytest
 
 from solewriter.bench.load.histogram import Histogram
 from solewriter.bench.load.marks import marks_of
+from solewriter.bench.load.page import filled
 from solewriter.bench.load.peers.catalog import CATALOG, OURS
 from solewriter.bench.load.plan import PIPELINED, Plan, contests, window_for
 from solewriter.bench.load.plot import draw
@@ -124,32 +125,20 @@ def test_a_rival_that_is_not_here_says_so_in_its_rows(tmp_path: Path) -> None:
     )  # fmt: skip
     assert ended.returncode == 0, ended.stderr
     rows = json.loads(ended.stdout)["rows"]
-    assert [row["case"]["peer"] for row in rows] == [*absent, "pipe echo"]
+    assert [row["case"]["peer"] for row in rows] == ["pipe echo", *absent]
     for row in rows:
         assert (row["per_s"] is None) == row["note"].startswith("not here: ") == (row["case"]["peer"] in absent), row
     assert "not here: there is none" in printed(msgspec.convert(json.loads(ended.stdout), Results))
 
 
-def test_a_run_without_the_extra_says_how_to_get_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    ended = load(tmp_path, "--plot", str(tmp_path), PATH="", PYTHONPATH=str(blocked(tmp_path)))
-    assert ended.returncode == 2
-    assert "pip install 'solewriter[bench]'" in ended.stderr
-
-
-def blocked(folder: Path) -> Path:
-    """A place on the path that lets nobody find what the extra brings."""
-    modules = folder / "modules"
+def test_a_run_without_the_extra_says_how_to_get_it(tmp_path: Path) -> None:
+    modules = tmp_path / "modules"
     modules.mkdir()
-    (modules / "sitecustomize.py").write_text(
-        "import sys\n"
-        "class Nowhere:\n"
-        "    @staticmethod\n"
-        "    def find_spec(name, path=None, target=None):\n"
-        "        if name in ('lmdb', 'redis', 'matplotlib'):\n"
-        "            raise ModuleNotFoundError(name)\n"
-        "sys.meta_path.insert(0, Nowhere)\n"
-    )
-    return modules
+    (modules / "matplotlib.py").write_text("raise ImportError('there is none')")
+    ended = load(tmp_path, "--plot", str(tmp_path), PYTHONPATH=str(modules))
+    assert ended.returncode == 2, "before anything is measured that could not be drawn"
+    assert "not installed: " in ended.stderr
+    assert "pip install 'solewriter[bench]'" in ended.stderr
 
 
 # --- order, plans, places --------------------------------------------------------------------------------------------
@@ -253,7 +242,10 @@ def everything() -> list[Row]:
         row("pipe echo", 90_000.0, loop="one by one", durability="memory", p50_us=15.0),
         row("pipe echo", 1_500.0, loop="one by one", durability="power", p50_us=200.0),
         *[row(OURS, per_s, section="agents", agents=agents) for agents, per_s in ((2, 100.0), (64, 81.0))],
-        *[row(OURS, per_s, section="sizes", entities=size) for size, per_s in ((1_000, 100.0), (1_000_000, 74.0))],
+        *[
+            row(OURS, per_s, section="sizes", entities=size, server_cpu_us=9.0)
+            for size, per_s in ((1_000, 100.0), (1_000_000, 74.0))
+        ],
         *[
             row(OURS, 1.0, section="reads", loop="read", writers=writers, agents=1, per_client_cpu_s=per_s)
             for writers, per_s in ((0, 100.0), (1, 79.0))
@@ -316,6 +308,17 @@ def test_pictures_are_drawn_as_svg_and_png(tmp_path: Path) -> None:
         assert path.read_bytes()[:5] in (b"<?xml", b"\x89PNG\r")
     again = draw(everything_found(), tmp_path / "again")
     assert [path.read_bytes() for path in again] == [path.read_bytes() for path in written]
+
+
+def test_the_page_is_filled_with_the_figures_of_a_run_and_filled_again_it_is_the_same() -> None:
+    page, found = (ROOT / "docs" / "benchmarks.md").read_text(), everything_found()
+    once = filled(page, found, ["latency-by-load"])
+    assert filled(once, found, ["latency-by-load"]) == once
+    assert once.count("![") == 1
+    for mark in found.marks:
+        assert f"| {mark.mark} |" in once
+    assert once[once.index("## What is asked") :] == page[page.index("## What is asked") :]
+    assert once[: once.index("<!-- figures")] == page[: page.index("<!-- figures")]
 
 
 # --- the programme and the command -----------------------------------------------------------------------------------
