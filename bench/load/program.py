@@ -28,7 +28,7 @@ from solewriter.bench.workload import WINDOW
 
 VERSIONED = ("numpy", "lmdb", "redis", "hiredis", "ray", "matplotlib")  # besides those of every benchmark
 EXTRA = ("lmdb", "redis", "matplotlib")  # what `pip install 'solewriter[bench]'` brings
-WARMUP_MAX_S = 0.5
+WARMUP_SHARE, WARMUP_MAX_S = 0.4, 0.5  # of the seconds of a run: everybody stays filled between two of them
 QUICK_PEERS = (OURS, "do-it-yourself", "SQLite", "Redis", "LMDB", "Manager class", "pipe echo")
 AGENTS_MAX = 64
 PLACEMENTS = ("free", "pinned")
@@ -128,12 +128,12 @@ def planned(parser: argparse.ArgumentParser, given: argparse.Namespace) -> Plan:
     grid = given.workloads or ()
     if not grid and (given.loops or given.windows):
         parser.error("--loops and --windows are of a grid: name its --workloads, too")
-    agents = given.agents or (() if grid else (1, 2) if quick else (1, 2, 4, 16, 64))
+    agents = given.agents or (() if grid else (1, 2) if quick else (1, 2, 8, 64))
     sizes = given.sizes or (() if grid else (1_000, TASKS) if quick else (1_000, TASKS, 100_000, 1_000_000))
     rates = given.rates or (() if grid else (2_000, 20_000) if quick else (1_000, 5_000, 20_000, 50_000, 100_000))
     plan = Plan(
         runs=runs,
-        warmup_s=min(WARMUP_MAX_S, seconds / 2),
+        warmup_s=min(WARMUP_MAX_S, seconds * WARMUP_SHARE),
         seconds=seconds,
         peers=given.peers or (QUICK_PEERS if quick and not grid else tuple(CATALOG)),
         durabilities=given.durability or (("process", "memory") if quick else LEVELS),

@@ -180,13 +180,16 @@ def contest(cases: Sequence[Case], folder: Path, timing: Timing, entry_bytes: in
             if last or case.entities <= LOOKED_THROUGH_MAX:
                 sample = _verified(sample, one, case)
             samples[case].append(sample)
-        return [
-            row_of(
-                empty_row(case, failed.get(_whose(case)) or absent.get(_whose(case), ""), standing.get(_whose(case))),
-                [] if _whose(case) in failed else samples.get(case, []),
-            )
-            for case in cases
-        ]
+        rows = []
+        for case in cases:
+            whose = _whose(case)
+            note = failed.get(whose) or absent.get(whose, "")
+            empty = empty_row(case, note, standing.get(whose))
+            if whose in failed:
+                rows.append(msgspec.structs.replace(empty, verified=False))
+            else:
+                rows.append(row_of(empty, samples.get(case, [])))
+        return rows
 
 
 def _verified(sample: Sample, one: Standing, case: Case) -> Sample:

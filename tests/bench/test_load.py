@@ -341,34 +341,28 @@ def test_a_short_look_measures_everything_that_it_says(tmp_path: Path) -> None:
 def test_a_run_that_is_ended_takes_everything_with_it(
     tmp_path: Path, number: signal.Signals, wait_until: Callable[..., Any]
 ) -> None:
-    command = [
-        sys.executable,
-        "-P",
-        "-m",
-        "solewriter.bench.load",
-        "--folder",
-        str(tmp_path),
-        "--workloads",
-        "update-one",
-    ]
-    last = "*queue-echo*"
-    with subprocess.Popen([*command, "--seconds", "5"], stdout=subprocess.DEVNULL) as running:
-        wait_until(lambda: list(tmp_path.glob(f"*/contest-0/{last}")), 60, "every system to be started")
+    mark = f"LOAD_OF={tmp_path}"
+    command = [sys.executable, "-P", "-m", "solewriter.bench.load", "--folder", str(tmp_path)]
+    with subprocess.Popen(
+        [*command, "--workloads", "update-one", "--seconds", "5"],
+        stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env={**os.environ, "LOAD_OF": str(tmp_path)},
+    ) as running:  # fmt: skip
+        wait_until(lambda: list(tmp_path.glob("*/contest-0/*queue-echo*")), 60, "every system to be started")
+        assert len(marked(mark)) > 5, "servers, and where agents are forked from"
         running.send_signal(number)
     wait_until(lambda: not list(tmp_path.iterdir()), 30, "a folder that is empty again")
-    wait_until(lambda: not children_of(running.pid), 30, "no process that it left")
+    wait_until(lambda: not marked(mark), 30, "no process that it left")
 
 
-def children_of(pid: int) -> list[str]:
-    """Processes whose command names the program's process, as those of the library do."""
+def marked(mark: str) -> list[int]:
+    """Processes that have this in their environment, which those that are forked keep."""
     found = []
-    for command in Path("/proc").glob("[0-9]*/cmdline"):
+    for surroundings in Path("/proc").glob("[0-9]*/environ"):
         try:
-            words = command.read_bytes()
+            if mark.encode() in surroundings.read_bytes().split(b"\0"):
+                found.append(int(surroundings.parent.name))
         except OSError:
-            continue  # it ended meanwhile
-        if b"multiprocessing.forkserver" in words and str(pid).encode() in words:
-            found.append(words.decode())
+            pass  # it ended meanwhile
     return found
 
 

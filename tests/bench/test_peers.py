@@ -6,6 +6,7 @@ from __future__ import annotations
 
 from array import array
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +14,9 @@ import pytest
 
 from solewriter import Task
 from solewriter.bench.load.evidence import Evidence
+from solewriter.bench.load.peers import sqlite_writers
 from solewriter.bench.load.peers.catalog import CATALOG, OURS
-from solewriter.bench.load.peers.peer import Peer, SelfDriven, Setting
+from solewriter.bench.load.peers.peer import Entry, Peer, SelfDriven, Setting
 from solewriter.bench.load.requests import Connection, Step
 from solewriter.bench.load.rows import Case
 from solewriter.bench.load.run import Standing, Timing, contest, measured
@@ -161,6 +163,30 @@ def test_floors_echo(tmp_path: Path) -> None:
         assert row.per_s is not None
         assert row.per_s.min > 0
         assert row.verified is None
+
+
+class Unreachable(sqlite_writers.SqlitePeer):
+    """Is there, and no agent can connect to it."""
+
+    def link(self, number: int) -> Any:
+        return sqlite_writers.SqliteConnection, (Path("no folder") / "file", "NORMAL")
+
+
+@contextmanager
+def unreachable(setting: Setting) -> Iterator[Peer]:
+    setting.folder.mkdir()
+    yield Unreachable(setting.folder / "file", "NORMAL")
+
+
+def test_a_system_that_fails_says_so_in_its_rows_and_does_not_disturb_the_others(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(CATALOG, "broken", Entry("broken", {"process": ""}, unreachable))
+    cases = [case(name, "process", "update-one", "one by one") for name in ("broken", "SQLite")]
+    broken, other = contest(cases, tmp_path, BRIEF, 64, lambda what: None)
+    assert (broken.per_s, broken.verified) == (None, False)
+    assert broken.note == "failed: OperationalError: unable to open database file"
+    assert other.verified is True
 
 
 # --- the evidence ----------------------------------------------------------------------------------------------------
