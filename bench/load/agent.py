@@ -13,6 +13,7 @@ import random
 import sys
 from array import array
 from collections.abc import Callable, Iterator
+from itertools import islice
 from multiprocessing.connection import Connection as Pipe
 from typing import Any, Literal
 
@@ -70,7 +71,11 @@ def _work(orders: Orders, link: Link, pipe: Pipe) -> None:
     ctypes.CDLL(None).prctl(TIMER_SLACK_OPTION, TIMER_SLACK_NS)
     connect, arguments = link
     connection = connect(*arguments)
-    work = WORKLOADS[orders.workload].share(orders.share)
+    workload = WORKLOADS[orders.workload]
+    work = workload.share(orders.share)
+    if workload.reads or orders.loop == "read":
+        for key in islice(_any_key(orders.share), orders.share.tasks):
+            connection.read(key)  # what an agent keeps of it, it has then
     pipe.send(READY)
     try:
         interval: Interval = pipe.recv()
@@ -104,6 +109,6 @@ def _driven(orders: Orders, connection: Connection, work: Any, interval: Interva
 
 def _any_key(share: Share) -> Iterator[str]:
     """All tasks in an order of this agent's, again and again."""
-    keys = [key_of(number) for number in range(len(share.versions) * share.agents)]
+    keys = [key_of(number) for number in range(share.tasks)]
     random.Random(share.number).shuffle(keys)
     return itertools.cycle(keys)

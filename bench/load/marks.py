@@ -32,7 +32,7 @@ def _pipelined(rows: Sequence[Row]) -> Iterator[Mark]:
                 if ours.case.pinned == theirs.case.pinned and ours.per_s and theirs.per_s:
                     how = "one transaction each" if (rival, loop) == ("SQLite", "one by one") else theirs.batch
                     name = f"pipelined, {durability}: to {rival} {theirs.how}, {how}{_place(ours)}"
-                    yield least(name, bound, ours.per_s.median / theirs.per_s.median, "x")
+                    yield least(name, bound, _ratio(ours, theirs), "x")
 
 
 def _one_by_one(rows: Sequence[Row]) -> Iterator[Mark]:
@@ -81,7 +81,7 @@ def _idle(percent: float | None) -> Iterator[Mark]:
 
 
 def _ratio(one: Row, other: Row) -> float | None:
-    return one.per_s.median / other.per_s.median if one.per_s and other.per_s else None
+    return one.per_s.median / other.per_s.median if one.per_s and other.per_s and other.per_s.median else None
 
 
 def _rows(rows: Sequence[Row], peer: str, durability: str, loop: str) -> Iterator[Row]:

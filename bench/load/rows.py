@@ -117,16 +117,16 @@ def row_of(empty: Row, samples: Sequence[Sample]) -> Row:
 
 
 def compared(rows: Sequence[Row], ours: str) -> list[Row]:
-    """Each row beside ours of the same section, question, and promise; where we have none, of the next weaker one."""
+    """Each row beside ours to the same question and with the same promise, where there is one."""
     standing = {_question(row.case): row.per_s.median for row in rows if row.case.peer == ours and row.per_s}
     found = []
     for row in rows:
         per_s = standing.get(_question(row.case))
-        if row.case.peer == ours or row.floor or row.per_s is None or per_s is None or row.case.rate_per_s:
-            found.append(row)
-        else:
-            ratio = round(per_s / row.per_s.median, 3)
-            found.append(msgspec.structs.replace(row, ours_to_it=ratio, lost=ratio < 1))
+        theirs = row.per_s.median if row.per_s else 0.0  # or nothing of it was answered in any interval
+        if per_s is not None and theirs and row.case.peer != ours and not row.floor and not row.case.rate_per_s:
+            ratio = round(per_s / theirs, 3)
+            row = msgspec.structs.replace(row, ours_to_it=ratio, lost=ratio < 1)
+        found.append(row)
     return found
 
 

@@ -29,6 +29,7 @@ class Share(NamedTuple):
     agents: int
     versions: array[int]  # of its own tasks: those numbered number, number + agents, ...
     created: int  # entities that an agent of this number created before
+    tasks: int  # of all agents together
 
 
 class Work:
@@ -126,11 +127,10 @@ class ReadMostly(Updates):
     def __init__(self, share: Share) -> None:
         super().__init__(share)
         self._dice = random.Random(share.number)
-        self._all = len(share.versions) * share.agents
 
     def next(self) -> Request | str:
         if self._dice.random() * 20 < READS_IN_20:
-            return key_of(int(self._dice.random() * self._all))
+            return key_of(int(self._dice.random() * self.share.tasks))
         return super().next()
 
 
@@ -146,6 +146,7 @@ class Workload(NamedTuple):
     characters: int = 120  # of a description
     steps: int = 1  # of one request
     pipelined: bool = True  # whether there is any sense in a window of several requests
+    reads: bool = False
 
     def population(self, tasks: int) -> Iterator[Fields]:
         """The fields of all tasks, each of which is stored at version 1 before."""
@@ -177,7 +178,7 @@ WORKLOADS = {
         Workload("transition-cycle", Transitions, _status_says_version),
         Workload("transaction-4", Transactions, _budget_says_version, steps=TRANSACTION_STEPS),
         Workload("hot-key", HotKey, _ever_higher),
-        Workload("read-mostly", ReadMostly, _budget_says_version, pipelined=False),
+        Workload("read-mostly", ReadMostly, _budget_says_version, pipelined=False, reads=True),
         Workload("large", Updates, _budget_says_version, characters=LARGE_CHARACTERS),
     )
 }
@@ -210,4 +211,7 @@ def status_at(version: int) -> str:
 def shares(versions: array[int], created: Iterable[int], agents: int) -> list[Share]:
     """The whole, cut up for so many agents."""
     before = dict(enumerate(created))
-    return [Share(number, agents, versions[number::agents], before.get(number, 0)) for number in range(agents)]
+    return [
+        Share(number, agents, versions[number::agents], before.get(number, 0), len(versions))
+        for number in range(agents)
+    ]

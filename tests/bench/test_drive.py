@@ -38,7 +38,7 @@ def echoing(tmp_path: Path) -> Iterator[Peer]:
 
 
 def orders(loop: Any, window: int) -> Orders:
-    return Orders(loop, "update-one", Share(0, 1, array("Q", [1] * 600), 0), window, EVERYWHERE, RATE_PER_S)
+    return Orders(loop, "update-one", Share(0, 1, array("Q", [1] * 600), 0, 600), window, EVERYWHERE, RATE_PER_S)
 
 
 def with_a_stall(peer: Peer, given: Orders, wait_until: Callable[..., Any]) -> Report:

@@ -276,6 +276,8 @@ def test_faults_make_a_row_unverified_and_are_told() -> None:
 def test_a_row_is_compared_with_ours_to_the_same_question_only() -> None:
     rows = compared([row(OURS, 10.0), row("Redis", 20.0), row("Redis", 20.0, agents=4), row("Redis", 5.0)], OURS)
     assert [(one.ours_to_it, one.lost) for one in rows] == [(None, False), (0.5, True), (None, False), (2.0, False)]
+    nothing_done = compared([row(OURS, 0.0), row("Redis", 0.0), row("SQLite", 5.0)], OURS)
+    assert [(one.ours_to_it, one.lost) for one in nothing_done] == [(None, False), (None, False), (0.0, True)]
 
 
 def everything_found() -> Results:

@@ -122,6 +122,26 @@ def test_every_workload_adds_up(workload: str, filled: Callable[..., Standing]) 
     run_all_loops(for_each, OURS, "memory", workload)
 
 
+def test_an_agent_reads_what_there_is_also_where_shares_differ(tmp_path: Path) -> None:
+    cases = [
+        Case(
+            section="test",
+            peer="SQLite",
+            durability="process",
+            workload="read-mostly",
+            entities=11,
+            agents=3,
+            loop=loop,
+        )
+        for loop in ("one by one", "read")
+    ]
+    for row in contest(cases, tmp_path, BRIEF, 64, lambda what: None):
+        assert row.note == ""
+        assert row.verified is True
+        assert row.per_s is not None
+        assert row.per_s.min > 0
+
+
 @pytest.mark.long
 @pytest.mark.parametrize("workload", list(WORKLOADS))
 @pytest.mark.parametrize(("name", "durability"), SYSTEMS)
@@ -215,7 +235,7 @@ ONE, TWO = "task-000001", "task-000002"
 )
 def test_what_was_lost_doubled_or_mixed_up_is_found(change: dict[str, Any], fault: str | None) -> None:
     evidence = Evidence(WORKLOADS["update-one"], 4)
-    evidence.note(Share(1, 2, array("Q"), 0), 1, array("Q", [2, 1]))
+    evidence.note(Share(1, 2, array("Q"), 0, 4), 1, array("Q", [2, 1]))
     found = list(evidence.faults(row for row in {**stored(evidence), **change}.values() if row is not None))
     assert [one[: len(fault or "")] for one in found] == ([fault] if fault else [])
 
