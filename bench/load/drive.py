@@ -47,7 +47,7 @@ class Done(msgspec.Struct, frozen=True):
 
     latencies_ns: array[int]  # of requests in the interval: by their ends in a closed loop, by when due in the open one
     ended_ns: array[int]  # when each of these was answered, where that was asked for
-    answered: int  # of them; fewer than latencies only in an open loop
+    answered: int  # in the interval, whenever they were due
     used: Usage  # of this process, in the interval
 
 
@@ -131,9 +131,9 @@ def open_loop(
         count = min(len(waiting), window) if batched else 1
         for _ in _asked(connection, work, count, batched):
             due_ns, now_ns = waiting.popleft(), time.monotonic_ns()
+            answered += interval.start_ns <= now_ns < interval.end_ns
             if due_ns >= interval.start_ns:
                 latencies_ns.append(now_ns - due_ns)
-                answered += now_ns < interval.end_ns
     used = Usage.own().since(before) if before is not None else Usage(0, 0, 0)
     left_ns = [due_ns for due_ns in (*waiting, *_rest(next_ns, moments)) if due_ns >= interval.start_ns]
     latencies_ns.extend(interval.end_ns - due_ns for due_ns in left_ns)

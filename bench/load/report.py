@@ -56,7 +56,7 @@ def _title(row: Row) -> str:
     where = "CPUs pinned" if case.pinned else "any CPU"
     agents = "" if case.section == "agents" else f"{case.agents} agents, "
     entities = "" if case.section == "sizes" else f"{case.entities:,} entities, "
-    return f"{case.workload}, {loop}{window if agents else ''}: {agents}{entities}{where}"
+    return f"{case.workload}, {loop}{window if agents and entities else ''}: {agents}{entities}{where}"
 
 
 def _table(rows: Sequence[Row]) -> str:
