@@ -35,7 +35,9 @@ class RayStore(Store):
 class RayConnection:
     def __init__(self, address: str) -> None:
         self._ray = required("ray")
-        self._ray.init(address=address, **QUIET)
+        self._driver = not self._ray.is_initialized()  # else this is the process that started it all
+        if self._driver:
+            self._ray.init(address=address, **QUIET)
         self._store = self._ray.get_actor(ACTOR)
         self._open: deque[Any] = deque()
 
@@ -60,7 +62,8 @@ class RayConnection:
         return self.read
 
     def close(self) -> None:
-        self._ray.shutdown()
+        if self._driver:
+            self._ray.shutdown()
 
 
 class RayPeer:
