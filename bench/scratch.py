@@ -76,7 +76,10 @@ def _end(number: int, _frame: FrameType | None) -> None:
 
 
 def end_with_the_parent() -> None:
-    """In a child of `multiprocessing`: a server that waits for requests outlives a parent that was killed, for ever."""
+    """In a child of `multiprocessing`: a server that waits for requests outlives a parent that was killed, for ever.
+    Ctrl-C at a terminal is the parent's to answer, which ends this process then.
+    """
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
     parent = multiprocessing.parent_process()
     assert parent is not None
 

@@ -10,6 +10,7 @@ import ctypes
 import itertools
 import os
 import random
+import signal
 import sys
 from array import array
 from collections.abc import Callable, Iterator
@@ -62,11 +63,12 @@ def run(orders: Orders, link: Link, pipe: Pipe) -> None:
     try:
         _work(orders, link, pipe)
     except Exception as error:
-        pipe.send(f"{type(error).__name__}: {error}")
+        _tell(pipe, f"{type(error).__name__}: {error}")
         raise
 
 
 def _work(orders: Orders, link: Link, pipe: Pipe) -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent's to answer: it closes the pipe then
     os.sched_setaffinity(0, orders.cpus)
     ctypes.CDLL(None).prctl(TIMER_SLACK_OPTION, TIMER_SLACK_NS)
     connect, arguments = link
@@ -76,7 +78,7 @@ def _work(orders: Orders, link: Link, pipe: Pipe) -> None:
     if workload.reads or orders.loop == "read":
         for key in islice(_any_key(orders.share), orders.share.tasks):
             connection.read(key)  # what an agent keeps of it, it has then
-    pipe.send(READY)
+    _tell(pipe, READY)
     try:
         interval: Interval = pipe.recv()
     except EOFError:
@@ -86,7 +88,14 @@ def _work(orders: Orders, link: Link, pipe: Pipe) -> None:
     connection.close()
     applied, versions = noted(work)
     histogram = Histogram.of(done.latencies_ns)
-    pipe.send(Report(applied, versions, done.answered, histogram, done.used, resident, done.ended_ns))
+    _tell(pipe, Report(applied, versions, done.answered, histogram, done.used, resident, done.ended_ns))
+
+
+def _tell(pipe: Pipe, words: str | Report) -> None:
+    try:
+        pipe.send(words)
+    except BrokenPipeError:
+        sys.exit(1)  # the parent is gone
 
 
 def _driven(orders: Orders, connection: Connection, work: Any, interval: Interval) -> Done:

@@ -22,7 +22,6 @@ class Evidence:
         self.workload = workload
         self.versions = array(VERSIONS, [1]) * tasks
         self._created: dict[int, int] = {}  # by an agent's number
-        self._next: list[Share] = []
 
     def shares(self, agents: int) -> list[Share]:
         """What each of so many agents begins with."""

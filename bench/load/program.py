@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import signal
 import sys
 import tempfile
 import time
@@ -35,7 +36,8 @@ PLACEMENTS = ("free", "pinned")
 DESCRIPTION = """\
 The engine and its rivals under load: the same requests, the same agents, the same windows, in one run.
 
-Without --workloads: the programme, some twelve minutes. With it: a grid of everything that is named, and nothing else.
+Without --workloads: the programme, some fourteen minutes on two processors. With it: a grid of everything that is
+named, and nothing else.
 docs/benchmarks.md says what is measured, how, and how to read it."""
 
 
@@ -169,8 +171,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if sys.stderr.isatty():
             _warn(f"... {what}")
 
-    with scratch_folder(given.folder) as folder:
-        results = run(plan, folder, say)
+    try:
+        with scratch_folder(given.folder) as folder:
+            results = run(plan, folder, say)
+    except KeyboardInterrupt:
+        return 128 + signal.SIGINT
     print(msgspec.json.encode(results).decode() if given.json else printed(results))
     for path in draw(results, given.plot) if given.plot else ():
         _warn(f"drew {path}")

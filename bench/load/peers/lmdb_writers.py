@@ -94,4 +94,4 @@ def started(setting: Setting) -> Iterator[Peer]:
     yield LmdbPeer(setting.folder, SYNC[setting.durability])
 
 
-ENTRY = Entry(NAME, {"power": "sync", "process": "nosync, writemap"}, started, batch="a transaction")
+ENTRY = Entry(NAME, {"power": "sync", "process": "nosync, writemap"}, started, batch="a transaction a window")

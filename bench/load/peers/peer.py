@@ -63,6 +63,5 @@ class Entry(NamedTuple):
     validated: bool = False  # whether what is stored passed the model's validation where it is stored
     batch: str = ""  # what a window of requests is to it
     floor: bool = False  # it stores nothing: it is what the way there and back costs
-    loops: tuple[str, ...] = ("one by one", "pipelined")
     workloads: tuple[str, ...] = ()  # only these; all of them if none is named
     note: str = ""  # what has to be known to compare it

@@ -174,5 +174,5 @@ def store_started(setting: Setting) -> Iterator[Peer]:
 
 ENTRIES = (
     Entry(NAME_DICT, {"memory": "dict() and Lock()"}, dict_started, batch="none: it cannot"),
-    Entry(NAME_REGISTERED, {"memory": "a class, one call"}, store_started, batch="a call"),
+    Entry(NAME_REGISTERED, {"memory": "a class, one call"}, store_started, batch="a call a window"),
 )

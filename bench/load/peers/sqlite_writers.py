@@ -129,5 +129,5 @@ ENTRY = Entry(
     NAME,
     {level: f"{synchronous}, WAL" for level, synchronous in SYNCHRONOUS.items()},
     started,
-    batch="a transaction",
+    batch="a transaction a window",
 )
