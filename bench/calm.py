@@ -7,8 +7,8 @@ from typing import Any
 
 import msgspec
 
+from solewriter.bench.mark import Mark, least, most
 from solewriter.bench.measure import described, table
-from solewriter.bench.standing import Mark
 
 GOODPUT_LEAST = 0.9  # at ten times the nominal rate, of the highest that was seen
 QUIET_MOST = 1.5  # p99 beside a flood, of p99 alone
@@ -107,25 +107,17 @@ def marks_of(
     heaviest = max(plain, key=lambda row: row.load)
     lags = [*(row.lag_p99_ms for row in loads), *(row.lag_p99_ms for row in quiet), soak.lag_p99_ms]
     return [
-        _least(f"goodput at {heaviest.load:g}x, of the peak", GOODPUT_LEAST, "x", heaviest.applied_per_s / peak),
+        least(f"goodput at {heaviest.load:g}x, of the peak", GOODPUT_LEAST, heaviest.applied_per_s / peak, "x"),
         *[
-            _most(f"p99 of quiet agents beside {row.beside}, of alone", QUIET_MOST, "x", row.p99_to_alone)
+            most(f"p99 of quiet agents beside {row.beside}, of alone", QUIET_MOST, "x", row.p99_to_alone)
             for row in quiet
             if row.p99_to_alone is not None
         ],
-        _least("Jain index of greedy agents, the lowest", JAIN_LEAST, "", min(row.jain for row in greedy)),
-        _most(f"RSS growth of the engine in {soak.seconds:g} s", RSS_GROWTH_MIB_MOST, "MiB", soak.rss_growth_mib),
-        _most("event loop lag, p99, the highest", LAG_MS_MOST, "ms", max(lags)),
-        _most(f"p99 from {BACK_S:g} s after a surge on, of before", BACK_MOST, "x", surge.later_to_before),
+        least("Jain index of greedy agents, the lowest", JAIN_LEAST, min(row.jain for row in greedy)),
+        most(f"RSS growth of the engine in {soak.seconds:g} s", RSS_GROWTH_MIB_MOST, "MiB", soak.rss_growth_mib),
+        most("event loop lag, p99, the highest", LAG_MS_MOST, "ms", max(lags)),
+        most(f"p99 from {BACK_S:g} s after a surge on, of before", BACK_MOST, "x", surge.later_to_before),
     ]
-
-
-def _most(mark: str, bound: float, unit: str, measured: float) -> Mark:
-    return Mark(mark, f"<= {bound:g} {unit}".strip(), round(measured, 3), measured <= bound)
-
-
-def _least(mark: str, bound: float, unit: str, measured: float) -> Mark:
-    return Mark(mark, f">= {bound:g} {unit}".strip(), round(measured, 3), measured >= bound)
 
 
 # --- text ------------------------------------------------------------------------------------------------------------

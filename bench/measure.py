@@ -9,6 +9,10 @@ from __future__ import annotations
 import datetime
 import os
 import platform
+import resource
+import shutil
+import sqlite3
+import subprocess
 import time
 from array import array
 from collections.abc import Iterable, Mapping, Sequence
@@ -46,16 +50,63 @@ def sleep_until(moment_ns: int) -> None:
     time.sleep(max(0, moment_ns - time.monotonic_ns()) / NS_PER_S)
 
 
+class Usage(msgspec.Struct, frozen=True):
+    """What a process has used so far, all of its threads."""
+
+    cpu_ns: int
+    switches: int  # of context, voluntary or not
+    written_bytes: int | None  # given to file systems on a disk; None where the kernel does not count them
+
+    @classmethod
+    def own(cls) -> Usage:
+        """Of the calling process, exactly."""
+        used = resource.getrusage(resource.RUSAGE_SELF)
+        return cls(time.process_time_ns(), used.ru_nvcsw + used.ru_nivcsw, written_bytes(os.getpid()))
+
+    @classmethod
+    def of(cls, pid: int) -> Usage:
+        """Of another one, and of children of its that were waited for; processor time in steps of a clock tick."""
+        used = psutil.Process(pid).cpu_times()
+        spent_s = used.user + used.system + used.children_user + used.children_system
+        return cls(int(spent_s * NS_PER_S), _switches(pid), written_bytes(pid))
+
+    def since(self, before: Usage) -> Usage:
+        none = self.written_bytes is None or before.written_bytes is None
+        written = None if none else (self.written_bytes or 0) - (before.written_bytes or 0)
+        return Usage(self.cpu_ns - before.cpu_ns, self.switches - before.switches, written)
+
+
+def _switches(pid: int) -> int:
+    """Of all threads that live: the kernel keeps them for each."""
+    total = 0
+    for task in Path(f"/proc/{pid}/task").iterdir():
+        try:
+            lines = (task / "status").read_text().splitlines()
+        except OSError:
+            continue  # a thread that just ended
+        total += sum(int(line.split()[1]) for line in lines if "ctxt_switches" in line)
+    return total
+
+
+def written_bytes(pid: int) -> int | None:
+    """Bytes that a process and its children that were waited for gave to file systems on a disk."""
+    try:
+        lines = Path(f"/proc/{pid}/io").read_text().splitlines()
+    except OSError:
+        return None
+    return next((int(line.split()[1]) for line in lines if line.startswith("write_bytes:")), None)
+
+
 class Meter:
-    """Counts what one process gets done, and keeps each latency and the CPU time of the interval."""
+    """Counts what one process gets done, and keeps each latency and what the process used in the interval."""
 
     def __init__(self, interval: Interval) -> None:
         self.end_ns = interval.end_ns
         self.latencies_ns = array("Q")
         self.total = 0  # warm-up and aftermath included: what the final state is compared with
         self._start_ns = interval.start_ns
-        self._cpu_start_ns: int | None = None
-        self._cpu_end_ns: int | None = None
+        self._before: Usage | None = None
+        self._after: Usage | None = None
 
     def done(self, begun_ns: int) -> bool:
         """One more, begun then and done now; whether the interval still lasts."""
@@ -63,22 +114,26 @@ class Meter:
         self.total += 1
         if now_ns < self._start_ns:
             return True
-        if self._cpu_start_ns is None:
-            self._cpu_start_ns = time.process_time_ns()
+        if self._before is None:
+            self._before = Usage.own()
         if now_ns < self.end_ns:
             self.latencies_ns.append(now_ns - begun_ns)
             return True
-        if self._cpu_end_ns is None:
-            self._cpu_end_ns = time.process_time_ns()
+        if self._after is None:
+            self._after = Usage.own()
         return False
 
     @property
     def cpu_ns(self) -> int:
         """CPU time of this process in the interval."""
-        if self._cpu_start_ns is None:
-            return 0
-        end_ns = time.process_time_ns() if self._cpu_end_ns is None else self._cpu_end_ns
-        return end_ns - self._cpu_start_ns
+        return self.used.cpu_ns
+
+    @property
+    def used(self) -> Usage:
+        """What this process used in the interval."""
+        if self._before is None:
+            return Usage(0, 0, 0)
+        return (self._after or Usage.own()).since(self._before)
 
 
 class Latency(msgspec.Struct, frozen=True):
@@ -145,6 +200,17 @@ def cpu_s(pid: int) -> float:
     return float(used.user + used.system)
 
 
+def running_ns(pid: int) -> int | None:
+    """The same of the threads that live, in nanoseconds; None where the kernel does not tell."""
+    total = 0
+    for task in Path(f"/proc/{pid}/task").iterdir():
+        try:
+            total += int((task / "schedstat").read_text().split()[0])
+        except FileNotFoundError:
+            return None
+    return total
+
+
 # --- the machine and the table ----------------------------------------------------------------------------------------
 
 
@@ -160,6 +226,20 @@ def machine(folder: Path) -> dict[str, str | int]:
         "journal_on": _file_system(folder),
         "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
     }
+
+
+def versions(names: Iterable[str]) -> dict[str, str]:
+    """The versions of rivals' distributions, of SQLite and of the Redis server, or that they are not here."""
+    found = {"sqlite": sqlite3.sqlite_version, "redis-server": "not here"}
+    for name in names:
+        try:
+            found[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            found[name] = "not here"
+    if program := shutil.which("redis-server"):
+        said = subprocess.run([program, "--version"], capture_output=True, text=True, check=False).stdout
+        found["redis-server"] = next((word[2:] for word in said.split() if word.startswith("v=")), "of some version")
+    return found
 
 
 def _cpu_model() -> str:

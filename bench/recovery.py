@@ -36,7 +36,7 @@ from typing import NamedTuple, TypeVar
 import msgspec
 
 from solewriter import Client, Create, Engine, Limits, Task, Unavailable, Update, connect
-from solewriter.bench.measure import described, machine, table
+from solewriter.bench.measure import described, machine, table, written_bytes
 from solewriter.bench.scratch import scratch_folder, tidy_when_told_to_end
 from solewriter.bench.workload import WINDOW, sample_task
 from solewriter.engine_proc.process import Durability
@@ -248,11 +248,9 @@ def _await_trims(state: Path, journal: Journal) -> None:
 
 
 def _written(pid: int) -> int:
-    """Bytes that a process and its children that were waited for gave to file systems on a disk."""
-    for line in Path(f"/proc/{pid}/io").read_text().splitlines():
-        if line.startswith("write_bytes:"):
-            return int(line.split()[1])
-    raise AssertionError("the kernel does not count what a process writes")
+    found = written_bytes(pid)
+    assert found is not None, "the kernel does not count what a process writes"
+    return found
 
 
 # --- the program ------------------------------------------------------------------------------------------------------

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import multiprocessing
-import os
-import threading
 from collections.abc import Sequence
 from contextlib import ExitStack
 from multiprocessing.managers import SyncManager
@@ -12,6 +10,7 @@ from typing import Any
 
 from solewriter.bench.passes import GET_COLD, Contestant, Pass
 from solewriter.bench.population import Population
+from solewriter.bench.scratch import end_with_the_parent
 
 WHO = "Manager().dict()"
 FILL_BATCH = 10_000
@@ -24,7 +23,7 @@ def contestants(population: Population, ending: ExitStack) -> list[Contestant]:
 def filled(population: Population, ending: ExitStack) -> Any:
     """A dict in a new server, which ends with this process. Spawned: this process has threads by now."""
     server = SyncManager(ctx=multiprocessing.get_context("spawn"))
-    server.start(_end_with_the_parent)
+    server.start(end_with_the_parent)
     ending.enter_context(server)
     shared = server.dict()
     with population.client.reader.snapshot() as snapshot:
@@ -32,18 +31,6 @@ def filled(population: Population, ending: ExitStack) -> Any:
             ids = population.ids[start : start + FILL_BATCH]
             shared.update({id: snapshot[population.model, id] for id in ids})
     return shared
-
-
-def _end_with_the_parent() -> None:
-    """The library's server outlives a parent that was killed, for ever."""
-    parent = multiprocessing.parent_process()
-    assert parent is not None
-
-    def wait() -> None:
-        parent.join()
-        os._exit(0)
-
-    threading.Thread(target=wait, daemon=True).start()
 
 
 def gets(shared: Any) -> Pass:

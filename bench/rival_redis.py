@@ -5,9 +5,6 @@ The server is started for the measurement: no TCP port, nothing is ever saved, a
 
 from __future__ import annotations
 
-import os
-import shutil
-import time
 from collections import deque
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
@@ -18,9 +15,9 @@ from typing import Any
 import msgspec
 
 from solewriter import Entity
-from solewriter.bench.passes import GET_COLD, GET_RAW, Contestant, NotHere, Pass, required
+from solewriter.bench.passes import GET_COLD, GET_RAW, Contestant, NotHere, Pass
 from solewriter.bench.population import Population, fields_of, stored
-from solewriter.bench.scratch import beside
+from solewriter.bench.redis_server import redis_server
 
 WHO = "Redis"
 PIPELINED = 100  # gets in one pipeline
@@ -30,9 +27,6 @@ ROWS = (
     (GET_COLD, "hgetall, msgpack, model_validate"),
     (GET_COLD, f"the same, pipelines of {PIPELINED}"),
 )
-SOCKET = "redis.sock"
-START_TIMEOUT_S = 5.0
-POLL_S = 0.01
 FILL_BATCH = 1_000
 
 
@@ -48,38 +42,11 @@ def contestants(
 
 
 def _passes(folder: Path, population: Population, ending: ExitStack, memory_bytes: dict[str, int]) -> list[Pass]:
-    client, model = served(folder, ending), population.model
+    client, model = redis_server(folder, ending), population.model
     before = _used_bytes(client)
     _fill(client, population)
     memory_bytes[WHO] = _used_bytes(client) - before
     return [raw_gets(client), raw_pipelines(client), decoded_gets(client, model), decoded_pipelines(client, model)]
-
-
-def served(folder: Path, ending: ExitStack) -> Any:
-    """A client of a new server. Raises NotHere."""
-    module, program = required("redis"), shutil.which("redis-server")
-    if program is None:
-        raise NotHere("no redis-server on PATH")
-    folder.mkdir()
-    options = {"port": "0", "dir": str(folder), "unixsocket": SOCKET, "unixsocketperm": "700", "save": ""}
-    ending.enter_context(beside([program, *(word for name, value in options.items() for word in (f"--{name}", value))]))
-    within = os.open(folder, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
-    ending.callback(os.close, within)
-    client = module.Redis(unix_socket_path=f"/proc/self/fd/{within}/{SOCKET}")  # an address holds 107 bytes, not a path
-    ending.callback(client.close)
-    deadline = time.monotonic() + START_TIMEOUT_S
-    while not _answers(module, client):
-        if time.monotonic() > deadline:
-            raise NotHere(f"{program} did not answer in {START_TIMEOUT_S} s")
-        time.sleep(POLL_S)
-    return client
-
-
-def _answers(module: Any, client: Any) -> bool:
-    try:
-        return bool(client.ping())
-    except module.exceptions.ConnectionError:
-        return False
 
 
 def _used_bytes(client: Any) -> int:

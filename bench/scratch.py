@@ -6,10 +6,12 @@ can catch. The orderly end is the same: the pipe is closed, and the shell is wai
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 import signal
 import subprocess
 import tempfile
+import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -71,6 +73,21 @@ def _end(number: int, _frame: FrameType | None) -> None:
     for other in SIGNALS:
         signal.signal(other, signal.SIG_IGN)  # one is enough: the second must not interrupt the tidying
     raise SystemExit(128 + number)
+
+
+def end_with_the_parent() -> None:
+    """In a child of `multiprocessing`: a server that waits for requests outlives a parent that was killed, for ever.
+    Ctrl-C at a terminal is the parent's to answer, which ends this process then.
+    """
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+
+    def wait() -> None:
+        parent.join()
+        os._exit(0)
+
+    threading.Thread(target=wait, daemon=True).start()
 
 
 def taken_bytes(*paths: Path) -> int:

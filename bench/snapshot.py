@@ -49,17 +49,13 @@ from __future__ import annotations
 
 import argparse
 import os
-import shutil
-import sqlite3
-import subprocess
 import sys
 import time
-from importlib import metadata
 from pathlib import Path
 
 import msgspec
 
-from solewriter.bench.measure import free, machine, pin, pinned
+from solewriter.bench.measure import free, machine, pin, pinned, versions
 from solewriter.bench.phases import CHECKED, Plan, Say, Setting, of_runs, of_tasks
 from solewriter.bench.scratch import scratch_folder, tidy_when_told_to_end
 from solewriter.bench.standing import Results, marks_of, printed
@@ -76,26 +72,13 @@ def run(plan: Plan, folder: Path, say: Say) -> Results:
     pin(os.getpid(), setting.pinned.agent(0))
     rows = [*of_tasks(setting), *of_runs(setting)]
     return Results(
-        machine={**facts, **versions()},
+        machine={**facts, **versions(VERSIONED)},
         plan=msgspec.to_builtins(plan),
         rows=rows,
         marks=marks_of(rows),
         agree=all(row.agrees is not False for row in rows),
         elapsed_s=round(time.monotonic() - begun, 1),
     )
-
-
-def versions() -> dict[str, str]:
-    found = {"sqlite": sqlite3.sqlite_version, "redis-server": "not here"}
-    for name in VERSIONED:
-        try:
-            found[name] = metadata.version(name)
-        except metadata.PackageNotFoundError:
-            found[name] = "not here"
-    if program := shutil.which("redis-server"):
-        said = subprocess.run([program, "--version"], capture_output=True, text=True, check=False).stdout
-        found["redis-server"] = next((word[2:] for word in said.split() if word.startswith("v=")), "of some version")
-    return found
 
 
 def options() -> argparse.ArgumentParser:

@@ -7,6 +7,7 @@ from typing import Any
 
 import msgspec
 
+from solewriter.bench.mark import Mark, least, most
 from solewriter.bench.measure import US_PER_S, described, table
 from solewriter.bench.passes import (
     ATTACH,
@@ -46,15 +47,6 @@ class Row(msgspec.Struct, frozen=True, kw_only=True):
     lost: bool = False  # whether the rival is the better one
     agrees: bool | None = None  # whether it returned the same as ours; None where nothing is to be compared
     note: str = ""
-
-
-class Mark(msgspec.Struct, frozen=True):
-    """What was aimed at, and what this run measured. `reached` is None where a part of it could not be measured."""
-
-    mark: str
-    wanted: str
-    measured: float | None
-    reached: bool | None
 
 
 class Results(msgspec.Struct, frozen=True):
@@ -119,14 +111,14 @@ def marks_of(rows: Sequence[Row]) -> list[Mark]:
     smallest, *_, largest = sorted(costs, key=lambda over: int(over.split()[0].replace(",", "")))
     asked_us = max(_ours(rows, name, "cpu") for name in (COUNT_MANY, COUNT_FEW, SCAN_COLD, SCAN_WARM))
     return [
-        _most(f"publish cost, {largest} to {smallest}", 1.3, "x", costs[largest] / costs[smallest]),
-        _most("pin + unpin", 5.0, "us", _ours(rows, PIN, "cpu")),
-        _most("get, typed, cold, to LMDB with our decoder", 1.0, "x", _to_lmdb(rows)),
-        _least("get, typed, warm, per second of the reader's CPU", 1_000_000, US_PER_S / _ours(rows, GET_WARM, "cpu")),
-        _most(f"the slowest scan or count by 2 conditions, {largest}", 5.0, "ms", asked_us / 1_000),
-        _most("submit until visible in a waiting reader, p99", 1.0, "ms", _ours(rows, VISIBLE, "p99") / 1_000),
-        _most("attach", 5.0, "ms", _ours(rows, ATTACH, "cpu") / 1_000),
-        _most("shared memory to live record bytes, after updates", 2.2, "x", _ours(rows, UPDATED)),
+        most(f"publish cost, {largest} to {smallest}", 1.3, "x", costs[largest] / costs[smallest]),
+        most("pin + unpin", 5.0, "us", _ours(rows, PIN, "cpu")),
+        most("get, typed, cold, to LMDB with our decoder", 1.0, "x", _to_lmdb(rows)),
+        least("get, typed, warm, per second of the reader's CPU", 1_000_000, US_PER_S / _ours(rows, GET_WARM, "cpu")),
+        most(f"the slowest scan or count by 2 conditions, {largest}", 5.0, "ms", asked_us / 1_000),
+        most("submit until visible in a waiting reader, p99", 1.0, "ms", _ours(rows, VISIBLE, "p99") / 1_000),
+        most("attach", 5.0, "ms", _ours(rows, ATTACH, "cpu") / 1_000),
+        most("shared memory to live record bytes, after updates", 2.2, "x", _ours(rows, UPDATED)),
     ]
 
 
@@ -137,16 +129,6 @@ def _ours(rows: Sequence[Row], measure: str, figure: str = "median") -> float:
 
 def _to_lmdb(rows: Sequence[Row]) -> float | None:
     return next(row.ours_to_rival for row in rows if row.measure == GET_COLD and row.who == "LMDB")
-
-
-def _most(mark: str, bound: float, unit: str, measured: float | None) -> Mark:
-    shown = None if measured is None else round(measured, 3)
-    return Mark(mark, f"<= {bound:g} {unit}", shown, None if measured is None else measured <= bound)
-
-
-def _least(mark: str, bound: float, measured: float | None) -> Mark:
-    shown = None if measured is None else round(measured)
-    return Mark(mark, f">= {bound:,.0f}", shown, None if measured is None else measured >= bound)
 
 
 # --- text ------------------------------------------------------------------------------------------------------------

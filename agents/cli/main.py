@@ -176,6 +176,16 @@ def repair(
     typer.echo(f"revision {cut.revision} is the newest now ({cut.path.name}:{cut.offset}); as it was: {kept}")
 
 
+@app.command(
+    add_help_option=False,  # its options are the program's own, and so is what it says of them
+    context_settings={"allow_extra_args": True, "ignore_unknown_options": True},
+)
+def bench(context: typer.Context) -> None:
+    """Measure the engine and its rivals under load, on this machine. `--quick` takes less than a minute."""
+    # In place of this process: what the benchmark forks its agents from would import this program again for each.
+    os.execv(sys.executable, [sys.executable, "-P", "-m", "solewriter.bench.load", *context.args])
+
+
 def end_on_sigterm(status: int) -> None:
     """Unwind the stack, so that engine and agents are ended in order; a second signal does not disturb that."""
 

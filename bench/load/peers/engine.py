@@ -1,0 +1,124 @@
+"""Our engine, by what everybody may call: `submit` and `submit_many`, whose replies tell versions as a rival's do."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from itertools import chain, islice
+from pathlib import Path
+
+import uvloop
+
+from solewriter import Client, Create, Engine, Task, Transition, Update, aio, connect, open_reader
+from solewriter.agents.aio import AioClient
+from solewriter.bench.load.agent import Link
+from solewriter.bench.load.peers.peer import Entry, Peer, Setting
+from solewriter.bench.load.requests import Answer, Fields, Request, Step, Stored, in_batches
+from solewriter.bench.population import LOAD_BATCH
+from solewriter.shared.mutations import Mutation
+
+NAME = "solewriter"
+LOAD_CHARACTERS = 400_000  # of descriptions in one request: a frame holds a mebibyte
+
+
+class EngineConnection:
+    def __init__(self, state: str, number: int) -> None:
+        self._state, self._number = state, number
+        self._client: Client = connect(state, name=f"bench-{number}")
+        self._loop: asyncio.Runner | None = None
+
+    def one(self, request: Request) -> Answer:
+        reply = self._client.submit(*map(_mutation, request)).check()
+        return [result.version for result in reply.results]
+
+    def many(self, requests: Iterable[Request], window: int) -> Iterator[Answer]:
+        source = iter(requests)
+        for first in source:
+            if len(first) > 1:
+                return in_batches(chain([first], source), window, self._overlapping)
+            return self._pipelined(chain([first], source), window)
+        return iter(())
+
+    def _pipelined(self, requests: Iterable[Request], window: int) -> Iterator[Answer]:
+        mutations = (_mutation(step) for (step,) in requests)
+        for reply in self._client.submit_many(mutations, window=window):
+            yield (reply.check().results[0].version,)
+
+    def _overlapping(self, requests: list[Request]) -> list[Answer]:
+        """`submit_many` takes one mutation for each request. Several requests of several are calls that overlap."""
+        if self._loop is None:
+            self._loop = asyncio.Runner(loop_factory=uvloop.new_event_loop)
+            self._aio = self._loop.run(_connected(self._state, self._number))
+        return self._loop.run(_submitted(self._aio, requests))
+
+    def read(self, key: str) -> object:
+        return self._client.get(Task, key)
+
+    def renewed(self) -> Callable[[str], object]:
+        get = self._client.reader.snapshot().get
+        return lambda key: get(Task, key)
+
+    def close(self) -> None:
+        self._client.close()
+        if self._loop is not None:
+            self._loop.run(self._aio.close())
+            self._loop.close()
+
+
+async def _connected(state: str, number: int) -> AioClient:
+    return await aio.connect(state, name=f"bench-{number}-overlapping")
+
+
+async def _submitted(client: AioClient, requests: list[Request]) -> list[Answer]:
+    replies = await asyncio.gather(*[client.submit(*map(_mutation, request)) for request in requests])
+    return [[result.version for result in reply.check().results] for reply in replies]
+
+
+def _mutation(step: Step) -> Mutation:
+    operation, key, expect, fields = step
+    if operation == "update":
+        return Update(Task.ref(key), fields, expect)
+    if operation == "transition":
+        rest = dict(fields)
+        return Transition(Task.ref(key), rest.pop("status"), rest, expect)
+    return Create(Task.model_validate(fields))
+
+
+class EnginePeer:
+    def __init__(self, engine: Engine) -> None:
+        self.engine = engine
+
+    @property
+    def pids(self) -> list[int]:
+        return [self.engine.pid]
+
+    def load(self, tasks: Iterable[Fields]) -> None:
+        source = map(Task.model_validate, tasks)
+        with connect(self.engine.state, name="bench") as client:
+            for first in source:
+                count = min(LOAD_BATCH, LOAD_CHARACTERS // len(first.description))
+                client.submit(*map(Create, chain([first], islice(source, count - 1)))).check()
+
+    def link(self, number: int) -> Link:
+        return EngineConnection, (str(self.engine.state), number)
+
+    def stored(self) -> Iterator[Stored]:
+        with open_reader(self.engine.state) as reader, reader.snapshot() as snapshot:
+            for task in snapshot.entities("Task"):
+                yield task["id"], task["version"], task
+
+
+@contextmanager
+def started(setting: Setting) -> Iterator[Peer]:
+    with Engine(Path(setting.folder), durability=setting.durability) as engine:
+        yield EnginePeer(engine)
+
+
+ENTRY = Entry(
+    NAME,
+    {"power": "fdatasync each turn", "process": "write each turn", "memory": "no journal"},
+    started,
+    validated=True,
+    batch="frames of 32",
+)

@@ -1,0 +1,194 @@
+"""The program: options, the plan that they make, the run, and what it leaves behind."""
+
+from __future__ import annotations
+
+import argparse
+import signal
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from solewriter.bench.load.alone import across_kill, idle_percent, journaled_bytes, validate_us
+from solewriter.bench.load.marks import marks_of
+from solewriter.bench.load.peers.catalog import CATALOG, OURS
+from solewriter.bench.load.plan import LEVELS, LOOPS, SECTIONS, TASKS, Plan, contests
+from solewriter.bench.load.plot import draw
+from solewriter.bench.load.report import printed
+from solewriter.bench.load.rows import Results, Row, Spread, compared
+from solewriter.bench.load.run import Say, Timing, contest
+from solewriter.bench.load.work import WORKLOADS
+from solewriter.bench.measure import machine, versions
+from solewriter.bench.passes import NotHere, required
+from solewriter.bench.scratch import scratch_folder, tidy_when_told_to_end
+from solewriter.bench.workload import WINDOW
+
+VERSIONED = ("numpy", "lmdb", "redis", "hiredis", "ray", "matplotlib")  # besides those of every benchmark
+EXTRA = ("lmdb", "redis", "matplotlib")  # what `pip install 'solewriter[bench]'` brings
+WARMUP_SHARE, WARMUP_MAX_S = 0.4, 0.5  # of the seconds of a run: everybody stays filled between two of them
+QUICK_PEERS = (OURS, "do-it-yourself", "SQLite", "Redis", "LMDB", "Manager class", "pipe echo")
+AGENTS_MAX = 64
+PLACEMENTS = ("free", "pinned")
+DESCRIPTION = """\
+The engine and its rivals under load: the same requests, the same agents, the same windows, in one run.
+
+Without --workloads: the programme, some fourteen minutes on two processors. With it: a grid of everything that is
+named, and nothing else.
+docs/benchmarks.md says what is measured, how, and how to read it."""
+
+
+def run(plan: Plan, folder: Path, say: Say) -> Results:
+    begun = time.monotonic()
+    entry_bytes = journaled_bytes(folder / "probe")
+    timing = Timing(plan.runs, plan.warmup_s, plan.seconds)
+    rows: list[Row] = []
+    validated = []
+    for number, cases in enumerate(contests(plan)):
+        own = folder / f"contest-{number}"
+        own.mkdir()
+        validated.append(validate_us())
+        rows += contest(cases, own, timing, entry_bytes, say)
+    timeline = idle = None
+    if "kill" in plan.sections and OURS in plan.peers:
+        say("an engine that is killed")
+        timeline = across_kill(folder / "killed", TASKS, plan.alone_s)
+    if "idle" in plan.sections and OURS in plan.peers:
+        say("an engine that is idle")
+        idle = idle_percent(folder / "idle", plan.alone_s)
+    rows, validate = compared(rows, OURS), Spread.of(validated)
+    return Results(
+        machine={**machine(folder), **versions(VERSIONED)},
+        plan=msgspec.to_builtins(plan),
+        model_validate_us=validate,
+        entry_bytes=entry_bytes,
+        idle_cpu_percent=idle,
+        rows=rows,
+        timeline=timeline,
+        marks=marks_of(rows, validate, idle),
+        verified=all(row.verified is not False for row in rows) and (timeline is None or timeline.verified),
+        elapsed_s=round(time.monotonic() - begun, 1),
+    )
+
+
+# --- options ----------------------------------------------------------------------------------------------------------
+
+
+def options() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="solewriter bench", description=DESCRIPTION, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    add = parser.add_argument
+    add("--quick", action="store_true", help="a short look: few rivals, few runs, under a minute")
+    add("--json", action="store_true", help="print one JSON object instead of tables")
+    add("--plot", type=Path, metavar="DIR", help="draw pictures there, as SVG and PNG")
+    lists: dict[str, tuple[Callable[[str], Any], str]] = {
+        "--sections": (_of(SECTIONS), f"of the programme: {', '.join(SECTIONS)}"),
+        "--peers": (_of(CATALOG), f"whom to ask: {', '.join(CATALOG)}"),
+        "--durability": (_of(LEVELS), f"which promises: {', '.join(LEVELS)}"),
+        "--workloads": (_of(WORKLOADS), f"a grid of them: {', '.join(WORKLOADS)}"),
+        "--loops": (_of(LOOPS), f"of a grid: {', '.join(LOOPS)}"),
+        "--agents": (_numbers, f"numbers of agent processes, 1 to {AGENTS_MAX}"),
+        "--sizes": (_numbers, "numbers of entities"),
+        "--windows": (_numbers, "of a grid: requests on their way, of one agent"),
+        "--rates": (_numbers, "offered requests a second: an open loop"),
+        "--placement": (_of(PLACEMENTS), "where processes may run; both, if both are named"),
+    }
+    for name, (kind, words) in lists.items():
+        add(name, type=kind, metavar="A,B,...", help=words)
+    add("--runs", type=int, help="of each case, in turn with the others")
+    add("--seconds", type=float, help="of each run, without its warm-up")
+    add("--folder", type=Path, default=Path(tempfile.gettempdir()), help="where everything is put, and removed again")
+    return parser
+
+
+def _of(known: Any) -> Callable[[str], tuple[str, ...]]:
+    def parsed(text: str) -> tuple[str, ...]:
+        found = tuple(part.strip() for part in text.split(","))
+        for part in found:
+            if part not in known:
+                raise argparse.ArgumentTypeError(f"{part!r}: each is one of {', '.join(known)}")
+        return found
+
+    return parsed
+
+
+def _numbers(text: str) -> tuple[int, ...]:
+    found = tuple(sorted({int(part.replace("_", "")) for part in text.split(",")}))
+    if found[0] < 1:
+        raise argparse.ArgumentTypeError("each is 1 or more")
+    return found
+
+
+def planned(parser: argparse.ArgumentParser, given: argparse.Namespace) -> Plan:
+    quick = given.quick
+    seconds = (0.3 if quick else 0.8) if given.seconds is None else given.seconds
+    runs = (2 if quick else 5) if given.runs is None else given.runs
+    grid = given.workloads or ()
+    if not grid and (given.loops or given.windows):
+        parser.error("--loops and --windows are of a grid: name its --workloads, too")
+    agents = given.agents or (() if grid else (1, 2) if quick else (1, 2, 8, 64))
+    sizes = given.sizes or (() if grid else (1_000, TASKS) if quick else (1_000, TASKS, 100_000, 1_000_000))
+    rates = given.rates or (() if grid else (2_000, 20_000) if quick else (1_000, 5_000, 20_000, 50_000, 100_000))
+    plan = Plan(
+        runs=runs,
+        warmup_s=min(WARMUP_MAX_S, seconds * WARMUP_SHARE),
+        seconds=seconds,
+        peers=given.peers or (QUICK_PEERS if quick and not grid else tuple(CATALOG)),
+        durabilities=given.durability or (("process", "memory") if quick else LEVELS),
+        pinned=tuple(name == "pinned" for name in given.placement or PLACEMENTS[:1]),
+        agents=agents,
+        sizes=sizes,
+        rates_per_s=rates,
+        sections=given.sections or (() if grid else ("peers", "open", "kill", "idle") if quick else SECTIONS),
+        workloads=grid,
+        windows=given.windows or (WINDOW,),
+        loops=given.loops or LOOPS,
+        alone_s=2.0 if quick else 4.0,
+    )
+    if plan.runs < 1 or plan.seconds <= 0 or max(agents or (1,)) > AGENTS_MAX:
+        parser.error(f"there must be a run, some time for it, and no more than {AGENTS_MAX} agents")
+    if min(sizes or (TASKS,)) < max(agents or (1,)):
+        parser.error("each agent needs an entity of its own")
+    return plan
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    parser = options()
+    given = parser.parse_args(arguments)
+    plan = planned(parser, given)
+    tidy_when_told_to_end()
+    missing = [name for name in EXTRA if not _is_here(name)]
+    if missing:
+        _warn(f"not installed: {', '.join(missing)}. To have them: pip install 'solewriter[bench]'")
+    if given.plot and "matplotlib" in missing:
+        return 2  # now, not after a run
+
+    def say(what: str) -> None:
+        if sys.stderr.isatty():
+            _warn(f"... {what}")
+
+    try:
+        with scratch_folder(given.folder) as folder:
+            results = run(plan, folder, say)
+    except KeyboardInterrupt:
+        return 128 + signal.SIGINT
+    print(msgspec.json.encode(results).decode() if given.json else printed(results))
+    for path in draw(results, given.plot) if given.plot else ():
+        _warn(f"drew {path}")
+    return 0 if results.verified else 1
+
+
+def _is_here(name: str) -> bool:
+    try:
+        required(name)
+    except NotHere:
+        return False
+    return True
+
+
+def _warn(text: str) -> None:
+    print(text, file=sys.stderr)

@@ -1,0 +1,246 @@
+"""One contest: systems that hold the same tasks, asked the same things in turn, round after round.
+
+All systems of a contest are started and filled before the first round, and stay until the last; one that is not asked
+does nothing. In every round each case is run once, and each round begins with another case, so that whatever else the
+machine does meanwhile meets all alike. After every run the whole state is compared with what the agents know.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack
+from itertools import islice
+from pathlib import Path
+from typing import Any, NamedTuple, TypeVar
+
+import msgspec
+import psutil
+
+from solewriter.bench.load.agent import Orders, Report
+from solewriter.bench.load.crew import Failed, crew
+from solewriter.bench.load.evidence import Evidence
+from solewriter.bench.load.histogram import NOTHING, merged
+from solewriter.bench.load.peers.catalog import CATALOG
+from solewriter.bench.load.peers.peer import Peer, SelfDriven, Setting
+from solewriter.bench.load.rows import Case, Row, Sample, row_of
+from solewriter.bench.load.work import WORKLOADS
+from solewriter.bench.measure import NS_PER_S, NS_PER_US, Interval, Usage, pin, sleep_until
+from solewriter.bench.passes import NotHere
+from solewriter.shared.config import MIB
+
+T = TypeVar("T")
+FAULTS_MAX = 3  # told of one run
+LOOKED_THROUGH_MAX = 200_000  # entities that are all looked at after every run; of more, after the last one
+FREE = "free"
+PROMISES = {"power": "power cut", "process": "process death", "memory": "nothing"}  # what an acked request survives
+
+Say = Callable[[str], None]
+
+
+class Timing(NamedTuple):
+    """For how long, and how often."""
+
+    runs: int
+    warmup_s: float
+    seconds: float
+
+
+class Standing(NamedTuple):
+    """A system that is there and filled, and what agents know of it."""
+
+    peer: Peer
+    evidence: Evidence
+
+
+# --- where processes run ----------------------------------------------------------------------------------------------
+
+
+class Places(NamedTuple):
+    """CPUs of the server, and of each agent by its number."""
+
+    server: tuple[int, ...]
+    agents: list[tuple[int, ...]]
+    text: str
+
+
+def places(case: Case, *, served: bool) -> Places:
+    """Free: any CPU for everybody. Pinned: the server alone on the first CPU, agents in turn on the others; where
+    nobody serves, agents in turn on all of them.
+    """
+    everywhere = tuple(sorted(os.sched_getaffinity(0)))
+    count = case.agents + case.writers
+    if not case.pinned:
+        return Places(everywhere, [everywhere] * count, FREE)
+    others = everywhere[1:] if served and len(everywhere) > 1 else everywhere
+    agents = f"agents {','.join(map(str, others))}"
+    text = f"server {everywhere[0]}, {agents}" if served else agents
+    return Places(everywhere[:1], [(others[number % len(others)],) for number in range(count)], text)
+
+
+# --- one run ----------------------------------------------------------------------------------------------------------
+
+
+def measured(case: Case, standing: Standing, timing: Timing) -> Sample:
+    """One run of one case. Raises Failed."""
+    peer = standing.peer
+    if isinstance(peer, SelfDriven):
+        driven = peer.drive(case.agents, case.window, timing.seconds)
+        return Sample(per_s=driven.per_s, histogram=NOTHING, p50_us=driven.p50_us, faults=driven.faults)
+    where = places(case, served=bool(peer.pids))
+    for pid in peer.pids:
+        pin(pid, where.server)
+    count = case.agents + case.writers
+    shares = standing.evidence.shares(count)
+    loops = [case.loop] * case.agents + ["pipelined"] * case.writers
+    orders = [
+        Orders(loops[number], case.workload, shares[number], case.window, where.agents[number], case.rate_per_s)
+        for number in range(count)
+    ]
+    with crew(orders, [peer.link(number) for number in range(count)]) as group:
+        interval = Interval.soon(timing.warmup_s, timing.seconds)
+        group.go(interval)
+        used, resident = server_usage(peer.pids, interval)
+        reports = group.reports(interval)
+    for share, report in zip(shares, reports, strict=True):
+        standing.evidence.note(share, report.applied, report.versions)
+    return sample_of(reports[: case.agents], interval, used, resident, bool(peer.pids))
+
+
+def server_usage(pids: Sequence[int], interval: Interval) -> tuple[Usage, int]:
+    """What the server used in the interval, scaled by what was really seen of it: this process may wake up late. And
+    its memory at the end.
+    """
+    sleep_until(interval.start_ns)
+    before, begun_ns = [Usage.of(pid) for pid in pids], time.monotonic_ns()
+    sleep_until(interval.end_ns)
+    after, ended_ns = [Usage.of(pid) for pid in pids], time.monotonic_ns()
+    share = (interval.end_ns - interval.start_ns) / (ended_ns - begun_ns)
+    used = [later.since(earlier) for earlier, later in zip(before, after, strict=True)]
+    written = [one.written_bytes for one in used if one.written_bytes is not None]
+    total = Usage(
+        int(sum(one.cpu_ns for one in used) * share),
+        int(sum(one.switches for one in used) * share),
+        int(sum(written) * share) if len(written) == len(used) else None,
+    )
+    return total, sum(psutil.Process(pid).memory_info().rss for pid in pids)
+
+
+def sample_of(reports: Sequence[Report], interval: Interval, used: Usage, resident: int, served: bool) -> Sample:
+    answered = sum(report.answered for report in reports)
+    cpu_ns = sum(report.used.cpu_ns for report in reports)
+    written = [used.written_bytes, *(report.used.written_bytes for report in reports)]
+    each = max(1, answered)
+    histogram = merged(report.histogram for report in reports)
+    found = histogram.latency()
+    return Sample(
+        per_s=answered / interval.seconds,
+        histogram=histogram,
+        p50_us=found.p50_us if found else None,
+        server_cpu_us=used.cpu_ns / NS_PER_US / each if served else None,
+        client_cpu_us=cpu_ns / NS_PER_US / each,
+        server_switches=used.switches / each if served else None,
+        client_switches=sum(report.used.switches for report in reports) / each,
+        written_bytes=None if None in written else sum(one or 0 for one in written) / each,
+        server_mib=resident / MIB if served else None,
+        client_mib=sum(report.resident_bytes for report in reports) / MIB / len(reports),
+        per_client_cpu_s=answered / (cpu_ns / NS_PER_S) if cpu_ns else 0.0,
+    )
+
+
+# --- a contest --------------------------------------------------------------------------------------------------------
+
+
+def interleaved(cases: Sequence[T], runs: int) -> Iterator[tuple[int, T]]:
+    """Each of them in every round, and each round begins with another one. With the number of the round."""
+    for number in range(runs):
+        for place in range(len(cases)):
+            yield number, cases[(place + number) % len(cases)]
+
+
+def contest(cases: Sequence[Case], folder: Path, timing: Timing, entry_bytes: int, say: Say) -> list[Row]:
+    """The rows of these cases, all of one workload, in their order."""
+    with ExitStack() as ending:
+        standing, absent = _started(cases, folder, entry_bytes, ending, say)
+        here = [case for case in cases if _whose(case) in standing]
+        samples: dict[Case, list[Sample]] = {case: [] for case in here}
+        failed: dict[Any, str] = {}  # systems of which nobody can say any more what they must hold
+        for number, case in interleaved(here, timing.runs):
+            if _whose(case) in failed:
+                continue
+            say(f"round {number + 1} of {timing.runs}: {said(case)}")
+            one = standing[_whose(case)]
+            try:
+                sample = measured(case, one, timing)
+            except (Failed, psutil.NoSuchProcess) as error:
+                failed[_whose(case)] = f"failed: {error}"
+                continue
+            last = number + 1 == timing.runs
+            if last or case.entities <= LOOKED_THROUGH_MAX:
+                sample = _verified(sample, one, case)
+            samples[case].append(sample)
+        rows = []
+        for case in cases:
+            whose = _whose(case)
+            note = failed.get(whose) or absent.get(whose, "")
+            empty = empty_row(case, note, standing.get(whose))
+            if whose in failed:
+                rows.append(msgspec.structs.replace(empty, verified=False))
+            else:
+                rows.append(row_of(empty, samples.get(case, [])))
+        return rows
+
+
+def _verified(sample: Sample, one: Standing, case: Case) -> Sample:
+    if CATALOG[case.peer].floor or isinstance(one.peer, SelfDriven):
+        return sample
+    return msgspec.structs.replace(sample, faults=list(islice(one.evidence.faults(one.peer.stored()), FAULTS_MAX)))
+
+
+def _whose(case: Case) -> tuple[str, str, int]:
+    return case.peer, case.durability, case.entities
+
+
+def _started(
+    cases: Sequence[Case], folder: Path, entry_bytes: int, ending: ExitStack, say: Say
+) -> tuple[dict[Any, Standing], dict[Any, str]]:
+    """The systems of these cases, filled; and of those that cannot be had, why."""
+    standing: dict[Any, Standing] = {}
+    absent: dict[Any, str] = {}
+    agents_max = max(case.agents + case.writers for case in cases)
+    for case in cases:
+        whose = _whose(case)
+        if whose in standing or whose in absent:
+            continue
+        say(f"starting {case.peer}, {case.durability}: {case.entities:,} entities for {case.workload}")
+        own = folder / f"{len(standing) + len(absent)}-{case.peer}-{case.durability}".replace(" ", "-")
+        setting = Setting(own, case.durability, agents_max, entry_bytes)
+        try:
+            peer = ending.enter_context(CATALOG[case.peer].start(setting))
+        except NotHere as why:
+            absent[whose] = f"not here: {why}"
+            continue
+        workload = WORKLOADS[case.workload]
+        peer.load(workload.population(case.entities))
+        standing[whose] = Standing(peer, Evidence(workload, case.entities))
+    return standing, absent
+
+
+def empty_row(case: Case, note: str, standing: Standing | None) -> Row:
+    entry = CATALOG[case.peer]
+    return Row(
+        case=case,
+        how=entry.how[case.durability],
+        promise="-" if entry.floor else PROMISES[case.durability],
+        validated=entry.validated,
+        floor=entry.floor,
+        batch=entry.batch if case.loop == "pipelined" else "",
+        placement=places(case, served=standing is not None and bool(standing.peer.pids)).text,
+        note=note or entry.note,
+    )
+
+
+def said(case: Case) -> str:
+    rate = f", {case.rate_per_s:,.0f}/s offered" if case.rate_per_s else ""
+    return f"{case.peer}, {case.durability}, {case.workload}, {case.loop}, {case.agents} agents{rate}"

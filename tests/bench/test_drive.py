@@ -1,0 +1,151 @@
+"""How agents ask: the open loop counts from the moment when a request was due, and windows are kept and never exceeded.
+
+The stalled server is a real one, stopped by a signal and continued.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from array import array
+from collections.abc import Callable, Iterator
+from itertools import chain
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+
+from solewriter.bench.load.agent import Orders, Report
+from solewriter.bench.load.crew import Failed, crew
+from solewriter.bench.load.drive import Schedule
+from solewriter.bench.load.peers import echo, sqlite_writers
+from solewriter.bench.load.peers.peer import Peer, Setting
+from solewriter.bench.load.requests import Request, Step, in_batches, sliding
+from solewriter.bench.load.work import Share
+from solewriter.bench.measure import NS_PER_S, Interval
+
+EVERYWHERE = tuple(os.sched_getaffinity(0))
+RATE_PER_S, SECONDS = 400.0, 1.5
+STALL_AT_S, STALL_S = 0.4, 0.6
+NS_PER_MS = 1_000_000
+
+
+@pytest.fixture
+def echoing(tmp_path: Path) -> Iterator[Peer]:
+    with echo.pipe_started(Setting(tmp_path / "echo", "memory", 1, 0)) as peer:
+        yield peer
+
+
+def orders(loop: Any, window: int) -> Orders:
+    return Orders(loop, "update-one", Share(0, 1, array("Q", [1] * 600), 0, 600), window, EVERYWHERE, RATE_PER_S)
+
+
+def with_a_stall(peer: Peer, given: Orders, wait_until: Callable[..., Any]) -> Report:
+    """What an agent reports whose server was stopped for a while in the middle."""
+    (server,) = peer.pids
+    with crew([given], [peer.link(0)]) as group:
+        interval = Interval.soon(0.1, SECONDS)
+        group.go(interval)
+        for seconds, number in ((STALL_AT_S, signal.SIGSTOP), (STALL_AT_S + STALL_S, signal.SIGCONT)):
+            moment_ns = interval.start_ns + int(seconds * NS_PER_S)
+            wait_until(lambda moment_ns=moment_ns: time.monotonic_ns() >= moment_ns, 5, "the moment")
+            os.kill(server, number)
+        (report,) = group.reports(interval)
+    return report
+
+
+def test_a_stall_delays_every_request_that_was_due_in_it(echoing: Peer, wait_until: Callable[..., Any]) -> None:
+    report = with_a_stall(echoing, orders("open", 64), wait_until)
+    due = round(RATE_PER_S * SECONDS)
+    assert due - 1 <= report.histogram.count <= due + 1, "each request that was due is counted, whatever became of it"
+    long = report.histogram.above(int(STALL_S * 1_000 / 3) * NS_PER_MS)
+    assert long > RATE_PER_S * STALL_S / 3, "those due in the first two thirds of the stall waited for a third of it"
+    assert report.histogram.max_ns > STALL_S * 0.9 * NS_PER_S
+
+
+def test_a_closed_loop_hides_all_of_a_stall_but_one_request(echoing: Peer, wait_until: Callable[..., Any]) -> None:
+    report = with_a_stall(echoing, orders("one by one", 1), wait_until)
+    assert report.histogram.above(int(STALL_S * 1_000 / 3) * NS_PER_MS) == 1
+
+
+def test_what_was_due_and_not_answered_counts_with_the_time_that_it_waited(
+    echoing: Peer, wait_until: Callable[..., Any]
+) -> None:
+    """The server stops for good in the middle: only the requests that were on their way hold up the end."""
+    (server,) = echoing.pids
+    with crew([orders("open", 8)], [echoing.link(0)]) as group:
+        interval = Interval.soon(0.1, 1.0)
+        group.go(interval)
+        half_ns = interval.start_ns + NS_PER_S // 2
+        wait_until(lambda: time.monotonic_ns() >= half_ns, 5, "the moment")
+        os.kill(server, signal.SIGSTOP)
+        wait_until(lambda: time.monotonic_ns() >= interval.end_ns, 5, "the end")
+        os.kill(server, signal.SIGCONT)
+        (report,) = group.reports(interval)
+    assert abs(report.histogram.count - RATE_PER_S) <= 1
+    assert report.answered < RATE_PER_S * 0.75
+    assert report.histogram.above(250 * NS_PER_MS) > RATE_PER_S * 0.15
+
+
+def test_an_overloaded_system_is_credited_with_what_it_answers_whenever_that_was_due(echoing: Peer) -> None:
+    """Far more is offered than a pipe can carry: what waits since the warm-up is answered first, and counts."""
+    flood = msgspec.structs.replace(orders("open", 1), rate_per_s=2_000_000.0)
+    with crew([flood], [echoing.link(0)]) as group:
+        interval = Interval.soon(0.2, 0.4)
+        group.go(interval)
+        (report,) = group.reports(interval)
+    assert report.answered > 0
+    due = round(flood.rate_per_s * interval.seconds)
+    assert abs(report.histogram.count - due) <= 1, "none of those that were due is left out"
+    assert report.histogram.above(100 * NS_PER_MS) > due / 2
+
+
+def test_agents_are_due_one_after_the_other_at_the_rate_of_all_together() -> None:
+    interval = Interval(0, NS_PER_S)
+    moments = [list(Schedule(100.0, number, 4).due(interval, 0)) for number in range(4)]
+    assert [len(one) for one in moments] == [25] * 4
+    assert sorted(chain(*moments)) == [number * NS_PER_S // 100 for number in range(100)]
+
+
+def test_what_an_agent_fails_of_is_said(tmp_path: Path) -> None:
+    peer = sqlite_writers.SqlitePeer(tmp_path / "no folder" / "file", "NORMAL")
+    with pytest.raises(Failed, match="unable to open database file"), crew([orders("one by one", 1)], [peer.link(0)]):
+        pass
+
+
+# --- windows ---------------------------------------------------------------------------------------------------------
+
+
+def asked(count: int) -> list[Request]:
+    return [(Step("update", str(number), number, {}),) for number in range(count)]
+
+
+@pytest.mark.parametrize(("window", "frame"), [(1, 32), (4, 32), (7, 2), (256, 32)])
+def test_a_sliding_window_is_kept_and_never_exceeded(window: int, frame: int) -> None:
+    sent: list[int] = []
+    most = 0
+
+    def send(requests: list[Request]) -> None:
+        nonlocal most
+        sent.extend(step.expect or 0 for (step,) in requests)
+        most = max(most, len(sent))
+
+    def receive() -> list[list[int]]:
+        return [[sent.pop(0)] for _ in range(min(3, len(sent)))]
+
+    assert list(sliding(asked(500), window, frame, send, receive)) == [[number] for number in range(500)]
+    assert most <= window
+    assert most > window // 2
+
+
+def test_batches_are_windows_and_the_last_one_is_the_rest() -> None:
+    sizes: list[int] = []
+
+    def exchange(requests: list[Request]) -> list[list[int]]:
+        sizes.append(len(requests))
+        return [[step.expect or 0 for step in request] for request in requests]
+
+    assert list(in_batches(asked(10), 4, exchange)) == [[number] for number in range(10)]
+    assert sizes == [4, 4, 2]

@@ -1,0 +1,386 @@
+"""The harness as a whole: what is asked of whom in which order, what is said of who is not here, and what comes out."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, get_type_hints
+
+import msgspec
+import pytest
+
+from solewriter.bench.load.histogram import Histogram
+from solewriter.bench.load.marks import marks_of
+from solewriter.bench.load.page import filled
+from solewriter.bench.load.peers.catalog import CATALOG, OURS
+from solewriter.bench.load.plan import PIPELINED, Plan, contests, window_for
+from solewriter.bench.load.plot import draw
+from solewriter.bench.load.program import main, options, planned
+from solewriter.bench.load.report import printed
+from solewriter.bench.load.rows import Case, Results, Row, Sample, Spread, Timeline, compared, row_of
+from solewriter.bench.load.run import interleaved, places
+
+ROOT = Path(__file__).resolve().parents[2]
+SMALL = ("--sizes", "600", "--runs", "2", "--seconds", "0.2")
+
+
+def load(folder: Path, *arguments: str, **surroundings: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-P", "-m", "solewriter.bench.load", "--folder", str(folder), *arguments],
+        capture_output=True,
+        text=True,
+        timeout=110,
+        env={**os.environ, "PYTHONWARNINGS": "error", **surroundings},
+        check=False,
+    )
+
+
+# --- a run -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def results(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    folder = tmp_path_factory.mktemp("load")
+    peers = "solewriter,SQLite,Manager dict,pipe echo"
+    asked = ("--peers", peers, "--durability", "process,memory")
+    ended = load(folder, "--workloads", "update-one", *asked, "--json", *SMALL)
+    assert ended.returncode == 0, ended.stderr
+    assert list(folder.iterdir()) == [], "a run leaves nothing behind"
+    found: dict[str, Any] = json.loads(ended.stdout)
+    return found
+
+
+def test_every_row_got_something_done_and_lost_nothing(results: dict[str, Any]) -> None:
+    asked = [(row["case"]["peer"], row["case"]["durability"], row["case"]["loop"]) for row in results["rows"]]
+    assert asked == [
+        (peer, durability, loop)
+        for peer, durability in (
+            ("solewriter", "process"), ("solewriter", "memory"), ("SQLite", "process"), ("Manager dict", "memory"),
+            ("pipe echo", "memory"),
+        )
+        for loop in ("one by one", "pipelined")
+    ]  # fmt: skip
+    for row in results["rows"]:
+        assert row["per_s"]["max"] > 0, row
+        assert row["verified"] is (None if row["floor"] else True), row
+        assert row["latency"]["p50_us"] <= row["latency"]["p99_us"] <= row["latency"]["max_us"]
+        assert row["p50_us"]["min"] <= row["p50_us"]["median"] <= row["p50_us"]["max"]
+        assert (row["server_cpu_us"] is None) == (row["case"]["peer"] == "SQLite"), "who serves is said apart"
+        assert row["client_cpu_us"]["min"] > 0
+    assert results["verified"] is True
+
+
+def test_rows_that_we_lose_are_said_to_be_lost(results: dict[str, Any]) -> None:
+    ours = {
+        (row["case"]["durability"], row["case"]["loop"]): row["per_s"]["median"]
+        for row in results["rows"]
+        if row["case"]["peer"] == OURS
+    }
+    rivals = [row for row in results["rows"] if row["case"]["peer"] in ("SQLite", "Manager dict")]
+    assert len(rivals) == 4
+    for row in rivals:
+        ratio = ours[row["case"]["durability"], row["case"]["loop"]] / row["per_s"]["median"]
+        assert row["ours_to_it"] == pytest.approx(ratio, abs=0.001)
+        assert row["lost"] == (ratio < 1)
+
+
+def test_the_json_has_the_fields_that_the_page_explains(results: dict[str, Any]) -> None:
+    page = (ROOT / "docs" / "benchmarks.md").read_text()
+    table = page[page.index("## The JSON") :]
+    explained = set(re.findall(r"^\| `(\w+)`", table, re.MULTILINE))
+    assert set(results) | set(results["rows"][0]) | set(results["rows"][0]["case"]) == explained
+    for struct in (Results, Row, Case):
+        assert set(get_type_hints(struct)) <= explained
+
+
+def test_the_figures_come_with_what_they_depend_on(results: dict[str, Any]) -> None:
+    assert {"cpu", "cpus", "kernel", "python", "pydantic", "sqlite", "redis-server", "lmdb", "journal_on"} <= set(
+        results["machine"]
+    )
+    assert results["plan"]["runs"] == 2
+    assert results["model_validate_us"]["median"] > 0
+    assert 64 < results["entry_bytes"] < 1_024
+
+
+# --- who is not here -------------------------------------------------------------------------------------------------
+
+
+def test_a_rival_that_is_not_here_says_so_in_its_rows(tmp_path: Path) -> None:
+    modules, programs, folder = tmp_path / "modules", tmp_path / "programs", tmp_path / "run"
+    for one in (modules, programs, folder):
+        one.mkdir()
+    for name in ("lmdb", "redis", "ray"):
+        (modules / f"{name}.py").write_text("raise ImportError('there is none')")
+    absent = ["Redis", "redis-benchmark", "LMDB", "Ray actor"]
+    ended = load(
+        folder, "--workloads", "update-one", "--peers", ",".join(["pipe echo", *absent]), "--loops", "pipelined",
+        "--durability", "process,memory", "--json", *SMALL, PYTHONPATH=str(modules), PATH=str(programs),
+    )  # fmt: skip
+    assert ended.returncode == 0, ended.stderr
+    rows = json.loads(ended.stdout)["rows"]
+    assert [row["case"]["peer"] for row in rows] == ["pipe echo", *absent]
+    for row in rows:
+        assert (row["per_s"] is None) == row["note"].startswith("not here: ") == (row["case"]["peer"] in absent), row
+    assert "not here: there is none" in printed(msgspec.convert(json.loads(ended.stdout), Results))
+
+
+def test_a_run_without_the_extra_says_how_to_get_it(tmp_path: Path) -> None:
+    modules = tmp_path / "modules"
+    modules.mkdir()
+    (modules / "matplotlib.py").write_text("raise ImportError('there is none')")
+    ended = load(tmp_path, "--plot", str(tmp_path), PYTHONPATH=str(modules))
+    assert ended.returncode == 2, "before anything is measured that could not be drawn"
+    assert "not installed: " in ended.stderr
+    assert "pip install 'solewriter[bench]'" in ended.stderr
+
+
+# --- order, plans, places --------------------------------------------------------------------------------------------
+
+
+def test_all_are_asked_once_and_then_all_again_each_round_beginning_with_another() -> None:
+    assert [(number, case) for number, case in interleaved("abc", 2)] == [
+        (0, "a"), (0, "b"), (0, "c"), (1, "b"), (1, "c"), (1, "a"),
+    ]  # fmt: skip
+
+
+def plan_of(*arguments: str) -> Plan:
+    parser = options()
+    return planned(parser, parser.parse_args(arguments))
+
+
+def test_the_programme_asks_for_everything_that_is_promised() -> None:
+    groups = list(contests(plan_of()))
+    cases = [case for group in groups for case in group]
+    for group in groups:
+        assert len({(case.section, case.workload) for case in group}) == 1, "who is compared is asked in turn"
+    assert {case.workload for case in cases} == {
+        "update-one", "create", "transition-cycle", "transaction-4", "hot-key", "read-mostly", "large",
+    }  # fmt: skip
+    assert {case.peer for case in cases if case.section == "peers"} == set(CATALOG)
+    assert {case.agents for case in cases if case.section == "agents"} >= {1, 2, 64}
+    assert {case.entities for case in cases if case.section == "sizes"} >= {1_000, 100_000, 1_000_000}
+    assert {case.loop for case in cases} == {"one by one", "pipelined", "open", "read"}
+    assert {case.durability for case in cases if case.peer == OURS} == {"power", "process", "memory"}
+    assert plan_of().runs >= 5
+    for case in cases:
+        assert case.durability in CATALOG[case.peer].how
+
+
+def test_a_grid_is_everything_with_everything_and_rates_make_it_open() -> None:
+    named = ("--workloads", "update-one,create", "--peers", "solewriter", "--durability", "process", "--agents", "1,2")
+    closed = [case for group in contests(plan_of(*named, "--placement", "free,pinned")) for case in group]
+    assert len(closed) == 2 * 2 * 2 * 2
+    assert {case.loop for case in closed} == {"one by one", "pipelined"}
+    assert {case.loop for group in contests(plan_of(*named, "--rates", "100")) for case in group} == {"open"}
+
+
+def test_no_task_is_asked_for_twice_at_once() -> None:
+    assert window_for("update-one", 10_000, 2, 256) == 256
+    assert window_for("update-one", 10_000, 64, 256) == 78
+    assert window_for("transaction-4", 1_000, 2, 256) == 62
+    assert window_for("hot-key", 10, 64, 256) == 256
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("--workloads", "nonsense"), ("--peers", "nobody"), ("--agents", "0"), ("--agents", "65"), ("--runs", "0"),
+        ("--seconds", "-1"), ("--loops", "pipelined"), ("--sizes", "1", "--agents", "2"),
+    ],
+)  # fmt: skip
+def test_a_plan_that_measures_nothing_is_refused(arguments: tuple[str, ...]) -> None:
+    with pytest.raises(SystemExit) as refused:
+        main(arguments)
+    assert refused.value.code == 2
+
+
+def test_pinned_agents_leave_the_server_alone_where_there_is_one() -> None:
+    cpus = sorted(os.sched_getaffinity(0))
+    case = Case(section="", peer=OURS, durability="process", entities=1, agents=3, loop=PIPELINED, pinned=True)
+    served, unserved = places(case, served=True), places(case, served=False)
+    assert served.server == (cpus[0],)
+    assert len(served.agents) == len(unserved.agents) == 3
+    if len(cpus) > 1:
+        assert all(cpus[0] not in one for one in served.agents)
+        assert {one for (one,) in unserved.agents} == set(cpus[:3])
+
+
+# --- rows, marks, pictures -------------------------------------------------------------------------------------------
+
+
+def row(peer: str, per_s: float, **given: Any) -> Row:
+    how = {name: given.pop(name) for name in ("server_cpu_us", "p50_us", "per_client_cpu_s") if name in given}
+    given = {"section": "peers", "durability": "process", "entities": 10_000, "agents": 2, "loop": "pipelined", **given}
+    empty = Row(
+        case=Case(peer=peer, **given), how="so", promise="", validated=False, floor=CATALOG[peer].floor, batch="",
+        placement="free",
+    )  # fmt: skip
+    latencies = Histogram.of([1_000_000, 2_000_000, 9_000_000])
+    sample = Sample(per_s=per_s, histogram=latencies, **{"p50_us": 100.0, **how})
+    return row_of(empty, [sample])
+
+
+def everything() -> list[Row]:
+    return [
+        row(OURS, 130_000.0, server_cpu_us=9.0),
+        row(OURS, 30_000.0, loop="one by one", p50_us=20.0),
+        row(OURS, 70_000.0, durability="power"),
+        row(OURS, 1_000.0, loop="one by one", durability="power", p50_us=300.0),
+        row("do-it-yourself", 70_000.0),
+        row("SQLite", 40_000.0, loop="one by one"),
+        row("SQLite", 140_000.0),
+        row("Redis", 100_000.0),
+        row("Redis", 100_000.0, loop="one by one", p50_us=19.0),
+        row("Redis", 40_000.0, durability="power"),
+        row("pipe echo", 90_000.0, loop="one by one", durability="memory", p50_us=15.0),
+        row("pipe echo", 1_500.0, loop="one by one", durability="power", p50_us=200.0),
+        *[row(OURS, per_s, section="agents", agents=agents) for agents, per_s in ((2, 100.0), (64, 81.0))],
+        *[
+            row(OURS, per_s, section="sizes", entities=size, server_cpu_us=9.0)
+            for size, per_s in ((1_000, 100.0), (1_000_000, 74.0))
+        ],
+        *[
+            row(OURS, 1.0, section="reads", loop="read", writers=writers, agents=1, per_client_cpu_s=per_s)
+            for writers, per_s in ((0, 100.0), (1, 79.0))
+        ],
+    ]
+
+
+def test_marks_are_judged_by_the_figures_and_only_where_there_are_some() -> None:
+    found = {mark.mark: mark.reached for mark in marks_of(everything(), Spread(4.0, 4.0, 4.0), 0.2)}
+    assert list(found.values()) == [
+        True, True, False, False, True,  # pipelined
+        True, False, False,  # one by one
+        True, False, True, False, False,  # the others
+    ]  # fmt: skip
+    assert marks_of([], None, None) == []
+    assert len(marks_of(everything(), None, None)) == len(found) - 2
+
+
+def test_faults_make_a_row_unverified_and_are_told() -> None:
+    empty = row(OURS, 1.0)
+    samples = [Sample(per_s=1.0, histogram=Histogram.of([1]), faults=faults) for faults in ([], ["task-1 is lost"])]
+    assert empty.verified is True
+    bad = row_of(empty, samples)
+    assert (bad.verified, bad.note) == (False, "task-1 is lost")
+    assert bad.per_s == Spread(1.0, 1.0, 1.0)
+
+
+def test_a_row_is_compared_with_ours_to_the_same_question_only() -> None:
+    rows = compared([row(OURS, 10.0), row("Redis", 20.0), row("Redis", 20.0, agents=4), row("Redis", 5.0)], OURS)
+    assert [(one.ours_to_it, one.lost) for one in rows] == [(None, False), (0.5, True), (None, False), (2.0, False)]
+    nothing_done = compared([row(OURS, 0.0), row("Redis", 0.0), row("SQLite", 5.0)], OURS)
+    assert [(one.ours_to_it, one.lost) for one in nothing_done] == [(None, False), (None, False), (0.0, True)]
+
+
+def everything_found() -> Results:
+    rows = everything() + [row(OURS, rate, section="open", loop="open", rate_per_s=rate) for rate in (100.0, 1_000.0)]
+    line = Timeline(
+        step_ms=20, acked=[5, 5, 0, 0, 5], killed_ms=40.0, first_ack_ms=41.5, engine_restarts=1, verified=True
+    )
+    return Results(
+        machine={"cpu": "some", "cpus": 2, "python": "3", "date": "2000-01-01"}, plan={}, model_validate_us=None,
+        entry_bytes=100, idle_cpu_percent=0.05, rows=rows, timeline=line, marks=marks_of(rows, None, 0.05),
+        verified=True, elapsed_s=1.0,
+    )  # fmt: skip
+
+
+def test_the_text_shows_every_row_and_every_mark() -> None:
+    found = everything_found()
+    text = printed(found)
+    assert text.count("reached\n") + text.count("MISSED\n") == len(found.marks)
+    for one in found.rows:
+        assert one.case.peer in text
+    assert "killed by SIGKILL" in text
+
+
+def test_pictures_are_drawn_as_svg_and_png(tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib")
+    written = draw(everything_found(), tmp_path / "pictures")
+    names = ("throughput-by-agents", "latency-by-load", "cost-by-size", "across-a-kill")
+    assert [path.name for path in written] == [f"{name}.{kind}" for name in names for kind in ("svg", "png")]
+    for path in written:
+        assert path.read_bytes()[:5] in (b"<?xml", b"\x89PNG\r")
+    again = draw(everything_found(), tmp_path / "again")
+    assert [path.read_bytes() for path in again] == [path.read_bytes() for path in written]
+
+
+def test_the_page_is_filled_with_the_figures_of_a_run_and_filled_again_it_is_the_same() -> None:
+    page, found = (ROOT / "docs" / "benchmarks.md").read_text(), everything_found()
+    once = filled(page, found, ["latency-by-load"])
+    assert filled(once, found, ["latency-by-load"]) == once
+    assert once.count("![") == 1
+    for mark in found.marks:
+        assert f"| {mark.mark} |" in once
+    assert once[once.index("## What is asked") :] == page[page.index("## What is asked") :]
+    assert once[: once.index("<!-- figures")] == page[: page.index("<!-- figures")]
+
+
+# --- the programme and the command -----------------------------------------------------------------------------------
+
+
+@pytest.mark.heavy
+def test_a_short_look_measures_everything_that_it_says(tmp_path: Path) -> None:
+    ended = load(tmp_path, "--quick", "--json")
+    assert ended.returncode == 0, ended.stderr
+    found = json.loads(ended.stdout)
+    assert {row["case"]["section"] for row in found["rows"]} == {"peers", "open"}
+    assert found["timeline"]["engine_restarts"] == 1
+    assert found["timeline"]["verified"] is True
+    assert sum(found["timeline"]["acked"]) > 0
+    assert 0 <= found["idle_cpu_percent"] < 100
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
+@pytest.mark.heavy
+def test_a_run_that_is_ended_takes_everything_with_it(
+    tmp_path: Path, number: signal.Signals, wait_until: Callable[..., Any]
+) -> None:
+    mark = f"LOAD_OF={tmp_path}"
+    command = [sys.executable, "-P", "-m", "solewriter.bench.load", "--folder", str(tmp_path)]
+    with subprocess.Popen(
+        [*command, "--workloads", "update-one", "--seconds", "5"],
+        stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env={**os.environ, "LOAD_OF": str(tmp_path)},
+    ) as running:  # fmt: skip
+        wait_until(lambda: list(tmp_path.glob("*/contest-0/*queue-echo*")), 60, "every system to be started")
+        assert len(marked(mark)) > 5, "servers, and where agents are forked from"
+        running.send_signal(number)
+    wait_until(lambda: not list(tmp_path.iterdir()), 30, "a folder that is empty again")
+    wait_until(lambda: not marked(mark), 30, "no process that it left")
+
+
+def marked(mark: str) -> list[int]:
+    """Processes that have this in their environment, which those that are forked keep."""
+    found = []
+    for surroundings in Path("/proc").glob("[0-9]*/environ"):
+        try:
+            if mark.encode() in surroundings.read_bytes().split(b"\0"):
+                found.append(int(surroundings.parent.name))
+        except OSError:
+            pass  # it ended meanwhile
+    return found
+
+
+def test_the_command_is_the_program(tmp_path: Path) -> None:
+    command = str(Path(sys.executable).with_name("solewriter"))
+    said = subprocess.run([command, "bench", "--help"], capture_output=True, text=True, timeout=60, check=True).stdout
+    assert "usage: solewriter bench" in said
+    assert "--quick" in said
+    wrong = subprocess.run([command, "bench", "--runs", "0"], capture_output=True, text=True, timeout=60, check=False)
+    assert wrong.returncode == 2
+    assert "there must be a run" in wrong.stderr
+
+
+def test_the_do_it_yourself_is_about_sixty_lines() -> None:
+    spec = importlib.util.find_spec("solewriter.bench.load.peers.diy")
+    assert spec is not None
+    assert spec.origin is not None
+    code = [line for line in Path(spec.origin).read_text().splitlines() if line.strip()]
+    assert len(code) <= 70

@@ -1,0 +1,257 @@
+"""Every system that is put under load does what it is asked, and what it holds in the end is compared with what its
+agents were told. One step that nobody knows of is noticed, whoever took it.
+"""
+
+from __future__ import annotations
+
+from array import array
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+
+from solewriter import Task
+from solewriter.bench.load.evidence import Evidence
+from solewriter.bench.load.peers import sqlite_writers
+from solewriter.bench.load.peers.catalog import CATALOG, OURS
+from solewriter.bench.load.peers.peer import Entry, Peer, SelfDriven, Setting
+from solewriter.bench.load.requests import Connection, Step
+from solewriter.bench.load.rows import Case
+from solewriter.bench.load.run import Standing, Timing, contest, measured
+from solewriter.bench.load.work import WORKLOADS, Share, key_of, status_at
+from solewriter.bench.passes import NotHere
+
+TASKS = 120
+WEAKEST = {"memory": 0, "process": 1, "power": 2}
+SYSTEMS = [
+    (name, level)
+    for name, entry in CATALOG.items()
+    if not entry.floor and name != "redis-benchmark"
+    for level in entry.how
+]
+BRIEF = Timing(runs=1, warmup_s=0.02, seconds=0.15)
+
+
+def weakest(systems: list[tuple[str, Any]]) -> list[tuple[str, Any]]:
+    """One of each: the promise that costs least."""
+    found: dict[str, Any] = {}
+    for name, level in systems:
+        if name not in found or WEAKEST[level] < WEAKEST[found[name]]:
+            found[name] = level
+    return list(found.items())
+
+
+@pytest.fixture
+def filled(tmp_path: Path) -> Iterator[Callable[..., Standing]]:
+    """`filled(name, durability, workload)`: a system with TASKS tasks; skipped where it is not here."""
+    endings: list[Any] = []
+
+    def start(name: str, durability: Any, workload: str) -> Standing:
+        try:
+            ending = CATALOG[name].start(Setting(tmp_path / "system", durability, 2, 64))
+            peer = ending.__enter__()
+        except NotHere as why:
+            pytest.skip(f"not here: {why}")
+        endings.append(ending)
+        peer.load(WORKLOADS[workload].population(TASKS))
+        return Standing(peer, Evidence(WORKLOADS[workload], TASKS))
+
+    yield start
+    for ending in endings:
+        ending.__exit__(None, None, None)
+
+
+def connected(peer: Peer, number: int = 0) -> Connection:
+    connect, arguments = peer.link(number)
+    return connect(*arguments)
+
+
+def case(name: str, durability: Any, workload: str, loop: Any) -> Case:
+    return Case(
+        section="test", peer=name, durability=durability, workload=workload, entities=TASKS, agents=2, loop=loop,
+        window=1 if loop == "one by one" else 6,
+    )  # fmt: skip
+
+
+def loops_of(workload: str) -> tuple[Any, ...]:
+    return ("one by one", "pipelined") if WORKLOADS[workload].pipelined else ("one by one",)
+
+
+def run_all_loops(standing: Standing, name: str, durability: Any, workload: str) -> None:
+    for loop in loops_of(workload):
+        measured(case(name, durability, workload, loop), standing, BRIEF)
+        assert list(standing.evidence.faults(standing.peer.stored())) == []
+    assert workload == "read-mostly" or done(standing) > 0  # one by one asks once at least, however busy the machine is
+
+
+def done(standing: Standing) -> int:
+    """Steps that agents were told of: each made a version, or an entity."""
+    created = sum(share.created for share in standing.evidence.shares(2))
+    return sum(standing.evidence.versions) - TASKS + created
+
+
+@pytest.mark.parametrize(("name", "durability"), weakest(SYSTEMS))
+def test_a_system_holds_what_its_agents_were_told_and_nothing_else(
+    name: str, durability: Any, filled: Callable[..., Standing]
+) -> None:
+    standing = filled(name, durability, "transaction-4")
+    run_all_loops(standing, name, durability, "transaction-4")
+    connection = connected(standing.peer)
+    assert list(connection.one((Step("update", key_of(0), None, {"budget_limit": 0.5}),))) == [
+        standing.evidence.versions[0] + 1
+    ]
+    connection.close()
+    (fault,) = standing.evidence.faults(standing.peer.stored())
+    assert fault.startswith(f"{key_of(0)} has version {standing.evidence.versions[0] + 1}, and its agents made")
+
+
+@pytest.mark.parametrize(("name", "durability"), weakest(SYSTEMS))
+def test_a_system_compares_versions(name: str, durability: Any, filled: Callable[..., Standing]) -> None:
+    standing = filled(name, durability, "update-one")
+    connection = connected(standing.peer)
+    good, bad = (Step("update", key_of(n), expect, {"budget_limit": 2.0}) for n, expect in ((0, 1), (1, 7)))
+    for request in ((bad,), (good, bad)):
+        with pytest.raises(Exception, match=r"version|[Rr]efus"):
+            connection.one(request)
+        connection.close()
+        connection = connected(standing.peer)
+    connection.close()
+    assert list(standing.evidence.faults(standing.peer.stored())) == [], "all steps of a request or none"
+
+
+@pytest.mark.parametrize("workload", [name for name in WORKLOADS if name != "transaction-4"])
+def test_every_workload_adds_up(workload: str, filled: Callable[..., Standing]) -> None:
+    for_each = filled(OURS, "memory", workload)
+    run_all_loops(for_each, OURS, "memory", workload)
+
+
+def test_an_agent_reads_what_there_is_also_where_shares_differ(tmp_path: Path) -> None:
+    cases = [
+        msgspec.structs.replace(case("SQLite", "process", "read-mostly", loop), entities=11, agents=3, window=1)
+        for loop in ("one by one", "read")
+    ]
+    for row in contest(cases, tmp_path, BRIEF, 64, lambda what: None):
+        assert row.note == ""
+        assert row.verified is True
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("workload", list(WORKLOADS))
+@pytest.mark.parametrize(("name", "durability"), SYSTEMS)
+def test_every_workload_adds_up_everywhere(
+    name: str, durability: Any, workload: str, filled: Callable[..., Standing]
+) -> None:
+    run_all_loops(filled(name, durability, workload), name, durability, workload)
+
+
+def test_redis_benchmark_does_what_it_says_that_it_did(filled: Callable[..., Standing]) -> None:
+    peer = filled("redis-benchmark", "process", "update-one").peer
+    assert isinstance(peer, SelfDriven)
+    for window in (1, 32):
+        driven = peer.drive(2, window, 0.1)
+        assert driven.per_s > 0
+        assert driven.faults == []
+
+
+def test_reads_return_what_is_stored(filled: Callable[..., Standing]) -> None:
+    connection = connected(filled(OURS, "memory", "update-one").peer)
+    for read in (connection.read, connection.renewed()):
+        found = read(key_of(3))
+        assert isinstance(found, Task)
+        assert (found.id, found.version) == (key_of(3), 1)
+    connection.close()
+
+
+def test_floors_echo(tmp_path: Path) -> None:
+    cases = [
+        case(name, level, "update-one", loop)
+        for name, entry in CATALOG.items()
+        if entry.floor
+        for level in entry.how
+        for loop in ("one by one", "pipelined")
+    ]
+    rows = contest(cases, tmp_path, BRIEF, 64, lambda what: None)
+    assert len(rows) == 6
+    for row in rows:
+        assert row.per_s is not None
+        assert row.verified is None
+    assert any(row.per_s and row.per_s.max > 0 for row in rows)
+
+
+class Unreachable(sqlite_writers.SqlitePeer):
+    """Is there, and no agent can connect to it."""
+
+    def link(self, number: int) -> Any:
+        return sqlite_writers.SqliteConnection, (Path("no folder") / "file", "NORMAL")
+
+
+@contextmanager
+def unreachable(setting: Setting) -> Iterator[Peer]:
+    setting.folder.mkdir()
+    yield Unreachable(setting.folder / "file", "NORMAL")
+
+
+def test_a_system_that_fails_says_so_in_its_rows_and_does_not_disturb_the_others(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(CATALOG, "broken", Entry("broken", {"process": ""}, unreachable))
+    cases = [case(name, "process", "update-one", "one by one") for name in ("broken", "SQLite")]
+    broken, other = contest(cases, tmp_path, BRIEF, 64, lambda what: None)
+    assert (broken.per_s, broken.verified) == (None, False)
+    assert broken.note == "failed: OperationalError: unable to open database file"
+    assert other.verified is True
+
+
+# --- the evidence ----------------------------------------------------------------------------------------------------
+
+
+def stored(evidence: Evidence) -> dict[str, Any]:
+    return {
+        key_of(number): (key_of(number), version, {"budget_limit": version})
+        for number, version in enumerate(evidence.versions)
+    }
+
+
+ONE, TWO = "task-000001", "task-000002"
+
+
+@pytest.mark.parametrize(
+    ("change", "fault"),
+    [
+        ({}, None),
+        ({ONE: None}, f"{ONE} is lost"),
+        ({ONE: (ONE, 3, {"budget_limit": 3})}, f"{ONE} has version 3, and its agents made 2"),
+        ({ONE: (ONE, 2, {"budget_limit": 1})}, f"{ONE} has version 2, but the fields of another"),
+        ({"new": ("new", 1, {"budget_limit": 1})}, "new is stored, and nobody made it"),
+        ({"twice": (TWO, 1, {"budget_limit": 1})}, f"{TWO} is stored, and nobody made it, or it is stored twice"),
+    ],
+)
+def test_what_was_lost_doubled_or_mixed_up_is_found(change: dict[str, Any], fault: str | None) -> None:
+    evidence = Evidence(WORKLOADS["update-one"], 4)
+    evidence.note(Share(1, 2, array("Q"), 0, 4), 1, array("Q", [2, 1]))
+    found = list(evidence.faults(row for row in {**stored(evidence), **change}.values() if row is not None))
+    assert [one[: len(fault or "")] for one in found] == ([fault] if fault else [])
+
+
+def test_a_created_entity_that_is_lost_is_found() -> None:
+    evidence = Evidence(WORKLOADS["create"], 1)
+    (share,) = evidence.shares(1)
+    evidence.note(share, 2, share.versions)
+    first = [(key_of(0), 1, {"budget_limit": 1.0}), ("new-00-000000000", 1, {"budget_limit": 1.0})]
+    assert list(evidence.faults(first)) == ["new-00-000000001 is lost"]
+    assert [share.created for share in evidence.shares(2)] == [2, 0]
+
+
+def test_shares_are_disjoint_and_leave_nobody_out() -> None:
+    evidence = Evidence(WORKLOADS["update-one"], 11)
+    keys = [key for share in evidence.shares(3) for key in WORKLOADS["update-one"].share(share).keys]  # type: ignore[attr-defined]
+    assert sorted(keys) == [key_of(number) for number in range(11)]
+
+
+def test_the_cycle_of_a_task_is_one_that_its_lifecycle_allows() -> None:
+    assert Task.lifecycle is not None
+    for version in range(1, 12):
+        assert status_at(version + 1) in Task.lifecycle.allowed(status_at(version))
