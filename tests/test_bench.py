@@ -20,6 +20,8 @@ from solewriter.bench.passes import Contestant, Figure, agreeing, interleaved
 from solewriter.bench.standing import rows_of
 from solewriter.bench.workload import Tally
 
+pytestmark = pytest.mark.heavy  # whole programs, minutes of them together
+
 PERCENTILES = {"p50_us", "p90_us", "p99_us", "p99_9_us", "max_us"}
 SHORT = ("--quick", "--seconds", "0.1", "--tasks", "1200", "--agents", "1,2")
 

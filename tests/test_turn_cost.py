@@ -1,6 +1,6 @@
 """What each step of a turn costs: `pytest tests/test_turn_cost.py --benchmark-enable`, before and after a change.
 
-Times are of one turn of 64 requests, each a compare-and-set of one field of one of 2,000 tasks; `validate` is 64 times
+Times are of one turn of 64 requests, each a compare-and-set of one field of one of 500 tasks; `validate` is 64 times
 what pydantic takes for such a task, to compare with on any machine. Without the option everything runs once, as a test:
 every request is applied, whichever step is measured.
 """
@@ -18,7 +18,7 @@ from solewriter.shared import wire
 from solewriter.shared.models import Task
 from solewriter.shared.wire import Status
 
-REQUESTS, TASKS, ROUNDS = 64, 2_000, 300
+REQUESTS, TASKS, ROUNDS = 64, 500, 300
 ORDER = ("decoded", "decided", "committed", "merged", "replied")
 
 

@@ -93,6 +93,7 @@ def test_beside_a_running_engine_it_reads_what_is_committed(folder, start_engine
             truncate(StateFolder(folder), revision)
 
 
+@pytest.mark.heavy
 def test_beside_an_engine_that_makes_and_trims_nothing_is_taken_for_damage(state, start_engine):
     limits = msgspec.structs.replace(LIMITS, history_bytes=128 * KIB)
     start_engine(state, limits=limits)

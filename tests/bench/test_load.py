@@ -27,6 +27,8 @@ from solewriter.bench.load.report import printed
 from solewriter.bench.load.rows import Case, Results, Row, Sample, Spread, Timeline, compared, row_of
 from solewriter.bench.load.run import interleaved, places
 
+pytestmark = pytest.mark.heavy  # whole programs, minutes of them together
+
 ROOT = Path(__file__).resolve().parents[2]
 SMALL = ("--sizes", "600", "--runs", "2", "--seconds", "0.2")
 

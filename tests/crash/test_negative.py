@@ -67,9 +67,10 @@ def no_sync_of_the_rewritten_tail(patch: Patch) -> None:
 
 
 HEAVY = pytest.mark.heavy
-LOSING = [no_sync, *(pytest.param(bug, marks=HEAVY) for bug in (no_folder_sync, no_sync_of_the_rewritten_tail))]
+LOSING = (no_sync, no_folder_sync, no_sync_of_the_rewritten_tail)
 
 
+@HEAVY
 @pytest.mark.parametrize("bug", LOSING)
 def test_a_journal_that_syncs_too_little_loses_what_was_acked(
     place: Path, monkeypatch: Patch, bug: Callable[[Patch], None]

@@ -156,6 +156,7 @@ def jain(counts: list[int]) -> float:
     return sum(counts) ** 2 / (len(counts) * sum(count * count for count in counts))
 
 
+@pytest.mark.heavy
 @BUGS
 def test_greedy_agents_get_equal_shares_however_much_each_of_them_sends(state, slow, floods, wait_until, bug):
     windows = [32, 256] * 4
@@ -171,6 +172,7 @@ def test_greedy_agents_get_equal_shares_however_much_each_of_them_sends(state, s
     assert (jain(shares) > 0.9) is (bug is None), shares
 
 
+@pytest.mark.heavy
 def test_agents_whose_requests_cost_more_get_fewer_of_them(state, slow, floods, wait_until):
     """Time is shared, not turns."""
     slow(200, ["cheap"])
@@ -200,6 +202,7 @@ def rss_bytes(pid: int) -> int:
         return int(statm.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
 
 
+@pytest.mark.heavy
 def test_a_lane_without_credits_is_not_read_any_further_and_nothing_of_it_is_refused(state, slow, client_of_a_raw_lane):
     """It writes and writes until its pipe is full: the engine holds what a lane may have waiting, and no more."""
     engine = slow(FLOOD_US, ["reckless", "quiet"])

@@ -217,6 +217,7 @@ def test_an_engine_killed_while_it_reclaims_loses_nothing(state, start_engine, m
         assert seen(reader.snapshot()) == load.alive
 
 
+@pytest.mark.heavy
 def test_no_sequence_of_kills_leaves_a_segment_behind_after_the_next_start(state, start_engine, wait_until):
     engine = start_engine(state, limits=SMALL)
     with connect(state) as client:
