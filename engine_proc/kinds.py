@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import cast
+
 from solewriter.shared.registry import Kind, Schema
 
 
@@ -24,9 +26,11 @@ class KindState:
 
     def restore(self, keys: list[str | None], alive: int) -> None:
         """From a checkpoint: the keys by slot, None where nobody has it."""
-        self.slots = {key: slot for slot, key in enumerate(keys) if key is not None}
+        slots: dict[str | None, int] = dict(zip(keys, range(len(keys)), strict=True))
+        if slots.pop(None, None) is not None:
+            self.free = dict.fromkeys([slot for slot, key in enumerate(keys) if key is None])
+        self.slots = cast("dict[str, int]", slots)
         self.places, self.alive = len(keys), alive
-        self.free = dict.fromkeys([slot for slot, key in enumerate(keys) if key is None])
 
     def take(self, key: str, slot: int) -> None:
         """A key is in a slot from now on: a free one, or the next one of all."""
@@ -36,6 +40,13 @@ class KindState:
         else:
             del self.free[slot]
         self._forgotten.pop(key, None)
+
+    def take_next(self, key: str) -> int:
+        """A key is in the next slot of all from now on; which one that is."""
+        slot = self.slots[key] = self.places
+        self.places = slot + 1
+        self._forgotten.pop(key, None)
+        return slot
 
     def forget(self, key: str, version: int, keys_max: int) -> None:
         """A key's tombstone is gone: its slot is free, and its last version is remembered for a while, then for all."""

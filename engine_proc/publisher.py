@@ -7,6 +7,7 @@ tail, installs heads, cells and keys, and shows the new root by one store. Until
 
 from __future__ import annotations
 
+import struct
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Executor
 from pathlib import Path
@@ -15,7 +16,7 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from solewriter.engine_proc.reclaim import Dropped, Reclaimer
-from solewriter.shared import failpoint, record
+from solewriter.shared import failpoint
 from solewriter.shared.checkpoint import Checkpoint
 from solewriter.shared.columns import Cells, Column
 from solewriter.shared.config import MEMORY_VERSION, Limits
@@ -28,6 +29,7 @@ from solewriter.shared.memory.revlog import RevisionLogWriter
 from solewriter.shared.memory.root import ROOT_BYTES, STOPPED, Root, RootWriter
 from solewriter.shared.memory.segment import Segment, segment_path
 from solewriter.shared.memory.table import TableWriter
+from solewriter.shared.record import Flags
 from solewriter.shared.registry import Schema
 
 if TYPE_CHECKING:
@@ -35,6 +37,9 @@ if TYPE_CHECKING:
 
 Columnar = tuple[TableWriter, IndexWriter[Segment]]
 """Where the entities of one kind are found"""
+
+
+_OVERTAKEN = struct.Struct("<4xI5xB")  # length and flags of a body
 
 
 class Installed(msgspec.Struct, frozen=True, gc=False):
@@ -276,17 +281,20 @@ class Publisher:
         MemoryFull.
         """
         self._tables[kind].reserve(slots)
-        hashes = [key_hash(key) for key in new_keys.values()]
-        self._indexes[kind].reserve(hashes)
-        for hashed, slot in zip(hashes, new_keys, strict=True):
-            self._indexes[kind].insert(hashed, slot)
+        self._indexes[kind].add_all(map(key_hash, new_keys.values()), new_keys)
 
-    def overtake(self, kind: int, slot: int) -> bool:
-        """During recovery: a slot's record is about to be replaced. Whether it was no tombstone."""
-        _, buffer, start = self.newest(kind, slot)
-        alive = not record.deleted_at(buffer, start)
-        self.reclaimer.overtaken(padded(record.length_at(buffer, start)), alive)
-        return alive
+    def overtake_all(self, kind: int, slots: Sequence[int]) -> int:
+        """During recovery: these slots' records are about to be replaced. How many were no tombstones."""
+        head, segments, sizes, count = self._tables[kind].head, self.heap.segments, [0, 0], [0, 0]
+        for slot in slots:
+            address = head(slot)
+            length, flags = _OVERTAKEN.unpack_from(segments[address >> 32].map, (address & OFFSET_MASK) + PREFIX_BYTES)
+            deleted = flags & Flags.DELETE
+            sizes[deleted] += padded(length)
+            count[deleted] += 1
+        self.reclaimer.overtaken(sizes[False], True)
+        self.reclaimer.overtaken(sizes[True], False)
+        return count[False]
 
     def install_recovered(self, one: Installed) -> None:
         """During recovery, before anybody reads: room and heads at once. Raises MemoryFull."""

@@ -17,7 +17,7 @@ from solewriter.shared import failpoint
 from solewriter.shared.chain import journal_files
 from solewriter.shared.checkpoint import Checkpoint, checkpoint_path
 from solewriter.shared.config import Limits
-from solewriter.shared.entry import CheckpointName, Entry, Life, Private, PrivateState
+from solewriter.shared.entry import CheckpointName, Entry, Life, PrivateChanges, PrivateState
 from solewriter.shared.errors import JournalCorrupt, LayoutMismatch, Locked
 from solewriter.shared.folder import StateFolder, Whereabouts, runs
 from solewriter.shared.memory.root import STOPPED, SUPERSEDED, succeed
@@ -74,10 +74,10 @@ class Recovery:
 
     def _replay(self, first: int) -> None:
         """The entries behind the checkpoint: the most recent ones with all their records, others by their newest."""
-        recent: deque[tuple[Entry, Private]] = deque()
+        recent: deque[tuple[Entry, PrivateChanges]] = deque()
         held = 0
         for entry in self._journal.replay(first, self._may_be_cut):
-            self._reached, said = entry.number, entry.private
+            self._reached, said = entry.number, entry.changes
             if entry.number >= self._whole_from:
                 self.life = said.life or self.life
             recent.append((entry, said))
@@ -99,7 +99,7 @@ class Recovery:
             return False
         return self.life.durability != "power" and rebooted_since(self.life)
 
-    def _install_newest(self, entry: Entry, said: Private) -> None:
+    def _install_newest(self, entry: Entry, said: PrivateChanges) -> None:
         if said.slots or said.kinds or said.schemas:
             self._newest.install()
             self._install(entry, said)
@@ -107,7 +107,7 @@ class Recovery:
         self._newest.add(entry)
         self._install_private(entry, said)
 
-    def _install(self, entry: Entry, said: Private) -> None:
+    def _install(self, entry: Entry, said: PrivateChanges) -> None:
         if said.kinds or said.schemas:
             self._state.add_kinds(said.kinds, said.schemas)
         for position, body in enumerate(entry.records()):
@@ -117,7 +117,7 @@ class Recovery:
             self._publisher.reclaim(sys.maxsize, self._state.revision, entry.number, self._state.counts())
         self._install_private(entry, said)
 
-    def _install_private(self, entry: Entry, said: Private) -> None:
+    def _install_private(self, entry: Entry, said: PrivateChanges) -> None:
         """What an entry says besides entities."""
         if entry.number < self._whole_from:
             return
@@ -129,7 +129,7 @@ class Recovery:
         if said.forgotten_sessions:
             outcomes.install()
             sessions.forget(said.forgotten_sessions)
-        outcomes.add(said.outcomes)
+        outcomes.add(entry)
         if said.sessions or said.fenced_ids:
             outcomes.install()
         for change in said.sessions:

@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Executor, Future
 from typing import Any
 
-from solewriter.shared.config import ALIGNMENT, HEAP_AHEAD, HEAP_SEGMENT_SHARE, Limits
+from solewriter.shared.config import ALIGNMENT, HEAP_AHEAD, HEAP_RUN_BYTES, HEAP_SEGMENT_SHARE, Limits
 from solewriter.shared.memory.segment import Segment
 
 PREFIX = struct.Struct("<IIQ")
@@ -23,6 +23,7 @@ PREFIX_BYTES = PREFIX.size
 START = 64  # offset of the first record in a segment
 END = 0xFFFFFFFF
 OFFSET_MASK = 0xFFFFFFFF
+_PADDING = [bytes(count) for count in range(ALIGNMENT)]
 
 
 def address_of(segment: int, offset: int) -> int:
@@ -88,6 +89,33 @@ class HeapWriter:
         self._map[start : start + length] = body
         self._offset = (start + length + ALIGNMENT - 1) & -ALIGNMENT
         return self._number << 32 | offset
+
+    def append_all(self, bodies: Sequence[bytes], slots: Sequence[int]) -> list[int]:
+        """Copy many records behind the tail, making room on the way, as if each had been reserved and appended by
+        itself, without a previous one; their addresses. For a start: raises MemoryFull, with a part of them there.
+        """
+        addresses: list[int] = []
+        parts: list[bytes] = []
+        pack, offset, base, limit = PREFIX.pack, self._offset, self._number << 32, 0
+        for body, slot in zip(bodies, slots, strict=True):
+            length = len(body)
+            size = (PREFIX_BYTES + length + ALIGNMENT - 1) & -ALIGNMENT
+            if offset + size > limit:
+                self._append_run(parts, offset)
+                self.reserve(length)
+                offset, base = self._offset, self._number << 32
+                limit = min(self._size, offset + max(HEAP_RUN_BYTES, size))
+            parts += (pack(length, slot, 0), body, _PADDING[size - PREFIX_BYTES - length])
+            addresses.append(base | offset)
+            offset += size
+        self._append_run(parts, offset)
+        return addresses
+
+    def _append_run(self, parts: list[bytes], end: int) -> None:
+        """All of it by one copy."""
+        self._map[self._offset : end] = b"".join(parts)
+        self._offset = end
+        parts.clear()
 
     def reset(self, tail: int) -> None:
         """Move back to an earlier tail: what lies behind it was never published."""
