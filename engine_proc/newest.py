@@ -87,7 +87,7 @@ class NewestRecords:
 
     def _install_kind(self, newest: _Newest) -> None:
         kind, publisher = newest.kind, self._publisher
-        publisher.make_room(kind.code, kind.places, newest.keys)
+        publisher.add_keys(kind.code, kind.places, newest.keys)
         known = [slot for slot in newest.bodies if slot not in newest.keys]
         kind.alive -= publisher.overtake_all(kind.code, sorted(known))
         block_of = self._block_of(kind)
@@ -110,16 +110,15 @@ class NewestRecords:
 
     def _block_of(self, kind: KindState) -> Callable[[bytes], bytes]:
         """The function from a body to the cells of its kind's table, as one block."""
-        state, columns = self._state, self._publisher.columns(kind.code)
-        cells = struct.Struct("<" + "".join([column.code for column in columns]))
-        same = {schema.code for schema in state.schemas if schema.kind == kind.code and schema.columns == columns}
-        unpack, size = _CUT.unpack_from, cells.size
+        state, unpack = self._state, _CUT.unpack_from
+        cells = struct.Struct("<" + "".join([column.code for column in self._publisher.columns(kind.code)]))
+        same = {schema.code for schema in state.schemas if schema.kind == kind.code and state.layout(kind, schema.code)}
 
         def block_of(body: bytes) -> bytes:
             schema, key, request_id, actor, reason = unpack(body)
             if schema in same:
                 start = HEADER_BYTES + key + actor + reason + request_id
-                return body[start : start + size]
+                return body[start : start + cells.size]
             return cells.pack(*[cell for _, cell in state.cells_of(kind, body)])
 
         return block_of

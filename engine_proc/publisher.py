@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from solewriter.engine_proc.reclaim import Dropped, Reclaimer
+from solewriter.engine_proc.restoring import Restoring
 from solewriter.shared import failpoint
 from solewriter.shared.checkpoint import Checkpoint
 from solewriter.shared.columns import Cells, Column
@@ -27,7 +28,7 @@ from solewriter.shared.memory.heap import OFFSET_MASK, PREFIX_BYTES, START, Heap
 from solewriter.shared.memory.index import IndexWriter, key_hash
 from solewriter.shared.memory.revlog import RevisionLogWriter
 from solewriter.shared.memory.root import ROOT_BYTES, STOPPED, Root, RootWriter
-from solewriter.shared.memory.segment import Segment, segment_path
+from solewriter.shared.memory.segment import Blank, Segment, segment_path
 from solewriter.shared.memory.table import TableWriter
 from solewriter.shared.record import Flags
 from solewriter.shared.registry import Schema
@@ -76,7 +77,10 @@ class Publisher:
         self._log = RevisionLogWriter(lambda number, size: self._make(size, "revlog", number))
 
     def _make(self, size: int, *parts: object) -> Segment:
-        return Segment.create(segment_path(self._folder, self.prefix, *parts), size)
+        return Segment.create(self._path(*parts), size)
+
+    def _path(self, *parts: object) -> Path:
+        return segment_path(self._folder, self.prefix, *parts)
 
     def add_table(self, columns: Sequence[Column], made: Columnar | None = None) -> None:
         """The table and index of the next kind, where need be made now. Raises MemoryFull."""
@@ -257,31 +261,22 @@ class Publisher:
         self.reclaimer.installed(one.size, one.alive, one.overtaken, one.overtaken_alive)
         self._tables[one.kind].install(one.slot, one.address, one.cells, one.alive)
 
-    def restore(self, checkpoint: Checkpoint) -> None:
-        """During recovery, before anything else: memory as a checkpoint has it. Raises MemoryFull, JournalCorrupt."""
-        directory = checkpoint.directory
-        segments = self.heap.restore([section.size for section in directory.heap])
-        wanted = [(section, segment.bytes) for section, segment in zip(directory.heap, segments, strict=True)]
-        for image in directory.tables:
-            self.add_table(image.columns)
-            table, index = self._tables[-1], self._indexes[-1]
-            table.reserve(image.places)
-            for number, chunk in enumerate(image.chunks):
-                wanted += [(section, array) for section, array in zip(chunk, table.arrays(number), strict=True)]
-            arena = index.restore(image.index.counts, image.index.used, [part.size for part in image.index.segments])
-            wanted += [(part, segment.bytes) for part, segment in zip(image.index.segments, arena, strict=True)]
-        checkpoint.fill(wanted)
-        for index in self._indexes:
-            index.restored()
-        self.reclaimer.resume(directory.revision, directory.live_bytes, directory.tombstone_bytes)
-        self.note_recovered(directory.revision)
+    def restore(self, checkpoint: Checkpoint) -> Restoring:
+        """During recovery, before anything else: memory as a checkpoint has it, from the end of what this begins on."""
+        return Restoring(checkpoint, self, lambda size, *parts: Blank(self._path(*parts), size))
 
-    def make_room(self, kind: int, slots: int, new_keys: Mapping[int, bytes]) -> None:
-        """During recovery: for so many slots of a kind, and these new keys by slot, which are found from now on. Raises
-        MemoryFull.
+    def add_restored(self, columns: Sequence[Column]) -> Columnar:
+        """A table and an index for the next kind, both still to be restored. Raises MemoryFull."""
+        self.add_table(columns)
+        self._indexes[-1].make_way()
+        return self._tables[-1], self._indexes[-1]
+
+    def add_keys(self, kind: int, slots: int, keys: Mapping[int, bytes]) -> None:
+        """During recovery: room for so many slots of a kind, and these keys by slot, of which none was used before, are
+        found from now on. Raises MemoryFull.
         """
         self._tables[kind].reserve(slots)
-        self._indexes[kind].add_all(map(key_hash, new_keys.values()), new_keys)
+        self._indexes[kind].add_all(map(key_hash, keys.values()), keys)
 
     def overtake_all(self, kind: int, slots: Sequence[int]) -> int:
         """During recovery: these slots' records are about to be replaced. How many were no tombstones."""
@@ -299,7 +294,10 @@ class Publisher:
     def install_recovered(self, one: Installed) -> None:
         """During recovery, before anybody reads: room and heads at once. Raises MemoryFull."""
         if one.new_key is not None:
-            self.make_room(one.kind, one.slot + 1, {one.slot: one.new_key})
+            hashed = key_hash(one.new_key)
+            self._tables[one.kind].reserve(one.slot + 1)
+            self._indexes[one.kind].reserve([hashed])
+            self._indexes[one.kind].insert(hashed, one.slot)
         self._install(one)
 
     def note_recovered(self, revision: int) -> None:

@@ -53,17 +53,18 @@ class HeapWriter:
         self._map: Any = None
         self._begin_segment(0)
 
-    def restore(self, sizes: Sequence[int]) -> list[Segment]:
-        """Segments with so many bytes of records each, in place of the empty first one: to be filled by the caller.
-        Nothing goes into them any more. Raises MemoryFull.
-        """
+    def make_way(self) -> None:
+        """Give up the first segment, which is empty: `restore` brings others in its place."""
         self.segments.pop(self._number).path.unlink()
-        for number, size in enumerate(sizes, 1):
-            self._number, self._offset, self._size = number, size, size + PREFIX_BYTES
-            segment = self.segments[number] = self._make(number, self._size)
+
+    def restore(self, segments: Sequence[tuple[Segment, int]]) -> None:
+        """Segments, each with so many bytes of records, and room for a prefix behind them. Nothing goes into them any
+        more.
+        """
+        for number, (segment, size) in enumerate(segments, 1):
+            self.segments[number] = segment
             PREFIX.pack_into(segment.map, size, END, 0, 0)
-        self._map = self.segments[self._number].map
-        return list(self.segments.values())
+            self._number, self._offset, self._size, self._map = number, size, size + PREFIX_BYTES, segment.map
 
     @property
     def tail(self) -> int:

@@ -11,7 +11,7 @@ late for it reads the word again.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Generic, Protocol, TypeVar
 from zlib import crc32
 
@@ -63,17 +63,14 @@ class IndexWriter(Generic[W]):
         assert len(self._arena) == self._newest + 1, "no segment has left it"
         return self._counts, self._used, [segment.words for segment in self._arena.values()]
 
-    def restore(self, counts: list[int], used: int, sizes: list[int]) -> list[W]:
-        """Segments for such an image, in place of the empty first one: to be filled by the caller, who calls `restored`
-        then. Raises MemoryFull.
-        """
+    def make_way(self) -> None:
+        """Give up the first segment, which is empty: `restore` brings others in its place."""
         self._remove(0)
-        self._arena = {number: self._make(number, size) for number, size in enumerate(sizes)}
-        self._newest, self._used, self._counts, self._words = len(sizes) - 1, used, counts, self._arena[0].words
-        return list(self._arena.values())
 
-    def restored(self) -> None:
-        """The image is there: count what its words name."""
+    def restore(self, counts: list[int], used: int, segments: Sequence[W]) -> None:
+        """Such an image, in these segments."""
+        self._arena = dict(enumerate(segments))
+        self._newest, self._used, self._counts, self._words = len(segments) - 1, used, counts, self._arena[0].words
         self._named = dict.fromkeys(self._arena, 0)
         for word in self._words[:INDEX_WORDS]:
             if word:

@@ -53,13 +53,16 @@ class TableWriter:
     def reserve(self, slots: int) -> None:
         """Make room for slots below `slots`. Raises MemoryFull."""
         while len(self._heads) * CHUNK_SLOTS < slots:
-            chunk = self._make(len(self._heads), self._size)
-            self._cells.append(views(chunk, self.columns))
-            self._heads.append(chunk.words)
+            self._add(self._make(len(self._heads), self._size))
 
-    def arrays(self, chunk: int) -> list[memoryview[int]]:
-        """A chunk's heads, each of its columns and its live bytes, as bytes: for a checkpoint to be put back."""
-        return [self._heads[chunk][:CHUNK_SLOTS].cast("B"), *(cells.cast("B") for cells in self._cells[chunk])]
+    def restore(self, chunks: Sequence[Segment]) -> None:
+        """Chunks as they were, in place of none."""
+        for chunk in chunks:
+            self._add(chunk)
+
+    def _add(self, chunk: Segment) -> None:
+        self._cells.append(views(chunk, self.columns))
+        self._heads.append(chunk.words)
 
     def install(self, slot: int, address: int, cells: Cells, alive: bool) -> None:
         """Point the slot at its newest record and store the cells that are new."""
