@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import islice
 from typing import cast
 
 from solewriter.shared.registry import Kind, Schema
@@ -41,12 +42,14 @@ class KindState:
             del self.free[slot]
         self._forgotten.pop(key, None)
 
-    def take_next(self, key: str) -> int:
-        """A key is in the next slot of all from now on; which one that is."""
-        slot = self.slots[key] = self.places
-        self.places = slot + 1
-        self._forgotten.pop(key, None)
-        return slot
+    def took_next(self, first: int) -> list[bytes]:
+        """The keys of the slots from `first` on, which `slots` and `places` tell already; none of them is among the
+        forgotten any more.
+        """
+        keys = list(islice(reversed(self.slots), self.places - first))[::-1]
+        for key in keys if self._forgotten else ():
+            self._forgotten.pop(key, None)
+        return [key.encode() for key in keys]
 
     def forget(self, key: str, version: int, keys_max: int) -> None:
         """A key's tombstone is gone: its slot is free, and its last version is remembered for a while, then for all."""

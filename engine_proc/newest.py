@@ -13,6 +13,7 @@ import struct
 from bisect import bisect_left
 from collections.abc import Callable, Iterator, Sequence
 from itertools import compress
+from typing import NamedTuple
 
 from solewriter.engine_proc.kinds import KindState
 from solewriter.engine_proc.publisher import Publisher
@@ -21,21 +22,35 @@ from solewriter.engine_proc.state import State
 from solewriter.shared.config import CHUNK_SLOTS, INSTALLED_AT_ONCE
 from solewriter.shared.entry import Entry, Outcome
 from solewriter.shared.memory.heap import padded
-from solewriter.shared.record import FLAGS_OFFSET, HEADER_BYTES, Flags
+from solewriter.shared.record import HEADER_BYTES, Flags
 
 _NAMED = struct.Struct("<4xIH4xB")  # length, kind and length of the key of a body
-_CUT = struct.Struct("<10xHxxBB40xHH")  # its schema, and the lengths of what is between its header and its cells
+_CUT = struct.Struct("<4xI2xHxBBB40xHH")
+"""Of a body its length, schema and flags, and the lengths of what is between its header and its cells: its key, request
+id, actor and reason"""
+_AT = 0xFFFFFFFF  # of a place: see `_Newest`
 
 
 class _Newest:
-    """Of one kind, by slot: bodies, and keys that have no other record in memory."""
+    """Of one kind: where its newest bodies are, by slot. A place is the number of an entry << 32 | an offset in it.
+    Slots from `first` on are new, and nothing in memory knows of their keys yet.
+    """
 
-    __slots__ = ("bodies", "keys", "kind")
+    __slots__ = ("first", "kind", "places")
 
     def __init__(self, kind: KindState) -> None:
         self.kind = kind
-        self.bodies: dict[int, bytes] = {}
-        self.keys: dict[int, bytes] = {}
+        self.first = kind.places
+        self.places: dict[int, int] = {}
+
+
+class _Piece(NamedTuple):
+    """Records of ascending slots of one chunk, and what is told of each, or of each that is no tombstone."""
+
+    slots: Sequence[int]
+    bodies: list[bytes]
+    alive: list[bool]
+    blocks: list[bytes]  # of the latter: their cells
 
 
 class NewestRecords:
@@ -45,27 +60,28 @@ class NewestRecords:
         self._state = state
         self._publisher = publisher
         self._of_kinds: dict[int, _Newest] = {}
+        self._bodies: list[bytes] = []  # of all entries that were collected
         self._revision = 0
 
     def add(self, entry: Entry) -> None:
-        """One more entry, in which no key took a used slot."""
+        """One more entry, in which no key took a used slot. Here all is asked once for each record of a journal: that
+        makes the difference between one second and four, of a state of a million.
+        """
         bodies, at, end, unpack = entry.bodies, 0, len(entry.bodies), _NAMED.unpack_from
-        current = -1
+        base, current = len(self._bodies) << 32, -1
         while at < end:
             length, code, key_length = unpack(bodies, at)
-            if code != current:  # seldom: locals for what is asked once for each record
-                current, of_kind = code, self._of(code)
-                find, newest, keys, take = of_kind.kind.slots.get, of_kind.bodies, of_kind.keys, of_kind.kind.take_next
+            if code != current:
+                current, newest = code, self._of(code)
+                kind, places, take = newest.kind, newest.places, newest.kind.slots.setdefault
+                following = kind.places
             start = at + HEADER_BYTES
-            key = bodies[start : start + key_length]
-            name = key.decode()
-            slot = find(name)
-            if slot is None:
-                slot = take(name)
-                keys[slot] = key
-            behind = at + length
-            newest[slot] = bodies[at:behind]
-            at = behind
+            slot = take(bodies[start : start + key_length].decode(), following)
+            if slot == following:
+                following = kind.places = slot + 1
+            places[slot] = base | at
+            at += length
+        self._bodies.append(bodies)
         self._revision = entry.revision
 
     def _of(self, code: int) -> _Newest:
@@ -78,50 +94,58 @@ class NewestRecords:
         """Everything that was collected. Raises MemoryFull."""
         if not self._of_kinds:
             return
-        for of_kind in self._of_kinds.values():
-            self._install_kind(of_kind)
-        self._of_kinds = {}
+        for newest in self._of_kinds.values():
+            self._install_kind(newest)
+        self._of_kinds, self._bodies = {}, []
         self._state.revision = self._revision
         self._publisher.note_recovered(self._revision)
         self._publisher.reclaimer.begin_behind(self._revision)
 
     def _install_kind(self, newest: _Newest) -> None:
         kind, publisher = newest.kind, self._publisher
-        publisher.add_keys(kind.code, kind.places, newest.keys)
-        known = [slot for slot in newest.bodies if slot not in newest.keys]
-        kind.alive -= publisher.overtake_all(kind.code, sorted(known))
-        block_of = self._block_of(kind)
-        for slots in _beside_each_other(sorted(newest.bodies)):
-            bodies = [newest.bodies.pop(slot) for slot in slots]  # which are not held twice for long
-            kind.alive += self._install_some(kind.code, slots, bodies, block_of)
+        slots = sorted(newest.places)
+        known = bisect_left(slots, newest.first)
+        kind.alive -= publisher.overtake_all(kind.code, slots[:known])
+        publisher.table(kind.code).reserve(kind.places)
+        cut = self._cutter(newest)
+        for some in _beside_each_other(slots):
+            self._install_piece(kind, cut(some))
+        publisher.add_keys(kind.code, newest.first, kind.took_next(newest.first))
 
-    def _install_some(
-        self, code: int, slots: Sequence[int], bodies: Sequence[bytes], block_of: Callable[[bytes], bytes]
-    ) -> int:
-        """Records of a kind in ascending slots of one chunk; how many of them are no tombstones."""
-        publisher, table = self._publisher, self._publisher.table(code)
-        alive = [not body[FLAGS_OFFSET] & Flags.DELETE for body in bodies]
-        table.point_all(slots, publisher.heap.append_all(bodies, slots), alive)
-        lives = list(compress(bodies, alive))
-        table.fill_all(list(compress(slots, alive)), [block_of(body) for body in lives])
-        size, size_alive = (sum([padded(len(body)) for body in some]) for some in (bodies, lives))
+    def _install_piece(self, kind: KindState, piece: _Piece) -> None:
+        publisher, table = self._publisher, self._publisher.table(kind.code)
+        table.point_all(piece.slots, publisher.heap.append_all(piece.bodies, piece.slots), piece.alive)
+        table.fill_all(list(compress(piece.slots, piece.alive)), piece.blocks)
+        size, size_alive = (
+            sum([padded(len(body)) for body in some]) for some in (piece.bodies, compress(piece.bodies, piece.alive))
+        )
         publisher.reclaimer.add(size_alive, size - size_alive)
-        return len(lives)
+        kind.alive += len(piece.blocks)
 
-    def _block_of(self, kind: KindState) -> Callable[[bytes], bytes]:
-        """The function from a body to the cells of its kind's table, as one block."""
-        state, unpack = self._state, _CUT.unpack_from
+    def _cutter(self, newest: _Newest) -> Callable[[Sequence[int]], _Piece]:
+        """The function from slots of a kind to their piece."""
+        state, kind, held, places, unpack = self._state, newest.kind, self._bodies, newest.places, _CUT.unpack_from
         cells = struct.Struct("<" + "".join([column.code for column in self._publisher.columns(kind.code)]))
         same = {schema.code for schema in state.schemas if schema.kind == kind.code and state.layout(kind, schema.code)}
+        size = cells.size
 
-        def block_of(body: bytes) -> bytes:
-            schema, key, request_id, actor, reason = unpack(body)
-            if schema in same:
-                start = HEADER_BYTES + key + actor + reason + request_id
-                return body[start : start + cells.size]
-            return cells.pack(*[cell for _, cell in state.cells_of(kind, body)])
+        def cut(slots: Sequence[int]) -> _Piece:
+            found, alive, blocks = list[bytes](), list[bool](), list[bytes]()
+            for slot in slots:
+                place = places[slot]
+                bodies, at = held[place >> 32], place & _AT
+                length, schema, flags, key, request_id, actor, reason = unpack(bodies, at)
+                found.append(bodies[at : at + length])
+                lives = not flags & Flags.DELETE
+                alive.append(lives)
+                if lives and schema in same:
+                    start = at + HEADER_BYTES + key + actor + reason + request_id
+                    blocks.append(bodies[start : start + size])
+                elif lives:
+                    blocks.append(cells.pack(*[cell for _, cell in state.cells_of(kind, found[-1])]))
+            return _Piece(slots, found, alive, blocks)
 
-        return block_of
+        return cut
 
 
 def _beside_each_other(slots: Sequence[int]) -> Iterator[Sequence[int]]:

@@ -8,7 +8,7 @@ tail, installs heads, cells and keys, and shows the new root by one store. Until
 from __future__ import annotations
 
 import struct
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from concurrent.futures import Executor
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -271,12 +271,11 @@ class Publisher:
         self._indexes[-1].make_way()
         return self._tables[-1], self._indexes[-1]
 
-    def add_keys(self, kind: int, slots: int, keys: Mapping[int, bytes]) -> None:
-        """During recovery: room for so many slots of a kind, and these keys by slot, of which none was used before, are
-        found from now on. Raises MemoryFull.
+    def add_keys(self, kind: int, first: int, keys: Sequence[bytes]) -> None:
+        """During recovery: keys of the slots from `first` on, of which none was used before, are found from now on.
+        Raises MemoryFull.
         """
-        self._tables[kind].reserve(slots)
-        self._indexes[kind].add_all(map(key_hash, keys.values()), keys)
+        self._indexes[kind].add_all(map(key_hash, keys), range(first, first + len(keys)))
 
     def overtake_all(self, kind: int, slots: Sequence[int]) -> int:
         """During recovery: these slots' records are about to be replaced. How many were no tombstones."""

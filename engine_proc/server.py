@@ -115,7 +115,8 @@ class Server:
                 )
             return NoJournal()
         if files:
-            state_id = entries.read_file_header(files[0], files[0].read_bytes()[: entries.FILE_HEADER_BYTES]).state_id
+            with files[0].open("rb") as file:
+                state_id = entries.read_file_header(files[0], file.read(entries.FILE_HEADER_BYTES)).state_id
         else:
             state_id = os.urandom(16)
         return FileJournal(

@@ -201,7 +201,7 @@ def pack(
     return b"".join((struct.pack("<II", ENTRY_MAGIC, crc), rest, bytes(-length % ALIGNMENT))), crc
 
 
-def unpack(buffer: bytes | memoryview, start: int) -> tuple[Entry, int, int] | None:
+def unpack(buffer: bytes | bytearray | memoryview, start: int) -> tuple[Entry, int, int] | None:
     """(entry, crc that it expects before it, offset behind it), or None if no whole entry begins at `start`.
 
     Raises JournalCorrupt where one does that says what no engine wrote.
@@ -270,7 +270,7 @@ def read_file_header(path: Path, buffer: bytes) -> FileStart:
     return FileStart(state_id, first, previous_crc)
 
 
-def later_entry(buffer: bytes, start: int, number: int) -> int | None:
+def later_entry(buffer: bytes | bytearray, start: int, number: int) -> int | None:
     """Offset of a whole entry numbered above `number` behind `start`: the proof that a bad one is damage, not a torn
     tail.
     """
@@ -283,7 +283,7 @@ def later_entry(buffer: bytes, start: int, number: int) -> int | None:
     return None
 
 
-def number_at(buffer: bytes, start: int) -> int:
+def number_at(buffer: bytes | bytearray, start: int) -> int:
     """The number of the entry that begins at `start`."""
     return int.from_bytes(buffer[start + 16 : start + 24], "little")
 
