@@ -10,6 +10,7 @@ from __future__ import annotations
 import operator
 import os
 import select
+import socket
 import threading
 import time
 import weakref
@@ -45,6 +46,7 @@ class Exchange:
         self._reading = False  # one thread at a time reads for all
         self._lane: Lane | None = None
         self._offered: Lane | None = None  # on its way to become the lane
+        self._greeting: socket.socket | None = None  # on which an answer is awaited
         self._broken = False
         self._waited_s = 1.0  # for the last reply
         self._pace = Pace()
@@ -105,6 +107,7 @@ class Exchange:
             if self._pid == os.getpid():
                 self._session.fail(_for_good("this client was closed before it was sent"))
             self._drop_lane()
+            self._hang_up()
             self._changed.notify_all()
 
     # --- waiting -----------------------------------------------------------------------------------------------------
@@ -280,9 +283,26 @@ class Exchange:
     def _offer(self, lane: Lane, timeout_s: float) -> None:
         """One hello. Other threads may queue requests meanwhile: they are the last of what is sent on this lane."""
         hello = self._session.hello(os.getpid())
-        welcome = self._unlocked(lambda: greet(self.folder, hello, lane, timeout_s))
+        try:
+            welcome = self._unlocked(lambda: greet(self.folder, hello, lane, timeout_s, self._connected))
+        finally:
+            self._greeting = None
         self._check_usable()
         self._session.welcomed(welcome)
+
+    def _connected(self, connection: socket.socket) -> None:
+        self._greeting = connection
+        if self._closed:  # just before: nobody would hang up
+            self._hang_up()
+
+    def _hang_up(self) -> None:
+        """Whoever waits for an engine's answer waits no more."""
+        connection = self._greeting
+        try:
+            if connection is not None:
+                connection.shutdown(socket.SHUT_RDWR)
+        except OSError:
+            pass  # the engine hung up first, or the wait is over
 
     def _unlocked(self, wait: Callable[[], T]) -> T:
         """Let other threads in while this one, the only one that reads or connects, waits for the engine."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import array
 import socket
+from collections.abc import Callable
 
 from solewriter.shared import handshake
 from solewriter.shared.errors import BadRequest, LayoutMismatch
@@ -12,12 +13,20 @@ from solewriter.shared.handshake import Hello, Welcome
 from solewriter.shared.lane import Lane
 
 
-def greet(folder: StateFolder, hello: Hello, lane: Lane, timeout_s: float) -> Welcome:
-    """Offer this lane to the engine, and hear its answer. Blocks for at most `timeout_s` at each step.
+def greet(
+    folder: StateFolder,
+    hello: Hello,
+    lane: Lane,
+    timeout_s: float,
+    connected: Callable[[socket.socket], None] = lambda connection: None,
+) -> Welcome:
+    """Offer this lane to the engine, and hear its answer. Blocks for at most `timeout_s` at each step; an engine that
+    is still recovering answers when it is ready. `connected` is told the connection: who shuts it down ends the wait.
 
     Raises OSError when nobody listens, or the engine went in the middle, LayoutMismatch for an answer that is none.
     """
     with folder.connected_socket(timeout_s) as connection:
+        connected(connection)
         fds = array.array("i", lane.theirs)
         connection.sendmsg([handshake.pack_words(hello)], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, fds)])
         lane.hand_over()

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import sys
 import traceback
 
-from solewriter.engine_proc.orders import Line, Orders, Ready
-from solewriter.engine_proc.server import EXIT_FAILED, run
+gc.disable()  # nothing that imports and recovery make is garbage; `freeze_garbage` enables it
+
+from solewriter.engine_proc.orders import Line, Orders, Ready  # noqa: E402 (behind the line above, or it is in vain)
+from solewriter.engine_proc.server import EXIT_FAILED, run  # noqa: E402
 
 
 def main(hears: int, says: int) -> int:

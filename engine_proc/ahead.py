@@ -98,13 +98,10 @@ class FilesAhead:
         if not fresh:
             _write(fd, bytes(FILE_HEADER_BYTES), 0)
             os.fdatasync(fd)
-        elif self._zeroed:
-            os.posix_fallocate(fd, 0, size)  # a full disk shows before anything is written
-            for start in range(0, size, len(ZEROS)):
-                _write(fd, ZEROS[: size - start], start)
-            os.fsync(fd)
         else:
-            os.posix_fallocate(fd, 0, size)
+            fill(fd, b"", size, zeroed=self._zeroed)
+            if self._zeroed:
+                os.fsync(fd)
 
     def _spares(self) -> list[Path]:
         return sorted(self._folder.glob("spare-*.log"))
@@ -140,6 +137,16 @@ class FilesAhead:
             self._path.unlink(missing_ok=True)
 
 
-def _write(fd: int, data: bytes, offset: int) -> None:
+def fill(fd: int, content: bytes | memoryview, size: int, *, zeroed: bool) -> None:
+    """Make a file of so many bytes, which begins with this and goes on with zeros: written ones where they are wanted.
+    Raises OSError.
+    """
+    os.posix_fallocate(fd, 0, size)  # a full disk shows before anything is written
+    _write(fd, content, 0)
+    for start in range(len(content), size, len(ZEROS)) if zeroed else ():
+        _write(fd, ZEROS[: size - start], start)
+
+
+def _write(fd: int, data: bytes | memoryview, offset: int) -> None:
     if os.pwrite(fd, data, offset) != len(data):
-        raise OSError(errno.ENOSPC, "no room for the next journal file")
+        raise OSError(errno.ENOSPC, "no room for a journal file")

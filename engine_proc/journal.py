@@ -19,7 +19,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import NamedTuple, Protocol
 
-from solewriter.engine_proc.ahead import FULL, FilesAhead
+from solewriter.engine_proc.ahead import FULL, FilesAhead, fill
 from solewriter.engine_proc.replay import Missing, Replay, Tail
 from solewriter.shared import entry as entries
 from solewriter.shared import failpoint
@@ -274,11 +274,9 @@ class FileJournal:
         noted = entries.last_committed(os.pread(self._committed_fd, COMMITTED_BYTES, 0))
         return Tail(*noted) if noted is not None else None
 
-    def _rewrite(self, path: Path, whole: bytes, size: int) -> None:
+    def _rewrite(self, path: Path, whole: memoryview, size: int) -> None:
         fd = os.open(self._folder / "journal.next", os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
-        data = whole + bytes(size - len(whole))
-        if os.pwrite(fd, data, 0) != len(data):
-            raise OSError(errno.ENOSPC, "no room to rewrite the tail of the journal")
+        fill(fd, whole, size, zeroed=self._power)
         os.fsync(fd)
         failpoint.reach("recover.rewrite")
         os.rename(self._folder / "journal.next", path)

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from itertools import islice
+from typing import cast
+
 from solewriter.shared.registry import Kind
 from solewriter.shared.schema import Schema
 
@@ -25,9 +28,11 @@ class KindState:
 
     def restore(self, keys: list[str | None], alive: int) -> None:
         """From a checkpoint: the keys by slot, None where nobody has it."""
-        self.slots = {key: slot for slot, key in enumerate(keys) if key is not None}
+        slots: dict[str | None, int] = dict(zip(keys, range(len(keys)), strict=True))
+        if slots.pop(None, None) is not None:
+            self.free = dict.fromkeys([slot for slot, key in enumerate(keys) if key is None])
+        self.slots = cast("dict[str, int]", slots)
         self.places, self.alive = len(keys), alive
-        self.free = dict.fromkeys([slot for slot, key in enumerate(keys) if key is None])
 
     def take(self, key: str, slot: int) -> None:
         """A key is in a slot from now on: a free one, or the next one of all."""
@@ -37,6 +42,15 @@ class KindState:
         else:
             del self.free[slot]
         self._forgotten.pop(key, None)
+
+    def took_next(self, first: int) -> list[bytes]:
+        """The keys of the slots from `first` on, which `slots` and `places` tell already; none of them is among the
+        forgotten any more.
+        """
+        keys = list(islice(reversed(self.slots), self.places - first))[::-1]
+        for key in keys if self._forgotten else ():
+            self._forgotten.pop(key, None)
+        return [key.encode() for key in keys]
 
     def forget(self, key: str, version: int, keys_max: int) -> None:
         """A key's tombstone is gone: its slot is free, and its last version is remembered for a while, then for all."""

@@ -7,7 +7,8 @@ tail, installs heads, cells and keys, and shows the new root by one store. Until
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import struct
+from collections.abc import Sequence
 from concurrent.futures import Executor
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -15,7 +16,8 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from solewriter.engine_proc.reclaim import Dropped, Reclaimer
-from solewriter.shared import failpoint, record
+from solewriter.engine_proc.restoring import Restoring
+from solewriter.shared import failpoint
 from solewriter.shared.checkpoint import Checkpoint
 from solewriter.shared.columns import Cells, Column
 from solewriter.shared.config import MEMORY_VERSION, Limits
@@ -26,8 +28,9 @@ from solewriter.shared.memory.heap import OFFSET_MASK, PREFIX_BYTES, START, Heap
 from solewriter.shared.memory.index import IndexWriter, key_hash
 from solewriter.shared.memory.revlog import RevisionLogWriter
 from solewriter.shared.memory.root import ROOT_BYTES, STOPPED, Root, RootWriter
-from solewriter.shared.memory.segment import Segment, segment_path
+from solewriter.shared.memory.segment import Blank, Segment, segment_path
 from solewriter.shared.memory.table import TableWriter
+from solewriter.shared.record import Flags
 from solewriter.shared.schema import Schema
 
 if TYPE_CHECKING:
@@ -35,6 +38,9 @@ if TYPE_CHECKING:
 
 Columnar = tuple[TableWriter, IndexWriter[Segment]]
 """Where the entities of one kind are found"""
+
+
+_OVERTAKEN = struct.Struct("<4xI5xB")  # length and flags of a body
 
 
 class Installed(msgspec.Struct, frozen=True, gc=False):
@@ -71,7 +77,10 @@ class Publisher:
         self._log = RevisionLogWriter(lambda number, size: self._make(size, "revlog", number))
 
     def _make(self, size: int, *parts: object) -> Segment:
-        return Segment.create(segment_path(self._folder, self.prefix, *parts), size)
+        return Segment.create(self._path(*parts), size)
+
+    def _path(self, *parts: object) -> Path:
+        return segment_path(self._folder, self.prefix, *parts)
 
     def add_table(self, columns: Sequence[Column], made: Columnar | None = None) -> None:
         """The table and index of the next kind, where need be made now. Raises MemoryFull."""
@@ -252,46 +261,42 @@ class Publisher:
         self.reclaimer.installed(one.size, one.alive, one.overtaken, one.overtaken_alive)
         self._tables[one.kind].install(one.slot, one.address, one.cells, one.alive)
 
-    def restore(self, checkpoint: Checkpoint) -> None:
-        """During recovery, before anything else: memory as a checkpoint has it. Raises MemoryFull, JournalCorrupt."""
-        directory = checkpoint.directory
-        segments = self.heap.restore([section.size for section in directory.heap])
-        wanted = [(section, segment.bytes) for section, segment in zip(directory.heap, segments, strict=True)]
-        for image in directory.tables:
-            self.add_table(image.columns)
-            table, index = self._tables[-1], self._indexes[-1]
-            table.reserve(image.places)
-            for number, chunk in enumerate(image.chunks):
-                wanted += [(section, array) for section, array in zip(chunk, table.arrays(number), strict=True)]
-            arena = index.restore(image.index.counts, image.index.used, [part.size for part in image.index.segments])
-            wanted += [(part, segment.bytes) for part, segment in zip(image.index.segments, arena, strict=True)]
-        checkpoint.fill(wanted)
-        for index in self._indexes:
-            index.restored()
-        self.reclaimer.resume(directory.revision, directory.live_bytes, directory.tombstone_bytes)
-        self.note_recovered(directory.revision)
+    def restore(self, checkpoint: Checkpoint) -> Restoring:
+        """During recovery, before anything else: memory as a checkpoint has it, from the end of what this begins on."""
+        return Restoring(checkpoint, self, lambda size, *parts: Blank(self._path(*parts), size))
 
-    def make_room(self, kind: int, slots: int, new_keys: Mapping[int, bytes]) -> None:
-        """During recovery: for so many slots of a kind, and these new keys by slot, which are found from now on. Raises
-        MemoryFull.
+    def add_restored(self, columns: Sequence[Column]) -> Columnar:
+        """A table and an index for the next kind, both still to be restored. Raises MemoryFull."""
+        self.add_table(columns)
+        self._indexes[-1].make_way()
+        return self._tables[-1], self._indexes[-1]
+
+    def add_keys(self, kind: int, first: int, keys: Sequence[bytes]) -> None:
+        """During recovery: keys of the slots from `first` on, of which none was used before, are found from now on.
+        Raises MemoryFull.
         """
-        self._tables[kind].reserve(slots)
-        hashes = [key_hash(key) for key in new_keys.values()]
-        self._indexes[kind].reserve(hashes)
-        for hashed, slot in zip(hashes, new_keys, strict=True):
-            self._indexes[kind].insert(hashed, slot)
+        self._indexes[kind].add_all(map(key_hash, keys), range(first, first + len(keys)))
 
-    def overtake(self, kind: int, slot: int) -> bool:
-        """During recovery: a slot's record is about to be replaced. Whether it was no tombstone."""
-        _, buffer, start = self.newest(kind, slot)
-        alive = not record.deleted_at(buffer, start)
-        self.reclaimer.overtaken(padded(record.length_at(buffer, start)), alive)
-        return alive
+    def overtake_all(self, kind: int, slots: Sequence[int]) -> int:
+        """During recovery: these slots' records are about to be replaced. How many were no tombstones."""
+        head, segments, sizes, count = self._tables[kind].head, self.heap.segments, [0, 0], [0, 0]
+        for slot in slots:
+            address = head(slot)
+            length, flags = _OVERTAKEN.unpack_from(segments[address >> 32].map, (address & OFFSET_MASK) + PREFIX_BYTES)
+            deleted = flags & Flags.DELETE
+            sizes[deleted] += padded(length)
+            count[deleted] += 1
+        self.reclaimer.overtaken(sizes[False], True)
+        self.reclaimer.overtaken(sizes[True], False)
+        return count[False]
 
     def install_recovered(self, one: Installed) -> None:
         """During recovery, before anybody reads: room and heads at once. Raises MemoryFull."""
         if one.new_key is not None:
-            self.make_room(one.kind, one.slot + 1, {one.slot: one.new_key})
+            hashed = key_hash(one.new_key)
+            self._tables[one.kind].reserve(one.slot + 1)
+            self._indexes[one.kind].reserve([hashed])
+            self._indexes[one.kind].insert(hashed, one.slot)
         self._install(one)
 
     def note_recovered(self, revision: int) -> None:

@@ -5,19 +5,21 @@ from __future__ import annotations
 import os
 import sys
 from collections import deque
+from contextlib import ExitStack
 from pathlib import Path
 
 from solewriter.engine_proc.journal import Journal
 from solewriter.engine_proc.lock import Lock
 from solewriter.engine_proc.newest import NewestOutcomes, NewestRecords
 from solewriter.engine_proc.publisher import Publisher, remove_segments
+from solewriter.engine_proc.restoring import Restoring
 from solewriter.engine_proc.sessions import Sessions
 from solewriter.engine_proc.state import State
 from solewriter.shared import failpoint
 from solewriter.shared.chain import journal_files
 from solewriter.shared.checkpoint import Checkpoint, checkpoint_path
 from solewriter.shared.config import Limits
-from solewriter.shared.entry import CheckpointName, Entry, Life, Private, PrivateState
+from solewriter.shared.entry import CheckpointName, Entry, Life, PrivateChanges, PrivateState
 from solewriter.shared.errors import JournalCorrupt, LayoutMismatch, Locked
 from solewriter.shared.folder import StateFolder, Whereabouts, runs
 from solewriter.shared.memory.root import STOPPED, SUPERSEDED, succeed
@@ -40,44 +42,54 @@ class Recovery:
         self._outcomes = NewestOutcomes(sessions, limits.window_max)
         self._whole_from = 0  # the entry that holds the whole private state: what earlier ones say of it is in there
         self._reached = 0  # the entry that was replayed last
+        self._restoring: Restoring | None = None  # until the checkpoint is in memory
         self.life: Life | None = None  # the last one that the journal knows of
 
     def run(self) -> Checkpoint | None:
         """The checkpoint with which it began, closed. Raises JournalCorrupt, LayoutMismatch, MemoryFull."""
         found = self._journal.newest_whole()
-        checkpoint, first = None, 1
-        if found is not None:
-            self._whole_from, whole = found
-            self.life = whole.life
-            checkpoint, first = self._restored(whole), whole.checkpoint.entry + 1
-        self._publisher.reclaimer.keeps_tombstones = True  # what was forgotten when says the journal
-        self._replay(first)
-        self._publisher.reclaimer.keeps_tombstones = False
+        with ExitStack() as ending:
+            checkpoint, first = None, 1
+            if found is not None:
+                self._whole_from, whole = found
+                self.life = whole.life
+                checkpoint, first = ending.enter_context(self._opened(whole)), whole.checkpoint.entry + 1
+                self._restoring = ending.enter_context(self._publisher.restore(checkpoint))
+                self._state.restore(checkpoint)
+            self._publisher.reclaimer.keeps_tombstones = True  # what was forgotten when says the journal
+            self._replay(first)
+            self._publisher.reclaimer.keeps_tombstones = False
         return checkpoint
 
-    def _restored(self, whole: PrivateState) -> Checkpoint:
+    def _opened(self, whole: PrivateState) -> Checkpoint:
         path = checkpoint_path(self._folder, whole.checkpoint.entry)
         try:
             checkpoint = Checkpoint(path)
         except FileNotFoundError:
             raise JournalCorrupt(f"{path.name} is missing", place=path.name) from None
-        with checkpoint:
-            if checkpoint.state_id != self._journal.state_id:
-                first = journal_files(self._folder)[0].name
-                raise JournalCorrupt(f"{path.name} and {first} are of different states", place=f"{path.name}:0")
-            if checkpoint.name != whole.checkpoint:
-                raise JournalCorrupt(f"{path.name} is not the one that the journal names", place=f"{path.name}:0")
-            self._publisher.restore(checkpoint)
-            failpoint.reach("recover.restored")
-            self._state.restore(checkpoint)
+        if checkpoint.state_id != self._journal.state_id:
+            first = journal_files(self._folder)[0].name
+            checkpoint.close()
+            raise JournalCorrupt(f"{path.name} and {first} are of different states", place=f"{path.name}:0")
+        if checkpoint.name != whole.checkpoint:
+            checkpoint.close()
+            raise JournalCorrupt(f"{path.name} is not the one that the journal names", place=f"{path.name}:0")
         return checkpoint
+
+    def _await_memory(self) -> None:
+        """Whoever looks into memory, or adds to it, waits for what is on its way there."""
+        if self._restoring is not None:
+            restoring, self._restoring = self._restoring, None
+            restoring.finish()
+            failpoint.reach("recover.restored")
+            self._state.refit(restoring.tables)
 
     def _replay(self, first: int) -> None:
         """The entries behind the checkpoint: the most recent ones with all their records, others by their newest."""
-        recent: deque[tuple[Entry, Private]] = deque()
+        recent: deque[tuple[Entry, PrivateChanges]] = deque()
         held = 0
         for entry in self._journal.replay(first, self._may_be_cut):
-            self._reached, said = entry.number, entry.private
+            self._reached, said = entry.number, entry.changes
             if entry.number >= self._whole_from:
                 self.life = said.life or self.life
             recent.append((entry, said))
@@ -86,6 +98,7 @@ class Recovery:
                 oldest, told = recent.popleft()
                 held -= len(oldest.bodies) + len(oldest.said)
                 self._install_newest(oldest, told)
+        self._await_memory()
         self._newest.install()
         for entry, said in recent:
             self._install(entry, said)
@@ -99,15 +112,16 @@ class Recovery:
             return False
         return self.life.durability != "power" and rebooted_since(self.life)
 
-    def _install_newest(self, entry: Entry, said: Private) -> None:
+    def _install_newest(self, entry: Entry, said: PrivateChanges) -> None:
         if said.slots or said.kinds or said.schemas:
+            self._await_memory()
             self._newest.install()
             self._install(entry, said)
             return
         self._newest.add(entry)
         self._install_private(entry, said)
 
-    def _install(self, entry: Entry, said: Private) -> None:
+    def _install(self, entry: Entry, said: PrivateChanges) -> None:
         if said.kinds or said.schemas:
             self._state.add_kinds(said.kinds, said.schemas)
         for position, body in enumerate(entry.records()):
@@ -117,7 +131,7 @@ class Recovery:
             self._publisher.reclaim(sys.maxsize, self._state.revision, entry.number, self._state.counts())
         self._install_private(entry, said)
 
-    def _install_private(self, entry: Entry, said: Private) -> None:
+    def _install_private(self, entry: Entry, said: PrivateChanges) -> None:
         """What an entry says besides entities."""
         if entry.number < self._whole_from:
             return
@@ -129,7 +143,7 @@ class Recovery:
         if said.forgotten_sessions:
             outcomes.install()
             sessions.forget(said.forgotten_sessions)
-        outcomes.add(said.outcomes)
+        outcomes.add(entry)
         if said.sessions or said.fenced_ids:
             outcomes.install()
         for change in said.sessions:

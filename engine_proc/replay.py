@@ -5,7 +5,9 @@ What is read is changed by nobody here; what there is to do about it, `FileJourn
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Generator, Iterator
+from io import FileIO
 from pathlib import Path
 from typing import NamedTuple
 
@@ -34,7 +36,7 @@ class Kept(NamedTuple):
     """The last file, and what of it stays."""
 
     path: Path
-    content: bytes
+    content: memoryview
     size: int
 
 
@@ -60,13 +62,16 @@ class Replay:
                 f"{self._folder} once held {self._noted.number} entries, and has no journal file any more",
                 place=str(self._folder),
             )
+        buffer = bytearray()  # of one file after the other: new memory for each would take as long as reading it
         for position, path in enumerate(files):
-            buffer = path.read_bytes()
-            if not self._follows(path, buffer, may_be_cut, first=position == 0):
-                self._give_up(files[position:], path, 0)
-                break
+            with path.open("rb", buffering=0) as file:
+                header = file.read(FILE_HEADER_BYTES)
+                if not self._follows(path, header, may_be_cut, first=position == 0):
+                    self._give_up(files[position:], path, 0)
+                    break
+                buffer = _read(file, header, buffer)
             at, cut = yield from self._entries_of(path, buffer, first, may_be_cut)
-            self.earlier, self.last = files[:position], Kept(path, buffer[:at], len(buffer))
+            self.earlier, self.last = files[:position], Kept(path, memoryview(buffer)[:at], len(buffer))
             if cut or position == len(files) - 1:
                 self._give_up(files[position + 1 :], path, at)
                 break
@@ -94,9 +99,9 @@ class Replay:
         if self._noted is not None and self._noted.number > self.tail.number:
             self.missing = Missing(self.tail.number + 1, self._noted.number, f"{path.name}:{at}")
 
-    def _follows(self, path: Path, buffer: bytes, may_be_cut: Callable[[], bool], *, first: bool) -> bool:
+    def _follows(self, path: Path, header: bytes, may_be_cut: Callable[[], bool], *, first: bool) -> bool:
         """Whether a file follows the one before it. Raises JournalCorrupt if not, unless it may be cut there."""
-        start = entries.read_file_header(path, buffer)
+        start = entries.read_file_header(path, header)
         if start.state_id != self._state_id:
             raise JournalCorrupt(f"{path.name} belongs to another state", place=f"{path.name}:0")
         if start.first != first_of(path):
@@ -116,13 +121,13 @@ class Replay:
         return True
 
     def _entries_of(
-        self, path: Path, buffer: bytes, first: int, may_be_cut: Callable[[], bool]
+        self, path: Path, buffer: bytearray, first: int, may_be_cut: Callable[[], bool]
     ) -> Generator[Entry, None, tuple[int, bool]]:
         """The entries of one file from `first` on; returns the offset behind the last one, and whether later ones are
         to be given up.
         """
-        at = FILE_HEADER_BYTES
-        while (found := entries.unpack(buffer, at)) is not None and found[0].number > self.tail.number:
+        at, view = FILE_HEADER_BYTES, memoryview(buffer)  # of which nothing is copied to be summed up
+        while (found := entries.unpack(view, at)) is not None and found[0].number > self.tail.number:
             entry, previous, behind = found
             if entry.number != self.tail.number + 1 or previous != self.tail.crc:
                 if may_be_cut():
@@ -146,3 +151,14 @@ class Replay:
                 f"{path.name} is damaged at offset {at}: a later entry at {later} is whole", place=f"{path.name}:{at}"
             )
         return at, later is not None
+
+
+def _read(file: FileIO, header: bytes, used: bytearray) -> bytearray:
+    """All of a file, whose header was read, in a buffer that was used before where it has the same size."""
+    size = os.fstat(file.fileno()).st_size
+    buffer = used if len(used) == size else bytearray(size)
+    view, at = memoryview(buffer), len(header)
+    view[:at] = header
+    while count := file.readinto(view[at:]):
+        at += count
+    return buffer

@@ -9,6 +9,7 @@ import gc
 import os
 import resource
 import signal
+import socket
 import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -33,7 +34,7 @@ from solewriter.engine_proc.state import State
 from solewriter.shared import entry as entries
 from solewriter.shared import failpoint, wire
 from solewriter.shared.chain import journal_files
-from solewriter.shared.config import KIB, MEMORY_VERSION
+from solewriter.shared.config import BACKLOG, KIB, MEMORY_VERSION
 from solewriter.shared.entry import Life, Private
 from solewriter.shared.errors import EngineUnavailable, Locked, MemoryFull, SolewriterError
 from solewriter.shared.folder import StateFolder, Whereabouts, replace_file, start_time_of, sync_folder
@@ -114,7 +115,8 @@ class Server:
                 )
             return NoJournal()
         if files:
-            state_id = entries.read_file_header(files[0], files[0].read_bytes()[: entries.FILE_HEADER_BYTES]).state_id
+            with files[0].open("rb") as file:
+                state_id = entries.read_file_header(files[0], file.read(entries.FILE_HEADER_BYTES)).state_id
         else:
             state_id = os.urandom(16)
         return FileJournal(
@@ -138,7 +140,15 @@ class Server:
 
     # --- serving -----------------------------------------------------------------------------------------------------
 
-    async def serve(self, line: Line) -> None:
+    def listen(self) -> socket.socket:
+        """Agents may come from now on, and wait here until `serve` lets them in: who finds nobody looks again, later
+        and later, and would still sleep when this engine is ready.
+        """
+        listening = self.folder.bound_socket()
+        listening.listen(BACKLOG)
+        return listening
+
+    async def serve(self, line: Line, listening: socket.socket) -> None:
         """Take requests until told to stop; then finish what was accepted."""
         loop = asyncio.get_running_loop()
         bridge = Bridge(loop, self.limits, self.life.epoch, self.log, self.sessions.fell_silent)
@@ -152,7 +162,7 @@ class Server:
             loop.add_signal_handler(number, stopping.set)
         self._watch_owner(loop, stopping)
         self._listen_to_owner(loop, line, writer)
-        bridge.listen(self.folder.bound_socket())
+        bridge.listen(listening)
         freeze_garbage()
         turns = asyncio.create_task(writer.run())
         self._beat(bridge)  # whoever finds this memory later knows that it served
@@ -307,11 +317,12 @@ def make_folder(path: Path) -> None:
 
 
 def freeze_garbage() -> None:
-    """What recovery made lives long: collections of it would show up as latency."""
-    gc.enable()
-    gc.collect()
+    """What imports and recovery made lives long: collections of it would show up as latency. Not even one before this:
+    it would take as long as a twentieth of the start, to find a few hundred objects.
+    """
     gc.freeze()
     gc.set_threshold(200_000, 20, 100)
+    gc.enable()
 
 
 def limit_data(headroom: int) -> None:
@@ -340,9 +351,9 @@ def run(orders: Orders, line: Line) -> int:
     wire.refuse_extensions()
     raise_descriptor_limit()
     server = None
-    gc.disable()  # nothing that recovery makes is garbage; `freeze_garbage` enables it
     try:
         server = Server(orders)
+        listening = server.listen()
         server.recover()
     except SolewriterError as error:
         if server is not None:
@@ -361,7 +372,7 @@ def run(orders: Orders, line: Line) -> int:
         return EXIT_IO
     try:
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-            runner.run(server.serve(line))
+            runner.run(server.serve(line, listening))
         server.close()
     except EngineUnavailable as error:
         server.log(str(error))

@@ -7,6 +7,7 @@ and has touched nothing.
 
 from __future__ import annotations
 
+import struct
 from collections.abc import Iterable, Sequence
 from functools import partial
 from typing import Any
@@ -18,7 +19,7 @@ from solewriter.engine_proc.publisher import Columnar, Installed, Publisher
 from solewriter.engine_proc.reclaim import Dropped
 from solewriter.engine_proc.turn import NO_SLOT, Stored, Turn
 from solewriter.shared import record
-from solewriter.shared.checkpoint import Checkpoint
+from solewriter.shared.checkpoint import Checkpoint, TableImage
 from solewriter.shared.columns import Cells, Column
 from solewriter.shared.config import KINDS_MAX, SCHEMAS_MAX
 from solewriter.shared.entry import Private
@@ -27,6 +28,8 @@ from solewriter.shared.memory.heap import padded
 from solewriter.shared.memory.table import TableWriter
 from solewriter.shared.registry import Kind, Registry
 from solewriter.shared.schema import Schema
+
+_JOURNALED = struct.Struct("<8xHHxBBxQ")  # kind, schema, flags, length of the key and revision of a body
 
 
 class State:
@@ -40,6 +43,7 @@ class State:
         self._publisher = publisher
         self._forgotten_max = forgotten_keys_max
         self._by_name: dict[str, KindState] = {}
+        self._layouts: dict[tuple[int, int], tuple[Sequence[Column], struct.Struct | None]] = {}  # see `layout`
         self.named = self._by_name.get  # the kind of a name, or None
 
     # --- kinds -------------------------------------------------------------------------------------------------------
@@ -61,10 +65,12 @@ class State:
             known = self.kinds[schema.kind]
             known.schema = schema
             if known.kind is None and schema.columns != self._publisher.columns(known.code):
-                self._rebuild(known, schema.columns)  # without a class, its newest schema says what is a column
+                self._rebuild(
+                    known, schema.columns, known.slots.values()
+                )  # without a class, its newest schema says what is a column
 
     def restore(self, checkpoint: Checkpoint) -> None:
-        """Kinds and keys as a checkpoint has them, whose records are in memory again. Raises MemoryFull."""
+        """Kinds and keys as a checkpoint has them, whose records may still be on their way into memory."""
         directory = checkpoint.directory
         self.schemas, self.revision = list(directory.schemas), directory.revision
         newest = {schema.kind: schema for schema in directory.schemas}
@@ -72,11 +78,18 @@ class State:
             known = self._by_name[name] = KindState(code, name, newest[code], self.registry.get(name))
             self.kinds.append(known)
             known.restore(checkpoint.keys(code), image.alive)
+
+    def refit(self, tables: Sequence[TableImage]) -> None:
+        """Now that they are in memory: cells that the checkpoint could not say, and tables for the columns that classes
+        have by now. Keys that came behind the checkpoint are not in memory yet. Raises MemoryFull.
+        """
+        for known, image in zip(self.kinds, tables, strict=True):
             columns = known.kind.columns if known.kind is not None else known.schema.columns
             if columns != image.columns:
-                self._rebuild(known, columns)
+                slots = [slot for slot in known.slots.values() if slot < image.places]
+                self._rebuild(known, columns, slots)
             else:
-                self._fill(self._publisher.table(code), known, image.anew)
+                self._fill(self._publisher.table(known.code), known, image.anew)
 
     def restore_forgotten(self, keys: Sequence[tuple[int, dict[str, int]]]) -> None:
         """By kind, what no record says of keys: the base, and last versions. Kinds that came later have none."""
@@ -103,10 +116,10 @@ class State:
             raise SchemaMismatch(f"{', '.join(names)}: a state has at most {KINDS_MAX} kinds", kind=", ".join(names))
         return Private(kinds=names, schemas=schemas)
 
-    def _rebuild(self, known: KindState, columns: Sequence[Column]) -> None:
-        """Give a kind a table with these columns. Raises MemoryFull."""
+    def _rebuild(self, known: KindState, columns: Sequence[Column], slots: Iterable[int]) -> None:
+        """Give a kind a table with these columns, and in it the slots that have records. Raises MemoryFull."""
         table = self._publisher.other_table(known.code, columns, known.places)
-        self._fill(table, known, known.slots.values())
+        self._fill(table, known, slots)
         self._publisher.replace_table(known.code, table)
 
     def _fill(self, table: TableWriter, known: KindState, slots: Iterable[int]) -> None:
@@ -163,27 +176,47 @@ class State:
         same. `used_slot` is that of a new key, where another key had it before: forgotten when this was written, so it
         is forgotten now. So every key has the same place again.
         """
-        found = record.unpack(body)
-        kind = self.kinds[found.kind]
+        code, schema, flags, key_length, revision = _JOURNALED.unpack_from(body)
+        kind, new_key = self.kinds[code], None
+        encoded = body[record.HEADER_BYTES : record.HEADER_BYTES + key_length]
+        key = encoded.decode()
         if used_slot is not None:
-            self._forget_for(kind, found.key, used_slot)
-        slot = kind.slots.get(found.key)
-        new_key = None
+            self._forget_for(kind, key, used_slot)
+        slot = kind.slots.get(key)
         previous, overtaken, was_alive = 0, 0, False
         if slot is None:
             slot = kind.places if used_slot is None else used_slot
-            kind.take(found.key, slot)
-            new_key = found.key.encode(errors="surrogatepass")
+            kind.take(key, slot)
+            new_key = encoded
         else:
-            previous, buffer, start = self._publisher.newest(found.kind, slot)
+            previous, buffer, start = self._publisher.newest(code, slot)
             overtaken, was_alive = padded(record.length_at(buffer, start)), not record.deleted_at(buffer, start)
-        kind.alive += (not found.deleted) - was_alive
-        self.revision = found.revision
-        self._publisher.heap.reserve(len(body))
+        alive, length = not flags & record.Flags.DELETE, len(body)
+        kind.alive += alive - was_alive
+        self.revision = revision
+        self._publisher.heap.reserve(length)
         address = self._publisher.heap.append(body, slot, previous)
-        cells = self._cells(kind, found, self._publisher.columns(kind.code))
-        alive, size = not found.deleted, padded(len(body))
-        return Installed(found.kind, slot, address, cells, new_key, alive, size, overtaken, was_alive)
+        cells = self._cells_of(kind, schema, body) if alive else ()
+        return Installed(code, slot, address, cells, new_key, alive, padded(length), overtaken, was_alive)
+
+    def _cells_of(self, kind: KindState, schema: int, body: bytes) -> Cells:
+        """The cells of a body that is no tombstone, in its kind's table."""
+        layout = self.layout(kind, schema)
+        if layout is None:
+            return self.cells_of(kind, body)
+        return tuple(enumerate(layout.unpack(record.held(body, 0)[4])))
+
+    def layout(self, kind: KindState, schema: int) -> struct.Struct | None:
+        """How the cells lie in the block of a body that was written under a schema, where it has the columns of its
+        kind's table; else None, and they have to be made of its payload.
+        """
+        columns = self._publisher.columns(kind.code)
+        known, layout = self._layouts.get((kind.code, schema), (None, None))
+        if known is not columns:
+            same = self.schemas[schema].columns == columns
+            layout = struct.Struct("<" + "".join([column.code for column in columns])) if same else None
+            self._layouts[kind.code, schema] = columns, layout
+        return layout
 
     def _forget_for(self, kind: KindState, key: str, slot: int) -> None:
         """The key itself, which had another life, and the key that had the slot."""

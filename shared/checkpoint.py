@@ -15,19 +15,20 @@ from __future__ import annotations
 
 import os
 import struct
+import sys
 import zlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from hashlib import blake2b
 from pathlib import Path
-from typing import Self
+from typing import NamedTuple, Self
 from zlib import crc32
 
 import msgspec
 
 from solewriter.shared import record
 from solewriter.shared.columns import Column
-from solewriter.shared.config import CHECKPOINT_VERSION, CHUNK_SLOTS, MIB
+from solewriter.shared.config import CHECKPOINT_VERSION, CHUNK_SLOTS, FILLING_SWITCH_S, MIB
 from solewriter.shared.entry import CheckpointName
 from solewriter.shared.errors import UNDECODABLE, JournalCorrupt, LayoutMismatch
 from solewriter.shared.memory.heap import OFFSET_MASK, PREFIX, PREFIX_BYTES, START, padded
@@ -40,6 +41,10 @@ READERS = 2  # threads that decompress: zlib lets go of the interpreter, and few
 _HEADER = struct.Struct("<QII16sQQII")
 _SUMMED = struct.Struct("<16sQQII")
 HEADER_BYTES = 64
+_ZLIB_HEAD, _ZLIB_TAIL = 2, 4  # bytes around what is compressed: parameters, and a sum that takes a seventh of the time
+
+Write = Callable[[bytes, int], None]
+"""Puts bytes at an offset; called from any thread"""
 
 
 class Block(msgspec.Struct, frozen=True, array_like=True):
@@ -55,6 +60,10 @@ class Section(msgspec.Struct, frozen=True, array_like=True):
 
     size: int
     blocks: list[Block]
+
+
+Wanted = tuple[Section, Write, int]
+"""A section, and where it goes: what it is written with, and at which offset"""
 
 
 class IndexImage(msgspec.Struct, frozen=True):
@@ -211,24 +220,21 @@ class Checkpoint:
     def bytes_of(self, section: Section) -> bytes:
         return b"".join(map(self._raw, section.blocks))
 
-    def fill(self, wanted: Iterable[tuple[Section, memoryview]]) -> None:
-        """Put sections where they belong, each into as many bytes as it has."""
+    def fill(self, wanted: Iterable[Wanted]) -> Filling:
+        """Begin to put sections where they belong. Before this is closed, end what is returned."""
+        return Filling(self._put, _parts(wanted))
 
-        def put(part: tuple[Block, memoryview]) -> None:
-            raw = self._raw(part[0])
-            if len(raw) != len(part[1]):
-                raise self._damaged("has a block of another size than its directory says", part[0].offset)
-            part[1][:] = raw
-
-        with ThreadPoolExecutor(READERS, "checkpoint") as pool:
-            for _ in pool.map(put, _parts(wanted)):
-                pass
+    def _put(self, part: Part) -> None:
+        raw = self._raw(part.block)
+        if len(raw) != part.length:
+            raise self._damaged("has a block of another size than its directory says", part.block.offset)
+        part.write(raw, part.offset)
 
     def _raw(self, block: Block) -> bytes:
         stored = os.pread(self._fd, block.length, block.offset)
         try:
-            if len(stored) == block.length and crc32(stored) == block.crc:
-                return zlib.decompress(stored, bufsize=BLOCK_BYTES)
+            if len(stored) == block.length and crc32(stored) == block.crc:  # so zlib need not sum up what comes out
+                return zlib.decompress(stored[_ZLIB_HEAD:-_ZLIB_TAIL], -zlib.MAX_WBITS, BLOCK_BYTES)
         except zlib.error:
             pass
         raise self._damaged("has a damaged block", block.offset)
@@ -289,7 +295,40 @@ class Checkpoint:
         self.close()
 
 
-def _parts(wanted: Iterable[tuple[Section, memoryview]]) -> Iterator[tuple[Block, memoryview]]:
-    for section, target in wanted:
+class Part(NamedTuple):
+    """A block, and where its bytes go."""
+
+    block: Block
+    length: int
+    write: Write
+    offset: int
+
+
+def _parts(wanted: Iterable[Wanted]) -> Iterator[Part]:
+    for section, write, offset in wanted:
         for number, block in enumerate(section.blocks):
-            yield block, target[number * BLOCK_BYTES : min((number + 1) * BLOCK_BYTES, section.size)]
+            start = number * BLOCK_BYTES
+            yield Part(block, min(BLOCK_BYTES, section.size - start), write, offset + start)
+
+
+class Filling:
+    """Sections on their way to where they belong, in threads beside the caller; a context manager."""
+
+    def __init__(self, put: Callable[[Part], None], parts: Iterable[Part]) -> None:
+        self._before_s = sys.getswitchinterval()
+        sys.setswitchinterval(FILLING_SWITCH_S)
+        self._pool = ThreadPoolExecutor(READERS, "checkpoint")
+        self._pending = [self._pool.submit(put, part) for part in parts]
+
+    def finish(self) -> None:
+        """Until everything is there. Raises what the first one did that failed: JournalCorrupt, MemoryFull."""
+        for one in self._pending:
+            one.result()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """What was not begun never is; what was is done."""
+        self._pool.shutdown(cancel_futures=True)
+        sys.setswitchinterval(self._before_s)

@@ -123,6 +123,10 @@ HEAP_SEGMENT_SHARE = (
     8  # a heap segment is at most this part of the live bytes, so that an open one is no large overhead
 )
 HEAP_AHEAD = 0.5  # a heap segment filled so far has its successor reserved, beside the loop
+HEAP_RUN_BYTES = 256 * KIB  # of records that a start joins and copies at once: they are still in the processor's cache
+FILLING_SWITCH_S = 0.0002  # a start's threads that fill memory ask for the interpreter thrice a block, which takes them
+# 2 ms: beside a thread that computes, each time would last Python's own 5 ms
+INSTALLED_AT_ONCE = 4_096  # newest records that a start puts back together: enough to store columns at a time
 STOP_MARGIN_S = 5.0  # an owner's patience beyond the drain time-out: closing files and giving back memory
 QUARANTINE_DEATHS = 2  # of engines in a row, in one request: one may be chance, and meet whatever was just decided
 QUARANTINED_MAX = 1_024  # such requests remembered, the oldest forgotten first; one costs two deaths of the engine

@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Executor, Future
 from typing import Any
 
-from solewriter.shared.config import ALIGNMENT, HEAP_AHEAD, HEAP_SEGMENT_SHARE, Limits
+from solewriter.shared.config import ALIGNMENT, HEAP_AHEAD, HEAP_RUN_BYTES, HEAP_SEGMENT_SHARE, Limits
 from solewriter.shared.memory.segment import Segment
 
 PREFIX = struct.Struct("<IIQ")
@@ -23,6 +23,7 @@ PREFIX_BYTES = PREFIX.size
 START = 64  # offset of the first record in a segment
 END = 0xFFFFFFFF
 OFFSET_MASK = 0xFFFFFFFF
+_PADDING = [bytes(count) for count in range(ALIGNMENT)]
 
 
 def address_of(segment: int, offset: int) -> int:
@@ -52,17 +53,18 @@ class HeapWriter:
         self._map: Any = None
         self._begin_segment(0)
 
-    def restore(self, sizes: Sequence[int]) -> list[Segment]:
-        """Segments with so many bytes of records each, in place of the empty first one: to be filled by the caller.
-        Nothing goes into them any more. Raises MemoryFull.
-        """
+    def make_way(self) -> None:
+        """Give up the first segment, which is empty: `restore` brings others in its place."""
         self.segments.pop(self._number).path.unlink()
-        for number, size in enumerate(sizes, 1):
-            self._number, self._offset, self._size = number, size, size + PREFIX_BYTES
-            segment = self.segments[number] = self._make(number, self._size)
+
+    def restore(self, segments: Sequence[tuple[Segment, int]]) -> None:
+        """Segments, each with so many bytes of records, and room for a prefix behind them. Nothing goes into them any
+        more.
+        """
+        for number, (segment, size) in enumerate(segments, 1):
+            self.segments[number] = segment
             PREFIX.pack_into(segment.map, size, END, 0, 0)
-        self._map = self.segments[self._number].map
-        return list(self.segments.values())
+            self._number, self._offset, self._size, self._map = number, size, size + PREFIX_BYTES, segment.map
 
     @property
     def tail(self) -> int:
@@ -88,6 +90,33 @@ class HeapWriter:
         self._map[start : start + length] = body
         self._offset = (start + length + ALIGNMENT - 1) & -ALIGNMENT
         return self._number << 32 | offset
+
+    def append_all(self, bodies: Sequence[bytes], slots: Sequence[int]) -> list[int]:
+        """Copy many records behind the tail, making room on the way, as if each had been reserved and appended by
+        itself, without a previous one; their addresses. For a start: raises MemoryFull, with a part of them there.
+        """
+        addresses: list[int] = []
+        parts: list[bytes] = []
+        pack, offset, base, limit = PREFIX.pack, self._offset, self._number << 32, 0
+        for body, slot in zip(bodies, slots, strict=True):
+            length = len(body)
+            size = (PREFIX_BYTES + length + ALIGNMENT - 1) & -ALIGNMENT
+            if offset + size > limit:
+                self._append_run(parts, offset)
+                self.reserve(length)
+                offset, base = self._offset, self._number << 32
+                limit = min(self._size, offset + max(HEAP_RUN_BYTES, size))
+            parts += (pack(length, slot, 0), body, _PADDING[size - PREFIX_BYTES - length])
+            addresses.append(base | offset)
+            offset += size
+        self._append_run(parts, offset)
+        return addresses
+
+    def _append_run(self, parts: list[bytes], end: int) -> None:
+        """All of it by one copy."""
+        self._map[self._offset : end] = b"".join(parts)
+        self._offset = end
+        parts.clear()
 
     def reset(self, tail: int) -> None:
         """Move back to an earlier tail: what lies behind it was never published."""

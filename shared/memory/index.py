@@ -11,7 +11,7 @@ late for it reads the word again.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Generic, Protocol, TypeVar
 from zlib import crc32
 
@@ -63,17 +63,14 @@ class IndexWriter(Generic[W]):
         assert len(self._arena) == self._newest + 1, "no segment has left it"
         return self._counts, self._used, [segment.words for segment in self._arena.values()]
 
-    def restore(self, counts: list[int], used: int, sizes: list[int]) -> list[W]:
-        """Segments for such an image, in place of the empty first one: to be filled by the caller, who calls `restored`
-        then. Raises MemoryFull.
-        """
+    def make_way(self) -> None:
+        """Give up the first segment, which is empty: `restore` brings others in its place."""
         self._remove(0)
-        self._arena = {number: self._make(number, size) for number, size in enumerate(sizes)}
-        self._newest, self._used, self._counts, self._words = len(sizes) - 1, used, counts, self._arena[0].words
-        return list(self._arena.values())
 
-    def restored(self) -> None:
-        """The image is there: count what its words name."""
+    def restore(self, counts: list[int], used: int, segments: Sequence[W]) -> None:
+        """Such an image, in these segments."""
+        self._arena = dict(enumerate(segments))
+        self._newest, self._used, self._counts, self._words = len(segments) - 1, used, counts, self._arena[0].words
         self._named = dict.fromkeys(self._arena, 0)
         for word in self._words[:INDEX_WORDS]:
             if word:
@@ -87,9 +84,7 @@ class IndexWriter(Generic[W]):
         for hashed in hashes:
             coming[hashed & 0xFF] = coming.get(hashed & 0xFF, 0) + 1
         for number, count in coming.items():
-            word = self._words[number]
-            if not word or (self._counts[number] + count) * 3 > 2 << (word & 0xFF):
-                self._refill(number, count)
+            self._make_room(number, count)
 
     def insert(self, hashed: int, slot: int) -> None:
         """Add a key that is not there yet, after `reserve`."""
@@ -100,6 +95,19 @@ class IndexWriter(Generic[W]):
         segment, base, mask = _region(self._words[number])
         _put(self._arena[segment].words, base, mask, entry)
         self._counts[number] += 1
+
+    def add_all(self, hashes: Iterable[int], slots: Iterable[int]) -> None:
+        """Add many keys, of which none was there before in its slot, each where `insert` would put it. Raises
+        MemoryFull, with a part of them added.
+        """
+        coming: dict[int, list[int]] = {}
+        for hashed, slot in zip(hashes, slots, strict=True):
+            coming.setdefault(hashed & 0xFF, []).append(hashed << 32 | slot + 1)
+        for number, entries in coming.items():
+            self._make_room(number, len(entries))
+            segment, base, mask = _region(self._words[number])
+            _put_all(self._arena[segment].words[base : base + mask + 1], entries)
+            self._counts[number] += len(entries)
 
     def leave(self, hashed: int, slot: int) -> None:
         """A key was forgotten: its entry goes when its region is refilled."""
@@ -119,6 +127,12 @@ class IndexWriter(Generic[W]):
                 return
         self._unname(oldest, 0)  # its last region went while it was the newest
 
+    def _make_room(self, number: int, count: int) -> None:
+        """For so many more keys in one region."""
+        word = self._words[number]
+        if not word or (self._counts[number] + count) * 3 > 2 << (word & 0xFF):
+            self._refill(number, count)
+
     def _refill(self, number: int, coming: int) -> None:
         """A region anew, with room for so many more keys, half full at most."""
         old, kept = self._words[number], []
@@ -131,9 +145,8 @@ class IndexWriter(Generic[W]):
         entries = 1 << log2
         if self._used + entries > len(self._arena[self._newest].words):
             self._grow(entries)
-        words, base = self._arena[self._newest].words, self._used
-        for entry in kept:
-            _put(words, base, entries - 1, entry)
+        base = self._used
+        _put_all(self._arena[self._newest].words[base : base + entries], kept)
         self._used += entries
         self._words[number] = self._newest << 32 | base << 8 | log2
         self._counts[number] = len(kept)
@@ -159,10 +172,21 @@ class IndexWriter(Generic[W]):
 
 
 def _put(words: memoryview[int], base: int, mask: int, entry: int) -> None:
+    """In the first empty place of its region from its own on."""
     place = entry >> 40 & mask
     while words[base + place]:
         place = place + 1 & mask
     words[base + place] = entry
+
+
+def _put_all(region: memoryview[int], entries: Iterable[int]) -> None:
+    """The same of many, without a call for each."""
+    mask = len(region) - 1
+    for entry in entries:
+        place = entry >> 40 & mask
+        while region[place]:
+            place = place + 1 & mask
+        region[place] = entry
 
 
 class IndexReader:

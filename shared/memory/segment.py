@@ -39,21 +39,7 @@ class Segment:
     @classmethod
     def create(cls, path: Path, size: int) -> Segment:
         """A new segment of `size` bytes, reserved and zero. Raises MemoryFull, naming the file system."""
-        size = -(-size // mmap.PAGESIZE) * mmap.PAGESIZE
-        fd = os.open(path, os.O_CREAT | os.O_EXCL | os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
-        try:
-            failpoint.reach("memory.grow")
-            os.posix_fallocate(fd, 0, size)
-            return cls(path, fd, size, writable=True)
-        except OSError as error:
-            path.unlink()
-            if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.ENOMEM):
-                raise MemoryFull(
-                    f"no room for {size:,} bytes in {path.parent}: free space there, or set another memory_dir"
-                ) from error
-            raise
-        finally:
-            os.close(fd)
+        return Blank(path, size).mapped()
 
     @classmethod
     def attach(cls, path: Path, *, writable: bool = False) -> Segment:
@@ -77,6 +63,53 @@ class Segment:
             return cls(path, fd, found.st_size, writable)
         finally:
             os.close(fd)
+
+
+class Blank:
+    """A new segment that is written before it is mapped: pages that are written whole need not be made zero before, nor
+    met one by one. `write` may be called from any thread. Raises FileExistsError.
+    """
+
+    __slots__ = ("_fd", "path", "size")
+
+    def __init__(self, path: Path, size: int) -> None:
+        self.path = path
+        self.size = -(-size // mmap.PAGESIZE) * mmap.PAGESIZE
+        self._fd = os.open(path, os.O_CREAT | os.O_EXCL | os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+
+    def write(self, content: bytes, offset: int) -> None:
+        """Raises MemoryFull."""
+        try:
+            while content:
+                written = os.pwrite(self._fd, content, offset)
+                content, offset = content[written:], offset + written
+        except OSError as error:
+            raise self._full(error) from error
+
+    def mapped(self) -> Segment:
+        """All of it, reserved, and zero where nothing was written. Raises MemoryFull, and then it is gone."""
+        try:
+            failpoint.reach("memory.grow")
+            os.posix_fallocate(self._fd, 0, self.size)
+            return Segment(self.path, self._fd, self.size, writable=True)
+        except OSError as error:
+            self.path.unlink()
+            raise self._full(error) from error
+        finally:
+            self.close()
+
+    def _full(self, error: OSError) -> Exception:
+        """What an error says to whoever wanted a segment."""
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.ENOMEM):
+            return error
+        where = self.path.parent
+        return MemoryFull(f"no room for {self.size:,} bytes in {where}: free space there, or set another memory_dir")
+
+    def close(self) -> None:
+        """Nothing is written any more. Harmless when it was mapped or closed before."""
+        if self._fd >= 0:
+            os.close(self._fd)
+            self._fd = -1
 
 
 def is_mapped(fd: int) -> bool:

@@ -10,6 +10,7 @@ snapshot's tail.
 
 from __future__ import annotations
 
+from array import array
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -52,13 +53,16 @@ class TableWriter:
     def reserve(self, slots: int) -> None:
         """Make room for slots below `slots`. Raises MemoryFull."""
         while len(self._heads) * CHUNK_SLOTS < slots:
-            chunk = self._make(len(self._heads), self._size)
-            self._cells.append(views(chunk, self.columns))
-            self._heads.append(chunk.words)
+            self._add(self._make(len(self._heads), self._size))
 
-    def arrays(self, chunk: int) -> list[memoryview[int]]:
-        """A chunk's heads, each of its columns and its live bytes, as bytes: for a checkpoint to be put back."""
-        return [self._heads[chunk][:CHUNK_SLOTS].cast("B"), *(cells.cast("B") for cells in self._cells[chunk])]
+    def restore(self, chunks: Sequence[Segment]) -> None:
+        """Chunks as they were, in place of none."""
+        for chunk in chunks:
+            self._add(chunk)
+
+    def _add(self, chunk: Segment) -> None:
+        self._cells.append(views(chunk, self.columns))
+        self._heads.append(chunk.words)
 
     def install(self, slot: int, address: int, cells: Cells, alive: bool) -> None:
         """Point the slot at its newest record and store the cells that are new."""
@@ -73,14 +77,26 @@ class TableWriter:
         """Point the slot at a copy of its newest record."""
         self._heads[slot >> _SHIFT][slot & _MASK] = address
 
-    def install_all(self, slot: int, address: int, cells: Sequence[Cell], alive: bool) -> None:
-        """The same with all cells in their order, or none."""
-        chunk, place = slot >> _SHIFT, slot & _MASK
-        self._heads[chunk][place] = address
-        arrays = self._cells[chunk]
-        arrays[-1][place] = alive
-        for array, cell in zip(arrays, cells):  # noqa: B905 (the last array is of the live bytes)
-            array[place] = cell
+    def point_all(self, slots: Sequence[int], addresses: Sequence[int], alive: Sequence[bool]) -> None:
+        """Point slots at their newest records: ascending ones of one chunk, which nobody reads yet."""
+        chunk, places = _places(slots)
+        _store_all(self._heads[chunk], places, array("Q", addresses))
+        _store_all(self._cells[chunk][-1], places, bytes(alive))
+
+    def fill_all(self, slots: Sequence[int], blocks: Sequence[bytes]) -> None:
+        """Store all cells of such slots, from blocks that have them in the columns' order."""
+        if not slots:
+            return
+        chunk, places = _places(slots)
+        joined, start, width = b"".join(blocks), 0, sum([WIDTHS[column.code] for column in self.columns])
+        for column, target in zip(self.columns, self._cells[chunk][:-1], strict=True):
+            size = WIDTHS[column.code]
+            cells = bytearray(size * len(slots))
+            for byte in range(size):
+                cells[byte::size] = joined[start + byte :: width]
+            whole: Any = memoryview(cells)
+            _store_all(target, places, whole.cast(column.code))
+            start += size
 
     def vacate(self, slot: int) -> None:
         """The slot's key was forgotten: there is no record any more."""
@@ -88,6 +104,23 @@ class TableWriter:
 
     def head(self, slot: int) -> int:
         return self._heads[slot >> _SHIFT][slot & _MASK]
+
+
+def _places(slots: Sequence[int]) -> tuple[int, slice | list[int]]:
+    """Chunk and places of ascending slots of one chunk: a slice where none is left out."""
+    chunk, first = slots[0] >> _SHIFT, slots[0] & _MASK
+    if slots[-1] - slots[0] == len(slots) - 1:
+        return chunk, slice(first, first + len(slots))
+    return chunk, [slot & _MASK for slot in slots]
+
+
+def _store_all(target: Any, places: slice | list[int], cells: Any) -> None:
+    """Cells of the target's own type."""
+    if isinstance(places, slice):
+        target[places] = cells
+    else:
+        for place, cell in zip(places, cells, strict=True):
+            target[place] = cell
 
 
 class TableReader:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import struct
+import sys
+import threading
 import zlib
 from zlib import crc32
 
@@ -55,9 +57,42 @@ def test_what_was_written_is_read(write):
         one.verify()
         first, second = one.directory.heap
         assert [*checkpoints.Checkpoint.bytes_of(one, first)] == [*segment_of(BODY)]
-        places = [memoryview(bytearray(first.size)), memoryview(bytearray(second.size))]
-        one.fill(zip([first, second], places, strict=True))
-        assert [bytes(place) for place in places] == [bytes(segment_of(BODY)), LONG]
+        whole = bytearray(first.size + second.size + 8)
+        with one.fill([(second, put_into(whole), first.size + 8), (first, put_into(whole), 0)]) as filling:
+            filling.finish()
+        assert whole == bytes(segment_of(BODY)) + bytes(8) + LONG
+
+
+def put_into(whole):
+    """Writes bytes at an offset of these."""
+
+    def write(content, offset):
+        whole[offset : offset + len(content)] = content
+
+    return write
+
+
+def test_who_gives_up_waits_for_what_was_begun_and_for_nothing_else(write, wait_until):
+    """And Python's threads take turns as before."""
+    gate, written = threading.Event(), []
+
+    def slowly(content, offset):
+        assert gate.wait(20)
+        written.append(offset)
+
+    def open_the_gate(filling):
+        wait_until(lambda: filling._pending[-1].cancelled(), 20, "what was not begun is called off")
+        gate.set()
+
+    before = sys.getswitchinterval()
+    with Checkpoint(write([LONG * 8])) as one:
+        with one.fill([(one.directory.heap[0], slowly, 0)]) as filling:
+            assert sys.getswitchinterval() < before
+            later = threading.Thread(target=open_the_gate, args=[filling])
+            later.start()
+        later.join()
+        assert len(written) <= checkpoints.READERS < len(one.directory.heap[0].blocks)
+    assert sys.getswitchinterval() == before
 
 
 @pytest.mark.parametrize("length", [0, 1, checkpoints.HEADER_BYTES - 1])
@@ -99,8 +134,11 @@ def test_a_section_of_another_size_is_damage_however_it_is_read(write, size):
     with Checkpoint(write([LONG], other(size=size))) as one:
         with pytest.raises(JournalCorrupt, match="section of another size"):
             one.verify()
-        with pytest.raises(JournalCorrupt, match="block of another size"):
-            one.fill([(one.directory.heap[0], memoryview(bytearray(size)))])
+        with (
+            one.fill([(one.directory.heap[0], put_into(bytearray(size)), 0)]) as filling,
+            pytest.raises(JournalCorrupt, match="block of another size"),
+        ):
+            filling.finish()
 
 
 def with_block(path, stored):

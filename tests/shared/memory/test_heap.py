@@ -17,6 +17,7 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 
 from solewriter.shared.config import KIB, Limits
 from solewriter.shared.errors import MemoryFull
+from solewriter.shared.memory import heap as heaps
 from solewriter.shared.memory.heap import (
     OFFSET_MASK,
     PREFIX,
@@ -164,6 +165,38 @@ def test_records_are_aligned_and_never_span_two_segments(heap):
         assert offset + padded(size) <= heap.writer.segments[address >> 32].size
     assert heap.writer.last > 3
     assert heap.read() == heap.records
+
+
+@pytest.mark.parametrize("run", [1, 200, 64 * KIB])
+def test_many_records_at_once_are_what_each_by_itself_would_be(tmp_path, monkeypatch, run):
+    """Also where they begin other segments, or one is larger than any segment, or than what is copied at once."""
+    monkeypatch.setattr(heaps, "HEAP_RUN_BYTES", run)
+    (tmp_path / "one").mkdir()
+    (tmp_path / "all").mkdir()
+    one_by_one, at_once = Heap(tmp_path / "one"), Heap(tmp_path / "all")
+    sizes = [*range(100, 140), 5_000, 20_000, 10, *range(900, 1_000)]
+    bodies = [bytes([number % 256]) * size for number, size in enumerate(sizes)]
+    for heap in (one_by_one, at_once):
+        heap.append(b"before")
+    expected = [one_by_one.append(body, slot) for slot, body in enumerate(bodies)]
+    assert at_once.writer.append_all(bodies[:50], range(50)) == expected[:50]
+    assert at_once.writer.append_all([], []) == []
+    assert at_once.writer.append_all(bodies[50:], range(50, len(bodies))) == expected[50:]
+    assert at_once.read() == one_by_one.read()
+    assert at_once.writer.tail == one_by_one.writer.tail
+    for heap in (one_by_one, at_once):
+        heap.append(b"behind")
+    assert at_once.read() == one_by_one.read()
+    at_once.close()
+    one_by_one.close()
+
+
+def test_without_room_for_many_records_at_once_that_is_said(heap):
+    heap.append(b"before")
+    heap.settle()
+    heap.room = False
+    with pytest.raises(MemoryFull):
+        heap.writer.append_all([bytes(1_000)] * 100, range(100))
 
 
 def test_addresses_grow(heap):

@@ -69,6 +69,23 @@ def test_every_insertion_is_found_and_nothing_else(tmp_path_factory, batches, st
         index.check(strangers)
 
 
+@settings(max_examples=40, deadline=None)
+@given(st.lists(st.lists(HASHES, max_size=60), max_size=6), st.booleans())
+def test_many_keys_at_once_are_where_each_by_itself_would_be(tmp_path_factory, batches, first):
+    """Whatever was there before, and whatever comes afterwards."""
+    one_by_one, at_once = (Index(tmp_path_factory.mktemp("index")) for _ in range(2))
+    for number, batch in enumerate(batches, first):
+        slots = range(one_by_one.count, one_by_one.count + len(batch))
+        one_by_one.insert(batch)
+        if number % 2:
+            at_once.insert(batch)
+        else:
+            at_once.writer.add_all(batch, slots)
+            at_once.count += len(batch)
+        assert [bytes(part) for part in at_once.writer.image[2]] == [bytes(part) for part in one_by_one.writer.image[2]]
+        assert at_once.writer.image[:2] == one_by_one.writer.image[:2]
+
+
 @settings(max_examples=30, deadline=None)
 @given(st.integers(0, 2**32 - 1), st.lists(st.integers(0, 2**24 - 1), max_size=60), st.integers(1, 60))
 def test_a_region_in_which_everything_collides_is_found_too(tmp_path_factory, hashed, others, same):
@@ -134,6 +151,13 @@ def test_without_room_nothing_visible_changes_and_later_it_goes_on(index):
     index.room = True
     index.insert(range(100, 20_100))
     index.check(range(0, 20_100, 37))
+
+
+def test_without_room_for_many_keys_at_once_nobody_finds_one_that_is_not_there(index):
+    index.room = False
+    with pytest.raises(MemoryFull):
+        index.writer.add_all([number << 8 for number in range(10_000)], range(10_000))
+    index.check([256])
 
 
 def test_a_reader_maps_each_arena_once(index):

@@ -13,7 +13,7 @@ import sys
 import pytest
 
 from solewriter.shared.errors import LayoutMismatch, MemoryFull
-from solewriter.shared.memory.segment import Segment, segment_path
+from solewriter.shared.memory.segment import Blank, Segment, segment_path
 
 ROOT = os.geteuid() == 0
 
@@ -156,6 +156,31 @@ ctypes.memset(_address(segment.map, 0), 1, 1)
     assert writer.map[0] == 0
 
 
+def test_what_was_written_before_it_is_mapped_is_there_and_the_rest_is_zeros(path):
+    blank = Blank(path, 3 * mmap.PAGESIZE - 5)
+    for offset in (mmap.PAGESIZE, 7):
+        blank.write(b"x" * 10, offset)
+    blank.write(b"", 0)
+    segment = blank.mapped()
+    assert segment.size == path.stat().st_size == 3 * mmap.PAGESIZE
+    assert path.stat().st_blocks * 512 >= segment.size, "all of it is reserved"
+    assert bytes(segment.bytes) == (bytes(7) + b"x" * 10).ljust(mmap.PAGESIZE, b"\0") + (b"x" * 10).ljust(
+        2 * mmap.PAGESIZE, b"\0"
+    )
+    blank.close()
+    with pytest.raises(OSError, match=os.strerror(errno.EBADF)):
+        blank.write(b"late", 0)
+    assert segment.map[0] == 0
+
+
+def test_what_is_never_mapped_holds_no_descriptor(path):
+    before = os.listdir("/proc/self/fd")
+    blank = Blank(path, 100)
+    blank.close()
+    blank.close()
+    assert os.listdir("/proc/self/fd") == before
+
+
 def test_a_mapping_holds_its_bytes_after_the_file_is_gone(path):
     writer = Segment.create(path, 4096)
     reader = Segment.attach(path)
@@ -176,7 +201,7 @@ FILLING = """
 import os, sys
 from pathlib import Path
 from solewriter.shared.errors import MemoryFull
-from solewriter.shared.memory.segment import Segment
+from solewriter.shared.memory.segment import Blank, Segment
 folder = Path(sys.argv[1])
 made = []
 try:
@@ -186,6 +211,13 @@ except MemoryFull as error:
     print(error)
 for segment in made:  # every byte that was promised is there
     segment.map[:] = b"x" * segment.size
+blank = Blank(folder / "blank", 200_000)
+try:
+    blank.write(bytes(200_000), 0)
+except MemoryFull as error:
+    print(error)
+os.unlink(folder / "blank")
+blank.close()
 print(len(made), sorted(os.listdir(folder)) == sorted(f"s{number}" for number in range(len(made))))
 os.unlink(folder / "s0")
 del made[0], segment
@@ -203,7 +235,8 @@ def test_a_full_file_system_is_an_error_that_names_it_and_never_a_sigbus(tmp_pat
     command = ["unshare", "-m", "sh", "-c", IN_A_SMALL_FILE_SYSTEM, "sh", str(tmp_path), sys.executable, FILLING]
     ran = subprocess.run(command, capture_output=True, text=True)
     assert (ran.returncode, ran.stderr) == (0, "")
-    error, made, again = ran.stdout.splitlines()
+    error, another, made, again = ran.stdout.splitlines()
+    assert another == error
     assert str(tmp_path) in error
     assert "memory_dir" in error
     assert made == "5 True"

@@ -194,3 +194,45 @@ def test_without_room_what_is_there_stays_and_later_it_goes_on(table):
     table.writer.reserve(CHUNK_SLOTS + 1)
     table.install(CHUNK_SLOTS, 16, ALL)
     assert table.reader.head(CHUNK_SLOTS) == 16
+
+
+# --- many at once -----------------------------------------------------------------------------------------------------
+
+BLOCK = struct.Struct("<BqdQB")
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    st.sets(st.integers(0, 40), min_size=1) | st.integers(0, 30).map(lambda count: set(range(5, 6 + count))),
+    st.sampled_from([0, CHUNK_SLOTS - 50, CHUNK_SLOTS]),
+    st.randoms(use_true_random=False),
+)
+def test_many_slots_at_once_are_what_each_by_itself_would_be(tmp_path_factory, offsets, first, dice):
+    """Side by side or apart, dead ones among them; what was in other slots stays."""
+    slots = [first + offset for offset in sorted(offsets) if first + offset < (first // CHUNK_SLOTS + 1) * CHUNK_SLOTS]
+    one_by_one, at_once = (Table(tmp_path_factory.mktemp("table")) for _ in range(2))
+    for table in (one_by_one, at_once):
+        table.writer.reserve(2 * CHUNK_SLOTS)
+        for slot in range(max(0, first - 3), first + 45):
+            table.install(slot, slot + 1, ALL)
+    addresses = [dice.randrange(2**64) for _ in slots]
+    alive = [dice.random() < 0.8 for _ in slots]
+    rows = [
+        (dice.randrange(256), dice.randrange(-(2**63), 2**63), dice.random(), dice.randrange(2**64), 2) for _ in slots
+    ]
+    for slot, address, lives, cells in zip(slots, addresses, alive, rows, strict=True):
+        one_by_one.install(slot, address, dict(enumerate(cells)) if lives else {}, lives)
+    at_once.writer.point_all(slots, addresses, alive)
+    living = [place for place, lives in enumerate(alive) if lives]
+    at_once.writer.fill_all([slots[place] for place in living], [BLOCK.pack(*rows[place]) for place in living])
+    for chunk in (0, 1):
+        assert (at_once.folder / f"table-{chunk}").read_bytes() == (one_by_one.folder / f"table-{chunk}").read_bytes()
+
+
+def test_a_table_without_columns_is_filled_with_nothing(tmp_path):
+    table = Table(tmp_path, columns=())
+    table.writer.reserve(3)
+    table.writer.point_all([0, 1, 2], [8, 16, 24], [True, False, True])
+    table.writer.fill_all([0, 2], [b"", b""])
+    table.writer.fill_all([], [])
+    assert [(table.reader.head(slot), table.alive(slot)) for slot in range(3)] == [(8, 1), (16, 0), (24, 1)]

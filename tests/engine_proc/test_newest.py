@@ -1,0 +1,232 @@
+"""A start that puts back newest records alone leaves what one leaves that puts back every record by itself."""
+
+from __future__ import annotations
+
+import datetime
+import random
+import shutil
+from itertools import pairwise
+
+import pytest
+
+from solewriter import Create, Delete, Engine, Entity, Limits, Put, Task, Update, connect
+from solewriter.engine_proc import reclaim
+from solewriter.engine_proc.launch import pickled
+from solewriter.engine_proc.newest import NewestOutcomes, _beside_each_other
+from solewriter.engine_proc.orders import Orders
+from solewriter.engine_proc.server import Server
+from solewriter.engine_proc.sessions import Sessions, told_of
+from solewriter.shared import entry as entries
+from solewriter.shared import record
+from solewriter.shared.chain import first_entry_of, journal_files
+from solewriter.shared.config import CHUNK_SLOTS, INSTALLED_AT_ONCE, KIB, MIB
+from solewriter.shared.entry import SessionChange
+from solewriter.shared.memory.index import IndexReader, key_hash
+from solewriter.shared.memory.segment import Segment, segment_path
+from solewriter.shared.memory.table import TableReader
+
+
+class Narrow(Entity, kind="Note", columns=("size",)):
+    """What notes were before they were `Note`."""
+
+    size: int = 0
+
+
+class Note(Entity, kind="Note", columns=("label", "size", "share", "good", "due")):
+    """One column of each width, one of them among others by now."""
+
+    size: int = 0
+    label: str | None = None
+    share: float | None = None
+    good: bool = False
+    due: datetime.datetime | None = None
+
+
+class Bare(Entity, kind="Bare"):
+    """A kind without a column."""
+
+    text: str = ""
+
+
+WORKING = {
+    "heap_segment_bytes_first": 64 * KIB, "heap_segment_bytes_max": 64 * KIB, "journal_file_bytes": 1 * MIB,
+    "window_max": 16, "request_ids_max": 40, "forgotten_keys_max": 20,
+}  # fmt: skip
+"""Small segments: tombstones are forgotten meanwhile, and their slots used again"""
+
+
+def drawn(dice, notes, first):
+    """One mutation, or one that will be refused."""
+    key = f"k{dice.randrange(60)}"
+    match dice.randrange(9):
+        case 0 | 1:
+            return Delete(notes.ref(key))
+        case 2:
+            return Put(Bare(id=key, text="b" * dice.randrange(200)))
+        case 3:
+            return Update(notes.ref("nobody"), {"size": 1})
+        case 4:
+            return Create(Task(title="t", id=f"t{first}-{dice.randrange(10**9)}"))
+        case 5 if notes is Note:
+            at = datetime.datetime(2030, 1, 1, tzinfo=datetime.UTC)
+            return Put(Note(id=key, size=-5, label=key, share=dice.random(), good=True, due=at))
+    return Put(notes(id=key, size=dice.randrange(10**6)))
+
+
+def work(state, notes, first, count, limits):
+    """Two clients, one of them with ids of its own for some requests, until that is enough for `count`."""
+    dice = random.Random(first)
+    with (
+        Engine(state, durability="process", limits=limits, models=[notes, Bare]),
+        connect(state, client_id="one", limits=limits) as one,
+        connect(state, client_id="two", limits=limits) as two,
+    ):
+        number = 0
+        while not count(number):
+            number += 1
+            mutations = [drawn(dice, notes, first) for _ in range(dice.randrange(1, 30))]
+            list(dice.choice([one, two, two]).submit_many(mutations, window=16))
+            if number % 10 == 0:
+                one.submit(drawn(dice, notes, first), request_id=f"own-{first}-{number}")
+
+
+@pytest.fixture(scope="module")
+def all_of_it(tmp_path_factory):
+    """A folder without a checkpoint, whose engine was stopped."""
+    state = tmp_path_factory.mktemp("all") / "state"
+    work(state, Narrow, 1, lambda number: number == 60, Limits(**WORKING))
+    work(state, Note, 2, lambda number: number == 120, Limits(**WORKING))
+    return state
+
+
+def named(state):
+    """Whether the journal names a checkpoint."""
+    firsts = [first_entry_of(path) for path in journal_files(state)]
+    return any(first is not None and first.private.whole for first in firsts)
+
+
+@pytest.fixture(scope="module")
+def behind_a_checkpoint(tmp_path_factory):
+    """The same, and most of it behind one."""
+    state = tmp_path_factory.mktemp("behind") / "state"
+    often = Limits(**WORKING, checkpoint_after_bytes=64 * KIB)
+    work(state, Narrow, 1, lambda number: named(state), often)
+    work(state, Note, 2, lambda number: number == 60, Limits(**WORKING))
+    return state
+
+
+@pytest.fixture
+def recovered(tmp_path, monkeypatch):
+    """`recovered(folder, models, **limits)`: a server that has recovered a copy, in memory that nothing leaves."""
+    monkeypatch.setattr(reclaim, "RECLAIM_ABOVE", float("inf"))  # or more would be moved where more is dead
+    made = []
+
+    def recover(folder, models, **limits):
+        copy, memory = tmp_path / f"copy-{len(made)}", tmp_path / f"memory-{len(made)}"
+        shutil.copytree(folder, copy, ignore=shutil.ignore_patterns("*.sock"))
+        memory.mkdir()
+        limits = Limits(**WORKING, **limits, memory_dir=str(memory))
+        server = Server(Orders(str(copy), "process", limits, 0, [], pickled(models)))
+        made.append(server)
+        server.recover()
+        return server
+
+    yield recover
+    for server in made:
+        server.close()
+        server.waiter.shutdown()
+        server.lock.release()
+
+
+def segments(server, *parts):
+    return lambda number: Segment.attach(
+        segment_path(server.limits.memory_dir, server.publisher.prefix, *parts, number)
+    )
+
+
+def of_kind(server, kind):
+    """All that is known of a kind: the parts that decide what is next, and every record with its cells."""
+    table = server.publisher.table(kind.code)
+    reader = TableReader(table.columns, segments(server, "table", kind.code, table.generation))
+    index = IndexReader(segments(server, "index", kind.code))
+    records = {}
+    for key, slot in kind.slots.items():
+        _, buffer, start = server.publisher.newest(kind.code, slot)
+        found = record.unpack(buffer, start)
+        assert found.key == key
+        assert index.candidates(key_hash(key.encode())).count(slot) == 1
+        assert reader.cell(slot, len(table.columns)) is not found.deleted
+        cells = [repr(reader.cell(slot, place)) for place in range(len(table.columns))]
+        records[slot] = (found, [] if found.deleted else cells)
+    return kind.slots, kind.places, list(kind.free), kind.alive, kind.forgotten, table.columns, records
+
+
+def everything(server):
+    state, reclaimer, sessions = server.state, server.publisher.reclaimer, server.sessions
+    alive = reclaimer.live
+    reclaimer.keeps_tombstones = True
+    counted = alive, reclaimer.live - alive
+    reclaimer.keeps_tombstones = False
+    private = sessions.states(), sessions.request_ids(), sessions.forgotten
+    return state.revision, counted, private, state.schemas, [of_kind(server, kind) for kind in state.kinds]
+
+
+@pytest.mark.parametrize("left", ["all_of_it", "behind_a_checkpoint"])
+@pytest.mark.parametrize("models", [[Note, Bare], [Bare]], ids=["known", "a kind without its class"])
+def test_newest_records_alone_are_the_same_state_as_all_of_them(request, recovered, left, models):
+    folder = request.getfixturevalue(left)
+    one_by_one = recovered(folder, models, recent_bytes=2**40)
+    at_once = recovered(folder, models, recent_bytes=1)
+    assert at_once.publisher.reclaimer.whole > one_by_one.publisher.reclaimer.whole, "nothing was left out"
+    assert everything(at_once) == everything(one_by_one)
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_outcomes_that_are_remembered_are_as_if_every_one_had_been_told(seed):
+    dice, limits = random.Random(seed), Limits(window_max=4, request_ids_max=6)
+    one_by_one, at_once = Sessions(limits), Sessions(limits)
+    for sessions in (one_by_one, at_once):
+        for number in (1, 2, 3):
+            sessions.take(SessionChange(number, f"c{number}", "", 1, -1))
+    newest, last = NewestOutcomes(at_once, limits.window_max), dict.fromkeys((1, 2, 3, 4), -1)
+    for number in range(dice.randrange(40)):
+        outcomes = []
+        for _ in range(dice.randrange(6)):
+            session = dice.choice([1, 1, 1, 2, 3, 4])  # the fourth is not remembered
+            last[session] += dice.randrange(1, 3)
+            own = f"own-{dice.randrange(12)}" if dice.random() < 0.2 else None
+            outcomes.append((session, last[session], 0, number, [[1, 77, "Task", "t"]], own, own and b"digest"))
+        packed, _ = entries.pack(number, number, 0, 0, [], entries.Private(outcomes=outcomes))
+        entry, _, _ = entries.unpack(packed, 0)
+        newest.add(entry)
+        for outcome in entry.private.outcomes:
+            one_by_one.remember(outcome[0], outcome[1], told_of(outcome))
+        if dice.random() < 0.1:
+            newest.install()
+    newest.install()
+    for what in ("states", "request_ids"):
+        assert getattr(at_once, what)() == getattr(one_by_one, what)()
+    assert at_once.forgotten == one_by_one.forgotten
+
+
+@pytest.mark.parametrize(
+    "slots",
+    [
+        [],
+        [7],
+        list(range(CHUNK_SLOTS - 2, CHUNK_SLOTS + 2)),
+        [0, CHUNK_SLOTS - 1, CHUNK_SLOTS, 3 * CHUNK_SLOTS + 5],
+        list(range(5, 2 * INSTALLED_AT_ONCE + 10)),
+        list(range(0, 3 * CHUNK_SLOTS, 7)),
+    ],
+    ids=["none", "one", "an edge", "far apart", "many", "gaps"],
+)
+def test_pieces_of_slots_lie_in_one_chunk_each_and_leave_nothing_out(slots):
+    pieces = [list(piece) for piece in _beside_each_other(slots)]
+    assert [slot for piece in pieces for slot in piece] == slots
+    for piece in pieces:
+        assert 0 < len(piece) <= INSTALLED_AT_ONCE
+        assert piece[0] // CHUNK_SLOTS == piece[-1] // CHUNK_SLOTS
+    for one, other in pairwise(pieces):
+        full = len(one) == INSTALLED_AT_ONCE
+        assert full or one[-1] // CHUNK_SLOTS < other[0] // CHUNK_SLOTS, "no smaller than they must be"
