@@ -52,12 +52,8 @@ SCALARS = frozenset({str, int, float, bool, bytes, type(None)})
 MUTATION_NODES, GUARD_NODES = 8, 5  # their tuples and what is in them: the same one can be named a thousand times
 
 
-_UPDATE, _TRANSITION, _CANCEL, _DELETE = (  # an enum's `value` takes as long as all the rest of a line
-    Op.UPDATE.value,
-    Op.TRANSITION.value,
-    Op.CANCEL.value,
-    Op.DELETE.value,
-)
+_OPS = (Op.UPDATE, Op.TRANSITION, Op.CANCEL, Op.DELETE)
+_UPDATE, _TRANSITION, _CANCEL, _DELETE = [op.value for op in _OPS]  # asked each time, it takes as long as a line
 
 
 # --- the caller's side: mutations to plain data -----------------------------------------------------------------------
@@ -247,13 +243,6 @@ def is_outcome_query(request: Any) -> bool:
     if type(request) is not tuple or len(request) != 2 or request[0] != "outcome" or type(request[1]) is not str:
         return False
     return 0 < len(request[1]) <= REQUEST_ID_MAX and _is_text(request[1])
-
-
-def checked_request(request: Any, limits: Limits) -> PlainRequest:
-    """The same request if it is shaped like one, all the way down and in bounds. Raises BadRequest, RequestTooLarge."""
-    check_request(request, limits.frame_nodes_max, limits)
-    checked: PlainRequest = request
-    return checked
 
 
 def check_request(request: Any, budget: int, limits: Limits) -> int:

@@ -44,7 +44,7 @@ for name, body in corpus.items():
     watching = True
     try:
         for request in wire.unpack_frame(body, limits):
-            wireform.checked_request(request, limits)
+            wireform.check_request(request, limits.frame_nodes_max, limits)
         out[name] = "accepted"
     except (BadRequest, RequestTooLarge) as error:
         out[name] = type(error).__name__

@@ -44,6 +44,12 @@ class Note(Entity):
     text: str = ""
 
 
+def checked_request(request, limits):
+    """The same request, as an engine that found nothing wrong with it uses it."""
+    wireform.check_request(request, limits.frame_nodes_max, limits)
+    return request
+
+
 def request_of(*mutations, guards=(), request_id=None, deadline_us=None):
     return [wireform.plain_mutation(one, REGISTRY) for one in mutations], [*guards], request_id, deadline_us
 
@@ -52,7 +58,7 @@ def decoded(frame):
     body = memoryview(frame)
     length = wire.frame_length(body, 0, LIMITS)
     assert len(body) == 4 + length
-    return [wireform.checked_request(one, LIMITS) for one in wire.unpack_frame(bytes(body[4:]), LIMITS)]
+    return [checked_request(one, LIMITS) for one in wire.unpack_frame(bytes(body[4:]), LIMITS)]
 
 
 def update(fields, **other):
@@ -64,7 +70,7 @@ def update(fields, **other):
 def refused(body):
     with pytest.raises(REFUSED) as refusal:
         for request in wire.unpack_frame(body, LIMITS):
-            wireform.checked_request(request, LIMITS)
+            checked_request(request, LIMITS)
     return str(refusal.value)
 
 
@@ -228,10 +234,10 @@ def test_an_id_that_a_client_makes_can_be_asked_for_and_not_be_given():
     with pytest.raises(InvalidMutation, match="looks like one that clients make"):
         wireform.plain_request([Delete(STORED)], (), made, REGISTRY, LIMITS)
     with pytest.raises(BadRequest, match="looks like one that clients make"):
-        wireform.checked_request(request_of(Delete(STORED), request_id=made), LIMITS)
+        checked_request(request_of(Delete(STORED), request_id=made), LIMITS)
     for own in ("mine", made[1:], made.upper(), f"{made}x", made.replace("-", "_")):
         plain = wireform.plain_request([Delete(STORED)], (), own, REGISTRY, LIMITS)
-        assert wireform.checked_request(plain, LIMITS)[2] == own
+        assert checked_request(plain, LIMITS)[2] == own
 
 
 def test_a_request_has_as_many_parts_as_it_may_and_at_least_one():
@@ -303,7 +309,7 @@ def test_a_damaged_frame_is_requests_or_refused(place, change):
     try:
         requests = wire.unpack_frame(bytes(body), LIMITS)
         for request in requests:
-            wireform.checked_request(request, LIMITS)
+            checked_request(request, LIMITS)
     except REFUSED:
         return
 
@@ -489,7 +495,7 @@ for name, body in corpus.items():
     watching, verdict = True, "accepted"
     try:
         for request in wire.unpack_frame(body, limits):
-            wireform.checked_request(request, limits)
+            wireform.check_request(request, limits.frame_nodes_max, limits)
     except (BadRequest, RequestTooLarge) as error:
         verdict = type(error).__name__
     finally:
@@ -595,7 +601,7 @@ NEARLY = st.tuples(
 @example(([], [], None, None))
 def test_any_plain_data_is_a_request_or_refused(request):
     try:
-        assert wireform.checked_request(request, LIMITS) is request
+        assert checked_request(request, LIMITS) is request
     except REFUSED:
         return
     mutations, guards, _, _ = request
@@ -656,7 +662,7 @@ def test_any_plain_data_is_a_request_or_refused(request):
 )
 def test_a_request_of_another_shape_is_refused(request_):
     with pytest.raises(REFUSED):
-        wireform.checked_request(request_, LIMITS)
+        checked_request(request_, LIMITS)
 
 
 @pytest.mark.parametrize(
@@ -675,25 +681,25 @@ def test_a_request_of_another_shape_is_refused(request_):
     ids=lambda value: None,
 )
 def test_a_request_at_its_bounds_is_taken(request_):
-    assert wireform.checked_request(request_, LIMITS) is request_
+    assert checked_request(request_, LIMITS) is request_
     assert len(wireform.digest(request_)) == 16
 
 
 def test_values_are_counted_however_they_are_folded():
     limits = Limits(frame_nodes_max=1_000, frame_depth_max=4)
-    assert wireform.checked_request(update({"metadata": laughs(2, 20)}), limits)
+    assert checked_request(update({"metadata": laughs(2, 20)}), limits)
     for value in (laughs(3, 20), [laughs(1, 30)] * 40, {"a": laughs(2, 10), "b": laughs(3, 12)}):
         with pytest.raises(BadRequest, match="frame_nodes_max"):
-            wireform.checked_request(update({"metadata": value}), limits)
+            checked_request(update({"metadata": value}), limits)
     with pytest.raises(BadRequest, match="frame_nodes_max"):
-        wireform.checked_request((update({"metadata": laughs(2, 20)})[0] * 4, [], None, None), limits)
+        checked_request((update({"metadata": laughs(2, 20)})[0] * 4, [], None, None), limits)
 
 
 def test_values_are_nested_at_most_to_their_bound():
     limits = Limits(frame_depth_max=4)
-    assert wireform.checked_request(update({"metadata": [[[[1]]]]}), limits)
+    assert checked_request(update({"metadata": [[[[1]]]]}), limits)
     with pytest.raises(BadRequest, match="frame_depth_max"):
-        wireform.checked_request(update({"metadata": [[[[[]]]]]}), limits)
+        checked_request(update({"metadata": [[[[[]]]]]}), limits)
 
 
 @pytest.mark.parametrize(
@@ -701,7 +707,7 @@ def test_values_are_nested_at_most_to_their_bound():
 )
 def test_leaves_are_counted_too(fields):
     with pytest.raises(BadRequest, match="frame_nodes_max"):
-        wireform.checked_request(update(fields), Limits(frame_nodes_max=1_000))
+        checked_request(update(fields), Limits(frame_nodes_max=1_000))
 
 
 @pytest.mark.parametrize(
@@ -724,7 +730,7 @@ def test_leaves_are_counted_too(fields):
 )
 def test_a_request_that_cannot_be_encoded_is_refused(request_):
     try:
-        wireform.checked_request(request_, LIMITS)
+        checked_request(request_, LIMITS)
     except REFUSED:
         return
     wireform.digest(request_)
@@ -746,7 +752,7 @@ def test_text_is_counted_however_it_is_folded(text):
     """Unfolded, 1,000 references to one text of 100 KB are 100 MB; the engine would encode all of it."""
     request = pickle.loads(pickle.dumps(update({"metadata": {"a": [text] * 1_000}}), 5))
     with pytest.raises(REFUSED):
-        wireform.checked_request(request, LIMITS)
+        checked_request(request, LIMITS)
 
 
 def test_the_digest_is_that_of_the_content():
