@@ -24,6 +24,8 @@ from solewriter.bench.load.run import Standing, Timing, contest, measured
 from solewriter.bench.load.work import WORKLOADS, Share, key_of, status_at
 from solewriter.bench.passes import NotHere
 
+pytestmark = pytest.mark.heavy
+
 TASKS = 120
 WEAKEST = {"memory": 0, "process": 1, "power": 2}
 SYSTEMS = [
@@ -125,7 +127,7 @@ def test_a_system_compares_versions(name: str, durability: Any, filled: Callable
 OTHERS = [name for name in WORKLOADS if name not in ("update-one", "transaction-4")]
 
 
-@pytest.mark.parametrize("workload", ["update-one", *(pytest.param(name, marks=pytest.mark.heavy) for name in OTHERS)])
+@pytest.mark.parametrize("workload", ["update-one", *OTHERS])
 def test_every_workload_adds_up(workload: str, filled: Callable[..., Standing]) -> None:
     for_each = filled(OURS, "memory", workload)
     run_all_loops(for_each, OURS, "memory", workload)

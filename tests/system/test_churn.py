@@ -43,6 +43,7 @@ def turnovers(reader):
     return reader.snapshot().pin.root.first_segment - 1
 
 
+@pytest.mark.heavy
 def test_memory_slots_and_index_stay_bounded_while_entities_come_and_go(state, start_engine):
     start_engine(state, limits=SMALL, durability="memory")
     with connect(state) as client, open_reader(state) as reader:
