@@ -452,9 +452,10 @@ def test_a_state_folder_with_a_very_long_path_works(tmp_path, start_engine):
         assert client.create(Task(title="x")).version == 1
 
 
-@pytest.mark.parametrize(
-    "count", [2_000, *(pytest.param(count, marks=pytest.mark.long) for count in (20_000, 100_000))]
-)
+COUNTS = [pytest.param(20_000, marks=pytest.mark.heavy), pytest.param(100_000, marks=pytest.mark.long)]
+
+
+@pytest.mark.parametrize("count", COUNTS)
 def test_very_many_entities_are_stored_read_and_recovered(state, start_engine, count):
     engine = start_engine(state)
     limits = Limits(request_timeout_s=60)
