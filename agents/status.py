@@ -283,7 +283,7 @@ def _last_outcomes(folder: StateFolder, journal: list[str]) -> set[tuple[int, in
             outcomes = said.outcomes or outcomes
             number, at = found[0].number, found[2]
         if outcomes:
-            return {(outcome[0], outcome[1]) for outcome in outcomes}
+            return {(outcome.session, outcome.sequence) for outcome in outcomes}
     return set()
 
 

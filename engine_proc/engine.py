@@ -13,21 +13,23 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import msgspec
+
 from solewriter.engine_proc.between import BetweenTurns, Finished, Registration
 from solewriter.engine_proc.bridge import Bridge, LaneEnd
-from solewriter.engine_proc.decide import Draft, decide
+from solewriter.engine_proc.decide import Draft, Step, decide
 from solewriter.engine_proc.fairness import FairQueueing, Queue
 from solewriter.engine_proc.journal import DiskFull, Journal
 from solewriter.engine_proc.newcomer import Newcomer
 from solewriter.engine_proc.overtime import Overtime, TimeBudget, watched
 from solewriter.engine_proc.publisher import Publisher
-from solewriter.engine_proc.sessions import FORGOTTEN, NEVER, QUARANTINED, HelloRefused, Session, Sessions, Told
+from solewriter.engine_proc.sessions import FORGOTTEN, NEVER, QUARANTINED, HelloRefused, Session, Sessions
 from solewriter.engine_proc.state import State
 from solewriter.engine_proc.turn import Turn
-from solewriter.engine_proc.writing import Form, form, write
+from solewriter.engine_proc.writing import form, told, write
 from solewriter.shared import failpoint, wireform
 from solewriter.shared.config import RECLAIM_LOOK, RECLAIM_LOOK_LEAST, Limits
-from solewriter.shared.entry import SessionChange
+from solewriter.shared.entry import Outcome, SessionChange
 from solewriter.shared.errors import (
     Expired,
     InvalidMutation,
@@ -43,7 +45,7 @@ from solewriter.shared.request_ids import own_id, session_number
 from solewriter.shared.wire import Status
 
 Answer = tuple[int, int, int, Any]  # sequence, status, revision, detail
-
+_APPLIED, _REFUSED, _UNAVAILABLE = Status.APPLIED.value, Status.REFUSED.value, Status.UNAVAILABLE.value
 
 STOPPED: tuple[str, str, dict[str, Any]] = (
     "EngineUnavailable", "the engine stopped before it took this request: it was not applied", {},
@@ -240,52 +242,60 @@ class SingleWriter:
         if request.__class__ is tuple and len(request) == 2:
             return self._outcome(turn, sequence, request[1])  # no request: asked again, it is looked at again
         if sequence <= session.last:
-            told = session.told.get(sequence, FORGOTTEN)
+            outcome = session.told.get(sequence, FORGOTTEN)
         else:
-            told = self._told(turn, session, sequence, request)
-        return sequence, told.status, told.revision, told.detail
+            outcome = self._told(turn, session, sequence, request)
+        return sequence, outcome.status, outcome.revision, outcome.detail
 
-    def _told(self, turn: Turn, session: Session, sequence: int, request: Any) -> Told:
+    def _told(self, turn: Turn, session: Session, sequence: int, request: Any) -> Outcome:
         """Decide a new request and note its outcome."""
-        self._name_decided(session.number, sequence)
+        number = session.number
+        self._name_decided(number, sequence)
         failpoint.reach("decide.begin")
         request_id = digest = None
         try:
             if isinstance(request, Refused):
                 raise request  # what the bridge found wrong with it
-            if sequence in session.fenced or (turn.fenced and (session.number, sequence) in turn.fenced):
-                turn.note(session.number, sequence, NEVER)
-                return NEVER
+            if sequence in session.fenced or (turn.fenced and (number, sequence) in turn.fenced):
+                return self._told_again(turn, number, sequence, NEVER)
             plain: wireform.PlainRequest = request
             if plain[2] is not None:
                 digest = wireform.digest(plain)
                 if (known := self._known_id(turn, plain[2], digest)) is not None:
-                    turn.note(session.number, sequence, known)
-                    return known
+                    return self._told_again(turn, number, sequence, known)
                 request_id = plain[2]
             if session.quarantined and sequence in session.quarantined:
                 raise Quarantined(QUARANTINED[1])
             if plain[3] is not None and time.monotonic_ns() // 1000 > plain[3]:
                 raise Expired("the request's deadline passed before it was decided")
             draft = Draft(turn, session.name)
-            forms = watched(self._formed, draft, plain, turn)
-            written = write(turn, draft, forms, plain, session, sequence, self._publisher)
-            told = Told(Status.APPLIED, turn.revision, written, request_id, digest)
+            touched, steps = watched(self._formed, draft, plain, turn)
+            if steps:
+                write(turn, steps, request_id, session, sequence, self._publisher.heap)
+            outcome = Outcome(number, sequence, _APPLIED, turn.revision, told(touched), request_id, digest)
         except Refused as error:
-            told = Told(Status.REFUSED, turn.revision, to_wire(error), request_id, digest)
+            outcome = Outcome(number, sequence, _REFUSED, turn.revision, to_wire(error), request_id, digest)
             failpoint.reach("decide.refused")
         except Overtime:
-            told = Told(Status.REFUSED, turn.revision, to_wire(self._overtime(draft)), request_id, digest)
+            problem = to_wire(self._overtime(draft))
+            outcome = Outcome(number, sequence, _REFUSED, turn.revision, problem, request_id, digest)
         except Unavailable as error:
-            return Told(Status.UNAVAILABLE, turn.revision, (type(error).__name__, str(error), {}))
-        turn.note(session.number, sequence, told)
-        return told
+            return Outcome(number, sequence, _UNAVAILABLE, turn.revision, (type(error).__name__, str(error), {}))
+        turn.note(outcome)
+        return outcome
 
-    def _formed(self, draft: Draft, plain: wireform.PlainRequest, turn: Turn) -> list[Form]:
-        """Decide, and work out what is stored. What a user's model raises here is a refusal; our own bugs are not."""
+    def _told_again(self, turn: Turn, session: int, sequence: int, known: Outcome) -> Outcome:
+        """Note for a new request what was told another one, of the same user-given id say."""
+        outcome = msgspec.structs.replace(known, session=session, sequence=sequence)
+        turn.note(outcome)
+        return outcome
+
+    def _formed(self, draft: Draft, plain: wireform.PlainRequest, turn: Turn) -> tuple[list[Step], list[Step]]:
+        """Decide, and work out what is stored: the entity of each mutation, and those that change. What a user's model
+        raises here is a refusal; our own bugs are not.
+        """
         try:
-            decide(draft, plain)
-            return form(draft, turn, self._limits)
+            return decide(draft, plain), form(draft, turn, self._limits)
         except (Refused, Unavailable, Overtime, AssertionError, KeyboardInterrupt, asyncio.CancelledError):
             raise
         except BaseException as error:  # SystemExit and a panic of the validator's own library, too
@@ -298,7 +308,7 @@ class SingleWriter:
         problem = f"not decided within {self._limits.decide_timeout_s:g} s (decide_timeout_s)"
         return InvalidMutation(f"{names}: {problem}: a validator loops or waits", fields={"entity": problem})
 
-    def _known_id(self, turn: Turn, request_id: str, digest: bytes) -> Told | None:
+    def _known_id(self, turn: Turn, request_id: str, digest: bytes) -> Outcome | None:
         """What a request with this user-given id was told. Raises RequestMismatch for another content."""
         told = turn.by_request_id.get(request_id) or self.sessions.by_request_id.get(request_id)
         if told is not None and told.digest is not None and told.digest != digest:
@@ -314,7 +324,7 @@ class SingleWriter:
             told = turn.by_request_id.get(request_id) or self.sessions.told_id(request_id)
         else:
             pending = sum(number == own[0] for number, _ in turn.fenced)
-            told = turn.outcomes.get(own) or (None if own in turn.fenced else self.sessions.told(*own, pending))
+            told = turn.outcome_of(*own) or (None if own in turn.fenced else self.sessions.told(*own, pending))
         if told is None:
             turn.fence(request_id)
         never = told is None or (told.status == Status.REFUSED and list(told.detail[:2]) == list(NEVER.detail[:2]))
@@ -348,8 +358,7 @@ class SingleWriter:
         self.sessions.forget(turn.forgotten_sessions)
         if turn.forgotten_sessions:
             failpoint.reach("session.forgotten")
-        for (session, sequence), told in turn.outcomes.items():
-            self.sessions.remember(session, sequence, told)
+        self.sessions.remember(turn.outcomes)
         for change in turn.sessions.values():  # behind what their older lanes brought in this turn
             self.sessions.take(change)
         for request_id in turn.fenced_ids:
@@ -362,7 +371,7 @@ class SingleWriter:
         self._publisher.reset(turn.tail)
         self._publisher.let_go()
         detail: tuple[str, str, dict[str, Any]] = (type(error).__name__, str(error), {})
-        new = turn.outcomes.keys()
+        new = {(outcome.session, outcome.sequence) for outcome in turn.outcomes}
         for lane, answers in self._replies.items():
             answers[:] = [
                 (answer[0], Status.UNAVAILABLE, self.state.revision, detail)

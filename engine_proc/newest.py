@@ -17,7 +17,7 @@ from typing import NamedTuple
 
 from solewriter.engine_proc.kinds import KindState
 from solewriter.engine_proc.publisher import Publisher
-from solewriter.engine_proc.sessions import Sessions, told_of
+from solewriter.engine_proc.sessions import Sessions, recovered
 from solewriter.engine_proc.state import State
 from solewriter.shared.config import CHUNK_SLOTS, INSTALLED_AT_ONCE
 from solewriter.shared.entry import Entry, Outcome
@@ -184,6 +184,5 @@ class NewestOutcomes:
             if any(wanted):
                 kept.append(list(compress(entry.private.outcomes, reversed(wanted))))
         for outcomes in reversed(kept):
-            for outcome in outcomes:
-                self._sessions.remember(outcome[0], outcome[1], told_of(outcome))
+            self._sessions.remember(map(recovered, outcomes))
         self._entries.clear()

@@ -177,11 +177,13 @@ class Publisher:
         self, installed: Sequence[Installed], revision: int, entry: int, kinds: Sequence[tuple[int, int]]
     ) -> None:
         """Make a committed turn visible as a whole."""
+        self.heap.flush()
         tail = self.heap.tail
         self.root.move_tail(tail)
         failpoint.reach("publish.tail-moved")
+        self.reclaimer.installed(installed)
         for one in installed:
-            self._install(one)
+            self._tables[one.kind].install(one.slot, one.address, one.cells, one.alive)
             if one.new_key is not None:
                 self._indexes[one.kind].insert(key_hash(one.new_key), one.slot)
         failpoint.reach("publish.installed")
@@ -218,6 +220,7 @@ class Publisher:
         """Of one segment."""
         reclaimer = self.reclaimer
         moved, dropped = reclaimer.move(budget)
+        self.heap.flush()
         self.root.move_tail(self.heap.tail)
         failpoint.reach("reclaim.moved")
         for kind, slot, address in moved:
@@ -257,10 +260,6 @@ class Publisher:
         self.reclaimer.let_go(self.root.expire)
         self.root.hold(self.reclaimer.held)
 
-    def _install(self, one: Installed) -> None:
-        self.reclaimer.installed(one.size, one.alive, one.overtaken, one.overtaken_alive)
-        self._tables[one.kind].install(one.slot, one.address, one.cells, one.alive)
-
     def restore(self, checkpoint: Checkpoint) -> Restoring:
         """During recovery, before anything else: memory as a checkpoint has it, from the end of what this begins on."""
         return Restoring(checkpoint, self, lambda size, *parts: Blank(self._path(*parts), size))
@@ -292,12 +291,14 @@ class Publisher:
 
     def install_recovered(self, one: Installed) -> None:
         """During recovery, before anybody reads: room and heads at once. Raises MemoryFull."""
+        self.heap.flush()
         if one.new_key is not None:
             hashed = key_hash(one.new_key)
             self._tables[one.kind].reserve(one.slot + 1)
             self._indexes[one.kind].reserve([hashed])
             self._indexes[one.kind].insert(hashed, one.slot)
-        self._install(one)
+        self.reclaimer.installed([one])
+        self._tables[one.kind].install(one.slot, one.address, one.cells, one.alive)
 
     def note_recovered(self, revision: int) -> None:
         """A point of the revision log behind what was recovered so far. Raises MemoryFull."""

@@ -13,17 +13,20 @@ from __future__ import annotations
 import os
 import struct
 import time
-from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from collections.abc import Callable, Iterable, Sequence
+from typing import TYPE_CHECKING, NamedTuple
 from zlib import crc32
 
 from solewriter.shared import record
-from solewriter.shared.config import EXPIRY_GRACE_S, RECLAIM_ABOVE, Limits
+from solewriter.shared.config import EXPIRY_GRACE_S, RECLAIM_ABOVE, RECLAIM_SPARE, Limits
 from solewriter.shared.errors import MemoryFull
 from solewriter.shared.memory.heap import END, OFFSET_MASK, PREFIX_BYTES, START, HeapWriter, address_of, padded
 from solewriter.shared.memory.segment import Segment, is_mapped, punch
 from solewriter.shared.memory.table import TableWriter
 from solewriter.shared.record import Flags
+
+if TYPE_CHECKING:
+    from solewriter.engine_proc.publisher import Installed
 
 
 class Moved(NamedTuple):
@@ -88,17 +91,24 @@ class Reclaimer:
 
     # --- counting ----------------------------------------------------------------------------------------------------
 
-    def installed(self, size: int, alive: bool, overtaken: int, overtaken_alive: bool) -> None:
-        """A record of so many bytes becomes its slot's newest, in place of another one or of none (0). What a request
-        overtakes itself is dead from the start, but its bytes were used.
+    def installed(self, records: Iterable[Installed]) -> None:
+        """These become their slots' newest. What a request overtakes itself is dead from the start, but its bytes were
+        used.
         """
-        self._used += size
-        if alive:
-            self._live += size
-        else:
-            self._tombstones += size
-        if overtaken:
-            self.overtaken(overtaken, overtaken_alive)
+        used = live = tombstones = 0
+        for one in records:
+            used += one.size
+            if one.alive:
+                live += one.size
+            else:
+                tombstones += one.size
+            if one.overtaken_alive:
+                live -= one.overtaken
+            else:
+                tombstones -= one.overtaken
+        self._used += used
+        self._live += live
+        self._tombstones += tombstones
 
     def add(self, live: int, tombstones: int) -> None:
         """During recovery: so many bytes of records that are their slots' newest."""
@@ -121,7 +131,8 @@ class Reclaimer:
     @property
     def due(self) -> bool:
         """Whether there is something to do: a segment is being emptied, or most of the heap is dead."""
-        return self._moving or (self._used > RECLAIM_ABOVE * self.live and self._heap.first < self._heap.last)
+        live, heap = self.live, self._heap
+        return self._moving or (self._used > RECLAIM_ABOVE * live + min(live, RECLAIM_SPARE) and heap.first < heap.last)
 
     # --- moving ------------------------------------------------------------------------------------------------------
 

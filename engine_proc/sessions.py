@@ -23,20 +23,14 @@ from solewriter.shared.wire import Status
 ENGINE_ID = "engine"  # the client id of the engine's own requests
 
 
-class Told(msgspec.Struct, frozen=True, gc=False):
-    """How a request ended, as it was and will be told."""
-
-    status: int
-    revision: int
-    detail: Any
-    request_id: str | None = None  # the user's own
-    digest: bytes | None = None  # of the request's content, where it has such an id
+def _of_nobody(status: Status, name: str, message: str) -> Outcome:
+    return Outcome(0, 0, status.value, 0, (name, message, {}))
 
 
-FORGOTTEN = Told(Status.UNAVAILABLE, 0, ("Forgotten", "this outcome is older than the engine remembers", {}))
+FORGOTTEN = _of_nobody(Status.UNAVAILABLE, "Forgotten", "this outcome is older than the engine remembers")
 
 
-NEVER = Told(Status.REFUSED, 0, ("Fenced", "its outcome was asked for before it arrived: it never will be applied", {}))
+NEVER = _of_nobody(Status.REFUSED, "Fenced", "its outcome was asked for before it arrived: it never will be applied")
 
 
 QUARANTINED: tuple[str, str, dict[str, Any]] = (
@@ -47,16 +41,11 @@ QUARANTINED: tuple[str, str, dict[str, Any]] = (
 )
 
 
-def told_of(outcome: Outcome) -> Told:
+def recovered(outcome: Outcome) -> Outcome:
     """As it was told, without addresses: the records lie elsewhere in an engine that recovered."""
-    _, _, status, revision, detail, request_id, digest = outcome
-    if status == Status.APPLIED:
-        detail = [(place[0], 0, *place[2:]) for place in detail]
-    return Told(status, revision, detail, request_id, digest)
-
-
-def _outcome_of(session: int, sequence: int, told: Told) -> Outcome:
-    return session, sequence, told.status, told.revision, told.detail, told.request_id, told.digest
+    if outcome.status != Status.APPLIED:
+        return outcome
+    return msgspec.structs.replace(outcome, detail=[(place[0], 0, *place[2:]) for place in outcome.detail])
 
 
 class Session:
@@ -87,16 +76,16 @@ class Session:
         self.instance = ""
         self.last = -1
         self.floor = 0  # numbers below it may be of an earlier life of this session, which was forgotten
-        self.told: dict[int, Told] = {}
+        self.told: dict[int, Outcome] = {}
         self._order: deque[int] = deque()
         self.gaps: deque[tuple[int, int]] = deque(maxlen=GAPS_MAX)  # numbers that were passed over unread
         self.fenced: set[int] = set()  # sequences that were answered NotApplied and must stay so
-        self.quarantined: dict[int, Told] = {}  # those that are refused when they come, and how
+        self.quarantined: dict[int, Outcome] = {}  # those that are refused when they come, and how
 
     @property
     def state(self) -> SessionState:
         change = SessionChange(self.number, self.client_id, self.name, self.epoch, self.last, self.instance)
-        outcomes = [_outcome_of(self.number, sequence, self.told[sequence]) for sequence in self._order]
+        outcomes = [self.told[sequence] for sequence in self._order]
         return SessionState(change, self.floor, list(self.gaps), list(self.fenced), outcomes)
 
     @classmethod
@@ -107,19 +96,20 @@ class Session:
         session.epoch, session.instance, session.last = change.epoch, change.instance, change.last_sequence
         session.floor, session.fenced = state.floor, set(state.fenced)
         session.gaps.extend(state.gaps)
-        session.told = {outcome[1]: told_of(outcome) for outcome in state.outcomes}
+        session.told = {outcome.sequence: recovered(outcome) for outcome in state.outcomes}
         session._order.extend(session.told)
         return session
 
-    def remember(self, sequence: int, told: Told, window: int) -> None:
+    def remember(self, outcome: Outcome, window: int) -> None:
         """The outcome of a request, and those before it up to the window."""
-        order = self._order
-        self.last = max(self.last, sequence)
-        if sequence not in self.told:
+        order, told, sequence = self._order, self.told, outcome.sequence
+        if sequence > self.last:
+            self.last = sequence
+        if sequence not in told:
             order.append(sequence)
-        self.told[sequence] = told
+        told[sequence] = outcome
         if len(order) > window:
-            del self.told[order.popleft()]
+            del told[order.popleft()]
 
     def pass_over(self, last: int) -> None:
         """Go on behind this number. Those in between were never consumed, and the lanes that may hold them are not
@@ -129,7 +119,7 @@ class Session:
             self.gaps.append((self.last + 1, last))
             self.last = last
 
-    def told_of(self, sequence: int) -> Told | None:
+    def told_of(self, sequence: int) -> Outcome | None:
         """How a request with a number that was consumed or passed over ended."""
         told = self.told.get(sequence) or self.quarantined.get(sequence)
         if sequence < self.floor:
@@ -167,7 +157,7 @@ class Sessions:
     def __init__(self, limits: Limits) -> None:
         self._limits = limits
         self._by_number: dict[int, Session] = {}
-        self.by_request_id: OrderedDict[str, Told] = OrderedDict()
+        self.by_request_id: OrderedDict[str, Outcome] = OrderedDict()
         self._ids_forgotten = False
         self._forgotten_last = -1  # the highest sequence of any session that was forgotten
 
@@ -180,7 +170,7 @@ class Sessions:
 
     def request_ids(self) -> list[tuple[str, Outcome]]:
         """The same of the user's own ids, the oldest first."""
-        return [(request_id, _outcome_of(0, 0, told)) for request_id, told in self.by_request_id.items()]
+        return list(self.by_request_id.items())
 
     @property
     def forgotten(self) -> tuple[bool, int]:
@@ -190,7 +180,7 @@ class Sessions:
     def restore(self, whole: PrivateState) -> None:
         """All of it as it was written behind a checkpoint, in place of what is known so far."""
         self._by_number = {state.change.session: Session.of(state) for state in whole.sessions}
-        self.by_request_id = OrderedDict((request_id, told_of(outcome)) for request_id, outcome in whole.request_ids)
+        self.by_request_id = OrderedDict((request_id, recovered(outcome)) for request_id, outcome in whole.request_ids)
         self._ids_forgotten, self._forgotten_last = whole.request_ids_forgotten, whole.sequence_forgotten
 
     def get(self, number: int) -> Session | None:
@@ -238,7 +228,7 @@ class Sessions:
 
     # --- outcomes ----------------------------------------------------------------------------------------------------
 
-    def told(self, number: int, sequence: int, pending: int = 0) -> Told | None:
+    def told(self, number: int, sequence: int, pending: int = 0) -> Outcome | None:
         """How a request of this session ended; None if it never arrived, and so can be fenced beside so many others of
         this turn.
         """
@@ -253,7 +243,7 @@ class Sessions:
             return session.quarantined[sequence]
         return None if session.may_fence(self._limits.window_max - pending) else FORGOTTEN
 
-    def told_id(self, request_id: str) -> Told | None:
+    def told_id(self, request_id: str) -> Outcome | None:
         """The same for a user-given id. Once ids were forgotten, an unknown one may be one of those."""
         told = self.by_request_id.get(request_id)
         return FORGOTTEN if told is None and self._ids_forgotten else told
@@ -275,15 +265,19 @@ class Sessions:
         self._by_number[change.session] = session
         return session
 
-    def remember(self, number: int, sequence: int, told: Told) -> None:
-        """A committed outcome; the oldest beyond the window is forgotten."""
-        session = self._by_number.get(number)
-        if session is not None:
-            session.remember(sequence, told, self._limits.window_max)
-        if told.request_id is not None:
-            self._remember_id(told.request_id, told)
+    def remember(self, outcomes: Iterable[Outcome]) -> None:
+        """Committed outcomes, in their order; of each session and of all user-given ids, the oldest beyond their bounds
+        are forgotten.
+        """
+        by_number, window = self._by_number, self._limits.window_max
+        for outcome in outcomes:
+            session = by_number.get(outcome.session)
+            if session is not None:
+                session.remember(outcome, window)
+            if outcome.request_id is not None:
+                self._remember_id(outcome.request_id, outcome)
 
-    def _remember_id(self, request_id: str, told: Told) -> None:
+    def _remember_id(self, request_id: str, told: Outcome) -> None:
         self.by_request_id[request_id] = told
         self.by_request_id.move_to_end(request_id)
         if len(self.by_request_id) > self._limits.request_ids_max:
@@ -303,7 +297,7 @@ class Sessions:
         """A request that is refused from now on, wherever it comes from its session."""
         session = self._by_number.get(number)
         if session is not None:
-            session.quarantined[sequence] = Told(Status.REFUSED, revision, QUARANTINED)
+            session.quarantined[sequence] = Outcome(number, sequence, Status.REFUSED, revision, QUARANTINED)
 
     def surplus(self, coming: int, connected: Iterable[int]) -> list[int]:
         """The longest silent sessions that must go for `coming` new ones; never one that has a lane."""

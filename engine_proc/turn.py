@@ -9,9 +9,9 @@ import msgspec
 
 from solewriter.engine_proc.kinds import KindState
 from solewriter.engine_proc.publisher import Installed
-from solewriter.engine_proc.sessions import NEVER, Told
+from solewriter.engine_proc.sessions import NEVER
 from solewriter.shared.columns import from_us
-from solewriter.shared.entry import Private, SessionChange
+from solewriter.shared.entry import Outcome, Private, SessionChange
 from solewriter.shared.request_ids import own_id
 
 if TYPE_CHECKING:
@@ -32,7 +32,7 @@ class Stored(msgspec.Struct, frozen=True, gc=False):
     block: bytes
 
 
-Key = tuple[int, str]  # kind code, id
+Key = tuple[str, str]  # kind, id
 
 
 class Turn:
@@ -51,8 +51,8 @@ class Turn:
         self.alive: dict[int, int] = {}  # kind -> change of its count
         self.bodies: list[bytes] = []
         self.installed: list[Installed] = []
-        self.outcomes: dict[tuple[int, int], Told] = {}  # by session and sequence
-        self.by_request_id: dict[str, Told] = {}
+        self.outcomes: list[Outcome] = []  # of what was decided, at most one for each request
+        self.by_request_id: dict[str, Outcome] = {}
         self.sessions: dict[int, SessionChange] = {}
         self.forgotten_sessions: list[int] = []
         self.fenced_ids: list[str] = []
@@ -66,13 +66,18 @@ class Turn:
 
     def last_of(self, session: int) -> int:
         """The highest sequence number of a session that this turn consumed; -1 if none."""
-        return max((sequence for number, sequence in self.outcomes if number == session), default=-1)
+        return max((outcome.sequence for outcome in self.outcomes if outcome.session == session), default=-1)
 
-    def note(self, session: int, sequence: int, told: Told) -> None:
-        """A decided outcome."""
-        self.outcomes[session, sequence] = told
-        if told.request_id is not None:
-            self.by_request_id[told.request_id] = told
+    def outcome_of(self, session: int, sequence: int) -> Outcome | None:
+        """How a request of this turn ended."""
+        found = (one for one in self.outcomes if one.sequence == sequence and one.session == session)
+        return next(found, None)
+
+    def note(self, outcome: Outcome) -> None:
+        """A decided request."""
+        self.outcomes.append(outcome)
+        if outcome.request_id is not None:
+            self.by_request_id[outcome.request_id] = outcome
 
     def fence(self, request_id: str) -> None:
         """Nothing under this id will be applied any more, in this turn or later."""
@@ -88,9 +93,9 @@ class Turn:
         """Whether there is nothing to journal."""
         return not (self.outcomes or self.sessions or self.fenced_ids or self.forgotten_sessions)
 
-    def find(self, kind: KindState, key: str) -> Stored | None:
-        """What is stored under a key, after the earlier requests of this turn."""
-        return self.changed.get((kind.code, key)) or self._find(kind, key)
+    def find(self, kind: KindState, key: Key) -> Stored | None:
+        """What is stored under a key of this kind, after the earlier requests of this turn."""
+        return self.changed.get(key) or self._find(kind, key[1])
 
     def take_slot(self, kind: KindState, key: bytes) -> int:
         """The next free slot of a kind, for a key that has none."""
@@ -111,10 +116,7 @@ class Turn:
 
     def private(self) -> Private:
         return Private(
-            outcomes=[
-                (number, sequence, told.status, told.revision, told.detail, told.request_id, told.digest)
-                for (number, sequence), told in self.outcomes.items()
-            ],
+            outcomes=self.outcomes,
             sessions=list(self.sessions.values()),
             forgotten_sessions=self.forgotten_sessions,
             fenced_ids=self.fenced_ids,

@@ -2,111 +2,107 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 from solewriter.engine_proc.decide import Draft, Step
-from solewriter.engine_proc.publisher import Installed, Publisher
+from solewriter.engine_proc.publisher import Installed
 from solewriter.engine_proc.sessions import Session
 from solewriter.engine_proc.turn import NO_SLOT, Stored, Turn
 from solewriter.shared import record
-from solewriter.shared.columns import Cells
 from solewriter.shared.config import Limits
 from solewriter.shared.errors import RequestTooLarge
-from solewriter.shared.memory.heap import padded
+from solewriter.shared.memory.heap import HeapWriter, padded
 from solewriter.shared.record import Flags
-from solewriter.shared.wireform import PlainRequest
 
 Written = list[tuple[int, int, str, str]]
 """(version, address, kind, id) of each mutation's entity"""
 
-Form = tuple[Step, bytes, bytes, Cells]
-"""A step with what its record will say: payload, block of cells, the cells that are new"""
 
-
-def write(
-    turn: Turn,
-    draft: Draft,
-    forms: list[Form],
-    request: PlainRequest,
-    session: Session,
-    sequence: int,
-    publisher: Publisher,
-) -> Written:
-    """Append the request's records and take them into the turn. Raises MemoryFull, and then has changed nothing."""
-    if forms:
-        bodies = _bodies(turn, forms, request[2], session, sequence)
-        publisher.heap.reserve(sum(map(len, bodies)), len(bodies))
-        _append(turn, forms, bodies, publisher)
-    results: Written = []
-    for mutation in request[0]:
-        step = draft.steps[mutation[1], mutation[2]]
-        stored = step.stored or step.before
-        version, address = (stored.version, stored.address) if stored is not None else (0, 0)
-        results.append((version, address, mutation[1], mutation[2]))
-    return results
-
-
-def form(draft: Draft, turn: Turn, limits: Limits) -> list[Form]:
-    """What every step that changes something stores. Raises RequestTooLarge, InvalidMutation."""
-    forms: list[Form] = []
+def form(draft: Draft, turn: Turn, limits: Limits) -> list[Step]:
+    """The steps that change something, each with what its record will say. Raises RequestTooLarge, InvalidMutation."""
+    changing: list[Step] = []
     for step in draft.steps.values():
-        before, kind = step.before, step.kind
+        before = step.before
         if not step.exists:
             if before is not None and before.alive:
-                forms.append((step, b"", b"", ()))
+                changing.append(step)
             continue
-        fields = step.fields
-        payload = kind.payload(fields)
+        kind, fields = step.kind, step.fields
+        payload = step.payload = kind.payload(fields)
         if before is None or not before.alive:
-            block, cells = kind.cut(fields, step.key, step.version, turn.now_us)
+            step.block, step.cells = kind.cut(fields, step.key, step.version, turn.now_us)
         elif payload == before.payload:
             continue
         else:
-            block, cells = kind.recut(before.block, fields, step.touched, step.version, turn.now_us)
+            step.block, step.cells = kind.recut(before.block, fields, step.touched, step.version, turn.now_us)
         if len(payload) > limits.entity_bytes_max:
             raise RequestTooLarge(
                 f"{kind.name} {step.key!r} would take {len(payload):,} bytes; "
                 f"the bound is {limits.entity_bytes_max:,} (entity_bytes_max)"
             )
-        forms.append((step, payload, block, cells))
-    return forms
+        changing.append(step)
+    return changing
 
 
-def _bodies(turn: Turn, forms: list[Form], request_id: str | None, session: Session, sequence: int) -> list[bytes]:
+def write(
+    turn: Turn, steps: list[Step], request_id: str | None, session: Session, sequence: int, heap: HeapWriter
+) -> None:
+    """Append the records of a request's steps that were formed, at least one, and take them into the turn. Raises
+    MemoryFull, and then has changed nothing.
+    """
+    bodies = _bodies(turn, steps, request_id, session, sequence)
+    size = sum(map(len, bodies))
+    heap.reserve(size, len(bodies))
+    turn.revision += 1
+    turn.bytes += size
+    for step, body in zip(steps, bodies, strict=True):
+        _append(turn, step, body, heap)
+
+
+def told(touched: Iterable[Step]) -> Written:
+    """What the reply says of each mutation's entity, as it was left."""
+    results: Written = []
+    for step in touched:
+        stored = step.stored or step.before
+        version, address = (stored.version, stored.address) if stored is not None else (0, 0)
+        results.append((version, address, step.kind.name, step.key))
+    return results
+
+
+def _bodies(turn: Turn, steps: list[Step], request_id: str | None, session: Session, sequence: int) -> list[bytes]:
     """The request's records, of the revision after the turn's last one."""
     user_id = b"" if request_id is None else request_id.encode()
-    flags, last = Flags.FIRST, forms[-1][0]
+    flags, last = Flags.FIRST, steps[-1]
     bodies = []
-    for step, payload, block, _ in forms:
-        state, before = step.state, step.before
+    for step in steps:
+        state, before, reason = step.state, step.before, step.reason
         if step is last:
             flags |= Flags.LAST
         bodies.append(
             record.pack(
                 state.code, state.schema.code, step.op, flags if step.exists else flags | Flags.DELETE,
                 turn.revision + 1, step.version, turn.now_us, session.number, sequence,
-                step.key.encode(), session.actor, step.reason.encode(), user_id,
-                block, b"" if before is None else before.block, payload,
+                step.key.encode(), session.actor, reason.encode() if reason else b"", user_id,
+                step.block, b"" if before is None else before.block, step.payload,
             )
         )  # fmt: skip
         flags = 0
     return bodies
 
 
-def _append(turn: Turn, forms: list[Form], bodies: list[bytes], publisher: Publisher) -> None:
-    """The records behind the tail, where room was reserved, and the turn's overlay with them."""
-    turn.revision += 1
-    for (step, payload, block, cells), body in zip(forms, bodies, strict=True):
-        before, state, exists = step.before, step.state, step.exists
-        if before is not None and before.slot != NO_SLOT:
-            slot, previous, overtaken, new_key = before.slot, before.address, before.size, None
-        else:
-            new_key = step.key.encode()
-            slot, previous, overtaken = turn.take_slot(state, new_key), 0, 0
-        address = publisher.heap.append(body, slot, previous)
-        size, existed = padded(len(body)), before is not None and before.alive
-        stored = Stored(slot, step.version, address, size, exists, payload, block)
-        step.stored = turn.changed[state.code, step.key] = stored
-        if exists is not existed:
-            turn.alive[state.code] = turn.alive.get(state.code, 0) + (1 if exists else -1)
-        turn.bodies.append(body)
-        turn.bytes += len(body)
-        turn.installed.append(Installed(state.code, slot, address, cells, new_key, exists, size, overtaken, existed))
+def _append(turn: Turn, step: Step, body: bytes, heap: HeapWriter) -> None:
+    """A record behind the tail, where room was reserved, and the turn's overlay with it."""
+    before, state, exists = step.before, step.state, step.exists
+    existed, new_key = before is not None and before.alive, None
+    if before is not None and before.slot != NO_SLOT:
+        slot, previous, overtaken = before.slot, before.address, before.size
+    else:
+        new_key = step.key.encode()
+        slot, previous, overtaken = turn.take_slot(state, new_key), 0, 0
+    address, size = heap.append(body, slot, previous), padded(len(body))
+    stored = Stored(slot, step.version, address, size, exists, step.payload, step.block)
+    step.stored = turn.changed[state.name, step.key] = stored
+    if exists is not existed:
+        turn.alive[state.code] = turn.alive.get(state.code, 0) + (1 if exists else -1)
+    turn.bodies.append(body)
+    turn.installed.append(Installed(state.code, slot, address, step.cells, new_key, exists, size, overtaken, existed))

@@ -35,8 +35,17 @@ HEAD_BYTES = _HEAD.size
 _FILE = struct.Struct("<QII16sQI")
 FILE_HEADER_BYTES = 64
 
-Outcome = tuple[int, int, int, int, Any, "str | None", "bytes | None"]
-"""(session, sequence, status, revision, detail, user's request id, digest of that request)"""
+
+class Outcome(msgspec.Struct, frozen=True, array_like=True, gc=False):
+    """How a request ended, as it was and will be told."""
+
+    session: int
+    sequence: int
+    status: int
+    revision: int
+    detail: Any
+    request_id: str | None = None  # the user's own
+    digest: bytes | None = None  # of the request's content, where it has such an id
 
 
 class SessionChange(msgspec.Struct, frozen=True, array_like=True):

@@ -203,7 +203,7 @@ def content(buffer: Buffer, start: int) -> Content:
     )
 
 
-def held(buffer: Buffer, start: int) -> tuple[int, int, int, bool, bytes, bytes]:
+def held(buffer: bytes | mmap, start: int) -> tuple[int, int, int, bool, bytes, bytes]:
     """(length, schema, version, deleted, cells, payload) of a body that this process wrote itself: its crc is not
     looked at.
     """
@@ -212,7 +212,7 @@ def held(buffer: Buffer, start: int) -> tuple[int, int, int, bool, bytes, bytes]
     payload_start = behind - payload_length
     cells_end = payload_start - old_length
     cells, payload = buffer[cells_end - cells_length : cells_end], buffer[payload_start:behind]
-    return length, schema, version, flags & Flags.DELETE != 0, bytes(cells), bytes(payload)
+    return length, schema, version, flags & Flags.DELETE != 0, cells, payload
 
 
 def key_at(buffer: Buffer, start: int) -> bytes:

@@ -9,7 +9,7 @@ from typing import Annotated, Any, TypeVar
 
 from pydantic import BaseModel, TypeAdapter, ValidationError
 
-from solewriter.shared.columns import Cells, column_of, earlier_names, from_us
+from solewriter.shared.columns import Cell, Cells, column_of, earlier_names, from_us
 from solewriter.shared.config import COLUMNS_MAX, KINDS_MAX, PROBLEMS_MAX
 from solewriter.shared.errors import InvalidMutation, SchemaMismatch, UnknownKind, clean
 from solewriter.shared.fieldtypes import refuse_unsuitable
@@ -52,11 +52,12 @@ class Kind:
             raise TypeError(f"{self.name} declares more than {COLUMNS_MAX} columns")
         self.columns = tuple(column_of(model, name) for name in model.column_names)
         self._cell_of = {column.name: (place, column.cell()) for place, column in enumerate(self.columns)}
-        self._own_cells = [
-            (found[0], name) for name, found in self._cell_of.items() if name in ("version", "updated_at")
-        ]
+        self._own_names = [name for name in self._cell_of if name in _OWN_CELLS]
+        self._own_places = [self._cell_of[name][0] for name in self._own_names]
+        self._free_cells = {name: found for name, found in self._cell_of.items() if name not in _OWN_CELLS}
         self.block = struct.Struct("<" + "".join(column.code for column in self.columns))
         self._blank = bytes(self.block.size)
+        self._own_end = self._end_of_own_cells()
         self._defaults = {
             name: field.get_default()
             for name, field in model.model_fields.items()
@@ -174,19 +175,29 @@ class Kind:
         self, block: bytes, stored: Mapping[str, Any], names: Iterable[str], version: int, now_us: int
     ) -> tuple[bytes, Cells]:
         """The block with some fields' cells and the engine's own made anew; these cells. Raises InvalidMutation."""
-        values, cells, cell_of = list(self.block.unpack(block)), [], self._cell_of
+        cells: list[tuple[int, Cell]] = []
         for name in names:
-            if name in cell_of and name not in _OWN_CELLS:
-                place, cell = cell_of[name]
+            if name in self._free_cells:
+                place, cell = self._free_cells[name]
                 try:
-                    values[place] = made = cell(stored[name] if name in stored else self._defaults.get(name))
+                    cells.append((place, cell(stored[name] if name in stored else self._defaults.get(name))))
                 except ValueError as error:
                     raise InvalidMutation(f"{self.name}.{name}: {error}", fields={name: str(error)}) from None
-                cells.append((place, made))
-        for place, own in self._own_cells:
-            values[place] = made = version if own == "version" else now_us
-            cells.append((place, made))
+        own = [version if name == "version" else now_us for name in self._own_names]
+        if not cells and self._own_end is not None:
+            return block[: -self._own_end.size] + self._own_end.pack(*own), [*zip(self._own_places, own, strict=True)]
+        cells += zip(self._own_places, own, strict=True)
+        values = list(self.block.unpack(block))
+        for place, made in cells:
+            values[place] = made
         return self.block.pack(*values), cells
+
+    def _end_of_own_cells(self) -> struct.Struct | None:
+        """How the engine's own cells lie in a block, where they are its end: most changes are of no other cells."""
+        count = len(self._own_names)
+        if not count or self._own_places != [*range(len(self.columns))][-count:]:
+            return None
+        return struct.Struct("<" + "".join(column.code for column in self.columns[-count:]))
 
     def stored(self, entity: Entity) -> dict[str, Any]:
         """The fields that a payload holds, of an entity from anywhere: those that differ from their defaults."""

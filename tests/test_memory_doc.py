@@ -179,6 +179,7 @@ def test_a_prefix_lies_where_the_page_says(heap: HeapWriter) -> None:
     body = b"a body"
     heap.reserve(len(body))
     first = heap.append(body, 7, 2**40)
+    heap.flush()
     assert first & 0xFFFFFFFF == START == int(re.search(r"from offset (\d+) of each segment", PAGE)[1])
     written = heap.segments[1].map
     assert [read(written, place, START) for place in found.values()] == [len(body), 7, 2**40]

@@ -94,7 +94,7 @@ def read_history(
             found = record.unpack(body)
             changes.setdefault((found.session, found.sequence), []).append(_change(found, names, schemas, kinds))
         for outcome in entry.private.outcomes:
-            history.append(_decided(outcome, changes.pop((outcome[0], outcome[1]), [])))
+            history.append(_decided(outcome, changes.pop((outcome.session, outcome.sequence), [])))
         for (session, sequence), orphaned in changes.items():
             revision = orphaned[0].revision
             history.append(Decided(session, sequence, "", "", revision, (), "", None, None, tuple(orphaned)))
@@ -144,7 +144,7 @@ def _content(values: dict[str, Any], model: type[Entity] | None) -> Fields:
 
 
 def _decided(outcome: Outcome, changes: list[Change]) -> Decided:
-    session, sequence, status, revision, detail, own_id, _ = outcome
+    status, detail = outcome.status, outcome.detail
     versions: tuple[int, ...] = ()
     error, found, allowed = "", None, None
     if status == Status.APPLIED:
@@ -155,5 +155,6 @@ def _decided(outcome: Outcome, changes: list[Change]) -> Decided:
         allowed = tuple(details["allowed"]) if "allowed" in details else None
     told = {Status.APPLIED: APPLIED, Status.REFUSED: REFUSED}.get(Status(status), Status(status).name)
     return Decided(
-        session, sequence, own_id or "", told, revision, versions, error, found, allowed, tuple(changes)
+        outcome.session, outcome.sequence, outcome.request_id or "", told, outcome.revision,
+        versions, error, found, allowed, tuple(changes),
     )  # fmt: skip

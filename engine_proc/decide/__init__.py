@@ -13,7 +13,7 @@ from solewriter.shared.errors import BadRequest
 from solewriter.shared.mutations import Op
 from solewriter.shared.wireform import PlainMutation, PlainRequest
 
-DECIDERS: Mapping[int, Callable[[Draft, PlainMutation], None]] = {
+DECIDERS: Mapping[int, Callable[[Draft, PlainMutation], Step]] = {
     Op.CREATE.value: content.create,
     Op.PUT.value: content.put,
     Op.UPDATE.value: content.update,
@@ -23,16 +23,20 @@ DECIDERS: Mapping[int, Callable[[Draft, PlainMutation], None]] = {
 }
 
 
-def decide(draft: Draft, request: PlainRequest) -> None:
-    """Take the request into the draft, all of it. Raises a refusal, after which the draft is worth nothing."""
+def decide(draft: Draft, request: PlainRequest) -> list[Step]:
+    """Take the request into the draft, all of it; each mutation's entity. Raises a refusal, after which the draft is
+    worth nothing.
+    """
     mutations, conditions, _, _ = request
     for guard in conditions:
         guards.check(draft, guard)
+    touched: list[Step] = []
     for mutation in mutations:
         decider = DECIDERS.get(mutation[0])
         if decider is None:
             raise BadRequest(f"there is no mutation {mutation[0]}")
-        decider(draft, mutation)
+        touched.append(decider(draft, mutation))
+    return touched
 
 
 __all__ = ["Draft", "Step", "decide"]

@@ -10,8 +10,11 @@ from solewriter.shared.errors import AlreadyExists, InvalidMutation
 from solewriter.shared.mutations import Op
 from solewriter.shared.wireform import PlainMutation
 
+_OPS = (Op.CREATE, Op.PUT, Op.UPDATE, Op.DELETE)
+_CREATE, _PUT, _UPDATE, _DELETE = [op.value for op in _OPS]  # asked of the enum each time, it takes as long as a line
 
-def create(draft: Draft, mutation: PlainMutation) -> None:
+
+def create(draft: Draft, mutation: PlainMutation) -> Step:
     _, kind_name, key, _, fields, reason, _ = mutation
     step = draft.step(kind_name, key)
     if step.exists:
@@ -21,10 +24,10 @@ def create(draft: Draft, mutation: PlainMutation) -> None:
     if lifecycle is not None and values.get(lifecycle.field, lifecycle.initial) != lifecycle.initial:
         problem = f"begins as {lifecycle.initial}: change it by a transition, or import finished ones with put"
         raise InvalidMutation(f"{kind_name}.{lifecycle.field} {problem}", fields={lifecycle.field: problem})
-    _replace(draft, step, Op.CREATE, reason, values)
+    return _replace(draft, step, _CREATE, reason, values)
 
 
-def put(draft: Draft, mutation: PlainMutation) -> None:
+def put(draft: Draft, mutation: PlainMutation) -> Step:
     _, kind_name, key, expect, fields, reason, _ = mutation
     step = draft.step(kind_name, key)
     if expect is not None:
@@ -37,21 +40,23 @@ def put(draft: Draft, mutation: PlainMutation) -> None:
         for name in ("created_by", "created_at"):
             if name in step.kind.stamps:
                 values[name] = step.field(name)
-    _replace(draft, step, Op.PUT, reason, values)
+    return _replace(draft, step, _PUT, reason, values)
 
 
-def update(draft: Draft, mutation: PlainMutation) -> None:
+def update(draft: Draft, mutation: PlainMutation) -> Step:
     _, kind_name, key, expect, fields, reason, _ = mutation
     step = draft.step(kind_name, key)
     step.require(expect)
-    step.change(Op.UPDATE, reason, free_fields(step, fields))
+    step.change(_UPDATE, reason, free_fields(step, fields))
+    return step
 
 
-def delete(draft: Draft, mutation: PlainMutation) -> None:
+def delete(draft: Draft, mutation: PlainMutation) -> Step:
     _, kind_name, key, expect, _, reason, _ = mutation
     step = draft.step(kind_name, key)
     step.require(expect)
-    step.delete(Op.DELETE, reason)
+    step.delete(_DELETE, reason)
+    return step
 
 
 def free_fields(step: Step, fields: dict[str, Any] | None) -> dict[str, Any]:
@@ -66,11 +71,12 @@ def free_fields(step: Step, fields: dict[str, Any] | None) -> dict[str, Any]:
     return fields
 
 
-def _replace(draft: Draft, step: Step, op: Op, reason: str, values: dict[str, Any]) -> None:
+def _replace(draft: Draft, step: Step, op: int, reason: str, values: dict[str, Any]) -> Step:
     """A whole new content, with the engine's own fields set."""
     stamps = step.kind.stamps
     if "created_by" in stamps and not values.get("created_by"):
         values["created_by"] = draft.actor
-    if "created_at" in stamps and (op is Op.CREATE or values.get("created_at") is None):
+    if "created_at" in stamps and (op == _CREATE or values.get("created_at") is None):
         values["created_at"] = draft.turn.now
     step.replace(op, reason, values)
+    return step

@@ -10,7 +10,8 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from solewriter.engine_proc.kinds import KindState
-from solewriter.engine_proc.turn import Stored, Turn
+from solewriter.engine_proc.turn import Key, Stored, Turn
+from solewriter.shared.columns import Cells
 from solewriter.shared.errors import NotFound, UnknownKind, VersionConflict
 from solewriter.shared.registry import Kind
 
@@ -23,6 +24,8 @@ class Step:
     exists = False
     version = 1
     touched: Iterable[str] = ()  # names of the fields that changed
+    payload = block = b""  # what its record will say, once that is formed
+    cells: Cells = ()  # those that are new
     stored: Stored | None = None  # what it is after the request, once that is written
     _fields: dict[str, Any] | None = None
 
@@ -105,16 +108,18 @@ class Draft:
     def __init__(self, turn: Turn, actor: str) -> None:
         self.turn = turn
         self.actor = actor
-        self.steps: dict[tuple[str, str], Step] = {}
+        self.steps: dict[Key, Step] = {}
 
     def step(self, kind_name: str, key: str) -> Step:
         """The entity of this kind and id. Raises UnknownKind."""
-        step = self.steps.get((kind_name, key))
+        place = kind_name, key
+        step = self.steps.get(place)
         if step is None:
-            state, turn = self.turn.named(kind_name), self.turn
+            turn = self.turn
+            state = turn.named(kind_name)
             if state is None or state.kind is None:
                 raise unknown(kind_name)
-            step = self.steps[kind_name, key] = Step(state, state.kind, key, turn.find(state, key), turn)
+            step = self.steps[place] = Step(state, state.kind, key, turn.find(state, place), turn)
         return step
 
     def stored(self, kind_name: str, key: str) -> Stored | None:
@@ -122,7 +127,7 @@ class Draft:
         state = self.turn.named(kind_name)
         if state is None or state.kind is None:
             raise unknown(kind_name)
-        return self.turn.find(state, key)
+        return self.turn.find(state, (kind_name, key))
 
 
 def unknown(name: str) -> UnknownKind:

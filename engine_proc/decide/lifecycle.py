@@ -9,7 +9,7 @@ from solewriter.shared.mutations import Op
 from solewriter.shared.wireform import PlainMutation
 
 
-def transition(draft: Draft, mutation: PlainMutation) -> None:
+def transition(draft: Draft, mutation: PlainMutation) -> Step:
     _, kind_name, key, expect, fields, reason, to = mutation
     step = draft.step(kind_name, key)
     lifecycle = _lifecycle(step)
@@ -22,10 +22,11 @@ def transition(draft: Draft, mutation: PlainMutation) -> None:
         raise InvalidMutation(
             f"{kind_name}: {', '.join(sorted(others))} cannot be set", fields=dict.fromkeys(others, "cannot be set")
         )
-    step.change(Op.TRANSITION, reason, {**(fields or {}), lifecycle.field: to})
+    step.change(Op.TRANSITION.value, reason, {**(fields or {}), lifecycle.field: to})
+    return step
 
 
-def cancel(draft: Draft, mutation: PlainMutation) -> None:
+def cancel(draft: Draft, mutation: PlainMutation) -> Step:
     _, kind_name, key, expect, _, reason, _ = mutation
     step = draft.step(kind_name, key)
     lifecycle = _lifecycle(step)
@@ -35,7 +36,8 @@ def cancel(draft: Draft, mutation: PlainMutation) -> None:
         raise InvalidMutation(f"{kind_name} has no cancelled state", fields={lifecycle.field: "has no cancelled state"})
     if state != lifecycle.cancelled:
         check_step(step, state, lifecycle.cancelled)
-    step.change(Op.CANCEL, reason, {lifecycle.field: lifecycle.cancelled})
+    step.change(Op.CANCEL.value, reason, {lifecycle.field: lifecycle.cancelled})
+    return step
 
 
 def check_step(step: Step, state: str, to: str) -> None:

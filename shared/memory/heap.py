@@ -19,11 +19,12 @@ from solewriter.shared.config import ALIGNMENT, HEAP_AHEAD, HEAP_RUN_BYTES, HEAP
 from solewriter.shared.memory.segment import Segment
 
 PREFIX = struct.Struct("<IIQ")
+_prefix = PREFIX.pack
 PREFIX_BYTES = PREFIX.size
 START = 64  # offset of the first record in a segment
 END = 0xFFFFFFFF
 OFFSET_MASK = 0xFFFFFFFF
-_PADDING = [bytes(count) for count in range(ALIGNMENT)]
+PADDING = [bytes(count) for count in range(ALIGNMENT)]
 
 
 def address_of(segment: int, offset: int) -> int:
@@ -51,6 +52,8 @@ class HeapWriter:
         self._offset = 0
         self._size = 0
         self._map: Any = None
+        self._parts: list[bytes] = []  # of the records behind `_copied`, which are not there yet
+        self._copied = 0
         self._begin_segment(0)
 
     def make_way(self) -> None:
@@ -64,7 +67,8 @@ class HeapWriter:
         for number, (segment, size) in enumerate(segments, 1):
             self.segments[number] = segment
             PREFIX.pack_into(segment.map, size, END, 0, 0)
-            self._number, self._offset, self._size, self._map = number, size, size + PREFIX_BYTES, segment.map
+            self._number, self._size, self._map = number, size + PREFIX_BYTES, segment.map
+            self._offset = self._copied = size
 
     @property
     def tail(self) -> int:
@@ -83,40 +87,41 @@ class HeapWriter:
             self._next = self._beside.submit(self._make, self._number + 1, self._grown())
 
     def append(self, body: bytes, slot: int, previous: int) -> int:
-        """Copy a record behind the tail, where room was reserved; its address."""
+        """A record behind the tail, where room was reserved; its address. It is there after `flush`."""
         offset, length = self._offset, len(body)
-        start = offset + PREFIX_BYTES
-        PREFIX.pack_into(self._map, offset, length, slot, previous)
-        self._map[start : start + length] = body
-        self._offset = (start + length + ALIGNMENT - 1) & -ALIGNMENT
+        end = offset + PREFIX_BYTES + length
+        self._offset = behind = (end + ALIGNMENT - 1) & -ALIGNMENT
+        self._parts += (_prefix(length, slot, previous), body, PADDING[behind - end])
         return self._number << 32 | offset
+
+    def flush(self) -> None:
+        """Copy what was appended to its place, all by one copy."""
+        self._map[self._copied : self._offset] = b"".join(self._parts)
+        self._copied = self._offset
+        self._parts.clear()
 
     def append_all(self, bodies: Sequence[bytes], slots: Sequence[int]) -> list[int]:
         """Copy many records behind the tail, making room on the way, as if each had been reserved and appended by
         itself, without a previous one; their addresses. For a start: raises MemoryFull, with a part of them there.
         """
         addresses: list[int] = []
-        parts: list[bytes] = []
-        pack, offset, base, limit = PREFIX.pack, self._offset, self._number << 32, 0
+        parts = self._parts
+        pack, offset, base, limit = _prefix, self._offset, self._number << 32, 0
         for body, slot in zip(bodies, slots, strict=True):
             length = len(body)
             size = (PREFIX_BYTES + length + ALIGNMENT - 1) & -ALIGNMENT
             if offset + size > limit:
-                self._append_run(parts, offset)
+                self._offset = offset
+                self.flush()
                 self.reserve(length)
                 offset, base = self._offset, self._number << 32
                 limit = min(self._size, offset + max(HEAP_RUN_BYTES, size))
-            parts += (pack(length, slot, 0), body, _PADDING[size - PREFIX_BYTES - length])
+            parts += (pack(length, slot, 0), body, PADDING[size - PREFIX_BYTES - length])
             addresses.append(base | offset)
             offset += size
-        self._append_run(parts, offset)
+        self._offset = offset
+        self.flush()
         return addresses
-
-    def _append_run(self, parts: list[bytes], end: int) -> None:
-        """All of it by one copy."""
-        self._map[self._offset : end] = b"".join(parts)
-        self._offset = end
-        parts.clear()
 
     def reset(self, tail: int) -> None:
         """Move back to an earlier tail: what lies behind it was never published."""
@@ -124,8 +129,9 @@ class HeapWriter:
             self.segments.pop(number).path.unlink()
         if self._number != tail >> 32 and self._next is not None:
             self._discard_next()
+        self._parts.clear()
         self._number = tail >> 32
-        self._offset = tail & OFFSET_MASK
+        self._offset = self._copied = tail & OFFSET_MASK
         self._size = self.segments[self._number].size
         self._map = self.segments[self._number].map
 
@@ -134,6 +140,8 @@ class HeapWriter:
 
     def _begin_segment(self, needed: int) -> None:
         number = self._number + 1
+        if self._parts:
+            self.flush()
         made = None
         if self._next is not None:
             future, self._next = self._next, None
@@ -146,7 +154,8 @@ class HeapWriter:
         if self._number and self._offset + PREFIX_BYTES <= self._size:
             PREFIX.pack_into(self.segments[self._number].map, self._offset, END, 0, 0)
         self.segments[number] = made
-        self._number, self._offset, self._size, self._map = number, START, made.size, made.map
+        self._number, self._size, self._map = number, made.size, made.map
+        self._offset = self._copied = START
 
     def _discard_next(self) -> None:
         future, self._next = self._next, None

@@ -35,6 +35,7 @@ import uvloop
 
 from solewriter import Limits
 from solewriter.engine_proc import journal as journals
+from solewriter.engine_proc import reclaim
 from solewriter.engine_proc.between import Finished
 from solewriter.engine_proc.bridge import Bridge
 from solewriter.engine_proc.checkpoint import make
@@ -483,10 +484,13 @@ class World:
         elif "turn.reply" in reached:
             for client in after.greeted:
                 self.model.hang_up(client)
+        if not died:
+            self.read()
+        if "checkpoint.journaled" in reached:
+            self.model.checkpointed()
         if died:
             self.die()
             return
-        self.read()
         for lane in sorted(self.open):
             self.hear(lane)
         self.look()
@@ -713,6 +717,7 @@ def worlds() -> Iterator[Callable[..., World]]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(failpoint, "reach", steps)
         patch.setattr(journals, "JOURNAL_FILE_BYTES_FIRST", 4 * KIB)
+        patch.setattr(reclaim, "RECLAIM_SPARE", 0)  # a model's few entities would never be moved
         uvloop.new_event_loop().close()  # the first one opens what all others share
         gc.collect()
         gc.freeze()

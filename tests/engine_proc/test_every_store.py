@@ -101,8 +101,7 @@ class Memory:
             plain = wireform.plain_request(mutations, (), None, self.registry, self.limits)
             draft = Draft(turn, "writer")
             decide(draft, plain)
-            forms = form(draft, turn, self.limits)
-            write(turn, draft, forms, plain, self._session, self._sequence, self.publisher)
+            write(turn, form(draft, turn, self.limits), None, self._session, self._sequence, self.publisher.heap)
         self.publisher.reserve([turn.slots(kind) for kind in self.state.kinds], turn.new_keys)
         self.state.merge(turn)
         return turn
@@ -290,8 +289,10 @@ def test_between_any_two_stores_of_a_reclaim_nothing_is_different(memories):
 
 
 def installed_before_the_tail_moves(self: Publisher, installed: Any, revision: int, entry: int, kinds: Any) -> None:
+    self.heap.flush()
+    self.reclaimer.installed(installed)
     for one in installed:
-        self._install(one)
+        self._tables[one.kind].install(one.slot, one.address, one.cells, one.alive)
         if one.new_key is not None:
             self._indexes[one.kind].insert(index.key_hash(one.new_key), one.slot)
     self.root.move_tail(self.heap.tail)
@@ -301,19 +302,23 @@ def installed_before_the_tail_moves(self: Publisher, installed: Any, revision: i
 
 
 def shown_before_it_is_installed(self: Publisher, installed: Any, revision: int, entry: int, kinds: Any) -> None:
+    self.heap.flush()
+    self.reclaimer.installed(installed)
     self.root.move_tail(self.heap.tail)
     self._fill(revision, entry, kinds)
     self.root.show()
     for one in installed:
-        self._install(one)
+        self._tables[one.kind].install(one.slot, one.address, one.cells, one.alive)
         if one.new_key is not None:
             self._indexes[one.kind].insert(index.key_hash(one.new_key), one.slot)
 
 
 def shown_before_the_keys_are_found(self: Publisher, installed: Any, revision: int, entry: int, kinds: Any) -> None:
+    self.heap.flush()
+    self.reclaimer.installed(installed)
     self.root.move_tail(self.heap.tail)
     for one in installed:
-        self._install(one)
+        self._tables[one.kind].install(one.slot, one.address, one.cells, one.alive)
     self._fill(revision, entry, kinds)
     self.root.show()
     for one in installed:
@@ -322,9 +327,11 @@ def shown_before_the_keys_are_found(self: Publisher, installed: Any, revision: i
 
 
 def shown_request_by_request(self: Publisher, installed: Any, revision: int, entry: int, kinds: Any) -> None:
+    self.heap.flush()
+    self.reclaimer.installed(installed)
     self.root.move_tail(self.heap.tail)
     for one in installed:
-        self._install(one)
+        self._tables[one.kind].install(one.slot, one.address, one.cells, one.alive)
         if one.new_key is not None:
             self._indexes[one.kind].insert(index.key_hash(one.new_key), one.slot)
         self._fill(revision, entry, kinds)
@@ -332,11 +339,13 @@ def shown_request_by_request(self: Publisher, installed: Any, revision: int, ent
 
 
 def filled_in_the_place_of_the_newest(self: Publisher, installed: Any, revision: int, entry: int, kinds: Any) -> None:
+    self.heap.flush()
+    self.reclaimer.installed(installed)
     self.root._number -= 1
     self._fill(revision, entry, kinds)
     self.root.move_tail(self.heap.tail)
     for one in installed:
-        self._install(one)
+        self._tables[one.kind].install(one.slot, one.address, one.cells, one.alive)
         if one.new_key is not None:
             self._indexes[one.kind].insert(index.key_hash(one.new_key), one.slot)
     self.root.show()
@@ -359,6 +368,7 @@ def test_a_publish_whose_stores_are_in_another_order_is_seen(memories, publish):
 
 def unlinked_before_the_survivors_are_published(self: Publisher, budget: int, *given: Any) -> Any:
     moved, dropped = self.reclaimer.move(budget)
+    self.heap.flush()
     if self.reclaimer.emptied:
         self.reclaimer.bury(self.reclaimer.condemn(given[0]))
     self.root.move_tail(self.heap.tail)
@@ -371,6 +381,7 @@ def unlinked_before_the_survivors_are_published(self: Publisher, budget: int, *g
 
 def a_segment_that_leaves_half_way(self: Publisher, budget: int, *given: Any) -> Any:
     moved, dropped = self.reclaimer.move(budget)
+    self.heap.flush()
     self.root.move_tail(self.heap.tail)
     for one in moved:
         self._tables[one.kind].point(one.slot, one.address)

@@ -25,7 +25,7 @@ from solewriter.engine_proc import journal as journals
 from solewriter.engine_proc.journal import DiskFull, FileJournal, Missing, NoJournal, Tail, journal_files
 from solewriter.shared import entry, failpoint, record
 from solewriter.shared.config import JOURNAL_VERSION, KIB, Limits
-from solewriter.shared.entry import FILE_HEADER_BYTES, Private
+from solewriter.shared.entry import FILE_HEADER_BYTES, Outcome, Private
 from solewriter.shared.errors import JournalCorrupt, LayoutMismatch
 from solewriter.shared.failpoint import VARIABLE
 
@@ -94,7 +94,7 @@ def commit(journal, size=20, durable=True):
     """One more entry; its number."""
     number = journal.tail.number + 1
     journal.append(
-        number, number * 10, [body_of(number, size)], Private(outcomes=[(2, number, 0, number, None, None, None)])
+        number, number * 10, [body_of(number, size)], Private(outcomes=[Outcome(2, number, 0, number, None)])
     )
     asyncio.run(journal.commit(durable=durable))
     assert journal.tail.number == number
@@ -147,7 +147,7 @@ def test_what_was_committed_is_replayed_in_order_with_all_that_it_says(opened, p
     again, found = opened(power=power)
     assert numbers(found) == [1, 2, 3, 4, 5]
     assert [list(one.records()) for one in found] == [[body_of(number)] for number in range(1, 6)]
-    assert [one.private.outcomes[0][1] for one in found] == [1, 2, 3, 4, 5]
+    assert [one.private.outcomes[0].sequence for one in found] == [1, 2, 3, 4, 5]
     assert [(one.revision, one.time_us) for one in found] == [(number, number * 10) for number in range(1, 6)]
     assert (again.tail, again.missing) == (tail, None)
 

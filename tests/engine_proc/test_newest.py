@@ -15,12 +15,13 @@ from solewriter.engine_proc.launch import pickled
 from solewriter.engine_proc.newest import NewestOutcomes, _beside_each_other
 from solewriter.engine_proc.orders import Orders
 from solewriter.engine_proc.server import Server
-from solewriter.engine_proc.sessions import Sessions, told_of
+from solewriter.engine_proc.sessions import Sessions
+from solewriter.engine_proc.sessions import recovered as as_recovered
 from solewriter.shared import entry as entries
 from solewriter.shared import record
 from solewriter.shared.chain import first_entry_of, journal_files
 from solewriter.shared.config import CHUNK_SLOTS, INSTALLED_AT_ONCE, KIB, MIB
-from solewriter.shared.entry import SessionChange
+from solewriter.shared.entry import Outcome, SessionChange
 from solewriter.shared.memory.index import IndexReader, key_hash
 from solewriter.shared.memory.segment import Segment, segment_path
 from solewriter.shared.memory.table import TableReader
@@ -195,12 +196,12 @@ def test_outcomes_that_are_remembered_are_as_if_every_one_had_been_told(seed):
             session = dice.choice([1, 1, 1, 2, 3, 4])  # the fourth is not remembered
             last[session] += dice.randrange(1, 3)
             own = f"own-{dice.randrange(12)}" if dice.random() < 0.2 else None
-            outcomes.append((session, last[session], 0, number, [[1, 77, "Task", "t"]], own, own and b"digest"))
+            place = [1, 77, "Task", "t"]
+            outcomes.append(Outcome(session, last[session], 0, number, [place], own, own and b"digest"))
         packed, _ = entries.pack(number, number, 0, 0, [], entries.Private(outcomes=outcomes))
         entry, _, _ = entries.unpack(packed, 0)
         newest.add(entry)
-        for outcome in entry.private.outcomes:
-            one_by_one.remember(outcome[0], outcome[1], told_of(outcome))
+        one_by_one.remember(map(as_recovered, entry.private.outcomes))
         if dice.random() < 0.1:
             newest.install()
     newest.install()

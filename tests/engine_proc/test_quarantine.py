@@ -9,9 +9,9 @@ import pytest
 
 from solewriter.engine_proc.publisher import remove_segments
 from solewriter.engine_proc.quarantine import LastWords, judged, last_words
-from solewriter.engine_proc.sessions import Sessions, Told
+from solewriter.engine_proc.sessions import Sessions
 from solewriter.shared.config import KIB, MEMORY_VERSION, QUARANTINED_MAX, Limits
-from solewriter.shared.entry import Life, SessionChange
+from solewriter.shared.entry import Life, Outcome, SessionChange
 from solewriter.shared.folder import StateFolder, Whereabouts, start_time_of
 from solewriter.shared.memory.root import RootWriter
 from solewriter.shared.memory.segment import Segment, segment_path
@@ -66,7 +66,7 @@ def test_a_death_is_counted_once_however_many_starts_look_at_it(sessions):
 
 def test_a_request_with_an_outcome_is_beyond_suspicion(sessions):
     once = lives(sessions, (ANN, 7))
-    sessions.remember(ANN, 7, Told(Status.APPLIED, 1, []))
+    sessions.remember([Outcome(ANN, 7, Status.APPLIED, 1, [])])
     again = life(3, once, LastWords(2, 1, (ANN, 7)), sessions)
     assert (again.suspicion, again.quarantined) == (None, [])
 

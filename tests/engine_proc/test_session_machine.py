@@ -215,8 +215,13 @@ class Model:
         if self.lanes.pop(client, None) is not None and client in self.sessions:
             self.sessions[client] = self.sessions.pop(client)
 
+    def checkpointed(self) -> None:
+        """Behind a checkpoint, everything is journaled anew, the order of sessions too."""
+        for place, known in enumerate(self.sessions.values()):
+            known.heard = self.turns * 100 + place
+
     def restart(self) -> None:
-        """Who fell silent when is not journaled, who said hello is."""
+        """Who fell silent when is not journaled between two checkpoints, who said hello is."""
         self.lanes.clear()
         self.sessions = dict(sorted(self.sessions.items(), key=lambda one: one[1].heard))
 
@@ -755,8 +760,7 @@ def a_failed_commit_acknowledged(true, writer, turn, error):
 
 def a_failed_commit_remembered(true, writer, turn, error):
     true(writer, turn, error)
-    for (session, sequence), told in turn.outcomes.items():
-        writer.sessions.remember(session, sequence, told)
+    writer.sessions.remember(turn.outcomes)
 
 
 def an_overlay_kept_after_a_failed_commit(true, writer, turn, error):
@@ -766,7 +770,7 @@ def an_overlay_kept_after_a_failed_commit(true, writer, turn, error):
 
 def refusals_not_journaled(true, turn):
     said = true(turn)
-    return msgspec.structs.replace(said, outcomes=[one for one in said.outcomes if one[2] == Status.APPLIED])
+    return msgspec.structs.replace(said, outcomes=[one for one in said.outcomes if one.status == Status.APPLIED])
 
 
 def outcomes_forgotten_behind_a_checkpoint(true, sessions):
@@ -797,8 +801,8 @@ def numbers_of_forgotten_sessions_used_again(true, sessions, wanted):
     return wanted
 
 
-def a_window_without_end(true, session, sequence, told, window):
-    true(session, sequence, told, 100 * window)
+def a_window_without_end(true, session, outcome, window):
+    true(session, outcome, 100 * window)
 
 
 def frames_counted_from_where_a_new_process_says(true, sessions, hello, *given):

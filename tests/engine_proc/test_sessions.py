@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from solewriter.engine_proc.sessions import ENGINE_ID, FORGOTTEN, NEVER, HelloRefused, Sessions, Told
+from solewriter.engine_proc.sessions import ENGINE_ID, FORGOTTEN, NEVER, HelloRefused, Sessions
 from solewriter.shared.config import FRAME_REQUESTS_MAX, NAME_MAX, SESSION_FRAMES_MAX, WIRE_VERSION, Limits
-from solewriter.shared.entry import SessionChange
+from solewriter.shared.entry import Outcome, SessionChange
 from solewriter.shared.handshake import Hello
 from solewriter.shared.request_ids import default_id, session_number
 from solewriter.shared.wire import Status
@@ -85,10 +85,10 @@ def test_a_session_that_fell_silent_last_is_the_last_to_go(sessions):
 def test_the_window_holds_the_newest_outcomes_and_the_rest_is_forgotten_not_denied(sessions):
     number = greet(sessions, hello())
     for sequence in range(6):
-        sessions.remember(number, sequence, Told(Status.APPLIED, sequence + 1, []))
+        sessions.remember([Outcome(number, sequence, Status.APPLIED, sequence + 1, [])])
     assert [sessions.told(number, sequence) for sequence in (0, 1)] == [FORGOTTEN, FORGOTTEN]
     assert [sessions.told(number, sequence).revision for sequence in range(2, 6)] == [3, 4, 5, 6]
-    sessions.remember(number, 5, Told(Status.APPLIED, 6, []))  # told again, it takes nobody's place
+    sessions.remember([Outcome(number, 5, Status.APPLIED, 6, [])])  # told again, it takes nobody's place
     assert sessions.told(number, 2).revision == 3
 
 
@@ -103,7 +103,7 @@ def test_a_fence_holds_for_a_session_that_is_known_and_for_any_id_of_a_users_own
 
 def test_a_client_that_comes_back_begins_behind_all_that_an_earlier_one_may_have_sent(sessions):
     number = greet(sessions, hello())
-    sessions.remember(number, 2 * FRAME_REQUESTS_MAX, Told(Status.APPLIED, 1, []))
+    sessions.remember([Outcome(number, 2 * FRAME_REQUESTS_MAX, Status.APPLIED, 1, [])])
     other = hello()
     other.instance = "2"
     change, first = sessions.greet(other, None, lambda number: -1)

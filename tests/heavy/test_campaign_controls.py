@@ -94,7 +94,7 @@ def refusals_not_journaled() -> None:
 
     def private(self):
         said = true(self)
-        return msgspec.structs.replace(said, outcomes=[one for one in said.outcomes if one[2] == Status.APPLIED])
+        return msgspec.structs.replace(said, outcomes=[one for one in said.outcomes if one.status == Status.APPLIED])
 
     true, Turn.private = Turn.private, private
 
@@ -116,8 +116,7 @@ def overlay_kept_after_a_failed_commit() -> None:
 
     def undo(self, turn, error) -> None:
         undoing(self, turn, error)
-        for (session, sequence), told in turn.outcomes.items():
-            self.sessions.remember(session, sequence, told)
+        self.sessions.remember(turn.outcomes)
         self.state.revision = turn.revision
 
     committing, FileJournal.commit = FileJournal.commit, commit

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from solewriter.shared import entry, record
 from solewriter.shared.columns import Column
 from solewriter.shared.config import JOURNAL_VERSION
-from solewriter.shared.entry import FILE_HEADER_BYTES, HEAD_BYTES, Life, Private, SessionChange
+from solewriter.shared.entry import FILE_HEADER_BYTES, HEAD_BYTES, Life, Outcome, Private, SessionChange
 from solewriter.shared.errors import JournalCorrupt, LayoutMismatch
 from solewriter.shared.models import Task
 from solewriter.shared.registry import Kind
@@ -22,7 +22,9 @@ from solewriter.shared.schema import Schema
 U64 = st.integers(0, 2**64 - 1)
 TEXT = st.text(st.characters(codec="utf-8"), max_size=6)
 DETAILS = st.none() | st.lists(st.lists(U64, max_size=2), max_size=2) | st.dictionaries(TEXT, TEXT, max_size=2)
-OUTCOMES = st.tuples(U64, U64, st.integers(0, 4), U64, DETAILS, st.none() | TEXT, st.none() | st.binary(max_size=16))
+OUTCOMES = st.builds(
+    Outcome, U64, U64, st.integers(0, 4), U64, DETAILS, st.none() | TEXT, st.none() | st.binary(max_size=16)
+)
 SCHEMAS = st.builds(
     Schema,
     code=st.integers(0, 9),
@@ -61,7 +63,7 @@ BODIES = st.lists(
 
 BODY = record.pack(0, 0, 1, 6, 1, 1, 1_893_456_000_000_000, 2, 3, b"t-1", b"ann", b"", b"", b"", b"", b"\x80")
 SMALL, SMALL_CRC = entry.pack(
-    7, 3, 1_893_456_000_000_000, 0xABCD, [BODY], Private(outcomes=[(2, 3, 0, 1, None, None, None)])
+    7, 3, 1_893_456_000_000_000, 0xABCD, [BODY], Private(outcomes=[Outcome(2, 3, 0, 1, None)])
 )
 STATE = b"0123456789abcdef"
 PLACE = Path("/state/journal-1.log")

@@ -52,6 +52,7 @@ class Heap:
     def append(self, body, slot=0, previous=0):
         self.writer.reserve(len(body))
         address = self.writer.append(body, slot, previous)
+        self.writer.flush()
         self.records.append((address, body, slot, previous))
         return address
 
