@@ -23,7 +23,7 @@ PREFIX_BYTES = PREFIX.size
 START = 64  # offset of the first record in a segment
 END = 0xFFFFFFFF
 OFFSET_MASK = 0xFFFFFFFF
-_PADDING = [bytes(count) for count in range(ALIGNMENT)]
+PADDING = [bytes(count) for count in range(ALIGNMENT)]
 
 
 def address_of(segment: int, offset: int) -> int:
@@ -106,7 +106,7 @@ class HeapWriter:
                 self.reserve(length)
                 offset, base = self._offset, self._number << 32
                 limit = min(self._size, offset + max(HEAP_RUN_BYTES, size))
-            parts += (pack(length, slot, 0), body, _PADDING[size - PREFIX_BYTES - length])
+            parts += (pack(length, slot, 0), body, PADDING[size - PREFIX_BYTES - length])
             addresses.append(base | offset)
             offset += size
         self._append_run(parts, offset)
