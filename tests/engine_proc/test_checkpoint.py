@@ -167,7 +167,7 @@ def test_who_lost_its_engine_gives_up(notes):
         go, gone = os.pipe()
         if os.fork() == 0:
             engine, said = os.getppid(), b"went on"
-            found = len(list(_records(pin, code, lambda: os.getppid() == engine)))
+            found = sum(len(slots) for slots, _, _ in _records(pin, code, lambda: os.getppid() == engine))
             os.close(gone)  # lets the parent end
             while os.getppid() == engine:
                 pass
