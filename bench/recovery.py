@@ -41,7 +41,7 @@ from solewriter.bench.scratch import scratch_folder, tidy_when_told_to_end
 from solewriter.bench.workload import WINDOW, sample_task
 from solewriter.engine_proc.process import Durability
 from solewriter.shared import entry as entries
-from solewriter.shared.chain import first_of, journal_files
+from solewriter.shared.chain import first_entry_of, first_of, journal_files
 from solewriter.shared.config import MIB
 from solewriter.shared.entry import FILE_HEADER_BYTES
 
@@ -177,24 +177,25 @@ def _killed(engine: Engine, client: Client, tasks: int, beside: str, kills: int)
 
 
 def _behind_checkpoint(state: Path) -> int:
-    """Bytes of entries in the files behind the newest one that begins with a whole private state."""
-    found = 0
-    for path in reversed(journal_files(state)):
-        buffer = path.read_bytes()
-        found += used(buffer, first_of(path))
-        first = entries.unpack(buffer, FILE_HEADER_BYTES)
-        if first is not None and first[0].private.whole is not None:
-            break
-    return found
+    """Bytes of the entries that a start would replay: those behind the newest checkpoint that the journal names."""
+    try:
+        firsts = [first_entry_of(path) for path in journal_files(state)]
+        wholes = [first.private.whole for first in firsts if first is not None]
+        entry = max([whole.checkpoint.entry for whole in wholes if whole is not None], default=0)
+        return sum(used(path.read_bytes(), first_of(path), entry) for path in journal_files(state))
+    except FileNotFoundError:  # it was just being trimmed: look again
+        return _behind_checkpoint(state)
 
 
-def used(buffer: bytes, first: int) -> int:
-    """Bytes of the entries in a journal file."""
-    at, number = FILE_HEADER_BYTES, first
+def used(buffer: bytes, first: int, behind: int = 0) -> int:
+    """Bytes of the entries in a journal file that are numbered above `behind`."""
+    at, number, found = FILE_HEADER_BYTES, first, 0
     while (length := entries.length_at(buffer, at)) and entries.number_at(buffer, at) == number:
-        at += length + -length % 8
+        size = length + -length % 8
+        found += size if number > behind else 0
+        at += size
         number += 1
-    return at - FILE_HEADER_BYTES
+    return found
 
 
 # --- writing ----------------------------------------------------------------------------------------------------------
