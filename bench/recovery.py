@@ -6,8 +6,10 @@ Restarts: an engine is filled with full tasks whose descriptions do not compress
 with SIGKILL again and again, at random moments. `first ack` runs from the kill to the reply of a request that this
 process sends right then; so it holds the detection of the death, the back-off of the supervisor (50 ms, as behind a
 first death), the start of a Python process, recovery, and the way of the client to the next engine. Beside busy agents:
-two processes send pipelined updates of random tasks all the time. `quiet`: nobody else. `grown`: killed right behind
-the last create, when the journal behind the newest checkpoint is long. Every task is counted after every restart.
+two processes send pipelined updates of random tasks all the time, and a kill every second lets few checkpoints be done.
+`sustained`: the same agents, but for long before each kill: until the journal behind the newest checkpoint is as long,
+within a tenth, as it becomes at all between two checkpoints. `quiet`: nobody else. `grown`: killed right behind the
+last create. Every task is counted after every restart. `journal` is what had to be replayed, at the longest.
 
 Writing: two agents update random tasks of 20,000, pipelined, as fast as they may. `journal` is what the turns' entries
 take, headers and outcomes included; `written` is what reached the device of the folder, when everything that was dirty
@@ -39,14 +41,13 @@ import msgspec
 
 from solewriter import Client, Create, Engine, Limits, Task, Unavailable, Update, connect
 from solewriter.bench.disk import device_written_bytes
+from solewriter.bench.journaled import BehindCheckpoint, Journal
 from solewriter.bench.measure import described, machine, table
 from solewriter.bench.scratch import scratch_folder, tidy_when_told_to_end
 from solewriter.bench.workload import WINDOW, sample_task
 from solewriter.engine_proc.process import Durability
-from solewriter.shared import entry as entries
-from solewriter.shared.chain import first_entry_of, first_of, journal_files
+from solewriter.shared.chain import first_of, journal_files
 from solewriter.shared.config import MIB
-from solewriter.shared.entry import FILE_HEADER_BYTES
 
 R = TypeVar("R", bound=msgspec.Struct)
 
@@ -55,6 +56,9 @@ HISTORY_BYTES = 16 * MIB
 TRIMS = 2  # before writing is measured
 TRIMS_MAX_S = 120.0
 LOOK_EVERY_S = 0.2  # at the journal, before files of it are gone
+CYCLES, CYCLES_MAX_S = 2, 600.0  # from one checkpoint to the next, before the longest journal is known
+LONG = 0.9  # of the longest journal, at a kill under sustained load
+SUSTAINED_KILLS_MAX = 5  # each of them is waited for
 FROM_EMPTY, STEADY = "from an empty folder", "used again"  # journal files that are made, and that were trimmed before
 WRITTEN_TASKS = 20_000
 BACKOFF_S = 0.05  # a supervisor's first; here always, or it would take so many deaths for an engine that cannot live
@@ -69,7 +73,7 @@ class Restart(msgspec.Struct):
 
     tasks: int
     durability: str
-    beside: str  # "quiet", "busy agents", "grown"
+    beside: str  # "quiet", "busy agents", "sustained", "grown"
     kills: int
     p50_ms: float
     max_ms: float
@@ -161,14 +165,18 @@ def restarts(folder: Path, plan: Plan) -> Iterator[Restart]:
                 yield _killed(engine, client, tasks, "quiet", plan.kills)
                 with busy_agents(state, tasks):
                     yield _killed(engine, client, tasks, "busy agents", plan.kills)
+                    yield _killed(engine, client, tasks, "sustained", min(plan.kills, SUSTAINED_KILLS_MAX))
 
 
 def _killed(engine: Engine, client: Client, tasks: int, beside: str, kills: int) -> Restart:
-    dice, taken, longest = random.Random(tasks), list[float](), 0
+    dice, taken, longest, behind = random.Random(tasks), list[float](), 0, BehindCheckpoint(engine.state)
+    usual = _await_longest(behind) if beside == "sustained" else 0
     for number in range(kills):
-        if beside != "grown":
+        if beside == "sustained":
+            _await_length(behind, int(LONG * usual))
+        elif beside != "grown":
             time.sleep(dice.uniform(0, 1))
-        longest = max(longest, _behind_checkpoint(engine.state))
+        longest = max(longest, behind.bytes())
         begun = time.monotonic()
         os.kill(engine.pid, signal.SIGKILL)
         client.put(Task(title=f"{number}", id="after the kill"))
@@ -182,48 +190,35 @@ def _killed(engine: Engine, client: Client, tasks: int, beside: str, kills: int)
     )  # fmt: skip
 
 
-def _behind_checkpoint(state: Path) -> int:
-    """Bytes of the entries that a start would replay: those behind the newest checkpoint that the journal names."""
-    try:
-        firsts = [first_entry_of(path) for path in journal_files(state)]
-        wholes = [first.private.whole for first in firsts if first is not None]
-        entry = max([whole.checkpoint.entry for whole in wholes if whole is not None], default=0)
-        return sum(used(path.read_bytes(), first_of(path), entry) for path in journal_files(state))
-    except FileNotFoundError:  # it was just being trimmed: look again
-        return _behind_checkpoint(state)
+def _await_longest(behind: BehindCheckpoint) -> int:
+    """The length that the journal reaches behind checkpoints under this load, which have been made meanwhile. Raises
+    TimeoutError.
+    """
+    deadline, last, longest, cycles = time.monotonic() + CYCLES_MAX_S, behind.bytes(), 0, -1
+    while cycles < CYCLES:
+        if time.monotonic() > deadline:
+            raise TimeoutError(f"in {CYCLES_MAX_S:g} s {cycles + 1} checkpoints were made")
+        time.sleep(LOOK_EVERY_S)
+        found = behind.bytes()
+        if found < last:  # a checkpoint was named
+            cycles += 1
+        longest = max(longest, found if cycles >= 0 else 0)
+        last = found
+    return longest
 
 
-def used(buffer: bytes, first: int, behind: int = 0) -> int:
-    """Bytes of the entries in a journal file that are numbered above `behind`."""
-    at, number, found = FILE_HEADER_BYTES, first, 0
-    while (length := entries.length_at(buffer, at)) and entries.number_at(buffer, at) == number:
-        size = length + -length % 8
-        found += size if number > behind else 0
-        at += size
-        number += 1
-    return found
+def _await_length(behind: BehindCheckpoint, wanted: int) -> None:
+    """Until the journal behind the newest checkpoint is as long as this. Raises TimeoutError."""
+    deadline = time.monotonic() + CYCLES_MAX_S
+    while behind.bytes() < wanted:
+        if time.monotonic() > deadline:
+            raise TimeoutError(
+                f"in {CYCLES_MAX_S:g} s the journal behind a checkpoint did not grow to {wanted:,} bytes"
+            )
+        time.sleep(LOOK_EVERY_S)
 
 
 # --- writing ----------------------------------------------------------------------------------------------------------
-
-
-class Journal:
-    """The bytes of all entries of a state folder, also of files that are trimmed while it is looked at; and which
-    checkpoints were met meanwhile.
-    """
-
-    def __init__(self, state: Path) -> None:
-        self._state = state
-        self._closed: dict[str, int] = {}
-        self.checkpoints: set[str] = set()
-
-    def bytes(self) -> int:
-        self.checkpoints.update(path.name for path in self._state.glob("checkpoint-*") if path.suffix != ".tmp")
-        files = journal_files(self._state)
-        for path in files[:-1]:
-            if path.name not in self._closed:
-                self._closed[path.name] = used(path.read_bytes(), first_of(path))
-        return sum(self._closed.values()) + used(files[-1].read_bytes(), first_of(files[-1]))
 
 
 class Look(NamedTuple):

@@ -313,7 +313,7 @@ def test_restarts_and_what_is_written_are_measured_and_nothing_is_lost(tmp_path:
     command = [sys.executable, "-P", "-m", "solewriter.bench.recovery", "--json", *options]
     said = json.loads(subprocess.run(command, stdout=subprocess.PIPE, check=True, timeout=110).stdout)
     assert [(row["tasks"], row["beside"], row["kills"]) for row in said["restarts"]] == [
-        (500, "grown", 1), (500, "quiet", 2), (500, "busy agents", 2),
+        (500, "grown", 1), (500, "quiet", 2), (500, "busy agents", 2), (500, "sustained", 2),
     ]  # fmt: skip
     assert all(0 < row["p50_ms"] <= row["max_ms"] for row in said["restarts"])
     assert [row["files"] for row in said["writing"]] == ["from an empty folder", "used again"]
