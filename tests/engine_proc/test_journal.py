@@ -1167,5 +1167,7 @@ def test_without_durability_entries_are_counted_and_forgotten():
         assert journal.tail.number == number - 1
         asyncio.run(journal.commit(durable=True))
         assert journal.tail == Tail(number, 0)
+    journal.make_ahead()
     journal.trim(2)
+    assert journal.newest_whole() is None
     journal.close()
