@@ -55,25 +55,22 @@ class Usage(msgspec.Struct, frozen=True):
 
     cpu_ns: int
     switches: int  # of context, voluntary or not
-    written_bytes: int | None  # given to file systems on a disk; None where the kernel does not count them
 
     @classmethod
     def own(cls) -> Usage:
         """Of the calling process, exactly."""
         used = resource.getrusage(resource.RUSAGE_SELF)
-        return cls(time.process_time_ns(), used.ru_nvcsw + used.ru_nivcsw, written_bytes(os.getpid()))
+        return cls(time.process_time_ns(), used.ru_nvcsw + used.ru_nivcsw)
 
     @classmethod
     def of(cls, pid: int) -> Usage:
         """Of another one, and of children of its that were waited for; processor time in steps of a clock tick."""
         used = psutil.Process(pid).cpu_times()
         spent_s = used.user + used.system + used.children_user + used.children_system
-        return cls(int(spent_s * NS_PER_S), _switches(pid), written_bytes(pid))
+        return cls(int(spent_s * NS_PER_S), _switches(pid))
 
     def since(self, before: Usage) -> Usage:
-        none = self.written_bytes is None or before.written_bytes is None
-        written = None if none else (self.written_bytes or 0) - (before.written_bytes or 0)
-        return Usage(self.cpu_ns - before.cpu_ns, self.switches - before.switches, written)
+        return Usage(self.cpu_ns - before.cpu_ns, self.switches - before.switches)
 
 
 def _switches(pid: int) -> int:
@@ -86,15 +83,6 @@ def _switches(pid: int) -> int:
             continue  # a thread that just ended
         total += sum(int(line.split()[1]) for line in lines if "ctxt_switches" in line)
     return total
-
-
-def written_bytes(pid: int) -> int | None:
-    """Bytes that a process and its children that were waited for gave to file systems on a disk."""
-    try:
-        lines = Path(f"/proc/{pid}/io").read_text().splitlines()
-    except OSError:
-        return None
-    return next((int(line.split()[1]) for line in lines if line.startswith("write_bytes:")), None)
 
 
 class Meter:
@@ -132,7 +120,7 @@ class Meter:
     def used(self) -> Usage:
         """What this process used in the interval."""
         if self._before is None:
-            return Usage(0, 0, 0)
+            return Usage(0, 0)
         return (self._after or Usage.own()).since(self._before)
 
 

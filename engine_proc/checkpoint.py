@@ -9,28 +9,27 @@ from __future__ import annotations
 
 import os
 import resource
+import struct
 import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import msgspec
 
-from solewriter.engine_proc.image import HeapImage, KindImage
+from solewriter.engine_proc.image import DEAD, UNKNOWN, Cells, HeapImage, KindImage
 from solewriter.shared import failpoint, record
 from solewriter.shared.checkpoint import Checkpoint, CheckpointWriter, DigestOfState, Directory
-from solewriter.shared.columns import Cell, unpacked
-from solewriter.shared.config import HEAP_SEGMENT_SHARE
+from solewriter.shared.config import CHECKPOINT_NICE, HEAP_SEGMENT_SHARE
 from solewriter.shared.errors import SolewriterError
 from solewriter.shared.memory.heap import OFFSET_MASK, PREFIX_BYTES, padded
 from solewriter.shared.memory.pin import Pin
 from solewriter.shared.memory.view import View
 
-NICE = 5  # on busy processors still a fifth of one: a checkpoint that is never done would be a replay that never is
 WHY_MAX = 500  # characters of what a failed one said
-LOOK_EVERY = 4_096  # slots between two looks whether the engine still lives
+PIECE_SLOTS = 4_096  # put into the image at once, between two looks whether the engine still lives; a chunk is sixteen
 
 
 class Order(msgspec.Struct, frozen=True):
@@ -42,6 +41,7 @@ class Order(msgspec.Struct, frozen=True):
     state_id: bytes
     segment_bytes: tuple[int, int]  # of the heap, at least and at most
     engine: int  # its pid: nobody else waits for this
+    nice: int = CHECKPOINT_NICE
 
 
 class Made(msgspec.Struct, frozen=True):
@@ -92,16 +92,15 @@ def _written(
     heap = HeapImage(writer.add, min(max(least, span // HEAP_SEGMENT_SHARE), most))
     digest, sizes, tables = DigestOfState(), {False: 0, True: 0}, []
     for kind, (places, alive) in enumerate(pin.root.kinds):
-        image = KindImage(pin.catalog.tables[kind].columns, places)
-        for slot, at, body in _records(pin, kind, is_wanted):
-            deleted = record.deleted_at(body, 0)
-            if deleted and _lives_elsewhere(pin, kind, at, body):
-                continue
-            address = heap.append(body, slot)
-            image.put(slot, record.key_at(body, 0), address, _cells(pin, kind, slot, at, body), not deleted)
-            sizes[deleted] += padded(len(body))
-            if not deleted:
-                digest.add(body)
+        image, cells_of = KindImage(pin.catalog.tables[kind].columns, places), _cutter(pin, kind)
+        for slots, addresses, bodies in _records(pin, kind, is_wanted):
+            cells = list(map(cells_of, slots, addresses, bodies))
+            keys = [record.key_at(body, 0) for body in bodies]
+            image.put_all(slots, keys, heap.append_all(bodies, slots), cells)
+            for body, one in zip(bodies, cells, strict=True):
+                sizes[one is DEAD] += padded(len(body))
+                if one is not DEAD:
+                    digest.add(body)
         tables.append(image.finish(writer.add, alive))
     return Directory(
         pin.root.revision, time_us, list(pin.catalog.kinds), list(pin.catalog.schemas), heap.finish(), sizes[False],
@@ -109,17 +108,28 @@ def _written(
     )  # fmt: skip
 
 
-def _records(pin: Pin, kind: int, is_wanted: Callable[[], bool]) -> Iterator[tuple[int, int, bytes]]:
-    """(slot, address, body) of every record of a kind, tombstones included. Raises SnapshotExpired, EngineGone."""
-    for slot in range(pin.slots(kind)):
-        if slot % LOOK_EVERY == 0 and not is_wanted():
+def _records(pin: Pin, kind: int, is_wanted: Callable[[], bool]) -> Iterator[tuple[list[int], list[int], list[bytes]]]:
+    """(slots, addresses, bodies) of all records of a kind, tombstones included, in pieces that lie in one chunk each.
+    Raises SnapshotExpired, EngineGone.
+    """
+    behind = pin.slots(kind)
+    for first in range(0, behind, PIECE_SLOTS):
+        if not is_wanted():
             raise EngineGone("the engine is gone")
-        if address := pin.at(kind, slot):
-            segment, start = pin.segment(address >> 32), (address & OFFSET_MASK) + PREFIX_BYTES
-            body = segment.map[start : start + record.length_at(segment.bytes, start)]
-            if not record.checked(body):
-                pin.content(address)  # says why: it was taken away, or is damaged
-            yield slot, address, body
+        slots, addresses, bodies = list[int](), list[int](), list[bytes]()
+        for slot in range(first, min(first + PIECE_SLOTS, behind)):
+            if address := pin.at(kind, slot):
+                segment, start = pin.segment(address >> 32), (address & OFFSET_MASK) + PREFIX_BYTES
+                body = segment.map[start : start + record.length_at(segment.bytes, start)]
+                if not record.checked(body):
+                    pin.content(address)  # says why: it was taken away, or is damaged
+                if record.deleted_at(body, 0) and _lives_elsewhere(pin, kind, address, body):
+                    continue
+                slots.append(slot)
+                addresses.append(address)
+                bodies.append(body)
+        if slots:
+            yield slots, addresses, bodies
 
 
 def _lives_elsewhere(pin: Pin, kind: int, address: int, tombstone: bytes) -> bool:
@@ -130,22 +140,30 @@ def _lives_elsewhere(pin: Pin, kind: int, address: int, tombstone: bytes) -> boo
     return found not in (0, address) and pin.content(found).version > record.version_at(tombstone, 0)
 
 
-def _cells(pin: Pin, kind: int, slot: int, address: int, body: bytes) -> Sequence[Cell] | None:
-    """The cells of a record: its own, if it was written with the table's columns; those that the engine's class made of
-    it, where they are still this record's; else None.
+def _cutter(pin: Pin, kind: int) -> Callable[[int, int, bytes], Cells]:
+    """The function from a record to its cells: its own, if it was written with the table's columns; those that the
+    engine's class made of it, where they are still this record's.
     """
-    if record.deleted_at(body, 0):
-        return ()
     columns = pin.catalog.tables[kind].columns
-    _, schema, _, _, block, _ = record.held(body, 0)
-    if pin.catalog.schemas[schema].columns == columns:
-        return unpacked(columns, block)
-    try:
-        table = pin.live_table(kind)
-        cells = [table.cell(slot, number) for number in range(len(columns))]
-        return cells if table.head(slot) == address else None
-    except FileNotFoundError:  # its columns are others by now
-        return None
+    same = {schema.code for schema in pin.catalog.schemas if schema.kind == kind and schema.columns == columns}
+    packed = struct.Struct("<" + "".join([column.code for column in columns]))
+    size, unpack = packed.size, record.BEFORE_CELLS.unpack_from
+
+    def cells_of(slot: int, address: int, body: bytes) -> Cells:
+        _, schema, flags, key, request_id, actor, reason = unpack(body)
+        if flags & record.Flags.DELETE:
+            return DEAD
+        if schema in same:
+            start = record.HEADER_BYTES + key + request_id + actor + reason
+            return body[start : start + size]
+        try:
+            table = pin.live_table(kind)
+            cells = [table.cell(slot, number) for number in range(len(columns))]
+            return packed.pack(*cells) if table.head(slot) == address else UNKNOWN
+        except FileNotFoundError:  # its columns are others by now
+            return UNKNOWN
+
+    return cells_of
 
 
 class Maker:
@@ -185,12 +203,12 @@ class Maker:
 
 def main() -> int:
     """Take the order from standard input; say on standard output what was made."""
-    os.setpriority(os.PRIO_PROCESS, 0, NICE)
     os.umask(0o077)
     _, hard = resource.getrlimit(resource.RLIMIT_DATA)
     resource.setrlimit(resource.RLIMIT_DATA, (hard, hard))  # the engine's own bound is against hostile frames
     try:
         order = msgspec.msgpack.decode(sys.stdin.buffer.read(), type=Order)
+        os.setpriority(os.PRIO_PROCESS, 0, order.nice)
         made = make(order, lambda: os.getppid() == order.engine)
     except (OSError, SolewriterError) as error:
         print(f"{type(error).__name__}: {error}", file=sys.stderr)

@@ -21,7 +21,7 @@ from solewriter.engine_proc.journal import Journal
 from solewriter.shared import failpoint
 from solewriter.shared.chain import first_of, journal_files
 from solewriter.shared.checkpoint import Checkpoint, checkpoint_files, checkpoint_path
-from solewriter.shared.config import CHECKPOINT_RATIO, Limits
+from solewriter.shared.config import CHECKPOINT_LATE, CHECKPOINT_NICE, CHECKPOINT_RATIO, Limits
 from solewriter.shared.entry import CheckpointName, PrivateState
 from solewriter.shared.errors import JournalCorrupt, SolewriterError
 from solewriter.shared.folder import sync_folder
@@ -75,7 +75,12 @@ class Checkpoints:
     @property
     def due(self) -> bool:
         """Whether the journal has outgrown the state."""
-        return not self._running and self._journal.length - self._since >= self._wanted
+        return not self._running and self._grown >= self._wanted
+
+    @property
+    def _grown(self) -> int:
+        """Bytes of journal behind the newest checkpoint."""
+        return self._journal.length - self._since
 
     # --- making ------------------------------------------------------------------------------------------------------
 
@@ -84,13 +89,14 @@ class Checkpoints:
         self._running, self._begun = True, self._journal.length
         failpoint.reach("checkpoint.begin")
         self._journal.make_ahead()
-        self._waiter.submit(self._made, done)
+        nice = 0 if self._grown >= CHECKPOINT_LATE * self._wanted else CHECKPOINT_NICE
+        self._waiter.submit(self._made, done, nice)
 
-    def _made(self, done: Callable[[Made], None]) -> None:
+    def _made(self, done: Callable[[Made], None], nice: int) -> None:
         self._count += 1
         path = self._folder / f"checkpoint-{os.getpid()}-{self._count}.tmp"
         try:
-            made = self._make(msgspec.structs.replace(self._order, path=str(path)))
+            made = self._make(msgspec.structs.replace(self._order, path=str(path), nice=nice))
             self._still_owner()
             failpoint.reach("checkpoint.made")
             os.rename(path, checkpoint_path(self._folder, made.entry))

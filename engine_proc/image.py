@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import enum
 from array import array
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -9,10 +10,23 @@ from typing import Any
 import msgspec
 
 from solewriter.shared.checkpoint import IndexImage, Section, TableImage
-from solewriter.shared.columns import Cell, Column
+from solewriter.shared.columns import Column
 from solewriter.shared.config import CHUNK_SLOTS
-from solewriter.shared.memory.heap import PREFIX, START, address_of, padded
+from solewriter.shared.memory.heap import PADDING, PREFIX, PREFIX_BYTES, START, address_of, padded
 from solewriter.shared.memory.index import IndexWriter, key_hash
+from solewriter.shared.memory.table import columns_of, places_of, store_all
+
+
+class NoCells(enum.Enum):
+    """Why a record brings no cells: it is a tombstone; or whoever puts the image back has to make them."""
+
+    DEAD = enum.auto()
+    UNKNOWN = enum.auto()
+
+
+DEAD, UNKNOWN = NoCells.DEAD, NoCells.UNKNOWN
+Cells = bytes | NoCells
+"""The cells of a record as one block, or why there is none"""
 
 Add = Callable[[bytes | bytearray | memoryview], Section]
 """Takes a section's bytes, and says where they went"""
@@ -27,16 +41,17 @@ class HeapImage:
         self._sections: list[Section] = []
         self._segment = bytearray(START)
 
-    def append(self, body: bytes, slot: int) -> int:
-        """The address of one more record."""
-        size = padded(len(body))
-        if len(self._segment) + size > self._segment_bytes and len(self._segment) > START:
-            self._hand_on()
-        offset = len(self._segment)
-        self._segment += PREFIX.pack(len(body), slot, 0)
-        self._segment += body
-        self._segment += bytes(offset + size - len(self._segment))
-        return address_of(len(self._sections) + 1, offset)
+    def append_all(self, bodies: Sequence[bytes], slots: Sequence[int]) -> list[int]:
+        """The addresses of more records."""
+        addresses: list[int] = []
+        for body, slot in zip(bodies, slots, strict=True):
+            length = len(body)
+            size = padded(length)
+            if len(self._segment) + size > self._segment_bytes and len(self._segment) > START:
+                self._hand_on()
+            addresses.append(address_of(len(self._sections) + 1, len(self._segment)))
+            self._segment += b"".join((PREFIX.pack(length, slot, 0), body, PADDING[size - PREFIX_BYTES - length]))
+        return addresses
 
     def _hand_on(self) -> None:
         self._sections.append(self._add(self._segment))
@@ -54,37 +69,42 @@ class KindImage:
         self._columns = tuple(columns)
         self._places = places
         self._keys: list[str | None] = [None] * places
-        self._hashes: list[tuple[int, int]] = []
+        self._hashes: list[int] = []
+        self._slots: list[int] = []
         self._anew: list[int] = []
         self._chunks = [self._chunk(min(CHUNK_SLOTS, places - start)) for start in range(0, places, CHUNK_SLOTS)]
 
-    def _chunk(self, slots: int) -> list[array[Any]]:
+    def _chunk(self, slots: int) -> list[memoryview[Any]]:
         codes = ["Q", *(column.code for column in self._columns), "B"]
-        return [array(code, bytes(array(code).itemsize * slots)) for code in codes]
+        return [memoryview(array(code, bytes(array(code).itemsize * slots))) for code in codes]
 
-    def put(self, slot: int, key: bytes, address: int, cells: Sequence[Cell] | None, alive: bool) -> None:
-        """A slot's newest record. Cells None: whoever puts the image back has to make them."""
-        self._keys[slot] = key.decode()
-        self._hashes.append((key_hash(key), slot))
-        chunk, place = self._chunks[slot // CHUNK_SLOTS], slot % CHUNK_SLOTS
-        chunk[0][place] = address
-        chunk[-1][place] = alive
-        if cells is None:
-            self._anew.append(slot)
-        else:
-            for number, cell in enumerate(cells, 1):
-                chunk[number][place] = cell
+    def put_all(
+        self, slots: Sequence[int], keys: Sequence[bytes], addresses: Sequence[int], cells: Sequence[Cells]
+    ) -> None:
+        """The newest records of ascending slots of one chunk."""
+        for slot, key in zip(slots, keys, strict=True):
+            self._keys[slot] = key.decode()
+        self._hashes += map(key_hash, keys)
+        self._slots += slots
+        chunk, places = places_of(slots)
+        heads, *columns, alive = self._chunks[chunk]
+        store_all(heads, places, array("Q", addresses))
+        store_all(alive, places, bytes([one is not DEAD for one in cells]))
+        blocks = {slot: one for slot, one in zip(slots, cells, strict=True) if isinstance(one, bytes)}
+        self._anew += [slot for slot, one in zip(slots, cells, strict=True) if one is UNKNOWN]
+        if blocks:
+            _, places = places_of(list(blocks))
+            for target, column in zip(columns, columns_of(self._columns, [*blocks.values()]), strict=True):
+                store_all(target, places, column)
 
     def finish(self, add: Add, alive: int) -> TableImage:
         keys = add(msgspec.msgpack.encode(self._keys))
-        chunks = [[add(memoryview(part)) for part in chunk] for chunk in self._chunks]
+        chunks = [[add(part) for part in chunk] for chunk in self._chunks]
         return TableImage(self._columns, self._places, alive, keys, chunks, self._index(add), self._anew)
 
     def _index(self, add: Add) -> IndexImage:
         index = IndexWriter(lambda number, size: Words(size), lambda number: None)
-        index.reserve([hashed for hashed, _ in self._hashes])
-        for hashed, slot in self._hashes:
-            index.insert(hashed, slot)
+        index.add_all(self._hashes, self._slots)
         counts, used, segments = index.image
         return IndexImage(counts, used, [add(words) for words in segments])
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from itertools import islice
 from typing import cast
 
 from solewriter.shared.registry import Kind
@@ -41,16 +40,11 @@ class KindState:
             self.places += 1
         else:
             del self.free[slot]
-        self._forgotten.pop(key, None)
+        self.came_back(key)
 
-    def took_next(self, first: int) -> list[bytes]:
-        """The keys of the slots from `first` on, which `slots` and `places` tell already; none of them is among the
-        forgotten any more.
-        """
-        keys = list(islice(reversed(self.slots), self.places - first))[::-1]
-        for key in keys if self._forgotten else ():
-            self._forgotten.pop(key, None)
-        return [key.encode() for key in keys]
+    def came_back(self, key: str) -> None:
+        """It has a record, which says its version."""
+        self._forgotten.pop(key, None)
 
     def forget(self, key: str, version: int, keys_max: int) -> None:
         """A key's tombstone is gone: its slot is free, and its last version is remembered for a while, then for all."""

@@ -1,56 +1,59 @@
 """Many journal entries at once, put back by their newest records alone: what was overtaken is not in memory then.
 
 A start that has to replay most of a state would otherwise take a minute for millions of records. It may assume what
-no turn may: nobody reads this memory yet, a failure is the end of the start, and no key takes a slot that another one
-had. So keys get their slots as they come, where they were; the newest records follow together, kind by kind in the
-order of their slots: copied to the heap by the hundred, their cells stored column by column where their slots stand
-side by side. Of outcomes, too, only those are looked at that a session still remembers.
+no turn may: nobody reads this memory yet, and a failure is the end of the start. So keys get their slots as they come,
+where they were; the newest records follow together, kind by kind in the order of their slots: copied to the heap by the
+hundred, their cells stored column by column where their slots stand side by side. Of outcomes, too, only those are
+looked at that a session still remembers.
 """
 
 from __future__ import annotations
 
 import struct
 from bisect import bisect_left
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import compress
 from typing import NamedTuple
 
 from solewriter.engine_proc.kinds import KindState
 from solewriter.engine_proc.publisher import Publisher
+from solewriter.engine_proc.reclaim import Dropped
 from solewriter.engine_proc.sessions import Sessions, recovered
 from solewriter.engine_proc.state import State
+from solewriter.shared import record
 from solewriter.shared.config import CHUNK_SLOTS, INSTALLED_AT_ONCE
 from solewriter.shared.entry import Entry, Outcome
 from solewriter.shared.memory.heap import padded
 from solewriter.shared.record import HEADER_BYTES, Flags
 
 _NAMED = struct.Struct("<4xIH4xB")  # length, kind and length of the key of a body
-_CUT = struct.Struct("<4xI2xHxBBB40xHH")
-"""Of a body its length, schema and flags, and the lengths of what is between its header and its cells: its key, request
-id, actor and reason"""
 _AT = 0xFFFFFFFF  # of a place: see `_Newest`
 
 
 class _Newest:
     """Of one kind: where its newest bodies are, by slot. A place is the number of an entry << 32 | an offset in it.
-    Slots from `first` on are new, and nothing in memory knows of their keys yet.
+    Slots from `first` on are new, and those that were `taken` have other keys than before: nothing in memory knows of
+    these keys yet.
     """
 
-    __slots__ = ("first", "kind", "places")
+    __slots__ = ("first", "kind", "places", "taken")
 
     def __init__(self, kind: KindState) -> None:
         self.kind = kind
         self.first = kind.places
         self.places: dict[int, int] = {}
+        self.taken: set[int] = set()
 
 
 class _Piece(NamedTuple):
-    """Records of ascending slots of one chunk, and what is told of each, or of each that is no tombstone."""
+    """Records of ascending slots of one chunk."""
 
     slots: Sequence[int]
     bodies: list[bytes]
-    alive: list[bool]
-    blocks: list[bytes]  # of the latter: their cells
+    alive: list[bool]  # of each whether it is no tombstone
+    blocks: list[bytes]  # of those: their cells
+    new_keys: list[bytes]  # those that memory does not know
+    new_slots: list[int]
 
 
 class NewestRecords:
@@ -63,12 +66,15 @@ class NewestRecords:
         self._bodies: list[bytes] = []  # of all entries that were collected
         self._revision = 0
 
-    def add(self, entry: Entry) -> None:
-        """One more entry, in which no key took a used slot. Here all is asked once for each record of a journal: that
-        makes the difference between one second and four, of a state of a million.
+    def add(self, entry: Entry, used_slots: Mapping[int, int]) -> None:
+        """One more entry. `used_slots`: by a record's position, that of a new key which took the slot of another one;
+        where there are some, what a checkpoint brings must be in memory. What is asked here is asked once for each
+        record of a journal: of a state of a million, that makes the difference between one second and four.
         """
         bodies, at, end, unpack = entry.bodies, 0, len(entry.bodies), _NAMED.unpack_from
-        base, current = len(self._bodies) << 32, -1
+        base, position, current = len(self._bodies) << 32, 0, -1
+        self._bodies.append(bodies)
+        self._revision = entry.revision
         while at < end:
             length, code, key_length = unpack(bodies, at)
             if code != current:
@@ -76,13 +82,42 @@ class NewestRecords:
                 kind, places, take = newest.kind, newest.places, newest.kind.slots.setdefault
                 following = kind.places
             start = at + HEADER_BYTES
-            slot = take(bodies[start : start + key_length].decode(), following)
+            key = bodies[start : start + key_length].decode()
+            if used_slots:
+                if position in used_slots:
+                    self._take_used(newest, key, used_slots[position])
+                position += 1
+            slot = take(key, following)
             if slot == following:
                 following = kind.places = slot + 1
+                kind.came_back(key)
             places[slot] = base | at
             at += length
-        self._bodies.append(bodies)
-        self._revision = entry.revision
+
+    def _take_used(self, newest: _Newest, key: str, slot: int) -> None:
+        """A key takes a slot that another one had, which was forgotten when this was written, so it is forgotten now;
+        and so is what it had itself in another life, where that was in another slot.
+        """
+        kind = newest.kind
+        assert slot < kind.places, "a used slot is one that somebody had"
+        for place in {slot, kind.slots.get(key, slot)}:
+            if place not in kind.free:
+                self._forget(newest, place)
+        kind.take(key, slot)
+        newest.taken.add(slot)
+
+    def _forget(self, newest: _Newest, slot: int) -> None:
+        """The key of a slot, which was deleted."""
+        kind, place = newest.kind, newest.places.pop(slot, None)
+        if place is None:
+            dropped = self._publisher.drop(kind.code, slot)
+        else:
+            bodies, at = self._bodies[place >> 32], place & _AT
+            version, revision = record.version_at(bodies, at), record.revision_at(bodies, at)
+            dropped = Dropped(kind.code, slot, record.key_at(bodies, at), version, revision)
+            if slot < newest.first:
+                kind.alive -= self._publisher.drop_older(dropped)
+        self._state.forget([dropped])
 
     def _of(self, code: int) -> _Newest:
         found = self._of_kinds.get(code)
@@ -102,15 +137,16 @@ class NewestRecords:
         self._publisher.reclaimer.begin_behind(self._revision)
 
     def _install_kind(self, newest: _Newest) -> None:
-        kind, publisher = newest.kind, self._publisher
-        slots = sorted(newest.places)
-        known = bisect_left(slots, newest.first)
-        kind.alive -= publisher.overtake_all(kind.code, slots[:known])
+        kind, publisher, keys, new_slots = newest.kind, self._publisher, list[bytes](), list[int]()
+        slots, cut = sorted(newest.places), self._cutter(newest)
+        kind.alive -= publisher.overtake_all(kind.code, slots[: bisect_left(slots, newest.first)])
         publisher.table(kind.code).reserve(kind.places)
-        cut = self._cutter(newest)
         for some in _beside_each_other(slots):
-            self._install_piece(kind, cut(some))
-        publisher.add_keys(kind.code, newest.first, kind.took_next(newest.first))
+            piece = cut(some)
+            self._install_piece(kind, piece)
+            keys += piece.new_keys
+            new_slots += piece.new_slots
+        publisher.add_keys(kind.code, keys, new_slots)
 
     def _install_piece(self, kind: KindState, piece: _Piece) -> None:
         publisher, table = self._publisher, self._publisher.table(kind.code)
@@ -124,26 +160,29 @@ class NewestRecords:
 
     def _cutter(self, newest: _Newest) -> Callable[[Sequence[int]], _Piece]:
         """The function from slots of a kind to their piece."""
-        state, kind, held, places, unpack = self._state, newest.kind, self._bodies, newest.places, _CUT.unpack_from
+        state, kind, held, places, taken = self._state, newest.kind, self._bodies, newest.places, newest.taken
         cells = struct.Struct("<" + "".join([column.code for column in self._publisher.columns(kind.code)]))
         same = {schema.code for schema in state.schemas if schema.kind == kind.code and state.layout(kind, schema.code)}
-        size = cells.size
+        size, unpack, first = cells.size, record.BEFORE_CELLS.unpack_from, newest.first
 
         def cut(slots: Sequence[int]) -> _Piece:
-            found, alive, blocks = list[bytes](), list[bool](), list[bytes]()
+            piece = _, found, alive, blocks, keys, new_slots = _Piece(slots, [], [], [], [], [])
             for slot in slots:
                 place = places[slot]
                 bodies, at = held[place >> 32], place & _AT
                 length, schema, flags, key, request_id, actor, reason = unpack(bodies, at)
                 found.append(bodies[at : at + length])
-                lives = not flags & Flags.DELETE
+                lives, start = not flags & Flags.DELETE, at + HEADER_BYTES
                 alive.append(lives)
+                if slot >= first or slot in taken:
+                    keys.append(bodies[start : start + key])
+                    new_slots.append(slot)
                 if lives and schema in same:
-                    start = at + HEADER_BYTES + key + actor + reason + request_id
+                    start += key + actor + reason + request_id
                     blocks.append(bodies[start : start + size])
                 elif lives:
                     blocks.append(cells.pack(*[cell for _, cell in state.cells_of(kind, found[-1])]))
-            return _Piece(slots, found, alive, blocks)
+            return piece
 
         return cut
 

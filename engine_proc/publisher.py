@@ -246,6 +246,15 @@ class Publisher:
         self._vacate([dropped])
         return dropped
 
+    def drop_older(self, dropped: Dropped) -> int:
+        """The same where the tombstone never came into memory, and an older record of the same key may be there: how
+        many of it were no tombstones.
+        """
+        there = self._tables[dropped.kind].head(dropped.slot) != 0
+        alive = self.overtake_all(dropped.kind, [dropped.slot])
+        self._vacate([dropped] if there else [])
+        return alive
+
     def _vacate(self, dropped: Sequence[Dropped]) -> None:
         """Their slots are empty, and their keys leave the indexes."""
         if dropped:
@@ -270,17 +279,16 @@ class Publisher:
         self._indexes[-1].make_way()
         return self._tables[-1], self._indexes[-1]
 
-    def add_keys(self, kind: int, first: int, keys: Sequence[bytes]) -> None:
-        """During recovery: keys of the slots from `first` on, of which none was used before, are found from now on.
-        Raises MemoryFull.
-        """
-        self._indexes[kind].add_all(map(key_hash, keys), range(first, first + len(keys)))
+    def add_keys(self, kind: int, keys: Sequence[bytes], slots: Sequence[int]) -> None:
+        """During recovery: keys that are found from now on in their slots. Raises MemoryFull."""
+        self._indexes[kind].add_all(map(key_hash, keys), slots)
 
     def overtake_all(self, kind: int, slots: Sequence[int]) -> int:
-        """During recovery: these slots' records are about to be replaced. How many were no tombstones."""
+        """During recovery: these slots' records, if they have any, are about to be replaced. How many were no
+        tombstones.
+        """
         head, segments, sizes, count = self._tables[kind].head, self.heap.segments, [0, 0], [0, 0]
-        for slot in slots:
-            address = head(slot)
+        for address in filter(None, map(head, slots)):
             length, flags = _OVERTAKEN.unpack_from(segments[address >> 32].map, (address & OFFSET_MASK) + PREFIX_BYTES)
             deleted = flags & Flags.DELETE
             sizes[deleted] += padded(length)

@@ -115,10 +115,11 @@ class Recovery:
     def _install_newest(self, entry: Entry, said: PrivateChanges) -> None:
         if said.slots or said.kinds or said.schemas:
             self._await_memory()
+        if said.kinds or said.schemas:
             self._newest.install()
             self._install(entry, said)
             return
-        self._newest.add(entry)
+        self._newest.add(entry, said.slots)
         self._install_private(entry, said)
 
     def _install(self, entry: Entry, said: PrivateChanges) -> None:

@@ -222,13 +222,13 @@ class Checkpoint:
 
     def fill(self, wanted: Iterable[Wanted]) -> Filling:
         """Begin to put sections where they belong. Before this is closed, end what is returned."""
-        return Filling(self._put, _parts(wanted))
+        return Filling(self._put, _placed(wanted))
 
-    def _put(self, part: Part) -> None:
-        raw = self._raw(part.block)
-        if len(raw) != part.length:
-            raise self._damaged("has a block of another size than its directory says", part.block.offset)
-        part.write(raw, part.offset)
+    def _put(self, one: PlacedBlock) -> None:
+        raw = self._raw(one.block)
+        if len(raw) != one.length:
+            raise self._damaged("has a block of another size than its directory says", one.block.offset)
+        one.write(raw, one.offset)
 
     def _raw(self, block: Block) -> bytes:
         stored = os.pread(self._fd, block.length, block.offset)
@@ -295,7 +295,7 @@ class Checkpoint:
         self.close()
 
 
-class Part(NamedTuple):
+class PlacedBlock(NamedTuple):
     """A block, and where its bytes go."""
 
     block: Block
@@ -304,21 +304,21 @@ class Part(NamedTuple):
     offset: int
 
 
-def _parts(wanted: Iterable[Wanted]) -> Iterator[Part]:
+def _placed(wanted: Iterable[Wanted]) -> Iterator[PlacedBlock]:
     for section, write, offset in wanted:
         for number, block in enumerate(section.blocks):
             start = number * BLOCK_BYTES
-            yield Part(block, min(BLOCK_BYTES, section.size - start), write, offset + start)
+            yield PlacedBlock(block, min(BLOCK_BYTES, section.size - start), write, offset + start)
 
 
 class Filling:
     """Sections on their way to where they belong, in threads beside the caller; a context manager."""
 
-    def __init__(self, put: Callable[[Part], None], parts: Iterable[Part]) -> None:
+    def __init__(self, put: Callable[[PlacedBlock], None], blocks: Iterable[PlacedBlock]) -> None:
         self._before_s = sys.getswitchinterval()
         sys.setswitchinterval(FILLING_SWITCH_S)
         self._pool = ThreadPoolExecutor(READERS, "checkpoint")
-        self._pending = [self._pool.submit(put, part) for part in parts]
+        self._pending = [self._pool.submit(put, one) for one in blocks]
 
     def finish(self) -> None:
         """Until everything is there. Raises what the first one did that failed: JournalCorrupt, MemoryFull."""

@@ -12,6 +12,7 @@ reserve                 room that is given back when the disk is full
 
 from __future__ import annotations
 
+import errno
 import os
 import socket
 from pathlib import Path
@@ -119,12 +120,16 @@ def sync_folder(folder: Path) -> None:
 
 
 def replace_file(path: Path, content: bytes) -> None:
-    """Write a small file so that it is either the old one or the new one."""
+    """Write a small file so that it is the old one or the new one. Raises OSError, and then it is the old one."""
     fresh = path.with_suffix(path.suffix + ".tmp")
     fd = os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
     try:
-        os.write(fd, content)
+        if os.write(fd, content) != len(content):  # as on a disk that has room for a part of it
+            raise OSError(errno.ENOSPC, f"no room for {path.name}")
         os.fsync(fd)
+    except OSError:
+        fresh.unlink(missing_ok=True)
+        raise
     finally:
         os.close(fd)
     os.rename(fresh, path)

@@ -23,6 +23,9 @@ _HEADER = struct.Struct("<IHHBBBBQQqQQHHHHI")
 _WHOLE = struct.Struct("<IIHHBBBBQQqQQHHHHI")
 _HELD = struct.Struct("<4xI2xHxB2x8xQ24x4xHHI")  # the parts of it that the engine decides on
 _CONTENT = struct.Struct("<4xIHHxBBxQQq24xI")  # those that a reader decodes an entity from
+BEFORE_CELLS = struct.Struct("<4xI2xHxBBB40xHH")
+"""Of a body its length, schema and flags, and the lengths of what is between its header and its cells: its key, request
+id, actor and reason"""
 HEADER_BYTES = _WHOLE.size
 REVISION_OFFSET = 16  # of the u64 in a body, for readers that only ask how old a record is
 CRC_BYTES = 4  # at the beginning of a body

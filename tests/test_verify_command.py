@@ -15,11 +15,11 @@ from typer.testing import CliRunner
 
 from solewriter import Compacted, Create, Delete, Put, Task, Update, connect, open_reader
 from solewriter.agents.cli.main import app
-from solewriter.agents.verify import verify
+from solewriter.agents.verify import Files, verify
 from solewriter.engine_proc.repair import truncate
 from solewriter.shared import entry as entries
 from solewriter.shared import record
-from solewriter.shared.chain import entries_between, first_entry_of, first_of, journal_files
+from solewriter.shared.chain import entries_between, first_entry_of, first_of, journal_files, oldest_entry
 from solewriter.shared.checkpoint import Checkpoint, checkpoint_files
 from solewriter.shared.config import KIB, MIB, Limits
 from solewriter.shared.errors import EngineUnavailable, JournalCorrupt, Locked
@@ -386,6 +386,16 @@ def test_a_journal_that_no_checkpoint_leads_to_is_said_to_be_one(folder):
     told = run("verify", folder)
     assert told.exit_code == 1
     assert "no checkpoint is there from which the journal goes on" in told.stderr
+
+
+def test_files_that_went_between_two_looks_are_no_damage(folder):
+    """As those that an engine trims: whoever looks begins again with what is left."""
+    begin = oldest_entry(folder)
+    path, following, *_ = journal_files(folder)
+    assert first_of(path) <= begin + 1 < first_of(following)
+    path.unlink()
+    with pytest.raises(Compacted, match=f"begins with {following.name}"):
+        Files(folder, begin)
 
 
 def test_a_history_from_its_very_beginning_is_read_without_a_checkpoint(state, start_engine):

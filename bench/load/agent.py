@@ -52,6 +52,7 @@ class Report(msgspec.Struct, frozen=True):
     applied: int  # steps, ever
     versions: array[int]  # of its own tasks now
     answered: int  # requests in the interval
+    total: int  # requests ever
     histogram: Histogram
     used: Usage
     resident_bytes: int
@@ -87,8 +88,8 @@ def _work(orders: Orders, link: Link, pipe: Pipe) -> None:
     resident = psutil.Process().memory_info().rss
     connection.close()
     applied, versions = noted(work)
-    histogram = Histogram.of(done.latencies_ns)
-    _tell(pipe, Report(applied, versions, done.answered, histogram, done.used, resident, done.ended_ns))
+    histogram, answered, total = Histogram.of(done.latencies_ns), done.answered, done.total
+    _tell(pipe, Report(applied, versions, answered, total, histogram, done.used, resident, done.ended_ns))
 
 
 def _tell(pipe: Pipe, words: str | Report) -> None:

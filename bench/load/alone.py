@@ -13,6 +13,7 @@ from itertools import pairwise
 from pathlib import Path
 
 from solewriter import Engine, Task, Update, connect
+from solewriter.bench.journaled import Journal
 from solewriter.bench.load.agent import Orders
 from solewriter.bench.load.crew import crew
 from solewriter.bench.load.evidence import Evidence
@@ -20,7 +21,6 @@ from solewriter.bench.load.peers.engine import EnginePeer
 from solewriter.bench.load.rows import Timeline
 from solewriter.bench.load.work import WORKLOADS, fields_of
 from solewriter.bench.measure import NS_PER_S, US_PER_S, Interval, running_ns, sleep_until
-from solewriter.bench.recovery import Journal
 from solewriter.bench.workload import WINDOW, sample_task
 
 VALIDATIONS = 20_000  # of one task, timed together

@@ -48,6 +48,7 @@ class Done(msgspec.Struct, frozen=True):
     latencies_ns: array[int]  # of requests in the interval: by their ends in a closed loop, by when due in the open one
     ended_ns: array[int]  # when each of these was answered, where that was asked for
     answered: int  # in the interval, whenever they were due
+    total: int  # answered ever
     used: Usage  # of this process, in the interval
 
 
@@ -66,7 +67,7 @@ def one_by_one(connection: Connection, work: Work, interval: Interval) -> Done:
         else:
             work.told(connection.one(request))  # type: ignore[arg-type]  # a test of the type would cost more
         going = meter.done(begun_ns)
-    return Done(meter.latencies_ns, array("Q"), len(meter.latencies_ns), meter.used)
+    return Done(meter.latencies_ns, array("Q"), len(meter.latencies_ns), meter.total, meter.used)
 
 
 def pipelined(connection: Connection, work: Work, window: int, interval: Interval, *, ends: bool = False) -> Done:
@@ -85,7 +86,7 @@ def pipelined(connection: Connection, work: Work, window: int, interval: Interva
         meter.done(begun_ns.popleft())
         if ends:
             ended_ns.append(time.monotonic_ns())
-    return Done(meter.latencies_ns, ended_ns, len(meter.latencies_ns), meter.used)
+    return Done(meter.latencies_ns, ended_ns, len(meter.latencies_ns), meter.total, meter.used)
 
 
 READS_IN_A_PASS = 1_000  # between two looks at the clock, all of one moment
@@ -100,7 +101,8 @@ def reading(connection: Connection, keys: Iterator[str], interval: Interval) -> 
         for _ in range(READS_IN_A_PASS):
             read(next(keys))
         latencies_ns.append((time.monotonic_ns() - begun_ns) // READS_IN_A_PASS)
-    return Done(latencies_ns, array("Q"), len(latencies_ns) * READS_IN_A_PASS, Usage.own().since(before))
+    read_in_all = len(latencies_ns) * READS_IN_A_PASS
+    return Done(latencies_ns, array("Q"), read_in_all, read_in_all, Usage.own().since(before))
 
 
 # --- the open loop ----------------------------------------------------------------------------------------------------
@@ -111,7 +113,7 @@ def open_loop(
 ) -> Done:
     """Requests when they are due. Not `batched`, each of them is asked for alone, however many are due."""
     latencies_ns = array("Q")
-    answered = 0
+    answered = total = 0
     before: Usage | None = None
     waiting: deque[int] = deque()
     moments = schedule.due(interval, time.monotonic_ns())
@@ -131,13 +133,14 @@ def open_loop(
         count = min(len(waiting), window) if batched else 1
         for _ in _asked(connection, work, count, batched):
             due_ns, now_ns = waiting.popleft(), time.monotonic_ns()
+            total += 1
             answered += interval.start_ns <= now_ns < interval.end_ns
             if due_ns >= interval.start_ns:
                 latencies_ns.append(now_ns - due_ns)
-    used = Usage.own().since(before) if before is not None else Usage(0, 0, 0)
+    used = Usage.own().since(before) if before is not None else Usage(0, 0)
     left_ns = [due_ns for due_ns in (*waiting, *_rest(next_ns, moments)) if due_ns >= interval.start_ns]
     latencies_ns.extend(interval.end_ns - due_ns for due_ns in left_ns)
-    return Done(latencies_ns, array("Q"), answered, used)
+    return Done(latencies_ns, array("Q"), answered, total, used)
 
 
 def _asked(connection: Connection, work: Work, count: int, batched: bool) -> Iterator[None]:

@@ -11,8 +11,9 @@ from solewriter.bench.measure import described, table
 LEGEND = """\
 per s: requests answered in a second, median of the runs, with the least and the most; p50 ... max us: of all runs
 together, in the open loop from the moment when a request was due; server us, client us: processor time for each
-request; switches: of context, for each request, server and agents; written B: for each request, what was given to file
-systems on a disk; server MiB: resident, shared memory included; ok: nothing lost, doubled or mixed up"""
+request; switches: of context, for each request, server and agents; written B: what reached the disk for each
+request, warm-up included, of the whole machine; server MiB: resident, shared memory included; ok: nothing lost, doubled
+or mixed up"""
 
 
 def printed(results: Results) -> str:

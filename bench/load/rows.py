@@ -41,7 +41,7 @@ class Sample(msgspec.Struct, frozen=True, kw_only=True):
     client_cpu_us: float | None = None
     server_switches: float | None = None
     client_switches: float | None = None
-    written_bytes: float | None = None  # by server and agents together, to file systems on a disk
+    written_bytes: float | None = None  # to the device of the folder, by the whole machine; None where there is none
     server_mib: float | None = None  # resident, shared memory included
     client_mib: float | None = None  # of one agent
     per_client_cpu_s: float = 0.0  # requests for each second of the agents' own processor time

@@ -18,6 +18,7 @@ from typing import Any, NamedTuple, TypeVar
 import msgspec
 import psutil
 
+from solewriter.bench.disk import device_written_bytes
 from solewriter.bench.load.agent import Orders, Report
 from solewriter.bench.load.crew import Failed, crew
 from solewriter.bench.load.evidence import Evidence
@@ -82,8 +83,8 @@ def places(case: Case, *, served: bool) -> Places:
 # --- one run ----------------------------------------------------------------------------------------------------------
 
 
-def measured(case: Case, standing: Standing, timing: Timing) -> Sample:
-    """One run of one case. Raises Failed."""
+def measured(case: Case, standing: Standing, timing: Timing, folder: Path) -> Sample:
+    """One run of one case, of systems below this folder. Raises Failed."""
     peer = standing.peer
     if isinstance(peer, SelfDriven):
         driven = peer.drive(case.agents, case.window, timing.seconds)
@@ -99,13 +100,19 @@ def measured(case: Case, standing: Standing, timing: Timing) -> Sample:
         for number in range(count)
     ]
     with crew(orders, [peer.link(number) for number in range(count)]) as group:
+        before = device_written_bytes(folder)  # of all that is asked, warm-up included: a look in between would be felt
         interval = Interval.soon(timing.warmup_s, timing.seconds)
         group.go(interval)
         used, resident = server_usage(peer.pids, interval)
         reports = group.reports(interval)
+        after = device_written_bytes(folder)
     for share, report in zip(shares, reports, strict=True):
         standing.evidence.note(share, report.applied, report.versions)
-    return sample_of(reports[: case.agents], interval, used, resident, bool(peer.pids))
+    sample = sample_of(reports[: case.agents], interval, used, resident, bool(peer.pids))
+    if before is None or after is None:
+        return sample
+    written = (after - before) / max(1, sum(report.total for report in reports))
+    return msgspec.structs.replace(sample, written_bytes=written)
 
 
 def server_usage(pids: Sequence[int], interval: Interval) -> tuple[Usage, int]:
@@ -118,19 +125,13 @@ def server_usage(pids: Sequence[int], interval: Interval) -> tuple[Usage, int]:
     after, ended_ns = [Usage.of(pid) for pid in pids], time.monotonic_ns()
     share = (interval.end_ns - interval.start_ns) / (ended_ns - begun_ns)
     used = [later.since(earlier) for earlier, later in zip(before, after, strict=True)]
-    written = [one.written_bytes for one in used if one.written_bytes is not None]
-    total = Usage(
-        int(sum(one.cpu_ns for one in used) * share),
-        int(sum(one.switches for one in used) * share),
-        int(sum(written) * share) if len(written) == len(used) else None,
-    )
+    total = Usage(int(sum(one.cpu_ns for one in used) * share), int(sum(one.switches for one in used) * share))
     return total, sum(psutil.Process(pid).memory_info().rss for pid in pids)
 
 
 def sample_of(reports: Sequence[Report], interval: Interval, used: Usage, resident: int, served: bool) -> Sample:
     answered = sum(report.answered for report in reports)
     cpu_ns = sum(report.used.cpu_ns for report in reports)
-    written = [used.written_bytes, *(report.used.written_bytes for report in reports)]
     each = max(1, answered)
     histogram = merged(report.histogram for report in reports)
     found = histogram.latency()
@@ -142,7 +143,6 @@ def sample_of(reports: Sequence[Report], interval: Interval, used: Usage, reside
         client_cpu_us=cpu_ns / NS_PER_US / each,
         server_switches=used.switches / each if served else None,
         client_switches=sum(report.used.switches for report in reports) / each,
-        written_bytes=None if None in written else sum(one or 0 for one in written) / each,
         server_mib=resident / MIB if served else None,
         client_mib=sum(report.resident_bytes for report in reports) / MIB / len(reports),
         per_client_cpu_s=answered / (cpu_ns / NS_PER_S) if cpu_ns else 0.0,
@@ -172,7 +172,7 @@ def contest(cases: Sequence[Case], folder: Path, timing: Timing, entry_bytes: in
             say(f"round {number + 1} of {timing.runs}: {said(case)}")
             one = standing[_whose(case)]
             try:
-                sample = measured(case, one, timing)
+                sample = measured(case, one, timing, folder)
             except (Failed, psutil.NoSuchProcess) as error:
                 failed[_whose(case)] = f"failed: {error}"
                 continue

@@ -97,13 +97,15 @@ class IndexWriter(Generic[W]):
         self._counts[number] += 1
 
     def add_all(self, hashes: Iterable[int], slots: Iterable[int]) -> None:
-        """Add many keys, of which none was there before in its slot, each where `insert` would put it. Raises
-        MemoryFull, with a part of them added.
-        """
+        """Add many keys that are not there yet, making room on the way. Raises MemoryFull, a part of them added."""
         coming: dict[int, list[int]] = {}
         for hashed, slot in zip(hashes, slots, strict=True):
             coming.setdefault(hashed & 0xFF, []).append(hashed << 32 | slot + 1)
         for number, entries in coming.items():
+            if left := self._left[number]:  # forgotten, and now again in the slots that they had
+                again = left.intersection(entries)
+                left -= again
+                entries = [entry for entry in entries if entry not in again]
             self._make_room(number, len(entries))
             segment, base, mask = _region(self._words[number])
             _put_all(self._arena[segment].words[base : base + mask + 1], entries)

@@ -18,6 +18,8 @@ from pathlib import Path
 from solewriter.shared import failpoint
 from solewriter.shared.errors import LayoutMismatch, MemoryFull
 
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.ENOMEM)
+
 
 class Segment:
     """A mapping with its bytes (`map`) and its aligned 8-byte words (`words`), each stored and loaded by one
@@ -84,7 +86,9 @@ class Blank:
                 written = os.pwrite(self._fd, content, offset)
                 content, offset = content[written:], offset + written
         except OSError as error:
-            raise self._full(error) from error
+            if error.errno not in _FULL:
+                raise
+            raise self._full() from error
 
     def mapped(self) -> Segment:
         """All of it, reserved, and zero where nothing was written. Raises MemoryFull, and then it is gone."""
@@ -94,14 +98,13 @@ class Blank:
             return Segment(self.path, self._fd, self.size, writable=True)
         except OSError as error:
             self.path.unlink()
-            raise self._full(error) from error
+            if error.errno not in _FULL:
+                raise
+            raise self._full() from error
         finally:
             self.close()
 
-    def _full(self, error: OSError) -> Exception:
-        """What an error says to whoever wanted a segment."""
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.ENOMEM):
-            return error
+    def _full(self) -> MemoryFull:
         where = self.path.parent
         return MemoryFull(f"no room for {self.size:,} bytes in {where}: free space there, or set another memory_dir")
 

@@ -11,7 +11,7 @@ snapshot's tail.
 from __future__ import annotations
 
 from array import array
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from solewriter.shared.columns import Cell, Cells, Column
@@ -79,24 +79,16 @@ class TableWriter:
 
     def point_all(self, slots: Sequence[int], addresses: Sequence[int], alive: Sequence[bool]) -> None:
         """Point slots at their newest records: ascending ones of one chunk, which nobody reads yet."""
-        chunk, places = _places(slots)
-        _store_all(self._heads[chunk], places, array("Q", addresses))
-        _store_all(self._cells[chunk][-1], places, bytes(alive))
+        chunk, places = places_of(slots)
+        store_all(self._heads[chunk], places, array("Q", addresses))
+        store_all(self._cells[chunk][-1], places, bytes(alive))
 
     def fill_all(self, slots: Sequence[int], blocks: Sequence[bytes]) -> None:
         """Store all cells of such slots, from blocks that have them in the columns' order."""
-        if not slots:
-            return
-        chunk, places = _places(slots)
-        joined, start, width = b"".join(blocks), 0, sum([WIDTHS[column.code] for column in self.columns])
-        for column, target in zip(self.columns, self._cells[chunk][:-1], strict=True):
-            size = WIDTHS[column.code]
-            cells = bytearray(size * len(slots))
-            for byte in range(size):
-                cells[byte::size] = joined[start + byte :: width]
-            whole: Any = memoryview(cells)
-            _store_all(target, places, whole.cast(column.code))
-            start += size
+        if slots:
+            chunk, places = places_of(slots)
+            for target, cells in zip(self._cells[chunk][:-1], columns_of(self.columns, blocks), strict=True):
+                store_all(target, places, cells)
 
     def vacate(self, slot: int) -> None:
         """The slot's key was forgotten: there is no record any more."""
@@ -106,7 +98,10 @@ class TableWriter:
         return self._heads[slot >> _SHIFT][slot & _MASK]
 
 
-def _places(slots: Sequence[int]) -> tuple[int, slice | list[int]]:
+# --- many at once ----------------------------------------------------------------------------------------------------
+
+
+def places_of(slots: Sequence[int]) -> tuple[int, slice | list[int]]:
     """Chunk and places of ascending slots of one chunk: a slice where none is left out."""
     chunk, first = slots[0] >> _SHIFT, slots[0] & _MASK
     if slots[-1] - slots[0] == len(slots) - 1:
@@ -114,8 +109,21 @@ def _places(slots: Sequence[int]) -> tuple[int, slice | list[int]]:
     return chunk, [slot & _MASK for slot in slots]
 
 
-def _store_all(target: Any, places: slice | list[int], cells: Any) -> None:
-    """Cells of the target's own type."""
+def columns_of(columns: Sequence[Column], blocks: Sequence[bytes]) -> Iterator[Any]:
+    """Each column's cells, of blocks that have one of each: cut by strides, which is quicker than block by block."""
+    joined, start, width = b"".join(blocks), 0, sum([WIDTHS[column.code] for column in columns])
+    for column in columns:
+        size = WIDTHS[column.code]
+        cells = bytearray(size * len(blocks))
+        for byte in range(size):
+            cells[byte::size] = joined[start + byte :: width]
+        whole: Any = memoryview(cells)
+        yield whole.cast(column.code)
+        start += size
+
+
+def store_all(target: Any, places: slice | list[int], cells: Any) -> None:
+    """Cells of the target's own type, each in its place."""
     if isinstance(places, slice):
         target[places] = cells
     else:

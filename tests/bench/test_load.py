@@ -16,6 +16,7 @@ from typing import Any, get_type_hints
 import msgspec
 import pytest
 
+from solewriter.bench.disk import device_written_bytes
 from solewriter.bench.load.histogram import Histogram
 from solewriter.bench.load.marks import marks_of
 from solewriter.bench.load.page import filled
@@ -77,6 +78,14 @@ def test_every_row_got_something_done_and_lost_nothing(results: dict[str, Any]) 
         assert (row["server_cpu_us"] is None) == (row["case"]["peer"] == "SQLite"), "who serves is said apart"
         assert row["client_cpu_us"]["min"] > 0
     assert results["verified"] is True
+
+
+def test_what_reaches_the_disk_is_told_for_each_request(tmp_path: Path, results: dict[str, Any]) -> None:
+    told = [row["written_bytes"] is not None for row in results["rows"]]
+    assert told == [device_written_bytes(tmp_path) is not None] * len(told)
+    for row in results["rows"]:
+        if row["written_bytes"] and (row["case"]["peer"], row["case"]["durability"]) == (OURS, "process"):
+            assert row["written_bytes"]["min"] > 64, "an update is in the journal"
 
 
 def test_rows_that_we_lose_are_said_to_be_lost(results: dict[str, Any]) -> None:

@@ -38,6 +38,10 @@ class Bare(Entity, kind="Note"):
     text: str = ""
 
 
+class Other(Entity, kind="Other"):
+    text: str = ""
+
+
 class Notes:
     """An engine in this process that holds some notes."""
 
@@ -117,6 +121,25 @@ def test_a_slot_that_nobody_has_is_a_slot_in_the_checkpoint_too(alone, tmp_path)
         assert one.record_of(code, "n1") is None
 
 
+def test_a_kind_whose_keys_were_all_forgotten_is_in_the_checkpoint_without_a_record(alone, tmp_path):
+    engine, call, _ = alone(heap_segment_bytes_first=16 * KIB, heap_segment_bytes_max=16 * KIB)
+    notes = Notes(engine, call, tmp_path)
+    notes.do(*[Delete(Note.ref(f"n{one}")) for one in range(COUNT)])
+    code = notes.pin().catalog.kind_code("Note")
+    notes.register(Other)
+    notes.registry = Registry([Note, Other])
+    notes.do(Create(Other(id="o")))
+    for number in range(400):
+        notes.do(Update(Other.ref("o"), {"text": f"{number}" * 300}))
+        if len(engine.server.state.kinds[code].free) == COUNT:
+            break
+    made = make(notes.order())
+    with Checkpoint(tmp_path / "made") as one:
+        assert one.keys(code) == [None] * COUNT
+        assert one.keys(one.directory.kinds.index("Other")) == ["o"]
+        assert (one.entry, len([*one.records()])) == (made.entry, 1)
+
+
 # --- classes that change ----------------------------------------------------------------------------------------------
 
 
@@ -167,7 +190,7 @@ def test_who_lost_its_engine_gives_up(notes):
         go, gone = os.pipe()
         if os.fork() == 0:
             engine, said = os.getppid(), b"went on"
-            found = len(list(_records(pin, code, lambda: os.getppid() == engine)))
+            found = sum(len(slots) for slots, _, _ in _records(pin, code, lambda: os.getppid() == engine))
             os.close(gone)  # lets the parent end
             while os.getppid() == engine:
                 pass

@@ -14,7 +14,7 @@ from solewriter.engine_proc.checkpoints import Checkpoints
 from solewriter.engine_proc.journal import FileJournal
 from solewriter.shared.chain import first_of, journal_files
 from solewriter.shared.checkpoint import CheckpointWriter, Directory, checkpoint_files, checkpoint_path
-from solewriter.shared.config import KIB, Limits
+from solewriter.shared.config import CHECKPOINT_NICE, KIB, Limits
 from solewriter.shared.entry import Private
 
 STATE = b"0123456789abcdef"
@@ -83,6 +83,23 @@ def test_a_checkpoint_is_due_when_the_journal_has_outgrown_it_and_one_is_made_at
     assert (checkpoints.due, log) == (False, [])
     grow(journal, 9)
     assert checkpoints.due
+
+
+def test_one_that_comes_late_is_made_at_everybodys_priority(held, journal):
+    """As behind engines that died before theirs were done: the journal that they left counts."""
+    asked = []
+
+    def note(order, entry):
+        asked.append(order.nice)
+        return make(order, entry)
+
+    checkpoints, _ = held(note)
+    for count in (9, 18, 9):
+        grow(journal, count)
+        done = []
+        checkpoints.begin(done.append)
+        checkpoints.noted(done[0], 0)
+    assert asked == [CHECKPOINT_NICE, 0, CHECKPOINT_NICE]
 
 
 def test_one_that_fails_is_said_and_leaves_nothing_and_another_is_due_later(held, journal, tmp_path):

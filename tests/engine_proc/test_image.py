@@ -7,7 +7,7 @@ import struct
 
 import pytest
 
-from solewriter.engine_proc.image import HeapImage, KindImage
+from solewriter.engine_proc.image import DEAD, UNKNOWN, HeapImage, KindImage
 from solewriter.shared import record
 from solewriter.shared.checkpoint import Checkpoint, CheckpointWriter, Directory
 from solewriter.shared.columns import Column
@@ -23,17 +23,24 @@ def body_of(slot, size=20, flags=6):
     return record.pack(0, 0, 1, flags, slot + 1, 1, 0, 2, slot, b"k%d" % slot, b"", b"", b"", b"", b"", payload)
 
 
+def block_of(slot):
+    return struct.pack("<q", slot)
+
+
 @pytest.fixture
 def written(tmp_path):
     """`written(bodies, places, segment_bytes)`: a checkpoint of one kind with these bodies by slot."""
     opened = []
 
-    def write(bodies, places, segment_bytes=4 * KIB, cells=lambda slot: (slot,)):
+    def write(bodies, places, segment_bytes=4 * KIB, cells=block_of):
         writer = CheckpointWriter(tmp_path / f"checkpoint-{len(opened)}", STATE)
         heap, kind = HeapImage(writer.add, segment_bytes), KindImage((SIZE,), places)
-        for slot, body in bodies.items():
-            alive = not record.deleted_at(body, 0)
-            kind.put(slot, record.key_at(body, 0), heap.append(body, slot), cells(slot), alive)
+        for piece in {slot // CHUNK_SLOTS for slot in bodies}:
+            slots = [slot for slot in sorted(bodies) if slot // CHUNK_SLOTS == piece]
+            found = [bodies[slot] for slot in slots]
+            kind.put_all(
+                slots, [record.key_at(body, 0) for body in found], heap.append_all(found, slots), [*map(cells, slots)]
+            )
         table = kind.finish(writer.add, len(bodies))
         writer.finish(1, Directory(1, 0, ["Kind"], [], heap.finish(), 0, 0, [table], bytes(16)))
         writer.close()
@@ -76,9 +83,9 @@ def test_a_record_larger_than_a_segment_gets_one_of_its_own(written):
 
 def test_cells_that_the_maker_does_not_know_are_made_when_it_is_put_back(written):
     bodies = {slot: body_of(slot, flags=7 if slot == 2 else 6) for slot in range(4)}
-    one = written(bodies, 4, cells=lambda slot: None if slot == 1 else (slot * 10,))
+    one = written(bodies, 4, cells=lambda slot: {1: UNKNOWN, 2: DEAD}.get(slot, block_of(slot * 10)))
     table = one.directory.tables[0]
     assert table.anew == [1]
     _, cells, live = (one.bytes_of(section) for section in table.chunks[0])
-    assert struct.unpack("4q", cells) == (0, 0, 20, 30)
+    assert struct.unpack("4q", cells) == (0, 0, 0, 30)
     assert list(live) == [1, 1, 0, 1]

@@ -22,6 +22,7 @@ from hypothesis import strategies as st
 
 from solewriter.engine_proc import ahead
 from solewriter.engine_proc import journal as journals
+from solewriter.engine_proc.ahead import FULL, FilesAhead
 from solewriter.engine_proc.journal import DiskFull, FileJournal, Missing, NoJournal, Tail, journal_files
 from solewriter.shared import entry, failpoint, record
 from solewriter.shared.config import JOURNAL_VERSION, KIB, Limits
@@ -727,6 +728,23 @@ def test_a_trimmed_file_that_somebody_keeps_under_another_name_is_never_written_
     assert not [*folder.glob("spare-*.log")]
 
 
+def test_a_trimmed_file_whose_header_is_cleared_in_part_serves_nobody(opened, folder, beside):
+    """The kernel cuts that write short, as on a full disk. What the file held is never taken for the next one."""
+    journal, _ = opened()
+    while len(journal_files(folder)) < 6:
+        commit(journal, 300)
+    files = FilesAhead(folder, beside, SMALL.journal_file_bytes, zeroed=True)
+    files.keep(journal_files(folder)[4])
+    assert len([*folder.glob("spare-*.log")]) == 1
+    with files_at_most(FILE_HEADER_BYTES - 1), pytest.raises(OSError, match="no room for a journal file") as failure:
+        files.take(FILE_HEADER_BYTES, SMALL.journal_file_bytes)
+    assert failure.value.errno in FULL
+    assert not [*folder.glob("spare-*.log"), *folder.glob("journal.next")]
+    fd = files.take(FILE_HEADER_BYTES, SMALL.journal_file_bytes)
+    assert os.pread(fd, SMALL.journal_file_bytes, 0) == bytes(SMALL.journal_file_bytes)
+    os.close(fd)
+
+
 def test_at_most_so_many_spare_files_are_kept(opened, folder):
     written(opened, 600, 300)
     journal, _ = opened()
@@ -1149,5 +1167,7 @@ def test_without_durability_entries_are_counted_and_forgotten():
         assert journal.tail.number == number - 1
         asyncio.run(journal.commit(durable=True))
         assert journal.tail == Tail(number, 0)
+    journal.make_ahead()
     journal.trim(2)
+    assert journal.newest_whole() is None
     journal.close()

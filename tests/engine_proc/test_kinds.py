@@ -41,18 +41,6 @@ def test_a_key_that_comes_back_takes_a_free_slot_and_is_not_among_the_forgotten_
     assert kind.forgotten == (0, {})
 
 
-def test_keys_that_took_the_next_slots_are_not_among_the_forgotten_any_more():
-    kind = kind_with("a", "b")
-    for key in ("b", "a"):
-        kind.forget(key, 4, keys_max=9)
-    kind.take("c", 0)
-    assert kind.took_next(2) == []
-    kind.slots.update({"é": 2, "b": 3})
-    kind.places = 4
-    assert kind.took_next(2) == ["é".encode(), b"b"]
-    assert kind.forgotten == (0, {"a": 4})
-
-
 def test_a_kind_is_put_back_with_the_slots_that_nobody_has():
     kind = kind_with()
     kind.restore(["a", None, "c"], alive=1)

@@ -55,6 +55,9 @@ WORKING = {
 }  # fmt: skip
 """Small segments: tombstones are forgotten meanwhile, and their slots used again"""
 
+NARROW = "narrow"
+MAKING_MAX = 200  # notes until a deleted one is forgotten; some forty are enough
+
 
 def drawn(dice, notes, first):
     """One mutation, or one that will be refused."""
@@ -96,8 +99,16 @@ def all_of_it(tmp_path_factory):
     """A folder without a checkpoint, whose engine was stopped."""
     state = tmp_path_factory.mktemp("all") / "state"
     work(state, Narrow, 1, lambda number: number == 60, Limits(**WORKING))
+    leave_a_narrow_one(state)
     work(state, Note, 2, lambda number: number == 120, Limits(**WORKING))
     return state
+
+
+def leave_a_narrow_one(state):
+    """A note that nobody writes again, when classes have other columns: its cells are made of its payload."""
+    limits = Limits(**WORKING)
+    with Engine(state, durability="process", limits=limits, models=[Narrow, Bare]), connect(state) as client:
+        client.put(Narrow(id=NARROW, size=77))
 
 
 def named(state):
@@ -112,6 +123,7 @@ def behind_a_checkpoint(tmp_path_factory):
     state = tmp_path_factory.mktemp("behind") / "state"
     often = Limits(**WORKING, checkpoint_after_bytes=64 * KIB)
     work(state, Narrow, 1, lambda number: named(state), often)
+    leave_a_narrow_one(state)
     work(state, Note, 2, lambda number: number == 60, Limits(**WORKING))
     return state
 
@@ -172,14 +184,56 @@ def everything(server):
     return state.revision, counted, private, state.schemas, [of_kind(server, kind) for kind in state.kinds]
 
 
+def journaled(folder):
+    """Every entry that is there, also of an engine at work."""
+    for path in journal_files(folder):
+        buffer, at = path.read_bytes(), entries.FILE_HEADER_BYTES
+        while (found := entries.unpack(buffer, at)) is not None:
+            entry, _, at = found
+            yield entry
+
+
 @pytest.mark.parametrize("left", ["all_of_it", "behind_a_checkpoint"])
 @pytest.mark.parametrize("models", [[Note, Bare], [Bare]], ids=["known", "a kind without its class"])
 def test_newest_records_alone_are_the_same_state_as_all_of_them(request, recovered, left, models):
     folder = request.getfixturevalue(left)
+    assert any(entry.changes.slots for entry in journaled(folder)), "no slot was used again"
     one_by_one = recovered(folder, models, recent_bytes=2**40)
     at_once = recovered(folder, models, recent_bytes=1)
     assert at_once.publisher.reclaimer.whole > one_by_one.publisher.reclaimer.whole, "nothing was left out"
     assert everything(at_once) == everything(one_by_one)
+    note = at_once.state.named("Note")
+    *_, columns, records = of_kind(at_once, note)
+    found, cells = records[note.slots[NARROW]]
+    assert at_once.state.schemas[found.schema].columns != columns
+    assert cells[[column.name for column in columns].index("size")] == "77"
+
+
+@pytest.fixture(scope="module")
+def come_back(tmp_path_factory):
+    """A folder in which a note was deleted, forgotten, and made again when another key had its slot: in the next one
+    of all.
+    """
+    state, limits = tmp_path_factory.mktemp("come") / "state", Limits(**WORKING)
+    with Engine(state, durability="process", limits=limits, models=[Note]) as engine, connect(engine.state) as client:
+        client.put(Note(id="back"))
+        client.delete(Note.ref("back"))
+        for number in range(MAKING_MAX):
+            client.put(Note(id=f"n{number}", label="x" * 4_000))
+            client.put(Note(id="n0", label="y" * 4_000, size=number))
+            if any(entry.changes.slots for entry in journaled(state)):
+                break
+        client.put(Note(id="back", size=5))
+    return state
+
+
+def test_a_key_that_comes_back_in_the_next_slot_of_all_is_not_among_the_forgotten_ones_any_more(recovered, come_back):
+    (used_again,) = [entry for entry in journaled(come_back) if entry.changes.slots]
+    for recent_bytes in (2**40, 1):
+        note = recovered(come_back, [Note], recent_bytes=recent_bytes).state.named("Note")
+        assert [*used_again.changes.slots.values()] == [0]
+        assert note.slots["back"] == note.places - 1 > 1
+        assert note.forgotten == (0, {})
 
 
 @pytest.mark.parametrize("seed", range(20))

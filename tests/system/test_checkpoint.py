@@ -208,7 +208,11 @@ def test_a_checkpoint_of_a_pin_that_outlived_the_tables_has_every_key_once(state
     limits = Limits(heap_segment_bytes_first=512 * KIB, heap_segment_bytes_max=512 * KIB)
     start_engine(state, durability="memory", limits=limits)
     draw, alive, held = random.Random(5), set[str](), []
-    with connect(state, limits=limits) as client, open_reader(state, limits=limits) as reader:
+    with (
+        connect(state, limits=limits) as client,
+        open_reader(state, limits=limits) as reader,
+        open_reader(state, limits=limits) as other,
+    ):
 
         def churn():
             mutations = []
@@ -218,9 +222,15 @@ def test_a_checkpoint_of_a_pin_that_outlived_the_tables_has_every_key_once(state
             for reply in client.submit_many(mutations, window=20):
                 reply.check()
 
-        for _ in range(200):
+        doubled = 0  # snapshots with a key that lives in another slot, while its tombstone in the first is there still
+        for _ in range(1_000):
             churn()
             held.append((reader.snapshot(), set(alive)))
+            by_slot, by_key = other.snapshot().pin._walked()
+            doubled += not {*by_slot.values()} <= {*by_key.values()}
+            if len(held) >= 200 and doubled:
+                break
+        assert doubled
         last = reader.snapshot().pin.root.last_segment
         while reader.snapshot().pin.root.first_segment <= last:
             churn()

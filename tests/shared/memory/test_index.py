@@ -209,6 +209,17 @@ def test_a_forgotten_key_that_comes_back_into_its_slot_is_there_once(index):
     index.check()
 
 
+def test_a_forgotten_key_that_comes_back_among_many_is_there_once_and_stays(index):
+    """Also behind a refill, which leaves out what was forgotten."""
+    index.insert([7, 263])
+    index.leave(7)
+    index.writer.add_all([519, 7], [2, 0])
+    index.slots, index.count = {7: [0], 263: [1], 519: [2]}, 3
+    index.check()
+    index.insert([number << 8 | 7 for number in range(10, 100)])
+    index.check()
+
+
 def test_a_segment_whose_last_region_went_while_it_was_the_newest_goes_later(index):
     choose = random.Random(9)
     for _ in range(300):

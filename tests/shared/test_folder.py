@@ -1,0 +1,40 @@
+"""Small files of a state folder are the old ones or the new ones, never a part of one."""
+
+from __future__ import annotations
+
+import errno
+import os
+import resource
+
+import pytest
+
+from solewriter.shared.folder import replace_file
+
+
+@pytest.fixture
+def files_at_most():
+    """`files_at_most(size)`: the kernel lets no file grow beyond this, and cuts a write short there."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    yield lambda size: resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
+    resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+def test_a_small_file_is_replaced_by_one_that_only_its_owner_reads(tmp_path):
+    path = tmp_path / "engine.json"
+    replace_file(path, b"old")
+    replace_file(path, b"new one")
+    assert path.read_bytes() == b"new one"
+    assert path.stat().st_mode & 0o777 == 0o600
+    assert os.listdir(tmp_path) == [path.name]
+
+
+@pytest.mark.parametrize("size", [0, 1, 6], ids=["no byte", "one byte", "all but one"])
+def test_what_is_written_in_part_is_an_error_and_the_old_file_stays(tmp_path, files_at_most, size):
+    path = tmp_path / "committed"
+    replace_file(path, b"old")
+    files_at_most(size)
+    with pytest.raises(OSError, match=r"no room for committed|too large") as failure:
+        replace_file(path, b"new one")
+    assert failure.value.errno == (errno.ENOSPC if size else errno.EFBIG)
+    assert path.read_bytes() == b"old"
+    assert os.listdir(tmp_path) == [path.name]
