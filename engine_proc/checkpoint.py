@@ -1,18 +1,12 @@
-"""Makes one checkpoint, as a short-lived process of low priority: `python -m solewriter.engine_proc.checkpoint`.
+"""Makes one checkpoint, in a process beside the engine (`maker`).
 
 It reads shared memory through a pin, as any reader does, so the engine neither waits nor knows. What it writes is on
-disk and was read back before it says so; the engine gives it its name. If its engine dies, it ends as well; if it is
-killed, nothing but an unfinished file is left, which goes then, or with the next start.
+disk and was read back before it says so; the engine gives it its name. Nothing of the memory is held behind its end.
 """
 
 from __future__ import annotations
 
-import os
-import resource
 import struct
-import subprocess
-import sys
-import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -28,7 +22,6 @@ from solewriter.shared.memory.heap import OFFSET_MASK, PREFIX_BYTES, padded
 from solewriter.shared.memory.pin import Pin
 from solewriter.shared.memory.view import View
 
-WHY_MAX = 500  # characters of what a failed one said
 PIECE_SLOTS = 4_096  # put into the image at once, between two looks whether the engine still lives; a chunk is sixteen
 
 
@@ -164,58 +157,3 @@ def _cutter(pin: Pin, kind: int) -> Callable[[int, int, bytes], Cells]:
             return UNKNOWN
 
     return cells_of
-
-
-class Maker:
-    """Has checkpoints made, each by a process of its own that is waited for."""
-
-    def __init__(self) -> None:
-        self._ends = threading.Lock()
-        self._child: subprocess.Popen[bytes] | None = None
-        self._closed = False
-
-    def __call__(self, order: Order) -> Made:
-        """Raises EngineGone after `close`, OSError with the reason if it failed."""
-        with self._ends:
-            if self._closed:
-                raise EngineGone("the engine ends")
-            child = self._child = subprocess.Popen(
-                [sys.executable, "-m", "solewriter.engine_proc.checkpoint"],
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                stderr=subprocess.PIPE,
-                env={**os.environ, "PYTHONSAFEPATH": "1"},
-            )
-        said, why = child.communicate(msgspec.msgpack.encode(order))
-        if child.returncode and self._closed:
-            raise EngineGone("the engine ends")
-        if child.returncode:
-            raise OSError(f"status {child.returncode}: {why.decode(errors='replace').strip()[-WHY_MAX:]}")
-        return msgspec.msgpack.decode(said, type=Made)
-
-    def close(self) -> None:
-        """End the process that makes one."""
-        with self._ends:
-            self._closed = True
-            if self._child is not None and self._child.returncode is None:
-                self._child.kill()
-
-
-def main() -> int:
-    """Take the order from standard input; say on standard output what was made."""
-    os.umask(0o077)
-    _, hard = resource.getrlimit(resource.RLIMIT_DATA)
-    resource.setrlimit(resource.RLIMIT_DATA, (hard, hard))  # the engine's own bound is against hostile frames
-    try:
-        order = msgspec.msgpack.decode(sys.stdin.buffer.read(), type=Order)
-        os.setpriority(os.PRIO_PROCESS, 0, order.nice)
-        made = make(order, lambda: os.getppid() == order.engine)
-    except (OSError, SolewriterError) as error:
-        print(f"{type(error).__name__}: {error}", file=sys.stderr)
-        return 1
-    sys.stdout.buffer.write(msgspec.msgpack.encode(made))
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

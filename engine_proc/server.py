@@ -21,11 +21,12 @@ import msgspec
 from solewriter.engine_proc import quarantine, recovery
 from solewriter.engine_proc.adoption import check_fit
 from solewriter.engine_proc.bridge import Bridge
-from solewriter.engine_proc.checkpoint import Maker, Order
+from solewriter.engine_proc.checkpoint import Order
 from solewriter.engine_proc.checkpoints import Checkpoints, remove_unfinished
 from solewriter.engine_proc.engine import SingleWriter
 from solewriter.engine_proc.journal import DiskFull, FileJournal, Journal, NoJournal
 from solewriter.engine_proc.lock import Lock
+from solewriter.engine_proc.maker import Maker
 from solewriter.engine_proc.orders import Line, Orders, Ready, Register
 from solewriter.engine_proc.publisher import Publisher, remove_segments
 from solewriter.engine_proc.recovery import Recovery

@@ -110,6 +110,7 @@ RESERVE_BYTES = 1 * MIB  # of disk, for what tidies up when it is full: most oft
 SPARE_FILES_MAX = 8  # trimmed journal files kept to be written again: as many as are trimmed at once, mostly
 CHECKPOINT_RATIO = 1.7  # bytes of journal for each one of the last checkpoint, before the next: what is written stays
 # below twice the journal, and a replay below half of the state
+MAKER_IDLE_S = 60.0  # without a checkpoint to make, until the process that makes them gives back its 40 MB
 CHECKPOINT_NICE = 5  # of the process that makes one: on busy processors it still has a fifth of one
 CHECKPOINT_LATE = 2  # times the journal that one waits for, from which on it is made at everybody's priority: engines
 # died before theirs were done, or the journal grows as quickly, and what grows is the next replay

@@ -50,7 +50,7 @@ ONLY_IN: dict[str, tuple[str, ...]] = {
 
 BANNED_WORDS = ("manager", "helper", "helpers", "service", "handler", "util", "utils", "common", "base", "misc")
 PROGRAMS = ("agents/cli/", "agents/demo/", "agents/testing/", "bench/")
-MAY_PRINT = ("engine_proc/server.py", "engine_proc/process.py", "engine_proc/checkpoint.py", *PROGRAMS)
+MAY_PRINT = ("engine_proc/server.py", "engine_proc/process.py", "engine_proc/maker.py", *PROGRAMS)
 MAY_SLEEP = ("tests/conftest.py",)
 
 

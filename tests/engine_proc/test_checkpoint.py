@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 import os
+import signal
 import struct
+from pathlib import Path
 
+import msgspec
 import pytest
 
 from solewriter import Entity
 from solewriter.engine_proc.between import Registration
-from solewriter.engine_proc.checkpoint import EngineGone, Maker, Order, _records, _written, make
+from solewriter.engine_proc.checkpoint import EngineGone, Order, _records, _written, make
+from solewriter.engine_proc.maker import Maker
 from solewriter.shared import wire, wireform
 from solewriter.shared.checkpoint import Checkpoint, CheckpointWriter
 from solewriter.shared.config import DEFAULT_LIMITS, KIB
 from solewriter.shared.errors import JournalCorrupt
+from solewriter.shared.failpoint import VARIABLE
 from solewriter.shared.memory.segment import segment_path
 from solewriter.shared.memory.view import View
 from solewriter.shared.mutations import Create, Delete, Update
@@ -210,23 +215,77 @@ def test_who_lost_its_engine_gives_up(notes):
     os.close(told)
 
 
-def test_the_reason_of_one_that_failed_comes_to_who_waits_for_it(notes):
+@pytest.fixture
+def maker():
+    made = Maker()
+    yield made
+    made.close()
+    if made._child is not None:
+        made._child.wait()
+        made._child.stdin.close()
+        made._child.stdout.close()
+
+
+def test_the_reason_of_one_that_failed_comes_to_who_waits_for_it(notes, maker):
     order = Order(
         str(notes.folder / "made"), notes.where, "solewriter-nobody", STATE, (64 * KIB, 64 * KIB), os.getpid()
     )
-    with pytest.raises(OSError, match=r"status 1: .*solewriter-nobody"):
-        Maker()(order)
+    with pytest.raises(OSError, match=r"FileNotFoundError: .*solewriter-nobody"):
+        maker(order)
     assert not (notes.folder / "made").exists()
+    assert maker(notes.order()).size, "it goes on"
 
 
-def test_one_that_is_made_is_told_to_who_waits_for_it(notes):
-    made = Maker()(notes.order())
+def test_one_that_is_made_is_told_to_who_waits_for_it(notes, maker):
+    made = maker(notes.order())
     with Checkpoint(notes.folder / "made") as one:
         assert (made.entry, made.crc, made.size) == (one.entry, one.crc, one.size)
 
 
-def test_a_maker_that_was_closed_begins_nothing(notes):
-    maker = Maker()
+def test_the_next_one_is_made_by_the_same_process_at_its_own_priority(notes, maker):
+    maker(msgspec.structs.replace(notes.order(), nice=19))
+    pid = maker._child.pid
+    (notes.folder / "made").unlink()
+    maker(msgspec.structs.replace(notes.order(), nice=0))
+    assert maker._child.pid == pid
+    assert os.getpriority(os.PRIO_PROCESS, pid) == os.getpriority(os.PRIO_PROCESS, 0)
+
+
+def test_a_process_that_makes_none_holds_nothing_of_the_memory(notes, maker):
+    maker(notes.order())
+    held = Path(f"/proc/{maker._child.pid}/maps").read_text()
+    assert "python" in held
+    assert notes.where not in held
+
+
+def test_one_is_made_by_another_process_where_the_first_one_has_ended(notes, maker):
+    for end in (signal.SIGTERM, signal.SIGKILL):
+        maker(notes.order())
+        pid = maker._child.pid
+        os.kill(pid, end)
+        os.waitid(os.P_PID, pid, os.WEXITED | os.WNOWAIT)
+        (notes.folder / "made").unlink()
+        maker(notes.order())
+        assert maker._child.pid != pid
+        (notes.folder / "made").unlink()
+
+
+def test_one_in_which_the_process_dies_is_told_as_failed(notes, maker, monkeypatch):
+    monkeypatch.setenv(VARIABLE, "checkpoint.written:kill")
+    with pytest.raises(OSError, match="ended with status -9"):
+        maker(notes.order())
+
+
+def test_a_process_that_was_asked_nothing_for_long_ends_and_another_one_takes_the_next_order(notes, maker):
+    maker(notes.order())
+    child = maker._child
+    child.stdin.close()  # as if nothing came for long: it ends in the same place
+    child.wait()
+    (notes.folder / "made").unlink()
+    assert maker(notes.order()).size
+
+
+def test_a_maker_that_was_closed_begins_nothing(notes, maker):
     maker.close()
     with pytest.raises(EngineGone):
         maker(notes.order())

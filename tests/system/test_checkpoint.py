@@ -6,6 +6,7 @@ import os
 import random
 import shutil
 import signal
+import struct
 import subprocess
 import sys
 from pathlib import Path
@@ -31,6 +32,7 @@ from solewriter import (
     open_reader,
 )
 from solewriter.engine_proc.checkpoint import Order, _written
+from solewriter.engine_proc.maker import Answer
 from solewriter.shared import entry as entries
 from solewriter.shared import record
 from solewriter.shared.chain import first_entry_of, first_of, journal_files
@@ -388,14 +390,16 @@ def test_a_checkpoint_for_an_engine_that_is_gone_is_not_made(state, start_engine
     with connect(state) as client:
         client.create(Task(title="x"))
     where, path = StateFolder(state).whereabouts(), tmp_path / "checkpoint.tmp"
-    for engine, expected in ((where.pid, 1), (os.getpid(), 0)):
+    for engine, gone in ((where.pid, True), (os.getpid(), False)):
         order = Order(str(path), where.memory_dir, where.prefix, b"s" * 16, (64 * KIB, 64 * KIB), engine)
+        asked = msgspec.msgpack.encode(order)
         made = subprocess.run(
-            [sys.executable, "-m", "solewriter.engine_proc.checkpoint"], input=msgspec.msgpack.encode(order),
-            capture_output=True,
+            [sys.executable, "-m", "solewriter.engine_proc.maker"], input=struct.pack("<I", len(asked)) + asked,
+            capture_output=True, check=True,
         )  # fmt: skip
-        assert (made.returncode, path.exists()) == (expected, not expected), made.stderr
-        assert made.stderr.startswith(b"EngineGone") is bool(expected)
+        answer = msgspec.msgpack.decode(made.stdout[4:], type=Answer)
+        assert (answer.made is None, path.exists()) == (gone, not gone)
+        assert answer.why.startswith("EngineGone") is gone
 
 
 def test_a_checkpoint_that_never_ends_does_not_keep_an_engine_that_must(state, start_engine, wait_until, monkeypatch):
@@ -431,13 +435,17 @@ def test_a_kill_in_mid_restoration_leaves_a_folder_that_recovers(state, start_en
 
 @pytest.fixture(scope="module")
 def left(tmp_path_factory, wait_until):
-    """A folder whose start needs a checkpoint, and that has older ones; its engine has stopped."""
+    """A folder whose start needs a checkpoint, and that has older ones, with a turn between that and what is journaled
+    behind it; its engine has stopped.
+    """
     state, limits = tmp_path_factory.mktemp("left") / "state", Limits(**SMALL, history_bytes=4 * MIB)
     with Engine(state, durability="process", limits=limits), connect(state, limits=limits) as client:
 
         def trimmed() -> bool:
             grow(client, state, wait_until)
-            return first_of(journal_files(state)[0]) > 1 and len(journaled(state)) > 1
+            path, whole = newest_whole(state)
+            between = first_of(path) > whole.checkpoint.entry + 1
+            return between and first_of(journal_files(state)[0]) > 1 and len(journaled(state)) > 1
 
         wait_until(trimmed, 100, "a trim that leaves some")
     return state

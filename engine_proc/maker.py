@@ -1,0 +1,151 @@
+"""Has checkpoints made by a process beside the engine, and is that process: `python -m solewriter.engine_proc.maker`.
+
+It is started for the first checkpoint and stays for the next ones: an interpreter with all it needs takes three times
+as long to start as a small checkpoint to make. Both ways go a length (u32, little-endian) and msgpack. Each order is
+carried out in a thread of its own, which may lower its own priority. The process ends when nothing was asked of it for
+a while, and when its engine has gone; if it is killed, nothing but an unfinished file is left, which goes then, or with
+the next start.
+"""
+
+from __future__ import annotations
+
+import os
+import resource
+import select
+import struct
+import subprocess
+import sys
+import threading
+from typing import IO, Any
+
+import msgspec
+
+from solewriter.engine_proc.checkpoint import EngineGone, Made, Order, make
+from solewriter.shared.config import MAKER_IDLE_S
+from solewriter.shared.errors import SolewriterError
+
+WHY_MAX = 500  # characters of what a failed one said
+_LENGTH = struct.Struct("<I")
+
+
+class Answer(msgspec.Struct, frozen=True):
+    """What became of an order."""
+
+    made: Made | None = None
+    why: str = ""  # it was not
+
+
+class Maker:
+    """Has checkpoints made, one after the other. Used by one thread, and closed by any."""
+
+    def __init__(self) -> None:
+        self._ends = threading.Lock()
+        self._child: subprocess.Popen[bytes] | None = None
+        self._closed = False
+
+    def __call__(self, order: Order) -> Made:
+        """Raises EngineGone after `close`, OSError with the reason if it failed."""
+        status = 0
+        while not status:  # one that had nothing to do for long may be ending just now
+            child = self._started()
+            answer = _asked(child, order)
+            if answer is not None and answer.made is not None:
+                return answer.made
+            if answer is not None:
+                raise OSError(answer.why)
+            status = child.wait()
+        if self._closed:
+            raise EngineGone("the engine ends")
+        raise OSError(f"the process that makes checkpoints ended with status {status}")
+
+    def _started(self) -> subprocess.Popen[bytes]:
+        with self._ends:
+            if self._closed:
+                raise EngineGone("the engine ends")
+            if self._child is not None and self._child.poll() is not None:
+                _let_go(self._child)
+                self._child = None
+            if self._child is None:
+                self._child = subprocess.Popen(
+                    [sys.executable, "-m", "solewriter.engine_proc.maker"],
+                    stdin=subprocess.PIPE,
+                    stdout=subprocess.PIPE,
+                    bufsize=0,
+                    env={**os.environ, "PYTHONSAFEPATH": "1"},
+                )
+            return self._child
+
+    def close(self) -> None:
+        """End the process."""
+        with self._ends:
+            self._closed = True
+            child = self._child
+            if child is not None and child.returncode is None:
+                child.kill()
+
+
+def _let_go(child: subprocess.Popen[bytes]) -> None:
+    """Of one that has ended."""
+    for pipe in (child.stdin, child.stdout):
+        assert pipe is not None
+        pipe.close()
+
+
+def _asked(child: subprocess.Popen[bytes], order: Order) -> Answer | None:
+    """What the process says; None if it ends instead."""
+    assert child.stdin is not None
+    assert child.stdout is not None
+    try:
+        _say(child.stdin, order)
+    except BrokenPipeError:
+        return None
+    said = _heard(child.stdout)
+    return None if said is None else msgspec.msgpack.decode(said, type=Answer)
+
+
+def _say(pipe: IO[bytes], what: Any) -> None:
+    body = msgspec.msgpack.encode(what)
+    pipe.write(_LENGTH.pack(len(body)) + body)  # at once: it is far below what a pipe takes in one piece
+    pipe.flush()
+
+
+def _heard(pipe: IO[bytes]) -> bytes | None:
+    """The next message; None at the end."""
+    head = pipe.read(_LENGTH.size)
+    if len(head) < _LENGTH.size:
+        return None
+    return pipe.read(*_LENGTH.unpack(head))
+
+
+# --- the process ------------------------------------------------------------------------------------------------------
+
+
+def carried_out(order: Order) -> Answer:
+    """In this thread, at the order's priority."""
+    os.setpriority(os.PRIO_PROCESS, 0, order.nice)  # of a thread, on Linux
+    try:
+        return Answer(made=make(order, lambda: os.getppid() == order.engine))
+    except (OSError, SolewriterError) as error:
+        return Answer(why=f"{type(error).__name__}: {error}"[:WHY_MAX])
+
+
+def main() -> int:
+    """Take orders from standard input until its end; say on standard output what became of them."""
+    os.umask(0o077)
+    _, hard = resource.getrlimit(resource.RLIMIT_DATA)
+    resource.setrlimit(resource.RLIMIT_DATA, (hard, hard))  # the engine's own bound is against hostile frames
+    orders, answers = sys.stdin.buffer, sys.stdout.buffer
+    while select.select([orders], [], [], MAKER_IDLE_S)[0] and (said := _heard(orders)) is not None:
+        done: list[Answer] = []
+        order = msgspec.msgpack.decode(said, type=Order)
+        making = threading.Thread(target=lambda order=order, done=done: done.append(carried_out(order)))
+        making.start()
+        making.join()
+        if not done:
+            return 1  # what went wrong is no error that it knows, and was said
+        _say(answers, done[0])
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
