@@ -66,12 +66,14 @@ class Turn:
 
     def last_of(self, session: int) -> int:
         """The highest sequence number of a session that this turn consumed; -1 if none."""
-        return max((outcome.sequence for outcome in self.outcomes if outcome.session == session), default=-1)
+        return max([outcome.sequence for outcome in self.outcomes if outcome.session == session], default=-1)
 
     def outcome_of(self, session: int, sequence: int) -> Outcome | None:
         """How a request of this turn ended."""
-        found = (one for one in self.outcomes if one.sequence == sequence and one.session == session)
-        return next(found, None)
+        for one in self.outcomes:
+            if one.sequence == sequence and one.session == session:
+                return one
+        return None
 
     def note(self, outcome: Outcome) -> None:
         """A decided request."""

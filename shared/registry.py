@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import struct
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import cache
 from typing import Annotated, Any, TypeVar
 
@@ -20,7 +20,15 @@ from solewriter.shared.schema import Schema, decode, encode, plain, shape_of
 E = TypeVar("E", bound=Entity)
 _CONTAINERS = (tuple, frozenset, FrozenMap, BaseModel)
 STAMPS = ("created_by", "created_at", "updated_at")  # filled in by the engine where a model declares them
-_OWN_CELLS = ("version", "updated_at")  # set by the engine at every change
+_OWN_CELLS = ("updated_at", "version")  # set by the engine at every change
+_OWN_SLICES = {
+    ("updated_at", "version"): slice(2),
+    ("version", "updated_at"): slice(None, None, -1),
+    ("updated_at",): slice(1),
+    ("version",): slice(1, 2),
+    (): slice(0),
+}
+"""Of both of them, those that are columns, in the order of their columns"""
 IN_HEADER = frozenset({"id", "version", "updated_at"})
 
 
@@ -52,8 +60,9 @@ class Kind:
             raise TypeError(f"{self.name} declares more than {COLUMNS_MAX} columns")
         self.columns = tuple(column_of(model, name) for name in model.column_names)
         self._cell_of = {column.name: (place, column.cell()) for place, column in enumerate(self.columns)}
-        self._own_names = [name for name in self._cell_of if name in _OWN_CELLS]
-        self._own_places = [self._cell_of[name][0] for name in self._own_names]
+        own = [name for name in self._cell_of if name in _OWN_CELLS]
+        self._own = _OWN_SLICES[tuple(own)]
+        self._own_places = [self._cell_of[name][0] for name in own]
         self._free_cells = {name: found for name, found in self._cell_of.items() if name not in _OWN_CELLS}
         self.block = struct.Struct("<" + "".join(column.code for column in self.columns))
         self._blank = bytes(self.block.size)
@@ -175,6 +184,10 @@ class Kind:
         self, block: bytes, stored: Mapping[str, Any], names: Iterable[str], version: int, now_us: int
     ) -> tuple[bytes, Cells]:
         """The block with some fields' cells and the engine's own made anew; these cells. Raises InvalidMutation."""
+        both: Sequence[Cell] = (now_us, version)
+        own = both[self._own]
+        if self._own_end is not None and self._free_cells.keys().isdisjoint(names):
+            return block[: -self._own_end.size] + self._own_end.pack(*own), [*zip(self._own_places, own, strict=True)]
         cells: list[tuple[int, Cell]] = []
         for name in names:
             if name in self._free_cells:
@@ -183,9 +196,6 @@ class Kind:
                     cells.append((place, cell(stored[name] if name in stored else self._defaults.get(name))))
                 except ValueError as error:
                     raise InvalidMutation(f"{self.name}.{name}: {error}", fields={name: str(error)}) from None
-        own = [version if name == "version" else now_us for name in self._own_names]
-        if not cells and self._own_end is not None:
-            return block[: -self._own_end.size] + self._own_end.pack(*own), [*zip(self._own_places, own, strict=True)]
         cells += zip(self._own_places, own, strict=True)
         values = list(self.block.unpack(block))
         for place, made in cells:
@@ -194,7 +204,7 @@ class Kind:
 
     def _end_of_own_cells(self) -> struct.Struct | None:
         """How the engine's own cells lie in a block, where they are its end: most changes are of no other cells."""
-        count = len(self._own_names)
+        count = len(self._own_places)
         if not count or self._own_places != [*range(len(self.columns))][-count:]:
             return None
         return struct.Struct("<" + "".join(column.code for column in self.columns[-count:]))

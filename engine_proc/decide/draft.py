@@ -24,7 +24,8 @@ class Step:
     exists = False
     version = 1
     touched: Iterable[str] = ()  # names of the fields that changed
-    payload = block = b""  # what its record will say, once that is formed
+    payload = b""  # what its record will say, once that is formed
+    block = b""
     cells: Cells = ()  # those that are new
     stored: Stored | None = None  # what it is after the request, once that is written
     _fields: dict[str, Any] | None = None
