@@ -28,6 +28,7 @@ HOT = (
     "engine_proc/decide/guards.py",
     "engine_proc/decide/lifecycle.py",
     "engine_proc/engine.py",
+    "engine_proc/express.py",
     "engine_proc/fairness.py",
     "engine_proc/kinds.py",
     "engine_proc/publisher.py",

@@ -15,6 +15,7 @@ from typing import Any
 
 import msgspec
 
+from solewriter.engine_proc import express
 from solewriter.engine_proc.between import BetweenTurns, Finished, Registration
 from solewriter.engine_proc.bridge import Bridge, LaneEnd
 from solewriter.engine_proc.decide import Draft, Step, decide
@@ -268,11 +269,15 @@ class SingleWriter:
                 raise Quarantined(QUARANTINED[1])
             if plain[3] is not None and time.monotonic_ns() // 1000 > plain[3]:
                 raise Expired("the request's deadline passed before it was decided")
-            draft = Draft(turn, session.name)
-            touched, steps = watched(self._formed, draft, plain, turn)
-            if steps:
-                write(turn, steps, request_id, session, sequence, self._publisher.heap)
-            outcome = Outcome(number, sequence, _APPLIED, turn.revision, told(touched), request_id, digest)
+            heap = self._publisher.heap
+            written = express.update(turn, plain, session, sequence, heap, self._limits.entity_bytes_max)
+            if written is None:
+                draft = Draft(turn, session.name)
+                touched, steps = watched(self._formed, draft, plain, turn)
+                if steps:
+                    write(turn, steps, request_id, session, sequence, heap)
+                written = told(touched)
+            outcome = Outcome(number, sequence, _APPLIED, turn.revision, written, request_id, digest)
         except Refused as error:
             outcome = Outcome(number, sequence, _REFUSED, turn.revision, to_wire(error), request_id, digest)
             failpoint.reach("decide.refused")

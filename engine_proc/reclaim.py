@@ -160,15 +160,14 @@ class Reclaimer:
                     dropped.append(self.drop(kind, slot))
                     self._used -= size
                 else:
-                    try:
-                        heap.reserve(length)
-                    except MemoryFull:
-                        self._cursor = number | place  # goes on from here when there is room
-                        break
                     body = segment.map[place + PREFIX_BYTES : place + PREFIX_BYTES + length]
                     if not flags & Flags.RELOCATED:
                         body = relocated(body)
-                    moved.append(Moved(kind, slot, heap.append(body, slot, previous)))
+                    try:
+                        moved.append(Moved(kind, slot, heap.append(body, slot, previous)))
+                    except MemoryFull:
+                        self._cursor = number | place  # goes on from here when there is room
+                        break
             else:
                 self._used -= size
             if revision > newest_revision and not flags & Flags.RELOCATED:

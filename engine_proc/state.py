@@ -194,7 +194,6 @@ class State:
         alive, length = not flags & record.Flags.DELETE, len(body)
         kind.alive += alive - was_alive
         self.revision = revision
-        self._publisher.heap.reserve(length)
         address = self._publisher.heap.append(body, slot, previous)
         cells = self._cells_of(kind, schema, body) if alive else ()
         return Installed(code, slot, address, cells, new_key, alive, padded(length), overtaken, was_alive)

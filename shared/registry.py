@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import enum
 import struct
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import cache
 from typing import Annotated, Any, TypeVar
 
@@ -18,17 +19,13 @@ from solewriter.shared.models import CONCERNS, Entity, Lifecycle, Project, Task
 from solewriter.shared.schema import Schema, decode, encode, plain, shape_of
 
 E = TypeVar("E", bound=Entity)
+_PLAIN = frozenset({"bool", "int", "float", "str", "datetime", "literal"})  # types of pydantic core schemas
 _CONTAINERS = (tuple, frozenset, FrozenMap, BaseModel)
+_NO_DEFAULT = object()
 STAMPS = ("created_by", "created_at", "updated_at")  # filled in by the engine where a model declares them
 _OWN_CELLS = ("updated_at", "version")  # set by the engine at every change
-_OWN_SLICES = {
-    ("updated_at", "version"): slice(2),
-    ("version", "updated_at"): slice(None, None, -1),
-    ("updated_at",): slice(1),
-    ("version",): slice(1, 2),
-    (): slice(0),
-}
-"""Of both of them, those that are columns, in the order of their columns"""
+_STAMPS = struct.Struct("<qq")  # their cells, where they are the last ones, in this order
+_pack_stamps = _STAMPS.pack
 IN_HEADER = frozenset({"id", "version", "updated_at"})
 
 
@@ -60,13 +57,11 @@ class Kind:
             raise TypeError(f"{self.name} declares more than {COLUMNS_MAX} columns")
         self.columns = tuple(column_of(model, name) for name in model.column_names)
         self._cell_of = {column.name: (place, column.cell()) for place, column in enumerate(self.columns)}
-        own = [name for name in self._cell_of if name in _OWN_CELLS]
-        self._own = _OWN_SLICES[tuple(own)]
-        self._own_places = [self._cell_of[name][0] for name in own]
+        self._own_places = [(name, place) for name, (place, _) in self._cell_of.items() if name in _OWN_CELLS]
+        self._stamps_are_last = tuple(self._cell_of)[-2:] == _OWN_CELLS
         self._free_cells = {name: found for name, found in self._cell_of.items() if name not in _OWN_CELLS}
         self.block = struct.Struct("<" + "".join(column.code for column in self.columns))
         self._blank = bytes(self.block.size)
-        self._own_end = self._end_of_own_cells()
         self._defaults = {
             name: field.get_default()
             for name, field in model.model_fields.items()
@@ -82,8 +77,19 @@ class Kind:
         self._concern = _concern(model)
         self.checks_fields = not model.__pydantic_decorators__.field_validators and self._concern is not None
         self._field_validators: dict[str, Callable[[Any], Any]] = {}
+        self._plain_fields: frozenset[str] | None = None
         self._digest = self.schema.digest()
         self._same_as_ours = self.schema
+
+    @property
+    def plain_fields(self) -> frozenset[str]:
+        """Those that can be changed by themselves, and whose validation runs nobody's code."""
+        found = self._plain_fields
+        if found is None:
+            free = frozenset[str]() if self._concern is None else self._stored_names - self._concern - self.fixed
+            plain = [name for name in free if _is_plain(self._field_adapter(name).core_schema)]
+            found = self._plain_fields = frozenset(plain)
+        return found
 
     # --- building ----------------------------------------------------------------------------------------------------
 
@@ -110,16 +116,17 @@ class Kind:
         merged = dict(stored)
         if self._concern.isdisjoint(changes):
             for name, value in changes.items():
-                self._keep(merged, name, self.field(name, value))
+                self.keep(merged, name, self.field(name, value))
         else:
             made = self.validated({**stored, **changes, **header()}).__dict__
             for name in changes:
-                self._keep(merged, name, made[name])
+                self.keep(merged, name, made[name])
         return merged
 
-    def _keep(self, stored: dict[str, Any], name: str, value: Any) -> None:
+    def keep(self, stored: dict[str, Any], name: str, value: Any) -> None:
         """Put a valid value among the stored fields, or leave it out if it is the default."""
-        if name in self._defaults and self._is_default(value, self._defaults[name]):
+        default = self._defaults.get(name, _NO_DEFAULT)
+        if value is default or (type(value) is type(default) and self._is_default(value, default)):
             stored.pop(name, None)
         else:
             stored[name] = value
@@ -130,7 +137,7 @@ class Kind:
         if validate is None:
             if name not in self.model.model_fields:
                 raise InvalidMutation(f"{self.name} has no field {name!r}", fields={name: "no such field"})
-            validate = self._field_validators[name] = self._field_validator(name)
+            validate = self._field_validators[name] = self._field_adapter(name).validator.validate_python
         try:
             return validate(value)
         except ValidationError as error:
@@ -150,13 +157,13 @@ class Kind:
             raise InvalidMutation(f"{self.name} has no field {name!r}", fields={name: "no such field"})
         return value
 
-    def _field_validator(self, name: str) -> Callable[[Any], Any]:
+    def _field_adapter(self, name: str) -> TypeAdapter[Any]:
         field = self.model.model_fields[name]
         annotated: Any = field.annotation
         for item in field.metadata:
             annotated = Annotated[annotated, item]
         config = None if _is_model(field.annotation) else self.model.model_config
-        return TypeAdapter(annotated, config=config).validator.validate_python
+        return TypeAdapter(annotated, config=config)
 
     def payload(self, stored: Mapping[str, Any]) -> bytes:
         """The bytes of the stored fields. Raises InvalidMutation, naming the field, for what has no bytes."""
@@ -184,10 +191,9 @@ class Kind:
         self, block: bytes, stored: Mapping[str, Any], names: Iterable[str], version: int, now_us: int
     ) -> tuple[bytes, Cells]:
         """The block with some fields' cells and the engine's own made anew; these cells. Raises InvalidMutation."""
-        both: Sequence[Cell] = (now_us, version)
-        own = both[self._own]
-        if self._own_end is not None and self._free_cells.keys().isdisjoint(names):
-            return block[: -self._own_end.size] + self._own_end.pack(*own), [*zip(self._own_places, own, strict=True)]
+        if self._stamps_are_last and self._free_cells.keys().isdisjoint(names):
+            count = len(self.columns)
+            return block[: -_STAMPS.size] + _pack_stamps(now_us, version), ((count - 2, now_us), (count - 1, version))
         cells: list[tuple[int, Cell]] = []
         for name in names:
             if name in self._free_cells:
@@ -196,18 +202,11 @@ class Kind:
                     cells.append((place, cell(stored[name] if name in stored else self._defaults.get(name))))
                 except ValueError as error:
                     raise InvalidMutation(f"{self.name}.{name}: {error}", fields={name: str(error)}) from None
-        cells += zip(self._own_places, own, strict=True)
+        cells += [(place, version if name == "version" else now_us) for name, place in self._own_places]
         values = list(self.block.unpack(block))
         for place, made in cells:
             values[place] = made
         return self.block.pack(*values), cells
-
-    def _end_of_own_cells(self) -> struct.Struct | None:
-        """How the engine's own cells lie in a block, where they are its end: most changes are of no other cells."""
-        count = len(self._own_places)
-        if not count or self._own_places != [*range(len(self.columns))][-count:]:
-            return None
-        return struct.Struct("<" + "".join(column.code for column in self.columns[-count:]))
 
     def stored(self, entity: Entity) -> dict[str, Any]:
         """The fields that a payload holds, of an entity from anywhere: those that differ from their defaults."""
@@ -280,6 +279,16 @@ def _looks_around(schema: Any) -> bool:
     if isinstance(schema, dict):
         return schema.get("type") == "with-info" or any(_looks_around(item) for item in schema.values())
     return isinstance(schema, list | tuple) and any(_looks_around(item) for item in schema)
+
+
+def _is_plain(schema: Any) -> bool:
+    """Whether a pydantic core schema is that of a plain value, which the library's own code validates."""
+    while schema["type"] == "nullable":
+        schema = schema["schema"]
+    if schema["type"] == "enum":
+        asked: Any = schema["cls"]._missing_  # about values that are no member's
+        return getattr(asked, "__func__", None) is getattr(enum.Enum._missing_, "__func__", 0)
+    return schema["type"] in _PLAIN
 
 
 def _concern(model: type[Entity]) -> frozenset[str] | None:

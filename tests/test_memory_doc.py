@@ -177,7 +177,6 @@ def test_a_prefix_lies_where_the_page_says(heap: HeapWriter) -> None:
     found = places("at", "type", "prefix", "says")
     *_, last = found.values()
     body = b"a body"
-    heap.reserve(len(body))
     first = heap.append(body, 7, 2**40)
     heap.flush()
     assert first & 0xFFFFFFFF == START == int(re.search(r"from offset (\d+) of each segment", PAGE)[1])
@@ -187,9 +186,8 @@ def test_a_prefix_lies_where_the_page_says(heap: HeapWriter) -> None:
     assert written[START + behind : START + behind + len(body)] == body
     assert [place[0] for place in found.values()] == [0, 4, 8]
     assert f"fewer than {behind} bytes are left" in PAGE
-    heap.reserve(3 * KIB)
     heap.append(bytes(3 * KIB), 0, 0)
-    heap.reserve(3 * KIB)
+    heap.reserve(3 * KIB, 1)
     end = 64 + 24 + 16 + 3 * KIB
     assert read(written, found["body length"], end) == END
     assert next(row[3] for row in table("at", "type", "prefix", "says")).startswith(f"{END:,}:")

@@ -78,24 +78,31 @@ class HeapWriter:
     def last(self) -> int:
         return self._number
 
-    def reserve(self, bodies: int, records: int = 1) -> None:
+    def reserve(self, bodies: int, records: int) -> None:
         """Room for so many records with so many bytes of bodies in all, in one segment. Raises MemoryFull."""
         needed = padded(bodies) if records == 1 else bodies + records * (PREFIX_BYTES + ALIGNMENT)
         if self._offset + needed > self._size:
             self._begin_segment(needed)
-        elif self._next is None and self._offset > self._size * HEAP_AHEAD:
-            self._next = self._beside.submit(self._make, self._number + 1, self._grown())
 
     def append(self, body: bytes, slot: int, previous: int) -> int:
-        """A record behind the tail, where room was reserved; its address. It is there after `flush`."""
+        """A record behind the tail; its address. It is there after `flush`. Raises MemoryFull if none was reserved."""
         offset, length = self._offset, len(body)
         end = offset + PREFIX_BYTES + length
-        self._offset = behind = (end + ALIGNMENT - 1) & -ALIGNMENT
+        behind = (end + ALIGNMENT - 1) & -ALIGNMENT
+        if behind > self._size:
+            self._begin_segment(behind - offset)
+            return self.append(body, slot, previous)
+        self._offset = behind
         self._parts += (_prefix(length, slot, previous), body, PADDING[behind - end])
         return self._number << 32 | offset
 
     def flush(self) -> None:
-        """Copy what was appended to its place, all by one copy."""
+        """Copy what was appended to its place, all by one copy; and have the next segment made in time."""
+        self._copy()
+        if self._next is None and self._offset > self._size * HEAP_AHEAD:
+            self._next = self._beside.submit(self._make, self._number + 1, self._grown())
+
+    def _copy(self) -> None:
         self._map[self._copied : self._offset] = b"".join(self._parts)
         self._copied = self._offset
         self._parts.clear()
@@ -113,7 +120,8 @@ class HeapWriter:
             if offset + size > limit:
                 self._offset = offset
                 self.flush()
-                self.reserve(length)
+                if offset + size > self._size:
+                    self._begin_segment(size)
                 offset, base = self._offset, self._number << 32
                 limit = min(self._size, offset + max(HEAP_RUN_BYTES, size))
             parts += (pack(length, slot, 0), body, PADDING[size - PREFIX_BYTES - length])
@@ -141,7 +149,7 @@ class HeapWriter:
     def _begin_segment(self, needed: int) -> None:
         number = self._number + 1
         if self._parts:
-            self.flush()
+            self._copy()
         made = None
         if self._next is not None:
             future, self._next = self._next, None

@@ -50,7 +50,6 @@ class Heap:
         return Segment.create(self.folder / f"heap-{number}", size)
 
     def append(self, body, slot=0, previous=0):
-        self.writer.reserve(len(body))
         address = self.writer.append(body, slot, previous)
         self.writer.flush()
         self.records.append((address, body, slot, previous))
