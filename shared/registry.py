@@ -5,7 +5,7 @@ from __future__ import annotations
 import struct
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import cache
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any, Final, TypeVar
 
 from pydantic import BaseModel, TypeAdapter, ValidationError
 
@@ -18,10 +18,10 @@ from solewriter.shared.models import CONCERNS, Entity, Lifecycle, Project, Task
 from solewriter.shared.schema import Schema, decode, encode, plain, shape_of
 
 E = TypeVar("E", bound=Entity)
-_CONTAINERS = (tuple, frozenset, FrozenMap, BaseModel)
-STAMPS = ("created_by", "created_at", "updated_at")  # filled in by the engine where a model declares them
-_OWN_CELLS = ("version", "updated_at")  # set by the engine at every change
-IN_HEADER = frozenset({"id", "version", "updated_at"})
+_CONTAINERS: Final = (tuple, frozenset, FrozenMap, BaseModel)
+STAMPS: Final = ("created_by", "created_at", "updated_at")  # filled in by the engine where a model declares them
+_OWN_CELLS: Final = ("version", "updated_at")  # set by the engine at every change
+IN_HEADER: Final = frozenset({"id", "version", "updated_at"})
 
 
 def problems(error: ValidationError) -> InvalidMutation:
@@ -74,6 +74,12 @@ class Kind:
         self._field_validators: dict[str, Callable[[Any], Any]] = {}
         self._digest = self.schema.digest()
         self._same_as_ours = self.schema
+
+    def fixed_because(self, name: str) -> str:
+        """Why one of the `fixed` fields cannot be updated."""
+        if self.lifecycle is not None and name == self.lifecycle.field:
+            return "changes by a transition only"
+        return "never changes" if name in ("id", "created_by", "created_at") else "is set by the engine"
 
     # --- building ----------------------------------------------------------------------------------------------------
 
