@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Sequence
+from typing import Any, Final
 
 import msgspec
 
@@ -33,7 +34,7 @@ from solewriter.shared.request_ids import default_id, new_client_id, session_num
 from solewriter.shared.wire import PlainReply, Status
 from solewriter.shared.wireform import OutcomeQuery, PlainRequest
 
-_UNAVAILABLE: dict[str, type[Unavailable]] = {"MemoryFull": MemoryFull, "Forgotten": Forgotten}
+_UNAVAILABLE: Final[dict[str, type[Unavailable]]] = {"MemoryFull": MemoryFull, "Forgotten": Forgotten}
 
 
 class Pending:
@@ -80,10 +81,13 @@ class AgentSession:
     keeps that true, provided that its shell then goes on with a new lane.
     """
 
-    def __init__(self, limits: Limits, name: str, client_id: str | None) -> None:
+    def __init__(self, limits: Limits, name: Any, client_id: Any) -> None:
+        """Raises TypeError for a name or a client id that is no text."""
+        if not isinstance(name, str) or not isinstance(client_id, str | None):
+            raise TypeError(f"name and client_id are text, not {name!r:.100} and {client_id!r:.100}")
         self.limits = limits
-        self.name = name
-        self.client_id = client_id or new_client_id()
+        self.name: str = name
+        self.client_id: str = client_id or new_client_id()
         self.number = session_number(self.client_id)
         self.window = limits.window_max  # credits; the engine's own, where they are lower, come with its welcome
         self.window_bytes = limits.window_bytes_max

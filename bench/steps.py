@@ -1,13 +1,14 @@
 """One engine inside this process, whose turns are taken step by step: for what measures a step by itself.
 
-Everything is as in an engine of its own but for the lanes: requests come as the bytes of a frame, replies are the bytes
-that a lane would be given. The workload is `update-one`: each request compares the version of one of the tasks and sets
-`budget_limit`.
+Everything is as in an engine of its own but for the agent: requests come as the bytes of a frame, not through the
+lane's pipe, and replies are read from the other one as soon as they are written. The workload is `update-one`: each
+request compares the version of one of the tasks and sets `budget_limit`.
 """
 
 from __future__ import annotations
 
 import asyncio
+import os
 import random
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -17,16 +18,14 @@ from typing import Any
 import uvloop
 
 from solewriter.bench.workload import sample_task
-from solewriter.engine_proc.bridge import Bridge
+from solewriter.engine_proc.bridge import Bridge, LaneEnd
 from solewriter.engine_proc.engine import SingleWriter
-from solewriter.engine_proc.fairness import Queue
 from solewriter.engine_proc.orders import Orders
 from solewriter.engine_proc.process import Durability
 from solewriter.engine_proc.server import Server
-from solewriter.engine_proc.sessions import Session
 from solewriter.engine_proc.turn import Turn
 from solewriter.shared import wire, wireform
-from solewriter.shared.config import FRAME_REQUESTS_MAX, Limits
+from solewriter.shared.config import FRAME_REQUESTS_MAX, READ_BYTES, Limits
 from solewriter.shared.entry import SessionChange
 from solewriter.shared.models import Task
 from solewriter.shared.mutations import Create, Update
@@ -35,21 +34,6 @@ NO_MODELS = b"]."  # an empty list, pickled
 SESSION = 7
 LIMITS = Limits(turn_slice_s=60.0, turn_max_s=60.0)  # a turn takes all that it is given, however slow the machine is
 TIME_US = 1_700_000_000_000_000
-
-
-class BareLane:
-    """A lane without pipes: what a turn would send is kept."""
-
-    superseded = closed = False
-
-    def __init__(self, session: Session) -> None:
-        self.session, self.epoch = session, session.epoch
-        self.queue = Queue(session.number)
-        self.taken = 0
-        self.sent = b""
-
-    def reply(self, answers: list[Any]) -> None:
-        self.sent = wire.pack_replies(answers)
 
 
 class Steps:
@@ -64,7 +48,10 @@ class Steps:
             server.state, server.sessions, server.journal, server.publisher, bridge, self.limits, server.lock.check
         )
         session = server.sessions.take(SessionChange(SESSION, "bench", "bench", 1, -1))
-        self.lane: Any = BareLane(session)
+        requests, replies = os.pipe(), os.pipe()
+        self.lane = LaneEnd(bridge, session, 0, (requests[0], replies[1]), -1)
+        self._ours = requests[1], replies[0]
+        self.sent = b""  # to the agent, by the last turn
         self._frame = 0
         self._registry = server.state.registry
         self._dice = random.Random(7)
@@ -124,12 +111,18 @@ class Steps:
     def replied(self, turn: Turn) -> None:
         self.writer._reply()
         self.writer._reclaim(turn.bytes)
+        self.sent = os.read(self._ours[1], READ_BYTES)
 
     def turn(self, frame: bytes) -> bytes:
         """All of it; the bytes of the replies."""
         self.replied(self.merged(self.committed(self.decided(self.decoded(frame)))))
-        sent: bytes = self.lane.sent
-        return sent
+        return self.sent
+
+    def close(self) -> None:
+        self.lane.close()
+        self._loop.run_until_complete(asyncio.sleep(0))  # which closes its descriptors
+        for fd in self._ours:
+            os.close(fd)
 
 
 @contextmanager
@@ -140,7 +133,11 @@ def steps(folder: Path, durability: Durability = "process", tasks: int = 10_000)
     server = Server(Orders(str(folder), durability, LIMITS, 0, [], NO_MODELS))
     try:
         server.recover()
-        yield Steps(server, loop, tasks)
+        made = Steps(server, loop, tasks)
+        try:
+            yield made
+        finally:
+            made.close()
     finally:
         server.close()
         loop.close()

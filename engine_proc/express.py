@@ -7,6 +7,8 @@ user's runs here: fields count as plain where their validation needs none.
 
 from __future__ import annotations
 
+from typing import Final
+
 from solewriter.engine_proc.publisher import Installed
 from solewriter.engine_proc.sessions import Session
 from solewriter.engine_proc.turn import Stored, Turn
@@ -17,8 +19,8 @@ from solewriter.shared.mutations import Op
 from solewriter.shared.record import Flags
 from solewriter.shared.wireform import PlainRequest
 
-_UPDATE = Op.UPDATE.value
-_WHOLE = Flags.FIRST | Flags.LAST
+_UPDATE: Final = Op.UPDATE.value
+_WHOLE: Final = Flags.FIRST | Flags.LAST
 
 
 def update(

@@ -11,7 +11,7 @@ import struct
 from collections.abc import Sequence
 from concurrent.futures import Executor
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 import msgspec
 
@@ -40,7 +40,7 @@ Columnar = tuple[TableWriter, IndexWriter[Segment]]
 """Where the entities of one kind are found"""
 
 
-_OVERTAKEN = struct.Struct("<4xI5xB")  # length and flags of a body
+_OVERTAKEN: Final = struct.Struct("<4xI5xB")  # length and flags of a body
 
 
 class Installed(msgspec.Struct, frozen=True, gc=False):

@@ -14,7 +14,7 @@ import os
 import struct
 import time
 from collections.abc import Callable, Iterable, Sequence
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Final, NamedTuple
 from zlib import crc32
 
 from solewriter.shared import record
@@ -37,7 +37,7 @@ class Moved(NamedTuple):
     address: int
 
 
-_LOOKED = struct.Struct("<IIQ8xH3xB2xQ")
+_LOOKED: Final = struct.Struct("<IIQ8xH3xB2xQ")
 """Of a record in the heap: length of its body, slot, the record before it; of the body: kind, flags, revision"""
 
 

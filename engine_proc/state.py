@@ -10,7 +10,7 @@ from __future__ import annotations
 import struct
 from collections.abc import Iterable, Sequence
 from functools import partial
-from typing import Any
+from typing import Any, Final
 
 import msgspec
 
@@ -29,7 +29,7 @@ from solewriter.shared.memory.table import TableWriter
 from solewriter.shared.registry import Kind, Registry
 from solewriter.shared.schema import Schema
 
-_JOURNALED = struct.Struct("<8xHHxBBxQ")  # kind, schema, flags, length of the key and revision of a body
+_JOURNALED: Final = struct.Struct("<8xHHxBBxQ")  # kind, schema, flags, length of the key and revision of a body
 
 
 class State:

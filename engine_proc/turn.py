@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 import msgspec
 
@@ -17,7 +17,7 @@ from solewriter.shared.request_ids import own_id
 if TYPE_CHECKING:
     from solewriter.engine_proc.state import State
 
-NO_SLOT = -1
+NO_SLOT: Final = -1
 
 
 class Stored(msgspec.Struct, frozen=True, gc=False):

@@ -6,6 +6,8 @@ constants below it are parts of formats on disk, in memory or on the wire: chang
 
 from __future__ import annotations
 
+from typing import Final
+
 import msgspec
 
 KIB = 1024
@@ -145,22 +147,22 @@ MEMORY_VERSION = 2  # layout of all segments
 JOURNAL_VERSION = 2  # journal files and entries; 1 had no checkpoints, and zeros behind every file's last entry
 CHECKPOINT_VERSION = 1
 
-FRAME_REQUESTS_MAX = 256  # requests in one frame: sequence = frame number * 256 + index in the frame
+FRAME_REQUESTS_MAX: Final = 256  # requests in one frame: sequence = frame number * 256 + index in the frame
 WATCH_BATCH = 256  # changes that a watcher takes at once: it looks for the newest revision once for all of them
 FRAME_BATCH = 32  # requests of `submit_many` in one frame: amortises the write; a turn begins before the window is full
 CAREFUL_NUMBERS = 2_000  # a frame that may hold more is unpickled key by key: as many colliding keys cost 15 ms
 MEMO_BYTES_MAX = 64 * KIB  # of an unpickler, besides what a frame's bytes explain: nine of them can ask for a gigabyte
 FOLDED_NODES_MAX = 800_000  # of what one lane brings in one wake-up, beyond what its bytes explain: 0.1 s for everybody
 PIPE_BYTES = 256 * KIB  # of a lane; 64 pipes of 1 MiB would exhaust the kernel's per-user soft limit
-KEY_BYTES_MAX = 255  # UTF-8 bytes of an entity's id: its length is one byte in the record
-REQUEST_ID_MAX = 60  # characters of a user-given request id: its UTF-8 length is one byte in the record
-NAME_MAX = 255  # characters of a client id, an agent's, a kind's or a field's name: they are in records and refusals
+KEY_BYTES_MAX: Final = 255  # UTF-8 bytes of an entity's id: its length is one byte in the record
+REQUEST_ID_MAX: Final = 60  # characters of a user-given request id: its UTF-8 length is one byte in the record
+NAME_MAX: Final = 255  # characters of a client id, an agent's, a kind's or a field's name: they are in records
 DURABILITIES = ("memory", "process", "power")  # in the order of their codes in the root
-KINDS_MAX = 64  # kinds in one state: the root lists the slots of each
+KINDS_MAX: Final = 64  # kinds in one state: the root lists the slots of each
 SCHEMAS_MAX = 65_535  # shapes that the classes of one state ever had: a record names its own in two bytes
 COLUMNS_MAX = 32  # declared columns of a kind
-ROOT_RING = 16  # roots in the ring: a reader must be lapped 15 publishes during one copy of 640 bytes to have to retry
-CHUNK_SLOTS = 65_536  # slots of one table chunk: 512 KiB of heads
-INDEX_WORDS = 256  # regions of one index: refilling one region of a million keys moves 4,096 entries, ~1 ms
-ALIGNMENT = 8  # of records and entries: a visible word never spans two cache lines
+ROOT_RING: Final = 16  # roots in the ring: 15 publishes during a reader's copy of 640 bytes make it retry
+CHUNK_SLOTS: Final = 65_536  # slots of one table chunk: 512 KiB of heads
+INDEX_WORDS: Final = 256  # regions of one index: refilling one region of a million keys moves 4,096 entries, ~1 ms
+ALIGNMENT: Final = 8  # of records and entries: a visible word never spans two cache lines
 REVISION_LOG_STRIDE = 4 * KIB  # heap bytes between two points of the revision log: it stays below 0.4 % of the heap

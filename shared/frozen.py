@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping
-from typing import Annotated, Any
+from typing import Annotated, Any, Final
 
 from pydantic import GetCoreSchemaHandler
 from pydantic_core import CoreSchema, PydanticCustomError, core_schema
 
 DEPTH_MAX = 32  # nesting of one value; a cycle ends here too
-INT_MIN, INT_MAX = -(2**63), 2**64 - 1  # what msgpack can hold
+INT_MIN: Final = -(2**63)  # what msgpack can hold
+INT_MAX: Final = 2**64 - 1
 
 
 class FrozenMap(Mapping[str, Any]):

@@ -17,20 +17,20 @@ from zlib import crc32
 
 from solewriter.shared.errors import JournalCorrupt
 
-_CRC = struct.Struct("<I")
-_CHECK = struct.Struct("<II")
-_HEADER = struct.Struct("<IHHBBBBQQqQQHHHHI")
-_WHOLE = struct.Struct("<IIHHBBBBQQqQQHHHHI")
-_HELD = struct.Struct("<4xI2xHxB2x8xQ24x4xHHI")  # the parts of it that the engine decides on
-_CONTENT = struct.Struct("<4xIHHxBBxQQq24xI")  # those that a reader decodes an entity from
-BEFORE_CELLS = struct.Struct("<4xI2xHxBBB40xHH")
+_CRC: Final = struct.Struct("<I")
+_CHECK: Final = struct.Struct("<II")
+_HEADER: Final = struct.Struct("<IHHBBBBQQqQQHHHHI")
+_WHOLE: Final = struct.Struct("<IIHHBBBBQQqQQHHHHI")
+_HELD: Final = struct.Struct("<4xI2xHxB2x8xQ24x4xHHI")  # the parts of it that the engine decides on
+_CONTENT: Final = struct.Struct("<4xIHHxBBxQQq24xI")  # those that a reader decodes an entity from
+BEFORE_CELLS: Final = struct.Struct("<4xI2xHxBBB40xHH")
 """Of a body its length, schema and flags, and the lengths of what is between its header and its cells: its key, request
 id, actor and reason"""
-HEADER_BYTES = _WHOLE.size
-REVISION_OFFSET = 16  # of the u64 in a body, for readers that only ask how old a record is
-CRC_BYTES = 4  # at the beginning of a body
-FLAGS_OFFSET = 13  # of the byte in a body
-KEY_LENGTH_OFFSET = 14  # of the u8 in a body; the key itself follows the header
+HEADER_BYTES: Final = _WHOLE.size
+REVISION_OFFSET: Final = 16  # of the u64 in a body, for readers that only ask how old a record is
+CRC_BYTES: Final = 4  # at the beginning of a body
+FLAGS_OFFSET: Final = 13  # of the byte in a body
+KEY_LENGTH_OFFSET: Final = 14  # of the u8 in a body; the key itself follows the header
 
 if TYPE_CHECKING:
     from mmap import mmap

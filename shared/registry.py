@@ -6,7 +6,7 @@ import enum
 import struct
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import cache
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any, Final, TypeVar
 
 from pydantic import BaseModel, TypeAdapter, ValidationError
 
@@ -19,14 +19,13 @@ from solewriter.shared.models import CONCERNS, Entity, Lifecycle, Project, Task
 from solewriter.shared.schema import Schema, decode, encode, plain, shape_of
 
 E = TypeVar("E", bound=Entity)
-_PLAIN = frozenset({"bool", "int", "float", "str", "datetime", "literal"})  # types of pydantic core schemas
-_CONTAINERS = (tuple, frozenset, FrozenMap, BaseModel)
-_NO_DEFAULT = object()
-STAMPS = ("created_by", "created_at", "updated_at")  # filled in by the engine where a model declares them
-_OWN_CELLS = ("updated_at", "version")  # set by the engine at every change
-_STAMPS = struct.Struct("<qq")  # their cells, where they are the last ones, in this order
-_pack_stamps = _STAMPS.pack
-IN_HEADER = frozenset({"id", "version", "updated_at"})
+_PLAIN: Final = frozenset({"bool", "int", "float", "str", "datetime", "literal"})  # types of pydantic core schemas
+_CONTAINERS: Final = (tuple, frozenset, FrozenMap, BaseModel)
+_NO_DEFAULT: Final = object()
+STAMPS: Final = ("created_by", "created_at", "updated_at")  # filled in by the engine where a model declares them
+_OWN_CELLS: Final = ("updated_at", "version")  # set by the engine at every change
+_STAMPS: Final = struct.Struct("<qq")  # their cells, where they are the last ones, in this order
+IN_HEADER: Final = frozenset({"id", "version", "updated_at"})
 
 
 def problems(error: ValidationError) -> InvalidMutation:
@@ -90,6 +89,12 @@ class Kind:
             plain = [name for name in free if _is_plain(self._field_adapter(name).core_schema)]
             found = self._plain_fields = frozenset(plain)
         return found
+
+    def fixed_because(self, name: str) -> str:
+        """Why one of the `fixed` fields cannot be updated."""
+        if self.lifecycle is not None and name == self.lifecycle.field:
+            return "changes by a transition only"
+        return "never changes" if name in ("id", "created_by", "created_at") else "is set by the engine"
 
     # --- building ----------------------------------------------------------------------------------------------------
 
@@ -193,7 +198,7 @@ class Kind:
         """The block with some fields' cells and the engine's own made anew; these cells. Raises InvalidMutation."""
         if self._stamps_are_last and self._free_cells.keys().isdisjoint(names):
             count = len(self.columns)
-            return block[: -_STAMPS.size] + _pack_stamps(now_us, version), ((count - 2, now_us), (count - 1, version))
+            return block[: -_STAMPS.size] + _STAMPS.pack(now_us, version), ((count - 2, now_us), (count - 1, version))
         cells: list[tuple[int, Cell]] = []
         for name in names:
             if name in self._free_cells:

@@ -15,7 +15,7 @@ from __future__ import annotations
 import enum
 from collections.abc import Iterable
 from hashlib import blake2b
-from typing import Any
+from typing import Any, Final, cast
 
 import msgspec
 
@@ -27,7 +27,6 @@ from solewriter.shared.mutations import (
     Cancel,
     Create,
     Delete,
-    Expect,
     FromTarget,
     Guard,
     GuardMutation,
@@ -35,7 +34,6 @@ from solewriter.shared.mutations import (
     Op,
     Put,
     Require,
-    Target,
     Transition,
     Update,
 )
@@ -47,13 +45,13 @@ PlainMutation = tuple[int, str, str, "int | None", "dict[str, Any] | None", str,
 PlainGuard = tuple[int, str, str, int]
 PlainRequest = tuple[list[PlainMutation], list[PlainGuard], "str | None", "int | None"]
 OutcomeQuery = tuple[str, str]
-
-SCALARS = frozenset({str, int, float, bool, bytes, type(None)})
-MUTATION_NODES, GUARD_NODES = 8, 5  # their tuples and what is in them: the same one can be named a thousand times
-
-
-_OPS = (Op.UPDATE, Op.TRANSITION, Op.CANCEL, Op.DELETE)
-_UPDATE, _TRANSITION, _CANCEL, _DELETE = [op.value for op in _OPS]  # asked each time, it takes as long as a line
+SCALARS: Final = frozenset({str, int, float, bool, bytes, type(None)})
+MUTATION_NODES: Final = 8  # its tuple and what is in it: the same one can be named a thousand times
+GUARD_NODES: Final = 5
+_UPDATE: Final = Op.UPDATE.value  # asked of the enum each time, it takes as long as a line
+_TRANSITION: Final = Op.TRANSITION.value
+_CANCEL: Final = Op.CANCEL.value
+_DELETE: Final = Op.DELETE.value
 
 
 # --- the caller's side: mutations to plain data -----------------------------------------------------------------------
@@ -62,7 +60,7 @@ _UPDATE, _TRANSITION, _CANCEL, _DELETE = [op.value for op in _OPS]  # asked each
 def plain_request(
     mutations: Iterable[Mutation],
     guards: Iterable[GuardMutation],
-    request_id: str | None,
+    request_id: Any,
     registry: Registry,
     limits: Limits,
     deadline_us: int | None = None,
@@ -89,12 +87,11 @@ def plain_or_refused(
         return error
 
 
-def outcome_query(request_id: str) -> OutcomeQuery:
+def outcome_query(request_id: Any) -> OutcomeQuery:
     """The question how a request ended. Raises InvalidMutation for what cannot be a request's id."""
-    query = ("outcome", request_id)
-    if not is_outcome_query(query):
+    if not is_outcome_query(("outcome", request_id)):
         raise _not_a_request_id(request_id)
-    return query
+    return "outcome", request_id
 
 
 def plain_mutation(mutation: Mutation, registry: Registry, limits: Limits = DEFAULT_LIMITS) -> PlainMutation:
@@ -102,27 +99,31 @@ def plain_mutation(mutation: Mutation, registry: Registry, limits: Limits = DEFA
     mutation.
     """
     plain = _plain_mutation(mutation, registry)
-    _check_edges(plain, limits)
-    return plain
+    _check_edges(plain[2], plain[3], plain[5], limits)
+    return cast("PlainMutation", plain)
 
 
-def _check_edges(plain: PlainMutation, limits: Limits) -> None:
+def _check_edges(key: Any, expect: Any, reason: Any, limits: Limits) -> None:
     """What is not a field of the entity: refused at the call, not by the engine."""
-    _, _, key, expect, _, reason, _ = plain
     if expect is not None and (type(expect) is not int or not 0 <= expect <= INT_MAX):
         raise InvalidMutation(f"expect is a version or None, not {expect!r}", fields={"expect": "not a version"})
-    if type(key) is not str or not 0 < len(key) <= KEY_BYTES_MAX // 4 or not key.isascii():
-        try:
-            _check_names("", key)
-        except BadRequest as error:
-            raise InvalidMutation(error.message, fields={"id": error.message}) from None
-    if reason:
+    _check_id(key)
+    if reason != "":
         if type(reason) is not str or not _is_text(reason):
             raise InvalidMutation(f"a reason is text, not {reason!r:.100}", fields={"reason": "not text"})
         _check_reason_length(reason, limits)
 
 
-def check_request_id(request_id: str) -> None:
+def _check_id(key: Any) -> None:
+    """Raises InvalidMutation for an id that no entity can have."""
+    if type(key) is not str or not 0 < len(key) <= KEY_BYTES_MAX // 4 or not key.isascii():
+        try:
+            _check_names("", key)
+        except BadRequest as error:
+            raise InvalidMutation(error.message, fields={"id": error.message}) from None
+
+
+def check_request_id(request_id: Any) -> None:
     """Raises InvalidMutation for an id that a user cannot give."""
     if not is_outcome_query(("outcome", request_id)):
         raise _not_a_request_id(request_id)
@@ -140,42 +141,47 @@ def _not_a_request_id(request_id: Any) -> InvalidMutation:
     )
 
 
-def _plain_mutation(mutation: Mutation, registry: Registry) -> PlainMutation:
+def _plain_mutation(mutation: Any, registry: Registry) -> tuple[Any, ...]:
+    """A mutation's parts, of which its edges may be anything still: mutations are made without a look at types."""
+    given = mutation  # what `match` takes parts of, it takes for what their annotations say
     match mutation:
-        case Create(entity, reason):
-            return _whole(Op.CREATE, entity, 0, reason, registry)
-        case Put(entity, expect, reason):
+        case Create():
+            return _whole(Op.CREATE, given.entity, 0, given.reason, registry)
+        case Put():
+            entity, expect = given.entity, given.expect
             new = isinstance(expect, FromTarget) and not getattr(entity, "version", 0)  # replaces whatever is there
-            return _whole(Op.PUT, entity, None if new else _expected(expect, entity), reason, registry)
-        case Update(target, changes, expect, reason):
+            return _whole(Op.PUT, entity, None if new else _expected(expect, entity), given.reason, registry)
+        case Update():
+            target = given.target
             kind = registry.of(model_of(target))
-            fields = changed_fields(kind, changes)
-            return _UPDATE, kind.name, target.id, _expected(expect, target), fields, reason, None
-        case Transition(target, to, changes, expect, reason):
+            fields = changed_fields(kind, given.changes)
+            return _UPDATE, kind.name, target.id, _expected(given.expect, target), fields, given.reason, None
+        case Transition():
+            target = given.target
             kind = registry.of(model_of(target))
-            fields = changed_fields(kind, changes)
-            state = _state(kind, to)
-            return _TRANSITION, kind.name, target.id, _expected(expect, target), fields, reason, state
-        case Cancel(target, expect, reason):
-            kind = registry.of(model_of(target))
+            fields, state = changed_fields(kind, given.changes), _state(kind, given.to)
+            return _TRANSITION, kind.name, target.id, _expected(given.expect, target), fields, given.reason, state
+        case Cancel():
+            kind = registry.of(model_of(given.target))
             if kind.lifecycle is None or kind.lifecycle.cancelled is None:
                 raise InvalidMutation(f"{kind.name} has no cancelled state", fields={"kind": "has no cancelled state"})
-            return _CANCEL, kind.name, target.id, expect, None, reason, None
-        case Delete(target, expect, reason):
+            return _CANCEL, kind.name, given.target.id, given.expect, None, given.reason, None
+        case Delete():
+            target = given.target
             kind = registry.of(model_of(target))
-            return _DELETE, kind.name, target.id, _expected(expect, target), None, reason, None
+            return _DELETE, kind.name, target.id, _expected(given.expect, target), None, given.reason, None
     raise TypeError(f"{mutation!r} is not a mutation: use Create, Put, Update, Transition, Cancel or Delete")
 
 
 def plain_guard(guard: GuardMutation, registry: Registry) -> PlainGuard:
+    """A guard as plain data. Raises InvalidMutation, naming the field."""
     if isinstance(guard, Require):
         if not guard.entity.version:
-            raise InvalidMutation(
-                f"{guard.entity.kind_name} {guard.entity.id!r} was never stored: require what was read, or use "
-                "RequireAbsent",
-                fields={"version": "0: never stored"},
-            )
+            problem = f"{guard.entity.kind_name} {guard.entity.id!r} was never stored: require what was read"
+            raise InvalidMutation(f"{problem}, or use RequireAbsent", fields={"version": "0: never stored"})
         return Guard.REQUIRE.value, registry.of(type(guard.entity)).name, guard.entity.id, guard.entity.version
+    given: Any = guard
+    _check_id(given.id)
     name = guard.model if isinstance(guard.model, str) else registry.of(guard.model).name
     return Guard.REQUIRE_ABSENT.value, name, guard.id, 0
 
@@ -193,22 +199,17 @@ def changed_fields(kind: Kind, changes: Any) -> dict[str, Any]:
     """The changes as plain values, each validated by its field. Raises InvalidMutation."""
     fields: dict[str, Any] = {}
     for name, value in changes.items():
+        if type(name) is not str:
+            raise InvalidMutation(f"{kind.name} has no field {name!r}", fields={str(name): "no such field"})
         if name in kind.fixed:
-            raise InvalidMutation(
-                f"{kind.name}.{name} {_fixed_because(kind, name)}", fields={name: _fixed_because(kind, name)}
-            )
+            problem = kind.fixed_because(name)
+            raise InvalidMutation(f"{kind.name}.{name} {problem}", fields={name: problem})
         valid = kind.field(name, value) if kind.checks_fields else kind.known(name, value)
         fields[name] = valid if type(valid) in SCALARS else plain(valid)
     return fields
 
 
-def _fixed_because(kind: Kind, name: str) -> str:
-    if kind.lifecycle is not None and name == kind.lifecycle.field:
-        return "changes by a transition only"
-    return "never changes" if name in ("id", "created_by", "created_at") else "is set by the engine"
-
-
-def _whole(op: Op, entity: Entity, expect: int | None, reason: str, registry: Registry) -> PlainMutation:
+def _whole(op: Op, entity: Any, expect: Any, reason: Any, registry: Registry) -> tuple[Any, ...]:
     if not isinstance(entity, Entity):
         raise TypeError(f"{op.name.lower()} takes an entity, not {entity!r}")
     kind = registry.of(type(entity))
@@ -216,7 +217,7 @@ def _whole(op: Op, entity: Entity, expect: int | None, reason: str, registry: Re
     return op.value, kind.name, entity.id, expect, fields, reason, None
 
 
-def _expected(expect: Expect, target: Target) -> int | None:
+def _expected(expect: Any, target: Any) -> Any:
     if not isinstance(expect, FromTarget):
         return expect
     return target.version if isinstance(target, Entity) else None

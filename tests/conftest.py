@@ -84,6 +84,40 @@ def wait_until() -> WaitUntil:
     return poll
 
 
+# --- bugs and traces, and the compiled build --------------------------------------------------------------------------
+
+
+def compiled(*places: Any) -> list[str]:
+    """Which of these modules, or of the modules of these classes and functions, are machine code here."""
+    modules = {place if isinstance(place, ModuleType) else sys.modules[place.__module__] for place in places}
+    return sorted(module.__name__ for module in modules if not str(module.__file__).endswith(".py"))
+
+
+@pytest.fixture(scope="session")
+def interpreted() -> Callable[..., None]:
+    """`interpreted(*places)`: skips where one of them is compiled, for tests that follow it line by line, or put a bug
+    into it: machine code has no lines, and calls what it was compiled with, whatever stands in its place.
+    """
+
+    def check(*places: Any) -> None:
+        if found := compiled(*places):
+            pytest.skip(f"needs the interpreter: {', '.join(found)} is compiled here")
+
+    return check
+
+
+@pytest.fixture
+def plant(monkeypatch: pytest.MonkeyPatch, interpreted: Callable[..., None]) -> Callable[[Any, str, Any], None]:
+    """`plant(place, name, bug)`: the bug in place of a class's or module's function; it is given the true one first."""
+
+    def put(place: Any, name: str, bug: Callable[..., Any]) -> None:
+        interpreted(place)
+        true = getattr(place, name)
+        monkeypatch.setattr(place, name, lambda *given: bug(true, *given))
+
+    return put
+
+
 # --- in the middle of something --------------------------------------------------------------------------------------
 
 

@@ -59,7 +59,7 @@ class Rounds:
 
 
 def assert_applied(engine: Steps) -> None:
-    replies = wire.unpack_replies(bytearray(engine.lane.sent))
+    replies = wire.unpack_replies(bytearray(engine.sent))
     assert [reply.status for reply in replies] == [Status.APPLIED] * REQUESTS
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from solewriter.engine_proc.decide.draft import Draft, Step
 from solewriter.shared.errors import InvalidMutation, InvalidTransition
 from solewriter.shared.models import Lifecycle
@@ -40,14 +42,14 @@ def cancel(draft: Draft, mutation: PlainMutation) -> Step:
     return step
 
 
-def check_step(step: Step, state: str, to: str) -> None:
-    """Raises InvalidTransition unless `to` is `state` or may follow it."""
+def check_step(step: Step, state: str, to: Any) -> None:
+    """Raises InvalidTransition unless `to`, which may be no state at all, is `state` or may follow it."""
     lifecycle = _lifecycle(step)
     if to != state and to not in lifecycle.allowed(state):
         raise _refusal(step, state, to)
 
 
-def _refusal(step: Step, state: str, to: str) -> InvalidTransition:
+def _refusal(step: Step, state: str, to: Any) -> InvalidTransition:
     allowed = _lifecycle(step).allowed(state)
     ways = f"from there: {', '.join(allowed)}" if allowed else "that is final"
     return InvalidTransition(

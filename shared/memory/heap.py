@@ -13,18 +13,17 @@ from __future__ import annotations
 import struct
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Executor, Future
-from typing import Any
+from typing import Any, Final
 
 from solewriter.shared.config import ALIGNMENT, HEAP_AHEAD, HEAP_RUN_BYTES, HEAP_SEGMENT_SHARE, Limits
 from solewriter.shared.memory.segment import Segment
 
-PREFIX = struct.Struct("<IIQ")
-_prefix = PREFIX.pack
-PREFIX_BYTES = PREFIX.size
-START = 64  # offset of the first record in a segment
-END = 0xFFFFFFFF
-OFFSET_MASK = 0xFFFFFFFF
-PADDING = [bytes(count) for count in range(ALIGNMENT)]
+PREFIX: Final = struct.Struct("<IIQ")
+PREFIX_BYTES: Final = PREFIX.size
+START: Final = 64  # offset of the first record in a segment
+END: Final = 0xFFFFFFFF
+OFFSET_MASK: Final = 0xFFFFFFFF
+PADDING: Final = [bytes(count) for count in range(ALIGNMENT)]
 
 
 def address_of(segment: int, offset: int) -> int:
@@ -93,7 +92,7 @@ class HeapWriter:
             self._begin_segment(behind - offset)
             return self.append(body, slot, previous)
         self._offset = behind
-        self._parts += (_prefix(length, slot, previous), body, PADDING[behind - end])
+        self._parts += (PREFIX.pack(length, slot, previous), body, PADDING[behind - end])
         return self._number << 32 | offset
 
     def flush(self) -> None:
@@ -113,7 +112,7 @@ class HeapWriter:
         """
         addresses: list[int] = []
         parts = self._parts
-        pack, offset, base, limit = _prefix, self._offset, self._number << 32, 0
+        pack, offset, base, limit = PREFIX.pack, self._offset, self._number << 32, 0
         for body, slot in zip(bodies, slots, strict=True):
             length = len(body)
             size = (PREFIX_BYTES + length + ALIGNMENT - 1) & -ALIGNMENT

@@ -12,14 +12,14 @@ late for it reads the word again.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from typing import Generic, Protocol, TypeVar
+from typing import Final, Generic, Protocol, TypeVar
 from zlib import crc32
 
 from solewriter.shared.config import INDEX_ARENA_BYTES_FIRST, INDEX_ARENA_BYTES_MAX, INDEX_TIDY_ABOVE, INDEX_WORDS
 from solewriter.shared.memory.segment import Segment
 
-FIRST_LOG2 = 4  # entries of a region's first shape
-_START = INDEX_WORDS  # entries: the words come first in arena segment 0
+FIRST_LOG2: Final = 4  # entries of a region's first shape
+_START: Final = INDEX_WORDS  # entries: the words come first in arena segment 0
 
 
 def key_hash(key: bytes) -> int:

@@ -25,7 +25,7 @@ from __future__ import annotations
 
 import struct
 import time
-from typing import NamedTuple
+from typing import Final, NamedTuple
 from zlib import crc32
 
 from solewriter.shared.config import DURABILITIES, KINDS_MAX, MEMORY_VERSION, ROOT_RING
@@ -35,16 +35,28 @@ from solewriter.shared.memory.segment import Segment
 
 MAGIC = int.from_bytes(b"solewrit", "little")
 
-_FIXED = struct.Struct("<QIIQQQq16s")
-_ROOT = struct.Struct("<IIQQQQQQIIIIQ")
-_KINDS = struct.Struct("<II")
-_PLACE_BYTES = 640
-_RING = 256
-ROOT_BYTES = _RING + ROOT_RING * _PLACE_BYTES
+_FIXED: Final = struct.Struct("<QIIQQQq16s")
+_ROOT: Final = struct.Struct("<IIQQQQQQIIIIQ")
+_KINDS: Final = struct.Struct("<II")
+_PLACE_BYTES: Final = 640
+_RING: Final = 256
+ROOT_BYTES: Final = _RING + ROOT_RING * _PLACE_BYTES
 assert _ROOT.size + KINDS_MAX * _KINDS.size <= _PLACE_BYTES
 
-_HEAD, _TAIL, READABLE, _HEARTBEAT, _SUCCESSOR, _DECIDING, _DURABILITY = 8, 16, 17, 18, 19, 20, 22
-_SESSIONS, _CONNECTED, _PERIOD, _HELD, FORGOTTEN, _IN_DECIDE = 23, 24, 25, 26, 27, 28
+# Words, by their place.
+_HEAD: Final = 8
+_TAIL: Final = 16
+READABLE: Final = 17
+_HEARTBEAT: Final = 18
+_SUCCESSOR: Final = 19
+_DECIDING: Final = 20  # and 21
+_DURABILITY: Final = 22
+_SESSIONS: Final = 23
+_CONNECTED: Final = 24
+_PERIOD: Final = 25
+_HELD: Final = 26
+FORGOTTEN: Final = 27
+_IN_DECIDE: Final = 28
 _PIN_TRIES = (
     1_000  # a reader is lapped only if it sleeps through 15 publishes in mid-copy; a thousand times is a broken root
 )

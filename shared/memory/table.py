@@ -12,15 +12,15 @@ from __future__ import annotations
 
 from array import array
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from typing import Any, Final
 
 from solewriter.shared.columns import Cell, Cells, Column
 from solewriter.shared.config import CHUNK_SLOTS
 from solewriter.shared.memory.segment import Segment
 
 WIDTHS = {"B": 1, "q": 8, "d": 8, "Q": 8}
-_SHIFT = CHUNK_SLOTS.bit_length() - 1
-_MASK = CHUNK_SLOTS - 1
+_SHIFT: Final = CHUNK_SLOTS.bit_length() - 1
+_MASK: Final = CHUNK_SLOTS - 1
 
 
 def offsets(columns: Sequence[Column]) -> list[int]:

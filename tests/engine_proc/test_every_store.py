@@ -45,8 +45,14 @@ from solewriter.shared.memory import heap, index, revlog, root, table
 from solewriter.shared.mutations import Mutation
 from solewriter.shared.registry import Registry
 
-TRACED = {__file__, *(module.__file__ for module in (publishing, reclaim, heap, index, revlog, root, table))}
+ROOMS = (publishing, reclaim, heap, index, revlog, root, table)
+TRACED = {__file__, *(module.__file__ for module in ROOMS)}
 KEPT = 16  # tasks that are there from the beginning
+
+
+@pytest.fixture(autouse=True)
+def line_by_line(interpreted: Callable[..., None]) -> None:
+    interpreted(*ROOMS)
 
 
 class Note(Entity, columns=("size", "text", "version")):

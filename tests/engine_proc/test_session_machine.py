@@ -836,8 +836,7 @@ LATE_FOUND = (a_failed_commit_remembered, a_failed_commit_acknowledged, a_fence_
     ("place", "name", "bug"),
     [pytest.param(*bug, id=bug[2].__name__, marks=pytest.mark.heavy if bug[2] in LATE_FOUND else ()) for bug in BUGS],
 )
-def test_a_seeded_bug_is_found(machine, monkeypatch, place, name, bug):
-    true = getattr(place, name)
-    monkeypatch.setattr(place, name, lambda *given: bug(true, *given))
+def test_a_seeded_bug_is_found(machine, plant, place, name, bug):
+    plant(place, name, bug)
     with pytest.raises(AssertionError):
         run_state_machine_as_test(machine, settings=budget(100, **QUICKLY))

@@ -283,7 +283,7 @@ def test_a_call_interrupted_at_any_step_leaves_a_client_that_goes_on(engine, at_
             after = client.update(Task.ref("t"), max_retries=1_000 + steps)
             assert after.version - version in (1, 2), reached
             version = after.version
-    assert steps > 40
+    assert steps > 30  # a third of them in the session, where it is not compiled
 
 
 def test_a_forked_child_never_uses_nor_holds_its_parents_lane(state, start_engine):

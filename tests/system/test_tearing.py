@@ -203,9 +203,8 @@ LOOKING = [
 
 
 @pytest.mark.parametrize(("place", "name", "bug"), [pytest.param(*bug, id=bug[2].__name__) for bug in LOOKING])
-def test_a_seeded_bug_of_a_reader_is_seen(notes_of_looks, monkeypatch, place, name, bug):
-    true = getattr(place, name)
-    monkeypatch.setattr(place, name, lambda *given: bug(true, *given))
+def test_a_seeded_bug_of_a_reader_is_seen(notes_of_looks, plant, place, name, bug):
+    plant(place, name, bug)
     assert notes_of_looks().count > 0
 
 
@@ -242,7 +241,6 @@ FOLLOWING = [
 
 
 @pytest.mark.parametrize(("place", "name", "bug"), [pytest.param(*bug, id=bug[2].__name__) for bug in FOLLOWING])
-def test_a_seeded_bug_of_a_watch_is_seen(notes_of_changes, monkeypatch, place, name, bug):
-    true = getattr(place, name)
-    monkeypatch.setattr(place, name, lambda *given: bug(true, *given))
+def test_a_seeded_bug_of_a_watch_is_seen(notes_of_changes, plant, place, name, bug):
+    plant(place, name, bug)
     assert notes_of_changes().count > 0

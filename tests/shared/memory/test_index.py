@@ -33,7 +33,7 @@ class Index:
         return Segment.create(self.folder / f"index-{number}", size)
 
     def insert(self, hashes):
-        self.writer.reserve(hashes)
+        self.writer.reserve([*hashes])
         for hashed in hashes:
             self.writer.insert(hashed, self.count)
             self.slots.setdefault(hashed, []).append(self.count)
