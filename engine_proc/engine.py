@@ -11,7 +11,7 @@ import asyncio
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, Final
 
 import msgspec
 
@@ -46,7 +46,9 @@ from solewriter.shared.request_ids import own_id, session_number
 from solewriter.shared.wire import Status
 
 Answer = tuple[int, int, int, Any]  # sequence, status, revision, detail
-_APPLIED, _REFUSED, _UNAVAILABLE = Status.APPLIED.value, Status.REFUSED.value, Status.UNAVAILABLE.value
+_APPLIED: Final = Status.APPLIED.value
+_REFUSED: Final = Status.REFUSED.value
+_UNAVAILABLE: Final = Status.UNAVAILABLE.value
 
 STOPPED: tuple[str, str, dict[str, Any]] = (
     "EngineUnavailable", "the engine stopped before it took this request: it was not applied", {},
