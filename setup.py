@@ -22,6 +22,8 @@ HOT = (
     "shared/memory/index.py",
     "shared/memory/root.py",
     "shared/memory/revlog.py",
+    "agents/answers.py",
+    "agents/deadline.py",
     "agents/session.py",
     "engine_proc/bridge.py",
     "engine_proc/decide/__init__.py",

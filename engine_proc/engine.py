@@ -206,12 +206,13 @@ class SingleWriter:
             item = items.popleft()
             left -= 1
             if item.__class__ is tuple:
-                if item[0] is not lane:
-                    lane = item[0]
-                    answers = self._replies.setdefault(lane, [])
-                lane.taken += 1
-                if not (lane.superseded or lane.epoch != lane.session.epoch or lane.session.number in turn.sessions):
-                    answers.append(self._answer(turn, lane.session, item[1], item[2]))
+                sender: LaneEnd = item[0]
+                if sender is not lane:
+                    lane, answers = sender, self._replies.setdefault(sender, [])
+                sender.taken += 1
+                session = sender.session
+                if not (sender.superseded or sender.epoch != session.epoch or session.number in turn.sessions):
+                    answers.append(self._answer(turn, session, item[1], item[2]))
             else:
                 self._greet(turn, item)
             if (now := time.monotonic()) >= until:

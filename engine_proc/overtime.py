@@ -13,10 +13,10 @@ from __future__ import annotations
 import signal
 from collections.abc import Callable
 from types import CodeType, FrameType
-from typing import ParamSpec, TypeVar
+from typing import TypeVar, TypeVarTuple
 
-P = ParamSpec("P")
 T = TypeVar("T")
+Given = TypeVarTuple("Given")
 
 SIGHTINGS = 3  # of one call: one tick after the other, so that it ran for two whole ones
 
@@ -25,9 +25,9 @@ class Overtime(BaseException):
     """Deciding took too long. Raised in the middle of a model's code, where no `except Exception` may keep it."""
 
 
-def watched(deed: Callable[P, T], *given: P.args, **named: P.kwargs) -> T:
+def watched(deed: Callable[[*Given], T], *given: *Given) -> T:
     """The call that is looked for. In this file, which is never compiled, because compiled code has no frames."""
-    return deed(*given, **named)
+    return deed(*given)
 
 
 class TimeBudget:

@@ -39,6 +39,7 @@ class Moved(NamedTuple):
 
 _LOOKED: Final = struct.Struct("<IIQ8xH3xB2xQ")
 """Of a record in the heap: length of its body, slot, the record before it; of the body: kind, flags, revision"""
+_look: Final = _LOOKED.unpack_from
 
 
 class Dropped(NamedTuple):
@@ -150,7 +151,7 @@ class Reclaimer:
         while place < stop:
             length = END
             if place <= last:
-                length, slot, previous, kind, flags, revision = _LOOKED.unpack_from(segment.map, place)
+                length, slot, previous, kind, flags, revision = _look(segment.map, place)
             if length == END:
                 self._cursor = address_of(heap.first + 1, START)
                 break

@@ -31,6 +31,8 @@ REVISION_OFFSET: Final = 16  # of the u64 in a body, for readers that only ask h
 CRC_BYTES: Final = 4  # at the beginning of a body
 FLAGS_OFFSET: Final = 13  # of the byte in a body
 KEY_LENGTH_OFFSET: Final = 14  # of the u8 in a body; the key itself follows the header
+_pack_header: Final = _HEADER.pack
+_unpack_held: Final = _HELD.unpack_from
 
 if TYPE_CHECKING:
     from mmap import mmap
@@ -101,7 +103,7 @@ def pack(
         + len(old_cells)
         + len(payload)
     )
-    head = _HEADER.pack(
+    head = _pack_header(
         length, kind, schema, op, flags, len(key), len(request_id), revision, version, time_us, session, sequence,
         len(actor), len(reason), len(cells), len(old_cells), len(payload),
     )  # fmt: skip
@@ -210,7 +212,7 @@ def held(buffer: bytes | mmap, start: int) -> tuple[int, int, int, bool, bytes, 
     """(length, schema, version, deleted, cells, payload) of a body that this process wrote itself: its crc is not
     looked at.
     """
-    length, schema, flags, version, cells_length, old_length, payload_length = _HELD.unpack_from(buffer, start)
+    length, schema, flags, version, cells_length, old_length, payload_length = _unpack_held(buffer, start)
     behind = start + length
     payload_start = behind - payload_length
     cells_end = payload_start - old_length

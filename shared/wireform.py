@@ -145,12 +145,6 @@ def _plain_mutation(mutation: Any, registry: Registry) -> tuple[Any, ...]:
     """A mutation's parts, of which its edges may be anything still: mutations are made without a look at types."""
     given = mutation  # what `match` takes parts of, it takes for what their annotations say
     match mutation:
-        case Create():
-            return _whole(Op.CREATE, given.entity, 0, given.reason, registry)
-        case Put():
-            entity, expect = given.entity, given.expect
-            new = isinstance(expect, FromTarget) and not getattr(entity, "version", 0)  # replaces whatever is there
-            return _whole(Op.PUT, entity, None if new else _expected(expect, entity), given.reason, registry)
         case Update():
             target = given.target
             kind = registry.of(model_of(target))
@@ -170,6 +164,12 @@ def _plain_mutation(mutation: Any, registry: Registry) -> tuple[Any, ...]:
             target = given.target
             kind = registry.of(model_of(target))
             return _DELETE, kind.name, target.id, _expected(given.expect, target), None, given.reason, None
+        case Create():
+            return _whole(Op.CREATE, given.entity, 0, given.reason, registry)
+        case Put():
+            entity, expect = given.entity, given.expect
+            new = isinstance(expect, FromTarget) and not getattr(entity, "version", 0)  # replaces whatever is there
+            return _whole(Op.PUT, entity, None if new else _expected(expect, entity), given.reason, registry)
     raise TypeError(f"{mutation!r} is not a mutation: use Create, Put, Update, Transition, Cancel or Delete")
 
 
