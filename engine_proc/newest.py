@@ -13,7 +13,7 @@ import struct
 from array import array
 from bisect import bisect_left
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from itertools import compress
+from itertools import accumulate, compress
 from operator import not_
 from typing import NamedTuple
 
@@ -24,7 +24,7 @@ from solewriter.engine_proc.sessions import Sessions, told_of
 from solewriter.engine_proc.state import State
 from solewriter.shared import record
 from solewriter.shared.config import CHUNK_SLOTS, INSTALLED_AT_ONCE
-from solewriter.shared.entry import Entry, Outcome
+from solewriter.shared.entry import Entry, Outcome, PrivateChanges, Slots
 from solewriter.shared.memory.heap import padded
 from solewriter.shared.record import HEADER_BYTES, Flags
 
@@ -68,15 +68,33 @@ class NewestRecords:
         self._bodies = [b""]  # of all entries that were collected, from 1 on
         self._revision = 0
 
-    def add(self, entry: Entry, used_slots: Mapping[int, int]) -> None:
-        """One more entry. `used_slots`: by a record's position, that of a new key which took the slot of another one;
-        where there are some, what a checkpoint brings must be in memory. What is asked here is asked once for each
-        record of a journal: of a state of a million, that makes the difference between one second and four.
+    def add(self, entry: Entry, said: PrivateChanges) -> None:
+        """One more entry. Where keys took used slots, what a checkpoint brings must be in memory. What is asked here is
+        asked once for each record of a journal: of a state of a million, that makes the difference between one second
+        and four.
         """
-        bodies, at, end, unpack = entry.bodies, 0, len(entry.bodies), _NAMED.unpack_from
-        base, position, current = len(self._bodies) << 32, 0, -1
-        self._bodies.append(bodies)
+        base = len(self._bodies) << 32
+        self._bodies.append(entry.bodies)
         self._revision = entry.revision
+        if said.known is None or not self._add_known(said.known, base, len(entry.bodies)):
+            self._add_by_keys(entry.bodies, base, said.slots)
+
+    def _add_known(self, known: Slots, base: int, size: int) -> bool:
+        """The records of an entry, which says their slots. False if that cannot be."""
+        slots, lengths = known.unpacked(size)
+        newest = self._of(known.kind)
+        if not slots or max(slots) >= newest.kind.places:
+            return False
+        places = newest.places
+        for slot, place in zip(slots, accumulate(lengths, initial=base), strict=False):  # there is one end more
+            places[slot] = place
+        return True
+
+    def _add_by_keys(self, bodies: bytes, base: int, used_slots: Mapping[int, int]) -> None:
+        """The records of an entry. `used_slots`: by a record's position, that of a new key which took the slot of
+        another one.
+        """
+        at, end, position, current, unpack = 0, len(bodies), 0, -1, _NAMED.unpack_from
         while at < end:
             length, code, key_length = unpack(bodies, at)
             if code != current:

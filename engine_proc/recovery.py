@@ -119,7 +119,7 @@ class Recovery:
             self._newest.install()
             self._install(entry, said)
             return
-        self._newest.add(entry, said.slots)
+        self._newest.add(entry, said)
         self._install_private(entry, said)
 
     def _install(self, entry: Entry, said: PrivateChanges) -> None:
