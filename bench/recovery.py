@@ -56,8 +56,8 @@ HISTORY_BYTES = 16 * MIB
 TRIMS = 2  # before writing is measured
 TRIMS_MAX_S = 120.0
 LOOK_EVERY_S = 0.2  # at the journal, before files of it are gone
-CYCLES, CYCLES_MAX_S = 2, 600.0  # from one checkpoint to the next, before the longest journal is known
-LONG = 0.9  # of the longest journal, at a kill under sustained load
+CYCLES, CYCLES_MAX_S = 2, 600.0  # from one checkpoint to the next, until it is known how long the journal becomes
+LONG = 0.9  # of that length, at a kill under sustained load
 SUSTAINED_KILLS_MAX = 5  # each of them is waited for
 FROM_EMPTY, STEADY = "from an empty folder", "used again"  # journal files that are made, and that were trimmed before
 WRITTEN_TASKS = 20_000
@@ -170,10 +170,9 @@ def restarts(folder: Path, plan: Plan) -> Iterator[Restart]:
 
 def _killed(engine: Engine, client: Client, tasks: int, beside: str, kills: int) -> Restart:
     dice, taken, longest, behind = random.Random(tasks), list[float](), 0, BehindCheckpoint(engine.state)
-    usual = _await_longest(behind) if beside == "sustained" else 0
     for number in range(kills):
         if beside == "sustained":
-            _await_length(behind, int(LONG * usual))
+            _await_longest(behind)
         elif beside != "grown":
             time.sleep(dice.uniform(0, 1))
         longest = max(longest, behind.bytes())
@@ -190,32 +189,21 @@ def _killed(engine: Engine, client: Client, tasks: int, beside: str, kills: int)
     )  # fmt: skip
 
 
-def _await_longest(behind: BehindCheckpoint) -> int:
-    """The length that the journal reaches behind checkpoints under this load, which have been made meanwhile. Raises
-    TimeoutError.
+def _await_longest(behind: BehindCheckpoint) -> None:
+    """Until the journal behind a checkpoint is about as long as it was when the last ones were named. The first of them
+    is not counted: it may have begun before this load. Raises TimeoutError.
     """
-    deadline, last, longest, cycles = time.monotonic() + CYCLES_MAX_S, behind.bytes(), 0, -1
-    while cycles < CYCLES:
+    deadline, last, peaks = time.monotonic() + CYCLES_MAX_S, behind.bytes(), list[int]()
+    while True:
         if time.monotonic() > deadline:
-            raise TimeoutError(f"in {CYCLES_MAX_S:g} s {cycles + 1} checkpoints were made")
+            raise TimeoutError(f"in {CYCLES_MAX_S:g} s {len(peaks)} checkpoints were made")
         time.sleep(LOOK_EVERY_S)
         found = behind.bytes()
         if found < last:  # a checkpoint was named
-            cycles += 1
-        longest = max(longest, found if cycles >= 0 else 0)
+            peaks.append(last)
+        elif len(peaks) > CYCLES and found >= LONG * max(peaks[-CYCLES:]):
+            return
         last = found
-    return longest
-
-
-def _await_length(behind: BehindCheckpoint, wanted: int) -> None:
-    """Until the journal behind the newest checkpoint is as long as this. Raises TimeoutError."""
-    deadline = time.monotonic() + CYCLES_MAX_S
-    while behind.bytes() < wanted:
-        if time.monotonic() > deadline:
-            raise TimeoutError(
-                f"in {CYCLES_MAX_S:g} s the journal behind a checkpoint did not grow to {wanted:,} bytes"
-            )
-        time.sleep(LOOK_EVERY_S)
 
 
 # --- writing ----------------------------------------------------------------------------------------------------------

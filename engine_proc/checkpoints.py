@@ -21,7 +21,7 @@ from solewriter.engine_proc.journal import Journal
 from solewriter.shared import failpoint
 from solewriter.shared.chain import first_of, journal_files
 from solewriter.shared.checkpoint import Checkpoint, checkpoint_files, checkpoint_path
-from solewriter.shared.config import CHECKPOINT_LATE, CHECKPOINT_NICE, CHECKPOINT_RATIO, Limits
+from solewriter.shared.config import CHECKPOINT_LATE, CHECKPOINT_NICE, CHECKPOINT_RATIO, CHECKPOINT_SLOW, Limits
 from solewriter.shared.entry import CheckpointName, PrivateState
 from solewriter.shared.errors import JournalCorrupt, SolewriterError
 from solewriter.shared.folder import sync_folder
@@ -64,6 +64,7 @@ class Checkpoints:
         self._held = {entry: _held(path) for entry, path in checkpoint_files(folder).items()}
         self._since = 0  # the journal's length behind the newest checkpoint
         self._begun = 0  # its length behind the one that is being made
+        self._grew = 0  # bytes of journal while the last one was made
         self._wanted = self._bytes_wanted(0)
         self._count = 0
 
@@ -89,8 +90,12 @@ class Checkpoints:
         self._running, self._begun = True, self._journal.length
         failpoint.reach("checkpoint.begin")
         self._journal.make_ahead()
-        nice = 0 if self._grown >= CHECKPOINT_LATE * self._wanted else CHECKPOINT_NICE
-        self._waiter.submit(self._made, done, nice)
+        self._waiter.submit(self._made, done, 0 if self._presses else CHECKPOINT_NICE)
+
+    @property
+    def _presses(self) -> bool:
+        """Whether the next one is late, or will take long: what grows meanwhile is the next replay."""
+        return self._grown >= CHECKPOINT_LATE * self._wanted or self._grew >= CHECKPOINT_SLOW * self._wanted
 
     def _made(self, done: Callable[[Made], None], nice: int) -> None:
         self._count += 1
@@ -127,6 +132,7 @@ class Checkpoints:
         """It is in the journal: a start begins with it."""
         self._held[made.entry] = Held(made.size, made.time_us)
         self._since, self._wanted = self._begun, self._bytes_wanted(private_bytes)
+        self._grew = self._journal.length - self._begun
         self._waiter.submit(self._trim, made.entry, made.time_us).add_done_callback(lambda _: self._trimmed())
 
     def _trimmed(self) -> None:

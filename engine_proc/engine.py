@@ -24,12 +24,13 @@ from solewriter.engine_proc.journal import DiskFull, Journal
 from solewriter.engine_proc.newcomer import Newcomer
 from solewriter.engine_proc.overtime import Overtime, TimeBudget, watched
 from solewriter.engine_proc.publisher import Publisher
+from solewriter.engine_proc.reclaim import budget_for
 from solewriter.engine_proc.sessions import FORGOTTEN, NEVER, QUARANTINED, HelloRefused, Session, Sessions
 from solewriter.engine_proc.state import State
 from solewriter.engine_proc.turn import Turn
 from solewriter.engine_proc.writing import form, told, write
 from solewriter.shared import failpoint, wireform
-from solewriter.shared.config import RECLAIM_LOOK, RECLAIM_LOOK_LEAST, Limits
+from solewriter.shared.config import Limits
 from solewriter.shared.entry import Outcome, SessionChange
 from solewriter.shared.errors import (
     Expired,
@@ -102,10 +103,11 @@ class SingleWriter:
             self.between.look()
 
     def _reclaim(self, written: int) -> None:
-        """Memory is given back as fast as it is used, after the replies left."""
-        budget = RECLAIM_LOOK * written + RECLAIM_LOOK_LEAST
+        """After the replies left."""
         self.state.forget(
-            self._publisher.reclaim(budget, self.state.revision, self._journal.tail.number, self.state.counts())
+            self._publisher.reclaim(
+                budget_for(written), self.state.revision, self._journal.tail.number, self.state.counts()
+            )
         )
 
     def stop(self) -> None:

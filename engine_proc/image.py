@@ -11,8 +11,8 @@ import msgspec
 
 from solewriter.shared.checkpoint import IndexImage, Section, TableImage
 from solewriter.shared.columns import Column
-from solewriter.shared.config import CHUNK_SLOTS
-from solewriter.shared.memory.heap import PADDING, PREFIX, PREFIX_BYTES, START, address_of, padded
+from solewriter.shared.config import ALIGNMENT, CHUNK_SLOTS
+from solewriter.shared.memory.heap import PADDING, PREFIX, PREFIX_BYTES, START, address_of
 from solewriter.shared.memory.index import IndexWriter, key_hash
 from solewriter.shared.memory.table import columns_of, places_of, store_all
 
@@ -43,14 +43,19 @@ class HeapImage:
 
     def append_all(self, bodies: Sequence[bytes], slots: Sequence[int]) -> list[int]:
         """The addresses of more records."""
-        addresses: list[int] = []
+        addresses, parts, pack = list[int](), list[bytes](), PREFIX.pack
+        offset, base = len(self._segment), address_of(len(self._sections) + 1, 0)
         for body, slot in zip(bodies, slots, strict=True):
             length = len(body)
-            size = padded(length)
-            if len(self._segment) + size > self._segment_bytes and len(self._segment) > START:
+            size = (PREFIX_BYTES + length + ALIGNMENT - 1) & -ALIGNMENT
+            if offset + size > self._segment_bytes and offset > START:
+                self._segment += b"".join(parts)
                 self._hand_on()
-            addresses.append(address_of(len(self._sections) + 1, len(self._segment)))
-            self._segment += b"".join((PREFIX.pack(length, slot, 0), body, PADDING[size - PREFIX_BYTES - length]))
+                parts, offset, base = [], START, address_of(len(self._sections) + 1, 0)
+            parts += (pack(length, slot, 0), body, PADDING[size - PREFIX_BYTES - length])
+            addresses.append(base | offset)
+            offset += size
+        self._segment += b"".join(parts)
         return addresses
 
     def _hand_on(self) -> None:

@@ -10,9 +10,11 @@ looked at that a session still remembers.
 from __future__ import annotations
 
 import struct
+from array import array
 from bisect import bisect_left
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from itertools import compress
+from itertools import accumulate, compress
+from operator import not_
 from typing import NamedTuple
 
 from solewriter.engine_proc.kinds import KindState
@@ -22,7 +24,7 @@ from solewriter.engine_proc.sessions import Sessions, recovered
 from solewriter.engine_proc.state import State
 from solewriter.shared import record
 from solewriter.shared.config import CHUNK_SLOTS, INSTALLED_AT_ONCE
-from solewriter.shared.entry import Entry, Outcome
+from solewriter.shared.entry import Entry, Outcome, PrivateChanges, Slots
 from solewriter.shared.memory.heap import padded
 from solewriter.shared.record import HEADER_BYTES, Flags
 
@@ -31,9 +33,9 @@ _AT = 0xFFFFFFFF  # of a place: see `_Newest`
 
 
 class _Newest:
-    """Of one kind: where its newest bodies are, by slot. A place is the number of an entry << 32 | an offset in it.
-    Slots from `first` on are new, and those that were `taken` have other keys than before: nothing in memory knows of
-    these keys yet.
+    """Of one kind: where its newest bodies are, by slot. A place is the number of an entry, from 1 on, << 32 | an
+    offset in it; 0 where nothing came. Slots from `first` on are new, and those that were `taken` have other keys than
+    before: nothing in memory knows of these keys yet.
     """
 
     __slots__ = ("first", "kind", "places", "taken")
@@ -41,7 +43,7 @@ class _Newest:
     def __init__(self, kind: KindState) -> None:
         self.kind = kind
         self.first = kind.places
-        self.places: dict[int, int] = {}
+        self.places = array("Q", bytes(8 * kind.places))  # a dict of a million would take three times as long
         self.taken: set[int] = set()
 
 
@@ -63,18 +65,36 @@ class NewestRecords:
         self._state = state
         self._publisher = publisher
         self._of_kinds: dict[int, _Newest] = {}
-        self._bodies: list[bytes] = []  # of all entries that were collected
+        self._bodies = [b""]  # of all entries that were collected, from 1 on
         self._revision = 0
 
-    def add(self, entry: Entry, used_slots: Mapping[int, int]) -> None:
-        """One more entry. `used_slots`: by a record's position, that of a new key which took the slot of another one;
-        where there are some, what a checkpoint brings must be in memory. What is asked here is asked once for each
-        record of a journal: of a state of a million, that makes the difference between one second and four.
+    def add(self, entry: Entry, said: PrivateChanges) -> None:
+        """One more entry. Where keys took used slots, what a checkpoint brings must be in memory. What is asked here is
+        asked once for each record of a journal: of a state of a million, that makes the difference between one second
+        and four.
         """
-        bodies, at, end, unpack = entry.bodies, 0, len(entry.bodies), _NAMED.unpack_from
-        base, position, current = len(self._bodies) << 32, 0, -1
-        self._bodies.append(bodies)
+        base = len(self._bodies) << 32
+        self._bodies.append(entry.bodies)
         self._revision = entry.revision
+        if said.known is None or not self._add_known(said.known, base, len(entry.bodies)):
+            self._add_by_keys(entry.bodies, base, said.slots)
+
+    def _add_known(self, known: Slots, base: int, size: int) -> bool:
+        """The records of an entry, which says their slots. False if that cannot be."""
+        slots, lengths = known.unpacked(size)
+        newest = self._of(known.kind)
+        if not slots or max(slots) >= newest.kind.places:
+            return False
+        places = newest.places
+        for slot, place in zip(slots, accumulate(lengths, initial=base), strict=False):  # there is one end more
+            places[slot] = place
+        return True
+
+    def _add_by_keys(self, bodies: bytes, base: int, used_slots: Mapping[int, int]) -> None:
+        """The records of an entry. `used_slots`: by a record's position, that of a new key which took the slot of
+        another one.
+        """
+        at, end, position, current, unpack = 0, len(bodies), 0, -1, _NAMED.unpack_from
         while at < end:
             length, code, key_length = unpack(bodies, at)
             if code != current:
@@ -90,6 +110,7 @@ class NewestRecords:
             slot = take(key, following)
             if slot == following:
                 following = kind.places = slot + 1
+                places.append(0)
                 kind.came_back(key)
             places[slot] = base | at
             at += length
@@ -108,13 +129,14 @@ class NewestRecords:
 
     def _forget(self, newest: _Newest, slot: int) -> None:
         """The key of a slot, which was deleted."""
-        kind, place = newest.kind, newest.places.pop(slot, None)
-        if place is None:
+        kind, place = newest.kind, newest.places[slot]
+        if not place:
             dropped = self._publisher.drop(kind.code, slot)
         else:
             bodies, at = self._bodies[place >> 32], place & _AT
             version, revision = record.version_at(bodies, at), record.revision_at(bodies, at)
             dropped = Dropped(kind.code, slot, record.key_at(bodies, at), version, revision)
+            newest.places[slot] = 0
             if slot < newest.first:
                 kind.alive -= self._publisher.drop_older(dropped)
         self._state.forget([dropped])
@@ -131,14 +153,14 @@ class NewestRecords:
             return
         for newest in self._of_kinds.values():
             self._install_kind(newest)
-        self._of_kinds, self._bodies = {}, []
+        self._of_kinds, self._bodies = {}, [b""]
         self._state.revision = self._revision
         self._publisher.note_recovered(self._revision)
         self._publisher.reclaimer.begin_behind(self._revision)
 
     def _install_kind(self, newest: _Newest) -> None:
         kind, publisher, keys, new_slots = newest.kind, self._publisher, list[bytes](), list[int]()
-        slots, cut = sorted(newest.places), self._cutter(newest)
+        slots, cut = list(compress(range(kind.places), newest.places)), self._cutter(newest)
         kind.alive -= publisher.overtake_all(kind.code, slots[: bisect_left(slots, newest.first)])
         publisher.table(kind.code).reserve(kind.places)
         for some in _beside_each_other(slots):
@@ -152,10 +174,9 @@ class NewestRecords:
         publisher, table = self._publisher, self._publisher.table(kind.code)
         table.point_all(piece.slots, publisher.heap.append_all(piece.bodies, piece.slots), piece.alive)
         table.fill_all(list(compress(piece.slots, piece.alive)), piece.blocks)
-        size, size_alive = (
-            sum([padded(len(body)) for body in some]) for some in (piece.bodies, compress(piece.bodies, piece.alive))
-        )
-        publisher.reclaimer.add(size_alive, size - size_alive)
+        size = sum(map(padded, map(len, piece.bodies)))
+        dead = sum([padded(len(body)) for body in compress(piece.bodies, map(not_, piece.alive))])
+        publisher.reclaimer.add(size - dead, dead)
         kind.alive += len(piece.blocks)
 
     def _cutter(self, newest: _Newest) -> Callable[[Sequence[int]], _Piece]:
@@ -167,6 +188,7 @@ class NewestRecords:
 
         def cut(slots: Sequence[int]) -> _Piece:
             piece = _, found, alive, blocks, keys, new_slots = _Piece(slots, [], [], [], [], [])
+            news = bool(taken) or slots[-1] >= first
             for slot in slots:
                 place = places[slot]
                 bodies, at = held[place >> 32], place & _AT
@@ -174,7 +196,7 @@ class NewestRecords:
                 found.append(bodies[at : at + length])
                 lives, start = not flags & Flags.DELETE, at + HEADER_BYTES
                 alive.append(lives)
-                if slot >= first or slot in taken:
+                if news and (slot >= first or slot in taken):
                     keys.append(bodies[start : start + key])
                     new_slots.append(slot)
                 if lives and schema in same:

@@ -18,7 +18,14 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 from zlib import crc32
 
 from solewriter.shared import record
-from solewriter.shared.config import EXPIRY_GRACE_S, RECLAIM_ABOVE, RECLAIM_SPARE, Limits
+from solewriter.shared.config import (
+    EXPIRY_GRACE_S,
+    RECLAIM_ABOVE,
+    RECLAIM_LOOK,
+    RECLAIM_LOOK_LEAST,
+    RECLAIM_SPARE,
+    Limits,
+)
 from solewriter.shared.errors import MemoryFull
 from solewriter.shared.memory.heap import END, OFFSET_MASK, PREFIX_BYTES, START, HeapWriter, address_of, padded
 from solewriter.shared.memory.segment import Segment, is_mapped, punch
@@ -236,6 +243,11 @@ class Reclaimer:
     def held(self) -> int:
         """Bytes that only readers' older snapshots keep."""
         return sum(one.size for one in self.condemned)
+
+
+def budget_for(written: int) -> int:
+    """Bytes to be looked at behind so many that were written: memory is given back as fast as it is used."""
+    return RECLAIM_LOOK * written + RECLAIM_LOOK_LEAST
 
 
 def relocated(body: bytes) -> bytes:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import sys
 from collections import deque
 from contextlib import ExitStack
 from pathlib import Path
@@ -12,6 +11,7 @@ from solewriter.engine_proc.journal import Journal
 from solewriter.engine_proc.lock import Lock
 from solewriter.engine_proc.newest import NewestOutcomes, NewestRecords
 from solewriter.engine_proc.publisher import Publisher, remove_segments
+from solewriter.engine_proc.reclaim import budget_for
 from solewriter.engine_proc.restoring import Restoring
 from solewriter.engine_proc.sessions import Sessions
 from solewriter.engine_proc.state import State
@@ -119,7 +119,7 @@ class Recovery:
             self._newest.install()
             self._install(entry, said)
             return
-        self._newest.add(entry, said.slots)
+        self._newest.add(entry, said)
         self._install_private(entry, said)
 
     def _install(self, entry: Entry, said: PrivateChanges) -> None:
@@ -129,7 +129,8 @@ class Recovery:
             self._publisher.install_recovered(self._state.install(body, said.slots.get(position)))
         if entry.bodies:
             self._publisher.note_recovered(entry.revision)
-            self._publisher.reclaim(sys.maxsize, self._state.revision, entry.number, self._state.counts())
+            budget = budget_for(len(entry.bodies))  # as behind a turn: what a long replay left is not waited for
+            self._publisher.reclaim(budget, self._state.revision, entry.number, self._state.counts())
         self._install_private(entry, said)
 
     def _install_private(self, entry: Entry, said: PrivateChanges) -> None:

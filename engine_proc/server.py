@@ -29,6 +29,7 @@ from solewriter.engine_proc.lock import Lock
 from solewriter.engine_proc.maker import Maker
 from solewriter.engine_proc.orders import Line, Orders, Ready, Register
 from solewriter.engine_proc.publisher import Publisher, remove_segments
+from solewriter.engine_proc.reclaim import budget_for
 from solewriter.engine_proc.recovery import Recovery
 from solewriter.engine_proc.sessions import Sessions
 from solewriter.engine_proc.state import State
@@ -97,7 +98,7 @@ class Server:
         self.publisher.reserve([], {})
         self.publisher.publish([], self.state.revision, self.journal.tail.number, self.state.counts())
         self.state.forget(
-            self.publisher.reclaim(sys.maxsize, self.state.revision, self.journal.tail.number, self.state.counts())
+            self.publisher.reclaim(budget_for(0), self.state.revision, self.journal.tail.number, self.state.counts())
         )
         failpoint.reach("recover.published")
         self.folder.announce(own)

@@ -11,7 +11,7 @@ from solewriter.engine_proc.kinds import KindState
 from solewriter.engine_proc.publisher import Installed
 from solewriter.engine_proc.sessions import NEVER
 from solewriter.shared.columns import from_us
-from solewriter.shared.entry import Outcome, Private, SessionChange
+from solewriter.shared.entry import Outcome, Private, SessionChange, Slots
 from solewriter.shared.request_ids import own_id
 
 if TYPE_CHECKING:
@@ -116,6 +116,14 @@ class Turn:
         """Slots of a kind after this turn."""
         return kind.places + max(0, len(self.new_keys.get(kind.code, ())) - len(kind.free))
 
+    def known_slots(self) -> Slots | None:
+        """Those of all records, where they are of one kind and no key is new."""
+        if self.new_keys or not self.installed:
+            return None
+        kind = self.installed[0].kind
+        slots = [one.slot for one in self.installed if one.kind == kind]
+        return Slots.of(kind, slots, map(len, self.bodies)) if len(slots) == len(self.bodies) else None
+
     def private(self) -> Private:
         return Private(
             outcomes=self.outcomes,
@@ -123,4 +131,5 @@ class Turn:
             forgotten_sessions=self.forgotten_sessions,
             fenced_ids=self.fenced_ids,
             slots=self.used_slots,
+            known=self.known_slots(),
         )

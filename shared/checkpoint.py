@@ -18,7 +18,7 @@ import struct
 import sys
 import zlib
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from hashlib import blake2b
 from pathlib import Path
 from typing import NamedTuple, Self
@@ -37,6 +37,7 @@ from solewriter.shared.schema import Schema
 
 MAGIC = int.from_bytes(b"solechkp", "little")
 BLOCK_BYTES = MIB
+COMPRESSORS = 2  # threads of a maker: zlib lets go of the interpreter, and what takes long lets the journal grow
 READERS = 2  # threads that decompress: zlib lets go of the interpreter, and few machines have more to spare at a start
 _HEADER = struct.Struct("<QII16sQQII")
 _SUMMED = struct.Struct("<16sQQII")
@@ -135,25 +136,36 @@ def checkpoint_files(folder: Path) -> dict[int, Path]:
 
 
 class CheckpointWriter:
-    """Writes a new file, block by block."""
+    """Writes a new file, section after section; threads compress one while the next one is put together."""
 
     def __init__(self, path: Path, state_id: bytes) -> None:
         self._state_id = state_id
         self._fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
         self._offset = HEADER_BYTES
+        self._pool = ThreadPoolExecutor(COMPRESSORS, "checkpoint")
+        self._pending: tuple[Section, list[Future[bytes]]] | None = None
 
     def add(self, content: bytes | bytearray | memoryview) -> Section:
-        """The next section."""
+        """The next section, whose content does not change any more. Where its blocks went it knows when the next one
+        comes, or with `finish`.
+        """
         whole = memoryview(content).cast("B")
-        blocks = [self._block(whole[start : start + BLOCK_BYTES]) for start in range(0, len(whole), BLOCK_BYTES)]
-        return Section(len(whole), blocks)
+        pieces = [whole[start : start + BLOCK_BYTES] for start in range(0, len(whole), BLOCK_BYTES)]
+        coming = Section(len(whole), []), [self._pool.submit(_compressed, piece) for piece in pieces]
+        self._write_pending()
+        self._pending = coming
+        return coming[0]
 
-    def _block(self, raw: memoryview) -> Block:
-        stored = zlib.compress(raw, zlib.Z_BEST_SPEED)
-        block = Block(self._offset, len(stored), crc32(stored))
-        self._write(stored, self._offset)
-        self._offset += len(stored)
-        return block
+    def _write_pending(self) -> None:
+        if self._pending is None:
+            return
+        section, blocks = self._pending
+        self._pending = None
+        for block in blocks:
+            stored = block.result()
+            self._write(stored, self._offset)
+            section.blocks.append(Block(self._offset, len(stored), crc32(stored)))
+            self._offset += len(stored)
 
     def _write(self, data: bytes, offset: int) -> None:
         while data:
@@ -162,6 +174,7 @@ class CheckpointWriter:
 
     def finish(self, entry: int, directory: Directory) -> CheckpointName:
         """The directory and the header, all of it on disk."""
+        self._write_pending()
         packed = msgspec.msgpack.encode(directory)
         self._write(packed, self._offset)
         rest = _SUMMED.pack(self._state_id, entry, self._offset, len(packed), crc32(packed))
@@ -171,7 +184,12 @@ class CheckpointWriter:
         return CheckpointName(entry, crc32(packed))
 
     def close(self) -> None:
+        self._pool.shutdown(cancel_futures=True)
         os.close(self._fd)
+
+
+def _compressed(raw: memoryview) -> bytes:
+    return zlib.compress(raw, zlib.Z_BEST_SPEED)
 
 
 # --- reading ---------------------------------------------------------------------------------------------------------

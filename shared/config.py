@@ -110,12 +110,14 @@ MESSAGE_MAX = 2_000  # characters of a refusal: it is journaled, and remembered 
 PROBLEMS_MAX = 10  # failing fields that one refusal names
 RESERVE_BYTES = 1 * MIB  # of disk, for what tidies up when it is full: most often less than 64 KiB
 SPARE_FILES_MAX = 8  # trimmed journal files kept to be written again: as many as are trimmed at once, mostly
-CHECKPOINT_RATIO = 1.7  # bytes of journal for each one of the last checkpoint, before the next: what is written stays
-# below twice the journal, and a replay below half of the state
+CHECKPOINT_RATIO = 1.4  # bytes of journal for each one of the last checkpoint, before the next: what is written stays
+# below twice the journal, and a replay behind a large state below its half
 MAKER_IDLE_S = 60.0  # without a checkpoint to make, until the process that makes them gives back its 40 MB
 CHECKPOINT_NICE = 5  # of the process that makes one: on busy processors it still has a fifth of one
 CHECKPOINT_LATE = 2  # times the journal that one waits for, from which on it is made at everybody's priority: engines
-# died before theirs were done, or the journal grows as quickly, and what grows is the next replay
+# died before theirs were done
+CHECKPOINT_SLOW = 0.3  # of that journal, written while the last one was made, from which on the next one is, too: the
+# longest replay is behind an engine that dies when one is nearly done
 JOURNAL_FILE_BYTES_FIRST = 1 * MIB  # of the first file: filling it with zeros must not be felt at start
 INDEX_ARENA_BYTES_FIRST, INDEX_ARENA_BYTES_MAX = 64 * KIB, 64 * MIB  # of an index's segments: half of what it holds
 INDEX_TIDY_ABOVE = 3  # arena entries for each one that is in use, above which old segments are emptied: an index that

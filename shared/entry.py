@@ -15,7 +15,8 @@ tail, or damage if an entry with a higher number follows.
 from __future__ import annotations
 
 import struct
-from collections.abc import Callable, Iterator
+from array import array
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 from zlib import crc32
@@ -111,6 +112,28 @@ class PrivateState(msgspec.Struct, frozen=True):
     keys: list[tuple[int, dict[str, int]]]  # by kind: its base, and the last versions of forgotten keys
 
 
+class Slots(msgspec.Struct, frozen=True, array_like=True):
+    """Where the records of an entry go, all of one kind and none with a new key: so a start need not look for each key.
+    Whoever finds that this does not fit the records looks for their keys.
+    """
+
+    kind: int
+    slots: bytes  # u32 each, in the order of the records
+    lengths: bytes  # u32 each, of the bodies
+
+    @classmethod
+    def of(cls, kind: int, slots: Iterable[int], lengths: Iterable[int]) -> Slots:
+        return cls(kind, array("I", slots).tobytes(), array("I", lengths).tobytes())
+
+    def unpacked(self, size: int) -> tuple[Sequence[int], Sequence[int]]:
+        """Slots and lengths, of bodies that take so many bytes; none where that is not so."""
+        slots, lengths = memoryview(self.slots), memoryview(self.lengths)
+        if len(slots) != len(lengths) or len(slots) % 4:
+            return (), ()
+        found: tuple[Any, Any] = slots.cast("I"), lengths.cast("I")
+        return found if sum(found[1]) == size else ((), ())
+
+
 class PrivateChanges(msgspec.Struct, frozen=True, omit_defaults=True):
     """What a turn changed besides entities and outcomes. Unknown fields are ignored, so that newer engines may say
     more.
@@ -123,6 +146,7 @@ class PrivateChanges(msgspec.Struct, frozen=True, omit_defaults=True):
     schemas: list[Schema] = []  # new ones, in the order of their codes
     life: Life | None = None
     slots: dict[int, int] = {}  # by a record's position in the entry: that of a new key which took a used one
+    known: Slots | None = None  # those of all records, where no key is new
     whole: PrivateState | None = None  # then the entry says nothing else, and is the first one of its file
 
 

@@ -102,6 +102,23 @@ def test_one_that_comes_late_is_made_at_everybodys_priority(held, journal):
     assert asked == [CHECKPOINT_NICE, 0, CHECKPOINT_NICE]
 
 
+def test_the_next_one_is_made_at_everybodys_priority_too_while_the_journal_grows_a_lot_meanwhile(held, journal):
+    asked = []
+
+    def note(order, entry):
+        asked.append(order.nice)
+        return make(order, entry)
+
+    checkpoints, _ = held(note)
+    for meanwhile in (0, 5, 1, 0):
+        grow(journal, 9)
+        done = []
+        checkpoints.begin(done.append)
+        grow(journal, meanwhile)
+        checkpoints.noted(done[0], 0)
+    assert asked == [CHECKPOINT_NICE, CHECKPOINT_NICE, 0, CHECKPOINT_NICE]
+
+
 def test_one_that_fails_is_said_and_leaves_nothing_and_another_is_due_later(held, journal, tmp_path):
     def fail(order, entry):
         make(order, entry)

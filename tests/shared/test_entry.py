@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from solewriter.shared import entry, record
 from solewriter.shared.columns import Column
 from solewriter.shared.config import JOURNAL_VERSION
-from solewriter.shared.entry import FILE_HEADER_BYTES, HEAD_BYTES, Life, Outcome, Private, SessionChange
+from solewriter.shared.entry import FILE_HEADER_BYTES, HEAD_BYTES, Life, Outcome, Private, SessionChange, Slots
 from solewriter.shared.errors import JournalCorrupt, LayoutMismatch
 from solewriter.shared.models import Task
 from solewriter.shared.registry import Kind
@@ -51,6 +51,8 @@ PRIVATES = st.builds(
     kinds=st.lists(TEXT, max_size=2),
     schemas=st.lists(SCHEMAS, max_size=1),
     life=st.none() | LIVES,
+    known=st.none()
+    | st.builds(Slots, kind=st.integers(0, 9), slots=st.binary(max_size=9), lengths=st.binary(max_size=9)),
 )
 BODIES = st.lists(
     st.builds(
@@ -139,6 +141,19 @@ def test_a_private_part_of_a_newer_engine_is_read_as_far_as_it_is_known():
 
     packed, _ = entry.pack(1, 0, 0, 0, [], Newer(fenced_ids=["x"], colours=("green",)))
     assert entry.unpack(packed, 0)[0].private == Private(fenced_ids=["x"])
+
+
+@given(st.lists(st.tuples(st.integers(0, 2**32 - 1), st.integers(1, 2**20)), min_size=1, max_size=9), st.data())
+def test_slots_of_records_read_back_as_they_were_and_count_only_where_they_fit(told, data):
+    slots, lengths = ([*one] for one in zip(*told, strict=True))
+    packed, _ = entry.pack(1, 0, 0, 0, [], Private(known=Slots.of(3, slots, lengths)))
+    known = entry.unpack(packed, 0)[0].changes.known
+    assert known.kind == 3
+    assert [[*one] for one in known.unpacked(sum(lengths))] == [slots, lengths]
+    assert known.unpacked(sum(lengths) + 1) == ((), ())
+    cut = data.draw(st.integers(1, len(known.slots)))
+    for other in (Slots(3, known.slots[cut:], known.lengths), Slots(3, known.slots[cut:], known.lengths[cut:])):
+        assert other.unpacked(sum(lengths)) == ((), ())
 
 
 def test_a_schema_travels_in_the_private_part():
