@@ -13,6 +13,8 @@ from concurrent.futures import Executor
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
+import msgspec
+
 from solewriter.engine_proc.reclaim import Dropped, Reclaimer
 from solewriter.engine_proc.restoring import Restoring
 from solewriter.shared import failpoint
@@ -41,32 +43,18 @@ Columnar = tuple[TableWriter, IndexWriter[Segment]]
 _OVERTAKEN: Final = struct.Struct("<4xI5xB")  # length and flags of a body
 
 
-class Installed:
+class Installed(msgspec.Struct, frozen=True, gc=False):
     """One record as the memory needs it: where it is, what its slot shall say, and what it takes the place of."""
 
-    __slots__ = ("address", "alive", "cells", "kind", "new_key", "overtaken", "overtaken_alive", "size", "slot")
-
-    def __init__(
-        self,
-        kind: int,
-        slot: int,
-        address: int,
-        cells: Cells,
-        new_key: bytes | None,
-        alive: bool,
-        size: int,
-        overtaken: int,
-        overtaken_alive: bool,
-    ) -> None:
-        self.kind = kind
-        self.slot = slot
-        self.address = address
-        self.cells = cells  # those that are new
-        self.new_key = new_key  # of a slot that is used for the first time
-        self.alive = alive
-        self.size = size  # bytes in the heap
-        self.overtaken = overtaken  # the same of the slot's record before it; 0: there is none
-        self.overtaken_alive = overtaken_alive  # and whether that was no tombstone
+    kind: int
+    slot: int
+    address: int
+    cells: Cells  # those that are new
+    new_key: bytes | None  # of a slot that is used for the first time
+    alive: bool
+    size: int  # bytes in the heap
+    overtaken: int  # the same of the slot's record before it; 0: there is none
+    overtaken_alive: bool  # and whether that was no tombstone
 
 
 class Publisher:

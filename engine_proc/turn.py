@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Final
 
+import msgspec
+
 from solewriter.engine_proc.kinds import KindState
 from solewriter.engine_proc.publisher import Installed
 from solewriter.engine_proc.sessions import NEVER, Told
@@ -18,21 +20,16 @@ if TYPE_CHECKING:
 NO_SLOT: Final = -1
 
 
-class Stored:
+class Stored(msgspec.Struct, frozen=True, gc=False):
     """The newest state of one key, in the form of the kind's current schema."""
 
-    __slots__ = ("address", "alive", "block", "payload", "size", "slot", "version")
-
-    def __init__(
-        self, slot: int, version: int, address: int, size: int, alive: bool, payload: bytes, block: bytes
-    ) -> None:
-        self.slot = slot  # NO_SLOT: it was deleted so long ago that there is no record of it any more
-        self.version = version
-        self.address = address
-        self.size = size  # of its record in the heap, in bytes
-        self.alive = alive  # False for a tombstone, which has neither payload nor block
-        self.payload = payload
-        self.block = block
+    slot: int  # NO_SLOT: it was deleted so long ago that there is no record of it any more
+    version: int
+    address: int
+    size: int  # of its record in the heap, in bytes
+    alive: bool  # False for a tombstone, which has neither payload nor block
+    payload: bytes
+    block: bytes
 
 
 Key = tuple[int, str]  # kind code, id
