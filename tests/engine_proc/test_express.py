@@ -47,6 +47,18 @@ class Mapped(enum.Enum):
         return cls.KNOWN
 
 
+class Odd(enum.Enum):
+    """Comparing it is somebody's code."""
+
+    ONE = "one"
+    TWO = "two"
+
+    def __eq__(self, other: object) -> bool:
+        raise RuntimeError("never compared")
+
+    __hash__ = enum.Enum.__hash__
+
+
 class Note(Entity, columns=("version", "size", "mood", "updated_at")):
     """A kind whose own cells are in other places, and with fields of all sorts."""
 
@@ -55,6 +67,7 @@ class Note(Entity, columns=("version", "size", "mood", "updated_at")):
     text: str | None = None
     share: float = 1.0
     mapped: Mapped = Mapped.KNOWN
+    odd: Odd | None = None
     doubled: Annotated[int, BeforeValidator(lambda value: value)] = 0
     tags: tuple[str, ...] = ()
     low: int = 0
@@ -221,6 +234,7 @@ def test_what_is_unusual_it_leaves(ways: Ways) -> None:
         plain(Update(Task.ref("t"), {"metadata": {"a": 1}})),  # a container
         plain(Update(Note.ref("n"), {"doubled": 4})),  # somebody's code validates it
         plain(Update(Note.ref("n"), {"mapped": "known"})),
+        ([(Op.UPDATE.value, "Note", "n", None, {"odd": "one"}, "", None)], [], None, None),
         plain(Update(Note.ref("n"), {"low": 4})),
         plain(Update(Whole.ref("w"), {"text": "y"})),
         plain(Update(Task.ref("t"), {"title": "y"}, expect=77)),

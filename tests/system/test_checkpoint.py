@@ -225,7 +225,7 @@ def test_a_checkpoint_of_a_pin_that_outlived_the_tables_has_every_key_once(state
                 reply.check()
 
         doubled = 0  # snapshots with a key that lives in another slot, while its tombstone in the first is there still
-        for _ in range(1_000):
+        for _ in range(5_000):  # some hundreds, mostly
             churn()
             held.append((reader.snapshot(), set(alive)))
             by_slot, by_key = other.snapshot().pin._walked()
