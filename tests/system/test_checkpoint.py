@@ -217,20 +217,22 @@ def test_a_checkpoint_of_a_pin_that_outlived_the_tables_has_every_key_once(state
     ):
 
         def churn():
-            mutations = []
-            for key in draw.sample([f"k{number}" for number in range(80)], 20):
-                mutations.append(Delete(Task.ref(key)) if key in alive else Put(Task(title="x" * 900, id=key)))
-                alive.symmetric_difference_update({key})
-            for reply in client.submit_many(mutations, window=20):
-                reply.check()
+            """One change, which is one turn: a segment is emptied in eight slices, and between them keys come back."""
+            key = f"k{draw.randrange(400)}"
+            mutation = Delete(Task.ref(key)) if key in alive else Put(Task(title="x" * 900, id=key))
+            alive.symmetric_difference_update({key})
+            client.submit(mutation).check()
 
         doubled = 0  # snapshots with a key that lives in another slot, while its tombstone in the first is there still
-        for _ in range(5_000):  # some hundreds, mostly
-            churn()
-            held.append((reader.snapshot(), set(alive)))
+        for number in range(2_000):
+            for _ in range(3):
+                churn()
             by_slot, by_key = other.snapshot().pin._walked()
-            doubled += not {*by_slot.values()} <= {*by_key.values()}
-            if len(held) >= 200 and doubled:
+            twice = not {*by_slot.values()} <= {*by_key.values()}
+            doubled += twice
+            if twice or number % 10 == 0:
+                held.append((reader.snapshot(), set(alive)))
+            if len(held) >= 40 and doubled:
                 break
         assert doubled
         last = reader.snapshot().pin.root.last_segment
@@ -417,7 +419,7 @@ def test_a_checkpoint_that_never_ends_does_not_keep_an_engine_that_must(state, s
         wait_until(lambda: [*state.glob("checkpoint-*.tmp")], 20, "a checkpoint is being made")
         client.create(Interrupting(id="a"))
         assert isinstance(client.submit(Update(Interrupting.ref("a"), {"how": "at once"})).error, Quarantined)
-        assert engine.restarts == 2
+        wait_until(lambda: engine.restarts == 2, 20, "its owner counts both, a moment behind the reply")
 
 
 def test_a_kill_in_mid_restoration_leaves_a_folder_that_recovers(state, start_engine, wait_until, monkeypatch):
