@@ -200,8 +200,7 @@ class Replay:
 
     def _digest(self) -> bytes:
         digest = DigestOfState()
-        for body in self._alive():
-            digest.add(body)
+        digest.add_all(self._alive())
         return digest.digest()
 
     def _alive(self) -> Iterator[bytes]:

@@ -10,6 +10,7 @@ import struct
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import NamedTuple
 
 import msgspec
 
@@ -18,7 +19,7 @@ from solewriter.shared import failpoint, record
 from solewriter.shared.checkpoint import Checkpoint, CheckpointWriter, DigestOfState, Directory
 from solewriter.shared.config import CHECKPOINT_NICE, HEAP_SEGMENT_SHARE
 from solewriter.shared.errors import SolewriterError
-from solewriter.shared.memory.heap import OFFSET_MASK, PREFIX_BYTES, padded
+from solewriter.shared.memory.heap import padded
 from solewriter.shared.memory.pin import Pin
 from solewriter.shared.memory.view import View
 
@@ -85,15 +86,12 @@ def _written(
     heap = HeapImage(writer.add, min(max(least, span // HEAP_SEGMENT_SHARE), most))
     digest, sizes, tables = DigestOfState(), {False: 0, True: 0}, []
     for kind, (places, alive) in enumerate(pin.root.kinds):
-        image, cells_of = KindImage(pin.catalog.tables[kind].columns, places), _cutter(pin, kind)
-        for slots, addresses, bodies in _records(pin, kind, is_wanted):
-            cells = list(map(cells_of, slots, addresses, bodies))
-            keys = [record.key_at(body, 0) for body in bodies]
-            image.put_all(slots, keys, heap.append_all(bodies, slots), cells)
-            for body, one in zip(bodies, cells, strict=True):
+        image = KindImage(pin.catalog.tables[kind].columns, places)
+        for piece in _pieces(pin, kind, is_wanted):
+            image.put_all(piece.slots, piece.keys, heap.append_all(piece.bodies, piece.slots), piece.cells)
+            for body, one in zip(piece.bodies, piece.cells, strict=True):
                 sizes[one is DEAD] += padded(len(body))
-                if one is not DEAD:
-                    digest.add(body)
+            digest.add_all([body for body, one in zip(piece.bodies, piece.cells, strict=True) if one is not DEAD])
         tables.append(image.finish(writer.add, alive))
     return Directory(
         pin.root.revision, time_us, list(pin.catalog.kinds), list(pin.catalog.schemas), heap.finish(), sizes[False],
@@ -101,28 +99,42 @@ def _written(
     )  # fmt: skip
 
 
-def _records(pin: Pin, kind: int, is_wanted: Callable[[], bool]) -> Iterator[tuple[list[int], list[int], list[bytes]]]:
-    """(slots, addresses, bodies) of all records of a kind, tombstones included, in pieces that lie in one chunk each.
-    Raises SnapshotExpired, EngineGone.
-    """
-    behind = pin.slots(kind)
+class _Piece(NamedTuple):
+    """Records of one chunk, tombstones included, in the order of their slots."""
+
+    slots: list[int]
+    bodies: list[bytes]
+    keys: list[bytes]
+    cells: list[Cells]
+
+
+def _pieces(pin: Pin, kind: int, is_wanted: Callable[[], bool]) -> Iterator[_Piece]:
+    """All records of a kind. Raises SnapshotExpired, JournalCorrupt, EngineGone."""
+    behind, cells_of, parts_of = pin.slots(kind), _cutter(pin, kind), record.BEFORE_CELLS.unpack_from
     for first in range(0, behind, PIECE_SLOTS):
         if not is_wanted():
             raise EngineGone("the engine is gone")
-        slots, addresses, bodies = list[int](), list[int](), list[bytes]()
-        for slot in range(first, min(first + PIECE_SLOTS, behind)):
-            if address := pin.at(kind, slot):
-                segment, start = pin.segment(address >> 32), (address & OFFSET_MASK) + PREFIX_BYTES
-                body = segment.map[start : start + record.length_at(segment.bytes, start)]
-                if not record.checked(body):
-                    pin.content(address)  # says why: it was taken away, or is damaged
-                if record.deleted_at(body, 0) and _lives_elsewhere(pin, kind, address, body):
+        slots = range(first, min(first + PIECE_SLOTS, behind))
+        piece = _Piece([], [], [], [])
+        for slot, address in zip(slots, pin.at_all(kind, slots), strict=True):
+            if not address:
+                continue
+            body = pin.body(address)
+            _, schema, flags, key_length, *before = parts_of(body)
+            cells_at = record.HEADER_BYTES + key_length
+            key = body[record.HEADER_BYTES : cells_at]
+            if flags & record.Flags.DELETE:
+                if _lives_elsewhere(pin, kind, address, body):
                     continue
-                slots.append(slot)
-                addresses.append(address)
-                bodies.append(body)
-        if slots:
-            yield slots, addresses, bodies
+                cells: Cells = DEAD
+            else:
+                cells = cells_of(slot, address, schema, body, cells_at + sum(before))
+            piece.slots.append(slot)
+            piece.bodies.append(body)
+            piece.keys.append(key)
+            piece.cells.append(cells)
+        if piece.slots:
+            yield piece
 
 
 def _lives_elsewhere(pin: Pin, kind: int, address: int, tombstone: bytes) -> bool:
@@ -133,21 +145,18 @@ def _lives_elsewhere(pin: Pin, kind: int, address: int, tombstone: bytes) -> boo
     return found not in (0, address) and pin.content(found).version > record.version_at(tombstone, 0)
 
 
-def _cutter(pin: Pin, kind: int) -> Callable[[int, int, bytes], Cells]:
-    """The function from a record to its cells: its own, if it was written with the table's columns; those that the
-    engine's class made of it, where they are still this record's.
+def _cutter(pin: Pin, kind: int) -> Callable[[int, int, int, bytes, int], Cells]:
+    """The function from a record (slot, address, schema, body, and where in it cells begin) to its cells: its own, if
+    it was written with the table's columns; those that the engine's class made of it, where they are still this
+    record's.
     """
     columns = pin.catalog.tables[kind].columns
     same = {schema.code for schema in pin.catalog.schemas if schema.kind == kind and schema.columns == columns}
     packed = struct.Struct("<" + "".join([column.code for column in columns]))
-    size, unpack = packed.size, record.BEFORE_CELLS.unpack_from
+    size = packed.size
 
-    def cells_of(slot: int, address: int, body: bytes) -> Cells:
-        _, schema, flags, key, request_id, actor, reason = unpack(body)
-        if flags & record.Flags.DELETE:
-            return DEAD
+    def cells_of(slot: int, address: int, schema: int, body: bytes, start: int) -> Cells:
         if schema in same:
-            start = record.HEADER_BYTES + key + request_id + actor + reason
             return body[start : start + size]
         try:
             table = pin.live_table(kind)

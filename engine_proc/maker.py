@@ -144,7 +144,10 @@ def main() -> int:
         making.join()
         if not done:
             return 1  # what went wrong is no error that it knows, and was said
-        _say(answers, done[0])
+        try:
+            _say(answers, done[0])
+        except BrokenPipeError:  # the engine went meanwhile
+            return 0
     return 0
 
 

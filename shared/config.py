@@ -149,7 +149,7 @@ STALE_BEATS = 5  # heartbeat periods of silence after which an engine that is th
 WIRE_VERSION = 1  # hello, frames, replies
 MEMORY_VERSION = 2  # layout of all segments
 JOURNAL_VERSION = 2  # journal files and entries; 1 had no checkpoints, and zeros behind every file's last entry
-CHECKPOINT_VERSION = 1
+CHECKPOINT_VERSION = 2  # 1 was compressed by zlib
 
 FRAME_REQUESTS_MAX: Final = 256  # requests in one frame: sequence = frame number * 256 + index in the frame
 WATCH_BATCH = 256  # changes that a watcher takes at once: it looks for the newest revision once for all of them

@@ -31,6 +31,7 @@ _NOWHERE = (0, -1)
 _NONE: frozenset[int] = frozenset()
 _REVISION = (PREFIX_BYTES + record.REVISION_OFFSET) // 8  # words from a record's prefix; all records are aligned
 _PREVIOUS = 1
+_LENGTH_MASK = 0xFFFFFFFF  # of a prefix's first word: the length lies in its lower half
 _KEY = PREFIX_BYTES + record.HEADER_BYTES
 _KEY_LENGTH = PREFIX_BYTES + record.KEY_LENGTH_OFFSET
 
@@ -126,6 +127,18 @@ class Pin:
             if not address and not self.outdated:
                 return 0
         return address or self._walked()[0].get((kind, slot), 0)
+
+    def at_all(self, kind: int, slots: range) -> list[int]:
+        """The same of slots of one chunk."""
+        if self._own is None:
+            try:
+                found = list(map(self._visible, self.live_table(kind).heads(slots)))
+            except FileNotFoundError:
+                pass
+            else:
+                if all(found) or not self.outdated:
+                    return found
+        return [self.at(kind, slot) for slot in slots]
 
     @property
     def outdated(self) -> bool:
@@ -286,6 +299,15 @@ class Pin:
             by_slot[kind, PREFIX.unpack_from(segment.map, place)[1]] = address
             by_key[kind, record.key_at(segment.bytes, body)] = address
         return by_slot, by_key
+
+    def body(self, address: int) -> bytes:
+        """The body of the record at an address, its checksum verified. Raises SnapshotExpired as `content` does."""
+        segment, place = self.segment(address >> 32), address & OFFSET_MASK
+        start = place + PREFIX_BYTES
+        body = segment.map[start : start + (segment.words[place >> 3] & _LENGTH_MASK)]
+        if not record.checked(body):
+            self.content(address)  # says why: it was taken away, or is damaged
+        return body
 
     def read(self, address: int) -> record.Content:
         """The record at an address. Where loads come in their order nothing stale can be seen, and its checksum is not

@@ -147,6 +147,13 @@ class TableReader:
             self._map(slot >> _SHIFT)
             return self.head(slot)
 
+    def heads(self, slots: range) -> list[int]:
+        """Of slots of one chunk."""
+        chunk, first = slots[0] >> _SHIFT, slots[0] & _MASK
+        if chunk not in self._heads:
+            self._map(chunk)
+        return self._heads[chunk][first : first + len(slots)].tolist()
+
     def place(self, slot: int) -> tuple[memoryview[int], int]:
         """Where the head of a slot of a mapped chunk lies: for whoever looks at it again and again."""
         return self._heads[slot >> _SHIFT], slot & _MASK

@@ -13,7 +13,7 @@ import pytest
 
 from solewriter import Entity
 from solewriter.engine_proc.between import Registration
-from solewriter.engine_proc.checkpoint import EngineGone, Order, _records, _written, make
+from solewriter.engine_proc.checkpoint import EngineGone, Order, _pieces, _written, make
 from solewriter.engine_proc.maker import Maker, carried_out
 from solewriter.shared import wire, wireform
 from solewriter.shared.checkpoint import Checkpoint, CheckpointWriter
@@ -196,12 +196,12 @@ def test_who_lost_its_engine_gives_up(notes):
         go, gone = os.pipe()
         if os.fork() == 0:
             engine, said = os.getppid(), b"went on"
-            found = sum(len(slots) for slots, _, _ in _records(pin, code, lambda: os.getppid() == engine))
+            found = sum(len(piece.slots) for piece in _pieces(pin, code, lambda: os.getppid() == engine))
             os.close(gone)  # lets the parent end
             while os.getppid() == engine:
                 pass
             try:
-                list(_records(pin, code, lambda: os.getppid() == engine))
+                list(_pieces(pin, code, lambda: os.getppid() == engine))
             except EngineGone:
                 said = b"gave up after %d" % found
             os.write(tell, said)

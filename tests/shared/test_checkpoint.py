@@ -141,7 +141,7 @@ def test_a_section_of_another_size_is_damage_however_it_is_read(write, size):
             filling.finish()
 
 
-def with_block(path, stored):
+def with_block(path, stored, version=CHECKPOINT_VERSION):
     """The file with this as its only block, and its sum right."""
     offset = checkpoints.HEADER_BYTES
     with Checkpoint(path) as one:
@@ -150,15 +150,30 @@ def with_block(path, stored):
         )
     packed = msgspec.msgpack.encode(directory)
     rest = struct.pack("<16sQQII", STATE, 1, offset + len(stored), len(packed), crc32(packed))
-    head = struct.pack("<QII", checkpoints.MAGIC, CHECKPOINT_VERSION, crc32(rest)) + rest
+    head = struct.pack("<QII", checkpoints.MAGIC, version, crc32(rest)) + rest
     path.write_bytes(head.ljust(offset, b"\0") + stored + packed)
     return path
 
 
-@pytest.mark.parametrize("stored", [b"", b"no zlib", zlib.compress(b"content")[:-3]])
-def test_a_block_that_was_never_compressed_is_damage(write, stored):
+def test_what_was_compressed_by_the_first_format_is_read(write):
+    with Checkpoint(with_block(write([LONG]), zlib.compress(b"content"), version=1)) as one:
+        one.verify()
+        assert one.bytes_of(one.directory.heap[0]) == b"content"
+
+
+FRAME = checkpoints.zstd.compress(b"content")
+
+
+@pytest.mark.parametrize(
+    ("version", "stored"),
+    [
+        (1, b""), (1, b"no zlib"), (1, zlib.compress(b"content")[:-3]),
+        (2, b""), (2, b"no frame"), (2, FRAME[:-3]), (2, FRAME + b"more"), (2, zlib.compress(b"content")),
+    ],
+)  # fmt: skip
+def test_a_block_that_was_never_compressed_is_damage(write, version, stored):
     with (
-        Checkpoint(with_block(write([LONG]), stored)) as one,
+        Checkpoint(with_block(write([LONG]), stored, version)) as one,
         pytest.raises(JournalCorrupt, match="damaged block") as caught,
     ):
         one.verify()

@@ -408,6 +408,19 @@ def test_a_checkpoint_for_an_engine_that_is_gone_is_not_made(state, start_engine
         assert answer.why.startswith("EngineGone") is gone
 
 
+def test_a_maker_whose_engine_went_meanwhile_ends_without_a_word(tmp_path):
+    """An engine that is killed is no news to anybody but its owner."""
+    order = Order(str(tmp_path / "checkpoint.tmp"), str(tmp_path), "nobody", b"s" * 16, (64 * KIB, 64 * KIB), 1)
+    asked = msgspec.msgpack.encode(order)
+    maker = subprocess.Popen(
+        [sys.executable, "-m", "solewriter.engine_proc.maker"],
+        stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+    )  # fmt: skip
+    maker.stdout.close()
+    said = maker.communicate(struct.pack("<I", len(asked)) + asked)[1]
+    assert (maker.returncode, said) == (0, b"")
+
+
 def test_a_checkpoint_that_never_ends_does_not_keep_an_engine_that_must(state, start_engine, wait_until, monkeypatch):
     """What ends it is no error that it knows; the next one needs its lock."""
     with monkeypatch.context() as armed:
