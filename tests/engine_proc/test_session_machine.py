@@ -37,7 +37,7 @@ from solewriter.shared.wire import Status
 LIMITS = Limits(
     window_max=6, request_ids_max=5, sessions_max=3, spin_s=0, lane_read_bytes=1 * KIB,
     heap_segment_bytes_first=16 * KIB, heap_segment_bytes_max=32 * KIB, journal_file_bytes=4 * KIB,
-    checkpoint_after_bytes=3 * KIB, history_bytes=16 * KIB, recent_bytes=1 * KIB,
+    checkpoint_after_bytes=8 * KIB, history_bytes=16 * KIB, recent_bytes=1 * KIB,
 )  # fmt: skip
 Told = tuple[str, int, Any]  # "applied", revision, ((version, id) of each mutation); "refused", revision, its name
 FORGOTTEN: Told = ("unavailable", 0, "Forgotten")

@@ -5,18 +5,24 @@ from __future__ import annotations
 import errno
 import os
 import resource
+from contextlib import contextmanager
 
 import pytest
 
 from solewriter.shared.folder import replace_file
 
 
-@pytest.fixture
-def files_at_most():
-    """`files_at_most(size)`: the kernel lets no file grow beyond this, and cuts a write short there."""
+@contextmanager
+def files_at_most(size):
+    """The kernel lets no file grow beyond this, and cuts a write short there: not the test's own log either, so it ends
+    with the block.
+    """
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    yield lambda size: resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
-    resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
 def test_a_small_file_is_replaced_by_one_that_only_its_owner_reads(tmp_path):
@@ -29,11 +35,10 @@ def test_a_small_file_is_replaced_by_one_that_only_its_owner_reads(tmp_path):
 
 
 @pytest.mark.parametrize("size", [0, 1, 6], ids=["no byte", "one byte", "all but one"])
-def test_what_is_written_in_part_is_an_error_and_the_old_file_stays(tmp_path, files_at_most, size):
+def test_what_is_written_in_part_is_an_error_and_the_old_file_stays(tmp_path, size):
     path = tmp_path / "committed"
     replace_file(path, b"old")
-    files_at_most(size)
-    with pytest.raises(OSError, match=r"no room for committed|too large") as failure:
+    with pytest.raises(OSError, match=r"no room for committed|too large") as failure, files_at_most(size):
         replace_file(path, b"new one")
     assert failure.value.errno == (errno.ENOSPC if size else errno.EFBIG)
     assert path.read_bytes() == b"old"
