@@ -22,6 +22,8 @@ from solewriter.shared.registry import Registry
 Model = type[Entity] | str
 """A class, or a kind's name: then what is decoded are dicts of the caller's own"""
 
+_NOTHING: dict[str, Any] = {}
+
 
 class Decoder:
     """Decodes for one reader. May be shared by threads."""
@@ -40,25 +42,29 @@ class Decoder:
 
     def found(self, pin: Held, kind: Model, id: str) -> Any:
         """The entity under a key, or None."""
+        if isinstance(pin, Pin) and (seen := pin.found.get(kind, _NOTHING).get(id)) is not None:
+            words, place, *_ = seen
+            if address := pin.again(words, place, id):
+                return self._kept_anew(pin, kind, id, address, words, place)
         code = pin.catalog.kind_code(name_of(kind))
         if code is None:
             return None
         address, slot = pin.place(code, id)
         if not address:
             return None
-        view, cache = self._kept
-        if slot < 0 or isinstance(kind, str) or pin.view is not view:
+        if slot < 0 or isinstance(kind, str) or pin.view is not self._kept[0]:
             return self.decoded(pin, address, kind)
+        return self._kept_anew(pin, kind, id, address, *pin.live_table(code).place(slot))
+
+    def _kept_anew(self, pin: Held, kind: Model, id: str, address: int, words: memoryview[int], place: int) -> Any:
+        """The entity of the record that was found under its slot's head, which lies there."""
         content = pin.read(address)
-        known = pin.found.get(kind)
-        if known is None:
-            known = pin.found[kind] = {}
+        known = pin.found.setdefault(kind, {})
         seen = known.get(id)
         if seen is not None and seen[3] == content.revision:
             entity = seen[4]  # it was only moved
-        elif (entity := cache.get((address, kind))) is None:
+        elif (entity := self._kept[1].get((address, kind))) is None:
             entity = self.of_record(pin.catalog, content, kind)
-        words, place = pin.live_table(code).place(slot)
         if entity is not None and words[place] == address and self._has_room(known):
             known[id] = words, place, address, content.revision, entity
         return entity

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import operator
 import os
+import resource
 import select
 import socket
 import threading
@@ -193,7 +194,7 @@ class Exchange:
         """Whether the lane was ready within a moment. Whoever else wants this processor goes first. Where somebody did,
         and it was not the engine with our reply, the looking only takes his time.
         """
-        now, end, yielded = begun, begun + self._limits.spin_s, False
+        now, end, yielded, switches = begun, begun + self._limits.spin_s, False, _switches()
         while now < end:
             if poll.poll(0):
                 return True
@@ -203,7 +204,7 @@ class Exchange:
             before = time.monotonic()
             os.sched_yield()
             now = time.monotonic()
-            yielded = now - before > YIELDED_S
+            yielded = now - before > YIELDED_S and _switches() > switches  # or only the host was elsewhere
         return False
 
     def _write(self) -> bool:
@@ -335,6 +336,11 @@ class Exchange:
         self._drop_lane()
         if self._offered is not None:
             self._offered.close()
+
+
+def _switches() -> int:
+    """How often somebody else ran on this thread's processor although it wanted to go on."""
+    return resource.getrusage(resource.RUSAGE_THREAD).ru_nivcsw
 
 
 def _for_good(message: str) -> EngineUnavailable:

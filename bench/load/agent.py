@@ -25,11 +25,11 @@ from solewriter.bench.load import drive
 from solewriter.bench.load.drive import Done, Schedule
 from solewriter.bench.load.evidence import noted
 from solewriter.bench.load.histogram import Histogram
-from solewriter.bench.load.requests import Connection
+from solewriter.bench.load.requests import Connection, Forgetful
 from solewriter.bench.load.work import WORKLOADS, Share, key_of
 from solewriter.bench.measure import Interval, Usage
 
-Loop = Literal["one by one", "pipelined", "open", "read", "write and tell when"]
+Loop = Literal["one by one", "pipelined", "open", "read", "read anew", "write and tell when"]
 Link = tuple[Callable[..., Connection], tuple[Any, ...]]  # how an agent connects: a function of a module, its arguments
 READY = "ready"
 TIMER_SLACK_OPTION, TIMER_SLACK_NS = 29, 1  # prctl: wake up when it is due, not up to 50 us later with others
@@ -76,7 +76,7 @@ def _work(orders: Orders, link: Link, pipe: Pipe) -> None:
     connection = connect(*arguments)
     workload = WORKLOADS[orders.workload]
     work = workload.share(orders.share)
-    if workload.reads or orders.loop == "read":
+    if workload.reads or orders.loop in ("read", "read anew"):
         for key in islice(_any_key(orders.share), orders.share.tasks):
             connection.read(key)  # what an agent keeps of it, it has then
     _tell(pipe, READY)
@@ -109,7 +109,10 @@ def _driven(orders: Orders, connection: Connection, work: Any, interval: Interva
         case "write and tell when":
             return drive.pipelined(connection, work, orders.window, interval, ends=True)
         case "read":
-            return drive.reading(connection, _any_key(share), interval)
+            return drive.reading(connection.renewed, _any_key(share), interval)
+        case "read anew":
+            assert isinstance(connection, Forgetful), "it keeps nothing of what it reads"
+            return drive.reading(connection.renewed_anew, _any_key(share), interval)
         case "open":
             schedule = Schedule(orders.rate_per_s, share.number, share.agents)
             return drive.open_loop(

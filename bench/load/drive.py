@@ -16,7 +16,7 @@ from __future__ import annotations
 import time
 from array import array
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import msgspec
 
@@ -92,12 +92,12 @@ def pipelined(connection: Connection, work: Work, window: int, interval: Interva
 READS_IN_A_PASS = 1_000  # between two looks at the clock, all of one moment
 
 
-def reading(connection: Connection, keys: Iterator[str], interval: Interval) -> Done:
+def reading(renewed: Callable[[], Callable[[str], object]], keys: Iterator[str], interval: Interval) -> Done:
     """Nothing but reads, in passes of a thousand, each from a moment of its own. A latency is the mean of a pass."""
     sleep_until(interval.start_ns)
     before, latencies_ns = Usage.own(), array("Q")
     while (begun_ns := time.monotonic_ns()) < interval.end_ns:
-        read = connection.renewed()
+        read = renewed()
         for _ in range(READS_IN_A_PASS):
             read(next(keys))
         latencies_ns.append((time.monotonic_ns() - begun_ns) // READS_IN_A_PASS)

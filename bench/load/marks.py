@@ -66,13 +66,14 @@ def _many(rows: Sequence[Row]) -> Iterator[Mark]:
     }
     if {2, 64} <= set(agents):
         yield least("64 agents to 2, pipelined", 0.8, _ratio(agents[64], agents[2]), "x")
-    reads = {row.case.writers: row for row in rows if row.case.section == "reads" and row.per_client_cpu_s}
-    if {0, 1} <= set(reads):
-        alone, beside = reads[0].per_client_cpu_s, reads[1].per_client_cpu_s
-        assert alone is not None
-        assert beside is not None
-        name = "typed reads beside a writer to alone, per second of the reader's CPU"
-        yield least(name, 0.8, beside.median / alone.median, "x")
+    for loop, how in (("read anew", "each decoded"), ("read", "decoded once for each change")):
+        reads = {row.case.writers: row for row in rows if row.case.loop == loop and row.per_client_cpu_s}
+        if {0, 1} <= set(reads):
+            alone, beside = reads[0].per_client_cpu_s, reads[1].per_client_cpu_s
+            assert alone is not None
+            assert beside is not None
+            name = f"typed reads, {how}: beside a writer to alone, per second of the reader's CPU"
+            yield least(name, 0.8, beside.median / alone.median, "x")
 
 
 def _idle(percent: float | None) -> Iterator[Mark]:

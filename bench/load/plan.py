@@ -22,6 +22,7 @@ ONE_BY_ONE: Loop = "one by one"
 PIPELINED: Loop = "pipelined"
 OPEN: Loop = "open"
 READ: Loop = "read"
+READ_ANEW: Loop = "read anew"
 LOOPS: tuple[Loop, ...] = (ONE_BY_ONE, PIPELINED)
 LEVELS: tuple[Durability, ...] = ("power", "process", "memory")
 PROCESS: tuple[Durability, ...] = ("process",)
@@ -134,7 +135,7 @@ def _programme(plan: Plan) -> Iterator[Case]:
             yield from cases_of("sizes", plan, peers=(OURS,), entities=size, loops=(PIPELINED,))
     if "reads" in sections:
         for writers in (0, 1):
-            yield from cases_of("reads", plan, peers=(OURS,), agents=1, loops=(READ,), writers=writers)
+            yield from cases_of("reads", plan, peers=(OURS,), agents=1, loops=(READ, READ_ANEW), writers=writers)
     if "open" in sections:
         for rate in plan.rates_per_s:
             yield from cases_of("open", plan, peers=MAIN, loops=(OPEN,), rate_per_s=rate)

@@ -42,6 +42,9 @@ def _yardsticks(results: Results) -> Iterator[str]:
         yield f"engine killed by SIGKILL under load: the next reply came {line.first_ack_ms:.0f} ms later"
 
 
+LOOPS = {"open": "open loop", "read": "typed reads", "read anew": "typed reads, each decoded"}
+
+
 def tables(rows: Sequence[Row]) -> dict[str, list[Row]]:
     """Rows that answer the same question, by it."""
     found: dict[str, list[Row]] = {}
@@ -52,7 +55,7 @@ def tables(rows: Sequence[Row]) -> dict[str, list[Row]]:
 
 def _title(row: Row) -> str:
     case = row.case
-    loop = {"pipelined": "pipelined", "open": "open loop", "read": "typed reads"}.get(case.loop, case.loop)
+    loop = LOOPS.get(case.loop, case.loop)
     window = f", {case.window} on their way" if case.window > 1 and case.loop == "pipelined" else ""
     where = "CPUs pinned" if case.pinned else "any CPU"
     agents = "" if case.section == "agents" else f"{case.agents} agents, "

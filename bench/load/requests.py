@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import islice
-from typing import Any, Literal, NamedTuple, Protocol
+from typing import Any, Literal, NamedTuple, Protocol, runtime_checkable
 
 Operation = Literal["create", "update", "transition"]
 Fields = dict[str, Any]  # plain values, as JSON has them
@@ -50,6 +50,14 @@ class Connection(Protocol):
         """Reads that may all be of one moment, which is not before this call."""
 
     def close(self) -> None: ...
+
+
+@runtime_checkable
+class Forgetful(Protocol):
+    """A connection that keeps what it reads, and can be told not to."""
+
+    def renewed_anew(self) -> Callable[[str], object]:
+        """As `renewed`, and each read makes its entity of what is stored, whether it changed or not."""
 
 
 # --- two ways to keep a window full -----------------------------------------------------------------------------------

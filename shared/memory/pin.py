@@ -108,6 +108,18 @@ class Pin:
                 return _NOWHERE
         return self._walked()[1].get((kind, wanted), 0), -1
 
+    def again(self, words: memoryview[int], place: int, key: str) -> int:
+        """Address of the record of a key whose slot's head was found in this place before; 0 where it has to be looked
+        for: the slot may be another key's by now.
+        """
+        if self._own is not None:
+            return 0
+        try:
+            address = self._visible(words[place])
+            return address if address and self._is_of(address, key.encode("utf-8", "surrogatepass")) else 0
+        except FileNotFoundError:  # a younger segment that was never mapped, and is gone
+            return 0
+
     def _is_of(self, address: int, key: bytes) -> bool:
         mapped, place, length = self.segment(address >> 32).map, address & OFFSET_MASK, len(key)
         same: bool = mapped[place + _KEY_LENGTH] == length and mapped[place + _KEY : place + _KEY + length] == key

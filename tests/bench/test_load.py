@@ -177,7 +177,7 @@ def test_the_programme_asks_for_everything_that_is_promised() -> None:
     assert {case.peer for case in cases if case.section == "peers"} == set(CATALOG)
     assert {case.agents for case in cases if case.section == "agents"} >= {1, 2, 64}
     assert {case.entities for case in cases if case.section == "sizes"} >= {1_000, 100_000, 1_000_000}
-    assert {case.loop for case in cases} == {"one by one", "pipelined", "open", "read"}
+    assert {case.loop for case in cases} == {"one by one", "pipelined", "open", "read", "read anew"}
     assert {case.durability for case in cases if case.peer == OURS} == {"power", "process", "memory"}
     assert plan_of().runs >= 5
     for case in cases:
@@ -258,8 +258,13 @@ def everything() -> list[Row]:
             for size, per_s in ((1_000, 100.0), (1_000_000, 74.0))
         ],
         *[
-            row(OURS, 1.0, section="reads", loop="read", writers=writers, agents=1, per_client_cpu_s=per_s)
-            for writers, per_s in ((0, 100.0), (1, 79.0))
+            row(OURS, 1.0, section="reads", loop=loop, writers=writers, agents=1, per_client_cpu_s=per_s)
+            for loop, writers, per_s in (
+                ("read", 0, 100.0),
+                ("read", 1, 79.0),
+                ("read anew", 0, 9.0),
+                ("read anew", 1, 8.0),
+            )
         ],
     ]
 
@@ -269,7 +274,7 @@ def test_marks_are_judged_by_the_figures_and_only_where_there_are_some() -> None
     assert list(found.values()) == [
         True, True, False, False, True,  # pipelined
         True, False, False,  # one by one
-        True, False, True, False, False,  # the others
+        True, False, True, True, False, False,  # the others
     ]  # fmt: skip
     assert marks_of([], None, None) == []
     assert len(marks_of(everything(), None, None)) == len(found) - 2

@@ -19,7 +19,7 @@ from solewriter.bench.load.evidence import Evidence
 from solewriter.bench.load.peers import sqlite_writers
 from solewriter.bench.load.peers.catalog import CATALOG, OURS
 from solewriter.bench.load.peers.peer import Entry, Peer, SelfDriven, Setting
-from solewriter.bench.load.requests import Connection, Step
+from solewriter.bench.load.requests import Connection, Forgetful, Step
 from solewriter.bench.load.rows import Case
 from solewriter.bench.load.run import Standing, Timing, contest, measured
 from solewriter.bench.load.work import WORKLOADS, Share, key_of, status_at
@@ -161,10 +161,12 @@ def test_redis_benchmark_does_what_it_says_that_it_did(filled: Callable[..., Sta
 
 def test_reads_return_what_is_stored(filled: Callable[..., Standing]) -> None:
     connection = connected(filled(OURS, "memory", "update-one").peer)
-    for read in (connection.read, connection.renewed()):
+    assert isinstance(connection, Forgetful)
+    for read, kept in ((connection.read, True), (connection.renewed(), True), (connection.renewed_anew(), False)):
         found = read(key_of(3))
         assert isinstance(found, Task)
         assert (found.id, found.version) == (key_of(3), 1)
+        assert (read(key_of(3)) is found) is kept
     connection.close()
 
 

@@ -517,3 +517,24 @@ def test_a_name_that_cannot_be_written_or_is_huge_is_refused_in_few_words(
     raw.write(framed(body))
     assert len(raw.reply()[3][1]) < 1_000
     assert engine.pid == pid
+
+
+def test_a_client_whose_processor_somebody_else_wants_sleeps_instead_of_looking(state, start_engine):
+    """Looking for replies is for those who have a processor to spare."""
+    start_engine(state)
+    own = os.sched_getaffinity(0)
+    busy = subprocess.Popen([sys.executable, "-c", "while True: pass"])
+    try:
+        with connect(state) as client:
+            task = client.create(Task(title="x"))
+            one = {min(own)}
+            os.sched_setaffinity(0, one)
+            os.sched_setaffinity(busy.pid, one)
+            deadline = time.monotonic() + 20
+            while not client._exchange._crowded_until:
+                assert time.monotonic() < deadline, "it goes on looking"
+                task = client.update(task, description=str(time.monotonic()))
+    finally:
+        os.sched_setaffinity(0, own)
+        busy.kill()
+        busy.wait()

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import uvloop
 
-from solewriter import Client, Create, Engine, Task, Transition, Update, aio, connect, open_reader
+from solewriter import Client, Create, Engine, Limits, Reader, Task, Transition, Update, aio, connect, open_reader
 from solewriter.agents.aio import AioClient
 from solewriter.bench.load.agent import Link
 from solewriter.bench.load.peers.peer import Entry, Peer, Setting
@@ -27,6 +27,7 @@ class EngineConnection:
         self._state, self._number = state, number
         self._client: Client = connect(state, name=f"bench-{number}")
         self._loop: asyncio.Runner | None = None
+        self._forgetful: Reader | None = None
 
     def one(self, request: Request) -> Answer:
         reply = self._client.submit(*map(_mutation, request)).check()
@@ -56,14 +57,25 @@ class EngineConnection:
         return self._client.get(Task, key)
 
     def renewed(self) -> Callable[[str], object]:
-        get = self._client.reader.snapshot().get
-        return lambda key: get(Task, key)
+        return _read_from(self._client.reader)
+
+    def renewed_anew(self) -> Callable[[str], object]:
+        if self._forgetful is None:
+            self._forgetful = open_reader(self._state, limits=Limits(reader_cache_max=0))
+        return _read_from(self._forgetful)
 
     def close(self) -> None:
         self._client.close()
+        if self._forgetful is not None:
+            self._forgetful.close()
         if self._loop is not None:
             self._loop.run(self._aio.close())
             self._loop.close()
+
+
+def _read_from(reader: Reader) -> Callable[[str], object]:
+    get = reader.snapshot().get
+    return lambda key: get(Task, key)
 
 
 async def _connected(state: str, number: int) -> AioClient:
