@@ -8,6 +8,7 @@ commit the turn's, and then nothing that a reader or a resend can see has moved.
 from __future__ import annotations
 
 import asyncio
+import os
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
@@ -166,6 +167,7 @@ class SingleWriter:
         inbox, spin_s, begun = self._bridge.inbox, self._limits.spin_s, time.monotonic()
         if self._waited_s < spin_s:
             while inbox.empty() and time.monotonic() - begun < spin_s:
+                os.sched_yield()  # to the agent whose request it would be, where they share a processor
                 await asyncio.sleep(0)
         item = await inbox.get()
         self._waited_s = time.monotonic() - begun

@@ -68,6 +68,9 @@ class Kind:
             if not field.is_required() and field.default_factory is None and name not in IN_HEADER
         }
         self._stored_names = frozenset(model.model_fields) - IN_HEADER
+        self._stored_defaults = [
+            (name, self._defaults.get(name, _NO_DEFAULT)) for name in model.model_fields if name not in IN_HEADER
+        ]
         named = [(name, earlier_names(model, name)) for name in model.model_fields]
         self._earlier_names = [(name, earlier) for name, earlier in named if earlier]
         stored_defaults = decode(encode(plain(self._defaults)))  # as the journal gives them back, to compare with
@@ -216,12 +219,12 @@ class Kind:
 
     def stored(self, entity: Entity) -> dict[str, Any]:
         """The fields that a payload holds, of an entity from anywhere: those that differ from their defaults."""
-        values, defaults = entity.__dict__, self._defaults
-        return {
-            name: value
-            for name, value in values.items()
-            if name in self._stored_names and not (name in defaults and self._is_default(value, defaults[name]))
-        }
+        values, stored = entity.__dict__, {}
+        for name, default in self._stored_defaults:
+            value = values.get(name, default)
+            if value is not default and (type(value) is not type(default) or not self._is_default(value, default)):
+                stored[name] = value
+        return stored
 
     def _is_default(self, value: Any, default: Any) -> bool:
         if value is default:

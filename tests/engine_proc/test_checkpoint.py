@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 import signal
 import struct
+import subprocess
+import sys
 import threading
 from pathlib import Path
 
@@ -14,7 +16,7 @@ import pytest
 from solewriter import Entity
 from solewriter.engine_proc.between import Registration
 from solewriter.engine_proc.checkpoint import EngineGone, Order, _pieces, _written, make
-from solewriter.engine_proc.maker import Maker, carried_out
+from solewriter.engine_proc.maker import Maker, _asked, carried_out
 from solewriter.shared import wire, wireform
 from solewriter.shared.checkpoint import Checkpoint, CheckpointWriter
 from solewriter.shared.config import DEFAULT_LIMITS, KIB
@@ -265,6 +267,15 @@ def test_one_of_an_engine_with_a_low_priority_does_not_ask_for_a_higher_one(note
     thread.start()
     thread.join()
     assert priorities == [10]
+
+
+def test_one_that_ended_before_it_heard_an_order_gives_no_answer(notes):
+    """It had nothing to do for long; whoever asked starts another."""
+    with subprocess.Popen(
+        [sys.executable, "-c", ""], stdin=subprocess.PIPE, stdout=subprocess.PIPE, bufsize=0
+    ) as child:
+        child.wait()
+        assert _asked(child, notes.order()) is None
 
 
 def test_a_process_that_makes_none_holds_nothing_of_the_memory(notes, maker):

@@ -110,3 +110,16 @@ def test_a_client_that_comes_back_begins_behind_all_that_an_earlier_one_may_have
     assert first == 3 + 4, "a window of frames may be on its way, not read"
     assert change == SessionChange(number, "ann", "crawler", 2, first * FRAME_REQUESTS_MAX - 1, "2")
     assert session_number("ann") == number
+
+
+def test_nobody_who_is_connected_goes_for_a_new_session():
+    sessions = Sessions(Limits(sessions_max=2))
+    ann, bob = (greet(sessions, hello(name)) for name in ("ann", "bob"))
+    with pytest.raises(HelloRefused, match="2 sessions are connected"):
+        sessions.surplus(1, [ann, bob])
+
+
+def test_to_forget_a_session_that_is_not_there_is_nothing(sessions):
+    ann = greet(sessions, hello())
+    sessions.forget([ann, ann])
+    assert len(sessions) == 0

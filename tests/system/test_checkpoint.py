@@ -227,12 +227,13 @@ def test_a_checkpoint_of_a_pin_that_outlived_the_tables_has_every_key_once(state
         for number in range(2_000):
             for _ in range(3):
                 churn()
-            by_slot, by_key = other.snapshot().pin._walked()
+            walked = other.snapshot()
+            by_slot, by_key = walked.pin._walked()
             twice = not {*by_slot.values()} <= {*by_key.values()}
             doubled += twice
             if twice or number % 10 == 0:
-                held.append((reader.snapshot(), set(alive)))
-            if len(held) >= 40 and doubled:
+                held += [(walked, set(alive)), (reader.snapshot(), set(alive))]
+            if len(held) >= 80 and doubled:
                 break
         assert doubled
         last = reader.snapshot().pin.root.last_segment
@@ -406,6 +407,17 @@ def test_a_checkpoint_for_an_engine_that_is_gone_is_not_made(state, start_engine
         answer = msgspec.msgpack.decode(made.stdout[4:], type=Answer)
         assert (answer.made is None, path.exists()) == (gone, not gone)
         assert answer.why.startswith("EngineGone") is gone
+
+
+def test_a_maker_that_meets_an_error_of_its_own_says_it_and_ends(tmp_path):
+    """Its engine starts another one, and the log has the traceback."""
+    asked = msgspec.msgpack.encode(Order(str(tmp_path / "one"), "\0", "nobody", b"s" * 16, (64 * KIB, 64 * KIB), 1))
+    ended = subprocess.run(
+        [sys.executable, "-m", "solewriter.engine_proc.maker"], input=struct.pack("<I", len(asked)) + asked,
+        capture_output=True, check=False,
+    )  # fmt: skip
+    assert (ended.returncode, ended.stdout) == (1, b"")
+    assert b"ValueError: embedded null byte" in ended.stderr
 
 
 def test_a_maker_whose_engine_went_meanwhile_ends_without_a_word(tmp_path):
