@@ -6,10 +6,10 @@ from datetime import datetime
 from typing import Any, NamedTuple
 
 from solewriter.agents.decoding import Model
-from solewriter.agents.reader import Reader
+from solewriter.agents.looking import Looking
+from solewriter.agents.past import Held
 from solewriter.shared.columns import from_us
 from solewriter.shared.errors import SnapshotExpired
-from solewriter.shared.memory.pin import Pin
 from solewriter.shared.mutations import Op
 from solewriter.shared.record import Record
 from solewriter.shared.request_ids import default_id
@@ -18,7 +18,7 @@ from solewriter.shared.request_ids import default_id
 class Published(NamedTuple):
     """One record of a feed, and a revision pinned behind it, which holds what it takes to decode it."""
 
-    pin: Pin
+    pin: Held
     address: int  # 0 for one that was read from the journal
     record: Record
     earlier: Record | None = None  # of its entity, the one before it, where that was read from the journal
@@ -41,7 +41,7 @@ class Change:
 
     __slots__ = ("_model", "_published", "_reader", "kind")
 
-    def __init__(self, reader: Reader, published: Published, kind: str, model: Model) -> None:
+    def __init__(self, reader: Looking, published: Published, kind: str, model: Model) -> None:
         self._reader = reader
         self._published = published
         self._model = model

@@ -9,28 +9,55 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, NoReturn, Protocol
 
 from solewriter.shared import record
 from solewriter.shared.chain import checkpoint_to, entries_between
 from solewriter.shared.checkpoint import Checkpoint
+from solewriter.shared.memory.catalog import Catalog
 from solewriter.shared.memory.pin import Pin
 from solewriter.shared.memory.root import Root
 from solewriter.shared.memory.table import TableReader
 
-_NOWHERE = Root(0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, ())
+
+class Identified(Protocol):
+    """Whose a state is: its history, and the engine that published it, 0 where it was found without one."""
+
+    @property
+    def history(self) -> bytes: ...
+    @property
+    def pid(self) -> int: ...
+
+
+class Viewed(Protocol):
+    """An engine's memory, or what stands for it where there is none."""
+
+    @property
+    def root(self) -> Identified: ...
+
+
+class Beside(Protocol):
+    """A newest state: that of a pin, or of a folder."""
+
+    @property
+    def view(self) -> Viewed: ...
+    @property
+    def catalog(self) -> Catalog: ...
+    @property
+    def root(self) -> Root: ...
 
 
 class Past:
     """Everything at one revision, by its newest records: at first, at most the one given. `advance` moves it on; a
     snapshot's never does.
 
-    `now` is a pin of the memory beside which it is made: it says how far the journal may be read, and what kinds and
+    `now` is the newest state, beside which it is made: it says how far the journal may be read, and what kinds and
     columns there are. Raises Compacted, JournalCorrupt.
     """
 
-    def __init__(self, now: Pin, folder: Path, revision: int) -> None:
+    def __init__(self, now: Beside, folder: Path, revision: int) -> None:
         self.view = now.view
+        self._entry = now.root.entry
         self.catalog = now.catalog
         self.found: dict[Any, Any] = {}
         self.revision = 0
@@ -91,7 +118,8 @@ class Past:
     @property
     def root(self) -> Root:
         kinds = tuple(zip([len(newest) for newest in self._newest], self._alive, strict=True))
-        return _NOWHERE._replace(revision=self.revision, kinds=kinds)
+        nothing_else = self.revision  # is here than this one
+        return Root(0, self.revision, self._entry, nothing_else, nothing_else, 0, 0, 0, 0, 0, 0, kinds)
 
     def slots(self, kind: int) -> int:
         return len(self._newest[kind]) if kind < len(self._newest) else 0

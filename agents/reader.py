@@ -9,16 +9,14 @@ from __future__ import annotations
 import os
 import select
 import time
-from collections.abc import Callable, Iterator
-from types import TracebackType
-from typing import TYPE_CHECKING, Any, Self, TypeVar, overload
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, Literal, TypeVar, overload
 
-from solewriter.agents.decoding import Decoder
-from solewriter.agents.snapshot import Plain, Snapshot
-from solewriter.shared import record
+from solewriter.agents.looking import Looking
+from solewriter.agents.snapshot import Plain
 from solewriter.shared.config import ATTACH_RETRY_S, DEFAULT_LIMITS, Limits
 from solewriter.shared.errors import Compacted, EngineUnavailable, SchemaMismatch, SnapshotExpired
-from solewriter.shared.folder import StateFolder, runs
+from solewriter.shared.folder import runs
 from solewriter.shared.memory.pin import Pin
 from solewriter.shared.memory.root import STOPPED, SUPERSEDED, RootReader
 from solewriter.shared.memory.view import View
@@ -28,23 +26,22 @@ from solewriter.shared.registry import Kind, Registry
 from solewriter.shared.schema import differences
 
 if TYPE_CHECKING:
-    from solewriter.agents.change import Change
     from solewriter.agents.conditions import Where
-    from solewriter.agents.travel import Difference
+    from solewriter.agents.offline import OfflineReader
+    from solewriter.agents.past import Viewed
     from solewriter.agents.watch import Watch
 
 E = TypeVar("E", bound=Entity)
 
 
-class Reader:
+class Reader(Looking):
     """Reads one state folder. May be shared by threads; survives restarts of the engine. Made by `open_reader`."""
 
     def __init__(
         self, state: str | os.PathLike[str], limits: Limits = DEFAULT_LIMITS, registry: Registry | None = None
     ) -> None:
-        self.folder = StateFolder(state)
+        super().__init__(state, limits, registry)
         self._limits = limits
-        self.decoder = Decoder(registry or Registry(), limits.reader_cache_max)
         self._view: View | None = None
         self._pidfd = -1
         self._checked: dict[str, tuple[str, int, Kind]] = {}  # classes that are the engine's
@@ -118,9 +115,9 @@ class Reader:
             os.close(self._pidfd)
             self._pidfd = -1
 
-    def is_stale(self, view: View) -> bool:
+    def is_stale(self, view: Viewed) -> bool:
         """Whether the engine that wrote this memory is gone, or followed by another one."""
-        if view is not self._view or view.root.successor or self._pidfd < 0:
+        if view is not self._view or self._view.root.successor or self._pidfd < 0:
             return True
         poll = select.poll()
         poll.register(self._pidfd, select.POLLIN)
@@ -128,12 +125,8 @@ class Reader:
 
     # --- reading -----------------------------------------------------------------------------------------------------
 
-    def snapshot(self) -> Snapshot:
-        """The newest published revision, held."""
-        return Snapshot(self, self.pin())
-
     def pin(self) -> Pin:
-        """The same, as it lies in memory."""
+        """The newest published revision, as it lies in memory."""
         while True:
             view = self.view()
             try:
@@ -150,18 +143,6 @@ class Reader:
     def revision(self) -> int:
         """The newest published revision."""
         return self.view().root.current().revision
-
-    @overload
-    def get(self, kind: type[E], id: str) -> E | None: ...
-    @overload
-    def get(self, kind: str, id: str) -> Plain | None: ...
-    def get(self, kind: type[E] | str, id: str) -> E | Plain | None:
-        """The newest published entity, or None."""
-        while True:
-            try:
-                return self.snapshot().get(kind, id)
-            except SnapshotExpired:
-                pass  # this process was stopped in the middle: what was the newest is long gone
 
     def wait_for(self, revision: int, timeout_s: float | None = None) -> int:
         """Block until this revision is published; the newest one.
@@ -245,39 +226,6 @@ class Reader:
 
         return Watch(self, kind, since, where, timeout_s, resync)
 
-    # --- looking back ------------------------------------------------------------------------------------------------
-
-    def at(self, revision: int) -> Snapshot:
-        """Everything as it was at an earlier revision: from memory, or with one pass over the journal.
-
-        Raises Compacted where neither goes so far back, InvalidQuery for a revision that is not published yet.
-        """
-        from solewriter.agents import travel
-
-        return travel.at(self, revision)
-
-    def diff(self, since: int, until: int, kind: type[Entity] | str | None = None) -> list[Difference]:
-        """Every entity that is not the same at these two revisions, with both contents, in the order of its first
-        change; of all kinds or one. Raises as `at` does.
-        """
-        from solewriter.agents import travel
-
-        return travel.diff(self, since, until, kind)
-
-    def history(self, kind: type[Entity] | str, id: str) -> Iterator[Change]:
-        """Every change of one entity, the newest first; of a deleted one, too. Raises Compacted behind the oldest that
-        is available, if there were others before it.
-        """
-        from solewriter.agents import travel
-
-        return travel.history(self, kind, id)
-
-    def journaled(self, pin: Pin, kind: int, key: str, version: int) -> record.Record:
-        """One version of an entity, from the journal. Raises Compacted."""
-        from solewriter.agents import travel
-
-        return travel.journaled(self, pin, kind, key, version)
-
     # --- what clients ask of it --------------------------------------------------------------------------------------
 
     def check_class(self, kind: Kind) -> None:
@@ -352,17 +300,26 @@ class Reader:
         self.decoder.turn_to(None)
         self._close_pidfd()
 
-    def __enter__(self) -> Self:
-        return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
+@overload
+def open_reader(
+    state: str | os.PathLike[str], *, limits: Limits = DEFAULT_LIMITS, offline: Literal[False] = False
+) -> Reader: ...
+@overload
+def open_reader(
+    state: str | os.PathLike[str], *, limits: Limits = DEFAULT_LIMITS, offline: Literal[True]
+) -> OfflineReader: ...
+def open_reader(
+    state: str | os.PathLike[str], *, limits: Limits = DEFAULT_LIMITS, offline: bool = False
+) -> Reader | OfflineReader:
+    """Read the state that an engine publishes. Raises EngineUnavailable if no engine serves or served this folder.
 
+    `offline`: read what the folder holds, checkpoint and journal, whether an engine runs or not; see OfflineReader.
+    """
+    if offline:
+        from solewriter.agents.offline import OfflineReader
 
-def open_reader(state: str | os.PathLike[str], *, limits: Limits = DEFAULT_LIMITS) -> Reader:
-    """Read the state that an engine publishes. Raises EngineUnavailable if no engine serves or served this folder."""
+        return OfflineReader(state, limits)
     reader = Reader(state, limits)
     reader.view()
     return reader

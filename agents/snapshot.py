@@ -11,9 +11,9 @@ from solewriter.shared.models import Entity, name_of
 
 if TYPE_CHECKING:
     from solewriter.agents.conditions import Where
+    from solewriter.agents.looking import Looking
     from solewriter.agents.past import Held
     from solewriter.agents.query import Query
-    from solewriter.agents.reader import Reader
 
 E = TypeVar("E", bound=Entity)
 Plain = Mapping[str, Any]
@@ -24,7 +24,7 @@ class Snapshot:
 
     __slots__ = ("_pin", "_reader", "history_id", "revision")
 
-    def __init__(self, reader: Reader, pin: Held) -> None:
+    def __init__(self, reader: Looking, pin: Held) -> None:
         self._reader = reader
         self._pin: Held | None = pin
         self.revision: int = pin.root.revision

@@ -11,8 +11,8 @@ from typing import Any, NamedTuple
 
 from solewriter.agents.change import Change, Published
 from solewriter.agents.decoding import Model
+from solewriter.agents.looking import Looking
 from solewriter.agents.past import Held, Past
-from solewriter.agents.reader import Reader
 from solewriter.agents.snapshot import Snapshot
 from solewriter.shared import record
 from solewriter.shared.chain import entries_between, oldest_entry, opened
@@ -31,13 +31,13 @@ class Difference(NamedTuple):
     new: Any
 
 
-def at(reader: Reader, revision: int) -> Snapshot:
+def at(reader: Looking, revision: int) -> Snapshot:
     """Everything at an earlier revision. Raises Compacted, InvalidQuery for one that is not published yet."""
     now = _pin(reader, revision)
     return Snapshot(reader, _then(now, revision) or _past(reader, now, revision))
 
 
-def _pin(reader: Reader, *revisions: int) -> Pin:
+def _pin(reader: Looking, *revisions: int) -> Held:
     """The newest revision, behind which none of these lies."""
     pin = reader.pin()
     for revision in revisions:
@@ -46,17 +46,19 @@ def _pin(reader: Reader, *revisions: int) -> Pin:
     return pin
 
 
-def _then(now: Pin, revision: int) -> Pin | None:
+def _then(now: Held, revision: int) -> Held | None:
     """An earlier revision in memory; None where memory does not hold it whole."""
     if revision == now.root.revision:
         return now
+    if isinstance(now, Past):
+        return None
     try:
         return now.then(revision) if revision >= now.root.whole else None
     except (FileNotFoundError, SnapshotExpired):
         return None
 
 
-def _past(reader: Reader, now: Pin, revision: int) -> Past:
+def _past(reader: Looking, now: Held, revision: int) -> Past:
     try:
         past = Past(now, reader.folder.path, revision)
         past.advance(revision)
@@ -65,7 +67,7 @@ def _past(reader: Reader, now: Pin, revision: int) -> Past:
     return past
 
 
-def compacted(revision: int, now: Pin, error: Compacted) -> Compacted:
+def compacted(revision: int, now: Held, error: Compacted) -> Compacted:
     """What says that a revision, or what comes next behind revision 0, is gone everywhere."""
     what = f"revision {revision} is" if revision else "what was earlier is"
     return Compacted(
@@ -77,7 +79,7 @@ def compacted(revision: int, now: Pin, error: Compacted) -> Compacted:
 # --- what changed between two revisions -------------------------------------------------------------------------------
 
 
-def diff(reader: Reader, since: int, until: int, kind: Model | None) -> list[Difference]:
+def diff(reader: Looking, since: int, until: int, kind: Model | None) -> list[Difference]:
     """Every entity that differs, in the order of its first change. Raises Compacted, InvalidQuery."""
     if since > until:
         raise InvalidQuery(f"a difference is from an earlier revision to a later one, not {since} to {until}", kind="")
@@ -85,7 +87,7 @@ def diff(reader: Reader, since: int, until: int, kind: Model | None) -> list[Dif
     wanted = None if kind is None else name_of(kind)
     old, new = _then(now, since), _then(now, until)
     touched: list[tuple[int, str]]
-    if old is not None and new is not None:
+    if isinstance(old, Pin) and isinstance(new, Pin):
         touched = list(dict.fromkeys(_touched(old, new)))
         return _differences(reader, kind, wanted, touched, old, new)
     past = _past(reader, now, since)
@@ -111,7 +113,7 @@ def _touched(old: Pin, new: Pin) -> Iterator[tuple[int, str]]:
 
 
 def _differences(
-    reader: Reader, kind: Model | None, wanted: str | None, touched: list[tuple[int, str]], old: Held, new: Held
+    reader: Looking, kind: Model | None, wanted: str | None, touched: list[tuple[int, str]], old: Held, new: Held
 ) -> list[Difference]:
     told = []
     for code, id in touched:
@@ -136,7 +138,7 @@ def _version(entity: Any) -> int:
 # --- one entity -------------------------------------------------------------------------------------------------------
 
 
-def history(reader: Reader, kind: Model, id: str) -> Iterator[Change]:
+def history(reader: Looking, kind: Model, id: str) -> Iterator[Change]:
     """Every change of one entity, the newest first. Raises Compacted behind the oldest that is available, where there
     were others before it.
     """
@@ -166,7 +168,7 @@ def history(reader: Reader, kind: Model, id: str) -> Iterator[Change]:
         raise compacted(0, now, missing)
 
 
-def _in_memory(now: Pin, code: int, id: str) -> Iterator[Published]:
+def _in_memory(now: Held, code: int, id: str) -> Iterator[Published]:
     """Its records, the newest first, as far as memory goes."""
     try:
         address = now.find(code, id)
@@ -178,7 +180,7 @@ def _in_memory(now: Pin, code: int, id: str) -> Iterator[Published]:
 
 
 def _in_journal(
-    reader: Reader, now: Pin, code: int, id: str, last: record.Record | None
+    reader: Looking, now: Held, code: int, id: str, last: record.Record | None
 ) -> tuple[list[Published], Compacted | None]:
     """Those before the last one that memory holds, or all, the newest first; and whether there may have been others
     before. Raises Compacted.
@@ -194,7 +196,7 @@ def _in_journal(
     return older[::-1], missing
 
 
-def journaled(reader: Reader, now: Pin, code: int, id: str, version: int) -> record.Record:
+def journaled(reader: Looking, now: Held, code: int, id: str, version: int) -> record.Record:
     """One version of an entity, from the journal. Raises Compacted."""
     try:
         for found in _records_of(reader, now, code, id):
@@ -205,7 +207,7 @@ def journaled(reader: Reader, now: Pin, code: int, id: str, version: int) -> rec
     raise Compacted(f"version {version} of {id!r} is not available any more", oldest=now.root.whole)
 
 
-def _records_of(reader: Reader, now: Pin, code: int, id: str) -> Iterator[record.Record]:
+def _records_of(reader: Looking, now: Held, code: int, id: str) -> Iterator[record.Record]:
     key = id.encode("utf-8", "surrogatepass")
     folder = reader.folder.path
     begin = oldest_entry(folder)

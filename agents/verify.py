@@ -48,7 +48,7 @@ def _verified(folder: Path) -> Verified:
     """Raises Compacted where something was trimmed meanwhile."""
     if not journal_files(folder):
         raise EngineUnavailable(f"nothing is journaled in {folder}")
-    committed = _committed(folder)
+    known, crc = committed(folder)
     try:
         begin = oldest_entry(folder)
     except Compacted as error:
@@ -56,19 +56,19 @@ def _verified(folder: Path) -> Verified:
     replay = Replay(folder, begin)
     files = Files(folder, begin)
     for entry, place in files.entries():
-        if entry.number == committed[0] and entry.crc != committed[1]:
+        if entry.number == known and entry.crc != crc:
             bad(f"entry {entry.number} is not the one that was committed", place)
         if entry.number > begin:
             replay.follow(entry, place)
-    if files.last < committed[0]:
+    if files.last < known:
         raise JournalCorrupt(
-            f"entries {files.last + 1} to {committed[0]} were committed and are not in the journal any more",
+            f"entries {files.last + 1} to {known} were committed and are not in the journal any more",
             place=files.end,
         )
     return replay.verified(files.torn_bytes)
 
 
-def _committed(folder: Path) -> tuple[int, int]:
+def committed(folder: Path) -> tuple[int, int]:
     """Number and crc of the last entry that is known to be durable; 0 if none is."""
     try:
         return entries.last_committed((folder / "committed").read_bytes()) or (0, 0)

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from solewriter.agents.change import Change
     from solewriter.agents.client import Client, connect
     from solewriter.agents.conditions import Range
+    from solewriter.agents.offline import OfflineReader
     from solewriter.agents.reader import Reader, open_reader
     from solewriter.agents.snapshot import Snapshot
     from solewriter.agents.status import EngineStatus, status_of
@@ -94,6 +95,7 @@ _ROOMS = {
     "solewriter.engine_proc.process": ("Engine",),
     "solewriter.agents.client": ("connect", "Client"),
     "solewriter.agents.conditions": ("Range",),
+    "solewriter.agents.offline": ("OfflineReader",),
     "solewriter.agents.reader": ("open_reader", "Reader"),
     "solewriter.agents.snapshot": ("Snapshot",),
     "solewriter.agents.status": ("status_of", "EngineStatus"),
@@ -123,8 +125,8 @@ _HOME = {name: room for room, names in _ROOMS.items() for name in names}
 _MODULES = {"aio": "solewriter.agents.aio", "errors": "solewriter.shared.errors"}
 
 __all__ = [
-    "Engine", "connect", "Client", "open_reader", "Reader", "Snapshot", "Range", "Watch", "Change", "Resync",
-    "Difference", "status_of", "EngineStatus", "aio",
+    "Engine", "connect", "Client", "open_reader", "Reader", "OfflineReader", "Snapshot", "Range", "Watch", "Change",
+    "Resync", "Difference", "status_of", "EngineStatus", "aio",
     "Limits",
     "Entity", "Part", "Task", "Project", "Lifecycle", "Ref", "concerns",
     "TaskStatus", "TaskPriority", "TaskType", "ProjectStatus",

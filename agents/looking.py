@@ -1,0 +1,110 @@
+"""What every reader answers, wherever it reads: snapshots, single entities, and what was earlier.
+
+`Reader` reads an engine's memory, `OfflineReader` what a folder holds; each says with `pin` what is the newest.
+"""
+
+from __future__ import annotations
+
+import os
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from types import TracebackType
+from typing import TYPE_CHECKING, Self, TypeVar, overload
+
+from solewriter.agents.decoding import Decoder
+from solewriter.agents.snapshot import Plain, Snapshot
+from solewriter.shared import record
+from solewriter.shared.config import Limits
+from solewriter.shared.errors import SnapshotExpired
+from solewriter.shared.folder import StateFolder
+from solewriter.shared.models import Entity
+from solewriter.shared.registry import Registry
+
+if TYPE_CHECKING:
+    from solewriter.agents.change import Change
+    from solewriter.agents.past import Held, Viewed
+    from solewriter.agents.travel import Difference
+
+E = TypeVar("E", bound=Entity)
+
+
+class Looking(ABC):
+    """Reads one state folder."""
+
+    def __init__(self, state: str | os.PathLike[str], limits: Limits, registry: Registry | None = None) -> None:
+        self.folder = StateFolder(state)
+        self.decoder = Decoder(registry or Registry(), limits.reader_cache_max)
+
+    @abstractmethod
+    def pin(self) -> Held:
+        """The newest revision, held."""
+
+    @abstractmethod
+    def is_stale(self, view: Viewed) -> bool:
+        """Whether nobody makes newer revisions where this one was found."""
+
+    @abstractmethod
+    def close(self) -> None:
+        """Let go of what was read. Snapshots that are held stay readable."""
+
+    def snapshot(self) -> Snapshot:
+        """The newest revision, held."""
+        return Snapshot(self, self.pin())
+
+    @property
+    def revision(self) -> int:
+        """The newest one."""
+        return self.pin().root.revision
+
+    @overload
+    def get(self, kind: type[E], id: str) -> E | None: ...
+    @overload
+    def get(self, kind: str, id: str) -> Plain | None: ...
+    def get(self, kind: type[E] | str, id: str) -> E | Plain | None:
+        """The newest entity, or None."""
+        while True:
+            try:
+                return self.snapshot().get(kind, id)
+            except SnapshotExpired:
+                pass  # this process was stopped in the middle: what was the newest is long gone
+
+    # --- looking back ------------------------------------------------------------------------------------------------
+
+    def at(self, revision: int) -> Snapshot:
+        """Everything as it was at an earlier revision: from memory, or with one pass over the journal.
+
+        Raises Compacted where neither goes so far back, InvalidQuery for a revision that is not published yet.
+        """
+        from solewriter.agents import travel
+
+        return travel.at(self, revision)
+
+    def diff(self, since: int, until: int, kind: type[Entity] | str | None = None) -> list[Difference]:
+        """Every entity that is not the same at these two revisions, with both contents, in the order of its first
+        change; of all kinds or one. Raises as `at` does.
+        """
+        from solewriter.agents import travel
+
+        return travel.diff(self, since, until, kind)
+
+    def history(self, kind: type[Entity] | str, id: str) -> Iterator[Change]:
+        """Every change of one entity, the newest first; of a deleted one, too. Raises Compacted behind the oldest that
+        is available, if there were others before it.
+        """
+        from solewriter.agents import travel
+
+        return travel.history(self, kind, id)
+
+    def journaled(self, pin: Held, kind: int, key: str, version: int) -> record.Record:
+        """One version of an entity, from the journal. Raises Compacted."""
+        from solewriter.agents import travel
+
+        return travel.journaled(self, pin, kind, key, version)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
