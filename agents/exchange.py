@@ -23,7 +23,15 @@ from solewriter.agents.deadline import due_s, not_sent
 from solewriter.agents.greeting import greet
 from solewriter.agents.pace import Pace
 from solewriter.agents.session import AgentSession, Pending, busy, closed, fenced, outcome_unknown
-from solewriter.shared.config import CROWDED_S, READ_BYTES, RECONNECT_FIRST_S, RECONNECT_MAX_S, YIELDED_S, Limits
+from solewriter.shared.config import (
+    CROWDED_LEAST_S,
+    CROWDED_MOST_S,
+    READ_BYTES,
+    RECONNECT_FIRST_S,
+    RECONNECT_MAX_S,
+    YIELDED_S,
+    Limits,
+)
 from solewriter.shared.errors import EngineUnavailable, Fenced, Refused
 from solewriter.shared.folder import StateFolder
 from solewriter.shared.lane import Lane
@@ -51,6 +59,7 @@ class Exchange:
         self._broken = False
         self._waited_s = 1.0  # for the last reply
         self._crowded_until = 0.0  # others want this processor
+        self._rest_s = CROWDED_LEAST_S  # when somebody else wants it next
         self._pace = Pace()
         self._lost_at = 0.0  # when the lane broke that was not replaced yet
         self._closed = False
@@ -197,9 +206,11 @@ class Exchange:
         now, end, yielded, switches = begun, begun + self._limits.spin_s, False, _switches()
         while now < end:
             if poll.poll(0):
+                self._rest_s = max(CROWDED_LEAST_S, self._rest_s / 2)
                 return True
             if yielded:
-                self._crowded_until = now + CROWDED_S
+                self._crowded_until = now + self._rest_s
+                self._rest_s = min(2 * self._rest_s, CROWDED_MOST_S)
                 return False
             before = time.monotonic()
             os.sched_yield()

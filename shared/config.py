@@ -100,7 +100,8 @@ DEFAULT_LIMITS = Limits()
 
 # --- of every process alike: nobody has asked to choose them ---------------------------------------------------------
 YIELDED_S = 0.00002  # that a processor was given up for: somebody else ran on it. Nobody there takes 1 us
-CROWDED_S = 0.05  # without looking for replies before sleeping, once somebody else ran
+CROWDED_LEAST_S, CROWDED_MOST_S = 0.001, 0.05  # without looking for replies before sleeping, once somebody else ran: it
+# may have been the kernel for a moment, or another agent for long, so it doubles each time
 READ_BYTES = 64 * KIB  # what one look takes from a pipe of replies or orders: its usual capacity
 RECONNECT_FIRST_S, RECONNECT_MAX_S = 0.005, 0.05  # between a client's tries while an engine restarts, which takes 0.3 s
 ATTACH_RETRY_S = 0.005  # between looks for a memory that is just being handed over
