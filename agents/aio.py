@@ -26,6 +26,7 @@ from collections.abc import (
     Iterable,
     Iterator,
     Mapping,
+    Sequence,
 )
 from itertools import islice
 from types import TracebackType
@@ -35,7 +36,9 @@ from solewriter.agents.aio_exchange import AioExchange, name_request
 from solewriter.agents.aio_opening import Opening
 from solewriter.agents.aio_reader import AioReader, Memory
 from solewriter.agents.aio_transaction import AioTransaction
+from solewriter.agents.aio_verbs import AioVerbs
 from solewriter.agents.answers import Answers, Outcome, entity_of
+from solewriter.agents.conflicts import conditional, judged
 from solewriter.agents.deadline import deadline_us
 from solewriter.agents.difference import difference, newer
 from solewriter.agents.session import AgentSession, Pending, pipeline
@@ -59,6 +62,7 @@ from solewriter.shared.mutations import (
     Update,
 )
 from solewriter.shared.registry import Registry
+from solewriter.shared.where import Where
 from solewriter.shared.wireform import OutcomeQuery, PlainRequest
 
 __all__ = ["AioClient", "AioReader", "AioTransaction", "connect", "open_reader"]
@@ -67,7 +71,7 @@ E = TypeVar("E", bound=Entity)
 T = TypeVar("T")
 
 
-class AioClient:
+class AioClient(AioVerbs):
     """An agent's connection to the engine of a state folder, for the coroutines of one event loop. Made by `connect`.
 
     Every verb waits for its reply without blocking the loop, and returns the entity as it was left. All raise the
@@ -138,15 +142,19 @@ class AioClient:
         /,
         *,
         expect: Expect = FROM_TARGET,
+        where: Where | None = None,
+        merge: bool = False,
         reason: str = "",
         request_id: str | None = None,
         timeout_s: float | None = None,
         deadline_s: float | None = None,
         **fields: Any,
     ) -> E:
-        """Replace fields. Fields whose names are options here are given through `changes`. Raises VersionConflict."""
-        mutation = Update(target, {**(changes or {}), **fields}, expect, reason)
-        return await self._one(mutation, wireform.model_of(target), request_id, timeout_s, deadline_s)
+        """Replace fields. Fields whose names are options here are given through `changes`. `where` and `merge` as in
+        `Client.update`. Raises VersionConflict.
+        """
+        mutation, guards = conditional(Update(target, {**(changes or {}), **fields}, expect, reason), where, merge)
+        return await self._one(mutation, wireform.model_of(target), request_id, timeout_s, deadline_s, guards)
 
     async def transition(
         self,
@@ -156,15 +164,20 @@ class AioClient:
         /,
         *,
         expect: Expect = FROM_TARGET,
+        where: Where | None = None,
+        merge: bool = False,
         reason: str = "",
         request_id: str | None = None,
         timeout_s: float | None = None,
         deadline_s: float | None = None,
         **fields: Any,
     ) -> E:
-        """Move along the lifecycle, changing other fields with the step. Raises InvalidTransition, VersionConflict."""
-        mutation = Transition(target, to, {**(changes or {}), **fields}, expect, reason)
-        return await self._one(mutation, wireform.model_of(target), request_id, timeout_s, deadline_s)
+        """Move along the lifecycle, changing other fields with the step. `where` and `merge` as in `Client.update`.
+        Raises InvalidTransition, VersionConflict.
+        """
+        step = Transition(target, to, {**(changes or {}), **fields}, expect, reason)
+        mutation, guards = conditional(step, where, merge)
+        return await self._one(mutation, wireform.model_of(target), request_id, timeout_s, deadline_s, guards)
 
     async def cancel(
         self,
@@ -324,11 +337,12 @@ class AioClient:
         request_id: str | None,
         timeout_s: float | None,
         deadline_s: float | None = None,
+        guards: Sequence[GuardMutation] = (),
     ) -> E:
         due_us = deadline_us(deadline_s)
-        request = wireform.plain_request((mutation,), (), request_id, self._registry, self._limits, due_us)
+        request = wireform.plain_request((mutation,), guards, request_id, self._registry, self._limits, due_us)
         await self._check_classes([request])
-        return await self._asked(request, lambda sent: entity_of(self._reply(sent), model), timeout_s)
+        return await self._asked(request, lambda sent: entity_of(judged(self._reply(sent), mutation), model), timeout_s)
 
     async def _check_classes(self, requests: list[PlainRequest]) -> None:
         """Raises SchemaMismatch for a whole entity of a class that is not the engine's: nothing is sent."""

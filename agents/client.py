@@ -5,12 +5,13 @@ from __future__ import annotations
 import os
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import islice
 from types import TracebackType
 from typing import Any, Self, TypeVar, overload
 
 from solewriter.agents.answers import Answers, Outcome, entity_of
+from solewriter.agents.conflicts import conditional, judged
 from solewriter.agents.deadline import deadline_us
 from solewriter.agents.difference import difference, newer
 from solewriter.agents.exchange import Exchange
@@ -18,6 +19,7 @@ from solewriter.agents.reader import Reader
 from solewriter.agents.session import AgentSession, Pending, pipeline
 from solewriter.agents.snapshot import Plain
 from solewriter.agents.transaction import Transaction
+from solewriter.agents.verbs import Verbs
 from solewriter.shared import wireform
 from solewriter.shared.config import DEFAULT_LIMITS, Limits
 from solewriter.shared.errors import OutcomeUnknown, Refused, RequestTooLarge, VersionConflict
@@ -37,11 +39,12 @@ from solewriter.shared.mutations import (
     Update,
 )
 from solewriter.shared.registry import Registry
+from solewriter.shared.where import Where
 
 E = TypeVar("E", bound=Entity)
 
 
-class Client:
+class Client(Verbs):
     """An agent's connection to the engine of a state folder. May be shared by threads. Made by `connect`.
 
     Every verb blocks until its reply, and returns the entity as it was left. All raise the refusals of
@@ -109,15 +112,21 @@ class Client:
         /,
         *,
         expect: Expect = FROM_TARGET,
+        where: Where | None = None,
+        merge: bool = False,
         reason: str = "",
         request_id: str | None = None,
         timeout_s: float | None = None,
         deadline_s: float | None = None,
         **fields: Any,
     ) -> E:
-        """Replace fields. Fields whose names are options here are given through `changes`. Raises VersionConflict."""
-        mutation = Update(target, {**(changes or {}), **fields}, expect, reason)
-        return self._one(mutation, wireform.model_of(target), request_id, timeout_s, deadline_s)
+        """Replace fields. Fields whose names are options here are given through `changes`. Raises VersionConflict.
+
+        In place of the version, `where` compares the fields that it names, and raises GuardFailed; `merge` those that
+        are changed, with what `target` has, so that changes of other fields by others stay.
+        """
+        mutation, guards = conditional(Update(target, {**(changes or {}), **fields}, expect, reason), where, merge)
+        return self._one(mutation, wireform.model_of(target), request_id, timeout_s, deadline_s, guards)
 
     def transition(
         self,
@@ -127,15 +136,20 @@ class Client:
         /,
         *,
         expect: Expect = FROM_TARGET,
+        where: Where | None = None,
+        merge: bool = False,
         reason: str = "",
         request_id: str | None = None,
         timeout_s: float | None = None,
         deadline_s: float | None = None,
         **fields: Any,
     ) -> E:
-        """Move along the lifecycle, changing other fields with the step. Raises InvalidTransition, VersionConflict."""
-        mutation = Transition(target, to, {**(changes or {}), **fields}, expect, reason)
-        return self._one(mutation, wireform.model_of(target), request_id, timeout_s, deadline_s)
+        """Move along the lifecycle, changing other fields with the step. `where` and `merge` as in `update`. Raises
+        InvalidTransition, VersionConflict.
+        """
+        step = Transition(target, to, {**(changes or {}), **fields}, expect, reason)
+        mutation, guards = conditional(step, where, merge)
+        return self._one(mutation, wireform.model_of(target), request_id, timeout_s, deadline_s, guards)
 
     def cancel(
         self,
@@ -295,9 +309,10 @@ class Client:
         request_id: str | None,
         timeout_s: float | None,
         deadline_s: float | None = None,
+        guards: Sequence[GuardMutation] = (),
     ) -> E:
-        reply = self.submit(mutation, request_id=request_id, timeout_s=timeout_s, deadline_s=deadline_s)
-        return entity_of(reply, model)
+        reply = self.submit(mutation, guards=guards, request_id=request_id, timeout_s=timeout_s, deadline_s=deadline_s)
+        return entity_of(judged(reply, mutation), model)
 
     def _patience(self, timeout_s: float | None) -> float:
         """Until when a caller waits, on `time.monotonic`."""

@@ -13,6 +13,7 @@ from solewriter.shared.errors import SolewriterError
 from solewriter.shared.models import Entity, Ref
 from solewriter.shared.mutations import (
     FROM_TARGET,
+    Alter,
     Cancel,
     Create,
     Delete,
@@ -23,10 +24,14 @@ from solewriter.shared.mutations import (
     Reply,
     Require,
     RequireAbsent,
+    RequireFields,
     Target,
     Transition,
+    Unchanged,
     Update,
 )
+from solewriter.shared.operations import Operation
+from solewriter.shared.where import Where
 from solewriter.shared.wireform import model_of
 
 if TYPE_CHECKING:
@@ -81,6 +86,18 @@ class Gathering:
     ) -> None:
         self._add(Transition(target, to, {**(changes or {}), **fields}, expect, reason))
 
+    def alter(
+        self,
+        target: Target,
+        operations: Mapping[str, Operation] | None = None,
+        /,
+        *,
+        reason: str = "",
+        **more: Operation,
+    ) -> None:
+        """Operations on fields, whatever they hold by then."""
+        self._add(Alter(target, {**(operations or {}), **more}, reason=reason))
+
     def cancel(self, target: Target, *, expect: int | None = None, reason: str = "") -> None:
         self._add(Cancel(target, expect, reason))
 
@@ -96,6 +113,16 @@ class Gathering:
         """Go through only if there is no such entity."""
         self._check_open()
         self._guards.append(RequireAbsent(kind, id))
+
+    def require_fields(self, target: Target, where: Where) -> None:
+        """Go through only if this entity is stored and its fields are like this."""
+        self._check_open()
+        self._guards.append(RequireFields(target, where))
+
+    def require_unchanged(self, entity: Entity, *fields: str) -> None:
+        """Go through only if these fields are stored as this entity has them. Raises VersionConflict."""
+        self._check_open()
+        self._guards.append(Unchanged(entity, fields))
 
     def _add(self, mutation: Mutation) -> None:
         self._check_open()

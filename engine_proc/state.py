@@ -150,6 +150,11 @@ class State:
             block, _ = kind.kind.cut(fields, key, version, time_us)
         return Stored(slot, version, address, padded(length), not deleted, payload, block)
 
+    def author(self, address: int) -> tuple[str, int]:
+        """Who made the record at an address, published or not, and its revision."""
+        found = record.unpack(*self._publisher.at(address))
+        return found.actor, found.revision
+
     def counts(self) -> list[tuple[int, int]]:
         """(slots, entities alive) of each kind, as the root lists them."""
         return [(kind.places, kind.alive) for kind in self.kinds]

@@ -41,6 +41,7 @@ class Turn:
     def __init__(self, state: State, tail: int, now_us: int) -> None:
         self.named = state.named
         self._find = state.find
+        self.author = state.author
         self.revision = state.revision
         self.tail = tail  # of the heap, before the turn
         self.at(now_us)

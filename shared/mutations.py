@@ -14,6 +14,8 @@ import msgspec
 
 from solewriter.shared.errors import SolewriterError
 from solewriter.shared.models import Entity, Ref
+from solewriter.shared.operations import Operation
+from solewriter.shared.where import Where
 
 
 class FromTarget:
@@ -38,6 +40,7 @@ class Op(IntEnum):
     TRANSITION = 4
     CANCEL = 5
     DELETE = 6
+    ALTER = 7
 
 
 class Guard(IntEnum):
@@ -45,6 +48,7 @@ class Guard(IntEnum):
 
     REQUIRE = 1
     REQUIRE_ABSENT = 2
+    REQUIRE_FIELDS = 3
 
 
 class Create(msgspec.Struct, frozen=True, tag=True):
@@ -101,6 +105,15 @@ class Delete(msgspec.Struct, frozen=True, tag=True):
     reason: str = ""
 
 
+class Alter(msgspec.Struct, frozen=True, tag=True):
+    """Operations on fields, whatever they hold by then: no version is compared, unless `expect` is given."""
+
+    target: Target
+    operations: Mapping[str, Operation]
+    expect: int | None = None
+    reason: str = ""
+
+
 class Require(msgspec.Struct, frozen=True, tag=True):
     """A guard: this entity is stored in exactly this version."""
 
@@ -114,8 +127,22 @@ class RequireAbsent(msgspec.Struct, frozen=True, tag=True):
     id: str
 
 
-Mutation = Create | Put | Update | Transition | Cancel | Delete
-GuardMutation = Require | RequireAbsent
+class RequireFields(msgspec.Struct, frozen=True, tag=True):
+    """A guard: this entity is stored, and its fields are like this (see `where`)."""
+
+    target: Target
+    where: Where
+
+
+class Unchanged(msgspec.Struct, frozen=True, tag=True):
+    """A guard: these fields of this entity are stored as it has them. Refused with VersionConflict."""
+
+    entity: Entity
+    fields: tuple[str, ...]
+
+
+Mutation = Create | Put | Update | Transition | Cancel | Delete | Alter
+GuardMutation = Require | RequireAbsent | RequireFields | Unchanged
 
 
 class Result(msgspec.Struct, frozen=True):

@@ -7,7 +7,7 @@ the same shapes again.
     request  = (mutations, guards, request id | None, deadline_us | None)      or   ("outcome", request id)
     deadline = microseconds of CLOCK_MONOTONIC, after which it is not decided any more
     mutation = (op, kind, id, expect, fields, reason, to)
-    guard    = (guard, kind, id, version)
+    guard    = (guard, kind, id, version)    or   (guard, kind, id, (version | None, conditions))
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ from solewriter.shared.errors import BadRequest, InvalidMutation, Refused, Reque
 from solewriter.shared.frozen import INT_MAX, INT_MIN
 from solewriter.shared.models import E, Entity, Ref
 from solewriter.shared.mutations import (
+    Alter,
     Cancel,
     Create,
     Delete,
@@ -35,16 +36,20 @@ from solewriter.shared.mutations import (
     Op,
     Put,
     Require,
+    RequireFields,
     Target,
     Transition,
+    Unchanged,
     Update,
 )
+from solewriter.shared.operations import plain_operations
 from solewriter.shared.registry import Kind, Registry
 from solewriter.shared.request_ids import own_id
 from solewriter.shared.schema import plain
+from solewriter.shared.where import plain_where, same_fields
 
 PlainMutation = tuple[int, str, str, "int | None", "dict[str, Any] | None", str, "str | None"]
-PlainGuard = tuple[int, str, str, int]
+PlainGuard = tuple[int, str, str, Any]
 PlainRequest = tuple[list[PlainMutation], list[PlainGuard], "str | None", "int | None"]
 OutcomeQuery = tuple[str, str]
 
@@ -54,6 +59,7 @@ MUTATION_NODES, GUARD_NODES = 8, 5  # their tuples and what is in them: the same
 
 _OPS = (Op.UPDATE, Op.TRANSITION, Op.CANCEL, Op.DELETE)
 _UPDATE, _TRANSITION, _CANCEL, _DELETE = [op.value for op in _OPS]  # asked each time, it takes as long as a line
+_REQUIRE_FIELDS = Guard.REQUIRE_FIELDS.value
 
 
 # --- the caller's side: mutations to plain data -----------------------------------------------------------------------
@@ -164,10 +170,20 @@ def _plain_mutation(mutation: Mutation, registry: Registry) -> PlainMutation:
         case Delete(target, expect, reason):
             kind = registry.of(model_of(target))
             return _DELETE, kind.name, target.id, _expected(expect, target), None, reason, None
-    raise TypeError(f"{mutation!r} is not a mutation: use Create, Put, Update, Transition, Cancel or Delete")
+        case Alter(target, operations, expect, reason):
+            kind = registry.of(model_of(target))
+            return Op.ALTER.value, kind.name, target.id, expect, plain_operations(kind, operations), reason, None
+    raise TypeError(f"{mutation!r} is not a mutation: use Create, Put, Update, Transition, Cancel, Delete or Alter")
 
 
 def plain_guard(guard: GuardMutation, registry: Registry) -> PlainGuard:
+    if isinstance(guard, RequireFields):
+        kind = registry.of(model_of(guard.target))
+        return Guard.REQUIRE_FIELDS.value, kind.name, guard.target.id, (None, plain_where(kind, guard.where))
+    if isinstance(guard, Unchanged):
+        kind, entity = registry.of(type(guard.entity)), guard.entity
+        fields = same_fields(kind, {name: getattr(entity, name) for name in guard.fields})
+        return Guard.REQUIRE_FIELDS.value, kind.name, entity.id, (entity.version, fields)
     if isinstance(guard, Require):
         if not guard.entity.version:
             raise InvalidMutation(
@@ -270,7 +286,7 @@ def check_request(request: Any, budget: int, limits: Limits) -> int:
     for mutation in mutations:
         budget = _check_mutation(mutation, budget, limits)
     for guard in guards:
-        _check_guard(guard)
+        budget = _check_guard(guard, budget, limits)
     return budget
 
 
@@ -322,13 +338,21 @@ def _check_reason_length(reason: str, limits: Limits) -> None:
         raise RequestTooLarge(f"a reason is at most {limits.text_bytes_max} bytes (text_bytes_max)")
 
 
-def _check_guard(guard: Any) -> None:
+def _check_guard(guard: Any, budget: int, limits: Limits) -> int:
+    """What is left of the budget of nodes. Raises BadRequest."""
     if type(guard) is not tuple or len(guard) != 4:
         raise BadRequest("a guard is a tuple of four")
-    code, kind, key, version = guard
-    if code not in (1, 2) or type(version) is not int or not 0 <= version <= INT_MAX:
-        raise BadRequest("a guard is (guard, kind, id, version)")
+    code, kind, key, said = guard
+    version = said
+    if code == _REQUIRE_FIELDS and type(said) is tuple and len(said) == 2 and type(said[1]) is dict:
+        version = 0 if said[0] is None else said[0]
+        budget = _check_plain(said[1], budget, limits.frame_depth_max)
+    elif code not in (1, 2):
+        raise BadRequest("a guard is (guard, kind, id, version), or has conditions in its place")
+    if type(version) is not int or not 0 <= version <= INT_MAX:
+        raise BadRequest("a guard compares with a version")
     _check_names(kind, key)
+    return budget
 
 
 def _check_names(kind: Any, key: Any) -> None:

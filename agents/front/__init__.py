@@ -17,7 +17,6 @@ if TYPE_CHECKING:
     from solewriter.agents import aio
     from solewriter.agents.change import Change
     from solewriter.agents.client import Client, connect
-    from solewriter.agents.conditions import Range
     from solewriter.agents.reader import Reader, open_reader
     from solewriter.agents.snapshot import Snapshot
     from solewriter.agents.status import EngineStatus, status_of
@@ -74,6 +73,7 @@ if TYPE_CHECKING:
         concerns,
     )
     from solewriter.shared.mutations import (
+        Alter,
         Applied,
         Cancel,
         Create,
@@ -83,9 +83,13 @@ if TYPE_CHECKING:
         Reply,
         Require,
         RequireAbsent,
+        RequireFields,
         Transition,
+        Unchanged,
         Update,
     )
+    from solewriter.shared.operations import Add, Append, Increment, Max, Min, PutIn, Remove
+    from solewriter.shared.where import Range
 
 __version__ = "0.1.0"
 
@@ -93,7 +97,6 @@ __version__ = "0.1.0"
 _ROOMS = {
     "solewriter.engine_proc.process": ("Engine",),
     "solewriter.agents.client": ("connect", "Client"),
-    "solewriter.agents.conditions": ("Range",),
     "solewriter.agents.reader": ("open_reader", "Reader"),
     "solewriter.agents.snapshot": ("Snapshot",),
     "solewriter.agents.status": ("status_of", "EngineStatus"),
@@ -107,9 +110,11 @@ _ROOMS = {
     "TaskStatus", "TaskPriority", "TaskType", "ProjectStatus",
     ),
     "solewriter.shared.mutations": (
-        "Create", "Put", "Update", "Transition", "Cancel", "Delete", "Require", "RequireAbsent", "Reply", "Applied",
-        "NotApplied",
+        "Create", "Put", "Update", "Transition", "Cancel", "Delete", "Alter", "Require", "RequireAbsent",
+        "RequireFields", "Unchanged", "Reply", "Applied", "NotApplied",
     ),
+    "solewriter.shared.operations": ("Increment", "Max", "Min", "Append", "Add", "Remove", "PutIn"),
+    "solewriter.shared.where": ("Range",),
     "solewriter.shared.errors": (
         "SolewriterError",
         "Refused", "NotFound", "AlreadyExists", "VersionConflict", "InvalidMutation", "InvalidTransition",
@@ -129,8 +134,9 @@ __all__ = [
     "Entity", "Part", "Task", "Project", "Lifecycle", "Ref", "concerns",
     "TaskStatus", "TaskPriority", "TaskType", "ProjectStatus",
     "FrozenMap", "Json",
-    "Create", "Put", "Update", "Transition", "Cancel", "Delete", "Require", "RequireAbsent", "Reply", "Applied",
-    "NotApplied",
+    "Create", "Put", "Update", "Transition", "Cancel", "Delete", "Alter", "Require", "RequireAbsent", "RequireFields",
+    "Unchanged", "Reply", "Applied", "NotApplied",
+    "Increment", "Max", "Min", "Append", "Add", "Remove", "PutIn",
     "errors", "SolewriterError",
     "Refused", "NotFound", "AlreadyExists", "VersionConflict", "InvalidMutation", "InvalidTransition", "InvalidQuery",
     "GuardFailed", "Fenced", "UnknownKind", "SchemaMismatch", "RequestMismatch", "RequestTooLarge", "BadRequest",

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 
-from solewriter.engine_proc.decide import content, guards, lifecycle
+from solewriter.engine_proc.decide import content, fields, guards, lifecycle
 from solewriter.engine_proc.decide.draft import Draft, Step
 from solewriter.shared.errors import BadRequest
 from solewriter.shared.mutations import Op
@@ -20,6 +20,7 @@ DECIDERS: Mapping[int, Callable[[Draft, PlainMutation], None]] = {
     Op.DELETE.value: content.delete,
     Op.TRANSITION.value: lifecycle.transition,
     Op.CANCEL.value: lifecycle.cancel,
+    Op.ALTER.value: fields.alter,
 }
 
 

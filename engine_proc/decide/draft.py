@@ -61,14 +61,20 @@ class Step:
         before = self.before
         stored = before.version if before is not None and before.alive else 0
         if stored != expect:
-            raise VersionConflict(
+            raise conflict(
+                self,
+                expect,
                 f"{self.kind.name} {self.key!r} is at version {stored}, not {expect}: "
                 "look at the current one and decide again",
-                kind=self.kind.name,
-                id=self.key,
-                expected=expect,
-                version=stored,
             )
+
+    @property
+    def newest(self) -> dict[str, Any]:
+        """Who made what is stored, and at which revision: what the loser of a race wants to know."""
+        if self.before is None or not self.before.address:
+            return {}
+        actor, revision = self.turn.author(self.before.address)
+        return {"actor": actor, "revision": revision}
 
     def change(self, op: int, reason: str, changes: Mapping[str, Any]) -> None:
         """Replace some fields of an entity that exists, validated. Raises InvalidMutation."""
@@ -117,12 +123,26 @@ class Draft:
             step = self.steps[kind_name, key] = Step(state, state.kind, key, turn.find(state, key), turn)
         return step
 
+    def before(self, kind_name: str, key: str) -> Step:
+        """The same as it was before the request, to be looked at. Raises UnknownKind."""
+        state, turn = self.turn.named(kind_name), self.turn
+        if state is None or state.kind is None:
+            raise unknown(kind_name)
+        return Step(state, state.kind, key, turn.find(state, key), turn)
+
     def stored(self, kind_name: str, key: str) -> Stored | None:
         """What was stored before the request. Raises UnknownKind."""
         state = self.turn.named(kind_name)
         if state is None or state.kind is None:
             raise unknown(kind_name)
         return self.turn.find(state, key)
+
+
+def conflict(step: Step, expected: int, why: str) -> VersionConflict:
+    """What is told to whoever saw an older version."""
+    before = step.before
+    stored = before.version if before is not None and before.alive else 0
+    return VersionConflict(why, kind=step.kind.name, id=step.key, expected=expected, version=stored, **step.newest)
 
 
 def unknown(name: str) -> UnknownKind:

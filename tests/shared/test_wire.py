@@ -882,6 +882,7 @@ def test_the_codes_on_the_wire_are_these():
         ("TRANSITION", 4),
         ("CANCEL", 5),
         ("DELETE", 6),
+        ("ALTER", 7),
     ]
     assert [status.value for status in wire.Status] == [0, 1, 2, 3, 4]
 
