@@ -93,8 +93,7 @@ def _held(value: Any) -> list[Any]:
     """The items of a stored tuple or set, as they are in its payload. Raises TypeError for what is none."""
     if not isinstance(value, list | tuple | set | frozenset | type(None)):
         raise TypeError
-    held: list[Any] = plain(value or ())
-    return held
+    return list(plain(value or ()))
 
 
 def _items(items: Any) -> list[Any]:
