@@ -13,7 +13,6 @@ and `outcome` tells how it ended. On asyncio's own loop and on uvloop.
 from __future__ import annotations
 
 import asyncio
-import inspect
 import os
 import time
 from collections import deque
@@ -21,7 +20,6 @@ from collections.abc import (
     AsyncGenerator,
     AsyncIterable,
     AsyncIterator,
-    Awaitable,
     Callable,
     Iterable,
     Iterator,
@@ -40,12 +38,12 @@ from solewriter.agents.aio_verbs import AioVerbs
 from solewriter.agents.answers import Answers, Outcome, entity_of
 from solewriter.agents.conflicts import conditional, judged
 from solewriter.agents.deadline import deadline_us
-from solewriter.agents.difference import difference, newer
 from solewriter.agents.session import AgentSession, Pending, pipeline
 from solewriter.agents.snapshot import Plain
+from solewriter.agents.tokens import Tokens
 from solewriter.shared import wireform
 from solewriter.shared.config import DEFAULT_LIMITS, Limits
-from solewriter.shared.errors import OutcomeUnknown, Refused, RequestTooLarge, VersionConflict
+from solewriter.shared.errors import OutcomeUnknown, Refused, RequestTooLarge
 from solewriter.shared.folder import StateFolder
 from solewriter.shared.models import Entity, Ref
 from solewriter.shared.mutations import (
@@ -62,6 +60,7 @@ from solewriter.shared.mutations import (
     Update,
 )
 from solewriter.shared.registry import Registry
+from solewriter.shared.taskform import model_of
 from solewriter.shared.where import Where
 from solewriter.shared.wireform import OutcomeQuery, PlainRequest
 
@@ -97,6 +96,7 @@ class AioClient(AioVerbs):
         self._exchange = AioExchange(self.folder, self._session, limits)
         self._memory = Memory(state, limits, self._registry)
         self._answers = Answers(self._memory, self._registry)
+        self._tokens = Tokens()
         self.reader = AioReader(self._memory, limits)
 
     @property
@@ -150,11 +150,13 @@ class AioClient(AioVerbs):
         deadline_s: float | None = None,
         **fields: Any,
     ) -> E:
-        """Replace fields. Fields whose names are options here are given through `changes`. `where` and `merge` as in
-        `Client.update`. Raises VersionConflict.
+        """Replace fields. Fields whose names are options here are given through `changes`. Raises VersionConflict.
+
+        In place of the version, `where` compares the fields that it names, and raises GuardFailed; `merge` those that
+        are changed, with what `target` has, so that changes of other fields by others stay.
         """
         mutation, guards = conditional(Update(target, {**(changes or {}), **fields}, expect, reason), where, merge)
-        return await self._one(mutation, wireform.model_of(target), request_id, timeout_s, deadline_s, guards)
+        return await self._one(mutation, model_of(target), request_id, timeout_s, deadline_s, guards)
 
     async def transition(
         self,
@@ -172,26 +174,29 @@ class AioClient(AioVerbs):
         deadline_s: float | None = None,
         **fields: Any,
     ) -> E:
-        """Move along the lifecycle, changing other fields with the step. `where` and `merge` as in `Client.update`.
-        Raises InvalidTransition, VersionConflict.
+        """Move along the lifecycle, changing other fields with the step. `where` and `merge` as in `update`. Raises
+        InvalidTransition, VersionConflict.
         """
         step = Transition(target, to, {**(changes or {}), **fields}, expect, reason)
         mutation, guards = conditional(step, where, merge)
-        return await self._one(mutation, wireform.model_of(target), request_id, timeout_s, deadline_s, guards)
+        return await self._one(mutation, model_of(target), request_id, timeout_s, deadline_s, guards)
 
     async def cancel(
         self,
         target: E | Ref[E],
         *,
         expect: int | None = None,
+        tree: bool = False,
         reason: str = "",
         request_id: str | None = None,
         timeout_s: float | None = None,
         deadline_s: float | None = None,
     ) -> E:
-        """To the cancelled state, whatever the version, unless `expect` is given. Raises InvalidTransition."""
-        mutation = Cancel(target, expect, reason)
-        return await self._one(mutation, wireform.model_of(target), request_id, timeout_s, deadline_s)
+        """To the cancelled state, whatever the version, unless `expect` is given. With `tree`, all descendants with it,
+        but for those in a final state. Raises InvalidTransition.
+        """
+        mutation = Cancel(target, expect, reason, tree)
+        return await self._one(mutation, model_of(target), request_id, timeout_s, deadline_s)
 
     async def delete(
         self,
@@ -257,37 +262,6 @@ class AioClient(AioVerbs):
 
         return await self._asked(wireform.outcome_query(request_id), read, timeout_s)
 
-    async def apply(
-        self,
-        target: E | Ref[E],
-        fn: Callable[[E], E | Mapping[str, Any] | Awaitable[E | Mapping[str, Any] | None] | None],
-        /,
-        *,
-        reason: str = "",
-        timeout_s: float | None = None,
-    ) -> E:
-        """Read, let `fn` say what shall be different, write under the version that was read; again when somebody else
-        was faster.
-
-        `fn`, a plain or an async function, runs here, perhaps several times. It returns the entity as it shall be, or
-        the changed fields, or None for no change. Raises NotFound; VersionConflict if it was still overtaken after
-        `timeout_s`, which is also the patience for each reply.
-        """
-        deadline = time.monotonic() + self._patience_s(timeout_s)
-        model = wireform.model_of(target)
-        current = (await self.reader.snapshot())[model, target.id]
-        while True:
-            wanted = fn(current)
-            mutation = difference(current, await wanted if inspect.isawaitable(wanted) else wanted, reason)
-            if mutation is None:
-                return current
-            try:
-                return await self._one(mutation, model, None, timeout_s)
-            except VersionConflict as conflict:
-                if time.monotonic() > deadline:
-                    raise
-                current = newer(conflict, model)
-
     async def submit_many(
         self,
         mutations: Iterable[Mutation] | AsyncIterable[Mutation],
@@ -324,11 +298,23 @@ class AioClient(AioVerbs):
         taken = [wireform.plain_or_refused(one, self._registry, self._limits, due_us) for one in mutations]
         requests = [request for request in taken if not isinstance(request, Refused)]
         await self._check_classes(requests)
-        pendings = iter(await self._exchange.send(requests, deadline) if requests else ())
-        return [request if isinstance(request, Refused) else next(pendings) for request in taken]
+        for request in requests:
+            self._tokens.show(request)
+        sent = await self._exchange.send(requests, deadline) if requests else []
+        for request, one in zip(requests, sent, strict=True):
+            self._tokens.sent(one, request)
+        following = iter(sent)
+        return [request if isinstance(request, Refused) else next(following) for request in taken]
 
     def _reply(self, sent: Pending | Refused) -> Reply:
-        return self._answers.refused(sent) if isinstance(sent, Refused) else self._answers.reply(sent)
+        if isinstance(sent, Refused):
+            return self._answers.refused(sent)
+        reply = self._answers.reply(sent)
+        self._tokens.told(reply)
+        return reply
+
+    async def _entities(self, reply: Reply) -> list[Any]:
+        return await self._memory.looked(lambda: [*reply.check().entities])
 
     async def _one(
         self,
@@ -362,9 +348,13 @@ class AioClient(AioVerbs):
     ) -> T:
         """Send one request, wait for its answer, and read that."""
         deadline = time.monotonic() + self._patience_s(timeout_s)
+        if len(request) == 4:
+            self._tokens.show(request)
         (sent,) = await self._exchange.send([request], deadline, wait_for_room=wait_for_room)
         if isinstance(sent, RequestTooLarge):
             raise sent
+        if len(request) == 4:
+            self._tokens.sent(sent, request)
         return await self._told(sent, read, deadline)
 
     async def _told(self, sent: Pending | Refused, read: Callable[[Pending | Refused], T], deadline: float) -> T:

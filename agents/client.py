@@ -18,6 +18,7 @@ from solewriter.agents.exchange import Exchange
 from solewriter.agents.reader import Reader
 from solewriter.agents.session import AgentSession, Pending, pipeline
 from solewriter.agents.snapshot import Plain
+from solewriter.agents.tokens import Tokens
 from solewriter.agents.transaction import Transaction
 from solewriter.agents.verbs import Verbs
 from solewriter.shared import wireform
@@ -39,6 +40,7 @@ from solewriter.shared.mutations import (
     Update,
 )
 from solewriter.shared.registry import Registry
+from solewriter.shared.taskform import model_of
 from solewriter.shared.where import Where
 
 E = TypeVar("E", bound=Entity)
@@ -68,6 +70,7 @@ class Client(Verbs):
         self._exchange = Exchange(self.folder, self._session, limits)
         self.reader = Reader(state, limits, self._registry)
         self._answers = Answers(self.reader, self._registry)
+        self._tokens = Tokens()
 
     @property
     def client_id(self) -> str:
@@ -126,7 +129,7 @@ class Client(Verbs):
         are changed, with what `target` has, so that changes of other fields by others stay.
         """
         mutation, guards = conditional(Update(target, {**(changes or {}), **fields}, expect, reason), where, merge)
-        return self._one(mutation, wireform.model_of(target), request_id, timeout_s, deadline_s, guards)
+        return self._one(mutation, model_of(target), request_id, timeout_s, deadline_s, guards)
 
     def transition(
         self,
@@ -149,20 +152,24 @@ class Client(Verbs):
         """
         step = Transition(target, to, {**(changes or {}), **fields}, expect, reason)
         mutation, guards = conditional(step, where, merge)
-        return self._one(mutation, wireform.model_of(target), request_id, timeout_s, deadline_s, guards)
+        return self._one(mutation, model_of(target), request_id, timeout_s, deadline_s, guards)
 
     def cancel(
         self,
         target: E | Ref[E],
         *,
         expect: int | None = None,
+        tree: bool = False,
         reason: str = "",
         request_id: str | None = None,
         timeout_s: float | None = None,
         deadline_s: float | None = None,
     ) -> E:
-        """To the cancelled state, whatever the version, unless `expect` is given. Raises InvalidTransition."""
-        return self._one(Cancel(target, expect, reason), wireform.model_of(target), request_id, timeout_s, deadline_s)
+        """To the cancelled state, whatever the version, unless `expect` is given. With `tree`, all descendants with it,
+        but for those in a final state. Raises InvalidTransition.
+        """
+        mutation = Cancel(target, expect, reason, tree)
+        return self._one(mutation, model_of(target), request_id, timeout_s, deadline_s)
 
     def delete(
         self,
@@ -211,10 +218,12 @@ class Client(Verbs):
         due_us = deadline_us(deadline_s)
         request = wireform.plain_request(mutations, guards, request_id, self._registry, self._limits, due_us)
         self._answers.check_classes(request)
+        self._tokens.show(request)
         patience = self._patience(timeout_s)
         (sent,) = self._exchange.send([request], patience, wait_for_room=wait_for_room)
         if isinstance(sent, RequestTooLarge):
             raise sent
+        self._tokens.sent(sent, request)
         reply = self._told(sent, patience)
         if isinstance(reply.error, OutcomeUnknown):
             raise reply.error  # as it is at a time-out
@@ -247,7 +256,7 @@ class Client(Verbs):
         patience for each reply.
         """
         deadline = self._patience(timeout_s)
-        model = wireform.model_of(target)
+        model = model_of(target)
         current = self.reader.snapshot()[model, target.id]
         while True:
             mutation = difference(current, fn(current), reason)
@@ -293,14 +302,20 @@ class Client(Verbs):
         requests = [request for request in taken if not isinstance(request, Refused)]
         for request in requests:
             self._answers.check_classes(request)
-        sent = iter(self._exchange.send(requests, patience) if requests else ())
-        waiting.extend([request if isinstance(request, Refused) else next(sent) for request in taken])
+            self._tokens.show(request)
+        sent = self._exchange.send(requests, patience) if requests else []
+        for request, one in zip(requests, sent, strict=True):
+            self._tokens.sent(one, request)
+        following = iter(sent)
+        waiting.extend([request if isinstance(request, Refused) else next(following) for request in taken])
 
     def _told(self, sent: Pending | Refused, patience: float) -> Reply:
         if isinstance(sent, Refused):
             return self._answers.refused(sent)
         self._exchange.wait(sent, patience)
-        return self._answers.reply(sent)
+        reply = self._answers.reply(sent)
+        self._tokens.told(reply)
+        return reply
 
     def _one(
         self,

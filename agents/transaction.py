@@ -15,12 +15,15 @@ from solewriter.shared.mutations import (
     FROM_TARGET,
     Alter,
     Cancel,
+    Complete,
     Create,
     Delete,
     Expect,
+    Fail,
     GuardMutation,
     Mutation,
     Put,
+    Release,
     Reply,
     Require,
     RequireAbsent,
@@ -31,8 +34,8 @@ from solewriter.shared.mutations import (
     Update,
 )
 from solewriter.shared.operations import Operation
+from solewriter.shared.taskform import model_of
 from solewriter.shared.where import Where
-from solewriter.shared.wireform import model_of
 
 if TYPE_CHECKING:
     from solewriter.agents.client import Client
@@ -98,8 +101,29 @@ class Gathering:
         """Operations on fields, whatever they hold by then."""
         self._add(Alter(target, {**(operations or {}), **more}, reason=reason))
 
-    def cancel(self, target: Target, *, expect: int | None = None, reason: str = "") -> None:
-        self._add(Cancel(target, expect, reason))
+    def cancel(self, target: Target, *, expect: int | None = None, tree: bool = False, reason: str = "") -> None:
+        self._add(Cancel(target, expect, reason, tree))
+
+    def complete(
+        self, task: Target, changes: Mapping[str, Any] | None = None, /, *, reason: str = "", **fields: Any
+    ) -> None:
+        """Hand a claimed task in, together with the rest."""
+        self._add(Complete(task, {**(changes or {}), **fields}, reason))
+
+    def fail(
+        self,
+        task: Target,
+        changes: Mapping[str, Any] | None = None,
+        /,
+        *,
+        final: bool = False,
+        reason: str = "",
+        **fields: Any,
+    ) -> None:
+        self._add(Fail(task, {**(changes or {}), **fields}, final, reason))
+
+    def release(self, task: Target, *, reason: str = "") -> None:
+        self._add(Release(task, reason))
 
     def delete(self, target: Target, *, expect: Expect = FROM_TARGET, reason: str = "") -> None:
         self._add(Delete(target, expect, reason))

@@ -76,6 +76,7 @@ class Session:
         "number",
         "quarantined",
         "told",
+        "waiting",
     )
 
     def __init__(self, number: int, client_id: str, name: str) -> None:
@@ -92,12 +93,13 @@ class Session:
         self.gaps: deque[tuple[int, int]] = deque(maxlen=GAPS_MAX)  # numbers that were passed over unread
         self.fenced: set[int] = set()  # sequences that were answered NotApplied and must stay so
         self.quarantined: dict[int, Told] = {}  # those that are refused when they come, and how
+        self.waiting: set[int] = set()  # claims that were taken, and are not answered yet
 
     @property
     def state(self) -> SessionState:
         change = SessionChange(self.number, self.client_id, self.name, self.epoch, self.last, self.instance)
         outcomes = [_outcome_of(self.number, sequence, self.told[sequence]) for sequence in self._order]
-        return SessionState(change, self.floor, list(self.gaps), list(self.fenced), outcomes)
+        return SessionState(change, self.floor, list(self.gaps), list(self.fenced), outcomes, sorted(self.waiting))
 
     @classmethod
     def of(cls, state: SessionState) -> Session:
@@ -105,7 +107,7 @@ class Session:
         change = state.change
         session = cls(change.session, change.client_id, change.name)
         session.epoch, session.instance, session.last = change.epoch, change.instance, change.last_sequence
-        session.floor, session.fenced = state.floor, set(state.fenced)
+        session.floor, session.fenced, session.waiting = state.floor, set(state.fenced), set(state.waiting)
         session.gaps.extend(state.gaps)
         session.told = {outcome[1]: told_of(outcome) for outcome in state.outcomes}
         session._order.extend(session.told)
@@ -115,6 +117,8 @@ class Session:
         """The outcome of a request, and those before it up to the window."""
         order = self._order
         self.last = max(self.last, sequence)
+        if self.waiting:
+            self.waiting.discard(sequence)
         if sequence not in self.told:
             order.append(sequence)
         self.told[sequence] = told
@@ -245,6 +249,8 @@ class Sessions:
         session = self._by_number.get(number)
         if session is None:
             return FORGOTTEN
+        if sequence in session.waiting:
+            return None
         if sequence <= session.last:
             return session.told_of(sequence)
         if sequence in session.fenced:
@@ -270,6 +276,8 @@ class Sessions:
         session.name = change.name
         session.actor = change.name.encode(errors="surrogatepass")
         session.epoch = change.epoch
+        if session.instance != change.instance:
+            session.waiting.clear()  # nobody sends them again
         session.instance = change.instance
         session.pass_over(change.last_sequence)
         self._by_number[change.session] = session
@@ -282,6 +290,19 @@ class Sessions:
             session.remember(sequence, told, self._limits.window_max)
         if told.request_id is not None:
             self._remember_id(told.request_id, told)
+
+    def wait(self, number: int, sequence: int) -> None:
+        """A claim that was taken and is answered later: no number behind it makes it forgotten."""
+        session = self._by_number.get(number)
+        if session is not None:
+            session.last = max(session.last, sequence)
+            session.waiting.add(sequence)
+
+    def answered(self, number: int, sequence: int) -> None:
+        """It was, and by now the answer is forgotten."""
+        session = self._by_number.get(number)
+        if session is not None and session.waiting:
+            session.waiting.discard(sequence)
 
     def _remember_id(self, request_id: str, told: Told) -> None:
         self.by_request_id[request_id] = told

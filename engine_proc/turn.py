@@ -7,11 +7,12 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
+from solewriter.engine_proc.coordination.leases import Place, ended
 from solewriter.engine_proc.kinds import KindState
 from solewriter.engine_proc.publisher import Installed
 from solewriter.engine_proc.sessions import NEVER, Told
 from solewriter.shared.columns import from_us
-from solewriter.shared.entry import Private, SessionChange
+from solewriter.shared.entry import Lease, Private, SessionChange
 from solewriter.shared.request_ids import own_id
 
 if TYPE_CHECKING:
@@ -42,6 +43,13 @@ class Turn:
         self.named = state.named
         self._find = state.find
         self.author = state.author
+        self.kinds = state.kinds
+        self.coordination = state.coordination
+        self._leases = state.coordination.leases
+        self.leases: dict[Place, Lease | None] = {}
+        self.cascades: set[int] = set()  # kinds that had none before
+        self.waiting: list[tuple[int, int]] = []  # session and sequence of claims that were taken, and wait
+        self.uptime_us = 0  # on CLOCK_MONOTONIC
         self.revision = state.revision
         self.tail = tail  # of the heap, before the turn
         self.at(now_us)
@@ -67,11 +75,23 @@ class Turn:
 
     def last_of(self, session: int) -> int:
         """The highest sequence number of a session that this turn consumed; -1 if none."""
-        return max((sequence for number, sequence in self.outcomes if number == session), default=-1)
+        consumed = (sequence for number, sequence in (*self.outcomes, *self.waiting) if number == session)
+        return max(consumed, default=-1)
+
+    @property
+    def claims(self) -> bool:
+        """Whether anybody holds a task."""
+        return bool(self._leases or self.leases)
+
+    def lease(self, place: Place) -> Lease | None:
+        """Who holds a task, after the earlier requests of this turn."""
+        return self.leases[place] if place in self.leases else self._leases.get(place)
 
     def note(self, session: int, sequence: int, told: Told) -> None:
         """A decided outcome."""
         self.outcomes[session, sequence] = told
+        if self.waiting and (session, sequence) in self.waiting:
+            self.waiting.remove((session, sequence))
         if told.request_id is not None:
             self.by_request_id[told.request_id] = told
 
@@ -87,7 +107,9 @@ class Turn:
     @property
     def empty(self) -> bool:
         """Whether there is nothing to journal."""
-        return not (self.outcomes or self.sessions or self.fenced_ids or self.forgotten_sessions)
+        return not (
+            self.outcomes or self.sessions or self.fenced_ids or self.forgotten_sessions or self.waiting or self.leases
+        )
 
     def find(self, kind: KindState, key: str) -> Stored | None:
         """What is stored under a key, after the earlier requests of this turn."""
@@ -120,4 +142,7 @@ class Turn:
             forgotten_sessions=self.forgotten_sessions,
             fenced_ids=self.fenced_ids,
             slots=self.used_slots,
+            waiting=self.waiting,
+            leases=[lease or ended(place) for place, lease in self.leases.items()],
+            cascades=sorted(self.cascades),
         )

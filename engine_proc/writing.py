@@ -11,8 +11,11 @@ from solewriter.shared.columns import Cells
 from solewriter.shared.config import Limits
 from solewriter.shared.errors import RequestTooLarge
 from solewriter.shared.memory.heap import padded
+from solewriter.shared.mutations import Op
 from solewriter.shared.record import Flags
 from solewriter.shared.wireform import PlainRequest
+
+_CLAIM = Op.CLAIM.value
 
 Written = list[tuple[int, int, str, str]]
 """(version, address, kind, id) of each mutation's entity"""
@@ -35,12 +38,18 @@ def write(
         bodies = _bodies(turn, forms, request[2], session, sequence)
         publisher.heap.reserve(sum(map(len, bodies)), len(bodies))
         _append(turn, forms, bodies, publisher)
+        if turn.coordination.boards:
+            turn.coordination.noted([one[0] for one in forms])
+    if draft.leases:
+        turn.leases.update(draft.leases)
     results: Written = []
+    claimed = iter(draft.claimed)
     for mutation in request[0]:
-        step = draft.steps[mutation[1], mutation[2]]
-        stored = step.stored or step.before
-        version, address = (stored.version, stored.address) if stored is not None else (0, 0)
-        results.append((version, address, mutation[1], mutation[2]))
+        steps = (draft.steps[mutation[1], mutation[2]],) if mutation[0] != _CLAIM else next(claimed)
+        for step in steps:
+            stored = step.stored or step.before
+            version, address = (stored.version, stored.address) if stored is not None else (0, 0)
+            results.append((version, address, mutation[1], step.key))
     return results
 
 

@@ -41,6 +41,13 @@ class Op(IntEnum):
     CANCEL = 5
     DELETE = 6
     ALTER = 7
+    CLAIM = 8
+    COMPLETE = 9
+    FAIL = 10
+    RELEASE = 11
+    RENEW = 12
+    REDRIVE = 13
+    EXPIRE = 14
 
 
 class Guard(IntEnum):
@@ -49,6 +56,7 @@ class Guard(IntEnum):
     REQUIRE = 1
     REQUIRE_ABSENT = 2
     REQUIRE_FIELDS = 3
+    CLAIM = 4
 
 
 class Create(msgspec.Struct, frozen=True, tag=True):
@@ -95,6 +103,7 @@ class Cancel(msgspec.Struct, frozen=True, tag=True):
     target: Target
     expect: int | None = None
     reason: str = ""
+    tree: bool = False  # and all that has it for a parent, and so on, but for what is in a final state
 
 
 class Delete(msgspec.Struct, frozen=True, tag=True):
@@ -111,6 +120,59 @@ class Alter(msgspec.Struct, frozen=True, tag=True):
     target: Target
     operations: Mapping[str, Operation]
     expect: int | None = None
+    reason: str = ""
+
+
+class Claim(msgspec.Struct, frozen=True, tag=True):
+    """Take the best ready tasks of a kind, at most `count`: they are in progress, assigned to `assignee` (the session's
+    name). With nothing ready, wait until `until_us` on CLOCK_MONOTONIC; the request must ask for nothing else then.
+    """
+
+    model: type[Entity]
+    where: Where = {}
+    count: int = 1
+    lease_s: float | None = None
+    assignee: str | None = None
+    until_us: int | None = None
+    reason: str = ""
+
+
+class Complete(msgspec.Struct, frozen=True, tag=True):
+    """The work is done: through review to completed, with changes of other fields, the result say."""
+
+    target: Target
+    changes: Mapping[str, Any] = {}
+    reason: str = ""
+
+
+class Fail(msgspec.Struct, frozen=True, tag=True):
+    """This attempt failed. It is tried again after a while if attempts are left, unless `final`."""
+
+    target: Target
+    changes: Mapping[str, Any] = {}
+    final: bool = False
+    reason: str = ""
+
+
+class Release(msgspec.Struct, frozen=True, tag=True):
+    """Give a claimed task back untried: this attempt does not count."""
+
+    target: Target
+    reason: str = ""
+
+
+class Renew(msgspec.Struct, frozen=True, tag=True):
+    """Hold a claimed task for so many seconds from now. Makes no version."""
+
+    target: Target
+    lease_s: float
+    reason: str = ""
+
+
+class Redrive(msgspec.Struct, frozen=True, tag=True):
+    """Let a failed or interrupted task be tried again, now, as if it never had been."""
+
+    target: Target
     reason: str = ""
 
 
@@ -141,7 +203,8 @@ class Unchanged(msgspec.Struct, frozen=True, tag=True):
     fields: tuple[str, ...]
 
 
-Mutation = Create | Put | Update | Transition | Cancel | Delete | Alter
+TaskMutation = Claim | Complete | Fail | Release | Renew | Redrive
+Mutation = Create | Put | Update | Transition | Cancel | Delete | Alter | TaskMutation
 GuardMutation = Require | RequireAbsent | RequireFields | Unchanged
 
 

@@ -22,7 +22,7 @@ import msgspec
 from solewriter.shared.config import DEFAULT_LIMITS, KEY_BYTES_MAX, NAME_MAX, REQUEST_ID_MAX, Limits
 from solewriter.shared.errors import BadRequest, InvalidMutation, Refused, RequestTooLarge
 from solewriter.shared.frozen import INT_MAX, INT_MIN
-from solewriter.shared.models import E, Entity, Ref
+from solewriter.shared.models import Entity
 from solewriter.shared.mutations import (
     Alter,
     Cancel,
@@ -46,6 +46,7 @@ from solewriter.shared.operations import plain_operations
 from solewriter.shared.registry import Kind, Registry
 from solewriter.shared.request_ids import own_id
 from solewriter.shared.schema import plain
+from solewriter.shared.taskform import SCALARS, changed_fields, model_of, plain_of_task, tree_of
 from solewriter.shared.where import plain_where, same_fields
 
 PlainMutation = tuple[int, str, str, "int | None", "dict[str, Any] | None", str, "str | None"]
@@ -53,13 +54,13 @@ PlainGuard = tuple[int, str, str, Any]
 PlainRequest = tuple[list[PlainMutation], list[PlainGuard], "str | None", "int | None"]
 OutcomeQuery = tuple[str, str]
 
-SCALARS = frozenset({str, int, float, bool, bytes, type(None)})
 MUTATION_NODES, GUARD_NODES = 8, 5  # their tuples and what is in them: the same one can be named a thousand times
 
 
 _OPS = (Op.UPDATE, Op.TRANSITION, Op.CANCEL, Op.DELETE)
 _UPDATE, _TRANSITION, _CANCEL, _DELETE = [op.value for op in _OPS]  # asked each time, it takes as long as a line
 _REQUIRE_FIELDS = Guard.REQUIRE_FIELDS.value
+_CLAIM_SHOWN = Guard.CLAIM.value
 
 
 # --- the caller's side: mutations to plain data -----------------------------------------------------------------------
@@ -162,18 +163,18 @@ def _plain_mutation(mutation: Mutation, registry: Registry) -> PlainMutation:
             fields = changed_fields(kind, changes)
             state = _state(kind, to)
             return _TRANSITION, kind.name, target.id, _expected(expect, target), fields, reason, state
-        case Cancel(target, expect, reason):
+        case Cancel(target, expect, reason, tree):
             kind = registry.of(model_of(target))
             if kind.lifecycle is None or kind.lifecycle.cancelled is None:
                 raise InvalidMutation(f"{kind.name} has no cancelled state", fields={"kind": "has no cancelled state"})
-            return _CANCEL, kind.name, target.id, expect, None, reason, None
+            return _CANCEL, kind.name, target.id, expect, None, reason, tree_of(kind) if tree else None
         case Delete(target, expect, reason):
             kind = registry.of(model_of(target))
             return _DELETE, kind.name, target.id, _expected(expect, target), None, reason, None
         case Alter(target, operations, expect, reason):
             kind = registry.of(model_of(target))
             return Op.ALTER.value, kind.name, target.id, expect, plain_operations(kind, operations), reason, None
-    raise TypeError(f"{mutation!r} is not a mutation: use Create, Put, Update, Transition, Cancel, Delete or Alter")
+    return plain_of_task(mutation, registry)
 
 
 def plain_guard(guard: GuardMutation, registry: Registry) -> PlainGuard:
@@ -194,34 +195,6 @@ def plain_guard(guard: GuardMutation, registry: Registry) -> PlainGuard:
         return Guard.REQUIRE.value, registry.of(type(guard.entity)).name, guard.entity.id, guard.entity.version
     name = guard.model if isinstance(guard.model, str) else registry.of(guard.model).name
     return Guard.REQUIRE_ABSENT.value, name, guard.id, 0
-
-
-def model_of(target: E | Ref[E]) -> type[E]:
-    """The class of a target. Raises TypeError for what is none."""
-    if isinstance(target, Ref):
-        return target.model
-    if isinstance(target, Entity):
-        return type(target)
-    raise TypeError(f"a target is an entity or a Ref, such as Task.ref(id), not {target!r}")
-
-
-def changed_fields(kind: Kind, changes: Any) -> dict[str, Any]:
-    """The changes as plain values, each validated by its field. Raises InvalidMutation."""
-    fields: dict[str, Any] = {}
-    for name, value in changes.items():
-        if name in kind.fixed:
-            raise InvalidMutation(
-                f"{kind.name}.{name} {_fixed_because(kind, name)}", fields={name: _fixed_because(kind, name)}
-            )
-        valid = kind.field(name, value) if kind.checks_fields else kind.known(name, value)
-        fields[name] = valid if type(valid) in SCALARS else plain(valid)
-    return fields
-
-
-def _fixed_because(kind: Kind, name: str) -> str:
-    if kind.lifecycle is not None and name == kind.lifecycle.field:
-        return "changes by a transition only"
-    return "never changes" if name in ("id", "created_by", "created_at") else "is set by the engine"
 
 
 def _whole(op: Op, entity: Entity, expect: int | None, reason: str, registry: Registry) -> PlainMutation:
@@ -347,7 +320,7 @@ def _check_guard(guard: Any, budget: int, limits: Limits) -> int:
     if code == _REQUIRE_FIELDS and type(said) is tuple and len(said) == 2 and type(said[1]) is dict:
         version = 0 if said[0] is None else said[0]
         budget = _check_plain(said[1], budget, limits.frame_depth_max)
-    elif code not in (1, 2):
+    elif code not in (1, 2, 4):
         raise BadRequest("a guard is (guard, kind, id, version), or has conditions in its place")
     if type(version) is not int or not 0 <= version <= INT_MAX:
         raise BadRequest("a guard compares with a version")
@@ -419,4 +392,5 @@ _encode = msgspec.msgpack.Encoder(order="deterministic").encode
 
 def digest(request: PlainRequest) -> bytes:
     """What tells one content from another under the same request id."""
-    return blake2b(_encode((request[0], request[1])), digest_size=16).digest()
+    guards = [guard for guard in request[1] if guard[0] != _CLAIM_SHOWN]  # a token is no part of what is asked for
+    return blake2b(_encode((request[0], guards)), digest_size=16).digest()

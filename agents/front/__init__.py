@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from solewriter.agents.change import Change
     from solewriter.agents.client import Client, connect
     from solewriter.agents.reader import Reader, open_reader
+    from solewriter.agents.readiness import Reason, dead_letters, why_not_ready
     from solewriter.agents.snapshot import Snapshot
     from solewriter.agents.status import EngineStatus, status_of
     from solewriter.agents.travel import Difference
@@ -56,10 +57,12 @@ if TYPE_CHECKING:
         SolewriterError,
         Unavailable,
         UnknownKind,
+        Verdict,
         VersionConflict,
     )
     from solewriter.shared.frozen import FrozenMap, Json
     from solewriter.shared.models import (
+        DependencyPolicy,
         Entity,
         Lifecycle,
         Part,
@@ -76,10 +79,16 @@ if TYPE_CHECKING:
         Alter,
         Applied,
         Cancel,
+        Claim,
+        Complete,
         Create,
         Delete,
+        Fail,
         NotApplied,
         Put,
+        Redrive,
+        Release,
+        Renew,
         Reply,
         Require,
         RequireAbsent,
@@ -98,6 +107,7 @@ _ROOMS = {
     "solewriter.engine_proc.process": ("Engine",),
     "solewriter.agents.client": ("connect", "Client"),
     "solewriter.agents.reader": ("open_reader", "Reader"),
+    "solewriter.agents.readiness": ("why_not_ready", "dead_letters", "Reason"),
     "solewriter.agents.snapshot": ("Snapshot",),
     "solewriter.agents.status": ("status_of", "EngineStatus"),
     "solewriter.agents.change": ("Change",),
@@ -107,16 +117,18 @@ _ROOMS = {
     "solewriter.shared.frozen": ("FrozenMap", "Json"),
     "solewriter.shared.models": (
         "Entity", "Part", "Task", "Project", "Lifecycle", "Ref", "concerns",
-    "TaskStatus", "TaskPriority", "TaskType", "ProjectStatus",
+    "DependencyPolicy", "TaskStatus", "TaskPriority", "TaskType", "ProjectStatus",
     ),
     "solewriter.shared.mutations": (
         "Create", "Put", "Update", "Transition", "Cancel", "Delete", "Alter", "Require", "RequireAbsent",
-        "RequireFields", "Unchanged", "Reply", "Applied", "NotApplied",
+        "RequireFields", "Unchanged", "Claim", "Complete", "Fail", "Release", "Renew", "Redrive", "Reply", "Applied",
+        "NotApplied",
     ),
     "solewriter.shared.operations": ("Increment", "Max", "Min", "Append", "Add", "Remove", "PutIn"),
     "solewriter.shared.where": ("Range",),
     "solewriter.shared.errors": (
         "SolewriterError",
+        "Verdict",
         "Refused", "NotFound", "AlreadyExists", "VersionConflict", "InvalidMutation", "InvalidTransition",
         "InvalidQuery", "GuardFailed", "Fenced", "UnknownKind", "SchemaMismatch", "RequestMismatch",
         "RequestTooLarge", "BadRequest", "Expired", "Quarantined", "Unavailable", "Corrupt",
@@ -135,7 +147,8 @@ __all__ = [
     "TaskStatus", "TaskPriority", "TaskType", "ProjectStatus",
     "FrozenMap", "Json",
     "Create", "Put", "Update", "Transition", "Cancel", "Delete", "Alter", "Require", "RequireAbsent", "RequireFields",
-    "Unchanged", "Reply", "Applied", "NotApplied",
+    "Unchanged", "Claim", "Complete", "Fail", "Release", "Renew", "Redrive", "Reply", "Applied", "NotApplied",
+    "why_not_ready", "dead_letters", "Reason", "Verdict", "DependencyPolicy",
     "Increment", "Max", "Min", "Append", "Add", "Remove", "PutIn",
     "errors", "SolewriterError",
     "Refused", "NotFound", "AlreadyExists", "VersionConflict", "InvalidMutation", "InvalidTransition", "InvalidQuery",

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 
-from solewriter.engine_proc.decide import content, fields, guards, lifecycle
+from solewriter.engine_proc.decide import claims, content, dependencies, fencing, fields, guards, lifecycle
 from solewriter.engine_proc.decide.draft import Draft, Step
 from solewriter.shared.errors import BadRequest
 from solewriter.shared.mutations import Op
@@ -21,7 +21,11 @@ DECIDERS: Mapping[int, Callable[[Draft, PlainMutation], None]] = {
     Op.TRANSITION.value: lifecycle.transition,
     Op.CANCEL.value: lifecycle.cancel,
     Op.ALTER.value: fields.alter,
+    **claims.DECIDERS,
 }
+
+
+DEPENDS = frozenset({"dependencies", "on_dependency_failure"})
 
 
 def decide(draft: Draft, request: PlainRequest) -> None:
@@ -34,6 +38,19 @@ def decide(draft: Draft, request: PlainRequest) -> None:
         if decider is None:
             raise BadRequest(f"there is no mutation {mutation[0]}")
         decider(draft, mutation)
+    _follow(draft)
+
+
+def _follow(draft: Draft) -> None:
+    """What the changes of tasks bring with them, or must not do."""
+    turn = draft.turn
+    for step in list(draft.steps.values()):
+        if step.op and step.kind.claimable and step.exists and not DEPENDS.isdisjoint(step.touched):
+            dependencies.check(draft, step)
+    if turn.coordination.cascades or turn.cascades:
+        dependencies.cascade(draft)
+    if turn.claims:
+        fencing.settle(draft)
 
 
 __all__ = ["Draft", "Step", "decide"]

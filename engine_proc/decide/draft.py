@@ -7,12 +7,17 @@ version for the whole request.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from solewriter.engine_proc.kinds import KindState
 from solewriter.engine_proc.turn import Stored, Turn
 from solewriter.shared.errors import NotFound, UnknownKind, VersionConflict
 from solewriter.shared.registry import Kind
+
+if TYPE_CHECKING:
+    from solewriter.engine_proc.coordination.leases import Place
+    from solewriter.engine_proc.coordination.waiting import Wish
+    from solewriter.shared.entry import Lease
 
 
 class Step:
@@ -108,10 +113,21 @@ class Step:
 class Draft:
     """The entities that a request touches, and who asks."""
 
-    def __init__(self, turn: Turn, actor: str) -> None:
+    wish: Wish | None = None  # what its claim waits for, where nothing is ready
+
+    def __init__(self, turn: Turn, actor: str, session: int = 0, *, engines_own: bool = False) -> None:
         self.turn = turn
         self.actor = actor
+        self.session = session
+        self.engines_own = engines_own
         self.steps: dict[tuple[str, str], Step] = {}
+        self.shown: dict[Place, int] = {}  # tokens of claims
+        self.leases: dict[Place, Lease | None] = {}  # those that the request changes
+        self.claimed: list[list[Step]] = []  # by each claim of it
+
+    def lease(self, place: Place) -> Lease | None:
+        """Who holds a task by now."""
+        return self.leases[place] if place in self.leases else self.turn.lease(place)
 
     def step(self, kind_name: str, key: str) -> Step:
         """The entity of this kind and id. Raises UnknownKind."""

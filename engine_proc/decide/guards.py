@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from solewriter.engine_proc.decide.draft import Draft, Step, conflict
+from solewriter.engine_proc.decide.fencing import show
 from solewriter.shared.errors import GuardFailed
 from solewriter.shared.mutations import Guard
 from solewriter.shared.where import demands
@@ -10,10 +11,13 @@ from solewriter.shared.wireform import PlainGuard
 
 
 def check(draft: Draft, guard: PlainGuard) -> None:
-    """Raises GuardFailed; VersionConflict where fields were compared in place of a version."""
+    """Raises GuardFailed; VersionConflict where fields were compared in place of a version; Fenced."""
     code, kind_name, key, version = guard
     if code == Guard.REQUIRE_FIELDS:
         _check_fields(draft.before(kind_name, key), *version)
+        return
+    if code == Guard.CLAIM:
+        show(draft, kind_name, key, version)
         return
     stored = draft.stored(kind_name, key)
     found = stored.version if stored is not None and stored.alive else 0

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from typing import Any
+
+from solewriter.engine_proc.coordination.coordination import TREE
+from solewriter.engine_proc.decide.dependencies import cancel_tree
 from solewriter.engine_proc.decide.draft import Draft, Step
 from solewriter.shared.errors import InvalidMutation, InvalidTransition
 from solewriter.shared.models import Lifecycle
@@ -16,21 +20,29 @@ def transition(draft: Draft, mutation: PlainMutation) -> None:
     step.require(expect)
     state = step.field(lifecycle.field)
     if to is None or to not in lifecycle.allowed(state):
-        raise _refusal(step, state, to or "?")
+        raise refusal(step, state, to or "?")
+    step.change(Op.TRANSITION, reason, {**free_step_fields(step, fields), lifecycle.field: to})
+
+
+def free_step_fields(step: Step, fields: dict[str, Any] | None) -> dict[str, Any]:
+    """Fields that change together with a state. Raises InvalidMutation."""
     others = step.kind.fixed.intersection(fields or ())
     if others:
         raise InvalidMutation(
-            f"{kind_name}: {', '.join(sorted(others))} cannot be set", fields=dict.fromkeys(others, "cannot be set")
+            f"{step.kind.name}: {', '.join(sorted(others))} cannot be set",
+            fields=dict.fromkeys(others, "cannot be set"),
         )
-    step.change(Op.TRANSITION, reason, {**(fields or {}), lifecycle.field: to})
+    return fields or {}
 
 
 def cancel(draft: Draft, mutation: PlainMutation) -> None:
-    _, kind_name, key, expect, _, reason, _ = mutation
+    _, kind_name, key, expect, _, reason, what = mutation
     step = draft.step(kind_name, key)
     lifecycle = _lifecycle(step)
     step.require(expect)
     state = step.field(lifecycle.field)
+    if what == TREE:
+        cancel_tree(draft, step, reason)
     if lifecycle.cancelled is None:
         raise InvalidMutation(f"{kind_name} has no cancelled state", fields={lifecycle.field: "has no cancelled state"})
     if state != lifecycle.cancelled:
@@ -42,10 +54,10 @@ def check_step(step: Step, state: str, to: str) -> None:
     """Raises InvalidTransition unless `to` is `state` or may follow it."""
     lifecycle = _lifecycle(step)
     if to != state and to not in lifecycle.allowed(state):
-        raise _refusal(step, state, to)
+        raise refusal(step, state, to)
 
 
-def _refusal(step: Step, state: str, to: str) -> InvalidTransition:
+def refusal(step: Step, state: str, to: str) -> InvalidTransition:
     allowed = _lifecycle(step).allowed(state)
     ways = f"from there: {', '.join(allowed)}" if allowed else "that is final"
     return InvalidTransition(

@@ -20,6 +20,7 @@ from solewriter.shared.models import (
     Artifact,
     Complexity,
     Criterion,
+    DependencyPolicy,
     Entity,
     Lifecycle,
     Part,
@@ -219,6 +220,12 @@ def test_only_a_title_is_required_and_the_other_defaults_are_these():
         "source": "",
         "metadata": {},
         "result": None,
+        "cost": 0.0,
+        "not_before": None,
+        "retry_delay_s": None,
+        "on_dependency_failure": DependencyPolicy.BLOCK,
+        "attempts": 0,
+        "claim": 0,
         "created_at": None,
         "updated_at": None,
     }
@@ -234,6 +241,7 @@ def test_only_a_title_is_required_and_the_other_defaults_are_these():
         (TaskStructure, "sequential parallel mixed"),
         (Topology, "auto sas centralized decentralized context_dependent"),
         (ProjectStatus, "active paused archived"),
+        (DependencyPolicy, "block cancel ignore"),
     ],
 )
 def test_the_words_of_a_task_are_those_of_the_design(enum, values):

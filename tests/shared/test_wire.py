@@ -883,6 +883,13 @@ def test_the_codes_on_the_wire_are_these():
         ("CANCEL", 5),
         ("DELETE", 6),
         ("ALTER", 7),
+        ("CLAIM", 8),
+        ("COMPLETE", 9),
+        ("FAIL", 10),
+        ("RELEASE", 11),
+        ("RENEW", 12),
+        ("REDRIVE", 13),
+        ("EXPIRE", 14),
     ]
     assert [status.value for status in wire.Status] == [0, 1, 2, 3, 4]
 
