@@ -285,13 +285,14 @@ class SingleWriter:
                 raise Quarantined(QUARANTINED[1])
             if plain[3] is not None and time.monotonic_ns() // 1000 > plain[3]:
                 raise Expired("the request's deadline passed before it was decided")
-            draft = Draft(turn, session.name, session.number, engines_own=lane is None)
-            self.state.coordination.prepare(turn, plain)
+            draft = Draft(turn, session.name)
+            if self.state.coordination.attends(turn, plain):
+                draft.coordinate(session.number, engines_own=lane is None)
             forms = watched(self._formed, draft, plain, turn)
             if draft.wish is not None and self.tending.park(turn, draft.wish, lane, session, sequence, plain):
                 return None
             written = write(turn, draft, forms, plain, session, sequence, self._publisher)
-            if draft.claimed and lane is not None:
+            if draft.attended and draft.claimed and lane is not None:
                 self.tending.claimed(lane)
             told = Told(Status.APPLIED, turn.revision, written, request_id, digest)
         except Refused as error:

@@ -38,10 +38,21 @@ def write(
         bodies = _bodies(turn, forms, request[2], session, sequence)
         publisher.heap.reserve(sum(map(len, bodies)), len(bodies))
         _append(turn, forms, bodies, publisher)
-        if turn.coordination.boards:
-            turn.coordination.noted([one[0] for one in forms])
-    if draft.leases:
+    if draft.attended:
+        turn.coordination.noted([one[0] for one in forms])
         turn.leases.update(draft.leases)
+        return _results_of_claims(draft, request)
+    results: Written = []
+    for mutation in request[0]:
+        step = draft.steps[mutation[1], mutation[2]]
+        stored = step.stored or step.before
+        version, address = (stored.version, stored.address) if stored is not None else (0, 0)
+        results.append((version, address, mutation[1], mutation[2]))
+    return results
+
+
+def _results_of_claims(draft: Draft, request: PlainRequest) -> Written:
+    """The same, where a mutation may not say itself which entities it is about."""
     results: Written = []
     claimed = iter(draft.claimed)
     for mutation in request[0]:

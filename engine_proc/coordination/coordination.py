@@ -22,7 +22,8 @@ if TYPE_CHECKING:
     from solewriter.engine_proc.decide import Step
     from solewriter.engine_proc.turn import Stored, Turn
 
-_CLAIM, _CANCEL = Op.CLAIM.value, Op.CANCEL.value
+_CANCEL, _DELETE, _ALTER = Op.CANCEL.value, Op.DELETE.value, Op.ALTER.value
+DEPENDS = frozenset({"dependencies", "on_dependency_failure"})
 TREE = "tree"  # in place of a state, what a cancel takes
 
 
@@ -32,6 +33,7 @@ class Coordination:
     def __init__(self, limits: Limits) -> None:
         self.limits = limits
         self.leases = Leases()
+        self._held = self.leases.by_place
         self.cascades: set[int] = set()  # kinds in which some entity was ever to be cancelled with another
         self.boards: dict[int, Board] = {}
         self._paused: set[str] | None = None  # projects whose tasks are not ready; None: not looked yet
@@ -39,19 +41,26 @@ class Coordination:
 
     # --- made at first need ------------------------------------------------------------------------------------------
 
-    def prepare(self, turn: Turn, request: PlainRequest) -> None:
-        """Whatever deciding this request will look at is there."""
-        for mutation in request[0]:
-            fields = mutation[4]
+    def attends(self, turn: Turn, request: PlainRequest) -> bool:
+        """Whether a request has anything to do with coordination; then all that deciding it will look at is there. This
+        is all that a plain request costs where nobody coordinates.
+        """
+        attended: Any = self.boards or self._held or self.cascades or request[1]
+        for op, name, _, _, fields, _, what in request[0]:
             if (
-                mutation[0] == _CLAIM
-                or (fields and "dependencies" in fields)
-                or (mutation[0] == _CANCEL and mutation[6] is not None)
+                (op > _DELETE and op != _ALTER)
                 or self.cascades
+                or (fields and ("dependencies" in fields or "on_dependency_failure" in fields))
+                or (what is not None and op == _CANCEL)
             ):
-                kind = turn.named(mutation[1])
-                if kind is not None and kind.kind is not None and kind.kind.claimable:
-                    self.board(kind)
+                attended = True
+                self._prepare(turn, name)
+        return bool(attended)
+
+    def _prepare(self, turn: Turn, name: str) -> None:
+        kind = turn.named(name)
+        if kind is not None and kind.kind is not None and kind.kind.claimable:
+            self.board(kind)
 
     def board(self, kind: KindState) -> Board:
         board = self.boards.get(kind.code)

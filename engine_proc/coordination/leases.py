@@ -18,26 +18,26 @@ class Leases:
     """All of them. Changed by a committed turn and by recovery, by nothing else."""
 
     def __init__(self) -> None:
-        self._by_place: dict[Place, Lease] = {}
+        self.by_place: dict[Place, Lease] = {}
         self._by_session: dict[int, set[Place]] = {}
         self._ends: list[tuple[int, Place, int]] = []  # a heap: until when, which task, the token that it was
 
     def __bool__(self) -> bool:
-        return bool(self._by_place)
+        return bool(self.by_place)
 
     def __len__(self) -> int:
-        return len(self._by_place)
+        return len(self.by_place)
 
     def get(self, place: Place) -> Lease | None:
-        return self._by_place.get(place)
+        return self.by_place.get(place)
 
     def all(self) -> list[Lease]:
         """For a checkpoint."""
-        return list(self._by_place.values())
+        return list(self.by_place.values())
 
     def of_session(self, session: int) -> list[Lease]:
         """In the order of their tasks' ids."""
-        return [self._by_place[place] for place in sorted(self._by_session.get(session, ()))]
+        return [self.by_place[place] for place in sorted(self._by_session.get(session, ()))]
 
     @property
     def sessions(self) -> Iterable[int]:
@@ -46,20 +46,21 @@ class Leases:
     def take(self, lease: Lease) -> None:
         """A lease as a committed entry says it is; with token 0 it has ended."""
         place = lease.kind, lease.key
-        before = self._by_place.pop(place, None)
+        before = self.by_place.pop(place, None)
         if before is not None:
             held = self._by_session[before.session]
             held.discard(place)
             if not held:
                 del self._by_session[before.session]
         if lease.token:
-            self._by_place[place] = lease
+            self.by_place[place] = lease
             self._by_session.setdefault(lease.session, set()).add(place)
             if lease.until_us:
                 heappush(self._ends, (lease.until_us, place, lease.token))
 
     def restore(self, leases: Iterable[Lease]) -> None:
-        self._by_place, self._by_session, self._ends = {}, {}, []
+        self.by_place.clear()
+        self._by_session, self._ends = {}, []
         for lease in leases:
             self.take(lease)
 
@@ -82,11 +83,11 @@ class Leases:
         over: dict[Place, Lease] = {}
         for until_us, place, token in self._ends:
             if until_us <= now_us and self._is_so(until_us, place, token):
-                over[place] = self._by_place[place]
+                over[place] = self.by_place[place]
         return [over[place] for place in sorted(over)]
 
     def _is_so(self, until_us: int, place: Place, token: int) -> bool:
-        lease = self._by_place.get(place)
+        lease = self.by_place.get(place)
         return lease is not None and lease.until_us == until_us and lease.token == token
 
 

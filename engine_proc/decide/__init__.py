@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 
+from solewriter.engine_proc.coordination.coordination import DEPENDS
 from solewriter.engine_proc.decide import claims, content, dependencies, fencing, fields, guards, lifecycle
 from solewriter.engine_proc.decide.draft import Draft, Step
 from solewriter.shared.errors import BadRequest
@@ -25,9 +26,6 @@ DECIDERS: Mapping[int, Callable[[Draft, PlainMutation], None]] = {
 }
 
 
-DEPENDS = frozenset({"dependencies", "on_dependency_failure"})
-
-
 def decide(draft: Draft, request: PlainRequest) -> None:
     """Take the request into the draft, all of it. Raises a refusal, after which the draft is worth nothing."""
     mutations, conditions, _, _ = request
@@ -38,7 +36,8 @@ def decide(draft: Draft, request: PlainRequest) -> None:
         if decider is None:
             raise BadRequest(f"there is no mutation {mutation[0]}")
         decider(draft, mutation)
-    _follow(draft)
+    if draft.attended:
+        _follow(draft)
 
 
 def _follow(draft: Draft) -> None:

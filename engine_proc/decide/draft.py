@@ -113,17 +113,24 @@ class Step:
 class Draft:
     """The entities that a request touches, and who asks."""
 
+    attended = False  # whether the request has to do with coordination; the rest of these is there only then
+    session: int
+    engines_own: bool
+    shown: dict[Place, int]  # tokens of claims
+    leases: dict[Place, Lease | None]  # those that the request changes
+    claimed: list[list[Step]]  # by each claim of it
     wish: Wish | None = None  # what its claim waits for, where nothing is ready
 
-    def __init__(self, turn: Turn, actor: str, session: int = 0, *, engines_own: bool = False) -> None:
+    def __init__(self, turn: Turn, actor: str) -> None:
         self.turn = turn
         self.actor = actor
+        self.steps: dict[tuple[str, str], Step] = {}
+
+    def coordinate(self, session: int, *, engines_own: bool) -> None:
+        self.attended = True
         self.session = session
         self.engines_own = engines_own
-        self.steps: dict[tuple[str, str], Step] = {}
-        self.shown: dict[Place, int] = {}  # tokens of claims
-        self.leases: dict[Place, Lease | None] = {}  # those that the request changes
-        self.claimed: list[list[Step]] = []  # by each claim of it
+        self.shown, self.leases, self.claimed = {}, {}, []
 
     def lease(self, place: Place) -> Lease | None:
         """Who holds a task by now."""
