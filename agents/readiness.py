@@ -6,13 +6,14 @@ Nothing is asked of the engine for it. What a snapshot says is of its revision: 
 from __future__ import annotations
 
 import datetime
+import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any
 
 from solewriter.agents.snapshot import Snapshot
-from solewriter.shared.models import Project, ProjectStatus, Task
+from solewriter.shared.models import BudgetPolicy, Project, ProjectStatus, Task
 from solewriter.shared.readiness import CLAIMABLE, FINISHED, HELD, Dependency, attempts_left, is_met, state_of
 from solewriter.shared.where import Where, single
 
@@ -29,6 +30,7 @@ class Obstacle(StrEnum):
     NOT_YET = "not yet"
     DEPENDENCY = "dependency"
     PROJECT = "project"
+    BUDGET = "budget"
 
 
 @dataclass(frozen=True)
@@ -70,6 +72,11 @@ def _reasons(snap: Snapshot, task: Task, now: datetime.datetime) -> Iterator[Rea
     if project is not None and project.status is not ProjectStatus.ACTIVE:
         words = f"its project {project.id} is {project.status.value}"
         yield Reason(Obstacle.PROJECT, words, {"project": project.id, "status": project.status.value})
+    if project is not None and project.budget_limit is not None and project.on_budget is BudgetPolicy.REFUSE:
+        budget = budget_of(snap, project, type(task))
+        if budget.over:
+            words = f"its project {project.id} has spent {budget.spent:g} of {budget.limit:g}"
+            yield Reason(Obstacle.BUDGET, words, {"project": project.id, "spent": budget.spent, "limit": budget.limit})
 
 
 def _dependencies(snap: Snapshot, task: Task) -> Iterator[Reason]:
@@ -82,6 +89,27 @@ def _dependencies(snap: Snapshot, task: Task) -> Iterator[Reason]:
         more = ", and will not be done" if state == Dependency.ENDED else ""
         data = {"id": one, "status": None if found is None else found.status.value}
         yield Reason(Obstacle.DEPENDENCY, f"it depends on {one}, which {told}{more}", data)
+
+
+@dataclass(frozen=True)
+class Budget:
+    """What a project may spend, and what its tasks have cost so far."""
+
+    limit: float | None
+    spent: float
+
+    @property
+    def over(self) -> bool:
+        """Whether all of it is spent."""
+        return self.limit is not None and round(self.spent, 6) >= round(self.limit, 6)
+
+
+def budget_of(snap: Snapshot, project: Project | str, *kinds: type[Task]) -> Budget:
+    """Summed over a project's tasks of these kinds (Task, if none is named)."""
+    found = snap.get(Project, project) if isinstance(project, str) else project
+    name = project if isinstance(project, str) else project.id
+    costs = [task.cost for kind in kinds or (Task,) for task in snap.scan(kind, where={"project": name})]
+    return Budget(None if found is None else found.budget_limit, math.fsum(costs))
 
 
 def _field(task: Task) -> Callable[[str], Any]:

@@ -28,6 +28,7 @@ from solewriter.shared.mutations import (
     Require,
     RequireAbsent,
     RequireFields,
+    RequireNone,
     Target,
     Transition,
     Unchanged,
@@ -142,6 +143,11 @@ class Gathering:
         """Go through only if this entity is stored and its fields are like this."""
         self._check_open()
         self._guards.append(RequireFields(target, where))
+
+    def require_none(self, kind: type[Entity], where: Where) -> None:
+        """Go through only if no entity of this kind is like this. Declared columns can be asked."""
+        self._check_open()
+        self._guards.append(RequireNone(kind, where))
 
     def require_unchanged(self, entity: Entity, *fields: str) -> None:
         """Go through only if these fields are stored as this entity has them. Raises VersionConflict."""

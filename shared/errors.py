@@ -105,7 +105,7 @@ class InvalidTransition(Refused):
 
 
 class GuardFailed(Refused):
-    """A guard of the request did not hold; `current` is the entity that it named."""
+    """A guard of the request did not hold; `current` is the entity that it named, if it named one."""
 
     kind: str
     id: str

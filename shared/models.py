@@ -320,6 +320,13 @@ class ProjectStatus(StrEnum):
     ARCHIVED = "archived"
 
 
+class BudgetPolicy(StrEnum):
+    """What happens when a project's tasks cost what its budget allows."""
+
+    REFUSE = "refuse"  # none of them is claimed any more: what is in work may end
+    WARN = "warn"  # nothing: who looks, sees it (`budget_of`)
+
+
 PROJECT_LIFECYCLE = Lifecycle(
     field="status",
     initial="active",
@@ -336,6 +343,7 @@ class Project(Entity, columns=("status", "owner", "created_at", "updated_at", "v
     description: str = ""
     status: ProjectStatus = ProjectStatus.ACTIVE
     budget_limit: Annotated[float, Field(ge=0)] | None = None
+    on_budget: BudgetPolicy = BudgetPolicy.REFUSE
     owner: str = ""
     created_at: AwareDatetime | None = None
     updated_at: AwareDatetime | None = None

@@ -57,6 +57,7 @@ class Guard(IntEnum):
     REQUIRE_ABSENT = 2
     REQUIRE_FIELDS = 3
     CLAIM = 4
+    REQUIRE_NONE = 5
 
 
 class Create(msgspec.Struct, frozen=True, tag=True):
@@ -196,6 +197,13 @@ class RequireFields(msgspec.Struct, frozen=True, tag=True):
     where: Where
 
 
+class RequireNone(msgspec.Struct, frozen=True, tag=True):
+    """A guard: no entity of this kind is like this. Declared columns can be asked."""
+
+    model: type[Entity]
+    where: Where
+
+
 class Unchanged(msgspec.Struct, frozen=True, tag=True):
     """A guard: these fields of this entity are stored as it has them. Refused with VersionConflict."""
 
@@ -205,7 +213,7 @@ class Unchanged(msgspec.Struct, frozen=True, tag=True):
 
 TaskMutation = Claim | Complete | Fail | Release | Renew | Redrive
 Mutation = Create | Put | Update | Transition | Cancel | Delete | Alter | TaskMutation
-GuardMutation = Require | RequireAbsent | RequireFields | Unchanged
+GuardMutation = Require | RequireAbsent | RequireFields | RequireNone | Unchanged
 
 
 class Result(msgspec.Struct, frozen=True):

@@ -37,6 +37,7 @@ from solewriter.shared.mutations import (
     Put,
     Require,
     RequireFields,
+    RequireNone,
     Target,
     Transition,
     Unchanged,
@@ -46,7 +47,7 @@ from solewriter.shared.operations import plain_operations
 from solewriter.shared.registry import Kind, Registry
 from solewriter.shared.request_ids import own_id
 from solewriter.shared.schema import plain
-from solewriter.shared.taskform import SCALARS, changed_fields, model_of, plain_of_task, tree_of
+from solewriter.shared.taskform import NO_ID, SCALARS, changed_fields, model_of, plain_of_task, tree_of
 from solewriter.shared.where import plain_where, same_fields
 
 PlainMutation = tuple[int, str, str, "int | None", "dict[str, Any] | None", str, "str | None"]
@@ -59,7 +60,7 @@ MUTATION_NODES, GUARD_NODES = 8, 5  # their tuples and what is in them: the same
 
 _OPS = (Op.UPDATE, Op.TRANSITION, Op.CANCEL, Op.DELETE)
 _UPDATE, _TRANSITION, _CANCEL, _DELETE = [op.value for op in _OPS]  # asked each time, it takes as long as a line
-_REQUIRE_FIELDS = Guard.REQUIRE_FIELDS.value
+_CONDITIONAL = (Guard.REQUIRE_FIELDS.value, Guard.REQUIRE_NONE.value)
 _CLAIM_SHOWN = Guard.CLAIM.value
 
 
@@ -181,6 +182,9 @@ def plain_guard(guard: GuardMutation, registry: Registry) -> PlainGuard:
     if isinstance(guard, RequireFields):
         kind = registry.of(model_of(guard.target))
         return Guard.REQUIRE_FIELDS.value, kind.name, guard.target.id, (None, plain_where(kind, guard.where))
+    if isinstance(guard, RequireNone):
+        kind = registry.of(guard.model)
+        return Guard.REQUIRE_NONE.value, kind.name, NO_ID, (None, plain_where(kind, guard.where))
     if isinstance(guard, Unchanged):
         kind, entity = registry.of(type(guard.entity)), guard.entity
         fields = same_fields(kind, {name: getattr(entity, name) for name in guard.fields})
@@ -317,7 +321,7 @@ def _check_guard(guard: Any, budget: int, limits: Limits) -> int:
         raise BadRequest("a guard is a tuple of four")
     code, kind, key, said = guard
     version = said
-    if code == _REQUIRE_FIELDS and type(said) is tuple and len(said) == 2 and type(said[1]) is dict:
+    if code in _CONDITIONAL and type(said) is tuple and len(said) == 2 and type(said[1]) is dict:
         version = 0 if said[0] is None else said[0]
         budget = _check_plain(said[1], budget, limits.frame_depth_max)
     elif code not in (1, 2, 4):

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from solewriter.agents.change import Change
     from solewriter.agents.client import Client, connect
     from solewriter.agents.reader import Reader, open_reader
-    from solewriter.agents.readiness import Reason, dead_letters, why_not_ready
+    from solewriter.agents.readiness import Budget, Reason, budget_of, dead_letters, why_not_ready
     from solewriter.agents.snapshot import Snapshot
     from solewriter.agents.status import EngineStatus, status_of
     from solewriter.agents.travel import Difference
@@ -62,6 +62,7 @@ if TYPE_CHECKING:
     )
     from solewriter.shared.frozen import FrozenMap, Json
     from solewriter.shared.models import (
+        BudgetPolicy,
         DependencyPolicy,
         Entity,
         Lifecycle,
@@ -93,6 +94,7 @@ if TYPE_CHECKING:
         Require,
         RequireAbsent,
         RequireFields,
+        RequireNone,
         Transition,
         Unchanged,
         Update,
@@ -107,7 +109,7 @@ _ROOMS = {
     "solewriter.engine_proc.process": ("Engine",),
     "solewriter.agents.client": ("connect", "Client"),
     "solewriter.agents.reader": ("open_reader", "Reader"),
-    "solewriter.agents.readiness": ("why_not_ready", "dead_letters", "Reason"),
+    "solewriter.agents.readiness": ("why_not_ready", "dead_letters", "budget_of", "Reason", "Budget"),
     "solewriter.agents.snapshot": ("Snapshot",),
     "solewriter.agents.status": ("status_of", "EngineStatus"),
     "solewriter.agents.change": ("Change",),
@@ -117,12 +119,12 @@ _ROOMS = {
     "solewriter.shared.frozen": ("FrozenMap", "Json"),
     "solewriter.shared.models": (
         "Entity", "Part", "Task", "Project", "Lifecycle", "Ref", "concerns",
-    "DependencyPolicy", "TaskStatus", "TaskPriority", "TaskType", "ProjectStatus",
+    "BudgetPolicy", "DependencyPolicy", "TaskStatus", "TaskPriority", "TaskType", "ProjectStatus",
     ),
     "solewriter.shared.mutations": (
         "Create", "Put", "Update", "Transition", "Cancel", "Delete", "Alter", "Require", "RequireAbsent",
-        "RequireFields", "Unchanged", "Claim", "Complete", "Fail", "Release", "Renew", "Redrive", "Reply", "Applied",
-        "NotApplied",
+        "RequireFields", "RequireNone", "Unchanged", "Claim", "Complete", "Fail", "Release", "Renew", "Redrive",
+        "Reply", "Applied", "NotApplied",
     ),
     "solewriter.shared.operations": ("Increment", "Max", "Min", "Append", "Add", "Remove", "PutIn"),
     "solewriter.shared.where": ("Range",),
@@ -147,8 +149,9 @@ __all__ = [
     "TaskStatus", "TaskPriority", "TaskType", "ProjectStatus",
     "FrozenMap", "Json",
     "Create", "Put", "Update", "Transition", "Cancel", "Delete", "Alter", "Require", "RequireAbsent", "RequireFields",
-    "Unchanged", "Claim", "Complete", "Fail", "Release", "Renew", "Redrive", "Reply", "Applied", "NotApplied",
-    "why_not_ready", "dead_letters", "Reason", "Verdict", "DependencyPolicy",
+    "RequireNone", "Unchanged", "Claim", "Complete", "Fail", "Release", "Renew", "Redrive", "Reply", "Applied",
+    "NotApplied",
+    "why_not_ready", "dead_letters", "budget_of", "Reason", "Budget", "Verdict", "DependencyPolicy", "BudgetPolicy",
     "Increment", "Max", "Min", "Append", "Add", "Remove", "PutIn",
     "errors", "SolewriterError",
     "Refused", "NotFound", "AlreadyExists", "VersionConflict", "InvalidMutation", "InvalidTransition", "InvalidQuery",

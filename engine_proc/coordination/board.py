@@ -15,6 +15,7 @@ from typing import Any
 from solewriter.engine_proc.coordination.graph import NOBODY, Graph
 from solewriter.engine_proc.coordination.ready import Candidate, Ready
 from solewriter.shared.columns import to_us
+from solewriter.shared.models import DependencyPolicy
 from solewriter.shared.readiness import CLAIMABLE, RANK, Dependency, attempts_left, is_met, state_of
 from solewriter.shared.registry import Kind
 from solewriter.shared.where import single
@@ -28,15 +29,31 @@ class Board:
 
     def __init__(self, kind: Kind, defaults: Fields, look: Callable[[str], Fields | None]) -> None:
         self.graph = Graph()
-        self.ready = Ready()
         self.columns = tuple(column.name for column in kind.columns if column.name not in _OWN)
         self.attended = frozenset(self.columns) | ATTENDED
         self._defaults = defaults
+        self.ready = Ready({name: single(defaults.get(name)) for name in self.columns})
+        self._priority = single(defaults.get("priority"))
         self._look = look
         self._candidates: dict[str, Candidate] = {}
         self._states: dict[str, Dependency] = {}  # of those that somebody depends on
         self._later: list[tuple[int, int, Candidate]] = []  # a heap of those whose time is to come
         self._count = count()
+
+    def begin(self, entities: Iterable[tuple[str, int, Fields]]) -> None:
+        """Everything that there is, at once: keys, slots and fields."""
+        every = list(entities)
+        graph, states = self.graph, self._states
+        for key, _, fields in every:
+            if "dependencies" in fields or "parent_task_id" in fields:
+                graph.put(key, fields.get("dependencies", ()), fields.get("parent_task_id"))
+        dependants = graph.dependants
+        for key, _, fields in every:
+            if key in dependants:
+                states[key] = self._state(fields) if "status" in fields else Dependency.OPEN
+        for key, slot, fields in every:
+            if fields.get("status", "created") in CLAIMABLE:
+                self._add(key, slot, fields)
 
     def note(self, key: str, slot: int, fields: Fields | None) -> None:
         """What a key's entity is from now on; None: it is gone."""
@@ -84,16 +101,14 @@ class Board:
                 self._settle(candidate)
 
     def _add(self, key: str, slot: int, fields: Fields) -> None:
-        field = self._field(fields)
-        if not attempts_left(field):
+        if "status" in fields and not attempts_left(self._field(fields)):
             return
-        created, not_before = field("created_at"), field("not_before")
-        order = RANK[field("priority")], _us(created), slot
-        values = {name: field(name) for name in self.columns}
-        candidate = Candidate(key, order, values, field("on_dependency_failure"), _us(not_before))
-        candidate.unmet = sum(
-            not is_met(self.state(one), candidate.policy) for one in self.graph.dependencies.get(key, ())
-        )
+        order = RANK[fields.get("priority", self._priority)], _us(fields.get("created_at")), slot
+        values = {name: single(fields[name]) for name in self.columns if name in fields}
+        policy = fields.get("on_dependency_failure", DependencyPolicy.BLOCK)
+        candidate = Candidate(key, order, values, policy, _us(fields.get("not_before")))
+        for one in self.graph.dependencies.get(key, ()):
+            candidate.unmet += not is_met(self.state(one), policy)
         self._candidates[key] = candidate
         self._settle(candidate)
 

@@ -6,29 +6,35 @@ nobody who does not coordinate pays for it.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+import gc
+from collections import OrderedDict
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from solewriter.engine_proc.coordination.board import Board
 from solewriter.engine_proc.coordination.leases import Leases
+from solewriter.engine_proc.coordination.projects import Projects
+from solewriter.engine_proc.coordination.tally import Tally
 from solewriter.engine_proc.kinds import KindState
-from solewriter.shared.config import Limits
-from solewriter.shared.models import Project
+from solewriter.shared.config import VIEWS_MAX, Limits
+from solewriter.shared.models import Entity, Project, Task
 from solewriter.shared.mutations import Op
 from solewriter.shared.wireform import PlainRequest
 
 if TYPE_CHECKING:
     from solewriter.engine_proc.decide import Step
     from solewriter.engine_proc.turn import Stored, Turn
+    from solewriter.shared.where import Demand
 
 _CANCEL, _DELETE, _ALTER = Op.CANCEL.value, Op.DELETE.value, Op.ALTER.value
 DEPENDS = frozenset({"dependencies", "on_dependency_failure"})
+COSTS = frozenset({"cost", "project"})
 TREE = "tree"  # in place of a state, what a cancel takes
 
 
 class Coordination:
-    """`find` reads what is stored under a key, after the earlier requests of the turn."""
+    """Of one state. `turn` is the one that is being decided: what is looked at is as it is by then."""
 
     def __init__(self, limits: Limits) -> None:
         self.limits = limits
@@ -36,7 +42,8 @@ class Coordination:
         self._held = self.leases.by_place
         self.cascades: set[int] = set()  # kinds in which some entity was ever to be cancelled with another
         self.boards: dict[int, Board] = {}
-        self._paused: set[str] | None = None  # projects whose tasks are not ready; None: not looked yet
+        self.tallies: OrderedDict[tuple[int, tuple[str, ...]], Tally] = OrderedDict()  # by kind and columns
+        self._projects: Projects | None = None  # None: not looked yet
         self.turn: Turn | None = None  # the one that is being decided
 
     # --- made at first need ------------------------------------------------------------------------------------------
@@ -45,7 +52,7 @@ class Coordination:
         """Whether a request has anything to do with coordination; then all that deciding it will look at is there. This
         is all that a plain request costs where nobody coordinates.
         """
-        attended: Any = self.boards or self._held or self.cascades or request[1]
+        attended: Any = self.boards or self._held or self.cascades or self.tallies or request[1]
         for op, name, _, _, fields, _, what in request[0]:
             if (
                 (op > _DELETE and op != _ALTER)
@@ -67,8 +74,11 @@ class Coordination:
         if board is None:
             assert kind.kind is not None
             board = Board(kind.kind, kind.schema.defaults, partial(self._look, kind))
-            for key, stored, fields in self._all(kind):
-                board.note(key, stored.slot, fields)
+            gc.disable()  # all of it is kept: to look through it would take twice as long again
+            try:
+                board.begin((key, stored.slot, fields) for key, stored, fields in self._all(kind))
+            finally:
+                gc.enable()
             self.boards[kind.code] = board
         return board
 
@@ -89,6 +99,19 @@ class Coordination:
         stored = self.turn.find(kind, key)
         return kind.kind.fields_of(kind.schema, stored.payload) if stored is not None and stored.alive else None
 
+    def count(self, kind: KindState, wanted: Sequence[Demand]) -> int:
+        """How many entities of a kind meet these demands, after the earlier requests of the turn."""
+        wanted = sorted(wanted, key=lambda demand: demand.name)
+        names = tuple([demand.name for demand in wanted])
+        tally = self.tallies.get((kind.code, names))
+        if tally is None:
+            tally = self.tallies[kind.code, names] = Tally(names, kind.schema.defaults)
+            tally.begin((key, fields) for key, _, fields in self._all(kind))
+            if len(self.tallies) > VIEWS_MAX:
+                self.tallies.popitem(last=False)
+        self.tallies.move_to_end((kind.code, names))
+        return tally.count(wanted)
+
     # --- kept up -----------------------------------------------------------------------------------------------------
 
     def noted(self, steps: Iterable[Step]) -> None:
@@ -97,38 +120,46 @@ class Coordination:
             stored = step.stored
             if stored is None:
                 continue
-            board = self.boards.get(step.state.code)
+            code, fields = step.state.code, step.fields if step.exists else None
+            for (kind, names), tally in self.tallies.items():
+                if kind == code and (fields is None or not step.touched or not set(names).isdisjoint(step.touched)):
+                    tally.note(step.key, fields)
+            board = self.boards.get(code)
             if board is not None:
-                if not step.exists:
-                    board.note(step.key, stored.slot, None)
-                elif not board.attended.isdisjoint(step.touched):
-                    board.note(step.key, stored.slot, step.fields)
-            elif self._paused is not None and issubclass(step.kind.model, Project):
-                self._note_project(step.key, step.fields.get("status", "active") if step.exists else "active")
+                if fields is None or not board.attended.isdisjoint(step.touched):
+                    board.note(step.key, stored.slot, fields)
+                if self._projects is not None and (fields is None or not COSTS.isdisjoint(step.touched)):
+                    self._projects.note_cost((code, step.key), fields)
+            elif self._projects is not None and issubclass(step.kind.model, Project):
+                self._projects.note(step.key, fields)
 
     def dropped(self) -> None:
         """What was written did not happen."""
         self.boards.clear()
-        self._paused = None
+        self.tallies.clear()
+        self._projects = None
 
     # --- projects ----------------------------------------------------------------------------------------------------
 
-    def paused(self) -> Callable[[str], bool]:
-        """Whether a project of this name is paused or archived."""
-        if self._paused is None:
-            self._paused = set()
-            assert self.turn is not None
-            for kind in self.turn.kinds:
-                if kind.kind is not None and issubclass(kind.kind.model, Project):
+    def kept_back(self) -> Callable[[str], bool]:
+        """Whether the tasks of a project are not ready because of it."""
+        if self._projects is None:
+            self._projects = Projects(self._resume)
+            for kind, model in self._models():
+                if issubclass(model, Project):
                     for key, _, fields in self._all(kind):
-                        self._note_project(key, fields.get("status", "active"))
-        return self._paused.__contains__
+                        self._projects.note(key, fields)
+            for kind, model in self._models():
+                if issubclass(model, Task):
+                    self.board(kind)  # which is told from now on of what its tasks cost
+                    for key, _, fields in self._all(kind):
+                        self._projects.note_cost((kind.code, key), fields)
+        return self._projects.keeps
 
-    def _note_project(self, key: str, status: str) -> None:
-        assert self._paused is not None
-        if status != "active":
-            self._paused.add(key)
-        elif key in self._paused:
-            self._paused.discard(key)
-            for board in self.boards.values():
-                board.ready.resume(key)
+    def _models(self) -> list[tuple[KindState, type[Entity]]]:
+        assert self.turn is not None
+        return [(kind, kind.kind.model) for kind in self.turn.kinds if kind.kind is not None]
+
+    def _resume(self, project: str) -> None:
+        for board in self.boards.values():
+            board.ready.resume(project)

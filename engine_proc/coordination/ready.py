@@ -8,7 +8,7 @@ and the number of heaps that match it.
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from heapq import heapify, heappop, heappush
 from itertools import count, product
 from math import prod
@@ -28,14 +28,14 @@ class Candidate:
     ) -> None:
         self.key = key
         self.order = order  # its priority's rank, when it was created, its slot
-        self.values = values  # of the columns that claimers may ask for
+        self.values = values  # of the columns that claimers may ask for, where they are not the default
         self.policy = policy
         self.not_before_us = not_before_us
         self.project = values.get("project", "")
         self.unmet = 0  # dependencies that keep it
         self.live = True  # False: it was taken, or has changed since
         self.ready = False
-        self.aside = False  # it came up while its project was paused
+        self.aside = False  # it came up while its project kept it back
 
 
 _boards = count()  # so that what is made anew is never taken for what was looked at before
@@ -47,13 +47,14 @@ Heap = list[Entry]
 class _View:
     """Ready candidates by the values of some columns."""
 
-    def __init__(self, names: tuple[str, ...]) -> None:
+    def __init__(self, names: tuple[str, ...], defaults: Mapping[str, Any]) -> None:
         self.names = names
+        self._defaults = [(name, defaults[name]) for name in names]
         self.heaps: dict[tuple[Any, ...], Heap] = {}
 
     def key(self, candidate: Candidate) -> tuple[Any, ...]:
         values = candidate.values
-        return tuple([values[name] for name in self.names])
+        return tuple([values.get(name, default) for name, default in self._defaults])
 
     def matching(self, demands: Sequence[Demand]) -> Iterator[tuple[tuple[Any, ...], Heap]]:
         """The heaps of those that meet the demands, which are in the order of this view's names."""
@@ -69,9 +70,10 @@ class _View:
 
 
 class Ready:
-    """What is ready of one kind."""
+    """What is ready of one kind, whose columns have these defaults."""
 
-    def __init__(self) -> None:
+    def __init__(self, defaults: Mapping[str, Any]) -> None:
+        self._defaults = defaults
         self._views: OrderedDict[tuple[str, ...], _View] = OrderedDict()
         self._ready: dict[str, Candidate] = {}
         self._count = count()
@@ -96,7 +98,7 @@ class Ready:
         self._ready.pop(candidate.key, None)
 
     def resume(self, project: str) -> None:
-        """What came up while this project was paused is there again."""
+        """What came up while this project kept it back is there again."""
         for candidate in self._aside.pop(project, ()):
             candidate.aside = False
             if candidate.ready and candidate.live:
@@ -105,7 +107,7 @@ class Ready:
     def _view(self, names: tuple[str, ...]) -> _View:
         view = self._views.get(names)
         if view is None:
-            view = self._views[names] = _View(names)
+            view = self._views[names] = _View(names, self._defaults)
             for candidate in self._ready.values():
                 view.heaps.setdefault(view.key(candidate), []).append((candidate.order, next(self._count), candidate))
             for heap in view.heaps.values():
@@ -116,7 +118,7 @@ class Ready:
         return view
 
     def best(
-        self, demands: Sequence[Demand], paused: Callable[[str], bool], most: int, take: Callable[[Candidate], bool]
+        self, demands: Sequence[Demand], kept: Callable[[str], bool], most: int, take: Callable[[Candidate], bool]
     ) -> int:
         """Offer candidates that meet the demands to `take`, in their order, until it took so many; how many it took.
         Nothing is changed by it: what was taken is told by whoever does it.
@@ -127,7 +129,7 @@ class Ready:
         seen: list[Entry] = []
         taken = 0
         while taken < most:
-            heap = self._first(view, heaps, paused)
+            heap = self._first(view, heaps, kept)
             if heap is None:
                 break
             seen.append(heappop(heap))
@@ -137,12 +139,12 @@ class Ready:
         return taken
 
     def _first(
-        self, view: _View, heaps: list[tuple[tuple[Any, ...], Heap]], paused: Callable[[str], bool]
+        self, view: _View, heaps: list[tuple[tuple[Any, ...], Heap]], kept: Callable[[str], bool]
     ) -> Heap | None:
         """The heap with the best one on top."""
         first: Heap | None = None
         for key, heap in heaps:
-            while heap and not self._usable(heap[0][2], paused):
+            while heap and not self._usable(heap[0][2], kept):
                 heappop(heap)
             if not heap:
                 if view.heaps.get(key) is heap:
@@ -151,10 +153,10 @@ class Ready:
                 first = heap
         return first
 
-    def _usable(self, candidate: Candidate, paused: Callable[[str], bool]) -> bool:
+    def _usable(self, candidate: Candidate, kept: Callable[[str], bool]) -> bool:
         if not (candidate.ready and candidate.live) or candidate.aside:
             return False
-        if paused(candidate.project):
+        if kept(candidate.project):
             candidate.aside = True
             self._aside.setdefault(candidate.project, []).append(candidate)
             return False

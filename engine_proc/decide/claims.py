@@ -13,6 +13,7 @@ from solewriter.engine_proc.coordination.leases import renewed
 from solewriter.engine_proc.coordination.ready import Candidate
 from solewriter.engine_proc.coordination.waiting import Wish
 from solewriter.engine_proc.decide.draft import Draft, Step, unknown
+from solewriter.engine_proc.decide.guards import check_column
 from solewriter.engine_proc.decide.lifecycle import free_step_fields, refusal
 from solewriter.shared.columns import from_us
 from solewriter.shared.config import Limits
@@ -40,9 +41,7 @@ def claim(draft: Draft, mutation: PlainMutation) -> None:
     count, where, lease_us, assignee, until_us = _wish(said, draft.actor)
     wanted = demands(state.kind, where)
     for demand in wanted:
-        if demand.name not in state.kind.model.column_names or demand.name in ("version", "updated_at"):
-            problem = "is no declared column, so nothing is claimed by it"
-            raise InvalidMutation(f"{kind_name}.{demand.name} {problem}", fields={demand.name: problem})
+        check_column(state.kind, demand.name)
     taken: list[Step] = []
 
     def take(candidate: Candidate) -> bool:
@@ -56,7 +55,7 @@ def claim(draft: Draft, mutation: PlainMutation) -> None:
 
     board = turn.coordination.board(state)
     board.advance(turn.now_us)
-    board.ready.best(wanted, turn.coordination.paused(), count, take)
+    board.ready.best(wanted, turn.coordination.kept_back(), count, take)
     draft.claimed.append(taken)
     if not taken and until_us > turn.uptime_us:
         draft.wish = Wish(state.code, encode(where), wanted, until_us)

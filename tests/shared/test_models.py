@@ -18,6 +18,7 @@ from solewriter.shared.models import (
     PROJECT_LIFECYCLE,
     TASK_LIFECYCLE,
     Artifact,
+    BudgetPolicy,
     Complexity,
     Criterion,
     DependencyPolicy,
@@ -242,6 +243,7 @@ def test_only_a_title_is_required_and_the_other_defaults_are_these():
         (Topology, "auto sas centralized decentralized context_dependent"),
         (ProjectStatus, "active paused archived"),
         (DependencyPolicy, "block cancel ignore"),
+        (BudgetPolicy, "refuse warn"),
     ],
 )
 def test_the_words_of_a_task_are_those_of_the_design(enum, values):
@@ -258,6 +260,7 @@ def test_a_project_needs_a_name_and_has_these_defaults():
         "description": "",
         "status": ProjectStatus.ACTIVE,
         "budget_limit": None,
+        "on_budget": BudgetPolicy.REFUSE,
         "owner": "",
         "created_at": None,
         "updated_at": None,

@@ -22,6 +22,7 @@ from solewriter import (
     Create,
     Engine,
     Fenced,
+    GuardFailed,
     Increment,
     InvalidMutation,
     InvalidTransition,
@@ -30,10 +31,12 @@ from solewriter import (
     ProjectStatus,
     Range,
     Refused,
+    RequireNone,
     Task,
     TaskStatus,
     Update,
     aio,
+    budget_of,
     connect,
     dead_letters,
     why_not_ready,
@@ -41,6 +44,8 @@ from solewriter import (
 from solewriter.agents.readiness import Obstacle
 
 fork = multiprocessing.get_context("fork")
+OLD = datetime.datetime(2020, 1, 1, tzinfo=datetime.UTC)
+OPEN = ["created", "in_progress"]
 
 
 @pytest.fixture
@@ -570,6 +575,74 @@ def test_a_rest_goes_on_over_a_restart(client, engine, wait_until):
     assert client.claim(Task) is None
     claimed = client.claim(Task, timeout_s=20)
     assert claimed.updated_at >= failed.not_before
+
+
+# --- projects and guards ----------------------------------------------------------------------------------------------
+
+
+def test_a_project_that_spent_its_budget_has_nothing_to_claim(client, wait_until):
+    client.create(Project(id="p", name="p", budget_limit=1.0))
+    make(client, *(task(str(n), project="p") for n in range(4)), task("elsewhere", cost=5.0))
+    first, second = client.claim_many(Task, 2)
+    client.alter(first, cost=Increment(0.7))
+    assert client.claim(Task, where={"project": "p"}).id == "2", "what is spent is below the limit"
+    client.complete(second, cost=0.3)
+    assert client.claim(Task).id == "elsewhere"
+    assert client.claim(Task) is None
+    with client.reader.snapshot() as snap:
+        assert budget_of(snap, "p").over
+        (reason,) = why_not_ready(snap, snap[Task, "3"])
+        assert (reason.obstacle, reason.data["limit"]) == (Obstacle.BUDGET, 1.0)
+    client.complete(first)
+    result = in_thread(lambda: client.claim(Task, timeout_s=20))
+    wait_until(lambda: waiting_claims(client), 5, "the claim to be sent")
+    client.update(Project.ref("p"), budget_limit=1.5)
+    assert result().id == "3"
+
+
+def test_a_budget_that_only_warns_and_costs_that_are_taken_back(client):
+    client.create(Project(id="p", name="p", budget_limit=0.0, on_budget="warn"))
+    make(client, task("a", project="p"), task("b", project="p"), task("c", project="p"))
+    assert client.claim(Task).id == "a"
+    client.update(Project.ref("p"), on_budget="refuse", budget_limit=1.0)
+    client.update(Task.ref("a"), cost=1.0)
+    assert client.claim(Task) is None
+    client.update(Task.ref("a"), project="q")
+    assert client.claim(Task).id == "b"
+    client.update(Task.ref("b"), cost=3.0)
+    assert client.claim(Task) is None
+    client.delete(Task.ref("b"))
+    assert client.claim(Task).id == "c"
+    with client.reader.snapshot() as snap:
+        assert budget_of(snap, "p").spent == 0
+        assert budget_of(snap, "q").limit is None
+
+
+def test_a_guard_on_emptiness_sees_what_the_same_turn_did(client):
+    def night_run(number):
+        none = RequireNone(Task, {"project": "night", "status": OPEN})
+        return client.submit(Create(task(f"run-{number}", project="night")), guards=[none])
+
+    assert night_run(1).applied
+    refused = night_run(2)
+    assert isinstance(refused.error, GuardFailed)
+    assert refused.error.count == 1
+    client.complete(client.claim(Task, where={"project": "night"}))
+    assert night_run(3).applied
+    client.update(Task.ref("run-3"), project="day")
+    assert night_run(4).applied
+    client.delete(Task.ref("run-4"))
+    with client.transaction() as tx:
+        tx.require_none(Task, {"project": "night", "status": OPEN, "created_at": Range(ge=OLD)})
+        tx.create(task("run-5", project="night"))
+    with pytest.raises(GuardFailed), client.transaction() as tx:
+        tx.require_none(Task, {"project": "night", "created_at": Range(ge=OLD)})
+        tx.create(task("run-6", project="night"))
+    with pytest.raises(InvalidMutation), client.transaction() as tx:
+        tx.require_none(Task, {"title": "x"})
+    client.create(Project(id="p", name="p", owner="ann"))
+    with pytest.raises(GuardFailed), client.transaction() as tx:
+        tx.require_none(Project, {"owner": "ann"})
 
 
 # --- work -------------------------------------------------------------------------------------------------------------
