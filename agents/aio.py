@@ -97,6 +97,7 @@ class AioClient(AioVerbs):
         self._memory = Memory(state, limits, self._registry)
         self._answers = Answers(self._memory, self._registry)
         self._tokens = Tokens()
+        self._giving_up: set[asyncio.Task[None]] = set()
         self.reader = AioReader(self._memory, limits)
 
     @property
@@ -378,6 +379,8 @@ class AioClient(AioVerbs):
 
     async def close(self) -> None:
         """Let the lane and the memory go. Requests that were not answered may or may not be applied."""
+        for giving_up in self._giving_up:
+            giving_up.cancel()
         try:
             await self._exchange.close()
         finally:

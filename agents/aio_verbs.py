@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import inspect
 import time
 from abc import ABC, abstractmethod
@@ -9,15 +10,17 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mappin
 from typing import Any, TypeVar
 
 from solewriter.agents.aio_reader import AioReader
+from solewriter.agents.answers import Outcome
 from solewriter.agents.difference import difference, newer
 from solewriter.agents.readiness import WORK_PATIENCE_S, is_anything_left
 from solewriter.agents.tokens import Tokens
 from solewriter.agents.verbs import claiming
 from solewriter.shared.config import Limits
-from solewriter.shared.errors import VersionConflict
+from solewriter.shared.errors import OutcomeUnknown, SolewriterError, VersionConflict
 from solewriter.shared.models import Entity, Ref, Task
 from solewriter.shared.mutations import (
     Alter,
+    Applied,
     Complete,
     Fail,
     GuardMutation,
@@ -41,6 +44,7 @@ class AioVerbs(ABC):
     """
 
     reader: AioReader
+    _giving_up: set[asyncio.Task[None]]
     _limits: Limits
     _tokens: Tokens
 
@@ -54,6 +58,9 @@ class AioVerbs(ABC):
         deadline_s: float | None = None,
         wait_for_room: bool = True,
     ) -> Reply: ...
+
+    @abstractmethod
+    async def outcome(self, request_id: str, *, timeout_s: float | None = None) -> Outcome: ...
 
     @abstractmethod
     async def _entities(self, reply: Reply) -> list[Any]:
@@ -159,8 +166,29 @@ class AioVerbs(ABC):
         """The best `count` ready tasks, or as many as there are; waits only while there is none."""
         claim = claiming(kind, where, count, timeout_s, lease_s, assignee, reason)
         patience_s = timeout_s + self._limits.request_timeout_s
-        reply = await self.submit(claim, request_id=request_id, timeout_s=patience_s)
+        try:
+            reply = await self.submit(claim, request_id=request_id, timeout_s=patience_s)
+        except asyncio.CancelledError as cancelled:
+            self._give_up(cancelled.__cause__)
+            raise
         return await self._entities(reply)
+
+    def _give_up(self, unknown: BaseException | None) -> None:
+        """Nobody waits for a claim any more: what it brings, or brought, is given back."""
+        if isinstance(unknown, OutcomeUnknown):
+            giving_up = asyncio.get_running_loop().create_task(self._give_back(unknown.request_id))
+            self._giving_up.add(giving_up)
+            giving_up.add_done_callback(self._giving_up.discard)
+
+    async def _give_back(self, request_id: str) -> None:
+        try:
+            outcome = await self.outcome(request_id)  # one that waits is answered by the question
+            if isinstance(outcome, Applied):
+                for task in await self._entities(outcome.reply):
+                    self.hold(task)
+                    await self.release(task, reason="its claim was cancelled")
+        except SolewriterError:
+            pass  # the engine is gone, or this client: then what it holds is taken away
 
     async def complete(
         self,

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import HealthCheck, settings
+from hypothesis import HealthCheck, Phase, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule, run_state_machine_as_test
 
@@ -341,9 +341,15 @@ class ClaimMachine(RuleBasedStateMachine):
 
 
 @pytest.fixture
-def machine(start_engine, state, wait_until):
+def bug() -> Callable[[], None] | None:
+    """None, unless a test is about one."""
+    return None
+
+
+@pytest.fixture
+def machine(start_engine, state, wait_until, seeded, bug):
     limits = Limits(restart_backoff_s=0.005, restart_backoff_max_s=0.02, restarts_max=1_000, session_grace_s=20)
-    engine = start_engine(state, limits=limits)
+    engine = start_engine(state, limits=limits, models=[seeded(bug)] if bug else [])
     with connect(state, name="observer", limits=limits) as observer:
 
         class Machine(ClaimMachine):
@@ -369,3 +375,87 @@ def test_claims_are_as_the_model_says_whoever_dies(machine):
 @pytest.mark.timeout(900)
 def test_many_claims_are_as_the_model_says_whoever_dies(machine):
     run_state_machine_as_test(machine, settings=budget(60, 40))
+
+
+# --- the machine can fail ---------------------------------------------------------------------------------------------
+
+
+def no_token_needed() -> None:
+    from solewriter.engine_proc.decide import fencing
+
+    fencing.settle = lambda draft: None
+
+
+def old_tokens_are_good() -> None:
+    from solewriter.engine_proc.decide import guards
+
+    def show(draft, kind_name, key, token):
+        step = draft.before(kind_name, key)
+        lease = draft.turn.lease((step.state.code, key))
+        draft.shown[step.state.code, key] = token if lease is None else lease.token
+
+    guards.show = show
+
+
+def nobody_dies() -> None:
+    from solewriter.engine_proc.tending import Tending
+
+    Tending._take_all = lambda self, turn, session, why: None
+
+
+def leases_are_not_journaled() -> None:
+    import msgspec
+
+    from solewriter.engine_proc.turn import Turn
+
+    true = Turn.private
+    Turn.private = lambda turn: msgspec.structs.replace(true(turn), leases=[])
+
+
+def attempts_without_end() -> None:
+    from solewriter.engine_proc.coordination import board
+
+    board.attempts_left = lambda field: True
+
+
+def dependencies_do_not_count() -> None:
+    from solewriter.engine_proc.coordination import board
+
+    board.is_met = lambda state, policy: True
+
+
+def nothing_is_cancelled_with_another() -> None:
+    from solewriter.engine_proc.decide import dependencies
+
+    dependencies.cascade = lambda draft: None
+
+
+def the_youngest_first() -> None:
+    from solewriter.engine_proc.coordination.ready import Candidate
+
+    true = Candidate.__init__
+
+    def init(self, key, order, *rest):
+        true(self, key, (order[0], -order[1], order[2]), *rest)
+
+    Candidate.__init__ = init
+
+
+BUGS = [
+    no_token_needed,
+    old_tokens_are_good,
+    nobody_dies,
+    leases_are_not_journaled,
+    attempts_without_end,
+    dependencies_do_not_count,
+    nothing_is_cancelled_with_another,
+    the_youngest_first,
+]
+
+
+@pytest.mark.heavy
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize("bug", BUGS, ids=lambda bug: bug.__name__)
+def test_a_seeded_bug_is_found(machine):
+    with pytest.raises(AssertionError):
+        run_state_machine_as_test(machine, settings=settings(budget(40, 30), phases=[Phase.generate], print_blob=False))

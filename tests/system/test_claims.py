@@ -692,6 +692,35 @@ def test_coroutines_do_the_same(engine, client, limits):
     assert sorted(asyncio.run(story())) == ["1", "2", "3", "4", "5"]
 
 
+def test_a_coroutine_that_is_cancelled_leaves_no_claim_behind(engine, client, limits):
+    async def story() -> None:
+        async with aio.connect(engine.state, name="me", limits=limits) as agent:
+            waiting = asyncio.create_task(agent.claim(Task, timeout_s=20))
+            while not agent._session.in_flight:
+                await asyncio.sleep(0)
+            await agent.put(Project(id="p", name="so that it waits in the engine"))
+            waiting.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await waiting
+            while agent._giving_up:
+                await asyncio.sleep(0)
+            await agent.create(task("a"))
+            assert (await agent.claim(Task)).id == "a"
+            await agent.create(task("b"))
+            await agent.create(task("c"))
+            hasty = asyncio.create_task(agent.claim(Task))
+            while not agent._session.in_flight:
+                await asyncio.sleep(0)
+            hasty.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await hasty
+            while agent._giving_up:
+                await asyncio.sleep(0)
+            assert [one.id for one in await agent.claim_many(Task, 9)] == ["b", "c"]
+
+    asyncio.run(story())
+
+
 def test_a_reply_that_tells_of_claims_in_a_pipeline_is_remembered(client, other):
     make(client, *(task(str(n)) for n in range(4)))
     claimed = [reply.entity for reply in client.submit_many([Claim(Task) for _ in range(4)])]
