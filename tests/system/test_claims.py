@@ -42,6 +42,9 @@ from solewriter import (
     why_not_ready,
 )
 from solewriter.agents.readiness import Obstacle
+from solewriter.shared import wire
+from solewriter.shared.config import DEFAULT_LIMITS
+from solewriter.shared.wire import Status
 
 fork = multiprocessing.get_context("fork")
 OLD = datetime.datetime(2020, 1, 1, tzinfo=datetime.UTC)
@@ -727,3 +730,66 @@ def test_a_reply_that_tells_of_claims_in_a_pipeline_is_remembered(client, other)
     with pytest.raises(Fenced):
         other.complete(claimed[0])
     assert all(reply.applied for reply in client.submit_many([Complete(one) for one in claimed]))
+
+
+# --- what no client of ours sends -------------------------------------------------------------------------------------
+
+
+MUTATIONS = [
+    (8, "Task", "*", None, None, "", None),
+    (8, "Task", "*", None, {"count": 0}, "", None),
+    (8, "Task", "*", None, {"count": True}, "", None),
+    (8, "Task", "*", None, {"count": 1, "lease_us": -1}, "", None),
+    (8, "Task", "*", None, {"count": 1, "until_us": "late"}, "", None),
+    (8, "Task", "*", None, {"count": 1, "assignee": 7}, "", None),
+    (8, "Task", "*", None, {"where": []}, "", None),
+    (8, "Task", "*", None, {"where": {"project": "p"}}, "", None),
+    (8, "Task", "*", None, {"where": {"project": ("in", "p")}}, "", None),
+    (8, "Task", "*", None, {"where": {"project": ("like", ["p"])}}, "", None),
+    (8, "Task", "*", None, {"where": {"priority": ("range", [1])}}, "", None),
+    (8, "Task", "*", None, {"where": {"title": ("in", ["x"])}}, "", None),
+    (8, "Project", "*", None, {"count": 1}, "", None),
+    (8, "Nothing", "*", None, {"count": 1}, "", None),
+    (9, "Task", "a", None, {"status": "created"}, "", None),
+    (9, "Task", "a", None, {"claim": 7}, "", None),
+    (9, "Project", "p", None, {}, "", None),
+    (12, "Task", "a", None, None, "", None),
+    (12, "Task", "a", None, {"lease_us": 0}, "", None),
+    (13, "Project", "p", None, None, "", None),
+    (14, "Task", "a", None, None, "", None),
+    (5, "Project", "p", None, None, "", "tree"),
+    (7, "Task", "a", None, {"title": "x"}, "", None),
+    (7, "Task", "a", None, {"title": ("no such", 1, None)}, "", None),
+    (7, "Task", "a", None, {"reviewers": ("append", "x", None)}, "", None),
+    (7, "Task", "a", None, {"reviewers": ("append", ["x"], -1)}, "", None),
+    (7, "Task", "a", None, {"metadata": ("put", [], None)}, "", None),
+    (7, "Task", "a", None, {"cost": ("increment", "x", None)}, "", None),
+    (7, "Task", "a", None, {"claim": ("increment", 1, None)}, "", None),
+    (15, "Task", "a", None, None, "", None),
+]
+GUARDS = [
+    (4, "Task", "a", 1),
+    (4, "Task", "nobody", 1),
+    (4, "Project", "p", 1),
+    (4, "Task", "a", (None, {})),
+    (3, "Task", "a", 1),
+    (3, "Task", "a", (None, [])),
+    (3, "Task", "a", ("x", {})),
+    (3, "Task", "a", (None, {"nothing": ("in", [1])})),
+    (5, "Nothing", "*", (None, {})),
+    (5, "Task", "*", (None, {"title": ("in", ["x"])})),
+    (6, "Task", "a", 1),
+]
+
+
+def test_what_no_client_sends_is_refused_and_changes_nothing(client, client_of_a_raw_lane, engine):
+    client.create(Project(id="p", name="p"))
+    client.create(task("a"))
+    claimed = client.claim(Task)
+    raw = client_of_a_raw_lane(engine.state)
+    delete = (6, "Task", "a", None, None, "", None)
+    for request in [([one], [], None, None) for one in MUTATIONS] + [([delete], [one], None, None) for one in GUARDS]:
+        raw.write(wire.pack_frame([request], DEFAULT_LIMITS))
+        assert raw.reply()[1] == Status.REFUSED, request
+    assert client.get(Task, "a") == claimed
+    assert client.complete(claimed).status is TaskStatus.COMPLETED
