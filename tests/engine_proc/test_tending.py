@@ -9,13 +9,17 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import msgspec
 import pytest
 
 from solewriter import Limits
+from solewriter.engine_proc import recovery
+from solewriter.engine_proc.sessions import Session
 from solewriter.shared import wire
 from solewriter.shared.config import DEFAULT_LIMITS, KIB, WIRE_VERSION
 from solewriter.shared.handshake import Hello
 from solewriter.shared.mutations import Op
+from solewriter.shared.request_ids import default_id, session_number
 from solewriter.shared.wire import Status
 
 FAR_US = 3_600_000_000
@@ -200,3 +204,67 @@ def poll(condition: Callable[[], Any]) -> None:
     deadline = time.monotonic() + 10
     while not condition():
         assert time.monotonic() < deadline
+
+
+def test_leases_begin_anew_where_their_clock_is_gone(scene, monkeypatch):
+    agent = Agent(scene, "agent")
+    agent.asks(create("a"))
+    agent.asks(claim(lease_us=FAR_US))
+    scene.turn()
+    (before,) = scene.engine.writer.state.coordination.leases.all()
+    scene.next_engine()
+    (same,) = scene.engine.writer.state.coordination.leases.all()
+    assert same == before, "a kill is no new boot"
+    monkeypatch.setattr(recovery, "boot_id", lambda: "another one")
+    scene.next_engine()
+    (anew,) = scene.engine.writer.state.coordination.leases.all()
+    assert anew.until_us > before.until_us
+    assert anew.token == before.token
+
+
+def test_a_claim_whose_answer_is_forgotten_does_not_wait_any_more(scene):
+    scene.limits = msgspec.structs.replace(scene.limits, window_max=2)
+    scene.next_engine()
+    agent = Agent(scene, "agent")
+    asked = agent.asks(claim(until_us=later()))
+    scene.turn()
+    session = scene.engine.server.sessions.get(session_number("agent"))
+    assert session.waiting == {asked}
+    for number in range(3):
+        agent.asks(create(f"t{number}"))
+        scene.turn()
+    assert session.waiting == set()
+    assert asked not in session.told
+    scene.next_engine()
+    session = scene.engine.server.sessions.get(session_number("agent"))
+    assert session.waiting == set()
+    assert session.last > asked
+
+
+def test_who_waits_is_remembered_behind_a_checkpoint_and_forgotten_with_another_client(scene):
+    agent = Agent(scene, "agent")
+    asked = agent.asks(claim(until_us=later()))
+    scene.turn()
+    state = scene.engine.server.sessions.get(session_number("agent")).state
+    assert state.waiting == [asked]
+    assert Session.of(state).waiting == {asked}
+    scene.engine.server.sessions.take(msgspec.structs.replace(state.change, instance="another one"))
+    assert scene.engine.server.sessions.get(session_number("agent")).waiting == set()
+    scene.engine.server.sessions.wait(7, 7)  # of a session that is not remembered
+    scene.engine.server.sessions.answered(7, 7)
+
+
+def test_a_claim_that_is_asked_about_waits_no_more(scene):
+    agent, other = Agent(scene, "agent"), Agent(scene, "other")
+    asked = agent.asks(claim(until_us=later()))
+    scene.turn()
+    question = wire.pack_frame([("outcome", default_id(session_number("agent"), asked))], DEFAULT_LIMITS)
+    for _ in range(2):
+        other.frames.append(question)
+        other.call.write(question)
+        scene.turn()
+        assert [reply.detail for reply in other.call.replies()] == [None], "it never will be applied"
+    assert agent.hears() == {asked: (Status.REFUSED, [])}
+    other.asks(create("a"))
+    scene.turn()
+    assert scene.engine.writer.state.coordination.leases.all() == []
