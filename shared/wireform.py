@@ -245,7 +245,10 @@ def check_request(request: Any, budget: int, limits: Limits) -> int:
     mutations, guards, request_id, deadline_us = request
     if type(mutations) is not list or type(guards) is not list:
         raise BadRequest("mutations and guards are lists")
-    if not 0 < len(mutations) + len(guards) <= limits.request_mutations_max:
+    asked = len(mutations) + len(guards)
+    if asked > limits.request_mutations_max:  # tokens of claims come on top: at most one for each mutation
+        asked -= min(len(mutations), sum(type(one) is tuple and one[:1] == (_CLAIM_SHOWN,) for one in guards))
+    if not 0 < asked <= limits.request_mutations_max:
         raise RequestTooLarge(
             f"a request has 1 to {limits.request_mutations_max} mutations and guards (request_mutations_max)"
         )

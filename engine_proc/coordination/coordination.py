@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from solewriter.engine_proc.turn import Stored, Turn
     from solewriter.shared.where import Demand
 
-_CANCEL, _DELETE, _ALTER = Op.CANCEL.value, Op.DELETE.value, Op.ALTER.value
+_CANCEL, _DELETE, _ALTER, _CLAIM = (op.value for op in (Op.CANCEL, Op.DELETE, Op.ALTER, Op.CLAIM))
 DEPENDS = frozenset({"dependencies", "on_dependency_failure"})
 COSTS = frozenset({"cost", "project"})
 TREE = "tree"  # in place of a state, what a cancel takes
@@ -54,8 +54,10 @@ class Coordination:
         """
         attended: Any = self.boards or self._held or self.cascades or self.tallies or request[1]
         for op, name, _, _, fields, _, what in request[0]:
+            if op > _DELETE and op != _ALTER:
+                attended = True
             if (
-                (op > _DELETE and op != _ALTER)
+                op == _CLAIM
                 or self.cascades
                 or (fields and ("dependencies" in fields or "on_dependency_failure" in fields))
                 or (what is not None and op == _CANCEL)

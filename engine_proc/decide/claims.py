@@ -18,7 +18,7 @@ from solewriter.engine_proc.decide.lifecycle import free_step_fields, refusal
 from solewriter.shared.columns import from_us
 from solewriter.shared.config import Limits
 from solewriter.shared.entry import Lease
-from solewriter.shared.errors import BadRequest, InvalidMutation
+from solewriter.shared.errors import BadRequest, InvalidMutation, RequestTooLarge
 from solewriter.shared.mutations import Op
 from solewriter.shared.readiness import CLAIMABLE
 from solewriter.shared.schema import encode
@@ -39,6 +39,9 @@ def claim(draft: Draft, mutation: PlainMutation) -> None:
     if not state.kind.claimable:
         raise InvalidMutation(f"{kind_name} is no kind of task", fields={"kind": "is no kind of task"})
     count, where, lease_us, assignee, until_us = _wish(said, draft.actor)
+    most = turn.coordination.limits.request_mutations_max
+    if count > most:
+        raise RequestTooLarge(f"a request claims at most {most:,} tasks (request_mutations_max)")
     wanted = demands(state.kind, where)
     for demand in wanted:
         check_column(state.kind, demand.name)

@@ -13,6 +13,7 @@ from solewriter.shared.mutations import Op
 from solewriter.shared.readiness import HELD
 
 TAKING = (Op.CANCEL, Op.EXPIRE)
+TAKEN = frozenset({"status", "assigned_to"})  # and nothing besides
 
 
 def show(draft: Draft, kind_name: str, key: str, token: int) -> None:
@@ -36,7 +37,7 @@ def settle(draft: Draft) -> None:
         if lease is None:
             continue
         if draft.shown.get(place) != lease.token:
-            if step.op not in TAKING:
+            if step.op not in TAKING or not TAKEN.issuperset(step.touched):
                 raise fenced(
                     step, f"it is claimed by {_holder(draft, step)}: only its claimer may change it, or cancel it"
                 )

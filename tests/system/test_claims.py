@@ -31,6 +31,7 @@ from solewriter import (
     ProjectStatus,
     Range,
     Refused,
+    RequestTooLarge,
     RequireNone,
     Task,
     TaskStatus,
@@ -225,6 +226,26 @@ def test_a_claimed_task_is_changed_by_its_claimer_only(client, other):
     with pytest.raises(InvalidMutation):
         other.renew(mine, 5)
     assert client.get(Task, "a") == mine
+
+
+def test_nothing_goes_through_with_a_cancel(client, other):
+    make(client, task("a"))
+    mine = client.claim(Task)
+    with pytest.raises(Fenced), other.transaction() as tx:
+        tx.update(mine, title="x", expect=None)
+        tx.cancel(mine)
+    assert client.get(Task, "a") == mine
+
+
+def test_a_request_about_very_many_claimed_tasks_shows_as_many_tokens(client):
+    make(client, *(task(f"{n:04}") for n in range(800)))
+    held = client.claim_many(Task, 800)
+    with client.transaction() as tx:
+        for one in held:
+            tx.complete(one)
+    assert tx.result(held[799]).status is TaskStatus.COMPLETED
+    with pytest.raises(RequestTooLarge):
+        client.claim_many(Task, 1_001)
 
 
 def test_a_cancel_takes_the_claim_away_and_the_displaced_is_told_once(client, other):
