@@ -477,6 +477,7 @@ def test_an_agent_that_was_stopped_past_its_lease_cannot_complete(client, victim
     assert client.complete(claimed, result="mine").result == "mine"
 
 
+@pytest.mark.heavy
 def test_a_lease_is_renewed_without_a_version(client, other, wait_until):
     client.create(task("a", max_retries=5))
     mine = client.claim(Task, lease_s=0.4)
@@ -530,6 +531,7 @@ def test_an_engines_restart_is_nobodys_death(engine, client, other, victim, wait
     assert client.complete(mine).status is TaskStatus.COMPLETED
 
 
+@pytest.mark.heavy
 def test_claims_survive_a_checkpoint_and_what_the_dead_held_is_found_by_the_next_engine(
     start_engine, state, limits, wait_until
 ):
@@ -591,6 +593,7 @@ def test_a_final_failure_is_not_tried_again(client):
         client.redrive(Task.ref("a"))
 
 
+@pytest.mark.heavy
 def test_a_rest_goes_on_over_a_restart(client, engine, wait_until):
     client.create(task("a", max_retries=3, retry_delay_s=4))
     failed = client.fail(client.claim(Task))
@@ -678,6 +681,7 @@ def do_work(state: Path, limits: Limits, name: str) -> None:
             client.complete(claimed, result=name)
 
 
+@pytest.mark.heavy
 def test_work_goes_on_until_nothing_is_left(client, engine, limits):
     make(client, *(task(str(n), project="p", dependencies=(str(n - 1),) if n % 5 else ()) for n in range(60)))
     make(client, task("other", project="q"))
