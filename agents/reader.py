@@ -29,9 +29,9 @@ from solewriter.shared.schema import differences
 
 if TYPE_CHECKING:
     from solewriter.agents.change import Change
-    from solewriter.agents.conditions import Where
     from solewriter.agents.travel import Difference
     from solewriter.agents.watch import Watch
+    from solewriter.shared.where import Where
 
 E = TypeVar("E", bound=Entity)
 

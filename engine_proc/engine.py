@@ -27,6 +27,7 @@ from solewriter.engine_proc.publisher import Publisher
 from solewriter.engine_proc.reclaim import budget_for
 from solewriter.engine_proc.sessions import FORGOTTEN, NEVER, QUARANTINED, HelloRefused, Session, Sessions
 from solewriter.engine_proc.state import State
+from solewriter.engine_proc.tending import Occasion, Tending
 from solewriter.engine_proc.turn import Turn
 from solewriter.engine_proc.writing import form, told, write
 from solewriter.shared import failpoint, wireform
@@ -86,21 +87,26 @@ class SingleWriter:
         self._greeted: list[tuple[Newcomer, SessionChange]] = []
         self._name_decided = publisher.root.deciding
         self.time_budget = TimeBudget(limits.decide_timeout_s)
+        self.tending = Tending(state, sessions, bridge, limits, self._told, self._say, lambda: journal.tail.number)
 
     async def run(self) -> None:
         """Turn after turn, until the inbox is closed and everything accepted before is done, or `stop` is called."""
         self._ended = False
+        self.tending.set_alarm()
         while not self._stopping and await self._take():
             if self._between:
                 self._still_owner()
                 await self.between.run(self._between.popleft())
                 continue
             turn = Turn(self.state, self._publisher.heap.tail, time.time_ns() // 1000)
+            turn.uptime_us = time.monotonic_ns() // 1000
+            self.state.coordination.turn = turn
             await self._decide(turn)
             await self._commit(turn)
             self._reply()
             self._reclaim(turn.bytes)
             self.between.look()
+            self.tending.set_alarm()
 
     def _reclaim(self, written: int) -> None:
         """After the replies left."""
@@ -122,10 +128,12 @@ class SingleWriter:
         for item in self._between:
             self.between.refuse(item)
         self._between.clear()
+        for parked in self.tending.lines.clear():
+            self._say(parked.lane, (parked.sequence, Status.UNAVAILABLE, self.state.revision, STOPPED))
         for item in self._waiting.clear():
             if isinstance(item, Newcomer):
                 item.refuse("the engine is stopping")
-            elif not item[0].superseded:
+            elif not isinstance(item, Occasion) and not item[0].superseded:
                 answer = (item[1], Status.UNAVAILABLE, self.state.revision, STOPPED)
                 self._replies.setdefault(item[0], []).append(answer)
         self._reply()
@@ -160,6 +168,8 @@ class SingleWriter:
             self._waiting.add(items[0][0].queue, items)
         elif isinstance(items[0], Newcomer):  # behind the requests of its session that came before it
             self._waiting.add(Queue(session_number(items[0].hello.client_id)), items)
+        elif isinstance(items[0], Occasion):  # likewise
+            self._waiting.add(Queue(items[0].session), items)
         else:
             self._between.extend(items)
 
@@ -196,6 +206,7 @@ class SingleWriter:
                 if self._take_more():
                     turn.at(time.time_ns() // 1000)
                 looked = now = time.monotonic()
+        self.tending.serve(turn)
         self._publisher.root.decided()
         failpoint.reach("decide.done")
 
@@ -213,10 +224,14 @@ class SingleWriter:
                     lane, answers = sender, self._replies.setdefault(sender, [])
                 sender.taken += 1
                 session = sender.session
-                if not (sender.superseded or sender.epoch != session.epoch or session.number in turn.sessions):
-                    answers.append(self._answer(turn, session, item[1], item[2]))
-            else:
+                if sender.superseded or sender.epoch != session.epoch or session.number in turn.sessions:
+                    pass  # nobody listens there any more
+                elif (answer := self._answer(turn, sender, item[1], item[2])) is not None:
+                    answers.append(answer)
+            elif isinstance(item, Newcomer):
                 self._greet(turn, item)
+            else:
+                self.tending.tend(turn, item)
             if (now := time.monotonic()) >= until:
                 break
         return most - left, now
@@ -239,22 +254,25 @@ class SingleWriter:
             newcomer.refuse(str(error), error.refusal)
             return
         self._bridge.supersede(change.session)
+        self.tending.lines.drop(change.session)  # its client sends again what was not answered
         turn.sessions[change.session] = change
         self._greeted.append((newcomer, change))
         failpoint.reach("session.greeted")
 
-    def _answer(self, turn: Turn, session: Session, sequence: int, request: Any) -> Answer:
-        """The answer to one request, known or new."""
+    def _answer(self, turn: Turn, lane: LaneEnd, sequence: int, request: Any) -> Answer | None:
+        """The answer to one request, known or new. None: it comes when its claim has what it waits for."""
         if request.__class__ is tuple and len(request) == 2:
             return self._outcome(turn, sequence, request[1])  # no request: asked again, it is looked at again
-        if sequence <= session.last:
+        session = lane.session
+        outcome: Outcome | None
+        if sequence <= session.last and sequence not in session.waiting:
             outcome = session.told.get(sequence, FORGOTTEN)
-        else:
-            outcome = self._told(turn, session, sequence, request)
+        elif (outcome := self._told(turn, session, sequence, request, lane)) is None:
+            return None
         return sequence, outcome.status, outcome.revision, outcome.detail
 
-    def _told(self, turn: Turn, session: Session, sequence: int, request: Any) -> Outcome:
-        """Decide a new request and note its outcome."""
+    def _told(self, turn: Turn, session: Session, sequence: int, request: Any, lane: LaneEnd | None) -> Outcome | None:
+        """Decide a new request and note its outcome. None: it is a claim that waits for something to be ready."""
         number = session.number
         self._name_decided(number, sequence)
         failpoint.reach("decide.begin")
@@ -274,13 +292,24 @@ class SingleWriter:
                 raise Quarantined(QUARANTINED[1])
             if plain[3] is not None and time.monotonic_ns() // 1000 > plain[3]:
                 raise Expired("the request's deadline passed before it was decided")
-            heap = self._publisher.heap
-            written = express.update(turn, plain, session, sequence, heap, self._limits.entity_bytes_max)
+            heap, coordination = self._publisher.heap, self.state.coordination
+            attended = coordination.attends(turn, plain)
+            written = None
+            if not attended:
+                written = express.update(turn, plain, session, sequence, heap, self._limits.entity_bytes_max)
             if written is None:
                 draft = Draft(turn, session.name)
+                if attended:
+                    draft.coordinate(number, engines_own=lane is None)
                 touched, steps = watched(self._formed, draft, plain, turn)
+                if draft.wish is not None and self.tending.park(turn, draft.wish, lane, session, sequence, plain):
+                    return None
                 if steps:
                     write(turn, steps, request_id, session, sequence, heap)
+                if attended:
+                    coordination.written(turn, draft, steps)
+                    if draft.claimed and lane is not None:
+                        self.tending.claimed(lane)
                 written = told(touched)
             outcome = Outcome(number, sequence, _APPLIED, turn.revision, written, request_id, digest)
         except Refused as error:
@@ -335,11 +364,17 @@ class SingleWriter:
         else:
             pending = sum(number == own[0] for number, _ in turn.fenced)
             told = turn.outcome_of(*own) or (None if own in turn.fenced else self.sessions.told(*own, pending))
-        if told is None:
+        if told is None and own is not None and self.tending.gives_up(turn, own):
+            self._told_again(turn, own[0], own[1], NEVER)
+        elif told is None:
             turn.fence(request_id)
         never = told is None or (told.status == Status.REFUSED and list(told.detail[:2]) == list(NEVER.detail[:2]))
         answer = None if told is None or never else (told.status, told.revision, told.detail)
         return sequence, Status.ANSWER, turn.revision, answer
+
+    def _say(self, lane: LaneEnd, answer: Answer) -> None:
+        """One more answer of this turn."""
+        self._replies.setdefault(lane, []).append(answer)
 
     # --- commit and publish -------------------------------------------------------------------------------------------
 
@@ -373,6 +408,8 @@ class SingleWriter:
             self.sessions.take(change)
         for request_id in turn.fenced_ids:
             self.sessions.fence(request_id)
+        for number, sequence in turn.waiting:
+            self.sessions.wait(number, sequence)
         if changed:
             self._publisher.publish(turn.installed, turn.revision, self._journal.tail.number, self.state.counts())
 
@@ -380,6 +417,7 @@ class SingleWriter:
         """Nothing of the turn happened: what was decided anew is answered with the reason, and may be sent again."""
         self._publisher.reset(turn.tail)
         self._publisher.let_go()
+        self.tending.undo(turn)
         detail: tuple[str, str, dict[str, Any]] = (type(error).__name__, str(error), {})
         new = {(outcome.session, outcome.sequence) for outcome in turn.outcomes}
         for lane, answers in self._replies.items():

@@ -65,6 +65,7 @@ class Session:
         "number",
         "quarantined",
         "told",
+        "waiting",
     )
 
     def __init__(self, number: int, client_id: str, name: str) -> None:
@@ -81,12 +82,13 @@ class Session:
         self.gaps: deque[tuple[int, int]] = deque(maxlen=GAPS_MAX)  # numbers that were passed over unread
         self.fenced: set[int] = set()  # sequences that were answered NotApplied and must stay so
         self.quarantined: dict[int, Outcome] = {}  # those that are refused when they come, and how
+        self.waiting: set[int] = set()  # claims that were taken, and are not answered yet
 
     @property
     def state(self) -> SessionState:
         change = SessionChange(self.number, self.client_id, self.name, self.epoch, self.last, self.instance)
         outcomes = [self.told[sequence] for sequence in self._order]
-        return SessionState(change, self.floor, list(self.gaps), list(self.fenced), outcomes)
+        return SessionState(change, self.floor, list(self.gaps), list(self.fenced), outcomes, sorted(self.waiting))
 
     @classmethod
     def of(cls, state: SessionState) -> Session:
@@ -94,7 +96,7 @@ class Session:
         change = state.change
         session = cls(change.session, change.client_id, change.name)
         session.epoch, session.instance, session.last = change.epoch, change.instance, change.last_sequence
-        session.floor, session.fenced = state.floor, set(state.fenced)
+        session.floor, session.fenced, session.waiting = state.floor, set(state.fenced), set(state.waiting)
         session.gaps.extend(state.gaps)
         session.told = {outcome.sequence: recovered(outcome) for outcome in state.outcomes}
         session._order.extend(session.told)
@@ -105,6 +107,8 @@ class Session:
         order, told, sequence = self._order, self.told, outcome.sequence
         if sequence > self.last:
             self.last = sequence
+        if self.waiting:
+            self.waiting.discard(sequence)
         if sequence not in told:
             order.append(sequence)
         told[sequence] = outcome
@@ -235,6 +239,8 @@ class Sessions:
         session = self._by_number.get(number)
         if session is None:
             return FORGOTTEN
+        if sequence in session.waiting:
+            return None
         if sequence <= session.last:
             return session.told_of(sequence)
         if sequence in session.fenced:
@@ -260,6 +266,8 @@ class Sessions:
         session.name = change.name
         session.actor = change.name.encode(errors="surrogatepass")
         session.epoch = change.epoch
+        if session.instance != change.instance:
+            session.waiting.clear()  # nobody sends them again
         session.instance = change.instance
         session.pass_over(change.last_sequence)
         self._by_number[change.session] = session
@@ -276,6 +284,19 @@ class Sessions:
                 session.remember(outcome, window)
             if outcome.request_id is not None:
                 self._remember_id(outcome.request_id, outcome)
+
+    def wait(self, number: int, sequence: int) -> None:
+        """A claim that was taken and is answered later: no number behind it makes it forgotten."""
+        session = self._by_number.get(number)
+        if session is not None:
+            session.last = max(session.last, sequence)
+            session.waiting.add(sequence)
+
+    def answered(self, number: int, sequence: int) -> None:
+        """It was, and by now the answer is forgotten."""
+        session = self._by_number.get(number)
+        if session is not None and session.waiting:
+            session.waiting.discard(sequence)
 
     def _remember_id(self, request_id: str, told: Outcome) -> None:
         self.by_request_id[request_id] = told

@@ -51,7 +51,9 @@ class Kind:
         self.lifecycle: Lifecycle | None = model.lifecycle
         self.stamps = frozenset(name for name in STAMPS if name in model.model_fields)
         status = {self.lifecycle.field} if self.lifecycle else set()
-        self.fixed = frozenset({"id", "version", *self.stamps, *status})
+        self.claimable = issubclass(model, Task)
+        claims = {"attempts", "claim"} if self.claimable else set[str]()
+        self.fixed = frozenset({"id", "version", *self.stamps, *status, *claims})
         if len(model.column_names) > COLUMNS_MAX:
             raise TypeError(f"{self.name} declares more than {COLUMNS_MAX} columns")
         self.columns = tuple(column_of(model, name) for name in model.column_names)

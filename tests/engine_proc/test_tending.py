@@ -1,0 +1,270 @@
+"""Claims that wait, in an engine that dies or whose disk is full at the wrong moment: decided once, told once."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import msgspec
+import pytest
+
+from solewriter import Limits
+from solewriter.engine_proc import recovery
+from solewriter.engine_proc.sessions import Session
+from solewriter.shared import wire
+from solewriter.shared.config import DEFAULT_LIMITS, KIB, WIRE_VERSION
+from solewriter.shared.handshake import Hello
+from solewriter.shared.mutations import Op
+from solewriter.shared.request_ids import default_id, session_number
+from solewriter.shared.wire import Status
+
+FAR_US = 3_600_000_000
+NEVER = "2100-01-01T00:00:00Z"
+
+
+def create(id: str, **fields: Any) -> Any:
+    return Op.CREATE.value, "Task", id, None, {"title": id, **fields}, "", None
+
+
+def claim(*, until_us: int | None = None, lease_us: int | None = None, reason: str = "") -> Any:
+    said = {"count": 1, "where": {}, "until_us": until_us, "lease_us": lease_us}
+    return Op.CLAIM.value, "Task", "*", None, said, reason, None
+
+
+def later() -> int:
+    return time.monotonic_ns() // 1000 + FAR_US
+
+
+class Agent:
+    """One session, whose frames are written by hand and can be written again."""
+
+    def __init__(self, scene: Scene, name: str) -> None:
+        self.scene, self.name = scene, name
+        self.frames: list[bytes] = []
+        self.first = self.connect(resends=False)
+
+    def connect(self, *, resends: bool) -> int:
+        hello = Hello(
+            wire=WIRE_VERSION, client_id=self.name, name=self.name, pid=os.getpid(),
+            first=self.first if resends else 0, instance="1", resends=resends,
+        )  # fmt: skip
+        self.call = self.scene.parts.Call(self.scene.state, hello)
+        self.scene.calls.append(self.call)
+        self.scene.engine.read()
+        self.scene.engine.turn()
+        welcome = self.call.welcome()
+        assert welcome is not None
+        assert welcome.ok, welcome.reason
+        return welcome.first
+
+    def asks(self, mutation: Any) -> int:
+        """Its sequence number."""
+        self.frames.append(wire.pack_frame([([mutation], [], None, None)], DEFAULT_LIMITS))
+        self.call.write(self.frames[-1])
+        self.scene.engine.read()
+        return (self.first + len(self.frames) - 1) * 256
+
+    def sends_all_again(self) -> None:
+        """On a new lane, as a client does that had no answer to its first frame."""
+        assert self.connect(resends=True) == self.first
+        for frame in self.frames:
+            self.call.write(frame)
+        self.scene.engine.read()
+
+    def hears(self) -> dict[int, tuple[int, list[str]]]:
+        """By sequence: the status, and the ids of the entities."""
+        self.scene.engine.read()
+        heard = [reply for reply in self.call.replies() if reply is not None]
+        return {
+            reply.sequence: (reply.status, [one[3] for one in reply.detail] if reply.status == Status.APPLIED else [])
+            for reply in heard
+        }
+
+
+class Scene:
+    """A state folder and whoever serves it now."""
+
+    def __init__(self, folder: Path, parts: SimpleNamespace) -> None:
+        self.state, self.parts, self.steps = folder / "state", parts, parts.steps
+        (folder / "memory").mkdir()
+        self.limits = Limits(
+            memory_dir=str(folder / "memory"), spin_s=0, session_grace_s=0.0, journal_file_bytes=16 * KIB
+        )
+        self.calls: list[Any] = []
+        self.engine = parts.LocalEngine(self.state, self.limits, "process", set())
+
+    @property
+    def fds(self) -> set[int]:
+        return {fd for call in self.calls for fd in call.fds}
+
+    def next_engine(self) -> None:
+        """The engine is killed, and followed by another."""
+        self.engine.kill(self.fds)
+        self.engine = self.parts.LocalEngine(self.state, self.limits, "process", self.fds)
+
+    def turn(self) -> None:
+        self.engine.read()
+        self.engine.turn()
+
+    def end(self) -> None:
+        self.engine.writer.tending.close()
+        self.engine.stop(self.fds)
+        for call in self.calls:
+            call.close()
+
+
+@pytest.fixture
+def scene(tmp_path: Path, local: SimpleNamespace) -> Iterator[Scene]:
+    made = Scene(tmp_path, local)
+    yield made
+    made.end()
+
+
+def test_what_waits_is_answered_in_the_turn_that_makes_it_ready(scene):
+    waiting, other = Agent(scene, "waiting"), Agent(scene, "other")
+    asked = waiting.asks(claim(until_us=later()))
+    scene.turn()
+    assert waiting.hears() == {}
+    made = other.asks(create("a"))
+    scene.turn()
+    assert other.hears() == {made: (Status.APPLIED, ["a"])}
+    assert waiting.hears() == {asked: (Status.APPLIED, ["a"])}
+
+
+def test_what_waits_is_decided_once_whoever_dies(scene):
+    waiting, other = Agent(scene, "waiting"), Agent(scene, "other")
+    asked = waiting.asks(claim(until_us=later()))
+    scene.turn()
+    behind = waiting.asks(create("x", dependencies=[], not_before=NEVER))
+    scene.turn()
+    assert waiting.hears() == {behind: (Status.APPLIED, ["x"])}
+    scene.next_engine()
+    waiting.sends_all_again()
+    scene.turn()
+    assert waiting.hears() == {behind: (Status.APPLIED, ["x"])}, "the claim waits again, the other one is known"
+    other.connect(resends=False)
+    other.asks(create("a"))
+    scene.turn()
+    other.asks(create("b"))
+    scene.turn()
+    assert waiting.hears() == {asked: (Status.APPLIED, ["a"])}
+    for _ in range(2):
+        scene.next_engine()
+        waiting.sends_all_again()
+        scene.turn()
+        assert waiting.hears() == {asked: (Status.APPLIED, ["a"]), behind: (Status.APPLIED, ["x"])}
+
+
+@pytest.mark.parametrize("resumes", [False, True])
+def test_a_claim_that_a_full_disk_undoes_can_be_asked_again(scene, resumes):
+    agent = Agent(scene, "agent")
+    agent.asks(create("a"))
+    scene.turn()
+    agent.hears()
+    scene.steps.disk_full = True
+    full = False
+    while not full:
+        filler = agent.asks(create(f"{len(agent.frames)}", description="x" * 3_000, not_before=NEVER))
+        scene.turn()
+        full = agent.hears()[filler][0] == Status.UNAVAILABLE
+    asked = agent.asks(claim(reason="x" * 4_000))  # for which there is no more room than for the last one
+    scene.turn()
+    assert agent.hears()[asked][0] == Status.UNAVAILABLE
+    assert not scene.engine.writer.state.coordination.leases
+    assert not scene.engine.writer.state.coordination.boards, "they may hold what never happened"
+    scene.steps.disk_full = False
+    if resumes:
+        again = agent.asks(claim())
+        scene.turn()
+        assert agent.hears()[again] == (Status.APPLIED, ["a"])
+
+
+def test_a_lease_is_journaled_and_ends_by_an_engines_own_request(scene):
+    agent, other = Agent(scene, "agent"), Agent(scene, "other")
+    agent.asks(create("a", max_retries=1))
+    agent.asks(claim(lease_us=1))
+    scene.turn()
+    scene.next_engine()
+    other.connect(resends=False)
+    (lease,) = scene.engine.writer.state.coordination.leases.all()
+    assert (lease.key, lease.token, lease.lease_us) == ("a", 2, 1)
+    asked = other.asks(claim(until_us=later()))
+    heard: dict[int, Any] = {}
+    poll(lambda: heard.update(other.hears()) or scene.turn() or heard)
+    assert heard == {asked: (Status.APPLIED, ["a"])}
+    (held,) = scene.engine.writer.state.coordination.leases.all()
+    assert held.token == 4
+
+
+def poll(condition: Callable[[], Any]) -> None:
+    deadline = time.monotonic() + 10
+    while not condition():
+        assert time.monotonic() < deadline
+
+
+def test_leases_begin_anew_where_their_clock_is_gone(scene, monkeypatch):
+    agent = Agent(scene, "agent")
+    agent.asks(create("a"))
+    agent.asks(claim(lease_us=FAR_US))
+    scene.turn()
+    (before,) = scene.engine.writer.state.coordination.leases.all()
+    scene.next_engine()
+    (same,) = scene.engine.writer.state.coordination.leases.all()
+    assert same == before, "a kill is no new boot"
+    monkeypatch.setattr(recovery, "boot_id", lambda: "another one")
+    scene.next_engine()
+    (anew,) = scene.engine.writer.state.coordination.leases.all()
+    assert anew.until_us > before.until_us
+    assert anew.token == before.token
+
+
+def test_a_claim_whose_answer_is_forgotten_does_not_wait_any_more(scene):
+    scene.limits = msgspec.structs.replace(scene.limits, window_max=2)
+    scene.next_engine()
+    agent = Agent(scene, "agent")
+    asked = agent.asks(claim(until_us=later()))
+    scene.turn()
+    session = scene.engine.server.sessions.get(session_number("agent"))
+    assert session.waiting == {asked}
+    for number in range(3):
+        agent.asks(create(f"t{number}"))
+        scene.turn()
+    assert session.waiting == set()
+    assert asked not in session.told
+    scene.next_engine()
+    session = scene.engine.server.sessions.get(session_number("agent"))
+    assert session.waiting == set()
+    assert session.last > asked
+
+
+def test_who_waits_is_remembered_behind_a_checkpoint_and_forgotten_with_another_client(scene):
+    agent = Agent(scene, "agent")
+    asked = agent.asks(claim(until_us=later()))
+    scene.turn()
+    state = scene.engine.server.sessions.get(session_number("agent")).state
+    assert state.waiting == [asked]
+    assert Session.of(state).waiting == {asked}
+    scene.engine.server.sessions.take(msgspec.structs.replace(state.change, instance="another one"))
+    assert scene.engine.server.sessions.get(session_number("agent")).waiting == set()
+    scene.engine.server.sessions.wait(7, 7)  # of a session that is not remembered
+    scene.engine.server.sessions.answered(7, 7)
+
+
+def test_a_claim_that_is_asked_about_waits_no_more(scene):
+    agent, other = Agent(scene, "agent"), Agent(scene, "other")
+    asked = agent.asks(claim(until_us=later()))
+    scene.turn()
+    question = wire.pack_frame([("outcome", default_id(session_number("agent"), asked))], DEFAULT_LIMITS)
+    for _ in range(2):
+        other.frames.append(question)
+        other.call.write(question)
+        scene.turn()
+        assert [reply.detail for reply in other.call.replies()] == [None], "it never will be applied"
+    assert agent.hears() == {asked: (Status.REFUSED, [])}
+    other.asks(create("a"))
+    scene.turn()
+    assert scene.engine.writer.state.coordination.leases.all() == []
