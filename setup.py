@@ -1,6 +1,7 @@
 """The optional compiled build: `SOLEWRITER_COMPILED=1 pip install .`, see docs/compiled.md.
 
-Everything about the distribution is in pyproject.toml. Without the variable nothing is compiled.
+Everything about the distribution is in pyproject.toml. Without the variable nothing is compiled, and never in place:
+machine code beside the sources would be imported instead of what is edited.
 """
 
 import os
@@ -11,8 +12,8 @@ from pathlib import Path
 from setuptools import setup
 
 # The rooms that every mutation passes through, on either side. Not among them: what must have frames (overtime.py),
-# what is decoded by its annotations, which compiled classes do not keep (columns.py, schema.py, entry.py), and what
-# runs seldom.
+# what is decoded by its annotations, which compiled classes do not keep (columns.py, schema.py, entry.py), what is
+# tested at every place where Ctrl-C may come (exchange.py), and what runs seldom.
 HOT = (
     "shared/record.py",
     "shared/registry.py",
@@ -23,7 +24,6 @@ HOT = (
     "shared/memory/root.py",
     "shared/memory/revlog.py",
     "agents/answers.py",
-    "agents/deadline.py",
     "agents/session.py",
     "engine_proc/bridge.py",
     "engine_proc/decide/__init__.py",
@@ -46,6 +46,7 @@ HOT = (
 
 COMPILED = os.environ.get("SOLEWRITER_COMPILED", "") not in ("", "0")
 ASKED_ABOUT = not {"egg_info", "dist_info"}.isdisjoint(sys.argv)  # a front end asks what a build needs, or is called
+IN_PLACE = not {"editable_wheel", "develop"}.isdisjoint(sys.argv)
 
 
 def needed():
@@ -62,5 +63,5 @@ def extensions():
 
 setup(
     setup_requires=needed() if COMPILED else [],
-    ext_modules=extensions() if COMPILED and not ASKED_ABOUT else [],
+    ext_modules=extensions() if COMPILED and not (ASKED_ABOUT or IN_PLACE) else [],
 )

@@ -22,7 +22,7 @@ from solewriter.agents.deadline import due_s, not_sent
 from solewriter.agents.greeting import greet
 from solewriter.agents.pace import Pace
 from solewriter.agents.session import AgentSession, Pending, busy, closed, fenced, outcome_unknown
-from solewriter.shared.config import READ_BYTES, RECONNECT_FIRST_S, RECONNECT_MAX_S, Limits
+from solewriter.shared.config import CROWDED_S, READ_BYTES, RECONNECT_FIRST_S, RECONNECT_MAX_S, YIELDED_S, Limits
 from solewriter.shared.errors import EngineUnavailable, Fenced, Refused
 from solewriter.shared.folder import StateFolder
 from solewriter.shared.lane import Lane
@@ -49,6 +49,7 @@ class Exchange:
         self._greeting: socket.socket | None = None  # on which an answer is awaited
         self._broken = False
         self._waited_s = 1.0  # for the last reply
+        self._crowded_until = 0.0  # others want this processor
         self._pace = Pace()
         self._lost_at = 0.0  # when the lane broke that was not replaced yet
         self._closed = False
@@ -183,18 +184,27 @@ class Exchange:
         """Until the lane is ready, or it is time to look around: whether another thread closed the client, say. Without
         sleeping for a moment, where the last reply came within such a moment.
         """
-        begun, spin_s = time.monotonic(), self._limits.spin_s
-        sleep_ms = min(timeout_s, self._limits.wait_backstop_s) * 1000
-        if self._waited_s < spin_s:
-            while time.monotonic() - begun < spin_s:
-                if poll.poll(0):
-                    break
-                os.sched_yield()  # whoever else wants this processor, the engine perhaps, goes first
-            else:
-                poll.poll(sleep_ms)
-        else:
-            poll.poll(sleep_ms)
+        begun = time.monotonic()
+        if not (self._waited_s < self._limits.spin_s and begun > self._crowded_until and self._spun(poll, begun)):
+            poll.poll(min(timeout_s, self._limits.wait_backstop_s) * 1000)
         self._waited_s = time.monotonic() - begun
+
+    def _spun(self, poll: select.poll, begun: float) -> bool:
+        """Whether the lane was ready within a moment. Whoever else wants this processor goes first. Where somebody did,
+        and it was not the engine with our reply, the looking only takes his time.
+        """
+        now, end, yielded = begun, begun + self._limits.spin_s, False
+        while now < end:
+            if poll.poll(0):
+                return True
+            if yielded:
+                self._crowded_until = now + CROWDED_S
+                return False
+            before = time.monotonic()
+            os.sched_yield()
+            now = time.monotonic()
+            yielded = now - before > YIELDED_S
+        return False
 
     def _write(self) -> bool:
         """Write without blocking what is unsent; False if the lane broke."""

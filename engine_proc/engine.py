@@ -18,7 +18,7 @@ import msgspec
 from solewriter.engine_proc import express
 from solewriter.engine_proc.between import BetweenTurns, Finished, Registration
 from solewriter.engine_proc.bridge import Bridge, LaneEnd
-from solewriter.engine_proc.decide import Draft, Step, decide
+from solewriter.engine_proc.decide import Draft
 from solewriter.engine_proc.fairness import FairQueueing, Queue
 from solewriter.engine_proc.journal import DiskFull, Journal
 from solewriter.engine_proc.newcomer import Newcomer
@@ -29,19 +29,17 @@ from solewriter.engine_proc.sessions import FORGOTTEN, NEVER, QUARANTINED, Hello
 from solewriter.engine_proc.state import State
 from solewriter.engine_proc.tending import Occasion, Tending
 from solewriter.engine_proc.turn import Turn
-from solewriter.engine_proc.writing import form, told, write
+from solewriter.engine_proc.writing import formed, overtime, told, write
 from solewriter.shared import failpoint, wireform
 from solewriter.shared.config import Limits
 from solewriter.shared.entry import Outcome, SessionChange
 from solewriter.shared.errors import (
     Expired,
-    InvalidMutation,
     MemoryFull,
     Quarantined,
     Refused,
     RequestMismatch,
     Unavailable,
-    clean,
     to_wire,
 )
 from solewriter.shared.request_ids import own_id, session_number
@@ -301,7 +299,7 @@ class SingleWriter:
                 draft = Draft(turn, session.name)
                 if attended:
                     draft.coordinate(number, engines_own=lane is None)
-                touched, steps = watched(self._formed, draft, plain, turn)
+                touched, steps = watched(formed, draft, plain, turn, self._limits)
                 if draft.wish is not None and self.tending.park(turn, draft.wish, lane, session, sequence, plain):
                     return None
                 if steps:
@@ -316,7 +314,7 @@ class SingleWriter:
             outcome = Outcome(number, sequence, _REFUSED, turn.revision, to_wire(error), request_id, digest)
             failpoint.reach("decide.refused")
         except Overtime:
-            problem = to_wire(self._overtime(draft))
+            problem = to_wire(overtime(draft, self._limits))
             outcome = Outcome(number, sequence, _REFUSED, turn.revision, problem, request_id, digest)
         except Unavailable as error:
             return Outcome(number, sequence, _UNAVAILABLE, turn.revision, (type(error).__name__, str(error), {}))
@@ -328,24 +326,6 @@ class SingleWriter:
         outcome = msgspec.structs.replace(known, session=session, sequence=sequence)
         turn.note(outcome)
         return outcome
-
-    def _formed(self, draft: Draft, plain: wireform.PlainRequest, turn: Turn) -> tuple[list[Step], list[Step]]:
-        """Decide, and work out what is stored: the entity of each mutation, and those that change. What a user's model
-        raises here is a refusal; our own bugs are not.
-        """
-        try:
-            return decide(draft, plain), form(draft, turn, self._limits)
-        except (Refused, Unavailable, Overtime, AssertionError, KeyboardInterrupt, asyncio.CancelledError):
-            raise
-        except BaseException as error:  # SystemExit and a panic of the validator's own library, too
-            problem = clean(f"its model raised {type(error).__name__}: {error}", 300)
-            raise InvalidMutation(problem, fields={"entity": problem}) from error
-
-    def _overtime(self, draft: Draft) -> InvalidMutation:
-        """What a request is told whose models did not come to an end. All that it made is its draft."""
-        names = ", ".join(sorted({kind for kind, _ in draft.steps})) or "its models"
-        problem = f"not decided within {self._limits.decide_timeout_s:g} s (decide_timeout_s)"
-        return InvalidMutation(f"{names}: {problem}: a validator loops or waits", fields={"entity": problem})
 
     def _known_id(self, turn: Turn, request_id: str, digest: bytes) -> Outcome | None:
         """What a request with this user-given id was told. Raises RequestMismatch for another content."""

@@ -122,7 +122,8 @@ def _heard(pipe: IO[bytes]) -> bytes | None:
 
 def carried_out(order: Order) -> Answer:
     """In this thread, at the order's priority."""
-    os.setpriority(os.PRIO_PROCESS, 0, order.nice)  # of a thread, on Linux
+    own = os.getpriority(os.PRIO_PROCESS, 0)  # of a thread, on Linux; nobody may raise it again
+    os.setpriority(os.PRIO_PROCESS, 0, max(own, order.nice))
     try:
         return Answer(made=make(order, lambda: os.getppid() == order.engine))
     except (OSError, SolewriterError) as error:

@@ -2,20 +2,43 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Iterable
 
-from solewriter.engine_proc.decide import Draft, Step
+from solewriter.engine_proc.decide import Draft, Step, decide
+from solewriter.engine_proc.overtime import Overtime
 from solewriter.engine_proc.publisher import Installed
 from solewriter.engine_proc.sessions import Session
 from solewriter.engine_proc.turn import NO_SLOT, Stored, Turn
 from solewriter.shared import record
 from solewriter.shared.config import Limits
-from solewriter.shared.errors import RequestTooLarge
+from solewriter.shared.errors import InvalidMutation, Refused, RequestTooLarge, Unavailable, clean
 from solewriter.shared.memory.heap import HeapWriter, padded
 from solewriter.shared.record import Flags
+from solewriter.shared.wireform import PlainRequest
 
 Written = list[tuple[int, int, str, str]]
 """(version, address, kind, id) of each mutation's entity"""
+
+
+def formed(draft: Draft, request: PlainRequest, turn: Turn, limits: Limits) -> tuple[list[Step], list[Step]]:
+    """Decide a request, and work out what is stored: the entity of each mutation, and those that change. What a user's
+    model raises here is a refusal; our own bugs are not.
+    """
+    try:
+        return decide(draft, request), form(draft, turn, limits)
+    except (Refused, Unavailable, Overtime, AssertionError, KeyboardInterrupt, asyncio.CancelledError):
+        raise
+    except BaseException as error:  # SystemExit and a panic of the validator's own library, too
+        problem = clean(f"its model raised {type(error).__name__}: {error}", 300)
+        raise InvalidMutation(problem, fields={"entity": problem}) from error
+
+
+def overtime(draft: Draft, limits: Limits) -> InvalidMutation:
+    """What a request is told whose models did not come to an end. All that it made is its draft."""
+    names = ", ".join(sorted({kind for kind, _ in draft.steps})) or "its models"
+    problem = f"not decided within {limits.decide_timeout_s:g} s (decide_timeout_s)"
+    return InvalidMutation(f"{names}: {problem}: a validator loops or waits", fields={"entity": problem})
 
 
 def form(draft: Draft, turn: Turn, limits: Limits) -> list[Step]:

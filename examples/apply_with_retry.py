@@ -47,7 +47,9 @@ def main(state: Path) -> bool:
     """Whether the counters say exactly what the processes did."""
     with Engine(state, models=[Tally], durability="process") as engine, connect(engine.state) as client:
         client.create(Tally(id="colours"))
-        with ProcessPoolExecutor(PROCESSES, mp_context=get_context("spawn")) as pool:
+        spawn = get_context("spawn")
+        together = spawn.Barrier(PROCESSES).wait  # or the first would be done before the last one has begun
+        with ProcessPoolExecutor(PROCESSES, mp_context=spawn, initializer=together) as pool:
             told = list(pool.map(count, [engine.state] * PROCESSES))
         tally = client.reader.snapshot()[Tally, "colours"]
     done = sum((counted for counted, _ in told), Counter[str]())

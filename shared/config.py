@@ -103,6 +103,8 @@ class Limits(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
 DEFAULT_LIMITS = Limits()
 
 # --- of every process alike: nobody has asked to choose them ---------------------------------------------------------
+YIELDED_S = 0.00002  # that a processor was given up for: somebody else ran on it. Nobody there takes 1 us
+CROWDED_S = 0.05  # without looking for replies before sleeping, once somebody else ran
 READ_BYTES = 64 * KIB  # what one look takes from a pipe of replies or orders: its usual capacity
 RECONNECT_FIRST_S, RECONNECT_MAX_S = 0.005, 0.05  # between a client's tries while an engine restarts, which takes 0.3 s
 ATTACH_RETRY_S = 0.005  # between looks for a memory that is just being handed over
@@ -132,8 +134,8 @@ INDEX_TIDY_ABOVE = 3  # arena entries for each one that is in use, above which o
 REVISION_LOG_SEGMENT_BYTES = 64 * KIB  # 4,096 points: 16 MiB of heap
 RECLAIM_ABOVE = 1.6  # heap bytes for each live one, above which the oldest segment is emptied: below it, copying costs
 # more than it frees; above it, memory does. With the segments' own granularity the whole stays below 2.2
-RECLAIM_SPARE = 8 * MIB  # besides, as many as are live, and so many at most: where it is no matter, five times less is
-# copied
+RECLAIM_SPARE = 4 * MIB  # besides, as many as are live, and so many at most: where that is no matter, a third of the
+# copying is left. 8 MiB would bring 100,000 tasks to the 2.2
 EXPIRY_GRACE_S = 0.05  # from saying that a segment is not readable to taking its bytes away: a look takes microseconds
 RECLAIM_LOOK, RECLAIM_LOOK_LEAST = 3, 64 * KIB  # heap bytes looked at for each byte that a turn wrote, and at least
 HEAP_SEGMENT_SHARE = (

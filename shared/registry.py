@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import enum
 import struct
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import cache
@@ -20,6 +19,8 @@ from solewriter.shared.schema import Schema, decode, encode, plain, shape_of
 
 E = TypeVar("E", bound=Entity)
 _PLAIN: Final = frozenset({"bool", "int", "float", "str", "datetime", "literal"})  # types of pydantic core schemas
+_ENUM_CODE: Final = frozenset({"_missing_", "__eq__", "__hash__", "value", "__getattribute__"})
+"""What an enum may define that runs when one of its values is validated, compared, looked up or written"""
 _CONTAINERS: Final = (tuple, frozenset, FrozenMap, BaseModel)
 _NO_DEFAULT: Final = object()
 STAMPS: Final = ("created_by", "created_at", "updated_at")  # filled in by the engine where a model declares them
@@ -293,8 +294,8 @@ def _is_plain(schema: Any) -> bool:
     while schema["type"] == "nullable":
         schema = schema["schema"]
     if schema["type"] == "enum":
-        asked: Any = schema["cls"]._missing_  # about values that are no member's
-        return getattr(asked, "__func__", None) is getattr(enum.Enum._missing_, "__func__", 0)
+        theirs = [base for base in schema["cls"].__mro__ if base.__module__ not in ("enum", "builtins")]
+        return not any(_ENUM_CODE & vars(base).keys() for base in theirs)
     return schema["type"] in _PLAIN
 
 

@@ -21,6 +21,7 @@ from solewriter.agents.testing.mortal import MortalEngine, Span
 from solewriter.agents.testing.nursery import Nursery
 from solewriter.agents.testing.plan import ENGINES, LIFE_MAX_S, MAKERS, MAY_BE_FULL, MAY_RAISE, Life, plan
 from solewriter.agents.testing.round import Crowd, first_acks_ms
+from solewriter.engine_proc.engine import SingleWriter
 
 KEYS = {
     "seed", "acked", "refused", "unknown", "kills", "failpoints_hit", "lost", "duplicated", "violations",
@@ -229,8 +230,9 @@ def acked_before_committed() -> None:
 
 
 @pytest.mark.heavy
-def test_an_engine_that_acks_before_it_commits_is_caught(tmp_path, seeded):
+def test_an_engine_that_acks_before_it_commits_is_caught(tmp_path, seeded, interpreted):
     """The second, third and fourth life of this plan die before they write what they acked."""
+    interpreted(SingleWriter)
     report = run(
         Settings(
             seed=2949, minutes=1, acks=500, kills=2, crowd=Crowd(4, 1, 0, 0.0), failpoints=["commit.write"],
@@ -257,7 +259,8 @@ def fails_at_the_hundredth_turn() -> None:
 
 
 @pytest.mark.heavy
-def test_an_engine_that_ends_by_itself_is_no_fault_of_the_plan(tmp_path, seeded):
+def test_an_engine_that_ends_by_itself_is_no_fault_of_the_plan(tmp_path, seeded, interpreted):
+    interpreted(SingleWriter)
     report = run(
         Settings(
             seed=1, minutes=1, crowd=Crowd(2, 0, 0, 0.0), failpoints=[], folder=tmp_path,

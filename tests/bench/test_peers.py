@@ -4,6 +4,7 @@ agents were told. One step that nobody knows of is noticed, whoever took it.
 
 from __future__ import annotations
 
+import tempfile
 from array import array
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -84,7 +85,7 @@ def loops_of(workload: str) -> tuple[Any, ...]:
 
 def run_all_loops(standing: Standing, name: str, durability: Any, workload: str) -> None:
     for loop in loops_of(workload):
-        measured(case(name, durability, workload, loop), standing, BRIEF)
+        measured(case(name, durability, workload, loop), standing, BRIEF, Path(tempfile.gettempdir()))
         assert list(standing.evidence.faults(standing.peer.stored())) == []
     assert workload == "read-mostly" or done(standing) > 0  # one by one asks once at least, however busy the machine is
 

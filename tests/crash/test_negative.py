@@ -119,7 +119,10 @@ def test_a_sync_that_is_tried_again_after_it_failed_loses_what_was_acked(place: 
 
 @HEAVY
 @pytest.mark.heavy
-def test_an_engine_that_replies_before_it_commits_loses_what_was_acked(place: Path, monkeypatch: Patch) -> None:
+def test_an_engine_that_replies_before_it_commits_loses_what_was_acked(
+    place: Path, monkeypatch: Patch, interpreted: Callable[..., None]
+) -> None:
+    interpreted(SingleWriter)
     committing = SingleWriter._commit
 
     async def early(self: SingleWriter, turn: Any) -> None:

@@ -29,7 +29,7 @@ from solewriter.shared.errors import SolewriterError
 pytestmark = pytest.mark.heavy
 
 Patch = pytest.MonkeyPatch
-TURNS = 60  # several checkpoints and trims, and a journal file that is used again
+TURNS = 100  # several checkpoints and trims, and a journal file that is used again
 
 
 def story_of(folder: Path) -> Story:

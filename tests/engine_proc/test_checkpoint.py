@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import struct
+import threading
 from pathlib import Path
 
 import msgspec
@@ -13,7 +14,7 @@ import pytest
 from solewriter import Entity
 from solewriter.engine_proc.between import Registration
 from solewriter.engine_proc.checkpoint import EngineGone, Order, _records, _written, make
-from solewriter.engine_proc.maker import Maker
+from solewriter.engine_proc.maker import Maker, carried_out
 from solewriter.shared import wire, wireform
 from solewriter.shared.checkpoint import Checkpoint, CheckpointWriter
 from solewriter.shared.config import DEFAULT_LIMITS, KIB
@@ -249,6 +250,21 @@ def test_the_next_one_is_made_by_the_same_process_at_its_own_priority(notes, mak
     maker(msgspec.structs.replace(notes.order(), nice=0))
     assert maker._child.pid == pid
     assert os.getpriority(os.PRIO_PROCESS, pid) == os.getpriority(os.PRIO_PROCESS, 0)
+
+
+def test_one_of_an_engine_with_a_low_priority_does_not_ask_for_a_higher_one(notes):
+    """Nobody but root would get it, and there would be no checkpoint."""
+    priorities, order = [], msgspec.structs.replace(notes.order(), nice=0, engine=os.getppid())
+
+    def carry_out():
+        os.setpriority(os.PRIO_PROCESS, 0, 10)  # of this thread
+        assert carried_out(order).made is not None
+        priorities.append(os.getpriority(os.PRIO_PROCESS, 0))
+
+    thread = threading.Thread(target=carry_out)
+    thread.start()
+    thread.join()
+    assert priorities == [10]
 
 
 def test_a_process_that_makes_none_holds_nothing_of_the_memory(notes, maker):

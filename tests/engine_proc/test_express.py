@@ -47,6 +47,18 @@ class Mapped(enum.Enum):
         return cls.KNOWN
 
 
+class Odd(enum.Enum):
+    """Comparing it is somebody's code."""
+
+    ONE = "one"
+    TWO = "two"
+
+    def __eq__(self, other: object) -> bool:
+        raise RuntimeError("never compared")
+
+    __hash__ = enum.Enum.__hash__
+
+
 class Note(Entity, columns=("version", "size", "mood", "updated_at")):
     """A kind whose own cells are in other places, and with fields of all sorts."""
 
@@ -55,6 +67,7 @@ class Note(Entity, columns=("version", "size", "mood", "updated_at")):
     text: str | None = None
     share: float = 1.0
     mapped: Mapped = Mapped.KNOWN
+    odd: Odd | None = None
     doubled: Annotated[int, BeforeValidator(lambda value: value)] = 0
     tags: tuple[str, ...] = ()
     low: int = 0
@@ -105,7 +118,7 @@ class Ways:
             "ways", self.limits, AtOnce(), epoch=1, pid=os.getpid(), start_time=born, durability="memory"
         )
         self.registry = Registry([Note, Whole, Bare])
-        self.state = State(self.registry, self.publisher, 100)
+        self.state = State(self.registry, self.publisher, self.limits)
         new = self.state.new_kinds(self.registry)
         self.state.add_kinds(new.kinds, new.schemas)
         self.publisher.describe([kind.name for kind in self.state.kinds], self.state.schemas)
@@ -221,6 +234,7 @@ def test_what_is_unusual_it_leaves(ways: Ways) -> None:
         plain(Update(Task.ref("t"), {"metadata": {"a": 1}})),  # a container
         plain(Update(Note.ref("n"), {"doubled": 4})),  # somebody's code validates it
         plain(Update(Note.ref("n"), {"mapped": "known"})),
+        ([(Op.UPDATE.value, "Note", "n", None, {"odd": "one"}, "", None)], [], None, None),
         plain(Update(Note.ref("n"), {"low": 4})),
         plain(Update(Whole.ref("w"), {"text": "y"})),
         plain(Update(Task.ref("t"), {"title": "y"}, expect=77)),
@@ -276,8 +290,9 @@ def test_both_ways_are_one(tmp_path_factory: pytest.TempPathFactory, turns: list
 
 def test_the_fields_of_the_shipped_kinds_that_it_takes() -> None:
     assert Kind(Task).plain_fields == {
-        "budget_limit", "coordination_topology", "deadline", "description", "estimated_complexity", "max_retries",
-        "priority", "project", "source", "task_structure", "title", "type",
+        "budget_limit", "coordination_topology", "cost", "deadline", "description", "estimated_complexity",
+        "max_retries", "not_before", "on_dependency_failure", "priority", "project", "retry_delay_s", "source",
+        "task_structure", "title", "type",
     }  # fmt: skip
     assert Kind(Note).plain_fields == {"size", "mood", "text", "share"}
     assert Kind(Whole).plain_fields == frozenset()

@@ -217,20 +217,22 @@ def test_a_checkpoint_of_a_pin_that_outlived_the_tables_has_every_key_once(state
     ):
 
         def churn():
-            mutations = []
-            for key in draw.sample([f"k{number}" for number in range(80)], 20):
-                mutations.append(Delete(Task.ref(key)) if key in alive else Put(Task(title="x" * 900, id=key)))
-                alive.symmetric_difference_update({key})
-            for reply in client.submit_many(mutations, window=20):
-                reply.check()
+            """One change, which is one turn: a segment is emptied in eight slices, and between them keys come back."""
+            key = f"k{draw.randrange(400)}"
+            mutation = Delete(Task.ref(key)) if key in alive else Put(Task(title="x" * 900, id=key))
+            alive.symmetric_difference_update({key})
+            client.submit(mutation).check()
 
         doubled = 0  # snapshots with a key that lives in another slot, while its tombstone in the first is there still
-        for _ in range(1_000):
-            churn()
-            held.append((reader.snapshot(), set(alive)))
+        for number in range(2_000):
+            for _ in range(3):
+                churn()
             by_slot, by_key = other.snapshot().pin._walked()
-            doubled += not {*by_slot.values()} <= {*by_key.values()}
-            if len(held) >= 200 and doubled:
+            twice = not {*by_slot.values()} <= {*by_key.values()}
+            doubled += twice
+            if twice or number % 10 == 0:
+                held.append((reader.snapshot(), set(alive)))
+            if len(held) >= 40 and doubled:
                 break
         assert doubled
         last = reader.snapshot().pin.root.last_segment
@@ -370,7 +372,7 @@ def test_a_kill_at_any_step_of_a_checkpoint_changes_nothing(state, start_engine,
 def test_a_checkpoint_that_fails_is_followed_by_one_that_does_not(
     state, start_engine, wait_until, monkeypatch, point, action
 ):
-    """The environment arms every process that makes one, until another engine follows."""
+    """The environment arms every process that makes checkpoints once, until another engine follows."""
     with monkeypatch.context() as armed:
         armed.setenv(VARIABLE, f"{point}:{action}")
         engine = start_engine(state, limits=OFTEN)
@@ -378,7 +380,11 @@ def test_a_checkpoint_that_fails_is_followed_by_one_that_does_not(
     with connect(state, limits=OFTEN) as client:
         for number in range(400):
             client.create(Task(title="x" * 500, id=f"t{number}"))
-        assert (checkpoints(state), engine.pid) == ([], pid)
+        if action == "kill":
+            assert checkpoints(state) == []
+        else:
+            grow(client, state, wait_until)
+        assert engine.pid == pid
         restart(engine, wait_until)
         grow(client, state, wait_until)
         assert everything(state)[2]["Task"] == 440
@@ -413,7 +419,7 @@ def test_a_checkpoint_that_never_ends_does_not_keep_an_engine_that_must(state, s
         wait_until(lambda: [*state.glob("checkpoint-*.tmp")], 20, "a checkpoint is being made")
         client.create(Interrupting(id="a"))
         assert isinstance(client.submit(Update(Interrupting.ref("a"), {"how": "at once"})).error, Quarantined)
-        assert engine.restarts == 2
+        wait_until(lambda: engine.restarts == 2, 20, "its owner counts both, a moment behind the reply")
 
 
 def test_a_kill_in_mid_restoration_leaves_a_folder_that_recovers(state, start_engine, wait_until, monkeypatch):

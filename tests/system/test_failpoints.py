@@ -347,7 +347,7 @@ def starting_engines(scene: Scene, point: str, hit: int) -> Engine:
 def makers_of_checkpoints(scene: Scene, point: str, hit: int) -> Engine:
     """So many in a row. The engine outlives them; the next one has checkpoints again."""
     engine = scene.start(f"{point}:kill")
-    scene.work_until(lambda: scene.said().count("a checkpoint was not made: status -9") >= hit, f"deaths at {point}")
+    scene.work_until(lambda: scene.said().count("makes checkpoints ended with status -9") >= hit, f"deaths at {point}")
     assert engine.restarts == 0
     before = {*checkpoint_files(scene.state)}
     os.kill(engine.pid, signal.SIGKILL)

@@ -19,6 +19,7 @@ import pytest
 
 from solewriter import Create, Limits, Update, connect, status_of
 from solewriter.bench.throttle import Job, Probe
+from solewriter.engine_proc.fairness import FairQueueing
 from solewriter.shared import wire, wireform
 from solewriter.shared.config import DEFAULT_LIMITS, MIB, PIPE_BYTES, STALE_BEATS
 from solewriter.shared.registry import Registry
@@ -53,10 +54,12 @@ BUGS = pytest.mark.parametrize(
 
 
 @pytest.fixture
-def slow(state, start_engine, seeded) -> Callable[..., Callable[[], object]]:
+def slow(state, start_engine, seeded, interpreted) -> Callable[..., Callable[[], object]]:
     """`slow(work_us, names, bug)`: an engine with a job of each name, each change of which costs so much."""
 
     def start(work_us: int, names: list[str], bug: Callable[[], None] | None = None, **limits) -> object:
+        if bug is not None:
+            interpreted(FairQueueing)
         models = [Job, *([seeded(bug)] if bug else [])]
         engine = start_engine(state, models=models, **({"limits": Limits(**limits)} if limits else {}))
         with connect(state) as client:
