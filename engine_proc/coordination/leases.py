@@ -7,11 +7,13 @@ process is not known to be dead, and who has no lane, has some time to come back
 from __future__ import annotations
 
 from collections.abc import Iterable
-from heapq import heappop, heappush
+from heapq import heapify, heappop, heappush
 
+from solewriter.shared.config import STALE_MAX
 from solewriter.shared.entry import Lease
 
 Place = tuple[int, str]  # kind code, id
+End = tuple[int, Place, int]  # until when, which task, the token that it was
 
 
 class Leases:
@@ -20,7 +22,7 @@ class Leases:
     def __init__(self) -> None:
         self.by_place: dict[Place, Lease] = {}
         self._by_session: dict[int, set[Place]] = {}
-        self._ends: list[tuple[int, Place, int]] = []  # a heap: until when, which task, the token that it was
+        self._ends: list[End] = []  # a heap
 
     def __bool__(self) -> bool:
         return bool(self.by_place)
@@ -56,7 +58,14 @@ class Leases:
             self.by_place[place] = lease
             self._by_session.setdefault(lease.session, set()).add(place)
             if lease.until_us:
-                heappush(self._ends, (lease.until_us, place, lease.token))
+                self._end(lease)
+
+    def _end(self, lease: Lease) -> None:
+        """Remember when it ends. Most end otherwise, or are renewed: what is left of those must not add up."""
+        heappush(self._ends, _end_of(lease))
+        if len(self._ends) > 2 * len(self.by_place) + STALE_MAX:
+            self._ends = [_end_of(one) for one in self.by_place.values() if one.until_us]
+            heapify(self._ends)
 
     def restore(self, leases: Iterable[Lease]) -> None:
         self.by_place.clear()
@@ -79,16 +88,23 @@ class Leases:
         return ends[0][0] if ends else 0
 
     def over(self, now_us: int) -> list[Lease]:
-        """Those whose time is up. They stay until their loss is committed."""
-        over: dict[Place, Lease] = {}
-        for until_us, place, token in self._ends:
-            if until_us <= now_us and self._is_so(until_us, place, token):
-                over[place] = self.by_place[place]
+        """Those whose time is up, in the order of their tasks' ids. They stay until their loss is committed."""
+        ends, over = self._ends, dict[Place, Lease]()
+        while ends and ends[0][0] <= now_us:
+            end = heappop(ends)
+            if self._is_so(*end):
+                over[end[1]] = self.by_place[end[1]]
+        for lease in over.values():
+            heappush(ends, _end_of(lease))
         return [over[place] for place in sorted(over)]
 
     def _is_so(self, until_us: int, place: Place, token: int) -> bool:
         lease = self.by_place.get(place)
         return lease is not None and lease.until_us == until_us and lease.token == token
+
+
+def _end_of(lease: Lease) -> End:
+    return lease.until_us, (lease.kind, lease.key), lease.token
 
 
 def renewed(lease: Lease, lease_us: int, now_us: int) -> Lease:

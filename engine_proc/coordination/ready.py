@@ -128,14 +128,16 @@ class Ready:
         heaps = list(view.matching(demands))
         seen: list[Entry] = []
         taken = 0
-        while taken < most:
-            heap = self._first(view, heaps, kept)
-            if heap is None:
-                break
-            seen.append(heappop(heap))
-            taken += take(seen[-1][2])
-        for entry in seen:
-            heappush(view.heaps.setdefault(view.key(entry[2]), []), entry)
+        try:
+            while taken < most:
+                heap = self._first(view, heaps, kept)
+                if heap is None:
+                    break
+                seen.append(heappop(heap))
+                taken += take(seen[-1][2])
+        finally:  # a model may raise anything, or take too long
+            for entry in seen:
+                heappush(view.heaps.setdefault(view.key(entry[2]), []), entry)
         return taken
 
     def _first(

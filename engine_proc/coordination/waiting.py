@@ -8,9 +8,10 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Sequence
-from heapq import heappop, heappush
+from heapq import heapify, heappop, heappush
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from solewriter.shared.config import STALE_MAX
 from solewriter.shared.wireform import PlainRequest
 
 if TYPE_CHECKING:
@@ -70,8 +71,17 @@ class Lines:
         asked = parked.session.number, parked.sequence
         line = self._lines.setdefault(parked.wish[:2], Line(parked.wish))
         line.looked = came
+        again = asked in self._parked  # for it there was nothing either, when something became ready
         line.waiting[asked] = self._parked[asked] = parked
+        if not again:
+            self._end(asked, parked)
+
+    def _end(self, asked: Asked, parked: Parked) -> None:
+        """Remember when it ends. Most are answered long before: what is left of those must not add up."""
         heappush(self._ends, (parked.wish.until_us, asked))
+        if len(self._ends) > 2 * len(self._parked) + STALE_MAX:
+            self._ends = [(one.wish.until_us, key) for key, one in self._parked.items()]
+            heapify(self._ends)
 
     def leave(self, asked: Asked) -> Parked | None:
         """It was answered, or nobody is there to be answered."""

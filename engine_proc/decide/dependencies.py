@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from solewriter.engine_proc.coordination.board import Board
+from solewriter.engine_proc.coordination.coordination import DEPENDS
 from solewriter.engine_proc.decide.draft import Draft, Step
 from solewriter.shared.errors import InvalidMutation, RequestTooLarge
 from solewriter.shared.models import DependencyPolicy
 from solewriter.shared.mutations import Op
 from solewriter.shared.readiness import FINISHED, Dependency, state_of
 
+ENDING = frozenset({"status", "attempts", "max_retries"})  # fields that decide whether a task has ended
 NAMED_MAX = 20  # of what a refusal lists
 
 
@@ -29,9 +31,9 @@ def check(draft: Draft, step: Step) -> None:
     if not new:
         return
     changed = {
-        one.key: one.fields.get("dependencies", ())
+        one.key: one.fields.get("dependencies", ()) if one.exists else ()
         for one in draft.steps.values()
-        if one.state is step.state and one.op and one.exists and "dependencies" in one.touched
+        if one.state is step.state and one.op and (not one.exists or "dependencies" in one.touched)
     }
     way = _board(draft, step).graph.cycle(step.key, changed)
     if way is not None:
@@ -61,9 +63,18 @@ def _board(draft: Draft, step: Step) -> Board:
 
 
 def cascade(draft: Draft) -> None:
-    """Cancel those that are to be cancelled with what this request ended, and so on. Raises RequestTooLarge."""
+    """Cancel those that are to be cancelled with what this request ended, and so on; and those that it made depend on
+    what had ended before. Raises RequestTooLarge.
+    """
     cascades = draft.turn.coordination.cascades | draft.turn.cascades
-    ended = [step for step in draft.steps.values() if step.op and step.state.code in cascades and _has_ended(step)]
+    written = [step for step in draft.steps.values() if step.op and step.exists and step.state.code in cascades]
+    for step in written:
+        if not DEPENDS.isdisjoint(step.touched):
+            for key in step.fields.get("dependencies", ()):
+                on = draft.steps.get((step.kind.name, key)) or draft.before(step.kind.name, key)
+                if on.exists and state_of(on.field) == Dependency.ENDED and _goes_with_it(step, on):
+                    step.change(step.op, step.reason, {"status": "cancelled"})
+    ended = [step for step in written if _has_ended(step)]
     while ended:
         over = ended.pop()
         for key in _board(draft, over).dependants(over.key):
@@ -75,7 +86,7 @@ def cascade(draft: Draft) -> None:
 
 
 def _has_ended(step: Step) -> bool:
-    return step.exists and "status" in step.touched and state_of(step.field) == Dependency.ENDED
+    return not ENDING.isdisjoint(step.touched) and state_of(step.field) == Dependency.ENDED
 
 
 def _goes_with_it(step: Step, over: Step) -> bool:

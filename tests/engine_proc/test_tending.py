@@ -14,9 +14,12 @@ import pytest
 
 from solewriter import Limits
 from solewriter.engine_proc import recovery
+from solewriter.engine_proc.coordination.leases import Leases
+from solewriter.engine_proc.coordination.waiting import Lines, Parked, Wish
 from solewriter.engine_proc.sessions import Session
 from solewriter.shared import wire
-from solewriter.shared.config import DEFAULT_LIMITS, KIB, WIRE_VERSION
+from solewriter.shared.config import DEFAULT_LIMITS, KIB, STALE_MAX, WIRE_VERSION
+from solewriter.shared.entry import Lease
 from solewriter.shared.handshake import Hello
 from solewriter.shared.mutations import Op
 from solewriter.shared.request_ids import default_id, session_number
@@ -30,8 +33,9 @@ def create(id: str, **fields: Any) -> Any:
     return Op.CREATE.value, "Task", id, None, {"title": id, **fields}, "", None
 
 
-def claim(*, until_us: int | None = None, lease_us: int | None = None, reason: str = "") -> Any:
-    said = {"count": 1, "where": {}, "until_us": until_us, "lease_us": lease_us}
+def claim(*, until_us: int | None = None, lease_us: int | None = None, reason: str = "", project: str = "") -> Any:
+    where = {"project": ("in", [project])} if project else {}
+    said = {"count": 1, "where": where, "until_us": until_us, "lease_us": lease_us}
     return Op.CLAIM.value, "Task", "*", None, said, reason, None
 
 
@@ -181,6 +185,29 @@ def test_a_claim_that_a_full_disk_undoes_can_be_asked_again(scene, resumes):
         again = agent.asks(claim())
         scene.turn()
         assert agent.hears()[again] == (Status.APPLIED, ["a"])
+
+
+def test_what_waited_in_vain_is_told_once_however_often_it_was_looked_at(scene):
+    waiting, other = Agent(scene, "waiting"), Agent(scene, "other")
+    asked = waiting.asks(claim(until_us=time.monotonic_ns() // 1000 + 50_000, project="p"))
+    for id in "abc":
+        other.asks(create(id))
+        scene.turn()
+    heard: list[Any] = []
+    poll(lambda: scene.turn() or heard.extend(waiting.call.replies()) or heard)
+    assert [(reply.sequence, reply.status, reply.detail) for reply in heard] == [(asked, Status.APPLIED, [])]
+
+
+def test_times_of_what_is_over_do_not_add_up():
+    leases, lines = Leases(), Lines()
+    for number in range(10_000):
+        leases.take(Lease(0, "a", 1, 7, FAR_US, FAR_US + number))  # renewed
+        wish = Wish(0, b"", (), FAR_US + number)
+        lines.park(Parked(None, Session(7, "", ""), number, None, wish), 0)
+        lines.leave((7, number))
+    assert len(leases._ends) <= STALE_MAX + 2
+    assert len(lines._ends) <= STALE_MAX
+    assert [lease.until_us for lease in leases.over(2 * FAR_US)] == [FAR_US + 9_999]
 
 
 def test_a_lease_is_journaled_and_ends_by_an_engines_own_request(scene):
