@@ -17,7 +17,7 @@ from solewriter.agents.tokens import Tokens
 from solewriter.agents.verbs import claiming
 from solewriter.shared.config import Limits
 from solewriter.shared.errors import OutcomeUnknown, SolewriterError, VersionConflict
-from solewriter.shared.models import Entity, Ref, Task
+from solewriter.shared.models import Entity, Ref, Task, name_of
 from solewriter.shared.mutations import (
     Alter,
     Applied,
@@ -246,6 +246,10 @@ class AioVerbs(ABC):
         that was resumed.
         """
         self._tokens.hold(task)
+
+    def holds(self, kind: type[Task] | str, id: str) -> int | None:
+        """The token of the claim under which this client writes to a task; None: it knows of no claim of its own."""
+        return self._tokens.holds(name_of(kind), id)
 
     async def work(
         self, kind: type[T], *, where: Where | None = None, lease_s: float | None = None, **fields: Any

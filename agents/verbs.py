@@ -11,7 +11,7 @@ from solewriter.agents.reader import Reader
 from solewriter.agents.readiness import WORK_PATIENCE_S, is_anything_left
 from solewriter.agents.tokens import Tokens
 from solewriter.shared.config import Limits
-from solewriter.shared.models import Entity, Ref, Task
+from solewriter.shared.models import Entity, Ref, Task, name_of
 from solewriter.shared.mutations import (
     Alter,
     Claim,
@@ -179,6 +179,10 @@ class Verbs(ABC):
         that was resumed.
         """
         self._tokens.hold(task)
+
+    def holds(self, kind: type[Task] | str, id: str) -> int | None:
+        """The token of the claim under which this client writes to a task; None: it knows of no claim of its own."""
+        return self._tokens.holds(name_of(kind), id)
 
     def work(
         self, kind: type[T], *, where: Where | None = None, lease_s: float | None = None, **fields: Any

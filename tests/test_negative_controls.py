@@ -176,6 +176,7 @@ MORE: dict[str, list[Caught]] = {  # those of rooms that came later
         ),
     ],
     "a claim that protects nothing": [
+        Caught("claims_are_not_fenced", CAMPAIGN, "campaign: handed in under an old claim, or under none"),
         Caught("no_token_needed", CLAIMS, "claim machine: another agent's task is handed in"),
         Caught("old_tokens_are_good", CLAIMS, "claim machine: the displaced is not told"),
     ],

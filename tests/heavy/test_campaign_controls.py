@@ -161,6 +161,14 @@ def unnamed_checkpoint_trusted() -> None:
     naming, FileJournal.newest_whole = FileJournal.newest_whole, newest_whole
 
 
+def claims_are_not_fenced() -> None:
+    """Whoever had a task once may hand it in, and whoever never had it."""
+    from solewriter.engine_proc.decide import fencing, guards
+
+    fencing.settle = lambda draft: None
+    guards.show = lambda draft, kind_name, key, token: None
+
+
 class Control(NamedTuple):
     """A bug, where engines die meanwhile, and by which names it may be called."""
 
@@ -180,6 +188,7 @@ CONTROLS = (
     Control(published_after_the_reply, [], {"an acked revision was not seen", "an older entity in a refusal"}),
     Control(refusals_not_journaled, [], {"refusal not journaled"}),
     Control(overlay_kept_after_a_failed_commit, [], {"revision gap", "lost"}),
+    Control(claims_are_not_fenced, [], {"handed in under an old claim", "handed in under no claim"}),
     Control(outcomes_forgotten_by_a_checkpoint, ["checkpoint.journaled", "trim.done"], {"applied twice"}, 20_000),
     Control(unnamed_checkpoint_trusted, ["checkpoint.renamed"], {"applied twice"}, 20_000),
 )
