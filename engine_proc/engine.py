@@ -18,6 +18,7 @@ import msgspec
 from solewriter.engine_proc import express
 from solewriter.engine_proc.between import BetweenTurns, Finished, Registration
 from solewriter.engine_proc.bridge import Bridge, LaneEnd
+from solewriter.engine_proc.coordination.making import Unready
 from solewriter.engine_proc.decide import Draft
 from solewriter.engine_proc.fairness import FairQueueing, Queue
 from solewriter.engine_proc.journal import DiskFull, Journal
@@ -77,6 +78,7 @@ class SingleWriter:
         self.between = BetweenTurns(state, journal, publisher, bridge.inbox)
         self._still_owner = still_owner  # raises when the state folder is no longer this engine's
         self._waiting = FairQueueing()  # of (lane, sequence, request) and Newcomer
+        self._making = state.coordination.making
         self._between: deque[Registration | Finished] = deque()
         self._ended = False  # the end was met: nothing behind it is taken
         self._stopping = False
@@ -98,13 +100,21 @@ class SingleWriter:
                 continue
             turn = Turn(self.state, self._publisher.heap.tail, time.time_ns() // 1000)
             turn.uptime_us = time.monotonic_ns() // 1000
-            self.state.coordination.turn = turn
+            self.state.coordination.begin(turn)
             await self._decide(turn)
             await self._commit(turn)
             self._reply()
             self._reclaim(turn.bytes)
             self.between.look()
+            self._make()
             self.tending.set_alarm()
+
+    def _make(self) -> None:
+        """A slice of what requests wait for."""
+        if self._making:
+            self._making.go_on()
+            if not self._making and self.tending.lines:
+                self._bridge.inbox.put_nowait([Occasion()])
 
     def _reclaim(self, written: int) -> None:
         """After the replies left."""
@@ -140,13 +150,15 @@ class SingleWriter:
 
     async def _take(self) -> bool:
         """Take what there is, and await the first where there is nothing. False when nothing will come any more."""
-        if self._waiting or self._between:
+        if self._waiting.holding and not self._making:
+            self._waiting.let_go()
+        if self._waiting or self._between or self._making:
             await asyncio.sleep(0)  # who answers, connects or dies has been waiting for as long as the last turn took
         elif not self._ended:
             self._waiting.rest()
             self._put(await self._next())
         self._take_more()
-        return bool(self._waiting or self._between)
+        return bool(self._waiting or self._between or self._making)
 
     def _take_more(self) -> bool:
         """What has come meanwhile, up to the end; whether there was anything."""
@@ -214,22 +226,27 @@ class SingleWriter:
         lane: LaneEnd | None = None
         answers: list[Answer] = []
         while items and left and turn.bytes < bytes_max:
-            item = items.popleft()
+            item = items[0]
+            try:
+                if item.__class__ is tuple:
+                    sender: LaneEnd = item[0]
+                    if sender is not lane:
+                        lane, answers = sender, self._replies.setdefault(sender, [])
+                    session = sender.session
+                    if sender.superseded or sender.epoch != session.epoch or session.number in turn.sessions:
+                        pass  # nobody listens there any more
+                    elif (answer := self._answer(turn, sender, item[1], item[2])) is not None:
+                        answers.append(answer)
+                    sender.taken += 1
+                elif isinstance(item, Newcomer):
+                    self._greet(turn, item)
+                else:
+                    self.tending.tend(turn, item)
+            except Unready:  # it stays where it is, and so does what its session asked behind it
+                queue.held = True
+                break
+            del items[0]
             left -= 1
-            if item.__class__ is tuple:
-                sender: LaneEnd = item[0]
-                if sender is not lane:
-                    lane, answers = sender, self._replies.setdefault(sender, [])
-                sender.taken += 1
-                session = sender.session
-                if sender.superseded or sender.epoch != session.epoch or session.number in turn.sessions:
-                    pass  # nobody listens there any more
-                elif (answer := self._answer(turn, sender, item[1], item[2])) is not None:
-                    answers.append(answer)
-            elif isinstance(item, Newcomer):
-                self._greet(turn, item)
-            else:
-                self.tending.tend(turn, item)
             if (now := time.monotonic()) >= until:
                 break
         return most - left, now
@@ -290,12 +307,11 @@ class SingleWriter:
                 raise Quarantined(QUARANTINED[1])
             if plain[3] is not None and time.monotonic_ns() // 1000 > plain[3]:
                 raise Expired("the request's deadline passed before it was decided")
-            heap, coordination = self._publisher.heap, self.state.coordination
-            attended = coordination.attends(turn, plain)
-            written = None
-            if not attended:
+            heap, coordination, written = self._publisher.heap, self.state.coordination, None
+            if coordination.idle:
                 written = express.update(turn, plain, session, sequence, heap, self._limits.entity_bytes_max)
             if written is None:
+                attended = coordination.attends(turn, plain)
                 draft = Draft(turn, session.name)
                 if attended:
                     draft.coordinate(number, engines_own=lane is None)

@@ -14,7 +14,8 @@ from collections.abc import Callable
 from typing import Any
 
 from solewriter.engine_proc.bridge import Bridge, LaneEnd
-from solewriter.engine_proc.coordination.waiting import Lines, Parked, Wish
+from solewriter.engine_proc.coordination.making import Unready
+from solewriter.engine_proc.coordination.waiting import Line, Lines, Parked, Wish
 from solewriter.engine_proc.sessions import ENGINE_ID, NEVER, Session, Sessions
 from solewriter.engine_proc.state import State
 from solewriter.engine_proc.turn import Turn
@@ -59,6 +60,7 @@ class Tending:
         self._told = told
         self._say = say
         self._entry = entry
+        self._served_max = limits.batch_max
         self._grace_us = int(limits.session_grace_s * US_PER_S)
         self._self = Session(ENGINE, ENGINE_ID, ENGINE_ID)
         self._asked = (0, 0)  # the journal's entry, and how many requests of its own the engine has in the next one
@@ -117,10 +119,10 @@ class Tending:
         for lease in self._coordination.leases.over(turn.uptime_us):
             self._take_away(turn, lease, "its time was up")
         for session in [one for one, until_us in self._silent.items() if until_us <= turn.uptime_us]:
-            del self._silent[session]
-            self._watch_no_more(session)
             if session not in self._bridge.connected():
                 self._take_all(turn, session, "its agent was gone for too long")
+            del self._silent[session]
+            self._watch_no_more(session)
 
     def _tend_session(self, turn: Turn, occasion: Occasion) -> None:
         session = occasion.session
@@ -128,8 +130,8 @@ class Tending:
             return  # it came back meanwhile
         self.lines.drop(session)
         if occasion.died:
-            self._silent.pop(session, None)
             self._take_all(turn, session, "its agent died")
+            self._silent.pop(session, None)
         else:
             self._silent[session] = turn.uptime_us + self._grace_us
 
@@ -172,25 +174,41 @@ class Tending:
         return True
 
     def serve(self, turn: Turn) -> None:
-        """At the end of a turn: who waited long enough is told so, and what became ready goes to those who wait."""
-        if not self.lines:
-            return
-        for parked in self.lines.overdue(turn.uptime_us):
-            self._decide(turn, parked)
-        for line in self.lines.lines():
-            kind = self._state.kinds[line.wish.kind]
-            while line.waiting:
-                board = self._coordination.board(kind)
+        """At the end of a turn: who waited long enough is told so, and what became ready goes to those who wait, to so
+        many at once; the rest have another turn.
+        """
+        left = self._served_max
+        if self.lines:
+            for parked in self.lines.overdue(turn.uptime_us, left):
+                try:
+                    left -= self._is_decided(turn, parked)
+                except Unready:
+                    break  # it is told so when that is made
+            for line in self.lines.lines():
+                left = self._serve_line(turn, line, left)
+            if not left:
+                self._bridge.inbox.put_nowait([Occasion()])
+
+    def _serve_line(self, turn: Turn, line: Line, left: int) -> int:
+        """How many may be served besides."""
+        while line.waiting and left:
+            looked, board = -1, self._coordination.boards.get(line.wish.kind)
+            if board is not None:
                 board.advance(turn.now_us)
-                if board.ready.came == line.looked:
-                    break
                 looked = board.ready.came
-                if not self._decide(turn, next(iter(line.waiting.values()))):
+            if looked == line.looked:
+                break
+            try:
+                if not self._is_decided(turn, next(iter(line.waiting.values()))):
                     line.looked = looked
                     break
+            except Unready:
+                break  # it is looked at again when that is made
+            left -= 1
+        return left
 
-    def _decide(self, turn: Turn, parked: Parked) -> bool:
-        """Whether a claim that waits is answered now."""
+    def _is_decided(self, turn: Turn, parked: Parked) -> bool:
+        """Whether a claim that waits is answered now. Raises Unready."""
         told = self._told(turn, parked.session, parked.sequence, parked.request, parked.lane)
         if told is None:
             return False

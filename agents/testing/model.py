@@ -31,7 +31,7 @@ class Model:
         self.held: dict[Key, Fields] = {}
         self.claims: dict[Key, int] = {}  # tasks that somebody holds, and by which token
         self.revision = 0
-        self.clock = ""  # of the newest record
+        self.clock = "1970-01-01T00:00:00Z"  # the time of the newest record
 
     def version(self, key: Key) -> int:
         return int(self.held.get(key, UNCOUNTED)["version"])

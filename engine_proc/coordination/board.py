@@ -25,7 +25,9 @@ _OWN = frozenset({"version", "updated_at"})  # columns that change with everythi
 
 
 class Board:
-    """One kind. `look` reads the stored fields of a key, None if there is no such entity."""
+    """One kind, whose entities are noted one after the other. `look` reads the stored fields of a key, None if there is
+    no such entity.
+    """
 
     def __init__(self, kind: Kind, defaults: Fields, look: Callable[[str], Fields | None]) -> None:
         self.graph = Graph()
@@ -39,21 +41,6 @@ class Board:
         self._states: dict[str, Dependency] = {}  # of those that somebody depends on
         self._later: list[tuple[int, int, Candidate]] = []  # a heap of those whose time is to come
         self._count = count()
-
-    def begin(self, entities: Iterable[tuple[str, int, Fields]]) -> None:
-        """Everything that there is, at once: keys, slots and fields."""
-        every = list(entities)
-        graph, states = self.graph, self._states
-        for key, _, fields in every:
-            if "dependencies" in fields or "parent_task_id" in fields:
-                graph.put(key, fields.get("dependencies", ()), fields.get("parent_task_id"))
-        dependants = graph.dependants
-        for key, _, fields in every:
-            if key in dependants:
-                states[key] = self._state(fields) if "status" in fields else Dependency.OPEN
-        for key, slot, fields in every:
-            if fields.get("status", "created") in CLAIMABLE:
-                self._add(key, slot, fields)
 
     def note(self, key: str, slot: int, fields: Fields | None) -> None:
         """What a key's entity is from now on; None: it is gone."""

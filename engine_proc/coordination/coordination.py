@@ -1,34 +1,40 @@
 """Everything of coordination that belongs to the state: boards by kind, leases, paused projects.
 
-Boards are made when a request first needs one, by one look at every entity of the kind, and before it is decided: so
-nobody who does not coordinate pays for it.
+Boards and the like are made when a request first needs one, before it is decided, by a look at every entity of the kind
+(see `making`): so nobody who does not coordinate pays for it.
 """
 
 from __future__ import annotations
 
-import gc
 from collections import OrderedDict
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from solewriter.engine_proc.coordination.board import Board
 from solewriter.engine_proc.coordination.leases import Leases
+from solewriter.engine_proc.coordination.making import PIECE, Making, Unready
 from solewriter.engine_proc.coordination.projects import Projects
 from solewriter.engine_proc.coordination.tally import Tally
 from solewriter.engine_proc.kinds import KindState
 from solewriter.shared.config import VIEWS_MAX, Limits
 from solewriter.shared.models import Entity, Project, Task
-from solewriter.shared.mutations import Op
+from solewriter.shared.mutations import Guard, Op
 from solewriter.shared.wireform import PlainRequest
 
 if TYPE_CHECKING:
     from solewriter.engine_proc.decide import Draft, Step
-    from solewriter.engine_proc.turn import Stored, Turn
+    from solewriter.engine_proc.turn import Turn
     from solewriter.shared.where import Demand
 
-_CANCEL, _DELETE, _ALTER, _CLAIM = (op.value for op in (Op.CANCEL, Op.DELETE, Op.ALTER, Op.CLAIM))
+Counted = tuple[int, tuple[str, ...]]  # a kind, and columns in their order
+Take = Callable[[str, int, Mapping[str, Any]], None]  # is shown an entity: key, slot, fields
+
+_CREATE, _CANCEL, _DELETE, _CLAIM = (op.value for op in (Op.CREATE, Op.CANCEL, Op.DELETE, Op.CLAIM))
+_UPDATE, _ALTER = Op.UPDATE.value, Op.ALTER.value
+_NONE = Guard.REQUIRE_NONE.value
 DEPENDS = frozenset({"dependencies", "on_dependency_failure"})
+ENDING = frozenset({"status", "attempts", "max_retries"})  # fields that decide whether a task has ended
 COSTS = frozenset({"cost", "project"})
 TREE = "tree"  # in place of a state, what a cancel takes
 
@@ -39,61 +45,113 @@ class Coordination:
     def __init__(self, limits: Limits) -> None:
         self.limits = limits
         self.leases = Leases()
-        self._held = self.leases.by_place
         self.cascades: set[int] = set()  # kinds in which some entity was ever to be cancelled with another
-        self.boards: dict[int, Board] = {}
-        self.tallies: OrderedDict[tuple[int, tuple[str, ...]], Tally] = OrderedDict()  # by kind and columns
+        self.boards: dict[int, Board] = {}  # those that are being made, too, and so are the others
+        self.tallies: OrderedDict[Counted, Tally] = OrderedDict()
+        self.making = Making(limits.making_slice_s)
+        self.idle = True  # nobody coordinates: requests about one entity's plain fields need not be looked at
         self._projects: Projects | None = None  # None: not looked yet
         self.turn: Turn | None = None  # the one that is being decided
+
+    def begin(self, turn: Turn) -> None:
+        """Another turn."""
+        self.turn = turn
+        self.making.begin_turn()
+        self.idle = not (self.boards or self.leases.by_place or self.cascades or self.tallies)
 
     # --- made at first need ------------------------------------------------------------------------------------------
 
     def attends(self, turn: Turn, request: PlainRequest) -> bool:
-        """Whether a request has anything to do with coordination; then all that deciding it will look at is there. This
-        is all that a plain request costs where nobody coordinates.
+        """Whether a request has anything to do with coordination; then all that deciding it will look at is there.
+        Raises Unready while it is not.
         """
-        attended: Any = self.boards or self._held or self.cascades or self.tallies or request[1]
+        attended, ready = not self.idle or bool(request[1]), True
         for op, name, _, _, fields, _, what in request[0]:
-            if op > _DELETE and op != _ALTER:
+            if op == _CLAIM:
                 attended = True
-            if (
-                op == _CLAIM
-                or self.cascades
-                or (fields and ("dependencies" in fields or "on_dependency_failure" in fields))
-                or (what is not None and op == _CANCEL)
-            ):
+                ready &= self._can_claim(name, fields)
+            elif _depends(fields) or (what is not None and op == _CANCEL) or self._may_end_others(turn, op, fields):
                 attended = True
-                self._prepare(turn, name)
-        return bool(attended)
+                ready &= self._has_board(name)
+            elif op > _DELETE and op != _ALTER:
+                attended = True
+        for code, name, _, said in request[1]:
+            if code == _NONE:
+                ready &= self._can_count(name, said)
+        self.idle &= not attended
+        if not ready:
+            raise Unready
+        return attended
 
-    def _prepare(self, turn: Turn, name: str) -> None:
-        kind = turn.named(name)
-        if kind is not None and kind.kind is not None and kind.kind.claimable:
-            self.board(kind)
+    def _may_end_others(self, turn: Turn, op: int, fields: Any) -> bool:
+        """Where entities are cancelled with others: whether it may end one. What is new has not ended."""
+        if op == _CREATE or not (self.cascades or turn.cascades):
+            return False
+        return op not in (_UPDATE, _ALTER) or (fields is not None and not ENDING.isdisjoint(fields))
 
-    def board(self, kind: KindState) -> Board:
+    def _named(self, name: str) -> KindState | None:
+        """The kind of tasks of this name. There may be none: then the request is refused."""
+        assert self.turn is not None
+        kind = self.turn.named(name)
+        return kind if kind is not None and kind.kind is not None and kind.kind.claimable else None
+
+    def _has_board(self, name: str) -> bool:
+        kind = self._named(name)
+        if kind is None:
+            return True
+        self._board(kind)
+        return self.making.soon(("board", kind.code))
+
+    def _can_claim(self, name: str, said: Any) -> bool:
+        kind = self._named(name)
+        where = said.get("where") if said is not None else None
+        if kind is None or kind.kind is None or type(where) is not dict:
+            return True
+        board, names = self._board(kind), tuple(sorted(where))
+        self._of_projects()
+        if not (self.making.soon(("board", kind.code)) and self.making.soon("projects")):
+            return False
+        if set(names) <= set(board.columns) and not board.ready.has(names):
+            self.making.begin(("view", kind.code, names), board.ready.begin(names))
+        return self.making.soon(("view", kind.code, names))
+
+    def _can_count(self, name: str, said: Any) -> bool:
+        assert self.turn is not None
+        kind = self.turn.named(name)
+        if kind is None or kind.kind is None or type(said) is not tuple or type(said[1]) is not dict:
+            return True
+        names = tuple(sorted(said[1]))
+        if not set(names) <= set(kind.kind.model.column_names):
+            return True
+        self._tally(kind, names)
+        return self.making.soon(("tally", kind.code, names))
+
+    def _board(self, kind: KindState) -> Board:
         board = self.boards.get(kind.code)
         if board is None:
             assert kind.kind is not None
             board = Board(kind.kind, kind.schema.defaults, partial(self._look, kind))
-            gc.disable()  # all of it is kept: to look through it would take twice as long again
-            try:
-                board.begin((key, stored.slot, fields) for key, stored, fields in self._all(kind))
-            finally:
-                gc.enable()
             self.boards[kind.code] = board
+            self.making.begin(("board", kind.code), self._each(kind, board.note))
         return board
 
-    def _all(self, kind: KindState) -> Iterable[tuple[str, Stored, Mapping[str, Any]]]:
-        """Every entity of a kind, as it is by now in this turn."""
-        turn = self.turn
-        assert turn is not None
+    def board(self, kind: KindState) -> Board:
+        """Of a kind, whole."""
+        board = self._board(kind)
+        self.making.finish(("board", kind.code))
+        return board
+
+    def _each(self, kind: KindState, take: Take) -> Iterator[None]:
+        """Show every entity of a kind, as it is when its turn comes. One that is new by then was noted when it came."""
         assert kind.kind is not None
-        new = [key for name, key in turn.changed if name == kind.name and key not in kind.slots]
-        for key in [*kind.slots, *new]:
-            stored = turn.find(kind, (kind.name, key))
+        assert self.turn is not None
+        new = [key for name, key in self.turn.changed if name == kind.name and key not in kind.slots]
+        for count, key in enumerate([*kind.slots, *new], 1):
+            stored = self.turn.find(kind, (kind.name, key))
             if stored is not None and stored.alive:
-                yield key, stored, kind.kind.fields_of(kind.schema, stored.payload)
+                take(key, stored.slot, kind.kind.fields_of(kind.schema, stored.payload))
+            if count % PIECE == 0:
+                yield
 
     def _look(self, kind: KindState, key: str) -> Mapping[str, Any] | None:
         assert self.turn is not None
@@ -101,17 +159,25 @@ class Coordination:
         stored = self.turn.find(kind, (kind.name, key))
         return kind.kind.fields_of(kind.schema, stored.payload) if stored is not None and stored.alive else None
 
+    def _tally(self, kind: KindState, names: tuple[str, ...]) -> Tally:
+        what = kind.code, names
+        tally = self.tallies.get(what)
+        if tally is None:
+            tally = self.tallies[what] = Tally(names, kind.schema.defaults)
+            note = tally.note
+            self.making.begin(("tally", *what), self._each(kind, lambda key, _, fields: note(key, fields)))
+            if len(self.tallies) > VIEWS_MAX:
+                oldest, _ = self.tallies.popitem(last=False)
+                self.making.forget(("tally", *oldest))
+        self.tallies.move_to_end(what)
+        return tally
+
     def count(self, kind: KindState, wanted: Sequence[Demand]) -> int:
         """How many entities of a kind meet these demands, after the earlier requests of the turn."""
         wanted = sorted(wanted, key=lambda demand: demand.name)
         names = tuple([demand.name for demand in wanted])
-        tally = self.tallies.get((kind.code, names))
-        if tally is None:
-            tally = self.tallies[kind.code, names] = Tally(names, kind.schema.defaults)
-            tally.begin((key, fields) for key, _, fields in self._all(kind))
-            if len(self.tallies) > VIEWS_MAX:
-                self.tallies.popitem(last=False)
-        self.tallies.move_to_end((kind.code, names))
+        tally = self._tally(kind, names)
+        self.making.finish(("tally", kind.code, names))
         return tally.count(wanted)
 
     # --- kept up -----------------------------------------------------------------------------------------------------
@@ -132,36 +198,41 @@ class Coordination:
                 if kind == code and (fields is None or not step.touched or not set(names).isdisjoint(step.touched)):
                     tally.note(step.key, fields)
             board = self.boards.get(code)
-            if board is not None:
-                if fields is None or not board.attended.isdisjoint(step.touched):
-                    board.note(step.key, stored.slot, fields)
-                if self._projects is not None and (fields is None or not COSTS.isdisjoint(step.touched)):
+            if board is not None and (fields is None or not board.attended.isdisjoint(step.touched)):
+                board.note(step.key, stored.slot, fields)
+            if self._projects is not None:
+                if step.kind.claimable and (fields is None or not COSTS.isdisjoint(step.touched)):
                     self._projects.note_cost((code, step.key), fields)
-            elif self._projects is not None and issubclass(step.kind.model, Project):
-                self._projects.note(step.key, fields)
+                elif issubclass(step.kind.model, Project):
+                    self._projects.note(step.key, fields)
 
     def dropped(self) -> None:
         """What was written did not happen."""
         self.boards.clear()
         self.tallies.clear()
+        self.making.clear()
         self._projects = None
 
     # --- projects ----------------------------------------------------------------------------------------------------
 
     def kept_back(self) -> Callable[[str], bool]:
         """Whether the tasks of a project are not ready because of it."""
+        projects = self._of_projects()
+        self.making.finish("projects")
+        return projects.keeps
+
+    def _of_projects(self) -> Projects:
         if self._projects is None:
             self._projects = Projects(self._resume)
-            for kind, model in self._models():
-                if issubclass(model, Project):
-                    for key, _, fields in self._all(kind):
-                        self._projects.note(key, fields)
-            for kind, model in self._models():
-                if issubclass(model, Task):
-                    self.board(kind)  # which is told from now on of what its tasks cost
-                    for key, _, fields in self._all(kind):
-                        self._projects.note_cost((kind.code, key), fields)
-        return self._projects.keeps
+            self.making.begin("projects", self._each_cost(self._projects))
+        return self._projects
+
+    def _each_cost(self, projects: Projects) -> Iterator[None]:
+        for kind, model in self._models():
+            if issubclass(model, Project):
+                yield from self._each(kind, lambda key, _, fields: projects.note(key, fields))
+            elif issubclass(model, Task):
+                yield from self._each(kind, partial(_note_cost, projects, kind.code))
 
     def _models(self) -> list[tuple[KindState, type[Entity]]]:
         assert self.turn is not None
@@ -170,3 +241,11 @@ class Coordination:
     def _resume(self, project: str) -> None:
         for board in self.boards.values():
             board.ready.resume(project)
+
+
+def _depends(fields: Any) -> bool:
+    return fields is not None and not DEPENDS.isdisjoint(fields)
+
+
+def _note_cost(projects: Projects, code: int, key: str, _: int, fields: Mapping[str, Any]) -> None:
+    projects.note_cost((code, key), fields)

@@ -9,12 +9,13 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from heapq import heapify, heappop, heappush
+from heapq import heappop, heappush
 from itertools import count, product
 from math import prod
 from typing import Any
 
-from solewriter.shared.config import VIEWS_MAX
+from solewriter.engine_proc.coordination.making import PIECE
+from solewriter.shared.config import STALE_MAX, VIEWS_MAX
 from solewriter.shared.where import Demand
 
 
@@ -51,6 +52,11 @@ class _View:
         self.names = names
         self._defaults = [(name, defaults[name]) for name in names]
         self.heaps: dict[tuple[Any, ...], Heap] = {}
+        self.size = 0  # of all heaps
+
+    def push(self, candidate: Candidate, count: int) -> None:
+        heappush(self.heaps.setdefault(self.key(candidate), []), (candidate.order, count, candidate))
+        self.size += 1
 
     def key(self, candidate: Candidate) -> tuple[Any, ...]:
         values = candidate.values
@@ -90,8 +96,10 @@ class Ready:
 
     def _push(self, candidate: Candidate) -> None:
         self.came += 1
-        for view in self._views.values():
-            heappush(view.heaps.setdefault(view.key(candidate), []), (candidate.order, next(self._count), candidate))
+        for names, view in [*self._views.items()]:
+            view.push(candidate, next(self._count))
+            if view.size > 2 * len(self._ready) + STALE_MAX:  # of what was taken by other views, or is asked no more
+                del self._views[names]
 
     def remove(self, candidate: Candidate) -> None:
         candidate.ready = False
@@ -104,18 +112,30 @@ class Ready:
             if candidate.ready and candidate.live:
                 self._push(candidate)
 
+    def has(self, names: tuple[str, ...]) -> bool:
+        """Whether there is a view by these columns, in their order."""
+        return names in self._views
+
+    def begin(self, names: tuple[str, ...]) -> Iterator[None]:
+        """A view by these columns from now on; it is whole at the end of these steps."""
+        view = self._views[names] = _View(names, self._defaults)
+        if len(self._views) > VIEWS_MAX:
+            self._views.popitem(last=False)
+        return self._fill(view)
+
+    def _fill(self, view: _View) -> Iterator[None]:
+        for number, candidate in enumerate([*self._ready.values()], 1):
+            if candidate.ready and candidate.live:
+                view.push(candidate, next(self._count))
+            if number % PIECE == 0:
+                yield
+
     def _view(self, names: tuple[str, ...]) -> _View:
-        view = self._views.get(names)
-        if view is None:
-            view = self._views[names] = _View(names, self._defaults)
-            for candidate in self._ready.values():
-                view.heaps.setdefault(view.key(candidate), []).append((candidate.order, next(self._count), candidate))
-            for heap in view.heaps.values():
-                heapify(heap)
-            if len(self._views) > VIEWS_MAX:
-                self._views.popitem(last=False)
+        if names not in self._views:
+            for _ in self.begin(names):
+                pass
         self._views.move_to_end(names)
-        return view
+        return self._views[names]
 
     def best(
         self, demands: Sequence[Demand], kept: Callable[[str], bool], most: int, take: Callable[[Candidate], bool]
@@ -148,6 +168,7 @@ class Ready:
         for key, heap in heaps:
             while heap and not self._usable(heap[0][2], kept):
                 heappop(heap)
+                view.size -= 1
             if not heap:
                 if view.heaps.get(key) is heap:
                     del view.heaps[key]

@@ -1,12 +1,12 @@
 """How many entities of a kind have which values in some columns: what a guard on emptiness asks.
 
-Made at the first question about these columns, by one look at every entity, and kept up from then on. Each answer costs
+Made at the first question about these columns, by a look at every entity, and kept up from then on. Each answer costs
 one look-up, or, where an order is asked for, one look at each combination of values that occurs.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from itertools import product
 from math import prod
 from typing import Any
@@ -25,10 +25,6 @@ class Tally:
         self._defaults = [(name, single(defaults.get(name))) for name in names]
         self._counts: dict[Values, int] = {}
         self._held: dict[str, Values] = {}
-
-    def begin(self, entities: Iterable[tuple[str, Fields]]) -> None:
-        for key, fields in entities:
-            self.note(key, fields)
 
     def note(self, key: str, fields: Fields | None) -> None:
         """What an entity is from now on; None: it is gone."""

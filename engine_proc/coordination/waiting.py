@@ -101,15 +101,17 @@ class Lines:
     def lines(self) -> list[Line]:
         return list(self._lines.values())
 
-    def overdue(self, now_us: int) -> list[Parked]:
-        """Those who do not want to wait any longer."""
-        found = []
-        while self._ends and self._ends[0][0] <= now_us:
-            until_us, asked = heappop(self._ends)
-            parked = self._parked.get(asked)
-            if parked is not None and parked.wish.until_us == until_us:
-                found.append(parked)
-        return found
+    def overdue(self, now_us: int, most: int) -> list[Parked]:
+        """So many of those who do not want to wait any longer. They stay until they leave."""
+        found: dict[Asked, Parked] = {}
+        ends = self._ends
+        while ends and ends[0][0] <= now_us and len(found) < most:
+            _, asked = heappop(ends)
+            if asked in self._parked:
+                found[asked] = self._parked[asked]
+        for asked, parked in found.items():
+            heappush(ends, (parked.wish.until_us, asked))
+        return [*found.values()]
 
     @property
     def next_us(self) -> int:

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from solewriter.engine_proc.coordination.board import Board
-from solewriter.engine_proc.coordination.coordination import DEPENDS
+from solewriter.engine_proc.coordination.coordination import DEPENDS, ENDING
 from solewriter.engine_proc.decide.draft import Draft, Step
 from solewriter.shared.errors import InvalidMutation, RequestTooLarge
 from solewriter.shared.models import DependencyPolicy
 from solewriter.shared.mutations import Op
 from solewriter.shared.readiness import FINISHED, Dependency, state_of
 
-ENDING = frozenset({"status", "attempts", "max_retries"})  # fields that decide whether a task has ended
 NAMED_MAX = 20  # of what a refusal lists
 
 

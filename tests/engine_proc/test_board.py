@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+from itertools import islice
 from typing import Any
 
 import pytest
@@ -14,6 +15,7 @@ from solewriter.engine_proc.coordination.board import Board
 from solewriter.engine_proc.coordination.leases import Leases, ended, renewed
 from solewriter.engine_proc.coordination.tally import Tally
 from solewriter.shared.columns import from_us
+from solewriter.shared.config import STALE_MAX
 from solewriter.shared.entry import Lease
 from solewriter.shared.readiness import CLAIMABLE, attempts_left, is_met, state_of
 from solewriter.shared.registry import Registry
@@ -104,7 +106,8 @@ def test_a_board_is_what_looking_at_everything_says(before, after, first_us, lat
         tasks.pop(key, None)
         if fields is not None:
             tasks[key] = stored(fields)
-    board.begin((key, KEYS.index(key), fields) for key, fields in tasks.items())
+    for key, fields in tasks.items():
+        board.note(key, KEYS.index(key), fields)
     board.advance(first_us)
     for where in WHERES:
         assert offered(board, wanted(where), "") == ready(tasks, first_us, "", wanted(where))
@@ -126,6 +129,47 @@ def test_a_board_is_what_looking_at_everything_says(before, after, first_us, lat
     coming = [one["not_before"] for key, one in tasks.items() if key not in ready(tasks, now_us, "nobody's", [])
               and key in ready({**tasks, key: {**one, "not_before": None}}, now_us, "nobody's", [])]  # fmt: skip
     assert (from_us(board.next_us) if board.next_us else None) == min(coming, default=None)
+
+
+@settings(max_examples=150)
+@given(CHANGES, CHANGES, st.integers(0, 3), st.integers(0, 100))
+def test_a_board_that_is_made_while_tasks_change_is_the_same(before, after, steps, now_us):
+    """Its keys are those of the beginning; of each, what there is when its turn comes. Likewise a view."""
+    tasks = {key: stored(fields) for key, fields in before if fields is not None}
+    board = Board(KIND, KIND.schema.defaults, tasks.get)
+    shown = iter([*tasks])
+    views = [board.ready.begin(("project",))]
+    for key, fields in after:
+        for known in islice(shown, steps):
+            if known in tasks:
+                board.note(known, KEYS.index(known), tasks[known])
+        tasks.pop(key, None)
+        if fields is not None:
+            tasks[key] = stored(fields)
+        board.note(key, KEYS.index(key), tasks.get(key))
+        next(views[0], None)
+        board.advance(now_us)
+    for known in shown:
+        if known in tasks:
+            board.note(known, KEYS.index(known), tasks[known])
+    board.advance(now_us)
+    for _ in views[0]:
+        pass
+    for where in WHERES:
+        assert offered(board, wanted(where), "nobody's") == ready(tasks, now_us, "nobody's", wanted(where))
+
+
+def test_views_that_nobody_asks_do_not_grow_with_what_comes_and_goes():
+    board = Board(KIND, KIND.schema.defaults, dict[str, Any]().get)
+    made = datetime.datetime(2030, 1, 1, tzinfo=datetime.UTC)
+    assert offered(board, wanted({"project": "p"}), "") == []
+    for _ in range(3 * STALE_MAX):
+        board.note("t", 0, {"project": "q", "created_at": made})
+        assert offered(board, wanted({"priority": "medium"}), "") == ["t"]
+        board.note("t", 0, None)
+    assert all(len(heap) <= STALE_MAX + 2 for view in board.ready._views.values() for heap in view.heaps.values())
+    board.note("t", 0, {"project": "p"})
+    assert offered(board, wanted({"project": "p"}), "") == ["t"], "it is made again"
 
 
 @given(CHANGES)
@@ -180,7 +224,8 @@ def test_a_claim_looks_at_few_heaps_however_many_values_there_are():
     """Counted in candidates offered and heaps looked at: time would prove nothing."""
     board = Board(KIND, KIND.schema.defaults, dict[str, Any]().get)
     made = datetime.datetime(2030, 1, 1, tzinfo=datetime.UTC)
-    board.begin((f"t{n}", n, {"project": f"p{n}", "created_at": made}) for n in range(5_000))
+    for n in range(5_000):
+        board.note(f"t{n}", n, {"project": f"p{n}", "created_at": made})
     where = wanted({"project": "p77"})
     assert offered(board, where, "") == ["t77"]
     view = board.ready._views[("project",)]
@@ -195,7 +240,7 @@ def test_a_claim_looks_at_few_heaps_however_many_values_there_are():
 @pytest.mark.parametrize("most", [0, 1, 3])
 def test_views_are_bounded(most):
     board = Board(KIND, KIND.schema.defaults, dict[str, Any]().get)
-    board.begin([("a", 0, {})])
+    board.note("a", 0, {})
     names = ["project", "priority", "type", "status", "parent_task_id", "assigned_to"]
     for number in range(2 ** len(names)):
         where = {name: None if name in ("parent_task_id", "assigned_to") else KIND.schema.defaults[name]

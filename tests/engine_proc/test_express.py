@@ -291,7 +291,7 @@ def test_both_ways_are_one(tmp_path_factory: pytest.TempPathFactory, turns: list
 def test_the_fields_of_the_shipped_kinds_that_it_takes() -> None:
     assert Kind(Task).plain_fields == {
         "budget_limit", "coordination_topology", "cost", "deadline", "description", "estimated_complexity",
-        "max_retries", "not_before", "on_dependency_failure", "priority", "project", "retry_delay_s", "source",
+        "max_retries", "not_before", "priority", "project", "retry_delay_s", "source",
         "task_structure", "title", "type",
     }  # fmt: skip
     assert Kind(Note).plain_fields == {"size", "mood", "text", "share"}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -225,6 +226,74 @@ def test_a_lease_is_journaled_and_ends_by_an_engines_own_request(scene):
     assert heard == {asked: (Status.APPLIED, ["a"])}
     (held,) = scene.engine.writer.state.coordination.leases.all()
     assert held.token == 4
+
+
+@pytest.fixture
+def many(scene: Scene) -> Agent:
+    """Who has made 200 tasks, in an engine that was started since, and takes its time to look at them."""
+    scene.limits = msgspec.structs.replace(scene.limits, making_slice_s=0.0)
+    agent = Agent(scene, "many")
+    for number in range(200):
+        agent.asks(create(f"t{number}", priority="low"))
+    scene.turn()
+    scene.next_engine()
+    agent.sends_all_again()
+    scene.turn()
+    assert len(agent.hears()) == 200
+    return agent
+
+
+def test_who_asks_for_what_takes_long_to_make_waits_and_nobody_else_does(scene, many):
+    other = Agent(scene, "other")
+    claimed = many.asks(claim())
+    behind = many.asks(create("behind"))
+    made = [other.asks(create("first", priority="critical")), other.asks(create("second"))]
+    waiting = other.asks(claim(until_us=later(), project="p"))
+    scene.turn()
+    assert [reply.sequence for reply in other.call.replies()] == made
+    heard = many.call.replies()
+    assert [reply.sequence for reply in heard] == [claimed, behind]
+    assert [one[3] for one in heard[0].detail] == ["first"], "what came meanwhile counts"
+    assert heard[0].revision == 203, "both were made before it was decided"
+    other.asks(create("for whom it waits", project="p"))
+    scene.turn()
+    assert other.hears()[waiting] == (Status.APPLIED, ["for whom it waits"])
+
+
+def test_what_was_being_made_when_a_commit_failed_is_made_anew(scene, many):
+    other = Agent(scene, "other")
+    scene.steps.disk_full = True
+    full = False
+    while not full:
+        asked = other.asks(create(f"{len(other.frames)}", description="x" * 3_000))
+        claimed = many.asks(claim(reason="x" * 4_000))
+        scene.turn()
+        full = other.hears()[asked][0] == Status.UNAVAILABLE
+    many.hears()
+    scene.steps.disk_full = False
+    assert claimed
+    again = many.asks(claim(project="p"))
+    scene.turn()
+    assert many.hears() == {again: (Status.APPLIED, [])}
+
+
+def test_so_many_as_a_turn_takes_are_served_in_one(scene):
+    scene.limits = msgspec.structs.replace(scene.limits, batch_max=2)
+    scene.next_engine()
+    waiting = [Agent(scene, f"waiting {number}") for number in range(5)]
+    for agent in waiting:
+        agent.asks(claim(until_us=later()))
+        scene.turn()
+    served: list[Any] = []
+    told = scene.engine.writer.tending._told
+    scene.engine.writer.tending._told = lambda turn, *given: served.append(turn) or told(turn, *given)
+    other = Agent(scene, "other")
+    other.frames.append(wire.pack_frame([([create(f"t{n}") for n in range(5)], [], None, None)], DEFAULT_LIMITS))
+    other.call.write(other.frames[-1])
+    scene.turn()
+    heard: list[Any] = []
+    poll(lambda: scene.turn() or heard.extend(one for agent in waiting for one in agent.hears()) or len(heard) == 5)
+    assert max(Counter(map(id, served)).values()) == 2
 
 
 def poll(condition: Callable[[], Any]) -> None:
