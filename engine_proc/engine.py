@@ -43,6 +43,7 @@ from solewriter.shared.errors import (
     Unavailable,
     to_wire,
 )
+from solewriter.shared.folder import start_time_of
 from solewriter.shared.request_ids import own_id, session_number
 from solewriter.shared.wire import Status
 
@@ -261,6 +262,7 @@ class SingleWriter:
                 raise HelloRefused("this session is just being forgotten", "again")
             pending = turn.sessions.get(number)
             change, newcomer.first = self.sessions.greet(newcomer.hello, pending, turn.last_of)
+            change = msgspec.structs.replace(change, pid=newcomer.pid, born=start_time_of(newcomer.pid))
             if self.sessions.get(number) is None and pending is None:
                 coming = sum(self.sessions.get(one) is None for one in turn.sessions)
                 busy = {*self._bridge.connected(), *turn.sessions, *turn.forgotten_sessions}
@@ -269,7 +271,7 @@ class SingleWriter:
             newcomer.refuse(str(error), error.refusal)
             return
         self._bridge.supersede(change.session)
-        self.tending.lines.drop(change.session)  # its client sends again what was not answered
+        self.tending.greet(change.session)
         turn.sessions[change.session] = change
         self._greeted.append((newcomer, change))
         failpoint.reach("session.greeted")

@@ -62,6 +62,7 @@ class Recovery:
             self._publisher.reclaimer.keeps_tombstones = False
         if self.life is not None and self.life.boot != boot_id():
             self._state.coordination.leases.begin_anew(time.monotonic_ns() // 1000)
+            self._sessions.begin_anew()
         return checkpoint
 
     def _opened(self, whole: PrivateState) -> Checkpoint:

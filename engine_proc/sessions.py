@@ -54,6 +54,7 @@ class Session:
     __slots__ = (
         "_order",
         "actor",
+        "born",
         "client_id",
         "epoch",
         "fenced",
@@ -63,6 +64,7 @@ class Session:
         "last",
         "name",
         "number",
+        "pid",
         "quarantined",
         "told",
         "waiting",
@@ -75,6 +77,7 @@ class Session:
         self.actor = name.encode(errors="surrogatepass")
         self.epoch = 0
         self.instance = ""
+        self.pid = self.born = 0  # of the process that speaks for it, see SessionChange
         self.last = -1
         self.floor = 0  # numbers below it may be of an earlier life of this session, which was forgotten
         self.told: dict[int, Outcome] = {}
@@ -86,7 +89,9 @@ class Session:
 
     @property
     def state(self) -> SessionState:
-        change = SessionChange(self.number, self.client_id, self.name, self.epoch, self.last, self.instance)
+        change = SessionChange(
+            self.number, self.client_id, self.name, self.epoch, self.last, self.instance, self.pid, self.born
+        )
         outcomes = [self.told[sequence] for sequence in self._order]
         return SessionState(change, self.floor, list(self.gaps), list(self.fenced), outcomes, sorted(self.waiting))
 
@@ -96,6 +101,7 @@ class Session:
         change = state.change
         session = cls(change.session, change.client_id, change.name)
         session.epoch, session.instance, session.last = change.epoch, change.instance, change.last_sequence
+        session.pid, session.born = change.pid, change.born
         session.floor, session.fenced, session.waiting = state.floor, set(state.fenced), set(state.waiting)
         session.gaps.extend(state.gaps)
         session.told = {outcome.sequence: recovered(outcome) for outcome in state.outcomes}
@@ -171,6 +177,11 @@ class Sessions:
     def states(self) -> list[SessionState]:
         """For a checkpoint; the longest silent first."""
         return [session.state for session in self._by_number.values()]
+
+    def begin_anew(self) -> None:
+        """The processes of before are gone with their boot, whoever has their numbers now."""
+        for session in self._by_number.values():
+            session.pid = -1 if session.pid else 0
 
     def request_ids(self) -> list[tuple[str, Outcome]]:
         """The same of the user's own ids, the oldest first."""
@@ -269,6 +280,7 @@ class Sessions:
         if session.instance != change.instance:
             session.waiting.clear()  # nobody sends them again
         session.instance = change.instance
+        session.pid, session.born = change.pid, change.born
         session.pass_over(change.last_sequence)
         self._by_number[change.session] = session
         return session

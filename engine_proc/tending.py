@@ -21,6 +21,7 @@ from solewriter.engine_proc.state import State
 from solewriter.engine_proc.turn import Turn
 from solewriter.shared.config import TIMER_RETRY_S, Limits
 from solewriter.shared.entry import Lease, Outcome
+from solewriter.shared.folder import runs
 from solewriter.shared.mutations import Op
 from solewriter.shared.request_ids import session_number
 from solewriter.shared.wire import Status
@@ -67,10 +68,27 @@ class Tending:
         self._alarm: asyncio.TimerHandle | None = None
         self._alarm_us = 0
         self._not_before_us = 0  # after a commit that failed
-        until_us = _uptime_us() + self._grace_us
-        self._silent: dict[int, int] = dict.fromkeys(self._coordination.leases.sessions, until_us)  # until when
+        self._silent: dict[int, int] = {}  # sessions without a lane, and until when they may be
         self._watched: dict[int, int] = {}  # pidfds of processes whose sessions are silent
+        for session in self._coordination.leases.sessions:
+            self._recall(session)
         bridge.told_gone = self._gone
+
+    def _recall(self, number: int) -> None:
+        """A start is nobody's death: whose process is there has what it had, as long as that is there. Whose process is
+        not died while nobody looked. Only of whom that is not known silence is all that tells.
+        """
+        session = self._sessions.get(number)
+        try:
+            pidfd = pidfd_of(session.pid, session.born) if session is not None and session.pid else None
+        except OSError:  # out of descriptors
+            pidfd = None
+        if pidfd is None:
+            self._silent[number] = _uptime_us() + self._grace_us
+        elif pidfd < 0:
+            self._bridge.inbox.put_nowait([Occasion(number, died=True)])
+        else:
+            self._watch(number, pidfd)
 
     # --- occasions ---------------------------------------------------------------------------------------------------
 
@@ -84,9 +102,12 @@ class Tending:
         self.lines.drop(session)
         self._bridge.inbox.put_nowait([Occasion(session, died=lane.dying)])
         if not lane.dying and lane.pidfd >= 0:
-            self._watch_no_more(session)
-            pidfd = self._watched[session] = os.dup(lane.pidfd)
-            self._bridge.loop.add_reader(pidfd, self._died, session)
+            self._watch(session, os.dup(lane.pidfd))
+
+    def greet(self, session: int) -> None:
+        """It has a lane again, and its client sends again what was not answered."""
+        self.lines.drop(session)
+        self._watch_no_more(session)
 
     def claimed(self, lane: LaneEnd) -> None:
         """A claim was granted on this lane: if nobody is there any more, it is as if it had gone right now."""
@@ -96,6 +117,11 @@ class Tending:
     def _died(self, session: int) -> None:
         self._watch_no_more(session)
         self._bridge.inbox.put_nowait([Occasion(session, died=True)])
+
+    def _watch(self, session: int, pidfd: int) -> None:
+        self._watch_no_more(session)
+        self._watched[session] = pidfd
+        self._bridge.loop.add_reader(pidfd, self._died, session)
 
     def _watch_no_more(self, session: int) -> None:
         pidfd = self._watched.pop(session, None)
@@ -268,6 +294,20 @@ class Tending:
             parked = self.lines.leave(asked)
             if parked is not None:
                 self._say(parked.lane, (parked.sequence, Status.UNAVAILABLE, self._state.revision, detail))
+
+
+def pidfd_of(pid: int, born: int) -> int:
+    """Of exactly this process; -1 if it is not there any more. Raises OSError where nobody can tell."""
+    if pid < 0:
+        return -1
+    try:
+        pidfd = os.pidfd_open(pid)
+    except ProcessLookupError:
+        return -1
+    if runs(pid, born):
+        return pidfd
+    os.close(pidfd)
+    return -1
 
 
 def _uptime_us() -> int:

@@ -58,6 +58,8 @@ class SessionChange(msgspec.Struct, frozen=True, array_like=True):
     epoch: int
     last_sequence: int
     instance: str = ""  # which client object speaks for it: another one cannot send its frames again
+    pid: int = 0  # of its process; 0: not known, as in another pid namespace; below 0: of another boot
+    born: int = 0  # when that started, see `start_time_of`
 
 
 class Suspicion(msgspec.Struct, frozen=True):

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import os
+import subprocess
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -18,6 +20,7 @@ from solewriter.engine_proc import recovery
 from solewriter.engine_proc.coordination.leases import Leases
 from solewriter.engine_proc.coordination.waiting import Lines, Parked, Wish
 from solewriter.engine_proc.sessions import Session
+from solewriter.engine_proc.tending import pidfd_of
 from solewriter.shared import wire
 from solewriter.shared.config import DEFAULT_LIMITS, KIB, STALE_MAX, WIRE_VERSION
 from solewriter.shared.entry import Lease
@@ -47,8 +50,9 @@ def later() -> int:
 class Agent:
     """One session, whose frames are written by hand and can be written again."""
 
-    def __init__(self, scene: Scene, name: str) -> None:
+    def __init__(self, scene: Scene, name: str, pid: int | None = None) -> None:
         self.scene, self.name = scene, name
+        self.pid = pid  # of the process that it claims to be, where it is not this one
         self.frames: list[bytes] = []
         self.first = self.connect(resends=False)
 
@@ -60,6 +64,8 @@ class Agent:
         self.call = self.scene.parts.Call(self.scene.state, hello)
         self.scene.calls.append(self.call)
         self.scene.engine.read()
+        for items in self.scene.engine.bridge.inbox._queue if self.pid else ():
+            items[0].pid = self.pid
         self.scene.engine.turn()
         welcome = self.call.welcome()
         assert welcome is not None
@@ -100,7 +106,10 @@ class Scene:
             memory_dir=str(folder / "memory"), spin_s=0, session_grace_s=0.0, journal_file_bytes=16 * KIB
         )
         self.calls: list[Any] = []
-        self.engine = parts.LocalEngine(self.state, self.limits, "process", set())
+        self.start()
+
+    def start(self) -> None:
+        self.engine = self.parts.LocalEngine(self.state, self.limits, "process", self.fds)
 
     @property
     def fds(self) -> set[int]:
@@ -109,7 +118,7 @@ class Scene:
     def next_engine(self) -> None:
         """The engine is killed, and followed by another."""
         self.engine.kill(self.fds)
-        self.engine = self.parts.LocalEngine(self.state, self.limits, "process", self.fds)
+        self.start()
 
     def turn(self) -> None:
         self.engine.read()
@@ -294,6 +303,67 @@ def test_so_many_as_a_turn_takes_are_served_in_one(scene):
     heard: list[Any] = []
     poll(lambda: scene.turn() or heard.extend(one for agent in waiting for one in agent.hears()) or len(heard) == 5)
     assert max(Counter(map(id, served)).values()) == 2
+
+
+def held(scene: Scene) -> list[tuple[str, int]]:
+    return [(lease.key, lease.token) for lease in scene.engine.writer.state.coordination.leases.all()]
+
+
+@pytest.fixture
+def holder(scene: Scene) -> Iterator[Callable[[], None]]:
+    """A process has claimed "a", and the engine died. Call it to end that, too."""
+    process = subprocess.Popen(["sleep", "1000"])
+    agent = Agent(scene, "holder", process.pid)
+    agent.asks(create("a", max_retries=5))
+    agent.asks(claim())
+    scene.turn()
+    assert held(scene) == [("a", 2)]
+
+    def end() -> None:
+        process.kill()
+        process.wait()
+
+    yield end
+    end()
+
+
+def test_a_holder_that_died_while_there_was_no_engine_is_found_at_the_start(scene, holder):
+    scene.engine.kill(scene.fds)
+    holder()
+    scene.start()
+    scene.turn()
+    assert held(scene) == []
+
+
+def test_a_holder_that_lives_keeps_what_it_has_however_long_it_is_silent_after_a_start(scene, holder):
+    scene.next_engine()
+    assert scene.limits.session_grace_s == 0
+    for _ in range(3):
+        scene.turn()
+        assert held(scene) == [("a", 2)]
+    holder()
+    poll(lambda: scene.turn() or not held(scene))
+
+
+def test_a_process_of_another_boot_is_dead_and_one_that_nobody_knows_has_its_grace(scene, holder, monkeypatch):
+    session = scene.engine.server.sessions.get(session_number("holder"))
+    assert session.pid > 0
+    monkeypatch.setattr(recovery, "boot_id", lambda: "another one")
+    scene.engine.kill(scene.fds)
+    scene.limits = msgspec.structs.replace(scene.limits, session_grace_s=3600)
+    scene.start()
+    assert scene.engine.server.sessions.get(session_number("holder")).pid == -1
+    scene.turn()
+    assert held(scene) == []
+    with pytest.MonkeyPatch.context() as full:
+        full.setattr(os, "pidfd_open", no_descriptors)
+        with pytest.raises(OSError, match="too many"):
+            pidfd_of(os.getpid(), 1)
+    assert pidfd_of(os.getpid(), 1) == -1, "another process has this number now"
+
+
+def no_descriptors(pid: int) -> int:
+    raise OSError(errno.EMFILE, "too many of them")
 
 
 def poll(condition: Callable[[], Any]) -> None:

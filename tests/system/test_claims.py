@@ -536,7 +536,7 @@ def test_claims_survive_a_checkpoint_and_what_the_dead_held_is_found_by_the_next
     start_engine, state, limits, wait_until
 ):
     small = {name: getattr(limits, name) for name in limits.__struct_fields__}
-    limits = Limits(**{**small, "checkpoint_after_bytes": 64 * 1024})
+    limits = Limits(**{**small, "checkpoint_after_bytes": 64 * 1024, "session_grace_s": 3600.0})
     engine = start_engine(state, limits=limits)
     with connect(engine.state, name="a", limits=limits) as client:
         client.create(task("a", max_retries=5))
@@ -555,9 +555,7 @@ def test_claims_survive_a_checkpoint_and_what_the_dead_held_is_found_by_the_next
         process.join()
         os.kill(engine.pid, signal.SIGKILL)
         wait_until(lambda: engine.restarts == 1, 20, "the engine to come back")
-        begun = time.monotonic()
-        assert client.claim(Task, timeout_s=20).id == "b"
-        assert time.monotonic() - begun > 0.2, "its session had a grace"
+        assert client.claim(Task, timeout_s=20).id == "b", "it is not waited for"
         assert client.complete(mine).status is TaskStatus.COMPLETED
 
 
