@@ -187,31 +187,36 @@ class AioClient(AioVerbs):
         target: E | Ref[E],
         *,
         expect: int | None = None,
+        where: Where | None = None,
         tree: bool = False,
         reason: str = "",
         request_id: str | None = None,
         timeout_s: float | None = None,
         deadline_s: float | None = None,
     ) -> E:
-        """To the cancelled state, whatever the version, unless `expect` is given. With `tree`, all descendants with it,
-        but for those in a final state. Raises InvalidTransition.
+        """To the cancelled state, whatever the version, unless `expect` is given, and only if its fields are as `where`
+        says. With `tree`, all descendants with it, but for those in a final state. Raises InvalidTransition,
+        GuardFailed.
         """
-        mutation = Cancel(target, expect, reason, tree)
-        return await self._one(mutation, model_of(target), request_id, timeout_s, deadline_s)
+        mutation, guards = conditional(Cancel(target, expect, reason, tree), where)
+        return await self._one(mutation, model_of(target), request_id, timeout_s, deadline_s, guards)
 
     async def delete(
         self,
         target: Entity | Ref[Any],
         *,
         expect: Expect = FROM_TARGET,
+        where: Where | None = None,
         reason: str = "",
         request_id: str | None = None,
         timeout_s: float | None = None,
         deadline_s: float | None = None,
     ) -> None:
-        """Remove the entity; its id goes on with the next version if it is created again."""
-        mutation = Delete(target, expect, reason)
-        reply = await self.submit(mutation, request_id=request_id, timeout_s=timeout_s, deadline_s=deadline_s)
+        """Remove the entity; its id goes on with the next version if it is created again. `where` as in `update`."""
+        mutation, guards = conditional(Delete(target, expect, reason), where)
+        reply = await self.submit(
+            mutation, guards=guards, request_id=request_id, timeout_s=timeout_s, deadline_s=deadline_s
+        )
         reply.check()
 
     def transaction(
@@ -259,7 +264,9 @@ class AioClient(AioVerbs):
 
         def read(sent: Pending | Refused) -> Outcome:
             assert isinstance(sent, Pending), "a question is neither large nor ever late"
-            return self._answers.outcome(sent, request_id)
+            outcome = self._answers.outcome(sent, request_id)
+            self._tokens.resolved(outcome)
+            return outcome
 
         return await self._asked(wireform.outcome_query(request_id), read, timeout_s)
 

@@ -11,6 +11,7 @@ from typing import Any, TypeVar
 
 from solewriter.agents.aio_reader import AioReader
 from solewriter.agents.answers import Outcome
+from solewriter.agents.conflicts import conditional
 from solewriter.agents.difference import difference, newer
 from solewriter.agents.readiness import WORK_PATIENCE_S, is_anything_left
 from solewriter.agents.tokens import Tokens
@@ -83,6 +84,7 @@ class AioVerbs(ABC):
         operations: Mapping[str, Operation] | None = None,
         /,
         *,
+        where: Where | None = None,
         reason: str = "",
         request_id: str | None = None,
         timeout_s: float | None = None,
@@ -90,10 +92,11 @@ class AioVerbs(ABC):
         **more: Operation,
     ) -> E:
         """Operations on fields, such as `hits=Increment()`, whatever they hold by then: no version is compared, and
-        nobody is overtaken. Raises InvalidMutation for what cannot be done with a field.
+        nobody is overtaken. With `where`, only if its fields are like that. Raises InvalidMutation for what cannot be
+        done with a field; GuardFailed.
         """
-        mutation = Alter(target, {**(operations or {}), **more}, reason=reason)
-        return await self._one(mutation, model_of(target), request_id, timeout_s, deadline_s)
+        mutation, guards = conditional(Alter(target, {**(operations or {}), **more}, reason=reason), where)
+        return await self._one(mutation, model_of(target), request_id, timeout_s, deadline_s, guards)
 
     async def apply(
         self,

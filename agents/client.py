@@ -16,7 +16,7 @@ from solewriter.agents.deadline import deadline_us
 from solewriter.agents.difference import difference, newer
 from solewriter.agents.exchange import Exchange
 from solewriter.agents.reader import Reader
-from solewriter.agents.session import AgentSession, Pending, pipeline
+from solewriter.agents.session import AgentSession, Pending, outcome_unknown, pipeline
 from solewriter.agents.snapshot import Plain
 from solewriter.agents.tokens import Tokens
 from solewriter.agents.transaction import Transaction
@@ -159,31 +159,34 @@ class Client(Verbs):
         target: E | Ref[E],
         *,
         expect: int | None = None,
+        where: Where | None = None,
         tree: bool = False,
         reason: str = "",
         request_id: str | None = None,
         timeout_s: float | None = None,
         deadline_s: float | None = None,
     ) -> E:
-        """To the cancelled state, whatever the version, unless `expect` is given. With `tree`, all descendants with it,
-        but for those in a final state. Raises InvalidTransition.
+        """To the cancelled state, whatever the version, unless `expect` is given, and only if its fields are as `where`
+        says. With `tree`, all descendants with it, but for those in a final state. Raises InvalidTransition,
+        GuardFailed.
         """
-        mutation = Cancel(target, expect, reason, tree)
-        return self._one(mutation, model_of(target), request_id, timeout_s, deadline_s)
+        mutation, guards = conditional(Cancel(target, expect, reason, tree), where)
+        return self._one(mutation, model_of(target), request_id, timeout_s, deadline_s, guards)
 
     def delete(
         self,
         target: Entity | Ref[Any],
         *,
         expect: Expect = FROM_TARGET,
+        where: Where | None = None,
         reason: str = "",
         request_id: str | None = None,
         timeout_s: float | None = None,
         deadline_s: float | None = None,
     ) -> None:
-        """Remove the entity; its id goes on with the next version if it is created again."""
-        mutation = Delete(target, expect, reason)
-        self.submit(mutation, request_id=request_id, timeout_s=timeout_s, deadline_s=deadline_s).check()
+        """Remove the entity; its id goes on with the next version if it is created again. `where` as in `update`."""
+        mutation, guards = conditional(Delete(target, expect, reason), where)
+        self.submit(mutation, guards=guards, request_id=request_id, timeout_s=timeout_s, deadline_s=deadline_s).check()
 
     def transaction(
         self, *, request_id: str | None = None, timeout_s: float | None = None, deadline_s: float | None = None
@@ -237,7 +240,9 @@ class Client(Verbs):
         (sent,) = self._exchange.send([wireform.outcome_query(request_id)], patience)
         assert isinstance(sent, Pending), "a question is neither large nor ever late"
         self._exchange.wait(sent, patience)
-        return self._answers.outcome(sent, request_id)
+        outcome = self._answers.outcome(sent, request_id)
+        self._tokens.resolved(outcome)
+        return outcome
 
     def apply(
         self,
@@ -312,7 +317,11 @@ class Client(Verbs):
     def _told(self, sent: Pending | Refused, patience: float) -> Reply:
         if isinstance(sent, Refused):
             return self._answers.refused(sent)
-        self._exchange.wait(sent, patience)
+        try:
+            self._exchange.wait(sent, patience)
+        except KeyboardInterrupt as interrupted:  # says so, as a cancelled coroutine does: its cause names the request
+            interrupted.__cause__ = interrupted.__cause__ or outcome_unknown(sent)
+            raise
         reply = self._answers.reply(sent)
         self._tokens.told(reply)
         return reply

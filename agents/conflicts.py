@@ -6,13 +6,16 @@ Nothing is read again for it: the refusal carries the entity as it is now, who m
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, TypeVar
 
 import msgspec
 
 from solewriter.shared.errors import InvalidTransition, Verdict, VersionConflict
 from solewriter.shared.models import Entity
 from solewriter.shared.mutations import (
+    Alter,
+    Cancel,
+    Delete,
     GuardMutation,
     Mutation,
     Put,
@@ -25,10 +28,10 @@ from solewriter.shared.mutations import (
 from solewriter.shared.schema import plain
 from solewriter.shared.where import Where
 
+M = TypeVar("M", Update, Transition, Alter, Cancel, Delete)
 
-def conditional(
-    mutation: Update | Transition, where: Where | None, merge: bool
-) -> tuple[Update | Transition, list[GuardMutation]]:
+
+def conditional(mutation: M, where: Where | None, merge: bool = False) -> tuple[M, list[GuardMutation]]:
     """A change that compares fields in place of the version, where it is asked for: `where` those that the caller
     names, `merge` those that it changes. Raises TypeError for a merge of what was not read.
     """
@@ -36,16 +39,21 @@ def conditional(
     if where is not None:
         guards.append(RequireFields(mutation.target, where))
     if merge:
-        if not isinstance(mutation.target, Entity) or not mutation.target.version:
-            raise TypeError("merge=True compares with an entity that was read, not with a Ref")
-        changes = dict(mutation.changes)
-        if isinstance(mutation, Transition) and mutation.target.lifecycle is not None:
-            changes[mutation.target.lifecycle.field] = mutation.to
-        known = tuple(name for name in changes if name in type(mutation.target).model_fields)
-        guards.append(Unchanged(mutation.target, known))
+        guards.append(_unchanged(mutation))
     if not guards:
         return mutation, guards
     return msgspec.structs.replace(mutation, expect=_explicit(mutation.expect)), guards
+
+
+def _unchanged(mutation: Any) -> Unchanged:
+    """That what an update or a transition changes is as it was read."""
+    target = mutation.target
+    if not isinstance(target, Entity) or not target.version:
+        raise TypeError("merge=True compares with an entity that was read, not with a Ref")
+    names = [*mutation.changes]
+    if isinstance(mutation, Transition) and target.lifecycle is not None:
+        names.append(target.lifecycle.field)
+    return Unchanged(target, tuple([name for name in names if name in type(target).model_fields]))
 
 
 def _explicit(expect: Any) -> int | None:

@@ -8,10 +8,12 @@ from __future__ import annotations
 
 from typing import Any
 
+from solewriter.agents.answers import Outcome
 from solewriter.agents.session import Pending
+from solewriter.shared.config import ASKED_MAX
 from solewriter.shared.errors import Fenced, Refused
 from solewriter.shared.models import Task
-from solewriter.shared.mutations import Guard, Op, Reply
+from solewriter.shared.mutations import Applied, Guard, Op, Reply
 from solewriter.shared.wireform import PlainMutation, PlainRequest
 
 Key = tuple[str, str]  # kind, id
@@ -49,6 +51,13 @@ class Tokens:
         telling = [mutation for mutation in request[0] if mutation[0] in TELLING]
         if telling and (self._held or any(mutation[0] == CLAIM for mutation in telling)):
             self._asked[sent.request_id] = request[0]
+            if len(self._asked) > ASKED_MAX:
+                self._asked.pop(next(iter(self._asked), ""), None)
+
+    def resolved(self, outcome: Outcome) -> None:
+        """What became of a request whose answer did not come."""
+        if isinstance(outcome, Applied):
+            self.told(outcome.reply)
 
     def told(self, reply: Reply) -> None:
         """What it came to."""

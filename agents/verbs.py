@@ -7,13 +7,17 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, TypeVar
 
+from solewriter.agents.answers import Outcome
+from solewriter.agents.conflicts import conditional
 from solewriter.agents.reader import Reader
 from solewriter.agents.readiness import WORK_PATIENCE_S, is_anything_left
 from solewriter.agents.tokens import Tokens
-from solewriter.shared.config import Limits
+from solewriter.shared.config import GIVE_BACK_S, Limits
+from solewriter.shared.errors import OutcomeUnknown, SolewriterError
 from solewriter.shared.models import Entity, Ref, Task, name_of
 from solewriter.shared.mutations import (
     Alter,
+    Applied,
     Claim,
     Complete,
     Fail,
@@ -53,6 +57,9 @@ class Verbs(ABC):
     ) -> Reply: ...
 
     @abstractmethod
+    def outcome(self, request_id: str, *, timeout_s: float | None = None) -> Outcome: ...
+
+    @abstractmethod
     def _one(
         self,
         mutation: Mutation,
@@ -69,6 +76,7 @@ class Verbs(ABC):
         operations: Mapping[str, Operation] | None = None,
         /,
         *,
+        where: Where | None = None,
         reason: str = "",
         request_id: str | None = None,
         timeout_s: float | None = None,
@@ -76,10 +84,11 @@ class Verbs(ABC):
         **more: Operation,
     ) -> E:
         """Operations on fields, such as `hits=Increment()`, whatever they hold by then: no version is compared, and
-        nobody is overtaken. Raises InvalidMutation for what cannot be done with a field.
+        nobody is overtaken. With `where`, only if its fields are like that. Raises InvalidMutation for what cannot be
+        done with a field; GuardFailed.
         """
-        mutation = Alter(target, {**(operations or {}), **more}, reason=reason)
-        return self._one(mutation, model_of(target), request_id, timeout_s, deadline_s)
+        mutation, guards = conditional(Alter(target, {**(operations or {}), **more}, reason=reason), where)
+        return self._one(mutation, model_of(target), request_id, timeout_s, deadline_s, guards)
 
     # --- claiming ----------------------------------------------------------------------------------------------------
 
@@ -117,11 +126,29 @@ class Verbs(ABC):
         reason: str = "",
         request_id: str | None = None,
     ) -> list[T]:
-        """The best `count` ready tasks, or as many as there are; waits only while there is none."""
+        """The best `count` ready tasks, or as many as there are; waits only while there is none. Interrupted by Ctrl-C,
+        it gives back what it was granted.
+        """
         claim = claiming(kind, where, count, timeout_s, lease_s, assignee, reason)
         patience_s = timeout_s + self._limits.request_timeout_s
-        reply = self.submit(claim, request_id=request_id, timeout_s=patience_s).check()
-        return [*reply.entities]
+        try:
+            reply = self.submit(claim, request_id=request_id, timeout_s=patience_s)
+        except KeyboardInterrupt as interrupted:
+            self._give_back(kind, interrupted.__cause__)
+            raise
+        return [*reply.check().entities]
+
+    def _give_back(self, kind: type[Task], unknown: BaseException | None) -> None:
+        """Nobody waits for a claim any more, and what it brought."""
+        if not isinstance(unknown, OutcomeUnknown):
+            return
+        try:
+            outcome = self.outcome(unknown.request_id, timeout_s=GIVE_BACK_S)  # one that waits is answered by it
+            if isinstance(outcome, Applied):
+                for result in outcome.reply.results:
+                    self.submit(Release(kind.ref(result.id), "its claim was interrupted"), timeout_s=GIVE_BACK_S)
+        except SolewriterError:
+            pass  # the engine is gone: then what this process holds is taken away when it ends
 
     def complete(
         self,

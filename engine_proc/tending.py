@@ -19,6 +19,7 @@ from solewriter.engine_proc.coordination.waiting import Line, Lines, Parked, Wis
 from solewriter.engine_proc.sessions import ENGINE_ID, NEVER, Session, Sessions
 from solewriter.engine_proc.state import State
 from solewriter.engine_proc.turn import Turn
+from solewriter.shared import failpoint
 from solewriter.shared.config import TIMER_RETRY_S, Limits
 from solewriter.shared.entry import Lease, Outcome
 from solewriter.shared.folder import runs
@@ -111,6 +112,7 @@ class Tending:
 
     def claimed(self, lane: LaneEnd) -> None:
         """A claim was granted on this lane: if nobody is there any more, it is as if it had gone right now."""
+        failpoint.reach("claim.granted")
         if lane.closed:
             self._bridge.inbox.put_nowait([Occasion(lane.session.number, died=lane.dying)])
 
@@ -179,6 +181,7 @@ class Tending:
         told = self._told(turn, self._self, self._next_sequence(), ([mutation], [], None, None), None)
         if told is None or told.status != Status.APPLIED:  # its model does not let it be interrupted: nobody holds it
             turn.leases[place] = None
+        failpoint.reach("claim.lost")
 
     def _next_sequence(self) -> int:
         """Of the engine's own requests: higher than any before, also after a restart."""
@@ -197,6 +200,7 @@ class Tending:
         self.lines.park(Parked(lane, session, sequence, request, wish), self._coordination.boards[wish.kind].ready.came)
         if sequence not in session.waiting:
             turn.waiting.append((session.number, sequence))
+        failpoint.reach("claim.parked")
         return True
 
     def serve(self, turn: Turn) -> None:
@@ -278,6 +282,7 @@ class Tending:
         return min((one for one in times if one > 0), default=0)
 
     def _ring(self) -> None:
+        failpoint.reach("timer.fired")
         self._alarm, self._alarm_us = None, 0
         self._bridge.inbox.put_nowait([Occasion()])
 

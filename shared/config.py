@@ -153,6 +153,8 @@ QUARANTINE_DEATHS = 2  # of engines in a row, in one request: one may be chance,
 QUARANTINED_MAX = 1_024  # such requests remembered, the oldest forgotten first; one costs two deaths of the engine
 LEASE_LEAST_S, LEASE_MOST_S = 0.001, 1e9  # of a lease that is bound: below, it ends before its claimer knows of it
 VIEWS_MAX = 16  # of a kind: different sets of columns that claimers ask for, each with an order of its own
+GIVE_BACK_S = 0.5  # for giving back what an interrupted claim was granted: whoever presses Ctrl-C wants to go
+ASKED_MAX = 1_024  # claims and the like of a client whose answers may still come; of older ones nobody reads them
 STALE_MAX = 1_024  # times of what is over already, beyond twice of what is not, in whatever is ordered by time or rank:
 # then they are swept out, which costs each of them once more what it cost to come in
 TIMER_RETRY_S = 0.5  # after a full disk kept the engine from doing what is due

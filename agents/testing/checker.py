@@ -85,6 +85,7 @@ def check(
     looks = [look for taken in gathered.looks.values() for look in taken]
     violations = chain(
         told_as_recovered(accounts),
+        claims_are_kept(accounts),
         in_real_time_order(accounts, floor),
         replay(accounts, kinds_of(models), looks, final),
         versions_recovered(history),
@@ -92,7 +93,6 @@ def check(
         readers_go_forward(gathered.looks),
         readers_see_what_was_told(gathered.looks, floor),
         watches_bring_every_change(gathered.watches, history),
-        claims_are_kept(accounts),
         the_load_was_real(gathered, accounts, acks_min),
     )
     found = list(violations)

@@ -39,6 +39,8 @@ SELDOM = (
     "reclaim.",
     "checkpoint.",
     "trim.",
+    "claim.",
+    "timer.",
 )  # places that a life reaches a few times, if at all
 ONCE = ("recover.",)
 

@@ -245,6 +245,24 @@ def test_a_transition_merges_with_changes_of_other_fields(client):
     assert lost.value.verdict is Verdict.LOST
 
 
+def test_every_verb_takes_a_condition_in_place_of_the_version(client):
+    task = client.create(Task(title="x", source="here"))
+    client.update(task, description="somebody else's")
+    for deed in (
+        lambda: client.alter(task, where={"source": "there"}, cost=Increment(1)),
+        lambda: client.cancel(task, where={"source": "there"}),
+        lambda: client.cancel(Task.ref(task.id), where={"source": "there"}, tree=True),
+        lambda: client.delete(task, where={"source": "there"}),
+    ):
+        with pytest.raises(GuardFailed) as failed:
+            deed()
+        assert failed.value.current.version == 2
+    assert client.alter(task, where={"source": "here"}, cost=Increment(1)).cost == 1
+    assert client.cancel(task, where={"source": ["here", "there"]}).status is TaskStatus.CANCELLED
+    client.delete(task, where={"status": "cancelled"})
+    assert client.get(Task, task.id) is None
+
+
 def test_a_conflict_says_what_it_comes_to(client, engine):
     seen = client.create(Task(title="x"))
     with connect(engine.state, name="faster") as faster:
@@ -288,6 +306,10 @@ def test_coroutines_do_the_same(engine):
             task = await client.create(Task(title="x"))
             step = Transition(task, "rejected")
             assert (await client.transition(task, step.to, merge=True)).status is TaskStatus.REJECTED
+            for deed in (client.cancel, client.delete, client.alter):
+                with pytest.raises(GuardFailed):
+                    await deed(task, where={"title": "y"})
+            await client.delete(task, where={"title": "x"})
 
     asyncio.run(story())
 

@@ -11,6 +11,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -27,6 +28,7 @@ from solewriter import (
     InvalidMutation,
     InvalidTransition,
     Limits,
+    OutcomeUnknown,
     Project,
     ProjectStatus,
     Range,
@@ -44,7 +46,8 @@ from solewriter import (
 )
 from solewriter.agents.readiness import Obstacle
 from solewriter.shared import wire
-from solewriter.shared.config import DEFAULT_LIMITS
+from solewriter.shared.config import ASKED_MAX, DEFAULT_LIMITS
+from solewriter.shared.mutations import Op
 from solewriter.shared.wire import Status
 
 fork = multiprocessing.get_context("fork")
@@ -745,6 +748,45 @@ def test_a_coroutine_that_is_cancelled_leaves_no_claim_behind(engine, client, li
             assert [one.id for one in await agent.claim_many(Task, 9)] == ["b", "c"]
 
     asyncio.run(story())
+
+
+def test_ctrl_c_leaves_no_claim_behind(engine, client, limits, wait_until):
+    """While it waits in the engine, and when it was granted and its answer is on its way."""
+    with connect(engine.state, name="me", limits=limits) as agent:
+        for granted in (False, True):
+            waiting = agent._exchange.wait
+
+            def interrupted(sent: Any, deadline: float, granted: bool = granted, waiting: Any = waiting) -> None:
+                agent._exchange.wait = waiting
+                if granted:
+                    client.create(task("a"))
+                    wait_until(lambda: status(client, "a") is TaskStatus.IN_PROGRESS, 20, "it is granted")
+                raise KeyboardInterrupt
+
+            agent._exchange.wait = interrupted
+            with pytest.raises(KeyboardInterrupt) as raised:
+                agent.claim(Task, timeout_s=20)
+            assert isinstance(raised.value.__cause__, OutcomeUnknown)
+        assert agent.holds(Task, "a") is None
+        found = client.claim(Task)
+        assert (found.id, found.attempts) == ("a", 1), "that it was granted does not count"
+
+
+def test_what_a_claim_brought_whose_answer_did_not_come_in_time_is_known_by_its_outcome(engine, client, limits):
+    client.create(task("a"))
+    with connect(engine.state, name="me", limits=limits) as agent:
+        os.kill(engine.pid, signal.SIGSTOP)
+        with pytest.raises(OutcomeUnknown) as unknown:
+            agent.submit(Claim(Task), timeout_s=0.05)
+        os.kill(engine.pid, signal.SIGCONT)
+        outcome = agent.outcome(unknown.value.request_id)
+        assert agent.holds(Task, "a") == outcome.reply.results[0].version
+        assert agent.complete(outcome.reply.entity).status is TaskStatus.COMPLETED
+        for _ in range(2 * ASKED_MAX):
+            agent._tokens.sent(
+                SimpleNamespace(request_id=os.urandom(4)), ([(Op.CLAIM.value, "Task", "*")], [], None, None)
+            )
+        assert len(agent._tokens._asked) <= ASKED_MAX
 
 
 def test_a_reply_that_tells_of_claims_in_a_pipeline_is_remembered(client, other):
