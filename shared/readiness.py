@@ -16,10 +16,8 @@ CLAIMABLE = frozenset({"created", "interrupted", "failed"})  # nobody works at t
 HELD = frozenset({"assigned", "in_progress", "in_review", "auth_required"})  # somebody does: a claim lasts so long
 FINISHED = frozenset({"completed", "cancelled", "rejected"})
 RANK = {priority.value: rank for rank, priority in enumerate(TaskPriority)}  # critical first
-FIELDS = frozenset(
-    {"status", "dependencies", "attempts", "max_retries", "not_before", "on_dependency_failure", "parent_task_id"}
-)
-"""What decides readiness and order, besides the columns that claimers ask for"""
+DEPENDS = frozenset({"dependencies", "on_dependency_failure"})  # fields that decide what a task waits for
+ENDING = frozenset({"status", "attempts", "max_retries"})  # fields that decide whether it has ended
 
 Field = Callable[[str], Any]  # a field's name -> its plain value
 

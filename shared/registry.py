@@ -15,6 +15,7 @@ from solewriter.shared.errors import InvalidMutation, SchemaMismatch, UnknownKin
 from solewriter.shared.fieldtypes import refuse_unsuitable
 from solewriter.shared.frozen import FrozenMap
 from solewriter.shared.models import CONCERNS, Entity, Lifecycle, Project, Task
+from solewriter.shared.readiness import DEPENDS
 from solewriter.shared.schema import Schema, decode, encode, plain, shape_of
 
 E = TypeVar("E", bound=Entity)
@@ -26,7 +27,6 @@ _NO_DEFAULT: Final = object()
 STAMPS: Final = ("created_by", "created_at", "updated_at")  # filled in by the engine where a model declares them
 _OWN_CELLS: Final = ("updated_at", "version")  # set by the engine at every change
 _STAMPS: Final = struct.Struct("<qq")  # their cells, where they are the last ones, in this order
-CONCERNS_OTHERS: Final = frozenset({"dependencies", "on_dependency_failure"})  # of tasks
 IN_HEADER: Final = frozenset({"id", "version", "updated_at"})
 
 
@@ -87,13 +87,13 @@ class Kind:
     @property
     def plain_fields(self) -> frozenset[str]:
         """Those that can be changed by themselves, and whose validation runs nobody's code; of tasks, none that decides
-        what becomes of others.
+        what they wait for.
         """
         found = self._plain_fields
         if found is None:
             free = frozenset[str]() if self._concern is None else self._stored_names - self._concern - self.fixed
             if self.claimable:
-                free -= CONCERNS_OTHERS
+                free -= DEPENDS
             plain = [name for name in free if _is_plain(self._field_adapter(name).core_schema)]
             found = self._plain_fields = frozenset(plain)
         return found

@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import datetime
 from collections.abc import Callable, Iterable, Mapping
-from heapq import heappop, heappush
+from heapq import heapify, heappop, heappush
 from itertools import count
 from typing import Any
 
 from solewriter.engine_proc.coordination.graph import NOBODY, Graph
 from solewriter.engine_proc.coordination.ready import Candidate, Ready
 from solewriter.shared.columns import to_us
+from solewriter.shared.config import STALE_MAX
 from solewriter.shared.models import DependencyPolicy
 from solewriter.shared.readiness import CLAIMABLE, RANK, Dependency, attempts_left, is_met, state_of
 from solewriter.shared.registry import Kind
@@ -106,9 +107,16 @@ class Board:
                 self.ready.remove(candidate)
         elif not candidate.ready:
             if candidate.not_before_us:
-                heappush(self._later, (candidate.not_before_us, next(self._count), candidate))
+                self._put_off(candidate)
             else:
                 self.ready.add(candidate)
+
+    def _put_off(self, candidate: Candidate) -> None:
+        """Until its time. What has changed since stays until then, but must not add up."""
+        heappush(self._later, (candidate.not_before_us, next(self._count), candidate))
+        if len(self._later) > 2 * len(self._candidates) + STALE_MAX:
+            self._later = [entry for entry in self._later if entry[2].live]
+            heapify(self._later)
 
     def advance(self, now_us: int) -> None:
         """What was to come until now is there."""

@@ -20,6 +20,8 @@ from solewriter.engine_proc.kinds import KindState
 from solewriter.shared.config import VIEWS_MAX, Limits
 from solewriter.shared.models import Entity, Project, Task
 from solewriter.shared.mutations import Guard, Op
+from solewriter.shared.readiness import DEPENDS, ENDING
+from solewriter.shared.schema import encode, plain
 from solewriter.shared.wireform import PlainRequest
 
 if TYPE_CHECKING:
@@ -33,8 +35,6 @@ Take = Callable[[str, int, Mapping[str, Any]], None]  # is shown an entity: key,
 _CREATE, _CANCEL, _DELETE, _CLAIM = (op.value for op in (Op.CREATE, Op.CANCEL, Op.DELETE, Op.CLAIM))
 _UPDATE, _ALTER = Op.UPDATE.value, Op.ALTER.value
 _NONE = Guard.REQUIRE_NONE.value
-DEPENDS = frozenset({"dependencies", "on_dependency_failure"})
-ENDING = frozenset({"status", "attempts", "max_retries"})  # fields that decide whether a task has ended
 COSTS = frozenset({"cost", "project"})
 TREE = "tree"  # in place of a state, what a cancel takes
 
@@ -48,6 +48,7 @@ class Coordination:
         self.cascades: set[int] = set()  # kinds in which some entity was ever to be cancelled with another
         self.boards: dict[int, Board] = {}  # those that are being made, too, and so are the others
         self.tallies: OrderedDict[Counted, Tally] = OrderedDict()
+        self._defaults: dict[int, Mapping[str, Any]] = {}  # by kind, see `_whole`
         self.making = Making(limits.making_slice_s)
         self.idle = True  # nobody coordinates: requests about one entity's plain fields need not be looked at
         self._projects: Projects | None = None  # None: not looked yet
@@ -149,7 +150,7 @@ class Coordination:
         for count, key in enumerate([*kind.slots, *new], 1):
             stored = self.turn.find(kind, (kind.name, key))
             if stored is not None and stored.alive:
-                take(key, stored.slot, kind.kind.fields_of(kind.schema, stored.payload))
+                take(key, stored.slot, self._whole(kind, kind.kind.fields_of(kind.schema, stored.payload)))
             if count % PIECE == 0:
                 yield
 
@@ -157,7 +158,16 @@ class Coordination:
         assert self.turn is not None
         assert kind.kind is not None
         stored = self.turn.find(kind, (kind.name, key))
-        return kind.kind.fields_of(kind.schema, stored.payload) if stored is not None and stored.alive else None
+        if stored is None or not stored.alive:
+            return None
+        return self._whole(kind, kind.kind.fields_of(kind.schema, stored.payload))
+
+    def _whole(self, kind: KindState, fields: Mapping[str, Any]) -> Mapping[str, Any]:
+        """An entity's stored fields, and those defaults of its class that are not Task's."""
+        own = self._defaults.get(kind.code)
+        if own is None:
+            own = self._defaults[kind.code] = _own_defaults(kind)
+        return {**own, **fields} if own else fields
 
     def _tally(self, kind: KindState, names: tuple[str, ...]) -> Tally:
         what = kind.code, names
@@ -193,7 +203,7 @@ class Coordination:
             stored = step.stored
             if stored is None:
                 continue
-            code, fields = step.state.code, step.fields if step.exists else None
+            code, fields = step.state.code, self._whole(step.state, step.fields) if step.exists else None
             for (kind, names), tally in self.tallies.items():
                 if kind == code and (fields is None or not step.touched or not set(names).isdisjoint(step.touched)):
                     tally.note(step.key, fields)
@@ -211,6 +221,7 @@ class Coordination:
         self.boards.clear()
         self.tallies.clear()
         self.making.clear()
+        self._defaults.clear()
         self._projects = None
 
     # --- projects ----------------------------------------------------------------------------------------------------
@@ -241,6 +252,18 @@ class Coordination:
     def _resume(self, project: str) -> None:
         for board in self.boards.values():
             board.ready.resume(project)
+
+
+def _own_defaults(kind: KindState) -> Mapping[str, Any]:
+    """Those of a class of tasks that are not Task's."""
+    if kind.kind is None or not kind.kind.claimable:
+        return {}
+    return {name: value for name, value in kind.schema.defaults.items() if not _is_of_tasks(name, value)}
+
+
+def _is_of_tasks(name: str, default: Any) -> bool:
+    field = Task.model_fields.get(name)
+    return field is not None and not field.is_required() and bool(encode(plain(field.get_default())) == encode(default))
 
 
 def _depends(fields: Any) -> bool:

@@ -7,11 +7,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 
-from solewriter.engine_proc.coordination.coordination import DEPENDS
 from solewriter.engine_proc.decide import claims, content, dependencies, fencing, fields, guards, lifecycle
 from solewriter.engine_proc.decide.draft import Draft, Step
 from solewriter.shared.errors import BadRequest
 from solewriter.shared.mutations import Op
+from solewriter.shared.readiness import DEPENDS
 from solewriter.shared.wireform import PlainMutation, PlainRequest
 
 DECIDERS: Mapping[int, Callable[[Draft, PlainMutation], Step | list[Step]]] = {

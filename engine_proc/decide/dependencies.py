@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from solewriter.engine_proc.coordination.board import Board
-from solewriter.engine_proc.coordination.coordination import DEPENDS, ENDING
 from solewriter.engine_proc.decide.draft import Draft, Step
 from solewriter.shared.errors import InvalidMutation, RequestTooLarge
 from solewriter.shared.models import DependencyPolicy
 from solewriter.shared.mutations import Op
-from solewriter.shared.readiness import FINISHED, Dependency, state_of
+from solewriter.shared.readiness import DEPENDS, ENDING, FINISHED, Dependency, state_of
 
 NAMED_MAX = 20  # of what a refusal lists
 
@@ -17,7 +16,7 @@ def check(draft: Draft, step: Step) -> None:
     """What a task newly depends on exists, and none of it depends on the task. Raises InvalidMutation."""
     if step.field("on_dependency_failure") == DependencyPolicy.CANCEL:
         draft.turn.cascades |= {step.state.code} - draft.turn.coordination.cascades
-    wanted = step.fields.get("dependencies", ())
+    wanted = step.field("dependencies")
     known = _before(step)
     new = [one for one in wanted if one not in known]
     unknown = [one for one in new if not _exists(draft, step, one)]
@@ -30,7 +29,7 @@ def check(draft: Draft, step: Step) -> None:
     if not new:
         return
     changed = {
-        one.key: one.fields.get("dependencies", ()) if one.exists else ()
+        one.key: one.field("dependencies") if one.exists else ()
         for one in draft.steps.values()
         if one.state is step.state and one.op and (not one.exists or "dependencies" in one.touched)
     }
@@ -46,7 +45,7 @@ def check(draft: Draft, step: Step) -> None:
 def _before(step: Step) -> frozenset[str]:
     if step.before is None or not step.before.alive:
         return frozenset()
-    return frozenset(step.kind.fields_of(step.state.schema, step.before.payload).get("dependencies", ()))
+    return frozenset(Step(step.state, step.kind, step.key, step.before, step.turn).field("dependencies"))
 
 
 def _exists(draft: Draft, step: Step, key: str) -> bool:
@@ -69,7 +68,7 @@ def cascade(draft: Draft) -> None:
     written = [step for step in draft.steps.values() if step.op and step.exists and step.state.code in cascades]
     for step in written:
         if not DEPENDS.isdisjoint(step.touched):
-            for key in step.fields.get("dependencies", ()):
+            for key in step.field("dependencies"):
                 on = draft.steps.get((step.kind.name, key)) or draft.before(step.kind.name, key)
                 if on.exists and state_of(on.field) == Dependency.ENDED and _goes_with_it(step, on):
                     step.change(step.op, step.reason, {"status": "cancelled"})
@@ -93,7 +92,7 @@ def _goes_with_it(step: Step, over: Step) -> bool:
         step.exists
         and step.field("on_dependency_failure") == DependencyPolicy.CANCEL
         and step.field("status") not in FINISHED
-        and over.key in step.fields.get("dependencies", ())
+        and over.key in step.field("dependencies")
     )
 
 

@@ -21,6 +21,7 @@ from solewriter import (
     Client,
     Complete,
     Create,
+    DependencyPolicy,
     Engine,
     Fenced,
     GuardFailed,
@@ -124,6 +125,34 @@ def test_a_claim_asks_for_columns(client):
         client.claim_many(Task, 0)
     with pytest.raises(InvalidMutation):
         client.claim(Project)
+
+
+class Chore(Task, columns=("role",)):
+    """A kind of its own, whose defaults are not those of all tasks."""
+
+    role: str = "anybody"
+    project: str = "house"
+    max_retries: int = 2
+    on_dependency_failure: DependencyPolicy = DependencyPolicy.IGNORE
+
+
+def test_a_class_of_its_own_has_defaults_of_its_own(start_engine, state, limits):
+    engine = start_engine(state, models=[Chore], limits=limits)
+    with connect(engine.state, name="me", limits=limits) as client:
+        client.create(Chore(id="a", title="a"))
+        client.create(Chore(id="b", title="b", dependencies=("a",), not_before=OLD))
+        client.create(Project(id="house", name="house"))
+        client.transition(Project.ref("house"), ProjectStatus.PAUSED)
+        assert client.claim(Chore, where={"role": "anybody"}) is None, "its project by default is paused"
+        client.transition(Project.ref("house"), ProjectStatus.ACTIVE)
+        assert client.claim(Chore, where={"project": "house"}).id == "a"
+        client.fail(Chore.ref("a"), final=True)
+        assert client.claim(Chore).id == "b", "by default it goes on"
+        client.complete(Chore.ref("b"), cost=2.0)
+        client.update(Project.ref("house"), budget_limit=2.0)
+        client.create(Chore(id="c", title="c"))
+        assert client.claim(Chore) is None, "what it costs counts for its project by default"
+        assert client.claim(Task) is None
 
 
 def test_two_claims_in_one_turn_never_get_the_same(client):
