@@ -260,6 +260,33 @@ def test_a_claimed_task_is_changed_by_its_claimer_only(client, other):
     assert client.get(Task, "a") == mine
 
 
+def test_what_comes_to_depend_on_the_ended_goes_with_it_at_once(client):
+    make(client, task("gone"), task("late"), task("flaky", max_retries=3))
+    client.cancel(Task.ref("gone"))
+    born = client.create(task("born", dependencies=("gone",), on_dependency_failure="cancel"), reason="why not")
+    assert (born.status, born.version) == (TaskStatus.CANCELLED, 1)
+    client.create(task("below", dependencies=("late",), on_dependency_failure="cancel"))
+    revision = client.reader.revision
+    late = client.update(Task.ref("late"), dependencies=("gone",), on_dependency_failure="cancel")
+    assert (late.status, status(client, "below")) == (TaskStatus.CANCELLED, TaskStatus.CANCELLED)
+    assert client.reader.revision == revision + 1
+    assert client.put(task("put", dependencies=("gone",), on_dependency_failure="cancel")).status == "cancelled"
+    assert client.create(task("patient", dependencies=("gone",))).status is TaskStatus.CREATED
+    client.create(task("hopeful", dependencies=("flaky",), on_dependency_failure="cancel"))
+    client.fail(client.claim(Task))
+    assert status(client, "hopeful") is TaskStatus.CREATED, "attempts are left"
+    client.update(Task.ref("flaky"), max_retries=0)
+    assert status(client, "hopeful") is TaskStatus.CANCELLED, "now there are none"
+
+
+def test_a_way_through_what_the_same_request_deletes_is_no_circle(client):
+    make(client, task("a"), task("b", dependencies=("a",)), task("c", dependencies=("b",)))
+    with client.transaction() as tx:
+        tx.delete(Task.ref("b"))
+        tx.update(Task.ref("a"), dependencies=("c",))
+    assert client.get(Task, "a").dependencies == ("c",)
+
+
 def test_nothing_goes_through_with_a_cancel(client, other):
     make(client, task("a"))
     mine = client.claim(Task)
