@@ -107,15 +107,8 @@ class SingleWriter:
             self._reply()
             self._reclaim(turn.bytes)
             self.between.look()
-            self._make()
+            self.tending.make()
             self.tending.set_alarm()
-
-    def _make(self) -> None:
-        """A slice of what requests wait for."""
-        if self._making:
-            self._making.go_on()
-            if not self._making and self.tending.lines:
-                self._bridge.inbox.put_nowait([Occasion()])
 
     def _reclaim(self, written: int) -> None:
         """After the replies left."""

@@ -254,6 +254,14 @@ class Tending:
             self._say(parked.lane, (parked.sequence, NEVER.status, turn.revision, NEVER.detail))
         return parked is not None or (session is not None and asked[1] in session.waiting)
 
+    def make(self) -> None:
+        """A slice of what requests need to be decided. When it is done, those that wait in lines are looked at, too."""
+        making = self._coordination.making
+        if making:
+            making.go_on()
+            if not making and self.lines:
+                self._bridge.inbox.put_nowait([Occasion()])
+
     # --- time --------------------------------------------------------------------------------------------------------
 
     def set_alarm(self) -> None:

@@ -88,6 +88,7 @@ def plan(seed: int, number: int = 1, failpoints: Sequence[str] = ENGINES) -> Pla
         recent_bytes=dice.choice((16 * KIB, 2 * MIB)),
         snapshot_age_max_s=SNAPSHOT_AGE_S,
         session_grace_s=GRACE_S,
+        making_slice_s=random.Random(f"{seed}/{number}/slices").choice((0.0, 0.005)),  # none: a piece at a time
         heartbeat_s=0.1,
         restart_backoff_s=0.002,
         restart_backoff_max_s=0.01,
