@@ -303,7 +303,7 @@ class SingleWriter:
             if plain[3] is not None and time.monotonic_ns() // 1000 > plain[3]:
                 raise Expired("the request's deadline passed before it was decided")
             heap, coordination, written = self._publisher.heap, self.state.coordination, None
-            if coordination.idle:
+            if coordination.idle or coordination.passes(turn, plain):
                 written = express.update(turn, plain, session, sequence, heap, self._limits.entity_bytes_max)
             if written is None:
                 attended = coordination.attends(turn, plain)

@@ -36,6 +36,7 @@ _CREATE, _CANCEL, _DELETE, _CLAIM = (op.value for op in (Op.CREATE, Op.CANCEL, O
 _UPDATE, _ALTER = Op.UPDATE.value, Op.ALTER.value
 _NONE = Guard.REQUIRE_NONE.value
 COSTS = frozenset({"cost", "project"})
+OF_PROJECTS = frozenset({"status", "budget_limit", "on_budget"})  # that keep tasks back
 TREE = "tree"  # in place of a state, what a cancel takes
 
 
@@ -49,6 +50,7 @@ class Coordination:
         self.boards: dict[int, Board] = {}  # those that are being made, too, and so are the others
         self.tallies: OrderedDict[Counted, Tally] = OrderedDict()
         self._defaults: dict[int, Mapping[str, Any]] = {}  # by kind, see `_whole`
+        self._heeded: dict[int, frozenset[str]] = {}  # by kind: fields whose changes matter here
         self.making = Making(limits.making_slice_s)
         self.idle = True  # nobody coordinates: requests about one entity's plain fields need not be looked at
         self._projects: Projects | None = None  # None: not looked yet
@@ -59,6 +61,30 @@ class Coordination:
         self.turn = turn
         self.making.begin_turn()
         self.idle = not (self.boards or self.leases.by_place or self.cascades or self.tallies)
+
+    def passes(self, turn: Turn, request: PlainRequest) -> bool:
+        """Whether a request is none of its business, where somebody coordinates: it updates one entity, that nobody
+        holds, in fields that nobody heeds.
+        """
+        if request[1] or len(request[0]) != 1:
+            return False
+        op, name, key, _, fields, _, _ = request[0][0]
+        kind = turn.named(name)
+        if op != _UPDATE or kind is None or not fields:
+            return False
+        heeded = self._heeded.get(kind.code)
+        if heeded is None:
+            heeded = self._heeded[kind.code] = self._fields_heeded(kind)
+        return heeded.isdisjoint(fields) and turn.lease((kind.code, key)) is None
+
+    def _fields_heeded(self, kind: KindState) -> frozenset[str]:
+        names = {name for code, columns in self.tallies for name in columns if code == kind.code}
+        if kind.kind is not None and issubclass(kind.kind.model, Project):
+            names |= OF_PROJECTS
+        if kind.kind is not None and kind.kind.claimable:
+            board = self.boards.get(kind.code)
+            names |= DEPENDS | ENDING | COSTS | (board.attended if board is not None else frozenset())
+        return frozenset(names)
 
     # --- made at first need ------------------------------------------------------------------------------------------
 
@@ -133,6 +159,7 @@ class Coordination:
             assert kind.kind is not None
             board = Board(kind.kind, kind.schema.defaults, partial(self._look, kind))
             self.boards[kind.code] = board
+            self._heeded.clear()
             self.making.begin(("board", kind.code), self._each(kind, board.note))
         return board
 
@@ -175,6 +202,7 @@ class Coordination:
         if tally is None:
             tally = self.tallies[what] = Tally(names, kind.schema.defaults)
             note = tally.note
+            self._heeded.clear()
             self.making.begin(("tally", *what), self._each(kind, lambda key, _, fields: note(key, fields)))
             if len(self.tallies) > VIEWS_MAX:
                 oldest, _ = self.tallies.popitem(last=False)
@@ -222,6 +250,7 @@ class Coordination:
         self.tallies.clear()
         self.making.clear()
         self._defaults.clear()
+        self._heeded.clear()
         self._projects = None
 
     # --- projects ----------------------------------------------------------------------------------------------------

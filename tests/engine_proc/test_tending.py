@@ -16,9 +16,10 @@ import msgspec
 import pytest
 
 from solewriter import Limits
-from solewriter.engine_proc import recovery
+from solewriter.engine_proc import express, recovery
 from solewriter.engine_proc.coordination.leases import Leases
 from solewriter.engine_proc.coordination.waiting import Lines, Parked, Wish
+from solewriter.engine_proc.engine import SingleWriter
 from solewriter.engine_proc.sessions import Session
 from solewriter.engine_proc.tending import pidfd_of
 from solewriter.shared import wire
@@ -303,6 +304,44 @@ def test_so_many_as_a_turn_takes_are_served_in_one(scene):
     heard: list[Any] = []
     poll(lambda: scene.turn() or heard.extend(one for agent in waiting for one in agent.hears()) or len(heard) == 5)
     assert max(Counter(map(id, served)).values()) == 2
+
+
+def update(id: str, kind: str = "Task", **fields: Any) -> Any:
+    return Op.UPDATE.value, kind, id, None, fields, "", None
+
+
+def test_what_nobody_heeds_goes_the_short_way_and_nothing_else_does(scene, monkeypatch, interpreted):
+    interpreted(SingleWriter)
+    agent, other = Agent(scene, "agent"), Agent(scene, "other")
+    for id in "abc":
+        agent.asks(create(id, project="p"))
+    agent.asks((Op.CREATE.value, "Project", "p", None, {"name": "p"}, "", None))
+    scene.turn()
+    agent.asks(claim(project="p"))  # "a"
+    scene.turn()
+    short: list[Any] = []
+    true = express.update
+    monkeypatch.setattr(express, "update", lambda turn, plain, *rest: short.append(plain) or true(turn, plain, *rest))
+    asked = {
+        id: other.asks(mutation)
+        for id, mutation in {
+            "b": update("b", description="x"),
+            "held": update("a", description="x"),
+            "attended": update("b", priority="critical"),
+            "cost": update("c", cost=3.0),
+            "owner": update("p", "Project", owner="x"),
+            "budget": update("p", "Project", budget_limit=3.0),
+            "nothing left to spend": claim(project="p"),
+        }.items()
+    }
+    scene.turn()
+    heard = other.hears()
+    assert {id: heard[sequence][0] for id, sequence in asked.items()} == {
+        "b": Status.APPLIED, "held": Status.REFUSED, "attended": Status.APPLIED, "cost": Status.APPLIED,
+        "owner": Status.APPLIED, "budget": Status.APPLIED, "nothing left to spend": Status.APPLIED,
+    }  # fmt: skip
+    assert heard[asked["nothing left to spend"]][1] == []
+    assert [plain[0][0][4] for plain in short] == [{"description": "x"}, {"owner": "x"}]
 
 
 def held(scene: Scene) -> list[tuple[str, int]]:
