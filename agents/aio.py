@@ -13,7 +13,6 @@ and `outcome` tells how it ended. On asyncio's own loop and on uvloop.
 from __future__ import annotations
 
 import asyncio
-import inspect
 import os
 import time
 from collections import deque
@@ -21,11 +20,11 @@ from collections.abc import (
     AsyncGenerator,
     AsyncIterable,
     AsyncIterator,
-    Awaitable,
     Callable,
     Iterable,
     Iterator,
     Mapping,
+    Sequence,
 )
 from itertools import islice
 from types import TracebackType
@@ -35,14 +34,16 @@ from solewriter.agents.aio_exchange import AioExchange, name_request
 from solewriter.agents.aio_opening import Opening
 from solewriter.agents.aio_reader import AioReader, Memory
 from solewriter.agents.aio_transaction import AioTransaction
+from solewriter.agents.aio_verbs import AioVerbs
 from solewriter.agents.answers import Answers, Outcome, entity_of
+from solewriter.agents.conflicts import conditional, judged
 from solewriter.agents.deadline import deadline_us
-from solewriter.agents.difference import difference, newer
 from solewriter.agents.session import AgentSession, Pending, pipeline
 from solewriter.agents.snapshot import Plain
+from solewriter.agents.tokens import Tokens
 from solewriter.shared import wireform
 from solewriter.shared.config import DEFAULT_LIMITS, Limits
-from solewriter.shared.errors import OutcomeUnknown, Refused, RequestTooLarge, VersionConflict
+from solewriter.shared.errors import OutcomeUnknown, Refused, RequestTooLarge
 from solewriter.shared.folder import StateFolder
 from solewriter.shared.models import Entity, Ref
 from solewriter.shared.mutations import (
@@ -59,6 +60,8 @@ from solewriter.shared.mutations import (
     Update,
 )
 from solewriter.shared.registry import Registry
+from solewriter.shared.taskform import model_of
+from solewriter.shared.where import Where
 from solewriter.shared.wireform import OutcomeQuery, PlainRequest
 
 __all__ = ["AioClient", "AioReader", "AioTransaction", "connect", "open_reader"]
@@ -67,7 +70,7 @@ E = TypeVar("E", bound=Entity)
 T = TypeVar("T")
 
 
-class AioClient:
+class AioClient(AioVerbs):
     """An agent's connection to the engine of a state folder, for the coroutines of one event loop. Made by `connect`.
 
     Every verb waits for its reply without blocking the loop, and returns the entity as it was left. All raise the
@@ -93,6 +96,8 @@ class AioClient:
         self._exchange = AioExchange(self.folder, self._session, limits)
         self._memory = Memory(state, limits, self._registry)
         self._answers = Answers(self._memory, self._registry)
+        self._tokens = Tokens()
+        self._giving_up: set[asyncio.Task[None]] = set()
         self.reader = AioReader(self._memory, limits)
 
     @property
@@ -138,15 +143,21 @@ class AioClient:
         /,
         *,
         expect: Expect = FROM_TARGET,
+        where: Where | None = None,
+        merge: bool = False,
         reason: str = "",
         request_id: str | None = None,
         timeout_s: float | None = None,
         deadline_s: float | None = None,
         **fields: Any,
     ) -> E:
-        """Replace fields. Fields whose names are options here are given through `changes`. Raises VersionConflict."""
-        mutation = Update(target, {**(changes or {}), **fields}, expect, reason)
-        return await self._one(mutation, wireform.model_of(target), request_id, timeout_s, deadline_s)
+        """Replace fields. Fields whose names are options here are given through `changes`. Raises VersionConflict.
+
+        In place of the version, `where` compares the fields that it names, and raises GuardFailed; `merge` those that
+        are changed, with what `target` has, so that changes of other fields by others stay.
+        """
+        mutation, guards = conditional(Update(target, {**(changes or {}), **fields}, expect, reason), where, merge)
+        return await self._one(mutation, model_of(target), request_id, timeout_s, deadline_s, guards)
 
     async def transition(
         self,
@@ -156,43 +167,56 @@ class AioClient:
         /,
         *,
         expect: Expect = FROM_TARGET,
+        where: Where | None = None,
+        merge: bool = False,
         reason: str = "",
         request_id: str | None = None,
         timeout_s: float | None = None,
         deadline_s: float | None = None,
         **fields: Any,
     ) -> E:
-        """Move along the lifecycle, changing other fields with the step. Raises InvalidTransition, VersionConflict."""
-        mutation = Transition(target, to, {**(changes or {}), **fields}, expect, reason)
-        return await self._one(mutation, wireform.model_of(target), request_id, timeout_s, deadline_s)
+        """Move along the lifecycle, changing other fields with the step. `where` and `merge` as in `update`. Raises
+        InvalidTransition, VersionConflict.
+        """
+        step = Transition(target, to, {**(changes or {}), **fields}, expect, reason)
+        mutation, guards = conditional(step, where, merge)
+        return await self._one(mutation, model_of(target), request_id, timeout_s, deadline_s, guards)
 
     async def cancel(
         self,
         target: E | Ref[E],
         *,
         expect: int | None = None,
+        where: Where | None = None,
+        tree: bool = False,
         reason: str = "",
         request_id: str | None = None,
         timeout_s: float | None = None,
         deadline_s: float | None = None,
     ) -> E:
-        """To the cancelled state, whatever the version, unless `expect` is given. Raises InvalidTransition."""
-        mutation = Cancel(target, expect, reason)
-        return await self._one(mutation, wireform.model_of(target), request_id, timeout_s, deadline_s)
+        """To the cancelled state, whatever the version, unless `expect` is given, and only if its fields are as `where`
+        says. With `tree`, all descendants with it, but for those in a final state. Raises InvalidTransition,
+        GuardFailed.
+        """
+        mutation, guards = conditional(Cancel(target, expect, reason, tree), where)
+        return await self._one(mutation, model_of(target), request_id, timeout_s, deadline_s, guards)
 
     async def delete(
         self,
         target: Entity | Ref[Any],
         *,
         expect: Expect = FROM_TARGET,
+        where: Where | None = None,
         reason: str = "",
         request_id: str | None = None,
         timeout_s: float | None = None,
         deadline_s: float | None = None,
     ) -> None:
-        """Remove the entity; its id goes on with the next version if it is created again."""
-        mutation = Delete(target, expect, reason)
-        reply = await self.submit(mutation, request_id=request_id, timeout_s=timeout_s, deadline_s=deadline_s)
+        """Remove the entity; its id goes on with the next version if it is created again. `where` as in `update`."""
+        mutation, guards = conditional(Delete(target, expect, reason), where)
+        reply = await self.submit(
+            mutation, guards=guards, request_id=request_id, timeout_s=timeout_s, deadline_s=deadline_s
+        )
         reply.check()
 
     def transaction(
@@ -240,40 +264,11 @@ class AioClient:
 
         def read(sent: Pending | Refused) -> Outcome:
             assert isinstance(sent, Pending), "a question is neither large nor ever late"
-            return self._answers.outcome(sent, request_id)
+            outcome = self._answers.outcome(sent, request_id)
+            self._tokens.resolved(outcome)
+            return outcome
 
         return await self._asked(wireform.outcome_query(request_id), read, timeout_s)
-
-    async def apply(
-        self,
-        target: E | Ref[E],
-        fn: Callable[[E], E | Mapping[str, Any] | Awaitable[E | Mapping[str, Any] | None] | None],
-        /,
-        *,
-        reason: str = "",
-        timeout_s: float | None = None,
-    ) -> E:
-        """Read, let `fn` say what shall be different, write under the version that was read; again when somebody else
-        was faster.
-
-        `fn`, a plain or an async function, runs here, perhaps several times. It returns the entity as it shall be, or
-        the changed fields, or None for no change. Raises NotFound; VersionConflict if it was still overtaken after
-        `timeout_s`, which is also the patience for each reply.
-        """
-        deadline = time.monotonic() + self._patience_s(timeout_s)
-        model = wireform.model_of(target)
-        current = (await self.reader.snapshot())[model, target.id]
-        while True:
-            wanted = fn(current)
-            mutation = difference(current, await wanted if inspect.isawaitable(wanted) else wanted, reason)
-            if mutation is None:
-                return current
-            try:
-                return await self._one(mutation, model, None, timeout_s)
-            except VersionConflict as conflict:
-                if time.monotonic() > deadline:
-                    raise
-                current = newer(conflict, model)
 
     async def submit_many(
         self,
@@ -311,11 +306,23 @@ class AioClient:
         taken = [wireform.plain_or_refused(one, self._registry, self._limits, due_us) for one in mutations]
         requests = [request for request in taken if not isinstance(request, Refused)]
         await self._check_classes(requests)
-        pendings = iter(await self._exchange.send(requests, deadline) if requests else ())
-        return [request if isinstance(request, Refused) else next(pendings) for request in taken]
+        for request in requests:
+            self._tokens.show(request)
+        sent = await self._exchange.send(requests, deadline) if requests else []
+        for request, one in zip(requests, sent, strict=True):
+            self._tokens.sent(one, request)
+        following = iter(sent)
+        return [request if isinstance(request, Refused) else next(following) for request in taken]
 
     def _reply(self, sent: Pending | Refused) -> Reply:
-        return self._answers.refused(sent) if isinstance(sent, Refused) else self._answers.reply(sent)
+        if isinstance(sent, Refused):
+            return self._answers.refused(sent)
+        reply = self._answers.reply(sent)
+        self._tokens.told(reply)
+        return reply
+
+    async def _entities(self, reply: Reply) -> list[Any]:
+        return await self._memory.looked(lambda: [*reply.check().entities])
 
     async def _one(
         self,
@@ -324,11 +331,12 @@ class AioClient:
         request_id: str | None,
         timeout_s: float | None,
         deadline_s: float | None = None,
+        guards: Sequence[GuardMutation] = (),
     ) -> E:
         due_us = deadline_us(deadline_s)
-        request = wireform.plain_request((mutation,), (), request_id, self._registry, self._limits, due_us)
+        request = wireform.plain_request((mutation,), guards, request_id, self._registry, self._limits, due_us)
         await self._check_classes([request])
-        return await self._asked(request, lambda sent: entity_of(self._reply(sent), model), timeout_s)
+        return await self._asked(request, lambda sent: entity_of(judged(self._reply(sent), mutation), model), timeout_s)
 
     async def _check_classes(self, requests: list[PlainRequest]) -> None:
         """Raises SchemaMismatch for a whole entity of a class that is not the engine's: nothing is sent."""
@@ -348,9 +356,13 @@ class AioClient:
     ) -> T:
         """Send one request, wait for its answer, and read that."""
         deadline = time.monotonic() + self._patience_s(timeout_s)
+        if len(request) == 4:
+            self._tokens.show(request)
         (sent,) = await self._exchange.send([request], deadline, wait_for_room=wait_for_room)
         if isinstance(sent, RequestTooLarge):
             raise sent
+        if len(request) == 4:
+            self._tokens.sent(sent, request)
         return await self._told(sent, read, deadline)
 
     async def _told(self, sent: Pending | Refused, read: Callable[[Pending | Refused], T], deadline: float) -> T:
@@ -374,6 +386,8 @@ class AioClient:
 
     async def close(self) -> None:
         """Let the lane and the memory go. Requests that were not answered may or may not be applied."""
+        for giving_up in self._giving_up:
+            giving_up.cancel()
         try:
             await self._exchange.close()
         finally:

@@ -29,8 +29,8 @@ from solewriter.shared.registry import Registry
 if TYPE_CHECKING:
     from solewriter.agents.aio_watch import AioWatch
     from solewriter.agents.change import Change
-    from solewriter.agents.conditions import Where
     from solewriter.agents.travel import Difference
+    from solewriter.shared.where import Where
 
 E = TypeVar("E", bound=Entity)
 T = TypeVar("T")

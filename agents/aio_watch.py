@@ -9,12 +9,12 @@ from typing import TYPE_CHECKING, Self
 
 from solewriter.agents.aio_reader import Patience
 from solewriter.agents.change import Change
-from solewriter.agents.conditions import Where
 from solewriter.agents.decoding import Model
 from solewriter.agents.watch import Resync, Watch
 
 if TYPE_CHECKING:
     from solewriter.agents.aio_reader import AioReader
+    from solewriter.shared.where import Where
 
 
 class AioWatch:

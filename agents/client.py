@@ -5,19 +5,22 @@ from __future__ import annotations
 import os
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import islice
 from types import TracebackType
 from typing import Any, Self, TypeVar, overload
 
 from solewriter.agents.answers import Answers, Outcome, entity_of
+from solewriter.agents.conflicts import conditional, judged
 from solewriter.agents.deadline import deadline_us
 from solewriter.agents.difference import difference, newer
 from solewriter.agents.exchange import Exchange
 from solewriter.agents.reader import Reader
-from solewriter.agents.session import AgentSession, Pending, pipeline
+from solewriter.agents.session import AgentSession, Pending, outcome_unknown, pipeline
 from solewriter.agents.snapshot import Plain
+from solewriter.agents.tokens import Tokens
 from solewriter.agents.transaction import Transaction
+from solewriter.agents.verbs import Verbs
 from solewriter.shared import wireform
 from solewriter.shared.config import DEFAULT_LIMITS, Limits
 from solewriter.shared.errors import OutcomeUnknown, Refused, RequestTooLarge, VersionConflict
@@ -37,11 +40,13 @@ from solewriter.shared.mutations import (
     Update,
 )
 from solewriter.shared.registry import Registry
+from solewriter.shared.taskform import model_of
+from solewriter.shared.where import Where
 
 E = TypeVar("E", bound=Entity)
 
 
-class Client:
+class Client(Verbs):
     """An agent's connection to the engine of a state folder. May be shared by threads. Made by `connect`.
 
     Every verb blocks until its reply, and returns the entity as it was left. All raise the refusals of
@@ -65,6 +70,7 @@ class Client:
         self._exchange = Exchange(self.folder, self._session, limits)
         self.reader = Reader(state, limits, self._registry)
         self._answers = Answers(self.reader, self._registry)
+        self._tokens = Tokens()
 
     @property
     def client_id(self) -> str:
@@ -109,15 +115,21 @@ class Client:
         /,
         *,
         expect: Expect = FROM_TARGET,
+        where: Where | None = None,
+        merge: bool = False,
         reason: str = "",
         request_id: str | None = None,
         timeout_s: float | None = None,
         deadline_s: float | None = None,
         **fields: Any,
     ) -> E:
-        """Replace fields. Fields whose names are options here are given through `changes`. Raises VersionConflict."""
-        mutation = Update(target, {**(changes or {}), **fields}, expect, reason)
-        return self._one(mutation, wireform.model_of(target), request_id, timeout_s, deadline_s)
+        """Replace fields. Fields whose names are options here are given through `changes`. Raises VersionConflict.
+
+        In place of the version, `where` compares the fields that it names, and raises GuardFailed; `merge` those that
+        are changed, with what `target` has, so that changes of other fields by others stay.
+        """
+        mutation, guards = conditional(Update(target, {**(changes or {}), **fields}, expect, reason), where, merge)
+        return self._one(mutation, model_of(target), request_id, timeout_s, deadline_s, guards)
 
     def transition(
         self,
@@ -127,42 +139,54 @@ class Client:
         /,
         *,
         expect: Expect = FROM_TARGET,
+        where: Where | None = None,
+        merge: bool = False,
         reason: str = "",
         request_id: str | None = None,
         timeout_s: float | None = None,
         deadline_s: float | None = None,
         **fields: Any,
     ) -> E:
-        """Move along the lifecycle, changing other fields with the step. Raises InvalidTransition, VersionConflict."""
-        mutation = Transition(target, to, {**(changes or {}), **fields}, expect, reason)
-        return self._one(mutation, wireform.model_of(target), request_id, timeout_s, deadline_s)
+        """Move along the lifecycle, changing other fields with the step. `where` and `merge` as in `update`. Raises
+        InvalidTransition, VersionConflict.
+        """
+        step = Transition(target, to, {**(changes or {}), **fields}, expect, reason)
+        mutation, guards = conditional(step, where, merge)
+        return self._one(mutation, model_of(target), request_id, timeout_s, deadline_s, guards)
 
     def cancel(
         self,
         target: E | Ref[E],
         *,
         expect: int | None = None,
+        where: Where | None = None,
+        tree: bool = False,
         reason: str = "",
         request_id: str | None = None,
         timeout_s: float | None = None,
         deadline_s: float | None = None,
     ) -> E:
-        """To the cancelled state, whatever the version, unless `expect` is given. Raises InvalidTransition."""
-        return self._one(Cancel(target, expect, reason), wireform.model_of(target), request_id, timeout_s, deadline_s)
+        """To the cancelled state, whatever the version, unless `expect` is given, and only if its fields are as `where`
+        says. With `tree`, all descendants with it, but for those in a final state. Raises InvalidTransition,
+        GuardFailed.
+        """
+        mutation, guards = conditional(Cancel(target, expect, reason, tree), where)
+        return self._one(mutation, model_of(target), request_id, timeout_s, deadline_s, guards)
 
     def delete(
         self,
         target: Entity | Ref[Any],
         *,
         expect: Expect = FROM_TARGET,
+        where: Where | None = None,
         reason: str = "",
         request_id: str | None = None,
         timeout_s: float | None = None,
         deadline_s: float | None = None,
     ) -> None:
-        """Remove the entity; its id goes on with the next version if it is created again."""
-        mutation = Delete(target, expect, reason)
-        self.submit(mutation, request_id=request_id, timeout_s=timeout_s, deadline_s=deadline_s).check()
+        """Remove the entity; its id goes on with the next version if it is created again. `where` as in `update`."""
+        mutation, guards = conditional(Delete(target, expect, reason), where)
+        self.submit(mutation, guards=guards, request_id=request_id, timeout_s=timeout_s, deadline_s=deadline_s).check()
 
     def transaction(
         self, *, request_id: str | None = None, timeout_s: float | None = None, deadline_s: float | None = None
@@ -197,10 +221,12 @@ class Client:
         due_us = deadline_us(deadline_s)
         request = wireform.plain_request(mutations, guards, request_id, self._registry, self._limits, due_us)
         self._answers.check_classes(request)
+        self._tokens.show(request)
         patience = self._patience(timeout_s)
         (sent,) = self._exchange.send([request], patience, wait_for_room=wait_for_room)
         if isinstance(sent, RequestTooLarge):
             raise sent
+        self._tokens.sent(sent, request)
         reply = self._told(sent, patience)
         if isinstance(reply.error, OutcomeUnknown):
             raise reply.error  # as it is at a time-out
@@ -214,7 +240,9 @@ class Client:
         (sent,) = self._exchange.send([wireform.outcome_query(request_id)], patience)
         assert isinstance(sent, Pending), "a question is neither large nor ever late"
         self._exchange.wait(sent, patience)
-        return self._answers.outcome(sent, request_id)
+        outcome = self._answers.outcome(sent, request_id)
+        self._tokens.resolved(outcome)
+        return outcome
 
     def apply(
         self,
@@ -233,7 +261,7 @@ class Client:
         patience for each reply.
         """
         deadline = self._patience(timeout_s)
-        model = wireform.model_of(target)
+        model = model_of(target)
         current = self.reader.snapshot()[model, target.id]
         while True:
             mutation = difference(current, fn(current), reason)
@@ -279,14 +307,24 @@ class Client:
         requests = [request for request in taken if not isinstance(request, Refused)]
         for request in requests:
             self._answers.check_classes(request)
-        sent = iter(self._exchange.send(requests, patience) if requests else ())
-        waiting.extend([request if isinstance(request, Refused) else next(sent) for request in taken])
+            self._tokens.show(request)
+        sent = self._exchange.send(requests, patience) if requests else []
+        for request, one in zip(requests, sent, strict=True):
+            self._tokens.sent(one, request)
+        following = iter(sent)
+        waiting.extend([request if isinstance(request, Refused) else next(following) for request in taken])
 
     def _told(self, sent: Pending | Refused, patience: float) -> Reply:
         if isinstance(sent, Refused):
             return self._answers.refused(sent)
-        self._exchange.wait(sent, patience)
-        return self._answers.reply(sent)
+        try:
+            self._exchange.wait(sent, patience)
+        except KeyboardInterrupt as interrupted:  # says so, as a cancelled coroutine does: its cause names the request
+            interrupted.__cause__ = interrupted.__cause__ or outcome_unknown(sent)
+            raise
+        reply = self._answers.reply(sent)
+        self._tokens.told(reply)
+        return reply
 
     def _one(
         self,
@@ -295,9 +333,10 @@ class Client:
         request_id: str | None,
         timeout_s: float | None,
         deadline_s: float | None = None,
+        guards: Sequence[GuardMutation] = (),
     ) -> E:
-        reply = self.submit(mutation, request_id=request_id, timeout_s=timeout_s, deadline_s=deadline_s)
-        return entity_of(reply, model)
+        reply = self.submit(mutation, guards=guards, request_id=request_id, timeout_s=timeout_s, deadline_s=deadline_s)
+        return entity_of(judged(reply, mutation), model)
 
     def _patience(self, timeout_s: float | None) -> float:
         """Until when a caller waits, on `time.monotonic`."""

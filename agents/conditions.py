@@ -1,7 +1,7 @@
 """What a scan may ask: `where={"status": TaskStatus.ASSIGNED, "priority": ["high", "low"], "version": Range(ge=3)}`.
 
-A value asks for equality, a list, tuple or set for membership, a Range for order, None for absence; all of them must
-hold. Only declared columns can be asked, because only they lie beside the slots as numbers.
+What the words mean says `shared/where.py`. Only declared columns can be asked, because only they lie beside the slots
+as numbers.
 """
 
 from __future__ import annotations
@@ -9,24 +9,12 @@ from __future__ import annotations
 import datetime
 import enum
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
-
-import msgspec
 
 from solewriter.shared.columns import NO_INT, Cell, Column
 from solewriter.shared.errors import InvalidQuery
-
-Where = Mapping[str, Any]
-
-
-class Range(msgspec.Struct, frozen=True, kw_only=True):
-    """Values from one bound to another; a bound that is left out is none. None never lies in a range."""
-
-    ge: Any = None
-    gt: Any = None
-    le: Any = None
-    lt: Any = None
+from solewriter.shared.where import Range, Where
 
 
 class Condition(NamedTuple):

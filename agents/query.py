@@ -10,12 +10,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from solewriter.agents.conditions import Where, cell_of, conditions, place_of
+from solewriter.agents.conditions import cell_of, conditions, place_of
 from solewriter.agents.past import Held
 from solewriter.agents.scan import Rows, Scanner, Values, ordered
 from solewriter.shared.columns import NO_INT, Column
 from solewriter.shared.errors import InvalidQuery
 from solewriter.shared.models import Entity
+from solewriter.shared.where import Where
 
 Plain = Mapping[str, Any]
 Rank = Callable[[Any], float]

@@ -26,10 +26,10 @@ from solewriter.shared.registry import Kind, Registry
 from solewriter.shared.schema import differences
 
 if TYPE_CHECKING:
-    from solewriter.agents.conditions import Where
     from solewriter.agents.offline import OfflineReader
     from solewriter.agents.past import Viewed
     from solewriter.agents.watch import Watch
+    from solewriter.shared.where import Where
 
 E = TypeVar("E", bound=Entity)
 

@@ -10,10 +10,10 @@ from solewriter.shared.errors import NotFound
 from solewriter.shared.models import Entity, name_of
 
 if TYPE_CHECKING:
-    from solewriter.agents.conditions import Where
     from solewriter.agents.looking import Looking
     from solewriter.agents.past import Held
     from solewriter.agents.query import Query
+    from solewriter.shared.where import Where
 
 E = TypeVar("E", bound=Entity)
 Plain = Mapping[str, Any]

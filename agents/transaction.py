@@ -13,21 +13,30 @@ from solewriter.shared.errors import SolewriterError
 from solewriter.shared.models import Entity, Ref
 from solewriter.shared.mutations import (
     FROM_TARGET,
+    Alter,
     Cancel,
+    Complete,
     Create,
     Delete,
     Expect,
+    Fail,
     GuardMutation,
     Mutation,
     Put,
+    Release,
     Reply,
     Require,
     RequireAbsent,
+    RequireFields,
+    RequireNone,
     Target,
     Transition,
+    Unchanged,
     Update,
 )
-from solewriter.shared.wireform import model_of
+from solewriter.shared.operations import Operation
+from solewriter.shared.taskform import model_of
+from solewriter.shared.where import Where
 
 if TYPE_CHECKING:
     from solewriter.agents.client import Client
@@ -81,8 +90,41 @@ class Gathering:
     ) -> None:
         self._add(Transition(target, to, {**(changes or {}), **fields}, expect, reason))
 
-    def cancel(self, target: Target, *, expect: int | None = None, reason: str = "") -> None:
-        self._add(Cancel(target, expect, reason))
+    def alter(
+        self,
+        target: Target,
+        operations: Mapping[str, Operation] | None = None,
+        /,
+        *,
+        reason: str = "",
+        **more: Operation,
+    ) -> None:
+        """Operations on fields, whatever they hold by then."""
+        self._add(Alter(target, {**(operations or {}), **more}, reason=reason))
+
+    def cancel(self, target: Target, *, expect: int | None = None, tree: bool = False, reason: str = "") -> None:
+        self._add(Cancel(target, expect, reason, tree))
+
+    def complete(
+        self, task: Target, changes: Mapping[str, Any] | None = None, /, *, reason: str = "", **fields: Any
+    ) -> None:
+        """Hand a claimed task in, together with the rest."""
+        self._add(Complete(task, {**(changes or {}), **fields}, reason))
+
+    def fail(
+        self,
+        task: Target,
+        changes: Mapping[str, Any] | None = None,
+        /,
+        *,
+        final: bool = False,
+        reason: str = "",
+        **fields: Any,
+    ) -> None:
+        self._add(Fail(task, {**(changes or {}), **fields}, final, reason))
+
+    def release(self, task: Target, *, reason: str = "") -> None:
+        self._add(Release(task, reason))
 
     def delete(self, target: Target, *, expect: Expect = FROM_TARGET, reason: str = "") -> None:
         self._add(Delete(target, expect, reason))
@@ -96,6 +138,21 @@ class Gathering:
         """Go through only if there is no such entity."""
         self._check_open()
         self._guards.append(RequireAbsent(kind, id))
+
+    def require_fields(self, target: Target, where: Where) -> None:
+        """Go through only if this entity is stored and its fields are like this."""
+        self._check_open()
+        self._guards.append(RequireFields(target, where))
+
+    def require_none(self, kind: type[Entity], where: Where) -> None:
+        """Go through only if no entity of this kind is like this. Declared columns can be asked."""
+        self._check_open()
+        self._guards.append(RequireNone(kind, where))
+
+    def require_unchanged(self, entity: Entity, *fields: str) -> None:
+        """Go through only if these fields are stored as this entity has them. Raises VersionConflict."""
+        self._check_open()
+        self._guards.append(Unchanged(entity, fields))
 
     def _add(self, mutation: Mutation) -> None:
         self._check_open()

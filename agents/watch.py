@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Self
 
 from solewriter.agents.change import Change, Published
-from solewriter.agents.conditions import Condition, Where, conditions
+from solewriter.agents.conditions import Condition, conditions
 from solewriter.agents.decoding import Model
 from solewriter.agents.feed import Feed
 from solewriter.agents.reader import Reader
@@ -26,6 +26,7 @@ from solewriter.shared.models import name_of
 
 if TYPE_CHECKING:
     from solewriter.agents.scan import CellsOfRecords
+    from solewriter.shared.where import Where
 
 
 class Resync:

@@ -84,6 +84,7 @@ class BetweenTurns:
             return
         if adoption.brings_nothing:
             adoptions.adopt(state, publisher, adoption)
+            state.coordination.dropped()  # a newer class may have other columns
             registration.done.set_result(None)
             return
         try:
@@ -95,6 +96,7 @@ class BetweenTurns:
             registration.done.set_exception(error)
             return
         adoptions.adopt(state, publisher, adoption)
+        state.coordination.dropped()
         self._publish()
         registration.done.set_result(None)
 

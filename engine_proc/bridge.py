@@ -41,7 +41,7 @@ class LaneEnd:
         self.queue = Queue(session.number)
         self._bridge = bridge
         self._requests, self._replies = fds
-        self._pidfd = pidfd
+        self.pidfd = pidfd
         self._next_frame = first
         self._partial = bytearray()
         self._needed = LENGTH_BYTES  # bytes of it before it is worth looking at
@@ -50,7 +50,7 @@ class LaneEnd:
         self._folded = 0  # nodes of this wake-up's frames, beyond what their bytes explain
         self._backlog = bytearray()
         self._reading = False
-        self._dying = False
+        self.dying = False
         self.closed = False
         os.set_blocking(self._requests, False)
         os.set_blocking(self._replies, False)
@@ -172,7 +172,7 @@ class LaneEnd:
             self._resume()
 
     def _resume(self) -> None:
-        if self._dying:
+        if self.dying:
             self._drain_and_close()
         elif not self.superseded:
             self._listen()
@@ -216,8 +216,8 @@ class LaneEnd:
         self.close()
 
     def _agent_died(self) -> None:
-        self._bridge.loop.remove_reader(self._pidfd)
-        self._dying = True
+        self._bridge.loop.remove_reader(self.pidfd)
+        self.dying = True
         if self._reading:
             self._drain_and_close()
 
@@ -242,11 +242,11 @@ class LaneEnd:
         self._pause()
         loop = self._bridge.loop
         loop.remove_writer(self._replies)
-        if self._pidfd >= 0:
-            loop.remove_reader(self._pidfd)
+        if self.pidfd >= 0:
+            loop.remove_reader(self.pidfd)
         if self._partial:
             self._bridge.half_frames += 1
-        loop.call_soon(close_all, [self._requests, self._replies, self._pidfd])
+        loop.call_soon(close_all, [self._requests, self._replies, self.pidfd])
         self._bridge.gone(self, why)
 
 
@@ -270,6 +270,7 @@ class Bridge:
         self._log = log
         self._silent = silent  # told the number of a session whose lane is gone
         self._lanes: dict[int, LaneEnd] = {}
+        self.told_gone: Callable[[LaneEnd], None] | None = None  # likewise, while the lane's pidfd is still open
         self._socket: socket.socket | None = None
 
     # --- connecting --------------------------------------------------------------------------------------------------
@@ -348,6 +349,8 @@ class Bridge:
         if self._lanes.get(lane.session.number) is lane:
             del self._lanes[lane.session.number]
             self._silent(lane.session.number)
+            if self.told_gone is not None:
+                self.told_gone(lane)
         if why:
             self._log(f"closed the lane of {lane.session.name or lane.session.client_id}: {why}")
 

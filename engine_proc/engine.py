@@ -19,6 +19,7 @@ import msgspec
 from solewriter.engine_proc import express
 from solewriter.engine_proc.between import BetweenTurns, Finished, Registration
 from solewriter.engine_proc.bridge import Bridge, LaneEnd
+from solewriter.engine_proc.coordination.making import Unready
 from solewriter.engine_proc.decide import Draft
 from solewriter.engine_proc.fairness import FairQueueing, Queue
 from solewriter.engine_proc.journal import DiskFull, Journal
@@ -28,6 +29,7 @@ from solewriter.engine_proc.publisher import Publisher
 from solewriter.engine_proc.reclaim import budget_for
 from solewriter.engine_proc.sessions import FORGOTTEN, NEVER, QUARANTINED, HelloRefused, Session, Sessions
 from solewriter.engine_proc.state import State
+from solewriter.engine_proc.tending import Occasion, Tending
 from solewriter.engine_proc.turn import Turn
 from solewriter.engine_proc.writing import formed, overtime, told, write
 from solewriter.shared import failpoint, wireform
@@ -42,6 +44,7 @@ from solewriter.shared.errors import (
     Unavailable,
     to_wire,
 )
+from solewriter.shared.folder import start_time_of
 from solewriter.shared.request_ids import own_id, session_number
 from solewriter.shared.wire import Status
 
@@ -77,6 +80,7 @@ class SingleWriter:
         self.between = BetweenTurns(state, journal, publisher, bridge.inbox)
         self._still_owner = still_owner  # raises when the state folder is no longer this engine's
         self._waiting = FairQueueing()  # of (lane, sequence, request) and Newcomer
+        self._making = state.coordination.making
         self._between: deque[Registration | Finished] = deque()
         self._ended = False  # the end was met: nothing behind it is taken
         self._stopping = False
@@ -85,21 +89,27 @@ class SingleWriter:
         self._greeted: list[tuple[Newcomer, SessionChange]] = []
         self._name_decided = publisher.root.deciding
         self.time_budget = TimeBudget(limits.decide_timeout_s)
+        self.tending = Tending(state, sessions, bridge, limits, self._told, self._say, lambda: journal.tail.number)
 
     async def run(self) -> None:
         """Turn after turn, until the inbox is closed and everything accepted before is done, or `stop` is called."""
         self._ended = False
+        self.tending.set_alarm()
         while not self._stopping and await self._take():
             if self._between:
                 self._still_owner()
                 await self.between.run(self._between.popleft())
                 continue
             turn = Turn(self.state, self._publisher.heap.tail, time.time_ns() // 1000)
+            turn.uptime_us = time.monotonic_ns() // 1000
+            self.state.coordination.begin(turn)
             await self._decide(turn)
             await self._commit(turn)
             self._reply()
             self._reclaim(turn.bytes)
             self.between.look()
+            self.tending.make()
+            self.tending.set_alarm()
 
     def _reclaim(self, written: int) -> None:
         """After the replies left."""
@@ -121,10 +131,12 @@ class SingleWriter:
         for item in self._between:
             self.between.refuse(item)
         self._between.clear()
+        for parked in self.tending.lines.clear():
+            self._say(parked.lane, (parked.sequence, Status.UNAVAILABLE, self.state.revision, STOPPED))
         for item in self._waiting.clear():
             if isinstance(item, Newcomer):
                 item.refuse("the engine is stopping")
-            elif not item[0].superseded:
+            elif not isinstance(item, Occasion) and not item[0].superseded:
                 answer = (item[1], Status.UNAVAILABLE, self.state.revision, STOPPED)
                 self._replies.setdefault(item[0], []).append(answer)
         self._reply()
@@ -133,13 +145,15 @@ class SingleWriter:
 
     async def _take(self) -> bool:
         """Take what there is, and await the first where there is nothing. False when nothing will come any more."""
-        if self._waiting or self._between:
+        if self._waiting.holding and not self._making:
+            self._waiting.let_go()
+        if self._waiting or self._between or self._making:
             await asyncio.sleep(0)  # who answers, connects or dies has been waiting for as long as the last turn took
         elif not self._ended:
             self._waiting.rest()
             self._put(await self._next())
         self._take_more()
-        return bool(self._waiting or self._between)
+        return bool(self._waiting or self._between or self._making)
 
     def _take_more(self) -> bool:
         """What has come meanwhile, up to the end; whether there was anything."""
@@ -159,6 +173,8 @@ class SingleWriter:
             self._waiting.add(items[0][0].queue, items)
         elif isinstance(items[0], Newcomer):  # behind the requests of its session that came before it
             self._waiting.add(Queue(session_number(items[0].hello.client_id)), items)
+        elif isinstance(items[0], Occasion):  # likewise
+            self._waiting.add(Queue(items[0].session), items)
         else:
             self._between.extend(items)
 
@@ -196,6 +212,7 @@ class SingleWriter:
                 if self._take_more():
                     turn.at(time.time_ns() // 1000)
                 looked = now = time.monotonic()
+        self.tending.serve(turn)
         self._publisher.root.decided()
         failpoint.reach("decide.done")
 
@@ -205,18 +222,27 @@ class SingleWriter:
         lane: LaneEnd | None = None
         answers: list[Answer] = []
         while items and left and turn.bytes < bytes_max:
-            item = items.popleft()
+            item = items[0]
+            try:
+                if item.__class__ is tuple:
+                    sender: LaneEnd = item[0]
+                    if sender is not lane:
+                        lane, answers = sender, self._replies.setdefault(sender, [])
+                    session = sender.session
+                    if sender.superseded or sender.epoch != session.epoch or session.number in turn.sessions:
+                        pass  # nobody listens there any more
+                    elif (answer := self._answer(turn, sender, item[1], item[2])) is not None:
+                        answers.append(answer)
+                    sender.taken += 1
+                elif isinstance(item, Newcomer):
+                    self._greet(turn, item)
+                else:
+                    self.tending.tend(turn, item)
+            except Unready:  # it stays where it is, and so does what its session asked behind it
+                queue.held = True
+                break
+            del items[0]
             left -= 1
-            if item.__class__ is tuple:
-                sender: LaneEnd = item[0]
-                if sender is not lane:
-                    lane, answers = sender, self._replies.setdefault(sender, [])
-                sender.taken += 1
-                session = sender.session
-                if not (sender.superseded or sender.epoch != session.epoch or session.number in turn.sessions):
-                    answers.append(self._answer(turn, session, item[1], item[2]))
-            else:
-                self._greet(turn, item)
             if (now := time.monotonic()) >= until:
                 break
         return most - left, now
@@ -231,6 +257,7 @@ class SingleWriter:
                 raise HelloRefused("this session is just being forgotten", "again")
             pending = turn.sessions.get(number)
             change, newcomer.first = self.sessions.greet(newcomer.hello, pending, turn.last_of)
+            change = msgspec.structs.replace(change, pid=newcomer.pid, born=start_time_of(newcomer.pid))
             if self.sessions.get(number) is None and pending is None:
                 coming = sum(self.sessions.get(one) is None for one in turn.sessions)
                 busy = {*self._bridge.connected(), *turn.sessions, *turn.forgotten_sessions}
@@ -239,22 +266,25 @@ class SingleWriter:
             newcomer.refuse(str(error), error.refusal)
             return
         self._bridge.supersede(change.session)
+        self.tending.greet(change.session)
         turn.sessions[change.session] = change
         self._greeted.append((newcomer, change))
         failpoint.reach("session.greeted")
 
-    def _answer(self, turn: Turn, session: Session, sequence: int, request: Any) -> Answer:
-        """The answer to one request, known or new."""
+    def _answer(self, turn: Turn, lane: LaneEnd, sequence: int, request: Any) -> Answer | None:
+        """The answer to one request, known or new. None: it comes when its claim has what it waits for."""
         if request.__class__ is tuple and len(request) == 2:
             return self._outcome(turn, sequence, request[1])  # no request: asked again, it is looked at again
-        if sequence <= session.last:
+        session = lane.session
+        outcome: Outcome | None
+        if sequence <= session.last and sequence not in session.waiting:
             outcome = session.told.get(sequence, FORGOTTEN)
-        else:
-            outcome = self._told(turn, session, sequence, request)
+        elif (outcome := self._told(turn, session, sequence, request, lane)) is None:
+            return None
         return sequence, outcome.status, outcome.revision, outcome.detail
 
-    def _told(self, turn: Turn, session: Session, sequence: int, request: Any) -> Outcome:
-        """Decide a new request and note its outcome."""
+    def _told(self, turn: Turn, session: Session, sequence: int, request: Any, lane: LaneEnd | None) -> Outcome | None:
+        """Decide a new request and note its outcome. None: it is a claim that waits for something to be ready."""
         number = session.number
         self._name_decided(number, sequence)
         failpoint.reach("decide.begin")
@@ -274,13 +304,23 @@ class SingleWriter:
                 raise Quarantined(QUARANTINED[1])
             if plain[3] is not None and time.monotonic_ns() // 1000 > plain[3]:
                 raise Expired("the request's deadline passed before it was decided")
-            heap = self._publisher.heap
-            written = express.update(turn, plain, session, sequence, heap, self._limits.entity_bytes_max)
+            heap, coordination, written = self._publisher.heap, self.state.coordination, None
+            if coordination.idle or coordination.passes(turn, plain):
+                written = express.update(turn, plain, session, sequence, heap, self._limits.entity_bytes_max)
             if written is None:
+                attended = coordination.attends(turn, plain)
                 draft = Draft(turn, session.name)
+                if attended:
+                    draft.coordinate(number, engines_own=lane is None)
                 touched, steps = watched(formed, draft, plain, turn, self._limits)
+                if draft.wish is not None and self.tending.park(turn, draft.wish, lane, session, sequence, plain):
+                    return None
                 if steps:
                     write(turn, steps, request_id, session, sequence, heap)
+                if attended:
+                    coordination.written(turn, draft, steps)
+                    if draft.claimed and lane is not None:
+                        self.tending.claimed(lane)
                 written = told(touched)
             outcome = Outcome(number, sequence, _APPLIED, turn.revision, written, request_id, digest)
         except Refused as error:
@@ -317,11 +357,17 @@ class SingleWriter:
         else:
             pending = sum(number == own[0] for number, _ in turn.fenced)
             told = turn.outcome_of(*own) or (None if own in turn.fenced else self.sessions.told(*own, pending))
-        if told is None:
+        if told is None and own is not None and self.tending.gives_up(turn, own):
+            self._told_again(turn, own[0], own[1], NEVER)
+        elif told is None:
             turn.fence(request_id)
         never = told is None or (told.status == Status.REFUSED and list(told.detail[:2]) == list(NEVER.detail[:2]))
         answer = None if told is None or never else (told.status, told.revision, told.detail)
         return sequence, Status.ANSWER, turn.revision, answer
+
+    def _say(self, lane: LaneEnd, answer: Answer) -> None:
+        """One more answer of this turn."""
+        self._replies.setdefault(lane, []).append(answer)
 
     # --- commit and publish -------------------------------------------------------------------------------------------
 
@@ -355,6 +401,8 @@ class SingleWriter:
             self.sessions.take(change)
         for request_id in turn.fenced_ids:
             self.sessions.fence(request_id)
+        for number, sequence in turn.waiting:
+            self.sessions.wait(number, sequence)
         if changed:
             self._publisher.publish(turn.installed, turn.revision, self._journal.tail.number, self.state.counts())
 
@@ -362,6 +410,7 @@ class SingleWriter:
         """Nothing of the turn happened: what was decided anew is answered with the reason, and may be sent again."""
         self._publisher.reset(turn.tail)
         self._publisher.let_go()
+        self.tending.undo(turn)
         detail: tuple[str, str, dict[str, Any]] = (type(error).__name__, str(error), {})
         new = {(outcome.session, outcome.sequence) for outcome in turn.outcomes}
         for lane, answers in self._replies.items():

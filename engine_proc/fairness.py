@@ -22,7 +22,7 @@ from typing import Any
 class Queue:
     """What one session has waiting: a lane's requests, and hellos of the same session."""
 
-    __slots__ = ("backlogged", "due_s", "items", "owed_s", "session")
+    __slots__ = ("backlogged", "due_s", "held", "items", "owed_s", "session")
 
     def __init__(self, session: int) -> None:
         self.session = session
@@ -30,10 +30,11 @@ class Queue:
         self.due_s = 0.0  # on the clock of `FairQueueing`, which counts the time that was shared
         self.owed_s = 0.0  # what reading its frames took since it was served last
         self.backlogged = False  # the last slice was not enough for all that it had waiting
+        self.held = False  # its first item cannot be served yet, whoever's turn it is
 
 
 class FairQueueing:
-    """The queues that hold something, and which of them is next. Truthy while there is one."""
+    """The queues that hold something, and which of them is next. Truthy while one can be served."""
 
     def __init__(self) -> None:
         self._queues: dict[int, Queue] = {}  # by session
@@ -41,6 +42,7 @@ class FairQueueing:
         self._came = 0
         self._now_s = 0.0  # when the queue was due that was served last
         self._latest_s = 0.0  # when the last one of all is due
+        self.holding = False  # some queue is held
 
     def __bool__(self) -> bool:
         return bool(self._order)
@@ -71,6 +73,10 @@ class FairQueueing:
         queue.due_s += took_s + queue.owed_s
         queue.owed_s = 0.0
         self._latest_s = max(self._latest_s, queue.due_s)
+        if queue.held:
+            heappop(self._order)
+            self.holding = True
+            return False
         if queue.items:
             queue.backlogged = True
             self._came += 1
@@ -81,6 +87,15 @@ class FairQueueing:
         quiet, queue.backlogged = not queue.backlogged, False
         return quiet
 
+    def let_go(self) -> None:
+        """Those that are held can be served."""
+        self.holding = False
+        for queue in self._queues.values():
+            if queue.held:
+                queue.held = False
+                queue.due_s = max(queue.due_s, self._now_s)
+                self._push(queue)
+
     def rest(self) -> None:
         """Nobody waits: what was shared unevenly before is forgotten."""
         self._now_s = self._latest_s
@@ -90,6 +105,8 @@ class FairQueueing:
         left = [item for queue in self._queues.values() for item in queue.items]
         for queue in self._queues.values():
             queue.items.clear()
+            queue.held = False
         self._queues.clear()
         self._order.clear()
+        self.holding = False
         return left

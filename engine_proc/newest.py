@@ -242,6 +242,8 @@ class NewestOutcomes:
             for owner in reversed(entry.owners):
                 count = told[owner.session] = told.get(owner.session, 0) + 1
                 wanted.append(count <= self._window or owner.request_id is not None)
+                if not wanted[-1]:
+                    self._sessions.answered(owner.session, owner.sequence)
             if any(wanted):
                 kept.append(list(compress(entry.private.outcomes, reversed(wanted))))
         for outcomes in reversed(kept):

@@ -154,6 +154,10 @@ class Publisher:
         address = self._tables[kind].head(slot)
         return address, self.heap.segments[address >> 32].map, (address & OFFSET_MASK) + PREFIX_BYTES
 
+    def at(self, address: int) -> tuple[mmap, int]:
+        """Where the body at an address lies."""
+        return self.heap.segments[address >> 32].map, (address & OFFSET_MASK) + PREFIX_BYTES
+
     # --- before the commit -------------------------------------------------------------------------------------------
 
     def reserve(self, slots: Sequence[int], new_keys: dict[int, list[tuple[bytes, int]]]) -> None:

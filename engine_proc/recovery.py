@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import time
 from collections import deque
 from contextlib import ExitStack
 from pathlib import Path
@@ -59,6 +60,9 @@ class Recovery:
             self._publisher.reclaimer.keeps_tombstones = True  # what was forgotten when says the journal
             self._replay(first)
             self._publisher.reclaimer.keeps_tombstones = False
+        if self.life is not None and self.life.boot != boot_id():
+            self._state.coordination.leases.begin_anew(time.monotonic_ns() // 1000)
+            self._sessions.begin_anew()
         return checkpoint
 
     def _opened(self, whole: PrivateState) -> Checkpoint:
@@ -142,16 +146,23 @@ class Recovery:
             outcomes.install()
             sessions.restore(said.whole)
             self._state.restore_forgotten(said.whole.keys)
+            self._state.coordination.leases.restore(said.whole.leases)
+            self._state.coordination.cascades = set(said.whole.cascades)
         if said.forgotten_sessions:
             outcomes.install()
             sessions.forget(said.forgotten_sessions)
         outcomes.add(entry)
-        if said.sessions or said.fenced_ids:
+        if said.sessions or said.fenced_ids or said.waiting:
             outcomes.install()
         for change in said.sessions:
             sessions.take(change)
         for request_id in said.fenced_ids:
             sessions.fence(request_id)
+        for number, sequence in said.waiting:
+            sessions.wait(number, sequence)
+        for lease in said.leases:
+            self._state.coordination.leases.take(lease)
+        self._state.coordination.cascades.update(said.cascades)
 
 
 def private_state(checkpoint: CheckpointName, life: Life, state: State, sessions: Sessions) -> PrivateState:
@@ -165,6 +176,8 @@ def private_state(checkpoint: CheckpointName, life: Life, state: State, sessions
         request_ids_forgotten=ids_forgotten,
         sequence_forgotten=sequence_forgotten,
         keys=[kind.forgotten for kind in state.kinds],
+        leases=state.coordination.leases.all(),
+        cascades=sorted(state.coordination.cascades),
     )
 
 

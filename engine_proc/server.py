@@ -86,7 +86,7 @@ class Server:
             start_time=own.start_time,
             durability=self.orders.durability,
         )
-        self.state = State(self.registry, self.publisher, self.limits.forgotten_keys_max)
+        self.state = State(self.registry, self.publisher, self.limits)
         self.sessions = Sessions(self.limits)
         recovered = Recovery(self.folder.path, self.journal, self.state, self.sessions, self.publisher, self.limits)
         checkpoint, before = recovered.run(), recovered.life
@@ -185,6 +185,7 @@ class Server:
         self.maker.close()
         self.waiter.shutdown()
         await self._end_life()
+        writer.tending.close()
         bridge.close()
 
     def checkpoints(self) -> Checkpoints | None:

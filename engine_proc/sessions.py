@@ -54,6 +54,7 @@ class Session:
     __slots__ = (
         "_order",
         "actor",
+        "born",
         "client_id",
         "epoch",
         "fenced",
@@ -63,8 +64,10 @@ class Session:
         "last",
         "name",
         "number",
+        "pid",
         "quarantined",
         "told",
+        "waiting",
     )
 
     def __init__(self, number: int, client_id: str, name: str) -> None:
@@ -74,6 +77,7 @@ class Session:
         self.actor = name.encode(errors="surrogatepass")
         self.epoch = 0
         self.instance = ""
+        self.pid = self.born = 0  # of the process that speaks for it, see SessionChange
         self.last = -1
         self.floor = 0  # numbers below it may be of an earlier life of this session, which was forgotten
         self.told: dict[int, Outcome] = {}
@@ -81,12 +85,15 @@ class Session:
         self.gaps: deque[tuple[int, int]] = deque(maxlen=GAPS_MAX)  # numbers that were passed over unread
         self.fenced: set[int] = set()  # sequences that were answered NotApplied and must stay so
         self.quarantined: dict[int, Outcome] = {}  # those that are refused when they come, and how
+        self.waiting: set[int] = set()  # claims that were taken, and are not answered yet
 
     @property
     def state(self) -> SessionState:
-        change = SessionChange(self.number, self.client_id, self.name, self.epoch, self.last, self.instance)
+        change = SessionChange(
+            self.number, self.client_id, self.name, self.epoch, self.last, self.instance, self.pid, self.born
+        )
         outcomes = [self.told[sequence] for sequence in self._order]
-        return SessionState(change, self.floor, list(self.gaps), list(self.fenced), outcomes)
+        return SessionState(change, self.floor, list(self.gaps), list(self.fenced), outcomes, sorted(self.waiting))
 
     @classmethod
     def of(cls, state: SessionState) -> Session:
@@ -94,7 +101,8 @@ class Session:
         change = state.change
         session = cls(change.session, change.client_id, change.name)
         session.epoch, session.instance, session.last = change.epoch, change.instance, change.last_sequence
-        session.floor, session.fenced = state.floor, set(state.fenced)
+        session.pid, session.born = change.pid, change.born
+        session.floor, session.fenced, session.waiting = state.floor, set(state.fenced), set(state.waiting)
         session.gaps.extend(state.gaps)
         session.told = {outcome.sequence: recovered(outcome) for outcome in state.outcomes}
         session._order.extend(session.told)
@@ -105,6 +113,8 @@ class Session:
         order, told, sequence = self._order, self.told, outcome.sequence
         if sequence > self.last:
             self.last = sequence
+        if self.waiting:
+            self.waiting.discard(sequence)
         if sequence not in told:
             order.append(sequence)
         told[sequence] = outcome
@@ -167,6 +177,11 @@ class Sessions:
     def states(self) -> list[SessionState]:
         """For a checkpoint; the longest silent first."""
         return [session.state for session in self._by_number.values()]
+
+    def begin_anew(self) -> None:
+        """The processes of before are gone with their boot, whoever has their numbers now."""
+        for session in self._by_number.values():
+            session.pid = -1 if session.pid else 0
 
     def request_ids(self) -> list[tuple[str, Outcome]]:
         """The same of the user's own ids, the oldest first."""
@@ -235,6 +250,8 @@ class Sessions:
         session = self._by_number.get(number)
         if session is None:
             return FORGOTTEN
+        if sequence in session.waiting:
+            return None
         if sequence <= session.last:
             return session.told_of(sequence)
         if sequence in session.fenced:
@@ -260,7 +277,10 @@ class Sessions:
         session.name = change.name
         session.actor = change.name.encode(errors="surrogatepass")
         session.epoch = change.epoch
+        if session.instance != change.instance:
+            session.waiting.clear()  # nobody sends them again
         session.instance = change.instance
+        session.pid, session.born = change.pid, change.born
         session.pass_over(change.last_sequence)
         self._by_number[change.session] = session
         return session
@@ -276,6 +296,19 @@ class Sessions:
                 session.remember(outcome, window)
             if outcome.request_id is not None:
                 self._remember_id(outcome.request_id, outcome)
+
+    def wait(self, number: int, sequence: int) -> None:
+        """A claim that was taken and is answered later: no number behind it makes it forgotten."""
+        session = self._by_number.get(number)
+        if session is not None:
+            session.last = max(session.last, sequence)
+            session.waiting.add(sequence)
+
+    def answered(self, number: int, sequence: int) -> None:
+        """It was, and by now the answer is forgotten."""
+        session = self._by_number.get(number)
+        if session is not None and session.waiting:
+            session.waiting.discard(sequence)
 
     def _remember_id(self, request_id: str, told: Outcome) -> None:
         self.by_request_id[request_id] = told

@@ -14,6 +14,8 @@ from typing import Any, Final
 
 import msgspec
 
+from solewriter.engine_proc.coordination import Coordination
+from solewriter.engine_proc.coordination.leases import ended
 from solewriter.engine_proc.kinds import KindState
 from solewriter.engine_proc.publisher import Columnar, Installed, Publisher
 from solewriter.engine_proc.reclaim import Dropped
@@ -21,7 +23,7 @@ from solewriter.engine_proc.turn import NO_SLOT, Stored, Turn
 from solewriter.shared import record
 from solewriter.shared.checkpoint import Checkpoint, TableImage
 from solewriter.shared.columns import Cells, Column
-from solewriter.shared.config import KINDS_MAX, SCHEMAS_MAX
+from solewriter.shared.config import KINDS_MAX, SCHEMAS_MAX, Limits
 from solewriter.shared.entry import Private
 from solewriter.shared.errors import SchemaMismatch, SolewriterError
 from solewriter.shared.memory.heap import padded
@@ -35,13 +37,14 @@ _JOURNALED: Final = struct.Struct("<8xHHxBBxQ")  # kind, schema, flags, length o
 class State:
     """Keys and counters."""
 
-    def __init__(self, registry: Registry, publisher: Publisher, forgotten_keys_max: int) -> None:
+    def __init__(self, registry: Registry, publisher: Publisher, limits: Limits) -> None:
         self.registry = registry
         self.kinds: list[KindState] = []
         self.schemas: list[Schema] = []
         self.revision = 0
         self._publisher = publisher
-        self._forgotten_max = forgotten_keys_max
+        self._forgotten_max = limits.forgotten_keys_max
+        self.coordination = Coordination(limits)
         self._by_name: dict[str, KindState] = {}
         self._layouts: dict[tuple[int, int], tuple[Sequence[Column], struct.Struct | None]] = {}  # see `layout`
         self.named = self._by_name.get  # the kind of a name, or None
@@ -150,6 +153,12 @@ class State:
             block, _ = kind.kind.cut(fields, key, version, time_us)
         return Stored(slot, version, address, padded(length), not deleted, payload, block)
 
+    def author(self, address: int) -> tuple[str, int]:
+        """Who made the record at an address, published or not, and its revision."""
+        self._publisher.heap.flush()  # one of this turn is not copied there yet
+        found = record.unpack(*self._publisher.at(address))
+        return found.actor, found.revision
+
     def counts(self) -> list[tuple[int, int]]:
         """(slots, entities alive) of each kind, as the root lists them."""
         return [(kind.places, kind.alive) for kind in self.kinds]
@@ -165,6 +174,9 @@ class State:
         for code, change in turn.alive.items():
             self.kinds[code].alive += change
         self.revision = turn.revision
+        for place, lease in turn.leases.items():
+            self.coordination.leases.take(lease or ended(place))
+        self.coordination.cascades |= turn.cascades
 
     def forget(self, dropped: Iterable[Dropped]) -> None:
         """Keys of tombstones that memory did not keep."""

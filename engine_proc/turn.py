@@ -7,11 +7,12 @@ from typing import TYPE_CHECKING, Final
 
 import msgspec
 
+from solewriter.engine_proc.coordination.leases import Place, ended
 from solewriter.engine_proc.kinds import KindState
 from solewriter.engine_proc.publisher import Installed
 from solewriter.engine_proc.sessions import NEVER
 from solewriter.shared.columns import from_us
-from solewriter.shared.entry import Outcome, Private, SessionChange, Slots
+from solewriter.shared.entry import Lease, Outcome, Private, SessionChange, Slots
 from solewriter.shared.request_ids import own_id
 
 if TYPE_CHECKING:
@@ -41,6 +42,14 @@ class Turn:
     def __init__(self, state: State, tail: int, now_us: int) -> None:
         self.named = state.named
         self._find = state.find
+        self.author = state.author
+        self.kinds = state.kinds
+        self.coordination = state.coordination
+        self._leases = state.coordination.leases
+        self.leases: dict[Place, Lease | None] = {}
+        self.cascades: set[int] = set()  # kinds that had none before
+        self.waiting: list[tuple[int, int]] = []  # session and sequence of claims that were taken, and wait
+        self.uptime_us = 0  # on CLOCK_MONOTONIC
         self.revision = state.revision
         self.tail = tail  # of the heap, before the turn
         self.at(now_us)
@@ -66,7 +75,8 @@ class Turn:
 
     def last_of(self, session: int) -> int:
         """The highest sequence number of a session that this turn consumed; -1 if none."""
-        return max([outcome.sequence for outcome in self.outcomes if outcome.session == session], default=-1)
+        consumed = [outcome.sequence for outcome in self.outcomes if outcome.session == session]
+        return max([*consumed, *(sequence for number, sequence in self.waiting if number == session)], default=-1)
 
     def outcome_of(self, session: int, sequence: int) -> Outcome | None:
         """How a request of this turn ended."""
@@ -75,9 +85,20 @@ class Turn:
                 return one
         return None
 
+    @property
+    def claims(self) -> bool:
+        """Whether anybody holds a task."""
+        return bool(self._leases or self.leases)
+
+    def lease(self, place: Place) -> Lease | None:
+        """Who holds a task, after the earlier requests of this turn."""
+        return self.leases[place] if place in self.leases else self._leases.get(place)
+
     def note(self, outcome: Outcome) -> None:
         """A decided request."""
         self.outcomes.append(outcome)
+        if self.waiting and (outcome.session, outcome.sequence) in self.waiting:
+            self.waiting.remove((outcome.session, outcome.sequence))
         if outcome.request_id is not None:
             self.by_request_id[outcome.request_id] = outcome
 
@@ -93,7 +114,9 @@ class Turn:
     @property
     def empty(self) -> bool:
         """Whether there is nothing to journal."""
-        return not (self.outcomes or self.sessions or self.fenced_ids or self.forgotten_sessions)
+        return not (
+            self.outcomes or self.sessions or self.fenced_ids or self.forgotten_sessions or self.waiting or self.leases
+        )
 
     def find(self, kind: KindState, key: Key) -> Stored | None:
         """What is stored under a key of this kind, after the earlier requests of this turn."""
@@ -132,4 +155,7 @@ class Turn:
             fenced_ids=self.fenced_ids,
             slots=self.used_slots,
             known=self.known_slots(),
+            waiting=self.waiting,
+            leases=[lease or ended(place) for place, lease in self.leases.items()],
+            cascades=sorted(self.cascades),
         )

@@ -1,8 +1,7 @@
 """A farm of agents: processes that share CPU-bound tasks without a lock, and go on when one of them is killed.
 
-An agent finds a free task in a snapshot, takes it under the version that it saw, counts primes, hands in the result.
-When two want the same task, the slower one gets VersionConflict and looks for another. The parent kills one agent in
-the middle of a task; it is the one who knows that a process ended, so it frees what is still in that agent's name.
+An agent claims a task, counts primes, hands in the result; two never get the same. The parent kills one agent in the
+middle of a task: the engine sees that it died, and another agent gets what it was working at.
 
     python farm.py [STATE]      STATE: a new folder, kept; a temporary one by default
 """
@@ -13,48 +12,21 @@ import multiprocessing
 import random
 import sys
 import tempfile
+from functools import partial
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 
-from solewriter import Client, Engine, Task, TaskStatus, VersionConflict, connect
+from solewriter import Engine, Reader, Task, TaskStatus, connect
 
 AGENTS, TASKS, NUMBERS = 4, 40, 10_000  # each task is to count the primes among so many numbers
-FREE = (TaskStatus.CREATED, TaskStatus.INTERRUPTED)
 PATIENCE_S = 20  # when nothing happens for so long, nobody is left
 
 
-# --- an agent ---------------------------------------------------------------------------------------------------------
-
-
 def agent(state: Path, name: str) -> None:
-    """The whole life of an agent's process: task after task, until all are completed."""
+    """The whole life of an agent's process: task after task, until none is left."""
     with connect(state, name=name) as client:
-        while (task := take(client)) is not None:
-            count = primes(task.metadata["begin"], task.metadata["end"])
-            with client.transaction() as tx:  # two steps at one revision
-                tx.transition(task, TaskStatus.IN_REVIEW)
-                tx.transition(task, TaskStatus.COMPLETED, result=count)
-
-
-def take(client: Client) -> Task | None:
-    """A task that is this agent's from now on, or None when all are completed. Waits while others have the rest."""
-    while True:
-        with client.reader.snapshot() as snap:
-            left = [task for task in snap.entities(Task) if task.status is not TaskStatus.COMPLETED]
-        if not left:
-            return None
-        free = [task for task in left if task.status in FREE]
-        if not free:
-            client.reader.wait_for(snap.revision + 1, timeout_s=PATIENCE_S)
-            continue
-        task = random.choice(free)
-        try:
-            with client.transaction() as tx:  # goes through only if the task still is what the snapshot said
-                tx.transition(task, TaskStatus.ASSIGNED, assigned_to=client.name)
-                tx.transition(task, TaskStatus.IN_PROGRESS)
-            return tx.result(task)
-        except VersionConflict:
-            pass  # somebody was faster: look again
+        for task in client.work(Task):
+            client.complete(task, result=primes(task.metadata["begin"], task.metadata["end"]))
 
 
 def primes(begin: int, end: int) -> int:
@@ -70,9 +42,9 @@ def farm(state: Path) -> bool:
     with Engine(state, durability="process") as engine, connect(engine.state, name="parent") as client:
         for number in range(TASKS):
             bounds = {"begin": number * NUMBERS, "end": (number + 1) * NUMBERS}
-            client.create(Task(id=f"range-{number}", title="count primes", metadata=bounds))
+            client.create(Task(id=f"range-{number}", title="count primes", metadata=bounds, max_retries=3))
         agents = started(engine.state)
-        freed = supervise(agents, client)
+        victim, orphan = kill_one(agents, client.reader)
         for process in agents.values():
             process.join()
         with client.reader.snapshot() as snap:
@@ -83,10 +55,8 @@ def farm(state: Path) -> bool:
     for name, process in agents.items():
         completed = sum(task.assigned_to == name for task in tasks.values())
         print(f"  {name}: {completed} tasks, exit code {process.exitcode}")
-    for task in freed:
-        print(f"{task.id}: begun by {task.assigned_to}, completed by {tasks[task.id].assigned_to}")
-    taken_over = freed and all(task.assigned_to != tasks[task.id].assigned_to for task in freed)
-    return bool(counted == expected and taken_over)
+    print(f"{orphan}: begun by {victim}, completed by {tasks[orphan].assigned_to} in attempt {tasks[orphan].attempts}")
+    return bool(counted == expected and tasks[orphan].assigned_to != victim)
 
 
 def started(state: Path) -> dict[str, BaseProcess]:
@@ -99,35 +69,29 @@ def started(state: Path) -> dict[str, BaseProcess]:
     return agents
 
 
-def supervise(agents: dict[str, BaseProcess], client: Client) -> list[Task]:
-    """Kill one in the middle of a task, free what the dead leave, until all is completed. What was freed."""
-    freed: list[Task] = []
-    while True:
-        with client.reader.snapshot() as snap:
-            tasks = list(snap.entities(Task))
-        held = {task.assigned_to or "": task for task in tasks if task.status is TaskStatus.IN_PROGRESS}
-        done = sum(task.status is TaskStatus.COMPLETED for task in tasks)
-        alive = [name for name, process in agents.items() if process.is_alive()]
-        if done == TASKS or not alive:
-            return freed
-        orphans = [task for name, task in held.items() if name not in alive]
-        if orphans:
-            freed += [task for task in orphans if free(task, client)]
-        elif held and not freed and done > TASKS // 4 and len(alive) > 1:
-            victim = agents[random.choice(list(held))]
-            victim.kill()  # SIGKILL, at whatever instruction it is
-            victim.join()
+def kill_one(agents: dict[str, BaseProcess], reader: Reader) -> tuple[str, str]:
+    """Kill an agent in the middle of a task, when a quarter is done: its name, and what it was working at. One that
+    handed its task in right then was killed for nothing: another one is.
+    """
+    while sum(process.is_alive() for process in agents.values()) > 1:
+        with reader.snapshot() as snap:
+            done = snap.count(Task, where={"status": TaskStatus.COMPLETED})
+            held = {task.assigned_to: task.id for task in snap.scan(Task, where={"status": TaskStatus.IN_PROGRESS})}
+        if done > TASKS // 4 and any(agents[name].is_alive() for name in held):
+            victim = random.choice([name for name in held if agents[name].is_alive()])
+            agents[victim].kill()  # SIGKILL, at whatever instruction it is
+            agents[victim].join()
+            task = reader.wait_until(Task, held[victim], partial(is_settled, victim), timeout_s=PATIENCE_S)
+            if task.assigned_to != victim:
+                return victim, task.id
         else:
-            client.reader.wait_for(snap.revision + 1, timeout_s=PATIENCE_S)
+            reader.wait_for(snap.revision + 1, timeout_s=PATIENCE_S)
+    sys.exit("nobody was found in the middle of a task")
 
 
-def free(task: Task, client: Client) -> bool:
-    """Let others have a dead agent's task, unless the last thing that it sent completed it."""
-    try:
-        client.transition(task, TaskStatus.INTERRUPTED, reason=f"{task.assigned_to} died")
-        return True
-    except VersionConflict:
-        return False
+def is_settled(dead: str, task: Task) -> bool:
+    """Whether a task was taken from a dead agent, or was the last thing that it handed in."""
+    return task.assigned_to != dead or task.status is TaskStatus.COMPLETED
 
 
 def sieve(end: int) -> int:

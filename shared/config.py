@@ -62,6 +62,15 @@ class Limits(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     handshake_timeout_s: float = 5.0  # a connecting process that stalls in its hello
     connect_timeout_s: float = 10.0  # a client's patience with a starting or restarting engine
     request_timeout_s: float = 30.0  # a client's patience for one reply; then OutcomeUnknown
+    session_grace_s: float = 10.0  # a session that claimed tasks may be without a lane for so long, where its process
+    # is not known to be dead: as long as clients look for an engine that restarts
+
+    # --- coordination ---------------------------------------------------------------------------------------------
+    retry_backoff_s: float = 1.0  # before a failed task is tried again, where it does not say itself; doubled each time
+    retry_backoff_max_s: float = 300.0
+    making_slice_s: float = 0.005  # of looking at all tasks, where somebody claims for the first time, at once: half of
+    # a turn at most. A million take some 10 s in all, which others do not feel
+    cascade_max: int = 10_000  # entities that one request may cancel with its own: each takes some 20 us of a turn
 
     # --- the engine's life ----------------------------------------------------------------------------------------
     start_timeout_s: float = 60.0  # from exec to ready, recovery of a large state included
@@ -146,6 +155,13 @@ INSTALLED_AT_ONCE = 4_096  # newest records that a start puts back together: eno
 STOP_MARGIN_S = 5.0  # an owner's patience beyond the drain time-out: closing files and giving back memory
 QUARANTINE_DEATHS = 2  # of engines in a row, in one request: one may be chance, and meet whatever was just decided
 QUARANTINED_MAX = 1_024  # such requests remembered, the oldest forgotten first; one costs two deaths of the engine
+LEASE_LEAST_S, LEASE_MOST_S = 0.001, 1e9  # of a lease that is bound: below, it ends before its claimer knows of it
+VIEWS_MAX = 16  # of a kind: different sets of columns that claimers ask for, each with an order of its own
+GIVE_BACK_S = 0.5  # for giving back what an interrupted claim was granted: whoever presses Ctrl-C wants to go
+ASKED_MAX = 1_024  # claims and the like of a client whose answers may still come; of older ones nobody reads them
+STALE_MAX = 1_024  # times of what is over already, beyond twice of what is not, in whatever is ordered by time or rank:
+# then they are swept out, which costs each of them once more what it cost to come in
+TIMER_RETRY_S = 0.5  # after a full disk kept the engine from doing what is due
 STALE_BEATS = 5  # heartbeat periods of silence after which an engine that is there counts as hung: a turn takes 10 ms,
 # and a machine that swaps or a disk that stalls can keep a healthy one from beating for a second or two
 

@@ -58,6 +58,8 @@ class SessionChange(msgspec.Struct, frozen=True, array_like=True):
     epoch: int
     last_sequence: int
     instance: str = ""  # which client object speaks for it: another one cannot send its frames again
+    pid: int = 0  # of its process; 0: not known, as in another pid namespace; below 0: of another boot
+    born: int = 0  # when that started, see `start_time_of`
 
 
 class Suspicion(msgspec.Struct, frozen=True):
@@ -96,6 +98,18 @@ class SessionState(msgspec.Struct, frozen=True, array_like=True):
     gaps: list[tuple[int, int]]
     fenced: list[int]
     outcomes: list[Outcome]  # the oldest first
+    waiting: list[int] = []  # sequences of claims that were taken and are not answered
+
+
+class Lease(msgspec.Struct, frozen=True, array_like=True, gc=False):
+    """Who holds a task, and until when. As a change with token 0: nobody any more."""
+
+    kind: int
+    key: str
+    token: int
+    session: int
+    lease_us: int = 0  # how long it was given; 0: as long as its process lives
+    until_us: int = 0  # on CLOCK_MONOTONIC, in the boot of the life that journaled it
 
 
 class PrivateState(msgspec.Struct, frozen=True):
@@ -110,6 +124,8 @@ class PrivateState(msgspec.Struct, frozen=True):
     request_ids_forgotten: bool
     sequence_forgotten: int  # the highest one of any session that was forgotten
     keys: list[tuple[int, dict[str, int]]]  # by kind: its base, and the last versions of forgotten keys
+    leases: list[Lease] = []
+    cascades: list[int] = []  # codes of the kinds in which some entity was ever to be cancelled with another
 
 
 class Slots(msgspec.Struct, frozen=True, array_like=True):
@@ -147,6 +163,9 @@ class PrivateChanges(msgspec.Struct, frozen=True, omit_defaults=True):
     life: Life | None = None
     slots: dict[int, int] = {}  # by a record's position in the entry: that of a new key which took a used one
     known: Slots | None = None  # those of all records, where no key is new
+    waiting: list[tuple[int, int]] = []  # (session, sequence) of claims that were taken and are not answered yet
+    leases: list[Lease] = []
+    cascades: list[int] = []
     whole: PrivateState | None = None  # then the entry says nothing else, and is the first one of its file
 
 

@@ -9,6 +9,7 @@ client.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from enum import StrEnum
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import msgspec
@@ -51,6 +52,15 @@ class Refused(SolewriterError):
         Refused.known[cls.__name__] = cls
 
 
+class Verdict(StrEnum):
+    """What a conflict comes to, and so what its loser does next."""
+
+    YOURS = "yours"  # what is stored is what you wanted: nothing is left to do
+    MERGEABLE = "mergeable"  # others changed other fields: the same call with merge=True goes through
+    LOST = "lost"  # somebody was faster: look at `current`, made by `actor` at `revision`, and decide again
+    TERMINAL = "terminal"  # it is in a final state: nobody changes that any more
+
+
 class NotFound(Refused):
     """There is no such entity, or it was deleted."""
 
@@ -66,12 +76,17 @@ class AlreadyExists(Refused):
 
 
 class VersionConflict(Refused):
-    """Somebody changed the entity first; `current` is what it is now, `expected` what the request compared with."""
+    """Somebody changed the entity first; `current` is what it is now, `expected` what the request compared with, made
+    by `actor` at `revision`. Verbs say what it comes to in `verdict`.
+    """
 
     kind: str
     id: str
     expected: int
     version: int
+    actor: str = ""
+    revision: int = 0
+    verdict: Verdict | None = None
 
 
 class InvalidMutation(Refused):
@@ -86,10 +101,11 @@ class InvalidTransition(Refused):
     kind: str
     id: str
     allowed: tuple[str, ...]
+    verdict: Verdict | None = None
 
 
 class GuardFailed(Refused):
-    """A guard of the request did not hold; `current` is the entity that it named."""
+    """A guard of the request did not hold; `current` is the entity that it named, if it named one."""
 
     kind: str
     id: str

@@ -23,6 +23,8 @@ NAMES: tuple[str, ...] = (  # every place that there is, in the order of a life
     "bridge.admitted", "session.greeted", "session.forgotten",
     # requests come in, and a turn decides them
     "bridge.read", "bridge.frames", "decide.begin", "decide.done", "decide.refused", "turn.decided",
+    # claims wait, are granted and lost, and a time comes that somebody waited for
+    "claim.parked", "claim.granted", "claim.lost", "timer.fired",
     # the turn becomes durable
     "commit.write", "commit.written", "commit.synced", "commit.noted",
     # the journal goes on in another file

@@ -185,6 +185,14 @@ class Topology(StrEnum):
     CONTEXT_DEPENDENT = "context_dependent"
 
 
+class DependencyPolicy(StrEnum):
+    """What becomes of a task when one that it depends on is cancelled, rejected or a dead letter."""
+
+    BLOCK = "block"  # it waits: until that one is done after all, or somebody decides
+    CANCEL = "cancel"  # it is cancelled with it, in the same revision
+    IGNORE = "ignore"  # it goes on as if that one were done
+
+
 class Artifact(Part):
     """A file or other product that a task is expected to make."""
 
@@ -242,7 +250,10 @@ class Task(
     ),
     lifecycle=TASK_LIFECYCLE,
 ):
-    """A unit of work. Only `title` is required of the user."""
+    """A unit of work. Only `title` is required of the user.
+
+    `attempts` and `claim` are the engine's: how often it was tried, and its newest claim's token, which only grows.
+    """
 
     title: Annotated[str, Field(min_length=1)]
     description: str = ""
@@ -267,6 +278,12 @@ class Task(
     source: str = ""
     metadata: FrozenMap = FrozenMap()
     result: Json = None
+    cost: Annotated[float, Field(ge=0)] = 0.0
+    not_before: AwareDatetime | None = None
+    retry_delay_s: Annotated[float, Field(ge=0)] | None = None
+    on_dependency_failure: DependencyPolicy = DependencyPolicy.BLOCK
+    attempts: Annotated[int, Field(ge=0)] = 0
+    claim: Annotated[int, Field(ge=0)] = 0
     created_at: AwareDatetime | None = None
     updated_at: AwareDatetime | None = None
 
@@ -303,6 +320,13 @@ class ProjectStatus(StrEnum):
     ARCHIVED = "archived"
 
 
+class BudgetPolicy(StrEnum):
+    """What happens when a project's tasks cost what its budget allows."""
+
+    REFUSE = "refuse"  # none of them is claimed any more: what is in work may end
+    WARN = "warn"  # nothing: who looks, sees it (`budget_of`)
+
+
 PROJECT_LIFECYCLE = Lifecycle(
     field="status",
     initial="active",
@@ -319,6 +343,7 @@ class Project(Entity, columns=("status", "owner", "created_at", "updated_at", "v
     description: str = ""
     status: ProjectStatus = ProjectStatus.ACTIVE
     budget_limit: Annotated[float, Field(ge=0)] | None = None
+    on_budget: BudgetPolicy = BudgetPolicy.REFUSE
     owner: str = ""
     created_at: AwareDatetime | None = None
     updated_at: AwareDatetime | None = None

@@ -14,6 +14,8 @@ import msgspec
 
 from solewriter.shared.errors import SolewriterError
 from solewriter.shared.models import Entity, Ref
+from solewriter.shared.operations import Operation
+from solewriter.shared.where import Where
 
 
 class FromTarget:
@@ -38,6 +40,14 @@ class Op(IntEnum):
     TRANSITION = 4
     CANCEL = 5
     DELETE = 6
+    ALTER = 7
+    CLAIM = 8
+    COMPLETE = 9
+    FAIL = 10
+    RELEASE = 11
+    RENEW = 12
+    REDRIVE = 13
+    EXPIRE = 14
 
 
 class Guard(IntEnum):
@@ -45,6 +55,9 @@ class Guard(IntEnum):
 
     REQUIRE = 1
     REQUIRE_ABSENT = 2
+    REQUIRE_FIELDS = 3
+    CLAIM = 4
+    REQUIRE_NONE = 5
 
 
 class Create(msgspec.Struct, frozen=True, tag=True):
@@ -91,6 +104,7 @@ class Cancel(msgspec.Struct, frozen=True, tag=True):
     target: Target
     expect: int | None = None
     reason: str = ""
+    tree: bool = False  # and all that has it for a parent, and so on, but for what is in a final state
 
 
 class Delete(msgspec.Struct, frozen=True, tag=True):
@@ -98,6 +112,68 @@ class Delete(msgspec.Struct, frozen=True, tag=True):
 
     target: Target
     expect: Expect = FROM_TARGET
+    reason: str = ""
+
+
+class Alter(msgspec.Struct, frozen=True, tag=True):
+    """Operations on fields, whatever they hold by then: no version is compared, unless `expect` is given."""
+
+    target: Target
+    operations: Mapping[str, Operation]
+    expect: int | None = None
+    reason: str = ""
+
+
+class Claim(msgspec.Struct, frozen=True, tag=True):
+    """Take the best ready tasks of a kind, at most `count`: they are in progress, assigned to `assignee` (the session's
+    name). With nothing ready, wait until `until_us` on CLOCK_MONOTONIC; the request must ask for nothing else then.
+    """
+
+    model: type[Entity]
+    where: Where = {}
+    count: int = 1
+    lease_s: float | None = None
+    assignee: str | None = None
+    until_us: int | None = None
+    reason: str = ""
+
+
+class Complete(msgspec.Struct, frozen=True, tag=True):
+    """The work is done: through review to completed, with changes of other fields, the result say."""
+
+    target: Target
+    changes: Mapping[str, Any] = {}
+    reason: str = ""
+
+
+class Fail(msgspec.Struct, frozen=True, tag=True):
+    """This attempt failed. It is tried again after a while if attempts are left, unless `final`."""
+
+    target: Target
+    changes: Mapping[str, Any] = {}
+    final: bool = False
+    reason: str = ""
+
+
+class Release(msgspec.Struct, frozen=True, tag=True):
+    """Give a claimed task back untried: this attempt does not count."""
+
+    target: Target
+    reason: str = ""
+
+
+class Renew(msgspec.Struct, frozen=True, tag=True):
+    """Hold a claimed task for so many seconds from now. Makes no version."""
+
+    target: Target
+    lease_s: float
+    reason: str = ""
+
+
+class Redrive(msgspec.Struct, frozen=True, tag=True):
+    """Let a failed or interrupted task be tried again, now, as if it never had been."""
+
+    target: Target
     reason: str = ""
 
 
@@ -114,8 +190,30 @@ class RequireAbsent(msgspec.Struct, frozen=True, tag=True):
     id: str
 
 
-Mutation = Create | Put | Update | Transition | Cancel | Delete
-GuardMutation = Require | RequireAbsent
+class RequireFields(msgspec.Struct, frozen=True, tag=True):
+    """A guard: this entity is stored, and its fields are like this (see `where`)."""
+
+    target: Target
+    where: Where
+
+
+class RequireNone(msgspec.Struct, frozen=True, tag=True):
+    """A guard: no entity of this kind is like this. Declared columns can be asked."""
+
+    model: type[Entity]
+    where: Where
+
+
+class Unchanged(msgspec.Struct, frozen=True, tag=True):
+    """A guard: these fields of this entity are stored as it has them. Refused with VersionConflict."""
+
+    entity: Entity
+    fields: tuple[str, ...]
+
+
+TaskMutation = Claim | Complete | Fail | Release | Renew | Redrive
+Mutation = Create | Put | Update | Transition | Cancel | Delete | Alter | TaskMutation
+GuardMutation = Require | RequireAbsent | RequireFields | RequireNone | Unchanged
 
 
 class Result(msgspec.Struct, frozen=True):

@@ -15,6 +15,7 @@ from solewriter.shared.errors import InvalidMutation, SchemaMismatch, UnknownKin
 from solewriter.shared.fieldtypes import refuse_unsuitable
 from solewriter.shared.frozen import FrozenMap
 from solewriter.shared.models import CONCERNS, Entity, Lifecycle, Project, Task
+from solewriter.shared.readiness import DEPENDS
 from solewriter.shared.schema import Schema, decode, encode, plain, shape_of
 
 E = TypeVar("E", bound=Entity)
@@ -52,7 +53,9 @@ class Kind:
         self.lifecycle: Lifecycle | None = model.lifecycle
         self.stamps = frozenset(name for name in STAMPS if name in model.model_fields)
         status = {self.lifecycle.field} if self.lifecycle else set()
-        self.fixed = frozenset({"id", "version", *self.stamps, *status})
+        self.claimable = issubclass(model, Task)
+        claims = {"attempts", "claim"} if self.claimable else set[str]()
+        self.fixed = frozenset({"id", "version", *self.stamps, *status, *claims})
         if len(model.column_names) > COLUMNS_MAX:
             raise TypeError(f"{self.name} declares more than {COLUMNS_MAX} columns")
         self.columns = tuple(column_of(model, name) for name in model.column_names)
@@ -86,10 +89,14 @@ class Kind:
 
     @property
     def plain_fields(self) -> frozenset[str]:
-        """Those that can be changed by themselves, and whose validation runs nobody's code."""
+        """Those that can be changed by themselves, and whose validation runs nobody's code; of tasks, none that decides
+        what they wait for.
+        """
         found = self._plain_fields
         if found is None:
             free = frozenset[str]() if self._concern is None else self._stored_names - self._concern - self.fixed
+            if self.claimable:
+                free -= DEPENDS
             plain = [name for name in free if _is_plain(self._field_adapter(name).core_schema)]
             found = self._plain_fields = frozenset(plain)
         return found

@@ -7,7 +7,7 @@ the same shapes again.
     request  = (mutations, guards, request id | None, deadline_us | None)      or   ("outcome", request id)
     deadline = microseconds of CLOCK_MONOTONIC, after which it is not decided any more
     mutation = (op, kind, id, expect, fields, reason, to)
-    guard    = (guard, kind, id, version)
+    guard    = (guard, kind, id, version)    or   (guard, kind, id, (version | None, conditions))
 """
 
 from __future__ import annotations
@@ -22,8 +22,9 @@ import msgspec
 from solewriter.shared.config import DEFAULT_LIMITS, KEY_BYTES_MAX, NAME_MAX, REQUEST_ID_MAX, Limits
 from solewriter.shared.errors import BadRequest, InvalidMutation, Refused, RequestTooLarge
 from solewriter.shared.frozen import INT_MAX, INT_MIN
-from solewriter.shared.models import E, Entity, Ref
+from solewriter.shared.models import Entity
 from solewriter.shared.mutations import (
+    Alter,
     Cancel,
     Create,
     Delete,
@@ -34,24 +35,31 @@ from solewriter.shared.mutations import (
     Op,
     Put,
     Require,
+    RequireFields,
+    RequireNone,
     Transition,
+    Unchanged,
     Update,
 )
+from solewriter.shared.operations import plain_operations
 from solewriter.shared.registry import Kind, Registry
 from solewriter.shared.request_ids import own_id
 from solewriter.shared.schema import plain
+from solewriter.shared.taskform import NO_ID, SCALARS, changed_fields, model_of, plain_of_task, tree_of
+from solewriter.shared.where import plain_where, same_fields
 
 PlainMutation = tuple[int, str, str, "int | None", "dict[str, Any] | None", str, "str | None"]
-PlainGuard = tuple[int, str, str, int]
+PlainGuard = tuple[int, str, str, Any]
 PlainRequest = tuple[list[PlainMutation], list[PlainGuard], "str | None", "int | None"]
 OutcomeQuery = tuple[str, str]
-SCALARS: Final = frozenset({str, int, float, bool, bytes, type(None)})
 MUTATION_NODES: Final = 8  # its tuple and what is in it: the same one can be named a thousand times
 GUARD_NODES: Final = 5
 _UPDATE: Final = Op.UPDATE.value  # asked of the enum each time, it takes as long as a line
 _TRANSITION: Final = Op.TRANSITION.value
 _CANCEL: Final = Op.CANCEL.value
 _DELETE: Final = Op.DELETE.value
+_CONDITIONAL: Final = (Guard.REQUIRE_FIELDS.value, Guard.REQUIRE_NONE.value)
+_CLAIM_SHOWN: Final = Guard.CLAIM.value
 
 
 # --- the caller's side: mutations to plain data -----------------------------------------------------------------------
@@ -159,7 +167,8 @@ def _plain_mutation(mutation: Any, registry: Registry) -> tuple[Any, ...]:
             kind = registry.of(model_of(given.target))
             if kind.lifecycle is None or kind.lifecycle.cancelled is None:
                 raise InvalidMutation(f"{kind.name} has no cancelled state", fields={"kind": "has no cancelled state"})
-            return _CANCEL, kind.name, given.target.id, given.expect, None, given.reason, None
+            what = tree_of(kind) if given.tree else None
+            return _CANCEL, kind.name, given.target.id, given.expect, None, given.reason, what
         case Delete():
             target = given.target
             kind = registry.of(model_of(target))
@@ -170,11 +179,25 @@ def _plain_mutation(mutation: Any, registry: Registry) -> tuple[Any, ...]:
             entity, expect = given.entity, given.expect
             new = isinstance(expect, FromTarget) and not getattr(entity, "version", 0)  # replaces whatever is there
             return _whole(Op.PUT, entity, None if new else _expected(expect, entity), given.reason, registry)
-    raise TypeError(f"{mutation!r} is not a mutation: use Create, Put, Update, Transition, Cancel or Delete")
+        case Alter():
+            kind, target = registry.of(model_of(given.target)), given.target
+            operations = plain_operations(kind, given.operations)
+            return Op.ALTER.value, kind.name, target.id, given.expect, operations, given.reason, None
+    return plain_of_task(mutation, registry)
 
 
 def plain_guard(guard: GuardMutation, registry: Registry) -> PlainGuard:
     """A guard as plain data. Raises InvalidMutation, naming the field."""
+    if isinstance(guard, RequireFields):
+        kind = registry.of(model_of(guard.target))
+        return Guard.REQUIRE_FIELDS.value, kind.name, guard.target.id, (None, plain_where(kind, guard.where))
+    if isinstance(guard, RequireNone):
+        kind = registry.of(guard.model)
+        return Guard.REQUIRE_NONE.value, kind.name, NO_ID, (None, plain_where(kind, guard.where))
+    if isinstance(guard, Unchanged):
+        kind, entity = registry.of(type(guard.entity)), guard.entity
+        fields = same_fields(kind, {name: getattr(entity, name) for name in guard.fields})
+        return Guard.REQUIRE_FIELDS.value, kind.name, entity.id, (entity.version, fields)
     if isinstance(guard, Require):
         if not guard.entity.version:
             problem = f"{guard.entity.kind_name} {guard.entity.id!r} was never stored: require what was read"
@@ -184,29 +207,6 @@ def plain_guard(guard: GuardMutation, registry: Registry) -> PlainGuard:
     _check_id(given.id)
     name = guard.model if isinstance(guard.model, str) else registry.of(guard.model).name
     return Guard.REQUIRE_ABSENT.value, name, guard.id, 0
-
-
-def model_of(target: E | Ref[E]) -> type[E]:
-    """The class of a target. Raises TypeError for what is none."""
-    if isinstance(target, Ref):
-        return target.model
-    if isinstance(target, Entity):
-        return type(target)
-    raise TypeError(f"a target is an entity or a Ref, such as Task.ref(id), not {target!r}")
-
-
-def changed_fields(kind: Kind, changes: Any) -> dict[str, Any]:
-    """The changes as plain values, each validated by its field. Raises InvalidMutation."""
-    fields: dict[str, Any] = {}
-    for name, value in changes.items():
-        if type(name) is not str:
-            raise InvalidMutation(f"{kind.name} has no field {name!r}", fields={str(name): "no such field"})
-        if name in kind.fixed:
-            problem = kind.fixed_because(name)
-            raise InvalidMutation(f"{kind.name}.{name} {problem}", fields={name: problem})
-        valid = kind.field(name, value) if kind.checks_fields else kind.known(name, value)
-        fields[name] = valid if type(valid) in SCALARS else plain(valid)
-    return fields
 
 
 def _whole(op: Op, entity: Any, expect: Any, reason: Any, registry: Registry) -> tuple[Any, ...]:
@@ -253,7 +253,10 @@ def check_request(request: Any, budget: int, limits: Limits) -> int:
     mutations, guards, request_id, deadline_us = request
     if type(mutations) is not list or type(guards) is not list:
         raise BadRequest("mutations and guards are lists")
-    if not 0 < len(mutations) + len(guards) <= limits.request_mutations_max:
+    asked = len(mutations) + len(guards)
+    if asked > limits.request_mutations_max:  # tokens of claims come on top: at most one for each mutation
+        asked -= min(len(mutations), sum(type(one) is tuple and one[:1] == (_CLAIM_SHOWN,) for one in guards))
+    if not 0 < asked <= limits.request_mutations_max:
         raise RequestTooLarge(
             f"a request has 1 to {limits.request_mutations_max} mutations and guards (request_mutations_max)"
         )
@@ -271,7 +274,7 @@ def check_request(request: Any, budget: int, limits: Limits) -> int:
     for mutation in mutations:
         budget = _check_mutation(mutation, budget, limits)
     for guard in guards:
-        _check_guard(guard)
+        budget = _check_guard(guard, budget, limits)
     return budget
 
 
@@ -323,13 +326,21 @@ def _check_reason_length(reason: str, limits: Limits) -> None:
         raise RequestTooLarge(f"a reason is at most {limits.text_bytes_max} bytes (text_bytes_max)")
 
 
-def _check_guard(guard: Any) -> None:
+def _check_guard(guard: Any, budget: int, limits: Limits) -> int:
+    """What is left of the budget of nodes. Raises BadRequest."""
     if type(guard) is not tuple or len(guard) != 4:
         raise BadRequest("a guard is a tuple of four")
-    code, kind, key, version = guard
-    if code not in (1, 2) or type(version) is not int or not 0 <= version <= INT_MAX:
-        raise BadRequest("a guard is (guard, kind, id, version)")
+    code, kind, key, said = guard
+    version = said
+    if code in _CONDITIONAL and type(said) is tuple and len(said) == 2 and type(said[1]) is dict:
+        version = 0 if said[0] is None else said[0]
+        budget = _check_plain(said[1], budget, limits.frame_depth_max)
+    elif code not in (1, 2, 4):
+        raise BadRequest("a guard is (guard, kind, id, version), or has conditions in its place")
+    if type(version) is not int or not 0 <= version <= INT_MAX:
+        raise BadRequest("a guard compares with a version")
     _check_names(kind, key)
+    return budget
 
 
 def _check_names(kind: Any, key: Any) -> None:
@@ -396,4 +407,5 @@ _encode = msgspec.msgpack.Encoder(order="deterministic").encode
 
 def digest(request: PlainRequest) -> bytes:
     """What tells one content from another under the same request id."""
-    return blake2b(_encode((request[0], request[1])), digest_size=16).digest()
+    guards = [guard for guard in request[1] if guard[0] != _CLAIM_SHOWN]  # a token is no part of what is asked for
+    return blake2b(_encode((request[0], guards)), digest_size=16).digest()

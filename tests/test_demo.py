@@ -21,16 +21,14 @@ from solewriter import (
     Client,
     Engine,
     EngineUnavailable,
-    GuardFailed,
     Reader,
     Require,
     Task,
     TaskStatus,
-    Transition,
     open_reader,
 )
 from solewriter.agents.demo import plan as planning
-from solewriter.agents.demo.acks import Line, Log, logged, unanswered
+from solewriter.agents.demo.acks import Line, Log, Scribe, logged, unanswered
 from solewriter.agents.demo.check import FinalState, single_process, verdict
 from solewriter.agents.demo.crew import Crew
 from solewriter.agents.demo.measure import Figures, added, counted, measured
@@ -218,15 +216,16 @@ def test_whoever_writes_a_log_goes_on_with_the_next_engine(
     engine: Engine, client: Client, tmp_path: Path, wait_until: Any
 ) -> None:
     (logs := tmp_path / "logs").mkdir()
-    with Log(logs / "parent") as log:
-        log.create(client, [Task(id="a", title="a")])
-        task = client.reader.snapshot()[Task, "a"]
+    with Log(logs / "parent") as log, Scribe(engine.state, "parent", log) as scribe:
+        log.create(scribe, [Task(id="a", title="a")])
         os.kill(engine.pid, signal.SIGKILL)
-        taken = log.step(client, Transition(task, TaskStatus.ASSIGNED, {"assigned_to": "x"}))
-        log.look(client, Require(taken))
-        with pytest.raises(GuardFailed):
-            log.look(client, Require(task))
-    assert [(line.revision, line.version) for line in logged(logs)] == [(1, 1), (2, 2), (2, 0)]
+        taken = scribe.claim(Task)
+        assert scribe.claim(Task) is None
+        assert scribe.submit(guards=[Require(taken)]).applied
+        done = scribe.complete(taken)
+        assert not scribe.submit(guards=[Require(taken)]).applied
+    assert [(line.revision, line.version) for line in logged(logs)] == [(1, 1), (2, 2), (2, 0), (3, 3)]
+    assert client.get(Task, "a") == done
     assert unanswered(logs / "parent") == 0
     wait_until(lambda: engine.restarts == 1, 5, "the supervisor has counted the restart")
 

@@ -344,12 +344,6 @@ def test_a_change_has_what_the_page_says_and_nothing_else() -> None:
     assert re.findall(r"`(\w+)`", mutations) == [op.name.lower() for op in Op]
 
 
-def test_what_is_said_to_be_missing_is_missing() -> None:
-    rows = {words: here for words, here, _ in table("vocabulary.md", "elsewhere")}
-    assert rows["claim, lease, visibility timeout"] == "*none yet*"
-    assert not {"work", "claim", "complete"} & set(dir(Client)), "say in the table what it means now"
-
-
 # --- links ------------------------------------------------------------------------------------------------------------
 
 

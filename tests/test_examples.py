@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import subprocess
@@ -43,10 +44,20 @@ def test_farm(tmp_path: Path) -> None:
     killed = {name for name, _, code in ended if code == "-9"}
     assert killed
     assert {code for _, _, code in ended} == {"0", "-9"}
-    taken_over = re.findall(r"range-\d+: begun by (agent-\d), completed by (agent-\d)", printed)
+    taken_over = re.findall(r"range-\d+: begun by (agent-\d), completed by (agent-\d) in attempt 2", printed)
     assert taken_over
     assert {begun for begun, _ in taken_over} <= killed
     assert {completed for _, completed in taken_over} & killed == set()
+
+
+def test_assignment(tmp_path: Path) -> None:
+    printed = run("assignment.py", cwd=tmp_path)
+    advice = re.search(r"least loaded: (.*)", printed)
+    assert advice is not None
+    meant = json.loads(advice.group(1).replace("'", '"'))
+    assert {name for id, name in meant.items() if id.startswith("writer")} <= {"ann", "bob"}
+    assert {name for id, name in meant.items() if id.startswith("coder")} <= {"bob", "eve"}
+    assert "night -> eve\n" in printed
 
 
 def test_asyncio_agents(tmp_path: Path) -> None:

@@ -213,7 +213,7 @@ def test_a_body_lies_where_the_page_says() -> None:
     assert body[found[order][0] :] == b"".join(texts.values())
     assert found[order][0] == record.HEADER_BYTES
     said = {row[2]: row[3] for row in table("at", "type", "body", "says")}
-    assert {int(code): name for code, name in re.findall(r"(\d) (\w+)", said["op"])} == {
+    assert {int(code): name for code, name in re.findall(r"(\d+) (\w+)", said["op"])} == {
         op.value: op.name.lower() for op in Op
     }
     named = re.fullmatch(r"(\d) tombstone, (\d) first and (\d) last of its request, (\d) relocated", said["flags"])

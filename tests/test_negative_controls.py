@@ -20,6 +20,7 @@ TESTS = Path(__file__).parent
 STORES = "engine_proc/test_every_store.py::test_a_publish_whose_stores_are_in_another_order_is_seen"
 RECLAIM = "engine_proc/test_every_store.py::test_a_reclaim_that_loses_something_is_seen"
 MACHINE = "engine_proc/test_session_machine.py::test_a_seeded_bug_is_found"
+CLAIMS = "system/test_claim_machine.py::test_a_seeded_bug_is_found"
 SNAPSHOTS = "system/test_snapshot_machine.py::test_a_seeded_bug_is_found"
 READERS = "system/test_tearing.py::test_a_seeded_bug_of_a_reader_is_seen"
 CAMPAIGN = "heavy/test_campaign_controls.py::test_a_campaign_catches_an_engine_with_a_seeded_bug"
@@ -173,6 +174,23 @@ MORE: dict[str, list[Caught]] = {  # those of rooms that came later
             "system/test_overload.py::test_greedy_agents_get_equal_shares_however_much_each_of_them_sends",
             "greedy agents: shares as large as windows",
         ),
+    ],
+    "a claim that protects nothing": [
+        Caught("claims_are_not_fenced", CAMPAIGN, "campaign: handed in under an old claim, or under none"),
+        Caught("no_token_needed", CLAIMS, "claim machine: another agent's task is handed in"),
+        Caught("old_tokens_are_good", CLAIMS, "claim machine: the displaced is not told"),
+    ],
+    "claims that outlive their agents, or do not outlive the engine": [
+        Caught("nobody_dies", CLAIMS, "claim machine: the loss is waited for in vain"),
+        Caught(
+            "leases_are_not_journaled", CLAIMS, "claim machine: a dead agent keeps its task, or a living one loses it"
+        ),
+    ],
+    "a readiness that is not so": [
+        Caught("attempts_without_end", CLAIMS, "claim machine: a dead letter is claimed"),
+        Caught("dependencies_do_not_count", CLAIMS, "claim machine: claimed too early"),
+        Caught("nothing_is_cancelled_with_another", CLAIMS, "claim machine: what is stored"),
+        Caught("the_youngest_first", CLAIMS, "claim machine: the order"),
     ],
     "what an agent was told is not what happened": [
         Caught("LIES", "agents/test_checker.py::test_a_lie_is_found", "history checker, each condition"),

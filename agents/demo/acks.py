@@ -10,16 +10,18 @@ later kill cannot take it back.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import Any, Self
 
 import msgspec
 
-from solewriter import Client, Create, Reply, Require, Task, Transition, VersionConflict
+from solewriter import Claim, Client, Complete, Create, Reply, Task, VersionConflict
+from solewriter.shared.mutations import Mutation
 
 ASKED = b"?\n"
+STATUS = {Claim: "in_progress", Complete: "completed"}  # of the task, as such a request leaves it
 
 
 class Line(msgspec.Struct, frozen=True, omit_defaults=True):
@@ -34,7 +36,7 @@ class Line(msgspec.Struct, frozen=True, omit_defaults=True):
 
 
 class Log:
-    """Sends requests and keeps what was answered. One for each process of the demo."""
+    """Keeps what was answered. One for each process of the demo."""
 
     def __init__(self, path: Path) -> None:
         self._file = path.open("ab", buffering=0)
@@ -44,21 +46,16 @@ class Log:
         for reply in client.submit_many(Create(task) for task in tasks):
             self._write(reply.check(), "created")
 
-    def step(self, client: Client, *steps: Transition) -> Task:
-        """Take a task along its lifecycle, all steps in one request. Raises VersionConflict if somebody was faster."""
+    def ask(self) -> None:
+        """A request is about to leave."""
         self._file.write(ASKED)
-        reply = client.submit(*steps)
-        self._write(reply, str(steps[-1].to))
-        task = reply.check().entity
-        assert isinstance(task, Task)
-        return task
 
-    def look(self, client: Client, guard: Require) -> None:
-        """Ask the engine itself whether a task is still what it was. Raises GuardFailed."""
-        self._file.write(ASKED)
-        reply = client.submit(guards=[guard])
-        self._write(reply, "")
-        reply.check()
+    def answer(self, reply: Reply, mutations: Sequence[Mutation]) -> None:
+        """It came back. A claim that found nothing says nothing."""
+        if reply.applied and isinstance(mutations[0] if mutations else None, Claim) and not reply.results:
+            self._file.write(b"\n")
+        else:
+            self._write(reply, STATUS.get(type(mutations[-1]), "") if mutations else "")
 
     def _write(self, reply: Reply, status: str) -> None:
         if reply.applied:
@@ -77,6 +74,20 @@ class Log:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._file.close()
+
+
+class Scribe(Client):
+    """A client that keeps what it was answered."""
+
+    def __init__(self, state: Path, name: str, log: Log) -> None:
+        super().__init__(state, name=name)
+        self._log = log
+
+    def submit(self, *mutations: Mutation, **options: Any) -> Reply:
+        self._log.ask()
+        reply = super().submit(*mutations, **options)
+        self._log.answer(reply, mutations)
+        return reply
 
 
 def logged(folder: Path) -> Iterator[Line]:

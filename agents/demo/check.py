@@ -2,7 +2,7 @@
 
 Every version of every task must have been told to exactly one process, as the answer to one request. A version told
 to two or to nobody was applied twice. Forgiven is one for each request whose process died before it could log the
-answer. A dead engine is forgiven nothing.
+answer, and one for each task that the engine took from a dead agent. A dead engine is forgiven nothing.
 """
 
 from __future__ import annotations
@@ -36,6 +36,11 @@ class FinalState:
     tasks: Mapping[str, Task]
     engine_restarts: int
 
+    @property
+    def taken_over(self) -> int:
+        """How often a task was claimed again, because its agent died."""
+        return sum(max(0, task.attempts - 1) for task in self.tasks.values())
+
 
 def verdict(lines: Iterable[Line], final: FinalState, *, unanswered: int) -> Verdict:
     """Compare what all processes were told with the final state. Nobody was told what `unanswered` requests changed."""
@@ -46,7 +51,7 @@ def verdict(lines: Iterable[Line], final: FinalState, *, unanswered: int) -> Ver
         acked=len(acks),
         conflicts=len(told) - len(acks),
         lost=sum(line.revision > final.revision or is_lost(line, final.tasks.get(line.task)) for line in changes),
-        duplicated=told_twice(changes) + max(0, told_to_nobody(changes, final.tasks) - unanswered),
+        duplicated=told_twice(changes) + max(0, told_to_nobody(changes, final.tasks) - unanswered - final.taken_over),
     )
 
 

@@ -1,8 +1,6 @@
-"""The agents as the demo's parent sees them: processes that it starts, one that it kills, tasks that the dead leave.
+"""The agents as the demo's parent sees them: processes that it starts, and one that it kills.
 
-A dead agent is not replaced: the others take over. The parent is the one who knows that a process ended, so it
-interrupts the tasks that are still in a dead agent's name; then anybody may take them. It compares versions like
-anyone else, since the last request of a dead agent may still be on its way.
+A dead agent is not replaced: the engine sees that it ended, and the others take over.
 """
 
 from __future__ import annotations
@@ -11,15 +9,14 @@ import multiprocessing
 import os
 import random
 import signal
-from collections.abc import Mapping
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-from solewriter import Client, GuardFailed, Require, Task, TaskStatus, Transition, VersionConflict
+from solewriter import Client, Require, Task
 from solewriter.agents.demo import agent
-from solewriter.agents.demo.acks import Log, unanswered
+from solewriter.agents.demo.acks import unanswered
 from solewriter.agents.demo.progress import progress_at
 
 END_S = 10.0  # for an agent to end once everything is completed
@@ -56,11 +53,11 @@ class Crew:
         logs = {process.name: self._logs / process.name for process in self.alive}
         return {name: place for name, log in logs.items() if log.exists() and (place := unanswered(log))}
 
-    def strike(self, client: Client, log: Log) -> bool:
+    def strike(self, client: Client) -> bool:
         """Kill one agent, by SIGKILL, in the middle of a task. False if none was found in the middle of one."""
         for victim in shuffled(self.alive):
             stop(victim)
-            if holds_a_task(victim.name, client, log):
+            if holds_a_task(victim.name, client):
                 victim.kill()
                 victim.join()
                 self.killed.append(victim.name)
@@ -99,7 +96,7 @@ def resume(process: BaseProcess) -> None:
     os.kill(process.pid, signal.SIGCONT)
 
 
-def holds_a_task(name: str, client: Client, log: Log) -> bool:
+def holds_a_task(name: str, client: Client) -> bool:
     """Whether this stopped agent is in the middle of a task, and has not just sent its result.
 
     What it sent before it was stopped is in its lane already: it is decided no later than the turn of our own request.
@@ -108,21 +105,6 @@ def holds_a_task(name: str, client: Client, log: Log) -> bool:
         task = progress_at(snap).held.get(name)
     if task is None:
         return False
-    try:
-        log.look(client, Require(task))
-    except GuardFailed:
+    if not client.submit(guards=[Require(task)]).applied:
         return False
     return client.get(Task, task.id) == task
-
-
-def interrupt_orphans(held: Mapping[str, Task], dead: list[str], client: Client, log: Log) -> int:
-    """Free what the dead hold, for anybody to take; how many tasks that were."""
-    count = 0
-    for name in dead:
-        if name in held:
-            try:
-                log.step(client, Transition(held[name], TaskStatus.INTERRUPTED, reason=f"{name} is dead"))
-                count += 1
-            except VersionConflict:
-                pass  # the last thing that it sent had yet to arrive: look again
-    return count

@@ -18,6 +18,7 @@ from solewriter.agents.demo.measure import Figures, added, measured
 from solewriter.shared.config import KEY_BYTES_MAX
 
 LAST = "everything"
+RETRIES = 100  # agents that may die of one task, before it is left to people
 NOT_SOURCE = ("__pycache__", "site-packages", "dist-packages")
 FAN_IN_MAX = 1_000  # dependencies of one task: 1,000 ids of 255 bytes still fit an entity and a frame
 
@@ -41,7 +42,9 @@ def planned(root: Path) -> Plan:
     packages: dict[str, list[Task]] = {}
     for file in python_files(root):
         package = f"{os.path.dirname(file) or '.'}/"
-        module = Task(id=task_id(file), title=f"measure {file}", project=package, metadata={"file": file})
+        module = Task(
+            id=task_id(file), title=f"measure {file}", project=package, metadata={"file": file}, max_retries=RETRIES
+        )
         packages.setdefault(package, []).append(module)
     if not packages:
         raise Unsuitable(f"there is no Python file in {root}")
@@ -78,7 +81,7 @@ def sums(name: str, project: str, parts: list[Task]) -> Iterator[Task]:
 
 def _sum(name: str, project: str, parts: list[Task]) -> Task:
     ids = tuple(part.id for part in parts)
-    return Task(id=task_id(name), title=f"add up {name}", project=project, dependencies=ids)
+    return Task(id=task_id(name), title=f"add up {name}", project=project, dependencies=ids, max_retries=RETRIES)
 
 
 def task_id(name: str) -> str:

@@ -1,7 +1,7 @@
 """The demo as a whole: tasks from files, agents that work, one that dies, the engine that dies, a check of everything.
 
-The parent looks through shared memory alone. It writes only to create the tasks and to free those that a dead agent
-held. An engine that it killed is the business of others: the supervisor starts the next one, the agents send again.
+The parent looks through shared memory alone, and writes only to create the tasks. An agent that it killed is the
+engine's business, and an engine the supervisor's: others go on with the task, the next engine with everything.
 """
 
 from __future__ import annotations
@@ -13,10 +13,10 @@ from pathlib import Path
 
 from rich.console import Console
 
-from solewriter import Client, Engine, Reader, Task, connect, open_reader
-from solewriter.agents.demo.acks import Log, logged, unanswered
+from solewriter import Client, Engine, Reader, Task, open_reader
+from solewriter.agents.demo.acks import Log, Scribe, logged, unanswered
 from solewriter.agents.demo.check import Comparison, FinalState, Verdict, compare, verdict
-from solewriter.agents.demo.crew import Crew, interrupt_orphans
+from solewriter.agents.demo.crew import Crew
 from solewriter.agents.demo.outage import Outage
 from solewriter.agents.demo.plan import Plan, Unsuitable, planned
 from solewriter.agents.demo.progress import Progress, progress_at
@@ -52,7 +52,6 @@ class Work:
     seconds: float
     killed: int
     failed: int
-    taken_over: int
     outage: Outage
 
 
@@ -77,38 +76,36 @@ def demonstrate(job: Job, console: Console) -> Summary:
 def worked(job: Job, plan: Plan, state: Path, logs: Path, console: Console) -> Work:
     """Let the agents do all of it."""
     started = time.perf_counter()
-    with connect(state, name="parent") as client, Log(logs / "parent") as log:
+    with Log(logs / "parent") as log, Scribe(state, "parent", log) as client:
         if client.reader.snapshot().counts["Task"]:
             raise Unsuitable(f"{state} holds tasks already: name a folder that does not exist yet")
         log.create(client, plan.tasks)
         crew = Crew(job.agents, state, job.root, logs)
         outage = Outage()
         with open_reader(state) as reader, crew, view(console) as show:
-            taken_over = supervise(job, crew, outage, reader, show, client, log)
+            supervise(job, crew, outage, reader, show, client)
             seconds = time.perf_counter() - started
-    return Work(seconds, len(crew.killed), len(crew.failed), taken_over, outage)
+    return Work(seconds, len(crew.killed), len(crew.failed), outage)
 
 
-def supervise(job: Job, crew: Crew, outage: Outage, reader: Reader, show: Show, client: Client, log: Log) -> int:
-    """Look until everything is completed or nobody is left; how many tasks of dead agents were freed on the way."""
-    freed = 0
+def supervise(job: Job, crew: Crew, outage: Outage, reader: Reader, show: Show, client: Client) -> None:
+    """Look until everything is completed or nobody is left."""
     while True:
         alive = crew.alive  # before the look: who ended after it cannot be missed
         with reader.snapshot() as snap:
             progress = progress_at(snap)
         show(progress, [agent.name for agent in crew.agents], crew.dead)
         if progress.done == progress.total or not alive:
-            return freed
+            return
         if outage.lasts:
             outage.watch(reader, LOOK_S)
             continue
         agent_due = not (job.calm or crew.killed) and len(alive) > 1 and progress.fraction >= KILL_AGENT_FROM
-        if agent_due and crew.strike(client, log):
+        if agent_due and crew.strike(client):
             continue  # look again: it may hold another task by now
         engine_due = job.kills_engine and not outage.killed and progress.fraction >= KILL_ENGINE_FROM
         if engine_due and outage.strike(reader, crew):
             continue  # look at what is left
-        freed += interrupt_orphans(progress.held, crew.dead, client, log)
         wait(reader, progress)
 
 
@@ -138,7 +135,7 @@ def summed_up(job: Job, plan: Plan, work: Work, final: FinalState, told: Verdict
         agents=job.agents,
         agents_killed=work.killed,
         agents_failed=work.failed,
-        taken_over=work.taken_over,
+        taken_over=final.taken_over,
         engine_killed=int(work.outage.killed),
         engine_unanswered=work.outage.unanswered,
         engine_restarts=final.engine_restarts,

@@ -17,9 +17,9 @@ if TYPE_CHECKING:
     from solewriter.agents import aio
     from solewriter.agents.change import Change
     from solewriter.agents.client import Client, connect
-    from solewriter.agents.conditions import Range
     from solewriter.agents.offline import OfflineReader
     from solewriter.agents.reader import Reader, open_reader
+    from solewriter.agents.readiness import Budget, Reason, budget_of, dead_letters, why_not_ready
     from solewriter.agents.snapshot import Snapshot
     from solewriter.agents.status import EngineStatus, status_of
     from solewriter.agents.travel import Difference
@@ -58,10 +58,13 @@ if TYPE_CHECKING:
         SolewriterError,
         Unavailable,
         UnknownKind,
+        Verdict,
         VersionConflict,
     )
     from solewriter.shared.frozen import FrozenMap, Json
     from solewriter.shared.models import (
+        BudgetPolicy,
+        DependencyPolicy,
         Entity,
         Lifecycle,
         Part,
@@ -75,18 +78,30 @@ if TYPE_CHECKING:
         concerns,
     )
     from solewriter.shared.mutations import (
+        Alter,
         Applied,
         Cancel,
+        Claim,
+        Complete,
         Create,
         Delete,
+        Fail,
         NotApplied,
         Put,
+        Redrive,
+        Release,
+        Renew,
         Reply,
         Require,
         RequireAbsent,
+        RequireFields,
+        RequireNone,
         Transition,
+        Unchanged,
         Update,
     )
+    from solewriter.shared.operations import Add, Append, Increment, Max, Min, PutIn, Remove
+    from solewriter.shared.where import Range
 
 __version__ = "0.1.0"
 
@@ -94,9 +109,9 @@ __version__ = "0.1.0"
 _ROOMS = {
     "solewriter.engine_proc.process": ("Engine",),
     "solewriter.agents.client": ("connect", "Client"),
-    "solewriter.agents.conditions": ("Range",),
     "solewriter.agents.offline": ("OfflineReader",),
     "solewriter.agents.reader": ("open_reader", "Reader"),
+    "solewriter.agents.readiness": ("why_not_ready", "dead_letters", "budget_of", "Reason", "Budget"),
     "solewriter.agents.snapshot": ("Snapshot",),
     "solewriter.agents.status": ("status_of", "EngineStatus"),
     "solewriter.agents.change": ("Change",),
@@ -106,14 +121,18 @@ _ROOMS = {
     "solewriter.shared.frozen": ("FrozenMap", "Json"),
     "solewriter.shared.models": (
         "Entity", "Part", "Task", "Project", "Lifecycle", "Ref", "concerns",
-    "TaskStatus", "TaskPriority", "TaskType", "ProjectStatus",
+    "BudgetPolicy", "DependencyPolicy", "TaskStatus", "TaskPriority", "TaskType", "ProjectStatus",
     ),
     "solewriter.shared.mutations": (
-        "Create", "Put", "Update", "Transition", "Cancel", "Delete", "Require", "RequireAbsent", "Reply", "Applied",
-        "NotApplied",
+        "Create", "Put", "Update", "Transition", "Cancel", "Delete", "Alter", "Require", "RequireAbsent",
+        "RequireFields", "RequireNone", "Unchanged", "Claim", "Complete", "Fail", "Release", "Renew", "Redrive",
+        "Reply", "Applied", "NotApplied",
     ),
+    "solewriter.shared.operations": ("Increment", "Max", "Min", "Append", "Add", "Remove", "PutIn"),
+    "solewriter.shared.where": ("Range",),
     "solewriter.shared.errors": (
         "SolewriterError",
+        "Verdict",
         "Refused", "NotFound", "AlreadyExists", "VersionConflict", "InvalidMutation", "InvalidTransition",
         "InvalidQuery", "GuardFailed", "Fenced", "UnknownKind", "SchemaMismatch", "RequestMismatch",
         "RequestTooLarge", "BadRequest", "Expired", "Quarantined", "Unavailable", "Corrupt",
@@ -131,8 +150,11 @@ __all__ = [
     "Entity", "Part", "Task", "Project", "Lifecycle", "Ref", "concerns",
     "TaskStatus", "TaskPriority", "TaskType", "ProjectStatus",
     "FrozenMap", "Json",
-    "Create", "Put", "Update", "Transition", "Cancel", "Delete", "Require", "RequireAbsent", "Reply", "Applied",
+    "Create", "Put", "Update", "Transition", "Cancel", "Delete", "Alter", "Require", "RequireAbsent", "RequireFields",
+    "RequireNone", "Unchanged", "Claim", "Complete", "Fail", "Release", "Renew", "Redrive", "Reply", "Applied",
     "NotApplied",
+    "why_not_ready", "dead_letters", "budget_of", "Reason", "Budget", "Verdict", "DependencyPolicy", "BudgetPolicy",
+    "Increment", "Max", "Min", "Append", "Add", "Remove", "PutIn",
     "errors", "SolewriterError",
     "Refused", "NotFound", "AlreadyExists", "VersionConflict", "InvalidMutation", "InvalidTransition", "InvalidQuery",
     "GuardFailed", "Fenced", "UnknownKind", "SchemaMismatch", "RequestMismatch", "RequestTooLarge", "BadRequest",

@@ -12,11 +12,12 @@ from typing import NamedTuple
 
 import msgspec
 
-from solewriter.agents.testing.evidence import APPLIED, REFUSED, UNKNOWN, Answer, Attempt, Call, name_in
+from solewriter.agents.testing.evidence import APPLIED, FENCED, REFUSED, UNKNOWN, Answer, Attempt, Call, name_in
 from solewriter.agents.testing.history import Decided, History
+from solewriter.agents.testing.steps import Key
 
+Tokens = tuple[tuple[Key, int], ...]
 MISMATCH = "RequestMismatch"
-FENCED = "Fenced"  # told by the engine or by the client itself: either way it must never be in the history
 
 
 class Violation(NamedTuple):
@@ -36,6 +37,7 @@ class Account:
     def __init__(self, call: Call) -> None:
         self.call = call
         self.called = call.at
+        self.tokens: list[Tokens] = []  # under each of which it was sent
         self.attempts = 0
         self.answers: list[Answer] = []
         self.refused_here = 0
@@ -45,6 +47,8 @@ class Account:
     def hear(self, attempt: Attempt) -> None:
         self.attempts += 1
         self.called = min(self.called, attempt.call.at)
+        if attempt.call.tokens not in self.tokens:
+            self.tokens.append(attempt.call.tokens)
         answer = attempt.answer
         if answer is None or answer.outcome == UNKNOWN:
             return

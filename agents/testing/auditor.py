@@ -15,7 +15,6 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from solewriter.agents.conditions import Range
 from solewriter.agents.reader import Reader
 from solewriter.agents.snapshot import Snapshot
 from solewriter.agents.testing.ledger import (
@@ -42,6 +41,7 @@ from solewriter.agents.testing.ledger import (
 from solewriter.shared.config import DEFAULT_LIMITS
 from solewriter.shared.errors import EngineUnavailable, SnapshotExpired
 from solewriter.shared.models import Entity
+from solewriter.shared.where import Range
 
 HELD_MAX = 4  # snapshots that are read again later
 HELD_SPAN = 8_000  # revisions after which a held snapshot is let go: each look at it costs more, the older it is

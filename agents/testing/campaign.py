@@ -87,6 +87,8 @@ class Report(msgspec.Struct, frozen=True, kw_only=True):
     watched: int
     revisions: int
     faults: int
+    claimed: int
+    fenced: int
     rss_mb: float  # of this process, at its highest
     first_violations: list[str]
     kept: list[str]  # folders of rounds that went wrong, or were to be kept
@@ -170,7 +172,7 @@ def added_up(settings: Settings, outcomes: Sequence[Outcome], kept: list[str], s
     named = Counter(violation.name for violation in violations)
     totals = {
         name: sum(getattr(verdict, name) for verdict in verdicts)
-        for name in ("refused", "unknown", "repeats", "looks", "watched", "revisions", "faults")
+        for name in ("refused", "unknown", "repeats", "looks", "watched", "revisions", "faults", "claimed", "fenced")
     }
     acked = sum(verdict.acks for verdict in verdicts)
     hit = sum((outcome.failpoints_hit for outcome in outcomes), Counter[str]())

@@ -12,6 +12,7 @@ from itertools import chain
 from typing import NamedTuple
 
 from solewriter.agents.testing.accounts import Accounts, Violation
+from solewriter.agents.testing.claims import claims_are_kept
 from solewriter.agents.testing.evidence import APPLIED, REFUSED, UNKNOWN, Gathered, Look
 from solewriter.agents.testing.history import History
 from solewriter.agents.testing.order import Floor, in_real_time_order
@@ -22,6 +23,7 @@ from solewriter.agents.testing.readers import (
 )
 from solewriter.agents.testing.replay import replay
 from solewriter.agents.testing.steps import kinds_of
+from solewriter.agents.testing.tasks import FENCED_CLAIM
 from solewriter.agents.testing.told import told_as_recovered
 from solewriter.agents.testing.versions import versions_recovered, versions_told
 from solewriter.shared.models import Entity
@@ -34,15 +36,17 @@ class Verdict(NamedTuple):
     """What is wrong, and of how much."""
 
     violations: list[Violation]
-    acks: int  # requests that were applied, and somebody was told so
-    refused: int
-    unknown: int
-    repeats: int  # answers to a resend under an id of the user's own, that the engine told again
-    unread: int  # requests that changed nothing, and nobody read the answer
-    looks: int
-    watched: int  # changes that watches brought
-    revisions: int
-    faults: int
+    acks: int = 0  # requests that were applied, and somebody was told so
+    refused: int = 0
+    unknown: int = 0
+    repeats: int = 0  # answers to a resend under an id of the user's own, that the engine told again
+    unread: int = 0  # requests that changed nothing, and nobody read the answer
+    looks: int = 0
+    watched: int = 0  # changes that watches brought
+    revisions: int = 0
+    faults: int = 0
+    claimed: int = 0  # tasks, each time
+    fenced: int = 0  # requests under a claim that was lost, or under none
 
     def __str__(self) -> str:
         counts = ", ".join(f"{name} {count}" for name, count in self._asdict().items() if name != "violations")
@@ -72,6 +76,8 @@ def check(
     4. version gap, version repeated, revision gap
     5. snapshot differs, revision went back, an acked revision was not seen, watch differs
     6. too few acks, no fault, the last operation failed
+    7. two hold it, claimed though it was not free, claimed without an attempt left, handed in under no claim, handed in
+       under an old claim, a token that is no claim's version, still claimed
     """
     assert final.whole, "the final state is a look at everything"
     accounts = Accounts(gathered.attempts, history)
@@ -79,6 +85,7 @@ def check(
     looks = [look for taken in gathered.looks.values() for look in taken]
     violations = chain(
         told_as_recovered(accounts),
+        claims_are_kept(accounts),
         in_real_time_order(accounts, floor),
         replay(accounts, kinds_of(models), looks, final),
         versions_recovered(history),
@@ -89,7 +96,12 @@ def check(
         the_load_was_real(gathered, accounts, acks_min),
     )
     found = list(violations)
+    return _counted(found, gathered, accounts)
+
+
+def _counted(found: list[Violation], gathered: Gathered, accounts: Accounts) -> Verdict:
     outcomes = Counter(account.outcome for account in accounts)
+    claims = [account for account in accounts if any(step.op == "claim" for step in account.call.steps)]
     return Verdict(
         found,
         acks=outcomes[APPLIED],
@@ -97,10 +109,12 @@ def check(
         unknown=outcomes[UNKNOWN],
         repeats=sum(len(account.repeats) for account in accounts),
         unread=accounts.unread,
-        looks=len(looks),
+        looks=sum(map(len, gathered.looks.values())),
         watched=sum(len(line.changes) for taken in gathered.watches.values() for line in taken),
-        revisions=max((decided.revision for decided in history), default=0),
+        revisions=max((decided.revision for decided in accounts.history), default=0),
         faults=len(gathered.faults),
+        claimed=sum(len(decided.changes) for account in claims for decided in account.decided),
+        fenced=sum(answer.error == FENCED_CLAIM for account in accounts for answer in account.answers[:1]),
     )
 
 

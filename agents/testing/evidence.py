@@ -23,6 +23,7 @@ from solewriter.agents.client import Client
 from solewriter.agents.reader import Reader
 from solewriter.agents.snapshot import Snapshot
 from solewriter.agents.testing.steps import (
+    ANY_ID,
     SHIPPED,
     Condition,
     Fields,
@@ -34,11 +35,13 @@ from solewriter.agents.testing.steps import (
     plain,
     step_of,
 )
-from solewriter.shared.errors import Fenced, Refused, SolewriterError
+from solewriter.agents.testing.tasks import FENCED_CLAIM
+from solewriter.shared.errors import Refused, SolewriterError
 from solewriter.shared.models import Entity
 from solewriter.shared.mutations import Applied, GuardMutation, Mutation, NotApplied, Reply
 
 APPLIED, REFUSED, UNKNOWN = "applied", "refused", "unknown"
+FENCED = "Fenced"  # of a session: told by the engine or by the client itself, and never in the history
 
 
 class Call(msgspec.Struct, frozen=True, tag="call"):
@@ -50,6 +53,7 @@ class Call(msgspec.Struct, frozen=True, tag="call"):
     own: bool
     steps: tuple[Step, ...]
     conditions: tuple[Condition, ...] = ()
+    tokens: tuple[tuple[Key, int], ...] = ()  # of claims, under which it is sent
 
 
 class Answer(msgspec.Struct, frozen=True, omit_defaults=True, tag="answer"):
@@ -67,6 +71,7 @@ class Answer(msgspec.Struct, frozen=True, omit_defaults=True, tag="answer"):
     found: int | None = None  # the version that a conflict or a guard names
     allowed: tuple[str, ...] | None = None  # the states that a refused transition names
     current: int | None = None  # the version of the entity that a refusal carries
+    claimed: tuple[Key, ...] = ()  # in the order of the versions, where the call did not say which entities
 
 
 class Look(msgspec.Struct, frozen=True, omit_defaults=True, tag="look"):
@@ -124,7 +129,7 @@ class Evidence:
         timeout_s: float | None = None,
     ) -> Reply:
         """`client.submit`, kept. Raises what it raises, after that is kept too."""
-        call, marked = self.asking(mutations, guards, request_id)
+        call, marked = self.asking(mutations, guards, request_id, client=client)
         try:
             reply = client.submit(*marked, guards=guards, request_id=request_id, timeout_s=timeout_s)
         except SolewriterError as error:
@@ -141,7 +146,7 @@ class Evidence:
 
         def source() -> Iterator[Mutation]:
             for mutation in mutations:
-                call, (marked,) = self.asking((mutation,))
+                call, (marked,) = self.asking((mutation,), client=client)
                 waiting.append(call)
                 yield marked
 
@@ -205,14 +210,23 @@ class Evidence:
     # --- one line ----------------------------------------------------------------------------------------------------
 
     def asking(
-        self, mutations: Sequence[Mutation], guards: Sequence[GuardMutation] = (), request_id: str | None = None
+        self,
+        mutations: Sequence[Mutation],
+        guards: Sequence[GuardMutation] = (),
+        request_id: str | None = None,
+        *,
+        client: Client | None = None,
     ) -> tuple[Call, list[Mutation]]:
-        """Keep a call that is about to be sent. Send the mutations that this returns: they carry its name."""
+        """Keep a call that is about to be sent, by this client if it has claimed anything. Send the mutations that this
+        returns: they carry its name.
+        """
         self._count += 1
         name = request_id or f"{self.name}:{self._count}"
         steps = tuple([step_of(mutation) for mutation in mutations])
         conditions = tuple([condition_of(guard) for guard in guards])
-        call = Call(self._count, time.monotonic_ns(), name, request_id is not None, steps, conditions)
+        held = {step.key: client.holds(step.kind, step.id) if client is not None else None for step in steps}
+        tokens = tuple([(key, token) for key, token in held.items() if token is not None])
+        call = Call(self._count, time.monotonic_ns(), name, request_id is not None, steps, conditions, tokens)
         self._newest = call
         self._write(call)
         return call, [*mutations] if call.own else [marked(mutation, name) for mutation in mutations]
@@ -222,22 +236,34 @@ class Evidence:
         if reply.error is not None:
             self.failed(call, reply.error, reply.request_id, reply.revision)
         else:
-            versions = tuple([result.version for result in reply.results])
-            self.applied(call, reply.request_id, reply.revision, versions)
+            results = reply.results
+            claims = any(step.id == ANY_ID for step in call.steps)
+            claimed = [Key(result.kind, result.id) for result in results if claims]
+            versions = tuple([result.version for result in results])
+            self.applied(call, reply.request_id, reply.revision, versions, claimed)
 
-    def applied(self, call: Call, request_id: str, revision: int, versions: tuple[int, ...]) -> None:
-        self._write(Answer(call.number, time.monotonic_ns(), APPLIED, request_id, revision, versions))
+    def applied(
+        self,
+        call: Call,
+        request_id: str,
+        revision: int,
+        versions: tuple[int, ...],
+        claimed: Iterable[Key] = (),
+    ) -> None:
+        at = time.monotonic_ns()
+        self._write(Answer(call.number, at, APPLIED, request_id, revision, versions, claimed=tuple(claimed)))
 
     def failed(self, call: Call, error: SolewriterError, request_id: str = "", revision: int | None = None) -> None:
         """Keep how a call failed: refused by the engine, refused here (then without a request id), or not known."""
         if not isinstance(error, Refused):
             self.unknown(call, type(error).__name__)
             return
-        if isinstance(error, Fenced):
+        name = refusal_name(type(error).__name__, error.details)
+        if name == FENCED:
             request_id = ""  # the session is another client's now: nothing was decided about this request
         self._write(
             Answer(
-                call.number, time.monotonic_ns(), REFUSED, request_id, revision, (), type(error).__name__,
+                call.number, time.monotonic_ns(), REFUSED, request_id, revision, (), name,
                 error.details.get("version"), error.details.get("allowed"), _version(error.current),
             )
         )  # fmt: skip
@@ -265,6 +291,11 @@ class Evidence:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
+
+
+def refusal_name(name: str, details: Mapping[str, object]) -> str:
+    """An error's name. It is one for a session that went to another client, and for a task whose claim was lost."""
+    return FENCED_CLAIM if name == FENCED and "id" in details else name
 
 
 def seen(fields: Fields | None) -> tuple[int, str]:

@@ -15,16 +15,18 @@ from typing import Any, NamedTuple
 import msgspec
 from pydantic import ValidationError
 
-from solewriter.agents.testing.evidence import APPLIED, REFUSED
+from solewriter.agents.testing.evidence import APPLIED, REFUSED, refusal_name
 from solewriter.agents.testing.steps import Fields, Key, Kinds, kinds_of, plain
 from solewriter.shared import entry as entries
 from solewriter.shared import record
 from solewriter.shared.entry import FILE_HEADER_BYTES, Entry, Outcome
 from solewriter.shared.errors import JournalCorrupt
 from solewriter.shared.models import Entity
-from solewriter.shared.request_ids import default_id
+from solewriter.shared.request_ids import default_id, session_number
 from solewriter.shared.schema import Schema
 from solewriter.shared.wire import Status
+
+ENGINES_OWN = session_number("engine")
 
 
 class Change(NamedTuple):
@@ -150,7 +152,8 @@ def _decided(outcome: Outcome, changes: list[Change]) -> Decided:
     if status == Status.APPLIED:
         versions = tuple([place[0] for place in detail])
     else:
-        error, _, details = detail
+        name, _, details = detail
+        error = refusal_name(name, details)
         found = details.get("version")
         allowed = tuple(details["allowed"]) if "allowed" in details else None
     told = {Status.APPLIED: APPLIED, Status.REFUSED: REFUSED}.get(Status(status), Status(status).name)

@@ -22,28 +22,15 @@ from pathlib import Path
 from solewriter.agents.client import Client, connect
 from solewriter.agents.reader import Reader, open_reader
 from solewriter.agents.snapshot import Snapshot
-from solewriter.agents.testing.evidence import UNKNOWN, Call, Evidence, gather
+from solewriter.agents.testing.evidence import FENCED, UNKNOWN, Call, Evidence, gather, refusal_name
 from solewriter.agents.testing.steps import Key, kinds_of, mutation_of, step_of
+from solewriter.agents.testing.wishes import Wishes
 from solewriter.agents.watch import Resync
 from solewriter.shared.config import ATTACH_RETRY_S, Limits
 from solewriter.shared.errors import EngineUnavailable, Fenced, OutcomeUnknown, SolewriterError, Unavailable
-from solewriter.shared.models import Project, ProjectStatus, Task, TaskPriority, TaskStatus
-from solewriter.shared.mutations import (
-    Cancel,
-    Create,
-    Delete,
-    GuardMutation,
-    Mutation,
-    Put,
-    Reply,
-    Require,
-    RequireAbsent,
-    Transition,
-    Update,
-)
+from solewriter.shared.models import Task
+from solewriter.shared.mutations import Delete, GuardMutation, Mutation, Put, Reply, Update
 
-TASKS = [f"t{number}" for number in range(32)]  # few, so that agents meet, and a look at all of them is cheap
-PROJECTS = [f"p{number}" for number in range(6)]
 LOOK_SHARE = 0.15  # of replies after which an agent reads its own writes
 IMPATIENT_S = 0.03  # less than a restart takes: then the outcome is unknown, and the request still on its way
 IMPATIENT_SHARE = 0.3  # of requests
@@ -63,11 +50,15 @@ class Agent:
         self._evidence = evidence
         self._chance = chance
         self._count = itertools.count(1)
+        self._wishes = Wishes(client, chance, self.unique)
+        self._work: list[str] = []  # ids of tasks that it claimed, and did not hand in yet
         self._own_ids: list[tuple[str, Mutation]] = []  # under which something was answered
         self._acts: list[tuple[Callable[[], None], int]] = [
             (self.one, 40),
             (self.burst, 10),
             (self.several, 12),
+            (self.merge, 4),
+            (self.work, 40),
             (self.with_own_id, 12),
             (self.again, 4),
         ]
@@ -84,7 +75,7 @@ class Agent:
 
     def one(self) -> None:
         """One request, and sometimes a look at what it did."""
-        self._sent(self.mutation())
+        self._sent(self._wishes.mutation())
 
     def burst(self) -> None:
         """Many in flight, most of them for entities of its own, so that the order shows."""
@@ -100,20 +91,41 @@ class Agent:
     def _in_burst(self, own: str) -> Mutation:
         if self._chance.random() < 0.6:
             return Update(Task.ref(own), {"source": self.unique()})
-        return self.mutation()
+        return self._wishes.mutation()
 
     def several(self) -> None:
         """Some mutations in one request, of different entities or of the same, sometimes guarded."""
-        mutations = [self.mutation() for _ in range(self._chance.randrange(2, 5))]
+        mutations = [self._wishes.mutation() for _ in range(self._chance.randrange(2, 5))]
         key = step_of(mutations[0]).key
         if key.kind == "Task" and self._chance.random() < 0.4:  # whatever the first one did, this one sees it
             last = (Update(Task.ref(key.id), {"source": self.unique()}), Delete(Task.ref(key.id)))
             mutations.append(self._chance.choice(last))
-        self._sent(*mutations, guards=self.guards())
+        self._sent(*mutations, guards=self._wishes.guards())
+
+    def merge(self) -> None:
+        """Beside whoever changes other fields."""
+        wish = self._wishes.merge()
+        if wish is not None:
+            self._sent(wish[0], guards=wish[1])
+
+    def work(self) -> None:
+        """Claim something, or go on with what was claimed; hold it for a while, and be overtaken perhaps."""
+        if not self._work or self._chance.random() < 0.2:
+            reply = self._sent(self._wishes.claim(), request_id=self._perhaps_own_id())
+            if reply is not None and reply.applied:
+                self._work += [result.id for result in reply.results]
+            return
+        id = self._chance.choice(self._work)
+        self._sent(self._wishes.about_work(id))
+        if self._client.holds(Task, id) is None:  # handed in, or lost
+            self._work = [one for one in self._work if one != id]
+
+    def _perhaps_own_id(self) -> str | None:
+        return f"id-{self.unique()}" if self._chance.random() < 0.1 else None
 
     def with_own_id(self) -> None:
         """Under an id of its own, which somebody else can send again."""
-        request_id, mutation = f"id-{self.unique()}", self.mutation()
+        request_id, mutation = f"id-{self.unique()}", self._wishes.mutation()
         self._sent(mutation, request_id=request_id)
         self._own_ids.append((request_id, mutation))
 
@@ -122,7 +134,7 @@ class Agent:
         if self._own_ids:
             recent = self._chance.random() < 0.5  # or nearly all would be from before the last checkpoint
             request_id, mutation = self._chance.choice(self._own_ids[-RECENT:] if recent else self._own_ids)
-            self._sent(mutation if self._chance.random() < 0.7 else self.mutation(), request_id=request_id)
+            self._sent(mutation if self._chance.random() < 0.7 else self._wishes.mutation(), request_id=request_id)
 
     def finish(self, calls: Sequence[Call]) -> None:
         """Send again what a dead agent sent under ids of its own and was not answered."""
@@ -132,8 +144,10 @@ class Agent:
             with contextlib.suppress(Unavailable):  # kept as unknown, again
                 self._sent(*mutations, request_id=call.name)
 
-    def _sent(self, *mutations: Mutation, guards: Sequence[GuardMutation] = (), request_id: str | None = None) -> None:
-        """Send a request, and sometimes look at what it did, or ask what became of it."""
+    def _sent(
+        self, *mutations: Mutation, guards: Sequence[GuardMutation] = (), request_id: str | None = None
+    ) -> Reply | None:
+        """Send a request, and sometimes look at what it did, or ask what became of it. None: the reply did not come."""
         evidence, client = self._evidence, self._client
         try:
             reply = evidence.submit(
@@ -142,96 +156,23 @@ class Agent:
         except OutcomeUnknown as error:
             if request_id is None and self._chance.random() < 0.5:  # one of its own somebody else sends again
                 evidence.resolve(client, error.request_id)
-            return
+            return None
         self._check_fenced(reply)
         if self._chance.random() < LOOK_SHARE:
             evidence.look(client.reader, [Key(result.kind, result.id) for result in reply.results])
+        return reply
 
     def _patience(self) -> float | None:
         return IMPATIENT_S if self._chance.random() < IMPATIENT_SHARE else None
 
     def _check_fenced(self, reply: Reply) -> None:
-        if isinstance(reply.error, Fenced):
-            raise reply.error
-
-    # --- what to ask -------------------------------------------------------------------------------------------------
+        error = reply.error
+        if isinstance(error, Fenced) and refusal_name(type(error).__name__, error.details) == FENCED:
+            raise error
 
     def unique(self) -> str:
         """A text that nobody else makes: every change to it is a change."""
         return f"{self._evidence.name}-{next(self._count)}"
-
-    def mutation(self) -> Mutation:
-        """Something about one of the entities that all agents share."""
-        if self._chance.random() < 0.15:
-            return self._of_project(self._chance.choice(PROJECTS))
-        return self._of_task(self._chance.choice(TASKS))
-
-    def _of_task(self, id: str) -> Mutation:
-        task = self._client.get(Task, id)
-        if task is None:
-            return self._of_no_task(id)
-        finished = task.status in (TaskStatus.COMPLETED, TaskStatus.CANCELLED, TaskStatus.REJECTED)
-        if finished and self._chance.random() < 0.5:
-            return Delete(task)
-        return self._chance.choice(
-            (
-                lambda: Update(task, {"description": self.unique()}),
-                lambda: Update(task, {"description": self.unique(), "priority": self._chance.choice([*TaskPriority])}),
-                lambda: Update(Task.ref(id), {"source": self.unique(), "max_retries": self._chance.randrange(100)}),
-                lambda: Update(task, {"priority": task.priority}),  # changes nothing
-                lambda: Update(task, {"description": self.unique()}, expect=max(0, task.version - 1)),
-                lambda: Update(task, {"metadata": {"by": self.unique(), "parts": [1, {"deep": True}]}}),
-                lambda: Put(task.model_copy(update={"description": self.unique()})),
-                lambda: Put(Task(title=self.unique(), id=id)),
-                lambda: self._step(task),
-                lambda: self._step(task),
-                lambda: self._step(task),
-                lambda: Cancel(task) if self._chance.random() < 0.3 else Cancel(task, expect=task.version),
-                lambda: Create(Task(title=self.unique(), id=id)),
-                lambda: Delete(Task.ref(id) if self._chance.random() < 0.5 else task),
-            )
-        )()
-
-    def _of_no_task(self, id: str) -> Mutation:
-        draft = Task(title=self.unique(), id=id, metadata={"by": self._evidence.name}, reviewers=("r1", "r2"))
-        return self._chance.choice(
-            (
-                lambda: Create(draft),
-                lambda: Create(draft),
-                lambda: Put(draft),
-                lambda: Update(Task.ref(id), {"source": self.unique()}),
-                lambda: Put(draft, expect=self._chance.randrange(1, 4)),
-            )
-        )()
-
-    def _step(self, task: Task) -> Mutation:
-        """Along the lifecycle; a third of the steps are not allowed, or lack what they need."""
-        assert task.lifecycle is not None
-        allowed = task.lifecycle.allowed(task.status)
-        to = self._chance.choice(allowed if allowed and self._chance.random() < 0.7 else [*TaskStatus])
-        changes = {"assigned_to": self._client.name} if self._chance.random() < 0.8 else {}
-        target = task if self._chance.random() < 0.7 else Task.ref(task.id)
-        return Transition(target, to, changes)
-
-    def _of_project(self, id: str) -> Mutation:
-        project = self._client.get(Project, id)
-        if project is None:
-            return Create(Project(name=self.unique(), id=id, budget_limit=self._chance.randrange(100) / 4))
-        return self._chance.choice(
-            (
-                lambda: Update(project, {"description": self.unique()}),
-                lambda: Update(Project.ref(id), {"budget_limit": self._chance.randrange(1_000) / 8}),
-                lambda: Transition(project, self._chance.choice([*ProjectStatus])),
-                lambda: Delete(project),
-            )
-        )()
-
-    def guards(self) -> list[GuardMutation]:
-        """Conditions on entities as they are now, or were a moment ago."""
-        task = self._client.get(Task, self._chance.choice(TASKS))
-        if task is None or self._chance.random() < 0.4:
-            return []
-        return [Require(task)] if self._chance.random() < 0.8 else [RequireAbsent(Task, task.id)]
 
 
 def unanswered(paths: Sequence[Path]) -> Iterator[Call]:

@@ -21,6 +21,7 @@ STOPPED_MAX_S = 0.5  # of an engine
 PATIENCE_S = 0.8  # with a failpoint that may not be reached; then the engine is killed
 PAUSE_MAX_S = 0.5  # between two faults of the others
 SNAPSHOT_AGE_S = 1.0  # small, so that whoever holds a snapshot while it is stopped may come back too late
+GRACE_S = 1.0  # of an agent's claims: an engine takes less to come back, and a round ends with waiting for it
 HELD_MAX_S = 2.5 * SNAPSHOT_AGE_S  # a reader or watcher is stopped
 
 MAKERS = ("checkpoint.written", "checkpoint.synced")  # in the process that makes a checkpoint: its engine outlives it
@@ -38,6 +39,8 @@ SELDOM = (
     "reclaim.",
     "checkpoint.",
     "trim.",
+    "claim.",
+    "timer.",
 )  # places that a life reaches a few times, if at all
 ONCE = ("recover.",)
 
@@ -84,6 +87,8 @@ def plan(seed: int, number: int = 1, failpoints: Sequence[str] = ENGINES) -> Pla
         history_bytes=dice.choice((256 * KIB, 2 * MIB, GIB)),
         recent_bytes=dice.choice((16 * KIB, 2 * MIB)),
         snapshot_age_max_s=SNAPSHOT_AGE_S,
+        session_grace_s=GRACE_S,
+        making_slice_s=random.Random(f"{seed}/{number}/slices").choice((0.0, 0.005)),  # none: a piece at a time
         heartbeat_s=0.1,
         restart_backoff_s=0.002,
         restart_backoff_max_s=0.01,

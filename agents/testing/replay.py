@@ -4,22 +4,20 @@ reply, the final state, and each snapshot at its revision.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 
 from pydantic_core import to_jsonable_python
 
-from solewriter.agents.testing.accounts import Account, Accounts, Violation
-from solewriter.agents.testing.evidence import APPLIED, REFUSED, Look
-from solewriter.agents.testing.history import Change, Decided
-from solewriter.agents.testing.model import Model, Refusal
-from solewriter.agents.testing.steps import Fields, Key, Kinds, digest
+from solewriter.agents.testing.accounts import Accounts, Tokens, Violation
+from solewriter.agents.testing.evidence import APPLIED, REFUSED, Call, Look
+from solewriter.agents.testing.history import ENGINES_OWN, Change, Decided
+from solewriter.agents.testing.model import Model, stamped
+from solewriter.agents.testing.steps import Fields, Key, Kinds, Step, digest
+from solewriter.agents.testing.tasks import HELD, Draft, Refusal
 from solewriter.shared.columns import from_us
-from solewriter.shared.request_ids import session_number
 
 # Refusals for reasons that are not in the state: that they changed nothing is all that can be checked.
 OUTSIDE = {"BadRequest", "Expired", "Fenced", "Quarantined", "RequestTooLarge", "SchemaMismatch"}
-ENGINES_OWN = session_number("engine")
-NEVER = "1970-01-01T00:00:00Z"  # the time of a request that has no record
 
 
 def replay(accounts: Accounts, kinds: Kinds, looks: Iterable[Look], final: Look) -> Iterator[Violation]:
@@ -32,10 +30,12 @@ def replay(accounts: Accounts, kinds: Kinds, looks: Iterable[Look], final: Look)
     for place, decided in enumerate(accounts.history):
         account, before = accounts.of(place), model.revision
         if account is not None:
-            yield from _decided_again(model, account, decided)
+            yield from _decided_again(model, decided, account.call, account.tokens, str(account))
+        elif decided.changes and decided.session == ENGINES_OWN:
+            call = Call(0, 0, "", False, (Step("expire", *decided.changes[0].key),))
+            yield from _decided_again(model, decided, call, [()], f"the engine ({decided.changes[0].reason})")
         elif decided.changes:
-            if decided.session != ENGINES_OWN:
-                yield Violation(3, "nobody asked", f"{decided}")
+            yield Violation(3, "nobody asked", f"{decided}")
             _take(model, decided)
         if model.revision != before:
             yield from views.compare(model, due.pop(model.revision, []))
@@ -47,57 +47,71 @@ def replay(accounts: Accounts, kinds: Kinds, looks: Iterable[Look], final: Look)
         yield Violation(3, "final state differs", f"{seen}; {'; '.join(wrong[:5])}")
 
 
-def _decided_again(model: Model, account: Account, decided: Decided) -> Iterator[Violation]:
-    """The model decides a request: the reply and the records are the engine's. If not, the history goes on."""
+def _decided_again(
+    model: Model, decided: Decided, call: Call, tokens: Sequence[Tokens], who: str
+) -> Iterator[Violation]:
+    """The model decides a request: the reply and the records are the engine's. If not, the history goes on. It was sent
+    under one of these sets of tokens.
+    """
     if decided.error in OUTSIDE and not decided.changes:
         return
-    call, records = account.call, {change.key: change for change in decided.changes}
-    saved = {step.key: model.held.get(step.key) for step in call.steps}
-    actor, now = (decided.changes[0].actor, _iso(decided.changes[0])) if decided.changes else ("", NEVER)
+    wrong: list[tuple[str, str]] = []
+    for shown in tokens:
+        draft, told = _decide(model, decided, call, shown)
+        wrong = [*_differences(model, decided, draft, told)]
+        if not wrong:
+            model.take(draft)
+            return
+    for name, what in wrong:
+        yield Violation(3, name, f"{who} at revision {decided.revision}: {what}")
+    model.revision = decided.revision
+    _take(model, decided)
+
+
+def _decide(model: Model, decided: Decided, call: Call, shown: Tokens) -> tuple[Draft, tuple[object, ...]]:
+    """What the model makes of it, and what it would tell."""
+    first = next(iter(decided.changes), None)
+    actor, now = (first.actor, _iso(first)) if first else ("", "")
+    chosen = {change.key: change.content for change in decided.changes}
     try:
-        changed = model.decide(call.steps, call.conditions, actor, now)
-        versions = tuple([model.version(step.key) for step in call.steps])
-        told: tuple[object, ...] = (APPLIED, model.revision, versions, "", None, None)
+        draft = model.decide(call.steps, call.conditions, actor, now, shown, chosen)
     except Refusal as refusal:
-        changed, told = [], (REFUSED, model.revision, (), *refusal.args)
-    wrong = [
-        f"{key} is {_short(model.stored(key))}, recovered {_short(records.get(key))}"
-        for key in sorted({*changed, *records})
-        if not _is(model, key, records.get(key) if key in changed else None)
+        return Draft(model, actor, now, {}, {}), (REFUSED, model.revision, (), *refusal.args)
+    named = [*draft.claimed, *(step.key for step in call.steps if step.op != "claim")]
+    versions = tuple([model.version(key) + (key in draft.contents) for key in named])
+    return draft, (APPLIED, model.revision + bool(draft.contents), versions, "", None, None)
+
+
+def _differences(model: Model, decided: Decided, draft: Draft, told: tuple[object, ...]) -> Iterator[tuple[str, str]]:
+    made = {
+        key: (model.version(key) + 1, content and stamped(content, model.version(key) + 1, draft.now))
+        for key, content in draft.contents.items()
+    }
+    records = {change.key: (change.version, change.content) for change in decided.changes}
+    differ = [
+        f"{key} is {made.get(key)}, recovered {records.get(key)}"
+        for key in sorted({*made, *records})
+        if made.get(key) != records.get(key)
     ]
-    if wrong:
-        yield Violation(3, "state differs", f"{account} at revision {decided.revision}: {'; '.join(wrong)}")
+    if differ:
+        yield "state differs", "; ".join(differ)
     if decided.outcome and told != decided.told:
-        yield Violation(3, "reply differs", f"{account}: {decided.told}, and the model says {told}")
-        wrong.append("the reply")
-    if wrong:
-        for key, content in saved.items():
-            model.held.pop(key, None)
-            if content is not None:
-                model.held[key] = content
-        model.revision = decided.revision
-        _take(model, decided)
-
-
-def _is(model: Model, key: Key, change: Change | None) -> bool:
-    return change is not None and (change.version, change.content) == (model.version(key), model.stored(key))
+        yield "reply differs", f"{decided.told}, and the model says {told}"
 
 
 def _take(model: Model, decided: Decided) -> None:
     """What the history says, whatever the model thinks."""
     for change in decided.changes:
+        if change.content is None or change.content.get("status") not in HELD:
+            model.claims.pop(change.key, None)
+        elif change.content.get("claim") == change.version:
+            model.claims[change.key] = change.version
         model.install(change.key, change.version, change.content, _iso(change))
         model.revision = change.revision
 
 
 def _iso(change: Change) -> str:
     return str(to_jsonable_python(from_us(change.time_us)))
-
-
-def _short(what: Change | Fields | None) -> str:
-    if isinstance(what, Change):
-        return f"v{what.version} {what.content}"
-    return str(what)
 
 
 class _Views:
@@ -117,7 +131,7 @@ class _Views:
         seen = {Key(kind, id): tuple(entity) for kind, found in look.entities.items() for id, entity in found.items()}
         for key, entity in seen.items():
             if entity != self._expected(model, key):
-                yield f"{key} v{entity[0]}, must be {_short(model.stored(key))}"
+                yield f"{key} v{entity[0]}, must be {model.stored(key)}"
         if look.whole:
             for key in model.held.keys() - seen.keys():
                 if model.stored(key) is not None:

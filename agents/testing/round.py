@@ -14,7 +14,7 @@ from typing import NamedTuple, Self
 import msgspec
 
 from solewriter.agents.client import connect
-from solewriter.agents.reader import open_reader
+from solewriter.agents.reader import Reader, open_reader
 from solewriter.agents.testing.accounts import Violation
 from solewriter.agents.testing.checker import Verdict, check
 from solewriter.agents.testing.evidence import APPLIED, Evidence, Gathered, gather
@@ -26,10 +26,12 @@ from solewriter.agents.testing.plan import Fault, Plan
 from solewriter.shared.errors import JournalCorrupt
 from solewriter.shared.models import Entity, Task
 from solewriter.shared.mutations import Create
+from solewriter.shared.readiness import HELD
 
 TICK_S = 0.01  # between two looks at who ended, and who is to go on
 COUNT_S = 0.1  # between two looks at how many acks there are
 END_S = 30.0  # patience with those that were told to end: the machine may be shared
+LOSS_S = 1.0  # for taking back what dead agents had, behind the grace of those that are not known to be dead
 ACKED = b'"outcome":"applied"'
 WHOLE_CAMPAIGN = ("too few acks", "no fault")  # what is asked of all rounds together
 
@@ -254,6 +256,7 @@ class Round:
         state = self.engine.state
         if self.engine.failure is None:
             with connect(state, name="campaign", limits=PATIENT) as client, open_reader(state) as reader:
+                self._await_losses(reader)
                 self.evidence.submit(client, Create(Task(title="the last operation")))
                 final = self.evidence.look(reader)
             self.engine.end()
@@ -264,11 +267,20 @@ class Round:
                 verdict = check(gathered, history, final, acks_min=1)
             except JournalCorrupt as error:
                 self._failed.append(f"the journal cannot be read: {error}")
-                verdict = Verdict([], *[0] * 9)
+                verdict = Verdict([])
         else:
             self._failed.append(f"the engine was given up: {self.engine.failure}")
-            gathered, verdict = Gathered([], {}, [], {}), Verdict([], *[0] * 9)
+            gathered, verdict = Gathered([], {}, [], {}), Verdict([])
         return self._outcome(gathered, verdict, seconds)
+
+    def _await_losses(self, reader: Reader) -> None:
+        """The engine takes back what agents had that have ended. Where it does not, the checker says so."""
+        deadline = time.monotonic() + self.plan.limits.session_grace_s + LOSS_S
+        while time.monotonic() < deadline:
+            with reader.snapshot() as snap:
+                if not any(task.claim and task.status in HELD for task in snap.entities(Task)):
+                    return
+            time.sleep(TICK_S)
 
     def _outcome(self, gathered: Gathered, verdict: Verdict, seconds: float) -> Outcome:
         engine = self.engine

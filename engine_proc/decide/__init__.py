@@ -7,19 +7,22 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 
-from solewriter.engine_proc.decide import content, guards, lifecycle
+from solewriter.engine_proc.decide import claims, content, dependencies, fencing, fields, guards, lifecycle
 from solewriter.engine_proc.decide.draft import Draft, Step
 from solewriter.shared.errors import BadRequest
 from solewriter.shared.mutations import Op
+from solewriter.shared.readiness import DEPENDS
 from solewriter.shared.wireform import PlainMutation, PlainRequest
 
-DECIDERS: Mapping[int, Callable[[Draft, PlainMutation], Step]] = {
+DECIDERS: Mapping[int, Callable[[Draft, PlainMutation], Step | list[Step]]] = {
     Op.CREATE.value: content.create,
     Op.PUT.value: content.put,
     Op.UPDATE.value: content.update,
     Op.DELETE.value: content.delete,
     Op.TRANSITION.value: lifecycle.transition,
     Op.CANCEL.value: lifecycle.cancel,
+    Op.ALTER.value: fields.alter,
+    **claims.DECIDERS,
 }
 
 
@@ -35,8 +38,26 @@ def decide(draft: Draft, request: PlainRequest) -> list[Step]:
         decider = DECIDERS.get(mutation[0])
         if decider is None:
             raise BadRequest(f"there is no mutation {mutation[0]}")
-        touched.append(decider(draft, mutation))
+        found = decider(draft, mutation)
+        if isinstance(found, Step):
+            touched.append(found)
+        else:
+            touched += found
+    if draft.attended:
+        _follow(draft)
     return touched
+
+
+def _follow(draft: Draft) -> None:
+    """What the changes of tasks bring with them, or must not do."""
+    turn = draft.turn
+    for step in list(draft.steps.values()):
+        if step.op and step.kind.claimable and step.exists and not DEPENDS.isdisjoint(step.touched):
+            dependencies.check(draft, step)
+    if turn.coordination.cascades or turn.cascades:
+        dependencies.cascade(draft)
+    if turn.claims:
+        fencing.settle(draft)
 
 
 __all__ = ["Draft", "Step", "decide"]

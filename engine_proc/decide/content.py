@@ -76,6 +76,9 @@ def _replace(draft: Draft, step: Step, op: int, reason: str, values: dict[str, A
     stamps = step.kind.stamps
     if "created_by" in stamps and not values.get("created_by"):
         values["created_by"] = draft.actor
+    if step.kind.claimable:
+        for name in ("attempts", "claim"):  # the engine counts
+            values[name] = step.field(name) if step.exists else 0
     if "created_at" in stamps and (op == _CREATE or values.get("created_at") is None):
         values["created_at"] = draft.turn.now
     step.replace(op, reason, values)

@@ -7,13 +7,18 @@ version for the whole request.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from solewriter.engine_proc.kinds import KindState
 from solewriter.engine_proc.turn import Key, Stored, Turn
 from solewriter.shared.columns import Cells
 from solewriter.shared.errors import NotFound, UnknownKind, VersionConflict
 from solewriter.shared.registry import Kind
+
+if TYPE_CHECKING:
+    from solewriter.engine_proc.coordination.leases import Place
+    from solewriter.engine_proc.coordination.waiting import Wish
+    from solewriter.shared.entry import Lease
 
 
 class Step:
@@ -65,14 +70,20 @@ class Step:
         before = self.before
         stored = before.version if before is not None and before.alive else 0
         if stored != expect:
-            raise VersionConflict(
+            raise conflict(
+                self,
+                expect,
                 f"{self.kind.name} {self.key!r} is at version {stored}, not {expect}: "
                 "look at the current one and decide again",
-                kind=self.kind.name,
-                id=self.key,
-                expected=expect,
-                version=stored,
             )
+
+    @property
+    def newest(self) -> dict[str, Any]:
+        """Who made what is stored, and at which revision: what the loser of a race wants to know."""
+        if self.before is None or not self.before.address:
+            return {}
+        actor, revision = self.turn.author(self.before.address)
+        return {"actor": actor, "revision": revision}
 
     def change(self, op: int, reason: str, changes: Mapping[str, Any]) -> None:
         """Replace some fields of an entity that exists, validated. Raises InvalidMutation."""
@@ -106,10 +117,28 @@ class Step:
 class Draft:
     """The entities that a request touches, and who asks."""
 
+    attended = False  # whether the request has to do with coordination; the rest of these is there only then
+    session: int
+    engines_own: bool
+    shown: dict[Place, int]  # tokens of claims
+    leases: dict[Place, Lease | None]  # those that the request changes
+    claimed: list[Step]  # of all its claims
+    wish: Wish | None = None  # what its claim waits for, where nothing is ready
+
     def __init__(self, turn: Turn, actor: str) -> None:
         self.turn = turn
         self.actor = actor
         self.steps: dict[Key, Step] = {}
+
+    def coordinate(self, session: int, *, engines_own: bool) -> None:
+        self.attended = True
+        self.session = session
+        self.engines_own = engines_own
+        self.shown, self.leases, self.claimed = {}, {}, []
+
+    def lease(self, place: Place) -> Lease | None:
+        """Who holds a task by now."""
+        return self.leases[place] if place in self.leases else self.turn.lease(place)
 
     def step(self, kind_name: str, key: str) -> Step:
         """The entity of this kind and id. Raises UnknownKind."""
@@ -123,12 +152,26 @@ class Draft:
             step = self.steps[place] = Step(state, state.kind, key, turn.find(state, place), turn)
         return step
 
+    def before(self, kind_name: str, key: str) -> Step:
+        """The same as it was before the request, to be looked at. Raises UnknownKind."""
+        state, turn = self.turn.named(kind_name), self.turn
+        if state is None or state.kind is None:
+            raise unknown(kind_name)
+        return Step(state, state.kind, key, turn.find(state, (kind_name, key)), turn)
+
     def stored(self, kind_name: str, key: str) -> Stored | None:
         """What was stored before the request. Raises UnknownKind."""
         state = self.turn.named(kind_name)
         if state is None or state.kind is None:
             raise unknown(kind_name)
         return self.turn.find(state, (kind_name, key))
+
+
+def conflict(step: Step, expected: int, why: str) -> VersionConflict:
+    """What is told to whoever saw an older version."""
+    before = step.before
+    stored = before.version if before is not None and before.alive else 0
+    return VersionConflict(why, kind=step.kind.name, id=step.key, expected=expected, version=stored, **step.newest)
 
 
 def unknown(name: str) -> UnknownKind:

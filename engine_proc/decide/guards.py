@@ -2,15 +2,27 @@
 
 from __future__ import annotations
 
-from solewriter.engine_proc.decide.draft import Draft
-from solewriter.shared.errors import GuardFailed
+from solewriter.engine_proc.decide.draft import Draft, Step, conflict, unknown
+from solewriter.engine_proc.decide.fencing import show
+from solewriter.shared.errors import GuardFailed, InvalidMutation
 from solewriter.shared.mutations import Guard
+from solewriter.shared.registry import Kind
+from solewriter.shared.where import demands
 from solewriter.shared.wireform import PlainGuard
 
 
 def check(draft: Draft, guard: PlainGuard) -> None:
-    """Raises GuardFailed."""
+    """Raises GuardFailed; VersionConflict where fields were compared in place of a version; Fenced."""
     code, kind_name, key, version = guard
+    if code == Guard.REQUIRE_FIELDS:
+        _check_fields(draft.before(kind_name, key), *version)
+        return
+    if code == Guard.REQUIRE_NONE:
+        _check_none(draft, kind_name, version[1])
+        return
+    if code == Guard.CLAIM:
+        show(draft, kind_name, key, version)
+        return
     stored = draft.stored(kind_name, key)
     found = stored.version if stored is not None and stored.alive else 0
     if code == Guard.REQUIRE_ABSENT and found:
@@ -22,3 +34,38 @@ def check(draft: Draft, guard: PlainGuard) -> None:
         raise GuardFailed(
             f"{kind_name} {key!r} {now}, and was required at {version}", kind=kind_name, id=key, version=found
         )
+
+
+def _check_fields(step: Step, expected: int | None, said: object) -> None:
+    kind, key = step.kind.name, step.key
+    if not step.exists:
+        raise GuardFailed(f"{kind} {key!r} does not exist, and was required to", kind=kind, id=key, version=0)
+    broken = [demand.name for demand in demands(step.kind, said) if not demand.holds(step.field(demand.name))]
+    if broken and expected is not None:
+        raise conflict(step, expected, f"{kind} {key!r}: {', '.join(broken)} changed since version {expected}")
+    if broken:
+        raise GuardFailed(
+            f"{kind} {key!r}: {', '.join(broken)} is not as it was required to be",
+            kind=kind, id=key, version=step.version - 1, fields=broken, **step.newest,
+        )  # fmt: skip
+
+
+def _check_none(draft: Draft, kind_name: str, said: object) -> None:
+    state = draft.turn.named(kind_name)
+    if state is None or state.kind is None:
+        raise unknown(kind_name)
+    wanted = demands(state.kind, said)
+    for demand in wanted:
+        check_column(state.kind, demand.name)
+    found = draft.turn.coordination.count(state, wanted)
+    if found:
+        raise GuardFailed(
+            f"{found:,} of {kind_name} are like this, and none was required to be", kind=kind_name, count=found
+        )
+
+
+def check_column(kind: Kind, name: str) -> None:
+    """Raises InvalidMutation for what nobody can ask the engine about many entities."""
+    if name not in kind.model.column_names or name in ("version", "updated_at"):
+        problem = "is no declared column, or one that changes with everything"
+        raise InvalidMutation(f"{kind.name}.{name} {problem}", fields={name: problem})

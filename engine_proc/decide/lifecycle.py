@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from solewriter.engine_proc.coordination.coordination import TREE
+from solewriter.engine_proc.decide.dependencies import cancel_tree
 from solewriter.engine_proc.decide.draft import Draft, Step
 from solewriter.shared.errors import InvalidMutation, InvalidTransition
 from solewriter.shared.models import Lifecycle
@@ -18,22 +20,30 @@ def transition(draft: Draft, mutation: PlainMutation) -> Step:
     step.require(expect)
     state = step.field(lifecycle.field)
     if to is None or to not in lifecycle.allowed(state):
-        raise _refusal(step, state, to or "?")
-    others = step.kind.fixed.intersection(fields or ())
-    if others:
-        raise InvalidMutation(
-            f"{kind_name}: {', '.join(sorted(others))} cannot be set", fields=dict.fromkeys(others, "cannot be set")
-        )
-    step.change(Op.TRANSITION.value, reason, {**(fields or {}), lifecycle.field: to})
+        raise refusal(step, state, to or "?")
+    step.change(Op.TRANSITION.value, reason, {**free_step_fields(step, fields), lifecycle.field: to})
     return step
 
 
+def free_step_fields(step: Step, fields: dict[str, Any] | None) -> dict[str, Any]:
+    """Fields that change together with a state. Raises InvalidMutation."""
+    others = step.kind.fixed.intersection(fields or ())
+    if others:
+        raise InvalidMutation(
+            f"{step.kind.name}: {', '.join(sorted(others))} cannot be set",
+            fields=dict.fromkeys(others, "cannot be set"),
+        )
+    return fields or {}
+
+
 def cancel(draft: Draft, mutation: PlainMutation) -> Step:
-    _, kind_name, key, expect, _, reason, _ = mutation
+    _, kind_name, key, expect, _, reason, what = mutation
     step = draft.step(kind_name, key)
     lifecycle = _lifecycle(step)
     step.require(expect)
     state = step.field(lifecycle.field)
+    if what == TREE:
+        cancel_tree(draft, step, reason)
     if lifecycle.cancelled is None:
         raise InvalidMutation(f"{kind_name} has no cancelled state", fields={lifecycle.field: "has no cancelled state"})
     if state != lifecycle.cancelled:
@@ -46,10 +56,10 @@ def check_step(step: Step, state: str, to: Any) -> None:
     """Raises InvalidTransition unless `to`, which may be no state at all, is `state` or may follow it."""
     lifecycle = _lifecycle(step)
     if to != state and to not in lifecycle.allowed(state):
-        raise _refusal(step, state, to)
+        raise refusal(step, state, to)
 
 
-def _refusal(step: Step, state: str, to: Any) -> InvalidTransition:
+def refusal(step: Step, state: str, to: Any) -> InvalidTransition:
     allowed = _lifecycle(step).allowed(state)
     ways = f"from there: {', '.join(allowed)}" if allowed else "that is final"
     return InvalidTransition(

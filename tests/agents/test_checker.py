@@ -17,18 +17,34 @@ import msgspec
 import pytest
 
 from solewriter import (
+    Add,
+    Alter,
+    Append,
     Cancel,
+    Claim,
     Client,
+    Complete,
     Create,
     Delete,
     Engine,
+    Fail,
+    Increment,
+    Max,
     Put,
+    PutIn,
     Reader,
+    Redrive,
+    Release,
+    Remove,
+    Renew,
     Require,
     RequireAbsent,
+    RequireFields,
+    RequireNone,
     Task,
     TaskStatus,
     Transition,
+    Unchanged,
     Update,
     connect,
     open_reader,
@@ -162,6 +178,43 @@ def _a_bit_of_everything(client: Client, one: Evidence, two: Evidence, reader: R
     one.look(client.reader, [Key("Task", "c"), Key("Task", "d")])
     two.look(reader)
     two.look(held)
+    _some_work(client, one)
+    _some_changes_without_versions(client, one)
+
+
+def _some_work(client: Client, one: Evidence) -> None:
+    """Claims that end in every way; one is overtaken."""
+    for id in "wxyz":
+        one.submit(client, Create(Task(title=id, id=id, project="work", max_retries=1, retry_delay_s=0.2)))
+    one.submit(client, Claim(Task, {"project": "work"}, count=3), request_id="claim w, x, y")
+    one.submit(client, Renew(Task.ref("w"), 60.0))
+    one.submit(client, Complete(Task.ref("w"), {"result": 1}))
+    one.submit(client, Fail(Task.ref("x"), {"description": "no"}))
+    one.submit(client, Release(Task.ref("y")))
+    one.submit(client, Claim(Task, {"project": "work", "priority": ["medium", "low"]}, lease_s=60.0))
+    with connect(client.folder.path, name="meddler") as meddler:
+        one.submit(meddler, Update(Task.ref("y"), {"title": "no token"}))  # Fenced
+        one.submit(meddler, Cancel(Task.ref("y")))
+    one.submit(client, Complete(Task.ref("y")))  # Fenced: the token is an old one
+    one.submit(client, Claim(Task, {"project": "work"}))
+    one.submit(client, Fail(Task.ref("z"), final=True))
+    one.submit(client, Redrive(Task.ref("z")))
+    one.submit(client, Claim(Task, {"project": "nobody's"}))  # nothing is ready
+    one.submit(client, Create(Task(title="b", id="below", parent_task_id="z", dependencies=("x", "z"))))
+    one.submit(client, Update(Task.ref("z"), {"dependencies": ("below",)}))  # a circle
+    one.submit(client, Cancel(Task.ref("z"), tree=True))
+
+
+def _some_changes_without_versions(client: Client, one: Evidence) -> None:
+    old = client.get(Task, "a")
+    one.submit(client, Alter(old, {"max_retries": Increment(2), "reviewers": Add("r"), "metadata": PutIn({"k": 1})}))
+    one.submit(client, Alter(old, {"max_retries": Max(1), "reviewers": Append("s", most=1), "metadata": Remove("k")}))
+    one.submit(client, Update(old, {"source": "here"}, expect=None), guards=[Unchanged(old, ("source",))])
+    one.submit(client, Update(old, {"source": "there"}, expect=None), guards=[Unchanged(old, ("source",))])  # conflict
+    one.submit(client, Update(Task.ref("a"), {"title": "q"}), guards=[RequireFields(old, {"source": ["here", "x"]})])
+    one.submit(client, Update(Task.ref("a"), {"title": "r"}), guards=[RequireFields(old, {"source": "x"})])  # refused
+    one.submit(client, Update(Task.ref("a"), {"title": "s"}), guards=[RequireNone(Task, {"priority": "critical"})])
+    one.submit(client, Update(Task.ref("a"), {"title": "t"}), guards=[RequireNone(Task, {"project": "work"})])
 
 
 def test_a_run_that_is_true_has_no_violations(recorded):
@@ -169,8 +222,10 @@ def test_a_run_that_is_true_has_no_violations(recorded):
     names = {answer.error for _, answer in recorded.gathered.attempts if answer and answer.error}
     assert names == {
         "VersionConflict", "NotFound", "AlreadyExists", "InvalidTransition", "InvalidMutation", "GuardFailed",
-        "RequestMismatch",
+        "RequestMismatch", "Fenced claim",
     }  # fmt: skip
+    verdict = check(recorded.gathered, recorded.history, recorded.final, acks_min=20)
+    assert (verdict.claimed, verdict.fenced) == (5, 2)
 
 
 Lie = Callable[[Recorded], Recorded]
@@ -295,7 +350,7 @@ def a_conflict_that_carries_what_was_before(run: Recorded) -> Recorded:
 
 @lie(1, "told two things")
 def a_resend_that_is_told_something_else(run: Recorded) -> Recorded:
-    first, again = [n for n, decided in enumerate(run.history) if decided.own_id]
+    first, again = [n for n, decided in enumerate(run.history) if decided.own_id == "own"]
     assert run.history[first].told == run.history[again].told
     return changed(run, again, versions=(2,))
 
@@ -483,6 +538,113 @@ def a_watch_that_brought_what_never_was(run: Recorded) -> Recorded:
     last = run.history[-1].revision
     lines = [msgspec.structs.replace(line, since=last) for line in run.gathered.watches["two.log"][-1:]]
     return run._replace(gathered=run.gathered._replace(watches={"two.log": lines}))
+
+
+def of_op(run: Recorded, op: str, number: int = 0) -> int:
+    """Place of such a request that was applied, among the attempts."""
+    return [
+        place
+        for place, (call, answer) in enumerate(run.gathered.attempts)
+        if call.steps[0].op == op and answer and answer.outcome == "applied"
+    ][number]
+
+
+def with_content(run: Recorded, place: int, **fields: Any) -> Recorded:
+    """The journal holds another content of what this request changed first."""
+    found = run.place(run.gathered.attempts[place])
+    first, *others = run.history[found].changes
+    return changed(run, found, changes=(first._replace(content={**first.content, **fields}), *others))
+
+
+@lie(1, "told otherwise")
+def a_claim_of_more_than_was_told(run: Recorded) -> Recorded:
+    place = of_op(run, "claim")
+    return run.saying(place, versions=run.gathered.attempts[place].answer.versions[:2])
+
+
+@lie(3, "reply differs")
+def a_claim_of_the_younger_one(run: Recorded) -> Recorded:
+    found = run.place(run.gathered.attempts[of_op(run, "claim")])
+    return changed(run, found, changes=run.history[found].changes[::-1])
+
+
+@lie(3, "reply differs")
+def a_claim_that_left_something(run: Recorded) -> Recorded:
+    place = of_op(run, "claim")
+    (step,) = run.gathered.attempts[place].call.steps
+    return run.asking(place, steps=(msgspec.structs.replace(step, fields={**step.fields, "count": 4}),))
+
+
+@lie(3, "reply differs")
+def a_claim_of_what_was_not_asked_for(run: Recorded) -> Recorded:
+    place = of_op(run, "claim")
+    (step,) = run.gathered.attempts[place].call.steps
+    return run.asking(
+        place, steps=(msgspec.structs.replace(step, fields={**step.fields, "where": {"project": ["p"]}}),)
+    )
+
+
+@lie(3, "reply differs")
+def a_claim_of_what_must_rest(run: Recorded) -> Recorded:
+    return with_content(run, of_op(run, "fail"), not_before="2100-01-01T00:00:00Z")
+
+
+@lie(3, "state differs")
+def an_operation_that_did_something_else(run: Recorded) -> Recorded:
+    return with_content(run, of_op(run, "alter"), max_retries=1)
+
+
+@lie(3, "reply differs")
+def a_condition_that_was_overlooked(run: Recorded) -> Recorded:
+    return run.asking(of_update(run), conditions=(Condition("Task", "a", None, {"title": ["another"]}),))
+
+
+@lie(3, "reply differs")
+def a_task_of_which_there_was_to_be_none(run: Recorded) -> Recorded:
+    return run.asking(of_update(run), conditions=(Condition("Task", "*", None, {"title": ["a6"]}),))
+
+
+@lie(3, "reply differs")
+def a_token_that_was_overlooked(run: Recorded) -> Recorded:
+    return run.asking(of_op(run, "complete"), tokens=((Key("Task", "w"), 1),))
+
+
+@lie(7, "handed in under an old claim")
+def a_task_that_was_completed_under_an_old_claim(run: Recorded) -> Recorded:
+    return run.asking(of_op(run, "complete"), tokens=((Key("Task", "w"), 1),))
+
+
+@lie(7, "handed in under no claim")
+def a_task_that_was_completed_under_no_claim(run: Recorded) -> Recorded:
+    return run.asking(of_op(run, "complete"), tokens=())
+
+
+@lie(7, "two hold it")
+def a_task_that_was_claimed_while_somebody_held_it(run: Recorded) -> Recorded:
+    taken = run.place(run.gathered.attempts[of_op(run, "claim", 1)])
+    given_back = run.place(run.gathered.attempts[of_op(run, "release")])
+    return run.recovering(lambda history: [*history[:given_back], *history[given_back + 1 : taken + 1]])
+
+
+@lie(7, "claimed though it was not free")
+def a_task_that_was_claimed_when_it_was_done(run: Recorded) -> Recorded:
+    return with_content(run, of_op(run, "release"), status="completed")
+
+
+@lie(7, "claimed without an attempt left")
+def a_task_that_was_claimed_too_often(run: Recorded) -> Recorded:
+    return with_content(run, of_op(run, "release"), attempts=9)
+
+
+@lie(7, "a token that is no claim's version")
+def a_claim_with_a_token_of_its_own(run: Recorded) -> Recorded:
+    return with_content(run, of_op(run, "claim"), claim=77)
+
+
+@lie(7, "still claimed")
+def a_claim_that_never_ended(run: Recorded) -> Recorded:
+    place = run.place(run.gathered.attempts[of_op(run, "claim", 1)])
+    return run.recovering(lambda history: history[: place + 1])
 
 
 @lie(6, "no fault")

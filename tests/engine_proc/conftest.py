@@ -26,6 +26,7 @@ from concurrent.futures import Executor, Future
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import cloudpickle
@@ -286,6 +287,15 @@ def alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[
     for engine, call in made:
         engine.stop(call.fds)
         call.close()
+
+
+@pytest.fixture
+def local(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
+    """What a test makes engines of by itself: `LocalEngine`, `Call`, and the `steps` that all of them come by."""
+    steps = Steps()
+    monkeypatch.setattr(failpoint, "reach", steps)
+    monkeypatch.setattr(journals, "JOURNAL_FILE_BYTES_FIRST", 4 * KIB)
+    return SimpleNamespace(LocalEngine=LocalEngine, Call=Call, steps=steps)
 
 
 # --- agents, and a model to compare with ------------------------------------------------------------------------------

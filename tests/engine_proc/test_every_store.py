@@ -89,7 +89,7 @@ class Memory:
         pid, born = os.getpid(), start_time_of(os.getpid())
         self.publisher = Publisher(name, self.limits, AtOnce(), epoch=1, pid=pid, start_time=born, durability="memory")  # type: ignore[arg-type]
         self.registry = Registry([Note])
-        self.state = State(self.registry, self.publisher, self.limits.forgotten_keys_max)
+        self.state = State(self.registry, self.publisher, self.limits)
         new = self.state.new_kinds(self.registry)
         self.state.add_kinds(new.kinds, new.schemas)
         self.publisher.describe([kind.name for kind in self.state.kinds], self.state.schemas)

@@ -118,7 +118,7 @@ class Ways:
             "ways", self.limits, AtOnce(), epoch=1, pid=os.getpid(), start_time=born, durability="memory"
         )
         self.registry = Registry([Note, Whole, Bare])
-        self.state = State(self.registry, self.publisher, 100)
+        self.state = State(self.registry, self.publisher, self.limits)
         new = self.state.new_kinds(self.registry)
         self.state.add_kinds(new.kinds, new.schemas)
         self.publisher.describe([kind.name for kind in self.state.kinds], self.state.schemas)
@@ -290,8 +290,9 @@ def test_both_ways_are_one(tmp_path_factory: pytest.TempPathFactory, turns: list
 
 def test_the_fields_of_the_shipped_kinds_that_it_takes() -> None:
     assert Kind(Task).plain_fields == {
-        "budget_limit", "coordination_topology", "deadline", "description", "estimated_complexity", "max_retries",
-        "priority", "project", "source", "task_structure", "title", "type",
+        "budget_limit", "coordination_topology", "cost", "deadline", "description", "estimated_complexity",
+        "max_retries", "not_before", "priority", "project", "retry_delay_s", "source",
+        "task_structure", "title", "type",
     }  # fmt: skip
     assert Kind(Note).plain_fields == {"size", "mood", "text", "share"}
     assert Kind(Whole).plain_fields == frozenset()

@@ -190,6 +190,26 @@ def unfairness_s(queueing: Any, costs: Costs, windows: dict[int, int], slices: i
     return worst
 
 
+def test_a_queue_that_is_held_is_passed_over_and_keeps_its_order(served):
+    served.add(1, "a", "b")
+    served.add(2, "c")
+    served.queueing.next.held = True
+    served.queueing.served(0.0)
+    assert served.queueing.holding
+    served.add(1, "d")
+    assert served.all() == ["c"]
+    assert not served.queueing, "nothing that is waiting can be served"
+    served.queueing.let_go()
+    assert not served.queueing.holding
+    assert served.all() == ["c", "a", "b", "d"]
+    served.add(1, "e")
+    served.queueing.next.held = True
+    served.queueing.served(0.0)
+    assert served.queueing.clear() == ["e"]
+    served.add(1, "f")
+    assert served.all()[-1] == "f"
+
+
 loads = st.dictionaries(
     st.integers(0, 20), st.tuples(st.floats(0.001, 5.0), st.integers(1, 300)), min_size=2, max_size=8
 )

@@ -732,20 +732,20 @@ def test_it_is_told_as_the_model_says(world, scene):
 # --- the machine can fail ---------------------------------------------------------------------------------------------
 
 
-def no_duplicate_check(true, writer, turn, session, sequence, request):
+def no_duplicate_check(true, writer, turn, lane, sequence, request):
     if isinstance(request, tuple) and len(request) == 2:
-        return true(writer, turn, session, sequence, request)
-    told = writer._told(turn, session, sequence, request)
+        return true(writer, turn, lane, sequence, request)
+    told = writer._told(turn, lane.session, sequence, request, lane)
     return sequence, told.status, told.revision, told.detail
 
 
-def duplicate_check_behind_the_version_check(true, writer, turn, session, sequence, request):
+def duplicate_check_behind_the_version_check(true, writer, turn, lane, sequence, request):
     if isinstance(request, tuple) and len(request) == 4:
         try:
-            decide(Draft(turn, session.name), request)
+            decide(Draft(turn, lane.session.name), request)
         except Refused as error:
             return sequence, Status.REFUSED, turn.revision, to_wire(error)
-    return true(writer, turn, session, sequence, request)
+    return true(writer, turn, lane, sequence, request)
 
 
 def contents_of_one_id_not_compared(true, writer, turn, request_id, digest):

@@ -23,11 +23,11 @@ def no_duplicate_check() -> None:
     """A request that was sent again is decided again."""
     from solewriter.engine_proc.engine import SingleWriter
 
-    def answer(self, turn, session, sequence, request):
+    def answer(self, turn, lane, sequence, request):
         if isinstance(request, tuple) and len(request) == 2:
-            return true(self, turn, session, sequence, request)
-        told = self._told(turn, session, sequence, request)
-        return sequence, told.status, told.revision, told.detail
+            return true(self, turn, lane, sequence, request)
+        told = self._told(turn, lane.session, sequence, request, lane)
+        return told and (sequence, told.status, told.revision, told.detail)
 
     true, SingleWriter._answer = SingleWriter._answer, answer
 
@@ -37,15 +37,19 @@ def duplicate_check_behind_the_version_check() -> None:
     from solewriter.engine_proc.decide import Draft, decide
     from solewriter.engine_proc.engine import SingleWriter
     from solewriter.shared.errors import Refused, to_wire
+    from solewriter.shared.mutations import Op
     from solewriter.shared.wire import Status
 
-    def answer(self, turn, session, sequence, request):
-        if isinstance(request, tuple) and len(request) == 4:
+    def answer(self, turn, lane, sequence, request):
+        if isinstance(request, tuple) and len(request) == 4 and Op.CLAIM not in [one[0] for one in request[0]]:
+            draft = Draft(turn, lane.session.name)
+            if turn.coordination.attends(turn, request):
+                draft.coordinate(lane.session.number, engines_own=False)
             try:
-                decide(Draft(turn, session.name), request)
+                decide(draft, request)
             except Refused as error:
                 return sequence, Status.REFUSED, turn.revision, to_wire(error)
-        return true(self, turn, session, sequence, request)
+        return true(self, turn, lane, sequence, request)
 
     true, SingleWriter._answer = SingleWriter._answer, answer
 
@@ -157,6 +161,14 @@ def unnamed_checkpoint_trusted() -> None:
     naming, FileJournal.newest_whole = FileJournal.newest_whole, newest_whole
 
 
+def claims_are_not_fenced() -> None:
+    """Whoever had a task once may hand it in, and whoever never had it."""
+    from solewriter.engine_proc.decide import fencing, guards
+
+    fencing.settle = lambda draft: None
+    guards.show = lambda draft, kind_name, key, token: None
+
+
 class Control(NamedTuple):
     """A bug, where engines die meanwhile, and by which names it may be called."""
 
@@ -176,6 +188,7 @@ CONTROLS = (
     Control(published_after_the_reply, [], {"an acked revision was not seen", "an older entity in a refusal"}),
     Control(refusals_not_journaled, [], {"refusal not journaled"}),
     Control(overlay_kept_after_a_failed_commit, [], {"revision gap", "lost"}),
+    Control(claims_are_not_fenced, [], {"handed in under an old claim", "handed in under no claim"}),
     Control(outcomes_forgotten_by_a_checkpoint, ["checkpoint.journaled", "trim.done"], {"applied twice"}, 20_000),
     Control(unnamed_checkpoint_trusted, ["checkpoint.renamed"], {"applied twice"}, 20_000),
 )

@@ -640,7 +640,7 @@ def test_a_field_that_is_not_there_is_refused_by_its_name():
 
 
 def test_the_engines_own_fields_are_fixed():
-    assert TASK.fixed == {"id", "version", "created_by", "created_at", "updated_at", "status"}
+    assert TASK.fixed == {"id", "version", "created_by", "created_at", "updated_at", "status", "attempts", "claim"}
     assert TASK.stamps == {"created_by", "created_at", "updated_at"}
     assert EVERY.fixed == {"id", "version"}
     assert EVERY.stamps == set()

@@ -22,18 +22,30 @@ from solewriter.shared.errors import BadRequest, InvalidMutation, LayoutMismatch
 from solewriter.shared.frozen import INT_MAX
 from solewriter.shared.models import Entity, Project, Task, TaskStatus
 from solewriter.shared.mutations import (
+    Alter,
     Cancel,
+    Claim,
+    Complete,
     Create,
     Delete,
+    Fail,
     Op,
     Put,
+    Redrive,
+    Release,
+    Renew,
     Require,
     RequireAbsent,
+    RequireFields,
+    RequireNone,
     Transition,
+    Unchanged,
     Update,
 )
+from solewriter.shared.operations import Append, Increment
 from solewriter.shared.registry import Registry
 from solewriter.shared.request_ids import default_id
+from solewriter.shared.where import Range
 
 LIMITS = Limits()
 REGISTRY = Registry()
@@ -884,6 +896,14 @@ def test_the_codes_on_the_wire_are_these():
         ("TRANSITION", 4),
         ("CANCEL", 5),
         ("DELETE", 6),
+        ("ALTER", 7),
+        ("CLAIM", 8),
+        ("COMPLETE", 9),
+        ("FAIL", 10),
+        ("RELEASE", 11),
+        ("RENEW", 12),
+        ("REDRIVE", 13),
+        ("EXPIRE", 14),
     ]
     assert [status.value for status in wire.Status] == [0, 1, 2, 3, 4]
 
@@ -893,3 +913,75 @@ def test_times_cross_as_text_that_the_engine_reads_back_exactly():
     fields = wireform.plain_mutation(Update(STORED, {"deadline": deadline}), REGISTRY)[4]
     assert type(fields["deadline"]) is str
     assert REGISTRY.of(Task).field("deadline", fields["deadline"]) == deadline
+
+
+# --- coordination -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("mutation", "expected"),
+    [
+        (Alter(STORED, {"cost": Increment(2)}), (7, "Task", None, {"cost": ("increment", 2, None)}, None)),
+        (
+            Alter(STORED, {"reviewers": Append("x", most=3)}),
+            (7, "Task", None, {"reviewers": ("append", ["x"], 3)}, None),
+        ),
+        (Cancel(STORED, tree=True), (5, "Task", None, None, "tree")),
+        (Claim(Task), (8, "Task", None, {"where": {}, "count": 1, "until_us": None}, None)),
+        (
+            Claim(Task, {"project": "p"}, 2, 0.5, "ann", 7),
+            (
+                8, "Task", None,
+                {"where": {"project": ("in", ["p"])}, "count": 2, "until_us": 7, "lease_us": 500_000,
+                 "assignee": "ann"},
+                None,
+            ),
+        ),
+        (Complete(STORED, {"result": 1}), (9, "Task", None, {"result": 1}, None)),
+        (Fail(STORED), (10, "Task", None, {}, None)),
+        (Fail(STORED, final=True), (10, "Task", None, {}, "final")),
+        (Release(STORED), (11, "Task", None, None, None)),
+        (Renew(STORED, 2), (12, "Task", None, {"lease_us": 2_000_000}, None)),
+        (Redrive(STORED), (13, "Task", None, None, None)),
+    ],
+)  # fmt: skip
+def test_mutations_of_tasks_as_plain_data_pass_the_engines_check(mutation, expected):
+    plain = wireform.plain_mutation(mutation, REGISTRY)
+    assert (plain[0], plain[1], plain[3], plain[4], plain[6]) == expected
+    assert wireform.check_request(([plain], [], None, None), 1_000, LIMITS) > 0
+
+
+@pytest.mark.parametrize(
+    ("guard", "expected"),
+    [
+        (RequireFields(STORED, {"priority": ["high", "low"]}), (3, (None, {"priority": ("in", ["high", "low"])}))),
+        (RequireFields(STORED, {"cost": Range(gt=1)}), (3, (None, {"cost": ("range", [None, 1.0, None, None])}))),
+        (RequireFields(STORED, {"project": None}), (3, (None, {"project": ("in", [None])}))),
+        (RequireNone(Task, {"status": "created"}), (5, (None, {"status": ("in", ["created"])}))),
+        (Unchanged(STORED, ("title",)), (3, (STORED.version, {"title": ("in", [STORED.title])}))),
+    ],
+)
+def test_guards_on_fields_as_plain_data_pass_the_engines_check(guard, expected):
+    plain = wireform.plain_guard(guard, REGISTRY)
+    assert (plain[0], plain[3]) == expected
+    assert wireform.check_request(([], [plain], None, None), 1_000, LIMITS) > 0
+    with pytest.raises(BadRequest, match="too many parts"):
+        wireform.check_request(([], [plain], None, None), wireform.GUARD_NODES, LIMITS)
+
+
+def test_a_token_is_no_part_of_what_is_asked_for():
+    request = wireform.plain_request([Complete(STORED)], [], "mine", REGISTRY, LIMITS)
+    shown = (request[0], [(4, "Task", "t", 7)], *request[2:])
+    assert wireform.digest(shown) == wireform.digest(request)
+    assert wireform.check_request(shown, 1_000, LIMITS) > 0
+
+
+@pytest.mark.parametrize(
+    "mutation",
+    [Complete, Fail, Release, Redrive, lambda one: Renew(one, 1), lambda one: Cancel(one, tree=True)],
+)
+def test_what_only_tasks_know_is_refused_for_others(mutation):
+    with pytest.raises(InvalidMutation):
+        wireform.plain_mutation(mutation(Project.ref("p")), REGISTRY)
+    with pytest.raises(InvalidMutation):
+        wireform.plain_mutation(Claim(Project), REGISTRY)

@@ -22,6 +22,7 @@ from solewriter import (
     Engine,
     EngineStartFailed,
     EngineUnavailable,
+    Fenced,
     Limits,
     Put,
     Task,
@@ -60,6 +61,7 @@ STEPS = [
 CONNECTING = ["session.greeted", "bridge.admitted", "session.forgotten"]
 SUPERVISING = ["restart.begin", "restart.launched"]
 MAKING = ["checkpoint.written", "checkpoint.synced"]  # in the process that makes a checkpoint
+CLAIMING = ["claim.parked", "claim.granted", "claim.lost", "timer.fired"]
 STARTING = ["recover.rewrite", "recover.rewritten", "recover.published", "recover.announced", "recover.done"]
 
 
@@ -118,6 +120,16 @@ def test_a_kill_while_agents_connect_and_are_forgotten_changes_nothing_in_the_en
             assert client.get(Task, "t").version == number
     assert engine.restarts == 1, f"{point} was never reached"
     assert lives(state)[-1].suspicion is None
+
+
+@pytest.mark.parametrize("point", CLAIMING)
+def test_a_kill_while_claims_come_and_go_changes_nothing_in_the_end(state, start_engine, monkeypatch, point):
+    with monkeypatch.context() as armed:
+        armed.setenv(VARIABLE, f"{point}:kill")
+        engine = start_engine(state, durability="power", limits=WORN)
+    assert share_work(state) == 4
+    assert engine.restarts == 1, f"{point} was never reached"
+    assert share_work(state) == 8
 
 
 OWNER = textwrap.dedent(
@@ -336,6 +348,34 @@ def an_engine(scene: Scene, point: str, hit: int) -> Engine:
     return engine
 
 
+def share_work(state: Path) -> int:
+    """A claim waits in vain, the next one is granted, held for too long and lost. The revision after all of it; nothing
+    else is left.
+    """
+    with connect(state, name="maker", limits=WORN) as maker, connect(state, name="taker", limits=WORN) as taker:
+        assert taker.claim(Task, where={"project": "shared"}, timeout_s=0.02) is None
+        maker.create(Task(title="shared", id="shared", project="shared", max_retries=1))
+        before = taker.reader.revision
+        mine = taker.claim(Task, where={"project": "shared"}, lease_s=0.02)
+        assert mine.attempts == 1
+        lost = maker.reader.wait_until(Task, "shared", lambda task: task.status == "interrupted", timeout_s=20)
+        assert (lost.version, lost.attempts) == (mine.version + 1, 1), "granted once and lost once"
+        assert maker.reader.revision == before + 2
+        with pytest.raises(Fenced):
+            taker.complete(mine)
+        maker.delete(lost)
+        return maker.reader.revision
+
+
+def an_engine_of_claimers(scene: Scene, point: str, hit: int) -> Engine:
+    engine = scene.start(f"{point}:kill:hit={hit}")
+    for _ in range(ROUNDS_MAX):
+        scene.books.revision = share_work(scene.state)
+        if engine.restarts == 1:
+            return engine
+    raise AssertionError(f"{point} was never reached")
+
+
 def starting_engines(scene: Scene, point: str, hit: int) -> Engine:
     """Each comes there once: so many of them die."""
     for _ in range(hit):
@@ -370,6 +410,7 @@ def an_owner(scene: Scene, point: str, hit: int) -> Engine:
 WHO_DIES = {
     **dict.fromkeys(SUPERVISING, an_owner),
     **dict.fromkeys(MAKING, makers_of_checkpoints),
+    **dict.fromkeys(CLAIMING, an_engine_of_claimers),
     **{name: starting_engines for name in NAMES if name.startswith("recover.")},
 }
 

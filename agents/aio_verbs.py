@@ -1,0 +1,271 @@
+"""The verbs of coordination, as coroutines. `verbs` has the same for the client that blocks."""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+import time
+from abc import ABC, abstractmethod
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
+from typing import Any, TypeVar
+
+from solewriter.agents.aio_reader import AioReader
+from solewriter.agents.answers import Outcome
+from solewriter.agents.conflicts import conditional
+from solewriter.agents.difference import difference, newer
+from solewriter.agents.readiness import WORK_PATIENCE_S, is_anything_left
+from solewriter.agents.tokens import Tokens
+from solewriter.agents.verbs import claiming
+from solewriter.shared.config import Limits
+from solewriter.shared.errors import OutcomeUnknown, SolewriterError, VersionConflict
+from solewriter.shared.models import Entity, Ref, Task, name_of
+from solewriter.shared.mutations import (
+    Alter,
+    Applied,
+    Complete,
+    Fail,
+    GuardMutation,
+    Mutation,
+    Redrive,
+    Release,
+    Renew,
+    Reply,
+)
+from solewriter.shared.operations import Operation
+from solewriter.shared.taskform import model_of
+from solewriter.shared.where import Where
+
+E = TypeVar("E", bound=Entity)
+T = TypeVar("T", bound=Task)
+
+
+class AioVerbs(ABC):
+    """Of agents that share work. A claimed task is this client's: later requests about it show the claim by themselves,
+    and raise Fenced when it was lost.
+    """
+
+    reader: AioReader
+    _giving_up: set[asyncio.Task[None]]
+    _limits: Limits
+    _tokens: Tokens
+
+    @abstractmethod
+    async def submit(
+        self,
+        *mutations: Mutation,
+        guards: Iterable[GuardMutation] = (),
+        request_id: str | None = None,
+        timeout_s: float | None = None,
+        deadline_s: float | None = None,
+        wait_for_room: bool = True,
+    ) -> Reply: ...
+
+    @abstractmethod
+    async def outcome(self, request_id: str, *, timeout_s: float | None = None) -> Outcome: ...
+
+    @abstractmethod
+    async def _entities(self, reply: Reply) -> list[Any]:
+        """Those of a reply, read without blocking the loop. Raises its error."""
+
+    @abstractmethod
+    async def _one(
+        self,
+        mutation: Mutation,
+        model: type[E],
+        request_id: str | None,
+        timeout_s: float | None,
+        deadline_s: float | None = None,
+        guards: Sequence[GuardMutation] = (),
+    ) -> E: ...
+
+    async def alter(
+        self,
+        target: E | Ref[E],
+        operations: Mapping[str, Operation] | None = None,
+        /,
+        *,
+        where: Where | None = None,
+        reason: str = "",
+        request_id: str | None = None,
+        timeout_s: float | None = None,
+        deadline_s: float | None = None,
+        **more: Operation,
+    ) -> E:
+        """Operations on fields, such as `hits=Increment()`, whatever they hold by then: no version is compared, and
+        nobody is overtaken. With `where`, only if its fields are like that. Raises InvalidMutation for what cannot be
+        done with a field; GuardFailed.
+        """
+        mutation, guards = conditional(Alter(target, {**(operations or {}), **more}, reason=reason), where)
+        return await self._one(mutation, model_of(target), request_id, timeout_s, deadline_s, guards)
+
+    async def apply(
+        self,
+        target: E | Ref[E],
+        fn: Callable[[E], E | Mapping[str, Any] | Awaitable[E | Mapping[str, Any] | None] | None],
+        /,
+        *,
+        reason: str = "",
+        timeout_s: float | None = None,
+    ) -> E:
+        """Read, let `fn` say what shall be different, write under the version that was read; again when somebody else
+        was faster.
+
+        `fn`, a plain or an async function, runs here, perhaps several times. It returns the entity as it shall be, or
+        the changed fields, or None for no change. Raises NotFound; VersionConflict if it was still overtaken after
+        `timeout_s`, which is also the patience for each reply.
+        """
+        patience_s = self._limits.request_timeout_s if timeout_s is None else timeout_s
+        deadline = time.monotonic() + patience_s
+        model = model_of(target)
+        current = (await self.reader.snapshot())[model, target.id]
+        while True:
+            wanted = fn(current)
+            mutation = difference(current, await wanted if inspect.isawaitable(wanted) else wanted, reason)
+            if mutation is None:
+                return current
+            try:
+                return await self._one(mutation, model, None, timeout_s)
+            except VersionConflict as conflict:
+                if time.monotonic() > deadline:
+                    raise
+                current = newer(conflict, model)
+
+    # --- claiming ----------------------------------------------------------------------------------------------------
+
+    async def claim(
+        self,
+        kind: type[T],
+        *,
+        where: Where | None = None,
+        timeout_s: float = 0,
+        lease_s: float | None = None,
+        assignee: str | None = None,
+        reason: str = "",
+        request_id: str | None = None,
+    ) -> T | None:
+        """The best ready task, by priority, then age, now in progress and this agent's; None if there is none within
+        `timeout_s`.
+
+        The claim lasts as long as this process, and with `lease_s` at most so long from now, unless it is renewed.
+        """
+        tasks = await self.claim_many(
+            kind, 1, where=where, timeout_s=timeout_s, lease_s=lease_s, assignee=assignee, reason=reason,
+            request_id=request_id,
+        )  # fmt: skip
+        return tasks[0] if tasks else None
+
+    async def claim_many(
+        self,
+        kind: type[T],
+        count: int,
+        *,
+        where: Where | None = None,
+        timeout_s: float = 0,
+        lease_s: float | None = None,
+        assignee: str | None = None,
+        reason: str = "",
+        request_id: str | None = None,
+    ) -> list[T]:
+        """The best `count` ready tasks, or as many as there are; waits only while there is none."""
+        claim = claiming(kind, where, count, timeout_s, lease_s, assignee, reason)
+        patience_s = timeout_s + self._limits.request_timeout_s
+        try:
+            reply = await self.submit(claim, request_id=request_id, timeout_s=patience_s)
+        except asyncio.CancelledError as cancelled:
+            self._give_up(cancelled.__cause__)
+            raise
+        return await self._entities(reply)
+
+    def _give_up(self, unknown: BaseException | None) -> None:
+        """Nobody waits for a claim any more: what it brings, or brought, is given back."""
+        if isinstance(unknown, OutcomeUnknown):
+            giving_up = asyncio.get_running_loop().create_task(self._give_back(unknown.request_id))
+            self._giving_up.add(giving_up)
+            giving_up.add_done_callback(self._giving_up.discard)
+
+    async def _give_back(self, request_id: str) -> None:
+        try:
+            outcome = await self.outcome(request_id)  # one that waits is answered by the question
+            if isinstance(outcome, Applied):
+                for task in await self._entities(outcome.reply):
+                    self.hold(task)
+                    await self.release(task, reason="its claim was cancelled")
+        except SolewriterError:
+            pass  # the engine is gone, or this client: then what it holds is taken away
+
+    async def complete(
+        self,
+        task: T | Ref[T],
+        changes: Mapping[str, Any] | None = None,
+        /,
+        *,
+        reason: str = "",
+        request_id: str | None = None,
+        timeout_s: float | None = None,
+        **fields: Any,
+    ) -> T:
+        """The work is done: through review to completed, `result=` and other fields with it. Raises Fenced."""
+        mutation = Complete(task, {**(changes or {}), **fields}, reason)
+        return await self._one(mutation, model_of(task), request_id, timeout_s)
+
+    async def fail(
+        self,
+        task: T | Ref[T],
+        changes: Mapping[str, Any] | None = None,
+        /,
+        *,
+        final: bool = False,
+        reason: str = "",
+        request_id: str | None = None,
+        timeout_s: float | None = None,
+        **fields: Any,
+    ) -> T:
+        """This attempt failed. While attempts are left it is ready again after a rest; with `final`, it is a dead
+        letter. Raises Fenced.
+        """
+        mutation = Fail(task, {**(changes or {}), **fields}, final, reason)
+        return await self._one(mutation, model_of(task), request_id, timeout_s)
+
+    async def release(
+        self, task: T | Ref[T], *, reason: str = "", request_id: str | None = None, timeout_s: float | None = None
+    ) -> T:
+        """Give a claimed task back; this attempt does not count. Raises Fenced."""
+        return await self._one(Release(task, reason), model_of(task), request_id, timeout_s)
+
+    async def renew(self, task: T | Ref[T], lease_s: float, *, timeout_s: float | None = None) -> None:
+        """Hold a claimed task for so long from now. Makes no version. Raises Fenced; InvalidMutation for one that was
+        not claimed here.
+        """
+        (await self.submit(Renew(task, lease_s), timeout_s=timeout_s)).check()
+
+    async def redrive(
+        self, task: T | Ref[T], *, reason: str = "", request_id: str | None = None, timeout_s: float | None = None
+    ) -> T:
+        """Let a failed or interrupted task, a dead letter say, be tried again, now and from the first attempt on."""
+        return await self._one(Redrive(task, reason), model_of(task), request_id, timeout_s)
+
+    def hold(self, task: Task) -> None:
+        """Write to this task under the claim that it shows: one that another client made and handed over, or a session
+        that was resumed.
+        """
+        self._tokens.hold(task)
+
+    def holds(self, kind: type[Task] | str, id: str) -> int | None:
+        """The token of the claim under which this client writes to a task; None: it knows of no claim of its own."""
+        return self._tokens.holds(name_of(kind), id)
+
+    async def work(
+        self, kind: type[T], *, where: Where | None = None, lease_s: float | None = None, **fields: Any
+    ) -> AsyncIterator[T]:
+        """Claim one ready task after the other, waiting while others may bring more, until nothing is left that
+        anybody works at or that will be ready by itself. `project="p"` and the like are short for `where`.
+        """
+        wanted = {**(where or {}), **fields}
+        while True:
+            task = await self.claim(kind, where=wanted, timeout_s=WORK_PATIENCE_S, lease_s=lease_s)
+            if task is not None:
+                yield task
+            else:
+                with await self.reader.snapshot() as snap:
+                    if not is_anything_left(snap, kind, wanted):
+                        return

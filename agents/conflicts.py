@@ -1,0 +1,109 @@
+"""What to do about a refusal that somebody else's change caused: a verdict on it, from what the reply already brought.
+
+Nothing is read again for it: the refusal carries the entity as it is now, who made it so, and at which revision.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, TypeVar
+
+import msgspec
+
+from solewriter.shared.errors import InvalidTransition, Verdict, VersionConflict
+from solewriter.shared.models import Entity
+from solewriter.shared.mutations import (
+    Alter,
+    Cancel,
+    Delete,
+    GuardMutation,
+    Mutation,
+    Put,
+    Reply,
+    RequireFields,
+    Transition,
+    Unchanged,
+    Update,
+)
+from solewriter.shared.schema import plain
+from solewriter.shared.where import Where
+
+M = TypeVar("M", Update, Transition, Alter, Cancel, Delete)
+
+
+def conditional(mutation: M, where: Where | None, merge: bool = False) -> tuple[M, list[GuardMutation]]:
+    """A change that compares fields in place of the version, where it is asked for: `where` those that the caller
+    names, `merge` those that it changes. Raises TypeError for a merge of what was not read.
+    """
+    guards: list[GuardMutation] = []
+    if where is not None:
+        guards.append(RequireFields(mutation.target, where))
+    if merge:
+        guards.append(_unchanged(mutation))
+    if not guards:
+        return mutation, guards
+    return msgspec.structs.replace(mutation, expect=_explicit(mutation.expect)), guards
+
+
+def _unchanged(mutation: Any) -> Unchanged:
+    """That what an update or a transition changes is as it was read."""
+    target = mutation.target
+    if not isinstance(target, Entity) or not target.version:
+        raise TypeError("merge=True compares with an entity that was read, not with a Ref")
+    names = [*mutation.changes]
+    if isinstance(mutation, Transition) and target.lifecycle is not None:
+        names.append(target.lifecycle.field)
+    return Unchanged(target, tuple([name for name in names if name in type(target).model_fields]))
+
+
+def _explicit(expect: Any) -> int | None:
+    """The version that a caller named, and not the target's own."""
+    return expect if isinstance(expect, int) else None
+
+
+def judged(reply: Reply, mutation: Mutation) -> Reply:
+    """The same reply; a conflict in it says what it comes to."""
+    error = reply.error
+    if isinstance(error, VersionConflict | InvalidTransition) and error.verdict is None:
+        error.verdict = _verdict(error, mutation)
+    return reply
+
+
+def _verdict(error: VersionConflict | InvalidTransition, mutation: Mutation) -> Verdict:
+    current = error.current
+    if not isinstance(current, Entity):
+        return Verdict.LOST
+    mine = _wanted(mutation, current)
+    if mine and all(_same(current, name, value) for name, value in mine.items()):
+        return Verdict.YOURS
+    lifecycle = current.lifecycle
+    if lifecycle is not None and not lifecycle.allowed(str(getattr(current, lifecycle.field))):
+        return Verdict.TERMINAL
+    seen = mutation.target if isinstance(mutation, Update | Transition) else None
+    if isinstance(seen, Entity) and mine and not any(_differs(seen, current, name) for name in mine):
+        return Verdict.MERGEABLE
+    return Verdict.LOST
+
+
+def _wanted(mutation: Mutation, current: Entity) -> Mapping[str, Any]:
+    """The fields that a mutation sets, and to what."""
+    match mutation:
+        case Update(_, changes):
+            return changes
+        case Transition(_, to, changes) if current.lifecycle is not None:
+            return {**changes, current.lifecycle.field: to}
+        case Put(entity):
+            return {name: getattr(entity, name) for name in entity.model_fields_set - {"id", "version"}}
+    return {}
+
+
+def _same(current: Entity, name: str, value: Any) -> bool:
+    try:
+        held = getattr(current, name)
+        return bool(held == value or plain(held) == plain(value))
+    except (AttributeError, TypeError, NotImplementedError):
+        return False
+
+
+def _differs(seen: Entity, current: Entity, name: str) -> bool:
+    return bool(getattr(seen, name, None) != getattr(current, name, None))

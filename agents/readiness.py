@@ -1,0 +1,136 @@
+"""Whether a task is ready, why not, and whether anything is left to be done: told by a snapshot, by the engine's rules.
+
+Nothing is asked of the engine for it. What a snapshot says is of its revision: a claim alone decides.
+"""
+
+from __future__ import annotations
+
+import datetime
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import Any
+
+from solewriter.agents.snapshot import Snapshot
+from solewriter.shared.models import BudgetPolicy, Project, ProjectStatus, Task
+from solewriter.shared.readiness import CLAIMABLE, FINISHED, HELD, Dependency, attempts_left, is_met, state_of
+from solewriter.shared.where import Where, single
+
+WORK_PATIENCE_S = 1.0  # of `work` in one claim, before it looks whether anything is left: an idle agent asks so often
+
+
+class Obstacle(StrEnum):
+    """Kinds of reasons."""
+
+    FINISHED = "finished"
+    HELD = "held"
+    WAITING_FOR_PEOPLE = "waiting for people"  # blocked or suspended: somebody has to assign it
+    NO_ATTEMPT_LEFT = "no attempt left"
+    NOT_YET = "not yet"
+    DEPENDENCY = "dependency"
+    PROJECT = "project"
+    BUDGET = "budget"
+
+
+@dataclass(frozen=True)
+class Reason:
+    """Why a task is not ready, in words and as data."""
+
+    obstacle: Obstacle
+    words: str
+    data: dict[str, Any] = field(default_factory=dict)
+
+    def __str__(self) -> str:
+        return self.words
+
+
+def why_not_ready(snap: Snapshot, task: Task, now: datetime.datetime | None = None) -> list[Reason]:
+    """Everything that keeps a task from being claimed; nothing if it is ready."""
+    return [*_reasons(snap, task, now or datetime.datetime.now(datetime.UTC))]
+
+
+def _reasons(snap: Snapshot, task: Task, now: datetime.datetime) -> Iterator[Reason]:
+    status = task.status.value
+    if status in FINISHED:
+        yield Reason(Obstacle.FINISHED, f"it is {status}, which is final", {"status": status})
+        return
+    if status in HELD:
+        yield Reason(Obstacle.HELD, f"{task.assigned_to} has it, {status}", {"assigned_to": task.assigned_to})
+        return
+    if status not in CLAIMABLE:
+        yield Reason(Obstacle.WAITING_FOR_PEOPLE, f"it is {status} until somebody assigns it", {"status": status})
+        return
+    if not attempts_left(_field(task)):
+        data = {"attempts": task.attempts, "max_retries": task.max_retries}
+        words = f"it {status} in attempt {task.attempts}, and {task.max_retries} retries are allowed: redrive it"
+        yield Reason(Obstacle.NO_ATTEMPT_LEFT, words, data)
+    if task.not_before is not None and task.not_before > now:
+        yield Reason(Obstacle.NOT_YET, f"its time comes at {task.not_before}", {"not_before": task.not_before})
+    yield from _dependencies(snap, task)
+    project = snap.get(Project, task.project) if task.project else None
+    if project is not None and project.status is not ProjectStatus.ACTIVE:
+        words = f"its project {project.id} is {project.status.value}"
+        yield Reason(Obstacle.PROJECT, words, {"project": project.id, "status": project.status.value})
+    if project is not None and project.budget_limit is not None and project.on_budget is BudgetPolicy.REFUSE:
+        budget = budget_of(snap, project, type(task))
+        if budget.over:
+            words = f"its project {project.id} has spent {budget.spent:g} of {budget.limit:g}"
+            yield Reason(Obstacle.BUDGET, words, {"project": project.id, "spent": budget.spent, "limit": budget.limit})
+
+
+def _dependencies(snap: Snapshot, task: Task) -> Iterator[Reason]:
+    for one in task.dependencies:
+        found = snap.get(type(task), one)
+        state = Dependency.UNKNOWN if found is None else state_of(_field(found))
+        if is_met(state, task.on_dependency_failure):
+            continue
+        told = "does not exist" if found is None else f"is {found.status.value}"
+        more = ", and will not be done" if state == Dependency.ENDED else ""
+        data = {"id": one, "status": None if found is None else found.status.value}
+        yield Reason(Obstacle.DEPENDENCY, f"it depends on {one}, which {told}{more}", data)
+
+
+@dataclass(frozen=True)
+class Budget:
+    """What a project may spend, and what its tasks have cost so far."""
+
+    limit: float | None
+    spent: float
+
+    @property
+    def over(self) -> bool:
+        """Whether all of it is spent."""
+        return self.limit is not None and round(self.spent, 6) >= round(self.limit, 6)
+
+
+def budget_of(snap: Snapshot, project: Project | str, *kinds: type[Task]) -> Budget:
+    """Summed over a project's tasks of these kinds (Task, if none is named)."""
+    found = snap.get(Project, project) if isinstance(project, str) else project
+    name = project if isinstance(project, str) else project.id
+    costs = [task.cost for kind in kinds or (Task,) for task in snap.scan(kind, where={"project": name})]
+    return Budget(None if found is None else found.budget_limit, math.fsum(costs))
+
+
+def _field(task: Task) -> Callable[[str], Any]:
+    values = task.__dict__
+    return lambda name: single(values[name])
+
+
+def dead_letters(snap: Snapshot, kind: type[Task] = Task, where: Where | None = None) -> list[Task]:
+    """Tasks that failed or were interrupted as often as they may be, oldest first."""
+    asked = {**(where or {}), "status": ("failed", "interrupted")}
+    found = snap.scan(kind, where=asked, order_by="created_at")
+    return [task for task in found if not attempts_left(_field(task))]
+
+
+def is_anything_left(snap: Snapshot, kind: type[Task], where: Where) -> bool:
+    """Whether somebody works at one of these tasks, or one of them is ready, or will be when its time comes."""
+    counts = {state.value: count for state, count in snap.count_by(kind, "status", where={**where}).items()}
+    if any(counts.get(status) for status in HELD):
+        return True
+    if not any(counts.get(status) for status in CLAIMABLE):
+        return False
+    waiting = snap.scan(kind, where={"status": tuple(CLAIMABLE), **where})
+    keeps = {Obstacle.NOT_YET}
+    return any({reason.obstacle for reason in why_not_ready(snap, task)} <= keeps for task in waiting)

@@ -1,0 +1,77 @@
+"""Which tasks a client has claimed, and under which token: shown by itself with every later request about them.
+
+A token is the version that the claim made. It is forgotten when the client hands the task in or gives it back, and when
+the engine said that it is an old one: the displaced is told once, and from then on is like anybody else.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from solewriter.agents.answers import Outcome
+from solewriter.agents.session import Pending
+from solewriter.shared.config import ASKED_MAX
+from solewriter.shared.errors import Fenced, Refused
+from solewriter.shared.models import Task
+from solewriter.shared.mutations import Applied, Guard, Op, Reply
+from solewriter.shared.wireform import PlainMutation, PlainRequest
+
+Key = tuple[str, str]  # kind, id
+CLAIM, SHOWN = Op.CLAIM.value, Guard.CLAIM.value
+GIVING_BACK = frozenset({Op.COMPLETE.value, Op.FAIL.value, Op.RELEASE.value, Op.DELETE.value, Op.CANCEL.value})
+TELLING = GIVING_BACK | {CLAIM}  # the reply to these says who holds what
+
+
+class Tokens:
+    """Of one client. Every step is one operation on a dict, so threads may share it."""
+
+    def __init__(self) -> None:
+        self._held: dict[Key, int] = {}
+        self._asked: dict[str, list[PlainMutation]] = {}  # by request id, what is on its way and will tell
+
+    def hold(self, task: Task) -> None:
+        """From now on write to this task under the claim that it shows: of another client, or of this one's past."""
+        self._held[task.kind_name, task.id] = task.claim
+
+    def holds(self, kind: str, id: str) -> int | None:
+        """The token of a task that was claimed here."""
+        return self._held.get((kind, id))
+
+    def show(self, request: PlainRequest) -> None:
+        """Add to a request what this client holds of what it is about."""
+        if not self._held:
+            return
+        held = {mutation[1:3]: self._held.get(mutation[1:3]) for mutation in request[0]}
+        request[1].extend([(SHOWN, *key, token) for key, token in held.items() if token is not None])
+
+    def sent(self, sent: Pending | Refused, request: PlainRequest) -> None:
+        """It is on its way, or could not be sent."""
+        if isinstance(sent, Refused):
+            return
+        telling = [mutation for mutation in request[0] if mutation[0] in TELLING]
+        if telling and (self._held or any(mutation[0] == CLAIM for mutation in telling)):
+            self._asked[sent.request_id] = request[0]
+            if len(self._asked) > ASKED_MAX:
+                self._asked.pop(next(iter(self._asked), ""), None)
+
+    def resolved(self, outcome: Outcome) -> None:
+        """What became of a request whose answer did not come."""
+        if isinstance(outcome, Applied):
+            self.told(outcome.reply)
+
+    def told(self, reply: Reply) -> None:
+        """What it came to."""
+        mutations = self._asked.pop(reply.request_id, None) if self._asked else None
+        error: Any = reply.error
+        if isinstance(error, Fenced) and "id" in error.details:
+            self._held.pop((error.details["kind"], error.details["id"]), None)
+        if mutations is None or error is not None:
+            return
+        given_back = {mutation[1:3] for mutation in mutations if mutation[0] in GIVING_BACK}
+        named = {mutation[1:3] for mutation in mutations if mutation[0] != CLAIM}
+        claiming = {mutation[1] for mutation in mutations if mutation[0] == CLAIM}
+        for key in given_back:
+            self._held.pop(key, None)
+        for result in reply.results:
+            if result.kind in claiming and (result.kind, result.id) not in named:
+                self._held[result.kind, result.id] = result.version

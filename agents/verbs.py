@@ -1,0 +1,242 @@
+"""The verbs of coordination, for the client that blocks. `aio_verbs` has the same as coroutines."""
+
+from __future__ import annotations
+
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any, TypeVar
+
+from solewriter.agents.answers import Outcome
+from solewriter.agents.conflicts import conditional
+from solewriter.agents.reader import Reader
+from solewriter.agents.readiness import WORK_PATIENCE_S, is_anything_left
+from solewriter.agents.tokens import Tokens
+from solewriter.shared.config import GIVE_BACK_S, Limits
+from solewriter.shared.errors import OutcomeUnknown, SolewriterError
+from solewriter.shared.models import Entity, Ref, Task, name_of
+from solewriter.shared.mutations import (
+    Alter,
+    Applied,
+    Claim,
+    Complete,
+    Fail,
+    GuardMutation,
+    Mutation,
+    Redrive,
+    Release,
+    Renew,
+    Reply,
+)
+from solewriter.shared.operations import Operation
+from solewriter.shared.taskform import model_of
+from solewriter.shared.where import Where
+
+E = TypeVar("E", bound=Entity)
+T = TypeVar("T", bound=Task)
+
+
+class Verbs(ABC):
+    """Of agents that share work. A claimed task is this client's: later requests about it show the claim by themselves,
+    and raise Fenced when it was lost.
+    """
+
+    reader: Reader
+    _limits: Limits
+    _tokens: Tokens
+
+    @abstractmethod
+    def submit(
+        self,
+        *mutations: Mutation,
+        guards: Iterable[GuardMutation] = (),
+        request_id: str | None = None,
+        timeout_s: float | None = None,
+        deadline_s: float | None = None,
+        wait_for_room: bool = True,
+    ) -> Reply: ...
+
+    @abstractmethod
+    def outcome(self, request_id: str, *, timeout_s: float | None = None) -> Outcome: ...
+
+    @abstractmethod
+    def _one(
+        self,
+        mutation: Mutation,
+        model: type[E],
+        request_id: str | None,
+        timeout_s: float | None,
+        deadline_s: float | None = None,
+        guards: Sequence[GuardMutation] = (),
+    ) -> E: ...
+
+    def alter(
+        self,
+        target: E | Ref[E],
+        operations: Mapping[str, Operation] | None = None,
+        /,
+        *,
+        where: Where | None = None,
+        reason: str = "",
+        request_id: str | None = None,
+        timeout_s: float | None = None,
+        deadline_s: float | None = None,
+        **more: Operation,
+    ) -> E:
+        """Operations on fields, such as `hits=Increment()`, whatever they hold by then: no version is compared, and
+        nobody is overtaken. With `where`, only if its fields are like that. Raises InvalidMutation for what cannot be
+        done with a field; GuardFailed.
+        """
+        mutation, guards = conditional(Alter(target, {**(operations or {}), **more}, reason=reason), where)
+        return self._one(mutation, model_of(target), request_id, timeout_s, deadline_s, guards)
+
+    # --- claiming ----------------------------------------------------------------------------------------------------
+
+    def claim(
+        self,
+        kind: type[T],
+        *,
+        where: Where | None = None,
+        timeout_s: float = 0,
+        lease_s: float | None = None,
+        assignee: str | None = None,
+        reason: str = "",
+        request_id: str | None = None,
+    ) -> T | None:
+        """The best ready task, by priority, then age, now in progress and this agent's; None if there is none within
+        `timeout_s`.
+
+        The claim lasts as long as this process, and with `lease_s` at most so long from now, unless it is renewed.
+        """
+        tasks = self.claim_many(
+            kind, 1, where=where, timeout_s=timeout_s, lease_s=lease_s, assignee=assignee, reason=reason,
+            request_id=request_id,
+        )  # fmt: skip
+        return tasks[0] if tasks else None
+
+    def claim_many(
+        self,
+        kind: type[T],
+        count: int,
+        *,
+        where: Where | None = None,
+        timeout_s: float = 0,
+        lease_s: float | None = None,
+        assignee: str | None = None,
+        reason: str = "",
+        request_id: str | None = None,
+    ) -> list[T]:
+        """The best `count` ready tasks, or as many as there are; waits only while there is none. Interrupted by Ctrl-C,
+        it gives back what it was granted.
+        """
+        claim = claiming(kind, where, count, timeout_s, lease_s, assignee, reason)
+        patience_s = timeout_s + self._limits.request_timeout_s
+        try:
+            reply = self.submit(claim, request_id=request_id, timeout_s=patience_s)
+        except KeyboardInterrupt as interrupted:
+            self._give_back(kind, interrupted.__cause__)
+            raise
+        return [*reply.check().entities]
+
+    def _give_back(self, kind: type[Task], unknown: BaseException | None) -> None:
+        """Nobody waits for a claim any more, and what it brought."""
+        if not isinstance(unknown, OutcomeUnknown):
+            return
+        try:
+            outcome = self.outcome(unknown.request_id, timeout_s=GIVE_BACK_S)  # one that waits is answered by it
+            if isinstance(outcome, Applied):
+                for result in outcome.reply.results:
+                    self.submit(Release(kind.ref(result.id), "its claim was interrupted"), timeout_s=GIVE_BACK_S)
+        except SolewriterError:
+            pass  # the engine is gone: then what this process holds is taken away when it ends
+
+    def complete(
+        self,
+        task: T | Ref[T],
+        changes: Mapping[str, Any] | None = None,
+        /,
+        *,
+        reason: str = "",
+        request_id: str | None = None,
+        timeout_s: float | None = None,
+        **fields: Any,
+    ) -> T:
+        """The work is done: through review to completed, `result=` and other fields with it. Raises Fenced."""
+        mutation = Complete(task, {**(changes or {}), **fields}, reason)
+        return self._one(mutation, model_of(task), request_id, timeout_s)
+
+    def fail(
+        self,
+        task: T | Ref[T],
+        changes: Mapping[str, Any] | None = None,
+        /,
+        *,
+        final: bool = False,
+        reason: str = "",
+        request_id: str | None = None,
+        timeout_s: float | None = None,
+        **fields: Any,
+    ) -> T:
+        """This attempt failed. While attempts are left it is ready again after a rest; with `final`, it is a dead
+        letter. Raises Fenced.
+        """
+        mutation = Fail(task, {**(changes or {}), **fields}, final, reason)
+        return self._one(mutation, model_of(task), request_id, timeout_s)
+
+    def release(
+        self, task: T | Ref[T], *, reason: str = "", request_id: str | None = None, timeout_s: float | None = None
+    ) -> T:
+        """Give a claimed task back; this attempt does not count. Raises Fenced."""
+        return self._one(Release(task, reason), model_of(task), request_id, timeout_s)
+
+    def renew(self, task: T | Ref[T], lease_s: float, *, timeout_s: float | None = None) -> None:
+        """Hold a claimed task for so long from now. Makes no version. Raises Fenced; InvalidMutation for one that was
+        not claimed here.
+        """
+        self.submit(Renew(task, lease_s), timeout_s=timeout_s).check()
+
+    def redrive(
+        self, task: T | Ref[T], *, reason: str = "", request_id: str | None = None, timeout_s: float | None = None
+    ) -> T:
+        """Let a failed or interrupted task, a dead letter say, be tried again, now and from the first attempt on."""
+        return self._one(Redrive(task, reason), model_of(task), request_id, timeout_s)
+
+    def hold(self, task: Task) -> None:
+        """Write to this task under the claim that it shows: one that another client made and handed over, or a session
+        that was resumed.
+        """
+        self._tokens.hold(task)
+
+    def holds(self, kind: type[Task] | str, id: str) -> int | None:
+        """The token of the claim under which this client writes to a task; None: it knows of no claim of its own."""
+        return self._tokens.holds(name_of(kind), id)
+
+    def work(
+        self, kind: type[T], *, where: Where | None = None, lease_s: float | None = None, **fields: Any
+    ) -> Iterator[T]:
+        """Claim one ready task after the other, waiting while others may bring more, until nothing is left that
+        anybody works at or that will be ready by itself. `project="p"` and the like are short for `where`.
+        """
+        wanted = {**(where or {}), **fields}
+        while True:
+            task = self.claim(kind, where=wanted, timeout_s=WORK_PATIENCE_S, lease_s=lease_s)
+            if task is not None:
+                yield task
+            else:
+                with self.reader.snapshot() as snap:
+                    if not is_anything_left(snap, kind, wanted):
+                        return
+
+
+def claiming(
+    kind: type[Task],
+    where: Where | None,
+    count: int,
+    timeout_s: float,
+    lease_s: float | None,
+    assignee: str | None,
+    reason: str,
+) -> Claim:
+    """The mutation, with the time until which it waits on the clock that all share."""
+    until_us = time.monotonic_ns() // 1000 + int(min(timeout_s, 1e9) * 1_000_000) if timeout_s > 0 else None
+    return Claim(kind, where or {}, count, lease_s, assignee, until_us, reason)

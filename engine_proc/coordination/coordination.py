@@ -1,0 +1,303 @@
+"""Everything of coordination that belongs to the state: boards by kind, leases, paused projects.
+
+Boards and the like are made when a request first needs one, before it is decided, by a look at every entity of the kind
+(see `making`): so nobody who does not coordinate pays for it.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+from solewriter.engine_proc.coordination.board import Board
+from solewriter.engine_proc.coordination.leases import Leases
+from solewriter.engine_proc.coordination.making import PIECE, Making, Unready
+from solewriter.engine_proc.coordination.projects import Projects
+from solewriter.engine_proc.coordination.tally import Tally
+from solewriter.engine_proc.kinds import KindState
+from solewriter.shared.config import VIEWS_MAX, Limits
+from solewriter.shared.models import Entity, Project, Task
+from solewriter.shared.mutations import Guard, Op
+from solewriter.shared.readiness import DEPENDS, ENDING
+from solewriter.shared.schema import encode, plain
+from solewriter.shared.wireform import PlainRequest
+
+if TYPE_CHECKING:
+    from solewriter.engine_proc.decide import Draft, Step
+    from solewriter.engine_proc.turn import Turn
+    from solewriter.shared.where import Demand
+
+Counted = tuple[int, tuple[str, ...]]  # a kind, and columns in their order
+Take = Callable[[str, int, Mapping[str, Any]], None]  # is shown an entity: key, slot, fields
+
+_CREATE, _CANCEL, _DELETE, _CLAIM = (op.value for op in (Op.CREATE, Op.CANCEL, Op.DELETE, Op.CLAIM))
+_UPDATE, _ALTER = Op.UPDATE.value, Op.ALTER.value
+_NONE = Guard.REQUIRE_NONE.value
+COSTS = frozenset({"cost", "project"})
+OF_PROJECTS = frozenset({"status", "budget_limit", "on_budget"})  # that keep tasks back
+TREE = "tree"  # in place of a state, what a cancel takes
+
+
+class Coordination:
+    """Of one state. `turn` is the one that is being decided: what is looked at is as it is by then."""
+
+    def __init__(self, limits: Limits) -> None:
+        self.limits = limits
+        self.leases = Leases()
+        self.cascades: set[int] = set()  # kinds in which some entity was ever to be cancelled with another
+        self.boards: dict[int, Board] = {}  # those that are being made, too, and so are the others
+        self.tallies: OrderedDict[Counted, Tally] = OrderedDict()
+        self._defaults: dict[int, Mapping[str, Any]] = {}  # by kind, see `_whole`
+        self._heeded: dict[int, frozenset[str]] = {}  # by kind: fields whose changes matter here
+        self.making = Making(limits.making_slice_s)
+        self.idle = True  # nobody coordinates: requests about one entity's plain fields need not be looked at
+        self._projects: Projects | None = None  # None: not looked yet
+        self.turn: Turn | None = None  # the one that is being decided
+
+    def begin(self, turn: Turn) -> None:
+        """Another turn."""
+        self.turn = turn
+        self.making.begin_turn()
+        self.idle = not (self.boards or self.leases.by_place or self.cascades or self.tallies)
+
+    def passes(self, turn: Turn, request: PlainRequest) -> bool:
+        """Whether a request is none of its business, where somebody coordinates: it updates one entity, that nobody
+        holds, in fields that nobody heeds.
+        """
+        if request[1] or len(request[0]) != 1:
+            return False
+        op, name, key, _, fields, _, _ = request[0][0]
+        kind = turn.named(name)
+        if op != _UPDATE or kind is None or not fields:
+            return False
+        heeded = self._heeded.get(kind.code)
+        if heeded is None:
+            heeded = self._heeded[kind.code] = self._fields_heeded(kind)
+        return heeded.isdisjoint(fields) and turn.lease((kind.code, key)) is None
+
+    def _fields_heeded(self, kind: KindState) -> frozenset[str]:
+        names = {name for code, columns in self.tallies for name in columns if code == kind.code}
+        if kind.kind is not None and issubclass(kind.kind.model, Project):
+            names |= OF_PROJECTS
+        if kind.kind is not None and kind.kind.claimable:
+            board = self.boards.get(kind.code)
+            names |= DEPENDS | ENDING | COSTS | (board.attended if board is not None else frozenset())
+        return frozenset(names)
+
+    # --- made at first need ------------------------------------------------------------------------------------------
+
+    def attends(self, turn: Turn, request: PlainRequest) -> bool:
+        """Whether a request has anything to do with coordination; then all that deciding it will look at is there.
+        Raises Unready while it is not.
+        """
+        attended, ready = not self.idle or bool(request[1]), True
+        for op, name, _, _, fields, _, what in request[0]:
+            if op == _CLAIM:
+                attended = True
+                ready &= self._can_claim(name, fields)
+            elif _depends(fields) or (what is not None and op == _CANCEL) or self._may_end_others(turn, op, fields):
+                attended = True
+                ready &= self._has_board(name)
+            elif op > _DELETE and op != _ALTER:
+                attended = True
+        for code, name, _, said in request[1]:
+            if code == _NONE:
+                ready &= self._can_count(name, said)
+        self.idle &= not attended
+        if not ready:
+            raise Unready
+        return attended
+
+    def _may_end_others(self, turn: Turn, op: int, fields: Any) -> bool:
+        """Where entities are cancelled with others: whether it may end one. What is new has not ended."""
+        if op == _CREATE or not (self.cascades or turn.cascades):
+            return False
+        return op not in (_UPDATE, _ALTER) or (fields is not None and not ENDING.isdisjoint(fields))
+
+    def _named(self, name: str) -> KindState | None:
+        """The kind of tasks of this name. There may be none: then the request is refused."""
+        assert self.turn is not None
+        kind = self.turn.named(name)
+        return kind if kind is not None and kind.kind is not None and kind.kind.claimable else None
+
+    def _has_board(self, name: str) -> bool:
+        kind = self._named(name)
+        if kind is None:
+            return True
+        self._board(kind)
+        return self.making.soon(("board", kind.code))
+
+    def _can_claim(self, name: str, said: Any) -> bool:
+        kind = self._named(name)
+        where = said.get("where") if said is not None else None
+        if kind is None or kind.kind is None or type(where) is not dict:
+            return True
+        board, names = self._board(kind), tuple(sorted(where))
+        self._of_projects()
+        if not (self.making.soon(("board", kind.code)) and self.making.soon("projects")):
+            return False
+        if set(names) <= set(board.columns) and not board.ready.has(names):
+            self.making.begin(("view", kind.code, names), board.ready.begin(names))
+        return self.making.soon(("view", kind.code, names))
+
+    def _can_count(self, name: str, said: Any) -> bool:
+        assert self.turn is not None
+        kind = self.turn.named(name)
+        if kind is None or kind.kind is None or type(said) is not tuple or type(said[1]) is not dict:
+            return True
+        names = tuple(sorted(said[1]))
+        if not set(names) <= set(kind.kind.model.column_names):
+            return True
+        self._tally(kind, names)
+        return self.making.soon(("tally", kind.code, names))
+
+    def _board(self, kind: KindState) -> Board:
+        board = self.boards.get(kind.code)
+        if board is None:
+            assert kind.kind is not None
+            board = Board(kind.kind, kind.schema.defaults, partial(self._look, kind))
+            self.boards[kind.code] = board
+            self._heeded.clear()
+            self.making.begin(("board", kind.code), self._each(kind, board.note))
+        return board
+
+    def board(self, kind: KindState) -> Board:
+        """Of a kind, whole."""
+        board = self._board(kind)
+        self.making.finish(("board", kind.code))
+        return board
+
+    def _each(self, kind: KindState, take: Take) -> Iterator[None]:
+        """Show every entity of a kind, as it is when its turn comes. One that is new by then was noted when it came."""
+        assert kind.kind is not None
+        assert self.turn is not None
+        new = [key for name, key in self.turn.changed if name == kind.name and key not in kind.slots]
+        for count, key in enumerate([*kind.slots, *new], 1):
+            stored = self.turn.find(kind, (kind.name, key))
+            if stored is not None and stored.alive:
+                take(key, stored.slot, self._whole(kind, kind.kind.fields_of(kind.schema, stored.payload)))
+            if count % PIECE == 0:
+                yield
+
+    def _look(self, kind: KindState, key: str) -> Mapping[str, Any] | None:
+        assert self.turn is not None
+        assert kind.kind is not None
+        stored = self.turn.find(kind, (kind.name, key))
+        if stored is None or not stored.alive:
+            return None
+        return self._whole(kind, kind.kind.fields_of(kind.schema, stored.payload))
+
+    def _whole(self, kind: KindState, fields: Mapping[str, Any]) -> Mapping[str, Any]:
+        """An entity's stored fields, and those defaults of its class that are not Task's."""
+        own = self._defaults.get(kind.code)
+        if own is None:
+            own = self._defaults[kind.code] = _own_defaults(kind)
+        return {**own, **fields} if own else fields
+
+    def _tally(self, kind: KindState, names: tuple[str, ...]) -> Tally:
+        what = kind.code, names
+        tally = self.tallies.get(what)
+        if tally is None:
+            tally = self.tallies[what] = Tally(names, kind.schema.defaults)
+            note = tally.note
+            self._heeded.clear()
+            self.making.begin(("tally", *what), self._each(kind, lambda key, _, fields: note(key, fields)))
+            if len(self.tallies) > VIEWS_MAX:
+                oldest, _ = self.tallies.popitem(last=False)
+                self.making.forget(("tally", *oldest))
+        self.tallies.move_to_end(what)
+        return tally
+
+    def count(self, kind: KindState, wanted: Sequence[Demand]) -> int:
+        """How many entities of a kind meet these demands, after the earlier requests of the turn."""
+        wanted = sorted(wanted, key=lambda demand: demand.name)
+        names = tuple([demand.name for demand in wanted])
+        tally = self._tally(kind, names)
+        self.making.finish(("tally", kind.code, names))
+        return tally.count(wanted)
+
+    # --- kept up -----------------------------------------------------------------------------------------------------
+
+    def written(self, turn: Turn, draft: Draft, steps: Iterable[Step]) -> None:
+        """A request was, with these steps."""
+        self.noted(steps)
+        turn.leases.update(draft.leases)
+
+    def noted(self, steps: Iterable[Step]) -> None:
+        """A request was written."""
+        for step in steps:
+            stored = step.stored
+            if stored is None:
+                continue
+            code, fields = step.state.code, self._whole(step.state, step.fields) if step.exists else None
+            for (kind, names), tally in self.tallies.items():
+                if kind == code and (fields is None or not step.touched or not set(names).isdisjoint(step.touched)):
+                    tally.note(step.key, fields)
+            board = self.boards.get(code)
+            if board is not None and (fields is None or not board.attended.isdisjoint(step.touched)):
+                board.note(step.key, stored.slot, fields)
+            if self._projects is not None:
+                if step.kind.claimable and (fields is None or not COSTS.isdisjoint(step.touched)):
+                    self._projects.note_cost((code, step.key), fields)
+                elif issubclass(step.kind.model, Project):
+                    self._projects.note(step.key, fields)
+
+    def dropped(self) -> None:
+        """What was written did not happen."""
+        self.boards.clear()
+        self.tallies.clear()
+        self.making.clear()
+        self._defaults.clear()
+        self._heeded.clear()
+        self._projects = None
+
+    # --- projects ----------------------------------------------------------------------------------------------------
+
+    def kept_back(self) -> Callable[[str], bool]:
+        """Whether the tasks of a project are not ready because of it."""
+        projects = self._of_projects()
+        self.making.finish("projects")
+        return projects.keeps
+
+    def _of_projects(self) -> Projects:
+        if self._projects is None:
+            self._projects = Projects(self._resume)
+            self.making.begin("projects", self._each_cost(self._projects))
+        return self._projects
+
+    def _each_cost(self, projects: Projects) -> Iterator[None]:
+        for kind, model in self._models():
+            if issubclass(model, Project):
+                yield from self._each(kind, lambda key, _, fields: projects.note(key, fields))
+            elif issubclass(model, Task):
+                yield from self._each(kind, partial(_note_cost, projects, kind.code))
+
+    def _models(self) -> list[tuple[KindState, type[Entity]]]:
+        assert self.turn is not None
+        return [(kind, kind.kind.model) for kind in self.turn.kinds if kind.kind is not None]
+
+    def _resume(self, project: str) -> None:
+        for board in self.boards.values():
+            board.ready.resume(project)
+
+
+def _own_defaults(kind: KindState) -> Mapping[str, Any]:
+    """Those of a class of tasks that are not Task's."""
+    if kind.kind is None or not kind.kind.claimable:
+        return {}
+    return {name: value for name, value in kind.schema.defaults.items() if not _is_of_tasks(name, value)}
+
+
+def _is_of_tasks(name: str, default: Any) -> bool:
+    field = Task.model_fields.get(name)
+    return field is not None and not field.is_required() and bool(encode(plain(field.get_default())) == encode(default))
+
+
+def _depends(fields: Any) -> bool:
+    return fields is not None and not DEPENDS.isdisjoint(fields)
+
+
+def _note_cost(projects: Projects, code: int, key: str, _: int, fields: Mapping[str, Any]) -> None:
+    projects.note_cost((code, key), fields)

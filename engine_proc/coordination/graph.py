@@ -1,0 +1,107 @@
+"""Who depends on whom, and who is whose child, of one kind. Keys only; what they are is looked up elsewhere."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+
+Keys = Iterable[str]
+NOBODY: frozenset[str] = frozenset()
+
+
+class Graph:
+    """Edges in both directions. Those who have none cost nothing."""
+
+    def __init__(self) -> None:
+        self.dependencies: dict[str, tuple[str, ...]] = {}
+        self.dependants: dict[str, set[str]] = {}
+        self._parents: dict[str, str] = {}
+        self.children: dict[str, set[str]] = {}
+
+    def put(self, key: str, dependencies: Keys, parent: str | None) -> None:
+        """What a key depends on from now on, and its parent."""
+        wanted = tuple(dependencies)
+        before = self.dependencies.get(key, ())
+        if wanted != before:
+            for one in before:
+                _cut(self.dependants, one, key)
+            for one in wanted:
+                self.dependants.setdefault(one, set()).add(key)
+            if wanted:
+                self.dependencies[key] = wanted
+            else:
+                del self.dependencies[key]
+        known = self._parents.get(key)
+        if parent != known:
+            if known is not None:
+                del self._parents[key]
+                _cut(self.children, known, key)
+            if parent is not None:
+                self._parents[key] = parent
+                self.children.setdefault(parent, set()).add(key)
+
+    def below(self, key: str) -> list[str]:
+        """All descendants, each once, parents before their children, however they are tangled."""
+        found = {key: None}
+        waiting = [key]
+        while waiting:
+            for child in sorted(self.children.get(waiting.pop(), NOBODY) - found.keys()):
+                found[child] = None
+                waiting.append(child)
+        return [*found][1:]
+
+    def cycle(self, key: str, changed: Mapping[str, Keys]) -> list[str] | None:
+        """A way from a key along dependencies back to it, the key first and last; None if there is none. `changed`:
+        what some keys, this one among them, are about to depend on.
+
+        Two searches meet: forward from what it depends on, backward from those that depend on it, each time whichever
+        has less to look at. Where nobody depends on the key, as on a new one, this is no search at all.
+        """
+        coming: dict[str, set[str]] = {}
+        for one, wanted in changed.items():
+            for dependency in wanted:
+                coming.setdefault(dependency, set()).add(one)
+
+        def forward(one: str) -> Keys:
+            return changed[one] if one in changed else self.dependencies.get(one, ())
+
+        def backward(one: str) -> Keys:
+            held = (other for other in self.dependants.get(one, NOBODY) if other not in changed)
+            return (*held, *coming.get(one, NOBODY))
+
+        return _meeting(key, forward, backward)
+
+
+def _meeting(key: str, forward: Callable[[str], Keys], backward: Callable[[str], Keys]) -> list[str] | None:
+    came: tuple[dict[str, str], dict[str, str]] = ({}, {})  # by what was reached: from where
+    edges: tuple[list[str], list[str]] = ([key], [key])
+    steps = (forward, backward)
+    while edges[0] and edges[1]:
+        side = len(edges[0]) > len(edges[1])
+        mine, other, reached = came[side], came[not side], list[str]()
+        for one in edges[side]:
+            for following in steps[side](one):
+                if following == key:
+                    way = _way(mine, key, one)
+                    return [key, *way] if side else [*way[::-1], key]
+                if following in mine:
+                    continue
+                mine[following] = one
+                if following in other:
+                    return [*_way(came[0], key, following)[::-1], *_way(came[1], key, following)[1:]]
+                reached.append(following)
+        edges[side][:] = reached
+    return None
+
+
+def _way(came: Mapping[str, str], key: str, one: str) -> list[str]:
+    """From what was reached back to the key."""
+    way = [one]
+    while way[-1] != key:
+        way.append(came[way[-1]])
+    return way
+
+
+def _cut(edges: dict[str, set[str]], one: str, other: str) -> None:
+    edges[one].discard(other)
+    if not edges[one]:
+        del edges[one]

@@ -1,0 +1,62 @@
+"""Which projects' tasks are not ready: those of a project that is paused or archived, or that has spent its budget.
+
+What a project has spent is the sum of its tasks' `cost`, of all kinds, kept in millionths so that it is exact however
+often it changes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from solewriter.shared.models import BudgetPolicy, ProjectStatus
+
+MILLION = 1_000_000
+Place = tuple[int, str]  # kind code, id
+Fields = Mapping[str, Any]
+
+
+class Projects:
+    """Those that are there as entities. `resume` is told of each whose tasks may be ready again."""
+
+    def __init__(self, resume: Callable[[str], None]) -> None:
+        self._resume = resume
+        self._stopped: set[str] = set()
+        self._budgets: dict[str, int] = {}  # of those that refuse beyond it
+        self._spent: dict[str, int] = {}
+        self._costs: dict[Place, tuple[str, int]] = {}  # of the tasks that cost something
+
+    def keeps(self, project: str) -> bool:
+        """Whether this project's tasks are not ready."""
+        if project in self._stopped:
+            return True
+        budget = self._budgets.get(project)
+        return budget is not None and self._spent.get(project, 0) >= budget
+
+    def note(self, project: str, fields: Fields | None) -> None:
+        """What a project is from now on; None: it is gone."""
+        fields = fields or {}
+        stopped = fields.get("status", ProjectStatus.ACTIVE) != ProjectStatus.ACTIVE
+        (self._stopped.add if stopped else self._stopped.discard)(project)
+        limit = fields.get("budget_limit")
+        if limit is None or fields.get("on_budget", BudgetPolicy.REFUSE) != BudgetPolicy.REFUSE:
+            self._budgets.pop(project, None)
+        else:
+            self._budgets[project] = millionths(limit)
+        self._resume(project)
+
+    def note_cost(self, place: Place, fields: Fields | None) -> None:
+        """What a task costs from now on, and for whom."""
+        cost = millionths(fields.get("cost", 0)) if fields is not None else 0
+        project = str(fields.get("project", "")) if fields is not None else ""
+        before, had = self._costs.pop(place, ("", 0))
+        if had:
+            self._spent[before] -= had
+            self._resume(before)
+        if cost:
+            self._costs[place] = project, cost
+            self._spent[project] = self._spent.get(project, 0) + cost
+
+
+def millionths(amount: float) -> int:
+    return round(amount * MILLION)

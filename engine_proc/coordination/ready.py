@@ -1,0 +1,186 @@
+"""The order in which ready tasks of a kind are taken: priority, then age; for whatever columns claimers ask for.
+
+One view for each set of columns that somebody asked for; in a view, one heap for each combination of their values that
+occurs. What is no longer ready stays in the heaps until it comes up. So a claim costs the logarithm of what is ready,
+and the number of heaps that match it.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from heapq import heappop, heappush
+from itertools import count, product
+from math import prod
+from typing import Any
+
+from solewriter.engine_proc.coordination.making import PIECE
+from solewriter.shared.config import STALE_MAX, VIEWS_MAX
+from solewriter.shared.where import Demand
+
+
+class Candidate:
+    """A task that nobody has and that may be tried: ready as soon as nothing keeps it."""
+
+    __slots__ = ("aside", "key", "live", "not_before_us", "order", "policy", "project", "ready", "unmet", "values")
+
+    def __init__(
+        self, key: str, order: tuple[int, int, int], values: dict[str, Any], policy: str, not_before_us: int
+    ) -> None:
+        self.key = key
+        self.order = order  # its priority's rank, when it was created, its slot
+        self.values = values  # of the columns that claimers may ask for, where they are not the default
+        self.policy = policy
+        self.not_before_us = not_before_us
+        self.project = values.get("project", "")
+        self.unmet = 0  # dependencies that keep it
+        self.live = True  # False: it was taken, or has changed since
+        self.ready = False
+        self.aside = False  # it came up while its project kept it back
+
+
+_boards = count()  # so that what is made anew is never taken for what was looked at before
+
+Entry = tuple[tuple[int, int, int], int, Candidate]
+Heap = list[Entry]
+
+
+class _View:
+    """Ready candidates by the values of some columns."""
+
+    def __init__(self, names: tuple[str, ...], defaults: Mapping[str, Any]) -> None:
+        self.names = names
+        self._defaults = [(name, defaults[name]) for name in names]
+        self.heaps: dict[tuple[Any, ...], Heap] = {}
+        self.size = 0  # of all heaps
+
+    def push(self, candidate: Candidate, count: int) -> None:
+        heappush(self.heaps.setdefault(self.key(candidate), []), (candidate.order, count, candidate))
+        self.size += 1
+
+    def key(self, candidate: Candidate) -> tuple[Any, ...]:
+        values = candidate.values
+        return tuple([values.get(name, default) for name, default in self._defaults])
+
+    def matching(self, demands: Sequence[Demand]) -> Iterator[tuple[tuple[Any, ...], Heap]]:
+        """The heaps of those that meet the demands, which are in the order of this view's names."""
+        among = [demand.among for demand in demands]
+        if None not in among and prod(len(values or ()) for values in among) <= len(self.heaps):
+            for key in dict.fromkeys(product(*(values or () for values in among))):
+                if key in self.heaps:
+                    yield key, self.heaps[key]
+            return
+        for key, heap in list(self.heaps.items()):
+            if all(demand.holds(value) for demand, value in zip(demands, key, strict=True)):
+                yield key, heap
+
+
+class Ready:
+    """What is ready of one kind, whose columns have these defaults."""
+
+    def __init__(self, defaults: Mapping[str, Any]) -> None:
+        self._defaults = defaults
+        self._views: OrderedDict[tuple[str, ...], _View] = OrderedDict()
+        self._ready: dict[str, Candidate] = {}
+        self._count = count()
+        self._aside: dict[str, list[Candidate]] = {}  # by project
+        self.came = next(_boards) << 40  # grows when something becomes ready: then whoever waits looks again
+
+    def __len__(self) -> int:
+        return len(self._ready)
+
+    def add(self, candidate: Candidate) -> None:
+        candidate.ready = True
+        self._ready[candidate.key] = candidate
+        self._push(candidate)
+
+    def _push(self, candidate: Candidate) -> None:
+        self.came += 1
+        for names, view in [*self._views.items()]:
+            view.push(candidate, next(self._count))
+            if view.size > 2 * len(self._ready) + STALE_MAX:  # of what was taken by other views, or is asked no more
+                del self._views[names]
+
+    def remove(self, candidate: Candidate) -> None:
+        candidate.ready = False
+        self._ready.pop(candidate.key, None)
+
+    def resume(self, project: str) -> None:
+        """What came up while this project kept it back is there again."""
+        for candidate in self._aside.pop(project, ()):
+            candidate.aside = False
+            if candidate.ready and candidate.live:
+                self._push(candidate)
+
+    def has(self, names: tuple[str, ...]) -> bool:
+        """Whether there is a view by these columns, in their order."""
+        return names in self._views
+
+    def begin(self, names: tuple[str, ...]) -> Iterator[None]:
+        """A view by these columns from now on; it is whole at the end of these steps."""
+        view = self._views[names] = _View(names, self._defaults)
+        if len(self._views) > VIEWS_MAX:
+            self._views.popitem(last=False)
+        return self._fill(view)
+
+    def _fill(self, view: _View) -> Iterator[None]:
+        for number, candidate in enumerate([*self._ready.values()], 1):
+            if candidate.ready and candidate.live:
+                view.push(candidate, next(self._count))
+            if number % PIECE == 0:
+                yield
+
+    def _view(self, names: tuple[str, ...]) -> _View:
+        if names not in self._views:
+            for _ in self.begin(names):
+                pass
+        self._views.move_to_end(names)
+        return self._views[names]
+
+    def best(
+        self, demands: Sequence[Demand], kept: Callable[[str], bool], most: int, take: Callable[[Candidate], bool]
+    ) -> int:
+        """Offer candidates that meet the demands to `take`, in their order, until it took so many; how many it took.
+        Nothing is changed by it: what was taken is told by whoever does it.
+        """
+        demands = sorted(demands, key=lambda demand: demand.name)
+        view = self._view(tuple([demand.name for demand in demands]))
+        heaps = list(view.matching(demands))
+        seen: list[Entry] = []
+        taken = 0
+        try:
+            while taken < most:
+                heap = self._first(view, heaps, kept)
+                if heap is None:
+                    break
+                seen.append(heappop(heap))
+                taken += take(seen[-1][2])
+        finally:  # a model may raise anything, or take too long
+            for entry in seen:
+                heappush(view.heaps.setdefault(view.key(entry[2]), []), entry)
+        return taken
+
+    def _first(
+        self, view: _View, heaps: list[tuple[tuple[Any, ...], Heap]], kept: Callable[[str], bool]
+    ) -> Heap | None:
+        """The heap with the best one on top."""
+        first: Heap | None = None
+        for key, heap in heaps:
+            while heap and not self._usable(heap[0][2], kept):
+                heappop(heap)
+                view.size -= 1
+            if not heap:
+                if view.heaps.get(key) is heap:
+                    del view.heaps[key]
+            elif first is None or heap[0] < first[0]:
+                first = heap
+        return first
+
+    def _usable(self, candidate: Candidate, kept: Callable[[str], bool]) -> bool:
+        if not (candidate.ready and candidate.live) or candidate.aside:
+            return False
+        if kept(candidate.project):
+            candidate.aside = True
+            self._aside.setdefault(candidate.project, []).append(candidate)
+            return False
+        return True

@@ -1,0 +1,198 @@
+"""Mutations of whoever works at tasks: claim, complete, fail, release, renew, redrive; and the loss of a claim.
+
+A claim is told by its token, the version that it made: versions only grow, so an old token is never right again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+from zlib import crc32
+
+from solewriter.engine_proc.coordination.leases import renewed
+from solewriter.engine_proc.coordination.ready import Candidate
+from solewriter.engine_proc.coordination.waiting import Wish
+from solewriter.engine_proc.decide.draft import Draft, Step, unknown
+from solewriter.engine_proc.decide.guards import check_column
+from solewriter.engine_proc.decide.lifecycle import free_step_fields, refusal
+from solewriter.shared.columns import from_us
+from solewriter.shared.config import Limits
+from solewriter.shared.entry import Lease
+from solewriter.shared.errors import BadRequest, InvalidMutation, RequestTooLarge
+from solewriter.shared.mutations import Op
+from solewriter.shared.readiness import CLAIMABLE
+from solewriter.shared.schema import encode
+from solewriter.shared.where import demands
+from solewriter.shared.wireform import PlainMutation
+
+US_PER_S = 1_000_000
+AT_WORK = ("assigned", "in_progress", "in_review")
+
+
+def claim(draft: Draft, mutation: PlainMutation) -> list[Step]:
+    """The best ready tasks, or a place among those who wait, or nothing."""
+    _, kind_name, _, _, said, reason, _ = mutation
+    turn = draft.turn
+    state = turn.named(kind_name)
+    if state is None or state.kind is None:
+        raise unknown(kind_name)
+    if not state.kind.claimable:
+        raise InvalidMutation(f"{kind_name} is no kind of task", fields={"kind": "is no kind of task"})
+    count, where, lease_us, assignee, until_us = _wish(said, draft.actor)
+    most = turn.coordination.limits.request_mutations_max
+    if count > most:
+        raise RequestTooLarge(f"a request claims at most {most:,} tasks (request_mutations_max)")
+    wanted = demands(state.kind, where)
+    for demand in wanted:
+        check_column(state.kind, demand.name)
+    taken: list[Step] = []
+
+    def take(candidate: Candidate) -> bool:
+        step = draft.step(kind_name, candidate.key)
+        if step.op or not _begin(step, assignee, reason):
+            return False
+        lease = Lease(state.code, step.key, step.version, draft.session, lease_us)
+        draft.leases[state.code, step.key] = renewed(lease, lease_us, turn.uptime_us) if lease_us else lease
+        taken.append(step)
+        return True
+
+    board = turn.coordination.board(state)
+    board.advance(turn.now_us)
+    board.ready.best(wanted, turn.coordination.kept_back(), count, take)
+    draft.claimed += taken
+    if not taken and until_us > turn.uptime_us:
+        draft.wish = Wish(state.code, encode(where), wanted, until_us)
+    return taken
+
+
+def _wish(said: Any, actor: str) -> tuple[int, Any, int, str, int]:
+    """What a claim asks for. Raises BadRequest for another shape."""
+    if type(said) is not dict:
+        raise BadRequest("a claim says what it wants")
+    count, lease_us = said.get("count", 1), said.get("lease_us") or 0
+    assignee, until_us = said.get("assignee") or actor, said.get("until_us") or 0
+    if any(type(number) is not int or number < 0 for number in (count, lease_us, until_us)) or not count:
+        raise BadRequest("a claim's count, lease and patience are whole numbers, and it asks for something")
+    if type(assignee) is not str:
+        raise BadRequest("an assignee is text")
+    return count, said.get("where", {}), lease_us, assignee, until_us
+
+
+def _begin(step: Step, assignee: str, reason: str) -> bool:
+    """Assigned and in progress. False where this one's own rules do not let this assignee have it: others are not kept
+    waiting behind it.
+    """
+    changes = {
+        "status": "in_progress",
+        "assigned_to": assignee,
+        "attempts": step.field("attempts") + 1,
+        "claim": step.version,
+        "not_before": None,
+    }
+    try:
+        step.change(Op.CLAIM.value, reason, changes)
+    except InvalidMutation:
+        return False
+    return True
+
+
+def complete(draft: Draft, mutation: PlainMutation) -> Step:
+    step = _at_work(draft, mutation, "completed", ("in_progress", "in_review"))
+    step.change(Op.COMPLETE.value, mutation[5], {**free_step_fields(step, mutation[4]), "status": "completed"})
+    return step
+
+
+def fail(draft: Draft, mutation: PlainMutation) -> Step:
+    step = _at_work(draft, mutation, "failed", AT_WORK)
+    changes: dict[str, Any] = {**free_step_fields(step, mutation[4]), "status": "failed", "assigned_to": None}
+    attempts, most = step.field("attempts"), step.field("max_retries")
+    if mutation[6] == "final":
+        changes["attempts"] = max(attempts, most + 1)
+    elif attempts <= most:
+        delay_us = int(back_off_s(step, attempts, draft.turn.coordination.limits) * US_PER_S)
+        changes["not_before"] = from_us(draft.turn.now_us + delay_us) if delay_us else None
+    step.change(Op.FAIL.value, mutation[5], changes)
+    return step
+
+
+def back_off_s(step: Step, attempts: int, limits: Limits) -> float:
+    """How long a task rests after so many attempts: doubled each time, up to a bound, and between half and all of that,
+    so that those that failed together do not come back together. Chance is the key's and version's sum.
+    """
+    first = step.field("retry_delay_s")
+    delay = (limits.retry_backoff_s if first is None else first) * 2.0 ** min(max(0, attempts - 1), 60)
+    part = crc32(f"{step.key}/{step.version}".encode()) / 2**32
+    return float(min(delay, max(limits.retry_backoff_max_s, first or 0)) * (0.5 + part / 2))
+
+
+def release(draft: Draft, mutation: PlainMutation) -> Step:
+    step = _at_work(draft, mutation, "interrupted", AT_WORK)
+    attempts = max(0, step.field("attempts") - 1)
+    step.change(Op.RELEASE.value, mutation[5], {"status": "interrupted", "assigned_to": None, "attempts": attempts})
+    return step
+
+
+def renew(draft: Draft, mutation: PlainMutation) -> Step:
+    _, kind_name, key, expect, said, _, _ = mutation
+    step = draft.step(kind_name, key)
+    step.require(expect)
+    lease_us = said.get("lease_us") if type(said) is dict else None
+    if type(lease_us) is not int or lease_us <= 0:
+        raise BadRequest("a lease is renewed for some time")
+    place = step.state.code, key
+    lease = draft.lease(place)
+    if lease is None or draft.shown.get(place) != lease.token:
+        raise InvalidMutation(
+            f"{kind_name} {key!r} was not claimed here, so there is nothing to renew", fields={"claim": "not held here"}
+        )
+    draft.leases[place] = renewed(lease, lease_us, draft.turn.uptime_us)
+    return step
+
+
+def redrive(draft: Draft, mutation: PlainMutation) -> Step:
+    _, kind_name, key, expect, _, reason, _ = mutation
+    step = _task(draft, kind_name, key, expect)
+    status = step.field("status")
+    if status not in CLAIMABLE:
+        raise refusal(step, status, "ready")
+    step.change(Op.REDRIVE.value, reason, {"attempts": 0, "not_before": None})
+    return step
+
+
+def expire(draft: Draft, mutation: PlainMutation) -> Step:
+    """A claim is lost: nobody has the task any more. Only the engine says so."""
+    _, kind_name, key, _, _, reason, _ = mutation
+    if not draft.engines_own:
+        raise BadRequest("only the engine takes claims away")
+    step = draft.step(kind_name, key)
+    step.require(None)
+    step.change(Op.EXPIRE.value, reason, {"status": "interrupted", "assigned_to": None})
+    return step
+
+
+def _at_work(draft: Draft, mutation: PlainMutation, to: str, among: tuple[str, ...]) -> Step:
+    """A task that somebody works at. Raises InvalidTransition."""
+    step = _task(draft, *mutation[1:4])
+    status = str(step.field("status"))
+    if status not in among:
+        raise refusal(step, status, to)
+    return step
+
+
+def _task(draft: Draft, kind_name: str, key: str, expect: int | None) -> Step:
+    step = draft.step(kind_name, key)
+    if not step.kind.claimable:
+        raise InvalidMutation(f"{kind_name} is no kind of task", fields={"kind": "is no kind of task"})
+    step.require(expect)
+    return step
+
+
+DECIDERS: Mapping[int, Any] = {
+    Op.CLAIM.value: claim,
+    Op.COMPLETE.value: complete,
+    Op.FAIL.value: fail,
+    Op.RELEASE.value: release,
+    Op.RENEW.value: renew,
+    Op.REDRIVE.value: redrive,
+    Op.EXPIRE.value: expire,
+}

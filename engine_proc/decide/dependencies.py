@@ -1,0 +1,115 @@
+"""What tasks depend on: it exists, no way leads back, and what ends takes those with it that are to end with it."""
+
+from __future__ import annotations
+
+from solewriter.engine_proc.coordination.board import Board
+from solewriter.engine_proc.decide.draft import Draft, Step
+from solewriter.shared.errors import InvalidMutation, RequestTooLarge
+from solewriter.shared.models import DependencyPolicy
+from solewriter.shared.mutations import Op
+from solewriter.shared.readiness import DEPENDS, ENDING, FINISHED, Dependency, state_of
+
+NAMED_MAX = 20  # of what a refusal lists
+
+
+def check(draft: Draft, step: Step) -> None:
+    """What a task newly depends on exists, and none of it depends on the task. Raises InvalidMutation."""
+    if step.field("on_dependency_failure") == DependencyPolicy.CANCEL:
+        draft.turn.cascades |= {step.state.code} - draft.turn.coordination.cascades
+    wanted = step.field("dependencies")
+    known = _before(step)
+    new = [one for one in wanted if one not in known]
+    unknown = [one for one in new if not _exists(draft, step, one)]
+    if unknown:
+        listed = ", ".join(unknown[:NAMED_MAX])
+        raise InvalidMutation(
+            f"{step.kind.name} {step.key!r} depends on {listed}: there is no such {step.kind.name}",
+            fields={"dependencies": f"unknown: {listed}"},
+        )
+    if not new:
+        return
+    changed = {
+        one.key: one.field("dependencies") if one.exists else ()
+        for one in draft.steps.values()
+        if one.state is step.state and one.op and (not one.exists or "dependencies" in one.touched)
+    }
+    way = _board(draft, step).graph.cycle(step.key, changed)
+    if way is not None:
+        told = way if len(way) <= NAMED_MAX else [*way[: NAMED_MAX - 2], "...", way[-1]]
+        raise InvalidMutation(
+            f"{step.kind.name} {step.key!r} would wait for itself: {' -> '.join(told)}",
+            fields={"dependencies": f"a cycle: {' -> '.join(told)}"},
+        )
+
+
+def _before(step: Step) -> frozenset[str]:
+    if step.before is None or not step.before.alive:
+        return frozenset()
+    return frozenset(Step(step.state, step.kind, step.key, step.before, step.turn).field("dependencies"))
+
+
+def _exists(draft: Draft, step: Step, key: str) -> bool:
+    other = draft.steps.get((step.kind.name, key))
+    if other is not None:
+        return other.exists
+    stored = draft.turn.find(step.state, (step.kind.name, key))
+    return stored is not None and stored.alive
+
+
+def _board(draft: Draft, step: Step) -> Board:
+    return draft.turn.coordination.board(step.state)
+
+
+def cascade(draft: Draft) -> None:
+    """Cancel those that are to be cancelled with what this request ended, and so on; and those that it made depend on
+    what had ended before. Raises RequestTooLarge.
+    """
+    cascades = draft.turn.coordination.cascades | draft.turn.cascades
+    written = [step for step in draft.steps.values() if step.op and step.exists and step.state.code in cascades]
+    for step in written:
+        if not DEPENDS.isdisjoint(step.touched):
+            for key in step.field("dependencies"):
+                on = draft.steps.get((step.kind.name, key)) or draft.before(step.kind.name, key)
+                if on.exists and state_of(on.field) == Dependency.ENDED and _goes_with_it(step, on):
+                    step.change(step.op, step.reason, {"status": "cancelled"})
+    ended = [step for step in written if _has_ended(step)]
+    while ended:
+        over = ended.pop()
+        for key in _board(draft, over).dependants(over.key):
+            step = draft.step(over.kind.name, key)
+            if _goes_with_it(step, over):
+                cancel(step, f"{over.key} is {over.field('status')}")
+                check_size(draft)
+                ended.append(step)
+
+
+def _has_ended(step: Step) -> bool:
+    return not ENDING.isdisjoint(step.touched) and state_of(step.field) == Dependency.ENDED
+
+
+def _goes_with_it(step: Step, over: Step) -> bool:
+    return (
+        step.exists
+        and step.field("on_dependency_failure") == DependencyPolicy.CANCEL
+        and step.field("status") not in FINISHED
+        and over.key in step.field("dependencies")
+    )
+
+
+def cancel(step: Step, reason: str) -> None:
+    step.change(Op.CANCEL.value, reason, {"status": "cancelled"})
+
+
+def cancel_tree(draft: Draft, root: Step, reason: str) -> None:
+    """All descendants of a task, but for what is in a final state. Raises RequestTooLarge."""
+    for key in _board(draft, root).graph.below(root.key):
+        step = draft.step(root.kind.name, key)
+        if step.exists and step.field("status") not in FINISHED:
+            cancel(step, reason)
+            check_size(draft)
+
+
+def check_size(draft: Draft) -> None:
+    most = draft.turn.coordination.limits.cascade_max
+    if len(draft.steps) > most:
+        raise RequestTooLarge(f"more than {most:,} entities would be cancelled at once (cascade_max)")

@@ -1,0 +1,114 @@
+"""Operations on fields: what becomes of whatever is stored. No version is compared, so nobody is ever overtaken."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from solewriter.engine_proc.decide.content import free_fields
+from solewriter.engine_proc.decide.draft import Draft, Step
+from solewriter.shared.errors import BadRequest, InvalidMutation
+from solewriter.shared.mutations import Op
+from solewriter.shared.operations import Code
+from solewriter.shared.schema import encode, plain
+from solewriter.shared.wireform import PlainMutation
+
+Operate = Callable[[Step, str, Any, Any, "int | None"], Any]  # of a field's value, an operand and a bound
+
+
+def alter(draft: Draft, mutation: PlainMutation) -> Step:
+    _, kind_name, key, expect, fields, reason, _ = mutation
+    step = draft.step(kind_name, key)
+    step.require(expect)
+    changes = {name: _operated(step, name, said) for name, said in free_fields(step, fields).items()}
+    step.change(Op.ALTER.value, reason, changes)
+    return step
+
+
+def _operated(step: Step, name: str, said: Any) -> Any:
+    """A field's new value. Raises BadRequest for another shape, InvalidMutation for what cannot be done with it."""
+    if type(said) is not tuple or len(said) != 3 or type(said[0]) is not str:
+        raise BadRequest("an operation is (code, operand, bound)")
+    code, operand, bound = said
+    operate = OPERATIONS.get(code)
+    if operate is None:
+        raise BadRequest(f"there is no operation {code!r:.100}")
+    step.kind.known(name, None)
+    try:
+        return operate(step, name, step.field(name), operand, bound)
+    except TypeError:
+        problem = f"{code} cannot be done with what it holds"
+        raise InvalidMutation(f"{step.kind.name}.{name}: {problem}", fields={name: problem}) from None
+
+
+def _increment(_: Step, __: str, value: Any, by: Any, ___: int | None) -> Any:
+    if type(by) not in (int, float) or type(value) not in (int, float, type(None)):
+        raise TypeError
+    return by if value is None else value + by
+
+
+def _extreme(larger: bool) -> Operate:
+    def operate(step: Step, name: str, value: Any, other: Any, _: int | None) -> Any:
+        wanted = step.kind.field(name, other)
+        if value is None:
+            return wanted
+        held = step.kind.field(name, value)
+        return wanted if (wanted > held if larger else wanted < held) else held
+
+    return operate
+
+
+def _append(_: Step, __: str, value: Any, items: Any, most: int | None) -> list[Any]:
+    if most is not None and (type(most) is not int or most < 0):
+        raise BadRequest("a bound is a number of items")
+    every = [*_held(value), *_items(items)]
+    return every if most is None else every[max(0, len(every) - most) :]
+
+
+def _add(_: Step, __: str, value: Any, items: Any, ___: int | None) -> list[Any]:
+    held = _held(value)
+    known = set(map(encode, held))
+    for item in _items(items):
+        if (said := encode(item)) not in known:
+            known.add(said)
+            held.append(item)
+    return held
+
+
+def _remove(_: Step, __: str, value: Any, items: Any, ___: int | None) -> Any:
+    gone = {encode(item) for item in _items(items)}
+    if isinstance(value, Mapping):
+        return {key: item for key, item in value.items() if encode(key) not in gone}
+    return [item for item in _held(value) if encode(item) not in gone]
+
+
+def _put(_: Step, __: str, value: Any, items: Any, ___: int | None) -> dict[str, Any]:
+    if type(items) is not dict:
+        raise BadRequest("what is put into a map is a dict")
+    if value is not None and not isinstance(value, Mapping):
+        raise TypeError
+    return {**(value or {}), **items}
+
+
+def _held(value: Any) -> list[Any]:
+    """The items of a stored tuple or set, as they are in its payload. Raises TypeError for what is none."""
+    if not isinstance(value, list | tuple | set | frozenset | type(None)):
+        raise TypeError
+    return list(plain(value or ()))
+
+
+def _items(items: Any) -> list[Any]:
+    if type(items) is not list:
+        raise BadRequest("items are a list")
+    return items
+
+
+OPERATIONS: Mapping[str, Operate] = {
+    Code.INCREMENT.value: _increment,
+    Code.MAX.value: _extreme(larger=True),
+    Code.MIN.value: _extreme(larger=False),
+    Code.APPEND.value: _append,
+    Code.ADD.value: _add,
+    Code.REMOVE.value: _remove,
+    Code.PUT.value: _put,
+}

@@ -1,0 +1,327 @@
+"""What the engine does of itself for those who work at tasks: it takes claims from the dead and the late, and gives
+what became ready to those who wait.
+
+Each is a request of the session "engine", decided, journaled and published like any other, in a turn: an agent's death
+behind what the agent had sent, a time that has come when its tick is taken. There is one alarm, for what comes next.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import time
+from collections.abc import Callable
+from typing import Any
+
+from solewriter.engine_proc.bridge import Bridge, LaneEnd
+from solewriter.engine_proc.coordination.making import Unready
+from solewriter.engine_proc.coordination.waiting import Line, Lines, Parked, Wish
+from solewriter.engine_proc.sessions import ENGINE_ID, NEVER, Session, Sessions
+from solewriter.engine_proc.state import State
+from solewriter.engine_proc.turn import Turn
+from solewriter.shared import failpoint
+from solewriter.shared.config import TIMER_RETRY_S, Limits
+from solewriter.shared.entry import Lease, Outcome
+from solewriter.shared.folder import runs
+from solewriter.shared.mutations import Op
+from solewriter.shared.request_ids import session_number
+from solewriter.shared.wire import Status
+from solewriter.shared.wireform import PlainRequest
+
+US_PER_S = 1_000_000
+ENGINE = session_number(ENGINE_ID)
+Tell = Callable[[Turn, Session, int, Any, "LaneEnd | None"], "Outcome | None"]
+
+
+class Occasion:
+    """Something that happened to a session, or, to the engine's own, a time that has come."""
+
+    def __init__(self, session: int = ENGINE, *, died: bool = False) -> None:
+        self.session = session
+        self.died = died
+
+
+class Tending:
+    """Of one engine. `told` decides a request, `say` answers one of this turn, `entry` is the journal's last."""
+
+    def __init__(
+        self,
+        state: State,
+        sessions: Sessions,
+        bridge: Bridge,
+        limits: Limits,
+        told: Tell,
+        say: Callable[[LaneEnd, Any], None],
+        entry: Callable[[], int],
+    ) -> None:
+        self.lines = Lines()
+        self._state = state
+        self._coordination = state.coordination
+        self._sessions = sessions
+        self._bridge = bridge
+        self._told = told
+        self._say = say
+        self._entry = entry
+        self._served_max = limits.batch_max
+        self._grace_us = int(limits.session_grace_s * US_PER_S)
+        self._self = Session(ENGINE, ENGINE_ID, ENGINE_ID)
+        self._asked = (0, 0)  # the journal's entry, and how many requests of its own the engine has in the next one
+        self._alarm: asyncio.TimerHandle | None = None
+        self._alarm_us = 0
+        self._not_before_us = 0  # after a commit that failed
+        self._silent: dict[int, int] = {}  # sessions without a lane, and until when they may be
+        self._watched: dict[int, int] = {}  # pidfds of processes whose sessions are silent
+        for session in self._coordination.leases.sessions:
+            self._recall(session)
+        bridge.told_gone = self._gone
+
+    def _recall(self, number: int) -> None:
+        """A start is nobody's death: whose process is there has what it had, as long as that is there. Whose process is
+        not died while nobody looked. Only of whom that is not known silence is all that tells.
+        """
+        session = self._sessions.get(number)
+        try:
+            pidfd = pidfd_of(session.pid, session.born) if session is not None and session.pid else None
+        except OSError:  # out of descriptors
+            pidfd = None
+        if pidfd is None:
+            self._silent[number] = _uptime_us() + self._grace_us
+        elif pidfd < 0:
+            self._bridge.inbox.put_nowait([Occasion(number, died=True)])
+        else:
+            self._watch(number, pidfd)
+
+    # --- occasions ---------------------------------------------------------------------------------------------------
+
+    def _gone(self, lane: LaneEnd) -> None:
+        """A session's lane is. What it had sent before stands in the inbox, and this behind it. A process that ends
+        closes its pipes a moment before it counts as dead: so, where tasks are claimed, it is watched a while longer.
+        """
+        session = lane.session.number
+        if not (self._coordination.boards or self._coordination.leases):
+            return
+        self.lines.drop(session)
+        self._bridge.inbox.put_nowait([Occasion(session, died=lane.dying)])
+        if not lane.dying and lane.pidfd >= 0:
+            self._watch(session, os.dup(lane.pidfd))
+
+    def greet(self, session: int) -> None:
+        """It has a lane again, and its client sends again what was not answered."""
+        self.lines.drop(session)
+        self._watch_no_more(session)
+
+    def claimed(self, lane: LaneEnd) -> None:
+        """A claim was granted on this lane: if nobody is there any more, it is as if it had gone right now."""
+        failpoint.reach("claim.granted")
+        if lane.closed:
+            self._bridge.inbox.put_nowait([Occasion(lane.session.number, died=lane.dying)])
+
+    def _died(self, session: int) -> None:
+        self._watch_no_more(session)
+        self._bridge.inbox.put_nowait([Occasion(session, died=True)])
+
+    def _watch(self, session: int, pidfd: int) -> None:
+        self._watch_no_more(session)
+        self._watched[session] = pidfd
+        self._bridge.loop.add_reader(pidfd, self._died, session)
+
+    def _watch_no_more(self, session: int) -> None:
+        pidfd = self._watched.pop(session, None)
+        if pidfd is not None:
+            self._bridge.loop.remove_reader(pidfd)
+            self._bridge.loop.call_soon(os.close, pidfd)
+
+    def close(self) -> None:
+        """At the end of the engine: nobody is tended any more."""
+        self._bridge.told_gone = None
+        for session in list(self._watched):
+            self._watch_no_more(session)
+        if self._alarm is not None:
+            self._alarm.cancel()
+
+    def tend(self, turn: Turn, occasion: Occasion) -> None:
+        """Do what is due."""
+        if occasion.session != ENGINE:
+            self._tend_session(turn, occasion)
+            return
+        for lease in self._coordination.leases.over(turn.uptime_us):
+            self._take_away(turn, lease, "its time was up")
+        for session in [one for one, until_us in self._silent.items() if until_us <= turn.uptime_us]:
+            if session not in self._bridge.connected():
+                self._take_all(turn, session, "its agent was gone for too long")
+            del self._silent[session]
+            self._watch_no_more(session)
+
+    def _tend_session(self, turn: Turn, occasion: Occasion) -> None:
+        session = occasion.session
+        if session in self._bridge.connected():
+            return  # it came back meanwhile
+        self.lines.drop(session)
+        if occasion.died:
+            self._take_all(turn, session, "its agent died")
+            self._silent.pop(session, None)
+        else:
+            self._silent[session] = turn.uptime_us + self._grace_us
+
+    def _take_all(self, turn: Turn, session: int, why: str) -> None:
+        held = {(lease.kind, lease.key): lease for lease in self._coordination.leases.of_session(session)}
+        for place, lease in turn.leases.items():
+            held.pop(place, None)
+            if lease is not None and lease.session == session:
+                held[place] = lease
+        for lease in held.values():
+            self._take_away(turn, lease, why)
+
+    def _take_away(self, turn: Turn, lease: Lease, why: str) -> None:
+        """One claim, if it is still that one."""
+        place = lease.kind, lease.key
+        if turn.lease(place) != lease:
+            return
+        mutation = (Op.EXPIRE.value, self._state.kinds[lease.kind].name, lease.key, None, None, why, None)
+        told = self._told(turn, self._self, self._next_sequence(), ([mutation], [], None, None), None)
+        if told is None or told.status != Status.APPLIED:  # its model does not let it be interrupted: nobody holds it
+            turn.leases[place] = None
+        failpoint.reach("claim.lost")
+
+    def _next_sequence(self) -> int:
+        """Of the engine's own requests: higher than any before, also after a restart."""
+        entry = self._entry() + 1
+        self._asked = (entry, self._asked[1] + 1 if self._asked[0] == entry else 0)
+        return entry << 20 | self._asked[1]
+
+    # --- who waits ---------------------------------------------------------------------------------------------------
+
+    def park(
+        self, turn: Turn, wish: Wish, lane: LaneEnd | None, session: Session, sequence: int, request: PlainRequest
+    ) -> bool:
+        """A claim that found nothing waits. False where it cannot: it asks for other things besides."""
+        if lane is None or len(request[0]) + len(request[1]) != 1:
+            return False
+        self.lines.park(Parked(lane, session, sequence, request, wish), self._coordination.boards[wish.kind].ready.came)
+        if sequence not in session.waiting:
+            turn.waiting.append((session.number, sequence))
+        failpoint.reach("claim.parked")
+        return True
+
+    def serve(self, turn: Turn) -> None:
+        """At the end of a turn: who waited long enough is told so, and what became ready goes to those who wait, to so
+        many at once; the rest have another turn.
+        """
+        left = self._served_max
+        if self.lines:
+            for parked in self.lines.overdue(turn.uptime_us, left):
+                try:
+                    left -= self._is_decided(turn, parked)
+                except Unready:
+                    break  # it is told so when that is made
+            for line in self.lines.lines():
+                left = self._serve_line(turn, line, left)
+            if not left:
+                self._bridge.inbox.put_nowait([Occasion()])
+
+    def _serve_line(self, turn: Turn, line: Line, left: int) -> int:
+        """How many may be served besides."""
+        while line.waiting and left:
+            looked, board = -1, self._coordination.boards.get(line.wish.kind)
+            if board is not None:
+                board.advance(turn.now_us)
+                looked = board.ready.came
+            if looked == line.looked:
+                break
+            try:
+                if not self._is_decided(turn, next(iter(line.waiting.values()))):
+                    line.looked = looked
+                    break
+            except Unready:
+                break  # it is looked at again when that is made
+            left -= 1
+        return left
+
+    def _is_decided(self, turn: Turn, parked: Parked) -> bool:
+        """Whether a claim that waits is answered now. Raises Unready."""
+        told = self._told(turn, parked.session, parked.sequence, parked.request, parked.lane)
+        if told is None:
+            return False
+        self.lines.leave((parked.session.number, parked.sequence))
+        self._say(parked.lane, (parked.sequence, told.status, told.revision, told.detail))
+        return True
+
+    def gives_up(self, turn: Turn, asked: tuple[int, int]) -> bool:
+        """Whether a claim that somebody asks about was waiting; then it waits no more, and is told so."""
+        session = self._sessions.get(asked[0])
+        parked = self.lines.leave(asked)
+        if parked is not None:
+            self._say(parked.lane, (parked.sequence, NEVER.status, turn.revision, NEVER.detail))
+        return parked is not None or (session is not None and asked[1] in session.waiting)
+
+    def make(self) -> None:
+        """A slice of what requests need to be decided. When it is done, those that wait in lines are looked at, too."""
+        making = self._coordination.making
+        if making:
+            making.go_on()
+            if not making and self.lines:
+                self._bridge.inbox.put_nowait([Occasion()])
+
+    # --- time --------------------------------------------------------------------------------------------------------
+
+    def set_alarm(self) -> None:
+        """For what comes next, if anything does."""
+        due_us = self._due_us()
+        if due_us == self._alarm_us:
+            return
+        if self._alarm is not None:
+            self._alarm.cancel()
+            self._alarm = None
+        self._alarm_us = due_us
+        if due_us:
+            delay_s = max(0, max(due_us, self._not_before_us) - _uptime_us()) / US_PER_S
+            self._alarm = asyncio.get_running_loop().call_later(delay_s, self._ring)
+
+    def _due_us(self) -> int:
+        """On CLOCK_MONOTONIC; 0: nothing is to come."""
+        leases, lines = self._coordination.leases, self.lines
+        if not (leases or lines or self._silent):
+            return 0
+        times = [leases.next_us, lines.next_us, *self._silent.values()]
+        if lines:
+            offset_us = _uptime_us() - time.time_ns() // 1000
+            boards = {line.wish.kind: self._coordination.boards.get(line.wish.kind) for line in lines.lines()}
+            times += [board.next_us + offset_us for board in boards.values() if board is not None and board.next_us]
+        return min((one for one in times if one > 0), default=0)
+
+    def _ring(self) -> None:
+        failpoint.reach("timer.fired")
+        self._alarm, self._alarm_us = None, 0
+        self._bridge.inbox.put_nowait([Occasion()])
+
+    def undo(self, turn: Turn) -> None:
+        """Nothing of the turn happened, and what was due is due again, in a while."""
+        self._coordination.dropped()
+        self._not_before_us = _uptime_us() + int(TIMER_RETRY_S * US_PER_S)
+        connected = set(self._bridge.connected())
+        for session in self._coordination.leases.sessions:
+            if session not in connected:
+                self._silent.setdefault(session, self._not_before_us)
+        detail = ("EngineUnavailable", "the claim could not be noted: ask again", dict[str, Any]())
+        for asked in turn.waiting:
+            parked = self.lines.leave(asked)
+            if parked is not None:
+                self._say(parked.lane, (parked.sequence, Status.UNAVAILABLE, self._state.revision, detail))
+
+
+def pidfd_of(pid: int, born: int) -> int:
+    """Of exactly this process; -1 if it is not there any more. Raises OSError where nobody can tell."""
+    if pid < 0:
+        return -1
+    try:
+        pidfd = os.pidfd_open(pid)
+    except ProcessLookupError:
+        return -1
+    if runs(pid, born):
+        return pidfd
+    os.close(pidfd)
+    return -1
+
+
+def _uptime_us() -> int:
+    return time.monotonic_ns() // 1000

@@ -1,0 +1,97 @@
+"""Mutations as plain data, second half: what they have in common, and those that only tasks know. See `wireform`."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from solewriter.shared.config import LEASE_LEAST_S, LEASE_MOST_S
+from solewriter.shared.errors import InvalidMutation
+from solewriter.shared.models import E, Entity, Ref
+from solewriter.shared.mutations import Claim, Complete, Fail, Mutation, Op, Redrive, Release, Renew
+from solewriter.shared.registry import Kind, Registry
+from solewriter.shared.schema import plain
+from solewriter.shared.where import plain_where
+
+if TYPE_CHECKING:
+    from solewriter.shared.wireform import PlainMutation
+
+SCALARS = frozenset({str, int, float, bool, bytes, type(None)})
+NO_ID = "*"  # of a mutation that says what it wants, and not which
+
+
+def model_of(target: E | Ref[E]) -> type[E]:
+    """The class of a target. Raises TypeError for what is none."""
+    if isinstance(target, Ref):
+        return target.model
+    if isinstance(target, Entity):
+        return type(target)
+    raise TypeError(f"a target is an entity or a Ref, such as Task.ref(id), not {target!r}")
+
+
+def changed_fields(kind: Kind, changes: Any) -> dict[str, Any]:
+    """The changes as plain values, each validated by its field. Raises InvalidMutation."""
+    fields: dict[str, Any] = {}
+    for name, value in changes.items():
+        if type(name) is not str:
+            raise InvalidMutation(f"{kind.name} has no field {name!r}", fields={str(name): "no such field"})
+        if name in kind.fixed:
+            problem = kind.fixed_because(name)
+            raise InvalidMutation(f"{kind.name}.{name} {problem}", fields={name: problem})
+        valid = kind.field(name, value) if kind.checks_fields else kind.known(name, value)
+        fields[name] = valid if type(valid) in SCALARS else plain(valid)
+    return fields
+
+
+def plain_of_task(mutation: Mutation, registry: Registry) -> PlainMutation:
+    """The same of those that only tasks know."""
+    match mutation:
+        case Claim(model, where, count, lease_s, assignee, until_us, reason):
+            kind = _kind_of_tasks(registry.of(model))
+            said = {"where": plain_where(kind, where), "count": _count(count), "until_us": until_us}
+            if lease_s is not None:
+                said["lease_us"] = _lease_us(lease_s)
+            if assignee is not None:
+                said["assignee"] = assignee
+            return Op.CLAIM.value, kind.name, NO_ID, None, said, reason, None
+        case Complete(target, changes, reason):
+            kind = _kind_of_tasks(registry.of(model_of(target)))
+            return Op.COMPLETE.value, kind.name, target.id, None, changed_fields(kind, changes), reason, None
+        case Fail(target, changes, final, reason):
+            kind = _kind_of_tasks(registry.of(model_of(target)))
+            fields = changed_fields(kind, changes)
+            return Op.FAIL.value, kind.name, target.id, None, fields, reason, "final" if final else None
+        case Release(target, reason):
+            kind = _kind_of_tasks(registry.of(model_of(target)))
+            return Op.RELEASE.value, kind.name, target.id, None, None, reason, None
+        case Renew(target, lease_s, reason):
+            kind = _kind_of_tasks(registry.of(model_of(target)))
+            return Op.RENEW.value, kind.name, target.id, None, {"lease_us": _lease_us(lease_s)}, reason, None
+        case Redrive(target, reason):
+            kind = _kind_of_tasks(registry.of(model_of(target)))
+            return Op.REDRIVE.value, kind.name, target.id, None, None, reason, None
+    raise TypeError(f"{mutation!r} is not a mutation: use Create, Put, Update, Transition, Cancel, Delete, Alter ...")
+
+
+def _kind_of_tasks(kind: Kind) -> Kind:
+    if not kind.claimable:
+        raise InvalidMutation(f"{kind.name} is no kind of task", fields={"kind": "is no kind of task"})
+    return kind
+
+
+def tree_of(kind: Kind) -> str:
+    """In place of a state: a cancel takes descendants, too. Raises InvalidMutation for what has none."""
+    _kind_of_tasks(kind)
+    return "tree"
+
+
+def _count(count: Any) -> int:
+    if not isinstance(count, int) or isinstance(count, bool) or count < 1:
+        raise InvalidMutation(f"a claim is of 1 or more, not {count!r:.100}", fields={"count": "not 1 or more"})
+    return count
+
+
+def _lease_us(lease_s: Any) -> int:
+    if not isinstance(lease_s, int | float) or not LEASE_LEAST_S <= lease_s <= LEASE_MOST_S:
+        problem = f"a lease is {LEASE_LEAST_S} to {LEASE_MOST_S:.0e} seconds, not {lease_s!r:.100}"
+        raise InvalidMutation(problem, fields={"lease_s": problem})
+    return int(lease_s * 1_000_000)

@@ -1,0 +1,111 @@
+"""What an entity must be like: `where={"status": "created", "priority": ["high", "low"], "version": Range(ge=3)}`.
+
+A value asks for equality, a list, tuple or set for membership, a Range for order, None for absence; all of them must
+hold. Scans ask this of columns (`agents/conditions.py`); what is here asks it of values: what a request requires of an
+entity's fields, and what a claimer wants. The caller makes plain data of it, the engine demands of its own class.
+
+    plain = {field: ("in", [values]) | ("range", [ge, gt, le, lt])}
+"""
+
+from __future__ import annotations
+
+import enum
+import operator
+from collections.abc import Mapping
+from typing import Any
+
+import msgspec
+
+from solewriter.shared.errors import BadRequest, InvalidMutation
+from solewriter.shared.registry import Kind
+from solewriter.shared.schema import encode, plain
+
+Where = Mapping[str, Any]
+PlainWhere = dict[str, Any]
+IN, RANGE = "in", "range"
+_BOUNDS = (operator.ge, operator.gt, operator.le, operator.lt)
+
+
+class Range(msgspec.Struct, frozen=True, kw_only=True):
+    """Values from one bound to another; a bound that is left out is none. None never lies in a range."""
+
+    ge: Any = None
+    gt: Any = None
+    le: Any = None
+    lt: Any = None
+
+
+def plain_where(kind: Kind, where: Where) -> PlainWhere:
+    """As plain data. Raises InvalidMutation for no such field, and for what it never holds."""
+    found: PlainWhere = {}
+    for name, wanted in where.items():
+        if isinstance(wanted, Range):
+            found[name] = (RANGE, [_plain(kind, name, one) for one in (wanted.ge, wanted.gt, wanted.le, wanted.lt)])
+        else:
+            several = wanted if isinstance(wanted, list | tuple | set | frozenset) else (wanted,)
+            found[name] = (IN, [_plain(kind, name, one) for one in several])
+    return found
+
+
+def same_fields(kind: Kind, values: Mapping[str, Any]) -> PlainWhere:
+    """That these fields are exactly so."""
+    return {name: (IN, [plain(value)]) for name, value in values.items()}
+
+
+def _plain(kind: Kind, name: str, value: Any) -> Any:
+    return plain(_typed(kind, name, value))
+
+
+def _typed(kind: Kind, name: str, value: Any) -> Any:
+    """A value of the field; None, which a field may never hold, is asked for absence. Raises InvalidMutation."""
+    return kind.known(name, None) if value is None else kind.field(name, value)
+
+
+class Demand:
+    """What one field must be like."""
+
+    __slots__ = ("_bounds", "_kind", "_wanted", "among", "name")
+
+    def __init__(self, kind: Kind, name: str, among: list[Any] | None, bounds: list[tuple[Any, Any]]) -> None:
+        self.name = name
+        self.among = among  # plain single values, for who looks them up; None: an order is asked for
+        self._kind = kind
+        self._bounds = bounds
+        self._wanted = frozenset(map(encode, among or ()))
+
+    def holds(self, value: Any) -> bool:
+        """Of a stored value. Values of different types are never equal: 1 is not True."""
+        if self.among is not None:
+            return encode(value) in self._wanted
+        typed = _typed(self._kind, self.name, value)
+        return typed is not None and all(compare(typed, bound) for compare, bound in self._bounds)
+
+
+def demands(kind: Kind, said: Any) -> list[Demand]:
+    """The demands of plain data. Raises BadRequest for another shape, InvalidMutation for what a field never holds."""
+    if type(said) is not dict:
+        raise BadRequest("conditions are a dict")
+    return [_demand(kind, name, wanted) for name, wanted in said.items()]
+
+
+def _demand(kind: Kind, name: str, wanted: Any) -> Demand:
+    if type(wanted) is not tuple or len(wanted) != 2 or type(wanted[1]) is not list:
+        raise BadRequest("a condition is (how, [values])")
+    how, values = wanted
+    typed = [_typed(kind, name, value) for value in values]
+    if how == IN:
+        return Demand(kind, name, [single(value) for value in typed], [])
+    if how != RANGE or len(values) != len(_BOUNDS):
+        raise BadRequest("a condition is one of values, or four bounds")
+    bounds = [(compare, bound) for compare, bound in zip(_BOUNDS, typed, strict=True) if bound is not None]
+    for compare, bound in bounds:
+        try:
+            compare(bound, bound)
+        except TypeError:
+            raise InvalidMutation(f"{kind.name}.{name} has no order", fields={name: "has no order"}) from None
+    return Demand(kind, name, None, bounds)
+
+
+def single(value: Any) -> Any:
+    """An enum's member as its value: what a payload holds, and what can be looked up."""
+    return value.value if isinstance(value, enum.Enum) else value

@@ -1,0 +1,249 @@
+"""What a board says is ready is what looking at every task says, after any changes, in the order of claims."""
+
+from __future__ import annotations
+
+import datetime
+from itertools import islice
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from solewriter import Range, Task, TaskPriority, TaskStatus
+from solewriter.engine_proc.coordination.board import Board
+from solewriter.engine_proc.coordination.leases import Leases, ended, renewed
+from solewriter.engine_proc.coordination.tally import Tally
+from solewriter.shared.columns import from_us
+from solewriter.shared.config import STALE_MAX
+from solewriter.shared.entry import Lease
+from solewriter.shared.readiness import CLAIMABLE, attempts_left, is_met, state_of
+from solewriter.shared.registry import Registry
+from solewriter.shared.where import Demand, demands, plain_where, single
+
+KIND = Registry().of(Task)
+KEYS = [f"k{number}" for number in range(7)]
+FIELDS = st.fixed_dictionaries(
+    {
+        "status": st.sampled_from([status.value for status in TaskStatus]),
+        "priority": st.sampled_from([priority.value for priority in TaskPriority]),
+        "project": st.sampled_from(["", "p", "q"]),
+        "dependencies": st.lists(st.sampled_from(KEYS), max_size=3, unique=True),
+        "on_dependency_failure": st.sampled_from(["block", "cancel", "ignore"]),
+        "attempts": st.integers(0, 2),
+        "max_retries": st.integers(0, 1),
+        "not_before": st.none() | st.integers(1, 100).map(from_us),
+        "created_at": st.integers(1, 5).map(from_us),
+    }
+)
+CHANGES = st.lists(st.tuples(st.sampled_from(KEYS), st.none() | FIELDS), max_size=25)
+WHERES: list[dict[str, Any]] = [
+    {},
+    {"project": "p"},
+    {"project": ["", "q"], "priority": ["high", "low"]},
+    {"created_at": Range(ge=from_us(3))},
+    {"status": "failed"},
+    {"parent_task_id": None},
+]
+
+
+def wanted(where: dict[str, Any]) -> list[Demand]:
+    return demands(KIND, plain_where(KIND, where))
+
+
+def stored(fields: dict[str, Any]) -> dict[str, Any]:
+    """As a payload has them: without what is as by default."""
+    defaults = KIND.schema.defaults
+    return {name: value for name, value in fields.items() if value != defaults.get(name)}
+
+
+def ready(tasks: dict[str, dict[str, Any]], now_us: int, kept: str, where: list[Demand]) -> list[str]:
+    """By looking at every task."""
+
+    def field(key: str):
+        return lambda name: single(tasks[key].get(name, KIND.schema.defaults.get(name)))
+
+    def is_ready(key: str) -> bool:
+        ask, moment = field(key), tasks[key].get("not_before")
+        return (
+            ask("status") in CLAIMABLE
+            and attempts_left(ask)
+            and (moment is None or moment <= from_us(now_us))
+            and ask("project") != kept
+            and all(
+                one in tasks and is_met(state_of(field(one)), ask("on_dependency_failure"))
+                for one in tasks[key].get("dependencies", ())
+            )
+            and all(demand.holds(ask(demand.name)) for demand in where)
+        )
+
+    rank = {priority.value: place for place, priority in enumerate(TaskPriority)}
+    return sorted(
+        filter(is_ready, tasks),
+        key=lambda key: (rank[field(key)("priority")], tasks[key].get("created_at"), KEYS.index(key)),
+    )
+
+
+def offered(board: Board, where: list[Demand], kept: str, most: int = 99) -> list[str]:
+    found: list[str] = []
+
+    def take(candidate: Any) -> bool:
+        if candidate.key in found:
+            return False
+        found.append(candidate.key)
+        return True
+
+    board.ready.best(where, lambda project: project == kept, most, take)
+    return found
+
+
+@settings(max_examples=150)
+@given(CHANGES, CHANGES, st.integers(0, 100), st.integers(0, 100))
+def test_a_board_is_what_looking_at_everything_says(before, after, first_us, later_us):
+    tasks: dict[str, dict[str, Any]] = {}
+    board = Board(KIND, KIND.schema.defaults, tasks.get)
+    for key, fields in before:
+        tasks.pop(key, None)
+        if fields is not None:
+            tasks[key] = stored(fields)
+    for key, fields in tasks.items():
+        board.note(key, KEYS.index(key), fields)
+    board.advance(first_us)
+    for where in WHERES:
+        assert offered(board, wanted(where), "") == ready(tasks, first_us, "", wanted(where))
+        board.ready.resume("")
+    for number, (key, fields) in enumerate(after):
+        tasks.pop(key, None)
+        if fields is not None:
+            tasks[key] = stored(fields)
+        board.note(key, KEYS.index(key), tasks.get(key))
+        board.advance(first_us)
+        where, kept = wanted(WHERES[number % len(WHERES)]), ("", "p", "q", "nobody's")[number % 4]
+        assert offered(board, where, kept) == ready(tasks, first_us, kept, where)
+        assert offered(board, where, kept, 1) == ready(tasks, first_us, kept, where)[:1]
+        board.ready.resume(kept)
+    now_us = max(first_us, later_us)
+    board.advance(now_us)
+    for where in WHERES:
+        assert offered(board, wanted(where), "nobody's") == ready(tasks, now_us, "nobody's", wanted(where))
+    coming = [one["not_before"] for key, one in tasks.items() if key not in ready(tasks, now_us, "nobody's", [])
+              and key in ready({**tasks, key: {**one, "not_before": None}}, now_us, "nobody's", [])]  # fmt: skip
+    assert (from_us(board.next_us) if board.next_us else None) == min(coming, default=None)
+
+
+@settings(max_examples=150)
+@given(CHANGES, CHANGES, st.integers(0, 3), st.integers(0, 100))
+def test_a_board_that_is_made_while_tasks_change_is_the_same(before, after, steps, now_us):
+    """Its keys are those of the beginning; of each, what there is when its turn comes. Likewise a view."""
+    tasks = {key: stored(fields) for key, fields in before if fields is not None}
+    board = Board(KIND, KIND.schema.defaults, tasks.get)
+    shown = iter([*tasks])
+    views = [board.ready.begin(("project",))]
+    for key, fields in after:
+        for known in islice(shown, steps):
+            if known in tasks:
+                board.note(known, KEYS.index(known), tasks[known])
+        tasks.pop(key, None)
+        if fields is not None:
+            tasks[key] = stored(fields)
+        board.note(key, KEYS.index(key), tasks.get(key))
+        next(views[0], None)
+        board.advance(now_us)
+    for known in shown:
+        if known in tasks:
+            board.note(known, KEYS.index(known), tasks[known])
+    board.advance(now_us)
+    for _ in views[0]:
+        pass
+    for where in WHERES:
+        assert offered(board, wanted(where), "nobody's") == ready(tasks, now_us, "nobody's", wanted(where))
+
+
+def test_views_that_nobody_asks_do_not_grow_with_what_comes_and_goes():
+    board = Board(KIND, KIND.schema.defaults, dict[str, Any]().get)
+    made = datetime.datetime(2030, 1, 1, tzinfo=datetime.UTC)
+    assert offered(board, wanted({"project": "p"}), "") == []
+    for _ in range(3 * STALE_MAX):
+        board.note("t", 0, {"project": "q", "created_at": made})
+        assert offered(board, wanted({"priority": "medium"}), "") == ["t"]
+        board.note("t", 0, None)
+    assert all(len(heap) <= STALE_MAX + 2 for view in board.ready._views.values() for heap in view.heaps.values())
+    board.note("t", 0, {"project": "p"})
+    assert offered(board, wanted({"project": "p"}), "") == ["t"], "it is made again"
+
+
+@given(CHANGES)
+def test_a_tally_counts_what_is_there(changes):
+    tasks: dict[str, dict[str, Any]] = {}
+    for where in WHERES:
+        some = sorted(wanted(where), key=lambda demand: demand.name)
+        tally = Tally(tuple(demand.name for demand in some), KIND.schema.defaults)
+        for key, fields in changes:
+            tasks.pop(key, None)
+            if fields is not None:
+                tasks[key] = stored(fields)
+            tally.note(key, tasks.get(key))
+        defaults = KIND.schema.defaults
+        meet = [one for one in tasks.values() if all(d.holds(one.get(d.name, defaults.get(d.name))) for d in some)]
+        assert tally.count(some) == len(meet)
+        tasks.clear()
+
+
+LEASES = st.builds(
+    Lease, st.integers(0, 1), st.sampled_from("ab"), st.integers(0, 3), st.integers(1, 2), st.sampled_from([0, 10]),
+    st.integers(0, 30),
+)  # fmt: skip
+
+
+@given(st.lists(LEASES, max_size=20), st.integers(0, 30))
+def test_leases_are_the_last_ones_and_end_when_they_say(changes, now_us):
+    leases, held = Leases(), dict[Any, Lease]()
+    for lease in changes:
+        leases.take(lease)
+        held.pop((lease.kind, lease.key), None)
+        if lease.token:
+            held[lease.kind, lease.key] = lease
+    assert {(one.kind, one.key): one for one in leases.all()} == held
+    assert bool(leases) == bool(held)
+    for session in (1, 2):
+        assert leases.of_session(session) == [held[place] for place in sorted(held) if held[place].session == session]
+    ends = [lease.until_us for lease in held.values() if lease.until_us]
+    assert leases.next_us == min(ends, default=0)
+    over = {place for place, lease in held.items() if lease.until_us and lease.until_us <= now_us}
+    assert [(one.kind, one.key) for one in leases.over(now_us)] == sorted(over)
+    again = Leases()
+    again.restore(leases.all())
+    again.begin_anew(100)
+    for place, lease in held.items():
+        assert again.get(place) == (renewed(lease, lease.lease_us, 100) if lease.lease_us else lease)
+        again.take(ended(place))
+    assert not again
+
+
+def test_a_claim_looks_at_few_heaps_however_many_values_there_are():
+    """Counted in candidates offered and heaps looked at: time would prove nothing."""
+    board = Board(KIND, KIND.schema.defaults, dict[str, Any]().get)
+    made = datetime.datetime(2030, 1, 1, tzinfo=datetime.UTC)
+    for n in range(5_000):
+        board.note(f"t{n}", n, {"project": f"p{n}", "created_at": made})
+    where = wanted({"project": "p77"})
+    assert offered(board, where, "") == ["t77"]
+    view = board.ready._views[("project",)]
+    assert len(list(view.matching(where))) == 1
+    assert len(view.heaps) == 5_000
+    for number in range(5_000):
+        board.note(f"t{number}", number, None)
+    assert offered(board, wanted({"project": [f"p{n}" for n in range(5_000)]}), "") == []
+    assert not view.heaps, "what is empty is not kept"
+
+
+@pytest.mark.parametrize("most", [0, 1, 3])
+def test_views_are_bounded(most):
+    board = Board(KIND, KIND.schema.defaults, dict[str, Any]().get)
+    board.note("a", 0, {})
+    names = ["project", "priority", "type", "status", "parent_task_id", "assigned_to"]
+    for number in range(2 ** len(names)):
+        where = {name: None if name in ("parent_task_id", "assigned_to") else KIND.schema.defaults[name]
+                 for place, name in enumerate(names) if number >> place & 1}  # fmt: skip
+        assert offered(board, wanted(where), "nobody's", most) == ["a"][:most]
+    assert len(board.ready._views) <= 16

@@ -1,0 +1,475 @@
+"""Claims that wait, in an engine that dies or whose disk is full at the wrong moment: decided once, told once."""
+
+from __future__ import annotations
+
+import errno
+import os
+import subprocess
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import msgspec
+import pytest
+
+from solewriter import Limits
+from solewriter.engine_proc import express, recovery
+from solewriter.engine_proc.coordination.leases import Leases
+from solewriter.engine_proc.coordination.waiting import Lines, Parked, Wish
+from solewriter.engine_proc.engine import SingleWriter
+from solewriter.engine_proc.sessions import Session
+from solewriter.engine_proc.tending import pidfd_of
+from solewriter.shared import wire
+from solewriter.shared.config import DEFAULT_LIMITS, KIB, STALE_MAX, WIRE_VERSION
+from solewriter.shared.entry import Lease
+from solewriter.shared.handshake import Hello
+from solewriter.shared.mutations import Op
+from solewriter.shared.request_ids import default_id, session_number
+from solewriter.shared.wire import Status
+
+FAR_US = 3_600_000_000
+NEVER = "2100-01-01T00:00:00Z"
+
+
+def create(id: str, **fields: Any) -> Any:
+    return Op.CREATE.value, "Task", id, None, {"title": id, **fields}, "", None
+
+
+def claim(*, until_us: int | None = None, lease_us: int | None = None, reason: str = "", project: str = "") -> Any:
+    where = {"project": ("in", [project])} if project else {}
+    said = {"count": 1, "where": where, "until_us": until_us, "lease_us": lease_us}
+    return Op.CLAIM.value, "Task", "*", None, said, reason, None
+
+
+def later() -> int:
+    return time.monotonic_ns() // 1000 + FAR_US
+
+
+class Agent:
+    """One session, whose frames are written by hand and can be written again."""
+
+    def __init__(self, scene: Scene, name: str, pid: int | None = None) -> None:
+        self.scene, self.name = scene, name
+        self.pid = pid  # of the process that it claims to be, where it is not this one
+        self.frames: list[bytes] = []
+        self.first = self.connect(resends=False)
+
+    def connect(self, *, resends: bool) -> int:
+        hello = Hello(
+            wire=WIRE_VERSION, client_id=self.name, name=self.name, pid=os.getpid(),
+            first=self.first if resends else 0, instance="1", resends=resends,
+        )  # fmt: skip
+        self.call = self.scene.parts.Call(self.scene.state, hello)
+        self.scene.calls.append(self.call)
+        self.scene.engine.read()
+        for items in self.scene.engine.bridge.inbox._queue if self.pid else ():
+            items[0].pid = self.pid
+        self.scene.engine.turn()
+        welcome = self.call.welcome()
+        assert welcome is not None
+        assert welcome.ok, welcome.reason
+        return welcome.first
+
+    def asks(self, mutation: Any) -> int:
+        """Its sequence number."""
+        self.frames.append(wire.pack_frame([([mutation], [], None, None)], DEFAULT_LIMITS))
+        self.call.write(self.frames[-1])
+        self.scene.engine.read()
+        return (self.first + len(self.frames) - 1) * 256
+
+    def sends_all_again(self) -> None:
+        """On a new lane, as a client does that had no answer to its first frame."""
+        assert self.connect(resends=True) == self.first
+        for frame in self.frames:
+            self.call.write(frame)
+        self.scene.engine.read()
+
+    def hears(self) -> dict[int, tuple[int, list[str]]]:
+        """By sequence: the status, and the ids of the entities."""
+        self.scene.engine.read()
+        heard = [reply for reply in self.call.replies() if reply is not None]
+        return {
+            reply.sequence: (reply.status, [one[3] for one in reply.detail] if reply.status == Status.APPLIED else [])
+            for reply in heard
+        }
+
+
+class Scene:
+    """A state folder and whoever serves it now."""
+
+    def __init__(self, folder: Path, parts: SimpleNamespace) -> None:
+        self.state, self.parts, self.steps = folder / "state", parts, parts.steps
+        (folder / "memory").mkdir()
+        self.limits = Limits(
+            memory_dir=str(folder / "memory"), spin_s=0, session_grace_s=0.0, journal_file_bytes=16 * KIB
+        )
+        self.calls: list[Any] = []
+        self.start()
+
+    def start(self) -> None:
+        self.engine = self.parts.LocalEngine(self.state, self.limits, "process", self.fds)
+
+    @property
+    def fds(self) -> set[int]:
+        return {fd for call in self.calls for fd in call.fds}
+
+    def next_engine(self) -> None:
+        """The engine is killed, and followed by another."""
+        self.engine.kill(self.fds)
+        self.start()
+
+    def turn(self) -> None:
+        self.engine.read()
+        self.engine.turn()
+
+    def end(self) -> None:
+        self.engine.writer.tending.close()
+        self.engine.stop(self.fds)
+        for call in self.calls:
+            call.close()
+
+
+@pytest.fixture
+def scene(tmp_path: Path, local: SimpleNamespace) -> Iterator[Scene]:
+    made = Scene(tmp_path, local)
+    yield made
+    made.end()
+
+
+def test_what_waits_is_answered_in_the_turn_that_makes_it_ready(scene):
+    waiting, other = Agent(scene, "waiting"), Agent(scene, "other")
+    asked = waiting.asks(claim(until_us=later()))
+    scene.turn()
+    assert waiting.hears() == {}
+    made = other.asks(create("a"))
+    scene.turn()
+    assert other.hears() == {made: (Status.APPLIED, ["a"])}
+    assert waiting.hears() == {asked: (Status.APPLIED, ["a"])}
+
+
+def test_what_waits_is_decided_once_whoever_dies(scene):
+    waiting, other = Agent(scene, "waiting"), Agent(scene, "other")
+    asked = waiting.asks(claim(until_us=later()))
+    scene.turn()
+    behind = waiting.asks(create("x", dependencies=[], not_before=NEVER))
+    scene.turn()
+    assert waiting.hears() == {behind: (Status.APPLIED, ["x"])}
+    scene.next_engine()
+    waiting.sends_all_again()
+    scene.turn()
+    assert waiting.hears() == {behind: (Status.APPLIED, ["x"])}, "the claim waits again, the other one is known"
+    other.connect(resends=False)
+    other.asks(create("a"))
+    scene.turn()
+    other.asks(create("b"))
+    scene.turn()
+    assert waiting.hears() == {asked: (Status.APPLIED, ["a"])}
+    for _ in range(2):
+        scene.next_engine()
+        waiting.sends_all_again()
+        scene.turn()
+        assert waiting.hears() == {asked: (Status.APPLIED, ["a"]), behind: (Status.APPLIED, ["x"])}
+
+
+@pytest.mark.parametrize("resumes", [False, True])
+def test_a_claim_that_a_full_disk_undoes_can_be_asked_again(scene, resumes):
+    agent = Agent(scene, "agent")
+    agent.asks(create("a"))
+    scene.turn()
+    agent.hears()
+    scene.steps.disk_full = True
+    full = False
+    while not full:
+        filler = agent.asks(create(f"{len(agent.frames)}", description="x" * 3_000, not_before=NEVER))
+        scene.turn()
+        full = agent.hears()[filler][0] == Status.UNAVAILABLE
+    asked = agent.asks(claim(reason="x" * 4_000))  # for which there is no more room than for the last one
+    scene.turn()
+    assert agent.hears()[asked][0] == Status.UNAVAILABLE
+    assert not scene.engine.writer.state.coordination.leases
+    assert not scene.engine.writer.state.coordination.boards, "they may hold what never happened"
+    scene.steps.disk_full = False
+    if resumes:
+        again = agent.asks(claim())
+        scene.turn()
+        assert agent.hears()[again] == (Status.APPLIED, ["a"])
+
+
+def test_what_waited_in_vain_is_told_once_however_often_it_was_looked_at(scene):
+    waiting, other = Agent(scene, "waiting"), Agent(scene, "other")
+    asked = waiting.asks(claim(until_us=time.monotonic_ns() // 1000 + 50_000, project="p"))
+    for id in "abc":
+        other.asks(create(id))
+        scene.turn()
+    heard: list[Any] = []
+    poll(lambda: scene.turn() or heard.extend(waiting.call.replies()) or heard)
+    assert [(reply.sequence, reply.status, reply.detail) for reply in heard] == [(asked, Status.APPLIED, [])]
+
+
+def test_times_of_what_is_over_do_not_add_up():
+    leases, lines = Leases(), Lines()
+    for number in range(10_000):
+        leases.take(Lease(0, "a", 1, 7, FAR_US, FAR_US + number))  # renewed
+        wish = Wish(0, b"", (), FAR_US + number)
+        lines.park(Parked(None, Session(7, "", ""), number, None, wish), 0)
+        lines.leave((7, number))
+    assert len(leases._ends) <= STALE_MAX + 2
+    assert len(lines._ends) <= STALE_MAX
+    assert [lease.until_us for lease in leases.over(2 * FAR_US)] == [FAR_US + 9_999]
+
+
+def test_a_lease_is_journaled_and_ends_by_an_engines_own_request(scene):
+    agent, other = Agent(scene, "agent"), Agent(scene, "other")
+    agent.asks(create("a", max_retries=1))
+    agent.asks(claim(lease_us=1))
+    scene.turn()
+    scene.next_engine()
+    other.connect(resends=False)
+    (lease,) = scene.engine.writer.state.coordination.leases.all()
+    assert (lease.key, lease.token, lease.lease_us) == ("a", 2, 1)
+    asked = other.asks(claim(until_us=later()))
+    heard: dict[int, Any] = {}
+    poll(lambda: heard.update(other.hears()) or scene.turn() or heard)
+    assert heard == {asked: (Status.APPLIED, ["a"])}
+    (held,) = scene.engine.writer.state.coordination.leases.all()
+    assert held.token == 4
+
+
+@pytest.fixture
+def many(scene: Scene) -> Agent:
+    """Who has made 200 tasks, in an engine that was started since, and takes its time to look at them."""
+    scene.limits = msgspec.structs.replace(scene.limits, making_slice_s=0.0)
+    agent = Agent(scene, "many")
+    for number in range(200):
+        agent.asks(create(f"t{number}", priority="low"))
+    scene.turn()
+    scene.next_engine()
+    agent.sends_all_again()
+    scene.turn()
+    assert len(agent.hears()) == 200
+    return agent
+
+
+def test_who_asks_for_what_takes_long_to_make_waits_and_nobody_else_does(scene, many):
+    other = Agent(scene, "other")
+    claimed = many.asks(claim())
+    behind = many.asks(create("behind"))
+    made = [other.asks(create("first", priority="critical")), other.asks(create("second"))]
+    waiting = other.asks(claim(until_us=later(), project="p"))
+    scene.turn()
+    assert [reply.sequence for reply in other.call.replies()] == made
+    heard = many.call.replies()
+    assert [reply.sequence for reply in heard] == [claimed, behind]
+    assert [one[3] for one in heard[0].detail] == ["first"], "what came meanwhile counts"
+    assert heard[0].revision == 203, "both were made before it was decided"
+    other.asks(create("for whom it waits", project="p"))
+    scene.turn()
+    assert other.hears()[waiting] == (Status.APPLIED, ["for whom it waits"])
+
+
+def test_what_was_being_made_when_a_commit_failed_is_made_anew(scene, many):
+    other = Agent(scene, "other")
+    scene.steps.disk_full = True
+    full = False
+    while not full:
+        asked = other.asks(create(f"{len(other.frames)}", description="x" * 3_000))
+        claimed = many.asks(claim(reason="x" * 4_000))
+        scene.turn()
+        full = other.hears()[asked][0] == Status.UNAVAILABLE
+    many.hears()
+    scene.steps.disk_full = False
+    assert claimed
+    again = many.asks(claim(project="p"))
+    scene.turn()
+    assert many.hears() == {again: (Status.APPLIED, [])}
+
+
+def test_so_many_as_a_turn_takes_are_served_in_one(scene):
+    scene.limits = msgspec.structs.replace(scene.limits, batch_max=2)
+    scene.next_engine()
+    waiting = [Agent(scene, f"waiting {number}") for number in range(5)]
+    for agent in waiting:
+        agent.asks(claim(until_us=later()))
+        scene.turn()
+    served: list[Any] = []
+    told = scene.engine.writer.tending._told
+    scene.engine.writer.tending._told = lambda turn, *given: served.append(turn) or told(turn, *given)
+    other = Agent(scene, "other")
+    other.frames.append(wire.pack_frame([([create(f"t{n}") for n in range(5)], [], None, None)], DEFAULT_LIMITS))
+    other.call.write(other.frames[-1])
+    scene.turn()
+    heard: list[Any] = []
+    poll(lambda: scene.turn() or heard.extend(one for agent in waiting for one in agent.hears()) or len(heard) == 5)
+    assert max(Counter(map(id, served)).values()) == 2
+
+
+def update(id: str, kind: str = "Task", **fields: Any) -> Any:
+    return Op.UPDATE.value, kind, id, None, fields, "", None
+
+
+def test_what_nobody_heeds_goes_the_short_way_and_nothing_else_does(scene, monkeypatch, interpreted):
+    interpreted(SingleWriter)
+    agent, other = Agent(scene, "agent"), Agent(scene, "other")
+    for id in "abc":
+        agent.asks(create(id, project="p"))
+    agent.asks((Op.CREATE.value, "Project", "p", None, {"name": "p"}, "", None))
+    scene.turn()
+    agent.asks(claim(project="p"))  # "a"
+    scene.turn()
+    short: list[Any] = []
+    true = express.update
+    monkeypatch.setattr(express, "update", lambda turn, plain, *rest: short.append(plain) or true(turn, plain, *rest))
+    asked = {
+        id: other.asks(mutation)
+        for id, mutation in {
+            "b": update("b", description="x"),
+            "held": update("a", description="x"),
+            "attended": update("b", priority="critical"),
+            "cost": update("c", cost=3.0),
+            "owner": update("p", "Project", owner="x"),
+            "budget": update("p", "Project", budget_limit=3.0),
+            "nothing left to spend": claim(project="p"),
+        }.items()
+    }
+    scene.turn()
+    heard = other.hears()
+    assert {id: heard[sequence][0] for id, sequence in asked.items()} == {
+        "b": Status.APPLIED, "held": Status.REFUSED, "attended": Status.APPLIED, "cost": Status.APPLIED,
+        "owner": Status.APPLIED, "budget": Status.APPLIED, "nothing left to spend": Status.APPLIED,
+    }  # fmt: skip
+    assert heard[asked["nothing left to spend"]][1] == []
+    assert [plain[0][0][4] for plain in short] == [{"description": "x"}, {"owner": "x"}]
+
+
+def held(scene: Scene) -> list[tuple[str, int]]:
+    return [(lease.key, lease.token) for lease in scene.engine.writer.state.coordination.leases.all()]
+
+
+@pytest.fixture
+def holder(scene: Scene) -> Iterator[Callable[[], None]]:
+    """A process has claimed "a", and the engine died. Call it to end that, too."""
+    process = subprocess.Popen(["sleep", "1000"])
+    agent = Agent(scene, "holder", process.pid)
+    agent.asks(create("a", max_retries=5))
+    agent.asks(claim())
+    scene.turn()
+    assert held(scene) == [("a", 2)]
+
+    def end() -> None:
+        process.kill()
+        process.wait()
+
+    yield end
+    end()
+
+
+def test_a_holder_that_died_while_there_was_no_engine_is_found_at_the_start(scene, holder):
+    scene.engine.kill(scene.fds)
+    holder()
+    scene.start()
+    scene.turn()
+    assert held(scene) == []
+
+
+def test_a_holder_that_lives_keeps_what_it_has_however_long_it_is_silent_after_a_start(scene, holder):
+    scene.next_engine()
+    assert scene.limits.session_grace_s == 0
+    for _ in range(3):
+        scene.turn()
+        assert held(scene) == [("a", 2)]
+    holder()
+    poll(lambda: scene.turn() or not held(scene))
+
+
+def test_a_process_of_another_boot_is_dead_and_one_that_nobody_knows_has_its_grace(scene, holder, monkeypatch):
+    session = scene.engine.server.sessions.get(session_number("holder"))
+    assert session.pid > 0
+    monkeypatch.setattr(recovery, "boot_id", lambda: "another one")
+    scene.engine.kill(scene.fds)
+    scene.limits = msgspec.structs.replace(scene.limits, session_grace_s=3600)
+    scene.start()
+    assert scene.engine.server.sessions.get(session_number("holder")).pid == -1
+    scene.turn()
+    assert held(scene) == []
+    with pytest.MonkeyPatch.context() as full:
+        full.setattr(os, "pidfd_open", no_descriptors)
+        with pytest.raises(OSError, match="too many"):
+            pidfd_of(os.getpid(), 1)
+    assert pidfd_of(os.getpid(), 1) == -1, "another process has this number now"
+
+
+def no_descriptors(pid: int) -> int:
+    raise OSError(errno.EMFILE, "too many of them")
+
+
+def poll(condition: Callable[[], Any]) -> None:
+    deadline = time.monotonic() + 10
+    while not condition():
+        assert time.monotonic() < deadline
+
+
+def test_leases_begin_anew_where_their_clock_is_gone(scene, monkeypatch):
+    agent = Agent(scene, "agent")
+    agent.asks(create("a"))
+    agent.asks(claim(lease_us=FAR_US))
+    scene.turn()
+    (before,) = scene.engine.writer.state.coordination.leases.all()
+    scene.next_engine()
+    (same,) = scene.engine.writer.state.coordination.leases.all()
+    assert same == before, "a kill is no new boot"
+    monkeypatch.setattr(recovery, "boot_id", lambda: "another one")
+    scene.next_engine()
+    (anew,) = scene.engine.writer.state.coordination.leases.all()
+    assert anew.until_us > before.until_us
+    assert anew.token == before.token
+
+
+def test_a_claim_whose_answer_is_forgotten_does_not_wait_any_more(scene):
+    scene.limits = msgspec.structs.replace(scene.limits, window_max=2)
+    scene.next_engine()
+    agent = Agent(scene, "agent")
+    asked = agent.asks(claim(until_us=later()))
+    scene.turn()
+    session = scene.engine.server.sessions.get(session_number("agent"))
+    assert session.waiting == {asked}
+    for number in range(3):
+        agent.asks(create(f"t{number}"))
+        scene.turn()
+    assert session.waiting == set()
+    assert asked not in session.told
+    scene.next_engine()
+    session = scene.engine.server.sessions.get(session_number("agent"))
+    assert session.waiting == set()
+    assert session.last > asked
+
+
+def test_who_waits_is_remembered_behind_a_checkpoint_and_forgotten_with_another_client(scene):
+    agent = Agent(scene, "agent")
+    asked = agent.asks(claim(until_us=later()))
+    scene.turn()
+    state = scene.engine.server.sessions.get(session_number("agent")).state
+    assert state.waiting == [asked]
+    assert Session.of(state).waiting == {asked}
+    scene.engine.server.sessions.take(msgspec.structs.replace(state.change, instance="another one"))
+    assert scene.engine.server.sessions.get(session_number("agent")).waiting == set()
+    scene.engine.server.sessions.wait(7, 7)  # of a session that is not remembered
+    scene.engine.server.sessions.answered(7, 7)
+
+
+def test_a_claim_that_is_asked_about_waits_no_more(scene):
+    agent, other = Agent(scene, "agent"), Agent(scene, "other")
+    asked = agent.asks(claim(until_us=later()))
+    scene.turn()
+    question = wire.pack_frame([("outcome", default_id(session_number("agent"), asked))], DEFAULT_LIMITS)
+    for _ in range(2):
+        other.frames.append(question)
+        other.call.write(question)
+        scene.turn()
+        assert [reply.detail for reply in other.call.replies()] == [None], "it never will be applied"
+    assert agent.hears() == {asked: (Status.REFUSED, [])}
+    other.asks(create("a"))
+    scene.turn()
+    assert scene.engine.writer.state.coordination.leases.all() == []

@@ -1,0 +1,320 @@
+"""Operations on fields, conditions on fields, merges: changes that go through whatever others do meanwhile."""
+
+from __future__ import annotations
+
+import asyncio
+import datetime
+import operator
+from typing import Any
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from solewriter import (
+    Add,
+    Alter,
+    Append,
+    Entity,
+    FrozenMap,
+    GuardFailed,
+    Increment,
+    InvalidMutation,
+    InvalidTransition,
+    Json,
+    Max,
+    Min,
+    NotFound,
+    PutIn,
+    Range,
+    Remove,
+    Task,
+    TaskPriority,
+    TaskStatus,
+    Transition,
+    Update,
+    VersionConflict,
+    aio,
+    connect,
+)
+from solewriter.shared.errors import Verdict
+
+
+class Board(Entity, columns=("count",)):
+    count: int = 0
+    ratio: float | None = None
+    level: str | None = None
+    seen_at: datetime.datetime | None = None
+    names: tuple[str, ...] = ()
+    marks: frozenset[int] = frozenset()
+    notes: FrozenMap = FrozenMap()
+    anything: Json = None
+
+
+@pytest.fixture(scope="module", autouse=True)
+def boards(shared_engine):
+    shared_engine.register(Board)
+
+
+pytestmark = pytest.mark.usefixtures("shared_engine")
+EARLY = datetime.datetime(2030, 1, 1, tzinfo=datetime.UTC)
+LATE = EARLY + datetime.timedelta(microseconds=1)
+
+
+def test_an_operation_needs_no_read_and_meets_no_conflict(client, engine):
+    board = client.create(Board())
+    with connect(engine.state, name="other") as other:
+        other.alter(Board.ref(board.id), count=Increment(), names=Add("ann"))
+    left = client.alter(board, count=Increment(2), names=Add("bob", "ann"))  # its version is an old one
+    assert (left.count, left.names, left.version) == (3, ("ann", "bob"), 3)
+
+
+@pytest.mark.parametrize(
+    ("name", "steps", "left"),
+    [
+        ("count", [Increment(5), Increment(-7)], -2),
+        ("ratio", [Increment(1), Increment(0.5)], 1.5),
+        ("ratio", [Max(0.5), Max(0.25), Min(0.375)], 0.375),
+        ("level", [Min("b"), Min("a"), Max("ab")], "ab"),
+        ("seen_at", [Max(LATE), Max(EARLY)], LATE),
+        ("seen_at", [Min(LATE), Min(EARLY)], EARLY),
+        ("names", [Append("a", "b", "a"), Append("c", most=3)], ("b", "a", "c")),
+        ("names", [Append("a"), Append("b", most=0)], ()),
+        ("names", [Add("a", "b"), Add("b", "c"), Remove("a", "z")], ("b", "c")),
+        ("marks", [Add(3, 1), Add(2), Remove(3)], frozenset({1, 2})),
+        ("notes", [PutIn({"a": 1, "b": (1, 2)}), PutIn({"a": None}), Remove("b", "z")], FrozenMap(a=None)),
+        ("anything", [Append(1), Append(True), Add(1, 1.0)], (1, True, 1.0)),
+        ("anything", [PutIn({"k": {"x": 1}})], FrozenMap(k=FrozenMap(x=1))),
+    ],
+)
+def test_what_operations_come_to(client, name, steps, left):
+    board = client.create(Board())
+    for step in steps:
+        board = client.alter(board, {name: step})
+    assert getattr(board, name) == left
+    assert type(getattr(board, name)) is type(left)
+
+
+@pytest.mark.parametrize(
+    ("name", "operation"),
+    [
+        ("names", Increment()),
+        ("count", Increment(0.5)),
+        ("count", Append(1)),
+        ("count", Max("high")),
+        ("count", PutIn({"a": 1})),
+        ("names", Add(3)),
+        ("notes", Append("x")),
+        ("nothing", Increment()),
+        ("version", Increment()),
+        ("count", 7),
+    ],
+)
+def test_what_cannot_be_done_with_a_field_names_it(client, name, operation):
+    board = client.create(Board())
+    with pytest.raises(InvalidMutation) as refused:
+        client.alter(board, {name: operation})
+    assert any(field.startswith(name) for field in refused.value.fields)
+    assert client.get(Board, board.id) == board
+
+
+def test_an_operation_that_changes_nothing_makes_no_version(client):
+    board = client.create(Board(names=("a",)))
+    assert client.alter(board, names=Add("a"), count=Increment(0), ratio=Min(None)) == board
+
+
+def test_operations_are_refused_by_the_models_rules(client):
+    task = client.create(Task(title="x", reviewers=("ann",)))
+    with pytest.raises(InvalidMutation) as refused:
+        client.alter(task, reviewers=Append("ann"))
+    assert "reviewers" in refused.value.fields
+    with pytest.raises(NotFound):
+        client.alter(Task.ref("nobody"), max_retries=Increment())
+
+
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=40)  # a new board each
+@given(st.lists(st.tuples(st.sampled_from(["append", "add", "remove"]), st.lists(st.integers(0, 3), max_size=3))))
+def test_many_operations_at_once_are_what_they_are_one_by_one(client, steps):
+    kinds = {"append": Append, "add": Add, "remove": Remove}
+    expected: list[int] = []
+    for name, items in steps:
+        if name == "append":
+            expected += items
+        elif name == "add":
+            expected += [one for place, one in enumerate(items) if one not in expected and one not in items[:place]]
+        else:
+            expected = [one for one in expected if one not in items]
+    board = client.create(Board(anything=()))
+    if steps:
+        client.submit(*(Alter(board, {"anything": kinds[name](*items)}) for name, items in steps)).check()
+    assert list(client.get(Board, board.id).anything) == expected
+
+
+# --- conditions -------------------------------------------------------------------------------------------------------
+
+
+def test_an_update_on_a_condition_compares_fields_and_no_version(client):
+    task = client.create(Task(title="x", priority="low"))
+    client.update(task, title="y")
+    task = client.update(task, where={"priority": ["low", "medium"], "status": TaskStatus.CREATED}, priority="high")
+    assert (task.title, task.priority) == ("y", TaskPriority.HIGH)
+    with pytest.raises(GuardFailed) as refused:
+        client.update(task, where={"priority": "low", "title": "y"}, priority="critical")
+    assert refused.value.fields == ["priority"]
+    assert refused.value.current == task
+    assert (refused.value.actor, refused.value.version) == ("tester", 3)
+
+
+@pytest.mark.parametrize(
+    ("where", "holds"),
+    [
+        ({"count": Range(ge=3, lt=4)}, True),
+        ({"count": Range(gt=3)}, False),
+        ({"ratio": None}, True),
+        ({"ratio": Range(ge=0)}, False),
+        ({"seen_at": Range(gt=EARLY, le=LATE)}, True),
+        ({"names": [("a", "b")]}, True),
+        ({"names": [("a",), ()]}, False),
+        ({"anything": 1}, True),
+        ({"anything": True}, False),
+        ({"version": 1}, False),
+        ({"count": []}, False),
+        ({}, True),
+    ],
+)
+def test_what_a_condition_asks(client, where, holds):
+    board = client.create(Board(count=3, seen_at=LATE, names=("a", "b"), anything=1))
+    if "version" in where:
+        board = client.update(board, level="x")
+    if holds:
+        assert client.update(board, where=where, level="y").level == "y"
+    else:
+        with pytest.raises(GuardFailed):
+            client.update(board, where=where, level="y")
+
+
+@pytest.mark.parametrize("where", [{"nothing": 1}, {"count": "three"}, {"notes": Range(ge={"a": 1})}])
+def test_a_condition_that_nothing_can_meet_is_refused_by_name(client, where):
+    board = client.create(Board())
+    with pytest.raises(InvalidMutation) as refused:
+        client.update(board, where=where, level="y")
+    assert list(refused.value.fields) == list(where)
+
+
+def test_conditions_guard_a_whole_transaction(client):
+    board, task = client.create(Board(count=1)), client.create(Task(title="x"))
+    with pytest.raises(GuardFailed), client.transaction() as tx:
+        tx.require_fields(board, {"count": 2})
+        tx.alter(board, count=Increment())
+        tx.cancel(task)
+    with client.transaction() as tx:
+        tx.require_fields(board, {"count": 1})
+        tx.alter(board, {"count": Increment()})
+        tx.cancel(task)
+    assert tx.result(board).count == 2
+    with pytest.raises(GuardFailed), client.transaction() as tx:
+        tx.require_fields(Board.ref("nobody"), {})
+    with pytest.raises(VersionConflict), client.transaction() as tx:
+        tx.require_unchanged(board, "count")
+
+
+# --- merges and verdicts ----------------------------------------------------------------------------------------------
+
+
+def test_changes_of_different_fields_merge(client):
+    task = client.create(Task(title="x"))
+    other = client.update(task, description="theirs", merge=True)
+    both = client.update(task, title="mine", merge=True)
+    assert (both.title, both.description, both.version) == ("mine", "theirs", other.version + 1)
+    with pytest.raises(VersionConflict) as lost:
+        client.update(task, title="late", merge=True)
+    assert lost.value.verdict is Verdict.LOST
+    assert lost.value.current == both
+    assert (lost.value.actor, lost.value.expected, lost.value.version) == ("tester", 1, 3)
+    with pytest.raises(TypeError):
+        client.update(Task.ref(task.id), title="unread", merge=True)
+
+
+def test_a_transition_merges_with_changes_of_other_fields(client):
+    task = client.create(Task(title="x"))
+    client.update(task, description="theirs")
+    assigned = client.transition(task, "assigned", assigned_to="me", merge=True)
+    assert (assigned.status, assigned.description) == (TaskStatus.ASSIGNED, "theirs")
+    with pytest.raises(VersionConflict) as lost:
+        client.transition(task, "rejected", merge=True)
+    assert lost.value.verdict is Verdict.LOST
+
+
+def test_every_verb_takes_a_condition_in_place_of_the_version(client):
+    task = client.create(Task(title="x", source="here"))
+    client.update(task, description="somebody else's")
+    for deed in (
+        lambda: client.alter(task, where={"source": "there"}, cost=Increment(1)),
+        lambda: client.cancel(task, where={"source": "there"}),
+        lambda: client.cancel(Task.ref(task.id), where={"source": "there"}, tree=True),
+        lambda: client.delete(task, where={"source": "there"}),
+    ):
+        with pytest.raises(GuardFailed) as failed:
+            deed()
+        assert failed.value.current.version == 2
+    assert client.alter(task, where={"source": "here"}, cost=Increment(1)).cost == 1
+    assert client.cancel(task, where={"source": ["here", "there"]}).status is TaskStatus.CANCELLED
+    client.delete(task, where={"status": "cancelled"})
+    assert client.get(Task, task.id) is None
+
+
+def test_a_conflict_says_what_it_comes_to(client, engine):
+    seen = client.create(Task(title="x"))
+    with connect(engine.state, name="faster") as faster:
+        theirs = faster.update(seen, priority="high")
+
+    def verdict(deed: Any) -> tuple[Verdict, str, int]:
+        with pytest.raises((VersionConflict, InvalidTransition)) as caught:
+            deed()
+        error = caught.value
+        assert error.current.version >= theirs.version
+        return error.verdict, getattr(error, "actor", ""), getattr(error, "revision", 0)
+
+    revision = client.reader.revision
+    assert verdict(lambda: client.update(seen, priority="high")) == (Verdict.YOURS, "faster", revision)
+    assert verdict(lambda: client.update(seen, priority="low")) == (Verdict.LOST, "faster", revision)
+    assert verdict(lambda: client.update(seen, title="y")) == (Verdict.MERGEABLE, "faster", revision)
+    client.cancel(theirs)
+    assert verdict(lambda: client.update(seen, title="y"))[0] is Verdict.TERMINAL
+    assert verdict(lambda: client.transition(theirs, "assigned", expect=None, assigned_to="me"))[0] is Verdict.TERMINAL
+    assert verdict(lambda: client.transition(seen, "cancelled"))[0] is Verdict.YOURS
+
+
+def test_the_loser_of_a_race_within_one_turn_is_told_the_winner(client):
+    task = client.create(Task(title="x"))
+    changes = [Update(task, {"title": str(number)}) for number in range(8)]
+    replies = list(client.submit_many(changes))
+    assert replies[0].applied
+    assert {(one.error.actor, one.error.revision) for one in replies[1:]} == {("tester", replies[0].revision)}
+
+
+def test_coroutines_do_the_same(engine):
+    async def story() -> None:
+        async with aio.connect(engine.state, name="me") as client:
+            board = await client.create(Board())
+            board = await client.alter(board, count=Increment(3))
+            assert (await client.update(board, where={"count": 3}, level="x")).level == "x"
+            assert (await client.update(board, ratio=0.5, merge=True)).level == "x"
+            with pytest.raises(VersionConflict) as lost:
+                await client.update(board, level="y")
+            assert lost.value.verdict is Verdict.LOST
+            task = await client.create(Task(title="x"))
+            step = Transition(task, "rejected")
+            assert (await client.transition(task, step.to, merge=True)).status is TaskStatus.REJECTED
+            for deed in (client.cancel, client.delete, client.alter):
+                with pytest.raises(GuardFailed):
+                    await deed(task, where={"title": "y"})
+            await client.delete(task, where={"title": "x"})
+
+    asyncio.run(story())
+
+
+def test_operations_are_values():
+    assert operator.eq(Append("a", most=2), Append("a", most=2))
+    assert Append("a") != Add("a")
+    assert hash(Increment(2)) == hash(Increment(2))

@@ -1,0 +1,916 @@
+"""Claims end to end: who gets what, under which token, how it ends, and how it is lost. Real engines, real deaths."""
+
+from __future__ import annotations
+
+import asyncio
+import datetime
+import multiprocessing
+import os
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from solewriter import (
+    Claim,
+    Client,
+    Complete,
+    Create,
+    DependencyPolicy,
+    Engine,
+    Fenced,
+    GuardFailed,
+    Increment,
+    InvalidMutation,
+    InvalidTransition,
+    Limits,
+    OutcomeUnknown,
+    Project,
+    ProjectStatus,
+    Range,
+    Refused,
+    RequestTooLarge,
+    RequireNone,
+    Task,
+    TaskStatus,
+    Update,
+    aio,
+    budget_of,
+    connect,
+    dead_letters,
+    why_not_ready,
+)
+from solewriter.agents.readiness import Obstacle
+from solewriter.shared import wire
+from solewriter.shared.config import ASKED_MAX, DEFAULT_LIMITS
+from solewriter.shared.mutations import Op
+from solewriter.shared.wire import Status
+
+fork = multiprocessing.get_context("fork")
+OLD = datetime.datetime(2020, 1, 1, tzinfo=datetime.UTC)
+OPEN = ["created", "in_progress"]
+
+
+@pytest.fixture
+def limits(limits: Limits) -> Limits:
+    """Short rests and a short grace."""
+    return Limits(
+        heap_segment_bytes_first=limits.heap_segment_bytes_first,
+        heap_segment_bytes_max=limits.heap_segment_bytes_max,
+        journal_file_bytes=limits.journal_file_bytes,
+        restart_backoff_s=0.005,
+        restart_backoff_max_s=0.05,
+        retry_backoff_s=0.01,
+        session_grace_s=0.4,
+    )
+
+
+@pytest.fixture
+def other(engine: Engine, limits: Limits) -> Iterator[Client]:
+    with connect(engine.state, name="other", limits=limits) as other:
+        yield other
+
+
+def task(id: str, **fields: Any) -> Task:
+    return Task(**{"id": id, "title": id, **fields})
+
+
+def make(client: Client, *tasks: Task) -> None:
+    for reply in client.submit_many(Create(one) for one in tasks):
+        reply.check()
+
+
+def status(client: Client, id: str) -> TaskStatus:
+    found = client.get(Task, id)
+    assert found is not None
+    return found.status
+
+
+# --- who gets what ----------------------------------------------------------------------------------------------------
+
+
+def test_the_best_ready_task_is_claimed_by_priority_then_age(client):
+    make(client, task("a"), task("b", priority="low"), task("c", priority="critical"), task("d"))
+    revision = client.reader.revision
+    claimed = client.claim(Task, reason="my turn")
+    assert (claimed.id, claimed.status, claimed.assigned_to) == ("c", TaskStatus.IN_PROGRESS, "tester")
+    assert (claimed.version, claimed.claim, claimed.attempts) == (2, 2, 1)
+    assert client.reader.revision == revision + 1
+    assert [client.claim(Task).id for _ in range(3)] == ["a", "d", "b"]
+    revision = client.reader.revision
+    assert client.claim(Task) is None
+    assert client.reader.revision == revision, "nothing was changed"
+    assert [change.mutation for change in client.reader.history(Task, "c")] == ["claim", "create"]
+
+
+def test_a_claim_asks_for_columns(client):
+    make(client, *(task(str(n), project=f"p{n % 3}", type=("design", "review")[n % 2]) for n in range(12)))
+    assert client.claim(Task, where={"project": "p1", "type": "review"}).id == "1"
+    assert client.claim(Task, where={"project": ["p0", "p2"]}).id == "0"
+    assert client.claim(Task, where={"project": "nobody's"}) is None
+    late = client.create(task("late"))
+    assert client.claim(Task, where={"created_at": Range(ge=late.created_at)}).id == "late"
+    assert [one.id for one in client.claim_many(Task, 3, where={"type": "review"})] == ["3", "5", "7"]
+    assert [one.id for one in client.claim_many(Task, 100)] == ["2", "4", "6", "8", "9", "10", "11"]
+    assert client.claim_many(Task, 5) == []
+    for where in ({"title": "x"}, {"nothing": 1}, {"version": 1}, {"priority": "urgent"}):
+        with pytest.raises(InvalidMutation):
+            client.claim(Task, where=where)
+    with pytest.raises(InvalidMutation):
+        client.claim_many(Task, 0)
+    with pytest.raises(InvalidMutation):
+        client.claim(Project)
+
+
+class Chore(Task, columns=("role",)):
+    """A kind of its own, whose defaults are not those of all tasks."""
+
+    role: str = "anybody"
+    project: str = "house"
+    max_retries: int = 2
+    on_dependency_failure: DependencyPolicy = DependencyPolicy.IGNORE
+
+
+def test_a_class_of_its_own_has_defaults_of_its_own(start_engine, state, limits):
+    engine = start_engine(state, models=[Chore], limits=limits)
+    with connect(engine.state, name="me", limits=limits) as client:
+        client.create(Chore(id="a", title="a"))
+        client.create(Chore(id="b", title="b", dependencies=("a",), not_before=OLD))
+        client.create(Project(id="house", name="house"))
+        client.transition(Project.ref("house"), ProjectStatus.PAUSED)
+        assert client.claim(Chore, where={"role": "anybody"}) is None, "its project by default is paused"
+        client.transition(Project.ref("house"), ProjectStatus.ACTIVE)
+        assert client.claim(Chore, where={"project": "house"}).id == "a"
+        client.fail(Chore.ref("a"), final=True)
+        assert client.claim(Chore).id == "b", "by default it goes on"
+        client.complete(Chore.ref("b"), cost=2.0)
+        client.update(Project.ref("house"), budget_limit=2.0)
+        client.create(Chore(id="c", title="c"))
+        assert client.claim(Chore) is None, "what it costs counts for its project by default"
+        assert client.claim(Task) is None
+
+
+def test_two_claims_in_one_turn_never_get_the_same(client):
+    make(client, *(task(f"{n:03}") for n in range(40)))
+    replies = list(client.submit_many([Claim(Task, count=2) for _ in range(25)]))
+    taken = [result.id for reply in replies for result in reply.results]
+    assert taken == [f"{n:03}" for n in range(40)]
+    with client.transaction() as tx:
+        for result in replies[0].results:
+            tx.complete(Task.ref(result.id), result="done")
+    assert status(client, "001") is TaskStatus.COMPLETED
+
+
+def test_what_one_turn_makes_the_same_turn_claims(client):
+    first = client.submit(Create(task("a")), Create(task("b")))
+    assert first.applied
+    replies = list(
+        client.submit_many([Create(task("c", priority="high")), Claim(Task), Create(task("d")), Claim(Task)])
+    )
+    assert [reply.results[0].id for reply in replies] == ["c", "c", "d", "a"]
+
+
+def test_a_claim_beside_other_mutations_of_its_request(client):
+    make(client, task("a"))
+    with client.transaction() as tx:
+        new = tx.create(task("b", priority="high"))
+    reply = client.submit(Create(task("c")), Claim(Task, count=5))
+    assert reply.revision == client.reader.revision
+    assert [result.id for result in reply.results] == ["c", "b", "a"], "its own new one is no candidate yet"
+    assert tx.result(new).version == 1
+    assert client.update(Task.ref("a"), title="mine").title == "mine", "and the token of each is known"
+
+
+def test_whom_its_own_rules_refuse_a_task_it_is_no_obstacle_for_others(client, other):
+    make(client, task("a", delegation_chain=("tester",)), task("b"))
+    assert client.claim(Task).id == "b"
+    assert other.claim(Task).id == "a"
+
+
+def test_priority_project_and_deletion_are_followed(client):
+    make(client, task("a"), task("b"), task("c"))
+    client.update(Task.ref("c"), priority="high")
+    client.update(Task.ref("a"), project="p")
+    client.delete(Task.ref("b"))
+    assert client.claim(Task, where={"project": "p"}).id == "a"
+    assert [one.id for one in client.claim_many(Task, 5)] == ["c"]
+
+
+# --- working ----------------------------------------------------------------------------------------------------------
+
+
+def test_complete_is_one_request_whatever_others_did_to_the_version(client):
+    make(client, task("a"))
+    mine = client.claim(Task)
+    client.alter(mine, cost=Increment(0.5))
+    mine = client.update(mine, description="half way", merge=True)
+    done = client.complete(mine, result={"lines": 3}, reason="all of it")
+    assert (done.status, done.result["lines"], done.cost, done.version) == (TaskStatus.COMPLETED, 3, 0.5, 5)
+    assert client.update(done, description="told").description == "told", "nobody holds it any more"
+    with pytest.raises(InvalidTransition):
+        client.complete(done)
+
+
+def test_a_claimed_task_can_be_reviewed_and_reworked(client):
+    make(client, task("a"))
+    mine = client.claim(Task)
+    mine = client.transition(mine, "in_review")
+    mine = client.transition(mine, "in_progress", reason="rework")
+    assert client.complete(mine).status is TaskStatus.COMPLETED
+
+
+def test_release_gives_a_task_back_untried(client, other):
+    make(client, task("a"))
+    mine = client.claim(Task)
+    back = client.release(mine, reason="not my kind of task")
+    assert (back.status, back.assigned_to, back.attempts) == (TaskStatus.INTERRUPTED, None, 0)
+    theirs = other.claim(Task)
+    assert (theirs.id, theirs.attempts) == ("a", 1)
+    assert theirs.claim > mine.claim
+    with pytest.raises(Fenced):
+        client.complete(mine)
+
+
+def test_a_claimed_task_is_changed_by_its_claimer_only(client, other):
+    make(client, task("a"))
+    mine = client.claim(Task)
+    deeds: list[Callable[[], object]] = [
+        lambda: other.update(mine, title="x"),
+        lambda: other.update(Task.ref("a"), title="x"),
+        lambda: other.alter(Task.ref("a"), max_retries=Increment()),
+        lambda: other.complete(mine),
+        lambda: other.fail(mine),
+        lambda: other.release(mine),
+        lambda: other.transition(mine, "blocked"),
+        lambda: other.put(mine.model_copy(update={"title": "x"})),
+        lambda: other.delete(mine),
+    ]
+    for deed in deeds:
+        with pytest.raises(Fenced) as refused:
+            deed()
+        assert refused.value.current == mine
+        assert (refused.value.actor, refused.value.revision) == ("tester", client.reader.revision)
+    with pytest.raises(InvalidMutation):
+        other.renew(mine, 5)
+    assert client.get(Task, "a") == mine
+
+
+def test_what_comes_to_depend_on_the_ended_goes_with_it_at_once(client):
+    make(client, task("gone"), task("late"), task("flaky", max_retries=3))
+    client.cancel(Task.ref("gone"))
+    born = client.create(task("born", dependencies=("gone",), on_dependency_failure="cancel"), reason="why not")
+    assert (born.status, born.version) == (TaskStatus.CANCELLED, 1)
+    client.create(task("below", dependencies=("late",), on_dependency_failure="cancel"))
+    revision = client.reader.revision
+    late = client.update(Task.ref("late"), dependencies=("gone",), on_dependency_failure="cancel")
+    assert (late.status, status(client, "below")) == (TaskStatus.CANCELLED, TaskStatus.CANCELLED)
+    assert client.reader.revision == revision + 1
+    assert client.put(task("put", dependencies=("gone",), on_dependency_failure="cancel")).status == "cancelled"
+    assert client.create(task("patient", dependencies=("gone",))).status is TaskStatus.CREATED
+    client.create(task("hopeful", dependencies=("flaky",), on_dependency_failure="cancel"))
+    client.fail(client.claim(Task))
+    assert status(client, "hopeful") is TaskStatus.CREATED, "attempts are left"
+    client.update(Task.ref("flaky"), max_retries=0)
+    assert status(client, "hopeful") is TaskStatus.CANCELLED, "now there are none"
+
+
+def test_a_way_through_what_the_same_request_deletes_is_no_circle(client):
+    make(client, task("a"), task("b", dependencies=("a",)), task("c", dependencies=("b",)))
+    with client.transaction() as tx:
+        tx.delete(Task.ref("b"))
+        tx.update(Task.ref("a"), dependencies=("c",))
+    assert client.get(Task, "a").dependencies == ("c",)
+
+
+def test_nothing_goes_through_with_a_cancel(client, other):
+    make(client, task("a"))
+    mine = client.claim(Task)
+    with pytest.raises(Fenced), other.transaction() as tx:
+        tx.update(mine, title="x", expect=None)
+        tx.cancel(mine)
+    assert client.get(Task, "a") == mine
+
+
+def test_a_request_about_very_many_claimed_tasks_shows_as_many_tokens(client):
+    make(client, *(task(f"{n:04}") for n in range(800)))
+    held = client.claim_many(Task, 800)
+    with client.transaction() as tx:
+        for one in held:
+            tx.complete(one)
+    assert tx.result(held[799]).status is TaskStatus.COMPLETED
+    with pytest.raises(RequestTooLarge):
+        client.claim_many(Task, 1_001)
+
+
+def test_a_cancel_takes_the_claim_away_and_the_displaced_is_told_once(client, other):
+    make(client, task("a"))
+    mine = client.claim(Task)
+    cancelled = other.cancel(mine, reason="no longer wanted")
+    assert cancelled.claim == cancelled.version
+    with pytest.raises(Fenced) as told:
+        client.complete(mine, result=1)
+    assert told.value.current == cancelled
+    with pytest.raises(InvalidTransition):
+        client.complete(mine, result=1)
+
+
+def test_the_claimer_may_cancel_and_delete(client):
+    make(client, task("a"), task("b"))
+    mine, also = client.claim_many(Task, 2)
+    assert client.cancel(mine).claim == mine.claim
+    client.delete(also)
+    client.create(task("b"))
+    again = client.claim(Task)
+    assert (again.id, again.claim) == ("b", 5), "and tokens grow over its lives"
+
+
+def test_a_task_can_be_handed_over_with_its_claim(client, other):
+    make(client, task("a"))
+    mine = client.claim(Task)
+    other.hold(mine)
+    assert other.complete(mine, result="by the other").status is TaskStatus.COMPLETED
+
+
+def test_a_request_with_the_users_own_id_claims_once(client):
+    make(client, task("a"), task("b"))
+    first = client.claim(Task, request_id="night run 7")
+    assert client.claim(Task, request_id="night run 7").id == first.id
+    done = client.complete(first, result=1, request_id="night run 7, a")
+    assert client.complete(first, result=1, request_id="night run 7, a") == done
+
+
+def test_transitions_by_hand_go_on_without_claims(client, other):
+    make(client, task("a"))
+    assigned = client.transition(Task.ref("a"), "assigned", assigned_to="tester")
+    started = client.transition(assigned, "in_progress")
+    assert other.update(started, title="x").title == "x"
+    assert client.complete(Task.ref("a")).status is TaskStatus.COMPLETED
+    assert client.get(Task, "a").claim == 0
+
+
+# --- waiting ----------------------------------------------------------------------------------------------------------
+
+
+def in_thread(deed: Callable[[], Any]) -> Callable[[], Any]:
+    """Begins it; what it returns tells its result, or raises what it raised."""
+    came: list[Any] = []
+
+    def run() -> None:
+        try:
+            came.append(deed())
+        except Exception as error:
+            came.append(error)
+
+    thread = threading.Thread(target=run)
+    thread.start()
+
+    def result() -> Any:
+        thread.join(20)
+        assert came, "it still waits"
+        if isinstance(came[0], Exception):
+            raise came[0]
+        return came[0]
+
+    return result
+
+
+def waiting_claims(client: Client) -> bool:
+    """Whether a claim of this client is on its way, and not answered."""
+    return client._session.in_flight > 0
+
+
+def test_a_claim_waits_for_what_comes(client, other, wait_until):
+    assert client.claim(Task, timeout_s=0.05) is None
+    result = in_thread(lambda: client.claim(Task, where={"project": "p"}, timeout_s=20))
+    wait_until(lambda: waiting_claims(client), 5, "the claim to be sent")
+    make(other, task("a"), task("b", project="p"))
+    assert result().id == "b"
+    assert other.claim(Task).id == "a"
+
+
+def test_a_client_goes_on_while_a_claim_of_it_waits(client, other, wait_until):
+    result = in_thread(lambda: client.claim(Task, timeout_s=20))
+    wait_until(lambda: waiting_claims(client), 5, "the claim to be sent")
+    note = client.create(Project(name="p"))
+    for number in range(300):
+        note = client.update(note, description=str(number))
+    make(client, task("a"))
+    assert result().id == "a"
+
+
+def test_who_waits_longest_is_served_first(engine, client, wait_until, limits):
+    agents = [connect(engine.state, name=f"agent-{number}", limits=limits) for number in range(3)]
+    results = []
+    for agent in agents:
+        results.append(in_thread(lambda agent=agent: agent.claim(Task, timeout_s=20)))
+        wait_until(lambda agent=agent: waiting_claims(agent), 5, "the claim to be sent")
+        client.submit(Update(client.put(Project(id="p", name="p")), {"description": agent.name})).check()
+    for number in range(3):
+        client.create(task(str(number)))
+    assert [result().id for result in results] == ["0", "1", "2"]
+    for agent in agents:
+        agent.close()
+
+
+def test_a_claim_waits_for_dependencies_projects_and_time(client, other, wait_until):
+    client.create(Project(id="p", name="p"))
+    make(client, task("a"), task("b", dependencies=("a",), project="p"))
+    mine = client.claim(Task)
+    client.transition(Project.ref("p"), ProjectStatus.PAUSED)
+    result = in_thread(lambda: other.claim(Task, timeout_s=20))
+    wait_until(lambda: waiting_claims(other), 5, "the claim to be sent")
+    client.complete(mine)
+    assert client.claim(Task) is None
+    client.transition(Project.ref("p"), ProjectStatus.ACTIVE)
+    assert result().id == "b"
+    soon = client.get(Task, "b").updated_at + datetime.timedelta(seconds=0.3)
+    client.create(task("c", not_before=soon))
+    assert client.claim(Task) is None
+    claimed = client.claim(Task, timeout_s=20)
+    assert claimed.id == "c"
+    assert claimed.updated_at >= soon
+
+
+def test_a_waiting_claim_that_is_asked_about_waits_no_more(client, other, wait_until):
+    result = in_thread(lambda: client.claim(Task, timeout_s=20, request_id="mine"))
+    wait_until(lambda: waiting_claims(client), 5, "the claim to be sent")
+    (pending,) = client._session._frames[0].pendings
+    default = f"{client._session.number:016x}-{pending.sequence}"
+    assert type(other.outcome(default)).__name__ == "NotApplied"
+    make(other, task("a"))
+    with pytest.raises(Refused):
+        result()
+    assert other.claim(Task).id == "a"
+
+
+def test_a_waiting_claim_survives_the_engine(client, other, engine, wait_until):
+    result = in_thread(lambda: client.claim(Task, timeout_s=60))
+    wait_until(lambda: waiting_claims(client), 5, "the claim to be sent")
+    for number in range(5):
+        client.put(Project(id=str(number), name="later requests of the same session"))
+    os.kill(engine.pid, signal.SIGKILL)
+    wait_until(lambda: engine.restarts == 1, 20, "the engine to come back")
+    make(other, task("a"))
+    assert result().id == "a"
+    assert client.complete(Task.ref("a")).status is TaskStatus.COMPLETED
+
+
+# --- loss -------------------------------------------------------------------------------------------------------------
+
+
+def hold_on(state: Path, limits: Limits, told: Any, lease_s: float | None, go_on: Any) -> None:
+    """An agent that claims a task and then works at it for ever, or until it is told to complete it."""
+    with connect(state, name="victim", limits=limits) as client:
+        claimed = client.claim(Task, timeout_s=10, lease_s=lease_s)
+        assert claimed is not None
+        told.set()
+        go_on.wait(60)
+        try:
+            client.complete(claimed)
+        except Fenced:
+            os._exit(7)
+
+
+@pytest.fixture
+def victim(engine: Engine, limits: Limits) -> Iterator[Callable[..., Any]]:
+    """`victim(lease_s)`: a process that has claimed a task; `process.go_on` lets it complete that."""
+    started: list[Any] = []
+
+    def start(lease_s: float | None = None) -> Any:
+        told, go_on = fork.Event(), fork.Event()
+        process = fork.Process(target=hold_on, args=(engine.state, limits, told, lease_s, go_on))
+        process.start()
+        started.append(process)
+        process.go_on = go_on
+        assert told.wait(20)
+        return process
+
+    yield start
+    for process in started:
+        process.kill()
+        process.join()
+
+
+def test_a_dead_agents_task_is_claimed_by_who_waits(client, victim, wait_until):
+    client.create(task("a", max_retries=1))
+    process = victim()
+    assert client.claim(Task) is None
+    result = in_thread(lambda: client.claim(Task, timeout_s=20))
+    wait_until(lambda: waiting_claims(client), 5, "the claim to be sent")
+    process.kill()
+    claimed = result()
+    assert (claimed.id, claimed.attempts, claimed.version) == ("a", 2, 4)
+    changes = [(change.mutation, change.actor) for change in client.reader.history(Task, "a")]
+    assert changes == [("claim", "tester"), ("expire", "engine"), ("claim", "victim"), ("create", "tester")]
+
+
+def test_a_task_whose_agents_die_too_often_is_a_dead_letter(client, victim, wait_until):
+    client.create(task("a"))
+    victim().kill()
+    lost = wait_until(lambda: status(client, "a") is TaskStatus.INTERRUPTED and client.get(Task, "a"), 10, "its loss")
+    assert lost.assigned_to is None
+    assert lost.claim == lost.version == 3
+    assert client.claim(Task) is None
+    with client.reader.snapshot() as snap:
+        assert dead_letters(snap) == [lost]
+        assert [reason.obstacle for reason in why_not_ready(snap, lost)] == [Obstacle.NO_ATTEMPT_LEFT]
+    client.redrive(lost)
+    assert client.claim(Task).attempts == 1
+
+
+def test_an_agent_that_was_stopped_past_its_lease_cannot_complete(client, victim, wait_until):
+    client.create(task("a", max_retries=5))
+    process = victim(0.2)
+    os.kill(process.pid, signal.SIGSTOP)
+    claimed = client.claim(Task, timeout_s=20)
+    assert (claimed.id, claimed.attempts) == ("a", 2)
+    os.kill(process.pid, signal.SIGCONT)
+    process.go_on.set()
+    process.join(20)
+    assert process.exitcode == 7, "it was told that it is fenced"
+    assert client.complete(claimed, result="mine").result == "mine"
+
+
+@pytest.mark.heavy
+def test_a_lease_is_renewed_without_a_version(client, other, wait_until):
+    client.create(task("a", max_retries=5))
+    mine = client.claim(Task, lease_s=0.4)
+    revision = client.reader.revision
+    begun = time.monotonic()
+    while time.monotonic() - begun < 1.2:
+        client.renew(mine, 0.4)
+        assert other.claim(Task, timeout_s=0.1) is None
+    assert client.reader.revision == revision
+    assert client.get(Task, "a") == mine
+    assert other.claim(Task, timeout_s=20).claim > mine.claim
+    with pytest.raises(Fenced):
+        client.renew(mine, 0.4)
+    for lease_s in (0, -1, float("nan"), float("inf"), "long"):
+        with pytest.raises(InvalidMutation):
+            other.claim(Task, lease_s=lease_s)
+
+
+def test_a_client_that_was_closed_loses_its_tasks_after_a_grace(engine, client, limits):
+    client.create(task("a", max_retries=5))
+    with connect(engine.state, name="hasty", limits=limits) as hasty:
+        assert hasty.claim(Task).id == "a"
+    begun = time.monotonic()
+    assert client.claim(Task, timeout_s=20).id == "a"
+    assert time.monotonic() - begun > 0.3
+
+
+def test_a_session_that_is_resumed_within_its_grace_keeps_its_tasks(engine, client, limits):
+    client.create(task("a", max_retries=5))
+    with connect(engine.state, name="first", client_id="resumed", limits=limits) as first:
+        mine = first.claim(Task)
+    with connect(engine.state, name="second", client_id="resumed", limits=limits) as second:
+        assert client.claim(Task, timeout_s=1) is None
+        second.hold(second.get(Task, "a"))
+        assert second.complete(mine).status is TaskStatus.COMPLETED
+
+
+def test_an_engines_restart_is_nobodys_death(engine, client, other, victim, wait_until):
+    client.create(task("a", max_retries=5))
+    client.create(task("b", max_retries=5))
+    mine = client.claim(Task)
+    process = victim()
+    for number in range(3):
+        os.kill(engine.pid, signal.SIGKILL)
+        wait_until(lambda number=number: engine.restarts == number + 1, 20, "the engine to come back")
+        assert other.claim(Task) is None
+        client.update(mine, description=f"still here {number}", expect=None)
+    process.kill()
+    process.join()
+    assert other.claim(Task, timeout_s=20).id == "b"
+    assert client.complete(mine).status is TaskStatus.COMPLETED
+
+
+@pytest.mark.heavy
+def test_claims_survive_a_checkpoint_and_what_the_dead_held_is_found_by_the_next_engine(
+    start_engine, state, limits, wait_until
+):
+    small = {name: getattr(limits, name) for name in limits.__struct_fields__}
+    limits = Limits(**{**small, "checkpoint_after_bytes": 64 * 1024, "session_grace_s": 3600.0})
+    engine = start_engine(state, limits=limits)
+    with connect(engine.state, name="a", limits=limits) as client:
+        client.create(task("a", max_retries=5))
+        client.create(task("b", max_retries=5))
+        mine = client.claim(Task)
+        told, go_on = fork.Event(), fork.Event()
+        process = fork.Process(target=hold_on, args=(state, limits, told, None, go_on))
+        process.start()
+        assert told.wait(20)
+        ballast = client.create(Project(name="ballast"))
+        for number in range(400):
+            ballast = client.update(ballast, description=str(number) * 100)
+        wait_until(lambda: list(Path(state).glob("checkpoint-*[0-9]")), 20, "a checkpoint")
+        os.kill(engine.pid, signal.SIGSTOP)
+        process.kill()
+        process.join()
+        os.kill(engine.pid, signal.SIGKILL)
+        wait_until(lambda: engine.restarts == 1, 20, "the engine to come back")
+        assert client.claim(Task, timeout_s=20).id == "b", "it is not waited for"
+        assert client.complete(mine).status is TaskStatus.COMPLETED
+
+
+# --- retries ----------------------------------------------------------------------------------------------------------
+
+
+def test_a_failed_task_rests_longer_each_time_and_ends_as_a_dead_letter(client):
+    client.create(task("a", max_retries=3, retry_delay_s=0.05))
+    rests = []
+    for attempt in range(1, 5):
+        claimed = client.claim(Task, timeout_s=20)
+        assert claimed.attempts == attempt
+        assert claimed.not_before is None
+        failed = client.fail(claimed, result={"why": "flaky"}, reason="flaky")
+        assert (failed.status, failed.assigned_to, failed.result["why"]) == (TaskStatus.FAILED, None, "flaky")
+        rests.append(failed.not_before and (failed.not_before - failed.updated_at).total_seconds())
+    assert rests[3] is None
+    for rest, whole in zip(rests, (0.05, 0.1, 0.2), strict=False):
+        assert whole / 2 <= rest <= whole
+    assert client.claim(Task, timeout_s=0.3) is None
+    with client.reader.snapshot() as snap:
+        assert [letter.id for letter in dead_letters(snap)] == ["a"]
+
+
+def test_a_final_failure_is_not_tried_again(client):
+    client.create(task("a", max_retries=3))
+    failed = client.fail(client.claim(Task), final=True)
+    assert failed.attempts == 4
+    assert client.claim(Task, timeout_s=0.1) is None
+    assert client.redrive(failed).attempts == 0
+    assert client.claim(Task).id == "a"
+    with pytest.raises(InvalidTransition):
+        client.redrive(Task.ref("a"))
+
+
+@pytest.mark.heavy
+def test_a_rest_goes_on_over_a_restart(client, engine, wait_until):
+    client.create(task("a", max_retries=3, retry_delay_s=4))
+    failed = client.fail(client.claim(Task))
+    os.kill(engine.pid, signal.SIGKILL)
+    wait_until(lambda: engine.restarts == 1, 20, "the engine to come back")
+    assert client.claim(Task) is None
+    claimed = client.claim(Task, timeout_s=20)
+    assert claimed.updated_at >= failed.not_before
+
+
+# --- projects and guards ----------------------------------------------------------------------------------------------
+
+
+def test_a_project_that_spent_its_budget_has_nothing_to_claim(client, wait_until):
+    client.create(Project(id="p", name="p", budget_limit=1.0))
+    make(client, *(task(str(n), project="p") for n in range(4)), task("elsewhere", cost=5.0))
+    first, second = client.claim_many(Task, 2)
+    client.alter(first, cost=Increment(0.7))
+    assert client.claim(Task, where={"project": "p"}).id == "2", "what is spent is below the limit"
+    client.complete(second, cost=0.3)
+    assert client.claim(Task).id == "elsewhere"
+    assert client.claim(Task) is None
+    with client.reader.snapshot() as snap:
+        assert budget_of(snap, "p").over
+        (reason,) = why_not_ready(snap, snap[Task, "3"])
+        assert (reason.obstacle, reason.data["limit"]) == (Obstacle.BUDGET, 1.0)
+    client.complete(first)
+    result = in_thread(lambda: client.claim(Task, timeout_s=20))
+    wait_until(lambda: waiting_claims(client), 5, "the claim to be sent")
+    client.update(Project.ref("p"), budget_limit=1.5)
+    assert result().id == "3"
+
+
+def test_a_budget_that_only_warns_and_costs_that_are_taken_back(client):
+    client.create(Project(id="p", name="p", budget_limit=0.0, on_budget="warn"))
+    make(client, task("a", project="p"), task("b", project="p"), task("c", project="p"))
+    assert client.claim(Task).id == "a"
+    client.update(Project.ref("p"), on_budget="refuse", budget_limit=1.0)
+    client.update(Task.ref("a"), cost=1.0)
+    assert client.claim(Task) is None
+    client.update(Task.ref("a"), project="q")
+    assert client.claim(Task).id == "b"
+    client.update(Task.ref("b"), cost=3.0)
+    assert client.claim(Task) is None
+    client.delete(Task.ref("b"))
+    assert client.claim(Task).id == "c"
+    with client.reader.snapshot() as snap:
+        assert budget_of(snap, "p").spent == 0
+        assert budget_of(snap, "q").limit is None
+
+
+def test_a_guard_on_emptiness_sees_what_the_same_turn_did(client):
+    def night_run(number):
+        none = RequireNone(Task, {"project": "night", "status": OPEN})
+        return client.submit(Create(task(f"run-{number}", project="night")), guards=[none])
+
+    assert night_run(1).applied
+    refused = night_run(2)
+    assert isinstance(refused.error, GuardFailed)
+    assert refused.error.count == 1
+    client.complete(client.claim(Task, where={"project": "night"}))
+    assert night_run(3).applied
+    client.update(Task.ref("run-3"), project="day")
+    assert night_run(4).applied
+    client.delete(Task.ref("run-4"))
+    with client.transaction() as tx:
+        tx.require_none(Task, {"project": "night", "status": OPEN, "created_at": Range(ge=OLD)})
+        tx.create(task("run-5", project="night"))
+    with pytest.raises(GuardFailed), client.transaction() as tx:
+        tx.require_none(Task, {"project": "night", "created_at": Range(ge=OLD)})
+        tx.create(task("run-6", project="night"))
+    with pytest.raises(InvalidMutation), client.transaction() as tx:
+        tx.require_none(Task, {"title": "x"})
+    client.create(Project(id="p", name="p", owner="ann"))
+    with pytest.raises(GuardFailed), client.transaction() as tx:
+        tx.require_none(Project, {"owner": "ann"})
+
+
+# --- work -------------------------------------------------------------------------------------------------------------
+
+
+def do_work(state: Path, limits: Limits, name: str) -> None:
+    with connect(state, name=name, limits=limits) as client:
+        for claimed in client.work(Task, project="p"):
+            client.complete(claimed, result=name)
+
+
+@pytest.mark.heavy
+def test_work_goes_on_until_nothing_is_left(client, engine, limits):
+    make(client, *(task(str(n), project="p", dependencies=(str(n - 1),) if n % 5 else ()) for n in range(60)))
+    make(client, task("other", project="q"))
+    client.fail(client.claim(Task, where={"project": "q"}), final=True)
+    make(client, task("never", project="p", dependencies=("other",)))
+    agents = [fork.Process(target=do_work, args=(engine.state, limits, f"agent-{n}")) for n in range(3)]
+    for agent in agents:
+        agent.start()
+    for agent in agents:
+        agent.join(60)
+        assert agent.exitcode == 0
+    with client.reader.snapshot() as snap:
+        counts = snap.count_by(Task, "status", where={"project": "p"})
+        assert counts == {TaskStatus.CREATED: 1, TaskStatus.COMPLETED: 60}
+        assert all(one.attempts == 1 for one in snap.scan(Task, where={"status": "completed"}))
+
+
+def test_coroutines_do_the_same(engine, client, limits):
+    make(client, *(task(str(n), max_retries=1) for n in range(6)))
+
+    async def story() -> list[str]:
+        async with aio.connect(engine.state, name="me", limits=limits) as agent:
+            first = await agent.claim(Task)
+            assert (await agent.complete(first, result=1)).result == 1
+            second, third = await agent.claim_many(Task, 2, lease_s=60)
+            await agent.renew(second, 30)
+            assert (await agent.fail(second)).status is TaskStatus.FAILED
+            assert (await agent.release(third)).attempts == 0
+            assert (await agent.redrive(second)).attempts == 0
+            waiting = asyncio.create_task(agent.claim(Task, where={"project": "later"}, timeout_s=20))
+            await asyncio.sleep(0)
+            await agent.create(task("later", project="later"))
+            await agent.complete(await waiting)
+            return [(await agent.complete(one)).id async for one in agent.work(Task)]
+
+    assert sorted(asyncio.run(story())) == ["1", "2", "3", "4", "5"]
+
+
+def test_a_coroutine_that_is_cancelled_leaves_no_claim_behind(engine, client, limits):
+    async def story() -> None:
+        async with aio.connect(engine.state, name="me", limits=limits) as agent:
+            waiting = asyncio.create_task(agent.claim(Task, timeout_s=20))
+            while not agent._session.in_flight:
+                await asyncio.sleep(0)
+            await agent.put(Project(id="p", name="so that it waits in the engine"))
+            waiting.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await waiting
+            while agent._giving_up:
+                await asyncio.sleep(0)
+            await agent.create(task("a"))
+            assert (await agent.claim(Task)).id == "a"
+            await agent.create(task("b"))
+            await agent.create(task("c"))
+            hasty = asyncio.create_task(agent.claim(Task))
+            while not agent._session.in_flight:
+                await asyncio.sleep(0)
+            hasty.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await hasty
+            while agent._giving_up:
+                await asyncio.sleep(0)
+            assert [one.id for one in await agent.claim_many(Task, 9)] == ["b", "c"]
+
+    asyncio.run(story())
+
+
+def test_ctrl_c_leaves_no_claim_behind(engine, client, limits, wait_until):
+    """While it waits in the engine, and when it was granted and its answer is on its way."""
+    with connect(engine.state, name="me", limits=limits) as agent:
+        for granted in (False, True):
+            waiting = agent._exchange.wait
+
+            def interrupted(sent: Any, deadline: float, granted: bool = granted, waiting: Any = waiting) -> None:
+                agent._exchange.wait = waiting
+                if granted:
+                    client.create(task("a"))
+                    wait_until(lambda: status(client, "a") is TaskStatus.IN_PROGRESS, 20, "it is granted")
+                raise KeyboardInterrupt
+
+            agent._exchange.wait = interrupted
+            with pytest.raises(KeyboardInterrupt) as raised:
+                agent.claim(Task, timeout_s=20)
+            assert isinstance(raised.value.__cause__, OutcomeUnknown)
+        assert agent.holds(Task, "a") is None
+        found = client.claim(Task)
+        assert (found.id, found.attempts) == ("a", 1), "that it was granted does not count"
+
+
+def test_what_a_claim_brought_whose_answer_did_not_come_in_time_is_known_by_its_outcome(engine, client, limits):
+    client.create(task("a"))
+    with connect(engine.state, name="me", limits=limits) as agent:
+        os.kill(engine.pid, signal.SIGSTOP)
+        with pytest.raises(OutcomeUnknown) as unknown:
+            agent.submit(Claim(Task), timeout_s=0.05)
+        os.kill(engine.pid, signal.SIGCONT)
+        outcome = agent.outcome(unknown.value.request_id)
+        assert agent.holds(Task, "a") == outcome.reply.results[0].version
+        assert agent.complete(outcome.reply.entity).status is TaskStatus.COMPLETED
+        for _ in range(2 * ASKED_MAX):
+            agent._tokens.sent(
+                SimpleNamespace(request_id=os.urandom(4)), ([(Op.CLAIM.value, "Task", "*")], [], None, None)
+            )
+        assert len(agent._tokens._asked) <= ASKED_MAX
+
+
+def test_a_reply_that_tells_of_claims_in_a_pipeline_is_remembered(client, other):
+    make(client, *(task(str(n)) for n in range(4)))
+    claimed = [reply.entity for reply in client.submit_many([Claim(Task) for _ in range(4)])]
+    with pytest.raises(Fenced):
+        other.complete(claimed[0])
+    assert all(reply.applied for reply in client.submit_many([Complete(one) for one in claimed]))
+
+
+# --- what no client of ours sends -------------------------------------------------------------------------------------
+
+
+MUTATIONS = [
+    (8, "Task", "*", None, None, "", None),
+    (8, "Task", "*", None, {"count": 0}, "", None),
+    (8, "Task", "*", None, {"count": True}, "", None),
+    (8, "Task", "*", None, {"count": 1, "lease_us": -1}, "", None),
+    (8, "Task", "*", None, {"count": 1, "until_us": "late"}, "", None),
+    (8, "Task", "*", None, {"count": 1, "assignee": 7}, "", None),
+    (8, "Task", "*", None, {"where": []}, "", None),
+    (8, "Task", "*", None, {"where": {"project": "p"}}, "", None),
+    (8, "Task", "*", None, {"where": {"project": ("in", "p")}}, "", None),
+    (8, "Task", "*", None, {"where": {"project": ("like", ["p"])}}, "", None),
+    (8, "Task", "*", None, {"where": {"priority": ("range", [1])}}, "", None),
+    (8, "Task", "*", None, {"where": {"title": ("in", ["x"])}}, "", None),
+    (8, "Project", "*", None, {"count": 1}, "", None),
+    (8, "Nothing", "*", None, {"count": 1}, "", None),
+    (9, "Task", "a", None, {"status": "created"}, "", None),
+    (9, "Task", "a", None, {"claim": 7}, "", None),
+    (9, "Project", "p", None, {}, "", None),
+    (12, "Task", "a", None, None, "", None),
+    (12, "Task", "a", None, {"lease_us": 0}, "", None),
+    (13, "Project", "p", None, None, "", None),
+    (14, "Task", "a", None, None, "", None),
+    (5, "Project", "p", None, None, "", "tree"),
+    (7, "Task", "a", None, {"title": "x"}, "", None),
+    (7, "Task", "a", None, {"title": ("no such", 1, None)}, "", None),
+    (7, "Task", "a", None, {"reviewers": ("append", "x", None)}, "", None),
+    (7, "Task", "a", None, {"reviewers": ("append", ["x"], -1)}, "", None),
+    (7, "Task", "a", None, {"metadata": ("put", [], None)}, "", None),
+    (7, "Task", "a", None, {"cost": ("increment", "x", None)}, "", None),
+    (7, "Task", "a", None, {"claim": ("increment", 1, None)}, "", None),
+    (15, "Task", "a", None, None, "", None),
+]
+GUARDS = [
+    (4, "Task", "a", 1),
+    (4, "Task", "nobody", 1),
+    (4, "Project", "p", 1),
+    (4, "Task", "a", (None, {})),
+    (3, "Task", "a", 1),
+    (3, "Task", "a", (None, [])),
+    (3, "Task", "a", ("x", {})),
+    (3, "Task", "a", (None, {"nothing": ("in", [1])})),
+    (5, "Nothing", "*", (None, {})),
+    (5, "Task", "*", (None, {"title": ("in", ["x"])})),
+    (6, "Task", "a", 1),
+]
+
+
+def test_what_no_client_sends_is_refused_and_changes_nothing(client, client_of_a_raw_lane, engine):
+    client.create(Project(id="p", name="p"))
+    client.create(task("a"))
+    claimed = client.claim(Task)
+    raw = client_of_a_raw_lane(engine.state)
+    delete = (6, "Task", "a", None, None, "", None)
+    for request in [([one], [], None, None) for one in MUTATIONS] + [([delete], [one], None, None) for one in GUARDS]:
+        raw.write(wire.pack_frame([request], DEFAULT_LIMITS))
+        assert raw.reply()[1] == Status.REFUSED, request
+    assert client.get(Task, "a") == claimed
+    assert client.complete(claimed).status is TaskStatus.COMPLETED
