@@ -272,13 +272,14 @@ class AioClient(AioVerbs):
 
     async def submit_many(
         self,
-        mutations: Iterable[Mutation] | AsyncIterable[Mutation],
+        mutations: Iterable[Mutation | Sequence[Mutation]] | AsyncIterable[Mutation | Sequence[Mutation]],
         *,
         window: int = 256,
         timeout_s: float | None = None,
         deadline_s: float | None = None,
     ) -> AsyncGenerator[Reply, None]:
-        """A request for each mutation, up to `window` of them in flight; replies in order, refusals as values.
+        """A request for each mutation, or for each list or tuple of several, which happen together or not at all; up to
+        `window` of them in flight; replies in order, refusals as values.
 
         `timeout_s` is the patience for each reply; then OutcomeUnknown is raised. `deadline_s` is each request's own,
         from the moment when it is taken from `mutations`. The window is filled before the first reply is yielded:
@@ -301,9 +302,11 @@ class AioClient(AioVerbs):
             name_request(cancelled, waiting)
             raise
 
-    async def _sent(self, mutations: list[Mutation], deadline: float, due_us: int | None) -> list[Pending | Refused]:
-        """One frame of these mutations. Bad input takes its place as a refusal."""
-        taken = [wireform.plain_or_refused(one, self._registry, self._limits, due_us) for one in mutations]
+    async def _sent(
+        self, asked: list[Mutation | Sequence[Mutation]], deadline: float, due_us: int | None
+    ) -> list[Pending | Refused]:
+        """One frame of these requests. Bad input takes its place as a refusal."""
+        taken = [wireform.plain_or_refused(one, self._registry, self._limits, due_us) for one in asked]
         requests = [request for request in taken if not isinstance(request, Refused)]
         await self._check_classes(requests)
         for request in requests:
@@ -436,11 +439,11 @@ def open_reader(state: str | os.PathLike[str], *, limits: Limits = DEFAULT_LIMIT
     return Opening(opened)
 
 
-async def _some(source: Iterator[Mutation] | AsyncIterator[Mutation], count: int) -> list[Mutation]:
+async def _some(source: Iterator[T] | AsyncIterator[T], count: int) -> list[T]:
     """The next ones of a source; fewer only at its end."""
     if isinstance(source, Iterator):
         return list(islice(source, count))
-    taken: list[Mutation] = []
+    taken: list[T] = []
     async for mutation in source:
         taken.append(mutation)
         if len(taken) == count:

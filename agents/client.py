@@ -276,13 +276,14 @@ class Client(Verbs):
 
     def submit_many(
         self,
-        mutations: Iterable[Mutation],
+        mutations: Iterable[Mutation | Sequence[Mutation]],
         *,
         window: int = 256,
         timeout_s: float | None = None,
         deadline_s: float | None = None,
     ) -> Iterator[Reply]:
-        """A request for each mutation, up to `window` of them in flight; replies in order, refusals as values.
+        """A request for each mutation, or for each list or tuple of several, which happen together or not at all; up to
+        `window` of them in flight; replies in order, refusals as values.
 
         `timeout_s` is the patience for each reply; then OutcomeUnknown is raised. `deadline_s` is each request's own,
         from the moment when it is taken from `mutations`.
@@ -300,10 +301,14 @@ class Client(Verbs):
                 yield self._told(waiting.popleft(), self._patience(timeout_s))
 
     def _send_batch(
-        self, mutations: list[Mutation], waiting: deque[Pending | Refused], patience: float, due_us: int | None
+        self,
+        asked: list[Mutation | Sequence[Mutation]],
+        waiting: deque[Pending | Refused],
+        patience: float,
+        due_us: int | None,
     ) -> None:
-        """One frame of these mutations. Bad input takes its place as a refusal."""
-        taken = [wireform.plain_or_refused(one, self._registry, self._limits, due_us) for one in mutations]
+        """One frame of these requests. Bad input takes its place as a refusal."""
+        taken = [wireform.plain_or_refused(one, self._registry, self._limits, due_us) for one in asked]
         requests = [request for request in taken if not isinstance(request, Refused)]
         for request in requests:
             self._answers.check_classes(request)

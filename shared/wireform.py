@@ -13,7 +13,7 @@ the same shapes again.
 from __future__ import annotations
 
 import enum
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from hashlib import blake2b
 from typing import Any, Final, cast
 
@@ -86,11 +86,13 @@ def plain_request(
 
 
 def plain_or_refused(
-    mutation: Mutation, registry: Registry, limits: Limits, deadline_us: int | None = None
+    asked: Mutation | Sequence[Mutation], registry: Registry, limits: Limits, deadline_us: int | None = None
 ) -> PlainRequest | Refused:
-    """A request of one mutation, or why it can be none."""
+    """A request of one mutation, or of several together, or why it can be none."""
     try:
-        return [plain_mutation(mutation, registry, limits)], [], None, deadline_us
+        if isinstance(asked, list | tuple):
+            return plain_request(asked, (), None, registry, limits, deadline_us)
+        return [plain_mutation(cast("Mutation", asked), registry, limits)], [], None, deadline_us
     except Refused as error:
         return error
 

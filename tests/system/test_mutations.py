@@ -260,6 +260,23 @@ def test_guards_hold_the_request_back(client):
     assert client.get(Task, "never") is None
 
 
+def test_submit_many_takes_several_mutations_that_happen_together_or_not_at_all(client, reader):
+    a, b = (client.create(Task(title=name, id=f"pair-{name}")) for name in "ab")
+    asked = [
+        (Update(a, {"title": "x"}), Update(b, {"title": "y"})),
+        [Update(Task.ref(a.id), {"title": "z"}), Create(Task(title="again", id=b.id))],
+        Update(Task.ref(b.id), {"title": "alone"}),
+        (),
+    ]
+    first, refused, alone, none = client.submit_many(asked)
+    assert [(one.id, one.version) for one in first.check().results] == [(a.id, 2), (b.id, 2)]
+    assert isinstance(refused.error, AlreadyExists)
+    assert alone.check().results[0].version == 3
+    assert isinstance(none.error, RequestTooLarge), "a request asks for something"
+    with reader.snapshot() as snap:
+        assert (snap[Task, a.id].title, snap[Task, b.id].title) == ("x", "alone")
+
+
 def test_submit_many_pipelines_in_order_and_refusals_are_values(client, reader):
     tasks = [Task(title=f"t{number}", id=f"t{number}") for number in range(1_000)]
     replies = list(client.submit_many((Create(task) for task in tasks), window=256))

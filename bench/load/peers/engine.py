@@ -2,19 +2,15 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from itertools import chain, islice
 from pathlib import Path
 
-import uvloop
-
-from solewriter import Client, Create, Engine, Limits, Reader, Task, Transition, Update, aio, connect, open_reader
-from solewriter.agents.aio import AioClient
+from solewriter import Client, Create, Engine, Limits, Reader, Task, Transition, Update, connect, open_reader
 from solewriter.bench.load.agent import Link
 from solewriter.bench.load.peers.peer import Entry, Peer, Setting
-from solewriter.bench.load.requests import Answer, Fields, Request, Step, Stored, in_batches
+from solewriter.bench.load.requests import Answer, Fields, Request, Step, Stored
 from solewriter.bench.population import LOAD_BATCH
 from solewriter.shared.mutations import Mutation
 
@@ -24,9 +20,8 @@ LOAD_CHARACTERS = 400_000  # of descriptions in one request: a frame holds a meb
 
 class EngineConnection:
     def __init__(self, state: str, number: int) -> None:
-        self._state, self._number = state, number
+        self._state = state
         self._client: Client = connect(state, name=f"bench-{number}")
-        self._loop: asyncio.Runner | None = None
         self._forgetful: Reader | None = None
 
     def one(self, request: Request) -> Answer:
@@ -34,24 +29,9 @@ class EngineConnection:
         return [result.version for result in reply.results]
 
     def many(self, requests: Iterable[Request], window: int) -> Iterator[Answer]:
-        source = iter(requests)
-        for first in source:
-            if len(first) > 1:
-                return in_batches(chain([first], source), window, self._overlapping)
-            return self._pipelined(chain([first], source), window)
-        return iter(())
-
-    def _pipelined(self, requests: Iterable[Request], window: int) -> Iterator[Answer]:
-        mutations = (_mutation(step) for (step,) in requests)
-        for reply in self._client.submit_many(mutations, window=window):
-            yield (reply.check().results[0].version,)
-
-    def _overlapping(self, requests: list[Request]) -> list[Answer]:
-        """`submit_many` takes one mutation for each request. Several requests of several are calls that overlap."""
-        if self._loop is None:
-            self._loop = asyncio.Runner(loop_factory=uvloop.new_event_loop)
-            self._aio = self._loop.run(_connected(self._state, self._number))
-        return self._loop.run(_submitted(self._aio, requests))
+        asked = ([*map(_mutation, request)] for request in requests)
+        for reply in self._client.submit_many(asked, window=window):
+            yield [result.version for result in reply.check().results]
 
     def read(self, key: str) -> object:
         return self._client.get(Task, key)
@@ -68,23 +48,11 @@ class EngineConnection:
         self._client.close()
         if self._forgetful is not None:
             self._forgetful.close()
-        if self._loop is not None:
-            self._loop.run(self._aio.close())
-            self._loop.close()
 
 
 def _read_from(reader: Reader) -> Callable[[str], object]:
     get = reader.snapshot().get
     return lambda key: get(Task, key)
-
-
-async def _connected(state: str, number: int) -> AioClient:
-    return await aio.connect(state, name=f"bench-{number}-overlapping")
-
-
-async def _submitted(client: AioClient, requests: list[Request]) -> list[Answer]:
-    replies = await asyncio.gather(*[client.submit(*map(_mutation, request)) for request in requests])
-    return [[result.version for result in reply.check().results] for reply in replies]
 
 
 def _mutation(step: Step) -> Mutation:
