@@ -198,9 +198,11 @@ def test_it_has_all_verbs_with_the_same_signatures_and_contracts():
     same = [(getattr(Client, name), getattr(aio.AioClient, name)) for name in verbs]
     asked = ("get", "snapshot", "wait_for", "wait_until", "watch", "at", "diff", "history", "close")
     same += [(getattr(Reader, name), getattr(aio.AioReader, name)) for name in asked]
-    same += [(connect, aio.connect), (open_reader, aio.open_reader)]
+    same.append((connect, aio.connect))
     for sync, ours in same:
         assert parameters(ours) == parameters(sync), sync
+    offline = ("offline", False, inspect.Parameter.KEYWORD_ONLY)  # a folder is read once, in a thread if need be
+    assert [*parameters(aio.open_reader), offline] == parameters(open_reader)
     for name in verbs - {"apply", "submit_many", "transaction"}:  # which take more, or another `with`
         assert inspect.getdoc(getattr(aio.AioClient, name)) == inspect.getdoc(getattr(Client, name)), name
 
