@@ -126,8 +126,8 @@ class Verbs(ABC):
         reason: str = "",
         request_id: str | None = None,
     ) -> list[T]:
-        """The best `count` ready tasks, or as many as there are; waits only while there is none. Cancelled, or interrupted
-        by Ctrl-C, it gives back what it was granted.
+        """The best `count` ready tasks, or as many as there are; waits only while there is none. Cancelled, or
+        interrupted by Ctrl-C, it gives back what it was granted.
         """
         claim = claiming(kind, where, count, timeout_s, lease_s, assignee, reason)
         patience_s = timeout_s + self._limits.request_timeout_s
