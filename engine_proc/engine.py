@@ -31,7 +31,7 @@ from solewriter.engine_proc.sessions import FORGOTTEN, NEVER, QUARANTINED, Hello
 from solewriter.engine_proc.state import State
 from solewriter.engine_proc.tending import Occasion, Tending
 from solewriter.engine_proc.turn import Turn
-from solewriter.engine_proc.writing import formed, overtime, told, write
+from solewriter.engine_proc.writing import Written, formed, overtime, told, write
 from solewriter.shared import failpoint, wireform
 from solewriter.shared.config import Limits
 from solewriter.shared.entry import Outcome, SessionChange
@@ -80,6 +80,7 @@ class SingleWriter:
         self.between = BetweenTurns(state, journal, publisher, bridge.inbox)
         self._still_owner = still_owner  # raises when the state folder is no longer this engine's
         self._waiting = FairQueueing()  # of (lane, sequence, request) and Newcomer
+        self._coordination = state.coordination
         self._making = state.coordination.making
         self._between: deque[Registration | Finished] = deque()
         self._ended = False  # the end was met: nothing behind it is taken
@@ -102,7 +103,7 @@ class SingleWriter:
                 continue
             turn = Turn(self.state, self._publisher.heap.tail, time.time_ns() // 1000)
             turn.uptime_us = time.monotonic_ns() // 1000
-            self.state.coordination.begin(turn)
+            self._coordination.begin(turn)
             await self._decide(turn)
             await self._commit(turn)
             self._reply()
@@ -304,7 +305,8 @@ class SingleWriter:
                 raise Quarantined(QUARANTINED[1])
             if plain[3] is not None and time.monotonic_ns() // 1000 > plain[3]:
                 raise Expired("the request's deadline passed before it was decided")
-            heap, coordination, written = self._publisher.heap, self.state.coordination, None
+            heap, coordination = self._publisher.heap, self._coordination
+            written: Written | None = None
             if coordination.idle or coordination.passes(turn, plain):
                 written = express.update(turn, plain, session, sequence, heap, self._limits.entity_bytes_max)
             if written is None:

@@ -63,7 +63,7 @@ class Limits(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     connect_timeout_s: float = 10.0  # a client's patience with a starting or restarting engine
     request_timeout_s: float = 30.0  # a client's patience for one reply; then OutcomeUnknown
     session_grace_s: float = 10.0  # a session that claimed tasks may be without a lane for so long, where its process
-    # is not known to be dead: as long as clients look for an engine that restarts
+    # is not known to be dead, nor, after a start, to be there: as long as clients look for an engine that restarts
 
     # --- coordination ---------------------------------------------------------------------------------------------
     retry_backoff_s: float = 1.0  # before a failed task is tried again, where it does not say itself; doubled each time
