@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from datetime import datetime
 from typing import TYPE_CHECKING, Final
 
 import msgspec
@@ -71,7 +72,14 @@ class Turn:
     def at(self, now_us: int) -> None:
         """From now on this is the time: nothing that comes in mid-turn is stored as older than it is."""
         self.now_us = now_us
-        self.now = from_us(now_us)
+        self._now: datetime | None = None
+
+    @property
+    def now(self) -> datetime:
+        """The same as a datetime: made when it is asked for, which most turns do not."""
+        if self._now is None:
+            self._now = from_us(self.now_us)
+        return self._now
 
     def last_of(self, session: int) -> int:
         """The highest sequence number of a session that this turn consumed; -1 if none."""
