@@ -32,7 +32,7 @@ from typing import Any, Self, TypeVar, overload
 
 from solewriter.agents.aio_exchange import AioExchange, name_request
 from solewriter.agents.aio_opening import Opening
-from solewriter.agents.aio_reader import AioReader, Memory
+from solewriter.agents.aio_reader import AioReader, Memory, open_reader
 from solewriter.agents.aio_transaction import AioTransaction
 from solewriter.agents.aio_verbs import AioVerbs
 from solewriter.agents.answers import Answers, Outcome, entity_of
@@ -424,19 +424,6 @@ def connect(
         return client
 
     return Opening(connected)
-
-
-def open_reader(state: str | os.PathLike[str], *, limits: Limits = DEFAULT_LIMITS) -> Opening[AioReader]:
-    """Read the state that an engine publishes: `async with open_reader(...) as reader`, or `reader = await
-    open_reader(...)`. Raises EngineUnavailable if no engine serves or served this folder.
-    """
-
-    async def opened() -> AioReader:
-        memory = Memory(state, limits)
-        await memory.looked(memory.view)
-        return AioReader(memory, limits)
-
-    return Opening(opened)
 
 
 async def _some(source: Iterator[T] | AsyncIterator[T], count: int) -> list[T]:

@@ -16,6 +16,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self, TypeVar, overload
 
 from solewriter.agents.aio_home import Home
+from solewriter.agents.aio_opening import Opening
 from solewriter.agents.aio_sleeper import Sleeper
 from solewriter.agents.reader import Reader
 from solewriter.agents.snapshot import Plain, Snapshot
@@ -265,3 +266,16 @@ class AioReader:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         await self.close()
+
+
+def open_reader(state: str | os.PathLike[str], *, limits: Limits = DEFAULT_LIMITS) -> Opening[AioReader]:
+    """Read the state that an engine publishes: `async with open_reader(...) as reader`, or `reader = await
+    open_reader(...)`. Raises EngineUnavailable if no engine serves or served this folder.
+    """
+
+    async def opened() -> AioReader:
+        memory = Memory(state, limits)
+        await memory.looked(memory.view)
+        return AioReader(memory, limits)
+
+    return Opening(opened)

@@ -119,8 +119,8 @@ class FilesAhead:
 
     def _hold_reserve(self) -> None:
         """Raises OSError where there is no room for it."""
-        if self._reserve.exists():
-            return
+        if self._reserve.exists() and self._reserve.stat().st_size == RESERVE_BYTES:
+            return  # all of it: an engine may have died between its name and its bytes
         fd = os.open(self._reserve, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         try:
             os.posix_fallocate(fd, 0, RESERVE_BYTES)

@@ -65,6 +65,7 @@ class Checkpoints:
         self._since = 0  # the journal's length behind the newest checkpoint
         self._begun = 0  # its length behind the one that is being made
         self._grew = 0  # bytes of journal while the last one was made
+        self._again_at = 0  # the journal's length from which on another one is tried, behind one that failed
         self._wanted = self._bytes_wanted(0)
         self._count = 0
 
@@ -76,7 +77,7 @@ class Checkpoints:
     @property
     def due(self) -> bool:
         """Whether the journal has outgrown the state."""
-        return not self._running and self._grown >= self._wanted
+        return not self._running and self._grown >= self._wanted and self._journal.length >= self._again_at
 
     @property
     def _grown(self) -> int:
@@ -110,15 +111,15 @@ class Checkpoints:
             done(made)
         except EngineGone:
             pass  # and nobody waits for it
-        except (OSError, SolewriterError, msgspec.MsgspecError) as error:
-            self.failed(str(error))
+        except Exception as error:  # whatever it was, another one may be made
+            self.failed(f"{type(error).__name__}: {error}")
         finally:
             path.unlink(missing_ok=True)
 
     def failed(self, why: str) -> None:
         """Nothing is lost: the journal has everything. Another one is made when it has grown by half of the least."""
         self._log(f"a checkpoint was not made: {why}")
-        self._since = self._journal.length - self._wanted + self._limits.checkpoint_after_bytes // 2
+        self._again_at = self._journal.length + self._limits.checkpoint_after_bytes // 2
         self._running = False
 
     def given_up(self, made: Made, why: str) -> None:
@@ -142,10 +143,12 @@ class Checkpoints:
         """Give up what no start needs, and no history that is kept."""
         try:
             failpoint.reach("trim.begin")
+            self._still_owner()  # or it is another state's history by now
             sizes = {first_of(path): path.stat().st_size for path in journal_files(self._folder)}
             oldest = oldest_kept(sizes, self._held, newest, now_us, self._limits)
-            self._journal.trim(oldest + 1)
+            self._journal.trim(oldest + 1, self._still_owner)
             failpoint.reach("trim.journal")
+            self._still_owner()
             for entry in [entry for entry in self._held if entry < oldest]:
                 checkpoint_path(self._folder, entry).unlink(missing_ok=True)
                 del self._held[entry]

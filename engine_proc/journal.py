@@ -73,8 +73,10 @@ class Journal(Protocol):
     def make_ahead(self) -> None:
         """The whole private state is coming, and begins a file: have that made beside the loop."""
 
-    def trim(self, before: int) -> None:
-        """Entries numbered below this may go. Runs in a thread beside the commits."""
+    def trim(self, before: int, still_owner: Callable[[], None]) -> None:
+        """Entries numbered below this may go. Runs in a thread beside the commits. `still_owner` is asked before each
+        step, and raises once what is there is another state's.
+        """
 
     def close(self) -> None: ...
 
@@ -104,7 +106,7 @@ class NoJournal:
     def make_ahead(self) -> None:
         pass
 
-    def trim(self, before: int) -> None:
+    def trim(self, before: int, still_owner: Callable[[], None]) -> None:
         pass
 
     def close(self) -> None:
@@ -213,7 +215,8 @@ class FileJournal:
             reserved = self._ahead.take_reserved(needed) if tidying else None
             if reserved is None:
                 raise DiskFull(
-                    f"no room for the journal in {self._folder}: free space there; reads go on meanwhile"
+                    f"no room for the journal in {self._folder}: free space there, or keep less history "
+                    "(history_bytes); reads go on meanwhile"
                 ) from error
             fd = reserved
         self._begin(fd, self._tail)
@@ -269,6 +272,8 @@ class FileJournal:
         if self.missing is not None:  # a loss that was taken is not met again
             os.ftruncate(self._committed_fd, 0)
         self._note_committed(self._tail)
+        if self.missing is not None:  # nor behind another power cut
+            os.fdatasync(self._committed_fd)
 
     def _read_committed(self) -> Tail | None:
         noted = entries.last_committed(os.pread(self._committed_fd, COMMITTED_BYTES, 0))
@@ -286,10 +291,10 @@ class FileJournal:
 
     # --- the rest ----------------------------------------------------------------------------------------------------
 
-    def trim(self, before: int) -> None:
-        """Give up closed files all of whose entries are numbered below `before`, the oldest first."""
+    def trim(self, before: int, still_owner: Callable[[], None]) -> None:
         for path, following in pairwise(journal_files(self._folder)):
             if first_of(following) <= before:
+                still_owner()
                 self._ahead.keep(path)
                 failpoint.reach("trim.file")
         sync_folder(self._folder)

@@ -6,22 +6,18 @@ holds an older one is told `Compacted`.
 
 from __future__ import annotations
 
-import asyncio
 import os
 import shutil
 import time
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
 
 import msgspec
 
-from solewriter.engine_proc.journal import FileJournal
 from solewriter.engine_proc.lock import Lock
 from solewriter.shared import entry as entries
 from solewriter.shared.chain import first_entry_of, first_of, journal_files
 from solewriter.shared.checkpoint import Checkpoint, checkpoint_files, checkpoint_path
-from solewriter.shared.config import Limits
 from solewriter.shared.entry import FILE_HEADER_BYTES, Entry, Life, Private
 from solewriter.shared.errors import EngineUnavailable
 from solewriter.shared.folder import StateFolder, replace_file, sync_folder
@@ -48,8 +44,7 @@ def truncate(folder: StateFolder, revision: int) -> tuple[Cut, Path]:
         kept = folder.path.with_name(f"{folder.path.name}.before-repair-{time.time_ns()}")
         shutil.copytree(folder.path, kept, ignore=shutil.ignore_patterns("engine.sock"))
         os.sync()  # the copy is there before anything goes
-        _cut(folder.path, cut)
-        _begin_history(folder.path, life)
+        _cut(folder.path, cut, life)
     finally:
         lock.release()
     return cut, kept
@@ -96,36 +91,26 @@ def _has_checkpoint(folder: Path, first: Entry) -> bool:
         return False
 
 
-def _cut(folder: Path, cut: Cut) -> None:
-    """The rest goes: later files and checkpoints, then what follows in the file itself."""
+def _cut(folder: Path, cut: Cut, life: Life) -> None:
+    """The rest goes: later files and checkpoints, then what follows in the file itself, where the life ends that was,
+    and another history begins. What was committed is said last: until then no engine starts here.
+    """
     for path in journal_files(folder):
         if path > cut.path:
             path.unlink()
     for number, path in checkpoint_files(folder).items():
         if number > cut.number:
             path.unlink()
+    ended = msgspec.structs.replace(life, history=os.urandom(16), drained=True)
+    number, now_us = cut.number + 1, time.time_ns() // 1000
+    packed, crc = entries.pack(number, cut.revision, now_us, cut.crc, [], Private(life=ended))
     with cut.path.open("r+b") as file:
         size = file.seek(0, os.SEEK_END)
         file.seek(cut.offset)
-        file.write(bytes(size - cut.offset))
+        file.write(packed.ljust(size - cut.offset, b"\0"))
         file.flush()
         os.fsync(file.fileno())
-    note, place = entries.committed_note(cut.number, cut.crc)
+    sync_folder(folder)
+    note, place = entries.committed_note(number, crc)
     replace_file(folder / "committed", bytes(place) + note)
     sync_folder(folder)
-
-
-def _begin_history(folder: Path, life: Life) -> None:
-    """A new history id, journaled as the end of a life."""
-    state_id = entries.read_file_header(files := journal_files(folder)[0], files.read_bytes()).state_id
-    with ThreadPoolExecutor(1) as beside:
-        journal = FileJournal(folder, state_id, Limits(), beside, power=True)
-        found = journal.newest_whole()
-        revision = 0
-        for entry in journal.replay(found[1].checkpoint.entry + 1 if found is not None else 1):
-            revision = entry.revision
-        assert journal.missing is None, "the note of what was committed was cut, too"
-        new = msgspec.structs.replace(life, history=os.urandom(16), drained=True)
-        journal.append(revision, time.time_ns() // 1000, [], Private(life=new))
-        asyncio.run(journal.commit(durable=True))
-        journal.close()

@@ -50,7 +50,8 @@ class Limits(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     # for its reply. A commit of 0.1 to 0.3 ms behind it costs 1 to 3 %
     turn_slice_s: float = 0.00015  # what a session gets at once before others have theirs and lanes are read again:
     # some 7 requests, so that going round costs 1 %. A quiet agent waits for one, and at most one is added to its turn
-    lane_read_bytes: int = 256 * KIB  # what one wake-up takes from one lane: bounded work, so that lanes take turns
+    lane_read_bytes: int = 32 * KIB  # what one wake-up takes from one lane, some 350 small requests: for the 0.6 ms of
+    # decoding them everybody waits
     lane_requests_max: int = 512  # requests of one lane waiting for a turn; above it that lane is not read
     lane_bytes_max: int = 512 * KIB  # the same in bytes of frames: 1,024 lanes cannot hold more than 0.5 GiB
     reply_backlog_bytes_max: int = (
@@ -120,6 +121,7 @@ BACKLOG = 256  # processes that may be connecting at once: a farm starts all its
 ACCEPT_PAUSE_S = 0.5  # after an accept that failed, for want of descriptors say
 HANDSHAKE_BYTES_MAX = 64 * KIB  # of one hello or welcome; a few hundred bytes are usual
 GAPS_MAX = 64  # of a session: how many of its takeovers it remembers what was never read for; before that: Forgotten
+RESULTS_UNPACKED = 16  # of one remembered request, as objects of 200 bytes each; more of them are kept packed, 40 bytes
 SESSION_FRAMES_MAX = 2**40  # of one session: 34 years at a thousand a second
 MESSAGE_MAX = 2_000  # characters of a refusal: it is journaled, and remembered for a whole window
 PROBLEMS_MAX = 10  # failing fields that one refusal names

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import os
 import shutil
 import struct
 import threading
@@ -22,7 +23,7 @@ from solewriter.shared import record
 from solewriter.shared.chain import entries_between, first_entry_of, first_of, journal_files, oldest_entry
 from solewriter.shared.checkpoint import Checkpoint, checkpoint_files
 from solewriter.shared.config import KIB, MIB, Limits
-from solewriter.shared.errors import EngineUnavailable, JournalCorrupt, Locked
+from solewriter.shared.errors import EngineStartFailed, EngineUnavailable, JournalCorrupt, Locked
 from solewriter.shared.folder import StateFolder
 
 LIMITS = Limits(
@@ -447,6 +448,27 @@ def test_a_repaired_folder_has_another_history(folder, start_engine):
             client.create(Task(title="x"))
         with pytest.raises(Compacted, match="another history"):
             next(watch)
+
+
+@pytest.mark.parametrize("step", ["fsync", "rename"])
+def test_a_repair_that_is_killed_leaves_a_folder_that_waits_for_the_next_one(folder, start_engine, step):
+    """No engine goes on under the old history, which would give revisions out again."""
+    revision = verify(folder).revision
+    with open_reader(folder, offline=True) as reader:
+        history = reader.snapshot().history_id
+    child = os.fork()
+    if child == 0:
+        setattr(os, step, lambda *_: os._exit(9))
+        truncate(StateFolder(folder), revision - 5)
+        os._exit(0)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 9
+    with pytest.raises(EngineStartFailed, match=r"committed and are not in the journal|not the one that was committed"):
+        start_engine(folder, limits=LIMITS)
+    truncate(StateFolder(folder), revision - 5)
+    start_engine(folder, limits=LIMITS)
+    with open_reader(folder) as reader, reader.snapshot() as snap:
+        assert snap.history_id != history
+        assert snap.revision <= revision - 5
 
 
 def test_damage_behind_the_cut_goes_with_it(folder, start_engine):

@@ -16,6 +16,7 @@ from solewriter.shared.chain import first_of, journal_files
 from solewriter.shared.checkpoint import CheckpointWriter, Directory, checkpoint_files, checkpoint_path
 from solewriter.shared.config import CHECKPOINT_NICE, KIB, Limits
 from solewriter.shared.entry import Private
+from solewriter.shared.errors import EngineUnavailable
 
 STATE = b"0123456789abcdef"
 LIMITS = Limits(journal_file_bytes=4 * KIB, checkpoint_after_bytes=16 * KIB, history_bytes=0)
@@ -58,11 +59,11 @@ def grow(journal, count):
 def held(tmp_path, journal):
     """`held()`: the checkpoints of this journal's engine, and what it logs."""
 
-    def start(make=make):
+    def start(make=make, still_owner=lambda: None):
         log = []
         made = Checkpoints(
             tmp_path, Order("", "", "", STATE, (0, 0), 0), lambda order: make(order, journal.tail.number), AtOnce(),
-            journal, LIMITS, AtOnce(), lambda name: pytest.fail("not asked for"), log.append, lambda: None,
+            journal, LIMITS, AtOnce(), lambda name: pytest.fail("not asked for"), log.append, still_owner,
         )  # fmt: skip
         return made, log
 
@@ -127,11 +128,65 @@ def test_one_that_fails_is_said_and_leaves_nothing_and_another_is_due_later(held
     checkpoints, log = held(fail)
     grow(journal, 9)
     checkpoints.begin(lambda made: pytest.fail("it was not made"))
-    assert log == ["a checkpoint was not made: no room"]
+    assert log == ["a checkpoint was not made: OSError: no room"]
     assert [*tmp_path.glob("checkpoint*")] == []
     assert not checkpoints.due
     grow(journal, 4)
     assert checkpoints.due
+
+
+def test_one_that_nobody_expected_to_fail_is_followed_by_another_too(held, journal):
+    def fail(order, entry):
+        raise MemoryError
+
+    checkpoints, log = held(fail)
+    grow(journal, 9)
+    checkpoints.begin(lambda made: pytest.fail("it was not made"))
+    assert log == ["a checkpoint was not made: MemoryError: "]
+    grow(journal, 4)
+    assert checkpoints.due
+
+
+def test_those_that_failed_make_the_next_one_late(held, journal):
+    """The journal that a start has to read is as long as it is, however often somebody tried."""
+    asked = []
+
+    def fail_at_first(order, entry):
+        asked.append(order.nice)
+        if len(asked) < 4:
+            raise OSError("no room")
+        return make(order, entry)
+
+    checkpoints, _ = held(fail_at_first)
+    for count in (9, 4, 4, 4):
+        grow(journal, count)
+        assert checkpoints.due
+        checkpoints.begin(lambda made: None)
+    assert asked == [CHECKPOINT_NICE, CHECKPOINT_NICE, 0, 0]
+
+
+@pytest.mark.parametrize("asked", [1, 2, 4])
+def test_nothing_goes_of_a_folder_that_is_another_states_by_now(held, journal, tmp_path, asked):
+    """Moved away while a trim waited, say, with a restored copy in its place: before every step somebody looks."""
+    left = []
+
+    def still_owner():
+        if left and not left.pop():
+            raise EngineUnavailable("the folder is another one")
+
+    grow(journal, 9)
+    old, _ = held()
+    old.begin(lambda made: None)
+    checkpoints, log = held(still_owner=still_owner)
+    grow(journal, 30)
+    assert len(journal_files(tmp_path)) > 3
+    done = []
+    checkpoints.begin(done.append)
+    left += [False, *[True] * (asked - 1)]
+    before = sorted(tmp_path.iterdir())
+    checkpoints.noted(done[0], 0)
+    assert log == ["trimming: the folder is another one"]
+    assert len(before) - len(set(before) & set(tmp_path.iterdir())) == max(0, asked - 2)
 
 
 def test_history_goes_only_behind_a_checkpoint_that_is_journaled(held, journal, tmp_path):

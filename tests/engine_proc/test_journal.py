@@ -639,6 +639,10 @@ def test_a_side_file_torn_in_its_newest_half_says_what_the_other_half_says(opene
     assert journal.missing == Missing(4, 4, f"{path.name}:{starts[3]}")
 
 
+def nothing():
+    """It is still this journal's folder."""
+
+
 # --- trimming ---------------------------------------------------------------------------------------------------------
 
 
@@ -647,14 +651,14 @@ def test_trimming_removes_whole_files_below_and_never_the_current_one(opened, fo
     journal, _ = opened()
     firsts = [int(path.stem.removeprefix("journal-")) for path in journal_files(folder)]
     assert len(firsts) > 3
-    journal.trim(firsts[1] - 1)
+    journal.trim(firsts[1] - 1, nothing)
     assert len(journal_files(folder)) == len(firsts)
-    journal.trim(firsts[2])
+    journal.trim(firsts[2], nothing)
     assert [int(path.stem.removeprefix("journal-")) for path in journal_files(folder)] == firsts[2:]
     let_go(journal)
     journal, found = opened(first=firsts[2])
     assert numbers(found) == list(range(firsts[2], 101))
-    journal.trim(10_000)
+    journal.trim(10_000, nothing)
     assert len(journal_files(folder)) == 1
     assert commit(journal) == 101
     let_go(journal)
@@ -670,7 +674,7 @@ def test_a_replay_begins_with_the_entry_that_is_asked_for_and_is_refused_without
         assert numbers(found) == list(range(first, 101))
         let_go(journal)
     journal, _ = opened()
-    journal.trim(second)
+    journal.trim(second, nothing)
     let_go(journal)
     with pytest.raises(JournalCorrupt, match="a file is missing"):
         opened(first=second - 1)
@@ -681,7 +685,7 @@ def test_trimmed_files_are_written_again_and_what_they_held_is_never_replayed(op
     journal, _ = opened(power=power)
     while len(journal_files(folder)) < 6:
         commit(journal, 300)
-    journal.trim(journal.tail.number)
+    journal.trim(journal.tail.number, nothing)
     spare = {inode(path) for path in folder.glob("spare-*.log")}
     assert len(spare) > 1
     first = int(journal_files(folder)[0].stem.removeprefix("journal-"))
@@ -721,7 +725,7 @@ def test_a_trimmed_file_that_somebody_keeps_under_another_name_is_never_written_
     for path in journal_files(folder)[:-1]:
         os.link(path, kept / path.name)
         before[path.name] = path.read_bytes()
-    journal.trim(journal.tail.number)
+    journal.trim(journal.tail.number, nothing)
     for _ in range(300):
         commit(journal, 300)
     assert {path.name: path.read_bytes() for path in kept.iterdir()} == before
@@ -749,7 +753,7 @@ def test_at_most_so_many_spare_files_are_kept(opened, folder):
     written(opened, 600, 300)
     journal, _ = opened()
     assert len(journal_files(folder)) > 12
-    journal.trim(600)
+    journal.trim(600, nothing)
     assert len([*folder.glob("spare-*.log")]) == 8
 
 
@@ -818,6 +822,17 @@ def test_where_entries_may_be_lost_in_any_order_all_behind_the_first_lost_one_go
     let_go(journal)
     _, found = opened()
     assert numbers(found) == list(range(1, hole + 2))
+
+
+def test_that_a_loss_was_taken_is_on_disk_before_anything_follows(opened, folder, calls):
+    """Or a second power cut brings back the note of what is gone, and nothing starts any more."""
+    written(opened, 100, 300)
+    overwrite(journal_files(folder)[-1], places(journal_files(folder)[-1])[0][0], bytes(40))
+    calls.clear()
+    journal, _ = opened(may_be_cut=lambda: True)
+    assert journal.missing is not None
+    noted = inode(folder / "committed")
+    assert [verb for verb, what in calls if what == noted] == ["pwrite", "fdatasync"]
 
 
 def test_where_entries_may_be_lost_a_file_that_is_missing_ends_the_history(opened, folder):
@@ -1168,6 +1183,6 @@ def test_without_durability_entries_are_counted_and_forgotten():
         asyncio.run(journal.commit(durable=True))
         assert journal.tail == Tail(number, 0)
     journal.make_ahead()
-    journal.trim(2)
+    journal.trim(2, nothing)
     assert journal.newest_whole() is None
     journal.close()

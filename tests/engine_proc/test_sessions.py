@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import msgspec
 import pytest
 
-from solewriter.engine_proc.sessions import ENGINE_ID, FORGOTTEN, NEVER, HelloRefused, Sessions
+from solewriter.engine_proc.sessions import ENGINE_ID, FORGOTTEN, NEVER, HelloRefused, Session, Sessions
+from solewriter.shared import wire
 from solewriter.shared.config import FRAME_REQUESTS_MAX, NAME_MAX, SESSION_FRAMES_MAX, WIRE_VERSION, Limits
-from solewriter.shared.entry import Outcome, SessionChange
+from solewriter.shared.entry import Outcome, SessionChange, SessionState
 from solewriter.shared.handshake import Hello
 from solewriter.shared.request_ids import default_id, session_number
 from solewriter.shared.wire import Status
@@ -123,3 +125,24 @@ def test_to_forget_a_session_that_is_not_there_is_nothing(sessions):
     ann = greet(sessions, hello())
     sessions.forget([ann, ann])
     assert len(sessions) == 0
+
+
+def test_the_results_of_large_requests_are_kept_packed_and_told_as_they_were(sessions):
+    number = greet(sessions, hello())
+    written = [(version, 64 * version, "Task", f"t{version}") for version in range(1, 1_001)]
+    sessions.remember(
+        [Outcome(number, 0, Status.APPLIED, 7, written[:2]), Outcome(number, 1, Status.APPLIED, 8, written)]
+    )
+    small, large = sessions.get(number).told[0], sessions.get(number).told[1]
+    assert small.detail == written[:2]
+    assert len(msgspec.msgpack.encode(large.detail)) < 40 * len(written)
+    assert isinstance(large.detail, msgspec.Raw)
+    (reply,) = wire.unpack_replies(bytearray(wire.pack_replies([(1, large.status, large.revision, large.detail)])))
+    assert [tuple(one) for one in reply[3]] == written
+    (again,) = [
+        Session.of(state)
+        for state in msgspec.convert(
+            msgspec.msgpack.decode(msgspec.msgpack.encode(sessions.states())), list[SessionState]
+        )
+    ]
+    assert msgspec.msgpack.decode(again.told[1].detail) == [[one[0], 0, *one[2:]] for one in written]

@@ -129,10 +129,11 @@ def test_poisoned_frames_are_refused_and_nothing_is_imported_called_or_opened(
         raw.write(raw.frame([Update(Task.ref("t"), {"title": "after"})]))
         assert raw.reply()[1] == 0
         assert client.get(Task, "t").title == "after"
-        assert log.read_text() == ""
+        hellos = f"open('/proc/{os.getpid()}/stat'"  # when its process began: of those lanes that came anew
+        assert [line for line in log.read_text().splitlines() if not line.startswith(hellos)] == []
         for reply in client.submit_many(Create(Task(title="x", description="y" * 10_000)) for _ in range(100)):
             reply.check()
-        assert "open" in log.read_text(), "the hook sees nothing: growing the heap opens a file"
+        assert "/dev/shm" in log.read_text(), "the hook sees nothing: growing the heap opens a file"
     assert engine.pid == pid
     assert not os.path.exists("/tmp/solewriter-was-here")
 
