@@ -226,7 +226,7 @@ class Round:
         self.evidence.fault(f"SIGKILL of {worker.path.stem}")
         status = self._nursery.wait(worker.pid, kill=True)
         self._left(worker)
-        if status != -signal.SIGKILL:
+        if status != -signal.SIGKILL and (status or worker.client_id not in self._shared):  # else told that it is older
             self._failed.append(f"{worker.path.stem} ended by itself with status {status}")
         self.kills[worker.role] += 1
         if worker.role == "agent":
@@ -284,8 +284,8 @@ class Round:
 
     def _outcome(self, gathered: Gathered, verdict: Verdict, seconds: float) -> Outcome:
         engine = self.engine
-        found = [violation for violation in verdict.violations if violation.name not in WHOLE_CAMPAIGN]
-        found += [Violation(0, "a process failed", what) for what in (*self._failed, *engine.crashes)]
+        found = [Violation(0, "a process failed", what) for what in (*self._failed, *engine.crashes)]
+        found += [violation for violation in verdict.violations if violation.name not in WHOLE_CAMPAIGN]
         return Outcome(
             verdict._replace(violations=found),
             {**self.kills, "engine": engine.kills},

@@ -66,19 +66,19 @@ def cascade(draft: Draft) -> None:
     """
     cascades = draft.turn.coordination.cascades | draft.turn.cascades
     written = [step for step in draft.steps.values() if step.op and step.exists and step.state.code in cascades]
-    for step in written:
-        if not DEPENDS.isdisjoint(step.touched):
-            for key in step.field("dependencies"):
-                on = draft.steps.get((step.kind.name, key)) or draft.before(step.kind.name, key)
-                if on.exists and state_of(on.field) == Dependency.ENDED and _goes_with_it(step, on):
-                    step.change(step.op, step.reason, {"status": "cancelled"})
+    new = [step for step in written if not DEPENDS.isdisjoint(step.touched)]  # which the board does not know yet
+    for step in new:
+        for key in step.field("dependencies"):
+            on = draft.steps.get((step.kind.name, key)) or draft.before(step.kind.name, key)
+            if on.exists and state_of(on.field) == Dependency.ENDED and _goes_with_it(step, on):
+                _go_with(step, on)
     ended = [step for step in written if _has_ended(step)]
     while ended:
         over = ended.pop()
-        for key in _board(draft, over).dependants(over.key):
-            step = draft.step(over.kind.name, key)
-            if _goes_with_it(step, over):
-                cancel(step, f"{over.key} is {over.field('status')}")
+        known = _board(draft, over).dependants(over.key)
+        for step in [*(draft.step(over.kind.name, key) for key in known), *new]:
+            if step.state is over.state and _goes_with_it(step, over):
+                _go_with(step, over)
                 check_size(draft)
                 ended.append(step)
 
@@ -94,6 +94,14 @@ def _goes_with_it(step: Step, over: Step) -> bool:
         and step.field("status") not in FINISHED
         and over.key in step.field("dependencies")
     )
+
+
+def _go_with(step: Step, over: Step) -> None:
+    """What the request says of it itself stays."""
+    if step.op:
+        step.change(step.op, step.reason, {"status": "cancelled"})
+    else:
+        cancel(step, f"{over.key} is {over.field('status')}")
 
 
 def cancel(step: Step, reason: str) -> None:

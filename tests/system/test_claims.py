@@ -279,6 +279,14 @@ def test_what_comes_to_depend_on_the_ended_goes_with_it_at_once(client):
     assert status(client, "hopeful") is TaskStatus.CANCELLED, "now there are none"
 
 
+def test_what_comes_to_depend_on_what_the_same_request_ends_goes_with_it(client):
+    make(client, task("first"), task("last"), task("second", dependencies=("first",), on_dependency_failure="cancel"))
+    with client.transaction() as tx:
+        tx.transition(Task.ref("first"), "rejected")
+        tx.update(Task.ref("last"), dependencies=("second",), on_dependency_failure="cancel")
+    assert {status(client, id).value for id in ("second", "last")} == {"cancelled"}
+
+
 def test_a_way_through_what_the_same_request_deletes_is_no_circle(client):
     make(client, task("a"), task("b", dependencies=("a",)), task("c", dependencies=("b",)))
     with client.transaction() as tx:
