@@ -32,7 +32,7 @@ from solewriter.shared.mutations import Create, Update
 
 NO_MODELS = b"]."  # an empty list, pickled
 SESSION = 7
-LIMITS = Limits(turn_slice_s=60.0, turn_max_s=60.0)  # a turn takes all that it is given, however slow the machine is
+LIMITS = Limits(turn_slice_s=60.0, turn_max_s=60.0, batch_max=FRAME_REQUESTS_MAX)  # a turn takes all that it is given
 TIME_US = 1_700_000_000_000_000
 
 

@@ -43,7 +43,7 @@ def model() -> Model:
 def ask(model: Model, *mutations, guards=(), actor="me", now=NOW) -> list[int]:
     """Decide a request: the version of each mutation's entity."""
     steps = [step_of(mutation) for mutation in mutations]
-    model.decide(steps, [condition_of(guard) for guard in guards], actor, now)
+    model.take(model.decide(steps, [condition_of(guard) for guard in guards], actor, now))
     return [model.version(step.key) for step in steps]
 
 
@@ -62,10 +62,13 @@ def entity(model: Model) -> Task:
 
 def test_it_is_small_and_shares_nothing_with_the_engine():
     text = Path(module.__file__).read_text()
-    assert len(text.splitlines()) < 100
+    assert len(text.splitlines()) < 200
     imported = {node.module for node in ast.walk(ast.parse(text)) if isinstance(node, ast.ImportFrom)}
     assert {name for name in imported if name.startswith("solewriter")} == {
+        "solewriter.agents.testing",
+        "solewriter.agents.testing.altered",
         "solewriter.agents.testing.steps",
+        "solewriter.agents.testing.tasks",
         "solewriter.shared.models",
     }
 

@@ -141,10 +141,11 @@ class History:
         """What must be told."""
         steps = [step_of(mutation) for mutation in mutations]
         try:
-            changed = self.model.decide(steps, [condition_of(guard) for guard in guards], ACTOR, "1970-01-01T00:00:00Z")
+            draft = self.model.decide(steps, [condition_of(guard) for guard in guards], ACTOR, "1970-01-01T00:00:00Z")
         except Refusal as refusal:
             return ("refused", refusal.args[0])
-        if changed:
+        self.model.take(draft)
+        if changed := draft.contents:
             before = self.states[-1]
             after = dict(before)
             ops = {step.key: step.op for step in steps}
