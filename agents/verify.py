@@ -192,6 +192,7 @@ class Replay:
 
     def _compare(self, checkpoint: Checkpoint) -> None:
         name = checkpoint.path.name
+        check_places(checkpoint)
         if checkpoint.directory.revision != self._revision:
             bad(f"{name} is of revision {checkpoint.directory.revision}, not {self._revision}", f"{name}:0")
         if checkpoint.directory.digest != self._digest():
@@ -212,6 +213,23 @@ class Replay:
             self._first_revision, self._revision, self._entries, self._records, entities, self._compared, torn_bytes,
             self._digest().hex(),
         )  # fmt: skip
+
+
+def check_places(checkpoint: Checkpoint) -> None:
+    """A start puts a checkpoint back as it is: each record must be where its key's slot says, and nowhere else."""
+    name, tables = checkpoint.path.name, checkpoint.directory.tables
+    keys = [checkpoint.keys(kind) for kind in range(len(tables))]
+    heads = [checkpoint.heads(kind) for kind in range(len(tables))]
+    found, alive = [0] * len(tables), [0] * len(tables)
+    for address, slot, body in checkpoint.placed():
+        kind, key = record.kind_at(body, 0), record.key_at(body, 0).decode()
+        if kind >= len(tables) or slot >= len(keys[kind]) or keys[kind][slot] != key or heads[kind][slot] != address:
+            bad(f"{name} does not find {key!r} where it lies", f"{name}:0")
+        found[kind] += 1
+        alive[kind] += not record.deleted_at(body, 0)
+    said = [sum(1 for head in one if head) for one in heads]
+    if found != said or alive != [table.alive for table in tables]:
+        bad(f"{name} has other entities than it says", f"{name}:0")
 
 
 def bad(what: str, place: str) -> NoReturn:

@@ -32,7 +32,7 @@ from solewriter.shared.columns import Column
 from solewriter.shared.config import CHECKPOINT_VERSION, CHUNK_SLOTS, FILLING_SWITCH_S, MIB
 from solewriter.shared.entry import CheckpointName
 from solewriter.shared.errors import UNDECODABLE, JournalCorrupt, LayoutMismatch
-from solewriter.shared.memory.heap import OFFSET_MASK, PREFIX, PREFIX_BYTES, START, padded
+from solewriter.shared.memory.heap import OFFSET_MASK, PREFIX, PREFIX_BYTES, START, address_of, padded
 from solewriter.shared.record import Flags
 from solewriter.shared.schema import Schema
 
@@ -305,15 +305,25 @@ class Checkpoint:
 
     def records(self) -> Iterator[tuple[int, bytes]]:
         """(slot, body) of everything, tombstones included. Raises JournalCorrupt."""
-        for section in self.directory.heap:
+        for _, slot, body in self.placed():
+            yield slot, body
+
+    def placed(self) -> Iterator[tuple[int, int, bytes]]:
+        """(address, slot, body) of the same."""
+        for number, section in enumerate(self.directory.heap, 1):
             segment, at = self.bytes_of(section), START
             while at < section.size:
                 length, slot, _ = PREFIX.unpack_from(segment, at)
                 body = segment[at + PREFIX_BYTES : at + PREFIX_BYTES + length]
                 if not record.checked(body):
                     raise self._damaged("has a record that fails its checksum", section.blocks[0].offset)
-                yield slot, body
+                yield address_of(number, at), slot, body
                 at += padded(length)
+
+    def heads(self, kind: int) -> memoryview[int]:
+        """The addresses of a kind's records by slot; 0 where nobody has one."""
+        parts = [self.bytes_of(chunk[0]) for chunk in self.directory.tables[kind].chunks]
+        return memoryview(b"".join(parts)).cast("Q")
 
     def verify(self) -> None:
         """Read everything. Raises JournalCorrupt naming the first bad place."""

@@ -7,20 +7,31 @@ import struct
 import sys
 import threading
 import zlib
+from array import array
 from zlib import crc32
 
 import msgspec
 import pytest
 
+from solewriter.agents.verify import check_places
 from solewriter.shared import checkpoint as checkpoints
 from solewriter.shared import record
-from solewriter.shared.checkpoint import Block, Checkpoint, CheckpointWriter, Directory, Section
+from solewriter.shared.checkpoint import (
+    Block,
+    Checkpoint,
+    CheckpointWriter,
+    Directory,
+    IndexImage,
+    Section,
+    TableImage,
+)
 from solewriter.shared.config import CHECKPOINT_VERSION, MIB
 from solewriter.shared.errors import JournalCorrupt, LayoutMismatch
-from solewriter.shared.memory.heap import PREFIX, START, padded
+from solewriter.shared.memory.heap import PREFIX, START, address_of, padded
 
 STATE = b"0123456789abcdef"
 BODY = record.pack(0, 0, 1, 6, 1, 1, 0, 2, 3, b"t-1", b"ann", b"", b"", b"", b"", b"\x80")
+HEAD = address_of(1, START)
 LONG = os.urandom(MIB) + b"x" * 1_000  # two blocks
 
 
@@ -186,3 +197,32 @@ def test_a_record_that_fails_its_checksum_is_damage_whatever_the_blocks_say(writ
     flipped = BODY[:-1] + bytes([BODY[-1] ^ 1])
     with Checkpoint(write([segment_of(flipped)])) as one, pytest.raises(JournalCorrupt, match="fails its checksum"):
         list(one.records())
+
+
+@pytest.mark.parametrize(
+    ("keys", "heads", "alive", "problem"),
+    [
+        (["t-1", None], [HEAD, 0], 1, None),
+        (["t-2", None], [HEAD, 0], 1, "does not find 't-1' where it lies"),
+        ([None, "t-1"], [0, HEAD], 1, "does not find 't-1' where it lies"),
+        (["t-1", None], [HEAD + 8, 0], 1, "does not find 't-1' where it lies"),
+        (["t-1", "t-2"], [HEAD, HEAD], 1, "has other entities than it says"),
+        (["t-1", None], [HEAD, 0], 2, "has other entities than it says"),
+    ],
+)
+def test_verify_finds_a_record_that_is_not_where_its_slot_says(tmp_path, keys, heads, alive, problem):
+    """Every sum is right: whoever made it was wrong."""
+    writer = CheckpointWriter(tmp_path / "checkpoint-1", STATE)
+    heap, slots = [writer.add(segment_of(BODY))], writer.add(array("Q", heads))
+    table = TableImage(
+        (), len(keys), alive, writer.add(msgspec.msgpack.encode(keys)), [[slots, writer.add(bytes(len(keys)))]],
+        IndexImage([], 0, []), [],
+    )  # fmt: skip
+    writer.finish(1, Directory(1, 0, ["Task"], [], heap, 0, 0, [table], bytes(16)))
+    writer.close()
+    with Checkpoint(tmp_path / "checkpoint-1") as one:
+        if problem is None:
+            check_places(one)
+            return
+        with pytest.raises(JournalCorrupt, match=problem):
+            check_places(one)
