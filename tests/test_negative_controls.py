@@ -178,7 +178,6 @@ MORE: dict[str, list[Caught]] = {  # those of rooms that came later
     "a claim that protects nothing": [
         Caught("claims_are_not_fenced", CAMPAIGN, "campaign: handed in under an old claim, or under none"),
         Caught("no_token_needed", CLAIMS, "claim machine: another agent's task is handed in"),
-        Caught("old_tokens_are_good", CLAIMS, "claim machine: the displaced is not told"),
     ],
     "claims that outlive their agents, or do not outlive the engine": [
         Caught("nobody_dies", CLAIMS, "claim machine: the loss is waited for in vain"),
@@ -187,7 +186,6 @@ MORE: dict[str, list[Caught]] = {  # those of rooms that came later
         ),
     ],
     "a readiness that is not so": [
-        Caught("attempts_without_end", CLAIMS, "claim machine: a dead letter is claimed"),
         Caught("dependencies_do_not_count", CLAIMS, "claim machine: claimed too early"),
         Caught("nothing_is_cancelled_with_another", CLAIMS, "claim machine: what is stored"),
         Caught("the_youngest_first", CLAIMS, "claim machine: the order"),

@@ -412,17 +412,6 @@ def no_token_needed() -> None:
     fencing.settle = lambda draft: None
 
 
-def old_tokens_are_good() -> None:
-    from solewriter.engine_proc.decide import guards
-
-    def show(draft, kind_name, key, token):
-        step = draft.before(kind_name, key)
-        lease = draft.turn.lease((step.state.code, key))
-        draft.shown[step.state.code, key] = token if lease is None else lease.token
-
-    guards.show = show
-
-
 def nobody_dies() -> None:
     from solewriter.engine_proc.tending import Tending
 
@@ -436,12 +425,6 @@ def leases_are_not_journaled() -> None:
 
     true = Turn.private
     Turn.private = lambda turn: msgspec.structs.replace(true(turn), leases=[])
-
-
-def attempts_without_end() -> None:
-    from solewriter.engine_proc.coordination import board
-
-    board.attempts_left = lambda field: True
 
 
 def dependencies_do_not_count() -> None:
@@ -469,10 +452,8 @@ def the_youngest_first() -> None:
 
 BUGS = [
     no_token_needed,
-    old_tokens_are_good,
     nobody_dies,
     leases_are_not_journaled,
-    attempts_without_end,
     dependencies_do_not_count,
     nothing_is_cancelled_with_another,
     the_youngest_first,
