@@ -766,6 +766,7 @@ BUGS = [
 ]
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize(("place", "name", "bug"), [pytest.param(*bug, id=bug[2].__name__) for bug in BUGS])
 def test_a_seeded_bug_is_found(start_engine, tmp_path, wait_until, plant, place, name, bug):
     plant(place, name, bug)

@@ -202,6 +202,7 @@ LOOKING = [
 ]
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize(("place", "name", "bug"), [pytest.param(*bug, id=bug[2].__name__) for bug in LOOKING])
 def test_a_seeded_bug_of_a_reader_is_seen(notes_of_looks, plant, place, name, bug):
     plant(place, name, bug)
@@ -240,6 +241,7 @@ FOLLOWING = [
 ]
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize(("place", "name", "bug"), [pytest.param(*bug, id=bug[2].__name__) for bug in FOLLOWING])
 def test_a_seeded_bug_of_a_watch_is_seen(notes_of_changes, plant, place, name, bug):
     plant(place, name, bug)
