@@ -43,7 +43,7 @@ def graph(count: int, chance: random.Random) -> list[Task]:
     [
         pytest.param(400, 6, 3, id="small"),
         pytest.param(10_000, 16, 8, id="large", marks=[pytest.mark.heavy, pytest.mark.timeout(600)]),
-        pytest.param(100_000, 8, 4, id="vast", marks=[pytest.mark.heavy, pytest.mark.timeout(900)]),
+        pytest.param(100_000, 8, 4, id="vast", marks=[pytest.mark.long, pytest.mark.timeout(900)]),
     ],
 )
 def test_every_task_is_done_once_by_a_valid_token_whoever_is_killed(
