@@ -14,6 +14,8 @@ from powercut.recovery import Found, Recoverer, Refusal
 from solewriter.shared.errors import EngineUnavailable
 from solewriter.shared.folder import StateFolder, Whereabouts
 
+pytestmark = pytest.mark.heavy
+
 ENDS = ("kill", "stop")
 FEW, SOME, MANY = 4, 16, 60  # turns: one journal file, a checkpoint or two, several files
 

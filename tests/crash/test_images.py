@@ -11,6 +11,8 @@ from powercut.log import Operation
 from powercut.recovery import Verdict, judged
 from powercut.story import Play, lives, played
 
+pytestmark = pytest.mark.heavy
+
 PLAIN_TURNS, HEAVY_TURNS = 6, 24
 PLAIN_EACH, HEAVY_EACH = 1, 6  # images of every cut
 

@@ -19,6 +19,8 @@ from solewriter.engine_proc.engine import SingleWriter
 from solewriter.engine_proc.journal import FileJournal
 from solewriter.shared import entry as entries
 
+pytestmark = pytest.mark.heavy
+
 Patch = pytest.MonkeyPatch
 
 

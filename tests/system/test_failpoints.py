@@ -38,6 +38,8 @@ from solewriter.shared.config import KIB
 from solewriter.shared.failpoint import NAMES, VARIABLE
 from solewriter.shared.folder import StateFolder, runs
 
+pytestmark = pytest.mark.heavy
+
 DECIDING = ["decide.begin", "decide.refused"]  # a kill there names the request that was being decided
 STEPS = [
     "bridge.read",

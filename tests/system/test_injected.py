@@ -30,6 +30,8 @@ from solewriter import (
     open_reader,
 )
 
+pytestmark = pytest.mark.heavy
+
 STRACE = ["strace", "-D", "-f", "-q", "-y"]  # -D: the engine stays its owner's child
 QUICK = "--seccomp-bpf"  # what is not watched runs as fast as ever; but no signal can be injected then
 WATCHED = "pwrite64,pwritev,write,fdatasync,fsync,rename,unlink,accept4,fallocate"
