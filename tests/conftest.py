@@ -55,6 +55,11 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
 # --- hostile bytes ---------------------------------------------------------------------------------------------------
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """What takes minutes begins, so that nobody waits for it at the end; the rest in its order."""
+    items.sort(key=lambda item: "heavy" not in item.path.parts)
+
+
 @pytest.fixture(scope="session")
 def poison() -> dict[str, Any]:
     """What `tests/fixtures/poison.py` has: `corpus()`, `greedy()`, `TRACE` and more."""
