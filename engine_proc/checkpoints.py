@@ -23,7 +23,7 @@ from solewriter.shared.chain import first_of, journal_files
 from solewriter.shared.checkpoint import Checkpoint, checkpoint_files, checkpoint_path
 from solewriter.shared.config import CHECKPOINT_LATE, CHECKPOINT_NICE, CHECKPOINT_RATIO, CHECKPOINT_SLOW, Limits
 from solewriter.shared.entry import CheckpointName, PrivateState
-from solewriter.shared.errors import JournalCorrupt, SolewriterError
+from solewriter.shared.errors import JournalCorrupt
 from solewriter.shared.folder import sync_folder
 
 
@@ -153,8 +153,8 @@ class Checkpoints:
                 checkpoint_path(self._folder, entry).unlink(missing_ok=True)
                 del self._held[entry]
             failpoint.reach("trim.done")
-        except (OSError, SolewriterError) as error:  # what stays is looked at again behind the next checkpoint
-            self._log(f"trimming: {error}")
+        except Exception as error:  # what stays is looked at again behind the next checkpoint
+            self._log(f"trimming: {type(error).__name__}: {error}")
 
 
 def oldest_kept(

@@ -132,10 +132,10 @@ def header_of_a_used_file_kept(patch: Patch) -> None:
 
 
 def used_file_taken_before_its_old_name_is_gone(patch: Patch) -> None:
-    def trim(self: FileJournal, before: int) -> None:
+    def trim(self: FileJournal, before: int, still_owner: Callable[[], None]) -> None:
         with Patch.context() as inner:
             inner.setattr(journals, "sync_folder", lambda folder: None)
-            trimming(self, before)
+            trimming(self, before, still_owner)
 
     trimming = FileJournal.trim
     patch.setattr(FileJournal, "trim", trim)

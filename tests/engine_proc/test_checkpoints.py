@@ -185,7 +185,7 @@ def test_nothing_goes_of_a_folder_that_is_another_states_by_now(held, journal, t
     left += [False, *[True] * (asked - 1)]
     before = sorted(tmp_path.iterdir())
     checkpoints.noted(done[0], 0)
-    assert log == ["trimming: the folder is another one"]
+    assert log == ["trimming: EngineUnavailable: the folder is another one"]
     assert len(before) - len(set(before) & set(tmp_path.iterdir())) == max(0, asked - 2)
 
 
