@@ -161,9 +161,8 @@ def test_any_flipped_bit_changes_nothing_or_is_named(
     assert flipped(place, stores(durability, "kill", FEW), step) >= count
 
 
-@pytest.mark.heavy
 @pytest.mark.timeout(900)
-@pytest.mark.parametrize("durability", ["power", "process"])
+@pytest.mark.parametrize("durability", ["power", pytest.param("process", marks=pytest.mark.long)])
 def test_any_flipped_bit_of_checkpoints_too_changes_nothing_or_is_named(
     place: Path, stores: Callable[..., Any], durability: str
 ) -> None:

@@ -393,11 +393,11 @@ def budget(examples: int, steps: int) -> settings:
 
 
 def test_claims_are_as_the_model_says_whoever_dies(machine):
-    """Few here: what is counted is in the heavy run."""
+    """Few here: what is counted is in the long run."""
     run_state_machine_as_test(machine, settings=budget(2, 15))
 
 
-@pytest.mark.heavy
+@pytest.mark.long
 @pytest.mark.timeout(900)
 def test_many_claims_are_as_the_model_says_whoever_dies(machine):
     run_state_machine_as_test(machine, settings=budget(25, 40))
