@@ -210,6 +210,15 @@ def test_a_queue_that_is_held_is_passed_over_and_keeps_its_order(served):
     assert served.all()[-1] == "f"
 
 
+def test_who_is_not_held_has_its_turn_when_others_are_let_go(served):
+    served.add(1, "a")
+    served.queueing.next.held = True
+    served.queueing.served(0.0)
+    served.add(2, "b")
+    served.queueing.let_go()
+    assert sorted(served.all()) == ["a", "b"]
+
+
 loads = st.dictionaries(
     st.integers(0, 20), st.tuples(st.floats(0.001, 5.0), st.integers(1, 300)), min_size=2, max_size=8
 )

@@ -279,6 +279,28 @@ def test_a_key_that_comes_back_in_the_next_slot_of_all_is_not_among_the_forgotte
         assert note.forgotten == (0, {})
 
 
+def test_a_slot_whose_tombstone_came_with_the_checkpoint_is_the_next_keys(recovered, tmp_path):
+    """What was deleted is forgotten behind the checkpoint, and nothing tells so but the new key in its slot."""
+    state, large = tmp_path / "state", "x" * 4_000
+    often = Limits(**WORKING, checkpoint_after_bytes=64 * KIB)
+    with Engine(state, durability="process", limits=often, models=[Note]), connect(state) as client:
+        client.put(Note(id="gone"))
+        client.delete(Note.ref("gone"))
+        while not named(state):
+            client.put(Note(id="n0", label=large))
+    with Engine(state, durability="process", limits=Limits(**WORKING), models=[Note]), connect(state) as client:
+        for number in range(MAKING_MAX):
+            client.put(Note(id=f"n{number}", label=large))
+            for size in range(3):
+                client.put(Note(id="n0", label=large, size=size))
+            if any(entry.changes.slots for entry in journaled(state)):
+                break
+    for recent_bytes in (2**40, 1):
+        note = recovered(state, [Note], recent_bytes=recent_bytes).state.named("Note")
+        assert "gone" not in note.slots
+        assert note.slots[f"n{number}"] == 0
+
+
 @pytest.mark.parametrize("seed", range(20))
 def test_outcomes_that_are_remembered_are_as_if_every_one_had_been_told(seed):
     dice, limits = random.Random(seed), Limits(window_max=4, request_ids_max=6)

@@ -273,6 +273,9 @@ def test_in_a_pipeline_a_refusal_is_a_value():
     plain = wireform.plain_mutation(Delete(STORED), REGISTRY)
     assert wireform.plain_or_refused(Delete(STORED), REGISTRY, LIMITS) == ([plain], [], None, None)
     assert isinstance(wireform.plain_or_refused(Delete(Task.ref("")), REGISTRY, LIMITS), InvalidMutation)
+    together = [Delete(STORED), Delete(STORED)]
+    assert wireform.plain_or_refused(together, REGISTRY, LIMITS) == ([plain, plain], [], None, None)
+    assert isinstance(wireform.plain_or_refused([], REGISTRY, LIMITS), RequestTooLarge)
 
 
 # --- frames -----------------------------------------------------------------------------------------------------------
