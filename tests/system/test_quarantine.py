@@ -31,6 +31,8 @@ from solewriter.shared.failpoint import VARIABLE
 from solewriter.shared.request_ids import session_number
 from solewriter.shared.wire import Status
 
+pytestmark = pytest.mark.heavy
+
 FUSES = "SOLEWRITER_TEST_FUSES"  # names a folder: as many files as there are in it, so often an engine dies
 
 
