@@ -446,13 +446,13 @@ def test_a_validator_that_never_ends_is_a_refusal_and_everybody_goes_on(state, s
 
 
 @pytest.mark.heavy
-def test_no_bound_is_no_bound_and_a_hang_is_the_supervisors(state, start_engine):
+def test_no_bound_is_no_bound_and_a_hang_is_the_supervisors(state, start_engine, wait_until):
     quick = Limits(decide_timeout_s=0, heartbeat_s=0.05, hang_timeout_s=0.4, restart_backoff_s=0.01)
     engine = start_engine(state, models=[Endless], limits=quick, replace_hung=True)
     with connect(state) as client:
         client.create(Endless(id="e"))
         assert isinstance(client.submit(Update(Endless.ref("e"), {"how": "loops"})).error, Quarantined)
-    assert engine.restarts == 2
+    wait_until(lambda: engine.restarts == 2, 20, "its owner counts both, a moment behind the reply")
 
 
 def test_a_loop_in_c_is_ended_by_the_supervisor_and_quarantined_after_two_deaths(state, start_engine):
