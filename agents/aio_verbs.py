@@ -3,33 +3,23 @@
 from __future__ import annotations
 
 import asyncio
-import inspect
-import time
-from abc import ABC, abstractmethod
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
+from collections.abc import AsyncIterator, Mapping
 from typing import Any, TypeVar
 
-from solewriter.agents.aio_reader import AioReader
-from solewriter.agents.answers import Outcome
+from solewriter.agents.aio_requesting import AioRequests
 from solewriter.agents.conflicts import conditional
-from solewriter.agents.difference import difference, newer
 from solewriter.agents.readiness import WORK_PATIENCE_S, is_anything_left
-from solewriter.agents.tokens import Tokens
 from solewriter.agents.verbs import claiming
-from solewriter.shared.config import Limits
-from solewriter.shared.errors import OutcomeUnknown, SolewriterError, VersionConflict
+from solewriter.shared.errors import OutcomeUnknown, SolewriterError
 from solewriter.shared.models import Entity, Ref, Task, name_of
 from solewriter.shared.mutations import (
     Alter,
     Applied,
     Complete,
     Fail,
-    GuardMutation,
-    Mutation,
     Redrive,
     Release,
     Renew,
-    Reply,
 )
 from solewriter.shared.operations import Operation
 from solewriter.shared.taskform import model_of
@@ -39,44 +29,10 @@ E = TypeVar("E", bound=Entity)
 T = TypeVar("T", bound=Task)
 
 
-class AioVerbs(ABC):
+class AioVerbs(AioRequests):
     """Of agents that share work. A claimed task is this client's: later requests about it show the claim by themselves,
     and raise Fenced when it was lost.
     """
-
-    reader: AioReader
-    _giving_up: set[asyncio.Task[None]]
-    _limits: Limits
-    _tokens: Tokens
-
-    @abstractmethod
-    async def submit(
-        self,
-        *mutations: Mutation,
-        guards: Iterable[GuardMutation] = (),
-        request_id: str | None = None,
-        timeout_s: float | None = None,
-        deadline_s: float | None = None,
-        wait_for_room: bool = True,
-    ) -> Reply: ...
-
-    @abstractmethod
-    async def outcome(self, request_id: str, *, timeout_s: float | None = None) -> Outcome: ...
-
-    @abstractmethod
-    async def _entities(self, reply: Reply) -> list[Any]:
-        """Those of a reply, read without blocking the loop. Raises its error."""
-
-    @abstractmethod
-    async def _one(
-        self,
-        mutation: Mutation,
-        model: type[E],
-        request_id: str | None,
-        timeout_s: float | None,
-        deadline_s: float | None = None,
-        guards: Sequence[GuardMutation] = (),
-    ) -> E: ...
 
     async def alter(
         self,
@@ -97,38 +53,6 @@ class AioVerbs(ABC):
         """
         mutation, guards = conditional(Alter(target, {**(operations or {}), **more}, reason=reason), where)
         return await self._one(mutation, model_of(target), request_id, timeout_s, deadline_s, guards)
-
-    async def apply(
-        self,
-        target: E | Ref[E],
-        fn: Callable[[E], E | Mapping[str, Any] | Awaitable[E | Mapping[str, Any] | None] | None],
-        /,
-        *,
-        reason: str = "",
-        timeout_s: float | None = None,
-    ) -> E:
-        """Read, let `fn` say what shall be different, write under the version that was read; again when somebody else
-        was faster.
-
-        `fn`, a plain or an async function, runs here, perhaps several times. It returns the entity as it shall be, or
-        the changed fields, or None for no change. Raises NotFound; VersionConflict if it was still overtaken after
-        `timeout_s`, which is also the patience for each reply.
-        """
-        patience_s = self._limits.request_timeout_s if timeout_s is None else timeout_s
-        deadline = time.monotonic() + patience_s
-        model = model_of(target)
-        current = (await self.reader.snapshot())[model, target.id]
-        while True:
-            wanted = fn(current)
-            mutation = difference(current, await wanted if inspect.isawaitable(wanted) else wanted, reason)
-            if mutation is None:
-                return current
-            try:
-                return await self._one(mutation, model, None, timeout_s)
-            except VersionConflict as conflict:
-                if time.monotonic() > deadline:
-                    raise
-                current = newer(conflict, model)
 
     # --- claiming ----------------------------------------------------------------------------------------------------
 

@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 import time
-from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from typing import Any, TypeVar
 
-from solewriter.agents.answers import Outcome
 from solewriter.agents.conflicts import conditional
-from solewriter.agents.reader import Reader
 from solewriter.agents.readiness import WORK_PATIENCE_S, is_anything_left
-from solewriter.agents.tokens import Tokens
-from solewriter.shared.config import GIVE_BACK_S, Limits
+from solewriter.agents.requesting import Requests
+from solewriter.shared.config import GIVE_BACK_S
 from solewriter.shared.errors import OutcomeUnknown, SolewriterError
 from solewriter.shared.models import Entity, Ref, Task, name_of
 from solewriter.shared.mutations import (
@@ -21,12 +18,9 @@ from solewriter.shared.mutations import (
     Claim,
     Complete,
     Fail,
-    GuardMutation,
-    Mutation,
     Redrive,
     Release,
     Renew,
-    Reply,
 )
 from solewriter.shared.operations import Operation
 from solewriter.shared.taskform import model_of
@@ -36,39 +30,10 @@ E = TypeVar("E", bound=Entity)
 T = TypeVar("T", bound=Task)
 
 
-class Verbs(ABC):
+class Verbs(Requests):
     """Of agents that share work. A claimed task is this client's: later requests about it show the claim by themselves,
     and raise Fenced when it was lost.
     """
-
-    reader: Reader
-    _limits: Limits
-    _tokens: Tokens
-
-    @abstractmethod
-    def submit(
-        self,
-        *mutations: Mutation,
-        guards: Iterable[GuardMutation] = (),
-        request_id: str | None = None,
-        timeout_s: float | None = None,
-        deadline_s: float | None = None,
-        wait_for_room: bool = True,
-    ) -> Reply: ...
-
-    @abstractmethod
-    def outcome(self, request_id: str, *, timeout_s: float | None = None) -> Outcome: ...
-
-    @abstractmethod
-    def _one(
-        self,
-        mutation: Mutation,
-        model: type[E],
-        request_id: str | None,
-        timeout_s: float | None,
-        deadline_s: float | None = None,
-        guards: Sequence[GuardMutation] = (),
-    ) -> E: ...
 
     def alter(
         self,

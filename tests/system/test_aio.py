@@ -47,6 +47,7 @@ from solewriter import (
     open_reader,
 )
 from solewriter.agents import aio_exchange
+from solewriter.agents.requesting import Requests
 from solewriter.agents.verbs import Verbs
 from solewriter.shared import handshake
 from solewriter.shared.mutations import Applied, NotApplied
@@ -193,7 +194,7 @@ def test_every_verb_does_what_the_synchronous_one_does(engine, run):
 
 def test_it_has_all_verbs_with_the_same_signatures_and_contracts():
     """What is added to the synchronous client belongs here too."""
-    every = {**vars(Verbs), **vars(Client)}
+    every = {**vars(Requests), **vars(Verbs), **vars(Client)}
     verbs = {name for name, verb in every.items() if inspect.isfunction(verb) and not name.startswith("_")}
     same = [(getattr(Client, name), getattr(aio.AioClient, name)) for name in verbs]
     asked = ("get", "snapshot", "wait_for", "wait_until", "watch", "at", "diff", "history", "close")

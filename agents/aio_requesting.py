@@ -1,0 +1,254 @@
+"""`AioRequests`: what every verb of the client for asyncio comes to; see `requesting`."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import time
+from collections import deque
+from collections.abc import (
+    AsyncGenerator,
+    AsyncIterable,
+    AsyncIterator,
+    Callable,
+    Iterable,
+    Iterator,
+    Sequence,
+)
+from itertools import islice
+from types import TracebackType
+from typing import Any, Self, TypeVar
+
+from solewriter.agents.aio_exchange import AioExchange, name_request
+from solewriter.agents.aio_reader import AioReader, Memory
+from solewriter.agents.answers import Answers, Outcome, entity_of
+from solewriter.agents.conflicts import judged
+from solewriter.agents.deadline import deadline_us
+from solewriter.agents.session import AgentSession, Pending, pipeline
+from solewriter.agents.tokens import Tokens
+from solewriter.shared import wireform
+from solewriter.shared.config import DEFAULT_LIMITS, Limits
+from solewriter.shared.errors import OutcomeUnknown, Refused, RequestTooLarge
+from solewriter.shared.folder import StateFolder
+from solewriter.shared.models import Entity
+from solewriter.shared.mutations import GuardMutation, Mutation, Reply
+from solewriter.shared.registry import Registry
+from solewriter.shared.wireform import OutcomeQuery, PlainRequest
+
+E = TypeVar("E", bound=Entity)
+T = TypeVar("T")
+
+
+class AioRequests:
+    """One agent's session and lane, for the coroutines of one event loop."""
+
+    def __init__(
+        self,
+        state: str | os.PathLike[str],
+        *,
+        name: str = "",
+        client_id: str | None = None,
+        limits: Limits = DEFAULT_LIMITS,
+    ) -> None:
+        self.folder = StateFolder(state)
+        self._limits = limits
+        self._registry = Registry()
+        self._session = AgentSession(limits, name or f"pid-{os.getpid()}", client_id)
+        self._exchange = AioExchange(self.folder, self._session, limits)
+        self._memory = Memory(state, limits, self._registry)
+        self._answers = Answers(self._memory, self._registry)
+        self._tokens = Tokens()
+        self._giving_up: set[asyncio.Task[None]] = set()
+        self.reader = AioReader(self._memory, limits)
+
+    @property
+    def client_id(self) -> str:
+        """The session's id: `connect(state, client_id=...)` resumes it in another process."""
+        return self._session.client_id
+
+    @property
+    def name(self) -> str:
+        return self._session.name
+
+    # --- requests ----------------------------------------------------------------------------------------------------
+
+    async def submit(
+        self,
+        *mutations: Mutation,
+        guards: Iterable[GuardMutation] = (),
+        request_id: str | None = None,
+        timeout_s: float | None = None,
+        deadline_s: float | None = None,
+        wait_for_room: bool = True,
+    ) -> Reply:
+        """One request: all of these mutations at one revision, or none. A refusal is in the reply, not raised.
+
+        With `wait_for_room=False`, Busy is raised where the request would have to wait before it can be sent, because
+        too many of this client are in flight already; the reply is waited for as ever.
+        """
+        due_us = deadline_us(deadline_s)
+        request = wireform.plain_request(mutations, guards, request_id, self._registry, self._limits, due_us)
+        await self._check_classes([request])
+        reply = await self._asked(request, self._reply, timeout_s, wait_for_room)
+        if isinstance(reply.error, OutcomeUnknown):
+            raise reply.error  # as it is at a time-out
+        return reply
+
+    async def outcome(self, request_id: str, *, timeout_s: float | None = None) -> Outcome:
+        """How a request ended, of this client or another one: Applied(reply), the refusal, NotApplied (and then it
+        never will be), or Forgotten where the engine does not remember so far back.
+        """
+
+        def read(sent: Pending | Refused) -> Outcome:
+            assert isinstance(sent, Pending), "a question is neither large nor ever late"
+            outcome = self._answers.outcome(sent, request_id)
+            self._tokens.resolved(outcome)
+            return outcome
+
+        return await self._asked(wireform.outcome_query(request_id), read, timeout_s)
+
+    async def submit_many(
+        self,
+        mutations: Iterable[Mutation | Sequence[Mutation]] | AsyncIterable[Mutation | Sequence[Mutation]],
+        *,
+        window: int = 256,
+        timeout_s: float | None = None,
+        deadline_s: float | None = None,
+    ) -> AsyncGenerator[Reply, None]:
+        """A request for each mutation, or for each list or tuple of several, which happen together or not at all; up to
+        `window` of them in flight; replies in order, refusals as values.
+
+        `timeout_s` is the patience for each reply; then OutcomeUnknown is raised. `deadline_s` is each request's own,
+        from the moment when it is taken from `mutations`. The window is filled before the first reply is yielded:
+        `window=1` is for a source that is slow, or that waits for replies itself.
+        """
+        waiting: deque[Pending | Refused] = deque()
+        source = aiter(mutations) if isinstance(mutations, AsyncIterable) else iter(mutations)
+        window, batch = pipeline(window, self._session.window)
+        patience_s = self._patience_s(timeout_s)
+        exhausted = False
+        try:
+            while waiting or not exhausted:
+                while not exhausted and len(waiting) + batch <= window:
+                    taken = await _some(source, batch)
+                    exhausted = len(taken) < batch
+                    waiting.extend(await self._sent(taken, time.monotonic() + patience_s, deadline_us(deadline_s)))
+                if waiting:
+                    yield await self._told(waiting.popleft(), self._reply, time.monotonic() + patience_s)
+        except asyncio.CancelledError as cancelled:
+            name_request(cancelled, waiting)
+            raise
+
+    async def _sent(
+        self, asked: list[Mutation | Sequence[Mutation]], deadline: float, due_us: int | None
+    ) -> list[Pending | Refused]:
+        """One frame of these requests. Bad input takes its place as a refusal."""
+        taken = [wireform.plain_or_refused(one, self._registry, self._limits, due_us) for one in asked]
+        requests = [request for request in taken if not isinstance(request, Refused)]
+        await self._check_classes(requests)
+        for request in requests:
+            self._tokens.show(request)
+        sent = await self._exchange.send(requests, deadline) if requests else []
+        for request, one in zip(requests, sent, strict=True):
+            self._tokens.sent(one, request)
+        following = iter(sent)
+        return [request if isinstance(request, Refused) else next(following) for request in taken]
+
+    def _reply(self, sent: Pending | Refused) -> Reply:
+        if isinstance(sent, Refused):
+            return self._answers.refused(sent)
+        reply = self._answers.reply(sent)
+        self._tokens.told(reply)
+        return reply
+
+    async def _entities(self, reply: Reply) -> list[Any]:
+        return await self._memory.looked(lambda: [*reply.check().entities])
+
+    async def _one(
+        self,
+        mutation: Mutation,
+        model: type[E],
+        request_id: str | None,
+        timeout_s: float | None,
+        deadline_s: float | None = None,
+        guards: Sequence[GuardMutation] = (),
+    ) -> E:
+        due_us = deadline_us(deadline_s)
+        request = wireform.plain_request((mutation,), guards, request_id, self._registry, self._limits, due_us)
+        await self._check_classes([request])
+        return await self._asked(request, lambda sent: entity_of(judged(self._reply(sent), mutation), model), timeout_s)
+
+    async def _check_classes(self, requests: list[PlainRequest]) -> None:
+        """Raises SchemaMismatch for a whole entity of a class that is not the engine's: nothing is sent."""
+
+        def check() -> None:
+            for request in requests:
+                self._answers.check_classes(request)
+
+        await self._memory.looked(check)
+
+    async def _asked(
+        self,
+        request: PlainRequest | OutcomeQuery,
+        read: Callable[[Pending | Refused], T],
+        timeout_s: float | None,
+        wait_for_room: bool = True,
+    ) -> T:
+        """Send one request, wait for its answer, and read that."""
+        deadline = time.monotonic() + self._patience_s(timeout_s)
+        if len(request) == 4:
+            self._tokens.show(request)
+        (sent,) = await self._exchange.send([request], deadline, wait_for_room=wait_for_room)
+        if isinstance(sent, RequestTooLarge):
+            raise sent
+        if len(request) == 4:
+            self._tokens.sent(sent, request)
+        return await self._told(sent, read, deadline)
+
+    async def _told(self, sent: Pending | Refused, read: Callable[[Pending | Refused], T], deadline: float) -> T:
+        """What became of it, read from memory without blocking. A cancelled wait names the request."""
+        try:
+            if isinstance(sent, Pending):
+                await self._exchange.wait(sent, deadline)
+            return await self._memory.looked(lambda: read(sent))
+        except asyncio.CancelledError as cancelled:
+            name_request(cancelled, [sent])
+            raise
+
+    def _patience_s(self, timeout_s: float | None) -> float:
+        return self._limits.request_timeout_s if timeout_s is None else timeout_s
+
+    def check_mutation(self, mutation: Mutation) -> None:
+        """Raises InvalidMutation, naming the field, for one that would be refused whatever is stored."""
+        wireform.plain_mutation(mutation, self._registry, self._limits)
+
+    # --- the end -----------------------------------------------------------------------------------------------------
+
+    async def close(self) -> None:
+        """Let the lane and the memory go. Requests that were not answered may or may not be applied."""
+        for giving_up in self._giving_up:
+            giving_up.cancel()
+        try:
+            await self._exchange.close()
+        finally:
+            await self.reader.close()
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.close()
+
+
+async def _some(source: Iterator[T] | AsyncIterator[T], count: int) -> list[T]:
+    """The next ones of a source; fewer only at its end."""
+    if isinstance(source, Iterator):
+        return list(islice(source, count))
+    taken: list[T] = []
+    async for mutation in source:
+        taken.append(mutation)
+        if len(taken) == count:
+            break
+    return taken

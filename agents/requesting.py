@@ -1,0 +1,194 @@
+"""`Requests`: what every verb of the client that blocks comes to. Mutations become plain data, an `Exchange` carries it
+and the answers, and answers become replies. `aio_requesting` has the same as coroutines.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections import deque
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import islice
+from types import TracebackType
+from typing import Self, TypeVar
+
+from solewriter.agents.answers import Answers, Outcome, entity_of
+from solewriter.agents.conflicts import judged
+from solewriter.agents.deadline import deadline_us
+from solewriter.agents.exchange import Exchange
+from solewriter.agents.reader import Reader
+from solewriter.agents.session import AgentSession, Pending, outcome_unknown, pipeline
+from solewriter.agents.tokens import Tokens
+from solewriter.shared import wireform
+from solewriter.shared.config import DEFAULT_LIMITS, Limits
+from solewriter.shared.errors import OutcomeUnknown, Refused, RequestTooLarge
+from solewriter.shared.folder import StateFolder
+from solewriter.shared.models import Entity
+from solewriter.shared.mutations import GuardMutation, Mutation, Reply
+from solewriter.shared.registry import Registry
+
+E = TypeVar("E", bound=Entity)
+
+
+class Requests:
+    """One agent's session and lane. May be shared by threads."""
+
+    def __init__(
+        self,
+        state: str | os.PathLike[str],
+        *,
+        name: str = "",
+        client_id: str | None = None,
+        limits: Limits = DEFAULT_LIMITS,
+    ) -> None:
+        self.folder = StateFolder(state)
+        self._limits = limits
+        self._registry = Registry()
+        self._session = AgentSession(limits, name or f"pid-{os.getpid()}", client_id)
+        self._exchange = Exchange(self.folder, self._session, limits)
+        self.reader = Reader(state, limits, self._registry)
+        self._answers = Answers(self.reader, self._registry)
+        self._tokens = Tokens()
+
+    @property
+    def client_id(self) -> str:
+        """The session's id: `connect(state, client_id=...)` resumes it in another process."""
+        return self._session.client_id
+
+    @property
+    def name(self) -> str:
+        return self._session.name
+
+    # --- requests ----------------------------------------------------------------------------------------------------
+
+    def submit(
+        self,
+        *mutations: Mutation,
+        guards: Iterable[GuardMutation] = (),
+        request_id: str | None = None,
+        timeout_s: float | None = None,
+        deadline_s: float | None = None,
+        wait_for_room: bool = True,
+    ) -> Reply:
+        """One request: all of these mutations at one revision, or none. A refusal is in the reply, not raised.
+
+        With `wait_for_room=False`, Busy is raised where the request would have to wait before it can be sent, because
+        too many of this client are in flight already; the reply is waited for as ever.
+        """
+        due_us = deadline_us(deadline_s)
+        request = wireform.plain_request(mutations, guards, request_id, self._registry, self._limits, due_us)
+        self._answers.check_classes(request)
+        self._tokens.show(request)
+        patience = self._patience(timeout_s)
+        (sent,) = self._exchange.send([request], patience, wait_for_room=wait_for_room)
+        if isinstance(sent, RequestTooLarge):
+            raise sent
+        self._tokens.sent(sent, request)
+        reply = self._told(sent, patience)
+        if isinstance(reply.error, OutcomeUnknown):
+            raise reply.error  # as it is at a time-out
+        return reply
+
+    def outcome(self, request_id: str, *, timeout_s: float | None = None) -> Outcome:
+        """How a request ended, of this client or another one: Applied(reply), the refusal, NotApplied (and then it
+        never will be), or Forgotten where the engine does not remember so far back.
+        """
+        patience = self._patience(timeout_s)
+        (sent,) = self._exchange.send([wireform.outcome_query(request_id)], patience)
+        assert isinstance(sent, Pending), "a question is neither large nor ever late"
+        self._exchange.wait(sent, patience)
+        outcome = self._answers.outcome(sent, request_id)
+        self._tokens.resolved(outcome)
+        return outcome
+
+    def submit_many(
+        self,
+        mutations: Iterable[Mutation | Sequence[Mutation]],
+        *,
+        window: int = 256,
+        timeout_s: float | None = None,
+        deadline_s: float | None = None,
+    ) -> Iterator[Reply]:
+        """A request for each mutation, or for each list or tuple of several, which happen together or not at all; up to
+        `window` of them in flight; replies in order, refusals as values.
+
+        `timeout_s` is the patience for each reply; then OutcomeUnknown is raised. `deadline_s` is each request's own,
+        from the moment when it is taken from `mutations`.
+        """
+        waiting: deque[Pending | Refused] = deque()
+        source = iter(mutations)
+        window, batch = pipeline(window, self._session.window)
+        exhausted = False
+        while waiting or not exhausted:
+            while not exhausted and len(waiting) + batch <= window:
+                taken = list(islice(source, batch))
+                exhausted = len(taken) < batch
+                self._send_batch(taken, waiting, self._patience(timeout_s), deadline_us(deadline_s))
+            if waiting:
+                yield self._told(waiting.popleft(), self._patience(timeout_s))
+
+    def _send_batch(
+        self,
+        asked: list[Mutation | Sequence[Mutation]],
+        waiting: deque[Pending | Refused],
+        patience: float,
+        due_us: int | None,
+    ) -> None:
+        """One frame of these requests. Bad input takes its place as a refusal."""
+        taken = [wireform.plain_or_refused(one, self._registry, self._limits, due_us) for one in asked]
+        requests = [request for request in taken if not isinstance(request, Refused)]
+        for request in requests:
+            self._answers.check_classes(request)
+            self._tokens.show(request)
+        sent = self._exchange.send(requests, patience) if requests else []
+        for request, one in zip(requests, sent, strict=True):
+            self._tokens.sent(one, request)
+        following = iter(sent)
+        waiting.extend([request if isinstance(request, Refused) else next(following) for request in taken])
+
+    def _told(self, sent: Pending | Refused, patience: float) -> Reply:
+        if isinstance(sent, Refused):
+            return self._answers.refused(sent)
+        try:
+            self._exchange.wait(sent, patience)
+        except KeyboardInterrupt as interrupted:  # says so, as a cancelled coroutine does: its cause names the request
+            interrupted.__cause__ = interrupted.__cause__ or outcome_unknown(sent)
+            raise
+        reply = self._answers.reply(sent)
+        self._tokens.told(reply)
+        return reply
+
+    def _one(
+        self,
+        mutation: Mutation,
+        model: type[E],
+        request_id: str | None,
+        timeout_s: float | None,
+        deadline_s: float | None = None,
+        guards: Sequence[GuardMutation] = (),
+    ) -> E:
+        reply = self.submit(mutation, guards=guards, request_id=request_id, timeout_s=timeout_s, deadline_s=deadline_s)
+        return entity_of(judged(reply, mutation), model)
+
+    def _patience(self, timeout_s: float | None) -> float:
+        """Until when a caller waits, on `time.monotonic`."""
+        return time.monotonic() + (self._limits.request_timeout_s if timeout_s is None else timeout_s)
+
+    def check_mutation(self, mutation: Mutation) -> None:
+        """Raises InvalidMutation, naming the field, for one that would be refused whatever is stored."""
+        wireform.plain_mutation(mutation, self._registry, self._limits)
+
+    # --- the end -----------------------------------------------------------------------------------------------------
+
+    def close(self) -> None:
+        """Let the lane and the memory go. Requests that were not answered may or may not be applied."""
+        self._exchange.close()
+        self.reader.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
