@@ -17,6 +17,7 @@ from setuptools import setup
 HOT = (
     "shared/record.py",
     "shared/registry.py",
+    "shared/wirecheck.py",
     "shared/wireform.py",
     "shared/memory/heap.py",
     "shared/memory/table.py",

@@ -24,7 +24,7 @@ from solewriter.engine_proc.orders import Orders
 from solewriter.engine_proc.process import Durability
 from solewriter.engine_proc.server import Server
 from solewriter.engine_proc.turn import Turn
-from solewriter.shared import wire, wireform
+from solewriter.shared import wire, wirecheck, wireform
 from solewriter.shared.config import FRAME_REQUESTS_MAX, READ_BYTES, Limits
 from solewriter.shared.entry import SessionChange
 from solewriter.shared.models import Task
@@ -82,7 +82,7 @@ class Steps:
         first, budget = self._frame * FRAME_REQUESTS_MAX, self.limits.frame_nodes_max
         self._frame += 1
         for place, request in enumerate(wire.unpack_frame(frame, self.limits)):
-            budget = wireform.check_request(request, budget, self.limits)
+            budget = wirecheck.check_request(request, budget, self.limits)
             requests.append((self.lane, first + place, request))
         return requests
 

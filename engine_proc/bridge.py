@@ -20,7 +20,7 @@ from typing import Any
 from solewriter.engine_proc.fairness import Queue
 from solewriter.engine_proc.newcomer import Newcomer, close_all
 from solewriter.engine_proc.sessions import Session
-from solewriter.shared import failpoint, wire, wireform
+from solewriter.shared import failpoint, wire, wirecheck
 from solewriter.shared.config import ACCEPT_PAUSE_S, BACKLOG, FOLDED_NODES_MAX, FRAME_REQUESTS_MAX, PIPE_BYTES, Limits
 from solewriter.shared.errors import BadRequest, Refused
 from solewriter.shared.handshake import Welcome
@@ -150,12 +150,12 @@ class LaneEnd:
             return
         for place, request in enumerate(unpacked):
             checked = request
-            if not wireform.is_outcome_query(request):
+            if not wirecheck.is_outcome_query(request):
                 try:
-                    budget = wireform.check_request(request, budget, limits)
+                    budget = wirecheck.check_request(request, budget, limits)
                 except Refused as error:
                     checked = error
-                    budget -= wireform.parts(request, budget)  # which may have been looked at before
+                    budget -= wirecheck.parts(request, budget)  # which may have been looked at before
             requests.append((self, sequence + place, checked))
         self._folded += max(0, whole - budget - explained)
 

@@ -11,11 +11,11 @@ from solewriter.shared.mutations import Claim, Complete, Fail, Mutation, Op, Red
 from solewriter.shared.registry import Kind, Registry
 from solewriter.shared.schema import plain
 from solewriter.shared.where import plain_where
+from solewriter.shared.wirecheck import SCALARS
 
 if TYPE_CHECKING:
     from solewriter.shared.wireform import PlainMutation
 
-SCALARS = frozenset({str, int, float, bool, bytes, type(None)})
 NO_ID = "*"  # of a mutation that says what it wants, and not which
 
 

@@ -19,9 +19,9 @@ from typing import Any, Final, cast
 
 import msgspec
 
-from solewriter.shared.config import DEFAULT_LIMITS, KEY_BYTES_MAX, NAME_MAX, REQUEST_ID_MAX, Limits
+from solewriter.shared.config import DEFAULT_LIMITS, KEY_BYTES_MAX, REQUEST_ID_MAX, Limits
 from solewriter.shared.errors import BadRequest, InvalidMutation, Refused, RequestTooLarge
-from solewriter.shared.frozen import INT_MAX, INT_MIN
+from solewriter.shared.frozen import INT_MAX
 from solewriter.shared.models import Entity
 from solewriter.shared.mutations import (
     Alter,
@@ -45,24 +45,19 @@ from solewriter.shared.operations import plain_operations
 from solewriter.shared.registry import Kind, Registry
 from solewriter.shared.request_ids import own_id
 from solewriter.shared.schema import plain
-from solewriter.shared.taskform import NO_ID, SCALARS, changed_fields, model_of, plain_of_task, tree_of
+from solewriter.shared.taskform import NO_ID, changed_fields, model_of, plain_of_task, tree_of
 from solewriter.shared.where import plain_where, same_fields
+from solewriter.shared.wirecheck import check_names, check_reason_length, is_outcome_query, is_text
 
 PlainMutation = tuple[int, str, str, "int | None", "dict[str, Any] | None", str, "str | None"]
 PlainGuard = tuple[int, str, str, Any]
 PlainRequest = tuple[list[PlainMutation], list[PlainGuard], "str | None", "int | None"]
 OutcomeQuery = tuple[str, str]
-MUTATION_NODES: Final = 8  # its tuple and what is in it: the same one can be named a thousand times
-GUARD_NODES: Final = 5
 _UPDATE: Final = Op.UPDATE.value  # asked of the enum each time, it takes as long as a line
 _TRANSITION: Final = Op.TRANSITION.value
 _CANCEL: Final = Op.CANCEL.value
 _DELETE: Final = Op.DELETE.value
-_CONDITIONAL: Final = (Guard.REQUIRE_FIELDS.value, Guard.REQUIRE_NONE.value)
 _CLAIM_SHOWN: Final = Guard.CLAIM.value
-
-
-# --- the caller's side: mutations to plain data -----------------------------------------------------------------------
 
 
 def plain_request(
@@ -119,16 +114,16 @@ def _check_edges(key: Any, expect: Any, reason: Any, limits: Limits) -> None:
         raise InvalidMutation(f"expect is a version or None, not {expect!r}", fields={"expect": "not a version"})
     _check_id(key)
     if reason != "":
-        if type(reason) is not str or not _is_text(reason):
+        if type(reason) is not str or not is_text(reason):
             raise InvalidMutation(f"a reason is text, not {reason!r:.100}", fields={"reason": "not text"})
-        _check_reason_length(reason, limits)
+        check_reason_length(reason, limits)
 
 
 def _check_id(key: Any) -> None:
     """Raises InvalidMutation for an id that no entity can have."""
     if type(key) is not str or not 0 < len(key) <= KEY_BYTES_MAX // 4 or not key.isascii():
         try:
-            _check_names("", key)
+            check_names("", key)
         except BadRequest as error:
             raise InvalidMutation(error.message, fields={"id": error.message}) from None
 
@@ -238,170 +233,7 @@ def _state(kind: Kind, to: str | enum.Enum) -> str:
     return str(to)
 
 
-# --- the engine's side: is it a request? ------------------------------------------------------------------------------
-
-
-def is_outcome_query(request: Any) -> bool:
-    """Whether this asks how a request ended, under an id that a request can have."""
-    if type(request) is not tuple or len(request) != 2 or request[0] != "outcome" or type(request[1]) is not str:
-        return False
-    return 0 < len(request[1]) <= REQUEST_ID_MAX and _is_text(request[1])
-
-
-def check_request(request: Any, budget: int, limits: Limits) -> int:
-    """What is left of a frame's budget of nodes behind this request. Raises BadRequest, RequestTooLarge."""
-    if type(request) is not tuple or len(request) != 4:
-        raise BadRequest("a request is a tuple of four")
-    mutations, guards, request_id, deadline_us = request
-    if type(mutations) is not list or type(guards) is not list:
-        raise BadRequest("mutations and guards are lists")
-    asked = len(mutations) + len(guards)
-    if asked > limits.request_mutations_max:  # tokens of claims come on top: at most one for each mutation
-        asked -= min(len(mutations), sum(type(one) is tuple and one[:1] == (_CLAIM_SHOWN,) for one in guards))
-    if not 0 < asked <= limits.request_mutations_max:
-        raise RequestTooLarge(
-            f"a request has 1 to {limits.request_mutations_max} mutations and guards (request_mutations_max)"
-        )
-    if request_id is not None and (type(request_id) is not str or not 0 < len(request_id) <= REQUEST_ID_MAX):
-        raise BadRequest(f"a request id is a str of 1 to {REQUEST_ID_MAX} characters")
-    if request_id is not None:
-        check_text(request_id)
-        if own_id(request_id) is not None:
-            raise BadRequest("this request id looks like one that clients make: choose another form")
-    if deadline_us is not None and type(deadline_us) is not int:
-        raise BadRequest("a deadline is an int")
-    budget -= MUTATION_NODES * len(mutations) + GUARD_NODES * len(guards)
-    if budget < 0:
-        raise BadRequest("a request has too many parts (frame_nodes_max)")
-    for mutation in mutations:
-        budget = _check_mutation(mutation, budget, limits)
-    for guard in guards:
-        budget = _check_guard(guard, budget, limits)
-    return budget
-
-
-def parts(request: Any, most: int) -> int:
-    """How many parts a request has that was refused, counted up to `most`. It may be of any shape."""
-    waiting, count = [request], 1
-    while waiting and count < most:
-        value = waiting.pop()
-        kind = type(value)
-        if kind is str or kind is bytes:
-            count += len(value) >> 4
-        elif kind is dict or kind is list or kind is tuple:
-            count += len(value)
-            if count < most:
-                waiting.extend(value.values() if kind is dict else value)
-    return min(count, most)
-
-
-def _check_mutation(mutation: Any, budget: int, limits: Limits) -> int:
-    """What is left of the budget of nodes. Raises BadRequest, RequestTooLarge."""
-    if type(mutation) is not tuple or len(mutation) != 7:
-        raise BadRequest("a mutation is a tuple of seven")
-    op, kind, key, expect, fields, reason, to = mutation
-    if type(op) is not int or not 0 < op < 256 or type(reason) is not str or (to is not None and type(to) is not str):
-        raise BadRequest("a mutation is (op, kind, id, expect, fields, reason, to)")
-    _check_names(kind, key)
-    if expect is not None and (type(expect) is not int or not 0 <= expect <= INT_MAX):
-        raise BadRequest("expect is a version or None")
-    if to is not None:
-        check_text(to)
-    if reason:
-        check_text(reason)
-        _check_reason_length(reason, limits)
-    if fields is None:
-        return budget
-    if type(fields) is not dict:
-        raise BadRequest("fields are a dict")
-    for name, value in fields.items():
-        if type(name) is not str or len(name) > NAME_MAX:
-            raise BadRequest(f"field names are str of at most {NAME_MAX} characters")
-        if not name.isascii():
-            check_text(name)
-        budget = _check_plain(value, budget, limits.frame_depth_max)
-    return budget
-
-
-def _check_reason_length(reason: str, limits: Limits) -> None:
-    if len(reason.encode()) > limits.text_bytes_max:
-        raise RequestTooLarge(f"a reason is at most {limits.text_bytes_max} bytes (text_bytes_max)")
-
-
-def _check_guard(guard: Any, budget: int, limits: Limits) -> int:
-    """What is left of the budget of nodes. Raises BadRequest."""
-    if type(guard) is not tuple or len(guard) != 4:
-        raise BadRequest("a guard is a tuple of four")
-    code, kind, key, said = guard
-    version = said
-    if code in _CONDITIONAL and type(said) is tuple and len(said) == 2 and type(said[1]) is dict:
-        version = 0 if said[0] is None else said[0]
-        budget = _check_plain(said[1], budget, limits.frame_depth_max)
-    elif code not in (1, 2, 4):
-        raise BadRequest("a guard is (guard, kind, id, version), or has conditions in its place")
-    if type(version) is not int or not 0 <= version <= INT_MAX:
-        raise BadRequest("a guard compares with a version")
-    _check_names(kind, key)
-    return budget
-
-
-def _check_names(kind: Any, key: Any) -> None:
-    """A kind's name and an id are text; an id is 1 to 255 bytes of UTF-8. Raises BadRequest."""
-    if type(kind) is not str or type(key) is not str or not key or len(kind) > NAME_MAX:
-        raise BadRequest("a kind's name and an id are str, and an id is not empty")
-    if not (kind.isascii() and key.isascii()):
-        check_text(kind)
-        check_text(key)
-    if len(key) > KEY_BYTES_MAX // 4 and len(key.encode()) > KEY_BYTES_MAX:
-        raise BadRequest(f"an id is at most {KEY_BYTES_MAX} bytes")
-
-
-def check_text(text: str) -> None:
-    """Raises BadRequest for text that cannot be written as UTF-8."""
-    if not text.isascii() and not _is_text(text):
-        raise BadRequest("names, ids, reasons and values are text that can be encoded")
-
-
-def _is_text(text: str) -> bool:
-    """Lone surrogates cannot be written as UTF-8."""
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        return False
-    return True
-
-
-def _check_plain(value: Any, budget: int, depth: int) -> int:
-    """Count the nodes of a decoded tree: shared references can fold 2^25 of them into 260 bytes."""
-    if budget <= 0:
-        raise BadRequest("a request has too many parts (frame_nodes_max)")
-    kind = type(value)
-    if kind is str:
-        check_text(value)
-        return budget - 1 - (len(value) >> 4)  # one long text can be folded into many places, too
-    if kind is bytes:
-        return budget - 1 - (len(value) >> 4)
-    if kind is int:
-        if not INT_MIN <= value <= INT_MAX:
-            raise BadRequest("integers must fit 64 bits")
-        return budget - 1
-    if kind in SCALARS:
-        return budget - 1
-    if depth == 0:
-        raise BadRequest("a value is nested too deep (frame_depth_max)")
-    if kind is dict:
-        for key, item in value.items():
-            if type(key) is not str:
-                raise BadRequest("keys are str")
-            check_text(key)
-            budget = _check_plain(item, budget - 1, depth - 1)
-        return budget
-    if kind is list or kind is tuple:
-        budget -= 1
-        for item in value:
-            budget = _check_plain(item, budget, depth - 1)
-        return budget
-    raise BadRequest(f"{kind.__name__} is not plain data")
+# --- the same content? ------------------------------------------------------------------------------------------------
 
 
 _encode = msgspec.msgpack.Encoder(order="deterministic").encode

@@ -15,7 +15,7 @@ import atheris  # type: ignore[import-not-found]  # nobody needs it for anything
 with atheris.instrument_imports(include=["pickle", "solewriter"]):
     import pickle
 
-    from solewriter.shared import entry, handshake, record, wire, wireform
+    from solewriter.shared import entry, handshake, record, wire, wirecheck, wireform
     from solewriter.shared.config import MIB, Limits
     from solewriter.shared.errors import BadRequest, JournalCorrupt, LayoutMismatch, RequestTooLarge
     from solewriter.shared.memory import catalog
@@ -47,9 +47,9 @@ def checked(requests: list[object]) -> None:
     budget = LIMITS.frame_nodes_max
     for request in requests:
         try:
-            budget = wireform.check_request(request, budget, LIMITS)
+            budget = wirecheck.check_request(request, budget, LIMITS)
         except (BadRequest, RequestTooLarge):
-            budget -= wireform.parts(request, budget)
+            budget -= wirecheck.parts(request, budget)
             continue
         assert pickle.loads(pickle.dumps(request)) is not None
         assert len(wireform.digest(request)) == 16  # type: ignore[arg-type]  # it was checked

@@ -20,7 +20,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from solewriter.shared import entry as entries
-from solewriter.shared import handshake, record, wire, wireform
+from solewriter.shared import handshake, record, wire, wirecheck, wireform
 from solewriter.shared.columns import Column
 from solewriter.shared.config import FRAME_REQUESTS_MAX, KIB, MEMORY_VERSION, MIB, Limits
 from solewriter.shared.entry import FILE_HEADER_BYTES, Life, Private, SessionChange
@@ -120,9 +120,9 @@ def check_frame(body: bytes) -> None:
     budget = LIMITS.frame_nodes_max
     for request in requests:
         try:
-            budget = wireform.check_request(request, budget, LIMITS)
+            budget = wirecheck.check_request(request, budget, LIMITS)
         except (BadRequest, RequestTooLarge):
-            budget -= wireform.parts(request, budget)
+            budget -= wirecheck.parts(request, budget)
             continue
         finally:
             assert 0 <= budget <= LIMITS.frame_nodes_max

@@ -9,7 +9,7 @@ import sys
 
 import pytest
 
-from solewriter.shared import wire, wireform
+from solewriter.shared import wire, wirecheck
 from solewriter.shared.config import FRAME_REQUESTS_MAX, Limits
 from solewriter.shared.errors import BadRequest
 
@@ -17,7 +17,7 @@ LIMITS = Limits()
 
 WATCHED = """
 import copyreg, gc, json, os, pickle, resource, sys
-from solewriter.shared import wire, wireform
+from solewriter.shared import wire, wirecheck, wireform
 from solewriter.shared.config import Limits, MIB
 from solewriter.shared.errors import BadRequest, RequestTooLarge
 
@@ -44,7 +44,7 @@ for name, body in corpus.items():
     watching = True
     try:
         for request in wire.unpack_frame(body, limits):
-            wireform.check_request(request, limits.frame_nodes_max, limits)
+            wirecheck.check_request(request, limits.frame_nodes_max, limits)
         out[name] = "accepted"
     except (BadRequest, RequestTooLarge) as error:
         out[name] = type(error).__name__
@@ -127,7 +127,7 @@ def test_what_is_named_many_times_is_counted_as_often(poison):
         budget, taken = LIMITS.frame_nodes_max, 0
         with pytest.raises(BadRequest, match="frame_nodes_max"):
             for request in requests:
-                budget = wireform.check_request(request, budget, LIMITS)
+                budget = wirecheck.check_request(request, budget, LIMITS)
                 taken += 1
         assert 0 < taken <= 20
 
@@ -143,9 +143,9 @@ def test_what_is_named_many_times_is_counted_as_often(poison):
     ids=["one", "list", "dict", "request"],
 )
 def test_the_parts_of_anything_are_counted_to_a_bound(poison, make):
-    assert wireform.parts(make("x"), 1_000) < 20
+    assert wirecheck.parts(make("x"), 1_000) < 20
     for value in (poison["folded"](25, 2), poison["folded"](3, 1_000), [[]] * 10_000, "x" * 100_000):
-        assert wireform.parts(make(value), 1_000) == 1_000
+        assert wirecheck.parts(make(value), 1_000) == 1_000
     ring: list[object] = []
     ring.append(ring)
-    assert wireform.parts(make(ring), 1_000) == 1_000
+    assert wirecheck.parts(make(ring), 1_000) == 1_000

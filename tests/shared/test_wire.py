@@ -16,7 +16,7 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from solewriter.shared import handshake, wire, wireform
+from solewriter.shared import handshake, wire, wirecheck, wireform
 from solewriter.shared.config import CAREFUL_NUMBERS, FRAME_REQUESTS_MAX, HANDSHAKE_BYTES_MAX, Limits
 from solewriter.shared.errors import BadRequest, InvalidMutation, LayoutMismatch, RequestTooLarge
 from solewriter.shared.frozen import INT_MAX
@@ -58,7 +58,7 @@ class Note(Entity):
 
 def checked_request(request, limits):
     """The same request, as an engine that found nothing wrong with it uses it."""
-    wireform.check_request(request, limits.frame_nodes_max, limits)
+    wirecheck.check_request(request, limits.frame_nodes_max, limits)
     return request
 
 
@@ -492,7 +492,7 @@ def test_a_frame_with_many_numbers_means_the_same_as_one_with_few():
 
 WATCHED = """
 import json, resource, sys
-from solewriter.shared import handshake, wire, wireform
+from solewriter.shared import handshake, wire, wirecheck, wireform
 from solewriter.shared.config import Limits
 from solewriter.shared.errors import BadRequest, RequestTooLarge
 events, watching = [], False
@@ -512,7 +512,7 @@ for name, body in corpus.items():
     watching, verdict = True, "accepted"
     try:
         for request in wire.unpack_frame(body, limits):
-            wireform.check_request(request, limits.frame_nodes_max, limits)
+            wirecheck.check_request(request, limits.frame_nodes_max, limits)
     except (BadRequest, RequestTooLarge) as error:
         verdict = type(error).__name__
     finally:
@@ -537,7 +537,7 @@ def test_decoding_poison_imports_opens_and_calls_nothing(monkeypatch):
 
 EXTENDED = """
 import copyreg, pickle, sys
-from solewriter.shared import handshake, wire, wireform
+from solewriter.shared import handshake, wire, wirecheck, wireform
 from solewriter.shared.config import Limits
 copyreg.add_extension("os", "getcwd", 1)
 body = bytes([128, 2, 0x82, 1]) + b")R."
@@ -754,14 +754,14 @@ def test_a_request_that_cannot_be_encoded_is_refused(request_):
 
 
 def test_a_question_for_an_outcome_is_told_from_a_request():
-    assert wireform.is_outcome_query(("outcome", "x-1"))
+    assert wirecheck.is_outcome_query(("outcome", "x-1"))
     for other in (("outcome", 1), ["outcome", "x"], ("outcome",), ("income", "x"), update({}), None):
-        assert not wireform.is_outcome_query(other)
+        assert not wirecheck.is_outcome_query(other)
 
 
 @pytest.mark.parametrize("request_id", ["\ud800", "x" * 10_000, ""], ids=["surrogate", "long", "empty"])
 def test_a_question_for_what_can_be_no_request_id_is_none(request_id):
-    assert not wireform.is_outcome_query(("outcome", request_id))
+    assert not wirecheck.is_outcome_query(("outcome", request_id))
 
 
 @pytest.mark.parametrize("text", ["x" * 100_000, "é" * 100_000, b"x" * 100_000], ids=["ascii", "text", "bytes"])
@@ -794,7 +794,7 @@ def test_the_digest_is_that_of_the_content():
 
 
 TAGGED = """
-from solewriter.shared import handshake, wire, wireform
+from solewriter.shared import handshake, wire, wirecheck, wireform
 from solewriter.shared.models import Entity
 from solewriter.shared.mutations import Create
 from solewriter.shared.registry import Registry
@@ -951,7 +951,7 @@ def test_times_cross_as_text_that_the_engine_reads_back_exactly():
 def test_mutations_of_tasks_as_plain_data_pass_the_engines_check(mutation, expected):
     plain = wireform.plain_mutation(mutation, REGISTRY)
     assert (plain[0], plain[1], plain[3], plain[4], plain[6]) == expected
-    assert wireform.check_request(([plain], [], None, None), 1_000, LIMITS) > 0
+    assert wirecheck.check_request(([plain], [], None, None), 1_000, LIMITS) > 0
 
 
 @pytest.mark.parametrize(
@@ -967,16 +967,16 @@ def test_mutations_of_tasks_as_plain_data_pass_the_engines_check(mutation, expec
 def test_guards_on_fields_as_plain_data_pass_the_engines_check(guard, expected):
     plain = wireform.plain_guard(guard, REGISTRY)
     assert (plain[0], plain[3]) == expected
-    assert wireform.check_request(([], [plain], None, None), 1_000, LIMITS) > 0
+    assert wirecheck.check_request(([], [plain], None, None), 1_000, LIMITS) > 0
     with pytest.raises(BadRequest, match="too many parts"):
-        wireform.check_request(([], [plain], None, None), wireform.GUARD_NODES, LIMITS)
+        wirecheck.check_request(([], [plain], None, None), wirecheck.GUARD_NODES, LIMITS)
 
 
 def test_a_token_is_no_part_of_what_is_asked_for():
     request = wireform.plain_request([Complete(STORED)], [], "mine", REGISTRY, LIMITS)
     shown = (request[0], [(4, "Task", "t", 7)], *request[2:])
     assert wireform.digest(shown) == wireform.digest(request)
-    assert wireform.check_request(shown, 1_000, LIMITS) > 0
+    assert wirecheck.check_request(shown, 1_000, LIMITS) > 0
 
 
 @pytest.mark.parametrize(
