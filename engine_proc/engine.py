@@ -14,41 +14,38 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from typing import Any, Final
 
-import msgspec
-
-from solewriter.engine_proc import express
+from solewriter.engine_proc import asking, express
+from solewriter.engine_proc.asking import Answer
 from solewriter.engine_proc.between import BetweenTurns, Finished, Registration
 from solewriter.engine_proc.bridge import Bridge, LaneEnd
 from solewriter.engine_proc.coordination.making import Unready
 from solewriter.engine_proc.decide import Draft
 from solewriter.engine_proc.fairness import FairQueueing, Queue
+from solewriter.engine_proc.hellos import Hellos
 from solewriter.engine_proc.journal import DiskFull, Journal
 from solewriter.engine_proc.newcomer import Newcomer
 from solewriter.engine_proc.overtime import Overtime, TimeBudget, watched
 from solewriter.engine_proc.publisher import Publisher
 from solewriter.engine_proc.reclaim import budget_for
-from solewriter.engine_proc.sessions import FORGOTTEN, NEVER, QUARANTINED, HelloRefused, Session, Sessions
+from solewriter.engine_proc.sessions import FORGOTTEN, NEVER, QUARANTINED, Session, Sessions
 from solewriter.engine_proc.state import State
 from solewriter.engine_proc.tending import Occasion, Tending
 from solewriter.engine_proc.turn import Turn
 from solewriter.engine_proc.writing import Written, formed, overtime, told, write
 from solewriter.shared import failpoint, wireform
 from solewriter.shared.config import Limits
-from solewriter.shared.entry import Outcome, SessionChange
+from solewriter.shared.entry import Outcome
 from solewriter.shared.errors import (
     Expired,
     MemoryFull,
     Quarantined,
     Refused,
-    RequestMismatch,
     Unavailable,
     to_wire,
 )
-from solewriter.shared.folder import start_time_of
-from solewriter.shared.request_ids import own_id, session_number
+from solewriter.shared.request_ids import session_number
 from solewriter.shared.wire import Status
 
-Answer = tuple[int, int, int, Any]  # sequence, status, revision, detail
 _APPLIED: Final = Status.APPLIED.value
 _REFUSED: Final = Status.REFUSED.value
 _UNAVAILABLE: Final = Status.UNAVAILABLE.value
@@ -87,10 +84,10 @@ class SingleWriter:
         self._stopping = False
         self._waited_s = 1.0  # for the last item that had to be waited for
         self._replies: dict[LaneEnd, list[Answer]] = {}
-        self._greeted: list[tuple[Newcomer, SessionChange]] = []
         self._name_decided = publisher.root.deciding
         self.time_budget = TimeBudget(limits.decide_timeout_s)
         self.tending = Tending(state, sessions, bridge, limits, self._told, self._say, lambda: journal.tail.number)
+        self._hellos = Hellos(sessions, bridge, self.tending)
 
     async def run(self) -> None:
         """Turn after turn, until the inbox is closed and everything accepted before is done, or `stop` is called."""
@@ -138,8 +135,7 @@ class SingleWriter:
             if isinstance(item, Newcomer):
                 item.refuse("the engine is stopping")
             elif not isinstance(item, Occasion) and not item[0].superseded:
-                answer = (item[1], Status.UNAVAILABLE, self.state.revision, STOPPED)
-                self._replies.setdefault(item[0], []).append(answer)
+                self._say(item[0], (item[1], Status.UNAVAILABLE, self.state.revision, STOPPED))
         self._reply()
 
     # --- take --------------------------------------------------------------------------------------------------------
@@ -236,7 +232,7 @@ class SingleWriter:
                         answers.append(answer)
                     sender.taken += 1
                 elif isinstance(item, Newcomer):
-                    self._greet(turn, item)
+                    self._hellos.greet(turn, item)
                 else:
                     self.tending.tend(turn, item)
             except Unready:  # it stays where it is, and so does what its session asked behind it
@@ -248,34 +244,11 @@ class SingleWriter:
                 break
         return most - left, now
 
-    def _greet(self, turn: Turn, newcomer: Newcomer) -> None:
-        """A hello: its session's next epoch is journaled with this turn, and older lanes are not listened to any
-        more.
-        """
-        try:
-            number = session_number(newcomer.hello.client_id)
-            if number in turn.forgotten_sessions:
-                raise HelloRefused("this session is just being forgotten", "again")
-            pending = turn.sessions.get(number)
-            change, newcomer.first = self.sessions.greet(newcomer.hello, pending, turn.last_of)
-            change = msgspec.structs.replace(change, pid=newcomer.pid, born=start_time_of(newcomer.pid))
-            if self.sessions.get(number) is None and pending is None:
-                coming = sum(self.sessions.get(one) is None for one in turn.sessions)
-                busy = {*self._bridge.connected(), *turn.sessions, *turn.forgotten_sessions}
-                turn.forgotten_sessions += self.sessions.surplus(1 + coming - len(turn.forgotten_sessions), busy)
-        except HelloRefused as error:
-            newcomer.refuse(str(error), error.refusal)
-            return
-        self._bridge.supersede(change.session)
-        self.tending.greet(change.session)
-        turn.sessions[change.session] = change
-        self._greeted.append((newcomer, change))
-        failpoint.reach("session.greeted")
-
     def _answer(self, turn: Turn, lane: LaneEnd, sequence: int, request: Any) -> Answer | None:
         """The answer to one request, known or new. None: it comes when its claim has what it waits for."""
         if request.__class__ is tuple and len(request) == 2:
-            return self._outcome(turn, sequence, request[1])  # no request: asked again, it is looked at again
+            # no request: asked again, it is looked at again
+            return asking.answered(turn, self.sessions, self.tending, sequence, request[1])
         session = lane.session
         outcome: Outcome | None
         if sequence <= session.last and sequence not in session.waiting:
@@ -294,12 +267,12 @@ class SingleWriter:
             if isinstance(request, Refused):
                 raise request  # what the bridge found wrong with it
             if sequence in session.fenced or (turn.fenced and (number, sequence) in turn.fenced):
-                return self._told_again(turn, number, sequence, NEVER)
+                return asking.told_again(turn, number, sequence, NEVER)
             plain: wireform.PlainRequest = request
             if plain[2] is not None:
                 digest = wireform.digest(plain)
-                if (known := self._known_id(turn, plain[2], digest)) is not None:
-                    return self._told_again(turn, number, sequence, known)
+                if (known := asking.known_id(turn, self.sessions, plain[2], digest)) is not None:
+                    return asking.told_again(turn, number, sequence, known)
                 request_id = plain[2]
             if session.quarantined and sequence in session.quarantined:
                 raise Quarantined(QUARANTINED[1])
@@ -335,37 +308,6 @@ class SingleWriter:
             return Outcome(number, sequence, _UNAVAILABLE, turn.revision, (type(error).__name__, str(error), {}))
         turn.note(outcome)
         return outcome
-
-    def _told_again(self, turn: Turn, session: int, sequence: int, known: Outcome) -> Outcome:
-        """Note for a new request what was told another one, of the same user-given id say."""
-        outcome = msgspec.structs.replace(known, session=session, sequence=sequence)
-        turn.note(outcome)
-        return outcome
-
-    def _known_id(self, turn: Turn, request_id: str, digest: bytes) -> Outcome | None:
-        """What a request with this user-given id was told. Raises RequestMismatch for another content."""
-        told = turn.by_request_id.get(request_id) or self.sessions.by_request_id.get(request_id)
-        if told is not None and told.digest is not None and told.digest != digest:
-            raise RequestMismatch(f"request id {request_id!r} was used before for another request")
-        return told
-
-    def _outcome(self, turn: Turn, sequence: int, request_id: str) -> Answer:
-        """How a request ended. One that never arrived is fenced, so that NotApplied stays true. Whatever its asker sent
-        before the question was decided before it: a lane is read in order, and a session's older lanes are not.
-        """
-        own = own_id(request_id)
-        if own is None:
-            told = turn.by_request_id.get(request_id) or self.sessions.told_id(request_id)
-        else:
-            pending = sum(number == own[0] for number, _ in turn.fenced)
-            told = turn.outcome_of(*own) or (None if own in turn.fenced else self.sessions.told(*own, pending))
-        if told is None and own is not None and self.tending.gives_up(turn, own):
-            self._told_again(turn, own[0], own[1], NEVER)
-        elif told is None:
-            turn.fence(request_id)
-        never = told is None or (told.status == Status.REFUSED and list(told.detail[:2]) == list(NEVER.detail[:2]))
-        answer = None if told is None or never else (told.status, told.revision, told.detail)
-        return sequence, Status.ANSWER, turn.revision, answer
 
     def _say(self, lane: LaneEnd, answer: Answer) -> None:
         """One more answer of this turn."""
@@ -422,10 +364,7 @@ class SingleWriter:
                 else answer
                 for answer in answers
             ]
-        for newcomer, change in self._greeted:
-            newcomer.refuse(str(error))
-            self._bridge.drop(change.session)  # its older lane was not listened to in this turn
-        self._greeted.clear()
+        self._hellos.refuse(str(error))
 
     # --- reply -------------------------------------------------------------------------------------------------------
 
@@ -437,9 +376,5 @@ class SingleWriter:
         for lane, answers in self._replies.items():
             lane.reply(answers)
         self._replies.clear()
-        for newcomer, change in self._greeted:
-            session = self.sessions.get(change.session)
-            if session is not None:
-                self._bridge.admit(newcomer, session)
-        self._greeted.clear()
+        self._hellos.admit()
         failpoint.reach("turn.done")

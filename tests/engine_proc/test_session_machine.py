@@ -21,6 +21,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, rule, run_state_machine_as_test
 
 from solewriter import Limits
+from solewriter.engine_proc import asking
 from solewriter.engine_proc.decide import Draft, decide
 from solewriter.engine_proc.engine import SingleWriter
 from solewriter.engine_proc.sessions import Session, Sessions
@@ -748,8 +749,8 @@ def duplicate_check_behind_the_version_check(true, writer, turn, lane, sequence,
     return true(writer, turn, lane, sequence, request)
 
 
-def contents_of_one_id_not_compared(true, writer, turn, request_id, digest):
-    return turn.by_request_id.get(request_id) or writer.sessions.by_request_id.get(request_id)
+def contents_of_one_id_not_compared(true, turn, sessions, request_id, digest):
+    return turn.by_request_id.get(request_id) or sessions.by_request_id.get(request_id)
 
 
 def a_failed_commit_acknowledged(true, writer, turn, error):
@@ -812,7 +813,7 @@ def frames_counted_from_where_a_new_process_says(true, sessions, hello, *given):
 BUGS = [
     (SingleWriter, "_answer", no_duplicate_check),
     (SingleWriter, "_answer", duplicate_check_behind_the_version_check),
-    (SingleWriter, "_known_id", contents_of_one_id_not_compared),
+    (asking, "known_id", contents_of_one_id_not_compared),
     (SingleWriter, "_undo", a_failed_commit_acknowledged),
     (SingleWriter, "_undo", a_failed_commit_remembered),
     (SingleWriter, "_undo", an_overlay_kept_after_a_failed_commit),

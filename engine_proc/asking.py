@@ -1,0 +1,52 @@
+"""How a request ended: asked by anybody, or by a new request under an id that another one had."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+
+from solewriter.engine_proc.sessions import NEVER, Sessions
+from solewriter.engine_proc.tending import Tending
+from solewriter.engine_proc.turn import Turn
+from solewriter.shared.entry import Outcome
+from solewriter.shared.errors import RequestMismatch
+from solewriter.shared.request_ids import own_id
+from solewriter.shared.wire import Status
+
+Answer = tuple[int, int, int, Any]  # sequence, status, revision, detail
+
+
+def told_again(turn: Turn, session: int, sequence: int, known: Outcome) -> Outcome:
+    """Note for a new request what was told another one, of the same user-given id say."""
+    outcome = msgspec.structs.replace(known, session=session, sequence=sequence)
+    turn.note(outcome)
+    return outcome
+
+
+def known_id(turn: Turn, sessions: Sessions, request_id: str, digest: bytes) -> Outcome | None:
+    """What a request with this user-given id was told. Raises RequestMismatch for another content."""
+    told = turn.by_request_id.get(request_id) or sessions.by_request_id.get(request_id)
+    if told is not None and told.digest is not None and told.digest != digest:
+        raise RequestMismatch(f"request id {request_id!r} was used before for another request")
+    return told
+
+
+def answered(turn: Turn, sessions: Sessions, tending: Tending, sequence: int, request_id: str) -> Answer:
+    """The answer to the question how a request ended. One that never arrived is fenced, so that NotApplied stays true.
+    Whatever its asker sent before the question was decided before it: a lane is read in order, and a session's older
+    lanes are not.
+    """
+    own = own_id(request_id)
+    if own is None:
+        told = turn.by_request_id.get(request_id) or sessions.told_id(request_id)
+    else:
+        pending = sum(number == own[0] for number, _ in turn.fenced)
+        told = turn.outcome_of(*own) or (None if own in turn.fenced else sessions.told(*own, pending))
+    if told is None and own is not None and tending.gives_up(turn, own):
+        told_again(turn, own[0], own[1], NEVER)
+    elif told is None:
+        turn.fence(request_id)
+    never = told is None or (told.status == Status.REFUSED and list(told.detail[:2]) == list(NEVER.detail[:2]))
+    answer = None if told is None or never else (told.status, told.revision, told.detail)
+    return sequence, Status.ANSWER, turn.revision, answer

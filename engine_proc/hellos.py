@@ -1,0 +1,63 @@
+"""Hellos in the turn: the next epoch of each one's session is journaled with it; they are welcome when it is over."""
+
+from __future__ import annotations
+
+import msgspec
+
+from solewriter.engine_proc.bridge import Bridge
+from solewriter.engine_proc.newcomer import Newcomer
+from solewriter.engine_proc.sessions import HelloRefused, Sessions
+from solewriter.engine_proc.tending import Tending
+from solewriter.engine_proc.turn import Turn
+from solewriter.shared import failpoint
+from solewriter.shared.entry import SessionChange
+from solewriter.shared.folder import start_time_of
+from solewriter.shared.request_ids import session_number
+
+
+class Hellos:
+    """Those of one turn after the other."""
+
+    def __init__(self, sessions: Sessions, bridge: Bridge, tending: Tending) -> None:
+        self._sessions = sessions
+        self._bridge = bridge
+        self._tending = tending
+        self._greeted: list[tuple[Newcomer, SessionChange]] = []
+
+    def greet(self, turn: Turn, newcomer: Newcomer) -> None:
+        """From now on older lanes of its session are not listened to any more."""
+        sessions = self._sessions
+        try:
+            number = session_number(newcomer.hello.client_id)
+            if number in turn.forgotten_sessions:
+                raise HelloRefused("this session is just being forgotten", "again")
+            pending = turn.sessions.get(number)
+            change, newcomer.first = sessions.greet(newcomer.hello, pending, turn.last_of)
+            change = msgspec.structs.replace(change, pid=newcomer.pid, born=start_time_of(newcomer.pid))
+            if sessions.get(number) is None and pending is None:
+                coming = sum(sessions.get(one) is None for one in turn.sessions)
+                busy = {*self._bridge.connected(), *turn.sessions, *turn.forgotten_sessions}
+                turn.forgotten_sessions += sessions.surplus(1 + coming - len(turn.forgotten_sessions), busy)
+        except HelloRefused as error:
+            newcomer.refuse(str(error), error.refusal)
+            return
+        self._bridge.supersede(change.session)
+        self._tending.greet(change.session)
+        turn.sessions[change.session] = change
+        self._greeted.append((newcomer, change))
+        failpoint.reach("session.greeted")
+
+    def refuse(self, why: str) -> None:
+        """The turn could not be committed."""
+        for newcomer, change in self._greeted:
+            newcomer.refuse(why)
+            self._bridge.drop(change.session)  # its older lane was not listened to in this turn
+        self._greeted.clear()
+
+    def admit(self) -> None:
+        """Behind the turn's replies: this closes older lanes."""
+        for newcomer, change in self._greeted:
+            session = self._sessions.get(change.session)
+            if session is not None:
+                self._bridge.admit(newcomer, session)
+        self._greeted.clear()
