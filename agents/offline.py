@@ -13,17 +13,15 @@ from typing import NamedTuple
 
 from solewriter.agents.looking import Looking
 from solewriter.agents.past import Past, Viewed
-from solewriter.agents.verify import Files, bad, committed
-from solewriter.shared.chain import checkpoint_to, journal_files, oldest_entry
+from solewriter.agents.verify import Files, bad, untrimmed
+from solewriter.shared.chain import checkpoint_to
 from solewriter.shared.config import DEFAULT_LIMITS, MEMORY_VERSION, Limits
 from solewriter.shared.entry import Life
-from solewriter.shared.errors import Compacted, EngineUnavailable
 from solewriter.shared.memory.catalog import Catalog, Table
 from solewriter.shared.memory.root import Root
 from solewriter.shared.registry import Registry
 from solewriter.shared.schema import Schema
 
-TRIES = 10  # an engine trims behind a checkpoint, which takes longer than to read it
 _LATEST = 2**63 - 1  # no revision is above it
 
 
@@ -60,7 +58,7 @@ class OfflineReader(Looking):
         self, state: str | os.PathLike[str], limits: Limits = DEFAULT_LIMITS, registry: Registry | None = None
     ) -> None:
         super().__init__(state, limits, registry)
-        self._newest = _newest(self.folder.path)
+        self._newest = untrimmed(lambda: _newest(self.folder.path))
 
     def pin(self) -> Past:
         return self._newest
@@ -73,46 +71,29 @@ class OfflineReader(Looking):
 
 
 def _newest(folder: Path) -> Past:
-    """Raises Compacted where an engine that runs trimmed what was being read, again and again."""
-    for left in reversed(range(TRIES)):
-        try:
-            end = _end_of(folder)
-            newest = Past(end, folder, end.root.revision)
-            newest.advance(end.root.revision)
-            break
-        except Compacted:  # there is a newer checkpoint now
-            if not left:
-                raise
+    end = _end_of(folder)
+    newest = Past(end, folder, end.root.revision)
+    newest.advance(end.root.revision)
     return newest
 
 
 def _end_of(folder: Path) -> End:
-    """Raises Compacted where something was trimmed meanwhile."""
-    if not journal_files(folder):
-        raise EngineUnavailable(f"nothing is journaled in {folder}: there is nothing to read without an engine")
-    known, crc = committed(folder)
-    try:
-        begin = oldest_entry(folder)
-    except Compacted as error:
-        bad(f"no checkpoint is there from which the journal goes on: {error}", str(folder))
+    files = Files(folder)
     kinds, schemas, revision, life, behind = list[str](), list[Schema](), 0, None, 0
     checkpoint = checkpoint_to(folder, _LATEST)
     if checkpoint is not None:
         with checkpoint:
             directory, behind = checkpoint.directory, checkpoint.entry
             kinds, schemas, revision = list(directory.kinds), list(directory.schemas), directory.revision
-    files = Files(folder, begin)
-    for entry, place in files.entries():
-        if entry.number == known and entry.crc != crc:
-            bad(f"entry {entry.number} is not the one that was committed", place)
+    for entry, _ in files.entries():
         private = entry.private
         life = private.life or (private.whole.life if private.whole is not None else life)
         if entry.number > behind:
             kinds += private.kinds
             schemas += private.schemas
             revision = entry.revision
-    if files.last < max(known, behind):
-        bad(f"entries {files.last + 1} to {max(known, behind)} were committed and are not there any more", files.end)
+    if files.last < behind:
+        bad(f"the journal ends before entry {behind}, of which there is a checkpoint", files.end)
     tables = tuple(Table(0, _newest_schema(schemas, code).columns) for code in range(len(kinds)))
     root = Root(0, revision, files.last, 0, 0, 0, 0, 0, 0, 0, 0, ())
     return End(NoMemory(_Ids(_history_of(life))), Catalog(MEMORY_VERSION, tuple(kinds), tuple(schemas), tables), root)

@@ -8,9 +8,9 @@ Beside a running engine it reads up to what was committed when it began.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import NamedTuple, NoReturn
+from typing import NamedTuple, NoReturn, TypeVar
 
 from solewriter.shared import entry as entries
 from solewriter.shared import record
@@ -18,6 +18,9 @@ from solewriter.shared.chain import content, first_of, journal_files, oldest_ent
 from solewriter.shared.checkpoint import Checkpoint, DigestOfState, checkpoint_files
 from solewriter.shared.entry import FILE_HEADER_BYTES, Entry
 from solewriter.shared.errors import Compacted, EngineUnavailable, JournalCorrupt
+
+R = TypeVar("R")
+TRIES = 10  # an engine trims behind a checkpoint, and to make one takes longer than to read it
 
 
 class Verified(NamedTuple):
@@ -37,38 +40,31 @@ def verify(folder: Path) -> Verified:
     """Read everything. Raises JournalCorrupt naming the first bad place, LayoutMismatch, EngineUnavailable for a folder
     without a journal.
     """
-    while True:
-        try:
-            return _verified(folder)
-        except Compacted:  # a running engine gave up the oldest part meanwhile: what is left is looked at again
-            continue
+    return untrimmed(lambda: _verified(folder))
 
 
 def _verified(folder: Path) -> Verified:
-    """Raises Compacted where something was trimmed meanwhile."""
-    if not journal_files(folder):
-        raise EngineUnavailable(f"nothing is journaled in {folder}")
-    known, crc = committed(folder)
-    try:
-        begin = oldest_entry(folder)
-    except Compacted as error:
-        bad(f"no checkpoint is there from which the journal goes on: {error}", str(folder))
-    replay = Replay(folder, begin)
-    files = Files(folder, begin)
+    files = Files(folder)
+    replay = Replay(folder, files.begin)
     for entry, place in files.entries():
-        if entry.number == known and entry.crc != crc:
-            bad(f"entry {entry.number} is not the one that was committed", place)
-        if entry.number > begin:
+        if entry.number > files.begin:
             replay.follow(entry, place)
-    if files.last < known:
-        raise JournalCorrupt(
-            f"entries {files.last + 1} to {known} were committed and are not in the journal any more",
-            place=files.end,
-        )
     return replay.verified(files.torn_bytes)
 
 
-def committed(folder: Path) -> tuple[int, int]:
+def untrimmed(read: Callable[[], R]) -> R:
+    """What this returns once no engine that runs gives up the oldest part meanwhile. Raises Compacted where that
+    happens again and again.
+    """
+    for _ in range(TRIES - 1):
+        try:
+            return read()
+        except Compacted:  # what is left is looked at again
+            pass
+    return read()
+
+
+def _committed(folder: Path) -> tuple[int, int]:
     """Number and crc of the last entry that is known to be durable; 0 if none is."""
     try:
         return entries.last_committed((folder / "committed").read_bytes()) or (0, 0)
@@ -77,11 +73,20 @@ def committed(folder: Path) -> tuple[int, int]:
 
 
 class Files:
-    """The journal's files as one chain."""
+    """The journal's files as one chain, up to what was committed at least. Raises JournalCorrupt; Compacted where
+    something was trimmed meanwhile; EngineUnavailable for a folder without a journal.
+    """
 
-    def __init__(self, folder: Path, begin: int) -> None:
+    def __init__(self, folder: Path) -> None:
+        if not journal_files(folder):
+            raise EngineUnavailable(f"nothing is journaled in {folder}")
+        self._committed = _committed(folder)
+        try:
+            self.begin = oldest_entry(folder)  # the entry behind which the state can be told
+        except Compacted as error:
+            bad(f"no checkpoint is there from which the journal goes on: {error}", str(folder))
         self._paths = journal_files(folder)
-        if first_of(self._paths[0]) > begin + 1:
+        if first_of(self._paths[0]) > self.begin + 1:
             raise Compacted(f"the journal begins with {self._paths[0].name}", oldest=0)
         self._state_id: bytes | None = None
         self._crc: int | None = None
@@ -91,12 +96,18 @@ class Files:
 
     def entries(self) -> Iterator[tuple[Entry, str]]:
         """Each with its place. Raises JournalCorrupt, Compacted."""
+        known, crc = self._committed
         for path in self._paths:
             buffer = content(path)
-            self._begin(path, buffer)
-            yield from self._of(path, buffer)
+            self._follow(path, buffer)
+            for entry, place in self._of(path, buffer):
+                if entry.number == known and entry.crc != crc:
+                    bad(f"entry {entry.number} is not the one that was committed", place)
+                yield entry, place
+        if self.last < known:
+            bad(f"entries {self.last + 1} to {known} were committed and are not in the journal any more", self.end)
 
-    def _begin(self, path: Path, buffer: bytes) -> None:
+    def _follow(self, path: Path, buffer: bytes) -> None:
         start = entries.read_file_header(path, buffer)
         if self._state_id not in (None, start.state_id):
             bad(f"{path.name} belongs to another state", f"{path.name}:0")
