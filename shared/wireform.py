@@ -1,4 +1,4 @@
-"""A request as plain data: made from mutations by the caller, checked all the way down by the engine.
+"""A request as plain data: made from mutations by the caller, checked all the way down by the engine (`wirecheck`).
 
 Plain data is what any process can unpickle without importing anything: tuples, lists, dicts, str, int, float, bool,
 bytes, None. Bad input is refused here, at the call, before anything is sent; the engine trusts none of it and checks
