@@ -21,6 +21,7 @@ STORES = "engine_proc/test_every_store.py::test_a_publish_whose_stores_are_in_an
 RECLAIM = "engine_proc/test_every_store.py::test_a_reclaim_that_loses_something_is_seen"
 MACHINE = "engine_proc/test_session_machine.py::test_a_seeded_bug_is_found"
 CLAIMS = "system/test_claim_machine.py::test_a_seeded_bug_is_found"
+SCENES = "system/test_claims.py::test_a_seeded_bug_of_claims_is_seen"
 SNAPSHOTS = "system/test_snapshot_machine.py::test_a_seeded_bug_is_found"
 READERS = "system/test_tearing.py::test_a_seeded_bug_of_a_reader_is_seen"
 CAMPAIGN = "heavy/test_campaign_controls.py::test_a_campaign_catches_an_engine_with_a_seeded_bug"
@@ -178,6 +179,7 @@ MORE: dict[str, list[Caught]] = {  # those of rooms that came later
     "a claim that protects nothing": [
         Caught("claims_are_not_fenced", CAMPAIGN, "campaign: handed in under an old claim, or under none"),
         Caught("no_token_needed", CLAIMS, "claim machine: another agent's task is handed in"),
+        Caught("old_tokens_are_good", SCENES, "who lost a task to its lease hands it in"),
     ],
     "claims that outlive their agents, or do not outlive the engine": [
         Caught("nobody_dies", CLAIMS, "claim machine: the loss is waited for in vain"),
@@ -189,6 +191,7 @@ MORE: dict[str, list[Caught]] = {  # those of rooms that came later
         Caught("dependencies_do_not_count", CLAIMS, "claim machine: claimed too early"),
         Caught("nothing_is_cancelled_with_another", CLAIMS, "claim machine: what is stored"),
         Caught("the_youngest_first", CLAIMS, "claim machine: the order"),
+        Caught("attempts_without_end", SCENES, "a task is claimed when no attempt is left"),
     ],
     "what an agent was told is not what happened": [
         Caught("LIES", "agents/test_checker.py::test_a_lie_is_found", "history checker, each condition"),

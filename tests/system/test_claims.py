@@ -647,6 +647,55 @@ def test_a_failed_task_rests_longer_each_time_and_ends_as_a_dead_letter(client):
         assert [letter.id for letter in dead_letters(snap)] == ["a"]
 
 
+def an_end_of_attempts(one, other):
+    one.create(task("a", max_retries=1))
+    for _ in range(2):
+        one.fail(one.claim(Task, timeout_s=20))
+    assert other.claim(Task, timeout_s=0.3) is None
+
+
+def an_old_token_that_is_fenced(one, other):
+    one.create(task("a", max_retries=3))
+    late = one.claim(Task, lease_s=0.05)
+    assert other.claim(Task, timeout_s=20).claim > late.claim
+    try:
+        one.complete(late)
+    except Fenced:
+        return
+    raise AssertionError("another agent's task was handed in")
+
+
+def attempts_without_end():
+    from solewriter.engine_proc.coordination import board
+
+    board.attempts_left = lambda field: True
+
+
+def old_tokens_are_good():
+    from solewriter.engine_proc.decide import guards
+
+    def show(draft, kind, key, token):
+        step = draft.before(kind, key)
+        draft.shown[step.state.code, key] = step.field("claim")
+
+    guards.show = show
+
+
+@pytest.mark.heavy
+@pytest.mark.parametrize(
+    ("scene", "bug"), [(an_end_of_attempts, attempts_without_end), (an_old_token_that_is_fenced, old_tokens_are_good)]
+)
+def test_a_seeded_bug_of_claims_is_seen(tmp_path, start_engine, seeded, scene, bug):
+    for number, models in enumerate(([], [seeded(bug)])):
+        start_engine(tmp_path / str(number), models=models)
+        with connect(tmp_path / str(number), name="one") as one, connect(tmp_path / str(number), name="other") as other:
+            if not models:
+                scene(one, other)
+            else:
+                with pytest.raises(AssertionError):
+                    scene(one, other)
+
+
 def test_a_final_failure_is_not_tried_again(client):
     client.create(task("a", max_retries=3))
     failed = client.fail(client.claim(Task), final=True)
