@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import gc
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 from solewriter.engine_proc import adoption as adoptions
@@ -37,6 +37,13 @@ class Finished(NamedTuple):
     made: Made
 
 
+class Trimmed(NamedTuple):
+    """What that checkpoint made needless has gone: the next one may be due, though nobody asks for anything now."""
+
+
+Item = Registration | Finished | Trimmed
+
+
 class BetweenTurns:
     """Does it, one after the other. `checkpoints` is None where nothing is durable."""
 
@@ -47,13 +54,15 @@ class BetweenTurns:
         self._inbox = inbox
         self.checkpoints: Checkpoints | None = None
 
-    async def run(self, item: Registration | Finished) -> None:
+    async def run(self, item: Item) -> None:
         if isinstance(item, Registration):
             await self._adopt(item)
-        else:
+        elif isinstance(item, Finished):
             await self._note(item.made)
+        else:
+            self.look()
 
-    def refuse(self, item: Registration | Finished) -> None:
+    def refuse(self, item: Item) -> None:
         """The engine ends. A checkpoint that is not journaled goes with the next start."""
         if isinstance(item, Registration):
             item.done.set_exception(EngineUnavailable("the engine is stopping"))
@@ -114,12 +123,17 @@ class BetweenTurns:
             self.checkpoints.failed(str(error))
             return
         self._publish()
+        send = self._sender()
+        self.checkpoints.begin(lambda made: send(Finished(made)))
+
+    def _sender(self) -> Callable[[Item], None]:
+        """Puts an item into the inbox, from any thread."""
         loop, inbox = asyncio.get_running_loop(), self._inbox
 
-        def done(made: Made) -> None:
-            loop.call_soon_threadsafe(inbox.put_nowait, [Finished(made)])
+        def send(item: Item) -> None:
+            loop.call_soon_threadsafe(inbox.put_nowait, [item])
 
-        self.checkpoints.begin(done)
+        return send
 
     async def _note(self, made: Made) -> None:
         """What no reader sees is journaled behind it; then a start begins with it."""
@@ -137,4 +151,5 @@ class BetweenTurns:
             checkpoints.given_up(made, str(error))
             return
         failpoint.reach("checkpoint.journaled")
-        checkpoints.noted(made, self._journal.length - before)
+        send = self._sender()
+        checkpoints.noted(made, self._journal.length - before, lambda: send(Trimmed()))

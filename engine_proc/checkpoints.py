@@ -129,17 +129,14 @@ class Checkpoints:
 
     # --- what may go -------------------------------------------------------------------------------------------------
 
-    def noted(self, made: Made, private_bytes: int) -> None:
-        """It is in the journal: a start begins with it."""
+    def noted(self, made: Made, private_bytes: int, trimmed: Callable[[], None]) -> None:
+        """It is in the journal: a start begins with it. `trimmed` is called in a thread, when another one may begin."""
         self._held[made.entry] = Held(made.size, made.time_us)
         self._since, self._wanted = self._begun, self._bytes_wanted(private_bytes)
         self._grew = self._journal.length - self._begun
-        self._waiter.submit(self._trim, made.entry, made.time_us).add_done_callback(lambda _: self._trimmed())
+        self._waiter.submit(self._trim, made.entry, made.time_us, trimmed)
 
-    def _trimmed(self) -> None:
-        self._running = False
-
-    def _trim(self, newest: int, now_us: int) -> None:
+    def _trim(self, newest: int, now_us: int, trimmed: Callable[[], None]) -> None:
         """Give up what no start needs, and no history that is kept."""
         try:
             failpoint.reach("trim.begin")
@@ -155,6 +152,8 @@ class Checkpoints:
             failpoint.reach("trim.done")
         except Exception as error:  # what stays is looked at again behind the next checkpoint
             self._log(f"trimming: {type(error).__name__}: {error}")
+        self._running = False
+        trimmed()
 
 
 def oldest_kept(

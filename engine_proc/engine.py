@@ -16,7 +16,7 @@ from typing import Any, Final
 
 from solewriter.engine_proc import asking, express
 from solewriter.engine_proc.asking import Answer
-from solewriter.engine_proc.between import BetweenTurns, Finished, Registration
+from solewriter.engine_proc.between import BetweenTurns, Item
 from solewriter.engine_proc.bridge import Bridge, LaneEnd
 from solewriter.engine_proc.coordination.making import Unready
 from solewriter.engine_proc.decide import Draft
@@ -79,7 +79,7 @@ class SingleWriter:
         self._waiting = FairQueueing()  # of (lane, sequence, request) and Newcomer
         self._coordination = state.coordination
         self._making = state.coordination.making
-        self._between: deque[Registration | Finished] = deque()
+        self._between: deque[Item] = deque()
         self._ended = False  # the end was met: nothing behind it is taken
         self._stopping = False
         self._waited_s = 1.0  # for the last item that had to be waited for

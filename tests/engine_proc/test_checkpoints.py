@@ -80,7 +80,7 @@ def test_a_checkpoint_is_due_when_the_journal_has_outgrown_it_and_one_is_made_at
     checkpoints.begin(done.append)
     assert not checkpoints.due, "it is made, and not journaled"
     assert list(checkpoint_files(tmp_path)) == [9]
-    checkpoints.noted(done[0], 0)
+    checkpoints.noted(done[0], 0, lambda: None)
     assert (checkpoints.due, log) == (False, [])
     grow(journal, 9)
     assert checkpoints.due
@@ -99,7 +99,7 @@ def test_one_that_comes_late_is_made_at_everybodys_priority(held, journal):
         grow(journal, count)
         done = []
         checkpoints.begin(done.append)
-        checkpoints.noted(done[0], 0)
+        checkpoints.noted(done[0], 0, lambda: None)
     assert asked == [CHECKPOINT_NICE, 0, CHECKPOINT_NICE]
 
 
@@ -116,7 +116,7 @@ def test_the_next_one_is_made_at_everybodys_priority_too_while_the_journal_grows
         done = []
         checkpoints.begin(done.append)
         grow(journal, meanwhile)
-        checkpoints.noted(done[0], 0)
+        checkpoints.noted(done[0], 0, lambda: None)
     assert asked == [CHECKPOINT_NICE, CHECKPOINT_NICE, 0, CHECKPOINT_NICE]
 
 
@@ -184,7 +184,7 @@ def test_nothing_goes_of_a_folder_that_is_another_states_by_now(held, journal, t
     checkpoints.begin(done.append)
     left += [False, *[True] * (asked - 1)]
     before = sorted(tmp_path.iterdir())
-    checkpoints.noted(done[0], 0)
+    checkpoints.noted(done[0], 0, lambda: None)
     assert log == ["trimming: EngineUnavailable: the folder is another one"]
     assert len(before) - len(set(before) & set(tmp_path.iterdir())) == max(0, asked - 2)
 
@@ -199,7 +199,7 @@ def test_history_goes_only_behind_a_checkpoint_that_is_journaled(held, journal, 
     checkpoints.begin(done.append)
     assert list(checkpoint_files(tmp_path)) == [5, 10]
     assert first_of(journal_files(tmp_path)[0]) == 1
-    checkpoints.noted(done[0], 0)
+    checkpoints.noted(done[0], 0, lambda: None)
     assert list(checkpoint_files(tmp_path)) == [10]
     assert 1 < first_of(journal_files(tmp_path)[0]) <= 11
     assert log == []
@@ -217,7 +217,7 @@ def test_what_could_not_be_given_up_stays_and_goes_behind_the_next_checkpoint(he
         grow(journal, 5)
         done = []
         checkpoints.begin(done.append)
-        checkpoints.noted(done[0], 0)
+        checkpoints.noted(done[0], 0, lambda: None)
         assert len(log) == 1
         assert log[0].startswith("trimming: ")
         if path.is_dir():
@@ -235,6 +235,6 @@ def test_a_damaged_checkpoint_that_is_only_history_does_not_hinder_a_start_and_g
     grow(journal, 5)
     done = []
     checkpoints.begin(done.append)
-    checkpoints.noted(done[0], 0)
+    checkpoints.noted(done[0], 0, lambda: None)
     assert list(checkpoint_files(tmp_path)) == [10]
     assert log == []

@@ -12,6 +12,7 @@ import sys
 from pathlib import Path
 
 import msgspec
+import psutil
 import pytest
 from pydantic import field_validator
 
@@ -445,6 +446,27 @@ def test_a_checkpoint_that_never_ends_does_not_keep_an_engine_that_must(state, s
         client.create(Interrupting(id="a"))
         assert isinstance(client.submit(Update(Interrupting.ref("a"), {"how": "at once"})).error, Quarantined)
         wait_until(lambda: engine.restarts == 2, 20, "its owner counts both, a moment behind the reply")
+
+
+def test_what_came_while_one_was_made_has_the_next_one_made_though_nothing_comes_any_more(
+    state, start_engine, wait_until, monkeypatch
+):
+    """Or a start behind a burst would replay all of it, however long everybody rested."""
+    with monkeypatch.context() as armed:
+        armed.setenv(VARIABLE, "checkpoint.written:stop")
+        engine = start_engine(state, limits=OFTEN)
+    with connect(state, limits=OFTEN) as client:
+        client.submit(*(Put(Task(title="x" * 500, id=f"t{number}")) for number in range(400))).check()
+        maker = wait_until(lambda: stopped_child(engine.pid), 20, "a checkpoint is being made")
+        for _ in range(3):
+            client.submit(*(Put(Task(title="y" * 500, id=f"t{number}")) for number in range(400))).check()
+        assert checkpoints(state) == []
+        maker.resume()
+        wait_until(lambda: len(journaled(state)) == 2, 20, "the first, and the next one")
+
+
+def stopped_child(pid: int) -> psutil.Process | None:
+    return next((one for one in psutil.Process(pid).children() if one.status() == psutil.STATUS_STOPPED), None)
 
 
 def test_a_kill_in_mid_restoration_leaves_a_folder_that_recovers(state, start_engine, wait_until, monkeypatch):

@@ -252,7 +252,8 @@ WORN = Limits(
     checkpoint_after_bytes=64 * KIB, history_bytes=128 * KIB, recent_bytes=8 * KIB, sessions_max=3,
     restart_backoff_s=0.005, restart_backoff_max_s=0.05,
 )  # fmt: skip
-KEYS, ROUND, ROUNDS_MAX = 48, 40, 80  # keys; requests of a round; rounds within which a point is reached
+KEYS, ROUND = 48, 40  # keys; requests of a round
+WORK_S = 60  # within which a point is reached: a disk may be slow to sync, and rounds are not
 
 
 class Books:
@@ -327,11 +328,7 @@ class Scene:
             return self._start(self.state, limits=WORN)
 
     def work_until(self, condition: Callable[[], bool], what: str) -> None:
-        for _ in range(ROUNDS_MAX):
-            if condition():
-                return
-            self.books.work(self.state)
-        raise AssertionError(f"{what}: not within {ROUNDS_MAX} rounds")
+        self.wait_until(lambda: condition() or self.books.work(self.state), WORK_S, what)
 
     def said(self) -> str:
         """By all engines so far, to whoever started them."""
@@ -371,11 +368,12 @@ def share_work(state: Path) -> int:
 
 def an_engine_of_claimers(scene: Scene, point: str, hit: int) -> Engine:
     engine = scene.start(f"{point}:kill:hit={hit}")
-    for _ in range(ROUNDS_MAX):
+
+    def work() -> None:
         scene.books.revision = share_work(scene.state)
-        if engine.restarts == 1:
-            return engine
-    raise AssertionError(f"{point} was never reached")
+
+    scene.wait_until(lambda: engine.restarts == 1 or work(), WORK_S, f"a death at {point}")
+    return engine
 
 
 def starting_engines(scene: Scene, point: str, hit: int) -> Engine:

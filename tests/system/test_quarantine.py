@@ -17,6 +17,7 @@ import pytest
 from pydantic import field_validator
 
 from solewriter import (
+    Create,
     Entity,
     InvalidMutation,
     Limits,
@@ -466,11 +467,11 @@ def test_a_loop_in_c_is_ended_by_the_supervisor_and_quarantined_after_two_deaths
 
 
 @pytest.mark.heavy
-def test_a_budget_that_ticks_all_the_time_ends_nothing_that_comes_to_an_end(state, start_engine):
+def test_a_budget_that_ticks_all_the_time_ends_nothing_that_comes_to_an_end(state, start_engine, wait_until):
     """Ten thousand ticks a second, at whatever the engine does just then."""
     engine = start_engine(state, limits=Limits(decide_timeout_s=0.0002))
     with connect(state) as client:
-        client.create(Task(title="x", id="t"))
+        wait_until(lambda: client.submit(Create(Task(title="x", id="t"))).error is None, 20, "one creation in time")
         updates = (Update(Task.ref("t"), {"max_retries": number}) for number in range(1, 5_000))
         refused = sum(reply.error is not None for reply in client.submit_many(updates))
         assert client.get(Task, "t").version == 5_000 - refused

@@ -29,7 +29,7 @@ from solewriter.shared.memory.root import RootReader
 from solewriter.shared.memory.view import View
 
 LOOKS_MAX = 40  # within which a seeded bug is seen; nearly all of them at the first
-CHANGES_MAX = 20_000
+CHANGES_MAX = 200_000  # the same of a follower that is late and resumes: what it misses meanwhile cannot be seen
 REVISION_END = 24  # bytes of a root in the ring: checksum, number of kinds, its own number, revision
 
 
