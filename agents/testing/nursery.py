@@ -17,6 +17,7 @@ import subprocess
 import sys
 import traceback
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -59,11 +60,14 @@ class Nursery:
     def _ask(self, *words: Any) -> Any:
         assert self._process.stdin is not None
         assert self._process.stdout is not None
-        self._process.stdin.write(msgspec.json.encode(words) + b"\n")
-        self._process.stdin.flush()
-        line = self._process.stdout.readline()
+        try:
+            self._process.stdin.write(msgspec.json.encode(words) + b"\n")
+            self._process.stdin.flush()
+            line = self._process.stdout.readline()
+        except BrokenPipeError:
+            line = b""
         if not line:
-            raise RuntimeError(f"the nursery ended with status {self._process.wait()}")
+            raise RuntimeError(f"the nursery ended with status {self._process.wait()}, asked for {words}")
         return msgspec.json.decode(line)
 
     def fork(self, arguments: Sequence[str]) -> int:
@@ -95,7 +99,8 @@ class Nursery:
         self.say_goodnight()
         assert self._process.stdin is not None
         assert self._process.stdout is not None
-        self._process.stdin.close()
+        with suppress(BrokenPipeError):  # it ended before, and what it was asked is still in the buffer
+            self._process.stdin.close()
         self._process.stdout.close()
         self._process.wait()
 

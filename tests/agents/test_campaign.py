@@ -183,6 +183,8 @@ def test_who_was_forked_ends_with_the_nursery(engine, tmp_path, wait_until):
         nursery.signal(pid, signal.SIGSTOP)
         os.kill(nursery.pid, signal.SIGKILL)
         wait_until(lambda: not os.path.exists(f"/proc/{pid}"), 20, "the reader's end")
+        with pytest.raises(RuntimeError, match="the nursery ended with status -9"):
+            nursery.ended()
     finally:
         nursery.close()
 
