@@ -17,7 +17,7 @@ from solewriter.engine_proc.restoring import Restoring
 from solewriter.engine_proc.sessions import Sessions
 from solewriter.engine_proc.state import State
 from solewriter.shared import failpoint
-from solewriter.shared.chain import journal_files
+from solewriter.shared.chain import beginning, journal_files
 from solewriter.shared.checkpoint import Checkpoint, checkpoint_path
 from solewriter.shared.config import Limits
 from solewriter.shared.entry import CheckpointName, Entry, Life, PrivateChanges, PrivateState
@@ -48,15 +48,26 @@ class Recovery:
 
     def run(self) -> Checkpoint | None:
         """The checkpoint with which it began, closed. Raises JournalCorrupt, LayoutMismatch, MemoryFull."""
+        try:
+            return self._run()
+        except JournalCorrupt as error:
+            if not error.place.startswith("checkpoint-"):
+                raise
+            way = f"`solewriter repair {self._folder} --around-checkpoint` begins with an older one, and loses nothing"
+            raise JournalCorrupt(f"{error}. Where history is kept, {way}", place=error.place) from error
+
+    def _run(self) -> Checkpoint | None:
         found = self._journal.newest_whole()
         with ExitStack() as ending:
             checkpoint, first = None, 1
             if found is not None:
                 self._whole_from, whole = found
                 self.life = whole.life
-                checkpoint, first = ending.enter_context(self._opened(whole)), whole.checkpoint.entry + 1
-                self._restoring = ending.enter_context(self._publisher.restore(checkpoint))
-                self._state.restore(checkpoint)
+                name = beginning(self._folder, whole.checkpoint)
+                if name is not None:
+                    checkpoint, first = ending.enter_context(self._opened(name)), name.entry + 1
+                    self._restoring = ending.enter_context(self._publisher.restore(checkpoint))
+                    self._state.restore(checkpoint)
             self._publisher.reclaimer.keeps_tombstones = True  # what was forgotten when says the journal
             self._replay(first)
             self._publisher.reclaimer.keeps_tombstones = False
@@ -65,8 +76,8 @@ class Recovery:
             self._sessions.begin_anew()
         return checkpoint
 
-    def _opened(self, whole: PrivateState) -> Checkpoint:
-        path = checkpoint_path(self._folder, whole.checkpoint.entry)
+    def _opened(self, name: CheckpointName) -> Checkpoint:
+        path = checkpoint_path(self._folder, name.entry)
         try:
             checkpoint = Checkpoint(path)
         except FileNotFoundError:
@@ -75,7 +86,7 @@ class Recovery:
             first = journal_files(self._folder)[0].name
             checkpoint.close()
             raise JournalCorrupt(f"{path.name} and {first} are of different states", place=f"{path.name}:0")
-        if checkpoint.name != whole.checkpoint:
+        if checkpoint.name != name:
             checkpoint.close()
             raise JournalCorrupt(f"{path.name} is not the one that the journal names", place=f"{path.name}:0")
         return checkpoint

@@ -1,7 +1,8 @@
-"""Repair: give up everything behind a revision, because somebody asked for it. A copy of the folder is kept.
+"""Repair, because somebody asked for it: begin with an older checkpoint, or give up everything behind a revision.
 
-What follows the cut is lost, acked or not, and revisions will be given out again: so the history id changes, and who
-holds an older one is told `Compacted`.
+A damaged checkpoint takes nothing along where an older one and the journal behind that are there: it is set aside, the
+next start replays more, and makes a new one. Behind a cut everything is lost, acked or not, and revisions will be given
+out again: so a copy of the folder is kept, the history id changes, and who holds an older one is told `Compacted`.
 """
 
 from __future__ import annotations
@@ -16,11 +17,64 @@ import msgspec
 
 from solewriter.engine_proc.lock import Lock
 from solewriter.shared import entry as entries
-from solewriter.shared.chain import first_entry_of, first_of, journal_files
-from solewriter.shared.checkpoint import Checkpoint, checkpoint_files, checkpoint_path
-from solewriter.shared.entry import FILE_HEADER_BYTES, Entry, Life, Private
-from solewriter.shared.errors import EngineUnavailable
+from solewriter.shared.chain import first_entry_of, first_of, journal_files, named_checkpoints
+from solewriter.shared.checkpoint import Checkpoint, aside_path, checkpoint_files, checkpoint_path, is_aside
+from solewriter.shared.entry import FILE_HEADER_BYTES, CheckpointName, Life, Private
+from solewriter.shared.errors import EngineUnavailable, JournalCorrupt, LayoutMismatch
 from solewriter.shared.folder import StateFolder, replace_file, sync_folder
+
+
+def set_aside(folder: StateFolder) -> tuple[list[Path], int]:
+    """Set the newest checkpoint aside, which is damaged or missing, and older ones that are damaged as well. Returns
+    what they are called now, and the entry behind which the next start begins. Raises Locked beside an engine;
+    EngineUnavailable, with nothing changed, where the newest one is sound, or the journal does not go back as far as to
+    one that is, or to its beginning.
+    """
+    lock = Lock(folder)
+    try:
+        damaged, begin = _damaged(folder.path)
+        asides = [aside_path(folder.path, name.entry) for name in damaged]
+        for name, aside in reversed([*zip(damaged, asides, strict=True)]):  # a kill in between: ask again
+            try:
+                os.rename(checkpoint_path(folder.path, name.entry), aside)
+            except FileNotFoundError:
+                aside.touch(0o600)
+        sync_folder(folder.path)
+    finally:
+        lock.release()
+    return asides, begin
+
+
+def _damaged(folder: Path) -> tuple[list[CheckpointName], int]:
+    """The newest checkpoints that a start cannot begin with, and the entry behind which it can. 0: its beginning."""
+    damaged: list[CheckpointName] = []
+    for name in named_checkpoints(folder):
+        if is_aside(folder, name.entry):
+            continue
+        if _is_sound(folder, name):
+            if not damaged:
+                raise EngineUnavailable(
+                    f"{checkpoint_path(folder, name.entry)} is sound: there is nothing to set aside"
+                )
+            return damaged, name.entry
+        if damaged and not checkpoint_path(folder, name.entry).exists():
+            break  # it was trimmed, and so is what was before it
+        damaged.append(name)
+    files = journal_files(folder)
+    if not (damaged and files and first_of(files[0]) == 1):
+        raise EngineUnavailable(
+            f"{folder} has no older checkpoint with the journal behind it: use a backup, or --truncate-at"
+            if damaged
+            else f"the journal in {folder} names no checkpoint: there is nothing to set aside"
+        )
+    return damaged, 0
+
+
+def _is_sound(folder: Path, name: CheckpointName) -> bool:
+    try:
+        return _has_checkpoint(folder, name)
+    except (JournalCorrupt, LayoutMismatch):  # a flipped bit may look like a newer format
+        return False
 
 
 class Cut(NamedTuple):
@@ -53,8 +107,13 @@ def truncate(folder: StateFolder, revision: int) -> tuple[Cut, Path]:
 def _found(folder: Path, revision: int) -> tuple[Cut, Life]:
     """The last entry that is not above a revision, and the life that it is of."""
     files = journal_files(folder)
-    wholes = [(path, first) for path in files if (first := first_entry_of(path)) and first.private.whole]
-    below = [(path, first) for path, first in wholes if first.revision <= revision]
+    below = [
+        (path, whole.checkpoint)
+        for path in files
+        if (first := first_entry_of(path)) and first.revision <= revision and (whole := first.private.whole)
+    ]
+    while below and is_aside(folder, below[-1][1].entry):
+        del below[-1]
     if not (_has_checkpoint(folder, below[-1][1]) if below else files and first_of(files[0]) == 1):
         raise EngineUnavailable(f"{folder} cannot be cut back to revision {revision}: no checkpoint is so old")
     begin = below[-1][0] if below else files[0]
@@ -79,15 +138,13 @@ def _found(folder: Path, revision: int) -> tuple[Cut, Life]:
     return cut, life
 
 
-def _has_checkpoint(folder: Path, first: Entry) -> bool:
-    """Whether the checkpoint is there that this entry names: a start needs it. Raises JournalCorrupt if damaged."""
-    named = first.private.whole
-    assert named is not None, "it holds the whole private state"
+def _has_checkpoint(folder: Path, name: CheckpointName) -> bool:
+    """Whether it is there: a start needs it. Raises JournalCorrupt if damaged."""
     try:
-        with Checkpoint(checkpoint_path(folder, named.checkpoint.entry)) as checkpoint:
+        with Checkpoint(checkpoint_path(folder, name.entry)) as checkpoint:
             checkpoint.verify()
-            return checkpoint.name == named.checkpoint
-    except FileNotFoundError:  # it was trimmed, and the file of this entry holds later ones that were not
+            return checkpoint.name == name
+    except FileNotFoundError:  # it was trimmed, and the file that names it holds later entries that were not
         return False
 
 

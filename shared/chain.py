@@ -13,8 +13,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from solewriter.shared import entry as entries
-from solewriter.shared.checkpoint import Checkpoint, checkpoint_files, checkpoint_path
-from solewriter.shared.entry import FILE_HEADER_BYTES, Entry
+from solewriter.shared.checkpoint import Checkpoint, checkpoint_files, checkpoint_path, is_aside
+from solewriter.shared.entry import FILE_HEADER_BYTES, CheckpointName, Entry
 from solewriter.shared.errors import Compacted, JournalCorrupt
 
 
@@ -38,6 +38,23 @@ def first_entry_of(path: Path) -> Entry | None:
         data = head + file.read(max(0, entries.length_at(head, FILE_HEADER_BYTES) - entries.HEAD_BYTES))
     found = entries.unpack(data, FILE_HEADER_BYTES)
     return found[0] if found is not None and found[0].number == first_of(path) else None
+
+
+def named_checkpoints(folder: Path) -> Iterator[CheckpointName]:
+    """Those that the journal names, there or not, the newest first."""
+    for path in reversed(journal_files(folder)):
+        first = first_entry_of(path)
+        if first is not None and first.private.whole is not None:
+            yield first.private.whole.checkpoint
+
+
+def beginning(folder: Path, newest: CheckpointName) -> CheckpointName | None:
+    """The checkpoint with which a start begins: the newest one; where that was set aside, the next older one, for the
+    journal says what happened between them; None for the first entry.
+    """
+    if not is_aside(folder, newest.entry):
+        return newest
+    return next((one for one in named_checkpoints(folder) if not is_aside(folder, one.entry)), None)
 
 
 def first_entry(folder: Path) -> int:

@@ -162,18 +162,34 @@ def verify(
 @app.command()
 def repair(
     state: Annotated[Path, typer.Argument(metavar="STATE", help="The state folder.", exists=True, file_okay=False)],
-    truncate_at: Annotated[int, typer.Option(min=0, metavar="REVISION", help="The newest revision that is to stay.")],
+    around_checkpoint: Annotated[
+        bool,
+        typer.Option("--around-checkpoint", help="Begin with an older checkpoint than the newest: nothing is lost."),
+    ] = False,
+    truncate_at: Annotated[
+        int | None, typer.Option(min=0, metavar="REVISION", help="The newest revision that is to stay.")
+    ] = None,
 ) -> None:
-    """Give up everything behind a revision, acked or not. A copy of the folder is kept beside it.
+    """Go around a damaged checkpoint, or give up everything behind a revision, acked or not.
 
-    Only where `solewriter verify` names a bad place and no backup is better: what is given up is lost to everybody.
+    Where `solewriter verify` names a checkpoint, try `--around-checkpoint` first: the file is set aside, and the next
+    start replays the journal from an older one on. What `--truncate-at` gives up is lost to everybody; a copy of the
+    folder is kept beside it.
     """
-    from solewriter.engine_proc.repair import truncate
+    from solewriter.engine_proc.repair import set_aside, truncate
     from solewriter.shared.folder import StateFolder
 
+    if around_checkpoint is (truncate_at is not None):
+        raise typer.BadParameter("say either --around-checkpoint or --truncate-at REVISION")
     with errors_in_one_line():
-        cut, kept = truncate(StateFolder(state), truncate_at)
-    typer.echo(f"revision {cut.revision} is the newest now ({cut.path.name}:{cut.offset}); as it was: {kept}")
+        if truncate_at is None:
+            asides, begin = set_aside(StateFolder(state))
+            names = ", ".join(path.name for path in asides)
+            told = f"the next start begins behind entry {begin}; set aside: {names}"
+        else:
+            cut, kept = truncate(StateFolder(state), truncate_at)
+            told = f"revision {cut.revision} is the newest now ({cut.path.name}:{cut.offset}); as it was: {kept}"
+    typer.echo(told)
 
 
 @app.command(

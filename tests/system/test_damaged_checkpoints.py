@@ -1,0 +1,244 @@
+"""A damaged checkpoint takes nothing along where an older one is there, and the journal behind that: on request a start
+goes around it, and all is as it was.
+"""
+
+from __future__ import annotations
+
+import shutil
+from typing import Any
+
+import pytest
+from typer.testing import CliRunner
+
+from solewriter import Create, Delete, Engine, EngineStartFailed, EngineUnavailable, Locked, Put, Task, Update, connect
+from solewriter.agents.cli.main import app
+from solewriter.agents.verify import verify
+from solewriter.engine_proc.repair import set_aside, truncate
+from solewriter.shared.chain import first_of, journal_files, named_checkpoints
+from solewriter.shared.checkpoint import aside_path, checkpoint_files, checkpoint_path
+from solewriter.shared.config import KIB, MIB, Limits
+from solewriter.shared.folder import StateFolder
+
+SMALL = {
+    "heap_segment_bytes_first": 64 * KIB,
+    "heap_segment_bytes_max": 256 * KIB,
+    "journal_file_bytes": 64 * KIB,
+    "checkpoint_after_bytes": 64 * KIB,
+    "recent_bytes": 8 * KIB,
+    "forgotten_keys_max": 20,
+}
+ALL, SOME = Limits(**SMALL, history_bytes=64 * MIB), Limits(**SMALL, history_bytes=1 * MIB)
+KEYS = [f"k{number}" for number in range(60)]
+
+
+def work(client: Any, rounds: int, versions: dict[str, int]) -> None:
+    """Keys come, change and go: tombstones are forgotten, and their slots used again. Notes their last versions."""
+    keys = [key for key in KEYS if (int(key[1:]) + rounds) % 3]
+    mutations = [Put(Task(title="x" * 200, id=key, max_retries=rounds)) for key in keys]
+    mutations += [Delete(Task.ref(key)) for key in keys if (len(key) + rounds + int(key[1:])) % 2]
+    for reply in client.submit_many(mutations, window=64):
+        (result,) = reply.check().results
+        versions[result.id] = result.version
+
+
+def named(state):
+    return [name.entry for name in named_checkpoints(state)]
+
+
+@pytest.fixture(scope="module")
+def worked_in(tmp_path_factory, wait_until):
+    """`worked_in(limits)`: a folder with three checkpoints that the journal names, or where old history goes, with so
+    many behind the first trim, whose engine has stopped; and the last versions of its keys.
+    """
+    made = {}
+
+    def of(limits):
+        if limits not in made:
+            state, versions = made[limits] = tmp_path_factory.mktemp("worked") / "state", {}
+            with Engine(state, durability="process", limits=limits), connect(state, limits=limits) as client:
+                client.submit(Create(Task(title="x", id="once")), request_id="of long ago").check()
+                rounds = iter(range(10_000))
+
+                def enough() -> bool:
+                    work(client, next(rounds), versions)
+                    return len(named(state)) > 2 and (limits is ALL or first_of(journal_files(state)[0]) > 1)
+
+                wait_until(enough, 60, "three checkpoints")
+        return made[limits]
+
+    return of
+
+
+@pytest.fixture
+def folder(worked_in, state):
+    """`folder(limits)`: a copy of it."""
+
+    def copied(limits):
+        shutil.copytree(worked_in(limits)[0], state, ignore=shutil.ignore_patterns("*.sock"))
+        return state
+
+    return copied
+
+
+def flip(path, place):
+    data = bytearray(path.read_bytes())
+    data[place] ^= 16
+    path.write_bytes(data)
+
+
+def told(state, limits):
+    """All that agents are told of what was, and the versions that keys get when they are put again."""
+    with Engine(state, durability="process", limits=limits), connect(state, limits=limits) as client:
+        with client.reader.snapshot() as snap:
+            now = snap.revision, snap.history_id, snap.counts, {task.id: task for task in snap.entities(Task)}
+        again = client.submit(Create(Task(title="x", id="once")), request_id="of long ago")
+        replies = [client.submit(Put(Task(title="next", id=key))).check() for key in KEYS]
+    revisions = [reply.revision for reply in (again, *replies)]
+    return (*now, revisions), {reply.results[0].id: reply.results[0].version for reply in replies}
+
+
+@pytest.fixture
+def goes_on(worked_in, tmp_path):
+    """`goes_on(state, limits)` asserts that a start tells the same as one from the newest checkpoint does, and gives no
+    version twice. What is forgotten when is not the same: so a key that is not there may skip versions.
+    """
+
+    def check(state, limits):
+        shutil.copytree(worked_in(limits)[0], tmp_path / "whole", ignore=shutil.ignore_patterns("*.sock"))
+        (expected, _), (found, versions) = told(tmp_path / "whole", limits), told(state, limits)
+        assert found == expected
+        for key, last in worked_in(limits)[1].items():
+            assert versions[key] == last + 1 if key in found[3] else versions[key] > last
+
+    return check
+
+
+@pytest.mark.parametrize("place", [9, 100, -1, None], ids=["header", "block", "directory", "missing"])
+@pytest.mark.parametrize("limits", [ALL, SOME], ids=["all history", "some"])
+def test_a_start_goes_around_the_newest_one_and_everything_is_as_it_was(folder, goes_on, start_engine, limits, place):
+    state = folder(limits)
+    newest, older = named(state)[:2]
+    path = checkpoint_path(state, newest)
+    if place is None:
+        path.unlink()
+    else:
+        flip(path, place)
+    with pytest.raises(EngineStartFailed, match=f"{path.name}.*repair {state} --around-checkpoint|format"):
+        start_engine(state, limits=limits)
+    asked = CliRunner().invoke(app, ["repair", str(state), "--around-checkpoint"])
+    assert asked.exit_code == 0, asked.stderr
+    assert asked.stdout == f"the next start begins behind entry {older}; set aside: {path.name}.damaged\n"
+    assert aside_path(state, newest).exists()
+    goes_on(state, limits)
+    assert verify(state).revision > 0
+
+
+@pytest.mark.parametrize("damaged", [2, 3])
+def test_it_goes_back_as_far_as_it_must_even_to_the_first_entry(folder, goes_on, damaged):
+    state = folder(ALL)
+    entries = named(state)
+    for entry in entries[:damaged]:
+        flip(checkpoint_path(state, entry), -1)
+    asides, begin = set_aside(StateFolder(state))
+    assert [path.name for path in asides] == [aside_path(state, entry).name for entry in entries[:damaged]]
+    assert begin == (entries[damaged] if len(entries) > damaged else 0)
+    goes_on(state, ALL)
+
+
+def test_a_new_checkpoint_follows_and_later_starts_need_no_detour(folder, start_engine, wait_until):
+    state = folder(ALL)
+    before = named(state)
+    flip(checkpoint_path(state, before[0]), -1)
+    set_aside(StateFolder(state))
+    engine = start_engine(state, limits=ALL)
+    with connect(state, limits=ALL) as client:
+        rounds = iter(range(10_000))
+        wait_until(lambda: work(client, next(rounds), {}) or named(state)[0] != before[0], 60, "another checkpoint")
+        with client.reader.snapshot() as snap:
+            seen = snap.revision, {task.id: task for task in snap.entities(Task)}
+    engine.stop()
+    for entry in before[1:]:
+        flip(checkpoint_path(state, entry), -1)  # which no start needs any more
+    start_engine(state, limits=ALL)
+    with connect(state, limits=ALL) as client, client.reader.snapshot() as snap:
+        assert (snap.revision, {task.id: task for task in snap.entities(Task)}) == seen
+
+
+def test_a_repair_that_was_killed_between_two_files_is_asked_for_again(folder, goes_on):
+    state = folder(ALL)
+    newest, older, *_ = named(state)
+    for entry in (newest, older):
+        flip(checkpoint_path(state, entry), -1)
+    checkpoint_path(state, older).rename(aside_path(state, older))  # the oldest of them goes first
+    with pytest.raises(EngineStartFailed, match=checkpoint_path(state, newest).name):
+        told(state, ALL)
+    assert set_aside(StateFolder(state))[0] == [aside_path(state, newest)]
+    goes_on(state, ALL)
+
+
+def contents(folder):
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+def test_what_is_sound_is_not_set_aside(folder):
+    state = folder(ALL)
+    before = contents(state)
+    with pytest.raises(EngineUnavailable, match="is sound: there is nothing to set aside"):
+        set_aside(StateFolder(state))
+    assert contents(state) == before
+
+
+def test_where_nothing_older_is_kept_nothing_is_changed(folder):
+    state = folder(SOME)
+    for path in checkpoint_files(state).values():
+        flip(path, -1)
+    before = contents(state)
+    told = CliRunner().invoke(app, ["repair", str(state), "--around-checkpoint"])
+    assert told.exit_code == 1
+    assert "no older checkpoint with the journal behind it" in told.stderr
+    assert contents(state) == before
+
+
+def test_where_none_was_made_there_is_nothing_to_set_aside(state, start_engine):
+    engine = start_engine(state)
+    with connect(state) as client:
+        client.create(Task(title="x"))
+    with pytest.raises(Locked):
+        set_aside(StateFolder(state))
+    engine.stop()
+    with pytest.raises(EngineUnavailable, match="names no checkpoint"):
+        set_aside(StateFolder(state))
+
+
+@pytest.mark.parametrize("options", [[], ["--around-checkpoint", "--truncate-at", "1"]])
+def test_a_repair_is_told_what_to_do(folder, options):
+    told = CliRunner().invoke(app, ["repair", str(folder(ALL)), *options])
+    assert told.exit_code == 2
+    assert "either --around-checkpoint or --truncate-at" in " ".join(told.stderr.replace("│", " ").split())
+
+
+def test_a_time_before_the_damage_can_still_be_read(folder, start_engine):
+    state = folder(ALL)
+    flip(checkpoint_path(state, named(state)[0]), -1)
+    set_aside(StateFolder(state))
+    start_engine(state, limits=ALL)
+    with connect(state, limits=ALL) as client:
+        client.submit(Update(Task.ref("once"), {"title": "now"})).check()
+        with client.reader.at(1) as then:
+            assert then.get(Task, "once").title == "x"
+
+
+def test_what_was_set_aside_is_no_hindrance_to_a_cut(folder):
+    """Nor is it taken for the checkpoint behind an entry of the same number, in the history that begins there."""
+    state = folder(ALL)
+    newest, older, *_ = named(state)
+    revision = verify(state).revision
+    flip(checkpoint_path(state, newest), -1)
+    set_aside(StateFolder(state))
+    cut, _ = truncate(StateFolder(state), revision - 1)
+    assert revision - 64 < cut.revision < revision
+    shutil.copy(checkpoint_path(state, older), checkpoint_path(state, newest))
+    with pytest.raises(EngineStartFailed, match=f"{checkpoint_path(state, newest).name} is not the one"):
+        told(state, ALL)
+    checkpoint_path(state, newest).unlink()
+    assert told(state, ALL)[0][0] == cut.revision
