@@ -7,16 +7,18 @@ from __future__ import annotations
 
 import datetime
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any
 
 from solewriter.agents.snapshot import Snapshot
-from solewriter.shared.models import BudgetPolicy, Project, ProjectStatus, Task
+from solewriter.shared.errors import InvalidQuery
+from solewriter.shared.models import BudgetPolicy, Project, ProjectStatus, Task, name_of
 from solewriter.shared.readiness import CLAIMABLE, FINISHED, HELD, Dependency, attempts_left, is_met, state_of
 from solewriter.shared.where import Where, single
 
+_OF_TASKS = frozenset({"attempts", "claim", "cost", "project"})
 WORK_PATIENCE_S = 1.0  # of `work` in one claim, before it looks whether anything is left: an idle agent asks so often
 
 
@@ -47,10 +49,11 @@ class Reason:
 
 def why_not_ready(snap: Snapshot, task: Task, now: datetime.datetime | None = None) -> list[Reason]:
     """Everything that keeps a task from being claimed; nothing if it is ready."""
-    return [*_reasons(snap, task, now or datetime.datetime.now(datetime.UTC))]
+    return [*_reasons(snap, task, now or datetime.datetime.now(datetime.UTC), {})]
 
 
-def _reasons(snap: Snapshot, task: Task, now: datetime.datetime) -> Iterator[Reason]:
+def _reasons(snap: Snapshot, task: Task, now: datetime.datetime, budgets: dict[str, Budget]) -> Iterator[Reason]:
+    """`budgets`: of projects that were looked at before, in the same snapshot."""
     status = task.status.value
     if status in FINISHED:
         yield Reason(Obstacle.FINISHED, f"it is {status}, which is final", {"status": status})
@@ -73,7 +76,9 @@ def _reasons(snap: Snapshot, task: Task, now: datetime.datetime) -> Iterator[Rea
         words = f"its project {project.id} is {project.status.value}"
         yield Reason(Obstacle.PROJECT, words, {"project": project.id, "status": project.status.value})
     if project is not None and project.budget_limit is not None and project.on_budget is BudgetPolicy.REFUSE:
-        budget = budget_of(snap, project, type(task))
+        if project.id not in budgets:
+            budgets[project.id] = budget_of(snap, project)
+        budget = budgets[project.id]
         if budget.over:
             words = f"its project {project.id} has spent {budget.spent:g} of {budget.limit:g}"
             yield Reason(Obstacle.BUDGET, words, {"project": project.id, "spent": budget.spent, "limit": budget.limit})
@@ -105,11 +110,26 @@ class Budget:
 
 
 def budget_of(snap: Snapshot, project: Project | str, *kinds: type[Task]) -> Budget:
-    """Summed over a project's tasks of these kinds (Task, if none is named)."""
+    """Summed over a project's tasks of these kinds; if none is named of all kinds of tasks, as the engine does."""
     found = snap.get(Project, project) if isinstance(project, str) else project
     name = project if isinstance(project, str) else project.id
-    costs = [task.cost for kind in kinds or (Task,) for task in snap.scan(kind, where={"project": name})]
+    asked = [name_of(kind) for kind in kinds] or _kinds_of_tasks(snap)
+    costs = [task["cost"] for kind in asked for task in _of_project(snap, kind, name)]
     return Budget(None if found is None else found.budget_limit, math.fsum(costs))
+
+
+def _kinds_of_tasks(snap: Snapshot) -> list[str]:
+    """Those that have what only Task brings, whether their classes are here or not."""
+    catalog = snap.pin.catalog
+    newest = {schema.kind: schema for schema in catalog.schemas}
+    return [name for code, name in enumerate(catalog.kinds) if newest[code].defaults.keys() >= _OF_TASKS]
+
+
+def _of_project(snap: Snapshot, kind: str, project: str) -> Iterable[Mapping[str, Any]]:
+    try:
+        return snap.scan(kind, where={"project": project})
+    except InvalidQuery:  # it declares other columns
+        return [task for task in snap.entities(kind) if task["project"] == project]
 
 
 def _field(task: Task) -> Callable[[str], Any]:
@@ -132,5 +152,5 @@ def is_anything_left(snap: Snapshot, kind: type[Task], where: Where) -> bool:
     if not any(counts.get(status) for status in CLAIMABLE):
         return False
     waiting = snap.scan(kind, where={"status": tuple(CLAIMABLE), **where})
-    keeps = {Obstacle.NOT_YET}
-    return any({reason.obstacle for reason in why_not_ready(snap, task)} <= keeps for task in waiting)
+    keeps, budgets, now = {Obstacle.NOT_YET}, dict[str, Budget](), datetime.datetime.now(datetime.UTC)
+    return any({reason.obstacle for reason in _reasons(snap, task, now, budgets)} <= keeps for task in waiting)

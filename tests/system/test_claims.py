@@ -43,6 +43,7 @@ from solewriter import (
     budget_of,
     connect,
     dead_letters,
+    open_reader,
     why_not_ready,
 )
 from solewriter.agents.readiness import Obstacle
@@ -757,6 +758,33 @@ def test_a_budget_that_only_warns_and_costs_that_are_taken_back(client):
     with client.reader.snapshot() as snap:
         assert budget_of(snap, "p").spent == 0
         assert budget_of(snap, "q").limit is None
+
+
+class Mend(Task):
+    """Another kind of task, in whose columns projects are."""
+
+
+class Errand(Task, columns=("status",)):
+    """One that declares other columns."""
+
+
+def test_a_budget_is_of_all_kinds_of_tasks_and_who_asks_needs_no_classes(state, start_engine):
+    start_engine(state, models=[Mend, Errand])
+    with connect(state, name="tester") as client:
+        client.create(Project(id="p", name="p", budget_limit=1.0))
+        client.create(Task(id="t", title="t", project="p", cost=0.25))
+        client.create(Mend(id="m", title="m", project="p", cost=0.5))
+        errand = client.create(Errand(id="e", title="e", project="p"))
+        client.create(Errand(id="elsewhere", title="e", project="q", cost=7.0))
+        with client.reader.snapshot() as snap:
+            assert why_not_ready(snap, snap[Task, "t"]) == []
+        client.update(errand, cost=0.25)
+        assert client.claim(Task) is None
+        with client.reader.snapshot() as snap:
+            assert [reason.obstacle for reason in why_not_ready(snap, snap[Task, "t"])] == [Obstacle.BUDGET]
+            assert (budget_of(snap, "p").spent, budget_of(snap, "p", Task, Errand).spent) == (1.0, 0.5)
+    with open_reader(state) as reader, reader.snapshot() as snap:
+        assert budget_of(snap, "p").spent == 1.0
 
 
 def test_a_guard_on_emptiness_sees_what_the_same_turn_did(client):
