@@ -93,7 +93,7 @@ def trimmed_before_the_private_state_is_journaled(patch: Patch) -> None:
         of = self.checkpoints
         assert of is not None
         of._held[made.entry] = Held(made.size, made.time_us)
-        of._trim(made.entry, made.time_us)
+        of._trim(made.entry, made.time_us, lambda: None)
         await noting(self, made)
 
     noting = BetweenTurns._note

@@ -188,7 +188,7 @@ CONTROLS = (
     Control(published_after_the_reply, [], {"an acked revision was not seen", "an older entity in a refusal"}),
     Control(refusals_not_journaled, [], {"refusal not journaled"}),
     Control(overlay_kept_after_a_failed_commit, [], {"revision gap", "lost"}),
-    Control(claims_are_not_fenced, [], {"handed in under an old claim", "handed in under no claim"}),
+    Control(claims_are_not_fenced, [], {"handed in under an old claim", "handed in under no claim", "'Fenced claim'"}),
     Control(outcomes_forgotten_by_a_checkpoint, ["checkpoint.journaled", "trim.done"], {"applied twice"}, 20_000),
     Control(unnamed_checkpoint_trusted, ["checkpoint.renamed"], {"applied twice"}, 20_000),
 )
