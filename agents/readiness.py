@@ -14,7 +14,7 @@ from typing import Any
 
 from solewriter.agents.snapshot import Snapshot
 from solewriter.shared.errors import InvalidQuery
-from solewriter.shared.models import BudgetPolicy, Project, ProjectStatus, Task, name_of
+from solewriter.shared.models import BudgetPolicy, Project, ProjectStatus, Task
 from solewriter.shared.readiness import CLAIMABLE, FINISHED, HELD, Dependency, attempts_left, is_met, state_of
 from solewriter.shared.where import Where, single
 
@@ -110,26 +110,37 @@ class Budget:
 
 
 def budget_of(snap: Snapshot, project: Project | str, *kinds: type[Task]) -> Budget:
-    """Summed over a project's tasks of these kinds; if none is named of all kinds of tasks, as the engine does."""
+    """Summed over a project's tasks of these kinds; if none is named, of all kinds of tasks. The engine sums up those
+    whose classes it has.
+    """
     found = snap.get(Project, project) if isinstance(project, str) else project
     name = project if isinstance(project, str) else project.id
-    asked = [name_of(kind) for kind in kinds] or _kinds_of_tasks(snap)
-    costs = [task["cost"] for kind in asked for task in _of_project(snap, kind, name)]
+    costs = [cost for kind in kinds or _kinds_of_tasks(snap) for cost in _costs(snap, kind, name)]
     return Budget(None if found is None else found.budget_limit, math.fsum(costs))
 
 
-def _kinds_of_tasks(snap: Snapshot) -> list[str]:
-    """Those that have what only Task brings, whether their classes are here or not."""
+def _kinds_of_tasks(snap: Snapshot) -> Iterator[type[Task] | str]:
+    """Those whose classes are known here, and by name those that look like tasks."""
     catalog = snap.pin.catalog
     newest = {schema.kind: schema for schema in catalog.schemas}
-    return [name for code, name in enumerate(catalog.kinds) if newest[code].defaults.keys() >= _OF_TASKS]
+    for code, name in enumerate(catalog.kinds):
+        model = snap.model_of(name)
+        if isinstance(model, str):
+            if newest[code].defaults.keys() >= _OF_TASKS:
+                yield model
+        elif issubclass(model, Task):
+            yield model
 
 
-def _of_project(snap: Snapshot, kind: str, project: str) -> Iterable[Mapping[str, Any]]:
+def _costs(snap: Snapshot, kind: type[Task] | str, project: str) -> Iterator[float]:
     try:
-        return snap.scan(kind, where={"project": project})
+        found: Iterable[Any] = snap.scan(kind, where={"project": project})
     except InvalidQuery:  # it declares other columns
-        return [task for task in snap.entities(kind) if task["project"] == project]
+        found = snap.entities(kind)
+    for task in found:
+        fields = task if isinstance(task, Mapping) else task.__dict__  # records of earlier classes may have neither
+        if fields.get("project") == project:
+            yield fields.get("cost", 0.0)
 
 
 def _field(task: Task) -> Callable[[str], Any]:

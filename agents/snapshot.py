@@ -85,6 +85,10 @@ class Snapshot:
             if entity is not None:
                 yield entity
 
+    def model_of(self, name: str) -> type[Entity] | str:
+        """The class that this reader knows for a kind; its name, where it knows none."""
+        return self._reader.decoder.model_of(name)
+
     # --- many at once ------------------------------------------------------------------------------------------------
 
     @overload

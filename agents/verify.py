@@ -14,8 +14,9 @@ from typing import NamedTuple, NoReturn, TypeVar
 
 from solewriter.shared import entry as entries
 from solewriter.shared import record
-from solewriter.shared.chain import content, first_of, journal_files, oldest_entry, opened
-from solewriter.shared.checkpoint import Checkpoint, DigestOfState, checkpoint_files
+from solewriter.shared.aside import is_aside
+from solewriter.shared.chain import content, first_of, journal_files, named_checkpoints, oldest_entry, opened
+from solewriter.shared.checkpoint import Checkpoint, DigestOfState, checkpoint_files, checkpoint_path
 from solewriter.shared.entry import FILE_HEADER_BYTES, Entry
 from solewriter.shared.errors import Compacted, EngineUnavailable, JournalCorrupt
 
@@ -218,7 +219,21 @@ class Replay:
     def _alive(self) -> Iterator[bytes]:
         return (body for body in self._newest.values() if not record.deleted_at(body, 0))
 
+    def _check_beginning(self) -> None:
+        """A start needs the newest checkpoint, or that it was set aside."""
+        newest = next(named_checkpoints(self._folder), None)
+        if newest is None or newest.entry in self._checkpoints or is_aside(self._folder, newest.entry):
+            return
+        if (
+            next(named_checkpoints(self._folder), None) != newest
+            or checkpoint_path(self._folder, newest.entry).exists()
+        ):
+            raise Compacted("checkpoints were made meanwhile", oldest=0)
+        name = checkpoint_path(self._folder, newest.entry).name
+        bad(f"{name} is missing, and a start begins with it", f"{name}:0")
+
     def verified(self, torn_bytes: int) -> Verified:
+        self._check_beginning()
         entities = sum(1 for _ in self._alive())
         return Verified(
             self._first_revision, self._revision, self._entries, self._records, entities, self._compared, torn_bytes,

@@ -38,7 +38,7 @@ class Finished(NamedTuple):
 
 
 class Trimmed(NamedTuple):
-    """What that checkpoint made needless has gone: the next one may be due, though nobody asks for anything now."""
+    """What that checkpoint made needless was given up: the next one may be due, though nobody asks for anything."""
 
 
 Item = Registration | Finished | Trimmed

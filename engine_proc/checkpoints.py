@@ -19,11 +19,12 @@ import msgspec
 from solewriter.engine_proc.checkpoint import EngineGone, Made, Order
 from solewriter.engine_proc.journal import Journal
 from solewriter.shared import failpoint
+from solewriter.shared.aside import aside_files
 from solewriter.shared.chain import first_of, journal_files
 from solewriter.shared.checkpoint import Checkpoint, checkpoint_files, checkpoint_path
 from solewriter.shared.config import CHECKPOINT_LATE, CHECKPOINT_NICE, CHECKPOINT_RATIO, CHECKPOINT_SLOW, Limits
 from solewriter.shared.entry import CheckpointName, PrivateState
-from solewriter.shared.errors import JournalCorrupt
+from solewriter.shared.errors import JournalCorrupt, LayoutMismatch
 from solewriter.shared.folder import sync_folder
 
 
@@ -149,6 +150,9 @@ class Checkpoints:
             for entry in [entry for entry in self._held if entry < oldest]:
                 checkpoint_path(self._folder, entry).unlink(missing_ok=True)
                 del self._held[entry]
+            for entry, path in aside_files(self._folder).items():
+                if entry < oldest:
+                    path.unlink(missing_ok=True)
             failpoint.reach("trim.done")
         except Exception as error:  # what stays is looked at again behind the next checkpoint
             self._log(f"trimming: {type(error).__name__}: {error}")
@@ -180,7 +184,7 @@ def _held(path: Path) -> Held:
     try:
         with Checkpoint(path) as checkpoint:
             return Held(checkpoint.size, checkpoint.directory.time_us)
-    except JournalCorrupt:  # of the history only: the one that a start needs was read
+    except (JournalCorrupt, LayoutMismatch):  # of the history only: the one that a start needs was read
         return Held(path.stat().st_size, 0)
 
 

@@ -17,7 +17,8 @@ from solewriter.engine_proc.restoring import Restoring
 from solewriter.engine_proc.sessions import Sessions
 from solewriter.engine_proc.state import State
 from solewriter.shared import failpoint
-from solewriter.shared.chain import beginning, journal_files
+from solewriter.shared.aside import beginning
+from solewriter.shared.chain import journal_files
 from solewriter.shared.checkpoint import Checkpoint, checkpoint_path
 from solewriter.shared.config import Limits
 from solewriter.shared.entry import CheckpointName, Entry, Life, PrivateChanges, PrivateState

@@ -17,8 +17,9 @@ import msgspec
 
 from solewriter.engine_proc.lock import Lock
 from solewriter.shared import entry as entries
+from solewriter.shared.aside import aside_files, aside_path, is_aside
 from solewriter.shared.chain import first_entry_of, first_of, journal_files, named_checkpoints
-from solewriter.shared.checkpoint import Checkpoint, aside_path, checkpoint_files, checkpoint_path, is_aside
+from solewriter.shared.checkpoint import Checkpoint, checkpoint_files, checkpoint_path
 from solewriter.shared.entry import FILE_HEADER_BYTES, CheckpointName, Life, Private
 from solewriter.shared.errors import EngineUnavailable, JournalCorrupt, LayoutMismatch
 from solewriter.shared.folder import StateFolder, replace_file, sync_folder
@@ -48,6 +49,7 @@ def set_aside(folder: StateFolder) -> tuple[list[Path], int]:
 def _damaged(folder: Path) -> tuple[list[CheckpointName], int]:
     """The newest checkpoints that a start cannot begin with, and the entry behind which it can. 0: its beginning."""
     damaged: list[CheckpointName] = []
+    files = journal_files(folder)
     for name in named_checkpoints(folder):
         if is_aside(folder, name.entry):
             continue
@@ -56,11 +58,10 @@ def _damaged(folder: Path) -> tuple[list[CheckpointName], int]:
                 raise EngineUnavailable(
                     f"{checkpoint_path(folder, name.entry)} is sound: there is nothing to set aside"
                 )
+            if first_of(files[0]) > name.entry + 1:
+                break  # it is about to be trimmed: its journal was
             return damaged, name.entry
-        if damaged and not checkpoint_path(folder, name.entry).exists():
-            break  # it was trimmed, and so is what was before it
         damaged.append(name)
-    files = journal_files(folder)
     if not (damaged and files and first_of(files[0]) == 1):
         raise EngineUnavailable(
             f"{folder} has no older checkpoint with the journal behind it: use a backup, or --truncate-at"
@@ -155,7 +156,7 @@ def _cut(folder: Path, cut: Cut, life: Life) -> None:
     for path in journal_files(folder):
         if path > cut.path:
             path.unlink()
-    for number, path in checkpoint_files(folder).items():
+    for number, path in (*checkpoint_files(folder).items(), *aside_files(folder).items()):
         if number > cut.number:
             path.unlink()
     ended = msgspec.structs.replace(life, history=os.urandom(16), drained=True)

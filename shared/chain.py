@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from solewriter.shared import entry as entries
-from solewriter.shared.checkpoint import Checkpoint, checkpoint_files, checkpoint_path, is_aside
+from solewriter.shared.checkpoint import Checkpoint, checkpoint_files, checkpoint_path
 from solewriter.shared.entry import FILE_HEADER_BYTES, CheckpointName, Entry
 from solewriter.shared.errors import Compacted, JournalCorrupt
 
@@ -41,20 +41,14 @@ def first_entry_of(path: Path) -> Entry | None:
 
 
 def named_checkpoints(folder: Path) -> Iterator[CheckpointName]:
-    """Those that the journal names, there or not, the newest first."""
+    """Those that the journal names, there or not, the newest first. A file that is trimmed meanwhile is passed over."""
     for path in reversed(journal_files(folder)):
-        first = first_entry_of(path)
+        try:
+            first = first_entry_of(path)
+        except FileNotFoundError:
+            continue
         if first is not None and first.private.whole is not None:
             yield first.private.whole.checkpoint
-
-
-def beginning(folder: Path, newest: CheckpointName) -> CheckpointName | None:
-    """The checkpoint with which a start begins: the newest one; where that was set aside, the next older one, for the
-    journal says what happened between them; None for the first entry.
-    """
-    if not is_aside(folder, newest.entry):
-        return newest
-    return next((one for one in named_checkpoints(folder) if not is_aside(folder, one.entry)), None)
 
 
 def first_entry(folder: Path) -> int:

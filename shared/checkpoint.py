@@ -135,16 +135,6 @@ def checkpoint_path(folder: Path, entry: int) -> Path:
     return folder / f"checkpoint-{entry:020d}"
 
 
-def aside_path(folder: Path, entry: int) -> Path:
-    """Where the same one is when it was found damaged and set aside."""
-    return folder / f"checkpoint-{entry:020d}.damaged"
-
-
-def is_aside(folder: Path, entry: int) -> bool:
-    """Whether it was. Where a cut gave the number of its entry out again, there may be another one by now."""
-    return not checkpoint_path(folder, entry).exists() and aside_path(folder, entry).exists()
-
-
 def checkpoint_files(folder: Path) -> dict[int, Path]:
     """All of them by the entries that they were taken behind, the oldest first."""
     paths = sorted(path for path in folder.glob("checkpoint-*") if path.name[11:].isdigit())

@@ -172,7 +172,7 @@ def repair(
 ) -> None:
     """Go around a damaged checkpoint, or give up everything behind a revision, acked or not.
 
-    Where `solewriter verify` names a checkpoint, try `--around-checkpoint` first: the file is set aside, and the next
+    Where a start refuses the newest checkpoint, try `--around-checkpoint` first: the file is set aside, and the next
     start replays the journal from an older one on. What `--truncate-at` gives up is lost to everybody; a copy of the
     folder is kept beside it.
     """

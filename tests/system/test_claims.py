@@ -765,10 +765,12 @@ class Mend(Task):
 
 
 class Errand(Task, columns=("status",)):
-    """One that declares other columns."""
+    """One that declares other columns, and must name its project."""
+
+    project: str
 
 
-def test_a_budget_is_of_all_kinds_of_tasks_and_who_asks_needs_no_classes(state, start_engine):
+def test_a_budget_is_of_all_kinds_of_tasks_and_who_asks_needs_few_classes(state, start_engine):
     start_engine(state, models=[Mend, Errand])
     with connect(state, name="tester") as client:
         client.create(Project(id="p", name="p", budget_limit=1.0))
@@ -784,6 +786,8 @@ def test_a_budget_is_of_all_kinds_of_tasks_and_who_asks_needs_no_classes(state, 
             assert [reason.obstacle for reason in why_not_ready(snap, snap[Task, "t"])] == [Obstacle.BUDGET]
             assert (budget_of(snap, "p").spent, budget_of(snap, "p", Task, Errand).spent) == (1.0, 0.5)
     with open_reader(state) as reader, reader.snapshot() as snap:
+        assert budget_of(snap, "p").spent == 0.75, "without its class an errand is no task"
+        assert budget_of(snap, "p", Errand).spent == 0.25
         assert budget_of(snap, "p").spent == 1.0
 
 

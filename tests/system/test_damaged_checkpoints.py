@@ -14,9 +14,11 @@ from solewriter import Create, Delete, Engine, EngineStartFailed, EngineUnavaila
 from solewriter.agents.cli.main import app
 from solewriter.agents.verify import verify
 from solewriter.engine_proc.repair import set_aside, truncate
-from solewriter.shared.chain import first_of, journal_files, named_checkpoints
-from solewriter.shared.checkpoint import aside_path, checkpoint_files, checkpoint_path
+from solewriter.shared.aside import aside_path
+from solewriter.shared.chain import first_entry_of, first_of, journal_files, named_checkpoints
+from solewriter.shared.checkpoint import checkpoint_files, checkpoint_path
 from solewriter.shared.config import KIB, MIB, Limits
+from solewriter.shared.errors import JournalCorrupt
 from solewriter.shared.folder import StateFolder
 
 SMALL = {
@@ -45,6 +47,11 @@ def named(state):
     return [name.entry for name in named_checkpoints(state)]
 
 
+def naming(state):
+    """The journal files that name them."""
+    return [path for path in reversed(journal_files(state)) if (one := first_entry_of(path)) and one.private.whole]
+
+
 @pytest.fixture(scope="module")
 def worked_in(tmp_path_factory, wait_until):
     """`worked_in(limits)`: a folder with three checkpoints that the journal names, or where old history goes, with so
@@ -61,7 +68,13 @@ def worked_in(tmp_path_factory, wait_until):
 
                 def enough() -> bool:
                     work(client, next(rounds), versions)
-                    return len(named(state)) > 2 and (limits is ALL or first_of(journal_files(state)[0]) > 1)
+                    try:
+                        if len(naming(state)) < 3:
+                            return False
+                        between = first_of(naming(state)[1]) > named(state)[1] + 1  # entries of turns while it was made
+                    except (FileNotFoundError, IndexError):  # it was just being trimmed
+                        return False
+                    return between and (limits is ALL or first_of(journal_files(state)[0]) > 1)
 
                 wait_until(enough, 60, "three checkpoints")
         return made[limits]
@@ -113,8 +126,19 @@ def goes_on(worked_in, tmp_path):
     return check
 
 
-@pytest.mark.parametrize("place", [9, 100, -1, None], ids=["header", "block", "directory", "missing"])
-@pytest.mark.parametrize("limits", [ALL, SOME], ids=["all history", "some"])
+@pytest.mark.parametrize(
+    ("limits", "place"),
+    [
+        pytest.param(ALL, 9, id="all history, header", marks=pytest.mark.heavy),
+        pytest.param(ALL, 100, id="all history, block"),
+        pytest.param(ALL, -1, id="all history, directory", marks=pytest.mark.heavy),
+        pytest.param(ALL, None, id="all history, missing", marks=pytest.mark.heavy),
+        pytest.param(SOME, 9, id="some, header", marks=pytest.mark.heavy),
+        pytest.param(SOME, 100, id="some, block", marks=pytest.mark.heavy),
+        pytest.param(SOME, -1, id="some, directory", marks=pytest.mark.heavy),
+        pytest.param(SOME, None, id="some, missing", marks=pytest.mark.heavy),
+    ],
+)
 def test_a_start_goes_around_the_newest_one_and_everything_is_as_it_was(folder, goes_on, start_engine, limits, place):
     state = folder(limits)
     newest, older = named(state)[:2]
@@ -133,7 +157,7 @@ def test_a_start_goes_around_the_newest_one_and_everything_is_as_it_was(folder, 
     assert verify(state).revision > 0
 
 
-@pytest.mark.parametrize("damaged", [2, 3])
+@pytest.mark.parametrize("damaged", [pytest.param(2, marks=pytest.mark.heavy), 3])
 def test_it_goes_back_as_far_as_it_must_even_to_the_first_entry(folder, goes_on, damaged):
     state = folder(ALL)
     entries = named(state)
@@ -145,17 +169,16 @@ def test_it_goes_back_as_far_as_it_must_even_to_the_first_entry(folder, goes_on,
     goes_on(state, ALL)
 
 
+@pytest.mark.heavy
 def test_a_new_checkpoint_follows_and_later_starts_need_no_detour(folder, start_engine, wait_until):
     state = folder(ALL)
     before = named(state)
     flip(checkpoint_path(state, before[0]), -1)
     set_aside(StateFolder(state))
     engine = start_engine(state, limits=ALL)
-    with connect(state, limits=ALL) as client:
-        rounds = iter(range(10_000))
-        wait_until(lambda: work(client, next(rounds), {}) or named(state)[0] != before[0], 60, "another checkpoint")
-        with client.reader.snapshot() as snap:
-            seen = snap.revision, {task.id: task for task in snap.entities(Task)}
+    wait_until(lambda: named(state)[0] != before[0], 30, "another checkpoint, though nobody asks for anything")
+    with connect(state, limits=ALL) as client, client.reader.snapshot() as snap:
+        seen = snap.revision, {task.id: task for task in snap.entities(Task)}
     engine.stop()
     for entry in before[1:]:
         flip(checkpoint_path(state, entry), -1)  # which no start needs any more
@@ -164,6 +187,7 @@ def test_a_new_checkpoint_follows_and_later_starts_need_no_detour(folder, start_
         assert (snap.revision, {task.id: task for task in snap.entities(Task)}) == seen
 
 
+@pytest.mark.heavy
 def test_a_repair_that_was_killed_between_two_files_is_asked_for_again(folder, goes_on):
     state = folder(ALL)
     newest, older, *_ = named(state)
@@ -199,6 +223,43 @@ def test_where_nothing_older_is_kept_nothing_is_changed(folder):
     assert contents(state) == before
 
 
+def test_where_the_journal_does_not_reach_back_to_the_older_one_nothing_is_changed(folder):
+    """As an engine leaves it that died in mid-trim."""
+    state = folder(ALL)
+    newest, older, *_ = named(state)
+    for path in journal_files(state):
+        if path < naming(state)[1]:
+            path.unlink()
+    flip(checkpoint_path(state, newest), -1)
+    before = contents(state)
+    assert older in named(state), "it is still named"
+    with pytest.raises(EngineUnavailable, match="no older checkpoint with the journal behind it"):
+        set_aside(StateFolder(state))
+    assert contents(state) == before
+
+
+@pytest.mark.heavy
+def test_one_that_is_missing_is_passed_over_as_well(folder, goes_on):
+    state = folder(ALL)
+    entries = named(state)
+    flip(checkpoint_path(state, entries[0]), -1)
+    checkpoint_path(state, entries[1]).unlink()
+    asides, begin = set_aside(StateFolder(state))
+    assert asides == [aside_path(state, entry) for entry in entries[:2]]
+    assert begin == entries[2]
+    goes_on(state, ALL)
+
+
+def test_a_missing_newest_one_is_not_sound_until_it_was_set_aside(folder):
+    state = folder(ALL)
+    path = checkpoint_path(state, named(state)[0])
+    path.unlink()
+    with pytest.raises(JournalCorrupt, match=f"{path.name} is missing"):
+        verify(state)
+    set_aside(StateFolder(state))
+    assert verify(state).revision > 0
+
+
 def test_where_none_was_made_there_is_nothing_to_set_aside(state, start_engine):
     engine = start_engine(state)
     with connect(state) as client:
@@ -217,6 +278,7 @@ def test_a_repair_is_told_what_to_do(folder, options):
     assert "either --around-checkpoint or --truncate-at" in " ".join(told.stderr.replace("│", " ").split())
 
 
+@pytest.mark.heavy
 def test_a_time_before_the_damage_can_still_be_read(folder, start_engine):
     state = folder(ALL)
     flip(checkpoint_path(state, named(state)[0]), -1)
@@ -228,6 +290,7 @@ def test_a_time_before_the_damage_can_still_be_read(folder, start_engine):
             assert then.get(Task, "once").title == "x"
 
 
+@pytest.mark.heavy
 def test_what_was_set_aside_is_no_hindrance_to_a_cut(folder):
     """Nor is it taken for the checkpoint behind an entry of the same number, in the history that begins there."""
     state = folder(ALL)
