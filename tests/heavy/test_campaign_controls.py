@@ -178,6 +178,8 @@ class Control(NamedTuple):
     round_acks: int = 1_500  # of a round: many begin in little time, or few see more checkpoints
 
 
+FORGOTTEN = {"applied twice", "told two things", "refused but applied"}  # a repeated request, by its kind
+
 CONTROLS = (
     Control(no_duplicate_check, ["commit.noted", "turn.published", "turn.reply"], {"applied twice"}),
     Control(
@@ -189,8 +191,8 @@ CONTROLS = (
     Control(refusals_not_journaled, [], {"refusal not journaled"}),
     Control(overlay_kept_after_a_failed_commit, [], {"revision gap", "lost"}),
     Control(claims_are_not_fenced, [], {"handed in under an old claim", "handed in under no claim", "'Fenced claim'"}),
-    Control(outcomes_forgotten_by_a_checkpoint, ["checkpoint.journaled", "trim.done"], {"applied twice"}, 20_000),
-    Control(unnamed_checkpoint_trusted, ["checkpoint.renamed"], {"applied twice"}, 20_000),
+    Control(outcomes_forgotten_by_a_checkpoint, ["checkpoint.journaled", "trim.done"], FORGOTTEN, 20_000),
+    Control(unnamed_checkpoint_trusted, ["checkpoint.renamed"], FORGOTTEN, 20_000),
 )
 
 
