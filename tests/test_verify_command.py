@@ -417,6 +417,18 @@ def test_a_folder_without_a_journal_is_said_to_be_one(tmp_path):
     assert "nothing is journaled" in told.stderr
 
 
+def test_an_engine_that_trims_again_and_again_is_not_waited_for_for_ever():
+    tries = []
+
+    def read():
+        tries.append(1)
+        raise Compacted("trimmed meanwhile", oldest=0)
+
+    with pytest.raises(Compacted):
+        verifying.untrimmed(read)
+    assert len(tries) == verifying.TRIES
+
+
 # --- repair -----------------------------------------------------------------------------------------------------------
 
 

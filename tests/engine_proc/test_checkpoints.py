@@ -12,6 +12,7 @@ from solewriter.engine_proc import journal as journals
 from solewriter.engine_proc.checkpoint import Made, Order
 from solewriter.engine_proc.checkpoints import Checkpoints
 from solewriter.engine_proc.journal import FileJournal
+from solewriter.shared.aside import aside_path
 from solewriter.shared.chain import first_of, journal_files
 from solewriter.shared.checkpoint import CheckpointWriter, Directory, checkpoint_files, checkpoint_path
 from solewriter.shared.config import CHECKPOINT_NICE, KIB, Limits
@@ -101,6 +102,18 @@ def test_one_that_comes_late_is_made_at_everybodys_priority(held, journal):
         checkpoints.begin(done.append)
         checkpoints.noted(done[0], 0, lambda: None)
     assert asked == [CHECKPOINT_NICE, 0, CHECKPOINT_NICE]
+
+
+def test_what_was_set_aside_goes_with_the_history_that_it_belongs_to(held, journal, tmp_path):
+    checkpoints, _ = held()
+    grow(journal, 9)
+    old, new = aside_path(tmp_path, 5), aside_path(tmp_path, 20)
+    old.touch()
+    new.touch()
+    done = []
+    checkpoints.begin(done.append)
+    checkpoints.noted(done[0], 0, lambda: None)
+    assert (done[0].entry, old.exists(), new.exists()) == (9, False, True)
 
 
 def test_the_next_one_is_made_at_everybodys_priority_too_while_the_journal_grows_a_lot_meanwhile(held, journal):

@@ -10,9 +10,21 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner
 
-from solewriter import Create, Delete, Engine, EngineStartFailed, EngineUnavailable, Locked, Put, Task, Update, connect
+from solewriter import (
+    Compacted,
+    Create,
+    Delete,
+    Engine,
+    EngineStartFailed,
+    EngineUnavailable,
+    Locked,
+    Put,
+    Task,
+    Update,
+    connect,
+)
 from solewriter.agents.cli.main import app
-from solewriter.agents.verify import verify
+from solewriter.agents.verify import Replay, verify
 from solewriter.engine_proc.repair import set_aside, truncate
 from solewriter.shared.aside import aside_path
 from solewriter.shared.chain import first_entry_of, first_of, journal_files, named_checkpoints
@@ -258,6 +270,25 @@ def test_a_missing_newest_one_is_not_sound_until_it_was_set_aside(folder):
         verify(state)
     set_aside(StateFolder(state))
     assert verify(state).revision > 0
+
+
+def test_a_checkpoint_that_came_while_all_was_read_is_no_missing_one(folder, tmp_path):
+    state = folder(ALL)
+    path = checkpoint_path(state, named(state)[0])
+    path.rename(tmp_path / "later")
+    replay = Replay(state, 0)
+    (tmp_path / "later").rename(path)
+    with pytest.raises(Compacted, match="meanwhile"):
+        replay.verified(0)
+
+
+def test_a_journal_file_that_is_trimmed_meanwhile_names_nothing(folder):
+    state = folder(ALL)
+    expected = named(state)
+    names = named_checkpoints(state)
+    assert next(names).entry == expected[0]
+    naming(state)[1].unlink()
+    assert [name.entry for name in names] == expected[2:]
 
 
 def test_where_none_was_made_there_is_nothing_to_set_aside(state, start_engine):
