@@ -37,11 +37,11 @@ class Finished(NamedTuple):
     made: Made
 
 
-class Trimmed(NamedTuple):
-    """What that checkpoint made needless was given up: the next one may be due, though nobody asks for anything."""
+class Look(NamedTuple):
+    """A checkpoint may be due, though nobody asks for anything."""
 
 
-Item = Registration | Finished | Trimmed
+Item = Registration | Finished | Look
 
 
 class BetweenTurns:
@@ -126,6 +126,10 @@ class BetweenTurns:
         send = self._sender()
         self.checkpoints.begin(lambda made: send(Finished(made)))
 
+    def look_later(self, seconds: float) -> None:
+        """The same, when these are over."""
+        asyncio.get_running_loop().call_later(seconds, self._inbox.put_nowait, [Look()])
+
     def _sender(self) -> Callable[[Item], None]:
         """Puts an item into the inbox, from any thread."""
         loop, inbox = asyncio.get_running_loop(), self._inbox
@@ -152,4 +156,4 @@ class BetweenTurns:
             return
         failpoint.reach("checkpoint.journaled")
         send = self._sender()
-        checkpoints.noted(made, self._journal.length - before, lambda: send(Trimmed()))
+        checkpoints.noted(made, self._journal.length - before, lambda: send(Look()))

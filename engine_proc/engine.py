@@ -93,7 +93,6 @@ class SingleWriter:
         """Turn after turn, until the inbox is closed and everything accepted before is done, or `stop` is called."""
         self._ended = False
         self.tending.set_alarm()
-        self.between.look()  # a long replay is the last one of its kind, though nobody asks for anything
         while not self._stopping and await self._take():
             if self._between:
                 self._still_owner()

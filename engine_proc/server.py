@@ -36,7 +36,7 @@ from solewriter.engine_proc.state import State
 from solewriter.shared import entry as entries
 from solewriter.shared import failpoint, wire
 from solewriter.shared.chain import journal_files
-from solewriter.shared.config import BACKLOG, KIB, MEMORY_VERSION
+from solewriter.shared.config import BACKLOG, FIRST_LOOK_S, KIB, MEMORY_VERSION
 from solewriter.shared.entry import Life, Private
 from solewriter.shared.errors import EngineUnavailable, Locked, MemoryFull, SolewriterError
 from solewriter.shared.folder import StateFolder, Whereabouts, replace_file, start_time_of, sync_folder
@@ -167,6 +167,7 @@ class Server:
         bridge.listen(listening)
         freeze_garbage()
         turns = asyncio.create_task(writer.run())
+        writer.between.look_later(FIRST_LOOK_S)
         self._beat(bridge)  # whoever finds this memory later knows that it served
         beats = asyncio.create_task(self._go_on_beating(bridge))
         try:

@@ -130,6 +130,8 @@ SPARE_FILES_MAX = 8  # trimmed journal files kept to be written again: as many a
 CHECKPOINT_RATIO = 1.4  # bytes of journal for each one of the last checkpoint, before the next: what is written stays
 # below twice the journal, and a replay behind a large state below its half
 MAKER_IDLE_S = 60.0  # without a checkpoint to make, until the process that makes them gives back its 40 MB
+FIRST_LOOK_S = 2.0  # behind a start, until a checkpoint is made that nobody's request has begun: whoever waited for the
+# start is served first, and one long replay is not followed by the next
 CHECKPOINT_NICE = 5  # of the process that makes one: on busy processors it still has a fifth of one
 CHECKPOINT_LATE = 2  # times the journal that one waits for, from which on it is made at everybody's priority: engines
 # died before theirs were done
