@@ -66,7 +66,7 @@ def _damaged(folder: Path) -> tuple[list[CheckpointName], int]:
         raise EngineUnavailable(
             f"{folder} has no older checkpoint with the journal behind it: use a backup, or --truncate-at"
             if damaged
-            else f"the journal in {folder} names no checkpoint: there is nothing to set aside"
+            else f"a start on {folder} needs no checkpoint: there is nothing to set aside"
         )
     return damaged, 0
 

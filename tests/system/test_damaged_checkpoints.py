@@ -178,6 +178,9 @@ def test_it_goes_back_as_far_as_it_must_even_to_the_first_entry(folder, goes_on,
     asides, begin = set_aside(StateFolder(state))
     assert [path.name for path in asides] == [aside_path(state, entry).name for entry in entries[:damaged]]
     assert begin == (entries[damaged] if len(entries) > damaged else 0)
+    if not begin:
+        with pytest.raises(EngineUnavailable, match="needs no checkpoint"):
+            set_aside(StateFolder(state))
     goes_on(state, ALL)
 
 
@@ -298,7 +301,7 @@ def test_where_none_was_made_there_is_nothing_to_set_aside(state, start_engine):
     with pytest.raises(Locked):
         set_aside(StateFolder(state))
     engine.stop()
-    with pytest.raises(EngineUnavailable, match="names no checkpoint"):
+    with pytest.raises(EngineUnavailable, match="needs no checkpoint"):
         set_aside(StateFolder(state))
 
 
