@@ -42,10 +42,8 @@ def update(
     before = turn.find(known, place)
     if before is None or not before.alive or (expect is not None and expect != before.version):
         return None
-    values = kind.fields_of(known.schema, before.payload)
-    for field, value in fields.items():
-        kind.keep(values, field, kind.field(field, value))
-    payload = kind.payload(values)
+    values = {field: kind.field(field, value) for field, value in fields.items()}
+    payload = kind.replaced(before.payload, values)
     if payload == before.payload:
         return [(before.version, before.address, name, key)]
     if len(payload) > bytes_max:

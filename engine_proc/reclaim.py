@@ -15,7 +15,8 @@ import struct
 import time
 from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, Final, NamedTuple
-from zlib import crc32
+
+from zlib_ng.zlib_ng import crc32
 
 from solewriter.shared import record
 from solewriter.shared.config import (

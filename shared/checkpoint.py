@@ -23,9 +23,9 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from hashlib import blake2b
 from pathlib import Path
 from typing import NamedTuple, Self
-from zlib import crc32
 
 import msgspec
+from zlib_ng.zlib_ng import crc32
 
 from solewriter.shared import record
 from solewriter.shared.columns import Column

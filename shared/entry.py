@@ -19,9 +19,9 @@ from array import array
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
-from zlib import crc32
 
 import msgspec
+from zlib_ng.zlib_ng import crc32
 
 from solewriter.shared import record
 from solewriter.shared.config import ALIGNMENT, JOURNAL_VERSION

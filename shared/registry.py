@@ -16,7 +16,7 @@ from solewriter.shared.fieldtypes import refuse_unsuitable
 from solewriter.shared.frozen import FrozenMap
 from solewriter.shared.models import CONCERNS, Entity, Lifecycle, Project, Task
 from solewriter.shared.readiness import DEPENDS
-from solewriter.shared.schema import Schema, decode, encode, plain, shape_of
+from solewriter.shared.schema import Schema, decode, encode, plain, shape_of, spans_of
 
 E = TypeVar("E", bound=Entity)
 _PLAIN: Final = frozenset({"bool", "int", "float", "str", "datetime", "literal"})  # types of pydantic core schemas
@@ -187,6 +187,15 @@ class Kind:
             return encode(stored)
         except (OverflowError, UnicodeEncodeError):
             raise _without_bytes(self.name, stored) from None
+
+    def replaced(self, payload: bytes, changes: Mapping[str, Any]) -> bytes:
+        """The payload with other values of some fields, valid ones. The other fields are not looked at, which is half of
+        the cost of decoding and encoding all of them.
+        """
+        spans = spans_of(payload)
+        for name, value in changes.items():
+            self.keep(spans, name, value)
+        return self.payload(spans)
 
     def fields_of(self, schema: Schema, payload: bytes) -> dict[str, Any]:
         """The stored fields of a record, as plain values. Those of an older schema keep the defaults of their time."""

@@ -30,6 +30,8 @@ def _plain_parts(value: Any) -> Any:
 
 encode = msgspec.msgpack.Encoder(enc_hook=_plain_parts, order="deterministic").encode
 decode = msgspec.msgpack.Decoder().decode
+spans_of = msgspec.msgpack.Decoder(dict[str, msgspec.Raw]).decode
+"""A payload's fields as the bytes that they are written as, to be encoded again as they are"""
 
 
 def plain(value: Any) -> Any:

@@ -7,7 +7,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from typing import Any
-from zlib import crc32
+
+from zlib_ng.zlib_ng import crc32
 
 from solewriter.engine_proc.coordination.leases import renewed
 from solewriter.engine_proc.coordination.ready import Candidate

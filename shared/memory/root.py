@@ -26,7 +26,8 @@ from __future__ import annotations
 import struct
 import time
 from typing import Final, NamedTuple
-from zlib import crc32
+
+from zlib_ng.zlib_ng import crc32
 
 from solewriter.shared.config import DURABILITIES, KINDS_MAX, MEMORY_VERSION, ROOT_RING
 from solewriter.shared.errors import LayoutMismatch
