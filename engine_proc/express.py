@@ -42,7 +42,9 @@ def update(
     before = turn.find(known, place)
     if before is None or not before.alive or (expect is not None and expect != before.version):
         return None
-    values = {field: kind.field(field, value) for field, value in fields.items()}
+    values = {}
+    for field, value in fields.items():
+        values[field] = kind.field(field, value)
     payload = kind.replaced(before.payload, values)
     if payload == before.payload:
         return [(before.version, before.address, name, key)]

@@ -94,19 +94,12 @@ def pack(
     payload: bytes,
 ) -> bytes:
     """A body. Positional, because this runs once for every change."""
-    length = (
-        HEADER_BYTES
-        + len(key)
-        + len(actor)
-        + len(reason)
-        + len(request_id)
-        + len(cells)
-        + len(old_cells)
-        + len(payload)
-    )
+    keys, actors, reasons, ids = len(key), len(actor), len(reason), len(request_id)
+    new, old, contents = len(cells), len(old_cells), len(payload)
     head = _pack_header(
-        length, kind, schema, op, flags, len(key), len(request_id), revision, version, time_us, session, sequence,
-        len(actor), len(reason), len(cells), len(old_cells), len(payload),
+        HEADER_BYTES + keys + actors + reasons + ids + new + old + contents,
+        kind, schema, op, flags, keys, ids, revision, version, time_us, session, sequence,
+        actors, reasons, new, old, contents,
     )  # fmt: skip
     body = b"".join((head, key, actor, reason, request_id, cells, old_cells, payload))
     return _CRC.pack(crc32(body)) + body

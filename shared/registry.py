@@ -27,6 +27,8 @@ _NO_DEFAULT: Final = object()
 STAMPS: Final = ("created_by", "created_at", "updated_at")  # filled in by the engine where a model declares them
 _OWN_CELLS: Final = ("updated_at", "version")  # set by the engine at every change
 _STAMPS: Final = struct.Struct("<qq")  # their cells, where they are the last ones, in this order
+_STAMPS_BYTES: Final = _STAMPS.size
+_pack_stamps: Final = _STAMPS.pack
 IN_HEADER: Final = frozenset({"id", "version", "updated_at"})
 
 
@@ -62,7 +64,9 @@ class Kind:
         self._cell_of = {column.name: (place, column.cell()) for place, column in enumerate(self.columns)}
         self._own_places = [(name, place) for name, (place, _) in self._cell_of.items() if name in _OWN_CELLS]
         self._stamps_are_last = tuple(self._cell_of)[-2:] == _OWN_CELLS
+        self._stamps_place = len(self.columns) - len(_OWN_CELLS)
         self._free_cells = {name: found for name, found in self._cell_of.items() if name not in _OWN_CELLS}
+        self._free_names = frozenset(self._free_cells)
         self.block = struct.Struct("<" + "".join(column.code for column in self.columns))
         self._blank = bytes(self.block.size)
         self._defaults = {
@@ -216,9 +220,9 @@ class Kind:
         self, block: bytes, stored: Mapping[str, Any], names: Iterable[str], version: int, now_us: int
     ) -> tuple[bytes, Cells]:
         """The block with some fields' cells and the engine's own made anew; these cells. Raises InvalidMutation."""
-        if self._stamps_are_last and self._free_cells.keys().isdisjoint(names):
-            count = len(self.columns)
-            return block[: -_STAMPS.size] + _STAMPS.pack(now_us, version), ((count - 2, now_us), (count - 1, version))
+        if self._stamps_are_last and self._free_names.isdisjoint(names):
+            place = self._stamps_place
+            return block[:-_STAMPS_BYTES] + _pack_stamps(now_us, version), ((place, now_us), (place + 1, version))
         cells: list[tuple[int, Cell]] = []
         for name in names:
             if name in self._free_cells:
