@@ -14,12 +14,13 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from typing import Any, Final
 
-from solewriter.engine_proc import asking, express
+from solewriter.engine_proc import asking
 from solewriter.engine_proc.asking import Answer
 from solewriter.engine_proc.between import BetweenTurns, Item
 from solewriter.engine_proc.bridge import Bridge, LaneEnd
 from solewriter.engine_proc.coordination.making import Unready
 from solewriter.engine_proc.decide import Draft
+from solewriter.engine_proc.express import Express
 from solewriter.engine_proc.fairness import FairQueueing, Queue
 from solewriter.engine_proc.hellos import Hellos
 from solewriter.engine_proc.journal import DiskFull, Journal
@@ -31,7 +32,7 @@ from solewriter.engine_proc.sessions import FORGOTTEN, NEVER, QUARANTINED, Sessi
 from solewriter.engine_proc.state import State
 from solewriter.engine_proc.tending import Occasion, Tending
 from solewriter.engine_proc.turn import Turn
-from solewriter.engine_proc.writing import Written, formed, overtime, told, write
+from solewriter.engine_proc.writing import formed, overtime, told, write
 from solewriter.shared import failpoint, wireform
 from solewriter.shared.config import Limits
 from solewriter.shared.entry import Outcome
@@ -85,6 +86,7 @@ class SingleWriter:
         self._waited_s = 1.0  # for the last item that had to be waited for
         self._replies: dict[LaneEnd, list[Answer]] = {}
         self._name_decided = publisher.root.deciding
+        self._express = Express(publisher.heap, state.coordination, limits, self._begin)
         self.time_budget = TimeBudget(limits.decide_timeout_s)
         self.tending = Tending(state, sessions, bridge, limits, self._told, self._say, lambda: journal.tail.number)
         self._hellos = Hellos(sessions, bridge, self.tending)
@@ -228,6 +230,11 @@ class SingleWriter:
                     session = sender.session
                     if sender.superseded or sender.epoch != session.epoch or session.number in turn.sessions:
                         pass  # nobody listens there any more
+                    elif taken := self._express.take(turn, sender, items, answers, left, until):
+                        left -= taken
+                        if (now := time.monotonic()) >= until:
+                            break
+                        continue
                     elif (answer := self._answer(turn, sender, item[1], item[2])) is not None:
                         answers.append(answer)
                     sender.taken += 1
@@ -260,8 +267,7 @@ class SingleWriter:
     def _told(self, turn: Turn, session: Session, sequence: int, request: Any, lane: LaneEnd | None) -> Outcome | None:
         """Decide a new request and note its outcome. None: it is a claim that waits for something to be ready."""
         number = session.number
-        self._name_decided(number, sequence)
-        failpoint.reach("decide.begin")
+        self._begin(number, sequence)
         request_id = digest = None
         try:
             if isinstance(request, Refused):
@@ -278,26 +284,20 @@ class SingleWriter:
                 raise Quarantined(QUARANTINED[1])
             if plain[3] is not None and time.monotonic_ns() // 1000 > plain[3]:
                 raise Expired("the request's deadline passed before it was decided")
-            heap, coordination = self._publisher.heap, self._coordination
-            written: Written | None = None
-            if coordination.idle or coordination.passes(turn, plain):
-                written = express.update(turn, plain, session, sequence, heap, self._limits.entity_bytes_max)
-            if written is None:
-                attended = coordination.attends(turn, plain)
-                draft = Draft(turn, session.name)
-                if attended:
-                    draft.coordinate(number, engines_own=lane is None)
-                touched, steps = watched(formed, draft, plain, turn, self._limits)
-                if draft.wish is not None and self.tending.park(turn, draft.wish, lane, session, sequence, plain):
-                    return None
-                if steps:
-                    write(turn, steps, request_id, session, sequence, heap)
-                if attended:
-                    coordination.written(turn, draft, steps)
-                    if draft.claimed and lane is not None:
-                        self.tending.claimed(lane)
-                written = told(touched)
-            outcome = Outcome(number, sequence, _APPLIED, turn.revision, written, request_id, digest)
+            attended = self._coordination.attends(turn, plain)
+            draft = Draft(turn, session.name)
+            if attended:
+                draft.coordinate(number, engines_own=lane is None)
+            touched, steps = watched(formed, draft, plain, turn, self._limits)
+            if draft.wish is not None and self.tending.park(turn, draft.wish, lane, session, sequence, plain):
+                return None
+            if steps:
+                write(turn, steps, request_id, session, sequence, self._publisher.heap)
+            if attended:
+                self._coordination.written(turn, draft, steps)
+                if draft.claimed and lane is not None:
+                    self.tending.claimed(lane)
+            outcome = Outcome(number, sequence, _APPLIED, turn.revision, told(touched), request_id, digest)
         except Refused as error:
             outcome = Outcome(number, sequence, _REFUSED, turn.revision, to_wire(error), request_id, digest)
             failpoint.reach("decide.refused")
@@ -308,6 +308,11 @@ class SingleWriter:
             return Outcome(number, sequence, _UNAVAILABLE, turn.revision, (type(error).__name__, str(error), {}))
         turn.note(outcome)
         return outcome
+
+    def _begin(self, session: int, sequence: int) -> None:
+        """A request is about to be decided."""
+        self._name_decided(session, sequence)
+        failpoint.reach("decide.begin")
 
     def _say(self, lane: LaneEnd, answer: Answer) -> None:
         """One more answer of this turn."""

@@ -1,4 +1,4 @@
-"""The request that comes most often, decided and written at once: an update of one entity's plain fields.
+"""The requests that come most often, decided and written at once: updates of one entity's plain fields.
 
 What happens is what `decide`, `form` and `write` do with such a request, byte for byte, at half of the cost: nothing
 that only larger requests need is made. Whatever is unusual is left to them, before anything was changed. No code of a
@@ -7,30 +7,88 @@ user's runs here: fields count as plain where their validation needs none.
 
 from __future__ import annotations
 
-from typing import Final
+import time
+from collections import deque
+from collections.abc import Callable
+from typing import Any, Final
 
+from solewriter.engine_proc.asking import Answer
+from solewriter.engine_proc.bridge import LaneEnd
+from solewriter.engine_proc.coordination import Coordination
 from solewriter.engine_proc.publisher import Installed
 from solewriter.engine_proc.sessions import Session
 from solewriter.engine_proc.turn import Stored, Turn
 from solewriter.engine_proc.writing import Written
 from solewriter.shared import record
+from solewriter.shared.config import Limits
+from solewriter.shared.entry import Outcome
+from solewriter.shared.errors import Refused, Unavailable
 from solewriter.shared.memory.heap import HeapWriter, padded
 from solewriter.shared.mutations import Op
 from solewriter.shared.record import Flags
+from solewriter.shared.wire import Status
 from solewriter.shared.wireform import PlainRequest
 
 _UPDATE: Final = Op.UPDATE.value
+_APPLIED: Final = Status.APPLIED.value
 _WHOLE: Final = Flags.FIRST | Flags.LAST
+
+Begin = Callable[[int, int], None]
+"""Told the session and the number of a request that is about to be decided"""
+
+
+class Express:
+    """Takes such requests, as many as follow each other."""
+
+    def __init__(self, heap: HeapWriter, coordination: Coordination, limits: Limits, begin: Begin) -> None:
+        self._heap = heap
+        self._coordination = coordination
+        self._limits = limits
+        self._begin = begin
+
+    def take(self, turn: Turn, lane: LaneEnd, items: deque[Any], answers: list[Answer], most: int, until: float) -> int:
+        """Decide and answer what a lane asks for, from the first of its waiting items on, at most so many and until
+        then, but for the last one; how many it was. What it leaves there first is to be looked at by others.
+        """
+        session, coordination, heap, begin = lane.session, self._coordination, self._heap, self._begin
+        if session.fenced or session.quarantined or session.waiting or turn.fenced or turn.waiting:
+            return 0
+        number, last, taken = session.number, session.last, 0
+        turn_bytes_max, entity_bytes_max = self._limits.turn_bytes_max, self._limits.entity_bytes_max
+        while items and taken < most and turn.bytes < turn_bytes_max:
+            item = items[0]
+            if item.__class__ is not tuple or item[0] is not lane or item[1] <= last:
+                break
+            _, sequence, request = item
+            if request.__class__ is not tuple or len(request) != 4:
+                break  # no request
+            if not (coordination.idle or coordination.passes(turn, request)):
+                break
+            try:
+                written = update(turn, request, session, sequence, heap, entity_bytes_max, begin)
+            except (Refused, Unavailable):
+                break  # nothing was changed: it is told so by those who look at it next
+            if written is None:
+                break
+            revision = turn.revision
+            turn.outcomes.append(Outcome(number, sequence, _APPLIED, revision, written))
+            answers.append((sequence, _APPLIED, revision, written))
+            items.popleft()
+            taken += 1
+            if time.monotonic() >= until:
+                break
+        lane.taken += taken
+        return taken
 
 
 def update(
-    turn: Turn, request: PlainRequest, session: Session, sequence: int, heap: HeapWriter, bytes_max: int
+    turn: Turn, request: PlainRequest, session: Session, sequence: int, heap: HeapWriter, bytes_max: int, begin: Begin
 ) -> Written | None:
     """What the reply says, as `writing.told`; None where this is none of the requests that it knows, or it would be
-    refused. Raises InvalidMutation; MemoryFull, and then has changed nothing.
+    refused: mostly before `begin` is told. Raises InvalidMutation; MemoryFull, and then has changed nothing.
     """
-    mutations, guards, request_id, _ = request
-    if guards or request_id is not None or len(mutations) != 1:
+    mutations, guards, request_id, deadline_us = request
+    if guards or request_id is not None or deadline_us is not None or len(mutations) != 1:
         return None
     op, name, key, expect, fields, reason, _ = mutations[0]
     known = turn.named(name)
@@ -42,6 +100,8 @@ def update(
     before = turn.find(known, place)
     if before is None or not before.alive or (expect is not None and expect != before.version):
         return None
+
+    begin(session.number, sequence)
     values = {}
     for field, value in fields.items():
         values[field] = kind.field(field, value)

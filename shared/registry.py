@@ -193,8 +193,8 @@ class Kind:
             raise _without_bytes(self.name, stored) from None
 
     def replaced(self, payload: bytes, changes: Mapping[str, Any]) -> bytes:
-        """The payload with other values of some fields, valid ones. The other fields are not looked at, which is half of
-        the cost of decoding and encoding all of them.
+        """The payload with other values of some fields, valid ones. The others are copied as they are written, which is
+        half of the cost of decoding and encoding all of them.
         """
         spans = spans_of(payload)
         for name, value in changes.items():

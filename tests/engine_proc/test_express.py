@@ -126,6 +126,10 @@ class Ways:
         self.publisher.publish([], 0, 0, self.state.counts())
         self.session = Session(1, "writer", "ann")
         self.sequence = 0
+        self.begun_ones: list[tuple[int, int]] = []
+
+    def begun(self, *which: int) -> None:
+        self.begun_ones.append((which[0], which[1]))
 
     def plain(self, *mutations: Any, **given: Any) -> Any:
         return plain_request(mutations, given.get("guards", ()), given.get("request_id"), self.registry, self.limits)
@@ -133,7 +137,7 @@ class Ways:
     def express(self, turn: Turn, request: Any) -> Any:
         try:
             return express.update(
-                turn, request, self.session, self.sequence, self.publisher.heap, self.limits.entity_bytes_max
+                turn, request, self.session, self.sequence, self.publisher.heap, self.limits.entity_bytes_max, self.begun
             )
         except Refused as error:
             return error
@@ -221,6 +225,7 @@ def test_what_it_is_there_for_it_takes(ways: Ways) -> None:
         Update(Bare.ref("b"), {"size": 3}),
     ):
         assert ways.both([plain(mutation)]) == [True], mutation
+    assert ways.begun_ones == [(1, sequence) for sequence in range(1, 7)]
 
 
 def test_what_is_unusual_it_leaves(ways: Ways) -> None:
@@ -237,6 +242,7 @@ def test_what_is_unusual_it_leaves(ways: Ways) -> None:
         ([(Op.UPDATE.value, "Note", "n", None, {"odd": "one"}, "", None)], [], None, None),
         plain(Update(Note.ref("n"), {"low": 4})),
         plain(Update(Whole.ref("w"), {"text": "y"})),
+        ([(Op.UPDATE.value, "Task", "t", None, {"title": "y"}, "", None)], [], None, 1),
         plain(Update(Task.ref("t"), {"title": "y"}, expect=77)),
         plain(Update(Task.ref("nobody"), {"title": "y"})),
         plain(Transition(Task.ref("t"), "assigned", {"assigned_to": "ann"})),
@@ -246,9 +252,11 @@ def test_what_is_unusual_it_leaves(ways: Ways) -> None:
         ([(Op.UPDATE.value, "Task", "t", None, {"version": 9}, "", None)], [], None, None),
         ([(Op.UPDATE.value, "Task", "t", None, {"status": "completed"}, "", None)], [], None, None),
         ([(Op.UPDATE.value, "Task", "t", None, {"nothing": 9}, "", None)], [], None, None),
-        ([(Op.UPDATE.value, "Task", "t", None, {"title": "x" * LARGE}, "", None)], [], None, None),
     ):
         assert ways.both([request]) == [False], request
+    assert not ways.begun_ones
+    too_large = ([(Op.UPDATE.value, "Task", "t", None, {"title": "x" * LARGE}, "", None)], [], None, None)
+    assert ways.both([too_large]) == [False]
 
 
 def test_what_no_field_takes_is_refused_alike(ways: Ways) -> None:
