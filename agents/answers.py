@@ -16,6 +16,7 @@ from solewriter.shared.wire import Status
 from solewriter.shared.wireform import PlainRequest
 
 E = TypeVar("E", bound=Entity)
+WHOLE = frozenset({Op.CREATE.value, Op.PUT.value})  # what brings all of an entity
 Outcome = Applied | Refused | NotApplied | Forgotten
 """How a request ended. Refused and Forgotten are the errors themselves, as values."""
 
@@ -26,11 +27,13 @@ class Answers:
     def __init__(self, reader: Reader, registry: Registry) -> None:
         self._reader = reader
         self._registry = registry
+        self._epoch = -1  # of the memory in which `_decode` decodes
+        self._decode = _nothing
 
     def check_classes(self, request: PlainRequest) -> None:
         """Raises SchemaMismatch for a whole entity of a class that is not the engine's."""
         for mutation in request[0]:
-            if mutation[0] in (Op.CREATE, Op.PUT):
+            if mutation[0] in WHOLE:
                 self._reader.check_class(self._registry.named(mutation[1]))
 
     def reply(self, pending: Pending) -> Reply:
@@ -39,7 +42,12 @@ class Answers:
         if error is not None:
             return self._failed(pending.request_id, pending.reply.revision if pending.reply else 0, error)
         assert pending.reply is not None
-        return self._applied(pending.request_id, pending.epoch, pending.reply.revision, pending.reply.detail)
+        return self._applied(
+            pending.given_id or (pending.session, pending.sequence),
+            pending.epoch,
+            pending.reply.revision,
+            pending.reply.detail,
+        )
 
     def refused(self, error: Refused) -> Reply:
         """For a request that was refused before it was sent."""
@@ -63,9 +71,11 @@ class Answers:
         _, message, _ = detail
         return Forgotten(message, request_id=request_id)
 
-    def _applied(self, request_id: str, epoch: int, revision: int, detail: list[Any]) -> Reply:
+    def _applied(self, named: str | tuple[int, int], epoch: int, revision: int, detail: list[Any]) -> Reply:
         results = tuple([Result(kind, id, version, address) for version, address, kind, id in detail])
-        return Reply(request_id, revision, results, None, functools.partial(self._entity, epoch))
+        if epoch != self._epoch:
+            self._epoch, self._decode = epoch, functools.partial(self._entity, epoch)
+        return Reply(named, revision, results, None, self._decode)
 
     def _failed(self, request_id: str, revision: int, error: SolewriterError) -> Reply:
         """An error as a reply; a refusal about an entity carries that entity as it is now."""

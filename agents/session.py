@@ -40,16 +40,22 @@ _UNAVAILABLE: Final[dict[str, type[Unavailable]]] = {"MemoryFull": MemoryFull, "
 class Pending:
     """A request on its way, and what it was told. `on_done`, if it is set, is called once, when that is known."""
 
-    __slots__ = ("epoch", "error", "named", "on_done", "reply", "request_id", "sequence")
+    __slots__ = ("epoch", "error", "given_id", "named", "on_done", "reply", "sequence", "session")
 
-    def __init__(self, sequence: int, request_id: str) -> None:
+    def __init__(self, session: int, sequence: int, given_id: str | None) -> None:
+        self.session = session
         self.sequence = sequence
-        self.request_id = request_id
+        self.given_id = given_id  # the user's own word
         self.reply: PlainReply | None = None
         self.error: SolewriterError | None = None
         self.epoch = 0  # of the memory in which the reply's addresses are valid
         self.on_done: Callable[[], None] | None = None
         self.named = False  # its id was told, by OutcomeUnknown: under another one it must never be applied
+
+    @property
+    def request_id(self) -> str:
+        """The user's word for it, or its number: as long as it was never told, another one with another lane."""
+        return self.given_id or default_id(self.session, self.sequence)
 
     @property
     def done(self) -> bool:
@@ -110,9 +116,7 @@ class AgentSession:
         number = self._next_frame
         pendings = []
         for place, request in enumerate(requests):
-            sequence = number << 8 | place
-            given = request[2] if len(request) == 4 else None
-            pendings.append(Pending(sequence, given or default_id(self.number, sequence)))
+            pendings.append(Pending(self.number, number << 8 | place, request[2] if len(request) == 4 else None))
         frame = _Sent(number, data, pendings)
         self._frames.append(frame)
         self._unsent.append((frame, memoryview(data)))
@@ -214,8 +218,6 @@ class AgentSession:
         for number, frame in enumerate(self._frames, first):
             frame.number = number
             for place, pending in enumerate(frame.pendings):
-                if pending.request_id == default_id(self.number, pending.sequence):
-                    pending.request_id = default_id(self.number, number << 8 | place)
                 pending.sequence = number << 8 | place
         self._answered = first
 

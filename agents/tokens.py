@@ -48,11 +48,12 @@ class Tokens:
         """It is on its way, or could not be sent."""
         if isinstance(sent, Refused):
             return
-        telling = [mutation for mutation in request[0] if mutation[0] in TELLING]
-        if telling and (self._held or any(mutation[0] == CLAIM for mutation in telling)):
-            self._asked[sent.request_id] = request[0]
-            if len(self._asked) > ASKED_MAX:
-                self._asked.pop(next(iter(self._asked), ""), None)
+        for mutation in request[0]:
+            if mutation[0] == CLAIM or (self._held and mutation[0] in TELLING):
+                self._asked[sent.request_id] = request[0]
+                if len(self._asked) > ASKED_MAX:
+                    self._asked.pop(next(iter(self._asked), ""), None)
+                return
 
     def resolved(self, outcome: Outcome) -> None:
         """What became of a request whose answer did not come."""

@@ -202,7 +202,7 @@ class SingleWriter:
             if quiet and waiting.next.backlogged and now - begun >= limits.turn_slice_s:
                 break
             slice_begun = now
-            taken, now = self._slice(turn, waiting.next, left, now + limits.turn_slice_s)
+            taken, now = self._slice(turn, waiting.next, left, now + waiting.slices * limits.turn_slice_s)
             quiet |= waiting.served(now - slice_begun)
             left -= taken
             if waiting and now - looked >= limits.turn_slice_s:

@@ -18,6 +18,8 @@ from collections.abc import Iterable
 from heapq import heappop, heappush, heapreplace
 from typing import Any
 
+from solewriter.shared.config import CROWD_SESSIONS, CROWD_SLICES
+
 
 class Queue:
     """What one session has waiting: a lane's requests, and hellos of the same session."""
@@ -58,6 +60,11 @@ class FairQueueing:
     def _push(self, queue: Queue) -> None:
         self._came += 1
         heappush(self._order, (queue.due_s, self._came, queue))
+
+    @property
+    def slices(self) -> int:
+        """For how many slices `next` is served at once: more where so many wait that everybody waits for long."""
+        return CROWD_SLICES if len(self._order) >= CROWD_SESSIONS else 1
 
     @property
     def next(self) -> Queue:

@@ -49,7 +49,7 @@ class Limits(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     turn_max_s: float = 0.01  # of deciding in one turn, whatever the models cost: who was decided first waits as long
     # for its reply. A commit of 0.1 to 0.3 ms behind it costs 1 to 3 %
     turn_slice_s: float = 0.00015  # what a session gets at once before others have theirs and lanes are read again:
-    # some 7 requests, so that going round costs 1 %. A quiet agent waits for one, and at most one is added to its turn
+    # some 12 requests, so that going round costs 1 %. A quiet agent waits for one, and at most one is added to its turn
     lane_read_bytes: int = 32 * KIB  # what one wake-up takes from one lane, some 350 small requests: for the 0.6 ms of
     # decoding them everybody waits
     lane_requests_max: int = 512  # requests of one lane waiting for a turn; above it that lane is not read
@@ -112,6 +112,8 @@ DEFAULT_LIMITS = Limits()
 YIELDED_S = 0.00002  # that a processor was given up for: somebody else ran on it. Nobody there takes 1 us
 CROWDED_LEAST_S, CROWDED_MOST_S = 0.001, 0.05  # without looking for replies before sleeping, once somebody else ran: it
 # may have been the kernel for a moment, or another agent for long, so it doubles each time
+CROWD_SESSIONS, CROWD_SLICES = 8, 4  # so many that wait are served for so many slices each: in a crowd everybody waits
+# for many others anyway, and to wake each of them for the replies to a dozen requests costs a fifth of all
 READ_BYTES = 64 * KIB  # what one look takes from a pipe of replies or orders: its usual capacity
 RECONNECT_FIRST_S, RECONNECT_MAX_S = 0.005, 0.05  # between a client's tries while an engine restarts, which takes 0.3 s
 ATTACH_RETRY_S = 0.005  # between looks for a memory that is just being handed over

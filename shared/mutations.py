@@ -15,6 +15,7 @@ import msgspec
 from solewriter.shared.errors import SolewriterError
 from solewriter.shared.models import Entity, Ref
 from solewriter.shared.operations import Operation
+from solewriter.shared.request_ids import default_id
 from solewriter.shared.where import Where
 
 
@@ -244,22 +245,27 @@ class Reply:
     deleted one, a dict where no class of its kind is known here. Raises Compacted if they are long gone from memory.
     """
 
-    __slots__ = ("_decode", "_entities", "error", "request_id", "results", "revision")
+    __slots__ = ("_decode", "_entities", "_named", "error", "results", "revision")
 
     def __init__(
         self,
-        request_id: str,
+        named: str | tuple[int, int],
         revision: int,
         results: tuple[Result, ...],
         error: SolewriterError | None,
         decode: Callable[[Result], Any],
     ) -> None:
-        self.request_id = request_id
+        self._named = named  # the user's word for the request, or the numbers of its session and of itself
         self.revision = revision
         self.results = results
         self.error = error
         self._decode = decode
         self._entities: tuple[Any, ...] | None = None
+
+    @property
+    def request_id(self) -> str:
+        """What to ask for its outcome with: made when it is asked for, which most replies are not."""
+        return self._named if isinstance(self._named, str) else default_id(*self._named)
 
     @property
     def applied(self) -> bool:

@@ -85,7 +85,7 @@ def plain_or_refused(
 ) -> PlainRequest | Refused:
     """A request of one mutation, or of several together, or why it can be none."""
     try:
-        if isinstance(asked, list | tuple):
+        if isinstance(asked, (list, tuple)):
             return plain_request(asked, (), None, registry, limits, deadline_us)
         return [plain_mutation(cast("Mutation", asked), registry, limits)], [], None, deadline_us
     except Refused as error:

@@ -136,9 +136,8 @@ class Ways:
 
     def express(self, turn: Turn, request: Any) -> Any:
         try:
-            return express.update(
-                turn, request, self.session, self.sequence, self.publisher.heap, self.limits.entity_bytes_max, self.begun
-            )
+            heap, bytes_max = self.publisher.heap, self.limits.entity_bytes_max
+            return express.update(turn, request, self.session, self.sequence, heap, bytes_max, self.begun)
         except Refused as error:
             return error
 
