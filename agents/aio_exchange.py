@@ -21,8 +21,8 @@ from copy import copy
 from solewriter.agents.aio_greeting import Greeting
 from solewriter.agents.aio_home import Home
 from solewriter.agents.deadline import due_s, not_sent
-from solewriter.agents.pace import Pace
-from solewriter.agents.session import AgentSession, Pending, busy, closed, fenced, outcome_unknown
+from solewriter.agents.pace import Pace, check_room
+from solewriter.agents.session import AgentSession, Pending, closed, fenced, outcome_unknown
 from solewriter.shared.config import PIPE_BYTES, READ_BYTES, RECONNECT_FIRST_S, RECONNECT_MAX_S, Limits
 from solewriter.shared.errors import EngineUnavailable, Refused, SolewriterError
 from solewriter.shared.folder import StateFolder
@@ -72,7 +72,7 @@ class AioExchange:
         """
         self._check_usable()
         if not wait_for_room:
-            self._check_room(len(requests))
+            self._check_room(requests)
             self._check_usable()  # what was just read may be the end
         if not self._waiting and self._has_room(len(requests)):
             return self._dispatch(requests)
@@ -141,13 +141,10 @@ class AioExchange:
     def _has_room(self, count: int) -> bool:
         return not self._session.replies_until_room(count)
 
-    def _check_room(self, count: int) -> None:
-        """Raises Busy unless so many more requests could be written at once, after what there is was read."""
-        session = self._session
+    def _check_room(self, requests: Sequence[Request]) -> None:
+        """Raises Busy where these requests would have to wait, after what there is was read."""
         self._readable()
-        missing = len(self._waiting) + session.replies_until_room(count)
-        if missing or (session.unsent is not None and session.in_flight):
-            raise busy(self._pace.retry_after_s(max(1, missing), time.monotonic()))
+        check_room(self._session, self._pace, requests, self._limits.busy_above_s, in_line=len(self._waiting))
 
     def _dispatch(self, requests: Sequence[Request]) -> Sent:
         """Number these requests and write them, or as much as fits. Raises TypeError for what is not plain data."""

@@ -84,7 +84,8 @@ class AioRequests:
         """One request: all of these mutations at one revision, or none. A refusal is in the reply, not raised.
 
         With `wait_for_room=False`, Busy is raised where the request would have to wait before it can be sent, because
-        too many of this client are in flight already; the reply is waited for as ever.
+        too many of this client are in flight already, or for its reply for longer than `busy_above_s` or than its own
+        deadline, as the engine answers just now; the reply is waited for as ever.
         """
         due_us = deadline_us(deadline_s)
         request = wireform.plain_request(mutations, guards, request_id, self._registry, self._limits, due_us)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable
 from typing import Any, TypeVar
 
 from solewriter.agents.reader import Reader
@@ -28,7 +29,7 @@ class Answers:
         self._reader = reader
         self._registry = registry
         self._epoch = -1  # of the memory in which `_decode` decodes
-        self._decode = _nothing
+        self._decode: Callable[[Result], Any] = _nothing
 
     def check_classes(self, request: PlainRequest) -> None:
         """Raises SchemaMismatch for a whole entity of a class that is not the engine's."""

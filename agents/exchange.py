@@ -21,8 +21,8 @@ from typing import TypeVar
 
 from solewriter.agents.deadline import due_s, not_sent
 from solewriter.agents.greeting import greet
-from solewriter.agents.pace import Pace
-from solewriter.agents.session import AgentSession, Pending, busy, closed, fenced, outcome_unknown
+from solewriter.agents.pace import Pace, check_room
+from solewriter.agents.session import AgentSession, Pending, closed, fenced, outcome_unknown
 from solewriter.shared.config import (
     CROWDED_LEAST_S,
     CROWDED_MOST_S,
@@ -79,7 +79,7 @@ class Exchange:
         """
         with self._changed:
             if not wait_for_room:
-                self._check_room(len(requests))
+                self._check_room(requests)
             if not self._await_room(len(requests), deadline, due_s(requests)):
                 return [not_sent() for _ in requests]
             if not self._session.in_flight:
@@ -135,8 +135,8 @@ class Exchange:
                 raise EngineUnavailable("the engine answered nothing in time: the window of requests in flight is full")
         return True
 
-    def _check_room(self, count: int) -> None:
-        """Raises Busy unless so many more requests could be written at once, after what there is was read."""
+    def _check_room(self, requests: Sequence[Request]) -> None:
+        """Raises Busy where these requests would have to wait, after what there is was read."""
         self._check_usable()
         lane, session = self._lane, self._session
         if not self._reading:  # otherwise another thread is at it
@@ -145,9 +145,7 @@ class Exchange:
             elif self._write():
                 self._read(lane)
                 self._changed.notify_all()
-        missing = session.replies_until_room(count)
-        if missing or (session.unsent is not None and session.in_flight):
-            raise busy(self._pace.retry_after_s(max(1, missing), time.monotonic()))
+        check_room(session, self._pace, requests, self._limits.busy_above_s)
 
     def _check_usable(self) -> None:
         if self._pid != os.getpid():

@@ -34,6 +34,8 @@ class Limits(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     )
     window_bytes_max: int = 1 * MIB  # the same in bytes of frames, beyond which no further one is sent: the engine and
     # the pipe hold less of one lane, and what is more would only lie about in the client
+    busy_above_s: float = 0.2  # a call that does not wait for room is told Busy where its reply would take longer, as
+    # the engine answers just now: what stands in line behind an overload is heard by nobody any more when it is decided
     request_ids_max: int = 100_000  # user-given request ids remembered over all sessions, oldest forgotten first
 
     # --- the turn -------------------------------------------------------------------------------------------------
@@ -117,6 +119,7 @@ CROWD_SESSIONS, CROWD_SLICES = 8, 4  # so many that wait are served for so many 
 READ_BYTES = 64 * KIB  # what one look takes from a pipe of replies or orders: its usual capacity
 RECONNECT_FIRST_S, RECONNECT_MAX_S = 0.005, 0.05  # between a client's tries while an engine restarts, which takes 0.3 s
 ATTACH_RETRY_S = 0.005  # between looks for a memory that is just being handed over
+IN_FLIGHT_LEAST = 64  # of a session, whatever the pace: half of a turn, so that the commits of a slow disk stay full
 RETRY_LEAST_S, RETRY_MOST_S = 0.001, 1.0  # what Busy says: below the first, waiting for room is quicker; above the
 # second, nobody knows
 BACKLOG = 256  # processes that may be connecting at once: a farm starts all its agents in one moment

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from solewriter.agents.pace import Pace
-from solewriter.shared.config import RETRY_LEAST_S, RETRY_MOST_S
+from solewriter.agents.pace import STEADY_LOOKS, Pace
+from solewriter.shared.config import IN_FLIGHT_LEAST, RETRY_LEAST_S, RETRY_MOST_S
 
 
 @pytest.fixture
@@ -46,3 +46,23 @@ def test_before_anything_is_known_it_is_soon_and_never_less_than_waiting_is_wort
     assert pace.retry_after_s(100, 7.0) == RETRY_LEAST_S
     pace.note(1_000_000, 7.001)
     assert pace.retry_after_s(1, 7.001) == RETRY_LEAST_S
+
+
+def test_what_will_not_be_answered_in_time_is_too_much_once_the_pace_is_steady():
+    pace = Pace()
+    pace.begin(0.0)
+    for number in range(1, STEADY_LOOKS + 1):
+        assert pace.too_many(10_000, 0.2) == 0
+        pace.note(50, number / 10)  # 500 a second
+    assert pace.too_many(90, 0.2) == 0
+    assert pace.too_many(300, 0.2) == pytest.approx(200, abs=1)
+    assert pace.too_many(101, 0.1) == 101 - IN_FLIGHT_LEAST
+    assert pace.too_many(IN_FLIGHT_LEAST, 0.0) == 0
+
+
+def test_one_call_at_a_time_says_nothing_of_how_many_could_be_answered():
+    pace = Pace()
+    for number in range(100):
+        pace.begin(number)
+        pace.note(1, number + 0.5)
+    assert pace.too_many(10_000, 0.2) == 0

@@ -7,6 +7,7 @@ here is a matter of speed, but for the places in the queue that a slow test proc
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import os
 import threading
@@ -17,11 +18,11 @@ from statistics import median
 
 import pytest
 
-from solewriter import Create, Limits, Update, connect, status_of
+from solewriter import Busy, Create, Limits, Update, aio, connect, status_of
 from solewriter.bench.throttle import Job, Probe
 from solewriter.engine_proc.fairness import FairQueueing
 from solewriter.shared import wire, wireform
-from solewriter.shared.config import DEFAULT_LIMITS, MIB, PIPE_BYTES, STALE_BEATS
+from solewriter.shared.config import DEFAULT_LIMITS, IN_FLIGHT_LEAST, MIB, PIPE_BYTES, STALE_BEATS
 from solewriter.shared.registry import Registry
 from solewriter.shared.wire import Status
 
@@ -267,3 +268,29 @@ def test_a_flooded_engine_beats_and_tells_how_it_is_without_a_lane(state, slow, 
     assert median(ages) < STALE_BEATS * period_s
     assert revisions == sorted(revisions)
     assert not engine.hung
+
+
+def test_who_does_not_wait_is_busy_long_before_the_window_is_full_once_replies_take_too_long(state, slow):
+    """So that behind a surge nobody stands in line. The first windows are full: nobody knows the pace yet."""
+    slow(1_000, ["j"])
+    limits, turned_away_at = Limits(busy_above_s=0.01), set[int]()
+
+    async def main() -> None:
+        async with aio.connect(state, limits=limits) as client, asyncio.TaskGroup() as calls, asyncio.timeout(60):
+            number = 0
+
+            async def offer() -> None:
+                try:
+                    (await client.submit(Update(Job.ref("j"), {"number": number}), wait_for_room=False)).check()
+                except Busy:
+                    turned_away_at.add(client._session.in_flight)
+
+            while IN_FLIGHT_LEAST not in turned_away_at:
+                number += 1
+                calls.create_task(offer())
+                if number % 512 == 0:
+                    await asyncio.sleep(0.005)
+
+    asyncio.run(main())
+    assert min(turned_away_at) == IN_FLIGHT_LEAST
+    assert max(turned_away_at) <= limits.window_max
