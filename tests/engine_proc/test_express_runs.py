@@ -1,0 +1,164 @@
+"""Requests that the express way takes one after the other, among others: as if each had been looked at by itself."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from solewriter.bench.steps import SESSION, Steps, steps
+from solewriter.engine_proc.engine import SingleWriter
+from solewriter.engine_proc.express import Express
+from solewriter.shared import wire
+from solewriter.shared.errors import MemoryFull
+from solewriter.shared.mutations import Op
+from solewriter.shared.request_ids import default_id
+from solewriter.shared.wire import PlainReply, Status
+
+TASKS = 4
+UPDATE, CREATE, DELETE = Op.UPDATE.value, Op.CREATE.value, Op.DELETE.value
+
+
+def request(*mutations: Any, request_id: str | None = None, deadline_us: int | None = None) -> Any:
+    return [*mutations], [], request_id, deadline_us
+
+
+def update(place: int, expect: int | None = None, **fields: Any) -> Any:
+    return UPDATE, "Task", f"task-{place:06d}", expect, fields, "", None
+
+
+places = st.integers(0, TASKS)  # the last one is created and deleted by requests only
+fields = st.fixed_dictionaries(
+    {},
+    optional={
+        "budget_limit": st.none() | st.floats(-1, 3),
+        "title": st.sampled_from(["", "x", "y"]),
+        "priority": st.sampled_from(["high", "odd"]),
+        "tags": st.just(["a"]),
+    },
+)
+updates = st.builds(
+    lambda place, expect, fields: update(place, expect, **fields), places, st.none() | st.integers(1, 4), fields
+)
+others = st.one_of(
+    st.builds(lambda place: (CREATE, "Task", f"task-{place:06d}", 0, {"title": "new"}, "", None), places),
+    st.builds(lambda place: (DELETE, "Task", f"task-{place:06d}", None, None, "", None), places),
+)
+requests = st.one_of(
+    st.builds(request, updates),
+    st.builds(request, updates),
+    st.builds(request, others),
+    st.builds(request, updates, updates),
+    st.builds(lambda one, id: request(one, request_id=id), updates, st.sampled_from(["mine", "yours"])),
+    st.builds(lambda one: request(one, deadline_us=1), updates),
+    st.builds(lambda number: ("outcome", default_id(SESSION, number)), st.integers(0, 600)),
+)
+
+
+class Told:
+    """An engine in this process, and what it answered to frames that were written by hand."""
+
+    def __init__(self, engine: Steps) -> None:
+        self.engine = engine
+
+    def turn(self, frame: list[Any], number: int | None = None) -> list[PlainReply]:
+        """The replies to this frame, decided in one turn; one that was sent before has its number."""
+        engine = self.engine
+        lane, taken = engine.lane, []
+        lane._next_frame = engine._frame if number is None else number
+        engine._frame += number is None
+        lane._decode(wire.pack_frame(frame, engine.limits)[4:], taken)
+        turn = engine.decided(taken)
+        if not turn.empty:
+            engine.merged(engine.committed(turn))
+        engine.replied(turn)
+        return wire.unpack_replies(bytearray(engine.sent))
+
+    def content(self) -> list[Any]:
+        state = self.engine.writer.state
+        kind = state.named("Task")
+        assert kind is not None
+        found = [state.find(kind, f"task-{place:06d}") for place in range(TASKS + 1)]
+        return [state.revision, [(one.version, one.alive, one.payload, one.block) if one else None for one in found]]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("engines")
+
+
+numbers = iter(range(1_000_000))
+
+
+@pytest.fixture
+def told(folder: Path) -> Iterator[Told]:
+    with steps(folder / f"{next(numbers)}", "process", TASKS) as engine:
+        yield Told(engine)
+
+
+@settings(max_examples=60, deadline=None)
+@given(frames=st.lists(st.lists(requests, min_size=1, max_size=12), min_size=1, max_size=4))
+def test_a_run_is_as_if_each_were_looked_at_by_itself(folder: Path, interpreted: Any, frames: list[list[Any]]) -> None:
+    interpreted(SingleWriter)
+    with (
+        steps(folder / f"{next(numbers)}", "process", TASKS) as one,
+        steps(folder / f"{next(numbers)}", "process", TASKS) as other,
+    ):
+        usual, general = Told(one), Told(other)
+        with pytest.MonkeyPatch.context() as patch:
+            for frame in frames:
+                said = usual.turn(frame)
+                with patch.context() as only_generally:
+                    only_generally.setattr(Express, "take", lambda *given: 0)
+                    assert said == general.turn(frame)
+                assert usual.content() == general.content()
+
+
+def test_those_behind_it_are_not_taken_before_what_it_leaves(told: Told) -> None:
+    said = told.turn([
+        request(update(0, 1, budget_limit=2.0)),
+        request(update(1, 7, budget_limit=2.0)),  # a conflict
+        request(update(0, 2, budget_limit=3.0)),
+        ("outcome", default_id(SESSION, 0)),
+        request((DELETE, "Task", "task-000000", None, None, "", None)),
+        request(update(0, budget_limit=4.0)),
+        request(update(2, budget_limit=4.0)),
+    ])  # fmt: skip
+    assert [one.status for one in said] == [
+        Status.APPLIED, Status.REFUSED, Status.APPLIED, Status.ANSWER, Status.APPLIED, Status.REFUSED, Status.APPLIED,
+    ]  # fmt: skip
+    assert [one.detail[0] for one in said if one.status == Status.REFUSED] == ["VersionConflict", "NotFound"]
+    revisions = [one.revision for one in said]
+    assert revisions == sorted(revisions)
+    assert revisions[-1] - revisions[0] == 3
+
+
+def test_what_was_told_is_told_again_and_not_done_again(told: Told) -> None:
+    number = told.engine._frame
+    frame = [request(update(place, budget_limit=2.0)) for place in range(TASKS)]
+    said, content = told.turn(frame), told.content()
+    assert told.turn(frame, number) == said
+    assert told.content() == content
+    again = told.turn([*frame, request(update(0, budget_limit=3.0))], number)  # with one that is new
+    assert again[:TASKS] == said
+    assert [one.detail[0][0] for one in again[TASKS:]] == [3]
+
+
+def test_where_memory_is_full_it_and_what_follows_is_told_so_and_nothing_changed(
+    told: Told, monkeypatch: pytest.MonkeyPatch, interpreted: Any
+) -> None:
+    interpreted(SingleWriter)
+    heap, content = told.engine._server.publisher.heap, told.content()
+
+    def full(*given: Any) -> Any:
+        raise MemoryFull("no room")
+
+    monkeypatch.setattr(heap, "append", full)
+    monkeypatch.setattr(heap, "reserve", full)
+    said = told.turn([request(update(place, budget_limit=2.0)) for place in range(2)])
+    assert [(one.status, one.detail[0]) for one in said] == [(Status.UNAVAILABLE, "MemoryFull")] * 2
+    assert told.content() == content
