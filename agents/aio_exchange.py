@@ -21,7 +21,8 @@ from copy import copy
 from solewriter.agents.aio_greeting import Greeting
 from solewriter.agents.aio_home import Home
 from solewriter.agents.deadline import due_s, not_sent
-from solewriter.agents.pace import Pace, check_room
+from solewriter.agents.pace import Pace
+from solewriter.agents.room import check_room
 from solewriter.agents.session import AgentSession, Pending, closed, fenced, outcome_unknown
 from solewriter.shared.config import PIPE_BYTES, READ_BYTES, RECONNECT_FIRST_S, RECONNECT_MAX_S, Limits
 from solewriter.shared.errors import EngineUnavailable, Refused, SolewriterError
@@ -144,11 +145,12 @@ class AioExchange:
     def _check_room(self, requests: Sequence[Request]) -> None:
         """Raises Busy where these requests would have to wait, after what there is was read."""
         self._readable()
-        check_room(self._session, self._pace, requests, self._limits.busy_above_s, in_line=len(self._waiting))
+        soon_s, in_line = self._limits.busy_above_s, len(self._waiting)
+        check_room(self._session, self._pace, requests, soon_s, time.monotonic(), in_line)
 
     def _dispatch(self, requests: Sequence[Request]) -> Sent:
         """Number these requests and write them, or as much as fits. Raises TypeError for what is not plain data."""
-        if not self._session.in_flight:
+        if not self._session.awaited:
             self._pace.begin(time.monotonic())
         try:
             sent = self._session.send_all(requests)
@@ -249,9 +251,10 @@ class AioExchange:
 
     def _read(self, lane: Lane) -> int:
         count = os.readv(lane.replies, [self._buffer])
-        before = self._session.in_flight
+        before = self._session.awaited
         self._session.received(self._buffer[:count])
-        self._pace.note(before - self._session.in_flight, time.monotonic())
+        if before:
+            self._pace.note(before - self._session.awaited, time.monotonic())
         return count
 
     def _hear_rest(self, lane: Lane) -> None:

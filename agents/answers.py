@@ -28,8 +28,7 @@ class Answers:
     def __init__(self, reader: Reader, registry: Registry) -> None:
         self._reader = reader
         self._registry = registry
-        self._epoch = -1  # of the memory in which `_decode` decodes
-        self._decode: Callable[[Result], Any] = _nothing
+        self._decoder: tuple[int, Callable[[Result], Any]] = (-1, _nothing)  # of the memory of an epoch
 
     def check_classes(self, request: PlainRequest) -> None:
         """Raises SchemaMismatch for a whole entity of a class that is not the engine's."""
@@ -74,9 +73,11 @@ class Answers:
 
     def _applied(self, named: str | tuple[int, int], epoch: int, revision: int, detail: list[Any]) -> Reply:
         results = tuple([Result(kind, id, version, address) for version, address, kind, id in detail])
-        if epoch != self._epoch:
-            self._epoch, self._decode = epoch, functools.partial(self._entity, epoch)
-        return Reply(named, revision, results, None, self._decode)
+        known, decode = self._decoder
+        if epoch != known:
+            decode = functools.partial(self._entity, epoch)
+            self._decoder = epoch, decode
+        return Reply(named, revision, results, None, decode)
 
     def _failed(self, request_id: str, revision: int, error: SolewriterError) -> Reply:
         """An error as a reply; a refusal about an entity carries that entity as it is now."""

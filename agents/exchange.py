@@ -21,7 +21,8 @@ from typing import TypeVar
 
 from solewriter.agents.deadline import due_s, not_sent
 from solewriter.agents.greeting import greet
-from solewriter.agents.pace import Pace, check_room
+from solewriter.agents.pace import Pace
+from solewriter.agents.room import check_room
 from solewriter.agents.session import AgentSession, Pending, closed, fenced, outcome_unknown
 from solewriter.shared.config import (
     CROWDED_LEAST_S,
@@ -82,7 +83,7 @@ class Exchange:
                 self._check_room(requests)
             if not self._await_room(len(requests), deadline, due_s(requests)):
                 return [not_sent() for _ in requests]
-            if not self._session.in_flight:
+            if not self._session.awaited:
                 self._pace.begin(time.monotonic())
             try:
                 sent = self._session.send_all(requests)
@@ -145,7 +146,7 @@ class Exchange:
             elif self._write():
                 self._read(lane)
                 self._changed.notify_all()
-        check_room(session, self._pace, requests, self._limits.busy_above_s)
+        check_room(session, self._pace, requests, self._limits.busy_above_s, time.monotonic())
 
     def _check_usable(self) -> None:
         if self._pid != os.getpid():
@@ -256,9 +257,10 @@ class Exchange:
             pass  # nothing more to read, or nothing left to read from
 
     def _received(self, data: bytes) -> None:
-        before = self._session.in_flight
+        before = self._session.awaited
         self._session.received(data)
-        self._pace.note(before - self._session.in_flight, time.monotonic())
+        if before:
+            self._pace.note(before - self._session.awaited, time.monotonic())
 
     # --- connecting --------------------------------------------------------------------------------------------------
 

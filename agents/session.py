@@ -30,22 +30,25 @@ from solewriter.shared.errors import (
     from_wire,
 )
 from solewriter.shared.handshake import Hello, Welcome
+from solewriter.shared.mutations import Op
 from solewriter.shared.request_ids import default_id, new_client_id, session_number
 from solewriter.shared.wire import PlainReply, Status
 from solewriter.shared.wireform import OutcomeQuery, PlainRequest
 
+_CLAIM: Final = Op.CLAIM.value
 _UNAVAILABLE: Final[dict[str, type[Unavailable]]] = {"MemoryFull": MemoryFull, "Forgotten": Forgotten}
 
 
 class Pending:
     """A request on its way, and what it was told. `on_done`, if it is set, is called once, when that is known."""
 
-    __slots__ = ("epoch", "error", "given_id", "named", "on_done", "reply", "sequence", "session")
+    __slots__ = ("epoch", "error", "given_id", "named", "on_done", "reply", "sequence", "session", "waits")
 
-    def __init__(self, session: int, sequence: int, given_id: str | None) -> None:
+    def __init__(self, session: int, sequence: int, given_id: str | None, *, waits: bool = False) -> None:
         self.session = session
         self.sequence = sequence
         self.given_id = given_id  # the user's own word
+        self.waits = waits  # it is a claim that is answered when there is something to do, and not as soon as can be
         self.reply: PlainReply | None = None
         self.error: SolewriterError | None = None
         self.epoch = 0  # of the memory in which the reply's addresses are valid
@@ -100,6 +103,7 @@ class AgentSession:
         self.fenced = False
         self._instance = new_client_id()
         self.in_flight = 0
+        self.waiting = 0  # of those in flight: claims that wait
         self.bytes_in_flight = 0  # of frames that are not wholly answered
         self._answered = 0  # frames that are not kept any more, and so the number of the first one that is
         self._frames: deque[_Sent] = deque()
@@ -116,7 +120,14 @@ class AgentSession:
         number = self._next_frame
         pendings = []
         for place, request in enumerate(requests):
-            pendings.append(Pending(self.number, number << 8 | place, request[2] if len(request) == 4 else None))
+            sequence = number << 8 | place
+            if len(request) == 2:
+                pendings.append(Pending(self.number, sequence, None))
+            elif request[0] and request[0][0][0] == _CLAIM and (request[0][0][4] or {}).get("until_us") is not None:
+                pendings.append(Pending(self.number, sequence, request[2], waits=True))
+                self.waiting += 1
+            else:
+                pendings.append(Pending(self.number, sequence, request[2]))
         frame = _Sent(number, data, pendings)
         self._frames.append(frame)
         self._unsent.append((frame, memoryview(data)))
@@ -188,12 +199,11 @@ class AgentSession:
         self._epoch = welcome.memory_epoch
         self.window = min(self.limits.window_max, welcome.window)
         self.window_bytes = min(self.limits.window_bytes_max, welcome.window_bytes or self.limits.window_bytes_max)
-        self.bytes_in_flight = sum(len(frame.data) for frame in self._frames)
         if welcome.frame_bytes_max < self.limits.frame_bytes_max:
             self.limits = msgspec.structs.replace(self.limits, frame_bytes_max=welcome.frame_bytes_max)
         for frame in self._frames:  # an interrupt between an answer and its count ended the lane before
             frame.open = sum(not pending.done for pending in frame.pendings)
-        self.in_flight = sum(frame.open for frame in self._frames)
+        self._count()
         self._received.clear()
         self._unsent = deque((frame, memoryview(frame.data)) for frame in self._frames)
 
@@ -237,8 +247,18 @@ class AgentSession:
             self._frames.pop()
         self.fail(None)
         self._frames.extend(waiting)
-        self.in_flight = sum(frame.open for frame in waiting)
-        self.bytes_in_flight = sum(len(frame.data) for frame in waiting)
+        self._count()
+
+    def _count(self) -> None:
+        """What is in flight, anew."""
+        self.in_flight = sum(frame.open for frame in self._frames)
+        self.waiting = sum(one.waits and not one.done for frame in self._frames for one in frame.pendings)
+        self.bytes_in_flight = sum(len(frame.data) for frame in self._frames)
+
+    @property
+    def awaited(self) -> int:
+        """Requests in flight that are answered as soon as can be."""
+        return self.in_flight - self.waiting
 
     # --- replies in --------------------------------------------------------------------------------------------------
 
@@ -264,6 +284,7 @@ class AgentSession:
                 pending.end(reply, None)
                 frame.open -= 1
                 self.in_flight -= 1
+                self.waiting -= pending.waits
         while frames and not frames[0].open:
             self._forget_first()
 
@@ -289,7 +310,7 @@ class AgentSession:
         while self._frames:
             self._forget_first()
         self._unsent.clear()
-        self.in_flight = self.bytes_in_flight = 0
+        self._count()
         for pending, error in ended:
             pending.end(None, error or outcome_unknown(pending))
 
@@ -321,7 +342,8 @@ def closed() -> EngineUnavailable:
 def busy(retry_after_s: float) -> Busy:
     """For a caller that does not wait for room."""
     return Busy(
-        f"there is no room for another request in flight: nothing was sent; try again in {retry_after_s:.3f} s",
+        "there is no room for another request in flight, or no reply to it in time: nothing was sent; "
+        f"try again in {retry_after_s:.3f} s",
         retry_after_s=retry_after_s,
     )
 

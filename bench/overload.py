@@ -8,9 +8,10 @@ microseconds in its validator, which makes about 5,000 changes a second together
 `process`. How late the engine's event loop is it notes itself, every two milliseconds.
 
 Load: eight agents offer so many times 5,000 requests a second, at random moments, whatever the engine does. One that
-finds no room is turned away at once (`wait_for_room=False`), and so is what is due until its agent was told to come
-again. Applied are replies in the agents' hands; latency runs from the moment when a request was due, to a millisecond,
-which is what the agents' timers tell apart. The last row is the heaviest load with a deadline on every request.
+finds no room, or no reply in time, is turned away at once (`wait_for_room=False`), and so is what is due until its
+agent was told to come again. Applied are replies in the agents' hands; latency runs from the moment when a request was
+due, to a millisecond, which is what the agents' timers tell apart. The last row is the heaviest load with a deadline on
+every request.
 
 Quiet: seven agents that send 40 requests a second each, one at a time: alone; beside one that floods, with a pipeline
 that is always full; and beside a lane that keeps no credits and writes whatever the pipe takes. The three take turns;

@@ -201,9 +201,10 @@ class SingleWriter:
         while waiting and left and turn.bytes < limits.turn_bytes_max and now - begun < limits.turn_max_s:
             if quiet and waiting.next.backlogged and now - begun >= limits.turn_slice_s:
                 break
-            slice_begun = now
-            taken, now = self._slice(turn, waiting.next, left, now + waiting.slices * limits.turn_slice_s)
-            quiet |= waiting.served(now - slice_begun)
+            slice_begun, slices = now, waiting.slices
+            taken, now = self._slice(turn, waiting.next, left, now + slices * limits.turn_slice_s)
+            took_s = now - slice_begun
+            quiet |= waiting.served(took_s) and (slices == 1 or took_s <= limits.turn_slice_s)
             left -= taken
             if waiting and now - looked >= limits.turn_slice_s:
                 self._publisher.root.decided()
@@ -219,6 +220,7 @@ class SingleWriter:
         """The next requests of a queue, in their order, until then; how many, and when it was done."""
         items, bytes_max, left, now = queue.items, self._limits.turn_bytes_max, most, until
         lane: LaneEnd | None = None
+        passed: Any = None  # what the express way has left
         answers: list[Answer] = []
         while items and left and turn.bytes < bytes_max:
             item = items[0]
@@ -230,8 +232,11 @@ class SingleWriter:
                     session = sender.session
                     if sender.superseded or sender.epoch != session.epoch or session.number in turn.sessions:
                         pass  # nobody listens there any more
-                    elif taken := self._express.take(turn, sender, items, answers, left, until):
+                    elif item is not passed and (
+                        taken := self._express.take(turn, sender, items, answers, left, until)
+                    ):
                         left -= taken
+                        passed = items[0] if items else None
                         if (now := time.monotonic()) >= until:
                             break
                         continue

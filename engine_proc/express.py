@@ -18,11 +18,11 @@ from solewriter.engine_proc.coordination import Coordination
 from solewriter.engine_proc.publisher import Installed
 from solewriter.engine_proc.sessions import Session
 from solewriter.engine_proc.turn import Stored, Turn
-from solewriter.engine_proc.writing import Written
-from solewriter.shared import record
+from solewriter.engine_proc.writing import Written, too_large
+from solewriter.shared import failpoint, record
 from solewriter.shared.config import Limits
 from solewriter.shared.entry import Outcome
-from solewriter.shared.errors import Refused, Unavailable
+from solewriter.shared.errors import Refused, Unavailable, to_wire
 from solewriter.shared.memory.heap import HeapWriter, padded
 from solewriter.shared.mutations import Op
 from solewriter.shared.record import Flags
@@ -31,6 +31,8 @@ from solewriter.shared.wireform import PlainRequest
 
 _UPDATE: Final = Op.UPDATE.value
 _APPLIED: Final = Status.APPLIED.value
+_REFUSED: Final = Status.REFUSED.value
+_UNAVAILABLE: Final = Status.UNAVAILABLE.value
 _WHOLE: Final = Flags.FIRST | Flags.LAST
 
 Begin = Callable[[int, int], None]
@@ -50,29 +52,35 @@ class Express:
         """Decide and answer what a lane asks for, from the first of its waiting items on, at most so many and until
         then, but for the last one; how many it was. What it leaves there first is to be looked at by others.
         """
-        session, coordination, heap, begin = lane.session, self._coordination, self._heap, self._begin
-        if session.fenced or session.quarantined or session.waiting or turn.fenced or turn.waiting:
-            return 0
-        number, last, taken = session.number, session.last, 0
-        turn_bytes_max, entity_bytes_max = self._limits.turn_bytes_max, self._limits.entity_bytes_max
-        while items and taken < most and turn.bytes < turn_bytes_max:
+        session, coordination, limits, begin = lane.session, self._coordination, self._limits, self._begin
+        number, last, fenced, quarantined = session.number, session.last, session.fenced, session.quarantined
+        taken = 0
+        while items and taken < most and turn.bytes < limits.turn_bytes_max:
             item = items[0]
             if item.__class__ is not tuple or item[0] is not lane or item[1] <= last:
                 break
             _, sequence, request = item
+            if sequence in fenced or sequence in quarantined or (turn.fenced and (number, sequence) in turn.fenced):
+                break
             if request.__class__ is not tuple or len(request) != 4:
                 break  # no request
             if not (coordination.idle or coordination.passes(turn, request)):
                 break
+            outcome: Outcome | None
             try:
-                written = update(turn, request, session, sequence, heap, entity_bytes_max, begin)
-            except (Refused, Unavailable):
-                break  # nothing was changed: it is told so by those who look at it next
-            if written is None:
-                break
-            revision = turn.revision
-            turn.outcomes.append(Outcome(number, sequence, _APPLIED, revision, written))
-            answers.append((sequence, _APPLIED, revision, written))
+                written = update(turn, request, session, sequence, self._heap, limits.entity_bytes_max, begin)
+                if written is None:
+                    break
+                outcome = Outcome(number, sequence, _APPLIED, turn.revision, written)
+            except Refused as error:
+                outcome = Outcome(number, sequence, _REFUSED, turn.revision, to_wire(error))
+                failpoint.reach("decide.refused")
+            except Unavailable as error:
+                outcome = None
+                answers.append((sequence, _UNAVAILABLE, turn.revision, (type(error).__name__, str(error), {})))
+            if outcome is not None:
+                turn.outcomes.append(outcome)
+                answers.append((sequence, outcome.status, outcome.revision, outcome.detail))
             items.popleft()
             taken += 1
             if time.monotonic() >= until:
@@ -85,10 +93,13 @@ def update(
     turn: Turn, request: PlainRequest, session: Session, sequence: int, heap: HeapWriter, bytes_max: int, begin: Begin
 ) -> Written | None:
     """What the reply says, as `writing.told`; None where this is none of the requests that it knows, or it would be
-    refused: mostly before `begin` is told. Raises InvalidMutation; MemoryFull, and then has changed nothing.
+    refused for what is stored, or for being late. Else `begin` is told first. Raises InvalidMutation, RequestTooLarge
+    and MemoryFull, and then has changed nothing.
     """
     mutations, guards, request_id, deadline_us = request
-    if guards or request_id is not None or deadline_us is not None or len(mutations) != 1:
+    if guards or request_id is not None or len(mutations) != 1:
+        return None
+    if deadline_us is not None and time.monotonic_ns() // 1000 > deadline_us:
         return None
     op, name, key, expect, fields, reason, _ = mutations[0]
     known = turn.named(name)
@@ -102,17 +113,17 @@ def update(
         return None
 
     begin(session.number, sequence)
-    values = {}
+    values: dict[str, Any] = {}
     for field, value in fields.items():
         values[field] = kind.field(field, value)
-    payload = kind.replaced(before.payload, values)
+    payload, kept = kind.replaced(before.payload, values)
     if payload == before.payload:
         return [(before.version, before.address, name, key)]
     if len(payload) > bytes_max:
-        return None
+        raise too_large(kind, key, len(payload), bytes_max)
 
     version, code, slot = before.version + 1, known.code, before.slot
-    block, cells = kind.recut(before.block, values, fields, version, turn.now_us)
+    block, cells = kind.recut(before.block, kept, fields, version, turn.now_us)
     body = record.pack(
         code, known.schema.code, op, _WHOLE, turn.revision + 1, version, turn.now_us, session.number, sequence,
         key.encode(), session.actor, b"", b"", block, before.block, payload,

@@ -4,8 +4,8 @@ Start-time fair queueing over measured time. What a session has waiting is one q
 is due first is served for a slice; the time that this took, and the time that reading its frames took, make it due so
 much later. Who comes back from silence is due now: before everybody who has been served meanwhile, and without credit
 for the time that nobody wanted. So two sessions that both have something waiting get the same time, but for a slice and
-the last request in it on either side, and a quiet one waits for a slice, not for the queue of a flood. While nobody has
-to wait for others, this is the order of arrival.
+the last request in it on either side, and a quiet one waits for a slice, not for the queue of a flood; in a crowd a
+slice is longer. While nobody has to wait for others, this is the order of arrival.
 
 Here is no clock and no I/O: whoever serves says what it took. Each operation costs the same however much is waiting,
 but for the logarithm of the number of sessions that wait, once in a slice.

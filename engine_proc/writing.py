@@ -15,6 +15,7 @@ from solewriter.shared.config import Limits
 from solewriter.shared.errors import InvalidMutation, Refused, RequestTooLarge, Unavailable, clean
 from solewriter.shared.memory.heap import HeapWriter, padded
 from solewriter.shared.record import Flags
+from solewriter.shared.registry import Kind
 from solewriter.shared.wireform import PlainRequest
 
 Written = list[tuple[int, int, str, str]]
@@ -59,12 +60,14 @@ def form(draft: Draft, turn: Turn, limits: Limits) -> list[Step]:
         else:
             step.block, step.cells = kind.recut(before.block, fields, step.touched, step.version, turn.now_us)
         if len(payload) > limits.entity_bytes_max:
-            raise RequestTooLarge(
-                f"{kind.name} {step.key!r} would take {len(payload):,} bytes; "
-                f"the bound is {limits.entity_bytes_max:,} (entity_bytes_max)"
-            )
+            raise too_large(kind, step.key, len(payload), limits.entity_bytes_max)
         changing.append(step)
     return changing
+
+
+def too_large(kind: Kind, key: str, size: int, most: int) -> RequestTooLarge:
+    """What a request is told whose entity would be."""
+    return RequestTooLarge(f"{kind.name} {key!r} would take {size:,} bytes; the bound is {most:,} (entity_bytes_max)")
 
 
 def write(

@@ -35,7 +35,8 @@ class Limits(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     window_bytes_max: int = 1 * MIB  # the same in bytes of frames, beyond which no further one is sent: the engine and
     # the pipe hold less of one lane, and what is more would only lie about in the client
     busy_above_s: float = 0.2  # a call that does not wait for room is told Busy where its reply would take longer, as
-    # the engine answers just now: what stands in line behind an overload is heard by nobody any more when it is decided
+    # the engine answers just now: who stands in line behind an overload has gone when it is decided. Not while few are
+    # in flight, see IN_FLIGHT_LEAST
     request_ids_max: int = 100_000  # user-given request ids remembered over all sessions, oldest forgotten first
 
     # --- the turn -------------------------------------------------------------------------------------------------
@@ -52,6 +53,7 @@ class Limits(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     # for its reply. A commit of 0.1 to 0.3 ms behind it costs 1 to 3 %
     turn_slice_s: float = 0.00015  # what a session gets at once before others have theirs and lanes are read again:
     # some 12 requests, so that going round costs 1 %. A quiet agent waits for one, and at most one is added to its turn
+    # (longer ones in a crowd, see CROWD_SLICES)
     lane_read_bytes: int = 32 * KIB  # what one wake-up takes from one lane, some 350 small requests: for the 0.6 ms of
     # decoding them everybody waits
     lane_requests_max: int = 512  # requests of one lane waiting for a turn; above it that lane is not read
@@ -119,7 +121,10 @@ CROWD_SESSIONS, CROWD_SLICES = 8, 4  # so many that wait are served for so many 
 READ_BYTES = 64 * KIB  # what one look takes from a pipe of replies or orders: its usual capacity
 RECONNECT_FIRST_S, RECONNECT_MAX_S = 0.005, 0.05  # between a client's tries while an engine restarts, which takes 0.3 s
 ATTACH_RETRY_S = 0.005  # between looks for a memory that is just being handed over
-IN_FLIGHT_LEAST = 64  # of a session, whatever the pace: half of a turn, so that the commits of a slow disk stay full
+IN_FLIGHT_LEAST = 64  # of a session that nobody is told Busy for, whatever the pace: two make a turn, also where it is
+# a slow disk that takes the time
+PACE_KEPT = 0.9  # of what was seen before, at each look that brought replies: the last ten or twenty make the pace
+STEADY_LOOKS = 20  # without a pause in between, until the pace says how much the engine can do, not how much was asked
 RETRY_LEAST_S, RETRY_MOST_S = 0.001, 1.0  # what Busy says: below the first, waiting for room is quicker; above the
 # second, nobody knows
 BACKLOG = 256  # processes that may be connecting at once: a farm starts all its agents in one moment

@@ -192,14 +192,14 @@ class Kind:
         except (OverflowError, UnicodeEncodeError):
             raise _without_bytes(self.name, stored) from None
 
-    def replaced(self, payload: bytes, changes: Mapping[str, Any]) -> bytes:
-        """The payload with other values of some fields, valid ones. The others are copied as they are written, which is
-        half of the cost of decoding and encoding all of them.
+    def replaced(self, payload: bytes, changes: Mapping[str, Any]) -> tuple[bytes, Mapping[str, Any]]:
+        """The payload with other values of some fields, valid ones, and its fields: the others as the bytes that they
+        are written as, which are copied, at half of the cost of decoding and encoding them.
         """
         spans = spans_of(payload)
         for name, value in changes.items():
             self.keep(spans, name, value)
-        return self.payload(spans)
+        return self.payload(spans), spans
 
     def fields_of(self, schema: Schema, payload: bytes) -> dict[str, Any]:
         """The stored fields of a record, as plain values. Those of an older schema keep the defaults of their time."""

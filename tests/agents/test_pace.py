@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 
-from solewriter.agents.pace import STEADY_LOOKS, Pace
-from solewriter.shared.config import IN_FLIGHT_LEAST, RETRY_LEAST_S, RETRY_MOST_S
+from solewriter.agents.pace import Pace
+from solewriter.shared.config import IN_FLIGHT_LEAST, RETRY_LEAST_S, RETRY_MOST_S, STEADY_LOOKS
 
 
 @pytest.fixture
@@ -66,3 +68,12 @@ def test_one_call_at_a_time_says_nothing_of_how_many_could_be_answered():
         pace.begin(number)
         pace.note(1, number + 0.5)
     assert pace.too_many(10_000, 0.2) == 0
+
+
+def test_no_bound_is_none():
+    pace = Pace()
+    pace.begin(0.0)
+    for number in range(1, 2 * STEADY_LOOKS):
+        pace.note(1, float(number))
+    assert pace.too_many(10_000, math.inf) == 0
+    assert pace.too_many(10_000, -1.0) == 10_000 - IN_FLIGHT_LEAST

@@ -6,14 +6,16 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from solewriter.bench.steps import SESSION, Steps, steps
+from solewriter.engine_proc import express
 from solewriter.engine_proc.engine import SingleWriter
 from solewriter.engine_proc.express import Express
-from solewriter.shared import wire
+from solewriter.shared import failpoint, wire
 from solewriter.shared.errors import MemoryFull
 from solewriter.shared.mutations import Op
 from solewriter.shared.request_ids import default_id
@@ -162,3 +164,59 @@ def test_where_memory_is_full_it_and_what_follows_is_told_so_and_nothing_changed
     said = told.turn([request(update(place, budget_limit=2.0)) for place in range(2)])
     assert [(one.status, one.detail[0]) for one in said] == [(Status.UNAVAILABLE, "MemoryFull")] * 2
     assert told.content() == content
+
+
+def test_a_run_ends_at_the_bounds_of_a_turn(folder: Path) -> None:
+    """Of requests, and of bytes: what is behind them waits, counted as given and not as taken."""
+    with steps(folder / f"{next(numbers)}", "process", TASKS) as engine:
+        lane, waiting = engine.lane, engine.writer._waiting
+        frame = [request(update(number % TASKS, budget_limit=float(number))) for number in range(10)]
+        sizes = []
+        for most, bytes_max in ((3, 1 << 20), (256, 1), (256, 1 << 20)):
+            limits = msgspec.structs.replace(engine.limits, batch_max=most, turn_bytes_max=bytes_max)
+            engine.writer._limits = engine.writer._express._limits = limits
+            taken: list[Any] = []
+            if not sizes:
+                lane._next_frame = engine._frame
+                lane._decode(wire.pack_frame(frame, engine.limits)[4:], taken)
+            before = lane.taken
+            turn = engine.decided(taken)
+            engine.replied(engine.merged(engine.committed(turn)))
+            sizes.append((len(turn.outcomes), lane.taken - before))
+        assert sizes == [(3, 3), (1, 1), (6, 6)]
+        assert not waiting
+
+
+def test_who_waits_for_work_or_has_a_deadline_is_served_the_express_way_too(
+    told: Told, monkeypatch: pytest.MonkeyPatch, interpreted: Any
+) -> None:
+    interpreted(SingleWriter)
+    short: list[Any] = []
+    true = express.update
+    monkeypatch.setattr(express, "update", lambda turn, plain, *rest: short.append(plain) or true(turn, plain, *rest))
+    session = told.engine.lane.session
+    session.waiting.add(1)
+    session.fenced.add(session.last + 10_000)
+    late = request(update(1, budget_limit=2.0), deadline_us=1)
+    frame = [
+        request(update(0, budget_limit=2.0)),
+        late,
+        request(update(2, budget_limit=2.0), deadline_us=2**60),
+        request(update(3, budget_limit=-1.0)),
+        request(update(3, budget_limit=3.0)),
+    ]
+    said = told.turn(frame)
+    assert [one.status for one in said] == [
+        Status.APPLIED, Status.REFUSED, Status.APPLIED, Status.REFUSED, Status.APPLIED,
+    ]  # fmt: skip
+    assert [one.detail[0] for one in said if one.status == Status.REFUSED] == ["Expired", "InvalidMutation"]
+    assert short == frame, "each was looked at once"
+
+
+def test_each_request_is_begun_once(told: Told, monkeypatch: pytest.MonkeyPatch, interpreted: Any) -> None:
+    interpreted(SingleWriter)
+    reached: list[str] = []
+    monkeypatch.setattr(failpoint, "reach", reached.append)
+    good, invalid, conflict = update(0, budget_limit=2.0), update(0, budget_limit=-1.0), update(1, 9, title="x")
+    told.turn([request(one) for one in (good, invalid, good, conflict, good, conflict, conflict, invalid)])
+    assert reached.count("decide.begin") == 8

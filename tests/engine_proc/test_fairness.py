@@ -11,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from solewriter.engine_proc.fairness import FairQueueing, Queue
+from solewriter.shared.config import CROWD_SESSIONS, CROWD_SLICES
 
 SLICE_S = 1.0
 Costs = dict[int, float]  # of one request of each session
@@ -252,3 +253,14 @@ def test_order_within_a_session_is_kept_and_nothing_is_lost_or_served_twice(step
     for session, count in sent.items():
         assert [number for one, number in served.order if one == session] == list(range(count))
     assert len(served.order) == sent.total()
+
+
+def test_in_a_crowd_each_is_served_for_longer_at_once():
+    queueing = FairQueueing()
+    for session in range(CROWD_SESSIONS):
+        assert queueing.slices == 1
+        queueing.add(Queue(session), "a")
+    assert queueing.slices == CROWD_SLICES
+    queueing.next.items.clear()
+    queueing.served(1.0)
+    assert queueing.slices == 1

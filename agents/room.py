@@ -1,0 +1,28 @@
+"""Whether there is room for a request of somebody who does not want to wait."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from solewriter.agents.deadline import due_s
+from solewriter.agents.pace import Pace
+from solewriter.agents.session import AgentSession, busy
+from solewriter.shared.wireform import OutcomeQuery, PlainRequest
+
+
+def check_room(
+    session: AgentSession,
+    pace: Pace,
+    requests: Sequence[PlainRequest | OutcomeQuery],
+    busy_above_s: float,
+    now_s: float,
+    in_line: int = 0,
+) -> None:
+    """Raises Busy unless these requests can be written at once, behind so many that stand in line, and will be answered
+    within that time and before their own deadline, as the engine answers just now.
+    """
+    soon_s = min(busy_above_s, due_s(requests) - now_s)
+    missing = in_line + session.replies_until_room(len(requests))
+    missing = max(missing, pace.too_many(session.awaited + len(requests), soon_s))
+    if missing or (session.unsent is not None and session.in_flight):
+        raise busy(pace.retry_after_s(max(1, missing), now_s))
