@@ -159,7 +159,7 @@ class AioRequests:
         if isinstance(sent, Refused):
             return self._answers.refused(sent)
         reply = self._answers.reply(sent)
-        self._tokens.told(reply)
+        self._tokens.told(sent, reply)
         return reply
 
     async def _entities(self, reply: Reply) -> list[Any]:

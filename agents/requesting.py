@@ -156,7 +156,7 @@ class Requests:
             interrupted.__cause__ = interrupted.__cause__ or outcome_unknown(sent)
             raise
         reply = self._answers.reply(sent)
-        self._tokens.told(reply)
+        self._tokens.told(sent, reply)
         return reply
 
     def _one(

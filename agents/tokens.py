@@ -27,7 +27,7 @@ class Tokens:
 
     def __init__(self) -> None:
         self._held: dict[Key, int] = {}
-        self._asked: dict[str, list[PlainMutation]] = {}  # by request id, what is on its way and will tell
+        self._asked: dict[Pending, list[PlainMutation]] = {}  # what is on its way and will tell
 
     def hold(self, task: Task) -> None:
         """From now on write to this task under the claim that it shows: of another client, or of this one's past."""
@@ -50,19 +50,21 @@ class Tokens:
             return
         for mutation in request[0]:
             if mutation[0] == CLAIM or (self._held and mutation[0] in TELLING):
-                self._asked[sent.request_id] = request[0]
+                self._asked[sent] = request[0]
                 if len(self._asked) > ASKED_MAX:
-                    self._asked.pop(next(iter(self._asked), ""), None)
+                    self._asked.pop(next(iter(self._asked), sent), None)
                 return
 
     def resolved(self, outcome: Outcome) -> None:
         """What became of a request whose answer did not come."""
         if isinstance(outcome, Applied):
-            self.told(outcome.reply)
+            named = outcome.reply.request_id
+            sent = next((one for one in list(self._asked) if one.request_id == named), None)
+            self.told(sent, outcome.reply)
 
-    def told(self, reply: Reply) -> None:
+    def told(self, sent: Pending | None, reply: Reply) -> None:
         """What it came to."""
-        mutations = self._asked.pop(reply.request_id, None) if self._asked else None
+        mutations = self._asked.pop(sent, None) if sent is not None and self._asked else None
         error: Any = reply.error
         if isinstance(error, Fenced) and "id" in error.details:
             self._held.pop((error.details["kind"], error.details["id"]), None)

@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import os
 import random
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -88,6 +89,8 @@ class Steps:
 
     def decided(self, requests: list[Any]) -> Turn:
         turn = Turn(self.writer.state, self._server.publisher.heap.tail, TIME_US + self._frame)
+        turn.uptime_us = time.monotonic_ns() // 1000
+        self.writer.state.coordination.begin(turn)
         self.writer._put(requests)
         deciding = self.writer._decide(turn)
         with suppress(StopIteration):

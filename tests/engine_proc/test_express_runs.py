@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -22,7 +23,7 @@ from solewriter.shared.request_ids import default_id
 from solewriter.shared.wire import PlainReply, Status
 
 TASKS = 4
-UPDATE, CREATE, DELETE = Op.UPDATE.value, Op.CREATE.value, Op.DELETE.value
+UPDATE, CREATE, DELETE, CLAIM = Op.UPDATE.value, Op.CREATE.value, Op.DELETE.value, Op.CLAIM.value
 
 
 def request(*mutations: Any, request_id: str | None = None, deadline_us: int | None = None) -> Any:
@@ -50,13 +51,18 @@ others = st.one_of(
     st.builds(lambda place: (CREATE, "Task", f"task-{place:06d}", 0, {"title": "new"}, "", None), places),
     st.builds(lambda place: (DELETE, "Task", f"task-{place:06d}", None, None, "", None), places),
 )
+claims = st.builds(
+    lambda until_us: (CLAIM, "Task", "*", None, {"count": 1, "where": {}, "until_us": until_us}, "", None),
+    st.sampled_from([None, 2**62]),
+)
 requests = st.one_of(
     st.builds(request, updates),
     st.builds(request, updates),
     st.builds(request, others),
+    st.builds(request, claims),
     st.builds(request, updates, updates),
     st.builds(lambda one, id: request(one, request_id=id), updates, st.sampled_from(["mine", "yours"])),
-    st.builds(lambda one: request(one, deadline_us=1), updates),
+    st.builds(lambda one, due_us: request(one, deadline_us=due_us), updates, st.sampled_from([1, 2**62])),
     st.builds(lambda number: ("outcome", default_id(SESSION, number)), st.integers(0, 600)),
 )
 
@@ -66,19 +72,30 @@ class Told:
 
     def __init__(self, engine: Steps) -> None:
         self.engine = engine
+        os.set_blocking(engine._ours[1], False)
 
     def turn(self, frame: list[Any], number: int | None = None) -> list[PlainReply]:
-        """The replies to this frame, decided in one turn; one that was sent before has its number."""
+        """The replies to this frame, decided as soon as can be; one that was sent before has its number."""
         engine = self.engine
         lane, taken = engine.lane, []
         lane._next_frame = engine._frame if number is None else number
         engine._frame += number is None
         lane._decode(wire.pack_frame(frame, engine.limits)[4:], taken)
-        turn = engine.decided(taken)
-        if not turn.empty:
-            engine.merged(engine.committed(turn))
-        engine.replied(turn)
-        return wire.unpack_replies(bytearray(engine.sent))
+        waiting, making, said = engine.writer._waiting, engine.writer.state.coordination.making, []
+        while taken or waiting:
+            turn, taken = engine.decided(taken), []
+            if not turn.empty:
+                engine.merged(engine.committed(turn))
+            try:
+                engine.replied(turn)
+                said += wire.unpack_replies(bytearray(engine.sent))
+            except BlockingIOError:
+                pass  # there is no answer yet to a claim that waits
+            while waiting.holding and making:  # whoever claims first waits until all tasks were looked at
+                engine.writer.tending.make()
+            if waiting.holding:
+                waiting.let_go()
+        return said
 
     def content(self) -> list[Any]:
         state = self.engine.writer.state

@@ -11,7 +11,6 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -47,6 +46,7 @@ from solewriter import (
     why_not_ready,
 )
 from solewriter.agents.readiness import Obstacle
+from solewriter.agents.session import Pending
 from solewriter.shared import wire
 from solewriter.shared.config import ASKED_MAX, DEFAULT_LIMITS
 from solewriter.shared.mutations import Op
@@ -927,10 +927,8 @@ def test_what_a_claim_brought_whose_answer_did_not_come_in_time_is_known_by_its_
         outcome = agent.outcome(unknown.value.request_id)
         assert agent.holds(Task, "a") == outcome.reply.results[0].version
         assert agent.complete(outcome.reply.entity).status is TaskStatus.COMPLETED
-        for _ in range(2 * ASKED_MAX):
-            agent._tokens.sent(
-                SimpleNamespace(request_id=os.urandom(4)), ([(Op.CLAIM.value, "Task", "*")], [], None, None)
-            )
+        for number in range(2 * ASKED_MAX):
+            agent._tokens.sent(Pending(1, number, None), ([(Op.CLAIM.value, "Task", "*")], [], None, None))
         assert len(agent._tokens._asked) <= ASKED_MAX
 
 
