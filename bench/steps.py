@@ -33,7 +33,9 @@ from solewriter.shared.mutations import Create, Update
 
 NO_MODELS = b"]."  # an empty list, pickled
 SESSION = 7
-LIMITS = Limits(turn_slice_s=60.0, turn_max_s=60.0, batch_max=FRAME_REQUESTS_MAX)  # a turn takes all that it is given
+LIMITS = Limits(  # a turn takes all that it is given
+    turn_slice_s=60.0, turn_max_s=60.0, making_slice_s=60.0, batch_max=FRAME_REQUESTS_MAX
+)
 TIME_US = 1_700_000_000_000_000
 
 

@@ -75,27 +75,20 @@ class Told:
         os.set_blocking(engine._ours[1], False)
 
     def turn(self, frame: list[Any], number: int | None = None) -> list[PlainReply]:
-        """The replies to this frame, decided as soon as can be; one that was sent before has its number."""
+        """The replies to this frame, decided in one turn; one that was sent before has its number."""
         engine = self.engine
         lane, taken = engine.lane, []
         lane._next_frame = engine._frame if number is None else number
         engine._frame += number is None
         lane._decode(wire.pack_frame(frame, engine.limits)[4:], taken)
-        waiting, making, said = engine.writer._waiting, engine.writer.state.coordination.making, []
-        while taken or waiting:
-            turn, taken = engine.decided(taken), []
-            if not turn.empty:
-                engine.merged(engine.committed(turn))
-            try:
-                engine.replied(turn)
-                said += wire.unpack_replies(bytearray(engine.sent))
-            except BlockingIOError:
-                pass  # there is no answer yet to a claim that waits
-            while waiting.holding and making:  # whoever claims first waits until all tasks were looked at
-                engine.writer.tending.make()
-            if waiting.holding:
-                waiting.let_go()
-        return said
+        turn = engine.decided(taken)
+        if not turn.empty:
+            engine.merged(engine.committed(turn))
+        try:
+            engine.replied(turn)
+        except BlockingIOError:
+            return []  # there is no answer yet to claims that wait
+        return wire.unpack_replies(bytearray(engine.sent))
 
     def content(self) -> list[Any]:
         state = self.engine.writer.state
