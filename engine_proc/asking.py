@@ -9,12 +9,27 @@ import msgspec
 from solewriter.engine_proc.sessions import NEVER, Sessions
 from solewriter.engine_proc.tending import Tending
 from solewriter.engine_proc.turn import Turn
+from solewriter.shared import failpoint
 from solewriter.shared.entry import Outcome
-from solewriter.shared.errors import RequestMismatch
+from solewriter.shared.errors import Refused, RequestMismatch, Unavailable, to_wire
 from solewriter.shared.request_ids import own_id
 from solewriter.shared.wire import Status
 
 Answer = tuple[int, int, int, Any]  # sequence, status, revision, detail
+
+
+def refused(
+    turn: Turn, session: int, sequence: int, error: Refused, request_id: str | None = None, digest: bytes | None = None
+) -> Outcome:
+    """Of a request that was decided, and changed nothing."""
+    failpoint.reach("decide.refused")
+    return Outcome(session, sequence, Status.REFUSED.value, turn.revision, to_wire(error), request_id, digest)
+
+
+def unavailable(turn: Turn, session: int, sequence: int, error: Unavailable) -> Outcome:
+    """Of one that could not be decided just now: to be told, and not to be noted."""
+    detail: tuple[str, str, dict[str, Any]] = type(error).__name__, str(error), {}
+    return Outcome(session, sequence, Status.UNAVAILABLE.value, turn.revision, detail)
 
 
 def told_again(turn: Turn, session: int, sequence: int, known: Outcome) -> Outcome:

@@ -42,14 +42,11 @@ from solewriter.shared.errors import (
     Quarantined,
     Refused,
     Unavailable,
-    to_wire,
 )
 from solewriter.shared.request_ids import session_number
 from solewriter.shared.wire import Status
 
 _APPLIED: Final = Status.APPLIED.value
-_REFUSED: Final = Status.REFUSED.value
-_UNAVAILABLE: Final = Status.UNAVAILABLE.value
 
 STOPPED: tuple[str, str, dict[str, Any]] = (
     "EngineUnavailable", "the engine stopped before it took this request: it was not applied", {},
@@ -304,13 +301,11 @@ class SingleWriter:
                     self.tending.claimed(lane)
             outcome = Outcome(number, sequence, _APPLIED, turn.revision, told(touched), request_id, digest)
         except Refused as error:
-            outcome = Outcome(number, sequence, _REFUSED, turn.revision, to_wire(error), request_id, digest)
-            failpoint.reach("decide.refused")
+            outcome = asking.refused(turn, number, sequence, error, request_id, digest)
         except Overtime:
-            problem = to_wire(overtime(draft, self._limits))
-            outcome = Outcome(number, sequence, _REFUSED, turn.revision, problem, request_id, digest)
+            outcome = asking.refused(turn, number, sequence, overtime(draft, self._limits), request_id, digest)
         except Unavailable as error:
-            return Outcome(number, sequence, _UNAVAILABLE, turn.revision, (type(error).__name__, str(error), {}))
+            return asking.unavailable(turn, number, sequence, error)
         turn.note(outcome)
         return outcome
 

@@ -12,6 +12,7 @@ from collections import deque
 from collections.abc import Callable
 from typing import Any, Final
 
+from solewriter.engine_proc import asking
 from solewriter.engine_proc.asking import Answer
 from solewriter.engine_proc.bridge import LaneEnd
 from solewriter.engine_proc.coordination import Coordination
@@ -19,10 +20,10 @@ from solewriter.engine_proc.publisher import Installed
 from solewriter.engine_proc.sessions import Session
 from solewriter.engine_proc.turn import Stored, Turn
 from solewriter.engine_proc.writing import Written, too_large
-from solewriter.shared import failpoint, record
+from solewriter.shared import record
 from solewriter.shared.config import Limits
 from solewriter.shared.entry import Outcome
-from solewriter.shared.errors import Refused, Unavailable, to_wire
+from solewriter.shared.errors import Refused, Unavailable
 from solewriter.shared.memory.heap import HeapWriter, padded
 from solewriter.shared.mutations import Op
 from solewriter.shared.record import Flags
@@ -31,8 +32,6 @@ from solewriter.shared.wireform import PlainRequest
 
 _UPDATE: Final = Op.UPDATE.value
 _APPLIED: Final = Status.APPLIED.value
-_REFUSED: Final = Status.REFUSED.value
-_UNAVAILABLE: Final = Status.UNAVAILABLE.value
 _WHOLE: Final = Flags.FIRST | Flags.LAST
 
 Begin = Callable[[int, int], None]
@@ -66,21 +65,18 @@ class Express:
                 break  # no request
             if not (coordination.idle or coordination.passes(turn, request)):
                 break
-            outcome: Outcome | None
             try:
                 written = update(turn, request, session, sequence, self._heap, limits.entity_bytes_max, begin)
                 if written is None:
                     break
                 outcome = Outcome(number, sequence, _APPLIED, turn.revision, written)
-            except Refused as error:
-                outcome = Outcome(number, sequence, _REFUSED, turn.revision, to_wire(error))
-                failpoint.reach("decide.refused")
-            except Unavailable as error:
-                outcome = None
-                answers.append((sequence, _UNAVAILABLE, turn.revision, (type(error).__name__, str(error), {})))
-            if outcome is not None:
                 turn.outcomes.append(outcome)
-                answers.append((sequence, outcome.status, outcome.revision, outcome.detail))
+            except Refused as error:
+                outcome = asking.refused(turn, number, sequence, error)
+                turn.outcomes.append(outcome)
+            except Unavailable as error:
+                outcome = asking.unavailable(turn, number, sequence, error)
+            answers.append((sequence, outcome.status, outcome.revision, outcome.detail))
             items.popleft()
             taken += 1
             if time.monotonic() >= until:
