@@ -18,10 +18,10 @@ from solewriter.engine_proc.sessions import Sessions
 from solewriter.engine_proc.state import State
 from solewriter.shared import failpoint
 from solewriter.shared.aside import beginning
-from solewriter.shared.chain import journal_files
+from solewriter.shared.chain import first_entry_of, first_of, journal_files
 from solewriter.shared.checkpoint import Checkpoint, checkpoint_path
 from solewriter.shared.config import Limits
-from solewriter.shared.entry import CheckpointName, Entry, Life, PrivateChanges, PrivateState
+from solewriter.shared.entry import FILE_HEADER_BYTES, CheckpointName, Entry, Life, PrivateChanges, PrivateState
 from solewriter.shared.errors import JournalCorrupt, LayoutMismatch, Locked
 from solewriter.shared.folder import StateFolder, Whereabouts, runs
 from solewriter.shared.memory.root import STOPPED, SUPERSEDED, succeed
@@ -82,7 +82,7 @@ class Recovery:
         try:
             checkpoint = Checkpoint(path)
         except FileNotFoundError:
-            raise JournalCorrupt(f"{path.name} is missing", place=path.name) from None
+            raise self._missing(path) from None
         if checkpoint.state_id != self._journal.state_id:
             first = journal_files(self._folder)[0].name
             checkpoint.close()
@@ -91,6 +91,15 @@ class Recovery:
             checkpoint.close()
             raise JournalCorrupt(f"{path.name} is not the one that the journal names", place=f"{path.name}:0")
         return checkpoint
+
+    def _missing(self, path: Path) -> JournalCorrupt:
+        """A checkpoint goes when a newer one is named. Where that name is damaged, that is the place to look at."""
+        for file in reversed(journal_files(self._folder)):
+            if first_of(file) > self._whole_from and first_entry_of(file) is None:
+                place = f"{file.name}:{FILE_HEADER_BYTES}"
+                damaged = f"{file.name} is damaged at offset {FILE_HEADER_BYTES}, where a newer one may have been named"
+                return JournalCorrupt(f"{damaged}: {path.name} is missing", place=place)
+        return JournalCorrupt(f"{path.name} is missing", place=path.name)
 
     def _await_memory(self) -> None:
         """Whoever looks into memory, or adds to it, waits for what is on its way there."""

@@ -15,7 +15,7 @@ from solewriter.engine_proc.lock import Lock
 from solewriter.engine_proc.publisher import remove_segments
 from solewriter.engine_proc.recovery import boot_id, history_of, remove_old_memory, remove_orphans
 from solewriter.shared.chain import first_entry_of, journal_files
-from solewriter.shared.checkpoint import Checkpoint, checkpoint_files
+from solewriter.shared.checkpoint import Checkpoint, checkpoint_files, checkpoint_path
 from solewriter.shared.config import KIB, MEMORY_VERSION, Limits
 from solewriter.shared.entry import FILE_HEADER_BYTES, Life
 from solewriter.shared.folder import StateFolder, Whereabouts, start_time_of
@@ -201,6 +201,30 @@ def test_a_damaged_entry_is_refused_by_place_where_no_power_cut_explains_it(stop
     with pytest.raises(EngineStartFailed, match=f"{path.name} is damaged at offset {FILE_HEADER_BYTES}"):
         start_engine(stopped, limits=LIMITS)
     assert path.read_bytes() == content
+
+
+def test_where_the_name_of_the_newest_checkpoint_is_damaged_that_is_the_place(stopped, start_engine, wait_until):
+    """Not the one before it, which is named by an older file, and was removed when this one was named."""
+    before = named(stopped)
+    engine = start_engine(stopped, limits=LIMITS)
+    with connect(stopped, limits=LIMITS) as client:
+
+        def work() -> bool:
+            for reply in client.submit_many([Put(Task(title="y" * 100, id=f"t{one}")) for one in range(40)]):
+                reply.check()
+            return len({*named(stopped)} - {*before}) > 1
+
+        wait_until(work, 60, "two more checkpoints")
+    engine.stop()
+    wholes = [path for path in journal_files(stopped) if (one := first_entry_of(path)) and one.private.whole]
+    for older in named(stopped)[:-1]:
+        checkpoint_path(stopped, older).unlink(missing_ok=True)
+    content = bytearray(wholes[-1].read_bytes())
+    content[FILE_HEADER_BYTES + 60] ^= 1
+    wholes[-1].write_bytes(content)
+    with pytest.raises(EngineStartFailed, match=f"{wholes[-1].name} is damaged at offset {FILE_HEADER_BYTES}"):
+        start_engine(stopped, limits=LIMITS)
+    assert wholes[-1].read_bytes() == content
 
 
 BOOT = boot_id()
