@@ -15,7 +15,6 @@ from solewriter.shared.mutations import Guard
 from solewriter.shared.request_ids import own_id
 
 SCALARS: Final = frozenset({str, int, float, bool, bytes, type(None)})
-_ONE_NODE: Final = frozenset({float, bool, type(None)})  # whatever their value
 MUTATION_NODES: Final = 8  # its tuple and what is in it: the same one can be named a thousand times
 GUARD_NODES: Final = 5
 _CONDITIONAL: Final = (Guard.REQUIRE_FIELDS.value, Guard.REQUIRE_NONE.value)
@@ -100,10 +99,7 @@ def _check_mutation(mutation: Any, budget: int, limits: Limits) -> int:
             raise BadRequest(f"field names are str of at most {NAME_MAX} characters")
         if not name.isascii():
             check_text(name)
-        if budget > 0 and type(value) in _ONE_NODE:
-            budget -= 1
-        else:
-            budget = _check_plain(value, budget, limits.frame_depth_max)
+        budget = _check_plain(value, budget, limits.frame_depth_max)
     return budget
 
 
