@@ -13,6 +13,7 @@ from __future__ import annotations
 import asyncio
 import errno
 import os
+import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from itertools import pairwise
@@ -24,7 +25,7 @@ from solewriter.engine_proc.replay import Missing, Replay, Tail
 from solewriter.shared import entry as entries
 from solewriter.shared import failpoint
 from solewriter.shared.chain import first_entry_of, first_of, journal_files
-from solewriter.shared.config import JOURNAL_FILE_BYTES_FIRST, Limits
+from solewriter.shared.config import JOURNAL_FILE_BYTES_FIRST, SYNC_BESIDE_S, SYNC_KEPT, Limits
 from solewriter.shared.entry import COMMITTED_BYTES, FILE_HEADER_BYTES, Entry, Private, PrivateState
 from solewriter.shared.errors import EngineUnavailable
 from solewriter.shared.folder import sync_folder
@@ -133,6 +134,7 @@ class FileJournal:
         self._power = power
         self._beside = beside
         self._syncer = ThreadPoolExecutor(1, "journal-sync")  # never waits behind the zero-filling
+        self._sync_s = 0.0  # that a sync may take: the slowest one of late
         self._file_bytes = JOURNAL_FILE_BYTES_FIRST
         self._file_bytes_max = limits.journal_file_bytes
         self._ahead = FilesAhead(folder, beside, limits.journal_file_bytes, zeroed=power)
@@ -191,7 +193,12 @@ class FileJournal:
             self._ahead.begin(self._file_bytes)
 
     async def _sync(self) -> None:
-        await asyncio.get_running_loop().run_in_executor(self._syncer, os.fdatasync, self._fd)
+        """At once where the disk is quick: to have it done beside the loop takes as long again. Else beside it."""
+        if self._sync_s <= SYNC_BESIDE_S:
+            took_s = _synced(self._fd)
+        else:
+            took_s = await asyncio.get_running_loop().run_in_executor(self._syncer, _synced, self._fd)
+        self._sync_s = max(took_s, SYNC_KEPT * self._sync_s)
         self._on_disk = True
 
     def _write(self, data: bytes, offset: int) -> None:
@@ -319,6 +326,13 @@ def _sync(path: Path) -> None:
         os.fdatasync(fd)
     finally:
         os.close(fd)
+
+
+def _synced(fd: int) -> float:
+    """What this descriptor's file holds is on disk; seconds that it took."""
+    begun = time.monotonic()
+    os.fdatasync(fd)
+    return time.monotonic() - begun
 
 
 def _sync_and_close(fd: int, committed_fd: int) -> None:

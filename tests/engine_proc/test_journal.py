@@ -12,6 +12,7 @@ import struct
 import subprocess
 import sys
 import tempfile
+import time
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
@@ -1186,3 +1187,50 @@ def test_without_durability_entries_are_counted_and_forgotten():
     journal.trim(2, nothing)
     assert journal.newest_whole() is None
     journal.close()
+
+
+# --- where it syncs --------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def slow_disk(monkeypatch):
+    """`slow_disk.append(seconds)`: from now on a sync takes so long at least."""
+    least_s, fdatasync = [0.0], os.fdatasync
+
+    def slower(fd):
+        fdatasync(fd)
+        time.sleep(least_s[-1])
+
+    monkeypatch.setattr(os, "fdatasync", slower)
+    monkeypatch.setattr(journals, "JOURNAL_FILE_BYTES_FIRST", 16 * KIB)  # all of it in one file
+    monkeypatch.setattr(journals, "SYNC_BESIDE_S", 0.2)  # which no quick one here takes
+    return least_s
+
+
+def turns_of_the_loop(journal):
+    """Commit one more entry: how often others had their turn meanwhile."""
+    number = journal.tail.number + 1
+    journal.append(number, number * 10, [body_of(number)], Private())
+
+    async def counted():
+        committing, turns = asyncio.ensure_future(journal.commit(durable=True)), -1
+        while not committing.done():
+            await asyncio.sleep(0)
+            turns += 1
+        return turns
+
+    return asyncio.run(counted())
+
+
+def test_the_loop_waits_for_a_quick_disk_and_not_for_a_slow_one(opened, slow_disk):
+    """After one slow sync the next ones are done beside the loop, until the disk was quick for a while."""
+    journal, _ = opened(power=True)
+    assert [turns_of_the_loop(journal) for _ in range(4)] == [0] * 4
+    slow_disk.append(0.25)
+    assert turns_of_the_loop(journal) == 0, "nobody can know before"
+    assert all(turns_of_the_loop(journal) > 10 for _ in range(2))
+    slow_disk.append(0.0)
+    waited = [turns_of_the_loop(journal) == 0 for _ in range(9)]
+    assert not waited[0], "it was slow a moment ago"
+    assert waited[-1]
+    assert waited == sorted(waited)
