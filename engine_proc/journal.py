@@ -117,7 +117,7 @@ class NoJournal:
 class Staged(NamedTuple):
     """An appended entry, until its commit."""
 
-    packed: bytes
+    packed: bytearray
     tail: Tail
     whole: bool  # it holds the whole private state, and begins a file
     lasting: bool  # that, or a life: it is on disk at every level, and may use what little room is left
@@ -201,7 +201,7 @@ class FileJournal:
         self._sync_s = max(took_s, SYNC_KEPT * self._sync_s)
         self._on_disk = True
 
-    def _write(self, data: bytes, offset: int) -> None:
+    def _write(self, data: bytearray, offset: int) -> None:
         """All of it in its reserved place. A short write is an error like any other: the rest is not retried."""
         written = os.pwrite(self._fd, data, offset)
         if written != len(data):

@@ -31,6 +31,7 @@ from solewriter.shared.schema import Schema
 ENTRY_MAGIC = int.from_bytes(b"SWJE", "little")
 FILE_MAGIC = int.from_bytes(b"solejrnl", "little")
 _HEAD = struct.Struct("<IIIIQQqII")
+_CHECK = struct.Struct("<II")  # of it what the crc is not over: the magic, and the crc
 _REST = struct.Struct("<IIQQqII")
 HEAD_BYTES = _HEAD.size
 _FILE = struct.Struct("<QII16sQI")
@@ -243,14 +244,16 @@ class Entry(NamedTuple):
 
 def pack(
     number: int, revision: int, time_us: int, previous_crc: int, bodies: list[bytes], private: Private
-) -> tuple[bytes, int]:
-    """An entry's bytes and its crc."""
+) -> tuple[bytearray, int]:
+    """An entry's bytes and its crc. They are put together once: a turn of large entities is megabytes."""
     said = msgspec.msgpack.encode(private)
-    joined = b"".join(bodies)
-    length = HEAD_BYTES + len(joined) + len(said)
-    rest = b"".join((_REST.pack(length, previous_crc, number, revision, time_us, len(joined), len(said)), joined, said))
-    crc = crc32(rest)
-    return b"".join((struct.pack("<II", ENTRY_MAGIC, crc), rest, bytes(-length % ALIGNMENT))), crc
+    bodies_length = sum(map(len, bodies))
+    length = HEAD_BYTES + bodies_length + len(said)
+    rest = _REST.pack(length, previous_crc, number, revision, time_us, bodies_length, len(said))
+    packed = bytearray().join((bytes(_CHECK.size), rest, *bodies, said, bytes(-length % ALIGNMENT)))
+    crc = crc32(memoryview(packed)[_CHECK.size : length])
+    _CHECK.pack_into(packed, 0, ENTRY_MAGIC, crc)
+    return packed, crc
 
 
 def unpack(buffer: bytes | bytearray | memoryview, start: int) -> tuple[Entry, int, int] | None:
