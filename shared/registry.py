@@ -67,6 +67,7 @@ class Kind:
         self._stamps_place = len(self.columns) - len(_OWN_CELLS)
         self._free_cells = {name: found for name, found in self._cell_of.items() if name not in _OWN_CELLS}
         self._free_names = frozenset(self._free_cells)
+        self._id_is_column = "id" in self._free_cells
         self.block = struct.Struct("<" + "".join(column.code for column in self.columns))
         self._blank = bytes(self.block.size)
         self._defaults = {
@@ -74,6 +75,7 @@ class Kind:
             for name, field in model.model_fields.items()
             if not field.is_required() and field.default_factory is None and name not in IN_HEADER
         }
+        self._free_cutters = [(name, cell, self._defaults.get(name)) for name, (_, cell) in self._free_cells.items()]
         self._stored_names = frozenset(model.model_fields) - IN_HEADER
         self._stored_defaults = [
             (name, self._defaults.get(name, _NO_DEFAULT)) for name in model.model_fields if name not in IN_HEADER
@@ -214,7 +216,16 @@ class Kind:
 
     def cut(self, stored: Mapping[str, Any], key: str, version: int, now_us: int) -> tuple[bytes, Cells]:
         """The block of all cells, and the cells. Raises InvalidMutation for a value that has none."""
-        return self.recut(self._blank, {"id": key, **stored}, self._cell_of, version, now_us)
+        if self._id_is_column:
+            stored = {**stored, "id": key}
+        find = stored.get
+        try:
+            values = [cell(find(name, default)) for name, cell, default in self._free_cutters]
+        except ValueError:
+            return self.recut(self._blank, stored, self._cell_of, version, now_us)  # which names the field
+        for name, place in self._own_places:
+            values.insert(place, version if name == "version" else now_us)
+        return self.block.pack(*values), tuple(enumerate(values))
 
     def recut(
         self, block: bytes, stored: Mapping[str, Any], names: Iterable[str], version: int, now_us: int
