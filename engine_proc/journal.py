@@ -193,8 +193,10 @@ class FileJournal:
             self._ahead.begin(self._file_bytes)
 
     async def _sync(self) -> None:
-        """At once where the disk is quick: to have it done beside the loop takes as long again. Else beside it."""
-        if self._sync_s <= SYNC_BESIDE_S:
+        """At once where it is one turn's and the disk is quick: to have it done beside the loop takes as long again.
+        Else beside it.
+        """
+        if self._power and self._sync_s <= SYNC_BESIDE_S:
             took_s = _synced(self._fd)
         else:
             took_s = await asyncio.get_running_loop().run_in_executor(self._syncer, _synced, self._fd)

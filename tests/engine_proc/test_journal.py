@@ -1207,10 +1207,10 @@ def slow_disk(monkeypatch):
     return least_s
 
 
-def turns_of_the_loop(journal):
+def turns_of_the_loop(journal, life=None):
     """Commit one more entry: how often others had their turn meanwhile."""
     number = journal.tail.number + 1
-    journal.append(number, number * 10, [body_of(number)], Private())
+    journal.append(number, number * 10, [body_of(number)], Private(life=life))
 
     async def counted():
         committing, turns = asyncio.ensure_future(journal.commit(durable=True)), -1
@@ -1234,3 +1234,10 @@ def test_the_loop_waits_for_a_quick_disk_and_not_for_a_slow_one(opened, slow_dis
     assert not waited[0], "it was slow a moment ago"
     assert waited[-1]
     assert waited == sorted(waited)
+
+
+def test_the_loop_does_not_wait_while_all_that_was_written_since_long_is_synced(opened):
+    """Below `power` nothing is synced but with what lasts, a life say, and then everything before it."""
+    journal, _ = opened(power=False)
+    assert turns_of_the_loop(journal) == 0, "it is not synced at all"
+    assert turns_of_the_loop(journal, entry.Life(1, b"h" * 16, "process", "boot", drained=False)) > 0
