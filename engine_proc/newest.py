@@ -128,17 +128,23 @@ class NewestRecords:
         newest.taken.add(slot)
 
     def _forget(self, newest: _Newest, slot: int) -> None:
-        """The key of a slot, which was deleted."""
-        kind, place = newest.kind, newest.places[slot]
-        if not place:
-            dropped = self._publisher.drop(kind.code, slot)
+        """The key of a slot, which was deleted. Where memory has an older record of it, its tombstone comes there, too:
+        who walks the records meets it behind that one.
+        """
+        kind, publisher, place = newest.kind, self._publisher, newest.places[slot]
+        newest.places[slot] = 0
+        bodies, at = self._bodies[place >> 32], place & _AT
+        in_memory = slot < newest.first and publisher.table(kind.code).head(slot) != 0
+        if place and in_memory:
+            kind.alive -= publisher.overtake_all(kind.code, [slot])
+            self._install_piece(
+                kind, _Piece([slot], [bodies[at : at + record.length_at(bodies, at)]], [False], [], [], [])
+            )
+        if in_memory:
+            dropped = publisher.drop(kind.code, slot)
         else:
-            bodies, at = self._bodies[place >> 32], place & _AT
             version, revision = record.version_at(bodies, at), record.revision_at(bodies, at)
             dropped = Dropped(kind.code, slot, record.key_at(bodies, at), version, revision)
-            newest.places[slot] = 0
-            if slot < newest.first:
-                kind.alive -= self._publisher.drop_older(dropped)
         self._state.forget([dropped])
 
     def _of(self, code: int) -> _Newest:

@@ -250,15 +250,6 @@ class Publisher:
         self._vacate([dropped])
         return dropped
 
-    def drop_older(self, dropped: Dropped) -> int:
-        """The same where the tombstone never came into memory, and an older record of the same key may be there: how
-        many of it were no tombstones.
-        """
-        there = self._tables[dropped.kind].head(dropped.slot) != 0
-        alive = self.overtake_all(dropped.kind, [dropped.slot])
-        self._vacate([dropped] if there else [])
-        return alive
-
     def _vacate(self, dropped: Sequence[Dropped]) -> None:
         """Their slots are empty, and their keys leave the indexes."""
         if dropped:

@@ -23,6 +23,7 @@ from solewriter.shared import record
 from solewriter.shared.chain import first_entry_of, journal_files
 from solewriter.shared.config import CHUNK_SLOTS, INSTALLED_AT_ONCE, KIB, MIB
 from solewriter.shared.entry import Outcome, SessionChange, Slots
+from solewriter.shared.memory.heap import PREFIX_BYTES, START, address_of, walk
 from solewriter.shared.memory.index import IndexReader, key_hash
 from solewriter.shared.memory.segment import Segment, segment_path
 from solewriter.shared.memory.table import TableReader
@@ -175,6 +176,21 @@ def of_kind(server, kind):
     return kind.slots, kind.places, list(kind.free), kind.alive, kind.forgotten, table.columns, records
 
 
+def walked(server):
+    """What who walks all records finds: of each kind the keys whose last record is no tombstone."""
+    heap, last = server.publisher.heap, {}
+    for _, segment, place in walk(heap.segments.__getitem__, address_of(heap.first, START), heap.tail):
+        found = record.unpack(segment.map, place + PREFIX_BYTES)
+        last[found.kind, found.key] = not found.deleted
+    return [{key for (code, key), lives in last.items() if code == kind.code and lives} for kind in server.state.kinds]
+
+
+def living(server):
+    """The same by the tables."""
+    of_kinds = [of_kind(server, kind)[-1].values() for kind in server.state.kinds]
+    return [{found.key for found, _ in records if not found.deleted} for records in of_kinds]
+
+
 def everything(server):
     state, reclaimer, sessions = server.state, server.publisher.reclaimer, server.sessions
     alive = reclaimer.live
@@ -244,6 +260,7 @@ def test_newest_records_alone_are_the_same_state_as_all_of_them(request, recover
     at_once = recovered(folder, models, recent_bytes=1)
     assert at_once.publisher.reclaimer.whole > one_by_one.publisher.reclaimer.whole, "nothing was left out"
     assert everything(at_once) == everything(one_by_one)
+    assert walked(at_once) == living(at_once) == walked(one_by_one)
     note = at_once.state.named("Note")
     *_, columns, records = of_kind(at_once, note)
     found, cells = records[note.slots[NARROW]]
@@ -279,26 +296,67 @@ def test_a_key_that_comes_back_in_the_next_slot_of_all_is_not_among_the_forgotte
         assert note.forgotten == (0, {})
 
 
-def test_a_slot_whose_tombstone_came_with_the_checkpoint_is_the_next_keys(recovered, tmp_path):
-    """What was deleted is forgotten behind the checkpoint, and nothing tells so but the new key in its slot."""
-    state, large = tmp_path / "state", "x" * 4_000
-    often = Limits(**WORKING, checkpoint_after_bytes=64 * KIB)
-    with Engine(state, durability="process", limits=often, models=[Note]), connect(state) as client:
-        client.put(Note(id="gone"))
-        client.delete(Note.ref("gone"))
-        while not named(state):
-            client.put(Note(id="n0", label=large))
+def write_until(state, enough):
+    """Notes that are overtaken, behind a checkpoint, until that is so: then what was deleted is forgotten."""
+    large = "x" * 4_000
     with Engine(state, durability="process", limits=Limits(**WORKING), models=[Note]), connect(state) as client:
         for number in range(MAKING_MAX):
             client.put(Note(id=f"n{number}", label=large))
-            for size in range(3):
+            for size in range(3):  # more than a small heap keeps to spare
                 client.put(Note(id="n0", label=large, size=size))
-            if any(entry.changes.slots for entry in journaled(state)):
-                break
+            if enough(client, number):
+                return
+    raise AssertionError("nothing was forgotten")
+
+
+def begin(state, *mutations):
+    """These, and a checkpoint behind them."""
+    often = Limits(**WORKING, checkpoint_after_bytes=64 * KIB)
+    with Engine(state, durability="process", limits=often, models=[Note]), connect(state) as client:
+        for mutation in mutations:
+            client.submit(mutation)
+        while not named(state):
+            client.put(Note(id="n0", label="x" * 4_000))
+
+
+def a_slot_was_used_again(state):
+    return any(entry.changes.slots for entry in journaled(state))
+
+
+def test_a_slot_whose_tombstone_came_with_the_checkpoint_is_the_next_keys(recovered, tmp_path):
+    """What was deleted is forgotten behind the checkpoint, and nothing tells so but the new key in its slot."""
+    state = tmp_path / "state"
+    begin(state, Put(Note(id="gone")), Delete(Note.ref("gone")))
+    write_until(state, lambda client, number: a_slot_was_used_again(state))
     for recent_bytes in (2**40, 1):
         note = recovered(state, [Note], recent_bytes=recent_bytes).state.named("Note")
         assert "gone" not in note.slots
-        assert note.slots[f"n{number}"] == 0
+
+
+@pytest.mark.parametrize("comes_back", [False, True])
+def test_who_walks_the_records_does_not_find_again_what_was_deleted_and_forgotten_behind_a_checkpoint(
+    recovered, tmp_path, comes_back
+):
+    """It is in the checkpoint, alive; its tombstone is not, and it is not in its slot any more, either."""
+    state, rest = tmp_path / "state", [f"r{number}" for number in range(2)]
+    begin(state, *(Put(Note(id=key, size=7)) for key in ("gone", *rest)))
+    deleted = []
+
+    def enough(client, number):
+        if number == 0:
+            for key in ("gone", *rest):
+                client.delete(Note.ref(key))
+                deleted.append(key)
+        elif a_slot_was_used_again(state) and comes_back and deleted:
+            deleted.clear()
+            client.put(Note(id="gone", size=8))  # in another slot
+        return a_slot_was_used_again(state) and (not comes_back or not deleted)
+
+    write_until(state, enough)
+    for recent_bytes in (2**40, 1):
+        server = recovered(state, [Note], recent_bytes=recent_bytes)
+        assert walked(server) == living(server)
+        assert ("gone" in living(server)[server.state.named("Note").code]) is comes_back
 
 
 @pytest.mark.parametrize("seed", range(20))
