@@ -84,7 +84,7 @@ def cell_of(kind: str, column: Column, value: Any) -> Cell:
     suits = wanted is None or _SUITS[column.type](wanted)
     try:
         if suits:
-            return column.cell()(wanted)
+            return column.cell()(float(wanted) if column.type == "float" and wanted is not None else wanted)
     except (ValueError, OverflowError):  # UnicodeEncodeError is a ValueError
         pass
     told = f"one of {', '.join(map(repr, column.values))}" if column.type == "enum" else f"a {column.type}"

@@ -202,7 +202,7 @@ class Query:
         distinct, first, inverse = np.unique(hashes, return_index=True, return_inverse=True)
         column = self._columns[place]
         texts = [
-            self._plain(column, self._pin.at(self._kind, int(slots[row]))) if hashed else ""
+            (self._plain(column, self._pin.at(self._kind, int(slots[row]))) or "") if hashed else ""
             for hashed, row in zip(distinct.tolist(), first.tolist(), strict=True)
         ]
         return _lookup(tuple(texts))[inverse]
@@ -213,7 +213,8 @@ class Query:
         if content.deleted:
             return None
         schema = self._pin.catalog.schemas[content.schema]
-        return column.value_in(schema.values(content.key, content.version, content.time_us, content.payload))
+        values = schema.values(content.key, content.version, content.time_us, content.payload)
+        return column.value_in(values, self._pin.catalog.defaults(self._kind))
 
 
 def _lookup(values: tuple[Any, ...]) -> Values:

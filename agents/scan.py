@@ -110,6 +110,7 @@ class CellsOfRecords:
     def __init__(self, catalog: Catalog, kind: int) -> None:
         self._schemas = catalog.schemas
         self._columns = catalog.tables[kind].columns
+        self._defaults = catalog.defaults(kind)
 
     def __call__(self, found: record.Record) -> Sequence[Cell] | None:
         """None of a tombstone."""
@@ -120,6 +121,7 @@ class CellsOfRecords:
             self._columns,
             found.cells,
             lambda: schema.values(found.key, found.version, found.time_us, found.payload),
+            self._defaults,
         )
 
 

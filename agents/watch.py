@@ -160,9 +160,11 @@ class Watch:
             before = one.before()
             return cells_of(before) if before is not None else None
         except (FileNotFoundError, SnapshotExpired):
-            schema = one.pin.catalog.schemas[one.record.schema]
-            columns = one.pin.catalog.tables[one.record.kind].columns
-            return schema.cells(columns, one.record.old_cells, dict) if one.record.old_cells else None
+            catalog, code = one.pin.catalog, one.record.kind
+            if not one.record.old_cells:
+                return None
+            schema, columns = catalog.schemas[one.record.schema], catalog.tables[code].columns
+            return schema.cells(columns, one.record.old_cells, dict, catalog.defaults(code))
 
 
 def _met(demands: list[Condition], cells: Sequence[Cell] | None) -> bool:

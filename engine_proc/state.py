@@ -249,7 +249,9 @@ class State:
                 return cut_anew(kind.kind, schema, found)
             except SolewriterError:
                 pass  # overtaken, perhaps; if not, `check_fit` finds it
-        return tuple(enumerate(schema.cells(columns, found.cells, partial(_plain, schema, found))))
+        return tuple(
+            enumerate(schema.cells(columns, found.cells, partial(_plain, schema, found), kind.schema.defaults))
+        )
 
 
 def _plain(schema: Schema, found: record.Record | record.Content) -> dict[str, Any]:

@@ -68,12 +68,12 @@ class Column(msgspec.Struct, frozen=True):
         """What a column of this name must be to have the same cells."""
         return name, self.code, self.type, self.values
 
-    def value_in(self, values: Mapping[str, Any]) -> Any:
-        """The field's value among plain ones, which may have it under an earlier name."""
+    def value_in(self, values: Mapping[str, Any], defaults: Mapping[str, Any]) -> Any:
+        """The field's value among plain ones, which may have it under an earlier name, or may be older than it."""
         for name in (self.name, *self.was):
             if name in values:
                 return values[name]
-        return None
+        return defaults.get(self.name)
 
     def cell_or_none(self, value: Any) -> Cell:
         """The cell of a plain value; that of None for what this column never holds."""

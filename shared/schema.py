@@ -55,16 +55,23 @@ class Schema(msgspec.Struct, frozen=True):
             encode((self.name, self.columns, self.defaults, self.stamped, self.shape)), digest_size=16
         ).digest()
 
-    def cells(self, columns: Sequence[Column], block: bytes, values: Callable[[], Mapping[str, Any]]) -> Sequence[Cell]:
+    def cells(
+        self,
+        columns: Sequence[Column],
+        block: bytes,
+        values: Callable[[], Mapping[str, Any]],
+        defaults: Mapping[str, Any],
+    ) -> Sequence[Cell]:
         """The cells of a record for other columns than it may have been written with, without its class: those that it
-        lacks are made of its plain `values`; of a value that has none there, that of None.
+        lacks are made of its plain `values`, or of the `defaults` of the kind's newest schema where it is older than
+        the field; of a value that has none there, that of None.
         """
         cells = unpacked(self.columns, block)
         if tuple(columns) == self.columns:
             return cells
         known = {column.under(column.name): cell for column, cell in zip(self.columns, cells, strict=True)}
         plain_values = values()
-        return [_cell_among(column, known, plain_values) for column in columns]
+        return [_cell_among(column, known, plain_values, defaults) for column in columns]
 
     def values(self, key: str, version: int, time_us: int, payload: bytes) -> dict[str, Any]:
         """All fields of a record as plain values."""
@@ -74,12 +81,14 @@ class Schema(msgspec.Struct, frozen=True):
         return values
 
 
-def _cell_among(column: Column, known: Mapping[Any, Cell], values: Mapping[str, Any]) -> Cell:
+def _cell_among(
+    column: Column, known: Mapping[Any, Cell], values: Mapping[str, Any], defaults: Mapping[str, Any]
+) -> Cell:
     """A column's cell among those that are there, else of the value, each under the field's name or an earlier one."""
     for name in (column.name, *column.was):
         if (found := known.get(column.under(name))) is not None:
             return found
-    return column.cell_or_none(column.value_in(values))
+    return column.cell_or_none(column.value_in(values, defaults))
 
 
 def differences(theirs: Schema, ours: Schema) -> str:

@@ -4,6 +4,9 @@ change.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 import msgspec
 
 from solewriter.shared.columns import Column
@@ -29,6 +32,10 @@ class Catalog(msgspec.Struct, frozen=True):
 
     def kind_code(self, name: str) -> int | None:
         return self.kinds.index(name) if name in self.kinds else None
+
+    def defaults(self, kind: int) -> Mapping[str, Any]:
+        """Plain values of the fields that the newest schema of a kind has a default for."""
+        return next((schema.defaults for schema in reversed(self.schemas) if schema.kind == kind), {})
 
 
 EMPTY = Catalog(MEMORY_VERSION, (), (), ())
