@@ -204,7 +204,12 @@ class AioExchange:
             return
         try:
             while (data := self._session.unsent) is not None and written < PIPE_BYTES:
-                count = os.write(lane.requests, data)
+                begun = self._session.begin()
+                try:
+                    count = os.write(lane.requests, data)
+                except OSError:
+                    self._session.unwritten(begun)
+                    raise
                 self._session.sent(count)
                 written += count
         except BlockingIOError:
@@ -316,7 +321,8 @@ class AioExchange:
                     await asyncio.sleep(self._pause_s)
                 self._pause_s = min(max(2 * self._pause_s, RECONNECT_FIRST_S), RECONNECT_MAX_S)
                 try:
-                    await self._offer(threads, max(0.01, deadline - time.monotonic()))
+                    left = deadline - time.monotonic()
+                    await self._offer(threads, left if left > 0 else self._limits.handshake_timeout_s)
                     return
                 except (OSError, EngineUnavailable) as error:
                     if getattr(error, "final", False):

@@ -98,16 +98,20 @@ class AioVerbs(AioRequests):
         try:
             reply = await self.submit(claim, request_id=request_id, timeout_s=patience_s)
         except asyncio.CancelledError as cancelled:
-            self._give_up(cancelled.__cause__)
+            if isinstance(cancelled.__cause__, OutcomeUnknown):
+                self._give_up(cancelled.__cause__.request_id)
             raise
-        return await self._entities(reply)
+        try:
+            return await self._entities(reply)
+        except asyncio.CancelledError:  # while memory was handed over
+            self._give_up(reply.request_id)
+            raise
 
-    def _give_up(self, unknown: BaseException | None) -> None:
+    def _give_up(self, request_id: str) -> None:
         """Nobody waits for a claim any more: what it brings, or brought, is given back."""
-        if isinstance(unknown, OutcomeUnknown):
-            giving_up = asyncio.get_running_loop().create_task(self._give_back(unknown.request_id))
-            self._giving_up.add(giving_up)
-            giving_up.add_done_callback(self._giving_up.discard)
+        giving_up = asyncio.get_running_loop().create_task(self._give_back(request_id))
+        self._giving_up.add(giving_up)
+        giving_up.add_done_callback(self._giving_up.discard)
 
     async def _give_back(self, request_id: str) -> None:
         try:

@@ -52,7 +52,8 @@ class Exchange:
         self.folder = folder
         self._session = session
         self._limits = limits
-        self._changed = threading.Condition()
+        self._lock = threading.RLock()  # by itself: nothing in Python lies between a `with` and its lock
+        self._onlookers: list[threading.Lock] = []  # threads that wait for what others do
         self._reading = False  # one thread at a time reads for all
         self._lane: Lane | None = None
         self._offered: Lane | None = None  # on its way to become the lane
@@ -63,11 +64,13 @@ class Exchange:
         self._rest_s = CROWDED_LEAST_S  # when somebody else wants it next
         self._pace = Pace()
         self._lost_at = 0.0  # when the lane broke that was not replaced yet
+        self._pause_s = 0.0  # before the next hello, where nothing came on the last lane
         self._closed = False
         self._pid = os.getpid()
         _open.add(self)  # first: a fork must find every lane
-        with self._changed:
-            self._connect(time.monotonic() + limits.connect_timeout_s)
+        with self._lock:
+            deadline = time.monotonic() + limits.connect_timeout_s
+            self._connect(deadline, deadline)
 
     # --- what a client does with it ----------------------------------------------------------------------------------
 
@@ -78,7 +81,7 @@ class Exchange:
         Raises EngineUnavailable if the window did not open in time, Busy if it is not to be waited for; nothing was
         sent then.
         """
-        with self._changed:
+        with self._lock:
             if not wait_for_room:
                 self._check_room(requests)
             if not self._await_room(len(requests), deadline, due_s(requests)):
@@ -99,7 +102,7 @@ class Exchange:
         """Until this request is answered. Raises OutcomeUnknown at the deadline; the request stays on its way."""
         if pending.done:
             return
-        with self._changed:
+        with self._lock:
             while not pending.done:
                 try:
                     going_on = self._pump(deadline)
@@ -114,13 +117,13 @@ class Exchange:
         """Let the lane go; whoever waits in another thread is told. Requests that were not answered may or may not be
         applied.
         """
-        with self._changed:
+        with self._lock:
             self._closed = True
             if self._pid == os.getpid():
                 self._session.fail(_for_good("this client was closed before it was sent"))
             self._drop_lane()
             self._hang_up()
-            self._changed.notify_all()
+            self._tell_others()
 
     # --- waiting -----------------------------------------------------------------------------------------------------
 
@@ -145,7 +148,7 @@ class Exchange:
                 self._pump(time.monotonic() + RECONNECT_MAX_S)
             elif self._write():
                 self._read(lane)
-                self._changed.notify_all()
+                self._tell_others()
         check_room(session, self._pace, requests, self._limits.busy_above_s, time.monotonic())
 
     def _check_usable(self) -> None:
@@ -162,15 +165,28 @@ class Exchange:
         if left <= 0:
             return False
         if self._reading:
-            self._changed.wait(left)
+            self._look_on(min(left, self._limits.wait_backstop_s))
             return True
         self._reading = True
         try:
             self._exchange(left)
         finally:
             self._reading = False
-            self._changed.notify_all()
+            self._tell_others()
         return True
+
+    def _look_on(self, timeout_s: float) -> None:
+        """Until another thread tells that something happened, or it is time to look."""
+        told = threading.Lock()
+        told.acquire()
+        self._onlookers.append(told)
+        self._unlocked(lambda: told.acquire(timeout=timeout_s))
+        if told in self._onlookers:
+            self._onlookers.remove(told)
+
+    def _tell_others(self) -> None:
+        while self._onlookers:
+            self._onlookers.pop().release()
 
     def _exchange(self, timeout_s: float) -> None:
         """Write what is unsent, wait for the pipe, read what came."""
@@ -224,7 +240,13 @@ class Exchange:
             return True
         try:
             while (data := self._session.unsent) is not None:
-                self._session.sent(os.write(lane.requests, data))
+                begun = self._session.begin()
+                try:
+                    count = os.write(lane.requests, data)
+                except OSError:
+                    self._session.unwritten(begun)
+                    raise
+                self._session.sent(count)
         except BlockingIOError:
             return True
         except BrokenPipeError:
@@ -257,6 +279,8 @@ class Exchange:
             pass  # nothing more to read, or nothing left to read from
 
     def _received(self, data: bytes) -> None:
+        if data:
+            self._pause_s = 0.0
         before = self._session.awaited
         self._session.received(data)
         if before:
@@ -272,29 +296,38 @@ class Exchange:
         self._lost_at = self._lost_at or time.monotonic()
         given_up = self._lost_at + self._limits.connect_timeout_s
         try:
-            self._connect(min(deadline, given_up))
+            self._connect(min(deadline, given_up), min(deadline, time.monotonic() + self._limits.handshake_timeout_s))
         except EngineUnavailable as error:
             if not error.final and deadline < given_up:
                 return  # this caller's patience is at its end; others may have more
             self._session.fail(error)
             raise
 
-    def _connect(self, deadline: float) -> None:
-        """Say hello until somebody answers. Raises EngineUnavailable at the deadline."""
+    def _connect(self, deadline: float, patience: float) -> None:
+        """Say hello until somebody answers. Raises EngineUnavailable at the deadline; somebody who listens, and may be
+        busy, has until `patience` to answer.
+        """
         pause = RECONNECT_FIRST_S
+        if self._pause_s:
+            self._unlocked(partial(time.sleep, self._pause_s))
+            self._check_usable()
+        self._pause_s = min(max(2 * self._pause_s, RECONNECT_FIRST_S), RECONNECT_MAX_S)
         while True:
-            lane = self._offered = Lane()
+            lane: Lane | None = None
             try:
-                self._offer(lane, max(0.01, deadline - time.monotonic()))
+                lane = self._offered = Lane()
+                self._offer(lane, max(0.01, max(deadline, patience) - time.monotonic()))
                 break
             except (OSError, EngineUnavailable) as error:
-                lane.close()
+                if lane is not None:
+                    lane.close()
                 if getattr(error, "final", False):
                     raise
                 if time.monotonic() + pause > deadline:
                     raise EngineUnavailable(f"no engine serves {self.folder.path}: {error}") from error
             except BaseException:
-                lane.close()
+                if lane is not None:
+                    lane.close()
                 raise
             self._unlocked(partial(time.sleep, pause))
             self._check_usable()
@@ -328,13 +361,21 @@ class Exchange:
 
     def _unlocked(self, wait: Callable[[], T]) -> T:
         """Let other threads in while this one, the only one that reads or connects, waits for the engine."""
-        changed, released = self._changed, list[None]()
+        released, held = list[None](), list[bool]()
+        interrupt: BaseException | None = None
         try:
-            released.extend(map(operator.call, [changed.release]))  # one call: no Ctrl-C between it and the note of it
+            released.extend(
+                map(operator.call, [self._lock.release])
+            )  # one call: no Ctrl-C between it and the note of it
             return wait()
         finally:
-            if released:
-                changed.acquire()
+            while released and not held:  # who leaves without the lock cannot give it back
+                try:
+                    held.extend(map(operator.call, [self._lock.acquire]))
+                except BaseException as error:
+                    interrupt = error
+            if interrupt is not None:
+                raise interrupt
 
     def _drop_lane(self) -> None:
         if self._lane is not None:
@@ -343,7 +384,7 @@ class Exchange:
 
     def forsake(self) -> None:
         """In a forked child: hold nothing of the parent's open."""
-        self._changed = threading.Condition()  # the parent's may be held by a thread that does not exist here
+        self._lock, self._onlookers = threading.RLock(), []  # which threads may have held that do not exist here
         self._drop_lane()
         if self._offered is not None:
             self._offered.close()

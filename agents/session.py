@@ -30,6 +30,7 @@ from solewriter.shared.errors import (
     from_wire,
 )
 from solewriter.shared.handshake import Hello, Welcome
+from solewriter.shared.lane import LENGTH_BYTES
 from solewriter.shared.mutations import Op
 from solewriter.shared.request_ids import default_id, new_client_id, session_number
 from solewriter.shared.wire import PlainReply, Status
@@ -163,10 +164,21 @@ class AgentSession:
         """The next bytes to write."""
         return self._unsent[0][1] if self._unsent else None
 
+    def begin(self) -> bool:
+        """They are about to be written; whether some of their frame were before. Said first: whoever is interrupted
+        right behind the write must take it for written.
+        """
+        frame = self._unsent[0][0]
+        before, frame.begun = frame.begun, True
+        return before
+
+    def unwritten(self, before: bool) -> None:
+        """They could not be: it is as it was before."""
+        self._unsent[0][0].begun = before
+
     def sent(self, count: int) -> None:
         """So many of them were written."""
         frame, data = self._unsent[0]
-        frame.begun = True
         if count < len(data):
             self._unsent[0] = frame, data[count:]
         else:
@@ -185,6 +197,7 @@ class AgentSession:
             first=first,
             instance=self._instance,
             resends=self._resends,
+            again=self._epoch > 0,
         )
 
     def welcomed(self, welcome: Welcome) -> None:
@@ -199,13 +212,34 @@ class AgentSession:
         self._epoch = welcome.memory_epoch
         self.window = min(self.limits.window_max, welcome.window)
         self.window_bytes = min(self.limits.window_bytes_max, welcome.window_bytes or self.limits.window_bytes_max)
-        if welcome.frame_bytes_max < self.limits.frame_bytes_max:
-            self.limits = msgspec.structs.replace(self.limits, frame_bytes_max=welcome.frame_bytes_max)
+        before = self.limits
+        if welcome.frame_bytes_max < before.frame_bytes_max:
+            self.limits = msgspec.structs.replace(before, frame_bytes_max=welcome.frame_bytes_max)
+        for frame in self._frames:
+            self._take_back(frame, before)
         for frame in self._frames:  # an interrupt between an answer and its count ended the lane before
             frame.open = sum(not pending.done for pending in frame.pendings)
         self._count()
         self._received.clear()
         self._unsent = deque((frame, memoryview(frame.data)) for frame in self._frames)
+
+    def _take_back(self, frame: _Sent, packed_under: Limits) -> None:
+        """What must not be decided any more is replaced, in a frame, by the question how it ended, which keeps it from
+        ever being: its caller was told that it was not applied, or the frame is too large for the engine that is there.
+        """
+        too_large = len(frame.data) > LENGTH_BYTES + self.limits.frame_bytes_max
+        if too_large:
+            for pending in frame.pendings:
+                if not pending.done:
+                    pending.end(None, outcome_unknown(pending) if frame.begun else _too_large(self.limits))
+        gone = [pending for pending in frame.pendings if too_large or _was_unavailable(pending)]
+        if gone:
+            requests: list[Any] = (
+                [None] * len(gone) if too_large else wire.unpack_frame(frame.data[LENGTH_BYTES:], packed_under)
+            )
+            for pending in gone:
+                requests[pending.sequence & 0xFF] = "outcome", default_id(self.number, pending.sequence)
+            frame.data = wire.pack_frame(requests, self.limits)
 
     def _refused(self, welcome: Welcome) -> None:
         if welcome.refusal == "fenced":
@@ -319,6 +353,14 @@ def pipeline(wanted: int, window: int) -> tuple[int, int]:
     """Requests in flight, and requests in one frame, for somebody who sends many."""
     window = max(1, min(wanted, window))
     return window, max(1, min(FRAME_BATCH, window // 4))
+
+
+def _was_unavailable(pending: Pending) -> bool:
+    return pending.reply is not None and pending.reply.status == Status.UNAVAILABLE
+
+
+def _too_large(limits: Limits) -> RequestTooLarge:
+    return RequestTooLarge(f"the engine takes frames of at most {limits.frame_bytes_max:,} bytes (frame_bytes_max)")
 
 
 def outcome_unknown(pending: Pending) -> OutcomeUnknown:

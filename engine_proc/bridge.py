@@ -178,15 +178,15 @@ class LaneEnd:
             self._listen()
 
     def _send(self, data: bytes) -> None:
-        if self._backlog:
+        if len(self._backlog) > self._bridge.limits.reply_backlog_bytes_max:  # of earlier turns: it had time to read
+            self.close("the agent does not read its replies")
+        elif self._backlog:
             self._backlog += data
         else:
             sent = self._write(data)
             if sent < len(data) and not self.closed:
                 self._backlog += data[sent:]
                 self._bridge.loop.add_writer(self._replies, self._writable)
-        if len(self._backlog) > self._bridge.limits.reply_backlog_bytes_max:
-            self.close("the agent does not read its replies")
 
     def _write(self, data: bytes | bytearray) -> int:
         try:

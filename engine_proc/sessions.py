@@ -237,10 +237,10 @@ class Sessions:
         else:
             if newest.client_id != hello.client_id:
                 raise HelloRefused("another client_id has this session number: choose another one")
+            if (hello.resends or hello.again) and hello.instance != newest.instance:
+                raise HelloRefused("another client took over this client_id", "fenced")
             epoch = newest.epoch + 1
             if hello.resends:
-                if hello.instance != newest.instance:
-                    raise HelloRefused("another client took over this client_id", "fenced")
                 last = known.last if known is not None else -1
                 return SessionChange(number, hello.client_id, hello.name, epoch, last, hello.instance), hello.first
             same = hello.instance == newest.instance  # and it has nothing on its way

@@ -28,6 +28,7 @@ class Hello(msgspec.Struct, kw_only=True):
     first: int  # the number of the first frame on this lane
     instance: str  # random, one for each client object: only the same one may send frames again
     resends: bool  # whether that one was sent before; if not, the engine may choose a higher number
+    again: bool = False  # whether this client object was welcomed before: then it has the session, or lost it
 
 
 class Welcome(msgspec.Struct, kw_only=True):

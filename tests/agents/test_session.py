@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
+import msgspec
 import pytest
 
-from solewriter.agents.session import AgentSession, outcome_unknown
+from solewriter.agents.session import AgentSession, error_of, outcome_unknown
 from solewriter.shared import wire
 from solewriter.shared.config import DEFAULT_LIMITS
-from solewriter.shared.errors import EngineUnavailable
+from solewriter.shared.errors import EngineUnavailable, OutcomeUnknown, RequestTooLarge
 from solewriter.shared.handshake import Welcome
+from solewriter.shared.lane import LENGTH_BYTES
 from solewriter.shared.wire import Status
 
 REQUEST = ([], [], None, None)
 
 
 def welcome(first: int, **granted: int) -> Welcome:
-    return Welcome(ok=True, first=first, frame_bytes_max=DEFAULT_LIMITS.frame_bytes_max, **{"window": 256, **granted})
+    usual = {"window": 256, "frame_bytes_max": DEFAULT_LIMITS.frame_bytes_max}
+    return Welcome(ok=True, first=first, **{**usual, **granted})
 
 
 def answers(*sequences: int) -> bytes:
@@ -56,6 +59,79 @@ def test_it_is_sent_where_its_number_stays(session):
     held = outcome_unknown(named).request_id
     session.welcomed(welcome(0))
     assert (named.request_id, named.done, session.in_flight) == (held, False, 1)
+
+
+# --- what must not be decided any more --------------------------------------------------------------------------------
+
+
+def sent_again(session):
+    """The requests of every frame that goes out on a new lane, by the frame's number."""
+    session.welcomed(welcome(session.hello(1).first, frame_bytes_max=session.limits.frame_bytes_max))
+    frames = {}
+    while (data := session.unsent) is not None:
+        number = session._unsent[0][0].number
+        frames[number] = wire.unpack_frame(bytes(data[LENGTH_BYTES:]), DEFAULT_LIMITS)
+        session.sent(len(data))
+    return frames
+
+
+def send_whole(session, requests):
+    pendings = session.send(requests)
+    session.begin()
+    session.sent(len(session.unsent))
+    return pendings
+
+
+def test_what_was_told_to_be_not_applied_is_not_asked_for_again(session):
+    """Its frame is sent again because of its other requests; in its place goes the question how it ended, which keeps
+    it from ever being applied.
+    """
+    session.welcomed(welcome(0))
+    one, other = send_whole(session, [REQUEST] * 2)
+    session.received(wire.pack_replies([(one.sequence, Status.UNAVAILABLE, 1, ("MemoryFull", "no room", {}))]))
+    assert (one.done, other.done) == (True, False)
+    assert sent_again(session) == {0: [("outcome", one.request_id), REQUEST]}
+    session.received(
+        wire.pack_replies([(one.sequence, Status.ANSWER, 1, None), (other.sequence, Status.APPLIED, 1, [])])
+    )
+    assert error_of(one).args[0] == "no room", "what it was told first"
+    assert other.done
+    assert session.in_flight == session.bytes_in_flight == 0
+
+
+def test_a_frame_that_is_too_large_for_the_next_engine_ends_and_those_behind_it_keep_their_numbers(session):
+    session.welcomed(welcome(0))
+    large = ([(3, "Task", "t", None, {"title": "x" * 2_000}, "", None)], [], None, None)
+    (begun,) = send_whole(session, [large])
+    (small,), (unsent,), (behind,) = session.send([REQUEST]), session.send([large]), session.send([REQUEST])
+    session.limits = msgspec.structs.replace(session.limits, frame_bytes_max=1_000)  # of the engine that is next
+    frames = sent_again(session)
+    assert frames == {
+        0: [("outcome", begun.request_id)], 1: [REQUEST], 2: [("outcome", unsent.request_id)], 3: [REQUEST],
+    }  # fmt: skip
+    assert isinstance(begun.error, OutcomeUnknown)
+    assert isinstance(unsent.error, RequestTooLarge)
+    assert session.in_flight == 2
+    session.received(wire.pack_replies([(begun.sequence, Status.ANSWER, 1, None)]))
+    session.received(answers(small.sequence))
+    session.received(wire.pack_replies([(unsent.sequence, Status.ANSWER, 1, None)]))
+    session.received(answers(behind.sequence))
+    assert (small.done, behind.done, session.in_flight) == (True, True, 0)
+
+
+def test_what_was_perhaps_written_is_sent_again_under_its_number(session):
+    session.welcomed(welcome(0))
+    session.send([REQUEST])
+    before = session.begin()
+    assert session.hello(1).resends, "an interrupt behind the write finds it so"
+    session.unwritten(before)
+    assert not session.hello(1).resends
+
+
+def test_a_client_that_was_welcomed_says_so(session):
+    assert not session.hello(1).again
+    session.welcomed(welcome(0, memory_epoch=3))
+    assert session.hello(1).again
 
 
 # --- credits ----------------------------------------------------------------------------------------------------------

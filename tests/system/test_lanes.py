@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import multiprocessing
 import os
 import pickle
@@ -14,10 +15,23 @@ import textwrap
 import threading
 import time
 import warnings
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from solewriter import Cancel, Create, EngineUnavailable, Limits, OutcomeUnknown, Task, TaskStatus, Update, connect
+from solewriter import (
+    Cancel,
+    Create,
+    EngineUnavailable,
+    Fenced,
+    Increment,
+    Limits,
+    OutcomeUnknown,
+    Task,
+    TaskStatus,
+    Update,
+    connect,
+)
 from solewriter.agents import exchange, greeting, session
 from solewriter.shared import lane as lanes
 from solewriter.shared import wire
@@ -267,24 +281,133 @@ def _interrupt(*_):
     raise KeyboardInterrupt
 
 
+def is_free(lock) -> bool:
+    """Whether this thread holds it no more: to be asked in another one."""
+    return lock.acquire(timeout=20) and not lock.release()
+
+
 @pytest.mark.parametrize("lane", ["whole", "lost"])
 def test_a_call_interrupted_at_any_step_leaves_a_client_that_goes_on(engine, at_step, lane):
-    """On a lane that is there, and on one that must be made first."""
-    with connect(engine.state) as client:
-        version = client.create(Task(title="x", id="t", max_retries=0)).version
-        steps, reached = 0, [""]
+    """On a lane that is there, and on one that must be made first: what it asked for happens once or not at all, and
+    other threads are not kept waiting.
+    """
+    with connect(engine.state) as client, ThreadPoolExecutor(1) as another:
+        client.create(Task(title="x", id="t", max_retries=0))
+        steps, reached, count = 0, [""], 0
         while reached:
             steps += 1
             client._exchange._broken = lane == "lost"
-            with at_step(steps, _interrupt, exchange, session, greeting, lanes) as reached:
+            with at_step(steps, _interrupt, exchange, session, greeting, lanes, threading) as reached:
                 try:
-                    client.update(Task.ref("t"), max_retries=steps)
+                    client.alter(Task.ref("t"), max_retries=Increment(1))
                 except KeyboardInterrupt:
                     pass
-            after = client.update(Task.ref("t"), max_retries=1_000 + steps)
-            assert after.version - version in (1, 2), reached
-            version = after.version
+            assert another.submit(is_free, client._exchange._lock).result(), reached
+            after = client.alter(Task.ref("t"), max_retries=Increment(1)).max_retries
+            assert after - count in (1, 2), reached
+            count = after
     assert steps > 30  # a third of them in the session, where it is not compiled
+
+
+def test_a_call_interrupted_while_another_thread_reads_leaves_a_client_that_goes_on(engine, at_step):
+    """It looks on until it is told; so it does when it is interrupted there, at any step."""
+    with connect(engine.state) as client, ThreadPoolExecutor(1) as another:
+        client.create(Task(title="x", id="t", max_retries=0))
+        steps, reached, count = 0, [""], 0
+        while reached and steps < 60:
+            steps += 1
+            os.kill(engine.pid, signal.SIGSTOP)
+            try:
+                reading = another.submit(client.alter, Task.ref("t"), max_retries=Increment(1))
+                while not client._exchange._reading:
+                    time.sleep(0)
+                timer = threading.Timer(0.02, os.kill, (engine.pid, signal.SIGCONT))
+                timer.start()
+                with at_step(steps, _interrupt, exchange, threading) as reached:
+                    try:
+                        client.alter(Task.ref("t"), max_retries=Increment(1))
+                    except KeyboardInterrupt:
+                        pass
+            finally:
+                os.kill(engine.pid, signal.SIGCONT)
+            timer.join()
+            reading.result(20)
+            assert another.submit(is_free, client._exchange._lock).result(), reached
+            after = client.alter(Task.ref("t"), max_retries=Increment(1)).max_retries
+            assert after - count in (2, 3), reached
+            count = after
+    assert steps > 10
+
+
+def test_what_was_written_when_ctrl_c_came_is_not_sent_under_another_number(engine, monkeypatch):
+    """Python runs the handler right behind the write, before anybody could note it."""
+    write = os.write
+
+    def interrupted(fd: int, data: bytes) -> None:
+        write(fd, data)
+        monkeypatch.setattr(os, "write", write)
+        raise KeyboardInterrupt
+
+    with connect(engine.state) as client, ThreadPoolExecutor(1) as another:
+        client.create(Task(title="x", id="t", max_retries=0))
+        for number in range(1, 6):
+            os.kill(engine.pid, signal.SIGSTOP)  # it takes the request with the next hello, and not before
+            try:
+                monkeypatch.setattr(os, "write", interrupted)
+                with pytest.raises(KeyboardInterrupt):
+                    client.alter(Task.ref("t"), max_retries=Increment(1))
+                updated = another.submit(client.update, Task.ref("t"), title=str(number))
+                while client._exchange._greeting is None:
+                    time.sleep(0)
+            finally:
+                os.kill(engine.pid, signal.SIGCONT)
+            assert updated.result(20).max_retries == number
+
+
+def test_a_displaced_client_stays_displaced_also_when_nobody_could_tell_it(state, start_engine):
+    engine = start_engine(state)
+    with connect(state, client_id="worker-7") as old:
+        old.create(Task(title="x", id="t"))
+        restarts = engine.restarts
+        os.kill(engine.pid, signal.SIGKILL)  # its lane is gone before it reads of its successor
+        with connect(state, client_id="worker-7") as new:
+            assert new.update(Task.ref("t"), title="new").title == "new"
+            with pytest.raises(Fenced):
+                old.update(Task.ref("t"), title="old")
+            assert new.update(Task.ref("t"), title="newer").title == "newer"
+        assert engine.restarts == restarts + 1
+
+
+def test_threads_may_wait_without_an_end(engine):
+    """The one that reads, and the one that looks on."""
+    with connect(engine.state) as client, connect(engine.state) as other, ThreadPoolExecutor(2) as waiting:
+        claims = [waiting.submit(client.claim, Task, timeout_s=math.inf) for _ in range(2)]
+        while client._session.waiting < 2:
+            time.sleep(0)
+        other.create(Task(title="x"))
+        other.create(Task(title="y"))
+        assert {claim.result(20).title for claim in claims} == {"x", "y"}
+
+
+def test_after_a_vain_wait_a_client_is_patient_with_an_engine_that_is_busy(state, start_engine):
+    """Where nobody listens it is told so at once; who listens has the time to answer."""
+    limits = Limits(connect_timeout_s=0.3)
+    engine = start_engine(state)
+    with connect(state, limits=limits) as client, ThreadPoolExecutor(1) as another:
+        client.create(Task(title="x", id="t"))
+        engine.stop()
+        for _ in range(2):
+            with pytest.raises(EngineUnavailable):
+                client.update(Task.ref("t"), title="y")
+        engine = start_engine(state)
+        os.kill(engine.pid, signal.SIGSTOP)
+        try:
+            updated = another.submit(client.update, Task.ref("t"), title="z", timeout_s=20)
+            with pytest.raises(TimeoutError):
+                updated.result(0.1)  # ten times what it was given before
+        finally:
+            os.kill(engine.pid, signal.SIGCONT)
+        assert updated.result(20).title == "z"
 
 
 def test_a_forked_child_never_uses_nor_holds_its_parents_lane(state, start_engine):
