@@ -56,7 +56,7 @@ def _follow(draft: Draft) -> None:
             dependencies.check(draft, step)
     if turn.coordination.cascades or turn.cascades:
         dependencies.cascade(draft)
-    if turn.claims:
+    if turn.claims or draft.leases:
         fencing.settle(draft)
 
 

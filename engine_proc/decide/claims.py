@@ -21,7 +21,7 @@ from solewriter.shared.config import Limits
 from solewriter.shared.entry import Lease
 from solewriter.shared.errors import BadRequest, InvalidMutation, RequestTooLarge
 from solewriter.shared.mutations import Op
-from solewriter.shared.readiness import CLAIMABLE
+from solewriter.shared.readiness import CLAIMABLE, HELD
 from solewriter.shared.schema import encode
 from solewriter.shared.where import demands
 from solewriter.shared.wireform import PlainMutation
@@ -161,13 +161,18 @@ def redrive(draft: Draft, mutation: PlainMutation) -> Step:
 
 
 def expire(draft: Draft, mutation: PlainMutation) -> Step:
-    """A claim is lost: nobody has the task any more. Only the engine says so."""
+    """A claim is lost: nobody has the task any more. Only the engine says so. A task that nobody works at stays as it
+    is: journals of before may hold a claim of one that is over.
+    """
     _, kind_name, key, _, _, reason, _ = mutation
     if not draft.engines_own:
         raise BadRequest("only the engine takes claims away")
     step = draft.step(kind_name, key)
     step.require(None)
-    step.change(Op.EXPIRE.value, reason, {"status": "interrupted", "assigned_to": None})
+    if step.field("status") in HELD:
+        step.change(Op.EXPIRE.value, reason, {"status": "interrupted", "assigned_to": None})
+    else:
+        draft.leases[step.state.code, key] = None
     return step
 
 

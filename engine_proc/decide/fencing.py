@@ -31,7 +31,11 @@ def settle(draft: Draft) -> None:
     """
     for step in draft.steps.values():
         place = step.state.code, step.key
-        if not step.op or not step.kind.claimable or place in draft.leases:
+        if place in draft.leases:  # this request claimed or renewed it
+            if not _is_worked_at(step):
+                draft.leases[place] = None
+            continue
+        if not step.op or not step.kind.claimable:
             continue
         lease = draft.turn.lease(place)
         if lease is None:
@@ -43,8 +47,12 @@ def settle(draft: Draft) -> None:
                 )
             step.change(step.op, step.reason, {"claim": step.version})
             draft.leases[place] = None
-        elif not step.exists or step.field("status") not in HELD:
+        elif not _is_worked_at(step):
             draft.leases[place] = None
+
+
+def _is_worked_at(step: Step) -> bool:
+    return step.exists and step.field("status") in HELD
 
 
 def _holder(draft: Draft, step: Step) -> Any:

@@ -17,7 +17,7 @@ import pytest
 
 from solewriter import Limits
 from solewriter.engine_proc import express, recovery
-from solewriter.engine_proc.coordination.leases import Leases
+from solewriter.engine_proc.coordination.leases import Leases, renewed
 from solewriter.engine_proc.coordination.waiting import Lines, Parked, Wish
 from solewriter.engine_proc.engine import SingleWriter
 from solewriter.engine_proc.sessions import Session
@@ -236,6 +236,26 @@ def test_a_lease_is_journaled_and_ends_by_an_engines_own_request(scene):
     assert heard == {asked: (Status.APPLIED, ["a"])}
     (held,) = scene.engine.writer.state.coordination.leases.all()
     assert held.token == 4
+
+
+def test_a_lease_that_was_left_on_a_finished_task_ends_without_touching_that(scene):
+    """Journals of before may hold such a lease."""
+    agent, state = Agent(scene, "agent"), scene.engine.writer.state
+    agent.asks(create("a"))
+    agent.asks(claim())
+    scene.turn()
+    (lease,) = state.coordination.leases.all()
+    agent.asks((Op.CANCEL.value, "Task", "a", None, None, "", None))
+    scene.turn()
+    assert held(scene) == []
+    state.coordination.leases.take(renewed(lease, 1, 0))
+    agent.asks(create("b"))  # a turn, at whose end the alarm is set
+    poll(lambda: scene.turn() or not held(scene))
+    kind = state.named("Task")
+    found = state.find(kind, "a")
+    assert (found.version, kind.kind.fields_of(kind.schema, found.payload)["status"]) == (3, "cancelled")
+    scene.next_engine()
+    assert held(scene) == []
 
 
 @pytest.fixture

@@ -16,10 +16,12 @@ from typing import Any
 import pytest
 
 from solewriter import (
+    Cancel,
     Claim,
     Client,
     Complete,
     Create,
+    Delete,
     DependencyPolicy,
     Engine,
     Fenced,
@@ -33,6 +35,7 @@ from solewriter import (
     ProjectStatus,
     Range,
     Refused,
+    Renew,
     RequestTooLarge,
     RequireNone,
     Task,
@@ -54,6 +57,7 @@ from solewriter.shared.wire import Status
 
 fork = multiprocessing.get_context("fork")
 OLD = datetime.datetime(2020, 1, 1, tzinfo=datetime.UTC)
+SOME_DAY = datetime.datetime(2100, 1, 1, tzinfo=datetime.UTC)
 OPEN = ["created", "in_progress"]
 
 
@@ -571,6 +575,27 @@ def test_a_client_that_was_closed_loses_its_tasks_after_a_grace(engine, client, 
     begun = time.monotonic()
     assert client.claim(Task, timeout_s=20).id == "a"
     assert time.monotonic() - begun > 0.3
+
+
+def test_what_one_request_claims_or_renews_and_ends_is_nobodys_when_its_agent_ends(engine, client, limits, wait_until):
+    with connect(engine.state, name="hasty", limits=limits) as hasty:
+        hasty.create(task("a", max_retries=5))
+        hasty.submit(Claim(Task), Complete(Task.ref("a"))).check()
+        hasty.create(task("b", max_retries=5))
+        hasty.submit(Claim(Task), Cancel(Task.ref("b"))).check()
+        hasty.create(task("c", max_retries=5))
+        mine = hasty.claim(Task)
+        hasty.submit(Renew(mine, 60), Complete(mine)).check()
+        hasty.create(task("d", max_retries=5))
+        mine = hasty.claim(Task, lease_s=60)
+        hasty.submit(Delete(mine), Create(task("d", not_before=SOME_DAY)), Renew(mine, 60)).check()
+        left = [client.get(Task, id) for id in "abcd"]
+        assert client.update(left[0], description="anybody may").description == "anybody may"
+        make(hasty, task("e", max_retries=5))
+        assert hasty.claim(Task).id == "e"
+    wait_until(lambda: status(client, "e") is TaskStatus.INTERRUPTED, 20, "the last claim to be lost")
+    assert [client.get(Task, id) for id in "bcd"] == left[1:]
+    assert (status(client, "a"), left[3].status) == (TaskStatus.COMPLETED, TaskStatus.CREATED)
 
 
 def test_a_session_that_is_resumed_within_its_grace_keeps_its_tasks(engine, client, limits):
