@@ -6,6 +6,7 @@ the engine said that it is an old one: the displaced is told once, and from then
 
 from __future__ import annotations
 
+import threading
 from typing import Any
 
 from solewriter.agents.answers import Outcome
@@ -14,7 +15,7 @@ from solewriter.shared.config import ASKED_MAX
 from solewriter.shared.errors import Fenced, Refused
 from solewriter.shared.models import Task
 from solewriter.shared.mutations import Applied, Guard, Op, Reply
-from solewriter.shared.wireform import PlainMutation, PlainRequest
+from solewriter.shared.wireform import PlainRequest
 
 Key = tuple[str, str]  # kind, id
 CLAIM, SHOWN = Op.CLAIM.value, Guard.CLAIM.value
@@ -23,15 +24,28 @@ TELLING = GIVING_BACK | {CLAIM}  # the reply to these says who holds what
 
 
 class Tokens:
-    """Of one client. Every step is one operation on a dict, so threads may share it."""
+    """Of one client. Threads may share it: each is told of its own requests, in whatever order they come to it, so what
+    one gave back may be held again by another one before that is noted.
+    """
 
     def __init__(self) -> None:
         self._held: dict[Key, int] = {}
-        self._asked: dict[Pending, list[PlainMutation]] = {}  # what is on its way and will tell
+        self._changing = threading.Lock()  # to look is one operation on a dict, to change what was looked at is two
+        self._asked: dict[Pending, PlainRequest] = {}  # what is on its way and will tell
 
     def hold(self, task: Task) -> None:
         """From now on write to this task under the claim that it shows: of another client, or of this one's past."""
-        self._held[task.kind_name, task.id] = task.claim
+        self._hold((task.kind_name, task.id), task.claim)
+
+    def _hold(self, key: Key, token: int) -> None:
+        with self._changing:
+            self._held[key] = token
+
+    def _lose(self, key: Key, token: int | None) -> None:
+        """Nothing is held under this token any more. A newer one stays."""
+        with self._changing:
+            if token is not None and self._held.get(key) == token:
+                del self._held[key]
 
     def holds(self, kind: str, id: str) -> int | None:
         """The token of a task that was claimed here."""
@@ -50,7 +64,7 @@ class Tokens:
             return
         for mutation in request[0]:
             if mutation[0] == CLAIM or (self._held and mutation[0] in TELLING):
-                self._asked[sent] = request[0]
+                self._asked[sent] = request
                 if len(self._asked) > ASKED_MAX:
                     self._asked.pop(next(iter(self._asked), sent), None)
                 return
@@ -64,17 +78,19 @@ class Tokens:
 
     def told(self, sent: Pending | None, reply: Reply) -> None:
         """What it came to."""
-        mutations = self._asked.pop(sent, None) if sent is not None and self._asked else None
+        request = self._asked.pop(sent, None) if sent is not None and self._asked else None
         error: Any = reply.error
         if isinstance(error, Fenced) and "id" in error.details:
-            self._held.pop((error.details["kind"], error.details["id"]), None)
-        if mutations is None or error is not None:
+            self._lose((error.details["kind"], error.details["id"]), error.details.get("token"))
+        if request is None or error is not None:
             return
-        given_back = {mutation[1:3] for mutation in mutations if mutation[0] in GIVING_BACK}
+        mutations, guards, _, _ = request
+        shown = {guard[1:3]: guard[3] for guard in guards if guard[0] == SHOWN}
         named = {mutation[1:3] for mutation in mutations if mutation[0] != CLAIM}
         claiming = {mutation[1] for mutation in mutations if mutation[0] == CLAIM}
-        for key in given_back:
-            self._held.pop(key, None)
+        for mutation in mutations:
+            if mutation[0] in GIVING_BACK:
+                self._lose(mutation[1:3], shown.get(mutation[1:3]))
         for result in reply.results:
             if result.kind in claiming and (result.kind, result.id) not in named:
-                self._held[result.kind, result.id] = result.version
+                self._hold((result.kind, result.id), result.version)

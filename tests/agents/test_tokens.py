@@ -8,16 +8,27 @@ import pytest
 
 from solewriter.agents.session import Pending
 from solewriter.agents.tokens import Tokens
+from solewriter.shared.errors import Fenced
 from solewriter.shared.mutations import Applied, Op, Reply, Result
 from solewriter.shared.request_ids import default_id
 
 SESSION = 7
 CLAIM: Any = ([(Op.CLAIM.value, "Task", "*", None, {"count": 1, "where": {}}, "", None)], [], None, None)
 COMPLETE: Any = ([(Op.COMPLETE.value, "Task", "t", None, {}, "", None)], [], None, None)
+RELEASE: Any = ([(Op.RELEASE.value, "Task", "t", None, None, "", None)], [], None, None)
+UPDATE: Any = ([(Op.UPDATE.value, "Task", "t", None, {"title": "x"}, "", None)], [], None, None)
 
 
 def reply(pending: Pending, version: int) -> Reply:
     return Reply((SESSION, pending.sequence), 9, (Result("Task", "t", version, 0),), None, lambda result: None)
+
+
+def ask(tokens: Tokens, sequence: int, request: Any) -> Pending:
+    """As a client sends it: with what is held of it."""
+    pending, shown = Pending(SESSION, sequence, None), (request[0], [*request[1]], *request[2:])
+    tokens.show(shown)
+    tokens.sent(pending, shown)
+    return pending
 
 
 @pytest.fixture
@@ -31,8 +42,7 @@ def test_a_claim_that_got_another_number_before_it_was_sent_is_held_all_the_same
     pending.sequence = 512  # another client had the session meanwhile
     tokens.told(pending, reply(pending, 3))
     assert tokens.holds("Task", "t") == 3
-    handing_in = Pending(SESSION, 513, None)
-    tokens.sent(handing_in, COMPLETE)
+    handing_in = ask(tokens, 513, COMPLETE)
     tokens.told(handing_in, reply(handing_in, 4))
     assert tokens.holds("Task", "t") is None
 
@@ -47,3 +57,26 @@ def test_so_it_is_where_its_answer_was_asked_for(tokens: Tokens) -> None:
     assert tokens.holds("Task", "t") is None
     tokens.resolved(Applied(reply(pending, 3)))
     assert tokens.holds("Task", "t") == 3
+
+
+def fenced(pending: Pending, **details: Any) -> Reply:
+    error = Fenced("an old one", kind="Task", id="t", **details)
+    return Reply((SESSION, pending.sequence), 9, (), error, lambda result: None)
+
+
+def test_what_is_told_late_of_an_old_claim_takes_no_newer_one_away(tokens: Tokens) -> None:
+    """Threads share a client: one that waits reads what another one is told, too, and may go on before it."""
+    first = ask(tokens, 1, CLAIM)
+    tokens.told(first, reply(first, 2))
+    giving_back = ask(tokens, 2, RELEASE)
+    late, unshown = ask(tokens, 3, UPDATE), Pending(SESSION, 4, None)
+    waiting = ask(tokens, 5, CLAIM)
+    tokens.told(waiting, reply(waiting, 4))
+    tokens.told(giving_back, reply(giving_back, 3))
+    assert tokens.holds("Task", "t") == 4
+    tokens.told(late, fenced(late, token=2))
+    tokens.told(unshown, fenced(unshown))
+    assert tokens.holds("Task", "t") == 4
+    displaced = ask(tokens, 6, UPDATE)
+    tokens.told(displaced, fenced(displaced, token=4))
+    assert tokens.holds("Task", "t") is None

@@ -416,6 +416,18 @@ def test_a_client_goes_on_while_a_claim_of_it_waits(client, other, wait_until):
     assert result().id == "a"
 
 
+def test_a_thread_that_gives_a_task_back_leaves_it_to_one_that_waits_in_the_same_client(client, wait_until):
+    client.create(task("a", max_retries=5))
+    mine = client.claim(Task)
+    result = in_thread(lambda: client.claim(Task, timeout_s=20))
+    wait_until(lambda: waiting_claims(client), 5, "the claim to be sent")
+    client.release(mine)
+    theirs = result()
+    assert client.holds(Task, "a") == theirs.claim > mine.claim
+    assert client.complete(theirs).status is TaskStatus.COMPLETED
+    assert client.holds(Task, "a") is None
+
+
 def test_who_waits_longest_is_served_first(engine, client, wait_until, limits):
     agents = [connect(engine.state, name=f"agent-{number}", limits=limits) for number in range(3)]
     results = []
