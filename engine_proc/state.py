@@ -153,11 +153,10 @@ class State:
             block, _ = kind.kind.cut(fields, key, version, time_us)
         return Stored(slot, version, address, padded(length), not deleted, payload, block)
 
-    def author(self, address: int) -> tuple[str, int]:
-        """Who made the record at an address, published or not, and its revision."""
+    def record_at(self, address: int) -> record.Record:
+        """The record at an address, published or not."""
         self._publisher.heap.flush()  # one of this turn is not copied there yet
-        found = record.unpack(*self._publisher.at(address))
-        return found.actor, found.revision
+        return record.unpack(*self._publisher.at(address))
 
     def counts(self) -> list[tuple[int, int]]:
         """(slots, entities alive) of each kind, as the root lists them."""

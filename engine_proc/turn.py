@@ -43,7 +43,7 @@ class Turn:
     def __init__(self, state: State, tail: int, now_us: int) -> None:
         self.named = state.named
         self._find = state.find
-        self.author = state.author
+        self.record_at = state.record_at
         self.kinds = state.kinds
         self.coordination = state.coordination
         self._leases = state.coordination.leases

@@ -67,7 +67,7 @@ class Kind:
         self._stamps_place = len(self.columns) - len(_OWN_CELLS)
         self._free_cells = {name: found for name, found in self._cell_of.items() if name not in _OWN_CELLS}
         self._free_names = frozenset(self._free_cells)
-        self._id_is_column = "id" in self._free_cells
+        self.id_is_column = "id" in self._free_cells
         self.block = struct.Struct("<" + "".join(column.code for column in self.columns))
         self._blank = bytes(self.block.size)
         self._defaults = {
@@ -216,7 +216,7 @@ class Kind:
 
     def cut(self, stored: Mapping[str, Any], key: str, version: int, now_us: int) -> tuple[bytes, Cells]:
         """The block of all cells, and the cells. Raises InvalidMutation for a value that has none."""
-        if self._id_is_column:
+        if self.id_is_column:
             stored = {**stored, "id": key}
         find = stored.get
         try:

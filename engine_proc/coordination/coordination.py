@@ -177,7 +177,7 @@ class Coordination:
         for count, key in enumerate([*kind.slots, *new], 1):
             stored = self.turn.find(kind, (kind.name, key))
             if stored is not None and stored.alive:
-                take(key, stored.slot, self._whole(kind, kind.kind.fields_of(kind.schema, stored.payload)))
+                take(key, stored.slot, self._whole(kind, key, kind.kind.fields_of(kind.schema, stored.payload)))
             if count % PIECE == 0:
                 yield
 
@@ -187,13 +187,15 @@ class Coordination:
         stored = self.turn.find(kind, (kind.name, key))
         if stored is None or not stored.alive:
             return None
-        return self._whole(kind, kind.kind.fields_of(kind.schema, stored.payload))
+        return self._whole(kind, key, kind.kind.fields_of(kind.schema, stored.payload))
 
-    def _whole(self, kind: KindState, fields: Mapping[str, Any]) -> Mapping[str, Any]:
-        """An entity's stored fields, and those defaults of its class that are not Task's."""
+    def _whole(self, kind: KindState, key: str, fields: Mapping[str, Any]) -> Mapping[str, Any]:
+        """An entity's stored fields, those defaults of its class that are not Task's, and its id if it is a column."""
         own = self._defaults.get(kind.code)
         if own is None:
             own = self._defaults[kind.code] = _own_defaults(kind)
+        if kind.kind is not None and kind.kind.id_is_column:
+            return {**own, **fields, "id": key}
         return {**own, **fields} if own else fields
 
     def _tally(self, kind: KindState, names: tuple[str, ...]) -> Tally:
@@ -231,7 +233,7 @@ class Coordination:
             stored = step.stored
             if stored is None:
                 continue
-            code, fields = step.state.code, self._whole(step.state, step.fields) if step.exists else None
+            code, fields = step.state.code, self._whole(step.state, step.key, step.fields) if step.exists else None
             for (kind, names), tally in self.tallies.items():
                 if kind == code and (fields is None or not step.touched or not set(names).isdisjoint(step.touched)):
                     tally.note(step.key, fields)

@@ -82,8 +82,8 @@ class Step:
         """Who made what is stored, and at which revision: what the loser of a race wants to know."""
         if self.before is None or not self.before.address:
             return {}
-        actor, revision = self.turn.author(self.before.address)
-        return {"actor": actor, "revision": revision}
+        found = self.turn.record_at(self.before.address)
+        return {"actor": found.actor, "revision": found.revision}
 
     def change(self, op: int, reason: str, changes: Mapping[str, Any]) -> None:
         """Replace some fields of an entity that exists, validated. Raises InvalidMutation."""

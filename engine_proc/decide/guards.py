@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from solewriter.engine_proc.decide.draft import Draft, Step, conflict, unknown
 from solewriter.engine_proc.decide.fencing import show
+from solewriter.shared.columns import from_us
 from solewriter.shared.errors import GuardFailed, InvalidMutation
 from solewriter.shared.mutations import Guard
-from solewriter.shared.registry import Kind
+from solewriter.shared.registry import IN_HEADER, Kind
 from solewriter.shared.where import demands
 from solewriter.shared.wireform import PlainGuard
 
@@ -40,7 +43,7 @@ def _check_fields(step: Step, expected: int | None, said: object) -> None:
     kind, key = step.kind.name, step.key
     if not step.exists:
         raise GuardFailed(f"{kind} {key!r} does not exist, and was required to", kind=kind, id=key, version=0)
-    broken = [demand.name for demand in demands(step.kind, said) if not demand.holds(step.field(demand.name))]
+    broken = [demand.name for demand in demands(step.kind, said) if not demand.holds(_stored(step, demand.name))]
     if broken and expected is not None:
         raise conflict(step, expected, f"{kind} {key!r}: {', '.join(broken)} changed since version {expected}")
     if broken:
@@ -48,6 +51,16 @@ def _check_fields(step: Step, expected: int | None, said: object) -> None:
             f"{kind} {key!r}: {', '.join(broken)} is not as it was required to be",
             kind=kind, id=key, version=step.version - 1, fields=broken, **step.newest,
         )  # fmt: skip
+
+
+def _stored(step: Step, name: str) -> Any:
+    """A field of an entity as it was before the request, what only its record says included."""
+    before = step.before
+    if name not in IN_HEADER or before is None:
+        return step.field(name)
+    if name == "id":
+        return step.key
+    return before.version if name == "version" else from_us(step.turn.record_at(before.address).time_us)
 
 
 def _check_none(draft: Draft, kind_name: str, said: object) -> None:

@@ -28,6 +28,7 @@ from solewriter import (
     PutIn,
     Range,
     Remove,
+    RequireFields,
     Task,
     TaskPriority,
     TaskStatus,
@@ -178,6 +179,9 @@ def test_an_update_on_a_condition_compares_fields_and_no_version(client):
         ({"anything": 1}, True),
         ({"anything": True}, False),
         ({"version": 1}, False),
+        ({"version": 2}, True),
+        ({"version": Range(gt=1), "count": 3}, True),
+        ({"id": "another one"}, False),
         ({"count": []}, False),
         ({}, True),
     ],
@@ -191,6 +195,22 @@ def test_what_a_condition_asks(client, where, holds):
     else:
         with pytest.raises(GuardFailed):
             client.update(board, where=where, level="y")
+
+
+def test_a_condition_asks_what_only_the_record_says_too(client):
+    first = client.create(Task(title="x"))
+    second = client.update(first, where={"id": first.id, "updated_at": first.updated_at, "version": 1}, title="y")
+    for where in ({"id": "y"}, {"updated_at": first.updated_at}, {"version": Range(lt=2)}):
+        with pytest.raises(GuardFailed) as refused:
+            client.update(second, where=where, title="z")
+        assert refused.value.fields == list(where)
+    third = client.update(second, where={"updated_at": Range(gt=first.updated_at)}, source="here")
+    both = client.submit(
+        Update(third, {"title": "both"}),
+        Update(third, {"source": "there"}),
+        guards=[RequireFields(third, {"version": 3, "updated_at": third.updated_at})],
+    )
+    assert both.applied
 
 
 @pytest.mark.parametrize("where", [{"nothing": 1}, {"count": "three"}, {"notes": Range(ge={"a": 1})}])
