@@ -83,7 +83,7 @@ class Ready:
         self._views: OrderedDict[tuple[str, ...], _View] = OrderedDict()
         self._ready: dict[str, Candidate] = {}
         self._count = count()
-        self._aside: dict[str, list[Candidate]] = {}  # by project
+        self._aside: dict[str, dict[str, Candidate]] = {}  # by project and key, those that are ready
         self.came = next(_boards) << 40  # grows when something becomes ready: then whoever waits looks again
 
     def __len__(self) -> int:
@@ -104,13 +104,18 @@ class Ready:
     def remove(self, candidate: Candidate) -> None:
         candidate.ready = False
         self._ready.pop(candidate.key, None)
+        if candidate.aside:
+            candidate.aside = False
+            kept = self._aside[candidate.project]
+            del kept[candidate.key]
+            if not kept:
+                del self._aside[candidate.project]
 
     def resume(self, project: str) -> None:
         """What came up while this project kept it back is there again."""
-        for candidate in self._aside.pop(project, ()):
+        for candidate in self._aside.pop(project, {}).values():
             candidate.aside = False
-            if candidate.ready and candidate.live:
-                self._push(candidate)
+            self._push(candidate)
 
     def has(self, names: tuple[str, ...]) -> bool:
         """Whether there is a view by these columns, in their order."""
@@ -181,6 +186,6 @@ class Ready:
             return False
         if kept(candidate.project):
             candidate.aside = True
-            self._aside.setdefault(candidate.project, []).append(candidate)
+            self._aside.setdefault(candidate.project, {})[candidate.key] = candidate
             return False
         return True

@@ -172,6 +172,26 @@ def test_views_that_nobody_asks_do_not_grow_with_what_comes_and_goes():
     assert offered(board, wanted({"project": "p"}), "") == ["t"], "it is made again"
 
 
+def test_what_a_project_keeps_back_does_not_grow_with_its_changes():
+    board = Board(KIND, KIND.schema.defaults, dict[str, Any]().get)
+    made = datetime.datetime(2030, 1, 1, tzinfo=datetime.UTC)
+    task = {"project": "p", "created_at": made, "dependencies": ["d"]}
+    for number in range(100):
+        board.note("d", 1, {"status": ("created", "completed")[number % 2]})
+        board.note("t", 0, {**task, "priority": ("low", "high")[number % 2]})
+        assert offered(board, wanted({"project": "p"}), "p") == []
+    assert [[*kept] for kept in board.ready._aside.values()] == [["t"]]
+    board.note("d", 1, None)
+    assert not board.ready._aside, "it is not ready"
+    board.note("d", 1, {"status": "completed"})
+    assert offered(board, wanted({"project": "p"}), "p") == []
+    board.ready.resume("p")
+    assert offered(board, wanted({"project": "p"}), "") == ["t"]
+    assert offered(board, wanted({"project": "p"}), "p") == []
+    board.note("t", 0, None)
+    assert not board.ready._aside
+
+
 @given(CHANGES)
 def test_a_tally_counts_what_is_there(changes):
     tasks: dict[str, dict[str, Any]] = {}
