@@ -18,9 +18,10 @@ from solewriter.engine_proc.coordination.projects import Projects
 from solewriter.engine_proc.coordination.tally import Tally
 from solewriter.engine_proc.kinds import KindState
 from solewriter.shared.config import VIEWS_MAX, Limits
-from solewriter.shared.models import Entity, Project, Task
+from solewriter.shared.models import Project, Task
 from solewriter.shared.mutations import Guard, Op
 from solewriter.shared.readiness import DEPENDS, ENDING
+from solewriter.shared.registry import Kind
 from solewriter.shared.schema import encode, plain
 from solewriter.shared.wireform import PlainRequest
 
@@ -79,7 +80,7 @@ class Coordination:
 
     def _fields_heeded(self, kind: KindState) -> frozenset[str]:
         names = {name for code, columns in self.tallies for name in columns if code == kind.code}
-        if kind.kind is not None and issubclass(kind.kind.model, Project):
+        if kind.kind is not None and _is_of_projects(kind.kind):
             names |= OF_PROJECTS
         if kind.kind is not None and kind.kind.claimable:
             board = self.boards.get(kind.code)
@@ -243,7 +244,7 @@ class Coordination:
             if self._projects is not None:
                 if step.kind.claimable and (fields is None or not COSTS.isdisjoint(step.touched)):
                     self._projects.note_cost((code, step.key), fields)
-                elif issubclass(step.kind.model, Project):
+                elif _is_of_projects(step.kind):
                     self._projects.note(step.key, fields)
 
     def dropped(self) -> None:
@@ -270,19 +271,21 @@ class Coordination:
         return self._projects
 
     def _each_cost(self, projects: Projects) -> Iterator[None]:
-        for kind, model in self._models():
-            if issubclass(model, Project):
-                yield from self._each(kind, lambda key, _, fields: projects.note(key, fields))
-            elif issubclass(model, Task):
-                yield from self._each(kind, partial(_note_cost, projects, kind.code))
-
-    def _models(self) -> list[tuple[KindState, type[Entity]]]:
         assert self.turn is not None
-        return [(kind, kind.kind.model) for kind in self.turn.kinds if kind.kind is not None]
+        for kind in list(self.turn.kinds):
+            if kind.kind is not None and _is_of_projects(kind.kind):
+                yield from self._each(kind, lambda key, _, fields: projects.note(key, fields))
+            elif kind.kind is not None and kind.kind.claimable:
+                yield from self._each(kind, partial(_note_cost, projects, kind.code))
 
     def _resume(self, project: str) -> None:
         for board in self.boards.values():
             board.ready.resume(project)
+
+
+def _is_of_projects(kind: Kind) -> bool:
+    """Whether its entities are what tasks name as their project. A subclass is a kind of its own, with its own ids."""
+    return kind.name == Project.kind_name and issubclass(kind.model, Project)
 
 
 def _own_defaults(kind: KindState) -> Mapping[str, Any]:

@@ -856,6 +856,35 @@ def test_a_guard_on_emptiness_sees_what_the_same_turn_did(client):
         tx.require_none(Project, {"owner": "ann"})
 
 
+class Team(Project):
+    """What subclasses Project is no project of tasks."""
+
+
+def test_only_a_project_itself_keeps_its_tasks_back(state, start_engine):
+    start_engine(state, models=[Team])
+    with connect(state, name="tester") as client:
+        for id in ("t", "p", "poor"):
+            client.create(Team(id=id, name=id, budget_limit=0.0))
+        client.transition(Team.ref("t"), ProjectStatus.PAUSED)
+        client.create(Project(id="p", name="p"))
+        client.transition(Project.ref("p"), ProjectStatus.PAUSED)
+        make(client, task("a", project="t"), task("b", project="p"), task("c", project="poor"))
+        for first in ("a", "c"):
+            with client.reader.snapshot() as snap:
+                assert why_not_ready(snap, snap[Task, first]) == []
+            assert client.claim(Task).id == first
+        assert client.claim(Task) is None
+        client.update(Team.ref("p"), owner="somebody")
+        client.delete(Team.ref("p"))
+        assert client.claim(Task) is None, "the project is still paused"
+        client.create(Project(id="poor", name="poor", budget_limit=0.0))
+        client.release(Task.ref("c"))
+        client.update(Team.ref("poor"), budget_limit=5.0)
+        assert client.claim(Task) is None, "nor has it a budget"
+        client.transition(Project.ref("p"), ProjectStatus.ACTIVE)
+        assert client.claim(Task).id == "b"
+
+
 class Page(Entity, columns=("id", "owner")):
     owner: str = ""
 
