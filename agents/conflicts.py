@@ -25,7 +25,7 @@ from solewriter.shared.mutations import (
     Unchanged,
     Update,
 )
-from solewriter.shared.schema import plain
+from solewriter.shared.schema import encode, is_same, plain
 from solewriter.shared.where import Where
 
 M = TypeVar("M", Update, Transition, Alter, Cancel, Delete)
@@ -100,10 +100,12 @@ def _wanted(mutation: Mutation, current: Entity) -> Mapping[str, Any]:
 def _same(current: Entity, name: str, value: Any) -> bool:
     try:
         held = getattr(current, name)
-        return bool(held == value or plain(held) == plain(value))
-    except (AttributeError, TypeError, NotImplementedError):
+        if {type(held), type(value)} == {int, float}:  # given one for the other, it becomes what the field is
+            return bool(held == value)
+        return is_same(held, value) or bool(encode(plain(held)) == encode(plain(value)))
+    except (AttributeError, TypeError, NotImplementedError, OverflowError, UnicodeEncodeError):
         return False
 
 
 def _differs(seen: Entity, current: Entity, name: str) -> bool:
-    return bool(getattr(seen, name, None) != getattr(current, name, None))
+    return not is_same(getattr(seen, name, None), getattr(current, name, None))

@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 from solewriter.shared.errors import InvalidMutation, NotFound, VersionConflict
 from solewriter.shared.models import Entity
 from solewriter.shared.mutations import Mutation, Transition, Update
+from solewriter.shared.schema import is_same
 
 E = TypeVar("E", bound=Entity)
 
@@ -32,7 +33,7 @@ def difference(before: E, after: E | Mapping[str, Any] | None, reason: str) -> M
         wanted = after
     else:
         raise TypeError(f"an update function returns the entity, the changed fields, or None, not {after!r}")
-    changes = {name: value for name, value in wanted.items() if getattr(before, name, _ABSENT) != value}
+    changes = {name: value for name, value in wanted.items() if not is_same(getattr(before, name, _ABSENT), value)}
     if not changes:
         return None
     lifecycle = before.lifecycle

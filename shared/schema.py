@@ -39,6 +39,16 @@ def plain(value: Any) -> Any:
     return msgspec.to_builtins(value, builtin_types=(bytes,), enc_hook=_plain_parts, order="deterministic")
 
 
+def is_same(held: Any, value: Any) -> bool:
+    """Whether both are stored alike, as far as can be seen: what is equal to Python may not be, such as 1 and True."""
+    if held is value:
+        return True
+    try:
+        return bool(held == value) and bool(encode(held) == encode(value))
+    except (NotImplementedError, TypeError, OverflowError, UnicodeEncodeError):  # only its field knows what it becomes
+        return False
+
+
 class Schema(msgspec.Struct, frozen=True):
     """One state of a model, as the journal and readers know it: what its records' payloads and column blocks mean."""
 

@@ -305,6 +305,20 @@ def test_a_conflict_says_what_it_comes_to(client, engine):
     assert verdict(lambda: client.transition(seen, "cancelled"))[0] is Verdict.YOURS
 
 
+def test_a_verdict_sees_a_difference_that_is_none_to_python(client):
+    seen = client.create(Board(anything=1))
+    client.update(seen, anything=True, ratio=2)
+    for wanted, verdict in (
+        ({"anything": True, "ratio": 2}, Verdict.YOURS),
+        ({"anything": 1}, Verdict.LOST),
+        ({"anything": "1"}, Verdict.LOST),
+        ({"count": 1}, Verdict.MERGEABLE),
+    ):
+        with pytest.raises(VersionConflict) as caught:
+            client.update(seen, wanted)
+        assert caught.value.verdict is verdict, wanted
+
+
 def test_the_loser_of_a_race_within_one_turn_is_told_the_winner(client):
     task = client.create(Task(title="x"))
     changes = [Update(task, {"title": str(number)}) for number in range(8)]

@@ -229,6 +229,16 @@ def test_apply_takes_changed_fields_a_lifecycle_step_or_nothing(client):
     assert (taken.status, taken.assigned_to, taken.version) == (TaskStatus.ASSIGNED, "me", 3)
 
 
+def test_apply_sees_a_change_that_is_none_to_python(client):
+    client.create(Task(title="x", id="t", result=1, metadata={"flag": 1}))
+    assert client.apply(Task.ref("t"), lambda task: {"result": True}).result is True
+    assert client.apply(Task.ref("t"), lambda task: {"metadata": {"flag": True}}).metadata["flag"] is True
+    changed = client.apply(Task.ref("t"), lambda task: task.model_copy(update={"result": 1.0}))
+    assert (type(changed.result), changed.version) == (float, 4)
+    again = client.apply(Task.ref("t"), lambda task: {"result": 1.0, "metadata": {"flag": True}, "status": "created"})
+    assert again.version == 4
+
+
 def test_apply_says_what_it_cannot_do(client):
     with pytest.raises(NotFound):
         client.apply(Task.ref("none"), lambda task: None)
