@@ -211,8 +211,11 @@ def _records_of(reader: Looking, now: Held, code: int, id: str) -> Iterator[reco
     key = id.encode("utf-8", "surrogatepass")
     folder = reader.folder.path
     begin = oldest_entry(folder)
-    if begin and (oldest := opened(folder, begin).record_of(code, id)) is not None:
-        yield oldest
+    if begin:
+        with opened(folder, begin) as checkpoint:
+            oldest = checkpoint.record_of(code, id)
+        if oldest is not None:
+            yield oldest
     for entry in entries_between(folder, begin + 1, now.root.entry):
         for body in entry.records():
             if record.kind_at(body, 0) == code and record.key_at(body, 0) == key:

@@ -5,10 +5,24 @@ from __future__ import annotations
 import os
 import random
 import signal
+from pathlib import Path
 
 import pytest
 
-from solewriter import Compacted, Create, Delete, InvalidQuery, Limits, Project, Task, Update, connect, open_reader
+from solewriter import (
+    Compacted,
+    Create,
+    Delete,
+    InvalidQuery,
+    Limits,
+    Project,
+    Put,
+    Task,
+    Update,
+    connect,
+    open_reader,
+)
+from solewriter.shared.chain import first_of, journal_files
 from solewriter.shared.config import KIB
 
 SMALL = Limits(
@@ -207,6 +221,43 @@ def test_the_history_of_what_was_forgotten_is_in_the_journal(state, start_engine
         assert told == [("delete", 3, "over"), ("update", 2, ""), ("create", 1, "made")]
         client.create(Task(title="z", id="gone"))
         assert [change.version for change in reader.history(Task, "gone")] == [4, 3, 2, 1]
+
+
+TRIMMED = Limits(
+    heap_segment_bytes_first=64 * KIB, heap_segment_bytes_max=64 * KIB, journal_file_bytes=64 * KIB,
+    checkpoint_after_bytes=64 * KIB, recent_bytes=8 * KIB, history_bytes=0, heartbeat_s=0.05,
+)  # fmt: skip
+
+
+def until_trimmed(client, state, wait_until, what, times=1):
+    """Changes of something else, until the journal begins with another checkpoint, so many times."""
+    for _ in range(times):
+        first = first_of(journal_files(state)[0])
+
+        def work(first=first) -> bool:
+            fill(client, what, 20)
+            return first_of(journal_files(state)[0]) > first
+
+        wait_until(work, 60, "something is trimmed")
+
+
+def fill(client, id, times, size=5_000):
+    for reply in client.submit_many(
+        Put(Task(title="x" * 100 + str(n), id=id, description="d" * size)) for n in range(times)
+    ):
+        reply.check()
+
+
+def test_looking_back_leaves_nothing_open(state, start_engine, wait_until):
+    start_engine(state, limits=TRIMMED)
+    with connect(state) as client, open_reader(state) as reader:
+        client.create(Task(title="x", id="a"))
+        client.update(Task.ref("a"), title="y")
+        until_trimmed(client, state, wait_until, "other")
+        with pytest.raises(Compacted):
+            list(reader.history(Task, "a"))
+        files = [file.resolve().name for file in Path("/proc/self/fd").iterdir()]
+        assert [name for name in files if name.startswith(("checkpoint-", "journal-"))] == []
 
 
 # --- a watch that looks back ------------------------------------------------------------------------------------------
