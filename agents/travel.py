@@ -155,7 +155,7 @@ def history(reader: Looking, kind: Model, id: str) -> Iterator[Change]:
     version = last.record.version if last is not None else None
     older: list[Published] = []
     missing = None
-    if version != 1 and now.root.oldest:  # 0: memory holds everything that ever was
+    if version != 1 and _lacks_some(now):
         try:
             older, missing = _in_journal(reader, now, code, id, last.record if last is not None else None)
         except Compacted as error:
@@ -166,6 +166,13 @@ def history(reader: Looking, kind: Model, id: str) -> Iterator[Change]:
         yield Change(reader, one, name, kind)
     if missing is not None:
         raise compacted(0, now, missing)
+
+
+def _lacks_some(now: Held) -> bool:
+    """Whether memory may lack some of what ever was: keys are forgotten before their records go. Asked after the look,
+    because more of them may have been meanwhile.
+    """
+    return now.root.oldest > 0 or (isinstance(now, Pin) and now.view.root.forgotten > 0)
 
 
 def _in_memory(now: Held, code: int, id: str) -> Iterator[Published]:

@@ -223,6 +223,25 @@ def test_the_history_of_what_was_forgotten_is_in_the_journal(state, start_engine
         assert [change.version for change in reader.history(Task, "gone")] == [4, 3, 2, 1]
 
 
+def test_what_was_forgotten_before_its_records_went_is_in_the_journal_too(state, start_engine):
+    start_engine(state, limits=Limits(heap_segment_bytes_first=1024 * KIB))
+    with connect(state) as client, open_reader(state) as reader:
+        task = client.create(Task(title="x", id="gone"))
+        client.delete(client.update(task, title="y"))
+        client.create(Task(title="x", id="other"))
+        for number in range(1_000):
+            client.update(Task.ref("other"), description="d" * 20_000 + str(number))
+            if reader.view().root.forgotten:
+                break
+        assert reader.snapshot().pin.root.oldest == 0, "the first segment is still being emptied"
+        assert [change.version for change in reader.history(Task, "gone")] == [3, 2, 1]
+        assert [change.version for change in reader.history(Task, "never")] == []
+        client.create(Task(title="z", id="gone"))
+        changes = list(reader.history(Task, "gone"))
+        told = [(change.version, change.mutation, change.old and change.old.title) for change in changes]
+        assert told == [(4, "create", None), (3, "delete", "y"), (2, "update", "x"), (1, "create", None)]
+
+
 TRIMMED = Limits(
     heap_segment_bytes_first=64 * KIB, heap_segment_bytes_max=64 * KIB, journal_file_bytes=64 * KIB,
     checkpoint_after_bytes=64 * KIB, recent_bytes=8 * KIB, history_bytes=0, heartbeat_s=0.05,
