@@ -22,6 +22,7 @@ class Published(NamedTuple):
     address: int  # 0 for one that was read from the journal
     record: Record
     earlier: Record | None = None  # of its entity, the one before it, where that was read from the journal
+    is_cut: bool = False  # the journal's oldest one: none before it is known, and there may have been one
 
     def before(self) -> Record | None:
         """The record that this one took the place of. Raises FileNotFoundError, SnapshotExpired where it is gone."""
@@ -84,7 +85,7 @@ class Change:
 
     @property
     def new(self) -> Any:
-        pin, address, found, _ = self._published
+        pin, address, found, *_ = self._published
         if address:
             try:
                 return self._reader.decoder.decoded(pin, address, self._model)
@@ -94,14 +95,21 @@ class Change:
 
     @property
     def old(self) -> Any:
-        pin, address, found, earlier = self._published
-        if address and earlier is None:
+        pin, address, found, earlier, is_cut = self._published
+        if earlier is None and (address or is_cut) and not _is_first(pin, found):
             try:
-                before = pin.previous(address)
-                return self._reader.decoder.decoded(pin, before, self._model) if before else None
+                if address and (before := pin.previous(address)):
+                    return self._reader.decoder.decoded(pin, before, self._model)
             except (FileNotFoundError, SnapshotExpired):
-                earlier = self._reader.journaled(pin, found.kind, found.key, found.version - 1)
+                is_cut = True
+            if is_cut or found.revision < pin.root.oldest:  # a start puts records back without those before them
+                earlier = self._reader.before(pin, found)
         return self._reader.decoder.of_record(pin.catalog, earlier, self._model)
 
     def __repr__(self) -> str:
         return f"<Change {self.mutation} of {self.kind} {self.id!r} to version {self.version} at {self.revision}>"
+
+
+def _is_first(pin: Held, found: Record) -> bool:
+    """Whether a record says itself that there was no entity before it: then it has no cells of one."""
+    return found.version == 1 or (not found.old_cells and bool(pin.catalog.schemas[found.schema].columns))

@@ -95,11 +95,11 @@ class Looking(ABC):
 
         return travel.history(self, kind, id)
 
-    def journaled(self, pin: Held, kind: int, key: str, version: int) -> record.Record:
-        """One version of an entity, from the journal. Raises Compacted."""
+    def before(self, pin: Held, found: record.Record) -> record.Record | None:
+        """The record of the same entity before this one, from the journal; None if there was none. Raises Compacted."""
         from solewriter.agents import travel
 
-        return travel.journaled(self, pin, kind, key, version)
+        return travel.before(self, pin, found)
 
     def __enter__(self) -> Self:
         return self

@@ -7,6 +7,7 @@ was there when its oldest segment left it, and everything since (`root.whole`).
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any, NamedTuple
 
 from solewriter.agents.change import Change, Published
@@ -192,37 +193,53 @@ def _in_journal(
     """Those before the last one that memory holds, or all, the newest first; and whether there may have been others
     before. Raises Compacted.
     """
+    folder = reader.folder.path
+    begin = oldest_entry(folder)
     older: list[Published] = []
-    for found in _records_of(reader, now, code, id):
-        if last is None or found.version < last.version:
+    if (kept := _in_checkpoint(folder, begin, code, id)) is not None and _is_before(kept, last):
+        older.append(Published(now, 0, kept, is_cut=True))
+    for found in _behind(folder, begin, now, code, id):
+        if _is_before(found, last):
             older.append(Published(now, 0, found, older[-1].record if older else None))
     missing = None
     first = older[0].record if older else last
-    if first is not None and first.version > 1 and oldest_entry(reader.folder.path):
+    if first is not None and first.version > 1 and begin:
         missing = Compacted(f"its history begins with version {first.version}", oldest=first.revision)
     return older[::-1], missing
 
 
-def journaled(reader: Looking, now: Held, code: int, id: str, version: int) -> record.Record:
-    """One version of an entity, from the journal. Raises Compacted."""
+def _is_before(found: record.Record, last: record.Record | None) -> bool:
+    return last is None or found.version < last.version
+
+
+def before(reader: Looking, now: Held, this: record.Record) -> record.Record | None:
+    """The record of the same entity before this one, from the journal; None if there was none. Raises Compacted."""
+    folder, code, id = reader.folder.path, this.kind, this.key
     try:
-        for found in _records_of(reader, now, code, id):
-            if found.version == version:
-                return found
+        begin = oldest_entry(folder)
+        earlier = _in_checkpoint(folder, begin, code, id)
+        if earlier is None or _is_before(earlier, this):
+            for found in _behind(folder, begin, now, code, id):
+                if not _is_before(found, this):
+                    return earlier
+                earlier = found
     except Compacted as error:
         raise compacted(0, now, error) from None
-    raise Compacted(f"version {version} of {id!r} is not available any more", oldest=now.root.whole)
+    gone = f"what was before version {this.version} of {id!r} is not available any more"
+    raise Compacted(gone, oldest=now.root.whole)
 
 
-def _records_of(reader: Looking, now: Held, code: int, id: str) -> Iterator[record.Record]:
+def _in_checkpoint(folder: Path, begin: int, code: int, id: str) -> record.Record | None:
+    """The record of an entity in the checkpoint with which what is kept begins, if it begins with one."""
+    if not begin:
+        return None
+    with opened(folder, begin) as checkpoint:
+        return checkpoint.record_of(code, id)
+
+
+def _behind(folder: Path, begin: int, now: Held, code: int, id: str) -> Iterator[record.Record]:
+    """Those in the journal's entries behind it, the oldest first."""
     key = id.encode("utf-8", "surrogatepass")
-    folder = reader.folder.path
-    begin = oldest_entry(folder)
-    if begin:
-        with opened(folder, begin) as checkpoint:
-            oldest = checkpoint.record_of(code, id)
-        if oldest is not None:
-            yield oldest
     for entry in entries_between(folder, begin + 1, now.root.entry):
         for body in entry.records():
             if record.kind_at(body, 0) == code and record.key_at(body, 0) == key:

@@ -13,6 +13,7 @@ from solewriter import (
     Compacted,
     Create,
     Delete,
+    Entity,
     InvalidQuery,
     Limits,
     Project,
@@ -240,6 +241,63 @@ def test_what_was_forgotten_before_its_records_went_is_in_the_journal_too(state,
         changes = list(reader.history(Task, "gone"))
         told = [(change.version, change.mutation, change.old and change.old.title) for change in changes]
         assert told == [(4, "create", None), (3, "delete", "y"), (2, "update", "x"), (1, "create", None)]
+
+
+def test_what_was_before_is_found_or_known_to_be_none_or_gone(state, start_engine, wait_until):
+    """Whether memory has it, or the journal, or neither any more: beside the engine, after its next start, offline."""
+
+    def told(reader, id, model=Task):
+        """(version, title before) of its changes, "gone" where that is not known any more."""
+        found = []
+        try:
+            for change in reader.history(model, id):
+                try:
+                    found.append((change.version, change.old and change.old.title))
+                except Compacted:
+                    found.append((change.version, "gone"))
+        except Compacted:
+            found.append("gone")
+        return found
+
+    engine = start_engine(state, models=[Bare], limits=TRIMMED)
+    with connect(state) as client, open_reader(state) as reader:
+        for id in ("a", "b", "again"):
+            client.create(Task(title="1", id=id))
+        client.create(Bare(title="1", id="bare"))
+        for title in "2345":
+            client.update(Task.ref("a"), title=title)
+        client.delete(Task.ref("again"))
+        until_trimmed(client, state, wait_until, "other", times=2)
+        assert reader.snapshot().pin.find(reader.snapshot().pin.catalog.kind_code("Task"), "again") == 0
+        client.create(Task(title="3", id="again"))
+        until_trimmed(client, state, wait_until, "other", times=2)
+    engine.stop()
+    engine = start_engine(state, models=[Bare])  # which makes no checkpoint so soon
+    with connect(state) as client, open_reader(state) as reader:
+        client.update(Task.ref("a"), title="6")
+        client.update(Bare.ref("bare"), title="2")
+        client.create(Task(title="1", id="new"))
+        expected = {
+            "a": [(6, "5"), (5, "gone"), "gone"],
+            "b": [(1, None)],
+            "again": [(3, None), "gone"],
+            "new": [(1, None)],
+        }
+        for start in range(2):
+            if start:
+                os.kill(engine.pid, signal.SIGKILL)
+                wait_until(lambda: engine.restarts, 20, "a restart")
+            assert {id: told(reader, id) for id in expected} == expected
+            assert told(reader, "bare", Bare) == [(2, "1"), (1, None)]
+            with open_reader(state, offline=True) as folder:
+                assert {id: told(folder, id) for id in expected} == expected
+                assert told(folder, "bare", Bare) == [(2, "1"), (1, None)]
+
+
+class Bare(Entity):
+    """It has no columns, so no record of it says whether there was one before it."""
+
+    title: str = ""
 
 
 TRIMMED = Limits(
