@@ -94,8 +94,11 @@ class Watch:
         while not self._waiting:
             if self._looking is None:
                 self._looking = asyncio.get_running_loop().run_in_executor(None, self._wait)
-            going_on = await asyncio.shield(self._looking)
-            self._looking = None
+            try:
+                going_on = await asyncio.shield(self._looking)
+            finally:  # one that failed is over as well
+                if self._looking.done():
+                    self._looking = None
             if not going_on:
                 raise StopAsyncIteration
         return self._waiting.popleft()

@@ -13,6 +13,7 @@ import uvloop
 from solewriter import (
     Compacted,
     Create,
+    EngineUnavailable,
     Entity,
     InvalidQuery,
     Limits,
@@ -145,6 +146,25 @@ def test_a_look_whose_caller_was_cancelled_is_gone_on_with(engine, client):
                         await anext(watch)
             assert sum(thread.name.startswith("asyncio") for thread in threading.enumerate()) == 1
             client.create(Task(title="x", id="t"))
+            assert (await anext(watch)).id == "t"
+
+    asyncio.run(follow())
+
+
+def test_a_look_that_failed_is_followed_by_another_one(state, start_engine):
+    """With `async for` as with `for`: by the next engine, the watch goes on."""
+    impatient = Limits(connect_timeout_s=0.1, wait_backstop_s=0.05)
+
+    async def follow() -> None:
+        engine = start_engine(state)
+        with open_reader(state, limits=impatient) as reader:
+            watch = reader.watch(since=0, timeout_s=60)
+            engine.stop()
+            with pytest.raises(EngineUnavailable):
+                await anext(watch)
+            start_engine(state)
+            with connect(state) as client:
+                client.create(Task(title="x", id="t"))
             assert (await anext(watch)).id == "t"
 
     asyncio.run(follow())
