@@ -43,6 +43,8 @@ def cancel(draft: Draft, mutation: PlainMutation) -> Step:
     step.require(expect)
     state = step.field(lifecycle.field)
     if what == TREE:
+        if not step.kind.claimable:
+            raise InvalidMutation(f"{kind_name} is no kind of task", fields={"kind": "is no kind of task"})
         cancel_tree(draft, step, reason)
     if lifecycle.cancelled is None:
         raise InvalidMutation(f"{kind_name} has no cancelled state", fields={lifecycle.field: "has no cancelled state"})

@@ -364,6 +364,17 @@ def test_what_nobody_heeds_goes_the_short_way_and_nothing_else_does(scene, monke
     assert [plain[0][0][4] for plain in short] == [{"description": "x"}, {"owner": "x"}]
 
 
+def test_of_what_is_no_task_there_is_no_tree_whatever_is_asked(scene):
+    agent = Agent(scene, "agent")
+    agent.asks((Op.CREATE.value, "Project", "p", None, {"name": "p"}, "", None))
+    tree = agent.asks((Op.CANCEL.value, "Project", "p", None, None, "", "tree"))
+    made = agent.asks((Op.CREATE.value, "Project", "q", None, {"name": "q"}, "", None))
+    scene.turn()
+    heard = agent.hears()
+    assert (heard[tree], heard[made]) == ((Status.REFUSED, []), (Status.APPLIED, ["q"]))
+    assert not scene.engine.writer.state.coordination.boards
+
+
 def held(scene: Scene) -> list[tuple[str, int]]:
     return [(lease.key, lease.token) for lease in scene.engine.writer.state.coordination.leases.all()]
 
