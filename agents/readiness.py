@@ -116,7 +116,15 @@ def budget_of(snap: Snapshot, project: Project | str, *kinds: type[Task]) -> Bud
     found = snap.get(Project, project) if isinstance(project, str) else project
     name = project if isinstance(project, str) else project.id
     costs = [cost for kind in kinds or _kinds_of_tasks(snap) for cost in _costs(snap, kind, name)]
-    return Budget(None if found is None else found.budget_limit, math.fsum(costs))
+    return Budget(None if found is None else found.budget_limit, _sum(costs))
+
+
+def _sum(costs: list[float]) -> float:
+    """Exact; without an end, where it is more than a float can say."""
+    try:
+        return math.fsum(costs)
+    except OverflowError:
+        return math.inf
 
 
 def _kinds_of_tasks(snap: Snapshot) -> Iterator[type[Task] | str]:

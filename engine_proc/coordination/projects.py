@@ -59,4 +59,8 @@ class Projects:
 
 
 def millionths(amount: float) -> int:
-    return round(amount * MILLION)
+    """Of any finite amount: one that has more of them than a float can say is whole, and counted as that."""
+    try:
+        return round(amount * MILLION)
+    except OverflowError:
+        return int(amount) * MILLION

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import datetime
+import math
 import multiprocessing
 import os
 import signal
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -796,6 +798,27 @@ def test_a_budget_that_only_warns_and_costs_that_are_taken_back(client):
     with client.reader.snapshot() as snap:
         assert budget_of(snap, "p").spent == 0
         assert budget_of(snap, "q").limit is None
+
+
+def test_a_budget_and_costs_may_be_any_finite_numbers(client, engine):
+    client.create(Project(id="p", name="p", budget_limit=sys.float_info.max))
+    make(client, *(task(id, project="p", cost=cost) for id, cost in {"a": 1e303, "b": 0.5, "c": 1.0}.items()))
+    assert client.claim(Task).id == "a"
+    client.update(Task.ref("a"), cost=sys.float_info.max)
+    assert client.claim(Task) is None, "all of it is spent"
+    with client.reader.snapshot() as snap:
+        assert budget_of(snap, "p").over
+    client.update(Task.ref("b"), cost=sys.float_info.max)
+    client.update(Task.ref("a"), cost=1e303)
+    client.update(Task.ref("b"), cost=0.25)
+    assert client.claim(Task).id == "b", "to the last millionth"
+    client.update(Project.ref("p"), budget_limit=1e303)
+    client.alter(Task.ref("b"), cost=Increment(1e308))
+    client.update(Task.ref("a"), cost=1e308)
+    with client.reader.snapshot() as snap:
+        assert budget_of(snap, "p").spent == math.inf
+        assert [reason.obstacle for reason in why_not_ready(snap, snap[Task, "c"])] == [Obstacle.BUDGET]
+    assert engine.restarts == 0
 
 
 class Mend(Task):
