@@ -16,6 +16,7 @@ CLAIMABLE = frozenset({"created", "interrupted", "failed"})  # nobody works at t
 HELD = frozenset({"assigned", "in_progress", "in_review", "auth_required"})  # somebody does: a claim lasts so long
 FINISHED = frozenset({"completed", "cancelled", "rejected"})
 RANK = {priority.value: rank for rank, priority in enumerate(TaskPriority)}  # critical first
+LAST = len(RANK)  # of priorities that only a class of tasks of somebody's own has
 DEPENDS = frozenset({"dependencies", "on_dependency_failure"})  # fields that decide what a task waits for
 ENDING = frozenset({"status", "attempts", "max_retries"})  # fields that decide whether it has ended
 

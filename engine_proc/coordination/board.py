@@ -17,7 +17,7 @@ from solewriter.engine_proc.coordination.ready import Candidate, Ready
 from solewriter.shared.columns import to_us
 from solewriter.shared.config import STALE_MAX
 from solewriter.shared.models import DependencyPolicy
-from solewriter.shared.readiness import CLAIMABLE, RANK, Dependency, attempts_left, is_met, state_of
+from solewriter.shared.readiness import CLAIMABLE, LAST, RANK, Dependency, attempts_left, is_met, state_of
 from solewriter.shared.registry import Kind
 from solewriter.shared.where import single
 
@@ -91,7 +91,7 @@ class Board:
     def _add(self, key: str, slot: int, fields: Fields) -> None:
         if "status" in fields and not attempts_left(self._field(fields)):
             return
-        order = RANK[fields.get("priority", self._priority)], _us(fields.get("created_at")), slot
+        order = RANK.get(fields.get("priority", self._priority), LAST), _us(fields.get("created_at")), slot
         values = {name: single(fields[name]) for name in self.columns if name in fields}
         policy = fields.get("on_dependency_failure", DependencyPolicy.BLOCK)
         candidate = Candidate(key, order, values, policy, _us(fields.get("not_before")))

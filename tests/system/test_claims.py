@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import datetime
+import enum
 import math
 import multiprocessing
 import os
@@ -161,6 +162,28 @@ def test_a_class_of_its_own_has_defaults_of_its_own(start_engine, state, limits)
         client.create(Chore(id="c", title="c"))
         assert client.claim(Chore) is None, "what it costs counts for its project by default"
         assert client.claim(Task) is None
+
+
+class Urgency(enum.StrEnum):
+    URGENT = "urgent"
+    LOW = "low"
+
+
+class Job(Task):
+    """Its priorities are not those of all tasks."""
+
+    priority: Urgency = Urgency.URGENT  # type: ignore[assignment]  # which is what it is about
+
+
+def test_priorities_of_somebodys_own_come_last(start_engine, state):
+    engine = start_engine(state, models=[Job])
+    with connect(engine.state) as client:
+        client.create(Job(id="a", title="a"))
+        client.create(Job(id="b", title="b", priority="low"))
+        client.create(Job(id="c", title="c"))
+        assert [one.id for one in client.claim_many(Job, 3)] == ["b", "a", "c"]
+        assert client.claim(Job, where={"priority": "urgent"}) is None
+    assert engine.restarts == 0
 
 
 def test_two_claims_in_one_turn_never_get_the_same(client):
