@@ -2,8 +2,8 @@
 
 The root of the dead engine's memory names it; the journal counts, in the entry that begins each life. What two deaths
 in a row named is quarantined. An engine that died and named another one or nobody was no second death, and a request
-with an outcome is beyond suspicion. A start that fails itself is no witness and changes nothing: a death is known by
-its engine's epoch, and counted once.
+with an outcome is beyond suspicion; a claim that waits has none yet. A start that fails itself is no witness and
+changes nothing: a death is known by its engine's epoch, and counted once.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ def judged(life: Life, before: Life | None, words: LastWords | None, sessions: S
     if suspicion is not None:
         request = suspicion.session, suspicion.sequence
         session = sessions.get(suspicion.session)
-        if session is None or suspicion.sequence <= session.last or request in quarantined:
+        if session is None or session.is_done_with(suspicion.sequence) or request in quarantined:
             suspicion = None
         elif suspicion.deaths >= QUARANTINE_DEATHS:
             quarantined = [*quarantined, request][-QUARANTINED_MAX:]

@@ -136,6 +136,10 @@ class Session:
         if len(order) > window:
             del told[order.popleft()]
 
+    def is_done_with(self, sequence: int) -> bool:
+        """Whether this number was consumed, or passed over, and its request does not wait to be decided again."""
+        return sequence <= self.last and sequence not in self.waiting
+
     def pass_over(self, last: int) -> None:
         """Go on behind this number. Those in between were never consumed, and the lanes that may hold them are not
         read any more.
@@ -266,7 +270,7 @@ class Sessions:
         if session is None:
             return FORGOTTEN
         if sequence in session.waiting:
-            return None
+            return session.quarantined.get(sequence)
         if sequence <= session.last:
             return session.told_of(sequence)
         if sequence in session.fenced:

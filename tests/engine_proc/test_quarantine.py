@@ -9,7 +9,7 @@ import pytest
 
 from solewriter.engine_proc.publisher import remove_segments
 from solewriter.engine_proc.quarantine import LastWords, judged, last_words
-from solewriter.engine_proc.sessions import Sessions
+from solewriter.engine_proc.sessions import QUARANTINED, Sessions
 from solewriter.shared.config import KIB, MEMORY_VERSION, QUARANTINED_MAX, Limits
 from solewriter.shared.entry import Life, Outcome, SessionChange
 from solewriter.shared.folder import StateFolder, Whereabouts, start_time_of
@@ -69,6 +69,17 @@ def test_a_request_with_an_outcome_is_beyond_suspicion(sessions):
     sessions.remember([Outcome(ANN, 7, Status.APPLIED, 1, [])])
     again = life(3, once, LastWords(2, 1, (ANN, 7)), sessions)
     assert (again.suspicion, again.quarantined) == (None, [])
+
+
+def test_a_claim_that_waits_has_no_outcome_yet(sessions):
+    sessions.wait(ANN, 7)
+    sessions.remember([Outcome(ANN, 8, Status.APPLIED, 1, [])])
+    assert lives(sessions, (ANN, 7)).suspicion.deaths == 1
+    assert lives(sessions, (ANN, 7), (ANN, 7)).quarantined == [(ANN, 7)]
+    sessions.quarantine(ANN, 7, 1)
+    assert sessions.told(ANN, 7).detail == QUARANTINED, "whoever asks is told so before it comes again"
+    sessions.take(SessionChange(ANN, "client 1", "", 2, 9, "another one"))
+    assert sessions.told(ANN, 7).detail == QUARANTINED, "and where it does not"
 
 
 def test_what_is_quarantined_is_remembered_as_long_as_its_session_and_not_suspected_again(sessions):

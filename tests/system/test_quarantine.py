@@ -14,9 +14,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from pydantic import field_validator
+from pydantic import field_validator, model_validator
 
 from solewriter import (
+    Claim,
     Create,
     Entity,
     InvalidMutation,
@@ -34,6 +35,7 @@ from solewriter.shared.wire import Status
 
 pytestmark = pytest.mark.heavy
 
+FAR_US = 2**62  # on the clock of claims that wait
 FUSES = "SOLEWRITER_TEST_FUSES"  # names a folder: as many files as there are in it, so often an engine dies
 
 
@@ -231,6 +233,31 @@ def test_its_outcome_is_known_before_it_is_sent_again(state, fused, fuses, sende
         assert isinstance(other.outcome("00000000000000aa-0"), Quarantined)
     assert poison.send()[1][0] == "Quarantined"
     wait_until(lambda: fused.restarts == 2, 20, "its owner counts them, a moment behind the reply")
+
+
+class Bomb(Task):
+    """Its validator ends the process in the states that its title names."""
+
+    @model_validator(mode="after")
+    def _explode(self) -> Bomb:
+        if self.status in self.title.split():
+            os._exit(1)
+        return self
+
+
+def test_a_claim_that_waits_and_kills_the_engine_each_time_is_quarantined(state, start_engine, wait_until):
+    engine = start_engine(state, models=[Bomb])
+    with connect(state) as client, connect(state, name="other") as other:
+        came: list[Any] = []
+        claiming = threading.Thread(target=lambda: came.append(client.submit(Claim(Bomb, until_us=FAR_US))))
+        claiming.start()
+        wait_until(lambda: client._session.in_flight, 5, "it is sent")
+        client.create(Task(title="behind it"))
+        assert other.create(Bomb(id="b", title="in_progress")).version == 1
+        claiming.join(20)
+        assert isinstance(came[0].error, Quarantined)
+        wait_until(lambda: engine.restarts == 2, 20, "its owner counts them, a moment behind the reply")
+        assert other.claim(Task) is not None
 
 
 # --- who is not -------------------------------------------------------------------------------------------------------
