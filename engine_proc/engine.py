@@ -85,7 +85,9 @@ class SingleWriter:
         self._name_decided = publisher.root.deciding
         self._express = Express(publisher.heap, state.coordination, limits, self._begin)
         self.time_budget = TimeBudget(limits.decide_timeout_s)
-        self.tending = Tending(state, sessions, bridge, limits, self._told, self._say, lambda: journal.tail.number)
+        self.tending = Tending(
+            state, sessions, bridge, limits, self._told, self._say, self._name_decided, lambda: journal.tail.number
+        )
         self._hellos = Hellos(sessions, bridge, self.tending)
 
     async def run(self) -> None:
@@ -266,10 +268,14 @@ class SingleWriter:
             return None
         return sequence, outcome.status, outcome.revision, outcome.detail
 
-    def _told(self, turn: Turn, session: Session, sequence: int, request: Any, lane: LaneEnd | None) -> Outcome | None:
-        """Decide a new request and note its outcome. None: it is a claim that waits for something to be ready."""
+    def _told(
+        self, turn: Turn, session: Session, sequence: int, request: Any, lane: LaneEnd | None, name: int = 0
+    ) -> Outcome | None:
+        """Decide a new request and note its outcome. None: it is a claim that waits for something to be ready. `name`:
+        what it is known by, should the engine die of it, where that is not its number.
+        """
         number = session.number
-        self._begin(number, sequence)
+        self._begin(number, name or sequence)
         request_id = digest = None
         try:
             if isinstance(request, Refused):

@@ -4,15 +4,19 @@ The root of the dead engine's memory names it; the journal counts, in the entry 
 in a row named is quarantined. An engine that died and named another one or nobody was no second death, and a request
 with an outcome is beyond suspicion; a claim that waits has none yet. A start that fails itself is no witness and
 changes nothing: a death is known by its engine's epoch, and counted once.
+
+The engine's own requests are the losses of claims: one has a new number each time, and is known by its claim.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
-from solewriter.engine_proc.sessions import Sessions
+from solewriter.engine_proc.coordination.leases import loss_of
+from solewriter.engine_proc.sessions import ENGINE, Sessions
 from solewriter.shared.config import QUARANTINE_DEATHS, QUARANTINED_MAX
-from solewriter.shared.entry import Life, Suspicion
+from solewriter.shared.entry import Lease, Life, Suspicion
 from solewriter.shared.errors import LayoutMismatch
 from solewriter.shared.folder import StateFolder, Whereabouts, runs
 from solewriter.shared.memory.root import RootReader
@@ -47,16 +51,20 @@ def _words_of(old: Whereabouts) -> LastWords | None:
     return LastWords(old.epoch, old.pid, root.died_deciding)
 
 
-def judged(life: Life, before: Life | None, words: LastWords | None, sessions: Sessions) -> Life:
+def judged(
+    life: Life, before: Life | None, words: LastWords | None, sessions: Sessions, leases: Sequence[Lease] = ()
+) -> Life:
     """This life, with whom it suspects and whom it refuses."""
     suspicion = before.suspicion if before is not None else None
-    quarantined = [one for one in before.quarantined if sessions.get(one[0])] if before is not None else []
+    losses = {(ENGINE, loss_of(lease)) for lease in leases}
+    quarantined = [one for one in before.quarantined if sessions.get(one[0]) or one in losses] if before else []
     if words is not None and (suspicion is None or suspicion.epoch != words.epoch):
         suspicion = _after(suspicion, words)
     if suspicion is not None:
         request = suspicion.session, suspicion.sequence
         session = sessions.get(suspicion.session)
-        if session is None or session.is_done_with(suspicion.sequence) or request in quarantined:
+        over = request not in losses if session is None else session.is_done_with(suspicion.sequence)
+        if over or request in quarantined:
             suspicion = None
         elif suspicion.deaths >= QUARANTINE_DEATHS:
             quarantined = [*quarantined, request][-QUARANTINED_MAX:]

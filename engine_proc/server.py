@@ -31,7 +31,7 @@ from solewriter.engine_proc.orders import Line, Orders, Ready, Register
 from solewriter.engine_proc.publisher import Publisher, remove_segments
 from solewriter.engine_proc.reclaim import budget_for
 from solewriter.engine_proc.recovery import Recovery
-from solewriter.engine_proc.sessions import Sessions
+from solewriter.engine_proc.sessions import ENGINE, Sessions
 from solewriter.engine_proc.state import State
 from solewriter.shared import entry as entries
 from solewriter.shared import failpoint, wire
@@ -92,7 +92,8 @@ class Server:
         checkpoint, before = recovered.run(), recovered.life
         history = recovery.history_of(before)
         life = Life(own.epoch, history, self.orders.durability, recovery.boot_id(), drained=False)
-        self._begin_life(quarantine.judged(life, before, quarantine.last_words(self.folder), self.sessions))
+        leases = self.state.coordination.leases.all()
+        self._begin_life(quarantine.judged(life, before, quarantine.last_words(self.folder), self.sessions, leases))
         self.publisher.root.remember(history)
         self.publisher.describe([kind.name for kind in self.state.kinds], self.state.schemas)
         self.publisher.reserve([], {})
@@ -139,6 +140,8 @@ class Server:
         self.life = life
         for session, sequence in life.quarantined:
             self.sessions.quarantine(session, sequence, self.state.revision)
+            if session == ENGINE:
+                self.state.coordination.leases.deadly.add(sequence)
 
     # --- serving -----------------------------------------------------------------------------------------------------
 

@@ -28,6 +28,7 @@ from solewriter.shared.request_ids import own_id, session_number
 from solewriter.shared.wire import Status
 
 ENGINE_ID = "engine"  # the client id of the engine's own requests
+ENGINE = session_number(ENGINE_ID)
 
 
 def _of_nobody(status: Status, name: str, message: str) -> Outcome:

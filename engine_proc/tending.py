@@ -14,9 +14,10 @@ from collections.abc import Callable
 from typing import Any
 
 from solewriter.engine_proc.bridge import Bridge, LaneEnd
+from solewriter.engine_proc.coordination.leases import loss_of
 from solewriter.engine_proc.coordination.making import Unready
 from solewriter.engine_proc.coordination.waiting import Line, Lines, Parked, Wish
-from solewriter.engine_proc.sessions import ENGINE_ID, NEVER, Session, Sessions
+from solewriter.engine_proc.sessions import ENGINE, ENGINE_ID, NEVER, Session, Sessions
 from solewriter.engine_proc.state import State
 from solewriter.engine_proc.turn import Turn
 from solewriter.shared import failpoint
@@ -24,13 +25,11 @@ from solewriter.shared.config import TIMER_RETRY_S, Limits
 from solewriter.shared.entry import Lease, Outcome
 from solewriter.shared.folder import runs
 from solewriter.shared.mutations import Op
-from solewriter.shared.request_ids import session_number
 from solewriter.shared.wire import Status
 from solewriter.shared.wireform import PlainRequest
 
 US_PER_S = 1_000_000
-ENGINE = session_number(ENGINE_ID)
-Tell = Callable[[Turn, Session, int, Any, "LaneEnd | None"], "Outcome | None"]
+Tell = Callable[[Turn, Session, int, Any, "LaneEnd | None", int], "Outcome | None"]
 
 
 class Occasion:
@@ -42,7 +41,9 @@ class Occasion:
 
 
 class Tending:
-    """Of one engine. `told` decides a request, `say` answers one of this turn, `entry` is the journal's last."""
+    """Of one engine. `told` decides a request, `say` answers one of this turn, `name` tells which one the engine would
+    die of, `entry` is the journal's last.
+    """
 
     def __init__(
         self,
@@ -52,6 +53,7 @@ class Tending:
         limits: Limits,
         told: Tell,
         say: Callable[[LaneEnd, Any], None],
+        name: Callable[[int, int], None],
         entry: Callable[[], int],
     ) -> None:
         self.lines = Lines()
@@ -61,6 +63,7 @@ class Tending:
         self._bridge = bridge
         self._told = told
         self._say = say
+        self._name = name
         self._entry = entry
         self._served_max = limits.batch_max
         self._grace_us = int(limits.session_grace_s * US_PER_S)
@@ -177,8 +180,16 @@ class Tending:
         place = lease.kind, lease.key
         if turn.lease(place) != lease:
             return
+        loss = loss_of(lease)
+        if loss in self._coordination.leases.deadly:  # two engines died of it: its task stays as it is
+            turn.leases[place] = None
+            return
         mutation = (Op.EXPIRE.value, self._state.kinds[lease.kind].name, lease.key, None, None, why, None)
-        told = self._told(turn, self._self, self._next_sequence(), ([mutation], [], None, None), None)
+        sequence = self._next_sequence()
+        try:
+            told = self._told(turn, self._self, sequence, ([mutation], [], None, None), None, loss)
+        finally:
+            self._name(ENGINE, sequence)  # of whatever it dies now, it was not this
         if told is None or told.status != Status.APPLIED:  # its model does not let it be interrupted: nobody holds it
             turn.leases[place] = None
         failpoint.reach("claim.lost")
@@ -239,7 +250,7 @@ class Tending:
 
     def _is_decided(self, turn: Turn, parked: Parked) -> bool:
         """Whether a claim that waits is answered now. Raises Unready."""
-        told = self._told(turn, parked.session, parked.sequence, parked.request, parked.lane)
+        told = self._told(turn, parked.session, parked.sequence, parked.request, parked.lane, 0)
         if told is None:
             return False
         self.lines.leave((parked.session.number, parked.sequence))

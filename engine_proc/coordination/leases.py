@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from heapq import heapify, heappop, heappush
 
+from solewriter.shared.columns import text_hash
 from solewriter.shared.config import STALE_MAX
 from solewriter.shared.entry import Lease
 
@@ -23,6 +24,7 @@ class Leases:
         self.by_place: dict[Place, Lease] = {}
         self._by_session: dict[int, set[Place]] = {}
         self._ends: list[End] = []  # a heap
+        self.deadly: set[int] = set()  # see `loss_of`: those in which engines died, one after the other
 
     def __bool__(self) -> bool:
         return bool(self.by_place)
@@ -109,6 +111,11 @@ def _end_of(lease: Lease) -> End:
 
 def renewed(lease: Lease, lease_us: int, now_us: int) -> Lease:
     return Lease(lease.kind, lease.key, lease.token, lease.session, lease_us, now_us + lease_us)
+
+
+def loss_of(lease: Lease) -> int:
+    """What names the loss of this claim, whichever engine decides it, in place of a request's number."""
+    return text_hash(f"{lease.kind} {lease.token} {lease.key}")
 
 
 def ended(place: Place) -> Lease:

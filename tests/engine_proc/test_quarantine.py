@@ -7,11 +7,12 @@ import os
 import msgspec
 import pytest
 
+from solewriter.engine_proc.coordination.leases import loss_of
 from solewriter.engine_proc.publisher import remove_segments
 from solewriter.engine_proc.quarantine import LastWords, judged, last_words
-from solewriter.engine_proc.sessions import QUARANTINED, Sessions
+from solewriter.engine_proc.sessions import ENGINE, QUARANTINED, Sessions
 from solewriter.shared.config import KIB, MEMORY_VERSION, QUARANTINED_MAX, Limits
-from solewriter.shared.entry import Life, Outcome, SessionChange
+from solewriter.shared.entry import Lease, Life, Outcome, SessionChange
 from solewriter.shared.folder import StateFolder, Whereabouts, start_time_of
 from solewriter.shared.memory.root import RootWriter
 from solewriter.shared.memory.segment import Segment, segment_path
@@ -29,9 +30,9 @@ def sessions():
     return made
 
 
-def life(epoch, before=None, words=None, sessions=None):
+def life(epoch, before=None, words=None, sessions=None, leases=()):
     """The life of an engine that follows another one, of which it found these last words."""
-    return judged(Life(epoch, b"h", "process", "boot", drained=False), before, words, sessions)
+    return judged(Life(epoch, b"h", "process", "boot", drained=False), before, words, sessions, leases)
 
 
 def lives(sessions, *named):
@@ -80,6 +81,18 @@ def test_a_claim_that_waits_has_no_outcome_yet(sessions):
     assert sessions.told(ANN, 7).detail == QUARANTINED, "whoever asks is told so before it comes again"
     sessions.take(SessionChange(ANN, "client 1", "", 2, 9, "another one"))
     assert sessions.told(ANN, 7).detail == QUARANTINED, "and where it does not"
+
+
+def test_the_loss_of_a_claim_is_known_by_the_claim_and_remembered_as_long_as_it_is_held(sessions):
+    one, other = Lease(0, "a", 7, ANN), Lease(0, "a", 9, ANN)
+    named = ENGINE, loss_of(one)
+    once = life(2, life(1), LastWords(1, 1, named), sessions, [one])
+    assert once.suspicion.deaths == 1
+    assert life(3, once, LastWords(2, 1, named), sessions, [other]).suspicion is None
+    twice = life(3, once, LastWords(2, 1, named), sessions, [one, other])
+    assert twice.quarantined == [named]
+    assert life(4, twice, LastWords(3, 1, (ANN, 1)), sessions, [one]).quarantined == [named]
+    assert life(4, twice, None, sessions, [other]).quarantined == []
 
 
 def test_what_is_quarantined_is_remembered_as_long_as_its_session_and_not_suspected_again(sessions):

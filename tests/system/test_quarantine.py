@@ -25,6 +25,7 @@ from solewriter import (
     Quarantined,
     RequestMismatch,
     Task,
+    TaskStatus,
     Update,
     connect,
 )
@@ -258,6 +259,25 @@ def test_a_claim_that_waits_and_kills_the_engine_each_time_is_quarantined(state,
         assert isinstance(came[0].error, Quarantined)
         wait_until(lambda: engine.restarts == 2, 20, "its owner counts them, a moment behind the reply")
         assert other.claim(Task) is not None
+
+
+def test_a_claim_whose_loss_kills_the_engine_each_time_ends_and_its_task_stays(
+    state, start_engine, killed, lives, wait_until
+):
+    engine = start_engine(state, models=[Bomb])
+    with connect(state) as client, connect(state, name="other") as other:
+        client.create(Bomb(id="b", title="interrupted"))
+        client.create(Bomb(id="harmless", title="x", max_retries=1))
+        mine = client.claim(Bomb, lease_s=0.02)
+        wait_until(lambda: engine.restarts == 2, 20, "two deaths")
+        assert client.claim(Bomb, lease_s=0.02).id == "harmless"
+        assert other.claim(Bomb, timeout_s=20).id == "harmless", "what others lose is lost as ever"
+        assert [session for session, _ in lives(state)[-1].quarantined] == [session_number("engine")]
+        assert other.update(Bomb.ref("b"), description="nobody has it").status is TaskStatus.IN_PROGRESS
+        assert client.update(Bomb.ref("b"), description="").claim == mine.claim
+        killed(engine)
+        assert other.cancel(Bomb.ref("b")).status is TaskStatus.CANCELLED
+        assert (lives(state)[-1].quarantined, engine.restarts) == ([], 3)
 
 
 # --- who is not -------------------------------------------------------------------------------------------------------
