@@ -98,6 +98,7 @@ class SingleWriter:
             if self._between:
                 self._still_owner()
                 await self.between.run(self._between.popleft())
+                self.tending.set_alarm()  # with another class a claim can be taken away, say
                 continue
             turn = Turn(self.state, self._publisher.heap.tail, time.time_ns() // 1000)
             turn.uptime_us = time.monotonic_ns() // 1000

@@ -14,7 +14,8 @@ from collections.abc import Callable
 from typing import Any
 
 from solewriter.engine_proc.bridge import Bridge, LaneEnd
-from solewriter.engine_proc.coordination.leases import loss_of
+from solewriter.engine_proc.coordination.coordination import ALONE
+from solewriter.engine_proc.coordination.leases import Lost, loss_of
 from solewriter.engine_proc.coordination.making import Unready
 from solewriter.engine_proc.coordination.waiting import Line, Lines, Parked, Wish
 from solewriter.engine_proc.sessions import ENGINE, ENGINE_ID, NEVER, Session, Sessions
@@ -147,8 +148,10 @@ class Tending:
         if occasion.session != ENGINE:
             self._tend_session(turn, occasion)
             return
-        for lease in self._coordination.leases.over(turn.uptime_us):
-            self._take_away(turn, lease, "its time was up")
+        leases = self._coordination.leases
+        for lease in leases.over(turn.uptime_us):
+            lost = leases.lost.get((lease.kind, lease.key))
+            self._take_away(turn, lease, "its time was up" if lost is None else lost.why)
         for session in [one for one, until_us in self._silent.items() if until_us <= turn.uptime_us]:
             if session not in self._bridge.connected():
                 self._take_all(turn, session, "its agent was gone for too long")
@@ -176,23 +179,34 @@ class Tending:
             self._take_away(turn, lease, why)
 
     def _take_away(self, turn: Turn, lease: Lease, why: str) -> None:
-        """One claim, if it is still that one."""
-        place = lease.kind, lease.key
+        """One claim, if it is still that one. Where that cannot be now, it stays: who would find its task?"""
+        place, leases = (lease.kind, lease.key), self._coordination.leases
         if turn.lease(place) != lease:
             return
-        loss = loss_of(lease)
-        if loss in self._coordination.leases.deadly:  # two engines died of it: its task stays as it is
+        if loss_of(lease) in leases.deadly:  # two engines died of it: its task stays as it is
             turn.leases[place] = None
             return
-        mutation = (Op.EXPIRE.value, self._state.kinds[lease.kind].name, lease.key, None, None, why, None)
+        status, refusal = self._expired(turn, lease, why, None)
+        if refusal == "RequestTooLarge":  # too many would be cancelled with it: they wait until somebody decides
+            status, refusal = self._expired(turn, lease, why, ALONE)
+        if refusal in ("InvalidMutation", "NotFound"):  # its model does not let it be interrupted: nobody holds it
+            turn.leases[place] = None
+        elif status == Status.UNAVAILABLE:
+            leases.put_off(Lost(lease, why, turn.uptime_us + int(TIMER_RETRY_S * US_PER_S)))
+        elif status != Status.APPLIED:  # its class is not registered, say: another try needs another one, or a start
+            leases.put_off(Lost(lease, why, 0))
+        failpoint.reach("claim.lost")
+
+    def _expired(self, turn: Turn, lease: Lease, why: str, what: str | None) -> tuple[int, str]:
+        """How a claim's loss ended: its status, and the name of the refusal."""
+        mutation = (Op.EXPIRE.value, self._state.kinds[lease.kind].name, lease.key, None, None, why, what)
         sequence = self._next_sequence()
         try:
-            told = self._told(turn, self._self, sequence, ([mutation], [], None, None), None, loss)
+            told = self._told(turn, self._self, sequence, ([mutation], [], None, None), None, loss_of(lease))
         finally:
             self._name(ENGINE, sequence)  # of whatever it dies now, it was not this
-        if told is None or told.status != Status.APPLIED:  # its model does not let it be interrupted: nobody holds it
-            turn.leases[place] = None
-        failpoint.reach("claim.lost")
+        assert told is not None, "it is no claim"
+        return told.status, told.detail[0] if told.status == Status.REFUSED else ""
 
     def _next_sequence(self) -> int:
         """Of the engine's own requests: higher than any before, also after a restart."""
@@ -297,7 +311,11 @@ class Tending:
         if lines:
             offset_us = _uptime_us() - time.time_ns() // 1000
             boards = {line.wish.kind: self._coordination.boards.get(line.wish.kind) for line in lines.lines()}
-            times += [board.next_us + offset_us for board in boards.values() if board is not None and board.next_us]
+            for board in boards.values():
+                if board is None:  # it was dropped, and knows when something is ready as soon as a line looks again
+                    times.append(1)
+                elif board.next_us:
+                    times.append(board.next_us + offset_us)
         return min((one for one in times if one > 0), default=0)
 
     def _ring(self) -> None:

@@ -39,6 +39,7 @@ _NONE = Guard.REQUIRE_NONE.value
 COSTS = frozenset({"cost", "project"})
 OF_PROJECTS = frozenset({"status", "budget_limit", "on_budget"})  # that keep tasks back
 TREE = "tree"  # in place of a state, what a cancel takes
+ALONE = "alone"  # likewise, that nothing is cancelled with what is interrupted
 
 
 class Coordination:
@@ -248,13 +249,14 @@ class Coordination:
                     self._projects.note(step.key, fields)
 
     def dropped(self) -> None:
-        """What was written did not happen."""
+        """What was written did not happen, or classes are others by now."""
         self.boards.clear()
         self.tallies.clear()
         self.making.clear()
         self._defaults.clear()
         self._heeded.clear()
         self._projects = None
+        self.leases.try_again()
 
     # --- projects ----------------------------------------------------------------------------------------------------
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from heapq import heapify, heappop, heappush
+from typing import NamedTuple
 
 from solewriter.shared.columns import text_hash
 from solewriter.shared.config import STALE_MAX
@@ -17,6 +18,14 @@ Place = tuple[int, str]  # kind code, id
 End = tuple[int, Place, int]  # until when, which task, the token that it was
 
 
+class Lost(NamedTuple):
+    """A claim that is lost, and could not be taken away yet."""
+
+    lease: Lease
+    why: str
+    again_us: int  # when that is tried again; 0: not by itself
+
+
 class Leases:
     """All of them. Changed by a committed turn and by recovery, by nothing else."""
 
@@ -24,6 +33,7 @@ class Leases:
         self.by_place: dict[Place, Lease] = {}
         self._by_session: dict[int, set[Place]] = {}
         self._ends: list[End] = []  # a heap
+        self.lost: dict[Place, Lost] = {}
         self.deadly: set[int] = set()  # see `loss_of`: those in which engines died, one after the other
 
     def __bool__(self) -> bool:
@@ -56,18 +66,39 @@ class Leases:
             held.discard(place)
             if not held:
                 del self._by_session[before.session]
+            if self.lost and before != lease:
+                self.lost.pop(place, None)
         if lease.token:
             self.by_place[place] = lease
             self._by_session.setdefault(lease.session, set()).add(place)
             if lease.until_us:
                 self._end(lease)
 
+    def put_off(self, lost: Lost) -> None:
+        """A claim that is lost stays for now."""
+        self.lost[lost.lease.kind, lost.lease.key] = lost
+        if lost.again_us:
+            self._end(lost.lease)
+
+    def try_again(self) -> None:
+        """At the next occasion, all that stay for now."""
+        lost, self.lost = self.lost, {}
+        for place, one in lost.items():
+            if self.by_place.get(place) == one.lease:
+                self.put_off(one if one.again_us else one._replace(again_us=1))
+
     def _end(self, lease: Lease) -> None:
         """Remember when it ends. Most end otherwise, or are renewed: what is left of those must not add up."""
-        heappush(self._ends, _end_of(lease))
+        heappush(self._ends, self._end_of(lease))
         if len(self._ends) > 2 * len(self.by_place) + STALE_MAX:
-            self._ends = [_end_of(one) for one in self.by_place.values() if one.until_us]
+            self._ends = [end for end in map(self._end_of, self.by_place.values()) if end[0]]
             heapify(self._ends)
+
+    def _end_of(self, lease: Lease) -> End:
+        place = lease.kind, lease.key
+        lost = self.lost.get(place) if self.lost else None
+        until_us = lease.until_us if lost is None or lost.lease != lease else lost.again_us
+        return until_us, place, lease.token
 
     def restore(self, leases: Iterable[Lease]) -> None:
         self.by_place.clear()
@@ -97,16 +128,12 @@ class Leases:
             if self._is_so(*end):
                 over[end[1]] = self.by_place[end[1]]
         for lease in over.values():
-            heappush(ends, _end_of(lease))
+            heappush(ends, self._end_of(lease))
         return [over[place] for place in sorted(over)]
 
     def _is_so(self, until_us: int, place: Place, token: int) -> bool:
         lease = self.by_place.get(place)
-        return lease is not None and lease.until_us == until_us and lease.token == token
-
-
-def _end_of(lease: Lease) -> End:
-    return lease.until_us, (lease.kind, lease.key), lease.token
+        return lease is not None and self._end_of(lease) == (until_us, place, token)
 
 
 def renewed(lease: Lease, lease_us: int, now_us: int) -> Lease:

@@ -54,7 +54,7 @@ def _follow(draft: Draft) -> None:
     for step in list(draft.steps.values()):
         if step.op and step.kind.claimable and step.exists and not DEPENDS.isdisjoint(step.touched):
             dependencies.check(draft, step)
-    if turn.coordination.cascades or turn.cascades:
+    if (turn.coordination.cascades or turn.cascades) and not draft.alone:
         dependencies.cascade(draft)
     if turn.claims or draft.leases:
         fencing.settle(draft)

@@ -10,6 +10,7 @@ from typing import Any
 
 from zlib_ng.zlib_ng import crc32
 
+from solewriter.engine_proc.coordination.coordination import ALONE
 from solewriter.engine_proc.coordination.leases import renewed
 from solewriter.engine_proc.coordination.ready import Candidate
 from solewriter.engine_proc.coordination.waiting import Wish
@@ -164,9 +165,10 @@ def expire(draft: Draft, mutation: PlainMutation) -> Step:
     """A claim is lost: nobody has the task any more. Only the engine says so. A task that nobody works at stays as it
     is: journals of before may hold a claim of one that is over.
     """
-    _, kind_name, key, _, _, reason, _ = mutation
+    _, kind_name, key, _, _, reason, what = mutation
     if not draft.engines_own:
         raise BadRequest("only the engine takes claims away")
+    draft.alone = what == ALONE
     step = draft.step(kind_name, key)
     step.require(None)
     if step.field("status") in HELD:

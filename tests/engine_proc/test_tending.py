@@ -15,18 +15,22 @@ from typing import Any
 import msgspec
 import pytest
 
-from solewriter import Limits
+from solewriter import Entity, Limits
 from solewriter.engine_proc import express, recovery
-from solewriter.engine_proc.coordination.leases import Leases, renewed
+from solewriter.engine_proc.between import Registration
+from solewriter.engine_proc.coordination.leases import Leases, Lost, ended, renewed
 from solewriter.engine_proc.coordination.waiting import Lines, Parked, Wish
 from solewriter.engine_proc.engine import SingleWriter
 from solewriter.engine_proc.sessions import Session
 from solewriter.engine_proc.tending import pidfd_of
 from solewriter.shared import wire
+from solewriter.shared.columns import from_us
 from solewriter.shared.config import DEFAULT_LIMITS, KIB, STALE_MAX, WIRE_VERSION
 from solewriter.shared.entry import Lease
+from solewriter.shared.errors import MemoryFull
 from solewriter.shared.handshake import Hello
 from solewriter.shared.mutations import Op
+from solewriter.shared.registry import Kind
 from solewriter.shared.request_ids import default_id, session_number
 from solewriter.shared.wire import Status
 
@@ -324,6 +328,74 @@ def test_so_many_as_a_turn_takes_are_served_in_one(scene):
     heard: list[Any] = []
     poll(lambda: scene.turn() or heard.extend(one for agent in waiting for one in agent.hears()) or len(heard) == 5)
     assert max(Counter(map(id, served)).values()) == 2
+
+
+def test_a_lost_claim_that_memory_has_no_room_for_is_taken_away_when_there_is(scene, monkeypatch):
+    agent, other = Agent(scene, "agent"), Agent(scene, "other")
+    agent.asks(create("a", max_retries=1))
+    agent.asks(claim(lease_us=1_000))
+    scene.turn()
+    heap = scene.engine.server.publisher.heap
+    with monkeypatch.context() as full:
+        full.setattr(heap, "_make", no_room)
+        full.setattr(heap, "_size", heap._offset)
+        poll(lambda: scene.turn() or "claim.lost" in scene.steps.reached)
+        tried = scene.steps.reached.count("claim.lost")
+        for number in range(20):
+            other.asks(update("a", title=str(number)))
+            scene.turn()
+        assert held(scene) == [("a", 2)]
+        assert scene.steps.reached.count("claim.lost") == tried == 1, "not again at once"
+        other.hears()
+    asked = other.asks(claim(until_us=later()))
+    heard: dict[int, Any] = {}
+    poll(lambda: heard.update(other.hears()) or scene.turn() or heard)
+    assert heard == {asked: (Status.APPLIED, ["a"])}
+
+
+def no_room(number: int, size: int) -> Any:
+    raise MemoryFull("no room")
+
+
+def test_a_lost_claim_that_stays_for_now_rings_no_alarm_by_itself_and_is_forgotten_with_its_lease():
+    leases, one = Leases(), Lease(0, "a", 7, 1, 10, FAR_US)
+    leases.take(one)
+    leases.put_off(Lost(one, "why", 0))
+    assert (leases.next_us, leases.over(2 * FAR_US)) == (0, [])
+    leases.try_again()
+    assert (leases.next_us, leases.over(1)) == (1, [one])
+    leases.put_off(Lost(one, "why", 2 * FAR_US))
+    for lease in [Lease(1, str(number), 1, 1, 10, FAR_US) for number in range(2 * STALE_MAX)]:
+        leases.take(lease)
+        leases.take(ended((1, lease.key)))
+    assert leases.next_us == 2 * FAR_US
+    leases.take(renewed(one, 10, FAR_US))
+    assert (leases.next_us, leases.lost) == (FAR_US + 10, {})
+    leases.put_off(Lost(one, "why", 0))
+    leases.try_again()
+    assert leases.lost == {}, "that one is no more"
+
+
+class Doc(Entity):
+    """A kind that comes later."""
+
+
+async def register(scene: Scene) -> None:
+    """As an owner does."""
+    scene.engine.bridge.inbox.put_nowait([Registration([Kind(Doc)])])
+
+
+def test_who_waits_for_a_time_is_served_then_though_a_model_came_meanwhile(scene):
+    waiting, other = Agent(scene, "waiting"), Agent(scene, "other")
+    soon = time.time_ns() // 1000 + 300_000
+    other.asks(create("a", not_before=from_us(soon).isoformat()))
+    asked = waiting.asks(claim(until_us=later()))
+    scene.turn()
+    scene.engine.loop.run_until_complete(register(scene))
+    scene.turn()
+    heard: dict[int, Any] = {}
+    poll(lambda: scene.turn() or heard.update(waiting.hears()) or heard)
+    assert heard == {asked: (Status.APPLIED, ["a"])}
 
 
 def update(id: str, kind: str = "Task", **fields: Any) -> Any:

@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 
 from solewriter import (
@@ -644,6 +645,35 @@ def test_a_session_that_is_resumed_within_its_grace_keeps_its_tasks(engine, clie
         assert client.claim(Task, timeout_s=1) is None
         second.hold(second.get(Task, "a"))
         assert second.complete(mine).status is TaskStatus.COMPLETED
+
+
+def test_what_is_lost_while_its_class_is_not_known_is_ready_when_it_is(start_engine, state, limits):
+    first = start_engine(state, models=[Chore], limits=limits)
+    with connect(state, name="me", limits=limits) as client:
+        client.create(Chore(id="a", title="a"))
+        assert client.claim(Chore, lease_s=0.01).id == "a"
+        first.stop()
+        engine = start_engine(state, limits=limits)
+        assert client.create(task("b")).version == 1, "by now it is over"
+        engine.register(Chore)
+        with connect(state, name="other", limits=limits) as other:
+            assert other.claim(Chore, timeout_s=20).id == "a"
+
+
+def test_what_would_cancel_too_many_when_it_is_lost_is_interrupted_alone(start_engine, state, limits, wait_until):
+    start_engine(state, limits=msgspec.structs.replace(limits, cascade_max=3))
+    with connect(state, name="me", limits=limits) as client:
+        make(client, task("a"))
+        make(client, *(task(str(n), dependencies=("a",), on_dependency_failure="cancel") for n in range(4)))
+        mine = client.claim(Task, lease_s=0.01)
+        wait_until(lambda: status(client, "a") is TaskStatus.INTERRUPTED, 10, "its time is up")
+        with pytest.raises(Fenced):
+            client.complete(mine)
+        with client.reader.snapshot() as snap:
+            assert [reason.data["id"] for reason in why_not_ready(snap, snap[Task, "0"])] == ["a"]
+        client.redrive(Task.ref("a"))
+        client.complete(client.claim(Task))
+        assert len(client.claim_many(Task, 9)) == 4
 
 
 def test_an_engines_restart_is_nobodys_death(engine, client, other, victim, wait_until):
