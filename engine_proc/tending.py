@@ -102,7 +102,7 @@ class Tending:
         closes its pipes a moment before it counts as dead: so, where tasks are claimed, it is watched a while longer.
         """
         session = lane.session.number
-        if not (self._coordination.boards or self._coordination.leases):
+        if not (self._coordination.boards or self._coordination.leases or self.lines):
             return
         self.lines.drop(session)
         self._bridge.inbox.put_nowait([Occasion(session, died=lane.dying)])
@@ -222,7 +222,9 @@ class Tending:
         """A claim that found nothing waits. False where it cannot: it asks for other things besides."""
         if lane is None or len(request[0]) + len(request[1]) != 1:
             return False
-        self.lines.park(Parked(lane, session, sequence, request, wish), self._coordination.boards[wish.kind].ready.came)
+        if not lane.closed:  # else it is sent again by whoever comes back
+            came = self._coordination.boards[wish.kind].ready.came
+            self.lines.park(Parked(lane, session, sequence, request, wish), came)
         if sequence not in session.waiting:
             turn.waiting.append((session.number, sequence))
         failpoint.reach("claim.parked")

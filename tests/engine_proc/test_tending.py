@@ -376,6 +376,29 @@ def test_a_lost_claim_that_stays_for_now_rings_no_alarm_by_itself_and_is_forgott
     assert leases.lost == {}, "that one is no more"
 
 
+def test_the_first_claim_of_all_whose_agent_is_gone_by_then_does_not_wait(scene):
+    gone, other = Agent(scene, "gone"), Agent(scene, "other")
+    gone.asks(claim(until_us=later()))
+    gone.call.close()
+    scene.turn()
+    assert not scene.engine.writer.tending.lines
+    gone.sends_all_again()
+    scene.turn()
+    other.asks(create("a"))
+    scene.turn()
+    assert [ids for _, ids in gone.hears().values()] == [["a"]]
+
+
+def test_whose_agent_is_gone_does_not_wait_though_boards_were_dropped_meanwhile(scene):
+    gone = Agent(scene, "gone")
+    gone.asks(claim(until_us=later()))
+    scene.turn()
+    scene.engine.writer.state.coordination.dropped()  # as behind a commit that failed
+    gone.call.close()
+    scene.engine.read()
+    assert not scene.engine.writer.tending.lines
+
+
 class Doc(Entity):
     """A kind that comes later."""
 
