@@ -9,9 +9,11 @@ from __future__ import annotations
 
 import errno
 import os
+from collections.abc import Callable
 from concurrent.futures import Executor, Future
 from contextlib import suppress
 from pathlib import Path
+from typing import TypeVar
 
 from solewriter.shared import failpoint
 from solewriter.shared.config import KIB, RESERVE_BYTES, SPARE_FILES_MAX
@@ -20,6 +22,7 @@ from solewriter.shared.folder import sync_folder
 
 ZEROS = bytes(256 * KIB)
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+T = TypeVar("T")
 
 
 class FilesAhead:
@@ -135,6 +138,26 @@ class FilesAhead:
         if self._next is not None and self._next.exception() is None:
             os.close(self._next.result())
             self._path.unlink(missing_ok=True)
+
+
+def with_room(folder: Path, step: Callable[[], T]) -> T:
+    """A step of a start, by the folder's owner; on a full disk once more, in the room of what was only held for later.
+    Raises what the step does.
+    """
+    try:
+        return step()
+    except OSError as error:
+        if error.errno not in FULL or not _give_back(folder):
+            raise
+    return step()
+
+
+def _give_back(folder: Path) -> bool:
+    """Spare files, the reserve, and checkpoints that a dead engine did not finish; whether there were any."""
+    held = [path for name in ("spare-*.log", "reserve", "checkpoint-*.tmp") for path in folder.glob(name)]
+    for path in held:
+        path.unlink(missing_ok=True)
+    return bool(held)
 
 
 def fill(fd: int, content: bytes | memoryview, size: int, *, zeroed: bool) -> None:

@@ -20,7 +20,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import NamedTuple, Protocol
 
-from solewriter.engine_proc.ahead import FULL, FilesAhead, fill
+from solewriter.engine_proc.ahead import FULL, FilesAhead, fill, with_room
 from solewriter.engine_proc.replay import Missing, Replay, Tail
 from solewriter.shared import entry as entries
 from solewriter.shared import failpoint
@@ -289,14 +289,25 @@ class FileJournal:
         return Tail(*noted) if noted is not None else None
 
     def _rewrite(self, path: Path, whole: memoryview, size: int) -> None:
-        fd = os.open(self._folder / "journal.next", os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
-        fill(fd, whole, size, zeroed=self._power)
+        fd = with_room(self._folder, lambda: self._copied(whole, size))
         os.fsync(fd)
         failpoint.reach("recover.rewrite")
         os.rename(self._folder / "journal.next", path)
         sync_folder(self._folder)
         failpoint.reach("recover.rewritten")
         self._continue(fd, len(whole), size)
+
+    def _copied(self, whole: memoryview, size: int) -> int:
+        """A descriptor of `journal.next`, which is this and zeros. Raises OSError, and then there is no such file."""
+        path = self._folder / "journal.next"
+        fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+        try:
+            fill(fd, whole, size, zeroed=self._power)
+        except OSError:
+            os.close(fd)
+            path.unlink()
+            raise
+        return fd
 
     # --- the rest ----------------------------------------------------------------------------------------------------
 

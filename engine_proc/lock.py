@@ -8,6 +8,8 @@ import os
 from solewriter.shared.errors import EngineUnavailable, Locked
 from solewriter.shared.folder import StateFolder
 
+PID_DIGITS = 10  # more than any pid has: what was there before is written over
+
 
 class Lock:
     """Ownership of the state folder: a flock, and the file's identity. The descriptor never crosses a fork or exec."""
@@ -26,8 +28,7 @@ class Lock:
             holder = os.pread(self._fd, 200, 0).decode(errors="replace").strip() or "another process"
             os.close(self._fd)
             raise Locked(f"{folder.path} is owned by {holder}: stop that engine first", holder=holder) from None
-        os.ftruncate(self._fd, 0)
-        os.pwrite(self._fd, f"pid {os.getpid()}".encode(), 0)
+        os.pwrite(self._fd, f"pid {os.getpid():<{PID_DIGITS}}".encode(), 0)  # in place: a full disk has room for that
         own = os.fstat(self._fd)
         self._identity = (own.st_dev, own.st_ino)
 

@@ -23,7 +23,7 @@ from solewriter.engine_proc.orders import Orders
 from solewriter.engine_proc.pulse import Pulse
 from solewriter.engine_proc.quarantine import last_words
 from solewriter.engine_proc.recovery import remove_orphans as remove_orphans  # who sees off an engine needs it, too
-from solewriter.engine_proc.server import NEVER_RESTART
+from solewriter.engine_proc.server import EXIT_NO_ROOM, NEVER_RESTART
 from solewriter.shared import failpoint
 from solewriter.shared.config import DEFAULT_LIMITS, DURABILITIES, STOP_MARGIN_S, Limits
 from solewriter.shared.errors import EngineStartFailed, EngineUnavailable, Locked, SchemaMismatch
@@ -74,6 +74,7 @@ class Engine:
         self._changed = threading.Condition()  # another child, or none any more
         self._stopping = threading.Event()
         self._supervisor: threading.Thread | None = None
+        self._no_room = False  # the last start failed for want of it, on disk or in memory
 
     # --- public ------------------------------------------------------------------------------------------------------
 
@@ -213,18 +214,29 @@ class Engine:
             if status in NEVER_RESTART and not self._died_deciding(child):
                 self._give_up(f"the engine ended with status {status}: it would not help to start it again")
                 return
-            now = time.monotonic()
-            while recent and now - recent[0] > self.limits.restart_window_s:
-                recent.popleft()
-            if len(recent) >= self.limits.restarts_max:
+            backoff_s = self._backoff_s(recent)
+            if backoff_s is None:
                 window_s = self.limits.restart_window_s
                 self._give_up(f"the engine died {len(recent)} times in {window_s:.0f} s: given up")
                 return
-            backoff = self.limits.restart_backoff_s * 2 ** max(0, len(recent) - 1)
-            recent.append(now)
-            self._restart(min(backoff, self.limits.restart_backoff_max_s))
+            self._restart(backoff_s)
             if self._stopping.is_set() and self._child is not None:
                 self._child.signal(signal.SIGTERM)  # `stop` was called while it started, and told the one before
+
+    def _backoff_s(self, recent: deque[float]) -> float | None:
+        """How long the next start waits, which counts as one of the recent ones; None where these are too many. Behind
+        one that found no room it does not count: when there will be some, nobody knows.
+        """
+        if self._no_room:
+            return self.limits.restart_backoff_max_s
+        now = time.monotonic()
+        while recent and now - recent[0] > self.limits.restart_window_s:
+            recent.popleft()
+        if len(recent) >= self.limits.restarts_max:
+            return None
+        backoff_s: float = self.limits.restart_backoff_s * 2 ** max(0, len(recent) - 1)
+        recent.append(now)
+        return min(backoff_s, self.limits.restart_backoff_max_s)
 
     def _was_drained(self, child: Child) -> bool:
         """Whether it gave its memory back, as one does that was told to end: a model can exit with status 0, too."""
@@ -263,7 +275,7 @@ class Engine:
 
     def _restart(self, backoff_s: float) -> None:
         failpoint.reach("restart.begin")
-        begun = time.monotonic()
+        begun, self._no_room = time.monotonic(), False
         try:
             self._become(self._launched(backoff_s=backoff_s))
             self.restarts += 1
@@ -274,9 +286,12 @@ class Engine:
             self.failure = error
             self._become(None)
         except (EngineStartFailed, OSError) as error:  # OSError: no descriptor or no process to be had just now
-            if isinstance(error, EngineStartFailed) and getattr(error, "status", None) in NEVER_RESTART:
-                self.failure = error
-                self._become(None)
+            if isinstance(error, EngineStartFailed):
+                status = getattr(error, "status", None)
+                self._no_room = status == EXIT_NO_ROOM
+                if status in NEVER_RESTART:
+                    self.failure = error
+                    self._become(None)
             self._say(str(error))  # the loop sees the dead process and backs off
             self._stopping.wait(max(0.0, begun + backoff_s - time.monotonic()))  # if nothing was started that did
 

@@ -20,6 +20,7 @@ import msgspec
 
 from solewriter.engine_proc import quarantine, recovery
 from solewriter.engine_proc.adoption import check_fit
+from solewriter.engine_proc.ahead import FULL, with_room
 from solewriter.engine_proc.bridge import Bridge
 from solewriter.engine_proc.checkpoint import Order
 from solewriter.engine_proc.checkpoints import Checkpoints, remove_unfinished
@@ -42,7 +43,7 @@ from solewriter.shared.errors import EngineUnavailable, Locked, MemoryFull, Sole
 from solewriter.shared.folder import StateFolder, Whereabouts, replace_file, start_time_of, sync_folder
 from solewriter.shared.registry import Kind, Registry
 
-EXIT_FAILED, EXIT_LOCKED, EXIT_REFUSED, EXIT_IO, EXIT_NOT_OWNER = 1, 3, 4, 5, 6
+EXIT_FAILED, EXIT_LOCKED, EXIT_REFUSED, EXIT_IO, EXIT_NOT_OWNER, EXIT_NO_ROOM = 1, 3, 4, 5, 6, 7
 NEVER_RESTART = (EXIT_LOCKED, EXIT_REFUSED, EXIT_NOT_OWNER)
 
 
@@ -76,7 +77,7 @@ class Server:
             self.limits.memory_dir,
             prefix,
         )
-        replace_file(self.folder.marker(prefix), msgspec.json.encode(own))
+        with_room(self.folder.path, lambda: replace_file(self.folder.marker(prefix), msgspec.json.encode(own)))
         self.publisher = Publisher(
             prefix,
             self.limits,
@@ -102,7 +103,7 @@ class Server:
             self.publisher.reclaim(budget_for(0), self.state.revision, self.journal.tail.number, self.state.counts())
         )
         failpoint.reach("recover.published")
-        self.folder.announce(own)
+        with_room(self.folder.path, lambda: self.folder.announce(own))
         failpoint.reach("recover.announced")
         recovery.remove_old_memory(self.folder, prefix)
         remove_unfinished(self.folder.path, checkpoint.entry if checkpoint is not None else 0)
@@ -369,14 +370,14 @@ def run(orders: Orders, line: Line) -> int:
                 recovery.remove_old_memory(server.folder, "", but_roots=True)
         holder = error.holder if isinstance(error, Locked) else ""
         line.say(Ready(ok=False, error=type(error).__name__, message=str(error), holder=holder))
-        if isinstance(error, MemoryFull):
-            return EXIT_IO
+        if isinstance(error, MemoryFull | DiskFull):
+            return EXIT_NO_ROOM
         return EXIT_LOCKED if isinstance(error, Locked) else EXIT_REFUSED
     except OSError as error:
         if server is not None:
             server.abandon()
         line.say(Ready(ok=False, error="OSError", message=str(error)))
-        return EXIT_IO
+        return EXIT_NO_ROOM if error.errno in FULL else EXIT_IO
     try:
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
             runner.run(server.serve(line, listening))

@@ -84,7 +84,8 @@ class Limits(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     heartbeat_s: float = 1.0  # how often an idle engine shows that it lives: 1 Hz costs no measurable CPU
     restart_backoff_s: float = 0.05  # before the first restart; doubled each time up to the maximum below
     restart_backoff_max_s: float = 5.0
-    restarts_max: int = 30  # within restart_window_s, which lasts for 30 at the slowest back-off; then it is given up
+    restarts_max: int = 30  # within restart_window_s, which lasts for 30 at the slowest back-off; then it is given up.
+    # Starts that find no room on disk or in memory do not count
     restart_window_s: float = 300.0
     engine_headroom_bytes: int = 1 * GIB  # RLIMIT_DATA above what the engine uses: a hostile pickle meets MemoryError
 

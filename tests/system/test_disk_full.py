@@ -9,10 +9,14 @@ from pathlib import Path
 
 import pytest
 
-from solewriter import Client, EngineUnavailable, Task, Update, connect, open_reader
+from solewriter import Client, EngineUnavailable, Limits, Task, Update, connect, open_reader
+from solewriter.shared.chain import journal_files
+from solewriter.shared.config import MIB
+from solewriter.shared.failpoint import VARIABLE
 
 WIDE = "w" * 8_000
 TRIES = 600  # each of 8 KB: several times what a journal file holds
+IMPATIENT = Limits(journal_file_bytes=1 * MIB, restart_backoff_s=0.005, restart_backoff_max_s=0.05, restarts_max=2)
 
 
 def fill(folder: Path) -> Path:
@@ -44,8 +48,8 @@ def write_until_refused(client: Client) -> int:
 def begun(small_disk, start_engine) -> Callable[[str], tuple]:
     """`begun(durability)`: an engine with one task, on a disk that is full then; and what fills it."""
 
-    def begin(durability: str) -> tuple:
-        engine = start_engine(small_disk, durability=durability)
+    def begin(durability: str, **options: object) -> tuple:
+        engine = start_engine(small_disk, durability=durability, **options)
         with connect(small_disk) as client:
             client.create(Task(title="x", id="t"))
         return engine, fill(small_disk)
@@ -90,6 +94,68 @@ def test_nothing_acked_on_a_full_disk_is_lost_when_the_engine_dies_there(
         wait_until(lambda: engine.restarts > 0, 20, "a restart")
         assert client.update(Task.ref("t"), title="after").version == 2 + acked
     assert engine.failure is None
+
+
+@pytest.fixture
+def failed_starts(capfd) -> Callable[[], int]:
+    """`failed_starts()`: how many the supervisor has told of so far."""
+    said: list[str] = []
+
+    def count() -> int:
+        said.append(capfd.readouterr().err)
+        return "".join(said).count("could not start")
+
+    return count
+
+
+@pytest.mark.parametrize("durability", ["process", "power"])
+def test_an_engine_that_dies_on_a_full_disk_starts_in_the_room_of_its_spare_files(
+    small_disk, start_engine, wait_until, durability, failed_starts
+):
+    """A start writes the last file of the journal again, beside the old one."""
+    engine = start_engine(small_disk, durability=durability)
+    with connect(small_disk) as client:
+        client.create(Task(title="x", id="t"))
+        for number in range(2):
+            (small_disk / f"spare-{number:020d}.log").write_bytes(bytes(1 * MIB))  # as a trim leaves them
+        (small_disk / "reserve").unlink(missing_ok=True)
+        fill(small_disk)
+        os.kill(engine.pid, signal.SIGKILL)
+        wait_until(lambda: engine.restarts or failed_starts(), 20, "a start")
+        assert not failed_starts()
+        assert client.update(Task.ref("t"), title="after").version == 2
+
+
+@pytest.mark.parametrize("durability", ["process", "power"])
+def test_starts_without_room_are_tried_until_there_is_some(small_disk, begun, wait_until, durability, failed_starts):
+    engine, filler = begun(durability, limits=IMPATIENT)
+    with connect(small_disk) as client:
+        (small_disk / "reserve").unlink(missing_ok=True)
+        fill(small_disk)
+        os.kill(engine.pid, signal.SIGKILL)
+        wait_until(lambda: engine.failure or failed_starts() > 2 * IMPATIENT.restarts_max, 20, "failed starts")
+        assert engine.failure is None
+        filler.unlink()
+        wait_until(lambda: engine.restarts == 1, 20, "a restart")
+        assert client.update(Task.ref("t"), title="after").version == 2
+
+
+def test_a_start_that_has_no_room_for_its_first_entry_is_tried_again(
+    state, start_engine, monkeypatch, wait_until, failed_starts
+):
+    engine = start_engine(state, limits=IMPATIENT)
+    with connect(state) as client:
+        client.create(Task(title="x", id="t"))
+        os.kill(engine.pid, signal.SIGSTOP)
+        (last,) = journal_files(state)
+        os.truncate(last, len(last.read_bytes().rstrip(b"\0")) + 8)  # so that its entry needs another file
+        with monkeypatch.context() as full:
+            full.setenv(VARIABLE, "journal.prepare:full,journal.prepared:full")  # nor has the reserve enough
+            os.kill(engine.pid, signal.SIGKILL)
+            wait_until(lambda: engine.failure or failed_starts() > 2 * IMPATIENT.restarts_max, 20, "failed starts")
+        assert engine.failure is None
+        wait_until(lambda: engine.restarts == 1, 20, "a restart")
+        assert client.update(Task.ref("t"), title="after").version == 2
 
 
 @pytest.mark.parametrize("durability", ["process", "power"])

@@ -216,7 +216,7 @@ def test_an_engine_that_dies_while_memory_is_full_comes_back_when_there_is_room(
     state, memory, start_engine, wait_until, work_on, read_whole, capfd
 ):
     """What readers hold is not given back, and so the next engine has no room; it tries again and again."""
-    limits = msgspec.structs.replace(memory.limits, restart_backoff_max_s=0.2)
+    limits = msgspec.structs.replace(memory.limits, restart_backoff_max_s=0.2, restarts_max=1)
     engine = start_engine(state, limits=limits)
     with connect(state) as client, open_reader(state) as reader:
         work = work_on(client)
