@@ -2,11 +2,13 @@
 
 An idle engine beats as often as a busy one, from its event loop. One that does not beat is stopped (SIGSTOP, a
 debugger), waits for a disk, or hangs in somebody's validator. Only the last of these may be ended by anyone: a stopped
-process is in somebody's hands, and one that waits for a disk cannot be killed.
+process is in somebody's hands, and one that waits for a disk cannot be killed. The loop may wait for a thread that
+waits for a disk, so all threads are looked at.
 """
 
 from __future__ import annotations
 
+import os
 import time
 from pathlib import Path
 
@@ -15,7 +17,8 @@ from solewriter.shared.folder import StateFolder
 from solewriter.shared.memory.root import RootReader
 from solewriter.shared.memory.segment import Segment, segment_path
 
-IN_OTHER_HANDS = {"T": "stopped", "t": "in a debugger", "D": "waiting for a disk"}
+WAITS = "D"
+IN_OTHER_HANDS = {"T": "stopped", "t": "in a debugger", WAITS: "waiting for a disk"}
 
 
 class Pulse:
@@ -31,7 +34,7 @@ class Pulse:
         """Seconds since its last beat, and in whose hands it is, if not in its own. 0 seconds where its memory cannot
         be found.
         """
-        hands = IN_OTHER_HANDS.get(self._process_state(), "")
+        hands = self._hands()
         now = time.monotonic()
         if hands:
             self._excused = now
@@ -52,9 +55,22 @@ class Pulse:
             pass
         return self._root
 
-    def _process_state(self) -> str:
-        """As `ps` shows it; "" when it is gone."""
+    def _hands(self) -> str:
+        """In whose it is: its main thread, or any that waits for a disk. "" in its own, or when it is gone."""
+        own = IN_OTHER_HANDS.get(_state(Path(f"/proc/{self.pid}")), "")
+        return own or (IN_OTHER_HANDS[WAITS] if any(_state(thread) == WAITS for thread in self._threads()) else "")
+
+    def _threads(self) -> list[Path]:
+        folder = Path(f"/proc/{self.pid}/task")
         try:
-            return Path(f"/proc/{self.pid}/stat").read_bytes().rpartition(b")")[2].split()[0].decode()
+            return [folder / name for name in os.listdir(folder)]
         except OSError:
-            return ""
+            return []
+
+
+def _state(place: Path) -> str:
+    """Of a process or thread, as `ps` shows it; "" when it is gone."""
+    try:
+        return (place / "stat").read_bytes().rpartition(b")")[2].split()[0].decode()
+    except OSError:
+        return ""

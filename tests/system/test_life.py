@@ -11,6 +11,7 @@ import threading
 import time
 from pathlib import Path
 
+import msgspec
 import psutil
 import pytest
 
@@ -232,6 +233,45 @@ def test_a_stopped_engine_is_reported_and_never_killed(state, start_engine, wait
     wait_until(lambda: not engine.hung, 20, "it goes on")
     assert (engine.pid, engine.restarts) == (pid, 0)
     assert "stopped" in capfd.readouterr().err
+
+
+class Patient(Entity):
+    """Its validator has a thread wait in the kernel, in state D as for a disk, until somebody writes to a pipe."""
+
+    pipe: str = ""
+
+    def model_post_init(self, context: object) -> None:
+        if self.pipe:
+            waiting = threading.Thread(target=self.spawn)
+            waiting.start()
+            waiting.join()
+
+    def spawn(self) -> None:
+        first = [(os.POSIX_SPAWN_OPEN, 0, self.pipe, os.O_RDONLY, 0)]
+        pid = os.posix_spawn("/bin/true", ["true"], os.environ, file_actions=first)  # as by vfork: until it is there
+        os.waitpid(pid, 0)
+
+
+def test_an_engine_of_which_a_thread_waits_for_a_disk_is_reported_and_never_killed(
+    state, start_engine, wait_until, tmp_path, client_of_a_raw_lane, capfd
+):
+    """Its loop waits for that thread, and not in state D itself."""
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    engine = start_engine(
+        state, limits=msgspec.structs.replace(QUICK, decide_timeout_s=0), replace_hung=True, models=[Patient]
+    )
+    with connect(state) as client:
+        client.create(Patient(id="p"))
+    raw, pid = client_of_a_raw_lane(state), engine.pid
+    raw.write(raw.frame([Update(Patient.ref("p"), {"pipe": str(pipe)})]))
+    try:
+        wait_until(lambda: engine.hung or engine.restarts, 20, "the hang is seen")
+    finally:
+        os.close(os.open(pipe, os.O_RDWR))
+    wait_until(lambda: not engine.hung, 20, "it goes on")
+    assert (engine.pid, engine.restarts) == (pid, 0)
+    assert "waiting for a disk" in capfd.readouterr().err
 
 
 def test_a_hanging_engine_is_replaced_where_that_was_asked_for(state, start_engine, wait_until):
