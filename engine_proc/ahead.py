@@ -7,6 +7,7 @@ A reserve is held that only what tidies up may use, when the disk is full: the n
 
 from __future__ import annotations
 
+import asyncio
 import errno
 import os
 from collections.abc import Callable
@@ -45,6 +46,12 @@ class FilesAhead:
     def begin(self, size: int) -> None:
         """Make the next file, of so many bytes at least, in a thread."""
         self._next = self._beside.submit(self._make, size)
+
+    async def made(self) -> None:
+        """When `take` does not have to wait for the thread any more."""
+        if self._next is not None and not self._next.done():
+            with suppress(OSError):  # which `take` raises
+                await asyncio.wrap_future(self._next)
 
     def take(self, needed: int, wanted: int) -> int:
         """A descriptor of `journal.next` with `needed` bytes at least; with `wanted` bytes where it must be made now.

@@ -168,6 +168,8 @@ class FileJournal:
         if (self._power or staged.lasting) and not self._on_disk:
             await self._sync()  # so a hole in the journal is never the work of a power cut
         if staged.whole or self._offset + len(packed) > self._size:
+            await self._closed()
+            await self._ahead.made()
             self._roll(len(packed), staged.lasting)
         failpoint.reach("commit.write")
         self._write(packed, self._offset)
@@ -230,6 +232,12 @@ class FileJournal:
             fd = reserved
         self._begin(fd, self._tail)
 
+    async def _closed(self) -> None:
+        """When the file before the current one is, which is done beside the loop. Raises its OSError."""
+        closing, self._closing = self._closing, None
+        if closing is not None:
+            await asyncio.wrap_future(closing)
+
     def _begin(self, fd: int, tail: Tail) -> None:
         """Make `journal.next` the current file."""
         header = entries.file_header(self.state_id, tail.number + 1, tail.crc)
@@ -240,8 +248,6 @@ class FileJournal:
         os.rename(self._folder / "journal.next", self._folder / f"journal-{tail.number + 1:020d}.log")
         sync_folder(self._folder)
         failpoint.reach("journal.rolled")
-        if self._closing is not None:
-            self._closing.result()
         if self._fd >= 0:
             self._closing = self._beside.submit(_sync_and_close, self._fd, self._committed_fd)
         self._continue(fd, FILE_HEADER_BYTES, os.fstat(fd).st_size)

@@ -12,6 +12,7 @@ import struct
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from contextlib import contextmanager
@@ -1101,14 +1102,14 @@ class Late(Executor):
 
     def submit(self, work, /, *args):
         future = Future()
-        real = future.result
+        real, call = future.result, future.add_done_callback
 
         def result(timeout=None):
             if not future.done():
                 future.set_result(work(*args))
             return real(timeout)
 
-        future.result = result
+        future.result, future.add_done_callback = result, lambda callback: call(callback) or result()
         return future
 
 
@@ -1234,6 +1235,34 @@ def test_the_loop_waits_for_a_quick_disk_and_not_for_a_slow_one(opened, slow_dis
     assert not waited[0], "it was slow a moment ago"
     assert waited[-1]
     assert waited == sorted(waited)
+
+
+@pytest.mark.parametrize("size", [300, 20_000])
+def test_the_loop_does_not_wait_while_a_file_is_made_or_closed_beside_it(opened, folder, beside, size):
+    """The commit does: for the file that it goes on in, or, where it makes one itself, for the one that was before."""
+    journal, _ = opened()
+    while not journal._ahead.begun:
+        commit(journal, 300)
+    beside.submit(int).result()
+    disk = threading.Event()
+    beside.submit(disk.wait, 5)
+    while len(journal_files(folder)) == 1:
+        commit(journal, 300)
+    while size == 300 and journal._offset + 500 < journal._size:
+        commit(journal, 300)
+
+    async def rolled():
+        number = journal.tail.number + 1
+        journal.append(number, 0, [body_of(number, size)], Private())
+        committing = asyncio.ensure_future(journal.commit(durable=True))
+        for _ in range(100):
+            await asyncio.sleep(0)
+            assert not committing.done()
+        disk.set()
+        await committing
+
+    asyncio.run(rolled())
+    assert len(journal_files(folder)) == 3
 
 
 def test_the_loop_does_not_wait_while_all_that_was_written_since_long_is_synced(opened):
