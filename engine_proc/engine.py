@@ -338,7 +338,7 @@ class SingleWriter:
         try:
             self._publisher.reserve([turn.slots(kind) for kind in self.state.kinds], turn.new_keys)
             self._journal.append(turn.revision, turn.now_us, turn.bodies, turn.private())
-            await self._journal.commit(durable=turn.revision > self.state.revision)
+            await self._journal.commit(durable=turn.revision > self.state.revision or turn.binds)
         except (MemoryFull, DiskFull) as error:
             self._undo(turn, error)
             return

@@ -126,6 +126,13 @@ class Turn:
             self.outcomes or self.sessions or self.fenced_ids or self.forgotten_sessions or self.waiting or self.leases
         )
 
+    @property
+    def binds(self) -> bool:
+        """Whether it tells what has to hold for whoever comes later: that a request never will be applied, or how one
+        ended that anybody may repeat, under an id of the user's own. Any other refusal may be lost with its client.
+        """
+        return bool(self.fenced_ids or self.by_request_id)
+
     def find(self, kind: KindState, key: Key) -> Stored | None:
         """What is stored under a key of this kind, after the earlier requests of this turn."""
         return self.changed.get(key) or self._find(kind, key[1])

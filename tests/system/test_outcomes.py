@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import threading
+from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 
@@ -25,7 +28,9 @@ from solewriter import (
     VersionConflict,
     connect,
 )
+from solewriter.shared import entry as entries
 from solewriter.shared import wire
+from solewriter.shared.chain import journal_files
 from solewriter.shared.config import DEFAULT_LIMITS
 from solewriter.shared.errors import Forgotten
 from solewriter.shared.failpoint import VARIABLE
@@ -95,6 +100,54 @@ def test_a_user_given_id_that_was_not_applied_never_will_be(engine, client):
         other.create(Task(title="x", id="t"), request_id="mine")
     assert client.get(Task, "t") is None
     assert client.outcome("mine") == NotApplied(), "the same answer for ever"
+
+
+@pytest.fixture
+def after_a_power_cut(state: Path, tmp_path: Path) -> Callable[[], Path]:
+    """`after_a_power_cut()`: a folder as the disk has `state` now, if it has nothing that was not synced."""
+
+    def cut() -> Path:
+        folder = tmp_path / "after"
+        folder.mkdir(mode=0o700)
+        noted = entries.last_committed((state / "committed").read_bytes())
+        assert noted is not None
+        shutil.copy(state / "committed", folder)
+        for path in journal_files(state):
+            content, at = path.read_bytes(), entries.FILE_HEADER_BYTES
+            while (found := entries.unpack(content, at)) is not None and found[0].number <= noted[0]:
+                at = found[2]
+            (folder / path.name).write_bytes(content[:at] + bytes(len(content) - at))
+        return folder
+
+    return cut
+
+
+def test_for_power_what_was_told_as_not_applied_never_will_be_whatever_is_lost(state, start_engine, after_a_power_cut):
+    start_engine(state, durability="power")
+    with connect(state) as client:
+        assert client.outcome("order-7") == NotApplied()
+        after = after_a_power_cut()
+    start_engine(after, durability="power")
+    with connect(after) as client:
+        with pytest.raises(Fenced):
+            client.create(Task(title="x", id="t"), request_id="order-7")
+        assert client.outcome("order-7") == NotApplied()
+
+
+def test_for_power_what_a_request_under_an_id_of_ones_own_was_told_is_not_lost(state, start_engine, after_a_power_cut):
+    """A refusal, or that nothing had to be changed: whoever repeats it gets that answer, whatever is stored by then."""
+    start_engine(state, durability="power")
+    task = Task(title="x", id="t")
+    with connect(state) as client:
+        client.create(task)
+        with pytest.raises(AlreadyExists):
+            client.create(task, request_id="again")
+        after = after_a_power_cut()
+    start_engine(after, durability="power")
+    with connect(after) as client:
+        client.delete(Task.ref("t"))
+        with pytest.raises(AlreadyExists):
+            client.create(task, request_id="again")
 
 
 @pytest.mark.usefixtures("shared_engine")
