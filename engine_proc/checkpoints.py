@@ -50,6 +50,7 @@ class Checkpoints:
         describe: Callable[[CheckpointName], PrivateState],
         log: Callable[[str], None],
         still_owner: Callable[[], None],
+        private_bytes: int = 0,  # of the journal that was replayed, those that were written behind the checkpoint
     ) -> None:
         self._folder = folder
         self._order = order  # all but its path
@@ -63,15 +64,15 @@ class Checkpoints:
         self._still_owner = still_owner
         self._running = False
         self._held = {entry: _held(path) for entry, path in checkpoint_files(folder).items()}
-        self._since = 0  # the journal's length behind the newest checkpoint
+        self._since = private_bytes  # the journal's length behind the newest checkpoint and what belongs to it
         self._begun = 0  # its length behind the one that is being made
-        self._grew = 0  # bytes of journal while the last one was made
+        self._grew = 0  # bytes of turns in the journal while the last one was made
         self._again_at = 0  # the journal's length from which on another one is tried, behind one that failed
-        self._wanted = self._bytes_wanted(0)
+        self._wanted = self._bytes_wanted(private_bytes)
         self._count = 0
 
     def _bytes_wanted(self, private_bytes: int) -> int:
-        """Of journal behind a checkpoint before the next one."""
+        """Of turns in the journal behind a checkpoint, and behind so much that belongs to it, before the next one."""
         size = self._held[max(self._held)].size if self._held else 0
         return max(self._limits.checkpoint_after_bytes, int(CHECKPOINT_RATIO * (size + private_bytes)))
 
@@ -82,7 +83,7 @@ class Checkpoints:
 
     @property
     def _grown(self) -> int:
-        """Bytes of journal behind the newest checkpoint."""
+        """Bytes of turns in the journal behind the newest checkpoint."""
         return self._journal.length - self._since
 
     # --- making ------------------------------------------------------------------------------------------------------
@@ -133,8 +134,8 @@ class Checkpoints:
     def noted(self, made: Made, private_bytes: int, trimmed: Callable[[], None]) -> None:
         """It is in the journal: a start begins with it. `trimmed` is called in a thread, when another one may begin."""
         self._held[made.entry] = Held(made.size, made.time_us)
-        self._since, self._wanted = self._begun, self._bytes_wanted(private_bytes)
-        self._grew = self._journal.length - self._begun
+        self._since, self._wanted = self._begun + private_bytes, self._bytes_wanted(private_bytes)
+        self._grew = self._grown
         self._waiter.submit(self._trim, made.entry, made.time_us, trimmed)
 
     def _trim(self, newest: int, now_us: int, trimmed: Callable[[], None]) -> None:

@@ -45,6 +45,7 @@ class Recovery:
         self._whole_from = 0  # the entry that holds the whole private state: what earlier ones say of it is in there
         self._reached = 0  # the entry that was replayed last
         self._restoring: Restoring | None = None  # until the checkpoint is in memory
+        self.private_bytes = 0  # of that entry
         self.life: Life | None = None  # the last one that the journal knows of
 
     def run(self) -> Checkpoint | None:
@@ -164,6 +165,7 @@ class Recovery:
             return
         sessions, outcomes = self._sessions, self._outcomes
         if said.whole is not None:
+            self.private_bytes = len(entry.said)
             outcomes.install()
             sessions.restore(said.whole)
             self._state.restore_forgotten(said.whole.keys)

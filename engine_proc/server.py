@@ -91,6 +91,7 @@ class Server:
         self.sessions = Sessions(self.limits)
         recovered = Recovery(self.folder.path, self.journal, self.state, self.sessions, self.publisher, self.limits)
         checkpoint, before = recovered.run(), recovered.life
+        self.private_bytes = recovered.private_bytes
         history = recovery.history_of(before)
         life = Life(own.epoch, history, self.orders.durability, recovery.boot_id(), drained=False)
         leases = self.state.coordination.leases.all()
@@ -217,6 +218,7 @@ class Server:
             lambda name: recovery.private_state(name, self.life, self.state, self.sessions),
             self.log,
             self.lock.check,
+            self.private_bytes,
         )
 
     async def _drain(self, bridge: Bridge, writer: SingleWriter, turns: asyncio.Task[None]) -> None:

@@ -6,14 +6,19 @@ import asyncio
 import os
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
 
+import msgspec
 import pytest
 
+from solewriter import AlreadyExists, Create, Task, connect
 from solewriter.engine_proc import journal as journals
 from solewriter.engine_proc.checkpoint import Made, Order
 from solewriter.engine_proc.checkpoints import Checkpoints
 from solewriter.engine_proc.journal import FileJournal
+from solewriter.engine_proc.launch import pickled
+from solewriter.engine_proc.orders import Orders
+from solewriter.engine_proc.server import Server
 from solewriter.shared.aside import aside_path
-from solewriter.shared.chain import first_of, journal_files
+from solewriter.shared.chain import first_entry_of, first_of, journal_files
 from solewriter.shared.checkpoint import CheckpointWriter, Directory, checkpoint_files, checkpoint_path
 from solewriter.shared.config import CHECKPOINT_NICE, KIB, Limits
 from solewriter.shared.entry import Private
@@ -85,6 +90,56 @@ def test_a_checkpoint_is_due_when_the_journal_has_outgrown_it_and_one_is_made_at
     assert (checkpoints.due, log) == (False, [])
     grow(journal, 9)
     assert checkpoints.due
+
+
+def test_what_is_journaled_behind_one_is_no_growth_and_makes_the_next_one_later(held, journal):
+    """It is written once for each checkpoint: what is written stays below twice of what is asked for."""
+    asked = []
+
+    def note(order, entry):
+        asked.append(order.nice)
+        return make(order, entry)
+
+    checkpoints, _ = held(note)
+    grow(journal, 9)
+    for _ in range(3):
+        done = []
+        checkpoints.begin(done.append)
+        before = journal.length
+        journal.append(journal.tail.number, 0, [], Private(fenced_ids=["x" * 40_000]))
+        asyncio.run(journal.commit(durable=True))
+        checkpoints.noted(done[0], journal.length - before, lambda: None)
+        grow(journal, 27)
+        assert not checkpoints.due, "1.4 times what the checkpoint and all behind it took are 56 KB"
+        grow(journal, 2)
+        assert checkpoints.due
+    assert asked == [CHECKPOINT_NICE] * 3, "nor did the journal grow while one was made"
+
+
+def test_a_start_does_not_take_what_is_journaled_behind_a_checkpoint_for_growth(state, start_engine, tmp_path):
+    """Ids of users' own, say, are more than all entities."""
+    memory, few = tmp_path / "memory", Limits(checkpoint_after_bytes=64 * KIB, journal_file_bytes=256 * KIB)
+    engine, told, taken = start_engine(state, limits=few), 0, 0
+    with connect(state) as client:
+        client.create(Task(title="x", id="t"))
+        while taken < 3 * few.checkpoint_after_bytes:
+            reply = client.submit(Create(Task(title="x", id="t")), request_id=f"{told:060d}")
+            assert isinstance(reply.error, AlreadyExists)
+            told += 1
+            first = first_entry_of(journal_files(state)[-1]) if told % 50 == 0 else None
+            taken = len(first.said) if first is not None and first.private.whole is not None else 0
+    engine.stop()
+    memory.mkdir()
+    limits = msgspec.structs.replace(few, memory_dir=str(memory))
+    server = Server(Orders(str(state), "process", limits, 0, [], pickled([])))
+    try:
+        server.recover()
+        assert server.journal.length > taken
+        assert not server.checkpoints().due
+    finally:
+        server.close()
+        server.waiter.shutdown()
+        server.lock.release()
 
 
 def test_one_that_comes_late_is_made_at_everybodys_priority(held, journal):
