@@ -56,11 +56,14 @@ class Journal(Protocol):
     def newest_whole(self) -> tuple[int, PrivateState] | None:
         """The newest entry that holds the whole private state, and its number; None where all begins with entry 1."""
 
-    def replay(self, first: int = 1, may_be_cut: Callable[[], bool] = never) -> Iterator[Entry]:
+    def replay(
+        self, first: int = 1, may_be_cut: Callable[[], bool] = never, unsynced: Callable[[], bool] = never
+    ) -> Iterator[Entry]:
         """Every entry from this one on, oldest first; once, before the first append. Raises JournalCorrupt.
 
         `may_be_cut` tells, of what was replayed so far, whether entries may legally have been lost behind it, in any
-        order: then what follows the first bad one is dropped. Where they may not, nothing is changed.
+        order: then what follows the first bad one is dropped. Where they may not, nothing is changed. `unsynced` tells
+        at the end whether the last life acked what was only written.
         """
 
     def append(self, revision: int, time_us: int, bodies: list[bytes], private: Private) -> None:
@@ -95,7 +98,9 @@ class NoJournal:
     def newest_whole(self) -> tuple[int, PrivateState] | None:
         return None
 
-    def replay(self, first: int = 1, may_be_cut: Callable[[], bool] = never) -> Iterator[Entry]:
+    def replay(
+        self, first: int = 1, may_be_cut: Callable[[], bool] = never, unsynced: Callable[[], bool] = never
+    ) -> Iterator[Entry]:
         return iter(())
 
     def append(self, revision: int, time_us: int, bodies: list[bytes], private: Private) -> None:
@@ -245,6 +250,8 @@ class FileJournal:
             raise OSError(errno.EIO, "wrote half a journal header")
         os.fdatasync(fd)
         failpoint.reach("journal.roll")
+        if self._closing is not None:
+            self._closing.result()  # first: of the files before the last one, only one may not be on disk
         os.rename(self._folder / "journal.next", self._folder / f"journal-{tail.number + 1:020d}.log")
         sync_folder(self._folder)
         failpoint.reach("journal.rolled")
@@ -266,9 +273,12 @@ class FileJournal:
                 return first.number, whole
         return None
 
-    def replay(self, first: int = 1, may_be_cut: Callable[[], bool] = never) -> Iterator[Entry]:
+    def replay(
+        self, first: int = 1, may_be_cut: Callable[[], bool] = never, unsynced: Callable[[], bool] = never
+    ) -> Iterator[Entry]:
         """Every entry of the files from the one that holds `first`; then all of it is on disk: the last file is
-        rewritten to new pages, because pages that a failed fsync left behind may be readable and not on disk.
+        rewritten to new pages, because pages that a failed fsync left behind may be readable and not on disk. So is the
+        one before it where that fsync came behind its last ack.
         """
         (self._folder / "journal.next").unlink(missing_ok=True)
         replay = Replay(self._folder, self.state_id, self._read_committed())
@@ -278,7 +288,12 @@ class FileJournal:
             self._begin(self._ahead.take(FILE_HEADER_BYTES, self._file_bytes), self._tail)
         else:
             for path in replay.earlier:  # which a killed engine may have left to the kernel
-                _sync(path)
+                if replay.before is not None and path == replay.before.path and unsynced():
+                    self._rewrite(*replay.before)
+                    os.close(self._fd)
+                    self._fd = -1
+                else:
+                    _sync(path)
             self._rewrite(*replay.last)
             for path in replay.lost:
                 path.unlink()

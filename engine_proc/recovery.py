@@ -114,7 +114,7 @@ class Recovery:
         """The entries behind the checkpoint: the most recent ones with all their records, others by their newest."""
         recent: deque[tuple[Entry, PrivateChanges]] = deque()
         held = 0
-        for entry in self._journal.replay(first, self._may_be_cut):
+        for entry in self._journal.replay(first, self._may_be_cut, self._unsynced):
             self._reached, said = entry.number, entry.changes
             if entry.number >= self._whole_from:
                 self.life = said.life or self.life
@@ -137,6 +137,10 @@ class Recovery:
         if self.life is None or self._reached < self._whole_from:
             return False
         return self.life.durability != "power" and rebooted_since(self.life)
+
+    def _unsynced(self) -> bool:
+        """Whether a sync may have failed of what was acked before, in another file than the last."""
+        return self.life is not None and self.life.durability != "power"
 
     def _install_newest(self, entry: Entry, said: PrivateChanges) -> None:
         if said.slots or said.kinds or said.schemas:

@@ -33,7 +33,7 @@ class Missing(NamedTuple):
 
 
 class Kept(NamedTuple):
-    """The last file, and what of it stays."""
+    """A file, and what of it stays."""
 
     path: Path
     content: memoryview
@@ -51,7 +51,8 @@ class Replay:
         self.length = 0  # bytes of the entries that were asked for
         self.missing: Missing | None = None
         self.last: Kept | None = None  # None: there is no file yet
-        self.earlier: list[Path] = []  # those before it
+        self.before: Kept | None = None  # the one before it
+        self.earlier: list[Path] = []  # all those before it
         self.lost: list[Path] = []  # those behind it, which are given up
 
     def entries(self, first: int, may_be_cut: Callable[[], bool]) -> Iterator[Entry]:
@@ -62,16 +63,17 @@ class Replay:
                 f"{self._folder} once held {self._noted.number} entries, and has no journal file any more",
                 place=str(self._folder),
             )
-        buffer = bytearray()  # of one file after the other: new memory for each would take as long as reading it
+        buffer = spare = bytearray()  # of two files, in turns: new memory for each would take as long as reading it
         for position, path in enumerate(files):
             with path.open("rb", buffering=0) as file:
                 header = file.read(FILE_HEADER_BYTES)
                 if not self._follows(path, header, may_be_cut, first=position == 0):
                     self._give_up(files[position:], path, 0)
                     break
-                buffer = _read(file, header, buffer)
+                buffer, spare = _read(file, header, spare), buffer
             at, cut = yield from self._entries_of(path, buffer, first, may_be_cut)
-            self.earlier, self.last = files[:position], Kept(path, memoryview(buffer)[:at], len(buffer))
+            self.earlier, self.before = files[:position], self.last
+            self.last = Kept(path, memoryview(buffer)[:at], len(buffer))
             if cut or position == len(files) - 1:
                 self._give_up(files[position + 1 :], path, at)
                 break

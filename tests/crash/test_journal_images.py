@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from powercut.journaling import journaled, judged
+from powercut.journaling import journaled, judged, raised
 from powercut.recovery import Verdict
 
 
@@ -42,3 +42,17 @@ def test_nothing_acked_is_lost_around_a_sync_that_fails(place: Path, number: int
     verdict = judged(story, place / "image", number, each=3)
     assert not verdict.wrong, show(verdict)
     assert verdict.images > 30
+
+
+def test_what_power_acks_is_not_lost_behind_a_sync_that_failed_in_a_life_below_it(place: Path) -> None:
+    """Of a file that was rolled away, too: what was read from its pages is not on disk."""
+    failures = 0
+    for number in range(1, 40):
+        story, failed = raised(place / "journal", number)
+        failures += failed
+        first = next(one.done for one in story.commits if one.begun)
+        verdict = judged(story, place / "image", number, each=2, since=first)
+        assert not verdict.wrong, show(verdict)
+        if not failed:
+            break
+    assert failures > 5

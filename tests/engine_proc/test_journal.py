@@ -62,7 +62,7 @@ def opened(folder, beside):
     made = []
 
     def open_(**options):
-        replayed = {name: options.pop(name) for name in ("first", "may_be_cut") if name in options}
+        replayed = {name: options.pop(name) for name in ("first", "may_be_cut", "unsynced") if name in options}
         journal = FileJournal(folder, STATE, SMALL, beside, **{"power": False, **options})
         made.append(journal)
         return journal, list(journal.replay(**replayed))
@@ -316,6 +316,46 @@ def test_all_that_was_replayed_is_on_disk_before_anything_follows_it(opened, fol
     calls.clear()
     opened(power=True)
     assert calls[: len(older)] == [("fdatasync", inode(path)) for path in older]
+
+
+def test_where_acks_came_before_syncs_the_file_before_the_last_is_rewritten_as_well(opened, folder, calls):
+    """Its sync may have failed behind the last ack, and the kernel says of such pages that they are on disk."""
+    written(opened, 60, 300)
+    *older, before, last = journal_files(folder)
+    assert older
+    contents = {path: path.read_bytes() for path in journal_files(folder)}
+    keep = [os.open(path, os.O_RDONLY) for path in (before, last)]  # so that their inodes are not given out again
+    inodes = {path: inode(path) for path in journal_files(folder)}
+    calls.clear()
+    journal, found = opened(power=True, unsynced=lambda: True)
+    for fd in keep:
+        os.close(fd)
+    assert numbers(found) == list(range(1, 61))
+    assert {path: path.read_bytes() for path in journal_files(folder)} == contents
+    assert [path for path in contents if inode(path) != inodes[path]] == [before, last]
+    synced = calls.index(("fsync", inode(before)))
+    assert calls[synced + 1] == ("rename", ("journal.next", before.name))
+    assert calls[: len(older)] == [("fdatasync", inode(path)) for path in older]
+    assert calls.index(("rename", ("journal.next", last.name))) > synced
+    assert commit(journal, 300) == 61
+    let_go(journal)
+    assert numbers(opened(power=True)[1]) == list(range(1, 62))
+
+
+def test_a_file_gets_its_name_when_all_before_the_last_one_are_on_disk(opened, folder):
+    """So that of what a start finds only the last two may have failed to be synced."""
+    journal, _ = opened()
+    while len(journal_files(folder)) < 2:
+        commit(journal, 300)
+    failed: Future[None] = Future()
+    failed.set_exception(OSError(errno.EIO, "of the first file"))
+    if journal._closing is not None:
+        journal._closing.result()
+    journal._closing = failed
+    with pytest.raises(OSError, match="of the first file"):
+        journal._begin(journal._ahead.take(4 * KIB, 4 * KIB), journal.tail)
+    journal._closing = None
+    assert len(journal_files(folder)) == 2
 
 
 def test_a_new_file_is_whole_and_synced_before_it_gets_its_name(opened, folder, calls):

@@ -203,6 +203,18 @@ def test_a_damaged_entry_is_refused_by_place_where_no_power_cut_explains_it(stop
     assert path.read_bytes() == content
 
 
+@pytest.mark.parametrize("durability", ["process", "power"])
+def test_what_a_life_below_power_only_wrote_is_on_new_pages_before_anything_follows(stopped, start_engine, durability):
+    """A sync of the file before the last one may have failed, and to try it again proves nothing."""
+    for rewritten in (True, durability == "process"):
+        before = journal_files(stopped)[-2]
+        keep = os.open(before, os.O_RDONLY)  # so that its inode is not given out again
+        old = before.stat().st_ino
+        start_engine(stopped, durability=durability, limits=LIMITS).stop()
+        os.close(keep)
+        assert (before.stat().st_ino != old) is rewritten
+
+
 def test_where_the_name_of_the_newest_checkpoint_is_damaged_that_is_the_place(stopped, start_engine, wait_until):
     """Not the one before it, which is named by an older file, and was removed when this one was named."""
     before = named(stopped)

@@ -33,13 +33,14 @@ NEVER = 10**9  # operations
 class Opened:
     """A journal of a folder, replayed; its thread and its descriptors go with `kill`."""
 
-    def __init__(self, folder: Path, power: bool) -> None:
+    def __init__(self, folder: Path, power: bool, unsynced: bool = False) -> None:
         self._inside = f"{folder}/"
         self.loop = asyncio.new_event_loop()
         before, journals.JOURNAL_FILE_BYTES_FIRST = journals.JOURNAL_FILE_BYTES_FIRST, FIRST_FILE
         try:
             self.journal = FileJournal(folder, STATE, SMALL, local.AtOnce(), power=power)
-            self.found = [(one.number, b"".join(one.records())) for one in self.journal.replay(1, lambda: not power)]
+            replay = self.journal.replay(1, lambda: not power, lambda: unsynced)
+            self.found = [(one.number, b"".join(one.records())) for one in replay]
         except BaseException:
             self.kill()
             raise
@@ -127,6 +128,38 @@ def journaled(
     return story
 
 
+def raised(folder: Path, fail_sync: int, count: int = 6) -> tuple[JournalStory, bool]:
+    """A life that acks before it syncs, until a sync fails, or for long; then one of `power`, with so many commits.
+    And whether a sync failed.
+    """
+    state = folder / "state"
+    shutil.rmtree(folder, ignore_errors=True)
+    state.mkdir(parents=True)
+    story, failed = JournalStory(power=True), False
+    with Recorder(state) as recorder:
+        opened = Opened(state, power=False)
+        recorder.fail_sync = recorder.syncs + fail_sync
+        try:
+            for number in range(1, 30):
+                opened.commit(body_of(number, 900), durable=True)
+        except OSError:
+            failed = True
+        recorder.fail_sync = None
+        opened.kill()
+        opened = Opened(state, power=True, unsynced=True)
+        story.bodies = [body for _, body in opened.found]
+        story.commits = [Committed(0, 0, durable=True)] * len(story.bodies)
+        for number in range(len(story.bodies) + 1, len(story.bodies) + 1 + count):
+            begun = len(recorder.log)
+            story.bodies.append(body_of(number, 300))
+            opened.commit(story.bodies[-1], durable=True)
+            story.commits.append(Committed(begun, len(recorder.log), durable=True))
+        opened.kill()
+    story.log = recorder.log
+    shutil.rmtree(folder)
+    return story, failed
+
+
 def _opened(state: Path, power: bool) -> Opened:
     """The next life, or the one after it where a sync fails in its recovery."""
     try:
@@ -173,10 +206,16 @@ def wrongs(story: JournalStory, at: int, found: list[tuple[int, bytes]] | Refusa
         yield "mixed: the entries are not those that were committed"
 
 
-def judged(story: JournalStory, folder: Path, seed: int, *, names: str = "ordered", each: int = 10**9) -> Verdict:
-    """As for an engine's story. What a first recovery left, with one more entry, is recovered again."""
+def judged(
+    story: JournalStory, folder: Path, seed: int, *, names: str = "ordered", each: int = 10**9, since: int = 0
+) -> Verdict:
+    """As for an engine's story, cut from an operation on. What a first recovery left, with one more entry, is recovered
+    again.
+    """
     verdict, known = Verdict(), dict[bytes, tuple[list[tuple[int, bytes]] | Refusal, list[str]]]()
     for at, images in cuts(story.log, seed, names):
+        if at < since:
+            continue
         verdict.cuts += 1
         for image in drawn(images, each, seed + at):
             verdict.judged += 1
