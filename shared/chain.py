@@ -62,37 +62,62 @@ def first_entry(folder: Path) -> int:
 def entries_between(folder: Path, first: int, last: int) -> Iterator[Entry]:
     """Every entry from the one numbered `first` up to the committed one numbered `last`, oldest first.
 
-    Raises Compacted where the first ones are not there, or went while they were read; JournalCorrupt, naming the place,
-    where an entry does not follow the one before it.
+    Raises Compacted where the first ones are not there, or went while they were read, or the journal was cut;
+    JournalCorrupt, naming the place, where an entry does not follow the one before it.
     """
     if last < first:
         return
     first_entry(folder)
-    number = first - 1
-    files = [path for path in journal_files(folder) if first_of(path) <= last]
+    files = journal_files(folder)
     while len(files) > 1 and first_of(files[1]) <= first:
         del files[0]
-    for path in files:
-        for entry, at in _entries_of(path):
-            if entry.number <= number or number == last:
-                continue
-            if entry.number != number + 1:
-                if number < first:
-                    raise _gone(f"the journal begins with entry {entry.number}")
-                raise JournalCorrupt(f"an entry does not follow entry {number}", place=f"{path.name}:{at}")
-            number = entry.number
-            yield entry
+    if files and first_of(files[0]) > first:
+        raise _gone(f"the journal begins with entry {first_of(files[0])}")
+    number = first - 1
+    for path, following in zip(files, [*files[1:], None], strict=True):
+        if number == last:
+            break
+        until = min(first_of(following) - 1, last) if following is not None else last
+        at = FILE_HEADER_BYTES
+        for entry, behind in _entries_of(path, first, until):
+            if entry.number > number:
+                if entry.number != number + 1:
+                    raise JournalCorrupt(f"an entry does not follow entry {number}", place=f"{path.name}:{at}")
+                number = entry.number
+                yield entry
+            at = behind
+        if number < until and following is not None:
+            raise JournalCorrupt(
+                f"entry {number + 1} is not in {path.name}, and {following.name} begins with a later one: what lay "
+                "between is damaged, or a file is missing",
+                place=f"{path.name}:{at}",
+            )
     if number < last:
         raise _gone(f"the journal in {folder} ends before entry {last}")
 
 
-def _entries_of(path: Path) -> Iterator[tuple[Entry, int]]:
-    """Those of one file, with their offsets."""
+def _entries_of(path: Path, first: int, until: int) -> Iterator[tuple[Entry, int]]:
+    """Those of one file up to the committed one numbered `until`, with the offsets behind them; without what is damaged
+    before the one numbered `first`, which nobody asked for. Raises JournalCorrupt where a later one is whole: a journal
+    that was cut has none.
+    """
     buffer = content(path)
     number, at = entries.read_file_header(path, buffer).first - 1, FILE_HEADER_BYTES
-    while (found := entries.unpack(buffer, at)) is not None and found[0].number > number:
-        yield found[0], at
+    while number < until:
+        found = entries.unpack(buffer, at)
+        if found is None or found[0].number <= number:
+            later = entries.later_entry(buffer, at, number)
+            if later is None:
+                return
+            if not number + 1 < entries.number_at(buffer, later) <= first:
+                raise JournalCorrupt(
+                    f"{path.name} is damaged at offset {at}: a later entry at {later} is whole",
+                    place=f"{path.name}:{at}",
+                )
+            at, number = later, entries.number_at(buffer, later) - 1
+            continue
         number, at = found[0].number, found[2]
+        yield found[0], at
 
 
 def content(path: Path) -> bytes:

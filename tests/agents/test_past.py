@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from solewriter import Compacted, Create, Delete, InvalidQuery, Put, Task, Update, connect, open_reader
+from solewriter import Compacted, Create, Delete, InvalidQuery, JournalCorrupt, Put, Task, Update, connect, open_reader
 from solewriter.agents.past import Past
+from solewriter.shared import entry as entries
 from solewriter.shared.chain import first_of, journal_files
 from solewriter.shared.checkpoint import Checkpoint, checkpoint_files
 from solewriter.shared.config import KIB, Limits
@@ -96,6 +97,37 @@ def test_a_past_is_counted_and_scanned_by_its_own_values(reader):
 def test_a_kind_that_was_registered_later_is_empty_then(reader):
     assert past(reader, 9).count("Project") == 0
     assert past(reader, 9).get("Project", "p") is None
+
+
+def test_damage_is_named_to_whoever_looks_back_beside_an_engine_and_never_passed_over(state, start_engine):
+    """Nobody takes it for what is not kept any more, not even a watch that would be content with a new snapshot."""
+    engine = start_engine(state, limits=LIMITS)
+    with connect(state, limits=LIMITS) as client:
+        for number in range(60):
+            client.put(Task(title="x" * 100, id=f"t{number % 9}", source=str(number)))
+    engine.stop()
+    start_engine(state, limits=LIMITS)
+    (path,) = journal_files(state)
+    buffer, at = path.read_bytes(), entries.FILE_HEADER_BYTES
+    while (found := entries.unpack(buffer, at))[0].revision < 20:
+        at = found[2]
+    with path.open("r+b") as file:
+        file.seek(at + 60)
+        file.write(b"damage")
+    with open_reader(state, limits=LIMITS) as reader:
+        now = reader.revision
+        looks = {
+            "at": lambda: reader.at(30),
+            "diff": lambda: reader.diff(5, now),
+            "history": lambda: [*reader.history(Task, "t0")],
+            "watch": lambda: [*reader.watch(since=10, timeout_s=0)],
+            "resync": lambda: [*reader.watch(since=10, timeout_s=0, resync=True)],
+        }
+        for name, look in looks.items():
+            with pytest.raises(JournalCorrupt, match=f"is damaged at offset {at}") as caught:
+                look()
+            assert caught.value.place == f"{path.name}:{at}", name
+        assert past(reader, 10).count(Task) == 9
 
 
 def test_it_begins_with_a_checkpoint_where_the_first_files_are_gone(state, start_engine, wait_until):

@@ -63,9 +63,56 @@ def test_what_is_not_there_is_compacted_and_never_left_out(journal):
 
 def test_an_entry_that_is_missing_in_the_middle_is_damage_with_its_place(journal):
     journal_files(journal)[1].unlink()
-    with pytest.raises(JournalCorrupt, match="does not follow entry 3") as caught:
+    before, following = journal_files(journal)[:2]
+    with pytest.raises(JournalCorrupt, match=f"entry 4 is not in .*{following.name} begins with a later one") as caught:
         numbers(journal, 1, 12)
-    assert caught.value.place == f"{journal_files(journal)[1].name}:{entries.FILE_HEADER_BYTES}"
+    assert caught.value.place == f"{before.name}:{places(before)[-1]}"
+
+
+def places(path):
+    """The offsets of a file's entries, and the one behind the last."""
+    found = [entries.FILE_HEADER_BYTES]
+    while (one := entries.unpack(path.read_bytes(), found[-1])) is not None:
+        found.append(one[2])
+    return found
+
+
+def damage(path, place):
+    content = bytearray(path.read_bytes())
+    content[place] ^= 1
+    path.write_bytes(content)
+
+
+@pytest.mark.parametrize("bad", range(1, 13))
+def test_whatever_is_asked_for_and_damaged_is_named_and_what_is_not_asked_for_is_no_matter(journal, bad):
+    """In any file, the current one included, and at its beginning, middle and end."""
+    path = journal_files(journal)[(bad - 1) // 3]
+    at = places(path)[(bad - 1) % 3]
+    damage(path, at + 20)
+    for first in range(1, 13):
+        for last in range(first, 13):
+            if not first <= bad <= last:
+                assert numbers(journal, first, last) == list(range(first, last + 1))
+            elif bad < 12:
+                with pytest.raises(JournalCorrupt) as caught:
+                    numbers(journal, first, last)
+                assert caught.value.place == f"{path.name}:{at}"
+            else:
+                with pytest.raises(Compacted, match="ends before entry 12"):
+                    numbers(journal, first, last)
+
+
+def test_a_journal_that_was_cut_is_compacted_behind_the_cut(journal):
+    """There is nothing whole behind it, whatever the file held before it was written again."""
+    write(journal, [10], name=10)
+    path = journal_files(journal)[-1]
+    older = write(journal, [2, 3], name=20)
+    path.write_bytes(path.read_bytes()[: places(path)[-1]] + older.read_bytes()[entries.FILE_HEADER_BYTES :])
+    older.unlink()
+    assert numbers(journal, 5, 10) == list(range(5, 11))
+    for first in (5, 10, 11, 12):
+        with pytest.raises(Compacted, match="ends before entry 12"):
+            numbers(journal, first, 12)
 
 
 def test_a_file_that_goes_while_the_one_before_it_is_read_is_compacted(journal):
