@@ -85,9 +85,9 @@ class Recovery:
         except FileNotFoundError:
             raise self._missing(path) from None
         if checkpoint.state_id != self._journal.state_id:
-            first = journal_files(self._folder)[0].name
+            newest = journal_files(self._folder)[-1].name
             checkpoint.close()
-            raise JournalCorrupt(f"{path.name} and {first} are of different states", place=f"{path.name}:0")
+            raise JournalCorrupt(f"{path.name} and {newest} are of different states", place=f"{path.name}:0")
         if checkpoint.name != name:
             checkpoint.close()
             raise JournalCorrupt(f"{path.name} is not the one that the journal names", place=f"{path.name}:0")

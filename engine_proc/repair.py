@@ -15,7 +15,9 @@ from typing import NamedTuple
 
 import msgspec
 
+from solewriter.engine_proc.journal import never
 from solewriter.engine_proc.lock import Lock
+from solewriter.engine_proc.replay import Replay
 from solewriter.shared import entry as entries
 from solewriter.shared.aside import aside_files, aside_path, is_aside
 from solewriter.shared.chain import first_entry_of, first_of, journal_files, named_checkpoints
@@ -106,37 +108,46 @@ def truncate(folder: StateFolder, revision: int) -> tuple[Cut, Path]:
 
 
 def _found(folder: Path, revision: int) -> tuple[Cut, Life]:
-    """The last entry that is not above a revision, and the life that it is of."""
+    """The last entry that is not above a revision, and the life that it is of. All that a start needs up to there is
+    read as it reads it: where that is damaged, a cut behind it would be for nothing.
+    """
     files = journal_files(folder)
     below = [
         (path, whole.checkpoint)
         for path in files
         if (first := first_entry_of(path)) and first.revision <= revision and (whole := first.private.whole)
     ]
+    needed = first_of(below[-1][0]) if below else 0  # the entry that holds the whole private state
     while below and is_aside(folder, below[-1][1].entry):
         del below[-1]
-    if not (_has_checkpoint(folder, below[-1][1]) if below else files and first_of(files[0]) == 1):
+    begin = below[-1][1] if below else None
+    if not (_has_checkpoint(folder, begin) if begin is not None else files and first_of(files[0]) == 1):
         raise EngineUnavailable(f"{folder} cannot be cut back to revision {revision}: no checkpoint is so old")
-    begin = below[-1][0] if below else files[0]
-    cut, life = None, None
-    for path in [path for path in files if path >= begin]:
-        buffer, at = path.read_bytes(), FILE_HEADER_BYTES
-        number = first_of(path) - 1
-        if cut is not None and cut.number != number:
-            break
-        while (found := entries.unpack(buffer, at)) is not None and found[0].number == number + 1:
-            entry, _, at = found
+    replay = Replay(folder, _state_id(folder, begin), noted=None)
+    cut, life, why = None, None, "no whole entry is so old"
+    try:
+        for entry in replay.entries(begin.entry + 1 if begin is not None else 1, never):
             if entry.revision > revision:
                 break
-            whole = entry.private.whole
+            assert replay.read is not None
+            whole, cut = entry.private.whole, Cut(*replay.read, entry.number, entry.crc, entry.revision)
             life = entry.private.life or (whole.life if whole is not None else life)
-            number, cut = entry.number, Cut(path, at, entry.number, entry.crc, entry.revision)
-        else:
-            continue
-        break
-    if cut is None or life is None:
-        raise EngineUnavailable(f"{folder} cannot be cut back to revision {revision}: no whole entry is so old")
+    except (JournalCorrupt, LayoutMismatch) as error:  # behind the cut it goes with the rest
+        why = f"a start there needs what is damaged ({error}); an older revision may do"
+    if cut is None or life is None or cut.number < needed:
+        raise EngineUnavailable(f"{folder} cannot be cut back to revision {revision}: {why}")
     return cut, life
+
+
+def _state_id(folder: Path, begin: CheckpointName | None) -> bytes:
+    """Whose state it is with which a start begins: with this checkpoint, or the first entry."""
+    if begin is not None:
+        with Checkpoint(checkpoint_path(folder, begin.entry)) as checkpoint:
+            state_id: bytes = checkpoint.state_id
+            return state_id
+    first = journal_files(folder)[0]
+    with first.open("rb") as file:
+        return entries.read_file_header(first, file.read(FILE_HEADER_BYTES)).state_id
 
 
 def _has_checkpoint(folder: Path, name: CheckpointName) -> bool:

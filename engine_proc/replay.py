@@ -1,4 +1,5 @@
 """The journal's files, read at a start: every entry follows the one before it, or the place where it does not is named.
+Damage before the first entry that is asked for is passed over: that is history, which whoever looks back meets.
 
 What is read is changed by nobody here; what there is to do about it, `FileJournal.replay` does when all was read.
 """
@@ -49,6 +50,7 @@ class Replay:
         self._noted = noted
         self.tail = Tail(0, 0)
         self.length = 0  # bytes of the entries that were asked for
+        self.read: tuple[Path, int] | None = None  # the place behind the last of them, so far
         self.missing: Missing | None = None
         self.last: Kept | None = None  # None: there is no file yet
         self.before: Kept | None = None  # the one before it
@@ -129,7 +131,15 @@ class Replay:
         to be given up.
         """
         at, view = FILE_HEADER_BYTES, memoryview(buffer)  # of which nothing is copied to be summed up
-        while (found := entries.unpack(view, at)) is not None and found[0].number > self.tail.number:
+        while True:
+            found = entries.unpack(view, at)
+            if found is None or found[0].number <= self.tail.number:
+                later = entries.later_entry(buffer, at, self.tail.number)
+                if later is None or not self.tail.number + 1 < entries.number_at(buffer, later) <= first:
+                    break
+                at, found = later, entries.unpack(view, later)
+                assert found is not None
+                self.tail = Tail(found[0].number - 1, found[1])  # what lay between nobody asked for
             entry, previous, behind = found
             if entry.number != self.tail.number + 1 or previous != self.tail.crc:
                 if may_be_cut():
@@ -145,9 +155,9 @@ class Replay:
                 )
             if entry.number >= first:
                 self.length += behind - at
+                self.read = path, behind
                 yield entry
             at = behind
-        later = entries.later_entry(buffer, at, self.tail.number)
         if later is not None and not may_be_cut():
             raise JournalCorrupt(
                 f"{path.name} is damaged at offset {at}: a later entry at {later} is whole", place=f"{path.name}:{at}"

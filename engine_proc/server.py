@@ -120,8 +120,9 @@ class Server:
                 )
             return NoJournal()
         if files:
-            with files[0].open("rb") as file:
-                state_id = entries.read_file_header(files[0], file.read(entries.FILE_HEADER_BYTES)).state_id
+            newest = files[-1]  # which every start reads: older ones may be history, and damaged
+            with newest.open("rb") as file:
+                state_id = entries.read_file_header(newest, file.read(entries.FILE_HEADER_BYTES)).state_id
         else:
             state_id = os.urandom(16)
         return FileJournal(

@@ -490,6 +490,33 @@ def test_a_bad_entry_before_a_good_one_is_refused_with_file_and_offset(opened, f
     assert numbers(found) == [1, 2, 3, 4, 5]
 
 
+@pytest.mark.parametrize("damaged", [(1,), (2,), (4,), (1, 2), (1, 3), (2, 5)])
+def test_damage_before_what_is_asked_for_is_passed_over_and_stays_as_it_is(opened, folder, damaged):
+    """A start asks for what is behind its checkpoint: the rest is history, for whoever looks back."""
+    written(opened, 6)
+    (path,) = journal_files(folder)
+    starts, _ = places(path)
+    for number in damaged:
+        overwrite(path, starts[number - 1] + 60, b"damage")
+    content = path.read_bytes()
+    for first in range(1, 7):
+        if first <= damaged[-1]:
+            bad = min(number for number in damaged if number >= first)
+            while bad - 1 in damaged:  # of several in a row the first one is the place
+                bad -= 1
+            with pytest.raises(JournalCorrupt, match=f"is damaged at offset {starts[bad - 1]}"):
+                opened(first=first)
+            continue
+        journal, found = opened(first=first)
+        assert (numbers(found), journal.missing) == (list(range(first, 7)), None)
+        let_go(journal)
+        assert path.read_bytes() == content
+    journal, _ = opened(first=6)
+    assert commit(journal) == 7
+    let_go(journal)
+    assert numbers(opened(first=6)[1]) == [6, 7]
+
+
 def test_damage_changes_nothing_on_disk(opened, folder):
     written(opened, 40, 300)
     files = journal_files(folder)

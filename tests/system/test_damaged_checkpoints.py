@@ -22,10 +22,12 @@ from solewriter import (
     Task,
     Update,
     connect,
+    open_reader,
 )
 from solewriter.agents.cli.main import app
 from solewriter.agents.verify import Replay, verify
 from solewriter.engine_proc.repair import set_aside, truncate
+from solewriter.shared import entry as entries
 from solewriter.shared.aside import aside_path
 from solewriter.shared.chain import first_entry_of, first_of, journal_files, named_checkpoints
 from solewriter.shared.checkpoint import checkpoint_files, checkpoint_path
@@ -216,7 +218,8 @@ def test_a_repair_that_was_killed_between_two_files_is_asked_for_again(folder, g
 
 
 def contents(folder):
-    return {path.name: path.read_bytes() for path in folder.iterdir()}
+    """Of all files but the lock, which names whoever held it last."""
+    return {path.name: path.read_bytes() for path in folder.iterdir() if path.name != "lock"}
 
 
 def test_what_is_sound_is_not_set_aside(folder):
@@ -310,6 +313,89 @@ def test_a_repair_is_told_what_to_do(folder, options):
     told = CliRunner().invoke(app, ["repair", str(folder(ALL)), *options])
     assert told.exit_code == 2
     assert "either --around-checkpoint or --truncate-at" in " ".join(told.stderr.replace("│", " ").split())
+
+
+def entry_at(state, number):
+    """An entry, the file that holds it, and its offset there."""
+    path = max(path for path in journal_files(state) if first_of(path) <= number)
+    buffer, at = path.read_bytes(), entries.FILE_HEADER_BYTES
+    while (found := entries.unpack(buffer, at))[0].number < number:
+        at = found[2]
+    return found[0], path, at
+
+
+@pytest.mark.parametrize(
+    "which",
+    [
+        pytest.param("the header of a file", marks=pytest.mark.heavy),
+        pytest.param("an entry of a file", marks=pytest.mark.heavy),
+        pytest.param("the first entry", marks=pytest.mark.heavy),
+        "the last entry",
+    ],
+)
+def test_damage_in_history_is_no_hindrance_to_a_start_and_met_by_whoever_looks_back(folder, start_engine, which):
+    """The last two are of the file with which a start begins, before what is behind its checkpoint."""
+    state = folder(ALL)
+    last = named(state)[0]
+    _, needed, at = entry_at(state, last)
+    oldest = journal_files(state)[0]
+    assert first_of(oldest) < first_of(needed) < last
+    path, place = {
+        "the header of a file": (oldest, 30),
+        "an entry of a file": (oldest, entries.FILE_HEADER_BYTES + 60),
+        "the first entry": (needed, entries.FILE_HEADER_BYTES + 60),
+        "the last entry": (needed, at + 60),
+    }[which]
+    with open_reader(state, offline=True) as reader, reader.snapshot() as snap:
+        expected = snap.revision, {task.id: task for task in snap.entities(Task)}
+    flip(path, place)
+    for _ in range(2):
+        engine = start_engine(state, limits=ALL)
+        with connect(state, limits=ALL) as client, client.reader.snapshot() as snap:
+            assert (snap.revision, {task.id: task for task in snap.entities(Task)}) == expected
+            with pytest.raises(JournalCorrupt) as caught:
+                client.reader.diff(0, snap.revision)
+            assert path.name in caught.value.place
+        engine.stop()
+        with pytest.raises(JournalCorrupt) as caught:
+            verify(state)
+        assert path.name in caught.value.place
+
+
+def damaged_between(state):
+    """Flip a bit of the first entry behind the second newest checkpoint, before the one that names it; its revision,
+    and where that is.
+    """
+    found, path, at = entry_at(state, named(state)[1] + 1)
+    flip(path, at + 60)
+    return found.revision, f"{path.name}:{at}"
+
+
+def test_where_a_start_would_need_what_is_damaged_nothing_is_cut(folder, start_engine):
+    state = folder(ALL)
+    revision, place = damaged_between(state)
+    newest = first_entry_of(naming(state)[0]).revision
+    before = contents(state)
+    told = CliRunner().invoke(app, ["repair", str(state), "--truncate-at", str(newest - 1)])
+    assert told.exit_code == 1
+    assert "a start there needs what is damaged" in told.stderr
+    assert place in told.stderr or place.replace(":", " is damaged at offset ") in told.stderr
+    assert contents(state) == before
+    assert [*state.parent.glob("*.before-repair-*")] == []
+    cut, _ = truncate(StateFolder(state), revision - 1)
+    assert cut.revision < revision
+    start_engine(state, limits=ALL)
+    with connect(state, limits=ALL) as client:
+        assert client.reader.revision == cut.revision
+
+
+def test_where_only_history_is_damaged_a_cut_goes_through_and_is_started_on(folder, start_engine):
+    state = folder(ALL)
+    damaged_between(state)
+    revision = first_entry_of(naming(state)[0]).revision
+    cut, _ = truncate(StateFolder(state), revision)
+    assert cut.revision == revision
+    start_engine(state, limits=ALL)
 
 
 @pytest.mark.heavy
