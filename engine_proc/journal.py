@@ -238,7 +238,9 @@ class FileJournal:
         self._begin(fd, self._tail)
 
     async def _closed(self) -> None:
-        """When the file before the current one is, which is done beside the loop. Raises its OSError."""
+        """When the file before the current one is, which is done beside the loop: so of the files before the last one,
+        only one may not be on disk. Raises its OSError.
+        """
         closing, self._closing = self._closing, None
         if closing is not None:
             await asyncio.wrap_future(closing)
@@ -250,8 +252,6 @@ class FileJournal:
             raise OSError(errno.EIO, "wrote half a journal header")
         os.fdatasync(fd)
         failpoint.reach("journal.roll")
-        if self._closing is not None:
-            self._closing.result()  # first: of the files before the last one, only one may not be on disk
         os.rename(self._folder / "journal.next", self._folder / f"journal-{tail.number + 1:020d}.log")
         sync_folder(self._folder)
         failpoint.reach("journal.rolled")

@@ -965,16 +965,16 @@ class Page(Entity, columns=("id", "owner")):
     owner: str = ""
 
 
-class Job(Task, columns=("id",)):
+class Numbered(Task, columns=("id",)):
     """One that can be claimed by its id."""
 
 
 def test_an_id_can_be_asked_for_where_it_is_a_column(state, start_engine):
-    start_engine(state, models=[Page, Job])
+    start_engine(state, models=[Page, Numbered])
     with connect(state, name="tester") as client:
         for id in ("a", "b"):
             client.create(Page(id=id, owner="ann"))
-        make(client, Job(id="i", title="i"), Job(id="j", title="j"))
+        make(client, Numbered(id="i", title="i"), Numbered(id="j", title="j"))
         where = {"id": ["a", "z"], "owner": "ann"}
         for _ in range(2):  # it is looked for, and then it is known
             refused = client.submit(Create(Page(id="c")), guards=[RequireNone(Page, where)])
@@ -982,10 +982,10 @@ def test_an_id_can_be_asked_for_where_it_is_a_column(state, start_engine):
         client.delete(Page.ref("a"))
         assert client.submit(Create(Page(id="z", owner="ann")), guards=[RequireNone(Page, where)]).applied
         assert client.submit(Create(Page(id="c")), guards=[RequireNone(Page, where)]).error.count == 1
-        assert client.claim(Job, where={"id": "none"}) is None
-        assert client.claim(Job, where={"id": "j"}).id == "j"
-        client.create(Job(id="k", title="k"))
-        assert client.claim(Job, where={"id": Range(ge="j")}).id == "k"
+        assert client.claim(Numbered, where={"id": "none"}) is None
+        assert client.claim(Numbered, where={"id": "j"}).id == "j"
+        client.create(Numbered(id="k", title="k"))
+        assert client.claim(Numbered, where={"id": Range(ge="j")}).id == "k"
 
 
 # --- work -------------------------------------------------------------------------------------------------------------
