@@ -347,14 +347,23 @@ def test_a_file_gets_its_name_when_all_before_the_last_one_are_on_disk(opened, f
     journal, _ = opened()
     while len(journal_files(folder)) < 2:
         commit(journal, 300)
-    failed: Future[None] = Future()
-    failed.set_exception(OSError(errno.EIO, "of the first file"))
     if journal._closing is not None:
         journal._closing.result()
-    journal._closing = failed
-    with pytest.raises(OSError, match="of the first file"):
-        journal._begin(journal._ahead.take(4 * KIB, 4 * KIB), journal.tail)
-    journal._closing = None
+    closing = journal._closing = Future()  # of the first file
+    number = journal.tail.number + 1
+    journal.append(number, 0, [body_of(number, 20 * KIB)], Private())
+
+    async def story():
+        committing = asyncio.ensure_future(journal.commit(durable=True))
+        for _ in range(100):
+            await asyncio.sleep(0)
+        assert not committing.done()
+        assert len(journal_files(folder)) == 2
+        closing.set_exception(OSError(errno.EIO, "of the first file"))
+        with pytest.raises(OSError, match="of the first file"):
+            await committing
+
+    asyncio.run(story())
     assert len(journal_files(folder)) == 2
 
 

@@ -692,7 +692,9 @@ def test_readers_without_the_class_read_all_fields_as_plain_values():
 
 
 def test_the_cells_of_an_older_record_are_those_of_its_own_values():
-    """Of a column that came with a newer class, by what the record says, never by the default there."""
+    """Of a column that came with a newer class, by what the record says; of a field that it is older than, by the
+    default there.
+    """
 
     class Old(Entity, kind="Doc", columns=("title",)):
         title: str = "old"
@@ -710,9 +712,10 @@ def test_the_cells_of_an_older_record_are_those_of_its_own_values():
     for entity in (Old(id="d"), Old(id="d", title="mine", size=9, level="high")):
         fields = old.stored(entity)
         block, _ = old.cut(fields, "d", 1, 0)
-        cells = schema.cells(new.columns, block, functools.partial(schema.values, "d", 1, 0, old.payload(fields)))
-        assert list(cells) == [entity.size, NO_INT, text_hash(entity.title), NO_INT]
-        assert list(schema.cells(old.columns, block, dict)) == [text_hash(entity.title)]
+        values = functools.partial(schema.values, "d", 1, 0, old.payload(fields))
+        cells = schema.cells(new.columns, block, values, new.schema.defaults)
+        assert list(cells) == [entity.size, NO_INT, text_hash(entity.title), 7]
+        assert list(schema.cells(old.columns, block, dict, {})) == [text_hash(entity.title)]
 
 
 def test_a_schema_tells_apart_what_changes_the_meaning_of_payloads():
