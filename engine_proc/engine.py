@@ -245,8 +245,9 @@ class SingleWriter:
                     sender.taken += 1
                 elif isinstance(item, Newcomer):
                     self._hellos.greet(turn, item)
-                else:
-                    self.tending.tend(turn, item)
+                elif self.tending.tend(turn, item):
+                    now = time.monotonic()
+                    break
             except Unready:  # it stays where it is, and so does what its session asked behind it
                 queue.held = True
                 break

@@ -30,11 +30,14 @@ from solewriter.shared.wire import Status
 from solewriter.shared.wireform import PlainRequest
 
 US_PER_S = 1_000_000
+Losses = list[tuple[Lease, str]]  # claims to be taken away, and why
 Tell = Callable[[Turn, Session, int, Any, "LaneEnd | None", int], "Outcome | None"]
 
 
 class Occasion:
     """Something that happened to a session, or, to the engine's own, a time that has come."""
+
+    lost: Losses | None = None  # what is still to be taken away because of it; None: nobody has looked yet
 
     def __init__(self, session: int = ENGINE, *, died: bool = False) -> None:
         self.session = session
@@ -143,40 +146,51 @@ class Tending:
         if self._alarm is not None:
             self._alarm.cancel()
 
-    def tend(self, turn: Turn, occasion: Occasion) -> None:
-        """Do what is due."""
+    def tend(self, turn: Turn, occasion: Occasion) -> bool:
+        """Do what is due, of many claims that are lost so many at once. Whether some are left: others come first."""
+        lost = occasion.lost
+        if lost is None:
+            lost = occasion.lost = self._lost(turn, occasion)
+        for lease, why in lost[: self._served_max]:
+            self._take_away(turn, lease, why)
+        occasion.lost = lost[self._served_max :]
+        return bool(occasion.lost)
+
+    def _lost(self, turn: Turn, occasion: Occasion) -> Losses:
+        """The claims that end by it. Of those whose time is up no more than are taken away now: the alarm rings again
+        for the others.
+        """
         if occasion.session != ENGINE:
-            self._tend_session(turn, occasion)
-            return
-        leases = self._coordination.leases
-        for lease in leases.over(turn.uptime_us):
-            lost = leases.lost.get((lease.kind, lease.key))
-            self._take_away(turn, lease, "its time was up" if lost is None else lost.why)
+            return self._lost_with(turn, occasion)
+        leases, lost = self._coordination.leases, Losses()
+        for lease in leases.over(turn.uptime_us, self._served_max):
+            before = leases.lost.get((lease.kind, lease.key))
+            lost.append((lease, "its time was up" if before is None else before.why))
         for session in [one for one, until_us in self._silent.items() if until_us <= turn.uptime_us]:
             if session not in self._bridge.connected():
-                self._take_all(turn, session, "its agent was gone for too long")
+                lost += self._all_of(turn, session, "its agent was gone for too long")
             del self._silent[session]
             self._watch_no_more(session)
+        return lost
 
-    def _tend_session(self, turn: Turn, occasion: Occasion) -> None:
+    def _lost_with(self, turn: Turn, occasion: Occasion) -> Losses:
         session = occasion.session
         if session in self._bridge.connected():
-            return  # it came back meanwhile
+            return []  # it came back meanwhile
         self.lines.drop(session)
-        if occasion.died:
-            self._take_all(turn, session, "its agent died")
-            self._silent.pop(session, None)
-        else:
+        if not occasion.died:
             self._silent[session] = turn.uptime_us + self._grace_us
+            return []
+        self._silent.pop(session, None)
+        return self._all_of(turn, session, "its agent died")
 
-    def _take_all(self, turn: Turn, session: int, why: str) -> None:
+    def _all_of(self, turn: Turn, session: int, why: str) -> Losses:
         held = {(lease.kind, lease.key): lease for lease in self._coordination.leases.of_session(session)}
         for place, lease in turn.leases.items():
             held.pop(place, None)
             if lease is not None and lease.session == session:
                 held[place] = lease
-        for lease in held.values():
-            self._take_away(turn, lease, why)
+        return [(lease, why) for lease in held.values()]
 
     def _take_away(self, turn: Turn, lease: Lease, why: str) -> None:
         """One claim, if it is still that one. Where that cannot be now, it stays: who would find its task?"""

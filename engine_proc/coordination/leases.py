@@ -120,10 +120,10 @@ class Leases:
             heappop(ends)
         return ends[0][0] if ends else 0
 
-    def over(self, now_us: int) -> list[Lease]:
-        """Those whose time is up, in the order of their tasks' ids. They stay until their loss is committed."""
+    def over(self, now_us: int, most: int) -> list[Lease]:
+        """So many of those whose time is up, in the order of their tasks' ids. They stay until that is committed."""
         ends, over = self._ends, dict[Place, Lease]()
-        while ends and ends[0][0] <= now_us:
+        while ends and ends[0][0] <= now_us and len(over) < most:
             end = heappop(ends)
             if self._is_so(*end):
                 over[end[1]] = self.by_place[end[1]]

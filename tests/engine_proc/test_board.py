@@ -230,7 +230,8 @@ def test_leases_are_the_last_ones_and_end_when_they_say(changes, now_us):
     ends = [lease.until_us for lease in held.values() if lease.until_us]
     assert leases.next_us == min(ends, default=0)
     over = {place for place, lease in held.items() if lease.until_us and lease.until_us <= now_us}
-    assert [(one.kind, one.key) for one in leases.over(now_us)] == sorted(over)
+    assert [(one.kind, one.key) for one in leases.over(now_us, 99)] == sorted(over)
+    assert [one.until_us for one in leases.over(now_us, 1)] == sorted(ends)[: bool(over)]
     again = Leases()
     again.restore(leases.all())
     again.begin_anew(100)

@@ -22,7 +22,7 @@ from solewriter.engine_proc.coordination.leases import Leases, Lost, ended, rene
 from solewriter.engine_proc.coordination.waiting import Lines, Parked, Wish
 from solewriter.engine_proc.engine import SingleWriter
 from solewriter.engine_proc.sessions import Session
-from solewriter.engine_proc.tending import pidfd_of
+from solewriter.engine_proc.tending import Occasion, pidfd_of
 from solewriter.shared import wire
 from solewriter.shared.columns import from_us
 from solewriter.shared.config import DEFAULT_LIMITS, KIB, STALE_MAX, WIRE_VERSION
@@ -222,7 +222,7 @@ def test_times_of_what_is_over_do_not_add_up():
         lines.leave((7, number))
     assert len(leases._ends) <= STALE_MAX + 2
     assert len(lines._ends) <= STALE_MAX
-    assert [lease.until_us for lease in leases.over(2 * FAR_US)] == [FAR_US + 9_999]
+    assert [lease.until_us for lease in leases.over(2 * FAR_US, 9)] == [FAR_US + 9_999]
 
 
 def test_a_lease_is_journaled_and_ends_by_an_engines_own_request(scene):
@@ -361,9 +361,9 @@ def test_a_lost_claim_that_stays_for_now_rings_no_alarm_by_itself_and_is_forgott
     leases, one = Leases(), Lease(0, "a", 7, 1, 10, FAR_US)
     leases.take(one)
     leases.put_off(Lost(one, "why", 0))
-    assert (leases.next_us, leases.over(2 * FAR_US)) == (0, [])
+    assert (leases.next_us, leases.over(2 * FAR_US, 9)) == (0, [])
     leases.try_again()
-    assert (leases.next_us, leases.over(1)) == (1, [one])
+    assert (leases.next_us, leases.over(1, 9)) == (1, [one])
     leases.put_off(Lost(one, "why", 2 * FAR_US))
     for lease in [Lease(1, str(number), 1, 1, 10, FAR_US) for number in range(2 * STALE_MAX)]:
         leases.take(lease)
@@ -419,6 +419,26 @@ def test_who_waits_for_a_time_is_served_then_though_a_model_came_meanwhile(scene
     heard: dict[int, Any] = {}
     poll(lambda: scene.turn() or heard.update(waiting.hears()) or heard)
     assert heard == {asked: (Status.APPLIED, ["a"])}
+
+
+def test_who_asks_does_not_wait_for_all_that_a_dead_agent_held(scene):
+    scene.limits = msgspec.structs.replace(scene.limits, batch_max=2)
+    scene.next_engine()
+    victim, other = Agent(scene, "victim"), Agent(scene, "other")
+    for number in range(20):
+        victim.asks(create(f"t{number:02}"))
+        victim.asks(claim(lease_us=FAR_US))
+        scene.turn()
+    inbox, state = scene.engine.bridge.inbox, scene.engine.writer.state
+    victim.call.close()
+    scene.engine.read()
+    inbox.put_nowait([Occasion(session_number("victim"), died=True)])
+    asked = other.asks(create("asked meanwhile"))
+    scene.turn()
+    (reply,) = other.call.replies()
+    assert (reply.sequence, reply.status) == (asked, Status.APPLIED)
+    poll(lambda: scene.turn() or not held(scene))
+    assert (reply.revision, state.revision) == (43, 61), "behind two of them"
 
 
 def update(id: str, kind: str = "Task", **fields: Any) -> Any:
