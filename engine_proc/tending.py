@@ -17,7 +17,7 @@ from solewriter.engine_proc.bridge import Bridge, LaneEnd
 from solewriter.engine_proc.coordination.coordination import ALONE
 from solewriter.engine_proc.coordination.leases import Lost, loss_of
 from solewriter.engine_proc.coordination.making import Unready
-from solewriter.engine_proc.coordination.waiting import Line, Lines, Parked, Wish
+from solewriter.engine_proc.coordination.waiting import Line, Lines, Parked, Queue, Wish
 from solewriter.engine_proc.sessions import ENGINE, ENGINE_ID, NEVER, Session, Sessions
 from solewriter.engine_proc.state import State
 from solewriter.engine_proc.turn import Turn
@@ -70,6 +70,7 @@ class Tending:
         self._name = name
         self._entry = entry
         self._served_max = limits.batch_max
+        self._serve_s = limits.turn_max_s
         self._grace_us = int(limits.session_grace_s * US_PER_S)
         self._self = Session(ENGINE, ENGINE_ID, ENGINE_ID)
         self._asked = (0, 0)  # the journal's entry, and how many requests of its own the engine has in the next one
@@ -246,36 +247,45 @@ class Tending:
 
     def serve(self, turn: Turn) -> None:
         """At the end of a turn: who waited long enough is told so, and what became ready goes to those who wait, to so
-        many at once; the rest have another turn.
+        many at once, and for as long as a turn decides; the rest have another turn.
         """
-        left = self._served_max
-        if self.lines:
-            for parked in self.lines.overdue(turn.uptime_us, left):
-                try:
-                    left -= self._is_decided(turn, parked)
-                except Unready:
-                    break  # it is told so when that is made
-            for line in self.lines.lines():
-                left = self._serve_line(turn, line, left)
-            if not left:
-                self._bridge.inbox.put_nowait([Occasion()])
-
-    def _serve_line(self, turn: Turn, line: Line, left: int) -> int:
-        """How many may be served besides."""
-        while line.waiting and left:
-            looked, board = -1, self._coordination.boards.get(line.wish.kind)
+        if not self.lines:
+            return
+        left, until = self._served_max, time.monotonic() + self._serve_s
+        for parked in self.lines.overdue(turn.uptime_us, left):
+            try:
+                left -= self._is_decided(turn, parked)
+            except Unready:
+                break  # it is told so when that is made
+        for kind, queue in list(self.lines.by_kind.items()):
+            board = self._coordination.boards.get(kind)
             if board is not None:
                 board.advance(turn.now_us)
-                looked = board.ready.came
-            if looked == line.looked:
+            queue.look(board.ready if board is not None else None)
+            for line in list(queue.due.values()):
+                if left:
+                    left = self._serve_line(turn, queue, line, left, until)
+                if not left or time.monotonic() >= until:
+                    self._bridge.inbox.put_nowait([Occasion()])
+                    return
+
+    def _serve_line(self, turn: Turn, queue: Queue, line: Line, left: int, until: float) -> int:
+        """How many may be served besides."""
+        for parked in list(line.waiting.values()):
+            board = self._coordination.boards.get(line.wish.kind)
+            came = -1 if board is None else board.ready.came
+            if came == line.looked:
                 break
+            if line.is_denied(parked, came):
+                continue
             try:
-                if not self._is_decided(turn, next(iter(line.waiting.values()))):
-                    line.looked = looked
-                    break
-            except Unready:
-                break  # it is looked at again when that is made
-            left -= 1
+                left -= self._is_decided(turn, parked)
+            except Unready:  # it is looked at again when that is made, and others first
+                queue.due[line.wish.said] = queue.due.pop(line.wish.said)
+                return left
+            if not left or time.monotonic() >= until:
+                return left
+        queue.due.pop(line.wish.said, None)
         return left
 
     def _is_decided(self, turn: Turn, parked: Parked) -> bool:
@@ -326,8 +336,7 @@ class Tending:
         times = [leases.next_us, lines.next_us, *self._silent.values()]
         if lines:
             offset_us = _uptime_us() - time.time_ns() // 1000
-            boards = {line.wish.kind: self._coordination.boards.get(line.wish.kind) for line in lines.lines()}
-            for board in boards.values():
+            for board in map(self._coordination.boards.get, lines.by_kind):
                 if board is None:  # it was dropped, and knows when something is ready as soon as a line looks again
                     times.append(1)
                 elif board.next_us:

@@ -50,7 +50,8 @@ class Limits(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     # ended after this, at most half of it later. Far below hang_timeout_s, as everybody else waits. 0: no bound
     turn_bytes_max: int = 4 * MIB  # records of one turn; the requests behind wait for the next one
     turn_max_s: float = 0.01  # of deciding in one turn, whatever the models cost: who was decided first waits as long
-    # for its reply. A commit of 0.1 to 0.3 ms behind it costs 1 to 3 %
+    # for its reply; and as long again of serving those who wait for something to be ready. A commit of 0.1 to 0.3 ms
+    # behind it costs 1 to 3 %
     turn_slice_s: float = 0.00015  # what a session gets at once before others have theirs and lanes are read again:
     # some 12 requests, so that going round costs 1 %. A quiet agent waits for one, and at most one is added to its turn
     # (longer ones in a crowd, see CROWD_SLICES)
@@ -177,6 +178,9 @@ QUARANTINE_DEATHS = 2  # of engines in a row, in one request: one may be chance,
 QUARANTINED_MAX = 1_024  # such requests remembered, the oldest forgotten first; one costs two deaths of the engine
 LEASE_LEAST_S, LEASE_MOST_S = 0.001, 1e9  # of a lease that is bound: below, it ends before its claimer knows of it
 VIEWS_MAX = 16  # of a kind: different sets of columns that claimers ask for, each with an order of its own
+RECENT_MAX = 1_024  # tasks of a kind that became ready last: who waits and looked before them all just looks again
+LINE_VALUES_MAX = 64  # combinations of values that a claim asks for: of more it looks at whatever becomes ready, as one
+# does that asks for an order
 GIVE_BACK_S = 0.5  # for giving back what an interrupted claim was granted: whoever presses Ctrl-C wants to go
 ASKED_MAX = 1_024  # claims and the like of a client whose answers may still come; of older ones nobody reads them
 STALE_MAX = 1_024  # times of what is over already, beyond twice of what is not, in whatever is ordered by time or rank:

@@ -7,15 +7,15 @@ and the number of heaps that match it.
 
 from __future__ import annotations
 
-from collections import OrderedDict
+from collections import OrderedDict, deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from heapq import heappop, heappush
-from itertools import count, product
+from itertools import count, islice, product
 from math import prod
 from typing import Any
 
 from solewriter.engine_proc.coordination.making import PIECE
-from solewriter.shared.config import STALE_MAX, VIEWS_MAX
+from solewriter.shared.config import RECENT_MAX, STALE_MAX, VIEWS_MAX
 from solewriter.shared.where import Demand
 
 
@@ -85,9 +85,19 @@ class Ready:
         self._count = count()
         self._aside: dict[str, dict[str, Candidate]] = {}  # by project and key, those that are ready
         self.came = next(_boards) << 40  # grows when something becomes ready: then whoever waits looks again
+        self._recent: deque[Candidate] = deque(maxlen=RECENT_MAX)
 
     def __len__(self) -> int:
         return len(self._ready)
+
+    def since(self, came: int) -> list[Candidate] | None:
+        """What became ready since so much had; None: more than is remembered."""
+        new, recent = self.came - came, self._recent
+        return list(islice(recent, len(recent) - new, None)) if 0 <= new <= len(recent) else None
+
+    def values(self, candidate: Candidate, names: Sequence[str]) -> tuple[Any, ...]:
+        """What a candidate has in these columns."""
+        return tuple([candidate.values.get(name, self._defaults.get(name)) for name in names])
 
     def add(self, candidate: Candidate) -> None:
         candidate.ready = True
@@ -96,6 +106,7 @@ class Ready:
 
     def _push(self, candidate: Candidate) -> None:
         self.came += 1
+        self._recent.append(candidate)
         for names, view in [*self._views.items()]:
             view.push(candidate, next(self._count))
             if view.size > 2 * len(self._ready) + STALE_MAX:  # of what was taken by other views, or is asked no more

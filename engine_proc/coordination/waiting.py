@@ -1,4 +1,5 @@
-"""Claims that wait until something is ready: first come, first served among those that ask for the same.
+"""Claims that wait until something is ready: first come, first served among those that ask for the same. Of many that
+ask for different things only those are looked at for which something came.
 
 Who waits is journaled with the session, so that a claim that is sent again after a restart is decided, and none that
 was answered is. That it waits here, in memory, is not: whoever has no lane any more does not wait.
@@ -9,17 +10,22 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Sequence
 from heapq import heapify, heappop, heappush
+from itertools import count, product
+from math import prod
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from solewriter.shared.config import STALE_MAX
+from solewriter.shared.config import LINE_VALUES_MAX, STALE_MAX
 from solewriter.shared.wireform import PlainRequest
 
 if TYPE_CHECKING:
     from solewriter.engine_proc.bridge import LaneEnd
+    from solewriter.engine_proc.coordination.ready import Ready
     from solewriter.engine_proc.sessions import Session
     from solewriter.shared.where import Demand
 
 Asked = tuple[int, int]  # session, sequence
+Names = tuple[str, ...]
+Values = tuple[Any, ...]
 
 
 class Wish(NamedTuple):
@@ -29,6 +35,8 @@ class Wish(NamedTuple):
     said: bytes  # its conditions: those who say the same stand in one line
     demands: Sequence[Demand]
     until_us: int
+    assignee: str = ""
+    denied: bool = False  # something was ready, and its own rules did not let this assignee have it
 
 
 class Parked(NamedTuple):
@@ -44,17 +52,91 @@ class Parked(NamedTuple):
 class Line:
     """Those who wait for the same, in their order."""
 
-    def __init__(self, wish: Wish) -> None:
+    def __init__(self, wish: Wish, number: int) -> None:
         self.wish = wish
+        self.number = number
         self.waiting: OrderedDict[Asked, Parked] = OrderedDict()
-        self.looked = -1  # at how often something had become ready
+        self.looked = -1  # when so much had become ready, there was nothing for any of them
+        self._denied_at = -1  # when so much had, nothing for these assignees
+        self._denied: set[str] = set()
+
+    def note(self, wish: Wish, came: int) -> None:
+        """There was nothing for this one when so much had become ready."""
+        if not wish.denied:
+            self.looked = came
+            return
+        if came != self._denied_at:
+            self._denied_at, self._denied = came, set()
+        self._denied.add(wish.assignee)
+
+    def is_denied(self, parked: Parked, came: int) -> bool:
+        return came == self._denied_at and parked.wish.assignee in self._denied
+
+    def places(self) -> tuple[Names, list[Values]]:
+        """The columns that they ask for, and all values of which they ask for one; none where those are not listed."""
+        demands = sorted(self.wish.demands, key=lambda demand: demand.name)
+        among = [demand.among for demand in demands]
+        few = None not in among and prod(len(values or ()) for values in among) <= LINE_VALUES_MAX
+        keys = list(dict.fromkeys(product(*(values or () for values in among)))) if few else []
+        return tuple([demand.name for demand in demands]), keys
+
+
+class Queue:
+    """The lines of one kind."""
+
+    def __init__(self, came: int) -> None:
+        self.lines: dict[bytes, Line] = {}
+        self.due: dict[bytes, Line] = {}  # that have to look, in that order
+        self._looked = came  # whom that concerns which became ready until then is due
+        self._by_values: dict[Names, dict[Values, dict[bytes, Line]]] = {}
+        self._others: dict[bytes, Line] = {}  # for which anything may be
+
+    def add(self, line: Line) -> None:
+        said = line.wish.said
+        self.lines[said] = line
+        names, keys = line.places()
+        if not keys:
+            self._others[said] = line
+        for key in keys:
+            self._by_values.setdefault(names, {}).setdefault(key, {})[said] = line
+
+    def remove(self, line: Line) -> None:
+        said = line.wish.said
+        del self.lines[said]
+        self.due.pop(said, None)
+        self._others.pop(said, None)
+        names, keys = line.places()
+        for key in keys:
+            by_values = self._by_values[names]
+            del by_values[key][said]
+            if not by_values[key]:
+                del by_values[key]
+            if not by_values:
+                del self._by_values[names]
+
+    def look(self, ready: Ready | None) -> None:
+        """Those are due for whom something may have come since the last look. None: nobody knows what is ready."""
+        came = ready.came if ready is not None else -1
+        if came == self._looked:
+            return
+        news = ready.since(self._looked) if ready is not None else None
+        self._looked = came
+        if ready is None or news is None:
+            self.due.update(self.lines)
+            return
+        found = dict(self._others)
+        for candidate in news:
+            for names, by_values in self._by_values.items():
+                found.update(by_values.get(ready.values(candidate, names), {}))
+        self.due.update(sorted(found.items(), key=lambda one: one[1].number))
 
 
 class Lines:
     """All who wait. Truthy while there is one."""
 
     def __init__(self) -> None:
-        self._lines: dict[tuple[int, bytes], Line] = {}
+        self.by_kind: dict[int, Queue] = {}
+        self._count = count()
         self._parked: dict[Asked, Parked] = {}
         self._ends: list[tuple[int, Asked]] = []
 
@@ -68,9 +150,15 @@ class Lines:
         """Behind those who wait for the same; one that waited already keeps its place. There was nothing for them when
         so much had become ready.
         """
-        asked = parked.session.number, parked.sequence
-        line = self._lines.setdefault(parked.wish[:2], Line(parked.wish))
-        line.looked = came
+        asked, wish = (parked.session.number, parked.sequence), parked.wish
+        queue = self.by_kind.get(wish.kind)
+        if queue is None:
+            queue = self.by_kind[wish.kind] = Queue(came)
+        line = queue.lines.get(wish.said)
+        if line is None:
+            line = Line(wish, next(self._count))
+            queue.add(line)
+        line.note(wish, came)
         again = asked in self._parked  # for it there was nothing either, when something became ready
         line.waiting[asked] = self._parked[asked] = parked
         if not again:
@@ -87,19 +175,19 @@ class Lines:
         """It was answered, or nobody is there to be answered."""
         parked = self._parked.pop(asked, None)
         if parked is not None:
-            line = self._lines[parked.wish[:2]]
+            queue = self.by_kind[parked.wish.kind]
+            line = queue.lines[parked.wish.said]
             del line.waiting[asked]
             if not line.waiting:
-                del self._lines[parked.wish[:2]]
+                queue.remove(line)
+            if not queue.lines:
+                del self.by_kind[parked.wish.kind]
         return parked
 
     def drop(self, session: int) -> None:
         """A session has no lane any more: it sends again what was not answered when it comes back."""
         for asked in [asked for asked in self._parked if asked[0] == session]:
             self.leave(asked)
-
-    def lines(self) -> list[Line]:
-        return list(self._lines.values())
 
     def overdue(self, now_us: int, most: int) -> list[Parked]:
         """So many of those who do not want to wait any longer. They stay until they leave."""
@@ -124,5 +212,5 @@ class Lines:
     def clear(self) -> list[Parked]:
         """Everybody, at the end of the engine."""
         left: list[Any] = list(self._parked.values())
-        self._lines, self._parked, self._ends = {}, {}, []
+        self.by_kind, self._parked, self._ends = {}, {}, []
         return left

@@ -48,10 +48,12 @@ def claim(draft: Draft, mutation: PlainMutation) -> list[Step]:
     for demand in wanted:
         check_column(state.kind, demand.name)
     taken: list[Step] = []
+    denied: list[str] = []
 
     def take(candidate: Candidate) -> bool:
         step = draft.step(kind_name, candidate.key)
         if step.op or not _begin(step, assignee, reason):
+            denied.append(candidate.key)
             return False
         lease = Lease(state.code, step.key, step.version, draft.session, lease_us)
         draft.leases[state.code, step.key] = renewed(lease, lease_us, turn.uptime_us) if lease_us else lease
@@ -63,7 +65,7 @@ def claim(draft: Draft, mutation: PlainMutation) -> list[Step]:
     board.ready.best(wanted, turn.coordination.kept_back(), count, take)
     draft.claimed += taken
     if not taken and until_us > turn.uptime_us:
-        draft.wish = Wish(state.code, encode(where), wanted, until_us)
+        draft.wish = Wish(state.code, encode(where), wanted, until_us, assignee, bool(denied))
     return taken
 
 

@@ -25,7 +25,7 @@ from solewriter.engine_proc.sessions import Session
 from solewriter.engine_proc.tending import Occasion, pidfd_of
 from solewriter.shared import wire
 from solewriter.shared.columns import from_us
-from solewriter.shared.config import DEFAULT_LIMITS, KIB, STALE_MAX, WIRE_VERSION
+from solewriter.shared.config import DEFAULT_LIMITS, KIB, RECENT_MAX, STALE_MAX, WIRE_VERSION
 from solewriter.shared.entry import Lease
 from solewriter.shared.errors import MemoryFull
 from solewriter.shared.handshake import Hello
@@ -311,6 +311,79 @@ def test_what_was_being_made_when_a_commit_failed_is_made_anew(scene, many):
     assert many.hears() == {again: (Status.APPLIED, [])}
 
 
+def count_told(scene: Scene) -> list[Any]:
+    """The turns of all that is decided for those who wait, one of each time."""
+    told, turns = scene.engine.writer.tending._told, list[Any]()
+    scene.engine.writer.tending._told = lambda turn, *given: turns.append(turn) or told(turn, *given)
+    return turns
+
+
+def test_whom_a_tasks_own_rules_keep_from_it_is_passed_over(scene):
+    ann, bob, eve = (Agent(scene, name) for name in ("ann", "bob", "eve"))
+    asked = {}
+    for agent in (ann, bob):
+        asked[agent.name] = agent.asks(claim(until_us=later()))
+        scene.turn()
+    eve.asks(create("a", delegation_chain=["ann"]))
+    scene.turn()
+    assert (ann.hears(), bob.hears()) == ({}, {asked["bob"]: (Status.APPLIED, ["a"])})
+    eve.asks(create("b", delegation_chain=["bob", "eve"]))
+    denied = [agent.asks(claim(until_us=later())) for agent in (bob, eve)]
+    scene.turn()
+    assert ann.hears() == {asked["ann"]: (Status.APPLIED, ["b"])}, "though two looked in vain behind its coming"
+    eve.hears()
+    eve.asks(create("c", delegation_chain=["bob", "eve"]))
+    scene.turn()
+    turns = count_told(scene)
+    eve.asks(create("elsewhere", project="p", delegation_chain=["bob"]))
+    scene.turn()
+    assert len(turns) == 2, "each looks once"
+    assert (eve.hears()[denied[1]], bob.hears()) == ((Status.APPLIED, ["elsewhere"]), {})
+
+
+def test_of_those_who_ask_for_different_things_only_they_look_for_whom_something_came(scene):
+    waiting = [Agent(scene, f"waiting {number}") for number in range(20)]
+    asked = [agent.asks(claim(until_us=later(), project=f"p{number % 10}")) for number, agent in enumerate(waiting)]
+    anything, other = Agent(scene, "anything"), Agent(scene, "other")
+    scene.turn()
+    turns = count_told(scene)
+    other.asks(create("a", project="p7"))
+    scene.turn()
+    assert waiting[7].hears() == {asked[7]: (Status.APPLIED, ["a"])}
+    assert len(turns) == 2, "and who stands behind that one"
+    asked.append(anything.asks(claim(until_us=later())))
+    scene.turn()
+    for number in range(10):
+        other.asks(create(f"b{number}", project=f"p{number}"))
+    del turns[:]
+    scene.turn()
+    assert len(turns) <= 22
+    heard = {id for agent in waiting for _, ids in agent.hears().values() for id in ids}
+    assert heard == {f"b{number}" for number in range(10)}
+    for number in range(RECENT_MAX + 1):
+        other.asks(create(f"c{number:04}", project="nobody's" if number else "p3"))
+        if number % 256 == 255:
+            scene.turn()
+    scene.turn()
+    assert anything.hears()[asked[20]] == (Status.APPLIED, ["c0001"])
+    assert waiting[13].hears()[asked[13]] == (Status.APPLIED, ["c0000"])
+
+
+def test_a_turn_serves_for_so_long_and_another_one_goes_on(scene):
+    waiting = [Agent(scene, f"waiting {number}") for number in range(5)]
+    for number, agent in enumerate(waiting):
+        agent.asks(claim(until_us=later(), project=f"p{number}"))
+    scene.turn()
+    turns = count_told(scene)
+    scene.engine.writer.tending._serve_s = 0.0
+    other = Agent(scene, "other")
+    for number in range(5):
+        other.asks(create(f"t{number}", project=f"p{number}"))
+    heard: list[Any] = []
+    poll(lambda: scene.turn() or heard.extend(one for agent in waiting for one in agent.hears()) or len(heard) == 5)
+    assert max(Counter(map(id, turns)).values()) == 1
+
+
 def test_so_many_as_a_turn_takes_are_served_in_one(scene):
     scene.limits = msgspec.structs.replace(scene.limits, batch_max=2)
     scene.next_engine()
@@ -318,9 +391,7 @@ def test_so_many_as_a_turn_takes_are_served_in_one(scene):
     for agent in waiting:
         agent.asks(claim(until_us=later()))
         scene.turn()
-    served: list[Any] = []
-    told = scene.engine.writer.tending._told
-    scene.engine.writer.tending._told = lambda turn, *given: served.append(turn) or told(turn, *given)
+    served = count_told(scene)
     other = Agent(scene, "other")
     other.frames.append(wire.pack_frame([([create(f"t{n}") for n in range(5)], [], None, None)], DEFAULT_LIMITS))
     other.call.write(other.frames[-1])
