@@ -17,6 +17,7 @@ from collections import OrderedDict
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from copy import copy
+from functools import partial
 
 from solewriter.agents.aio_greeting import Greeting
 from solewriter.agents.aio_home import Home
@@ -203,15 +204,8 @@ class AioExchange:
         if lane is None:
             return
         try:
-            while (data := self._session.unsent) is not None and written < PIPE_BYTES:
-                begun = self._session.begin()
-                try:
-                    count = os.write(lane.requests, data)
-                except OSError:
-                    self._session.unwritten(begun)
-                    raise
-                self._session.sent(count)
-                written += count
+            while self._session.unsent is not None and written < PIPE_BYTES:
+                written += self._session.write(partial(os.write, lane.requests))
         except BlockingIOError:
             pass
         except OSError:

@@ -7,20 +7,18 @@ engine, a fork: the lane is dropped, and what was not answered is sent again on 
 
 from __future__ import annotations
 
-import operator
 import os
 import resource
 import select
 import socket
-import threading
 import time
 import weakref
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import partial
-from typing import TypeVar
 
 from solewriter.agents.deadline import due_s, not_sent
 from solewriter.agents.greeting import greet
+from solewriter.agents.monitor import Monitor
 from solewriter.agents.pace import Pace
 from solewriter.agents.room import check_room
 from solewriter.agents.session import AgentSession, Pending, closed, fenced, outcome_unknown
@@ -40,7 +38,6 @@ from solewriter.shared.wireform import OutcomeQuery, PlainRequest
 
 Request = PlainRequest | OutcomeQuery
 Sent = Pending | Refused  # on its way, or why not
-T = TypeVar("T")
 
 _open: weakref.WeakSet[Exchange] = weakref.WeakSet()
 
@@ -52,8 +49,7 @@ class Exchange:
         self.folder = folder
         self._session = session
         self._limits = limits
-        self._lock = threading.RLock()  # by itself: nothing in Python lies between a `with` and its lock
-        self._onlookers: list[threading.Lock] = []  # threads that wait for what others do
+        self._monitor = Monitor()  # of its threads: who holds the lock reads or connects for all
         self._reading = False  # one thread at a time reads for all
         self._lane: Lane | None = None
         self._offered: Lane | None = None  # on its way to become the lane
@@ -68,7 +64,7 @@ class Exchange:
         self._closed = False
         self._pid = os.getpid()
         _open.add(self)  # first: a fork must find every lane
-        with self._lock:
+        with self._monitor.lock:
             deadline = time.monotonic() + limits.connect_timeout_s
             self._connect(deadline, deadline)
 
@@ -81,7 +77,7 @@ class Exchange:
         Raises EngineUnavailable if the window did not open in time, Busy if it is not to be waited for; nothing was
         sent then.
         """
-        with self._lock:
+        with self._monitor.lock:
             if not wait_for_room:
                 self._check_room(requests)
             if not self._await_room(len(requests), deadline, due_s(requests)):
@@ -102,7 +98,7 @@ class Exchange:
         """Until this request is answered. Raises OutcomeUnknown at the deadline; the request stays on its way."""
         if pending.done:
             return
-        with self._lock:
+        with self._monitor.lock:
             while not pending.done:
                 try:
                     going_on = self._pump(deadline)
@@ -117,13 +113,13 @@ class Exchange:
         """Let the lane go; whoever waits in another thread is told. Requests that were not answered may or may not be
         applied.
         """
-        with self._lock:
+        with self._monitor.lock:
             self._closed = True
             if self._pid == os.getpid():
                 self._session.fail(_for_good("this client was closed before it was sent"))
             self._drop_lane()
             self._hang_up()
-            self._tell_others()
+            self._monitor.tell()
 
     # --- waiting -----------------------------------------------------------------------------------------------------
 
@@ -148,7 +144,7 @@ class Exchange:
                 self._pump(time.monotonic() + RECONNECT_MAX_S)
             elif self._write():
                 self._read(lane)
-                self._tell_others()
+                self._monitor.tell()
         check_room(session, self._pace, requests, self._limits.busy_above_s, time.monotonic())
 
     def _check_usable(self) -> None:
@@ -165,28 +161,15 @@ class Exchange:
         if left <= 0:
             return False
         if self._reading:
-            self._look_on(min(left, self._limits.wait_backstop_s))
+            self._monitor.look_on(min(left, self._limits.wait_backstop_s))
             return True
         self._reading = True
         try:
             self._exchange(left)
         finally:
             self._reading = False
-            self._tell_others()
+            self._monitor.tell()
         return True
-
-    def _look_on(self, timeout_s: float) -> None:
-        """Until another thread tells that something happened, or it is time to look."""
-        told = threading.Lock()
-        told.acquire()
-        self._onlookers.append(told)
-        self._unlocked(lambda: told.acquire(timeout=timeout_s))
-        if told in self._onlookers:
-            self._onlookers.remove(told)
-
-    def _tell_others(self) -> None:
-        while self._onlookers:
-            self._onlookers.pop().release()
 
     def _exchange(self, timeout_s: float) -> None:
         """Write what is unsent, wait for the pipe, read what came."""
@@ -201,7 +184,7 @@ class Exchange:
         poll.register(lane.replies, select.POLLIN)
         if self._session.unsent is not None:
             poll.register(lane.requests, select.POLLOUT)
-        self._unlocked(lambda: self._sleep(poll, timeout_s))
+        self._monitor.unlocked(lambda: self._sleep(poll, timeout_s))
         if self._lane is lane:
             self._read(lane)
 
@@ -239,14 +222,8 @@ class Exchange:
         if lane is None or self._broken:
             return True
         try:
-            while (data := self._session.unsent) is not None:
-                begun = self._session.begin()
-                try:
-                    count = os.write(lane.requests, data)
-                except OSError:
-                    self._session.unwritten(begun)
-                    raise
-                self._session.sent(count)
+            while self._session.unsent is not None:
+                self._session.write(partial(os.write, lane.requests))
         except BlockingIOError:
             return True
         except BrokenPipeError:
@@ -309,7 +286,7 @@ class Exchange:
         """
         pause = RECONNECT_FIRST_S
         if self._pause_s:
-            self._unlocked(partial(time.sleep, self._pause_s))
+            self._monitor.unlocked(partial(time.sleep, self._pause_s))
             self._check_usable()
         self._pause_s = min(max(2 * self._pause_s, RECONNECT_FIRST_S), RECONNECT_MAX_S)
         while True:
@@ -329,7 +306,7 @@ class Exchange:
                 if lane is not None:
                     lane.close()
                 raise
-            self._unlocked(partial(time.sleep, pause))
+            self._monitor.unlocked(partial(time.sleep, pause))
             self._check_usable()
             pause = min(pause * 2, RECONNECT_MAX_S)
         self._lane, self._offered, self._broken = lane, None, False
@@ -339,7 +316,7 @@ class Exchange:
         """One hello. Other threads may queue requests meanwhile: they are the last of what is sent on this lane."""
         hello = self._session.hello(os.getpid())
         try:
-            welcome = self._unlocked(lambda: greet(self.folder, hello, lane, timeout_s, self._connected))
+            welcome = self._monitor.unlocked(lambda: greet(self.folder, hello, lane, timeout_s, self._connected))
         finally:
             self._greeting = None
         self._check_usable()
@@ -359,24 +336,6 @@ class Exchange:
         except OSError:
             pass  # the engine hung up first, or the wait is over
 
-    def _unlocked(self, wait: Callable[[], T]) -> T:
-        """Let other threads in while this one, the only one that reads or connects, waits for the engine."""
-        released, held = list[None](), list[bool]()
-        interrupt: BaseException | None = None
-        try:
-            released.extend(
-                map(operator.call, [self._lock.release])
-            )  # one call: no Ctrl-C between it and the note of it
-            return wait()
-        finally:
-            while released and not held:  # who leaves without the lock cannot give it back
-                try:
-                    held.extend(map(operator.call, [self._lock.acquire]))
-                except BaseException as error:
-                    interrupt = error
-            if interrupt is not None:
-                raise interrupt
-
     def _drop_lane(self) -> None:
         if self._lane is not None:
             self._lane.close()
@@ -384,7 +343,7 @@ class Exchange:
 
     def forsake(self) -> None:
         """In a forked child: hold nothing of the parent's open."""
-        self._lock, self._onlookers = threading.RLock(), []  # which threads may have held that do not exist here
+        self._monitor = Monitor()  # the parent's may be held by a thread that does not exist here
         self._drop_lane()
         if self._offered is not None:
             self._offered.close()

@@ -6,7 +6,8 @@ from collections.abc import Sequence
 
 from solewriter.agents.deadline import due_s
 from solewriter.agents.pace import Pace
-from solewriter.agents.session import AgentSession, busy
+from solewriter.agents.session import AgentSession
+from solewriter.shared.errors import Busy
 from solewriter.shared.wireform import OutcomeQuery, PlainRequest
 
 
@@ -25,4 +26,13 @@ def check_room(
     missing = in_line + session.replies_until_room(len(requests))
     missing = max(missing, pace.too_many(session.awaited + len(requests), soon_s))
     if missing or (session.unsent is not None and session.in_flight):
-        raise busy(pace.retry_after_s(max(1, missing), now_s))
+        raise _busy(pace.retry_after_s(max(1, missing), now_s))
+
+
+def _busy(retry_after_s: float) -> Busy:
+    """For a caller that does not wait for room."""
+    return Busy(
+        "there is no room for another request in flight, or no reply to it in time: nothing was sent; "
+        f"try again in {retry_after_s:.3f} s",
+        retry_after_s=retry_after_s,
+    )

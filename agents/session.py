@@ -17,7 +17,6 @@ import msgspec
 from solewriter.shared import wire
 from solewriter.shared.config import FRAME_BATCH, FRAME_REQUESTS_MAX, WIRE_VERSION, Limits
 from solewriter.shared.errors import (
-    Busy,
     EngineUnavailable,
     Fenced,
     Forgotten,
@@ -164,25 +163,22 @@ class AgentSession:
         """The next bytes to write."""
         return self._unsent[0][1] if self._unsent else None
 
-    def begin(self) -> bool:
-        """They are about to be written; whether some of their frame were before. Said first: whoever is interrupted
-        right behind the write must take it for written.
+    def write(self, write: Callable[[memoryview], int]) -> int:
+        """Have them written, or a part; how many were. Whoever is interrupted right behind the write must take them for
+        written, so that is noted first. Raises what `write` raises; where that is an OSError, none were.
         """
-        frame = self._unsent[0][0]
-        before, frame.begun = frame.begun, True
-        return before
-
-    def unwritten(self, before: bool) -> None:
-        """They could not be: it is as it was before."""
-        self._unsent[0][0].begun = before
-
-    def sent(self, count: int) -> None:
-        """So many of them were written."""
         frame, data = self._unsent[0]
+        before, frame.begun = frame.begun, True
+        try:
+            count = write(data)
+        except OSError:
+            frame.begun = before
+            raise
         if count < len(data):
             self._unsent[0] = frame, data[count:]
         else:
             self._unsent.popleft()
+        return count
 
     # --- a new lane --------------------------------------------------------------------------------------------------
 
@@ -379,15 +375,6 @@ def fenced() -> Fenced:
 
 def closed() -> EngineUnavailable:
     return EngineUnavailable("this client is closed", final=True)
-
-
-def busy(retry_after_s: float) -> Busy:
-    """For a caller that does not wait for room."""
-    return Busy(
-        "there is no room for another request in flight, or no reply to it in time: nothing was sent; "
-        f"try again in {retry_after_s:.3f} s",
-        retry_after_s=retry_after_s,
-    )
 
 
 def error_of(pending: Pending) -> SolewriterError | None:

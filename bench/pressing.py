@@ -20,6 +20,7 @@ import sys
 import time
 from array import array
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Literal
 
@@ -204,8 +205,8 @@ def _exchange(session: AgentSession, lane: Lane) -> None:
     if session.unsent is not None:
         poll.register(lane.requests, select.POLLOUT)
     for fd, event in poll.poll(100):
-        if fd == lane.requests and event & select.POLLOUT and (data := session.unsent) is not None:
-            session.sent(os.write(fd, data))
+        if fd == lane.requests and event & select.POLLOUT and session.unsent is not None:
+            session.write(partial(os.write, fd))
         elif fd == lane.replies:
             session.received(os.read(fd, READ_BYTES))
 

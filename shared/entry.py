@@ -252,7 +252,7 @@ def pack(
     rest = _REST.pack(length, previous_crc, number, revision, time_us, bodies_length, len(said))
     packed = bytearray().join((bytes(_CHECK.size), rest, *bodies, said, bytes(-length % ALIGNMENT)))
     crc = crc32(memoryview(packed)[_CHECK.size : length])
-    _CHECK.pack_into(packed, 0, ENTRY_MAGIC, crc)
+    packed[: _CHECK.size] = _CHECK.pack(ENTRY_MAGIC, crc)
     return packed, crc
 
 

@@ -14,14 +14,12 @@ from solewriter.shared.config import COLUMNS_MAX, KINDS_MAX, PROBLEMS_MAX
 from solewriter.shared.errors import InvalidMutation, SchemaMismatch, UnknownKind, clean
 from solewriter.shared.fieldtypes import refuse_unsuitable
 from solewriter.shared.frozen import FrozenMap
-from solewriter.shared.models import CONCERNS, Entity, Lifecycle, Project, Task
+from solewriter.shared.models import Entity, Lifecycle, Project, Task
 from solewriter.shared.readiness import DEPENDS
+from solewriter.shared.rules import concern_of, is_plain
 from solewriter.shared.schema import Schema, decode, encode, plain, shape_of, spans_of
 
 E = TypeVar("E", bound=Entity)
-_PLAIN: Final = frozenset({"bool", "int", "float", "str", "datetime", "literal"})  # types of pydantic core schemas
-_ENUM_CODE: Final = frozenset({"_missing_", "__eq__", "__hash__", "value", "__getattribute__"})
-"""What an enum may define that runs when one of its values is validated, compared, looked up or written"""
 _CONTAINERS: Final = (tuple, frozenset, FrozenMap, BaseModel)
 _NO_DEFAULT: Final = object()
 STAMPS: Final = ("created_by", "created_at", "updated_at")  # filled in by the engine where a model declares them
@@ -86,7 +84,7 @@ class Kind:
         self.schema = Schema(
             0, 0, self.name, self.columns, stored_defaults, "updated_at" in self.stamps, shape_of(model)
         )
-        self._concern = _concern(model)
+        self._concern = concern_of(model)
         self.checks_fields = not model.__pydantic_decorators__.field_validators and self._concern is not None
         self._field_validators: dict[str, Callable[[Any], Any]] = {}
         self._plain_fields: frozenset[str] | None = None
@@ -103,7 +101,7 @@ class Kind:
             free = frozenset[str]() if self._concern is None else self._stored_names - self._concern - self.fixed
             if self.claimable:
                 free -= DEPENDS
-            plain = [name for name in free if _is_plain(self._field_adapter(name).core_schema)]
+            plain = [name for name in free if is_plain(self._field_adapter(name).core_schema)]
             found = self._plain_fields = frozenset(plain)
         return found
 
@@ -312,39 +310,6 @@ def _without_bytes(kind: str, stored: Mapping[str, Any]) -> InvalidMutation:
     return InvalidMutation(
         f"{kind}: {', '.join(f'{name} {problem}' for name, problem in fields.items())}", fields=fields
     )
-
-
-def _looks_around(schema: Any) -> bool:
-    """Whether a validator somewhere in a pydantic core schema is told of the other fields."""
-    if isinstance(schema, dict):
-        return schema.get("type") == "with-info" or any(_looks_around(item) for item in schema.values())
-    return isinstance(schema, list | tuple) and any(_looks_around(item) for item in schema)
-
-
-def _is_plain(schema: Any) -> bool:
-    """Whether a pydantic core schema is that of a plain value, which the library's own code validates."""
-    while schema["type"] == "nullable":
-        schema = schema["schema"]
-    if schema["type"] == "enum":
-        theirs = [base for base in schema["cls"].__mro__ if base.__module__ not in ("enum", "builtins")]
-        return not any(_ENUM_CODE & vars(base).keys() for base in theirs)
-    return schema["type"] in _PLAIN
-
-
-def _concern(model: type[Entity]) -> frozenset[str] | None:
-    """The fields that the model's rules look at; None where validation is more than fields and rules that say so."""
-    found = model.__pydantic_decorators__
-    if found.field_validators or found.root_validators or found.validators or model.__pydantic_post_init__:
-        return None
-    if _looks_around(model.__pydantic_core_schema__):
-        return None
-    names: set[str] = set()
-    for rule in found.model_validators.values():
-        fields = getattr(getattr(model, rule.cls_var_name), CONCERNS, None)
-        if rule.info.mode != "after" or fields is None:
-            return None
-        names.update(fields)
-    return frozenset(names)
 
 
 def _is_model(annotation: Any) -> bool:

@@ -38,8 +38,8 @@ class Agent:
         if not self.session.awaited:
             self.pace.begin(self.now_s)
         sent = [one for _ in range(count) for one in self.session.send([request])]
-        while (data := self.session.unsent) is not None:
-            self.session.sent(len(data))
+        while self.session.unsent is not None:
+            self.session.write(len)
         return sent
 
     def hears(self, *pendings: Any, after_s: float) -> None:

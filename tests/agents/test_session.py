@@ -71,14 +71,13 @@ def sent_again(session):
     while (data := session.unsent) is not None:
         number = session._unsent[0][0].number
         frames[number] = wire.unpack_frame(bytes(data[LENGTH_BYTES:]), DEFAULT_LIMITS)
-        session.sent(len(data))
+        session.write(len)
     return frames
 
 
 def send_whole(session, requests):
     pendings = session.send(requests)
-    session.begin()
-    session.sent(len(session.unsent))
+    session.write(len)
     return pendings
 
 
@@ -119,13 +118,17 @@ def test_a_frame_that_is_too_large_for_the_next_engine_ends_and_those_behind_it_
     assert (small.done, behind.done, session.in_flight) == (True, True, 0)
 
 
-def test_what_was_perhaps_written_is_sent_again_under_its_number(session):
+@pytest.mark.parametrize(("error", "written"), [(KeyboardInterrupt, True), (BlockingIOError, False)])
+def test_what_was_perhaps_written_is_sent_again_under_its_number(session, error, written):
     session.welcomed(welcome(0))
     session.send([REQUEST])
-    before = session.begin()
-    assert session.hello(1).resends, "an interrupt behind the write finds it so"
-    session.unwritten(before)
-    assert not session.hello(1).resends
+
+    def write(data):
+        raise error
+
+    with pytest.raises(error):
+        session.write(write)
+    assert session.hello(1).resends is written
 
 
 def test_a_client_that_was_welcomed_says_so(session):

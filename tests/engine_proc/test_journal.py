@@ -13,7 +13,6 @@ import subprocess
 import sys
 import tempfile
 import threading
-import time
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
@@ -1276,7 +1275,7 @@ def slow_disk(monkeypatch):
 
     def slower(fd):
         fdatasync(fd)
-        time.sleep(least_s[-1])
+        threading.Event().wait(least_s[-1])
 
     monkeypatch.setattr(os, "fdatasync", slower)
     monkeypatch.setattr(journals, "JOURNAL_FILE_BYTES_FIRST", 16 * KIB)  # all of it in one file

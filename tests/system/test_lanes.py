@@ -32,7 +32,7 @@ from solewriter import (
     Update,
     connect,
 )
-from solewriter.agents import exchange, greeting, session
+from solewriter.agents import exchange, greeting, monitor, session
 from solewriter.shared import lane as lanes
 from solewriter.shared import wire
 from solewriter.shared.config import DEFAULT_LIMITS, WIRE_VERSION
@@ -297,19 +297,19 @@ def test_a_call_interrupted_at_any_step_leaves_a_client_that_goes_on(engine, at_
         while reached:
             steps += 1
             client._exchange._broken = lane == "lost"
-            with at_step(steps, _interrupt, exchange, session, greeting, lanes, threading) as reached:
+            with at_step(steps, _interrupt, exchange, monitor, session, greeting, lanes) as reached:
                 try:
                     client.alter(Task.ref("t"), max_retries=Increment(1))
                 except KeyboardInterrupt:
                     pass
-            assert another.submit(is_free, client._exchange._lock).result(), reached
+            assert another.submit(is_free, client._exchange._monitor.lock).result(), reached
             after = client.alter(Task.ref("t"), max_retries=Increment(1)).max_retries
             assert after - count in (1, 2), reached
             count = after
     assert steps > 30  # a third of them in the session, where it is not compiled
 
 
-def test_a_call_interrupted_while_another_thread_reads_leaves_a_client_that_goes_on(engine, at_step):
+def test_a_call_interrupted_while_another_thread_reads_leaves_a_client_that_goes_on(engine, at_step, wait_until):
     """It looks on until it is told; so it does when it is interrupted there, at any step."""
     with connect(engine.state) as client, ThreadPoolExecutor(1) as another:
         client.create(Task(title="x", id="t", max_retries=0))
@@ -319,11 +319,10 @@ def test_a_call_interrupted_while_another_thread_reads_leaves_a_client_that_goes
             os.kill(engine.pid, signal.SIGSTOP)
             try:
                 reading = another.submit(client.alter, Task.ref("t"), max_retries=Increment(1))
-                while not client._exchange._reading:
-                    time.sleep(0)
+                wait_until(lambda: client._exchange._reading, 20, "it reads")
                 timer = threading.Timer(0.02, os.kill, (engine.pid, signal.SIGCONT))
                 timer.start()
-                with at_step(steps, _interrupt, exchange, threading) as reached:
+                with at_step(steps, _interrupt, exchange, monitor) as reached:
                     try:
                         client.alter(Task.ref("t"), max_retries=Increment(1))
                     except KeyboardInterrupt:
@@ -332,14 +331,14 @@ def test_a_call_interrupted_while_another_thread_reads_leaves_a_client_that_goes
                 os.kill(engine.pid, signal.SIGCONT)
             timer.join()
             reading.result(20)
-            assert another.submit(is_free, client._exchange._lock).result(), reached
+            assert another.submit(is_free, client._exchange._monitor.lock).result(), reached
             after = client.alter(Task.ref("t"), max_retries=Increment(1)).max_retries
             assert after - count in (2, 3), reached
             count = after
     assert steps > 10
 
 
-def test_what_was_written_when_ctrl_c_came_is_not_sent_under_another_number(engine, monkeypatch):
+def test_what_was_written_when_ctrl_c_came_is_not_sent_under_another_number(engine, monkeypatch, wait_until):
     """Python runs the handler right behind the write, before anybody could note it."""
     write = os.write
 
@@ -357,8 +356,7 @@ def test_what_was_written_when_ctrl_c_came_is_not_sent_under_another_number(engi
                 with pytest.raises(KeyboardInterrupt):
                     client.alter(Task.ref("t"), max_retries=Increment(1))
                 updated = another.submit(client.update, Task.ref("t"), title=str(number))
-                while client._exchange._greeting is None:
-                    time.sleep(0)
+                wait_until(lambda: client._exchange._greeting is not None, 20, "it says hello")
             finally:
                 os.kill(engine.pid, signal.SIGCONT)
             assert updated.result(20).max_retries == number
@@ -378,12 +376,11 @@ def test_a_displaced_client_stays_displaced_also_when_nobody_could_tell_it(state
         assert engine.restarts == restarts + 1
 
 
-def test_threads_may_wait_without_an_end(engine):
+def test_threads_may_wait_without_an_end(engine, wait_until):
     """The one that reads, and the one that looks on."""
     with connect(engine.state) as client, connect(engine.state) as other, ThreadPoolExecutor(2) as waiting:
         claims = [waiting.submit(client.claim, Task, timeout_s=math.inf) for _ in range(2)]
-        while client._session.waiting < 2:
-            time.sleep(0)
+        wait_until(lambda: client._session.waiting == 2, 20, "both wait")
         other.create(Task(title="x"))
         other.create(Task(title="y"))
         assert {claim.result(20).title for claim in claims} == {"x", "y"}

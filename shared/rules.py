@@ -1,0 +1,44 @@
+"""What pydantic's core schemas tell of how a model is validated: what its rules look at, and whose code runs."""
+
+from __future__ import annotations
+
+from typing import Any, Final
+
+from solewriter.shared.models import CONCERNS, Entity
+
+_PLAIN: Final = frozenset({"bool", "int", "float", "str", "datetime", "literal"})  # types of pydantic core schemas
+_ENUM_CODE: Final = frozenset({"_missing_", "__eq__", "__hash__", "value", "__getattribute__"})
+"""What an enum may define that runs when one of its values is validated, compared, looked up or written"""
+
+
+def _looks_around(schema: Any) -> bool:
+    """Whether a validator somewhere in a pydantic core schema is told of the other fields."""
+    if isinstance(schema, dict):
+        return schema.get("type") == "with-info" or any(_looks_around(item) for item in schema.values())
+    return isinstance(schema, list | tuple) and any(_looks_around(item) for item in schema)
+
+
+def is_plain(schema: Any) -> bool:
+    """Whether a pydantic core schema is that of a plain value, which the library's own code validates."""
+    while schema["type"] == "nullable":
+        schema = schema["schema"]
+    if schema["type"] == "enum":
+        theirs = [base for base in schema["cls"].__mro__ if base.__module__ not in ("enum", "builtins")]
+        return not any(_ENUM_CODE & vars(base).keys() for base in theirs)
+    return schema["type"] in _PLAIN
+
+
+def concern_of(model: type[Entity]) -> frozenset[str] | None:
+    """The fields that the model's rules look at; None where validation is more than fields and rules that say so."""
+    found = model.__pydantic_decorators__
+    if found.field_validators or found.root_validators or found.validators or model.__pydantic_post_init__:
+        return None
+    if _looks_around(model.__pydantic_core_schema__):
+        return None
+    names: set[str] = set()
+    for rule in found.model_validators.values():
+        fields = getattr(getattr(model, rule.cls_var_name), CONCERNS, None)
+        if rule.info.mode != "after" or fields is None:
+            return None
+        names.update(fields)
+    return frozenset(names)
