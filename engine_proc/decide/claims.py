@@ -18,7 +18,7 @@ from solewriter.engine_proc.decide.draft import Draft, Step, unknown
 from solewriter.engine_proc.decide.guards import check_column
 from solewriter.engine_proc.decide.lifecycle import free_step_fields, refusal
 from solewriter.shared.columns import from_us
-from solewriter.shared.config import Limits
+from solewriter.shared.config import LEASE_MOST_S, Limits
 from solewriter.shared.entry import Lease
 from solewriter.shared.errors import BadRequest, InvalidMutation, RequestTooLarge
 from solewriter.shared.mutations import Op
@@ -28,6 +28,7 @@ from solewriter.shared.where import demands
 from solewriter.shared.wireform import PlainMutation
 
 US_PER_S = 1_000_000
+LEASE_MOST_US = int(LEASE_MOST_S * US_PER_S)
 AT_WORK = ("assigned", "in_progress", "in_review")
 
 
@@ -75,7 +76,11 @@ def _wish(said: Any, actor: str) -> tuple[int, Any, int, str, int]:
         raise BadRequest("a claim says what it wants")
     count, lease_us = said.get("count", 1), said.get("lease_us") or 0
     assignee, until_us = said.get("assignee") or actor, said.get("until_us") or 0
-    if any(type(number) is not int or number < 0 for number in (count, lease_us, until_us)) or not count:
+    if (
+        any(type(number) is not int or number < 0 for number in (count, lease_us, until_us))
+        or not count
+        or lease_us > LEASE_MOST_US
+    ):
         raise BadRequest("a claim's count, lease and patience are whole numbers, and it asks for something")
     if type(assignee) is not str:
         raise BadRequest("an assignee is text")
@@ -141,7 +146,7 @@ def renew(draft: Draft, mutation: PlainMutation) -> Step:
     step = draft.step(kind_name, key)
     step.require(expect)
     lease_us = said.get("lease_us") if type(said) is dict else None
-    if type(lease_us) is not int or lease_us <= 0:
+    if type(lease_us) is not int or not 0 < lease_us <= LEASE_MOST_US:
         raise BadRequest("a lease is renewed for some time")
     place = step.state.code, key
     lease = draft.lease(place)

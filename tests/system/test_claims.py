@@ -1133,6 +1133,8 @@ MUTATIONS = [
     (9, "Project", "p", None, {}, "", None),
     (12, "Task", "a", None, None, "", None),
     (12, "Task", "a", None, {"lease_us": 0}, "", None),
+    (12, "Task", "a", None, {"lease_us": 2**64 - 1}, "", None),
+    (8, "Task", "*", None, {"count": 1, "where": {}, "lease_us": 2**64 - 1}, "", None),
     (13, "Project", "p", None, None, "", None),
     (14, "Task", "a", None, None, "", None),
     (5, "Project", "p", None, None, "", "tree"),
@@ -1164,6 +1166,7 @@ def test_what_no_client_sends_is_refused_and_changes_nothing(client, client_of_a
     client.create(Project(id="p", name="p"))
     client.create(task("a"))
     claimed = client.claim(Task)
+    client.create(task("ready"))
     raw = client_of_a_raw_lane(engine.state)
     delete = (6, "Task", "a", None, None, "", None)
     for request in [([one], [], None, None) for one in MUTATIONS] + [([delete], [one], None, None) for one in GUARDS]:
