@@ -100,10 +100,9 @@ class Query:
 
     def _value(self, after: Entity | Plain | str, column: Column, slot: int) -> Any:
         """What an entity has in a column, as it is given, or as it is now."""
-        if isinstance(after, Entity):
-            return getattr(after, column.name)
         if not isinstance(after, str):
-            return after[column.name]
+            values = after.__dict__ if isinstance(after, Entity) else after
+            return column.value_in(values, self._pin.catalog.defaults(self._kind))
         address = self._pin.at(self._kind, slot)
         if self._pin.content(address).deleted:
             raise InvalidQuery(

@@ -13,6 +13,7 @@ from typing import Literal
 
 import numpy as np
 import pytest
+from pydantic import AliasChoices, ConfigDict, Field
 
 from solewriter import Create, Delete, Entity, InvalidQuery, Limits, Range, Task, Update, connect, open_reader
 from solewriter.shared.failpoint import VARIABLE
@@ -272,6 +273,29 @@ def test_an_entity_has_a_new_columns_default_by_the_table_and_record_by_record(s
         for now in (reader.snapshot(), offline.snapshot()):
             assert now.count_by(Spoken, "lang") == {"de": 1, "en": 3}
         offline.close()
+
+
+class Kept(Entity, kind="Book", columns=("keeper", "lang")):
+    """The same with a field that has another name."""
+
+    model_config = ConfigDict(populate_by_name=True)
+    keeper: str = Field("", validation_alias=AliasChoices("keeper", "owner"))
+    lang: str = "en"
+
+
+@pytest.mark.parametrize("order_by", ["keeper", "-keeper", "lang"])
+@pytest.mark.parametrize("kind", ["Book", Owned])
+def test_a_page_goes_on_behind_what_is_older_than_a_column_or_its_name(state, start_engine, kind, order_by):
+    engine = start_engine(state, models=[Owned])
+    with connect(state) as client, open_reader(state) as reader:
+        for number in range(6):
+            client.create(Owned(id=f"b{number}", owner=f"o{number // 2}"))
+        page = reader.snapshot().scan(kind)
+        engine.register(Kept)
+        there = reader.snapshot().ids("Book", order_by=order_by)
+        for last in page:
+            behind = reader.snapshot().ids("Book", order_by=order_by, after=last)
+            assert behind == there[there.index(last["id"] if kind == "Book" else last.id) + 1 :]
 
 
 def test_an_engine_without_the_class_follows_its_columns(state, start_engine):
