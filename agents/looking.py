@@ -101,6 +101,12 @@ class Looking(ABC):
 
         return travel.before(self, pin, found)
 
+    def lived_on(self, pin: Held, kind: int, key: str, since: int, until: int) -> bool:
+        """Whether the journal says that two versions of a key are of one life: no other one began between them."""
+        from solewriter.agents import travel
+
+        return travel.lived_on(self, pin, kind, key, since, until)
+
     def __enter__(self) -> Self:
         return self
 

@@ -11,28 +11,30 @@ import numpy as np
 from numpy.typing import NDArray
 
 from solewriter.agents.conditions import cell_of, conditions, place_of
-from solewriter.agents.past import Held
+from solewriter.agents.past import Held, Past
 from solewriter.agents.scan import Rows, Scanner, Values, ordered
 from solewriter.shared.columns import NO_INT, Column
-from solewriter.shared.errors import InvalidQuery
+from solewriter.shared.errors import InvalidQuery, SnapshotExpired
 from solewriter.shared.models import Entity
 from solewriter.shared.where import Where
 
 Plain = Mapping[str, Any]
 Rank = Callable[[Any], float]
 Field = Callable[[str, Any], Any]  # a column's name and plain value -> the model's own value, an enum member say
+LivedOn = Callable[[str, int, int], bool]  # a key and two of its versions -> whether the journal says: of one life
 
 
 class Query:
     """Questions about one kind in one pinned revision."""
 
-    def __init__(self, pin: Held, kind: int, field: Field) -> None:
+    def __init__(self, pin: Held, kind: int, field: Field, lived_on: LivedOn) -> None:
         self._pin = pin
         self._kind = kind
         self._name = pin.catalog.kinds[kind]
         self._scanner = Scanner(pin, kind)
         self._columns = self._scanner.columns
         self._field = field
+        self._lived_on = lived_on
 
     # --- which entities ----------------------------------------------------------------------------------------------
 
@@ -124,16 +126,32 @@ class Query:
         return self._pin.slot_at(address)
 
     def _is_same(self, after: Entity | Plain | str, address: int) -> bool:
-        """Whether this record is of the same life of its key, as far as can be seen, not of a later one."""
-        if isinstance(after, str):
+        """Whether this record's key has the place that it had then: whether it was not forgotten since, and made again.
+
+        Memory says so where the records between are all there. Where a start left them out, or they were given back,
+        the last one that is there may still say what was before it; else the journal is asked. What nobody knows is
+        not the same: what was left out would be left out without a word.
+        """
+        if isinstance(after, str) or isinstance(self._pin, Past):
             return True
         version = after.version if isinstance(after, Entity) else after["version"]
+        id, newest, oldest = self._pin.key_at(address), self._pin.content(address).version, address
         try:
             while address and self._pin.content(address).version > version:
-                address = self._pin.previous(address)
-        except FileNotFoundError:
+                oldest, address = address, self._pin.previous(address)
+            if address:
+                return True
+        except (FileNotFoundError, SnapshotExpired):
+            address = -1
+        first = self._pin.whole(oldest)
+        if not address and first.revision >= self._pin.root.oldest:  # not cut by a start: there it begins
+            return False
+        if first.version == version + 1 and first.old_cells:
             return True
-        return address != 0
+        root = self._pin.view.root
+        if root.durability == "memory" and not root.forgotten:
+            return True
+        return self._lived_on(id, version, newest)
 
     # --- how many ----------------------------------------------------------------------------------------------------
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from functools import partial
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self, TypeVar, overload
 
@@ -169,7 +170,9 @@ class Snapshot:
 
         pin = self.pin
         code = pin.catalog.kind_code(name_of(kind))
-        return None if code is None else Query(pin, code, self._reader.decoder.field_of(kind))
+        if code is None:
+            return None
+        return Query(pin, code, self._reader.decoder.field_of(kind), partial(self._reader.lived_on, pin, code))
 
     @property
     def counts(self) -> dict[str, int]:

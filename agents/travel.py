@@ -7,6 +7,7 @@ was there when its oldest segment left it, and everything since (`root.whole`).
 from __future__ import annotations
 
 from collections.abc import Iterator
+from itertools import chain
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -227,6 +228,25 @@ def before(reader: Looking, now: Held, this: record.Record) -> record.Record | N
         raise compacted(0, now, error) from None
     gone = f"what was before version {this.version} of {id!r} is not available any more"
     raise Compacted(gone, oldest=now.root.whole)
+
+
+def lived_on(reader: Looking, now: Held, code: int, id: str, since: int, until: int) -> bool:
+    """Whether the journal says that two versions of a key are of one life: no other one began between them."""
+    folder = reader.folder.path
+    known = ended = False
+    try:
+        begin = oldest_entry(folder)
+        kept = _in_checkpoint(folder, begin, code, id)
+        for found in chain([] if kept is None else [kept], _behind(folder, begin, now, code, id)):
+            if found.version > until:
+                break
+            if found.version > since and ended:
+                return False
+            known = known or found.version <= since or (found.version == since + 1 and bool(found.old_cells))
+            ended = found.deleted
+    except Compacted:
+        return False
+    return known
 
 
 def _in_checkpoint(folder: Path, begin: int, code: int, id: str) -> record.Record | None:

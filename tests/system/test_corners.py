@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import os
+import signal
 import threading
 from pathlib import Path
 
@@ -206,6 +208,54 @@ def test_a_page_is_refused_where_the_last_one_ended_at_what_was_forgotten_and_ma
         client.update(Task.ref("t8"), title="y")
         there = client.reader.snapshot().ids(Task, {"project": "p"}, after=first[-2])
         assert there == [f"t{number}" for number in range(10, 20)]
+
+
+@pytest.mark.parametrize("durability", ["memory", "process"])
+def test_a_page_is_refused_also_where_memory_lost_what_was_before(state, start_engine, durability, wait_until):
+    engine = start_engine(state, limits=Limits(**SMALL, recent_bytes=8 * KIB), durability=durability)
+    with connect(state) as client, open_reader(state) as reader:
+        client.create(Task(title="x", id="large"))
+        for number in range(20):
+            client.create(Task(title="x", id=f"t{number}", project="p"))
+        first = reader.snapshot().scan(Task, {"project": "p"}, limit=5)
+        forget_all(client, ["t4"])
+        client.create(Task(title="x", id="new", project="p"))
+        client.update(client.create(Task(title="x", id="t4", project="p")), title="y")
+        client.update(Task.ref("t2"), title="y")
+        made = reader.revision
+        for number in range(200, 400):
+            large(client, number)
+            if reader.snapshot().pin.root.oldest > made:
+                break
+        for start in range(1 if durability == "memory" else 2):
+            if start:
+                os.kill(engine.pid, signal.SIGKILL)
+                wait_until(lambda: engine.restarts, 20, "a restart")
+            with pytest.raises(InvalidQuery, match="its place is forgotten"):
+                reader.snapshot().ids(Task, {"project": "p"}, after=first[4])
+            there = reader.snapshot().ids(Task, {"project": "p"}, after=first[2])
+            assert {"t3", *(f"t{number}" for number in range(5, 20))} <= set(there)
+
+
+def test_a_page_goes_on_behind_what_was_changed_before_a_restart(state, start_engine, wait_until):
+    """A start puts its newest record back without those before it; the journal says that it is the same one still."""
+    engine = start_engine(state, limits=Limits(**SMALL, recent_bytes=8 * KIB))
+    with connect(state) as client, open_reader(state) as reader:
+        client.create(Task(title="x", id="large"))
+        for number in range(20):
+            client.create(Task(title="x", id=f"t{number}", project="p"))
+        forget_all(client, ["t0"])
+        page = reader.snapshot().scan(Task, {"project": "p"}, limit=8)
+        client.update(page[-3], title="y")
+        client.update(client.update(page[-2], title="y"), title="z")
+        client.delete(client.update(page[-1], title="y"))
+        for number in range(20):
+            large(client, number)
+        os.kill(engine.pid, signal.SIGKILL)
+        wait_until(lambda: engine.restarts, 20, "a restart")
+        for last in (3, 2, 1):
+            behind = [f"t{number}" for number in range(10 - last, 20) if number != 8]
+            assert reader.snapshot().ids(Task, {"project": "p"}, after=page[-last]) == behind
 
 
 def test_a_page_neither_skips_nor_repeats_across_a_restart(state, start_engine):
