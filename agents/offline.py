@@ -13,8 +13,10 @@ from typing import NamedTuple
 
 from solewriter.agents.looking import Looking
 from solewriter.agents.past import Past, Viewed
-from solewriter.agents.verify import Files, bad, untrimmed
-from solewriter.shared.chain import checkpoint_to
+from solewriter.agents.verify import Files, untrimmed
+from solewriter.shared.aside import beginning
+from solewriter.shared.chain import checkpoint_to, first_entry, newest_whole
+from solewriter.shared.checkpoint import checkpoint_path
 from solewriter.shared.config import DEFAULT_LIMITS, MEMORY_VERSION, Limits
 from solewriter.shared.entry import Life
 from solewriter.shared.memory.catalog import Catalog, Table
@@ -77,25 +79,37 @@ def _newest(folder: Path) -> Past:
     return newest
 
 
+def _begin(folder: Path) -> int | None:
+    """The entry of the checkpoint with which a start begins; None where it has none, or it is not there."""
+    found = newest_whole(folder)
+    name = beginning(folder, found[1].checkpoint) if found is not None else None
+    there = name is not None and checkpoint_path(folder, name.entry).exists() and first_entry(folder) <= name.entry + 1
+    return name.entry if there and name is not None else None
+
+
 def _end_of(folder: Path) -> End:
-    files = Files(folder)
-    kinds, schemas, revision, life, behind = list[str](), list[Schema](), 0, None, 0
-    checkpoint = checkpoint_to(folder, _LATEST)
-    if checkpoint is not None:
-        with checkpoint:
-            directory, behind = checkpoint.directory, checkpoint.entry
-            kinds, schemas, revision = list(directory.kinds), list(directory.schemas), directory.revision
+    files, life, revision = Files(folder, _begin(folder)), None, None
+    told: list[tuple[int, list[str], list[Schema]]] = []  # which kinds and schemas came with which entry
     for entry, _ in files.entries():
         private = entry.private
         life = private.life or (private.whole.life if private.whole is not None else life)
-        if entry.number > behind:
-            kinds += private.kinds
-            schemas += private.schemas
+        if private.kinds or private.schemas:
+            told.append((entry.number, private.kinds, private.schemas))
+        if entry.number > files.begin:
             revision = entry.revision
-    if files.last < behind:
-        bad(f"the journal ends before entry {behind}, of which there is a checkpoint", files.end)
+    kinds, schemas, behind = list[str](), list[Schema](), 0
+    checkpoint = checkpoint_to(folder, _LATEST if revision is None else revision)
+    if checkpoint is not None:
+        with checkpoint:
+            directory, behind = checkpoint.directory, checkpoint.entry
+            kinds, schemas = list(directory.kinds), list(directory.schemas)
+            revision = directory.revision if revision is None else revision
+    for number, more_kinds, more_schemas in told:
+        if number > behind:
+            kinds += more_kinds
+            schemas += more_schemas
     tables = tuple(Table(0, _newest_schema(schemas, code).columns) for code in range(len(kinds)))
-    root = Root(0, revision, files.last, 0, 0, 0, 0, 0, 0, 0, 0, ())
+    root = Root(0, revision or 0, files.last, 0, 0, 0, 0, 0, 0, 0, 0, ())
     return End(NoMemory(_Ids(_history_of(life))), Catalog(MEMORY_VERSION, tuple(kinds), tuple(schemas), tables), root)
 
 

@@ -3,7 +3,8 @@
 Every checksum, every number: entries follow each other, revisions have no gap, versions of an entity go up by one, and
 never down where it was deleted and perhaps forgotten. The journal is replayed in a plain dict, from the oldest
 checkpoint or the beginning on, and wherever another checkpoint was taken, the digests of both states must be the same.
-Beside a running engine it reads up to what was committed when it began.
+Beside a running engine it reads up to what was committed when it began. What a start takes for the loss of a power cut
+below `power` is no damage: it ends the journal here as there.
 """
 
 from __future__ import annotations
@@ -15,10 +16,19 @@ from typing import NamedTuple, NoReturn, TypeVar
 from solewriter.shared import entry as entries
 from solewriter.shared import record
 from solewriter.shared.aside import is_aside
-from solewriter.shared.chain import content, first_of, journal_files, named_checkpoints, oldest_entry, opened
+from solewriter.shared.chain import (
+    content,
+    first_of,
+    journal_files,
+    named_checkpoints,
+    newest_whole,
+    oldest_entry,
+    opened,
+)
 from solewriter.shared.checkpoint import Checkpoint, DigestOfState, checkpoint_files, checkpoint_path
 from solewriter.shared.entry import FILE_HEADER_BYTES, Entry
 from solewriter.shared.errors import Compacted, EngineUnavailable, JournalCorrupt
+from solewriter.shared.life import may_be_cut
 
 R = TypeVar("R")
 TRIES = 10  # an engine trims behind a checkpoint, and to make one takes longer than to read it
@@ -35,6 +45,7 @@ class Verified(NamedTuple):
     checkpoints: int
     torn_bytes: int  # behind the last entry: of one that was never committed
     digest: str  # of the newest state
+    drops: tuple[int, int] | None = None  # the first and the last entry behind that, which the next start will give up
 
 
 def verify(folder: Path) -> Verified:
@@ -50,7 +61,7 @@ def _verified(folder: Path) -> Verified:
     for entry, place in files.entries():
         if entry.number > files.begin:
             replay.follow(entry, place)
-    return replay.verified(files.torn_bytes)
+    return replay.verified(files.torn_bytes, files.drops)
 
 
 def untrimmed(read: Callable[[], R]) -> R:
@@ -73,30 +84,50 @@ def _committed(folder: Path) -> tuple[int, int]:
         return 0, 0
 
 
+class _Cut(Exception):
+    """A power cut may have taken what follows, or it is damaged; and no start needs it."""
+
+
 class Files:
-    """The journal's files as one chain, up to what was committed at least. Raises JournalCorrupt; Compacted where
-    something was trimmed meanwhile; EngineUnavailable for a folder without a journal.
+    """The journal's files as one chain, up to what was committed at least, or to where a start would end it. Raises
+    JournalCorrupt; Compacted where something was trimmed meanwhile; EngineUnavailable for a folder without a journal.
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, begin: int | None = None) -> None:
+        """All of them; or only what lies behind the entry `begin`, as a start looks at it."""
         if not journal_files(folder):
             raise EngineUnavailable(f"nothing is journaled in {folder}")
         self._committed = _committed(folder)
+        self._whole_from, self._life = 0, None
+        if (whole := newest_whole(folder)) is not None:
+            self._whole_from, self._life = whole[0], whole[1].life
         try:
-            self.begin = oldest_entry(folder)  # the entry behind which the state can be told
+            self.begin = begin or oldest_entry(folder)  # the entry behind which the state can be told
         except Compacted as error:
             bad(f"no checkpoint is there from which the journal goes on: {error}", str(folder))
         self._paths = journal_files(folder)
         if first_of(self._paths[0]) > self.begin + 1:
             raise Compacted(f"the journal begins with {self._paths[0].name}", oldest=0)
+        self._needed = 0  # the first entry before which nothing has to be sound
+        if begin:
+            self._needed = begin + 1
+            while len(self._paths) > 1 and first_of(self._paths[1]) <= self._needed:
+                del self._paths[0]
         self._state_id: bytes | None = None
         self._crc: int | None = None
         self.last = 0  # number of the last entry
         self.end = str(folder)  # the place behind it
         self.torn_bytes = 0
+        self.drops: tuple[int, int] | None = None  # entries behind the last one, which the next start will give up
 
     def entries(self) -> Iterator[tuple[Entry, str]]:
         """Each with its place. Raises JournalCorrupt, Compacted."""
+        try:
+            yield from self._whole()
+        except _Cut:
+            self.drops = self.last + 1, self._highest()
+
+    def _whole(self) -> Iterator[tuple[Entry, str]]:
         known, crc = self._committed
         for path in self._paths:
             buffer = content(path)
@@ -104,9 +135,27 @@ class Files:
             for entry, place in self._of(path, buffer):
                 if entry.number == known and entry.crc != crc:
                     bad(f"entry {entry.number} is not the one that was committed", place)
+                if entry.number >= self._whole_from:
+                    self._life = entry.changes.life or self._life
                 yield entry, place
         if self.last < known:
-            bad(f"entries {self.last + 1} to {known} were committed and are not in the journal any more", self.end)
+            what = f"entries {self.last + 1} to {known} were committed and are not in the journal any more"
+            self._cut_or_bad(what, self.end)
+
+    def _cut_or_bad(self, what: str, place: str) -> NoReturn:
+        """What a start may explain by a power cut, which took nothing before the whole private state, is not bad."""
+        if self.last >= self._whole_from and may_be_cut(self._life):
+            raise _Cut
+        bad(what, place)
+
+    def _highest(self) -> int:
+        """The last entry that there was, as far as can be seen."""
+        number = max(self.last, self._committed[0], first_of(self._paths[-1]) - 1)
+        for path in self._paths:
+            buffer, at = content(path), FILE_HEADER_BYTES
+            while (later := entries.later_entry(buffer, at, number)) is not None:
+                number, at = entries.number_at(buffer, later), later + 1
+        return number
 
     def _follow(self, path: Path, buffer: bytes) -> None:
         start = entries.read_file_header(path, buffer)
@@ -115,9 +164,10 @@ class Files:
         if start.first != first_of(path):
             bad(f"{path.name} begins with entry {start.first}", f"{path.name}:0")
         if self._crc is not None and start.first != self.last + 1:
-            bad(f"entry {self.last + 1} is not at {self.end}, and {path.name} begins with {start.first}", self.end)
+            what = f"entry {self.last + 1} is not at {self.end}, and {path.name} begins with {start.first}"
+            self._cut_or_bad(what, self.end)
         if self._crc not in (None, start.previous_crc):
-            bad(f"{path.name} does not follow entry {self.last}", f"{path.name}:0")
+            self._cut_or_bad(f"{path.name} does not follow entry {self.last}", f"{path.name}:0")
         self._state_id, self._crc, self.last = start.state_id, start.previous_crc, start.first - 1
 
     def _of(self, path: Path, buffer: bytes) -> Iterator[tuple[Entry, str]]:
@@ -126,16 +176,19 @@ class Files:
             read = buffer
             while (found := entries.unpack(buffer, at)) is not None and found[0].number > self.last:
                 entry, previous, behind = found
-                if entry.number != self.last + 1 or previous != self._crc:
-                    bad(f"entry {entry.number} does not follow entry {self.last}", f"{path.name}:{at}")
+                if entry.number != self.last + 1 or self._crc not in (None, previous):
+                    self._cut_or_bad(f"entry {entry.number} does not follow entry {self.last}", f"{path.name}:{at}")
                 self.last, self._crc = entry.number, entry.crc
                 yield entry, f"{path.name}:{at}"
                 at = behind
             if later := entries.later_entry(buffer, at, self.last):
+                if self.last + 1 < entries.number_at(buffer, later) <= self._needed:
+                    at, self.last, self._crc, read = later, entries.number_at(buffer, later) - 1, None, b""
+                    continue
                 buffer = content(path)  # beside an engine, the look may have met an entry before it was whole
         self.end = f"{path.name}:{at}"
         if later:
-            bad(f"{path.name} is damaged at offset {at}: a later entry is whole", self.end)
+            self._cut_or_bad(f"{path.name} is damaged at offset {at}: a later entry is whole", self.end)
         self.torn_bytes = entries.length_at(buffer, at) if found is None else 0
 
 
@@ -232,12 +285,12 @@ class Replay:
         name = checkpoint_path(self._folder, newest.entry).name
         bad(f"{name} is missing, and a start begins with it", f"{name}:0")
 
-    def verified(self, torn_bytes: int) -> Verified:
+    def verified(self, torn_bytes: int, drops: tuple[int, int] | None = None) -> Verified:
         self._check_beginning()
         entities = sum(1 for _ in self._alive())
         return Verified(
             self._first_revision, self._revision, self._entries, self._records, entities, self._compared, torn_bytes,
-            self._digest().hex(),
+            self._digest().hex(), drops,
         )  # fmt: skip
 
 

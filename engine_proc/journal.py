@@ -24,7 +24,7 @@ from solewriter.engine_proc.ahead import FULL, FilesAhead, fill, with_room
 from solewriter.engine_proc.replay import Missing, Replay, Tail
 from solewriter.shared import entry as entries
 from solewriter.shared import failpoint
-from solewriter.shared.chain import first_entry_of, first_of, journal_files
+from solewriter.shared.chain import first_of, journal_files, newest_whole
 from solewriter.shared.config import JOURNAL_FILE_BYTES_FIRST, SYNC_BESIDE_S, SYNC_KEPT, Limits
 from solewriter.shared.entry import COMMITTED_BYTES, FILE_HEADER_BYTES, Entry, Private, PrivateState
 from solewriter.shared.errors import EngineUnavailable
@@ -267,11 +267,7 @@ class FileJournal:
     # --- recovery ----------------------------------------------------------------------------------------------------
 
     def newest_whole(self) -> tuple[int, PrivateState] | None:
-        for path in reversed(journal_files(self._folder)):
-            first = first_entry_of(path)
-            if first is not None and (whole := first.private.whole) is not None:
-                return first.number, whole
-        return None
+        return newest_whole(self._folder)
 
     def replay(
         self, first: int = 1, may_be_cut: Callable[[], bool] = never, unsynced: Callable[[], bool] = never

@@ -17,6 +17,7 @@ from solewriter.engine_proc.restoring import Restoring
 from solewriter.engine_proc.sessions import Sessions
 from solewriter.engine_proc.state import State
 from solewriter.shared import failpoint
+from solewriter.shared import life as lives
 from solewriter.shared.aside import beginning
 from solewriter.shared.chain import first_entry_of, first_of, journal_files
 from solewriter.shared.checkpoint import Checkpoint, checkpoint_path
@@ -73,7 +74,7 @@ class Recovery:
             self._publisher.reclaimer.keeps_tombstones = True  # what was forgotten when says the journal
             self._replay(first)
             self._publisher.reclaimer.keeps_tombstones = False
-        if self.life is not None and self.life.boot != boot_id():
+        if self.life is not None and self.life.boot != lives.boot_id():
             self._state.coordination.leases.begin_anew(time.monotonic_ns() // 1000)
             self._sessions.begin_anew()
         return checkpoint
@@ -134,9 +135,7 @@ class Recovery:
         """Whether a power cut may have taken entries in any order. Nothing before the whole private state: it was
         written when all of that was on disk.
         """
-        if self.life is None or self._reached < self._whole_from:
-            return False
-        return self.life.durability != "power" and rebooted_since(self.life)
+        return self._reached >= self._whole_from and lives.may_be_cut(self.life)
 
     def _unsynced(self) -> bool:
         """Whether a sync may have failed of what was acked before, in another file than the last."""
@@ -208,20 +207,11 @@ def private_state(checkpoint: CheckpointName, life: Life, state: State, sessions
     )
 
 
-def boot_id() -> str:
-    return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
-
-
-def rebooted_since(life: Life) -> bool:
-    """Whether page cache that was written in this life, and not synced at its end, is gone."""
-    return life.boot != boot_id() and not life.drained
-
-
 def history_of(before: Life | None) -> bytes:
     """The history id that goes on, or a new one where nobody can prove that nothing published was lost."""
     if before is None:
         return os.urandom(16)
-    lossy = before.durability == "memory" or (before.durability == "process" and rebooted_since(before))
+    lossy = before.durability == "memory" or (before.durability == "process" and lives.rebooted_since(before))
     return os.urandom(16) if lossy else before.history
 
 

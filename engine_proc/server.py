@@ -36,6 +36,7 @@ from solewriter.engine_proc.sessions import ENGINE, Sessions
 from solewriter.engine_proc.state import State
 from solewriter.shared import entry as entries
 from solewriter.shared import failpoint, wire
+from solewriter.shared import life as lives
 from solewriter.shared.chain import journal_files
 from solewriter.shared.config import BACKLOG, FIRST_LOOK_S, KIB, MEMORY_VERSION
 from solewriter.shared.entry import Life, Private
@@ -93,7 +94,7 @@ class Server:
         checkpoint, before = recovered.run(), recovered.life
         self.private_bytes = recovered.private_bytes
         history = recovery.history_of(before)
-        life = Life(own.epoch, history, self.orders.durability, recovery.boot_id(), drained=False)
+        life = Life(own.epoch, history, self.orders.durability, lives.boot_id(), drained=False)
         leases = self.state.coordination.leases.all()
         self._begin_life(quarantine.judged(life, before, quarantine.last_words(self.folder), self.sessions, leases))
         self.publisher.root.remember(history)

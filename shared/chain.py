@@ -14,7 +14,7 @@ from pathlib import Path
 
 from solewriter.shared import entry as entries
 from solewriter.shared.checkpoint import Checkpoint, checkpoint_files, checkpoint_path
-from solewriter.shared.entry import FILE_HEADER_BYTES, CheckpointName, Entry
+from solewriter.shared.entry import FILE_HEADER_BYTES, CheckpointName, Entry, PrivateState
 from solewriter.shared.errors import Compacted, JournalCorrupt
 
 
@@ -42,13 +42,22 @@ def first_entry_of(path: Path) -> Entry | None:
 
 def named_checkpoints(folder: Path) -> Iterator[CheckpointName]:
     """Those that the journal names, there or not, the newest first. A file that is trimmed meanwhile is passed over."""
+    return (whole.checkpoint for _, whole in _wholes(folder))
+
+
+def newest_whole(folder: Path) -> tuple[int, PrivateState] | None:
+    """The newest entry that holds the whole private state, and its number; None where all begins with entry 1."""
+    return next(_wholes(folder), None)
+
+
+def _wholes(folder: Path) -> Iterator[tuple[int, PrivateState]]:
     for path in reversed(journal_files(folder)):
         try:
             first = first_entry_of(path)
         except FileNotFoundError:
             continue
-        if first is not None and first.private.whole is not None:
-            yield first.private.whole.checkpoint
+        if first is not None and (whole := first.private.whole) is not None:
+            yield first.number, whole
 
 
 def first_entry(folder: Path) -> int:

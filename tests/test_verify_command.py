@@ -22,7 +22,7 @@ from solewriter.engine_proc.repair import truncate
 from solewriter.shared import entry as entries
 from solewriter.shared import record
 from solewriter.shared.chain import entries_between, first_entry_of, first_of, journal_files, oldest_entry
-from solewriter.shared.checkpoint import Checkpoint, checkpoint_files
+from solewriter.shared.checkpoint import Checkpoint, checkpoint_files, checkpoint_path
 from solewriter.shared.config import KIB, MIB, Limits
 from solewriter.shared.errors import EngineStartFailed, EngineUnavailable, JournalCorrupt, Locked
 from solewriter.shared.folder import StateFolder
@@ -250,10 +250,10 @@ def naming(entry, /, **changes):
     return saying(entry, whole=msgspec.structs.replace(whole, checkpoint=checkpoint))
 
 
-def described(path, **changes):
-    """Rewrite a checkpoint with something else in its directory, and every sum right."""
+def described(path, *, behind=None, **changes):
+    """Rewrite a checkpoint with something else in its directory, or behind another entry, and every sum right."""
     with Checkpoint(path) as one:
-        directory, entry = msgspec.structs.replace(one.directory, **changes), one.entry
+        directory, entry = msgspec.structs.replace(one.directory, **changes), behind or one.entry
         blocks = {block.offset: block.length for section in one.sections() for block in section.blocks}
     content, end = path.read_bytes(), max(offset + length for offset, length in blocks.items())
     packed = msgspec.msgpack.encode(directory)
@@ -267,6 +267,93 @@ def test_a_journal_that_was_only_written_again_is_sound(folder):
     retold(folder, lambda entry: entry)
     described(checkpoint_files(folder)[max(checkpoint_files(folder))])
     assert verify(folder) == found
+
+
+# --- what a power cut may take below `power` --------------------------------------------------------------------------
+
+
+def left_by(folder, **changes):
+    """As if the last engine had left it so: its life says something else."""
+
+    def left(entry):
+        whole, life = entry.private.whole, entry.private.life
+        if life is not None:
+            return saying(entry, life=msgspec.structs.replace(life, drained=False, **changes))
+        if whole is not None:
+            return saying(
+                entry, whole=msgspec.structs.replace(whole, life=msgspec.structs.replace(whole.life, **changes))
+            )
+        return entry
+
+    retold(folder, left)
+
+
+def holed(folder, how):
+    """Damage an entry of the last file, or all from it on; the one before it."""
+    path = journal_files(folder)[-1]
+    buffer, at, places = path.read_bytes(), entries.FILE_HEADER_BYTES, []
+    while (found := entries.unpack(buffer, at)) is not None:
+        places.append((at, found[0]))
+        at = found[2]
+    middle = len(places) // 2
+    place, before = places[middle][0], places[middle - 1][1]
+    if how == "hole":
+        flipped(path, place + 60)
+    else:
+        path.write_bytes(buffer[:place] + bytes(len(buffer) - place))
+    return before
+
+
+@pytest.mark.parametrize("how", ["hole", "end"])
+def test_what_a_start_takes_for_a_power_cut_is_no_damage_to_whoever_looks_before_it(folder, start_engine, how):
+    left_by(folder, boot="another one")
+    last = all_entries(folder)[-1].number
+    before = holed(folder, how)
+    found = verify(folder)
+    assert (found.revision, found.drops) == (before.revision, (before.number + 1, last))
+    told = run("verify", folder)
+    assert told.exit_code == 0
+    assert f"a start will drop entries {before.number + 1} to {last}" in told.stdout
+    assert json.loads(run("verify", folder, "--json").stdout)["drops"] == [before.number + 1, last]
+    with open_reader(folder, offline=True) as reader, reader.snapshot() as snap:
+        expected = snap.revision, {task.id: task for task in snap.entities(Task)}
+    assert expected[0] == before.revision
+    engine = start_engine(folder, limits=LIMITS)
+    with connect(folder, limits=LIMITS) as client, client.reader.snapshot() as snap:
+        assert (snap.revision, {task.id: task for task in snap.entities(Task)}) == expected
+    engine.stop()
+    assert verify(folder).drops is None
+
+
+@pytest.mark.parametrize(
+    "changes", [{}, {"boot": "another one", "durability": "power"}], ids=["of this boot", "of power"]
+)
+def test_what_no_power_cut_explains_stays_damage(folder, changes):
+    left_by(folder, **changes)
+    holed(folder, "hole")
+    with pytest.raises(JournalCorrupt, match="is damaged at offset"):
+        verify(folder)
+    with pytest.raises(JournalCorrupt, match="is damaged at offset"), open_reader(folder, offline=True):
+        pass
+
+
+def test_what_was_on_disk_before_the_private_state_is_damaged_whatever_was_cut(folder):
+    left_by(folder, boot="another one")
+    flipped(journal_files(folder)[0], entries.FILE_HEADER_BYTES + 60)
+    with pytest.raises(JournalCorrupt):
+        verify(folder)
+
+
+def test_a_checkpoint_that_nobody_names_and_that_is_ahead_of_the_journal_is_no_matter(folder, start_engine):
+    """A power cut took the entries that it was taken behind; a start begins with the one that is named."""
+    last = all_entries(folder)[-1]
+    ahead = checkpoint_path(folder, last.number + 5)
+    shutil.copy(checkpoint_files(folder)[max(checkpoint_files(folder))], ahead)
+    described(ahead, behind=last.number + 5, revision=last.revision + 3)
+    assert verify(folder).revision == last.revision
+    with open_reader(folder, offline=True) as reader, reader.snapshot() as snap:
+        assert (snap.revision, snap.counts["Task"]) == (last.revision, 39)
+    start_engine(folder, limits=LIMITS)
 
 
 def shouting(payload):

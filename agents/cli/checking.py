@@ -15,11 +15,16 @@ def reported(found: Verified) -> str:
 def sound(found: Verified) -> str:
     """Lines for a terminal."""
     torn = f", and {found.torn_bytes:,} bytes of one that was never committed" if found.torn_bytes else ""
+    dropped: tuple[str, ...] = ()
+    if found.drops is not None:
+        first, last = found.drops
+        dropped = (f"a start will drop entries {first:,} to {last:,}, which a power cut may take below `power`",)
     return "\n".join(
         (
             f"sound: {found.entities:,} entities at revision {found.revision:,}, digest {found.digest}",
             f"read:  {found.entries:,} entries with {found.records:,} records, from revision {found.first_revision:,} "
             f"on{torn}",
             f"the state was compared with {found.checkpoints} checkpoint{'s' * (found.checkpoints != 1)}",
+            *dropped,
         )
     )

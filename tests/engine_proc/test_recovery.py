@@ -13,12 +13,13 @@ import pytest
 from solewriter import Engine, EngineStartFailed, Put, Task, connect
 from solewriter.engine_proc.lock import Lock
 from solewriter.engine_proc.publisher import remove_segments
-from solewriter.engine_proc.recovery import boot_id, history_of, remove_old_memory, remove_orphans
+from solewriter.engine_proc.recovery import history_of, remove_old_memory, remove_orphans
 from solewriter.shared.chain import first_entry_of, journal_files
 from solewriter.shared.checkpoint import Checkpoint, checkpoint_files, checkpoint_path
 from solewriter.shared.config import KIB, MEMORY_VERSION, Limits
 from solewriter.shared.entry import FILE_HEADER_BYTES, Life
 from solewriter.shared.folder import StateFolder, Whereabouts, start_time_of
+from solewriter.shared.life import boot_id
 from solewriter.shared.memory.root import STOPPED, SUPERSEDED, RootReader, RootWriter
 from solewriter.shared.memory.segment import Segment, segment_path
 

@@ -16,14 +16,14 @@ import msgspec
 import pytest
 
 from solewriter import Entity, Limits
-from solewriter.engine_proc import express, recovery
+from solewriter.engine_proc import express
 from solewriter.engine_proc.between import Registration
 from solewriter.engine_proc.coordination.leases import Leases, Lost, ended, renewed
 from solewriter.engine_proc.coordination.waiting import Lines, Parked, Wish
 from solewriter.engine_proc.engine import SingleWriter
 from solewriter.engine_proc.sessions import Session
 from solewriter.engine_proc.tending import Occasion, pidfd_of
-from solewriter.shared import wire
+from solewriter.shared import life, wire
 from solewriter.shared.columns import from_us
 from solewriter.shared.config import DEFAULT_LIMITS, KIB, RECENT_MAX, STALE_MAX, WIRE_VERSION
 from solewriter.shared.entry import Lease
@@ -604,7 +604,7 @@ def test_a_holder_that_lives_keeps_what_it_has_however_long_it_is_silent_after_a
 def test_a_process_of_another_boot_is_dead_and_one_that_nobody_knows_has_its_grace(scene, holder, monkeypatch):
     session = scene.engine.server.sessions.get(session_number("holder"))
     assert session.pid > 0
-    monkeypatch.setattr(recovery, "boot_id", lambda: "another one")
+    monkeypatch.setattr(life, "boot_id", lambda: "another one")
     scene.engine.kill(scene.fds)
     scene.limits = msgspec.structs.replace(scene.limits, session_grace_s=3600)
     scene.start()
@@ -637,7 +637,7 @@ def test_leases_begin_anew_where_their_clock_is_gone(scene, monkeypatch):
     scene.next_engine()
     (same,) = scene.engine.writer.state.coordination.leases.all()
     assert same == before, "a kill is no new boot"
-    monkeypatch.setattr(recovery, "boot_id", lambda: "another one")
+    monkeypatch.setattr(life, "boot_id", lambda: "another one")
     scene.next_engine()
     (anew,) = scene.engine.writer.state.coordination.leases.all()
     assert anew.until_us > before.until_us

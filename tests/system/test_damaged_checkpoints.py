@@ -349,6 +349,10 @@ def test_damage_in_history_is_no_hindrance_to_a_start_and_met_by_whoever_looks_b
     with open_reader(state, offline=True) as reader, reader.snapshot() as snap:
         expected = snap.revision, {task.id: task for task in snap.entities(Task)}
     flip(path, place)
+    with open_reader(state, offline=True) as reader, reader.snapshot() as snap:
+        assert (snap.revision, {task.id: task for task in snap.entities(Task)}) == expected, "as a start would have it"
+        with pytest.raises(JournalCorrupt):
+            reader.diff(0, snap.revision)
     for _ in range(2):
         engine = start_engine(state, limits=ALL)
         with connect(state, limits=ALL) as client, client.reader.snapshot() as snap:

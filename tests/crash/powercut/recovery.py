@@ -16,9 +16,9 @@ from powercut.disk import Image, cuts
 from powercut.parts import local
 from powercut.story import Entities, Story, entities_of, limits_for, living, without_addresses
 from solewriter.engine_proc import journal as journals
-from solewriter.engine_proc import recovery
 from solewriter.engine_proc.orders import Orders
 from solewriter.engine_proc.server import Server
+from solewriter.shared import life
 from solewriter.shared.config import KIB
 from solewriter.shared.errors import SolewriterError
 from solewriter.shared.memory.view import View
@@ -71,11 +71,11 @@ class Recoverer:
 
     def recover(self, *, rebooted: bool = True) -> Result:
         """What the folder's files come to; its files are what that recovery leaves, killed at once."""
-        real, first = recovery.boot_id, journals.JOURNAL_FILE_BYTES_FIRST
+        real, first = life.boot_id, journals.JOURNAL_FILE_BYTES_FIRST
         journals.JOURNAL_FILE_BYTES_FIRST = 4 * KIB
         if rebooted:
             boot = f"boot {next(_boots)}"
-            recovery.boot_id = lambda: boot
+            life.boot_id = lambda: boot
         try:
             return self._found()
         except SolewriterError as error:
@@ -83,7 +83,7 @@ class Recoverer:
         except Exception as error:
             return Refusal(type(error).__name__, str(error), named=False)
         finally:
-            recovery.boot_id, journals.JOURNAL_FILE_BYTES_FIRST = real, first
+            life.boot_id, journals.JOURNAL_FILE_BYTES_FIRST = real, first
             self._clean()
 
     def _found(self) -> Found:
