@@ -11,7 +11,7 @@ from typing import Any
 
 from solewriter.agents.answers import Outcome
 from solewriter.agents.session import Pending
-from solewriter.shared.config import ASKED_MAX
+from solewriter.shared.config import ASKED_MAX, HELD_MAX
 from solewriter.shared.errors import Fenced, Refused
 from solewriter.shared.models import Task
 from solewriter.shared.mutations import Applied, Guard, Op, Reply
@@ -39,7 +39,10 @@ class Tokens:
 
     def _hold(self, key: Key, token: int) -> None:
         with self._changing:
+            self._held.pop(key, None)
             self._held[key] = token
+            if len(self._held) > HELD_MAX:  # of tasks that ended in other ways than by this client, mostly
+                del self._held[next(iter(self._held))]
 
     def _lose(self, key: Key, token: int | None) -> None:
         """Nothing is held under this token any more. A newer one stays."""

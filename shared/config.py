@@ -182,6 +182,8 @@ RECENT_MAX = 1_024  # tasks of a kind that became ready last: who waits and look
 LINE_VALUES_MAX = 64  # combinations of values that a claim asks for: of more it looks at whatever becomes ready, as one
 # does that asks for an order
 GIVE_BACK_S = 0.5  # for giving back what an interrupted claim was granted: whoever presses Ctrl-C wants to go
+HELD_MAX = 65_536  # tasks of which a client remembers that it claimed them, 10 MB: of more, writes to the oldest are
+# refused as anybody else's
 ASKED_MAX = 1_024  # claims and the like of a client whose answers may still come; of older ones nobody reads them
 STALE_MAX = 1_024  # times of what is over already, beyond twice of what is not, in whatever is ordered by time or rank:
 # then they are swept out, which costs each of them once more what it cost to come in

@@ -6,9 +6,11 @@ from typing import Any
 
 import pytest
 
+from solewriter.agents import tokens as module
 from solewriter.agents.session import Pending
 from solewriter.agents.tokens import Tokens
 from solewriter.shared.errors import Fenced
+from solewriter.shared.models import Task
 from solewriter.shared.mutations import Applied, Op, Reply, Result
 from solewriter.shared.request_ids import default_id
 
@@ -80,3 +82,14 @@ def test_what_is_told_late_of_an_old_claim_takes_no_newer_one_away(tokens: Token
     displaced = ask(tokens, 6, UPDATE)
     tokens.told(displaced, fenced(displaced, token=4))
     assert tokens.holds("Task", "t") is None
+
+
+def test_what_a_client_remembers_of_its_claims_is_bounded(monkeypatch):
+    """Those that it never handed in, and that ended otherwise: the oldest are forgotten."""
+    monkeypatch.setattr(module, "HELD_MAX", 3)
+    tokens = Tokens()
+    for number in range(5):
+        tokens.hold(Task(id=f"t{number}", title="x", claim=number + 1))
+    tokens.hold(Task(id="t2", title="x", claim=9))  # once more
+    tokens.hold(Task(id="t5", title="x", claim=6))
+    assert [tokens.holds("Task", f"t{number}") for number in range(6)] == [None, None, 9, None, 5, 6]
