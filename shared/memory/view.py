@@ -80,6 +80,9 @@ class View:
         if root.catalog != number:
             tables = Tables(catalogs.unpack(self._attach("catalog", root.catalog).map[:]))
             self._described = root.catalog, tables
+            there = {(kind, table.generation) for kind, table in enumerate(tables.catalog.tables)}
+            for replaced in [one for one in tuple(self._tables) if one not in there]:
+                self._tables.pop(replaced, None)  # who holds an older snapshot holds the table that it looked into
         return tables
 
     def begin_of(self, revision: int, root: Root) -> int:

@@ -9,13 +9,25 @@ import random
 import signal
 import subprocess
 import sys
+from pathlib import Path
 from typing import Literal
 
 import numpy as np
 import pytest
 from pydantic import AliasChoices, ConfigDict, Field
 
-from solewriter import Create, Delete, Entity, InvalidQuery, Limits, Range, Task, Update, connect, open_reader
+from solewriter import (
+    Create,
+    Delete,
+    Entity,
+    InvalidQuery,
+    Limits,
+    Range,
+    Task,
+    Update,
+    connect,
+    open_reader,
+)
 from solewriter.shared.failpoint import VARIABLE
 
 
@@ -296,6 +308,27 @@ def test_a_page_goes_on_behind_what_is_older_than_a_column_or_its_name(state, st
         for last in page:
             behind = reader.snapshot().ids("Book", order_by=order_by, after=last)
             assert behind == there[there.index(last["id"] if kind == "Book" else last.id) + 1 :]
+
+
+def test_a_table_that_was_replaced_is_let_go_with_the_snapshots_that_had_it(state, start_engine):
+    engine = start_engine(state, models=[Owned])
+    with connect(state) as client, open_reader(state) as reader:
+
+        def tables() -> set[str]:
+            maps = Path("/proc/self/maps").read_text().splitlines()
+            return {line.split("/")[-1] for line in maps if f"{reader.view().prefix}-table-{code}-" in line}
+
+        client.create(Owned(id="b"))
+        snap = reader.snapshot()
+        code = snap.pin.catalog.kind_code("Book")
+        assert snap.ids("Book") == ["b"]
+        for model in (Spoken, Kept, Owned, Spoken):
+            engine.register(model)
+            assert reader.snapshot().ids("Book") == ["b"]
+        assert snap.ids("Book", {"owner": ""}) == ["b"]
+        assert len(tables()) == 2
+        del snap
+        assert len(tables()) == 1
 
 
 def test_an_engine_without_the_class_follows_its_columns(state, start_engine):
