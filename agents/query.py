@@ -14,7 +14,7 @@ from solewriter.agents.conditions import cell_of, conditions, place_of
 from solewriter.agents.past import Held, Past
 from solewriter.agents.scan import Rows, Scanner, Values, ordered
 from solewriter.shared.columns import NO_INT, Column
-from solewriter.shared.errors import InvalidQuery, SnapshotExpired
+from solewriter.shared.errors import InvalidMutation, InvalidQuery, SchemaMismatch, SnapshotExpired
 from solewriter.shared.models import Entity
 from solewriter.shared.where import Where
 
@@ -160,7 +160,9 @@ class Query:
         return len(self._scanner.rows(conditions(self._name, self._columns, where)).slots)
 
     def count_by(self, name: str, where: Where | None) -> dict[Any, int]:
-        """How many of the matching ones have each value of a column, in the order of the values, None first."""
+        """How many of the matching ones have each value of a column, in the order of the values, None first. Raises
+        SchemaMismatch for a value that the class does not know.
+        """
         place = place_of(self._name, self._columns, name)
         rows = self._scanner.rows(conditions(self._name, self._columns, where), (place,))
         column = self._columns[place]
@@ -176,7 +178,11 @@ class Query:
         """A column's value as the model has it."""
         match column.type:
             case "enum" if value is not None:
-                return self._field(column.name, value)
+                try:
+                    return self._field(column.name, value)
+                except InvalidMutation as error:
+                    problem = f"{self._name} is stored under another shape of its class: {error}"
+                    raise SchemaMismatch(problem, kind=self._name) from None
             case "time" if value is not None:
                 return value.replace(tzinfo=UTC)
             case "float" if value != value:

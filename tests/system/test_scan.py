@@ -23,6 +23,7 @@ from solewriter import (
     InvalidQuery,
     Limits,
     Range,
+    SchemaMismatch,
     Task,
     Update,
     connect,
@@ -329,6 +330,34 @@ def test_a_table_that_was_replaced_is_let_go_with_the_snapshots_that_had_it(stat
         assert len(tables()) == 2
         del snap
         assert len(tables()) == 1
+
+
+class Calm(Entity, kind="Moody", columns=("mood",)):
+    mood: Literal["calm"] = "calm"
+
+
+class Moody(Entity, kind="Moody", columns=("mood",)):
+    mood: Literal["calm", "busy"] = "calm"
+
+
+class Moods(enum.Enum):
+    CALM = "calm"
+
+
+class Enumerated(Entity, kind="Moody", columns=("mood",)):
+    mood: Moods = Moods.CALM
+
+
+@pytest.mark.parametrize("older", [Calm, Enumerated])
+def test_a_class_that_lacks_a_value_is_told_so_by_every_read(state, start_engine, older):
+    start_engine(state, models=[Moody])
+    with connect(state) as client, open_reader(state) as reader:
+        client.create(Moody(id="m", mood="busy"))
+        snap = reader.snapshot()
+        for look in (lambda: snap.get(older, "m"), lambda: snap.scan(older), lambda: snap.count_by(older, "mood")):
+            with pytest.raises(SchemaMismatch, match="mood"):
+                look()
+        assert snap.count_by("Moody", "mood") == {"busy": 1}
 
 
 def test_an_engine_without_the_class_follows_its_columns(state, start_engine):
