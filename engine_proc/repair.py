@@ -17,25 +17,27 @@ import msgspec
 
 from solewriter.engine_proc.journal import never
 from solewriter.engine_proc.lock import Lock
-from solewriter.engine_proc.replay import Replay
+from solewriter.engine_proc.replay import Replay, Tail
 from solewriter.shared import entry as entries
 from solewriter.shared.aside import aside_files, aside_path, is_aside
-from solewriter.shared.chain import first_entry_of, first_of, journal_files, named_checkpoints
+from solewriter.shared.chain import first_entry_of, first_of, journal_files, named_checkpoints, newest_whole
 from solewriter.shared.checkpoint import Checkpoint, checkpoint_files, checkpoint_path
 from solewriter.shared.entry import FILE_HEADER_BYTES, CheckpointName, Life, Private
 from solewriter.shared.errors import EngineUnavailable, JournalCorrupt, LayoutMismatch
 from solewriter.shared.folder import StateFolder, replace_file, sync_folder
+from solewriter.shared.life import may_be_cut
 
 
 def set_aside(folder: StateFolder) -> tuple[list[Path], int]:
     """Set the newest checkpoint aside, which is damaged or missing, and older ones that are damaged as well. Returns
     what they are called now, and the entry behind which the next start begins. Raises Locked beside an engine;
     EngineUnavailable, with nothing changed, where the newest one is sound, or the journal does not go back as far as to
-    one that is, or to its beginning.
+    one that is, or to its beginning, or is damaged behind that.
     """
     lock = Lock(folder)
     try:
         damaged, begin = _damaged(folder.path)
+        _read_from(folder.path, begin)
         asides = [aside_path(folder.path, name.entry) for name in damaged]
         for name, aside in reversed([*zip(damaged, asides, strict=True)]):  # a kill in between: ask again
             try:
@@ -71,6 +73,29 @@ def _damaged(folder: Path) -> tuple[list[CheckpointName], int]:
             else f"a start on {folder} needs no checkpoint: there is nothing to set aside"
         )
     return damaged, 0
+
+
+def _read_from(folder: Path, begin: int) -> None:
+    """Read the journal as a start would that begins behind this entry. Raises EngineUnavailable where it is refused."""
+    found = newest_whole(folder)
+    whole_from, life = (found[0], found[1].life) if found is not None else (0, None)
+    noted = entries.last_committed((folder / "committed").read_bytes()) if (folder / "committed").exists() else None
+    reached = 0
+
+    def cut() -> bool:
+        return reached >= whole_from and may_be_cut(life)
+
+    try:
+        state_id = _state_id_of(journal_files(folder)[-1])
+        replay = Replay(folder, state_id, Tail(*noted) if noted is not None else None)
+        for entry in replay.entries(begin + 1, cut):
+            reached, said = entry.number, entry.changes.life
+            life = said if said is not None and reached >= whole_from else life
+    except (JournalCorrupt, LayoutMismatch) as error:
+        raise EngineUnavailable(
+            f"a start on {folder} that begins behind entry {begin} needs what is damaged as well ({error}): use a "
+            "backup, or --truncate-at"
+        ) from error
 
 
 def _is_sound(folder: Path, name: CheckpointName) -> bool:
@@ -145,9 +170,12 @@ def _state_id(folder: Path, begin: CheckpointName | None) -> bytes:
         with Checkpoint(checkpoint_path(folder, begin.entry)) as checkpoint:
             state_id: bytes = checkpoint.state_id
             return state_id
-    first = journal_files(folder)[0]
-    with first.open("rb") as file:
-        return entries.read_file_header(first, file.read(FILE_HEADER_BYTES)).state_id
+    return _state_id_of(journal_files(folder)[0])
+
+
+def _state_id_of(path: Path) -> bytes:
+    with path.open("rb") as file:
+        return entries.read_file_header(path, file.read(FILE_HEADER_BYTES)).state_id
 
 
 def _has_checkpoint(folder: Path, name: CheckpointName) -> bool:

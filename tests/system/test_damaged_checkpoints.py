@@ -393,6 +393,18 @@ def test_where_a_start_would_need_what_is_damaged_nothing_is_cut(folder, start_e
         assert client.reader.revision == cut.revision
 
 
+def test_where_the_journal_behind_the_older_one_is_damaged_nothing_is_set_aside(folder):
+    """The next start would be refused all the same, and the next repair have one checkpoint less to begin with."""
+    state = folder(ALL)
+    _, place = damaged_between(state)
+    for entry in named(state)[:2]:
+        flip(checkpoint_path(state, entry), -1)
+    before = contents(state)
+    with pytest.raises(EngineUnavailable, match=f"needs what is damaged as well .*{place.partition(':')[0]}"):
+        set_aside(StateFolder(state))
+    assert contents(state) == before
+
+
 def test_where_only_history_is_damaged_a_cut_goes_through_and_is_started_on(folder, start_engine):
     state = folder(ALL)
     damaged_between(state)
