@@ -39,7 +39,8 @@ class Tokens:
 
     def _hold(self, key: Key, token: int) -> None:
         with self._changing:
-            self._held.pop(key, None)
+            if self._held.get(key) != token:  # who looks meanwhile finds what is right
+                self._held.pop(key, None)
             self._held[key] = token
             if len(self._held) > HELD_MAX:  # of tasks that ended in other ways than by this client, mostly
                 del self._held[next(iter(self._held))]

@@ -97,6 +97,7 @@ class Files:
         """All of them; or only what lies behind the entry `begin`, as a start looks at it."""
         if not journal_files(folder):
             raise EngineUnavailable(f"nothing is journaled in {folder}")
+        self._folder = folder
         self._committed = _committed(folder)
         self._whole_from, self._life = 0, None
         if (whole := newest_whole(folder)) is not None:
@@ -144,7 +145,7 @@ class Files:
 
     def _cut_or_bad(self, what: str, place: str) -> NoReturn:
         """What a start may explain by a power cut, which took nothing before the whole private state, is not bad."""
-        if self.last >= self._whole_from and may_be_cut(self._life):
+        if self.last >= self._whole_from and may_be_cut(self._folder, self._life, self.last):
             raise _Cut
         bad(what, place)
 

@@ -135,7 +135,7 @@ class Recovery:
         """Whether a power cut may have taken entries in any order. Nothing before the whole private state: it was
         written when all of that was on disk.
         """
-        return self._reached >= self._whole_from and lives.may_be_cut(self.life)
+        return self._reached >= self._whole_from and lives.may_be_cut(self._folder, self.life, self._reached)
 
     def _unsynced(self) -> bool:
         """Whether a sync may have failed of what was acked before, in another file than the last."""

@@ -83,7 +83,7 @@ def _read_from(folder: Path, begin: int) -> None:
     reached = 0
 
     def cut() -> bool:
-        return reached >= whole_from and may_be_cut(life)
+        return reached >= whole_from and may_be_cut(folder, life, reached)
 
     try:
         state_id = _state_id_of(journal_files(folder)[-1])

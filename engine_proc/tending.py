@@ -30,6 +30,7 @@ from solewriter.shared.wire import Status
 from solewriter.shared.wireform import PlainRequest
 
 US_PER_S = 1_000_000
+GONE = "its agent was gone for too long"
 Losses = list[tuple[Lease, str]]  # claims to be taken away, and why
 Tell = Callable[[Turn, Session, int, Any, "LaneEnd | None", int], "Outcome | None"]
 
@@ -153,7 +154,8 @@ class Tending:
         if lost is None:
             lost = occasion.lost = self._lost(turn, occasion)
         for lease, why in lost[: self._served_max]:
-            self._take_away(turn, lease, why)
+            if why != GONE or lease.session not in self._bridge.connected():  # or it came back meanwhile
+                self._take_away(turn, lease, why)
         occasion.lost = lost[self._served_max :]
         return bool(occasion.lost)
 
@@ -169,7 +171,7 @@ class Tending:
             lost.append((lease, "its time was up" if before is None else before.why))
         for session in [one for one, until_us in self._silent.items() if until_us <= turn.uptime_us]:
             if session not in self._bridge.connected():
-                lost += self._all_of(turn, session, "its agent was gone for too long")
+                lost += self._all_of(turn, session, GONE)
             del self._silent[session]
             self._watch_no_more(session)
         return lost
@@ -274,7 +276,7 @@ class Tending:
         for parked in list(line.waiting.values()):
             board = self._coordination.boards.get(line.wish.kind)
             came = -1 if board is None else board.ready.came
-            if came == line.looked:
+            if board is not None and came == line.looked:
                 break
             if line.is_denied(parked, came):
                 continue

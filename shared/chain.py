@@ -14,7 +14,7 @@ from pathlib import Path
 
 from solewriter.shared import entry as entries
 from solewriter.shared.checkpoint import Checkpoint, checkpoint_files, checkpoint_path
-from solewriter.shared.entry import FILE_HEADER_BYTES, CheckpointName, Entry, PrivateState
+from solewriter.shared.entry import FILE_HEADER_BYTES, CheckpointName, Entry, Life, PrivateState
 from solewriter.shared.errors import Compacted, JournalCorrupt
 
 
@@ -127,6 +127,18 @@ def _entries_of(path: Path, first: int, until: int) -> Iterator[tuple[Entry, int
             continue
         number, at = found[0].number, found[2]
         yield found[0], at
+
+
+def lives_behind(folder: Path, number: int) -> Iterator[Life]:
+    """Those that whole entries numbered above this one tell of, whatever lies between."""
+    for path in journal_files(folder):
+        buffer, at = content(path), FILE_HEADER_BYTES
+        while (later := entries.later_entry(buffer, at, number)) is not None:
+            found = entries.unpack(buffer, later)
+            assert found is not None, "it is whole"
+            changes, at = found[0].changes, found[2]
+            if changes.life is not None:
+                yield changes.life
 
 
 def content(path: Path) -> bytes:

@@ -150,9 +150,9 @@ CHECKPOINT_LATE = 2  # times the journal that one waits for, from which on it is
 CHECKPOINT_SLOW = 0.3  # of that journal, written while the last one was made, from which on the next one is, too: the
 # longest replay is behind an engine that dies when one is nearly done
 SYNC_BESIDE_S = (
-    0.002  # of a sync, from which on the loop does not wait for it: it is done in a thread, while frames and
+    0.002  # of a sync, from which on the loop does not wait for it: then it is done in a thread, while lanes
 )
-# hellos are read. One of 0.1 to 0.3 ms costs as much again to hand over, and two more switches between threads
+# are read. One of 0.1 to 0.3 ms costs as much again to hand over, and two more switches between threads
 SYNC_KEPT = 0.9  # of the slowest sync, at each one behind it: after a stall of 0.1 s the next forty go beside the loop
 JOURNAL_FILE_BYTES_FIRST = 1 * MIB  # of the first file: filling it with zeros must not be felt at start
 INDEX_ARENA_BYTES_FIRST, INDEX_ARENA_BYTES_MAX = 64 * KIB, 64 * MIB  # of an index's segments: half of what it holds

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from solewriter.shared.chain import lives_behind
 from solewriter.shared.entry import Life
 
 
@@ -16,6 +17,10 @@ def rebooted_since(life: Life) -> bool:
     return life.boot != boot_id() and not life.drained
 
 
-def may_be_cut(life: Life | None) -> bool:
-    """Whether a power cut may have taken entries of this life, the last one that is known, in any order."""
-    return life is not None and life.durability != "power" and rebooted_since(life)
+def may_be_cut(folder: Path, life: Life | None, number: int) -> bool:
+    """Whether a power cut may have taken entries behind this one, in any order: `life` is the last one known by then.
+    Not where another life began behind it: its start had all of that whole, and on disk.
+    """
+    if life is None or life.durability == "power" or not rebooted_since(life):
+        return False
+    return all(later.epoch <= life.epoch for later in lives_behind(folder, number))

@@ -337,6 +337,27 @@ def test_what_no_power_cut_explains_stays_damage(folder, changes):
         pass
 
 
+def test_what_a_later_start_found_whole_is_damaged_whatever_was_cut_before_it(folder, start_engine):
+    left_by(folder, boot="another one")
+    engine = start_engine(folder, limits=LIMITS)
+    with connect(folder, limits=LIMITS) as client:
+        client.create(Task(title="since then", id="since"))
+    engine.stop()
+    path = journal_files(folder)[-1]
+    buffer, at, places = path.read_bytes(), entries.FILE_HEADER_BYTES, []
+    while (found := entries.unpack(buffer, at)) is not None and found[0].private.life is None:
+        places.append(at)
+        at = found[2]
+    assert found is not None, "the life that began since then"
+    flipped(path, places[-1] + 60)
+    with pytest.raises(JournalCorrupt, match="is damaged at offset"):
+        verify(folder)
+    with pytest.raises(JournalCorrupt, match="is damaged at offset"), open_reader(folder, offline=True):
+        pass
+    with pytest.raises(EngineStartFailed, match="is damaged at offset"):
+        start_engine(folder, limits=LIMITS)
+
+
 def test_what_was_on_disk_before_the_private_state_is_damaged_whatever_was_cut(folder):
     left_by(folder, boot="another one")
     flipped(journal_files(folder)[0], entries.FILE_HEADER_BYTES + 60)

@@ -22,7 +22,7 @@ from solewriter.engine_proc.coordination.leases import Leases, Lost, ended, rene
 from solewriter.engine_proc.coordination.waiting import Lines, Parked, Wish
 from solewriter.engine_proc.engine import SingleWriter
 from solewriter.engine_proc.sessions import Session
-from solewriter.engine_proc.tending import Occasion, pidfd_of
+from solewriter.engine_proc.tending import GONE, Occasion, pidfd_of
 from solewriter.shared import life, wire
 from solewriter.shared.columns import from_us
 from solewriter.shared.config import DEFAULT_LIMITS, KIB, RECENT_MAX, STALE_MAX, WIRE_VERSION
@@ -341,6 +341,22 @@ def test_whom_a_tasks_own_rules_keep_from_it_is_passed_over(scene):
     assert (eve.hears()[denied[1]], bob.hears()) == ((Status.APPLIED, ["elsewhere"]), {})
 
 
+def test_whom_rules_kept_from_all_that_there_was_looks_again_though_boards_were_dropped_meanwhile(scene):
+    ann, eve = Agent(scene, "ann"), Agent(scene, "eve")
+    eve.asks(create("a", delegation_chain=["ann"]))
+    scene.turn()
+    asked = ann.asks(claim(until_us=later()))
+    scene.turn()
+    assert ann.hears() == {}
+    scene.engine.writer.state.coordination.dropped()  # as behind a commit that failed
+    eve.asks(update("a", title="still not for ann"))
+    scene.turn()
+    eve.asks(create("b"))
+    heard: dict[int, Any] = {}
+    poll(lambda: scene.turn() or heard.update(ann.hears()) or heard)
+    assert heard == {asked: (Status.APPLIED, ["b"])}
+
+
 def test_of_those_who_ask_for_different_things_only_they_look_for_whom_something_came(scene):
     waiting = [Agent(scene, f"waiting {number}") for number in range(20)]
     asked = [agent.asks(claim(until_us=later(), project=f"p{number % 10}")) for number, agent in enumerate(waiting)]
@@ -510,6 +526,20 @@ def test_who_asks_does_not_wait_for_all_that_a_dead_agent_held(scene):
     assert (reply.sequence, reply.status) == (asked, Status.APPLIED)
     poll(lambda: scene.turn() or not held(scene))
     assert (reply.revision, state.revision) == (43, 61), "behind two of them"
+
+
+def test_who_comes_back_while_its_claims_are_taken_away_keeps_those_that_are_left(scene):
+    victim = Agent(scene, "victim")
+    for number in range(3):
+        victim.asks(create(f"t{number}"))
+        victim.asks(claim())
+        scene.turn()
+    for why, left in ((GONE, 3), ("its agent died", 0)):
+        occasion = Occasion()
+        occasion.lost = [(lease, why) for lease in scene.engine.writer.state.coordination.leases.all()]
+        scene.engine.bridge.inbox.put_nowait([occasion])
+        scene.turn()
+        assert len(held(scene)) == left
 
 
 def update(id: str, kind: str = "Task", **fields: Any) -> Any:
