@@ -168,7 +168,6 @@ BUGS = [
     (trimmed_before_the_private_state_is_journaled, "refused"),
     (unnamed_checkpoint_trusted, "outcome"),
     (outcomes_forgotten, "outcome"),
-    (used_file_taken_before_its_old_name_is_gone, "refused"),
     (damaged_and_not_verified, "refused"),
 ]
 HARMLESS = [  # alone: another step gives the same
@@ -176,6 +175,7 @@ HARMLESS = [  # alone: another step gives the same
     damaged_behind_its_sync,  # it is read before it is named
     folder_not_synced_behind_a_checkpoint,  # the journal's next file syncs it, before the private state is in there
     header_of_a_used_file_kept,  # the new one is on disk before its name is
+    used_file_taken_before_its_old_name_is_gone,  # what is behind that name is history, which no start reads
 ]
 
 

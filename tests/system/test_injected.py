@@ -194,7 +194,7 @@ def test_after_a_failed_sync_the_tail_is_rewritten_before_the_first_ack(tmp_path
     assert rewritten < synced < renamed < folder_synced < place_of(log, r"accept4\(")
 
 
-@pytest.mark.parametrize(("call", "first"), [("fdatasync", 4), pytest.param("fsync", 60, marks=pytest.mark.long)])
+@pytest.mark.parametrize(("call", "first"), [("fdatasync", 5), pytest.param("fsync", 60, marks=pytest.mark.long)])
 def test_syncs_that_fail_for_ever_end_every_engine_and_the_supervisor_gives_up(
     tmp_path, start_engine, traced, wait_until, call, first
 ):
