@@ -76,6 +76,17 @@ def held(tmp_path, journal):
     return start
 
 
+def noting(held):
+    """Checkpoints, and the priorities at which they are made."""
+    asked = []
+
+    def note(order, entry):
+        asked.append(order.nice)
+        return make(order, entry)
+
+    return held(note)[0], asked
+
+
 def test_a_checkpoint_is_due_when_the_journal_has_outgrown_it_and_one_is_made_at_a_time(held, journal, tmp_path):
     checkpoints, log = held()
     grow(journal, 7)
@@ -94,13 +105,7 @@ def test_a_checkpoint_is_due_when_the_journal_has_outgrown_it_and_one_is_made_at
 
 def test_what_is_journaled_behind_one_is_no_growth_and_makes_the_next_one_later(held, journal):
     """It is written once for each checkpoint: what is written stays below twice of what is asked for."""
-    asked = []
-
-    def note(order, entry):
-        asked.append(order.nice)
-        return make(order, entry)
-
-    checkpoints, _ = held(note)
+    checkpoints, asked = noting(held)
     grow(journal, 9)
     for _ in range(3):
         done = []
@@ -145,13 +150,7 @@ def test_a_start_does_not_take_what_is_journaled_behind_a_checkpoint_for_growth(
 
 def test_one_that_comes_late_is_made_at_everybodys_priority(held, journal):
     """As behind engines that died before theirs were done: the journal that they left counts."""
-    asked = []
-
-    def note(order, entry):
-        asked.append(order.nice)
-        return make(order, entry)
-
-    checkpoints, _ = held(note)
+    checkpoints, asked = noting(held)
     for count in (9, 18, 9):
         grow(journal, count)
         done = []
@@ -173,13 +172,7 @@ def test_what_was_set_aside_goes_with_the_history_that_it_belongs_to(held, journ
 
 
 def test_the_next_one_is_made_at_everybodys_priority_too_while_the_journal_grows_a_lot_meanwhile(held, journal):
-    asked = []
-
-    def note(order, entry):
-        asked.append(order.nice)
-        return make(order, entry)
-
-    checkpoints, _ = held(note)
+    checkpoints, asked = noting(held)
     for meanwhile in (0, 5, 1, 0):
         grow(journal, 9)
         done = []
