@@ -268,6 +268,7 @@ class Tending:
                 if left:
                     left = self._serve_line(turn, queue, line, left, until)
                 if not left or time.monotonic() >= until:
+                    self.lines.put_last(kind, line)  # in the next turn others come first
                     self._bridge.inbox.put_nowait([Occasion()])
                     return
 
@@ -283,7 +284,7 @@ class Tending:
             try:
                 left -= self._is_decided(turn, parked)
             except Unready:  # it is looked at again when that is made, and others first
-                queue.due[line.wish.said] = queue.due.pop(line.wish.said)
+                queue.put_last(line)
                 return left
             if not left or time.monotonic() >= until:
                 return left

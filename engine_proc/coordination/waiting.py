@@ -114,6 +114,12 @@ class Queue:
             if not by_values:
                 del self._by_values[names]
 
+    def put_last(self, line: Line) -> None:
+        """Behind the others that are due, if it still is."""
+        said = line.wish.said
+        if said in self.due:
+            self.due[said] = self.due.pop(said)
+
     def look(self, ready: Ready | None) -> None:
         """Those are due for whom something may have come since the last look. None: nobody knows what is ready."""
         came = ready.came if ready is not None else -1
@@ -183,6 +189,12 @@ class Lines:
             if not queue.lines:
                 del self.by_kind[parked.wish.kind]
         return parked
+
+    def put_last(self, kind: int, line: Line) -> None:
+        """A kind behind the others, and a line of it behind the kind's others that are due: if somebody still waits."""
+        if kind in self.by_kind:
+            queue = self.by_kind[kind] = self.by_kind.pop(kind)
+            queue.put_last(line)
 
     def drop(self, session: int) -> None:
         """A session has no lane any more: it sends again what was not answered when it comes back."""

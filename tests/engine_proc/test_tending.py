@@ -15,7 +15,7 @@ from typing import Any
 import msgspec
 import pytest
 
-from solewriter import Entity, Limits
+from solewriter import Entity, Limits, Task
 from solewriter.engine_proc import express
 from solewriter.engine_proc.between import Registration
 from solewriter.engine_proc.coordination.leases import Leases, Lost, ended, renewed
@@ -38,14 +38,25 @@ FAR_US = 3_600_000_000
 NEVER = "2100-01-01T00:00:00Z"
 
 
-def create(id: str, **fields: Any) -> Any:
-    return Op.CREATE.value, "Task", id, None, {"title": id, **fields}, "", None
+class Job(Task):
+    """Tasks of another kind."""
 
 
-def claim(*, until_us: int | None = None, lease_us: int | None = None, reason: str = "", project: str = "") -> Any:
+def create(id: str, *, kind: str = "Task", **fields: Any) -> Any:
+    return Op.CREATE.value, kind, id, None, {"title": id, **fields}, "", None
+
+
+def claim(
+    *,
+    until_us: int | None = None,
+    lease_us: int | None = None,
+    reason: str = "",
+    project: str = "",
+    kind: str = "Task",
+) -> Any:
     where = {"project": ("in", [project])} if project else {}
     said = {"count": 1, "where": where, "until_us": until_us, "lease_us": lease_us}
-    return Op.CLAIM.value, "Task", "*", None, said, reason, None
+    return Op.CLAIM.value, kind, "*", None, said, reason, None
 
 
 def later() -> int:
@@ -400,6 +411,34 @@ def test_a_turn_serves_for_so_long_and_another_one_goes_on(scene):
     assert max(Counter(map(id, turns)).values()) == 1
 
 
+async def register(scene: Scene, model: type[Entity]) -> None:
+    """As an owner does."""
+    scene.engine.bridge.inbox.put_nowait([Registration([Kind(model)])])
+
+
+@pytest.mark.parametrize("kinds", [("Task", "Task"), ("Task", "Job")])
+def test_those_for_whom_something_comes_all_the_time_keep_nobody_waiting(scene, kinds):
+    scene.engine.loop.run_until_complete(register(scene, Job))
+    scene.turn()
+    often, once = kinds
+    busy = [Agent(scene, f"busy {number}") for number in range(6)]
+    for agent in busy:
+        agent.asks(claim(until_us=later(), project="busy", kind=often))
+    quiet = Agent(scene, "quiet")
+    asked = quiet.asks(claim(until_us=later(), project="quiet", kind=once))
+    scene.turn()
+    scene.engine.writer.tending._serve_s = 0.0  # a turn serves one
+    other = Agent(scene, "other")
+    other.asks(create("first", project="busy", kind=often))
+    other.asks(create("quiet", project="quiet", kind=once))
+    heard: dict[int, tuple[int, list[str]]] = {}
+    for number in range(3):
+        other.asks(create(f"t{number}", project="busy", kind=often))
+        scene.turn()
+        heard |= quiet.hears()
+    assert heard == {asked: (Status.APPLIED, ["quiet"])}
+
+
 def test_so_many_as_a_turn_takes_are_served_in_one(scene):
     scene.limits = msgspec.structs.replace(scene.limits, batch_max=2)
     scene.next_engine()
@@ -490,18 +529,13 @@ class Doc(Entity):
     """A kind that comes later."""
 
 
-async def register(scene: Scene) -> None:
-    """As an owner does."""
-    scene.engine.bridge.inbox.put_nowait([Registration([Kind(Doc)])])
-
-
 def test_who_waits_for_a_time_is_served_then_though_a_model_came_meanwhile(scene):
     waiting, other = Agent(scene, "waiting"), Agent(scene, "other")
     soon = time.time_ns() // 1000 + 300_000
     other.asks(create("a", not_before=from_us(soon).isoformat()))
     asked = waiting.asks(claim(until_us=later()))
     scene.turn()
-    scene.engine.loop.run_until_complete(register(scene))
+    scene.engine.loop.run_until_complete(register(scene, Doc))
     scene.turn()
     heard: dict[int, Any] = {}
     poll(lambda: scene.turn() or heard.update(waiting.hears()) or heard)
