@@ -39,6 +39,7 @@ class Board:
         self._priority = single(defaults.get("priority"))
         self._look = look
         self._candidates: dict[str, Candidate] = {}
+        self.denied: set[str] = set()  # candidates whose own rules kept somebody from them: any field may be why
         self._states: dict[str, Dependency] = {}  # of those that somebody depends on
         self._later: list[tuple[int, int, Candidate]] = []  # a heap of those whose time is to come
         self._count = count()
@@ -54,6 +55,7 @@ class Board:
             self._note_state(key, self._state(fields))
         else:
             self._states.pop(key, None)
+        self.denied.discard(key)
         old = self._candidates.pop(key, None)
         if old is not None:
             old.live = False

@@ -66,7 +66,7 @@ class Coordination:
 
     def passes(self, turn: Turn, request: PlainRequest) -> bool:
         """Whether a request is none of its business, where somebody coordinates: it updates one entity, that nobody
-        holds, in fields that nobody heeds.
+        holds or was kept from, in fields that nobody heeds.
         """
         if request[1] or len(request[0]) != 1:
             return False
@@ -77,6 +77,9 @@ class Coordination:
         heeded = self._heeded.get(kind.code)
         if heeded is None:
             heeded = self._heeded[kind.code] = self._fields_heeded(kind)
+        board = self.boards.get(kind.code)
+        if board is not None and key in board.denied:
+            return False
         return heeded.isdisjoint(fields) and turn.lease((kind.code, key)) is None
 
     def _fields_heeded(self, kind: KindState) -> frozenset[str]:
@@ -240,7 +243,9 @@ class Coordination:
                 if kind == code and (fields is None or not step.touched or not set(names).isdisjoint(step.touched)):
                     tally.note(step.key, fields)
             board = self.boards.get(code)
-            if board is not None and (fields is None or not board.attended.isdisjoint(step.touched)):
+            if board is not None and (
+                fields is None or not board.attended.isdisjoint(step.touched) or step.key in board.denied
+            ):
                 board.note(step.key, stored.slot, fields)
             if self._projects is not None:
                 if step.kind.claimable and (fields is None or not COSTS.isdisjoint(step.touched)):

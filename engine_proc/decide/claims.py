@@ -55,6 +55,7 @@ def claim(draft: Draft, mutation: PlainMutation) -> list[Step]:
         step = draft.step(kind_name, candidate.key)
         if step.op or not _begin(step, assignee, reason):
             denied.append(candidate.key)
+            board.denied.add(candidate.key)
             return False
         lease = Lease(state.code, step.key, step.version, draft.session, lease_us)
         draft.leases[state.code, step.key] = renewed(lease, lease_us, turn.uptime_us) if lease_us else lease

@@ -352,6 +352,16 @@ def test_whom_a_tasks_own_rules_keep_from_it_is_passed_over(scene):
     assert (eve.hears()[denied[1]], bob.hears()) == ((Status.APPLIED, ["elsewhere"]), {})
 
 
+def test_whom_a_tasks_own_rules_kept_from_it_gets_it_when_they_do_not_any_more(scene):
+    ann, eve = Agent(scene, "ann"), Agent(scene, "eve")
+    eve.asks(create("a", delegation_chain=["ann"]))
+    asked = ann.asks(claim(until_us=later()))
+    scene.turn()
+    eve.asks(update("a", delegation_chain=["bob"]))  # no column, and nothing that decides when a task is ready
+    scene.turn()
+    assert ann.hears() == {asked: (Status.APPLIED, ["a"])}
+
+
 def test_whom_rules_kept_from_all_that_there_was_looks_again_though_boards_were_dropped_meanwhile(scene):
     ann, eve = Agent(scene, "ann"), Agent(scene, "eve")
     eve.asks(create("a", delegation_chain=["ann"]))
