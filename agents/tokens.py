@@ -7,6 +7,7 @@ the engine said that it is an old one: the displaced is told once, and from then
 from __future__ import annotations
 
 import threading
+from collections import Counter
 from typing import Any
 
 from solewriter.agents.answers import Outcome
@@ -39,7 +40,10 @@ class Tokens:
 
     def _hold(self, key: Key, token: int) -> None:
         with self._changing:
-            if self._held.get(key) != token:  # who looks meanwhile finds what is right
+            known = self._held.get(key, 0)
+            if known > token:
+                return  # told late: it was claimed here again since then
+            if known != token:  # who looks meanwhile finds what is right
                 self._held.pop(key, None)
             self._held[key] = token
             if len(self._held) > HELD_MAX:  # of tasks that ended in other ways than by this client, mostly
@@ -90,11 +94,13 @@ class Tokens:
             return
         mutations, guards, _, _ = request
         shown = {guard[1:3]: guard[3] for guard in guards if guard[0] == SHOWN}
-        named = {mutation[1:3] for mutation in mutations if mutation[0] != CLAIM}
+        given_back = {mutation[1:3] for mutation in mutations if mutation[0] in GIVING_BACK}
+        for key in given_back:
+            self._lose(key, shown.get(key))
         claiming = {mutation[1] for mutation in mutations if mutation[0] == CLAIM}
-        for mutation in mutations:
-            if mutation[0] in GIVING_BACK:
-                self._lose(mutation[1:3], shown.get(mutation[1:3]))
+        claimed = Counter((result.kind, result.id) for result in reply.results)  # and what the others were about,
+        claimed.subtract(mutation[1:3] for mutation in mutations if mutation[0] != CLAIM)  # once for each of them
         for result in reply.results:
-            if result.kind in claiming and (result.kind, result.id) not in named:
-                self._hold((result.kind, result.id), result.version)
+            key = result.kind, result.id
+            if result.kind in claiming and claimed[key] > 0 and key not in given_back:
+                self._hold(key, result.version)

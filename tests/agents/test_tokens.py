@@ -84,6 +84,13 @@ def test_what_is_told_late_of_an_old_claim_takes_no_newer_one_away(tokens: Token
     assert tokens.holds("Task", "t") is None
 
 
+def test_who_is_told_very_late_of_an_old_claim_takes_no_newer_one_away(tokens: Tokens) -> None:
+    first, second = ask(tokens, 1, CLAIM), ask(tokens, 2, CLAIM)
+    tokens.told(second, reply(second, 4))  # another agent had given it back meanwhile
+    tokens.told(first, reply(first, 2))
+    assert tokens.holds("Task", "t") == 4
+
+
 def test_what_a_client_remembers_of_its_claims_is_bounded(monkeypatch):
     """Those that it never handed in, and that ended otherwise: the oldest are forgotten."""
     monkeypatch.setattr(module, "HELD_MAX", 3)

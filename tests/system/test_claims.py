@@ -218,6 +218,22 @@ def test_a_claim_beside_other_mutations_of_its_request(client):
     assert client.update(Task.ref("a"), title="mine").title == "mine", "and the token of each is known"
 
 
+def test_what_a_request_claims_and_changes_is_held_and_what_it_hands_in_is_not(client, other):
+    make(client, task("a", priority="high"), task("b"))
+    reply = client.submit(Claim(Task), Update(Task.ref("a"), {"title": "mine"}))
+    assert [result.id for result in reply.results] == ["a", "a"]
+    with pytest.raises(Fenced):
+        other.update(Task.ref("a"), title="theirs")
+    assert client.complete(Task.ref("a")).status is TaskStatus.COMPLETED
+    assert client.submit(Claim(Task), Complete(Task.ref("b"))).applied
+    assert client.update(Task.ref("b"), title="over").title == "over"
+    make(client, task("c"))
+    assert client.submit(Claim(Task, where={"project": "nobody's"}), Update(Task.ref("c"), {"title": "x"})).applied
+    assert other.claim(Task).id == "c"
+    with pytest.raises(Fenced):
+        client.update(Task.ref("c"), title="not mine")
+
+
 def test_whom_its_own_rules_refuse_a_task_it_is_no_obstacle_for_others(client, other):
     make(client, task("a", delegation_chain=("tester",)), task("b"))
     assert client.claim(Task).id == "b"
