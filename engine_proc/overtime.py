@@ -46,6 +46,10 @@ class TimeBudget:
         signal.signal(signal.SIGALRM, self._tick)
         self._stopped = True
 
+    def end(self) -> None:
+        """No such calls follow. An interpreter that ends lets go of its handlers: then the signal would kill it."""
+        signal.setitimer(signal.ITIMER_REAL, 0)
+
     def use(self) -> None:
         """Such calls follow."""
         self._used = True

@@ -185,6 +185,7 @@ class Server:
         await asyncio.wait((turns, beats, waiting), return_when=asyncio.FIRST_COMPLETED)
         if waiting.done():
             await self._drain(bridge, writer, turns)
+        writer.time_budget.end()
         beats.cancel()
         waiting.cancel()
         for task in (turns, beats):

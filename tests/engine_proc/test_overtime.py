@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import subprocess
 import sys
 import textwrap
@@ -127,3 +128,29 @@ def test_a_timer_that_stopped_starts_again_with_the_next_use():
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=30, check=False)
     assert (done.returncode, done.stderr) == (0, "")
+
+
+@pytest.mark.parametrize("ended", [True, False])
+def test_an_interpreter_that_ends_is_not_killed_by_the_alarm(ended):
+    """It lets go of its handlers first, and of its modules after that."""
+    program = textwrap.dedent(
+        """
+        import sys, time
+        from solewriter.engine_proc.overtime import TimeBudget
+
+        class Lingering:
+            def __del__(self, now=time.monotonic):
+                until = now() + 0.3
+                while now() < until:
+                    pass
+
+        lingering = Lingering()
+        budget = TimeBudget(0.1)
+        budget.install()
+        budget.use()
+        if sys.argv[1] == "True":
+            budget.end()
+        """
+    )
+    done = subprocess.run([sys.executable, "-c", program, str(ended)], capture_output=True, timeout=30, check=False)
+    assert done.returncode == (0 if ended else -signal.SIGALRM)
