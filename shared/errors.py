@@ -233,6 +233,11 @@ class JournalCorrupt(Corrupt):
 
     place: str
 
+    def __str__(self) -> str:
+        """The place crosses to an engine's owner, and into logs, as text only."""
+        place = self.details.get("place", "")
+        return self.message if place in self.message else f"{self.message} ({place})"
+
 
 class LayoutMismatch(Corrupt):
     """Shared memory or a file has another format than this version of the library reads."""

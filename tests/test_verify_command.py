@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 import os
+import re
 import shutil
 import struct
 import threading
@@ -158,7 +159,7 @@ def test_the_first_bad_place_is_named(folder):
     assert run("verify", folder).exit_code == 0
 
 
-def test_a_tail_that_is_gone_is_noticed(folder):
+def test_a_tail_that_is_gone_is_noticed_and_its_place_told(folder, start_engine):
     path = journal_files(folder)[-1]
     buffer, at = path.read_bytes(), entries.FILE_HEADER_BYTES
     last = at
@@ -168,6 +169,9 @@ def test_a_tail_that_is_gone_is_noticed(folder):
     with pytest.raises(JournalCorrupt, match="were committed and are not") as caught:
         verify(folder)
     assert caught.value.place == f"{path.name}:{last}"
+    assert f"({path.name}:{last})" in run("verify", folder).stderr
+    with pytest.raises(EngineStartFailed, match=re.escape(f"({path.name}:{last})")):
+        start_engine(folder, limits=LIMITS)
 
 
 def chained(path, change):
