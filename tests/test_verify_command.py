@@ -170,6 +170,9 @@ def test_a_tail_that_is_gone_is_noticed_and_its_place_told(folder, start_engine)
         verify(folder)
     assert caught.value.place == f"{path.name}:{last}"
     assert f"({path.name}:{last})" in run("verify", folder).stderr
+    told = run("verify", folder, "--json")
+    assert told.exit_code == 1
+    assert json.loads(told.stdout) == {"ok": False, "error": str(caught.value), "place": f"{path.name}:{last}"}
     with pytest.raises(EngineStartFailed, match=re.escape(f"({path.name}:{last})")):
         start_engine(folder, limits=LIMITS)
 
@@ -527,6 +530,22 @@ def test_a_folder_without_a_journal_is_said_to_be_one(tmp_path):
     told = run("verify", tmp_path)
     assert (told.exit_code, told.stdout) == (1, "")
     assert "nothing is journaled" in told.stderr
+
+
+@pytest.mark.parametrize("command", [["verify"], ["repair", "--around-checkpoint"], ["repair", "--truncate-at", "3"]])
+def test_what_the_system_does_not_let_be_read_is_one_line(tmp_path, command):
+    (tmp_path / "journal-00000000000000000001.log").mkdir()
+    told = run(*command, tmp_path)
+    assert (told.exit_code, told.stdout) == (1, "")
+    assert told.stderr.splitlines() == [
+        f"solewriter: [Errno 21] Is a directory: '{tmp_path}/journal-00000000000000000001.log'"
+    ]
+
+
+def test_a_folder_that_cannot_be_read_is_one_object_all_the_same(tmp_path):
+    told = run("verify", tmp_path, "--json")
+    assert told.exit_code == 1
+    assert json.loads(told.stdout) == {"ok": False, "error": f"nothing is journaled in {tmp_path}", "place": None}
 
 
 def test_an_engine_that_trims_again_and_again_is_not_waited_for_for_ever():

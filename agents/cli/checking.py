@@ -1,4 +1,4 @@
-"""What `solewriter verify` says of a folder that is sound."""
+"""What `solewriter verify` says of a folder."""
 
 from __future__ import annotations
 
@@ -10,6 +10,11 @@ from solewriter.agents.verify import Verified
 def reported(found: Verified) -> str:
     """One JSON object."""
     return json.dumps({"ok": True, **found._asdict()})
+
+
+def complained(error: Exception) -> str:
+    """One JSON object about what is not sound, or cannot be read: `place` is null there."""
+    return json.dumps({"ok": False, "error": str(error), "place": getattr(error, "place", None)})
 
 
 def sound(found: Verified) -> str:

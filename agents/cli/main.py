@@ -11,7 +11,7 @@ import os
 import signal
 import sys
 import sysconfig
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
 from enum import StrEnum
@@ -149,12 +149,12 @@ def verify(
 ) -> None:
     """Read everything that is journaled, check every sum, revision and version, replay it, and write nothing.
 
-    Exit code 0: it is sound. 1: it is not, and the first bad place is named.
+    Exit code 0: it is sound. 1: it is not, and the first bad place is named; or it cannot be read.
     """
-    from solewriter.agents.cli.checking import reported, sound
+    from solewriter.agents.cli.checking import complained, reported, sound
     from solewriter.agents.verify import verify
 
-    with errors_in_one_line():
+    with errors_in_one_line(told=complained if as_json else None):
         found = verify(state)
     typer.echo(reported(found) if as_json else sound(found))
 
@@ -214,14 +214,18 @@ def end_on_sigterm(status: int) -> None:
 
 
 @contextmanager
-def errors_in_one_line() -> Iterator[None]:
-    """An error that the library foresaw is for the user, not for a debugger."""
+def errors_in_one_line(told: Callable[[Exception], str] | None = None) -> Iterator[None]:
+    """An error that the library foresaw, or the system's, is for the user, not for a debugger. `told`: for stdout."""
     from solewriter import SolewriterError
     from solewriter.agents.demo.plan import Unsuitable
 
     try:
         yield
-    except (SolewriterError, Unsuitable) as error:
+    except BrokenPipeError:
+        raise  # nobody reads what is said here: typer ends quietly
+    except (SolewriterError, Unsuitable, OSError) as error:
+        if told is not None:
+            typer.echo(told(error))
         typer.echo(f"solewriter: {error}", err=True)
         raise typer.Exit(1) from None
 
