@@ -118,18 +118,32 @@ class Cut(NamedTuple):
 def truncate(folder: StateFolder, revision: int) -> tuple[Cut, Path]:
     """Make `revision`, or where a turn made several at once the last one before that turn, the newest. Returns where
     that is, and the copy of the folder as it was. Raises Locked beside an engine; EngineUnavailable, with nothing
-    changed, where the journal does not go back so far.
+    changed, where the journal does not go back so far, or the folder cannot be copied.
     """
     lock = Lock(folder)
     try:
         cut, life = _found(folder.path, revision)
-        kept = folder.path.with_name(f"{folder.path.name}.before-repair-{time.time_ns()}")
-        shutil.copytree(folder.path, kept, ignore=shutil.ignore_patterns("engine.sock"))
-        os.sync()  # the copy is there before anything goes
+        kept = _copied(folder.path)
         _cut(folder.path, cut, life)
     finally:
         lock.release()
     return cut, kept
+
+
+def _copied(folder: Path) -> Path:
+    """A copy of the folder as it is, beside it, on disk. Raises EngineUnavailable where that cannot be; then there is
+    nothing of it.
+    """
+    real = folder.resolve()  # of a path that ends with `..`, what is beside it would be inside
+    kept = real.with_name(f"{real.name}.before-repair-{time.time_ns()}")
+    try:
+        shutil.copytree(real, kept, ignore=shutil.ignore_patterns("engine.sock"))
+        os.sync()  # the copy is there before anything goes
+    except OSError as error:
+        shutil.rmtree(kept, ignore_errors=True)
+        why = error.args[0][0][2] if isinstance(error, shutil.Error) else error  # the first of many
+        raise EngineUnavailable(f"{folder} cannot be copied, and so nothing was changed: {why}") from error
+    return kept
 
 
 def _found(folder: Path, revision: int) -> tuple[Cut, Life]:

@@ -6,7 +6,9 @@ import itertools
 import json
 import os
 import re
+import resource
 import shutil
+import signal
 import struct
 import threading
 from zlib import crc32
@@ -576,6 +578,39 @@ def test_a_folder_is_cut_back_to_a_revision_and_goes_on(folder, start_engine, ba
     start_engine(folder, limits=LIMITS)
     with connect(folder, limits=LIMITS) as client:
         assert client.submit(Create(Task(title="x", id="new"))).revision == after.revision + 1
+
+
+def beside(folder):
+    return sorted(path for path in folder.parent.iterdir() if path != folder)
+
+
+def test_the_copy_is_beside_the_folder_however_it_is_named(folder, tmp_path_factory):
+    (folder / "inside").mkdir()
+    link = tmp_path_factory.mktemp("elsewhere") / "link"
+    link.symlink_to(folder)
+    revision = verify(folder).revision
+    for back, path in enumerate([folder / "inside" / "..", link], 1):
+        before = beside(folder)
+        _, kept = truncate(StateFolder(path), revision - 50 * back)
+        assert beside(folder) == sorted([*before, kept])
+        assert sorted(path.name for path in (kept / "inside").iterdir()) == []
+    assert list(link.parent.iterdir()) == [link]
+
+
+def test_where_there_is_no_room_for_the_copy_nothing_is_changed_and_nothing_left(folder):
+    before, revision = contents(folder), verify(folder).revision
+    limit = resource.getrlimit(resource.RLIMIT_FSIZE)
+    handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (32 * KIB, limit[1]))  # a disk that has room for a part of it
+    try:
+        told = run("repair", folder, "--truncate-at", revision - 5)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limit)
+        signal.signal(signal.SIGXFSZ, handler)
+    assert told.exit_code == 1
+    (line,) = told.stderr.splitlines()
+    assert "cannot be copied, and so nothing was changed: [Errno 27] File too large" in line
+    assert (contents(folder), beside(folder)) == (before, [])
 
 
 def test_a_repaired_folder_has_another_history(folder, start_engine):
