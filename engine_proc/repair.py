@@ -137,13 +137,25 @@ def _copied(folder: Path) -> Path:
     real = folder.resolve()  # of a path that ends with `..`, what is beside it would be inside
     kept = real.with_name(f"{real.name}.before-repair-{time.time_ns()}")
     try:
-        shutil.copytree(real, kept, ignore=shutil.ignore_patterns("engine.sock"))
+        shutil.copytree(real, kept, ignore=shutil.ignore_patterns("engine.sock"), copy_function=_copy)
+        _give(kept, real.stat())
         os.sync()  # the copy is there before anything goes
     except OSError as error:
         shutil.rmtree(kept, ignore_errors=True)
         why = error.args[0][0][2] if isinstance(error, shutil.Error) else error  # the first of many
         raise EngineUnavailable(f"{folder} cannot be copied, and so nothing was changed: {why}") from error
     return kept
+
+
+def _copy(source: str, copy: str) -> None:
+    shutil.copy2(source, copy)
+    _give(Path(copy), os.stat(source))
+
+
+def _give(path: Path, owner: os.stat_result) -> None:
+    """What root makes in another user's folder is that user's: no engine of theirs could read it otherwise."""
+    if os.geteuid() != owner.st_uid:
+        os.chown(path, owner.st_uid, owner.st_gid)
 
 
 def _found(folder: Path, revision: int) -> tuple[Cut, Life]:
@@ -224,4 +236,5 @@ def _cut(folder: Path, cut: Cut, life: Life) -> None:
     sync_folder(folder)
     note, place = entries.committed_note(number, crc)
     replace_file(folder / "committed", bytes(place) + note)
+    _give(folder / "committed", cut.path.stat())
     sync_folder(folder)

@@ -613,6 +613,18 @@ def test_where_there_is_no_room_for_the_copy_nothing_is_changed_and_nothing_left
     assert (contents(folder), beside(folder)) == (before, [])
 
 
+def test_what_root_repairs_stays_its_users(folder):
+    if os.geteuid() != 0:
+        pytest.skip("giving a folder to another user needs root")
+    for path in (folder, *folder.iterdir()):
+        os.chown(path, 65534, 65534)
+    _, kept = truncate(StateFolder(folder), verify(folder).revision - 5)
+    made = [folder, *folder.iterdir(), kept, *kept.iterdir()]
+    assert {path.name: (path.stat().st_uid, path.stat().st_gid) for path in made} == {
+        path.name: (65534, 65534) for path in made
+    }
+
+
 def test_a_repaired_folder_has_another_history(folder, start_engine):
     engine = start_engine(folder, limits=LIMITS)
     with open_reader(folder, limits=LIMITS) as reader, reader.snapshot() as snap:
