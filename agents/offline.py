@@ -52,8 +52,8 @@ class OfflineReader(Looking):
     """The state as it was when this was made: snapshots of it, and of what was earlier. Whoever wants to see what an
     engine did since makes another one; nothing here waits for anything, or watches.
 
-    Raises EngineUnavailable for a folder without a journal (one of durability `memory`, say), JournalCorrupt naming the
-    place, LayoutMismatch for a newer format.
+    Raises EngineUnavailable for a folder without a journal (one of durability `memory`, say) or of another user,
+    JournalCorrupt naming the place, LayoutMismatch for a newer format.
     """
 
     def __init__(

@@ -9,7 +9,9 @@ below `power` is no damage: it ends the journal here as there.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple, NoReturn, TypeVar
 
@@ -66,14 +68,17 @@ def _verified(folder: Path) -> Verified:
 
 def untrimmed(read: Callable[[], R]) -> R:
     """What this returns once no engine that runs gives up the oldest part meanwhile. Raises Compacted where that
-    happens again and again.
+    happens again and again; EngineUnavailable where it may not read.
     """
-    for _ in range(TRIES - 1):
-        try:
-            return read()
-        except Compacted:  # what is left is looked at again
-            pass
-    return read()
+    try:
+        for _ in range(TRIES - 1):
+            try:
+                return read()
+            except Compacted:  # what is left is looked at again
+                pass
+        return read()
+    except PermissionError as error:
+        raise EngineUnavailable(f"{error.filename} is another user's: it cannot be read", final=True) from error
 
 
 def _committed(folder: Path) -> tuple[int, int]:
@@ -96,6 +101,8 @@ class Files:
     def __init__(self, folder: Path, begin: int | None = None) -> None:
         """All of them; or only what lies behind the entry `begin`, as a start looks at it."""
         if not journal_files(folder):
+            with suppress(FileNotFoundError, NotADirectoryError):
+                os.listdir(folder)  # to look for names finds none where it may not look, and says nothing
             raise EngineUnavailable(f"nothing is journaled in {folder}")
         self._folder = folder
         self._committed = _committed(folder)

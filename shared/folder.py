@@ -53,7 +53,7 @@ class StateFolder:
         """The engine that serves now, or served last. Raises EngineUnavailable if none did."""
         try:
             return msgspec.json.decode(self.engine_json.read_bytes(), type=Whereabouts)
-        except FileNotFoundError:
+        except (FileNotFoundError, NotADirectoryError):
             raise EngineUnavailable(
                 f"no engine serves {self.path}: start one with Engine({str(self.path)!r}) or `solewriter serve`"
             ) from None

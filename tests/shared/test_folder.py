@@ -9,7 +9,8 @@ from contextlib import contextmanager
 
 import pytest
 
-from solewriter.shared.folder import replace_file
+from solewriter.shared.errors import EngineUnavailable
+from solewriter.shared.folder import StateFolder, replace_file
 
 
 @contextmanager
@@ -23,6 +24,13 @@ def files_at_most(size):
         yield
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+def test_a_folder_that_is_none_has_no_engine(tmp_path):
+    (tmp_path / "file").touch()
+    for path in (tmp_path / "missing", tmp_path / "file", tmp_path / "file" / "deeper"):
+        with pytest.raises(EngineUnavailable, match="no engine serves"):
+            StateFolder(path).whereabouts()
 
 
 def test_a_small_file_is_replaced_by_one_that_only_its_owner_reads(tmp_path):

@@ -544,26 +544,35 @@ def test_another_users_process_is_refused_before_a_byte_is_decoded(state, start_
     assert run.stdout.strip() == f"{len(secret)} b''"
 
 
-def test_another_users_client_and_reader_are_told_that_they_cannot(engine):
+@pytest.mark.parametrize("mode", [0o700, 0o755])
+def test_another_users_client_and_reader_are_told_that_they_cannot(engine, mode):
     if os.geteuid() != 0:
         pytest.skip("changing the uid needs root")
+    engine.state.chmod(mode)
+    for path in (engine.state.parent, engine.state.parent.parent, engine.state.parent.parent.parent):
+        path.chmod(0o755)
     program = textwrap.dedent(
         """
         import os, sys
-        from solewriter import EngineUnavailable, Limits, connect, open_reader
+        from functools import partial
+        from pathlib import Path
+        from solewriter import EngineUnavailable, Limits, OfflineReader, connect, open_reader
+        from solewriter.agents.verify import verify
         from solewriter.shared.lane import Lane
         Lane().close()  # all is imported: nobody else may be able to read where this is installed
         os.setgroups([]); os.setgid(65534); os.setuid(65534)
-        for meet in (connect, open_reader):
+        hurried = dict(limits=Limits(connect_timeout_s=0.1))
+        for meet in (partial(connect, **hurried), partial(open_reader, **hurried), OfflineReader, verify):
             try:
-                meet(sys.argv[1], limits=Limits(connect_timeout_s=0.1))
+                meet(Path(sys.argv[1]))
             except EngineUnavailable as error:
-                print(meet.__name__, error.final)
+                print(error.final, end=" ")
+                assert sys.argv[1] in str(error) and "nothing is journaled" not in str(error)
         """
     )
     command = [sys.executable, "-c", program, str(engine.state)]
     run = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True)
-    assert run.stdout.split() == ["connect", "False", "open_reader", "True"]
+    assert run.stdout.split() == ["False", "True", "True", "True"]
 
 
 def test_a_state_folder_with_a_very_long_path_works(tmp_path, start_engine):
