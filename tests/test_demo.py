@@ -375,6 +375,18 @@ def test_what_an_engine_forgot_is_found_out(code: Path, state: Path, wait_until:
     assert said["lost"] >= 46
 
 
+def test_agents_that_just_begin_leave_ctrl_c_to_their_parent(engine: Engine, tmp_path: Path) -> None:
+    """Else each of them shows in which import it was interrupted."""
+    (logs := tmp_path / "logs").mkdir()
+    before = signal.getsignal(signal.SIGINT)
+    with Crew(2, engine.state, tmp_path, logs) as crew:
+        assert signal.getsignal(signal.SIGINT) is before
+        for process in crew.agents:
+            assert process.pid is not None
+            os.kill(process.pid, signal.SIGINT)
+    assert [process.exitcode for process in crew.agents] == [0, 0], "there was nothing to do"
+
+
 @pytest.mark.parametrize("number", [signal.SIGINT, pytest.param(signal.SIGTERM, marks=pytest.mark.heavy)])
 @pytest.mark.heavy
 def test_a_demo_that_is_told_to_end_leaves_nothing_behind(

@@ -6,7 +6,6 @@ what, and a dead agent's to another one. Two requests for each task, taken and d
 
 from __future__ import annotations
 
-import signal
 import sys
 from dataclasses import asdict
 from functools import partial
@@ -20,7 +19,6 @@ from solewriter.agents.demo.plan import outcome
 
 def run(state: Path, root: Path, name: str, log_file: Path) -> None:
     """The whole life of an agent's process."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; it is the parent's to handle
     try:
         with Log(log_file) as log, Scribe(state, name, log) as client:
             for task in client.work(Task):

@@ -66,8 +66,12 @@ class Crew:
         return False
 
     def __enter__(self) -> Self:
-        for process in self.agents:
-            process.start()
+        before = signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group, and is ours to handle:
+        try:
+            for process in self.agents:
+                process.start()  # what ignores it from its first instruction says nothing while it imports
+        finally:
+            signal.signal(signal.SIGINT, before)
         return self
 
     def __exit__(
