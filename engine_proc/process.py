@@ -25,7 +25,7 @@ from solewriter.engine_proc.quarantine import last_words
 from solewriter.engine_proc.recovery import remove_orphans as remove_orphans  # who sees off an engine needs it, too
 from solewriter.engine_proc.server import EXIT_NO_ROOM, NEVER_RESTART
 from solewriter.shared import failpoint
-from solewriter.shared.config import DEFAULT_LIMITS, DURABILITIES, STOP_MARGIN_S, Limits
+from solewriter.shared.config import DEFAULT_LIMITS, DOUBLINGS_MAX, DURABILITIES, STOP_MARGIN_S, Limits
 from solewriter.shared.errors import EngineStartFailed, EngineUnavailable, Locked, SchemaMismatch
 from solewriter.shared.folder import StateFolder
 from solewriter.shared.models import Entity
@@ -202,6 +202,14 @@ class Engine:
     # --- supervision -------------------------------------------------------------------------------------------------
 
     def _supervise(self) -> None:
+        """A thread that ended unseen would leave an engine that nobody starts again, and nobody knows of."""
+        try:
+            self._keep_serving()
+        except BaseException as error:
+            self._give_up(f"the engine is not supervised any more: {error!r}")
+            raise
+
+    def _keep_serving(self) -> None:
         """Wait for the process; start it again when it died, within a budget and ever more slowly."""
         recent: deque[float] = deque()
         while (child := self._child) is not None:
@@ -234,7 +242,8 @@ class Engine:
             recent.popleft()
         if len(recent) >= self.limits.restarts_max:
             return None
-        backoff_s: float = self.limits.restart_backoff_s * 2 ** max(0, len(recent) - 1)
+        doublings = min(max(0, len(recent) - 1), DOUBLINGS_MAX)
+        backoff_s: float = self.limits.restart_backoff_s * 2**doublings
         recent.append(now)
         return min(backoff_s, self.limits.restart_backoff_max_s)
 
@@ -301,7 +310,12 @@ class Engine:
             self._changed.notify_all()
 
     def _say(self, text: str) -> None:
-        print(f"solewriter: {text}", file=sys.stderr)
+        if sys.stderr is None:
+            return  # of an owner that was started without one: stdout is not for this
+        try:
+            print(f"solewriter: {text}", file=sys.stderr)
+        except Exception:
+            pass  # closed, or its terminal is gone, or it is the owner's own: the engine is supervised all the same
 
 
 def _by_kind(models: Iterable[type[Entity]]) -> dict[str, type[Entity]]:

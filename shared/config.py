@@ -173,6 +173,7 @@ HEAP_RUN_BYTES = 256 * KIB  # of records that a start joins and copies at once: 
 FILLING_SWITCH_S = 0.0002  # a start's threads that fill memory ask for the interpreter thrice a block, which takes them
 # 2 ms: beside a thread that computes, each time would last Python's own 5 ms
 INSTALLED_AT_ONCE = 4_096  # newest records that a start puts back together: enough to store columns at a time
+DOUBLINGS_MAX = 64  # of a back-off: any maximum is reached by then, and 1,024 of them are no number any more
 STOP_MARGIN_S = 5.0  # an owner's patience beyond the drain time-out: closing files and giving back memory
 QUARANTINE_DEATHS = 2  # of engines in a row, in one request: one may be chance, and meet whatever was just decided
 QUARANTINED_MAX = 1_024  # such requests remembered, the oldest forgotten first; one costs two deaths of the engine

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import resource
 import signal
@@ -9,6 +10,7 @@ import subprocess
 import sys
 import threading
 import time
+from collections import deque
 from pathlib import Path
 
 import msgspec
@@ -18,6 +20,7 @@ import pytest
 from solewriter import (
     Applied,
     Create,
+    Engine,
     EngineStartFailed,
     EngineUnavailable,
     Entity,
@@ -319,6 +322,23 @@ def test_a_supervisor_without_descriptors_goes_on_when_there_are_some(state, sta
         assert client.update(task, title="y").version == 2
 
 
+@pytest.mark.parametrize("how", ["a pipe that nobody reads", "closed"])
+def test_an_owner_whose_stderr_is_gone_goes_on_supervising(state, start_engine, wait_until, monkeypatch, how):
+    """A terminal was closed, a `| head` has ended: what the supervisor has to say is lost, and nothing else."""
+    reads, writes = os.pipe()
+    os.close(reads)
+    with io.TextIOWrapper(io.FileIO(writes, "w"), write_through=True) as stderr:
+        if how == "closed":
+            stderr.close()
+        monkeypatch.setattr(sys, "stderr", stderr)
+        engine = start_engine(state, limits=QUICK)
+        os.kill(engine.pid, signal.SIGSTOP)
+        wait_until(lambda: engine.hung, 20, "the hang is seen, and told in vain")
+        os.kill(engine.pid, signal.SIGKILL)
+        wait_until(lambda: engine.restarts == 1, 20, "a restart")
+        engine.stop()
+
+
 @pytest.mark.parametrize("rounds", [3, pytest.param(30, marks=pytest.mark.long)])
 def test_an_engine_that_goes_on_after_a_stop_has_the_time_to_beat_again(state, start_engine, wait_until, rounds):
     """The look that comes between its going on and its first beat must not take it for a hang."""
@@ -556,6 +576,28 @@ def test_a_reader_that_saw_nothing_of_the_last_engine_does_not_go_back_to_the_on
                 reader.get(Task, task.id)
         start_engine(state)
         assert reader.get(Task, task.id) == after
+
+
+def test_an_engine_that_may_die_for_ever_waits_no_longer_after_a_thousand_deaths(state):
+    """A back-off that doubles each time is soon no number any more."""
+    patient = Limits(restarts_max=10_000, restart_window_s=1e9, restart_backoff_max_s=2)
+    engine, now = Engine(state, limits=patient), time.monotonic()
+    assert engine._backoff_s(deque([now] * 5_000)) == 2
+
+
+def test_a_supervisor_that_fails_says_so_to_whoever_waits(state, start_engine, monkeypatch):
+    engine = start_engine(state)
+
+    def unforeseen(*_: object) -> float:
+        raise ArithmeticError("a bug")
+
+    monkeypatch.setattr(engine, "_backoff_s", unforeseen)
+    monkeypatch.setattr(threading, "excepthook", lambda _: None)
+    os.kill(engine.pid, signal.SIGKILL)
+    with pytest.raises(EngineUnavailable, match="a bug"):
+        engine.wait()
+    with pytest.raises(EngineUnavailable, match="a bug"):
+        engine.pid  # noqa: B018
 
 
 def test_a_stop_while_the_next_process_waits_for_its_time_leaves_none(state, start_engine, wait_until):
