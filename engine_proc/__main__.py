@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import os
+import signal
 import sys
 import traceback
 
@@ -14,6 +15,7 @@ from solewriter.engine_proc.server import EXIT_FAILED, run  # noqa: E402
 
 
 def main(hears: int, says: int) -> int:
+    forget_owners_signals()
     for fd in (hears, says):
         os.set_inheritable(fd, False)
     line = Line(hears, says)
@@ -30,6 +32,15 @@ def main(hears: int, says: int) -> int:
             pass  # the owner is gone
         sys.stderr.flush()
         os._exit(EXIT_FAILED)
+
+
+def forget_owners_signals() -> None:
+    """What an owner blocks or ignores, and for reasons of its own, passes through exec: then nothing could end this
+    process, nor a validator that loops, and the ends of its own children would be lost.
+    """
+    for number in (signal.SIGTERM, signal.SIGCHLD):
+        signal.signal(number, signal.SIG_DFL)
+    signal.pthread_sigmask(signal.SIG_SETMASK, [])
 
 
 if __name__ == "__main__":

@@ -8,6 +8,7 @@ import resource
 import signal
 import subprocess
 import sys
+import textwrap
 import threading
 import time
 from collections import deque
@@ -523,6 +524,44 @@ def stopped(lock: Path) -> int:
     """The process that holds this lock, once it is stopped; 0 before."""
     pid = int(lock.read_text().removeprefix("pid ") or 0) if lock.exists() else 0
     return pid if pid and Path(f"/proc/{pid}/stat").read_bytes().rpartition(b")")[2].split()[0] == b"T" else 0
+
+
+def told_by_owner(state: Path, code: str, *options: str) -> str:
+    """What a script prints that owns an engine, `sys.argv[1]` being its state folder; it must end well."""
+    script = f"import os, signal, sys\nfrom solewriter import Engine, Limits, Task, connect\n{textwrap.dedent(code)}"
+    ended = subprocess.run(
+        [sys.executable, "-P", *options, "-c", script, str(state)], capture_output=True, text=True, timeout=60
+    )
+    assert ended.returncode == 0, ended.stderr
+    return ended.stdout
+
+
+def test_an_owner_that_blocks_signals_has_an_engine_that_hears_them(state):
+    """A mask passes through exec, as of programs whose threads leave signals to one that waits for them: SIGTERM could
+    not end the engine, nor its own alarm a validator that loops.
+    """
+    code = """
+        signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
+        with Engine(sys.argv[1], durability="process", limits=Limits(drain_timeout_s=0.5)) as engine:
+            pid = engine.pid
+        print("ended", not os.path.exists(f"/proc/{pid}"))
+    """
+    assert told_by_owner(state, code) == "ended True\n"
+
+
+def test_an_owner_that_ignores_its_children_has_an_engine_that_waits_for_its_own(state):
+    """What is ignored passes through exec, too: the engine would take every end of a maker of checkpoints for a good
+    one.
+    """
+    code = """
+        for number in (signal.SIGCHLD, signal.SIGTERM):
+            signal.signal(number, signal.SIG_IGN)
+        with Engine(sys.argv[1], durability="process") as engine:
+            lines = open(f"/proc/{engine.pid}/status").read().splitlines()
+            ignored = next(int(line.split()[1], 16) for line in lines if line.startswith("SigIgn"))
+            print([bool(ignored >> number - 1 & 1) for number in (signal.SIGCHLD, signal.SIGTERM)])
+    """
+    assert told_by_owner(state, code) == "[False, False]\n"
 
 
 def test_a_start_with_a_thousand_descriptors_open(state, start_engine):
