@@ -15,6 +15,7 @@ from solewriter.engine_proc.server import EXIT_FAILED, run  # noqa: E402
 
 
 def main(hears: int, says: int) -> int:
+    hold_standard_descriptors()
     forget_owners_signals()
     for fd in (hears, says):
         os.set_inheritable(fd, False)
@@ -32,6 +33,17 @@ def main(hears: int, says: int) -> int:
             pass  # the owner is gone
         sys.stderr.flush()
         os._exit(EXIT_FAILED)
+
+
+def hold_standard_descriptors() -> None:
+    """Those that the owner had closed lead nowhere. Else the next file that is opened gets such a number, the journal
+    say, and what some library prints is written into it.
+    """
+    while (fd := os.open(os.devnull, os.O_RDWR)) <= 2:  # stdin, stdout, stderr
+        os.set_inheritable(fd, True)  # to the process that makes checkpoints
+    os.close(fd)
+    if sys.stderr is None:  # then what is printed there would go to stdout
+        sys.stderr = open(os.devnull, "w")  # noqa: SIM115 (as long as this process)
 
 
 def forget_owners_signals() -> None:

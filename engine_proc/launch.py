@@ -6,6 +6,7 @@ guard and daemonic children. The owner's models travel down an inherited pipe.
 
 from __future__ import annotations
 
+import fcntl
 import os
 import select
 import subprocess
@@ -13,7 +14,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 
 import cloudpickle
 from pydantic import BaseModel
@@ -21,6 +22,8 @@ from pydantic import BaseModel
 from solewriter.engine_proc.orders import Line, Orders, Ready, Register
 from solewriter.shared.errors import EngineStartFailed, EngineUnavailable, Locked
 from solewriter.shared.models import Entity
+
+STDERR = 2  # the highest of the standard descriptors
 
 
 class Child:
@@ -34,7 +37,12 @@ class Child:
         self._asking = threading.Lock()
         self._asked = 0
         self._process = self._exec()
-        self.pidfd = os.pidfd_open(self._process.pid)
+        try:
+            self.pidfd = os.pidfd_open(self._process.pid)
+        except BaseException:
+            self.kill()
+            self._line.close()
+            raise
         try:
             self._begin(orders())
         except EngineStartFailed:
@@ -53,9 +61,9 @@ class Child:
         self._await_ready(orders.limits.start_timeout_s)
 
     def _exec(self) -> subprocess.Popen[bytes]:
-        hears, their_out = os.pipe()
-        their_in, says = os.pipe()
-        try:
+        with ExitStack() as theirs, ExitStack() as ours:
+            hears, their_out = _pipe(ours, theirs)
+            their_in, says = _pipe(theirs, ours)
             process = subprocess.Popen(
                 [sys.executable, *_same_flags(), "-m", "solewriter.engine_proc", str(their_in), str(their_out)],
                 pass_fds=(their_in, their_out),
@@ -63,13 +71,7 @@ class Child:
                 env={**os.environ, "PYTHONSAFEPATH": "1"},
                 start_new_session=True,  # Ctrl-C in the owner's terminal is the owner's to handle
             )
-        except BaseException:
-            os.close(hears)
-            os.close(says)
-            raise
-        finally:
-            os.close(their_in)
-            os.close(their_out)
+            ours.pop_all()
         self._line = Line(hears, says)
         return process
 
@@ -140,6 +142,26 @@ class Child:
         with self._asking:
             self._line.close()
             os.close(self.pidfd)
+
+
+def _pipe(reads: ExitStack, writes: ExitStack) -> tuple[int, int]:
+    """A pipe's two ends, to be closed by these."""
+    reading, writing = map(_beyond_standard, os.pipe())
+    reads.callback(os.close, reading)
+    writes.callback(os.close, writing)
+    return reading, writing
+
+
+def _beyond_standard(fd: int) -> int:
+    """Not under the number of a standard descriptor, which an owner may have closed: what a library prints there would
+    be a word to the other side.
+    """
+    if fd > STDERR:
+        return fd
+    try:
+        return fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, STDERR + 1)
+    finally:
+        os.close(fd)
 
 
 def pickled(models: Sequence[type[Entity]]) -> bytes:

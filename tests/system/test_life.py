@@ -564,6 +564,54 @@ def test_an_owner_that_ignores_its_children_has_an_engine_that_waits_for_its_own
     assert told_by_owner(state, code) == "[False, False]\n"
 
 
+@pytest.mark.parametrize("closed", [(0,), (1,), (2,), (0, 1, 2)], ids=str)
+def test_an_owner_without_standard_descriptors_lends_their_numbers_to_nothing(state, closed):
+    """As of a daemon that closed them: what a library prints into number 2 must not be a lock, a journal or the line to
+    the owner, which would wait for the rest of it for ever.
+    """
+    code = f"""
+        from solewriter import Entity
+        owner, told = os.getpid(), os.dup2(1, 60)
+        for number in {closed}:
+            os.close(number)
+        class Loud(Entity):
+            def model_post_init(self, context: object) -> None:
+                for number in {closed[-1:]} if os.getpid() != owner else ():
+                    os.write(number, b"printed")
+        class More(Entity):
+            size: int = 0
+        with Engine(sys.argv[1], durability="process", models=[Loud]) as engine, connect(sys.argv[1]) as client:
+            client.create(Loud())
+            engine.register(More)
+            places = [os.readlink(f"/proc/{{engine.pid}}/fd/{{number}}") for number in {closed}]
+        os.write(told, repr(places).encode())
+    """
+    assert told_by_owner(state, code) == repr(["/dev/null"] * len(closed))
+
+
+def test_a_start_without_descriptors_leaves_none_open_and_no_process(state):
+    """Wherever they run out: a supervisor that tries again would leave some more each time."""
+    code = """
+        import resource
+        from solewriter.engine_proc.launch import pickled
+        pickled([])
+        Engine(sys.argv[1]).start().stop()
+        before, (_, hard) = os.listdir("/proc/self/fd"), resource.getrlimit(resource.RLIMIT_NOFILE)
+        spare, started = 0, False
+        while not started:
+            resource.setrlimit(resource.RLIMIT_NOFILE, (len(before) - 1 + spare, hard))
+            try:
+                Engine(sys.argv[1]).start().stop()
+                started = True
+            except OSError:
+                spare += 1
+            resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+            assert os.listdir("/proc/self/fd") == before, spare
+        print(spare > 4, open(f"/proc/self/task/{os.getpid()}/children").read().split())
+    """
+    assert told_by_owner(state, code) == "True []\n"
+
+
 def test_a_start_with_a_thousand_descriptors_open(state, start_engine):
     held = [os.open("/dev/null", os.O_RDONLY) for _ in range(1_100)]
     try:
