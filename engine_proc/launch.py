@@ -27,13 +27,9 @@ STDERR = 2  # the highest of the standard descriptors
 
 
 class Child:
-    """A process that serves. Raises Locked, EngineStartFailed with its own reason, when it does not come so far.
+    """A process that will serve, once `begin` told it what."""
 
-    `orders` is called, and may wait, while the process's interpreter starts, which takes most of the time; what it
-    raises ends the process.
-    """
-
-    def __init__(self, orders: Callable[[], Orders]) -> None:
+    def __init__(self) -> None:
         self._asking = threading.Lock()
         self._asked = 0
         self._process = self._exec()
@@ -43,8 +39,15 @@ class Child:
             self.kill()
             self._line.close()
             raise
+
+    def begin(self, orders: Callable[[], Orders]) -> None:
+        """Wait until it serves. Raises Locked, EngineStartFailed with its own reason, when it does not come so far, and
+        then it has ended; likewise what `orders` raises.
+
+        `orders` is called, and may wait, while the process's interpreter starts, which takes most of the time.
+        """
         try:
-            self._begin(orders())
+            self._tell(orders())
         except EngineStartFailed:
             self.close()
             raise
@@ -53,7 +56,7 @@ class Child:
             self.close()
             raise
 
-    def _begin(self, orders: Orders) -> None:
+    def _tell(self, orders: Orders) -> None:
         try:
             self._line.say(orders)
         except BrokenPipeError:

@@ -71,6 +71,9 @@ class Engine:
         self.hung = False
         self.failure: EngineUnavailable | None = None
         self._child: Child | None = None
+        self._starting: Child | None = None  # what will be the child, if it comes so far
+        self._starts = threading.RLock()  # held by `start`; whoever stops the engine in between waits for its end
+        self._owner = 0  # the process that started it: a forked child of that one has a copy of this object
         self._changed = threading.Condition()  # another child, or none any more
         self._stopping = threading.Event()
         self._supervisor: threading.Thread | None = None
@@ -89,13 +92,24 @@ class Engine:
         return self._serving().pid
 
     def start(self) -> Self:
-        """Start the engine and wait until it serves."""
-        if self._child is not None:
-            raise RuntimeError("this engine was started already")
-        self._stopping.clear()
-        self._child = self._launched()
-        self._supervisor = threading.Thread(target=self._supervise, name="solewriter-supervisor", daemon=True)
-        self._supervisor.start()
+        """Start the engine and wait until it serves. Raises EngineUnavailable if it is stopped meanwhile."""
+        with self._starts:
+            if self._child is not None:
+                raise RuntimeError("this engine was started already")
+            self._stopping.clear()
+            self.failure, self._no_room, self._owner = None, False, os.getpid()
+            try:
+                self._launch()
+            except (_Stopping, EngineStartFailed):
+                if not self._stopping.is_set():
+                    raise
+                raise EngineUnavailable(f"the engine of {self.state} was stopped while it started") from None
+            try:
+                self._supervisor = threading.Thread(target=self._supervise, name="solewriter-supervisor", daemon=True)
+                self._supervisor.start()
+            except BaseException:  # there is no thread to be had: it would lock the folder, and die for good
+                self._end_unsupervised()
+                raise
         return self
 
     def register(self, *models: type[Entity]) -> None:
@@ -123,8 +137,19 @@ class Engine:
             )
 
     def stop(self) -> None:
-        """Drain and end: what was accepted is finished, what was not is told so. Harmless when stopped before."""
+        """Drain and end: what was accepted is finished, what was not is told so. Harmless when stopped before, and in a
+        forked child of its owner.
+        """
+        if os.getpid() != self._owner:
+            return
         self._stopping.set()
+        starting = self._starting
+        if starting is not None and not starting.ended:
+            starting.signal(signal.SIGTERM)  # which ends it at once, while it recovers: all of that is done again
+        with self._starts:
+            self._stop()
+
+    def _stop(self) -> None:
         child = self._child
         if child is None:
             return
@@ -160,11 +185,28 @@ class Engine:
 
     # --- the process -------------------------------------------------------------------------------------------------
 
-    def _launched(self, *, backoff_s: float | None = None) -> Child:
-        """Another process that serves: the first one, or so long after the death of the one before. Raises what its
-        start does, _Stopping.
+    def _launch(self, *, backoff_s: float | None = None) -> None:
+        """Another process serves: the first one, or so long after the death of the one before. Raises what its start
+        does, _Stopping.
         """
-        return Child(partial(self._orders, backoff_s))
+        child = self._starting = Child()
+        try:
+            child.begin(partial(self._orders, backoff_s))
+            self._become(child)
+        except BaseException:
+            if backoff_s is None:  # else the next one finds it
+                remove_orphans(self.folder, child.pid)
+            raise
+        finally:
+            self._starting = None  # behind the above: `stop` finds it here, or there
+
+    def _end_unsupervised(self) -> None:
+        self._stopping.set()
+        self._supervisor = None
+        if self._child is not None:
+            self._child.kill()
+        self._become(None)
+        remove_orphans(self.folder)
 
     def _orders(self, backoff_s: float | None) -> Orders:
         if self._stopping.wait(backoff_s or 0.0):
@@ -228,8 +270,6 @@ class Engine:
                 self._give_up(f"the engine died {len(recent)} times in {window_s:.0f} s: given up")
                 return
             self._restart(backoff_s)
-            if self._stopping.is_set() and self._child is not None:
-                self._child.signal(signal.SIGTERM)  # `stop` was called while it started, and told the one before
 
     def _backoff_s(self, recent: deque[float]) -> float | None:
         """How long the next start waits, which counts as one of the recent ones; None where these are too many. Behind
@@ -286,7 +326,7 @@ class Engine:
         failpoint.reach("restart.begin")
         begun, self._no_room = time.monotonic(), False
         try:
-            self._become(self._launched(backoff_s=backoff_s))
+            self._launch(backoff_s=backoff_s)
             self.restarts += 1
             failpoint.reach("restart.launched")
         except _Stopping:
@@ -301,7 +341,8 @@ class Engine:
                 if status in NEVER_RESTART:
                     self.failure = error
                     self._become(None)
-            self._say(str(error))  # the loop sees the dead process and backs off
+            if not self._stopping.is_set():  # or that is why
+                self._say(str(error))  # the loop sees the dead process and backs off
             self._stopping.wait(max(0.0, begun + backoff_s - time.monotonic()))  # if nothing was started that did
 
     def _give_up(self, why: str) -> None:

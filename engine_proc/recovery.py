@@ -230,22 +230,28 @@ def remove_old_memory(folder: StateFolder, own_prefix: str, *, but_roots: bool =
         unfinished.unlink(missing_ok=True)
 
 
-def remove_orphans(folder: StateFolder) -> None:
+def remove_orphans(folder: StateFolder, pid: int = 0) -> None:
     """After an engine that was killed and is not followed by another: tell its readers that it stopped, and give its
-    memory back. Does nothing where another engine owns the folder, or the folder is gone.
+    memory back. With a `pid` only that of this one, which never served: what others left says how they ended. Does
+    nothing where another engine owns the folder, or the folder is gone.
     """
     try:
         lock = Lock(folder)
     except (OSError, Locked):
         return
     try:
+        stay = False
         for old in folder.markers():
             if runs(old.pid, old.start_time):
+                continue
+            if pid and old.pid != pid:
+                stay = True
                 continue
             _succeed(old, STOPPED)
             remove_segments(old.memory_dir, old.prefix)
             folder.marker(old.prefix).unlink(missing_ok=True)
-        folder.engine_json.unlink(missing_ok=True)
+        if not stay:
+            folder.engine_json.unlink(missing_ok=True)
     finally:
         lock.release()
 

@@ -97,21 +97,20 @@ class MortalEngine(Engine):
 
     # --- a life ------------------------------------------------------------------------------------------------------
 
-    def _launched(self, *, backoff_s: float | None = None) -> Any:
+    def _launch(self, *, backoff_s: float | None = None) -> None:
         self._life = Life(0) if self._peace.is_set() else next(self._lives)
         self._served_at, self._killed, self._stopped_at = 0, False, 0
         if self._life.failpoint:
             os.environ[VARIABLE] = self._life.failpoint
             self._note(f"the next life of the engine: {self._life.failpoint}")
         try:
-            child = super()._launched(backoff_s=backoff_s)
+            super()._launch(backoff_s=backoff_s)
         except EngineStartFailed as error:
             self._bury(-signal.SIGKILL if "status -9" in str(error) else 1, str(error))
             raise
         finally:
             os.environ.pop(VARIABLE, None)
         self._served_at = time.monotonic_ns()
-        return child
 
     def _watched(self, child: Any) -> int:
         """Its exit status, when it ended, as was planned."""

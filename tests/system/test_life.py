@@ -644,7 +644,7 @@ def test_a_failed_start_leaves_no_descriptor(state, start_engine):
     before = descriptors()
     for _ in range(3):
         with pytest.raises(EngineUnavailable):
-            Child(lambda: orders)
+            Child().begin(lambda: orders)
     assert descriptors() == before
     engine.stop()
 
@@ -701,6 +701,124 @@ def test_a_stop_while_the_next_process_waits_for_its_time_leaves_none(state, sta
     engine.stop()
     assert not waiting.is_running()
     assert engine.restarts == 0
+
+
+def test_a_stop_while_the_first_process_starts_leaves_none(state, start_engine, seeded, wait_until):
+    """Whoever starts it is told; `stop` has nothing to stop when it returns."""
+
+    def for_ever() -> None:
+        signal.pause()
+
+    engine = Engine(state, models=[seeded(for_ever)])
+    told: list[BaseException] = []
+
+    def start() -> None:
+        try:
+            engine.start()
+        except BaseException as error:
+            told.append(error)
+
+    starting = threading.Thread(target=start)
+    starting.start()
+    pid = wait_until(lambda: holder(state / "lock"), 20, "a process that recovers")
+    engine.stop()
+    assert not os.path.exists(f"/proc/{pid}")
+    starting.join(20)
+    assert [type(error) for error in told] == [EngineUnavailable]
+    assert "stopped while it started" in str(told[0])
+
+
+def test_a_stop_while_the_next_process_recovers_does_not_wait_for_it(
+    state, start_engine, seeded, wait_until, tmp_path, monkeypatch, capfd
+):
+    """However long that takes: what it does is done again by the next one."""
+    monkeypatch.setattr(processes, "STOP_MARGIN_S", 1)
+    begun = tmp_path / "begun"
+
+    def long_the_second_time() -> None:
+        if begun.exists():
+            signal.pause()
+        begun.touch()
+
+    engine = start_engine(state, models=[seeded(long_the_second_time)], limits=Limits(drain_timeout_s=1))
+    dead = engine.pid
+    os.kill(dead, signal.SIGKILL)
+    pid = wait_until(lambda: holder(state / "lock") not in (0, dead) and holder(state / "lock"), 20, "the next one")
+    engine.stop()
+    assert not os.path.exists(f"/proc/{pid}")
+    assert not list(engine.folder.markers()), "memory stayed"
+    assert "status" not in capfd.readouterr().err, "nothing went wrong"
+
+
+def holder(lock: Path) -> int:
+    """Who wrote its number into this lock; 0 if nobody did."""
+    return int(lock.read_text().removeprefix("pid ") or 0) if lock.exists() else 0
+
+
+def test_a_start_that_takes_too_long_leaves_no_memory_but_what_others_left(state, start_engine, tmp_path, monkeypatch):
+    """It is as much as the whole state takes, and nobody would give it back before the next start. What the last engine
+    left says whom it served when it died.
+    """
+    memory = tmp_path / "memory"
+    memory.mkdir()
+    engine = start_engine(state, limits=Limits(memory_dir=str(memory), restart_backoff_s=60, restart_backoff_max_s=60))
+    (dead,) = engine.folder.markers()
+    os.kill(engine.pid, signal.SIGKILL)
+    monkeypatch.setenv(VARIABLE, "recover.published:stop")
+    with pytest.raises(EngineStartFailed, match="start_timeout_s"):
+        Engine(state, durability="process", limits=Limits(memory_dir=str(memory), start_timeout_s=1.5)).start()
+    assert engine.folder.markers() == [dead]
+    assert {name.partition("-root")[0] for name in os.listdir(memory) if name.endswith("-root")} == {dead.prefix}
+
+
+def test_an_engine_that_was_given_up_serves_when_it_is_started_again(state, start_engine):
+    engine = start_engine(state, limits=Limits(restarts_max=0))
+    os.kill(engine.pid, signal.SIGKILL)
+    with pytest.raises(EngineUnavailable, match="given up"):
+        engine.wait()
+    engine.stop()
+    engine.start()
+    assert os.path.exists(f"/proc/{engine.pid}")
+    with connect(state) as client:
+        client.create(Task(title="x"))
+    engine.stop()
+    engine.wait()
+
+
+def test_an_engine_that_nobody_can_supervise_does_not_serve(state):
+    """There is no thread to be had: the process that serves already must not stay, or the folder is locked."""
+    code = """
+        import threading
+        usual = threading.stack_size(1 << 46)
+        engine = Engine(sys.argv[1], durability="process")
+        try:
+            engine.start()
+        except RuntimeError as error:
+            print(error)
+        threading.stack_size(usual)
+        with engine, connect(engine.state) as client:
+            print(client.create(Task(title="x")).version)
+    """
+    assert told_by_owner(state, code) == "can't start new thread\n1\n"
+
+
+def test_a_forked_child_stops_nothing(state):
+    """It leaves a `with` by an exit of its own; the engine is its parent's, also while none serves."""
+    code = """
+        with Engine(sys.argv[1], limits=Limits(restart_backoff_s=1)) as engine:
+            before = engine.folder.markers()
+            dead = engine.pid
+            os.kill(dead, signal.SIGKILL)
+            while os.path.exists(f"/proc/{dead}"):
+                pass
+            child = os.fork()
+            if child == 0:
+                sys.exit(7)
+            print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), engine.folder.markers() == before)
+            with connect(engine.state) as client:
+                client.create(Task(title="x"))
+    """
+    assert told_by_owner(state, code) == "7 True\n"
 
 
 def test_an_engine_that_is_killed_at_its_start_says_how_it_ended(state, start_engine, monkeypatch):
