@@ -18,7 +18,7 @@ from pathlib import Path
 from solewriter.shared import failpoint
 from solewriter.shared.errors import LayoutMismatch, MemoryFull
 
-_FULL = (errno.ENOSPC, errno.EDQUOT, errno.ENOMEM)
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.ENOMEM, errno.EFBIG)
 
 
 class Segment:
@@ -88,7 +88,7 @@ class Blank:
         except OSError as error:
             if error.errno not in _FULL:
                 raise
-            raise self._full() from error
+            raise self._full(error) from error
 
     def mapped(self) -> Segment:
         """All of it, reserved, and zero where nothing was written. Raises MemoryFull, and then it is gone."""
@@ -100,12 +100,14 @@ class Blank:
             self.path.unlink()
             if error.errno not in _FULL:
                 raise
-            raise self._full() from error
+            raise self._full(error) from error
         finally:
             self.close()
 
-    def _full(self) -> MemoryFull:
+    def _full(self, error: OSError) -> MemoryFull:
         where = self.path.parent
+        if error.errno == errno.EFBIG:
+            return MemoryFull(f"no file in {where} may have {self.size:,} bytes: raise that bound, `ulimit -f`")
         return MemoryFull(f"no room for {self.size:,} bytes in {where}: free space there, or set another memory_dir")
 
     def close(self) -> None:
