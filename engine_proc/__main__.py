@@ -10,7 +10,7 @@ import traceback
 
 gc.disable()  # nothing that imports and recovery make is garbage; `freeze_garbage` enables it
 
-from solewriter.engine_proc.orders import Line, Orders, Ready  # noqa: E402 (behind the line above, or it is in vain)
+from solewriter.engine_proc.orders import Line, Orders, refused  # noqa: E402 (behind the line above, or it is in vain)
 from solewriter.engine_proc.server import EXIT_FAILED, run  # noqa: E402
 
 
@@ -28,7 +28,7 @@ def main(hears: int, says: int) -> int:
     except Exception as error:
         traceback.print_exc()
         try:
-            line.say(Ready(ok=False, error=type(error).__name__, message=str(error)))
+            line.say(refused(error))
         except OSError:
             pass  # the owner is gone
         sys.stderr.flush()

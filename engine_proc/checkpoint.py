@@ -6,6 +6,7 @@ disk and was read back before it says so; the engine gives it its name. Nothing 
 
 from __future__ import annotations
 
+import os
 import struct
 import time
 from collections.abc import Callable, Iterator
@@ -29,7 +30,7 @@ PIECE_SLOTS = 4_096  # put into the image at once, between two looks whether the
 class Order(msgspec.Struct, frozen=True):
     """What to make of which memory."""
 
-    path: str  # of the new file
+    path: bytes  # of the new file
     memory_dir: str
     prefix: str
     state_id: bytes
@@ -55,7 +56,7 @@ class EngineGone(SolewriterError):
 def make(order: Order, is_wanted: Callable[[], bool] = lambda: True) -> Made:
     """Write the current revision, while it is wanted. Raises OSError, SolewriterError, and leaves no file then."""
     pin = View(order.memory_dir, order.prefix).pin()
-    path = Path(order.path)
+    path = Path(os.fsdecode(order.path))
     try:
         return _made(path, pin, order, is_wanted)
     except (OSError, SolewriterError):

@@ -104,7 +104,7 @@ class Checkpoints:
         self._count += 1
         path = self._folder / f"checkpoint-{os.getpid()}-{self._count}.tmp"
         try:
-            made = self._make(msgspec.structs.replace(self._order, path=str(path), nice=nice))
+            made = self._make(msgspec.structs.replace(self._order, path=os.fsencode(path), nice=nice))
             self._still_owner()
             failpoint.reach("checkpoint.made")
             os.rename(path, checkpoint_path(self._folder, made.entry))

@@ -23,6 +23,7 @@ import msgspec
 from solewriter.engine_proc.checkpoint import EngineGone, Made, Order, make
 from solewriter.shared.config import MAKER_IDLE_S
 from solewriter.shared.errors import SolewriterError
+from solewriter.shared.folder import legible
 
 WHY_MAX = 500  # characters of what a failed one said
 _LENGTH = struct.Struct("<I")
@@ -127,7 +128,7 @@ def carried_out(order: Order) -> Answer:
     try:
         return Answer(made=make(order, lambda: os.getppid() == order.engine))
     except (OSError, SolewriterError) as error:
-        return Answer(why=f"{type(error).__name__}: {error}"[:WHY_MAX])
+        return Answer(why=legible(f"{type(error).__name__}: {error}")[:WHY_MAX])
 
 
 def main() -> int:

@@ -14,6 +14,8 @@ from typing import Any, TypeVar
 import msgspec
 
 from solewriter.shared.config import READ_BYTES, Limits
+from solewriter.shared.errors import Locked
+from solewriter.shared.folder import legible
 
 M = TypeVar("M")
 _LENGTH_BYTES = 8
@@ -26,8 +28,9 @@ class Orders(msgspec.Struct, frozen=True):
     durability: str
     limits: Limits
     owner_pid: int  # 0: nobody; the engine stays until it is told to stop
-    sys_path: list[str]
+    sys_path: list[bytes]
     models: bytes  # cloudpickle of a list of classes
+    exact: bytes = b""  # the same as `state`, which cannot say a name that is no UTF-8
     again: bool = False  # in the place of one that died: the state is there, or was taken away
 
 
@@ -46,6 +49,14 @@ class Ready(msgspec.Struct, frozen=True):
     error: str = ""
     message: str = ""
     holder: str = ""  # of the lock, where that is why
+
+
+def refused(error: BaseException, number: int = 0) -> Ready:
+    """Why not."""
+    holder = error.holder if isinstance(error, Locked) else ""
+    return Ready(
+        ok=False, number=number, error=type(error).__name__, message=legible(str(error)), holder=legible(holder)
+    )
 
 
 class Line:

@@ -27,7 +27,7 @@ from solewriter.engine_proc.server import EXIT_NO_ROOM, NEVER_RESTART
 from solewriter.shared import failpoint
 from solewriter.shared.config import DEFAULT_LIMITS, DOUBLINGS_MAX, DURABILITIES, STOP_MARGIN_S, Limits
 from solewriter.shared.errors import EngineStartFailed, EngineUnavailable, Locked, SchemaMismatch
-from solewriter.shared.folder import StateFolder
+from solewriter.shared.folder import StateFolder, legible
 from solewriter.shared.models import Entity
 from solewriter.shared.registry import Registry
 
@@ -212,12 +212,13 @@ class Engine:
         if self._stopping.wait(backoff_s or 0.0):
             raise _Stopping
         return Orders(
-            state=str(self.state),
+            state=legible(str(self.state)),
             durability=self.durability,
             limits=self.limits,
             owner_pid=0 if self.detach else os.getpid(),
-            sys_path=[path or os.getcwd() for path in sys.path],
+            sys_path=[os.fsencode(path or os.getcwd()) for path in sys.path],
             models=pickled(list(self._models.values())),
+            exact=os.fsencode(self.state),
             again=backoff_s is not None,
         )
 

@@ -28,7 +28,7 @@ from solewriter.engine_proc.engine import SingleWriter
 from solewriter.engine_proc.journal import DiskFull, FileJournal, Journal, NoJournal
 from solewriter.engine_proc.lock import Lock
 from solewriter.engine_proc.maker import Maker
-from solewriter.engine_proc.orders import Line, Orders, Ready, Register
+from solewriter.engine_proc.orders import Line, Orders, Ready, Register, refused
 from solewriter.engine_proc.publisher import Publisher, remove_segments
 from solewriter.engine_proc.reclaim import budget_for
 from solewriter.engine_proc.recovery import Recovery
@@ -54,14 +54,14 @@ class Server:
     def __init__(self, orders: Orders) -> None:
         self.orders = orders
         self.limits = orders.limits
-        self.folder = StateFolder(orders.state)
+        self.folder = StateFolder(os.fsdecode(orders.exact) or orders.state)
         if not orders.again:
             make_folder(self.folder.path)
         self.lock = Lock(self.folder, again=orders.again)
         self.beside = ThreadPoolExecutor(1, "ahead")
         self.waiter = ThreadPoolExecutor(1, "checkpoint")
         self.maker = Maker()
-        sys.path[:] = [*sys.path, *(path for path in orders.sys_path if path not in sys.path)]
+        sys.path += [path for path in map(os.fsdecode, orders.sys_path) if path not in sys.path]
         self.registry = Registry(cloudpickle.loads(orders.models))
 
     # --- recovery ----------------------------------------------------------------------------------------------------
@@ -203,7 +203,7 @@ class Server:
             return None
         limits = self.limits
         order = Order(
-            "",
+            b"",
             limits.memory_dir,
             self.publisher.prefix,
             self.journal.state_id,
@@ -269,7 +269,7 @@ class Server:
             await writer.between.register([Kind(model) for model in cloudpickle.loads(words.models)])
             answer = Ready(ok=True, number=words.number)
         except (Exception, SystemExit) as error:  # of the user's module, say, while it was imported
-            answer = Ready(ok=False, number=words.number, error=type(error).__name__, message=str(error))
+            answer = refused(error, words.number)
         try:
             line.say(answer)
         except BrokenPipeError:
@@ -373,15 +373,14 @@ def run(orders: Orders, line: Line) -> int:
             server.abandon()
             if isinstance(error, MemoryFull):  # a dead engine's memory makes room for the next attempt
                 recovery.remove_old_memory(server.folder, "", but_roots=True)
-        holder = error.holder if isinstance(error, Locked) else ""
-        line.say(Ready(ok=False, error=type(error).__name__, message=str(error), holder=holder))
+        line.say(refused(error))
         if isinstance(error, MemoryFull | DiskFull):
             return EXIT_NO_ROOM
         return EXIT_LOCKED if isinstance(error, Locked) else EXIT_REFUSED
     except OSError as error:
         if server is not None:
             server.abandon()
-        line.say(Ready(ok=False, error="OSError", message=str(error)))
+        line.say(refused(error))
         return EXIT_NO_ROOM if error.errno in FULL else EXIT_IO
     try:
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:

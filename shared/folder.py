@@ -135,6 +135,11 @@ def replace_file(path: Path, content: bytes) -> None:
     os.rename(fresh, path)
 
 
+def legible(text: str) -> str:
+    """As it is, but for parts of names that are no UTF-8, which nothing encodes: those are escaped."""
+    return text.encode(errors="backslashreplace").decode()
+
+
 def start_time_of(pid: int) -> int:
     """Clock ticks after boot at which a process started; 0 if there is none. A pid alone may be another process
     tomorrow.

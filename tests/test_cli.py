@@ -15,7 +15,7 @@ import pytest
 
 from solewriter import Limits, OutcomeUnknown, Task, __version__, connect
 from solewriter.shared.build import BUILD
-from solewriter.shared.folder import StateFolder
+from solewriter.shared.folder import StateFolder, legible
 
 SOLEWRITER = str(Path(sysconfig.get_path("scripts"), "solewriter"))
 ANSWER_S = 60
@@ -43,7 +43,7 @@ def serve() -> Iterator[Serve]:
         assert process.stdout is not None
         assert select.select([process.stdout], [], [], ANSWER_S)[0], "it says nothing"
         said = process.stdout.readline()
-        assert said.startswith(f"serving {state}, engine pid "), (said, process.communicate())
+        assert said.startswith(f"serving {legible(str(state))}, engine pid "), (said, process.communicate())
         assert said.endswith(f", supervisor pid {process.pid}\n")
         return process
 
@@ -85,6 +85,14 @@ def test_version() -> None:
 
 
 # --- serve -----------------------------------------------------------------------------------------------------------
+
+
+def test_a_folder_whose_name_is_no_utf8_is_served(tmp_path: Path, serve: Serve) -> None:
+    state = Path(os.fsdecode(os.fsencode(tmp_path) + b"/caf\xe9"))
+    process = serve(state)
+    with connect(state, name="agent") as client:
+        client.create(Task(title="x"))
+    assert told_to_end(process) == 0
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])

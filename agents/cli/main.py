@@ -177,7 +177,7 @@ def repair(
     folder is kept beside it.
     """
     from solewriter.engine_proc.repair import set_aside, truncate
-    from solewriter.shared.folder import StateFolder
+    from solewriter.shared.folder import StateFolder, legible
 
     if around_checkpoint is (truncate_at is not None):
         raise typer.BadParameter("say either --around-checkpoint or --truncate-at REVISION")
@@ -189,7 +189,7 @@ def repair(
         else:
             cut, kept = truncate(StateFolder(state), truncate_at)
             told = f"revision {cut.revision} is the newest now ({cut.path.name}:{cut.offset}); as it was: {kept}"
-    typer.echo(told)
+    typer.echo(legible(told))
 
 
 @app.command(

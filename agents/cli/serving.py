@@ -12,6 +12,7 @@ import typer
 
 from solewriter import Engine, Entity
 from solewriter.engine_proc.process import Durability
+from solewriter.shared.folder import legible
 
 
 def serve_folder(state: Path, models: Iterable[type[Entity]], durability: Durability, *, replace_hung: bool) -> None:
@@ -20,7 +21,7 @@ def serve_folder(state: Path, models: Iterable[type[Entity]], durability: Durabi
     Raises Locked if another engine owns the folder, EngineUnavailable with the reason if the engine was given up.
     """
     with Engine(state, models=models, durability=durability, replace_hung=replace_hung) as engine:
-        typer.echo(f"serving {engine.state}, engine pid {engine.pid}, supervisor pid {os.getpid()}")
+        typer.echo(f"serving {legible(str(engine.state))}, engine pid {engine.pid}, supervisor pid {os.getpid()}")
         engine.wait()
 
 

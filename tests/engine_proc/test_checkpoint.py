@@ -80,12 +80,14 @@ class Notes:
         return View(self.where, self.engine.prefix).pin()
 
     def order(self, name="made"):
-        return Order(str(self.folder / name), self.where, self.engine.prefix, STATE, (64 * KIB, 64 * KIB), os.getpid())
+        return Order(
+            bytes(self.folder / name), self.where, self.engine.prefix, STATE, (64 * KIB, 64 * KIB), os.getpid()
+        )
 
     def table(self, pin, name="made"):
         """What this revision comes to in a checkpoint: the cells of `size`, and the slots to be made anew."""
         order = self.order(name)
-        writer = CheckpointWriter(order.path, STATE)
+        writer = CheckpointWriter(Path(os.fsdecode(order.path)), STATE)
         directory = _written(writer, pin, order, 0, lambda: True)
         writer.finish(1, directory)
         writer.close()
@@ -231,7 +233,7 @@ def maker():
 
 def test_the_reason_of_one_that_failed_comes_to_who_waits_for_it(notes, maker):
     order = Order(
-        str(notes.folder / "made"), notes.where, "solewriter-nobody", STATE, (64 * KIB, 64 * KIB), os.getpid()
+        bytes(notes.folder / "made"), notes.where, "solewriter-nobody", STATE, (64 * KIB, 64 * KIB), os.getpid()
     )
     with pytest.raises(OSError, match=r"FileNotFoundError: .*solewriter-nobody"):
         maker(order)

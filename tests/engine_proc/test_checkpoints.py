@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
+from pathlib import Path
 
 import msgspec
 import pytest
@@ -39,7 +40,7 @@ class AtOnce(Executor):
 
 def make(order, entry, time_us=0):
     """An empty checkpoint behind an entry."""
-    writer = CheckpointWriter(order.path, STATE)
+    writer = CheckpointWriter(Path(os.fsdecode(order.path)), STATE)
     name = writer.finish(entry, Directory(entry, time_us, [], [], [], 0, 0, [], bytes(16)))
     writer.close()
     return Made(entry, name.crc, 100, entry, time_us)
@@ -68,7 +69,7 @@ def held(tmp_path, journal):
     def start(make=make, still_owner=lambda: None):
         log = []
         made = Checkpoints(
-            tmp_path, Order("", "", "", STATE, (0, 0), 0), lambda order: make(order, journal.tail.number), AtOnce(),
+            tmp_path, Order(b"", "", "", STATE, (0, 0), 0), lambda order: make(order, journal.tail.number), AtOnce(),
             journal, LIMITS, AtOnce(), lambda name: pytest.fail("not asked for"), log.append, still_owner,
         )  # fmt: skip
         return made, log

@@ -242,7 +242,7 @@ def test_a_checkpoint_of_a_pin_that_outlived_the_tables_has_every_key_once(state
             churn()
         for number, (snap, expected) in enumerate(held):
             writer = CheckpointWriter(tmp_path / str(number), b"s" * 16)
-            order = Order("", "", "", b"", (limits.heap_segment_bytes_first, limits.heap_segment_bytes_max), 0)
+            order = Order(b"", "", "", b"", (limits.heap_segment_bytes_first, limits.heap_segment_bytes_max), 0)
             writer.finish(1, _written(writer, snap.pin, order, 0, lambda: True))
             writer.close()
             with Checkpoint(tmp_path / str(number)) as made:
@@ -399,7 +399,7 @@ def test_a_checkpoint_for_an_engine_that_is_gone_is_not_made(state, start_engine
         client.create(Task(title="x"))
     where, path = StateFolder(state).whereabouts(), tmp_path / "checkpoint.tmp"
     for engine, gone in ((where.pid, True), (os.getpid(), False)):
-        order = Order(str(path), where.memory_dir, where.prefix, b"s" * 16, (64 * KIB, 64 * KIB), engine)
+        order = Order(bytes(path), where.memory_dir, where.prefix, b"s" * 16, (64 * KIB, 64 * KIB), engine)
         asked = msgspec.msgpack.encode(order)
         made = subprocess.run(
             [sys.executable, "-m", "solewriter.engine_proc.maker"], input=struct.pack("<I", len(asked)) + asked,
@@ -412,7 +412,7 @@ def test_a_checkpoint_for_an_engine_that_is_gone_is_not_made(state, start_engine
 
 def test_a_maker_that_meets_an_error_of_its_own_says_it_and_ends(tmp_path):
     """Its engine starts another one, and the log has the traceback."""
-    asked = msgspec.msgpack.encode(Order(str(tmp_path / "one"), "\0", "nobody", b"s" * 16, (64 * KIB, 64 * KIB), 1))
+    asked = msgspec.msgpack.encode(Order(bytes(tmp_path / "one"), "\0", "nobody", b"s" * 16, (64 * KIB, 64 * KIB), 1))
     ended = subprocess.run(
         [sys.executable, "-m", "solewriter.engine_proc.maker"], input=struct.pack("<I", len(asked)) + asked,
         capture_output=True, check=False,
@@ -423,7 +423,7 @@ def test_a_maker_that_meets_an_error_of_its_own_says_it_and_ends(tmp_path):
 
 def test_a_maker_whose_engine_went_meanwhile_ends_without_a_word(tmp_path):
     """An engine that is killed is no news to anybody but its owner."""
-    order = Order(str(tmp_path / "checkpoint.tmp"), str(tmp_path), "nobody", b"s" * 16, (64 * KIB, 64 * KIB), 1)
+    order = Order(bytes(tmp_path / "checkpoint.tmp"), str(tmp_path), "nobody", b"s" * 16, (64 * KIB, 64 * KIB), 1)
     asked = msgspec.msgpack.encode(order)
     maker = subprocess.Popen(
         [sys.executable, "-m", "solewriter.engine_proc.maker"],

@@ -16,7 +16,9 @@ import threading
 import time
 import warnings
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
+import msgspec
 import pytest
 
 from solewriter import (
@@ -26,6 +28,7 @@ from solewriter import (
     Fenced,
     Increment,
     Limits,
+    Locked,
     OutcomeUnknown,
     Task,
     TaskStatus,
@@ -580,6 +583,25 @@ def test_a_state_folder_with_a_very_long_path_works(tmp_path, start_engine):
     start_engine(state)
     with connect(state) as client:
         assert client.create(Task(title="x")).version == 1
+
+
+NAMES = {"spaces": b"a b", "lines": "\u00e4\n".encode(), "no UTF-8": b"caf\xe9", "patterns": b"x[1]*?{a}%s"}
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_state_folder_may_have_any_name(tmp_path, start_engine, monkeypatch, wait_until, limits, name):
+    """So may any folder that the owner imports from."""
+    folder = Path(os.fsdecode(os.fsencode(tmp_path) + b"/" + NAMES[name]))
+    state = folder / "state"
+    monkeypatch.syspath_prepend(folder)
+    engine = start_engine(state, limits=msgspec.structs.replace(limits, checkpoint_after_bytes=1))
+    with connect(state) as client:
+        task = client.create(Task(title="x"))
+        wait_until(lambda: list(state.glob("checkpoint-*0*")), 20, "a checkpoint")
+        os.kill(engine.pid, signal.SIGKILL)
+        assert client.update(task, title="y").version == 2
+    with pytest.raises(Locked, match="is owned by pid"):
+        start_engine(state)
 
 
 COUNTS = [pytest.param(20_000, marks=pytest.mark.heavy), pytest.param(100_000, marks=pytest.mark.long)]
