@@ -18,6 +18,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Literal, Self
 
+import msgspec
+
 from solewriter.engine_proc.launch import Child, pickled
 from solewriter.engine_proc.orders import Orders
 from solewriter.engine_proc.pulse import Pulse
@@ -62,7 +64,8 @@ class Engine:
         if durability not in DURABILITIES:
             raise ValueError(f"durability is one of {', '.join(DURABILITIES)}, not {durability!r}")
         self.folder = StateFolder(state)
-        self.limits = limits
+        # Readers look for it from elsewhere, and so does the next process, where the owner has gone to another folder.
+        self.limits = msgspec.structs.replace(limits, memory_dir=os.path.abspath(limits.memory_dir))
         self.durability = durability
         self.detach = detach
         self.replace_hung = replace_hung

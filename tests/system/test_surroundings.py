@@ -86,6 +86,22 @@ def test_a_folder_that_nobody_may_enter_loses_nothing(state, start_engine, wait_
         assert reader.get(Task, "t") == task
 
 
+def test_a_memory_folder_with_a_relative_name_is_the_same_for_everybody(state, start_engine, tmp_path, monkeypatch):
+    """For readers elsewhere, and for the next engine of an owner that went to another folder."""
+    for name in ("memory", "elsewhere"):
+        (tmp_path / name).mkdir()
+    monkeypatch.chdir(tmp_path)
+    engine = start_engine(state, limits=Limits(memory_dir="memory"))
+    monkeypatch.chdir("elsewhere")
+    with connect(state) as client:
+        task = client.create(Task(title="x"))
+        os.kill(engine.pid, signal.SIGKILL)
+        with open_reader(state) as reader:
+            assert client.update(task, title="y") == reader.get(Task, task.id)
+    engine.stop()
+    assert os.listdir(tmp_path / "memory") == []
+
+
 def test_journal_files_deleted_under_a_running_engine_are_missed_at_the_next_start(state, start_engine):
     engine = start_engine(state)
     with connect(state) as client:
