@@ -111,6 +111,54 @@ class Limits(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     recent_bytes: int = 2 * MIB  # of journal that a start puts back record by record, so that watches go on in memory;
     # of what is older, only the newest records
 
+    def __post_init__(self) -> None:
+        """Raises TypeError, ValueError, where a bound is none: an engine with such a one would serve nobody, or die of
+        it in the middle of something.
+        """
+        for name, kind in Limits.__annotations__.items():
+            value = getattr(self, name)
+            if kind == "str":
+                _check_folder(name, value)
+            else:
+                _check_number(name, kind, value)
+
+
+def _check_number(name: str, kind: str, value: object) -> None:
+    if isinstance(value, bool) or not isinstance(value, int if kind == "int" else (int, float)):
+        raise TypeError(f"{name} is {'a whole number' if kind == 'int' else 'a number'}, not {value!r}")
+    if not value >= 0:  # nor nan
+        raise ValueError(f"{name} must not be below 0, and is {value}")
+    if value == 0 and name in _ABOVE_ZERO:
+        raise ValueError(f"{name} must be more than 0")
+    if kind == "float" and value > SECONDS_MAX and name not in _ENDLESS:
+        raise ValueError(f"{name} must be finite, {SECONDS_MAX:g} at most, and is {value}")
+
+
+def _check_folder(name: str, value: object) -> None:
+    if not isinstance(value, str):
+        raise TypeError(f"{name} is the name of a folder, as a str, not {value!r}")
+    try:
+        named = bool(value) and b"\0" not in value.encode()
+    except UnicodeEncodeError:  # JSON tells it to readers
+        named = False
+    if not named:
+        raise ValueError(f"{name} is the name of a folder, in UTF-8, not {value!r}")
+
+
+SECONDS_MAX = 1e9  # 31 years: timers take so much
+_ABOVE_ZERO = frozenset(  # of the others 0 means: none of it, at once, or not at all
+    (
+        "frame_bytes_max", "frame_nodes_max", "frame_depth_max", "request_mutations_max", "entity_bytes_max",
+        "window_max", "window_bytes_max", "batch_max", "turn_bytes_max", "turn_max_s", "lane_read_bytes",
+        "sessions_max", "handshake_timeout_s", "start_timeout_s", "heartbeat_s", "hang_timeout_s",
+        "engine_headroom_bytes", "heap_segment_bytes_first", "heap_segment_bytes_max", "wait_backstop_s",
+        "journal_file_bytes",
+    )
+)  # fmt: skip
+_ENDLESS = frozenset(  # patience and times to look back on: no timer is set to them
+    ("busy_above_s", "connect_timeout_s", "request_timeout_s", "hang_timeout_s", "restart_window_s",
+     "snapshot_age_max_s")
+)  # fmt: skip
 
 DEFAULT_LIMITS = Limits()
 
