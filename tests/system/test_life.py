@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import importlib
 import os
 import resource
 import signal
@@ -634,6 +635,41 @@ def descriptors() -> list[str]:
         except OSError:
             pass  # of the listing itself
     return sorted(path for path in found if not path.startswith("/dev/shm/"))
+
+
+def test_an_owners_path_may_have_entries_that_are_no_text(state, start_engine, tmp_path, monkeypatch):
+    """Of those that Python ignores, a Path say, nothing is made; from the others models are imported."""
+    folder = os.path.join(tmp_path, os.fsdecode(b"m\xff"))
+    os.mkdir(folder)
+    Path(folder, "models_in_no_text.py").write_text("from solewriter import Entity\nclass Note(Entity): text: str\n")
+    monkeypatch.setattr(sys, "path", [tmp_path, b"/", *sys.path, folder])
+    note = importlib.import_module("models_in_no_text").Note
+    start_engine(state, models=[note])
+    with connect(state) as client:
+        assert client.create(note(text="x")).version == 1
+
+
+OWNER_WITHOUT_STANDARD_DESCRIPTORS = """
+import os, sys
+for fd in map(int, sys.argv[3].split()):
+    os.close(fd)
+from solewriter import Engine
+with Engine(sys.argv[1], durability="process") as engine:
+    links = [os.readlink(f"/proc/{engine.pid}/fd/{fd}") for fd in range(3)]
+with open(sys.argv[2], "w") as file:
+    file.write(" ".join(links))
+"""
+
+
+@pytest.mark.parametrize("closed", ["1", "2", "0 1 2"])
+def test_an_engine_has_standard_descriptors_though_its_owner_closed_its_own(state, tmp_path, closed):
+    """Else what a model prints would go down the pipe to the owner, or into whatever was opened first."""
+    told = tmp_path / "told"
+    subprocess.run(
+        [sys.executable, "-P", "-c", OWNER_WITHOUT_STANDARD_DESCRIPTORS, str(state), str(told), closed],
+        stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, timeout=60, check=True,
+    )  # fmt: skip
+    assert told.read_text().split() == ["/dev/null"] * 3
 
 
 def test_a_failed_start_leaves_no_descriptor(state, start_engine):
