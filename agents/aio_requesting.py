@@ -121,17 +121,19 @@ class AioRequests:
 
         `timeout_s` is the patience for each reply; then OutcomeUnknown is raised. `deadline_s` is each request's own,
         from the moment when it is taken from `mutations`. The window is filled before the first reply is yielded:
-        `window=1` is for a source that is slow, or that waits for replies itself.
+        `window=1` is for a source that is slow, or that waits for replies itself. What `mutations` raises is raised
+        behind the replies to all that it gave before.
         """
         waiting: deque[Pending | Refused] = deque()
         source = aiter(mutations) if isinstance(mutations, AsyncIterable) else iter(mutations)
         window, batch = pipeline(window, self._session.window)
         patience_s = self._patience_s(timeout_s)
         exhausted = False
+        failure: Exception | None = None
         try:
             while waiting or not exhausted:
                 while not exhausted and len(waiting) + batch <= window:
-                    taken = await _some(source, batch)
+                    taken, failure = await _some(source, batch)
                     exhausted = len(taken) < batch
                     waiting.extend(await self._sent(taken, time.monotonic() + patience_s, deadline_us(deadline_s)))
                 if waiting:
@@ -139,6 +141,8 @@ class AioRequests:
         except asyncio.CancelledError as cancelled:
             name_request(cancelled, waiting)
             raise
+        if failure is not None:
+            raise failure
 
     async def _sent(
         self, asked: list[Mutation | Sequence[Mutation]], deadline: float, due_us: int | None
@@ -243,13 +247,17 @@ class AioRequests:
         await self.close()
 
 
-async def _some(source: Iterator[T] | AsyncIterator[T], count: int) -> list[T]:
-    """The next ones of a source; fewer only at its end."""
-    if isinstance(source, Iterator):
-        return list(islice(source, count))
+async def _some(source: Iterator[T] | AsyncIterator[T], count: int) -> tuple[list[T], Exception | None]:
+    """The next ones of a source; fewer only at its end, and why it ended if it raised."""
     taken: list[T] = []
-    async for mutation in source:
-        taken.append(mutation)
-        if len(taken) == count:
-            break
-    return taken
+    try:
+        if isinstance(source, Iterator):
+            taken.extend(islice(source, count))
+        else:
+            async for mutation in source:
+                taken.append(mutation)
+                if len(taken) == count:
+                    break
+    except Exception as error:
+        return taken, error
+    return taken, None

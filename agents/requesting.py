@@ -28,6 +28,7 @@ from solewriter.shared.mutations import GuardMutation, Mutation, Reply
 from solewriter.shared.registry import Registry
 
 E = TypeVar("E", bound=Entity)
+T = TypeVar("T")
 
 
 class Requests:
@@ -114,19 +115,23 @@ class Requests:
         `window` of them in flight; replies in order, refusals as values.
 
         `timeout_s` is the patience for each reply; then OutcomeUnknown is raised. `deadline_s` is each request's own,
-        from the moment when it is taken from `mutations`.
+        from the moment when it is taken from `mutations`. What `mutations` raises is raised behind the replies to all
+        that it gave before.
         """
         waiting: deque[Pending | Refused] = deque()
         source = iter(mutations)
         window, batch = pipeline(window, self._session.window)
         exhausted = False
+        failure: Exception | None = None
         while waiting or not exhausted:
             while not exhausted and len(waiting) + batch <= window:
-                taken = list(islice(source, batch))
+                taken, failure = _some(source, batch)
                 exhausted = len(taken) < batch
                 self._send_batch(taken, waiting, self._patience(timeout_s), deadline_us(deadline_s))
             if waiting:
                 yield self._told(waiting.popleft(), self._patience(timeout_s))
+        if failure is not None:
+            raise failure
 
     def _send_batch(
         self,
@@ -193,3 +198,13 @@ class Requests:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
+
+
+def _some(source: Iterator[T], count: int) -> tuple[list[T], Exception | None]:
+    """The next ones of a source; fewer only at its end, and why it ended if it raised."""
+    taken: list[T] = []
+    try:
+        taken.extend(islice(source, count))
+    except Exception as error:
+        return taken, error
+    return taken, None

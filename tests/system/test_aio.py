@@ -330,6 +330,38 @@ def test_many_are_pipelined_in_order_with_refusals_as_values(engine, run, source
 
 
 @pytest.mark.usefixtures("shared_engine")
+@pytest.mark.parametrize("source", ["sync", "async", "blocking"])
+def test_a_source_that_raises_ends_the_pipeline_behind_the_replies_to_what_it_gave(engine, run, source):
+    """Wherever in a frame that is: all that it gave is sent, and what became of it is told."""
+    given = [Create(Task(title="x", id=f"{source}-{number}")) for number in range(75)]
+
+    def failing():
+        yield from given
+        raise LookupError("the source is broken")
+
+    async def failing_too():
+        for mutation in given:
+            yield mutation
+        raise LookupError("the source is broken")
+
+    told: list[str] = []
+
+    async def main():
+        async with aio.connect(engine.state) as client:
+            async for reply in client.submit_many(failing() if source == "sync" else failing_too()):
+                assert reply.applied
+                told.append(reply.entity.id)
+
+    def blocking():
+        with connect(engine.state) as client:
+            told.extend(reply.entity.id for reply in client.submit_many(failing()))
+
+    with pytest.raises(LookupError, match="the source is broken"):
+        blocking() if source == "blocking" else run(main())
+    assert told == [mutation.entity.id for mutation in given]
+
+
+@pytest.mark.usefixtures("shared_engine")
 def test_what_is_too_much_for_one_frame_goes_in_several(engine, run):
     """And what is too large by itself is refused in its place."""
 
