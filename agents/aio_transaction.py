@@ -24,6 +24,7 @@ class AioTransaction(Gathering):
         self._deadline_s = deadline_s
 
     async def __aenter__(self) -> Self:
+        self._begin()
         return self
 
     async def __aexit__(

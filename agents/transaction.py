@@ -51,7 +51,7 @@ class Gathering:
         self._check = check
         self._mutations: list[Mutation] = []
         self._guards: list[GuardMutation] = []
-        self._ended = False
+        self._begun = self._ended = False
         self._reply: Reply | None = None
 
     # --- verbs -------------------------------------------------------------------------------------------------------
@@ -163,6 +163,12 @@ class Gathering:
         if self._ended:
             raise SolewriterError("the `with` of this transaction has ended: begin another one")
 
+    def _begin(self) -> None:
+        """The `with` begins. Raises SolewriterError for a second one, at whose end all of it would be sent again."""
+        if self._begun:
+            raise SolewriterError("this transaction has its `with` already: begin another one")
+        self._begun = True
+
     def _end(self, error: BaseException | None) -> bool:
         """The `with` ends, with or without an exception inside: whether there is anything to send."""
         self._ended = True
@@ -211,6 +217,7 @@ class Transaction(Gathering):
         self._deadline_s = deadline_s
 
     def __enter__(self) -> Self:
+        self._begin()
         return self
 
     def __exit__(

@@ -279,6 +279,11 @@ def test_a_transaction_is_all_or_nothing_and_one_that_raises_inside_sends_nothin
                 pass
             with pytest.raises(SolewriterError, match="not sent"):
                 tx.revision  # noqa: B018  # it is the property that raises
+            with pytest.raises(SolewriterError, match="already"):
+                async with client.transaction() as tx:
+                    tx.update(Task.ref("n"), title="never")
+                    async with tx:
+                        pass
             assert client._session._next_frame == 3, "what raised inside was sent"
             assert [(await client.get(Task, id)).title for id in ("t", "n")] == ["y", "new"]
 

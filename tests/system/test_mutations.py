@@ -17,6 +17,7 @@ from solewriter import (
     Entity,
     FrozenMap,
     GuardFailed,
+    Increment,
     InvalidMutation,
     InvalidTransition,
     Lifecycle,
@@ -25,6 +26,7 @@ from solewriter import (
     Project,
     ProjectStatus,
     RequestTooLarge,
+    SolewriterError,
     Task,
     TaskPriority,
     TaskStatus,
@@ -34,6 +36,7 @@ from solewriter import (
     connect,
     open_reader,
 )
+from solewriter.agents.transaction import Transaction
 from solewriter.shared.config import KIB
 
 
@@ -240,6 +243,25 @@ def test_an_exception_inside_a_transaction_sends_nothing(client, reader):
         tx.create(Task(title="x"))
         raise ZeroDivisionError
     assert reader.revision == revision
+
+
+@pytest.mark.usefixtures("shared_engine")
+def test_a_transaction_is_sent_once_whatever_with_it_stands_in(client):
+    task = client.create(Task(title="x"))
+
+    def also(tx: Transaction) -> None:
+        with tx:
+            tx.alter(task, cost=Increment(1.0))
+
+    with pytest.raises(SolewriterError, match="already"), client.transaction() as tx:
+        tx.alter(task, cost=Increment(1.0))
+        also(tx)
+    assert client.get(Task, task.id).cost == 0.0
+    with client.transaction() as tx:
+        tx.alter(task, cost=Increment(1.0))
+    with pytest.raises(SolewriterError, match="already"):
+        also(tx)
+    assert client.get(Task, task.id).cost == tx.result(task).cost == 1.0
 
 
 @pytest.mark.usefixtures("shared_engine")
