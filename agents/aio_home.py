@@ -22,17 +22,17 @@ class Home:
         """Whether this is a forked child of the process where it was made."""
         return os.getpid() != self._pid
 
+    @property
+    def is_here(self) -> bool:
+        """Whether this is that loop, in that process."""
+        try:
+            return not self.inherited and asyncio.get_running_loop() is self.loop
+        except RuntimeError:
+            return False  # no loop at all
+
     def check(self) -> None:
         """Raises EngineUnavailable, which is final, anywhere else."""
-        if self.inherited:
-            raise EngineUnavailable(
-                f"this {self._what} belongs to the parent process: {self._opener}() again in the child", final=True
-            )
-        try:
-            running = asyncio.get_running_loop()
-        except RuntimeError:
-            running = None
-        if running is not self.loop:
-            raise EngineUnavailable(
-                f"this {self._what} belongs to another event loop: {self._opener}() again in this one", final=True
-            )
+        if self.is_here:
+            return
+        whose, where = ("the parent process", "the child") if self.inherited else ("another event loop", "this one")
+        raise EngineUnavailable(f"this {self._what} belongs to {whose}: {self._opener}() again in {where}", final=True)

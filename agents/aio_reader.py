@@ -123,6 +123,11 @@ class AioReader:
         self._home = Home("reader", "aio.open_reader")
         self._sleeper = Sleeper(self._home.loop, limits.wait_backstop_s)
 
+    @property
+    def is_here(self) -> bool:
+        """Whether this is the loop in which it was made, in that process."""
+        return self._home.is_here
+
     async def snapshot(self) -> Snapshot:
         """The newest published revision, held: `with await reader.snapshot() as snap`."""
         self._home.check()

@@ -27,7 +27,7 @@ from solewriter.agents.deadline import deadline_us
 from solewriter.agents.session import AgentSession, Pending, pipeline
 from solewriter.agents.tokens import Tokens
 from solewriter.shared import wireform
-from solewriter.shared.config import DEFAULT_LIMITS, Limits
+from solewriter.shared.config import DEFAULT_LIMITS, GIVE_BACK_S, Limits
 from solewriter.shared.errors import OutcomeUnknown, Refused, RequestTooLarge
 from solewriter.shared.folder import StateFolder
 from solewriter.shared.models import Entity
@@ -231,12 +231,23 @@ class AioRequests:
 
     async def close(self) -> None:
         """Let the lane and the memory go. Requests that were not answered may or may not be applied."""
-        for giving_up in self._giving_up:
-            giving_up.cancel()
         try:
-            await self._exchange.close()
+            await self._give_back_first()
         finally:
-            await self.reader.close()
+            try:
+                await self._exchange.close()
+            finally:
+                await self.reader.close()
+
+    async def _give_back_first(self) -> None:
+        """What cancelled claims brought: left behind, it would be nobody's work until this session's time is over."""
+        if not self._giving_up or not self.reader.is_here:
+            return
+        try:
+            await asyncio.wait(self._giving_up, timeout=GIVE_BACK_S)
+        finally:
+            for giving_up in self._giving_up:
+                giving_up.cancel()
 
     async def __aenter__(self) -> Self:
         return self

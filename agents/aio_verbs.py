@@ -99,27 +99,27 @@ class AioVerbs(AioRequests):
             reply = await self.submit(claim, request_id=request_id, timeout_s=patience_s)
         except asyncio.CancelledError as cancelled:
             if isinstance(cancelled.__cause__, OutcomeUnknown):
-                self._give_up(cancelled.__cause__.request_id)
+                self._give_up(kind, cancelled.__cause__.request_id)
             raise
         try:
             return await self._entities(reply)
         except asyncio.CancelledError:  # while memory was handed over
-            self._give_up(reply.request_id)
+            self._give_up(kind, reply.request_id)
             raise
 
-    def _give_up(self, request_id: str) -> None:
+    def _give_up(self, kind: type[Task], request_id: str) -> None:
         """Nobody waits for a claim any more: what it brings, or brought, is given back."""
-        giving_up = asyncio.get_running_loop().create_task(self._give_back(request_id))
+        giving_up = asyncio.get_running_loop().create_task(self._give_back(kind, request_id))
         self._giving_up.add(giving_up)
         giving_up.add_done_callback(self._giving_up.discard)
 
-    async def _give_back(self, request_id: str) -> None:
+    async def _give_back(self, kind: type[Task], request_id: str) -> None:
         try:
             outcome = await self.outcome(request_id)  # one that waits is answered by the question
             if isinstance(outcome, Applied):
-                for task in await self._entities(outcome.reply):
-                    self.hold(task)
-                    await self.release(task, reason="its claim was cancelled")
+                for result in outcome.reply.results:
+                    self._tokens.granted(result.kind, result.id, result.version)
+                    await self.submit(Release(kind.ref(result.id), "its claim was cancelled"))  # or it was lost already
         except SolewriterError:
             pass  # the engine is gone, or this client: then what it holds is taken away
 

@@ -36,7 +36,11 @@ class Tokens:
 
     def hold(self, task: Task) -> None:
         """From now on write to this task under the claim that it shows: of another client, or of this one's past."""
-        self._hold((task.kind_name, task.id), task.claim)
+        self.granted(task.kind_name, task.id, task.claim)
+
+    def granted(self, kind: str, id: str, token: int) -> None:
+        """The same of a task that was not read."""
+        self._hold((kind, id), token)
 
     def _hold(self, key: Key, token: int) -> None:
         with self._changing:

@@ -230,7 +230,8 @@ VIEWS_MAX = 16  # of a kind: different sets of columns that claimers ask for, ea
 RECENT_MAX = 1_024  # tasks of a kind that became ready last: who waits and looked before them all just looks again
 LINE_VALUES_MAX = 64  # combinations of values that a claim asks for: of more it looks at whatever becomes ready, as one
 # does that asks for an order
-GIVE_BACK_S = 0.5  # for giving back what an interrupted claim was granted: whoever presses Ctrl-C wants to go
+GIVE_BACK_S = 0.5  # for giving back what an interrupted claim was granted: whoever presses Ctrl-C, or closes a client,
+# wants to go
 HELD_MAX = 65_536  # tasks of which a client remembers that it claimed them, 10 MB: of more, writes to the oldest are
 # refused as anybody else's
 ASKED_MAX = 1_024  # claims and the like of a client whose answers may still come; of older ones nobody reads them

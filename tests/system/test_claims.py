@@ -1081,6 +1081,48 @@ def test_a_coroutine_that_is_cancelled_leaves_no_claim_behind(engine, client, li
     asyncio.run(story())
 
 
+def test_of_a_cancelled_claim_one_task_that_was_lost_keeps_no_other_from_being_given_back(engine, client, limits):
+    make(client, *(task(id) for id in "abc"))
+
+    async def story() -> None:
+        async with aio.connect(engine.state, name="me", limits=limits) as agent:
+            hasty = asyncio.create_task(agent.claim_many(Task, 3))
+            while not agent._session.in_flight:
+                await asyncio.sleep(0)
+            client.reader.wait_until(Task, "c", lambda one: one.status is TaskStatus.IN_PROGRESS, 20)
+            client.cancel(Task.ref("a"))  # which is the first to be given back
+            hasty.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await hasty
+            while agent._giving_up:
+                await asyncio.sleep(0)
+            assert agent.holds(Task, "b") is agent.holds(Task, "c") is None
+        assert [one.id for one in client.claim_many(Task, 3)] == ["b", "c"]
+
+    asyncio.run(story())
+
+
+def test_a_cancelled_coroutine_that_closes_its_client_leaves_no_claim_behind(engine, client, limits):
+    make(client, task("a"))
+
+    async def agent(connected: asyncio.Event) -> None:
+        async with aio.connect(engine.state, name="me", limits=limits) as mine:
+            connected.set()
+            await mine.claim(Task, timeout_s=20)
+
+    async def story() -> None:
+        connected = asyncio.Event()
+        hasty = asyncio.create_task(agent(connected))
+        await connected.wait()
+        client.reader.wait_until(Task, "a", lambda one: one.status is TaskStatus.IN_PROGRESS, 20)
+        hasty.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await hasty
+
+    asyncio.run(story())
+    assert client.claim(Task).attempts == 1, "that it was granted does not count"
+
+
 def test_ctrl_c_leaves_no_claim_behind(engine, client, limits, wait_until):
     """While it waits in the engine, and when it was granted and its answer is on its way."""
     with connect(engine.state, name="me", limits=limits) as agent:
