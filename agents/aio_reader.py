@@ -128,6 +128,10 @@ class AioReader:
         """Whether this is the loop in which it was made, in that process."""
         return self._home.is_here
 
+    def check(self) -> None:
+        """Raises EngineUnavailable anywhere else."""
+        self._home.check()
+
     async def snapshot(self) -> Snapshot:
         """The newest published revision, held: `with await reader.snapshot() as snap`."""
         self._home.check()

@@ -49,9 +49,12 @@ class AioWatch:
 
     async def __anext__(self) -> Change | Resync:
         """Raises InvalidQuery, Compacted, EngineUnavailable as a `Watch` does."""
-        memory, loop = self._reader.memory, asyncio.get_running_loop()
+        memory, watch = self._reader.memory, self._watch
+        if watch is not None and (change := watch.taken()) is not None:
+            return change
+        self._reader.check()
+        loop = asyncio.get_running_loop()
         deadline = None if self._timeout_s is None else loop.time() + self._timeout_s
-        watch = self._watch
         if watch is None:
             watch = self._watch = await memory.looked(self._made)
         while (change := watch.taken()) is None:

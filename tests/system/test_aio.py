@@ -47,6 +47,7 @@ from solewriter import (
     open_reader,
 )
 from solewriter.agents import aio_exchange
+from solewriter.agents.aio_watch import AioWatch
 from solewriter.agents.requesting import Requests
 from solewriter.agents.verbs import Verbs
 from solewriter.shared import handshake
@@ -1204,7 +1205,10 @@ def test_closed_in_a_reconnect_nothing_is_left(engine, run):
 
 def test_another_loop_is_told_and_harms_nothing(engine, loop_factory):
     async def opened():
-        return await aio.connect(engine.state), await aio.open_reader(engine.state)
+        reader = await aio.open_reader(engine.state)
+        fresh, begun = reader.watch(), reader.watch(timeout_s=0)
+        assert [change async for change in begun] == []
+        return await aio.connect(engine.state), reader, fresh, begun
 
     async def elsewhere():
         for call in (
@@ -1215,6 +1219,8 @@ def test_another_loop_is_told_and_harms_nothing(engine, loop_factory):
             client.close(),
             reader.snapshot(),
             reader.wait_for(100),
+            anext(fresh),
+            anext(begun),
             reader.close(),
         ):
             with pytest.raises(EngineUnavailable, match="another event loop") as wrong:
@@ -1224,11 +1230,12 @@ def test_another_loop_is_told_and_harms_nothing(engine, loop_factory):
     async def used():
         assert (await client.create(Task(title="x", id="t"))).version == 1
         assert await reader.get(Task, "t") is not None
+        assert (await anext(fresh)).id == (await anext(begun)).id == "t"
         await client.close()
         await reader.close()
 
     with asyncio.Runner(loop_factory=loop_factory) as first, asyncio.Runner(loop_factory=loop_factory) as second:
-        client, reader = first.run(opened())
+        client, reader, fresh, begun = first.run(opened())
         second.run(elsewhere())
         first.run(used())
 
@@ -1253,11 +1260,13 @@ def test_a_forked_child_neither_uses_nor_holds_its_parents_lane(engine, run):
         async with aio.connect(engine.state) as client:
             await client.create(Task(title="x"))
             lane = client._exchange._lane
+            watch = client.reader.watch(timeout_s=0)
+            assert [change async for change in watch] == []
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore", DeprecationWarning)  # the pytest process has threads; the child exits
                 child = os.fork()
             if child == 0:
-                os._exit(in_the_child(client, (lane.requests, lane.replies)))
+                os._exit(in_the_child(client, watch, (lane.requests, lane.replies)))
             assert os.waitpid(child, 0)[1] == 0
             assert (await client.create(Task(title="y"))).version == 1
             os.kill(engine.pid, signal.SIGKILL)
@@ -1266,9 +1275,14 @@ def test_a_forked_child_neither_uses_nor_holds_its_parents_lane(engine, run):
     run(main())
 
 
-def in_the_child(client: aio.AioClient, fds: tuple[int, int]) -> int:
+def in_the_child(client: aio.AioClient, watch: AioWatch, fds: tuple[int, int]) -> int:
     """0 if everything says that it is the parent's, and nothing of the lane is open."""
-    for call in (client.create(Task(title="never")), client.get(Task, "t"), client.reader.wait_for(9)):
+    for call in (
+        client.create(Task(title="never")),
+        client.get(Task, "t"),
+        client.reader.wait_for(9),
+        watch.__anext__(),
+    ):
         try:
             call.send(None)
             return 1
