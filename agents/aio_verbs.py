@@ -196,6 +196,6 @@ class AioVerbs(AioRequests):
             if task is not None:
                 yield task
             else:
-                with await self.reader.snapshot() as snap:
-                    if not is_anything_left(snap, kind, wanted):
+                with await self.reader.snapshot() as snap:  # may be of very many tasks: the loop has others to serve
+                    if not await asyncio.to_thread(is_anything_left, snap, kind, wanted):
                         return

@@ -14,7 +14,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import msgspec
 import pytest
@@ -1050,6 +1050,30 @@ def test_coroutines_do_the_same(engine, client, limits):
             return [(await agent.complete(one)).id async for one in agent.work(Task)]
 
     assert sorted(asyncio.run(story())) == ["1", "2", "3", "4", "5"]
+
+
+class Noting(tuple):
+    """Values to look for, which note in which threads that is done."""
+
+    seen: ClassVar[set[int]] = set()
+
+    def __iter__(self):
+        self.seen.add(threading.get_ident())
+        return super().__iter__()
+
+
+def test_a_coroutine_looks_beside_its_loop_whether_any_work_is_left(engine, client, limits):
+    """All that wait may be looked at for it, one by one."""
+    make(client, task("other", project="o"))
+    client.fail(client.claim(Task), final=True)
+    make(client, task("never", project="p", dependencies=("other",)))
+
+    async def story() -> list[str]:
+        async with aio.connect(engine.state, name="me", limits=limits) as agent:
+            return [one.id async for one in agent.work(Task, where={"project": Noting(("p", "q"))})]
+
+    assert asyncio.run(story()) == []
+    assert Noting.seen - {threading.get_ident()}
 
 
 def test_a_coroutine_that_is_cancelled_leaves_no_claim_behind(engine, client, limits):
