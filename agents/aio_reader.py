@@ -11,6 +11,7 @@ import os
 import threading
 import time
 from collections.abc import AsyncIterator, Callable
+from concurrent.futures import ThreadPoolExecutor
 from itertools import islice
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self, TypeVar, overload
@@ -20,7 +21,7 @@ from solewriter.agents.aio_opening import Opening
 from solewriter.agents.aio_sleeper import Sleeper
 from solewriter.agents.reader import Reader
 from solewriter.agents.snapshot import Plain, Snapshot
-from solewriter.shared.config import ATTACH_RETRY_S, DEFAULT_LIMITS, WATCH_BATCH, Limits
+from solewriter.shared.config import ATTACH_RETRY_S, DEFAULT_LIMITS, LOOKING_THREADS, WATCH_BATCH, Limits
 from solewriter.shared.errors import Compacted, EngineUnavailable
 from solewriter.shared.memory.root import RootReader
 from solewriter.shared.memory.view import View
@@ -122,6 +123,7 @@ class AioReader:
         self.limits = limits
         self._home = Home("reader", "aio.open_reader")
         self._sleeper = Sleeper(self._home.loop, limits.wait_backstop_s)
+        self._threads: ThreadPoolExecutor | None = None
 
     @property
     def is_here(self) -> bool:
@@ -257,7 +259,13 @@ class AioReader:
         """What may read the journal is done in a thread, once the memory is mapped."""
         self._home.check()
         await self.memory.looked(self.memory.view)
-        return await asyncio.to_thread(work)
+        return await self.beside(work)
+
+    def beside(self, work: Callable[[], T]) -> asyncio.Future[T]:
+        """Done in a thread of this reader's own: the loop's may be full of who waits for what this brings."""
+        if self._threads is None:
+            self._threads = ThreadPoolExecutor(LOOKING_THREADS, "solewriter-looks")
+        return self._home.loop.run_in_executor(self._threads, work)
 
     # --- the end -----------------------------------------------------------------------------------------------------
 
@@ -266,6 +274,8 @@ class AioReader:
         if not self._home.inherited and not self._home.loop.is_closed():
             self._home.check()
             self._sleeper.close()
+        if self._threads is not None and not self._home.inherited:
+            self._threads.shutdown(wait=False)
         self.memory.close()
 
     async def __aenter__(self) -> Self:

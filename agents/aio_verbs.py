@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Mapping
+from functools import partial
 from typing import Any, TypeVar
 
 from solewriter.agents.aio_requesting import AioRequests
@@ -197,5 +198,5 @@ class AioVerbs(AioRequests):
                 yield task
             else:
                 with await self.reader.snapshot() as snap:  # may be of very many tasks: the loop has others to serve
-                    if not await asyncio.to_thread(is_anything_left, snap, kind, wanted):
+                    if not await self.reader.beside(partial(is_anything_left, snap, kind, wanted)):
                         return

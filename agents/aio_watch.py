@@ -70,7 +70,7 @@ class AioWatch:
 
     async def _look(self, watch: Watch) -> bool:
         if self._looking is None:
-            self._looking = asyncio.get_running_loop().run_in_executor(None, watch.take)
+            self._looking = self._reader.beside(watch.take)
         try:
             return await asyncio.shield(self._looking)
         finally:

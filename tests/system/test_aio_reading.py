@@ -6,6 +6,7 @@ import asyncio
 import os
 import signal
 import threading
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import uvloop
@@ -78,6 +79,26 @@ def test_many_watches_wait_in_one_thread_and_a_cancelled_one_misses_nothing(engi
             assert {change.id for change in await asyncio.gather(*nexts[1:])} == {"t"}
             assert (await anext(watches[0])).id == "t"
             assert sum(thread.name == "solewriter-waiter" for thread in threading.enumerate()) <= 1
+
+    run(main())
+
+
+def test_a_watch_needs_no_thread_of_the_loops_which_may_wait_for_what_it_brings(engine, run):
+    async def main():
+        loop, told = asyncio.get_running_loop(), threading.Event()
+        loop.set_default_executor(ThreadPoolExecutor(2))
+        async with aio.connect(engine.state) as client, aio.open_reader(engine.state) as reader:
+            waiting = [asyncio.create_task(asyncio.to_thread(told.wait, 30)) for _ in range(4)]
+            watch = reader.watch(since=0)
+            await client.create(Task(title="x", id="t"))
+            try:
+                async with asyncio.timeout(20):
+                    assert (await anext(watch)).id == "t"
+                    assert [change.id async for change in reader.history(Task, "t")] == ["t"]
+                    assert [one.id for one in await reader.diff(0, 1)] == ["t"]
+            finally:
+                told.set()
+            assert await asyncio.gather(*waiting) == [True] * 4
 
     run(main())
 
