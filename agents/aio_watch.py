@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Self
 from solewriter.agents.aio_reader import Patience
 from solewriter.agents.change import Change
 from solewriter.agents.decoding import Model
-from solewriter.agents.watch import Resync, Watch
+from solewriter.agents.watch import Resync, Watch, taken_note_of
 
 if TYPE_CHECKING:
     from solewriter.agents.aio_reader import AioReader
@@ -71,6 +71,7 @@ class AioWatch:
     async def _look(self, watch: Watch) -> bool:
         if self._looking is None:
             self._looking = self._reader.beside(watch.take)
+            self._looking.add_done_callback(taken_note_of)
         try:
             return await asyncio.shield(self._looking)
         finally:

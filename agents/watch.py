@@ -94,6 +94,7 @@ class Watch:
         while not self._waiting:
             if self._looking is None:
                 self._looking = asyncio.get_running_loop().run_in_executor(None, self._wait)
+                self._looking.add_done_callback(taken_note_of)
             try:
                 going_on = await asyncio.shield(self._looking)
             finally:  # one that failed is over as well
@@ -168,6 +169,12 @@ class Watch:
                 return None
             schema, columns = catalog.schemas[one.record.schema], catalog.tables[code].columns
             return schema.cells(columns, one.record.old_cells, dict, catalog.defaults(code))
+
+
+def taken_note_of(looking: asyncio.Future[bool]) -> None:
+    """How a look failed whose caller was cancelled is told to whoever asks next, and where nobody does, to nobody."""
+    if not looking.cancelled():
+        looking.exception()
 
 
 def _met(demands: list[Condition], cells: Sequence[Cell] | None) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import os
 import signal
 import threading
@@ -12,7 +13,7 @@ import pytest
 import uvloop
 
 from solewriter import Compacted, Create, InvalidQuery, Limits, Resync, Task, TaskStatus, Update, aio
-from solewriter.shared.config import KIB
+from solewriter.shared.config import KIB, LOOKING_THREADS
 
 SMALL = Limits(heap_segment_bytes_first=64 * KIB, heap_segment_bytes_max=128 * KIB, heartbeat_s=0.05)
 
@@ -99,6 +100,30 @@ def test_a_watch_needs_no_thread_of_the_loops_which_may_wait_for_what_it_brings(
             finally:
                 told.set()
             assert await asyncio.gather(*waiting) == [True] * 4
+
+    run(main())
+
+
+def test_a_look_that_was_given_up_and_fails_later_leaves_nothing_to_complain_about(engine, run):
+    async def main():
+        unhandled = []
+        asyncio.get_running_loop().set_exception_handler(lambda _, context: unhandled.append(context))
+        async with aio.open_reader(engine.state) as reader:
+            watch, go_on = reader.watch(), threading.Event()
+            busy = [reader.beside(go_on.wait) for _ in range(LOOKING_THREADS)]
+            coming = asyncio.create_task(anext(watch))
+            while watch._looking is None:
+                await asyncio.sleep(0)
+            coming.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await coming
+        go_on.set()  # the look begins when its reader is closed
+        await asyncio.gather(*busy)
+        while not watch._looking.done():
+            await asyncio.sleep(0)
+        del watch, coming
+        gc.collect()
+        assert unhandled == []
 
     run(main())
 
