@@ -42,13 +42,13 @@ class Sleeper:
                 self._root = root
                 _wake(list(self._wanted))
                 self._wanted.clear()
+            if self._thread is None:
+                thread = threading.Thread(target=self._run, name="solewriter-waiter", daemon=True)
+                thread.start()  # where there can be no more of them, the next one who waits tries again
+                self._thread = thread
             self._lowest = min(self._lowest, revision) if self._wanted else revision
             self._wanted[waiter] = revision
-            if self._thread is None:
-                self._thread = threading.Thread(target=self._run, name="solewriter-waiter", daemon=True)
-                self._thread.start()
-            else:
-                self._changed.notify()
+            self._changed.notify()
 
     def close(self) -> None:
         """Wake everybody; the thread ends."""

@@ -183,6 +183,23 @@ def test_waiting_for_one_entity(engine, run):
     run(main())
 
 
+def test_waiting_goes_on_when_a_thread_can_be_had_again(engine, run):
+    async def main():
+        async with aio.connect(engine.state) as client:
+            usual = threading.stack_size(1 << 45)  # nothing has so much room
+            try:
+                with pytest.raises(RuntimeError, match="thread"):
+                    await client.reader.wait_for(1, timeout_s=20)
+            finally:
+                threading.stack_size(usual)
+            waiting = asyncio.create_task(client.reader.wait_for(1, timeout_s=20))
+            await asyncio.sleep(0)
+            await client.create(Task(title="x"))
+            assert await waiting == 1
+
+    run(main())
+
+
 def test_looking_back_does_not_block_the_loop(state, start_engine, run):
     """Through the journal, and with the error behind what is there."""
     start_engine(state, limits=SMALL)
