@@ -23,7 +23,7 @@ from solewriter.agents.aio_exchange import AioExchange, name_request
 from solewriter.agents.aio_reader import AioReader, Memory
 from solewriter.agents.answers import Answers, Outcome, entity_of
 from solewriter.agents.conflicts import judged
-from solewriter.agents.deadline import deadline_us
+from solewriter.agents.deadline import deadline_us, no_time
 from solewriter.agents.session import AgentSession, Pending, pipeline
 from solewriter.agents.tokens import Tokens
 from solewriter.shared import wireform
@@ -221,6 +221,9 @@ class AioRequests:
             raise
 
     def _patience_s(self, timeout_s: float | None) -> float:
+        """How long a caller waits. Raises InvalidMutation for NaN, by which a loop cannot set its clock."""
+        if timeout_s is not None and timeout_s != timeout_s:
+            raise no_time("timeout_s", timeout_s)
         return self._limits.request_timeout_s if timeout_s is None else timeout_s
 
     def check_mutation(self, mutation: Mutation) -> None:

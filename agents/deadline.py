@@ -26,8 +26,13 @@ def deadline_us(deadline_s: float | None) -> int | None:
             return time.monotonic_ns() // 1000 + int(max(-YEARS_S, min(deadline_s, YEARS_S)) * US_PER_S)
     except TypeError:
         pass  # told below
-    problem = f"seconds from now, not {deadline_s!r:.100}"
-    raise InvalidMutation(f"deadline_s is {problem}", fields={"deadline_s": problem})
+    raise no_time("deadline_s", deadline_s)
+
+
+def no_time(name: str, value: object) -> InvalidMutation:
+    """For an option that is no number of seconds, NaN say, which is neither before nor after anything."""
+    problem = f"seconds from now, not {value!r:.100}"
+    return InvalidMutation(f"{name} is {problem}", fields={name: problem})
 
 
 def due_s(requests: Sequence[PlainRequest | OutcomeQuery]) -> float:

@@ -14,7 +14,7 @@ from typing import Self, TypeVar
 
 from solewriter.agents.answers import Answers, Outcome, entity_of
 from solewriter.agents.conflicts import judged
-from solewriter.agents.deadline import deadline_us
+from solewriter.agents.deadline import deadline_us, no_time
 from solewriter.agents.exchange import Exchange
 from solewriter.agents.reader import Reader
 from solewriter.agents.session import AgentSession, Pending, outcome_unknown, pipeline
@@ -177,7 +177,9 @@ class Requests:
         return entity_of(judged(reply, mutation), model)
 
     def _patience(self, timeout_s: float | None) -> float:
-        """Until when a caller waits, on `time.monotonic`."""
+        """Until when a caller waits, on `time.monotonic`. Raises InvalidMutation for NaN."""
+        if timeout_s is not None and timeout_s != timeout_s:
+            raise no_time("timeout_s", timeout_s)
         return time.monotonic() + (self._limits.request_timeout_s if timeout_s is None else timeout_s)
 
     def check_mutation(self, mutation: Mutation) -> None:

@@ -166,6 +166,31 @@ def test_each_request_of_a_pipeline_has_a_deadline_of_its_own(client, wait_until
     assert client.reader.snapshot().counts["Task"] == 3
 
 
+def test_a_patience_that_is_no_number_is_refused_before_anything_is_sent(engine, client):
+    """No clock can be set by it: that of an event loop loses the order of all that others wait for."""
+
+    async def story() -> None:
+        async with aio.connect(engine.state) as agent:
+            for call in (
+                agent.create(Task(title="never"), timeout_s=math.nan),
+                agent.claim(Task, timeout_s=math.nan),
+                anext(agent.submit_many([Create(Task(title="never"))], timeout_s=math.nan)),
+            ):
+                with pytest.raises(InvalidMutation, match="timeout_s is seconds from now, not nan"):
+                    await call
+            assert agent._session._next_frame == 0
+
+    for call in (
+        lambda: client.create(Task(title="never"), timeout_s=math.nan),
+        lambda: client.claim(Task, timeout_s=math.nan),
+        lambda: next(client.submit_many([Create(Task(title="never"))], timeout_s=math.nan)),
+    ):
+        with pytest.raises(InvalidMutation, match="timeout_s is seconds from now, not nan"):
+            call()
+    assert client._session._next_frame == 0
+    asyncio.run(story())
+
+
 @pytest.mark.parametrize("deadline_s", [math.nan, "soon", object()])
 def test_what_is_no_number_of_seconds_is_refused_at_the_call(client, deadline_s):
     with pytest.raises(InvalidMutation, match="deadline_s") as refused:
