@@ -24,7 +24,8 @@ from solewriter.agents.aio_reader import AioReader, Memory
 from solewriter.agents.answers import Answers, Outcome, entity_of
 from solewriter.agents.conflicts import judged
 from solewriter.agents.deadline import deadline_us, no_time
-from solewriter.agents.session import AgentSession, Pending, pipeline
+from solewriter.agents.room import pipeline
+from solewriter.agents.session import AgentSession, Pending
 from solewriter.agents.tokens import Tokens
 from solewriter.shared import wireform
 from solewriter.shared.config import DEFAULT_LIMITS, GIVE_BACK_S, Limits

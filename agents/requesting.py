@@ -17,7 +17,8 @@ from solewriter.agents.conflicts import judged
 from solewriter.agents.deadline import deadline_us, no_time
 from solewriter.agents.exchange import Exchange
 from solewriter.agents.reader import Reader
-from solewriter.agents.session import AgentSession, Pending, outcome_unknown, pipeline
+from solewriter.agents.room import pipeline
+from solewriter.agents.session import AgentSession, Pending, outcome_unknown
 from solewriter.agents.tokens import Tokens
 from solewriter.shared import wireform
 from solewriter.shared.config import DEFAULT_LIMITS, Limits

@@ -1,4 +1,4 @@
-"""Whether there is room for a request of somebody who does not want to wait."""
+"""How much room there is: for a request of somebody who does not want to wait, and for one who sends many."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from solewriter.agents.deadline import due_s
 from solewriter.agents.pace import Pace
 from solewriter.agents.session import AgentSession
+from solewriter.shared.config import FRAME_BATCH
 from solewriter.shared.errors import Busy
 from solewriter.shared.wireform import OutcomeQuery, PlainRequest
 
@@ -27,6 +28,12 @@ def check_room(
     missing = max(missing, pace.too_many(session.awaited + len(requests), soon_s))
     if missing or (session.unsent is not None and session.in_flight):
         raise _busy(pace.retry_after_s(max(1, missing), now_s))
+
+
+def pipeline(wanted: int, window: int) -> tuple[int, int]:
+    """Requests in flight, and requests in one frame, for somebody who sends many."""
+    window = max(1, min(wanted, window))
+    return window, max(1, min(FRAME_BATCH, window // 4))
 
 
 def _busy(retry_after_s: float) -> Busy:

@@ -1,9 +1,8 @@
-"""The agent's side of a session, without any I/O: requests -> frames, replies -> results. Clients are thin shells
-over it.
+"""The agent's side of a session, without any I/O: requests -> frames, replies -> results. Clients are its shells.
 
 The law: every request has its number before it is sent, and keeps it. What was not answered is sent again on the next
-lane, the same frames in the same order, and the engine tells what it already knows. A frame is forgotten here only
-when every request in it was answered.
+lane, the same frames in the same order, and the engine tells what it already knows. Frames are forgotten here in their
+order, when every request in them was answered.
 """
 
 from __future__ import annotations
@@ -15,7 +14,7 @@ from typing import Any, Final
 import msgspec
 
 from solewriter.shared import wire
-from solewriter.shared.config import FRAME_BATCH, FRAME_REQUESTS_MAX, WIRE_VERSION, Limits
+from solewriter.shared.config import FRAME_REQUESTS_MAX, FRAMES_KEPT_MAX, WIRE_VERSION, Limits
 from solewriter.shared.errors import (
     EngineUnavailable,
     Fenced,
@@ -152,7 +151,8 @@ class AgentSession:
         if not self.in_flight:
             return 0
         missing = max(0, self.in_flight + count - self.window)
-        return missing if self.bytes_in_flight < self.window_bytes else max(missing, (self.in_flight + 1) // 2)
+        is_open = self.bytes_in_flight < self.window_bytes and len(self._frames) < FRAMES_KEPT_MAX
+        return missing if is_open else max(missing, (self.in_flight + 1) // 2)
 
     @property
     def _next_frame(self) -> int:
@@ -211,13 +211,17 @@ class AgentSession:
         before = self.limits
         if welcome.frame_bytes_max < before.frame_bytes_max:
             self.limits = msgspec.structs.replace(before, frame_bytes_max=welcome.frame_bytes_max)
-        for frame in self._frames:
+        for frame in self._frames:  # counted anew: an interrupt between an answer and its count ended the lane before
             self._take_back(frame, before)
-        for frame in self._frames:  # an interrupt between an answer and its count ended the lane before
             frame.open = sum(not pending.done for pending in frame.pendings)
         self._count()
         self._received.clear()
-        self._unsent = deque((frame, memoryview(frame.data)) for frame in self._frames)
+        self._unsent = deque([(frame, memoryview(frame.data or self._filler(frame))) for frame in self._frames])
+
+    def _filler(self, frame: _Sent, places: int = 1) -> bytes:
+        """In the place of a frame that was answered: the engine counts them. It decides nothing."""
+        queries = [("outcome", default_id(self.number, frame.number << 8 | place)) for place in range(places)]
+        return wire.pack_frame(queries, self.limits)
 
     def _take_back(self, frame: _Sent, packed_under: Limits) -> None:
         """What must not be decided any more is replaced, in a frame, by the question how it ended, which keeps it from
@@ -315,8 +319,16 @@ class AgentSession:
                 frame.open -= 1
                 self.in_flight -= 1
                 self.waiting -= pending.waits
+        if not frame.open and frame is not frames[0]:
+            self._spend(frame)
         while frames and not frames[0].open:
             self._forget_first()
+
+    def _spend(self, frame: _Sent) -> None:
+        """Behind one that is not answered, a claim that waits say, only its numbers are still needed."""
+        data = self._filler(frame, len(frame.pendings)) if any(map(_was_unavailable, frame.pendings)) else b""
+        self.bytes_in_flight += len(data) - len(frame.data)
+        frame.data, frame.pendings = data, []
 
     def _forget_first(self) -> None:
         self._answered = self._frames[0].number + 1
@@ -343,12 +355,6 @@ class AgentSession:
         self._count()
         for pending, error in ended:
             pending.end(None, error or outcome_unknown(pending))
-
-
-def pipeline(wanted: int, window: int) -> tuple[int, int]:
-    """Requests in flight, and requests in one frame, for somebody who sends many."""
-    window = max(1, min(wanted, window))
-    return window, max(1, min(FRAME_BATCH, window // 4))
 
 
 def _was_unavailable(pending: Pending) -> bool:

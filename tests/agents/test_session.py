@@ -5,6 +5,7 @@ from __future__ import annotations
 import msgspec
 import pytest
 
+from solewriter.agents import session as sessions
 from solewriter.agents.session import AgentSession, error_of, outcome_unknown
 from solewriter.shared import wire
 from solewriter.shared.config import DEFAULT_LIMITS
@@ -167,11 +168,36 @@ def test_there_is_room_until_the_bytes_of_the_window_are_in_flight(session):
     assert session.bytes_in_flight > 3_000
     assert session.replies_until_room(1) == 2, "half of what is in flight, for which of them is large is not told"
     session.received(answers(1 << 8))
-    assert session.replies_until_room(1) == 1, "a frame is kept until all before it are answered"
+    assert session.replies_until_room(1) == 0, "what was answered takes no room, whatever is open before it"
     session.received(answers(0))
-    assert session.replies_until_room(1) == 0
     session.received(answers(2 << 8))
     assert session.bytes_in_flight == 0
+
+
+def test_of_what_was_answered_behind_an_open_request_only_the_number_is_kept(session, monkeypatch):
+    """The next lane counts it: what goes in its place asks how it ended, and so keeps from ever being decided what was
+    told to be not applied.
+    """
+    session.welcomed(welcome(0))
+    (first,) = send_whole(session, [REQUEST])
+    (second,) = send_whole(session, [([], ["x" * 1_000], None, None)])
+    third, fourth = send_whole(session, [REQUEST] * 2)
+    (last,) = send_whole(session, [REQUEST])
+    session.received(answers(second.sequence, fourth.sequence))
+    session.received(wire.pack_replies([(third.sequence, Status.UNAVAILABLE, 1, ("MemoryFull", "no room", {}))]))
+    assert session.bytes_in_flight < 500
+    monkeypatch.setattr(sessions, "FRAMES_KEPT_MAX", 4)
+    assert session.replies_until_room(1) == 1, "so many numbers that nobody can say how long the next lane counts"
+    for _ in range(2):
+        assert sent_again(session) == {
+            0: [REQUEST],
+            1: [("outcome", second.request_id)],
+            2: [("outcome", third.request_id), ("outcome", fourth.request_id)],
+            3: [REQUEST],
+        }
+    session.received(answers(second.sequence, last.sequence, first.sequence))
+    assert (first.done, last.done, session.in_flight, session.bytes_in_flight) == (True, True, 0, 0)
+    assert session.hello(1).first == 4
 
 
 def test_what_is_in_flight_is_counted_anew_on_a_new_lane_and_when_nobody_will_answer(session):

@@ -56,7 +56,7 @@ from solewriter import (
 from solewriter.agents.readiness import Obstacle
 from solewriter.agents.session import Pending
 from solewriter.shared import wire
-from solewriter.shared.config import ASKED_MAX, DEFAULT_LIMITS
+from solewriter.shared.config import ASKED_MAX, DEFAULT_LIMITS, KIB
 from solewriter.shared.mutations import Op
 from solewriter.shared.wire import Status
 
@@ -1029,6 +1029,32 @@ def test_work_goes_on_until_nothing_is_left(client, engine, limits):
         counts = snap.count_by(Task, "status", where={"project": "p"})
         assert counts == {TaskStatus.CREATED: 1, TaskStatus.COMPLETED: 60}
         assert all(one.attempts == 1 for one in snap.scan(Task, where={"status": "completed"}))
+
+
+def test_a_claim_that_waits_takes_no_room_from_what_its_client_does_meanwhile(engine, client, limits, wait_until):
+    """What was sent and answered behind it is not in flight any more; and after a death of the engine, it goes on."""
+    few = msgspec.structs.replace(limits, window_bytes_max=8 * KIB)
+
+    async def story() -> None:
+        async with aio.connect(engine.state, name="me", limits=few) as agent:
+            waiting = asyncio.create_task(agent.claim(Task, timeout_s=60))
+            while not agent._session.waiting:
+                await asyncio.sleep(0)
+            for number in range(50):
+                await agent.put(Project(id="p", name=f"{number} " * 200), timeout_s=20)
+            assert agent._session.bytes_in_flight < KIB
+            assert sum(len(frame.data) for frame in agent._session._frames) < KIB
+            for dead in range(2):
+                os.kill(engine.pid, signal.SIGKILL)
+                await asyncio.to_thread(wait_until, lambda dead=dead: engine.restarts == dead + 1, 20, "a restart")
+                assert (await agent.put(Project(id="p", name=f"after {dead}"))).version == 51 + dead
+            assert not waiting.done()
+            await agent.create(task("a"))
+            assert (await waiting).id == "a"
+            assert (await agent.complete(Task.ref("a"))).status is TaskStatus.COMPLETED
+            assert agent._session.in_flight == len(agent._session._frames) == agent._session.bytes_in_flight == 0
+
+    asyncio.run(story())
 
 
 def test_coroutines_do_the_same(engine, client, limits):
