@@ -13,14 +13,13 @@ from solewriter.shared.columns import Cell, Cells, column_of, earlier_names, fro
 from solewriter.shared.config import COLUMNS_MAX, KINDS_MAX, PROBLEMS_MAX
 from solewriter.shared.errors import InvalidMutation, SchemaMismatch, UnknownKind, clean
 from solewriter.shared.fieldtypes import refuse_unsuitable
-from solewriter.shared.frozen import FrozenMap
 from solewriter.shared.models import Entity, Lifecycle, Project, Task
 from solewriter.shared.readiness import DEPENDS
 from solewriter.shared.rules import concern_of, is_plain
 from solewriter.shared.schema import Schema, decode, encode, plain, shape_of, spans_of
 
 E = TypeVar("E", bound=Entity)
-_CONTAINERS: Final = (tuple, frozenset, FrozenMap, BaseModel)
+_SAME_IF_EQUAL: Final = frozenset({str, int, bool, bytes})  # not so (1,) and (True,), 0.0 and -0.0, Decimal 1 and 1.00
 _NO_DEFAULT: Final = object()
 STAMPS: Final = ("created_by", "created_at", "updated_at")  # filled in by the engine where a model declares them
 _OWN_CELLS: Final = ("updated_at", "version")  # set by the engine at every change
@@ -260,7 +259,7 @@ class Kind:
             return True
         if type(value) is not type(default) or value != default:
             return False
-        return not isinstance(value, _CONTAINERS) or bool(encode(value) == encode(default))  # (1,) == (True,)
+        return type(value) in _SAME_IF_EQUAL or bool(encode(value) == encode(default))
 
     # --- reading -----------------------------------------------------------------------------------------------------
 

@@ -331,6 +331,23 @@ def test_a_map_that_only_python_calls_equal_to_the_default_is_stored():
     assert same(round_trip(Kind(Doc), entity), entity)
 
 
+@pytest.mark.parametrize(
+    ("default", "value"),
+    [
+        (decimal.Decimal("0.00"), decimal.Decimal("0")),
+        (decimal.Decimal("1"), decimal.Decimal("1.00")),
+        (0.0, -0.0),
+        (datetime.time(12, tzinfo=UTC), datetime.time(13, tzinfo=datetime.timezone(datetime.timedelta(hours=1)))),
+    ],
+    ids=str,
+)
+def test_a_number_or_time_that_only_python_calls_equal_to_the_default_is_stored(default, value):
+    kind = Kind(create_model("Doc", __base__=Entity, what=(type(default), default)))
+    assert str(round_trip(kind, kind.model(what=value)).what) == str(value)
+    assert str(change(kind, {}, {"what": value}, {"id": "d", "version": 2})["what"]) == str(value)
+    assert change(kind, {"what": value}, {"what": default}, {"id": "d", "version": 2}) == {}
+
+
 PAYLOAD_IN_ANOTHER_PROCESS = """
 from solewriter.shared.models import Entity, Task
 from solewriter.shared.registry import Kind
