@@ -61,6 +61,8 @@ def form(draft: Draft, turn: Turn, limits: Limits) -> list[Step]:
             step.block, step.cells = kind.recut(before.block, fields, step.touched, step.version, turn.now_us)
         if len(payload) > limits.entity_bytes_max:
             raise too_large(kind, step.key, len(payload), limits.entity_bytes_max)
+        if kind.recasts:
+            kind.check_read_back(step.key, step.version, turn.now_us, payload)
         changing.append(step)
     return changing
 

@@ -15,8 +15,8 @@ from solewriter.shared.errors import InvalidMutation, SchemaMismatch, UnknownKin
 from solewriter.shared.fieldtypes import refuse_unsuitable
 from solewriter.shared.models import Entity, Lifecycle, Project, Task
 from solewriter.shared.readiness import DEPENDS
-from solewriter.shared.rules import concern_of, is_plain
-from solewriter.shared.schema import Schema, decode, encode, plain, shape_of, spans_of
+from solewriter.shared.rules import concern_of, is_plain, recasts
+from solewriter.shared.schema import Schema, decode, differing, encode, plain, shape_of, spans_of
 
 E = TypeVar("E", bound=Entity)
 _SAME_IF_EQUAL: Final = frozenset({str, int, bool, bytes})  # not so (1,) and (True,), 0.0 and -0.0, Decimal 1 and 1.00
@@ -84,6 +84,7 @@ class Kind:
             0, 0, self.name, self.columns, stored_defaults, "updated_at" in self.stamps, shape_of(model)
         )
         self._concern = concern_of(model)
+        self.recasts = recasts(model, self._concern)
         self.checks_fields = not model.__pydantic_decorators__.field_validators and self._concern is not None
         self._field_validators: dict[str, Callable[[Any], Any]] = {}
         self._plain_fields: frozenset[str] | None = None
@@ -191,6 +192,18 @@ class Kind:
         except (OverflowError, UnicodeEncodeError):
             raise _without_bytes(self.name, stored) from None
 
+    def check_read_back(self, key: str, version: int, time_us: int, payload: bytes) -> None:
+        """What `recasts` need before they are stored: what is read is validated again, and has to stay what it is.
+        Raises InvalidMutation.
+        """
+        try:
+            made = self.validated(self._read(self.schema, key, version, time_us, payload))
+        except InvalidMutation as error:
+            raise InvalidMutation(f"{self.name} could not be read back: {error}", fields=error.fields) from error
+        if names := differing(payload, self.payload(self.stored(made))):
+            fields = dict.fromkeys(names, "its validator makes something else of its own result")
+            raise InvalidMutation(f"{self.name} would be read back with other {', '.join(names)}", fields=fields)
+
     def replaced(self, payload: bytes, changes: Mapping[str, Any]) -> tuple[bytes, Mapping[str, Any]]:
         """The payload with other values of some fields, valid ones, and its fields: the others as the bytes that they
         are written as, which are copied, at half of the cost of decoding and encoding them.
@@ -265,11 +278,7 @@ class Kind:
 
     def decoded(self, schema: Schema, key: str, version: int, time_us: int, payload: bytes) -> Entity:
         """The entity of a record, validated. Records of an older schema keep the defaults of their time."""
-        values = self.fields_of(schema, payload)
-        values["id"] = key
-        values["version"] = version
-        if "updated_at" in self.stamps:
-            values["updated_at"] = from_us(time_us)  # the time of its newest record
+        values = self._read(schema, key, version, time_us, payload)
         try:
             made: Entity = self.model.__pydantic_validator__.validate_python(values)
         except ValidationError as error:
@@ -281,6 +290,15 @@ class Kind:
                 f"{self.name} {key!r} cannot be made of what is stored: {_stumbled(self.name, error)}", kind=self.name
             ) from error
         return made
+
+    def _read(self, schema: Schema, key: str, version: int, time_us: int, payload: bytes) -> dict[str, Any]:
+        """What an entity is made of when it is read."""
+        values = self.fields_of(schema, payload)
+        values["id"] = key
+        values["version"] = version
+        if "updated_at" in self.stamps:
+            values["updated_at"] = from_us(time_us)  # the time of its newest record
+        return values
 
     def _is_ours(self, schema: Schema) -> bool:
         """Whether a stored schema is that of the class here; remembered, because it is asked at every decode."""

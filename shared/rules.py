@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any, Final
 
+from solewriter.shared.frozen import FrozenMap
 from solewriter.shared.models import CONCERNS, Entity
 
 _PLAIN: Final = frozenset({"bool", "int", "float", "str", "datetime", "literal"})  # types of pydantic core schemas
@@ -26,6 +27,27 @@ def is_plain(schema: Any) -> bool:
         theirs = [base for base in schema["cls"].__mro__ if base.__module__ not in ("enum", "builtins")]
         return not any(_ENUM_CODE & vars(base).keys() for base in theirs)
     return schema["type"] in _PLAIN
+
+
+def recasts(model: type[Entity], concern: frozenset[str] | None) -> bool:
+    """Whether code of the user's may make other values of those that it made before."""
+    schema: Any = model.__pydantic_core_schema__
+    if concern is None:
+        return True
+    while schema["type"] == "function-after":  # rules that only look: all of them said so
+        schema = schema["schema"]
+    return _converts(schema)
+
+
+def _converts(schema: Any) -> bool:
+    """Whether a function of others than ours is somewhere in a pydantic core schema."""
+    if isinstance(schema, dict):
+        if str(schema.get("type")).startswith("function-"):
+            given = schema["function"]["function"]
+            if getattr(given, "__module__", "") != FrozenMap.__module__:
+                return True
+        return any(_converts(item) for name, item in schema.items() if name != "serialization")
+    return isinstance(schema, list | tuple) and any(map(_converts, schema))
 
 
 def concern_of(model: type[Entity]) -> frozenset[str] | None:

@@ -49,6 +49,14 @@ def is_same(held: Any, value: Any) -> bool:
         return False
 
 
+def differing(payload: bytes, other: bytes) -> list[str]:
+    """The names of the fields that two payloads do not hold alike."""
+    if payload == other:
+        return []
+    ours, theirs = spans_of(payload), spans_of(other)
+    return sorted(name for name in ours.keys() | theirs.keys() if ours.get(name) != theirs.get(name))
+
+
 class Schema(msgspec.Struct, frozen=True):
     """One state of a model, as the journal and readers know it: what its records' payloads and column blocks mean."""
 

@@ -632,6 +632,17 @@ def test_a_validator_in_an_annotation_that_looks_at_other_fields_sees_them():
     compare(Kind(Range), Range(id="r", low=5), {"high": 1}, {"id": "r", "version": 2})
 
 
+def test_only_models_with_code_that_may_change_values_are_validated_again_before_they_are_stored():
+    class Lower(Part):
+        name: Annotated[str, AfterValidator(str.lower)] = ""
+
+    class Nested(Entity):
+        names: tuple[Lower, ...] = ()
+
+    assert not any(kind.recasts for kind in (TASK, EVERY, Kind(Project)))
+    assert all(Kind(model).recasts for model in (Nested, WithBefore, WithFieldValidator, WithSilentRule))
+
+
 def test_a_cached_property_is_no_field():
     class Doc(Entity):
         text: str = ""

@@ -6,9 +6,10 @@ import datetime
 import enum
 import os
 import time
+from typing import Annotated
 
 import pytest
-from pydantic import field_validator
+from pydantic import AfterValidator, Base64Bytes, field_validator, model_validator
 
 from solewriter import (
     AlreadyExists,
@@ -23,6 +24,7 @@ from solewriter import (
     Lifecycle,
     Limits,
     NotFound,
+    Part,
     Project,
     ProjectStatus,
     RequestTooLarge,
@@ -509,3 +511,57 @@ def test_a_validator_that_raises_anything_is_a_refusal_and_the_engine_goes_on(st
             client.update(one, size=size)
         assert client.update(one, size=2).version == 2
     assert engine.pid == pid
+
+
+class Cents(Part):
+    amount: Annotated[int, AfterValidator(lambda amount: amount * 100)] = 0
+
+
+class Restless(Entity):
+    """What its validators make of a value is not what they make of the result."""
+
+    price: int = 0
+    name: Annotated[str, AfterValidator(str.title)] = ""
+    total: Annotated[int, AfterValidator(lambda total: total + 1)] = 0
+    raw: Base64Bytes = b""
+    cents: tuple[Cents, ...] = ()
+
+    @field_validator("price", mode="before")
+    @classmethod
+    def _in_cents(cls, price: float) -> int:
+        return int(price * 100)
+
+
+class Counting(Entity):
+    """Nothing but a rule of all of it, that counts how often it is validated."""
+
+    text: str = ""
+    seen: int = 0
+
+    @model_validator(mode="before")
+    @classmethod
+    def _see(cls, values: dict[str, object]) -> dict[str, object]:
+        return {**values, "seen": values.get("seen", 0) + 1}
+
+
+@pytest.mark.parametrize(
+    ("field", "value"), [("price", 1.5), ("total", 1), ("raw", b"YUdWc2JHOD0="), ("cents", (Cents(amount=1),))]
+)
+def test_a_value_that_would_be_read_back_as_another_one_is_refused(state, start_engine, field, value):
+    """Readers validate what is stored: nobody would ever see what the engine accepted."""
+    start_engine(state, models=[Restless])
+    with connect(state) as client:
+        one = client.create(Restless(name="ann of the hill"))
+        for change in (lambda: client.update(one, {field: value}), lambda: client.create(Restless(**{field: value}))):
+            with pytest.raises(InvalidMutation, match="read back") as refused:
+                change()
+            assert next(iter(refused.value.fields)).startswith(field)
+        assert client.update(one, name="bob").name == "Bob", "what its validator leaves as it is, is read back as it is"
+
+
+def test_a_rule_that_never_comes_to_an_end_of_its_changes_is_refused(state, start_engine):
+    start_engine(state, models=[Counting])
+    with connect(state) as client:
+        with pytest.raises(InvalidMutation, match="read back") as refused:
+            client.create(Counting(text="a"))
+        assert set(refused.value.fields) == {"seen"}
