@@ -12,7 +12,7 @@ import enum
 import types
 import typing
 import uuid
-from collections.abc import Iterator, Mapping, MutableMapping, MutableSequence, MutableSet, Sequence
+from collections.abc import Iterable, Iterator, Mapping, MutableMapping, MutableSequence, MutableSet, Sequence
 from collections.abc import Set as AbstractSet
 from typing import Annotated, Any, Literal, NewType, Union, get_args, get_origin
 
@@ -84,6 +84,8 @@ def _check_model(model: type[pydantic.BaseModel], path: str, seen: set[type]) ->
     if model in seen:
         return
     seen.add(model)
+    if issubclass(model, pydantic.RootModel):
+        raise UnsuitableField(f"{path}: {model.__name__} has no fields; use the type of its root")
     if not model.model_config.get("frozen"):
         raise UnsuitableField(
             f"{path}: the model {model.__name__} is mutable; derive it from solewriter.Part (or set frozen=True)"
@@ -93,15 +95,65 @@ def _check_model(model: type[pydantic.BaseModel], path: str, seen: set[type]) ->
             f"{path}: fields that {model.__name__} does not declare would be lost; use one of type FrozenMap"
         )
     for name, field in model.model_fields.items():
-        if field.validation_alias is not None and not _by_name(model):
-            raise UnsuitableField(f"{path}.{name}: fields are read back by their names; set populate_by_name=True")
+        _check_aliases(model, name, f"{path}.{name}")
         if not any(item is _JsonSchema for item in field.metadata):
             _shape(field.annotation, f"{path}.{name}", seen)
+            if name not in ("created_at", "updated_at"):  # which nobody sends
+                _check_strict(field.annotation, f"{path}.{name}", model, _said_strict(field.metadata))
         _check_default(field, f"{path}.{name}")
 
 
-def _by_name(model: type[pydantic.BaseModel]) -> bool:
-    return bool(model.model_config.get("populate_by_name") or model.model_config.get("validate_by_name"))
+def _check_aliases(model: type[pydantic.BaseModel], name: str, path: str) -> None:
+    """What is stored goes by the fields' names."""
+    config, alias = model.model_config, model.model_fields[name].validation_alias
+    if alias is None:
+        return
+    if not (config.get("populate_by_name") or config.get("validate_by_name")):
+        raise UnsuitableField(f"{path}: fields are read back by their names; set populate_by_name=True")
+    if config.get("validate_by_alias") is False:
+        return
+    for one in alias.choices if isinstance(alias, pydantic.AliasChoices) else [alias]:
+        first = one.path[0] if isinstance(one, pydantic.AliasPath) else one
+        if first != name and first in model.model_fields:
+            raise UnsuitableField(
+                f"{path}: its alias {first!r} is the name of another field, by whose value it would be read back"
+            )
+
+
+def _check_strict(annotation: Any, path: str, model: type[pydantic.BaseModel], said: bool | None) -> None:
+    """What is not stored as itself is parsed when it is read, which a strict field refuses. `said` is what the field
+    itself says of it, which goes before the model's configuration.
+    """
+    annotation = _resolved(annotation)
+    origin, inner = get_origin(annotation), get_args(annotation)
+    if origin is Annotated:
+        if not any(item is _JsonSchema for item in inner[1:]):
+            _check_strict(inner[0], path, model, _said_strict(inner[1:], said))
+    elif origin in (Union, types.UnionType):
+        for item in inner:
+            _check_strict(item, path, model, said)
+    elif origin is Literal or _stays_itself(annotation):
+        pass
+    elif model.model_config.get("strict") if said is None else said:
+        strict = getattr(origin or annotation, "__name__", annotation)
+        raise UnsuitableField(
+            f"{path}: a strict {strict} could not be read back, for it is stored as plain data; use Field(strict=False)"
+        )
+    else:
+        for item in inner:
+            _check_strict(item, path, model, None)
+
+
+def _said_strict(metadata: Iterable[Any], said: bool | None = None) -> bool | None:
+    for item in metadata:
+        for one in item.metadata if isinstance(item, FieldInfo) else [item]:
+            said = one.strict if isinstance(one, pydantic.Strict) else said
+    return said
+
+
+def _stays_itself(annotation: Any) -> bool:
+    is_model = isinstance(annotation, type) and issubclass(annotation, pydantic.BaseModel)
+    return is_model or annotation in EXACT or annotation in (None, type(None), FrozenMap, Ellipsis)
 
 
 def _check_default(field: FieldInfo, path: str) -> None:

@@ -230,6 +230,93 @@ def test_an_alias_beside_the_name_is_read_back(switch):
     assert kind.decoded(kind.schema, "d", 0, 0, kind.payload(kind.stored(entity))) == entity
 
 
+@pytest.mark.parametrize(
+    "alias",
+    ["size", pydantic.AliasChoices("field", "other", "size"), pydantic.AliasPath("size", 0), "version"],
+    ids=str,
+)
+def test_an_alias_that_is_another_fields_name_is_refused(alias):
+    """The field would be read back with the other one's value."""
+
+    class Named(Entity):
+        model_config = ConfigDict(populate_by_name=True)
+
+    with pytest.raises(UnsuitableField, match=r"Doc\.field: its alias '(size|version)' is the name of another field"):
+        create_model("Doc", __base__=Named, field=(int, Field(1, validation_alias=alias)), size=(int, 2))
+
+
+def test_an_alias_by_which_nothing_is_read_may_be_anything():
+    class Swapped(Entity):
+        model_config = ConfigDict(validate_by_name=True, validate_by_alias=False)
+        one: int = Field(1, alias="two")
+        two: int = Field(2, alias="one")
+
+    kind = Kind(Swapped)
+    entity = kind.validated({"id": "d", "one": 3, "two": 4})
+    assert kind.decoded(kind.schema, "d", 0, 0, kind.payload(kind.stored(entity))) == entity
+    assert (entity.one, entity.two) == (3, 4)
+
+
+@pytest.mark.parametrize(
+    "annotation",
+    [
+        Size,
+        tuple[int, ...],
+        frozenset[str],
+        decimal.Decimal,
+        uuid.UUID,
+        datetime.date,
+        datetime.timedelta,
+        pydantic.AwareDatetime,
+        tuple[Size, ...],
+    ],
+)
+def test_what_is_parsed_when_it_is_read_cannot_be_strict(annotation):
+    """It was written, and then nobody could read it."""
+    for strict in (Annotated[annotation, pydantic.Strict()], Annotated[annotation, Field(strict=True)]):
+        assert "strict" in refusal_of(strict)
+        assert "strict" in refusal_of(strict | None)
+        assert "strict" in refusal_of(Point | tuple[strict, ...])
+    with pytest.raises(UnsuitableField, match="strict"):
+        create_model("Doc", __base__=Entity, __cls_kwargs__={"strict": True}, field=(annotation, ...))
+
+
+def test_what_is_stored_as_it_is_may_be_strict():
+    class Exact(Part):
+        model_config = ConfigDict(strict=True)
+        x: int = 0
+
+    class Doc(Entity):
+        model_config = ConfigDict(strict=True)
+        count: int
+        share: float | None
+        raw: bytes
+        letter: Literal["a", 1]
+        data: FrozenMap
+        what: Json
+        inner: Exact
+        size: Size = Field(strict=False)
+        numbers: Annotated[tuple[pydantic.StrictInt, ...], Field(strict=False)]
+        created_at: pydantic.AwareDatetime | None = None
+        updated_at: pydantic.AwareDatetime | None = None
+
+    kind = Kind(Doc)
+    plain = {"count": 1, "share": 0.5, "raw": b"a", "letter": 1, "data": {"a": [1]}, "what": [1], "inner": {"x": 1}}
+    entity = kind.validated({**plain, "size": "small", "numbers": [1], "id": "d", "created_at": None})
+    again = kind.decoded(kind.schema, "d", 0, 0, kind.payload(kind.stored(entity)))
+    assert again == entity.model_copy(update={"updated_at": again.updated_at})
+
+
+class Labels(pydantic.RootModel[FrozenMap]):
+    model_config = ConfigDict(frozen=True)
+
+
+def test_a_model_of_a_bare_value_is_refused():
+    """It was stored as a map with one key, and read back as one that holds such a map."""
+    assert "Labels" in refusal_of(Labels)
+    assert "type" in refusal_of(Labels | None)
+
+
 # --- not plain data ---------------------------------------------------------------------------------------------------
 
 
