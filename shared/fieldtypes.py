@@ -9,6 +9,7 @@ from __future__ import annotations
 import datetime
 import decimal
 import enum
+import inspect
 import types
 import typing
 import uuid
@@ -67,6 +68,15 @@ SCALAR_SHAPES = frozenset({"str", "int", "float", "bool", "bytes", "time"})
 SORTED = EXACT | {datetime.date, datetime.timedelta, decimal.Decimal, uuid.UUID, pydantic.AwareDatetime}
 
 
+OWN: Mapping[str, tuple[Any, ...]] = {
+    "id": (str,),
+    "version": (int,),
+    "created_by": (str,),
+    "created_at": (pydantic.AwareDatetime, datetime.datetime),
+    "updated_at": (pydantic.AwareDatetime, datetime.datetime),
+}
+"""What must be the types of the fields that every entity has, and of those that the engine fills in"""
+
 _EMPTY: Mapping[Any, str] = {list: "()", dict: "FrozenMap()", set: "frozenset()"}
 
 
@@ -101,6 +111,22 @@ def _check_model(model: type[pydantic.BaseModel], path: str, seen: set[type]) ->
             if name not in ("created_at", "updated_at"):  # which nobody sends
                 _check_strict(field.annotation, f"{path}.{name}", model, _said_strict(field.metadata))
         _check_default(field, f"{path}.{name}")
+
+
+def refuse_own(model: type[pydantic.BaseModel]) -> None:
+    """Check the fields that every entity has, or that the engine fills in. Raises UnsuitableField."""
+    if not model.__pydantic_complete__:
+        return
+    for name in OWN.keys() & model.model_fields.keys():
+        bare, optional = bare_type(model.model_fields[name].annotation)
+        fits = bare in OWN[name] and not (optional and name in ("id", "version"))
+        if not fits and (name != "created_by" or not _is_choice(bare)):
+            must = OWN[name][0].__name__
+            raise UnsuitableField(f"{model.__name__}.{name}: the engine has to know it: use {must}")
+
+
+def _is_choice(bare: Any) -> bool:
+    return get_origin(bare) is Literal or (isinstance(bare, type) and issubclass(bare, enum.StrEnum))
 
 
 def _check_aliases(model: type[pydantic.BaseModel], name: str, path: str) -> None:
@@ -158,6 +184,10 @@ def _stays_itself(annotation: Any) -> bool:
 
 def _check_default(field: FieldInfo, path: str) -> None:
     """pydantic does not validate defaults, so a mutable one would stay mutable."""
+    if inspect.isroutine(field.default):
+        raise UnsuitableField(
+            f"{path}: pydantic takes the method of this name for its default; write = Field(...), or another name"
+        )
     plain = field.default_factory if field.default_factory in INSTEAD else type(field.default)
     try:
         hash(field.default)

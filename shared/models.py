@@ -26,7 +26,7 @@ from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, model_validato
 from pydantic_core import PydanticCustomError
 
 from solewriter.shared.config import KEY_BYTES_MAX
-from solewriter.shared.fieldtypes import refuse_unsuitable
+from solewriter.shared.fieldtypes import refuse_own, refuse_unsuitable
 from solewriter.shared.frozen import FrozenMap, Json
 
 E = TypeVar("E", bound="Entity")
@@ -84,12 +84,17 @@ class Entity(BaseModel):
     ) -> None:
         super().__init_subclass__(**rest)
         cls.kind_name = kind or cls.__name__
-        cls.column_names = cls.column_names + tuple(name for name in columns if name not in cls.column_names)
+        inherited = next(base.column_names for base in cls.__mro__[1:] if issubclass(base, Entity))
+        cls.column_names = inherited + tuple(name for name in columns if name not in inherited)
         cls.lifecycle = lifecycle or cls.lifecycle
 
     @classmethod
     def __pydantic_init_subclass__(cls, **_declared: Any) -> None:
+        for name in ("kind_name", "column_names", "lifecycle"):
+            if name in cls.model_fields:
+                raise TypeError(f"{cls.__name__} has a field {name!r}, which every entity's class has for itself")
         refuse_unsuitable(cls)
+        refuse_own(cls)
         named = {"column": cls.column_names, "lifecycle field": (cls.lifecycle.field,) if cls.lifecycle else ()}
         for what, names in named.items():
             for name in names:

@@ -12,7 +12,7 @@ from pydantic import BaseModel, TypeAdapter, ValidationError
 from solewriter.shared.columns import Cell, Cells, column_of, earlier_names, from_us
 from solewriter.shared.config import COLUMNS_MAX, KINDS_MAX, PROBLEMS_MAX
 from solewriter.shared.errors import InvalidMutation, SchemaMismatch, UnknownKind, clean
-from solewriter.shared.fieldtypes import refuse_unsuitable
+from solewriter.shared.fieldtypes import refuse_own, refuse_unsuitable
 from solewriter.shared.models import Entity, Lifecycle, Project, Task
 from solewriter.shared.readiness import DEPENDS
 from solewriter.shared.rules import concern_of, is_plain, recasts
@@ -47,6 +47,7 @@ class Kind:
     def __init__(self, model: type[Entity]) -> None:
         model.model_rebuild()
         refuse_unsuitable(model)
+        refuse_own(model)
         self.model = model
         self.name = model.kind_name
         self.lifecycle: Lifecycle | None = model.lifecycle

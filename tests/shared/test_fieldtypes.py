@@ -317,6 +317,20 @@ def test_a_model_of_a_bare_value_is_refused():
     assert "type" in refusal_of(Labels | None)
 
 
+@pytest.mark.filterwarnings("ignore:Field name:UserWarning")  # that it shadows something
+@pytest.mark.parametrize("name", ["ref", "register", "mro"])
+def test_a_field_by_the_name_of_a_method_says_that_it_has_no_default(name):
+    """pydantic would take the method for the default."""
+
+    def make(*default):
+        return type("Doc", (Entity,), {"__annotations__": {name: str}, "__module__": __name__} | dict(default))
+
+    with pytest.raises(UnsuitableField, match=rf"Doc\.{name}.*Field\(\.\.\.\)"):
+        make()
+    doc = make((name, Field(...)))
+    assert Kind(doc).validated({name: "x"}).__dict__[name] == "x"
+
+
 # --- not plain data ---------------------------------------------------------------------------------------------------
 
 
@@ -521,6 +535,50 @@ def test_class_variables_and_properties_are_no_fields():
             return []
 
     assert set(Doc.model_fields) == {"id", "version"}
+
+
+@pytest.mark.filterwarnings("ignore:Field name:UserWarning")  # that it shadows something
+@pytest.mark.parametrize("name", ["kind_name", "column_names", "lifecycle"])
+def test_a_field_cannot_be_called_like_what_a_class_says_of_itself(name):
+    with pytest.raises(TypeError, match=f"{name!r}"):
+        create_model("Doc", __base__=Entity, **{name: (str, "x")})
+
+
+@pytest.mark.parametrize(
+    ("name", "annotation", "default"),
+    [
+        ("id", int, 1),
+        ("id", uuid.UUID, Field(default_factory=uuid.uuid4)),
+        ("id", str | None, None),
+        ("version", str, "1"),
+        ("created_by", int, 0),
+        ("created_by", uuid.UUID | None, None),
+        ("created_at", datetime.date | None, None),
+        ("updated_at", str, ""),
+        ("updated_at", pydantic.NaiveDatetime | None, None),
+        ("updated_at", float, 0.0),
+    ],
+)
+def test_a_field_that_the_engine_fills_in_can_hold_what_it_is_filled_with(name, annotation, default):
+    with pytest.raises(UnsuitableField, match=rf"Doc\.{name}: .*{'str' if name in ('id', 'created_by') else ''}"):
+        create_model("Doc", __base__=Entity, **{name: (annotation, default)})
+
+
+@pytest.mark.parametrize(
+    ("name", "annotation", "default"),
+    [
+        ("id", Name, "one"),
+        ("id", Annotated[str, Field(pattern="^d")], ...),
+        ("version", pydantic.NonNegativeInt, 0),
+        ("created_by", str | None, None),
+        ("created_by", Size, Size.SMALL),
+        ("created_by", Literal["ann", ""], ""),
+        ("created_at", datetime.datetime | None, None),
+        ("updated_at", pydantic.AwareDatetime, ...),
+    ],
+)
+def test_a_field_that_the_engine_fills_in_may_say_more(name, annotation, default):
+    assert Kind(create_model("Doc", __base__=Entity, **{name: (annotation, default)}))
 
 
 # --- forward references -----------------------------------------------------------------------------------------------
