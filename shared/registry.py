@@ -16,7 +16,7 @@ from solewriter.shared.fieldtypes import refuse_own, refuse_unsuitable
 from solewriter.shared.models import Entity, Lifecycle, Project, Task
 from solewriter.shared.readiness import DEPENDS
 from solewriter.shared.rules import concern_of, is_plain, recasts
-from solewriter.shared.schema import Schema, decode, differing, encode, plain, shape_of, spans_of
+from solewriter.shared.schema import Schema, decode, differing, encode, plain, shape_of, spans_of, without_bytes
 
 E = TypeVar("E", bound=Entity)
 _SAME_IF_EQUAL: Final = frozenset({str, int, bool, bytes})  # not so (1,) and (True,), 0.0 and -0.0, Decimal 1 and 1.00
@@ -91,6 +91,7 @@ class Kind:
         self._plain_fields: frozenset[str] | None = None
         self._digest = self.schema.digest()
         self._same_as_ours = self.schema
+        self._others: dict[bytes, dict[str, Any]] = {}
 
     @property
     def plain_fields(self) -> frozenset[str]:
@@ -191,7 +192,7 @@ class Kind:
         try:
             return encode(stored)
         except (OverflowError, UnicodeEncodeError):
-            raise _without_bytes(self.name, stored) from None
+            raise without_bytes(self.name, stored) from None
 
     def check_read_back(self, key: str, version: int, time_us: int, payload: bytes) -> None:
         """What `recasts` need before they are stored: what is read is validated again, and has to stay what it is.
@@ -217,11 +218,15 @@ class Kind:
     def fields_of(self, schema: Schema, payload: bytes) -> dict[str, Any]:
         """The stored fields of a record, as plain values. Those of an older schema keep the defaults of their time."""
         values: dict[str, Any] = decode(payload)
-        if schema is not self._same_as_ours and not self._is_ours(schema):
-            stored = {**schema.defaults, **values}
+        if schema is not self._same_as_ours and (others := self._other_defaults(schema)) is not None:
+            stored = {**others, **values}
             values = {name: value for name, value in stored.items() if name in self.model.model_fields}
             for name, earlier in self._earlier_names:
-                if name not in values and (found := next((one for one in earlier if one in stored), None)):
+                if (
+                    name not in values
+                    and name not in schema.defaults
+                    and (found := next((one for one in earlier if one in stored), None))
+                ):
                     values[name] = stored[found]
         return values
 
@@ -301,33 +306,29 @@ class Kind:
             values["updated_at"] = from_us(time_us)  # the time of its newest record
         return values
 
-    def _is_ours(self, schema: Schema) -> bool:
-        """Whether a stored schema is that of the class here; remembered, because it is asked at every decode."""
-        if schema.digest() != self._digest:
-            return False
-        self._same_as_ours = schema
-        return True
+    def _other_defaults(self, schema: Schema) -> dict[str, Any] | None:
+        """The defaults of a stored schema that are not those of the class here, None if all of it is the same. Others
+        stay out: no default was ever validated. Remembered, because it is asked at every decode.
+        """
+        digest = schema.digest()
+        if digest == self._digest:
+            self._same_as_ours = schema
+            return None
+        found = self._others.get(digest)
+        if found is None:
+            ours = self.schema.defaults
+            found = self._others[digest] = {
+                name: value
+                for name, value in schema.defaults.items()
+                if name not in ours or encode(value) != encode(ours[name])
+            }
+        return found
 
 
 def _stumbled(name: str, error: Exception) -> InvalidMutation:
     """A validator of the user's that raised what pydantic does not take for an answer, a TypeError say."""
     problem = clean(f"its validator raised {type(error).__name__}: {error}", 300)
     return InvalidMutation(f"{name}: {problem}", fields={"entity": problem})
-
-
-def _without_bytes(kind: str, stored: Mapping[str, Any]) -> InvalidMutation:
-    """The refusal that names the fields which cannot be written."""
-    fields: dict[str, str] = {}
-    for name, value in stored.items():
-        try:
-            encode(value)
-        except OverflowError:
-            fields[name] = "holds an integer of more than 64 bits"
-        except UnicodeEncodeError:
-            fields[name] = "holds text that is not valid Unicode"
-    return InvalidMutation(
-        f"{kind}: {', '.join(f'{name} {problem}' for name, problem in fields.items())}", fields=fields
-    )
 
 
 def _is_model(annotation: Any) -> bool:

@@ -15,6 +15,7 @@ import msgspec
 from pydantic import BaseModel
 
 from solewriter.shared.columns import Cell, Column, from_us, unpacked
+from solewriter.shared.errors import InvalidMutation
 from solewriter.shared.frozen import FrozenMap
 from solewriter.shared.models import Entity
 
@@ -47,6 +48,21 @@ def is_same(held: Any, value: Any) -> bool:
         return bool(held == value) and bool(encode(held) == encode(value))
     except (NotImplementedError, TypeError, OverflowError, UnicodeEncodeError):  # only its field knows what it becomes
         return False
+
+
+def without_bytes(kind: str, stored: Mapping[str, Any]) -> InvalidMutation:
+    """The refusal that names the fields which cannot be written."""
+    fields: dict[str, str] = {}
+    for name, value in stored.items():
+        try:
+            encode(value)
+        except OverflowError:
+            fields[name] = "holds an integer of more than 64 bits"
+        except UnicodeEncodeError:
+            fields[name] = "holds text that is not valid Unicode"
+    return InvalidMutation(
+        f"{kind}: {', '.join(f'{name} {problem}' for name, problem in fields.items())}", fields=fields
+    )
 
 
 def differing(payload: bytes, other: bytes) -> list[str]:

@@ -701,6 +701,27 @@ def test_defaults_of_an_older_schema_survive_another_default_in_the_code():
     assert new.decoded(new.schema, "d", 3, 0, payload).size == 2
 
 
+def test_a_default_that_its_own_field_would_refuse_survives_another_shape_of_the_class():
+    """pydantic validates no defaults, and people rely on that."""
+    fields = {"name": (Annotated[str, Field(min_length=1)], ""), "note": (str, None), "size": (int, 1)}
+    old = Kind(create_model("Doc", __base__=Entity, **fields))
+    new = Kind(create_model("Doc", __base__=Entity, **fields, added=(int, 7)))
+    payload = old.payload(old.stored(old.model(id="d", size=2)))
+    assert new.decoded(learned(old.schema), "d", 0, 0, payload) == new.model(id="d", size=2)
+    assert new.payload(new.fields_of(learned(old.schema), payload)) == payload
+
+
+def test_a_field_that_there_was_is_not_read_by_the_name_of_another_one():
+    both = Kind(create_model("Doc", __base__=Entity, keeper=(str, "nobody"), owner=(str, ...)))
+
+    class Doc(Entity):
+        model_config = ConfigDict(populate_by_name=True)
+        keeper: str = Field("nobody", validation_alias=pydantic.AliasChoices("keeper", "owner"))
+
+    payload = both.payload(both.stored(both.model(owner="ann")))
+    assert Kind(Doc).fields_of(learned(both.schema), payload).get("keeper", "nobody") == "nobody"
+
+
 def test_fields_that_the_class_does_not_have_any_more_are_dropped():
     old, new = Kind(Doc1), Kind(Doc2)
     payload = old.payload(old.stored(Doc1(id="d", gone="something")))
