@@ -145,11 +145,10 @@ class State:
         address, buffer, start = self._publisher.newest(kind.code, slot)
         length, schema, version, deleted, block, payload = record.held(buffer, start)
         if schema != kind.schema.code and not deleted and kind.kind is not None:
-            fields = kind.kind.fields_of(self.schemas[schema], payload)
-            payload = kind.kind.payload(
-                kind.kind.stored(kind.kind.validated({**fields, "id": key, "version": version}))
-            )
             time_us = record.time_at(buffer, start)
+            entity = kind.kind.decoded(self.schemas[schema], key, version, time_us, payload)
+            fields = kind.kind.stored(entity)  # as they are now: what they were may have no cells
+            payload = kind.kind.payload(fields)
             block, _ = kind.kind.cut(fields, key, version, time_us)
         return Stored(slot, version, address, padded(length), not deleted, payload, block)
 

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import datetime
 from enum import StrEnum
 
 import pytest
-from pydantic import AliasChoices, ConfigDict, Field
+from pydantic import AliasChoices, AwareDatetime, ConfigDict, Field
 
-from solewriter import EngineStartFailed, Entity, Part, SchemaMismatch, connect, open_reader
+from solewriter import EngineStartFailed, Entity, Increment, Part, SchemaMismatch, connect, open_reader
+
+NOW = datetime.datetime(2030, 1, 1, tzinfo=datetime.UTC)
 
 
 class Level(StrEnum):
@@ -169,6 +172,38 @@ def test_a_changed_class_reads_what_was_stored_by_the_one_before(state, start_en
         assert [one.new and one.new.id for one in reader.history(cls, "d3")] == ["d3", "d3"]
         assert next(iter(reader.history(cls, "d5"))).old.id == "d5"
         assert client.put(now[cls, "d1"]).version == 1, "written as the class has it now, it is the same"
+
+
+class Texts(Entity, kind="Doc"):
+    size: str = "7"
+    at: str = "2030-01-01T00:00:00Z"
+    share: float = 1.0
+    level: str = "low"
+    note: str = ""
+
+
+class Typed(Entity, kind="Doc", columns=("size", "at", "share", "level")):
+    size: int = 7
+    at: AwareDatetime = NOW
+    share: int = 1
+    level: Level = Level.LOW
+    note: str = ""
+    updated_at: AwareDatetime
+
+
+def test_what_is_of_another_type_now_is_changed_like_anything_else(state, start_engine):
+    """The bytes that it was stored as have no cells in the columns that there are now."""
+    engine = start_engine(state, models=[Texts])
+    with connect(state) as client:
+        for number in range(3):
+            client.create(Texts(id=f"d{number}", size=str(number), share=number, level="high"))
+    engine.register(Typed)
+    with connect(state) as client, open_reader(state) as reader:
+        assert client.update(Typed.ref("d0"), note="x").size == 0
+        assert client.update(Typed.ref("d1"), size=5).share == 1
+        assert client.alter(Typed.ref("d2"), share=Increment()).share == 3
+        assert engine.pid is not None
+        assert reader.snapshot().ids(Typed, {"at": NOW, "level": Level.HIGH}, order_by="size") == ["d0", "d2", "d1"]
 
 
 class Required(Entity, kind="Doc"):
