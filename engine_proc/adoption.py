@@ -16,6 +16,7 @@ from solewriter.shared.entry import Private
 from solewriter.shared.errors import InvalidMutation, SchemaMismatch, SolewriterError
 from solewriter.shared.memory.table import TableWriter
 from solewriter.shared.registry import Kind
+from solewriter.shared.schema import Schema, differing
 
 
 class Adoption(NamedTuple):
@@ -75,7 +76,7 @@ def check_fit(state: State, publisher: Publisher, kinds: Iterable[Kind]) -> None
     """
     for kind in kinds:
         known = state.named(kind.name)
-        if known is None or known.schema.digest() == kind.schema.digest():
+        if known is None or (known.schema.digest() == kind.schema.digest() and not _takes_other_code(known, kind)):
             continue
         for slot in known.slots.values():
             _, buffer, start = publisher.newest(known.code, slot)
@@ -84,15 +85,33 @@ def check_fit(state: State, publisher: Publisher, kinds: Iterable[Kind]) -> None
                 _check_fits(state, kind, found)
 
 
+def _takes_other_code(known: KindState, kind: Kind) -> bool:
+    """Whether another class's code validates what is stored, of which its schema says nothing."""
+    return known.kind is not None and known.kind.model is not kind.model and kind.recasts
+
+
 def _check_fits(state: State, kind: Kind, found: record.Content) -> None:
     try:
-        cut_anew(kind, state.schemas[found.schema], found)
+        schema = state.schemas[found.schema]
+        cut_anew(kind, schema, found)
+        _check_reads_alike(kind, schema, found)
     except (SchemaMismatch, InvalidMutation) as error:
         raise SchemaMismatch(
             f"{error}. It was stored at revision {found.revision}: give new fields defaults, and renamed ones "
             "their old name as an alias",
             kind=kind.name,
         ) from error
+
+
+def _check_reads_alike(kind: Kind, schema: Schema, found: record.Content) -> None:
+    """Raises SchemaMismatch where each reader would make a value of its own for a field that is not stored."""
+    names = kind.made_anew - kind.fields_of(schema, found.payload).keys()
+    if kind.parts_made_anew and not names:
+        read = [kind.decoded(schema, found.key, found.version, found.time_us, found.payload) for _ in range(2)]
+        names = frozenset(differing(*(kind.payload(kind.stored(one)) for one in read)))
+    if names:
+        problem = f"{', '.join(sorted(names))}: not stored, and a default_factory makes another one at each reading"
+        raise SchemaMismatch(f"{kind.name} {found.key!r} does not fit its class: {problem}", kind=kind.name)
 
 
 def _refill(state: State, publisher: Publisher, table: TableWriter, known: KindState, kind: Kind) -> None:

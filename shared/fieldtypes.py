@@ -326,6 +326,17 @@ def nested_models(model: type[pydantic.BaseModel]) -> Iterator[type[pydantic.Bas
                 yield item
 
 
+def all_parts(model: type[pydantic.BaseModel]) -> frozenset[type[pydantic.BaseModel]]:
+    """The models inside a model's fields, at any depth."""
+    found: set[type[pydantic.BaseModel]] = set()
+    todo = [model]
+    while todo:
+        new = set(nested_models(todo.pop())) - found
+        found |= new
+        todo += new
+    return frozenset(found)
+
+
 def _leaves(annotation: Any) -> Iterator[Any]:
     annotation = _resolved(annotation)
     inner = typing.get_args(annotation)

@@ -12,10 +12,10 @@ from pydantic import BaseModel, TypeAdapter, ValidationError
 from solewriter.shared.columns import Cell, Cells, column_of, earlier_names, from_us
 from solewriter.shared.config import COLUMNS_MAX, KINDS_MAX, PROBLEMS_MAX
 from solewriter.shared.errors import InvalidMutation, SchemaMismatch, UnknownKind, clean
-from solewriter.shared.fieldtypes import refuse_own, refuse_unsuitable
+from solewriter.shared.fieldtypes import all_parts, refuse_own, refuse_unsuitable
 from solewriter.shared.models import Entity, Lifecycle, Project, Task
 from solewriter.shared.readiness import DEPENDS
-from solewriter.shared.rules import concern_of, is_plain, recasts
+from solewriter.shared.rules import concern_of, is_plain, made_anew, recasts
 from solewriter.shared.schema import Schema, decode, differing, encode, plain, shape_of, spans_of, without_bytes
 
 E = TypeVar("E", bound=Entity)
@@ -68,6 +68,9 @@ class Kind:
         self.id_is_column = "id" in self._free_cells
         self.block = struct.Struct("<" + "".join(column.code for column in self.columns))
         self._blank = bytes(self.block.size)
+        self.parts = all_parts(model)
+        self.made_anew = made_anew(model) - IN_HEADER
+        self.parts_made_anew = any(map(made_anew, self.parts))
         self._defaults = {
             name: field.get_default()
             for name, field in model.model_fields.items()

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from typing import Any, Final
 
+from pydantic import BaseModel
+
 from solewriter.shared.frozen import FrozenMap
 from solewriter.shared.models import CONCERNS, Entity
 
 _PLAIN: Final = frozenset({"bool", "int", "float", "str", "datetime", "literal"})  # types of pydantic core schemas
+_ALIKE: Final = frozenset({str, int, float, bool, bytes, tuple, frozenset, FrozenMap})
 _ENUM_CODE: Final = frozenset({"_missing_", "__eq__", "__hash__", "value", "__getattribute__"})
 """What an enum may define that runs when one of its values is validated, compared, looked up or written"""
 
@@ -48,6 +51,18 @@ def _converts(schema: Any) -> bool:
                 return True
         return any(_converts(item) for name, item in schema.items() if name != "serialization")
     return isinstance(schema, list | tuple) and any(map(_converts, schema))
+
+
+def made_anew(model: type[BaseModel]) -> frozenset[str]:
+    """The fields whose default factory may make another value each time."""
+    factories = {name: field.default_factory for name, field in model.model_fields.items()}
+    return frozenset(name for name, factory in factories.items() if factory is not None and not _makes_alike(factory))
+
+
+def _makes_alike(factory: Any) -> bool:
+    """Whether it is a class of which every instance without arguments is the same."""
+    is_model = isinstance(factory, type) and issubclass(factory, BaseModel)
+    return factory in _ALIKE or (is_model and not made_anew(factory))
 
 
 def concern_of(model: type[Entity]) -> frozenset[str] | None:

@@ -4,13 +4,21 @@ from __future__ import annotations
 
 import datetime
 from enum import StrEnum
+from typing import Annotated
 
 import pytest
-from pydantic import AliasChoices, AwareDatetime, ConfigDict, Field
+from pydantic import AfterValidator, AliasChoices, AwareDatetime, ConfigDict, Field
 
-from solewriter import EngineStartFailed, Entity, Increment, Part, SchemaMismatch, connect, open_reader
+from solewriter import EngineStartFailed, Entity, FrozenMap, Increment, Part, SchemaMismatch, connect, open_reader
+from solewriter.shared.models import new_id
 
 NOW = datetime.datetime(2030, 1, 1, tzinfo=datetime.UTC)
+
+
+def not_o1(owner):
+    if owner == "o1":
+        raise ValueError("not o1")
+    return owner
 
 
 class Level(StrEnum):
@@ -204,6 +212,91 @@ def test_what_is_of_another_type_now_is_changed_like_anything_else(state, start_
         assert client.alter(Typed.ref("d2"), share=Increment()).share == 3
         assert engine.pid is not None
         assert reader.snapshot().ids(Typed, {"at": NOW, "level": Level.HIGH}, order_by="size") == ["d0", "d2", "d1"]
+
+
+class NoSize(Part):
+    pass
+
+
+class LooseSize(Part):
+    model_config = ConfigDict(extra="ignore")
+
+
+class NoRows(Entity, kind="Doc"):
+    owner: str
+    secret: str
+    size: NoSize = NoSize()
+
+
+class LooseRows(Entity, kind="Doc"):
+    owner: str
+    secret: str
+    size: LooseSize = LooseSize()
+
+
+def test_a_part_without_one_of_its_fields_fits_if_it_says_that_it_ignores_them(state, start_engine):
+    engine = start_engine(state, models=[Doc])
+    with connect(state) as client:
+        stored(client)
+        with pytest.raises(SchemaMismatch, match=r"Doc 'd\d'.*size\.rows"):
+            engine.register(NoRows)
+        engine.register(LooseRows)
+        assert client.get(LooseRows, "d3").size == LooseSize()
+
+
+class TaggedSize(Part):
+    rows: int = 1
+    tag: str = Field(default_factory=new_id)
+
+
+class Marked(Entity, kind="Doc"):
+    owner: str
+    secret: str
+    token: str = Field(default_factory=new_id)
+
+
+class MarkedInside(Entity, kind="Doc"):
+    owner: str
+    secret: str
+    size: TaggedSize = TaggedSize(tag="none")
+
+
+class MadeAlike(Entity, kind="Doc"):
+    owner: str
+    secret: str
+    more: Size = Field(default_factory=Size)
+    data: FrozenMap = Field(default_factory=FrozenMap)
+    names: tuple[str, ...] = Field(default_factory=tuple)
+
+
+@pytest.mark.parametrize(("cls", "field"), [(Marked, "token"), (MarkedInside, "size")])
+def test_a_new_field_that_would_be_another_one_for_each_reader_is_refused(state, start_engine, cls, field):
+    engine = start_engine(state, models=[Doc])
+    with connect(state) as client:
+        stored(client)
+        with pytest.raises(SchemaMismatch, match=rf"Doc 'd\d'.*{field}.*default_factory"):
+            engine.register(cls)
+        engine.register(MadeAlike)
+        assert client.get(MadeAlike, "d3") == MadeAlike(id="d3", version=2, owner="o1", secret="s")
+
+
+class Strictest(Entity, kind="Doc"):
+    owner: Annotated[str, AfterValidator(not_o1)]
+    secret: str
+
+
+class Lenient(Entity, kind="Doc"):
+    owner: Annotated[str, AfterValidator(str.lower)]
+    secret: str
+
+
+def test_a_class_whose_code_takes_less_is_refused_though_its_fields_are_the_same(state, start_engine):
+    engine = start_engine(state, models=[Lenient])
+    with connect(state) as client:
+        made = client.create(Lenient(id="d1", owner="o1", secret="s"))
+        with pytest.raises(SchemaMismatch, match=r"Doc 'd1'.*owner: .*not o1.*revision 1"):
+            engine.register(Strictest)
+        assert client.get(Lenient, "d1") == made
 
 
 class Required(Entity, kind="Doc"):
