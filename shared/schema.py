@@ -25,7 +25,10 @@ def _plain_parts(value: Any) -> Any:
     if isinstance(value, FrozenMap):
         return value._items
     if isinstance(value, BaseModel):
-        return value.__dict__
+        values, fields = value.__dict__, type(value).__pydantic_fields__
+        if len(values) == len(fields):
+            return values
+        return {name: values[name] for name in fields if name in values}  # without its cached properties
     raise NotImplementedError(f"cannot store a {type(value).__name__}")
 
 

@@ -656,6 +656,26 @@ def test_a_cached_property_is_no_field():
     assert Kind(Doc).stored(doc) == {"text": "a b"}
 
 
+def test_a_cached_property_of_a_part_is_no_field_either():
+    class Box(Part):
+        width: int = 1
+
+        @functools.cached_property
+        def area(self):
+            return self.width**2
+
+    class Doc(Entity):
+        box: Box = Box()
+        boxes: tuple[Box, ...] = ()
+
+    kind = Kind(Doc)
+    doc = Doc(box=Box(width=3), boxes=(Box(width=4),))
+    before = kind.payload(kind.stored(doc))
+    assert (doc.box.area, doc.boxes[0].area) == (9, 16)
+    assert plain(kind.stored(doc)) == {"box": {"width": 3}, "boxes": ({"width": 4},)}
+    assert kind.payload(kind.stored(doc)) == before
+
+
 def test_a_field_that_is_not_there_is_refused_by_its_name():
     for refuse in (
         lambda: TASK.field("colour", 1),
