@@ -320,10 +320,15 @@ def bare_type(annotation: Any) -> tuple[Any, bool]:
 
 def nested_models(model: type[pydantic.BaseModel]) -> Iterator[type[pydantic.BaseModel]]:
     """The models directly inside a model's fields."""
-    for field in model.model_fields.values():
-        for item in _leaves(field.annotation):
-            if isinstance(item, type) and issubclass(item, pydantic.BaseModel):
-                yield item
+    for name in model.model_fields:
+        yield from models_in(model, name)
+
+
+def models_in(model: type[pydantic.BaseModel], name: str) -> Iterator[type[pydantic.BaseModel]]:
+    """The models directly inside a field."""
+    for item in _leaves(model.model_fields[name].annotation):
+        if isinstance(item, type) and issubclass(item, pydantic.BaseModel):
+            yield item
 
 
 def all_parts(model: type[pydantic.BaseModel]) -> frozenset[type[pydantic.BaseModel]]:

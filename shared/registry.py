@@ -12,7 +12,7 @@ from pydantic import BaseModel, TypeAdapter, ValidationError
 from solewriter.shared.columns import Cell, Cells, column_of, earlier_names, from_us
 from solewriter.shared.config import COLUMNS_MAX, KINDS_MAX, PROBLEMS_MAX
 from solewriter.shared.errors import InvalidMutation, SchemaMismatch, UnknownKind, clean
-from solewriter.shared.fieldtypes import all_parts, refuse_own, refuse_unsuitable
+from solewriter.shared.fieldtypes import all_parts, models_in, refuse_own, refuse_unsuitable
 from solewriter.shared.models import Entity, Lifecycle, Project, Task
 from solewriter.shared.readiness import DEPENDS
 from solewriter.shared.rules import concern_of, is_plain, made_anew, recasts
@@ -69,6 +69,7 @@ class Kind:
         self.block = struct.Struct("<" + "".join(column.code for column in self.columns))
         self._blank = bytes(self.block.size)
         self.parts = all_parts(model)
+        self.holders = frozenset(name for name in model.model_fields if any(models_in(model, name)))  # of parts
         self.made_anew = made_anew(model) - IN_HEADER
         self.parts_made_anew = any(map(made_anew, self.parts))
         self._defaults = {

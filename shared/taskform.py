@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from pydantic import BaseModel
+
 from solewriter.shared.config import LEASE_LEAST_S, LEASE_MOST_S
 from solewriter.shared.errors import InvalidMutation
 from solewriter.shared.models import E, Entity, Ref
@@ -38,8 +40,31 @@ def changed_fields(kind: Kind, changes: Any) -> dict[str, Any]:
             problem = kind.fixed_because(name)
             raise InvalidMutation(f"{kind.name}.{name} {problem}", fields={name: problem})
         valid = kind.field(name, value) if kind.checks_fields else kind.known(name, value)
-        fields[name] = valid if type(valid) in SCALARS else plain(valid)
+        if type(valid) not in SCALARS:
+            if name in kind.holders:
+                check_parts(kind, name, valid)
+            valid = plain(valid)
+        fields[name] = valid
     return fields
+
+
+def check_parts(kind: Kind, name: str, value: Any) -> None:
+    """Raises InvalidMutation for a part of a class that is nowhere declared: pydantic takes a subclass for the declared
+    class, as which it would be read back, without what it has besides.
+    """
+    if (other := _undeclared(value, kind.parts)) is not None:
+        problem = f"holds a {other.__name__}, which is none of the classes that are declared there"
+        raise InvalidMutation(f"{kind.name}.{name} {problem}", fields={name: problem})
+
+
+def _undeclared(value: Any, declared: frozenset[type[BaseModel]]) -> type[BaseModel] | None:
+    if isinstance(value, BaseModel):
+        if type(value) not in declared:
+            return type(value)
+        value = tuple(value.__dict__.values())
+    if isinstance(value, tuple | frozenset):
+        return next((found for one in value if (found := _undeclared(one, declared)) is not None), None)
+    return None
 
 
 def plain_of_task(mutation: Mutation, registry: Registry) -> PlainMutation:

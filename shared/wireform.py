@@ -45,7 +45,7 @@ from solewriter.shared.operations import plain_operations
 from solewriter.shared.registry import Kind, Registry
 from solewriter.shared.request_ids import own_id
 from solewriter.shared.schema import plain
-from solewriter.shared.taskform import NO_ID, changed_fields, model_of, plain_of_task, tree_of
+from solewriter.shared.taskform import NO_ID, changed_fields, check_parts, model_of, plain_of_task, tree_of
 from solewriter.shared.where import plain_where, same_fields
 from solewriter.shared.wirecheck import check_names, check_reason_length, is_outcome_query, is_text
 
@@ -210,7 +210,11 @@ def _whole(op: Op, entity: Any, expect: Any, reason: Any, registry: Registry) ->
     if not isinstance(entity, Entity):
         raise TypeError(f"{op.name.lower()} takes an entity, not {entity!r}")
     kind = registry.of(type(entity))
-    fields = plain(kind.stored(entity))
+    stored = kind.stored(entity)
+    for name in kind.holders:
+        if name in stored:
+            check_parts(kind, name, stored[name])
+    fields = plain(stored)
     return op.value, kind.name, entity.id, expect, fields, reason, None
 
 

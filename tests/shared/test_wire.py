@@ -15,6 +15,7 @@ import msgspec
 import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
+from pydantic import BaseModel, ConfigDict
 
 from solewriter.shared import handshake, wire, wirecheck, wireform
 from solewriter.shared.config import CAREFUL_NUMBERS, FRAME_REQUESTS_MAX, HANDSHAKE_BYTES_MAX, Limits
@@ -252,6 +253,30 @@ def test_an_id_that_a_client_makes_can_be_asked_for_and_not_be_given():
     for own in ("mine", made[1:], made.upper(), f"{made}x", made.replace("-", "_")):
         plain = wireform.plain_request([Delete(STORED)], (), own, REGISTRY, LIMITS)
         assert checked_request(plain, LIMITS)[2] == own
+
+
+class Point(BaseModel):
+    model_config = ConfigDict(frozen=True)
+    x: int = 0
+
+
+class Labelled(Point):
+    label: str = ""
+
+
+class Shape(Entity):
+    corner: Point | None = None
+    corners: tuple[tuple[Point, ...], ...] = ()
+
+
+@pytest.mark.parametrize("changes", [{"corner": Labelled(label="a")}, {"corners": ((Point(), Labelled()),)}], ids=str)
+def test_a_part_of_another_class_than_the_declared_one_is_refused(changes):
+    """It would be read back as one of that class, without its own fields."""
+    for mutation in (Create(Shape(**changes)), Put(Shape(**changes)), Update(Shape.ref("a"), changes)):
+        with pytest.raises(InvalidMutation, match="Labelled") as refused:
+            wireform.plain_mutation(mutation, Registry([Shape]))
+        assert set(refused.value.fields) == set(changes)
+    assert wireform.plain_mutation(Create(Shape(corner=Point(x=1))), Registry([Shape]))[4] == {"corner": {"x": 1}}
 
 
 def test_a_request_has_as_many_parts_as_it_may_and_at_least_one():
