@@ -21,6 +21,7 @@ from pydantic import BaseModel
 
 from solewriter.engine_proc.orders import Line, Orders, Ready, Register
 from solewriter.shared.errors import EngineStartFailed, EngineUnavailable, Locked
+from solewriter.shared.fieldtypes import held_types
 from solewriter.shared.models import Entity
 
 STDERR = 2  # the highest of the standard descriptors
@@ -168,8 +169,11 @@ def _beyond_standard(fd: int) -> int:
 
 
 def pickled(models: Sequence[type[Entity]]) -> bytes:
-    """The owner's classes for the engine: by name from modules that it can import, by value from all others."""
-    names = {base.__module__ for model in models for base in model.__mro__}
+    """The owner's classes for the engine, with those of their fields: by name from modules that it can import, by value
+    from all others.
+    """
+    types = {held for model in models for held in (model, *held_types(model))}
+    names = {base.__module__ for held in types for base in held.__mro__}
     by_value = [sys.modules[name] for name in names if name in sys.modules and not _importable(name)]
     for module in by_value:
         cloudpickle.register_pickle_by_value(module)

@@ -342,6 +342,13 @@ def all_parts(model: type[pydantic.BaseModel]) -> frozenset[type[pydantic.BaseMo
     return frozenset(found)
 
 
+def held_types(model: type[pydantic.BaseModel]) -> Iterator[type]:
+    """The classes inside a model's fields, at any depth: parts, enums, plain types."""
+    for holder in (model, *all_parts(model)):
+        for field in holder.model_fields.values():
+            yield from (item for item in _leaves(field.annotation) if isinstance(item, type))
+
+
 def _leaves(annotation: Any) -> Iterator[Any]:
     annotation = _resolved(annotation)
     inner = typing.get_args(annotation)

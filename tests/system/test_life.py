@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import importlib.util
 import io
-import importlib
 import os
 import resource
 import signal
@@ -62,6 +62,37 @@ def test_a_model_is_known_from_the_moment_that_register_returns_and_after_a_rest
     assert client.update(Rollout.ref("r"), score=0.5).score == 0.5
     with open_reader(engine.state) as reader:
         assert reader.get("Rollout", "r")["seed"] == 1
+
+
+def loaded(monkeypatch, path: Path, text: str):
+    """A module of a file that no other process would find by its name."""
+    path.write_text(text)
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    module = importlib.util.module_from_spec(spec)
+    monkeypatch.setitem(sys.modules, path.stem, module)
+    spec.loader.exec_module(module)
+    return module
+
+
+PARTS = """
+import enum, solewriter
+class Hue(enum.StrEnum):
+    RED = "red"
+class Spot(solewriter.Part):
+    hue: Hue = Hue.RED
+"""
+WHOLES = """
+import solewriter, unfindable_parts
+class Canvas(solewriter.Entity):
+    spots: tuple[unfindable_parts.Spot, ...] = ()
+"""
+
+
+def test_a_models_parts_may_be_of_another_module_that_no_engine_finds(engine, client, monkeypatch, tmp_path):
+    parts = loaded(monkeypatch, tmp_path / "unfindable_parts.py", PARTS)
+    canvas = loaded(monkeypatch, tmp_path / "unfindable_wholes.py", WHOLES).Canvas
+    engine.register(canvas)
+    assert client.create(canvas(spots=(parts.Spot(),))).spots[0].hue is parts.Hue.RED
 
 
 def test_a_snapshot_from_before_does_not_see_what_came_with_the_model(engine, client, reader):
