@@ -418,7 +418,7 @@ def test_a_maker_that_meets_an_error_of_its_own_says_it_and_ends(tmp_path):
         capture_output=True, check=False,
     )  # fmt: skip
     assert (ended.returncode, ended.stdout) == (1, b"")
-    assert b"ValueError: embedded null byte" in ended.stderr
+    assert b"embedded null" in ended.stderr
 
 
 def test_a_maker_whose_engine_went_meanwhile_ends_without_a_word(tmp_path):
