@@ -162,23 +162,22 @@ def interleaved(cases: Sequence[T], runs: int) -> Iterator[tuple[int, T]]:
 def contest(cases: Sequence[Case], folder: Path, timing: Timing, entry_bytes: int, say: Say) -> list[Row]:
     """The rows of these cases, all of one workload, in their order."""
     with ExitStack() as ending:
-        standing, absent = _started(cases, folder, entry_bytes, ending, say)
+        standing, absent, failed = _started(cases, folder, entry_bytes, ending, say)
         here = [case for case in cases if _whose(case) in standing]
         samples: dict[Case, list[Sample]] = {case: [] for case in here}
-        failed: dict[Any, str] = {}  # systems of which nobody can say any more what they must hold
         for number, case in interleaved(here, timing.runs):
             if _whose(case) in failed:
                 continue
             say(f"round {number + 1} of {timing.runs}: {said(case)}")
             one = standing[_whose(case)]
+            last = number + 1 == timing.runs
             try:
                 sample = measured(case, one, timing, folder)
-            except (Failed, psutil.NoSuchProcess) as error:
-                failed[_whose(case)] = f"failed: {error}"
+                if last or case.entities <= LOOKED_THROUGH_MAX:
+                    sample = _verified(sample, one, case)
+            except Exception as error:  # whatever a system dies of, and whoever finds out: the others are not its fault
+                failed[_whose(case)] = _failure(error)
                 continue
-            last = number + 1 == timing.runs
-            if last or case.entities <= LOOKED_THROUGH_MAX:
-                sample = _verified(sample, one, case)
             samples[case].append(sample)
         rows = []
         for case in cases:
@@ -198,33 +197,43 @@ def _verified(sample: Sample, one: Standing, case: Case) -> Sample:
     return msgspec.structs.replace(sample, faults=list(islice(one.evidence.faults(one.peer.stored()), FAULTS_MAX)))
 
 
+def _failure(error: Exception) -> str:
+    """What an agent said of it, or what was found out here."""
+    return f"failed: {error}" if isinstance(error, Failed) else f"failed: {type(error).__name__}: {error}"
+
+
 def _whose(case: Case) -> tuple[str, str, int]:
     return case.peer, case.durability, case.entities
 
 
 def _started(
     cases: Sequence[Case], folder: Path, entry_bytes: int, ending: ExitStack, say: Say
-) -> tuple[dict[Any, Standing], dict[Any, str]]:
-    """The systems of these cases, filled; and of those that cannot be had, why."""
+) -> tuple[dict[Any, Standing], dict[Any, str], dict[Any, str]]:
+    """The systems of these cases, filled; why others are not here; and what went wrong with those that should be, of
+    which nobody can say what they must hold.
+    """
     standing: dict[Any, Standing] = {}
     absent: dict[Any, str] = {}
+    failed: dict[Any, str] = {}
     agents_max = max(case.agents + case.writers for case in cases)
     for case in cases:
         whose = _whose(case)
-        if whose in standing or whose in absent:
+        if whose in standing or whose in absent or whose in failed:
             continue
         say(f"starting {case.peer}, {case.durability}: {case.entities:,} entities for {case.workload}")
-        own = folder / f"{len(standing) + len(absent)}-{case.peer}-{case.durability}".replace(" ", "-")
+        own = folder / f"{len(standing) + len(absent) + len(failed)}-{case.peer}-{case.durability}".replace(" ", "-")
         setting = Setting(own, case.durability, agents_max, entry_bytes)
+        workload = WORKLOADS[case.workload]
         try:
             peer = ending.enter_context(CATALOG[case.peer].start(setting))
+            peer.load(workload.population(case.entities))
         except NotHere as why:
             absent[whose] = f"not here: {why}"
-            continue
-        workload = WORKLOADS[case.workload]
-        peer.load(workload.population(case.entities))
-        standing[whose] = Standing(peer, Evidence(workload, case.entities))
-    return standing, absent
+        except Exception as error:  # as above
+            failed[whose] = _failure(error)
+        else:
+            standing[whose] = Standing(peer, Evidence(workload, case.entities))
+    return standing, absent, failed
 
 
 def empty_row(case: Case, note: str, standing: Standing | None) -> Row:

@@ -4,9 +4,10 @@ agents were told. One step that nobody knows of is noticed, whoever took it.
 
 from __future__ import annotations
 
+import subprocess
 import tempfile
 from array import array
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,7 @@ from solewriter.bench.load.evidence import Evidence
 from solewriter.bench.load.peers import sqlite_writers
 from solewriter.bench.load.peers.catalog import CATALOG, OURS
 from solewriter.bench.load.peers.peer import Entry, Peer, SelfDriven, Setting
-from solewriter.bench.load.requests import Connection, Forgetful, Step
+from solewriter.bench.load.requests import Connection, Fields, Forgetful, Step
 from solewriter.bench.load.rows import Case
 from solewriter.bench.load.run import Standing, Timing, contest, measured
 from solewriter.bench.load.work import WORKLOADS, Share, key_of, status_at
@@ -207,6 +208,60 @@ def test_a_system_that_fails_says_so_in_its_rows_and_does_not_disturb_the_others
     broken, other = contest(cases, tmp_path, BRIEF, 64, lambda what: None)
     assert (broken.per_s, broken.verified) == (None, False)
     assert broken.note == "failed: OperationalError: unable to open database file"
+    assert other.verified is True
+
+
+def gone() -> int:
+    """The id of a process that ended."""
+    ended = subprocess.Popen(["true"])
+    ended.wait()
+    return ended.pid
+
+
+class Failing(sqlite_writers.SqlitePeer):
+    """Fails at one moment of its life."""
+
+    def __init__(self, path: Path, at: str) -> None:
+        super().__init__(path, "NORMAL")
+        self._at = at
+        if at == "asked":
+            self.pids = [gone()]
+
+    def load(self, tasks: Iterable[Fields]) -> None:
+        if self._at == "filled":
+            raise ValueError("no room")
+        super().load(tasks)
+
+    def stored(self) -> Iterator[Any]:
+        if self._at == "looked through":
+            raise ConnectionError("nobody answers")
+        return super().stored()
+
+
+@pytest.mark.parametrize(
+    ("at", "note"),
+    [
+        ("started", "failed: OSError: it did not start"),
+        ("filled", "failed: ValueError: no room"),
+        ("asked", "failed: FileNotFoundError: "),
+        ("looked through", "failed: ConnectionError: nobody answers"),
+    ],
+)
+def test_whatever_a_system_dies_of_the_others_are_measured(
+    at: str, note: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    @contextmanager
+    def failing(setting: Setting) -> Iterator[Peer]:
+        if at == "started":
+            raise OSError("it did not start")
+        setting.folder.mkdir()
+        yield Failing(setting.folder / "file", at)
+
+    monkeypatch.setitem(CATALOG, "failing", Entry("failing", {"process": ""}, failing))
+    cases = [case(name, "process", "update-one", "one by one") for name in ("failing", "SQLite")]
+    found, other = contest(cases, tmp_path, BRIEF, 64, lambda what: None)
+    assert (found.per_s, found.verified) == (None, False)
+    assert found.note.startswith(note)
     assert other.verified is True
 
 
