@@ -14,6 +14,7 @@ from solewriter.bench.load.agent import READY, Link, Orders, Report, run
 from solewriter.bench.measure import NS_PER_S, Interval
 
 PATIENCE_S = 60.0  # with agents that connect, 64 at once on two processors, or that finish what is on its way
+ENDING_S = 1.0  # of all together: they have nothing more to do, or are about to see that their pipes are gone
 PRELOADED = ("solewriter.bench.load.agent", "solewriter.bench.load.peers.catalog", "solewriter", "lmdb", "redis")
 
 
@@ -77,9 +78,11 @@ def crew(all_orders: Sequence[Orders], links: Sequence[Link]) -> Iterator[Crew]:
         group.await_ready()
         yield group
     finally:
-        for process, pipe in members:
+        for _, pipe in members:
             pipe.close()
-            process.join(1.0)  # it has nothing more to do, or is about to see that the pipe is gone
+        deadline = time.monotonic() + ENDING_S
+        for process, _ in members:
+            process.join(max(0.0, deadline - time.monotonic()))
             if process.is_alive():
                 process.kill()
             process.join()

@@ -4,8 +4,13 @@ agents were told. One step that nobody knows of is noticed, whoever took it.
 
 from __future__ import annotations
 
+import fcntl
+import os
+import signal
 import subprocess
 import tempfile
+import termios
+import threading
 from array import array
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
@@ -16,14 +21,17 @@ import msgspec
 import pytest
 
 from solewriter import Task
+from solewriter.bench.load.agent import Orders
+from solewriter.bench.load.crew import crew
 from solewriter.bench.load.evidence import Evidence
-from solewriter.bench.load.peers import sqlite_writers
+from solewriter.bench.load.peers import diy_peer, sqlite_writers
 from solewriter.bench.load.peers.catalog import CATALOG, OURS
 from solewriter.bench.load.peers.peer import Entry, Peer, SelfDriven, Setting
 from solewriter.bench.load.requests import Connection, Fields, Forgetful, Step
 from solewriter.bench.load.rows import Case
 from solewriter.bench.load.run import Standing, Timing, contest, measured
 from solewriter.bench.load.work import WORKLOADS, Share, key_of, status_at
+from solewriter.bench.measure import Interval
 from solewriter.bench.passes import NotHere
 
 pytestmark = pytest.mark.heavy
@@ -263,6 +271,32 @@ def test_whatever_a_system_dies_of_the_others_are_measured(
     assert (found.per_s, found.verified) == (None, False)
     assert found.note.startswith(note)
     assert other.verified is True
+
+
+def test_a_do_it_yourself_ends_though_its_writer_and_an_agent_in_the_middle_of_a_write_were_killed(
+    tmp_path: Path, wait_until: Callable[..., Any]
+) -> None:
+    """The agent holds the lock of the one queue for ever, and so do all that follow by themselves."""
+    tasks, window = 4_000, 2_000  # more than a pipe holds
+    orders = Orders("pipelined", "update-one", Share(0, 1, array("Q", [1] * tasks), 0, tasks), window, (0,))
+    (tmp_path / "diy").mkdir()
+    peer = diy_peer.DiyPeer(Setting(tmp_path / "diy", "process", 1, 64))
+    peer.load(WORKLOADS["update-one"].population(tasks))
+    (writer,) = peer.pids
+    with crew([orders], [peer.link(0)]) as group:
+        os.kill(writer, signal.SIGKILL)
+        group.go(Interval.soon(0.0, 60.0))
+        wait_until(lambda: unread(peer) > 60_000, 20, "a pipe that is full")
+    ending = threading.Thread(target=peer.end, daemon=True)
+    ending.start()
+    ending.join(10)
+    assert not ending.is_alive()
+
+
+def unread(peer: diy_peer.DiyPeer) -> int:
+    found = array("i", [0])
+    fcntl.ioctl(peer._queue._reader.fileno(), termios.FIONREAD, found)
+    return found[0]
 
 
 # --- the evidence ----------------------------------------------------------------------------------------------------

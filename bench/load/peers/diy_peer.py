@@ -104,7 +104,7 @@ class DiyPeer:
         for pipe in (*self._receiving, *self._sending):
             pipe.close()
         self._queue.close()
-        self._queue.join_thread()
+        self._queue.cancel_join_thread()  # an agent that was killed in the middle of a write holds its lock for ever
 
 
 def write(path: Path, synchronous: str, queue: Any, pipes: list[Pipe]) -> None:
