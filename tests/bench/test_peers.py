@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import fcntl
 import os
+import shutil
 import signal
 import subprocess
 import tempfile
@@ -166,6 +167,21 @@ def test_redis_benchmark_does_what_it_says_that_it_did(filled: Callable[..., Sta
         driven = peer.drive(2, window, 0.1)
         assert driven.per_s > 0
         assert driven.faults == []
+
+
+def test_a_redis_benchmark_that_tells_no_latency_is_not_here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As it was before 6.2: no names of columns, and the requests a second alone."""
+    real = shutil.which("redis-benchmark")
+    if real is None:
+        pytest.skip("no redis-benchmark on PATH")
+    old = tmp_path / "bin" / "redis-benchmark"
+    old.parent.mkdir()
+    old.write_text(f'#!/bin/sh\n{real} "$@" | sed 1d | cut -d, -f1,2\n')
+    old.chmod(0o755)
+    monkeypatch.setenv("PATH", str(old.parent), prepend=":")
+    (row,) = contest([case("redis-benchmark", "process", "update-one", "pipelined")], tmp_path, BRIEF, 64, print)
+    assert row.note == f"not here: {old} is too old: it tells no latency, which 6.2 does"
+    assert row.verified is None
 
 
 def test_reads_return_what_is_stored(filled: Callable[..., Standing]) -> None:

@@ -19,6 +19,7 @@ NAME = "redis-benchmark"
 PROBE = 20_000  # requests by which it is found out how many of them take the time that is asked for
 PROBE_ONE_BY_ONE = 2_000
 PATIENCE_S = 120.0
+TOLD = {"rps", "p50_latency_ms"}  # columns of what it says
 
 
 class BenchmarkPeer(redis_script.RedisPeer):
@@ -60,6 +61,13 @@ class BenchmarkPeer(redis_script.RedisPeer):
         ).stdout
         return next(csv.DictReader(said.splitlines()))
 
+    def check(self) -> None:
+        """Before 6.2 it names no columns and tells no latency. Raises NotHere."""
+        command = [self._program, "-s", self._address, "-c", "1", "-n", "1", "--csv", "PING"]
+        said = subprocess.run(command, capture_output=True, text=True, check=False, timeout=PATIENCE_S).stdout
+        if not set(next(csv.reader(said.splitlines()), [])) >= TOLD:
+            raise NotHere(f"{self._program} is too old: it tells no latency, which 6.2 does")
+
 
 @contextmanager
 def started(setting: Setting) -> Iterator[Peer]:
@@ -67,7 +75,9 @@ def started(setting: Setting) -> Iterator[Peer]:
     if program is None:
         raise NotHere("no redis-benchmark on PATH")
     with ExitStack() as ending:
-        yield BenchmarkPeer(program, setting, ending)
+        peer = BenchmarkPeer(program, setting, ending)
+        peer.check()
+        yield peer
 
 
 ENTRY = Entry(
