@@ -76,8 +76,8 @@ def _end(number: int, _frame: FrameType | None) -> None:
 
 
 def end_with_the_parent() -> None:
-    """In a child of `multiprocessing`: a server that waits for requests outlives a parent that was killed, for ever.
-    Ctrl-C at a terminal is the parent's to answer, which ends this process then.
+    """In a child of `multiprocessing`: who waits for requests or for answers outlives a parent that was killed, for
+    ever. Ctrl-C at a terminal is the parent's to answer, which ends this process then.
     """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     parent = multiprocessing.parent_process()

@@ -10,7 +10,6 @@ import ctypes
 import itertools
 import os
 import random
-import signal
 import sys
 from array import array
 from collections.abc import Callable, Iterator
@@ -28,6 +27,7 @@ from solewriter.bench.load.histogram import Histogram
 from solewriter.bench.load.requests import Connection, Forgetful
 from solewriter.bench.load.work import WORKLOADS, Share, key_of
 from solewriter.bench.measure import Interval, Usage
+from solewriter.bench.scratch import end_with_the_parent
 
 Loop = Literal["one by one", "pipelined", "open", "read", "read anew", "write and tell when"]
 Link = tuple[Callable[..., Connection], tuple[Any, ...]]  # how an agent connects: a function of a module, its arguments
@@ -69,7 +69,7 @@ def run(orders: Orders, link: Link, pipe: Pipe) -> None:
 
 
 def _work(orders: Orders, link: Link, pipe: Pipe) -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent's to answer: it closes the pipe then
+    end_with_the_parent()  # whoever waits for an answer that will not come looks at no pipe
     os.sched_setaffinity(0, orders.cpus)
     ctypes.CDLL(None).prctl(TIMER_SLACK_OPTION, TIMER_SLACK_NS)
     connect, arguments = link

@@ -372,6 +372,40 @@ def test_a_run_that_is_ended_takes_everything_with_it(
     wait_until(lambda: not marked(mark), 30, "no process that it left")
 
 
+WAITING = """
+import sys, time
+from array import array
+from pathlib import Path
+from solewriter.bench.load.agent import Orders
+from solewriter.bench.load.crew import crew
+from solewriter.bench.load.peers import echo
+from solewriter.bench.load.peers.peer import Setting
+from solewriter.bench.load.work import Share
+from solewriter.bench.measure import Interval
+
+orders = Orders("pipelined", "update-one", Share(0, 1, array("Q", [1] * 600), 0, 600), 64, (0,))
+with echo.queue_started(Setting(Path(sys.argv[1]), "memory", 1, 0)) as peer, crew([orders], [peer.link(0)]) as group:
+    group.go(Interval.soon(0.0, 60.0))
+    print("going", flush=True)
+    time.sleep(60)
+"""
+
+
+def test_an_agent_that_waits_for_an_answer_ends_with_who_started_it(
+    tmp_path: Path, wait_until: Callable[..., Any]
+) -> None:
+    """Its server is gone as well, and a queue of which it has both ends never says so."""
+    mark = f"LOAD_OF={tmp_path}"
+    command = [sys.executable, "-P", "-c", WAITING, str(tmp_path / "echo")]
+    surroundings = {**os.environ, "LOAD_OF": str(tmp_path)}
+    with subprocess.Popen(command, stdout=subprocess.PIPE, env=surroundings) as running:
+        assert running.stdout is not None
+        assert running.stdout.readline() == b"going\n"
+        assert len(marked(mark)) > 3
+        running.kill()
+    wait_until(lambda: not marked(mark), 10, "no process that it left")
+
+
 def marked(mark: str) -> list[int]:
     """Processes that have this in their environment, which those that are forked keep."""
     found = []
