@@ -13,6 +13,7 @@ takes is a part of every latency, of the floor's as well.
 
 from __future__ import annotations
 
+import math
 import time
 from array import array
 from collections import deque
@@ -33,10 +34,12 @@ class Schedule(msgspec.Struct, frozen=True):
     agents: int
 
     def due(self, interval: Interval, begin_ns: int) -> Iterator[int]:
-        """Each moment from the given one on until the interval ends, in nanoseconds."""
+        """Each moment from the given one on until the interval ends, in nanoseconds; also those of the interval that
+        were there before, for whom begins late.
+        """
         gap_ns = NS_PER_S * self.agents / self.rate_per_s
-        first_ns = begin_ns + gap_ns * self.number / self.agents
-        count = 0
+        first_ns = interval.start_ns + gap_ns * self.number / self.agents
+        count = math.ceil(min(0.0, begin_ns - first_ns) / gap_ns)  # below 0: warm-up
         while (due_ns := int(first_ns + count * gap_ns)) < interval.end_ns:
             yield due_ns
             count += 1

@@ -109,6 +109,23 @@ def test_agents_are_due_one_after_the_other_at_the_rate_of_all_together() -> Non
     assert sorted(chain(*moments)) == [number * NS_PER_S // 100 for number in range(100)]
 
 
+def test_who_begins_late_is_asked_for_all_that_was_due_in_the_interval() -> None:
+    """Else the slowest beginning would be the best one: nothing would be due in it."""
+    interval = Interval(NS_PER_S, 2 * NS_PER_S)
+    late = list(Schedule(100.0, 1, 2).due(interval, interval.start_ns + NS_PER_S // 2))
+    assert late == list(Schedule(100.0, 1, 2).due(interval, interval.start_ns))
+    assert len(late) == 50
+
+
+def test_agents_are_due_in_turn_whenever_each_of_them_begins() -> None:
+    interval = Interval(NS_PER_S, 2 * NS_PER_S)
+    begins = [NS_PER_S // 2 + NS_PER_S * late // 1_000 for late in (0, 3, 17, 40)]
+    moments = sorted(chain(*[Schedule(100.0, n, 4).due(interval, begin) for n, begin in enumerate(begins)]))
+    measured = [moment for moment in moments if moment >= interval.start_ns]
+    assert measured == [interval.start_ns + number * NS_PER_S // 100 for number in range(100)]
+    assert all(moment >= begins[0] for moment in moments), "before that, nobody was there"
+
+
 def test_what_an_agent_fails_of_is_said(tmp_path: Path) -> None:
     peer = sqlite_writers.SqlitePeer(tmp_path / "no folder" / "file", "NORMAL")
     with pytest.raises(Failed, match="unable to open database file"), crew([orders("one by one", 1)], [peer.link(0)]):
