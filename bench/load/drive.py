@@ -150,13 +150,20 @@ def _asked(connection: Connection, work: Work, count: int, batched: bool) -> Ite
     """So many requests, and a word for each that was answered."""
     if not batched or count == 1:
         for _ in range(count):
-            work.told(connection.one(work.next()))  # type: ignore[arg-type]  # as above
+            _ask(connection, work, work.next())
             yield
         return
     requests = [work.next() for _ in range(count)]
-    for answer in connection.many(requests, count):  # type: ignore[arg-type]  # as above
+    for answer in connection.many(requests, count):  # type: ignore[arg-type]  # no workload that reads is batched
         work.told(answer)
         yield
+
+
+def _ask(connection: Connection, work: Work, request: Request | str) -> None:
+    if type(request) is str:
+        connection.read(request)
+    else:
+        work.told(connection.one(request))  # type: ignore[arg-type]  # as above
 
 
 def _rest(next_ns: int | None, moments: Iterator[int]) -> Iterator[int]:

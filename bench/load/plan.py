@@ -79,6 +79,7 @@ def cases_of(
             for loop in loops:
                 if loop == PIPELINED and not WORKLOADS[workload].pipelined:
                     continue
+                alone = loop == ONE_BY_ONE or not WORKLOADS[workload].pipelined
                 for pinned in plan.pinned:
                     yield Case(
                         section=section,
@@ -88,7 +89,7 @@ def cases_of(
                         entities=entities,
                         agents=agents,
                         loop=loop,
-                        window=1 if loop == ONE_BY_ONE else window_for(workload, entities, agents + writers, window),
+                        window=1 if alone else window_for(workload, entities, agents + writers, window),
                         pinned=pinned,
                         rate_per_s=rate_per_s,
                         writers=writers,

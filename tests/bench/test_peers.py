@@ -28,6 +28,8 @@ from solewriter.bench.load.evidence import Evidence
 from solewriter.bench.load.peers import diy_peer, sqlite_writers
 from solewriter.bench.load.peers.catalog import CATALOG, OURS
 from solewriter.bench.load.peers.peer import Entry, Peer, SelfDriven, Setting
+from solewriter.bench.load.plan import contests
+from solewriter.bench.load.program import options, planned
 from solewriter.bench.load.requests import Connection, Fields, Forgetful, Step
 from solewriter.bench.load.rows import Case
 from solewriter.bench.load.run import Standing, Timing, contest, measured
@@ -149,6 +151,18 @@ def test_an_agent_reads_what_there_is_also_where_shares_differ(tmp_path: Path) -
     for row in contest(cases, tmp_path, BRIEF, 64, lambda what: None):
         assert row.note == ""
         assert row.verified is True
+
+
+@pytest.mark.parametrize("workload", WORKLOADS)
+def test_every_workload_can_be_due_at_a_rate(workload: str, tmp_path: Path) -> None:
+    asked = ("--workloads", workload, "--peers", "SQLite", "--durability", "process", "--rates", "200", "--sizes", "60")
+    parser = options()
+    ((one,),) = contests(planned(parser, parser.parse_args(asked)))
+    (row,) = contest([one], tmp_path, BRIEF, 64, print)
+    assert row.note == ""
+    assert row.verified is True
+    assert row.histogram is not None
+    assert abs(row.histogram.count - 200 * BRIEF.seconds) <= 1
 
 
 @pytest.mark.long
