@@ -77,6 +77,8 @@ def cases_of(
             continue
         for level in (level for level in durabilities if level in entry.how and level in plan.durabilities):
             for loop in loops:
+                if entry.loops and loop not in entry.loops:
+                    continue
                 if loop == PIPELINED and not WORKLOADS[workload].pipelined:
                     continue
                 alone = loop == ONE_BY_ONE or not WORKLOADS[workload].pipelined

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import math
 import signal
 import sys
 import tempfile
@@ -16,7 +17,7 @@ import msgspec
 from solewriter.bench.load.alone import across_kill, idle_percent, journaled_bytes, validate_us
 from solewriter.bench.load.marks import marks_of
 from solewriter.bench.load.peers.catalog import CATALOG, OURS
-from solewriter.bench.load.plan import LEVELS, LOOPS, SECTIONS, TASKS, Plan, contests
+from solewriter.bench.load.plan import AGENTS, LEVELS, LOOPS, SECTIONS, TASKS, Plan, contests
 from solewriter.bench.load.plot import draw
 from solewriter.bench.load.report import printed
 from solewriter.bench.load.rows import Results, Row, Spread, compared
@@ -26,6 +27,7 @@ from solewriter.bench.measure import machine, versions
 from solewriter.bench.passes import NotHere, required
 from solewriter.bench.scratch import scratch_folder, tidy_when_told_to_end
 from solewriter.bench.workload import WINDOW
+from solewriter.shared.config import DEFAULT_LIMITS
 
 VERSIONED = ("numpy", "lmdb", "redis", "hiredis", "ray", "matplotlib")  # besides those of every benchmark
 EXTRA = ("lmdb", "redis", "matplotlib")  # what `pip install 'solewriter[bench]'` brings
@@ -107,7 +109,7 @@ def options() -> argparse.ArgumentParser:
 
 def _of(known: Any) -> Callable[[str], tuple[str, ...]]:
     def parsed(text: str) -> tuple[str, ...]:
-        found = tuple(part.strip() for part in text.split(","))
+        found = tuple(dict.fromkeys(part.strip() for part in text.split(",")))
         for part in found:
             if part not in known:
                 raise argparse.ArgumentTypeError(f"{part!r}: each is one of {', '.join(known)}")
@@ -149,10 +151,18 @@ def planned(parser: argparse.ArgumentParser, given: argparse.Namespace) -> Plan:
         loops=given.loops or LOOPS,
         alone_s=2.0 if quick else 4.0,
     )
-    if plan.runs < 1 or plan.seconds <= 0 or max(agents or (1,)) > AGENTS_MAX:
+    if plan.runs < 1 or not 0 < plan.seconds < math.inf or max(agents or (1,)) > AGENTS_MAX:
         parser.error(f"there must be a run, some time for it, and no more than {AGENTS_MAX} agents")
-    if min(sizes or (TASKS,)) < max(agents or (1,)):
-        parser.error("each agent needs an entity of its own")
+    if min(sizes or (TASKS,)) < max(agents or (AGENTS,)) * max([WORKLOADS[name].steps for name in grid], default=1):
+        parser.error("each agent needs an entity of its own for each step of a request")
+    if max(plan.windows) > DEFAULT_LIMITS.window_max:
+        parser.error(
+            f"a window of ours holds {DEFAULT_LIMITS.window_max} requests: a larger one would be the rivals' alone"
+        )
+    if not any(contests(plan)) and not (OURS in plan.peers and {"kill", "idle"} & {*plan.sections}):
+        parser.error("nothing to measure: nobody of these makes such a promise or can be asked for this")
+    if not given.folder.is_dir():
+        parser.error(f"--folder: there is no folder {given.folder}")
     return plan
 
 
@@ -166,6 +176,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         _warn(f"not installed: {', '.join(missing)}. To have them: pip install 'solewriter[bench]'")
     if given.plot and "matplotlib" in missing:
         return 2  # now, not after a run
+    try:
+        if given.plot:
+            given.plot.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        _warn(f"--plot: {error}")
+        return 2
 
     def say(what: str) -> None:
         if sys.stderr.isatty():

@@ -11,7 +11,7 @@ import os
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
-from itertools import islice
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
@@ -86,12 +86,12 @@ def places(case: Case, *, served: bool) -> Places:
 def measured(case: Case, standing: Standing, timing: Timing, folder: Path) -> Sample:
     """One run of one case, of systems below this folder. Raises Failed."""
     peer = standing.peer
-    if isinstance(peer, SelfDriven):
-        driven = peer.drive(case.agents, case.window, timing.seconds)
-        return Sample(per_s=driven.per_s, histogram=NOTHING, p50_us=driven.p50_us, faults=driven.faults)
     where = places(case, served=bool(peer.pids))
     for pid in peer.pids:
         pin(pid, where.server)
+    if isinstance(peer, SelfDriven):
+        driven = peer.drive(case.agents, case.window, timing.seconds, sorted({*chain(*where.agents)}))
+        return Sample(per_s=driven.per_s, histogram=NOTHING, p50_us=driven.p50_us, faults=driven.faults)
     count = case.agents + case.writers
     shares = standing.evidence.shares(count)
     loops = [case.loop] * case.agents + ["pipelined"] * case.writers

@@ -203,13 +203,23 @@ def test_no_task_is_asked_for_twice_at_once() -> None:
     "arguments",
     [
         ("--workloads", "nonsense"), ("--peers", "nobody"), ("--agents", "0"), ("--agents", "65"), ("--runs", "0"),
-        ("--seconds", "-1"), ("--loops", "pipelined"), ("--sizes", "1", "--agents", "2"),
+        ("--seconds", "-1"), ("--loops", "pipelined"), ("--sizes", "1", "--agents", "2"), ("--seconds", "nan"),
+        ("--workloads", "create", "--peers", "pipe echo"), ("--sections", "open", "--durability", "power"),
+        ("--workloads", "read-mostly", "--loops", "pipelined"), ("--sections", "kill", "--peers", "Redis"),
+        ("--workloads", "update-one", "--peers", "redis-benchmark", "--rates", "100"),
+        ("--workloads", "update-one", "--windows", "257"), ("--workloads", "transaction-4", "--sizes", "7"),
+        ("--folder", "/nowhere"), ("--plot", "/dev/null/pictures"),
     ],
 )  # fmt: skip
 def test_a_plan_that_measures_nothing_is_refused(arguments: tuple[str, ...]) -> None:
     with pytest.raises(SystemExit) as refused:
-        main(arguments)
+        raise SystemExit(main(arguments))
     assert refused.value.code == 2
+
+
+def test_who_is_named_twice_is_asked_once() -> None:
+    (cases,) = contests(plan_of("--workloads", "create", "--peers", "Redis,Redis", "--durability", "process,process"))
+    assert [case.loop for case in cases] == ["one by one", "pipelined"]
 
 
 def test_pinned_agents_leave_the_server_alone_where_there_is_one() -> None:

@@ -15,6 +15,7 @@ import threading
 from array import array
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -32,13 +33,14 @@ from solewriter.bench.load.plan import contests
 from solewriter.bench.load.program import options, planned
 from solewriter.bench.load.requests import Connection, Fields, Forgetful, Step
 from solewriter.bench.load.rows import Case
-from solewriter.bench.load.run import Standing, Timing, contest, measured
+from solewriter.bench.load.run import Standing, Timing, contest, measured, places
 from solewriter.bench.load.work import WORKLOADS, Share, key_of, status_at
 from solewriter.bench.measure import Interval
 from solewriter.bench.passes import NotHere
 
 pytestmark = pytest.mark.heavy
 
+EVERYWHERE = tuple(os.sched_getaffinity(0))
 TASKS = 120
 WEAKEST = {"memory": 0, "process": 1, "power": 2}
 SYSTEMS = [
@@ -178,9 +180,27 @@ def test_redis_benchmark_does_what_it_says_that_it_did(filled: Callable[..., Sta
     peer = filled("redis-benchmark", "process", "update-one").peer
     assert isinstance(peer, SelfDriven)
     for window in (1, 32):
-        driven = peer.drive(2, window, 0.1)
+        driven = peer.drive(2, window, 0.1, EVERYWHERE)
         assert driven.per_s > 0
         assert driven.faults == []
+
+
+def test_a_redis_benchmark_runs_where_its_row_says(
+    filled: Callable[..., Standing], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    standing, real = filled("redis-benchmark", "process", "update-one"), shutil.which("redis-benchmark")
+    noting, noted = tmp_path / "noting", tmp_path / "noted"
+    noting.write_text(f'#!/bin/sh\ngrep Cpus_allowed_list /proc/self/status >>{noted}\n{real} "$@"\n')
+    noting.chmod(0o755)
+    monkeypatch.setattr(standing.peer, "_program", str(noting))
+    pinned = msgspec.structs.replace(case("redis-benchmark", "process", "update-one", "pipelined"), pinned=True)
+    measured(pinned, standing, BRIEF, tmp_path)
+    where = places(pinned, served=True)
+    (server,) = standing.peer.pids
+    assert os.sched_getaffinity(server) == {*where.server}
+    agents = {line.split()[1] for line in noted.read_text().splitlines()}
+    assert agents == {",".join(str(cpu) for cpu in sorted({*chain(*where.agents)}))}
+    assert os.sched_getaffinity(0) == {*EVERYWHERE}
 
 
 def test_a_redis_benchmark_that_tells_no_latency_is_not_here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

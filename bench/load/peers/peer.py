@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import NamedTuple, Protocol, runtime_checkable
 
-from solewriter.bench.load.agent import Link
+from solewriter.bench.load.agent import Link, Loop
 from solewriter.bench.load.requests import Fields, Stored
 from solewriter.engine_proc.process import Durability
 
@@ -50,8 +50,8 @@ class Driven(NamedTuple):
 class SelfDriven(Protocol):
     """A system that comes with a program of its own to put it under load."""
 
-    def drive(self, agents: int, window: int, seconds: float) -> Driven:
-        """About so many seconds of it."""
+    def drive(self, agents: int, window: int, seconds: float, cpus: Sequence[int]) -> Driven:
+        """About so many seconds of it, on these CPUs."""
 
 
 class Entry(NamedTuple):
@@ -64,4 +64,5 @@ class Entry(NamedTuple):
     batch: str = ""  # what a window of requests is to it
     floor: bool = False  # it stores nothing: it is what the way there and back costs
     workloads: tuple[str, ...] = ()  # only these; all of them if none is named
+    loops: tuple[Loop, ...] = ()  # likewise
     note: str = ""  # what has to be known to compare it

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import csv
+import os
 import shutil
 import subprocess
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
@@ -40,25 +41,30 @@ class BenchmarkPeer(redis_script.RedisPeer):
             self._tasks = number + 1
             yield {**fields, "id": f"task-{number:012d}"}
 
-    def drive(self, agents: int, window: int, seconds: float) -> Driven:
+    def drive(self, agents: int, window: int, seconds: float, cpus: Sequence[int]) -> Driven:
         """About so many seconds, and whether the versions grew by as many as it says that it did."""
         probe = PROBE // window * window if window > 1 else PROBE_ONE_BY_ONE
-        per_s = float(self._ran(agents, window, probe)["rps"])
+        per_s = float(self._ran(agents, window, probe, cpus)["rps"])
         count = (
             int(max(probe, per_s * seconds)) // window * window
         )  # it rounds up to whole windows, and does not say so
-        told = self._ran(agents, window, count)
+        told = self._ran(agents, window, count, cpus)
         self._applied += probe + count
         versions = sum(version - 1 for _, version, _ in self.stored())
         faults = [] if versions == self._applied else [f"{self._applied} were asked for, and {versions} were done"]
         return Driven(float(told["rps"]), 1_000 * float(told["p50_latency_ms"]), faults)
 
-    def _ran(self, agents: int, window: int, count: int) -> dict[str, Any]:
+    def _ran(self, agents: int, window: int, count: int, cpus: Sequence[int]) -> dict[str, Any]:
         command = [self._program, "-s", self._address, "-c", agents, "-P", window, "-n", count, "-r", self._tasks]
         command += ["--csv", "EVALSHA", self._script, 1, "task-__rand_int__", "", "budget_limit", "2.0"]
-        said = subprocess.run(
-            list(map(str, command)), capture_output=True, text=True, check=True, timeout=PATIENCE_S
-        ).stdout
+        everywhere = os.sched_getaffinity(0)
+        os.sched_setaffinity(0, cpus)  # which it inherits
+        try:
+            said = subprocess.run(
+                list(map(str, command)), capture_output=True, text=True, check=True, timeout=PATIENCE_S
+            ).stdout
+        finally:
+            os.sched_setaffinity(0, everywhere)
         return next(csv.DictReader(said.splitlines()))
 
     def check(self) -> None:
@@ -86,5 +92,6 @@ ENTRY = Entry(
     started,
     batch="its own pipeline",
     workloads=("update-one",),
+    loops=("one by one", "pipelined"),
     note="a client in C; no version is compared",
 )
