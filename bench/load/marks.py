@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 from solewriter.bench.load.peers.catalog import OURS
 from solewriter.bench.load.rows import Row, Spread
 from solewriter.bench.mark import Mark, least, most
+from solewriter.bench.workload import WINDOW
 
 AGENTS = 2  # of the rows that the goals are about
 TASKS = 10_000
@@ -88,8 +89,9 @@ def _ratio(one: Row, other: Row) -> float | None:
 def _rows(rows: Sequence[Row], peer: str, durability: str, loop: str) -> Iterator[Row]:
     for row in rows:
         case = row.case
-        asked = case.peer, case.durability, case.loop, case.workload, case.agents, case.entities
-        if asked == (peer, durability, loop, "update-one", AGENTS, TASKS) and case.section in ("peers", "grid"):
+        asked = case.peer, case.durability, case.loop, case.workload, case.agents, case.entities, case.window
+        window = WINDOW if loop == "pipelined" else 1
+        if asked == (peer, durability, loop, "update-one", AGENTS, TASKS, window) and case.section in ("peers", "grid"):
             yield row
 
 

@@ -239,6 +239,7 @@ def test_pinned_agents_leave_the_server_alone_where_there_is_one() -> None:
 def row(peer: str, per_s: float, **given: Any) -> Row:
     how = {name: given.pop(name) for name in ("server_cpu_us", "p50_us", "per_client_cpu_s") if name in given}
     given = {"section": "peers", "durability": "process", "entities": 10_000, "agents": 2, "loop": "pipelined", **given}
+    given.setdefault("window", 256 if given["loop"] == "pipelined" else 1)
     empty = Row(
         case=Case(peer=peer, **given), how="so", promise="", validated=False, floor=CATALOG[peer].floor, batch="",
         placement="free",
@@ -288,6 +289,13 @@ def test_marks_are_judged_by_the_figures_and_only_where_there_are_some() -> None
     ]  # fmt: skip
     assert marks_of([], None, None) == []
     assert len(marks_of(everything(), None, None)) == len(found) - 2
+
+
+def test_a_goal_is_about_one_window_and_compares_rows_of_that_one_only() -> None:
+    rows = [row(peer, 10.0 * window, window=window) for window in (8, 64) for peer in (OURS, "Redis")]
+    assert marks_of(rows, None, None) == []
+    (mark,) = marks_of([*rows, row(OURS, 120.0), row("Redis", 100.0)], None, None)
+    assert (mark.measured, mark.reached) == (1.2, True)
 
 
 def test_faults_make_a_row_unverified_and_are_told() -> None:
