@@ -15,7 +15,7 @@ from solewriter.agents.testing.accounts import Accounts, Violation
 from solewriter.agents.testing.claims import claims_are_kept
 from solewriter.agents.testing.evidence import APPLIED, REFUSED, UNKNOWN, Gathered, Look
 from solewriter.agents.testing.history import History
-from solewriter.agents.testing.order import Floor, in_real_time_order
+from solewriter.agents.testing.order import Floor, in_real_time_order, in_the_order_of_sessions
 from solewriter.agents.testing.readers import (
     readers_go_forward,
     readers_see_what_was_told,
@@ -87,6 +87,7 @@ def check(
         told_as_recovered(accounts),
         claims_are_kept(accounts),
         in_real_time_order(accounts, floor),
+        in_the_order_of_sessions(accounts),
         replay(accounts, kinds_of(models), looks, final),
         versions_recovered(history),
         versions_told(accounts),

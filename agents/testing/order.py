@@ -1,5 +1,6 @@
 """Condition 2: the order of revisions is the order of time. A was answered before B was called: B is later, or at the
 same revision if it changed nothing. Condition 5 asks the same of readers, because an acked revision is published.
+And of one session, whose requests may be under way together, it is the order in which they were sent.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from itertools import accumulate
 from operator import itemgetter
 
 from solewriter.agents.testing.accounts import Account, Accounts, Violation
+from solewriter.agents.testing.history import Decided
 
 
 class Floor:
@@ -44,3 +46,17 @@ def in_real_time_order(accounts: Accounts, floor: Floor) -> Iterator[Violation]:
         told, whom = floor.before(account.called)
         if revision < told or (account.changed and revision == told and told):
             yield Violation(2, "order inverted", f"{account} at revision {revision}, called after {whom} was at {told}")
+
+
+def in_the_order_of_sessions(accounts: Accounts) -> Iterator[Violation]:
+    """No request was decided before one that its session had sent before it. Claims may wait, and others pass them."""
+    newest: dict[int, Decided] = {}
+    for place, decided in enumerate(accounts.history):
+        account = accounts.of(place)
+        if account is None or any(step.op == "claim" for step in account.call.steps):
+            continue
+        before = newest.setdefault(decided.session, decided)
+        if decided.sequence < before.sequence:
+            yield Violation(2, "order inverted", f"{account}: {decided} behind {before}, which was sent later")
+        else:
+            newest[decided.session] = decided

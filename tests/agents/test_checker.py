@@ -376,6 +376,24 @@ def a_change_at_the_revision_that_was_there_before(run: Recorded) -> Recorded:
     return run.saying(place, revision=run.gathered.attempts[place].answer.revision - 1)
 
 
+@lie(2, "order inverted")
+def requests_of_one_session_that_were_exchanged(run: Recorded) -> Recorded:
+    """Both were under way, and all agree on when each was decided: only one of the two was sent before the other."""
+    places = [of_update(run, number) for number in (7, 8)]
+    where = [run.place(run.gathered.attempts[place]) for place in places]
+    decided = [run.history[place] for place in where]
+    run = run._replace(gathered=run.gathered._replace(watches={}))  # they would have to be lied about, too
+    for place, mine, other, there in zip(places, decided, decided[::-1], where[::-1], strict=True):
+        run = run.saying(place, revision=other.revision, versions=other.versions)
+        ((change,), (instead,)) = mine.changes, other.changes
+        stamps = {name: instead.content[name] for name in ("version", "updated_at")}
+        moved = instead._replace(content={**change.content, **stamps}, reason=change.reason)
+        run = changed(
+            run, there, **{**mine._asdict(), **other._asdict(), "sequence": mine.sequence, "changes": (moved,)}
+        )
+    return run
+
+
 @lie(3, "state differs")
 def a_record_of_another_content(run: Recorded) -> Recorded:
     place = run.place(run.gathered.attempts[of_update(run)])
