@@ -102,6 +102,7 @@ class Followed(msgspec.Struct, frozen=True, omit_defaults=True, tag="followed"):
     at: int
     changes: tuple[tuple[str, str, int, int, str], ...]
     since: int | None = None
+    kind: str = ""  # the only one that it was asked for; "": all
 
 
 Line = Call | Answer | Look | Fault | Followed
@@ -199,13 +200,17 @@ class Evidence:
             found.setdefault(kind, {})[id] = seen(plain(entity) if entity is not None else None)
         return found
 
-    def followed(self, changes: Sequence[Change], since: int | None = None) -> None:
-        """Keep what a watch brought: behind what it brought before, or behind this revision."""
+    def followed(
+        self, changes: Sequence[Change], since: int | None = None, *, kind: type[Entity] | None = None
+    ) -> None:
+        """Keep what a watch brought: behind what it brought before, or behind this revision. `kind` is the one that the
+        watch was asked for, if it was not all; a watch with a `where` is nothing that can be compared.
+        """
         told = [
             (change.kind, change.id, change.version, change.revision, "" if new is None else digest(plain(new)))
             for change, new in ((change, change.new) for change in changes)
         ]
-        self._write(Followed(time.monotonic_ns(), tuple(told), since))
+        self._write(Followed(time.monotonic_ns(), tuple(told), since, kind.kind_name if kind is not None else ""))
 
     # --- one line ----------------------------------------------------------------------------------------------------
 

@@ -16,6 +16,8 @@ from solewriter.agents.testing.history import History
 from solewriter.agents.testing.order import Floor
 from solewriter.agents.testing.steps import digest
 
+Told = tuple[str, str, int, int, str]  # as in Followed
+
 
 def readers_go_forward(looks: Mapping[str, Sequence[Look]]) -> Iterator[Violation]:
     """New snapshots of one process are of the same or a later revision."""
@@ -45,19 +47,25 @@ def watches_bring_every_change(watches: Mapping[str, Sequence[Followed]], histor
     if not watches:
         return
     changes = [change for decided in history for change in decided.changes]
-    revisions = [change.revision for change in changes]
-    recorded = [
+    every = [
         (*change.key, change.version, change.revision, "" if change.content is None else digest(change.content))
         for change in changes
     ]
     for who, lines in watches.items():
-        place = 0
-        for line in lines:
-            if line.since is not None:
-                place = bisect_right(revisions, line.since)
-            expected = recorded[place : place + len(line.changes)]
-            for told, change in zip_longest(line.changes, expected):
-                if told != change:
-                    yield Violation(5, "watch differs", f"{who} was brought {told}, recovered {change}")
-                    break
-            place += len(line.changes)
+        for kind in sorted({line.kind for line in lines}):
+            recorded = [change for change in every if kind in ("", change[0])]
+            yield from _as_recorded(who, [line for line in lines if line.kind == kind], recorded)
+
+
+def _as_recorded(who: str, lines: Sequence[Followed], recorded: Sequence[Told]) -> Iterator[Violation]:
+    revisions = [revision for _, _, _, revision, _ in recorded]
+    place = 0
+    for line in lines:
+        if line.since is not None:
+            place = bisect_right(revisions, line.since)
+        expected = recorded[place : place + len(line.changes)]
+        for told, change in zip_longest(line.changes, expected):
+            if told != change:
+                yield Violation(5, "watch differs", f"{who} was brought {told}, recovered {change}")
+                break
+        place += len(line.changes)

@@ -30,6 +30,7 @@ from solewriter import (
     Fail,
     Increment,
     Max,
+    Project,
     Put,
     PutIn,
     Reader,
@@ -129,6 +130,9 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         brought = [*reader.watch(since=0, timeout_s=0.0)]
         two.followed(brought[:12], 0)
         two.followed(brought[12:])
+        of_tasks = [*reader.watch(Task, since=0, timeout_s=0.0)]
+        two.followed(of_tasks[:12], 0, kind=Task)
+        two.followed(of_tasks[12:], kind=Task)
         two.fault("SIGKILL of the engine")
         os.kill(engine.pid, signal.SIGKILL)
         with connect(engine.state, name="two") as other:
@@ -151,6 +155,7 @@ def recorded(folder: Path) -> Recorded:
 
 
 def _a_bit_of_everything(client: Client, one: Evidence, two: Evidence, reader: Reader) -> None:
+    one.submit(client, Create(Project(name="p", id="p")))
     one.submit(client, Create(Task(title="again", id="a")), request_id="own")
     for reply in one.submit_many(client, [Update(Task.ref("a"), {"title": f"a{number}"}) for number in range(20)]):
         assert reply.applied
@@ -555,6 +560,16 @@ def a_watch_that_brought_another_content(run: Recorded) -> Recorded:
 def a_watch_that_brought_what_never_was(run: Recorded) -> Recorded:
     last = run.history[-1].revision
     lines = [msgspec.structs.replace(line, since=last) for line in run.gathered.watches["two.log"][-1:]]
+    return run._replace(gathered=run.gathered._replace(watches={"two.log": lines}))
+
+
+@lie(5, "watch differs")
+def a_watch_of_one_kind_that_left_a_change_out(run: Recorded) -> Recorded:
+    taken = run.gathered.watches["two.log"]
+    lines = [
+        msgspec.structs.replace(line, changes=line.changes[1:]) if line.kind and line.since is None else line
+        for line in taken
+    ]
     return run._replace(gathered=run.gathered._replace(watches={"two.log": lines}))
 
 
