@@ -110,7 +110,7 @@ class Accounts:
     def _join(self) -> None:
         by_name: dict[str, Account] = {}
         by_answer: dict[str, Account] = {}
-        for account in self.all:
+        for account in sorted(self.all, key=lambda account: not account.answers):  # one may never have been sent
             if not account.mismatched:
                 by_name.setdefault(account.call.name, account)
                 for answer in account.answers:

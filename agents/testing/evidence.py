@@ -109,11 +109,13 @@ Line = Call | Answer | Look | Fault | Followed
 
 
 class Evidence:
-    """An append-only log, and the calls that it keeps. One for each process, in a new file; not shared by threads."""
+    """An append-only log, and the calls that it keeps. One for each process, in a new file, whose name no other process
+    of the run has in another folder; not shared by threads.
+    """
 
     def __init__(self, path: str | os.PathLike[str], models: Iterable[type[Entity]] = ()) -> None:
         self.path = Path(path)
-        self.name = self.path.stem
+        self.name = name_of(self.path)
         self._models = (*SHIPPED, *models)
         self._count = 0
         self._newest: Call | None = None
@@ -329,6 +331,11 @@ def name_in(reason: str) -> str:
     return reason.rpartition("[")[2].removesuffix("]") if reason.endswith("]") else ""
 
 
+def name_of(path: Path) -> str:
+    """Of the process whose evidence this is, as its calls bear it: no two of a run are equal, none has a bracket."""
+    return path.stem.translate({ord("["): "(", ord("]"): ")"})
+
+
 # --- reading the files -----------------------------------------------------------------------------------------------
 
 
@@ -356,9 +363,13 @@ def lines(path: Path) -> Iterator[Line]:
 
 
 def gather(paths: Iterable[Path]) -> Gathered:
-    """The evidence of all processes of a run."""
-    gathered = Gathered([], {}, [], {})
+    """The evidence of all processes of a run. Raises ValueError for files of one name in several folders: their calls
+    could not be told apart.
+    """
+    gathered, known = Gathered([], {}, [], {}), dict[str, Path]()
     for path in paths:
+        if (other := known.setdefault(name_of(path), path)) != path:
+            raise ValueError(f"{other} and {path}: each process of a run needs a file of its own name")
         calls: dict[int, Call] = {}
         answers: dict[int, Answer] = {}
         for line in lines(path):

@@ -708,6 +708,19 @@ def test_an_answer_that_nobody_read_is_no_violation(recorded):
     assert recorded.history[of_history].changes
 
 
+def test_who_never_sent_its_request_does_not_stand_for_another_one_under_that_id(start_engine, state, tmp_path):
+    """A user's own id, first of a process that died before it sent anything, then of one with another content."""
+    engine = start_engine(state)
+    with connect(engine.state) as client, Evidence(tmp_path / "one.log") as one, Evidence(tmp_path / "two.log") as two:
+        one.fault("SIGKILL of one")
+        one.asking([Create(Task(title="a", id="a"))], request_id="own")
+        two.submit(client, Create(Task(title="b", id="b")), request_id="own")
+        final = two.look(client.reader)
+    engine.stop()
+    verdict = check(gather([one.path, two.path]), read_history(state), final, acks_min=1)
+    assert verdict.violations == []
+
+
 def test_a_journal_that_lost_its_end_is_found(recorded, folder, tmp_path):
     """The file itself is cut where its last entry with a record begins: for an engine that is a torn tail."""
     journal = copied(folder, tmp_path)

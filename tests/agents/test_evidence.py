@@ -100,6 +100,20 @@ def test_a_file_belongs_to_one_process(evidence):
         Evidence(evidence.path)
 
 
+def test_files_of_one_name_are_not_taken_for_one_process(evidence, tmp_path):
+    """Else each would be said to have been told what the other was."""
+    (tmp_path / "other").mkdir()
+    with Evidence(tmp_path / "other" / evidence.path.name) as other, pytest.raises(ValueError, match="of its own name"):
+        gather([evidence.path, other.path])
+    assert gather([evidence.path]).attempts == []
+
+
+def test_a_name_with_brackets_travels_in_the_reason_too(tmp_path):
+    with Evidence(tmp_path / "agent[1].log") as evidence:
+        call, (mutation,) = evidence.asking([Cancel(Task.ref("t"))])
+    assert name_in(mutation.reason) == call.name
+
+
 def test_the_name_of_a_call_travels_in_the_reason(evidence):
     _, (mutation,) = evidence.asking([Cancel(Task.ref("t"), reason="because [of] it")])
     assert mutation.reason == "because [of] it [agent:1]"
