@@ -15,9 +15,11 @@ import msgspec
 from solewriter.agents.testing.evidence import APPLIED, FENCED, REFUSED, UNKNOWN, Answer, Attempt, Call, name_in
 from solewriter.agents.testing.history import Decided, History
 from solewriter.agents.testing.steps import Key
+from solewriter.shared.mutations import NotApplied
 
 Tokens = tuple[tuple[Key, int], ...]
 MISMATCH = "RequestMismatch"
+NOT_APPLIED = NotApplied.__name__
 
 
 class Violation(NamedTuple):
@@ -41,6 +43,7 @@ class Account:
         self.attempts = 0
         self.answers: list[Answer] = []
         self.refused_here = 0
+        self.never = False  # somebody was told that it was not applied, and never will be
         self.decided: list[Decided] = []  # in the history; more than one only if something is wrong
         self.repeats: list[Decided] = []  # told again, to another sender of the user's own id
 
@@ -56,6 +59,7 @@ class Account:
             self.answers.append(answer)
         else:
             self.refused_here += 1
+            self.never = self.never or answer.error == NOT_APPLIED
 
     @property
     def outcome(self) -> str:

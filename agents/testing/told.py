@@ -6,7 +6,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from solewriter.agents.testing.accounts import MISMATCH, Account, Accounts, Violation
+from solewriter.agents.testing.accounts import MISMATCH, NOT_APPLIED, Account, Accounts, Violation
 from solewriter.agents.testing.evidence import APPLIED, REFUSED, Answer
 from solewriter.agents.testing.history import Decided
 
@@ -27,6 +27,8 @@ def _told_otherwise(account: Account, decided: Decided) -> Iterator[Violation]:
     """Every answer, and whatever the journal says was told again, is what was decided."""
     if account.refused_here == account.attempts:
         yield Violation(1, "refused but applied", f"{account}: refused before it was sent, recovered {decided}")
+    elif account.never and decided.outcome == APPLIED:
+        yield Violation(1, "refused but applied", f"{account}: one was told {NOT_APPLIED}, recovered {decided}")
     if not decided.outcome:
         yield Violation(1, "no outcome journaled", f"{account}: {decided}")
         return

@@ -316,6 +316,13 @@ def a_refused_request_that_is_present(run: Recorded) -> Recorded:
     return changed(run, run.place(attempt), changes=(change,))
 
 
+@lie(1, "refused but applied")
+def a_request_that_was_never_to_be_applied_any_more(run: Recorded) -> Recorded:
+    """One sender is told so, the other one that it was applied."""
+    places = [n for n, (call, _) in enumerate(run.gathered.attempts) if call.name == "own"]
+    return run.saying(places[1], outcome="refused", request_id="", error="NotApplied", revision=None, versions=())
+
+
 @lie(1, "refusal not journaled")
 def a_refusal_that_was_forgotten(run: Recorded) -> Recorded:
     place = run.place(run.gathered.attempts[of_error(run, "NotFound")])
