@@ -49,6 +49,7 @@ from solewriter.bench.calm import BACK_S, GreedyRow, LoadRow, QuietRow, Results,
 from solewriter.bench.children import children
 from solewriter.bench.measure import NS_PER_S, Interval, machine, pin, pinned, sleep_until
 from solewriter.bench.pressing import Orders, Phase, Report, Role
+from solewriter.bench.scratch import scratch_folder, tidy_when_told_to_end
 from solewriter.bench.throttle import Job, Probe
 from solewriter.shared.config import MIB
 
@@ -336,7 +337,12 @@ def options() -> argparse.ArgumentParser:
     parser.add_argument("--json", action="store_true", help="print one JSON object instead of tables")
     parser.add_argument("--seconds", type=float, help="of each load and each round")
     parser.add_argument("--soak", type=float, help="seconds of the long one")
-    parser.add_argument("--folder", type=Path, help="where the state folder is made, and removed again")
+    parser.add_argument(
+        "--folder",
+        type=Path,
+        default=Path(tempfile.gettempdir()),
+        help="where the state folder is made, and removed again",
+    )
     return parser
 
 
@@ -359,8 +365,9 @@ def main() -> int:
         if sys.stderr.isatty():
             print(f"... {what}", file=sys.stderr)
 
-    with tempfile.TemporaryDirectory(prefix="solewriter-bench-", dir=given.folder) as folder:
-        results = run(plan, Path(folder), say)
+    tidy_when_told_to_end()
+    with scratch_folder(given.folder) as folder:
+        results = run(plan, folder, say)
     print(msgspec.json.encode(results).decode() if given.json else printed(results))
     return 0 if results.verified else 1
 

@@ -16,13 +16,21 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
+from typing import IO
 
-# An engine whose owner died drains first, and needs its folder until then: `engine.json` is the last that goes.
+# A line is the orderly end. An engine whose owner was killed drains first, and needs its folder until then:
+# `engine.json` is the last that goes. One that was just starting makes its folder again.
 REMOVE = """
 PATH=/bin:/usr/bin
-read -r _
-tries=0
-while [ $tries -lt 100 ] && ls "$1"/*/engine.json >/dev/null 2>&1; do sleep 0.1; tries=$((tries + 1)); done
+if ! read -r _; then
+    tries=0
+    while [ $tries -lt 100 ] && [ -n "$(find "$1" -name engine.json 2>/dev/null)" ]; do
+        sleep 0.1
+        tries=$((tries + 1))
+    done
+    tries=0
+    while [ $tries -lt 10 ]; do rm -rf -- "$1"; sleep 0.5; tries=$((tries + 1)); done
+fi
 rm -rf -- "$1"
 """
 END = """
@@ -39,8 +47,11 @@ SIGNALS = (signal.SIGTERM, signal.SIGHUP)  # SIGINT raises already
 def scratch_folder(parent: Path) -> Iterator[Path]:
     """A new private folder, removed with all that is in it."""
     folder = Path(tempfile.mkdtemp(prefix="solewriter-bench-", dir=parent))
-    with _shell(REMOVE, [str(folder)]):
-        yield folder
+    with _shell(REMOVE, [str(folder)]) as told:
+        try:
+            yield folder
+        finally:
+            told.write(b"\n")
 
 
 @contextmanager
@@ -51,7 +62,7 @@ def beside(command: Sequence[str]) -> Iterator[None]:
 
 
 @contextmanager
-def _shell(script: str, arguments: Sequence[str]) -> Iterator[None]:
+def _shell(script: str, arguments: Sequence[str]) -> Iterator[IO[bytes]]:
     """In a session of its own: what a terminal sends to a whole group must not end it before its work is done."""
     with subprocess.Popen(
         ["/bin/sh", "-c", script, "sh", *arguments],
@@ -59,8 +70,9 @@ def _shell(script: str, arguments: Sequence[str]) -> Iterator[None]:
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
         start_new_session=True,
-    ):
-        yield  # the exit closes the pipe and waits
+    ) as shell:
+        assert shell.stdin is not None
+        yield shell.stdin  # the exit closes the pipe and waits
 
 
 def tidy_when_told_to_end() -> None:

@@ -52,6 +52,7 @@ from solewriter.bench.measure import (
     sleep_until,
 )
 from solewriter.bench.report import ReadRow, Results, UpdateRow, Writing, floor_of, printed
+from solewriter.bench.scratch import scratch_folder, tidy_when_told_to_end
 from solewriter.bench.workload import WINDOW, Tally, loaded_engine, payload_bytes
 from solewriter.engine_proc.process import Durability
 from solewriter.shared.config import DURABILITIES
@@ -249,7 +250,10 @@ def options() -> argparse.ArgumentParser:
     parser.add_argument("--tasks", type=int, default=10_000)
     parser.add_argument("--seconds", type=float, help="of each row")
     parser.add_argument(
-        "--folder", type=Path, help="where the state folders are made, and removed again: the disk to measure"
+        "--folder",
+        type=Path,
+        default=Path(tempfile.gettempdir()),
+        help="where the state folders are made, and removed again: the disk to measure",
     )
     return parser
 
@@ -281,8 +285,9 @@ def main() -> int:
         if sys.stderr.isatty():
             print(f"... {what}", file=sys.stderr)
 
-    with tempfile.TemporaryDirectory(prefix="solewriter-bench-", dir=given.folder) as folder:
-        results = run(plan, Path(folder), say)
+    tidy_when_told_to_end()
+    with scratch_folder(given.folder) as folder:
+        results = run(plan, folder, say)
     print(msgspec.json.encode(results).decode() if given.json else printed(results))
     return 0 if results.verified else 1
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import signal
 import subprocess
 import sys
 import time
@@ -41,6 +42,16 @@ def test_a_plan_that_measures_nothing_is_refused(tmp_path: Path) -> None:
     ended = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
     assert ended.returncode == 2
     assert "takes more than" in ended.stderr
+
+
+@pytest.mark.heavy
+def test_a_run_that_is_told_to_end_takes_its_folder_with_it(tmp_path: Path, wait_until) -> None:
+    command = [sys.executable, "-P", "-m", "solewriter.bench.overload", "--quick", "--folder", str(tmp_path)]
+    with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as running:
+        wait_until(lambda: list(tmp_path.glob("*/delays")), 30, "an engine that serves")
+        running.terminate()
+        assert running.wait(30) == 128 + signal.SIGTERM
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_job_costs_what_it_says_and_a_probe_notes_how_late_the_loop_is(state, start_engine, wait_until, tmp_path):
