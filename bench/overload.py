@@ -231,7 +231,7 @@ def p99_ms(pressed: Pressed) -> float:
 
 def _quiet_row(beside: str, all_pressed: Sequence[Pressed], alone: Sequence[float], seconds: float) -> QuietRow:
     p99s = [p99_ms(pressed) for pressed in all_pressed]
-    floods = [sum(report.applied for report in pressed.reports[QUIET:]) for pressed in all_pressed]
+    floods = [sum(report.in_time for report in pressed.reports[QUIET:]) for pressed in all_pressed]
     return QuietRow(
         beside=beside,
         requests=sum(report.applied for pressed in all_pressed for report in pressed.reports[:QUIET]),
@@ -292,7 +292,7 @@ def soak(stage: Stage, seconds: float) -> Soak:
         rss_mib=round(first / MIB, 1),
         rss_growth_mib=round((max(pressed.rss_bytes) - first) / MIB, 2),
         lag_p99_ms=pressed.lag_ms(),
-        applied_per_s=round(sum(report.applied for report in pressed.reports) / seconds, 1),
+        applied_per_s=round(sum(report.in_time for report in pressed.reports) / seconds, 1),
     )
 
 

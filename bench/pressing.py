@@ -72,6 +72,7 @@ class Report(msgspec.Struct):
     turned_away: int = 0
     expired: int = 0
     applied: int = 0
+    in_time: int = 0  # of these, before the interval ended
 
 
 def main() -> None:
@@ -86,7 +87,7 @@ def main() -> None:
     os.write(1, msgspec.json.encode(child.report))
 
 
-def begun() -> Interval:
+def told_to_go() -> Interval:
     """Everything that takes time and is not measured is done: when to work."""
     os.write(1, READY)
     heard = sys.stdin.buffer.readline()
@@ -115,6 +116,12 @@ class Child:
         self.report = Report()
         self.samples = array("Q")
         self._number = 0
+        self._ends_ns = 0
+
+    def begun(self) -> Interval:
+        interval = told_to_go()
+        self._ends_ns = interval.end_ns
+        return interval
 
     def update(self) -> Update:
         """The next change."""
@@ -128,6 +135,7 @@ class Child:
             return
         reply.check()
         self.report.applied += 1
+        self.report.in_time += now_ns < self._ends_ns
         self.samples.extend((due_ns, now_ns - due_ns))
 
     # --- roles -------------------------------------------------------------------------------------------------------
@@ -147,7 +155,7 @@ class Child:
                 else:
                     self.ended(due_ns, reply)
 
-            interval = begun()
+            interval = self.begun()
             for due_ns in due_moments(interval, orders.phases, orders.job):
                 while (wait_ns := due_ns - time.monotonic_ns()) > 0:
                     await asyncio.sleep(wait_ns / NS_PER_S)
@@ -162,7 +170,7 @@ class Child:
     def quiet(self) -> None:
         orders = self.orders
         with connect(orders.state, name=orders.job) as client:
-            interval = begun()
+            interval = self.begun()
             for due_ns in due_moments(interval, orders.phases, orders.job):
                 time.sleep(max(0, due_ns - time.monotonic_ns()) / NS_PER_S)
                 self.report.offered += 1
@@ -171,7 +179,7 @@ class Child:
     def greedy(self) -> None:
         orders, taken = self.orders, array("Q")
         with connect(orders.state, name=orders.job) as client:
-            interval = begun()
+            interval = self.begun()
 
             def updates() -> Iterator[Update]:
                 while (now_ns := time.monotonic_ns()) < interval.end_ns:
@@ -185,17 +193,19 @@ class Child:
     def reckless(self) -> None:
         session, lane = AgentSession(DEFAULT_LIMITS, self.orders.job, None), Lane()
         session.welcomed(greet(StateFolder(self.orders.state), session.hello(os.getpid()), lane, ANSWER_PATIENCE_S))
-        registry, interval = Registry([Job]), begun()
+        registry, interval = Registry([Job]), self.begun()
         pendings: list[Pending] = []
-        patience_ns = interval.end_ns + int(ANSWER_PATIENCE_S * NS_PER_S)
+        patience_ns, in_time = interval.end_ns + int(ANSWER_PATIENCE_S * NS_PER_S), 0
         while (now_ns := time.monotonic_ns()) < patience_ns and (now_ns < interval.end_ns or session.in_flight):
             if session.unsent is None and now_ns < interval.end_ns and session.in_flight < UNANSWERED_MAX:
                 made = [wireform.plain_mutation(self.update(), registry) for _ in range(FRAME_BATCH)]
                 pendings += session.send([([one], [], None, None) for one in made])
+            if now_ns < interval.end_ns:
+                in_time = len(pendings) - session.in_flight
             _exchange(session, lane)
         lane.close()
         applied = [one for one in pendings if one.reply is not None and one.reply.status == Status.APPLIED]
-        self.report = Report(offered=len(pendings), applied=len(applied))
+        self.report = Report(offered=len(pendings), applied=len(applied), in_time=in_time)
 
 
 def _exchange(session: AgentSession, lane: Lane) -> None:
