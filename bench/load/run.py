@@ -132,17 +132,20 @@ def server_usage(pids: Sequence[int], interval: Interval) -> tuple[Usage, int]:
 def sample_of(reports: Sequence[Report], interval: Interval, used: Usage, resident: int, served: bool) -> Sample:
     answered = sum(report.answered for report in reports)
     cpu_ns = sum(report.used.cpu_ns for report in reports)
-    each = max(1, answered)
     histogram = merged(report.histogram for report in reports)
     found = histogram.latency()
+
+    def each(used: float) -> float | None:
+        return used / answered if answered else None  # of no request there is nothing to say
+
     return Sample(
         per_s=answered / interval.seconds,
         histogram=histogram,
         p50_us=found.p50_us if found else None,
-        server_cpu_us=used.cpu_ns / NS_PER_US / each if served else None,
-        client_cpu_us=cpu_ns / NS_PER_US / each,
-        server_switches=used.switches / each if served else None,
-        client_switches=sum(report.used.switches for report in reports) / each,
+        server_cpu_us=each(used.cpu_ns / NS_PER_US) if served else None,
+        client_cpu_us=each(cpu_ns / NS_PER_US),
+        server_switches=each(used.switches) if served else None,
+        client_switches=each(sum(report.used.switches for report in reports)),
         server_mib=resident / MIB if served else None,
         client_mib=sum(report.resident_bytes for report in reports) / MIB / len(reports),
         per_client_cpu_s=answered / (cpu_ns / NS_PER_S) if cpu_ns else 0.0,

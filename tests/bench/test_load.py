@@ -9,6 +9,7 @@ import re
 import signal
 import subprocess
 import sys
+from array import array
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, get_type_hints
@@ -17,7 +18,8 @@ import msgspec
 import pytest
 
 from solewriter.bench.disk import device_written_bytes
-from solewriter.bench.load.histogram import Histogram
+from solewriter.bench.load.agent import Report
+from solewriter.bench.load.histogram import NOTHING, Histogram
 from solewriter.bench.load.marks import marks_of
 from solewriter.bench.load.page import filled
 from solewriter.bench.load.peers.catalog import CATALOG, OURS
@@ -26,7 +28,8 @@ from solewriter.bench.load.plot import draw
 from solewriter.bench.load.program import main, options, planned
 from solewriter.bench.load.report import printed
 from solewriter.bench.load.rows import Case, Results, Row, Sample, Spread, Timeline, compared, row_of
-from solewriter.bench.load.run import interleaved, places
+from solewriter.bench.load.run import interleaved, places, sample_of
+from solewriter.bench.measure import NS_PER_S, Interval, Usage
 
 pytestmark = pytest.mark.heavy  # whole programs, minutes of them together
 
@@ -305,6 +308,20 @@ def test_faults_make_a_row_unverified_and_are_told() -> None:
     bad = row_of(empty, samples)
     assert (bad.verified, bad.note) == (False, "task-1 is lost")
     assert bad.per_s == Spread(1.0, 1.0, 1.0)
+
+
+def test_a_run_in_which_nothing_was_answered_says_nothing_of_one_request() -> None:
+    """On a busy machine a short one may see no answer: all of the server's time would be that of one request."""
+    interval, used = Interval(0, NS_PER_S), Usage(500_000_000, 1_000)
+    answers = (0, 10_000)
+    samples = [
+        sample_of([Report(1, array("Q"), count, 1, NOTHING, used, 1, array("Q"))], interval, used, 1, served=True)
+        for count in answers
+    ]
+    found = row_of(row(OURS, 1.0), samples)
+    assert (found.server_cpu_us, found.client_cpu_us) == (Spread(50.0, 50.0, 50.0),) * 2
+    assert (found.server_switches, found.client_switches) == (Spread(0.1, 0.1, 0.1),) * 2
+    assert found.per_s == Spread(5_000.0, 0.0, 10_000.0)
 
 
 def test_a_row_is_compared_with_ours_to_the_same_question_only() -> None:
