@@ -19,8 +19,9 @@ def rebooted_since(life: Life) -> bool:
 
 def may_be_cut(folder: Path, life: Life | None, number: int) -> bool:
     """Whether a power cut may have taken entries behind this one, in any order: `life` is the last one known by then.
-    Not where another life began behind it: its start had all of that whole, and on disk.
+    Not where another life began behind it: its start had all of that whole, and on disk. Its epoch may be a lower one,
+    of a clock that was set back.
     """
     if life is None or life.durability == "power" or not rebooted_since(life):
         return False
-    return all(later.epoch <= life.epoch for later in lives_behind(folder, number))
+    return all(later.epoch == life.epoch for later in lives_behind(folder, number))

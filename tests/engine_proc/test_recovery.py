@@ -2,24 +2,27 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import shutil
 import struct
+from concurrent.futures import ThreadPoolExecutor
 from zlib import crc32
 
 import msgspec
 import pytest
 
 from solewriter import Engine, EngineStartFailed, Put, Task, connect
+from solewriter.engine_proc.journal import FileJournal
 from solewriter.engine_proc.lock import Lock
 from solewriter.engine_proc.publisher import remove_segments
 from solewriter.engine_proc.recovery import history_of, remove_old_memory, remove_orphans
 from solewriter.shared.chain import first_entry_of, journal_files
 from solewriter.shared.checkpoint import Checkpoint, checkpoint_files, checkpoint_path
 from solewriter.shared.config import KIB, MEMORY_VERSION, Limits
-from solewriter.shared.entry import FILE_HEADER_BYTES, Life
+from solewriter.shared.entry import FILE_HEADER_BYTES, Life, Private
 from solewriter.shared.folder import StateFolder, Whereabouts, start_time_of
-from solewriter.shared.life import boot_id
+from solewriter.shared.life import boot_id, may_be_cut
 from solewriter.shared.memory.root import STOPPED, SUPERSEDED, RootReader, RootWriter
 from solewriter.shared.memory.segment import Segment, segment_path
 
@@ -243,8 +246,8 @@ def test_where_the_name_of_the_newest_checkpoint_is_damaged_that_is_the_place(st
 BOOT = boot_id()
 
 
-def life(durability="process", boot=BOOT, drained=False):
-    return Life(1, b"0123456789abcdef", durability, boot, drained=drained)
+def life(durability="process", boot=BOOT, drained=False, epoch=1):
+    return Life(epoch, b"0123456789abcdef", durability, boot, drained=drained)
 
 
 @pytest.mark.parametrize(
@@ -263,3 +266,17 @@ def test_a_history_goes_on_where_nothing_published_can_have_been_lost(before, go
     history = history_of(before)
     assert len(history) == 16
     assert (before is not None and history == before.history) is goes_on
+
+
+@pytest.mark.parametrize(("second", "cut"), [(3_000, False), (1_000, False), (2_000, True)])
+def test_what_another_life_began_behind_was_never_cut_whatever_the_clock_said_then(tmp_path, second, cut):
+    """Its start had all of that on disk; an epoch is a time, and a clock may be set back between two lives."""
+    first = life(boot="another", epoch=2_000)
+    with ThreadPoolExecutor(1) as beside:
+        journal = FileJournal(tmp_path, b"0123456789abcdef", LIMITS, beside, power=False)
+        assert not list(journal.replay())
+        for one in (first, life(boot="another", epoch=second)):
+            journal.append(0, 1, [], Private(life=one))
+            asyncio.run(journal.commit(durable=True))
+        journal.close()
+    assert may_be_cut(tmp_path, first, 1) is cut
