@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import time
 from collections import deque
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from pathlib import Path
 
 from solewriter.engine_proc.journal import Journal
@@ -23,7 +23,7 @@ from solewriter.shared.chain import first_entry_of, first_of, journal_files
 from solewriter.shared.checkpoint import Checkpoint, checkpoint_path
 from solewriter.shared.config import Limits
 from solewriter.shared.entry import FILE_HEADER_BYTES, CheckpointName, Entry, Life, PrivateChanges, PrivateState
-from solewriter.shared.errors import JournalCorrupt, LayoutMismatch, Locked
+from solewriter.shared.errors import EngineUnavailable, JournalCorrupt, LayoutMismatch, Locked
 from solewriter.shared.folder import StateFolder, Whereabouts, runs
 from solewriter.shared.memory.root import STOPPED, SUPERSEDED, succeed
 from solewriter.shared.memory.segment import Segment, segment_path
@@ -215,6 +215,18 @@ def history_of(before: Life | None) -> bytes:
     return os.urandom(16) if lossy else before.history
 
 
+def note_last_memory(folder: StateFolder) -> None:
+    """What served last, `engine.json` names as well: where its marker is missing or damaged, it is written again. Else
+    nobody would send its readers on, or give its memory back. Raises OSError.
+    """
+    try:
+        last = folder.whereabouts()
+    except EngineUnavailable:
+        return
+    if all(old.prefix != last.prefix for old in folder.markers()):
+        folder.mark(last)
+
+
 def remove_old_memory(folder: StateFolder, own_prefix: str, *, but_roots: bool = False) -> None:
     """Send the readers of earlier epochs to this one, then unlink what those left behind. Never a live engine's
     segments. With `but_roots` the next start still learns there how they ended.
@@ -240,6 +252,8 @@ def remove_orphans(folder: StateFolder, pid: int = 0) -> None:
     except (OSError, Locked):
         return
     try:
+        with suppress(OSError):  # no room, say
+            note_last_memory(folder)
         stay = False
         for old in folder.markers():
             if runs(old.pid, old.start_time):

@@ -41,7 +41,7 @@ from solewriter.shared.chain import journal_files
 from solewriter.shared.config import BACKLOG, FIRST_LOOK_S, KIB, MEMORY_VERSION
 from solewriter.shared.entry import Life, Private
 from solewriter.shared.errors import EngineUnavailable, Locked, MemoryFull, SolewriterError
-from solewriter.shared.folder import StateFolder, Whereabouts, replace_file, start_time_of, sync_folder
+from solewriter.shared.folder import StateFolder, Whereabouts, start_time_of, sync_folder
 from solewriter.shared.registry import Kind, Registry
 
 EXIT_FAILED, EXIT_LOCKED, EXIT_REFUSED, EXIT_IO, EXIT_NOT_OWNER, EXIT_NO_ROOM = 1, 3, 4, 5, 6, 7
@@ -78,7 +78,8 @@ class Server:
             self.limits.memory_dir,
             prefix,
         )
-        with_room(self.folder.path, lambda: replace_file(self.folder.marker(prefix), msgspec.json.encode(own)))
+        with_room(self.folder.path, lambda: recovery.note_last_memory(self.folder))
+        with_room(self.folder.path, lambda: self.folder.mark(own))
         self.publisher = Publisher(
             prefix,
             self.limits,

@@ -67,6 +67,10 @@ class StateFolder:
     def marker(self, prefix: str) -> Path:
         return self.path / f"memory-{prefix}.json"
 
+    def mark(self, whereabouts: Whereabouts) -> None:
+        """Note a set of segments, before the first of them is made."""
+        replace_file(self.marker(whereabouts.prefix), msgspec.json.encode(whereabouts))
+
     def markers(self) -> list[Whereabouts]:
         """Every set of segments that may exist."""
         found = []

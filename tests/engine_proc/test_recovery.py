@@ -105,6 +105,17 @@ def test_readers_of_an_engine_that_nobody_follows_are_told_that_it_stopped(memor
     assert not memory.folder.engine_json.exists()
 
 
+def test_whose_note_is_gone_is_known_by_the_announcement(memory):
+    """What served last is named twice."""
+    memory.left("solewriter-dead")
+    (last,) = memory.folder.markers()
+    memory.folder.announce(last)
+    memory.folder.marker("solewriter-dead").unlink()
+    remove_orphans(memory.folder)
+    assert (memory.segments(), memory.markers()) == ([], [])
+    assert memory.successor("solewriter-dead") == STOPPED
+
+
 def test_orphans_are_left_to_the_engine_that_owns_the_folder(memory):
     memory.left("solewriter-dead")
     lock = Lock(memory.folder)

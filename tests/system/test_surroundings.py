@@ -114,6 +114,30 @@ def test_journal_files_deleted_under_a_running_engine_are_missed_at_the_next_sta
         start_engine(state)
 
 
+@pytest.mark.parametrize("damage", ["missing", "flipped", "no text"])
+def test_readers_find_the_next_engine_though_the_note_of_the_last_ones_memory_is_damaged(
+    state, start_engine, wait_until, damage
+):
+    """And their own client's writes: nobody else tells them that the memory they look into is a dead engine's."""
+    engine = start_engine(state)
+    where = engine.folder.whereabouts()
+    with connect(state) as client, open_reader(state) as reader:
+        task = client.create(Task(title="x", id="t"))
+        assert reader.wait_for(1, 5) == client.reader.revision == 1
+        marker = engine.folder.marker(where.prefix)
+        content = marker.read_bytes()
+        marker.unlink()
+        if damage == "flipped":  # of the prefix: it names memory that never was
+            marker.write_bytes(content[:-3] + bytes([content[-3] ^ 1]) + content[-2:])
+        elif damage == "no text":
+            marker.write_bytes(content[:-3] + bytes([content[-3] ^ 0x80]) + content[-2:])
+        os.kill(engine.pid, signal.SIGKILL)
+        assert client.update(task, title="y").version == 2
+        assert client.get(Task, "t").title == "y"
+        assert reader.wait_for(2, 5) == 2
+    assert not list(Path(where.memory_dir).glob(f"{where.prefix}-*")), "its memory stayed"
+
+
 # --- other users ------------------------------------------------------------------------------------------------------
 
 STRANGER = textwrap.dedent(
