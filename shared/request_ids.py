@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import os
 from hashlib import blake2b
+from typing import Final
+
+SEQUENCES_MAX: Final = 2**63  # what journals, records and memory hold as a number
 
 
 def new_client_id() -> str:
@@ -26,8 +29,11 @@ def default_id(session: int, sequence: int) -> str:
 
 
 def own_id(request_id: str) -> tuple[int, int] | None:
-    """(session, sequence) of an id that a client made by default, None for a user's own."""
-    session, dash, sequence = request_id.partition("-")
-    if dash and len(session) == 16 and sequence.isdecimal() and all(digit in "0123456789abcdef" for digit in session):
-        return int(session, 16), int(sequence)
+    """(session, sequence) of an id that a client made by default, None for a user's own: so is one whose number no
+    request can have.
+    """
+    session, dash, number = request_id.partition("-")
+    if dash and len(session) == 16 and number.isdecimal() and all(digit in "0123456789abcdef" for digit in session):
+        sequence = int(number)
+        return (int(session, 16), sequence) if sequence < SEQUENCES_MAX else None
     return None

@@ -238,6 +238,22 @@ def test_what_cannot_be_an_id_is_refused_at_the_call(client):
             client.outcome(wrong)
 
 
+def test_a_number_that_no_request_can_have_is_asked_for_without_harm(state, start_engine, wait_until):
+    limits = Limits(checkpoint_after_bytes=4096)
+    engine = start_engine(state, limits=limits)
+    with connect(state, limits=limits) as client:
+        assert client.outcome(f"{client.client_id}-{'9' * 40}") == NotApplied()
+        task = client.create(Task(title="x"))
+
+        def is_checkpointed() -> bool:
+            for reply in client.submit_many(Update(task.ref(task.id), {"description": f"{n}" * 99}) for n in range(99)):
+                reply.check()
+            return any(one.name.startswith("checkpoint-") for one in Path(state).iterdir() if not one.suffix)
+
+        wait_until(is_checkpointed, 10, "a checkpoint was made")
+    assert engine.restarts == 0
+
+
 # --- after a time-out -------------------------------------------------------------------------------------------------
 
 
