@@ -78,7 +78,14 @@ class Demand:
         if self.among is not None:
             return encode(value) in self._wanted
         typed = _typed(self._kind, self.name, value)
-        return typed is not None and all(compare(typed, bound) for compare, bound in self._bounds)
+        if typed is None:
+            return False
+        try:
+            rank = rank_of(typed)
+            return all(compare(rank, bound) for compare, bound in self._bounds)
+        except TypeError:  # of a union's members, of times with and without a zone
+            problem = f"holds {typed!r:.100}, which is neither more nor less than what is asked for"
+            raise InvalidMutation(f"{self._kind.name}.{self.name} {problem}", fields={self.name: problem}) from None
 
 
 def demands(kind: Kind, said: Any) -> list[Demand]:
@@ -97,13 +104,18 @@ def _demand(kind: Kind, name: str, wanted: Any) -> Demand:
         return Demand(kind, name, [single(value) for value in typed], [])
     if how != RANGE or len(values) != len(_BOUNDS):
         raise BadRequest("a condition is one of values, or four bounds")
-    bounds = [(compare, bound) for compare, bound in zip(_BOUNDS, typed, strict=True) if bound is not None]
+    bounds = [(compare, rank_of(bound)) for compare, bound in zip(_BOUNDS, typed, strict=True) if bound is not None]
     for compare, bound in bounds:
         try:
             compare(bound, bound)
         except TypeError:
             raise InvalidMutation(f"{kind.name}.{name} has no order", fields={name: "has no order"}) from None
     return Demand(kind, name, None, bounds)
+
+
+def rank_of(value: Any) -> Any:
+    """What says which of two values of a field is more: of an enum's members, as in scans, which is defined later."""
+    return [*type(value)].index(value) if isinstance(value, enum.Enum) else value
 
 
 def single(value: Any) -> Any:

@@ -11,6 +11,7 @@ from solewriter.shared.errors import BadRequest, InvalidMutation
 from solewriter.shared.mutations import Op
 from solewriter.shared.operations import Code
 from solewriter.shared.schema import encode, plain
+from solewriter.shared.where import rank_of
 from solewriter.shared.wireform import PlainMutation
 
 Operate = Callable[[Step, str, Any, Any, "int | None"], Any]  # of a field's value, an operand and a bound
@@ -48,12 +49,13 @@ def _increment(_: Step, __: str, value: Any, by: Any, ___: int | None) -> Any:
 
 
 def _extreme(larger: bool) -> Operate:
-    def operate(step: Step, name: str, value: Any, other: Any, _: int | None) -> Any:
-        wanted = step.kind.field(name, other)
+    def operate(step: Step, name: str, value: Any, given: Any, _: int | None) -> Any:
+        wanted = step.kind.field(name, given)
         if value is None:
             return wanted
         held = step.kind.field(name, value)
-        return wanted if (wanted > held if larger else wanted < held) else held
+        mine, other = rank_of(wanted), rank_of(held)
+        return wanted if (mine > other if larger else mine < other) else held
 
     return operate
 

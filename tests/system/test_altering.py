@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import datetime
 import operator
+from enum import StrEnum
 from typing import Any
 
 import pytest
@@ -41,10 +42,19 @@ from solewriter import (
 from solewriter.shared.errors import Verdict
 
 
-class Board(Entity, columns=("count",)):
+class Size(StrEnum):
+    """Whose order is not that of its texts."""
+
+    SMALL = "small"
+    LARGE = "large"
+    HUGE = "huge"
+
+
+class Board(Entity, columns=("count", "size")):
     count: int = 0
     ratio: float | None = None
     level: str | None = None
+    size: Size | None = None
     seen_at: datetime.datetime | None = None
     names: tuple[str, ...] = ()
     marks: frozenset[int] = frozenset()
@@ -77,6 +87,8 @@ def test_an_operation_needs_no_read_and_meets_no_conflict(client, engine):
         ("ratio", [Increment(1), Increment(0.5)], 1.5),
         ("ratio", [Max(0.5), Max(0.25), Min(0.375)], 0.375),
         ("level", [Min("b"), Min("a"), Max("ab")], "ab"),
+        ("size", [Max("large"), Max(Size.SMALL)], Size.LARGE),
+        ("size", [Min("huge"), Min("large")], Size.LARGE),
         ("seen_at", [Max(LATE), Max(EARLY)], LATE),
         ("seen_at", [Min(LATE), Min(EARLY)], EARLY),
         ("names", [Append("a", "b", "a"), Append("c", most=3)], ("b", "a", "c")),
@@ -178,6 +190,8 @@ def test_an_update_on_a_condition_compares_fields_and_no_version(client):
         ({"names": [("a",), ()]}, False),
         ({"anything": 1}, True),
         ({"anything": True}, False),
+        ({"size": Range(ge="large")}, True),
+        ({"size": Range(lt=Size.LARGE)}, False),
         ({"version": 1}, False),
         ({"version": 2}, True),
         ({"version": Range(gt=1), "count": 3}, True),
@@ -187,7 +201,7 @@ def test_an_update_on_a_condition_compares_fields_and_no_version(client):
     ],
 )
 def test_what_a_condition_asks(client, where, holds):
-    board = client.create(Board(count=3, seen_at=LATE, names=("a", "b"), anything=1))
+    board = client.create(Board(count=3, size="huge", seen_at=LATE, names=("a", "b"), anything=1))
     if "version" in where:
         board = client.update(board, level="x")
     if holds:
@@ -213,12 +227,30 @@ def test_a_condition_asks_what_only_the_record_says_too(client):
     assert both.applied
 
 
-@pytest.mark.parametrize("where", [{"nothing": 1}, {"count": "three"}, {"notes": Range(ge={"a": 1})}])
+@pytest.mark.parametrize(
+    "where",
+    [
+        {"nothing": 1},
+        {"count": "three"},
+        {"notes": Range(ge={"a": 1})},
+        {"anything": Range(ge=1)},
+        {"seen_at": Range(ge=EARLY.replace(tzinfo=None))},
+    ],
+)
 def test_a_condition_that_nothing_can_meet_is_refused_by_name(client, where):
-    board = client.create(Board())
+    board = client.create(Board(seen_at=LATE, anything="text"))
     with pytest.raises(InvalidMutation) as refused:
         client.update(board, where=where, level="y")
     assert list(refused.value.fields) == list(where)
+
+
+def test_an_enums_order_is_that_of_its_definition_whoever_is_asked(client):
+    boards = {board.id: board for board in [client.create(Board(size=size)) for size in (*Size, None)]}
+    for bounds in (Range(ge="large"), Range(gt="small", lt="huge"), Range(le="large"), Range(lt="small")):
+        asked = {id: client.submit(guards=[RequireFields(board, {"size": bounds})]) for id, board in boards.items()}
+        with client.reader.snapshot() as snap:
+            scanned = {*snap.ids(Board, {"size": bounds})} & {*boards}
+        assert {id for id, reply in asked.items() if reply.applied} == scanned
 
 
 def test_conditions_guard_a_whole_transaction(client):

@@ -44,6 +44,7 @@ from solewriter import (
     RequestTooLarge,
     RequireNone,
     Task,
+    TaskPriority,
     TaskStatus,
     Update,
     aio,
@@ -128,6 +129,8 @@ def test_a_claim_asks_for_columns(client):
     assert [one.id for one in client.claim_many(Task, 3, where={"type": "review"})] == ["3", "5", "7"]
     assert [one.id for one in client.claim_many(Task, 100)] == ["2", "4", "6", "8", "9", "10", "11"]
     assert client.claim_many(Task, 5) == []
+    make(client, *(task(priority, priority=priority) for priority in TaskPriority))
+    assert [one.id for one in client.claim_many(Task, 5, where={"priority": Range(ge="medium")})] == ["medium", "low"]
     for where in ({"title": "x"}, {"nothing": 1}, {"version": 1}, {"priority": "urgent"}):
         with pytest.raises(InvalidMutation):
             client.claim(Task, where=where)
