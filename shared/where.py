@@ -43,7 +43,10 @@ def plain_where(kind: Kind, where: Where) -> PlainWhere:
             found[name] = (RANGE, [_plain(kind, name, one) for one in (wanted.ge, wanted.gt, wanted.le, wanted.lt)])
         else:
             several = wanted if isinstance(wanted, list | tuple | set | frozenset) else (wanted,)
-            found[name] = (IN, [_plain(kind, name, one) for one in several])
+            values = [_plain(kind, name, one) for one in several]
+            if isinstance(wanted, set | frozenset):
+                values.sort(key=encode)  # the order of a set is another one in each process: this must say the same
+            found[name] = (IN, values)
     return found
 
 

@@ -57,6 +57,7 @@ _UPDATE: Final = Op.UPDATE.value  # asked of the enum each time, it takes as lon
 _TRANSITION: Final = Op.TRANSITION.value
 _CANCEL: Final = Op.CANCEL.value
 _DELETE: Final = Op.DELETE.value
+_CLAIM: Final = Op.CLAIM.value
 _CLAIM_SHOWN: Final = Guard.CLAIM.value
 
 
@@ -246,4 +247,13 @@ _encode = msgspec.msgpack.Encoder(order="deterministic").encode
 def digest(request: PlainRequest) -> bytes:
     """What tells one content from another under the same request id."""
     guards = [guard for guard in request[1] if guard[0] != _CLAIM_SHOWN]  # a token is no part of what is asked for
-    return blake2b(_encode((request[0], guards)), digest_size=16).digest()
+    mutations = [_without_patience(one) if one[0] == _CLAIM else one for one in request[0]]
+    return blake2b(_encode((mutations, guards)), digest_size=16).digest()
+
+
+def _without_patience(claim: PlainMutation) -> PlainMutation:
+    """How long a claim waits is no part of what it asks for, as a deadline is none: each time it is another moment."""
+    op, kind, key, expect, said, reason, to = claim
+    if said is None or said.get("until_us") is None:
+        return claim
+    return op, kind, key, expect, {**said, "until_us": None}, reason, to

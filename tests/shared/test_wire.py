@@ -821,12 +821,16 @@ def test_the_digest_is_that_of_the_content():
 TAGGED = """
 from solewriter.shared import handshake, wire, wirecheck, wireform
 from solewriter.shared.models import Entity
-from solewriter.shared.mutations import Create
+from solewriter.shared.mutations import Create, RequireFields
 from solewriter.shared.registry import Registry
 class Doc(Entity):
     tags: frozenset[str] = frozenset()
+    owner: str = ""
 doc = Doc(id="d", tags=set("abcdefghijkl"))
-print(wireform.digest(([wireform.plain_mutation(Create(doc), Registry([Doc]))], [], "mine", None)).hex())
+guard = RequireFields(Doc.ref("d"), {"owner": set("abcdefghijkl")})
+registry = Registry([Doc])
+plain = [wireform.plain_mutation(Create(doc), registry)], [wireform.plain_guard(guard, registry)]
+print(wireform.digest((*plain, "mine", None)).hex())
 """
 
 

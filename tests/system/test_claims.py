@@ -399,6 +399,9 @@ def test_a_request_with_the_users_own_id_claims_once(client):
     make(client, task("a"), task("b"))
     first = client.claim(Task, request_id="night run 7")
     assert client.claim(Task, request_id="night run 7").id == first.id
+    assert client.claim(Task, timeout_s=5, request_id="night run 7").id == first.id, "how long it waits is no content"
+    waited = client.claim(Task, where={"project": "p"}, timeout_s=0.01, request_id="night run 8")
+    assert client.claim(Task, where={"project": "p"}, timeout_s=0.01, request_id="night run 8") is waited is None
     done = client.complete(first, result=1, request_id="night run 7, a")
     assert client.complete(first, result=1, request_id="night run 7, a") == done
 
