@@ -90,7 +90,7 @@ class AioRequests:
         """
         due_us = deadline_us(deadline_s)
         request = wireform.plain_request(mutations, guards, request_id, self._registry, self._limits, due_us)
-        await self._check_classes([request])
+        await self._check_classes(request)
         reply = await self._asked(request, self._reply, timeout_s, wait_for_room)
         if isinstance(reply.error, OutcomeUnknown):
             raise reply.error  # as it is at a time-out
@@ -150,8 +150,8 @@ class AioRequests:
     ) -> list[Pending | Refused]:
         """One frame of these requests. Bad input takes its place as a refusal."""
         taken = [wireform.plain_or_refused(one, self._registry, self._limits, due_us) for one in asked]
+        taken = await self._memory.looked(lambda: self._answers.fitting(taken))
         requests = [request for request in taken if not isinstance(request, Refused)]
-        await self._check_classes(requests)
         for request in requests:
             self._tokens.show(request)
         sent = await self._exchange.send(requests, deadline) if requests else []
@@ -181,17 +181,12 @@ class AioRequests:
     ) -> E:
         due_us = deadline_us(deadline_s)
         request = wireform.plain_request((mutation,), guards, request_id, self._registry, self._limits, due_us)
-        await self._check_classes([request])
+        await self._check_classes(request)
         return await self._asked(request, lambda sent: entity_of(judged(self._reply(sent), mutation), model), timeout_s)
 
-    async def _check_classes(self, requests: list[PlainRequest]) -> None:
+    async def _check_classes(self, request: PlainRequest) -> None:
         """Raises SchemaMismatch for a whole entity of a class that is not the engine's: nothing is sent."""
-
-        def check() -> None:
-            for request in requests:
-                self._answers.check_classes(request)
-
-        await self._memory.looked(check)
+        await self._memory.looked(lambda: self._answers.check_classes(request))
 
     async def _asked(
         self,

@@ -3,13 +3,21 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
 from solewriter.agents.reader import Reader
 from solewriter.agents.session import Pending, error_of
 from solewriter.agents.snapshot import Plain
-from solewriter.shared.errors import Forgotten, Refused, ResultUnavailable, SolewriterError, Unavailable, from_wire
+from solewriter.shared.errors import (
+    Forgotten,
+    Refused,
+    ResultUnavailable,
+    SchemaMismatch,
+    SolewriterError,
+    Unavailable,
+    from_wire,
+)
 from solewriter.shared.models import Entity
 from solewriter.shared.mutations import Applied, NotApplied, Op, Reply, Result
 from solewriter.shared.registry import Registry
@@ -29,6 +37,18 @@ class Answers:
         self._reader = reader
         self._registry = registry
         self._decoder: tuple[int, Callable[[Result], Any]] = (-1, _nothing)  # of the memory of an epoch
+
+    def fitting(self, requests: Sequence[PlainRequest | Refused]) -> list[PlainRequest | Refused]:
+        """The requests of a pipeline; in place of one with a class that is not the engine's, why it is not sent."""
+        found: list[PlainRequest | Refused] = []
+        for request in requests:
+            try:
+                if not isinstance(request, Refused):
+                    self.check_classes(request)
+                found.append(request)
+            except SchemaMismatch as error:
+                found.append(error)
+        return found
 
     def check_classes(self, request: PlainRequest) -> None:
         """Raises SchemaMismatch for a whole entity of a class that is not the engine's."""
@@ -94,7 +114,11 @@ class Answers:
         return self._reader.of_result(result, epoch, self._reader.decoder.model_of(result.kind))
 
     def _current(self, kind: str, id: str) -> Entity | Plain | None:
-        return self._reader.get(self._reader.decoder.model_of(kind), id)
+        """As its class here reads it; where that does not fit what is stored, by name."""
+        try:
+            return self._reader.get(self._reader.decoder.model_of(kind), id)
+        except SchemaMismatch:
+            return self._reader.get(kind, id)
 
 
 def _nothing(result: Result) -> None:

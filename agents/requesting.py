@@ -142,10 +142,11 @@ class Requests:
         due_us: int | None,
     ) -> None:
         """One frame of these requests. Bad input takes its place as a refusal."""
-        taken = [wireform.plain_or_refused(one, self._registry, self._limits, due_us) for one in asked]
+        taken = self._answers.fitting(
+            [wireform.plain_or_refused(one, self._registry, self._limits, due_us) for one in asked]
+        )
         requests = [request for request in taken if not isinstance(request, Refused)]
         for request in requests:
-            self._answers.check_classes(request)
             self._tokens.show(request)
         sent = self._exchange.send(requests, patience) if requests else []
         for request, one in zip(requests, sent, strict=True):

@@ -9,7 +9,20 @@ from typing import Annotated
 import pytest
 from pydantic import AfterValidator, AliasChoices, AwareDatetime, ConfigDict, Field
 
-from solewriter import EngineStartFailed, Entity, FrozenMap, Increment, Part, SchemaMismatch, connect, open_reader
+from solewriter import (
+    Create,
+    Delete,
+    EngineStartFailed,
+    Entity,
+    FrozenMap,
+    Increment,
+    Part,
+    SchemaMismatch,
+    Update,
+    VersionConflict,
+    connect,
+    open_reader,
+)
 from solewriter.shared.models import new_id
 
 NOW = datetime.datetime(2030, 1, 1, tzinfo=datetime.UTC)
@@ -34,6 +47,16 @@ class Longer(StrEnum):
 
 class Shorter(StrEnum):
     LOW = "low"
+
+
+class Blind(Entity, kind="Doc", columns=("owner", "level", "score")):
+    """Cannot read what is stored with a level that it does not know."""
+
+    owner: str
+    level: Shorter = Shorter.LOW
+    score: int = 7
+    note: str = ""
+    secret: str
 
 
 class Size(Part):
@@ -330,3 +353,19 @@ def test_a_class_that_cannot_read_it_is_refused_by_model_field_and_revision(stat
     start_engine(state, models=[Doc])
     with connect(state) as client:
         assert client.get(Doc, "d3").score == 9
+
+
+def test_a_refusal_about_what_a_class_does_not_fit_is_told_with_that_by_name(state, start_engine):
+    start_engine(state, models=[Doc])
+    with connect(state) as owner, connect(state) as client:
+        owner.create(Doc(id="d", owner="ann", level="high", secret="s"))
+        target = Blind.ref("d")
+        with pytest.raises(VersionConflict) as refused:
+            client.delete(target, expect=7)
+        assert (refused.value.current["level"], refused.value.version) == ("high", 1)
+        told = client.outcome(refused.value.request_id)
+        assert isinstance(told, VersionConflict)
+        assert told.current == refused.value.current
+        asked = [Update(target, {"note": "x"}, expect=7), Create(Blind(id="e", owner="x", secret="s")), Delete(target)]
+        errors = [reply.error for reply in client.submit_many(asked)]
+    assert [type(error) for error in errors] == [VersionConflict, SchemaMismatch, type(None)]
