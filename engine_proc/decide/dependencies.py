@@ -69,15 +69,16 @@ def cascade(draft: Draft) -> None:
     new = [step for step in written if not DEPENDS.isdisjoint(step.touched)]  # which the board does not know yet
     for step in new:
         for key in step.field("dependencies"):
-            on = draft.steps.get((step.kind.name, key)) or draft.before(step.kind.name, key)
+            on = draft.seen(step.kind.name, key)
             if on.exists and state_of(on.field) == Dependency.ENDED and _goes_with_it(step, on):
                 _go_with(step, on)
     ended = [step for step in written if _has_ended(step)]
     while ended:
         over = ended.pop()
         known = _board(draft, over).dependants(over.key)
-        for step in [*(draft.step(over.kind.name, key) for key in known), *new]:
+        for step in [*(draft.seen(over.kind.name, key) for key in known), *new]:
             if step.state is over.state and _goes_with_it(step, over):
+                draft.take(step)
                 _go_with(step, over)
                 check_size(draft)
                 ended.append(step)
@@ -111,8 +112,9 @@ def cancel(step: Step, reason: str) -> None:
 def cancel_tree(draft: Draft, root: Step, reason: str) -> None:
     """All descendants of a task, but for what is in a final state. Raises RequestTooLarge."""
     for key in _board(draft, root).graph.below(root.key):
-        step = draft.step(root.kind.name, key)
+        step = draft.seen(root.kind.name, key)
         if step.exists and step.field("status") not in FINISHED:
+            draft.take(step)
             cancel(step, reason)
             check_size(draft)
 

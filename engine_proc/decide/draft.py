@@ -160,6 +160,14 @@ class Draft:
             raise unknown(kind_name)
         return Step(state, state.kind, key, turn.find(state, (kind_name, key)), turn)
 
+    def seen(self, kind_name: str, key: str) -> Step:
+        """An entity as it is by now, to be looked at: whoever changes it takes it first."""
+        return self.steps.get((kind_name, key)) or self.before(kind_name, key)
+
+    def take(self, step: Step) -> None:
+        """Into the request, if it is not there."""
+        self.steps[step.kind.name, step.key] = step
+
     def stored(self, kind_name: str, key: str) -> Stored | None:
         """What was stored before the request. Raises UnknownKind."""
         state = self.turn.named(kind_name)

@@ -682,6 +682,22 @@ def test_what_is_lost_while_its_class_is_not_known_is_ready_when_it_is(start_eng
             assert other.claim(Chore, timeout_s=20).id == "a"
 
 
+def test_whoever_is_not_cancelled_does_not_count(start_engine, state, limits):
+    start_engine(state, limits=msgspec.structs.replace(limits, cascade_max=3))
+    with connect(state, name="me", limits=limits) as client:
+        make(client, task("a"), *(task(f"after a {n}", dependencies=("a",), parent_task_id="root") for n in range(5)))
+        make(client, task("z", dependencies=("a",), on_dependency_failure="cancel", parent_task_id="root"))
+        client.cancel(Task.ref("a"))
+        assert status(client, "z") is TaskStatus.CANCELLED
+        make(client, task("root"), task("zz", parent_task_id="root"))
+        with pytest.raises(RequestTooLarge):
+            client.cancel(Task.ref("root"), tree=True)
+        for number in range(5):
+            client.cancel(Task.ref(f"after a {number}"))
+        client.cancel(Task.ref("root"), tree=True)
+        assert status(client, "zz") is TaskStatus.CANCELLED
+
+
 def test_what_would_cancel_too_many_when_it_is_lost_is_interrupted_alone(start_engine, state, limits, wait_until):
     start_engine(state, limits=msgspec.structs.replace(limits, cascade_max=3))
     with connect(state, name="me", limits=limits) as client:
