@@ -79,8 +79,11 @@ def _verdict(error: VersionConflict | InvalidTransition, mutation: Mutation) -> 
     lifecycle = current.lifecycle
     if lifecycle is not None and not lifecycle.allowed(str(getattr(current, lifecycle.field))):
         return Verdict.TERMINAL
-    seen = mutation.target if isinstance(mutation, Update | Transition) else None
-    if isinstance(seen, Entity) and mine and not any(_differs(seen, current, name) for name in mine):
+    if isinstance(error, InvalidTransition) or not isinstance(mutation, Update | Transition):
+        return Verdict.LOST
+    seen = mutation.target
+    is_merged = not isinstance(mutation.expect, int)  # a version that was named is compared with merge=True as well
+    if isinstance(seen, Entity) and is_merged and mine and not any(_differs(seen, current, name) for name in mine):
         return Verdict.MERGEABLE
     return Verdict.LOST
 
@@ -92,6 +95,8 @@ def _wanted(mutation: Mutation, current: Entity) -> Mapping[str, Any]:
             return changes
         case Transition(_, to, changes) if current.lifecycle is not None:
             return {**changes, current.lifecycle.field: to}
+        case Cancel(tree=False) if current.lifecycle is not None and current.lifecycle.cancelled is not None:
+            return {current.lifecycle.field: current.lifecycle.cancelled}
         case Put(entity):
             return {name: getattr(entity, name) for name in entity.model_fields_set - {"id", "version"}}
     return {}

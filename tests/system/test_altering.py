@@ -331,7 +331,11 @@ def test_a_conflict_says_what_it_comes_to(client, engine):
     assert verdict(lambda: client.update(seen, priority="high")) == (Verdict.YOURS, "faster", revision)
     assert verdict(lambda: client.update(seen, priority="low")) == (Verdict.LOST, "faster", revision)
     assert verdict(lambda: client.update(seen, title="y")) == (Verdict.MERGEABLE, "faster", revision)
+    named = seen.version  # is compared whatever is merged: the same call would meet the same conflict again
+    assert verdict(lambda: client.update(seen, title="y", expect=named)) == (Verdict.LOST, "faster", revision)
+    assert verdict(lambda: client.transition(theirs, "completed"))[0] is Verdict.LOST, "no merge makes a step of it"
     client.cancel(theirs)
+    assert verdict(lambda: client.cancel(seen, expect=named))[0] is Verdict.YOURS
     assert verdict(lambda: client.update(seen, title="y"))[0] is Verdict.TERMINAL
     assert verdict(lambda: client.transition(theirs, "assigned", expect=None, assigned_to="me"))[0] is Verdict.TERMINAL
     assert verdict(lambda: client.transition(seen, "cancelled"))[0] is Verdict.YOURS
