@@ -64,11 +64,13 @@ class Tokens:
         return self._held.get((kind, id))
 
     def show(self, request: PlainRequest) -> None:
-        """Add to a request what this client holds of what it is about."""
+        """Add to a request what this client holds of what it is about, before its own conditions: who lost a claim is
+        told that first.
+        """
         if not self._held:
             return
         held = {mutation[1:3]: self._held.get(mutation[1:3]) for mutation in request[0]}
-        request[1].extend([(SHOWN, *key, token) for key, token in held.items() if token is not None])
+        request[1][:0] = [(SHOWN, *key, token) for key, token in held.items() if token is not None]
 
     def sent(self, sent: Pending | Refused, request: PlainRequest) -> None:
         """It is on its way, or could not be sent."""

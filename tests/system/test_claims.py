@@ -378,6 +378,14 @@ def test_a_cancel_takes_the_claim_away_and_the_displaced_is_told_once(client, ot
         client.complete(mine, result=1)
 
 
+def test_who_lost_a_claim_is_told_that_before_its_own_conditions(client, other):
+    make(client, task("a"))
+    mine = client.claim(Task)
+    other.cancel(mine)
+    with pytest.raises(Fenced):
+        client.update(mine, where={"title": "no longer so"}, source="here")
+
+
 def test_the_claimer_may_cancel_and_delete(client):
     make(client, task("a"), task("b"))
     mine, also = client.claim_many(Task, 2)
