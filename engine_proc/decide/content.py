@@ -7,6 +7,7 @@ from typing import Any
 from solewriter.engine_proc.decide.draft import Draft, Step
 from solewriter.engine_proc.decide.lifecycle import check_step
 from solewriter.shared.errors import AlreadyExists, InvalidMutation
+from solewriter.shared.models import Lifecycle
 from solewriter.shared.mutations import Op
 from solewriter.shared.wireform import PlainMutation
 
@@ -21,7 +22,7 @@ def create(draft: Draft, mutation: PlainMutation) -> Step:
         raise AlreadyExists(f"there is a {kind_name} {key!r} already", kind=kind_name, id=key)
     values = dict(fields or {})
     lifecycle = step.kind.lifecycle
-    if lifecycle is not None and values.get(lifecycle.field, lifecycle.initial) != lifecycle.initial:
+    if lifecycle is not None and _state(step, lifecycle, values) != lifecycle.initial:
         problem = f"begins as {lifecycle.initial}: change it by a transition, or import finished ones with put"
         raise InvalidMutation(f"{kind_name}.{lifecycle.field} {problem}", fields={lifecycle.field: problem})
     return _replace(draft, step, _CREATE, reason, values)
@@ -36,7 +37,7 @@ def put(draft: Draft, mutation: PlainMutation) -> Step:
     if step.exists:
         lifecycle = step.kind.lifecycle
         if lifecycle is not None:
-            check_step(step, step.field(lifecycle.field), values.get(lifecycle.field, lifecycle.initial))
+            check_step(step, step.field(lifecycle.field), _state(step, lifecycle, values))
         for name in ("created_by", "created_at"):
             if name in step.kind.stamps:
                 values[name] = step.field(name)
@@ -57,6 +58,11 @@ def delete(draft: Draft, mutation: PlainMutation) -> Step:
     step.require(expect)
     step.delete(_DELETE, reason)
     return step
+
+
+def _state(step: Step, lifecycle: Lifecycle, values: dict[str, Any]) -> Any:
+    """The state that a whole content is in: what is not said is its class's default."""
+    return values.get(lifecycle.field, step.state.schema.defaults.get(lifecycle.field, lifecycle.initial))
 
 
 def free_fields(step: Step, fields: dict[str, Any] | None) -> dict[str, Any]:

@@ -402,6 +402,24 @@ def test_a_users_own_lifecycle_goes_by_the_members_of_any_enum_and_by_their_valu
             client.transition(Job.ref("a"), Stage.NEW)
 
 
+class Late(Entity, lifecycle=Lifecycle("stage", "new", {"new": ("done",), "done": ()})):
+    stage: Stage = Stage.DONE  # where it does not begin
+    text: str = ""
+
+
+def test_a_state_that_is_not_said_is_the_classs_default_wherever_a_lifecycle_begins(state, start_engine):
+    start_engine(state, models=[Late])
+    with connect(state) as client:
+        with pytest.raises(InvalidMutation) as refused:
+            client.create(Late())
+        assert "stage" in refused.value.fields
+        new = client.create(Late(id="a", stage=Stage.NEW))
+        assert client.put(Late(id="a", text="imported")).stage is Stage.DONE
+        with pytest.raises(InvalidTransition):
+            client.put(Late(id="a", stage=Stage.NEW, text=new.text))
+        assert client.put(Late(id="a", text="again")).text == "again"
+
+
 @pytest.mark.usefixtures("shared_engine")
 def test_wait_for_returns_when_the_revision_is_there_and_not_before(client, reader):
     revision = reader.revision
