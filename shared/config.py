@@ -225,6 +225,7 @@ DOUBLINGS_MAX = 64  # of a back-off: any maximum is reached by then, and 1,024 o
 STOP_MARGIN_S = 5.0  # an owner's patience beyond the drain time-out: closing files and giving back memory
 QUARANTINE_DEATHS = 2  # of engines in a row, in one request: one may be chance, and meet whatever was just decided
 QUARANTINED_MAX = 1_024  # such requests remembered, the oldest forgotten first; one costs two deaths of the engine
+REST_MOST_S = 1e9  # of a failed task, whatever it asks for: 31 years, and no year of more than four digits
 LEASE_LEAST_S, LEASE_MOST_S = 0.001, 1e9  # of a lease that is bound: below, it ends before its claimer knows of it
 VIEWS_MAX = 16  # of a kind: different sets of columns that claimers ask for, each with an order of its own
 RECENT_MAX = 1_024  # tasks of a kind that became ready last: who waits and looked before them all just looks again

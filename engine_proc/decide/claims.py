@@ -18,7 +18,7 @@ from solewriter.engine_proc.decide.draft import Draft, Step, unknown
 from solewriter.engine_proc.decide.guards import check_column
 from solewriter.engine_proc.decide.lifecycle import free_step_fields, refusal
 from solewriter.shared.columns import from_us
-from solewriter.shared.config import LEASE_MOST_S, Limits
+from solewriter.shared.config import LEASE_MOST_S, REST_MOST_S, Limits
 from solewriter.shared.entry import Lease
 from solewriter.shared.errors import BadRequest, InvalidMutation, RequestTooLarge
 from solewriter.shared.mutations import Op
@@ -132,7 +132,7 @@ def back_off_s(step: Step, attempts: int, limits: Limits) -> float:
     first = step.field("retry_delay_s")
     delay = (limits.retry_backoff_s if first is None else first) * 2.0 ** min(max(0, attempts - 1), 60)
     part = crc32(f"{step.key}/{step.version}".encode()) / 2**32
-    return float(min(delay, max(limits.retry_backoff_max_s, first or 0)) * (0.5 + part / 2))
+    return float(min(delay, max(limits.retry_backoff_max_s, first or 0), REST_MOST_S) * (0.5 + part / 2))
 
 
 def release(draft: Draft, mutation: PlainMutation) -> Step:

@@ -847,6 +847,12 @@ def test_a_final_failure_is_not_tried_again(client):
         client.redrive(Task.ref("a"))
 
 
+def test_a_task_may_ask_for_any_rest(client):
+    make(client, task("a", max_retries=3, retry_delay_s=1e300))
+    rests_until = client.fail(client.claim(Task)).not_before
+    assert rests_until > datetime.datetime.now(datetime.UTC) + datetime.timedelta(days=365)
+
+
 @pytest.mark.heavy
 def test_a_rest_goes_on_over_a_restart(client, engine, wait_until):
     client.create(task("a", max_retries=3, retry_delay_s=4))
