@@ -67,8 +67,7 @@ def _range(kind: str, place: int, column: Column, wanted: Range) -> Condition:
         low.append(_next(cell_of(kind, column, wanted.gt), up=True))
     if wanted.lt is not None:
         high.append(_next(cell_of(kind, column, wanted.lt), up=False))
-    if column.code != "d":
-        low.append(NO_INT + 1 if column.code == "q" else 1)  # above the cell of None
+    low.append({"d": -math.inf, "q": NO_INT + 1}.get(column.code, 1))  # above the cell of None, or unlike it
     return Condition(place, None, max(low, default=None), min(high, default=None))
 
 
@@ -85,7 +84,7 @@ def cell_of(kind: str, column: Column, value: Any) -> Cell:
     try:
         if suits:
             return column.cell()(float(wanted) if column.type == "float" and wanted is not None else wanted)
-    except (ValueError, OverflowError):  # UnicodeEncodeError is a ValueError
+    except (ValueError, OverflowError, TypeError):  # UnicodeEncodeError is a ValueError; a dict has no hash
         pass
     told = f"one of {', '.join(map(repr, column.values))}" if column.type == "enum" else f"a {column.type}"
     raise InvalidQuery(f"{kind}.{column.name} is {told}, never {value!r:.100}", kind=kind)
