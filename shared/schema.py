@@ -59,8 +59,9 @@ def without_bytes(kind: str, stored: Mapping[str, Any]) -> InvalidMutation:
     for name, value in stored.items():
         try:
             encode(value)
-        except OverflowError:
-            fields[name] = "holds an integer of more than 64 bits"
+        except OverflowError as error:
+            is_time = "date" in str(error)  # by its zone it is before the year 1 or after 9999
+            fields[name] = "holds a time that UTC has not" if is_time else "holds an integer of more than 64 bits"
         except UnicodeEncodeError:
             fields[name] = "holds text that is not valid Unicode"
     return InvalidMutation(

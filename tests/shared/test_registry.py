@@ -43,6 +43,7 @@ from solewriter.shared.registry import Kind, Registry
 from solewriter.shared.schema import plain
 
 UTC = datetime.UTC
+EAST, WEST = (datetime.timezone(datetime.timedelta(hours=hours)) for hours in (1, -1))
 NOW = datetime.datetime(2030, 1, 1, tzinfo=UTC)
 NOW_US = 1_893_456_000_000_000
 
@@ -392,6 +393,15 @@ def test_a_value_that_cannot_be_stored_is_refused_by_its_field(name, value):
     with pytest.raises(InvalidMutation) as refusal:
         TASK.payload(change(TASK, {"title": "t"}, {name: value}, {"id": "t-1", "version": 2, "updated_at": NOW}))
     assert set(refusal.value.fields) == {name}
+
+
+@pytest.mark.parametrize(
+    "moment", [datetime.datetime.min.replace(tzinfo=EAST), datetime.datetime.max.replace(tzinfo=WEST)], ids=str
+)
+def test_a_moment_that_is_in_no_year_of_utc_is_refused_as_such(moment):
+    with pytest.raises(InvalidMutation, match="deadline holds a time") as refusal:
+        TASK.payload({"title": "t", "deadline": moment})
+    assert set(refusal.value.fields) == {"deadline"}
 
 
 # --- changes ----------------------------------------------------------------------------------------------------------
