@@ -25,6 +25,7 @@ from solewriter.shared.fieldtypes import held_types
 from solewriter.shared.models import Entity
 
 STDERR = 2  # the highest of the standard descriptors
+_pickling = threading.Lock()  # what is by value, and what a model remembers, is the whole process's
 
 
 class Child:
@@ -174,16 +175,26 @@ def pickled(models: Sequence[type[Entity]]) -> bytes:
     """
     types = {held for model in models for held in (model, *held_types(model))}
     names = {base.__module__ for held in types for base in held.__mro__}
-    by_value = [sys.modules[name] for name in names if name in sys.modules and not _importable(name)]
-    for module in by_value:
-        cloudpickle.register_pickle_by_value(module)
-    try:
-        with _without_surroundings():
-            data: bytes = cloudpickle.dumps(list(models))
-        return data
-    finally:
+    with _pickling:
+        known = cloudpickle.list_registry_pickle_by_value()  # what the owner said itself stays
+        by_value = [sys.modules[name] for name in names - known if name in sys.modules and not _importable(name)]
         for module in by_value:
-            cloudpickle.unregister_pickle_by_value(module)
+            cloudpickle.register_pickle_by_value(module)
+        try:
+            with _without_surroundings():
+                data: bytes = cloudpickle.dumps(list(models))
+            return data
+        finally:
+            for module in by_value:
+                cloudpickle.unregister_pickle_by_value(module)
+
+
+def _forked() -> None:
+    global _pickling
+    _pickling = threading.Lock()  # whoever held it is not here
+
+
+os.register_at_fork(after_in_child=_forked)
 
 
 @contextmanager

@@ -12,9 +12,12 @@ import sys
 import textwrap
 import threading
 import time
+import types
 from collections import deque
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import cloudpickle
 import msgspec
 import psutil
 import pytest
@@ -39,7 +42,7 @@ from solewriter import (
     open_reader,
 )
 from solewriter.engine_proc import process as processes
-from solewriter.engine_proc.launch import Child
+from solewriter.engine_proc.launch import Child, pickled
 from solewriter.engine_proc.orders import Orders
 from solewriter.shared.failpoint import VARIABLE
 
@@ -901,6 +904,28 @@ def test_an_engine_that_is_killed_at_its_start_says_how_it_ended(state, start_en
         with pytest.raises(NotFound):
             client.update(Task.ref("none"), title="y")
     assert engine.restarts == 0
+
+
+def test_models_travel_from_many_threads_and_a_users_own_choice_stays(monkeypatch):
+    """What is by value for one engine's start is so for all of them, and for the user who said so before."""
+    hidden = types.ModuleType("hidden")
+    exec("from solewriter import Entity\nclass Doc(Entity):\n    size: int = 0\n", hidden.__dict__)
+    monkeypatch.setitem(sys.modules, "hidden", hidden)
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    try:
+        with ThreadPoolExecutor(4) as threads:
+            sent = list(threads.map(lambda _: pickled([hidden.Doc]), range(100)))
+    finally:
+        sys.setswitchinterval(interval)
+    assert "hidden" not in cloudpickle.list_registry_pickle_by_value()
+    assert not [data for data in sent if len(data) < 200], "a mere name of what nobody else can import"
+    cloudpickle.register_pickle_by_value(hidden)
+    try:
+        pickled([hidden.Doc])
+        assert "hidden" in cloudpickle.list_registry_pickle_by_value()
+    finally:
+        cloudpickle.unregister_pickle_by_value(hidden)
 
 
 # --- classes that differ ----------------------------------------------------------------------------------------------
