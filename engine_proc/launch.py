@@ -22,6 +22,7 @@ from pydantic import BaseModel
 from solewriter.engine_proc.orders import Line, Orders, Ready, Register
 from solewriter.shared.errors import EngineStartFailed, EngineUnavailable, Locked
 from solewriter.shared.fieldtypes import held_types
+from solewriter.shared.interpreter import interpreter
 from solewriter.shared.models import Entity
 
 STDERR = 2  # the highest of the standard descriptors
@@ -70,7 +71,7 @@ class Child:
             hears, their_out = _pipe(ours, theirs)
             their_in, says = _pipe(theirs, ours)
             process = subprocess.Popen(
-                [sys.executable, *_same_flags(), "-m", "solewriter.engine_proc", str(their_in), str(their_out)],
+                [*interpreter(), "-m", "solewriter.engine_proc", str(their_in), str(their_out)],
                 pass_fds=(their_in, their_out),
                 stdin=subprocess.DEVNULL,
                 env={**os.environ, "PYTHONSAFEPATH": "1"},
@@ -234,8 +235,3 @@ def _importable(name: str) -> bool:
         return any(finder.find_spec(top, None) is not None for finder in sys.meta_path)
     except (ImportError, ValueError):
         return False
-
-
-def _same_flags() -> list[str]:
-    """The interpreter's options that matter to a child."""
-    return [f"-X{name}" if value is True else f"-X{name}={value}" for name, value in sys._xoptions.items()]

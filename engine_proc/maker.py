@@ -24,6 +24,7 @@ from solewriter.engine_proc.checkpoint import EngineGone, Made, Order, make
 from solewriter.shared.config import MAKER_IDLE_S
 from solewriter.shared.errors import SolewriterError
 from solewriter.shared.folder import legible
+from solewriter.shared.interpreter import interpreter
 
 WHY_MAX = 500  # characters of what a failed one said
 _LENGTH = struct.Struct("<I")
@@ -68,7 +69,7 @@ class Maker:
                 self._child = None
             if self._child is None:
                 self._child = subprocess.Popen(
-                    [sys.executable, "-m", "solewriter.engine_proc.maker"],
+                    [*interpreter(), "-m", "solewriter.engine_proc.maker"],
                     stdin=subprocess.PIPE,
                     stdout=subprocess.PIPE,
                     bufsize=0,

@@ -625,6 +625,26 @@ def test_an_owner_without_standard_descriptors_lends_their_numbers_to_nothing(st
     assert told_by_owner(state, code) == repr(["/dev/null"] * len(closed))
 
 
+@pytest.mark.parametrize("option", ["-I", "-E"])
+def test_an_owner_that_does_not_listen_to_the_environment_has_an_engine_that_does_not(
+    state, tmp_path, monkeypatch, option
+):
+    """Nor do the processes that this one starts: in PYTHONPATH, or in the current folder, is what must not run."""
+    for name in ("logging", "msgspec", "agents", "shared"):
+        (tmp_path / f"{name}.py").write_text("raise SystemExit('it ran')")
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    code = """
+        limits = Limits(checkpoint_after_bytes=1)
+        with Engine(sys.argv[1], durability="process", limits=limits) as engine, connect(sys.argv[1]) as client:
+            client.create(Task(title="x"))
+            while not any(name.startswith("checkpoint-0") for name in os.listdir(sys.argv[1])):
+                pass
+        print("made")
+    """
+    assert told_by_owner(state, code, option) == "made\n"
+
+
 def test_a_start_without_descriptors_leaves_none_open_and_no_process(state):
     """Wherever they run out: a supervisor that tries again would leave some more each time."""
     code = """
