@@ -7,6 +7,7 @@ import os
 import signal
 import sys
 import traceback
+from contextlib import suppress
 
 gc.disable()  # nothing that imports and recovery make is garbage; `freeze_garbage` enables it
 
@@ -26,12 +27,11 @@ def main(hears: int, says: int) -> int:
     try:
         return run(orders, line)
     except Exception as error:
-        traceback.print_exc()
-        try:
+        with suppress(OSError):  # the owner is gone
             line.say(refused(error))
-        except OSError:
-            pass  # the owner is gone
-        sys.stderr.flush()
+        with suppress(OSError):  # or whoever read its stderr
+            traceback.print_exc()
+            sys.stderr.flush()
         os._exit(EXIT_FAILED)
 
 

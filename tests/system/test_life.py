@@ -645,6 +645,26 @@ def test_an_owner_that_does_not_listen_to_the_environment_has_an_engine_that_doe
     assert told_by_owner(state, code, option) == "made\n"
 
 
+def test_an_owner_whose_stderr_nobody_reads_is_told_why_a_start_failed(state):
+    code = """
+        from solewriter import EngineStartFailed, Entity
+        class Broken:
+            def __reduce__(self):
+                return int, ("no number",)
+        class Doc(Entity):
+            pass
+        Doc.broken = Broken()
+        reads, writes = os.pipe()
+        os.dup2(writes, 2)
+        os.close(reads)
+        try:
+            Engine(sys.argv[1], models=[Doc]).start()
+        except EngineStartFailed as error:
+            print(error)
+    """
+    assert "ValueError: invalid literal for int()" in told_by_owner(state, code)
+
+
 def test_a_start_without_descriptors_leaves_none_open_and_no_process(state):
     """Wherever they run out: a supervisor that tries again would leave some more each time."""
     code = """
