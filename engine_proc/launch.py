@@ -20,6 +20,7 @@ import cloudpickle
 from pydantic import BaseModel
 
 from solewriter.engine_proc.orders import Line, Orders, Ready, Register
+from solewriter.shared.config import POLL_MS_MAX
 from solewriter.shared.errors import EngineStartFailed, EngineUnavailable, Locked
 from solewriter.shared.fieldtypes import held_types
 from solewriter.shared.interpreter import interpreter
@@ -125,7 +126,7 @@ class Child:
         """Whether it ended by then."""
         poll = select.poll()
         poll.register(self.pidfd, select.POLLIN)
-        return bool(poll.poll(timeout_s * 1000))
+        return bool(poll.poll(min(timeout_s * 1000, POLL_MS_MAX)))
 
     def wait(self) -> int:
         """Its exit status, once it ended."""

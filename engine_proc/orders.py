@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 
 import msgspec
 
-from solewriter.shared.config import READ_BYTES, Limits
+from solewriter.shared.config import POLL_MS_MAX, READ_BYTES, Limits
 from solewriter.shared.errors import Locked
 from solewriter.shared.folder import legible
 
@@ -81,7 +81,7 @@ class Line:
         poll.register(self.hears, select.POLLIN)
         while (message := self._whole(kind)) is None:
             left = None if deadline is None else max(0.0, deadline - time.monotonic())
-            if not poll.poll(None if left is None else left * 1000):
+            if not poll.poll(None if left is None else min(left * 1000, POLL_MS_MAX)):
                 raise TimeoutError
             if not self.read():
                 return None

@@ -178,6 +178,7 @@ STEADY_LOOKS = 20  # without a pause in between, until the pace says how much th
 RETRY_LEAST_S, RETRY_MOST_S = 0.001, 1.0  # what Busy says: below the first, waiting for room is quicker; above the
 # second, nobody knows
 BACKLOG = 256  # processes that may be connecting at once: a farm starts all its agents in one moment
+POLL_MS_MAX = 2**31 - 1  # that poll takes: 24 days
 ACCEPT_PAUSE_S = 0.5  # after an accept that failed, for want of descriptors say
 HANDSHAKE_BYTES_MAX = 64 * KIB  # of one hello or welcome; a few hundred bytes are usual
 GAPS_MAX = 64  # of a session: how many of its takeovers it remembers what was never read for; before that: Forgotten

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import io
+import math
 import os
 import resource
 import signal
@@ -44,6 +45,7 @@ from solewriter import (
 from solewriter.engine_proc import process as processes
 from solewriter.engine_proc.launch import Child, pickled
 from solewriter.engine_proc.orders import Orders
+from solewriter.shared.config import SECONDS_MAX
 from solewriter.shared.failpoint import VARIABLE
 
 
@@ -663,6 +665,17 @@ def test_an_owner_whose_stderr_nobody_reads_is_told_why_a_start_failed(state):
             print(error)
     """
     assert "ValueError: invalid literal for int()" in told_by_owner(state, code)
+
+
+def test_an_owner_may_have_patience_for_years(state, start_engine, wait_until):
+    """More than the kernel waits at once, which is 24 days."""
+    years = dict.fromkeys(("start_timeout_s", "drain_timeout_s", "heartbeat_s", "hang_timeout_s"), SECONDS_MAX)
+    engine = start_engine(state, limits=Limits(**years, request_timeout_s=math.inf))
+    engine.register(Rollout)
+    os.kill(engine.pid, signal.SIGKILL)
+    wait_until(lambda: engine.restarts == 1 or engine.failure, 20, "a restart")
+    engine.stop()
+    assert engine.failure is None
 
 
 def test_a_start_without_descriptors_leaves_none_open_and_no_process(state):
