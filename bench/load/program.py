@@ -54,13 +54,19 @@ def run(plan: Plan, folder: Path, say: Say) -> Results:
         own.mkdir()
         validated.append(validate_us())
         rows += contest(cases, own, timing, entry_bytes, say)
-    timeline = idle = None
+    timeline, idle, notes = None, None, list[str]()
     if "kill" in plan.sections and OURS in plan.peers:
         say("an engine that is killed")
-        timeline = across_kill(folder / "killed", TASKS, plan.alone_s)
+        try:
+            timeline = across_kill(folder / "killed", TASKS, plan.alone_s)
+        except Exception as error:  # what was measured before is worth as much as ever
+            notes.append(f"an engine that is killed: failed: {type(error).__name__}: {error}")
     if "idle" in plan.sections and OURS in plan.peers:
         say("an engine that is idle")
-        idle = idle_percent(folder / "idle", plan.alone_s)
+        try:
+            idle = idle_percent(folder / "idle", plan.alone_s)
+        except Exception as error:  # as above
+            notes.append(f"an engine that is idle: failed: {type(error).__name__}: {error}")
     rows, validate = compared(rows, OURS), Spread.of(validated)
     return Results(
         machine={**machine(folder), **versions(VERSIONED)},
@@ -71,7 +77,10 @@ def run(plan: Plan, folder: Path, say: Say) -> Results:
         rows=rows,
         timeline=timeline,
         marks=marks_of(rows, validate, idle),
-        verified=all(row.verified is not False for row in rows) and (timeline is None or timeline.verified),
+        verified=not notes
+        and all(row.verified is not False for row in rows)
+        and (timeline is None or timeline.verified),
+        note="; ".join(notes),
         elapsed_s=round(time.monotonic() - begun, 1),
     )
 

@@ -40,6 +40,8 @@ def _yardsticks(results: Results) -> Iterator[str]:
     if results.timeline is not None:
         line = results.timeline
         yield f"engine killed by SIGKILL under load: the next reply came {line.first_ack_ms:.0f} ms later"
+    if results.note:
+        yield results.note
 
 
 LOOPS = {"open": "open loop", "read": "typed reads", "read anew": "typed reads, each decoded"}

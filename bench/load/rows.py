@@ -158,3 +158,4 @@ class Results(msgspec.Struct, frozen=True):
     marks: list[Mark]
     verified: bool
     elapsed_s: float
+    note: str = ""  # what went wrong outside of the rows

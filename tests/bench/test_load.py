@@ -25,7 +25,7 @@ from solewriter.bench.load.page import filled
 from solewriter.bench.load.peers.catalog import CATALOG, OURS
 from solewriter.bench.load.plan import PIPELINED, Plan, contests, window_for
 from solewriter.bench.load.plot import draw
-from solewriter.bench.load.program import main, options, planned
+from solewriter.bench.load.program import main, options, planned, run
 from solewriter.bench.load.report import printed
 from solewriter.bench.load.rows import Case, Results, Row, Sample, Spread, Timeline, compared, row_of
 from solewriter.bench.load.run import interleaved, places, sample_of
@@ -387,6 +387,19 @@ def test_a_short_look_measures_everything_that_it_says(tmp_path: Path) -> None:
     assert found["timeline"]["verified"] is True
     assert sum(found["timeline"]["acked"]) > 0
     assert 0 <= found["idle_cpu_percent"] < 100
+
+
+def test_what_fails_behind_the_tables_does_not_take_them_with_it(tmp_path: Path) -> None:
+    (tmp_path / "killed").write_text("no folder for an engine")
+    plan = plan_of(
+        "--quick", "--sections", "reads,kill", "--peers", "solewriter", "--runs", "1", "--seconds", "0.05"
+    )  # fmt: skip
+    found = run(plan, tmp_path, lambda what: None)
+    assert found.rows
+    assert found.timeline is None
+    assert found.verified is False
+    assert found.note.startswith("an engine that is killed: failed: ")
+    assert found.note in printed(found)
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
