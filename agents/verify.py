@@ -20,9 +20,11 @@ from solewriter.shared import record
 from solewriter.shared.aside import is_aside
 from solewriter.shared.chain import (
     content,
+    ends_early,
     first_of,
     journal_files,
     named_checkpoints,
+    newest_checkpoint,
     newest_whole,
     oldest_entry,
     opened,
@@ -106,6 +108,7 @@ class Files:
             raise EngineUnavailable(f"nothing is journaled in {folder}")
         self._folder = folder
         self._committed = _committed(folder)
+        self._newest = newest_checkpoint(folder)  # before the journal is read, which goes on beside an engine
         self._whole_from, self._life = 0, None
         if (whole := newest_whole(folder)) is not None:
             self._whole_from, self._life = whole[0], whole[1].life
@@ -149,6 +152,8 @@ class Files:
         if self.last < known:
             what = f"entries {self.last + 1} to {known} were committed and are not in the journal any more"
             self._cut_or_bad(what, self.end)
+        if why := ends_early(self.last, self._newest):
+            self._cut_or_bad(why, self.end)
 
     def _cut_or_bad(self, what: str, place: str) -> NoReturn:
         """What a start may explain by a power cut, which took nothing before the whole private state, is not bad."""
@@ -158,7 +163,7 @@ class Files:
 
     def _highest(self) -> int:
         """The last entry that there was, as far as can be seen."""
-        number = max(self.last, self._committed[0], first_of(self._paths[-1]) - 1)
+        number = max(self.last, self._committed[0], first_of(self._paths[-1]) - 1, self._newest)
         for path in self._paths:
             buffer, at = content(path), FILE_HEADER_BYTES
             while (later := entries.later_entry(buffer, at, number)) is not None:

@@ -190,9 +190,12 @@ def _held(path: Path) -> Held:
 
 
 def remove_unfinished(folder: Path, newest: int) -> None:
-    """At a start: what a dead engine's checkpoints left behind that the journal does not name."""
-    for path in folder.glob("checkpoint-*.tmp"):
+    """At a start, before anything else is journaled: what a dead engine's checkpoints left behind that the journal does
+    not name. Where a power cut took the entries before one, later lives would find it ahead of their journal.
+    """
+    unnamed = [path for entry, path in checkpoint_files(folder).items() if entry > newest]
+    left = [*folder.glob("checkpoint-*.tmp"), *unnamed]
+    for path in left:
         path.unlink(missing_ok=True)
-    for entry, path in checkpoint_files(folder).items():
-        if entry > newest:
-            path.unlink(missing_ok=True)
+    if left:
+        sync_folder(folder)

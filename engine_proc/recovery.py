@@ -20,9 +20,17 @@ from solewriter.shared import failpoint
 from solewriter.shared import life as lives
 from solewriter.shared.aside import beginning
 from solewriter.shared.chain import first_entry_of, first_of, journal_files
-from solewriter.shared.checkpoint import Checkpoint, checkpoint_path
+from solewriter.shared.checkpoint import Checkpoint, checkpoint_files, checkpoint_path
 from solewriter.shared.config import Limits
-from solewriter.shared.entry import FILE_HEADER_BYTES, CheckpointName, Entry, Life, PrivateChanges, PrivateState
+from solewriter.shared.entry import (
+    FILE_HEADER_BYTES,
+    CheckpointName,
+    Entry,
+    Life,
+    PrivateChanges,
+    PrivateState,
+    last_committed,
+)
 from solewriter.shared.errors import EngineUnavailable, JournalCorrupt, LayoutMismatch, Locked
 from solewriter.shared.folder import StateFolder, Whereabouts, runs
 from solewriter.shared.memory.root import STOPPED, SUPERSEDED, succeed
@@ -191,6 +199,25 @@ class Recovery:
         self._state.coordination.cascades.update(said.cascades)
 
 
+def check_empty(folder: Path, *, ran: bool) -> None:
+    """A folder without a journal is a new state, if nothing in it says otherwise. `ran`: one was there a moment ago.
+    Raises JournalCorrupt.
+    """
+    try:
+        noted = last_committed((folder / "committed").read_bytes())
+    except FileNotFoundError:
+        noted = None
+    if noted is not None:
+        what = f"once held {noted[0]} entries"
+    elif checkpoint_files(folder):
+        what = "holds checkpoints"
+    elif ran:
+        what = "was an engine's a moment ago"
+    else:
+        return
+    raise JournalCorrupt(f"{folder} {what}, and has no journal file any more", place=str(folder))
+
+
 def private_state(checkpoint: CheckpointName, life: Life, state: State, sessions: Sessions) -> PrivateState:
     """Everything besides entities, to be written behind a checkpoint."""
     ids_forgotten, sequence_forgotten = sessions.forgotten
@@ -213,6 +240,12 @@ def history_of(before: Life | None) -> bytes:
         return os.urandom(16)
     lossy = before.durability == "memory" or (before.durability == "process" and lives.rebooted_since(before))
     return os.urandom(16) if lossy else before.history
+
+
+def note_memory(folder: StateFolder, own: Whereabouts) -> None:
+    """Of a new engine, and of the one before it. Raises OSError."""
+    note_last_memory(folder)
+    folder.mark(own)
 
 
 def note_last_memory(folder: StateFolder) -> None:

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from solewriter.shared import entry as entries
-from solewriter.shared.chain import first_of, journal_files
+from solewriter.shared.chain import ends_early, first_of, journal_files, newest_checkpoint
 from solewriter.shared.entry import FILE_HEADER_BYTES, Entry
 from solewriter.shared.errors import JournalCorrupt
 
@@ -65,6 +65,7 @@ class Replay:
                 f"{self._folder} once held {self._noted.number} entries, and has no journal file any more",
                 place=str(self._folder),
             )
+        newest = newest_checkpoint(self._folder)
         buffer = spare = bytearray()  # of two files, in turns: new memory for each would take as long as reading it
         for position, path in enumerate(files):
             with path.open("rb", buffering=0) as file:
@@ -85,6 +86,9 @@ class Replay:
                 "more",
                 place=self.missing.place,
             )
+        if (why := ends_early(self.tail.number, newest)) and not may_be_cut():
+            end = f"{self.last.path.name}:{len(self.last.content)}" if self.last is not None else str(self._folder)
+            raise JournalCorrupt(why, place=end)
 
     def _files_from(self, first: int) -> list[Path]:
         """The files from the one that holds this entry on."""

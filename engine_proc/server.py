@@ -78,8 +78,7 @@ class Server:
             self.limits.memory_dir,
             prefix,
         )
-        with_room(self.folder.path, lambda: recovery.note_last_memory(self.folder))
-        with_room(self.folder.path, lambda: self.folder.mark(own))
+        with_room(self.folder.path, lambda: recovery.note_memory(self.folder, own))
         self.publisher = Publisher(
             prefix,
             self.limits,
@@ -93,6 +92,7 @@ class Server:
         self.sessions = Sessions(self.limits)
         recovered = Recovery(self.folder.path, self.journal, self.state, self.sessions, self.publisher, self.limits)
         checkpoint, before = recovered.run(), recovered.life
+        remove_unfinished(self.folder.path, checkpoint.entry if checkpoint is not None else 0)
         self.private_bytes = recovered.private_bytes
         history = recovery.history_of(before)
         life = Life(own.epoch, history, self.orders.durability, lives.boot_id(), drained=False)
@@ -109,11 +109,12 @@ class Server:
         with_room(self.folder.path, lambda: self.folder.announce(own))
         failpoint.reach("recover.announced")
         recovery.remove_old_memory(self.folder, prefix)
-        remove_unfinished(self.folder.path, checkpoint.entry if checkpoint is not None else 0)
         failpoint.reach("recover.done")
 
     def _open_journal(self) -> Journal:
         files = journal_files(self.folder.path)
+        if not files:
+            recovery.check_empty(self.folder.path, ran=self.orders.again and self.orders.durability != "memory")
         if self.orders.durability == "memory":
             if files:
                 raise EngineUnavailable(

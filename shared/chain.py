@@ -68,6 +68,23 @@ def first_entry(folder: Path) -> int:
     return first_of(files[0])
 
 
+def newest_checkpoint(folder: Path) -> int:
+    """The entry behind which it was taken, named by the journal or not; 0 where there is none."""
+    return max(checkpoint_files(folder), default=0)
+
+
+def ends_early(last: int, newest: int) -> str:
+    """Why a journal that ends with this entry is not all that was committed, where the newest checkpoint says so. Not
+    where it was taken one entry later: so much may be written and not on disk, at every level.
+    """
+    if newest <= last + 1:
+        return ""
+    return (
+        f"checkpoint-{newest:020d} was taken behind entry {newest}, and the journal ends with entry {last}: files of "
+        "it are missing, or older ones are in their place"
+    )
+
+
 def entries_between(folder: Path, first: int, last: int) -> Iterator[Entry]:
     """Every entry from the one numbered `first` up to the committed one numbered `last`, oldest first.
 

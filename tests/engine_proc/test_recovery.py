@@ -12,11 +12,14 @@ from zlib import crc32
 import msgspec
 import pytest
 
-from solewriter import Engine, EngineStartFailed, Put, Task, connect
+from solewriter import Engine, EngineStartFailed, JournalCorrupt, Put, Task, connect
+from solewriter.agents.verify import verify
 from solewriter.engine_proc.journal import FileJournal
 from solewriter.engine_proc.lock import Lock
 from solewriter.engine_proc.publisher import remove_segments
 from solewriter.engine_proc.recovery import history_of, remove_old_memory, remove_orphans
+from solewriter.engine_proc.repair import truncate
+from solewriter.shared import life as lives
 from solewriter.shared.chain import first_entry_of, journal_files
 from solewriter.shared.checkpoint import Checkpoint, checkpoint_files, checkpoint_path
 from solewriter.shared.config import KIB, MEMORY_VERSION, Limits
@@ -252,6 +255,87 @@ def test_where_the_name_of_the_newest_checkpoint_is_damaged_that_is_the_place(st
     with pytest.raises(EngineStartFailed, match=f"{wholes[-1].name} is damaged at offset {FILE_HEADER_BYTES}"):
         start_engine(stopped, limits=LIMITS)
     assert wholes[-1].read_bytes() == content
+
+
+# --- files that do not belong together --------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("durability", ["power", "process", "memory"])
+def test_checkpoints_without_a_journal_are_no_empty_state(stopped, start_engine, durability):
+    for path in (*journal_files(stopped), stopped / "committed"):
+        path.unlink()
+    before = checkpoint_files(stopped)
+    with pytest.raises(EngineStartFailed, match="holds checkpoints, and has no journal file any more"):
+        start_engine(stopped, limits=LIMITS, durability=durability)
+    assert checkpoint_files(stopped) == before
+    assert not journal_files(stopped)
+
+
+def test_a_folder_that_lost_its_journal_is_no_place_for_what_is_only_in_memory(stopped, start_engine):
+    for path in (*journal_files(stopped), *checkpoint_files(stopped).values()):
+        path.unlink()
+    with pytest.raises(EngineStartFailed, match=r"once held \d+ entries, and has no journal file any more"):
+        start_engine(stopped, limits=LIMITS, durability="memory")
+
+
+@pytest.fixture
+def mixed(stopped, start_engine, wait_until, tmp_path):
+    """The journal of an earlier moment, of an engine that ran then, and checkpoints of later."""
+    engine = start_engine(stopped, limits=LIMITS)
+    with connect(stopped, limits=LIMITS) as client:
+        client.put(Task(title="earlier", id="t0"))
+        earlier, known = tmp_path / "earlier", named(stopped)
+        shutil.copytree(stopped, earlier, ignore=shutil.ignore_patterns("*.sock", "*.tmp", "*.json"))
+
+        def work() -> bool:
+            for reply in client.submit_many([Put(Task(title="y" * 100, id=f"t{one}")) for one in range(40)]):
+                reply.check()
+            return len({*named(stopped)} - {*known}) > 1
+
+        wait_until(work, 60, "two more checkpoints")
+    engine.stop()
+    for path in journal_files(stopped):
+        path.unlink()
+    shutil.copytree(earlier, stopped, dirs_exist_ok=True)
+    return stopped
+
+
+def test_a_journal_that_ends_before_a_checkpoint_was_taken_is_refused(mixed, start_engine):
+    newest, files = max(checkpoint_files(mixed)), {path.name: path.read_bytes() for path in journal_files(mixed)}
+    match = f"checkpoint-{newest:020d} was taken behind entry {newest}, and the journal ends with entry "
+    with pytest.raises(EngineStartFailed, match=match):
+        start_engine(mixed, limits=LIMITS)
+    with pytest.raises(JournalCorrupt, match=match):
+        verify(mixed)
+    assert {path.name: path.read_bytes() for path in journal_files(mixed)} == files
+    assert max(checkpoint_files(mixed)) == newest
+    cut, _ = truncate(StateFolder(mixed), 2**60)  # whoever wants what is left says so
+    start_engine(mixed, limits=LIMITS)
+    with connect(mixed, limits=LIMITS) as client:
+        assert (client.get(Task, "t0").title, client.reader.revision) == ("earlier", cut.revision)
+    assert verify(mixed).entities == 40
+
+
+def rebooted():
+    from solewriter.shared import life
+
+    life.boot_id = lambda: "another boot"
+
+
+def test_what_a_power_cut_took_before_a_checkpoint_is_no_reason_to_refuse(mixed, start_engine, seeded, monkeypatch):
+    """Nor is it one when the start that took the loss was killed, once it had begun another life."""
+    with monkeypatch.context() as patch:
+        patch.setattr(lives, "boot_id", lambda: "another boot")
+        first, last = verify(mixed).drops
+        assert first <= last == max(checkpoint_files(mixed))
+    monkeypatch.setenv("SOLEWRITER_FAILPOINT", "recover.published:kill")
+    with pytest.raises(EngineStartFailed):
+        start_engine(mixed, limits=LIMITS, models=[seeded(rebooted)], durability="power")
+    monkeypatch.delenv("SOLEWRITER_FAILPOINT")
+    start_engine(mixed, limits=LIMITS)
+    with connect(mixed, limits=LIMITS) as client:
+        assert client.get(Task, "t0").title == "earlier"
+    assert verify(mixed).entities == 40
 
 
 BOOT = boot_id()

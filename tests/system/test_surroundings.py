@@ -114,6 +114,21 @@ def test_journal_files_deleted_under_a_running_engine_are_missed_at_the_next_sta
         start_engine(state)
 
 
+def test_a_journal_that_is_gone_without_a_trace_is_missed_by_the_next_engine(
+    state, start_engine, wait_until, remove_memory
+):
+    """It follows one that served from it."""
+    engine = start_engine(state)
+    with connect(state) as client:
+        client.create(Task(title="x"))
+    for path in (*state.glob("journal-*.log"), state / "committed"):
+        path.unlink()
+    os.kill(engine.pid, signal.SIGKILL)
+    wait_until(lambda: engine.failure is not None or engine.restarts, 20, "the engine is given up")
+    remove_memory(state)
+    assert "was an engine's a moment ago, and has no journal file any more" in str(engine.failure)
+
+
 @pytest.mark.parametrize("damage", ["missing", "flipped", "no text"])
 def test_readers_find_the_next_engine_though_the_note_of_the_last_ones_memory_is_damaged(
     state, start_engine, wait_until, damage
