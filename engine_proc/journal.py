@@ -231,7 +231,7 @@ class FileJournal:
             reserved = self._ahead.take_reserved(needed) if tidying else None
             if reserved is None:
                 raise DiskFull(
-                    f"no room for the journal in {self._folder}: free space there, or keep less history "
+                    f"no room for the journal in {self._folder.resolve()}: free space there, or keep less history "
                     "(history_bytes); reads go on meanwhile"
                 ) from error
             fd = reserved

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fcntl
 import os
+from pathlib import Path
 
 from solewriter.shared.errors import EngineUnavailable, Locked
 from solewriter.shared.folder import StateFolder
@@ -31,11 +32,19 @@ class Lock:
         os.pwrite(self._fd, f"pid {os.getpid():<{PID_DIGITS}}".encode(), 0)  # in place: a full disk has room for that
         own = os.fstat(self._fd)
         self._identity = (own.st_dev, own.st_ino)
+        self._folder_fd = os.open(folder.path, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+        self.check()  # or it was replaced just now
+
+    @property
+    def folder(self) -> Path:
+        """The folder that is owned, wherever it is by now: what has its name meanwhile may be another engine's."""
+        return Path(f"/proc/self/fd/{self._folder_fd}")
 
     def release(self) -> None:
         """Let go, also of what a fork meanwhile may have carried away."""
         fcntl.flock(self._fd, fcntl.LOCK_UN)
         os.close(self._fd)
+        os.close(self._folder_fd)
 
     def check(self) -> None:
         """Raises EngineUnavailable once the folder was moved, deleted or replaced."""

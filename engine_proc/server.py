@@ -129,7 +129,7 @@ class Server:
         else:
             state_id = os.urandom(16)
         return FileJournal(
-            self.folder.path, state_id, self.limits, self.beside, power=self.orders.durability == "power"
+            self.lock.folder, state_id, self.limits, self.beside, power=self.orders.durability == "power"
         )
 
     def _begin_life(self, life: Life) -> None:

@@ -16,7 +16,8 @@ from pathlib import Path
 
 import pytest
 
-from solewriter import Create, EngineUnavailable, Limits, Task, connect, open_reader
+from solewriter import Client, Create, EngineUnavailable, Limits, OutcomeUnknown, Task, connect, open_reader
+from solewriter.shared.config import MIB
 from solewriter.shared.folder import StateFolder
 
 IMPATIENT = Limits(connect_timeout_s=0.2, request_timeout_s=5)
@@ -66,6 +67,51 @@ def test_an_engine_whose_folder_is_taken_away_ends_and_begins_no_other(
     for name in left:
         (Path(where.memory_dir) / name).unlink()
     assert killed or not left, "its memory stayed, and nobody knows its name any more"
+
+
+def test_an_engine_stopped_with_a_file_in_hand_leaves_the_folder_alone_that_took_its_folders_place(
+    state, tmp_path, start_engine, wait_until, monkeypatch
+):
+    """It was about to name its next file, and goes on when another engine has begun there, and has a next file, too."""
+    small = Limits(journal_file_bytes=1 * MIB, connect_timeout_s=0.5)
+    monkeypatch.setenv("SOLEWRITER_FAILPOINT", "journal.roll:stop:hit=2")
+    old = start_engine(state, limits=small)
+    monkeypatch.delenv("SOLEWRITER_FAILPOINT")
+    pid = old.pid
+
+    def fill(client: Client) -> None:
+        client.put(Task(id="t", title="x", description=str(next(numbers)) * 20_000))
+
+    def is_stopped() -> bool:
+        return Path(f"/proc/{pid}/stat").read_bytes().rpartition(b")")[2].split()[0] == b"T"
+
+    def work() -> None:
+        while True:
+            fill(client)
+
+    numbers = count(1_000)
+    with ThreadPoolExecutor(1) as beside, connect(state, limits=small) as client:
+        working = beside.submit(work)
+        wait_until(is_stopped, 30, "a file is about to get its name")
+        state.rename(tmp_path / "moved")
+        new = start_engine(state, limits=small, durability="power")
+        with connect(state) as other:
+            wait_until(lambda: fill(other) or (state / "journal.next").exists(), 30, "a next file")
+            fill(other)
+            files = set(os.listdir(state))
+            os.kill(pid, signal.SIGCONT)
+            wait_until(lambda: old.failure is not None, 20, "the old one ends")
+            assert set(os.listdir(state)) == files
+            wait_until(lambda: fill(other) or len([*state.glob("journal-*")]) > 2, 30, "two more files")
+            revision = other.reader.revision
+        with pytest.raises((EngineUnavailable, OutcomeUnknown)):
+            working.result(20)
+    assert not new.restarts
+    new.stop()
+    start_engine(state, limits=small)
+    with open_reader(state) as reader:
+        assert reader.revision == revision
+    shutil.rmtree(tmp_path / "moved")
 
 
 def test_a_folder_that_nobody_may_enter_loses_nothing(state, start_engine, wait_until):

@@ -25,6 +25,11 @@ WATCHED = (
 REFUSED = ("writev", "pwritev", "sendfile", "copy_file_range", "link", "symlink", "splice")
 
 
+def _place(folder: str) -> str:
+    """Where a folder is that is named by a descriptor."""
+    return os.readlink(folder) if os.path.dirname(folder) == "/proc/self/fd" else folder
+
+
 class Recorder:
     """`with Recorder(folder) as recorder`: `recorder.log` grows while the block runs."""
 
@@ -82,7 +87,7 @@ class Recorder:
         if isinstance(path, int):
             return None
         folder, _, name = os.fspath(path).rpartition("/")
-        return name if folder == self.folder else None
+        return name if _place(folder) == self.folder else None
 
     # --- names -------------------------------------------------------------------------------------------------------
 
@@ -91,8 +96,8 @@ class Recorder:
         with self._lock:
             before = os.stat(text) if name is not None and os.path.exists(text) else None
             fd: int = self._real["open"](path, flags, mode, dir_fd=dir_fd)
-            if text in (self.folder, os.path.dirname(self.folder)):
-                self._files[fd] = 0 if text == self.folder else -1
+            if _place(text) in (self.folder, os.path.dirname(self.folder)):
+                self._files[fd] = 0 if _place(text) == self.folder else -1
             elif name is not None:
                 number = self._files[fd] = os.fstat(fd).st_ino
                 if before is None and flags & os.O_CREAT:

@@ -106,7 +106,7 @@ class Recoverer:
         """What the kernel does for a killed process, and a reboot for its memory."""
         inside = f"{self.folder}/state/"
         for fd, link in local.descriptors().items():
-            if link.startswith(inside):
+            if f"{link}/".startswith(inside):
                 os.close(fd)
         for path in self.memory.iterdir():
             path.unlink()

@@ -79,6 +79,7 @@ def traced(state: Path, memory: Path, scratch: Path) -> tuple[Log, list[Seen]]:
 
 CALL = re.compile(r"^(\d+) +(\w+)\((.*)\) += (-?\d+|0x[0-9a-f]+)")
 DESCRIPTOR = re.compile(r"^\d+<([^>]*?)(?: \(deleted\))?>")
+FOLDER = re.compile(r"/proc/self/fd/\d+")  # which holds the lock names its folder by a descriptor
 QUOTED = re.compile(r'"([^"]*)"')
 
 
@@ -114,7 +115,7 @@ class Tracker:
 
     def _name(self, path: str) -> str | None:
         folder, _, name = path.rpartition("/")
-        return name if folder == self._state else None
+        return name if folder == self._state or FOLDER.fullmatch(folder) else None
 
     def take(self, call: str, arguments: str, result: int) -> Iterator[Seen]:
         if call in ("rename", "renameat", "renameat2", "unlink", "unlinkat", "mkdir", "mkdirat"):
