@@ -14,6 +14,7 @@ from itertools import islice
 from solewriter.agents.change import Published
 from solewriter.agents.past import Past
 from solewriter.agents.reader import Reader
+from solewriter.agents.travel import where_it_begins
 from solewriter.shared import record
 from solewriter.shared.errors import Compacted, SnapshotExpired
 from solewriter.shared.memory.heap import PREFIX_BYTES, padded, walk
@@ -134,5 +135,5 @@ class Feed:
         return Compacted(
             f"what happened behind revision {self.since} is not available any more: memory goes back to revision "
             f"{pin.root.oldest}, and {gone}; take a new snapshot, or watch with resync=True",
-            oldest=gone.oldest or pin.root.oldest,
+            oldest=where_it_begins(gone, pin.root.oldest),
         )

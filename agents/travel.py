@@ -65,6 +65,7 @@ def _past(reader: Looking, now: Held, revision: int) -> Past:
         past = Past(now, reader.folder.path, revision)
         past.advance(revision)
     except Compacted as error:
+        error.oldest = where_it_begins(error, now.root.whole)
         raise compacted(revision, now, error) from None
     return past
 
@@ -76,6 +77,11 @@ def compacted(revision: int, now: Held, error: Compacted) -> Compacted:
         f"{what} not available any more: memory goes back to {now.root.whole}, and {error}",
         oldest=error.oldest or now.root.whole,
     )
+
+
+def where_it_begins(error: Compacted, in_memory: int) -> int:
+    """The oldest revision that is anywhere: memory may go back farther than a journal whose history was not kept."""
+    return min(error.oldest or in_memory, in_memory)
 
 
 # --- what changed between two revisions -------------------------------------------------------------------------------

@@ -7,6 +7,7 @@ import random
 import signal
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from solewriter import (
@@ -144,6 +145,38 @@ def test_without_a_journal_what_left_memory_is_gone_and_that_is_said(state, star
             got.extend(change.version for change in reader.history(Task, "t1"))
         assert got == list(range(got[0], got[-1] - 1, -1)), "what is there comes first"
         assert told.value.oldest == whole
+
+
+def test_what_is_gone_says_where_memory_begins_if_it_goes_back_farther_than_what_is_kept(
+    state, start_engine, wait_until
+):
+    start_engine(state, limits=msgspec.structs.replace(SMALL, checkpoint_after_bytes=64 * KIB, history_bytes=0))
+
+    def told(look) -> int:
+        try:
+            look()
+        except Compacted as gone:
+            return gone.oldest
+        return 0
+
+    def kept() -> int:
+        with open_reader(state, offline=True) as folder:
+            return told(lambda: folder.at(1))
+
+    with connect(state) as client, open_reader(state) as reader:
+        story = Story(client)
+        story.run(3_000)
+
+        def goes_back_farther() -> bool:
+            story.run(50)
+            root = reader.pin().root
+            return bool(told(lambda: next(reader.watch(since=1))) and kept() > root.whole > root.oldest)
+
+        wait_until(goes_back_farther, 10, "a checkpoint was made, and nothing before it is kept")
+        root = reader.pin().root
+        assert told(lambda: reader.at(1)) == told(lambda: reader.diff(1, 2)) == root.whole
+        assert told(lambda: next(reader.watch(since=1))) == root.oldest
+        assert next(reader.watch(since=root.oldest)).revision == root.oldest + 1
 
 
 @pytest.mark.parametrize("revision", [-1, 11])
