@@ -8,7 +8,7 @@ client.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from enum import StrEnum
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -105,10 +105,16 @@ class InvalidTransition(Refused):
 
 
 class GuardFailed(Refused):
-    """A guard of the request did not hold; `current` is the entity that it named, if it named one."""
+    """A guard of the request did not hold; `current` is the entity that it named, if it named one, `version` what is
+    stored of it (0: it is not there), `fields` those that are not as they were required to be. Where no entity was
+    required to be so, `count` are.
+    """
 
     kind: str
-    id: str
+    id: str = ""
+    version: int = 0
+    fields: Sequence[str] = ()
+    count: int = 0
 
 
 class Fenced(Refused):

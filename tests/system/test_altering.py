@@ -29,7 +29,10 @@ from solewriter import (
     PutIn,
     Range,
     Remove,
+    Require,
+    RequireAbsent,
     RequireFields,
+    RequireNone,
     Task,
     TaskPriority,
     TaskStatus,
@@ -176,6 +179,23 @@ def test_an_update_on_a_condition_compares_fields_and_no_version(client):
     assert refused.value.fields == ["priority"]
     assert refused.value.current == task
     assert (refused.value.actor, refused.value.version) == ("tester", 3)
+
+
+def test_a_guard_that_failed_says_of_what_wherever_it_comes_from(client):
+    task = client.create(Task(title="x"))
+    client.delete(task)
+
+    def refused(*guards: Any) -> tuple[str, int, Any, int, Any]:
+        error = client.submit(guards=guards).error
+        assert isinstance(error, GuardFailed)
+        return error.id, error.version, error.fields, error.count, error.current
+
+    assert refused(RequireFields(task, {"title": "x"})) == (task.id, 0, (), 0, None)
+    assert refused(Require(task)) == (task.id, 0, (), 0, None)
+    board = client.create(Board(count=7_001))
+    assert refused(RequireAbsent(Board, board.id)) == (board.id, 1, (), 0, board)
+    assert refused(RequireNone(Board, {"count": 7_001})) == ("", 0, (), 1, None)
+    assert refused(RequireFields(board, {"count": 3})) == (board.id, 1, ["count"], 0, board)
 
 
 @pytest.mark.parametrize(
