@@ -37,6 +37,7 @@ class Operation:
 
     @property
     def plain(self) -> PlainOperation:
+        """Raises TypeError for what no field can take."""
         raise NotImplementedError
 
 
@@ -48,7 +49,10 @@ class Increment(Operation):
 
     @property
     def plain(self) -> PlainOperation:
-        return Code.INCREMENT.value, self.by, None
+        by = self.by
+        if isinstance(by, bool) or not isinstance(by, int | float):
+            raise TypeError(f"adds an int or a float, not {by!r:.100}")
+        return Code.INCREMENT.value, int(by) if isinstance(by, int) else float(by), None  # of a subclass, numpy's say
 
 
 @dataclass(frozen=True)
@@ -97,6 +101,8 @@ class Append(_Items):
 
     @property
     def plain(self) -> PlainOperation:
+        if self.most is not None and (type(self.most) is not int or self.most < 0):
+            raise TypeError(f"keeps a number of items, not {self.most!r:.100}")
         return Code.APPEND.value, self._plain_items, self.most
 
 
@@ -126,6 +132,9 @@ class PutIn(Operation):
 
     @property
     def plain(self) -> PlainOperation:
+        for key in self.items:
+            if not isinstance(key, str):
+                raise TypeError(f"a map's keys are str, not {key!r:.100}")
         return Code.PUT.value, plain(dict(self.items)), None
 
 
@@ -139,5 +148,8 @@ def plain_operations(kind: Kind, operations: Mapping[str, Operation]) -> dict[st
         if not isinstance(operation, Operation):
             problem = f"takes an operation such as Increment(1), not {operation!r:.100}"
             raise InvalidMutation(f"{kind.name}.{name} {problem}", fields={name: problem})
-        found[name] = operation.plain
+        try:
+            found[name] = operation.plain
+        except (TypeError, NotImplementedError) as error:
+            raise InvalidMutation(f"{kind.name}.{name}: {error}", fields={name: str(error)}) from None
     return found

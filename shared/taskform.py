@@ -13,7 +13,7 @@ from solewriter.shared.mutations import Claim, Complete, Fail, Mutation, Op, Red
 from solewriter.shared.registry import Kind, Registry
 from solewriter.shared.schema import plain
 from solewriter.shared.where import plain_where
-from solewriter.shared.wirecheck import SCALARS
+from solewriter.shared.wirecheck import SCALARS, is_text
 
 if TYPE_CHECKING:
     from solewriter.shared.wireform import PlainMutation
@@ -76,7 +76,7 @@ def plain_of_task(mutation: Mutation, registry: Registry) -> PlainMutation:
             if lease_s is not None:
                 said["lease_us"] = _lease_us(lease_s)
             if assignee is not None:
-                said["assignee"] = assignee
+                said["assignee"] = _assignee(assignee)
             return Op.CLAIM.value, kind.name, NO_ID, None, said, reason, None
         case Complete(target, changes, reason):
             kind = _kind_of_tasks(registry.of(model_of(target)))
@@ -113,6 +113,13 @@ def _count(count: Any) -> int:
     if not isinstance(count, int) or isinstance(count, bool) or count < 1:
         raise InvalidMutation(f"a claim is of 1 or more, not {count!r:.100}", fields={"count": "not 1 or more"})
     return count
+
+
+def _assignee(assignee: Any) -> str:
+    if not isinstance(assignee, str) or not is_text(assignee):
+        problem = f"text, not {assignee!r:.100}"
+        raise InvalidMutation(f"an assignee is {problem}", fields={"assignee": problem})
+    return str.__str__(assignee)
 
 
 def _lease_us(lease_s: Any) -> int:

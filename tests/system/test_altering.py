@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import datetime
 import operator
+from decimal import Decimal
 from enum import StrEnum
 from typing import Any
 
@@ -16,6 +17,8 @@ from solewriter import (
     Add,
     Alter,
     Append,
+    Claim,
+    Create,
     Entity,
     FrozenMap,
     GuardFailed,
@@ -119,6 +122,11 @@ def test_what_operations_come_to(client, name, steps, left):
         ("count", Append(1)),
         ("count", Max("high")),
         ("count", PutIn({"a": 1})),
+        ("count", Increment(Decimal(1))),
+        ("count", Increment(True)),
+        ("count", Max(object())),
+        ("names", Append("x", most=-1)),
+        ("notes", PutIn({1: "x"})),
         ("names", Add(3)),
         ("notes", Append("x")),
         ("nothing", Increment()),
@@ -132,6 +140,13 @@ def test_what_cannot_be_done_with_a_field_names_it(client, name, operation):
         client.alter(board, {name: operation})
     assert any(field.startswith(name) for field in refused.value.fields)
     assert client.get(Board, board.id) == board
+
+
+def test_what_cannot_be_done_takes_nothing_with_it_that_goes_in_the_same_frame(client):
+    wrong = Alter(Board.ref("b"), {"count": Increment(Decimal(1))}), Claim(Task, assignee=5)
+    asked = [Create(Board(id="b")), *wrong, Alter(Board.ref("b"), {"count": Increment()})]
+    told = [type(reply.error) for reply in client.submit_many(asked)]
+    assert told == [type(None), InvalidMutation, InvalidMutation, type(None)]
 
 
 def test_an_operation_that_changes_nothing_makes_no_version(client):
