@@ -137,7 +137,9 @@ def _copied(folder: Path) -> Path:
     real = folder.resolve()  # of a path that ends with `..`, what is beside it would be inside
     kept = real.with_name(f"{real.name}.before-repair-{time.time_ns()}")
     try:
-        shutil.copytree(real, kept, ignore=shutil.ignore_patterns("engine.sock"), copy_function=_copy)
+        kept.mkdir(mode=0o700)  # its files become private one by one, and it is as open as the folder in the end
+        ignored = shutil.ignore_patterns("engine.sock")
+        shutil.copytree(real, kept, ignore=ignored, copy_function=_copy, dirs_exist_ok=True)
         _give(kept, real.stat())
         os.sync()  # the copy is there before anything goes
     except OSError as error:

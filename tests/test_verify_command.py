@@ -10,6 +10,8 @@ import resource
 import shutil
 import signal
 import struct
+import subprocess
+import sys
 import threading
 from zlib import crc32
 
@@ -623,6 +625,31 @@ def test_what_root_repairs_stays_its_users(folder):
     assert {path.name: (path.stat().st_uid, path.stat().st_gid) for path in made} == {
         path.name: (65534, 65534) for path in made
     }
+
+
+CUT = """
+import os, sys
+from solewriter.engine_proc.repair import truncate
+from solewriter.shared.folder import StateFolder
+
+modes = set()
+
+def look(event, given):
+    if event == "open" and ".before-repair-" in os.path.dirname(str(given[0])):
+        modes.add(os.stat(os.path.dirname(given[0])).st_mode & 0o777)
+
+sys.addaudithook(look)
+os.umask(0o022)
+_, kept = truncate(StateFolder(sys.argv[1]), 2**60)
+print(*modes, oct(kept.stat().st_mode & 0o777), {path.stat().st_mode & 0o077 for path in kept.iterdir()})
+"""
+
+
+def test_the_copy_that_a_cut_leaves_can_be_read_by_nobody_else_while_it_is_made(folder):
+    """Nor behind it, whoever may enter the folder."""
+    folder.chmod(0o755)
+    told = subprocess.run([sys.executable, "-c", CUT, folder], capture_output=True, text=True, timeout=60, check=True)
+    assert told.stdout == f"{0o700} 0o755 {{0}}\n"
 
 
 def test_a_repaired_folder_has_another_history(folder, start_engine):
