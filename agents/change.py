@@ -35,9 +35,9 @@ class Published(NamedTuple):
 class Change:
     """One change of one entity, as it was committed.
 
-    `mutation` is what was asked for (create, put, update, transition, cancel, delete); `old` and `new` are the entity
-    before and after, None where there was or is none. Where what was before has left memory already, `old` takes a pass
-    over the journal, and raises Compacted if it is not there either.
+    `mutation` is what was asked for (create, update, claim ...), of several in one request the last; `old` and `new`
+    are the entity before and after, None where there was or is none. Where what was before has left memory already,
+    `old` takes a pass over the journal, and raises Compacted if it is not there either.
     """
 
     __slots__ = ("_model", "_published", "_reader", "kind")

@@ -341,7 +341,7 @@ def test_a_change_has_what_the_page_says_and_nothing_else() -> None:
     said = re.findall(r"`(\w+)`", " ".join(row[0] for row in table("reading.md", "a change has")))
     assert sorted(said) == sorted(name for name in dir(Change) if not name.startswith("_"))
     mutations = next(row[1] for row in table("reading.md", "a change has") if row[0] == "`mutation`")
-    assert re.findall(r"`(\w+)`", mutations) == [op.name.lower() for op in Op]
+    assert re.findall(r"`(\w+)`", mutations) == [op.name.lower() for op in Op if op is not Op.RENEW]  # no version
 
 
 # --- links ------------------------------------------------------------------------------------------------------------
