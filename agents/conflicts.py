@@ -16,6 +16,7 @@ from solewriter.shared.mutations import (
     Alter,
     Cancel,
     Delete,
+    FromTarget,
     GuardMutation,
     Mutation,
     Put,
@@ -58,7 +59,7 @@ def _unchanged(mutation: Any) -> Unchanged:
 
 def _explicit(expect: Any) -> int | None:
     """The version that a caller named, and not the target's own."""
-    return expect if isinstance(expect, int) else None
+    return None if isinstance(expect, FromTarget) else expect
 
 
 def judged(reply: Reply, mutation: Mutation) -> Reply:

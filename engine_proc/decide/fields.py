@@ -54,6 +54,8 @@ def _extreme(larger: bool) -> Operate:
         if value is None:
             return wanted
         held = step.kind.field(name, value)
+        if wanted is None:
+            return held
         mine, other = rank_of(wanted), rank_of(held)
         return wanted if (mine > other if larger else mine < other) else held
 

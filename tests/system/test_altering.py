@@ -93,6 +93,7 @@ def test_an_operation_needs_no_read_and_meets_no_conflict(client, engine):
         ("ratio", [Increment(1), Increment(0.5)], 1.5),
         ("ratio", [Max(0.5), Max(0.25), Min(0.375)], 0.375),
         ("level", [Min("b"), Min("a"), Max("ab")], "ab"),
+        ("ratio", [Max(0.5), Max(None), Min(None)], 0.5),
         ("size", [Max("large"), Max(Size.SMALL)], Size.LARGE),
         ("size", [Min("huge"), Min("large")], Size.LARGE),
         ("seen_at", [Max(LATE), Max(EARLY)], LATE),
@@ -194,6 +195,13 @@ def test_an_update_on_a_condition_compares_fields_and_no_version(client):
     assert refused.value.fields == ["priority"]
     assert refused.value.current == task
     assert (refused.value.actor, refused.value.version) == ("tester", 3)
+
+
+def test_what_is_no_version_is_refused_beside_a_condition_too(client):
+    task = client.create(Task(title="x"))
+    with pytest.raises(InvalidMutation) as refused:
+        client.update(task, where={"title": "x"}, expect="7", source="here")
+    assert "expect" in refused.value.fields
 
 
 def test_a_guard_that_failed_says_of_what_wherever_it_comes_from(client):
