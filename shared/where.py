@@ -118,7 +118,9 @@ def _demand(kind: Kind, name: str, wanted: Any) -> Demand:
 
 def rank_of(value: Any) -> Any:
     """What says which of two values of a field is more: of an enum's members, as in scans, which is defined later."""
-    return [*type(value)].index(value) if isinstance(value, enum.Enum) else value
+    if isinstance(value, enum.Enum) and not isinstance(value, enum.Flag):  # flags are numbers, and are combined
+        return [*type(value)].index(value)
+    return value
 
 
 def single(value: Any) -> Any:

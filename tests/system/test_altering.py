@@ -6,7 +6,7 @@ import asyncio
 import datetime
 import operator
 from decimal import Decimal
-from enum import StrEnum
+from enum import IntFlag, StrEnum
 from typing import Any
 
 import pytest
@@ -56,11 +56,19 @@ class Size(StrEnum):
     HUGE = "huge"
 
 
+class Rights(IntFlag):
+    """Whose members are combined."""
+
+    WRITE = 2
+    READ = 1
+
+
 class Board(Entity, columns=("count", "size")):
     count: int = 0
     ratio: float | None = None
     level: str | None = None
     size: Size | None = None
+    rights: Rights | None = None
     seen_at: datetime.datetime | None = None
     names: tuple[str, ...] = ()
     marks: frozenset[int] = frozenset()
@@ -235,6 +243,7 @@ def test_a_guard_that_failed_says_of_what_wherever_it_comes_from(client):
         ({"anything": True}, False),
         ({"size": Range(ge="large")}, True),
         ({"size": Range(lt=Size.LARGE)}, False),
+        ({"rights": Range(gt=Rights.WRITE)}, True),
         ({"version": 1}, False),
         ({"version": 2}, True),
         ({"version": Range(gt=1), "count": 3}, True),
@@ -244,7 +253,7 @@ def test_a_guard_that_failed_says_of_what_wherever_it_comes_from(client):
     ],
 )
 def test_what_a_condition_asks(client, where, holds):
-    board = client.create(Board(count=3, size="huge", seen_at=LATE, names=("a", "b"), anything=1))
+    board = client.create(Board(count=3, size="huge", rights=3, seen_at=LATE, names=("a", "b"), anything=1))
     if "version" in where:
         board = client.update(board, level="x")
     if holds:
