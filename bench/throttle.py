@@ -11,30 +11,31 @@ import asyncio
 import os
 import time
 from array import array
+from typing import Self
 
-from pydantic import field_validator
+from pydantic import field_validator, model_validator
 
-from solewriter import Entity
+from solewriter import Entity, concerns
 
 TICK_S = 0.002  # between two looks of a probe: often enough to meet every long turn, rarely enough to cost nothing
 NOTED = 64  # looks written at once
 
 
 class Job(Entity):
-    """Takes `work_us` of processor time whenever it is validated: in the engine at each change, and where it is made or
-    read.
+    """Takes `work_us` of processor time whenever its rules are looked at: in the engine at each change, and where it is
+    made or read.
     """
 
     work_us: int = 0
     number: int = 0
 
-    @field_validator("work_us")
-    @classmethod
-    def _work(cls, work_us: int) -> int:
-        ends_ns = time.thread_time_ns() + 1_000 * work_us
+    @model_validator(mode="after")
+    @concerns("work_us", "number")  # and only looks: so once for each change
+    def _work(self) -> Self:
+        ends_ns = time.thread_time_ns() + 1_000 * self.work_us
         while time.thread_time_ns() < ends_ns:
             pass
-        return work_us
+        return self
 
 
 class Probe(Entity):
@@ -51,11 +52,12 @@ class Probe(Entity):
             loop = asyncio.get_running_loop()
         except RuntimeError:
             return path
-        _running.add(loop.create_task(_note_delays(path)))
+        if path not in _running:  # and not at every look at it
+            _running[path] = loop.create_task(_note_delays(path))
         return path
 
 
-_running: set[asyncio.Task[None]] = set()  # a loop holds its tasks weakly
+_running: dict[str, asyncio.Task[None]] = {}  # a loop holds its tasks weakly
 
 
 async def _note_delays(path: str) -> None:

@@ -46,6 +46,7 @@ class Replay:
 
     def __init__(self, folder: Path, state_id: bytes, noted: Tail | None) -> None:
         self._folder = folder
+        self._named = str(folder.resolve())  # for people: whoever holds its lock names it by a descriptor
         self._state_id = state_id
         self._noted = noted
         self.tail = Tail(0, 0)
@@ -62,8 +63,8 @@ class Replay:
         files = self._files_from(first)
         if not files and self._noted is not None:
             raise JournalCorrupt(
-                f"{self._folder} once held {self._noted.number} entries, and has no journal file any more",
-                place=str(self._folder),
+                f"{self._named} once held {self._noted.number} entries, and has no journal file any more",
+                place=self._named,
             )
         newest = newest_checkpoint(self._folder)
         buffer = spare = bytearray()  # of two files, in turns: new memory for each would take as long as reading it
@@ -87,7 +88,7 @@ class Replay:
                 place=self.missing.place,
             )
         if (why := ends_early(self.tail.number, newest)) and not may_be_cut():
-            end = f"{self.last.path.name}:{len(self.last.content)}" if self.last is not None else str(self._folder)
+            end = f"{self.last.path.name}:{len(self.last.content)}" if self.last is not None else self._named
             raise JournalCorrupt(why, place=end)
 
     def _files_from(self, first: int) -> list[Path]:

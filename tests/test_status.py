@@ -14,10 +14,11 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
+import psutil
 import pytest
 from pydantic import field_validator
 
-from solewriter import Create, EngineStartFailed, Entity, Limits, OutcomeUnknown, Task, Update, connect
+from solewriter import Create, Entity, Limits, OutcomeUnknown, Task, Update, connect
 from solewriter.agents import status as status_module
 from solewriter.agents.cli.describing import DEGRADED, FINE, NOT_THERE, described, exit_code
 from solewriter.agents.status import EngineStatus, status_of
@@ -378,10 +379,15 @@ def test_a_clean_stop_is_not_there(state, start_engine):
     assert ("ended in order" in status.detail, exit_code(status)) == (True, NOT_THERE)
 
 
-def test_an_engine_killed_in_mid_start_left_memory_behind(limits, state, start_engine, remove_memory, monkeypatch):
-    monkeypatch.setenv(VARIABLE, "recover.published:kill")
-    with pytest.raises(EngineStartFailed):
-        start_engine(state)
+def test_an_engine_killed_in_mid_start_left_memory_behind(limits, state, wait_until, remove_memory):
+    """With its owner, who would have seen it off."""
+    command = [sys.executable, "-P", "-c", OWNER, str(state), "process", str(HEARTBEAT_S)]
+    with subprocess.Popen(command, env={**os.environ, VARIABLE: "recover.published:stop"}) as owner:
+        (engine,) = wait_until(psutil.Process(owner.pid).children, 20, "an engine")
+        wait_until(lambda: engine.status() == psutil.STATUS_STOPPED, 20, "a start that goes so far")
+        owner.kill()
+    engine.kill()
+    wait_until(lambda: not engine.is_running() or engine.status() == psutil.STATUS_ZOMBIE, 20, "its end")
     status = status_of(state)
     assert (status.engine, status.pid, exit_code(status)) == ("stopped", None, NOT_THERE)
     assert status.leftover_bytes > limits.heap_segment_bytes_first

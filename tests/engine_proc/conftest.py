@@ -189,7 +189,7 @@ class LocalEngine:
     def held(self, theirs: set[int], *beginnings: str) -> list[int]:
         """Descriptors that the engine holds, of these kinds; `theirs` are the agents' ends of all lanes."""
         new = descriptors().items() - self._before
-        return [fd for fd, link in new if fd not in theirs and link.startswith(beginnings)]
+        return [fd for fd, link in new if fd not in theirs and f"{link}/".startswith(beginnings)]
 
     def kill(self, theirs: set[int]) -> None:
         """What the kernel does for a process that is gone."""

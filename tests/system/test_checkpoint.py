@@ -593,7 +593,8 @@ def after_a_reboot(state, path):
 
 def test_what_a_dead_engine_did_not_finish_goes_with_the_next_start(stopped, start_engine):
     (stopped / "checkpoint-1-1.tmp").write_bytes(b"half")
-    unnamed = stopped / f"checkpoint-{10**9:020d}"
+    noted = entries.last_committed((stopped / "committed").read_bytes())
+    unnamed = stopped / f"checkpoint-{noted[0]:020d}"
     unnamed.write_bytes(b"whole, but not in the journal")
     start_engine(stopped, limits=OFTEN)
     assert not (stopped / "checkpoint-1-1.tmp").exists()
