@@ -131,12 +131,23 @@ def entity_of(reply: Reply, model: type[E]) -> E:
     """
     reply.check()
     try:
-        entity = reply.entity
+        return of_class(reply.entity, model)
     except SolewriterError as error:
         raise ResultUnavailable(
             f"the request was applied at revision {reply.revision}, but what it left cannot be read: {error}",
             request_id=reply.request_id,
             revision=reply.revision,
         ) from error
-    assert isinstance(entity, model), f"the reply {reply!r} is about {entity!r}"
-    return entity
+
+
+def of_class(entity: Any, model: type[E]) -> E:
+    """The entity, which is the model's kind, as the model's own. It may be of another class that took over the kind's
+    name here, as when a notebook's cell is run again. Raises SchemaMismatch where the model does not fit.
+    """
+    if isinstance(entity, model):
+        return entity
+    try:
+        return model.model_validate(entity.model_dump() if isinstance(entity, Entity) else entity)
+    except ValueError as error:
+        problem = f"{model.kind_name} is another class here by now, and the one before does not fit: {error}"
+        raise SchemaMismatch(problem, kind=model.kind_name) from None

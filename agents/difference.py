@@ -7,6 +7,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, TypeVar
 
+from solewriter.agents.answers import of_class
 from solewriter.shared.errors import InvalidMutation, NotFound, VersionConflict
 from solewriter.shared.models import Entity
 from solewriter.shared.mutations import Mutation, Transition, Update
@@ -46,11 +47,11 @@ def difference(before: E, after: E | Mapping[str, Any] | None, reason: str) -> M
 def newer(conflict: VersionConflict, model: type[E]) -> E:
     """The entity that won. Raises NotFound if it is gone."""
     current = conflict.current
-    if not isinstance(current, model):
+    if current is None:
         raise NotFound(
             f"{conflict.kind} {conflict.id!r} was deleted meanwhile", kind=conflict.kind, id=conflict.id
         ) from conflict
-    return current
+    return of_class(current, model)
 
 
 _ABSENT = object()

@@ -369,3 +369,27 @@ def test_a_refusal_about_what_a_class_does_not_fit_is_told_with_that_by_name(sta
         asked = [Update(target, {"note": "x"}, expect=7), Create(Blind(id="e", owner="x", secret="s")), Delete(target)]
         errors = [reply.error for reply in client.submit_many(asked)]
     assert [type(error) for error in errors] == [VersionConflict, SchemaMismatch, type(None)]
+
+
+def test_what_was_made_by_a_class_that_a_notebook_defined_again_goes_on(state, start_engine):
+    def define():
+        class Page(Entity, kind="Page"):
+            number: int = 0
+            size: Size = Size()
+
+        return Page
+
+    first, again = define(), define()
+    start_engine(state, models=[first])
+    with connect(state) as client, connect(state) as other:
+        page = client.create(first(id="p"))
+        assert type(client.update(again.ref("p"), number=1)) is again
+        page = client.update(page, number=2, expect=None)
+        assert (type(page), page.number, page.size) == (first, 2, Size())
+
+        def grown(page):
+            if page.number == 2:
+                other.update(first.ref("p"), number=3)
+            return {"number": page.number + 1}
+
+        assert client.apply(page, grown).number == 4
