@@ -12,7 +12,6 @@ from __future__ import annotations
 import asyncio
 import os
 import socket
-import struct
 import time
 from collections.abc import Callable, Iterable
 from typing import Any
@@ -23,11 +22,10 @@ from solewriter.engine_proc.sessions import Session
 from solewriter.shared import failpoint, wire, wirecheck
 from solewriter.shared.config import ACCEPT_PAUSE_S, BACKLOG, FOLDED_NODES_MAX, FRAME_REQUESTS_MAX, PIPE_BYTES, Limits
 from solewriter.shared.errors import BadRequest, Refused
+from solewriter.shared.folder import peer_of
 from solewriter.shared.handshake import Welcome
 from solewriter.shared.lane import LENGTH_BYTES
 from solewriter.shared.wire import Status
-
-PEER = struct.Struct("iII")  # SO_PEERCRED: pid, uid, gid
 
 
 class LaneEnd:
@@ -291,7 +289,7 @@ class Bridge:
             self.loop.call_later(ACCEPT_PAUSE_S, self._accept_again)
             return
         connection.setblocking(False)
-        pid, uid, _ = PEER.unpack(connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, PEER.size))
+        pid, uid, _ = peer_of(connection)
         if uid != os.geteuid():
             self._log(f"refused a connection from uid {uid}, pid {pid}")
             connection.close()

@@ -15,6 +15,7 @@ from __future__ import annotations
 import errno
 import os
 import socket
+import struct
 from pathlib import Path
 
 import msgspec
@@ -22,6 +23,7 @@ import msgspec
 from solewriter.shared.errors import UNDECODABLE, EngineUnavailable
 
 SOCKET = "engine.sock"
+PEER = struct.Struct("iII")  # SO_PEERCRED: pid, uid, gid
 
 
 class Whereabouts(msgspec.Struct, frozen=True):
@@ -99,7 +101,7 @@ class StateFolder:
         return made
 
     def connected_socket(self, timeout_s: float) -> socket.socket:
-        """A connection to the engine. Raises OSError."""
+        """A connection to the engine, which is this user's. Raises OSError."""
         made = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         made.settimeout(timeout_s)
         try:
@@ -108,10 +110,19 @@ class StateFolder:
                 made.connect(f"/proc/self/fd/{folder}/{SOCKET}")
             finally:
                 os.close(folder)
+            uid = peer_of(made)[1]
+            if uid != os.geteuid():
+                raise PermissionError(errno.EACCES, f"uid {uid} listens there")
         except OSError:
             made.close()
             raise
         return made
+
+
+def peer_of(connection: socket.socket) -> tuple[int, int, int]:
+    """Pid, uid and gid of the process at the other end, as the kernel knows them."""
+    pid, uid, gid = PEER.unpack(connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, PEER.size))
+    return pid, uid, gid
 
 
 def sync_folder(folder: Path) -> None:

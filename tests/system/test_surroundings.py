@@ -255,6 +255,40 @@ def test_another_user_opens_nothing_and_is_hung_up_on_unheard(state, start_engin
     assert "hello" not in "".join(said), "not a byte of it was looked at"
 
 
+THIEF = textwrap.dedent(
+    """
+    import os, socket, sys
+    os.chdir(sys.argv[1])
+    os.unlink("engine.sock")
+    listening = socket.socket(socket.AF_UNIX)
+    listening.bind("engine.sock")
+    os.seteuid(65534)
+    listening.listen()
+    print("ready", flush=True)
+    while True:
+        came, _ = listening.accept()
+        heard, lanes, *_ = socket.recv_fds(came, 4096, 4)
+        print(heard, lanes, flush=True)
+    """
+)
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="changing the uid needs root")
+def test_a_socket_that_another_user_listens_to_is_told_nothing(state, start_engine):
+    """As may be where others may write into the state folder."""
+    start_engine(state)
+    thief = subprocess.Popen([sys.executable, "-c", THIEF, state], stdout=subprocess.PIPE, text=True)
+    with thief:
+        try:
+            assert thief.stdout is not None
+            assert thief.stdout.readline() == "ready\n"
+            with pytest.raises(EngineUnavailable, match="uid 65534"):
+                connect(state, limits=Limits(connect_timeout_s=0.1))
+            assert thief.stdout.readline() == "b'' []\n"
+        finally:
+            thief.kill()
+
+
 # --- descriptors ------------------------------------------------------------------------------------------------------
 
 
