@@ -256,7 +256,8 @@ def note_last_memory(folder: StateFolder) -> None:
         last = folder.whereabouts()
     except EngineUnavailable:
         return
-    if all(old.prefix != last.prefix for old in folder.markers()):
+    roots = [segment_path(old.memory_dir, old.prefix, "root") for old in folder.markers() if old.prefix == last.prefix]
+    if not any(root.exists() for root in roots):
         folder.mark(last)
 
 

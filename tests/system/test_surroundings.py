@@ -175,7 +175,7 @@ def test_a_journal_that_is_gone_without_a_trace_is_missed_by_the_next_engine(
     assert "was an engine's a moment ago, and has no journal file any more" in str(engine.failure)
 
 
-@pytest.mark.parametrize("damage", ["missing", "flipped", "no text"])
+@pytest.mark.parametrize("damage", ["missing", "flipped", "elsewhere", "no text"])
 def test_readers_find_the_next_engine_though_the_note_of_the_last_ones_memory_is_damaged(
     state, start_engine, wait_until, damage
 ):
@@ -190,6 +190,8 @@ def test_readers_find_the_next_engine_though_the_note_of_the_last_ones_memory_is
         marker.unlink()
         if damage == "flipped":  # of the prefix: it names memory that never was
             marker.write_bytes(content[:-3] + bytes([content[-3] ^ 1]) + content[-2:])
+        elif damage == "elsewhere":
+            marker.write_bytes(content.replace(b'"memory_dir":"/', b'"memory_dir":"o', 1))
         elif damage == "no text":
             marker.write_bytes(content[:-3] + bytes([content[-3] ^ 0x80]) + content[-2:])
         os.kill(engine.pid, signal.SIGKILL)
