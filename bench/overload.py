@@ -4,8 +4,8 @@
 
 The engine is slow on purpose, so that two processors are enough to overload it: each change of a `Job` costs 170
 microseconds in its validator, which makes about 5,000 changes a second together with all that the engine does besides
-(`bench/throttle.py`). It has the first CPU, all agents, each a process of its own, share the others. Durability is
-`process`. How late the engine's event loop is it notes itself, every two milliseconds.
+(`bench/flood/throttle.py`). It has the first CPU, all agents, each a process of its own, share the others. Durability
+is `process`. How late the engine's event loop is it notes itself, every two milliseconds.
 
 Load: eight agents offer so many times 5,000 requests a second, at random moments, whatever the engine does. One that
 finds no room, or no reply in time, is turned away at once (`wait_for_room=False`), and so is what is due until its
@@ -45,12 +45,23 @@ from typing import NamedTuple
 import msgspec
 
 from solewriter import Client, Create, Engine, connect
-from solewriter.bench.calm import BACK_S, GreedyRow, LoadRow, QuietRow, Results, Soak, Surge, jain, marks_of, printed
 from solewriter.bench.children import children
+from solewriter.bench.flood.calm import (
+    BACK_S,
+    GreedyRow,
+    LoadRow,
+    QuietRow,
+    Results,
+    Soak,
+    Surge,
+    jain,
+    marks_of,
+    printed,
+)
+from solewriter.bench.flood.pressing import Orders, Phase, Report, Role
+from solewriter.bench.flood.throttle import Job, Probe
 from solewriter.bench.measure import NS_PER_S, Interval, machine, pin, pinned, sleep_until
-from solewriter.bench.pressing import Orders, Phase, Report, Role
 from solewriter.bench.scratch import scratch_folder, tidy_when_told_to_end
-from solewriter.bench.throttle import Job, Probe
 from solewriter.shared.config import MIB
 
 NOMINAL_PER_S = 5_000.0
@@ -63,7 +74,7 @@ SOON_S = 0.3  # from ready to the first request
 RSS_LOOK_S = 0.25
 QUARTER_S = 0.25
 NS_PER_MS = 1_000_000
-PROGRAM = "solewriter.bench.pressing"
+PROGRAM = "solewriter.bench.flood.pressing"
 
 
 class Plan(msgspec.Struct, frozen=True):

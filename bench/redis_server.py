@@ -9,7 +9,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
-from solewriter.bench.passes import NotHere, required
+from solewriter.bench.optional import NotHere, required
 from solewriter.bench.scratch import beside
 
 SOCKET = "redis.sock"

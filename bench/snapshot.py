@@ -56,9 +56,9 @@ from pathlib import Path
 import msgspec
 
 from solewriter.bench.measure import free, machine, pin, pinned, versions
-from solewriter.bench.phases import CHECKED, Plan, Say, Setting, of_runs, of_tasks
+from solewriter.bench.reading.phases import CHECKED, Plan, Say, Setting, of_runs, of_tasks
+from solewriter.bench.reading.standing import Results, marks_of, printed
 from solewriter.bench.scratch import scratch_folder, tidy_when_told_to_end
-from solewriter.bench.standing import Results, marks_of, printed
 from solewriter.shared.config import DEFAULT_LIMITS
 
 VERSIONED = ("numpy", "lmdb", "redis", "hiredis")  # besides those of every benchmark

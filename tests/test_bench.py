@@ -17,8 +17,8 @@ import pytest
 
 from solewriter.bench.disk import device_written_bytes
 from solewriter.bench.measure import Interval, Latency, Meter, latency, table
-from solewriter.bench.passes import Contestant, Figure, agreeing, interleaved
-from solewriter.bench.standing import rows_of
+from solewriter.bench.reading.passes import Contestant, Figure, agreeing, interleaved
+from solewriter.bench.reading.standing import rows_of
 from solewriter.bench.workload import Tally
 
 pytestmark = pytest.mark.heavy  # whole programs, minutes of them together

@@ -12,11 +12,11 @@ from pathlib import Path
 import pytest
 
 from solewriter import Create, Update, connect
-from solewriter.bench.calm import GreedyRow, LoadRow, QuietRow, Soak, Surge, jain, marks_of
+from solewriter.bench.flood.calm import GreedyRow, LoadRow, QuietRow, Soak, Surge, jain, marks_of
+from solewriter.bench.flood.pressing import Phase, due_moments
+from solewriter.bench.flood.throttle import Job, Probe
 from solewriter.bench.measure import Interval
 from solewriter.bench.overload import WORK_US, pairs, percentile, staged
-from solewriter.bench.pressing import Phase, due_moments
-from solewriter.bench.throttle import Job, Probe
 
 
 @pytest.mark.long

@@ -8,7 +8,7 @@ from typing import Any
 
 from solewriter.bench.load.peers.catalog import OURS
 from solewriter.bench.load.rows import Results, Row, Timeline
-from solewriter.bench.passes import required
+from solewriter.bench.optional import required
 
 SIZE_INCHES = (7.5, 4.2)
 DPI = 120

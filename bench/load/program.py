@@ -24,7 +24,7 @@ from solewriter.bench.load.rows import Results, Row, Spread, compared
 from solewriter.bench.load.run import Say, Timing, contest
 from solewriter.bench.load.work import WORKLOADS
 from solewriter.bench.measure import machine, versions
-from solewriter.bench.passes import NotHere, required
+from solewriter.bench.optional import NotHere, required
 from solewriter.bench.scratch import scratch_folder, tidy_when_told_to_end
 from solewriter.bench.workload import WINDOW
 from solewriter.shared.config import DEFAULT_LIMITS

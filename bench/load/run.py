@@ -28,7 +28,7 @@ from solewriter.bench.load.peers.peer import Peer, SelfDriven, Setting
 from solewriter.bench.load.rows import Case, Row, Sample, row_of
 from solewriter.bench.load.work import WORKLOADS
 from solewriter.bench.measure import NS_PER_S, NS_PER_US, Interval, Usage, pin, sleep_until
-from solewriter.bench.passes import NotHere
+from solewriter.bench.optional import NotHere
 from solewriter.shared.config import MIB
 
 T = TypeVar("T")

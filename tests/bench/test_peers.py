@@ -36,7 +36,7 @@ from solewriter.bench.load.rows import Case
 from solewriter.bench.load.run import Standing, Timing, contest, measured, places
 from solewriter.bench.load.work import WORKLOADS, Share, key_of, status_at
 from solewriter.bench.measure import Interval
-from solewriter.bench.passes import NotHere
+from solewriter.bench.optional import NotHere
 
 pytestmark = pytest.mark.heavy
 

@@ -1,8 +1,8 @@
 """Calm when overloaded: one that floods, many that are greedy, one that keeps no bounds, two hundred that come at once.
 
-The engine's models are slow on purpose (`bench/throttle.py`), so that it is overloaded by a test. What is asserted are
-promises: nobody quiet is refused, order is kept, memory is bounded, all make progress, and shares by counts. Nothing
-here is a matter of speed, but for the places in the queue that a slow test process may lose.
+The engine's models are slow on purpose (`bench/flood/throttle.py`), so that it is overloaded by a test. What is
+asserted are promises: nobody quiet is refused, order is kept, memory is bounded, all make progress, and shares by
+counts. Nothing here is a matter of speed, but for the places in the queue that a slow test process may lose.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from statistics import median
 import pytest
 
 from solewriter import Busy, Create, Limits, Update, aio, connect, status_of
-from solewriter.bench.throttle import Job, Probe
+from solewriter.bench.flood.throttle import Job, Probe
 from solewriter.engine_proc.fairness import FairQueueing
 from solewriter.shared import wire, wireform
 from solewriter.shared.config import DEFAULT_LIMITS, IN_FLIGHT_LEAST, MIB, PIPE_BYTES, STALE_BEATS

@@ -11,7 +11,7 @@ from solewriter import Client, Create, Engine, Limits, Reader, Task, Transition,
 from solewriter.bench.load.agent import Link
 from solewriter.bench.load.peers.peer import Entry, Peer, Setting
 from solewriter.bench.load.requests import Answer, Fields, Request, Step, Stored
-from solewriter.bench.population import LOAD_BATCH
+from solewriter.bench.reading.population import LOAD_BATCH
 from solewriter.shared.mutations import Mutation
 
 NAME = "solewriter"

@@ -17,7 +17,7 @@ from solewriter.bench.load.agent import Link
 from solewriter.bench.load.peers.peer import Entry, Peer, Setting
 from solewriter.bench.load.peers.shared_dict import Store
 from solewriter.bench.load.requests import Answer, Fields, Request, Stored, sliding
-from solewriter.bench.passes import required
+from solewriter.bench.optional import required
 from solewriter.shared.config import FRAME_BATCH
 
 NAME = "Ray actor"

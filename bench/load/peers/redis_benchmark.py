@@ -13,7 +13,7 @@ from typing import Any
 from solewriter.bench.load.peers import redis_script
 from solewriter.bench.load.peers.peer import Driven, Entry, Peer, Setting
 from solewriter.bench.load.requests import Fields
-from solewriter.bench.passes import NotHere
+from solewriter.bench.optional import NotHere
 from solewriter.bench.redis_server import socket_of
 
 NAME = "redis-benchmark"

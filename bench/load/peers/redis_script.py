@@ -11,7 +11,7 @@ from typing import Any
 from solewriter.bench.load.agent import Link
 from solewriter.bench.load.peers.peer import Entry, Peer, Setting
 from solewriter.bench.load.requests import CHECKED, Answer, Fields, Refusal, Request, Step, Stored, in_batches
-from solewriter.bench.passes import required
+from solewriter.bench.optional import required
 from solewriter.bench.redis_server import redis_server, socket_of
 from solewriter.engine_proc.process import Durability
 

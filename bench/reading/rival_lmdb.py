@@ -17,18 +17,9 @@ from zlib import crc32
 import msgspec
 
 from solewriter import Entity
-from solewriter.bench.passes import (
-    GET_COLD,
-    GET_RAW,
-    GET_WARM,
-    PIN,
-    Contestant,
-    NotHere,
-    Opening,
-    Pass,
-    required,
-)
-from solewriter.bench.population import Decode, Population, decoder, fields_of, stored
+from solewriter.bench.optional import NotHere, required
+from solewriter.bench.reading.passes import GET_COLD, GET_RAW, GET_WARM, PIN, Contestant, Opening, Pass
+from solewriter.bench.reading.population import Decode, Population, decoder, fields_of, stored
 from solewriter.bench.scratch import taken_bytes
 
 HEAD = struct.Struct("<Qq")  # version and time, before the payload: what our records say in their header

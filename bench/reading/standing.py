@@ -9,7 +9,7 @@ import msgspec
 
 from solewriter.bench.mark import Mark, least, most
 from solewriter.bench.measure import US_PER_S, described, table
-from solewriter.bench.passes import (
+from solewriter.bench.reading.passes import (
     ATTACH,
     COUNT_FEW,
     COUNT_MANY,

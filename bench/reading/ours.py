@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from solewriter import Change, Entity, Range, Reader, Snapshot, TaskPriority, Watch, open_reader
-from solewriter.bench.passes import (
+from solewriter.bench.reading.passes import (
     COUNT_FEW,
     COUNT_MANY,
     GET_COLD,
@@ -26,7 +26,7 @@ from solewriter.bench.passes import (
     Taken,
     timed,
 )
-from solewriter.bench.population import Population, Run, RunStatus, Window, raw_gets
+from solewriter.bench.reading.population import Population, Run, RunStatus, Window, raw_gets
 
 
 def getting(population: Population, ending: ExitStack, every: Sequence[str]) -> list[Contestant]:

@@ -31,8 +31,8 @@ from solewriter import Busy, Expired, Reply, Update, aio, connect
 from solewriter.agents.greeting import greet
 from solewriter.agents.session import AgentSession, Pending
 from solewriter.bench.agent import READY
+from solewriter.bench.flood.throttle import Job
 from solewriter.bench.measure import NS_PER_S, Interval
-from solewriter.bench.throttle import Job
 from solewriter.shared import wireform
 from solewriter.shared.config import DEFAULT_LIMITS, FRAME_BATCH, READ_BYTES
 from solewriter.shared.folder import StateFolder

@@ -15,8 +15,9 @@ from typing import Any
 import msgspec
 
 from solewriter import Entity
-from solewriter.bench.passes import GET_COLD, GET_RAW, Contestant, NotHere, Pass
-from solewriter.bench.population import Population, fields_of, stored
+from solewriter.bench.optional import NotHere
+from solewriter.bench.reading.passes import GET_COLD, GET_RAW, Contestant, Pass
+from solewriter.bench.reading.population import Population, fields_of, stored
 from solewriter.bench.redis_server import redis_server
 
 WHO = "Redis"

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from solewriter import TaskPriority
-from solewriter.bench.passes import (
+from solewriter.bench.reading.passes import (
     COUNT_FEW,
     COUNT_MANY,
     GET_COLD,
@@ -24,7 +24,7 @@ from solewriter.bench.passes import (
     Opening,
     Pass,
 )
-from solewriter.bench.population import Decode, Population, RunStatus, Window, decoder, run_columns, stored
+from solewriter.bench.reading.population import Decode, Population, RunStatus, Window, decoder, run_columns, stored
 from solewriter.bench.scratch import taken_bytes
 
 WHO = "SQLite"

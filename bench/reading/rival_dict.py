@@ -8,8 +8,8 @@ from contextlib import ExitStack
 from multiprocessing.managers import SyncManager
 from typing import Any
 
-from solewriter.bench.passes import GET_COLD, Contestant, Pass
-from solewriter.bench.population import Population
+from solewriter.bench.reading.passes import GET_COLD, Contestant, Pass
+from solewriter.bench.reading.population import Population
 from solewriter.bench.scratch import end_with_the_parent
 
 WHO = "Manager().dict()"

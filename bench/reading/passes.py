@@ -8,7 +8,6 @@ does meanwhile meets all alike.
 from __future__ import annotations
 
 import gc
-import importlib
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -31,18 +30,6 @@ SCAN_COLD = "scan, 2 conditions, few, cold"
 SCAN_WARM = "scan, 2 conditions, few, warm"
 ATTACH = "attach"
 WATCH = "watch, replay"
-
-
-class NotHere(Exception):
-    """A rival cannot be measured on this machine, and why."""
-
-
-def required(name: str) -> Any:
-    """A module that may not be installed. Raises NotHere."""
-    try:
-        return importlib.import_module(name)
-    except ImportError as error:
-        raise NotHere(str(error)) from None
 
 
 class Contestant(NamedTuple):
