@@ -34,7 +34,7 @@ from solewriter.engine_proc.tending import Occasion, Tending
 from solewriter.engine_proc.turn import Turn
 from solewriter.engine_proc.writing import formed, overtime, told, write
 from solewriter.shared import failpoint, wireform
-from solewriter.shared.config import Limits
+from solewriter.shared.config import LONG_TURN_US, Limits
 from solewriter.shared.entry import Outcome
 from solewriter.shared.errors import (
     Expired,
@@ -343,6 +343,8 @@ class SingleWriter:
         except (MemoryFull, DiskFull) as error:
             self._undo(turn, error)
             return
+        if time.monotonic_ns() // 1000 - turn.uptime_us > LONG_TURN_US:  # it may have been stopped in the middle
+            self._still_owner()
         self._merge(turn)
         failpoint.reach("turn.published")
 

@@ -203,6 +203,10 @@ SYNC_BESIDE_S = (
 )
 # are read. One of 0.1 to 0.3 ms costs as much again to hand over, and two more switches between threads
 SYNC_KEPT = 0.9  # of the slowest sync, at each one behind it: after a stall of 0.1 s the next forty go beside the loop
+LONG_TURN_US = (
+    50_000  # from its beginning to its commit, above which a turn asks once more whose folder it is before it
+)
+# replies: who was stopped in the middle may have been followed by another engine. Starting one takes longer
 JOURNAL_FILE_BYTES_FIRST = 1 * MIB  # of the first file: filling it with zeros must not be felt at start
 INDEX_ARENA_BYTES_FIRST, INDEX_ARENA_BYTES_MAX = 64 * KIB, 64 * MIB  # of an index's segments: half of what it holds
 INDEX_TIDY_ABOVE = 3  # arena entries for each one that is in use, above which old segments are emptied: an index that

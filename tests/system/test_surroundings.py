@@ -114,6 +114,37 @@ def test_an_engine_stopped_with_a_file_in_hand_leaves_the_folder_alone_that_took
     shutil.rmtree(tmp_path / "moved")
 
 
+@pytest.mark.parametrize("point", ["turn.decided", "commit.written", "commit.noted"])
+def test_an_engine_that_was_stopped_in_a_commit_replies_to_nobody_once_another_one_has_its_place(
+    state, tmp_path, start_engine, wait_until, monkeypatch, point
+):
+    monkeypatch.setenv("SOLEWRITER_FAILPOINT", f"{point}:stop:hit=4")
+    old = start_engine(state)
+    monkeypatch.delenv("SOLEWRITER_FAILPOINT")
+    pid = old.pid
+
+    def is_stopped() -> bool:
+        return Path(f"/proc/{pid}/stat").read_bytes().rpartition(b")")[2].split()[0] == b"T"
+
+    def work() -> None:
+        for number in range(10):
+            client.create(Task(id=f"t{number}", title="x"))
+            told.append(number)
+
+    told: list[int] = []
+    with ThreadPoolExecutor(1) as beside, connect(state, limits=IMPATIENT) as client:
+        working = beside.submit(work)
+        wait_until(is_stopped, 30, point)
+        before = len(told)
+        state.rename(tmp_path / "moved")
+        start_engine(state)
+        os.kill(pid, signal.SIGCONT)
+        wait_until(lambda: old.failure is not None, 20, "the old one ends")
+        assert isinstance(working.exception(20), OutcomeUnknown)
+        assert len(told) == before
+    shutil.rmtree(tmp_path / "moved")
+
+
 def test_a_folder_that_nobody_may_enter_loses_nothing(state, start_engine, wait_until):
     """Rights do not bind root: its engine goes on. Anybody else's ends with the reason, and finds all of it again."""
     engine = start_engine(state)
