@@ -198,15 +198,11 @@ CHECKPOINT_LATE = 2  # times the journal that one waits for, from which on it is
 # died before theirs were done
 CHECKPOINT_SLOW = 0.3  # of that journal, written while the last one was made, from which on the next one is, too: the
 # longest replay is behind an engine that dies when one is nearly done
-SYNC_BESIDE_S = (
-    0.002  # of a sync, from which on the loop does not wait for it: then it is done in a thread, while lanes
-)
-# are read. One of 0.1 to 0.3 ms costs as much again to hand over, and two more switches between threads
+SYNC_BESIDE_S = 0.002  # a sync that takes as long is done in a thread, while lanes are read. One of 0.1 to 0.3 ms costs
+# as much again to hand over, and two more switches between threads
 SYNC_KEPT = 0.9  # of the slowest sync, at each one behind it: after a stall of 0.1 s the next forty go beside the loop
-LONG_TURN_US = (
-    50_000  # from its beginning to its commit, above which a turn asks once more whose folder it is before it
-)
-# replies: who was stopped in the middle may have been followed by another engine. Starting one takes longer
+LONG_TURN_US = 50_000  # of a turn up to its commit, above which it asks once more whose folder it is before it replies:
+# it may have been stopped, and another engine may have followed it. Starting one takes longer
 JOURNAL_FILE_BYTES_FIRST = 1 * MIB  # of the first file: filling it with zeros must not be felt at start
 INDEX_ARENA_BYTES_FIRST, INDEX_ARENA_BYTES_MAX = 64 * KIB, 64 * MIB  # of an index's segments: half of what it holds
 INDEX_TIDY_ABOVE = 3  # arena entries for each one that is in use, above which old segments are emptied: an index that
