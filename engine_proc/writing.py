@@ -62,7 +62,8 @@ def form(draft: Draft, turn: Turn, limits: Limits) -> list[Step]:
         if len(payload) > limits.entity_bytes_max:
             raise too_large(kind, step.key, len(payload), limits.entity_bytes_max)
         if kind.recasts:
-            kind.check_read_back(step.key, step.version, turn.now_us, payload)
+            stored = before.payload if before is not None else b""
+            kind.check_read_back(step.key, step.version, turn.now_us, payload, stored)
         changing.append(step)
     return changing
 

@@ -9,6 +9,7 @@ from pydantic import BaseModel
 from solewriter.shared.frozen import FrozenMap
 from solewriter.shared.models import CONCERNS, Entity
 
+_OF_PYDANTIC: Final = "init_private_attributes"  # its own function to be called behind a model's making
 _PLAIN: Final = frozenset({"bool", "int", "float", "str", "datetime", "literal"})  # types of pydantic core schemas
 _ALIKE: Final = frozenset({str, int, float, bool, bytes, tuple, frozenset, FrozenMap})
 _ENUM_CODE: Final = frozenset({"_missing_", "__eq__", "__hash__", "value", "__getattribute__"})
@@ -45,6 +46,10 @@ def recasts(model: type[Entity], concern: frozenset[str] | None) -> bool:
 def _converts(schema: Any) -> bool:
     """Whether a function of others than ours is somewhere in a pydantic core schema."""
     if isinstance(schema, dict):
+        if schema.get("custom_init"):
+            return True
+        if schema.get("post_init") and schema["cls"].model_post_init.__name__ != _OF_PYDANTIC:
+            return True
         if str(schema.get("type")).startswith("function-"):
             given = schema["function"]["function"]
             if getattr(given, "__module__", "") != FrozenMap.__module__:

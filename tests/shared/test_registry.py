@@ -649,8 +649,58 @@ def test_only_models_with_code_that_may_change_values_are_validated_again_before
     class Nested(Entity):
         names: tuple[Lower, ...] = ()
 
-    assert not any(kind.recasts for kind in (TASK, EVERY, Kind(Project)))
-    assert all(Kind(model).recasts for model in (Nested, WithBefore, WithFieldValidator, WithSilentRule))
+    class Counted(Part):
+        number: int = 0
+
+        def model_post_init(self, _):
+            object.__setattr__(self, "number", self.number + 1)
+
+    class Private(Part):
+        _seen: int = 0
+
+    class OfParts(Entity):
+        counted: Counted = Counted()
+
+    class OfPrivate(Entity):
+        private: Private = Private()
+
+    assert not any(kind.recasts for kind in (TASK, EVERY, Kind(Project), Kind(OfPrivate)))
+    assert all(Kind(model).recasts for model in (Nested, WithBefore, WithFieldValidator, WithSilentRule, OfParts))
+
+
+def test_what_a_change_leaves_alone_may_be_of_an_earlier_validator():
+    """A validator alone is no other schema: what it would make of older values is seen when they are changed."""
+
+    class Note(Entity):
+        text: Annotated[str, AfterValidator(str.strip)] = ""
+        number: Annotated[int, AfterValidator(lambda value: value * 2)] = 0
+        title: str = ""
+
+    kind = Kind(Note)
+    before = kind.payload({"text": "  x "})
+    kind.check_read_back("n", 2, 0, kind.payload({"text": "  x ", "title": "t"}), before)
+    for altered in ({"text": " y"}, {"text": "  x ", "number": 2}):
+        with pytest.raises(InvalidMutation, match="read back"):
+            kind.check_read_back("n", 2, 0, kind.payload(altered), before)
+    kind.check_read_back("n", 2, 0, kind.payload({"text": "y"}), before)
+
+
+def test_a_rule_that_older_values_would_not_pass_hinders_no_change_of_others():
+    class Note(Entity):
+        text: Annotated[str, AfterValidator(str.strip)] = ""
+        low: int = 0
+
+        @model_validator(mode="after")
+        @concerns("low")
+        def _rule(self):
+            if self.low < 1:
+                raise broken("low", "at least 1")
+            return self
+
+    kind = Kind(Note)
+    kind.check_read_back("n", 2, 0, kind.payload({"text": "y"}), kind.payload({"text": "x"}))
+    with pytest.raises(InvalidMutation, match="low"):
+        kind.check_read_back("n", 2, 0, kind.payload({"low": -1}), kind.payload({"text": "x"}))
 
 
 def test_a_cached_property_is_no_field():
