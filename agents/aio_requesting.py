@@ -17,11 +17,11 @@ from collections.abc import (
 )
 from itertools import islice
 from types import TracebackType
-from typing import Any, Self, TypeVar
+from typing import Self, TypeVar
 
 from solewriter.agents.aio_exchange import AioExchange, name_request
 from solewriter.agents.aio_reader import AioReader, Memory
-from solewriter.agents.answers import Answers, Outcome, entity_of
+from solewriter.agents.answers import Answers, Outcome, entity_of, of_class
 from solewriter.agents.conflicts import judged
 from solewriter.agents.deadline import deadline_us, no_time
 from solewriter.agents.room import pipeline
@@ -82,7 +82,8 @@ class AioRequests:
         deadline_s: float | None = None,
         wait_for_room: bool = True,
     ) -> Reply:
-        """One request: all of these mutations at one revision, or none. A refusal is in the reply, not raised.
+        """One request: all of these mutations at one revision, or none. A refusal is in the reply. Raises what is
+        refused before it is sent (InvalidMutation, SchemaMismatch, RequestTooLarge), and OutcomeUnknown.
 
         With `wait_for_room=False`, Busy is raised where the request would have to wait before it can be sent, because
         too many of this client are in flight already, or for its reply for longer than `busy_above_s` or than its own
@@ -121,9 +122,9 @@ class AioRequests:
         `window` of them in flight; replies in order, refusals as values.
 
         `timeout_s` is the patience for each reply; then OutcomeUnknown is raised. `deadline_s` is each request's own,
-        from the moment when it is taken from `mutations`. The window is filled before the first reply is yielded:
-        `window=1` is for a source that is slow, or that waits for replies itself. What `mutations` raises is raised
-        behind the replies to all that it gave before.
+        from when it and those that go in one frame with it were taken from `mutations`. The window is filled before the
+        first reply is yielded: `window=1` is for a source that is slow, or that waits for replies itself. What
+        `mutations` raises is raised behind the replies to all that it gave before.
         """
         waiting: deque[Pending | Refused] = deque()
         source = aiter(mutations) if isinstance(mutations, AsyncIterable) else iter(mutations)
@@ -167,8 +168,8 @@ class AioRequests:
         self._tokens.told(sent, reply)
         return reply
 
-    async def _entities(self, reply: Reply) -> list[Any]:
-        return await self._memory.looked(lambda: [*reply.check().entities])
+    async def _entities(self, reply: Reply, model: type[E]) -> list[E]:
+        return await self._memory.looked(lambda: [of_class(one, model) for one in reply.check().entities])
 
     async def _one(
         self,

@@ -103,7 +103,7 @@ class AioVerbs(AioRequests):
                 self._give_up(kind, cancelled.__cause__.request_id)
             raise
         try:
-            return await self._entities(reply)
+            return await self._entities(reply, kind)
         except asyncio.CancelledError:  # while memory was handed over
             self._give_up(kind, reply.request_id)
             raise

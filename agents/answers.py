@@ -21,6 +21,7 @@ from solewriter.shared.errors import (
 from solewriter.shared.models import Entity
 from solewriter.shared.mutations import Applied, NotApplied, Op, Reply, Result
 from solewriter.shared.registry import Registry
+from solewriter.shared.schema import plain
 from solewriter.shared.wire import Status
 from solewriter.shared.wireform import PlainRequest
 
@@ -146,8 +147,10 @@ def of_class(entity: Any, model: type[E]) -> E:
     """
     if isinstance(entity, model):
         return entity
+    if isinstance(entity, Entity):  # its fields and nothing else, as they are stored
+        entity = {name: plain(entity.__dict__[name]) for name in type(entity).model_fields}
     try:
-        return model.model_validate(entity.model_dump() if isinstance(entity, Entity) else entity)
+        return model.model_validate(entity)
     except ValueError as error:
         problem = f"{model.kind_name} is another class here by now, and the one before does not fit: {error}"
         raise SchemaMismatch(problem, kind=model.kind_name) from None

@@ -72,7 +72,8 @@ class Requests:
         deadline_s: float | None = None,
         wait_for_room: bool = True,
     ) -> Reply:
-        """One request: all of these mutations at one revision, or none. A refusal is in the reply, not raised.
+        """One request: all of these mutations at one revision, or none. A refusal is in the reply. Raises what is
+        refused before it is sent (InvalidMutation, SchemaMismatch, RequestTooLarge), and OutcomeUnknown.
 
         With `wait_for_room=False`, Busy is raised where the request would have to wait before it can be sent, because
         too many of this client are in flight already, or for its reply for longer than `busy_above_s` or than its own
@@ -116,8 +117,8 @@ class Requests:
         `window` of them in flight; replies in order, refusals as values.
 
         `timeout_s` is the patience for each reply; then OutcomeUnknown is raised. `deadline_s` is each request's own,
-        from the moment when it is taken from `mutations`. What `mutations` raises is raised behind the replies to all
-        that it gave before.
+        from when it and those that go in one frame with it were taken from `mutations`. What that raises is raised
+        behind the replies to all that it gave before.
         """
         waiting: deque[Pending | Refused] = deque()
         source = iter(mutations)

@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self, TypeVar
 
+from solewriter.agents.answers import of_class
 from solewriter.shared.errors import SolewriterError
 from solewriter.shared.models import Entity, Ref
 from solewriter.shared.mutations import (
@@ -191,11 +192,11 @@ class Gathering:
         deleted.
         """
         reply = self._sent()
-        name = model_of(target).kind_name
+        model = model_of(target)
+        name = model.kind_name
         for result, entity in zip(reply.results, reply.entities, strict=True):
             if (result.kind, result.id) == (name, target.id) and entity is not None:
-                left: E = entity
-                return left
+                return of_class(entity, model)
         raise KeyError(f"this transaction left no {name} {target.id!r}")
 
     def _sent(self) -> Reply:

@@ -6,6 +6,7 @@ import time
 from collections.abc import Iterator, Mapping
 from typing import Any, TypeVar
 
+from solewriter.agents.answers import of_class
 from solewriter.agents.conflicts import conditional
 from solewriter.agents.readiness import WORK_PATIENCE_S, is_anything_left
 from solewriter.agents.requesting import Requests
@@ -101,7 +102,7 @@ class Verbs(Requests):
         except KeyboardInterrupt as interrupted:
             self._give_back(kind, interrupted.__cause__)
             raise
-        return [*reply.check().entities]
+        return [of_class(task, kind) for task in reply.check().entities]
 
     def _give_back(self, kind: type[Task], unknown: BaseException | None) -> None:
         """Nobody waits for a claim any more, and what it brought."""

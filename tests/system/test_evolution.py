@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import datetime
+from decimal import Decimal
 from enum import StrEnum
 from typing import Annotated
 
 import pytest
-from pydantic import AfterValidator, AliasChoices, AwareDatetime, ConfigDict, Field
+from pydantic import AfterValidator, AliasChoices, AwareDatetime, ConfigDict, Field, computed_field, field_serializer
 
 from solewriter import (
     Create,
@@ -376,16 +377,30 @@ def test_what_was_made_by_a_class_that_a_notebook_defined_again_goes_on(state, s
         class Page(Entity, kind="Page"):
             number: int = 0
             size: Size = Size()
+            hidden: str = Field("", exclude=True)
+            price: Decimal = Decimal(0)
+
+            @field_serializer("price")
+            def _rounded(self, price):
+                return round(price, 1)
+
+            @computed_field
+            def double(self) -> int:
+                return 2 * self.number
 
         return Page
 
     first, again = define(), define()
     start_engine(state, models=[first])
     with connect(state) as client, connect(state) as other:
-        page = client.create(first(id="p"))
+        page = client.create(first(id="p", hidden="x", price=Decimal("1.25")))
         assert type(client.update(again.ref("p"), number=1)) is again
         page = client.update(page, number=2, expect=None)
         assert (type(page), page.number, page.size) == (first, 2, Size())
+        assert (page.hidden, page.price, page.double) == ("x", Decimal("1.25"), 4)
+        with client.transaction() as tx:
+            tx.update(page, size=Size())
+        assert type(tx.result(first.ref("p"))) is first
 
         def grown(page):
             if page.number == 2:
