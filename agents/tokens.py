@@ -30,7 +30,7 @@ class Tokens:
     """
 
     def __init__(self) -> None:
-        self._held: dict[Key, int] = {}
+        self._held: dict[Key, tuple[int, int]] = {}  # the token, and the number of the request that brought it
         self._changing = threading.Lock()  # to look is one operation on a dict, to change what was looked at is two
         self._asked: dict[Pending, PlainRequest] = {}  # what is on its way and will tell
 
@@ -42,26 +42,27 @@ class Tokens:
         """The same of a task that was not read."""
         self._hold((kind, id), token)
 
-    def _hold(self, key: Key, token: int) -> None:
+    def _hold(self, key: Key, token: int, asked: int = -1) -> None:
         with self._changing:
-            known = self._held.get(key, 0)
-            if known > token:
+            known = self._held.get(key)
+            if known is not None and 0 <= asked < known[1]:
                 return  # told late: it was claimed here again since then
-            if known != token:  # who looks meanwhile finds what is right
+            if known is not None and known[0] != token:  # who looks meanwhile finds what is right
                 self._held.pop(key, None)
-            self._held[key] = token
+            self._held[key] = token, asked
             if len(self._held) > HELD_MAX:  # of tasks that ended in other ways than by this client, mostly
                 del self._held[next(iter(self._held))]
 
     def _lose(self, key: Key, token: int | None) -> None:
         """Nothing is held under this token any more. A newer one stays."""
         with self._changing:
-            if token is not None and self._held.get(key) == token:
+            if token is not None and self.holds(*key) == token:
                 del self._held[key]
 
     def holds(self, kind: str, id: str) -> int | None:
         """The token of a task that was claimed here."""
-        return self._held.get((kind, id))
+        held = self._held.get((kind, id))
+        return None if held is None else held[0]
 
     def show(self, request: PlainRequest) -> None:
         """Add to a request what this client holds of what it is about, before its own conditions: who lost a claim is
@@ -69,7 +70,7 @@ class Tokens:
         """
         if not self._held:
             return
-        held = {mutation[1:3]: self._held.get(mutation[1:3]) for mutation in request[0]}
+        held = {mutation[1:3]: self.holds(*mutation[1:3]) for mutation in request[0]}
         request[1][:0] = [(SHOWN, *key, token) for key, token in held.items() if token is not None]
 
     def sent(self, sent: Pending | Refused, request: PlainRequest) -> None:
@@ -96,7 +97,7 @@ class Tokens:
         error: Any = reply.error
         if isinstance(error, Fenced) and "id" in error.details:
             self._lose((error.details["kind"], error.details["id"]), error.details.get("token"))
-        if request is None or error is not None:
+        if sent is None or request is None or error is not None:
             return
         mutations, guards, _, _ = request
         shown = {guard[1:3]: guard[3] for guard in guards if guard[0] == SHOWN}
@@ -109,4 +110,4 @@ class Tokens:
         for result in reply.results:
             key = result.kind, result.id
             if result.kind in claiming and claimed[key] > 0 and key not in given_back:
-                self._hold(key, result.version)
+                self._hold(key, result.version, sent.sequence)

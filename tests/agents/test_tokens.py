@@ -91,6 +91,16 @@ def test_who_is_told_very_late_of_an_old_claim_takes_no_newer_one_away(tokens: T
     assert tokens.holds("Task", "t") == 4
 
 
+def test_a_claim_of_a_state_that_began_anew_is_held_whatever_its_version(tokens: Tokens) -> None:
+    """Of durability `memory`, say: versions begin at 1 again, and a client goes on."""
+    before, after = ask(tokens, 1, CLAIM), ask(tokens, 2, CLAIM)
+    tokens.told(before, reply(before, 57))
+    tokens.told(after, reply(after, 2))
+    assert tokens.holds("Task", "t") == 2
+    tokens.hold(Task(id="t", title="x", claim=1))
+    assert tokens.holds("Task", "t") == 1
+
+
 def test_what_a_client_remembers_of_its_claims_is_bounded(monkeypatch):
     """Those that it never handed in, and that ended otherwise: the oldest are forgotten."""
     monkeypatch.setattr(module, "HELD_MAX", 3)
