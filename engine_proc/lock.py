@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import fcntl
 import os
+import re
 from pathlib import Path
 
 from solewriter.shared.errors import EngineUnavailable, Locked
 from solewriter.shared.folder import StateFolder
 
+BY_DESCRIPTOR = re.compile(r"/proc/self/fd/\d+")
 PID_DIGITS = 10  # more than any pid has: what was there before is written over
 
 
@@ -29,11 +31,16 @@ class Lock:
             holder = os.pread(self._fd, 200, 0).decode(errors="replace").strip() or "another process"
             os.close(self._fd)
             raise Locked(f"{folder.path} is owned by {holder}: stop that engine first", holder=holder) from None
-        os.pwrite(self._fd, f"pid {os.getpid():<{PID_DIGITS}}".encode(), 0)  # in place: a full disk has room for that
-        own = os.fstat(self._fd)
-        self._identity = (own.st_dev, own.st_ino)
-        self._folder_fd = os.open(folder.path, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
-        self.check()  # or it was replaced just now
+        self._folder_fd = -1
+        try:
+            os.pwrite(self._fd, f"pid {os.getpid():<{PID_DIGITS}}".encode(), 0)  # in place: a full disk has room for it
+            own = os.fstat(self._fd)
+            self._identity = (own.st_dev, own.st_ino)
+            self._folder_fd = os.open(folder.path, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+            self.check()  # or it was replaced just now
+        except BaseException:
+            self.release()
+            raise
 
     @property
     def folder(self) -> Path:
@@ -44,7 +51,8 @@ class Lock:
         """Let go, also of what a fork meanwhile may have carried away."""
         fcntl.flock(self._fd, fcntl.LOCK_UN)
         os.close(self._fd)
-        os.close(self._folder_fd)
+        if self._folder_fd >= 0:
+            os.close(self._folder_fd)
 
     def check(self) -> None:
         """Raises EngineUnavailable once the folder was moved, deleted or replaced."""
@@ -54,3 +62,15 @@ class Lock:
             raise EngineUnavailable(f"the state folder is gone: {error}") from error
         if (found.st_dev, found.st_ino) != self._identity:
             raise EngineUnavailable(f"{self._path.parent} was replaced under the running engine")
+
+
+def by_name(text: str) -> str:
+    """What is said of files, with the names of folders that are named by a descriptor."""
+
+    def name(found: re.Match[str]) -> str:
+        try:
+            return os.readlink(found[0])
+        except OSError:  # it is closed by now
+            return found[0]
+
+    return BY_DESCRIPTOR.sub(name, text)

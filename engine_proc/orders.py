@@ -13,6 +13,7 @@ from typing import Any, TypeVar
 
 import msgspec
 
+from solewriter.engine_proc.lock import by_name
 from solewriter.shared.config import POLL_MS_MAX, READ_BYTES, Limits
 from solewriter.shared.errors import Locked
 from solewriter.shared.folder import legible
@@ -55,7 +56,11 @@ def refused(error: BaseException, number: int = 0) -> Ready:
     """Why not."""
     holder = error.holder if isinstance(error, Locked) else ""
     return Ready(
-        ok=False, number=number, error=type(error).__name__, message=legible(str(error)), holder=legible(holder)
+        ok=False,
+        number=number,
+        error=type(error).__name__,
+        message=legible(by_name(str(error))),
+        holder=legible(holder),
     )
 
 

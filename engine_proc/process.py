@@ -274,6 +274,8 @@ class Engine:
                 self._give_up(f"the engine died {len(recent)} times in {window_s:.0f} s: given up")
                 return
             self._restart(backoff_s)
+            if self._stopping.is_set() and self._child is not None:
+                self._child.signal(signal.SIGTERM)  # `stop` was called while it started, and told the one before
 
     def _backoff_s(self, recent: deque[float]) -> float | None:
         """How long the next start waits, which counts as one of the recent ones; None where these are too many. Behind

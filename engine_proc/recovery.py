@@ -31,7 +31,7 @@ from solewriter.shared.entry import (
     PrivateState,
     last_committed,
 )
-from solewriter.shared.errors import EngineUnavailable, JournalCorrupt, LayoutMismatch, Locked
+from solewriter.shared.errors import EngineUnavailable, JournalCorrupt, LayoutMismatch
 from solewriter.shared.folder import StateFolder, Whereabouts, runs
 from solewriter.shared.memory.root import STOPPED, SUPERSEDED, succeed
 from solewriter.shared.memory.segment import Segment, segment_path
@@ -283,7 +283,7 @@ def remove_orphans(folder: StateFolder, pid: int = 0) -> None:
     """
     try:
         lock = Lock(folder)
-    except (OSError, Locked):
+    except (OSError, EngineUnavailable):  # Locked, say
         return
     try:
         with suppress(OSError):  # no room, say

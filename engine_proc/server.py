@@ -26,7 +26,7 @@ from solewriter.engine_proc.checkpoint import Order
 from solewriter.engine_proc.checkpoints import Checkpoints, remove_unfinished
 from solewriter.engine_proc.engine import SingleWriter
 from solewriter.engine_proc.journal import DiskFull, FileJournal, Journal, NoJournal
-from solewriter.engine_proc.lock import Lock
+from solewriter.engine_proc.lock import Lock, by_name
 from solewriter.engine_proc.maker import Maker
 from solewriter.engine_proc.orders import Line, Orders, Ready, Register, refused
 from solewriter.engine_proc.publisher import Publisher, remove_segments
@@ -300,7 +300,7 @@ class Server:
     def log(self, text: str) -> None:
         """For whoever started this process."""
         try:
-            print(f"solewriter engine {os.getpid()}: {text}", file=sys.stderr, flush=True)
+            print(f"solewriter engine {os.getpid()}: {by_name(text)}", file=sys.stderr, flush=True)
         except OSError:
             pass  # whoever started this process is gone, and so is its terminal
 
