@@ -104,7 +104,7 @@ def update(
     kind, place = known.kind, (name, key)
     if not kind.plain_fields.issuperset(fields):
         return None
-    before = turn.find(known, place)
+    before = turn.find(known, place, anew=False)
     if before is None or not before.alive or (expect is not None and expect != before.version):
         return None
 

@@ -134,8 +134,9 @@ class State:
 
     # --- reading -----------------------------------------------------------------------------------------------------
 
-    def find(self, kind: KindState, key: str) -> Stored | None:
-        """What is stored under a key, tombstones included; None if it never was. Read from the heap's own bytes:
+    def find(self, kind: KindState, key: str, anew: bool = True) -> Stored | None:
+        """What is stored under a key, tombstones included; None if it never was. What was stored under an older schema
+        its class makes anew, with the user's code; None without `anew`. Read from the heap's own bytes:
         keeping decoded models instead was slower, because 10,000 of them do not fit the processor's caches.
         """
         slot = kind.slots.get(key)
@@ -145,6 +146,8 @@ class State:
         address, buffer, start = self._publisher.newest(kind.code, slot)
         length, schema, version, deleted, block, payload = record.held(buffer, start)
         if schema != kind.schema.code and not deleted and kind.kind is not None:
+            if not anew:
+                return None
             time_us = record.time_at(buffer, start)
             entity = kind.kind.decoded(self.schemas[schema], key, version, time_us, payload)
             fields = kind.kind.stored(entity)  # as they are now: what they were may have no cells

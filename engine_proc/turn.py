@@ -133,9 +133,9 @@ class Turn:
         """
         return bool(self.fenced_ids or self.by_request_id)
 
-    def find(self, kind: KindState, key: Key) -> Stored | None:
-        """What is stored under a key of this kind, after the earlier requests of this turn."""
-        return self.changed.get(key) or self._find(kind, key[1])
+    def find(self, kind: KindState, key: Key, *, anew: bool = True) -> Stored | None:
+        """What is stored under a key of this kind, after the earlier requests of this turn. `anew` as in `State`."""
+        return self.changed.get(key) or self._find(kind, key[1], anew)
 
     def take_slot(self, kind: KindState, key: bytes) -> int:
         """The next free slot of a kind, for a key that has none."""
