@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any, Self, TypeVar, overload
 from solewriter.agents.aio_home import Home
 from solewriter.agents.aio_opening import Opening
 from solewriter.agents.aio_sleeper import Sleeper
+from solewriter.agents.deadline import check_patience
 from solewriter.agents.reader import Reader
 from solewriter.agents.snapshot import Plain, Snapshot
 from solewriter.shared.config import ATTACH_RETRY_S, DEFAULT_LIMITS, LOOKING_THREADS, WATCH_BATCH, Limits
@@ -162,6 +163,7 @@ class AioReader:
         Raises TimeoutError; EngineUnavailable when the engine was stopped and none followed in `connect_timeout_s`.
         """
         self._home.check()
+        check_patience(timeout_s)
         newest, patience = 0, Patience(self)
         try:
             async with asyncio.timeout(timeout_s):
@@ -188,6 +190,7 @@ class AioReader:
     ) -> E | Plain | None:
         """Wait until the predicate holds of this entity (None while there is none); the entity. Raises TimeoutError."""
         self._home.check()
+        check_patience(timeout_s)
         found: E | Plain | None = None
         patience = Patience(self)
         try:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Self
 
 from solewriter.agents.aio_reader import Patience
 from solewriter.agents.change import Change
+from solewriter.agents.deadline import check_patience
 from solewriter.agents.decoding import Model
 from solewriter.agents.watch import Resync, Watch, taken_note_of
 
@@ -26,6 +27,7 @@ class AioWatch:
         self, reader: AioReader, kind: Model | None, since: int | None, where: Where | None,
         timeout_s: float | None, resync: bool,
     ) -> None:  # fmt: skip
+        check_patience(timeout_s)
         memory = reader.memory
         root = memory.mapped.root  # now, though the newest memory may be on its way
         self._reader = reader

@@ -10,7 +10,7 @@ import math
 import time
 from collections.abc import Sequence
 
-from solewriter.shared.errors import Expired, InvalidMutation
+from solewriter.shared.errors import Expired, InvalidMutation, InvalidQuery
 from solewriter.shared.wireform import OutcomeQuery, PlainRequest
 
 US_PER_S = 1_000_000
@@ -33,6 +33,12 @@ def no_time(name: str, value: object) -> InvalidMutation:
     """For an option that is no number of seconds, NaN say, which is neither before nor after anything."""
     problem = f"seconds from now, not {value!r:.100}"
     return InvalidMutation(f"{name} is {problem}", fields={name: problem})
+
+
+def check_patience(timeout_s: float | None) -> None:
+    """Of whoever reads. Raises InvalidQuery for NaN, by which no clock can be set."""
+    if timeout_s is not None and timeout_s != timeout_s:
+        raise InvalidQuery(f"timeout_s is seconds from now, not {timeout_s!r}", kind="")
 
 
 def due_s(requests: Sequence[PlainRequest | OutcomeQuery]) -> float:

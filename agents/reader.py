@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Literal, TypeVar, overload
 
+from solewriter.agents.deadline import check_patience
 from solewriter.agents.looking import Looking
 from solewriter.agents.snapshot import Plain
 from solewriter.shared.config import ATTACH_RETRY_S, DEFAULT_LIMITS, Limits
@@ -149,6 +150,7 @@ class Reader(Looking):
 
         Raises TimeoutError; EngineUnavailable when the engine was stopped and none followed in `connect_timeout_s`.
         """
+        check_patience(timeout_s)
         deadline = None if timeout_s is None else time.monotonic() + timeout_s
         while True:
             root = self.view().root
@@ -195,6 +197,7 @@ class Reader(Looking):
 
         Raises TimeoutError.
         """
+        check_patience(timeout_s)
         deadline = None if timeout_s is None else time.monotonic() + timeout_s
         while True:
             root = self.view().root

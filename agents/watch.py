@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Self
 
 from solewriter.agents.change import Change, Published
 from solewriter.agents.conditions import Condition, conditions
+from solewriter.agents.deadline import check_patience
 from solewriter.agents.decoding import Model
 from solewriter.agents.feed import Feed
 from solewriter.agents.reader import Reader
@@ -54,6 +55,7 @@ class Watch:
     ) -> None:  # fmt: skip
         if where and kind is None:
             raise InvalidQuery("where asks for columns of one kind: name it", kind="")
+        check_patience(timeout_s)
         self._reader = reader
         self._kind = kind
         self._name = None if kind is None else name_of(kind)
