@@ -29,7 +29,7 @@ if ! read -r _; then
         tries=$((tries + 1))
     done
     tries=0
-    while [ $tries -lt 10 ]; do rm -rf -- "$1"; sleep 0.5; tries=$((tries + 1)); done
+    while [ $tries -lt 10 ]; do rm -rf -- "$1"; sleep 0.2; tries=$((tries + 1)); done
 fi
 rm -rf -- "$1"
 """

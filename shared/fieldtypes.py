@@ -120,9 +120,13 @@ def refuse_own(model: type[pydantic.BaseModel]) -> None:
     for name in OWN.keys() & model.model_fields.keys():
         bare, optional = bare_type(model.model_fields[name].annotation)
         fits = bare in OWN[name] and not (optional and name in ("id", "version"))
-        if not fits and (name != "created_by" or not _is_choice(bare)):
+        if not fits and not (name == "created_by" and _is_choice(bare)) and not (name == "id" and _is_words(bare)):
             must = OWN[name][0].__name__
             raise UnsuitableField(f"{model.__name__}.{name}: the engine has to know it: use {must}")
+
+
+def _is_words(bare: Any) -> bool:
+    return get_origin(bare) is Literal and all(type(value) is str for value in get_args(bare))
 
 
 def _is_choice(bare: Any) -> bool:

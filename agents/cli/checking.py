@@ -13,7 +13,7 @@ def reported(found: Verified) -> str:
 
 
 def complained(error: Exception) -> str:
-    """One JSON object about what is not sound, or cannot be read: `place` is null there."""
+    """One JSON object about what is not sound, or, with null as its `place`, cannot be read."""
     return json.dumps({"ok": False, "error": str(error), "place": getattr(error, "place", None)})
 
 

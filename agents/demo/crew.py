@@ -66,12 +66,12 @@ class Crew:
         return False
 
     def __enter__(self) -> Self:
-        before = signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group, and is ours to handle:
-        try:
-            for process in self.agents:
-                process.start()  # what ignores it from its first instruction says nothing while it imports
-        finally:
-            signal.signal(signal.SIGINT, before)
+        # Ctrl-C reaches the whole group, and is ours to handle. Who ignores it from the first instruction on says
+        # nothing while it imports.
+        before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+        for process in self.agents:
+            process.start()
+        signal.signal(signal.SIGINT, before)  # not where we were told to end meanwhile, which goes on without it
         return self
 
     def __exit__(

@@ -1,1 +1,1 @@
-"""What `overload` puts an engine under, that is slow on purpose: agents that ask for more than it can decide."""
+"""The load under which `overload` puts an engine that is slow on purpose: agents that ask for more."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import signal
 import subprocess
 import sys
 import textwrap
@@ -130,12 +129,11 @@ def test_a_timer_that_stopped_starts_again_with_the_next_use():
     assert (done.returncode, done.stderr) == (0, "")
 
 
-@pytest.mark.parametrize("ended", [True, False])
-def test_an_interpreter_that_ends_is_not_killed_by_the_alarm(ended):
+def test_an_interpreter_that_ends_is_not_killed_by_the_alarm():
     """It lets go of its handlers first, and of its modules after that."""
     program = textwrap.dedent(
         """
-        import sys, time
+        import time
         from solewriter.engine_proc.overtime import TimeBudget
 
         class Lingering:
@@ -148,9 +146,8 @@ def test_an_interpreter_that_ends_is_not_killed_by_the_alarm(ended):
         budget = TimeBudget(0.1)
         budget.install()
         budget.use()
-        if sys.argv[1] == "True":
-            budget.end()
+        budget.end()
         """
     )
-    done = subprocess.run([sys.executable, "-c", program, str(ended)], capture_output=True, timeout=30, check=False)
-    assert done.returncode == (0 if ended else -signal.SIGALRM)
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, timeout=30, check=False)
+    assert done.returncode == 0

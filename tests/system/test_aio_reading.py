@@ -186,7 +186,7 @@ def test_waiting_for_one_entity(engine, run):
 def test_waiting_goes_on_when_a_thread_can_be_had_again(engine, run):
     async def main():
         async with aio.connect(engine.state) as client:
-            usual = threading.stack_size(1 << 45)  # nothing has so much room
+            usual = threading.stack_size(1 << 48)  # nothing has so much room
             try:
                 with pytest.raises(RuntimeError, match="thread"):
                     await client.reader.wait_for(1, timeout_s=20)
