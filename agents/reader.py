@@ -112,9 +112,9 @@ class Reader(Looking):
         return view
 
     def _close_pidfd(self) -> None:
-        if self._pidfd >= 0:
-            os.close(self._pidfd)
-            self._pidfd = -1
+        pidfd, self._pidfd = self._pidfd, -1  # at once: a number that is closed twice may be somebody else's by then
+        if pidfd >= 0:
+            os.close(pidfd)
 
     def is_stale(self, view: Viewed) -> bool:
         """Whether the engine that wrote this memory is gone, or followed by another one."""

@@ -54,7 +54,10 @@ class StateFolder:
     def whereabouts(self) -> Whereabouts:
         """The engine that serves now, or served last. Raises EngineUnavailable if none did."""
         try:
-            return msgspec.json.decode(self.engine_json.read_bytes(), type=Whereabouts)
+            found = msgspec.json.decode(self.engine_json.read_bytes(), type=Whereabouts)
+            if "/" not in found.prefix:  # else it names no files of ours
+                return found
+            raise msgspec.ValidationError(f"no prefix of names: {found.prefix!r}")
         except (FileNotFoundError, NotADirectoryError):
             raise EngineUnavailable(
                 f"no engine serves {self.path}: start one with Engine({str(self.path)!r}) or `solewriter serve`"

@@ -51,11 +51,11 @@ class Model:
         """What a request changes, under these tokens of claims; `chosen` is what it changed in the engine. Changes
         nothing yet. Raises Refusal.
         """
-        for condition in conditions:
-            self._require(condition)
         draft = Draft(self, actor, now or self.clock, dict(shown), chosen or {})
         for key, token in draft.shown.items():
             tasks.show(draft, key, token)
+        for condition in conditions:
+            self._require(condition)
         for step in steps:
             self._after(step, draft)
         tasks.follow(draft)

@@ -106,7 +106,8 @@ class MortalEngine(Engine):
         try:
             super()._launch(backoff_s=backoff_s)
         except EngineStartFailed as error:
-            self._bury(-signal.SIGKILL if "status -9" in str(error) else 1, str(error))
+            if not self._stopping.is_set():  # else it was told to end while it started
+                self._bury(-signal.SIGKILL if "status -9" in str(error) else 1, str(error))
             raise
         finally:
             os.environ.pop(VARIABLE, None)

@@ -32,7 +32,7 @@ from solewriter.agents.greeting import greet
 from solewriter.agents.session import AgentSession, Pending
 from solewriter.bench.agent import READY
 from solewriter.bench.flood.throttle import Job
-from solewriter.bench.measure import NS_PER_S, Interval
+from solewriter.bench.measure import NS_PER_S, Interval, sleep_until
 from solewriter.shared import wireform
 from solewriter.shared.config import DEFAULT_LIMITS, FRAME_BATCH, READ_BYTES
 from solewriter.shared.folder import StateFolder
@@ -180,6 +180,7 @@ class Child:
         orders, taken = self.orders, array("Q")
         with connect(orders.state, name=orders.job) as client:
             interval = self.begun()
+            sleep_until(interval.start_ns)
 
             def updates() -> Iterator[Update]:
                 while (now_ns := time.monotonic_ns()) < interval.end_ns:
@@ -194,6 +195,7 @@ class Child:
         session, lane = AgentSession(DEFAULT_LIMITS, self.orders.job, None), Lane()
         session.welcomed(greet(StateFolder(self.orders.state), session.hello(os.getpid()), lane, ANSWER_PATIENCE_S))
         registry, interval = Registry([Job]), self.begun()
+        sleep_until(interval.start_ns)
         pendings: list[Pending] = []
         patience_ns, in_time = interval.end_ns + int(ANSWER_PATIENCE_S * NS_PER_S), 0
         while (now_ns := time.monotonic_ns()) < patience_ns and (now_ns < interval.end_ns or session.in_flight):
