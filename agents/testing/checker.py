@@ -74,15 +74,14 @@ def check(
     2. order inverted
     3. state differs, reply differs, nobody asked, final state differs
     4. version gap, version repeated, revision gap
-    5. snapshot differs, revision went back, an acked revision was not seen, what another one saw was not seen, watch
-       differs
+    5. snapshot differs, revision went back, an acked revision was not seen, watch differs
     6. too few acks, no fault, the last operation failed
     7. two hold it, claimed though it was not free, claimed without an attempt left, handed in under no claim, handed in
        under an old claim, a token that is no claim's version, still claimed
     """
     assert final.whole, "the final state is a look at everything"
     accounts = Accounts(gathered.attempts, history)
-    floor = Floor(accounts, gathered.looks)
+    floor = Floor(accounts)
     looks = [look for taken in gathered.looks.values() for look in taken]
     violations = chain(
         told_as_recovered(accounts),

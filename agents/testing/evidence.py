@@ -75,7 +75,7 @@ class Answer(msgspec.Struct, frozen=True, omit_defaults=True, tag="answer"):
 
 
 class Look(msgspec.Struct, frozen=True, omit_defaults=True, tag="look"):
-    """What a snapshot, taken after `at` and before `seen`, held: version and digest of each entity, version 0 for none.
+    """What a snapshot, taken after `at`, held: version and digest of each entity, version 0 for none.
 
     `whole`: nothing else was there. `held`: the snapshot is an old one, looked at again.
     """
@@ -85,7 +85,6 @@ class Look(msgspec.Struct, frozen=True, omit_defaults=True, tag="look"):
     entities: dict[str, dict[str, tuple[int, str]]]  # kind -> id -> (version, digest)
     whole: bool = False
     held: bool = False
-    seen: int = 0
 
 
 class Fault(msgspec.Struct, frozen=True, tag="fault"):
@@ -185,7 +184,7 @@ class Evidence:
         at = time.monotonic_ns()
         snap = source.snapshot() if isinstance(source, Reader) else source
         found = self._all(snap) if keys is None else self._some(snap, keys)
-        line = Look(at, snap.revision, found, whole=keys is None, held=source is snap, seen=time.monotonic_ns())
+        line = Look(at, snap.revision, found, whole=keys is None, held=source is snap)
         self._write(line)
         return line
 

@@ -6,31 +6,33 @@ And of one session, whose requests may be under way together, it is the order in
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator
 from functools import partial
 from itertools import accumulate
 from operator import itemgetter
 
-from solewriter.agents.testing.accounts import Accounts, Violation
-from solewriter.agents.testing.evidence import Look
+from solewriter.agents.testing.accounts import Account, Accounts, Violation
 from solewriter.agents.testing.history import Decided
 
 
 class Floor:
-    """The highest revision that anybody was told, or saw, before a moment."""
+    """The highest revision that anybody was told before a moment."""
 
-    def __init__(self, accounts: Accounts, looks: Mapping[str, Iterable[Look]]) -> None:
-        known: list[tuple[int, int, object]] = [
-            (first.at, first.revision or 0, account) for account in accounts if (first := account.returned) is not None
-        ]
-        known += [(look.seen, look.revision, who) for who, taken in looks.items() for look in taken if look.seen]
-        known.sort(key=itemgetter(0))
-        self._times = [at for at, _, _ in known]
-        told = [(revision, whom) for _, revision, whom in known]
+    def __init__(self, accounts: Accounts) -> None:
+        answered = sorted(
+            [
+                (first.at, first.revision or 0, account)
+                for account in accounts
+                if (first := account.returned) is not None
+            ],
+            key=lambda told: told[0],
+        )
+        self._times = [at for at, _, _ in answered]
+        told: list[tuple[int, Account | None]] = [(revision, account) for _, revision, account in answered]
         self._highest = list(accumulate(told, partial(max, key=itemgetter(0))))
 
-    def before(self, at: int) -> tuple[int, object]:
-        """That revision, and whose request was answered with it, or in which file it was seen."""
+    def before(self, at: int) -> tuple[int, Account | None]:
+        """That revision, and who was told it."""
         place = bisect_left(self._times, at)
         return self._highest[place - 1] if place else (0, None)
 

@@ -32,15 +32,14 @@ def readers_go_forward(looks: Mapping[str, Sequence[Look]]) -> Iterator[Violatio
 
 
 def readers_see_what_was_told(looks: Mapping[str, Sequence[Look]], floor: Floor) -> Iterator[Violation]:
-    """A reply leaves after its revision is published, so whoever looks afterwards sees it, in any process; and so does
-    whoever looks after another one saw it.
-    """
+    """A reply leaves after its revision is published, so whoever looks afterwards sees it, in any process."""
     for who, taken in looks.items():
         for look in taken:
             told, whom = floor.before(look.at)
             if look.revision < told and not look.held:
-                name = "what another one saw was not seen" if whom in looks else "an acked revision was not seen"
-                yield Violation(5, name, f"{who} saw {look.revision}, and {whom} was at {told} before that")
+                yield Violation(
+                    5, "an acked revision was not seen", f"{who} saw {look.revision}, and {whom} had been told {told}"
+                )
 
 
 def watches_bring_every_change(watches: Mapping[str, Sequence[Followed]], history: History) -> Iterator[Violation]:

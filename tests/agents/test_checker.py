@@ -543,13 +543,6 @@ def a_reader_who_looked_later_and_saw_less(run: Recorded) -> Recorded:
     )
 
 
-@lie(5, "what another one saw was not seen")
-@lie(2, "order inverted")
-def a_reader_who_saw_the_end_before_others_began(run: Recorded) -> Recorded:
-    early = msgspec.structs.replace(run.final, at=1, seen=2)
-    return run._replace(gathered=run.gathered._replace(looks={**run.gathered.looks, "three.log": [early]}))
-
-
 @lie(5, "watch differs")
 def a_watch_that_left_a_change_out(run: Recorded) -> Recorded:
     return run.watching(lambda told: told[1:])
