@@ -366,13 +366,7 @@ class Engine:
 
 
 def _by_kind(models: Iterable[type[Entity]]) -> dict[str, type[Entity]]:
-    """The models by their kinds' names. Raises TypeError for one that cannot be stored, or two of one name."""
+    """The models by their kinds' names. Raises TypeError for one that cannot be stored."""
     listed = list(models)
     Registry(listed)
-    found: dict[str, type[Entity]] = {}
-    for model in listed:
-        if found.setdefault(model.kind_name, model) is not model:
-            raise TypeError(
-                f"two classes are the kind {model.kind_name!r}: give one another, class A(Entity, kind=...)"
-            )
-    return found
+    return {model.kind_name: model for model in listed}

@@ -1017,15 +1017,6 @@ def test_a_whole_entity_of_another_class_than_the_engines_is_refused(state, star
         assert client.reader.revision == before
 
 
-def test_two_classes_of_one_kind_are_refused_where_they_are_named(state, engine):
-    other = a_class(seed=int)
-    with pytest.raises(TypeError, match="two classes are the kind 'Rollout'"):
-        Engine(state, models=[Rollout, other])
-    with pytest.raises(TypeError, match="two classes are the kind 'Rollout'"):
-        engine.register(other, Rollout)
-    engine.register(Rollout, Rollout)
-
-
 def test_the_same_class_from_elsewhere_is_no_other_class(state, start_engine):
     start_engine(state, models=[Rollout])
     with connect(state) as client:
