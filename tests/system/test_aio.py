@@ -1248,6 +1248,8 @@ def test_what_its_loop_left_open_can_be_closed_in_another_one(engine, loop_facto
         await client.create(Task(title="x"))
         return client
 
+    with asyncio.Runner(loop_factory=loop_factory) as once:  # the first loop of a process opens what stays
+        once.run(once.run(opened()).close())
     fds = open_fds()
     with asyncio.Runner(loop_factory=loop_factory) as first:
         client = first.run(opened())
