@@ -10,12 +10,14 @@ from __future__ import annotations
 import array
 import importlib.util
 import os
+import resource
 import runpy
 import select
 import shutil
 import signal
 import socket
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -242,6 +244,43 @@ def reader(engine: Engine, limits: Limits) -> Iterator[Reader]:
     """A reader of `engine`."""
     with open_reader(engine.state, limits=limits) as reader:
         yield reader
+
+
+@pytest.fixture
+def files_at_most() -> Callable[[int], AbstractContextManager[None]]:
+    """`with files_at_most(size)`: the kernel lets no file grow beyond this, and cuts a write short there: not the
+    test's own log either, so it ends with the block.
+    """
+
+    @contextmanager
+    def bounded(size: int) -> Iterator[None]:
+        soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
+        try:
+            yield
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+    return bounded
+
+
+@pytest.fixture
+def is_stopped() -> Callable[[int], bool]:
+    """`is_stopped(pid)`: whether a process stands still, by SIGSTOP say."""
+    return lambda pid: Path(f"/proc/{pid}/stat").read_bytes().rpartition(b")")[2].split()[0] == b"T"
+
+
+@pytest.fixture
+def open_to_others() -> Callable[[Path], None]:
+    """`open_to_others(path)`: another user may come as far as what is at the path, though not into it."""
+
+    def opened(path: Path) -> None:
+        for one in path.parents:
+            if one == Path(tempfile.gettempdir()):
+                return
+            one.chmod(0o755)
+
+    return opened
 
 
 @pytest.fixture(scope="session")

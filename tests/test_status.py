@@ -289,7 +289,7 @@ def test_a_pid_that_is_somebody_elses_now_is_not_the_engine(state, lone_engine, 
 # --- an engine that comes or goes ------------------------------------------------------------------------------------
 
 
-def test_an_engine_that_follows_a_dead_one_is_named(state, start_engine, see, wait_until, monkeypatch):
+def test_an_engine_that_follows_a_dead_one_is_named(state, start_engine, see, wait_until, monkeypatch, is_stopped):
     engine = start_engine(state)
     with connect(state) as client:
         client.create(Task(title="x"))
@@ -301,14 +301,10 @@ def test_an_engine_that_follows_a_dead_one_is_named(state, start_engine, see, wa
     status = status_of(state)
     assert (status.engine, status.pid, status.revision, exit_code(status)) == ("gone", pid, 1, DEGRADED)
     assert f"pid {coming} recovers" in described(status)
-    wait_until(lambda: stopped(coming), 20, "it reaches the step where it stops")
+    wait_until(lambda: is_stopped(coming), 20, "it reaches the step where it stops")
     os.kill(coming, signal.SIGCONT)
     status = see(state, "alive")
     assert (status.pid, status.starting_pid, status.revision) == (coming, None, 1)
-
-
-def stopped(pid: int) -> bool:
-    return Path(f"/proc/{pid}/stat").read_bytes().rpartition(b")")[2].split()[0] == b"T"
 
 
 def test_the_first_engine_of_a_folder_is_starting_until_it_serves(state, start_engine, see, monkeypatch):

@@ -6,9 +6,7 @@ import itertools
 import json
 import os
 import re
-import resource
 import shutil
-import signal
 import struct
 import subprocess
 import sys
@@ -599,16 +597,10 @@ def test_the_copy_is_beside_the_folder_however_it_is_named(folder, tmp_path_fact
     assert list(link.parent.iterdir()) == [link]
 
 
-def test_where_there_is_no_room_for_the_copy_nothing_is_changed_and_nothing_left(folder):
+def test_where_there_is_no_room_for_the_copy_nothing_is_changed_and_nothing_left(folder, files_at_most):
     before, revision = contents(folder), verify(folder).revision
-    limit = resource.getrlimit(resource.RLIMIT_FSIZE)
-    handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (32 * KIB, limit[1]))  # a disk that has room for a part of it
-    try:
+    with files_at_most(32 * KIB):  # a disk that has room for a part of it
         told = run("repair", folder, "--truncate-at", revision - 5)
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, limit)
-        signal.signal(signal.SIGXFSZ, handler)
     assert told.exit_code == 1
     (line,) = told.stderr.splitlines()
     assert "cannot be copied, and so nothing was changed: [Errno 27] File too large" in line

@@ -421,7 +421,7 @@ def test_a_run_that_is_ended_takes_everything_with_it(
 
 
 WAITING = """
-import sys, time
+import os, signal, sys
 from array import array
 from pathlib import Path
 from solewriter.bench.load.agent import Orders
@@ -431,11 +431,12 @@ from solewriter.bench.load.peers.peer import Setting
 from solewriter.bench.load.work import Share
 from solewriter.bench.measure import Interval
 
-orders = Orders("pipelined", "update-one", Share(0, 1, array("Q", [1] * 600), 0, 600), 64, (0,))
+cpus = tuple(os.sched_getaffinity(0))[:1]
+orders = Orders("pipelined", "update-one", Share(0, 1, array("Q", [1] * 600), 0, 600), 64, cpus)
 with echo.queue_started(Setting(Path(sys.argv[1]), "memory", 1, 0)) as peer, crew([orders], [peer.link(0)]) as group:
     group.go(Interval.soon(0.0, 60.0))
     print("going", flush=True)
-    time.sleep(60)
+    signal.pause()
 """
 
 

@@ -9,6 +9,7 @@ from concurrent.futures import Executor, Future
 from pathlib import Path
 from typing import Annotated, Any
 
+import msgspec
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -256,6 +257,17 @@ def test_what_is_unusual_it_leaves(ways: Ways) -> None:
     ):
         assert ways.both([request]) == [False], request
     assert not ways.begun_ones
+
+
+def test_what_was_stored_under_an_older_schema_it_leaves_once(ways: Ways) -> None:
+    """A class would have to read it first, with code that is to be watched; then it is stored under the newest."""
+    known, schemas = ways.state.named("Note"), ways.state.schemas
+    assert known is not None
+    schemas.append(msgspec.structs.replace(known.schema, code=len(schemas)))
+    known.schema = schemas[-1]
+    for taken in (False, True):
+        assert ways.both([ways.plain(Update(Note.ref("n"), {"size": 3 + taken}))]) == [taken]
+    assert len(ways.begun_ones) == 1
 
 
 def test_what_no_field_takes_is_refused_alike(ways: Ways) -> None:

@@ -6,7 +6,6 @@ import asyncio
 import errno
 import os
 import random
-import resource
 import shutil
 import struct
 import subprocess
@@ -809,7 +808,7 @@ def test_a_trimmed_file_that_somebody_keeps_under_another_name_is_never_written_
     assert not [*folder.glob("spare-*.log")]
 
 
-def test_a_trimmed_file_whose_header_is_cleared_in_part_serves_nobody(opened, folder, beside):
+def test_a_trimmed_file_whose_header_is_cleared_in_part_serves_nobody(opened, folder, beside, files_at_most):
     """The kernel cuts that write short, as on a full disk. What the file held is never taken for the next one."""
     journal, _ = opened()
     while len(journal_files(folder)) < 6:
@@ -1018,19 +1017,14 @@ def test_a_file_system_that_really_is_full_is_survived_as_often_as_it_is(tmp_pat
     assert ran.stdout.splitlines() == ["3", "3", "True None"]
 
 
-def test_the_first_failed_write_is_not_retried_and_its_entry_is_dropped(opened):
+def test_the_first_failed_write_is_not_retried_and_its_entry_is_dropped(opened, files_at_most):
     """A limit on the size of files makes the kernel write half an entry."""
     journal, _ = opened()
     commit(journal)
     before = journal.tail
     journal.append(2, 0, [body_of(2, 500)], Private())
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (journal._offset + 100, hard))
-    try:
-        with pytest.raises(OSError, match="wrote 100 of") as failure:
-            asyncio.run(journal.commit(durable=True))
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    with files_at_most(journal._offset + 100), pytest.raises(OSError, match="wrote 100 of") as failure:
+        asyncio.run(journal.commit(durable=True))
     assert not isinstance(failure.value, DiskFull)
     assert failure.value.errno == errno.EIO
     assert journal.tail == before
@@ -1039,67 +1033,51 @@ def test_the_first_failed_write_is_not_retried_and_its_entry_is_dropped(opened):
     assert (numbers(found), journal.missing) == ([1], None)
 
 
-def test_a_disk_that_is_full_again_and_again_needs_no_more_room_in_the_end(opened, folder):
+def test_a_disk_that_is_full_again_and_again_needs_no_more_room_in_the_end(opened, folder, files_at_most):
     journal, _ = opened()
     commit(journal)  # less than half a file: nothing is made ahead
     left = ["committed", journal_files(folder)[0].name, "reserve"]
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (1_000, hard))
-    try:
+    with files_at_most(1_000):
         for _ in range(5):
             with pytest.raises(DiskFull):
                 commit(journal, 5_000)
             assert sorted(path.name for path in folder.iterdir()) == left
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
     assert commit(journal, 5_000) == 2
     assert journal_files(folder)[1].stat().st_size == 8 * KIB
     let_go(journal)
     assert numbers(opened()[1]) == [1, 2]
 
 
-def test_the_reserve_is_for_what_tidies_up_and_is_held_again_when_there_is_room(opened, folder):
+def test_the_reserve_is_for_what_tidies_up_and_is_held_again_when_there_is_room(opened, folder, files_at_most):
     journal, _ = opened()
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (4 * KIB, hard))  # as much as the reserve has
-    try:
+    with files_at_most(4 * KIB):  # as much as the reserve has
         commit(journal, 3_000)
         assert commit_whole(journal, 1) == 2, "it is written where the reserve was"
         assert journal_files(folder)[1].stat().st_size < 4 * KIB
         with pytest.raises(DiskFull):
             commit(journal, 5_000)
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
     assert commit(journal, 5_000) == 3
     assert (folder / "reserve").stat().st_size == 4 * KIB
 
 
-def test_what_the_reserve_is_too_small_for_leaves_it_there(opened, folder):
+def test_what_the_reserve_is_too_small_for_leaves_it_there(opened, folder, files_at_most):
     """What tidies up later may be smaller, and nobody else may have the room."""
     journal, _ = opened()
     commit(journal)
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (4 * KIB, hard))
-    try:
+    with files_at_most(4 * KIB):
         with pytest.raises(DiskFull):
             commit_whole(journal, 1, history=bytes(9_000))
         assert (folder / "reserve").stat().st_size == 4 * KIB
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
 @contextmanager
 def files_at_most(size):
     """The kernel lets no file grow beyond this, and cuts a write short there."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
-    try:
+    with files_at_most(size):
         yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
-def test_half_a_header_is_the_end_and_its_file_never_gets_its_name(opened, folder, beside):
+def test_half_a_header_is_the_end_and_its_file_never_gets_its_name(opened, folder, beside, files_at_most):
     journal, _ = opened()
     commit(journal, 3_000)
     beside.submit(int).result()  # the next file is there
@@ -1111,7 +1089,7 @@ def test_half_a_header_is_the_end_and_its_file_never_gets_its_name(opened, folde
     assert numbers(opened()[1]) == [1]
 
 
-def test_a_recovery_that_has_no_room_to_rewrite_the_tail_leaves_it_as_it_is(opened, folder):
+def test_a_recovery_that_has_no_room_to_rewrite_the_tail_leaves_it_as_it_is(opened, folder, files_at_most):
     written(opened, 5)
     content = journal_files(folder)[0].read_bytes()
     with files_at_most(1_000), pytest.raises(OSError, match=os.strerror(errno.EFBIG)):
@@ -1129,7 +1107,7 @@ def test_an_error_that_is_no_full_disk_is_not_taken_for_one(opened, folder):
     assert journal.tail.number == 1
 
 
-def test_room_that_would_cost_the_reserve_is_no_room(opened, folder, monkeypatch):
+def test_room_that_would_cost_the_reserve_is_no_room(opened, folder, monkeypatch, files_at_most):
     monkeypatch.setattr(ahead, "RESERVE_BYTES", 16 * KIB)
     journal, _ = opened()
     commit(journal)
@@ -1142,7 +1120,7 @@ def test_room_that_would_cost_the_reserve_is_no_room(opened, folder, monkeypatch
     assert (folder / "reserve").stat().st_size == 16 * KIB
 
 
-def test_what_tidies_up_is_refused_too_where_even_the_reserve_is_too_little(opened, folder):
+def test_what_tidies_up_is_refused_too_where_even_the_reserve_is_too_little(opened, folder, files_at_most):
     journal, _ = opened()
     commit(journal)
     with files_at_most(100), pytest.raises(DiskFull):

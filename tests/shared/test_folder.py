@@ -4,26 +4,11 @@ from __future__ import annotations
 
 import errno
 import os
-import resource
-from contextlib import contextmanager
 
 import pytest
 
 from solewriter.shared.errors import EngineUnavailable
 from solewriter.shared.folder import StateFolder, replace_file
-
-
-@contextmanager
-def files_at_most(size):
-    """The kernel lets no file grow beyond this, and cuts a write short there: not the test's own log either, so it ends
-    with the block.
-    """
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
 def test_a_folder_that_is_none_has_no_engine(tmp_path):
@@ -43,7 +28,7 @@ def test_a_small_file_is_replaced_by_one_that_only_its_owner_reads(tmp_path):
 
 
 @pytest.mark.parametrize("size", [0, 1, 6], ids=["no byte", "one byte", "all but one"])
-def test_what_is_written_in_part_is_an_error_and_the_old_file_stays(tmp_path, size):
+def test_what_is_written_in_part_is_an_error_and_the_old_file_stays(tmp_path, size, files_at_most):
     path = tmp_path / "committed"
     replace_file(path, b"old")
     with pytest.raises(OSError, match=r"no room for committed|too large") as failure, files_at_most(size):

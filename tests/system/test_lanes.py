@@ -548,12 +548,11 @@ def test_another_users_process_is_refused_before_a_byte_is_decoded(state, start_
 
 
 @pytest.mark.parametrize("mode", [0o700, 0o755])
-def test_another_users_client_and_reader_are_told_that_they_cannot(engine, mode):
+def test_another_users_client_and_reader_are_told_that_they_cannot(engine, mode, open_to_others):
     if os.geteuid() != 0:
         pytest.skip("changing the uid needs root")
     engine.state.chmod(mode)
-    for path in (engine.state.parent, engine.state.parent.parent, engine.state.parent.parent.parent):
-        path.chmod(0o755)
+    open_to_others(engine.state)
     program = textwrap.dedent(
         """
         import os, sys
@@ -564,6 +563,7 @@ def test_another_users_client_and_reader_are_told_that_they_cannot(engine, mode)
         from solewriter.shared.lane import Lane
         Lane().close()  # all is imported: nobody else may be able to read where this is installed
         os.setgroups([]); os.setgid(65534); os.setuid(65534)
+        os.stat(sys.argv[1])  # it comes as far as there
         hurried = dict(limits=Limits(connect_timeout_s=0.1))
         for meet in (partial(connect, **hurried), partial(open_reader, **hurried), OfflineReader, verify):
             try:

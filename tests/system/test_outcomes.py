@@ -250,7 +250,7 @@ def test_a_number_that_no_request_can_have_is_asked_for_without_harm(state, star
                 reply.check()
             return any(one.name.startswith("checkpoint-") for one in Path(state).iterdir() if not one.suffix)
 
-        wait_until(is_checkpointed, 10, "a checkpoint was made")
+        wait_until(is_checkpointed, 60, "a checkpoint was made")
     assert engine.restarts == 0
 
 

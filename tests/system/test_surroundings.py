@@ -70,7 +70,7 @@ def test_an_engine_whose_folder_is_taken_away_ends_and_begins_no_other(
 
 
 def test_an_engine_stopped_with_a_file_in_hand_leaves_the_folder_alone_that_took_its_folders_place(
-    state, tmp_path, start_engine, wait_until, monkeypatch
+    state, tmp_path, start_engine, wait_until, monkeypatch, is_stopped
 ):
     """It was about to name its next file, and goes on when another engine has begun there, and has a next file, too."""
     small = Limits(journal_file_bytes=1 * MIB, connect_timeout_s=0.5)
@@ -82,9 +82,6 @@ def test_an_engine_stopped_with_a_file_in_hand_leaves_the_folder_alone_that_took
     def fill(client: Client) -> None:
         client.put(Task(id="t", title="x", description=str(next(numbers)) * 20_000))
 
-    def is_stopped() -> bool:
-        return Path(f"/proc/{pid}/stat").read_bytes().rpartition(b")")[2].split()[0] == b"T"
-
     def work() -> None:
         while True:
             fill(client)
@@ -92,7 +89,7 @@ def test_an_engine_stopped_with_a_file_in_hand_leaves_the_folder_alone_that_took
     numbers = count(1_000)
     with ThreadPoolExecutor(1) as beside, connect(state, limits=small) as client:
         working = beside.submit(work)
-        wait_until(is_stopped, 30, "a file is about to get its name")
+        wait_until(lambda: is_stopped(pid), 30, "a file is about to get its name")
         state.rename(tmp_path / "moved")
         new = start_engine(state, limits=small, durability="power")
         with connect(state) as other:
@@ -116,15 +113,12 @@ def test_an_engine_stopped_with_a_file_in_hand_leaves_the_folder_alone_that_took
 
 @pytest.mark.parametrize("point", ["turn.decided", "commit.written", "commit.noted"])
 def test_an_engine_that_was_stopped_in_a_commit_replies_to_nobody_once_another_one_has_its_place(
-    state, tmp_path, start_engine, wait_until, monkeypatch, point
+    state, tmp_path, start_engine, wait_until, monkeypatch, point, is_stopped
 ):
     monkeypatch.setenv("SOLEWRITER_FAILPOINT", f"{point}:stop:hit=4")
     old = start_engine(state)
     monkeypatch.delenv("SOLEWRITER_FAILPOINT")
     pid = old.pid
-
-    def is_stopped() -> bool:
-        return Path(f"/proc/{pid}/stat").read_bytes().rpartition(b")")[2].split()[0] == b"T"
 
     def work() -> None:
         for number in range(10):
@@ -134,7 +128,7 @@ def test_an_engine_that_was_stopped_in_a_commit_replies_to_nobody_once_another_o
     told: list[int] = []
     with ThreadPoolExecutor(1) as beside, connect(state, limits=IMPATIENT) as client:
         working = beside.submit(work)
-        wait_until(is_stopped, 30, point)
+        wait_until(lambda: is_stopped(pid), 30, point)
         before = len(told)
         state.rename(tmp_path / "moved")
         start_engine(state)

@@ -172,7 +172,7 @@ def test_what_is_gone_says_where_memory_begins_if_it_goes_back_farther_than_what
             root = reader.pin().root
             return bool(told(lambda: next(reader.watch(since=1))) and kept() > root.whole > root.oldest)
 
-        wait_until(goes_back_farther, 10, "a checkpoint was made, and nothing before it is kept")
+        wait_until(goes_back_farther, 60, "a checkpoint was made, and nothing before it is kept")
         root = reader.pin().root
         assert told(lambda: reader.at(1)) == told(lambda: reader.diff(1, 2)) == root.whole
         assert told(lambda: next(reader.watch(since=1))) == root.oldest

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import signal
 import threading
-from pathlib import Path
 
 import pytest
 
@@ -15,10 +14,6 @@ from solewriter.shared.config import Limits
 from solewriter.shared.failpoint import VARIABLE
 
 PATIENT = Limits(connect_timeout_s=60, request_timeout_s=60)
-
-
-def is_stopped(pid):
-    return Path(f"/proc/{pid}/stat").read_bytes().rpartition(b")")[2].split()[0] == b"T"
 
 
 class Stopped:
@@ -45,7 +40,7 @@ class Stopped:
 
 
 @pytest.fixture
-def stopped(state, start_engine, wait_until, monkeypatch):
+def stopped(state, start_engine, wait_until, monkeypatch, is_stopped):
     engine = start_engine(state)
     with connect(state, limits=PATIENT) as client:
         with monkeypatch.context() as patch:
@@ -80,7 +75,7 @@ def test_it_waits_no_longer_than_it_was_told_to(stopped):
     assert [type(error) for error in stopped.told] == [OutcomeUnknown]
 
 
-def test_whoever_closes_the_client_ends_the_wait(stopped):
+def test_whoever_closes_the_client_ends_the_wait(stopped, is_stopped):
     asking = stopped.ask()
     stopped.client.close()
     asking.join(20)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import errno
 import mmap
 import os
-import resource
 import signal
 import stat
 import subprocess
@@ -244,19 +243,15 @@ def test_a_full_file_system_is_an_error_that_names_it_and_never_a_sigbus(tmp_pat
     assert again == str(-(-200_000 // mmap.PAGESIZE) * mmap.PAGESIZE)
 
 
-def test_a_bound_on_the_size_of_files_is_an_error_that_names_it_and_not_the_writers_death(path):
+def test_a_bound_on_the_size_of_files_is_an_error_that_names_it_and_not_the_writers_death(path, files_at_most):
     """`ulimit -f` holds in memory file systems, too. Whoever gets MemoryFull refuses one request and goes on."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (mmap.PAGESIZE, hard))
-    try:
+    with files_at_most(mmap.PAGESIZE):
         with pytest.raises(MemoryFull, match="ulimit -f"):
             Segment.create(path, 2 * mmap.PAGESIZE)
         left = path.exists()
         blank = Blank(path, 2 * mmap.PAGESIZE)
         with pytest.raises(MemoryFull, match="ulimit -f"):
             blank.write(bytes(2 * mmap.PAGESIZE), 0)
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
     blank.close()
     assert not left
 
