@@ -233,18 +233,23 @@ def test_what_a_life_below_power_only_wrote_is_on_new_pages_before_anything_foll
         assert (before.stat().st_ino != old) is rewritten
 
 
+def work_until_two_more(state, client, known, wait_until):
+    """Checkpoints than are known."""
+
+    def work() -> bool:
+        for reply in client.submit_many([Put(Task(title="y" * 100, id=f"t{one}")) for one in range(40)]):
+            reply.check()
+        return len({*named(state)} - {*known}) > 1
+
+    wait_until(work, 60, "two more checkpoints")
+
+
 def test_where_the_name_of_the_newest_checkpoint_is_damaged_that_is_the_place(stopped, start_engine, wait_until):
     """Not the one before it, which is named by an older file, and was removed when this one was named."""
     before = named(stopped)
     engine = start_engine(stopped, limits=LIMITS)
     with connect(stopped, limits=LIMITS) as client:
-
-        def work() -> bool:
-            for reply in client.submit_many([Put(Task(title="y" * 100, id=f"t{one}")) for one in range(40)]):
-                reply.check()
-            return len({*named(stopped)} - {*before}) > 1
-
-        wait_until(work, 60, "two more checkpoints")
+        work_until_two_more(stopped, client, before, wait_until)
     engine.stop()
     wholes = [path for path in journal_files(stopped) if (one := first_entry_of(path)) and one.private.whole]
     for older in named(stopped)[:-1]:
@@ -286,13 +291,7 @@ def mixed(stopped, start_engine, wait_until, tmp_path):
         client.put(Task(title="earlier", id="t0"))
         earlier, known = tmp_path / "earlier", named(stopped)
         shutil.copytree(stopped, earlier, ignore=shutil.ignore_patterns("*.sock", "*.tmp", "*.json"))
-
-        def work() -> bool:
-            for reply in client.submit_many([Put(Task(title="y" * 100, id=f"t{one}")) for one in range(40)]):
-                reply.check()
-            return len({*named(stopped)} - {*known}) > 1
-
-        wait_until(work, 60, "two more checkpoints")
+        work_until_two_more(stopped, client, known, wait_until)
     engine.stop()
     for path in journal_files(stopped):
         path.unlink()
