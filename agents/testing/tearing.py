@@ -2,8 +2,8 @@
 
 An engine with small segments, so that its memory is turned over many times; a writer at full speed, whose requests
 keep what a ledger says true at every revision; readers that look in every way, at new snapshots and at old ones; and
-followers of all changes. It ends when the readers have looked at so many entities, prints one line of figures, and
-fails if anything did not fit.
+followers of all changes. It ends when the readers have looked at so many entities and memory was turned over so many
+times, prints one line of figures, and fails if anything did not fit.
 """
 
 from __future__ import annotations
@@ -32,7 +32,11 @@ from solewriter.shared.folder import StateFolder
 
 SMALL = Limits(heap_segment_bytes_first=64 * KIB, heap_segment_bytes_max=128 * KIB, heartbeat_s=0.1)
 SAID_MAX = 10  # violations of one process that are printed
-READY = b"ready\n"
+LOOK_EVERY_S = 0.05  # for whether memory was turned over often enough
+READY, ENOUGH = (
+    b"ready\n",
+    b"enough\n",
+)  # what a process prints that has begun, and a reader that has looked at its share
 
 
 class Report(msgspec.Struct, frozen=True):
@@ -81,8 +85,12 @@ def read(state: str, seed: int, reads: int) -> Report:
     with open_reader(state) as reader:
         auditor = Auditor(reader, seed, notes)
         os.write(1, READY)
-        while auditor.reads < reads and going_on():
+        left = reads
+        while going_on():
             auditor.look()
+            if left and auditor.reads >= left:
+                os.write(1, ENOUGH)
+                left = 0
     return Report(auditor.reads, auditor.snapshots, auditor.scans, violations=notes.count)
 
 
@@ -132,18 +140,22 @@ class Child:
         )
         self._role = role
 
-    def await_ready(self) -> None:
-        """Raises RuntimeError if it failed before."""
+    def wait_for(self, line: bytes) -> None:
+        """Until it prints that. Raises RuntimeError if it failed before."""
         assert self._process.stdout is not None
-        if self._process.stdout.readline() != READY:
+        if self._process.stdout.readline() != line:
             self._failed()
 
-    def report(self, *, stop: bool = False) -> Report:
-        """What it did, when it has ended, by itself or told to `stop`. Raises RuntimeError if it failed."""
+    def check(self) -> None:
+        """Raises RuntimeError if it has ended."""
+        if self._process.poll() is not None:
+            self._failed()
+
+    def stop(self) -> Report:
+        """What it did. Raises RuntimeError if it failed."""
         assert self._process.stdin is not None
         assert self._process.stdout is not None
-        if stop:
-            self._process.stdin.close()
+        self._process.stdin.close()
         said = self._process.stdout.read()
         if self._process.wait():
             self._failed()
@@ -176,19 +188,29 @@ def run(options: argparse.Namespace) -> Summary:
             for child in children:
                 stack.callback(child.end)
             for child in children:
-                child.await_ready()
+                child.wait_for(READY)
             return children
 
         writers = started("write", 1)
         followers = started("follow", options.followers)
         readers = started("read", options.readers, -(-options.reads // options.readers))
-        reports = [child.report() for child in readers]
-        reports += [child.report(stop=True) for child in (*followers, *writers)]
-        with open_reader(state) as reader:
-            turnovers = reader.snapshot().pin.root.first_segment - 1
+        for child in readers:
+            child.wait_for(ENOUGH)
+        while turned_over(state) < options.turnovers:  # on a machine whose readers are much faster than its writer
+            for child in (*writers, *followers, *readers):
+                child.check()
+            time.sleep(LOOK_EVERY_S)
+        reports = [child.stop() for child in (*readers, *followers, *writers)]
+        turnovers = turned_over(state)
         if engine.restarts:
             raise RuntimeError("the engine died")
     return summed(reports, seed=options.seed, turnovers=turnovers, seconds=round(time.monotonic() - begun, 1))
+
+
+def turned_over(state: Path) -> int:
+    """How many segments of memory were reclaimed."""
+    with open_reader(state) as reader, reader.snapshot() as snapshot:
+        return int(snapshot.pin.root.first_segment) - 1
 
 
 def summed(reports: Sequence[Report], **others: Any) -> Summary:
@@ -204,6 +226,7 @@ def printed(summary: Summary) -> str:
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="tearing", description="Read beside a writer at full speed.")
     parser.add_argument("--reads", type=int, default=1_000_000, help="entities to look at, by all readers together")
+    parser.add_argument("--turnovers", type=int, default=20, help="segments of memory that are reclaimed meanwhile")
     parser.add_argument("--seed", type=int, help="of what is asked and how it is looked at; random if not given")
     parser.add_argument("--readers", type=int, default=2, help="processes that look")
     parser.add_argument("--followers", type=int, default=1, help="processes that follow all changes")

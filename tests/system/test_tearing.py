@@ -20,7 +20,7 @@ from solewriter.agents.scan import Scanner, _merged
 from solewriter.agents.testing.auditor import Auditor, Notes
 from solewriter.agents.testing.follower import Follower
 from solewriter.agents.testing.ledger import MODELS, OPENED
-from solewriter.agents.testing.tearing import SMALL, Child, Summary
+from solewriter.agents.testing.tearing import READY, SMALL, Child, Summary
 from solewriter.shared import record
 from solewriter.shared.memory import root
 from solewriter.shared.memory.heap import OFFSET_MASK, PREFIX_BYTES
@@ -46,7 +46,7 @@ def stressed(reads: int, seed: int, timeout_s: float) -> Summary:
     assert summary.scans > 0
     assert summary.seed == seed
     assert summary.requests > OPENED, "nothing was written meanwhile"
-    assert summary.turnovers > 20, "memory was not turned over"
+    assert summary.turnovers >= 20, "memory was not turned over"
     assert summary.changes_watched > 1_000
     return summary
 
@@ -72,9 +72,9 @@ def books(tmp_path_factory: pytest.TempPathFactory, run_mark: str) -> Iterator[P
     with Engine(state, models=MODELS, durability="memory", limits=SMALL):
         writer = Child("write", state, 1)
         try:
-            writer.await_ready()
+            writer.wait_for(READY)
             yield state
-            assert writer.report(stop=True).requests > OPENED
+            assert writer.stop().requests > OPENED
         finally:
             writer.end()
 
