@@ -525,6 +525,70 @@ def test_a_rule_is_asked_whenever_a_field_changes_that_it_concerns():
     assert refusal.value.fields == {"last": "ends before it begins"}
 
 
+def test_a_rule_is_asked_with_what_it_looks_at_and_no_other_field_is_validated_again():
+    made = []
+
+    class Piece(Part):
+        below: tuple[Piece, ...] = ()
+
+    class Span(Entity):
+        first: int = 0
+        last: Annotated[int, Field(ge=0)] = 0
+        pieces: tuple[Piece, ...] = ()
+
+        @model_validator(mode="after")
+        @concerns("first", "last")
+        def _order(self):
+            made.append(dict(self.__dict__))
+            if self.first > self.last:
+                raise broken("last", "ends before it begins")
+            return self
+
+    kind, header = Kind(Span), {"id": "s", "version": 2}
+    stored = {"last": 3, "pieces": [{"below": [{}]}]}
+    assert change(kind, stored, {"first": "2"}, header) == {**stored, "first": 2}
+    assert made == [{"first": 2, "last": 3}]
+    with pytest.raises(InvalidMutation) as refusal:
+        change(kind, {"last": 3}, {"first": "x", "last": -1}, header)
+    assert set(refusal.value.fields) == {"first", "last"}
+
+
+def test_a_rule_that_looks_further_than_it_says_is_asked_with_everything():
+    class Span(Entity):
+        first: int = 0
+        last: int = 0
+        strict: bool = False
+
+        @model_validator(mode="after")
+        @concerns("first", "last")
+        def _order(self):
+            if self.strict and self.first > self.last:
+                raise broken("last", "ends before it begins")
+            return self
+
+    kind, header = Kind(Span), {"id": "s", "version": 2}
+    assert change(kind, {"last": 3}, {"first": 5}, header) == {"last": 3, "first": 5}
+    with pytest.raises(InvalidMutation) as refusal:
+        change(kind, {"last": 3, "strict": True}, {"first": 5}, header)
+    assert refusal.value.fields == {"last": "ends before it begins"}
+
+
+def test_a_rule_sees_values_that_were_made_once_only():
+    seen = []
+
+    class Sum(Entity):
+        amount: Annotated[int, AfterValidator(lambda value: value + 1)] = 0
+
+        @model_validator(mode="after")
+        @concerns("amount")
+        def _rule(self):
+            seen.append(self.amount)
+            return self
+
+    assert change(Kind(Sum), {}, {"amount": 1}, {"id": "s", "version": 2}) == {"amount": 2}
+    assert seen == [2]
+
+
 class Ruled(Entity):
     low: int = 0
     high: int = 10
