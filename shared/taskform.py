@@ -58,12 +58,14 @@ def check_parts(kind: Kind, name: str, value: Any) -> None:
 
 
 def _undeclared(value: Any, declared: frozenset[type[BaseModel]]) -> type[BaseModel] | None:
-    if isinstance(value, BaseModel):
-        if type(value) not in declared:
-            return type(value)
-        value = tuple(value.__dict__.values())
-    if isinstance(value, tuple | frozenset):
-        return next((found for one in value if (found := _undeclared(one, declared)) is not None), None)
+    kind = type(value)
+    if kind in declared:
+        value = value.__dict__.values()
+    elif not isinstance(value, tuple | frozenset):
+        return kind if isinstance(value, BaseModel) else None
+    for one in value:
+        if type(one) not in SCALARS and (found := _undeclared(one, declared)) is not None:
+            return found
     return None
 
 
