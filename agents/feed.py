@@ -9,7 +9,9 @@ involved.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from itertools import islice
+from copy import copy
+from pathlib import Path
+from typing import Self
 
 from solewriter.agents.change import Published
 from solewriter.agents.past import Past
@@ -25,7 +27,11 @@ from solewriter.shared.record import Flags
 
 
 class Feed:
-    """Reads on behind `since`, which is exclusive. Raises Compacted where what follows it is not available any more."""
+    """Reads on behind `since`, which is exclusive. Raises Compacted where what follows it is not available any more.
+
+    One that failed in the middle of a look, by Ctrl-C say, has lost what it had taken: whoever wants that again looks
+    with a `fresh` one, and goes on with that when it has what it found.
+    """
 
     def __init__(self, reader: Reader, since: int, history_id: str) -> None:
         self._reader = reader
@@ -36,6 +42,14 @@ class Feed:
         self._view: View | None = None
         self._address = 0
         self._journaled: Iterator[Published] | None = None
+
+    def fresh(self) -> Self:
+        """Another one at the same place. What is being read from the journal is its own from now on: this one would
+        begin with that anew.
+        """
+        other = copy(self)
+        self._journaled = None
+        return other
 
     def take(self, limit: int) -> list[Published]:
         """The next records, at most so many; none if nothing new is published."""
@@ -50,9 +64,15 @@ class Feed:
                 if view.root.successor:
                     return self.take(limit)
                 self._journaled = self._from_journal(view.pin(), error)
-        if taken := list(islice(self._journaled, limit)):
+        taken: list[Published] = []
+        for one in self._journaled:
+            if self._is_new(one.record):
+                taken.append(one)
+                if len(taken) == limit:
+                    break
+        if taken:
             return taken
-        self._view = self._journaled = None
+        self._journaled = None
         return self.take(limit)
 
     # --- from memory -------------------------------------------------------------------------------------------------
@@ -110,15 +130,8 @@ class Feed:
 
     def _from_journal(self, pin: Pin, error: Exception) -> Iterator[Published]:
         """What is journaled behind `since`, up to a revision that was published when this began."""
-        self._skip = self._within
-        try:
-            past = Past(pin, self._reader.folder.path, self.since)
-            past.advance(self.since)
-            for found, before in past.changes(pin.root.revision):
-                if self._is_new(found):
-                    yield Published(pin, 0, found, before)
-        except Compacted as gone:
-            raise self._compacted(pin, gone) from error
+        self._view, self._skip = None, self._within
+        return _journaled(pin, self._reader.folder.path, self.since, error)
 
     def _is_new(self, found: record.Record) -> bool:
         """Whether this record, of a revision behind `since`, was not taken before; if so, it is now."""
@@ -131,9 +144,18 @@ class Feed:
             self._within += 1
         return True
 
-    def _compacted(self, pin: Pin, gone: Compacted) -> Compacted:
-        return Compacted(
-            f"what happened behind revision {self.since} is not available any more: memory goes back to revision "
+
+def _journaled(pin: Pin, folder: Path, since: int, error: Exception) -> Iterator[Published]:
+    try:
+        past = Past(pin, folder, since)
+        past.advance(since)
+        for found, before in past.changes(pin.root.revision):
+            yield Published(pin, 0, found, before)
+            if found.flags & Flags.LAST:
+                since = found.revision
+    except Compacted as gone:
+        raise Compacted(
+            f"what happened behind revision {since} is not available any more: memory goes back to revision "
             f"{pin.root.oldest}, and {gone}; take a new snapshot, or watch with resync=True",
             oldest=where_it_begins(gone, pin.root.oldest),
-        )
+        ) from error

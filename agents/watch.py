@@ -62,12 +62,13 @@ class Watch:
         self._where = where
         self._timeout_s = timeout_s
         self._resync = resync
-        self._waiting: deque[Change | Resync] = deque()
         with reader.snapshot() as now:
             code = now.pin.catalog.kind_code(self._name) if self._name is not None else None
             if code is not None:  # what cannot be asked is refused here, not at the first change
                 conditions(str(self._name), now.pin.catalog.tables[code].columns, where)
-            self._feed = Feed(reader, now.revision if since is None else since, history_id or now.history_id)
+            feed = Feed(reader, now.revision if since is None else since, history_id or now.history_id)
+        # Where it is, and what it took up to there: stored at once, so that Ctrl-C in a look comes before or behind.
+        self._looked: tuple[Feed, deque[Change | Resync]] = feed, deque()
         self._begun = time.monotonic()
         self._looking: asyncio.Future[bool] | None = None  # in a thread; it goes on when its caller is cancelled
 
@@ -76,24 +77,26 @@ class Watch:
         """The last revision that was taken as a whole: `since` for a watch that goes on from here, once all that this
         one took was used.
         """
-        return self._feed.since
+        return self._looked[0].since
 
     def __iter__(self) -> Self:
         return self
 
     def __next__(self) -> Change | Resync:
         self._begun = time.monotonic()
-        while not self._waiting:
+        while not (waiting := self._looked[1]):
             if not self._wait():
                 raise StopIteration
-        return self._waiting.popleft()
+        change = waiting[0]
+        del waiting[0]  # by no call: behind one Ctrl-C may come, and the change would be nowhere
+        return change
 
     def __aiter__(self) -> Self:
         return self
 
     async def __anext__(self) -> Change | Resync:
         self._begun = time.monotonic()
-        while not self._waiting:
+        while not (waiting := self._looked[1]):
             if self._looking is None:
                 self._looking = asyncio.get_running_loop().run_in_executor(None, self._wait)
                 self._looking.add_done_callback(taken_note_of)
@@ -104,7 +107,7 @@ class Watch:
                     self._looking = None
             if not going_on:
                 raise StopAsyncIteration
-        return self._waiting.popleft()
+        return waiting.popleft()
 
     # --- taking ------------------------------------------------------------------------------------------------------
 
@@ -124,20 +127,22 @@ class Watch:
 
     def taken(self) -> Change | Resync | None:
         """The next of those that `take` found."""
-        return self._waiting.popleft() if self._waiting else None
+        waiting = self._looked[1]
+        return waiting.popleft() if waiting else None
 
     def take(self) -> bool:
-        """Look for what is new; whether there was anything, wanted or not."""
+        """Look for what is new; whether there was anything, wanted or not. One that fails took nothing."""
+        feed, waiting = self._looked[0].fresh(), self._looked[1]
         try:
-            published = self._feed.take(WATCH_BATCH)
+            published = feed.take(WATCH_BATCH)
         except Compacted:
             if not self._resync:
                 raise
             snapshot = self._reader.snapshot()
-            self._feed = Feed(self._reader, snapshot.revision, snapshot.history_id)
-            self._waiting.append(Resync(snapshot))
+            feed = Feed(self._reader, snapshot.revision, snapshot.history_id)
+            self._looked = feed, deque([*waiting, Resync(snapshot)])
             return True
-        self._waiting.extend([self._change(one) for one in published if self._wants(one)])
+        self._looked = feed, deque([*waiting, *(self._change(one) for one in published if self._wants(one))])
         return bool(published)
 
     def _change(self, one: Published) -> Change:

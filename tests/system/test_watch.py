@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import signal
 import threading
@@ -24,6 +25,9 @@ from solewriter import (
     connect,
     open_reader,
 )
+from solewriter.agents import feed as feeds
+from solewriter.agents import watch as watches
+from solewriter.shared.config import KIB
 
 
 def told(change):
@@ -105,6 +109,7 @@ def test_every_change_comes_once_and_in_order_across_deaths_of_the_engine(engine
             wait_until(lambda before=before: engine.restarts > before, 20, "a restart")
         client.create(Task(title="x", id="end", max_retries=0))
     watcher.join(30)
+    reader.close()
     assert not watcher.is_alive()
     assert seen[:-1] == [(rev + 1, f"t{n}", rev + 1, rev) for rev in range(301) for n in range(5)]
 
@@ -168,6 +173,48 @@ def test_a_look_that_failed_is_followed_by_another_one(state, start_engine):
             assert (await anext(watch)).id == "t"
 
     asyncio.run(follow())
+
+
+def interrupt() -> None:
+    raise KeyboardInterrupt
+
+
+@pytest.mark.parametrize("where", ["in memory", "in the journal"])
+def test_a_look_interrupted_at_any_step_is_followed_by_one_that_brings_the_same(state, start_engine, at_step, where):
+    """Ctrl-C in a notebook's cell, say, that is run again: none is missed, and none comes twice."""
+    if where == "in memory":
+        start_engine(state)
+    else:  # of which a small memory holds the newest only
+        start_engine(
+            state,
+            limits=Limits(heap_segment_bytes_first=64 * KIB, heap_segment_bytes_max=64 * KIB, snapshot_age_max_s=0),
+        )
+    with connect(state) as client, open_reader(state) as reader:
+        client.submit(*[Create(Task(title="x", id=f"t{number}")) for number in range(3)]).check()
+        if where == "in the journal":
+            turn_over(client, reader)
+        steps, reached = 0, [""]
+        while reached:
+            steps += 1
+            watch, seen = reader.watch(since=0, timeout_s=0), []
+            with contextlib.suppress(KeyboardInterrupt), at_step(steps, interrupt, watches, feeds) as reached:
+                seen.append(next(watch).id)
+            seen += [next(watch).id for _ in range(3 - len(seen))]
+            assert seen == ["t0", "t1", "t2"], f"interrupted in {reached}"
+        assert steps > 10
+
+
+def turn_over(client, reader) -> None:
+    """Until the first revisions have left memory."""
+    text = "x" * KIB
+    for _ in range(100):
+        if reader.snapshot().pin.root.oldest > 2:
+            return
+        for reply in client.submit_many(
+            [Update(Task.ref("t2"), {"description": f"{number}{text}"}) for number in range(64)]
+        ):
+            reply.check()
+    raise AssertionError("memory holds everything")
 
 
 def test_a_watch_ends_when_nothing_comes_and_can_be_asked_again(client, reader):
