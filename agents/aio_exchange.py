@@ -26,7 +26,7 @@ from solewriter.agents.pace import Pace
 from solewriter.agents.room import check_room
 from solewriter.agents.session import AgentSession, Pending, closed, fenced, outcome_unknown
 from solewriter.shared.config import PIPE_BYTES, READ_BYTES, RECONNECT_FIRST_S, RECONNECT_MAX_S, Limits
-from solewriter.shared.errors import EngineUnavailable, Refused, SolewriterError
+from solewriter.shared.errors import EngineUnavailable, Refused, SolewriterError, check_descriptors
 from solewriter.shared.folder import StateFolder
 from solewriter.shared.lane import Lane
 from solewriter.shared.wireform import OutcomeQuery, PlainRequest
@@ -322,6 +322,7 @@ class AioExchange:
                     if getattr(error, "final", False):
                         raise
                     if time.monotonic() + self._pause_s > deadline:
+                        check_descriptors(error)
                         raise EngineUnavailable(f"no engine serves {self.folder.path}: {error}") from error
         finally:
             threads.shutdown(wait=False)

@@ -31,7 +31,7 @@ from solewriter.shared.config import (
     YIELDED_S,
     Limits,
 )
-from solewriter.shared.errors import EngineUnavailable, Fenced, Refused
+from solewriter.shared.errors import EngineUnavailable, Fenced, Refused, check_descriptors
 from solewriter.shared.folder import StateFolder
 from solewriter.shared.lane import Lane
 from solewriter.shared.wireform import OutcomeQuery, PlainRequest
@@ -301,6 +301,7 @@ class Exchange:
                 if getattr(error, "final", False):
                     raise
                 if time.monotonic() + pause > deadline:
+                    check_descriptors(error)
                     raise EngineUnavailable(f"no engine serves {self.folder.path}: {error}") from error
             except BaseException:
                 if lane is not None:

@@ -16,8 +16,14 @@ from solewriter.agents.deadline import check_patience
 from solewriter.agents.looking import Looking
 from solewriter.agents.snapshot import Plain
 from solewriter.shared.config import ATTACH_RETRY_S, DEFAULT_LIMITS, Limits
-from solewriter.shared.errors import Compacted, EngineUnavailable, SchemaMismatch, SnapshotExpired
-from solewriter.shared.folder import runs
+from solewriter.shared.errors import (
+    Compacted,
+    EngineUnavailable,
+    SchemaMismatch,
+    SnapshotExpired,
+    check_descriptors,
+)
+from solewriter.shared.folder import pidfd_of
 from solewriter.shared.memory.pin import Pin
 from solewriter.shared.memory.root import STOPPED, SUPERSEDED, RootReader
 from solewriter.shared.memory.view import View
@@ -94,21 +100,22 @@ class Reader(Looking):
             if known.root.successor == SUPERSEDED:  # the one that followed it was stopped, and may have said more
                 return None
             return known  # stopped: its last snapshot stays, marked stale
+        except OSError as error:
+            check_descriptors(error)
+            raise
         if last:
             raise EngineUnavailable(f"the engine of {self.folder.path} published nothing in connect_timeout_s")
         return None
 
     def _use(self, view: View) -> View:
+        self._close_pidfd()
+        try:
+            self._pidfd = pidfd_of(view.root.pid, view.root.start_time)
+        except OSError as error:
+            check_descriptors(error)
         self.decoder.turn_to(view)
         self._view = view
         self._stopped_at = 0.0
-        self._close_pidfd()
-        try:
-            self._pidfd = os.pidfd_open(view.root.pid)
-        except OSError:
-            self._pidfd = -1
-        if not runs(view.root.pid, view.root.start_time):
-            self._close_pidfd()
         return view
 
     def _close_pidfd(self) -> None:

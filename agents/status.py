@@ -17,7 +17,7 @@ import msgspec
 
 from solewriter.shared import entry as entries
 from solewriter.shared.config import DEFAULT_LIMITS, STALE_BEATS
-from solewriter.shared.errors import UNDECODABLE, JournalCorrupt, LayoutMismatch
+from solewriter.shared.errors import UNDECODABLE, EngineUnavailable, JournalCorrupt, LayoutMismatch
 from solewriter.shared.folder import SOCKET, StateFolder, Whereabouts, runs
 from solewriter.shared.memory.root import ROOT_BYTES, STOPPED, Root, RootReader
 from solewriter.shared.memory.segment import segment_path
@@ -327,11 +327,11 @@ def _seen(where: Whereabouts) -> _Seen:
         if not view.root.head:
             return _Seen(view.root, problems=("nothing was published yet",))
         root = view.root.current()
-    except (OSError, ValueError, LayoutMismatch) as error:
+    except (OSError, ValueError, LayoutMismatch, EngineUnavailable) as error:
         return _Seen(problems=(_unreadable(error),))
     try:
         pin = view.pin()  # as any reader: all that it needs must be there
-    except (OSError, ValueError, LayoutMismatch) as error:
+    except (OSError, ValueError, LayoutMismatch, EngineUnavailable) as error:
         return _Seen(view.root, root, None, (_unreadable(error),))
     counts = zip(pin.catalog.kinds, pin.root.kinds, strict=False)
     return _Seen(view.root, pin.root, {name: alive for name, (_, alive) in counts})

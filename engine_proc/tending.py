@@ -24,7 +24,7 @@ from solewriter.engine_proc.turn import Turn
 from solewriter.shared import failpoint
 from solewriter.shared.config import TIMER_RETRY_S, Limits
 from solewriter.shared.entry import Lease, Outcome
-from solewriter.shared.folder import runs
+from solewriter.shared.folder import pidfd_of
 from solewriter.shared.mutations import Op
 from solewriter.shared.wire import Status
 from solewriter.shared.wireform import PlainRequest
@@ -364,20 +364,6 @@ class Tending:
             parked = self.lines.leave(asked)
             if parked is not None:
                 self._say(parked.lane, (parked.sequence, Status.UNAVAILABLE, self._state.revision, detail))
-
-
-def pidfd_of(pid: int, born: int) -> int:
-    """Of exactly this process; -1 if it is not there any more. Raises OSError where nobody can tell."""
-    if pid < 0:
-        return -1
-    try:
-        pidfd = os.pidfd_open(pid)
-    except ProcessLookupError:
-        return -1
-    if runs(pid, born):
-        return pidfd
-    os.close(pidfd)
-    return -1
 
 
 def _uptime_us() -> int:

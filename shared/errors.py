@@ -8,6 +8,7 @@ client.
 
 from __future__ import annotations
 
+import errno
 from collections.abc import Callable, Mapping, Sequence
 from enum import StrEnum
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -170,6 +171,20 @@ class EngineUnavailable(Unavailable):
     """No engine serves this state folder, or it cannot write now. `final`: trying again will not help."""
 
     final: bool = False
+
+
+def check_descriptors(error: Exception) -> None:
+    """Raises EngineUnavailable, saying what to do, for an OSError that says that there are no file descriptors left."""
+    number = error.errno if isinstance(error, OSError) else None
+    if number == errno.EMFILE:
+        whose, bound = "this process", "`ulimit -n`"
+    elif number == errno.ENFILE:
+        whose, bound = "this machine", "`sysctl fs.file-max`"
+    else:
+        return
+    raise EngineUnavailable(
+        f"{whose} has no file descriptors left: close some, or raise their bound, {bound}"
+    ) from error
 
 
 class EngineStartFailed(EngineUnavailable):

@@ -163,17 +163,43 @@ def start_time_of(pid: int) -> int:
     tomorrow.
     """
     try:
-        stat = Path(f"/proc/{pid}/stat").read_bytes()
+        return int(_stat_of(pid)[19])
     except OSError:
         return 0
-    return int(stat.rpartition(b")")[2].split()[19])
 
 
 def runs(pid: int, start_time: int) -> bool:
     """Whether exactly this process is there, and not a zombie."""
-    if start_time_of(pid) != start_time:
-        return False
     try:
-        return Path(f"/proc/{pid}/stat").read_bytes().rpartition(b")")[2].split()[0] != b"Z"
+        return _is(_stat_of(pid), start_time)
     except OSError:
         return False
+
+
+def pidfd_of(pid: int, start_time: int) -> int:
+    """Of exactly this process; -1 if it is not there any more. Raises OSError where nobody can tell."""
+    if pid < 0:
+        return -1
+    pidfd = -1
+    try:
+        pidfd = os.pidfd_open(pid)
+        if _is(_stat_of(pid), start_time):
+            return pidfd
+    except (ProcessLookupError, FileNotFoundError):
+        pass  # it is gone
+    except BaseException:  # the last descriptor was that one, say
+        if pidfd >= 0:
+            os.close(pidfd)
+        raise
+    if pidfd >= 0:
+        os.close(pidfd)
+    return -1
+
+
+def _stat_of(pid: int) -> list[bytes]:
+    """What the kernel says of a process, from its state on. Raises OSError."""
+    return Path(f"/proc/{pid}/stat").read_bytes().rpartition(b")")[2].split()
+
+
+def _is(stat: list[bytes], start_time: int) -> bool:
+    return int(stat[19]) == start_time and stat[0] != b"Z"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from solewriter.shared.errors import check_descriptors
 from solewriter.shared.memory import catalog as catalogs
 from solewriter.shared.memory.catalog import Catalog
 from solewriter.shared.memory.heap import START, address_of
@@ -21,7 +22,12 @@ class _Files:
         self._prefix = prefix
 
     def attach(self, *parts: object) -> Segment:
-        return Segment.attach(segment_path(self._folder, self._prefix, *parts))
+        """Raises EngineUnavailable where the reader has no descriptor left for it."""
+        try:
+            return Segment.attach(segment_path(self._folder, self._prefix, *parts))
+        except OSError as error:
+            check_descriptors(error)
+            raise
 
 
 class View:

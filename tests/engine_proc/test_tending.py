@@ -22,12 +22,13 @@ from solewriter.engine_proc.coordination.leases import Leases, Lost, ended, rene
 from solewriter.engine_proc.coordination.waiting import Lines, Parked, Wish
 from solewriter.engine_proc.engine import SingleWriter
 from solewriter.engine_proc.sessions import Session
-from solewriter.engine_proc.tending import GONE, Occasion, pidfd_of
+from solewriter.engine_proc.tending import GONE, Occasion
 from solewriter.shared import life, wire
 from solewriter.shared.columns import from_us
 from solewriter.shared.config import DEFAULT_LIMITS, KIB, RECENT_MAX, STALE_MAX, WIRE_VERSION
 from solewriter.shared.entry import Lease
 from solewriter.shared.errors import MemoryFull
+from solewriter.shared.folder import pidfd_of
 from solewriter.shared.handshake import Hello
 from solewriter.shared.mutations import Op
 from solewriter.shared.registry import Kind

@@ -349,6 +349,48 @@ def test_an_engine_without_descriptors_says_so_and_serves_those_it_has(
     assert "files" in "".join(said)
 
 
+WITHOUT_DESCRIPTORS = """
+import os, resource, sys
+from solewriter import EngineUnavailable, Limits, Task, connect, open_reader
+
+def tries(opened):
+    "How often it was told that there are none, each time with one more, until there were enough."
+    with opened() as one:
+        assert one.get(Task, "t").title == "x"
+    before, (_, hard) = os.listdir("/proc/self/fd"), resource.getrlimit(resource.RLIMIT_NOFILE)
+    for spare in range(100):
+        resource.setrlimit(resource.RLIMIT_NOFILE, (len(before) - 1 + spare, hard))
+        try:
+            with opened() as one:
+                assert one.get(Task, "t").title == "x"
+                assert not getattr(one, "reader", one).snapshot().stale or offline
+            return spare
+        except EngineUnavailable as error:
+            assert "this process has no file descriptors left" in str(error), error
+            assert "ulimit -n" in str(error), error
+        finally:
+            resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+        assert os.listdir("/proc/self/fd") == before, spare
+
+state, offline = sys.argv[1], False
+found = [tries(lambda: open_reader(state)), tries(lambda: connect(state, limits=Limits(connect_timeout_s=0)))]
+offline = True
+print(*found, tries(lambda: open_reader(state, offline=True)))
+"""
+
+
+def test_who_opens_something_without_descriptors_is_told_so_and_leaves_none_open(state, start_engine):
+    """A reader, a client, an offline reader, wherever they run out. The same call works when there are some."""
+    start_engine(state)
+    with connect(state) as client:
+        client.create(Task(title="x", id="t"))
+    ran = subprocess.run(
+        [sys.executable, "-c", WITHOUT_DESCRIPTORS, state], capture_output=True, text=True, timeout=60, check=False
+    )
+    assert ran.returncode == 0, ran.stderr
+    assert all(int(tries) > 0 for tries in ran.stdout.split()), ran.stdout
+
+
 AGENTS = 256
 
 
