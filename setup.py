@@ -25,6 +25,7 @@ HOT = (
     "shared/memory/root.py",
     "shared/memory/revlog.py",
     "agents/answers.py",
+    "agents/pending.py",
     "agents/session.py",
     "engine_proc/asking.py",
     "engine_proc/bridge.py",

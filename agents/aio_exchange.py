@@ -12,22 +12,24 @@ from __future__ import annotations
 import asyncio
 import os
 import time
+import warnings
 import weakref
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from copy import copy
 from functools import partial
 
 from solewriter.agents.aio_greeting import Greeting
-from solewriter.agents.aio_home import Home
+from solewriter.agents.aio_home import Home, call_if_there
 from solewriter.agents.deadline import due_s, not_sent
 from solewriter.agents.pace import Pace
+from solewriter.agents.pending import Pending, name_request, outcome_unknown
 from solewriter.agents.room import check_room
-from solewriter.agents.session import AgentSession, Pending, closed, fenced, outcome_unknown
+from solewriter.agents.session import AgentSession, closed, fenced
 from solewriter.shared.config import PIPE_BYTES, READ_BYTES, RECONNECT_FIRST_S, RECONNECT_MAX_S, Limits
 from solewriter.shared.errors import EngineUnavailable, Refused, SolewriterError, check_descriptors
-from solewriter.shared.folder import StateFolder
+from solewriter.shared.folder import StateFolder, unclosed
 from solewriter.shared.lane import Lane
 from solewriter.shared.wireform import OutcomeQuery, PlainRequest
 
@@ -40,6 +42,8 @@ _open: weakref.WeakSet[AioExchange] = weakref.WeakSet()
 class AioExchange:
     """One client's lane, its session, and the coroutines that wait on them, all on the loop where it was made."""
 
+    _lane: Lane | None = None
+
     def __init__(self, folder: StateFolder, session: AgentSession, limits: Limits) -> None:
         self.folder = folder
         self._session = session
@@ -47,7 +51,6 @@ class AioExchange:
         self._home = Home("client", "aio.connect")
         self._loop = self._home.loop
         self._waiting: OrderedDict[asyncio.Future[Sent], Sequence[Request]] = OrderedDict()  # for room in the window
-        self._lane: Lane | None = None
         self._leaving: set[Lane] = set()  # dropped, and closed in the loop's next tick
         self._buffer = memoryview(bytearray(READ_BYTES))
         self._writing = False  # the loop watches the request pipe
@@ -345,7 +348,7 @@ class AioExchange:
 
     def _use(self, lane: Lane) -> None:
         self._lane, self._lost_at = lane, 0.0
-        self._loop.add_reader(lane.replies, self._readable)
+        self._loop.add_reader(lane.replies, call_if_there, weakref.WeakMethod(self._readable))
         self._write()
         self._admit()
 
@@ -373,14 +376,12 @@ class AioExchange:
             self._greeting.forsake()
             self._greeting = None
 
-
-def name_request(cancelled: asyncio.CancelledError, sent: Sequence[object]) -> None:
-    """A cancellation of something that was sent says so: its cause names the first request of it."""
-    if cancelled.__cause__ is None:
-        for one in sent:
-            if isinstance(one, Pending):
-                cancelled.__cause__ = outcome_unknown(one)
-                return
+    def __del__(self, warn: Callable[..., None] = warnings.warn) -> None:
+        """Nobody has this client any more, and nobody closed it."""
+        lane, self._lane = self._lane, None
+        if lane is not None:
+            self._home.let_go(lane)
+            warn(unclosed("client", self.folder), ResourceWarning, source=self)
 
 
 def _wake(told: asyncio.Future[None]) -> None:

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import os
+import weakref
+from collections.abc import Callable
 
 from solewriter.shared.errors import EngineUnavailable
+from solewriter.shared.lane import Lane
 
 
 class Home:
@@ -36,3 +39,22 @@ class Home:
             return
         whose, where = ("the parent process", "the child") if self.inherited else ("another event loop", "this one")
         raise EngineUnavailable(f"this {self._what} belongs to {whose}: {self._opener}() again in {where}", final=True)
+
+    def let_go(self, lane: Lane) -> None:
+        """Of a client that is no more: out of the loop, then closed. From any thread, whether the loop runs or not."""
+        try:
+            self.loop.call_soon_threadsafe(self._leave, lane)
+        except RuntimeError:  # it is closed
+            lane.close()
+
+    def _leave(self, lane: Lane) -> None:
+        self.loop.remove_reader(lane.replies)
+        self.loop.remove_writer(lane.requests)
+        self.loop.call_soon(lane.close)  # one tick later, for uvloop may still poll it
+
+
+def call_if_there(method: weakref.WeakMethod[Callable[[], None]]) -> None:
+    """For a loop, which would keep whatever it calls: what is forgotten is not kept by it."""
+    call = method()
+    if call is not None:
+        call()

@@ -298,6 +298,7 @@ def open_reader(state: str | os.PathLike[str], *, limits: Limits = DEFAULT_LIMIT
     async def opened() -> AioReader:
         memory = Memory(state, limits)
         await memory.looked(memory.view)
+        memory.is_anybodys = True
         return AioReader(memory, limits)
 
     return Opening(opened)

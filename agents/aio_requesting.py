@@ -19,13 +19,14 @@ from itertools import islice
 from types import TracebackType
 from typing import Self, TypeVar
 
-from solewriter.agents.aio_exchange import AioExchange, name_request
+from solewriter.agents.aio_exchange import AioExchange
 from solewriter.agents.aio_reader import AioReader, Memory
 from solewriter.agents.answers import Answers, Outcome, entity_of, of_class
 from solewriter.agents.conflicts import judged
 from solewriter.agents.deadline import deadline_us, no_time
+from solewriter.agents.pending import Pending, name_request
 from solewriter.agents.room import pipeline
-from solewriter.agents.session import AgentSession, Pending
+from solewriter.agents.session import AgentSession
 from solewriter.agents.tokens import Tokens
 from solewriter.shared import wireform
 from solewriter.shared.config import DEFAULT_LIMITS, GIVE_BACK_S, Limits

@@ -6,8 +6,8 @@ import functools
 from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
+from solewriter.agents.pending import Pending, error_of
 from solewriter.agents.reader import Reader
-from solewriter.agents.session import Pending, error_of
 from solewriter.agents.snapshot import Plain
 from solewriter.shared.errors import (
     Forgotten,
@@ -96,7 +96,7 @@ class Answers:
         results = tuple([Result(kind, id, version, address) for version, address, kind, id in detail])
         known, decode = self._decoder
         if epoch != known:
-            decode = functools.partial(self._entity, epoch)
+            decode = functools.partial(_entity, self._reader, epoch)
             self._decoder = epoch, decode
         return Reply(named, revision, results, None, decode)
 
@@ -111,15 +111,17 @@ class Answers:
                     pass  # no memory to look into just now; the refusal itself is definite
         return Reply(request_id, revision, (), error, _nothing)
 
-    def _entity(self, epoch: int, result: Result) -> Entity | Plain | None:
-        return self._reader.of_result(result, epoch, self._reader.decoder.model_of(result.kind))
-
     def _current(self, kind: str, id: str) -> Entity | Plain | None:
         """As its class here reads it; where that does not fit what is stored, by name."""
         try:
             return self._reader.get(self._reader.decoder.model_of(kind), id)
         except SchemaMismatch:
             return self._reader.get(kind, id)
+
+
+def _entity(reader: Reader, epoch: int, result: Result) -> Entity | Plain | None:
+    """No method: what it would be bound to would keep itself, and the memory, when it is forgotten."""
+    return reader.of_result(result, epoch, reader.decoder.model_of(result.kind))
 
 
 def _nothing(result: Result) -> None:

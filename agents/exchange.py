@@ -12,16 +12,18 @@ import resource
 import select
 import socket
 import time
+import warnings
 import weakref
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 
 from solewriter.agents.deadline import due_s, not_sent
 from solewriter.agents.greeting import greet
 from solewriter.agents.monitor import Monitor
 from solewriter.agents.pace import Pace
+from solewriter.agents.pending import Pending, outcome_unknown
 from solewriter.agents.room import check_room
-from solewriter.agents.session import AgentSession, Pending, closed, fenced, outcome_unknown
+from solewriter.agents.session import AgentSession, closed, fenced
 from solewriter.shared.config import (
     CROWDED_LEAST_S,
     CROWDED_MOST_S,
@@ -32,7 +34,7 @@ from solewriter.shared.config import (
     Limits,
 )
 from solewriter.shared.errors import EngineUnavailable, Fenced, Refused, check_descriptors
-from solewriter.shared.folder import StateFolder
+from solewriter.shared.folder import StateFolder, unclosed
 from solewriter.shared.lane import Lane
 from solewriter.shared.wireform import OutcomeQuery, PlainRequest
 
@@ -45,13 +47,14 @@ _open: weakref.WeakSet[Exchange] = weakref.WeakSet()
 class Exchange:
     """One client's lane, its session, and the threads that wait on them. Raises EngineUnavailable if nobody answers."""
 
+    _lane: Lane | None = None
+
     def __init__(self, folder: StateFolder, session: AgentSession, limits: Limits) -> None:
         self.folder = folder
         self._session = session
         self._limits = limits
         self._monitor = Monitor()  # of its threads: who holds the lock reads or connects for all
         self._reading = False  # one thread at a time reads for all
-        self._lane: Lane | None = None
         self._offered: Lane | None = None  # on its way to become the lane
         self._greeting: socket.socket | None = None  # on which an answer is awaited
         self._broken = False
@@ -341,6 +344,12 @@ class Exchange:
         if self._lane is not None:
             self._lane.close()
             self._lane = None
+
+    def __del__(self, warn: Callable[..., None] = warnings.warn) -> None:
+        """Nobody has this client any more, and nobody closed it."""
+        if self._lane is not None:
+            self._drop_lane()
+            warn(unclosed("client", self.folder), ResourceWarning, source=self)
 
     def forsake(self) -> None:
         """In a forked child: hold nothing of the parent's open."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import select
 import time
+import warnings
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Literal, TypeVar, overload
 
@@ -23,7 +24,7 @@ from solewriter.shared.errors import (
     SnapshotExpired,
     check_descriptors,
 )
-from solewriter.shared.folder import pidfd_of
+from solewriter.shared.folder import pidfd_of, unclosed
 from solewriter.shared.memory.pin import Pin
 from solewriter.shared.memory.root import STOPPED, SUPERSEDED, RootReader
 from solewriter.shared.memory.view import View
@@ -44,12 +45,14 @@ E = TypeVar("E", bound=Entity)
 class Reader(Looking):
     """Reads one state folder. May be shared by threads; survives restarts of the engine. Made by `open_reader`."""
 
+    _view: View | None = None
+    is_anybodys = False  # opened by itself, to be closed by itself; else it is a client's
+
     def __init__(
         self, state: str | os.PathLike[str], limits: Limits = DEFAULT_LIMITS, registry: Registry | None = None
     ) -> None:
         super().__init__(state, limits, registry)
         self._limits = limits
-        self._view: View | None = None
         self._pidfd = -1
         self._checked: dict[str, tuple[str, int, Kind]] = {}  # classes that are the engine's
         self._stopped_at = 0.0  # when a wait first met an engine that was stopped, and no other one followed since
@@ -310,6 +313,14 @@ class Reader(Looking):
         self.decoder.turn_to(None)
         self._close_pidfd()
 
+    def __del__(self, warn: Callable[..., None] = warnings.warn) -> None:
+        """Nobody has this reader any more, nor a snapshot of it."""
+        if self._view is not None:
+            is_unclosed = not self._closed
+            self.close()
+            if is_unclosed and self.is_anybodys:
+                warn(unclosed("reader", self.folder), ResourceWarning, source=self)
+
 
 @overload
 def open_reader(
@@ -332,4 +343,5 @@ def open_reader(
         return OfflineReader(state, limits)
     reader = Reader(state, limits)
     reader.view()
+    reader.is_anybodys = True
     return reader

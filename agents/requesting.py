@@ -16,9 +16,10 @@ from solewriter.agents.answers import Answers, Outcome, entity_of
 from solewriter.agents.conflicts import judged
 from solewriter.agents.deadline import deadline_us, no_time
 from solewriter.agents.exchange import Exchange
+from solewriter.agents.pending import Pending, outcome_unknown
 from solewriter.agents.reader import Reader
 from solewriter.agents.room import pipeline
-from solewriter.agents.session import AgentSession, Pending, outcome_unknown
+from solewriter.agents.session import AgentSession
 from solewriter.agents.tokens import Tokens
 from solewriter.shared import wireform
 from solewriter.shared.config import DEFAULT_LIMITS, Limits

@@ -13,20 +13,15 @@ from typing import Any, Final
 
 import msgspec
 
+from solewriter.agents.pending import Pending, outcome_unknown
 from solewriter.shared import wire
-from solewriter.shared.config import FRAME_REQUESTS_MAX, FRAMES_KEPT_MAX, WIRE_VERSION, Limits
-from solewriter.shared.errors import (
-    EngineUnavailable,
-    Fenced,
-    Forgotten,
-    MemoryFull,
-    OutcomeUnknown,
-    Refused,
-    RequestTooLarge,
-    SolewriterError,
-    Unavailable,
-    from_wire,
+from solewriter.shared.config import (
+    FRAME_REQUESTS_MAX,
+    FRAMES_KEPT_MAX,
+    WIRE_VERSION,
+    Limits,
 )
+from solewriter.shared.errors import EngineUnavailable, Fenced, Refused, RequestTooLarge, SolewriterError
 from solewriter.shared.handshake import Hello, Welcome
 from solewriter.shared.lane import LENGTH_BYTES
 from solewriter.shared.mutations import Op
@@ -35,38 +30,6 @@ from solewriter.shared.wire import PlainReply, Status
 from solewriter.shared.wireform import OutcomeQuery, PlainRequest
 
 _CLAIM: Final = Op.CLAIM.value
-_UNAVAILABLE: Final[dict[str, type[Unavailable]]] = {"MemoryFull": MemoryFull, "Forgotten": Forgotten}
-
-
-class Pending:
-    """A request on its way, and what it was told. `on_done`, if it is set, is called once, when that is known."""
-
-    __slots__ = ("epoch", "error", "given_id", "named", "on_done", "reply", "sequence", "session", "waits")
-
-    def __init__(self, session: int, sequence: int, given_id: str | None, *, waits: bool = False) -> None:
-        self.session = session
-        self.sequence = sequence
-        self.given_id = given_id  # the user's own word
-        self.waits = waits  # it is a claim that is answered when there is something to do, and not as soon as can be
-        self.reply: PlainReply | None = None
-        self.error: SolewriterError | None = None
-        self.epoch = 0  # of the memory in which the reply's addresses are valid
-        self.on_done: Callable[[], None] | None = None
-        self.named = False  # its id was told, by OutcomeUnknown: under another one it must never be applied
-
-    @property
-    def request_id(self) -> str:
-        """The user's word for it, or its number: as long as it was never told, another one with another lane."""
-        return self.given_id or default_id(self.session, self.sequence)
-
-    @property
-    def done(self) -> bool:
-        return self.reply is not None or self.error is not None
-
-    def end(self, reply: PlainReply | None, error: SolewriterError | None) -> None:
-        self.reply, self.error = reply, error
-        if self.on_done is not None:
-            self.on_done()
 
 
 class _Sent:
@@ -365,36 +328,9 @@ def _too_large(limits: Limits) -> RequestTooLarge:
     return RequestTooLarge(f"the engine takes frames of at most {limits.frame_bytes_max:,} bytes (frame_bytes_max)")
 
 
-def outcome_unknown(pending: Pending) -> OutcomeUnknown:
-    """Tells its id, which is its own from now on."""
-    pending.named = True
-    return OutcomeUnknown(
-        f"no reply to request {pending.request_id}: it may or may not have been applied; "
-        "look at what is stored before you repeat it, or give requests ids of your own",
-        request_id=pending.request_id,
-    )
-
-
 def fenced() -> Fenced:
     return Fenced("another client took over this client_id: connect again under another one")
 
 
 def closed() -> EngineUnavailable:
     return EngineUnavailable("this client is closed", final=True)
-
-
-def error_of(pending: Pending) -> SolewriterError | None:
-    """The error that a finished request ended with, if it did."""
-    reply = pending.reply
-    if reply is None or pending.error is not None:
-        return pending.error
-    if reply.status == Status.REFUSED:
-        error = from_wire(tuple(reply.detail))
-        error.request_id = pending.request_id
-        return error
-    if reply.status == Status.UNAVAILABLE:
-        name, message, _ = reply.detail
-        if name == "Forgotten":
-            return Forgotten(message, request_id=pending.request_id)
-        return _UNAVAILABLE.get(name, EngineUnavailable)(message)
-    return None

@@ -11,7 +11,7 @@ from collections import Counter
 from typing import Any
 
 from solewriter.agents.answers import Outcome
-from solewriter.agents.session import Pending
+from solewriter.agents.pending import Pending
 from solewriter.shared.config import ASKED_MAX, HELD_MAX
 from solewriter.shared.errors import Fenced, Refused
 from solewriter.shared.models import Task

@@ -153,6 +153,11 @@ def replace_file(path: Path, content: bytes) -> None:
     os.rename(fresh, path)
 
 
+def unclosed(what: str, folder: StateFolder) -> str:
+    """What a ResourceWarning says of a client or reader that was forgotten."""
+    return f"a {what} of {folder.path} was never closed: close() it, or use it in a `with`"
+
+
 def legible(text: str) -> str:
     """As it is, but for parts of names that are no UTF-8, which nothing encodes: those are escaped."""
     return text.encode(errors="backslashreplace").decode()

@@ -17,7 +17,8 @@ from collections import deque
 from collections.abc import Callable, Iterator
 
 from solewriter.agents.exchange import Exchange
-from solewriter.agents.session import AgentSession, Pending, error_of
+from solewriter.agents.pending import Pending, error_of
+from solewriter.agents.session import AgentSession
 from solewriter.shared import wireform
 from solewriter.shared.config import DEFAULT_LIMITS
 from solewriter.shared.errors import SolewriterError

@@ -29,7 +29,8 @@ import uvloop
 
 from solewriter import Busy, Expired, Reply, Update, aio, connect
 from solewriter.agents.greeting import greet
-from solewriter.agents.session import AgentSession, Pending
+from solewriter.agents.pending import Pending
+from solewriter.agents.session import AgentSession
 from solewriter.bench.agent import READY
 from solewriter.bench.flood.throttle import Job
 from solewriter.bench.measure import NS_PER_S, Interval, sleep_until

@@ -6,7 +6,8 @@ import msgspec
 import pytest
 
 from solewriter.agents import session as sessions
-from solewriter.agents.session import AgentSession, error_of, outcome_unknown
+from solewriter.agents.pending import error_of, outcome_unknown
+from solewriter.agents.session import AgentSession
 from solewriter.shared import wire
 from solewriter.shared.config import DEFAULT_LIMITS
 from solewriter.shared.errors import EngineUnavailable, OutcomeUnknown, RequestTooLarge

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from solewriter.agents import tokens as module
-from solewriter.agents.session import Pending
+from solewriter.agents.pending import Pending
 from solewriter.agents.tokens import Tokens
 from solewriter.shared.errors import Fenced
 from solewriter.shared.models import Task

@@ -23,6 +23,7 @@ from solewriter import (
     Delete,
     Entity,
     Limits,
+    Reader,
     Snapshot,
     SnapshotExpired,
     Task,
@@ -224,11 +225,11 @@ class Looks:
 
     def __init__(self, memory: Memory, new: dict[str, Any] | None, idle: int = 0) -> None:
         self._folder = memory.folder.path
-        self._early = open_reader(self._folder)
+        self._early = Reader(self._folder)
         self._held = self._early.snapshot()
         self.old = content(self._held)
         self._allowed = [self.old if new is None else new, self.old]  # what may be the newest; never the other way
-        self._idle = [open_reader(self._folder).snapshot() for _ in range(idle)]  # they never looked into a table
+        self._idle = [Reader(self._folder).snapshot() for _ in range(idle)]  # they never looked into a table
 
     def look(self) -> None:
         assert content(self._held) == self.old, "what is held changed"

@@ -1378,6 +1378,36 @@ def test_descriptors_and_threads_do_not_leak(engine, run):
     run(main())
 
 
+def test_what_is_forgotten_is_closed_and_says_so(engine, loop_factory, wait_until):
+    """In a loop that runs, and behind its end: a client, and a reader."""
+
+    async def opened():
+        client, reader = await aio.connect(engine.state), await aio.open_reader(engine.state)
+        task = await client.create(Task(title="x"))
+        assert await reader.get(Task, task.id) == await client.get(Task, task.id) == task
+        return client, reader
+
+    async def forgetful() -> None:
+        client, reader = await opened()
+        await client.close()
+        await reader.close()
+        fds = open_fds()
+        with pytest.warns(ResourceWarning, match="was never closed") as told:
+            await opened()
+        assert len(told) == 2
+        await until(lambda: open_fds() <= fds, "all is closed")
+
+    with asyncio.Runner(loop_factory=loop_factory) as runner:
+        runner.run(forgetful())
+    fds = open_fds()
+    with asyncio.Runner(loop_factory=loop_factory) as runner:
+        both = runner.run(opened())
+    with pytest.warns(ResourceWarning, match="was never closed") as told:
+        del both
+    assert len(told) == 2
+    wait_until(lambda: open_fds() == fds, 20, "all is closed")  # the engine's owner opens something now and then
+
+
 def test_cancelled_connects_leave_nothing_open(engine, run):
     async def main():
         await (await aio.connect(engine.state)).close()

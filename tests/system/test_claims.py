@@ -54,8 +54,8 @@ from solewriter import (
     open_reader,
     why_not_ready,
 )
+from solewriter.agents.pending import Pending
 from solewriter.agents.readiness import Obstacle
-from solewriter.agents.session import Pending
 from solewriter.shared import wire
 from solewriter.shared.config import ASKED_MAX, DEFAULT_LIMITS, KIB
 from solewriter.shared.mutations import Op

@@ -35,7 +35,7 @@ from solewriter import (
     Update,
     connect,
 )
-from solewriter.agents import exchange, greeting, monitor, session
+from solewriter.agents import exchange, greeting, monitor, pending, session
 from solewriter.shared import lane as lanes
 from solewriter.shared import wire
 from solewriter.shared.config import DEFAULT_LIMITS, WIRE_VERSION
@@ -237,6 +237,29 @@ def test_a_client_shared_by_threads_serves_them_all(state, start_engine):
         assert client.reader.snapshot().counts["Task"] == 301
 
 
+def test_a_client_that_is_forgotten_is_closed_and_says_so(engine):
+    """As files and sockets are: nothing of it stays open, and its lane is gone for the engine, too."""
+    with connect(engine.state) as other:
+        before = pipes(), pidfds()
+        client = connect(engine.state)
+        assert client.create(Task(title="x")).title == "x"
+        reader = client.reader
+        with pytest.warns(ResourceWarning, match=r"a client of .* was never closed") as told:
+            del client
+        assert len(told) == 1
+        assert reader.get(Task, "none") is None, "whoever has its reader may read on"
+        del reader
+        assert (pipes(), pidfds()) == before
+        client = connect(engine.state)
+        client.close()
+        del client
+        assert other.create(Task(title="y")).title == "y"
+
+
+def pidfds() -> int:
+    return sum(os.path.basename(target) == "anon_inode:[pidfd]" for target in targets())
+
+
 def test_closing_a_client_ends_the_calls_of_other_threads(engine, wait_until):
     """Of the one that reads for all, and of those that wait for it; the engine says nothing meanwhile."""
     client = connect(engine.state)
@@ -300,7 +323,7 @@ def test_a_call_interrupted_at_any_step_leaves_a_client_that_goes_on(engine, at_
         while reached:
             steps += 1
             client._exchange._broken = lane == "lost"
-            with at_step(steps, _interrupt, exchange, monitor, session, greeting, lanes) as reached:
+            with at_step(steps, _interrupt, exchange, monitor, session, pending, greeting, lanes) as reached:
                 try:
                     client.alter(Task.ref("t"), max_retries=Increment(1))
                 except KeyboardInterrupt:
@@ -437,11 +460,15 @@ def test_a_forked_child_never_uses_nor_holds_its_parents_lane(state, start_engin
 
 def pipes() -> set[str]:
     """Those that this process holds open."""
-    found = set()
+    return {target for target in targets() if target.startswith("pipe:")}
+
+
+def targets() -> list[str]:
+    found = []
     for fd in os.listdir("/proc/self/fd"):
         with contextlib.suppress(OSError):
-            found.add(os.readlink(f"/proc/self/fd/{fd}"))
-    return {target for target in found if target.startswith("pipe:")}
+            found.append(os.readlink(f"/proc/self/fd/{fd}"))
+    return found
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of a fork beside threads: the child only looks and ends

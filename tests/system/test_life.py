@@ -404,6 +404,7 @@ def test_what_a_killed_engine_left_in_memory_goes_with_its_owner(state, start_en
     assert snap[Task, "t"].title == "x", "what is held stays readable"
     with pytest.raises(EngineUnavailable):
         open_reader(state)
+    reader.close()
 
 
 # --- ending by itself -------------------------------------------------------------------------------------------------
@@ -1057,6 +1058,7 @@ def test_a_wait_for_what_a_stopped_engine_would_have_done_ends(state, start_engi
         reader.wait_for(100)
     with pytest.raises(EngineUnavailable, match="was stopped"):
         next(watch)
+    reader.close()
 
 
 def test_a_watch_whose_memory_went_with_a_stopped_engine_says_that_it_was_stopped(state, start_engine):
@@ -1116,6 +1118,43 @@ def test_closing_a_reader_ends_its_waits_in_other_threads(reader):
     for thread in threads:
         thread.join(20)
     assert [error.final for error in told] == [True] * 3
+
+
+def test_a_reader_that_is_forgotten_is_closed_and_says_so(engine, client):
+    """Not before its last snapshot is."""
+
+    def pidfds() -> int:
+        return sum(path.endswith("[pidfd]") for path in descriptors())
+
+    task = client.create(Task(title="x"))
+    assert client.get(Task, task.id) == task
+    before = pidfds()
+    snap = open_reader(engine.state).snapshot()
+    assert not snap.stale
+    assert pidfds() == before + 1
+    with pytest.warns(ResourceWarning, match=r"a reader of .* was never closed"):
+        del snap
+    assert pidfds() == before
+    reader = open_reader(engine.state)
+    reader.close()
+    del reader
+    assert pidfds() == before
+
+
+SCRIPT_THAT_CLOSES_NOTHING = """
+import sys
+from solewriter import Task, connect, open_reader
+client, reader = connect(sys.argv[1]), open_reader(sys.argv[1])
+task = client.create(Task(title="x"))
+print(reader.snapshot()[Task, task.id].title, client.get(Task, task.id).title)
+"""
+
+
+def test_a_script_that_closes_nothing_ends_quietly(engine):
+    ran = subprocess.run(
+        [sys.executable, "-c", SCRIPT_THAT_CLOSES_NOTHING, engine.state], capture_output=True, text=True, timeout=60
+    )
+    assert (ran.returncode, ran.stdout, ran.stderr) == (0, "x x\n", "")
 
 
 def test_a_client_gives_up_when_its_patience_is_over_and_says_what_never_left(state, start_engine):

@@ -555,6 +555,7 @@ def test_an_engine_that_dies_between_two_stores_leaves_scans_whole(
     assert snap.count(Task, {"project": "odd"}) == sum(task.project == "odd" for task in entities)
     assert snap.scan(Task) == entities
     assert {task.version for task in entities} <= {1, 2, 3, 4, 5, 6}
+    reader.close()
     engine.stop()
 
 
@@ -570,3 +571,4 @@ def test_a_snapshot_that_outlives_its_engine_scans_by_its_records(state, start_e
     assert snap.count(Task, {"project": "p0"}) == 34, "its tables went before they were mapped"
     assert [task.id for task in snap.scan(Task, {"project": "p1"}, limit=2)] == ["t1", "t4"]
     assert snap.count_by(Task, "project") == {"p0": 34, "p1": 33, "p2": 33}
+    reader.close()

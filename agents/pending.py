@@ -1,0 +1,87 @@
+"""`Pending`: a request on its way, and what it came to."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Final
+
+from solewriter.shared.errors import (
+    EngineUnavailable,
+    Forgotten,
+    MemoryFull,
+    OutcomeUnknown,
+    SolewriterError,
+    Unavailable,
+    from_wire,
+)
+from solewriter.shared.request_ids import default_id
+from solewriter.shared.wire import PlainReply, Status
+
+_UNAVAILABLE: Final[dict[str, type[Unavailable]]] = {"MemoryFull": MemoryFull, "Forgotten": Forgotten}
+
+
+class Pending:
+    """A request on its way, and what it was told. `on_done`, if it is set, is called once, when that is known."""
+
+    __slots__ = ("epoch", "error", "given_id", "named", "on_done", "reply", "sequence", "session", "waits")
+
+    def __init__(self, session: int, sequence: int, given_id: str | None, *, waits: bool = False) -> None:
+        self.session = session
+        self.sequence = sequence
+        self.given_id = given_id  # the user's own word
+        self.waits = waits  # it is a claim that is answered when there is something to do, and not as soon as can be
+        self.reply: PlainReply | None = None
+        self.error: SolewriterError | None = None
+        self.epoch = 0  # of the memory in which the reply's addresses are valid
+        self.on_done: Callable[[], None] | None = None
+        self.named = False  # its id was told, by OutcomeUnknown: under another one it must never be applied
+
+    @property
+    def request_id(self) -> str:
+        """The user's word for it, or its number: as long as it was never told, another one with another lane."""
+        return self.given_id or default_id(self.session, self.sequence)
+
+    @property
+    def done(self) -> bool:
+        return self.reply is not None or self.error is not None
+
+    def end(self, reply: PlainReply | None, error: SolewriterError | None) -> None:
+        self.reply, self.error = reply, error
+        if self.on_done is not None:
+            self.on_done()
+
+
+def outcome_unknown(pending: Pending) -> OutcomeUnknown:
+    """Tells its id, which is its own from now on."""
+    pending.named = True
+    return OutcomeUnknown(
+        f"no reply to request {pending.request_id}: it may or may not have been applied; "
+        "look at what is stored before you repeat it, or give requests ids of your own",
+        request_id=pending.request_id,
+    )
+
+
+def name_request(cancelled: BaseException, sent: Sequence[object]) -> None:
+    """A cancellation of something that was sent says so: its cause names the first request of it."""
+    if cancelled.__cause__ is None:
+        for one in sent:
+            if isinstance(one, Pending):
+                cancelled.__cause__ = outcome_unknown(one)
+                return
+
+
+def error_of(pending: Pending) -> SolewriterError | None:
+    """The error that a finished request ended with, if it did."""
+    reply = pending.reply
+    if reply is None or pending.error is not None:
+        return pending.error
+    if reply.status == Status.REFUSED:
+        error = from_wire(tuple(reply.detail))
+        error.request_id = pending.request_id
+        return error
+    if reply.status == Status.UNAVAILABLE:
+        name, message, _ = reply.detail
+        if name == "Forgotten":
+            return Forgotten(message, request_id=pending.request_id)
+        return _UNAVAILABLE.get(name, EngineUnavailable)(message)
+    return None
