@@ -23,7 +23,7 @@ from solewriter.agents.aio_exchange import AioExchange
 from solewriter.agents.aio_reader import AioReader, Memory
 from solewriter.agents.answers import Answers, Outcome, entity_of, of_class
 from solewriter.agents.conflicts import judged
-from solewriter.agents.deadline import deadline_us, no_time
+from solewriter.agents.deadline import Timed, deadline_us, no_time, timed
 from solewriter.agents.pending import Pending, name_request
 from solewriter.agents.room import pipeline
 from solewriter.agents.session import AgentSession
@@ -123,12 +123,13 @@ class AioRequests:
         `window` of them in flight; replies in order, refusals as values.
 
         `timeout_s` is the patience for each reply; then OutcomeUnknown is raised. `deadline_s` is each request's own,
-        from when it and those that go in one frame with it were taken from `mutations`. The window is filled before the
-        first reply is yielded: `window=1` is for a source that is slow, or that waits for replies itself. What
-        `mutations` raises is raised behind the replies to all that it gave before.
+        from when it was taken from `mutations`, while those are waited for that go in one frame with it. The window is
+        filled before the first reply is yielded: `window=1` is for a source that is slow, or that waits for replies
+        itself. What `mutations` raises is raised behind the replies to all that it gave before.
         """
         waiting: deque[Pending | Refused] = deque()
-        source = aiter(mutations) if isinstance(mutations, AsyncIterable) else iter(mutations)
+        deadline_us(deadline_s)  # raises here what it would raise for each
+        source = aiter(mutations) if isinstance(mutations, AsyncIterable) else timed(mutations, deadline_s)
         window, batch = pipeline(window, self._session.window)
         patience_s = self._patience_s(timeout_s)
         exhausted = False
@@ -136,9 +137,9 @@ class AioRequests:
         try:
             while waiting or not exhausted:
                 while not exhausted and len(waiting) + batch <= window:
-                    taken, failure = await _some(source, batch)
+                    taken, failure = await _some(source, batch, deadline_s)
                     exhausted = len(taken) < batch
-                    waiting.extend(await self._sent(taken, time.monotonic() + patience_s, deadline_us(deadline_s)))
+                    waiting.extend(await self._sent(taken, time.monotonic() + patience_s))
                 if waiting:
                     yield await self._told(waiting.popleft(), self._reply, time.monotonic() + patience_s)
         except asyncio.CancelledError as cancelled:
@@ -148,10 +149,10 @@ class AioRequests:
             raise failure
 
     async def _sent(
-        self, asked: list[Mutation | Sequence[Mutation]], deadline: float, due_us: int | None
+        self, asked: list[Timed[Mutation | Sequence[Mutation]]], deadline: float
     ) -> list[Pending | Refused]:
         """One frame of these requests. Bad input takes its place as a refusal."""
-        taken = [wireform.plain_or_refused(one, self._registry, self._limits, due_us) for one in asked]
+        taken = [wireform.plain_or_refused(one, self._registry, self._limits, due_us) for one, due_us in asked]
         taken = await self._memory.looked(lambda: self._answers.fitting(taken))
         requests = [request for request in taken if not isinstance(request, Refused)]
         for request in requests:
@@ -259,15 +260,17 @@ class AioRequests:
         await self.close()
 
 
-async def _some(source: Iterator[T] | AsyncIterator[T], count: int) -> tuple[list[T], Exception | None]:
+async def _some(
+    source: Iterator[Timed[T]] | AsyncIterator[T], count: int, deadline_s: float | None
+) -> tuple[list[Timed[T]], Exception | None]:
     """The next ones of a source; fewer only at its end, and why it ended if it raised."""
-    taken: list[T] = []
+    taken: list[Timed[T]] = []
     try:
         if isinstance(source, Iterator):
             taken.extend(islice(source, count))
         else:
             async for mutation in source:
-                taken.append(mutation)
+                taken.append((mutation, deadline_us(deadline_s)))
                 if len(taken) == count:
                     break
     except Exception as error:

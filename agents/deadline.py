@@ -8,11 +8,15 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import repeat
+from typing import TypeVar
 
 from solewriter.shared.errors import Expired, InvalidMutation, InvalidQuery
 from solewriter.shared.wireform import OutcomeQuery, PlainRequest
 
+T = TypeVar("T")
+Timed = tuple[T, int | None]  # with its deadline
 US_PER_S = 1_000_000
 YEARS_S = 1e9  # longer than any machine runs: it fits the wire whatever the caller means by it
 
@@ -29,6 +33,13 @@ def deadline_us(deadline_s: float | None) -> int | None:
     raise no_time("deadline_s", deadline_s)
 
 
+def timed(source: Iterable[T], deadline_s: float | None) -> Iterator[Timed[T]]:
+    """What a source gives, each with its own deadline: so long from when it was taken. Raises InvalidMutation."""
+    if deadline_us(deadline_s) is None:
+        return zip(source, repeat(None))
+    return ((one, deadline_us(deadline_s)) for one in source)
+
+
 def no_time(name: str, value: object) -> InvalidMutation:
     """For an option that is no number of seconds, NaN say, which is neither before nor after anything."""
     problem = f"seconds from now, not {value!r:.100}"
@@ -42,9 +53,11 @@ def check_patience(timeout_s: float | None) -> None:
 
 
 def due_s(requests: Sequence[PlainRequest | OutcomeQuery]) -> float:
-    """When it is too late to send these, which were made together, on `time.monotonic`. Infinite without a deadline."""
-    first = requests[0]
-    return math.inf if len(first) == 2 or first[3] is None else first[3] / US_PER_S
+    """When it is too late to send any of these, which were made one after the other, on `time.monotonic`. Infinite
+    without a deadline.
+    """
+    last = requests[-1]
+    return math.inf if len(last) == 2 or last[3] is None else last[3] / US_PER_S
 
 
 def not_sent() -> Expired:

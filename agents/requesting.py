@@ -14,7 +14,7 @@ from typing import Self, TypeVar
 
 from solewriter.agents.answers import Answers, Outcome, entity_of
 from solewriter.agents.conflicts import judged
-from solewriter.agents.deadline import deadline_us, no_time
+from solewriter.agents.deadline import Timed, deadline_us, no_time, timed
 from solewriter.agents.exchange import Exchange
 from solewriter.agents.pending import Pending, outcome_unknown
 from solewriter.agents.reader import Reader
@@ -118,11 +118,11 @@ class Requests:
         `window` of them in flight; replies in order, refusals as values.
 
         `timeout_s` is the patience for each reply; then OutcomeUnknown is raised. `deadline_s` is each request's own,
-        from when it and those that go in one frame with it were taken from `mutations`. What that raises is raised
-        behind the replies to all that it gave before.
+        from when it was taken from `mutations`, while those are waited for that go in one frame with it: `window=1` is
+        for a source that is slow. What `mutations` raises is raised behind the replies to all that it gave before.
         """
         waiting: deque[Pending | Refused] = deque()
-        source = iter(mutations)
+        source = timed(mutations, deadline_s)
         window, batch = pipeline(window, self._session.window)
         exhausted = False
         failure: Exception | None = None
@@ -130,7 +130,7 @@ class Requests:
             while not exhausted and len(waiting) + batch <= window:
                 taken, failure = _some(source, batch)
                 exhausted = len(taken) < batch
-                self._send_batch(taken, waiting, self._patience(timeout_s), deadline_us(deadline_s))
+                self._send_batch(taken, waiting, self._patience(timeout_s))
             if waiting:
                 yield self._told(waiting.popleft(), self._patience(timeout_s))
         if failure is not None:
@@ -138,14 +138,13 @@ class Requests:
 
     def _send_batch(
         self,
-        asked: list[Mutation | Sequence[Mutation]],
+        asked: list[Timed[Mutation | Sequence[Mutation]]],
         waiting: deque[Pending | Refused],
         patience: float,
-        due_us: int | None,
     ) -> None:
         """One frame of these requests. Bad input takes its place as a refusal."""
         taken = self._answers.fitting(
-            [wireform.plain_or_refused(one, self._registry, self._limits, due_us) for one in asked]
+            [wireform.plain_or_refused(one, self._registry, self._limits, due_us) for one, due_us in asked]
         )
         requests = [request for request in taken if not isinstance(request, Refused)]
         for request in requests:

@@ -11,6 +11,7 @@ import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -164,6 +165,33 @@ def test_each_request_of_a_pipeline_has_a_deadline_of_its_own(client, wait_until
     late = [reply.error for reply in client.submit_many([Create(Task(title="x"))] * 8, deadline_s=-1)]
     assert [type(error) for error in late] == [Expired] * 8
     assert client.reader.snapshot().counts["Task"] == 3
+
+
+@pytest.mark.parametrize("of", ["threads", "asyncio"])
+def test_a_deadline_does_not_wait_for_what_goes_in_one_frame_with_it(engine, client, wait_until, of):
+    """A source that is slow holds its requests back together; what came too late by that is never decided."""
+    deadline_s = 1.0
+
+    def slow():
+        yield Create(Task(title="early"))
+        begun = time.monotonic()
+        wait_until(lambda: time.monotonic() > begun + deadline_s, 20, "the next mutation")
+        for number in range(7):
+            yield Create(Task(title=str(number)))
+
+    async def slowly():
+        for mutation in slow():
+            yield mutation
+
+    async def story() -> list[Any]:
+        async with aio.connect(engine.state) as agent:
+            return [reply.error async for reply in agent.submit_many(slowly(), window=32, deadline_s=deadline_s)]
+
+    if of == "asyncio":
+        errors = asyncio.run(story())
+    else:
+        errors = [reply.error for reply in client.submit_many(slow(), window=32, deadline_s=deadline_s)]
+    assert [type(error) for error in errors] == [Expired] + [type(None)] * 7
 
 
 def test_a_patience_that_is_no_number_is_refused_before_anything_is_sent(engine, client):
