@@ -62,6 +62,10 @@ def answered(turn: Turn, sessions: Sessions, tending: Tending, sequence: int, re
         told_again(turn, own[0], own[1], NEVER)
     elif told is None:
         turn.fence(request_id)
+        if own is None:
+            for waiting in tending.lines.named(request_id):
+                tending.gives_up(turn, waiting)
+                told_again(turn, *waiting, NEVER)
     never = told is None or (told.status == Status.REFUSED and list(told.detail[:2]) == list(NEVER.detail[:2]))
     answer = None if told is None or never else (told.status, told.revision, told.detail)
     return sequence, Status.ANSWER, turn.revision, answer

@@ -145,6 +145,7 @@ class Lines:
         self._count = count()
         self._parked: dict[Asked, Parked] = {}
         self._ends: list[tuple[int, Asked]] = []
+        self._named: dict[str, dict[Asked, None]] = {}  # by the user's own ids
 
     def __bool__(self) -> bool:
         return bool(self._parked)
@@ -169,6 +170,12 @@ class Lines:
         line.waiting[asked] = self._parked[asked] = parked
         if not again:
             self._end(asked, parked)
+            if (request_id := parked.request[2]) is not None:
+                self._named.setdefault(request_id, {})[asked] = None
+
+    def named(self, request_id: str) -> list[Asked]:
+        """Those that wait under a user's own id."""
+        return [*self._named.get(request_id, ())]
 
     def _end(self, asked: Asked, parked: Parked) -> None:
         """Remember when it ends. Most are answered long before: what is left of those must not add up."""
@@ -181,6 +188,11 @@ class Lines:
         """It was answered, or nobody is there to be answered."""
         parked = self._parked.pop(asked, None)
         if parked is not None:
+            if (request_id := parked.request[2]) is not None:
+                named = self._named[request_id]
+                del named[asked]
+                if not named:
+                    del self._named[request_id]
             queue = self.by_kind[parked.wish.kind]
             line = queue.lines[parked.wish.said]
             del line.waiting[asked]
@@ -224,5 +236,5 @@ class Lines:
     def clear(self) -> list[Parked]:
         """Everybody, at the end of the engine."""
         left: list[Any] = list(self._parked.values())
-        self.by_kind, self._parked, self._ends = {}, {}, []
+        self.by_kind, self._parked, self._ends, self._named = {}, {}, [], {}
         return left

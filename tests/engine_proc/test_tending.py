@@ -230,7 +230,7 @@ def test_times_of_what_is_over_do_not_add_up():
     for number in range(10_000):
         leases.take(Lease(0, "a", 1, 7, FAR_US, FAR_US + number))  # renewed
         wish = Wish(0, b"", (), FAR_US + number)
-        lines.park(Parked(None, Session(7, "", ""), number, None, wish), 0)
+        lines.park(Parked(None, Session(7, "", ""), number, ([], [], None, None), wish), 0)
         lines.leave((7, number))
     assert len(leases._ends) <= STALE_MAX + 2
     assert len(lines._ends) <= STALE_MAX

@@ -59,6 +59,7 @@ from solewriter.agents.readiness import Obstacle
 from solewriter.shared import wire
 from solewriter.shared.config import ASKED_MAX, DEFAULT_LIMITS, KIB
 from solewriter.shared.mutations import Op
+from solewriter.shared.request_ids import default_id
 from solewriter.shared.wire import Status
 
 fork = multiprocessing.get_context("fork")
@@ -524,15 +525,20 @@ def test_a_claim_waits_for_dependencies_projects_and_time(client, other, wait_un
     assert claimed.updated_at >= soon
 
 
-def test_a_waiting_claim_that_is_asked_about_waits_no_more(client, other, wait_until):
-    result = in_thread(lambda: client.claim(Task, timeout_s=20, request_id="mine"))
+@pytest.mark.parametrize("by", ["its number", "the user's own id"])
+def test_a_waiting_claim_that_is_asked_about_waits_no_more(client, other, wait_until, by):
+    result = in_thread(lambda: client.claim(Task, timeout_s=60, request_id="mine"))
     wait_until(lambda: waiting_claims(client), 5, "the claim to be sent")
     (pending,) = client._session._frames[0].pendings
-    default = f"{client._session.number:016x}-{pending.sequence}"
-    assert type(other.outcome(default)).__name__ == "NotApplied"
-    make(other, task("a"))
-    with pytest.raises(Refused):
+    client.put(Project(id="p", name="so that it waits in the engine"))
+    number = default_id(client._session.number, pending.sequence)
+    assert type(other.outcome(number if by == "its number" else "mine")).__name__ == "NotApplied"
+    with pytest.raises(Refused, match="never will be applied"):
         result()
+    make(other, task("a"))
+    if by == "the user's own id":
+        with pytest.raises(Refused, match="never will be applied"):
+            client.claim(Task, request_id="mine")
     assert other.claim(Task).id == "a"
 
 
