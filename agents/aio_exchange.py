@@ -21,11 +21,11 @@ from copy import copy
 from functools import partial
 
 from solewriter.agents.aio_greeting import Greeting
-from solewriter.agents.aio_home import Home, call_if_there
+from solewriter.agents.aio_home import Home, call_if_there, wake
 from solewriter.agents.deadline import due_s, not_sent
 from solewriter.agents.pace import Pace
 from solewriter.agents.pending import Pending, name_request, outcome_unknown
-from solewriter.agents.room import check_room
+from solewriter.agents.room import check_room, is_pressing, make_room, no_room
 from solewriter.agents.session import AgentSession, closed, fenced
 from solewriter.shared.config import PIPE_BYTES, READ_BYTES, RECONNECT_FIRST_S, RECONNECT_MAX_S, Limits
 from solewriter.shared.errors import EngineUnavailable, Refused, SolewriterError, check_descriptors
@@ -51,6 +51,7 @@ class AioExchange:
         self._home = Home("client", "aio.connect")
         self._loop = self._home.loop
         self._waiting: OrderedDict[asyncio.Future[Sent], Sequence[Request]] = OrderedDict()  # for room in the window
+        self._pressing: dict[asyncio.Future[Sent], Sequence[Request]] = {}  # of those, what are no claims that wait
         self._leaving: set[Lane] = set()  # dropped, and closed in the loop's next tick
         self._buffer = memoryview(bytearray(READ_BYTES))
         self._writing = False  # the loop watches the request pipe
@@ -64,10 +65,6 @@ class AioExchange:
 
     # --- what a client does with it ----------------------------------------------------------------------------------
 
-    async def connect(self) -> None:
-        """The first lane. Raises EngineUnavailable if nobody answers within `connect_timeout_s`."""
-        await self._connect()
-
     async def send(self, requests: Sequence[Request], deadline: float, *, wait_for_room: bool = True) -> Sent:
         """Number these requests and send them; one that is too large for a frame is refused in its place, and all of
         them are if their own deadline passes before there is room.
@@ -79,10 +76,13 @@ class AioExchange:
         if not wait_for_room:
             self._check_room(requests)
             self._check_usable()  # what was just read may be the end
-        if not self._waiting and self._has_room(len(requests)):
+        if not self._waiting and not self._session.replies_until_room(len(requests)):
             return self._dispatch(requests)
         turn: asyncio.Future[Sent] = self._loop.create_future()
         self._waiting[turn] = requests
+        if is_pressing(requests):
+            self._pressing[turn] = requests
+            self._make_room()
         self._go_on()
         due = due_s(requests)
         refused: Sent | None = [not_sent() for _ in requests] if due <= deadline else None
@@ -95,6 +95,7 @@ class AioExchange:
             raise
         finally:
             timer.cancel()
+            self._pressing.pop(turn, None)
             if self._waiting.pop(turn, None) is not None:
                 self._admit()  # whoever stood behind may fit
 
@@ -105,7 +106,7 @@ class AioExchange:
         if pending.done:
             return
         told: asyncio.Future[None] = self._loop.create_future()
-        pending.on_done = lambda: _wake(told)
+        pending.on_done = lambda: wake(told)
         timer = self._loop.call_later(deadline - time.monotonic(), self._overdue, told)
         try:
             await told
@@ -143,9 +144,6 @@ class AioExchange:
         if self._session.fenced:
             raise fenced()
 
-    def _has_room(self, count: int) -> bool:
-        return not self._session.replies_until_room(count)
-
     def _check_room(self, requests: Sequence[Request]) -> None:
         """Raises Busy where these requests would have to wait, after what there is was read."""
         self._readable()
@@ -173,7 +171,8 @@ class AioExchange:
             self._refuse_waiting(fenced())
         while self._waiting:
             turn, requests = next(iter(self._waiting.items()))
-            if not turn.done() and not self._has_room(len(requests)):
+            if not turn.done() and self._session.replies_until_room(len(requests)):
+                self._make_room()
                 break
             del self._waiting[turn]
             if not turn.done():
@@ -181,6 +180,16 @@ class AioExchange:
                     turn.set_result(self._dispatch(requests))
                 except Exception as error:
                     turn.set_exception(error)
+
+    def _make_room(self) -> None:
+        """Claims that wait leave it to the first in line that does not."""
+        try:
+            pressing = (requests for turn, requests in self._pressing.items() if not turn.done())
+            if make_room(self._session, self._pace, pressing, time.monotonic()):
+                self._write()
+        except BaseException:  # as in `_dispatch`
+            self._lose()
+            raise
 
     def _refuse_waiting(self, error: SolewriterError) -> None:
         """Nothing of theirs was sent, and nothing will be."""
@@ -197,9 +206,7 @@ class AioExchange:
             if not turn.done() and refused is not None:
                 turn.set_result(refused)
             elif not turn.done():
-                turn.set_exception(
-                    EngineUnavailable("the engine answered nothing in time: the window of requests in flight is full")
-                )
+                turn.set_exception(no_room(self._session))
 
     def _write(self) -> None:
         """Write what is unsent, at most a pipe full: the loop has others to serve. The rest goes when there is room."""
@@ -272,7 +279,7 @@ class AioExchange:
         try:
             self._readable()
         finally:
-            _wake(told)
+            wake(told)
 
     # --- connecting --------------------------------------------------------------------------------------------------
 
@@ -283,9 +290,8 @@ class AioExchange:
 
     def _go_on(self) -> None:
         """Begin to connect again, where there is no lane and somebody has a use for one."""
-        wanted = self._session.in_flight or self._waiting
         idle = self._connecting is None or self._connecting.done()
-        if self._lane is None and wanted and idle and not self._closed:
+        if self._lane is None and (self._session.in_flight or self._waiting) and idle and not self._closed:
             if self._session.fenced:
                 self._refuse_waiting(fenced())
             else:
@@ -294,7 +300,7 @@ class AioExchange:
     async def _reconnect(self) -> None:
         """A new lane for the same session. What was sent and cannot be delivered in time ends as OutcomeUnknown."""
         try:
-            await self._connect()
+            await self.connect()
         except SolewriterError as error:
             self._give_up(error)
         except BaseException:
@@ -307,7 +313,7 @@ class AioExchange:
         self._session.fail(error)
         self._refuse_waiting(error)
 
-    async def _connect(self) -> None:
+    async def connect(self) -> None:
         """Say hello until somebody answers. Raises EngineUnavailable when nobody has since `connect_timeout_s`."""
         self._lost_at = self._lost_at or time.monotonic()
         deadline = self._lost_at + self._limits.connect_timeout_s
@@ -382,11 +388,6 @@ class AioExchange:
         if lane is not None:
             self._home.let_go(lane)
             warn(unclosed("client", self.folder), ResourceWarning, source=self)
-
-
-def _wake(told: asyncio.Future[None]) -> None:
-    if not told.done():
-        told.set_result(None)
 
 
 def _leave_lanes_to_the_parent() -> None:

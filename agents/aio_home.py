@@ -58,3 +58,9 @@ def call_if_there(method: weakref.WeakMethod[Callable[[], None]]) -> None:
     call = method()
     if call is not None:
         call()
+
+
+def wake(told: asyncio.Future[None]) -> None:
+    """Whoever waits for it, if anybody still does."""
+    if not told.done():
+        told.set_result(None)

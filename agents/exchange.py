@@ -22,7 +22,7 @@ from solewriter.agents.greeting import greet
 from solewriter.agents.monitor import Monitor
 from solewriter.agents.pace import Pace
 from solewriter.agents.pending import Pending, outcome_unknown
-from solewriter.agents.room import check_room
+from solewriter.agents.room import check_room, make_room, no_room
 from solewriter.agents.session import AgentSession, closed, fenced
 from solewriter.shared.config import (
     CROWDED_LEAST_S,
@@ -83,7 +83,7 @@ class Exchange:
         with self._monitor.lock:
             if not wait_for_room:
                 self._check_room(requests)
-            if not self._await_room(len(requests), deadline, due_s(requests)):
+            if not self._await_room(requests, deadline):
                 return [not_sent() for _ in requests]
             if not self._session.awaited:
                 self._pace.begin(time.monotonic())
@@ -126,17 +126,28 @@ class Exchange:
 
     # --- waiting -----------------------------------------------------------------------------------------------------
 
-    def _await_room(self, count: int, deadline: float, due: float) -> bool:
-        """Until so many more requests fit the window; False when their own deadline has passed. Raises
-        EngineUnavailable at the caller's: nothing was sent.
+    def _await_room(self, requests: Sequence[Request], deadline: float) -> bool:
+        """Until these requests fit the window; False when their own deadline has passed. Raises EngineUnavailable at
+        the caller's: nothing was sent.
         """
         self._check_usable()
-        while self._session.replies_until_room(count):
+        while self._session.replies_until_room(len(requests)):
+            self._make_room(requests)
+            due = due_s(requests)
             if not self._pump(min(deadline, due)):
                 if due <= deadline:
                     return False
-                raise EngineUnavailable("the engine answered nothing in time: the window of requests in flight is full")
+                raise no_room(self._session)
         return True
+
+    def _make_room(self, requests: Sequence[Request]) -> None:
+        """Claims that wait leave it to those that do not."""
+        try:
+            if make_room(self._session, self._pace, [requests], time.monotonic()):
+                self._write()
+        except BaseException:  # as in `send`
+            self._broken = True
+            raise
 
     def _check_room(self, requests: Sequence[Request]) -> None:
         """Raises Busy where these requests would have to wait, after what there is was read."""

@@ -23,13 +23,25 @@ _UNAVAILABLE: Final[dict[str, type[Unavailable]]] = {"MemoryFull": MemoryFull, "
 class Pending:
     """A request on its way, and what it was told. `on_done`, if it is set, is called once, when that is known."""
 
-    __slots__ = ("epoch", "error", "given_id", "named", "on_done", "reply", "sequence", "session", "waits")
+    __slots__ = (
+        "called_back",
+        "epoch",
+        "error",
+        "given_id",
+        "named",
+        "on_done",
+        "reply",
+        "sequence",
+        "session",
+        "waits",
+    )
 
     def __init__(self, session: int, sequence: int, given_id: str | None, *, waits: bool = False) -> None:
         self.session = session
         self.sequence = sequence
         self.given_id = given_id  # the user's own word
         self.waits = waits  # it is a claim that is answered when there is something to do, and not as soon as can be
+        self.called_back = False  # and one that its client wants to be answered, whether there is or not
         self.reply: PlainReply | None = None
         self.error: SolewriterError | None = None
         self.epoch = 0  # of the memory in which the reply's addresses are valid
@@ -44,6 +56,12 @@ class Pending:
     @property
     def done(self) -> bool:
         return self.reply is not None or self.error is not None
+
+    @property
+    def is_back(self) -> bool:
+        """Whether it was called back, and brought nothing: whoever waits for it sends its claim again."""
+        reply = self.reply
+        return self.called_back and reply is not None and reply.status == Status.REFUSED and reply.detail[0] == "Fenced"
 
     def end(self, reply: PlainReply | None, error: SolewriterError | None) -> None:
         self.reply, self.error = reply, error

@@ -85,11 +85,15 @@ class Requests:
         self._answers.check_classes(request)
         self._tokens.show(request)
         patience = self._patience(timeout_s)
-        (sent,) = self._exchange.send([request], patience, wait_for_room=wait_for_room)
-        if isinstance(sent, RequestTooLarge):
-            raise sent
-        self._tokens.sent(sent, request)
-        reply = self._told(sent, patience)
+        while True:
+            (sent,) = self._exchange.send([request], patience, wait_for_room=wait_for_room)
+            if isinstance(sent, RequestTooLarge):
+                raise sent
+            self._tokens.sent(sent, request)
+            reply = self._told(sent, patience)
+            if not (isinstance(sent, Pending) and sent.is_back):
+                break
+            wait_for_room = True  # a claim that waits stands behind the others, and goes on waiting
         if isinstance(reply.error, OutcomeUnknown):
             raise reply.error  # as it is at a time-out
         return reply

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 from solewriter.agents.deadline import due_s
 from solewriter.agents.pace import Pace
-from solewriter.agents.session import AgentSession
+from solewriter.agents.session import AgentSession, waits
 from solewriter.shared.config import FRAME_BATCH
-from solewriter.shared.errors import Busy
+from solewriter.shared.errors import Busy, EngineUnavailable
 from solewriter.shared.wireform import OutcomeQuery, PlainRequest
 
 
@@ -28,6 +28,35 @@ def check_room(
     missing = max(missing, pace.too_many(session.awaited + len(requests), soon_s))
     if missing or (session.unsent is not None and session.in_flight):
         raise _busy(pace.retry_after_s(max(1, missing), now_s))
+
+
+def is_pressing(requests: Sequence[PlainRequest | OutcomeQuery]) -> bool:
+    """Whether one of them is no claim that waits."""
+    return any(len(request) == 2 or not waits(request) for request in requests)
+
+
+def make_room(
+    session: AgentSession, pace: Pace, line: Iterable[Sequence[PlainRequest | OutcomeQuery]], now_s: float
+) -> bool:
+    """For the first in this line that are no claims that wait, see `AgentSession.make_room`. Whether something has to
+    be written for that.
+    """
+    if session.awaited:
+        return False
+    for requests in line:
+        if is_pressing(requests):
+            pace.begin(now_s)
+            session.make_room(len(requests))
+            break
+    return session.awaited > 0
+
+
+def no_room(session: AgentSession) -> EngineUnavailable:
+    """For a caller that waited for it in vain."""
+    why = "the engine answered too few of them in time"
+    if session.waiting:
+        why = f"{session.waiting} of them are claims that wait: let fewer wait at once, or connect() for them once more"
+    return EngineUnavailable(f"nothing was sent: the window of requests in flight is full, and {why}")
 
 
 def pipeline(wanted: int, window: int) -> tuple[int, int]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Sequence
+from itertools import islice
 from typing import Any, Final
 
 import msgspec
@@ -16,6 +17,8 @@ import msgspec
 from solewriter.agents.pending import Pending, outcome_unknown
 from solewriter.shared import wire
 from solewriter.shared.config import (
+    CALLED_BACK_BEHIND,
+    FRAME_BATCH,
     FRAME_REQUESTS_MAX,
     FRAMES_KEPT_MAX,
     WIRE_VERSION,
@@ -43,6 +46,15 @@ class _Sent:
         self.pendings = pendings
         self.open = len(pendings)
         self.begun = False  # some of it was written to some lane
+
+
+def waits(request: PlainRequest) -> bool:
+    """Whether this is a claim that is answered when there is something to do, and not as soon as can be."""
+    return bool(request[0]) and request[0][0][0] == _CLAIM and (request[0][0][4] or {}).get("until_us") is not None
+
+
+def _waiting(frame: _Sent) -> list[Pending]:
+    return [pending for pending in frame.pendings if pending.waits and not (pending.done or pending.called_back)]
 
 
 class AgentSession:
@@ -85,7 +97,7 @@ class AgentSession:
             sequence = number << 8 | place
             if len(request) == 2:
                 pendings.append(Pending(self.number, sequence, None))
-            elif request[0] and request[0][0][0] == _CLAIM and (request[0][0][4] or {}).get("until_us") is not None:
+            elif request[0] and request[0][0][0] == _CLAIM and waits(request):
                 pendings.append(Pending(self.number, sequence, request[2], waits=True))
                 self.waiting += 1
             else:
@@ -99,6 +111,8 @@ class AgentSession:
 
     def send_all(self, requests: Sequence[PlainRequest | OutcomeQuery]) -> list[Pending | Refused]:
         """As one frame, or where that is too large as smaller ones; what is too large alone is refused in its place."""
+        if len(self._frames) > CALLED_BACK_BEHIND:
+            self._call_back(_waiting(self._frames[0]))
         try:
             return [*self.send(requests)]
         except RequestTooLarge as error:
@@ -116,6 +130,22 @@ class AgentSession:
         missing = max(0, self.in_flight + count - self.window)
         is_open = self.bytes_in_flight < self.window_bytes and len(self._frames) < FRAMES_KEPT_MAX
         return missing if is_open else max(missing, (self.in_flight + 1) // 2)
+
+    def make_room(self, count: int) -> None:
+        """Where only claims that wait are in flight, call back as many of them as so many other requests need, those
+        that wait for the shortest time.
+        """
+        missing = self.replies_until_room(count)
+        if missing and not self.awaited:
+            newest = (pending for frame in reversed(self._frames) for pending in _waiting(frame))
+            self._call_back([*islice(newest, min(missing, FRAME_BATCH))])
+
+    def _call_back(self, claims: list[Pending]) -> None:
+        """Ask how they ended: one that waits is answered by that, and its number is spent."""
+        if claims:
+            self.send([("outcome", default_id(self.number, pending.sequence)) for pending in claims])
+            for pending in claims:
+                pending.called_back = True
 
     @property
     def _next_frame(self) -> int:

@@ -253,6 +253,7 @@ FRAME_REQUESTS_MAX: Final = 256  # requests in one frame: sequence = frame numbe
 LOOKING_THREADS = 4  # of one reader for asyncio: a pass over the journal keeps one for seconds, others look meanwhile
 WATCH_BATCH = 256  # changes that a watcher takes at once: it looks for the newest revision once for all of them
 FRAMES_KEPT_MAX = 65_536  # of a client, behind a claim that waits: the next lane counts them. 8 MB, 4 MB to be sent
+CALLED_BACK_BEHIND = 32_768  # of those, at which such a claim is called back, and stands behind the others again
 FRAME_BATCH = 32  # requests of `submit_many` in one frame: amortises the write; a turn begins before the window is full
 CAREFUL_NUMBERS = 2_000  # a frame that may hold more is unpickled key by key: as many colliding keys cost 15 ms
 MEMO_BYTES_MAX = 64 * KIB  # of an unpickler, besides what a frame's bytes explain: nine of them can ask for a gigabyte

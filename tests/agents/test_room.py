@@ -9,7 +9,7 @@ import pytest
 
 from solewriter import Busy
 from solewriter.agents.pace import Pace
-from solewriter.agents.room import check_room
+from solewriter.agents.room import check_room, make_room
 from solewriter.agents.session import AgentSession
 from solewriter.shared import wire
 from solewriter.shared.config import DEFAULT_LIMITS, IN_FLIGHT_LEAST, STEADY_LOOKS
@@ -116,3 +116,41 @@ def test_a_full_window_is_told_to_who_has_no_pace_yet(agent: Agent) -> None:
     assert not agent.busy()
     agent.asks(CLAIM)
     assert agent.busy()
+
+
+# --- room that claims leave -------------------------------------------------------------------------------------------
+
+
+def test_claims_that_fill_the_window_are_called_back_for_what_does_not_wait(agent):
+    """The newest ones, and no more of them than are needed; never for another claim, and for nobody twice."""
+    agent.session.window = 4
+    claims = agent.asks(CLAIM, 4)
+
+    def makes_room(*line: Any) -> list[Any]:
+        made = make_room(agent.session, agent.pace, line, agent.now_s)
+        assert made == (agent.session.unsent is not None)
+        while agent.session.unsent is not None:
+            agent.session.write(len)
+        return [claims.index(one) for one in claims if one.called_back]
+
+    assert makes_room() == makes_room([CLAIM]) == []
+    assert makes_room([CLAIM], [AT_ONCE, UPDATE]) == [2, 3]
+    assert makes_room([UPDATE] * 4) == [2, 3], "what was asked for them is on its way"
+    never = ("Fenced", "never will be", {})
+    query = claims[3].sequence + (1 << 8)
+    replies = [(one.sequence, Status.REFUSED, 1, never) for one in claims[2:]]
+    agent.session.received(
+        wire.pack_replies([*replies, (query, Status.ANSWER, 1, None), (query + 1, Status.ANSWER, 1, None)])
+    )
+    assert [one.is_back for one in claims] == [False, False, True, True]
+    assert agent.session.replies_until_room(2) == 0
+    assert makes_room([UPDATE] * 2) == [2, 3], "there is room"
+
+
+def test_a_claim_that_was_called_back_and_brought_something_is_not_sent_again(agent):
+    agent.session.window = 1
+    (claim,) = agent.asks(CLAIM)
+    assert make_room(agent.session, agent.pace, [[UPDATE]], agent.now_s)
+    agent.session.received(wire.pack_replies([(claim.sequence, Status.APPLIED, 1, [])]))
+    assert claim.called_back
+    assert not claim.is_back

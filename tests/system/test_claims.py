@@ -28,6 +28,7 @@ from solewriter import (
     Delete,
     DependencyPolicy,
     Engine,
+    EngineUnavailable,
     Entity,
     Fenced,
     GuardFailed,
@@ -54,8 +55,10 @@ from solewriter import (
     open_reader,
     why_not_ready,
 )
+from solewriter.agents import session as sessions
 from solewriter.agents.pending import Pending
 from solewriter.agents.readiness import Obstacle
+from solewriter.agents.verbs import claiming
 from solewriter.shared import wire
 from solewriter.shared.config import ASKED_MAX, DEFAULT_LIMITS, KIB
 from solewriter.shared.mutations import Op
@@ -540,6 +543,72 @@ def test_a_waiting_claim_that_is_asked_about_waits_no_more(client, other, wait_u
         with pytest.raises(Refused, match="never will be applied"):
             client.claim(Task, request_id="mine")
     assert other.claim(Task).id == "a"
+
+
+def test_claims_that_wait_make_room_for_what_does_not(engine, client, limits, wait_until):
+    """They fill a window, and more of them stand in line: whoever brings them something must not wait for that."""
+    few = msgspec.structs.replace(limits, window_max=3)
+    with connect(engine.state, name="me", limits=few) as agent:
+        results = [in_thread(lambda: agent.claim(Task, timeout_s=60)) for _ in range(3)]
+        wait_until(lambda: agent._session.waiting == 3, 5, "the claims to be sent")
+        for number in range(20):
+            agent.put(Project(id="p", name=str(number)), timeout_s=20)
+        for reply in agent.submit_many([Create(task(id)) for id in "abc"], timeout_s=20):
+            reply.check()
+        assert sorted(result().id for result in results) == ["a", "b", "c"]
+        assert agent._session.in_flight == agent._session.waiting == 0
+
+    async def story() -> None:
+        async with aio.connect(engine.state, name="me", limits=few) as agent:
+            claims = [asyncio.create_task(agent.claim(Task, timeout_s=60)) for _ in range(6)]
+            while agent._session.waiting < 3:
+                await asyncio.sleep(0)
+            for number in range(20):
+                await agent.put(Project(id="p", name=str(number)), timeout_s=20)
+            async for reply in agent.submit_many([Create(task(id)) for id in "defghi"], timeout_s=20):
+                reply.check()
+            assert sorted([(await claim).id for claim in claims]) == [*"defghi"]
+            assert agent._session.in_flight == agent._session.waiting == 0
+
+    asyncio.run(story())
+
+
+def test_claims_that_wait_for_room_in_vain_say_what_fills_it(engine, limits, wait_until):
+    few = msgspec.structs.replace(limits, window_max=1)
+    with connect(engine.state, name="me", limits=few) as agent:
+        result = in_thread(lambda: agent.claim(Task, timeout_s=20))
+        wait_until(lambda: agent._session.waiting == 1, 5, "the claim to be sent")
+        with pytest.raises(EngineUnavailable, match=r"nothing was sent.*1 of them are claims that wait.*connect\(\)"):
+            agent.submit(claiming(Task, None, 1, 20, None, None, ""), timeout_s=0.05)
+        agent.create(task("a"))
+        assert result().id == "a"
+
+
+def test_a_claim_may_wait_behind_whatever_its_client_does(engine, client, limits, monkeypatch):
+    """However much that is: the numbers that the next lane would have to count stay few, and it goes on waiting."""
+    monkeypatch.setattr(sessions, "CALLED_BACK_BEHIND", 20)
+
+    async def story() -> None:
+        async with aio.connect(engine.state, name="me", limits=limits) as agent:
+            claims = [
+                asyncio.create_task(agent.claim(Task, timeout_s=60, request_id=request_id))
+                for request_id in (None, "mine")
+            ]
+            while agent._session.waiting < 2:
+                await asyncio.sleep(0)
+            for number in range(100):
+                await agent.put(Project(id="p", name=str(number)), timeout_s=20)
+                assert len(agent._session._frames) < 30
+            assert not any(claim.done() for claim in claims)
+            os.kill(engine.pid, signal.SIGKILL)
+            for id in "ab":
+                await agent.create(task(id))
+            assert sorted([(await claim).id for claim in claims]) == ["a", "b"]
+            for id in "ab":
+                await agent.complete(Task.ref(id))
+            assert agent._session.in_flight == len(agent._session._frames) == 0
+
+    asyncio.run(story())
 
 
 def test_a_waiting_claim_survives_the_engine(client, other, engine, wait_until):
