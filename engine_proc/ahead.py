@@ -19,7 +19,7 @@ from typing import TypeVar
 from solewriter.shared import failpoint
 from solewriter.shared.config import KIB, RESERVE_BYTES, SPARE_FILES_MAX
 from solewriter.shared.entry import FILE_HEADER_BYTES
-from solewriter.shared.folder import sync_folder
+from solewriter.shared.folder import lasting_file, new_file, sync_folder
 
 ZEROS = bytes(256 * KIB)
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
@@ -93,8 +93,7 @@ class FilesAhead:
         if spare is not None:
             os.rename(spare, self._path)
             sync_folder(self._folder)  # while a power cut can bring its old name back, its content stays
-        flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC
-        fd = os.open(self._path, flags if spare is not None else flags | os.O_TRUNC, 0o600)
+        fd = new_file(self._path) if spare is None else lasting_file(self._path, made=False)
         try:
             self._prepare(fd, size, fresh=spare is None)
             failpoint.reach("journal.prepared")
@@ -114,13 +113,13 @@ class FilesAhead:
                 os.fsync(fd)
 
     def _spares(self) -> list[Path]:
-        return sorted(self._folder.glob("spare-*.log"))
+        return sorted(path for path in self._folder.glob("spare-*.log") if not path.is_symlink())
 
     def keep(self, path: Path) -> None:
         """A trimmed file: for later, if it is as large as later ones and nobody keeps it under another name, or not at
         all. Its name is gone from the history when the folder was synced.
         """
-        found = path.stat()
+        found = path.lstat()
         alone = found.st_nlink == 1
         if alone and found.st_size == self._spare_bytes and len(self._spares()) < SPARE_FILES_MAX:
             os.rename(path, path.with_name(path.name.replace("journal-", "spare-")))
@@ -131,7 +130,7 @@ class FilesAhead:
         """Raises OSError where there is no room for it."""
         if self._reserve.exists() and self._reserve.stat().st_size == RESERVE_BYTES:
             return  # all of it: an engine may have died between its name and its bytes
-        fd = os.open(self._reserve, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        fd = new_file(self._reserve)
         try:
             os.posix_fallocate(fd, 0, RESERVE_BYTES)
         except OSError:

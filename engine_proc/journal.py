@@ -28,7 +28,7 @@ from solewriter.shared.chain import first_of, journal_files, newest_whole
 from solewriter.shared.config import JOURNAL_FILE_BYTES_FIRST, SYNC_BESIDE_S, SYNC_KEPT, Limits
 from solewriter.shared.entry import COMMITTED_BYTES, FILE_HEADER_BYTES, Entry, Private, PrivateState
 from solewriter.shared.errors import EngineUnavailable
-from solewriter.shared.folder import sync_folder
+from solewriter.shared.folder import lasting_file, new_file, sync_folder
 
 
 class DiskFull(EngineUnavailable):
@@ -151,7 +151,7 @@ class FileJournal:
         self._tail = Tail(0, 0)
         self._on_disk = True  # all that was committed
         self.length = 0
-        self._committed_fd = os.open(folder / "committed", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        self._committed_fd = lasting_file(folder / "committed")
         self.missing: Missing | None = None
 
     @property
@@ -317,7 +317,7 @@ class FileJournal:
     def _copied(self, whole: memoryview, size: int) -> int:
         """A descriptor of `journal.next`, which is this and zeros. Raises OSError, and then there is no such file."""
         path = self._folder / "journal.next"
-        fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+        fd = new_file(path)
         try:
             fill(fd, whole, size, zeroed=self._power)
         except OSError:

@@ -8,7 +8,7 @@ import re
 from pathlib import Path
 
 from solewriter.shared.errors import EngineUnavailable, Locked
-from solewriter.shared.folder import StateFolder
+from solewriter.shared.folder import StateFolder, lasting_file
 
 BY_DESCRIPTOR = re.compile(r"/proc/self/fd/\d+")
 PID_DIGITS = 10  # more than any pid has: what was there before is written over
@@ -20,7 +20,7 @@ class Lock:
     def __init__(self, folder: StateFolder, *, again: bool = False) -> None:
         self._path = folder.lock
         try:
-            self._fd = os.open(folder.lock, os.O_RDWR | os.O_CLOEXEC | (0 if again else os.O_CREAT), 0o600)
+            self._fd = lasting_file(folder.lock, made=not again)
         except FileNotFoundError:
             if not again:
                 raise

@@ -24,7 +24,7 @@ from solewriter.shared.chain import first_entry_of, first_of, journal_files, nam
 from solewriter.shared.checkpoint import Checkpoint, checkpoint_files, checkpoint_path
 from solewriter.shared.entry import FILE_HEADER_BYTES, CheckpointName, Life, Private
 from solewriter.shared.errors import EngineUnavailable, JournalCorrupt, LayoutMismatch
-from solewriter.shared.folder import StateFolder, replace_file, sync_folder
+from solewriter.shared.folder import StateFolder, lasting_file, new_file, replace_file, sync_folder
 from solewriter.shared.life import may_be_cut
 
 
@@ -43,7 +43,7 @@ def set_aside(folder: StateFolder) -> tuple[list[Path], int]:
             try:
                 os.rename(checkpoint_path(folder.path, name.entry), aside)
             except FileNotFoundError:
-                aside.touch(0o600)
+                os.close(new_file(aside))
         sync_folder(folder.path)
     finally:
         lock.release()
@@ -220,16 +220,11 @@ def _cut(folder: Path, cut: Cut, life: Life) -> None:
     """The rest goes: later files and checkpoints, then what follows in the file itself, where the life ends that was,
     and another history begins. What was committed is said last: until then no engine starts here.
     """
-    for path in journal_files(folder):
-        if path > cut.path:
-            path.unlink()
-    for number, path in (*checkpoint_files(folder).items(), *aside_files(folder).items()):
-        if number > cut.number:
-            path.unlink()
     ended = msgspec.structs.replace(life, history=os.urandom(16), drained=True)
     number, now_us = cut.number + 1, time.time_ns() // 1000
     packed, crc = entries.pack(number, cut.revision, now_us, cut.crc, [], Private(life=ended))
-    with cut.path.open("r+b") as file:
+    with os.fdopen(lasting_file(cut.path, made=False), "r+b") as file:
+        _remove_behind(folder, cut)
         size = file.seek(0, os.SEEK_END)
         file.seek(cut.offset)
         file.write(packed.ljust(size - cut.offset, b"\0"))
@@ -240,3 +235,12 @@ def _cut(folder: Path, cut: Cut, life: Life) -> None:
     replace_file(folder / "committed", bytes(place) + note)
     _give(folder / "committed", cut.path.stat())
     sync_folder(folder)
+
+
+def _remove_behind(folder: Path, cut: Cut) -> None:
+    for path in journal_files(folder):
+        if path > cut.path:
+            path.unlink()
+    for number, path in (*checkpoint_files(folder).items(), *aside_files(folder).items()):
+        if number > cut.number:
+            path.unlink()

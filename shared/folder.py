@@ -137,10 +137,24 @@ def sync_folder(folder: Path) -> None:
         os.close(fd)
 
 
+def new_file(path: Path) -> int:
+    """A descriptor of a new and empty file, whatever had its name: where others may write to the folder, that may be a
+    link to any file of this user. Raises OSError.
+    """
+    path.unlink(missing_ok=True)
+    return os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+
+
+def lasting_file(path: Path, *, made: bool = True) -> int:
+    """A descriptor of a file that stays what it is, `made` if there is none. Raises OSError, for a link as well."""
+    flags = os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC
+    return os.open(path, flags | os.O_CREAT if made else flags, 0o600)
+
+
 def replace_file(path: Path, content: bytes) -> None:
     """Write a small file so that it is the old one or the new one. Raises OSError, and then it is the old one."""
     fresh = path.with_suffix(path.suffix + ".tmp")
-    fd = os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+    fd = new_file(fresh)
     try:
         if os.write(fd, content) != len(content):  # as on a disk that has room for a part of it
             raise OSError(errno.ENOSPC, f"no room for {path.name}")

@@ -607,6 +607,23 @@ def test_where_there_is_no_room_for_the_copy_nothing_is_changed_and_nothing_left
     assert (contents(folder), beside(folder)) == (before, [])
 
 
+@pytest.mark.parametrize("name", ["committed.tmp", "the journal's file"])
+def test_a_cut_writes_through_no_link_that_somebody_put_there(folder, tmp_path, name):
+    path = journal_files(folder)[-1] if name == "the journal's file" else folder / name
+    other = tmp_path / "other"
+    other.write_bytes(path.read_bytes() if path.exists() else b"somebody's")
+    path.unlink(missing_ok=True)
+    path.symlink_to(other)
+    before, files = other.read_bytes(), sorted(folder.iterdir())
+    told = run("repair", folder, "--truncate-at", verify(folder).revision)
+    assert other.read_bytes() == before
+    if path.name == "committed.tmp":
+        assert told.exit_code == 0, told.stderr
+    else:
+        assert told.stderr == f"solewriter: [Errno 40] Too many levels of symbolic links: '{path}'\n"
+        assert sorted(folder.iterdir()) == files
+
+
 def test_what_root_repairs_stays_its_users(folder):
     if os.geteuid() != 0:
         pytest.skip("giving a folder to another user needs root")

@@ -808,6 +808,37 @@ def test_a_trimmed_file_that_somebody_keeps_under_another_name_is_never_written_
     assert not [*folder.glob("spare-*.log")]
 
 
+@pytest.mark.parametrize(("name", "size"), [("journal.next", 7), ("reserve", 7), ("spare-1.log", 32 * KIB)])
+def test_no_link_that_somebody_put_there_is_written_through(opened, folder, tmp_path, name, size):
+    other = tmp_path / "other"
+    other.write_bytes(b"x" * size)
+    journal, _ = opened()
+    (folder / name).unlink(missing_ok=True)
+    (folder / name).symlink_to(other)
+    while len(journal_files(folder)) < 4:
+        commit(journal, 300)
+    assert other.read_bytes() == b"x" * size
+    assert not any(path.is_symlink() for path in journal_files(folder))
+
+
+def test_what_was_committed_is_noted_in_no_file_that_somebody_linked_to(folder, beside, tmp_path):
+    other = tmp_path / "other"
+    other.write_bytes(b"x" * 100)
+    (folder / "committed").symlink_to(other)
+    with pytest.raises(OSError, match=r"symbolic links.*committed"):
+        FileJournal(folder, STATE, SMALL, beside, power=False)
+    assert other.read_bytes() == b"x" * 100
+
+
+def test_a_journal_file_that_is_a_link_is_never_written_again(opened, folder, beside, tmp_path):
+    other = tmp_path / "other"
+    other.write_bytes(b"x" * SMALL.journal_file_bytes)
+    path = folder / "journal-00000000000000000001.log"
+    path.symlink_to(other)
+    FilesAhead(folder, beside, SMALL.journal_file_bytes, zeroed=True).keep(path)
+    assert (os.listdir(folder), other.exists()) == ([], True)
+
+
 def test_a_trimmed_file_whose_header_is_cleared_in_part_serves_nobody(opened, folder, beside, files_at_most):
     """The kernel cuts that write short, as on a full disk. What the file held is never taken for the next one."""
     journal, _ = opened()

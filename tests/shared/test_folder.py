@@ -9,7 +9,7 @@ import resource
 import pytest
 
 from solewriter.shared.errors import EngineUnavailable
-from solewriter.shared.folder import StateFolder, pidfd_of, replace_file, start_time_of
+from solewriter.shared.folder import StateFolder, lasting_file, pidfd_of, replace_file, start_time_of
 
 
 def test_a_folder_that_is_none_has_no_engine(tmp_path):
@@ -55,3 +55,27 @@ def test_what_is_written_in_part_is_an_error_and_the_old_file_stays(tmp_path, si
     assert failure.value.errno == (errno.ENOSPC if size else errno.EFBIG)
     assert path.read_bytes() == b"old"
     assert os.listdir(tmp_path) == [path.name]
+
+
+@pytest.mark.parametrize("link", ["a symlink", "a dangling symlink", "a hard link"])
+def test_a_small_file_is_not_written_through_a_link_that_stands_in_its_way(tmp_path, link):
+    """As others may put there who may write to the folder."""
+    other, path = tmp_path / "other", tmp_path / "engine.json"
+    other.write_bytes(b"somebody's")
+    fresh = tmp_path / "engine.json.tmp"
+    fresh.hardlink_to(other) if link == "a hard link" else fresh.symlink_to(other)
+    if link == "a dangling symlink":
+        other.unlink()
+    replace_file(path, b"new")
+    assert (path.read_bytes(), path.is_symlink()) == (b"new", False)
+    assert not other.exists() if link == "a dangling symlink" else other.read_bytes() == b"somebody's"
+
+
+def test_a_file_that_stays_what_it_is_is_no_link(tmp_path):
+    other, path = tmp_path / "other", tmp_path / "lock"
+    path.symlink_to(other)
+    for made in (True, False):
+        with pytest.raises(OSError, match="symbolic links") as failure:
+            lasting_file(path, made=made)
+        assert failure.value.filename == str(path)
+    assert not other.exists()

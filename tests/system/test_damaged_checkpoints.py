@@ -298,6 +298,17 @@ def test_a_missing_newest_one_is_not_sound_until_it_was_set_aside(folder):
     assert verify(state).revision > 0
 
 
+def test_what_says_that_one_is_missing_is_written_through_no_link_that_somebody_put_there(folder, tmp_path):
+    state = folder(ALL)
+    newest = named(state)[0]
+    checkpoint_path(state, newest).unlink()
+    aside_path(state, newest).symlink_to(tmp_path / "other")
+    set_aside(StateFolder(state))
+    assert not aside_path(state, newest).is_symlink()
+    assert not (tmp_path / "other").exists()
+    assert verify(state).revision > 0
+
+
 def test_a_checkpoint_that_came_while_all_was_read_is_no_missing_one(folder, tmp_path):
     state = folder(ALL)
     path = checkpoint_path(state, named(state)[0])
