@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import errno
 import os
+import re
 import socket
 import struct
 from pathlib import Path
@@ -24,6 +25,7 @@ from solewriter.shared.errors import UNDECODABLE, EngineUnavailable
 
 SOCKET = "engine.sock"
 PEER = struct.Struct("iII")  # SO_PEERCRED: pid, uid, gid
+PREFIX = re.compile("solewriter-[0-9a-z]+")  # of segments: whatever else a file names is none of ours, and is let be
 
 
 class Whereabouts(msgspec.Struct, frozen=True):
@@ -54,10 +56,7 @@ class StateFolder:
     def whereabouts(self) -> Whereabouts:
         """The engine that serves now, or served last. Raises EngineUnavailable if none did."""
         try:
-            found = msgspec.json.decode(self.engine_json.read_bytes(), type=Whereabouts)
-            if "/" not in found.prefix:  # else it names no files of ours
-                return found
-            raise msgspec.ValidationError(f"no prefix of names: {found.prefix!r}")
+            return _whereabouts_in(self.engine_json)
         except (FileNotFoundError, NotADirectoryError):
             raise EngineUnavailable(
                 f"no engine serves {self.path}: start one with Engine({str(self.path)!r}) or `solewriter serve`"
@@ -81,7 +80,7 @@ class StateFolder:
         found = []
         for path in self.path.glob("memory-*.json"):
             try:
-                found.append(msgspec.json.decode(path.read_bytes(), type=Whereabouts))
+                found.append(_whereabouts_in(path))
             except (FileNotFoundError, *UNDECODABLE):
                 path.unlink(missing_ok=True)  # it was being written when its engine died: no segment was made yet
         return found
@@ -120,6 +119,14 @@ class StateFolder:
             made.close()
             raise
         return made
+
+
+def _whereabouts_in(path: Path) -> Whereabouts:
+    """Raises what `UNDECODABLE` names, and OSError."""
+    found = msgspec.json.decode(path.read_bytes(), type=Whereabouts)
+    if PREFIX.fullmatch(found.prefix) is None:
+        raise msgspec.ValidationError(f"no prefix of segments: {found.prefix!r}")
+    return found
 
 
 def peer_of(connection: socket.socket) -> tuple[int, int, int]:

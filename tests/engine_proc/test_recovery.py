@@ -119,6 +119,21 @@ def test_whose_note_is_gone_is_known_by_the_announcement(memory):
     assert memory.successor("solewriter-dead") == STOPPED
 
 
+@pytest.mark.parametrize("prefix", ["report", "*", "", "solewriter-a/../report"])
+@pytest.mark.parametrize("name", ["a note", "the announcement"])
+def test_no_note_makes_a_start_remove_files_that_are_no_segments(memory, prefix, name):
+    """Where others may write to the folder, it may be theirs."""
+    kept = segment_path(memory.where, "report", 1)
+    kept.write_bytes(b"somebody's")
+    planted = Whereabouts(MEMORY_VERSION, GONE, 12345, 1, memory.where, prefix)
+    path = memory.folder.engine_json if name == "the announcement" else memory.folder.marker("planted")
+    path.write_bytes(msgspec.json.encode(planted))
+    remove_orphans(memory.folder)
+    remove_old_memory(memory.folder, "solewriter-own")
+    assert kept.read_bytes() == b"somebody's"
+    assert memory.markers() == []
+
+
 def test_orphans_are_left_to_the_engine_that_owns_the_folder(memory):
     memory.left("solewriter-dead")
     lock = Lock(memory.folder)
