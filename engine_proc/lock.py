@@ -31,12 +31,12 @@ class Lock:
             holder = os.pread(self._fd, 200, 0).decode(errors="replace").strip() or "another process"
             os.close(self._fd)
             raise Locked(f"{folder.path} is owned by {holder}: stop that engine first", holder=holder) from None
-        self._folder_fd = -1
+        self.folder_fd = -1
         try:
             os.pwrite(self._fd, f"pid {os.getpid():<{PID_DIGITS}}".encode(), 0)  # in place: a full disk has room for it
             own = os.fstat(self._fd)
             self._identity = (own.st_dev, own.st_ino)
-            self._folder_fd = os.open(folder.path, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+            self.folder_fd = os.open(folder.path, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)  # which locks nothing
             self.check()  # or it was replaced just now
         except BaseException:
             self.release()
@@ -45,14 +45,14 @@ class Lock:
     @property
     def folder(self) -> Path:
         """The folder that is owned, wherever it is by now: what has its name meanwhile may be another engine's."""
-        return Path(f"/proc/self/fd/{self._folder_fd}")
+        return Path(f"/proc/self/fd/{self.folder_fd}")
 
     def release(self) -> None:
         """Let go, also of what a fork meanwhile may have carried away."""
         fcntl.flock(self._fd, fcntl.LOCK_UN)
         os.close(self._fd)
-        if self._folder_fd >= 0:
-            os.close(self._folder_fd)
+        if self.folder_fd >= 0:
+            os.close(self.folder_fd)
 
     def check(self) -> None:
         """Raises EngineUnavailable once the folder was moved, deleted or replaced."""

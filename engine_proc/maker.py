@@ -38,9 +38,12 @@ class Answer(msgspec.Struct, frozen=True):
 
 
 class Maker:
-    """Has checkpoints made, one after the other. Used by one thread, and closed by any."""
+    """Has checkpoints made, one after the other, under paths by way of these descriptors or any others. Used by one
+    thread, and closed by any.
+    """
 
-    def __init__(self) -> None:
+    def __init__(self, *descriptors: int) -> None:
+        self._descriptors = descriptors
         self._ends = threading.Lock()
         self._child: subprocess.Popen[bytes] | None = None
         self._closed = False
@@ -73,6 +76,7 @@ class Maker:
                     stdin=subprocess.PIPE,
                     stdout=subprocess.PIPE,
                     bufsize=0,
+                    pass_fds=self._descriptors,
                     env={**os.environ, "PYTHONSAFEPATH": "1"},
                 )
             return self._child

@@ -60,7 +60,7 @@ class Server:
         self.lock = Lock(self.folder, again=orders.again)
         self.beside = ThreadPoolExecutor(1, "ahead")
         self.waiter = ThreadPoolExecutor(1, "checkpoint")
-        self.maker = Maker()
+        self.maker = Maker(self.lock.folder_fd)
         sys.path += [path for path in map(os.fsdecode, orders.sys_path) if path not in sys.path]
         self.registry = Registry(cloudpickle.loads(orders.models))
 
@@ -78,7 +78,7 @@ class Server:
             self.limits.memory_dir,
             prefix,
         )
-        with_room(self.folder.path, lambda: recovery.note_memory(self.folder, own))
+        with_room(self.lock.folder, lambda: recovery.note_memory(self.folder, own))
         self.publisher = Publisher(
             prefix,
             self.limits,
@@ -90,9 +90,9 @@ class Server:
         )
         self.state = State(self.registry, self.publisher, self.limits)
         self.sessions = Sessions(self.limits)
-        recovered = Recovery(self.folder.path, self.journal, self.state, self.sessions, self.publisher, self.limits)
+        recovered = Recovery(self.lock.folder, self.journal, self.state, self.sessions, self.publisher, self.limits)
         checkpoint, before = recovered.run(), recovered.life
-        remove_unfinished(self.folder.path, checkpoint.entry if checkpoint is not None else 0)
+        remove_unfinished(self.lock.folder, checkpoint.entry if checkpoint is not None else 0)
         self.private_bytes = recovered.private_bytes
         history = recovery.history_of(before)
         life = Life(own.epoch, history, self.orders.durability, lives.boot_id(), drained=False)
@@ -106,7 +106,7 @@ class Server:
             self.publisher.reclaim(budget_for(0), self.state.revision, self.journal.tail.number, self.state.counts())
         )
         failpoint.reach("recover.published")
-        with_room(self.folder.path, lambda: self.folder.announce(own))
+        with_room(self.lock.folder, lambda: self.folder.announce(own))
         failpoint.reach("recover.announced")
         recovery.remove_old_memory(self.folder, prefix)
         failpoint.reach("recover.done")
@@ -213,7 +213,7 @@ class Server:
             os.getpid(),
         )
         return Checkpoints(
-            self.folder.path,
+            self.lock.folder,
             order,
             self.maker,
             self.waiter,

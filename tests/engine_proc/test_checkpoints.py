@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import shutil
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from pathlib import Path
 
@@ -11,6 +12,7 @@ import msgspec
 import pytest
 
 from solewriter import AlreadyExists, Create, Task, connect
+from solewriter.engine_proc import checkpoint
 from solewriter.engine_proc import journal as journals
 from solewriter.engine_proc.checkpoint import Made, Order
 from solewriter.engine_proc.checkpoints import Checkpoints
@@ -146,6 +148,36 @@ def test_a_start_does_not_take_what_is_journaled_behind_a_checkpoint_for_growth(
     finally:
         server.close()
         server.waiter.shutdown()
+        server.lock.release()
+
+
+def test_one_of_a_folder_that_was_moved_gets_no_name_among_the_files_that_are_there_now(
+    state, start_engine, tmp_path, monkeypatch
+):
+    """As of a restored copy, which another engine may serve: it was moved right behind the last look."""
+    engine, moved = start_engine(state), tmp_path / "moved"
+    with connect(state) as client:
+        client.create(Task(title="x", id="t"))
+    engine.stop()
+    (tmp_path / "memory").mkdir()
+    limits = msgspec.structs.replace(LIMITS, memory_dir=str(tmp_path / "memory"))
+    server = Server(Orders(str(state), "process", limits, 0, [], pickled([])))
+    server.maker = checkpoint.make
+
+    def still_owner():
+        state.rename(moved)
+        shutil.copytree(moved, state, ignore=shutil.ignore_patterns("*.sock"))
+
+    try:
+        server.recover()
+        with monkeypatch.context() as moving:
+            moving.setattr(server.lock, "check", still_owner)
+            server.checkpoints().begin(lambda made: None)
+            server.waiter.shutdown()
+        assert (len(checkpoint_files(moved)), len(checkpoint_files(state))) == (1, 0)
+        assert not [*moved.glob("*.tmp")]
+    finally:
+        server.close()
         server.lock.release()
 
 
