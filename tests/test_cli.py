@@ -107,6 +107,27 @@ def test_serve_drains_and_ends_well_when_told(state: Path, serve: Serve, number:
         assert client.get(Task, task.id) == task
 
 
+def test_serve_puts_the_memory_where_it_is_told(state: Path, serve: Serve, tmp_path: Path) -> None:
+    """What an engine without room for its memory says may be done."""
+    (tmp_path / "memory").mkdir()
+    process = serve(state, "--memory-dir", "memory", folder=tmp_path)
+    assert StateFolder(state).whereabouts().memory_dir == str(tmp_path / "memory")
+    with connect(state) as client:
+        assert client.create(Task(title="x")).version == 1
+    assert told_to_end(process) == 0
+    assert list((tmp_path / "memory").iterdir()) == []
+
+
+@pytest.mark.parametrize("name", [b"missing", b"file", b"caf\xe9"])
+def test_a_memory_folder_that_cannot_be_one_is_a_usage_error(state: Path, tmp_path: Path, name: bytes) -> None:
+    (tmp_path / "file").touch()
+    (tmp_path / os.fsdecode(b"caf\xe9")).mkdir()
+    refused = solewriter("serve", str(state), "--memory-dir", os.fsdecode(name), folder=tmp_path)
+    assert refused.returncode == 2, refused.stderr
+    assert "--memory-dir" in refused.stderr
+    assert not state.exists()
+
+
 def test_serve_restarts_a_dead_engine(state: Path, serve: Serve) -> None:
     process = serve(state)
     with connect(state) as client:

@@ -104,15 +104,19 @@ def serve(
     replace_hung: Annotated[
         bool, typer.Option("--replace-hung", help="Kill and restart an engine that shows no heartbeat for 10 s.")
     ] = False,
+    memory_dir: Annotated[
+        Path | None,
+        typer.Option(exists=True, file_okay=False, help="The folder for the shared memory.", show_default="/dev/shm"),
+    ] = None,
 ) -> None:
     """Serve a state folder until SIGTERM or Ctrl-C; restart the engine when it dies."""
-    from solewriter.agents.cli.serving import imported_models, serve_folder
+    from solewriter.agents.cli.serving import imported_models, limits_of, serve_folder
 
     with errors_in_one_line():
-        classes = imported_models(models) if models else ()
+        classes, limits = imported_models(models) if models else (), limits_of(memory_dir)
         end_on_sigterm(0)
         signal.signal(signal.SIGINT, signal.getsignal(signal.SIGTERM))
-        serve_folder(state, classes, durability.value, replace_hung=replace_hung)
+        serve_folder(state, classes, durability.value, limits, replace_hung=replace_hung)
 
 
 @app.command()

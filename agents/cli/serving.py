@@ -10,19 +10,35 @@ from pathlib import Path
 
 import typer
 
-from solewriter import Engine, Entity
+from solewriter import Engine, Entity, Limits
 from solewriter.engine_proc.process import Durability
+from solewriter.shared.config import DEFAULT_LIMITS
 from solewriter.shared.folder import legible
 
 
-def serve_folder(state: Path, models: Iterable[type[Entity]], durability: Durability, *, replace_hung: bool) -> None:
+def serve_folder(
+    state: Path,
+    models: Iterable[type[Entity]],
+    durability: Durability,
+    limits: Limits,
+    *,
+    replace_hung: bool,
+) -> None:
     """Serve until the engine ends for good, or a signal ends this process; then drain.
 
     Raises Locked if another engine owns the folder, EngineUnavailable with the reason if the engine was given up.
     """
-    with Engine(state, models=models, durability=durability, replace_hung=replace_hung) as engine:
+    with Engine(state, models=models, durability=durability, limits=limits, replace_hung=replace_hung) as engine:
         typer.echo(f"serving {legible(str(engine.state))}, engine pid {engine.pid}, supervisor pid {os.getpid()}")
         engine.wait()
+
+
+def limits_of(memory_dir: Path | None) -> Limits:
+    """The usual ones, with the memory in this folder. Raises BadParameter."""
+    try:
+        return DEFAULT_LIMITS if memory_dir is None else Limits(memory_dir=str(memory_dir))
+    except ValueError as error:  # no UTF-8, say
+        raise typer.BadParameter(str(error), param_hint="--memory-dir") from error
 
 
 def imported_models(place: str) -> tuple[type[Entity], ...]:

@@ -108,7 +108,8 @@ class Blank:
         where = self.path.parent
         if error.errno == errno.EFBIG:
             return MemoryFull(f"no file in {where} may have {self.size:,} bytes: raise that bound, `ulimit -f`")
-        return MemoryFull(f"no room for {self.size:,} bytes in {where}: free space there, or set another memory_dir")
+        way = "free space there, or set another memory_dir (`solewriter serve --memory-dir`)"
+        return MemoryFull(f"no room for {self.size:,} bytes in {where}: {way}")
 
     def close(self) -> None:
         """Nothing is written any more. Harmless when it was mapped or closed before."""
