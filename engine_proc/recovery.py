@@ -20,7 +20,7 @@ from solewriter.shared import failpoint
 from solewriter.shared import life as lives
 from solewriter.shared.aside import beginning
 from solewriter.shared.chain import first_entry_of, first_of, journal_files
-from solewriter.shared.checkpoint import Checkpoint, checkpoint_files, checkpoint_path
+from solewriter.shared.checkpoint import Checkpoint, checkpoint_path
 from solewriter.shared.config import Limits
 from solewriter.shared.entry import (
     FILE_HEADER_BYTES,
@@ -29,7 +29,6 @@ from solewriter.shared.entry import (
     Life,
     PrivateChanges,
     PrivateState,
-    last_committed,
 )
 from solewriter.shared.errors import EngineUnavailable, JournalCorrupt, LayoutMismatch
 from solewriter.shared.folder import StateFolder, Whereabouts, runs
@@ -197,25 +196,6 @@ class Recovery:
         for lease in said.leases:
             self._state.coordination.leases.take(lease)
         self._state.coordination.cascades.update(said.cascades)
-
-
-def check_empty(folder: Path, *, ran: bool) -> None:
-    """A folder without a journal is a new state, if nothing in it says otherwise. `ran`: one was there a moment ago.
-    Raises JournalCorrupt.
-    """
-    try:
-        noted = last_committed((folder / "committed").read_bytes())
-    except FileNotFoundError:
-        noted = None
-    if noted is not None:
-        what = f"once held {noted[0]} entries"
-    elif checkpoint_files(folder):
-        what = "holds checkpoints"
-    elif ran:
-        what = "was an engine's a moment ago"
-    else:
-        return
-    raise JournalCorrupt(f"{folder} {what}, and has no journal file any more", place=str(folder))
 
 
 def private_state(checkpoint: CheckpointName, life: Life, state: State, sessions: Sessions) -> PrivateState:

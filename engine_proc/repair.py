@@ -17,7 +17,7 @@ import msgspec
 
 from solewriter.engine_proc.journal import never
 from solewriter.engine_proc.lock import Lock
-from solewriter.engine_proc.replay import Replay, Tail
+from solewriter.engine_proc.replay import Replay, last_noted
 from solewriter.shared import entry as entries
 from solewriter.shared.aside import aside_files, aside_path, is_aside
 from solewriter.shared.chain import first_entry_of, first_of, journal_files, named_checkpoints, newest_whole
@@ -79,7 +79,6 @@ def _read_from(folder: Path, begin: int) -> None:
     """Read the journal as a start would that begins behind this entry. Raises EngineUnavailable where it is refused."""
     found = newest_whole(folder)
     whole_from, life = (found[0], found[1].life) if found is not None else (0, None)
-    noted = entries.last_committed((folder / "committed").read_bytes()) if (folder / "committed").exists() else None
     reached = 0
 
     def cut() -> bool:
@@ -87,7 +86,7 @@ def _read_from(folder: Path, begin: int) -> None:
 
     try:
         state_id = _state_id_of(journal_files(folder)[-1])
-        replay = Replay(folder, state_id, Tail(*noted) if noted is not None else None)
+        replay = Replay(folder, state_id, last_noted(folder))
         for entry in replay.entries(begin + 1, cut):
             reached, said = entry.number, entry.changes.life
             life = said if said is not None and reached >= whole_from else life

@@ -14,6 +14,7 @@ from typing import NamedTuple
 
 from solewriter.shared import entry as entries
 from solewriter.shared.chain import ends_early, first_of, journal_files, newest_checkpoint
+from solewriter.shared.checkpoint import checkpoint_files
 from solewriter.shared.entry import FILE_HEADER_BYTES, Entry
 from solewriter.shared.errors import JournalCorrupt
 
@@ -61,11 +62,8 @@ class Replay:
     def entries(self, first: int, may_be_cut: Callable[[], bool]) -> Iterator[Entry]:
         """Every entry from `first` on. Raises JournalCorrupt. See `Journal.replay`."""
         files = self._files_from(first)
-        if not files and self._noted is not None:
-            raise JournalCorrupt(
-                f"{self._named} once held {self._noted.number} entries, and has no journal file any more",
-                place=self._named,
-            )
+        if not files:
+            check_empty(self._folder, self._noted)
         newest = newest_checkpoint(self._folder)
         buffer = spare = bytearray()  # of two files, in turns: new memory for each would take as long as reading it
         for position, path in enumerate(files):
@@ -168,6 +166,31 @@ class Replay:
                 f"{path.name} is damaged at offset {at}: a later entry at {later} is whole", place=f"{path.name}:{at}"
             )
         return at, later is not None
+
+
+def last_noted(folder: Path) -> Tail | None:
+    """The last entry that is known to have been durable."""
+    try:
+        found = entries.last_committed((folder / "committed").read_bytes())
+    except FileNotFoundError:
+        return None
+    return Tail(*found) if found is not None else None
+
+
+def check_empty(folder: Path, noted: Tail | None, *, ran: bool = False) -> None:
+    """A folder without a journal is a new state, if nothing says otherwise: `noted`, or that one `ran` there a moment
+    ago. Raises JournalCorrupt.
+    """
+    if noted is not None:
+        what = f"once held {noted.number} entries"
+    elif checkpoint_files(folder):
+        what = "holds checkpoints"
+    elif ran:
+        what = "was an engine's a moment ago"
+    else:
+        return
+    named = str(folder.resolve())
+    raise JournalCorrupt(f"{named} {what}, and has no journal file any more", place=named)
 
 
 def _read(file: FileIO, header: bytes, used: bytearray) -> bytearray:

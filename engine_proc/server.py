@@ -32,6 +32,7 @@ from solewriter.engine_proc.orders import Line, Orders, Ready, Register, refused
 from solewriter.engine_proc.publisher import Publisher, remove_segments
 from solewriter.engine_proc.reclaim import budget_for
 from solewriter.engine_proc.recovery import Recovery
+from solewriter.engine_proc.replay import check_empty, last_noted
 from solewriter.engine_proc.sessions import ENGINE, Sessions
 from solewriter.engine_proc.state import State
 from solewriter.shared import entry as entries
@@ -112,10 +113,10 @@ class Server:
         failpoint.reach("recover.done")
 
     def _open_journal(self) -> Journal:
-        files = journal_files(self.folder.path)
+        files, memory = journal_files(self.folder.path), self.orders.durability == "memory"
         if not files:
-            recovery.check_empty(self.folder.path, ran=self.orders.again and self.orders.durability != "memory")
-        if self.orders.durability == "memory":
+            check_empty(self.folder.path, last_noted(self.folder.path), ran=self.orders.again and not memory)
+        if memory:
             if files:
                 raise EngineUnavailable(
                     f"{self.folder.path} holds a durable state, and durability='memory' would not write to it: "
@@ -204,14 +205,8 @@ class Server:
         if self.orders.durability == "memory":
             return None
         limits = self.limits
-        order = Order(
-            b"",
-            limits.memory_dir,
-            self.publisher.prefix,
-            self.journal.state_id,
-            (limits.heap_segment_bytes_first, limits.heap_segment_bytes_max),
-            os.getpid(),
-        )
+        sizes = limits.heap_segment_bytes_first, limits.heap_segment_bytes_max
+        order = Order(b"", limits.memory_dir, self.publisher.prefix, self.journal.state_id, sizes, os.getpid())
         return Checkpoints(
             self.lock.folder,
             order,
