@@ -110,7 +110,7 @@ def _check_reads_alike(kind: Kind, schema: Schema, found: record.Content) -> Non
         read = [kind.decoded(schema, found.key, found.version, found.time_us, found.payload) for _ in range(2)]
         names = frozenset(differing(*(kind.payload(kind.stored(one)) for one in read)))
     if names:
-        problem = f"{', '.join(sorted(names))}: not stored, and a default_factory makes another one at each reading"
+        problem = f"{', '.join(sorted(names))}: not stored, and a default_factory may make another one at each reading"
         raise SchemaMismatch(f"{kind.name} {found.key!r} does not fit its class: {problem}", kind=kind.name)
 
 
