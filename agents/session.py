@@ -211,10 +211,9 @@ class AgentSession:
         self._received.clear()
         self._unsent = deque([(frame, memoryview(frame.data or self._filler(frame))) for frame in self._frames])
 
-    def _filler(self, frame: _Sent, places: int = 1) -> bytes:
+    def _filler(self, frame: _Sent) -> bytes:
         """In the place of a frame that was answered: the engine counts them. It decides nothing."""
-        queries = [("outcome", default_id(self.number, frame.number << 8 | place)) for place in range(places)]
-        return wire.pack_frame(queries, self.limits)
+        return wire.pack_frame([("outcome", default_id(self.number, frame.number << 8))], self.limits)
 
     def _take_back(self, frame: _Sent, packed_under: Limits) -> None:
         """What must not be decided any more is replaced, in a frame, by the question how it ended, which keeps it from
@@ -318,10 +317,11 @@ class AgentSession:
             self._forget_first()
 
     def _spend(self, frame: _Sent) -> None:
-        """Behind one that is not answered, a claim that waits say, only its numbers are still needed."""
-        data = self._filler(frame, len(frame.pendings)) if any(map(_was_unavailable, frame.pendings)) else b""
-        self.bytes_in_flight += len(data) - len(frame.data)
-        frame.data, frame.pendings = data, []
+        """Behind one that is not answered, a claim that waits say, only its number is still needed: what it held is
+        never sent again, and no older lane is read.
+        """
+        self.bytes_in_flight -= len(frame.data)
+        frame.data, frame.pendings = b"", []
 
     def _forget_first(self) -> None:
         self._answered = self._frames[0].number + 1
