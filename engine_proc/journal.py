@@ -28,7 +28,7 @@ from solewriter.shared.chain import first_of, journal_files, newest_whole
 from solewriter.shared.config import JOURNAL_FILE_BYTES_FIRST, SYNC_BESIDE_S, SYNC_KEPT, Limits
 from solewriter.shared.entry import COMMITTED_BYTES, FILE_HEADER_BYTES, Entry, Private, PrivateState
 from solewriter.shared.errors import EngineUnavailable
-from solewriter.shared.folder import lasting_file, new_file, sync_folder
+from solewriter.shared.folder import lasting_file, naming, new_file, sync_folder
 
 
 class DiskFull(EngineUnavailable):
@@ -307,7 +307,8 @@ class FileJournal:
 
     def _rewrite(self, path: Path, whole: memoryview, size: int) -> None:
         fd = with_room(self._folder, lambda: self._copied(whole, size))
-        os.fsync(fd)
+        with naming(self._folder / "journal.next"):
+            os.fsync(fd)
         failpoint.reach("recover.rewrite")
         os.rename(self._folder / "journal.next", path)
         sync_folder(self._folder)
@@ -319,7 +320,8 @@ class FileJournal:
         path = self._folder / "journal.next"
         fd = new_file(path)
         try:
-            fill(fd, whole, size, zeroed=self._power)
+            with naming(path):
+                fill(fd, whole, size, zeroed=self._power)
         except OSError:
             os.close(fd)
             path.unlink()
@@ -353,7 +355,8 @@ class FileJournal:
 def _sync(path: Path) -> None:
     fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     try:
-        os.fdatasync(fd)
+        with naming(path):
+            os.fdatasync(fd)
     finally:
         os.close(fd)
 

@@ -81,6 +81,7 @@ class Engine:
         self._stopping = threading.Event()
         self._supervisor: threading.Thread | None = None
         self._no_room = False  # the last start failed for want of it, on disk or in memory
+        self._no_start = ""  # why the last one failed, if it did
 
     # --- public ------------------------------------------------------------------------------------------------------
 
@@ -100,7 +101,7 @@ class Engine:
             if self._child is not None:
                 raise RuntimeError("this engine was started already")
             self._stopping.clear()
-            self.failure, self._no_room, self._owner = None, False, os.getpid()
+            self.failure, self._no_room, self._no_start, self._owner = None, False, "", os.getpid()
             try:
                 self._launch()
             except (_Stopping, EngineStartFailed):
@@ -271,7 +272,8 @@ class Engine:
             backoff_s = self._backoff_s(recent)
             if backoff_s is None:
                 window_s = self.limits.restart_window_s
-                self._give_up(f"the engine died {len(recent)} times in {window_s:.0f} s: given up")
+                why = f". The last start: {self._no_start}" if self._no_start else ""
+                self._give_up(f"the engine died {len(recent)} times in {window_s:.0f} s: given up{why}")
                 return
             self._restart(backoff_s)
             if self._stopping.is_set() and self._child is not None:
@@ -330,7 +332,7 @@ class Engine:
 
     def _restart(self, backoff_s: float) -> None:
         failpoint.reach("restart.begin")
-        begun, self._no_room = time.monotonic(), False
+        begun, self._no_room, self._no_start = time.monotonic(), False, ""
         try:
             self._launch(backoff_s=backoff_s)
             self.restarts += 1
@@ -341,6 +343,7 @@ class Engine:
             self.failure = error
             self._become(None)
         except (EngineStartFailed, OSError) as error:  # OSError: no descriptor or no process to be had just now
+            self._no_start = str(error)
             if isinstance(error, EngineStartFailed):
                 status = getattr(error, "status", None)
                 self._no_room = status == EXIT_NO_ROOM

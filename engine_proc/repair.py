@@ -24,7 +24,7 @@ from solewriter.shared.chain import first_entry_of, first_of, journal_files, nam
 from solewriter.shared.checkpoint import Checkpoint, checkpoint_files, checkpoint_path
 from solewriter.shared.entry import FILE_HEADER_BYTES, CheckpointName, Life, Private
 from solewriter.shared.errors import EngineUnavailable, JournalCorrupt, LayoutMismatch
-from solewriter.shared.folder import StateFolder, lasting_file, new_file, replace_file, sync_folder
+from solewriter.shared.folder import StateFolder, lasting_file, naming, new_file, replace_file, sync_folder
 from solewriter.shared.life import may_be_cut
 
 
@@ -143,9 +143,16 @@ def _copied(folder: Path) -> Path:
         os.sync()  # the copy is there before anything goes
     except OSError as error:
         shutil.rmtree(kept, ignore_errors=True)
-        why = error.args[0][0][2] if isinstance(error, shutil.Error) else error  # the first of many
-        raise EngineUnavailable(f"{folder} cannot be copied, and so nothing was changed: {why}") from error
+        raise EngineUnavailable(f"{folder} cannot be copied, and so nothing was changed: {_first(error)}") from error
     return kept
+
+
+def _first(error: OSError) -> str:
+    """Of many errors of a copy; and of which file it is."""
+    if not isinstance(error, shutil.Error):
+        return str(error)
+    source, _, why = error.args[0][0]
+    return str(why) if str(source) in str(why) else f"{why}: {str(source)!r}"
 
 
 def _copy(source: str, copy: str) -> None:
@@ -201,7 +208,7 @@ def _state_id(folder: Path, begin: CheckpointName | None) -> bytes:
 
 
 def _state_id_of(path: Path) -> bytes:
-    with path.open("rb") as file:
+    with naming(path), path.open("rb") as file:
         return entries.read_file_header(path, file.read(FILE_HEADER_BYTES)).state_id
 
 
@@ -222,7 +229,7 @@ def _cut(folder: Path, cut: Cut, life: Life) -> None:
     ended = msgspec.structs.replace(life, history=os.urandom(16), drained=True)
     number, now_us = cut.number + 1, time.time_ns() // 1000
     packed, crc = entries.pack(number, cut.revision, now_us, cut.crc, [], Private(life=ended))
-    with os.fdopen(lasting_file(cut.path, made=False), "r+b") as file:
+    with naming(cut.path), os.fdopen(lasting_file(cut.path, made=False), "r+b") as file:
         _remove_behind(folder, cut)
         size = file.seek(0, os.SEEK_END)
         file.seek(cut.offset)

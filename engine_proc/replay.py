@@ -17,6 +17,7 @@ from solewriter.shared.chain import ends_early, first_of, journal_files, newest_
 from solewriter.shared.checkpoint import checkpoint_files
 from solewriter.shared.entry import FILE_HEADER_BYTES, Entry
 from solewriter.shared.errors import JournalCorrupt
+from solewriter.shared.folder import naming
 
 
 class Tail(NamedTuple):
@@ -67,7 +68,7 @@ class Replay:
         newest = newest_checkpoint(self._folder)
         buffer = spare = bytearray()  # of two files, in turns: new memory for each would take as long as reading it
         for position, path in enumerate(files):
-            with path.open("rb", buffering=0) as file:
+            with naming(path), path.open("rb", buffering=0) as file:
                 header = file.read(FILE_HEADER_BYTES)
                 if not self._follows(path, header, may_be_cut, first=position == 0):
                     self._give_up(files[position:], path, 0)

@@ -42,7 +42,7 @@ from solewriter.shared.chain import journal_files
 from solewriter.shared.config import BACKLOG, FIRST_LOOK_S, KIB, MEMORY_VERSION
 from solewriter.shared.entry import Life, Private
 from solewriter.shared.errors import EngineUnavailable, Locked, MemoryFull, SolewriterError
-from solewriter.shared.folder import StateFolder, Whereabouts, start_time_of, sync_folder
+from solewriter.shared.folder import StateFolder, Whereabouts, naming, start_time_of, sync_folder
 from solewriter.shared.registry import Kind, Registry
 
 EXIT_FAILED, EXIT_LOCKED, EXIT_REFUSED, EXIT_IO, EXIT_NOT_OWNER, EXIT_NO_ROOM = 1, 3, 4, 5, 6, 7
@@ -125,7 +125,7 @@ class Server:
             return NoJournal()
         if files:
             newest = files[-1]  # which every start reads: older ones may be history, and damaged
-            with newest.open("rb") as file:
+            with naming(newest), newest.open("rb") as file:
                 state_id = entries.read_file_header(newest, file.read(entries.FILE_HEADER_BYTES)).state_id
         else:
             state_id = os.urandom(16)
@@ -388,7 +388,10 @@ def run(orders: Orders, line: Line) -> int:
         server.publisher.remove()  # by a folder that is gone nobody would ever find it
         os._exit(EXIT_NOT_OWNER)  # the folder is not ours any more: touch nothing in it
     except OSError as error:
-        server.log(f"a write failed, and a failed write is never retried: {error}")
+        server.log(
+            f"a write failed, and a failed write is never retried: {error}. The next start goes on with what is on the "
+            f"disk of {server.folder.path}; if that fails as well, look at this disk"
+        )
         os._exit(EXIT_IO)  # without a reply, and without running anything that might write
     finally:
         server.maker.close()  # whose thread would be waited for, and with it the lock

@@ -16,6 +16,7 @@ from solewriter.shared import entry as entries
 from solewriter.shared.checkpoint import Checkpoint, checkpoint_files, checkpoint_path
 from solewriter.shared.entry import FILE_HEADER_BYTES, CheckpointName, Entry, Life, PrivateState
 from solewriter.shared.errors import Compacted, JournalCorrupt
+from solewriter.shared.folder import naming
 
 
 def journal_files(folder: Path) -> list[Path]:
@@ -33,7 +34,7 @@ def first_of(path: Path) -> int:
 
 def first_entry_of(path: Path) -> Entry | None:
     """The entry with which a journal file begins; None where it is not whole."""
-    with path.open("rb") as file:
+    with naming(path), path.open("rb") as file:
         head = file.read(FILE_HEADER_BYTES + entries.HEAD_BYTES)
         data = head + file.read(max(0, entries.length_at(head, FILE_HEADER_BYTES) - entries.HEAD_BYTES))
     found = entries.unpack(data, FILE_HEADER_BYTES)
@@ -162,7 +163,7 @@ def content(path: Path) -> bytes:
     """Of a file that has its name still; of the newer one where a start has just written it anew. Raises Compacted."""
     try:
         while True:
-            with path.open("rb") as file:
+            with naming(path), path.open("rb") as file:
                 found = file.read()
                 if os.stat(path).st_ino == os.fstat(file.fileno()).st_ino:
                     return found

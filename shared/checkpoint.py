@@ -14,6 +14,7 @@ So a checkpoint is put back by copying; nothing in it is decoded but the keys.
 
 from __future__ import annotations
 
+import errno
 import os
 import struct
 import sys
@@ -229,7 +230,7 @@ class Checkpoint:
             raise
 
     def _open(self) -> None:
-        head = os.pread(self._fd, HEADER_BYTES, 0)
+        head = self._read(HEADER_BYTES, 0)
         if len(head) < HEADER_BYTES:
             raise self._damaged("is shorter than its header", 0)
         magic, version, crc, self.state_id, self.entry, offset, length, self.crc = _HEADER.unpack_from(head)
@@ -241,7 +242,7 @@ class Checkpoint:
         self._version = version
         if magic != MAGIC or version < 1 or crc != crc32(head[16 : _HEADER.size]) or any(head[_HEADER.size :]):
             raise self._damaged("has a damaged header", 0)
-        packed = os.pread(self._fd, length, offset)
+        packed = self._read(length, offset)
         if len(packed) != length or crc32(packed) != self.crc or os.fstat(self._fd).st_size != offset + length:
             raise self._damaged("has a damaged directory", offset)
         try:
@@ -271,12 +272,21 @@ class Checkpoint:
         one.write(raw, one.offset)
 
     def _raw(self, block: Block) -> bytes:
-        stored = os.pread(self._fd, block.length, block.offset)
+        stored = self._read(block.length, block.offset)
         if len(stored) == block.length and crc32(stored) == block.crc:
             raw = _decompressed(stored, self._version)
             if raw is not None:
                 return raw
         raise self._damaged("has a damaged block", block.offset)
+
+    def _read(self, length: int, offset: int) -> bytes:
+        """What the disk does not give back is damaged like what it gives back as something else."""
+        try:
+            return os.pread(self._fd, length, offset)
+        except OSError as error:
+            if error.errno != errno.EIO:
+                raise
+            raise self._damaged(f"cannot be read ({error.strerror})", offset) from error
 
     def sections(self) -> Iterator[Section]:
         """All of them."""

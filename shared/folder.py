@@ -17,6 +17,8 @@ import os
 import re
 import socket
 import struct
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import msgspec
@@ -139,9 +141,21 @@ def sync_folder(folder: Path) -> None:
     """Make a change of names durable."""
     fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
-        os.fsync(fd)
+        with naming(folder):
+            os.fsync(fd)
     finally:
         os.close(fd)
+
+
+@contextmanager
+def naming(path: Path) -> Iterator[None]:
+    """An error of the system's that names no file, as those of reads and writes do, names this one."""
+    try:
+        yield
+    except OSError as error:
+        if error.filename is None:
+            error.filename = str(path)
+        raise
 
 
 def new_file(path: Path) -> int:
@@ -163,9 +177,10 @@ def replace_file(path: Path, content: bytes) -> None:
     fresh = path.with_suffix(path.suffix + ".tmp")
     fd = new_file(fresh)
     try:
-        if os.write(fd, content) != len(content):  # as on a disk that has room for a part of it
-            raise OSError(errno.ENOSPC, f"no room for {path.name}")
-        os.fsync(fd)
+        with naming(fresh):
+            if os.write(fd, content) != len(content):  # as on a disk that has room for a part of it
+                raise OSError(errno.ENOSPC, f"no room for {path.name}")
+            os.fsync(fd)
     except OSError:
         fresh.unlink(missing_ok=True)
         raise

@@ -265,6 +265,17 @@ def files_at_most() -> Callable[[int], AbstractContextManager[None]]:
 
 
 @pytest.fixture
+def lost_by_the_disk() -> Callable[[Path], None]:
+    """`lost_by_the_disk(path)`: from now on whoever reads this file is told of an input/output error."""
+
+    def lose(path: Path) -> None:
+        path.unlink()
+        path.symlink_to("/proc/self/mem")  # at whose beginning nothing is mapped
+
+    return lose
+
+
+@pytest.fixture
 def is_stopped() -> Callable[[int], bool]:
     """`is_stopped(pid)`: whether a process stands still, by SIGSTOP say."""
     return lambda pid: Path(f"/proc/{pid}/stat").read_bytes().rpartition(b")")[2].split()[0] == b"T"

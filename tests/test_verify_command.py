@@ -544,6 +544,28 @@ def test_what_the_system_does_not_let_be_read_is_one_line(tmp_path, command):
     ]
 
 
+@pytest.mark.parametrize("which", [0, -1])
+def test_a_file_that_the_disk_has_lost_is_named(folder, lost_by_the_disk, which):
+    """Reading one that is open, the system itself does not say which."""
+    path, revision = journal_files(folder)[which], verify(folder).revision
+    lost_by_the_disk(path)
+    told = run("verify", folder)
+    assert (told.exit_code, told.stderr) == (1, f"solewriter: [Errno 5] Input/output error: '{path}'\n")
+    told = run("repair", folder, "--truncate-at", revision)
+    assert told.exit_code == 1
+    assert f"[Errno 5] Input/output error: '{path}'" in told.stderr
+    assert beside(folder) == []
+
+
+def test_a_checkpoint_that_the_disk_has_lost_is_damaged(folder, lost_by_the_disk):
+    path = max(checkpoint_files(folder).values())
+    lost_by_the_disk(path)
+    told = run("verify", folder, "--json")
+    assert told.exit_code == 1
+    assert json.loads(told.stdout)["place"] == f"{path.name}:0"
+    assert "cannot be read (Input/output error)" in told.stderr
+
+
 def test_a_folder_that_cannot_be_read_is_one_object_all_the_same(tmp_path):
     told = run("verify", tmp_path, "--json")
     assert told.exit_code == 1

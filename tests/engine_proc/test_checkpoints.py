@@ -321,11 +321,15 @@ def test_what_could_not_be_given_up_stays_and_goes_behind_the_next_checkpoint(he
     assert list(checkpoint_files(tmp_path)) == [journal.tail.number]
 
 
-def test_a_damaged_checkpoint_that_is_only_history_does_not_hinder_a_start_and_goes_first(held, journal, tmp_path):
+@pytest.mark.parametrize("how", ["cut", "lost by the disk"])
+def test_a_damaged_checkpoint_that_is_only_history_does_not_hinder_a_start_and_goes_first(
+    held, journal, tmp_path, lost_by_the_disk, how
+):
     grow(journal, 5)
     old, _ = held()
     old.begin(lambda made: None)
-    os.truncate(checkpoint_path(tmp_path, 5), 10)
+    path = checkpoint_path(tmp_path, 5)
+    os.truncate(path, 10) if how == "cut" else lost_by_the_disk(path)
     checkpoints, log = held()
     grow(journal, 5)
     done = []

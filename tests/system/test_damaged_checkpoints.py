@@ -167,18 +167,23 @@ def goes_on(worked_in, tmp_path):
         pytest.param(ALL, 100, id="all history, block"),
         pytest.param(ALL, -1, id="all history, directory", marks=pytest.mark.heavy),
         pytest.param(ALL, None, id="all history, missing", marks=pytest.mark.heavy),
+        pytest.param(ALL, "bad sector", id="all history, bad sector"),
         pytest.param(SOME, 9, id="some, header", marks=pytest.mark.heavy),
         pytest.param(SOME, 100, id="some, block", marks=pytest.mark.heavy),
         pytest.param(SOME, -1, id="some, directory", marks=pytest.mark.heavy),
         pytest.param(SOME, None, id="some, missing", marks=pytest.mark.heavy),
     ],
 )
-def test_a_start_goes_around_the_newest_one_and_everything_is_as_it_was(folder, goes_on, start_engine, limits, place):
+def test_a_start_goes_around_the_newest_one_and_everything_is_as_it_was(
+    folder, goes_on, start_engine, lost_by_the_disk, limits, place
+):
     state = folder(limits)
     newest, older = named(state)[:2]
     path = checkpoint_path(state, newest)
     if place is None:
         path.unlink()
+    elif place == "bad sector":
+        lost_by_the_disk(path)
     else:
         flip(path, place)
     with pytest.raises(EngineStartFailed, match=f"{path.name}.*repair {state} --around-checkpoint|format"):

@@ -239,6 +239,18 @@ def test_a_write_that_fails_or_is_short_drops_the_turn_whole(tmp_path, survived,
         assert not answered_or_stored_after_failure(log)
 
 
+@pytest.mark.long
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize("call", ["rename", "unlink", "fallocate"])
+def test_any_other_call_that_fails_ends_a_start_or_an_engine_and_the_next_one_goes_on(tmp_path, survived, call):
+    for number in range(1, NUMBERS_MAX):
+        log = survived(tmp_path / f"state-{number}", f"{call}:error=EIO:when={number}")
+        if not any(TAMPERED in line for line in log):
+            break
+        assert not answered_or_stored_after_failure(log)
+    assert 1 < number < NUMBERS_MAX - 1
+
+
 @pytest.mark.parametrize("failure", ["error=EIO", "retval=100"])
 def test_a_transaction_whose_write_fails_is_there_once_and_whole(tmp_path, start_engine, traced, failure):
     """Readers see all of it or nothing, before and after the engine that failed. Of two writes one is the journal's."""

@@ -873,6 +873,41 @@ def test_a_start_that_takes_too_long_leaves_no_memory_but_what_others_left(state
     assert {name.partition("-root")[0] for name in os.listdir(memory) if name.endswith("-root")} == {dead.prefix}
 
 
+def test_an_engine_that_is_given_up_tells_why_its_last_start_failed(state, start_engine, lost_by_the_disk, tmp_path):
+    """As of a disk that has lost a file which a start needs; with it the next one goes on."""
+    limits = Limits(restarts_max=2, restart_backoff_s=0.005)
+    engine = start_engine(state, limits=limits)
+    with connect(state) as client:
+        client.create(Task(title="x", id="t"))
+    os.kill(engine.pid, signal.SIGSTOP)
+    (path,) = state.glob("journal-*.log")
+    os.link(path, tmp_path / "kept")
+    lost_by_the_disk(path)
+    os.kill(engine.pid, signal.SIGKILL)
+    with pytest.raises(EngineUnavailable, match=rf"given up.*last start: .*Input/output error: '{path}'"):
+        engine.wait()
+    engine.stop()
+    os.replace(tmp_path / "kept", path)
+    engine.start()
+    with connect(state) as client:
+        assert client.update(Task.ref("t"), title="y").version == 2
+
+
+def test_an_engine_that_ends_of_a_write_says_so_and_the_next_one_goes_on(
+    state, start_engine, wait_until, monkeypatch, capfd
+):
+    with monkeypatch.context() as armed:
+        armed.setenv(VARIABLE, "commit.write:raise:hit=4")
+        engine = start_engine(state)
+    with connect(state) as client:
+        versions = [client.put(Task(title=f"{number}", id="t")).version for number in range(6)]
+    assert versions == [1, 2, 3, 4, 5, 6]
+    wait_until(lambda: engine.restarts == 1, 20, "its owner counts it, a moment behind the reply")
+    said = capfd.readouterr().err
+    assert "a failed write is never retried: [Errno 5] Input/output error" in said
+    assert f"The next start goes on with what is on the disk of {state}" in said
+
+
 def test_an_engine_that_was_given_up_serves_when_it_is_started_again(state, start_engine):
     engine = start_engine(state, limits=Limits(restarts_max=0))
     os.kill(engine.pid, signal.SIGKILL)
