@@ -274,22 +274,30 @@ class Tending:
 
     def _serve_line(self, turn: Turn, queue: Queue, line: Line, left: int, until: float) -> int:
         """How many may be served besides."""
-        for parked in list(line.waiting.values()):
-            board = self._coordination.boards.get(line.wish.kind)
-            came = -1 if board is None else board.ready.came
-            if board is not None and came == line.looked:
-                break
-            if line.is_denied(parked, came):
-                continue
-            try:
-                left -= self._is_decided(turn, parked)
-            except Unready:  # it is looked at again when that is made, and others first
-                queue.put_last(line)
-                return left
-            if not left or time.monotonic() >= until:
-                return left
+        kind, over = line.wish.kind, False
+        while not over:
+            for parked in list(line.waiting.values()):
+                came = self._came(kind)
+                if 0 <= came == line.looked:
+                    break
+                if line.is_denied(parked, came):
+                    continue
+                try:
+                    left -= self._is_decided(turn, parked)
+                except Unready:  # it is looked at again when that is made, and others first
+                    queue.put_last(line)
+                    return left
+                if not left or time.monotonic() >= until:
+                    line.pause(self._came(kind))
+                    return left
+            over = line.ends(self._came(kind))
         queue.due.pop(line.wish.said, None)
         return left
+
+    def _came(self, kind: int) -> int:
+        """How much of a kind has become ready; -1 where nobody knows."""
+        board = self._coordination.boards.get(kind)
+        return -1 if board is None else board.ready.came
 
     def _is_decided(self, turn: Turn, parked: Parked) -> bool:
         """Whether a claim that waits is answered now. Raises Unready."""

@@ -59,18 +59,34 @@ class Line:
         self.looked = -1  # when so much had become ready, there was nothing for any of them
         self._denied_at = -1  # when so much had, nothing for these assignees
         self._denied: set[str] = set()
+        self._paused = False  # a look of all of them goes on in another turn
 
     def note(self, wish: Wish, came: int) -> None:
         """There was nothing for this one when so much had become ready."""
         if not wish.denied:
             self.looked = came
             return
-        if came != self._denied_at:
-            self._denied_at, self._denied = came, set()
+        self._begin(came)
         self._denied.add(wish.assignee)
 
+    def _begin(self, came: int) -> None:
+        if came != self._denied_at and not self._paused:
+            self._denied_at, self._denied = came, set()
+
     def is_denied(self, parked: Parked, came: int) -> bool:
-        return came == self._denied_at and parked.wish.assignee in self._denied
+        return (self._paused or came == self._denied_at) and parked.wish.assignee in self._denied
+
+    def pause(self, came: int) -> None:
+        """The others have their look in another turn. Until then whoever had one has no other, whatever comes: where
+        something always comes, those behind would never have theirs.
+        """
+        self._begin(came)
+        self._paused = True
+
+    def ends(self, came: int) -> bool:
+        """All had their look. Whether it is over: what came since the pause, those before it have not seen."""
+        again, self._paused = self._paused and came != self._denied_at, False
+        return not again
 
     def places(self) -> tuple[Names, list[Values]]:
         """The columns that they ask for, and all values of which they ask for one; none where those are not listed."""

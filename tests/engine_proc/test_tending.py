@@ -450,6 +450,31 @@ def test_those_for_whom_something_comes_all_the_time_keep_nobody_waiting(scene, 
     assert heard == {asked: (Status.APPLIED, ["quiet"])}
 
 
+def test_those_whom_rules_keep_from_all_that_comes_keep_nobody_waiting_behind_them(scene):
+    """Of those who wait for the same each has a look before anybody has another one, and nobody misses anything."""
+    denied = [Agent(scene, f"denied {number}") for number in range(6)]
+    claims = {agent.name: agent.asks(claim(until_us=later())) for agent in denied}
+    quiet, other = Agent(scene, "quiet"), Agent(scene, "other")
+    asked = quiet.asks(claim(until_us=later()))
+    scene.turn()
+    scene.engine.writer.tending._serve_s = 0.0  # a turn serves one
+    heard: dict[int, Any] = {}
+    for number in range(7):
+        other.asks(create(f"t{number}", delegation_chain=list(claims)))
+        scene.turn()
+        heard |= quiet.hears()
+    assert heard == {asked: (Status.APPLIED, ["t0"])}
+    other.asks(create("for the first", delegation_chain=list(claims)[1:]))
+    first: dict[int, Any] = {}
+    poll(lambda: scene.turn() or first.update(denied[0].hears()) or first)
+    assert first == {claims["denied 0"]: (Status.APPLIED, ["for the first"])}
+    turns = count_told(scene)
+    poll(lambda: scene.turn() or not scene.engine.writer.tending.lines.by_kind[0].due)
+    del turns[:]
+    scene.turn()
+    assert turns == [], "it is over when all have looked"
+
+
 def test_so_many_as_a_turn_takes_are_served_in_one(scene):
     scene.limits = msgspec.structs.replace(scene.limits, batch_max=2)
     scene.next_engine()
