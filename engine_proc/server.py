@@ -176,6 +176,7 @@ class Server:
         self._listen_to_owner(loop, line, writer)
         bridge.listen(listening)
         freeze_garbage()
+        self.state.coordination.making.keeps = True
         turns = asyncio.create_task(writer.run())
         writer.between.look_later(FIRST_LOOK_S)
         self._beat(bridge)  # whoever finds this memory later knows that it served

@@ -26,7 +26,7 @@ class Making:
         self._slice_s = slice_s
         self._steps: dict[Hashable, Steps] = {}
         self._turn_until: float | None = None  # of the slice that the turn has which is being decided
-        self._keeps: bool | None = None  # this is an engine's process, which froze what its start made
+        self.keeps = False  # this is an engine's process, which froze what its start made (to ask `gc` takes 10 ms)
 
     def __bool__(self) -> bool:
         return bool(self._steps)
@@ -53,8 +53,6 @@ class Making:
 
     def _go_on(self, until: float) -> None:
         """All of it is kept: what looks for garbage would go through all of it again and again."""
-        if self._keeps is None:
-            self._keeps = gc.get_freeze_count() > 0  # asked once: it counts
         collected = gc.isenabled()
         gc.disable()
         try:
@@ -65,7 +63,7 @@ class Making:
                 if time.monotonic() >= until:
                     break
         finally:
-            if self._keeps:
+            if self.keeps:
                 gc.freeze()
             if collected:
                 gc.enable()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+import gc
 from itertools import islice
 from typing import Any
 
@@ -13,6 +14,7 @@ from hypothesis import strategies as st
 from solewriter import Range, Task, TaskPriority, TaskStatus
 from solewriter.engine_proc.coordination.board import Board
 from solewriter.engine_proc.coordination.leases import Leases, ended, renewed
+from solewriter.engine_proc.coordination.making import Making
 from solewriter.engine_proc.coordination.tally import Tally
 from solewriter.shared.columns import from_us
 from solewriter.shared.config import STALE_MAX
@@ -268,3 +270,20 @@ def test_views_are_bounded(most):
                  for place, name in enumerate(names) if number >> place & 1}  # fmt: skip
         assert offered(board, wanted(where), "nobody's", most) == ["a"][:most]
     assert len(board.ready._views) <= 16
+
+
+@pytest.mark.parametrize("keeps", [False, True])
+def test_what_is_made_is_frozen_where_that_was_said_and_not_wherever_something_is(keeps):
+    """In an engine's process, that is. To ask the collector how much is frozen there takes longer than a slice."""
+    making, made = Making(1.0), list[list[int]]()
+    making.keeps = keeps
+    gc.freeze()
+    try:
+        before = gc.get_freeze_count()
+        making.begin("things", (made.append([number]) for number in range(1_000)))
+        making.go_on()
+        frozen = gc.get_freeze_count() - before
+    finally:
+        gc.unfreeze()
+    assert len(made) == 1_000
+    assert (frozen >= 1_000) is keeps
