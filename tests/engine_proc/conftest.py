@@ -17,6 +17,7 @@ import os
 import shutil
 import socket
 import struct
+import sys
 import tempfile
 import termios
 from collections import Counter
@@ -192,12 +193,19 @@ class LocalEngine:
         return [fd for fd, link in new if fd not in theirs and f"{link}/".startswith(beginnings)]
 
     def kill(self, theirs: set[int]) -> None:
-        """What the kernel does for a process that is gone."""
+        """What the kernel does for a process that is gone. Mappings go with the last view of them: each has a
+        descriptor that is its own to close, and closed behind its back it would later close somebody else's.
+        """
         for one in self._sockets:
             one.close()
         self.loop.close()
         for fd in self.held(theirs, "pipe:", "anon_inode:[pidfd]", self._folder):
             os.close(fd)
+        if (publisher := getattr(self.server, "publisher", None)) is not None:  # it came so far
+            reclaimer = publisher.reclaimer
+            condemned, reclaimer.condemned = reclaimer.condemned, []
+            for one in condemned:
+                os.close(one.fd)
 
     def stop(self, theirs: set[int]) -> None:
         """A clean end, as a drained process comes to it."""
@@ -447,10 +455,8 @@ class World:
             self.calls[lane].close()
         self.engine = None
         gc.collect()  # the mappings of all its engines
-        gc.freeze()  # what is left will not go: not to be looked through again
-        for fd, link in descriptors().items():
-            if link.startswith(f"{self.folder}/memory/"):  # of segments that readers may still have had mapped
-                os.close(fd)
+        if sys.exception() is None:  # which would hold them
+            gc.freeze()  # what is left will not go: not to be looked through again
         shutil.rmtree(self.folder)
 
     @property

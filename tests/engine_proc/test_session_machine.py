@@ -8,6 +8,7 @@ stored state, the tables and the descriptors are what the model says.
 from __future__ import annotations
 
 import copy
+import gc
 import os
 import sys
 from collections import Counter
@@ -731,6 +732,28 @@ def test_it_is_told_as_the_model_says(world, scene):
 
 
 # --- the machine can fail ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("last", ["a view", "a failure"])
+def test_a_world_whose_memory_somebody_holds_closes_nothing_of_others(worlds, last):
+    """A failure holds every frame that it passed, and goes when others have the numbers of descriptors that were freed:
+    a mapping closes its own when it goes.
+    """
+    made = worlds(Model(), CLIENTS, LIMITS, "process")
+    held = made.engine.view.pin() if last == "a view" else made.engine
+    try:
+        raise AssertionError(last)
+    except AssertionError:
+        made.close()
+    others = [os.open("/dev/null", os.O_RDONLY) for _ in range(100)]
+    del made, held
+    gc.unfreeze()
+    gc.collect()
+    gc.freeze()
+    closed = [fd for fd in others if not os.path.exists(f"/proc/self/fd/{fd}")]
+    for fd in {*others} - {*closed}:
+        os.close(fd)
+    assert closed == []
 
 
 def no_duplicate_check(true, writer, turn, lane, sequence, request):
