@@ -82,14 +82,18 @@ def test_a_request_that_was_applied_in_time_is_told_so_when_it_comes_again_too_l
     state, start_engine, client_of_a_raw_lane, wait_until
 ):
     start_engine(state)
-    due_us = now_us() + 1_000_000
-    lane = client_of_a_raw_lane(state, client_id="agent")
-    frame = lane.frame([Create(Task(title="x", id="once"))], deadline_us=due_us)
-    lane.write(frame)
-    first = lane.reply()
+    for deadline_s in (0.3, 3, 30):  # the first one that it was in time for
+        agent = f"agent {deadline_s}"
+        lane = client_of_a_raw_lane(state, client_id=agent)
+        due_us = now_us() + int(deadline_s * 1e6)
+        frame = lane.frame([Create(Task(title="x", id="once"))], deadline_us=due_us)
+        lane.write(frame)
+        first = lane.reply()
+        if first.status == Status.APPLIED:
+            break
     assert first.status == Status.APPLIED
-    wait_until(lambda: now_us() > due_us, 5, "its deadline")
-    again = client_of_a_raw_lane(state, client_id="agent", resends=True)
+    wait_until(lambda: now_us() > due_us, 60, "its deadline")
+    again = client_of_a_raw_lane(state, client_id=agent, resends=True)
     again.write(frame + again.frame([Create(Task(title="x", id="never"))], deadline_us=due_us))
     assert tuple(again.reply()) == tuple(first)
     assert again.reply().detail[0] == "Expired"
@@ -152,19 +156,22 @@ def test_every_verb_of_asyncio_takes_a_deadline(engine):
 
 def test_each_request_of_a_pipeline_has_a_deadline_of_its_own(client, wait_until):
     """It begins when the request is taken from its source, however long that took."""
-    deadline_s = 0.3
-    begun = time.monotonic()
 
-    def slow():
+    def slow(deadline_s):
+        begun = time.monotonic()
         for number in range(3):
             wait_until(lambda number=number: time.monotonic() > begun + number * deadline_s, 20, "the next mutation")
             yield Create(Task(title=str(number)))
 
-    assert [reply.error for reply in client.submit_many(slow(), window=1, deadline_s=deadline_s)] == [None] * 3
-    assert time.monotonic() > begun + 2 * deadline_s
+    for deadline_s in (0.3, 3, 15):  # the first one in which a machine decides a request
+        told = [reply.error for reply in client.submit_many(slow(deadline_s), window=1, deadline_s=deadline_s)]
+        if told == [None] * 3:
+            break
+    assert told == [None] * 3
+    before = client.reader.snapshot().counts["Task"]
     late = [reply.error for reply in client.submit_many([Create(Task(title="x"))] * 8, deadline_s=-1)]
     assert [type(error) for error in late] == [Expired] * 8
-    assert client.reader.snapshot().counts["Task"] == 3
+    assert client.reader.snapshot().counts["Task"] == before
 
 
 @pytest.mark.parametrize("of", ["threads", "asyncio"])
