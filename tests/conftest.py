@@ -27,6 +27,7 @@ from types import FrameType, ModuleType
 from typing import Any, Protocol, TypeVar
 
 import hypothesis
+import msgspec
 import pytest
 
 from solewriter import Client, Engine, Entity, Limits, Reader, connect, open_reader
@@ -244,6 +245,19 @@ def reader(engine: Engine, limits: Limits) -> Iterator[Reader]:
     """A reader of `engine`."""
     with open_reader(engine.state, limits=limits) as reader:
         yield reader
+
+
+@pytest.fixture(scope="session")
+def hurry() -> Callable[[Any, float], None]:
+    """`hurry(client, connect_timeout_s)`: from now on a client, of asyncio or not, has so little patience with an
+    engine that does not answer. Its first connection may take longer, on a busy machine.
+    """
+
+    def hurried(client: Any, connect_timeout_s: float) -> None:
+        exchange = client._exchange
+        exchange._limits = msgspec.structs.replace(exchange._limits, connect_timeout_s=connect_timeout_s)
+
+    return hurried
 
 
 @pytest.fixture

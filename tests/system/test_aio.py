@@ -736,11 +736,13 @@ def test_a_lane_that_is_lost_at_once_is_made_again_and_again_but_not_hastily(eng
     run(main())
 
 
-def test_without_an_engine_everything_ends_in_time(engine, run):
+def test_without_an_engine_everything_ends_in_time(state, start_engine, run, hurry):
     """What was sent is unknown; what waited for room, or for a lane, was not sent."""
+    engine = start_engine(state, limits=Limits(restart_backoff_s=1, restart_backoff_max_s=1))  # not soon
 
     async def main():
-        async with aio.connect(engine.state, limits=Limits(window_max=2, connect_timeout_s=0.02)) as client:
+        async with aio.connect(engine.state, limits=Limits(window_max=2)) as client:
+            hurry(client, 0.02)
             await client.create(Task(title="x", id="t"))
             with stopped(engine.pid):
                 calls = [asyncio.create_task(client.update(Task.ref("t"), title=str(number))) for number in range(4)]
@@ -750,6 +752,7 @@ def test_without_an_engine_everything_ends_in_time(engine, run):
             assert [type(one) for one in told] == [OutcomeUnknown] * 2 + [EngineUnavailable] * 2
             assert "no engine serves" in str(told[3])
             await until(lambda: engine.restarts == 1, "a restart")
+            hurry(client, 60)
             for unknown in told[:2]:
                 assert isinstance(await client.outcome(unknown.request_id), NotApplied | Applied)
             version = (await client.get(Task, "t")).version
@@ -758,13 +761,14 @@ def test_without_an_engine_everything_ends_in_time(engine, run):
     run(main())
 
 
-def test_what_nobody_knows_is_raised_and_what_was_never_sent_says_so(state, start_engine, run):
+def test_what_nobody_knows_is_raised_and_what_was_never_sent_says_so(state, start_engine, run, hurry):
     """Whether the patience was over or the client was closed."""
     engine = start_engine(state, limits=Limits(restart_backoff_s=60, restart_backoff_max_s=60))
     change = Update(Task.ref("t"), {"title": "y"})
 
     async def main():
-        async with aio.connect(state, limits=Limits(connect_timeout_s=0.2)) as client:
+        async with aio.connect(state) as client:
+            hurry(client, 0.2)
             closing = await aio.connect(state)
             await client.create(Task(title="x", id="t"))
             with stopped(engine.pid):
@@ -1114,7 +1118,7 @@ def test_memory_that_nobody_hands_over_ends_the_wait(engine, run, unmapped):
     async def main():
         async with (
             aio.connect(engine.state) as other,
-            aio.connect(engine.state, limits=Limits(connect_timeout_s=0.1)) as client,
+            aio.connect(engine.state, limits=Limits(connect_timeout_s=0.5)) as client,
         ):
             await other.create(Task(title="x", id="t"))
             unmapped(True)

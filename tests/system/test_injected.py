@@ -196,13 +196,14 @@ def test_after_a_failed_sync_the_tail_is_rewritten_before_the_first_ack(tmp_path
 
 @pytest.mark.parametrize(("call", "first"), [("fdatasync", 5), pytest.param("fsync", 60, marks=pytest.mark.long)])
 def test_syncs_that_fail_for_ever_end_every_engine_and_the_supervisor_gives_up(
-    tmp_path, start_engine, traced, wait_until, call, first
+    tmp_path, start_engine, traced, wait_until, hurry, call, first
 ):
     state, acked = tmp_path / "state", 0
     limits = Limits(restarts_max=4, restart_backoff_s=0.02, restart_backoff_max_s=0.1)
     with traced(f"{call}:error=EIO:when={first}+"):
         engine = start_engine(state, durability="power", limits=limits)
-    with traced(f"{call}:error=EIO:when=1+") as logs, connect(state, limits=Limits(connect_timeout_s=0.5)) as client:
+    with traced(f"{call}:error=EIO:when=1+") as logs, connect(state) as client:
+        hurry(client, 0.5)
         client.create(Task(title="x", id="t"))
         if call == "fsync":
             os.kill(engine.pid, 9)  # its work needs none of these; the next one's start does

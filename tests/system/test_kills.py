@@ -473,11 +473,12 @@ def test_a_call_whose_session_the_next_engine_does_not_know_ends_at_once(state, 
     wait_until(lambda: engine.restarts == 1, 20, "its owner counts them, a moment behind the reply")
 
 
-def test_what_was_sent_to_an_engine_that_does_not_come_back_is_unknown(state, start_engine, monkeypatch):
+def test_what_was_sent_to_an_engine_that_does_not_come_back_is_unknown(state, start_engine, monkeypatch, hurry):
     """Raised, as after a time-out: nobody gets it as the value of a reply."""
     monkeypatch.setenv(VARIABLE, "turn.decided:kill:hit=3")
     start_engine(state, limits=Limits(restart_backoff_s=60, restart_backoff_max_s=60))
-    with connect(state, limits=Limits(connect_timeout_s=0.2)) as client:
+    with connect(state) as client:
+        hurry(client, 0.2)
         client.create(Task(title="x"))
         with pytest.raises(OutcomeUnknown):
             client.submit(Create(Task(title="y", id="y")))

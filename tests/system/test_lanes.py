@@ -412,11 +412,11 @@ def test_threads_may_wait_without_an_end(engine, wait_until):
         assert {claim.result(20).title for claim in claims} == {"x", "y"}
 
 
-def test_after_a_vain_wait_a_client_is_patient_with_an_engine_that_is_busy(state, start_engine):
+def test_after_a_vain_wait_a_client_is_patient_with_an_engine_that_is_busy(state, start_engine, hurry):
     """Where nobody listens it is told so at once; who listens has the time to answer."""
-    limits = Limits(connect_timeout_s=0.3)
     engine = start_engine(state)
-    with connect(state, limits=limits) as client, ThreadPoolExecutor(1) as another:
+    with connect(state) as client, ThreadPoolExecutor(1) as another:
+        hurry(client, 0.3)
         client.create(Task(title="x", id="t"))
         engine.stop()
         for _ in range(2):

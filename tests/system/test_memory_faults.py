@@ -440,14 +440,14 @@ def thinned(points):
 
 @pytest.mark.parametrize("point", [*thinned(OLD), *thinned(NEW)])
 def test_an_engine_killed_in_a_publish_leaves_one_revision_or_the_other(
-    state, start_engine, monkeypatch, wait_until, point
+    state, start_engine, monkeypatch, wait_until, hurry, point
 ):
     """Whole in every way, for those who looked before and for those who come when it is dead."""
     before = 2 if point.startswith("commit") else 1  # the start, or a hello, or both
     monkeypatch.setenv(VARIABLE, f"{point}:kill:hit={before + REQUESTS + 1}")
     start_engine(state, limits=with_limits(restart_backoff_s=60, restart_backoff_max_s=60))
-    impatient = Limits(connect_timeout_s=0.1, request_timeout_s=0.3)
-    with open_reader(state) as early, connect(state, limits=impatient) as client:
+    with open_reader(state) as early, connect(state) as client:
+        hurry(client, 0.1)
         for number in range(REQUESTS):
             client.submit(*request(number)).check()
             assert state_in(early.snapshot()) == state_after(number + 1)

@@ -445,9 +445,9 @@ def test_what_was_applied_is_never_told_fenced(state, start_engine):
         older.close()
 
 
-def test_an_unread_request_of_an_earlier_client_is_not_mistaken_for_a_later_ones(state, start_engine, wait_until):
+def test_an_unread_request_of_an_earlier_client_is_not_mistaken_for_a_later_ones(state, start_engine):
     engine = start_engine(state)
-    older = connect(state, client_id="both", limits=Limits(connect_timeout_s=0.1))
+    older = connect(state, client_id="both")
     older.create(Task(title="x", id="t"))
     os.kill(engine.pid, signal.SIGSTOP)
     with pytest.raises(OutcomeUnknown) as unknown:

@@ -538,12 +538,13 @@ def test_scans_under_a_writer_at_full_speed_are_never_torn(state, start_engine):
 
 @pytest.mark.parametrize("point", ["publish.tail-moved", "publish.installed"])
 def test_an_engine_that_dies_between_two_stores_leaves_scans_whole(
-    state, start_engine, monkeypatch, wait_until, point, remove_memory
+    state, start_engine, monkeypatch, wait_until, hurry, point
 ):
     monkeypatch.setenv(VARIABLE, f"{point}:kill:hit=40")
     engine = start_engine(state, limits=Limits(restart_backoff_s=60, restart_backoff_max_s=60))
     reader = open_reader(state)
-    with connect(state, limits=Limits(connect_timeout_s=0.2, request_timeout_s=0.5)) as client:
+    with connect(state) as client:
+        hurry(client, 0.2)
         for number in range(60):
             try:
                 client.put(Task(title=f"{number}", id=f"t{number % 10}", project="even" if number % 2 else "odd"))

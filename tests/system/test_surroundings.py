@@ -20,7 +20,7 @@ from solewriter import Client, Create, EngineUnavailable, Limits, OutcomeUnknown
 from solewriter.shared.config import MIB
 from solewriter.shared.folder import StateFolder
 
-IMPATIENT = Limits(connect_timeout_s=0.2, request_timeout_s=5)
+SOON_S = 0.2  # as long as an agent waits for another engine
 
 # --- the state folder -------------------------------------------------------------------------------------------------
 
@@ -41,12 +41,13 @@ TAKEN_AWAY = {"deleted": shutil.rmtree, "emptied": emptied, "replaced": replaced
 @pytest.mark.parametrize("how", TAKEN_AWAY)
 @pytest.mark.parametrize("killed", [False, True], ids=["at the next turn", "at the next start"])
 def test_an_engine_whose_folder_is_taken_away_ends_and_begins_no_other(
-    state, start_engine, wait_until, capfd, how, killed
+    state, start_engine, wait_until, capfd, hurry, how, killed
 ):
     """Whether it notices itself, or dies before: an empty state in the place of a full one would be the worst loss."""
     engine = start_engine(state)
     where = engine.folder.whereabouts()
-    with connect(state, limits=IMPATIENT) as client:
+    with connect(state, limits=Limits(request_timeout_s=5)) as client:
+        hurry(client, SOON_S)
         task = client.create(Task(title="x", id="t"))
         held = client.reader.snapshot()
         TAKEN_AWAY[how](state)
@@ -60,7 +61,7 @@ def test_an_engine_whose_folder_is_taken_away_ends_and_begins_no_other(
     assert state.exists() == (how != "deleted")
     assert not state.exists() or not list(state.glob("journal-*")), "another state was begun"
     with pytest.raises(EngineUnavailable):
-        connect(state, limits=IMPATIENT)
+        connect(state, limits=Limits(connect_timeout_s=SOON_S))
     said = capfd.readouterr().err
     assert ("was deleted or emptied" if killed else "the state folder is gone") in said
     left = [path.name for path in Path(where.memory_dir).glob(f"{where.prefix}-*")]
@@ -113,7 +114,7 @@ def test_an_engine_stopped_with_a_file_in_hand_leaves_the_folder_alone_that_took
 
 @pytest.mark.parametrize("point", ["turn.decided", "commit.written", "commit.noted"])
 def test_an_engine_that_was_stopped_in_a_commit_replies_to_nobody_once_another_one_has_its_place(
-    state, tmp_path, start_engine, wait_until, monkeypatch, point, is_stopped
+    state, tmp_path, start_engine, wait_until, monkeypatch, point, is_stopped, hurry
 ):
     monkeypatch.setenv("SOLEWRITER_FAILPOINT", f"{point}:stop:hit=4")
     old = start_engine(state)
@@ -126,7 +127,8 @@ def test_an_engine_that_was_stopped_in_a_commit_replies_to_nobody_once_another_o
             told.append(number)
 
     told: list[int] = []
-    with ThreadPoolExecutor(1) as beside, connect(state, limits=IMPATIENT) as client:
+    with ThreadPoolExecutor(1) as beside, connect(state, limits=Limits(request_timeout_s=5)) as client:
+        hurry(client, SOON_S)
         working = beside.submit(work)
         wait_until(lambda: is_stopped(pid), 30, point)
         before = len(told)
@@ -139,10 +141,11 @@ def test_an_engine_that_was_stopped_in_a_commit_replies_to_nobody_once_another_o
     shutil.rmtree(tmp_path / "moved")
 
 
-def test_a_folder_that_nobody_may_enter_loses_nothing(state, start_engine, wait_until):
+def test_a_folder_that_nobody_may_enter_loses_nothing(state, start_engine, wait_until, hurry):
     """Rights do not bind root: its engine goes on. Anybody else's ends with the reason, and finds all of it again."""
     engine = start_engine(state)
-    with connect(state, limits=IMPATIENT) as client:
+    with connect(state, limits=Limits(request_timeout_s=5)) as client:
+        hurry(client, SOON_S)
         task = client.create(Task(title="x", id="t"))
         state.chmod(0)
         try:
