@@ -160,6 +160,31 @@ def at_step() -> Callable[..., AbstractContextManager[list[str]]]:
     return interrupted
 
 
+@pytest.fixture
+def ctrl_c_when(wait_until: WaitUntil) -> Callable[[Callable[[], object], str], AbstractContextManager[None]]:
+    """`with ctrl_c_when(condition, what)`: a KeyboardInterrupt in this thread, as soon as the condition holds."""
+
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    @contextmanager
+    def waiting(condition: Callable[[], object], what: str) -> Iterator[None]:
+        def strike() -> None:
+            wait_until(condition, 30, what)
+            signal.pthread_kill(threading.main_thread().ident, signal.SIGALRM)  # type: ignore[arg-type]  # it runs
+
+        previous = signal.signal(signal.SIGALRM, interrupt)
+        striking = threading.Thread(target=strike)
+        striking.start()
+        try:
+            yield
+        finally:
+            striking.join()
+            signal.signal(signal.SIGALRM, previous)
+
+    return waiting
+
+
 # --- a real engine ---------------------------------------------------------------------------------------------------
 
 

@@ -285,19 +285,15 @@ def test_closing_a_client_ends_the_calls_of_other_threads(engine, wait_until):
         os.kill(engine.pid, signal.SIGCONT)
 
 
-def test_an_interrupted_call_leaves_a_client_that_goes_on(state, start_engine):
+def test_an_interrupted_call_leaves_a_client_that_goes_on(state, start_engine, ctrl_c_when):
     engine = start_engine(state)
     with connect(state) as client:
         task = client.create(Task(title="x"))
         os.kill(engine.pid, signal.SIGSTOP)
-        previous = signal.signal(signal.SIGALRM, _interrupt)
         try:
-            signal.setitimer(signal.ITIMER_REAL, 0.2)
-            with pytest.raises(KeyboardInterrupt):
+            with ctrl_c_when(lambda: client._exchange._reading, "it waits"), pytest.raises(KeyboardInterrupt):
                 client.update(task, title="y")
         finally:
-            signal.setitimer(signal.ITIMER_REAL, 0)
-            signal.signal(signal.SIGALRM, previous)
             os.kill(engine.pid, signal.SIGCONT)
         assert client.update(Task.ref(task.id), description="after").description == "after"
         assert client.get(Task, task.id).title == "y"

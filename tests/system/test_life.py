@@ -455,21 +455,25 @@ def test_what_a_drain_had_no_time_for_is_not_applied_and_says_so(state, start_en
     engine = start_engine(state, limits=limits, durability="power")
     with connect(state, limits=Limits(connect_timeout_s=1)) as client:
         client.create(Task(title="x", id="t"))
-        os.kill(engine.pid, signal.SIGSTOP)
+        pid = engine.pid
+        os.kill(pid, signal.SIGSTOP)
         replies = client.submit_many((Create(Task(title="x", id=f"n{number}")) for number in range(512)), window=256)
         ended = threading.Thread(target=engine.stop)
 
         def go() -> None:
+            wait_until(lambda: client._session.in_flight == 256, 30, "all that may be in flight is")
             ended.start()
-            os.kill(engine._child.pid, signal.SIGCONT)
+            wait_until(lambda: awaits(pid, signal.SIGTERM), 30, "the end is called")
+            os.kill(pid, signal.SIGCONT)
 
-        timer = threading.Timer(0.2, go)
-        timer.start()
+        going = threading.Thread(target=go)
+        going.start()
         told = []
         try:
             told.extend(replies)
         except EngineUnavailable:
             pass  # the second half was never sent
+        going.join()
         ended.join()
     unapplied = [reply for reply in told if isinstance(reply.error, EngineUnavailable)]
     assert any("was not applied" in str(reply.error) for reply in unapplied)
@@ -481,6 +485,13 @@ def test_what_a_drain_had_no_time_for_is_not_applied_and_says_so(state, start_en
         for number, reply in enumerate(told):
             if reply.error is not None and "was not applied" in str(reply.error):
                 assert f"n{number}" not in stored
+
+
+def awaits(pid: int, number: signal.Signals) -> bool:
+    """Whether a stopped process has this signal before it."""
+    lines = Path(f"/proc/{pid}/status").read_text().splitlines()
+    pending = next(int(line.split()[1], 16) for line in lines if line.startswith("ShdPnd"))
+    return bool(pending >> number - 1 & 1)
 
 
 def test_a_writer_that_never_ends_does_not_keep_an_engine_from_its_end(state, start_engine, client_of_a_raw_lane):

@@ -168,9 +168,13 @@ print(reader.snapshot().get(Task, "t0").id, flush=True)
         try:
             assert process.stdout.readline() == "held\n"
             os.kill(process.pid, signal.SIGSTOP)
-            reader.close()
-            while status_of(state).memory_held_bytes == 0:
+            last = reader.snapshot().pin.root.last_segment
+            while reader.snapshot().pin.root.first_segment <= last:
                 load.run(1_000, deletes=0)
+            root = reader.view().root
+            wait_until(lambda: root.readable_from > last, 20, "it is about to be taken away")
+            reader.close()
+            client.reader.close()
             wait_until(lambda: status_of(state).memory_held_bytes == 0, 20, "it is given back")
             os.kill(process.pid, signal.SIGCONT)
             said, _ = process.communicate("go on\n", timeout=30)
