@@ -14,6 +14,7 @@ import sys
 import threading
 import time
 import warnings
+from collections import Counter
 from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
 from zlib import crc32
@@ -1260,7 +1261,7 @@ def test_what_its_loop_left_open_can_be_closed_in_another_one(engine, loop_facto
     with asyncio.Runner(loop_factory=loop_factory) as second:
         second.run(client.close())
     del client
-    wait_until(lambda: open_fds() == fds, 20, "all is closed")  # the engine's owner opens something now and then
+    wait_until(lambda: open_fds() <= fds, 20, "all is closed")  # the engine's owner opens something now and then
 
 
 def test_a_forked_child_neither_uses_nor_holds_its_parents_lane(engine, run):
@@ -1312,8 +1313,9 @@ def test_a_child_forked_in_a_handshake_holds_nothing_of_it(engine, run):
             with stopped(engine.pid):
                 before = pipes()
                 task = asyncio.create_task(connected())
-                await until(lambda: ends(before), "a lane is offered")
-                await until(lambda: ends(before) == 2, "its other ends are handed over")
+                await until(
+                    lambda: [*ends(before).values()] == [1, 1], "a lane is made, its other ends are handed over"
+                )
                 own = pipes() - before
                 with warnings.catch_warnings():
                     warnings.simplefilter("ignore", DeprecationWarning)
@@ -1326,9 +1328,11 @@ def test_a_child_forked_in_a_handshake_holds_nothing_of_it(engine, run):
     async def connected():
         return await aio.connect(engine.state)
 
-    def ends(before: set[str]) -> int:
-        """Of pipes, both of them or one of each."""
-        return sum(target.startswith("pipe:") and target not in before for target in descriptors().values())
+    def ends(before: set[str]) -> Counter[str]:
+        """How many of each pipe."""
+        return Counter(
+            target for target in descriptors().values() if target.startswith("pipe:") and target not in before
+        )
 
     run(main())
 
