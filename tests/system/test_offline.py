@@ -21,7 +21,7 @@ from solewriter import (
     connect,
     open_reader,
 )
-from solewriter.shared.chain import journal_files
+from solewriter.shared.chain import journal_files, named_checkpoints
 from solewriter.shared.checkpoint import checkpoint_files
 from solewriter.shared.config import KIB, MIB
 
@@ -82,7 +82,13 @@ def test_a_stopped_state_tells_all_that_its_engine_told_and_is_not_touched(state
     engine = start_engine(state, limits=SMALL, models=[Ship])
     with connect(state, limits=SMALL) as client:
         lived(client)
-        wait_until(lambda: len(checkpoint_files(engine.state)) > 1, 20, "checkpoints are made")
+
+        def several() -> bool:
+            """The first one may be slow, and of nearly all there was."""
+            client.update(Project.ref("site"), description=os.urandom(500).hex())
+            return len(checkpoint_files(engine.state)) > 1
+
+        wait_until(several, 60, "checkpoints are made")
         revisions = [3, 400, 1_200, client.reader.revision]
         online = told(client.reader, revisions)
     engine.stop()
@@ -123,7 +129,7 @@ def test_history_that_was_given_up_is_compacted(state, start_engine, wait_until)
     engine = start_engine(state, limits=SMALL, models=[Ship])
     with connect(state, limits=SMALL) as client:
         lived(client)
-        wait_until(lambda: checkpoint_files(engine.state), 20, "a checkpoint is made")
+        wait_until(lambda: [*named_checkpoints(engine.state)], 20, "a checkpoint is made, and the journal names it")
     engine.stop()
     first = min(checkpoint_files(engine.state))
     for path in [path for path in journal_files(engine.state)[:-1] if int(path.stem[8:]) <= first]:
