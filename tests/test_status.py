@@ -207,10 +207,10 @@ def test_a_stopped_process_is_stale_until_it_goes_on(state, start_engine, see):
     assert exit_code(see(state, "alive")) == FINE
 
 
-def test_a_hung_engine_is_stale_and_its_request_is_named(state, start_engine, see, monkeypatch):
+def test_a_hung_engine_is_stale_and_its_request_is_named(state, start_engine, limits, see, monkeypatch):
     with monkeypatch.context() as patch:
         patch.setenv("SOLEWRITER_TEST_HANG", "1")
-        engine = start_engine(state, models=[Doc])
+        engine = start_engine(state, models=[Doc], limits=msgspec.structs.replace(limits, decide_timeout_s=0))
     with connect(state) as client:
         client.create(Task(title="x"))
         with pytest.raises(OutcomeUnknown) as unknown:

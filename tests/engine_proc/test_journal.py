@@ -1279,17 +1279,12 @@ def test_without_durability_entries_are_counted_and_forgotten():
 
 @pytest.fixture
 def slow_disk(monkeypatch):
-    """`slow_disk.append(seconds)`: from now on a sync takes so long at least."""
-    least_s, fdatasync = [0.0], os.fdatasync
-
-    def slower(fd):
-        fdatasync(fd)
-        threading.Event().wait(least_s[-1])
-
-    monkeypatch.setattr(os, "fdatasync", slower)
+    """`slow_disk.append(seconds)`: from now on a sync takes so long. Nothing is synced: this disk may be slow, too."""
+    takes_s = [0.0]
+    monkeypatch.setattr(os, "fdatasync", lambda fd: threading.Event().wait(takes_s[-1]))
     monkeypatch.setattr(journals, "JOURNAL_FILE_BYTES_FIRST", 16 * KIB)  # all of it in one file
     monkeypatch.setattr(journals, "SYNC_BESIDE_S", 0.2)  # which no quick one here takes
-    return least_s
+    return takes_s
 
 
 def turns_of_the_loop(journal, life=None):

@@ -22,7 +22,7 @@ from solewriter import Busy, Create, Limits, Update, aio, connect, status_of
 from solewriter.bench.flood.throttle import Job, Probe
 from solewriter.engine_proc.fairness import FairQueueing
 from solewriter.shared import wire, wireform
-from solewriter.shared.config import DEFAULT_LIMITS, IN_FLIGHT_LEAST, MIB, PIPE_BYTES, STALE_BEATS
+from solewriter.shared.config import DEFAULT_LIMITS, IN_FLIGHT_LEAST, MIB, PIPE_BYTES
 from solewriter.shared.registry import Registry
 from solewriter.shared.wire import Status
 
@@ -254,19 +254,19 @@ def test_agents_that_come_during_a_flood_are_all_let_in_and_served(state, slow, 
 
 def test_a_flooded_engine_beats_and_tells_how_it_is_without_a_lane(state, slow, floods, wait_until):
     """Heartbeat and status are in shared memory: nobody who asks stands in the queue."""
-    period_s = 0.02
-    engine = slow(FLOOD_US, ["flood"], heartbeat_s=period_s)
+    engine = slow(FLOOD_US, ["flood"], heartbeat_s=0.2)
     floods.begin("flood", 256)
     wait_until(lambda: floods.acked["flood"] > 256, 30, "a flood")
     wait_until(lambda: status_of(state).sessions_connected == 1, 30, "a heartbeat that knows of it")
-    ages, revisions = [], []
-    for _ in range(200):
+    ages, revisions, beats = [], [], 0
+    while beats < 5:
         status = status_of(state)
-        assert (status.engine, status.sessions_connected) == ("alive", 1)
+        assert (status.engine, status.sessions_connected) == ("alive", 1)  # or it missed some beats
+        beats += bool(ages) and status.heartbeat_age_s < ages[-1]
         ages.append(status.heartbeat_age_s)
         revisions.append(status.revision)
-    assert median(ages) < STALE_BEATS * period_s
     assert revisions == sorted(revisions)
+    assert revisions[-1] > revisions[0], "the flood goes on meanwhile"
     assert not engine.hung
 
 
