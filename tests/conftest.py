@@ -41,7 +41,7 @@ from solewriter.shared.registry import Registry
 T = TypeVar("T")
 REGISTRY = Registry()
 POLL_S = 0.005
-SETTLE_S = 5.0  # an engine whose owner was killed drains before it ends
+PATIENCE_S = 30.0  # so long, at least, is waited for what must happen: a machine may be busy, and nobody pays for it
 RUN_MARK = "SOLEWRITER_TEST_RUN"  # in the environment of everything that a test starts by exec, orphans included
 LASTING = (b"multiprocessing.resource_tracker", b"multiprocessing.forkserver")  # the library keeps these until exit
 
@@ -77,7 +77,10 @@ class WaitUntil(Protocol):
 
 
 def poll(condition: Callable[[], T], timeout_s: float, what: str) -> T:
-    """The first true value of `condition`. AssertionError, saying `what` did not happen, after `timeout_s`."""
+    """The first true value of `condition`. AssertionError, saying `what` did not happen, after `timeout_s`, or what is
+    waited for everything.
+    """
+    timeout_s = max(timeout_s, PATIENCE_S)
     deadline = time.monotonic() + timeout_s
     while not (value := condition()):
         if time.monotonic() > deadline:
@@ -355,7 +358,7 @@ def nothing_stays(run_mark: str, tmp_path: Path) -> Iterator[None]:
     """Every process that the test started has ended and was waited for; every segment of its state folders is gone."""
     before = processes()
     yield
-    deadline = time.monotonic() + SETTLE_S
+    deadline = time.monotonic() + PATIENCE_S  # an engine whose owner was killed drains before it ends
     while (left := ours(processes() - before, run_mark)) and time.monotonic() < deadline:
         time.sleep(POLL_S)
     for pid in left:
@@ -421,7 +424,7 @@ class RawLane:
     ) -> None:
         self.session = AgentSession(DEFAULT_LIMITS, "raw", client_id)
         self.lane = Lane()
-        with StateFolder(state).connected_socket(5) as connection:
+        with StateFolder(state).connected_socket(PATIENCE_S) as connection:
             hello = self.session.hello(os.getpid())
             hello.instance = instance or client_id or "raw"
             hello.resends = resends  # True: as a client says that lost its lane, and begins with frame 0 again
@@ -448,7 +451,7 @@ class RawLane:
     def write(self, data: bytes) -> None:
         os.write(self.lane.requests, data)
 
-    def reply(self, timeout_s: float = 10) -> Any:
+    def reply(self, timeout_s: float = PATIENCE_S) -> Any:
         """The next reply: (sequence, status, revision, detail). None when the engine closed the lane."""
         while not self._replies:
             waiting = select.poll()

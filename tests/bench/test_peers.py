@@ -342,7 +342,7 @@ def test_a_do_it_yourself_ends_though_its_writer_and_an_agent_in_the_middle_of_a
         wait_until(lambda: unread(peer) > 60_000, 20, "a pipe that is full")
     ending = threading.Thread(target=peer.end, daemon=True)
     ending.start()
-    ending.join(10)
+    ending.join(60)
     assert not ending.is_alive()
 
 

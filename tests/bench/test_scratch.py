@@ -31,7 +31,7 @@ def test_what_an_engine_makes_that_was_just_starting_is_removed_too(
 ) -> None:
     parent, made = tmp_path / "parent", tmp_path / "made"
     parent.mkdir()
-    ended = subprocess.run([sys.executable, "-P", "-c", KILLED, str(parent), str(made)], check=False, timeout=30)
+    ended = subprocess.run([sys.executable, "-P", "-c", KILLED, str(parent), str(made)], check=False, timeout=60)
     assert ended.returncode == -signal.SIGKILL
     wait_until(made.exists, 10, "the folder that was made again")
     wait_until(lambda: not list(parent.iterdir()), 10, "its removal")

@@ -42,7 +42,7 @@ os.fsync(fd)
 def test_what_a_child_does_is_part_of_the_story(tmp_path: Path) -> None:
     def script(play: Play) -> None:
         play.start("ann")
-        subprocess.run([sys.executable, "-c", CHILD, play.state / "made.tmp"], check=True, timeout=30)
+        subprocess.run([sys.executable, "-c", CHILD, play.state / "made.tmp"], check=True, timeout=60)
         os.rename(play.state / "made.tmp", play.state / "made")
 
     story = played(tmp_path / "story", "power", script)

@@ -1324,7 +1324,7 @@ def test_the_loop_does_not_wait_while_a_file_is_made_or_closed_beside_it(opened,
         commit(journal, 300)
     beside.submit(int).result()
     disk = threading.Event()
-    beside.submit(disk.wait, 5)
+    beside.submit(disk.wait, 60)
     while len(journal_files(folder)) == 1:
         commit(journal, 300)
     while size == 300 and journal._offset + 500 < journal._size:

@@ -125,7 +125,7 @@ def test_a_timer_that_stopped_starts_again_with_the_next_use():
                 pass
         """
     )
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=30, check=False)
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=False)
     assert (done.returncode, done.stderr) == (0, "")
 
 
@@ -149,5 +149,5 @@ def test_an_interpreter_that_ends_is_not_killed_by_the_alarm():
         budget.end()
         """
     )
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, timeout=30, check=False)
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, timeout=60, check=False)
     assert done.returncode == 0

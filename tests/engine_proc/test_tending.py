@@ -724,7 +724,7 @@ def no_descriptors(pid: int) -> int:
 
 
 def poll(condition: Callable[[], Any]) -> None:
-    deadline = time.monotonic() + 10
+    deadline = time.monotonic() + 30
     while not condition():
         assert time.monotonic() < deadline
 

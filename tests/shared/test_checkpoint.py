@@ -88,7 +88,7 @@ def test_who_gives_up_waits_for_what_was_begun_and_for_nothing_else(write, wait_
     gate, written = threading.Event(), []
 
     def slowly(content, offset):
-        assert gate.wait(20)
+        assert gate.wait(60)
         written.append(offset)
 
     def open_the_gate(filling):

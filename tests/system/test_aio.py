@@ -92,7 +92,7 @@ def run(loop_factory) -> Run:
     return ran
 
 
-async def until(condition: Callable[[], object], what: str, timeout_s: float = 20) -> None:
+async def until(condition: Callable[[], object], what: str, timeout_s: float = 30) -> None:
     """Until the condition holds, which is looked at again and again."""
     deadline = time.monotonic() + timeout_s
     while not condition():
@@ -105,7 +105,7 @@ def stopped(pid: int) -> Iterator[None]:
     """A process that does nothing meanwhile."""
     os.kill(pid, signal.SIGSTOP)
     try:
-        deadline = time.monotonic() + 5
+        deadline = time.monotonic() + 30
         while Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "T":
             assert time.monotonic() < deadline
         yield

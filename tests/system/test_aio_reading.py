@@ -189,10 +189,10 @@ def test_waiting_goes_on_when_a_thread_can_be_had_again(engine, run):
             usual = threading.stack_size(1 << 48)  # nothing has so much room
             try:
                 with pytest.raises(RuntimeError, match="thread"):
-                    await client.reader.wait_for(1, timeout_s=20)
+                    await client.reader.wait_for(1, timeout_s=60)
             finally:
                 threading.stack_size(usual)
-            waiting = asyncio.create_task(client.reader.wait_for(1, timeout_s=20))
+            waiting = asyncio.create_task(client.reader.wait_for(1, timeout_s=60))
             await asyncio.sleep(0)
             await client.create(Task(title="x"))
             assert await waiting == 1

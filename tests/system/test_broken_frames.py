@@ -329,5 +329,5 @@ def test_an_agent_that_writes_and_never_reads_ends_alone(state, start_engine, cl
         assert os.waitpid(child, 0)[1] == 0, "its lane was closed"
         assert client.reader.snapshot().counts["Task"] == 50
         assert not isinstance(client.outcome(request("agent")), NotApplied)
-    assert select.select([replies], [], [], 10)[0], "what was written before is still there to be read"
+    assert select.select([replies], [], [], 30)[0], "what was written before is still there to be read"
     assert not engine.hung

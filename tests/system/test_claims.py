@@ -450,7 +450,7 @@ def in_thread(deed: Callable[[], Any]) -> Callable[[], Any]:
     thread.start()
 
     def result() -> Any:
-        thread.join(20)
+        thread.join(60)
         assert came, "it still waits"
         if isinstance(came[0], Exception):
             raise came[0]
@@ -466,7 +466,7 @@ def waiting_claims(client: Client) -> bool:
 
 def test_a_claim_waits_for_what_comes(client, other, wait_until):
     assert client.claim(Task, timeout_s=0.05) is None
-    result = in_thread(lambda: client.claim(Task, where={"project": "p"}, timeout_s=20))
+    result = in_thread(lambda: client.claim(Task, where={"project": "p"}, timeout_s=60))
     wait_until(lambda: waiting_claims(client), 5, "the claim to be sent")
     make(other, task("a"), task("b", project="p"))
     assert result().id == "b"
@@ -474,7 +474,7 @@ def test_a_claim_waits_for_what_comes(client, other, wait_until):
 
 
 def test_a_client_goes_on_while_a_claim_of_it_waits(client, other, wait_until):
-    result = in_thread(lambda: client.claim(Task, timeout_s=20))
+    result = in_thread(lambda: client.claim(Task, timeout_s=60))
     wait_until(lambda: waiting_claims(client), 5, "the claim to be sent")
     note = client.create(Project(name="p"))
     for number in range(300):
@@ -486,7 +486,7 @@ def test_a_client_goes_on_while_a_claim_of_it_waits(client, other, wait_until):
 def test_a_thread_that_gives_a_task_back_leaves_it_to_one_that_waits_in_the_same_client(client, wait_until):
     client.create(task("a", max_retries=5))
     mine = client.claim(Task)
-    result = in_thread(lambda: client.claim(Task, timeout_s=20))
+    result = in_thread(lambda: client.claim(Task, timeout_s=60))
     wait_until(lambda: waiting_claims(client), 5, "the claim to be sent")
     client.release(mine)
     theirs = result()
@@ -499,7 +499,7 @@ def test_who_waits_longest_is_served_first(engine, client, wait_until, limits):
     agents = [connect(engine.state, name=f"agent-{number}", limits=limits) for number in range(3)]
     results = []
     for agent in agents:
-        results.append(in_thread(lambda agent=agent: agent.claim(Task, timeout_s=20)))
+        results.append(in_thread(lambda agent=agent: agent.claim(Task, timeout_s=60)))
         wait_until(lambda agent=agent: waiting_claims(agent), 5, "the claim to be sent")
         client.submit(Update(client.put(Project(id="p", name="p")), {"description": agent.name})).check()
     for number in range(3):
@@ -514,7 +514,7 @@ def test_a_claim_waits_for_dependencies_projects_and_time(client, other, wait_un
     make(client, task("a"), task("b", dependencies=("a",), project="p"))
     mine = client.claim(Task)
     client.transition(Project.ref("p"), ProjectStatus.PAUSED)
-    result = in_thread(lambda: other.claim(Task, timeout_s=20))
+    result = in_thread(lambda: other.claim(Task, timeout_s=60))
     wait_until(lambda: waiting_claims(other), 5, "the claim to be sent")
     client.complete(mine)
     assert client.claim(Task) is None
@@ -651,7 +651,7 @@ def victim(engine: Engine, limits: Limits) -> Iterator[Callable[..., Any]]:
         process.start()
         started.append(process)
         process.go_on = go_on
-        assert told.wait(20)
+        assert told.wait(60)
         return process
 
     yield start
@@ -664,7 +664,7 @@ def test_a_dead_agents_task_is_claimed_by_who_waits(client, victim, wait_until):
     client.create(task("a", max_retries=1))
     process = victim()
     assert client.claim(Task) is None
-    result = in_thread(lambda: client.claim(Task, timeout_s=20))
+    result = in_thread(lambda: client.claim(Task, timeout_s=60))
     wait_until(lambda: waiting_claims(client), 5, "the claim to be sent")
     process.kill()
     claimed = result()
@@ -691,11 +691,11 @@ def test_an_agent_that_was_stopped_past_its_lease_cannot_complete(client, victim
     client.create(task("a", max_retries=5))
     process = victim(0.2)
     os.kill(process.pid, signal.SIGSTOP)
-    claimed = client.claim(Task, timeout_s=20)
+    claimed = client.claim(Task, timeout_s=60)
     assert (claimed.id, claimed.attempts) == ("a", 2)
     os.kill(process.pid, signal.SIGCONT)
     process.go_on.set()
-    process.join(20)
+    process.join(60)
     assert process.exitcode == 7, "it was told that it is fenced"
     assert client.complete(claimed, result="mine").result == "mine"
 
@@ -775,7 +775,7 @@ def test_what_is_lost_while_its_class_is_not_known_is_ready_when_it_is(start_eng
         assert client.create(task("b")).version == 1, "by now it is over"
         engine.register(Chore)
         with connect(state, name="other", limits=limits) as other:
-            assert other.claim(Chore, timeout_s=20).id == "a"
+            assert other.claim(Chore, timeout_s=60).id == "a"
 
 
 def test_whoever_is_not_cancelled_does_not_count(start_engine, state, limits):
@@ -822,7 +822,7 @@ def test_an_engines_restart_is_nobodys_death(engine, client, other, victim, wait
         client.update(mine, description=f"still here {number}", expect=None)
     process.kill()
     process.join()
-    assert other.claim(Task, timeout_s=20).id == "b"
+    assert other.claim(Task, timeout_s=60).id == "b"
     assert client.complete(mine).status is TaskStatus.COMPLETED
 
 
@@ -840,7 +840,7 @@ def test_claims_survive_a_checkpoint_and_what_the_dead_held_is_found_by_the_next
         told, go_on = fork.Event(), fork.Event()
         process = fork.Process(target=hold_on, args=(state, limits, told, None, go_on))
         process.start()
-        assert told.wait(20)
+        assert told.wait(60)
         ballast = client.create(Project(name="ballast"))
         for number in range(400):
             ballast = client.update(ballast, description=str(number) * 100)
@@ -850,7 +850,7 @@ def test_claims_survive_a_checkpoint_and_what_the_dead_held_is_found_by_the_next
         process.join()
         os.kill(engine.pid, signal.SIGKILL)
         wait_until(lambda: engine.restarts == 1, 20, "the engine to come back")
-        assert client.claim(Task, timeout_s=20).id == "b", "it is not waited for"
+        assert client.claim(Task, timeout_s=60).id == "b", "it is not waited for"
         assert client.complete(mine).status is TaskStatus.COMPLETED
 
 
@@ -861,7 +861,7 @@ def test_a_failed_task_rests_longer_each_time_and_ends_as_a_dead_letter(client):
     client.create(task("a", max_retries=3, retry_delay_s=0.05))
     rests = []
     for attempt in range(1, 5):
-        claimed = client.claim(Task, timeout_s=20)
+        claimed = client.claim(Task, timeout_s=60)
         assert claimed.attempts == attempt
         assert claimed.not_before is None
         failed = client.fail(claimed, result={"why": "flaky"}, reason="flaky")
@@ -885,7 +885,7 @@ def an_end_of_attempts(one, other):
 def an_old_token_that_is_fenced(one, other):
     one.create(task("a", max_retries=3))
     late = one.claim(Task, lease_s=0.05)
-    assert other.claim(Task, timeout_s=20).claim > late.claim
+    assert other.claim(Task, timeout_s=60).claim > late.claim
     try:
         one.complete(late)
     except Fenced:
@@ -971,7 +971,7 @@ def test_a_project_that_spent_its_budget_has_nothing_to_claim(client, wait_until
         (reason,) = why_not_ready(snap, snap[Task, "3"])
         assert (reason.obstacle, reason.data["limit"]) == (Obstacle.BUDGET, 1.0)
     client.complete(first)
-    result = in_thread(lambda: client.claim(Task, timeout_s=20))
+    result = in_thread(lambda: client.claim(Task, timeout_s=60))
     wait_until(lambda: waiting_claims(client), 5, "the claim to be sent")
     client.update(Project.ref("p"), budget_limit=1.5)
     assert result().id == "3"
@@ -1167,7 +1167,7 @@ def test_a_claim_that_waits_takes_no_room_from_what_its_client_does_meanwhile(en
             while not agent._session.waiting:
                 await asyncio.sleep(0)
             for number in range(50):
-                await agent.put(Project(id="p", name=f"{number} " * 200), timeout_s=20)
+                await agent.put(Project(id="p", name=f"{number} " * 200), timeout_s=60)
             assert agent._session.bytes_in_flight < KIB
             assert sum(len(frame.data) for frame in agent._session._frames) < KIB
             for dead in range(2):
@@ -1195,7 +1195,7 @@ def test_coroutines_do_the_same(engine, client, limits):
             assert (await agent.fail(second)).status is TaskStatus.FAILED
             assert (await agent.release(third)).attempts == 0
             assert (await agent.redrive(second)).attempts == 0
-            waiting = asyncio.create_task(agent.claim(Task, where={"project": "later"}, timeout_s=20))
+            waiting = asyncio.create_task(agent.claim(Task, where={"project": "later"}, timeout_s=60))
             await asyncio.sleep(0)
             await agent.create(task("later", project="later"))
             await agent.complete(await waiting)
@@ -1231,14 +1231,14 @@ def test_a_coroutine_looks_beside_its_loop_whether_any_work_is_left(engine, clie
 def test_a_coroutine_that_is_cancelled_leaves_no_claim_behind(engine, client, limits):
     async def story() -> None:
         async with aio.connect(engine.state, name="me", limits=limits) as agent:
-            waiting = asyncio.create_task(agent.claim(Task, timeout_s=20))
+            waiting = asyncio.create_task(agent.claim(Task, timeout_s=60))
             while not agent._session.in_flight:
                 await asyncio.sleep(0)
             await agent.put(Project(id="p", name="so that it waits in the engine"))
             waiting.cancel()
             with pytest.raises(asyncio.CancelledError):
                 await waiting
-            await asyncio.wait_for(gave_up(agent), 20)
+            await asyncio.wait_for(gave_up(agent), 60)
             await agent.create(task("a"))
             assert (await agent.claim(Task)).id == "a"
             await agent.create(task("b"))
@@ -1249,7 +1249,7 @@ def test_a_coroutine_that_is_cancelled_leaves_no_claim_behind(engine, client, li
             hasty.cancel()
             with pytest.raises(asyncio.CancelledError):
                 await hasty
-            await asyncio.wait_for(gave_up(agent), 20)
+            await asyncio.wait_for(gave_up(agent), 60)
             assert [one.id for one in await agent.claim_many(Task, 9)] == ["b", "c"]
 
     asyncio.run(story())
@@ -1263,12 +1263,12 @@ def test_of_a_cancelled_claim_one_task_that_was_lost_keeps_no_other_from_being_g
             hasty = asyncio.create_task(agent.claim_many(Task, 3))
             while not agent._session.in_flight:
                 await asyncio.sleep(0)
-            client.reader.wait_until(Task, "c", lambda one: one.status is TaskStatus.IN_PROGRESS, 20)
+            client.reader.wait_until(Task, "c", lambda one: one.status is TaskStatus.IN_PROGRESS, 60)
             client.cancel(Task.ref("a"))  # which is the first to be given back
             hasty.cancel()
             with pytest.raises(asyncio.CancelledError):
                 await hasty
-            await asyncio.wait_for(gave_up(agent), 20)
+            await asyncio.wait_for(gave_up(agent), 60)
             assert agent.holds(Task, "b") is agent.holds(Task, "c") is None
         assert [one.id for one in client.claim_many(Task, 3)] == ["b", "c"]
 
@@ -1282,13 +1282,13 @@ def test_a_cancelled_coroutine_that_closes_its_client_leaves_no_claim_behind(eng
     async def agent(connected: asyncio.Event) -> None:
         async with aio.connect(engine.state, name="me", limits=limits) as mine:
             connected.set()
-            await mine.claim(Task, timeout_s=20)
+            await mine.claim(Task, timeout_s=60)
 
     async def story() -> None:
         connected = asyncio.Event()
         hasty = asyncio.create_task(agent(connected))
         await connected.wait()
-        client.reader.wait_until(Task, "a", lambda one: one.status is TaskStatus.IN_PROGRESS, 20)
+        client.reader.wait_until(Task, "a", lambda one: one.status is TaskStatus.IN_PROGRESS, 60)
         hasty.cancel()
         with pytest.raises(asyncio.CancelledError):
             await hasty
@@ -1312,7 +1312,7 @@ def test_ctrl_c_leaves_no_claim_behind(engine, client, limits, wait_until):
 
             agent._exchange.wait = interrupted
             with pytest.raises(KeyboardInterrupt) as raised:
-                agent.claim(Task, timeout_s=20)
+                agent.claim(Task, timeout_s=60)
             assert isinstance(raised.value.__cause__, OutcomeUnknown)
         assert agent.holds(Task, "a") is None
         found = client.claim(Task)

@@ -59,13 +59,13 @@ def test_what_one_thread_decodes_while_another_meets_the_next_engine_is_not_kept
         def slow(self, pin, address, kind):
             if threading.current_thread() is thread:
                 decoding.set()
-                assert go_on.wait(20)
+                assert go_on.wait(60)
             return fresh(self, pin, address, kind)
 
         monkeypatch.setattr(type(reader.decoder), "fresh", slow)
         thread = threading.Thread(target=lambda: list(old.entities(Note)))
         thread.start()
-        assert decoding.wait(20)
+        assert decoding.wait(60)
         engine.stop()
         start_engine(state, durability="memory", models=[Note])
         with connect(state) as client:
@@ -163,7 +163,7 @@ def test_the_newest_entity_is_found_by_a_reader_that_was_stopped_in_its_look(sta
 def test_a_watch_whose_engine_was_stopped_before_its_memory_was_mapped_outlives_that(state, start_engine):
     engine = start_engine(state, limits=Limits(**SMALL))
     with open_reader(state) as reader:
-        watch = reader.watch(since=0, timeout_s=5)
+        watch = reader.watch(since=0, timeout_s=60)
         with connect(state) as client:
             begin(client)
             for number in range(20):

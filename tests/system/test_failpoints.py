@@ -160,7 +160,7 @@ def owner_that_dies(state: Path, wait_until: Any, point: str, hit: int = 1) -> I
         assert owner.stdout.readline(), "it serves"
         try:
             yield
-            assert owner.wait(20) == -signal.SIGKILL, f"{point} was never reached"
+            assert owner.wait(60) == -signal.SIGKILL, f"{point} was never reached"
         finally:
             owner.kill()
     folder = StateFolder(state)
@@ -361,7 +361,7 @@ def share_work(state: Path) -> int:
         before = taker.reader.revision
         mine = taker.claim(Task, where={"project": "shared"}, lease_s=0.02)
         assert mine.attempts == 1
-        lost = maker.reader.wait_until(Task, "shared", lambda task: task.status == "interrupted", timeout_s=20)
+        lost = maker.reader.wait_until(Task, "shared", lambda task: task.status == "interrupted", timeout_s=60)
         assert (lost.version, lost.attempts) == (mine.version + 1, 1), "granted once and lost once"
         assert maker.reader.revision == before + 2
         with pytest.raises(Fenced):

@@ -236,7 +236,7 @@ def test_races_on_one_task_are_won_once_and_the_loser_gets_the_current_entity(st
         for process in rivals:
             process.stdin.write("go\n")
             process.stdin.flush()
-        won = [int(process.communicate(timeout=30)[0]) for process in rivals]
+        won = [int(process.communicate(timeout=60)[0]) for process in rivals]
         assert sum(won) == 100
         assert {task.version for task in client.reader.snapshot().entities(Task)} == {2}
 

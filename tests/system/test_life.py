@@ -234,7 +234,7 @@ def test_an_engine_that_dies_while_a_model_is_registered_comes_back_with_it(stat
     asking = threading.Thread(target=engine.register, args=(Rollout,))
     asking.start()
     os.kill(engine.pid, signal.SIGKILL)
-    asking.join(20)
+    asking.join(60)
     assert not asking.is_alive()
     with connect(state) as client:
         assert client.create(Rollout(seed=1)).version == 1
@@ -837,7 +837,7 @@ def test_a_stop_while_the_first_process_starts_leaves_none(state, start_engine, 
     pid = wait_until(lambda: holder(state / "lock"), 20, "a process that recovers")
     engine.stop()
     assert not os.path.exists(f"/proc/{pid}")
-    starting.join(20)
+    starting.join(60)
     assert [type(error) for error in told] == [EngineUnavailable]
     assert "stopped while it started" in str(told[0])
 
@@ -1163,7 +1163,7 @@ def test_closing_a_reader_ends_its_waits_in_other_threads(reader):
         thread.start()
     reader.close()
     for thread in threads:
-        thread.join(20)
+        thread.join(60)
     assert [error.final for error in told] == [True] * 3
 
 
@@ -1249,10 +1249,10 @@ def test_a_call_that_gives_up_first_takes_nothing_from_the_others(state, start_e
         for number, caller in enumerate(callers, 1):
             caller.start()
             wait_until(lambda number=number: client._session.in_flight == number, 20, "it waits for another engine")
-        callers[0].join(20)
+        callers[0].join(60)
         assert [type(one) for one in ended] == [OutcomeUnknown]
         engine.start()
-        callers[1].join(20)
+        callers[1].join(60)
         assert [type(one) for one in ended] == [OutcomeUnknown, Task]
 
 
@@ -1273,7 +1273,7 @@ def test_what_was_not_sent_when_its_client_is_closed_says_so(state, start_engine
     caller.start()
     wait_until(lambda: client._session.in_flight, 20, "it waits for another engine")
     client.close()
-    caller.join(20)
+    caller.join(60)
     assert [error.final for error in told] == [True]
     assert "before it was sent" in str(told[0])
 

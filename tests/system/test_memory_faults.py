@@ -67,7 +67,7 @@ class Onlooker:
     def end(self) -> int:
         """Its status, when it was told nothing more. Killed, if that does not help."""
         try:
-            self._process.communicate(timeout=30)
+            self._process.communicate(timeout=60)
         finally:
             self._process.kill()
             self._process.wait()

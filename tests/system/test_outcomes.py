@@ -436,7 +436,7 @@ def test_what_was_applied_is_never_told_fenced(state, start_engine):
         sender = threading.Thread(target=send)
         sender.start()
         with connect(state, client_id="both") as newer:
-            sender.join(20)
+            sender.join(60)
             assert set(told) <= {type(None), OutcomeUnknown, Fenced}
             for number, error in enumerate(told):
                 stored = newer.get(Task, f"r{round_}-{number}") is not None

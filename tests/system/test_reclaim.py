@@ -177,7 +177,7 @@ print(reader.snapshot().get(Task, "t0").id, flush=True)
             client.reader.close()
             wait_until(lambda: status_of(state).memory_held_bytes == 0, 20, "it is given back")
             os.kill(process.pid, signal.SIGCONT)
-            said, _ = process.communicate("go on\n", timeout=30)
+            said, _ = process.communicate("go on\n", timeout=60)
         finally:
             process.kill()
             process.communicate()

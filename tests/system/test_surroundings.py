@@ -103,7 +103,7 @@ def test_an_engine_stopped_with_a_file_in_hand_leaves_the_folder_alone_that_took
             wait_until(lambda: fill(other) or len([*state.glob("journal-*")]) > 2, 30, "two more files")
             revision = other.reader.revision
         with pytest.raises((EngineUnavailable, OutcomeUnknown)):
-            working.result(20)
+            working.result(60)
     assert not new.restarts
     new.stop()
     start_engine(state, limits=small)
@@ -136,7 +136,7 @@ def test_an_engine_that_was_stopped_in_a_commit_replies_to_nobody_once_another_o
         start_engine(state)
         os.kill(pid, signal.SIGCONT)
         wait_until(lambda: old.failure is not None, 20, "the old one ends")
-        assert isinstance(working.exception(20), OutcomeUnknown)
+        assert isinstance(working.exception(60), OutcomeUnknown)
         assert len(told) == before
     shutil.rmtree(tmp_path / "moved")
 

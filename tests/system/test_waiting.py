@@ -56,7 +56,7 @@ def test_it_is_welcomed_when_the_engine_is_ready(stopped):
     asking = stopped.ask()
     assert stopped.told == []
     os.kill(stopped.pid, signal.SIGCONT)
-    asking.join(20)
+    asking.join(60)
     assert [task.version for task in stopped.told] == [1]
     assert stopped.engine.pid == stopped.pid
 
@@ -64,20 +64,20 @@ def test_it_is_welcomed_when_the_engine_is_ready(stopped):
 def test_it_goes_on_to_the_next_engine_where_that_one_dies(stopped):
     asking = stopped.ask()
     os.kill(stopped.pid, signal.SIGKILL)
-    asking.join(20)
+    asking.join(60)
     assert [task.version for task in stopped.told] == [1]
     assert stopped.engine.pid != stopped.pid
 
 
 def test_it_waits_no_longer_than_it_was_told_to(stopped):
     asking = stopped.ask(timeout_s=0.5)
-    asking.join(20)
+    asking.join(60)
     assert [type(error) for error in stopped.told] == [OutcomeUnknown]
 
 
 def test_whoever_closes_the_client_ends_the_wait(stopped, is_stopped):
     asking = stopped.ask()
     stopped.client.close()
-    asking.join(20)
+    asking.join(60)
     assert [(type(error), error.final) for error in stopped.told] == [(EngineUnavailable, True)]
     assert is_stopped(stopped.pid)

@@ -108,7 +108,7 @@ def test_every_change_comes_once_and_in_order_across_deaths_of_the_engine(engine
             os.kill(engine.pid, signal.SIGKILL)
             wait_until(lambda before=before: engine.restarts > before, 20, "a restart")
         client.create(Task(title="x", id="end", max_retries=0))
-    watcher.join(30)
+    watcher.join(60)
     reader.close()
     assert not watcher.is_alive()
     assert seen[:-1] == [(rev + 1, f"t{n}", rev + 1, rev) for rev in range(301) for n in range(5)]
@@ -127,7 +127,7 @@ def test_a_watch_goes_on_where_another_one_ended(client, reader):
 def test_the_same_object_iterates_asynchronously(client, reader, factory):
     async def follow() -> list[str]:
         got = []
-        async for change in reader.watch(Task, since=0, timeout_s=5):
+        async for change in reader.watch(Task, since=0, timeout_s=60):
             got.append(change.id)
             if len(got) == 3:
                 break
@@ -263,7 +263,7 @@ def test_wait_until_sees_what_changes_just_before_and_just_after_the_look(engine
     writer = threading.Thread(target=change)
     writer.start()
     for number in range(1, 200, 20):
-        found = reader.wait_until(Task, "t", lambda task, least=number: int(task.title) >= least, timeout_s=20)
+        found = reader.wait_until(Task, "t", lambda task, least=number: int(task.title) >= least, timeout_s=60)
         assert int(found.title) >= number
     writer.join()
 
@@ -271,7 +271,7 @@ def test_wait_until_sees_what_changes_just_before_and_just_after_the_look(engine
 def test_wait_until_of_what_is_not_there_and_of_what_never_comes(client, reader):
     timer = threading.Timer(0.05, lambda: client.create(Task(title="x", id="late")))
     timer.start()
-    assert reader.wait_until(Task, "late", lambda task: task is not None, timeout_s=20).title == "x"
+    assert reader.wait_until(Task, "late", lambda task: task is not None, timeout_s=60).title == "x"
     timer.join()
     with pytest.raises(TimeoutError, match="did not become so"):
         reader.wait_until(Task, "late", lambda task: task.title == "y", timeout_s=0.05)
