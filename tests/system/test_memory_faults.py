@@ -11,6 +11,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -370,9 +371,10 @@ def test_a_reader_stopped_anywhere_past_the_maximum_age_wakes_up_to_the_same_or_
             os.kill(looking.pid, signal.SIGSTOP)
             while client.reader.snapshot().pin.root.first_segment <= last + 1:
                 work.run(200)
+            expired = partial(lambda root, last: root.readable_from > last, client.reader.view().root, last)
+            wait_until(expired, 20, "it is about to be taken away")
             client.reader.close()
             wait_until(lambda: not status_of(state).memory_held_bytes, 20, "it is taken away")
-            assert client.reader.view().root.readable_from > last
             os.kill(looking.pid, signal.SIGCONT)
             assert looking.hears() == "expired"
         assert int(looking.hears()) > last
