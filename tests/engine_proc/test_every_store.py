@@ -210,7 +210,7 @@ def memories(tmp_path: Path) -> Iterator[Callable[[], Memory]]:
     made: list[Memory] = []
 
     def make() -> Memory:
-        made.append(Memory(tmp_path, f"memory-{len(made)}"))
+        made.append(Memory(tmp_path, f"solewriter-{len(made)}"))
         for request in beginning():
             made[-1].apply(request)
         return made[-1]
