@@ -97,7 +97,7 @@ class AgentSession:
             sequence = number << 8 | place
             if len(request) == 2:
                 pendings.append(Pending(self.number, sequence, None))
-            elif request[0] and request[0][0][0] == _CLAIM and waits(request):
+            elif waits(request):
                 pendings.append(Pending(self.number, sequence, request[2], waits=True))
                 self.waiting += 1
             else:

@@ -33,10 +33,8 @@ from solewriter.shared.folder import StateFolder
 SMALL = Limits(heap_segment_bytes_first=64 * KIB, heap_segment_bytes_max=128 * KIB, heartbeat_s=0.1)
 SAID_MAX = 10  # violations of one process that are printed
 LOOK_EVERY_S = 0.05  # for whether memory was turned over often enough
-READY, ENOUGH = (
-    b"ready\n",
-    b"enough\n",
-)  # what a process prints that has begun, and a reader that has looked at its share
+READY = b"ready\n"  # what a process prints that has begun
+ENOUGH = b"enough\n"  # and a reader that has looked at its share
 
 
 class Report(msgspec.Struct, frozen=True):
