@@ -58,12 +58,12 @@ class Feed:
             try:
                 pin = view.pin()
                 return self._from_memory(view, pin, limit)
-            except (FileNotFoundError, SnapshotExpired) as error:
+            except (FileNotFoundError, SnapshotExpired):
                 if view.root.successor == STOPPED:
                     return []  # its memory is gone, and there is no other one yet
                 if view.root.successor:
                     return self.take(limit)
-                self._journaled = self._from_journal(view.pin(), error)
+                self._journaled = self._from_journal(view.pin())
         taken: list[Published] = []
         for one in self._journaled:
             if self._is_new(one.record):
@@ -128,10 +128,10 @@ class Feed:
 
     # --- from the journal --------------------------------------------------------------------------------------------
 
-    def _from_journal(self, pin: Pin, error: Exception) -> Iterator[Published]:
+    def _from_journal(self, pin: Pin) -> Iterator[Published]:
         """What is journaled behind `since`, up to a revision that was published when this began."""
         self._view, self._skip = None, self._within
-        return _journaled(pin, self._reader.folder.path, self.since, error)
+        return _journaled(pin, self._reader.folder.path, self.since)
 
     def _is_new(self, found: record.Record) -> bool:
         """Whether this record, of a revision behind `since`, was not taken before; if so, it is now."""
@@ -145,7 +145,8 @@ class Feed:
         return True
 
 
-def _journaled(pin: Pin, folder: Path, since: int, error: Exception) -> Iterator[Published]:
+def _journaled(pin: Pin, folder: Path, since: int) -> Iterator[Published]:
+    """No method, and told no error: what it holds on to must not hold on to its feed, or both would stay for long."""
     try:
         past = Past(pin, folder, since)
         past.advance(since)
@@ -158,4 +159,4 @@ def _journaled(pin: Pin, folder: Path, since: int, error: Exception) -> Iterator
             f"what happened behind revision {since} is not available any more: memory goes back to revision "
             f"{pin.root.oldest}, and {gone}; take a new snapshot, or watch with resync=True",
             oldest=where_it_begins(gone, pin.root.oldest),
-        ) from error
+        ) from gone

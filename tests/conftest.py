@@ -8,6 +8,7 @@ removed, and the test fails. `wait_until` is the only place that may sleep: test
 from __future__ import annotations
 
 import array
+import gc
 import importlib.util
 import os
 import resource
@@ -146,12 +147,15 @@ def interrupted(number: int, deed: Callable[[], object], *modules: ModuleType) -
                 reached.append(f"{frame.f_code.co_name}, line {frame.f_lineno}")
                 deed()
 
-    before = sys.getprofile()
+    before, collected = sys.getprofile(), gc.isenabled()
+    gc.disable()  # a collection would run the ends of what others left, and the deed could be done in one of those
     sys.setprofile(profile)
     try:
         yield reached
     finally:
         sys.setprofile(before)
+        if collected:
+            gc.enable()
 
 
 @pytest.fixture(scope="session")

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gc
 import os
 import signal
 import threading
+import weakref
 
 import pytest
 import uvloop
@@ -27,7 +29,9 @@ from solewriter import (
 )
 from solewriter.agents import feed as feeds
 from solewriter.agents import watch as watches
-from solewriter.shared.config import KIB
+from solewriter.shared.config import KIB, WATCH_BATCH
+
+FORGETFUL = Limits(heap_segment_bytes_first=64 * KIB, heap_segment_bytes_max=64 * KIB, snapshot_age_max_s=0)
 
 
 def told(change):
@@ -185,10 +189,7 @@ def test_a_look_interrupted_at_any_step_is_followed_by_one_that_brings_the_same(
     if where == "in memory":
         start_engine(state)
     else:  # of which a small memory holds the newest only
-        start_engine(
-            state,
-            limits=Limits(heap_segment_bytes_first=64 * KIB, heap_segment_bytes_max=64 * KIB, snapshot_age_max_s=0),
-        )
+        start_engine(state, limits=FORGETFUL)
     with connect(state) as client, open_reader(state) as reader:
         client.submit(*[Create(Task(title="x", id=f"t{number}")) for number in range(3)]).check()
         if where == "in the journal":
@@ -202,6 +203,28 @@ def test_a_look_interrupted_at_any_step_is_followed_by_one_that_brings_the_same(
             seen += [next(watch).id for _ in range(3 - len(seen))]
             assert seen == ["t0", "t1", "t2"], f"interrupted in {reached}"
         assert steps > 10
+
+
+def test_a_watch_that_reads_from_the_journal_is_gone_when_nobody_has_it(state, start_engine):
+    """With all that it read there, and no collection of garbage later."""
+    start_engine(state, limits=FORGETFUL)
+    with connect(state) as client, open_reader(state) as reader:
+        client.create(Task(title="x", id="t2"))
+        for reply in client.submit_many([Update(Task.ref("t2"), {"source": f"{n}"}) for n in range(WATCH_BATCH)]):
+            reply.check()
+        turn_over(client, reader)
+        watch = reader.watch(since=0, timeout_s=0)
+        next(watch)
+        feed = weakref.ref(watch._looked[0])
+        assert feed()._journaled.gi_frame is not None, "it has more to read there"
+        collected = gc.isenabled()
+        gc.disable()
+        try:
+            del watch
+            assert feed() is None
+        finally:
+            if collected:
+                gc.enable()
 
 
 def turn_over(client, reader) -> None:
