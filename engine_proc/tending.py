@@ -149,14 +149,20 @@ class Tending:
             self._alarm.cancel()
 
     def tend(self, turn: Turn, occasion: Occasion) -> bool:
-        """Do what is due, of many claims that are lost so many at once. Whether some are left: others come first."""
+        """Do what is due, of many claims that are lost so many at once, and for as long as a turn decides: each may be
+        of a model that takes its time. Whether some are left: others come first.
+        """
         lost = occasion.lost
         if lost is None:
-            lost = occasion.lost = self._lost(turn, occasion)
+            lost = self._lost(turn, occasion)
+        done, until = 0, time.monotonic() + self._serve_s
         for lease, why in lost[: self._served_max]:
             if why != GONE or lease.session not in self._bridge.connected():  # or it came back meanwhile
                 self._take_away(turn, lease, why)
-        occasion.lost = lost[self._served_max :]
+            done += 1
+            if time.monotonic() >= until:
+                break
+        occasion.lost = lost[done:]
         return bool(occasion.lost)
 
     def _lost(self, turn: Turn, occasion: Occasion) -> Losses:

@@ -18,6 +18,7 @@ from typing import Any, ClassVar
 
 import msgspec
 import pytest
+from pydantic import model_validator
 
 from solewriter import (
     Cancel,
@@ -808,6 +809,54 @@ def test_what_would_cancel_too_many_when_it_is_lost_is_interrupted_alone(start_e
         client.redrive(Task.ref("a"))
         client.complete(client.claim(Task))
         assert len(client.claim_many(Task, 9)) == 4
+
+
+class Slow(Task):
+    """Its model takes its time to be interrupted, or never comes back."""
+
+    @model_validator(mode="after")
+    def _take_time(self) -> Slow:
+        if self.status is TaskStatus.INTERRUPTED:
+            time.sleep({"slow": 0.03, "endless": 60}.get(self.title, 0))
+        return self
+
+
+def test_claims_that_are_slow_to_take_away_keep_nobody_waiting_for_all_of_them(start_engine, state, limits):
+    start_engine(state, models=[Slow], limits=limits)
+    with connect(state, name="me", limits=limits) as client, connect(state, name="hasty", limits=limits) as hasty:
+        for number in range(4):
+            client.create(Slow(id=f"s{number}", title="slow"))
+        client.create(task("t"))
+        assert len(hasty.claim_many(Slow, 9, lease_s=0.05)) == 4
+
+        def busy() -> Iterator[Update]:
+            while client.get(Slow, "s3").status is TaskStatus.IN_PROGRESS:
+                yield Update(Task.ref("t"), {"max_retries": client.reader.revision % 50})
+
+        for reply in client.submit_many(busy(), window=4):
+            reply.check()
+        lost = [next(client.reader.history(Slow, f"s{number}")) for number in range(4)]
+        assert [change.mutation for change in lost] == ["expire"] * 4
+        assert lost[-1].revision - lost[0].revision > 3, "somebody was served in between"
+
+
+def test_a_task_whose_model_never_lets_it_be_interrupted_is_nobodys(start_engine, state, limits, wait_until):
+    engine = start_engine(state, models=[Slow], limits=msgspec.structs.replace(limits, decide_timeout_s=0.1))
+    with connect(state, name="me", limits=limits) as client, connect(state, name="hasty", limits=limits) as hasty:
+        make(client, *(Slow(id=f"e{number}", title="endless") for number in range(2)))
+        assert len(hasty.claim_many(Slow, 9, lease_s=0.01)) == 2
+        for id in ("e0", "e1"):
+            wait_until(lambda id=id: not refused_as_held(client, id), 20, "nobody has it")
+            assert client.get(Slow, id).status is TaskStatus.IN_PROGRESS
+    assert engine.restarts == 0
+
+
+def refused_as_held(client: Client, id: str) -> bool:
+    try:
+        client.update(Slow.ref(id), description="anybody may")
+    except Fenced:
+        return True
+    return False
 
 
 def test_an_engines_restart_is_nobodys_death(engine, client, other, victim, wait_until):
