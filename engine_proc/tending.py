@@ -210,7 +210,9 @@ class Tending:
             turn.leases[place] = None
             return
         status, refusal = self._expired(turn, lease, why, None)
-        if refusal == "RequestTooLarge":  # too many would be cancelled with it: they wait until somebody decides
+        cascades = self._coordination.cascades or turn.cascades
+        if refusal == "RequestTooLarge" or (cascades and refusal == "InvalidMutation"):
+            # too many would be cancelled with it, or one that cannot be: they wait until somebody decides
             status, refusal = self._expired(turn, lease, why, ALONE)
         if refusal in ("InvalidMutation", "NotFound"):  # its model does not let it be interrupted: nobody holds it
             turn.leases[place] = None

@@ -812,12 +812,14 @@ def test_what_would_cancel_too_many_when_it_is_lost_is_interrupted_alone(start_e
 
 
 class Slow(Task):
-    """Its model takes its time to be interrupted, or never comes back."""
+    """Its model takes its time to be interrupted, or never comes back, or does not let it be cancelled."""
 
     @model_validator(mode="after")
     def _take_time(self) -> Slow:
         if self.status is TaskStatus.INTERRUPTED:
             time.sleep({"slow": 0.03, "endless": 60}.get(self.title, 0))
+        if self.status is TaskStatus.CANCELLED and self.title == "stubborn":
+            raise ValueError("not this one")
         return self
 
 
@@ -857,6 +859,24 @@ def refused_as_held(client: Client, id: str) -> bool:
     except Fenced:
         return True
     return False
+
+
+def test_what_cannot_be_cancelled_with_a_lost_task_does_not_keep_that_from_being_interrupted(
+    start_engine, state, limits, wait_until
+):
+    start_engine(state, models=[Slow], limits=limits)
+    with connect(state, name="me", limits=limits) as client:
+        make(client, Slow(id="a", title="quick"))
+        make(client, Slow(id="b", title="stubborn", dependencies=("a",), on_dependency_failure="cancel"))
+        mine = client.claim(Slow, lease_s=0.01)
+        wait_until(lambda: client.get(Slow, "a").status is TaskStatus.INTERRUPTED, 20, "its time is up")
+        with client.reader.snapshot() as snap:
+            assert [reason.data["id"] for reason in why_not_ready(snap, snap[Slow, "b"])] == ["a"]
+        with pytest.raises(Fenced):
+            client.complete(mine)
+        client.redrive(Slow.ref("a"))
+        client.complete(client.claim(Slow))
+        assert client.claim(Slow).id == "b"
 
 
 def test_an_engines_restart_is_nobodys_death(engine, client, other, victim, wait_until):
