@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import errno
 import os
+import threading
 from collections.abc import Callable
 from concurrent.futures import Executor, Future
 from contextlib import suppress
@@ -26,11 +27,39 @@ FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 T = TypeVar("T")
 
 
+class Names:
+    """Makes changes of names in the folder durable, whoever made them, in any thread: one after the other, and none
+    any more once one failed. The kernel tells of a failure once: whoever asks behind that hears that all is well,
+    though what is lost may be the name of the journal's next file.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._one = threading.Lock()
+        self.failure: OSError | None = None
+
+    def sync(self) -> None:
+        """Raises OSError."""
+        with self._one:
+            self.check()
+            try:
+                sync_folder(self._folder)
+            except OSError as error:
+                self.failure = error
+                raise
+
+    def check(self) -> None:
+        """Raises the OSError of the one that failed."""
+        if self.failure is not None:
+            raise self.failure
+
+
 class FilesAhead:
     """`journal.next`, the spare files that it may be made of, and the reserve."""
 
     def __init__(self, folder: Path, beside: Executor, spare_bytes: int, *, zeroed: bool) -> None:
         self._folder = folder
+        self.names = Names(folder)
         self._spare_bytes = spare_bytes
         self._beside = beside
         self._zeroed = zeroed
@@ -92,7 +121,7 @@ class FilesAhead:
         spare = next((path for path in self._spares() if path.stat().st_size >= size), None)
         if spare is not None:
             os.rename(spare, self._path)
-            sync_folder(self._folder)  # while a power cut can bring its old name back, its content stays
+            self.names.sync()  # while a power cut can bring its old name back, its content stays
         fd = new_file(self._path) if spare is None else lasting_file(self._path, made=False)
         try:
             self._prepare(fd, size, fresh=spare is None)

@@ -109,7 +109,7 @@ class Checkpoints:
             failpoint.reach("checkpoint.made")
             os.rename(path, checkpoint_path(self._folder, made.entry))
             failpoint.reach("checkpoint.renamed")
-            sync_folder(self._folder)
+            self._journal.sync_names()
             done(made)
         except EngineGone:
             pass  # and nobody waits for it

@@ -28,7 +28,7 @@ from solewriter.shared.chain import first_of, journal_files, newest_whole
 from solewriter.shared.config import JOURNAL_FILE_BYTES_FIRST, SYNC_BESIDE_S, SYNC_KEPT, Limits
 from solewriter.shared.entry import COMMITTED_BYTES, FILE_HEADER_BYTES, Entry, Private, PrivateState
 from solewriter.shared.errors import EngineUnavailable
-from solewriter.shared.folder import lasting_file, naming, new_file, sync_folder
+from solewriter.shared.folder import lasting_file, naming, new_file
 
 
 class DiskFull(EngineUnavailable):
@@ -82,6 +82,9 @@ class Journal(Protocol):
         step, and raises once what is there is another state's.
         """
 
+    def sync_names(self) -> None:
+        """Changes of names in the folder are durable; from any thread. Raises OSError, and then no `commit` follows."""
+
     def close(self) -> None: ...
 
 
@@ -113,6 +116,9 @@ class NoJournal:
         pass
 
     def trim(self, before: int, still_owner: Callable[[], None]) -> None:
+        pass
+
+    def sync_names(self) -> None:
         pass
 
     def close(self) -> None:
@@ -168,6 +174,7 @@ class FileJournal:
 
     async def commit(self, *, durable: bool) -> None:
         assert self._staged is not None
+        self._ahead.names.check()
         staged, self._staged = self._staged, None
         packed = staged.packed
         if (self._power or staged.lasting) and not self._on_disk:
@@ -253,7 +260,7 @@ class FileJournal:
         os.fdatasync(fd)
         failpoint.reach("journal.roll")
         os.rename(self._folder / "journal.next", self._folder / f"journal-{tail.number + 1:020d}.log")
-        sync_folder(self._folder)
+        self.sync_names()
         failpoint.reach("journal.rolled")
         if self._fd >= 0:
             self._closing = self._beside.submit(_sync_and_close, self._fd, self._committed_fd)
@@ -294,7 +301,7 @@ class FileJournal:
             for path in replay.lost:
                 path.unlink()
             if replay.lost:
-                sync_folder(self._folder)
+                self.sync_names()
         if self.missing is not None:  # a loss that was taken is not met again
             os.ftruncate(self._committed_fd, 0)
         self._note_committed(self._tail)
@@ -311,7 +318,7 @@ class FileJournal:
             os.fsync(fd)
         failpoint.reach("recover.rewrite")
         os.rename(self._folder / "journal.next", path)
-        sync_folder(self._folder)
+        self.sync_names()
         failpoint.reach("recover.rewritten")
         self._continue(fd, len(whole), size)
 
@@ -336,7 +343,10 @@ class FileJournal:
                 still_owner()
                 self._ahead.keep(path)
                 failpoint.reach("trim.file")
-        sync_folder(self._folder)
+        self.sync_names()
+
+    def sync_names(self) -> None:
+        self._ahead.names.sync()
 
     def close(self) -> None:
         """Sync what is there, at every level: a clean stop survives power loss."""

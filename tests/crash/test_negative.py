@@ -14,7 +14,6 @@ from powercut.journaling import judged as journal_judged
 from powercut.recovery import Recoverer, judged
 from powercut.story import CLIENTS, Play, lives, played
 
-from solewriter.engine_proc import journal as journals
 from solewriter.engine_proc.engine import SingleWriter
 from solewriter.engine_proc.journal import FileJournal
 from solewriter.shared import entry as entries
@@ -47,22 +46,22 @@ def no_sync(patch: Patch) -> None:
 
 
 def no_folder_sync(patch: Patch) -> None:
-    patch.setattr(journals, "sync_folder", lambda folder: None)
+    patch.setattr(FileJournal, "sync_names", lambda self: None)
 
 
 def no_sync_of_the_rewritten_tail(patch: Patch) -> None:
-    rewriting, syncing = FileJournal._rewrite, journals.sync_folder
+    rewriting, syncing = FileJournal._rewrite, FileJournal.sync_names
 
     def rewrite(self: FileJournal, *args: Any) -> None:
         real = os.fsync
 
-        def sync_folder(folder: Path) -> None:
+        def sync_names(self: FileJournal) -> None:
             os.fsync = real
-            syncing(folder)
+            syncing(self)
 
         with pytest.MonkeyPatch.context() as inner:
             inner.setattr(os, "fsync", lambda fd: None)
-            inner.setattr(journals, "sync_folder", sync_folder)
+            inner.setattr(FileJournal, "sync_names", sync_names)
             rewriting(self, *args)
 
     patch.setattr(FileJournal, "_rewrite", rewrite)
@@ -93,7 +92,7 @@ def test_a_journal_that_is_acked_before_it_is_committed_loses_what_was_acked(pla
 def test_a_header_that_is_written_behind_the_name_is_missed(place: Path, monkeypatch: Patch) -> None:
     def begin(self: FileJournal, fd: int, tail: Any) -> None:
         os.rename(self._folder / "journal.next", self._folder / f"journal-{tail.number + 1:020d}.log")
-        journals.sync_folder(self._folder)
+        self.sync_names()
         os.pwrite(fd, entries.file_header(self.state_id, tail.number + 1, tail.crc), 0)
         os.fdatasync(fd)
         self._continue(fd, entries.FILE_HEADER_BYTES, os.fstat(fd).st_size)

@@ -16,11 +16,10 @@ from powercut.recovery import judged
 from powercut.story import CLIENTS, Play, Story, played, turns
 
 from solewriter.engine_proc import ahead, checkpoints, recovery
-from solewriter.engine_proc import journal as journals
-from solewriter.engine_proc.ahead import FilesAhead
+from solewriter.engine_proc.ahead import FilesAhead, Names
 from solewriter.engine_proc.between import BetweenTurns
 from solewriter.engine_proc.checkpoint import Made
-from solewriter.engine_proc.checkpoints import Held
+from solewriter.engine_proc.checkpoints import Checkpoints, Held
 from solewriter.engine_proc.journal import FileJournal
 from solewriter.shared.checkpoint import HEADER_BYTES, Checkpoint, CheckpointWriter, checkpoint_files
 from solewriter.shared.entry import CheckpointName, PrivateState
@@ -80,12 +79,18 @@ def checkpoint_not_synced(patch: Patch) -> None:
 
 
 def folder_not_synced_behind_a_checkpoint(patch: Patch) -> None:
-    patch.setattr(checkpoints, "sync_folder", lambda folder: None)
+    def made(self: Checkpoints, *given: Any) -> None:
+        with Patch.context() as inner:
+            inner.setattr(FileJournal, "sync_names", lambda self: None)
+            making(self, *given)
+
+    making = Checkpoints._made
+    patch.setattr(Checkpoints, "_made", made)
 
 
 def folder_never_synced(patch: Patch) -> None:
     patch.setattr(checkpoints, "sync_folder", lambda folder: None)
-    patch.setattr(journals, "sync_folder", lambda folder: None)
+    patch.setattr(ahead, "sync_folder", lambda folder: None)
 
 
 def trimmed_before_the_private_state_is_journaled(patch: Patch) -> None:
@@ -134,12 +139,17 @@ def header_of_a_used_file_kept(patch: Patch) -> None:
 def used_file_taken_before_its_old_name_is_gone(patch: Patch) -> None:
     def trim(self: FileJournal, before: int, still_owner: Callable[[], None]) -> None:
         with Patch.context() as inner:
-            inner.setattr(journals, "sync_folder", lambda folder: None)
+            inner.setattr(FileJournal, "sync_names", lambda self: None)
             trimming(self, before, still_owner)
 
-    trimming = FileJournal.trim
+    def made(self: FilesAhead, size: int) -> int:
+        with Patch.context() as inner:
+            inner.setattr(Names, "sync", lambda self: None)  # which makes up for it, before a file is used again
+            return making(self, size)
+
+    trimming, making = FileJournal.trim, FilesAhead._made
     patch.setattr(FileJournal, "trim", trim)
-    patch.setattr(ahead, "sync_folder", lambda folder: None)  # which makes up for it, before a file is used again
+    patch.setattr(FilesAhead, "_made", made)
 
 
 def damaged_behind_its_sync(patch: Patch) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import os
 import shutil
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
@@ -319,6 +320,44 @@ def test_what_could_not_be_given_up_stays_and_goes_behind_the_next_checkpoint(he
             path.rmdir()
             (tmp_path / "aside").rename(path)
     assert list(checkpoint_files(tmp_path)) == [journal.tail.number]
+
+
+@pytest.mark.parametrize("step", ["the name of a checkpoint", "a trim"])
+def test_where_a_sync_of_names_failed_no_later_one_is_believed_and_nothing_more_is_acked(
+    held, journal, tmp_path, monkeypatch, step
+):
+    """The kernel tells of it once: whoever asks behind that hears that all is well, and its own name may be lost."""
+    grow(journal, 5)
+    old, _ = held()
+    old.begin(lambda made: None)
+    checkpoints, log = held()
+    grow(journal, 5)
+    done = []
+    with monkeypatch.context() as failing:
+        if step == "a trim":
+            checkpoints.begin(done.append)
+        fail_once_for(failing, tmp_path)
+        if step == "a trim":
+            checkpoints.noted(done[0], 0, lambda: None)
+        else:
+            checkpoints.begin(lambda made: pytest.fail("it is not known to have its name"))
+        assert len(log) == 1
+        assert "Input/output error" in log[0]
+        with pytest.raises(OSError, match="Input/output error"):
+            grow(journal, 1)
+
+
+def fail_once_for(patch, folder):
+    """The next sync of this folder is told of an error."""
+    real, number = os.fsync, os.stat(folder).st_ino
+
+    def failing(fd):
+        if os.fstat(fd).st_ino == number:
+            patch.setattr(os, "fsync", real)
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+        real(fd)
+
+    patch.setattr(os, "fsync", failing)
 
 
 @pytest.mark.parametrize("how", ["cut", "lost by the disk"])
