@@ -13,6 +13,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -811,13 +812,16 @@ def test_what_would_cancel_too_many_when_it_is_lost_is_interrupted_alone(start_e
         assert len(client.claim_many(Task, 9)) == 4
 
 
+TAKES_TIME = {"slow": partial(time.sleep, 0.03), "endless": partial(time.sleep, 3_600)}
+
+
 class Slow(Task):
     """Its model takes its time to be interrupted, or never comes back, or does not let it be cancelled."""
 
     @model_validator(mode="after")
     def _take_time(self) -> Slow:
-        if self.status is TaskStatus.INTERRUPTED:
-            time.sleep({"slow": 0.03, "endless": 60}.get(self.title, 0))
+        if self.status is TaskStatus.INTERRUPTED and self.title in TAKES_TIME:
+            TAKES_TIME[self.title]()
         if self.status is TaskStatus.CANCELLED and self.title == "stubborn":
             raise ValueError("not this one")
         return self
