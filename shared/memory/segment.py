@@ -48,11 +48,8 @@ class Segment:
         """Map an existing segment. Raises FileNotFoundError if it is gone, LayoutMismatch if it is not this user's
         own.
         """
-        fd = os.open(path, (os.O_RDWR if writable else os.O_RDONLY) | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+        fd = opened(path, writable=writable)
         try:
-            found = os.fstat(fd)
-            if found.st_uid != os.geteuid() or stat.S_IMODE(found.st_mode) & 0o077 or not stat.S_ISREG(found.st_mode):
-                raise LayoutMismatch(f"{path} is not a private file of this user: it will not be mapped")
             if (
                 not writable
             ):  # for as long as this is mapped, which keeps the open file: the engine sees that it is read
@@ -62,7 +59,7 @@ class Segment:
                     raise FileNotFoundError(f"{path} is gone") from None
                 if not os.fstat(fd).st_nlink:  # let go just before: nobody would know that it is mapped
                     raise FileNotFoundError(f"{path} is gone")
-            return cls(path, fd, found.st_size, writable)
+            return cls(path, fd, os.fstat(fd).st_size, writable)
         finally:
             os.close(fd)
 
@@ -116,6 +113,19 @@ class Blank:
         if self._fd >= 0:
             os.close(self._fd)
             self._fd = -1
+
+
+def opened(path: Path, *, writable: bool) -> int:
+    """A descriptor of an existing segment, and of nothing else that somebody may have put there: where others may
+    remove files, that can be a link to any file of this user. Raises FileNotFoundError if it is gone, OSError for a
+    link, LayoutMismatch if it is not this user's own.
+    """
+    fd = os.open(path, (os.O_RDWR if writable else os.O_RDONLY) | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+    found = os.fstat(fd)
+    if found.st_uid != os.geteuid() or stat.S_IMODE(found.st_mode) & 0o077 or not stat.S_ISREG(found.st_mode):
+        os.close(fd)
+        raise LayoutMismatch(f"{path} is not a private file of this user: it will not be mapped")
+    return fd
 
 
 def is_mapped(fd: int) -> bool:

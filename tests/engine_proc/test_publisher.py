@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import fcntl
+
+import pytest
+
 from solewriter import Create, Task, Update
 from solewriter.shared import wire, wireform
 from solewriter.shared.config import DEFAULT_LIMITS, KIB
+from solewriter.shared.errors import LayoutMismatch
 from solewriter.shared.memory import revlog
-from solewriter.shared.memory.segment import segment_path
+from solewriter.shared.memory.segment import Segment, segment_path
 from solewriter.shared.registry import Registry
 
 
@@ -40,3 +45,25 @@ def test_a_segment_is_unlinked_only_when_no_root_lists_it_any_more(alone, monkey
     assert {"reclaim.filled", "reclaim.shown", "reclaim.done"} <= set(steps.reached)
     assert engine.view.root.current().log_first > 5
     assert missing == []
+
+
+@pytest.mark.parametrize("planted", ["a link", "a file that others may read"])
+def test_of_what_somebody_put_in_a_segments_place_no_byte_is_taken_away(alone, tmp_path, planted):
+    """As anybody may where `memory_dir` is a folder in which others may remove files."""
+    engine, _, _ = alone(snapshot_age_max_s=0)
+    other = tmp_path / "other"
+    other.write_bytes(b"mine")
+    path = tmp_path / "memory" / "solewriter-0-heap-1"
+    segment = Segment.create(path, 4_096)
+    path.unlink()
+    path.symlink_to(other) if planted == "a link" else path.hardlink_to(other)
+    reclaimer, expired = engine.server.publisher.reclaimer, []
+    with other.open() as held:
+        fcntl.flock(held, fcntl.LOCK_SH)  # as who maps a segment
+        with pytest.raises((OSError, LayoutMismatch), match=r"symbolic|private"):
+            reclaimer.bury(segment)
+        for _ in range(2):
+            reclaimer.let_go(expired.append)
+    assert expired == []
+    assert other.read_bytes() == b"mine"
+    path.unlink()
