@@ -7,9 +7,12 @@ out again: so a copy of the folder is kept, the history id changes, and who hold
 
 from __future__ import annotations
 
+import errno
 import os
 import shutil
+import stat
 import time
+from io import FileIO
 from pathlib import Path
 from typing import NamedTuple
 
@@ -22,7 +25,8 @@ from solewriter.shared import entry as entries
 from solewriter.shared.aside import aside_files, aside_path, is_aside
 from solewriter.shared.chain import first_entry_of, first_of, journal_files, named_checkpoints, newest_whole
 from solewriter.shared.checkpoint import Checkpoint, checkpoint_files, checkpoint_path
-from solewriter.shared.entry import FILE_HEADER_BYTES, CheckpointName, Life, Private
+from solewriter.shared.config import MIB
+from solewriter.shared.entry import FILE_HEADER_BYTES, CheckpointName, Entry, Life, Private
 from solewriter.shared.errors import EngineUnavailable, JournalCorrupt, LayoutMismatch
 from solewriter.shared.folder import StateFolder, lasting_file, naming, new_file, replace_file, sync_folder
 from solewriter.shared.life import may_be_cut
@@ -156,14 +160,55 @@ def _first(error: OSError) -> str:
 
 
 def _copy(source: str, copy: str) -> None:
-    shutil.copy2(source, copy)
-    _give(Path(copy), os.stat(source))
+    """One file, with its mode and times. What cannot be read is there as it is, under this name as well: no cut writes
+    to it.
+    """
+    try:
+        fd = os.open(source, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    except OSError as error:
+        _link(source, copy, error)
+        return
+    try:
+        found = os.fstat(fd)  # of what is copied, whatever has its name by now
+        with open(copy, "xb", buffering=0) as made:
+            unreadable = _copy_content(fd, made)
+            os.fchmod(made.fileno(), stat.S_IMODE(found.st_mode))
+        os.utime(copy, ns=(found.st_atime_ns, found.st_mtime_ns))
+        _give(Path(copy), found)
+    finally:
+        os.close(fd)
+    if unreadable is not None:
+        os.unlink(copy)
+        _link(source, copy, unreadable)
+
+
+def _copy_content(fd: int, made: FileIO) -> OSError | None:
+    """What kept it from being read. Raises what keeps the copy from being written."""
+    while True:
+        try:
+            piece = os.read(fd, MIB)
+        except OSError as error:
+            return error
+        if not piece:
+            return None
+        while piece:
+            piece = piece[made.write(piece) :]
+
+
+def _link(source: str, copy: str, why: OSError) -> None:
+    """Raises the reason where that cannot be either: it is another user's, say."""
+    try:
+        os.link(source, copy, follow_symlinks=False)
+    except OSError:
+        raise why from None
 
 
 def _give(path: Path, owner: os.stat_result) -> None:
-    """What root makes in another user's folder is that user's: no engine of theirs could read it otherwise."""
+    """What root makes in another user's folder is that user's: no engine of theirs could read it otherwise. Not what
+    somebody puts a link to in its place.
+    """
     if os.geteuid() != owner.st_uid:
-        os.chown(path, owner.st_uid, owner.st_gid)
+        os.chown(path, owner.st_uid, owner.st_gid, follow_symlinks=False)
 
 
 def _found(folder: Path, revision: int) -> tuple[Cut, Life]:
@@ -174,7 +219,7 @@ def _found(folder: Path, revision: int) -> tuple[Cut, Life]:
     below = [
         (path, whole.checkpoint)
         for path in files
-        if (first := first_entry_of(path)) and first.revision <= revision and (whole := first.private.whole)
+        if (first := _begins_with(path)) and first.revision <= revision and (whole := first.private.whole)
     ]
     needed = first_of(below[-1][0]) if below else 0  # the entry that holds the whole private state
     while below and is_aside(folder, below[-1][1].entry):
@@ -191,11 +236,21 @@ def _found(folder: Path, revision: int) -> tuple[Cut, Life]:
             assert replay.read is not None
             whole, cut = entry.private.whole, Cut(*replay.read, entry.number, entry.crc, entry.revision)
             life = entry.private.life or (whole.life if whole is not None else life)
-    except (JournalCorrupt, LayoutMismatch) as error:  # behind the cut it goes with the rest
+    except (JournalCorrupt, LayoutMismatch, OSError) as error:  # behind the cut it goes with the rest
+        if isinstance(error, OSError) and error.errno != errno.EIO:
+            raise  # what may not be read is not damaged
         why = f"a start there needs what is damaged ({error}); an older revision may do"
     if cut is None or life is None or cut.number < needed:
         raise EngineUnavailable(f"{folder} cannot be cut back to revision {revision}: {why}")
     return cut, life
+
+
+def _begins_with(path: Path) -> Entry | None:
+    """The entry with which a file begins; None also where it cannot be read: whoever needs it will see."""
+    try:
+        return first_entry_of(path)
+    except OSError:
+        return None
 
 
 def _state_id(folder: Path, begin: CheckpointName | None) -> bytes:

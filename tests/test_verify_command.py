@@ -21,7 +21,7 @@ from solewriter import Compacted, Create, Delete, Put, Task, Update, connect, op
 from solewriter.agents import verify as verifying
 from solewriter.agents.cli.main import app
 from solewriter.agents.verify import Files, verify
-from solewriter.engine_proc.repair import truncate
+from solewriter.engine_proc.repair import _give, truncate
 from solewriter.shared import entry as entries
 from solewriter.shared import record
 from solewriter.shared.chain import entries_between, first_entry_of, first_of, journal_files, oldest_entry
@@ -547,14 +547,38 @@ def test_what_the_system_does_not_let_be_read_is_one_line(tmp_path, command):
 @pytest.mark.parametrize("which", [0, -1])
 def test_a_file_that_the_disk_has_lost_is_named(folder, lost_by_the_disk, which):
     """Reading one that is open, the system itself does not say which."""
-    path, revision = journal_files(folder)[which], verify(folder).revision
+    path = journal_files(folder)[which]
     lost_by_the_disk(path)
     told = run("verify", folder)
     assert (told.exit_code, told.stderr) == (1, f"solewriter: [Errno 5] Input/output error: '{path}'\n")
-    told = run("repair", folder, "--truncate-at", revision)
-    assert told.exit_code == 1
-    assert f"[Errno 5] Input/output error: '{path}'" in told.stderr
-    assert beside(folder) == []
+
+
+def test_what_may_not_be_read_is_not_cut_off(folder, open_to_others):
+    path, revision = journal_files(folder)[-1], verify(folder).revision
+    root = os.geteuid() == 0
+    if root:  # which may read everything
+        for one in (folder, folder.parent, *folder.iterdir()):
+            os.chown(one, 65534, 65534)
+        open_to_others(folder)
+        os.seteuid(65534)
+    try:
+        path.chmod(0)
+        told = run("repair", folder, "--truncate-at", revision)
+    finally:
+        os.seteuid(0 if root else os.geteuid())
+    assert told.stderr == f"solewriter: [Errno 13] Permission denied: '{path}'\n"
+    assert (path.exists(), beside(folder)) == (True, [])
+
+
+def test_what_root_gives_back_is_no_file_that_somebody_put_there_meanwhile(tmp_path):
+    if os.geteuid() != 0:
+        pytest.skip("giving a file to another user needs root")
+    own, theirs = tmp_path / "own", tmp_path / "theirs"
+    own.touch()
+    theirs.symlink_to(own)
+    os.chown(tmp_path, 65534, 65534)
+    _give(theirs, tmp_path.stat())
+    assert (own.stat().st_uid, theirs.lstat().st_uid) == (0, 65534)
 
 
 def test_a_checkpoint_that_the_disk_has_lost_is_damaged(folder, lost_by_the_disk):
@@ -660,7 +684,7 @@ def test_what_root_repairs_stays_its_users(folder):
 
 CUT = """
 import os, sys
-from solewriter.engine_proc.repair import truncate
+from solewriter.engine_proc.repair import _give, truncate
 from solewriter.shared.folder import StateFolder
 
 modes = set()

@@ -450,6 +450,53 @@ def test_where_only_history_is_damaged_a_cut_goes_through_and_is_started_on(fold
     start_engine(state, limits=ALL)
 
 
+def test_where_history_cannot_be_read_a_cut_goes_through_and_the_copy_has_that_file_all_the_same(
+    folder, start_engine, lost_by_the_disk
+):
+    state = folder(ALL)
+    revision = verify(state).revision
+    oldest = journal_files(state)[0]
+    lost_by_the_disk(oldest)
+    asked = CliRunner().invoke(app, ["repair", str(state), "--truncate-at", str(revision - 1)])
+    assert asked.exit_code == 0, asked.stderr
+    (kept,) = state.parent.glob("*.before-repair-*")
+    assert (kept / oldest.name).readlink() == oldest.readlink()
+    assert {path.name for path in kept.iterdir()} >= {path.name for path in state.iterdir()}
+    start_engine(state, limits=ALL)
+    with connect(state, limits=ALL) as client:
+        assert revision - 64 <= client.reader.revision < revision
+
+
+def test_where_what_a_cut_needs_cannot_be_read_it_is_named_and_nothing_is_changed(folder, lost_by_the_disk):
+    state = folder(ALL)
+    _, path, _ = entry_at(state, named(state)[1] + 1)
+    newest = first_entry_of(naming(state)[0]).revision
+    lost_by_the_disk(path)
+    files = sorted(state.iterdir())
+    told = CliRunner().invoke(app, ["repair", str(state), "--truncate-at", str(newest - 1)])
+    assert told.exit_code == 1
+    assert f"needs what is damaged ([Errno 5] Input/output error: '{path}')" in told.stderr
+    assert sorted(state.iterdir()) == files
+    assert [*state.parent.glob("*.before-repair-*")] == []
+
+
+def test_what_cannot_be_read_at_the_end_can_be_cut_off(folder, start_engine, lost_by_the_disk):
+    """No revision of it is left to be cut back to: its first entry is what follows."""
+    state = folder(ALL)
+    newest = journal_files(state)[-1]
+    revision = first_entry_of(newest).revision
+    lost_by_the_disk(newest)
+    with pytest.raises(EngineStartFailed, match=newest.name):
+        start_engine(state, limits=ALL)
+    cut, kept = truncate(StateFolder(state), revision - 1)
+    assert cut.revision < revision
+    assert not newest.exists()
+    assert (kept / newest.name).is_symlink()
+    start_engine(state, limits=ALL)
+    with connect(state, limits=ALL) as client:
+        assert client.reader.revision == cut.revision
+
+
 @pytest.mark.heavy
 def test_a_time_before_the_damage_can_still_be_read(folder, start_engine):
     state = folder(ALL)
