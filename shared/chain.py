@@ -148,8 +148,13 @@ def _entries_of(path: Path, first: int, until: int) -> Iterator[tuple[Entry, int
 
 
 def lives_behind(folder: Path, number: int) -> Iterator[Life]:
-    """Those that whole entries numbered above this one tell of, whatever lies between."""
-    for path in journal_files(folder):
+    """Those that whole entries numbered above this one tell of, whatever lies between. Files that end before it are
+    not read: they may be history that the disk does not give back.
+    """
+    files = journal_files(folder)
+    while len(files) > 1 and first_of(files[1]) <= number + 1:
+        del files[0]
+    for path in files:
         buffer, at = content(path), FILE_HEADER_BYTES
         while (later := entries.later_entry(buffer, at, number)) is not None:
             found = entries.unpack(buffer, later)

@@ -9,7 +9,7 @@ import pytest
 
 from solewriter.shared import chain
 from solewriter.shared import entry as entries
-from solewriter.shared.chain import entries_between, first_of, journal_files, oldest_entry, opened
+from solewriter.shared.chain import entries_between, first_of, journal_files, lives_behind, oldest_entry, opened
 from solewriter.shared.checkpoint import checkpoint_path
 from solewriter.shared.entry import Private
 from solewriter.shared.errors import Compacted, JournalCorrupt
@@ -50,6 +50,15 @@ def test_files_before_the_first_entry_that_is_asked_for_are_not_read(journal):
     for path in journal_files(journal)[:2]:
         path.write_bytes(b"damaged")
     assert numbers(journal, 8, 12) == [8, 9, 10, 11, 12]
+
+
+def test_lives_behind_an_entry_are_looked_for_where_they_can_be(journal, lost_by_the_disk):
+    """Or a start whose end a power cut took would be kept by history that the disk does not give back."""
+    for path in journal_files(journal)[:2]:
+        lost_by_the_disk(path)
+    assert list(lives_behind(journal, 6)) == []
+    with pytest.raises(OSError, match="Input/output error"):
+        list(lives_behind(journal, 5))
 
 
 def test_what_is_not_there_is_compacted_and_never_left_out(journal):
