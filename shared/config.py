@@ -95,7 +95,7 @@ class Limits(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     heap_segment_bytes_first: int = 4 * MIB  # the first heap segment; later ones grow with what is live
     heap_segment_bytes_max: int = (
         64 * MIB
-    )  # reserving one takes ~20 ms in a thread; few enough segments at 10^7 records
+    )  # making one takes 50 to 200 ms in a thread; few enough segments at 10^7 records
     reader_cache_max: int = 65_536  # decoded models in a reader, by key and by record address each; 0: it keeps none
     wait_backstop_s: float = 0.25  # a futex wait looks around this often: the engine may be gone or superseded
     snapshot_age_max_s: float = 600.0  # a held snapshot older than this may end with SnapshotExpired
@@ -218,6 +218,9 @@ HEAP_SEGMENT_SHARE = (
     8  # a heap segment is at most this part of the live bytes, so that an open one is no large overhead
 )
 HEAP_AHEAD = 0.5  # a heap segment filled so far has its successor reserved, beside the loop
+POPULATED_AT_ONCE = (
+    2 * MIB
+)  # of a new segment, while other threads of the process cannot change what is mapped: 1 to 4 ms
 HEAP_RUN_BYTES = 256 * KIB  # of records that a start joins and copies at once: they are still in the processor's cache
 FILLING_SWITCH_S = 0.0002  # a start's threads that fill memory ask for the interpreter thrice a block, which takes them
 # 2 ms: beside a thread that computes, each time would last Python's own 5 ms

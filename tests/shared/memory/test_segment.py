@@ -5,17 +5,21 @@ from __future__ import annotations
 import errno
 import mmap
 import os
+import re
 import signal
 import stat
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
+from solewriter.shared.config import KIB, POPULATED_AT_ONCE
 from solewriter.shared.errors import LayoutMismatch, MemoryFull
 from solewriter.shared.memory.segment import Blank, Segment, segment_path
 
 ROOT = os.geteuid() == 0
+KERNEL = [int(part) for part in re.findall(r"\d+", os.uname().release)[:2]]
 
 
 @pytest.fixture
@@ -45,6 +49,16 @@ def test_a_segment_is_whole_pages_of_zeros_that_are_reserved(path):
     assert path.stat().st_blocks * 512 >= segment.size
     assert not any(segment.words)
     assert len(segment.words) == segment.size // 8
+
+
+@pytest.mark.skipif(KERNEL < [5, 14], reason="this kernel populates nothing but what it maps")
+def test_pages_are_there_at_once_and_are_made_while_other_threads_go_on(path, monkeypatch):
+    """What maps them does not let go of the interpreter meanwhile: so it is not asked to."""
+    monkeypatch.setattr(mmap, "MAP_POPULATE", 0)
+    size = 2 * POPULATED_AT_ONCE + mmap.PAGESIZE
+    segment = Segment.create(path, size)
+    own = Path("/proc/self/smaps").read_text().split(str(segment.path))[1]
+    assert re.search(r"^Rss: +(\d+) kB$", own, re.MULTILINE)[1] == str(size // KIB)
 
 
 @pytest.mark.parametrize("there", ["a file", "a symlink", "a dangling symlink"])
