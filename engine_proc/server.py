@@ -60,6 +60,7 @@ class Server:
             make_folder(self.folder.path)
         self.lock = Lock(self.folder, again=orders.again)
         self.beside = ThreadPoolExecutor(1, "ahead")
+        self.growing = ThreadPoolExecutor(1, "memory")  # by itself: a turn may wait for it, and not for zeros on disk
         self.waiter = ThreadPoolExecutor(1, "checkpoint")
         self.maker = Maker(self.lock.folder_fd)
         sys.path += [path for path in map(os.fsdecode, orders.sys_path) if path not in sys.path]
@@ -83,7 +84,7 @@ class Server:
         self.publisher = Publisher(
             prefix,
             self.limits,
-            self.beside,
+            self.growing,
             epoch=own.epoch,
             pid=own.pid,
             start_time=own.start_time,
@@ -95,11 +96,10 @@ class Server:
         checkpoint, before = recovered.run(), recovered.life
         remove_unfinished(self.lock.folder, checkpoint.entry if checkpoint is not None else 0)
         self.private_bytes = recovered.private_bytes
-        history = recovery.history_of(before)
-        life = Life(own.epoch, history, self.orders.durability, lives.boot_id(), drained=False)
+        life = Life(own.epoch, recovery.history_of(before), self.orders.durability, lives.boot_id(), drained=False)
         leases = self.state.coordination.leases.all()
         self._begin_life(quarantine.judged(life, before, quarantine.last_words(self.folder), self.sessions, leases))
-        self.publisher.root.remember(history)
+        self.publisher.root.remember(life.history)
         self.publisher.describe([kind.name for kind in self.state.kinds], self.state.schemas)
         self.publisher.reserve([], {})
         self.publisher.publish([], self.state.revision, self.journal.tail.number, self.state.counts())
@@ -314,6 +314,7 @@ class Server:
         self.publisher.remove()
         self.folder.marker(self.publisher.prefix).unlink(missing_ok=True)
         self.beside.shutdown()
+        self.growing.shutdown()
 
 
 def make_folder(path: Path) -> None:

@@ -128,8 +128,9 @@ class LocalEngine:
         self.read()  # a loop opens what it needs when it runs
         self._before = descriptors().items()
         self.server = Server(Orders(str(state), durability, limits, 0, [], NO_MODELS))
-        self.server.beside.shutdown()
-        self.server.beside = AtOnce()  # type: ignore[assignment]  # a thread would finish when chance wants it
+        for name in ("beside", "growing"):  # a thread would finish when chance wants it
+            getattr(self.server, name).shutdown()
+            setattr(self.server, name, AtOnce())
         try:
             self.server.recover()
         except BaseException:
