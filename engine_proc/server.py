@@ -59,9 +59,8 @@ class Server:
         if not orders.again:
             make_folder(self.folder.path)
         self.lock = Lock(self.folder, again=orders.again)
-        self.beside = ThreadPoolExecutor(1, "ahead")
+        self.beside, self.waiter = ThreadPoolExecutor(1, "ahead"), ThreadPoolExecutor(1, "checkpoint")
         self.growing = ThreadPoolExecutor(1, "memory")  # by itself: a turn may wait for it, and not for zeros on disk
-        self.waiter = ThreadPoolExecutor(1, "checkpoint")
         self.maker = Maker(self.lock.folder_fd)
         sys.path += [path for path in map(os.fsdecode, orders.sys_path) if path not in sys.path]
         self.registry = Registry(cloudpickle.loads(orders.models))
@@ -302,6 +301,7 @@ class Server:
 
     def abandon(self) -> None:
         """After a start that failed: no memory of this epoch stays."""
+        self.growing.shutdown(cancel_futures=True)
         for own in self.folder.markers():
             if own.pid == os.getpid():
                 remove_segments(own.memory_dir, own.prefix)
@@ -311,10 +311,10 @@ class Server:
         """After a clean end: nothing of this epoch stays in memory."""
         self.journal.close()
         self.folder.engine_json.unlink(missing_ok=True)
+        self.growing.shutdown()  # or what it is making would stay
         self.publisher.remove()
         self.folder.marker(self.publisher.prefix).unlink(missing_ok=True)
         self.beside.shutdown()
-        self.growing.shutdown()
 
 
 def make_folder(path: Path) -> None:

@@ -209,3 +209,30 @@ def test_a_model_registered_while_memory_is_full_is_refused_and_the_engine_goes_
         engine.register(Extra)
         assert client.create(Extra(id="e", level=1)).version == 1
     assert (engine.pid, engine.restarts) == (pid, 0)
+
+
+def grows_slowly() -> None:
+    import threading
+
+    from solewriter.shared.memory.segment import Blank
+
+    making = Blank.__init__
+
+    def made(self, path, size):
+        if threading.current_thread() is not threading.main_thread():
+            threading.Event().wait(0.5)
+        making(self, path, size)
+
+    Blank.__init__ = made
+
+
+def test_memory_that_was_being_made_while_an_engine_ended_goes_with_it(state, start_engine, seeded):
+    engine = start_engine(state, limits=SMALL, models=[seeded(grows_slowly)])
+    memory, prefix = engine.limits.memory_dir, engine.folder.whereabouts().prefix
+    with connect(state) as client:
+        client.create(Task(title="x", description="x" * (SMALL.heap_segment_bytes_first * 3 // 4)))
+    engine.stop()
+    left = [*Path(memory).glob(f"{prefix}*")]
+    for path in left:
+        path.unlink()
+    assert left == []
