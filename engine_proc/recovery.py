@@ -63,8 +63,12 @@ class Recovery:
         except JournalCorrupt as error:
             if not error.place.startswith("checkpoint-"):
                 raise
-            way = f"`solewriter repair {self._folder} --around-checkpoint` begins with an older one, and loses nothing"
-            raise JournalCorrupt(f"{error}. Where history is kept, {way}", place=error.place) from error
+            raise JournalCorrupt(f"{error}. {self._way_around}", place=error.place) from error
+
+    @property
+    def _way_around(self) -> str:
+        way = f"`solewriter repair {self._folder} --around-checkpoint` begins with an older one, and loses nothing"
+        return f"Where history is kept, {way}"
 
     def _run(self) -> Checkpoint | None:
         found = self._journal.newest_whole()
@@ -92,6 +96,8 @@ class Recovery:
             checkpoint = Checkpoint(path)
         except FileNotFoundError:
             raise self._missing(path) from None
+        except LayoutMismatch as error:
+            raise LayoutMismatch(f"{error}. If no newer one wrote here, it is damaged. {self._way_around}") from error
         if checkpoint.state_id != self._journal.state_id:
             newest = journal_files(self._folder)[-1].name
             checkpoint.close()

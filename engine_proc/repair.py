@@ -33,10 +33,10 @@ from solewriter.shared.life import may_be_cut
 
 
 def set_aside(folder: StateFolder) -> tuple[list[Path], int]:
-    """Set the newest checkpoint aside, which is damaged or missing, and older ones that are damaged as well. Returns
+    """Set the newest checkpoint aside, if it is damaged or missing, and older ones that are damaged as well. Returns
     what they are called now, and the entry behind which the next start begins. Raises Locked beside an engine;
-    EngineUnavailable, with nothing changed, where the newest one is sound, or the journal does not go back as far as to
-    one that is, or to its beginning, or is damaged behind that.
+    EngineUnavailable, with nothing changed, where all are sound, or the journal does not go back as far as to one that
+    is, or to its beginning, or is damaged behind that.
     """
     lock = Lock(folder)
     try:
@@ -55,28 +55,28 @@ def set_aside(folder: StateFolder) -> tuple[list[Path], int]:
 
 
 def _damaged(folder: Path) -> tuple[list[CheckpointName], int]:
-    """The newest checkpoints that a start cannot begin with, and the entry behind which it can. 0: its beginning."""
+    """The checkpoints that are to be set aside, and the entry behind which a start can begin. 0: its beginning."""
     damaged: list[CheckpointName] = []
-    files = journal_files(folder)
+    files, begin = journal_files(folder), None
     for name in named_checkpoints(folder):
-        if is_aside(folder, name.entry):
+        path = checkpoint_path(folder, name.entry)
+        if is_aside(folder, name.entry) or (begin is not None and not path.exists()):  # history that was trimmed
             continue
-        if _is_sound(folder, name):
-            if not damaged:
-                raise EngineUnavailable(
-                    f"{checkpoint_path(folder, name.entry)} is sound: there is nothing to set aside"
-                )
-            if first_of(files[0]) > name.entry + 1:
+        if not _is_sound(folder, name):
+            damaged.append(name)
+        elif begin is None:
+            if damaged and first_of(files[0]) > name.entry + 1:
                 break  # it is about to be trimmed: its journal was
-            return damaged, name.entry
-        damaged.append(name)
-    if not (damaged and files and first_of(files[0]) == 1):
+            begin = name.entry
+    if begin is not None and not damaged:
+        raise EngineUnavailable(f"{checkpoint_path(folder, begin)} is sound: there is nothing to set aside")
+    if begin is None and not (damaged and files and first_of(files[0]) == 1):
         raise EngineUnavailable(
             f"{folder} has no older checkpoint with the journal behind it: use a backup, or --truncate-at"
             if damaged
             else f"a start on {folder} needs no checkpoint: there is nothing to set aside"
         )
-    return damaged, 0
+    return damaged, begin or 0
 
 
 def _read_from(folder: Path, begin: int) -> None:
@@ -225,7 +225,11 @@ def _found(folder: Path, revision: int) -> tuple[Cut, Life]:
     while below and is_aside(folder, below[-1][1].entry):
         del below[-1]
     begin = below[-1][1] if below else None
-    if not (_has_checkpoint(folder, begin) if begin is not None else files and first_of(files[0]) == 1):
+    try:
+        reaches = _has_checkpoint(folder, begin) if begin is not None else files and first_of(files[0]) == 1
+    except (JournalCorrupt, LayoutMismatch) as error:
+        raise EngineUnavailable(f"{error}: set it aside first, with --around-checkpoint") from error
+    if not reaches:
         raise EngineUnavailable(f"{folder} cannot be cut back to revision {revision}: no checkpoint is so old")
     replay = Replay(folder, _state_id(folder, begin), noted=None)
     cut, life, why = None, None, "no whole entry is so old"

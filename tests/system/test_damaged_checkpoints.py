@@ -5,6 +5,7 @@ goes around it, and all is as it was.
 from __future__ import annotations
 
 import itertools
+import re
 import shutil
 import time
 from collections.abc import Callable
@@ -163,8 +164,8 @@ def goes_on(worked_in, tmp_path):
 @pytest.mark.parametrize(
     ("limits", "place"),
     [
-        pytest.param(ALL, 9, id="all history, header", marks=pytest.mark.heavy),
-        pytest.param(ALL, 100, id="all history, block"),
+        pytest.param(ALL, 9, id="all history, format"),
+        pytest.param(ALL, 100, id="all history, block", marks=pytest.mark.heavy),
         pytest.param(ALL, -1, id="all history, directory", marks=pytest.mark.heavy),
         pytest.param(ALL, None, id="all history, missing", marks=pytest.mark.heavy),
         pytest.param(ALL, "bad sector", id="all history, bad sector"),
@@ -186,7 +187,7 @@ def test_a_start_goes_around_the_newest_one_and_everything_is_as_it_was(
         lost_by_the_disk(path)
     else:
         flip(path, place)
-    with pytest.raises(EngineStartFailed, match=f"{path.name}.*repair {state} --around-checkpoint|format"):
+    with pytest.raises(EngineStartFailed, match=f"{path.name}.*repair {state} --around-checkpoint"):
         start_engine(state, limits=limits)
     asked = CliRunner().invoke(app, ["repair", str(state), "--around-checkpoint"])
     assert asked.exit_code == 0, asked.stderr
@@ -279,6 +280,34 @@ def test_where_the_journal_does_not_reach_back_to_the_older_one_nothing_is_chang
     with pytest.raises(EngineUnavailable, match="no older checkpoint with the journal behind it"):
         set_aside(StateFolder(state))
     assert contents(state) == before
+
+
+def test_one_that_is_only_history_is_set_aside_too_and_looking_back_goes_around_it(folder):
+    state = folder(ALL)
+    newest, older, *_ = named(state)
+    path = checkpoint_path(state, older)
+    flip(path, -1)
+    with pytest.raises(JournalCorrupt, match=path.name):
+        verify(state)
+    asked = CliRunner().invoke(app, ["repair", str(state), "--around-checkpoint"])
+    assert asked.exit_code == 0, asked.stderr
+    assert asked.stdout == f"the next start begins behind entry {newest}; set aside: {path.name}.damaged\n"
+    assert verify(state).revision > 0
+    with open_reader(state, offline=True) as reader, reader.at(1) as then:
+        assert then.get(Task, "once").title == "x"
+
+
+def test_a_cut_that_would_begin_with_a_damaged_one_says_what_to_do(folder, start_engine):
+    state = folder(ALL)
+    revision, path = first_entry_of(naming(state)[0]).revision, checkpoint_path(state, named(state)[0])
+    flip(path, 100)
+    asked = ["repair", str(state), "--truncate-at", str(revision)]
+    told = CliRunner().invoke(app, asked)
+    assert told.exit_code == 1
+    assert re.search(f"{path.name} has a damaged block.* set it aside first, with --around-checkpoint", told.stderr)
+    set_aside(StateFolder(state))
+    assert CliRunner().invoke(app, asked).exit_code == 0
+    start_engine(state, limits=ALL)
 
 
 @pytest.mark.heavy
@@ -514,11 +543,11 @@ def test_what_was_set_aside_is_no_hindrance_to_a_cut(folder):
     """Nor is it taken for the checkpoint behind an entry of the same number, in the history that begins there."""
     state = folder(ALL)
     newest, older, *_ = named(state)
-    revision = verify(state).revision
+    revision = max(verify(state).revision - 1, first_entry_of(naming(state)[0]).revision)  # behind where it is named
     flip(checkpoint_path(state, newest), -1)
     set_aside(StateFolder(state))
-    cut, _ = truncate(StateFolder(state), revision - 1)
-    assert revision - 64 <= cut.revision < revision
+    cut, _ = truncate(StateFolder(state), revision)
+    assert revision - 64 <= cut.revision <= revision
     shutil.copy(checkpoint_path(state, older), checkpoint_path(state, newest))
     with pytest.raises(EngineStartFailed, match=f"{checkpoint_path(state, newest).name} is not the one"):
         told(state, ALL)
