@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Iterable
 
 from solewriter.engine_proc.decide import Draft, Step, decide
@@ -28,9 +27,10 @@ def formed(draft: Draft, request: PlainRequest, turn: Turn, limits: Limits) -> t
     """
     try:
         return decide(draft, request), form(draft, turn, limits)
-    except (Refused, Unavailable, Overtime, AssertionError, KeyboardInterrupt, asyncio.CancelledError):
+    except (Refused, Unavailable, Overtime, AssertionError):
         raise
-    except BaseException as error:  # SystemExit and a panic of the validator's own library, too
+    except BaseException as error:  # SystemExit and a panic of the validator's own library, too. Nothing waits here and
+        # signals go to the loop, so a cancellation or a KeyboardInterrupt is the model's own: it ends no engine
         problem = clean(f"its model raised {type(error).__name__}: {error}", 300)
         raise InvalidMutation(problem, fields={"entity": problem}) from error
 

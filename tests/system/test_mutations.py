@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import datetime
 import enum
 import os
@@ -507,7 +508,13 @@ class Panic(BaseException):
     """As a library in another language raises it."""
 
 
-STUMBLES = {13: TypeError("thirteen"), 14: SystemExit("fourteen"), 15: Panic("fifteen")}
+STUMBLES = {
+    13: TypeError("thirteen"),
+    14: SystemExit("fourteen"),
+    15: Panic("fifteen"),
+    16: KeyboardInterrupt("sixteen"),
+    17: asyncio.CancelledError("seventeen"),
+}
 
 
 class Stumbling(Entity):
