@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 from solewriter.engine_proc.kinds import KindState
 from solewriter.engine_proc.publisher import Columnar, Publisher
-from solewriter.engine_proc.state import State, cut_anew
+from solewriter.engine_proc.state import State, cut_anew, read_anew
 from solewriter.shared import record
 from solewriter.shared.columns import Cells
 from solewriter.shared.entry import Private
@@ -107,7 +107,7 @@ def _check_reads_alike(kind: Kind, schema: Schema, found: record.Content) -> Non
     """Raises SchemaMismatch where each reader would make a value of its own for a field that is not stored."""
     names = kind.made_anew - kind.fields_of(schema, found.payload).keys()
     if kind.parts_made_anew and not names:
-        read = [kind.decoded(schema, found.key, found.version, found.time_us, found.payload) for _ in range(2)]
+        read = [read_anew(kind, schema, found) for _ in range(2)]
         names = frozenset(differing(*(kind.payload(kind.stored(one)) for one in read)))
     if names:
         problem = f"{', '.join(sorted(names))}: not stored, and a default_factory may make another one at each reading"

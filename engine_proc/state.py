@@ -25,9 +25,10 @@ from solewriter.shared.checkpoint import Checkpoint, TableImage
 from solewriter.shared.columns import Cells, Column
 from solewriter.shared.config import KINDS_MAX, SCHEMAS_MAX, Limits
 from solewriter.shared.entry import Private
-from solewriter.shared.errors import SchemaMismatch, SolewriterError
+from solewriter.shared.errors import SchemaMismatch, SolewriterError, clean
 from solewriter.shared.memory.heap import padded
 from solewriter.shared.memory.table import TableWriter
+from solewriter.shared.models import Entity
 from solewriter.shared.registry import Kind, Registry
 from solewriter.shared.schema import Schema
 
@@ -261,5 +262,19 @@ def _plain(schema: Schema, found: record.Record | record.Content) -> dict[str, A
 
 def cut_anew(kind: Kind, schema: Schema, found: record.Record | record.Content) -> Cells:
     """The cells of a record that was written under other columns. Raises SchemaMismatch, InvalidMutation."""
-    entity = kind.decoded(schema, found.key, found.version, found.time_us, found.payload)
-    return kind.cut(kind.stored(entity), found.key, found.version, found.time_us)[1]
+    return kind.cut(kind.stored(read_anew(kind, schema, found)), found.key, found.version, found.time_us)[1]
+
+
+def read_anew(kind: Kind, schema: Schema, found: record.Record | record.Content) -> Entity:
+    """The entity of a record that was written under another class. Raises SchemaMismatch, also for what would end this
+    process: a SystemExit of a validator, say.
+    """
+    try:
+        return kind.decoded(schema, found.key, found.version, found.time_us, found.payload)
+    except Exception:
+        raise
+    except BaseException as error:
+        problem = clean(f"its validator raised {type(error).__name__}: {error}", 300)
+        raise SchemaMismatch(
+            f"{kind.name} {found.key!r} cannot be made of what is stored: {problem}", kind=kind.name
+        ) from error

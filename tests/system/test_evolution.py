@@ -2,13 +2,23 @@
 
 from __future__ import annotations
 
+import asyncio
 import datetime
 from decimal import Decimal
 from enum import StrEnum
 from typing import Annotated
 
 import pytest
-from pydantic import AfterValidator, AliasChoices, AwareDatetime, ConfigDict, Field, computed_field, field_serializer
+from pydantic import (
+    AfterValidator,
+    AliasChoices,
+    AwareDatetime,
+    ConfigDict,
+    Field,
+    computed_field,
+    field_serializer,
+    field_validator,
+)
 
 from solewriter import (
     Create,
@@ -331,6 +341,38 @@ def test_a_class_whose_code_takes_less_is_refused_though_its_fields_are_the_same
         with pytest.raises(SchemaMismatch, match=r"Doc 'd1'.*owner: .*not o1.*revision 1"):
             engine.register(Strictest)
         assert client.get(Lenient, "d1") == made
+
+
+class Ending(Entity, kind="Doc", columns=("owner",)):
+    """Its fields are the same, its column is not, and its validator raises what ends a program."""
+
+    owner: str
+    secret: str
+
+    @field_validator("owner")
+    @classmethod
+    def _end(cls, owner: str) -> str:
+        if owner in ENDS:
+            raise ENDS[owner]
+        return owner
+
+
+ENDS = {"o1": SystemExit("over"), "o2": KeyboardInterrupt("over"), "o3": asyncio.CancelledError("over")}
+
+
+@pytest.mark.parametrize("owner", ENDS)
+def test_a_class_whose_code_would_end_the_engine_is_refused_and_does_not(state, start_engine, owner):
+    engine = start_engine(state, models=[Lenient])
+    pid = engine.pid
+    with connect(state) as client:
+        client.create(Lenient(id="d1", owner=owner, secret="s"))
+        with pytest.raises(SchemaMismatch, match=r"Doc 'd1'.*over.*revision 1"):
+            engine.register(Ending)
+        assert client.update(Lenient.ref("d1"), secret="t").version == 2, "nothing has changed"
+    assert engine.pid == pid
+    engine.stop()
+    with pytest.raises(EngineStartFailed, match=r"Doc 'd1'.*over.*revision 2"):
+        start_engine(state, models=[Ending])
 
 
 class Required(Entity, kind="Doc"):
