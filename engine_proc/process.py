@@ -27,10 +27,10 @@ from solewriter.engine_proc.quarantine import last_words
 from solewriter.engine_proc.recovery import remove_orphans as remove_orphans  # who sees off an engine needs it, too
 from solewriter.engine_proc.server import EXIT_NO_ROOM, NEVER_RESTART
 from solewriter.shared import failpoint
-from solewriter.shared.config import DEFAULT_LIMITS, DOUBLINGS_MAX, DURABILITIES, STOP_MARGIN_S, Limits
+from solewriter.shared.config import DEFAULT_LIMITS, DOUBLINGS_MAX, DURABILITIES, NAME_MAX, STOP_MARGIN_S, Limits
 from solewriter.shared.errors import EngineStartFailed, EngineUnavailable, Locked, SchemaMismatch
 from solewriter.shared.folder import StateFolder, legible
-from solewriter.shared.models import Entity
+from solewriter.shared.models import Entity, Project, Task
 from solewriter.shared.registry import Registry
 
 Durability = Literal["power", "process", "memory"]
@@ -369,7 +369,12 @@ class Engine:
 
 
 def _by_kind(models: Iterable[type[Entity]]) -> dict[str, type[Entity]]:
-    """The models by their kinds' names. Raises TypeError for one that cannot be stored."""
+    """The models by their kinds' names. Raises TypeError for one that cannot be stored, or not under its name."""
     listed = list(models)
     Registry(listed)
+    for model in listed:
+        if model.kind_name in (Task.kind_name, Project.kind_name) and model not in (Task, Project):
+            raise TypeError(f"{model.__name__}: the name {model.kind_name} is taken: give it another one by `kind=`")
+        if len(model.kind_name) > NAME_MAX:
+            raise TypeError(f"{model.__name__}: the name of a kind is of at most {NAME_MAX} characters")
     return {model.kind_name: model for model in listed}

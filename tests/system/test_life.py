@@ -35,6 +35,7 @@ from solewriter import (
     Locked,
     NotFound,
     OutcomeUnknown,
+    Project,
     SchemaMismatch,
     Task,
     UnknownKind,
@@ -165,6 +166,37 @@ def test_a_model_that_cannot_be_stored_is_refused_before_anything_is_sent(engine
             items: list[int]
 
         engine.register(Wrong)
+
+
+def test_a_class_under_the_name_of_a_kind_that_comes_along_is_refused(engine, client, state):
+    """Every process knows these, so nobody could store a task any more."""
+
+    class Mine(Entity, kind="Task"):
+        size: int = 0
+
+    class Larger(Project, kind="Project"):
+        size: int = 0
+
+    for model in (Mine, Larger):
+        with pytest.raises(TypeError, match=f"{model.__name__}: .*{model.kind_name} is taken"):
+            engine.register(model)
+        with pytest.raises(TypeError, match="is taken"):
+            Engine(state / "another", models=[model])
+    engine.register(Task, Project)
+    assert client.create(Task(title="t")).version == 1
+
+
+def test_a_kind_whose_name_no_record_has_room_for_is_refused_before_anything_is_sent(engine, client):
+    class Long(Entity, kind="k" * 255):
+        size: int = 0
+
+    class TooLong(Entity, kind="k" * 256):
+        size: int = 0
+
+    engine.register(Long)
+    assert client.create(Long()).version == 1
+    with pytest.raises(TypeError, match="at most 255 characters"):
+        engine.register(TooLong)
 
 
 def test_a_model_that_the_engine_cannot_load_is_refused_and_not_kept(engine, client, tmp_path, monkeypatch):
