@@ -481,6 +481,18 @@ def test_an_engine_that_others_told_to_end_is_not_running_and_can_be_started_aga
 # --- draining ---------------------------------------------------------------------------------------------------------
 
 
+def test_a_call_behind_a_clean_stop_was_never_sent_and_says_so(state, start_engine):
+    engine = start_engine(state)
+    with connect(state, limits=Limits(connect_timeout_s=0.2)) as client:
+        task = client.create(Task(title="x", id="t"))
+        engine.stop()
+        for _ in range(2):
+            with pytest.raises(EngineUnavailable):
+                client.update(task, title="y")
+        start_engine(state)
+        assert client.update(task, source="z").title == "x"
+
+
 def test_what_a_drain_had_no_time_for_is_not_applied_and_says_so(state, start_engine, wait_until):
     """A time-out of nothing, and thousands of requests in the lanes when the end is called."""
     limits = Limits(drain_timeout_s=0.0, batch_max=1)
