@@ -36,6 +36,8 @@ class Tokens:
 
     def hold(self, task: Task) -> None:
         """From now on write to this task under the claim that it shows: of another client, or of this one's past."""
+        if not isinstance(task, Task):
+            raise TypeError(f"hold takes a task, not {task!r}")
         self.granted(task.kind_name, task.id, task.claim)
 
     def granted(self, kind: str, id: str, token: int) -> None:

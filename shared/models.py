@@ -39,8 +39,11 @@ def new_id() -> str:
 
 
 def name_of(kind: type[Entity] | str) -> str:
-    """The name of a kind that is given by its class or by its name."""
-    return kind if isinstance(kind, str) else kind.kind_name
+    """The name of a kind that is given by its class or by its name. Raises TypeError for what is neither."""
+    try:
+        return kind if isinstance(kind, str) else kind.kind_name
+    except AttributeError:
+        raise TypeError(f"a kind is an entity's class, or its name, not {kind!r}") from None
 
 
 class Ref(msgspec.Struct, Generic[E], frozen=True):

@@ -197,6 +197,8 @@ def plain_guard(guard: GuardMutation, registry: Registry) -> PlainGuard:
         fields = same_fields(kind, {name: getattr(entity, name) for name in guard.fields})
         return Guard.REQUIRE_FIELDS.value, kind.name, entity.id, (entity.version, fields)
     if isinstance(guard, Require):
+        if not isinstance(guard.entity, Entity):
+            raise TypeError(f"require takes an entity, not {guard.entity!r}")
         if not guard.entity.version:
             problem = f"{guard.entity.kind_name} {guard.entity.id!r} was never stored: require what was read"
             raise InvalidMutation(f"{problem}, or use RequireAbsent", fields={"version": "0: never stored"})

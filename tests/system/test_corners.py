@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import signal
 import threading
 from pathlib import Path
@@ -12,9 +13,11 @@ import pytest
 
 from solewriter import (
     Compacted,
+    Delete,
     Entity,
     InvalidQuery,
     Limits,
+    Require,
     SnapshotExpired,
     Task,
     Update,
@@ -275,6 +278,27 @@ def test_a_page_neither_skips_nor_repeats_across_a_restart(state, start_engine):
 
 
 # --- models ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("wrong", [int, 5, None], ids=str)
+def test_what_is_no_entity_and_no_model_is_a_type_error_wherever_it_is_given(state, start_engine, wrong):
+    start_engine(state)
+    with connect(state) as client, client.reader.snapshot() as snap:
+        for call in (
+            lambda: client.create(wrong),
+            lambda: client.update(wrong, title="x"),
+            lambda: client.get(wrong, "a"),
+            lambda: client.hold(wrong),
+            lambda: client.submit(Delete(Task.ref("a")), guards=[Require(wrong)]),
+            lambda: snap[wrong, "a"],
+            lambda: list(snap.entities(wrong)),
+            lambda: snap.scan(wrong),
+            lambda: snap.count(wrong),
+            lambda: client.reader.wait_until(wrong, "a", bool, timeout_s=0),
+            lambda: list(client.reader.history(wrong, "a")),
+        ):
+            with pytest.raises(TypeError, match=re.escape(repr(wrong))):
+                call()
 
 
 def test_two_classes_of_one_kind_registered_at_once_are_one_kind(state, start_engine):
