@@ -25,7 +25,7 @@ from solewriter.shared import wireform
 from solewriter.shared.config import DEFAULT_LIMITS, Limits
 from solewriter.shared.errors import OutcomeUnknown, Refused, RequestTooLarge
 from solewriter.shared.folder import StateFolder
-from solewriter.shared.models import Entity
+from solewriter.shared.models import Entity, Task
 from solewriter.shared.mutations import GuardMutation, Mutation, Reply
 from solewriter.shared.registry import Registry
 
@@ -52,6 +52,7 @@ class Requests:
         self.reader = Reader(state, limits, self._registry)
         self._answers = Answers(self.reader, self._registry)
         self._tokens = Tokens()
+        self._unwanted: deque[tuple[type[Task], str]] = deque()  # claims that were interrupted, by their requests
 
     @property
     def client_id(self) -> str:

@@ -11,7 +11,7 @@ from solewriter.agents.conflicts import conditional
 from solewriter.agents.readiness import WORK_PATIENCE_S, is_anything_left
 from solewriter.agents.requesting import Requests
 from solewriter.shared.config import GIVE_BACK_S
-from solewriter.shared.errors import OutcomeUnknown, SolewriterError
+from solewriter.shared.errors import OutcomeUnknown, SolewriterError, Unavailable
 from solewriter.shared.models import Entity, Ref, Task, name_of
 from solewriter.shared.mutations import (
     Alter,
@@ -22,6 +22,7 @@ from solewriter.shared.mutations import (
     Redrive,
     Release,
     Renew,
+    RequireFields,
 )
 from solewriter.shared.operations import Operation
 from solewriter.shared.taskform import model_of
@@ -92,29 +93,37 @@ class Verbs(Requests):
         reason: str = "",
         request_id: str | None = None,
     ) -> list[T]:
-        """The best `count` ready tasks, or as many as there are; waits only while there is none. Cancelled, or
-        interrupted by Ctrl-C, it gives back what it was granted.
+        """The best `count` ready tasks, or as many as there are; waits only while there is none. Interrupted by Ctrl-C,
+        it gives back what it was granted; with the next claim, where the engine does not answer at once.
         """
+        self._give_back()
         claim = claiming(kind, where, count, timeout_s, lease_s, assignee, reason)
         patience_s = timeout_s + self._limits.request_timeout_s
         try:
             reply = self.submit(claim, request_id=request_id, timeout_s=patience_s)
         except KeyboardInterrupt as interrupted:
-            self._give_back(kind, interrupted.__cause__)
+            if isinstance(interrupted.__cause__, OutcomeUnknown):
+                self._unwanted.append((kind, interrupted.__cause__.request_id))
+                self._give_back()
             raise
         return [of_class(task, kind) for task in reply.check().entities]
 
-    def _give_back(self, kind: type[Task], unknown: BaseException | None) -> None:
-        """Nobody waits for a claim any more, and what it brought."""
-        if not isinstance(unknown, OutcomeUnknown):
-            return
-        try:
-            outcome = self.outcome(unknown.request_id, timeout_s=GIVE_BACK_S)  # one that waits is answered by it
-            if isinstance(outcome, Applied):
-                for result in outcome.reply.results:
-                    self.submit(Release(kind.ref(result.id), "its claim was interrupted"), timeout_s=GIVE_BACK_S)
-        except SolewriterError:
-            pass  # the engine is gone: then what this process holds is taken away when it ends
+    def _give_back(self) -> None:
+        """Nobody waits for these claims any more, nor wants what they brought."""
+        while self._unwanted:
+            kind, request_id = unwanted = self._unwanted.popleft()
+            try:
+                outcome = self.outcome(request_id, timeout_s=GIVE_BACK_S)  # one that waits is answered by it
+                for result in outcome.reply.results if isinstance(outcome, Applied) else ():
+                    target = kind.ref(result.id)  # and nothing that was claimed anew
+                    guard = RequireFields(target, {"claim": result.version})
+                    self.submit(Release(target, "its claim was interrupted"), guards=[guard], timeout_s=GIVE_BACK_S)
+            except Unavailable as error:
+                if not getattr(error, "final", False):
+                    self._unwanted.append(unwanted)  # the engine has no time: later, or when this process ends
+                return
+            except SolewriterError:
+                pass  # another client has the session, and what it held
 
     def complete(
         self,

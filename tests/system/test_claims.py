@@ -1392,6 +1392,30 @@ def test_ctrl_c_leaves_no_claim_behind(engine, client, limits, wait_until):
         assert (found.id, found.attempts) == ("a", 1), "that it was granted does not count"
 
 
+def test_what_ctrl_c_could_not_give_back_at_once_is_given_back_by_the_next_claim(engine, client, limits, monkeypatch):
+    """The engine was busy, or just being replaced, for longer than whoever pressed it waits."""
+    monkeypatch.setattr("solewriter.agents.verbs.GIVE_BACK_S", 0.1)
+    make(client, task("a", project="one"), task("b", project="two"))
+    with connect(engine.state, name="me", limits=limits) as agent:
+        waiting = agent._exchange.wait
+
+        def interrupted(sent: Any, deadline: float) -> None:
+            agent._exchange.wait = waiting
+            raise KeyboardInterrupt
+
+        os.kill(engine.pid, signal.SIGSTOP)
+        agent._exchange.wait = interrupted
+        with pytest.raises(KeyboardInterrupt):
+            agent.claim(Task, where={"project": "one"})
+        os.kill(engine.pid, signal.SIGCONT)
+        client.reader.wait_until(Task, "a", lambda one: one.status is TaskStatus.IN_PROGRESS, 60)
+        monkeypatch.undo()
+        assert agent.claim(Task, where={"project": "two"}).id == "b"
+        assert agent.holds(Task, "a") is None
+        found = client.claim(Task)
+        assert (found.id, found.attempts) == ("a", 1), "that it was granted does not count"
+
+
 def test_what_a_claim_brought_whose_answer_did_not_come_in_time_is_known_by_its_outcome(engine, client, limits):
     client.create(task("a"))
     with connect(engine.state, name="me", limits=limits) as agent:
