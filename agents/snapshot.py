@@ -158,8 +158,8 @@ class Snapshot:
     def columns(self, kind: type[Entity] | str, where: Where | None = None) -> dict[str, Any]:
         """The declared columns of what matches, as numpy arrays in one order, which is that of `ids`.
 
-        Integers as int64 (masked where None), floats as float64 (NaN), times as datetime64[us] (NaT), booleans as bool,
-        texts and enum values as objects.
+        Integers as int64 (masked where None), floats as float64 (NaN), times as datetime64[us] (NaT), booleans as bool
+        (as objects where some are None), texts and enum values as objects.
         """
         query = self._query(kind)
         return query.columns(where) if query is not None else {}
