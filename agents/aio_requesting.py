@@ -92,7 +92,7 @@ class AioRequests:
         """
         due_us = deadline_us(deadline_s)
         request = wireform.plain_request(mutations, guards, request_id, self._registry, self._limits, due_us)
-        await self._check_classes(request)
+        await self._check_classes(request, mutations)
         reply = await self._asked(request, self._reply, timeout_s, wait_for_room)
         if isinstance(reply.error, OutcomeUnknown):
             raise reply.error  # as it is at a time-out
@@ -153,7 +153,7 @@ class AioRequests:
     ) -> list[Pending | Refused]:
         """One frame of these requests. Bad input takes its place as a refusal."""
         taken = [wireform.plain_or_refused(one, self._registry, self._limits, due_us) for one, due_us in asked]
-        taken = await self._memory.looked(lambda: self._answers.fitting(taken))
+        taken = await self._memory.looked(lambda: self._answers.fitting(taken, [one for one, _ in asked]))
         requests = [request for request in taken if not isinstance(request, Refused)]
         for request in requests:
             self._tokens.show(request)
@@ -184,12 +184,12 @@ class AioRequests:
     ) -> E:
         due_us = deadline_us(deadline_s)
         request = wireform.plain_request((mutation,), guards, request_id, self._registry, self._limits, due_us)
-        await self._check_classes(request)
+        await self._check_classes(request, (mutation,))
         return await self._asked(request, lambda sent: entity_of(judged(self._reply(sent), mutation), model), timeout_s)
 
-    async def _check_classes(self, request: PlainRequest) -> None:
+    async def _check_classes(self, request: PlainRequest, asked: Sequence[Mutation]) -> None:
         """Raises SchemaMismatch for a whole entity of a class that is not the engine's: nothing is sent."""
-        await self._memory.looked(lambda: self._answers.check_classes(request))
+        await self._memory.looked(lambda: self._answers.check_classes(request, asked))
 
     async def _asked(
         self,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Sequence
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 from solewriter.agents.pending import Pending, error_of
 from solewriter.agents.reader import Reader
@@ -19,7 +19,7 @@ from solewriter.shared.errors import (
     from_wire,
 )
 from solewriter.shared.models import Entity
-from solewriter.shared.mutations import Applied, NotApplied, Op, Reply, Result
+from solewriter.shared.mutations import Applied, Create, Mutation, NotApplied, Op, Put, Reply, Result
 from solewriter.shared.registry import Registry
 from solewriter.shared.schema import plain
 from solewriter.shared.wire import Status
@@ -39,23 +39,32 @@ class Answers:
         self._registry = registry
         self._decoder: tuple[int, Callable[[Result], Any]] = (-1, _nothing)  # of the memory of an epoch
 
-    def fitting(self, requests: Sequence[PlainRequest | Refused]) -> list[PlainRequest | Refused]:
-        """The requests of a pipeline; in place of one with a class that is not the engine's, why it is not sent."""
+    def fitting(
+        self, requests: Sequence[PlainRequest | Refused], asked: Sequence[Mutation | Sequence[Mutation]]
+    ) -> list[PlainRequest | Refused]:
+        """The requests of a pipeline, made of what was asked; in place of one with a class that is not the engine's,
+        why it is not sent.
+        """
         found: list[PlainRequest | Refused] = []
-        for request in requests:
+        for request, given in zip(requests, asked, strict=True):
             try:
                 if not isinstance(request, Refused):
-                    self.check_classes(request)
+                    self.check_classes(request, given if isinstance(given, (list, tuple)) else (given,))
                 found.append(request)
             except SchemaMismatch as error:
                 found.append(error)
         return found
 
-    def check_classes(self, request: PlainRequest) -> None:
-        """Raises SchemaMismatch for a whole entity of a class that is not the engine's."""
-        for mutation in request[0]:
+    def check_classes(self, request: PlainRequest, asked: Sequence[Mutation]) -> None:
+        """Raises SchemaMismatch for a whole entity, among the mutations of which the request was made, of a class that
+        is not the engine's. A process may have two classes of one name: what counts is the entity's own.
+        """
+        for mutation, given in zip(request[0], asked, strict=True):
             if mutation[0] in WHOLE:
-                self._reader.check_class(self._registry.named(mutation[1]))
+                kind = self._registry.of(type(cast("Create | Put", given).entity))
+                self._reader.check_class(kind)
+                if self._registry.get(kind.name) is not kind:
+                    self._registry.install(kind)  # it is the engine's, so replies are read by it
 
     def reply(self, pending: Pending) -> Reply:
         """What a finished request was told; a refusal or failure is in it as a value."""

@@ -83,7 +83,7 @@ class Requests:
         """
         due_us = deadline_us(deadline_s)
         request = wireform.plain_request(mutations, guards, request_id, self._registry, self._limits, due_us)
-        self._answers.check_classes(request)
+        self._answers.check_classes(request, mutations)
         self._tokens.show(request)
         patience = self._patience(timeout_s)
         while True:
@@ -149,7 +149,8 @@ class Requests:
     ) -> None:
         """One frame of these requests. Bad input takes its place as a refusal."""
         taken = self._answers.fitting(
-            [wireform.plain_or_refused(one, self._registry, self._limits, due_us) for one, due_us in asked]
+            [wireform.plain_or_refused(one, self._registry, self._limits, due_us) for one, due_us in asked],
+            [one for one, _ in asked],
         )
         requests = [request for request in taken if not isinstance(request, Refused)]
         for request in requests:

@@ -818,6 +818,22 @@ def test_a_whole_entity_of_another_class_than_the_engines_is_refused(engine, run
     run(main())
 
 
+def test_each_entity_is_compared_by_its_own_class_where_a_process_has_two_of_a_name(engine, run):
+    class Before(Task, kind="Task"):
+        title: str = "its own default"
+
+    async def main():
+        async with aio.connect(engine.state) as client:
+            with pytest.raises(SchemaMismatch, match="title"):
+                await client.create(Before(id="t"))
+            assert (await client.create(Task(id="t", title="x"))).title == "x"
+            asked = [Create(Before(id="a")), Create(Task(id="b", title="x")), [Create(Before(id="c"))]]
+            told = [type(reply.error) async for reply in client.submit_many(asked)]
+            assert told == [SchemaMismatch, type(None), SchemaMismatch]
+
+    run(main())
+
+
 def test_patience_is_counted_from_the_loss_of_the_lane(engine, run):
     async def main():
         limits = Limits(window_max=2, connect_timeout_s=1.0)

@@ -36,6 +36,7 @@ from solewriter import (
     NotFound,
     OutcomeUnknown,
     Project,
+    Put,
     SchemaMismatch,
     Task,
     UnknownKind,
@@ -1107,6 +1108,32 @@ def test_a_whole_entity_of_another_class_than_the_engines_is_refused(state, star
         with pytest.raises(SchemaMismatch, match=what), client.transaction() as tx:
             tx.create(entity)
         assert client.reader.revision == before
+
+
+def test_each_entity_is_compared_by_its_own_class_where_a_process_has_two_of_a_name(state, start_engine):
+    """A notebook's cell was run again, and entities of the class before are still at hand: in their class what is left
+    out is another value, so they are refused, alone and beside others, while those of the engine's class go in.
+    """
+    before, now = a_class(seed=int, score=(float, 0.0)), a_class(seed=int, score=(float, 100.0))
+    held = before(id="held", seed=1)
+    engine = start_engine(state, models=[before])
+    with connect(state) as client:
+        client.create(before(id="a", seed=1))
+        engine.register(now)
+        assert client.create(now(id="b", seed=2)).score == 100.0
+        for call in (client.create, client.put):
+            with pytest.raises(SchemaMismatch, match="the defaults of score"):
+                call(held)
+        replies = list(client.submit_many([Create(now(id="c", seed=3)), Create(held), [Put(now(id="d", seed=4))]]))
+        assert [type(reply.error) for reply in replies] == [type(None), SchemaMismatch, type(None)]
+        for pair in ((held, now(id="e", seed=5)), (now(id="e", seed=5), held)):
+            with pytest.raises(SchemaMismatch, match="the defaults of score"), client.transaction() as tx:
+                for entity in pair:
+                    tx.create(entity)
+        assert client.get(before, "a").score == 0.0  # a look by the class before changes nothing of that
+        assert client.create(now(id="f", seed=6)).score == 100.0
+        with client.reader.snapshot() as snap:
+            assert sorted(snap.ids(now)) == ["a", "b", "c", "d", "f"]
 
 
 def test_the_same_class_from_elsewhere_is_no_other_class(state, start_engine):
