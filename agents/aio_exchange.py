@@ -332,7 +332,7 @@ class AioExchange:
                         raise
                     if time.monotonic() + self._pause_s > deadline:
                         check_descriptors(error)
-                        raise EngineUnavailable(f"no engine serves {self.folder.path}: {error}") from error
+                        raise self.folder.unserved(error) from error
         finally:
             threads.shutdown(wait=False)
 

@@ -316,7 +316,7 @@ class Exchange:
                     raise
                 if time.monotonic() + pause > deadline:
                     check_descriptors(error)
-                    raise EngineUnavailable(f"no engine serves {self.folder.path}: {error}") from error
+                    raise self.folder.unserved(error) from error
             except BaseException:
                 if lane is not None:
                     lane.close()

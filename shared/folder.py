@@ -59,12 +59,16 @@ class StateFolder:
         """The engine that serves now, or served last. Raises EngineUnavailable if none did."""
         try:
             return _whereabouts_in(self.engine_json)
-        except (FileNotFoundError, NotADirectoryError):
-            raise EngineUnavailable(
-                f"no engine serves {self.path}: start one with Engine({str(self.path)!r}) or `solewriter serve`"
-            ) from None
+        except (FileNotFoundError, NotADirectoryError) as error:
+            raise self.unserved(error) from None
         except UNDECODABLE as error:
             raise EngineUnavailable(f"{self.engine_json} cannot be read ({error}): restart the engine") from error
+
+    def unserved(self, error: Exception) -> EngineUnavailable:
+        """What is told where nobody answers. That nobody listens is said in words: errno has none for it."""
+        nobody = isinstance(error, (FileNotFoundError, NotADirectoryError, ConnectionRefusedError))
+        hint = f"start one with Engine({str(self.path)!r}) or `solewriter serve`" if nobody else error
+        return EngineUnavailable(f"no engine serves {self.path}: {hint}")
 
     def announce(self, whereabouts: Whereabouts) -> None:
         """Name a new engine, atomically."""

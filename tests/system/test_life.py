@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 import importlib.util
 import io
 import math
 import os
+import re
 import resource
 import signal
 import subprocess
@@ -41,6 +43,7 @@ from solewriter import (
     Task,
     UnknownKind,
     Update,
+    aio,
     connect,
     open_reader,
 )
@@ -1284,6 +1287,22 @@ def test_a_client_gives_up_when_its_patience_is_over_and_says_what_never_left(st
         with pytest.raises(EngineUnavailable):
             client.create(Task(title="x"))
         assert time.monotonic() - begun < 30, "a hang is no patience"
+
+
+def test_a_client_that_finds_nobody_says_how_to_start_one(state, start_engine):
+    """In words, not as errno has it: of a folder that is none, and of one whose engine was stopped."""
+    hint = re.escape(f"no engine serves {state}: start one with Engine({str(state)!r}) or `solewriter serve`") + "$"
+    limits = Limits(connect_timeout_s=0.1)
+
+    async def awaited():
+        await aio.connect(state, limits=limits)
+
+    for _ in range(2):
+        with pytest.raises(EngineUnavailable, match=hint):
+            connect(state, limits=limits)
+        with pytest.raises(EngineUnavailable, match=hint):
+            asyncio.run(awaited())
+        start_engine(state).stop()
 
 
 def test_patience_is_counted_from_the_loss_of_the_lane(state, start_engine):
