@@ -14,7 +14,7 @@ from collections.abc import AsyncIterator, Callable
 from concurrent.futures import ThreadPoolExecutor
 from itertools import islice
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Self, TypeVar, overload
+from typing import TYPE_CHECKING, Any, Literal, Self, TypeVar, overload
 
 from solewriter.agents.aio_home import Home
 from solewriter.agents.aio_opening import Opening
@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from solewriter.agents.aio_watch import AioWatch
     from solewriter.agents.change import Change
     from solewriter.agents.travel import Difference
+    from solewriter.agents.watch import Resync
     from solewriter.shared.where import Where
 
 E = TypeVar("E", bound=Entity)
@@ -205,6 +206,26 @@ class AioReader:
         except TimeoutError:
             raise TimeoutError(f"{name_of(kind)} {id!r} did not become so in {timeout_s} s; it is {found!r}") from None
 
+    @overload
+    def watch(
+        self,
+        kind: type[Entity] | str | None = None,
+        *,
+        since: int | None = None,
+        where: Where | None = None,
+        timeout_s: float | None = None,
+        resync: Literal[False] = False,
+    ) -> AioWatch[Change]: ...
+    @overload
+    def watch(
+        self,
+        kind: type[Entity] | str | None = None,
+        *,
+        since: int | None = None,
+        where: Where | None = None,
+        timeout_s: float | None = None,
+        resync: bool,
+    ) -> AioWatch[Change | Resync]: ...
     def watch(
         self,
         kind: type[Entity] | str | None = None,
@@ -213,7 +234,7 @@ class AioReader:
         where: Where | None = None,
         timeout_s: float | None = None,
         resync: bool = False,
-    ) -> AioWatch:
+    ) -> AioWatch[Any]:
         """Every change behind revision `since` (default: from now on), in order: `async for change in
         reader.watch(...)`. As `Reader.watch` otherwise.
         """

@@ -5,20 +5,20 @@ because it may have to read the journal, and the waiting is the reader's, one th
 from __future__ import annotations
 
 import asyncio
-from typing import TYPE_CHECKING, Self
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Generic, Self
 
 from solewriter.agents.aio_reader import Patience
-from solewriter.agents.change import Change
 from solewriter.agents.deadline import check_patience
 from solewriter.agents.decoding import Model
-from solewriter.agents.watch import Resync, Watch, taken_note_of
+from solewriter.agents.watch import Brought, Watch, taken_note_of
 
 if TYPE_CHECKING:
     from solewriter.agents.aio_reader import AioReader
     from solewriter.shared.where import Where
 
 
-class AioWatch:
+class AioWatch(Generic[Brought]):
     """An async iterator of changes. Ends when nothing came for `timeout_s`; without it, never. Made by
     `AioReader.watch`; not to be iterated by two tasks.
     """
@@ -35,8 +35,9 @@ class AioWatch:
         self._patience = Patience(reader)
         self._since = root.current().revision if since is None else since
         history = root.history.hex()
+        self._made: Callable[[], Watch[Brought]]
         self._made = lambda: Watch(memory, kind, self._since, where, None, resync, history)
-        self._watch: Watch | None = None
+        self._watch: Watch[Brought] | None = None
         self._looking: asyncio.Future[bool] | None = None  # it goes on when its caller is cancelled
 
     @property
@@ -49,7 +50,7 @@ class AioWatch:
     def __aiter__(self) -> Self:
         return self
 
-    async def __anext__(self) -> Change | Resync:
+    async def __anext__(self) -> Brought:
         """Raises InvalidQuery, Compacted, EngineUnavailable as a `Watch` does."""
         memory, watch = self._reader.memory, self._watch
         if watch is not None and (change := watch.taken()) is not None:

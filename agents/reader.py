@@ -34,9 +34,10 @@ from solewriter.shared.registry import Kind, Registry
 from solewriter.shared.schema import differences
 
 if TYPE_CHECKING:
+    from solewriter.agents.change import Change
     from solewriter.agents.offline import OfflineReader
     from solewriter.agents.past import Viewed
-    from solewriter.agents.watch import Watch
+    from solewriter.agents.watch import Resync, Watch
     from solewriter.shared.where import Where
 
 E = TypeVar("E", bound=Entity)
@@ -220,6 +221,26 @@ class Reader(Looking):
                 raise TimeoutError(f"{name_of(kind)} {id!r} did not become so in {timeout_s} s; it is {found!r}")
             self.sleep(root, head, left)
 
+    @overload
+    def watch(
+        self,
+        kind: type[Entity] | str | None = None,
+        *,
+        since: int | None = None,
+        where: Where | None = None,
+        timeout_s: float | None = None,
+        resync: Literal[False] = False,
+    ) -> Watch[Change]: ...
+    @overload
+    def watch(
+        self,
+        kind: type[Entity] | str | None = None,
+        *,
+        since: int | None = None,
+        where: Where | None = None,
+        timeout_s: float | None = None,
+        resync: bool,
+    ) -> Watch[Change | Resync]: ...
     def watch(
         self,
         kind: type[Entity] | str | None = None,
@@ -228,7 +249,7 @@ class Reader(Looking):
         where: Where | None = None,
         timeout_s: float | None = None,
         resync: bool = False,
-    ) -> Watch:
+    ) -> Watch[Any]:
         """Every change behind revision `since` (default: from now on), in order: of all kinds or one.
 
         `where` asks declared columns; an entity that leaves the filter is a change, too. Ends when nothing came for

@@ -11,7 +11,7 @@ import asyncio
 import time
 from collections import deque
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING, Any, Generic, Self
 
 from solewriter.agents.change import Change, Published
 from solewriter.agents.conditions import Condition, conditions
@@ -26,8 +26,12 @@ from solewriter.shared.errors import Compacted, InvalidQuery, SnapshotExpired
 from solewriter.shared.models import name_of
 
 if TYPE_CHECKING:
+    from typing_extensions import TypeVar
+
     from solewriter.agents.scan import CellsOfRecords
     from solewriter.shared.where import Where
+else:
+    from typing import TypeVar
 
 
 class Resync:
@@ -43,7 +47,13 @@ class Resync:
         return self.snapshot.revision
 
 
-class Watch:
+if TYPE_CHECKING:
+    Brought = TypeVar("Brought", bound=Change | Resync, default=Change | Resync, covariant=True)
+else:
+    Brought = TypeVar("Brought", covariant=True)  # which has defaults since 3.13
+
+
+class Watch(Generic[Brought]):
     """An iterator of changes, and an async one. Ends when nothing came for `timeout_s`; without it, never.
 
     Not to be shared by threads. Made by `Reader.watch`.
@@ -68,7 +78,7 @@ class Watch:
                 conditions(str(self._name), now.pin.catalog.tables[code].columns, where)
             feed = Feed(reader, now.revision if since is None else since, history_id or now.history_id)
         # Where it is, and what it took up to there: stored at once, so that Ctrl-C in a look comes before or behind.
-        self._looked: tuple[Feed, deque[Change | Resync]] = feed, deque()
+        self._looked: tuple[Feed, deque[Any]] = feed, deque()  # of Change, and Resync where that was asked for
         self._begun = time.monotonic()
         self._looking: asyncio.Future[bool] | None = None  # in a thread; it goes on when its caller is cancelled
 
@@ -82,19 +92,19 @@ class Watch:
     def __iter__(self) -> Self:
         return self
 
-    def __next__(self) -> Change | Resync:
+    def __next__(self) -> Brought:
         self._begun = time.monotonic()
         while not (waiting := self._looked[1]):
             if not self._wait():
                 raise StopIteration
-        change = waiting[0]
+        change: Brought = waiting[0]
         del waiting[0]  # by no call: behind one Ctrl-C may come, and the change would be nowhere
         return change
 
     def __aiter__(self) -> Self:
         return self
 
-    async def __anext__(self) -> Change | Resync:
+    async def __anext__(self) -> Brought:
         self._begun = time.monotonic()
         while not (waiting := self._looked[1]):
             if self._looking is None:
@@ -107,7 +117,8 @@ class Watch:
                     self._looking = None
             if not going_on:
                 raise StopAsyncIteration
-        return waiting.popleft()
+        change: Brought = waiting.popleft()
+        return change
 
     # --- taking ------------------------------------------------------------------------------------------------------
 
@@ -125,7 +136,7 @@ class Watch:
         self._reader.sleep(root, head, left)
         return True
 
-    def taken(self) -> Change | Resync | None:
+    def taken(self) -> Brought | None:
         """The next of those that `take` found."""
         waiting = self._looked[1]
         return waiting.popleft() if waiting else None

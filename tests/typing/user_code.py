@@ -9,6 +9,7 @@ from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Mapping
 from typing import Any, assert_type
 
 from solewriter import (
+    Change,
     Client,
     Create,
     Engine,
@@ -16,11 +17,13 @@ from solewriter import (
     Reader,
     Ref,
     Reply,
+    Resync,
     Snapshot,
     SolewriterError,
     Task,
     TaskStatus,
     VersionConflict,
+    Watch,
     aio,
     connect,
     errors,
@@ -81,6 +84,27 @@ def reads(snap: Snapshot, reader: Reader, client: Client) -> None:
     assert_type(client.get(Task, "t-1"), Task | None)
     assert_type(client.get("Task", "t-1"), Mapping[str, Any] | None)
     assert_type(reader.wait_for(reader.revision, timeout_s=1.0), int)
+
+
+def watches(reader: Reader, told: bool) -> None:
+    """A watch brings changes; only one that may fall behind, as it was asked to, brings anything else."""
+    assert_type(reader.watch(Task, timeout_s=0), Watch[Change])
+    assert_type([change.mutation for change in reader.watch(Task, since=3)], list[str])
+    assert_type(next(reader.watch(resync=True)), Change | Resync)
+    assert_type(next(reader.watch(resync=told)), Change | Resync)
+    for any_of_them in (reader.watch(Task), reader.watch(resync=True)):
+        follow(any_of_them)
+
+
+def follow(watch: Watch) -> None:
+    """Whoever takes any watch looks what it brings."""
+    assert_type(next(watch), Change | Resync)
+
+
+async def watches_awaited(reader: aio.AioReader) -> None:
+    """The same of coroutines."""
+    assert_type([change.mutation async for change in reader.watch(Task, since=3)], list[str])
+    assert_type([one async for one in reader.watch(resync=True)], list[Change | Resync])
 
 
 async def verbs_awaited(client: aio.AioClient, task: Task, chore: Chore, invoice: Invoice) -> None:
