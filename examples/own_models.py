@@ -17,8 +17,18 @@ from typing import Annotated
 
 from pydantic import AwareDatetime, Field, model_validator
 
-from solewriter import Engine, Entity, FrozenMap, InvalidMutation, InvalidTransition, Lifecycle, Part, connect
-from solewriter.shared.models import broken, concerns
+from solewriter import (
+    Engine,
+    Entity,
+    FrozenMap,
+    InvalidMutation,
+    InvalidTransition,
+    Lifecycle,
+    Part,
+    broken,
+    concerns,
+    connect,
+)
 
 
 class Stage(StrEnum):

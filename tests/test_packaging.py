@@ -158,6 +158,21 @@ def test_the_front_door_shows_exactly_its_names() -> None:
     assert len(set(solewriter.__all__)) == len(solewriter.__all__)
 
 
+def test_all_that_the_pages_and_examples_import_comes_in_by_the_front_door() -> None:
+    pages = [ROOT / "README.md", *(ROOT / "docs").glob("*.md"), *(ROOT / "examples").glob("*.py")]
+    found = {page.name: re.findall(r"(?m)^from solewriter\.\S+ import .*", page.read_text()) for page in pages}
+    assert {name: imports for name, imports in found.items() if imports} == {}
+
+
+@pytest.mark.parametrize("model", [solewriter.Task, solewriter.Project])
+def test_whatever_a_field_of_the_house_holds_can_be_imported(model: type) -> None:
+    house = importlib.import_module("solewriter.shared.models")
+    named = re.findall(r"[A-Z]\w+", " ".join(model.__annotations__.values()))
+    types = [one for one in named if getattr(getattr(house, one, None), "__module__", "").startswith("solewriter.")]
+    assert types
+    assert set(types) <= set(solewriter.__all__)
+
+
 @pytest.mark.parametrize("name", solewriter.__all__)
 def test_every_name_of_the_front_door_resolves(name: str) -> None:
     assert getattr(solewriter, name) is not None

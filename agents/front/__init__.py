@@ -63,7 +63,10 @@ if TYPE_CHECKING:
     )
     from solewriter.shared.frozen import FrozenMap, Json
     from solewriter.shared.models import (
+        Artifact,
         BudgetPolicy,
+        Complexity,
+        Criterion,
         DependencyPolicy,
         Entity,
         Lifecycle,
@@ -74,7 +77,10 @@ if TYPE_CHECKING:
         Task,
         TaskPriority,
         TaskStatus,
+        TaskStructure,
         TaskType,
+        Topology,
+        broken,
         concerns,
     )
     from solewriter.shared.mutations import (
@@ -120,8 +126,9 @@ _ROOMS = {
     "solewriter.shared.config": ("Limits",),
     "solewriter.shared.frozen": ("FrozenMap", "Json"),
     "solewriter.shared.models": (
-        "Entity", "Part", "Task", "Project", "Lifecycle", "Ref", "concerns",
-    "BudgetPolicy", "DependencyPolicy", "TaskStatus", "TaskPriority", "TaskType", "ProjectStatus",
+        "Entity", "Part", "Task", "Project", "Lifecycle", "Ref", "broken", "concerns",
+        "BudgetPolicy", "DependencyPolicy", "TaskStatus", "TaskPriority", "TaskType", "ProjectStatus",
+        "Artifact", "Criterion", "Complexity", "TaskStructure", "Topology",
     ),
     "solewriter.shared.mutations": (
         "Create", "Put", "Update", "Transition", "Cancel", "Delete", "Alter", "Require", "RequireAbsent",
@@ -147,8 +154,9 @@ __all__ = [
     "Engine", "connect", "Client", "open_reader", "Reader", "OfflineReader", "Snapshot", "Range", "Watch", "Change",
     "Resync", "Difference", "status_of", "EngineStatus", "aio",
     "Limits",
-    "Entity", "Part", "Task", "Project", "Lifecycle", "Ref", "concerns",
+    "Entity", "Part", "Task", "Project", "Lifecycle", "Ref", "broken", "concerns",
     "TaskStatus", "TaskPriority", "TaskType", "ProjectStatus",
+    "Artifact", "Criterion", "Complexity", "TaskStructure", "Topology",
     "FrozenMap", "Json",
     "Create", "Put", "Update", "Transition", "Cancel", "Delete", "Alter", "Require", "RequireAbsent", "RequireFields",
     "RequireNone", "Unchanged", "Claim", "Complete", "Fail", "Release", "Renew", "Redrive", "Reply", "Applied",
