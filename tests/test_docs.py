@@ -34,6 +34,7 @@ from solewriter import (
     Json,
     Limits,
     Part,
+    Project,
     Range,
     Reader,
     Reply,
@@ -342,6 +343,25 @@ def test_a_change_has_what_the_page_says_and_nothing_else() -> None:
     assert sorted(said) == sorted(name for name in dir(Change) if not name.startswith("_"))
     mutations = next(row[1] for row in table("reading.md", "a change has") if row[0] == "`mutation`")
     assert re.findall(r"`(\w+)`", mutations) == [op.name.lower() for op in Op if op is not Op.RENEW]  # no version
+
+
+@pytest.mark.parametrize(("heading", "model"), [("a task's field", Task), ("a project's field", Project)])
+def test_the_fields_of_the_house_are_told_one_by_one_and_its_columns_marked(heading: str, model: type[Entity]) -> None:
+    rows = table("coordination.md", heading)
+    fields = [name for row in rows for name in re.findall(r"`(\w+)`", row[0])]
+    assert sorted(fields) == sorted(set(model.model_fields))
+    columns = [name for row in rows for name in re.findall(r"`(\w+)`\*", row[0])]
+    assert sorted(columns) == sorted(model.column_names)
+
+
+@pytest.mark.parametrize(("heading", "model"), [("a task that is", Task), ("a project that is", Project)])
+def test_the_steps_of_the_house_are_those_of_the_page(heading: str, model: type[Entity]) -> None:
+    assert model.lifecycle is not None
+    told: dict[str, list[str]] = {}
+    for begin, ends in table("coordination.md", heading):
+        for state in re.findall(r"`(\w+)`", begin):
+            told[state] = sorted(re.findall(r"`(\w+)`", ends))
+    assert told == {begin: sorted(ends) for begin, ends in model.lifecycle.steps.items()}
 
 
 # --- links ------------------------------------------------------------------------------------------------------------
