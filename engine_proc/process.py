@@ -16,7 +16,7 @@ from collections.abc import Iterable
 from functools import partial
 from pathlib import Path
 from types import TracebackType
-from typing import Literal, Self
+from typing import Any, Literal, Self
 
 import msgspec
 
@@ -368,9 +368,17 @@ class Engine:
             pass  # closed, or its terminal is gone, or it is the owner's own: the engine is supervised all the same
 
 
-def _by_kind(models: Iterable[type[Entity]]) -> dict[str, type[Entity]]:
-    """The models by their kinds' names. Raises TypeError for one that cannot be stored, or not under its name."""
+def _by_kind(models: Any) -> dict[str, type[Entity]]:
+    """The models by their kinds' names. Raises TypeError for one that cannot be stored, or not under its name, and for
+    what is none.
+    """
+    if isinstance(models, type | str) or not isinstance(models, Iterable):
+        meant = f": models=[{models.__name__}]" if isinstance(models, type) else ""
+        raise TypeError(f"models is a list of classes, not {models!r}{meant}")
     listed = list(models)
+    for model in listed:
+        if not isinstance(model, type) or not issubclass(model, Entity):
+            raise TypeError(f"{model!r} is not a subclass of solewriter.Entity")
     Registry(listed)
     for model in listed:
         if model.kind_name in (Task.kind_name, Project.kind_name) and model not in (Task, Project):

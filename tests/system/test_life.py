@@ -161,9 +161,25 @@ def test_a_class_that_does_not_fit_what_is_stored_is_refused_and_nothing_has_cha
     assert client.update(Rollout.ref("r"), score=1.0).version == 2
 
 
+@pytest.mark.parametrize(
+    ("models", "told"),
+    [
+        (Rollout, r"^models is a list of classes, not <class '.*Rollout'>: models=\[Rollout\]$"),
+        ("shop.models:MODELS", "^models is a list of classes, not 'shop.models:MODELS'$"),
+        (["Rollout"], "^'Rollout' is not a subclass of solewriter.Entity$"),
+        ([[Rollout]], r"^\[<class '.*Rollout'>\] is not a subclass of solewriter.Entity$"),
+        ([Rollout(seed=1)], "is not a subclass of solewriter.Entity$"),
+    ],
+)
+def test_what_is_no_list_of_models_is_refused_in_words(state, models, told):
+    with pytest.raises(TypeError, match=told):
+        Engine(state, models=models)
+
+
 def test_a_model_that_cannot_be_stored_is_refused_before_anything_is_sent(engine):
-    with pytest.raises(TypeError):
-        engine.register(int)
+    for wrong in (int, "Rollout", [Rollout]):
+        with pytest.raises(TypeError, match=r"is not a subclass of solewriter\.Entity"):
+            engine.register(wrong)
     with pytest.raises(TypeError, match="list"):
 
         class Wrong(Entity):
