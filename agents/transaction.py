@@ -161,6 +161,10 @@ class Gathering:
         self._mutations.append(mutation)
 
     def _check_open(self) -> None:
+        if not self._begun:
+            raise SolewriterError(
+                "a transaction is sent by its `with`: `with client.transaction() as tx:`, or `async with`"
+            )
         if self._ended:
             raise SolewriterError("the `with` of this transaction has ended: begin another one")
 
@@ -200,6 +204,8 @@ class Gathering:
         raise KeyError(f"this transaction left no {name} {target.id!r}")
 
     def _sent(self) -> Reply:
+        if self._reply is None and self._ended:
+            raise SolewriterError("this transaction left no results: it was empty and not sent, or not applied")
         if self._reply is None:
             raise SolewriterError("this transaction was not sent: its results are there after the `with`")
         return self._reply

@@ -294,6 +294,8 @@ def test_a_transaction_is_all_or_nothing_and_one_that_raises_inside_sends_nothin
                     tx.update(Task.ref("t"), title=5)
             async with client.transaction() as tx:
                 pass
+            with pytest.raises(SolewriterError, match="`async with`"):
+                client.transaction().create(Task(title="never"))
             with pytest.raises(SolewriterError, match="not sent"):
                 tx.revision  # noqa: B018  # it is the property that raises
             with pytest.raises(SolewriterError, match="already"):

@@ -268,6 +268,36 @@ def test_a_transaction_is_sent_once_whatever_with_it_stands_in(client):
 
 
 @pytest.mark.usefixtures("shared_engine")
+def test_a_transaction_gathers_inside_its_with_only(client):
+    """Before it, nothing would ever be sent, and nobody told."""
+    tx = client.transaction()
+    for gather in (
+        lambda: tx.create(Task(title="x")),
+        lambda: tx.update(Task.ref("t"), title="x"),
+        lambda: tx.require_absent(Task, "t"),
+    ):
+        with pytest.raises(SolewriterError, match=r"`with client\.transaction\(\) as tx:`"):
+            gather()
+    with tx:
+        created = tx.create(Task(title="x"))
+        with pytest.raises(SolewriterError, match="after the `with`"):
+            tx.result(created)
+    assert tx.result(created).version == 1
+
+
+@pytest.mark.usefixtures("shared_engine")
+def test_what_a_transaction_left_that_was_never_sent_is_told_as_that(client):
+    with client.transaction() as empty:
+        pass
+    with pytest.raises(ZeroDivisionError), client.transaction() as failed:
+        failed.create(Task(title="x"))
+        raise ZeroDivisionError
+    for tx in (empty, failed):
+        with pytest.raises(SolewriterError, match="empty and not sent, or not applied"):
+            print(tx.revision)
+
+
+@pytest.mark.usefixtures("shared_engine")
 def test_guards_hold_the_request_back(client):
     task = client.create(Task(title="x"))
     newer = client.update(task, title="y")
