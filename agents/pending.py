@@ -74,7 +74,7 @@ def outcome_unknown(pending: Pending) -> OutcomeUnknown:
     pending.named = True
     return OutcomeUnknown(
         f"no reply to request {pending.request_id}: it may or may not have been applied; "
-        "look at what is stored before you repeat it, or give requests ids of your own",
+        f"client.outcome({pending.request_id!r}) settles it",
         request_id=pending.request_id,
     )
 

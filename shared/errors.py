@@ -204,8 +204,8 @@ class Busy(Unavailable):
 
 
 class OutcomeUnknown(Unavailable):
-    """No reply came in time: the request may or may not have been applied. Under a
-    `request_id` of your own it can be repeated safely.
+    """No reply came in time: the request may or may not have been applied. `client.outcome(error.request_id)` settles
+    it. Under a `request_id` of your own it can be repeated safely.
     """
 
     request_id: str

@@ -265,6 +265,7 @@ def test_a_timed_out_call_is_settled_by_asking(engine, client):
             client.update(Task.ref("t"), title="late", timeout_s=0.05)
     finally:
         os.kill(engine.pid, signal.SIGCONT)
+    assert f"client.outcome({unknown.value.request_id!r})" in str(unknown.value), "what to do next"
     told = client.outcome(unknown.value.request_id)
     assert isinstance(told, Applied), "it was on its lane before the question"
     assert client.get(Task, "t").title == "late"
