@@ -86,6 +86,8 @@ class Entity(BaseModel):
         cls, *, kind: str | None = None, columns: tuple[str, ...] = (), lifecycle: Lifecycle | None = None, **rest: Any
     ) -> None:
         super().__init_subclass__(**rest)
+        if isinstance(columns, str):  # which would be taken for the names of its letters
+            raise TypeError(f"{cls.__name__}: columns is a tuple of names: columns=({columns!r},)")
         cls.kind_name = kind or cls.__name__
         inherited = next(base.column_names for base in cls.__mro__[1:] if issubclass(base, Entity))
         cls.column_names = inherited + tuple(name for name in columns if name not in inherited)

@@ -1176,6 +1176,11 @@ def test_columns_and_lifecycles_name_fields_that_are_there():
         class Wrong(Entity, columns=("nope",)):
             x: int = 0
 
+    with pytest.raises(TypeError, match=r"columns is a tuple of names: columns=\('x',\)"):
+
+        class Wrong1(Entity, columns=("x")):  # without its comma it is a text
+            x: int = 0
+
     with pytest.raises(TypeError, match="lifecycle field 'nope'"):
 
         class Wrong2(Entity, lifecycle=Lifecycle("nope", "a", {"a": ()})):
