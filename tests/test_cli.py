@@ -80,6 +80,13 @@ def test_help_names_the_commands() -> None:
     assert "serve" in said.stdout
 
 
+@pytest.mark.parametrize("command", ["serve", "status", "verify", "repair"])
+def test_the_folder_has_one_name_in_all_usages(command: str) -> None:
+    said = solewriter(command, "--help")
+    assert "STATE" in said.stdout.partition("\n\n")[0].split("Usage:")[1].splitlines()[0]
+    assert "{state}" not in said.stdout
+
+
 def test_version() -> None:
     assert solewriter("--version").stdout == f"solewriter {__version__}, {BUILD}\n"
 

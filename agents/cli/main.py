@@ -95,7 +95,7 @@ def demo(
 
 @app.command()
 def serve(
-    state: Annotated[Path, typer.Argument(help="The state folder; made if there is none.")],
+    state: Annotated[Path, typer.Argument(metavar="STATE", help="The state folder; made if there is none.")],
     models: Annotated[
         str | None,
         typer.Option(metavar="MODULE:NAME", help="A list of your Entity classes, such as `shop.models:MODELS`."),
