@@ -9,16 +9,13 @@ client.
 from __future__ import annotations
 
 import errno
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from enum import StrEnum
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import Any, ClassVar
 
 import msgspec
 
 from solewriter.shared.config import MESSAGE_MAX
-
-if TYPE_CHECKING:
-    from solewriter.shared.models import Entity
 
 
 class SolewriterError(Exception):
@@ -47,7 +44,7 @@ class Refused(SolewriterError):
 
     known: ClassVar[dict[str, type[Refused]]] = {}
     request_id: str | None = None
-    current: Entity | Mapping[str, Any] | None = None
+    current: Any = None  # who made the request knows its class; a dict where that does not fit, None if there is none
 
     def __init_subclass__(cls) -> None:
         Refused.known[cls.__name__] = cls

@@ -174,6 +174,8 @@ def program(state: str) -> None:
         except VersionConflict as conflict:
             known: errors.Refused = conflict
             print(known)
+            task: Task = conflict.current  # the one that was asked for, as of a reply or a change
+            assert_type(client.transition(task, TaskStatus.ASSIGNED, assigned_to="me"), Task)
 
 
 async def mistakes_awaited(client: aio.AioClient) -> None:
