@@ -86,7 +86,7 @@ def cell_of(kind: str, column: Column, value: Any) -> Cell:
             return column.cell()(float(wanted) if column.type == "float" and wanted is not None else wanted)
     except (ValueError, OverflowError, TypeError):  # UnicodeEncodeError is a ValueError; a dict has no hash
         pass
-    told = f"one of {', '.join(map(repr, column.values))}" if column.type == "enum" else f"a {column.type}"
+    told = f"one of {', '.join(map(repr, column.values))}" if column.type == "enum" else _TOLD[column.type]
     raise InvalidQuery(f"{kind}.{column.name} is {told}, never {value!r:.100}", kind=kind)
 
 
@@ -102,6 +102,7 @@ def _plain(value: Any) -> Any:
     return value.value if isinstance(value, enum.Enum) else value
 
 
+_TOLD = {"bool": "a bool", "int": "an int", "float": "a float", "time": "a time with a time zone", "str": "a str"}
 _SUITS: dict[str, Callable[[Any], bool]] = {
     "enum": lambda value: True,
     "bool": lambda value: isinstance(value, bool),
