@@ -91,6 +91,15 @@ def test_version() -> None:
     assert solewriter("--version").stdout == f"solewriter {__version__}, {BUILD}\n"
 
 
+def test_the_package_runs_as_its_command(tmp_path: Path) -> None:
+    """For whoever has the interpreter at hand, and not its folder of scripts on the path."""
+    for arguments in (["--version"], ["verify", "missing"], ["status", str(tmp_path)]):
+        asked = [sys.executable, "-P", "-m", "solewriter", *arguments]
+        ran = subprocess.run(asked, capture_output=True, text=True, timeout=ANSWER_S, cwd=tmp_path, check=False)
+        by_script = solewriter(*arguments, folder=tmp_path)
+        assert (ran.returncode, ran.stdout, ran.stderr) == (by_script.returncode, by_script.stdout, by_script.stderr)
+
+
 # --- serve -----------------------------------------------------------------------------------------------------------
 
 
