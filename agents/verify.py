@@ -9,9 +9,7 @@ below `power` is no damage: it ends the journal here as there.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterator
-from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple, NoReturn, TypeVar
 
@@ -103,8 +101,6 @@ class Files:
     def __init__(self, folder: Path, begin: int | None = None) -> None:
         """All of them; or only what lies behind the entry `begin`, as a start looks at it."""
         if not journal_files(folder):
-            with suppress(FileNotFoundError, NotADirectoryError):
-                os.listdir(folder)  # to look for names finds none where it may not look, and says nothing
             raise EngineUnavailable(f"nothing is journaled in {folder}")
         self._folder = folder
         self._committed = _committed(folder)

@@ -7,6 +7,7 @@ from pathlib import Path
 from solewriter.shared.chain import named_checkpoints
 from solewriter.shared.checkpoint import checkpoint_path
 from solewriter.shared.entry import CheckpointName
+from solewriter.shared.folder import files_named
 
 SUFFIX = ".damaged"
 
@@ -18,7 +19,7 @@ def aside_path(folder: Path, entry: int) -> Path:
 
 def aside_files(folder: Path) -> dict[int, Path]:
     """All of them by the entries that they were taken behind."""
-    paths = folder.glob(f"checkpoint-*{SUFFIX}")
+    paths = files_named(folder, f"checkpoint-*{SUFFIX}")
     return {int(path.stem[11:]): path for path in paths if path.stem[11:].isdigit()}
 
 

@@ -16,12 +16,12 @@ from solewriter.shared import entry as entries
 from solewriter.shared.checkpoint import Checkpoint, checkpoint_files, checkpoint_path
 from solewriter.shared.entry import FILE_HEADER_BYTES, CheckpointName, Entry, Life, PrivateState
 from solewriter.shared.errors import Compacted, JournalCorrupt
-from solewriter.shared.folder import naming
+from solewriter.shared.folder import files_named, naming
 
 
 def journal_files(folder: Path) -> list[Path]:
     """All of them, oldest first. Empty where durability is `memory`."""
-    return sorted(folder.glob("journal-*.log"))
+    return files_named(folder, "journal-*.log")
 
 
 def first_of(path: Path) -> int:

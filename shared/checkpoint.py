@@ -33,6 +33,7 @@ from solewriter.shared.columns import Column
 from solewriter.shared.config import CHECKPOINT_VERSION, CHUNK_SLOTS, FILLING_SWITCH_S, MIB
 from solewriter.shared.entry import CheckpointName
 from solewriter.shared.errors import UNDECODABLE, JournalCorrupt, LayoutMismatch
+from solewriter.shared.folder import files_named
 from solewriter.shared.memory.heap import OFFSET_MASK, PREFIX, PREFIX_BYTES, START, address_of, padded
 from solewriter.shared.record import Flags
 from solewriter.shared.schema import Schema
@@ -138,7 +139,7 @@ def checkpoint_path(folder: Path, entry: int) -> Path:
 
 def checkpoint_files(folder: Path) -> dict[int, Path]:
     """All of them by the entries that they were taken behind, the oldest first."""
-    paths = sorted(path for path in folder.glob("checkpoint-*") if path.name[11:].isdigit())
+    paths = [path for path in files_named(folder, "checkpoint-*") if path.name[11:].isdigit()]
     return {int(path.name[11:]): path for path in paths}
 
 

@@ -13,6 +13,7 @@ reserve                 room that is given back when the disk is full
 from __future__ import annotations
 
 import errno
+import fnmatch
 import os
 import re
 import socket
@@ -149,6 +150,17 @@ def sync_folder(folder: Path) -> None:
             os.fsync(fd)
     finally:
         os.close(fd)
+
+
+def files_named(folder: Path, pattern: str) -> list[Path]:
+    """Those of a folder with such names, in the order of these; none where there is no folder. Raises OSError where it
+    cannot be looked into: `Path.glob` says nothing then, and finds none.
+    """
+    try:
+        names = os.listdir(folder)
+    except (FileNotFoundError, NotADirectoryError):
+        return []
+    return [folder / name for name in sorted(fnmatch.filter(names, pattern))]
 
 
 @contextmanager

@@ -9,7 +9,7 @@ import resource
 import pytest
 
 from solewriter.shared.errors import EngineUnavailable
-from solewriter.shared.folder import StateFolder, lasting_file, pidfd_of, replace_file, start_time_of
+from solewriter.shared.folder import StateFolder, files_named, lasting_file, pidfd_of, replace_file, start_time_of
 
 
 def test_a_folder_that_is_none_has_no_engine(tmp_path):
@@ -17,6 +17,17 @@ def test_a_folder_that_is_none_has_no_engine(tmp_path):
     for path in (tmp_path / "missing", tmp_path / "file", tmp_path / "file" / "deeper"):
         with pytest.raises(EngineUnavailable, match="no engine serves"):
             StateFolder(path).whereabouts()
+
+
+def test_files_of_a_folder_that_cannot_be_looked_into_are_not_taken_for_none(tmp_path):
+    """As a search by a pattern takes them: a journal would be none, and what is to be seen in it would be gone."""
+    for name in ("log-2", "log-10", "other"):
+        (tmp_path / name).touch()
+    assert files_named(tmp_path, "log-*") == [tmp_path / "log-10", tmp_path / "log-2"]
+    assert files_named(tmp_path / "missing", "*") == files_named(tmp_path / "other", "*") == []
+    (tmp_path / "round").symlink_to("round")
+    with pytest.raises(OSError, match="symbolic links"):
+        files_named(tmp_path / "round", "*")
 
 
 def test_whether_a_process_runs_is_not_guessed_where_the_last_descriptor_was_needed_to_ask():
