@@ -18,7 +18,7 @@ from solewriter.agents.past import Past
 from solewriter.agents.reader import Reader
 from solewriter.agents.travel import where_it_begins
 from solewriter.shared import record
-from solewriter.shared.errors import Compacted, SnapshotExpired
+from solewriter.shared.errors import Compacted, SnapshotExpired, minding_descriptors
 from solewriter.shared.memory.heap import PREFIX_BYTES, padded, walk
 from solewriter.shared.memory.pin import Pin
 from solewriter.shared.memory.root import STOPPED
@@ -148,12 +148,13 @@ class Feed:
 def _journaled(pin: Pin, folder: Path, since: int) -> Iterator[Published]:
     """No method, and told no error: what it holds on to must not hold on to its feed, or both would stay for long."""
     try:
-        past = Past(pin, folder, since)
-        past.advance(since)
-        for found, before in past.changes(pin.root.revision):
-            yield Published(pin, 0, found, before)
-            if found.flags & Flags.LAST:
-                since = found.revision
+        with minding_descriptors():
+            past = Past(pin, folder, since)
+            past.advance(since)
+            for found, before in past.changes(pin.root.revision):
+                yield Published(pin, 0, found, before)
+                if found.flags & Flags.LAST:
+                    since = found.revision
     except Compacted as gone:
         raise Compacted(
             f"what happened behind revision {since} is not available any more: memory goes back to revision "

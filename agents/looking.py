@@ -15,7 +15,7 @@ from solewriter.agents.decoding import Decoder
 from solewriter.agents.snapshot import Plain, Snapshot
 from solewriter.shared import record
 from solewriter.shared.config import Limits
-from solewriter.shared.errors import SnapshotExpired
+from solewriter.shared.errors import SnapshotExpired, minding_descriptors
 from solewriter.shared.folder import StateFolder
 from solewriter.shared.models import Entity
 from solewriter.shared.registry import Registry
@@ -75,37 +75,41 @@ class Looking(ABC):
 
         Raises Compacted where neither goes so far back, InvalidQuery for a revision that is not published yet.
         """
-        from solewriter.agents import travel
+        with minding_descriptors():
+            from solewriter.agents import travel
 
-        return travel.at(self, revision)
+            return travel.at(self, revision)
 
     def diff(self, since: int, until: int, kind: type[Entity] | str | None = None) -> list[Difference]:
         """Every entity that is not the same at these two revisions, with both contents, in the order of its first
         change; of all kinds or one. Raises as `at` does.
         """
-        from solewriter.agents import travel
+        with minding_descriptors():
+            from solewriter.agents import travel
 
-        return travel.diff(self, since, until, kind)
+            return travel.diff(self, since, until, kind)
 
     def history(self, kind: type[Entity] | str, id: str) -> Iterator[Change]:
         """Every change of one entity, the newest first; of a deleted one, too. Raises Compacted behind the oldest that
         is available, if there were others before it.
         """
-        from solewriter.agents import travel
-
+        with minding_descriptors():
+            from solewriter.agents import travel
         return travel.history(self, kind, id)
 
     def before(self, pin: Held, found: record.Record) -> record.Record | None:
         """The record of the same entity before this one, from the journal; None if there was none. Raises Compacted."""
-        from solewriter.agents import travel
+        with minding_descriptors():
+            from solewriter.agents import travel
 
-        return travel.before(self, pin, found)
+            return travel.before(self, pin, found)
 
     def lived_on(self, pin: Held, kind: int, key: str, since: int, until: int) -> bool:
         """Whether the journal says that two versions of a key are of one life: no other one began between them."""
-        from solewriter.agents import travel
+        with minding_descriptors():
+            from solewriter.agents import travel
 
-        return travel.lived_on(self, pin, kind, key, since, until)
+            return travel.lived_on(self, pin, kind, key, since, until)
 
     def __enter__(self) -> Self:
         return self

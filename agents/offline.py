@@ -19,7 +19,6 @@ from solewriter.shared.chain import checkpoint_to, first_entry, newest_whole
 from solewriter.shared.checkpoint import checkpoint_path
 from solewriter.shared.config import DEFAULT_LIMITS, MEMORY_VERSION, Limits
 from solewriter.shared.entry import Life
-from solewriter.shared.errors import check_descriptors
 from solewriter.shared.memory.catalog import Catalog, Table
 from solewriter.shared.memory.root import Root
 from solewriter.shared.registry import Registry
@@ -61,11 +60,7 @@ class OfflineReader(Looking):
         self, state: str | os.PathLike[str], limits: Limits = DEFAULT_LIMITS, registry: Registry | None = None
     ) -> None:
         super().__init__(state, limits, registry)
-        try:
-            self._newest = untrimmed(lambda: _newest(self.folder.path))
-        except OSError as error:
-            check_descriptors(error)
-            raise
+        self._newest = untrimmed(lambda: _newest(self.folder.path))
 
     def pin(self) -> Past:
         return self._newest

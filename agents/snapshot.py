@@ -7,7 +7,7 @@ from functools import partial
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self, TypeVar, overload
 
-from solewriter.shared.errors import NotFound
+from solewriter.shared.errors import NotFound, check_descriptors
 from solewriter.shared.models import Entity, name_of
 
 if TYPE_CHECKING:
@@ -166,8 +166,11 @@ class Snapshot:
 
     def _query(self, kind: type[Entity] | str) -> Query | None:
         """None for a kind that nobody ever registered."""
-        from solewriter.agents.query import Query  # numpy takes 150 ms that only those pay who ask
-
+        try:
+            from solewriter.agents.query import Query  # numpy takes 150 ms that only those pay who ask
+        except OSError as error:
+            check_descriptors(error)
+            raise
         pin = self.pin
         code = pin.catalog.kind_code(name_of(kind))
         if code is None:

@@ -18,7 +18,7 @@ from solewriter.agents.past import Held, Past
 from solewriter.agents.snapshot import Snapshot
 from solewriter.shared import record
 from solewriter.shared.chain import entries_between, oldest_entry, opened
-from solewriter.shared.errors import Compacted, InvalidQuery, SnapshotExpired
+from solewriter.shared.errors import Compacted, InvalidQuery, SnapshotExpired, minding_descriptors
 from solewriter.shared.memory.heap import PREFIX_BYTES
 from solewriter.shared.memory.pin import Pin
 from solewriter.shared.models import name_of
@@ -165,7 +165,8 @@ def history(reader: Looking, kind: Model, id: str) -> Iterator[Change]:
     missing = None
     if version != 1 and _lacks_some(now):
         try:
-            older, missing = _in_journal(reader, now, code, id, last.record if last is not None else None)
+            with minding_descriptors():
+                older, missing = _in_journal(reader, now, code, id, last.record if last is not None else None)
         except Compacted as error:
             missing = error
     if last is not None:

@@ -29,7 +29,7 @@ from solewriter.shared.chain import (
 )
 from solewriter.shared.checkpoint import Checkpoint, DigestOfState, checkpoint_files, checkpoint_path
 from solewriter.shared.entry import FILE_HEADER_BYTES, Entry
-from solewriter.shared.errors import Compacted, EngineUnavailable, JournalCorrupt
+from solewriter.shared.errors import Compacted, EngineUnavailable, JournalCorrupt, minding_descriptors
 from solewriter.shared.life import may_be_cut
 
 R = TypeVar("R")
@@ -68,15 +68,16 @@ def _verified(folder: Path) -> Verified:
 
 def untrimmed(read: Callable[[], R]) -> R:
     """What this returns once no engine that runs gives up the oldest part meanwhile. Raises Compacted where that
-    happens again and again; EngineUnavailable where it may not read.
+    happens again and again; EngineUnavailable where it may not read, or cannot for want of descriptors.
     """
     try:
-        for _ in range(TRIES - 1):
-            try:
-                return read()
-            except Compacted:  # what is left is looked at again
-                pass
-        return read()
+        with minding_descriptors():
+            for _ in range(TRIES - 1):
+                try:
+                    return read()
+                except Compacted:  # what is left is looked at again
+                    pass
+            return read()
     except PermissionError as error:
         raise EngineUnavailable(f"{error.filename} is another user's: it cannot be read", final=True) from error
 

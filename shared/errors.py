@@ -9,7 +9,8 @@ client.
 from __future__ import annotations
 
 import errno
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from enum import StrEnum
 from typing import Any, ClassVar
 
@@ -182,6 +183,16 @@ def check_descriptors(error: Exception) -> None:
     raise EngineUnavailable(
         f"{whose} has no file descriptors left: close some, or raise their bound, {bound}"
     ) from error
+
+
+@contextmanager
+def minding_descriptors() -> Iterator[None]:
+    """Whatever is opened in here, a module too, `check_descriptors` looks at why it cannot be."""
+    try:
+        yield
+    except OSError as error:
+        check_descriptors(error)
+        raise
 
 
 class EngineStartFailed(EngineUnavailable):

@@ -16,8 +16,8 @@ from pathlib import Path
 
 import pytest
 
-from solewriter import Client, Create, EngineUnavailable, Limits, OutcomeUnknown, Task, connect, open_reader
-from solewriter.shared.config import MIB
+from solewriter import Client, Create, EngineUnavailable, Limits, OutcomeUnknown, Task, Update, connect, open_reader
+from solewriter.shared.config import KIB, MIB
 from solewriter.shared.folder import StateFolder
 
 SOON_S = 0.2  # as long as an agent waits for another engine
@@ -392,6 +392,73 @@ def test_who_opens_something_without_descriptors_is_told_so_and_leaves_none_open
     )
     assert ran.returncode == 0, ran.stderr
     assert all(int(tries) > 0 for tries in ran.stdout.split()), ran.stdout
+
+
+LOOKING_BACK_WITHOUT_DESCRIPTORS = """
+import asyncio, os, resource, sys
+from pathlib import Path
+from solewriter import EngineUnavailable, Task, aio, open_reader
+from solewriter.agents.verify import verify
+
+def without(look):
+    "What a look comes to when there are none, and how it ends when there are."
+    (_, hard), taken = resource.getrlimit(resource.RLIMIT_NOFILE), []
+    resource.setrlimit(resource.RLIMIT_NOFILE, (len(os.listdir("/proc/self/fd")) + 8, hard))
+    try:
+        while True:
+            taken.append(os.open("/dev/null", os.O_RDONLY))
+    except OSError:
+        pass
+    try:
+        look()
+    except EngineUnavailable as error:
+        assert "this process has no file descriptors left" in str(error), error
+    else:
+        raise AssertionError("it found some")
+    finally:
+        for fd in taken:
+            os.close(fd)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    return look()
+
+state = sys.argv[1]
+with open_reader(state) as reader, open_reader(state, offline=True) as offline:
+    newest = reader.revision
+    for one in reader, offline:
+        one.get(Task, "t")
+        assert without(lambda: one.at(5)).get(Task, "t").version == 5
+        assert len(without(lambda: one.diff(5, newest))) == 1
+        assert [change.version for change in without(lambda: [*one.history(Task, "t")])] == [*range(newest, 0, -1)]
+    assert without(lambda: offline.snapshot().count(Task)) == 1
+    watch = reader.watch(Task, since=5)
+    assert without(lambda: next(watch)).revision == 6
+    assert next(watch).revision == 7
+    assert without(lambda: verify(Path(state))).revision == newest
+
+async def story():
+    loop = asyncio.get_running_loop()
+    async with aio.open_reader(state) as reader:
+        await reader.at(newest)
+        watch = reader.watch(Task, since=5)
+        for look in (lambda: reader.at(5), lambda: reader.diff(5, newest), lambda: anext(watch)):
+            await asyncio.to_thread(without, lambda: asyncio.run_coroutine_threadsafe(look(), loop).result(20))
+
+asyncio.run(story())
+"""
+
+
+def test_who_looks_back_without_descriptors_is_told_so(state, start_engine):
+    """Beyond what memory holds, in the journal: a reader, an offline one, a watch, which goes on then, and `verify`."""
+    start_engine(state, limits=Limits(heap_segment_bytes_first=64 * KIB, heap_segment_bytes_max=64 * KIB))
+    with connect(state) as client:
+        client.create(Task(title="x", id="t"))
+        for reply in client.submit_many(Update(Task.ref("t"), {"title": f"{n}" * 99}) for n in range(2_000)):
+            reply.check()
+    ran = subprocess.run(
+        [sys.executable, "-c", LOOKING_BACK_WITHOUT_DESCRIPTORS, state],
+        capture_output=True, text=True, timeout=60, check=False,
+    )  # fmt: skip
+    assert ran.returncode == 0, ran.stderr
 
 
 AGENTS = 256
