@@ -1,10 +1,9 @@
 """`AioExchange`: requests out, replies in, over a lane, for all coroutines of one client. Nothing here blocks the loop.
 
 The loop reads the reply pipe, and watches the request pipe only while something is unsent. When the window of requests
-in flight is full, callers wait in the order in which they came; whoever makes room numbers and sends the request of
-the first of them in its name, so nobody overtakes, and what nobody waits for any more is not sent. A lost engine: the
-lane is dropped, and a task makes another one, on which everything unanswered is sent again. Only the handshake runs in
-a thread.
+in flight is full, callers stand in a `Line`; whoever makes room numbers and sends the request of the first of them in
+its name, so nobody overtakes, and what nobody waits for any more is not sent. A lost engine: the lane is dropped, and a
+task makes another one, on which everything unanswered is sent again. Only the handshake runs in a thread.
 """
 
 from __future__ import annotations
@@ -14,27 +13,22 @@ import os
 import time
 import warnings
 import weakref
-from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from copy import copy
 from functools import partial
 
 from solewriter.agents.aio_greeting import Greeting
 from solewriter.agents.aio_home import Home, call_if_there, wake
+from solewriter.agents.aio_line import Line, Request, Sent, Turn
 from solewriter.agents.deadline import due_s, not_sent
 from solewriter.agents.pace import Pace
 from solewriter.agents.pending import Pending, name_request, outcome_unknown
-from solewriter.agents.room import check_room, is_pressing, make_room, no_room
+from solewriter.agents.room import check_room, make_room, no_room, until_room
 from solewriter.agents.session import AgentSession, closed, fenced
 from solewriter.shared.config import PIPE_BYTES, READ_BYTES, RECONNECT_FIRST_S, RECONNECT_MAX_S, Limits
-from solewriter.shared.errors import EngineUnavailable, Refused, SolewriterError, check_descriptors
+from solewriter.shared.errors import EngineUnavailable, SolewriterError, check_descriptors
 from solewriter.shared.folder import StateFolder, unclosed
 from solewriter.shared.lane import Lane
-from solewriter.shared.wireform import OutcomeQuery, PlainRequest
-
-Request = PlainRequest | OutcomeQuery
-Sent = list[Pending | Refused]  # each on its way, or why not
 
 _open: weakref.WeakSet[AioExchange] = weakref.WeakSet()
 
@@ -50,8 +44,7 @@ class AioExchange:
         self._limits = limits
         self._home = Home("client", "aio.connect")
         self._loop = self._home.loop
-        self._waiting: OrderedDict[asyncio.Future[Sent], Sequence[Request]] = OrderedDict()  # for room in the window
-        self._pressing: dict[asyncio.Future[Sent], Sequence[Request]] = {}  # of those, what are no claims that wait
+        self._line = Line(session)
         self._leaving: set[Lane] = set()  # dropped, and closed in the loop's next tick
         self._buffer = memoryview(bytearray(READ_BYTES))
         self._writing = False  # the loop watches the request pipe
@@ -76,13 +69,11 @@ class AioExchange:
         if not wait_for_room:
             self._check_room(requests)
             self._check_usable()  # what was just read may be the end
-        if not self._waiting and not self._session.replies_until_room(len(requests)):
+        if not self._line.before(requests) and not until_room(self._session, requests):
             return self._dispatch(requests)
-        turn: asyncio.Future[Sent] = self._loop.create_future()
-        self._waiting[turn] = requests
-        if is_pressing(requests):
-            self._pressing[turn] = requests
-            self._make_room()
+        turn: Turn = self._loop.create_future()
+        self._line.join(turn, requests)
+        self._make_room()
         self._go_on()
         due = due_s(requests)
         refused: Sent | None = [not_sent() for _ in requests] if due <= deadline else None
@@ -95,8 +86,7 @@ class AioExchange:
             raise
         finally:
             timer.cancel()
-            self._pressing.pop(turn, None)
-            if self._waiting.pop(turn, None) is not None:
+            if self._line.leave(turn):
                 self._admit()  # whoever stood behind may fit
 
     async def wait(self, pending: Pending, deadline: float) -> None:
@@ -129,7 +119,7 @@ class AioExchange:
         if self._connecting is not None:
             self._connecting.cancel()
         self._session.fail(EngineUnavailable("this client was closed before it was sent", final=True))
-        self._refuse_waiting(closed())
+        self._line.refuse(closed())
         self._drop_lane()
         if self._connecting is not None:
             await asyncio.wait({self._connecting})
@@ -147,7 +137,7 @@ class AioExchange:
     def _check_room(self, requests: Sequence[Request]) -> None:
         """Raises Busy where these requests would have to wait, after what there is was read."""
         self._readable()
-        soon_s, in_line = self._limits.busy_above_s, len(self._waiting)
+        soon_s, in_line = self._limits.busy_above_s, self._line.before(requests)
         check_room(self._session, self._pace, requests, soon_s, time.monotonic(), in_line)
 
     def _dispatch(self, requests: Sequence[Request]) -> Sent:
@@ -168,13 +158,13 @@ class AioExchange:
     def _admit(self) -> None:
         """There may be room: send for those who waited longest."""
         if self._session.fenced:
-            self._refuse_waiting(fenced())
-        while self._waiting:
-            turn, requests = next(iter(self._waiting.items()))
-            if not turn.done() and self._session.replies_until_room(len(requests)):
+            self._line.refuse(fenced())
+        while self._line:
+            turn, requests = self._line.first()
+            if not turn.done() and until_room(self._session, requests):
                 self._make_room()
                 break
-            del self._waiting[turn]
+            self._line.leave(turn)
             if not turn.done():
                 try:
                     turn.set_result(self._dispatch(requests))
@@ -184,21 +174,13 @@ class AioExchange:
     def _make_room(self) -> None:
         """Claims that wait leave it to the first in line that does not."""
         try:
-            pressing = (requests for turn, requests in self._pressing.items() if not turn.done())
-            if make_room(self._session, self._pace, pressing, time.monotonic()):
+            if make_room(self._session, self._pace, self._line.pressing(), time.monotonic()):
                 self._write()
         except BaseException:  # as in `_dispatch`
             self._lose()
             raise
 
-    def _refuse_waiting(self, error: SolewriterError) -> None:
-        """Nothing of theirs was sent, and nothing will be."""
-        for turn in self._waiting:
-            if not turn.done():
-                turn.set_exception(copy(error))
-        self._waiting.clear()
-
-    def _too_late(self, turn: asyncio.Future[Sent], refused: Sent | None) -> None:
+    def _too_late(self, turn: Turn, refused: Sent | None) -> None:
         """There was no room in time: by the requests' own deadline, which refuses them, or by the caller's."""
         try:
             self._readable()  # what makes room may be there already, if the loop was busy
@@ -291,9 +273,9 @@ class AioExchange:
     def _go_on(self) -> None:
         """Begin to connect again, where there is no lane and somebody has a use for one."""
         idle = self._connecting is None or self._connecting.done()
-        if self._lane is None and (self._session.in_flight or self._waiting) and idle and not self._closed:
+        if self._lane is None and (self._session.in_flight or self._line) and idle and not self._closed:
             if self._session.fenced:
-                self._refuse_waiting(fenced())
+                self._line.refuse(fenced())
             else:
                 self._connecting = self._loop.create_task(self._reconnect())
 
@@ -311,7 +293,7 @@ class AioExchange:
 
     def _give_up(self, error: SolewriterError) -> None:
         self._session.fail(error)
-        self._refuse_waiting(error)
+        self._line.refuse(error)
 
     async def connect(self) -> None:
         """Say hello until somebody answers. Raises EngineUnavailable when nobody has since `connect_timeout_s`."""

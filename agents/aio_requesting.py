@@ -25,7 +25,7 @@ from solewriter.agents.answers import Answers, Outcome, entity_of, of_class
 from solewriter.agents.conflicts import judged
 from solewriter.agents.deadline import Timed, deadline_us, no_time, timed
 from solewriter.agents.pending import Pending, name_request
-from solewriter.agents.room import pipeline
+from solewriter.agents.room import pipeline, sends_more
 from solewriter.agents.session import AgentSession
 from solewriter.agents.tokens import Tokens
 from solewriter.shared import wireform
@@ -136,7 +136,7 @@ class AioRequests:
         failure: Exception | None = None
         try:
             while waiting or not exhausted:
-                while not exhausted and len(waiting) + batch <= window:
+                while not exhausted and sends_more(self._session, len(waiting), window, batch):
                     taken, failure = await _some(source, batch, deadline_s)
                     exhausted = len(taken) < batch
                     waiting.extend(await self._sent(taken, time.monotonic() + patience_s))

@@ -22,7 +22,7 @@ from solewriter.agents.greeting import greet
 from solewriter.agents.monitor import Monitor
 from solewriter.agents.pace import Pace
 from solewriter.agents.pending import Pending, outcome_unknown
-from solewriter.agents.room import check_room, make_room, no_room
+from solewriter.agents.room import check_room, make_room, no_room, until_room
 from solewriter.agents.session import AgentSession, closed, fenced
 from solewriter.shared.config import (
     CROWDED_LEAST_S,
@@ -131,7 +131,7 @@ class Exchange:
         the caller's: nothing was sent.
         """
         self._check_usable()
-        while self._session.replies_until_room(len(requests)):
+        while until_room(self._session, requests):
             self._make_room(requests)
             due = due_s(requests)
             if not self._pump(min(deadline, due)):

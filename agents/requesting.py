@@ -18,7 +18,7 @@ from solewriter.agents.deadline import Timed, deadline_us, no_time, timed
 from solewriter.agents.exchange import Exchange
 from solewriter.agents.pending import Pending, outcome_unknown
 from solewriter.agents.reader import Reader
-from solewriter.agents.room import pipeline
+from solewriter.agents.room import pipeline, sends_more
 from solewriter.agents.session import AgentSession
 from solewriter.agents.tokens import Tokens
 from solewriter.shared import wireform
@@ -132,7 +132,7 @@ class Requests:
         exhausted = False
         failure: Exception | None = None
         while waiting or not exhausted:
-            while not exhausted and len(waiting) + batch <= window:
+            while not exhausted and sends_more(self._session, len(waiting), window, batch):
                 taken, failure = _some(source, batch)
                 exhausted = len(taken) < batch
                 self._send_batch(taken, waiting, self._patience(timeout_s))

@@ -12,6 +12,20 @@ from solewriter.shared.errors import Busy, EngineUnavailable
 from solewriter.shared.wireform import OutcomeQuery, PlainRequest
 
 
+def until_room(session: AgentSession, requests: Sequence[PlainRequest | OutcomeQuery]) -> int:
+    """How many replies until these requests may be sent: 0 if they may now. Claims that wait leave room for others."""
+    missing = session.replies_until_room(len(requests))
+    if session.waiting and not is_pressing(requests):
+        missing = max(missing, claims_too_many(session, len(requests)))
+    return missing
+
+
+def claims_too_many(session: AgentSession, more: int) -> int:
+    """How many of so many more claims that wait would be in the room of one frame of somebody who sends many."""
+    _, kept_free = pipeline(session.window, session.window)
+    return max(0, session.waiting + more - max(1, session.window - kept_free))
+
+
 def check_room(
     session: AgentSession,
     pace: Pace,
@@ -24,7 +38,7 @@ def check_room(
     within that time and before their own deadline, as the engine answers just now.
     """
     soon_s = min(busy_above_s, due_s(requests) - now_s)
-    missing = in_line + session.replies_until_room(len(requests))
+    missing = in_line + until_room(session, requests)
     missing = max(missing, pace.too_many(session.awaited + len(requests), soon_s))
     if missing or (session.unsent is not None and session.in_flight):
         raise _busy(pace.retry_after_s(max(1, missing), now_s))
@@ -63,6 +77,13 @@ def pipeline(wanted: int, window: int) -> tuple[int, int]:
     """Requests in flight, and requests in one frame, for somebody who sends many."""
     window = max(1, min(wanted, window))
     return window, max(1, min(FRAME_BATCH, window // 4))
+
+
+def sends_more(session: AgentSession, on_their_way: int, window: int, batch: int) -> bool:
+    """Whether somebody who sends many sends another frame before the next reply. Where claims that wait have all of
+    their room, that frame might have to wait for such a reply.
+    """
+    return on_their_way + batch <= window and not (on_their_way and claims_too_many(session, batch))
 
 
 def _busy(retry_after_s: float) -> Busy:

@@ -41,6 +41,7 @@ from solewriter import (
     OutcomeUnknown,
     Project,
     ProjectStatus,
+    Put,
     Range,
     Refused,
     Renew,
@@ -550,10 +551,10 @@ def test_a_waiting_claim_that_is_asked_about_waits_no_more(client, other, wait_u
 
 def test_claims_that_wait_make_room_for_what_does_not(engine, client, limits, wait_until):
     """They fill a window, and more of them stand in line: whoever brings them something must not wait for that."""
-    few = msgspec.structs.replace(limits, window_max=3)
+    few = msgspec.structs.replace(limits, window_max=1)
     with connect(engine.state, name="me", limits=few) as agent:
         results = [in_thread(lambda: agent.claim(Task, timeout_s=60)) for _ in range(3)]
-        wait_until(lambda: agent._session.waiting == 3, 5, "the claims to be sent")
+        wait_until(lambda: agent._session.waiting == 1, 5, "the claims to be sent")
         for number in range(20):
             agent.put(Project(id="p", name=str(number)), timeout_s=20)
         for reply in agent.submit_many([Create(task(id)) for id in "abc"], timeout_s=20):
@@ -564,7 +565,7 @@ def test_claims_that_wait_make_room_for_what_does_not(engine, client, limits, wa
     async def story() -> None:
         async with aio.connect(engine.state, name="me", limits=few) as agent:
             claims = [asyncio.create_task(agent.claim(Task, timeout_s=60)) for _ in range(6)]
-            while agent._session.waiting < 3:
+            while agent._session.waiting < 1:
                 await asyncio.sleep(0)
             for number in range(20):
                 await agent.put(Project(id="p", name=str(number)), timeout_s=20)
@@ -572,6 +573,62 @@ def test_claims_that_wait_make_room_for_what_does_not(engine, client, limits, wa
                 reply.check()
             assert sorted([(await claim).id for claim in claims]) == [*"defghi"]
             assert agent._session.in_flight == agent._session.waiting == 0
+
+    asyncio.run(story())
+
+
+def test_claims_that_wait_leave_room_for_what_does_not(engine, client, limits, wait_until):
+    """However many they are, here or in line: others need none of them to be called back, nor the patience to wait."""
+    few = msgspec.structs.replace(limits, window_max=8)
+    with connect(engine.state, name="me", limits=few) as agent:
+        results = [in_thread(lambda: agent.claim(Task, timeout_s=60)) for _ in range(9)]
+        wait_until(lambda: agent._session.waiting == 6, 5, "the claims to be sent")
+        for number in range(20):
+            agent.submit(Put(Project(id="p", name=str(number))), wait_for_room=False).check()
+        frames = agent._session._frames
+        assert not any(pending.called_back for frame in frames for pending in frame.pendings)
+        for reply in agent.submit_many([Create(task(id)) for id in "abcdefghi"]):
+            reply.check()
+        assert sorted(result().id for result in results) == [*"abcdefghi"]
+
+    async def story() -> None:
+        async with aio.connect(engine.state, name="me", limits=few) as agent:
+            claims = [asyncio.create_task(agent.claim(Task, timeout_s=60)) for _ in range(500)]
+            while agent._session.waiting < 6:
+                await asyncio.sleep(0)
+            before = agent._session._next_frame
+            await asyncio.gather(*[
+                agent.submit(Put(Project(id=f"p{number}", name="at once")), wait_for_room=False) for number in range(2)
+            ])  # fmt: skip
+            await asyncio.gather(*[agent.put(Project(id=f"p{number}", name="in line")) for number in range(50)])
+            assert agent._session._next_frame == before + 52, "nothing else was sent"
+            for claim in claims:
+                claim.cancel()
+            await asyncio.gather(*claims, return_exceptions=True)
+
+    asyncio.run(story())
+
+
+def test_claims_that_wait_in_a_pipeline_may_be_more_than_there_is_room_for(engine, client, limits):
+    few = msgspec.structs.replace(limits, window_max=8)
+    until_us = time.monotonic_ns() // 1000 + 60_000_000
+    claims = [Claim(Task, until_us=until_us) for _ in range(20)]
+    with connect(engine.state, name="me", limits=few) as agent:
+        result = in_thread(lambda: [*agent.submit_many(claims, timeout_s=20)])
+        for number in range(20):
+            agent.create(task(f"{number:02d}"))
+        assert sorted(reply.check().results[0].id for reply in result()) == [f"{number:02d}" for number in range(20)]
+
+    async def story() -> None:
+        async with aio.connect(engine.state, name="me", limits=few) as agent:
+
+            async def pipeline() -> list[str]:
+                return [reply.check().results[0].id async for reply in agent.submit_many(claims, timeout_s=20)]
+
+            claiming = asyncio.create_task(pipeline())
+            for number in range(20, 40):
+                await agent.create(task(f"{number:02d}"))
+            assert sorted(await claiming) == [f"{number:02d}" for number in range(20, 40)]
 
     asyncio.run(story())
 

@@ -1,0 +1,68 @@
+"""`Line`: coroutines that wait for room in the window of their client, in the order in which they came.
+
+Claims that wait leave room for others (see `room`), and once they have all of theirs, others pass them in the line.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import OrderedDict
+from collections.abc import Iterator, Sequence
+from copy import copy
+
+from solewriter.agents.pending import Pending
+from solewriter.agents.room import claims_too_many, is_pressing
+from solewriter.agents.session import AgentSession
+from solewriter.shared.errors import Refused, SolewriterError
+from solewriter.shared.wireform import OutcomeQuery, PlainRequest
+
+Request = PlainRequest | OutcomeQuery
+Sent = list[Pending | Refused]  # each on its way, or why not
+Turn = asyncio.Future[Sent]
+
+
+class Line:
+    """Of one client. Empty is false."""
+
+    def __init__(self, session: AgentSession) -> None:
+        self._session = session
+        self._all: OrderedDict[Turn, Sequence[Request]] = OrderedDict()
+        self._pressing: OrderedDict[Turn, Sequence[Request]] = OrderedDict()  # of those, what are no claims that wait
+
+    def __len__(self) -> int:
+        return len(self._all)
+
+    def before(self, requests: Sequence[Request]) -> int:
+        """How many go before these requests, should they come now."""
+        if not self._all:
+            return 0
+        return len(self._pressing if is_pressing(requests) and self._lets_pass() else self._all)
+
+    def _lets_pass(self) -> bool:
+        return claims_too_many(self._session, len(next(iter(self._all.values())))) > 0
+
+    def join(self, turn: Turn, requests: Sequence[Request]) -> None:
+        self._all[turn] = requests
+        if is_pressing(requests):
+            self._pressing[turn] = requests
+
+    def first(self) -> tuple[Turn, Sequence[Request]]:
+        """Whose turn is next."""
+        return next(iter((self._pressing if self._pressing and self._lets_pass() else self._all).items()))
+
+    def leave(self, turn: Turn) -> bool:
+        """Whether it stood there still."""
+        self._pressing.pop(turn, None)
+        return self._all.pop(turn, None) is not None
+
+    def pressing(self) -> Iterator[Sequence[Request]]:
+        """What somebody wants to send still, and is no claim that waits."""
+        return (requests for turn, requests in self._pressing.items() if not turn.done())
+
+    def refuse(self, error: SolewriterError) -> None:
+        """Nothing of theirs was sent, and nothing will be."""
+        for turn in self._all:
+            if not turn.done():
+                turn.set_exception(copy(error))
+        self._all.clear()
+        self._pressing.clear()
