@@ -202,22 +202,24 @@ class AioRequests:
         deadline = time.monotonic() + self._patience_s(timeout_s)
         if len(request) == 4:
             self._tokens.show(request)
-        while True:
-            (sent,) = await self._exchange.send([request], deadline, wait_for_room=wait_for_room)
-            if isinstance(sent, RequestTooLarge):
-                raise sent
-            if len(request) == 4:
-                self._tokens.sent(sent, request)
-            told = await self._told(sent, read, deadline)
-            if not (isinstance(sent, Pending) and sent.is_back):
-                return told
-            wait_for_room = True  # a claim that waits stands behind the others, and goes on waiting
+        (sent,) = await self._exchange.send([request], deadline, wait_for_room=wait_for_room)
+        if isinstance(sent, RequestTooLarge):
+            raise sent
+        if len(request) == 4:
+            self._tokens.sent(sent, request)
+        return await self._told(sent, read, deadline)
 
     async def _told(self, sent: Pending | Refused, read: Callable[[Pending | Refused], T], deadline: float) -> T:
         """What became of it, read from memory without blocking. A cancelled wait names the request."""
         try:
-            if isinstance(sent, Pending):
+            while isinstance(sent, Pending):
                 await self._exchange.wait(sent, deadline)
+                if not sent.is_back:
+                    break
+                self._reply(sent)
+                claim = sent.claim  # goes on waiting, behind the others
+                (sent,) = await self._exchange.send([claim], deadline)
+                self._tokens.sent(sent, claim)
             return await self._memory.looked(lambda: read(sent))
         except asyncio.CancelledError as cancelled:
             name_request(cancelled, [sent])

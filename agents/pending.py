@@ -16,6 +16,7 @@ from solewriter.shared.errors import (
 )
 from solewriter.shared.request_ids import default_id
 from solewriter.shared.wire import PlainReply, Status
+from solewriter.shared.wireform import PlainRequest
 
 _UNAVAILABLE: Final[dict[str, type[Unavailable]]] = {"MemoryFull": MemoryFull, "Forgotten": Forgotten}
 
@@ -23,8 +24,11 @@ _UNAVAILABLE: Final[dict[str, type[Unavailable]]] = {"MemoryFull": MemoryFull, "
 class Pending:
     """A request on its way, and what it was told. `on_done`, if it is set, is called once, when that is known."""
 
+    claim: PlainRequest  # of one that waits, to be sent again
+
     __slots__ = (
         "called_back",
+        "claim",
         "epoch",
         "error",
         "given_id",

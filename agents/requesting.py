@@ -86,15 +86,11 @@ class Requests:
         self._answers.check_classes(request, mutations)
         self._tokens.show(request)
         patience = self._patience(timeout_s)
-        while True:
-            (sent,) = self._exchange.send([request], patience, wait_for_room=wait_for_room)
-            if isinstance(sent, RequestTooLarge):
-                raise sent
-            self._tokens.sent(sent, request)
-            reply = self._told(sent, patience)
-            if not (isinstance(sent, Pending) and sent.is_back):
-                break
-            wait_for_room = True  # a claim that waits stands behind the others, and goes on waiting
+        (sent,) = self._exchange.send([request], patience, wait_for_room=wait_for_room)
+        if isinstance(sent, RequestTooLarge):
+            raise sent
+        self._tokens.sent(sent, request)
+        reply = self._told(sent, patience)
         if isinstance(reply.error, OutcomeUnknown):
             raise reply.error  # as it is at a time-out
         return reply
@@ -162,16 +158,20 @@ class Requests:
         waiting.extend([request if isinstance(request, Refused) else next(following) for request in taken])
 
     def _told(self, sent: Pending | Refused, patience: float) -> Reply:
-        if isinstance(sent, Refused):
-            return self._answers.refused(sent)
-        try:
-            self._exchange.wait(sent, patience)
-        except KeyboardInterrupt as interrupted:  # says so, as a cancelled coroutine does: its cause names the request
-            interrupted.__cause__ = interrupted.__cause__ or outcome_unknown(sent)
-            raise
-        reply = self._answers.reply(sent)
-        self._tokens.told(sent, reply)
-        return reply
+        while not isinstance(sent, Refused):
+            try:
+                self._exchange.wait(sent, patience)
+            except KeyboardInterrupt as interrupted:  # as a cancelled coroutine does: its cause names the request
+                interrupted.__cause__ = interrupted.__cause__ or outcome_unknown(sent)
+                raise
+            reply = self._answers.reply(sent)
+            self._tokens.told(sent, reply)
+            if not sent.is_back:
+                return reply
+            claim = sent.claim  # goes on waiting, behind the others
+            (sent,) = self._exchange.send([claim], patience)
+            self._tokens.sent(sent, claim)
+        return self._answers.refused(sent)
 
     def _one(
         self,

@@ -98,7 +98,9 @@ class AgentSession:
             if len(request) == 2:
                 pendings.append(Pending(self.number, sequence, None))
             elif waits(request):
-                pendings.append(Pending(self.number, sequence, request[2], waits=True))
+                waiting = Pending(self.number, sequence, request[2], waits=True)
+                waiting.claim = request
+                pendings.append(waiting)
                 self.waiting += 1
             else:
                 pendings.append(Pending(self.number, sequence, request[2]))

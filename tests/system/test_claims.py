@@ -633,6 +633,44 @@ def test_claims_that_wait_in_a_pipeline_may_be_more_than_there_is_room_for(engin
     asyncio.run(story())
 
 
+@pytest.mark.parametrize("places", [1, 8])
+def test_a_claim_of_a_pipeline_that_is_called_back_goes_on_waiting(
+    engine, client, limits, monkeypatch, wait_until, places
+):
+    """For others whose window it fills, or because too much was sent behind it: its reply is what it brings."""
+    monkeypatch.setattr(sessions, "CALLED_BACK_BEHIND", 20)
+    until_us = time.monotonic_ns() // 1000 + 60_000_000
+    few = msgspec.structs.replace(limits, window_max=places)
+    claims = [Claim(Task, until_us=until_us) for _ in range(3)]
+    with connect(engine.state, name="me", limits=few) as agent:
+        result = in_thread(lambda: [*agent.submit_many(claims, timeout_s=20)])
+        wait_until(lambda: agent._session.waiting == min(places, 3), 5, "the claims to be sent")
+        for number in range(30):
+            agent.put(Project(id="p", name=str(number)), timeout_s=20)
+        for id in "abc":
+            agent.create(task(id), timeout_s=20)
+        assert sorted(reply.check().results[0].id for reply in result()) == [*"abc"]
+        assert agent.complete(Task.ref("a")).status is TaskStatus.COMPLETED
+
+    async def story() -> None:
+        async with aio.connect(engine.state, name="me", limits=few) as agent:
+
+            async def pipeline() -> list[str]:
+                return [reply.check().results[0].id async for reply in agent.submit_many(claims, timeout_s=20)]
+
+            claiming = asyncio.create_task(pipeline())
+            while agent._session.waiting < min(places, 3):
+                await asyncio.sleep(0)
+            for number in range(30):
+                await agent.put(Project(id="p", name=str(number)), timeout_s=20)
+            for id in "def":
+                await agent.create(task(id), timeout_s=20)
+            assert sorted(await claiming) == [*"def"]
+            assert (await agent.complete(Task.ref("d"))).status is TaskStatus.COMPLETED
+
+    asyncio.run(story())
+
+
 def test_claims_that_wait_for_room_in_vain_say_what_fills_it(engine, limits, wait_until):
     few = msgspec.structs.replace(limits, window_max=1)
     with connect(engine.state, name="me", limits=few) as agent:
