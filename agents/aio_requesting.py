@@ -21,7 +21,7 @@ from typing import Self, TypeVar
 
 from solewriter.agents.aio_exchange import AioExchange
 from solewriter.agents.aio_reader import AioReader, Memory
-from solewriter.agents.answers import Answers, Outcome, entity_of, of_class
+from solewriter.agents.answers import Answers, Outcome, entities_of, entity_of
 from solewriter.agents.conflicts import judged
 from solewriter.agents.deadline import Timed, deadline_us, no_time, timed
 from solewriter.agents.pending import Pending, name_request
@@ -171,7 +171,7 @@ class AioRequests:
         return reply
 
     async def _entities(self, reply: Reply, model: type[E]) -> list[E]:
-        return await self._memory.looked(lambda: [of_class(one, model) for one in reply.check().entities])
+        return await self._memory.looked(lambda: entities_of(reply, model))
 
     async def _one(
         self,

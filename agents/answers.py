@@ -145,11 +145,24 @@ def entity_of(reply: Reply, model: type[E]) -> E:
     try:
         return of_class(reply.entity, model)
     except SolewriterError as error:
-        raise ResultUnavailable(
-            f"the request was applied at revision {reply.revision}, but what it left cannot be read: {error}",
-            request_id=reply.request_id,
-            revision=reply.revision,
-        ) from error
+        raise _unreadable(reply, error) from error
+
+
+def entities_of(reply: Reply, model: type[E]) -> list[E]:
+    """The same of a request that may have changed several."""
+    reply.check()
+    try:
+        return [of_class(entity, model) for entity in reply.entities]
+    except SolewriterError as error:
+        raise _unreadable(reply, error) from error
+
+
+def _unreadable(reply: Reply, error: SolewriterError) -> ResultUnavailable:
+    return ResultUnavailable(
+        f"the request was applied at revision {reply.revision}, but what it left cannot be read: {error}",
+        request_id=reply.request_id,
+        revision=reply.revision,
+    )
 
 
 def of_class(entity: Any, model: type[E]) -> E:

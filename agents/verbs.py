@@ -6,7 +6,7 @@ import time
 from collections.abc import Iterator, Mapping
 from typing import Any, TypeVar
 
-from solewriter.agents.answers import of_class
+from solewriter.agents.answers import entities_of
 from solewriter.agents.conflicts import conditional
 from solewriter.agents.readiness import WORK_PATIENCE_S, is_anything_left
 from solewriter.agents.requesting import Requests
@@ -106,7 +106,7 @@ class Verbs(Requests):
                 self._unwanted.append((kind, interrupted.__cause__.request_id))
                 self._give_back()
             raise
-        return [of_class(task, kind) for task in reply.check().entities]
+        return entities_of(reply, kind)
 
     def _give_back(self) -> None:
         """Nobody waits for these claims any more, nor wants what they brought."""

@@ -22,6 +22,7 @@ import pytest
 from pydantic import model_validator
 
 from solewriter import (
+    Applied,
     Cancel,
     Claim,
     Client,
@@ -44,9 +45,11 @@ from solewriter import (
     Put,
     Range,
     Refused,
+    Release,
     Renew,
     RequestTooLarge,
     RequireNone,
+    ResultUnavailable,
     Task,
     TaskPriority,
     TaskStatus,
@@ -190,6 +193,38 @@ class Job(Task):
     """Its priorities are not those of all tasks."""
 
     priority: Urgency = Urgency.URGENT  # type: ignore[assignment]  # which is what it is about
+
+
+class Visit(Task):
+    pass
+
+
+class VisitTo(Task, kind="Visit"):
+    """Of a later version of the program."""
+
+    shop: str
+
+
+def test_what_was_claimed_and_cannot_be_read_is_told_as_claimed(start_engine, state):
+    """The error is none of those that say that nothing was changed: it is this client's, and can be given back."""
+    engine = start_engine(state, models=[Visit])
+    with connect(engine.state) as client, connect(engine.state) as other:
+        other.create(Visit(id="a", title="a"))
+        with pytest.raises(ResultUnavailable, match="revision 2") as unread:
+            client.claim(VisitTo)
+        outcome = client.outcome(unread.value.request_id)
+        assert isinstance(outcome, Applied)
+        assert [result.id for result in outcome.reply.results] == ["a"]
+        client.submit(Release(Visit.ref("a"))).check()
+
+        async def story() -> None:
+            async with aio.connect(engine.state) as agent:
+                with pytest.raises(ResultUnavailable, match="revision 4"):
+                    await agent.claim(VisitTo)
+                (await agent.submit(Release(Visit.ref("a")))).check()
+
+        asyncio.run(story())
+        assert other.claim(Visit).id == "a"
 
 
 def test_priorities_of_somebodys_own_come_last(start_engine, state):
