@@ -21,7 +21,7 @@ from solewriter.agents.deadline import due_s, not_sent
 from solewriter.agents.greeting import greet
 from solewriter.agents.monitor import Monitor
 from solewriter.agents.pace import Pace
-from solewriter.agents.pending import Pending, outcome_unknown
+from solewriter.agents.pending import Pending, name_request, outcome_unknown
 from solewriter.agents.room import check_room, make_room, no_room, until_room
 from solewriter.agents.session import AgentSession, closed, fenced
 from solewriter.shared.config import (
@@ -78,23 +78,28 @@ class Exchange:
         them are if their own deadline passes before there is room.
 
         Raises EngineUnavailable if the window did not open in time, Busy if it is not to be waited for; nothing was
-        sent then.
+        sent then. Ctrl-C behind the sending names the first of them, see `name_request`.
         """
-        with self._monitor.lock:
-            if not wait_for_room:
-                self._check_room(requests)
-            if not self._await_room(requests, deadline):
-                return [not_sent() for _ in requests]
-            if not self._session.awaited:
-                self._pace.begin(time.monotonic())
-            try:
-                sent = self._session.send_all(requests)
-                self._write()
-            except TypeError:
-                raise  # a request that is not plain data: nothing was numbered
-            except BaseException:  # Ctrl-C in the middle, say: the next lane begins with what was not answered
-                self._broken = True
-                raise
+        sent: list[Sent] = []
+        try:
+            with self._monitor.lock:
+                if not wait_for_room:
+                    self._check_room(requests)
+                if not self._await_room(requests, deadline):
+                    return [not_sent() for _ in requests]
+                if not self._session.awaited:
+                    self._pace.begin(time.monotonic())
+                try:
+                    sent = self._session.send_all(requests)
+                    self._write()
+                except TypeError:
+                    raise  # a request that is not plain data: nothing was numbered
+                except BaseException:  # Ctrl-C in the middle, say: the next lane begins with what was not answered
+                    self._broken = True
+                    raise
+        except KeyboardInterrupt as interrupted:
+            name_request(interrupted, sent)
+            raise
         return sent
 
     def wait(self, pending: Pending, deadline: float) -> None:

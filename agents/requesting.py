@@ -16,7 +16,7 @@ from solewriter.agents.answers import Answers, Outcome, entity_of
 from solewriter.agents.conflicts import judged
 from solewriter.agents.deadline import Timed, deadline_us, no_time, timed
 from solewriter.agents.exchange import Exchange
-from solewriter.agents.pending import Pending, outcome_unknown
+from solewriter.agents.pending import Pending, name_request
 from solewriter.agents.reader import Reader
 from solewriter.agents.room import pipeline, sends_more
 from solewriter.agents.session import AgentSession
@@ -86,14 +86,19 @@ class Requests:
         self._answers.check_classes(request, mutations)
         self._tokens.show(request)
         patience = self._patience(timeout_s)
-        (sent,) = self._exchange.send([request], patience, wait_for_room=wait_for_room)
-        if isinstance(sent, RequestTooLarge):
-            raise sent
-        self._tokens.sent(sent, request)
-        reply = self._told(sent, patience)
-        if isinstance(reply.error, OutcomeUnknown):
-            raise reply.error  # as it is at a time-out
-        return reply
+        sent: Pending | Refused | None = None
+        try:
+            (sent,) = self._exchange.send([request], patience, wait_for_room=wait_for_room)
+            if isinstance(sent, RequestTooLarge):
+                raise sent
+            self._tokens.sent(sent, request)
+            reply = self._told(sent, patience)
+            if isinstance(reply.error, OutcomeUnknown):
+                raise reply.error  # as it is at a time-out
+            return reply
+        except KeyboardInterrupt as interrupted:
+            name_request(interrupted, [sent])
+            raise
 
     def outcome(self, request_id: str, *, timeout_s: float | None = None) -> Outcome:
         """How a request ended, of this client or another one: Applied(reply), the refusal, NotApplied (and then it
@@ -158,20 +163,21 @@ class Requests:
         waiting.extend([request if isinstance(request, Refused) else next(following) for request in taken])
 
     def _told(self, sent: Pending | Refused, patience: float) -> Reply:
-        while not isinstance(sent, Refused):
-            try:
+        """What became of it. Ctrl-C says so as a cancelled coroutine does: its cause names the request."""
+        try:
+            while not isinstance(sent, Refused):
                 self._exchange.wait(sent, patience)
-            except KeyboardInterrupt as interrupted:  # as a cancelled coroutine does: its cause names the request
-                interrupted.__cause__ = interrupted.__cause__ or outcome_unknown(sent)
-                raise
-            reply = self._answers.reply(sent)
-            self._tokens.told(sent, reply)
-            if not sent.is_back:
-                return reply
-            claim = sent.claim  # goes on waiting, behind the others
-            (sent,) = self._exchange.send([claim], patience)
-            self._tokens.sent(sent, claim)
-        return self._answers.refused(sent)
+                reply = self._answers.reply(sent)
+                self._tokens.told(sent, reply)
+                if not sent.is_back:
+                    return reply
+                claim = sent.claim  # goes on waiting, behind the others
+                (sent,) = self._exchange.send([claim], patience)
+                self._tokens.sent(sent, claim)
+            return self._answers.refused(sent)
+        except KeyboardInterrupt as interrupted:
+            name_request(interrupted, [sent])
+            raise
 
     def _one(
         self,

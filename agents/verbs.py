@@ -22,7 +22,7 @@ from solewriter.shared.mutations import (
     Redrive,
     Release,
     Renew,
-    RequireFields,
+    Reply,
 )
 from solewriter.shared.operations import Operation
 from solewriter.shared.taskform import model_of
@@ -99,14 +99,16 @@ class Verbs(Requests):
         self._give_back()
         claim = claiming(kind, where, count, timeout_s, lease_s, assignee, reason)
         patience_s = timeout_s + self._limits.request_timeout_s
+        reply: Reply | None = None
         try:
             reply = self.submit(claim, request_id=request_id, timeout_s=patience_s)
+            return entities_of(reply, kind)
         except KeyboardInterrupt as interrupted:
-            if isinstance(interrupted.__cause__, OutcomeUnknown):
-                self._unwanted.append((kind, interrupted.__cause__.request_id))
+            asked = reply or interrupted.__cause__
+            if isinstance(asked, Reply | OutcomeUnknown):
+                self._unwanted.append((kind, asked.request_id))
                 self._give_back()
             raise
-        return entities_of(reply, kind)
 
     def _give_back(self) -> None:
         """Nobody waits for these claims any more, nor wants what they brought."""
@@ -115,9 +117,10 @@ class Verbs(Requests):
             try:
                 outcome = self.outcome(request_id, timeout_s=GIVE_BACK_S)  # one that waits is answered by it
                 for result in outcome.reply.results if isinstance(outcome, Applied) else ():
-                    target = kind.ref(result.id)  # and nothing that was claimed anew
-                    guard = RequireFields(target, {"claim": result.version})
-                    self.submit(Release(target, "its claim was interrupted"), guards=[guard], timeout_s=GIVE_BACK_S)
+                    if (self._tokens.holds(result.kind, result.id) or 0) > result.version:
+                        continue  # it was claimed anew since then
+                    self._tokens.granted(result.kind, result.id, result.version)
+                    self.submit(Release(kind.ref(result.id), "its claim was interrupted"), timeout_s=GIVE_BACK_S)
             except Unavailable as error:
                 if not getattr(error, "final", False):
                     self._unwanted.append(unwanted)  # the engine has no time: later, or when this process ends

@@ -61,6 +61,7 @@ from solewriter import (
     open_reader,
     why_not_ready,
 )
+from solewriter.agents import answers, exchange, requesting, verbs
 from solewriter.agents import session as sessions
 from solewriter.agents.pending import Pending
 from solewriter.agents.readiness import Obstacle
@@ -495,6 +496,10 @@ def in_thread(deed: Callable[[], Any]) -> Callable[[], Any]:
         return came[0]
 
     return result
+
+
+def interrupt() -> None:
+    raise KeyboardInterrupt
 
 
 def waiting_claims(client: Client) -> bool:
@@ -1544,6 +1549,24 @@ def test_what_ctrl_c_could_not_give_back_at_once_is_given_back_by_the_next_claim
         assert agent.holds(Task, "a") is None
         found = client.claim(Task)
         assert (found.id, found.attempts) == ("a", 1), "that it was granted does not count"
+
+
+def test_a_claim_interrupted_at_any_step_leaves_no_claim_behind(engine, client, limits, at_step):
+    """Behind its sending, in its wait, while its answer and its task are read."""
+    client.create(task("a", max_retries=1_000))
+    with connect(engine.state, name="me", limits=limits) as agent:
+        steps, reached, mine = 0, [""], None
+        while reached:
+            steps += 1
+            with at_step(steps, interrupt, verbs, requesting, exchange, answers) as reached:
+                try:
+                    mine = agent.claim(Task)
+                except KeyboardInterrupt:
+                    agent.put(Project(id="p", name="what was sent before is decided"))
+                    assert status(client, "a") is not TaskStatus.IN_PROGRESS, reached
+                    assert agent.holds(Task, "a") is None, reached
+        assert mine.attempts == 1
+    assert steps > 20
 
 
 def test_what_a_claim_brought_whose_answer_did_not_come_in_time_is_known_by_its_outcome(engine, client, limits):
