@@ -89,6 +89,7 @@ class Exchange:
                     return [not_sent() for _ in requests]
                 if not self._session.awaited:
                     self._pace.begin(time.monotonic())
+                first = self._session.next_frame
                 try:
                     sent = self._session.send_all(requests)
                     self._write()
@@ -96,6 +97,7 @@ class Exchange:
                     raise  # a request that is not plain data: nothing was numbered
                 except BaseException:  # Ctrl-C in the middle, say: the next lane begins with what was not answered
                     self._broken = True
+                    sent = [*self._session.sent_from(first)]
                     raise
         except KeyboardInterrupt as interrupted:
             name_request(interrupted, sent)

@@ -91,7 +91,7 @@ class AgentSession:
         """One frame of these requests. Raises RequestTooLarge; TypeError for what is not plain data."""
         assert 0 < len(requests) <= FRAME_REQUESTS_MAX
         data = wire.pack_frame(list(requests), self.limits)
-        number = self._next_frame
+        number = self.next_frame
         pendings = []
         for place, request in enumerate(requests):
             sequence = number << 8 | place
@@ -150,8 +150,12 @@ class AgentSession:
                 pending.called_back = True
 
     @property
-    def _next_frame(self) -> int:
+    def next_frame(self) -> int:
         return self._frames[-1].number + 1 if self._frames else self._answered
+
+    def sent_from(self, number: int) -> list[Pending]:
+        """What is in the frames from this one on."""
+        return [pending for frame in self._frames if frame.number >= number for pending in frame.pendings]
 
     @property
     def unsent(self) -> memoryview | None:
@@ -179,7 +183,7 @@ class AgentSession:
 
     def hello(self, pid: int) -> Hello:
         """What to say on the next lane: it begins with the oldest frame that was not answered."""
-        first = self._frames[0].number if self._frames else self._next_frame
+        first = self._frames[0].number if self._frames else self.next_frame
         return Hello(
             wire=WIRE_VERSION,
             client_id=self.client_id,

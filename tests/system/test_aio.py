@@ -303,7 +303,7 @@ def test_a_transaction_is_all_or_nothing_and_one_that_raises_inside_sends_nothin
                     tx.update(Task.ref("n"), title="never")
                     async with tx:
                         pass
-            assert client._session._next_frame == 3, "what raised inside was sent"
+            assert client._session.next_frame == 3, "what raised inside was sent"
             assert [(await client.get(Task, id)).title for id in ("t", "n")] == ["y", "new"]
 
     run(main())
@@ -556,7 +556,7 @@ def test_cancelled_at_any_step_the_client_goes_on_and_knows_what_happened(engine
             await client.create(Task(title="x", id="t"))
             seen = set()
             for steps in [*range(12), *range(12)]:
-                id = f"s{steps}-{len(seen)}-{client._session._next_frame}"
+                id = f"s{steps}-{len(seen)}-{client._session.next_frame}"
                 noise = [asyncio.create_task(client.create(Task(title="noise"))) for _ in range(steps % 4)]
                 await asyncio.sleep(0)
                 call = asyncio.create_task(client.create(Task(title="x", id=id)))

@@ -213,7 +213,7 @@ def test_a_patience_that_is_no_number_is_refused_before_anything_is_sent(engine,
             ):
                 with pytest.raises(InvalidMutation, match="timeout_s is seconds from now, not nan"):
                     await call
-            assert agent._session._next_frame == 0
+            assert agent._session.next_frame == 0
 
     for call in (
         lambda: client.create(Task(title="never"), timeout_s=math.nan),
@@ -222,7 +222,7 @@ def test_a_patience_that_is_no_number_is_refused_before_anything_is_sent(engine,
     ):
         with pytest.raises(InvalidMutation, match="timeout_s is seconds from now, not nan"):
             call()
-    assert client._session._next_frame == 0
+    assert client._session.next_frame == 0
     asyncio.run(story())
 
 

@@ -152,7 +152,7 @@ def test_put_can_be_run_again_and_compares_what_was_read(client):
 @pytest.mark.usefixtures("shared_engine")
 def test_bad_input_raises_at_the_call_and_names_the_field(client):
     task = client.create(Task(title="x"))
-    sent = client._session._next_frame
+    sent = client._session.next_frame
     for changes, field in (
         ({"priority": "hig"}, "priority"),
         ({"nonsense": 1}, "nonsense"),
@@ -173,7 +173,7 @@ def test_bad_input_raises_at_the_call_and_names_the_field(client):
         client.update("task-1", title="x")
     with pytest.raises(TypeError):
         client.submit("create")
-    assert client._session._next_frame == sent
+    assert client._session.next_frame == sent
 
 
 @pytest.mark.usefixtures("shared_engine")
