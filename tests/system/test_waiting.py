@@ -52,20 +52,22 @@ def stopped(state, start_engine, wait_until, monkeypatch, is_stopped):
         os.kill(engine.pid if engine.restarts else pid, signal.SIGCONT)
 
 
-def test_it_is_welcomed_when_the_engine_is_ready(stopped):
+def test_it_is_welcomed_when_the_engine_is_ready(stopped, wait_until):
     asking = stopped.ask()
     assert stopped.told == []
     os.kill(stopped.pid, signal.SIGCONT)
     asking.join(60)
     assert [task.version for task in stopped.told] == [1]
+    wait_until(lambda: stopped.engine.restarts, 20, "its owner heard that it serves, maybe after the client did")
     assert stopped.engine.pid == stopped.pid
 
 
-def test_it_goes_on_to_the_next_engine_where_that_one_dies(stopped):
+def test_it_goes_on_to_the_next_engine_where_that_one_dies(stopped, wait_until):
     asking = stopped.ask()
     os.kill(stopped.pid, signal.SIGKILL)
     asking.join(60)
     assert [task.version for task in stopped.told] == [1]
+    wait_until(lambda: stopped.engine.restarts, 20, "its owner heard that it serves")
     assert stopped.engine.pid != stopped.pid
 
 
