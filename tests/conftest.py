@@ -351,9 +351,12 @@ def remove_memory() -> Callable[[str | os.PathLike[str]], None]:
 
 @pytest.fixture(scope="session", autouse=True)
 def run_mark() -> Iterator[str]:
-    """Marks everything that this run starts by exec."""
+    """Marks everything that this run starts by exec. None of it looks for plug-ins of pydantic in each distribution
+    that is installed, which is a tenth of an engine's start, and hundreds start here.
+    """
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv(RUN_MARK, str(os.getpid()))
+        patch.setenv("PYDANTIC_DISABLE_PLUGINS", "__all__")
         yield f"{RUN_MARK}={os.getpid()}"
 
 

@@ -2,9 +2,23 @@
 
 from __future__ import annotations
 
+import shutil
+
 import pytest
 
-from solewriter import Compacted, Create, Delete, InvalidQuery, JournalCorrupt, Put, Task, Update, connect, open_reader
+from solewriter import (
+    Compacted,
+    Create,
+    Delete,
+    Engine,
+    InvalidQuery,
+    JournalCorrupt,
+    Put,
+    Task,
+    Update,
+    connect,
+    open_reader,
+)
 from solewriter.agents.past import Past
 from solewriter.shared import entry as entries
 from solewriter.shared.chain import first_of, journal_files
@@ -15,23 +29,22 @@ LIMITS = Limits(recent_bytes=4 * KIB, heap_segment_bytes_first=64 * KIB, heap_se
 COUNT = 6
 
 
-@pytest.fixture
-def reader(state, start_engine):
+@pytest.fixture(scope="module")
+def reader(tmp_path_factory):
     """Beside an engine that recovered: its memory has the newest records only. Revisions 1 to 6 create t0 to t5, 7 to
-    12 change them, 13 deletes t0, and others follow.
+    12 change them, 13 deletes t0, and others follow. Nobody writes after that.
     """
-    engine = start_engine(state, limits=LIMITS)
-    with connect(state, limits=LIMITS) as client:
+    state = tmp_path_factory.mktemp("past") / "state"
+    with Engine(state, limits=LIMITS, durability="process"), connect(state, limits=LIMITS) as client:
         mutations = [Create(Task(title=f"first {one}", id=f"t{one}", project=f"p{one}")) for one in range(COUNT)]
         mutations += [Update(Task.ref(f"t{one}"), {"title": f"second {one}"}) for one in range(COUNT)]
         mutations += [Delete(Task.ref("t0"))]
         mutations += [Update(Task.ref("t1"), {"description": "d" * 1_000, "source": str(one)}) for one in range(20)]
         for reply in client.submit_many(mutations):
             reply.check()
-    engine.stop()
-    start_engine(state, limits=LIMITS)
-    with open_reader(state, limits=LIMITS) as reader:
+    with Engine(state, limits=LIMITS, durability="process"), open_reader(state, limits=LIMITS) as reader:
         yield reader
+    shutil.rmtree(state.parent)
 
 
 def past(reader, revision):

@@ -99,17 +99,19 @@ def test_a_request_that_was_applied_in_time_is_told_so_when_it_comes_again_too_l
     assert again.reply().detail[0] == "Expired"
 
 
+@pytest.mark.usefixtures("shared_engine")
 def test_a_request_that_waits_behind_its_deadline_is_never_decided(engine, client):
-    client.create(Task(title="x", id="t"))
+    client.create(Task(title="x", id="waiting"))
     with stopped(engine.pid), pytest.raises(OutcomeUnknown) as unknown:
-        client.update(Task.ref("t"), title="late", deadline_s=SOON_S, timeout_s=4 * SOON_S)
+        client.update(Task.ref("waiting"), title="late", deadline_s=SOON_S, timeout_s=4 * SOON_S)
     assert isinstance(client.outcome(unknown.value.request_id), Expired)
     with stopped(engine.pid), pytest.raises(OutcomeUnknown) as unknown:
-        client.update(Task.ref("t"), title="in time", deadline_s=LATE_S, timeout_s=4 * SOON_S)
+        client.update(Task.ref("waiting"), title="in time", deadline_s=LATE_S, timeout_s=4 * SOON_S)
     assert isinstance(client.outcome(unknown.value.request_id), Applied)
-    assert client.get(Task, "t").title == "in time"
+    assert client.get(Task, "waiting").title == "in time"
 
 
+@pytest.mark.usefixtures("shared_engine")
 def test_every_verb_takes_a_deadline(client):
     task = client.create(Task(title="x"), deadline_s=LATE_S)
     for call in (
@@ -129,6 +131,7 @@ def test_every_verb_takes_a_deadline(client):
     assert client.get(Task, task.id).version == 2
 
 
+@pytest.mark.usefixtures("shared_engine")
 def test_every_verb_of_asyncio_takes_a_deadline(engine):
     async def main() -> None:
         async with aio.connect(engine.state) as client:
@@ -154,6 +157,7 @@ def test_every_verb_of_asyncio_takes_a_deadline(engine):
     asyncio.run(main())
 
 
+@pytest.mark.usefixtures("shared_engine")
 def test_each_request_of_a_pipeline_has_a_deadline_of_its_own(client, wait_until):
     """It begins when the request is taken from its source, however long that took."""
 
@@ -174,6 +178,7 @@ def test_each_request_of_a_pipeline_has_a_deadline_of_its_own(client, wait_until
     assert client.reader.snapshot().counts["Task"] == before
 
 
+@pytest.mark.usefixtures("shared_engine")
 @pytest.mark.parametrize("of", ["threads", "asyncio"])
 def test_a_deadline_does_not_wait_for_what_goes_in_one_frame_with_it(engine, client, wait_until, of):
     """A source that is slow holds its requests back together; what came too late by that is never decided."""
@@ -201,6 +206,7 @@ def test_a_deadline_does_not_wait_for_what_goes_in_one_frame_with_it(engine, cli
     assert [type(error) for error in errors] == [Expired] + [type(None)] * 7
 
 
+@pytest.mark.usefixtures("shared_engine")
 def test_a_patience_that_is_no_number_is_refused_before_anything_is_sent(engine, client):
     """No clock can be set by it: that of an event loop loses the order of all that others wait for."""
 
@@ -226,6 +232,7 @@ def test_a_patience_that_is_no_number_is_refused_before_anything_is_sent(engine,
     asyncio.run(story())
 
 
+@pytest.mark.usefixtures("shared_engine")
 @pytest.mark.parametrize("deadline_s", [math.nan, "soon", object()])
 def test_what_is_no_number_of_seconds_is_refused_at_the_call(client, deadline_s):
     with pytest.raises(InvalidMutation, match="deadline_s") as refused:
@@ -233,6 +240,7 @@ def test_what_is_no_number_of_seconds_is_refused_at_the_call(client, deadline_s)
     assert set(refused.value.fields) == {"deadline_s"}
 
 
+@pytest.mark.usefixtures("shared_engine")
 @pytest.mark.parametrize("deadline_s", [math.inf, 1e300])
 def test_a_deadline_may_be_as_far_away_as_anybody_likes(client, deadline_s):
     assert client.create(Task(title="x"), deadline_s=deadline_s).version == 1
@@ -243,17 +251,17 @@ def test_a_deadline_may_be_as_far_away_as_anybody_likes(client, deadline_s):
 
 @pytest.fixture
 def full_window(engine, wait_until):
-    """`with full_window(client)`: the engine stands still, and as many updates of a task are in flight as may be; they
-    are applied in the end.
+    """`with full_window(client, id)`: the engine stands still, and as many updates of this new task are in flight as
+    may be; they are applied in the end.
     """
 
     @contextlib.contextmanager
-    def full(client) -> Iterator[None]:
-        client.create(Task(title="x", id="t"))
+    def full(client, id) -> Iterator[None]:
+        client.create(Task(title="x", id=id))
         with ThreadPoolExecutor(client._session.window) as beside:
             with stopped(engine.pid):
                 calls = [
-                    beside.submit(client.update, Task.ref("t"), title=str(number))
+                    beside.submit(client.update, Task.ref(id), title=str(number))
                     for number in range(client._session.window)
                 ]
                 wait_until(lambda: client._session.in_flight == client._session.window, 20, "a full window")
@@ -263,44 +271,48 @@ def full_window(engine, wait_until):
     return full
 
 
+@pytest.mark.usefixtures("shared_engine")
 def test_a_deadline_that_passes_while_there_is_no_room_is_told_at_once_and_nothing_is_sent(engine, full_window):
     with connect(engine.state, limits=Limits(window_max=2)) as client:
-        with full_window(client):
-            reply = client.submit(Update(Task.ref("t"), {"title": "late"}), deadline_s=SOON_S)
+        with full_window(client, "no room"):
+            reply = client.submit(Update(Task.ref("no room"), {"title": "late"}), deadline_s=SOON_S)
             assert isinstance(reply.error, Expired)
-            many = client.submit_many([Update(Task.ref("t"), {"title": "late"})] * 2, window=2, deadline_s=SOON_S)
+            many = client.submit_many([Update(Task.ref("no room"), {"title": "late"})] * 2, window=2, deadline_s=SOON_S)
             assert [type(reply.error) for reply in many] == [Expired] * 2
             assert client._session.in_flight == 2
-        assert client.get(Task, "t").version == 3
+        assert client.get(Task, "no room").version == 3
 
 
+@pytest.mark.usefixtures("shared_engine")
 def test_who_does_not_wait_for_room_is_told_busy_and_when_to_come_again(engine, full_window):
     with connect(engine.state, limits=Limits(window_max=2)) as client:
-        with full_window(client):
+        with full_window(client, "busy"):
             with pytest.raises(Busy, match="nothing was sent") as busy:
-                client.submit(Update(Task.ref("t"), {"title": "never"}), wait_for_room=False)
+                client.submit(Update(Task.ref("busy"), {"title": "never"}), wait_for_room=False)
             assert RETRY_LEAST_S <= busy.value.retry_after_s <= RETRY_MOST_S
             assert client._session.in_flight == 2
-        assert client.submit(Update(Task.ref("t"), {"title": "now"}), wait_for_room=False).applied
-        assert client.get(Task, "t").version == 4
+        assert client.submit(Update(Task.ref("busy"), {"title": "now"}), wait_for_room=False).applied
+        assert client.get(Task, "busy").version == 4
 
 
+@pytest.mark.usefixtures("shared_engine")
 def test_replies_that_are_there_make_room_before_anybody_is_told_busy(engine, wait_until):
     """Nobody read them, for who waited for them has given up."""
     with connect(engine.state, limits=Limits(window_max=2)) as client:
-        client.create(Task(title="x", id="t"))
+        client.create(Task(title="x", id="replies"))
+        begun = client.reader.revision
         with stopped(engine.pid):
             for number in range(2):
                 with pytest.raises(OutcomeUnknown):
-                    client.update(Task.ref("t"), title=str(number), timeout_s=0.02)
-        wait_until(lambda: client.reader.revision == 3, 20, "both are applied")
+                    client.update(Task.ref("replies"), title=str(number), timeout_s=0.02)
+        wait_until(lambda: client.reader.revision == begun + 2, 20, "both are applied")
         assert client._session.in_flight == 2
-        assert wait_until(lambda: sent_without_waiting(client), 20, "their replies")
+        assert wait_until(lambda: sent_without_waiting(client, "replies"), 20, "their replies")
 
 
-def sent_without_waiting(client) -> bool:
+def sent_without_waiting(client, id) -> bool:
     try:
-        return client.submit(Update(Task.ref("t"), {"title": "now"}), wait_for_room=False).applied
+        return client.submit(Update(Task.ref(id), {"title": "now"}), wait_for_room=False).applied
     except Busy:
         return False  # the replies are on their way
 
@@ -316,30 +328,34 @@ def test_who_finds_the_lane_broken_makes_it_anew_before_being_told_busy(engine, 
             before = engine.restarts
             os.kill(engine.pid, signal.SIGKILL)
         wait_until(lambda: engine.restarts > before, 20, "a restart")
-        wait_until(lambda: sent_without_waiting(client), 20, "room on a new lane")
+        wait_until(lambda: sent_without_waiting(client, "t"), 20, "room on a new lane")
         assert client.get(Task, "t").version == 4
 
 
+@pytest.mark.usefixtures("shared_engine")
 def test_a_full_pipe_is_busy_too(engine):
     with connect(engine.state) as client:
-        client.create(Task(title="x", id="t"))
+        client.create(Task(title="x", id="full"))
         with stopped(engine.pid):
             for number in range(2):  # of 200 kB, into a pipe of 256 KiB
                 with pytest.raises(OutcomeUnknown):
-                    client.update(Task.ref("t"), metadata={"x": str(number) * 200_000}, timeout_s=0.02)
+                    client.update(Task.ref("full"), metadata={"x": str(number) * 200_000}, timeout_s=0.02)
             assert client._session.unsent is not None
             with pytest.raises(Busy):
-                client.submit(Update(Task.ref("t"), {"title": "never"}), wait_for_room=False)
-        assert client.update(Task.ref("t"), title="now").version == 4
+                client.submit(Update(Task.ref("full"), {"title": "never"}), wait_for_room=False)
+        assert client.update(Task.ref("full"), title="now").version == 4
 
 
+@pytest.mark.usefixtures("shared_engine")
 def test_in_asyncio_who_does_not_wait_never_overtakes_those_who_do(engine):
     async def main() -> None:
         async with aio.connect(engine.state, limits=Limits(window_max=2)) as client:
-            await client.create(Task(title="x", id="t"))
-            update = Update(Task.ref("t"), {"title": "never"})
+            await client.create(Task(title="x", id="asyncio"))
+            update = Update(Task.ref("asyncio"), {"title": "never"})
             with stopped(engine.pid):
-                calls = [asyncio.create_task(client.update(Task.ref("t"), title=str(number))) for number in range(3)]
+                calls = [
+                    asyncio.create_task(client.update(Task.ref("asyncio"), title=str(number))) for number in range(3)
+                ]
                 await asyncio.sleep(0)
                 with pytest.raises(Busy) as busy:
                     await client.submit(update, wait_for_room=False)
@@ -347,21 +363,22 @@ def test_in_asyncio_who_does_not_wait_never_overtakes_those_who_do(engine):
                 assert isinstance((await client.submit(update, deadline_s=SOON_S)).error, Expired)
                 assert client._session.in_flight == 2
             assert [(await call).version for call in calls] == [2, 3, 4]
-            assert (await client.submit(Update(Task.ref("t"), {"title": "now"}), wait_for_room=False)).applied
-            assert (await client.get(Task, "t")).version == 5
+            assert (await client.submit(Update(Task.ref("asyncio"), {"title": "now"}), wait_for_room=False)).applied
+            assert (await client.get(Task, "asyncio")).version == 5
 
     asyncio.run(main())
 
 
+@pytest.mark.usefixtures("shared_engine")
 def test_requests_wait_for_bytes_as_for_their_number(engine):
     """The bytes of a window, and the last frame beyond them, are all that a client holds and an engine is sent."""
     few = Limits(window_bytes_max=100_000)
     with connect(engine.state, limits=few) as client:
-        client.create(Task(title="x", id="t"))
+        client.create(Task(title="x", id="bytes"))
         most = 0
-        updates = (Update(Task.ref("t"), {"metadata": {"x": f"{number:02}" * 10_000}}) for number in range(50))
+        updates = (Update(Task.ref("bytes"), {"metadata": {"x": f"{number:02}" * 10_000}}) for number in range(50))
         for reply in client.submit_many(updates, window=50):
             most = max(most, client._session.bytes_in_flight)
             reply.check()
         assert 100_000 < most < 100_000 + 12 * 21_000, "twelve requests were in a frame"
-        assert client.get(Task, "t").version == 51
+        assert client.get(Task, "bytes").version == 51
