@@ -193,13 +193,14 @@ def root(engine: Engine) -> Iterator[Segment]:
     segment.map[:16] = before
 
 
+@pytest.mark.usefixtures("shared_engine")
 @pytest.mark.parametrize(
     ("offset", "value"),
     [(8, config.MEMORY_VERSION + 1), (8, 2**32 - 1), (8, 0), (12, config.ROOT_RING * 2), (0, 1)],
     ids=["newer", "much newer", "older than any", "another ring", "another magic"],
 )
 def test_memory_of_another_version_is_refused_by_everybody_who_reads(engine, client, root, offset, value):
-    client.create(Task(id="t", title="x"))
+    client.put(Task(id="t", title="x"))
     root.map[offset : offset + 4] = value.to_bytes(4, "little")
     with pytest.raises(LayoutMismatch, match="same version"):
         open_reader(engine.state)
@@ -213,9 +214,10 @@ def test_memory_of_another_version_is_refused_by_everybody_who_reads(engine, cli
     assert any("same version" in problem for problem in status.problems)
 
 
+@pytest.mark.usefixtures("shared_engine")
 def test_a_catalog_of_another_version_is_refused(engine, client):
     """By those who come, and by those who are there when it is renewed."""
-    client.create(Task(id="t", title="x"))
+    client.create(Task(id="catalog", title="x"))
     where = engine.folder.whereabouts()
     segment = Segment.attach(segment_path(where.memory_dir, where.prefix, "catalog", 1), writable=True)
     before = segment.map[:]
@@ -227,7 +229,7 @@ def test_a_catalog_of_another_version_is_refused(engine, client):
             reader.snapshot()
     segment.map[:] = before
     with open_reader(engine.state) as reader:
-        assert reader.get(Task, "t").title == "x"
+        assert reader.get(Task, "catalog").title == "x"
 
 
 def test_an_engine_that_follows_one_of_another_version_leaves_none_of_its_memory(state, start_engine, wait_until):
@@ -252,6 +254,7 @@ def hello(**more: Any) -> Hello:
     return Hello(**{**words, "first": 0, "instance": "one", "resends": False, **more})
 
 
+@pytest.mark.usefixtures("shared_engine")
 @pytest.mark.parametrize("version", [config.WIRE_VERSION + 1, 2**31, 0, -1])
 def test_a_hello_of_another_version_is_refused_for_good(engine, client, version):
     lane = Lane()
@@ -264,6 +267,7 @@ def test_a_hello_of_another_version_is_refused_for_good(engine, client, version)
     assert client.create(Task(title="x")).version == 1, "nobody else is concerned"
 
 
+@pytest.mark.usefixtures("shared_engine")
 def test_a_client_of_another_version_is_told_at_once(engine, monkeypatch):
     monkeypatch.setattr(session, "WIRE_VERSION", config.WIRE_VERSION + 1)
     with pytest.raises(EngineUnavailable, match="one solewriter everywhere") as refused:
@@ -271,6 +275,7 @@ def test_a_client_of_another_version_is_told_at_once(engine, monkeypatch):
     assert refused.value.final
 
 
+@pytest.mark.usefixtures("shared_engine")
 def test_a_newer_client_may_say_more_in_its_hello(engine, client_of_a_raw_lane, monkeypatch):
     """Unknown words are left alone: that is no other version."""
     pack = msgspec.msgpack.encode
@@ -281,5 +286,5 @@ def test_a_newer_client_may_say_more_in_its_hello(engine, client_of_a_raw_lane, 
         ),
     )
     lane = client_of_a_raw_lane(engine.state)
-    lane.write(lane.frame([Create(Task(id="t", title="x"))]))
+    lane.write(lane.frame([Create(Task(id="hello", title="x"))]))
     assert lane.reply().status == 0

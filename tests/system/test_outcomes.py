@@ -56,21 +56,23 @@ def test_an_applied_request_is_told_with_its_reply(client):
     assert told.reply.entities == reply.entities
 
 
+@pytest.mark.usefixtures("shared_engine")
 def test_a_refused_request_is_told_with_its_error(client):
-    client.create(Task(title="x", id="t"))
+    client.create(Task(title="x", id="refused"))
     with pytest.raises(AlreadyExists) as refusal:
-        client.create(Task(title="x", id="t"), request_id="again")
+        client.create(Task(title="x", id="refused"), request_id="again")
     told = client.outcome("again")
     assert isinstance(told, AlreadyExists)
     assert str(told) == str(refusal.value)
-    assert told.current == client.get(Task, "t")
+    assert told.current == client.get(Task, "refused")
 
 
+@pytest.mark.usefixtures("shared_engine")
 def test_another_process_can_ask_and_a_later_version_does_not_change_the_answer(engine, client):
-    client.create(Task(title="x", id="t"), request_id="mine")
-    client.update(Task.ref("t"), title="y")
+    client.create(Task(title="x", id="later"), request_id="later")
+    client.update(Task.ref("later"), title="y")
     with connect(engine.state) as other:
-        told = other.outcome("mine")
+        told = other.outcome("later")
     assert isinstance(told, Applied)
     assert told.reply.results[0].version == 1
 
@@ -94,12 +96,13 @@ def test_outcomes_survive_the_engine(engine, wait_until):
 # --- what never arrived -----------------------------------------------------------------------------------------------
 
 
+@pytest.mark.usefixtures("shared_engine")
 def test_a_user_given_id_that_was_not_applied_never_will_be(engine, client):
-    assert client.outcome("mine") == NotApplied()
+    assert client.outcome("never") == NotApplied()
     with connect(engine.state) as other, pytest.raises(Fenced):
-        other.create(Task(title="x", id="t"), request_id="mine")
-    assert client.get(Task, "t") is None
-    assert client.outcome("mine") == NotApplied(), "the same answer for ever"
+        other.create(Task(title="x", id="never"), request_id="never")
+    assert client.get(Task, "never") is None
+    assert client.outcome("never") == NotApplied(), "the same answer for ever"
 
 
 @pytest.fixture
@@ -162,30 +165,32 @@ def test_a_number_that_was_not_applied_never_will_be(engine, client, client_of_a
     assert client.get(Task, "b") is None
 
 
+@pytest.mark.usefixtures("shared_engine")
 def test_a_question_and_its_request_in_one_turn(engine, client_of_a_raw_lane):
     """Both orders in one frame, so that nothing can come between."""
     raw = client_of_a_raw_lane(engine.state, client_id="cd" * 8)
     create = ([("x",)], [], None, None)
-    plain = wire.unpack_frame(raw.frame([Create(Task(title="x", id="t"))])[4:], DEFAULT_LIMITS)[0]
+    plain = wire.unpack_frame(raw.frame([Create(Task(title="x", id="asked"))])[4:], DEFAULT_LIMITS)[0]
     own = default_id(raw.session.number, 1)
-    named = (plain[0], plain[1], "mine", None)
+    named = (plain[0], plain[1], "asked", None)
     assert create is not plain
     raw.write(wire.pack_frame([("outcome", own), plain, ("outcome", own)], DEFAULT_LIMITS))
     before, request, after = raw.reply(), raw.reply(), raw.reply()
     assert (before.status, before.detail) == (Status.ANSWER, None)
     assert request.detail[0] == "Fenced"
     assert after.detail is None, "refused as Fenced, and so not applied, now or ever"
-    raw.write(wire.pack_frame([("outcome", "mine"), named, ("outcome", "mine")], DEFAULT_LIMITS))
+    raw.write(wire.pack_frame([("outcome", "asked"), named, ("outcome", "asked")], DEFAULT_LIMITS))
     assert [raw.reply().detail for _ in range(3)] == [None, ["Fenced", request.detail[1], {}], None]
 
 
+@pytest.mark.usefixtures("shared_engine")
 def test_a_question_that_is_asked_again_is_answered_again(engine, client_of_a_raw_lane):
     """A resent query is no request: it gets what is known now, not what was remembered under its number."""
     raw = client_of_a_raw_lane(engine.state, client_id="ef" * 8)
-    raw.write(query("mine") + raw.frame([Create(Task(title="x", id="t"))], "other"))
+    raw.write(query("unknown") + raw.frame([Create(Task(title="x", id="repeated"))], "repeated"))
     assert [raw.reply().status for _ in range(2)] == [Status.ANSWER, Status.APPLIED]
     again = client_of_a_raw_lane(engine.state, client_id="ef" * 8, resends=True)
-    again.write(query("other") + raw.frame([Create(Task(title="x", id="t"))], "other"))
+    again.write(query("repeated") + raw.frame([Create(Task(title="x", id="repeated"))], "repeated"))
     answer, resent = again.reply(), again.reply()
     assert answer.detail[0] == Status.APPLIED
     assert resent.status == Status.APPLIED
@@ -257,63 +262,72 @@ def test_a_number_that_no_request_can_have_is_asked_for_without_harm(state, star
 # --- after a time-out -------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.usefixtures("shared_engine")
 def test_a_timed_out_call_is_settled_by_asking(engine, client):
-    client.create(Task(title="x", id="t"))
+    client.create(Task(title="x", id="timed out"))
     os.kill(engine.pid, signal.SIGSTOP)
     try:
         with pytest.raises(OutcomeUnknown) as unknown:
-            client.update(Task.ref("t"), title="late", timeout_s=0.05)
+            client.update(Task.ref("timed out"), title="late", timeout_s=0.05)
     finally:
         os.kill(engine.pid, signal.SIGCONT)
     assert f"client.outcome({unknown.value.request_id!r})" in str(unknown.value), "what to do next"
     told = client.outcome(unknown.value.request_id)
     assert isinstance(told, Applied), "it was on its lane before the question"
-    assert client.get(Task, "t").title == "late"
+    assert client.get(Task, "timed out").title == "late"
 
 
 # --- apply ------------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.usefixtures("shared_engine")
 def test_apply_submits_the_difference_under_its_version_and_goes_on_after_a_conflict(engine, client):
-    client.create(Task(title="x", id="t", max_retries=0))
+    client.create(Task(title="x", id="difference", max_retries=0))
     seen: list[int] = []
 
     def raise_it(task: Task) -> Task:
         seen.append(task.version)
         if len(seen) <= 2:
             with connect(engine.state) as other:  # somebody is faster, twice
-                other.update(Task.ref("t"), max_retries=task.max_retries + 10)
+                other.update(Task.ref("difference"), max_retries=task.max_retries + 10)
         return task.model_copy(update={"max_retries": task.max_retries + 1})
 
-    assert client.apply(Task.ref("t"), raise_it).max_retries == 21
+    assert client.apply(Task.ref("difference"), raise_it).max_retries == 21
     assert seen == [1, 2, 3]
-    assert client.get(Task, "t").version == 4
+    assert client.get(Task, "difference").version == 4
 
 
+@pytest.mark.usefixtures("shared_engine")
 def test_apply_takes_changed_fields_a_lifecycle_step_or_nothing(client):
-    task = client.create(Task(title="x", id="t"))
+    task = client.create(Task(title="x", id="step"))
     assert client.apply(task, lambda task: {"title": task.title * 2}).title == "xx"
-    assert client.apply(Task.ref("t"), lambda task: None).version == 2
-    assert client.apply(Task.ref("t"), lambda task: task).version == 2
-    taken = client.apply(Task.ref("t"), lambda task: {"status": TaskStatus.ASSIGNED, "assigned_to": "me"}, reason="r")
+    assert client.apply(Task.ref("step"), lambda task: None).version == 2
+    assert client.apply(Task.ref("step"), lambda task: task).version == 2
+    taken = client.apply(
+        Task.ref("step"), lambda task: {"status": TaskStatus.ASSIGNED, "assigned_to": "me"}, reason="r"
+    )
     assert (taken.status, taken.assigned_to, taken.version) == (TaskStatus.ASSIGNED, "me", 3)
 
 
+@pytest.mark.usefixtures("shared_engine")
 def test_apply_sees_a_change_that_is_none_to_python(client):
-    client.create(Task(title="x", id="t", result=1, metadata={"flag": 1}))
-    assert client.apply(Task.ref("t"), lambda task: {"result": True}).result is True
-    assert client.apply(Task.ref("t"), lambda task: {"metadata": {"flag": True}}).metadata["flag"] is True
-    changed = client.apply(Task.ref("t"), lambda task: task.model_copy(update={"result": 1.0}))
+    client.create(Task(title="x", id="none", result=1, metadata={"flag": 1}))
+    assert client.apply(Task.ref("none"), lambda task: {"result": True}).result is True
+    assert client.apply(Task.ref("none"), lambda task: {"metadata": {"flag": True}}).metadata["flag"] is True
+    changed = client.apply(Task.ref("none"), lambda task: task.model_copy(update={"result": 1.0}))
     assert (type(changed.result), changed.version) == (float, 4)
-    again = client.apply(Task.ref("t"), lambda task: {"result": 1.0, "metadata": {"flag": True}, "status": "created"})
+    again = client.apply(
+        Task.ref("none"), lambda task: {"result": 1.0, "metadata": {"flag": True}, "status": "created"}
+    )
     assert again.version == 4
 
 
+@pytest.mark.usefixtures("shared_engine")
 def test_apply_says_what_it_cannot_do(client):
     with pytest.raises(NotFound):
-        client.apply(Task.ref("none"), lambda task: None)
-    task = client.create(Task(title="x", id="t"))
-    with pytest.raises(InvalidMutation, match="is not Task 't'"):
+        client.apply(Task.ref("nobody"), lambda task: None)
+    task = client.create(Task(title="x", id="cannot"))
+    with pytest.raises(InvalidMutation, match="is not Task 'cannot'"):
         client.apply(task, lambda task: Task(title="y", id="u"))
     with pytest.raises(TypeError, match="the changed fields"):
         client.apply(task, lambda task: 5)
@@ -323,35 +337,38 @@ def test_apply_says_what_it_cannot_do(client):
         client.apply(task, lambda task: 1 / 0)
 
 
+@pytest.mark.usefixtures("shared_engine")
 def test_apply_gives_up_when_its_time_is_over(engine, client):
-    client.create(Task(title="x", id="t", max_retries=0))
+    client.create(Task(title="x", id="gives up", max_retries=0))
     with connect(engine.state) as other:
 
         def overtaken(task: Task) -> dict[str, int]:
-            other.update(Task.ref("t"), max_retries=task.max_retries + 1)
+            other.update(Task.ref("gives up"), max_retries=task.max_retries + 1)
             return {"max_retries": 1_000}
 
         with pytest.raises(VersionConflict) as conflict:
-            client.apply(Task.ref("t"), overtaken, timeout_s=0.2)
+            client.apply(Task.ref("gives up"), overtaken, timeout_s=0.2)
     assert conflict.value.current.max_retries >= 1
 
 
+@pytest.mark.usefixtures("shared_engine")
 def test_apply_to_an_entity_that_is_deleted_meanwhile(engine, client):
-    client.create(Task(title="x", id="t"))
+    client.create(Task(title="x", id="deleted"))
 
     def deleted(task: Task) -> dict[str, str]:
         client.delete(task)
         return {"title": "y"}
 
     with pytest.raises(NotFound):
-        client.apply(Task.ref("t"), deleted)
+        client.apply(Task.ref("deleted"), deleted)
 
 
 # --- bad input is refused where it is given ---------------------------------------------------------------------------
 
 
+@pytest.mark.usefixtures("shared_engine")
 def test_what_is_no_field_is_refused_at_the_call_too(client):
-    task = client.create(Task(title="x", id="t"))
+    task = client.create(Task(title="x", id="no field"))
     before = client.reader.revision
     for wrong, match in [
         (lambda: client.update(task, title="y", reason=5), "reason"),
@@ -374,9 +391,12 @@ def test_what_is_no_field_is_refused_at_the_call_too(client):
     assert client.reader.revision == before
 
 
+@pytest.mark.usefixtures("shared_engine")
 def test_a_refusal_in_a_pipeline_takes_its_place(client):
     replies = list(
-        client.submit_many([Create(Task(title="x", id="a")), Update(Task.ref("a"), {}, reason="r" * 5_000)], window=8)
+        client.submit_many(
+            [Create(Task(title="x", id="pipeline")), Update(Task.ref("pipeline"), {}, reason="r" * 5_000)], window=8
+        )
     )
     assert [isinstance(reply.error, Refused) for reply in replies] == [False, True]
 
@@ -461,8 +481,9 @@ def test_an_unread_request_of_an_earlier_client_is_not_mistaken_for_a_later_ones
         assert newer.get(Task, "older") is None
 
 
+@pytest.mark.usefixtures("shared_engine")
 def test_put_of_what_must_not_be_there(client):
-    client.put(Task(title="x", id="t"), expect=0)
+    client.put(Task(title="x", id="put"), expect=0)
     with pytest.raises(VersionConflict):
-        client.put(Task(title="y", id="t"), expect=0)
-    assert client.put(Task(title="y", id="t")).version == 2
+        client.put(Task(title="y", id="put"), expect=0)
+    assert client.put(Task(title="y", id="put")).version == 2
