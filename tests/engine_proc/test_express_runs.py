@@ -16,7 +16,9 @@ from solewriter.bench.steps import SESSION, Steps, steps
 from solewriter.engine_proc import express
 from solewriter.engine_proc.engine import SingleWriter
 from solewriter.engine_proc.express import Express
+from solewriter.engine_proc.sessions import NEVER
 from solewriter.shared import failpoint, wire
+from solewriter.shared.config import FRAME_REQUESTS_MAX
 from solewriter.shared.errors import MemoryFull
 from solewriter.shared.mutations import Op
 from solewriter.shared.request_ids import default_id
@@ -158,6 +160,27 @@ def test_what_was_told_is_told_again_and_not_done_again(told: Told) -> None:
     again = told.turn([*frame, request(update(0, budget_limit=3.0))], number)  # with one that is new
     assert again[:TASKS] == said
     assert [one.detail[0][0] for one in again[TASKS:]] == [3]
+
+
+def test_what_never_will_be_applied_is_left_alone(told: Told) -> None:
+    """Because somebody asked for its number before it came, in an earlier turn or in this one, or because engines died
+    of it.
+    """
+
+    def coming(place: int, frames: int = 0) -> int:
+        return (told.engine._frame + frames) * FRAME_REQUESTS_MAX + place
+
+    told.engine.lane.session.quarantined[coming(1, frames=1)] = NEVER
+    (asked,) = told.turn([("outcome", default_id(SESSION, coming(2, frames=1)))])
+    assert asked.detail is None
+    frame = [request(update(place, budget_limit=2.0)) for place in range(3)]
+    said = told.turn([*frame, ("outcome", default_id(SESSION, coming(4))), request(update(3, budget_limit=2.0))])
+    assert [one.status for one in said] == [
+        Status.APPLIED, Status.REFUSED, Status.REFUSED, Status.ANSWER, Status.REFUSED,
+    ]  # fmt: skip
+    assert [one.detail[0] for one in said if one.status == Status.REFUSED] == ["Quarantined", "Fenced", "Fenced"]
+    _, versions = told.content()
+    assert [one and one[0] for one in versions] == [2, 1, 1, 1, None]
 
 
 def test_where_memory_is_full_it_and_what_follows_is_told_so_and_nothing_changed(
