@@ -63,6 +63,22 @@ def test_it_is_sent_where_its_number_stays(session):
     assert (named.request_id, named.done, session.in_flight) == (held, False, 1)
 
 
+@pytest.mark.parametrize(("refusal", "final"), [("unknown", False), ("final", True), ("again", False)])
+def test_a_refusal_says_whether_another_one_may_be_asked(session, refusal, final):
+    """Where nobody knows the session any more, nobody knows how what was sent ended; what was not sent goes on."""
+    session.welcomed(welcome(0))
+    (begun,) = session.send([REQUEST])
+    session.write(len)
+    (unsent,) = session.send([REQUEST])
+    with pytest.raises(EngineUnavailable, match="not today") as refused:
+        session.welcomed(Welcome(ok=False, refusal=refusal, reason="not today"))
+    assert refused.value.final is final
+    assert (begun.done, unsent.done) == (refusal == "unknown", False)
+    assert session.in_flight == (1 if refusal == "unknown" else 2)
+    session.welcomed(welcome(700 if refusal == "unknown" else 0))
+    assert unsent.sequence >> 8 == (700 if refusal == "unknown" else 1)
+
+
 # --- what must not be decided any more --------------------------------------------------------------------------------
 
 
@@ -87,16 +103,17 @@ def test_what_was_told_to_be_not_applied_is_not_asked_for_again(session):
     """Its frame is sent again because of its other requests; in its place goes the question how it ended, which keeps
     it from ever being applied.
     """
-    session.welcomed(welcome(0))
-    one, other = send_whole(session, [REQUEST] * 2)
+    session.welcomed(welcome(5))
+    before, one, behind = send_whole(session, [REQUEST] * 3)
     session.received(wire.pack_replies([(one.sequence, Status.UNAVAILABLE, 1, ("MemoryFull", "no room", {}))]))
-    assert (one.done, other.done) == (True, False)
-    assert sent_again(session) == {0: [("outcome", one.request_id), REQUEST]}
-    session.received(
-        wire.pack_replies([(one.sequence, Status.ANSWER, 1, None), (other.sequence, Status.APPLIED, 1, [])])
-    )
+    assert (before.done, one.done, behind.done) == (False, True, False)
+    assert sent_again(session) == {5: [REQUEST, ("outcome", one.request_id), REQUEST]}
+    session.received(answers(before.sequence))
+    session.received(wire.pack_replies([(one.sequence, Status.ANSWER, 1, None)]))
+    session.received(answers(behind.sequence))
     assert error_of(one).args[0] == "no room", "what it was told first"
-    assert other.done
+    assert before.done
+    assert behind.done
     assert session.in_flight == session.bytes_in_flight == 0
 
 
