@@ -114,6 +114,54 @@ def test_a_client_that_comes_back_begins_behind_all_that_an_earlier_one_may_have
     assert session_number("ann") == number
 
 
+def test_what_nobody_read_never_will_be_applied_behind_a_checkpoint_either(sessions):
+    number = greet(sessions, hello())
+    sessions.remember([Outcome(number, 0, Status.APPLIED, 1, [])])
+    other = hello()
+    other.instance = "2"
+    greet(sessions, other)  # whatever the first one had on its way is passed over
+    again = Session.of(sessions.get(number).state)
+    for session in (sessions.get(number), again):
+        assert [session.told_of(sequence) for sequence in (1, session.last)] == [NEVER, NEVER]
+        assert session.told_of(0).status == Status.APPLIED
+    assert again.state == sessions.get(number).state
+
+
+def test_who_waits_for_an_answer_waits_for_as_long_as_it_is_the_same_process(sessions):
+    number = greet(sessions, hello())
+    sessions.wait(number, 0)
+    greet(sessions, hello())
+    assert sessions.get(number).waiting == {0}, "it sends its claim again"
+    other = hello()
+    other.instance = "2"
+    greet(sessions, other)
+    assert sessions.get(number).waiting == set()
+
+
+def test_numbers_are_fenced_up_to_the_window_counted_with_those_of_this_turn(sessions):
+    number = greet(sessions, hello())
+    for sequence in (7, 8):
+        sessions.fence(default_id(number, sequence))
+    assert [sessions.told(number, 9, pending) for pending in (0, 1, 2)] == [None, None, FORGOTTEN]
+    sessions.fence(default_id(number, 9))
+    assert sessions.told(number, 10) is None
+    sessions.fence(default_id(number, 10))
+    assert sessions.told(number, 11) == FORGOTTEN, "it is not told to be never applied: there is no room to keep that"
+    assert sessions.told(number, 10) == NEVER
+
+
+def test_who_comes_after_one_was_forgotten_begins_behind_all_that_such_a_one_may_have_sent(sessions):
+    """As if it were that one. It sent nothing that anybody heard of."""
+    sessions.forget([greet(sessions, hello("ann"))])
+    change, first = sessions.greet(hello("bob"), None, lambda number: -1)
+    assert first == 1 + 4, "behind its first frame, and a window of others"
+    number, begin = sessions.take(change).number, first * FRAME_REQUESTS_MAX
+    assert sessions.told(number, begin) is None
+    assert sessions.told(number, begin - 1) == FORGOTTEN
+    sessions.remember([Outcome(number, begin, Status.APPLIED, 9, [])])
+    assert sessions.told(number, begin).revision == 9
+
+
 def test_nobody_who_is_connected_goes_for_a_new_session():
     sessions = Sessions(Limits(sessions_max=2))
     ann, bob = (greet(sessions, hello(name)) for name in ("ann", "bob"))
