@@ -77,3 +77,11 @@ def test_no_bound_is_none():
         pace.note(1, float(number))
     assert pace.too_many(10_000, math.inf) == 0
     assert pace.too_many(10_000, -1.0) == 10_000 - IN_FLIGHT_LEAST
+
+
+def test_nothing_is_too_much_where_no_time_went_by():
+    pace = Pace()
+    pace.begin(5.0)
+    for _ in range(STEADY_LOOKS):
+        pace.note(50, 5.0)
+    assert pace.too_many(10_000, 0.2) == 0

@@ -10,7 +10,15 @@ from solewriter.agents.pending import error_of, outcome_unknown
 from solewriter.agents.session import AgentSession
 from solewriter.shared import wire
 from solewriter.shared.config import DEFAULT_LIMITS
-from solewriter.shared.errors import EngineUnavailable, OutcomeUnknown, RequestTooLarge
+from solewriter.shared.errors import (
+    EngineUnavailable,
+    Forgotten,
+    MemoryFull,
+    NotFound,
+    OutcomeUnknown,
+    RequestTooLarge,
+    to_wire,
+)
 from solewriter.shared.handshake import Welcome
 from solewriter.shared.lane import LENGTH_BYTES
 from solewriter.shared.wire import Status
@@ -61,6 +69,26 @@ def test_it_is_sent_where_its_number_stays(session):
     held = outcome_unknown(named).request_id
     session.welcomed(welcome(0))
     assert (named.request_id, named.done, session.in_flight) == (held, False, 1)
+
+
+@pytest.mark.parametrize(
+    ("status", "detail", "error"),
+    [
+        (Status.APPLIED, [], None),
+        (Status.REFUSED, to_wire(NotFound("there is none")), NotFound),
+        (Status.UNAVAILABLE, ("Forgotten", "long ago", {}), Forgotten),
+        (Status.UNAVAILABLE, ("MemoryFull", "no room", {}), MemoryFull),
+        (Status.UNAVAILABLE, ("DiskFull", "no room", {}), EngineUnavailable),
+    ],
+)
+def test_a_reply_is_the_error_that_it_names(session, status, detail, error):
+    session.welcomed(welcome(0))
+    (pending,) = send_whole(session, [REQUEST])
+    session.received(wire.pack_replies([(pending.sequence, status, 1, detail)]))
+    told = error_of(pending)
+    assert type(told) is (error or type(None))
+    if error in (NotFound, Forgotten):
+        assert told.request_id == pending.request_id
 
 
 @pytest.mark.parametrize(("refusal", "final"), [("unknown", False), ("final", True), ("again", False)])
