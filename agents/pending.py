@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Final
 
 from solewriter.shared.errors import (
     EngineUnavailable,
@@ -11,14 +10,11 @@ from solewriter.shared.errors import (
     MemoryFull,
     OutcomeUnknown,
     SolewriterError,
-    Unavailable,
     from_wire,
 )
 from solewriter.shared.request_ids import default_id
 from solewriter.shared.wire import PlainReply, Status
 from solewriter.shared.wireform import PlainRequest
-
-_UNAVAILABLE: Final[dict[str, type[Unavailable]]] = {"MemoryFull": MemoryFull, "Forgotten": Forgotten}
 
 
 class Pending:
@@ -105,5 +101,5 @@ def error_of(pending: Pending) -> SolewriterError | None:
         name, message, _ = reply.detail
         if name == "Forgotten":
             return Forgotten(message, request_id=pending.request_id)
-        return _UNAVAILABLE.get(name, EngineUnavailable)(message)
+        return MemoryFull(message) if name == "MemoryFull" else EngineUnavailable(message)
     return None
