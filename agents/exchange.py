@@ -126,7 +126,7 @@ class Exchange:
         with self._monitor.lock:
             self._closed = True
             if self._pid == os.getpid():
-                self._session.fail(_for_good("this client was closed before it was sent"))
+                self._session.fail(EngineUnavailable("this client was closed before it was sent", final=True))
             self._drop_lane()
             self._hang_up()
             self._monitor.tell()
@@ -170,7 +170,9 @@ class Exchange:
 
     def _check_usable(self) -> None:
         if self._pid != os.getpid():
-            raise _for_good("this client belongs to the parent process: connect() again in the child")
+            raise EngineUnavailable(
+                "this client belongs to the parent process: connect() again in the child", final=True
+            )
         if self._closed:
             raise closed()
         if self._session.fenced:
@@ -380,12 +382,6 @@ class Exchange:
 def _switches() -> int:
     """How often somebody else ran on this thread's processor although it wanted to go on."""
     return resource.getrusage(resource.RUSAGE_THREAD).ru_nivcsw
-
-
-def _for_good(message: str) -> EngineUnavailable:
-    error = EngineUnavailable(message)
-    error.final = True
-    return error
 
 
 def _leave_lanes_to_the_parent() -> None:

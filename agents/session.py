@@ -245,9 +245,8 @@ class AgentSession:
             raise Fenced(f"{welcome.reason}: connect again under another one")
         if welcome.refusal == "unknown":
             self._forget_begun()
-        error = EngineUnavailable(f"the engine refused the connection: {welcome.reason}")
-        error.final = welcome.refusal == "final"
-        raise error
+        why = f"the engine refused the connection: {welcome.reason}"
+        raise EngineUnavailable(why, final=welcome.refusal == "final")
 
     @property
     def _resends(self) -> bool:
