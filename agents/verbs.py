@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterator, Mapping
 from typing import Any, TypeVar
 
 from solewriter.agents.answers import entities_of
 from solewriter.agents.conflicts import conditional
+from solewriter.agents.deadline import deadline_us
 from solewriter.agents.readiness import WORK_PATIENCE_S, is_anything_left
 from solewriter.agents.requesting import Requests
 from solewriter.shared.config import GIVE_BACK_S
@@ -216,5 +216,5 @@ def claiming(
     reason: str,
 ) -> Claim:
     """The mutation, with the time until which it waits on the clock that all share."""
-    until_us = time.monotonic_ns() // 1000 + int(min(timeout_s, 1e9) * 1_000_000) if timeout_s > 0 else None
+    until_us = deadline_us(timeout_s) if timeout_s > 0 else None
     return Claim(kind, where or {}, count, lease_s, assignee, until_us, reason)
