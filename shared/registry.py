@@ -154,7 +154,7 @@ class Kind:
     def keep(self, stored: dict[str, Any], name: str, value: Any) -> None:
         """Put a valid value among the stored fields, or leave it out if it is the default."""
         default = self._defaults.get(name, _NO_DEFAULT)
-        if value is default or (type(value) is type(default) and self._is_default(value, default)):
+        if value is default or (type(value) is type(default) and _is_stored_alike(value, default)):
             stored.pop(name, None)
         else:
             stored[name] = value
@@ -279,16 +279,9 @@ class Kind:
         values, stored = entity.__dict__, {}
         for name, default in self._stored_defaults:
             value = values.get(name, default)
-            if value is not default and (type(value) is not type(default) or not self._is_default(value, default)):
+            if value is not default and (type(value) is not type(default) or not _is_stored_alike(value, default)):
                 stored[name] = value
         return stored
-
-    def _is_default(self, value: Any, default: Any) -> bool:
-        if value is default:
-            return True
-        if type(value) is not type(default) or value != default:
-            return False
-        return type(value) in _SAME_IF_EQUAL or bool(encode(value) == encode(default))
 
     # --- reading -----------------------------------------------------------------------------------------------------
 
@@ -332,6 +325,13 @@ class Kind:
                 if name not in ours or encode(value) != encode(ours[name])
             }
         return found
+
+
+def _is_stored_alike(value: Any, default: Any) -> bool:
+    """Whether two values of one type are."""
+    if value != default:
+        return False
+    return type(value) in _SAME_IF_EQUAL or bool(encode(value) == encode(default))
 
 
 def _stumbled(name: str, error: Exception) -> InvalidMutation:
