@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from datetime import UTC
 from typing import Any
 
@@ -13,12 +13,12 @@ from numpy.typing import NDArray
 from solewriter.agents.conditions import cell_of, conditions, place_of
 from solewriter.agents.past import Held, Past
 from solewriter.agents.scan import Rows, Scanner, Values, ordered
+from solewriter.agents.snapshot import Plain
 from solewriter.shared.columns import NO_INT, Column
 from solewriter.shared.errors import InvalidMutation, InvalidQuery, SchemaMismatch, SnapshotExpired
 from solewriter.shared.models import Entity
 from solewriter.shared.where import Where
 
-Plain = Mapping[str, Any]
 Rank = Callable[[Any], float]
 Field = Callable[[str, Any], Any]  # a column's name and plain value -> the model's own value, an enum member say
 LivedOn = Callable[[str, int, int], bool]  # a key and two of its versions -> whether the journal says: of one life
