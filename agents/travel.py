@@ -6,7 +6,8 @@ was there when its oldest segment left it, and everything since (`root.whole`).
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from functools import partial
 from itertools import chain
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -22,6 +23,8 @@ from solewriter.shared.errors import Compacted, InvalidQuery, SnapshotExpired, m
 from solewriter.shared.memory.heap import PREFIX_BYTES
 from solewriter.shared.memory.pin import Pin
 from solewriter.shared.models import name_of
+
+Key = tuple[int, str]  # kind code, id
 
 
 class Difference(NamedTuple):
@@ -92,27 +95,27 @@ def diff(reader: Looking, since: int, until: int, kind: Model | None) -> list[Di
     if since > until:
         raise InvalidQuery(f"a difference is from an earlier revision to a later one, not {since} to {until}", kind="")
     now = _pin(reader, since, until)
-    wanted = None if kind is None else name_of(kind)
     old, new = _then(now, since), _then(now, until)
-    touched: list[tuple[int, str]]
     if isinstance(old, Pin) and isinstance(new, Pin):
-        touched = list(dict.fromkeys(_touched(old, new)))
-        return _differences(reader, kind, wanted, touched, old, new)
-    past = _past(reader, now, since)
-    seen: dict[tuple[int, str], tuple[record.Record | None, record.Record]] = {}
-    for found, before in past.changes(until):
-        key = found.kind, found.key
-        seen[key] = (seen[key][0] if key in seen else before), found
-    told, of = [], reader.decoder.of_record
-    for (code, id), (before, found) in seen.items():
-        name = now.catalog.kinds[code]
-        if wanted in (None, name):
-            model = kind or reader.decoder.model_of(name)
-            told.append(_difference(name, id, of(now.catalog, before, model), of(now.catalog, found, model)))
+        look = reader.decoder.found
+        told = [
+            _difference(name, id, look(old, model, id), look(new, model, id))
+            for (_, id), name, model in _asked_for(reader, now, kind, dict.fromkeys(_touched(old, new)))
+        ]
+    else:
+        seen: dict[Key, tuple[record.Record | None, record.Record]] = {}
+        for found, before in _past(reader, now, since).changes(until):
+            key = found.kind, found.key
+            seen[key] = (seen[key][0] if key in seen else before), found
+        read = partial(reader.decoder.of_record, now.catalog)
+        told = [
+            _difference(name, key[1], *(read(one, model) for one in seen[key]))
+            for key, name, model in _asked_for(reader, now, kind, seen)
+        ]
     return [one for one in told if one is not None]
 
 
-def _touched(old: Pin, new: Pin) -> Iterator[tuple[int, str]]:
+def _touched(old: Pin, new: Pin) -> Iterator[Key]:
     """Keys of the records from one pin's tail to the other's."""
     for _, segment, place in new.walked(old.root.tail, new.root.tail):
         body = place + PREFIX_BYTES
@@ -120,18 +123,13 @@ def _touched(old: Pin, new: Pin) -> Iterator[tuple[int, str]]:
             yield record.kind_at(segment.bytes, body), record.key_at(segment.bytes, body).decode()
 
 
-def _differences(
-    reader: Looking, kind: Model | None, wanted: str | None, touched: list[tuple[int, str]], old: Held, new: Held
-) -> list[Difference]:
-    told = []
-    for code, id in touched:
-        name = new.catalog.kinds[code]
+def _asked_for(reader: Looking, now: Held, kind: Model | None, keys: Iterable[Key]) -> Iterator[tuple[Key, str, Model]]:
+    """Of these keys those of a kind, or all: each with its kind's name, and as what it is read."""
+    wanted = None if kind is None else name_of(kind)
+    for key in keys:
+        name = now.catalog.kinds[key[0]]
         if wanted in (None, name):
-            model = kind or reader.decoder.model_of(name)
-            told.append(
-                _difference(name, id, reader.decoder.found(old, model, id), reader.decoder.found(new, model, id))
-            )
-    return [one for one in told if one is not None]
+            yield key, name, kind or reader.decoder.model_of(name)
 
 
 def _difference(kind: str, id: str, old: Any, new: Any) -> Difference | None:
