@@ -92,7 +92,7 @@ class Publisher:
         """A table and an index for a kind that is not there yet. Raises MemoryFull."""
         index = IndexWriter(
             lambda number, size: self._make(size, "index", kind, number),
-            lambda number: segment_path(self._folder, self.prefix, "index", kind, number).unlink(),
+            lambda number: self._path("index", kind, number).unlink(),
         )
         return self._table(kind, columns), index
 
@@ -147,7 +147,7 @@ class Publisher:
         self._catalog_number += 1
 
     def drop_catalog(self) -> None:
-        segment_path(self._folder, self.prefix, "catalog", self._catalog_number + 1).unlink(missing_ok=True)
+        self._path("catalog", self._catalog_number + 1).unlink(missing_ok=True)
 
     def newest(self, kind: int, slot: int) -> tuple[int, mmap, int]:
         """A slot's newest published record: its address, and where its body lies."""
@@ -240,7 +240,7 @@ class Publisher:
             reclaimer.bury(emptied)
             self.let_go()
         for number in forgotten:
-            segment_path(self._folder, self.prefix, "revlog", number).unlink()
+            self._path("revlog", number).unlink()
         failpoint.reach("reclaim.done")
         return dropped
 
