@@ -321,7 +321,7 @@ class AioExchange:
     async def _offer(self, threads: ThreadPoolExecutor, timeout_s: float) -> None:
         """One hello. Requests that are queued meanwhile are the last of what is sent on this lane."""
         hello = self._session.hello(os.getpid())
-        greeting = self._greeting = Greeting(self.folder.path, hello, timeout_s)
+        greeting = self._greeting = Greeting(self.folder, hello, timeout_s)
         try:
             welcome = await self._loop.run_in_executor(threads, greeting.say)
             self._session.welcomed(welcome)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import socket
 import threading
 
@@ -13,14 +12,14 @@ from solewriter.shared.handshake import Hello, Welcome
 from solewriter.shared.lane import Lane
 
 
-class Greeting(StateFolder):
-    """A state folder with one hello to say there. The lane is closed by whoever ends it: the thread when it fails, the
-    loop when it gives up; otherwise it is the loop's to take.
+class Greeting:
+    """One hello to say. The lane is closed by whoever ends it: the thread when it fails, the loop when it gives up;
+    otherwise it is the loop's to take.
     """
 
-    def __init__(self, path: str | os.PathLike[str], hello: Hello, timeout_s: float) -> None:
-        super().__init__(path)
+    def __init__(self, folder: StateFolder, hello: Hello, timeout_s: float) -> None:
         self.lane: Lane | None = None
+        self._folder = folder
         self._hello = hello
         self._timeout_s = timeout_s
         self._lock = threading.Lock()
@@ -32,7 +31,7 @@ class Greeting(StateFolder):
         """In the thread: make the lane, offer it, hear the answer. Raises what `greet` does."""
         lane = self.lane = Lane()
         try:
-            welcome = greet(self, self._hello, lane, self._timeout_s)
+            welcome = greet(self._folder, self._hello, lane, self._timeout_s, self._connected)
             with self._lock:
                 self._check_wanted()
                 self._welcomed = True
@@ -46,16 +45,10 @@ class Greeting(StateFolder):
                     self._line.close()
                     self._line = None
 
-    def connected_socket(self, timeout_s: float) -> socket.socket:
-        made = super().connected_socket(timeout_s)
-        try:
-            with self._lock:
-                self._check_wanted()
-                self._line = made.dup()
-        except BaseException:
-            made.close()
-            raise
-        return made
+    def _connected(self, connection: socket.socket) -> None:
+        with self._lock:
+            self._check_wanted()
+            self._line = connection.dup()
 
     def _check_wanted(self) -> None:
         if self._given_up:
