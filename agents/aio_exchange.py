@@ -19,7 +19,7 @@ from functools import partial
 
 from solewriter.agents.aio_greeting import Greeting
 from solewriter.agents.aio_home import Home, call_if_there, wake
-from solewriter.agents.aio_line import Line, Request, Sent, Turn
+from solewriter.agents.aio_line import Line, Sent, Turn
 from solewriter.agents.deadline import due_s, not_sent
 from solewriter.agents.pace import Pace
 from solewriter.agents.pending import Pending, name_request, outcome_unknown
@@ -29,6 +29,7 @@ from solewriter.shared.config import PIPE_BYTES, READ_BYTES, RECONNECT_FIRST_S, 
 from solewriter.shared.errors import EngineUnavailable, SolewriterError, check_descriptors
 from solewriter.shared.folder import StateFolder, unclosed
 from solewriter.shared.lane import Lane
+from solewriter.shared.wireform import Asked
 
 _open: weakref.WeakSet[AioExchange] = weakref.WeakSet()
 
@@ -58,7 +59,7 @@ class AioExchange:
 
     # --- what a client does with it ----------------------------------------------------------------------------------
 
-    async def send(self, requests: Sequence[Request], deadline: float, *, wait_for_room: bool = True) -> Sent:
+    async def send(self, requests: Sequence[Asked], deadline: float, *, wait_for_room: bool = True) -> Sent:
         """Number these requests and send them; one that is too large for a frame is refused in its place, and all of
         them are if their own deadline passes before there is room.
 
@@ -134,13 +135,13 @@ class AioExchange:
         if self._session.fenced:
             raise fenced()
 
-    def _check_room(self, requests: Sequence[Request]) -> None:
+    def _check_room(self, requests: Sequence[Asked]) -> None:
         """Raises Busy where these requests would have to wait, after what there is was read."""
         self._readable()
         soon_s, in_line = self._limits.busy_above_s, self._line.before(requests)
         check_room(self._session, self._pace, requests, soon_s, time.monotonic(), in_line)
 
-    def _dispatch(self, requests: Sequence[Request]) -> Sent:
+    def _dispatch(self, requests: Sequence[Asked]) -> Sent:
         """Number these requests and write them, or as much as fits. Raises TypeError for what is not plain data."""
         if not self._session.awaited:
             self._pace.begin(time.monotonic())

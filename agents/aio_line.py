@@ -14,9 +14,8 @@ from solewriter.agents.pending import Pending
 from solewriter.agents.room import claims_too_many, is_pressing
 from solewriter.agents.session import AgentSession
 from solewriter.shared.errors import Refused, SolewriterError
-from solewriter.shared.wireform import OutcomeQuery, PlainRequest
+from solewriter.shared.wireform import Asked
 
-Request = PlainRequest | OutcomeQuery
 Sent = list[Pending | Refused]  # each on its way, or why not
 Turn = asyncio.Future[Sent]
 
@@ -26,13 +25,13 @@ class Line:
 
     def __init__(self, session: AgentSession) -> None:
         self._session = session
-        self._all: OrderedDict[Turn, Sequence[Request]] = OrderedDict()
-        self._pressing: OrderedDict[Turn, Sequence[Request]] = OrderedDict()  # of those, what are no claims that wait
+        self._all: OrderedDict[Turn, Sequence[Asked]] = OrderedDict()
+        self._pressing: OrderedDict[Turn, Sequence[Asked]] = OrderedDict()  # of those, what are no claims that wait
 
     def __len__(self) -> int:
         return len(self._all)
 
-    def before(self, requests: Sequence[Request]) -> int:
+    def before(self, requests: Sequence[Asked]) -> int:
         """How many go before these requests, should they come now."""
         if not self._all:
             return 0
@@ -41,12 +40,12 @@ class Line:
     def _lets_pass(self) -> bool:
         return claims_too_many(self._session, len(next(iter(self._all.values())))) > 0
 
-    def join(self, turn: Turn, requests: Sequence[Request]) -> None:
+    def join(self, turn: Turn, requests: Sequence[Asked]) -> None:
         self._all[turn] = requests
         if is_pressing(requests):
             self._pressing[turn] = requests
 
-    def first(self) -> tuple[Turn, Sequence[Request]]:
+    def first(self) -> tuple[Turn, Sequence[Asked]]:
         """Whose turn is next."""
         return next(iter((self._pressing if self._pressing and self._lets_pass() else self._all).items()))
 
@@ -55,7 +54,7 @@ class Line:
         self._pressing.pop(turn, None)
         return self._all.pop(turn, None) is not None
 
-    def pressing(self) -> Iterator[Sequence[Request]]:
+    def pressing(self) -> Iterator[Sequence[Asked]]:
         """What somebody wants to send still, and is no claim that waits."""
         return (requests for turn, requests in self._pressing.items() if not turn.done())
 

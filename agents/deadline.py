@@ -13,7 +13,7 @@ from itertools import repeat
 from typing import TypeVar
 
 from solewriter.shared.errors import Expired, InvalidMutation, InvalidQuery
-from solewriter.shared.wireform import OutcomeQuery, PlainRequest
+from solewriter.shared.wireform import Asked
 
 T = TypeVar("T")
 Timed = tuple[T, int | None]  # with its deadline
@@ -52,7 +52,7 @@ def check_patience(timeout_s: float | None) -> None:
         raise InvalidQuery(f"timeout_s is seconds from now, not {timeout_s!r}", kind="")
 
 
-def due_s(requests: Sequence[PlainRequest | OutcomeQuery]) -> float:
+def due_s(requests: Sequence[Asked]) -> float:
     """When it is too late to send any of these, which were made one after the other, on `time.monotonic`. Infinite
     without a deadline.
     """

@@ -36,9 +36,8 @@ from solewriter.shared.config import (
 from solewriter.shared.errors import EngineUnavailable, Fenced, Refused, check_descriptors
 from solewriter.shared.folder import StateFolder, unclosed
 from solewriter.shared.lane import Lane
-from solewriter.shared.wireform import OutcomeQuery, PlainRequest
+from solewriter.shared.wireform import Asked
 
-Request = PlainRequest | OutcomeQuery
 Sent = Pending | Refused  # on its way, or why not
 
 _open: weakref.WeakSet[Exchange] = weakref.WeakSet()
@@ -73,7 +72,7 @@ class Exchange:
 
     # --- what a client does with it ----------------------------------------------------------------------------------
 
-    def send(self, requests: Sequence[Request], deadline: float, *, wait_for_room: bool = True) -> list[Sent]:
+    def send(self, requests: Sequence[Asked], deadline: float, *, wait_for_room: bool = True) -> list[Sent]:
         """Number these requests and send them; one that is too large for a frame is refused in its place, and all of
         them are if their own deadline passes before there is room.
 
@@ -133,7 +132,7 @@ class Exchange:
 
     # --- waiting -----------------------------------------------------------------------------------------------------
 
-    def _await_room(self, requests: Sequence[Request], deadline: float) -> bool:
+    def _await_room(self, requests: Sequence[Asked], deadline: float) -> bool:
         """Until these requests fit the window; False when their own deadline has passed. Raises EngineUnavailable at
         the caller's: nothing was sent.
         """
@@ -147,7 +146,7 @@ class Exchange:
                 raise no_room(self._session)
         return True
 
-    def _make_room(self, requests: Sequence[Request]) -> None:
+    def _make_room(self, requests: Sequence[Asked]) -> None:
         """Claims that wait leave it to those that do not."""
         try:
             if make_room(self._session, self._pace, [requests], time.monotonic()):
@@ -156,7 +155,7 @@ class Exchange:
             self._broken = True
             raise
 
-    def _check_room(self, requests: Sequence[Request]) -> None:
+    def _check_room(self, requests: Sequence[Asked]) -> None:
         """Raises Busy where these requests would have to wait, after what there is was read."""
         self._check_usable()
         lane, session = self._lane, self._session

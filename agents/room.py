@@ -9,10 +9,10 @@ from solewriter.agents.pace import Pace
 from solewriter.agents.session import AgentSession, waits
 from solewriter.shared.config import FRAME_BATCH
 from solewriter.shared.errors import Busy, EngineUnavailable
-from solewriter.shared.wireform import OutcomeQuery, PlainRequest
+from solewriter.shared.wireform import Asked
 
 
-def until_room(session: AgentSession, requests: Sequence[PlainRequest | OutcomeQuery]) -> int:
+def until_room(session: AgentSession, requests: Sequence[Asked]) -> int:
     """How many replies until these requests may be sent: 0 if they may now. Claims that wait leave room for others."""
     missing = session.replies_until_room(len(requests))
     if session.waiting and not is_pressing(requests):
@@ -29,7 +29,7 @@ def claims_too_many(session: AgentSession, more: int) -> int:
 def check_room(
     session: AgentSession,
     pace: Pace,
-    requests: Sequence[PlainRequest | OutcomeQuery],
+    requests: Sequence[Asked],
     busy_above_s: float,
     now_s: float,
     in_line: int = 0,
@@ -44,14 +44,12 @@ def check_room(
         raise _busy(pace.retry_after_s(max(1, missing), now_s))
 
 
-def is_pressing(requests: Sequence[PlainRequest | OutcomeQuery]) -> bool:
+def is_pressing(requests: Sequence[Asked]) -> bool:
     """Whether one of them is no claim that waits."""
     return any(len(request) == 2 or not waits(request) for request in requests)
 
 
-def make_room(
-    session: AgentSession, pace: Pace, line: Iterable[Sequence[PlainRequest | OutcomeQuery]], now_s: float
-) -> bool:
+def make_room(session: AgentSession, pace: Pace, line: Iterable[Sequence[Asked]], now_s: float) -> bool:
     """For the first in this line that are no claims that wait, see `AgentSession.make_room`. Whether something has to
     be written for that.
     """

@@ -30,7 +30,7 @@ from solewriter.shared.lane import LENGTH_BYTES
 from solewriter.shared.mutations import Op
 from solewriter.shared.request_ids import default_id, new_client_id, session_number
 from solewriter.shared.wire import PlainReply, Status
-from solewriter.shared.wireform import OutcomeQuery, PlainRequest
+from solewriter.shared.wireform import Asked, PlainRequest
 
 _CLAIM: Final = Op.CLAIM.value
 
@@ -87,7 +87,7 @@ class AgentSession:
 
     # --- requests out ------------------------------------------------------------------------------------------------
 
-    def send(self, requests: Sequence[PlainRequest | OutcomeQuery]) -> list[Pending]:
+    def send(self, requests: Sequence[Asked]) -> list[Pending]:
         """One frame of these requests. Raises RequestTooLarge; TypeError for what is not plain data."""
         assert 0 < len(requests) <= FRAME_REQUESTS_MAX
         data = wire.pack_frame(list(requests), self.limits)
@@ -111,7 +111,7 @@ class AgentSession:
         self.bytes_in_flight += len(data)
         return pendings
 
-    def send_all(self, requests: Sequence[PlainRequest | OutcomeQuery]) -> list[Pending | Refused]:
+    def send_all(self, requests: Sequence[Asked]) -> list[Pending | Refused]:
         """As one frame, or where that is too large as smaller ones; what is too large alone is refused in its place."""
         if len(self._frames) > CALLED_BACK_BEHIND:
             self._call_back(_waiting(self._frames[0]))

@@ -53,6 +53,7 @@ PlainMutation = tuple[int, str, str, "int | None", "dict[str, Any] | None", str,
 PlainGuard = tuple[int, str, str, Any]
 PlainRequest = tuple[list[PlainMutation], list[PlainGuard], "str | None", "int | None"]
 OutcomeQuery = tuple[str, str]
+Asked = PlainRequest | OutcomeQuery  # what a frame is made of
 _UPDATE: Final = Op.UPDATE.value  # asked of the enum each time, it takes as long as a line
 _TRANSITION: Final = Op.TRANSITION.value
 _CANCEL: Final = Op.CANCEL.value
