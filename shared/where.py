@@ -11,7 +11,9 @@ from __future__ import annotations
 
 import enum
 import operator
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from itertools import product
+from math import prod
 from typing import Any
 
 import msgspec
@@ -89,6 +91,14 @@ class Demand:
         except TypeError:  # of a union's members, of times with and without a zone
             problem = f"holds {typed!r:.100}, which is neither more nor less than what is asked for"
             raise InvalidMutation(f"{self._kind.name}.{self.name} {problem}", fields={self.name: problem}) from None
+
+
+def combinations(demands: Sequence[Demand], most: int) -> list[tuple[Any, ...]] | None:
+    """All combinations of values that meet these demands; None where they are more, or an order is asked for."""
+    among = [demand.among for demand in demands]
+    if None in among or prod(len(values or ()) for values in among) > most:
+        return None
+    return list(dict.fromkeys(product(*(values or () for values in among))))
 
 
 def demands(kind: Kind, said: Any) -> list[Demand]:

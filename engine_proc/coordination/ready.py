@@ -10,13 +10,12 @@ from __future__ import annotations
 from collections import OrderedDict, deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from heapq import heappop, heappush
-from itertools import count, islice, product
-from math import prod
+from itertools import count, islice
 from typing import Any
 
 from solewriter.engine_proc.coordination.making import PIECE
 from solewriter.shared.config import RECENT_MAX, STALE_MAX, VIEWS_MAX
-from solewriter.shared.where import Demand
+from solewriter.shared.where import Demand, combinations
 
 
 class Candidate:
@@ -64,9 +63,9 @@ class _View:
 
     def matching(self, demands: Sequence[Demand]) -> Iterator[tuple[tuple[Any, ...], Heap]]:
         """The heaps of those that meet the demands, which are in the order of this view's names."""
-        among = [demand.among for demand in demands]
-        if None not in among and prod(len(values or ()) for values in among) <= len(self.heaps):
-            for key in dict.fromkeys(product(*(values or () for values in among))):
+        wanted = combinations(demands, len(self.heaps))
+        if wanted is not None:
+            for key in wanted:
                 if key in self.heaps:
                     yield key, self.heaps[key]
             return

@@ -7,11 +7,9 @@ one look-up, or, where an order is asked for, one look at each combination of va
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from itertools import product
-from math import prod
 from typing import Any
 
-from solewriter.shared.where import Demand, single
+from solewriter.shared.where import Demand, combinations, single
 
 Fields = Mapping[str, Any]
 Values = tuple[Any, ...]
@@ -40,9 +38,9 @@ class Tally:
 
     def count(self, demands: Sequence[Demand]) -> int:
         """How many meet these demands, which are in the order of the names."""
-        among = [demand.among for demand in demands]
-        if None not in among and prod(len(values or ()) for values in among) <= len(self._counts):
-            return sum(self._counts.get(key, 0) for key in dict.fromkeys(product(*(values or () for values in among))))
+        wanted = combinations(demands, len(self._counts))
+        if wanted is not None:
+            return sum(self._counts.get(values, 0) for values in wanted)
         return sum(
             count
             for values, count in self._counts.items()

@@ -10,11 +10,11 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Sequence
 from heapq import heapify, heappop, heappush
-from itertools import count, product
-from math import prod
+from itertools import count
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from solewriter.shared.config import LINE_VALUES_MAX, STALE_MAX
+from solewriter.shared.where import combinations
 from solewriter.shared.wireform import PlainRequest
 
 if TYPE_CHECKING:
@@ -91,10 +91,7 @@ class Line:
     def places(self) -> tuple[Names, list[Values]]:
         """The columns that they ask for, and all values of which they ask for one; none where those are not listed."""
         demands = sorted(self.wish.demands, key=lambda demand: demand.name)
-        among = [demand.among for demand in demands]
-        few = None not in among and prod(len(values or ()) for values in among) <= LINE_VALUES_MAX
-        keys = list(dict.fromkeys(product(*(values or () for values in among)))) if few else []
-        return tuple([demand.name for demand in demands]), keys
+        return tuple([demand.name for demand in demands]), combinations(demands, LINE_VALUES_MAX) or []
 
 
 class Queue:
