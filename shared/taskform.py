@@ -99,15 +99,20 @@ def plain_of_task(mutation: Mutation, registry: Registry) -> PlainMutation:
     raise TypeError(f"{mutation!r} is not a mutation: use Create, Put, Update, Transition, Cancel, Delete, Alter ...")
 
 
-def _kind_of_tasks(kind: Kind) -> Kind:
+def check_kind_of_tasks(kind: Kind) -> None:
+    """Raises InvalidMutation for another one."""
     if not kind.claimable:
         raise InvalidMutation(f"{kind.name} is no kind of task", fields={"kind": "is no kind of task"})
+
+
+def _kind_of_tasks(kind: Kind) -> Kind:
+    check_kind_of_tasks(kind)
     return kind
 
 
 def tree_of(kind: Kind) -> str:
     """In place of a state: a cancel takes descendants, too. Raises InvalidMutation for what has none."""
-    _kind_of_tasks(kind)
+    check_kind_of_tasks(kind)
     return "tree"
 
 

@@ -14,7 +14,7 @@ from solewriter.engine_proc.coordination.coordination import ALONE
 from solewriter.engine_proc.coordination.leases import renewed
 from solewriter.engine_proc.coordination.ready import Candidate
 from solewriter.engine_proc.coordination.waiting import Wish
-from solewriter.engine_proc.decide.draft import Draft, Step, unknown
+from solewriter.engine_proc.decide.draft import Draft, Step
 from solewriter.engine_proc.decide.guards import check_column
 from solewriter.engine_proc.decide.lifecycle import free_step_fields, refusal
 from solewriter.shared.columns import from_us
@@ -24,6 +24,7 @@ from solewriter.shared.errors import BadRequest, InvalidMutation, RequestTooLarg
 from solewriter.shared.mutations import Op
 from solewriter.shared.readiness import CLAIMABLE, HELD
 from solewriter.shared.schema import encode
+from solewriter.shared.taskform import check_kind_of_tasks
 from solewriter.shared.where import demands
 from solewriter.shared.wireform import PlainMutation
 
@@ -36,18 +37,15 @@ def claim(draft: Draft, mutation: PlainMutation) -> list[Step]:
     """The best ready tasks, or a place among those who wait, or nothing."""
     _, kind_name, _, _, said, reason, _ = mutation
     turn = draft.turn
-    state = turn.named(kind_name)
-    if state is None or state.kind is None:
-        raise unknown(kind_name)
-    if not state.kind.claimable:
-        raise InvalidMutation(f"{kind_name} is no kind of task", fields={"kind": "is no kind of task"})
+    state, kind = draft.known(kind_name)
+    check_kind_of_tasks(kind)
     count, where, lease_us, assignee, until_us = _wish(said, draft.actor)
     most = turn.coordination.limits.request_mutations_max
     if count > most:
         raise RequestTooLarge(f"a request claims at most {most:,} tasks (request_mutations_max)")
-    wanted = demands(state.kind, where)
+    wanted = demands(kind, where)
     for demand in wanted:
-        check_column(state.kind, demand.name)
+        check_column(kind, demand.name)
     taken: list[Step] = []
     denied: list[str] = []
 
@@ -197,8 +195,7 @@ def _at_work(draft: Draft, mutation: PlainMutation, to: str, among: tuple[str, .
 
 def _task(draft: Draft, kind_name: str, key: str, expect: int | None) -> Step:
     step = draft.step(kind_name, key)
-    if not step.kind.claimable:
-        raise InvalidMutation(f"{kind_name} is no kind of task", fields={"kind": "is no kind of task"})
+    check_kind_of_tasks(step.kind)
     step.require(expect)
     return step
 

@@ -65,15 +65,18 @@ class Step:
         if expect is not None:
             self.compare(expect)
 
+    @property
+    def stored_version(self) -> int:
+        """That before the request; 0: there was none."""
+        return self.before.version if self.before is not None and self.before.alive else 0
+
     def compare(self, expect: int) -> None:
         """Compare with the version stored before the request, 0 for none. Raises VersionConflict."""
-        before = self.before
-        stored = before.version if before is not None and before.alive else 0
-        if stored != expect:
+        if self.stored_version != expect:
             raise conflict(
                 self,
                 expect,
-                f"{self.kind.name} {self.key!r} is at version {stored}, not {expect}: "
+                f"{self.kind.name} {self.key!r} is at version {self.stored_version}, not {expect}: "
                 "look at the current one and decide again",
             )
 
@@ -141,24 +144,27 @@ class Draft:
         """Who holds a task by now."""
         return self.leases[place] if place in self.leases else self.turn.lease(place)
 
+    def known(self, kind_name: str) -> tuple[KindState, Kind]:
+        """A kind whose class is there. Raises UnknownKind."""
+        state = self.turn.named(kind_name)
+        if state is None or state.kind is None:
+            raise UnknownKind(
+                f"the engine has no model for {kind_name!r}: start it with models=[...] or register it there",
+                kind=kind_name,
+            )
+        return state, state.kind
+
     def step(self, kind_name: str, key: str) -> Step:
         """The entity of this kind and id. Raises UnknownKind."""
-        place = kind_name, key
-        step = self.steps.get(place)
+        step = self.steps.get((kind_name, key))
         if step is None:
-            turn = self.turn
-            state = turn.named(kind_name)
-            if state is None or state.kind is None:
-                raise unknown(kind_name)
-            step = self.steps[place] = Step(state, state.kind, key, turn.find(state, place), turn)
+            step = self.steps[kind_name, key] = self.before(kind_name, key)
         return step
 
     def before(self, kind_name: str, key: str) -> Step:
         """The same as it was before the request, to be looked at. Raises UnknownKind."""
-        state, turn = self.turn.named(kind_name), self.turn
-        if state is None or state.kind is None:
-            raise unknown(kind_name)
-        return Step(state, state.kind, key, turn.find(state, (kind_name, key)), turn)
+        state, kind = self.known(kind_name)
+        return Step(state, kind, key, self.turn.find(state, (kind_name, key)), self.turn)
 
     def seen(self, kind_name: str, key: str) -> Step:
         """An entity as it is by now, to be looked at: whoever changes it takes it first."""
@@ -168,22 +174,8 @@ class Draft:
         """Into the request, if it is not there."""
         self.steps[step.kind.name, step.key] = step
 
-    def stored(self, kind_name: str, key: str) -> Stored | None:
-        """What was stored before the request. Raises UnknownKind."""
-        state = self.turn.named(kind_name)
-        if state is None or state.kind is None:
-            raise unknown(kind_name)
-        return self.turn.find(state, (kind_name, key))
-
 
 def conflict(step: Step, expected: int, why: str) -> VersionConflict:
     """What is told to whoever saw an older version."""
-    before = step.before
-    stored = before.version if before is not None and before.alive else 0
-    return VersionConflict(why, kind=step.kind.name, id=step.key, expected=expected, version=stored, **step.newest)
-
-
-def unknown(name: str) -> UnknownKind:
-    return UnknownKind(
-        f"the engine has no model for {name!r}: start it with models=[...] or register it there", kind=name
-    )
+    version = step.stored_version
+    return VersionConflict(why, kind=step.kind.name, id=step.key, expected=expected, version=version, **step.newest)

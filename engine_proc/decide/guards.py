@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from solewriter.engine_proc.decide.draft import Draft, Step, conflict, unknown
+from solewriter.engine_proc.decide.draft import Draft, Step, conflict
 from solewriter.engine_proc.decide.fencing import show
 from solewriter.shared.columns import from_us
 from solewriter.shared.errors import GuardFailed, InvalidMutation
@@ -26,8 +26,7 @@ def check(draft: Draft, guard: PlainGuard) -> None:
     if code == Guard.CLAIM:
         show(draft, kind_name, key, version)
         return
-    stored = draft.stored(kind_name, key)
-    found = stored.version if stored is not None and stored.alive else 0
+    found = draft.before(kind_name, key).stored_version
     if code == Guard.REQUIRE_ABSENT and found:
         raise GuardFailed(
             f"{kind_name} {key!r} exists, and was required to be absent", kind=kind_name, id=key, version=found
@@ -49,7 +48,7 @@ def _check_fields(step: Step, expected: int | None, said: object) -> None:
     if broken:
         raise GuardFailed(
             f"{kind} {key!r}: {', '.join(broken)} is not as it was required to be",
-            kind=kind, id=key, version=step.version - 1, fields=broken, **step.newest,
+            kind=kind, id=key, version=step.stored_version, fields=broken, **step.newest,
         )  # fmt: skip
 
 
@@ -64,12 +63,10 @@ def _stored(step: Step, name: str) -> Any:
 
 
 def _check_none(draft: Draft, kind_name: str, said: object) -> None:
-    state = draft.turn.named(kind_name)
-    if state is None or state.kind is None:
-        raise unknown(kind_name)
-    wanted = demands(state.kind, said)
+    state, kind = draft.known(kind_name)
+    wanted = demands(kind, said)
     for demand in wanted:
-        check_column(state.kind, demand.name)
+        check_column(kind, demand.name)
     found = draft.turn.coordination.count(state, wanted)
     if found:
         raise GuardFailed(

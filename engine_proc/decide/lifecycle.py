@@ -10,6 +10,7 @@ from solewriter.engine_proc.decide.draft import Draft, Step
 from solewriter.shared.errors import InvalidMutation, InvalidTransition
 from solewriter.shared.models import Lifecycle
 from solewriter.shared.mutations import Op
+from solewriter.shared.taskform import check_kind_of_tasks
 from solewriter.shared.wireform import PlainMutation
 
 
@@ -43,8 +44,7 @@ def cancel(draft: Draft, mutation: PlainMutation) -> Step:
     step.require(expect)
     state = step.field(lifecycle.field)
     if what == TREE:
-        if not step.kind.claimable:
-            raise InvalidMutation(f"{kind_name} is no kind of task", fields={"kind": "is no kind of task"})
+        check_kind_of_tasks(step.kind)
         cancel_tree(draft, step, reason)
     if lifecycle.cancelled is None:
         raise InvalidMutation(f"{kind_name} has no cancelled state", fields={lifecycle.field: "has no cancelled state"})
