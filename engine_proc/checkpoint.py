@@ -18,6 +18,7 @@ import msgspec
 from solewriter.engine_proc.image import DEAD, UNKNOWN, Cells, HeapImage, KindImage
 from solewriter.shared import failpoint, record
 from solewriter.shared.checkpoint import Checkpoint, CheckpointWriter, DigestOfState, Directory
+from solewriter.shared.columns import format_of
 from solewriter.shared.config import CHECKPOINT_NICE, HEAP_SEGMENT_SHARE
 from solewriter.shared.errors import SolewriterError
 from solewriter.shared.memory.heap import padded
@@ -153,7 +154,7 @@ def _cutter(pin: Pin, kind: int) -> Callable[[int, int, int, bytes, int], Cells]
     """
     columns = pin.catalog.tables[kind].columns
     same = {schema.code for schema in pin.catalog.schemas if schema.kind == kind and schema.columns == columns}
-    packed = struct.Struct("<" + "".join([column.code for column in columns]))
+    packed = struct.Struct(format_of(columns))
     size = packed.size
 
     def cells_of(slot: int, address: int, schema: int, body: bytes, start: int) -> Cells:

@@ -23,6 +23,7 @@ from solewriter.engine_proc.reclaim import Dropped
 from solewriter.engine_proc.sessions import Sessions, recovered
 from solewriter.engine_proc.state import State
 from solewriter.shared import record
+from solewriter.shared.columns import format_of
 from solewriter.shared.config import CHUNK_SLOTS, INSTALLED_AT_ONCE
 from solewriter.shared.entry import Entry, Outcome, PrivateChanges, Slots
 from solewriter.shared.memory.heap import padded
@@ -188,7 +189,7 @@ class NewestRecords:
     def _cutter(self, newest: _Newest) -> Callable[[Sequence[int]], _Piece]:
         """The function from slots of a kind to their piece."""
         state, kind, held, places, taken = self._state, newest.kind, self._bodies, newest.places, newest.taken
-        cells = struct.Struct("<" + "".join([column.code for column in self._publisher.columns(kind.code)]))
+        cells = struct.Struct(format_of(self._publisher.columns(kind.code)))
         same = {schema.code for schema in state.schemas if schema.kind == kind.code and state.layout(kind, schema.code)}
         size, unpack, first = cells.size, record.BEFORE_CELLS.unpack_from, newest.first
 

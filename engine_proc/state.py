@@ -22,7 +22,7 @@ from solewriter.engine_proc.reclaim import Dropped
 from solewriter.engine_proc.turn import NO_SLOT, Stored, Turn
 from solewriter.shared import record
 from solewriter.shared.checkpoint import Checkpoint, TableImage
-from solewriter.shared.columns import Cells, Column
+from solewriter.shared.columns import Cells, Column, format_of
 from solewriter.shared.config import KINDS_MAX, SCHEMAS_MAX, Limits
 from solewriter.shared.entry import Private
 from solewriter.shared.errors import SchemaMismatch, SolewriterError, clean
@@ -227,7 +227,7 @@ class State:
         known, layout = self._layouts.get((kind.code, schema), (None, None))
         if known is not columns:
             same = self.schemas[schema].columns == columns
-            layout = struct.Struct("<" + "".join([column.code for column in columns])) if same else None
+            layout = struct.Struct(format_of(columns)) if same else None
             self._layouts[kind.code, schema] = columns, layout
         return layout
 

@@ -94,9 +94,14 @@ class Column(msgspec.Struct, frozen=True):
         return _CELLS[self.type](self.name)
 
 
+def format_of(columns: Sequence[Column]) -> str:
+    """How a block of cells, one of each of these columns, is packed."""
+    return "<" + "".join([column.code for column in columns])
+
+
 def unpacked(columns: Sequence[Column], block: bytes) -> tuple[Cell, ...]:
     """The cells of a block, one for each of the columns that it was written with."""
-    return struct.unpack("<" + "".join([column.code for column in columns]), block)
+    return struct.unpack(format_of(columns), block)
 
 
 class _Codes(dict[Any, int]):

@@ -9,7 +9,7 @@ from typing import Annotated, Any, Final, TypeVar
 
 from pydantic import BaseModel, TypeAdapter, ValidationError
 
-from solewriter.shared.columns import Cell, Cells, column_of, earlier_names, from_us
+from solewriter.shared.columns import Cell, Cells, column_of, earlier_names, format_of, from_us
 from solewriter.shared.config import COLUMNS_MAX, KINDS_MAX, PROBLEMS_MAX
 from solewriter.shared.errors import InvalidMutation, SchemaMismatch, UnknownKind, clean
 from solewriter.shared.fieldtypes import all_parts, models_in, refuse_own, refuse_unsuitable
@@ -67,7 +67,7 @@ class Kind:
         self._free_cells = {name: found for name, found in self._cell_of.items() if name not in _OWN_CELLS}
         self._free_names = frozenset(self._free_cells)
         self.id_is_column = "id" in self._free_cells
-        self.block = struct.Struct("<" + "".join(column.code for column in self.columns))
+        self.block = struct.Struct(format_of(self.columns))
         self._blank = bytes(self.block.size)
         self.parts = all_parts(model)
         self.holders = frozenset(name for name in model.model_fields if any(models_in(model, name)))  # of parts
