@@ -18,7 +18,7 @@ import msgspec
 from solewriter.shared import entry as entries
 from solewriter.shared.config import DEFAULT_LIMITS, STALE_BEATS
 from solewriter.shared.errors import UNDECODABLE, EngineUnavailable, JournalCorrupt, LayoutMismatch
-from solewriter.shared.folder import SOCKET, StateFolder, Whereabouts, runs
+from solewriter.shared.folder import SOCKET, StateFolder, Whereabouts, process_state, runs
 from solewriter.shared.memory.root import ROOT_BYTES, STOPPED, Root, RootReader
 from solewriter.shared.memory.segment import segment_path
 from solewriter.shared.memory.view import View
@@ -292,12 +292,7 @@ def _last_outcomes(folder: StateFolder, journal: list[str]) -> set[tuple[int, in
 
 def _process_state(where: Whereabouts) -> str | None:
     """The kernel's letter for the state of exactly this process; None if it is gone, be its pid another's now."""
-    if not runs(where.pid, where.start_time):
-        return None
-    try:
-        return Path(f"/proc/{where.pid}/stat").read_bytes().rpartition(b")")[2].split()[0].decode()
-    except OSError:
-        return None
+    return (process_state(Path(f"/proc/{where.pid}")) or None) if runs(where.pid, where.start_time) else None
 
 
 def _uptime_s(where: Whereabouts) -> float:

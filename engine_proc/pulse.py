@@ -13,7 +13,7 @@ import time
 from pathlib import Path
 
 from solewriter.shared.errors import SolewriterError
-from solewriter.shared.folder import StateFolder
+from solewriter.shared.folder import StateFolder, process_state
 from solewriter.shared.memory.root import RootReader
 from solewriter.shared.memory.segment import Segment, segment_path
 
@@ -57,8 +57,10 @@ class Pulse:
 
     def _hands(self) -> str:
         """In whose it is: its main thread, or any that waits for a disk. "" in its own, or when it is gone."""
-        own = IN_OTHER_HANDS.get(_state(Path(f"/proc/{self.pid}")), "")
-        return own or (IN_OTHER_HANDS[WAITS] if any(_state(thread) == WAITS for thread in self._threads()) else "")
+        own = IN_OTHER_HANDS.get(process_state(Path(f"/proc/{self.pid}")), "")
+        if own:
+            return own
+        return IN_OTHER_HANDS[WAITS] if any(process_state(one) == WAITS for one in self._threads()) else ""
 
     def _threads(self) -> list[Path]:
         folder = Path(f"/proc/{self.pid}/task")
@@ -66,11 +68,3 @@ class Pulse:
             return [folder / name for name in os.listdir(folder)]
         except OSError:
             return []
-
-
-def _state(place: Path) -> str:
-    """Of a process or thread, as `ps` shows it; "" when it is gone."""
-    try:
-        return (place / "stat").read_bytes().rpartition(b")")[2].split()[0].decode()
-    except OSError:
-        return ""

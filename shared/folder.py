@@ -215,6 +215,14 @@ def legible(text: str) -> str:
     return text.encode(errors="backslashreplace").decode()
 
 
+def process_state(place: Path) -> str:
+    """The kernel's letter for the state of a process or thread, by its folder in /proc; "" when it is gone."""
+    try:
+        return _stat_in(place)[0].decode()
+    except OSError:
+        return ""
+
+
 def start_time_of(pid: int) -> int:
     """Clock ticks after boot at which a process started; 0 if there is none. A pid alone may be another process
     tomorrow.
@@ -254,8 +262,12 @@ def pidfd_of(pid: int, start_time: int) -> int:
 
 
 def _stat_of(pid: int) -> list[bytes]:
-    """What the kernel says of a process, from its state on. Raises OSError."""
-    return Path(f"/proc/{pid}/stat").read_bytes().rpartition(b")")[2].split()
+    return _stat_in(Path(f"/proc/{pid}"))
+
+
+def _stat_in(place: Path) -> list[bytes]:
+    """What the kernel says of a process or thread, from its state on. Raises OSError."""
+    return (place / "stat").read_bytes().rpartition(b")")[2].split()
 
 
 def _is(stat: list[bytes], start_time: int) -> bool:
