@@ -24,6 +24,7 @@ from solewriter.shared.chain import (
     named_checkpoints,
     newest_checkpoint,
     newest_whole,
+    noted_in,
     oldest_entry,
     opened,
 )
@@ -82,14 +83,6 @@ def untrimmed(read: Callable[[], R]) -> R:
         raise EngineUnavailable(f"{error.filename} is another user's: it cannot be read", final=True) from error
 
 
-def _committed(folder: Path) -> tuple[int, int]:
-    """Number and crc of the last entry that is known to be durable; 0 if none is."""
-    try:
-        return entries.last_committed((folder / "committed").read_bytes()) or (0, 0)
-    except FileNotFoundError:
-        return 0, 0
-
-
 class _Cut(Exception):
     """A power cut may have taken what follows, or it is damaged; and no start needs it."""
 
@@ -104,7 +97,7 @@ class Files:
         if not journal_files(folder):
             raise EngineUnavailable(f"nothing is journaled in {folder}")
         self._folder = folder
-        self._committed = _committed(folder)
+        self._committed = noted_in(folder) or (0, 0)
         self._newest = newest_checkpoint(folder)  # before the journal is read, which goes on beside an engine
         self._whole_from, self._life = 0, None
         if (whole := newest_whole(folder)) is not None:

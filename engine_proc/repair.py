@@ -23,10 +23,17 @@ from solewriter.engine_proc.lock import Lock
 from solewriter.engine_proc.replay import Replay, last_noted
 from solewriter.shared import entry as entries
 from solewriter.shared.aside import aside_files, aside_path, is_aside
-from solewriter.shared.chain import first_entry_of, first_of, journal_files, named_checkpoints, newest_whole
+from solewriter.shared.chain import (
+    first_entry_of,
+    first_of,
+    journal_files,
+    named_checkpoints,
+    newest_whole,
+    state_id_of,
+)
 from solewriter.shared.checkpoint import Checkpoint, checkpoint_files, checkpoint_path
 from solewriter.shared.config import MIB
-from solewriter.shared.entry import FILE_HEADER_BYTES, CheckpointName, Entry, Life, Private
+from solewriter.shared.entry import CheckpointName, Entry, Life, Private
 from solewriter.shared.errors import EngineUnavailable, JournalCorrupt, LayoutMismatch
 from solewriter.shared.folder import StateFolder, lasting_file, naming, new_file, replace_file, sync_folder
 from solewriter.shared.life import may_be_cut
@@ -89,7 +96,7 @@ def _read_from(folder: Path, begin: int) -> None:
         return reached >= whole_from and may_be_cut(folder, life, reached)
 
     try:
-        state_id = _state_id_of(journal_files(folder)[-1])
+        state_id = state_id_of(journal_files(folder)[-1])
         replay = Replay(folder, state_id, last_noted(folder))
         for entry in replay.entries(begin + 1, cut):
             reached, said = entry.number, entry.changes.life
@@ -263,12 +270,7 @@ def _state_id(folder: Path, begin: CheckpointName | None) -> bytes:
         with Checkpoint(checkpoint_path(folder, begin.entry)) as checkpoint:
             state_id: bytes = checkpoint.state_id
             return state_id
-    return _state_id_of(journal_files(folder)[0])
-
-
-def _state_id_of(path: Path) -> bytes:
-    with naming(path), path.open("rb") as file:
-        return entries.read_file_header(path, file.read(FILE_HEADER_BYTES)).state_id
+    return state_id_of(journal_files(folder)[0])
 
 
 def _has_checkpoint(folder: Path, name: CheckpointName) -> bool:

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from solewriter.shared import entry as entries
-from solewriter.shared.chain import ends_early, first_of, journal_files, newest_checkpoint
+from solewriter.shared.chain import ends_early, first_of, journal_files, newest_checkpoint, noted_in
 from solewriter.shared.checkpoint import checkpoint_files
 from solewriter.shared.entry import FILE_HEADER_BYTES, Entry
 from solewriter.shared.errors import JournalCorrupt
@@ -171,10 +171,7 @@ class Replay:
 
 def last_noted(folder: Path) -> Tail | None:
     """The last entry that is known to have been durable."""
-    try:
-        found = entries.last_committed((folder / "committed").read_bytes())
-    except FileNotFoundError:
-        return None
+    found = noted_in(folder)
     return Tail(*found) if found is not None else None
 
 

@@ -35,14 +35,13 @@ from solewriter.engine_proc.recovery import Recovery
 from solewriter.engine_proc.replay import check_empty, last_noted
 from solewriter.engine_proc.sessions import ENGINE, Sessions
 from solewriter.engine_proc.state import State
-from solewriter.shared import entry as entries
 from solewriter.shared import failpoint, wire
 from solewriter.shared import life as lives
-from solewriter.shared.chain import journal_files
+from solewriter.shared.chain import journal_files, state_id_of
 from solewriter.shared.config import BACKLOG, FIRST_LOOK_S, KIB, MEMORY_VERSION
 from solewriter.shared.entry import Life, Private
 from solewriter.shared.errors import EngineUnavailable, Locked, MemoryFull, SolewriterError
-from solewriter.shared.folder import StateFolder, Whereabouts, naming, start_time_of, sync_folder
+from solewriter.shared.folder import StateFolder, Whereabouts, start_time_of, sync_folder
 from solewriter.shared.registry import Kind, Registry
 
 EXIT_FAILED, EXIT_LOCKED, EXIT_REFUSED, EXIT_IO, EXIT_NOT_OWNER, EXIT_NO_ROOM = 1, 3, 4, 5, 6, 7
@@ -122,12 +121,8 @@ class Server:
                     "use 'process' or 'power', or another folder"
                 )
             return NoJournal()
-        if files:
-            newest = files[-1]  # which every start reads: older ones may be history, and damaged
-            with naming(newest), newest.open("rb") as file:
-                state_id = entries.read_file_header(newest, file.read(entries.FILE_HEADER_BYTES)).state_id
-        else:
-            state_id = os.urandom(16)
+        # Of the newest one, which every start reads: older ones may be history, and damaged.
+        state_id = state_id_of(files[-1]) if files else os.urandom(16)
         return FileJournal(
             self.lock.folder, state_id, self.limits, self.beside, power=self.orders.durability == "power"
         )

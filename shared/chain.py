@@ -32,6 +32,12 @@ def first_of(path: Path) -> int:
     return int(number)
 
 
+def state_id_of(path: Path) -> bytes:
+    """Which state a journal file is of."""
+    with naming(path), path.open("rb") as file:
+        return entries.read_file_header(path, file.read(FILE_HEADER_BYTES)).state_id
+
+
 def first_entry_of(path: Path) -> Entry | None:
     """The entry with which a journal file begins; None where it is not whole."""
     with naming(path), path.open("rb") as file:
@@ -67,6 +73,14 @@ def first_entry(folder: Path) -> int:
     if not files:
         raise _gone(f"nothing is journaled in {folder}")
     return first_of(files[0])
+
+
+def noted_in(folder: Path) -> tuple[int, int] | None:
+    """Number and crc of the last entry that is known to be durable; None where `committed` tells of none."""
+    try:
+        return entries.last_committed((folder / "committed").read_bytes())
+    except FileNotFoundError:
+        return None
 
 
 def newest_checkpoint(folder: Path) -> int:
