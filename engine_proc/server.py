@@ -5,9 +5,7 @@ one pipe.
 from __future__ import annotations
 
 import asyncio
-import gc
 import os
-import resource
 import signal
 import socket
 import sys
@@ -35,10 +33,11 @@ from solewriter.engine_proc.recovery import Recovery
 from solewriter.engine_proc.replay import check_empty, last_noted
 from solewriter.engine_proc.sessions import ENGINE, Sessions
 from solewriter.engine_proc.state import State
+from solewriter.engine_proc.tuning import freeze_garbage, limit_data, raise_descriptor_limit
 from solewriter.shared import failpoint, wire
 from solewriter.shared import life as lives
 from solewriter.shared.chain import journal_files, state_id_of
-from solewriter.shared.config import BACKLOG, FIRST_LOOK_S, KIB, MEMORY_VERSION
+from solewriter.shared.config import BACKLOG, FIRST_LOOK_S, MEMORY_VERSION
 from solewriter.shared.entry import Life, Private
 from solewriter.shared.errors import EngineUnavailable, Locked, MemoryFull, SolewriterError
 from solewriter.shared.folder import StateFolder, Whereabouts, start_time_of, sync_folder
@@ -321,33 +320,6 @@ def make_folder(path: Path) -> None:
             sync_folder(one)
         except PermissionError:
             pass  # it may be entered and not read, as others' homes: then it is older than this engine
-
-
-def freeze_garbage() -> None:
-    """What imports and recovery made lives long: collections of it would show up as latency. Not even one before this:
-    it would take as long as a twentieth of the start, to find a few hundred objects.
-    """
-    gc.freeze()
-    gc.set_threshold(200_000, 20, 100)
-    gc.enable()
-
-
-def limit_data(headroom: int) -> None:
-    """A soft limit a little above what is used now, so that a bomb in a frame meets MemoryError."""
-    try:
-        status = Path("/proc/self/status").read_text()
-    except OSError:  # out of descriptors: the limit of a second ago will do
-        return
-    used = next(int(line.split()[1]) * KIB for line in status.splitlines() if line.startswith("VmData"))
-    _, hard = resource.getrlimit(resource.RLIMIT_DATA)
-    soft = used + headroom
-    resource.setrlimit(resource.RLIMIT_DATA, (soft if hard == resource.RLIM_INFINITY else min(soft, hard), hard))
-
-
-def raise_descriptor_limit() -> None:
-    """Three descriptors for each agent: the usual soft limit of 1,024 ends at 340 agents."""
-    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
 
 def run(orders: Orders, line: Line) -> int:

@@ -1,0 +1,36 @@
+"""What the engine asks of the interpreter and of the kernel for its own process: garbage, bytes, descriptors."""
+
+from __future__ import annotations
+
+import gc
+import resource
+from pathlib import Path
+
+from solewriter.shared.config import KIB
+
+
+def freeze_garbage() -> None:
+    """What imports and recovery made lives long: collections of it would show up as latency. Not even one before this:
+    it would take as long as a twentieth of the start, to find a few hundred objects.
+    """
+    gc.freeze()
+    gc.set_threshold(200_000, 20, 100)
+    gc.enable()
+
+
+def limit_data(headroom: int) -> None:
+    """A soft limit a little above what is used now, so that a bomb in a frame meets MemoryError."""
+    try:
+        status = Path("/proc/self/status").read_text()
+    except OSError:  # out of descriptors: the limit of a second ago will do
+        return
+    used = next(int(line.split()[1]) * KIB for line in status.splitlines() if line.startswith("VmData"))
+    _, hard = resource.getrlimit(resource.RLIMIT_DATA)
+    soft = used + headroom
+    resource.setrlimit(resource.RLIMIT_DATA, (soft if hard == resource.RLIM_INFINITY else min(soft, hard), hard))
+
+
+def raise_descriptor_limit() -> None:
+    """Three descriptors for each agent: the usual soft limit of 1,024 ends at 340 agents."""
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
