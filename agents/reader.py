@@ -61,10 +61,6 @@ class Reader(Looking):
 
     # --- attaching ---------------------------------------------------------------------------------------------------
 
-    @property
-    def wait_backstop_s(self) -> float:
-        return self._limits.wait_backstop_s
-
     def view(self) -> View:
         """The memory of the newest engine. Raises EngineUnavailable if there never was one, or it was stopped."""
         view = self._view
@@ -168,14 +164,14 @@ class Reader(Looking):
             head = root.head
             if (newest := root.current().revision) >= revision:
                 return newest
-            left = (
-                self._limits.wait_backstop_s
-                if deadline is None
-                else min(self._limits.wait_backstop_s, deadline - time.monotonic())
-            )
-            if left <= 0:
+            if (left := self.left_s(deadline)) <= 0:
                 raise TimeoutError(f"revision {revision} was not published in {timeout_s} s; the newest is {newest}")
             self.sleep(root, head, left)
+
+    def left_s(self, deadline: float | None) -> float:
+        """For how long to sleep before another look; 0 or less when a caller's time is over."""
+        backstop_s = self._limits.wait_backstop_s
+        return backstop_s if deadline is None else min(backstop_s, deadline - time.monotonic())
 
     def sleep(self, root: RootReader, head: int, timeout_s: float) -> None:
         """Until the head word moves on, or so long. Raises EngineUnavailable when the engine was stopped and none
@@ -216,8 +212,7 @@ class Reader(Looking):
             found = self.get(kind, id)
             if predicate(found):
                 return found
-            left = self.wait_backstop_s if deadline is None else min(self.wait_backstop_s, deadline - time.monotonic())
-            if left <= 0:
+            if (left := self.left_s(deadline)) <= 0:
                 raise TimeoutError(f"{name_of(kind)} {id!r} did not become so in {timeout_s} s; it is {found!r}")
             self.sleep(root, head, left)
 

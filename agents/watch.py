@@ -128,9 +128,7 @@ class Watch(Generic[Brought]):
         head = root.head  # before the look, so that a change behind it is not slept through
         if self.take():
             return True
-        left = self._reader.wait_backstop_s
-        if self._timeout_s is not None:
-            left = min(left, self._begun + self._timeout_s - time.monotonic())
+        left = self._reader.left_s(None if self._timeout_s is None else self._begun + self._timeout_s)
         if left <= 0:
             return False
         self._reader.sleep(root, head, left)
