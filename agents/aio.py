@@ -189,7 +189,7 @@ class AioClient(AioVerbs):
         the changed fields, or None for no change. Raises NotFound; VersionConflict if it was still overtaken after
         `timeout_s`, which is also the patience for each reply.
         """
-        deadline = time.monotonic() + self._patience_s(timeout_s)
+        deadline = self._deadline(timeout_s)
         model = model_of(target)
         current = (await self.reader.snapshot())[model, target.id]
         while True:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import os
-import time
 from collections import deque
 from collections.abc import (
     AsyncGenerator,
@@ -22,26 +21,23 @@ from typing import Self, TypeVar
 from solewriter.agents.aio_exchange import AioExchange
 from solewriter.agents.aio_reader import AioReader, Memory
 from solewriter.agents.answers import Answers, Outcome, entities_of, entity_of
+from solewriter.agents.asker import Asker
 from solewriter.agents.conflicts import judged
-from solewriter.agents.deadline import Timed, deadline_us, no_time, timed
+from solewriter.agents.deadline import Timed, deadline_us, timed
 from solewriter.agents.pending import Pending, name_request
 from solewriter.agents.room import pipeline, sends_more
-from solewriter.agents.session import AgentSession
-from solewriter.agents.tokens import Tokens
 from solewriter.shared import wireform
 from solewriter.shared.config import DEFAULT_LIMITS, GIVE_BACK_S, Limits
 from solewriter.shared.errors import OutcomeUnknown, Refused, RequestTooLarge
-from solewriter.shared.folder import StateFolder
 from solewriter.shared.models import Entity
 from solewriter.shared.mutations import GuardMutation, Mutation, Reply
-from solewriter.shared.registry import Registry
 from solewriter.shared.wireform import OutcomeQuery, PlainRequest
 
 E = TypeVar("E", bound=Entity)
 T = TypeVar("T")
 
 
-class AioRequests:
+class AioRequests(Asker):
     """One agent's session and lane, for the coroutines of one event loop."""
 
     def __init__(
@@ -52,25 +48,12 @@ class AioRequests:
         client_id: str | None = None,
         limits: Limits = DEFAULT_LIMITS,
     ) -> None:
-        self.folder = StateFolder(state)
-        self._limits = limits
-        self._registry = Registry()
-        self._session = AgentSession(limits, name or f"pid-{os.getpid()}", client_id)
+        super().__init__(state, name=name, client_id=client_id, limits=limits)
         self._exchange = AioExchange(self.folder, self._session, limits)
         self._memory = Memory(state, limits, self._registry)
         self._answers = Answers(self._memory, self._registry)
-        self._tokens = Tokens()
         self._giving_up: set[asyncio.Task[None]] = set()
         self.reader = AioReader(self._memory, limits)
-
-    @property
-    def client_id(self) -> str:
-        """The session's id: `connect(state, client_id=...)` resumes it in another process."""
-        return self._session.client_id
-
-    @property
-    def name(self) -> str:
-        return self._session.name
 
     # --- requests ----------------------------------------------------------------------------------------------------
 
@@ -131,7 +114,7 @@ class AioRequests:
         deadline_us(deadline_s)  # raises here what it would raise for each
         source = aiter(mutations) if isinstance(mutations, AsyncIterable) else timed(mutations, deadline_s)
         window, batch = pipeline(window, self._session.window)
-        patience_s = self._patience_s(timeout_s)
+        self._deadline(timeout_s)  # likewise
         exhausted = False
         failure: Exception | None = None
         try:
@@ -139,9 +122,9 @@ class AioRequests:
                 while not exhausted and sends_more(self._session, len(waiting), window, batch):
                     taken, failure = await _some(source, batch, deadline_s)
                     exhausted = len(taken) < batch
-                    waiting.extend(await self._sent(taken, time.monotonic() + patience_s))
+                    waiting.extend(await self._sent(taken, self._deadline(timeout_s)))
                 if waiting:
-                    yield await self._told(waiting.popleft(), self._reply, time.monotonic() + patience_s)
+                    yield await self._told(waiting.popleft(), self._reply, self._deadline(timeout_s))
         except asyncio.CancelledError as cancelled:
             name_request(cancelled, waiting)
             raise
@@ -151,17 +134,12 @@ class AioRequests:
     async def _sent(
         self, asked: list[Timed[Mutation | Sequence[Mutation]]], deadline: float
     ) -> list[Pending | Refused]:
-        """One frame of these requests. Bad input takes its place as a refusal."""
-        taken = [wireform.plain_or_refused(one, self._registry, self._limits, due_us) for one, due_us in asked]
-        taken = await self._memory.looked(lambda: self._answers.fitting(taken, [one for one, _ in asked]))
-        requests = [request for request in taken if not isinstance(request, Refused)]
-        for request in requests:
-            self._tokens.show(request)
+        """One frame of these requests."""
+        made = self._requests(asked)
+        taken = await self._memory.looked(lambda: self._answers.fitting(made, [one for one, _ in asked]))
+        requests = self._shown(taken)
         sent = await self._exchange.send(requests, deadline) if requests else []
-        for request, one in zip(requests, sent, strict=True):
-            self._tokens.sent(one, request)
-        following = iter(sent)
-        return [request if isinstance(request, Refused) else next(following) for request in taken]
+        return self._sent_in_place(taken, requests, sent)
 
     def _reply(self, sent: Pending | Refused) -> Reply:
         if isinstance(sent, Refused):
@@ -199,7 +177,7 @@ class AioRequests:
         wait_for_room: bool = True,
     ) -> T:
         """Send one request, wait for its answer, and read that."""
-        deadline = time.monotonic() + self._patience_s(timeout_s)
+        deadline = self._deadline(timeout_s)
         if len(request) == 4:
             self._tokens.show(request)
         (sent,) = await self._exchange.send([request], deadline, wait_for_room=wait_for_room)
@@ -224,16 +202,6 @@ class AioRequests:
         except asyncio.CancelledError as cancelled:
             name_request(cancelled, [sent])
             raise
-
-    def _patience_s(self, timeout_s: float | None) -> float:
-        """How long a caller waits. Raises InvalidMutation for NaN, by which a loop cannot set its clock."""
-        if timeout_s is not None and timeout_s != timeout_s:
-            raise no_time("timeout_s", timeout_s)
-        return self._limits.request_timeout_s if timeout_s is None else timeout_s
-
-    def check_mutation(self, mutation: Mutation) -> None:
-        """Raises InvalidMutation, naming the field, for one that would be refused whatever is stored."""
-        wireform.plain_mutation(mutation, self._registry, self._limits)
 
     # --- the end -----------------------------------------------------------------------------------------------------
 

@@ -168,7 +168,7 @@ class Client(Verbs):
         no change. Raises NotFound; VersionConflict if it was still overtaken after `timeout_s`, which is also the
         patience for each reply.
         """
-        deadline = self._patience(timeout_s)
+        deadline = self._deadline(timeout_s)
         model = model_of(target)
         current = self.reader.snapshot()[model, target.id]
         while True:

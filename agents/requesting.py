@@ -5,7 +5,6 @@ and the answers, and answers become replies. `aio_requesting` has the same as co
 from __future__ import annotations
 
 import os
-import time
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import islice
@@ -13,27 +12,24 @@ from types import TracebackType
 from typing import Self, TypeVar
 
 from solewriter.agents.answers import Answers, Outcome, entity_of
+from solewriter.agents.asker import Asker
 from solewriter.agents.conflicts import judged
-from solewriter.agents.deadline import Timed, deadline_us, no_time, timed
+from solewriter.agents.deadline import Timed, deadline_us, timed
 from solewriter.agents.exchange import Exchange
 from solewriter.agents.pending import Pending, name_request
 from solewriter.agents.reader import Reader
 from solewriter.agents.room import pipeline, sends_more
-from solewriter.agents.session import AgentSession
-from solewriter.agents.tokens import Tokens
 from solewriter.shared import wireform
 from solewriter.shared.config import DEFAULT_LIMITS, Limits
 from solewriter.shared.errors import OutcomeUnknown, Refused, RequestTooLarge
-from solewriter.shared.folder import StateFolder
 from solewriter.shared.models import Entity, Task
 from solewriter.shared.mutations import GuardMutation, Mutation, Reply
-from solewriter.shared.registry import Registry
 
 E = TypeVar("E", bound=Entity)
 T = TypeVar("T")
 
 
-class Requests:
+class Requests(Asker):
     """One agent's session and lane. May be shared by threads."""
 
     def __init__(
@@ -44,24 +40,11 @@ class Requests:
         client_id: str | None = None,
         limits: Limits = DEFAULT_LIMITS,
     ) -> None:
-        self.folder = StateFolder(state)
-        self._limits = limits
-        self._registry = Registry()
-        self._session = AgentSession(limits, name or f"pid-{os.getpid()}", client_id)
+        super().__init__(state, name=name, client_id=client_id, limits=limits)
         self._exchange = Exchange(self.folder, self._session, limits)
         self.reader = Reader(state, limits, self._registry)
         self._answers = Answers(self.reader, self._registry)
-        self._tokens = Tokens()
         self._unwanted: deque[tuple[type[Task], str]] = deque()  # claims that were interrupted, by their requests
-
-    @property
-    def client_id(self) -> str:
-        """The session's id: `connect(state, client_id=...)` resumes it in another process."""
-        return self._session.client_id
-
-    @property
-    def name(self) -> str:
-        return self._session.name
 
     # --- requests ----------------------------------------------------------------------------------------------------
 
@@ -85,14 +68,14 @@ class Requests:
         request = wireform.plain_request(mutations, guards, request_id, self._registry, self._limits, due_us)
         self._answers.check_classes(request, mutations)
         self._tokens.show(request)
-        patience = self._patience(timeout_s)
+        deadline = self._deadline(timeout_s)
         sent: Pending | Refused | None = None
         try:
-            (sent,) = self._exchange.send([request], patience, wait_for_room=wait_for_room)
+            (sent,) = self._exchange.send([request], deadline, wait_for_room=wait_for_room)
             if isinstance(sent, RequestTooLarge):
                 raise sent
             self._tokens.sent(sent, request)
-            reply = self._told(sent, patience)
+            reply = self._told(sent, deadline)
             if isinstance(reply.error, OutcomeUnknown):
                 raise reply.error  # as it is at a time-out
             return reply
@@ -104,10 +87,10 @@ class Requests:
         """How a request ended, of this client or another one: Applied(reply), the refusal, NotApplied (and then it
         never will be), or Forgotten where the engine does not remember so far back.
         """
-        patience = self._patience(timeout_s)
-        (sent,) = self._exchange.send([wireform.outcome_query(request_id)], patience)
+        deadline = self._deadline(timeout_s)
+        (sent,) = self._exchange.send([wireform.outcome_query(request_id)], deadline)
         assert isinstance(sent, Pending), "a question is neither large nor ever late"
-        self._exchange.wait(sent, patience)
+        self._exchange.wait(sent, deadline)
         outcome = self._answers.outcome(sent, request_id)
         self._tokens.resolved(outcome)
         return outcome
@@ -136,43 +119,29 @@ class Requests:
             while not exhausted and sends_more(self._session, len(waiting), window, batch):
                 taken, failure = _some(source, batch)
                 exhausted = len(taken) < batch
-                self._send_batch(taken, waiting, self._patience(timeout_s))
+                waiting.extend(self._sent(taken, self._deadline(timeout_s)))
             if waiting:
-                yield self._told(waiting.popleft(), self._patience(timeout_s))
+                yield self._told(waiting.popleft(), self._deadline(timeout_s))
         if failure is not None:
             raise failure
 
-    def _send_batch(
-        self,
-        asked: list[Timed[Mutation | Sequence[Mutation]]],
-        waiting: deque[Pending | Refused],
-        patience: float,
-    ) -> None:
-        """One frame of these requests. Bad input takes its place as a refusal."""
-        taken = self._answers.fitting(
-            [wireform.plain_or_refused(one, self._registry, self._limits, due_us) for one, due_us in asked],
-            [one for one, _ in asked],
-        )
-        requests = [request for request in taken if not isinstance(request, Refused)]
-        for request in requests:
-            self._tokens.show(request)
-        sent = self._exchange.send(requests, patience) if requests else []
-        for request, one in zip(requests, sent, strict=True):
-            self._tokens.sent(one, request)
-        following = iter(sent)
-        waiting.extend([request if isinstance(request, Refused) else next(following) for request in taken])
+    def _sent(self, asked: list[Timed[Mutation | Sequence[Mutation]]], deadline: float) -> list[Pending | Refused]:
+        """One frame of these requests."""
+        taken = self._answers.fitting(self._requests(asked), [one for one, _ in asked])
+        requests = self._shown(taken)
+        return self._sent_in_place(taken, requests, self._exchange.send(requests, deadline) if requests else [])
 
-    def _told(self, sent: Pending | Refused, patience: float) -> Reply:
+    def _told(self, sent: Pending | Refused, deadline: float) -> Reply:
         """What became of it. Ctrl-C says so as a cancelled coroutine does: its cause names the request."""
         try:
             while not isinstance(sent, Refused):
-                self._exchange.wait(sent, patience)
+                self._exchange.wait(sent, deadline)
                 reply = self._answers.reply(sent)
                 self._tokens.told(sent, reply)
                 if not sent.is_back:
                     return reply
                 claim = sent.claim  # goes on waiting, behind the others
-                (sent,) = self._exchange.send([claim], patience)
+                (sent,) = self._exchange.send([claim], deadline)
                 self._tokens.sent(sent, claim)
             return self._answers.refused(sent)
         except KeyboardInterrupt as interrupted:
@@ -190,16 +159,6 @@ class Requests:
     ) -> E:
         reply = self.submit(mutation, guards=guards, request_id=request_id, timeout_s=timeout_s, deadline_s=deadline_s)
         return entity_of(judged(reply, mutation), model)
-
-    def _patience(self, timeout_s: float | None) -> float:
-        """Until when a caller waits, on `time.monotonic`. Raises InvalidMutation for NaN."""
-        if timeout_s is not None and timeout_s != timeout_s:
-            raise no_time("timeout_s", timeout_s)
-        return time.monotonic() + (self._limits.request_timeout_s if timeout_s is None else timeout_s)
-
-    def check_mutation(self, mutation: Mutation) -> None:
-        """Raises InvalidMutation, naming the field, for one that would be refused whatever is stored."""
-        wireform.plain_mutation(mutation, self._registry, self._limits)
 
     # --- the end -----------------------------------------------------------------------------------------------------
 

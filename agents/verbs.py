@@ -12,7 +12,7 @@ from solewriter.agents.readiness import WORK_PATIENCE_S, is_anything_left
 from solewriter.agents.requesting import Requests
 from solewriter.shared.config import GIVE_BACK_S
 from solewriter.shared.errors import OutcomeUnknown, SolewriterError, Unavailable
-from solewriter.shared.models import Entity, Ref, Task, name_of
+from solewriter.shared.models import Entity, Ref, Task
 from solewriter.shared.mutations import (
     Alter,
     Applied,
@@ -178,16 +178,6 @@ class Verbs(Requests):
     ) -> T:
         """Let a failed or interrupted task, a dead letter say, be tried again, now and from the first attempt on."""
         return self._one(Redrive(task, reason), model_of(task), request_id, timeout_s)
-
-    def hold(self, task: Task) -> None:
-        """Write to this task under the claim that it shows: one that another client made and handed over, or a session
-        that was resumed.
-        """
-        self._tokens.hold(task)
-
-    def holds(self, kind: type[Task] | str, id: str) -> int | None:
-        """The token of the claim under which this client writes to a task; None: it knows of no claim of its own."""
-        return self._tokens.holds(name_of(kind), id)
 
     def work(
         self, kind: type[T], *, where: Where | None = None, lease_s: float | None = None, **fields: Any

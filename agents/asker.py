@@ -1,0 +1,96 @@
+"""`Asker`: what a client is before anything is sent: whose session, what it holds, how a request is made, and how long
+it is waited for. The client that blocks and that of asyncio have it in common; nothing here sends or waits.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Iterable, Sequence
+
+from solewriter.agents.deadline import Timed, no_time
+from solewriter.agents.pending import Pending
+from solewriter.agents.session import AgentSession
+from solewriter.agents.tokens import Tokens
+from solewriter.shared import wireform
+from solewriter.shared.config import DEFAULT_LIMITS, Limits
+from solewriter.shared.errors import Refused
+from solewriter.shared.folder import StateFolder
+from solewriter.shared.models import Task, name_of
+from solewriter.shared.mutations import Mutation
+from solewriter.shared.registry import Registry
+from solewriter.shared.wireform import PlainRequest
+
+
+class Asker:
+    """One agent's session."""
+
+    def __init__(
+        self,
+        state: str | os.PathLike[str],
+        *,
+        name: str = "",
+        client_id: str | None = None,
+        limits: Limits = DEFAULT_LIMITS,
+    ) -> None:
+        self.folder = StateFolder(state)
+        self._limits = limits
+        self._registry = Registry()
+        self._session = AgentSession(limits, name or f"pid-{os.getpid()}", client_id)
+        self._tokens = Tokens()
+
+    @property
+    def client_id(self) -> str:
+        """The session's id: `connect(state, client_id=...)` resumes it in another process."""
+        return self._session.client_id
+
+    @property
+    def name(self) -> str:
+        return self._session.name
+
+    def check_mutation(self, mutation: Mutation) -> None:
+        """Raises InvalidMutation, naming the field, for one that would be refused whatever is stored."""
+        wireform.plain_mutation(mutation, self._registry, self._limits)
+
+    def hold(self, task: Task) -> None:
+        """Write to this task under the claim that it shows: one that another client made and handed over, or a session
+        that was resumed.
+        """
+        self._tokens.hold(task)
+
+    def holds(self, kind: type[Task] | str, id: str) -> int | None:
+        """The token of the claim under which this client writes to a task; None: it knows of no claim of its own."""
+        return self._tokens.holds(name_of(kind), id)
+
+    # --- requests ----------------------------------------------------------------------------------------------------
+
+    def _requests(self, asked: Iterable[Timed[Mutation | Sequence[Mutation]]]) -> list[PlainRequest | Refused]:
+        """Bad input takes its place as a refusal."""
+        return [wireform.plain_or_refused(one, self._registry, self._limits, due_us) for one, due_us in asked]
+
+    def _shown(self, taken: Iterable[PlainRequest | Refused]) -> list[PlainRequest]:
+        """Those that are sent, with what is held of what they are about."""
+        requests = [request for request in taken if not isinstance(request, Refused)]
+        for request in requests:
+            self._tokens.show(request)
+        return requests
+
+    def _sent_in_place(
+        self,
+        taken: Iterable[PlainRequest | Refused],
+        requests: Sequence[PlainRequest],
+        sent: Sequence[Pending | Refused],
+    ) -> list[Pending | Refused]:
+        """What became of those that were sent, each where it was taken."""
+        for one, request in zip(sent, requests, strict=True):
+            self._tokens.sent(one, request)
+        following = iter(sent)
+        return [request if isinstance(request, Refused) else next(following) for request in taken]
+
+    def _deadline(self, timeout_s: float | None) -> float:
+        """Until when a caller waits, on `time.monotonic`. Raises InvalidMutation for NaN, by which no loop can set its
+        clock.
+        """
+        if timeout_s is not None and timeout_s != timeout_s:
+            raise no_time("timeout_s", timeout_s)
+        return time.monotonic() + (self._limits.request_timeout_s if timeout_s is None else timeout_s)
