@@ -1,7 +1,8 @@
 """Every bound, time-out and size, each with its reason. Nothing else in the project holds a magic number of its own.
 
-`Limits` is what an engine and its clients obey; it is frozen and travels to the engine at its start. The module
-constants below it are parts of formats on disk, in memory or on the wire: changing one changes the format's version.
+`Limits` is what an engine and its clients obey; it is frozen and travels to the engine at its start. Of the constants
+below it, the last ones are parts of formats on disk, in memory or on the wire: changing one changes its format's
+version.
 """
 
 from __future__ import annotations
@@ -20,18 +21,13 @@ class Limits(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
 
     # --- requests -------------------------------------------------------------------------------------------------
     frame_bytes_max: int = 1 * MIB  # one frame on a lane; checked on its declared length, before anything is allocated
-    frame_nodes_max: int = (
-        100_000  # containers and leaves in a decoded frame: shared references can fold 2^25 into 260 bytes
-    )
+    frame_nodes_max: int = 100_000  # containers and leaves in a decoded frame: shared references can fold 2^25 of them
+    # into 260 bytes
     frame_depth_max: int = 32  # nesting of a decoded value; real metadata is nested three or four deep
-    request_mutations_max: int = (
-        1_000  # mutations and guards of one request: one turn must stay short for everybody else
-    )
+    request_mutations_max: int = 1_000  # mutations and guards of one request: a turn must stay short for everybody else
     entity_bytes_max: int = 512 * KIB  # one stored payload; larger things belong in files, named by the entity
     text_bytes_max: int = 4 * KIB  # one reason, actor, or session name
-    window_max: int = (
-        256  # requests of one session in flight; the engine remembers as many outcomes, so a resend is known
-    )
+    window_max: int = 256  # requests of one session in flight; as many outcomes are remembered, so a resend is known
     window_bytes_max: int = 1 * MIB  # the same in bytes of frames, beyond which no further one is sent: the engine and
     # the pipe hold less of one lane, and what is more would only lie about in the client
     busy_above_s: float = 0.2  # a call that does not wait for room is told Busy where its reply would take longer, as
@@ -40,10 +36,8 @@ class Limits(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     request_ids_max: int = 100_000  # user-given request ids remembered over all sessions, oldest forgotten first
 
     # --- the turn -------------------------------------------------------------------------------------------------
-    batch_max: int = (
-        128  # requests in one turn: amortises write and fsync (60 us: 0.5 us each), and is half of a window:
-    )
-    # agents that get the replies to a part of theirs send more while the next part is decided
+    batch_max: int = 128  # requests in one turn: amortises write and fsync (60 us: 0.5 us each), and is half of a
+    # window: agents that get the replies to a part of theirs send more while the next part is decided
     spin_s: float = 0.0003  # look for the next request or reply so long before sleeping, while they come as quickly: a
     # processor that went idle costs 30 us to wake and half of its speed after that. 0: always sleep
     decide_timeout_s: float = 2.0  # for deciding one request, which takes ~15 us: a validator that loops or sleeps is
@@ -59,9 +53,7 @@ class Limits(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     # decoding them everybody waits
     lane_requests_max: int = 512  # requests of one lane waiting for a turn; above it that lane is not read
     lane_bytes_max: int = 512 * KIB  # the same in bytes of frames: 1,024 lanes cannot hold more than 0.5 GiB
-    reply_backlog_bytes_max: int = (
-        1 * MIB
-    )  # replies that an agent did not read; beyond it its lane is closed (it can resend)
+    reply_backlog_bytes_max: int = 1 * MIB  # that an agent did not read; beyond it its lane is closed (it can resend)
 
     # --- sessions -------------------------------------------------------------------------------------------------
     sessions_max: int = 1_024  # remembered sessions; the longest silent one is forgotten first
@@ -93,9 +85,7 @@ class Limits(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     # --- memory ---------------------------------------------------------------------------------------------------
     memory_dir: str = "/dev/shm"
     heap_segment_bytes_first: int = 4 * MIB  # the first heap segment; later ones grow with what is live
-    heap_segment_bytes_max: int = (
-        64 * MIB
-    )  # making one takes 50 to 200 ms in a thread; few enough segments at 10^7 records
+    heap_segment_bytes_max: int = 64 * MIB  # making one takes 50 to 200 ms in a thread; few enough at 10^7 records
     reader_cache_max: int = 65_536  # decoded models in a reader, by key and by record address each; 0: it keeps none
     wait_backstop_s: float = 0.25  # a futex wait looks around this often: the engine may be gone or superseded
     snapshot_age_max_s: float = 600.0  # a held snapshot older than this may end with SnapshotExpired
@@ -207,7 +197,6 @@ JOURNAL_FILE_BYTES_FIRST = 1 * MIB  # of the first file: filling it with zeros m
 INDEX_ARENA_BYTES_FIRST, INDEX_ARENA_BYTES_MAX = 64 * KIB, 64 * MIB  # of an index's segments: half of what it holds
 INDEX_TIDY_ABOVE = 3  # arena entries for each one that is in use, above which old segments are emptied: an index that
 # only grows leaves half of its arena behind
-REVISION_LOG_SEGMENT_BYTES = 64 * KIB  # 4,096 points: 16 MiB of heap
 RECLAIM_ABOVE = 1.6  # heap bytes for each live one, above which the oldest segment is emptied: below it, copying costs
 # more than it frees; above it, memory does. With the segments' own granularity the whole stays below 2.2
 RECLAIM_SPARE = 4 * MIB  # besides, as many as are live, and so many at most: where that is no matter, a third of the
@@ -245,14 +234,6 @@ STALE_MAX = 1_024  # times of what is over already, beyond twice of what is not,
 TIMER_RETRY_S = 0.5  # after a full disk kept the engine from doing what is due
 STALE_BEATS = 5  # heartbeat periods of silence after which an engine that is there counts as hung: a turn takes 10 ms,
 # and a machine that swaps or a disk that stalls can keep a healthy one from beating for a second or two
-
-# --- parts of formats ---------------------------------------------------------------------------------------------
-WIRE_VERSION = 1  # hello, frames, replies
-MEMORY_VERSION = 2  # layout of all segments
-JOURNAL_VERSION = 2  # journal files and entries; 1 had no checkpoints, and zeros behind every file's last entry
-CHECKPOINT_VERSION = 2  # 1 was compressed by zlib
-
-FRAME_REQUESTS_MAX: Final = 256  # requests in one frame: sequence = frame number * 256 + index in the frame
 LOOKING_THREADS = 4  # of one reader for asyncio: a pass over the journal keeps one for seconds, others look meanwhile
 WATCH_BATCH = 256  # changes that a watcher takes at once: it looks for the newest revision once for all of them
 FRAMES_KEPT_MAX = 65_536  # of a client, behind a claim that waits: the next lane counts them. 8 MB, 4 MB to be sent
@@ -262,6 +243,14 @@ CAREFUL_NUMBERS = 2_000  # a frame that may hold more is unpickled key by key: a
 MEMO_BYTES_MAX = 64 * KIB  # of an unpickler, besides what a frame's bytes explain: nine of them can ask for a gigabyte
 FOLDED_NODES_MAX = 800_000  # of what one lane brings in one wake-up, beyond what its bytes explain: 0.1 s for everybody
 PIPE_BYTES = 256 * KIB  # of a lane; 64 pipes of 1 MiB would exhaust the kernel's per-user soft limit
+
+# --- parts of formats ---------------------------------------------------------------------------------------------
+WIRE_VERSION = 1  # hello, frames, replies
+MEMORY_VERSION = 2  # layout of all segments
+JOURNAL_VERSION = 2  # journal files and entries; 1 had no checkpoints, and zeros behind every file's last entry
+CHECKPOINT_VERSION = 2  # 1 was compressed by zlib
+
+FRAME_REQUESTS_MAX: Final = 256  # requests in one frame: sequence = frame number * 256 + index in the frame
 KEY_BYTES_MAX: Final = 255  # UTF-8 bytes of an entity's id: its length is one byte in the record
 REQUEST_ID_MAX: Final = 60  # characters of a user-given request id: its UTF-8 length is one byte in the record
 NAME_MAX: Final = 255  # characters of a client id, an agent's, a kind's or a field's name: they are in records
@@ -273,4 +262,5 @@ ROOT_RING: Final = 16  # roots in the ring: 15 publishes during a reader's copy 
 CHUNK_SLOTS: Final = 65_536  # slots of one table chunk: 512 KiB of heads
 INDEX_WORDS: Final = 256  # regions of one index: refilling one region of a million keys moves 4,096 entries, ~1 ms
 ALIGNMENT: Final = 8  # of records and entries: a visible word never spans two cache lines
+REVISION_LOG_SEGMENT_BYTES = 64 * KIB  # 4,096 points: 16 MiB of heap
 REVISION_LOG_STRIDE = 4 * KIB  # heap bytes between two points of the revision log: it stays below 0.4 % of the heap

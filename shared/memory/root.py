@@ -58,9 +58,7 @@ _PERIOD: Final = 25
 _HELD: Final = 26
 FORGOTTEN: Final = 27
 _IN_DECIDE: Final = 28
-_PIN_TRIES = (
-    1_000  # a reader is lapped only if it sleeps through 15 publishes in mid-copy; a thousand times is a broken root
-)
+_PIN_TRIES = 1_000  # a reader is lapped only if it sleeps through 15 publishes in mid-copy; so often is a broken root
 SUPERSEDED, STOPPED = 1, 2
 
 

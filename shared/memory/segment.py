@@ -57,9 +57,7 @@ class Segment:
         """
         fd = opened(path, writable=writable)
         try:
-            if (
-                not writable
-            ):  # for as long as this is mapped, which keeps the open file: the engine sees that it is read
+            if not writable:  # as long as this is mapped, which keeps the open file: the engine sees that it is read
                 try:
                     fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
                 except BlockingIOError:  # being let go at this moment
