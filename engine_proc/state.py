@@ -69,9 +69,8 @@ class State:
             known = self.kinds[schema.kind]
             known.schema = schema
             if known.kind is None and schema.columns != self._publisher.columns(known.code):
-                self._rebuild(
-                    known, schema.columns, known.slots.values()
-                )  # without a class, its newest schema says what is a column
+                # Without a class, its newest schema says what is a column.
+                self._rebuild(known, schema.columns, known.slots.values())
 
     def restore(self, checkpoint: Checkpoint) -> None:
         """Kinds and keys as a checkpoint has them, whose records may still be on their way into memory."""
