@@ -8,7 +8,6 @@ engine, a fork: the lane is dropped, and what was not answered is sent again on 
 from __future__ import annotations
 
 import os
-import resource
 import select
 import socket
 import time
@@ -24,15 +23,8 @@ from solewriter.agents.pace import Pace
 from solewriter.agents.pending import Pending, name_request, outcome_unknown
 from solewriter.agents.room import check_room, make_room, no_room, until_room
 from solewriter.agents.session import AgentSession, closed, fenced
-from solewriter.shared.config import (
-    CROWDED_LEAST_S,
-    CROWDED_MOST_S,
-    READ_BYTES,
-    RECONNECT_FIRST_S,
-    RECONNECT_MAX_S,
-    YIELDED_S,
-    Limits,
-)
+from solewriter.agents.spinning import Spinning
+from solewriter.shared.config import READ_BYTES, RECONNECT_FIRST_S, RECONNECT_MAX_S, Limits
 from solewriter.shared.errors import EngineUnavailable, Fenced, Refused, check_descriptors
 from solewriter.shared.folder import StateFolder, unclosed
 from solewriter.shared.lane import Lane
@@ -57,9 +49,7 @@ class Exchange:
         self._offered: Lane | None = None  # on its way to become the lane
         self._greeting: socket.socket | None = None  # on which an answer is awaited
         self._broken = False
-        self._waited_s = 1.0  # for the last reply
-        self._crowded_until = 0.0  # others want this processor
-        self._rest_s = CROWDED_LEAST_S  # when somebody else wants it next
+        self._spinning = Spinning(limits)
         self._pace = Pace()
         self._lost_at = 0.0  # when the lane broke that was not replaced yet
         self._pause_s = 0.0  # before the next hello, where nothing came on the last lane
@@ -206,37 +196,9 @@ class Exchange:
         poll.register(lane.replies, select.POLLIN)
         if self._session.unsent is not None:
             poll.register(lane.requests, select.POLLOUT)
-        self._monitor.unlocked(lambda: self._sleep(poll, timeout_s))
+        self._monitor.unlocked(lambda: self._spinning.wait(poll, timeout_s))
         if self._lane is lane:
             self._read(lane)
-
-    def _sleep(self, poll: select.poll, timeout_s: float) -> None:
-        """Until the lane is ready, or it is time to look around: whether another thread closed the client, say. Without
-        sleeping for a moment, where the last reply came within such a moment.
-        """
-        begun = time.monotonic()
-        if not (self._waited_s < self._limits.spin_s and begun > self._crowded_until and self._spun(poll, begun)):
-            poll.poll(min(timeout_s, self._limits.wait_backstop_s) * 1000)
-        self._waited_s = time.monotonic() - begun
-
-    def _spun(self, poll: select.poll, begun: float) -> bool:
-        """Whether the lane was ready within a moment. Whoever else wants this processor goes first. Where somebody did,
-        and it was not the engine with our reply, the looking only takes his time.
-        """
-        now, end, yielded, switches = begun, begun + self._limits.spin_s, False, _switches()
-        while now < end:
-            if poll.poll(0):
-                self._rest_s = max(CROWDED_LEAST_S, self._rest_s / 2)
-                return True
-            if yielded:
-                self._crowded_until = now + self._rest_s
-                self._rest_s = min(2 * self._rest_s, CROWDED_MOST_S)
-                return False
-            before = time.monotonic()
-            os.sched_yield()
-            now = time.monotonic()
-            yielded = now - before > YIELDED_S and _switches() > switches  # or only the host was elsewhere
-        return False
 
     def _write(self) -> bool:
         """Write without blocking what is unsent; False if the lane broke."""
@@ -376,11 +338,6 @@ class Exchange:
         self._drop_lane()
         if self._offered is not None:
             self._offered.close()
-
-
-def _switches() -> int:
-    """How often somebody else ran on this thread's processor although it wanted to go on."""
-    return resource.getrusage(resource.RUSAGE_THREAD).ru_nivcsw
 
 
 def _leave_lanes_to_the_parent() -> None:

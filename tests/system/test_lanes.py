@@ -35,7 +35,7 @@ from solewriter import (
     Update,
     connect,
 )
-from solewriter.agents import exchange, greeting, monitor, pending, session
+from solewriter.agents import exchange, greeting, monitor, pending, session, spinning
 from solewriter.shared import lane as lanes
 from solewriter.shared import wire
 from solewriter.shared.config import DEFAULT_LIMITS, WIRE_VERSION
@@ -319,7 +319,7 @@ def test_a_call_interrupted_at_any_step_leaves_a_client_that_goes_on(engine, at_
         while reached:
             steps += 1
             client._exchange._broken = lane == "lost"
-            with at_step(steps, _interrupt, exchange, monitor, session, pending, greeting, lanes) as reached:
+            with at_step(steps, _interrupt, exchange, spinning, monitor, session, pending, greeting, lanes) as reached:
                 try:
                     client.alter(Task.ref("t"), max_retries=Increment(1))
                 except KeyboardInterrupt:
@@ -344,7 +344,7 @@ def test_a_call_interrupted_while_another_thread_reads_leaves_a_client_that_goes
                 wait_until(lambda: client._exchange._reading, 20, "it reads")
                 timer = threading.Timer(0.02, os.kill, (engine.pid, signal.SIGCONT))
                 timer.start()
-                with at_step(steps, _interrupt, exchange, monitor) as reached:
+                with at_step(steps, _interrupt, exchange, spinning, monitor) as reached:
                     try:
                         client.alter(Task.ref("t"), max_retries=Increment(1))
                     except KeyboardInterrupt:
@@ -706,7 +706,7 @@ def test_a_client_whose_processor_somebody_else_wants_sleeps_instead_of_looking(
             os.sched_setaffinity(0, one)
             os.sched_setaffinity(busy.pid, one)
             deadline = time.monotonic() + 20
-            while not client._exchange._crowded_until:
+            while not client._exchange._spinning.crowded_until:
                 assert time.monotonic() < deadline, "it goes on looking"
                 task = client.update(task, description=str(time.monotonic()))
     finally:
