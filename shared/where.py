@@ -52,7 +52,7 @@ def plain_where(kind: Kind, where: Where) -> PlainWhere:
     return found
 
 
-def same_fields(kind: Kind, values: Mapping[str, Any]) -> PlainWhere:
+def same_fields(values: Mapping[str, Any]) -> PlainWhere:
     """That these fields are exactly so."""
     return {name: (IN, [plain(value)]) for name, value in values.items()}
 

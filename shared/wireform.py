@@ -195,7 +195,7 @@ def plain_guard(guard: GuardMutation, registry: Registry) -> PlainGuard:
         return Guard.REQUIRE_NONE.value, kind.name, NO_ID, (None, plain_where(kind, guard.where))
     if isinstance(guard, Unchanged):
         kind, entity = registry.of(type(guard.entity)), guard.entity
-        fields = same_fields(kind, {name: getattr(entity, name) for name in guard.fields})
+        fields = same_fields({name: getattr(entity, name) for name in guard.fields})
         return Guard.REQUIRE_FIELDS.value, kind.name, entity.id, (entity.version, fields)
     if isinstance(guard, Require):
         if not isinstance(guard.entity, Entity):
