@@ -207,11 +207,10 @@ class AgentSession:
         self._epoch = welcome.memory_epoch
         self.window = min(self.limits.window_max, welcome.window)
         self.window_bytes = min(self.limits.window_bytes_max, welcome.window_bytes or self.limits.window_bytes_max)
-        before = self.limits
-        if welcome.frame_bytes_max < before.frame_bytes_max:
-            self.limits = msgspec.structs.replace(before, frame_bytes_max=welcome.frame_bytes_max)
+        if welcome.frame_bytes_max < self.limits.frame_bytes_max:
+            self.limits = msgspec.structs.replace(self.limits, frame_bytes_max=welcome.frame_bytes_max)
         for frame in self._frames:  # counted anew: an interrupt between an answer and its count ended the lane before
-            self._take_back(frame, before)
+            self._take_back(frame)
             frame.open = sum(not pending.done for pending in frame.pendings)
         self._count()
         self._received.clear()
@@ -221,7 +220,7 @@ class AgentSession:
         """In the place of a frame that was answered: the engine counts them. It decides nothing."""
         return wire.pack_frame([("outcome", default_id(self.number, frame.number << 8))], self.limits)
 
-    def _take_back(self, frame: _Sent, packed_under: Limits) -> None:
+    def _take_back(self, frame: _Sent) -> None:
         """What must not be decided any more is replaced, in a frame, by the question how it ended, which keeps it from
         ever being: its caller was told that it was not applied, or the frame is too large for the engine that is there.
         """
@@ -232,9 +231,7 @@ class AgentSession:
                     pending.end(None, outcome_unknown(pending) if frame.begun else _too_large(self.limits))
         gone = [pending for pending in frame.pendings if too_large or _was_unavailable(pending)]
         if gone:
-            requests: list[Any] = (
-                [None] * len(gone) if too_large else wire.unpack_frame(frame.data[LENGTH_BYTES:], packed_under)
-            )
+            requests: list[Any] = [None] * len(gone) if too_large else wire.unpack_frame(frame.data[LENGTH_BYTES:])
             for pending in gone:
                 requests[pending.sequence & 0xFF] = "outcome", default_id(self.number, pending.sequence)
             frame.data = wire.pack_frame(requests, self.limits)

@@ -84,7 +84,7 @@ class Steps:
         requests: list[Any] = []
         first, budget = self._frame * FRAME_REQUESTS_MAX, self.limits.frame_nodes_max
         self._frame += 1
-        for place, request in enumerate(wire.unpack_frame(frame, self.limits)):
+        for place, request in enumerate(wire.unpack_frame(frame)):
             budget = wirecheck.check_request(request, budget, self.limits)
             requests.append((self.lane, first + place, request))
         return requests

@@ -140,7 +140,7 @@ class LaneEnd:
         whole = budget = max(limits.frame_nodes_max, explained)
         self._next_frame += 1
         try:
-            unpacked = wire.unpack_frame(body, limits)
+            unpacked = wire.unpack_frame(body)
         except BadRequest as error:
             requests.append((self, sequence, BadRequest(error.message, whole_frame=True)))
             if error.details.get("bomb"):

@@ -163,7 +163,7 @@ def refuse_extensions() -> None:
     copyreg._inverted_registry.clear()  # type: ignore[attr-defined]
 
 
-def unpack_frame(body: bytes, limits: Limits) -> list[Any]:
+def unpack_frame(body: bytes) -> list[Any]:
     """The requests of a frame, each of them checked by `check_request` before it is used.
 
     Raises BadRequest; with `bomb=True` where decoding cost far more than the frame's bytes explain.

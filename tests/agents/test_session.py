@@ -116,7 +116,7 @@ def sent_again(session):
     frames = {}
     while (data := session.unsent) is not None:
         number = session._unsent[0][0].number
-        frames[number] = wire.unpack_frame(bytes(data[LENGTH_BYTES:]), DEFAULT_LIMITS)
+        frames[number] = wire.unpack_frame(bytes(data[LENGTH_BYTES:]))
         session.write(len)
     return frames
 

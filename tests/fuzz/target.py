@@ -25,7 +25,7 @@ LIMITS = Limits()
 
 def frames(data: bytes) -> None:
     try:
-        requests = wire.unpack_frame(data, LIMITS)
+        requests = wire.unpack_frame(data)
     except BadRequest:
         return
     checked(requests)

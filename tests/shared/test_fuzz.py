@@ -113,7 +113,7 @@ SOUP = st.lists(
 def check_frame(body: bytes) -> None:
     """Plain data within the caps, or a refusal; and the same as in any other life of the engine."""
     try:
-        requests = wire.unpack_frame(body, LIMITS)
+        requests = wire.unpack_frame(body)
     except BadRequest:
         return
     assert 0 < len(requests) <= FRAME_REQUESTS_MAX

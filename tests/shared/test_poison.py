@@ -43,7 +43,7 @@ modules, before = set(sys.modules), classes()
 for name, body in corpus.items():
     watching = True
     try:
-        for request in wire.unpack_frame(body, limits):
+        for request in wire.unpack_frame(body):
             wirecheck.check_request(request, limits.frame_nodes_max, limits)
         out[name] = "accepted"
     except (BadRequest, RequestTooLarge) as error:
@@ -88,11 +88,10 @@ def test_the_corpus_has_every_opcode_that_there_is(poison):
 EXTENDED = """
 import copyreg, pickle
 from solewriter.shared import wire
-from solewriter.shared.config import Limits
 copyreg.add_extension("os", "getcwd", 1)
 pickle.loads(bytes([128, 2, 0x82, 1]) + b".")
 try:
-    print(wire.unpack_frame(bytes([128, 5]) + b"]" + bytes([0x82, 1]) + b")Ra.", Limits()))
+    print(wire.unpack_frame(bytes([128, 5]) + b"]" + bytes([0x82, 1]) + b")Ra."))
 except wire.BadRequest as error:
     print("refused:", error)
 assert pickle.loads(bytes([128, 2, 0x82, 1]) + b".") is __import__("os").getcwd, "others may go on with theirs"
@@ -108,7 +107,7 @@ def test_an_extension_that_somebody_unpickled_before_is_refused_like_any_name():
 def test_a_place_far_out_in_the_memo_is_told_from_other_damage(body):
     """Nine bytes that cost megabytes: whoever reads a lane has to know, because there may be thousands of them."""
     with pytest.raises(BadRequest) as refusal:
-        wire.unpack_frame(b"\x80\x05" + body, LIMITS)
+        wire.unpack_frame(b"\x80\x05" + body)
     assert refusal.value.details == {"bomb": True}
 
 
@@ -116,13 +115,13 @@ def test_a_frame_as_large_as_they_come_is_no_bomb():
     """Every text of it has its place in the memo."""
     fields = {f"field {number}": f"text {number}" for number in range(20_000)}
     requests = [([(3, "Task", "t", None, fields, "", None)], [], None, None)]
-    assert wire.unpack_frame(wire.pack_frame(requests, LIMITS)[4:], LIMITS) == requests
+    assert wire.unpack_frame(wire.pack_frame(requests, LIMITS)[4:]) == requests
 
 
 def test_what_is_named_many_times_is_counted_as_often(poison):
     """A mutation or a guard takes two bytes to name again, and as long to decide as the first time."""
     for body in poison["greedy"]().values():
-        requests = wire.unpack_frame(body, LIMITS)
+        requests = wire.unpack_frame(body)
         assert len(requests) == FRAME_REQUESTS_MAX
         budget, taken = LIMITS.frame_nodes_max, 0
         with pytest.raises(BadRequest, match="frame_nodes_max"):

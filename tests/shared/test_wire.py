@@ -71,7 +71,7 @@ def decoded(frame):
     body = memoryview(frame)
     length = wire.frame_length(body, 0, LIMITS)
     assert len(body) == 4 + length
-    return [checked_request(one, LIMITS) for one in wire.unpack_frame(bytes(body[4:]), LIMITS)]
+    return [checked_request(one, LIMITS) for one in wire.unpack_frame(bytes(body[4:]))]
 
 
 def update(fields, **other):
@@ -82,7 +82,7 @@ def update(fields, **other):
 
 def refused(body):
     with pytest.raises(REFUSED) as refusal:
-        for request in wire.unpack_frame(body, LIMITS):
+        for request in wire.unpack_frame(body):
             checked_request(request, LIMITS)
     return str(refusal.value)
 
@@ -324,7 +324,7 @@ GOOD = pickle.dumps([request_of(*(one for one, _ in MUTATIONS))], 5)
 def test_a_frame_cut_short_at_any_byte_is_refused():
     for length in range(len(GOOD)):
         with pytest.raises(BadRequest):
-            wire.unpack_frame(GOOD[:length], LIMITS)
+            wire.unpack_frame(GOOD[:length])
 
 
 def test_bytes_behind_the_end_are_refused():
@@ -336,7 +336,7 @@ def test_bytes_behind_the_end_are_refused():
 @given(st.binary(max_size=64) | st.builds(lambda tail: b"\x80\x05" + tail + b".", st.binary(max_size=24)))
 def test_any_bytes_are_requests_or_refused(body):
     try:
-        requests = wire.unpack_frame(body, LIMITS)
+        requests = wire.unpack_frame(body)
     except BadRequest:
         return
     assert type(requests) is list
@@ -349,7 +349,7 @@ def test_a_damaged_frame_is_requests_or_refused(place, change):
     body = bytearray(GOOD)
     body[place] ^= change
     try:
-        requests = wire.unpack_frame(bytes(body), LIMITS)
+        requests = wire.unpack_frame(bytes(body))
         for request in requests:
             checked_request(request, LIMITS)
     except REFUSED:
@@ -477,7 +477,7 @@ def colliding(keys: int, *, as_set: bool) -> bytes:
 def test_numbers_that_collide_as_keys_are_refused_before_they_are_compared(as_set):
     """Found while decoding, not by the checks behind it: those would be reached after half a minute."""
     with pytest.raises(BadRequest, match=r"keys are str|holds a set"):
-        wire.unpack_frame(colliding(60_000, as_set=as_set), LIMITS)
+        wire.unpack_frame(colliding(60_000, as_set=as_set))
 
 
 MANY_NUMBERS = b"(" + b"M\x00\x01" * (CAREFUL_NUMBERS + 1) + b"1"  # pushed behind a mark, and dropped again
@@ -507,12 +507,12 @@ def test_poison_among_many_numbers_is_refused_all_the_same(rest, why):
 def test_a_dict_of_every_form_is_read_among_many_numbers():
     forms = [b"}\x8c\x01aK\x07s", b"}(\x8c\x01aK\x07u", b"(\x8c\x01aK\x07d"]
     body = b"\x80\x05" + MANY_NUMBERS + b"](" + b"".join(forms) + b"e."
-    assert wire.unpack_frame(body, LIMITS) == [{"a": 7}] * 3
+    assert wire.unpack_frame(body) == [{"a": 7}] * 3
 
 
 def test_a_frame_with_many_numbers_means_the_same_as_one_with_few():
     many = [([], [], None, None), (list(range(300, 9_000)), {"a": {"b": [1.5] * 3_000}}, (1, 2), None)]
-    assert wire.unpack_frame(wire.pack_frame(many, LIMITS)[4:], LIMITS) == many
+    assert wire.unpack_frame(wire.pack_frame(many, LIMITS)[4:]) == many
 
 
 WATCHED = """
@@ -536,7 +536,7 @@ out = {}
 for name, body in corpus.items():
     watching, verdict = True, "accepted"
     try:
-        for request in wire.unpack_frame(body, limits):
+        for request in wire.unpack_frame(body):
             wirecheck.check_request(request, limits.frame_nodes_max, limits)
     except (BadRequest, RequestTooLarge) as error:
         verdict = type(error).__name__
@@ -563,16 +563,15 @@ def test_decoding_poison_imports_opens_and_calls_nothing(monkeypatch):
 EXTENDED = """
 import copyreg, pickle, sys
 from solewriter.shared import handshake, wire, wirecheck, wireform
-from solewriter.shared.config import Limits
 copyreg.add_extension("os", "getcwd", 1)
 body = bytes([128, 2, 0x82, 1]) + b")R."
 try:
-    wire.unpack_frame(body, Limits())
+    wire.unpack_frame(body)
 except wire.BadRequest as error:
     print("refused", error)
 wire.refuse_extensions()
 try:
-    wire.unpack_frame(body, Limits())
+    wire.unpack_frame(body)
 except wire.BadRequest as error:
     print("unknown", error)
 copyreg.add_extension("os", "getpid", 2)

@@ -170,7 +170,7 @@ def test_a_question_and_its_request_in_one_turn(engine, client_of_a_raw_lane):
     """Both orders in one frame, so that nothing can come between."""
     raw = client_of_a_raw_lane(engine.state, client_id="cd" * 8)
     create = ([("x",)], [], None, None)
-    plain = wire.unpack_frame(raw.frame([Create(Task(title="x", id="asked"))])[4:], DEFAULT_LIMITS)[0]
+    plain = wire.unpack_frame(raw.frame([Create(Task(title="x", id="asked"))])[4:])[0]
     own = default_id(raw.session.number, 1)
     named = (plain[0], plain[1], "asked", None)
     assert create is not plain
