@@ -203,13 +203,9 @@ RECLAIM_SPARE = 4 * MIB  # besides, as many as are live, and so many at most: wh
 # copying is left. 8 MiB would bring 100,000 tasks to the 2.2
 EXPIRY_GRACE_S = 0.05  # from saying that a segment is not readable to taking its bytes away: a look takes microseconds
 RECLAIM_LOOK, RECLAIM_LOOK_LEAST = 3, 64 * KIB  # heap bytes looked at for each byte that a turn wrote, and at least
-HEAP_SEGMENT_SHARE = (
-    8  # a heap segment is at most this part of the live bytes, so that an open one is no large overhead
-)
+HEAP_SEGMENT_SHARE = 8  # a heap segment is at most this part of the live bytes: an open one is no large overhead
 HEAP_AHEAD = 0.5  # a heap segment filled so far has its successor reserved, beside the loop
-POPULATED_AT_ONCE = (
-    2 * MIB
-)  # of a new segment, while other threads of the process cannot change what is mapped: 1 to 4 ms
+POPULATED_AT_ONCE = 2 * MIB  # of a new segment: 1 to 4 ms, while no other thread can change what is mapped
 HEAP_RUN_BYTES = 256 * KIB  # of records that a start joins and copies at once: they are still in the processor's cache
 FILLING_SWITCH_S = 0.0002  # a start's threads that fill memory ask for the interpreter thrice a block, which takes them
 # 2 ms: beside a thread that computes, each time would last Python's own 5 ms
