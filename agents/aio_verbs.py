@@ -92,7 +92,7 @@ class AioVerbs(AioRequests):
         request_id: str | None = None,
     ) -> list[T]:
         """The best `count` ready tasks, or as many as there are; waits only while there is none. Cancelled, or
-        interrupted by Ctrl-C, it gives back what it was granted.
+        interrupted by Ctrl-C, it gives back what it was granted: later, where the engine does not answer at once.
         """
         claim = claiming(kind, where, count, timeout_s, lease_s, assignee, reason)
         patience_s = timeout_s + self._limits.request_timeout_s

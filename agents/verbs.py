@@ -93,8 +93,8 @@ class Verbs(Requests):
         reason: str = "",
         request_id: str | None = None,
     ) -> list[T]:
-        """The best `count` ready tasks, or as many as there are; waits only while there is none. Interrupted by Ctrl-C,
-        it gives back what it was granted; with the next claim, where the engine does not answer at once.
+        """The best `count` ready tasks, or as many as there are; waits only while there is none. Cancelled, or
+        interrupted by Ctrl-C, it gives back what it was granted: later, where the engine does not answer at once.
         """
         self._give_back()
         claim = claiming(kind, where, count, timeout_s, lease_s, assignee, reason)
