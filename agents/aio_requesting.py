@@ -119,7 +119,9 @@ class AioRequests(Asker):
         failure: Exception | None = None
         try:
             while waiting or not exhausted:
-                while not exhausted and sends_more(self._session, len(waiting), window, batch):
+                while (
+                    not exhausted and len(waiting) + batch <= window and sends_more(self._session, len(waiting), batch)
+                ):
                     taken, failure = await _some(source, batch, deadline_s)
                     exhausted = len(taken) < batch
                     waiting.extend(await self._sent(taken, self._deadline(timeout_s)))
@@ -136,7 +138,7 @@ class AioRequests(Asker):
     ) -> list[Pending | Refused]:
         """One frame of these requests."""
         made = self._requests(asked)
-        taken = await self._memory.looked(lambda: self._answers.fitting(made, [one for one, _ in asked]))
+        taken = await self._memory.looked(lambda: self._answers.fitting(made, asked))
         requests = self._shown(taken)
         sent = await self._exchange.send(requests, deadline) if requests else []
         return self._sent_in_place(taken, requests, sent)
@@ -162,10 +164,10 @@ class AioRequests(Asker):
     ) -> E:
         due_us = deadline_us(deadline_s)
         request = wireform.plain_request((mutation,), guards, request_id, self._registry, self._limits, due_us)
-        await self._check_classes(request, (mutation,))
+        await self._check_classes(request, mutation)
         return await self._asked(request, lambda sent: entity_of(judged(self._reply(sent), mutation), model), timeout_s)
 
-    async def _check_classes(self, request: PlainRequest, asked: Sequence[Mutation]) -> None:
+    async def _check_classes(self, request: PlainRequest, asked: Mutation | Sequence[Mutation]) -> None:
         """Raises SchemaMismatch for a whole entity of a class that is not the engine's: nothing is sent."""
         await self._memory.looked(lambda: self._answers.check_classes(request, asked))
 

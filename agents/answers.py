@@ -6,6 +6,7 @@ import functools
 from collections.abc import Callable, Sequence
 from typing import Any, TypeVar, cast
 
+from solewriter.agents.deadline import Timed
 from solewriter.agents.pending import Pending, error_of
 from solewriter.agents.reader import Reader
 from solewriter.agents.snapshot import Plain
@@ -40,28 +41,34 @@ class Answers:
         self._decoder: tuple[int, Callable[[Result], Any]] = (-1, _nothing)  # of the memory of an epoch
 
     def fitting(
-        self, requests: Sequence[PlainRequest | Refused], asked: Sequence[Mutation | Sequence[Mutation]]
+        self, requests: Sequence[PlainRequest | Refused], asked: Sequence[Timed[Mutation | Sequence[Mutation]]]
     ) -> list[PlainRequest | Refused]:
         """The requests of a pipeline, made of what was asked; in place of one with a class that is not the engine's,
         why it is not sent.
         """
-        found: list[PlainRequest | Refused] = []
-        for request, given in zip(requests, asked, strict=True):
-            try:
-                if not isinstance(request, Refused):
-                    self.check_classes(request, given if isinstance(given, (list, tuple)) else (given,))
-                found.append(request)
-            except SchemaMismatch as error:
-                found.append(error)
+        found = list(requests)
+        for place, request in enumerate(requests):
+            if not isinstance(request, Refused):
+                try:
+                    self.check_classes(request, asked[place][0])
+                except SchemaMismatch as error:
+                    found[place] = error
         return found
 
-    def check_classes(self, request: PlainRequest, asked: Sequence[Mutation]) -> None:
-        """Raises SchemaMismatch for a whole entity, among the mutations of which the request was made, of a class that
-        is not the engine's. A process may have two classes of one name: what counts is the entity's own.
+    def check_classes(self, request: PlainRequest, asked: Mutation | Sequence[Mutation]) -> None:
+        """Raises SchemaMismatch for a whole entity, in what the request was made of, of a class that is not the
+        engine's.
         """
-        for mutation, given in zip(request[0], asked, strict=True):
+        for mutation in request[0]:
             if mutation[0] in WHOLE:
-                kind = self._registry.of(type(cast("Create | Put", given).entity))
+                self._check_whole(asked if isinstance(asked, (list, tuple)) else (cast("Mutation", asked),))
+                break
+
+    def _check_whole(self, asked: Sequence[Mutation]) -> None:
+        """A process may have two classes of one name: what counts is the entity's own."""
+        for mutation in asked:
+            if isinstance(mutation, Create | Put):
+                kind = self._registry.of(type(mutation.entity))
                 self._reader.check_class(kind)
                 if self._registry.get(kind.name) is not kind:
                     self._registry.install(kind)  # it is the engine's, so replies are read by it

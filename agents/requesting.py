@@ -116,7 +116,7 @@ class Requests(Asker):
         exhausted = False
         failure: Exception | None = None
         while waiting or not exhausted:
-            while not exhausted and sends_more(self._session, len(waiting), window, batch):
+            while not exhausted and len(waiting) + batch <= window and sends_more(self._session, len(waiting), batch):
                 taken, failure = _some(source, batch)
                 exhausted = len(taken) < batch
                 waiting.extend(self._sent(taken, self._deadline(timeout_s)))
@@ -127,7 +127,7 @@ class Requests(Asker):
 
     def _sent(self, asked: list[Timed[Mutation | Sequence[Mutation]]], deadline: float) -> list[Pending | Refused]:
         """One frame of these requests."""
-        taken = self._answers.fitting(self._requests(asked), [one for one, _ in asked])
+        taken = self._answers.fitting(self._requests(asked), asked)
         requests = self._shown(taken)
         return self._sent_in_place(taken, requests, self._exchange.send(requests, deadline) if requests else [])
 
@@ -138,7 +138,7 @@ class Requests(Asker):
                 self._exchange.wait(sent, deadline)
                 reply = self._answers.reply(sent)
                 self._tokens.told(sent, reply)
-                if not sent.is_back:
+                if reply.error is None or not sent.is_back:
                     return reply
                 claim = sent.claim  # goes on waiting, behind the others
                 (sent,) = self._exchange.send([claim], deadline)

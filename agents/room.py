@@ -77,11 +77,11 @@ def pipeline(wanted: int, window: int) -> tuple[int, int]:
     return window, max(1, min(FRAME_BATCH, window // 4))
 
 
-def sends_more(session: AgentSession, on_their_way: int, window: int, batch: int) -> bool:
-    """Whether somebody who sends many sends another frame before the next reply. Where claims that wait have all of
-    their room, that frame might have to wait for such a reply.
+def sends_more(session: AgentSession, on_their_way: int, batch: int) -> bool:
+    """Whether somebody who sends many, and whose window has room, sends another frame before the next reply. Where
+    claims that wait have all of their room, that frame might have to wait for such a reply.
     """
-    return on_their_way + batch <= window and not (on_their_way and claims_too_many(session, batch))
+    return not (on_their_way and session.waiting and claims_too_many(session, batch))
 
 
 def _busy(retry_after_s: float) -> Busy:
