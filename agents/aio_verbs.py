@@ -11,7 +11,7 @@ from solewriter.agents.aio_requesting import AioRequests
 from solewriter.agents.conflicts import conditional
 from solewriter.agents.readiness import WORK_PATIENCE_S, is_anything_left
 from solewriter.agents.verbs import claiming
-from solewriter.shared.errors import OutcomeUnknown, SolewriterError
+from solewriter.shared.errors import OutcomeUnknown, SolewriterError, Unavailable
 from solewriter.shared.models import Entity, Ref, Task
 from solewriter.shared.mutations import (
     Alter,
@@ -92,8 +92,11 @@ class AioVerbs(AioRequests):
         request_id: str | None = None,
     ) -> list[T]:
         """The best `count` ready tasks, or as many as there are; waits only while there is none. Cancelled, or
-        interrupted by Ctrl-C, it gives back what it was granted: later, where the engine does not answer at once.
+        interrupted by Ctrl-C, it gives back what it was granted; with the next claim, where the engine does not answer.
         """
+        while self._unwanted:
+            unwanted, its_kind = self._unwanted.popitem()
+            self._give_up(its_kind, unwanted)
         claim = claiming(kind, where, count, timeout_s, lease_s, assignee, reason)
         patience_s = timeout_s + self._limits.request_timeout_s
         try:
@@ -117,12 +120,18 @@ class AioVerbs(AioRequests):
     async def _give_back(self, kind: type[Task], request_id: str) -> None:
         try:
             outcome = await self.outcome(request_id)  # one that waits is answered by the question
-            if isinstance(outcome, Applied):
-                for result in outcome.reply.results:
-                    self._tokens.granted(result.kind, result.id, result.version)
-                    await self.submit(Release(kind.ref(result.id), "its claim was cancelled"))  # or it was lost already
+            for result in outcome.reply.results if isinstance(outcome, Applied) else ():
+                request = self._giving_back(kind, result, "its claim was cancelled")
+                deadline = self._deadline(None)
+                (sent,) = await self._exchange.send([request], deadline)
+                self._tokens.sent(sent, request)
+                error = (await self._told(sent, self._reply, deadline)).error  # it may be lost already
+                if isinstance(error, Unavailable):
+                    raise error
+        except Unavailable:
+            self._unwanted[request_id] = kind  # the engine has no time: with the next claim, or when this process ends
         except SolewriterError:
-            pass  # the engine is gone, or this client: then what it holds is taken away
+            pass  # another client has the session, and what it held
 
     async def complete(
         self,

@@ -11,13 +11,13 @@ from collections.abc import Iterable, Sequence
 from solewriter.agents.deadline import Timed, no_time
 from solewriter.agents.pending import Pending
 from solewriter.agents.session import AgentSession
-from solewriter.agents.tokens import Tokens
+from solewriter.agents.tokens import SHOWN, Tokens
 from solewriter.shared import wireform
 from solewriter.shared.config import DEFAULT_LIMITS, Limits
 from solewriter.shared.errors import Refused
 from solewriter.shared.folder import StateFolder
 from solewriter.shared.models import Task, name_of
-from solewriter.shared.mutations import Mutation
+from solewriter.shared.mutations import Mutation, Release, Result
 from solewriter.shared.registry import Registry
 from solewriter.shared.wireform import PlainRequest
 
@@ -38,6 +38,7 @@ class Asker:
         self._registry = Registry()
         self._session = AgentSession(limits, name or f"pid-{os.getpid()}", client_id)
         self._tokens = Tokens()
+        self._unwanted: dict[str, type[Task]] = {}  # requests of claims that were interrupted, not given back so far
 
     @property
     def client_id(self) -> str:
@@ -86,6 +87,11 @@ class Asker:
             self._tokens.sent(one, request)
         following = iter(sent)
         return [request if isinstance(request, Refused) else next(following) for request in taken]
+
+    def _giving_back(self, kind: type[Task], claimed: Result, reason: str) -> PlainRequest:
+        """The release of what a claim brought, under its own token, whatever is held: by now it may be claimed anew."""
+        release = wireform.plain_mutation(Release(kind.ref(claimed.id), reason), self._registry, self._limits)
+        return [release], [(SHOWN, claimed.kind, claimed.id, claimed.version)], None, None
 
     def _deadline(self, timeout_s: float | None) -> float:
         """Until when a caller waits, on `time.monotonic`. Raises InvalidMutation for NaN, by which no loop can set its

@@ -22,7 +22,7 @@ from solewriter.agents.room import pipeline, sends_more
 from solewriter.shared import wireform
 from solewriter.shared.config import DEFAULT_LIMITS, Limits
 from solewriter.shared.errors import OutcomeUnknown, Refused, RequestTooLarge
-from solewriter.shared.models import Entity, Task
+from solewriter.shared.models import Entity
 from solewriter.shared.mutations import GuardMutation, Mutation, Reply
 
 E = TypeVar("E", bound=Entity)
@@ -44,7 +44,6 @@ class Requests(Asker):
         self._exchange = Exchange(self.folder, self._session, limits)
         self.reader = Reader(state, limits, self._registry)
         self._answers = Answers(self.reader, self._registry)
-        self._unwanted: deque[tuple[type[Task], str]] = deque()  # claims that were interrupted, by their requests
 
     # --- requests ----------------------------------------------------------------------------------------------------
 

@@ -94,7 +94,7 @@ class Verbs(Requests):
         request_id: str | None = None,
     ) -> list[T]:
         """The best `count` ready tasks, or as many as there are; waits only while there is none. Cancelled, or
-        interrupted by Ctrl-C, it gives back what it was granted: later, where the engine does not answer at once.
+        interrupted by Ctrl-C, it gives back what it was granted; with the next claim, where the engine does not answer.
         """
         self._give_back()
         claim = claiming(kind, where, count, timeout_s, lease_s, assignee, reason)
@@ -106,27 +106,29 @@ class Verbs(Requests):
         except KeyboardInterrupt as interrupted:
             asked = reply or interrupted.__cause__
             if isinstance(asked, Reply | OutcomeUnknown):
-                self._unwanted.append((kind, asked.request_id))
+                self._unwanted[asked.request_id] = kind
                 self._give_back()
             raise
 
     def _give_back(self) -> None:
-        """Nobody waits for these claims any more, nor wants what they brought."""
-        while self._unwanted:
-            kind, request_id = unwanted = self._unwanted.popleft()
+        """Nobody waits for these claims any more, nor wants what they brought. Each is noted until that is done:
+        another Ctrl-C, or an engine that has no time, leaves it to the next claim, or to the end of this process.
+        """
+        for request_id, kind in list(self._unwanted.items()):
             try:
                 outcome = self.outcome(request_id, timeout_s=GIVE_BACK_S)  # one that waits is answered by it
                 for result in outcome.reply.results if isinstance(outcome, Applied) else ():
-                    if (self._tokens.holds(result.kind, result.id) or 0) > result.version:
-                        continue  # it was claimed anew since then
-                    self._tokens.granted(result.kind, result.id, result.version)
-                    self.submit(Release(kind.ref(result.id), "its claim was interrupted"), timeout_s=GIVE_BACK_S)
-            except Unavailable as error:
-                if not getattr(error, "final", False):
-                    self._unwanted.append(unwanted)  # the engine has no time: later, or when this process ends
+                    request = self._giving_back(kind, result, "its claim was interrupted")
+                    deadline = self._deadline(GIVE_BACK_S)
+                    (sent,) = self._exchange.send([request], deadline)
+                    self._tokens.sent(sent, request)
+                    if isinstance(error := self._told(sent, deadline).error, Unavailable):
+                        raise error
+            except Unavailable:
                 return
             except SolewriterError:
                 pass  # another client has the session, and what it held
+            self._unwanted.pop(request_id, None)
 
     def complete(
         self,

@@ -13,6 +13,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar
@@ -61,7 +62,7 @@ from solewriter import (
     open_reader,
     why_not_ready,
 )
-from solewriter.agents import answers, exchange, requesting, verbs
+from solewriter.agents import answers, asker, exchange, requesting, verbs
 from solewriter.agents import session as sessions
 from solewriter.agents.pending import Pending
 from solewriter.agents.readiness import Obstacle
@@ -1483,6 +1484,50 @@ def test_of_a_cancelled_claim_one_task_that_was_lost_keeps_no_other_from_being_g
     asyncio.run(story())
 
 
+def test_what_is_claimed_anew_while_a_cancelled_claim_is_given_back_is_kept(engine, client, limits):
+    """The cancelled one was lost already, its lease over say."""
+    client.create(task("a"))
+
+    async def story() -> None:
+        async with aio.connect(engine.state, name="me", limits=limits) as agent:
+            lost = (await agent.submit(Claim(Task))).check()
+            await agent.release(lost.entity)
+            held = await agent.claim(Task)
+            agent._give_up(Task, lost.request_id)
+            await asyncio.wait_for(gave_up(agent), 60)
+            assert agent.holds(Task, "a") == held.claim
+            assert (await agent.complete(held)).status is TaskStatus.COMPLETED
+
+    asyncio.run(story())
+
+
+def test_what_could_not_be_given_back_when_it_was_cancelled_is_given_back_with_the_next_claim(engine, client, limits):
+    """The engine was busy, or just being replaced, for longer than a reply is waited for."""
+    make(client, task("a", project="one"), task("b", project="two"))
+    brief = msgspec.structs.replace(limits, request_timeout_s=0.2)
+
+    async def story() -> None:
+        async with aio.connect(engine.state, name="me", limits=brief) as agent:
+            await agent.put(Project(id="p", name="so that it is connected"))
+            os.kill(engine.pid, signal.SIGSTOP)
+            hasty = asyncio.create_task(agent.claim(Task, where={"project": "one"}))
+            while not agent._session.in_flight:
+                await asyncio.sleep(0)
+            hasty.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await hasty
+            await asyncio.wait_for(gave_up(agent), 60)
+            agent._limits = limits  # from now on there is time
+            os.kill(engine.pid, signal.SIGCONT)
+            client.reader.wait_until(Task, "a", lambda one: one.status is TaskStatus.IN_PROGRESS, 60)
+            assert (await agent.claim(Task, where={"project": "two"}, timeout_s=60)).id == "b"
+            await asyncio.wait_for(gave_up(agent), 60)
+            assert agent.holds(Task, "a") is None
+            assert client.claim(Task).id == "a"
+
+    asyncio.run(story())
+
+
 def test_a_cancelled_coroutine_that_closes_its_client_leaves_no_claim_behind(engine, client, limits, monkeypatch):
     monkeypatch.setattr("solewriter.agents.aio_requesting.GIVE_BACK_S", 20)  # on a busy machine, too
     make(client, task("a"))
@@ -1549,6 +1594,40 @@ def test_what_ctrl_c_could_not_give_back_at_once_is_given_back_by_the_next_claim
         assert agent.holds(Task, "a") is None
         found = client.claim(Task)
         assert (found.id, found.attempts) == ("a", 1), "that it was granted does not count"
+
+
+def test_giving_back_an_interrupted_claim_can_be_interrupted_at_any_step(engine, client, limits, at_step):
+    """The next claim goes on with it."""
+    client.create(task("a"))
+    with connect(engine.state, name="me", limits=limits) as agent:
+        steps, reached = 0, [""]
+        while reached:
+            steps += 1
+            agent._unwanted[agent.submit(Claim(Task)).check().request_id] = Task
+            with at_step(steps, interrupt, verbs, requesting, asker) as reached, suppress(KeyboardInterrupt):
+                assert agent.claim(Task, where={"project": "nowhere"}) is None
+            assert agent.claim(Task, where={"project": "nowhere"}) is None
+            assert status(client, "a") is not TaskStatus.IN_PROGRESS, reached
+    assert steps > 20
+
+
+def test_what_is_claimed_anew_while_an_interrupted_claim_is_given_back_is_kept(engine, client, limits, at_step):
+    """By another thread of the client, at any step: the interrupted claim was lost already, its lease over say."""
+    client.create(task("a"))
+    with connect(engine.state, name="me", limits=limits) as agent:
+        steps, reached = 0, [""]
+        while reached:
+            steps += 1
+            lost = agent.submit(Claim(Task)).check()
+            agent.release(lost.entity)
+            agent._unwanted[lost.request_id] = Task
+            held: list[Task] = []
+            with at_step(steps, lambda held=held: held.append(agent.claim(Task)), verbs, requesting, asker) as reached:
+                assert agent.claim(Task, where={"project": "nowhere"}) is None
+            for mine in held:
+                assert agent.holds(Task, "a") == mine.claim, reached
+                agent.release(mine)
+    assert steps > 20
 
 
 def test_a_claim_interrupted_at_any_step_leaves_no_claim_behind(engine, client, limits, at_step):
