@@ -205,7 +205,9 @@ class Gathering:
 
     def _sent(self) -> Reply:
         if self._reply is None and self._ended:
-            raise SolewriterError("this transaction left no results: it was empty and not sent, or not applied")
+            raise SolewriterError(
+                "this transaction left no results: it was empty and not sent, or ended in an error, which tells why"
+            )
         if self._reply is None:
             raise SolewriterError("this transaction was not sent: its results are there after the `with`")
         return self._reply

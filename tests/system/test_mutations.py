@@ -14,6 +14,7 @@ from pydantic import AfterValidator, Base64Bytes, field_validator, model_validat
 
 from solewriter import (
     AlreadyExists,
+    Applied,
     Create,
     Delete,
     Entity,
@@ -25,6 +26,7 @@ from solewriter import (
     Lifecycle,
     Limits,
     NotFound,
+    OutcomeUnknown,
     Part,
     Project,
     ProjectStatus,
@@ -293,8 +295,18 @@ def test_what_a_transaction_left_that_was_never_sent_is_told_as_that(client):
         failed.create(Task(title="x"))
         raise ZeroDivisionError
     for tx in (empty, failed):
-        with pytest.raises(SolewriterError, match="empty and not sent, or not applied"):
+        with pytest.raises(SolewriterError, match="empty and not sent, or ended in an error"):
             print(tx.revision)
+
+
+@pytest.mark.usefixtures("shared_engine")
+def test_of_a_transaction_whose_reply_did_not_come_nobody_is_told_that_it_was_not_applied(client):
+    with pytest.raises(OutcomeUnknown) as unknown, client.transaction(timeout_s=0) as late:
+        late.create(Task(title="x", id="late"))
+    with pytest.raises(SolewriterError) as told:
+        print(late.revision)
+    assert "not applied" not in str(told.value)
+    assert isinstance(client.outcome(unknown.value.request_id), Applied)
 
 
 @pytest.mark.usefixtures("shared_engine")
