@@ -65,6 +65,7 @@ class Publisher:
     ) -> None:
         self.prefix = prefix
         self._folder = limits.memory_dir
+        self._beside = beside
         self._tables: list[TableWriter] = []
         self._indexes: list[IndexWriter[Segment]] = []
         self._catalog_number = 0
@@ -93,6 +94,7 @@ class Publisher:
         index = IndexWriter(
             lambda number, size: self._make(size, "index", kind, number),
             lambda number: self._path("index", kind, number).unlink(),
+            self._beside,
         )
         return self._table(kind, columns), index
 
@@ -106,7 +108,12 @@ class Publisher:
 
     def _table(self, kind: int, columns: Sequence[Column]) -> TableWriter:
         generation = self._generations = self._generations + 1
-        return TableWriter(generation, columns, lambda chunk, size: self._make(size, "table", kind, generation, chunk))
+        return TableWriter(
+            generation,
+            columns,
+            lambda chunk, size: self._make(size, "table", kind, generation, chunk),
+            self._beside,
+        )
 
     def other_table(self, kind: int, columns: Sequence[Column], slots: int) -> TableWriter:
         """A table of the same slots with other columns, to be filled, and then used by `replace_table`. Raises
@@ -126,6 +133,7 @@ class Publisher:
         self._tables[kind] = table
 
     def remove_table(self, kind: int, table: TableWriter) -> None:
+        table.end()
         remove_segments(self._folder, f"{self.prefix}-table-{kind}-{table.generation}")
 
     def columns(self, kind: int) -> tuple[Column, ...]:

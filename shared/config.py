@@ -205,6 +205,7 @@ EXPIRY_GRACE_S = 0.05  # from saying that a segment is not readable to taking it
 RECLAIM_LOOK, RECLAIM_LOOK_LEAST = 3, 64 * KIB  # heap bytes looked at for each byte that a turn wrote, and at least
 HEAP_SEGMENT_SHARE = 8  # a heap segment is at most this part of the live bytes: an open one is no large overhead
 HEAP_AHEAD = 0.5  # a heap segment filled so far has its successor reserved, beside the loop
+SEGMENT_AHEAD = 0.75  # the same of an index's segment and a table's chunk, which keys fill, and not every write
 POPULATED_AT_ONCE = 2 * MIB  # of a new segment: 1 to 4 ms, while no other thread can change what is mapped
 HEAP_RUN_BYTES = 256 * KIB  # of records that a start joins and copies at once: they are still in the processor's cache
 FILLING_SWITCH_S = 0.0002  # a start's threads that fill memory ask for the interpreter thrice a block, which takes them

@@ -12,11 +12,12 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Executor, Future
+from concurrent.futures import Executor
 from typing import Any, Final
 
 from solewriter.shared.config import ALIGNMENT, HEAP_AHEAD, HEAP_RUN_BYTES, HEAP_SEGMENT_SHARE, Limits
 from solewriter.shared.memory.segment import Segment
+from solewriter.shared.memory.successor import Successor
 
 PREFIX: Final = struct.Struct("<IIQ")
 PREFIX_BYTES: Final = PREFIX.size
@@ -40,8 +41,7 @@ class HeapWriter:
 
     def __init__(self, make: Callable[[int, int], Segment], limits: Limits, beside: Executor) -> None:
         self._make = make  # (segment number, bytes) -> segment
-        self._beside = beside
-        self._next: Future[Segment] | None = None
+        self._next = Successor(make, beside)
         self._bytes_max = limits.heap_segment_bytes_max
         self._bytes_first = limits.heap_segment_bytes_first
         self.live_bytes: Callable[[], int] = lambda: 0  # of all records that are their slots' newest
@@ -98,8 +98,8 @@ class HeapWriter:
     def flush(self) -> None:
         """Copy what was appended to its place, all by one copy; and have the next segment made in time."""
         self._copy()
-        if self._next is None and self._offset > self._size * HEAP_AHEAD:
-            self._next = self._beside.submit(self._make, self._number + 1, self._grown())
+        if self._offset > self._size * HEAP_AHEAD and self._next.due:
+            self._next.prepare(self._number + 1, self._grown())
 
     def _copy(self) -> None:
         self._map[self._copied : self._offset] = b"".join(self._parts)
@@ -134,8 +134,8 @@ class HeapWriter:
         """Move back to an earlier tail: what lies behind it was never published."""
         for number in range((tail >> 32) + 1, self._number + 1):
             self.segments.pop(number).path.unlink()
-        if self._number != tail >> 32 and self._next is not None:
-            self._discard_next()
+        if self._number != tail >> 32 and (made := self._next.take()) is not None:
+            made.path.unlink()
         self._parts.clear()
         self._number = tail >> 32
         self._offset = self._copied = tail & OFFSET_MASK
@@ -149,13 +149,10 @@ class HeapWriter:
         number = self._number + 1
         if self._parts:
             self._copy()
-        made = None
-        if self._next is not None:
-            future, self._next = self._next, None
-            made = future.result()
-            if made.size < START + needed:
-                made.path.unlink()
-                made = None
+        made = self._next.take()
+        if made is not None and made.size < START + needed:
+            made.path.unlink()
+            made = None
         if made is None:
             made = self._make(number, max(self._grown(), START + needed))
         if self._number and self._offset + PREFIX_BYTES <= self._size:
@@ -163,11 +160,6 @@ class HeapWriter:
         self.segments[number] = made
         self._number, self._size, self._map = number, made.size, made.map
         self._offset = self._copied = START
-
-    def _discard_next(self) -> None:
-        future, self._next = self._next, None
-        if future is not None and future.exception() is None:
-            future.result().path.unlink()
 
 
 def walk(segment_of: Callable[[int], Segment], start: int, end: int) -> Iterator[tuple[int, Segment, int]]:

@@ -12,12 +12,20 @@ late for it reads the word again.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import Executor
 from typing import Final, Generic, Protocol, TypeVar
 
 from zlib_ng.zlib_ng import crc32
 
-from solewriter.shared.config import INDEX_ARENA_BYTES_FIRST, INDEX_ARENA_BYTES_MAX, INDEX_TIDY_ABOVE, INDEX_WORDS
+from solewriter.shared.config import (
+    INDEX_ARENA_BYTES_FIRST,
+    INDEX_ARENA_BYTES_MAX,
+    INDEX_TIDY_ABOVE,
+    INDEX_WORDS,
+    SEGMENT_AHEAD,
+)
 from solewriter.shared.memory.segment import Segment
+from solewriter.shared.memory.successor import Successor
 
 FIRST_LOG2: Final = 4  # entries of a region's first shape
 _START: Final = INDEX_WORDS  # entries: the words come first in arena segment 0
@@ -45,9 +53,12 @@ W = TypeVar("W", bound=Words)
 class IndexWriter(Generic[W]):
     """Inserts keys. `reserve` before a commit makes sure that the insertions behind it cannot fail."""
 
-    def __init__(self, make: Callable[[int, int], W], remove: Callable[[int], None]) -> None:
+    def __init__(
+        self, make: Callable[[int, int], W], remove: Callable[[int], None], beside: Executor | None = None
+    ) -> None:
         self._make = make  # (arena segment number, bytes) -> segment
         self._remove = remove  # (arena segment number)
+        self._next = Successor(make, beside)
         self._arena: dict[int, W] = {}
         self._named: dict[int, int] = {}  # entries of the regions that words name, by arena segment
         self._newest = -1  # arena segment
@@ -155,6 +166,8 @@ class IndexWriter(Generic[W]):
         self._counts[number] = len(kept)
         self._left[number].clear()
         self._named[self._newest] += entries
+        if self._next.due and self._used > len(self._arena[self._newest].words) * SEGMENT_AHEAD:
+            self._next.prepare(self._newest + 1, self._grown())
         if old:
             self._unname(segment, mask + 1)
 
@@ -165,10 +178,18 @@ class IndexWriter(Generic[W]):
             del self._arena[segment], self._named[segment]
             self._remove(segment)
 
+    def _grown(self) -> int:
+        """Bytes of another arena segment: half of what the regions take now."""
+        return max(INDEX_ARENA_BYTES_FIRST, min(sum(self._named.values()) * 8 // 2, INDEX_ARENA_BYTES_MAX))
+
     def _grow(self, entries: int) -> None:
-        """Another arena segment, half of what the regions take now."""
-        half = min(sum(self._named.values()) * 8 // 2, INDEX_ARENA_BYTES_MAX)
-        made = self._make(self._newest + 1, max(INDEX_ARENA_BYTES_FIRST, half, entries * 8))
+        """Another arena segment, of so many entries or more."""
+        made = self._next.take()
+        if made is not None and len(made.words) < entries:
+            self._remove(self._newest + 1)
+            made = None
+        if made is None:
+            made = self._make(self._newest + 1, max(self._grown(), entries * 8))
         self._newest += 1
         self._arena[self._newest], self._named[self._newest] = made, 0
         self._used = 0

@@ -12,11 +12,13 @@ from __future__ import annotations
 
 from array import array
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Executor
 from typing import Any, Final
 
 from solewriter.shared.columns import Cell, Cells, Column
-from solewriter.shared.config import CHUNK_SLOTS
+from solewriter.shared.config import CHUNK_SLOTS, SEGMENT_AHEAD
 from solewriter.shared.memory.segment import Segment
+from solewriter.shared.memory.successor import Successor
 
 WIDTHS = {"B": 1, "q": 8, "d": 8, "Q": 8}
 _SHIFT: Final = CHUNK_SLOTS.bit_length() - 1
@@ -42,10 +44,17 @@ def views(segment: Segment, columns: Sequence[Column]) -> list[Any]:
 class TableWriter:
     """Hands out slots in order and installs heads and cells."""
 
-    def __init__(self, generation: int, columns: Sequence[Column], make: Callable[[int, int], Segment]) -> None:
+    def __init__(
+        self,
+        generation: int,
+        columns: Sequence[Column],
+        make: Callable[[int, int], Segment],
+        beside: Executor | None = None,
+    ) -> None:
         self.generation = generation  # tables of one kind follow each other when its columns change
         self.columns = tuple(columns)
         self._make = make  # (chunk number, bytes) -> segment
+        self._next = Successor(make, beside)
         self._heads: list[memoryview[int]] = []
         self._cells: list[list[Any]] = []
         self._size = offsets(columns)[-1]
@@ -53,7 +62,13 @@ class TableWriter:
     def reserve(self, slots: int) -> None:
         """Make room for slots below `slots`. Raises MemoryFull."""
         while len(self._heads) * CHUNK_SLOTS < slots:
-            self._add(self._make(len(self._heads), self._size))
+            self._add(self._next.take() or self._make(len(self._heads), self._size))
+        if slots & _MASK > CHUNK_SLOTS * SEGMENT_AHEAD:
+            self._next.prepare(len(self._heads), self._size)
+
+    def end(self) -> None:
+        """No chunk is made any more: those that are there may be removed."""
+        self._next.take()
 
     def restore(self, chunks: Sequence[Segment]) -> None:
         """Chunks as they were, in place of none."""

@@ -8,7 +8,7 @@ import pytest
 
 from solewriter import Create, Task, Update
 from solewriter.shared import wire, wireform
-from solewriter.shared.config import DEFAULT_LIMITS, KIB
+from solewriter.shared.config import CHUNK_SLOTS, DEFAULT_LIMITS, KIB
 from solewriter.shared.errors import LayoutMismatch
 from solewriter.shared.memory import revlog
 from solewriter.shared.memory.segment import Segment, segment_path
@@ -45,6 +45,18 @@ def test_a_segment_is_unlinked_only_when_no_root_lists_it_any_more(alone, monkey
     assert {"reclaim.filled", "reclaim.shown", "reclaim.done"} <= set(steps.reached)
     assert engine.view.root.current().log_first > 5
     assert missing == []
+
+
+def test_what_keys_fill_goes_on_in_segments_that_are_there_before(alone):
+    engine, _, _ = alone()
+    publisher, where = engine.server.publisher, engine.server.folder.whereabouts()
+    publisher.reserve([CHUNK_SLOTS - 1], {0: [(b"key %d" % number, number) for number in range(2_500)]})
+    generation = publisher.table(0).generation
+    ahead = [("table", 0, generation, 1), ("index", 0, 1)]
+    paths = [segment_path(where.memory_dir, where.prefix, *name) for name in ahead]
+    assert [path.name for path in paths if not path.exists()] == []
+    publisher.replace_table(0, publisher.other_table(0, publisher.columns(0), 1))
+    assert not paths[0].exists()
 
 
 @pytest.mark.parametrize("planted", ["a link", "a file that others may read"])

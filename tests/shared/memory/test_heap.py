@@ -313,6 +313,15 @@ def test_without_room_an_append_fails_and_what_was_there_stays(heap):
     assert [record[1][:1] for record in heap.records[len(before) :]] == [b"d", b"e", b"f"]
 
 
+def test_room_that_was_missing_ahead_is_looked_for_again(heap):
+    heap.room = False
+    heap.append(b"a" * 3_000)
+    heap.settle()
+    heap.room = True
+    heap.append(b"b" * 3_000)
+    assert heap.read() == heap.records
+
+
 def test_without_room_everything_can_still_be_taken_back(heap):
     tail = heap.writer.tail
     with pytest.raises(MemoryFull):

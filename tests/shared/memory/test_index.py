@@ -5,6 +5,8 @@ from __future__ import annotations
 import random
 import subprocess
 import sys
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from hashlib import blake2b
 
 import pytest
@@ -19,10 +21,11 @@ from solewriter.shared.memory.segment import Segment
 class Index:
     """An index in a folder, its writer and a reader, and what must be in it."""
 
-    def __init__(self, folder):
+    def __init__(self, folder, beside=None):
         self.folder = folder
         self.room = True
-        self.writer = IndexWriter(self.make, lambda number: (folder / f"index-{number}").unlink())
+        self.made = []  # numbers, and whether here
+        self.writer = IndexWriter(self.make, lambda number: (folder / f"index-{number}").unlink(), beside)
         self.reader = IndexReader(lambda number: Segment.attach(folder / f"index-{number}"))
         self.slots = {}
         self.count = 0
@@ -30,6 +33,7 @@ class Index:
     def make(self, number, size):
         if not self.room:
             raise MemoryFull("no room")
+        self.made.append((number, threading.current_thread() is threading.main_thread()))
         return Segment.create(self.folder / f"index-{number}", size)
 
     def insert(self, hashes):
@@ -158,6 +162,31 @@ def test_without_room_for_many_keys_at_once_nobody_finds_one_that_is_not_there(i
     with pytest.raises(MemoryFull):
         index.writer.add_all([number << 8 for number in range(10_000)], range(10_000))
     index.check([256])
+
+
+def test_a_segment_is_made_beside_before_a_region_has_no_room(tmp_path):
+    choose = random.Random(3)
+    with ThreadPoolExecutor(1) as beside:
+        index = Index(tmp_path, beside)
+        for _ in range(500):
+            index.insert([choose.randrange(2**32) for _ in range(20)])
+            index.writer.tidy()
+            beside.submit(int).result()
+    assert len(index.made) > 3
+    assert index.made == [(number, not number) for number in range(len(index.made))]
+    index.check()
+
+
+def test_a_region_larger_than_the_segment_made_beside_gets_one_of_its_own(tmp_path):
+    choose = random.Random(3)
+    with ThreadPoolExecutor(1) as beside:
+        index = Index(tmp_path, beside)
+        while len(index.made) < 2:
+            index.insert([choose.randrange(2**32) for _ in range(20)])
+            beside.submit(int).result()
+        index.insert([number << 8 for number in range(5_000)])
+    assert index.made[:3] == [(0, True), (1, False), (1, True)]
+    index.check([number << 8 for number in range(0, 5_000, 37)])
 
 
 def test_a_reader_maps_each_arena_once(index):

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import math
 import struct
+import threading
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 from hypothesis import given, settings
@@ -38,16 +40,18 @@ ALL = {0: 1, 1: -5, 2: 0.5, 3: 9, 4: 1}
 class Table:
     """A table in a folder, its writer and a reader that maps on its own."""
 
-    def __init__(self, folder, columns=COLUMNS):
+    def __init__(self, folder, columns=COLUMNS, beside=None):
         self.folder = folder
         self.room = True
         self.attached = []
-        self.writer = TableWriter(1, columns, self.make)
+        self.made = []  # numbers, and whether here
+        self.writer = TableWriter(1, columns, self.make, beside)
         self.reader = TableReader(columns, self.attach)
 
     def make(self, chunk, size):
         if not self.room:
             raise MemoryFull("no room")
+        self.made.append((chunk, threading.current_thread() is threading.main_thread()))
         return Segment.create(self.folder / f"table-{chunk}", size)
 
     def attach(self, chunk):
@@ -194,6 +198,32 @@ def test_without_room_what_is_there_stays_and_later_it_goes_on(table):
     table.writer.reserve(CHUNK_SLOTS + 1)
     table.install(CHUNK_SLOTS, 16, ALL)
     assert table.reader.head(CHUNK_SLOTS) == 16
+
+
+def test_a_chunk_is_made_beside_before_its_first_slot_is_asked_for(tmp_path):
+    with ThreadPoolExecutor(1) as beside:
+        table = Table(tmp_path, beside=beside)
+        table.writer.reserve(0)
+        assert table.made == []
+        for slots in range(1, 2 * CHUNK_SLOTS + 2, CHUNK_SLOTS // 8):
+            table.writer.reserve(slots)
+            beside.submit(int).result()
+    assert table.made == [(0, True), (1, False), (2, False)]
+    table.install(2 * CHUNK_SLOTS, 16, ALL)
+    assert table.reader.head(2 * CHUNK_SLOTS) == 16
+
+
+def test_behind_its_end_a_table_makes_no_chunk(tmp_path):
+    """Or its file would come when all of them were removed."""
+    go = threading.Event()
+    with ThreadPoolExecutor(1) as beside:
+        table = Table(tmp_path, beside=beside)
+        table.writer.reserve(1)
+        beside.submit(go.wait, 10)
+        table.writer.reserve(CHUNK_SLOTS - 1)
+        table.writer.end()
+        go.set()
+    assert table.made == [(0, True)]
 
 
 # --- many at once -----------------------------------------------------------------------------------------------------
