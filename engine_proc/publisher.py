@@ -172,11 +172,11 @@ class Publisher:
         """Make sure of room for these slots and keys of each kind, and for a point of the revision log."""
         for kind, keys in new_keys.items():
             self._tables[kind].reserve(slots[kind])
-            self._indexes[kind].reserve([key_hash(key) for key, _ in keys])
             try:
-                self._indexes[kind].tidy()
+                self._indexes[kind].tidy()  # first: it makes no room for what comes
             except MemoryFull:
                 pass  # later: nothing depends on it
+            self._indexes[kind].reserve([key_hash(key) for key, _ in keys])
         self._log.reserve()
 
     def reset(self, tail: int) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fcntl
+import itertools
 
 import pytest
 
@@ -11,6 +12,7 @@ from solewriter.shared import wire, wireform
 from solewriter.shared.config import CHUNK_SLOTS, DEFAULT_LIMITS, KIB
 from solewriter.shared.errors import LayoutMismatch
 from solewriter.shared.memory import revlog
+from solewriter.shared.memory.index import key_hash
 from solewriter.shared.memory.segment import Segment, segment_path
 from solewriter.shared.registry import Registry
 
@@ -57,6 +59,29 @@ def test_what_keys_fill_goes_on_in_segments_that_are_there_before(alone):
     assert [path.name for path in paths if not path.exists()] == []
     publisher.replace_table(0, publisher.other_table(0, publisher.columns(0), 1))
     assert not paths[0].exists()
+
+
+def keys_of(region, count):
+    """So many of one region of an index."""
+    keys = map(b"%d".__mod__, itertools.count())
+    return [*itertools.islice((key for key in keys if key_hash(key) & 0xFF == region), count)]
+
+
+def test_tidying_the_index_leaves_the_room_of_the_keys_that_come(alone):
+    """However many of those before were forgotten: an insertion without a free entry would look for one for ever."""
+    engine, _, _ = alone()
+    publisher, where = engine.server.publisher, engine.server.folder.whereabouts()
+    words = Segment.attach(segment_path(where.memory_dir, where.prefix, "index", 0, 0)).words
+    index, slots, coming = publisher._indexes[0], itertools.count(), {0: keys_of(0, 200), 3: keys_of(3, 3_000)}
+    for _ in range(150):
+        publisher.reserve([1], {0: [(key, 0) for keys in coming.values() for key in keys]})
+        for region, keys in coming.items():
+            assert (index._counts[region] + len(keys)) * 3 <= 2 << (words[region] & 0xFF)
+        for key, slot in zip(itertools.chain(*coming.values()), slots, strict=False):
+            index.insert(key_hash(key), slot)
+            index.leave(key_hash(key), slot)
+        coming[3] = coming[3][:20]
+    assert index._newest > 3
 
 
 @pytest.mark.parametrize("planted", ["a link", "a file that others may read"])
