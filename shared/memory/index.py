@@ -2,11 +2,11 @@
 
 256 words, each naming an open-addressing region (arena segment u32 << 32 | first entry u24 << 8 | log2 of its entries
 u8; 0 = no keys yet). A region's entry is `crc32 of the key << 32 | slot + 1`; two keys with one crc are told apart by
-the key in the record, so a reader is handed every slot that may be it. An insertion is one store. A region more than
-two thirds full is refilled behind the arena's tail, without the keys that were forgotten meanwhile, and its word
-replaced by one store; the old one stays as it is for whoever reads it. When most of the arena is such old regions, the
-oldest segment's are refilled one by one, and a segment that no word names any more is unlinked: a reader that comes too
-late for it reads the word again.
+the key in the record, so a reader is handed every slot that may be it. An insertion is one store. A region that would
+be more than two thirds full, or soon will be, is refilled behind the arena's tail, without the keys that were forgotten
+meanwhile, and its word replaced by one store; the old one stays as it is for whoever reads it. When most of the arena
+is such old regions, the oldest segment's are refilled one by one, and a segment that no word names any more is
+unlinked: a reader that comes too late for it reads the word again.
 """
 
 from __future__ import annotations
@@ -18,6 +18,8 @@ from typing import Final, Generic, Protocol, TypeVar
 from zlib_ng.zlib_ng import crc32
 
 from solewriter.shared.config import (
+    INDEX_AHEAD,
+    INDEX_AHEAD_LEAST,
     INDEX_ARENA_BYTES_FIRST,
     INDEX_ARENA_BYTES_MAX,
     INDEX_TIDY_ABOVE,
@@ -64,6 +66,7 @@ class IndexWriter(Generic[W]):
         self._newest = -1  # arena segment
         self._used = 0  # entries of it
         self._counts = [0] * INDEX_WORDS  # entries in each region, forgotten keys' included
+        self._soon: set[int] = set()  # regions that will be refilled before long
         self._left: list[set[int]] = [set() for _ in range(INDEX_WORDS)]  # entries of forgotten keys
         self._grow(_START)
         self._used = _START
@@ -128,9 +131,12 @@ class IndexWriter(Generic[W]):
         self._left[hashed & 0xFF].add(hashed << 32 | slot + 1)
 
     def tidy(self) -> None:
-        """Refill one region of the oldest segment, where most of the arena is named by no word any more. Raises
-        MemoryFull; nothing visible has changed then.
+        """Refill one region: one that will be full soon, or one of the oldest segment, where most of the arena is named
+        by no word any more. Raises MemoryFull; nothing visible has changed then.
         """
+        if self._soon:
+            self._refill(self._soon.pop(), 0)
+            return
         entries = sum([len(segment.words) for segment in self._arena.values()])
         if len(self._arena) < 3 or entries <= INDEX_TIDY_ABOVE * sum(self._named.values()):
             return
@@ -143,9 +149,12 @@ class IndexWriter(Generic[W]):
 
     def _make_room(self, number: int, count: int) -> None:
         """For so many more keys in one region."""
-        word = self._words[number]
-        if not word or (self._counts[number] + count) * 3 > 2 << (word & 0xFF):
+        word, filled = self._words[number], self._counts[number] + count
+        entries = 1 << (word & 0xFF)
+        if not word or filled * 3 > 2 * entries:
             self._refill(number, count)
+        elif entries >= INDEX_AHEAD_LEAST and filled > entries * INDEX_AHEAD:
+            self._soon.add(number)
 
     def _refill(self, number: int, coming: int) -> None:
         """A region anew, with room for so many more keys, half full at most."""
@@ -165,6 +174,7 @@ class IndexWriter(Generic[W]):
         self._words[number] = self._newest << 32 | base << 8 | log2
         self._counts[number] = len(kept)
         self._left[number].clear()
+        self._soon.discard(number)
         self._named[self._newest] += entries
         if self._next.due and self._used > len(self._arena[self._newest].words) * SEGMENT_AHEAD:
             self._next.prepare(self._newest + 1, self._grown())

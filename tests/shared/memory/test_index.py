@@ -260,6 +260,20 @@ def test_a_segment_whose_last_region_went_while_it_was_the_newest_goes_later(ind
     assert len(list(index.folder.iterdir())) < 8
 
 
+def test_regions_that_fill_evenly_are_not_refilled_by_one_turn(index):
+    """As keys that are numbered: their hashes are spread more evenly than by chance."""
+    words, largest = Segment.attach(index.folder / "index-0").words, 0
+    for number in range(1_500):
+        before = words[:16].tolist()
+        index.insert([number << 8 | region for region in range(16)])
+        index.writer.tidy()
+        if number > 700:  # by now a region is large enough to be felt
+            largest = max(largest, sum(old != new for old, new in zip(before, words[:16], strict=True)))
+    assert largest == 1
+    assert {word & 0xFF for word in words[:16]} == {12}
+    index.check(range(0, 1_500 << 8, 3 << 8))
+
+
 WRITING = """
 import random, sys
 from pathlib import Path
