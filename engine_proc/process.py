@@ -98,6 +98,8 @@ class Engine:
     def start(self) -> Self:
         """Start the engine and wait until it serves. Raises EngineUnavailable if it is stopped meanwhile."""
         with self._starts:
+            if self.failure is not None and self._child is not None and self._child.ended:
+                self._become(None)
             if self._child is not None:
                 raise RuntimeError("this engine was started already")
             self._stopping.clear()
@@ -276,6 +278,8 @@ class Engine:
                 self._give_up(f"the engine died {len(recent)} times in {window_s:.0f} s: given up{why}")
                 return
             self._restart(backoff_s)
+            if self.failure is not None:
+                return
             if self._stopping.is_set() and self._child is not None:
                 self._child.signal(signal.SIGTERM)  # `stop` was called while it started, and told the one before
 
@@ -340,22 +344,24 @@ class Engine:
         except _Stopping:
             pass  # the loop ends
         except Locked as error:
-            self.failure = error
-            self._become(None)
+            self._fail(error)
         except (EngineStartFailed, OSError) as error:  # OSError: no descriptor or no process to be had just now
             self._no_start = str(error)
             if isinstance(error, EngineStartFailed):
                 status = getattr(error, "status", None)
                 self._no_room = status == EXIT_NO_ROOM
                 if status in NEVER_RESTART:
-                    self.failure = error
-                    self._become(None)
+                    self._fail(error)
             if not self._stopping.is_set():  # or that is why
                 self._say(str(error))  # the loop sees the dead process and backs off
             self._stopping.wait(max(0.0, begun + backoff_s - time.monotonic()))  # if nothing was started that did
 
     def _give_up(self, why: str) -> None:
-        self.failure = EngineUnavailable(why)
+        self._fail(EngineUnavailable(why))
+
+    def _fail(self, why: EngineUnavailable) -> None:
+        """No other process will serve. The last one stays the child: `stop` gives back what it left in memory."""
+        self.failure = why
         with self._changed:
             self._changed.notify_all()
 

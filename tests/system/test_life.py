@@ -969,6 +969,35 @@ def test_an_engine_that_is_given_up_tells_why_its_last_start_failed(state, start
         assert client.update(Task.ref("t"), title="y").version == 2
 
 
+@pytest.mark.parametrize("stopped", [True, False])
+def test_an_engine_whose_next_start_is_refused_leaves_no_memory(state, start_engine, tmp_path, stopped):
+    """It is not started again, so nobody else would give back what the dead one left."""
+    memory = tmp_path / "memory"
+    memory.mkdir()
+    engine = start_engine(state, limits=Limits(memory_dir=str(memory), restart_backoff_s=0.005))
+    with connect(state) as client:
+        client.create(Task(title="x", id="t"))
+    os.kill(engine.pid, signal.SIGSTOP)
+    (path,) = state.glob("journal-*.log")
+    sound = path.read_bytes()
+    path.write_bytes(sound[:100])
+    with open_reader(state) as reader:
+        os.kill(engine.pid, signal.SIGKILL)
+        with pytest.raises(EngineUnavailable, match="JournalCorrupt"):
+            engine.wait()
+        assert reader.snapshot()[Task, "t"].title == "x"
+    if stopped:
+        engine.stop()
+        assert os.listdir(memory) == []
+    path.write_bytes(sound)
+    engine.start()
+    assert len([*memory.glob("*-root")]) == 1
+    with connect(state) as client:
+        assert client.update(Task.ref("t"), title="y").version == 2
+    engine.stop()
+    assert os.listdir(memory) == []
+
+
 def test_an_engine_that_ends_of_a_write_says_so_and_the_next_one_goes_on(
     state, start_engine, wait_until, monkeypatch, capfd
 ):
