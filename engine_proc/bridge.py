@@ -19,8 +19,17 @@ from typing import Any
 from solewriter.engine_proc.fairness import Queue
 from solewriter.engine_proc.newcomer import Newcomer, close_all
 from solewriter.engine_proc.sessions import Session
+from solewriter.engine_proc.tuning import check_descriptors_left
 from solewriter.shared import failpoint, wire, wirecheck
-from solewriter.shared.config import ACCEPT_PAUSE_S, BACKLOG, FOLDED_NODES_MAX, FRAME_REQUESTS_MAX, PIPE_BYTES, Limits
+from solewriter.shared.config import (
+    ACCEPT_PAUSE_S,
+    BACKLOG,
+    DESCRIPTORS_EACH,
+    FOLDED_NODES_MAX,
+    FRAME_REQUESTS_MAX,
+    PIPE_BYTES,
+    Limits,
+)
 from solewriter.shared.errors import BadRequest, Refused
 from solewriter.shared.folder import peer_of
 from solewriter.shared.handshake import Welcome
@@ -282,6 +291,7 @@ class Bridge:
     def _connectable(self) -> None:
         assert self._socket is not None
         try:
+            check_descriptors_left(len(self._lanes), DESCRIPTORS_EACH)
             connection, _ = self._socket.accept()
         except OSError as error:  # gone again, or out of descriptors: those who are connected go on
             self._log(f"cannot accept a connection: {error}")
@@ -297,7 +307,12 @@ class Bridge:
         Newcomer(self.loop, self.limits, connection, pid, self._arrived)
 
     def _arrived(self, newcomer: Newcomer) -> None:
-        self.inbox.put_nowait([newcomer])
+        try:
+            check_descriptors_left(len(self._lanes))  # many may have come at once
+        except OSError as error:
+            newcomer.refuse(str(error))
+        else:
+            self.inbox.put_nowait([newcomer])
 
     def _accept_again(self) -> None:
         if self._socket is not None:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import errno
 import gc
+import os
 import resource
 from pathlib import Path
 
-from solewriter.shared.config import KIB
+from solewriter.shared.config import BACKLOG, DESCRIPTORS_EACH, DESCRIPTORS_KEPT, KIB
 
 
 def freeze_garbage() -> None:
@@ -34,3 +36,14 @@ def raise_descriptor_limit() -> None:
     """Three descriptors for each agent: the usual soft limit of 1,024 ends at 340 agents."""
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+
+
+def check_descriptors_left(agents: int, wanted: int = 0) -> None:
+    """Beside so many agents, for so many besides those that are kept for the engine itself: the journal's next file is
+    not to find that a lane got the last one. Raises OSError. They are counted only where they may be few.
+    """
+    bound, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    kept = min(DESCRIPTORS_KEPT, bound // 8)
+    few = bound < DESCRIPTORS_EACH * (agents + BACKLOG)
+    if few and len(os.listdir("/proc/self/fd")) + wanted > bound - kept:
+        raise OSError(errno.EMFILE, f"too many open files: all but {kept}, which are for the engine")

@@ -169,6 +169,9 @@ RETRY_LEAST_S, RETRY_MOST_S = 0.001, 1.0  # what Busy says: below the first, wai
 # second, nobody knows
 BACKLOG = 256  # processes that may be connecting at once: a farm starts all its agents in one moment
 POLL_MS_MAX = 2**31 - 1  # that poll takes: 24 days
+DESCRIPTORS_EACH = 4  # of an agent: three of its lane, one more while it is silent or connects
+DESCRIPTORS_KEPT = 32  # that no agent gets: the journal's next file, memory and a checkpoint's process need ten at
+# once, and each segment that only readers keep has one. Where the bound is below 256, an eighth of it
 ACCEPT_PAUSE_S = 0.5  # after an accept that failed, for want of descriptors say
 HANDSHAKE_BYTES_MAX = 64 * KIB  # of one hello or welcome; a few hundred bytes are usual
 GAPS_MAX = 64  # of a session: how many of its takeovers it remembers what was never read for; before that: Forgotten

@@ -352,6 +352,33 @@ def test_an_engine_without_descriptors_says_so_and_serves_those_it_has(
     assert "files" in "".join(said)
 
 
+def test_agents_that_take_all_descriptors_leave_the_engine_those_that_it_needs(state, start_engine, wait_until, capfd):
+    """For the journal's next files, another segment and a checkpoint: what it could not open would be its end."""
+    limits = Limits(journal_file_bytes=64 * KIB, checkpoint_after_bytes=256 * KIB, heap_segment_bytes_first=1 * MIB)
+    engine = start_engine(state, limits=limits)
+    pid, said = engine.pid, list[str]()
+
+    def seen() -> bool:
+        said.append(capfd.readouterr().err)
+        return "cannot accept a connection" in "".join(said)
+
+    with connect(state) as client, ThreadPoolExecutor(12) as beside:
+        task = client.create(Task(title="x"))
+        before = resource.prlimit(pid, resource.RLIMIT_NOFILE)
+        bound = max(map(int, os.listdir(f"/proc/{pid}/fd"))) + 24
+        resource.prlimit(pid, resource.RLIMIT_NOFILE, (bound, before[1]))
+        coming = [beside.submit(connect, state, name=f"agent {number}") for number in range(12)]
+        wait_until(seen, 20, "it runs out of them")
+        for step in range(100):
+            task = client.update(task, description=f"{step}{'w' * 16_000}")
+        assert engine.pid == pid, "".join(said)
+        resource.prlimit(pid, resource.RLIMIT_NOFILE, before)
+        for one in coming:
+            one.result(30).close()
+        wait_until(lambda: [*state.glob("checkpoint-*")], 20, "a checkpoint")
+    assert (engine.pid, engine.restarts) == (pid, 0), "".join(said)
+
+
 WITHOUT_DESCRIPTORS = """
 import os, resource, sys
 from solewriter import EngineUnavailable, Limits, Task, connect, open_reader
