@@ -87,7 +87,15 @@ class FilesAhead:
         Raises OSError.
         """
         future, self._next = self._next, None
-        fd = future.result() if future is not None else self._make(max(wanted, needed))
+        fd = -1
+        if future is not None:
+            try:
+                fd = future.result()
+            except OSError as error:
+                if error.errno not in FULL:
+                    raise
+        if fd < 0:  # or there was no room for it, and may be by now
+            fd = self._make(max(wanted, needed))
         if os.fstat(fd).st_size < needed:
             os.close(fd)
             fd = self._make(needed)

@@ -1025,13 +1025,16 @@ again.close()
 """
 
 
+TWICE = "journal.prepare:full:hit=3,journal.prepared:full:hit=3"  # beside the loop, and when the file is needed
+
+
 def fill(command, **environment):
     env = {**os.environ, **environment}
     return subprocess.run(command, capture_output=True, text=True, env=env)
 
 
 def test_a_full_disk_is_survived_and_the_journal_goes_on_when_there_is_room(tmp_path):
-    ran = fill([sys.executable, "-P", "-c", FILLING, str(tmp_path)], **{VARIABLE: "journal.prepare:full:hit=3"})
+    ran = fill([sys.executable, "-P", "-c", FILLING, str(tmp_path)], **{VARIABLE: TWICE})
     assert (ran.returncode, ran.stderr) == (0, "")
     assert ran.stdout.splitlines() == ["1", "3", "True None"]
 
@@ -1075,6 +1078,17 @@ def test_a_disk_that_is_full_again_and_again_needs_no_more_room_in_the_end(opene
             assert sorted(path.name for path in folder.iterdir()) == left
     assert commit(journal, 5_000) == 2
     assert journal_files(folder)[1].stat().st_size == 8 * KIB
+    let_go(journal)
+    assert numbers(opened()[1]) == [1, 2]
+
+
+def test_a_next_file_that_had_no_room_is_made_when_there_is_some(opened, folder, beside, files_at_most):
+    """Nobody is told that the disk is full which was so an hour ago."""
+    journal, _ = opened()
+    with files_at_most(4 * KIB):
+        commit(journal, 3_000)
+        beside.submit(int).result()  # the next file was tried
+    assert commit(journal, 3_000) == 2
     let_go(journal)
     assert numbers(opened()[1]) == [1, 2]
 

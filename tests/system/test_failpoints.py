@@ -229,7 +229,7 @@ def test_a_failed_write_ends_the_process_without_an_ack(state, start_engine, mon
 
 
 def test_a_full_disk_refuses_writes_with_the_reason_and_writing_resumes_by_itself(state, start_engine, monkeypatch):
-    monkeypatch.setenv(VARIABLE, "journal.prepare:full:hit=2")
+    monkeypatch.setenv(VARIABLE, "journal.prepare:full:hit=2,journal.prepared:full:hit=2")
     engine = start_engine(state)
     pid = engine.pid
     with connect(state) as client:
