@@ -28,12 +28,13 @@ from solewriter.engine_proc.recovery import remove_orphans as remove_orphans  # 
 from solewriter.engine_proc.server import EXIT_NO_ROOM, NEVER_RESTART
 from solewriter.shared import failpoint
 from solewriter.shared.config import DEFAULT_LIMITS, DOUBLINGS_MAX, DURABILITIES, NAME_MAX, STOP_MARGIN_S, Limits
-from solewriter.shared.errors import EngineStartFailed, EngineUnavailable, Locked, SchemaMismatch
+from solewriter.shared.errors import EngineStartFailed, EngineUnavailable, Locked, MemoryFull, SchemaMismatch
 from solewriter.shared.folder import StateFolder, legible
 from solewriter.shared.models import Entity, Project, Task
 from solewriter.shared.registry import Registry
 
 Durability = Literal["power", "process", "memory"]
+_NOT_NOW = {"MemoryFull": MemoryFull, "DiskFull": EngineUnavailable, "EngineUnavailable": EngineUnavailable}
 
 
 class _Stopping(Exception):
@@ -124,7 +125,7 @@ class Engine:
         A class that is defined again, in a notebook say, takes the place of the one before; what is stored keeps its
         content, and fields that it lacks get the new class's defaults. Returns when the engine accepts requests about
         them. Raises TypeError for a model that cannot be stored, SchemaMismatch for one that the engine cannot load
-        or that does not fit what is stored, EngineUnavailable if it cannot be asked.
+        or that does not fit what is stored, MemoryFull or EngineUnavailable if it has no room or cannot be asked.
         """
         before = self._models
         self._models = {**before, **_by_kind(models)}  # first, so that an engine which dies now comes back with them
@@ -137,10 +138,10 @@ class Engine:
                 raise EngineUnavailable(f"the engine of {self.state} died, and did not come back in start_timeout_s")
         if not answer.ok:
             self._models = before
-            raise SchemaMismatch(
-                f"the engine does not take {', '.join(model.__name__ for model in models)}: {answer.message}",
-                kind=", ".join(model.kind_name for model in models),
-            )
+            why = f"the engine does not take {', '.join(model.__name__ for model in models)}: {answer.message}"
+            if (not_now := _NOT_NOW.get(answer.error)) is not None:
+                raise not_now(why)
+            raise SchemaMismatch(why, kind=", ".join(model.kind_name for model in models))
 
     def stop(self) -> None:
         """Drain and end: what was accepted is finished, what was not is told so. Harmless when stopped before, and in a

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from solewriter import Client, EngineUnavailable, Limits, Task, Update, connect, open_reader
+from solewriter import Client, EngineUnavailable, Entity, Limits, Task, Update, connect, open_reader
 from solewriter.shared.chain import journal_files
 from solewriter.shared.config import MIB
 from solewriter.shared.failpoint import VARIABLE
@@ -170,6 +170,23 @@ def test_an_engine_that_is_stopped_on_a_full_disk_stops_and_the_next_one_goes_on
     start_engine(small_disk, durability=durability)
     with connect(small_disk) as client:
         assert client.update(Task.ref("t"), title="after").version == 2 + acked
+
+
+class Noted(Entity):
+    """What is journaled of its class is more than the rest of a file has room for."""
+
+    note: str = WIDE * 3
+
+
+def test_a_model_that_a_full_disk_has_no_room_for_is_not_one_that_does_not_fit(small_disk, begun):
+    engine, filler = begun("process")
+    with connect(small_disk) as client:
+        write_until_refused(client)
+        with pytest.raises(EngineUnavailable, match="does not take Noted: no room"):
+            engine.register(Noted)
+        filler.unlink()
+        engine.register(Noted)
+        assert client.create(Noted(id="n")).version == 1
 
 
 def test_every_agent_is_told_with_everything_that_it_sent(small_disk, begun):
