@@ -23,7 +23,7 @@ from solewriter.engine_proc.coordination.waiting import Lines, Parked, Wish
 from solewriter.engine_proc.engine import SingleWriter
 from solewriter.engine_proc.sessions import Session
 from solewriter.engine_proc.tending import GONE, Occasion
-from solewriter.shared import life, wire
+from solewriter.shared import failpoint, life, wire
 from solewriter.shared.columns import from_us
 from solewriter.shared.config import DEFAULT_LIMITS, KIB, RECENT_MAX, STALE_MAX, WIRE_VERSION
 from solewriter.shared.entry import Lease
@@ -213,6 +213,37 @@ def test_a_claim_that_a_full_disk_undoes_can_be_asked_again(scene, resumes):
         again = agent.asks(claim())
         scene.turn()
         assert agent.hears()[again] == (Status.APPLIED, ["a"])
+
+
+def test_of_a_lane_whose_takeover_a_full_disk_undoes_no_request_is_passed_over(scene, monkeypatch):
+    """One was not listened to, because somebody else was to have the session; those behind it, in another turn, must
+    not be either: its client sends all of them again.
+    """
+    scene.limits = msgspec.structs.replace(scene.limits, batch_max=3)
+    scene.next_engine()
+    other, agent = Agent(scene, "other"), Agent(scene, "agent")
+
+    def free_again(step: str) -> None:
+        scene.steps(step)
+        scene.steps.disk_full &= step != "turn.done"
+
+    monkeypatch.setattr(failpoint, "reach", free_again)
+    scene.steps.disk_full = True
+    filler = other.asks(create("large", description="x" * 8_000))
+    hello = Hello(
+        wire=WIRE_VERSION, client_id="agent", name="agent", pid=os.getpid(), first=0, instance="2", resends=False
+    )
+    rival = scene.parts.Call(scene.state, hello)
+    scene.calls.append(rival)
+    scene.engine.read()
+    asked = [agent.asks(create(id)) for id in "ab"]
+    scene.turn()
+    assert other.hears()[filler][0] == Status.UNAVAILABLE
+    assert not rival.welcome().ok
+    assert agent.hears() == {}
+    agent.sends_all_again()
+    scene.turn()
+    assert agent.hears() == {asked[0]: (Status.APPLIED, ["a"]), asked[1]: (Status.APPLIED, ["b"])}
 
 
 def test_what_waited_in_vain_is_told_once_however_often_it_was_looked_at(scene):
@@ -550,6 +581,21 @@ def test_the_first_claim_of_all_whose_agent_is_gone_by_then_does_not_wait(scene)
     other.asks(create("a"))
     scene.turn()
     assert [ids for _, ids in gone.hears().values()] == [["a"]]
+
+
+def test_the_first_claim_of_all_that_is_granted_to_whose_agent_is_gone_by_then_is_taken_away(scene):
+    """That it went was nobody's loss: nothing was claimed."""
+    other, gone = Agent(scene, "other"), Agent(scene, "gone")
+    other.asks(create("a", max_retries=1))
+    scene.turn()
+    gone.asks(claim(lease_us=FAR_US))
+    gone.call.close()
+    scene.turn()
+    asked = other.asks(claim(until_us=later()))
+    heard: dict[int, Any] = {}
+    poll(lambda: scene.turn() or heard.update(other.hears()) or asked in heard)
+    assert heard[asked] == (Status.APPLIED, ["a"])
+    assert held(scene) == [("a", 4)], "made, claimed, taken away and claimed"
 
 
 def test_whose_agent_is_gone_does_not_wait_though_boards_were_dropped_meanwhile(scene):
