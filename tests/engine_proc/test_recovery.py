@@ -7,6 +7,7 @@ import os
 import shutil
 import struct
 from concurrent.futures import ThreadPoolExecutor
+from itertools import cycle
 from zlib import crc32
 
 import msgspec
@@ -22,7 +23,7 @@ from solewriter.engine_proc.repair import truncate
 from solewriter.shared import life as lives
 from solewriter.shared.chain import first_entry_of, journal_files
 from solewriter.shared.checkpoint import Checkpoint, checkpoint_files, checkpoint_path
-from solewriter.shared.config import KIB, MEMORY_VERSION, Limits
+from solewriter.shared.config import GIB, KIB, MEMORY_VERSION, Limits
 from solewriter.shared.entry import FILE_HEADER_BYTES, Life, Private
 from solewriter.shared.folder import StateFolder, Whereabouts, start_time_of
 from solewriter.shared.life import boot_id, may_be_cut
@@ -163,22 +164,36 @@ def named(state):
     return [first.private.whole.checkpoint.entry for first in firsts if first is not None and first.private.whole]
 
 
+FEW = 10  # of its tasks
+
+
 @pytest.fixture(scope="module")
 def left(tmp_path_factory, wait_until):
-    """A folder whose start needs a checkpoint; its engine has stopped."""
+    """A folder whose start needs a checkpoint; its engine has stopped. From there on its journal is of two files, and
+    the last one begins with a turn. Nothing is written while the checkpoint is made, so that however long it takes
+    there is no other one, and nothing goes of what is before it.
+    """
     state = tmp_path_factory.mktemp("left") / "state"
-    with Engine(state, durability="process", limits=LIMITS), connect(state, limits=LIMITS) as client:
-
-        def work() -> bool:
-            for reply in client.submit_many([Put(Task(title="x" * 100, id=f"t{one}")) for one in range(40)]):
-                reply.check()
-            try:
-                return bool(named(state))
-            except FileNotFoundError:  # it was just being trimmed
-                return False
-
-        wait_until(work, 60, "a checkpoint")
+    limits = msgspec.structs.replace(LIMITS, journal_file_bytes=8 * KIB, history_bytes=GIB)
+    with Engine(state, durability="process", limits=limits), connect(state, limits=limits) as client:
+        work(client, "x")
+        work(client, "y", FEW)  # 18 KiB with those before, of which 16 are enough
+        wait_until(lambda: named(state), 60, "a checkpoint")
+        files = len(journal_files(state))
+        letters = cycle("xy")
+        while len(journal_files(state)) == files:
+            work(client, next(letters), FEW)
+    before, last = map(first_entry_of, journal_files(state)[-2:])
+    assert before.private.whole, "the file before the last one is needed"
+    assert last.bodies
+    assert len(named(state)) == 1
     return state
+
+
+def work(client, letter, count=40):
+    """Changes what there is, or makes it."""
+    for reply in client.submit_many([Put(Task(title=letter * 100, id=f"t{one}")) for one in range(count)]):
+        reply.check()
 
 
 @pytest.fixture
@@ -254,15 +269,16 @@ def test_what_a_life_below_power_only_wrote_is_on_new_pages_before_anything_foll
 def work_until_two_more(state, client, known, wait_until):
     """Checkpoints than are known."""
 
-    def work() -> bool:
-        for reply in client.submit_many([Put(Task(title="y" * 100, id=f"t{one}")) for one in range(40)]):
-            reply.check()
+    letters = cycle("yz")
+
+    def two_more() -> bool:
+        work(client, next(letters))
         try:
             return len({*named(state)} - {*known}) > 1
         except FileNotFoundError:  # it was just being trimmed
             return False
 
-    wait_until(work, 60, "two more checkpoints")
+    wait_until(two_more, 60, "two more checkpoints")
 
 
 def test_where_the_name_of_the_newest_checkpoint_is_damaged_that_is_the_place(stopped, start_engine, wait_until):
