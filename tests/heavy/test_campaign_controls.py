@@ -134,6 +134,7 @@ def outcomes_forgotten_by_a_checkpoint() -> None:
     import msgspec
 
     from solewriter.engine_proc import recovery
+    from solewriter.engine_proc.checkpoints import Checkpoints
 
     def private_state(*given):
         whole = true(*given)
@@ -142,12 +143,14 @@ def outcomes_forgotten_by_a_checkpoint() -> None:
         ])  # fmt: skip
 
     true, recovery.private_state = recovery.private_state, private_state
+    Checkpoints._bytes_wanted = lambda self, private_bytes: 1 << 16  # many: a life is short, and one takes a while
 
 
 def unnamed_checkpoint_trusted() -> None:
     """A start begins with the newest that is there, and knows nothing of what happened since the one before."""
     import msgspec
 
+    from solewriter.engine_proc.checkpoints import Checkpoints
     from solewriter.engine_proc.journal import FileJournal
     from solewriter.shared.checkpoint import Checkpoint, checkpoint_files
 
@@ -159,6 +162,7 @@ def unnamed_checkpoint_trusted() -> None:
             return found[0], msgspec.structs.replace(found[1], checkpoint=newest.name)
 
     naming, FileJournal.newest_whole = FileJournal.newest_whole, newest_whole
+    Checkpoints._bytes_wanted = lambda self, private_bytes: 1 << 16
 
 
 def claims_are_not_fenced() -> None:
@@ -175,7 +179,7 @@ class Control(NamedTuple):
     bug: Callable[[], None]
     failpoints: Sequence[str]
     names: set[str]
-    round_acks: int = 1_500  # of a round: many begin in little time, or few see more checkpoints
+    round_acks: int = 1_500  # of a round, which is judged when it is over: more where a bug needs several checkpoints
 
 
 FORGOTTEN = {"applied twice", "told two things", "refused but applied"}  # a repeated request, by its kind
@@ -191,8 +195,8 @@ CONTROLS = (
     Control(refusals_not_journaled, [], {"refusal not journaled"}),
     Control(overlay_kept_after_a_failed_commit, [], {"revision gap", "lost"}),
     Control(claims_are_not_fenced, [], {"handed in under an old claim", "handed in under no claim", "'Fenced claim'"}),
-    Control(outcomes_forgotten_by_a_checkpoint, ["checkpoint.journaled", "trim.done"], FORGOTTEN, 20_000),
-    Control(unnamed_checkpoint_trusted, ["checkpoint.renamed"], FORGOTTEN, 20_000),
+    Control(outcomes_forgotten_by_a_checkpoint, ["checkpoint.journaled", "trim.done"], FORGOTTEN, 3_000),
+    Control(unnamed_checkpoint_trusted, ["checkpoint.renamed"], FORGOTTEN, 3_000),
 )
 
 
