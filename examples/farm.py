@@ -76,22 +76,23 @@ def kill_one(agents: dict[str, BaseProcess], reader: Reader) -> tuple[str, str]:
     while sum(process.is_alive() for process in agents.values()) > 1:
         with reader.snapshot() as snap:
             done = snap.count(Task, where={"status": TaskStatus.COMPLETED})
-            held = {task.assigned_to: task.id for task in snap.scan(Task, where={"status": TaskStatus.IN_PROGRESS})}
+            begun = snap.scan(Task, where={"status": TaskStatus.IN_PROGRESS})
+        held = {task.assigned_to: task.id for task in begun if task.assigned_to is not None}
         if done > TASKS // 4 and any(agents[name].is_alive() for name in held):
             victim = random.choice([name for name in held if agents[name].is_alive()])
             agents[victim].kill()  # SIGKILL, at whatever instruction it is
             agents[victim].join()
             task = reader.wait_until(Task, held[victim], partial(is_settled, victim), timeout_s=PATIENCE_S)
-            if task.assigned_to != victim:
+            if task is not None and task.assigned_to != victim:
                 return victim, task.id
         else:
             reader.wait_for(snap.revision + 1, timeout_s=PATIENCE_S)
     sys.exit("nobody was found in the middle of a task")
 
 
-def is_settled(dead: str, task: Task) -> bool:
+def is_settled(dead: str, task: Task | None) -> bool:
     """Whether a task was taken from a dead agent, or was the last thing that it handed in."""
-    return task.assigned_to != dead or task.status is TaskStatus.COMPLETED
+    return task is None or task.assigned_to != dead or task.status is TaskStatus.COMPLETED
 
 
 def sieve(end: int) -> int:

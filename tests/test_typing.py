@@ -28,6 +28,13 @@ def test_a_typed_program_keeps_its_types_and_its_mistakes_are_found() -> None:
     assert status in (0, 1), words  # 1: errors elsewhere, which the test below reports; 2: mypy itself failed
 
 
+def test_the_examples_are_strictly_typed() -> None:
+    examples = sorted(str(path.relative_to(ROOT)) for path in (ROOT / "examples").glob("*.py"))
+    status, words = mypy(*examples)
+    assert [line for line in words.splitlines() if line.startswith("examples/")] == []
+    assert status in (0, 1), words  # as above
+
+
 def test_the_package_is_strictly_typed() -> None:
     status, words = mypy()
     assert status == 0, words
