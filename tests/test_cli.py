@@ -231,3 +231,35 @@ def test_models_that_cannot_be_found_are_a_usage_error(tmp_path: Path, place: st
     assert refused.returncode == 2
     assert complaint in " ".join(refused.stderr.replace("│", " ").split())
     assert not (tmp_path / "state").exists()
+
+
+@pytest.mark.parametrize(
+    ("line", "complaint"),
+    [
+        ('class Doc(Entity, columns=("nope",)): pass', "TypeError: Doc declares the column 'nope'"),
+        ("class Doc(Entity):\n    tags: list[str] = []", "UnsuitableField: "),
+        ("Entity.nope", "AttributeError: "),
+        ("import no_such_module", "ModuleNotFoundError: No module named 'no_such_module'"),
+        ("def broken(:", "SyntaxError: "),
+        ("open('no such file')", "FileNotFoundError: "),
+    ],
+)
+def test_what_a_module_of_models_raises_is_one_line_with_its_place(tmp_path: Path, line: str, complaint: str) -> None:
+    (tmp_path / "shop_parts.py").write_text(f"from solewriter import Entity\n\n{line}\n")
+    (tmp_path / "shop_models.py").write_text("from shop_parts import *\nMODELS = []\n")
+    refused = solewriter("serve", "state", "--models", "shop_models:MODELS", folder=tmp_path)
+    assert refused.returncode == 1
+    assert refused.stderr.startswith(f"solewriter: {tmp_path / 'shop_parts.py'}:3: {complaint}")
+    assert "Traceback" not in refused.stderr
+    assert "File " not in refused.stderr
+    assert not (tmp_path / "state").exists()
+
+
+def test_models_that_an_engine_refuses_are_a_usage_error(tmp_path: Path) -> None:
+    (tmp_path / "shop_models.py").write_text(
+        "from solewriter import Entity\n\nclass Task(Entity): pass\n\nTAKEN = [Task]\n"
+    )
+    refused = solewriter("serve", "state", "--models", "shop_models:TAKEN", folder=tmp_path)
+    assert refused.returncode == 2
+    assert "the name Task is taken" in " ".join(refused.stderr.replace("│", " ").split())
+    assert not (tmp_path / "state").exists()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import os
 import sys
+import traceback
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -14,6 +15,8 @@ from solewriter import Engine, Entity, Limits
 from solewriter.engine_proc.process import Durability
 from solewriter.shared.config import DEFAULT_LIMITS
 from solewriter.shared.folder import legible
+
+NOT_THE_USERS = {"solewriter", "pydantic", *sys.stdlib_module_names}  # by the first part of a module's name
 
 
 def serve_folder(
@@ -26,9 +29,14 @@ def serve_folder(
 ) -> None:
     """Serve until the engine ends for good, or a signal ends this process; then drain.
 
-    Raises Locked if another engine owns the folder, EngineUnavailable with the reason if the engine was given up.
+    Raises Locked if another engine owns the folder, EngineUnavailable with the reason if the engine was given up,
+    BadParameter for models that no engine takes.
     """
-    with Engine(state, models=models, durability=durability, limits=limits, replace_hung=replace_hung) as engine:
+    try:
+        owned = Engine(state, models=models, durability=durability, limits=limits, replace_hung=replace_hung)
+    except TypeError as error:
+        raise typer.BadParameter(str(error), param_hint="--models") from error
+    with owned as engine:
         typer.echo(f"serving {legible(str(engine.state))}, engine pid {engine.pid}, supervisor pid {os.getpid()}")
         engine.wait()
 
@@ -42,18 +50,37 @@ def limits_of(memory_dir: Path | None) -> Limits:
 
 
 def imported_models(place: str) -> tuple[type[Entity], ...]:
-    """The Entity classes listed at `module:NAME`; the module may be in the current directory. Raises BadParameter."""
+    """The Entity classes listed at `module:NAME`; the module may be in the current directory. Raises BadParameter; Exit
+    when it was told where in the user's own code something else went wrong.
+    """
     module_name, _, name = place.partition(":")
     if not (module_name and name):
         raise typer.BadParameter(f"{place!r} is not of the form package.module:NAME", param_hint="--models")
     sys.path.insert(0, os.getcwd())
     try:
         listed = getattr(importlib.import_module(module_name), name)
-    except (ImportError, AttributeError) as error:
-        raise typer.BadParameter(str(error), param_hint="--models") from error
+    except Exception as error:
+        if (where := place_of(error)) is None:
+            raise typer.BadParameter(str(error), param_hint="--models") from error
+        typer.echo(legible(f"solewriter: {where}: {type(error).__name__}: {error}"), err=True)
+        raise typer.Exit(1) from None
     if not isinstance(listed, list | tuple) or not all(map(is_entity, listed)):
         raise typer.BadParameter(f"{place} is not a list of Entity classes", param_hint="--models")
     return tuple(listed)
+
+
+def place_of(error: Exception) -> str | None:
+    """File and line of the user's code at which an error came up: of what is neither Python's, pydantic's nor ours.
+    None where none of it ran.
+    """
+    if isinstance(error, SyntaxError) and error.filename:
+        return f"{error.filename}:{error.lineno}"
+    places = [
+        f"{frame.f_code.co_filename}:{line}"
+        for frame, line in traceback.walk_tb(error.__traceback__)
+        if frame.f_globals.get("__name__", "").partition(".")[0] not in NOT_THE_USERS
+    ]
+    return places[-1] if places else None
 
 
 def is_entity(listed: object) -> bool:
