@@ -128,7 +128,7 @@ class Cut(NamedTuple):
 def truncate(folder: StateFolder, revision: int) -> tuple[Cut, Path]:
     """Make `revision`, or where a turn made several at once the last one before that turn, the newest. Returns where
     that is, and the copy of the folder as it was. Raises Locked beside an engine; EngineUnavailable, with nothing
-    changed, where the journal does not go back so far, or the folder cannot be copied.
+    changed, where nothing lies behind it, the journal does not go back so far, or the folder cannot be copied.
     """
     lock = Lock(folder)
     try:
@@ -239,7 +239,7 @@ def _found(folder: Path, revision: int) -> tuple[Cut, Life]:
     if not reaches:
         raise EngineUnavailable(f"{folder} cannot be cut back to revision {revision}: no checkpoint is so old")
     replay = Replay(folder, _state_id(folder, begin), noted=None)
-    cut, life, why = None, None, "no whole entry is so old"
+    cut, life, why, all_read = None, None, "no whole entry is so old", False
     try:
         for entry in replay.entries(begin.entry + 1 if begin is not None else 1, never):
             if entry.revision > revision:
@@ -247,13 +247,26 @@ def _found(folder: Path, revision: int) -> tuple[Cut, Life]:
             assert replay.read is not None
             whole, cut = entry.private.whole, Cut(*replay.read, entry.number, entry.crc, entry.revision)
             life = entry.private.life or (whole.life if whole is not None else life)
+        else:
+            all_read = True
     except (JournalCorrupt, LayoutMismatch, OSError) as error:  # behind the cut it goes with the rest
         if isinstance(error, OSError) and error.errno != errno.EIO:
             raise  # what may not be read is not damaged
         why = f"a start there needs what is damaged ({error}); an older revision may do"
     if cut is None or life is None or cut.number < needed:
         raise EngineUnavailable(f"{folder} cannot be cut back to revision {revision}: {why}")
+    if all_read and _can_be_read(folder, begin.entry if begin is not None else 0):
+        raise EngineUnavailable(f"nothing lies behind revision {cut.revision} in {folder}: nothing was changed")
     return cut, life
+
+
+def _can_be_read(folder: Path, begin: int) -> bool:
+    """Whether a start that begins behind this entry reads the journal to its end: all that was committed is there."""
+    try:
+        _read_from(folder, begin)
+    except EngineUnavailable:
+        return False
+    return True
 
 
 def _begins_with(path: Path) -> Entry | None:

@@ -611,7 +611,7 @@ def test_an_engine_that_trims_again_and_again_is_not_waited_for_for_ever():
 # --- repair -----------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("back", [0, 1, 41, 200])
+@pytest.mark.parametrize("back", [1, 41, 200])
 def test_a_folder_is_cut_back_to_a_revision_and_goes_on(folder, start_engine, back):
     found = verify(folder)
     before = {path.name: path.read_bytes() for path in folder.iterdir()}
@@ -624,6 +624,31 @@ def test_a_folder_is_cut_back_to_a_revision_and_goes_on(folder, start_engine, ba
     start_engine(folder, limits=LIMITS)
     with connect(folder, limits=LIMITS) as client:
         assert client.submit(Create(Task(title="x", id="new"))).revision == after.revision + 1
+
+
+@pytest.mark.parametrize("beyond", [0, 1, 2**40])
+def test_where_nothing_lies_behind_a_revision_there_is_nothing_to_give_up(folder, beyond):
+    """No copy is made, and no other history begins, of which every reader would have to be told."""
+    before, newest = contents(folder), verify(folder).revision
+    told = run("repair", folder, "--truncate-at", newest + beyond)
+    assert told.exit_code == 1
+    assert told.stderr == f"solewriter: nothing lies behind revision {newest} in {folder}: nothing was changed\n"
+    assert (contents(folder), beside(folder)) == (before, [])
+
+
+@pytest.mark.parametrize("beyond", [0, 5])
+def test_an_end_that_is_damaged_is_cut_off_whatever_revision_is_asked_for(folder, start_engine, beyond):
+    """What was committed is noted beside the journal: a start refuses the folder until somebody decides."""
+    newest, last = verify(folder).revision, all_entries(folder)[-1]
+    path = journal_files(folder)[-1]
+    buffer, at = path.read_bytes(), entries.FILE_HEADER_BYTES
+    while (found := entries.unpack(buffer, at)) is not None and found[0].number < last.number:
+        at = found[2]
+    flipped(path, at + 20)
+    with pytest.raises(EngineStartFailed, match="committed and are not in the journal"):
+        start_engine(folder, limits=LIMITS)
+    assert run("repair", folder, "--truncate-at", newest + beyond).exit_code == 0
+    start_engine(folder, limits=LIMITS)
 
 
 def beside(folder):
@@ -661,7 +686,7 @@ def test_a_cut_writes_through_no_link_that_somebody_put_there(folder, tmp_path, 
     path.unlink(missing_ok=True)
     path.symlink_to(other)
     before, files = other.read_bytes(), sorted(folder.iterdir())
-    told = run("repair", folder, "--truncate-at", verify(folder).revision)
+    told = run("repair", folder, "--truncate-at", verify(folder).revision - 1)
     assert other.read_bytes() == before
     if path.name == "committed.tmp":
         assert told.exit_code == 0, told.stderr
@@ -695,7 +720,7 @@ def look(event, given):
 
 sys.addaudithook(look)
 os.umask(0o022)
-_, kept = truncate(StateFolder(sys.argv[1]), 2**60)
+_, kept = truncate(StateFolder(sys.argv[1]), int(sys.argv[2]))
 print(*modes, oct(kept.stat().st_mode & 0o777), {path.stat().st_mode & 0o077 for path in kept.iterdir()})
 """
 
@@ -703,7 +728,8 @@ print(*modes, oct(kept.stat().st_mode & 0o777), {path.stat().st_mode & 0o077 for
 def test_the_copy_that_a_cut_leaves_can_be_read_by_nobody_else_while_it_is_made(folder):
     """Nor behind it, whoever may enter the folder."""
     folder.chmod(0o755)
-    told = subprocess.run([sys.executable, "-c", CUT, folder], capture_output=True, text=True, timeout=60, check=True)
+    cut = [sys.executable, "-c", CUT, folder, str(verify(folder).revision - 5)]
+    told = subprocess.run(cut, capture_output=True, text=True, timeout=60, check=True)
     assert told.stdout == f"{0o700} 0o755 {{0}}\n"
 
 
@@ -818,9 +844,10 @@ def test_a_cut_ends_before_a_file_that_is_missing(folder, start_engine):
 
 def test_what_was_quarantined_stays_so_in_the_history_that_a_repair_begins(folder):
     """It would kill two more engines to find out again."""
-    last, session = all_entries(folder)[-1], 7
-    life = msgspec.structs.replace(last.private.life, quarantined=[(session, 3)])
-    retold(folder, lambda entry: saying(entry, life=life) if entry.number == last.number else entry)
-    truncate(StateFolder(folder), last.revision)
-    assert all_entries(folder)[-1].private.life.quarantined == [(session, 3)]
+    *_, last = read = all_entries(folder)
+    told = next(entry for entry in reversed(read) if entry.revision < last.revision)
+    life = msgspec.structs.replace(last.private.life, quarantined=[(7, 3)])
+    retold(folder, lambda entry: saying(entry, life=life) if entry.number == told.number else entry)
+    truncate(StateFolder(folder), told.revision)
+    assert all_entries(folder)[-1].private.life.quarantined == [(7, 3)]
     assert all_entries(folder)[-1].private.life.history != life.history
