@@ -70,7 +70,7 @@ class Engine:
         self.durability = durability
         self.detach = detach
         self.replace_hung = replace_hung
-        self._models = _by_kind(models)  # a model that cannot be stored is found here, in the owner's traceback
+        self._models = _by_kind(models, twins=False)  # what cannot be stored is found here, in the owner's traceback
         self.restarts = 0
         self.hung = False
         self.failure: EngineUnavailable | None = None
@@ -375,9 +375,10 @@ class Engine:
             pass  # closed, or its terminal is gone, or it is the owner's own: the engine is supervised all the same
 
 
-def _by_kind(models: Any) -> dict[str, type[Entity]]:
-    """The models by their kinds' names. Raises TypeError for one that cannot be stored, or not under its name, and for
-    what is none.
+def _by_kind(models: Any, *, twins: bool = True) -> dict[str, type[Entity]]:
+    """The models by their kinds' names; of two of one kind the last. Raises TypeError for one that cannot be stored, or
+    not under its name, for what is none, and without `twins` for two of one kind whose shapes differ, where the second
+    is not the first one, defined again.
     """
     if isinstance(models, type | str) or not isinstance(models, Iterable):
         meant = f": models=[{models.__name__}]" if isinstance(models, type) else ""
@@ -386,10 +387,19 @@ def _by_kind(models: Any) -> dict[str, type[Entity]]:
     for model in listed:
         if not isinstance(model, type) or not issubclass(model, Entity):
             raise TypeError(f"{model!r} is not a subclass of solewriter.Entity")
-    Registry(listed)
+    registry, found = Registry(listed), dict[str, type[Entity]]()
     for model in listed:
         if model.kind_name in (Task.kind_name, Project.kind_name) and model not in (Task, Project):
             raise TypeError(f"{model.__name__}: the name {model.kind_name} is taken: give it another one by `kind=`")
         if len(model.kind_name) > NAME_MAX:
             raise TypeError(f"{model.__name__}: the name of a kind is of at most {NAME_MAX} characters")
-    return {model.kind_name: model for model in listed}
+        other = found.get(model.kind_name, model)
+        is_other = registry.of(other).schema.digest() != registry.of(model).schema.digest()
+        if is_other and not twins and (one := _place(other)) != (two := _place(model)):
+            raise TypeError(f"{one} and {two} are both the kind {model.kind_name!r}: give one another by `kind=`")
+        found[model.kind_name] = model
+    return found
+
+
+def _place(model: type) -> str:
+    return f"{model.__module__}.{model.__qualname__}"

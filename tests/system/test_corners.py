@@ -8,12 +8,15 @@ import re
 import signal
 import threading
 from pathlib import Path
+from typing import Any
 
 import pytest
+from pydantic import create_model
 
 from solewriter import (
     Compacted,
     Delete,
+    Engine,
     Entity,
     InvalidQuery,
     Limits,
@@ -315,6 +318,28 @@ def test_two_classes_of_one_kind_registered_at_once_are_one_kind(state, start_en
         client.create(Two(id="d", level=2))
         assert [*reader.snapshot().counts].count("Doc") == 1
         assert reader.get("Doc", "d")["level"] == 2
+
+
+def a_doc(place: str, **fields: type) -> type[Entity]:
+    made: dict[str, Any] = {name: (one, one()) for name, one in fields.items()}
+    model = create_model("Doc", __base__=Entity, __module__="shop", **made)
+    model.__qualname__ = place
+    return model
+
+
+def test_two_classes_of_one_kind_and_other_shapes_are_refused_where_they_are_listed(state):
+    one, two = a_doc("One", title=str), a_doc("Two", title=str, level=int)
+    with pytest.raises(TypeError, match=r"shop\.One and shop\.Two are both the kind 'Doc'"):
+        Engine(state, models=[one, two])
+
+
+def test_a_class_that_was_defined_again_takes_the_place_of_the_one_before_in_a_list_too(state, start_engine):
+    """As notebooks do it; and the same class from a script and from a package is one kind."""
+    before, again = a_doc("Doc", title=str), a_doc("Doc", title=str, level=int)
+    elsewhere = a_doc("elsewhere.Doc", title=str, level=int)
+    start_engine(state, models=[before, again, elsewhere, Task, Task])
+    with connect(state) as client:
+        assert client.create(again(id="d", level=2)).level == 2
 
 
 def test_a_value_that_fits_no_column_is_refused_at_start_as_it_is_when_registered(state, start_engine):
