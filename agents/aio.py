@@ -29,7 +29,7 @@ from solewriter.shared.config import DEFAULT_LIMITS, Limits
 from solewriter.shared.errors import VersionConflict
 from solewriter.shared.models import Entity, Ref
 from solewriter.shared.mutations import FROM_TARGET, Cancel, Create, Delete, Expect, Put, Transition, Update
-from solewriter.shared.taskform import model_of
+from solewriter.shared.taskform import model_of, together
 from solewriter.shared.where import Where
 
 __all__ = ["AioClient", "AioReader", "AioTransaction", "connect", "open_reader"]
@@ -96,7 +96,7 @@ class AioClient(AioVerbs):
         In place of the version, `where` compares the fields that it names, and raises GuardFailed; `merge` those that
         are changed, with what `target` has, so that changes of other fields by others stay.
         """
-        mutation, guards = conditional(Update(target, {**(changes or {}), **fields}, expect, reason), where, merge)
+        mutation, guards = conditional(Update(target, together(changes, fields), expect, reason), where, merge)
         return await self._one(mutation, model_of(target), request_id, timeout_s, deadline_s, guards)
 
     async def transition(
@@ -118,7 +118,7 @@ class AioClient(AioVerbs):
         """Move along the lifecycle, changing other fields with the step. `where` and `merge` as in `update`. Raises
         InvalidTransition, VersionConflict.
         """
-        step = Transition(target, to, {**(changes or {}), **fields}, expect, reason)
+        step = Transition(target, to, together(changes, fields), expect, reason)
         mutation, guards = conditional(step, where, merge)
         return await self._one(mutation, model_of(target), request_id, timeout_s, deadline_s, guards)
 

@@ -23,7 +23,7 @@ from solewriter.shared.mutations import (
     Renew,
 )
 from solewriter.shared.operations import Operation
-from solewriter.shared.taskform import model_of
+from solewriter.shared.taskform import model_of, together
 from solewriter.shared.where import Where
 
 E = TypeVar("E", bound=Entity)
@@ -52,7 +52,7 @@ class AioVerbs(AioRequests):
         nobody is overtaken. With `where`, only if its fields are like that. Raises InvalidMutation for what cannot be
         done with a field; GuardFailed.
         """
-        mutation, guards = conditional(Alter(target, {**(operations or {}), **more}, reason=reason), where)
+        mutation, guards = conditional(Alter(target, together(operations, more), reason=reason), where)
         return await self._one(mutation, model_of(target), request_id, timeout_s, deadline_s, guards)
 
     # --- claiming ----------------------------------------------------------------------------------------------------
@@ -145,7 +145,7 @@ class AioVerbs(AioRequests):
         **fields: Any,
     ) -> T:
         """The work is done: through review to completed, `result=` and other fields with it. Raises Fenced."""
-        mutation = Complete(task, {**(changes or {}), **fields}, reason)
+        mutation = Complete(task, together(changes, fields), reason)
         return await self._one(mutation, model_of(task), request_id, timeout_s)
 
     async def fail(
@@ -163,7 +163,7 @@ class AioVerbs(AioRequests):
         """This attempt failed. While attempts are left it is ready again after a rest; with `final`, it is a dead
         letter. Raises Fenced.
         """
-        mutation = Fail(task, {**(changes or {}), **fields}, final, reason)
+        mutation = Fail(task, together(changes, fields), final, reason)
         return await self._one(mutation, model_of(task), request_id, timeout_s)
 
     async def release(

@@ -13,7 +13,7 @@ from solewriter.agents.pending import Pending
 from solewriter.agents.session import AgentSession
 from solewriter.agents.tokens import SHOWN, Tokens
 from solewriter.shared import wireform
-from solewriter.shared.config import DEFAULT_LIMITS, Limits
+from solewriter.shared.config import DEFAULT_LIMITS, Limits, check_limits
 from solewriter.shared.errors import Refused
 from solewriter.shared.folder import StateFolder
 from solewriter.shared.models import Task, name_of
@@ -33,6 +33,7 @@ class Asker:
         client_id: str | None = None,
         limits: Limits = DEFAULT_LIMITS,
     ) -> None:
+        check_limits(limits)
         self.folder = StateFolder(state)
         self._limits = limits
         self._registry = Registry()

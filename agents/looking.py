@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Self, TypeVar, overload
 from solewriter.agents.decoding import Decoder
 from solewriter.agents.snapshot import Plain, Snapshot
 from solewriter.shared import record
-from solewriter.shared.config import Limits
+from solewriter.shared.config import Limits, check_limits
 from solewriter.shared.errors import SnapshotExpired, minding_descriptors
 from solewriter.shared.folder import StateFolder
 from solewriter.shared.models import Entity
@@ -32,6 +32,7 @@ class Looking(ABC):
     """Reads one state folder."""
 
     def __init__(self, state: str | os.PathLike[str], limits: Limits, registry: Registry | None = None) -> None:
+        check_limits(limits)
         self.folder = StateFolder(state)
         self.decoder = Decoder(registry or Registry(), limits.reader_cache_max)
 

@@ -36,7 +36,7 @@ from solewriter.shared.mutations import (
     Update,
 )
 from solewriter.shared.operations import Operation
-from solewriter.shared.taskform import model_of
+from solewriter.shared.taskform import model_of, together
 from solewriter.shared.where import Where
 
 if TYPE_CHECKING:
@@ -76,7 +76,7 @@ class Gathering:
         reason: str = "",
         **fields: Any,
     ) -> None:
-        self._add(Update(target, {**(changes or {}), **fields}, expect, reason))
+        self._add(Update(target, together(changes, fields), expect, reason))
 
     def transition(
         self,
@@ -89,7 +89,7 @@ class Gathering:
         reason: str = "",
         **fields: Any,
     ) -> None:
-        self._add(Transition(target, to, {**(changes or {}), **fields}, expect, reason))
+        self._add(Transition(target, to, together(changes, fields), expect, reason))
 
     def alter(
         self,
@@ -101,7 +101,7 @@ class Gathering:
         **more: Operation,
     ) -> None:
         """Operations on fields, whatever they hold by then."""
-        self._add(Alter(target, {**(operations or {}), **more}, reason=reason))
+        self._add(Alter(target, together(operations, more), reason=reason))
 
     def cancel(self, target: Target, *, expect: int | None = None, tree: bool = False, reason: str = "") -> None:
         self._add(Cancel(target, expect, reason, tree))
@@ -110,7 +110,7 @@ class Gathering:
         self, task: Target, changes: Mapping[str, Any] | None = None, /, *, reason: str = "", **fields: Any
     ) -> None:
         """Hand a claimed task in, together with the rest."""
-        self._add(Complete(task, {**(changes or {}), **fields}, reason))
+        self._add(Complete(task, together(changes, fields), reason))
 
     def fail(
         self,
@@ -122,7 +122,7 @@ class Gathering:
         reason: str = "",
         **fields: Any,
     ) -> None:
-        self._add(Fail(task, {**(changes or {}), **fields}, final, reason))
+        self._add(Fail(task, together(changes, fields), final, reason))
 
     def release(self, task: Target, *, reason: str = "") -> None:
         self._add(Release(task, reason))

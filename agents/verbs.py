@@ -25,7 +25,7 @@ from solewriter.shared.mutations import (
     Reply,
 )
 from solewriter.shared.operations import Operation
-from solewriter.shared.taskform import model_of
+from solewriter.shared.taskform import model_of, together
 from solewriter.shared.where import Where
 
 E = TypeVar("E", bound=Entity)
@@ -54,7 +54,7 @@ class Verbs(Requests):
         nobody is overtaken. With `where`, only if its fields are like that. Raises InvalidMutation for what cannot be
         done with a field; GuardFailed.
         """
-        mutation, guards = conditional(Alter(target, {**(operations or {}), **more}, reason=reason), where)
+        mutation, guards = conditional(Alter(target, together(operations, more), reason=reason), where)
         return self._one(mutation, model_of(target), request_id, timeout_s, deadline_s, guards)
 
     # --- claiming ----------------------------------------------------------------------------------------------------
@@ -142,7 +142,7 @@ class Verbs(Requests):
         **fields: Any,
     ) -> T:
         """The work is done: through review to completed, `result=` and other fields with it. Raises Fenced."""
-        mutation = Complete(task, {**(changes or {}), **fields}, reason)
+        mutation = Complete(task, together(changes, fields), reason)
         return self._one(mutation, model_of(task), request_id, timeout_s)
 
     def fail(
@@ -160,7 +160,7 @@ class Verbs(Requests):
         """This attempt failed. While attempts are left it is ready again after a rest; with `final`, it is a dead
         letter. Raises Fenced.
         """
-        mutation = Fail(task, {**(changes or {}), **fields}, final, reason)
+        mutation = Fail(task, together(changes, fields), final, reason)
         return self._one(mutation, model_of(task), request_id, timeout_s)
 
     def release(

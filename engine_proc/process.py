@@ -16,22 +16,29 @@ from collections.abc import Iterable
 from functools import partial
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Literal, Self
+from typing import Literal, Self
 
 import msgspec
 
 from solewriter.engine_proc.launch import Child, pickled
+from solewriter.engine_proc.listed import by_kind
 from solewriter.engine_proc.orders import Orders
 from solewriter.engine_proc.pulse import Pulse
 from solewriter.engine_proc.quarantine import last_words
 from solewriter.engine_proc.recovery import remove_orphans as remove_orphans  # who sees off an engine needs it, too
 from solewriter.engine_proc.server import EXIT_NO_ROOM, NEVER_RESTART
 from solewriter.shared import failpoint
-from solewriter.shared.config import DEFAULT_LIMITS, DOUBLINGS_MAX, DURABILITIES, NAME_MAX, STOP_MARGIN_S, Limits
+from solewriter.shared.config import (
+    DEFAULT_LIMITS,
+    DOUBLINGS_MAX,
+    DURABILITIES,
+    STOP_MARGIN_S,
+    Limits,
+    check_limits,
+)
 from solewriter.shared.errors import EngineStartFailed, EngineUnavailable, Locked, MemoryFull, SchemaMismatch
 from solewriter.shared.folder import StateFolder, legible
-from solewriter.shared.models import Entity, Project, Task
-from solewriter.shared.registry import Registry
+from solewriter.shared.models import Entity
 
 Durability = Literal["power", "process", "memory"]
 _NOT_NOW = {"MemoryFull": MemoryFull, "DiskFull": EngineUnavailable, "EngineUnavailable": EngineUnavailable}
@@ -64,13 +71,14 @@ class Engine:
     ) -> None:
         if durability not in DURABILITIES:
             raise ValueError(f"durability is one of {', '.join(DURABILITIES)}, not {durability!r}")
+        check_limits(limits)
         self.folder = StateFolder(state)
         # Readers look for it from elsewhere, and so does the next process, where the owner has gone to another folder.
         self.limits = msgspec.structs.replace(limits, memory_dir=os.path.abspath(limits.memory_dir))
         self.durability = durability
         self.detach = detach
         self.replace_hung = replace_hung
-        self._models = _by_kind(models, twins=False)  # what cannot be stored is found here, in the owner's traceback
+        self._models = by_kind(models, twins=False)  # what cannot be stored is found here, in the owner's traceback
         self.restarts = 0
         self.hung = False
         self.failure: EngineUnavailable | None = None
@@ -128,7 +136,7 @@ class Engine:
         or that does not fit what is stored, MemoryFull or EngineUnavailable if it has no room or cannot be asked.
         """
         before = self._models
-        self._models = {**before, **_by_kind(models)}  # first, so that an engine which dies now comes back with them
+        self._models = {**before, **by_kind(models)}  # first, so that an engine which dies now comes back with them
         deadline = time.monotonic() + self.limits.start_timeout_s
         answer = None
         while answer is None:
@@ -373,33 +381,3 @@ class Engine:
             print(f"solewriter: {text}", file=sys.stderr)
         except Exception:
             pass  # closed, or its terminal is gone, or it is the owner's own: the engine is supervised all the same
-
-
-def _by_kind(models: Any, *, twins: bool = True) -> dict[str, type[Entity]]:
-    """The models by their kinds' names; of two of one kind the last. Raises TypeError for one that cannot be stored, or
-    not under its name, for what is none, and without `twins` for two of one kind whose shapes differ, where the second
-    is not the first one, defined again.
-    """
-    if isinstance(models, type | str) or not isinstance(models, Iterable):
-        meant = f": models=[{models.__name__}]" if isinstance(models, type) else ""
-        raise TypeError(f"models is a list of classes, not {models!r}{meant}")
-    listed = list(models)
-    for model in listed:
-        if not isinstance(model, type) or not issubclass(model, Entity):
-            raise TypeError(f"{model!r} is not a subclass of solewriter.Entity")
-    registry, found = Registry(listed), dict[str, type[Entity]]()
-    for model in listed:
-        if model.kind_name in (Task.kind_name, Project.kind_name) and model not in (Task, Project):
-            raise TypeError(f"{model.__name__}: the name {model.kind_name} is taken: give it another one by `kind=`")
-        if len(model.kind_name) > NAME_MAX:
-            raise TypeError(f"{model.__name__}: the name of a kind is of at most {NAME_MAX} characters")
-        other = found.get(model.kind_name, model)
-        is_other = registry.of(other).schema.digest() != registry.of(model).schema.digest()
-        if is_other and not twins and (one := _place(other)) != (two := _place(model)):
-            raise TypeError(f"{one} and {two} are both the kind {model.kind_name!r}: give one another by `kind=`")
-        found[model.kind_name] = model
-    return found
-
-
-def _place(model: type) -> str:
-    return f"{model.__module__}.{model.__qualname__}"

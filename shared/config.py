@@ -113,6 +113,12 @@ class Limits(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
                 _check_number(name, kind, value)
 
 
+def check_limits(limits: object) -> None:
+    """Raises TypeError for what was given in place of Limits."""
+    if not isinstance(limits, Limits):
+        raise TypeError(f"limits are Limits(...), such as Limits(window_max=64), not {limits!r:.100}")
+
+
 def _check_number(name: str, kind: str, value: object) -> None:
     if isinstance(value, bool) or not isinstance(value, int if kind == "int" else (int, float)):
         raise TypeError(f"{name} is {'a whole number' if kind == 'int' else 'a number'}, not {value!r}")

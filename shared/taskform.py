@@ -30,6 +30,19 @@ def model_of(target: E | Ref[E]) -> type[E]:
     raise TypeError(f"a target is an entity or a Ref, such as Task.ref(id), not {target!r}")
 
 
+def together(given: Any, fields: dict[str, Any]) -> dict[str, Any]:
+    """What a verb was given as a mapping and by keyword, which is its own. Raises TypeError for no mapping."""
+    if given is None:
+        return fields
+    try:
+        return {**given, **fields}
+    except TypeError:
+        raise TypeError(
+            f"changes are a mapping, by the names of fields, not {given!r:.100}: a target is an entity or a Ref, such "
+            "as Task.ref(id)"
+        ) from None
+
+
 def changed_fields(kind: Kind, changes: Any) -> dict[str, Any]:
     """The changes as plain values, each validated by its field. Raises InvalidMutation."""
     fields: dict[str, Any] = {}

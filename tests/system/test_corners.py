@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import os
 import re
 import signal
 import threading
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +26,7 @@ from solewriter import (
     SnapshotExpired,
     Task,
     Update,
+    aio,
     connect,
     open_reader,
 )
@@ -318,6 +321,40 @@ def test_two_classes_of_one_kind_registered_at_once_are_one_kind(state, start_en
         client.create(Two(id="d", level=2))
         assert [*reader.snapshot().counts].count("Doc") == 1
         assert reader.get("Doc", "d")["level"] == 2
+
+
+@pytest.mark.parametrize("verb", ["update", "transition", "alter", "complete", "fail"])
+def test_what_is_no_mapping_is_no_changes_and_the_error_says_what_a_target_is(state, start_engine, verb):
+    start_engine(state)
+    to = ["assigned"] if verb == "transition" else []
+    said = r"are a mapping, by the names of fields, not 'a': a target is an entity or a Ref, such as Task.ref\(id\)"
+
+    async def awaited():
+        async with aio.connect(state) as client:
+            await getattr(client, verb)(Task, *to, "a", cost=2)
+
+    with connect(state) as client, client.transaction() as tx:
+        for verbs in (client, tx):
+            with pytest.raises(TypeError, match=said):
+                getattr(verbs, verb)(Task, *to, "a", cost=2)
+    with pytest.raises(TypeError, match=said):
+        asyncio.run(awaited())
+
+
+def test_bounds_are_limits_and_no_dict(state, start_engine):
+    start_engine(state)
+    given: Any = {"window_max": 64}
+
+    async def awaited(opening):
+        await opening(state, limits=given)
+
+    said = r"limits are Limits\(\.\.\.\), such as Limits\(window_max=64\), not {'window_max': 64}"
+    for opening in (Engine, connect, open_reader, partial(open_reader, offline=True)):
+        with pytest.raises(TypeError, match=said):
+            opening(state, limits=given)
+    for opening in (aio.connect, aio.open_reader):
+        with pytest.raises(TypeError, match=said):
+            asyncio.run(awaited(opening))
 
 
 def a_doc(place: str, **fields: type) -> type[Entity]:
