@@ -20,6 +20,7 @@ from solewriter.agents.aio_home import Home
 from solewriter.agents.aio_opening import Opening
 from solewriter.agents.aio_sleeper import Sleeper
 from solewriter.agents.deadline import check_patience
+from solewriter.agents.looking import check_revision
 from solewriter.agents.reader import Reader
 from solewriter.agents.snapshot import Plain, Snapshot
 from solewriter.shared.config import ATTACH_RETRY_S, DEFAULT_LIMITS, LOOKING_THREADS, WATCH_BATCH, Limits
@@ -164,6 +165,7 @@ class AioReader:
         Raises TimeoutError; EngineUnavailable when the engine was stopped and none followed in `connect_timeout_s`.
         """
         self._home.check()
+        check_revision(revision)
         check_patience(timeout_s)
         newest, patience = 0, Patience(self)
         try:

@@ -16,7 +16,7 @@ from solewriter.shared import record
 from solewriter.shared.memory.catalog import Catalog
 from solewriter.shared.memory.pin import Pin
 from solewriter.shared.memory.view import View
-from solewriter.shared.models import Entity, name_of
+from solewriter.shared.models import Entity, check_id, name_of
 from solewriter.shared.registry import Registry
 
 Model = type[Entity] | str
@@ -46,6 +46,7 @@ class Decoder:
             words, place, *_ = seen
             if address := pin.again(words, place, id):
                 return self._kept_anew(pin, kind, id, address, words, place)
+        check_id(id)
         code = pin.catalog.kind_code(name_of(kind))
         if code is None:
             return None

@@ -28,6 +28,12 @@ if TYPE_CHECKING:
 E = TypeVar("E", bound=Entity)
 
 
+def check_revision(revision: object) -> None:
+    """Raises TypeError: nothing lies between two revisions."""
+    if isinstance(revision, bool) or not isinstance(revision, int):
+        raise TypeError(f"a revision is an int, not {revision!r:.100}")
+
+
 class Looking(ABC):
     """Reads one state folder."""
 

@@ -14,7 +14,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Literal, TypeVar, overload
 
 from solewriter.agents.deadline import check_patience
-from solewriter.agents.looking import Looking
+from solewriter.agents.looking import Looking, check_revision
 from solewriter.agents.snapshot import Plain
 from solewriter.shared.config import ATTACH_RETRY_S, DEFAULT_LIMITS, Limits
 from solewriter.shared.errors import (
@@ -157,6 +157,7 @@ class Reader(Looking):
 
         Raises TimeoutError; EngineUnavailable when the engine was stopped and none followed in `connect_timeout_s`.
         """
+        check_revision(revision)
         check_patience(timeout_s)
         deadline = None if timeout_s is None else time.monotonic() + timeout_s
         while True:

@@ -30,6 +30,7 @@ from solewriter.shared.lane import LENGTH_BYTES
 from solewriter.shared.mutations import Op
 from solewriter.shared.request_ids import default_id, new_client_id, session_number
 from solewriter.shared.wire import PlainReply, Status
+from solewriter.shared.wirecheck import is_text
 from solewriter.shared.wireform import Asked, PlainRequest
 
 _CLAIM: Final = Op.CLAIM.value
@@ -65,9 +66,13 @@ class AgentSession:
     """
 
     def __init__(self, limits: Limits, name: Any, client_id: Any) -> None:
-        """Raises TypeError for a name or a client id that is no text."""
+        """Raises TypeError for a name or a client id that is no text, ValueError for text that cannot be encoded."""
         if not isinstance(name, str) or not isinstance(client_id, str | None):
             raise TypeError(f"name and client_id are text, not {name!r:.100} and {client_id!r:.100}")
+        if not is_text(name) or not is_text(client_id or ""):
+            raise ValueError(
+                f"name and client_id are text that UTF-8 can encode, not {name!r:.100} and {client_id!r:.100}"
+            )
         self.limits = limits
         self.name: str = name
         self.client_id: str = client_id or new_client_id()

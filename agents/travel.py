@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 from solewriter.agents.change import Change, Published
 from solewriter.agents.decoding import Model
-from solewriter.agents.looking import Looking
+from solewriter.agents.looking import Looking, check_revision
 from solewriter.agents.past import Held, Past
 from solewriter.agents.snapshot import Snapshot
 from solewriter.shared import record
@@ -22,7 +22,7 @@ from solewriter.shared.chain import entries_between, oldest_entry, opened
 from solewriter.shared.errors import Compacted, InvalidQuery, SnapshotExpired, minding_descriptors
 from solewriter.shared.memory.heap import PREFIX_BYTES
 from solewriter.shared.memory.pin import Pin
-from solewriter.shared.models import name_of
+from solewriter.shared.models import check_id, name_of
 
 Key = tuple[int, str]  # kind code, id
 
@@ -38,6 +38,7 @@ class Difference(NamedTuple):
 
 def at(reader: Looking, revision: int) -> Snapshot:
     """Everything at an earlier revision. Raises Compacted, InvalidQuery for one that is not published yet."""
+    check_revision(revision)
     now = _pin(reader, revision)
     return Snapshot(reader, _then(now, revision) or _past(reader, now, revision))
 
@@ -92,6 +93,8 @@ def where_it_begins(error: Compacted, in_memory: int) -> int:
 
 def diff(reader: Looking, since: int, until: int, kind: Model | None) -> list[Difference]:
     """Every entity that differs, in the order of its first change. Raises Compacted, InvalidQuery."""
+    check_revision(since)
+    check_revision(until)
     if since > until:
         raise InvalidQuery(f"a difference is from an earlier revision to a later one, not {since} to {until}", kind="")
     now = _pin(reader, since, until)
@@ -148,6 +151,7 @@ def history(reader: Looking, kind: Model, id: str) -> Iterator[Change]:
     """Every change of one entity, the newest first. Raises Compacted behind the oldest that is available, where there
     were others before it.
     """
+    check_id(id)
     now = reader.pin()
     name = name_of(kind)
     code = now.catalog.kind_code(name)

@@ -18,6 +18,7 @@ from solewriter.agents.conditions import Condition, conditions
 from solewriter.agents.deadline import check_patience
 from solewriter.agents.decoding import Model
 from solewriter.agents.feed import Feed
+from solewriter.agents.looking import check_revision
 from solewriter.agents.reader import Reader
 from solewriter.agents.snapshot import Snapshot
 from solewriter.shared.columns import Cell
@@ -65,6 +66,8 @@ class Watch(Generic[Brought]):
     ) -> None:  # fmt: skip
         if where and kind is None:
             raise InvalidQuery("where asks for columns of one kind: name it", kind="")
+        if since is not None:
+            check_revision(since)
         check_patience(timeout_s)
         self._reader = reader
         self._kind = kind

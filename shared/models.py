@@ -46,6 +46,12 @@ def name_of(kind: type[Entity] | str) -> str:
         raise TypeError(f"a kind is an entity's class, or its name, not {kind!r}") from None
 
 
+def check_id(id: object) -> None:
+    """Of whoever reads. Raises TypeError for what is no id of anything."""
+    if not isinstance(id, str):
+        raise TypeError(f"an id is a str, not {id!r:.100}")
+
+
 class Ref(msgspec.Struct, Generic[E], frozen=True):
     """A name for an entity without its content: a target that compares no version. Made by `Task.ref(id)`."""
 
@@ -61,6 +67,13 @@ class Lifecycle:
     initial: str
     steps: Mapping[str, tuple[str, ...]]
     cancelled: str | None = None
+
+    def __post_init__(self) -> None:
+        """Raises TypeError for a state that is not in `steps`: it could be neither reached nor left."""
+        named = [self.initial, *(state for states in self.steps.values() for state in states)]
+        for state in named if self.cancelled is None else [*named, self.cancelled]:
+            if state not in self.steps:
+                raise TypeError(f"a lifecycle: {state!r} is none of the states in steps: {', '.join(self.steps)}")
 
     def allowed(self, state: str) -> tuple[str, ...]:
         return self.steps.get(state, ())

@@ -70,16 +70,24 @@ def plain_request(
     limits: Limits,
     deadline_us: int | None = None,
 ) -> PlainRequest:
-    """A request as plain data. Raises what `plain_mutation` does, RequestTooLarge for too many parts."""
+    """A request as plain data. Raises what `plain_mutation` does, RequestTooLarge for too many parts,
+    InvalidMutation for none."""
     plain = [plain_mutation(mutation, registry, limits) for mutation in mutations]
     conditions = [plain_guard(guard, registry) for guard in guards]
     if request_id is not None:
         check_request_id(request_id)
     if not 0 < len(plain) + len(conditions) <= limits.request_mutations_max:
-        raise RequestTooLarge(
-            f"a request has 1 to {limits.request_mutations_max} mutations and guards (request_mutations_max)"
-        )
+        raise _of_no_size(len(plain) + len(conditions), limits)
     return plain, conditions, request_id, deadline_us
+
+
+def _of_no_size(parts: int, limits: Limits) -> Refused:
+    if not parts:
+        problem = "a request is of one mutation or guard at least"
+        return InvalidMutation(problem, fields={"mutations": problem})
+    return RequestTooLarge(
+        f"a request has {limits.request_mutations_max} mutations and guards at most (request_mutations_max)"
+    )
 
 
 def plain_or_refused(

@@ -410,3 +410,17 @@ def test_a_ref_is_a_class_and_an_id_and_can_be_pickled():
     assert pickle.loads(pickle.dumps(ref)) == ref
     with pytest.raises(AttributeError):
         ref.id = "t-2"
+
+
+@pytest.mark.parametrize(
+    ("initial", "steps", "cancelled"),
+    [
+        ("gone", {"red": ("green",), "green": ()}, None),
+        ("red", {"red": ("green", "gone"), "green": ()}, None),
+        ("red", {"red": ("green",), "green": ()}, "gone"),
+    ],
+)
+def test_a_lifecycle_names_every_state_in_its_steps(initial, steps, cancelled):
+    """Another one could never be reached, or left."""
+    with pytest.raises(TypeError, match=r"'gone' is none of the states in steps: red, green"):
+        Lifecycle("light", initial, steps, cancelled)

@@ -20,6 +20,7 @@ from solewriter import (
     Delete,
     Engine,
     Entity,
+    InvalidMutation,
     InvalidQuery,
     Limits,
     Require,
@@ -355,6 +356,62 @@ def test_bounds_are_limits_and_no_dict(state, start_engine):
     for opening in (aio.connect, aio.open_reader):
         with pytest.raises(TypeError, match=said):
             asyncio.run(awaited(opening))
+
+
+def test_revisions_and_ids_of_another_type_are_refused_wherever_they_are_read(state, start_engine):
+    start_engine(state)
+    with connect(state) as client:
+        task = client.create(Task(id="a", title="a"))
+        reader = client.reader
+        for wrong in (1.5, "1", True):
+            for read in (
+                partial(reader.at, wrong),
+                partial(reader.diff, 0, wrong),
+                partial(reader.diff, wrong, 1),
+                partial(reader.watch, since=wrong),
+                partial(reader.wait_for, wrong, timeout_s=0),
+            ):
+                with pytest.raises(TypeError, match=f"a revision is an int, not {wrong!r}"):
+                    read()
+        for wrong in (5, None, b"a"):
+            for read in (
+                partial(reader.get, Task, wrong),
+                partial(reader.get, "Task", wrong),
+                partial(reader.at(0).get, Task, wrong),
+                lambda wrong=wrong: list(reader.history(Task, wrong)),
+                partial(reader.wait_until, Task, wrong, bool, timeout_s=0),
+            ):
+                with pytest.raises(TypeError, match=f"an id is a str, not {wrong!r}"):
+                    read()
+        assert reader.at(reader.revision).get(Task, "a") == task
+
+    async def awaited():
+        async with aio.open_reader(state) as other:
+            with pytest.raises(TypeError, match="a revision is an int"):
+                await other.wait_for(1.5)
+            with pytest.raises(TypeError, match="a revision is an int"):
+                await anext(other.watch(since=1.5))
+            with pytest.raises(TypeError, match="an id is a str"):
+                await other.get(Task, 5)
+
+    asyncio.run(awaited())
+
+
+def test_a_list_of_nothing_is_no_request(state, start_engine):
+    start_engine(state)
+    with connect(state) as client:
+        (reply,) = client.submit_many([[]])
+        with pytest.raises(InvalidMutation, match="a request is of one mutation or guard at least"):
+            reply.check()
+        with pytest.raises(InvalidMutation, match="a request is of one mutation or guard at least"):
+            client.submit()
+
+
+@pytest.mark.parametrize("option", ["name", "client_id"])
+def test_a_name_that_nothing_can_encode_is_refused_as_that(state, start_engine, option):
+    start_engine(state)
+    with pytest.raises(ValueError, match=r"name and client_id are text that UTF-8 can encode, not .*ud800"):
+        connect(state, **{option: "\ud800"})
 
 
 def a_doc(place: str, **fields: type) -> type[Entity]:
