@@ -354,6 +354,7 @@ def run(orders: Orders, line: Line) -> int:
         server.close()
     except EngineUnavailable as error:
         server.log(str(error))
+        server.growing.shutdown(cancel_futures=True)  # or what it is making would stay
         server.publisher.remove()  # by a folder that is gone nobody would ever find it
         os._exit(EXIT_NOT_OWNER)  # the folder is not ours any more: touch nothing in it
     except OSError as error:
