@@ -16,6 +16,7 @@ import struct
 import subprocess
 import sys
 import threading
+from io import FileIO
 from typing import IO, Any
 
 import msgspec
@@ -141,7 +142,8 @@ def main() -> int:
     os.umask(0o077)
     _, hard = resource.getrlimit(resource.RLIMIT_DATA)
     resource.setrlimit(resource.RLIMIT_DATA, (hard, hard))  # the engine's own bound is against hostile frames
-    orders, answers = sys.stdin.buffer, sys.stdout.buffer
+    orders = sys.stdin.buffer
+    answers = FileIO(sys.stdout.fileno(), "w", closefd=False)  # which keeps nothing to be written at the end
     while select.select([orders], [], [], MAKER_IDLE_S)[0] and (said := _heard(orders)) is not None:
         done: list[Answer] = []
         order = msgspec.msgpack.decode(said, type=Order)

@@ -452,9 +452,10 @@ def test_a_maker_whose_engine_went_meanwhile_ends_without_a_word(tmp_path):
     """An engine that is killed is no news to anybody but its owner."""
     order = Order(bytes(tmp_path / "checkpoint.tmp"), str(tmp_path), "nobody", b"s" * 16, (64 * KIB, 64 * KIB), 1)
     asked = msgspec.msgpack.encode(order)
+    buffered = {name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"}
     maker = subprocess.Popen(
         [sys.executable, "-m", "solewriter.engine_proc.maker"],
-        stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+        stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=buffered,
     )  # fmt: skip
     maker.stdout.close()
     said = maker.communicate(struct.pack("<I", len(asked)) + asked)[1]
