@@ -71,7 +71,8 @@ def plain_request(
     deadline_us: int | None = None,
 ) -> PlainRequest:
     """A request as plain data. Raises what `plain_mutation` does, RequestTooLarge for too many parts,
-    InvalidMutation for none."""
+    InvalidMutation for none.
+    """
     plain = [plain_mutation(mutation, registry, limits) for mutation in mutations]
     conditions = [plain_guard(guard, registry) for guard in guards]
     if request_id is not None:
