@@ -21,11 +21,11 @@ from typing import Literal, Self
 import msgspec
 
 from solewriter.engine_proc.launch import Child, pickled
+from solewriter.engine_proc.leftovers import remove_orphans as remove_orphans  # who sees off an engine needs it, too
 from solewriter.engine_proc.listed import by_kind
 from solewriter.engine_proc.orders import Orders
 from solewriter.engine_proc.pulse import Pulse
 from solewriter.engine_proc.quarantine import last_words
-from solewriter.engine_proc.recovery import remove_orphans as remove_orphans  # who sees off an engine needs it, too
 from solewriter.engine_proc.server import EXIT_NO_ROOM, NEVER_RESTART
 from solewriter.shared import failpoint
 from solewriter.shared.config import (

@@ -28,7 +28,7 @@ from solewriter.shared.memory.heap import OFFSET_MASK, PREFIX_BYTES, START, Heap
 from solewriter.shared.memory.index import IndexWriter, key_hash
 from solewriter.shared.memory.revlog import RevisionLogWriter
 from solewriter.shared.memory.root import ROOT_BYTES, STOPPED, Root, RootWriter
-from solewriter.shared.memory.segment import Blank, Segment, segment_path
+from solewriter.shared.memory.segment import Blank, Segment, remove_segments, segment_path
 from solewriter.shared.memory.table import TableWriter
 from solewriter.shared.record import Flags
 from solewriter.shared.schema import Schema
@@ -322,10 +322,3 @@ class Publisher:
         """Tell readers that nobody will publish again, and remove every segment of this epoch."""
         self.root.succeed(STOPPED)
         remove_segments(self._folder, self.prefix)
-
-
-def remove_segments(folder: str, prefix: str, *, but_root: bool = False) -> None:
-    """Unlink the segments of one epoch, or of a part of it: its prefix holds a nonce that no other epoch has."""
-    for path in Path(folder).glob(f"{prefix}-*"):
-        if not (but_root and path.name == f"{prefix}-root"):
-            path.unlink(missing_ok=True)

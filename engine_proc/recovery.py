@@ -5,13 +5,12 @@ from __future__ import annotations
 import os
 import time
 from collections import deque
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack
 from pathlib import Path
 
 from solewriter.engine_proc.journal import Journal
-from solewriter.engine_proc.lock import Lock
 from solewriter.engine_proc.newest import NewestOutcomes, NewestRecords
-from solewriter.engine_proc.publisher import Publisher, remove_segments
+from solewriter.engine_proc.publisher import Publisher
 from solewriter.engine_proc.reclaim import budget_for
 from solewriter.engine_proc.restoring import Restoring
 from solewriter.engine_proc.sessions import Sessions
@@ -30,10 +29,7 @@ from solewriter.shared.entry import (
     PrivateChanges,
     PrivateState,
 )
-from solewriter.shared.errors import EngineUnavailable, JournalCorrupt, LayoutMismatch
-from solewriter.shared.folder import StateFolder, Whereabouts, runs
-from solewriter.shared.memory.root import STOPPED, SUPERSEDED, succeed
-from solewriter.shared.memory.segment import Segment, segment_path
+from solewriter.shared.errors import JournalCorrupt, LayoutMismatch
 
 
 class Recovery:
@@ -226,72 +222,3 @@ def history_of(before: Life | None) -> bytes:
         return os.urandom(16)
     lossy = before.durability == "memory" or (before.durability == "process" and lives.rebooted_since(before))
     return os.urandom(16) if lossy else before.history
-
-
-def note_memory(folder: StateFolder, own: Whereabouts) -> None:
-    """Of a new engine, and of the one before it. Raises OSError."""
-    note_last_memory(folder)
-    folder.mark(own)
-
-
-def note_last_memory(folder: StateFolder) -> None:
-    """What served last, `engine.json` names as well: where its marker is missing or damaged, it is written again. Else
-    nobody would send its readers on, or give its memory back. Raises OSError.
-    """
-    try:
-        last = folder.whereabouts()
-    except EngineUnavailable:
-        return
-    roots = [segment_path(old.memory_dir, old.prefix, "root") for old in folder.markers() if old.prefix == last.prefix]
-    if not any(root.exists() for root in roots):
-        folder.mark(last)
-
-
-def remove_old_memory(folder: StateFolder, own_prefix: str, *, but_roots: bool = False) -> None:
-    """Send the readers of earlier epochs to this one, then unlink what those left behind. Never a live engine's
-    segments. With `but_roots` the next start still learns there how they ended.
-    """
-    for old in folder.markers():
-        if old.prefix == own_prefix or (old.pid != os.getpid() and runs(old.pid, old.start_time)):
-            continue
-        _succeed(old, SUPERSEDED)
-        remove_segments(old.memory_dir, old.prefix, but_root=but_roots)
-        if not but_roots:
-            folder.marker(old.prefix).unlink(missing_ok=True)
-    for unfinished in folder.path.glob("*.json.tmp"):  # of an engine that died while it wrote a small file
-        unfinished.unlink(missing_ok=True)
-
-
-def remove_orphans(folder: StateFolder, pid: int = 0) -> None:
-    """After an engine that was killed and is not followed by another: tell its readers that it stopped, and give its
-    memory back. With a `pid` only that of this one, which never served: what others left says how they ended. Does
-    nothing where another engine owns the folder, or the folder is gone.
-    """
-    try:
-        lock = Lock(folder)
-    except (OSError, EngineUnavailable):  # Locked, say
-        return
-    try:
-        with suppress(OSError):  # no room, say
-            note_last_memory(folder)
-        stay = False
-        for old in folder.markers():
-            if runs(old.pid, old.start_time):
-                continue
-            if pid and old.pid != pid:
-                stay = True
-                continue
-            _succeed(old, STOPPED)
-            remove_segments(old.memory_dir, old.prefix)
-            folder.marker(old.prefix).unlink(missing_ok=True)
-        if not stay:
-            folder.engine_json.unlink(missing_ok=True)
-    finally:
-        lock.release()
-
-
-def _succeed(old: Whereabouts, how: int) -> None:
-    try:
-        succeed(Segment.attach(segment_path(old.memory_dir, old.prefix, "root"), writable=True), how)
-    except (FileNotFoundError, LayoutMismatch, ValueError):
-        pass  # it was never made, or is gone: nobody reads there

@@ -16,7 +16,7 @@ from pathlib import Path
 import cloudpickle
 import msgspec
 
-from solewriter.engine_proc import quarantine, recovery
+from solewriter.engine_proc import leftovers, quarantine, recovery
 from solewriter.engine_proc.adoption import check_fit
 from solewriter.engine_proc.ahead import FULL, with_room
 from solewriter.engine_proc.bridge import Bridge
@@ -27,7 +27,7 @@ from solewriter.engine_proc.journal import DiskFull, FileJournal, Journal, NoJou
 from solewriter.engine_proc.lock import Lock, by_name
 from solewriter.engine_proc.maker import Maker
 from solewriter.engine_proc.orders import Line, Orders, Ready, Register, refused
-from solewriter.engine_proc.publisher import Publisher, remove_segments
+from solewriter.engine_proc.publisher import Publisher
 from solewriter.engine_proc.reclaim import budget_for
 from solewriter.engine_proc.recovery import Recovery
 from solewriter.engine_proc.replay import check_empty, last_noted
@@ -77,7 +77,7 @@ class Server:
             self.limits.memory_dir,
             prefix,
         )
-        with_room(self.lock.folder, lambda: recovery.note_memory(self.folder, own))
+        with_room(self.lock.folder, lambda: leftovers.note_memory(self.folder, own))
         self.publisher = Publisher(
             prefix,
             self.limits,
@@ -106,7 +106,7 @@ class Server:
         failpoint.reach("recover.published")
         with_room(self.lock.folder, lambda: self.folder.announce(own))
         failpoint.reach("recover.announced")
-        recovery.remove_old_memory(self.folder, prefix)
+        leftovers.remove_old_memory(self.folder, prefix)
         failpoint.reach("recover.done")
 
     def _open_journal(self) -> Journal:
@@ -298,8 +298,7 @@ class Server:
         self.growing.shutdown(cancel_futures=True)
         for own in self.folder.markers():
             if own.pid == os.getpid():
-                remove_segments(own.memory_dir, own.prefix)
-                self.folder.marker(own.prefix).unlink(missing_ok=True)
+                leftovers.give_back(self.folder, own)
 
     def close(self) -> None:
         """After a clean end: nothing of this epoch stays in memory."""
@@ -338,7 +337,7 @@ def run(orders: Orders, line: Line) -> int:
         if server is not None:
             server.abandon()
             if isinstance(error, MemoryFull):  # a dead engine's memory makes room for the next attempt
-                recovery.remove_old_memory(server.folder, "", but_roots=True)
+                leftovers.remove_old_memory(server.folder, "", but_roots=True)
         line.say(refused(error))
         if isinstance(error, MemoryFull | DiskFull):
             return EXIT_NO_ROOM

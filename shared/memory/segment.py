@@ -162,3 +162,10 @@ def punch(fd: int, size: int) -> None:
 def segment_path(folder: str, prefix: str, *parts: object) -> Path:
     """`<folder>/<prefix>-heap-1` and the like. The prefix holds a random nonce, new in every epoch."""
     return Path(folder) / "-".join([prefix, *map(str, parts)])
+
+
+def remove_segments(folder: str, prefix: str, *, but_root: bool = False) -> None:
+    """Unlink the segments of one epoch, or of a part of it: its prefix holds a nonce that no other epoch has."""
+    for path in Path(folder).glob(f"{prefix}-*"):
+        if not (but_root and path.name == f"{prefix}-root"):
+            path.unlink(missing_ok=True)

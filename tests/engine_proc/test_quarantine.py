@@ -8,14 +8,13 @@ import msgspec
 import pytest
 
 from solewriter.engine_proc.coordination.leases import loss_of
-from solewriter.engine_proc.publisher import remove_segments
 from solewriter.engine_proc.quarantine import LastWords, judged, last_words
 from solewriter.engine_proc.sessions import ENGINE, QUARANTINED, Sessions
 from solewriter.shared.config import KIB, MEMORY_VERSION, QUARANTINED_MAX, Limits
 from solewriter.shared.entry import Lease, Life, Outcome, SessionChange
 from solewriter.shared.folder import StateFolder, Whereabouts, start_time_of
 from solewriter.shared.memory.root import RootWriter
-from solewriter.shared.memory.segment import Segment, segment_path
+from solewriter.shared.memory.segment import Segment, remove_segments, segment_path
 from solewriter.shared.wire import Status
 
 ANN, BOB = 1, 2

@@ -1,0 +1,91 @@
+"""What dead engines left in memory: their readers are told what comes, and their segments are given back.
+
+The law: a set of segments has its marker in the state folder before the first of them is made, and until the last of
+them is gone, so that whoever starts an engine or sees one off finds all of them. A live engine's are never touched.
+"""
+
+from __future__ import annotations
+
+import os
+from contextlib import suppress
+
+from solewriter.engine_proc.lock import Lock
+from solewriter.shared.errors import EngineUnavailable, LayoutMismatch
+from solewriter.shared.folder import StateFolder, Whereabouts, runs
+from solewriter.shared.memory.root import STOPPED, SUPERSEDED, succeed
+from solewriter.shared.memory.segment import Segment, remove_segments, segment_path
+
+
+def note_memory(folder: StateFolder, own: Whereabouts) -> None:
+    """Of a new engine, and of the one before it. Raises OSError."""
+    note_last_memory(folder)
+    folder.mark(own)
+
+
+def note_last_memory(folder: StateFolder) -> None:
+    """What served last, `engine.json` names as well: where its marker is missing or damaged, it is written again. Else
+    nobody would send its readers on, or give its memory back. Raises OSError.
+    """
+    try:
+        last = folder.whereabouts()
+    except EngineUnavailable:
+        return
+    roots = [segment_path(old.memory_dir, old.prefix, "root") for old in folder.markers() if old.prefix == last.prefix]
+    if not any(root.exists() for root in roots):
+        folder.mark(last)
+
+
+def give_back(folder: StateFolder, memory: Whereabouts) -> None:
+    """Its segments, and only then their marker: where somebody dies in between, the next one goes on."""
+    remove_segments(memory.memory_dir, memory.prefix)
+    folder.marker(memory.prefix).unlink(missing_ok=True)
+
+
+def remove_old_memory(folder: StateFolder, own_prefix: str, *, but_roots: bool = False) -> None:
+    """Send the readers of earlier epochs to this one, then unlink what those left behind. Never a live engine's
+    segments. With `but_roots` the next start still learns there how they ended.
+    """
+    for old in folder.markers():
+        if old.prefix == own_prefix or (old.pid != os.getpid() and runs(old.pid, old.start_time)):
+            continue
+        _succeed(old, SUPERSEDED)
+        if but_roots:
+            remove_segments(old.memory_dir, old.prefix, but_root=True)
+        else:
+            give_back(folder, old)
+    for unfinished in folder.path.glob("*.json.tmp"):  # of an engine that died while it wrote a small file
+        unfinished.unlink(missing_ok=True)
+
+
+def remove_orphans(folder: StateFolder, pid: int = 0) -> None:
+    """After an engine that was killed and is not followed by another: tell its readers that it stopped, and give its
+    memory back. With a `pid` only that of this one, which never served: what others left says how they ended. Does
+    nothing where another engine owns the folder, or the folder is gone.
+    """
+    try:
+        lock = Lock(folder)
+    except (OSError, EngineUnavailable):  # Locked, say
+        return
+    try:
+        with suppress(OSError):  # no room, say
+            note_last_memory(folder)
+        stay = False
+        for old in folder.markers():
+            if runs(old.pid, old.start_time):
+                continue
+            if pid and old.pid != pid:
+                stay = True
+                continue
+            _succeed(old, STOPPED)
+            give_back(folder, old)
+        if not stay:
+            folder.engine_json.unlink(missing_ok=True)
+    finally:
+        lock.release()
+
+
+def _succeed(old: Whereabouts, how: int) -> None:
+    try:
+        succeed(Segment.attach(segment_path(old.memory_dir, old.prefix, "root"), writable=True), how)
+    except (FileNotFoundError, LayoutMismatch, ValueError):
+        pass  # it was never made, or is gone: nobody reads there

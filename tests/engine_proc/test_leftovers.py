@@ -1,0 +1,131 @@
+"""What engines left in memory when they died: their readers are sent on, and it is given back."""
+
+from __future__ import annotations
+
+import os
+
+import msgspec
+import pytest
+
+from solewriter.engine_proc.leftovers import remove_old_memory, remove_orphans
+from solewriter.engine_proc.lock import Lock
+from solewriter.shared.config import KIB, MEMORY_VERSION
+from solewriter.shared.folder import StateFolder, Whereabouts, start_time_of
+from solewriter.shared.memory.root import STOPPED, SUPERSEDED, RootReader, RootWriter
+from solewriter.shared.memory.segment import Segment, remove_segments, segment_path
+
+GONE = 2**22 + 1  # no process has this id
+
+
+class Memory:
+    """What engines left in memory: a root and a heap each."""
+
+    def __init__(self, folder, where):
+        folder.mkdir()
+        where.mkdir()
+        self.folder, self.where = StateFolder(folder), str(where)
+        self.readers = {}
+
+    def left(self, prefix, pid=GONE, *, root=True):
+        born = start_time_of(pid) or 12345
+        whereabouts = Whereabouts(MEMORY_VERSION, pid, born, 1, self.where, prefix)
+        self.folder.marker(prefix).write_bytes(msgspec.json.encode(whereabouts))
+        if root:
+            made = Segment.create(segment_path(self.where, prefix, "root"), 64 * KIB)
+            RootWriter(made, 1, pid, born, "process")
+            self.readers[prefix] = RootReader(Segment.attach(made.path))
+            Segment.create(segment_path(self.where, prefix, "heap", 1), 4 * KIB)
+
+    def segments(self):
+        return sorted(os.listdir(self.where))
+
+    def markers(self):
+        return sorted(path.name for path in self.folder.path.glob("memory-*.json"))
+
+    def successor(self, prefix):
+        return self.readers[prefix].successor
+
+
+@pytest.fixture
+def memory(tmp_path):
+    made = Memory(tmp_path / "state", tmp_path / "memory")
+    yield made
+    for old in made.folder.markers():
+        remove_segments(old.memory_dir, old.prefix)
+
+
+def test_readers_of_dead_engines_are_sent_on_and_their_memory_goes(memory):
+    memory.left("solewriter-own", os.getpid())
+    memory.left("solewriter-dead")
+    memory.left("solewriter-early", root=False)  # it died before it made any segment
+    (memory.folder.path / "engine.json.tmp").write_bytes(b"half")
+    remove_old_memory(memory.folder, "solewriter-own")
+    assert memory.segments() == ["solewriter-own-heap-1", "solewriter-own-root"]
+    assert memory.markers() == ["memory-solewriter-own.json"]
+    assert (memory.successor("solewriter-dead"), memory.successor("solewriter-own")) == (SUPERSEDED, 0)
+    assert not (memory.folder.path / "engine.json.tmp").exists()
+
+
+def test_what_a_dead_engine_was_deciding_stays_known_to_a_start_that_has_no_room(memory):
+    memory.left("solewriter-dead")
+    remove_old_memory(memory.folder, "", but_roots=True)
+    assert memory.segments() == ["solewriter-dead-root"]
+    assert memory.markers() == ["memory-solewriter-dead.json"]
+
+
+@pytest.mark.parametrize("remove", [lambda folder: remove_old_memory(folder, "solewriter-own"), remove_orphans])
+def test_the_memory_of_a_live_engine_is_nobody_elses_to_remove(memory, remove):
+    memory.left("solewriter-live", os.getppid())
+    remove(memory.folder)
+    assert memory.segments() == ["solewriter-live-heap-1", "solewriter-live-root"]
+    assert memory.successor("solewriter-live") == 0
+
+
+def test_readers_of_an_engine_that_nobody_follows_are_told_that_it_stopped(memory):
+    memory.left("solewriter-dead")
+    memory.folder.engine_json.write_bytes(b"{}")
+    remove_orphans(memory.folder)
+    assert (memory.segments(), memory.markers()) == ([], [])
+    assert memory.successor("solewriter-dead") == STOPPED
+    assert not memory.folder.engine_json.exists()
+
+
+def test_whose_note_is_gone_is_known_by_the_announcement(memory):
+    """What served last is named twice."""
+    memory.left("solewriter-dead")
+    (last,) = memory.folder.markers()
+    memory.folder.announce(last)
+    memory.folder.marker("solewriter-dead").unlink()
+    remove_orphans(memory.folder)
+    assert (memory.segments(), memory.markers()) == ([], [])
+    assert memory.successor("solewriter-dead") == STOPPED
+
+
+@pytest.mark.parametrize("prefix", ["report", "*", "", "solewriter-a/../report"])
+@pytest.mark.parametrize("name", ["a note", "the announcement"])
+def test_no_note_makes_a_start_remove_files_that_are_no_segments(memory, prefix, name):
+    """Where others may write to the folder, it may be theirs."""
+    kept = segment_path(memory.where, "report", 1)
+    kept.write_bytes(b"somebody's")
+    planted = Whereabouts(MEMORY_VERSION, GONE, 12345, 1, memory.where, prefix)
+    path = memory.folder.engine_json if name == "the announcement" else memory.folder.marker("planted")
+    path.write_bytes(msgspec.json.encode(planted))
+    remove_orphans(memory.folder)
+    remove_old_memory(memory.folder, "solewriter-own")
+    assert kept.read_bytes() == b"somebody's"
+    assert memory.markers() == []
+
+
+def test_orphans_are_left_to_the_engine_that_owns_the_folder(memory):
+    memory.left("solewriter-dead")
+    lock = Lock(memory.folder)
+    remove_orphans(memory.folder)
+    assert memory.segments() == ["solewriter-dead-heap-1", "solewriter-dead-root"]
+    lock.release()
+    remove_orphans(memory.folder)
+    assert memory.segments() == []
+
+
+def test_a_folder_that_is_gone_has_no_orphans_and_is_not_made_again(tmp_path):
+    remove_orphans(StateFolder(tmp_path / "gone"))
+    assert not (tmp_path / "gone").exists()
