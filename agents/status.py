@@ -18,7 +18,7 @@ import msgspec
 from solewriter.shared import entry as entries
 from solewriter.shared.config import DEFAULT_LIMITS, STALE_BEATS
 from solewriter.shared.errors import UNDECODABLE, EngineUnavailable, JournalCorrupt, LayoutMismatch
-from solewriter.shared.folder import SOCKET, StateFolder, Whereabouts, process_state, runs
+from solewriter.shared.folder import SOCKET, StateFolder, Whereabouts, process_state, runs, whereabouts_in
 from solewriter.shared.memory.root import ROOT_BYTES, STOPPED, Root, RootReader
 from solewriter.shared.memory.segment import segment_path
 from solewriter.shared.memory.view import View
@@ -117,20 +117,16 @@ def _contents(folder: StateFolder) -> _Contents:
     for name in names:
         if name.startswith("memory-") and name.endswith(".json"):
             try:
-                markers.append(_whereabouts(folder.path / name))
+                markers.append(whereabouts_in(folder.path / name))
             except (FileNotFoundError, *UNDECODABLE):
                 pass  # removed meanwhile, or its engine died while writing it: there is no memory of that name
     try:
-        return _Contents(names, _whereabouts(folder.engine_json), markers, ())
+        return _Contents(names, whereabouts_in(folder.engine_json), markers, ())
     except FileNotFoundError:
         return _Contents(names, None, markers, ())
     except UNDECODABLE as error:  # then the newest marker is the best guess that there is
         newest = max(markers, key=lambda marker: marker.epoch, default=None)
         return _Contents(names, newest, markers, (f"{folder.engine_json} cannot be read: {error}",))
-
-
-def _whereabouts(path: Path) -> Whereabouts:
-    return msgspec.json.decode(path.read_bytes(), type=Whereabouts)
 
 
 def _why_absent(folder: StateFolder, error: OSError) -> str:

@@ -59,7 +59,7 @@ class StateFolder:
     def whereabouts(self) -> Whereabouts:
         """The engine that serves now, or served last. Raises EngineUnavailable if none did."""
         try:
-            return _whereabouts_in(self.engine_json)
+            return whereabouts_in(self.engine_json)
         except (FileNotFoundError, NotADirectoryError) as error:
             raise self.unserved(error) from None
         except UNDECODABLE as error:
@@ -87,7 +87,7 @@ class StateFolder:
         found = []
         for path in self.path.glob("memory-*.json"):
             try:
-                found.append(_whereabouts_in(path))
+                found.append(whereabouts_in(path))
             except (FileNotFoundError, *UNDECODABLE):
                 path.unlink(missing_ok=True)  # it was being written when its engine died: no segment was made yet
         return found
@@ -128,8 +128,8 @@ class StateFolder:
         return made
 
 
-def _whereabouts_in(path: Path) -> Whereabouts:
-    """Raises what `UNDECODABLE` names, and OSError."""
+def whereabouts_in(path: Path) -> Whereabouts:
+    """What this file says. Raises what `UNDECODABLE` names, for what is no prefix of segments too, and OSError."""
     found = msgspec.json.decode(path.read_bytes(), type=Whereabouts)
     if PREFIX.fullmatch(found.prefix) is None:
         raise msgspec.ValidationError(f"no prefix of segments: {found.prefix!r}")

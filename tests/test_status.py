@@ -456,7 +456,10 @@ def test_memory_of_another_layout_is_a_problem(state, lone_engine):
     assert "has layout 99" in status.problems[0]
 
 
-@pytest.mark.parametrize("text", [b"", b'{"format": 1, "pid"'])
+NOT_OURS = b'{"format": 1, "pid": 1, "start_time": 1, "epoch": 1, "memory_dir": "/dev/shm", "prefix": "report"}'
+
+
+@pytest.mark.parametrize("text", [b"", b'{"format": 1, "pid"', NOT_OURS])
 def test_an_unreadable_engine_json_is_a_problem_and_the_markers_know_better(state, start_engine, text):
     engine = start_engine(state)
     (state / "engine.json").write_bytes(text)
