@@ -23,10 +23,11 @@ from solewriter.agents.aio_line import Line, Sent, Turn
 from solewriter.agents.deadline import due_s, not_sent
 from solewriter.agents.pace import Pace
 from solewriter.agents.pending import Pending, name_request, outcome_unknown
+from solewriter.agents.reconnecting import Reconnecting
 from solewriter.agents.room import check_room, make_room, no_room, until_room
 from solewriter.agents.session import AgentSession, closed, fenced
-from solewriter.shared.config import PIPE_BYTES, READ_BYTES, RECONNECT_FIRST_S, RECONNECT_MAX_S, Limits
-from solewriter.shared.errors import EngineUnavailable, SolewriterError, check_descriptors
+from solewriter.shared.config import PIPE_BYTES, READ_BYTES, Limits
+from solewriter.shared.errors import EngineUnavailable, SolewriterError
 from solewriter.shared.folder import StateFolder, unclosed
 from solewriter.shared.lane import Lane
 from solewriter.shared.wireform import Asked
@@ -52,8 +53,7 @@ class AioExchange:
         self._greeting: Greeting | None = None
         self._connecting: asyncio.Task[None] | None = None
         self._pace = Pace()
-        self._pause_s = 0.0  # before the next hello: there was no reply since the last one
-        self._lost_at = 0.0  # when somebody first missed the lane that was not replaced yet
+        self._again = Reconnecting(folder, limits)
         self._closed = False
         _open.add(self)
 
@@ -236,7 +236,7 @@ class AioExchange:
             self._lose()
             raise
         if count:
-            self._pause_s = 0.0
+            self._again.heard = True
             self._admit()
         else:
             self._lose()
@@ -298,24 +298,18 @@ class AioExchange:
 
     async def connect(self) -> None:
         """Say hello until somebody answers. Raises EngineUnavailable when nobody has since `connect_timeout_s`."""
-        self._lost_at = self._lost_at or time.monotonic()
-        deadline = self._lost_at + self._limits.connect_timeout_s
+        given_up = self._again.given_up_s(time.monotonic())
         threads = ThreadPoolExecutor(1, "solewriter-hello")  # its own: the loop's may be full of who waits for us
         try:
             while True:
-                if self._pause_s:
-                    await asyncio.sleep(self._pause_s)
-                self._pause_s = min(max(2 * self._pause_s, RECONNECT_FIRST_S), RECONNECT_MAX_S)
+                if pause := self._again.next_pause_s():
+                    await asyncio.sleep(pause)
                 try:
-                    left = deadline - time.monotonic()
+                    left = given_up - time.monotonic()
                     await self._offer(threads, left if left > 0 else self._limits.handshake_timeout_s)
                     return
                 except (OSError, EngineUnavailable) as error:
-                    if getattr(error, "final", False):
-                        raise
-                    if time.monotonic() + self._pause_s > deadline:
-                        check_descriptors(error)
-                        raise self.folder.unserved(error) from error
+                    self._again.failed(error, time.monotonic(), given_up)
         finally:
             threads.shutdown(wait=False)
 
@@ -336,7 +330,8 @@ class AioExchange:
             self._greeting = None  # not before it is in use: a fork must find every lane
 
     def _use(self, lane: Lane) -> None:
-        self._lane, self._lost_at = lane, 0.0
+        self._lane = lane
+        self._again.connected()
         self._loop.add_reader(lane.replies, call_if_there, weakref.WeakMethod(self._readable))
         self._write()
         self._admit()

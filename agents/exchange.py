@@ -21,11 +21,12 @@ from solewriter.agents.greeting import greet
 from solewriter.agents.monitor import Monitor
 from solewriter.agents.pace import Pace
 from solewriter.agents.pending import Pending, name_request, outcome_unknown
+from solewriter.agents.reconnecting import Reconnecting
 from solewriter.agents.room import check_room, make_room, no_room, until_room
 from solewriter.agents.session import AgentSession, closed, fenced
 from solewriter.agents.spinning import Spinning
-from solewriter.shared.config import READ_BYTES, RECONNECT_FIRST_S, RECONNECT_MAX_S, Limits
-from solewriter.shared.errors import EngineUnavailable, Fenced, Refused, check_descriptors
+from solewriter.shared.config import READ_BYTES, RECONNECT_MAX_S, Limits
+from solewriter.shared.errors import EngineUnavailable, Fenced, Refused
 from solewriter.shared.folder import StateFolder, unclosed
 from solewriter.shared.lane import Lane
 from solewriter.shared.wireform import Asked
@@ -51,14 +52,13 @@ class Exchange:
         self._broken = False
         self._spinning = Spinning(limits)
         self._pace = Pace()
-        self._lost_at = 0.0  # when the lane broke that was not replaced yet
-        self._pause_s = 0.0  # before the next hello, where nothing came on the last lane
+        self._again = Reconnecting(folder, limits)
         self._closed = False
         self._pid = os.getpid()
         _open.add(self)  # first: a fork must find every lane
         with self._monitor.lock:
-            deadline = time.monotonic() + limits.connect_timeout_s
-            self._connect(deadline, deadline)
+            given_up = self._again.given_up_s(time.monotonic())
+            self._connect(given_up, given_up)
 
     # --- what a client does with it ----------------------------------------------------------------------------------
 
@@ -241,7 +241,7 @@ class Exchange:
 
     def _received(self, data: bytes) -> None:
         if data:
-            self._pause_s = 0.0
+            self._again.heard = True
         before = self._session.awaited
         self._session.received(data)
         if before:
@@ -254,8 +254,7 @@ class Exchange:
         self._read_rest()
         self._drop_lane()
         self._check_usable()
-        self._lost_at = self._lost_at or time.monotonic()
-        given_up = self._lost_at + self._limits.connect_timeout_s
+        given_up = self._again.given_up_s(time.monotonic())
         try:
             self._connect(min(deadline, given_up), min(deadline, time.monotonic() + self._limits.handshake_timeout_s))
         except EngineUnavailable as error:
@@ -268,34 +267,25 @@ class Exchange:
         """Say hello until somebody answers. Raises EngineUnavailable at the deadline; somebody who listens, and may be
         busy, has until `patience` to answer.
         """
-        pause = RECONNECT_FIRST_S
-        if self._pause_s:
-            self._monitor.unlocked(partial(time.sleep, self._pause_s))
-            self._check_usable()
-        self._pause_s = min(max(2 * self._pause_s, RECONNECT_FIRST_S), RECONNECT_MAX_S)
         while True:
+            if pause := self._again.next_pause_s():
+                self._monitor.unlocked(partial(time.sleep, pause))
+                self._check_usable()
             lane: Lane | None = None
             try:
                 lane = self._offered = Lane()
                 self._offer(lane, max(0.01, max(deadline, patience) - time.monotonic()))
+                self._again.connected()
                 break
             except (OSError, EngineUnavailable) as error:
                 if lane is not None:
                     lane.close()
-                if getattr(error, "final", False):
-                    raise
-                if time.monotonic() + pause > deadline:
-                    check_descriptors(error)
-                    raise self.folder.unserved(error) from error
+                self._again.failed(error, time.monotonic(), deadline)
             except BaseException:
                 if lane is not None:
                     lane.close()
                 raise
-            self._monitor.unlocked(partial(time.sleep, pause))
-            self._check_usable()
-            pause = min(pause * 2, RECONNECT_MAX_S)
         self._lane, self._offered, self._broken = lane, None, False
-        self._lost_at = 0.0
 
     def _offer(self, lane: Lane, timeout_s: float) -> None:
         """One hello. Other threads may queue requests meanwhile: they are the last of what is sent on this lane."""

@@ -288,6 +288,7 @@ def hurry() -> Callable[[Any, float], None]:
     def hurried(client: Any, connect_timeout_s: float) -> None:
         exchange = client._exchange
         exchange._limits = msgspec.structs.replace(exchange._limits, connect_timeout_s=connect_timeout_s)
+        exchange._again.connect_timeout_s = connect_timeout_s
 
     return hurried
 

@@ -1,0 +1,49 @@
+"""`Reconnecting`: how a client goes on that has no lane: when it says hello, and when it gives up. No I/O, no clock.
+
+However many need the lane, it is looked for no longer than `connect_timeout_s` from when it was first missed. The pause
+before a hello is longer each time, until something is heard: who takes a lane and drops it at once is not asked
+hastily.
+"""
+
+from __future__ import annotations
+
+from solewriter.shared.config import RECONNECT_FIRST_S, RECONNECT_MAX_S, Limits
+from solewriter.shared.errors import EngineUnavailable, check_descriptors
+from solewriter.shared.folder import StateFolder
+
+
+class Reconnecting:
+    """Of one client. Times are seconds on any one clock."""
+
+    def __init__(self, folder: StateFolder, limits: Limits) -> None:
+        self.connect_timeout_s = limits.connect_timeout_s
+        self.heard = False  # something, since the last hello: whoever reads notes it
+        self._folder = folder
+        self._missed_s = 0.0  # since when there is no lane; 0 while there is one
+        self._pause_s = 0.0  # before the next hello
+
+    def given_up_s(self, now_s: float) -> float:
+        """When the lane that is missed now, or was before, is given up."""
+        self._missed_s = self._missed_s or now_s
+        return self._missed_s + self.connect_timeout_s
+
+    def next_pause_s(self) -> float:
+        """How long to wait before the hello that comes now; longer for each, while nothing is heard."""
+        pause = 0.0 if self.heard else self._pause_s
+        self.heard = False
+        self._pause_s = min(max(2 * pause, RECONNECT_FIRST_S), RECONNECT_MAX_S)
+        return pause
+
+    def failed(self, error: OSError | EngineUnavailable, now_s: float, deadline: float) -> None:
+        """Nobody answered that hello. Raises the error where it is final, EngineUnavailable where there is no time for
+        another one.
+        """
+        if getattr(error, "final", False):
+            raise error
+        if now_s + self._pause_s > deadline:
+            check_descriptors(error)
+            raise self._folder.unserved(error) from error
+
+    def connected(self) -> None:
+        """There is a lane."""
+        self._missed_s = 0.0
