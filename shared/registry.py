@@ -5,18 +5,19 @@ from __future__ import annotations
 import struct
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import cache
-from typing import Annotated, Any, Final, TypeVar
+from typing import Any, Final, TypeVar
 
-from pydantic import BaseModel, TypeAdapter, ValidationError
+from pydantic import ValidationError
 
 from solewriter.shared.columns import Cell, Cells, column_of, earlier_names, format_of, from_us
-from solewriter.shared.config import COLUMNS_MAX, KINDS_MAX, PROBLEMS_MAX
-from solewriter.shared.errors import InvalidMutation, SchemaMismatch, UnknownKind, clean
+from solewriter.shared.config import COLUMNS_MAX, KINDS_MAX
+from solewriter.shared.errors import InvalidMutation, SchemaMismatch, UnknownKind
 from solewriter.shared.fieldtypes import all_parts, models_in, refuse_own, refuse_unsuitable
 from solewriter.shared.models import Entity, Lifecycle, Project, Task
 from solewriter.shared.readiness import DEPENDS
 from solewriter.shared.rules import Rules, concern_of, is_plain, made_anew, recasts
 from solewriter.shared.schema import Schema, decode, differing, encode, plain, shape_of, spans_of, without_bytes
+from solewriter.shared.validation import field_adapter, no_such_field, problems, problems_of_field, stumbled
 
 E = TypeVar("E", bound=Entity)
 _SAME_IF_EQUAL: Final = frozenset({str, int, bool, bytes})  # not so (1,) and (True,), 0.0 and -0.0, Decimal 1 and 1.00
@@ -28,18 +29,6 @@ _STAMPS: Final = struct.Struct("<qq")  # their cells, where they are the last on
 _STAMPS_BYTES: Final = _STAMPS.size
 _pack_stamps: Final = _STAMPS.pack
 IN_HEADER: Final = frozenset({"id", "version", "updated_at"})
-
-
-def problems(error: ValidationError) -> InvalidMutation:
-    """pydantic's findings as a refusal: each failing field and what is wrong with it."""
-    fields: dict[str, str] = {}
-    for item in error.errors(include_url=False, include_input=False):
-        where = ".".join(str(step) for step in item["loc"]) or str(item.get("ctx", {}).get("field", "entity"))
-        fields.setdefault(clean(where, 200), clean(item["msg"], 300))
-        if len(fields) == PROBLEMS_MAX:
-            break
-    listed = "; ".join(f"{name}: {problem}" for name, problem in fields.items())
-    return InvalidMutation(f"{error.title}: {listed}", fields=fields)
 
 
 class Kind:
@@ -109,7 +98,7 @@ class Kind:
             free = frozenset[str]() if self._concern is None else self._stored_names - self._concern - self.fixed
             if self.claimable:
                 free -= DEPENDS
-            plain = [name for name in free if is_plain(self._field_adapter(name).core_schema)]
+            plain = [name for name in free if is_plain(field_adapter(self.model, name).core_schema)]
             found = self._plain_fields = frozenset(plain)
         return found
 
@@ -128,7 +117,7 @@ class Kind:
         except ValidationError as error:
             raise problems(error) from None
         except Exception as error:
-            raise _stumbled(self.name, error) from error
+            raise stumbled(self.name, error) from error
         return made
 
     def changed(
@@ -164,34 +153,20 @@ class Kind:
         validate = self._field_validators.get(name)
         if validate is None:
             if name not in self.model.model_fields:
-                raise InvalidMutation(f"{self.name} has no field {name!r}", fields={name: "no such field"})
-            validate = self._field_validators[name] = self._field_adapter(name).validator.validate_python
+                raise no_such_field(self.name, name)
+            validate = self._field_validators[name] = field_adapter(self.model, name).validator.validate_python
         try:
             return validate(value)
         except ValidationError as error:
-            found = problems(error)
-            raise InvalidMutation(
-                f"{self.name}.{name}: {next(iter(found.fields.values()))}",
-                fields={
-                    name if where == "entity" else f"{name}.{where}": problem for where, problem in found.fields.items()
-                },
-            ) from None
+            raise problems_of_field(self.name, name, error) from None
 
     def known(self, name: str, value: Any) -> Any:
         """The value itself, for a model whose fields cannot be validated one by one. Raises InvalidMutation for no
         field.
         """
         if name not in self.model.model_fields:
-            raise InvalidMutation(f"{self.name} has no field {name!r}", fields={name: "no such field"})
+            raise no_such_field(self.name, name)
         return value
-
-    def _field_adapter(self, name: str) -> TypeAdapter[Any]:
-        field = self.model.model_fields[name]
-        annotated: Any = field.annotation
-        for item in field.metadata:
-            annotated = Annotated[annotated, item]
-        config = None if _is_model(field.annotation) else self.model.model_config
-        return TypeAdapter(annotated, config=config)
 
     def payload(self, stored: Mapping[str, Any]) -> bytes:
         """The bytes of the stored fields. Raises InvalidMutation, naming the field, for what has no bytes."""
@@ -296,7 +271,7 @@ class Kind:
             ) from None
         except Exception as error:
             raise SchemaMismatch(
-                f"{self.name} {key!r} cannot be made of what is stored: {_stumbled(self.name, error)}", kind=self.name
+                f"{self.name} {key!r} cannot be made of what is stored: {stumbled(self.name, error)}", kind=self.name
             ) from error
         return made
 
@@ -332,16 +307,6 @@ def _is_stored_alike(value: Any, default: Any) -> bool:
     if value != default:
         return False
     return type(value) in _SAME_IF_EQUAL or bool(encode(value) == encode(default))
-
-
-def _stumbled(name: str, error: Exception) -> InvalidMutation:
-    """A validator of the user's that raised what pydantic does not take for an answer, a TypeError say."""
-    problem = clean(f"its validator raised {type(error).__name__}: {error}", 300)
-    return InvalidMutation(f"{name}: {problem}", fields={"entity": problem})
-
-
-def _is_model(annotation: Any) -> bool:
-    return isinstance(annotation, type) and issubclass(annotation, BaseModel)
 
 
 @cache

@@ -1,0 +1,55 @@
+"""What pydantic does for a kind, where it is not on the way of every change: one field's validation by itself, and what
+it finds wrong, told as refusals that name the fields.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+from pydantic import BaseModel, TypeAdapter, ValidationError
+
+from solewriter.shared.config import PROBLEMS_MAX
+from solewriter.shared.errors import InvalidMutation, clean
+
+
+def field_adapter(model: type[BaseModel], name: str) -> TypeAdapter[Any]:
+    """Of one field, as its model declares it."""
+    field = model.model_fields[name]
+    annotated: Any = field.annotation
+    for item in field.metadata:
+        annotated = Annotated[annotated, item]
+    config = None if _is_model(field.annotation) else model.model_config
+    return TypeAdapter(annotated, config=config)
+
+
+def _is_model(annotation: Any) -> bool:
+    return isinstance(annotation, type) and issubclass(annotation, BaseModel)
+
+
+def problems(error: ValidationError) -> InvalidMutation:
+    """pydantic's findings as a refusal: each failing field and what is wrong with it."""
+    fields: dict[str, str] = {}
+    for item in error.errors(include_url=False, include_input=False):
+        where = ".".join(str(step) for step in item["loc"]) or str(item.get("ctx", {}).get("field", "entity"))
+        fields.setdefault(clean(where, 200), clean(item["msg"], 300))
+        if len(fields) == PROBLEMS_MAX:
+            break
+    listed = "; ".join(f"{name}: {problem}" for name, problem in fields.items())
+    return InvalidMutation(f"{error.title}: {listed}", fields=fields)
+
+
+def problems_of_field(kind: str, name: str, error: ValidationError) -> InvalidMutation:
+    """The same of a field that was validated by itself."""
+    found = problems(error).fields
+    named = {name if where == "entity" else f"{name}.{where}": problem for where, problem in found.items()}
+    return InvalidMutation(f"{kind}.{name}: {next(iter(found.values()))}", fields=named)
+
+
+def stumbled(kind: str, error: Exception) -> InvalidMutation:
+    """A validator of the user's that raised what pydantic does not take for an answer, a TypeError say."""
+    problem = clean(f"its validator raised {type(error).__name__}: {error}", 300)
+    return InvalidMutation(f"{kind}: {problem}", fields={"entity": problem})
+
+
+def no_such_field(kind: str, name: str) -> InvalidMutation:
+    return InvalidMutation(f"{kind} has no field {name!r}", fields={name: "no such field"})
