@@ -19,10 +19,10 @@ from functools import partial
 
 from solewriter.agents.aio_greeting import Greeting
 from solewriter.agents.aio_home import Home, call_if_there, wake
-from solewriter.agents.aio_line import Line, Sent, Turn
+from solewriter.agents.aio_line import Line, Turn
 from solewriter.agents.deadline import due_s, not_sent
 from solewriter.agents.pace import Pace
-from solewriter.agents.pending import Pending, name_request, outcome_unknown
+from solewriter.agents.pending import Pending, Sent, name_request, outcome_unknown
 from solewriter.agents.reconnecting import Reconnecting
 from solewriter.agents.room import check_room, make_room, no_room, until_room
 from solewriter.agents.session import AgentSession, closed, fenced
@@ -59,7 +59,7 @@ class AioExchange:
 
     # --- what a client does with it ----------------------------------------------------------------------------------
 
-    async def send(self, requests: Sequence[Asked], deadline: float, *, wait_for_room: bool = True) -> Sent:
+    async def send(self, requests: Sequence[Asked], deadline: float, *, wait_for_room: bool = True) -> list[Sent]:
         """Number these requests and send them; one that is too large for a frame is refused in its place, and all of
         them are if their own deadline passes before there is room.
 
@@ -77,7 +77,7 @@ class AioExchange:
         self._make_room()
         self._go_on()
         due = due_s(requests)
-        refused: Sent | None = [not_sent() for _ in requests] if due <= deadline else None
+        refused: list[Sent] | None = [not_sent() for _ in requests] if due <= deadline else None
         timer = self._loop.call_later(min(deadline, due) - time.monotonic(), self._too_late, turn, refused)
         try:
             return await turn
@@ -141,7 +141,7 @@ class AioExchange:
         soon_s, in_line = self._limits.busy_above_s, self._line.before(requests)
         check_room(self._session, self._pace, requests, soon_s, time.monotonic(), in_line)
 
-    def _dispatch(self, requests: Sequence[Asked]) -> Sent:
+    def _dispatch(self, requests: Sequence[Asked]) -> list[Sent]:
         """Number these requests and write them, or as much as fits. Raises TypeError for what is not plain data."""
         if not self._session.awaited:
             self._pace.begin(time.monotonic())
@@ -181,7 +181,7 @@ class AioExchange:
             self._lose()
             raise
 
-    def _too_late(self, turn: Turn, refused: Sent | None) -> None:
+    def _too_late(self, turn: Turn, refused: list[Sent] | None) -> None:
         """There was no room in time: by the requests' own deadline, which refuses them, or by the caller's."""
         try:
             self._readable()  # what makes room may be there already, if the loop was busy

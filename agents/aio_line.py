@@ -10,14 +10,13 @@ from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 from copy import copy
 
-from solewriter.agents.pending import Pending
+from solewriter.agents.pending import Sent
 from solewriter.agents.room import claims_too_many, is_pressing
 from solewriter.agents.session import AgentSession
-from solewriter.shared.errors import Refused, SolewriterError
+from solewriter.shared.errors import SolewriterError
 from solewriter.shared.wireform import Asked
 
-Sent = list[Pending | Refused]  # each on its way, or why not
-Turn = asyncio.Future[Sent]
+Turn = asyncio.Future[list[Sent]]
 
 
 class Line:

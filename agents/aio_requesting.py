@@ -24,7 +24,7 @@ from solewriter.agents.answers import Answers, Outcome, entities_of, entity_of
 from solewriter.agents.asker import Asker
 from solewriter.agents.conflicts import judged
 from solewriter.agents.deadline import Timed, deadline_us, timed
-from solewriter.agents.pending import Pending, name_request
+from solewriter.agents.pending import Pending, Sent, name_request
 from solewriter.agents.room import pipeline, sends_more
 from solewriter.shared import wireform
 from solewriter.shared.config import DEFAULT_LIMITS, GIVE_BACK_S, Limits
@@ -86,7 +86,7 @@ class AioRequests(Asker):
         never will be), or Forgotten where the engine does not remember so far back.
         """
 
-        def read(sent: Pending | Refused) -> Outcome:
+        def read(sent: Sent) -> Outcome:
             assert isinstance(sent, Pending), "a question is neither large nor ever late"
             outcome = self._answers.outcome(sent, request_id)
             self._tokens.resolved(outcome)
@@ -110,7 +110,7 @@ class AioRequests(Asker):
         filled before the first reply is yielded: `window=1` is for a source that is slow, or that waits for replies
         itself. What `mutations` raises is raised behind the replies to all that it gave before.
         """
-        waiting: deque[Pending | Refused] = deque()
+        waiting: deque[Sent] = deque()
         deadline_us(deadline_s)  # raises here what it would raise for each
         source = aiter(mutations) if isinstance(mutations, AsyncIterable) else timed(mutations, deadline_s)
         window, batch = pipeline(window, self._session.window)
@@ -133,9 +133,7 @@ class AioRequests(Asker):
         if failure is not None:
             raise failure
 
-    async def _sent(
-        self, asked: list[Timed[Mutation | Sequence[Mutation]]], deadline: float
-    ) -> list[Pending | Refused]:
+    async def _sent(self, asked: list[Timed[Mutation | Sequence[Mutation]]], deadline: float) -> list[Sent]:
         """One frame of these requests."""
         made = self._requests(asked)
         taken = await self._memory.looked(lambda: self._answers.fitting(made, asked))
@@ -143,7 +141,7 @@ class AioRequests(Asker):
         sent = await self._exchange.send(requests, deadline) if requests else []
         return self._sent_in_place(taken, requests, sent)
 
-    def _reply(self, sent: Pending | Refused) -> Reply:
+    def _reply(self, sent: Sent) -> Reply:
         if isinstance(sent, Refused):
             return self._answers.refused(sent)
         reply = self._answers.reply(sent)
@@ -174,7 +172,7 @@ class AioRequests(Asker):
     async def _asked(
         self,
         request: PlainRequest | OutcomeQuery,
-        read: Callable[[Pending | Refused], T],
+        read: Callable[[Sent], T],
         timeout_s: float | None,
         wait_for_room: bool = True,
     ) -> T:
@@ -189,7 +187,7 @@ class AioRequests(Asker):
             self._tokens.sent(sent, request)
         return await self._told(sent, read, deadline)
 
-    async def _told(self, sent: Pending | Refused, read: Callable[[Pending | Refused], T], deadline: float) -> T:
+    async def _told(self, sent: Sent, read: Callable[[Sent], T], deadline: float) -> T:
         """What became of it, read from memory without blocking. A cancelled wait names the request."""
         try:
             while isinstance(sent, Pending):

@@ -9,7 +9,7 @@ import time
 from collections.abc import Iterable, Sequence
 
 from solewriter.agents.deadline import Timed, no_time
-from solewriter.agents.pending import Pending
+from solewriter.agents.pending import Sent
 from solewriter.agents.session import AgentSession
 from solewriter.agents.tokens import SHOWN, Tokens
 from solewriter.shared import wireform
@@ -81,8 +81,8 @@ class Asker:
         self,
         taken: Iterable[PlainRequest | Refused],
         requests: Sequence[PlainRequest],
-        sent: Sequence[Pending | Refused],
-    ) -> list[Pending | Refused]:
+        sent: Sequence[Sent],
+    ) -> list[Sent]:
         """What became of those that were sent, each where it was taken."""
         for one, request in zip(sent, requests, strict=True):
             self._tokens.sent(one, request)

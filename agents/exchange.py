@@ -20,18 +20,16 @@ from solewriter.agents.deadline import due_s, not_sent
 from solewriter.agents.greeting import greet
 from solewriter.agents.monitor import Monitor
 from solewriter.agents.pace import Pace
-from solewriter.agents.pending import Pending, name_request, outcome_unknown
+from solewriter.agents.pending import Pending, Sent, name_request, outcome_unknown
 from solewriter.agents.reconnecting import Reconnecting
 from solewriter.agents.room import check_room, make_room, no_room, until_room
 from solewriter.agents.session import AgentSession, closed, fenced
 from solewriter.agents.spinning import Spinning
 from solewriter.shared.config import READ_BYTES, RECONNECT_MAX_S, Limits
-from solewriter.shared.errors import EngineUnavailable, Fenced, Refused
+from solewriter.shared.errors import EngineUnavailable, Fenced
 from solewriter.shared.folder import StateFolder, unclosed
 from solewriter.shared.lane import Lane
 from solewriter.shared.wireform import Asked
-
-Sent = Pending | Refused  # on its way, or why not
 
 _open: weakref.WeakSet[Exchange] = weakref.WeakSet()
 

@@ -9,6 +9,7 @@ from solewriter.shared.errors import (
     Forgotten,
     MemoryFull,
     OutcomeUnknown,
+    Refused,
     SolewriterError,
     from_wire,
 )
@@ -67,6 +68,10 @@ class Pending:
         self.reply, self.error = reply, error
         if self.on_done is not None:
             self.on_done()
+
+
+Sent = Pending | Refused
+"""What became of a request that was to be sent: it is on its way, or why it is not"""
 
 
 def outcome_unknown(pending: Pending) -> OutcomeUnknown:

@@ -16,7 +16,7 @@ from solewriter.agents.asker import Asker
 from solewriter.agents.conflicts import judged
 from solewriter.agents.deadline import Timed, deadline_us, timed
 from solewriter.agents.exchange import Exchange
-from solewriter.agents.pending import Pending, name_request
+from solewriter.agents.pending import Pending, Sent, name_request
 from solewriter.agents.reader import Reader
 from solewriter.agents.room import pipeline, sends_more
 from solewriter.shared import wireform
@@ -68,7 +68,7 @@ class Requests(Asker):
         self._answers.check_classes(request, mutations)
         self._tokens.show(request)
         deadline = self._deadline(timeout_s)
-        sent: Pending | Refused | None = None
+        sent: Sent | None = None
         try:
             (sent,) = self._exchange.send([request], deadline, wait_for_room=wait_for_room)
             if isinstance(sent, RequestTooLarge):
@@ -109,7 +109,7 @@ class Requests(Asker):
         from when it was taken from `mutations`, while those are waited for that go in one frame with it: `window=1` is
         for a source that is slow. What `mutations` raises is raised behind the replies to all that it gave before.
         """
-        waiting: deque[Pending | Refused] = deque()
+        waiting: deque[Sent] = deque()
         source = timed(mutations, deadline_s)
         window, batch = pipeline(window, self._session.window)
         exhausted = False
@@ -124,13 +124,13 @@ class Requests(Asker):
         if failure is not None:
             raise failure
 
-    def _sent(self, asked: list[Timed[Mutation | Sequence[Mutation]]], deadline: float) -> list[Pending | Refused]:
+    def _sent(self, asked: list[Timed[Mutation | Sequence[Mutation]]], deadline: float) -> list[Sent]:
         """One frame of these requests."""
         taken = self._answers.fitting(self._requests(asked), asked)
         requests = self._shown(taken)
         return self._sent_in_place(taken, requests, self._exchange.send(requests, deadline) if requests else [])
 
-    def _told(self, sent: Pending | Refused, deadline: float) -> Reply:
+    def _told(self, sent: Sent, deadline: float) -> Reply:
         """What became of it. Ctrl-C says so as a cancelled coroutine does: its cause names the request."""
         try:
             while not isinstance(sent, Refused):

@@ -14,7 +14,7 @@ from typing import Any, Final
 
 import msgspec
 
-from solewriter.agents.pending import Pending, outcome_unknown
+from solewriter.agents.pending import Pending, Sent, outcome_unknown
 from solewriter.shared import wire
 from solewriter.shared.config import (
     CALLED_BACK_BEHIND,
@@ -24,7 +24,7 @@ from solewriter.shared.config import (
     WIRE_VERSION,
     Limits,
 )
-from solewriter.shared.errors import EngineUnavailable, Fenced, Refused, RequestTooLarge, SolewriterError
+from solewriter.shared.errors import EngineUnavailable, Fenced, RequestTooLarge, SolewriterError
 from solewriter.shared.handshake import Hello, Welcome
 from solewriter.shared.lane import LENGTH_BYTES
 from solewriter.shared.mutations import Op
@@ -36,7 +36,7 @@ from solewriter.shared.wireform import Asked, PlainRequest
 _CLAIM: Final = Op.CLAIM.value
 
 
-class _Sent:
+class _Frame:
     """A frame that is not wholly answered."""
 
     __slots__ = ("begun", "data", "number", "open", "pendings")
@@ -54,7 +54,7 @@ def waits(request: PlainRequest) -> bool:
     return bool(request[0]) and request[0][0][0] == _CLAIM and (request[0][0][4] or {}).get("until_us") is not None
 
 
-def _waiting(frame: _Sent) -> list[Pending]:
+def _waiting(frame: _Frame) -> list[Pending]:
     return [pending for pending in frame.pendings if pending.waits and not (pending.done or pending.called_back)]
 
 
@@ -85,9 +85,9 @@ class AgentSession:
         self.waiting = 0  # of those in flight: claims that wait
         self.bytes_in_flight = 0  # of frames that are not wholly answered
         self._answered = 0  # frames that are not kept any more, and so the number of the first one that is
-        self._frames: deque[_Sent] = deque()
+        self._frames: deque[_Frame] = deque()
         self._epoch = 0
-        self._unsent: deque[tuple[_Sent, memoryview]] = deque()
+        self._unsent: deque[tuple[_Frame, memoryview]] = deque()
         self._received = bytearray()
 
     # --- requests out ------------------------------------------------------------------------------------------------
@@ -109,14 +109,14 @@ class AgentSession:
                 self.waiting += 1
             else:
                 pendings.append(Pending(self.number, sequence, request[2]))
-        frame = _Sent(number, data, pendings)
+        frame = _Frame(number, data, pendings)
         self._frames.append(frame)
         self._unsent.append((frame, memoryview(data)))
         self.in_flight += len(pendings)
         self.bytes_in_flight += len(data)
         return pendings
 
-    def send_all(self, requests: Sequence[Asked]) -> list[Pending | Refused]:
+    def send_all(self, requests: Sequence[Asked]) -> list[Sent]:
         """As one frame, or where that is too large as smaller ones; what is too large alone is refused in its place."""
         if len(self._frames) > CALLED_BACK_BEHIND:
             self._call_back(_waiting(self._frames[0]))
@@ -221,11 +221,11 @@ class AgentSession:
         self._received.clear()
         self._unsent = deque([(frame, memoryview(frame.data or self._filler(frame))) for frame in self._frames])
 
-    def _filler(self, frame: _Sent) -> bytes:
+    def _filler(self, frame: _Frame) -> bytes:
         """In the place of a frame that was answered: the engine counts them. It decides nothing."""
         return wire.pack_frame([("outcome", default_id(self.number, frame.number << 8))], self.limits)
 
-    def _take_back(self, frame: _Sent) -> None:
+    def _take_back(self, frame: _Frame) -> None:
         """What must not be decided any more is replaced, in a frame, by the question how it ended, which keeps it from
         ever being: its caller was told that it was not applied, or the frame is too large for the engine that is there.
         """
@@ -323,7 +323,7 @@ class AgentSession:
         while frames and not frames[0].open:
             self._forget_first()
 
-    def _spend(self, frame: _Sent) -> None:
+    def _spend(self, frame: _Frame) -> None:
         """Behind one that is not answered, a claim that waits say, only its number is still needed: what it held is
         never sent again, and no older lane is read.
         """

@@ -11,7 +11,7 @@ from collections import Counter
 from typing import Any
 
 from solewriter.agents.answers import Outcome
-from solewriter.agents.pending import Pending
+from solewriter.agents.pending import Pending, Sent
 from solewriter.shared.config import ASKED_MAX, HELD_MAX
 from solewriter.shared.errors import Fenced, Refused
 from solewriter.shared.models import Task
@@ -75,7 +75,7 @@ class Tokens:
         held = {mutation[1:3]: self.holds(*mutation[1:3]) for mutation in request[0]}
         request[1][:0] = [(SHOWN, *key, token) for key, token in held.items() if token is not None]
 
-    def sent(self, sent: Pending | Refused, request: PlainRequest) -> None:
+    def sent(self, sent: Sent, request: PlainRequest) -> None:
         """It is on its way, or could not be sent."""
         if isinstance(sent, Refused):
             return
