@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import threading
 from collections import Counter
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from solewriter.agents.answers import Outcome
@@ -15,8 +16,8 @@ from solewriter.agents.pending import Pending, Sent
 from solewriter.shared.config import ASKED_MAX, HELD_MAX
 from solewriter.shared.errors import Fenced, Refused
 from solewriter.shared.models import Task
-from solewriter.shared.mutations import Applied, Guard, Op, Reply
-from solewriter.shared.wireform import PlainRequest
+from solewriter.shared.mutations import Applied, Guard, Op, Reply, Result
+from solewriter.shared.wireform import PlainMutation, PlainRequest
 
 Key = tuple[str, str]  # kind, id
 CLAIM, SHOWN = Op.CLAIM.value, Guard.CLAIM.value
@@ -106,10 +107,19 @@ class Tokens:
         given_back = {mutation[1:3] for mutation in mutations if mutation[0] in GIVING_BACK}
         for key in given_back:
             self._lose(key, shown.get(key))
-        claiming = {mutation[1] for mutation in mutations if mutation[0] == CLAIM}
-        claimed = Counter((result.kind, result.id) for result in reply.results)  # and what the others were about,
-        claimed.subtract(mutation[1:3] for mutation in mutations if mutation[0] != CLAIM)  # once for each of them
-        for result in reply.results:
-            key = result.kind, result.id
-            if result.kind in claiming and claimed[key] > 0 and key not in given_back:
-                self._hold(key, result.version, sent.sequence)
+        for key, token in _claimed(mutations, reply.results):
+            if key not in given_back:
+                self._hold(key, token, sent.sequence)
+
+
+def _claimed(mutations: Sequence[PlainMutation], results: Sequence[Result]) -> Iterator[tuple[Key, int]]:
+    """What the claims of a request brought, and their tokens. A claim names no task: each other mutation accounts for
+    one result about the task that it names, and what is left over of a kind that was claimed is of a claim.
+    """
+    kinds = {mutation[1] for mutation in mutations if mutation[0] == CLAIM}
+    left_over = Counter((result.kind, result.id) for result in results)
+    left_over.subtract(mutation[1:3] for mutation in mutations if mutation[0] != CLAIM)
+    for result in results:
+        key = result.kind, result.id
+        if result.kind in kinds and left_over[key] > 0:
+            yield key, result.version
