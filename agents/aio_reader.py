@@ -46,13 +46,15 @@ class HandedOver(Exception):
 
 
 class Memory(Reader):
-    """A reader that never waits. Outside of `looked` it raises EngineUnavailable at once where it would have to."""
+    """What a client and a reader of asyncio look into: a reader that never waits. Within `looked` it gives the look up
+    where it would have to, to be made again; outside of it, it raises EngineUnavailable at once.
+    """
 
     def __init__(
         self, state: str | os.PathLike[str], limits: Limits = DEFAULT_LIMITS, registry: Registry | None = None
     ) -> None:
         super().__init__(state, limits, registry)
-        self._again = False
+        self._is_made_again = False  # the look that is under way, should it be given up
         self._thread = threading.get_ident()  # the loop's; what is looked at beside it may wait
 
     def _attach(self, known: View | None) -> View:
@@ -60,7 +62,7 @@ class Memory(Reader):
             raise EngineUnavailable("this reader is closed", final=True)
         if threading.get_ident() != self._thread:
             return super()._attach(known)
-        view = self.attached(known, last=not self._again)
+        view = self.attached(known, last=not self._is_made_again)
         if view is None:
             raise HandedOver
         return view
@@ -81,13 +83,13 @@ class Memory(Reader):
         """
         deadline = 0.0
         while True:
-            self._again = not deadline or time.monotonic() < deadline
+            self._is_made_again = not deadline or time.monotonic() < deadline
             try:
                 return look()
             except HandedOver:
                 deadline = deadline or time.monotonic() + self._limits.connect_timeout_s
             finally:
-                self._again = False
+                self._is_made_again = False
             await asyncio.sleep(ATTACH_RETRY_S)
 
 

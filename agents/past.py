@@ -59,7 +59,7 @@ class Past:
         self.view = now.view
         self._entry = now.root.entry
         self.catalog = now.catalog
-        self.found: dict[Any, Any] = {}
+        self.found: dict[Any, Any] = {}  # nothing, as no slot has a head here
         self.revision = 0
         self._coming: bytes | None = None  # read, and of a later revision
         self._slots: list[dict[str, int]] = [{} for _ in now.catalog.kinds]

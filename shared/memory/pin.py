@@ -46,7 +46,9 @@ class Tables:
     def __init__(self, catalog: Catalog) -> None:
         self.catalog = catalog
         self.by_kind: dict[int, TableReader] = {}
-        self.found: dict[Any, Any] = {}
+        # By kind, then id: where the head of its slot lies (words, place), the record's address that was there, its
+        # revision, and the entity. As long as the address is there, the entity is the newest one.
+        self.found: dict[Any, dict[str, tuple[memoryview[int], int, int, int, Any]]] = {}
 
 
 class Pin:
