@@ -160,10 +160,18 @@ class AioClient(AioVerbs):
         reply.check()
 
     def transaction(
-        self, *, request_id: str | None = None, timeout_s: float | None = None, deadline_s: float | None = None
+        self,
+        *,
+        reason: str = "",
+        request_id: str | None = None,
+        timeout_s: float | None = None,
+        deadline_s: float | None = None,
     ) -> AioTransaction:
-        """Several mutations and guards at one revision, sent when the `async with` ends; an exception sends nothing."""
-        return AioTransaction(self, request_id, timeout_s, deadline_s)
+        """Several mutations and guards at one revision, sent when the `async with` ends; an exception sends nothing.
+
+        `reason` is that of each mutation in it which has none of its own.
+        """
+        return AioTransaction(self, reason, request_id, timeout_s, deadline_s)
 
     @overload
     async def get(self, kind: type[E], id: str) -> E | None: ...

@@ -15,9 +15,9 @@ class AioTransaction(Gathering):
     """All of it at one revision, or nothing. Bad input raises at its verb, a refusal when the `async with` ends."""
 
     def __init__(
-        self, client: AioClient, request_id: str | None, timeout_s: float | None, deadline_s: float | None
+        self, client: AioClient, reason: str, request_id: str | None, timeout_s: float | None, deadline_s: float | None
     ) -> None:
-        super().__init__(client.check_mutation)
+        super().__init__(client.check_mutation, reason)
         self._client = client
         self._request_id = request_id
         self._timeout_s = timeout_s

@@ -139,10 +139,18 @@ class Client(Verbs):
         self.submit(mutation, guards=guards, request_id=request_id, timeout_s=timeout_s, deadline_s=deadline_s).check()
 
     def transaction(
-        self, *, request_id: str | None = None, timeout_s: float | None = None, deadline_s: float | None = None
+        self,
+        *,
+        reason: str = "",
+        request_id: str | None = None,
+        timeout_s: float | None = None,
+        deadline_s: float | None = None,
     ) -> Transaction:
-        """Several mutations and guards at one revision, sent when the `with` ends; an exception sends nothing."""
-        return Transaction(self, request_id, timeout_s, deadline_s)
+        """Several mutations and guards at one revision, sent when the `with` ends; an exception sends nothing.
+
+        `reason` is that of each mutation in it which has none of its own.
+        """
+        return Transaction(self, reason, request_id, timeout_s, deadline_s)
 
     @overload
     def get(self, kind: type[E], id: str) -> E | None: ...

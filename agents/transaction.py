@@ -9,6 +9,8 @@ from collections.abc import Callable, Mapping
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self, TypeVar
 
+import msgspec
+
 from solewriter.agents.answers import of_class
 from solewriter.shared.errors import SolewriterError
 from solewriter.shared.models import Entity, Ref
@@ -46,10 +48,13 @@ E = TypeVar("E", bound=Entity)
 
 
 class Gathering:
-    """Mutations and guards that go as one request, and what it left. `check` raises for a mutation that cannot go."""
+    """Mutations and guards that go as one request, and what it left. `check` raises for a mutation that cannot go,
+    `reason` is that of those which have none.
+    """
 
-    def __init__(self, check: Callable[[Mutation], None]) -> None:
+    def __init__(self, check: Callable[[Mutation], None], reason: str) -> None:
         self._check = check
+        self._reason = reason
         self._mutations: list[Mutation] = []
         self._guards: list[GuardMutation] = []
         self._begun = self._ended = False
@@ -157,6 +162,8 @@ class Gathering:
 
     def _add(self, mutation: Mutation) -> None:
         self._check_open()
+        if mutation.reason == "" and self._reason != "":
+            mutation = msgspec.structs.replace(mutation, reason=self._reason)
         self._check(mutation)
         self._mutations.append(mutation)
 
@@ -217,9 +224,9 @@ class Transaction(Gathering):
     """All of it at one revision, or nothing. Bad input raises at its verb, a refusal when the `with` ends."""
 
     def __init__(
-        self, client: Client, request_id: str | None, timeout_s: float | None, deadline_s: float | None
+        self, client: Client, reason: str, request_id: str | None, timeout_s: float | None, deadline_s: float | None
     ) -> None:
-        super().__init__(client.check_mutation)
+        super().__init__(client.check_mutation, reason)
         self._client = client
         self._request_id = request_id
         self._timeout_s = timeout_s

@@ -273,11 +273,12 @@ def test_a_transaction_is_all_or_nothing_and_one_that_raises_inside_sends_nothin
     async def main():
         async with aio.connect(engine.state) as client:
             task = await client.create(Task(title="x", id="t"))
-            async with client.transaction() as tx:
+            async with client.transaction(reason="both") as tx:
                 tx.update(task, title="y")
                 new = tx.create(Task(title="new", id="n"))
                 tx.require_absent(Task, "none")
             assert (tx.result(task).version, tx.result(new).version, tx.revision) == (2, 1, client.reader.revision)
+            assert [change.reason async for change in client.reader.watch(since=1, timeout_s=0)] == ["both", "both"]
             with pytest.raises(SolewriterError, match="ended"):
                 tx.update(task, title="late")
             with pytest.raises(ZeroDivisionError):

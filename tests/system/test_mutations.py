@@ -242,6 +242,20 @@ def test_mutations_of_a_request_see_the_earlier_ones_and_make_one_version(client
 
 
 @pytest.mark.usefixtures("shared_engine")
+def test_the_reason_of_a_transaction_is_that_of_each_of_its_changes_which_has_none_of_its_own(client, reader):
+    task, gone = client.create(Task(title="x")), client.create(Task(title="y"))
+    watch = reader.watch(timeout_s=0)
+    with client.transaction(reason="spring cleaning") as tx:
+        tx.create(Task(title="z"))
+        tx.update(task, title="w", reason="it was wrong")
+        tx.delete(gone)
+    assert [change.reason for change in watch] == ["spring cleaning", "it was wrong", "spring cleaning"]
+    for wrong, refusal in ((None, InvalidMutation), ("x" * 5 * KIB, RequestTooLarge)):
+        with client.transaction(reason=wrong) as tx, pytest.raises(refusal, match="reason"):
+            tx.create(Task(title="never"))
+
+
+@pytest.mark.usefixtures("shared_engine")
 def test_an_exception_inside_a_transaction_sends_nothing(client, reader):
     revision = reader.revision
     with pytest.raises(ZeroDivisionError), client.transaction() as tx:

@@ -66,7 +66,7 @@ def requests(client: Client, task: Task) -> None:
     assert_type(reply.error, SolewriterError | None)
     assert_type(reply.entity, Any)
     assert_type(client.submit_many([Create(task)]), Iterator[Reply])
-    with client.transaction() as transaction:
+    with client.transaction(reason="tidying") as transaction:
         transaction.update(task, title="other")
     assert_type(transaction.result(task), Task)
     assert_type(transaction.revision, int)
