@@ -67,9 +67,23 @@ class StateFolder:
 
     def unserved(self, error: Exception) -> EngineUnavailable:
         """What is told where nobody answers. That nobody listens is said in words: errno has none for it."""
-        nobody = isinstance(error, (FileNotFoundError, NotADirectoryError, ConnectionRefusedError))
-        hint = f"start one with Engine({str(self.path)!r}) or `solewriter serve`" if nobody else error
-        return EngineUnavailable(f"no engine serves {self.path}: {hint}")
+        if not isinstance(error, (FileNotFoundError, NotADirectoryError, ConnectionRefusedError)):
+            return EngineUnavailable(f"no engine serves {self.path}: {error}")
+        hint = f"start one with Engine({str(self.path)!r}) or `solewriter serve`"
+        return EngineUnavailable(f"no engine serves {self.path}{self._unlike_a_state()}: {hint}")
+
+    def _unlike_a_state(self) -> str:
+        """What is told of a path that may be mistyped, where an engine would make a folder or has none so far."""
+        try:
+            names = os.listdir(self.path)
+        except FileNotFoundError:
+            return ", which is not there"
+        except NotADirectoryError:
+            return ", which is no folder"
+        except OSError:
+            return ""
+        served = SOCKET in names or any(name.startswith(("journal-", "checkpoint-")) for name in names)
+        return "" if served else ", and none ever did"
 
     def announce(self, whereabouts: Whereabouts) -> None:
         """Name a new engine, atomically."""

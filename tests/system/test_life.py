@@ -1340,19 +1340,41 @@ def test_a_client_gives_up_when_its_patience_is_over_and_says_what_never_left(st
 
 
 def test_a_client_that_finds_nobody_says_how_to_start_one(state, start_engine):
-    """In words, not as errno has it: of a folder that is none, and of one whose engine was stopped."""
-    hint = re.escape(f"no engine serves {state}: start one with Engine({str(state)!r}) or `solewriter serve`") + "$"
+    """In words, not as errno has it: of a path that was mistyped, of a folder that is another program's, and of one
+    whose engine was stopped.
+    """
     limits = Limits(connect_timeout_s=0.1)
+    another = state.with_name("another")
+    another.mkdir()
+    (another / "main.py").touch()
 
-    async def awaited():
-        await aio.connect(state, limits=limits)
+    async def awaited(path):
+        await aio.connect(path, limits=limits)
 
-    for _ in range(2):
-        with pytest.raises(EngineUnavailable, match=hint):
-            connect(state, limits=limits)
-        with pytest.raises(EngineUnavailable, match=hint):
-            asyncio.run(awaited())
-        start_engine(state).stop()
+    def told(path, what):
+        hint = f"no engine serves {path}{what}: start one with Engine({str(path)!r}) or `solewriter serve`"
+        for look in (
+            lambda: connect(path, limits=limits),
+            lambda: asyncio.run(awaited(path)),
+            lambda: open_reader(path),
+        ):
+            with pytest.raises(EngineUnavailable, match=re.escape(hint) + "$"):
+                look()
+
+    told(state, ", which is not there")
+    told(another, ", and none ever did")
+    start_engine(state).stop()
+    told(state, "")
+    told(state / "committed", ", which is no folder")
+
+
+def test_a_client_that_comes_before_its_engine_has_a_folder_waits_for_it(state, start_engine):
+    """As where both are started at once."""
+    with ThreadPoolExecutor(1) as threads:
+        coming = threads.submit(connect, state)
+        start_engine(state)
+        with coming.result() as client:
+            assert client.create(Task(title="x")).version == 1
 
 
 def test_patience_is_counted_from_the_loss_of_the_lane(state, start_engine):
