@@ -18,13 +18,14 @@ import msgspec
 
 from solewriter.engine_proc.checkpoint import EngineGone, Made, Order
 from solewriter.engine_proc.journal import Journal
+from solewriter.engine_proc.maker import NotMade
 from solewriter.shared import failpoint
 from solewriter.shared.aside import aside_files
 from solewriter.shared.chain import first_of, journal_files
 from solewriter.shared.checkpoint import Checkpoint, checkpoint_files, checkpoint_path
 from solewriter.shared.config import CHECKPOINT_LATE, CHECKPOINT_NICE, CHECKPOINT_RATIO, CHECKPOINT_SLOW, Limits
 from solewriter.shared.entry import CheckpointName, PrivateState
-from solewriter.shared.errors import JournalCorrupt, LayoutMismatch
+from solewriter.shared.errors import JournalCorrupt, LayoutMismatch, in_words
 from solewriter.shared.folder import sync_folder
 
 
@@ -113,8 +114,10 @@ class Checkpoints:
             done(made)
         except EngineGone:
             pass  # and nobody waits for it
+        except NotMade as error:
+            self.failed(error.message)
         except Exception as error:  # whatever it was, another one may be made
-            self.failed(f"{type(error).__name__}: {error}")
+            self.failed(in_words(error))
         finally:
             path.unlink(missing_ok=True)
 
@@ -156,7 +159,7 @@ class Checkpoints:
                     path.unlink(missing_ok=True)
             failpoint.reach("trim.done")
         except Exception as error:  # what stays is looked at again behind the next checkpoint
-            self._log(f"trimming: {type(error).__name__}: {error}")
+            self._log(f"trimming: {in_words(error)}")
         self._running = False
         trimmed()
 

@@ -96,7 +96,7 @@ class Child:
         status = self.wait()
         if ready.error == "Locked":
             raise Locked(ready.message, holder=ready.holder)
-        raise EngineStartFailed(f"the engine could not start: {ready.error}: {ready.message}", status=status)
+        raise EngineStartFailed(f"the engine could not start: {ready.words}", status=status)
 
     # --- while it serves ---------------------------------------------------------------------------------------------
 

@@ -23,12 +23,16 @@ import msgspec
 
 from solewriter.engine_proc.checkpoint import EngineGone, Made, Order, make
 from solewriter.shared.config import MAKER_IDLE_S
-from solewriter.shared.errors import SolewriterError
+from solewriter.shared.errors import SolewriterError, in_words
 from solewriter.shared.folder import legible
 from solewriter.shared.interpreter import interpreter
 
 WHY_MAX = 500  # characters of what a failed one said
 _LENGTH = struct.Struct("<I")
+
+
+class NotMade(SolewriterError):
+    """Why, in words that say what it was."""
 
 
 class Answer(msgspec.Struct, frozen=True):
@@ -50,7 +54,7 @@ class Maker:
         self._closed = False
 
     def __call__(self, order: Order) -> Made:
-        """Raises EngineGone after `close`, OSError with the reason if it failed."""
+        """Raises EngineGone after `close`, NotMade if it failed."""
         status = 0
         while not status:  # one that had nothing to do for long may be ending just now
             child = self._started()
@@ -58,11 +62,11 @@ class Maker:
             if answer is not None and answer.made is not None:
                 return answer.made
             if answer is not None:
-                raise OSError(answer.why)
+                raise NotMade(answer.why)
             status = child.wait()
         if self._closed:
             raise EngineGone("the engine ends")
-        raise OSError(f"the process that makes checkpoints ended with status {status}")
+        raise NotMade(f"the process that makes checkpoints ended with status {status}")
 
     def _started(self) -> subprocess.Popen[bytes]:
         with self._ends:
@@ -134,7 +138,7 @@ def carried_out(order: Order) -> Answer:
     try:
         return Answer(made=make(order, lambda: os.getppid() == order.engine))
     except (OSError, SolewriterError) as error:
-        return Answer(why=legible(f"{type(error).__name__}: {error}")[:WHY_MAX])
+        return Answer(why=legible(in_words(error))[:WHY_MAX])
 
 
 def main() -> int:

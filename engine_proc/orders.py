@@ -15,7 +15,7 @@ import msgspec
 
 from solewriter.engine_proc.lock import by_name
 from solewriter.shared.config import POLL_MS_MAX, READ_BYTES, Limits
-from solewriter.shared.errors import Locked
+from solewriter.shared.errors import Locked, in_words
 from solewriter.shared.folder import legible
 
 M = TypeVar("M")
@@ -49,6 +49,7 @@ class Ready(msgspec.Struct, frozen=True):
     number: int = 0  # of the Register that this answers
     error: str = ""
     message: str = ""
+    words: str = ""  # both, if there is a message
     holder: str = ""  # of the lock, where that is why
 
 
@@ -60,6 +61,7 @@ def refused(error: BaseException, number: int = 0) -> Ready:
         number=number,
         error=type(error).__name__,
         message=legible(by_name(str(error))),
+        words=legible(by_name(in_words(error))),
         holder=legible(holder),
     )
 

@@ -42,6 +42,7 @@ from solewriter.shared.models import Entity
 
 Durability = Literal["power", "process", "memory"]
 _NOT_NOW = {"MemoryFull": MemoryFull, "DiskFull": EngineUnavailable, "EngineUnavailable": EngineUnavailable}
+_TOLD = {SchemaMismatch.__name__, *_NOT_NOW}  # by this process's own errors; of others the name says what they are
 
 
 class _Stopping(Exception):
@@ -146,7 +147,8 @@ class Engine:
                 raise EngineUnavailable(f"the engine of {self.state} died, and did not come back in start_timeout_s")
         if not answer.ok:
             self._models = before
-            why = f"the engine does not take {', '.join(model.__name__ for model in models)}: {answer.message}"
+            said = answer.message if answer.error in _TOLD else answer.words
+            why = f"the engine does not take {', '.join(model.__name__ for model in models)}: {said}"
             if (not_now := _NOT_NOW.get(answer.error)) is not None:
                 raise not_now(why)
             raise SchemaMismatch(why, kind=", ".join(model.kind_name for model in models))

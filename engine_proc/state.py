@@ -25,7 +25,7 @@ from solewriter.shared.checkpoint import Checkpoint, TableImage
 from solewriter.shared.columns import Cells, Column, format_of
 from solewriter.shared.config import KINDS_MAX, SCHEMAS_MAX, Limits
 from solewriter.shared.entry import Private
-from solewriter.shared.errors import SchemaMismatch, SolewriterError, clean
+from solewriter.shared.errors import SchemaMismatch, SolewriterError, clean, in_words
 from solewriter.shared.memory.heap import padded
 from solewriter.shared.memory.table import TableWriter
 from solewriter.shared.models import Entity
@@ -273,7 +273,7 @@ def read_anew(kind: Kind, schema: Schema, found: record.Record | record.Content)
     except Exception:
         raise
     except BaseException as error:
-        problem = clean(f"its validator raised {type(error).__name__}: {error}", 300)
+        problem = clean(f"its validator raised {in_words(error)}", 300)
         raise SchemaMismatch(
             f"{kind.name} {found.key!r} cannot be made of what is stored: {problem}", kind=kind.name
         ) from error

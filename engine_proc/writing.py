@@ -11,7 +11,7 @@ from solewriter.engine_proc.sessions import Session
 from solewriter.engine_proc.turn import NO_SLOT, Stored, Turn
 from solewriter.shared import record
 from solewriter.shared.config import Limits
-from solewriter.shared.errors import InvalidMutation, Refused, RequestTooLarge, Unavailable, clean
+from solewriter.shared.errors import InvalidMutation, Refused, RequestTooLarge, Unavailable, clean, in_words
 from solewriter.shared.memory.heap import HeapWriter, padded
 from solewriter.shared.record import Flags
 from solewriter.shared.registry import Kind
@@ -31,7 +31,7 @@ def formed(draft: Draft, request: PlainRequest, turn: Turn, limits: Limits) -> t
         raise
     except BaseException as error:  # SystemExit and a panic of the validator's own library, too. Nothing waits here and
         # signals go to the loop, so a cancellation or a KeyboardInterrupt is the model's own: it ends no engine
-        problem = clean(f"its model raised {type(error).__name__}: {error}", 300)
+        problem = clean(f"its model raised {in_words(error)}", 300)
         raise InvalidMutation(problem, fields={"entity": problem}) from error
 
 

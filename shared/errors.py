@@ -278,6 +278,19 @@ of their own.
 """
 
 
+# --- in words ---------------------------------------------------------------------------------------------------------
+
+
+def in_words(error: BaseException) -> str:
+    """The name of an error of whatever kind, and what it says, if it says anything."""
+    try:
+        said = str(error)
+    except Exception:  # of a user's own, which cannot say it
+        said = ""
+    name = type(error).__name__
+    return f"{name}: {said}" if said else name
+
+
 # --- crossing the wire ------------------------------------------------------------------------------------------------
 
 Refusal = tuple[str, str, dict[str, Any]]

@@ -9,7 +9,7 @@ from typing import Annotated, Any
 from pydantic import BaseModel, TypeAdapter, ValidationError
 
 from solewriter.shared.config import PROBLEMS_MAX
-from solewriter.shared.errors import InvalidMutation, clean
+from solewriter.shared.errors import InvalidMutation, clean, in_words
 
 
 def field_adapter(model: type[BaseModel], name: str) -> TypeAdapter[Any]:
@@ -47,7 +47,7 @@ def problems_of_field(kind: str, name: str, error: ValidationError) -> InvalidMu
 
 def stumbled(kind: str, error: Exception) -> InvalidMutation:
     """A validator of the user's that raised what pydantic does not take for an answer, a TypeError say."""
-    problem = clean(f"its validator raised {type(error).__name__}: {error}", 300)
+    problem = clean(f"its validator raised {in_words(error)}", 300)
     return InvalidMutation(f"{kind}: {problem}", fields={"entity": problem})
 
 

@@ -21,7 +21,7 @@ from typing import Any, ClassVar, NamedTuple, NoReturn
 import msgspec
 
 from solewriter.shared.config import CAREFUL_NUMBERS, FRAME_REQUESTS_MAX, MEMO_BYTES_MAX, Limits
-from solewriter.shared.errors import UNDECODABLE, BadRequest, LayoutMismatch, RequestTooLarge, clean
+from solewriter.shared.errors import UNDECODABLE, BadRequest, LayoutMismatch, RequestTooLarge, clean, in_words
 
 _LENGTH = struct.Struct("!i")
 _REPLY_LENGTH = struct.Struct("<I")
@@ -179,7 +179,7 @@ def unpack_frame(body: bytes) -> list[Any]:
     except (MemoryError, RecursionError) as error:
         raise BadRequest(f"the frame is a bomb: {type(error).__name__}", bomb=True) from None
     except Exception as error:
-        raise BadRequest(f"the frame cannot be decoded: {type(error).__name__}: {error}") from None
+        raise BadRequest(f"the frame cannot be decoded: {in_words(error)}") from None
     if unpickler.__sizeof__() > MEMO_BYTES_MAX + 16 * len(body):  # a memo of two words for each byte is never needed
         raise BadRequest("the frame is a bomb: it names a place far out in its memo", bomb=True)
     if stream.tell() != len(body):

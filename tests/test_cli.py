@@ -242,6 +242,7 @@ def test_models_that_cannot_be_found_are_a_usage_error(tmp_path: Path, place: st
         ("import no_such_module", "ModuleNotFoundError: No module named 'no_such_module'"),
         ("def broken(:", "SyntaxError: "),
         ("open('no such file')", "FileNotFoundError: "),
+        ("assert not Entity", "AssertionError\n"),
     ],
 )
 def test_what_a_module_of_models_raises_is_one_line_with_its_place(tmp_path: Path, line: str, complaint: str) -> None:

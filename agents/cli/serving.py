@@ -14,6 +14,7 @@ import typer
 from solewriter import Engine, Entity, Limits
 from solewriter.engine_proc.process import Durability
 from solewriter.shared.config import DEFAULT_LIMITS
+from solewriter.shared.errors import in_words
 from solewriter.shared.folder import legible
 
 NOT_THE_USERS = {"solewriter", "pydantic", *sys.stdlib_module_names}  # by the first part of a module's name
@@ -62,7 +63,7 @@ def imported_models(place: str) -> tuple[type[Entity], ...]:
     except Exception as error:
         if (where := place_of(error)) is None:
             raise typer.BadParameter(str(error), param_hint="--models") from error
-        typer.echo(legible(f"solewriter: {where}: {type(error).__name__}: {error}"), err=True)
+        typer.echo(legible(f"solewriter: {where}: {in_words(error)}"), err=True)
         raise typer.Exit(1) from None
     if not isinstance(listed, list | tuple) or not all(map(is_entity, listed)):
         raise typer.BadParameter(f"{place} is not a list of Entity classes", param_hint="--models")

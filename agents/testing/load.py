@@ -27,7 +27,7 @@ from solewriter.agents.testing.steps import Key, kinds_of, mutation_of, step_of
 from solewriter.agents.testing.wishes import Wishes
 from solewriter.agents.watch import Resync
 from solewriter.shared.config import ATTACH_RETRY_S, Limits
-from solewriter.shared.errors import EngineUnavailable, Fenced, OutcomeUnknown, SolewriterError, Unavailable
+from solewriter.shared.errors import EngineUnavailable, Fenced, OutcomeUnknown, SolewriterError, Unavailable, in_words
 from solewriter.shared.models import Task
 from solewriter.shared.mutations import Delete, GuardMutation, Mutation, Put, Reply, Update
 
@@ -268,7 +268,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     try:
         ROLES[options.role](options)
     except SolewriterError as error:
-        sys.exit(f"{options.evidence.stem}: {type(error).__name__}: {error}")
+        sys.exit(f"{options.evidence.stem}: {in_words(error)}")
 
 
 if __name__ == "__main__":

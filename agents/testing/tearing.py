@@ -27,7 +27,7 @@ from solewriter.agents.reader import open_reader
 from solewriter.agents.testing.ledger import MODELS, Ledger, Writer
 from solewriter.engine_proc.process import Engine
 from solewriter.shared.config import KIB, Limits
-from solewriter.shared.errors import SolewriterError
+from solewriter.shared.errors import SolewriterError, in_words
 from solewriter.shared.folder import StateFolder
 
 SMALL = Limits(heap_segment_bytes_first=64 * KIB, heap_segment_bytes_max=128 * KIB, heartbeat_s=0.1)
@@ -242,7 +242,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             return 0
         summary = run(options)
     except (SolewriterError, RuntimeError) as error:
-        sys.exit(f"tearing: {type(error).__name__}: {error}")
+        sys.exit(f"tearing: {in_words(error)}")
     print(msgspec.json.encode(summary).decode() if options.json else printed(summary))
     return 1 if summary.violations else 0
 

@@ -28,6 +28,7 @@ from solewriter.bench.load.requests import Connection, Forgetful
 from solewriter.bench.load.work import WORKLOADS, Share, key_of
 from solewriter.bench.measure import Interval, Usage
 from solewriter.bench.scratch import end_with_the_parent
+from solewriter.shared.errors import in_words
 
 Loop = Literal["one by one", "pipelined", "open", "read", "read anew", "write and tell when"]
 Link = tuple[Callable[..., Connection], tuple[Any, ...]]  # how an agent connects: a function of a module, its arguments
@@ -64,7 +65,7 @@ def run(orders: Orders, link: Link, pipe: Pipe) -> None:
     try:
         _work(orders, link, pipe)
     except Exception as error:
-        _tell(pipe, f"{type(error).__name__}: {error}")
+        _tell(pipe, in_words(error))
         raise
 
 

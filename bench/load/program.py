@@ -28,6 +28,7 @@ from solewriter.bench.optional import NotHere, required
 from solewriter.bench.scratch import scratch_folder, tidy_when_told_to_end
 from solewriter.bench.workload import WINDOW
 from solewriter.shared.config import DEFAULT_LIMITS
+from solewriter.shared.errors import in_words
 
 VERSIONED = ("numpy", "lmdb", "redis", "hiredis", "ray", "matplotlib")  # besides those of every benchmark
 EXTRA = ("lmdb", "redis", "matplotlib")  # what `pip install 'solewriter[bench]'` brings
@@ -60,13 +61,13 @@ def run(plan: Plan, folder: Path, say: Say) -> Results:
         try:
             timeline = across_kill(folder / "killed", TASKS, plan.alone_s)
         except Exception as error:  # what was measured before is worth as much as ever
-            notes.append(f"an engine that is killed: failed: {type(error).__name__}: {error}")
+            notes.append(f"an engine that is killed: failed: {in_words(error)}")
     if "idle" in plan.sections and OURS in plan.peers:
         say("an engine that is idle")
         try:
             idle = idle_percent(folder / "idle", plan.alone_s)
         except Exception as error:  # as above
-            notes.append(f"an engine that is idle: failed: {type(error).__name__}: {error}")
+            notes.append(f"an engine that is idle: failed: {in_words(error)}")
     rows, validate = compared(rows, OURS), Spread.of(validated)
     return Results(
         machine={**machine(folder), **versions(VERSIONED)},

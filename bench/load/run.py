@@ -30,6 +30,7 @@ from solewriter.bench.load.work import WORKLOADS
 from solewriter.bench.measure import NS_PER_S, NS_PER_US, Interval, Usage, pin, sleep_until
 from solewriter.bench.optional import NotHere
 from solewriter.shared.config import MIB
+from solewriter.shared.errors import in_words
 
 T = TypeVar("T")
 FAULTS_MAX = 3  # told of one run
@@ -202,7 +203,7 @@ def _verified(sample: Sample, one: Standing, case: Case) -> Sample:
 
 def _failure(error: Exception) -> str:
     """What an agent said of it, or what was found out here."""
-    return f"failed: {error}" if isinstance(error, Failed) else f"failed: {type(error).__name__}: {error}"
+    return f"failed: {error}" if isinstance(error, Failed) else f"failed: {in_words(error)}"
 
 
 def _whose(case: Case) -> tuple[str, str, int]:

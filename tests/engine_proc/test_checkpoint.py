@@ -16,7 +16,7 @@ import pytest
 from solewriter import Entity
 from solewriter.engine_proc.between import Registration
 from solewriter.engine_proc.checkpoint import EngineGone, Order, _pieces, _written, make
-from solewriter.engine_proc.maker import Maker, _asked, carried_out
+from solewriter.engine_proc.maker import Maker, NotMade, _asked, carried_out
 from solewriter.shared import wire, wireform
 from solewriter.shared.checkpoint import Checkpoint, CheckpointWriter
 from solewriter.shared.config import DEFAULT_LIMITS, KIB
@@ -235,7 +235,7 @@ def test_the_reason_of_one_that_failed_comes_to_who_waits_for_it(notes, maker):
     order = Order(
         bytes(notes.folder / "made"), notes.where, "solewriter-nobody", STATE, (64 * KIB, 64 * KIB), os.getpid()
     )
-    with pytest.raises(OSError, match=r"FileNotFoundError: .*solewriter-nobody"):
+    with pytest.raises(NotMade, match=r"^FileNotFoundError: .*solewriter-nobody"):
         maker(order)
     assert not (notes.folder / "made").exists()
     assert maker(notes.order()).size, "it goes on"
@@ -301,7 +301,7 @@ def test_one_is_made_by_another_process_where_the_first_one_has_ended(notes, mak
 
 def test_one_in_which_the_process_dies_is_told_as_failed(notes, maker, monkeypatch):
     monkeypatch.setenv(VARIABLE, "checkpoint.written:kill")
-    with pytest.raises(OSError, match="ended with status -9"):
+    with pytest.raises(NotMade, match=r"^the process that makes checkpoints ended with status -9"):
         maker(notes.order())
 
 

@@ -16,6 +16,7 @@ from solewriter.shared.errors import (
     SolewriterError,
     Unavailable,
     from_wire,
+    in_words,
     to_wire,
 )
 from solewriter.shared.models import Task
@@ -29,6 +30,13 @@ UNAVAILABLE = (
     "ResultUnavailable"
 )
 CORRUPT = "JournalCorrupt LayoutMismatch"
+
+
+class Mute(Exception):
+    """That cannot say what it is."""
+
+    def __str__(self) -> str:
+        raise self
 
 
 def every_error():
@@ -97,3 +105,17 @@ def test_a_users_own_refusal_is_known_by_its_name():
         assert type(from_wire(to_wire(TooLoud("hush")))) is TooLoud
     finally:
         del Refused.known["TooLoud"]
+
+
+@pytest.mark.parametrize(
+    ("error", "words"),
+    [
+        (KeyError("x"), "KeyError: 'x'"),
+        (FileNotFoundError(2, "No such file", "a"), "FileNotFoundError: [Errno 2] No such file: 'a'"),
+        (MemoryError(), "MemoryError"),
+        (AssertionError(""), "AssertionError"),
+        (Mute(), "Mute"),
+    ],
+)
+def test_an_error_in_words_is_its_name_and_what_it_says_if_it_says_anything(error, words):
+    assert in_words(error) == words

@@ -231,6 +231,25 @@ def test_a_model_that_the_engine_cannot_load_is_refused_and_not_kept(engine, cli
     assert client.create(Rollout(seed=1)).version == 1
 
 
+@pytest.mark.parametrize(("line", "told"), [("assert not True", "AssertionError"), ("{}['size']", "KeyError: 'size'")])
+def test_what_a_module_raised_in_the_engine_is_told_by_its_name_and_its_words(
+    state, start_engine, tmp_path, monkeypatch, line, told
+):
+    """An assertion has no words, and of a KeyError they are a name alone."""
+    code = f"import os\nfrom solewriter import Entity\nif os.getpid() != {os.getpid()}:\n    {line}\n"
+    (tmp_path / "failing.py").write_text(f"{code}class Gone(Entity):\n    x: int = 0\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    engine = start_engine(state)
+    monkeypatch.delitem(sys.modules, "failing", raising=False)
+    import failing
+
+    with pytest.raises(SchemaMismatch, match=f"does not take Gone: {told}$"):
+        engine.register(failing.Gone)
+    engine.stop()
+    with pytest.raises(EngineStartFailed, match=f"could not start: {told}$"):
+        start_engine(state, models=[failing.Gone])
+
+
 def test_a_module_that_ends_the_process_is_refused_and_the_engine_goes_on(state, start_engine, tmp_path, monkeypatch):
     code = (
         f"import os, sys\nfrom solewriter import Entity\nif os.getpid() != {os.getpid()}:\n    sys.exit('no thanks')\n"
