@@ -20,7 +20,7 @@ from typing import Self, TypeVar
 
 from solewriter.agents.aio_exchange import AioExchange
 from solewriter.agents.aio_reader import AioReader, Memory
-from solewriter.agents.answers import Answers, Outcome, entities_of, entity_of
+from solewriter.agents.answers import Answers, Outcome, entities_of, entity_or_error
 from solewriter.agents.asker import Asker
 from solewriter.agents.conflicts import judged
 from solewriter.agents.deadline import Timed, deadline_us, timed
@@ -28,7 +28,7 @@ from solewriter.agents.pending import Pending, Sent, name_request
 from solewriter.agents.room import pipeline, sends_more
 from solewriter.shared import wireform
 from solewriter.shared.config import DEFAULT_LIMITS, GIVE_BACK_S, Limits
-from solewriter.shared.errors import OutcomeUnknown, Refused, RequestTooLarge
+from solewriter.shared.errors import OutcomeUnknown, Refused, RequestTooLarge, SolewriterError
 from solewriter.shared.models import Entity
 from solewriter.shared.mutations import GuardMutation, Mutation, Reply
 from solewriter.shared.wireform import OutcomeQuery, PlainRequest
@@ -149,6 +149,7 @@ class AioRequests(Asker):
         return reply
 
     async def _entities(self, reply: Reply, model: type[E]) -> list[E]:
+        reply.check()
         return await self._memory.looked(lambda: entities_of(reply, model))
 
     async def _one(
@@ -163,7 +164,12 @@ class AioRequests(Asker):
         due_us = deadline_us(deadline_s)
         request = wireform.plain_request((mutation,), guards, request_id, self._registry, self._limits, due_us)
         await self._check_classes(request, mutation)
-        return await self._asked(request, lambda sent: entity_of(judged(self._reply(sent), mutation), model), timeout_s)
+        told = await self._asked(
+            request, lambda sent: entity_or_error(judged(self._reply(sent), mutation), model), timeout_s
+        )
+        if isinstance(told, SolewriterError):
+            raise told
+        return told
 
     async def _check_classes(self, request: PlainRequest, asked: Mutation | Sequence[Mutation]) -> None:
         """Raises SchemaMismatch for a whole entity of a class that is not the engine's: nothing is sent."""

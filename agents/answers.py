@@ -155,6 +155,11 @@ def entity_of(reply: Reply, model: type[E]) -> E:
         raise _unreadable(reply, error) from error
 
 
+def entity_or_error(reply: Reply, model: type[E]) -> E | SolewriterError:
+    """The same, but for the reply's error, which is left to be raised by who asked."""
+    return reply.error or entity_of(reply, model)
+
+
 def entities_of(reply: Reply, model: type[E]) -> list[E]:
     """The same of a request that may have changed several."""
     reply.check()

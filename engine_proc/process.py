@@ -189,7 +189,7 @@ class Engine:
         if self._supervisor is not None:
             self._supervisor.join()
         if self.failure is not None:
-            raise self.failure
+            raise self.failure.with_traceback(None)  # which would grow each time
 
     def __enter__(self) -> Self:
         return self.start()
@@ -241,8 +241,10 @@ class Engine:
 
     def _serving(self) -> Child:
         child = self._child
-        if child is None or self.failure is not None:
-            raise self.failure or EngineUnavailable(f"the engine of {self.state} is not running")
+        if self.failure is not None:
+            raise self.failure.with_traceback(None)
+        if child is None:
+            raise EngineUnavailable(f"the engine of {self.state} is not running")
         return child
 
     def _become(self, child: Child | None) -> None:

@@ -274,7 +274,7 @@ class Reply:
     def check(self) -> Reply:
         """This reply, or the error it carries, raised."""
         if self.error is not None:
-            raise self.error
+            raise self.error.with_traceback(None)  # which would grow each time
         return self
 
     @property

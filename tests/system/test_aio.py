@@ -43,6 +43,7 @@ from solewriter import (
     SolewriterError,
     Task,
     TaskStatus,
+    UnknownKind,
     Update,
     VersionConflict,
     aio,
@@ -265,6 +266,29 @@ def test_apply_takes_plain_and_async_functions_and_goes_on_after_conflicts(engin
             assert (await client.apply(task, lambda task: None)).version == 41
             with pytest.raises(NotFound):
                 await client.apply(Task.ref("none"), one_more)
+
+    run(main())
+
+
+class Unlisted(Task):
+    """That no engine was told of."""
+
+
+def test_a_refusal_is_raised_close_to_the_verb_that_was_called(engine, run):
+    """What reads the answer from memory is nothing that its caller looks for in a traceback."""
+
+    async def main():
+        async with aio.connect(engine.state) as client:
+            task = await client.create(Task(title="x"))
+            await client.update(task, title="y")
+            for call, refusal in (
+                (client.update(task, title="z"), VersionConflict),
+                (client.create(await client.get(Task, task.id)), AlreadyExists),
+                (client.claim(Unlisted), UnknownKind),
+            ):
+                with pytest.raises(refusal) as refused:
+                    await call
+                assert len(refused.traceback) <= 6, refused.traceback
 
     run(main())
 
