@@ -271,8 +271,9 @@ class Reader(Looking):
         theirs = [schema for schema in catalog.schemas if schema.kind == code]
         if theirs and theirs[-1].digest() != kind.schema.digest():
             raise SchemaMismatch(
-                f"the engine's class {kind.name} differs from that of this process in "
-                f"{differences(theirs[-1], kind.schema)}: use one everywhere, or engine.register(...) this one",
+                f"the class {kind.name} of this process differs from the engine's: "
+                f"{differences(theirs[-1], kind.schema, kind.model.model_fields.keys())}: use one everywhere, or "
+                "engine.register(...) this one",
                 kind=kind.name,
             )
         self._checked[kind.name] = (view.prefix, view.catalog_number, kind)

@@ -8,6 +8,7 @@ The defaults travel with the schema: changing a default in code never changes wh
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Set as AbstractSet
 from hashlib import blake2b
 from typing import Any
 
@@ -15,7 +16,8 @@ import msgspec
 from pydantic import BaseModel
 
 from solewriter.shared.columns import Cell, Column, from_us, unpacked
-from solewriter.shared.errors import InvalidMutation
+from solewriter.shared.config import MESSAGE_MAX, PROBLEMS_MAX
+from solewriter.shared.errors import InvalidMutation, clean
 from solewriter.shared.frozen import FrozenMap
 from solewriter.shared.models import Entity
 
@@ -129,16 +131,54 @@ def _cell_among(
     return column.cell_or_none(column.value_in(values, defaults))
 
 
-def differences(theirs: Schema, ours: Schema) -> str:
-    """In words, in what a kind's stored schema differs from a class."""
-    found = []
-    if theirs.columns != ours.columns:
-        found.append("its columns")
-    names = theirs.defaults.keys() | ours.defaults.keys()
-    defaults = sorted(name for name in names if theirs.defaults.get(name, decode) != ours.defaults.get(name, decode))
-    if defaults:
-        found.append(f"the defaults of {', '.join(defaults)}")
-    return " and ".join(found) or "its fields' types or constraints"
+def differences(theirs: Schema, ours: Schema, fields: AbstractSet[str]) -> str:
+    """In words, in what the engine's class of a kind differs from one here that has these fields. Of the engine's only
+    those fields are known that are columns or have a default.
+    """
+    there, here = ({column.name: column for column in schema.columns} for schema in (theirs, ours))
+    known = theirs.defaults.keys() | there.keys() | ({"updated_at"} if theirs.stamped else set())
+    found = [f"{name} is only there" for name in sorted(known - fields)]
+    for name in sorted(fields - known):
+        if name in ours.defaults:
+            found.append(f"{name} is only here, or has no default there")
+        elif name in here:
+            found.append(f"{name} is a column only here")
+    for name in sorted(fields & known):
+        found += _apart(f"{name} has a default", theirs.defaults, ours.defaults, name, _default_apart)
+        found += _apart(f"{name} is a column", there, here, name, _column_apart)
+    if not found and theirs.shape == ours.shape:
+        found.append("the order of its columns")
+    elif not found:
+        silent = ", ".join(sorted(fields - known - {"id", "version"}))
+        of_no_default = f", or fields without a default, here: {silent}" if silent else ""
+        found.append(f"the types or constraints of its fields{of_no_default}")
+    if len(found) > PROBLEMS_MAX:
+        found[PROBLEMS_MAX:] = [f"and {len(found) - PROBLEMS_MAX} more"]
+    return clean("; ".join(found), MESSAGE_MAX // 2)
+
+
+def _apart(
+    what: str, there: Mapping[str, Any], here: Mapping[str, Any], name: str, told: Callable[[str, Any, Any], str]
+) -> list[str]:
+    """In what both sides differ about one field, if they do."""
+    words = ""
+    if name in there and name in here:
+        words = told(name, there[name], here[name])
+    elif name in there or name in here:
+        words = f"{what} only {'there' if name in there else 'here'}"
+    return [words] if words else []
+
+
+def _default_apart(name: str, there: Any, here: Any) -> str:
+    return "" if encode(there) == encode(here) else f"{name} defaults to {there!r:.60} there, to {here!r:.60} here"
+
+
+def _column_apart(name: str, there: Column, here: Column) -> str:
+    if there.type != here.type:
+        return f"{name} is a column of {there.type} there, of {here.type} here"
+    if there.values != here.values:
+        return f"{name} is one of {there.values!r:.100} there, of {here.values!r:.100} here"
+    return "" if there == here else f"{name} has other earlier names"
 
 
 def shape_of(model: type[Entity]) -> bytes:

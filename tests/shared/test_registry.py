@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 from pydantic import AfterValidator, ConfigDict, Field, create_model, field_validator, model_validator
 
 from solewriter.shared.columns import NO_INT, text_hash
-from solewriter.shared.config import KINDS_MAX
+from solewriter.shared.config import KINDS_MAX, MESSAGE_MAX, PROBLEMS_MAX
 from solewriter.shared.errors import InvalidMutation, UnknownKind
 from solewriter.shared.frozen import FrozenMap, Json
 from solewriter.shared.models import (
@@ -40,7 +40,7 @@ from solewriter.shared.models import (
     concerns,
 )
 from solewriter.shared.registry import Kind, Registry
-from solewriter.shared.schema import plain
+from solewriter.shared.schema import differences, plain
 
 UTC = datetime.UTC
 EAST, WEST = (datetime.timezone(datetime.timedelta(hours=hours)) for hours in (1, -1))
@@ -919,7 +919,7 @@ def test_a_schema_tells_apart_what_changes_the_meaning_of_payloads():
             Doc2,
             create_model("Doc", __base__=Entity, size=(int, 1)),
             create_model("Doc", __base__=Entity, size=(int, 2)),
-            create_model("Doc", __base__=Entity, __cls_kwargs__={"columns": ("size",)}, size=(int, 1)),
+            create_model("Doc", __base__=ByName, __cls_kwargs__={"columns": ("size",)}, size=(int, 1)),
             create_model("Doc", __base__=Entity, size=(int, 1), updated_at=(pydantic.AwareDatetime | None, None)),
         )
     }
@@ -952,6 +952,58 @@ def test_a_schema_that_comes_back_from_the_journal_is_still_ours():
     fields = Kind(Task).fields_of(learned(TASK.schema), payload)
     assert fields == {"title": "t", "priority": "high"}
     assert TASK.payload(fields) == payload
+
+
+class Mood(enum.Enum):
+    CALM = "calm"
+    WILD = "wild"
+
+
+class ByName(Entity):
+    model_config = ConfigDict(populate_by_name=True)
+
+
+@pytest.mark.parametrize(
+    ("fields", "columns", "told"),
+    [
+        ({"size": (int, 1)}, ("size",), "mood is only there"),
+        ({"size": (int, True)}, ("size",), "mood is only there; size defaults to 1 there, to True here"),
+        ({"mood": (Mood, ...), "size": (int, 1)}, ("size",), "mood is a column only there"),
+        ({"mood": (Mood, ...), "size": (int, 1), "at": (int, ...)}, ("mood", "size", "at"), "at is a column only here"),
+        ({"mood": (Mood, ...), "size": (int, 1)}, ("size", "mood"), "the order of its columns"),
+        (
+            {"mood": (Literal["calm"], ...), "size": (float, ...)},
+            ("mood", "size"),
+            "mood is one of ('calm', 'wild') there, of ('calm',) here; size has a default only there; "
+            "size is a column of int there, of float here",
+        ),
+        (
+            {"mood": (Mood, Field(alias="temper")), "size": (int, 1)},
+            ("mood", "size"),
+            "mood has other earlier names",
+        ),
+    ],
+)
+def test_what_a_class_here_has_other_than_the_engines_is_told_field_by_field(fields, columns, told):
+    def schema(fields, columns):
+        return Kind(create_model("Doc", __base__=ByName, __cls_kwargs__={"columns": columns}, **fields)).schema
+
+    theirs = schema({"mood": (Mood, ...), "size": (int, 1)}, ("mood", "size"))
+    ours = schema(fields, columns)
+    assert theirs.digest() != ours.digest()
+    assert differences(learned(theirs), ours, {"id", "version", *fields}) == told
+
+
+def test_of_two_classes_that_have_hardly_anything_in_common_some_of_it_is_told():
+    there, here = (
+        Kind(create_model("Doc", __base__=Entity, **{f"{letter}{number}" * 50: (str, "") for number in range(50)}))
+        for letter in ("x", "y")
+    )
+    told = differences(there.schema, here.schema, here.model.model_fields.keys())
+    assert len(told) <= MESSAGE_MAX / 2
+    few = differences(*(kind.schema for kind in (TASK, Kind(Project))), Project.model_fields.keys())
+    assert few.count(";") == PROBLEMS_MAX
+    assert few.endswith("more")
 
 
 # --- the registry -----------------------------------------------------------------------------------------------------

@@ -1154,11 +1154,18 @@ def test_a_class_that_lacks_what_is_stored_is_refused_at_register_and_at_start(s
 @pytest.mark.parametrize(
     ("fields", "what"),
     [
-        ({"seed": int, "score": (float | None, 1.0)}, "the defaults of score"),
-        ({"seed": int}, "the defaults of score"),
-        ({"seed": int, "score": (float | None, None), "note": (str, "")}, "the defaults of note"),
-        ({"seed": str, "score": (float | None, None)}, "its columns"),
-        ({"seed": int, "score": (int | None, None)}, "types or constraints"),
+        ({"seed": int, "score": (float | None, 1.0)}, "score defaults to None there, to 1.0 here"),
+        ({"seed": int}, "score is only there"),
+        (
+            {"seed": (int, 1), "score": (float | None, None), "note": (str, "")},
+            "note is only here, or has no default there; seed has a default only here",
+        ),
+        ({"seed": str, "score": (float | None, None)}, "seed is a column of int there, of str here"),
+        ({"seed": int, "score": (int | None, None)}, "the types or constraints of its fields"),
+        (
+            {"seed": int, "score": (float | None, None), "owner": (str, ...)},
+            "the types or constraints of its fields, or fields without a default, here: owner",
+        ),
     ],
 )
 def test_a_whole_entity_of_another_class_than_the_engines_is_refused(state, start_engine, fields, what):
@@ -1168,7 +1175,8 @@ def test_a_whole_entity_of_another_class_than_the_engines_is_refused(state, star
     with connect(state) as client:
         client.create(Rollout(seed=1, id="r"))
         before = client.reader.revision
-        entity = other(seed="1" if fields["seed"] is str else 1, id="s")
+        entity = other(seed="1" if fields["seed"] is str else 1, id="s", **{"owner": "me"} if "owner" in fields else {})
+        what = f"this process differs from the engine's: {what}: use one everywhere"
         with pytest.raises(SchemaMismatch, match=what):
             client.create(entity)
         with pytest.raises(SchemaMismatch, match=what):
@@ -1193,12 +1201,15 @@ def test_each_entity_is_compared_by_its_own_class_where_a_process_has_two_of_a_n
         engine.register(now)
         assert client.create(now(id="b", seed=2)).score == 100.0
         for call in (client.create, client.put):
-            with pytest.raises(SchemaMismatch, match="the defaults of score"):
+            with pytest.raises(SchemaMismatch, match=r"score defaults to 100\.0 there, to 0\.0 here"):
                 call(held)
         replies = list(client.submit_many([Create(now(id="c", seed=3)), Create(held), [Put(now(id="d", seed=4))]]))
         assert [type(reply.error) for reply in replies] == [type(None), SchemaMismatch, type(None)]
         for pair in ((held, now(id="e", seed=5)), (now(id="e", seed=5), held)):
-            with pytest.raises(SchemaMismatch, match="the defaults of score"), client.transaction() as tx:
+            with (
+                pytest.raises(SchemaMismatch, match=r"score defaults to 100\.0 there, to 0\.0 here"),
+                client.transaction() as tx,
+            ):
                 for entity in pair:
                     tx.create(entity)
         assert client.get(before, "a").score == 0.0  # a look by the class before changes nothing of that
