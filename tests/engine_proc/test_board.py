@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import datetime
 import gc
+from collections.abc import Iterator
+from contextlib import nullcontext
 from itertools import islice
 from typing import Any
 
@@ -27,7 +29,7 @@ KIND = Registry().of(Task)
 KEYS = [f"k{number}" for number in range(7)]
 FIELDS = st.fixed_dictionaries(
     {
-        "status": st.sampled_from([status.value for status in TaskStatus]),
+        "status": st.just("created") | st.sampled_from([status.value for status in TaskStatus]),
         "priority": st.sampled_from([priority.value for priority in TaskPriority]),
         "project": st.sampled_from(["", "p", "q"]),
         "dependencies": st.lists(st.sampled_from(KEYS), max_size=3, unique=True),
@@ -161,6 +163,39 @@ def test_a_board_that_is_made_while_tasks_change_is_the_same(before, after, step
         assert offered(board, wanted(where), "nobody's") == ready(tasks, now_us, "nobody's", wanted(where))
 
 
+def test_a_claim_of_many_takes_the_best_of_all_values_and_changes_nothing_by_itself():
+    board = Board(KIND, KIND.schema.defaults, dict[str, Any]().get)
+    projects = "pqprqqr"
+    for slot, (key, project) in enumerate(zip(KEYS, projects, strict=True)):
+        board.note(key, slot, {"project": project})
+    for letters, where in (
+        ("pqr", {}),
+        ("pqr", {"project": ["p", "q", "r"]}),
+        ("pq", {"project": ["q", "p"]}),
+        ("pq", {"project": Range(le="q")}),
+    ):
+        meet = [key for key, one in zip(KEYS, projects, strict=True) if one in letters]
+        for most in (9, 3, 9):
+            assert offered(board, wanted(where), "nobody's", most) == meet[:most]
+
+
+def test_what_nobody_depended_on_meanwhile_is_looked_at_anew():
+    tasks: dict[str, dict[str, Any]] = {"a": {}, "b": {"dependencies": ["a"]}}
+    board = Board(KIND, KIND.schema.defaults, tasks.get)
+
+    def change(key: str, **fields: Any) -> None:
+        tasks[key] = fields
+        board.note(key, "abc".index(key), fields)
+
+    for key, fields in tasks.items():
+        change(key, **fields)
+    assert offered(board, [], "nobody's") == ["a"]
+    change("b")
+    change("a", status="completed")
+    change("c", dependencies=["a"])
+    assert offered(board, [], "nobody's") == ["b", "c"]
+
+
 def test_views_that_nobody_asks_do_not_grow_with_what_comes_and_goes():
     board = Board(KIND, KIND.schema.defaults, dict[str, Any]().get)
     made = datetime.datetime(2030, 1, 1, tzinfo=datetime.UTC)
@@ -287,3 +322,24 @@ def test_what_is_made_is_frozen_where_that_was_said_and_not_wherever_something_i
         gc.unfreeze()
     assert len(made) == 1_000
     assert (frozen >= 1_000) is keeps
+
+
+@pytest.mark.parametrize("collects", [False, True])
+@pytest.mark.parametrize("fails", [False, True])
+def test_what_looks_for_garbage_does_so_behind_a_slice_as_it_did_before(collects, fails):
+    def steps() -> Iterator[None]:
+        seen.append(gc.isenabled())
+        yield
+        if fails:
+            raise MemoryError
+
+    making, seen, before = Making(1.0), list[bool](), gc.isenabled()
+    (gc.enable if collects else gc.disable)()
+    try:
+        making.begin("things", steps())
+        with pytest.raises(MemoryError) if fails else nullcontext():
+            making.go_on()
+        assert seen == [False]
+        assert gc.isenabled() is collects
+    finally:
+        (gc.enable if before else gc.disable)()
