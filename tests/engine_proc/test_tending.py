@@ -15,7 +15,7 @@ from typing import Any
 import msgspec
 import pytest
 
-from solewriter import Entity, Limits, Task
+from solewriter import Entity, Limits, Range, Task
 from solewriter.engine_proc import express
 from solewriter.engine_proc.between import Registration
 from solewriter.engine_proc.coordination.leases import Leases, Lost, ended, renewed
@@ -24,16 +24,19 @@ from solewriter.engine_proc.engine import SingleWriter
 from solewriter.engine_proc.sessions import Session
 from solewriter.engine_proc.tending import GONE, Occasion
 from solewriter.shared import failpoint, life, wire
+from solewriter.shared.checkpoint import checkpoint_files
 from solewriter.shared.columns import from_us
-from solewriter.shared.config import DEFAULT_LIMITS, KIB, RECENT_MAX, STALE_MAX, WIRE_VERSION
+from solewriter.shared.config import DEFAULT_LIMITS, KIB, RECENT_MAX, STALE_MAX, VIEWS_MAX, WIRE_VERSION
 from solewriter.shared.entry import Lease
 from solewriter.shared.errors import MemoryFull
 from solewriter.shared.folder import pidfd_of
 from solewriter.shared.handshake import Hello
-from solewriter.shared.mutations import Op
+from solewriter.shared.mutations import Guard, Op
 from solewriter.shared.registry import Kind
 from solewriter.shared.request_ids import default_id, session_number
+from solewriter.shared.where import demands, plain_where
 from solewriter.shared.wire import Status
+from solewriter.shared.wireform import NO_ID
 
 FAR_US = 3_600_000_000
 NEVER = "2100-01-01T00:00:00Z"
@@ -58,6 +61,10 @@ def claim(
     where = {"project": ("in", [project])} if project else {}
     said = {"count": 1, "where": where, "until_us": until_us, "lease_us": lease_us}
     return Op.CLAIM.value, kind, "*", None, said, reason, None
+
+
+def none(kind: str, **where: Any) -> Any:
+    return Guard.REQUIRE_NONE.value, kind, NO_ID, (None, {name: ("in", [value]) for name, value in where.items()})
 
 
 def later() -> int:
@@ -89,9 +96,9 @@ class Agent:
         assert welcome.ok, welcome.reason
         return welcome.first
 
-    def asks(self, mutation: Any) -> int:
+    def asks(self, mutation: Any, *guards: Any) -> int:
         """Its sequence number."""
-        self.frames.append(wire.pack_frame([([mutation], [], None, None)], DEFAULT_LIMITS))
+        self.frames.append(wire.pack_frame([([mutation], [*guards], None, None)], DEFAULT_LIMITS))
         self.call.write(self.frames[-1])
         self.scene.engine.read()
         return (self.first + len(self.frames) - 1) * 256
@@ -269,6 +276,53 @@ def test_times_of_what_is_over_do_not_add_up():
     assert [lease.until_us for lease in leases.over(2 * FAR_US, 9)] == [FAR_US + 9_999]
 
 
+def test_what_has_no_end_rings_no_alarm_however_often_others_are_renewed():
+    leases = Leases()
+    leases.take(Lease(0, "for good", 1, 7))
+    for number in range(2 * STALE_MAX):
+        leases.take(Lease(0, "a", 1, 7, FAR_US, FAR_US + number))
+    assert leases.over(FAR_US, 9) == []
+    assert leases.next_us == FAR_US + 2 * STALE_MAX - 1
+
+
+def parked(number: int, wish: Wish) -> Parked:
+    return Parked(None, Session(7, "", ""), number, ([], [], f"own {number}", None), wish)
+
+
+def test_who_waited_long_enough_is_told_so_however_often_that_could_not_be_decided():
+    lines = Lines()
+    some = [parked(number, Wish(0, b"", (), FAR_US + number)) for number in range(3)]
+    for one in some:
+        lines.park(one, 0)
+    for _ in range(2):
+        assert lines.overdue(FAR_US - 1, 9) == []
+        assert lines.overdue(FAR_US + 1, 9) == some[:2]
+        assert lines.overdue(2 * FAR_US, 1) == some[:1]
+        assert lines.next_us == FAR_US
+    lines.leave((7, 0))
+    assert lines.next_us == FAR_US + 1
+    assert lines.overdue(2 * FAR_US, 9) == some[1:]
+
+
+def test_of_who_waits_no_more_nothing_is_kept_while_others_wait():
+    """Whatever they asked for: values that are listed, or any in an order."""
+    lines, kind = Lines(), Kind(Task)
+    lines.park(parked(0, Wish(0, b"", demands(kind, {}), FAR_US)), 0)
+    (queue,) = lines.by_kind.values()
+    for number in range(1, 100):
+        for where in ({"project": f"p{number}"}, {"created_at": Range(ge=from_us(number))}):
+            lines.park(
+                parked(number, Wish(0, repr(where).encode(), demands(kind, plain_where(kind, where)), FAR_US)), 0
+            )
+            lines.leave((7, number))
+    assert len(lines) == 1
+    assert [*queue.lines] == [b""]
+    assert (queue._others, [*queue._by_values]) == ({}, [()])
+    assert [*lines._named] == ["own 0"]
+    lines.leave((7, 0))
+    assert not lines.by_kind
+
+
 def test_a_lease_is_journaled_and_ends_by_an_engines_own_request(scene):
     agent, other = Agent(scene, "agent"), Agent(scene, "other")
     agent.asks(create("a", max_retries=1))
@@ -409,6 +463,71 @@ def test_whom_rules_kept_from_all_that_there_was_looks_again_though_boards_were_
     heard: dict[int, Any] = {}
     poll(lambda: scene.turn() or heard.update(ann.hears()) or heard)
     assert heard == {asked: (Status.APPLIED, ["b"])}
+
+
+def test_who_waits_is_served_though_boards_are_as_large_as_those_that_were_dropped(scene):
+    waiting, other = Agent(scene, "waiting"), Agent(scene, "other")
+    other.asks(create("a", project="p"))
+    scene.turn()
+    asked = waiting.asks(claim(until_us=later(), project="q"))
+    scene.turn()
+    scene.engine.writer.state.coordination.dropped()  # as behind a commit that failed
+    other.asks((Op.DELETE.value, "Task", "a", None, None, "", None))
+    other.asks(create("b", project="q"))
+    other.asks(claim(project="nobody's"))  # which has them made anew
+    scene.turn()
+    assert waiting.hears() == {asked: (Status.APPLIED, ["b"])}
+
+
+@pytest.mark.parametrize(
+    ("fields", "change"),
+    [
+        ({"not_before": NEVER}, {"not_before": None}),
+        ({"dependencies": ["given up"]}, {"on_dependency_failure": "ignore"}),
+        ({"dependencies": ["given up"]}, {"dependencies": []}),
+        ({"max_retries": 0}, {"max_retries": 1}),
+    ],
+)
+def test_what_an_update_makes_ready_goes_to_who_waits(scene, fields, change):
+    agent, waiting = Agent(scene, "agent"), Agent(scene, "waiting")
+    agent.asks(create("given up"))
+    agent.asks((Op.CANCEL.value, "Task", "given up", None, None, "", None))
+    agent.asks(create("a", **fields))
+    if "max_retries" in fields:
+        agent.asks(claim())
+        agent.asks((Op.FAIL.value, "Task", "a", None, None, "", None), (Guard.CLAIM.value, "Task", "a", 2))
+    asked = waiting.asks(claim(until_us=later()))
+    scene.turn()
+    assert {status for status, _ in agent.hears().values()} == {Status.APPLIED}
+    assert waiting.hears() == {}
+    agent.asks(update("a", **change))
+    scene.turn()
+    assert waiting.hears() == {asked: (Status.APPLIED, ["a"])}
+
+
+def test_of_those_who_wait_for_the_same_nobody_is_passed_over_for_what_an_earlier_task_kept_from_it(scene):
+    waiting = [Agent(scene, name) for name in ("ann", "bob", "eve")]
+    other = Agent(scene, "other")
+    asked = [agent.asks(claim(until_us=later())) for agent in waiting[:2]]
+    other.asks(create("nobody's", delegation_chain=["ann", "bob"]))
+    scene.turn()
+    other.asks((Op.DELETE.value, "Task", "nobody's", None, None, "", None))
+    scene.turn()
+    asked.append(waiting[2].asks(claim(until_us=later())))
+    scene.turn()
+    scene.engine.writer.tending._serve_s = 0.0  # a turn serves one
+    other.asks(create("a"))
+    other.asks(create("b"))
+    heard: list[dict[int, Any]] = [{}, {}, {}]
+
+    def two_were_served() -> bool:
+        scene.turn()
+        for one, agent in zip(heard, waiting, strict=True):
+            one.update(agent.hears())
+        return sum(map(len, heard)) == 2
+
+    poll(two_were_served)
+    assert heard == [{asked[0]: (Status.APPLIED, ["a"])}, {asked[1]: (Status.APPLIED, ["b"])}, {}]
 
 
 def test_of_those_who_ask_for_different_things_only_they_look_for_whom_something_came(scene):
@@ -695,6 +814,150 @@ def test_what_nobody_heeds_goes_the_short_way_and_nothing_else_does(scene, monke
     }  # fmt: skip
     assert heard[asked["nothing left to spend"]][1] == []
     assert [plain[0][0][4] for plain in short] == [{"description": "x"}, {"owner": "x"}]
+
+
+def test_what_is_held_is_fenced_from_the_first_claim_on_and_behind_a_start(scene):
+    """Also where nobody has claimed anything since."""
+    agent, other = Agent(scene, "agent"), Agent(scene, "other")
+    agent.asks(create("a"))
+    scene.turn()
+    agent.asks(claim())
+    refused = other.asks(update("a", description="of one that has not claimed it"))
+    scene.turn()
+    assert agent.hears().popitem()[1] == (Status.APPLIED, ["a"])
+    assert other.hears() == {refused: (Status.REFUSED, [])}
+    scene.next_engine()
+    third = Agent(scene, "third")
+    refused = third.asks(update("a", description="of one that has not claimed it"))
+    scene.turn()
+    assert third.hears() == {refused: (Status.REFUSED, [])}
+
+
+def test_what_nobody_heeded_is_heeded_from_the_first_claim_on(scene):
+    agent = Agent(scene, "agent")
+    for id in "abc":
+        agent.asks(create(id))
+    agent.asks(claim())
+    scene.turn()
+    scene.next_engine()
+    assert held(scene) == [("a", 2)]
+    other = Agent(scene, "other")
+    other.asks(update("b", description="x"))
+    scene.turn()
+    other.asks(claim(project="nobody's"))
+    scene.turn()
+    other.asks(update("c", priority="critical"))
+    scene.turn()
+    other.hears()
+    asked = other.asks(claim())
+    scene.turn()
+    assert other.hears() == {asked: (Status.APPLIED, ["c"])}
+
+
+def test_what_nobody_counted_is_counted_from_the_first_question_on(scene):
+    agent = Agent(scene, "agent")
+    agent.asks(
+        (Op.CREATE.value, "Project", "p", None, {"name": "p", "owner": "ann"}, "", None), none("Task", project="p")
+    )
+    scene.turn()
+    agent.asks(update("p", "Project", owner="bob"))  # which nobody heeds
+    scene.turn()
+    agent.asks(create("a"), none("Project", owner="eve"))
+    scene.turn()
+    assert [status for status, _ in agent.hears().values()] == [Status.APPLIED] * 3
+    agent.asks(update("p", "Project", owner="eve"))
+    scene.turn()
+    agent.hears()
+    refused = agent.asks(create("b"), none("Project", owner="eve"))
+    scene.turn()
+    assert agent.hears() == {refused: (Status.REFUSED, [])}
+
+
+def test_a_request_may_ask_about_more_than_is_remembered_how_often_it_occurs(scene):
+    agent = Agent(scene, "agent")
+    made = agent.asks(create("a"))
+    columns = {"project": "", "type": "development", "status": "created", "parent_task_id": None, "assigned_to": None}
+    others = [
+        none(
+            "Task", priority="low", **{name: columns[name] for place, name in enumerate(columns) if number >> place & 1}
+        )
+        for number in range(2 ** len(columns))
+    ]
+    assert len(others) > VIEWS_MAX
+    refused = agent.asks(create("b"), none("Task", project=""), *others)
+    applied = agent.asks(create("c"), none("Task", project="p"), *others)
+    scene.turn()
+    assert agent.hears() == {
+        made: (Status.APPLIED, ["a"]), refused: (Status.REFUSED, []), applied: (Status.APPLIED, ["c"]),
+    }  # fmt: skip
+
+
+def test_a_commit_that_failed_counts_for_nobody_and_keeps_nothing_back(scene):
+    agent, other = Agent(scene, "agent"), Agent(scene, "other")
+    agent.asks((Op.CREATE.value, "Project", "p", None, {"name": "p", "owner": "ann"}, "", None))
+    agent.asks(create("a", project="p"))
+    scene.turn()
+    scene.steps.disk_full = True
+    full = False
+    while not full:
+        filler = agent.asks(create(f"{len(agent.frames)}", description="x" * 3_000, not_before=NEVER))
+        scene.turn()
+        full = agent.hears()[filler][0] == Status.UNAVAILABLE
+    looked = other.asks(claim(project="nobody's"), none("Project", owner="eve"))  # at projects, and their owners
+    scene.turn()
+    assert other.hears() == {looked: (Status.APPLIED, [])}
+    for mutation in (update("p", "Project", budget_limit=0.0, owner="eve"), create("b", description="x" * 4_000)):
+        agent.asks(mutation)
+    scene.turn()
+    assert [status for status, _ in agent.hears().values()] == [Status.UNAVAILABLE] * 2
+    scene.steps.disk_full = False
+    asked = other.asks(claim(project="p"), none("Project", owner="eve"))
+    scene.turn()
+    assert other.hears() == {asked: (Status.APPLIED, ["a"])}
+
+
+def test_what_a_deleted_task_had_cost_is_there_to_spend_again(scene):
+    agent = Agent(scene, "agent")
+    agent.asks((Op.CREATE.value, "Project", "p", None, {"name": "p", "budget_limit": 3.0}, "", None))
+    agent.asks(create("a", project="p", cost=3.0))
+    agent.asks(create("b", project="p"))
+    scene.turn()
+    agent.hears()
+    in_vain = agent.asks(claim())
+    agent.asks((Op.DELETE.value, "Task", "a", None, None, "", None))
+    asked = agent.asks(claim())
+    scene.turn()
+    heard = agent.hears()
+    assert (heard[in_vain], heard[asked]) == ((Status.APPLIED, []), (Status.APPLIED, ["b"]))
+
+
+@pytest.mark.parametrize("behind", ["a checkpoint", "entries"])
+def test_what_is_to_end_with_another_does_so_behind_a_start_that_nobody_claimed_after(scene, behind):
+    """By a change of one plain field: fewer retries, and what failed is given up."""
+    agent = Agent(scene, "agent")
+    agent.asks(create("a", max_retries=1))
+    agent.asks(claim())
+    agent.asks((Op.FAIL.value, "Task", "a", None, None, "", None), (Guard.CLAIM.value, "Task", "a", 2))
+    agent.asks(create("b", dependencies=["a"], on_dependency_failure="cancel"))
+    scene.turn()
+    assert [status for status, _ in agent.hears().values()] == [Status.APPLIED] * 4
+    if behind == "a checkpoint":
+        scene.limits = msgspec.structs.replace(scene.limits, checkpoint_after_bytes=4 * KIB)
+        scene.next_engine()
+        agent = Agent(scene, "later")
+        while not checkpoint_files(scene.state):
+            agent.asks(create(f"{len(agent.frames)}", description="x" * 3_000))
+            scene.turn()
+            scene.engine.finish_checkpoint()
+    scene.next_engine()
+    assert not scene.engine.writer.state.coordination.boards
+    other = Agent(scene, "other")
+    given_up = other.asks(update("a", max_retries=0))
+    scene.turn()
+    assert other.hears()[given_up][0] == Status.APPLIED
+    kind = scene.engine.writer.state.named("Task")
+    stored = kind.kind.fields_of(kind.schema, scene.engine.writer.state.find(kind, "b").payload)
+    assert stored["status"] == "cancelled"
 
 
 def test_of_what_is_no_task_there_is_no_tree_whatever_is_asked(scene):
