@@ -90,6 +90,22 @@ def test_readers_of_an_engine_that_nobody_follows_are_told_that_it_stopped(memor
     assert not memory.folder.engine_json.exists()
 
 
+def test_of_an_engine_that_never_served_only_its_own_memory_goes(memory):
+    """What others left says to the next start how they ended, and to readers where they are."""
+    memory.left("solewriter-before")
+    memory.left("solewriter-failed", GONE + 1)
+    memory.folder.engine_json.write_bytes(b"{}")
+    remove_orphans(memory.folder, GONE + 1)
+    assert memory.segments() == ["solewriter-before-heap-1", "solewriter-before-root"]
+    assert memory.markers() == ["memory-solewriter-before.json"]
+    assert memory.successor("solewriter-before") == 0
+    assert memory.successor("solewriter-failed") == STOPPED
+    assert memory.folder.engine_json.exists()
+    remove_orphans(memory.folder)
+    assert (memory.segments(), memory.markers()) == ([], [])
+    assert not memory.folder.engine_json.exists()
+
+
 def test_whose_note_is_gone_is_known_by_the_announcement(memory):
     """What served last is named twice."""
     memory.left("solewriter-dead")
