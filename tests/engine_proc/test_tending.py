@@ -1073,6 +1073,22 @@ def test_a_claim_whose_answer_is_forgotten_does_not_wait_any_more(scene):
     assert session.last > asked
 
 
+def test_what_a_forgotten_session_had_used_is_known_to_the_next_engine(scene):
+    """Whoever comes begins behind them. They came with outcomes, which a start installs late."""
+    scene.limits = msgspec.structs.replace(scene.limits, sessions_max=2)
+    scene.next_engine()
+    old, _ = Agent(scene, "old"), Agent(scene, "ann")
+    for number in range(5):
+        last = old.asks(create(f"t{number}"))
+    scene.turn()
+    old.call.close()
+    scene.turn()
+    Agent(scene, "bob")
+    assert scene.engine.server.sessions.forgotten == (False, last)
+    scene.next_engine()
+    assert scene.engine.server.sessions.forgotten == (False, last)
+
+
 def test_who_waits_is_remembered_behind_a_checkpoint_and_forgotten_with_another_client(scene):
     agent = Agent(scene, "agent")
     asked = agent.asks(claim(until_us=later()))
