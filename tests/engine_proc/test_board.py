@@ -209,6 +209,16 @@ def test_views_that_nobody_asks_do_not_grow_with_what_comes_and_goes():
     assert offered(board, wanted({"project": "p"}), "") == ["t"], "it is made again"
 
 
+def test_what_is_to_come_later_does_not_grow_with_its_changes():
+    board = Board(KIND, KIND.schema.defaults, dict[str, Any]().get)
+    for number in range(3 * STALE_MAX):
+        board.denied.add("t")
+        board.note("t", 0, {"not_before": from_us(number + 1)})
+    assert len(board._later) <= STALE_MAX + 2
+    assert board.next_us == 3 * STALE_MAX
+    assert not board.denied, "it is looked at anew"
+
+
 def test_what_a_project_keeps_back_does_not_grow_with_its_changes():
     board = Board(KIND, KIND.schema.defaults, dict[str, Any]().get)
     made = datetime.datetime(2030, 1, 1, tzinfo=datetime.UTC)
