@@ -37,7 +37,7 @@ from solewriter.shared.config import (
     check_limits,
 )
 from solewriter.shared.errors import EngineStartFailed, EngineUnavailable, Locked, MemoryFull, SchemaMismatch
-from solewriter.shared.folder import StateFolder, legible
+from solewriter.shared.folder import StateFolder, legible, runs
 from solewriter.shared.models import Entity
 
 Durability = Literal["power", "process", "memory"]
@@ -356,10 +356,10 @@ class Engine:
             failpoint.reach("restart.launched")
         except _Stopping:
             pass  # the loop ends
-        except Locked as error:
-            self._fail(error)
-        except (EngineStartFailed, OSError) as error:  # OSError: no descriptor or no process to be had just now
+        except (EngineStartFailed, Locked, OSError) as error:  # OSError: no descriptor or no process to be had just now
             self._no_start = str(error)
+            if isinstance(error, Locked) and self._is_served():
+                self._fail(error)  # else whoever holds it may fail to start itself, say
             if isinstance(error, EngineStartFailed):
                 status = getattr(error, "status", None)
                 self._no_room = status == EXIT_NO_ROOM
@@ -368,6 +368,14 @@ class Engine:
             if not self._stopping.is_set():  # or that is why
                 self._say(str(error))  # the loop sees the dead process and backs off
             self._stopping.wait(max(0.0, begun + backoff_s - time.monotonic()))  # if nothing was started that did
+
+    def _is_served(self) -> bool:
+        """Whether an engine serves the folder, of another owner perhaps."""
+        try:
+            where = self.folder.whereabouts()
+        except EngineUnavailable:
+            return False
+        return runs(where.pid, where.start_time)
 
     def _give_up(self, why: str) -> None:
         self._fail(EngineUnavailable(why))

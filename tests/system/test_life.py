@@ -49,9 +49,11 @@ from solewriter import (
 )
 from solewriter.engine_proc import process as processes
 from solewriter.engine_proc.launch import Child, pickled
+from solewriter.engine_proc.lock import Lock
 from solewriter.engine_proc.orders import Orders
 from solewriter.shared.config import SECONDS_MAX
 from solewriter.shared.failpoint import VARIABLE
+from solewriter.shared.folder import StateFolder
 
 
 class Rollout(Entity, columns=("seed",)):
@@ -1019,6 +1021,45 @@ def test_an_engine_whose_next_start_is_refused_leaves_no_memory(state, start_eng
         assert client.update(Task.ref("t"), title="y").version == 2
     engine.stop()
     assert os.listdir(memory) == []
+
+
+def test_a_lock_that_is_held_for_a_moment_ends_no_supervision(state, start_engine, wait_until, capfd):
+    """As by somebody else's start that fails, or by a repair: nobody would serve when it is over."""
+    engine = start_engine(state, limits=Limits(restart_backoff_s=0.2))
+    os.kill(engine.pid, signal.SIGKILL)
+    lock = wait_until(lambda: lock_of(engine.folder), 20, "it is dead, and the next one waits for its time")
+    try:
+        wait_until(lambda: "is owned by pid" in capfd.readouterr().err or engine.failure, 20, "a start meets the lock")
+    finally:
+        lock.release()
+    assert engine.failure is None
+    wait_until(lambda: engine.restarts == 1, 20, "it serves again")
+    with connect(state) as client:
+        client.create(Task(title="x"))
+
+
+def lock_of(folder: StateFolder) -> Lock | None:
+    try:
+        return Lock(folder)
+    except Locked:
+        return None
+
+
+def test_a_folder_that_another_engine_serves_meanwhile_is_left_to_it(state, start_engine, wait_until):
+    first = start_engine(state, limits=Limits(restart_backoff_s=0.5))
+    os.kill(first.pid, signal.SIGKILL)
+    following = wait_until(lambda: first._starting, 20, "the next one is on its way")
+    os.kill(following.pid, signal.SIGSTOP)
+    try:
+        second = start_engine(state)
+    finally:
+        os.kill(following.pid, signal.SIGCONT)
+    with pytest.raises(Locked, match=f"pid {second.pid}"):
+        first.wait()
+    first.stop()
+    with connect(state) as client:
+        client.create(Task(title="x"))
+    assert second.restarts == 0
 
 
 def test_an_engine_that_ends_of_a_write_says_so_and_the_next_one_goes_on(
