@@ -19,6 +19,7 @@ from contextlib import ExitStack, contextmanager
 import cloudpickle
 from pydantic import BaseModel
 
+from solewriter.engine_proc.leftovers import remove_unnamed
 from solewriter.engine_proc.orders import Line, Orders, Ready, Register
 from solewriter.shared.config import POLL_MS_MAX
 from solewriter.shared.errors import EngineStartFailed, EngineUnavailable, Locked
@@ -36,6 +37,7 @@ class Child:
     def __init__(self) -> None:
         self._asking = threading.Lock()
         self._asked = 0
+        self._orders: Orders | None = None
         self._process = self._exec()
         try:
             self.pidfd = os.pidfd_open(self._process.pid)
@@ -61,6 +63,7 @@ class Child:
             raise
 
     def _tell(self, orders: Orders) -> None:
+        self._orders = orders
         try:
             self._line.say(orders)
         except BrokenPipeError:
@@ -145,10 +148,14 @@ class Child:
         self._process.wait()
 
     def close(self) -> None:
-        """Let go of the pipes and the pidfd."""
+        """Let go of the pipes and the pidfd of one that has ended, and of what it left in memory, where nobody else
+        would find it.
+        """
         with self._asking:
             self._line.close()
             os.close(self.pidfd)
+        if (orders := self._orders) is not None:
+            remove_unnamed(orders.folder, orders.limits.memory_dir, orders.prefix)
 
 
 def _pipe(reads: ExitStack, writes: ExitStack) -> tuple[int, int]:

@@ -48,7 +48,7 @@ def remove_old_memory(folder: StateFolder, own_prefix: str, *, but_roots: bool =
     for old in folder.markers():
         if old.prefix == own_prefix or (old.pid != os.getpid() and runs(old.pid, old.start_time)):
             continue
-        _succeed(old, SUPERSEDED)
+        _succeed(old.memory_dir, old.prefix, SUPERSEDED)
         if but_roots:
             remove_segments(old.memory_dir, old.prefix, but_root=True)
         else:
@@ -76,7 +76,7 @@ def remove_orphans(folder: StateFolder, pid: int = 0) -> None:
             if pid and old.pid != pid:
                 stay = True
                 continue
-            _succeed(old, STOPPED)
+            _succeed(old.memory_dir, old.prefix, STOPPED)
             give_back(folder, old)
         if not stay:
             folder.engine_json.unlink(missing_ok=True)
@@ -84,8 +84,18 @@ def remove_orphans(folder: StateFolder, pid: int = 0) -> None:
         lock.release()
 
 
-def _succeed(old: Whereabouts, how: int) -> None:
+def remove_unnamed(folder: StateFolder, memory_dir: str, prefix: str) -> None:
+    """After the end of the engine that had this prefix, by its owner: give its memory back where the folder does not
+    name it any more, as one that was deleted under it. Nobody else would find it.
+    """
+    with suppress(OSError):  # nobody may look there now, say
+        if not folder.marker(prefix).exists():
+            _succeed(memory_dir, prefix, STOPPED)
+            remove_segments(memory_dir, prefix)
+
+
+def _succeed(memory_dir: str, prefix: str, how: int) -> None:
     try:
-        succeed(Segment.attach(segment_path(old.memory_dir, old.prefix, "root"), writable=True), how)
+        succeed(Segment.attach(segment_path(memory_dir, prefix, "root"), writable=True), how)
     except (FileNotFoundError, LayoutMismatch, ValueError):
         pass  # it was never made, or is gone: nobody reads there

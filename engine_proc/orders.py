@@ -16,7 +16,7 @@ import msgspec
 from solewriter.engine_proc.lock import by_name
 from solewriter.shared.config import POLL_MS_MAX, READ_BYTES, Limits
 from solewriter.shared.errors import Locked, in_words
-from solewriter.shared.folder import legible
+from solewriter.shared.folder import StateFolder, legible, new_prefix
 
 M = TypeVar("M")
 _LENGTH_BYTES = 8
@@ -33,6 +33,11 @@ class Orders(msgspec.Struct, frozen=True):
     models: bytes  # cloudpickle of a list of classes
     exact: bytes = b""  # the same as `state`, which cannot say a name that is no UTF-8
     again: bool = False  # in the place of one that died: the state is there, or was taken away
+    prefix: str = msgspec.field(default_factory=new_prefix)  # of its segments: its owner knows what it may leave behind
+
+    @property
+    def folder(self) -> StateFolder:
+        return StateFolder(os.fsdecode(self.exact) or self.state)
 
 
 class Register(msgspec.Struct, frozen=True):

@@ -40,7 +40,7 @@ from solewriter.shared.chain import journal_files, state_id_of
 from solewriter.shared.config import BACKLOG, FIRST_LOOK_S, MEMORY_VERSION
 from solewriter.shared.entry import Life, Private
 from solewriter.shared.errors import EngineUnavailable, Locked, MemoryFull, SolewriterError
-from solewriter.shared.folder import StateFolder, Whereabouts, start_time_of, sync_folder
+from solewriter.shared.folder import Whereabouts, start_time_of, sync_folder
 from solewriter.shared.registry import Kind, Registry
 
 EXIT_FAILED, EXIT_LOCKED, EXIT_REFUSED, EXIT_IO, EXIT_NOT_OWNER, EXIT_NO_ROOM = 1, 3, 4, 5, 6, 7
@@ -53,7 +53,7 @@ class Server:
     def __init__(self, orders: Orders) -> None:
         self.orders = orders
         self.limits = orders.limits
-        self.folder = StateFolder(os.fsdecode(orders.exact) or orders.state)
+        self.folder = orders.folder
         if not orders.again:
             make_folder(self.folder.path)
         self.lock = Lock(self.folder, again=orders.again)
@@ -68,7 +68,7 @@ class Server:
     def recover(self) -> None:
         """Everything that must be true before the first hello."""
         self.journal = self._open_journal()
-        prefix = f"solewriter-{os.urandom(12).hex()}"
+        prefix = self.orders.prefix
         own = Whereabouts(
             MEMORY_VERSION,
             os.getpid(),

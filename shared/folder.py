@@ -31,6 +31,11 @@ PEER = struct.Struct("iII")  # SO_PEERCRED: pid, uid, gid
 PREFIX = re.compile("solewriter-[0-9a-z]+")  # of segments: whatever else a file names is none of ours, and is let be
 
 
+def new_prefix() -> str:
+    """Of the segments of one epoch: nobody else has or guesses it."""
+    return f"solewriter-{os.urandom(12).hex()}"
+
+
 class Whereabouts(msgspec.Struct, frozen=True):
     """Which engine serves a state folder, and where its memory is."""
 

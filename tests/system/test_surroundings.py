@@ -18,7 +18,7 @@ import pytest
 
 from solewriter import Client, Create, EngineUnavailable, Limits, OutcomeUnknown, Task, Update, connect, open_reader
 from solewriter.shared.config import KIB, MIB
-from solewriter.shared.folder import StateFolder
+from solewriter.shared.folder import StateFolder, Whereabouts
 
 SOON_S = 0.2  # as long as an agent waits for another engine
 
@@ -64,10 +64,32 @@ def test_an_engine_whose_folder_is_taken_away_ends_and_begins_no_other(
         connect(state, limits=Limits(connect_timeout_s=SOON_S))
     said = capfd.readouterr().err
     assert ("was deleted or emptied" if killed else "the state folder is gone") in said
-    left = [path.name for path in Path(where.memory_dir).glob(f"{where.prefix}-*")]
-    for name in left:
-        (Path(where.memory_dir) / name).unlink()
-    assert killed or not left, "its memory stayed, and nobody knows its name any more"
+    engine.stop()
+    assert taken_out(where) == [], "its memory stayed, and nobody knows its name any more"
+
+
+def taken_out(where: Whereabouts) -> list[str]:
+    """The segments of an engine, which are gone now: no folder names them to whoever tidies up behind a test."""
+    left = [*Path(where.memory_dir).glob(f"{where.prefix}-*")]
+    for path in left:
+        path.unlink()
+    return [path.name for path in left]
+
+
+def test_a_killed_engines_memory_goes_when_the_next_one_begins_in_a_folder_that_never_named_it(
+    state, start_engine, wait_until, tmp_path
+):
+    """As of a backup that was put in the place of the folder."""
+    engine = start_engine(state)
+    engine.stop()
+    shutil.copytree(state, tmp_path / "backup", ignore=shutil.ignore_patterns("*.sock"))
+    engine.start()
+    where = engine.folder.whereabouts()
+    shutil.rmtree(state)
+    (tmp_path / "backup").rename(state)
+    os.kill(where.pid, signal.SIGKILL)
+    wait_until(lambda: engine.restarts == 1, 20, "the next one serves")
+    assert taken_out(where) == []
 
 
 def test_an_engine_stopped_with_a_file_in_hand_leaves_the_folder_alone_that_took_its_folders_place(
