@@ -166,7 +166,7 @@ class Server:
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, stopping.set)
         self._watch_owner(loop, stopping)
-        self._listen_to_owner(loop, line, writer)
+        self._listen_to_owner(loop, line, writer, stopping)
         bridge.listen(listening)
         freeze_garbage()
         self.state.coordination.making.keeps = True
@@ -241,12 +241,16 @@ class Server:
 
         loop.add_reader(pidfd, owner_died)
 
-    def _listen_to_owner(self, loop: asyncio.AbstractEventLoop, line: Line, writer: SingleWriter) -> None:
+    def _listen_to_owner(
+        self, loop: asyncio.AbstractEventLoop, line: Line, writer: SingleWriter, stopping: asyncio.Event
+    ) -> None:
         """More models may come at any time."""
 
         def heard() -> None:
             if not line.read():
-                loop.remove_reader(line.hears)  # a detached engine outlives its owner
+                loop.remove_reader(line.hears)
+                if self.orders.owner_pid:  # it is gone, or another program by now, in the same process
+                    stopping.set()
             for words in line.messages(Register):
                 task = loop.create_task(self._register(words, line, writer))
                 asking.add(task)

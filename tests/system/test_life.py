@@ -684,6 +684,20 @@ def test_an_owner_that_blocks_signals_has_an_engine_that_hears_them(state):
     assert told_by_owner(state, code) == "ended True\n"
 
 
+def test_an_owner_that_becomes_another_program_is_followed_by_nobodys_engine(state):
+    """As one that starts itself anew when its code changed: its process goes on, and supervises nothing any more."""
+    code = """
+        engine = Engine(sys.argv[1], durability="process").start()
+        signal.alarm(20)
+        following = (
+            "import os, sys; from solewriter import Engine; print(os.waitpid(int(sys.argv[2]), 0)[1])\\n"
+            "with Engine(sys.argv[1], durability='process') as engine: print(engine.restarts)"
+        )
+        os.execv(sys.executable, [sys.executable, "-P", "-c", following, sys.argv[1], str(engine.pid)])
+    """
+    assert told_by_owner(state, code) == "0\n0\n"
+
+
 def test_an_owner_that_ignores_its_children_has_an_engine_that_waits_for_its_own(state):
     """What is ignored passes through exec, too: the engine would take every end of a maker of checkpoints for a good
     one.
