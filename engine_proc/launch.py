@@ -178,6 +178,23 @@ def _beyond_standard(fd: int) -> int:
         os.close(fd)
 
 
+def current_folder() -> str:
+    """Empty where it was deleted."""
+    try:
+        return os.getcwd()
+    except FileNotFoundError:
+        return ""
+
+
+def import_path(home: str) -> list[bytes]:
+    """Where the owner looks for modules. What is relative there is so to `home`: by the next start the owner may have
+    gone to another folder, or its own may be deleted.
+    """
+    base = os.fsencode(home)
+    paths = [os.path.join(base, os.fsencode(path or "")) for path in sys.path]
+    return [path for path in paths if os.path.isabs(path)]
+
+
 def pickled(models: Sequence[type[Entity]]) -> bytes:
     """The owner's classes for the engine, with those of their fields: by name from modules that it can import, by value
     from all others.

@@ -20,7 +20,7 @@ from typing import Literal, Self
 
 import msgspec
 
-from solewriter.engine_proc.launch import Child, pickled
+from solewriter.engine_proc.launch import Child, current_folder, import_path, pickled
 from solewriter.engine_proc.leftovers import remove_orphans as remove_orphans  # who sees off an engine needs it, too
 from solewriter.engine_proc.listed import by_kind
 from solewriter.engine_proc.orders import Orders
@@ -79,6 +79,7 @@ class Engine:
         self.durability = durability
         self.detach = detach
         self.replace_hung = replace_hung
+        self._home = current_folder()
         self._models = by_kind(models, twins=False)  # what cannot be stored is found here, in the owner's traceback
         self.restarts = 0
         self.hung = False
@@ -233,7 +234,7 @@ class Engine:
             durability=self.durability,
             limits=self.limits,
             owner_pid=0 if self.detach else os.getpid(),
-            sys_path=[os.fsencode(path or os.getcwd()) for path in sys.path],
+            sys_path=import_path(self._home),
             models=pickled(list(self._models.values())),
             exact=os.fsencode(self.state),
             again=backoff_s is not None,

@@ -848,6 +848,40 @@ def test_an_owners_path_may_have_entries_that_are_no_text(state, start_engine, t
         assert client.create(note(text="x")).version == 1
 
 
+def test_an_owner_may_go_to_another_folder_before_the_next_engine_imports_its_models(state, tmp_path):
+    """What it found by a path that is relative, the first engine found, too."""
+    (tmp_path / "src").mkdir()
+    (tmp_path / "src" / "noted.py").write_text("from solewriter import Entity\nclass Note(Entity): text: str\n")
+    code = f"""
+        os.chdir({str(tmp_path)!r})
+        sys.path.insert(0, "src")
+        from noted import Note
+        with Engine(sys.argv[1], durability="process", models=[Note], limits=Limits(restarts_max=1)) as engine:
+            os.chdir("/")
+            os.kill(engine.pid, signal.SIGKILL)
+            with connect(sys.argv[1]) as client:
+                print(client.create(Note(text="x")).version)
+    """
+    assert told_by_owner(state, code) == "1\n"
+
+
+def test_an_owner_whose_own_folder_is_deleted_starts_the_next_engine(state, tmp_path):
+    """It is on the path of a notebook, and of what is run by `-c`."""
+    code = f"""
+        sys.path.insert(0, "")
+        os.mkdir({str(tmp_path / "gone")!r})
+        os.chdir({str(tmp_path / "gone")!r})
+        with Engine(sys.argv[1], durability="process", limits=Limits(restarts_max=1)) as engine:
+            os.rmdir({str(tmp_path / "gone")!r})
+            os.kill(engine.pid, signal.SIGKILL)
+            with connect(sys.argv[1]) as client:
+                print(client.create(Task(title="x")).version)
+        with Engine(sys.argv[1]) as engine, connect(sys.argv[1]) as client:
+            print(client.create(Task(title="x")).version)
+    """
+    assert told_by_owner(state, code) == "1\n1\n"
+
+
 def test_a_failed_start_leaves_no_descriptor(state, start_engine, wait_until):
     engine = start_engine(state)
     orders = Orders(
