@@ -37,7 +37,7 @@ from solewriter.shared.config import (
     check_limits,
 )
 from solewriter.shared.errors import EngineStartFailed, EngineUnavailable, Locked, MemoryFull, SchemaMismatch
-from solewriter.shared.folder import StateFolder, legible, runs
+from solewriter.shared.folder import StateFolder, legible
 from solewriter.shared.models import Entity
 
 Durability = Literal["power", "process", "memory"]
@@ -81,6 +81,8 @@ class Engine:
         self.replace_hung = replace_hung
         self._home = current_folder()
         self._models = by_kind(models, twins=False)  # what cannot be stored is found here, in the owner's traceback
+        self._known = self._models  # but those that no engine has taken so far
+        self._registering = threading.Lock()
         self.restarts = 0
         self.hung = False
         self.failure: EngineUnavailable | None = None
@@ -114,6 +116,7 @@ class Engine:
             if self._child is not None:
                 raise RuntimeError("this engine was started already")
             self._stopping.clear()
+            self._models = self._known
             self.failure, self._no_room, self._no_start, self._owner = None, False, "", os.getpid()
             try:
                 self._launch()
@@ -137,8 +140,12 @@ class Engine:
         them. Raises TypeError for a model that cannot be stored, SchemaMismatch for one that the engine cannot load
         or that does not fit what is stored, MemoryFull or EngineUnavailable if it has no room or cannot be asked.
         """
-        before = self._models
-        self._models = {**before, **by_kind(models)}  # first, so that an engine which dies now comes back with them
+        with self._registering:
+            self._register(models)
+
+    def _register(self, models: tuple[type[Entity], ...]) -> None:
+        before, new = self._models, by_kind(models)
+        self._models = {**before, **new}  # first, so that an engine which dies now comes back with them
         deadline = time.monotonic() + self.limits.start_timeout_s
         answer = None
         while answer is None:
@@ -153,6 +160,7 @@ class Engine:
             if (not_now := _NOT_NOW.get(answer.error)) is not None:
                 raise not_now(why)
             raise SchemaMismatch(why, kind=", ".join(model.kind_name for model in models))
+        self._known, self._models = {**self._known, **new}, {**self._models, **new}
 
     def stop(self) -> None:
         """Drain and end: what was accepted is finished, what was not is told so. Harmless when stopped before, and in a
@@ -359,24 +367,17 @@ class Engine:
             pass  # the loop ends
         except (EngineStartFailed, Locked, OSError) as error:  # OSError: no descriptor or no process to be had just now
             self._no_start = str(error)
-            if isinstance(error, Locked) and self._is_served():
+            if isinstance(error, Locked) and self.folder.is_served:
                 self._fail(error)  # else whoever holds it may fail to start itself, say
             if isinstance(error, EngineStartFailed):
                 status = getattr(error, "status", None)
                 self._no_room = status == EXIT_NO_ROOM
-                if status in NEVER_RESTART:
+                if status in NEVER_RESTART and self._models == self._known:
                     self._fail(error)
+                self._models = self._known  # what no engine has taken may be why
             if not self._stopping.is_set():  # or that is why
                 self._say(str(error))  # the loop sees the dead process and backs off
             self._stopping.wait(max(0.0, begun + backoff_s - time.monotonic()))  # if nothing was started that did
-
-    def _is_served(self) -> bool:
-        """Whether an engine serves the folder, of another owner perhaps."""
-        try:
-            where = self.folder.whereabouts()
-        except EngineUnavailable:
-            return False
-        return runs(where.pid, where.start_time)
 
     def _give_up(self, why: str) -> None:
         self._fail(EngineUnavailable(why))

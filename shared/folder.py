@@ -70,6 +70,15 @@ class StateFolder:
         except UNDECODABLE as error:
             raise EngineUnavailable(f"{self.engine_json} cannot be read ({error}): restart the engine") from error
 
+    @property
+    def is_served(self) -> bool:
+        """Whether an engine serves now."""
+        try:
+            where = self.whereabouts()
+        except EngineUnavailable:
+            return False
+        return runs(where.pid, where.start_time)
+
     def unserved(self, error: Exception) -> EngineUnavailable:
         """What is told where nobody answers. That nobody listens is said in words: errno has none for it."""
         if not isinstance(error, (FileNotFoundError, NotADirectoryError, ConnectionRefusedError)):

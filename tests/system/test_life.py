@@ -285,6 +285,75 @@ def test_an_answer_that_came_too_late_is_not_taken_for_the_next_ones(state, star
         assert client.create(Rollout(seed=1)).version == 1
 
 
+@pytest.mark.parametrize("why", ["does not fit", "cannot be imported"])
+def test_a_model_that_was_refused_too_late_keeps_no_next_engine_from_its_start(
+    state, start_engine, wait_until, tmp_path, monkeypatch, why
+):
+    """Nobody heard the answer: it may be known, so the next one is given it, and serves without where that fails."""
+    engine = start_engine(state, models=[Rollout], limits=Limits(request_timeout_s=0.1, restart_backoff_s=0.005))
+    with connect(state) as client:
+        run = client.create(Rollout(seed=1, id="r"))
+        os.kill(engine.pid, signal.SIGSTOP)
+        with pytest.raises(EngineUnavailable, match="may or may not be known"):
+            engine.register(unwanted(why, tmp_path, monkeypatch))
+        os.kill(engine.pid, signal.SIGKILL)
+        wait_until(lambda: engine.restarts == 1 or engine.failure, 20, "the next one serves")
+        assert engine.failure is None
+        assert client.update(run, score=1.0).version == 2
+
+
+@pytest.mark.parametrize("why", ["does not fit", "cannot be imported"])
+def test_a_model_that_no_engine_takes_is_refused_though_one_dies_of_the_question(
+    state, start_engine, wait_until, tmp_path, monkeypatch, why
+):
+    engine = start_engine(state, models=[Rollout], limits=Limits(restart_backoff_s=0.005))
+    with connect(state) as client, ThreadPoolExecutor(1) as beside:
+        run = client.create(Rollout(seed=1, id="r"))
+        os.kill(engine.pid, signal.SIGSTOP)
+        asking = beside.submit(engine.register, unwanted(why, tmp_path, monkeypatch))
+        wait_until(lambda: engine._child._asked, 20, "it is asked")
+        os.kill(engine.pid, signal.SIGKILL)
+        with pytest.raises(SchemaMismatch):
+            asking.result(60)
+        assert client.update(run, score=1.0).version == 2
+
+
+def unwanted(why: str, tmp_path: Path, monkeypatch) -> type[Entity]:
+    if why == "does not fit":
+
+        class Other(Entity, kind="Rollout"):
+            seed: str
+
+        return Other
+    code = f"import os\nfrom solewriter import Entity\nif os.getpid() != {os.getpid()}:\n    raise ImportError('no')\n"
+    (tmp_path / "unwilling.py").write_text(f"{code}class Gone(Entity):\n    x: int = 0\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.delitem(sys.modules, "unwilling", raising=False)
+    return importlib.import_module("unwilling").Gone
+
+
+def test_models_registered_by_several_threads_are_all_known_behind_a_restart(
+    state, start_engine, wait_until, tmp_path, monkeypatch
+):
+    """Also where one of them is refused meanwhile."""
+    engine = start_engine(state)
+    os.kill(engine.pid, signal.SIGSTOP)
+    wrong = unwanted("cannot be imported", tmp_path, monkeypatch)
+    with ThreadPoolExecutor(2) as beside:
+        first = beside.submit(engine.register, wrong)
+        wait_until(lambda: engine._child._asked, 20, "it is asked")
+        second = beside.submit(engine.register, Rollout)
+        wait_until(lambda: second.running(), 20, "the other one, too")
+        os.kill(engine.pid, signal.SIGCONT)
+        with pytest.raises(SchemaMismatch):
+            first.result(60)
+        second.result(60)
+    os.kill(engine.pid, signal.SIGKILL)
+    wait_until(lambda: engine.restarts == 1, 20, "a restart")
+    with connect(state) as client:
+        client.create(Rollout(seed=1))
+
+
 def test_registering_while_agents_write_disturbs_nobody(engine, client):
     def write() -> None:
         with connect(engine.state) as other:
