@@ -140,6 +140,8 @@ class Engine:
         them. Raises TypeError for a model that cannot be stored, SchemaMismatch for one that the engine cannot load
         or that does not fit what is stored, MemoryFull or EngineUnavailable if it has no room or cannot be asked.
         """
+        if self._owner not in (0, os.getpid()):
+            raise EngineUnavailable(f"the engine of {self.state} belongs to the parent process: register there")
         with self._registering:
             self._register(models)
 

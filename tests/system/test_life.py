@@ -1244,6 +1244,25 @@ def test_a_forked_child_stops_nothing(state):
     assert told_by_owner(state, code) == "7 True\n"
 
 
+def test_a_forked_child_registers_nothing(state):
+    """Its owner would not know of it, and the next engine would be without."""
+    code = """
+        from solewriter import EngineUnavailable
+        with Engine(sys.argv[1], durability="process") as engine:
+            child = os.fork()
+            if child == 0:
+                try:
+                    engine.register(Task)
+                except EngineUnavailable as error:
+                    os.write(1, f"{error}\\n".encode())
+                os._exit(7)
+            print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+    """
+    assert re.fullmatch(
+        "the engine of .* belongs to the parent process: register there\n7\n", told_by_owner(state, code)
+    )
+
+
 def test_an_engine_that_is_killed_at_its_start_says_how_it_ended(state, start_engine, monkeypatch):
     monkeypatch.setenv(VARIABLE, "recover.published:kill")
     with pytest.raises(EngineStartFailed, match="status -9"):
