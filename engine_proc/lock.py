@@ -8,7 +8,7 @@ import re
 from pathlib import Path
 
 from solewriter.shared.errors import EngineUnavailable, Locked
-from solewriter.shared.folder import StateFolder, lasting_file
+from solewriter.shared.folder import StateFolder, lasting_file, naming
 
 BY_DESCRIPTOR = re.compile(r"/proc/self/fd/\d+")
 PID_DIGITS = 10  # more than any pid has: what was there before is written over
@@ -26,11 +26,15 @@ class Lock:
                 raise
             raise EngineUnavailable(f"{folder.path} was deleted or emptied: no other state is begun") from None
         try:
-            fcntl.flock(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
+            with naming(folder.lock):
+                fcntl.flock(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
             holder = os.pread(self._fd, 200, 0).decode(errors="replace").strip() or "another process"
             os.close(self._fd)
             raise Locked(f"{folder.path} is owned by {holder}: stop that engine first", holder=holder) from None
+        except BaseException:  # of a file system that knows no locks, say
+            os.close(self._fd)
+            raise
         self.folder_fd = -1
         try:
             os.pwrite(self._fd, f"pid {os.getpid():<{PID_DIGITS}}".encode(), 0)  # in place: a full disk has room for it

@@ -9,6 +9,7 @@ import math
 import os
 import re
 import resource
+import shutil
 import signal
 import subprocess
 import sys
@@ -1177,6 +1178,23 @@ def test_a_folder_that_another_engine_serves_meanwhile_is_left_to_it(state, star
     with connect(state) as client:
         client.create(Task(title="x"))
     assert second.restarts == 0
+
+
+@pytest.mark.skipif(shutil.which("strace") is None, reason="strace is not installed")
+def test_a_file_system_without_locks_is_no_other_engine(tmp_path):
+    code = """
+        import sys
+        from solewriter.engine_proc.lock import Lock
+        from solewriter.shared.folder import StateFolder
+        try:
+            Lock(StateFolder(sys.argv[1]))
+        except Exception as error:
+            print(type(error).__name__, error)
+    """
+    inject = ["-e", "trace=flock", "-e", "inject=flock:error=ENOLCK"]
+    command = ["strace", "-f", "-o", os.devnull, *inject, sys.executable, "-P", "-c", textwrap.dedent(code), tmp_path]
+    told = subprocess.run(command, capture_output=True, text=True, timeout=60).stdout
+    assert told == f"OSError [Errno 37] No locks available: '{tmp_path}/lock'\n"
 
 
 def test_an_engine_that_ends_of_a_write_says_so_and_the_next_one_goes_on(
