@@ -222,6 +222,7 @@ class Engine:
             child.begin(partial(self._orders, backoff_s))
             self._become(child)
         except BaseException:
+            child.kill()  # it may serve already, where Ctrl-C comes behind `begin`
             if backoff_s is None:  # else the next one finds it
                 remove_orphans(self.folder, child.pid)
             raise

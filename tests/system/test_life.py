@@ -1243,6 +1243,21 @@ def test_an_engine_that_nobody_can_supervise_does_not_serve(state):
     assert told_by_owner(state, code) == "can't start new thread\n1\n"
 
 
+def test_a_start_interrupted_when_the_engine_serves_already_leaves_none(state, start_engine, at_step):
+    """Nobody would know of it, and it would keep the folder."""
+    engine = Engine(state, durability="process")
+    steps, names = 0, list[str]()
+    while not any(name.startswith("_become") for name in names):
+        steps += 1
+        with at_step(steps, interrupt, processes) as names, pytest.raises(KeyboardInterrupt):
+            engine.start()
+    start_engine(state).stop()
+
+
+def interrupt() -> None:
+    raise KeyboardInterrupt
+
+
 def test_a_forked_child_stops_nothing(state):
     """It leaves a `with` by an exit of its own; the engine is its parent's, also while none serves."""
     code = """
