@@ -154,7 +154,7 @@ class Tending:
         """
         lost = occasion.lost
         if lost is None:
-            lost = self._lost(turn, occasion)
+            lost = occasion.lost = self._lost(turn, occasion)  # kept: silence is told once, and this may have to wait
         done, until = 0, time.monotonic() + self._serve_s
         for lease, why in lost[: self._served_max]:
             if why != GONE or lease.session not in self._bridge.connected():  # or it came back meanwhile

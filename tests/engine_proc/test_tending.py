@@ -409,6 +409,19 @@ def test_what_was_being_made_when_a_commit_failed_is_made_anew(scene, many):
     assert many.hears() == {again: (Status.APPLIED, [])}
 
 
+def test_who_was_silent_for_too_long_loses_what_it_had_though_that_takes_a_look_at_all_tasks_first(scene, many):
+    """What depends on them may have to be cancelled with them."""
+    many.asks(create("dependent", dependencies=["t0"], on_dependency_failure="cancel"))
+    gone = Agent(scene, "gone")
+    for _ in range(2):
+        gone.asks(claim(lease_us=FAR_US))
+    scene.turn()
+    assert len(held(scene)) == 2
+    scene.engine.writer.state.coordination.dropped()  # as where a newer class is registered
+    gone.call.close()
+    poll(lambda: scene.turn() or not held(scene))
+
+
 def count_told(scene: Scene) -> list[Any]:
     """The turns of all that is decided for those who wait, one of each time."""
     told, turns = scene.engine.writer.tending._told, list[Any]()
