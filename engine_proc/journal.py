@@ -15,13 +15,14 @@ import errno
 import os
 import time
 from collections.abc import Callable, Iterator
-from concurrent.futures import Executor, Future, ThreadPoolExecutor
+from concurrent.futures import Executor, Future
 from itertools import pairwise
 from pathlib import Path
 from typing import NamedTuple, Protocol
 
 from solewriter.engine_proc.ahead import FULL, FilesAhead, fill, with_room
 from solewriter.engine_proc.replay import Missing, Replay, Tail
+from solewriter.engine_proc.tuning import thread_beside
 from solewriter.shared import entry as entries
 from solewriter.shared import failpoint
 from solewriter.shared.chain import first_of, journal_files, newest_whole
@@ -144,7 +145,7 @@ class FileJournal:
         self.state_id = state_id
         self._power = power
         self._beside = beside
-        self._syncer = ThreadPoolExecutor(1, "journal-sync")  # never waits behind the zero-filling
+        self._syncer = thread_beside("journal-sync")  # never waits behind the zero-filling
         self._sync_s = 0.0  # that a sync may take: the slowest one of late
         self._file_bytes = JOURNAL_FILE_BYTES_FIRST
         self._file_bytes_max = limits.journal_file_bytes

@@ -10,7 +10,6 @@ import signal
 import socket
 import sys
 import time
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import cloudpickle
@@ -33,7 +32,7 @@ from solewriter.engine_proc.recovery import Recovery
 from solewriter.engine_proc.replay import check_empty, last_noted
 from solewriter.engine_proc.sessions import ENGINE, Sessions
 from solewriter.engine_proc.state import State
-from solewriter.engine_proc.tuning import freeze_garbage, limit_data, raise_descriptor_limit
+from solewriter.engine_proc.tuning import freeze_garbage, limit_data, raise_descriptor_limit, thread_beside
 from solewriter.shared import failpoint, wire
 from solewriter.shared import life as lives
 from solewriter.shared.chain import journal_files, state_id_of
@@ -57,8 +56,8 @@ class Server:
         if not orders.again:
             make_folder(self.folder.path)
         self.lock = Lock(self.folder, again=orders.again)
-        self.beside, self.waiter = ThreadPoolExecutor(1, "ahead"), ThreadPoolExecutor(1, "checkpoint")
-        self.growing = ThreadPoolExecutor(1, "memory")  # by itself: a turn may wait for it, and not for zeros on disk
+        self.beside, self.waiter = thread_beside("ahead"), thread_beside("checkpoint")
+        self.growing = thread_beside("memory")  # by itself: a turn may wait for it, and not for zeros on disk
         self.maker = Maker(self.lock.folder_fd)
         sys.path += [path for path in map(os.fsdecode, orders.sys_path) if path not in sys.path]
         self.registry = Registry(cloudpickle.loads(orders.models))

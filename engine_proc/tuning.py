@@ -1,4 +1,4 @@
-"""What the engine asks of the interpreter and of the kernel for its own process: garbage, bytes, descriptors."""
+"""What the engine asks of the interpreter and the kernel for its own process: garbage, bytes, descriptors, threads."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import errno
 import gc
 import os
 import resource
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from solewriter.shared.config import BACKLOG, DESCRIPTORS_EACH, DESCRIPTORS_KEPT, KIB
@@ -47,3 +48,12 @@ def check_descriptors_left(agents: int, wanted: int = 0) -> None:
     few = bound < DESCRIPTORS_EACH * (agents + BACKLOG)
     if few and len(os.listdir("/proc/self/fd")) + wanted > bound - kept:
         raise OSError(errno.EMFILE, f"too many open files: all but {kept}, which are for the engine")
+
+
+def thread_beside(name: str) -> ThreadPoolExecutor:
+    """One thread for what is done beside the loop. It begins now: where agents take all that a user may have, there is
+    none to be had by the time when it is needed, which may be behind a commit.
+    """
+    made = ThreadPoolExecutor(1, name)
+    made.submit(int)
+    return made

@@ -374,6 +374,28 @@ def test_an_engine_without_descriptors_says_so_and_serves_those_it_has(
     assert "files" in "".join(said)
 
 
+def test_an_engine_needs_no_more_threads_than_it_has_at_its_start(state, start_engine, wait_until):
+    """Who takes all threads that a user may have takes none of these: that bound does not count for root's processes,
+    so here they are counted.
+    """
+    limits = Limits(heap_segment_bytes_first=64 * KIB, checkpoint_after_bytes=128 * KIB)
+    engine = start_engine(state, durability="power", limits=limits)
+
+    def threads() -> list[str]:
+        return sorted(os.listdir(f"/proc/{engine.pid}/task"))
+
+    at_first = threads()
+    with connect(state) as client:
+        made = count()
+
+        def more() -> list[Path]:
+            client.create(Task(title=f"{next(made)}", description="x" * 16 * KIB))
+            return [*state.glob("checkpoint-*[0-9]")]
+
+        wait_until(more, 30, "a checkpoint")
+    assert threads() == at_first
+
+
 def test_agents_that_take_all_descriptors_leave_the_engine_those_that_it_needs(state, start_engine, wait_until, capfd):
     """For the journal's next files, another segment and a checkpoint: what it could not open would be its end."""
     limits = Limits(journal_file_bytes=64 * KIB, checkpoint_after_bytes=256 * KIB, heap_segment_bytes_first=1 * MIB)
