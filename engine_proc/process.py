@@ -11,7 +11,6 @@ import signal
 import sys
 import threading
 import time
-from collections import deque
 from collections.abc import Iterable
 from functools import partial
 from pathlib import Path
@@ -20,6 +19,7 @@ from typing import Literal, Self
 
 import msgspec
 
+from solewriter.engine_proc.backoff import Backoff
 from solewriter.engine_proc.launch import Child, current_folder, import_path, pickled
 from solewriter.engine_proc.leftovers import remove_orphans as remove_orphans  # who sees off an engine needs it, too
 from solewriter.engine_proc.listed import by_kind
@@ -30,7 +30,6 @@ from solewriter.engine_proc.server import EXIT_NO_ROOM, NEVER_RESTART
 from solewriter.shared import failpoint
 from solewriter.shared.config import (
     DEFAULT_LIMITS,
-    DOUBLINGS_MAX,
     DURABILITIES,
     STOP_MARGIN_S,
     Limits,
@@ -285,7 +284,7 @@ class Engine:
 
     def _keep_serving(self) -> None:
         """Wait for the process; start it again when it died, within a budget and ever more slowly."""
-        recent: deque[float] = deque()
+        backoff = Backoff(self.limits)
         while (child := self._child) is not None:
             status = self._watched(child)
             if self._stopping.is_set():
@@ -296,33 +295,17 @@ class Engine:
             if status in NEVER_RESTART and not self._died_deciding(child):
                 self._give_up(f"the engine ended with status {status}: it would not help to start it again")
                 return
-            backoff_s = self._backoff_s(recent)
+            # Behind a start that found no room none is counted: when there will be some, nobody knows.
+            backoff_s = self.limits.restart_backoff_max_s if self._no_room else backoff.next_s(time.monotonic())
             if backoff_s is None:
                 window_s = self.limits.restart_window_s
                 why = f". The last start: {self._no_start}" if self._no_start else ""
-                self._give_up(f"the engine died {len(recent)} times in {window_s:.0f} s: given up{why}")
+                self._give_up(f"the engine died {backoff.starts} times in {window_s:.0f} s: given up{why}")
                 return
-            self._restart(backoff_s)
-            if self.failure is not None:
+            if not self._restart(backoff_s):
                 return
             if self._stopping.is_set() and self._child is not None:
                 self._child.signal(signal.SIGTERM)  # `stop` was called while it started, and told the one before
-
-    def _backoff_s(self, recent: deque[float]) -> float | None:
-        """How long the next start waits, which counts as one of the recent ones; None where these are too many. Behind
-        one that found no room it does not count: when there will be some, nobody knows.
-        """
-        if self._no_room:
-            return self.limits.restart_backoff_max_s
-        now = time.monotonic()
-        while recent and now - recent[0] > self.limits.restart_window_s:
-            recent.popleft()
-        if len(recent) >= self.limits.restarts_max:
-            return None
-        doublings = min(max(0, len(recent) - 1), DOUBLINGS_MAX)
-        backoff_s: float = self.limits.restart_backoff_s * 2**doublings
-        recent.append(now)
-        return min(backoff_s, self.limits.restart_backoff_max_s)
 
     def _was_drained(self, child: Child) -> bool:
         """Whether it gave its memory back, as one does that was told to end: a model can exit with status 0, too."""
@@ -359,8 +342,12 @@ class Engine:
             self._say(f"the engine (pid {child.pid}) is replaced")
             child.kill()
 
-    def _restart(self, backoff_s: float) -> None:
+    def _restart(self, backoff_s: float) -> bool:
+        """Whether another process serves, or one may after the next try. If not, the owner may have started one itself
+        by the time when this returns.
+        """
         failpoint.reach("restart.begin")
+        refused = False
         begun, self._no_room, self._no_start = time.monotonic(), False, ""
         try:
             self._launch(backoff_s=backoff_s)
@@ -370,17 +357,19 @@ class Engine:
             pass  # the loop ends
         except (EngineStartFailed, Locked, OSError) as error:  # OSError: no descriptor or no process to be had just now
             self._no_start = str(error)
-            if isinstance(error, Locked) and self.folder.is_served:
-                self._fail(error)  # else whoever holds it may fail to start itself, say
-            if isinstance(error, EngineStartFailed):
+            if isinstance(error, Locked):
+                refused = self.folder.is_served  # else whoever holds it may fail to start itself, say
+            elif isinstance(error, EngineStartFailed):
                 status = getattr(error, "status", None)
                 self._no_room = status == EXIT_NO_ROOM
-                if status in NEVER_RESTART and self._models == self._known:
-                    self._fail(error)
+                refused = status in NEVER_RESTART and self._models == self._known
                 self._models = self._known  # what no engine has taken may be why
+            if refused and not isinstance(error, OSError):
+                self._fail(error)
             if not self._stopping.is_set():  # or that is why
                 self._say(str(error))  # the loop sees the dead process and backs off
             self._stopping.wait(max(0.0, begun + backoff_s - time.monotonic()))  # if nothing was started that did
+        return not refused
 
     def _give_up(self, why: str) -> None:
         self._fail(EngineUnavailable(why))

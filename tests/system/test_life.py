@@ -1197,6 +1197,37 @@ def test_a_file_system_without_locks_is_no_other_engine(tmp_path):
     assert told == f"OSError [Errno 37] No locks available: '{tmp_path}/lock'\n"
 
 
+def test_an_engine_that_is_started_anew_has_one_supervisor(state, start_engine, wait_until, monkeypatch):
+    """Also where the one before is still about to say why it gave up."""
+    engine = start_engine(state, limits=Limits(restart_backoff_s=0.005))
+
+    class Slow(io.StringIO):
+        def write(self, text: str) -> int:
+            serves.wait(20)
+            return len(text)
+
+    serves = threading.Event()
+
+    def supervisors() -> int:
+        return sum(thread.name == "solewriter-supervisor" for thread in threading.enumerate())
+
+    os.kill(engine.pid, signal.SIGSTOP)
+    (path,) = state.glob("journal-*.log")
+    sound = path.read_bytes()
+    path.write_bytes(sound[:100])
+    monkeypatch.setattr(sys, "stderr", Slow())
+    os.kill(engine.pid, signal.SIGKILL)
+    wait_until(lambda: engine.failure, 20, "the next start is refused")
+    path.write_bytes(sound)
+    engine.start()
+    serves.set()
+    wait_until(lambda: supervisors() == 1, 5, "the first one to end")
+    pid = engine.pid
+    os.kill(pid, signal.SIGKILL)
+    wait_until(lambda: engine.restarts == 1 and engine.pid != pid, 20, "the next engine")
+    assert engine.failure is None
+
+
 def test_an_engine_that_ends_of_a_write_says_so_and_the_next_one_goes_on(
     state, start_engine, wait_until, monkeypatch, capfd
 ):
