@@ -24,6 +24,7 @@ from solewriter.shared.folder import lasting_file, new_file, sync_folder
 
 ZEROS = bytes(256 * KIB)
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+SCARCE = (errno.EMFILE, errno.ENFILE)
 T = TypeVar("T")
 
 
@@ -45,7 +46,8 @@ class Names:
             try:
                 sync_folder(self._folder)
             except OSError as error:
-                self.failure = error
+                if error.errno not in SCARCE:  # for want of a descriptor the kernel was not asked
+                    self.failure = error
                 raise
 
     def check(self) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import errno
 import os
+import resource
 import shutil
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from pathlib import Path
@@ -356,6 +357,18 @@ def test_where_a_sync_of_names_failed_no_later_one_is_believed_and_nothing_more_
         assert "Input/output error" in log[0]
         with pytest.raises(OSError, match="Input/output error"):
             grow(journal, 1)
+
+
+def test_where_there_was_no_descriptor_to_sync_names_by_the_next_sync_is_as_good(journal):
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (0, hard))
+    try:
+        with pytest.raises(OSError, match="Too many open files"):
+            journal.sync_names()
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    grow(journal, 1)
+    journal.sync_names()
 
 
 def fail_once_for(patch, folder):
