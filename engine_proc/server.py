@@ -61,6 +61,7 @@ class Server:
         self.maker = Maker(self.lock.folder_fd)
         sys.path += [path for path in map(os.fsdecode, orders.sys_path) if path not in sys.path]
         self.registry = Registry(cloudpickle.loads(orders.models))
+        self._own: Whereabouts | None = None  # once there may be memory of this epoch
 
     # --- recovery ----------------------------------------------------------------------------------------------------
 
@@ -68,7 +69,7 @@ class Server:
         """Everything that must be true before the first hello."""
         self.journal = self._open_journal()
         prefix = self.orders.prefix
-        own = Whereabouts(
+        own = self._own = Whereabouts(
             MEMORY_VERSION,
             os.getpid(),
             start_time_of(os.getpid()),
@@ -297,11 +298,10 @@ class Server:
             pass  # whoever started this process is gone, and so is its terminal
 
     def abandon(self) -> None:
-        """After a start that failed: no memory of this epoch stays."""
+        """After a start that failed: no memory of this epoch stays, also where the folder is gone that says so."""
         self.growing.shutdown(cancel_futures=True)
-        for own in self.folder.markers():
-            if own.pid == os.getpid():
-                leftovers.give_back(self.folder, own)
+        if self._own is not None:
+            leftovers.give_back(self.folder, self._own)
 
     def close(self) -> None:
         """After a clean end: nothing of this epoch stays in memory."""

@@ -16,7 +16,19 @@ from pathlib import Path
 
 import pytest
 
-from solewriter import Client, Create, EngineUnavailable, Limits, OutcomeUnknown, Task, Update, connect, open_reader
+from solewriter import (
+    Client,
+    Create,
+    Engine,
+    EngineStartFailed,
+    EngineUnavailable,
+    Limits,
+    OutcomeUnknown,
+    Task,
+    Update,
+    connect,
+    open_reader,
+)
 from solewriter.shared.config import KIB, MIB
 from solewriter.shared.folder import StateFolder, Whereabouts
 
@@ -90,6 +102,25 @@ def test_a_killed_engines_memory_goes_when_the_next_one_begins_in_a_folder_that_
     os.kill(where.pid, signal.SIGKILL)
     wait_until(lambda: engine.restarts == 1, 20, "the next one serves")
     assert taken_out(where) == []
+
+
+def test_an_engine_whose_folder_is_taken_away_while_it_starts_leaves_no_memory(
+    state, wait_until, tmp_path, monkeypatch, is_stopped
+):
+    """Nobody would ever find it."""
+    memory = tmp_path / "memory"
+    memory.mkdir()
+    monkeypatch.setenv("SOLEWRITER_FAILPOINT", "recover.published:stop")
+    engine = Engine(state, limits=Limits(memory_dir=str(memory)))
+    with ThreadPoolExecutor(1) as beside:
+        starting = beside.submit(engine.start)
+        wait_until(lambda: engine._starting is not None and is_stopped(engine._starting.pid), 20, "it has memory")
+        assert os.listdir(memory)
+        shutil.rmtree(state)
+        os.kill(engine._starting.pid, signal.SIGCONT)
+        with pytest.raises(EngineStartFailed, match="No such file"):
+            starting.result(20)
+    assert os.listdir(memory) == []
 
 
 def test_an_engine_stopped_with_a_file_in_hand_leaves_the_folder_alone_that_took_its_folders_place(
