@@ -62,8 +62,11 @@ def test_asking_changes_nothing_in_the_folder(state, start_engine):
 AS_NOBODY = textwrap.dedent(
     """
     import os, sys
-    from solewriter.agents import status
-    from solewriter.agents.cli import describing, main
+    from solewriter.agents.cli import main
+    try:
+        main.app(["status", "nowhere"])
+    except SystemExit:
+        pass  # all is imported: nobody else may be able to read where this is installed
     os.setgroups([]); os.setgid(65534); os.setuid(65534)
     os.stat(sys.argv[1])  # it comes as far as there
     main.app(["status", sys.argv[1]])
