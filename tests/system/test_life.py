@@ -17,7 +17,7 @@ import textwrap
 import threading
 import time
 import types
-from collections import Counter, deque
+from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -49,6 +49,7 @@ from solewriter import (
     open_reader,
 )
 from solewriter.engine_proc import process as processes
+from solewriter.engine_proc.backoff import Backoff
 from solewriter.engine_proc.launch import Child, pickled
 from solewriter.engine_proc.lock import Lock
 from solewriter.engine_proc.orders import Orders
@@ -982,20 +983,13 @@ def test_a_reader_that_saw_nothing_of_the_last_engine_does_not_go_back_to_the_on
         assert reader.get(Task, task.id) == after
 
 
-def test_an_engine_that_may_die_for_ever_waits_no_longer_after_a_thousand_deaths(state):
-    """A back-off that doubles each time is soon no number any more."""
-    patient = Limits(restarts_max=10_000, restart_window_s=1e9, restart_backoff_max_s=2)
-    engine, now = Engine(state, limits=patient), time.monotonic()
-    assert engine._backoff_s(deque([now] * 5_000)) == 2
-
-
 def test_a_supervisor_that_fails_says_so_to_whoever_waits(state, start_engine, monkeypatch):
     engine = start_engine(state)
 
     def unforeseen(*_: object) -> float:
         raise ArithmeticError("a bug")
 
-    monkeypatch.setattr(engine, "_backoff_s", unforeseen)
+    monkeypatch.setattr(Backoff, "next_s", unforeseen)
     monkeypatch.setattr(threading, "excepthook", lambda _: None)
     os.kill(engine.pid, signal.SIGKILL)
     with pytest.raises(EngineUnavailable, match="a bug"):

@@ -154,8 +154,8 @@ def test_put_can_be_run_again_and_compares_what_was_read(client):
 @pytest.mark.usefixtures("shared_engine")
 def test_the_traceback_of_a_refusal_that_is_asked_for_again_does_not_grow(client):
     """Nor does what it holds: a frame for each time, with all that is in it."""
-    client.create(Task(title="x", id="again"))
-    reply = client.submit(Create(Task(title="x", id="again")))
+    task = client.create(Task(title="x"))
+    reply = client.submit(Create(Task(title="x", id=task.id)))
     lengths = set()
     for _ in range(3):
         with pytest.raises(AlreadyExists) as refused:
