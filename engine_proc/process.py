@@ -91,7 +91,8 @@ class Engine:
         self._owner = 0  # the process that started it: a forked child of that one has a copy of this object
         self._changed = threading.Condition()  # another child, or none any more
         self._stopping = threading.Event()
-        self._supervisor: threading.Thread | None = None
+        # Set when a supervisor ended. Its thread is not joined: one that Ctrl-C finds in there says that it ended.
+        self._unsupervised: threading.Event | None = None
         self._no_room = False  # the last start failed for want of it, on disk or in memory
         self._no_start = ""  # why the last one failed, if it did
 
@@ -124,8 +125,9 @@ class Engine:
                     raise
                 raise EngineUnavailable(f"the engine of {self.state} was stopped while it started") from None
             try:
-                self._supervisor = threading.Thread(target=self._supervise, name="solewriter-supervisor", daemon=True)
-                self._supervisor.start()
+                self._unsupervised = threading.Event()
+                supervise = partial(self._supervise, self._unsupervised)
+                threading.Thread(target=supervise, name="solewriter-supervisor", daemon=True).start()
             except BaseException:  # there is no thread to be had: it would lock the folder, and die for good
                 self._end_unsupervised()
                 raise
@@ -182,12 +184,12 @@ class Engine:
             return
         if not child.ended:
             child.signal(signal.SIGTERM)
-        if self._supervisor is not None:
-            self._supervisor.join(self.limits.drain_timeout_s + STOP_MARGIN_S)
-            if self._supervisor.is_alive() and self.replace_hung and not Pulse(self.folder, child.pid).look()[1]:
+        if (ended := self._unsupervised) is not None:
+            ended.wait(self.limits.drain_timeout_s + STOP_MARGIN_S)
+            if not ended.is_set() and self.replace_hung and not Pulse(self.folder, child.pid).look()[1]:
                 child.kill()  # it hangs, in nobody's hands: that was to be its end anyway
-                self._supervisor.join(STOP_MARGIN_S)
-            if self._supervisor.is_alive():
+                ended.wait(STOP_MARGIN_S)
+            if not ended.is_set():
                 raise EngineUnavailable(
                     f"the engine (pid {child.pid}) does not end: look at its state before you kill it"
                 )
@@ -195,9 +197,11 @@ class Engine:
         remove_orphans(self.folder)
 
     def wait(self) -> None:
-        """Block until the engine ended for good. Raises the reason if it was given up."""
-        if self._supervisor is not None:
-            self._supervisor.join()
+        """Block until the engine ended for good. Raises the reason if it was given up. At once in a forked child of its
+        owner.
+        """
+        if (ended := self._unsupervised) is not None and os.getpid() == self._owner:
+            ended.wait()
         if self.failure is not None:
             raise self.failure.with_traceback(None)  # which would grow each time
 
@@ -230,7 +234,7 @@ class Engine:
 
     def _end_unsupervised(self) -> None:
         self._stopping.set()
-        self._supervisor = None
+        self._unsupervised = None
         if self._child is not None:
             self._child.kill()
         self._become(None)
@@ -274,13 +278,15 @@ class Engine:
 
     # --- supervision -------------------------------------------------------------------------------------------------
 
-    def _supervise(self) -> None:
+    def _supervise(self, ended: threading.Event) -> None:
         """A thread that ended unseen would leave an engine that nobody starts again, and nobody knows of."""
         try:
             self._keep_serving()
         except BaseException as error:
             self._give_up(f"the engine is not supervised any more: {error!r}")
             raise
+        finally:
+            ended.set()
 
     def _keep_serving(self) -> None:
         """Wait for the process; start it again when it died, within a budget and ever more slowly."""

@@ -1191,6 +1191,35 @@ def test_a_file_system_without_locks_is_no_other_engine(tmp_path):
     assert told == f"OSError [Errno 37] No locks available: '{tmp_path}/lock'\n"
 
 
+def test_an_owner_that_is_interrupted_while_it_waits_sees_its_engine_end(state, start_engine, wait_until):
+    """Ctrl-C is how most programs that wait for their engine are ended: behind `stop` the folder is free."""
+    engine = start_engine(state)
+    pid, owner = engine.pid, threading.get_ident()
+
+    def waits() -> bool:
+        frame = sys._current_frames()[owner]
+        while frame is not None and frame.f_code is not Engine.wait.__code__:
+            frame = frame.f_back
+        return frame is not None
+
+    def interrupt() -> None:
+        wait_until(waits, 20, "the owner waits")
+        os.kill(pid, signal.SIGSTOP)  # so that it cannot end before `stop` returns too early
+        signal.pthread_kill(owner, signal.SIGINT)
+        wait_until(engine._stopping.is_set, 20, "the owner stops it")
+        os.kill(pid, signal.SIGCONT)
+
+    interrupting = threading.Thread(target=interrupt)
+    interrupting.start()
+    with pytest.raises(KeyboardInterrupt):
+        engine.wait()
+    engine.stop()
+    there = engine.folder.engine_json.exists()
+    interrupting.join()
+    assert not there
+    start_engine(state)
+
+
 def test_an_engine_that_is_started_anew_has_one_supervisor(state, start_engine, wait_until, monkeypatch):
     """Also where the one before is still about to say why it gave up."""
     engine = start_engine(state, limits=Limits(restart_backoff_s=0.005))
