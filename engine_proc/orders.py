@@ -15,7 +15,7 @@ import msgspec
 
 from solewriter.engine_proc.lock import by_name
 from solewriter.shared.config import POLL_MS_MAX, READ_BYTES, Limits
-from solewriter.shared.errors import Locked, in_words
+from solewriter.shared.errors import Locked, named, said_by
 from solewriter.shared.folder import StateFolder, legible, new_prefix
 
 M = TypeVar("M")
@@ -54,8 +54,12 @@ class Ready(msgspec.Struct, frozen=True):
     number: int = 0  # of the Register that this answers
     error: str = ""
     message: str = ""
-    words: str = ""  # both, if there is a message
     holder: str = ""  # of the lock, where that is why
+
+    @property
+    def words(self) -> str:
+        """The error and its message."""
+        return named(self.error, self.message)
 
 
 def refused(error: BaseException, number: int = 0) -> Ready:
@@ -65,8 +69,7 @@ def refused(error: BaseException, number: int = 0) -> Ready:
         ok=False,
         number=number,
         error=type(error).__name__,
-        message=legible(by_name(str(error))),
-        words=legible(by_name(in_words(error))),
+        message=legible(by_name(said_by(error))),
         holder=legible(holder),
     )
 

@@ -281,13 +281,20 @@ of their own.
 # --- in words ---------------------------------------------------------------------------------------------------------
 
 
+def said_by(error: BaseException) -> str:
+    """What an error of whatever kind says; nothing, where it is one of a user's own which cannot say it."""
+    try:
+        return str(error)
+    except Exception:
+        return ""
+
+
 def in_words(error: BaseException) -> str:
     """The name of an error of whatever kind, and what it says, if it says anything."""
-    try:
-        said = str(error)
-    except Exception:  # of a user's own, which cannot say it
-        said = ""
-    name = type(error).__name__
+    return named(type(error).__name__, said_by(error))
+
+
+def named(name: str, said: str) -> str:
     return f"{name}: {said}" if said else name
 
 

@@ -235,11 +235,18 @@ def test_a_model_that_the_engine_cannot_load_is_refused_and_not_kept(engine, cli
     assert client.create(Rollout(seed=1)).version == 1
 
 
-@pytest.mark.parametrize(("line", "told"), [("assert not True", "AssertionError"), ("{}['size']", "KeyError: 'size'")])
+@pytest.mark.parametrize(
+    ("line", "told"),
+    [
+        ("assert not True", "AssertionError"),
+        ("{}['size']", "KeyError: 'size'"),
+        ("raise type('Mute', (Exception,), {'__str__': lambda self: 1 / 0})", "Mute"),
+    ],
+)
 def test_what_a_module_raised_in_the_engine_is_told_by_its_name_and_its_words(
     state, start_engine, tmp_path, monkeypatch, line, told
 ):
-    """An assertion has no words, and of a KeyError they are a name alone."""
+    """An assertion has no words, of a KeyError they are a name alone, and one of a user's own may not come to any."""
     code = f"import os\nfrom solewriter import Entity\nif os.getpid() != {os.getpid()}:\n    {line}\n"
     (tmp_path / "failing.py").write_text(f"{code}class Gone(Entity):\n    x: int = 0\n")
     monkeypatch.syspath_prepend(str(tmp_path))
