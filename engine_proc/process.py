@@ -353,7 +353,7 @@ class Engine:
         by the time when this returns.
         """
         failpoint.reach("restart.begin")
-        refused = False
+        final: EngineUnavailable | None = None
         begun, self._no_room, self._no_start = time.monotonic(), False, ""
         try:
             self._launch(backoff_s=backoff_s)
@@ -363,19 +363,20 @@ class Engine:
             pass  # the loop ends
         except (EngineStartFailed, Locked, OSError) as error:  # OSError: no descriptor or no process to be had just now
             self._no_start = str(error)
-            if isinstance(error, Locked):
-                refused = self.folder.is_served  # else whoever holds it may fail to start itself, say
-            elif isinstance(error, EngineStartFailed):
+            if isinstance(error, Locked) and self.folder.is_served:
+                final = error  # else whoever holds it may fail to start itself, say
+            if isinstance(error, EngineStartFailed):
                 status = getattr(error, "status", None)
                 self._no_room = status == EXIT_NO_ROOM
-                refused = status in NEVER_RESTART and self._models == self._known
+                if status in NEVER_RESTART and self._models == self._known:
+                    final = error
                 self._models = self._known  # what no engine has taken may be why
-            if refused and not isinstance(error, OSError):
-                self._fail(error)
+            if final is not None:
+                self._fail(final)
             if not self._stopping.is_set():  # or that is why
                 self._say(str(error))  # the loop sees the dead process and backs off
             self._stopping.wait(max(0.0, begun + backoff_s - time.monotonic()))  # if nothing was started that did
-        return not refused
+        return final is None
 
     def _give_up(self, why: str) -> None:
         self._fail(EngineUnavailable(why))
