@@ -198,18 +198,23 @@ def test_what_waits_is_decided_once_whoever_dies(scene):
         assert waiting.hears() == {asked: (Status.APPLIED, ["a"]), behind: (Status.APPLIED, ["x"])}
 
 
-@pytest.mark.parametrize("resumes", [False, True])
-def test_a_claim_that_a_full_disk_undoes_can_be_asked_again(scene, resumes):
-    agent = Agent(scene, "agent")
-    agent.asks(create("a"))
-    scene.turn()
-    agent.hears()
+def fill_disk(scene, agent):
+    """No request finds room from now on."""
     scene.steps.disk_full = True
     full = False
     while not full:
         filler = agent.asks(create(f"{len(agent.frames)}", description="x" * 3_000, not_before=NEVER))
         scene.turn()
         full = agent.hears()[filler][0] == Status.UNAVAILABLE
+
+
+@pytest.mark.parametrize("resumes", [False, True])
+def test_a_claim_that_a_full_disk_undoes_can_be_asked_again(scene, resumes):
+    agent = Agent(scene, "agent")
+    agent.asks(create("a"))
+    scene.turn()
+    agent.hears()
+    fill_disk(scene, agent)
     asked = agent.asks(claim(reason="x" * 4_000))  # for which there is no more room than for the last one
     scene.turn()
     assert agent.hears()[asked][0] == Status.UNAVAILABLE
@@ -910,12 +915,7 @@ def test_a_commit_that_failed_counts_for_nobody_and_keeps_nothing_back(scene):
     agent.asks((Op.CREATE.value, "Project", "p", None, {"name": "p", "owner": "ann"}, "", None))
     agent.asks(create("a", project="p"))
     scene.turn()
-    scene.steps.disk_full = True
-    full = False
-    while not full:
-        filler = agent.asks(create(f"{len(agent.frames)}", description="x" * 3_000, not_before=NEVER))
-        scene.turn()
-        full = agent.hears()[filler][0] == Status.UNAVAILABLE
+    fill_disk(scene, agent)
     looked = other.asks(claim(project="nobody's"), none("Project", owner="eve"))  # at projects, and their owners
     scene.turn()
     assert other.hears() == {looked: (Status.APPLIED, [])}
