@@ -1,5 +1,5 @@
 """`Requests`: what every verb of the client that blocks comes to. Mutations become plain data, an `Exchange` carries it
-and the answers, and answers become replies. `aio_requesting` has the same as coroutines.
+and the answers, and answers become replies. `aio.requesting` has the same as coroutines.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The verbs of coordination, for the client that blocks. `aio_verbs` has the same as coroutines."""
+"""The verbs of coordination, for the client that blocks. `aio.verbs` has the same as coroutines."""
 
 from __future__ import annotations
 

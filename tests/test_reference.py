@@ -34,7 +34,7 @@ from solewriter import (
     aio,
     errors,
 )
-from solewriter.agents.aio_watch import AioWatch
+from solewriter.agents.aio.watch import AioWatch
 from solewriter.agents.looking import Looking
 from solewriter.agents.transaction import Transaction
 from solewriter.shared.mutations import FROM_TARGET

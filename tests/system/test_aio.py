@@ -50,8 +50,8 @@ from solewriter import (
     connect,
     open_reader,
 )
-from solewriter.agents import aio_exchange
-from solewriter.agents.aio_watch import AioWatch
+from solewriter.agents.aio import exchange as aio_exchange
+from solewriter.agents.aio.watch import AioWatch
 from solewriter.agents.requesting import Requests
 from solewriter.agents.verbs import Verbs
 from solewriter.shared import handshake

@@ -1529,7 +1529,7 @@ def test_what_could_not_be_given_back_when_it_was_cancelled_is_given_back_with_t
 
 
 def test_a_cancelled_coroutine_that_closes_its_client_leaves_no_claim_behind(engine, client, limits, monkeypatch):
-    monkeypatch.setattr("solewriter.agents.aio_requesting.GIVE_BACK_S", 20)  # on a busy machine, too
+    monkeypatch.setattr("solewriter.agents.aio.requesting.GIVE_BACK_S", 20)  # on a busy machine, too
     make(client, task("a"))
 
     async def agent(connected: asyncio.Event) -> None:

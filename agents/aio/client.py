@@ -1,14 +1,4 @@
-"""asyncio for agents and readers: `from solewriter import aio`. The verbs of `Client` and `Reader`, as coroutines.
-
-async with aio.connect(state, name="me") as client:
-    task = await client.create(Task(title="first"))
-    async with client.transaction() as tx:
-        tx.update(task, priority="high")
-
-A shell over the same session, answers and memory; the lane is an `AioExchange`. A cancelled call raises CancelledError,
-caused by OutcomeUnknown with the id of its request if that was sent: the request stays on its way, the client goes on,
-and `outcome` tells how it ended. On asyncio's own loop and on uvloop.
-"""
+"""`AioClient`: the agent of asyncio. The verbs of `Client`, as coroutines, over the same session and answers."""
 
 from __future__ import annotations
 
@@ -18,10 +8,9 @@ import time
 from collections.abc import Awaitable, Callable, Mapping
 from typing import Any, TypeVar, overload
 
-from solewriter.agents.aio_opening import Opening
-from solewriter.agents.aio_reader import AioReader, open_reader
-from solewriter.agents.aio_transaction import AioTransaction
-from solewriter.agents.aio_verbs import AioVerbs
+from solewriter.agents.aio.opening import Opening
+from solewriter.agents.aio.transaction import AioTransaction
+from solewriter.agents.aio.verbs import AioVerbs
 from solewriter.agents.conflicts import conditional
 from solewriter.agents.difference import difference, newer
 from solewriter.agents.snapshot import Plain
@@ -31,8 +20,6 @@ from solewriter.shared.models import Entity, Ref
 from solewriter.shared.mutations import FROM_TARGET, Cancel, Create, Delete, Expect, Put, Transition, Update
 from solewriter.shared.taskform import model_of, together
 from solewriter.shared.where import Where
-
-__all__ = ["AioClient", "AioReader", "AioTransaction", "connect", "open_reader"]
 
 E = TypeVar("E", bound=Entity)
 T = TypeVar("T")

@@ -18,8 +18,8 @@ from itertools import islice
 from types import TracebackType
 from typing import Self, TypeVar
 
-from solewriter.agents.aio_exchange import AioExchange
-from solewriter.agents.aio_reader import AioReader, Memory
+from solewriter.agents.aio.exchange import AioExchange
+from solewriter.agents.aio.reader import AioReader, Memory
 from solewriter.agents.answers import Answers, Outcome, entities_of, entity_or_error
 from solewriter.agents.asker import Asker
 from solewriter.agents.conflicts import judged

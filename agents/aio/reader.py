@@ -16,9 +16,9 @@ from itertools import islice
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal, Self, TypeVar, overload
 
-from solewriter.agents.aio_home import Home
-from solewriter.agents.aio_opening import Opening
-from solewriter.agents.aio_sleeper import Sleeper
+from solewriter.agents.aio.home import Home
+from solewriter.agents.aio.opening import Opening
+from solewriter.agents.aio.sleeper import Sleeper
 from solewriter.agents.deadline import check_patience
 from solewriter.agents.looking import check_revision
 from solewriter.agents.reader import Reader
@@ -31,7 +31,7 @@ from solewriter.shared.models import Entity, name_of
 from solewriter.shared.registry import Registry
 
 if TYPE_CHECKING:
-    from solewriter.agents.aio_watch import AioWatch
+    from solewriter.agents.aio.watch import AioWatch
     from solewriter.agents.change import Change
     from solewriter.agents.travel import Difference
     from solewriter.agents.watch import Resync
@@ -242,7 +242,7 @@ class AioReader:
         """Every change behind revision `since` (default: from now on), in order: `async for change in
         reader.watch(...)`. As `Reader.watch` otherwise.
         """
-        from solewriter.agents.aio_watch import AioWatch
+        from solewriter.agents.aio.watch import AioWatch
 
         self._home.check()
         return AioWatch(self, kind, since, where, timeout_s, resync)

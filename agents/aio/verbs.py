@@ -7,7 +7,7 @@ from collections.abc import AsyncIterator, Mapping
 from functools import partial
 from typing import Any, TypeVar
 
-from solewriter.agents.aio_requesting import AioRequests
+from solewriter.agents.aio.requesting import AioRequests
 from solewriter.agents.conflicts import conditional
 from solewriter.agents.readiness import WORK_PATIENCE_S, is_anything_left
 from solewriter.agents.verbs import claiming

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Self
 from solewriter.agents.transaction import Gathering
 
 if TYPE_CHECKING:
-    from solewriter.agents.aio import AioClient
+    from solewriter.agents.aio.client import AioClient
 
 
 class AioTransaction(Gathering):

@@ -8,13 +8,13 @@ import asyncio
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Generic, Self
 
-from solewriter.agents.aio_reader import Patience
+from solewriter.agents.aio.reader import Patience
 from solewriter.agents.deadline import check_patience
 from solewriter.agents.decoding import Model
 from solewriter.agents.watch import Brought, Watch, taken_note_of
 
 if TYPE_CHECKING:
-    from solewriter.agents.aio_reader import AioReader
+    from solewriter.agents.aio.reader import AioReader
     from solewriter.shared.where import Where
 
 

@@ -17,9 +17,9 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 
-from solewriter.agents.aio_greeting import Greeting
-from solewriter.agents.aio_home import Home, call_if_there, wake
-from solewriter.agents.aio_line import Line, Turn
+from solewriter.agents.aio.greeting import Greeting
+from solewriter.agents.aio.home import Home, call_if_there, wake
+from solewriter.agents.aio.line import Line, Turn
 from solewriter.agents.deadline import due_s, not_sent
 from solewriter.agents.pace import Pace
 from solewriter.agents.pending import Pending, Sent, name_request, outcome_unknown
