@@ -75,16 +75,13 @@ class Answers:
 
     def reply(self, pending: Pending) -> Reply:
         """What a finished request was told; a refusal or failure is in it as a value."""
+        told = pending.reply
+        if told is not None and told.status == Status.APPLIED:
+            named = pending.given_id or (pending.session, pending.sequence)
+            return self._applied(named, pending.epoch, told.revision, told.detail)
         error = error_of(pending)
-        if error is not None:
-            return self._failed(pending.request_id, pending.reply.revision if pending.reply else 0, error)
-        assert pending.reply is not None
-        return self._applied(
-            pending.given_id or (pending.session, pending.sequence),
-            pending.epoch,
-            pending.reply.revision,
-            pending.reply.detail,
-        )
+        assert error is not None, "a request is applied, or there is a reason why not"
+        return self._failed(pending.request_id, told.revision if told else 0, error)
 
     def refused(self, error: Refused) -> Reply:
         """For a request that was refused before it was sent."""

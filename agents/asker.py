@@ -73,19 +73,19 @@ class Asker:
     def _shown(self, taken: Iterable[PlainRequest | Refused]) -> list[PlainRequest]:
         """Those that are sent, with what is held of what they are about."""
         requests = [request for request in taken if not isinstance(request, Refused)]
-        for request in requests:
-            self._tokens.show(request)
+        self._tokens.show(requests)
         return requests
 
     def _sent_in_place(
         self,
-        taken: Iterable[PlainRequest | Refused],
+        taken: Sequence[PlainRequest | Refused],
         requests: Sequence[PlainRequest],
         sent: Sequence[Sent],
     ) -> list[Sent]:
         """What became of those that were sent, each where it was taken."""
-        for one, request in zip(sent, requests, strict=True):
-            self._tokens.sent(one, request)
+        self._tokens.sent(sent, requests)
+        if len(requests) == len(taken):
+            return list(sent)
         following = iter(sent)
         return [request if isinstance(request, Refused) else next(following) for request in taken]
 

@@ -66,14 +66,14 @@ class Requests(Asker):
         due_us = deadline_us(deadline_s)
         request = wireform.plain_request(mutations, guards, request_id, self._registry, self._limits, due_us)
         self._answers.check_classes(request, mutations)
-        self._tokens.show(request)
+        self._tokens.show([request])
         deadline = self._deadline(timeout_s)
         sent: Sent | None = None
         try:
             (sent,) = self._exchange.send([request], deadline, wait_for_room=wait_for_room)
             if isinstance(sent, RequestTooLarge):
                 raise sent
-            self._tokens.sent(sent, request)
+            self._tokens.sent([sent], [request])
             reply = self._told(sent, deadline)
             if isinstance(reply.error, OutcomeUnknown):
                 raise reply.error  # as it is at a time-out
@@ -134,14 +134,15 @@ class Requests(Asker):
         """What became of it. Ctrl-C says so as a cancelled coroutine does: its cause names the request."""
         try:
             while not isinstance(sent, Refused):
-                self._exchange.wait(sent, deadline)
+                if sent.reply is None:
+                    self._exchange.wait(sent, deadline)
                 reply = self._answers.reply(sent)
                 self._tokens.told(sent, reply)
                 if reply.error is None or not sent.is_back:
                     return reply
                 claim = sent.claim  # goes on waiting, behind the others
                 (sent,) = self._exchange.send([claim], deadline)
-                self._tokens.sent(sent, claim)
+                self._tokens.sent([sent], [claim])
             return self._answers.refused(sent)
         except KeyboardInterrupt as interrupted:
             name_request(interrupted, [sent])

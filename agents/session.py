@@ -305,20 +305,24 @@ class AgentSession:
                 self._answer(reply)
 
     def _answer(self, reply: PlainReply) -> None:
-        frames, place = self._frames, reply.sequence & 0xFF
-        nth = (reply.sequence >> 8) - frames[0].number if frames else -1  # their numbers are consecutive
+        sequence, status, _, detail = reply
+        frames, place = self._frames, sequence & 0xFF
+        nth = (sequence >> 8) - frames[0].number if frames else -1  # their numbers are consecutive
         if not 0 <= nth < len(frames):
             return  # answered before, on an earlier lane
         frame = frames[nth]
-        whole_frame = reply.status == Status.REFUSED and "whole_frame" in reply.detail[2]
+        whole_frame = status == Status.REFUSED and "whole_frame" in detail[2]
         for pending in frame.pendings if whole_frame else frame.pendings[place : place + 1]:
             if pending.reply is None and pending.error is None:
                 pending.epoch = self._epoch
                 pending.end(reply, None)
                 frame.open -= 1
                 self.in_flight -= 1
-                self.waiting -= pending.waits
-        if not frame.open and frame is not frames[0]:
+                if pending.waits:
+                    self.waiting -= 1
+        if frame.open:
+            return
+        if frame is not frames[0]:
             self._spend(frame)
         while frames and not frames[0].open:
             self._forget_first()

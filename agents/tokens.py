@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import threading
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 from solewriter.agents.answers import Outcome
@@ -22,7 +22,8 @@ from solewriter.shared.wireform import PlainMutation, PlainRequest
 Key = tuple[str, str]  # kind, id
 CLAIM, SHOWN = Op.CLAIM.value, Guard.CLAIM.value
 GIVING_BACK = frozenset({Op.COMPLETE.value, Op.FAIL.value, Op.RELEASE.value, Op.DELETE.value, Op.CANCEL.value})
-TELLING = GIVING_BACK | {CLAIM}  # the reply to these says who holds what
+CLAIMING = frozenset({CLAIM})
+TELLING = GIVING_BACK | CLAIMING  # the reply to these says who holds what
 
 
 class Tokens:
@@ -67,25 +68,31 @@ class Tokens:
         held = self._held.get((kind, id))
         return None if held is None else held[0]
 
-    def show(self, request: PlainRequest) -> None:
-        """Add to a request what this client holds of what it is about, before its own conditions: who lost a claim is
-        told that first.
+    def show(self, requests: Iterable[PlainRequest]) -> None:
+        """Add to each request what this client holds of what it is about, before its own conditions: who lost a claim
+        is told that first.
         """
         if not self._held:
             return
-        held = {mutation[1:3]: self.holds(*mutation[1:3]) for mutation in request[0]}
-        request[1][:0] = [(SHOWN, *key, token) for key, token in held.items() if token is not None]
+        for mutations, guards, _, _ in requests:
+            held = {mutation[1:3]: self.holds(*mutation[1:3]) for mutation in mutations}
+            guards[:0] = [(SHOWN, *key, token) for key, token in held.items() if token is not None]
 
-    def sent(self, sent: Sent, request: PlainRequest) -> None:
-        """It is on its way, or could not be sent."""
+    def sent(self, sent: Sequence[Sent], requests: Sequence[PlainRequest]) -> None:
+        """They are on their way, or could not be sent."""
+        telling = TELLING if self._held else CLAIMING
+        for one, request in zip(sent, requests, strict=True):
+            for mutation in request[0]:
+                if mutation[0] in telling:
+                    self._note(one, request)
+                    break
+
+    def _note(self, sent: Sent, request: PlainRequest) -> None:
         if isinstance(sent, Refused):
             return
-        for mutation in request[0]:
-            if mutation[0] == CLAIM or (self._held and mutation[0] in TELLING):
-                self._asked[sent] = request
-                if len(self._asked) > ASKED_MAX:
-                    self._asked.pop(next(iter(self._asked), sent), None)
-                return
+        self._asked[sent] = request
+        if len(self._asked) > ASKED_MAX:
+            self._asked.pop(next(iter(self._asked), sent), None)
 
     def resolved(self, outcome: Outcome) -> None:
         """What became of a request whose answer did not come."""
@@ -96,8 +103,10 @@ class Tokens:
 
     def told(self, sent: Pending | None, reply: Reply) -> None:
         """What it came to."""
-        request = self._asked.pop(sent, None) if sent is not None and self._asked else None
         error: Any = reply.error
+        if error is None and not self._asked:
+            return
+        request = self._asked.pop(sent, None) if sent is not None else None
         if isinstance(error, Fenced) and "id" in error.details:
             self._lose((error.details["kind"], error.details["id"]), error.details.get("token"))
         if sent is None or request is None or error is not None:

@@ -121,7 +121,7 @@ class Verbs(Requests):
                     request = self._giving_back(kind, result, "its claim was interrupted")
                     deadline = self._deadline(GIVE_BACK_S)
                     (sent,) = self._exchange.send([request], deadline)
-                    self._tokens.sent(sent, request)
+                    self._tokens.sent([sent], [request])
                     if isinstance(error := self._told(sent, deadline).error, Unavailable):
                         raise error
             except Unavailable:

@@ -23,13 +23,13 @@ def refused(
 ) -> Outcome:
     """Of a request that was decided, and changed nothing."""
     failpoint.reach("decide.refused")
-    return Outcome(session, sequence, Status.REFUSED.value, turn.revision, to_wire(error), request_id, digest)
+    return Outcome(session, sequence, Status.REFUSED, turn.revision, to_wire(error), request_id, digest)
 
 
 def unavailable(turn: Turn, session: int, sequence: int, error: Unavailable) -> Outcome:
     """Of one that could not be decided just now: to be told, and not to be noted."""
     detail: tuple[str, str, dict[str, Any]] = type(error).__name__, str(error), {}
-    return Outcome(session, sequence, Status.UNAVAILABLE.value, turn.revision, detail)
+    return Outcome(session, sequence, Status.UNAVAILABLE, turn.revision, detail)
 
 
 def told_again(turn: Turn, session: int, sequence: int, known: Outcome) -> Outcome:

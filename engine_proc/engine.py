@@ -12,7 +12,7 @@ import os
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
-from typing import Any, Final
+from typing import Any
 
 from solewriter.engine_proc import asking
 from solewriter.engine_proc.asking import Answer
@@ -45,8 +45,6 @@ from solewriter.shared.errors import (
 )
 from solewriter.shared.request_ids import session_number
 from solewriter.shared.wire import Status
-
-_APPLIED: Final = Status.APPLIED.value
 
 STOPPED: tuple[str, str, dict[str, Any]] = (
     "EngineUnavailable", "the engine stopped before it took this request: it was not applied", {},
@@ -307,7 +305,7 @@ class SingleWriter:
                 self._coordination.written(turn, draft, steps)
                 if draft.claimed and lane is not None:
                     self.tending.claimed(lane)
-            outcome = Outcome(number, sequence, _APPLIED, turn.revision, told(touched), request_id, digest)
+            outcome = Outcome(number, sequence, Status.APPLIED, turn.revision, told(touched), request_id, digest)
         except Refused as error:
             outcome = asking.refused(turn, number, sequence, error, request_id, digest)
         except Overtime:

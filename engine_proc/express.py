@@ -31,7 +31,6 @@ from solewriter.shared.wire import Status
 from solewriter.shared.wireform import PlainRequest
 
 _UPDATE: Final = Op.UPDATE.value
-_APPLIED: Final = Status.APPLIED.value
 _WHOLE: Final = Flags.FIRST | Flags.LAST
 
 Begin = Callable[[int, int], None]
@@ -69,7 +68,7 @@ class Express:
                 written = update(turn, request, session, sequence, self._heap, limits.entity_bytes_max, begin)
                 if written is None:
                     break
-                outcome = Outcome(number, sequence, _APPLIED, turn.revision, written)
+                outcome = Outcome(number, sequence, Status.APPLIED, turn.revision, written)
                 turn.outcomes.append(outcome)
             except Refused as error:
                 outcome = asking.refused(turn, number, sequence, error)

@@ -31,8 +31,8 @@ ENGINE_ID = "engine"  # the client id of the engine's own requests
 ENGINE = session_number(ENGINE_ID)
 
 
-def _of_nobody(status: Status, name: str, message: str) -> Outcome:
-    return Outcome(0, 0, status.value, 0, (name, message, {}))
+def _of_nobody(status: int, name: str, message: str) -> Outcome:
+    return Outcome(0, 0, status, 0, (name, message, {}))
 
 
 FORGOTTEN = _of_nobody(Status.UNAVAILABLE, "Forgotten", "this outcome is older than the engine remembers")

@@ -15,8 +15,7 @@ import copyreg
 import io
 import pickle
 import struct
-from enum import IntEnum
-from typing import Any, ClassVar, NamedTuple, NoReturn
+from typing import Any, ClassVar, Final, NamedTuple, NoReturn
 
 import msgspec
 
@@ -28,14 +27,14 @@ _REPLY_LENGTH = struct.Struct("<I")
 REPLY_HEADER_BYTES = _REPLY_LENGTH.size
 
 
-class Status(IntEnum):
-    """How a request ended."""
+class Status:
+    """How a request ended. Plain ints: they are compared with for every reply."""
 
-    APPLIED = 0  # detail: [(version, address, kind, id) of each mutation's entity]
-    REFUSED = 1  # detail: (error name, message, details)
-    UNAVAILABLE = 2  # the same; not an outcome: asking again later can end otherwise
-    ANSWER = 3  # detail: what `outcome` found: None, or (status, revision, detail)
-    FENCED = 4  # not an answer to one request: another client took over this session, the lane is closed
+    APPLIED: Final = 0  # detail: [(version, address, kind, id) of each mutation's entity]
+    REFUSED: Final = 1  # detail: (error name, message, details)
+    UNAVAILABLE: Final = 2  # the same; not an outcome: asking again later can end otherwise
+    ANSWER: Final = 3  # detail: what `outcome` found: None, or (status, revision, detail)
+    FENCED: Final = 4  # not an answer to one request: another client took over this session, the lane is closed
 
 
 class PlainReply(NamedTuple):

@@ -185,12 +185,12 @@ class AioRequests(Asker):
         """Send one request, wait for its answer, and read that."""
         deadline = self._deadline(timeout_s)
         if len(request) == 4:
-            self._tokens.show(request)
+            self._tokens.show([request])
         (sent,) = await self._exchange.send([request], deadline, wait_for_room=wait_for_room)
         if isinstance(sent, RequestTooLarge):
             raise sent
         if len(request) == 4:
-            self._tokens.sent(sent, request)
+            self._tokens.sent([sent], [request])
         return await self._told(sent, read, deadline)
 
     async def _told(self, sent: Sent, read: Callable[[Sent], T], deadline: float) -> T:
@@ -203,7 +203,7 @@ class AioRequests(Asker):
                 self._reply(sent)
                 claim = sent.claim  # goes on waiting, behind the others
                 (sent,) = await self._exchange.send([claim], deadline)
-                self._tokens.sent(sent, claim)
+                self._tokens.sent([sent], [claim])
             return await self._memory.looked(lambda: read(sent))
         except asyncio.CancelledError as cancelled:
             name_request(cancelled, [sent])

@@ -124,7 +124,7 @@ class AioVerbs(AioRequests):
                 request = self._giving_back(kind, result, "its claim was cancelled")
                 deadline = self._deadline(None)
                 (sent,) = await self._exchange.send([request], deadline)
-                self._tokens.sent(sent, request)
+                self._tokens.sent([sent], [request])
                 error = (await self._told(sent, self._reply, deadline)).error  # it may be lost already
                 if isinstance(error, Unavailable):
                     raise error

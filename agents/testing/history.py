@@ -156,7 +156,7 @@ def _decided(outcome: Outcome, changes: list[Change]) -> Decided:
         error = refusal_name(name, details)
         found = details.get("version")
         allowed = tuple(details["allowed"]) if "allowed" in details else None
-    told = {Status.APPLIED: APPLIED, Status.REFUSED: REFUSED}.get(Status(status), Status(status).name)
+    told = {Status.APPLIED: APPLIED, Status.REFUSED: REFUSED}.get(status, f"status {status}")
     return Decided(
         outcome.session, outcome.sequence, outcome.request_id or "", told, outcome.revision,
         versions, error, found, allowed, tuple(changes),

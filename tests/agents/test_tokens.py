@@ -28,8 +28,8 @@ def reply(pending: Pending, version: int) -> Reply:
 def ask(tokens: Tokens, sequence: int, request: Any) -> Pending:
     """As a client sends it: with what is held of it."""
     pending, shown = Pending(SESSION, sequence, None), (request[0], [*request[1]], *request[2:])
-    tokens.show(shown)
-    tokens.sent(pending, shown)
+    tokens.show([shown])
+    tokens.sent([pending], [shown])
     return pending
 
 
@@ -40,7 +40,7 @@ def tokens() -> Tokens:
 
 def test_a_claim_that_got_another_number_before_it_was_sent_is_held_all_the_same(tokens: Tokens) -> None:
     pending = Pending(SESSION, 5, None)
-    tokens.sent(pending, CLAIM)
+    tokens.sent([pending], [CLAIM])
     pending.sequence = 512  # another client had the session meanwhile
     tokens.told(pending, reply(pending, 3))
     assert tokens.holds("Task", "t") == 3
@@ -51,8 +51,8 @@ def test_a_claim_that_got_another_number_before_it_was_sent_is_held_all_the_same
 
 def test_so_it_is_where_its_answer_was_asked_for(tokens: Tokens) -> None:
     pending, other = Pending(SESSION, 5, None), Pending(SESSION, 6, None)
-    tokens.sent(pending, CLAIM)
-    tokens.sent(other, CLAIM)
+    tokens.sent([pending], [CLAIM])
+    tokens.sent([other], [CLAIM])
     pending.sequence = 512
     assert pending.request_id == default_id(SESSION, 512)
     tokens.resolved(Applied(reply(Pending(SESSION, 7, None), 1)))  # nobody's here
