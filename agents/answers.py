@@ -12,6 +12,7 @@ from solewriter.agents.reader import Reader
 from solewriter.agents.snapshot import Plain
 from solewriter.shared.errors import (
     Forgotten,
+    MemoryFull,
     Refused,
     ResultUnavailable,
     SchemaMismatch,
@@ -115,6 +116,8 @@ class Answers:
 
     def _failed(self, request_id: str, revision: int, error: SolewriterError) -> Reply:
         """An error as a reply; a refusal about an entity carries that entity as it is now."""
+        if isinstance(error, MemoryFull):
+            self._reader.let_go()  # who only writes would hold what was given back since its last look
         if isinstance(error, Refused):
             error.request_id = request_id
             if "id" in error.details:

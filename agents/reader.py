@@ -258,6 +258,11 @@ class Reader(Looking):
 
     # --- what clients ask of it --------------------------------------------------------------------------------------
 
+    def let_go(self) -> None:
+        """Hold no memory until the next look, but what snapshots hold."""
+        if self._view is not None:
+            self._view.let_go()
+
     def check_class(self, kind: Kind) -> None:
         """Raises SchemaMismatch if the engine knows this kind by another class: what one leaves out as a default, the
         other would read as another value.

@@ -27,7 +27,6 @@ from solewriter.engine_proc.journal import DiskFull, Journal
 from solewriter.engine_proc.newcomer import Newcomer
 from solewriter.engine_proc.overtime import Overtime, TimeBudget, watched
 from solewriter.engine_proc.publisher import Publisher
-from solewriter.engine_proc.reclaim import budget_for
 from solewriter.engine_proc.sessions import FORGOTTEN, NEVER, QUARANTINED, Session, Sessions
 from solewriter.engine_proc.state import State
 from solewriter.engine_proc.tending import Occasion, Tending
@@ -112,9 +111,7 @@ class SingleWriter:
     def _reclaim(self, written: int) -> None:
         """After the replies left."""
         self.state.forget(
-            self._publisher.reclaim(
-                budget_for(written), self.state.revision, self._journal.tail.number, self.state.counts()
-            )
+            self._publisher.reclaim(written, self.state.revision, self._journal.tail.number, self.state.counts())
         )
 
     def stop(self) -> None:

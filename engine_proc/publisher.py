@@ -72,7 +72,9 @@ class Publisher:
         self._generations = 0  # of all tables
         root = self._make(ROOT_BYTES, "root")
         self.root = RootWriter(root, epoch, pid, start_time, durability)
-        self.heap = HeapWriter(lambda number, size: self._make(size, "heap", number), limits, beside)
+        self.heap = HeapWriter(
+            lambda number, size, spare: Segment.create(self._path("heap", number), size, spare), limits, beside
+        )
         self.reclaimer = Reclaimer(self.heap, limits, self._tables)
         self.heap.live_bytes = lambda: self.reclaimer.live
         self._log = RevisionLogWriter(lambda number, size: self._make(size, "revlog", number))
@@ -214,12 +216,15 @@ class Publisher:
             )
         )  # fmt: skip
 
-    def reclaim(self, budget: int, revision: int, entry: int, kinds: Sequence[tuple[int, int]]) -> Sequence[Dropped]:
-        """Between two turns: move live records out of the oldest segments while too much is dead, until so many bytes
-        were looked at. A revision says the same before and after; nobody is woken. The tombstones that went: their
-        slots are free.
+    def reclaim(self, written: int, revision: int, entry: int, kinds: Sequence[tuple[int, int]]) -> Sequence[Dropped]:
+        """Between two turns: move live records out of the oldest segments while too much is dead, as far as is due
+        behind so many bytes that were written. A revision says the same before and after; nobody is woken. The
+        tombstones that went: their slots are free.
         """
         dropped: list[Dropped] = []
+        budget = self.reclaimer.budget(written)
+        if self.heap.short and self.reclaimer.condemned:
+            self.let_go()
         while budget > 0 and self.reclaimer.due:
             before = self.reclaimer.looked
             dropped += self._reclaim_slice(budget, revision, entry, kinds)
@@ -269,8 +274,11 @@ class Publisher:
 
     def let_go(self) -> None:
         """Give back segments that nobody maps any more, or for too long."""
+        held = self.reclaimer.held
         self.reclaimer.let_go(self.root.expire)
         self.root.hold(self.reclaimer.held)
+        if self.reclaimer.held < held:
+            self.heap.look_again()
 
     def restore(self, checkpoint: Checkpoint) -> Restoring:
         """During recovery, before anything else: memory as a checkpoint has it, from the end of what this begins on."""

@@ -24,6 +24,9 @@ from solewriter.shared.config import (
     RECLAIM_ABOVE,
     RECLAIM_LOOK,
     RECLAIM_LOOK_LEAST,
+    RECLAIM_SHORT_ABOVE,
+    RECLAIM_SHORT_LEAST,
+    RECLAIM_SHORT_LOOK,
     RECLAIM_SPARE,
     Limits,
 )
@@ -139,9 +142,15 @@ class Reclaimer:
 
     @property
     def due(self) -> bool:
-        """Whether there is something to do: a segment is being emptied, or most of the heap is dead."""
+        """Whether there is something to do: a segment is being emptied, or most of the heap is dead. Where memory is
+        short a tenth of it is enough, but not while what was emptied last is held by readers: the copies need room.
+        """
         live, heap = self.live, self._heap
-        return self._moving or (self._used > RECLAIM_ABOVE * live + min(live, RECLAIM_SPARE) and heap.first < heap.last)
+        if self._moving or heap.first == heap.last:
+            return self._moving
+        if heap.short and not self.condemned:
+            return self._used > RECLAIM_SHORT_ABOVE * live
+        return self._used > RECLAIM_ABOVE * live + min(live, RECLAIM_SPARE)
 
     # --- moving ------------------------------------------------------------------------------------------------------
 
@@ -153,6 +162,7 @@ class Reclaimer:
         moved: list[Moved] = []
         dropped: list[Dropped] = []
         heap, tables = self._heap, self._tables
+        took_all, heap.takes_all = heap.takes_all, True
         segment, number = heap.segments[heap.first], heap.first << 32
         first = place = self._cursor & OFFSET_MASK
         last, stop, newest_revision = segment.size - _LOOKED.size, place + budget, self._newest_revision
@@ -184,6 +194,7 @@ class Reclaimer:
             place += size
         else:
             self._cursor = number | place
+        heap.takes_all = took_all
         self.looked += place - first
         self._newest_revision = newest_revision
         return moved, dropped
@@ -245,10 +256,11 @@ class Reclaimer:
         """Bytes that only readers' older snapshots keep."""
         return sum(one.size for one in self.condemned)
 
-
-def budget_for(written: int) -> int:
-    """Bytes to be looked at behind so many that were written: memory is given back as fast as it is used."""
-    return RECLAIM_LOOK * written + RECLAIM_LOOK_LEAST
+    def budget(self, written: int) -> int:
+        """Bytes to be looked at behind so many that were written: memory is given back as fast as it is used."""
+        if self._heap.short:
+            return RECLAIM_SHORT_LOOK * written + RECLAIM_SHORT_LEAST
+        return RECLAIM_LOOK * written + RECLAIM_LOOK_LEAST
 
 
 def relocated(body: bytes) -> bytes:

@@ -11,7 +11,6 @@ from pathlib import Path
 from solewriter.engine_proc.journal import Journal
 from solewriter.engine_proc.newest import NewestOutcomes, NewestRecords
 from solewriter.engine_proc.publisher import Publisher
-from solewriter.engine_proc.reclaim import budget_for
 from solewriter.engine_proc.restoring import Restoring
 from solewriter.engine_proc.sessions import Sessions
 from solewriter.engine_proc.state import State
@@ -167,8 +166,8 @@ class Recovery:
             self._publisher.install_recovered(self._state.install(body, said.slots.get(position)))
         if entry.bodies:
             self._publisher.note_recovered(entry.revision)
-            budget = budget_for(len(entry.bodies))  # as behind a turn: what a long replay left is not waited for
-            self._publisher.reclaim(budget, self._state.revision, entry.number, self._state.counts())
+            # as behind a turn: what a long replay left is not waited for
+            self._publisher.reclaim(len(entry.bodies), self._state.revision, entry.number, self._state.counts())
         self._install_private(entry, said)
 
     def _install_private(self, entry: Entry, said: PrivateChanges) -> None:

@@ -27,7 +27,6 @@ from solewriter.engine_proc.lock import Lock, by_name
 from solewriter.engine_proc.maker import Maker
 from solewriter.engine_proc.orders import Line, Orders, Ready, Register, refused
 from solewriter.engine_proc.publisher import Publisher
-from solewriter.engine_proc.reclaim import budget_for
 from solewriter.engine_proc.recovery import Recovery
 from solewriter.engine_proc.replay import check_empty, last_noted
 from solewriter.engine_proc.sessions import ENGINE, Sessions
@@ -100,9 +99,7 @@ class Server:
         self.publisher.describe([kind.name for kind in self.state.kinds], self.state.schemas)
         self.publisher.reserve([], {})
         self.publisher.publish([], self.state.revision, self.journal.tail.number, self.state.counts())
-        self.state.forget(
-            self.publisher.reclaim(budget_for(0), self.state.revision, self.journal.tail.number, self.state.counts())
-        )
+        self.state.forget(self.publisher.reclaim(0, self.state.revision, self.journal.tail.number, self.state.counts()))
         failpoint.reach("recover.published")
         with_room(self.lock.folder, lambda: self.folder.announce(own))
         failpoint.reach("recover.announced")
@@ -170,6 +167,7 @@ class Server:
         bridge.listen(listening)
         freeze_garbage()
         self.state.coordination.making.keeps = True
+        self.publisher.heap.takes_all = False
         turns = asyncio.create_task(writer.run())
         writer.between.look_later(FIRST_LOOK_S)
         self._beat(bridge)  # whoever finds this memory later knows that it served

@@ -11,7 +11,7 @@ from solewriter.engine_proc.sessions import Session
 from solewriter.engine_proc.turn import NO_SLOT, Stored, Turn
 from solewriter.shared import record
 from solewriter.shared.config import Limits
-from solewriter.shared.errors import InvalidMutation, Refused, RequestTooLarge, Unavailable, clean, in_words
+from solewriter.shared.errors import InvalidMutation, MemoryFull, Refused, RequestTooLarge, Unavailable, clean, in_words
 from solewriter.shared.memory.heap import HeapWriter, padded
 from solewriter.shared.record import Flags
 from solewriter.shared.registry import Kind
@@ -81,7 +81,12 @@ def write(
     """
     bodies = _bodies(turn, steps, request_id, session, sequence)
     size = sum(map(len, bodies))
-    heap.reserve(size, len(bodies))
+    try:
+        heap.reserve(size, len(bodies))
+    except MemoryFull:
+        if any(step.exists for step in steps):
+            raise
+        heap.reserve_last(size, len(bodies))  # what is deleted makes room
     turn.revision += 1
     turn.bytes += size
     for step, body in zip(steps, bodies, strict=True):

@@ -214,7 +214,11 @@ RECLAIM_SPARE = 4 * MIB  # besides, as many as are live, and so many at most: wh
 # copying is left. 8 MiB would bring 100,000 tasks to the 2.2
 EXPIRY_GRACE_S = 0.05  # from saying that a segment is not readable to taking its bytes away: a look takes microseconds
 RECLAIM_LOOK, RECLAIM_LOOK_LEAST = 3, 64 * KIB  # heap bytes looked at for each byte that a turn wrote, and at least
+RECLAIM_SHORT_ABOVE = 1.1  # in place of 1.6 and 4 MiB where memory is short: ten bytes are copied to free one, and a
+# state may be large as nine tenths of what there is for its heap
+RECLAIM_SHORT_LOOK, RECLAIM_SHORT_LEAST = 16, MIB  # likewise: where a tenth is dead, more is freed than written
 HEAP_SEGMENT_SHARE = 8  # a heap segment is at most this part of the live bytes: an open one is no large overhead
+HEAP_LAST_BYTES = 256 * KIB  # a heap segment where no larger one fits, for what makes room again
 HEAP_AHEAD = 0.5  # a heap segment filled so far has its successor reserved, beside the loop
 SEGMENT_AHEAD = 0.75  # the same of an index's segment and a table's chunk, which keys fill, and not every write
 POPULATED_AT_ONCE = 2 * MIB  # of a new segment: 1 to 4 ms, while no other thread can change what is mapped

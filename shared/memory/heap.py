@@ -15,7 +15,15 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Executor
 from typing import Any, Final
 
-from solewriter.shared.config import ALIGNMENT, HEAP_AHEAD, HEAP_RUN_BYTES, HEAP_SEGMENT_SHARE, Limits
+from solewriter.shared.config import (
+    ALIGNMENT,
+    HEAP_AHEAD,
+    HEAP_LAST_BYTES,
+    HEAP_RUN_BYTES,
+    HEAP_SEGMENT_SHARE,
+    Limits,
+)
+from solewriter.shared.errors import MemoryFull
 from solewriter.shared.memory.segment import Segment
 from solewriter.shared.memory.successor import Successor
 
@@ -37,11 +45,17 @@ def padded(body_length: int) -> int:
 
 
 class HeapWriter:
-    """Appends. `reserve` makes room, and is the only one to raise MemoryFull; what is there stays whole."""
+    """Appends. `reserve` makes room, and is the only one to raise MemoryFull; what is there stays whole.
 
-    def __init__(self, make: Callable[[int, int], Segment], limits: Limits, beside: Executor) -> None:
-        self._make = make  # (segment number, bytes) -> segment
-        self._next = Successor(make, beside)
+    Where memory is short, as much as a segment stays free for what makes room, which may take it all: tombstones, and
+    copies of what lives. Only one that is alone, of which nothing can be copied, is followed in any case.
+    """
+
+    def __init__(self, make: Callable[[int, int, int], Segment], limits: Limits, beside: Executor) -> None:
+        self._make = make  # (segment number, bytes, those that have to stay free besides) -> segment
+        self._next = Successor(self._make_sparing, beside)
+        self.takes_all = True  # of the memory that there is: whoever starts does, too
+        self.short = False  # of memory: there is no room for the next segment
         self._bytes_max = limits.heap_segment_bytes_max
         self._bytes_first = limits.heap_segment_bytes_first
         self.live_bytes: Callable[[], int] = lambda: 0  # of all records that are their slots' newest
@@ -83,6 +97,14 @@ class HeapWriter:
         if self._offset + needed > self._size:
             self._begin_segment(needed)
 
+    def reserve_last(self, bodies: int, records: int) -> None:
+        """The same, if need be of what is left of the memory."""
+        took_all, self.takes_all = self.takes_all, True
+        try:
+            self.reserve(bodies, records)
+        finally:
+            self.takes_all = took_all
+
     def append(self, body: bytes, slot: int, previous: int) -> int:
         """A record behind the tail; its address. It is there after `flush`. Raises MemoryFull if none was reserved."""
         offset, length = self._offset, len(body)
@@ -98,8 +120,16 @@ class HeapWriter:
     def flush(self) -> None:
         """Copy what was appended to its place, all by one copy; and have the next segment made in time."""
         self._copy()
-        if self._offset > self._size * HEAP_AHEAD and self._next.due:
-            self._next.prepare(self._number + 1, self._grown())
+        if self._offset > self._size * HEAP_AHEAD:
+            if self._next.due:
+                self._next.prepare(self._number + 1, self._grown())
+            else:
+                self.short = self._next.missed
+
+    def look_again(self) -> None:
+        """Memory was given back."""
+        if self._next.missed:
+            self._next.take()
 
     def _copy(self) -> None:
         self._map[self._copied : self._offset] = b"".join(self._parts)
@@ -154,12 +184,31 @@ class HeapWriter:
             made.path.unlink()
             made = None
         if made is None:
-            made = self._make(number, max(self._grown(), START + needed))
+            made = self._make_now(number, START + needed)
         if self._number and self._offset + PREFIX_BYTES <= self._size:
             PREFIX.pack_into(self.segments[self._number].map, self._offset, END, 0, 0)
         self.segments[number] = made
         self._number, self._size, self._map = number, made.size, made.map
         self._offset = self._copied = START
+
+    def _make_now(self, number: int, least: int) -> Segment:
+        """One that was not made ahead, the largest that fits."""
+        large = max(self._grown(), least)
+        small = max(least, min(large, HEAP_LAST_BYTES))
+        ways = [(large, large), (small, large if self.first < self._number else small)]
+        if self.takes_all:
+            ways += [(large, 0), (small, 0)]
+        self.short = False
+        for size, spare in ways[:-1]:
+            try:
+                return self._make(number, size, spare)
+            except MemoryFull:
+                self.short = True
+        size, spare = ways[-1]
+        return self._make(number, size, spare)
+
+    def _make_sparing(self, number: int, size: int) -> Segment:
+        return self._make(number, size, size)
 
 
 def walk(segment_of: Callable[[int], Segment], start: int, end: int) -> Iterator[tuple[int, Segment, int]]:

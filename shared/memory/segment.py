@@ -46,9 +46,11 @@ class Segment:
         self.words = self.bytes.cast("Q")
 
     @classmethod
-    def create(cls, path: Path, size: int) -> Segment:
-        """A new segment of `size` bytes, reserved and zero. Raises MemoryFull, naming the file system."""
-        return Blank(path, size).mapped()
+    def create(cls, path: Path, size: int, spare: int = 0) -> Segment:
+        """A new segment of `size` bytes, reserved and zero. Raises MemoryFull, naming the file system, if there is no
+        room for it, or so much does not stay free besides.
+        """
+        return Blank(path, size).mapped(spare)
 
     @classmethod
     def attach(cls, path: Path, *, writable: bool = False) -> Segment:
@@ -92,10 +94,14 @@ class Blank:
                 raise
             raise self._full(error) from error
 
-    def mapped(self) -> Segment:
-        """All of it, reserved, and zero where nothing was written. Raises MemoryFull, and then it is gone."""
+    def mapped(self, spare: int = 0) -> Segment:
+        """All of it, reserved, and zero where nothing was written. Raises MemoryFull, also where so much would not stay
+        free besides, and then it is gone.
+        """
         try:
             failpoint.reach("memory.grow")
+            if spare and not _has_free(self._fd, self.size + spare):
+                raise OSError(errno.ENOSPC, "what is left is spared")
             os.posix_fallocate(self._fd, 0, self.size)
             return Segment(self.path, self._fd, self.size, writable=True)
         except OSError as error:
@@ -110,7 +116,7 @@ class Blank:
         where = self.path.parent
         if error.errno == errno.EFBIG:
             return MemoryFull(f"no file in {where} may have {self.size:,} bytes: raise that bound, `ulimit -f`")
-        way = "free space there, or set another memory_dir (`solewriter serve --memory-dir`)"
+        way = "free space there, delete what is not needed, or set another memory_dir (`solewriter serve --memory-dir`)"
         return MemoryFull(f"no room for {self.size:,} bytes in {where}: {way}")
 
     def close(self) -> None:
@@ -118,6 +124,12 @@ class Blank:
         if self._fd >= 0:
             os.close(self._fd)
             self._fd = -1
+
+
+def _has_free(fd: int, size: int) -> bool:
+    """Whether so much is free where this file is, or nobody says how much there is."""
+    found = os.fstatvfs(fd)
+    return not found.f_blocks or found.f_bavail * found.f_frsize >= size
 
 
 def _populate(whole: mmap.mmap, size: int) -> bool:

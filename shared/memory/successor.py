@@ -24,6 +24,12 @@ class Successor(Generic[S]):
         """Whether none is there or under way."""
         return self._coming is None and self._beside is not None
 
+    @property
+    def missed(self) -> bool:
+        """Whether there was no room for the one that was asked for."""
+        coming = self._coming
+        return coming is not None and coming.done() and coming.exception() is not None
+
     def prepare(self, number: int, size: int) -> None:
         """Have it made, when one is due."""
         if self._coming is None and self._beside is not None:

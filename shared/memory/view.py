@@ -57,6 +57,10 @@ class View:
                 if root.number == self.root.current().number:
                     raise
 
+    def let_go(self) -> None:
+        """Hold no heap segment until the next pin. Those that there are have theirs."""
+        self._listed, self._younger = ((0, 0), {}), {}
+
     def _heap_of(self, root: Root) -> dict[int, Segment]:
         """The root's segments: the same dict as before, unless segments came or went."""
         listed, heap = self._listed

@@ -684,7 +684,7 @@ def test_a_lost_claim_that_memory_has_no_room_for_is_taken_away_when_there_is(sc
     assert heard == {asked: (Status.APPLIED, ["a"])}
 
 
-def no_room(number: int, size: int) -> Any:
+def no_room(number: int, size: int, spare: int) -> Any:
     raise MemoryFull("no room")
 
 

@@ -404,6 +404,50 @@ with Engine(state, durability="memory", limits=limits) as engine, connect(state)
     assert ran.stdout == "MemoryFull MemoryFull NoneType\n", ran.stderr
 
 
+FULL_OF_LIVE = """
+limits = Limits(memory_dir=little, heap_segment_bytes_first=262144, heap_segment_bytes_max=262144)
+with Engine(state, durability="memory", limits=limits) as engine, connect(state) as client:
+    count = 0
+    while not (told := client.submit(Create(Task(title="x", id=f"t{count}", description="d" * 20_000)))).error:
+        count += 1
+    assert type(told.error) is MemoryFull and count > 400, (told, count)
+    for number in range(RUINED):
+        client.submit(Update(Task.ref(f"t{number}"), {"title": "ruined"}))
+"""
+
+
+@in_little_memory
+def test_in_memory_that_is_full_what_lives_can_be_changed_for_ever(tmp_path):
+    """What is overtaken is given back, though far less than usual is dead."""
+    program = """
+    for number in range(0, count, 6):
+        client.delete(Task.ref(f"t{number}"), expect=None)
+    refused, done = 0, 0
+    for number in range(3 * count):
+        told = client.submit(Update(Task.ref(f"t{number % count // 6 * 6 + 1 + number % 5}"), {"title": str(number)}))
+        assert not told.error or type(told.error) is MemoryFull
+        refused, done = refused + bool(told.error), done + (not told.error)
+    print(done > 2 * count, engine.restarts)
+"""
+    ran = run_in_little_memory(tmp_path, 16, FULL_OF_LIVE.replace("RUINED", "0") + program)
+    assert (ran.stdout, ran.stderr) == ("True 0\n", "")
+
+
+@in_little_memory
+def test_in_memory_that_is_full_what_is_deleted_makes_room(tmp_path):
+    """A few are refused while it is made."""
+    program = """
+    for number in range(0, count, 2):
+        client.delete(Task.ref(f"t{number}"), expect=None)
+    made = 0
+    for _ in range(count):
+        made += not client.submit(Create(Task(title="x", description="d" * 20_000))).error
+    print(made > count // 3, client.reader.snapshot().counts["Task"] == count // 2 + made, engine.restarts)
+"""
+    ran = run_in_little_memory(tmp_path, 16, FULL_OF_LIVE.replace("RUINED", "2 * count") + program)
+    assert (ran.stdout, ran.stderr) == ("True True 0\n", "")
+
+
 # --- memory that goes in the middle of a look -------------------------------------------------------------------------
 
 

@@ -15,7 +15,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
-from solewriter.shared.config import KIB, Limits
+from solewriter.shared.config import HEAP_LAST_BYTES, KIB, Limits
 from solewriter.shared.errors import MemoryFull
 from solewriter.shared.memory import heap as heaps
 from solewriter.shared.memory.heap import (
@@ -41,12 +41,14 @@ class Heap:
         self.folder = folder
         self.beside = ThreadPoolExecutor(1)
         self.room = True
+        self.free = 1 << 40  # bytes
         self.writer = HeapWriter(self.make, limits, self.beside)
         self.records = []
 
-    def make(self, number, size):
-        if not self.room:
+    def make(self, number, size, spare):
+        if not self.room or self.free < size + spare:
             raise MemoryFull("no room")
+        self.free -= size
         return Segment.create(self.folder / f"heap-{number}", size)
 
     def append(self, body, slot=0, previous=0):
@@ -333,6 +335,80 @@ def test_without_room_everything_can_still_be_taken_back(heap):
     heap.room = True
     for _ in range(20):
         heap.append(b"c" * 1_000)
+    assert heap.read() == heap.records
+
+
+# --- memory that is short ---------------------------------------------------------------------------------------------
+
+
+def fill(heap):
+    """Append until that is refused."""
+    with pytest.raises(MemoryFull):
+        for _ in range(1_000):
+            heap.append(b"a" * 500)
+
+
+def test_as_much_as_a_segment_stays_free_for_what_makes_room(heap):
+    heap.writer.takes_all = False
+    heap.free = 20 * KIB
+    fill(heap)
+    assert 4 * KIB <= heap.free < 8 * KIB
+    assert heap.writer.short
+    tail = heap.writer.tail
+    with pytest.raises(MemoryFull):
+        heap.writer.reserve(500, 1)
+    assert heap.writer.tail == tail
+    heap.writer.reserve_last(500, 1)
+    heap.append(b"tombstone")
+    assert heap.read() == heap.records
+    with pytest.raises(MemoryFull):
+        heap.writer.reserve(5_000, 1)
+    assert not heap.writer.takes_all
+
+
+def test_what_makes_room_takes_a_smaller_segment_where_a_large_one_does_not_fit(tmp_path):
+    heap = Heap(tmp_path, Limits(heap_segment_bytes_first=4 * HEAP_LAST_BYTES))
+    heap.writer.takes_all = False
+    heap.free = HEAP_LAST_BYTES + 4 * KIB
+    heap.append(b"a" * (4 * HEAP_LAST_BYTES - 1_000))
+    heap.writer.reserve_last(1_000, 1)
+    heap.append(b"tombstone")
+    assert heap.free == 4 * KIB
+    assert heap.read() == heap.records
+    heap.close()
+
+
+def test_a_segment_that_is_alone_is_followed_by_a_small_one(tmp_path):
+    """Of it nothing can be copied, whatever of it is dead."""
+    heap = Heap(tmp_path, Limits(heap_segment_bytes_first=4 * HEAP_LAST_BYTES))
+    heap.writer.takes_all = False
+    heap.free = 3 * HEAP_LAST_BYTES
+    heap.append(b"a" * (4 * HEAP_LAST_BYTES - 1_000))
+    heap.append(b"b" * (HEAP_LAST_BYTES - 1_000))
+    with pytest.raises(MemoryFull):
+        heap.append(b"c" * 1_000)
+    assert (heap.writer.last, heap.free) == (2, 2 * HEAP_LAST_BYTES)
+    assert heap.read() == heap.records
+    heap.close()
+
+
+def test_memory_is_short_no_longer_when_the_next_segment_was_found_room_for(heap):
+    heap.writer.takes_all = False
+    heap.free = 6 * KIB
+    heap.append(b"a" * 3_000)
+    heap.settle()
+    heap.append(b"b")
+    assert heap.writer.short
+    heap.free = 100 * KIB
+    heap.writer.look_again()
+    heap.append(b"c")
+    heap.settle()
+    heap.append(b"d")
+    assert not heap.writer.short
+    assert heap.settle() == [1, 2]
+    fill_up = heap.writer.last
+    while heap.writer.last == fill_up:
+        heap.append(b"e" * 500)
     assert heap.read() == heap.records
 
 

@@ -235,7 +235,11 @@ blank.close()
 print(len(made), sorted(os.listdir(folder)) == sorted(f"s{number}" for number in range(len(made))))
 os.unlink(folder / "s0")
 del made[0], segment
-print(Segment.create(folder / "again", 200_000).size)
+try:
+    Segment.create(folder / "sparing", 100_000, 200_000)
+except MemoryFull as error:
+    print((folder / "sparing").exists())
+print(Segment.create(folder / "again", 200_000, 4_096).size)
 """
 IN_A_SMALL_FILE_SYSTEM = 'mount -t tmpfs -o size=1m none "$1" && exec "$2" -P -c "$3" "$1"'
 
@@ -249,11 +253,12 @@ def test_a_full_file_system_is_an_error_that_names_it_and_never_a_sigbus(tmp_pat
     command = ["unshare", "-m", "sh", "-c", IN_A_SMALL_FILE_SYSTEM, "sh", str(tmp_path), sys.executable, FILLING]
     ran = subprocess.run(command, capture_output=True, text=True)
     assert (ran.returncode, ran.stderr) == (0, "")
-    error, another, made, again = ran.stdout.splitlines()
+    error, another, made, sparing, again = ran.stdout.splitlines()
     assert another == error
     assert str(tmp_path) in error
     assert "memory_dir" in error
     assert made == "5 True"
+    assert sparing == "False", "as much as has to stay free besides was not there"
     assert again == str(-(-200_000 // mmap.PAGESIZE) * mmap.PAGESIZE)
 
 

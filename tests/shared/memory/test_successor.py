@@ -48,8 +48,10 @@ def test_one_that_there_was_no_room_for_is_asked_for_again(beside):
     successor.prepare(1, 10)
     beside.submit(int).result()
     assert not successor.due  # once is enough until it is needed
+    assert successor.missed
     assert successor.take() is None
     assert successor.due
+    assert not successor.missed
 
 
 def test_one_that_was_not_begun_is_not_waited_for_nor_made(beside):
