@@ -102,7 +102,7 @@ class Reader(Looking):
             return known  # stopped: its last snapshot stays, marked stale
         except OSError as error:
             check_descriptors(error)
-            raise
+            raise EngineUnavailable(f"the memory of {self.folder.path} cannot be read: {error}") from error
         if last:
             raise EngineUnavailable(f"the engine of {self.folder.path} published nothing in connect_timeout_s")
         return None

@@ -6,14 +6,18 @@ them is gone, so that whoever starts an engine or sees one off finds all of them
 
 from __future__ import annotations
 
+import errno
 import os
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 
 from solewriter.engine_proc.lock import Lock
 from solewriter.shared.errors import EngineUnavailable, LayoutMismatch
 from solewriter.shared.folder import StateFolder, Whereabouts, runs
 from solewriter.shared.memory.root import STOPPED, SUPERSEDED, succeed
 from solewriter.shared.memory.segment import Segment, remove_segments, segment_path
+
+_NOWHERE = (errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.ENAMETOOLONG)
 
 
 def note_memory(folder: StateFolder, own: Whereabouts) -> None:
@@ -31,13 +35,14 @@ def note_last_memory(folder: StateFolder) -> None:
     except EngineUnavailable:
         return
     roots = [segment_path(old.memory_dir, old.prefix, "root") for old in folder.markers() if old.prefix == last.prefix]
-    if not any(root.exists() for root in roots):
+    if not any(map(os.path.exists, roots)):
         folder.mark(last)
 
 
 def give_back(folder: StateFolder, memory: Whereabouts) -> None:
     """Its segments, and only then their marker: where somebody dies in between, the next one goes on."""
-    remove_segments(memory.memory_dir, memory.prefix)
+    with _if_somewhere():
+        remove_segments(memory.memory_dir, memory.prefix)
     folder.marker(memory.prefix).unlink(missing_ok=True)
 
 
@@ -48,11 +53,13 @@ def remove_old_memory(folder: StateFolder, own_prefix: str, *, but_roots: bool =
     for old in folder.markers():
         if old.prefix == own_prefix or (old.pid != os.getpid() and runs(old.pid, old.start_time)):
             continue
-        _succeed(old.memory_dir, old.prefix, SUPERSEDED)
-        if but_roots:
-            remove_segments(old.memory_dir, old.prefix, but_root=True)
-        else:
-            give_back(folder, old)
+        with suppress(PermissionError):  # see `remove_orphans`
+            _succeed(old.memory_dir, old.prefix, SUPERSEDED)
+            if but_roots:
+                with _if_somewhere():
+                    remove_segments(old.memory_dir, old.prefix, but_root=True)
+            else:
+                give_back(folder, old)
     for unfinished in folder.path.glob("*.json.tmp"):  # of an engine that died while it wrote a small file
         unfinished.unlink(missing_ok=True)
 
@@ -76,8 +83,9 @@ def remove_orphans(folder: StateFolder, pid: int = 0) -> None:
             if pid and old.pid != pid:
                 stay = True
                 continue
-            _succeed(old.memory_dir, old.prefix, STOPPED)
-            give_back(folder, old)
+            with suppress(PermissionError):  # another user's, whose folder this was: the note stays, for who may do it
+                _succeed(old.memory_dir, old.prefix, STOPPED)
+                give_back(folder, old)
         if not stay:
             folder.engine_json.unlink(missing_ok=True)
     finally:
@@ -95,7 +103,15 @@ def remove_unnamed(folder: StateFolder, memory_dir: str, prefix: str) -> None:
 
 
 def _succeed(memory_dir: str, prefix: str, how: int) -> None:
-    try:
+    with suppress(LayoutMismatch, ValueError), _if_somewhere():
         succeed(Segment.attach(segment_path(memory_dir, prefix, "root"), writable=True), how)
-    except (FileNotFoundError, LayoutMismatch, ValueError):
-        pass  # it was never made, or is gone: nobody reads there
+
+
+@contextmanager
+def _if_somewhere() -> Iterator[None]:
+    """Memory may never have been made, or be gone, or what names it is damaged: nobody reads there."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in _NOWHERE:
+            raise

@@ -28,7 +28,7 @@ from solewriter.shared.errors import UNDECODABLE, EngineUnavailable
 
 SOCKET = "engine.sock"
 PEER = struct.Struct("iII")  # SO_PEERCRED: pid, uid, gid
-PREFIX = re.compile("solewriter-[0-9a-z]+")  # of segments: whatever else a file names is none of ours, and is let be
+PREFIX = re.compile("solewriter-[0-9a-z]{1,64}")  # of segments: what else a file names is none of ours, and is let be
 
 
 def new_prefix() -> str:
@@ -157,10 +157,14 @@ class StateFolder:
 
 
 def whereabouts_in(path: Path) -> Whereabouts:
-    """What this file says. Raises what `UNDECODABLE` names, for what is no prefix of segments too, and OSError."""
+    """What this file says. Raises what `UNDECODABLE` names, also for what is no prefix of segments or no name of a
+    folder, and OSError.
+    """
     found = msgspec.json.decode(path.read_bytes(), type=Whereabouts)
     if PREFIX.fullmatch(found.prefix) is None:
-        raise msgspec.ValidationError(f"no prefix of segments: {found.prefix!r}")
+        raise msgspec.ValidationError(f"no prefix of segments: {found.prefix!r:.100}")
+    if not found.memory_dir.startswith("/") or "\0" in found.memory_dir:
+        raise msgspec.ValidationError(f"no folder of memory: {found.memory_dir!r:.100}")
     return found
 
 

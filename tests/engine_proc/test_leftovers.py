@@ -15,6 +15,7 @@ from solewriter.shared.memory.root import STOPPED, SUPERSEDED, RootReader, RootW
 from solewriter.shared.memory.segment import Segment, remove_segments, segment_path
 
 GONE = 2**22 + 1  # no process has this id
+OTHER = 65534  # a user
 
 
 class Memory:
@@ -130,6 +131,28 @@ def test_no_note_makes_a_start_remove_files_that_are_no_segments(memory, prefix,
     remove_old_memory(memory.folder, "solewriter-own")
     assert kept.read_bytes() == b"somebody's"
     assert memory.markers() == []
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="changing the uid needs root")
+@pytest.mark.parametrize("remove", [lambda folder: remove_old_memory(folder, "solewriter-own"), remove_orphans])
+def test_memory_of_another_user_keeps_nobody_from_what_is_theirs(memory, open_to_others, remove):
+    """As where an engine that root ran was killed, and its folder then given to whom it is for: in a memory folder that
+    is everybody's they can neither look at its memory nor remove it, so its note stays, for who can.
+    """
+    memory.left("solewriter-root")
+    open_to_others(memory.folder.path)
+    os.chown(memory.folder.path, OTHER, OTHER)
+    os.chmod(memory.where, 0o1777)
+    os.seteuid(OTHER)
+    try:
+        memory.left("solewriter-mine")
+        remove(memory.folder)
+    finally:
+        os.seteuid(0)
+    assert memory.segments() == ["solewriter-root-heap-1", "solewriter-root-root"]
+    assert memory.markers() == ["memory-solewriter-root.json"]
+    remove(memory.folder)
+    assert (memory.segments(), memory.markers()) == ([], [])
 
 
 def test_orphans_are_left_to_the_engine_that_owns_the_folder(memory):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import resource
 import shutil
@@ -14,6 +15,7 @@ from datetime import timedelta
 from itertools import count
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from solewriter import (
@@ -26,9 +28,11 @@ from solewriter import (
     OutcomeUnknown,
     Task,
     Update,
+    aio,
     connect,
     open_reader,
 )
+from solewriter.agents.status import status_of
 from solewriter.shared.config import KIB, MIB
 from solewriter.shared.folder import StateFolder, Whereabouts
 
@@ -280,6 +284,48 @@ def test_readers_find_the_next_engine_though_the_note_of_the_last_ones_memory_is
         assert client.get(Task, "t").title == "y"
         assert reader.wait_for(2, 5) == 2
     assert not list(Path(where.memory_dir).glob(f"{where.prefix}-*")), "its memory stayed"
+
+
+NOWHERE = {
+    "a NUL": {"memory_dir": "/dev\0/shm"},
+    "a relative name": {"memory_dir": "elsewhere"},
+    "a folder's name that is too long": {"memory_dir": "/" + "x" * 300},
+    "a path that is too long": {"memory_dir": "/x" * 3_000},
+    "a file": {"memory_dir": __file__},
+    "a link to itself": {"memory_dir": "round"},
+    "a prefix that is too long": {"prefix": "solewriter-" + "x" * 240},
+}
+
+
+@pytest.mark.parametrize("damage", NOWHERE)
+def test_memory_that_can_be_nowhere_is_told_to_readers_and_keeps_no_engine_from_starting(
+    state, start_engine, tmp_path, damage
+):
+    """Where `engine.json` and the note of that memory name it: by an error of ours, and at once."""
+    (tmp_path / "round").symlink_to("round")
+    engine = start_engine(state)
+    with connect(state) as client:
+        task = client.create(Task(title="x"))
+    where = engine.folder.whereabouts()
+    engine.stop()
+    named = {key: str(tmp_path / name) if name == "round" else name for key, name in NOWHERE[damage].items()}
+    for path in (engine.folder.engine_json, engine.folder.marker(where.prefix)):
+        path.write_bytes(msgspec.json.encode(msgspec.structs.replace(where, **named)))
+
+    async def opened():
+        await aio.open_reader(state)
+
+    for look in (lambda: open_reader(state), lambda: asyncio.run(opened())):
+        with pytest.raises(EngineUnavailable, match=r"cannot be read"):
+            look()
+    status = status_of(state)
+    assert status.engine in ("gone", "stopped")
+    engine.start()
+    assert engine.folder.markers() == [engine.folder.whereabouts()]
+    with open_reader(state) as reader:
+        assert reader.get(Task, task.id) == task
+    engine.stop()
+    assert list(state.glob("*.json")) == []
 
 
 # --- other users ------------------------------------------------------------------------------------------------------
