@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from solewriter.shared.config import RECONNECT_FIRST_S, RECONNECT_MAX_S, Limits
 from solewriter.shared.errors import EngineUnavailable, check_descriptors
-from solewriter.shared.folder import StateFolder
+from solewriter.shared.folder import StateFolder, is_no_folder
 
 
 class Reconnecting:
@@ -36,11 +36,11 @@ class Reconnecting:
 
     def failed(self, error: OSError | EngineUnavailable, now_s: float, deadline: float) -> None:
         """Nobody answered that hello. Raises the error where it is final, EngineUnavailable where there is no time for
-        another one.
+        another one, or no folder to have an engine.
         """
         if getattr(error, "final", False):
             raise error
-        if now_s + self._pause_s > deadline:
+        if now_s + self._pause_s > deadline or is_no_folder(error):
             check_descriptors(error)
             raise self._folder.unserved(error) from error
 

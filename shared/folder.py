@@ -81,10 +81,11 @@ class StateFolder:
 
     def unserved(self, error: Exception) -> EngineUnavailable:
         """What is told where nobody answers. That nobody listens is said in words: errno has none for it."""
+        final = is_no_folder(error)
         if not isinstance(error, (FileNotFoundError, NotADirectoryError, ConnectionRefusedError)):
-            return EngineUnavailable(f"no engine serves {self.path}: {error}")
+            return EngineUnavailable(f"no engine serves {self.path}: {error}", final=final)
         hint = f"start one with Engine({str(self.path)!r}) or `solewriter serve`"
-        return EngineUnavailable(f"no engine serves {self.path}{self._unlike_a_state()}: {hint}")
+        return EngineUnavailable(f"no engine serves {self.path}{self._unlike_a_state()}: {hint}", final=final)
 
     def _unlike_a_state(self) -> str:
         """What is told of a path that may be mistyped, where an engine would make a folder or has none so far."""
@@ -154,6 +155,11 @@ class StateFolder:
             made.close()
             raise
         return made
+
+
+def is_no_folder(error: Exception) -> bool:
+    """Whether this says of a path that no engine can make a folder there either."""
+    return isinstance(error, OSError) and error.errno in (errno.ENOTDIR, errno.ELOOP, errno.ENAMETOOLONG)
 
 
 def whereabouts_in(path: Path) -> Whereabouts:

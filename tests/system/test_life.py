@@ -1673,6 +1673,27 @@ def test_a_client_that_finds_nobody_says_how_to_start_one(state, start_engine):
     told(state / "committed", ", which is no folder")
 
 
+def test_a_client_of_what_can_be_no_folder_is_told_so_at_once(tmp_path):
+    """However long it would wait for an engine: none can make a folder there."""
+    patience = Limits(connect_timeout_s=600)
+    (tmp_path / "file").touch()
+    (tmp_path / "round").symlink_to("round")
+
+    async def awaited(path):
+        await aio.connect(path, limits=patience)
+
+    for name, what in {
+        "file": "which is no folder",
+        "file/deeper": "which is no folder",
+        "round": "symbolic links",
+        "x" * 300: "too long",
+    }.items():
+        for look in (connect, lambda path, limits: asyncio.run(awaited(path))):
+            with pytest.raises(EngineUnavailable, match=what) as told:
+                look(tmp_path / name, limits=patience)
+            assert told.value.final
+
+
 def test_a_client_that_comes_before_its_engine_has_a_folder_waits_for_it(state, start_engine):
     """As where both are started at once."""
     with ThreadPoolExecutor(1) as threads:
