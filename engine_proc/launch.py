@@ -14,7 +14,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 
 import cloudpickle
 from pydantic import BaseModel
@@ -63,12 +63,25 @@ class Child:
             raise
 
     def _tell(self, orders: Orders) -> None:
+        """Its orders, and wait for its first word. Raises its reason."""
         self._orders = orders
+        timeout_s = orders.limits.start_timeout_s
+        deadline = time.monotonic() + timeout_s
         try:
-            self._line.say(orders)
-        except BrokenPipeError:
-            pass  # it died at once: its silence below says so
-        self._await_ready(orders.limits.start_timeout_s)
+            with suppress(BrokenPipeError):  # it died at once: its silence below says so
+                self._line.say(orders, timeout_s)
+            ready = self._line.hear(Ready, max(0.0, deadline - time.monotonic()))
+        except TimeoutError:
+            self.kill()
+            raise EngineStartFailed(f"the engine was not ready after start_timeout_s = {timeout_s} s") from None
+        if ready is None:
+            raise EngineStartFailed(f"the engine process ended with status {self.wait()} before it was ready")
+        if ready.ok:
+            return
+        status = self.wait()
+        if ready.error == "Locked":
+            raise Locked(ready.message, holder=ready.holder)
+        raise EngineStartFailed(f"the engine could not start: {ready.words}", status=status)
 
     def _exec(self) -> subprocess.Popen[bytes]:
         with ExitStack() as theirs, ExitStack() as ours:
@@ -85,22 +98,6 @@ class Child:
         self._line = Line(hears, says)
         return process
 
-    def _await_ready(self, timeout_s: float) -> None:
-        """Wait for its first word. Raises its reason."""
-        try:
-            ready = self._line.hear(Ready, timeout_s)
-        except TimeoutError:
-            self.kill()
-            raise EngineStartFailed(f"the engine was not ready after start_timeout_s = {timeout_s} s") from None
-        if ready is None:
-            raise EngineStartFailed(f"the engine process ended with status {self.wait()} before it was ready")
-        if ready.ok:
-            return
-        status = self.wait()
-        if ready.error == "Locked":
-            raise Locked(ready.message, holder=ready.holder)
-        raise EngineStartFailed(f"the engine could not start: {ready.words}", status=status)
-
     # --- while it serves ---------------------------------------------------------------------------------------------
 
     @property
@@ -113,7 +110,7 @@ class Child:
             self._asked += 1
             deadline = time.monotonic() + timeout_s
             try:
-                self._line.say(Register(pickled(models), self._asked))
+                self._line.say(Register(pickled(models), self._asked), timeout_s)
                 while True:
                     answer = self._line.hear(Ready, max(0.0, deadline - time.monotonic()))
                     if answer is None or answer.number == self._asked:

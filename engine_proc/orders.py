@@ -14,8 +14,8 @@ from typing import Any, TypeVar
 import msgspec
 
 from solewriter.engine_proc.lock import by_name
-from solewriter.shared.config import POLL_MS_MAX, READ_BYTES, Limits
-from solewriter.shared.errors import Locked, named, said_by
+from solewriter.shared.config import ANSWER_MAX, POLL_MS_MAX, READ_BYTES, Limits
+from solewriter.shared.errors import Locked, clean, named, said_by
 from solewriter.shared.folder import StateFolder, legible, new_prefix
 
 M = TypeVar("M")
@@ -69,7 +69,7 @@ def refused(error: BaseException, number: int = 0) -> Ready:
         ok=False,
         number=number,
         error=type(error).__name__,
-        message=legible(by_name(said_by(error))),
+        message=clean(by_name(said_by(error)), ANSWER_MAX),
         holder=legible(holder),
     )
 
@@ -81,23 +81,30 @@ class Line:
         self.hears = hears
         self._says = says
         self._heard = bytearray()
+        self._unsaid = bytearray()
 
-    def say(self, words: Any) -> None:
-        """Raises BrokenPipeError if the other side is gone."""
+    def say(self, words: Any, timeout_s: float | None = None) -> None:
+        """Raises BrokenPipeError if the other side is gone, TimeoutError if it did not listen: the rest of a message
+        that was begun by then goes before the next one.
+        """
+        deadline = None if timeout_s is None else time.monotonic() + timeout_s
         body = msgspec.msgpack.encode(words)
-        data = memoryview(len(body).to_bytes(_LENGTH_BYTES, "little") + body)
-        while data:
-            data = data[os.write(self._says, data) :]
+        message = len(body).to_bytes(_LENGTH_BYTES, "little") + body
+        self._unsaid += message
+        try:
+            while self._unsaid:
+                _await(self._says, select.POLLOUT, deadline)
+                del self._unsaid[: os.write(self._says, self._unsaid[: select.PIPE_BUF])]  # so much never blocks then
+        except TimeoutError:
+            if len(self._unsaid) >= len(message):  # nothing of it was said
+                del self._unsaid[-len(message) :]
+            raise
 
     def hear(self, kind: type[M], timeout_s: float | None = None) -> M | None:
         """The next message; None if the other side is gone. Raises TimeoutError."""
         deadline = None if timeout_s is None else time.monotonic() + timeout_s
-        poll = select.poll()
-        poll.register(self.hears, select.POLLIN)
         while (message := self._whole(kind)) is None:
-            left = None if deadline is None else max(0.0, deadline - time.monotonic())
-            if not poll.poll(None if left is None else min(left * 1000, POLL_MS_MAX)):
-                raise TimeoutError
+            _await(self.hears, select.POLLIN, deadline)
             if not self.read():
                 return None
         return message
@@ -128,3 +135,12 @@ class Line:
     def close(self) -> None:
         for fd in (self.hears, self._says):
             os.close(fd)
+
+
+def _await(fd: int, event: int, deadline: float | None) -> None:
+    """Until this can be read or written. Raises TimeoutError."""
+    poll = select.poll()
+    poll.register(fd, event)
+    left = None if deadline is None else max(0.0, deadline - time.monotonic())
+    if not poll.poll(None if left is None else min(left * 1000, POLL_MS_MAX)):
+        raise TimeoutError

@@ -183,6 +183,7 @@ HANDSHAKE_BYTES_MAX = 64 * KIB  # of one hello or welcome; a few hundred bytes a
 GAPS_MAX = 64  # of a session: how many of its takeovers it remembers what was never read for; before that: Forgotten
 RESULTS_UNPACKED = 16  # of one remembered request, as objects of 200 bytes each; more of them are kept packed, 40 bytes
 SESSION_FRAMES_MAX = 2**40  # of one session: 34 years at a thousand a second
+ANSWER_MAX = 15_000  # characters of what an engine says to its owner: a pipe holds it, where nobody reads just now
 MESSAGE_MAX = 2_000  # characters of a refusal: it is journaled, and remembered for a whole window
 PROBLEMS_MAX = 10  # failing fields that one refusal names
 RESERVE_BYTES = 1 * MIB  # of disk, for what tidies up when it is full: most often less than 64 KiB

@@ -294,6 +294,48 @@ def test_an_answer_that_came_too_late_is_not_taken_for_the_next_ones(state, star
         assert client.create(Rollout(seed=1)).version == 1
 
 
+def test_models_that_fill_the_pipe_to_a_stopped_engine_are_not_waited_for_without_end(state, start_engine):
+    """A pipe takes 64 KiB. What was cut short is ended before what is asked next."""
+    engine = start_engine(state, limits=Limits(request_timeout_s=0.1))
+    bulky = type("Bulky", (Entity,), {"__module__": "__main__", "__doc__": "x" * 200_000})
+    os.kill(engine.pid, signal.SIGSTOP)
+    for model in (bulky, Rollout, bulky):
+        with pytest.raises(EngineUnavailable, match="may or may not be known"):
+            engine.register(model)
+    os.kill(engine.pid, signal.SIGCONT)
+    engine.limits = Limits()
+    engine.register(Rollout)
+    with connect(state) as client:
+        assert client.create(Rollout(seed=1)).version == client.create(bulky()).version == 1
+
+
+def test_a_start_that_is_stopped_before_it_hears_its_orders_ends_in_time(state):
+    limits = Limits(start_timeout_s=0.2)
+    orders = Orders(str(state), "process", limits, 0, [], models=bytes(200_000))
+    child = Child()
+    child.signal(signal.SIGSTOP)
+    with pytest.raises(EngineStartFailed, match="start_timeout_s"):
+        child.begin(lambda: orders)
+    assert child.ended
+
+
+def test_however_much_a_failed_model_says_its_engine_does_not_wait_until_it_is_read(
+    state, start_engine, tmp_path, monkeypatch
+):
+    code = f"import os\nif os.getpid() != {os.getpid()}:\n    raise ImportError('no' * 200_000)\n"
+    (tmp_path / "wordy.py").write_text(f"{code}from solewriter import Entity\nclass Gone(Entity):\n    x: int = 0\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    engine = start_engine(state, limits=Limits(request_timeout_s=0.1))
+    gone = importlib.import_module("wordy").Gone
+    os.kill(engine.pid, signal.SIGSTOP)
+    with pytest.raises(EngineUnavailable, match="may or may not be known"):
+        engine.register(gone)
+    os.kill(engine.pid, signal.SIGCONT)
+    with connect(state) as client:
+        for _ in range(20):  # nobody reads what the engine answered
+            assert client.create(Task(title="x")).version == 1
+
+
 @pytest.mark.parametrize("why", ["does not fit", "cannot be imported"])
 def test_a_model_that_was_refused_too_late_keeps_no_next_engine_from_its_start(
     state, start_engine, wait_until, tmp_path, monkeypatch, why
