@@ -139,9 +139,10 @@ class Reader(Looking):
             view = self.view()
             try:
                 return view.pin()
-            except FileNotFoundError:  # its segments went while they were being mapped: an engine followed
+            except FileNotFoundError as error:  # its segments went while they were being mapped: an engine followed
                 if not view.root.successor:
-                    raise
+                    problem = f"the memory of {self.folder.path} was removed under its engine: start it again ({error})"
+                    raise EngineUnavailable(problem) from None
                 if view.root.successor == STOPPED:
                     raise EngineUnavailable(
                         f"the engine of {self.folder.path} was stopped before this reader had mapped its memory"

@@ -27,7 +27,7 @@ from solewriter.shared.memory.catalog import Catalog, Table
 from solewriter.shared.memory.heap import OFFSET_MASK, PREFIX_BYTES, START, HeapWriter, address_of, padded
 from solewriter.shared.memory.index import IndexWriter, key_hash
 from solewriter.shared.memory.revlog import RevisionLogWriter
-from solewriter.shared.memory.root import ROOT_BYTES, STOPPED, Root, RootWriter
+from solewriter.shared.memory.root import ROOT_BYTES, STOPPED, SUPERSEDED, Root, RootWriter
 from solewriter.shared.memory.segment import Blank, Segment, remove_segments, segment_path
 from solewriter.shared.memory.table import TableWriter
 from solewriter.shared.record import Flags
@@ -325,6 +325,22 @@ class Publisher:
         self._log.append(revision, self.heap.tail)
 
     # --- the end -----------------------------------------------------------------------------------------------------
+
+    @property
+    def gone(self) -> str:
+        """The name of the root where others have removed it: nobody who comes finds this memory any more."""
+        path = self._path("root")
+        try:
+            path.lstat()
+        except FileNotFoundError:
+            return str(path)
+        except OSError:
+            pass  # nobody can tell just now
+        return ""
+
+    def desert(self) -> None:
+        """Where it is gone: send its readers to the next engine, which cannot find it either."""
+        self.root.succeed(SUPERSEDED)
 
     def remove(self) -> None:
         """Tell readers that nobody will publish again, and remove every segment of this epoch."""

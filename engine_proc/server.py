@@ -5,6 +5,7 @@ one pipe.
 from __future__ import annotations
 
 import asyncio
+import errno
 import os
 import signal
 import socket
@@ -52,6 +53,7 @@ class Server:
         self.orders = orders
         self.limits = orders.limits
         self.folder = orders.folder
+        self.supervisor = os.getppid()
         if not orders.again:
             make_folder(self.folder.path)
         self.lock = Lock(self.folder, again=orders.again)
@@ -277,7 +279,16 @@ class Server:
         period_us = int(self.limits.heartbeat_s * 1e6)
         self.publisher.root.beat(len(self.sessions), len(list(bridge.connected())), period_us)
         self.publisher.let_go()
+        self._check_memory()
         limit_data(self.limits.engine_headroom_bytes)
+
+    def _check_memory(self) -> None:
+        """Raises FileNotFoundError where others have removed it, and the next engine makes it anew. Not where nobody
+        would start one, or it would have nothing to make it of: who has this memory mapped is served on.
+        """
+        followed = os.getppid() == self.supervisor and self.orders.durability != "memory"
+        if followed and (gone := self.publisher.gone):
+            raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), gone)
 
     async def _end_life(self) -> None:
         self.lock.check()
@@ -358,10 +369,14 @@ def run(orders: Orders, line: Line) -> int:
         server.publisher.remove()  # by a folder that is gone nobody would ever find it
         os._exit(EXIT_NOT_OWNER)  # the folder is not ours any more: touch nothing in it
     except OSError as error:
-        server.log(
-            f"a write failed, and a failed write is never retried: {error}. The next start goes on with what is on the "
-            f"disk of {server.folder.path}; if that fails as well, look at this disk"
-        )
+        if server.publisher.gone:
+            server.log(f"its memory was removed by others, and the next start makes it anew: {error}")
+            server.publisher.desert()
+        else:
+            server.log(
+                f"a write failed, and a failed write is never retried: {error}. The next start goes on with what is on "
+                f"the disk of {server.folder.path}; if that fails as well, look at this disk"
+            )
         os._exit(EXIT_IO)  # without a reply, and without running anything that might write
     finally:
         server.maker.close()  # whose thread would be waited for, and with it the lock

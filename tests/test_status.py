@@ -436,8 +436,8 @@ def test_memory_that_was_damaged_is_a_problem(state, lone_engine, see, part, siz
     assert status.problems[0] in described(status)
 
 
-def test_memory_that_goes_under_a_running_engine_is_a_problem(state, start_engine, remove_memory):
-    start_engine(state)
+def test_memory_that_goes_under_a_running_engine_is_a_problem(state, start_engine, limits, remove_memory):
+    start_engine(state, limits=msgspec.structs.replace(limits, heartbeat_s=60.0))  # when it would end of it
     assert exit_code(status_of(state)) == FINE
     remove_memory(state)
     status = status_of(state)

@@ -20,6 +20,7 @@ from itertools import pairwise
 from pathlib import Path
 from zlib import crc32
 
+import msgspec
 import pytest
 import uvloop
 
@@ -1117,9 +1118,15 @@ def test_waiting_for_an_engine_that_was_stopped_ends(engine, run):
 
 
 @pytest.fixture
-def unmapped(engine) -> Iterator[Callable[[bool], None]]:
+def unnoticing(state, start_engine, limits):
+    """An engine that does not see in time that its memory is away."""
+    return start_engine(state, limits=msgspec.structs.replace(limits, heartbeat_s=60.0))
+
+
+@pytest.fixture
+def unmapped(unnoticing) -> Iterator[Callable[[bool], None]]:
     """`unmapped(True)`: nobody can map the engine's memory from now on, as between two engines, only longer."""
-    where = engine.folder.whereabouts()
+    where = unnoticing.folder.whereabouts()
     root = Path(where.memory_dir) / f"{where.prefix}-root"
     away = root.with_name(f"{root.name}-away")
     yield lambda wanted: (root.rename(away) if wanted else away.rename(root)) and None
@@ -1127,11 +1134,11 @@ def unmapped(engine) -> Iterator[Callable[[bool], None]]:
         away.rename(root)
 
 
-def test_memory_that_is_being_handed_over_is_waited_for_without_blocking(engine, run, unmapped):
+def test_memory_that_is_being_handed_over_is_waited_for_without_blocking(unnoticing, run, unmapped):
     async def main():
         async with (
-            aio.connect(engine.state) as other,
-            aio.connect(engine.state) as client,
+            aio.connect(unnoticing.state) as other,
+            aio.connect(unnoticing.state) as client,
             heartbeat() as gaps,
         ):
             old = await other.create(Task(title="x", id="t"))
@@ -1167,16 +1174,16 @@ def test_memory_that_is_being_handed_over_is_waited_for_without_blocking(engine,
             assert max(gaps) < 1
 
     async def opened():
-        return await aio.open_reader(engine.state)
+        return await aio.open_reader(unnoticing.state)
 
     run(main())
 
 
-def test_memory_that_nobody_hands_over_ends_the_wait(engine, run, unmapped):
+def test_memory_that_nobody_hands_over_ends_the_wait(unnoticing, run, unmapped):
     async def main():
         async with (
-            aio.connect(engine.state) as other,
-            aio.connect(engine.state, limits=Limits(connect_timeout_s=0.5)) as client,
+            aio.connect(unnoticing.state) as other,
+            aio.connect(unnoticing.state, limits=Limits(connect_timeout_s=0.5)) as client,
         ):
             await other.create(Task(title="x", id="t"))
             unmapped(True)

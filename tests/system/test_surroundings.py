@@ -16,6 +16,7 @@ from itertools import count
 from pathlib import Path
 
 import msgspec
+import psutil
 import pytest
 
 from solewriter import (
@@ -284,6 +285,77 @@ def test_readers_find_the_next_engine_though_the_note_of_the_last_ones_memory_is
         assert client.get(Task, "t").title == "y"
         assert reader.wait_for(2, 5) == 2
     assert not list(Path(where.memory_dir).glob(f"{where.prefix}-*")), "its memory stayed"
+
+
+@pytest.mark.parametrize("write", [True, False], ids=["reclaimed at a write", "in peace"])
+def test_an_engine_whose_memory_is_removed_by_others_is_followed_by_one_that_has_some(
+    state, start_engine, wait_until, capfd, write
+):
+    """As systemd does when a user logs out (RemoveIPC), or who takes it for a dead engine's. Whoever reads or waits
+    goes on there, not in what nobody will change any more.
+    """
+    small = {"heap_segment_bytes_first": 64 * KIB, "heap_segment_bytes_max": 64 * KIB}
+    engine = start_engine(state, limits=Limits(**small, heartbeat_s=60.0 if write else 0.05, restart_backoff_s=0.005))
+    with connect(state) as client, open_reader(state) as reader, open_reader(state) as idle:
+        task = client.create(Task(title="x", id="t"))
+        assert reader.get(Task, "t") == idle.get(Task, "t") == task
+        where = engine.folder.whereabouts()
+        for path in Path(where.memory_dir).glob(f"{where.prefix}-*"):
+            path.unlink()
+        for number in range(200 if write else 0):
+            client.submit(Update(Task.ref("t"), {"title": f"{number} {'y' * 2_000}"})).check()
+        wait_until(lambda: engine.restarts == 1, 20, "another engine serves")
+        task = client.update(Task.ref("t"), title="z")
+        with open_reader(state) as newcomer:
+            for one in (reader, idle, newcomer):
+                one.wait_for(newcomer.revision, 10)
+                assert one.get(Task, "t") == client.get(Task, "t") == task
+    assert "removed" in capfd.readouterr().err
+    engine.stop()
+    assert list(Path(where.memory_dir).glob(f"{where.prefix}-*")) == []
+
+
+def test_what_is_in_memory_alone_is_kept_where_others_remove_the_names_of_that(state, start_engine, wait_until):
+    """Another engine would have nothing to go on with. Whoever has mapped it goes on."""
+    engine = start_engine(state, durability="memory", limits=Limits(heartbeat_s=0.02))
+    with connect(state) as client, open_reader(state) as reader, open_reader(state) as late:
+        task = client.create(Task(title="x", id="t"))
+        assert reader.get(Task, "t") == task
+        root, where = reader.view().root, engine.folder.whereabouts()
+        for path in Path(where.memory_dir).glob(f"{where.prefix}-*"):
+            path.unlink()
+        before = root.heartbeat_us
+        wait_until(lambda: root.heartbeat_us > before + 50_000, 20, "it has looked at least twice")
+        assert client.update(task, title="y") == reader.get(Task, "t")
+        with pytest.raises(EngineUnavailable, match="removed under its engine"):
+            late.snapshot()
+    assert engine.restarts == 0
+
+
+def test_a_detached_engine_whose_memory_is_removed_by_others_goes_on_where_nobody_would_start_another(
+    state, wait_until, remove_memory
+):
+    program = """if True:
+        import sys
+        from solewriter import Engine, Limits
+        print(Engine(sys.argv[1], limits=Limits(heartbeat_s=0.02), detach=True).start().pid, flush=True)
+        sys.stdin.read()
+    """
+    command = [sys.executable, "-P", "-c", program, state]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as owner:
+        assert owner.stdout is not None
+        engine = psutil.Process(int(owner.stdout.readline()))
+    try:
+        wait_until(lambda: engine.ppid() != owner.pid, 20, "nobody looks after it")
+        with connect(state) as client, open_reader(state) as reader:
+            root, task = reader.view().root, client.create(Task(title="x"))
+            remove_memory(state)
+            before = root.heartbeat_us
+            wait_until(lambda: root.heartbeat_us > before + 50_000, 20, "it has looked at least twice")
+            assert client.update(task, title="y").version == 2
+    finally:
+        engine.kill()
+        wait_until(lambda: not engine.is_running() or engine.status() == psutil.STATUS_ZOMBIE, 20, "its end")
 
 
 NOWHERE = {
