@@ -12,6 +12,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterable
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from types import TracebackType
@@ -227,7 +228,8 @@ class Engine:
         except BaseException:
             child.kill()  # it may serve already, where Ctrl-C comes behind `begin`
             if backoff_s is None:  # else the next one finds it
-                remove_orphans(self.folder, child.pid)
+                with suppress(OSError):  # which may be why it failed
+                    remove_orphans(self.folder, child.pid)
             raise
         finally:
             self._starting = None  # behind the above: `stop` finds it here, or there

@@ -358,6 +358,17 @@ def test_a_detached_engine_whose_memory_is_removed_by_others_goes_on_where_nobod
         wait_until(lambda: not engine.is_running() or engine.status() == psutil.STATUS_ZOMBIE, 20, "its end")
 
 
+def test_why_a_start_failed_is_told_where_nothing_can_be_tidied_up_behind_it(state, start_engine):
+    """For the same reason, say."""
+    start_engine(state).stop()
+    note = StateFolder(state).marker("solewriter-x")
+    note.mkdir()  # which nobody can read
+    with pytest.raises(EngineStartFailed, match="directory"):
+        Engine(state).start()
+    note.rmdir()
+    start_engine(state)
+
+
 NOWHERE = {
     "a NUL": {"memory_dir": "/dev\0/shm"},
     "a relative name": {"memory_dir": "elsewhere"},
