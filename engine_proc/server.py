@@ -68,6 +68,8 @@ class Server:
 
     def recover(self) -> None:
         """Everything that must be true before the first hello."""
+        with os.scandir(self.limits.memory_dir):
+            pass  # what cannot be listed would never be given back
         self.journal = self._open_journal()
         prefix = self.orders.prefix
         own = self._own = Whereabouts(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import re
 import resource
 import shutil
 import signal
@@ -356,6 +357,24 @@ def test_a_detached_engine_whose_memory_is_removed_by_others_goes_on_where_nobod
     finally:
         engine.kill()
         wait_until(lambda: not engine.is_running() or engine.status() == psutil.STATUS_ZOMBIE, 20, "its end")
+
+
+UNUSABLE = {"missing": None, "a file": 0o600, "not to be listed": 0o300}
+
+
+@pytest.mark.parametrize("how", UNUSABLE)
+def test_a_memory_folder_that_is_none_or_keeps_its_content_to_itself_is_named_by_the_start(state, tmp_path, how):
+    """What cannot be listed would never be given back."""
+    folder, mode = tmp_path / "memory", UNUSABLE[how]
+    if how == "a file":
+        folder.touch()
+    elif mode is not None:
+        folder.mkdir(mode)
+        if os.access(folder, os.R_OK):
+            pytest.skip("rights do not bind root")
+    with pytest.raises(EngineStartFailed, match=re.escape(f"'{folder}'")):
+        Engine(state, limits=Limits(memory_dir=str(folder))).start()
+    assert list(state.glob("*.json")) == []
 
 
 def test_why_a_start_failed_is_told_where_nothing_can_be_tidied_up_behind_it(state, start_engine):
