@@ -110,6 +110,7 @@ class Answers:
         results = tuple([Result(kind, id, version, address) for version, address, kind, id in detail])
         known, decode = self._decoder
         if epoch != known:
+            self._reader.look_on()
             decode = functools.partial(_entity, self._reader, epoch)
             self._decoder = epoch, decode
         return Reply(named, revision, results, None, decode)

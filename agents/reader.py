@@ -11,6 +11,7 @@ import select
 import time
 import warnings
 from collections.abc import Callable
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Literal, TypeVar, overload
 
 from solewriter.agents.deadline import check_patience
@@ -20,6 +21,7 @@ from solewriter.shared.config import ATTACH_RETRY_S, DEFAULT_LIMITS, Limits
 from solewriter.shared.errors import (
     Compacted,
     EngineUnavailable,
+    LayoutMismatch,
     SchemaMismatch,
     SnapshotExpired,
     check_descriptors,
@@ -125,11 +127,29 @@ class Reader(Looking):
 
     def is_stale(self, view: Viewed) -> bool:
         """Whether the engine that wrote this memory is gone, or followed by another one."""
-        if view is not self._view or self._view.root.successor or self._pidfd < 0:
+        if view is not self._view or self._view.root.successor:
+            return True
+        died = self._died()
+        if died:
+            self.look_on()
+        return died
+
+    def _died(self) -> bool:
+        """Whether the process that wrote this memory is gone."""
+        if self._pidfd < 0:
             return True
         poll = select.poll()
         poll.register(self._pidfd, select.POLLIN)
         return bool(poll.poll(0))
+
+    def look_on(self) -> None:
+        """Turn to an engine that followed one which died, where the memory of that had been removed by others before:
+        nobody can say so there any more.
+        """
+        view = self._view
+        if view is not None and not view.root.successor and self._died():
+            with suppress(EngineUnavailable, LayoutMismatch):  # a later look may tell more
+                self.attached(view, last=False)
 
     # --- reading -----------------------------------------------------------------------------------------------------
 
@@ -185,6 +205,8 @@ class Reader(Looking):
             raise EngineUnavailable("this reader is closed", final=True)
         if root.successor != STOPPED:
             self._stopped_at = 0.0
+            if root.head == head:
+                self.look_on()
             return
         now = time.monotonic()
         self._stopped_at = self._stopped_at or now

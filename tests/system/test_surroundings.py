@@ -359,6 +359,35 @@ def test_a_detached_engine_whose_memory_is_removed_by_others_goes_on_where_nobod
         wait_until(lambda: not engine.is_running() or engine.status() == psutil.STATUS_ZOMBIE, 20, "its end")
 
 
+def test_who_reads_what_others_removed_under_an_engine_that_died_goes_on_with_the_next_one(state, start_engine):
+    """Nobody can tell it there any more: a client hears it with a reply, who waits looks, and whoever asks whether what
+    it sees is stale is told so, and sees the next one's at the next look.
+    """
+    engine = start_engine(state, limits=Limits(heartbeat_s=60.0, restart_backoff_s=0.005))
+
+    async def story() -> None:
+        async with aio.open_reader(state) as waiting:
+            for one in (client.reader, reader, looking):
+                assert one.get(Task, "t") == task
+            assert await waiting.get(Task, "t") == task
+            where = engine.folder.whereabouts()
+            for path in Path(where.memory_dir).glob(f"{where.prefix}-*"):
+                path.unlink()
+            os.kill(engine.pid, signal.SIGKILL)
+            newest = client.update(task, title="y")
+            assert client.get(Task, "t") == newest
+            assert reader.wait_for(2, 10) == 2
+            assert reader.get(Task, "t") == newest
+            assert looking.snapshot().stale
+            assert (await waiting.snapshot()).stale
+            assert looking.get(Task, "t") == await waiting.get(Task, "t") == newest
+            assert not looking.snapshot().stale
+
+    with connect(state) as client, open_reader(state) as reader, open_reader(state) as looking:
+        task = client.create(Task(title="x", id="t"))
+        asyncio.run(story())
+
+
 UNUSABLE = {"missing": None, "a file": 0o600, "not to be listed": 0o300}
 
 
