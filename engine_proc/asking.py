@@ -6,16 +6,23 @@ from typing import Any
 
 import msgspec
 
-from solewriter.engine_proc.sessions import NEVER, Sessions
+from solewriter.engine_proc.sessions import FORGOTTEN, NEVER, Session, Sessions
 from solewriter.engine_proc.tending import Tending
 from solewriter.engine_proc.turn import Turn
-from solewriter.shared import failpoint
+from solewriter.shared import failpoint, wireform
 from solewriter.shared.entry import Outcome
 from solewriter.shared.errors import Refused, RequestMismatch, Unavailable, to_wire
 from solewriter.shared.request_ids import own_id
 from solewriter.shared.wire import Status
 
 Answer = tuple[int, int, int, Any]  # sequence, status, revision, detail
+
+STOPPED: tuple[str, str, dict[str, Any]] = (
+    "EngineUnavailable", "the engine stopped before it took this request: it was not applied", {},
+)  # fmt: skip
+NOT_LOOKED: tuple[str, str, dict[str, Any]] = (
+    "EngineUnavailable", "the engine stopped before it took this question: ask again", {},
+)  # fmt: skip
 
 
 def refused(
@@ -69,3 +76,20 @@ def answered(turn: Turn, sessions: Sessions, tending: Tending, sequence: int, re
     never = told is None or (told.status == Status.REFUSED and list(told.detail[:2]) == list(NEVER.detail[:2]))
     answer = None if told is None or never else (told.status, told.revision, told.detail)
     return sequence, Status.ANSWER, turn.revision, answer
+
+
+def left(sessions: Sessions, session: Session, sequence: int, request: Any, revision: int) -> Answer:
+    """The answer to what no turn takes any more. What was sent again is told as before: it may have been applied."""
+    is_plain = request.__class__ is tuple
+    if is_plain and len(request) == 2:
+        return sequence, Status.UNAVAILABLE.value, revision, NOT_LOOKED
+    told: Outcome | None = None
+    if session.is_done_with(sequence):
+        told = session.told.get(sequence, FORGOTTEN)
+    elif is_plain and request[2] is not None:
+        told = sessions.by_request_id.get(request[2])
+        if told is not None and told.digest is not None and told.digest != wireform.digest(request):
+            told = None  # of another request
+    if told is None:
+        return sequence, Status.UNAVAILABLE.value, revision, STOPPED
+    return sequence, told.status, told.revision, told.detail

@@ -45,11 +45,6 @@ from solewriter.shared.errors import (
 from solewriter.shared.request_ids import session_number
 from solewriter.shared.wire import Status
 
-STOPPED: tuple[str, str, dict[str, Any]] = (
-    "EngineUnavailable", "the engine stopped before it took this request: it was not applied", {},
-)  # fmt: skip
-
-
 class SingleWriter:
     """Owns the state and is the only one to change it."""
 
@@ -119,7 +114,7 @@ class SingleWriter:
         self._stopping = True
 
     def refuse_rest(self) -> None:
-        """Tell those whose requests no turn will take. Nothing of theirs was applied, or is remembered."""
+        """Tell those whose requests no turn will take. What came for the first time was not applied, or remembered."""
         inbox = self._bridge.inbox
         while not inbox.empty():
             self._put(inbox.get_nowait() or ())
@@ -127,12 +122,13 @@ class SingleWriter:
             self.between.refuse(item)
         self._between.clear()
         for parked in self.tending.lines.clear():
-            self._say(parked.lane, (parked.sequence, Status.UNAVAILABLE, self.state.revision, STOPPED))
+            self._say(parked.lane, (parked.sequence, Status.UNAVAILABLE, self.state.revision, asking.STOPPED))
         for item in self._waiting.clear():
             if isinstance(item, Newcomer):
                 item.refuse("the engine is stopping")
             elif not isinstance(item, Occasion) and not item[0].superseded:
-                self._say(item[0], (item[1], Status.UNAVAILABLE, self.state.revision, STOPPED))
+                lane, sequence, request = item
+                self._say(lane, asking.left(self.sessions, lane.session, sequence, request, self.state.revision))
         self._reply()
 
     # --- take --------------------------------------------------------------------------------------------------------

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import os
+
 import pytest
 
 from solewriter import Create, Task
 from solewriter.shared import failpoint, wire, wireform
-from solewriter.shared.config import DEFAULT_LIMITS, KIB, PIPE_BYTES
+from solewriter.shared.config import DEFAULT_LIMITS, KIB, PIPE_BYTES, WIRE_VERSION
+from solewriter.shared.handshake import Hello
 from solewriter.shared.registry import Registry
 from solewriter.shared.wire import Status
 
@@ -14,9 +17,9 @@ REGISTRY = Registry()
 LITTLE = KIB  # that one wake-up takes of a lane
 
 
-def frame(number, reason=""):
+def frame(number, reason="", name=None):
     plain = wireform.plain_mutation(Create(Task(id=f"t{number}", title="x"), reason=reason), REGISTRY)
-    return wire.pack_frame([([plain], [], None, None)], DEFAULT_LIMITS)
+    return wire.pack_frame([([plain], [], name, None)], DEFAULT_LIMITS)
 
 
 def waiting(engine):
@@ -80,3 +83,54 @@ def test_who_reads_none_of_its_replies_is_let_go_and_can_ask_again(alone):
     assert heard.pop() is None
     assert [reply.sequence for reply in heard] == [256 * one for one in range(len(heard))], "what it was sent is whole"
     assert 0 < len(heard) < number
+
+
+@pytest.fixture
+def connected_again(alone, local, tmp_path):
+    """`connected_again()`: an engine, and the next lane of an agent that was told how these ended and heard nothing of
+    it: t0 was made, t1 was made under the id "mine", and t1 could not be made again.
+    """
+    calls = []
+
+    def connect():
+        engine, first, _ = alone()
+        first.write(frame(0) + frame(1, name="mine") + frame(1))
+        engine.read(lambda: [first.unread()])
+        engine.turn()
+        words = Hello(
+            wire=WIRE_VERSION, client_id="alone", name="alone", pid=os.getpid(), first=0, instance="1", resends=True
+        )
+        calls.append(local.Call(tmp_path / "state", words))
+        engine.read()
+        engine.turn()
+        assert calls[0].welcome().ok
+        return engine, calls[0], first.replies()[:3]
+
+    yield connect
+    for call in calls:
+        call.close()
+
+
+def test_what_is_sent_again_to_an_engine_that_ends_is_told_as_before(connected_again):
+    """No turn takes it, and it may be applied: who hears that it was not would ask for it once more."""
+    engine, call, told = connected_again()
+    call.write(frame(0) + frame(1, name="mine") + frame(1) + frame(1, name="mine") + frame(2, name="mine") + frame(3))
+    engine.read(lambda: [call.unread()])
+    engine.writer.refuse_rest()
+    *again, named, other, new = call.replies()
+    assert again == told
+    assert named[1:] == told[1][1:], "as a new request under an id that was used"
+    for one in (other, new):
+        assert one.status == Status.UNAVAILABLE
+        assert "was not applied" in one.detail[1]
+
+
+def test_a_question_to_an_engine_that_ends_is_not_answered_with_no(connected_again):
+    """That it was not applied would be taken for what was asked about."""
+    engine, call, _ = connected_again()
+    call.write(wire.pack_frame([("outcome", "mine")], DEFAULT_LIMITS))
+    engine.read(lambda: [call.unread()])
+    engine.writer.refuse_rest()
+    (answer,) = call.replies()
+    assert (answer.status, answer.detail[0]) == (Status.UNAVAILABLE, "EngineUnavailable")
+    assert "applied" not in answer.detail[1]
