@@ -343,14 +343,14 @@ class SingleWriter:
         """The committed turn becomes the state, then what readers see."""
         changed = turn.revision > self.state.revision
         self.state.merge(turn)
-        self.sessions.forget(turn.forgotten_sessions)
-        if turn.forgotten_sessions:
-            failpoint.reach("session.forgotten")
         self.sessions.remember(turn.outcomes)
-        for change in turn.sessions.values():  # behind what their older lanes brought in this turn
-            self.sessions.take(change)
         for request_id in turn.fenced_ids:
             self.sessions.fence(request_id)
+        self.sessions.forget(turn.forgotten_sessions)  # with what was told of their numbers in this turn, too
+        if turn.forgotten_sessions:
+            failpoint.reach("session.forgotten")
+        for change in turn.sessions.values():  # behind what their older lanes brought in this turn
+            self.sessions.take(change)
         for number, sequence in turn.waiting:
             self.sessions.wait(number, sequence)
         if changed:

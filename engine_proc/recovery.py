@@ -182,16 +182,14 @@ class Recovery:
             self._state.restore_forgotten(said.whole.keys)
             self._state.coordination.leases.restore(said.whole.leases)
             self._state.coordination.cascades = set(said.whole.cascades)
-        if said.forgotten_sessions:
-            outcomes.install()
-            sessions.forget(said.forgotten_sessions)
         outcomes.add(entry)
-        if said.sessions or said.fenced_ids or said.waiting:
+        if said.forgotten_sessions or said.sessions or said.fenced_ids or said.waiting:
             outcomes.install()
-        for change in said.sessions:
-            sessions.take(change)
         for request_id in said.fenced_ids:
             sessions.fence(request_id)
+        sessions.forget(said.forgotten_sessions)
+        for change in said.sessions:
+            sessions.take(change)
         for number, sequence in said.waiting:
             sessions.wait(number, sequence)
         for lease in said.leases:

@@ -79,6 +79,7 @@ class Model:
         after.new: dict[tuple[str, int], tuple[Told, str | None]] = {}  # by client and number; the user's own id
         after.greeted: dict[str, list[tuple[int, int]]] = {}  # lanes and the numbers of their first frames
         after.fences: list[Any] = []
+        after.gone: dict[str, Known] = {}  # who is forgotten in it
         return after
 
     def take(self, lane: int, client: str, number: int, what: Any) -> Any:
@@ -120,8 +121,7 @@ class Model:
     def make_room(self) -> bool:
         silent = [client for client in self.sessions if client not in self.lanes and client not in self.greeted]
         if silent and len(self.sessions) >= LIMITS.sessions_max:
-            gone = self.sessions.pop(silent[0])
-            self.behind = max(self.behind, max(0, gone.last, *gone.fenced) // 256 + 1 + LIMITS.window_max)
+            self.gone[silent[0]] = self.sessions.pop(silent[0])
         return len(self.sessions) < LIMITS.sessions_max
 
     def decide(self, client: str, number: int, what: Any, known: Known) -> tuple[Told, str | None]:
@@ -189,7 +189,7 @@ class Model:
     def end(self) -> None:
         """The turn was committed. What is beyond a window is forgotten now."""
         for (client, number), (told, name) in self.new.items():
-            if known := self.sessions.get(client):
+            if known := self.sessions.get(client) or self.gone.get(client):
                 known.told[number], known.last = told, max(known.last, number)
                 if len(known.told) > LIMITS.window_max:
                     del known.told[next(iter(known.told))]
@@ -198,8 +198,10 @@ class Model:
         for one in self.fences:
             if isinstance(one, str):
                 self.named[one] = self.named.pop(one)
-            elif one[0] in self.sessions:
-                self.sessions[one[0]].fenced.add(one[1])
+            elif known := self.sessions.get(one[0]) or self.gone.get(one[0]):
+                known.fenced.add(one[1])
+        for known in self.gone.values():
+            self.behind = max(self.behind, max(0, known.last, *known.fenced) // 256 + 1 + LIMITS.window_max)
         while len(self.named) > LIMITS.request_ids_max:
             del self.named[next(iter(self.named))]
             self.named_before = True
@@ -660,6 +662,40 @@ def a_first_request_that_never_came_of_a_forgotten_session(world):
     world.send(connected(world, 4), [put("t")])
 
 
+def a_request_that_never_came_of_a_session_that_is_forgotten_in_the_same_turn(world, *, restart=False):
+    """Asked for far ahead: who has its name later comes by that number."""
+    agent = connected(world, 0)
+    others = [connected(world, number) for number in (1, 2)]
+    world.hang_up(agent)
+    world.send(others[0], [ask(agent, 2 * LIMITS.window_max)])
+    world.hello(world.agents[3])
+    world.turn()
+    if restart:
+        world.die()
+    else:
+        world.hang_up(others[1])
+    rival = connected(world, 4)
+    for _ in range(2 * LIMITS.window_max):
+        world.send(rival, [put("t")])
+        world.turn()
+
+
+def a_request_that_never_came_of_a_session_that_is_forgotten_in_the_same_turn_before_a_restart(world):
+    a_request_that_never_came_of_a_session_that_is_forgotten_in_the_same_turn(world, restart=True)
+
+
+def a_session_that_comes_back_while_another_one_is_forgotten_for_a_new_one(world):
+    agents = [connected(world, number) for number in range(3)]
+    world.send(agents[0], [put("t")])
+    world.turn()
+    for agent in agents[:2]:
+        world.hang_up(agent)
+    world.hello(agents[0], resends=True)
+    world.hello(world.agents[3])
+    world.turn()
+    world.send(agents[2], [ask(agents[0], 0)])
+
+
 def the_longest_silent_session_is_forgotten_not_the_one_that_came_first(world):
     agents = [connected(world, number) for number in range(3)]
     world.hang_up(agents[1])
@@ -711,6 +747,9 @@ SCENES = {
     a_request_of_a_forgotten_session_whose_agent_came_back: "",
     a_request_of_a_forgotten_session_whose_name_another_process_has: "",
     a_first_request_that_never_came_of_a_forgotten_session: "",
+    a_request_that_never_came_of_a_session_that_is_forgotten_in_the_same_turn: "",
+    a_request_that_never_came_of_a_session_that_is_forgotten_in_the_same_turn_before_a_restart: "",
+    a_session_that_comes_back_while_another_one_is_forgotten_for_a_new_one: "",
     the_longest_silent_session_is_forgotten_not_the_one_that_came_first: "",
     more_fences_in_one_turn_than_there_is_room_for: "",
     fences_that_were_passed_after_a_restart: "",
