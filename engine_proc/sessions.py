@@ -15,6 +15,7 @@ from typing import Any
 import msgspec
 
 from solewriter.shared.config import (
+    ASKED_AHEAD_MAX,
     FRAME_REQUESTS_MAX,
     GAPS_MAX,
     NAME_MAX,
@@ -265,7 +266,7 @@ class Sessions:
 
     def told(self, number: int, sequence: int, pending: int = 0) -> Outcome | None:
         """How a request of this session ended; None if it never arrived, and so can be fenced beside so many others of
-        this turn.
+        this turn. One so far ahead that it cannot be on its way is not: all who come later would have to begin behind.
         """
         session = self._by_number.get(number)
         if session is None:
@@ -278,7 +279,8 @@ class Sessions:
             return NEVER
         if sequence in session.quarantined:
             return session.quarantined[sequence]
-        return None if session.may_fence(self._limits.window_max - pending) else FORGOTTEN
+        ahead = sequence - session.last > ASKED_AHEAD_MAX
+        return FORGOTTEN if ahead or not session.may_fence(self._limits.window_max - pending) else None
 
     def told_id(self, request_id: str) -> Outcome | None:
         """The same for a user-given id. Once ids were forgotten, an unknown one may be one of those."""

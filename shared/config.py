@@ -181,6 +181,8 @@ DESCRIPTORS_KEPT = 32  # that no agent gets: the journal's next file, memory and
 ACCEPT_PAUSE_S = 0.5  # after an accept that failed, for want of descriptors say
 HANDSHAKE_BYTES_MAX = 64 * KIB  # of one hello or welcome; a few hundred bytes are usual
 GAPS_MAX = 64  # of a session: how many of its takeovers it remembers what was never read for; before that: Forgotten
+ASKED_AHEAD_MAX = 2**24  # numbers of a session ahead of its last one: about these one can be told that it never will be
+# applied. More than its client can have on its way; who comes after it was forgotten begins behind what was told
 RESULTS_UNPACKED = 16  # of one remembered request, as objects of 200 bytes each; more of them are kept packed, 40 bytes
 SESSION_FRAMES_MAX = 2**40  # of one session: 34 years at a thousand a second
 ANSWER_MAX = 15_000  # characters of what an engine says to its owner: a pipe holds it, where nobody reads just now

@@ -7,7 +7,14 @@ import pytest
 
 from solewriter.engine_proc.sessions import ENGINE_ID, FORGOTTEN, NEVER, HelloRefused, Session, Sessions
 from solewriter.shared import wire
-from solewriter.shared.config import FRAME_REQUESTS_MAX, NAME_MAX, SESSION_FRAMES_MAX, WIRE_VERSION, Limits
+from solewriter.shared.config import (
+    ASKED_AHEAD_MAX,
+    FRAME_REQUESTS_MAX,
+    NAME_MAX,
+    SESSION_FRAMES_MAX,
+    WIRE_VERSION,
+    Limits,
+)
 from solewriter.shared.entry import Outcome, SessionChange, SessionState
 from solewriter.shared.handshake import Hello
 from solewriter.shared.request_ids import default_id, session_number
@@ -148,6 +155,14 @@ def test_numbers_are_fenced_up_to_the_window_counted_with_those_of_this_turn(ses
     sessions.fence(default_id(number, 10))
     assert sessions.told(number, 11) == FORGOTTEN, "it is not told to be never applied: there is no room to keep that"
     assert sessions.told(number, 10) == NEVER
+
+
+def test_a_number_that_cannot_be_on_its_way_is_not_fenced(sessions):
+    """Or whoever comes later would begin behind it, and have no numbers left."""
+    number = greet(sessions, hello())
+    sessions.remember([Outcome(number, 100, Status.APPLIED, 1, [])])
+    assert sessions.told(number, 100 + ASKED_AHEAD_MAX) is None
+    assert sessions.told(number, 101 + ASKED_AHEAD_MAX) == FORGOTTEN
 
 
 def test_who_comes_after_one_was_forgotten_begins_behind_all_that_such_a_one_may_have_sent(sessions):

@@ -35,7 +35,7 @@ from solewriter.shared.config import DEFAULT_LIMITS
 from solewriter.shared.errors import Forgotten
 from solewriter.shared.failpoint import VARIABLE
 from solewriter.shared.mutations import Applied, NotApplied
-from solewriter.shared.request_ids import default_id
+from solewriter.shared.request_ids import SEQUENCES_MAX, default_id
 from solewriter.shared.wire import Status
 
 
@@ -257,6 +257,19 @@ def test_a_number_that_no_request_can_have_is_asked_for_without_harm(state, star
 
         wait_until(is_checkpointed, 60, "a checkpoint was made")
     assert engine.restarts == 0
+
+
+def test_a_number_that_somebody_made_up_keeps_nobody_from_coming_back(state, start_engine):
+    """Also when its session is forgotten, and others begin behind all that it may have sent."""
+    limits = Limits(sessions_max=1)
+    start_engine(state, limits=limits)
+    with connect(state, limits=limits) as client:
+        assert isinstance(client.outcome(default_id(client._session.number, SEQUENCES_MAX - 1)), Forgotten)
+    for _ in range(2):
+        with connect(state, limits=limits) as client:
+            task = client.create(Task(title="x"))
+            client._exchange._broken = True
+            assert client.update(task, title="y").version == 2
 
 
 # --- after a time-out -------------------------------------------------------------------------------------------------
