@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 
 import pytest
 
 from solewriter import Create, Task
+from solewriter.engine_proc.bridge import Bridge, LaneEnd
+from solewriter.engine_proc.sessions import Session
 from solewriter.shared import failpoint, wire, wireform
 from solewriter.shared.config import DEFAULT_LIMITS, KIB, PIPE_BYTES, WIRE_VERSION
 from solewriter.shared.handshake import Hello
@@ -134,3 +137,140 @@ def test_a_question_to_an_engine_that_ends_is_not_answered_with_no(connected_aga
     (answer,) = call.replies()
     assert (answer.status, answer.detail[0]) == (Status.UNAVAILABLE, "EngineUnavailable")
     assert "applied" not in answer.detail[1]
+
+
+# --- frames in parts --------------------------------------------------------------------------------------------------
+
+
+def test_frames_that_come_in_parts_are_looked_at_as_soon_as_each_is_whole(alone):
+    """A small one behind a large one, too."""
+    engine, call, _ = alone()
+    large, small = frame(0, "r" * 3 * KIB), frame(1)
+    for part in (large[:100], large[100:] + small[:2], small[2:]):
+        call.write(part)
+        engine.read(lambda: [call.unread()])
+    engine.turn()
+    assert [reply.status for reply in call.replies()] == [Status.APPLIED] * 2
+
+
+def test_a_frame_that_is_larger_than_what_a_lane_may_have_waiting_is_read_to_its_end(alone):
+    """Nothing waits for a turn that could let it be read on."""
+    engine, call, _ = alone(lane_bytes_max=LITTLE, lane_read_bytes=LITTLE)
+    call.write(frame(0, "r" * 4 * KIB))
+    engine.read(lambda: [call.unread()])
+    engine.turn()
+    assert [reply.status for reply in call.replies()] == [Status.APPLIED]
+
+
+def test_what_came_before_bytes_that_are_no_frame_counts(alone):
+    engine, call, _ = alone()
+    call.write(frame(0) + bytes(4) + frame(1))
+    engine.read(lambda: [call.unread()])
+    engine.turn()
+    assert engine.view.pin().root.revision == 1
+    assert call.replies() == [None], "its agent comes again, and is told then"
+
+
+def test_a_lane_of_which_a_turn_took_a_part_is_not_read_on(alone, monkeypatch):
+    engine, call, steps = alone(lane_requests_max=4, lane_read_bytes=LITTLE, batch_max=2)
+    (lane,) = engine.bridge._lanes.values()
+    frames, most = [frame(number) for number in range(100)], 0
+
+    def look(step):
+        nonlocal most
+        steps(step)
+        most = max(most, lane._given - lane.taken)
+
+    monkeypatch.setattr(failpoint, "reach", look)
+    call.write(b"".join(frames))
+    heard = []
+    while len(heard) < len(frames):
+        engine.read(lambda: [call.unread()])
+        engine.turn()
+        heard += call.replies()
+    assert most <= 4 + LITTLE // len(frames[0]) + 1
+    assert [reply.revision for reply in heard] == [*range(1, 101)]
+
+
+def test_a_frame_that_cannot_be_decoded_is_refused_for_all_that_was_in_it(alone):
+    """Its client knows how many that were, and nobody else does."""
+    engine, call, _ = alone()
+    call.write((3).to_bytes(4, "big") + b"bad" + frame(1))
+    engine.read(lambda: [call.unread()])
+    engine.turn()
+    refused, applied = call.replies()
+    assert (refused.sequence, refused.status, refused.detail[0]) == (0, Status.REFUSED, "BadRequest")
+    assert refused.detail[2]["whole_frame"]
+    assert (applied.sequence, applied.status) == (256, Status.APPLIED)
+
+
+# --- replies that wait ------------------------------------------------------------------------------------------------
+
+
+def unread_replies(engine, call):
+    """Replies of which a part waits in the engine; how many there are."""
+    (lane,) = engine.bridge._lanes.values()
+    number = 0
+    while not lane._backlog:
+        call.write(b"".join(frame("n" * 200) for _ in range(50)))
+        engine.read(lambda: [call.unread()])
+        engine.turn()
+        number += 50
+        assert number < 100_000, "somebody reads them"
+    return number
+
+
+def test_a_reply_stands_behind_those_that_wait_also_when_there_is_room_again(alone, monkeypatch):
+    """Its agent reads just before it is written: what waits was there first."""
+    engine, call, steps = alone()
+    number, heard = unread_replies(engine, call), []
+
+    def read_first(step):
+        steps(step)
+        if step == "turn.reply":
+            heard.extend(call.replies())
+
+    monkeypatch.setattr(failpoint, "reach", read_first)
+    call.write(frame(0))
+    engine.read(lambda: [call.unread()])
+    (lane,) = engine.bridge._lanes.values()
+    engine.turn()
+    engine.read()
+    assert not lane._backlog
+    assert [reply.sequence for reply in [*heard, *call.replies()]] == [256 * one for one in range(number + 1)]
+
+
+@pytest.mark.parametrize("waiting", [True, False], ids=["others wait", "none waits"])
+def test_of_a_lane_that_ends_in_a_reply_the_loop_keeps_nothing(waiting):
+    """Its descriptors are somebody else's soon, who would get what is left of it."""
+    with asyncio.Runner(loop_factory=asyncio.SelectorEventLoop) as runner:  # it tells what it watches
+        loop = runner.get_loop()
+        watched = {*loop._selector.get_map()}
+        bridge = Bridge(loop, DEFAULT_LIMITS, 1, [].append, [].append)
+        (requests, ours), (heard, replies) = os.pipe(), os.pipe()
+        lane = LaneEnd(bridge, Session(1, "ann", "ann"), 0, (requests, replies), -1)
+        while waiting and not lane._backlog:
+            lane.reply([(0, Status.REFUSED, 1, "r" * KIB)])
+        assert {*loop._selector.get_map()} == {*watched, requests, *[replies] * waiting}
+        os.close(heard)
+        lane.reply([(256, Status.REFUSED, 1, "r")])
+        for _ in range(3):
+            runner.run(asyncio.sleep(0))
+        assert lane.closed
+        assert {*loop._selector.get_map()} == watched
+        os.close(ours)
+
+
+def test_what_a_dead_agent_sent_counts_also_where_its_lane_had_enough_waiting(alone):
+    """Whoever else holds its pipe open: there will be no end of file."""
+    engine, call, _ = alone(lane_requests_max=4, lane_read_bytes=LITTLE)
+    (lane,) = engine.bridge._lanes.values()
+    call.write(b"".join(frame(number) for number in range(100)))
+    engine.read(lambda: [call.unread()])
+    assert call.unread(), "it is not read on"
+    lane._agent_died()
+    for _ in range(2):
+        engine.turn()
+        engine.read()
+    assert lane.closed
+    assert engine.view.pin().root.revision == 100
