@@ -222,7 +222,7 @@ class SingleWriter:
                         lane, answers = sender, self._replies.setdefault(sender, [])
                     session = sender.session
                     if sender.superseded or sender.epoch != session.epoch or session.number in turn.sessions:
-                        pass  # nobody listens there any more
+                        sender.superseded = True  # nobody listens there any more, whether this turn is committed or not
                     elif item is not passed and (
                         taken := self._express.take(turn, sender, items, answers, left, until)
                     ):

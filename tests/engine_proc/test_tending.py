@@ -227,7 +227,8 @@ def test_a_claim_that_a_full_disk_undoes_can_be_asked_again(scene, resumes):
         assert agent.hears()[again] == (Status.APPLIED, ["a"])
 
 
-def test_of_a_lane_whose_takeover_a_full_disk_undoes_no_request_is_passed_over(scene, monkeypatch):
+@pytest.mark.parametrize("gone", [False, True], ids=["it is there", "it is gone"])
+def test_of_a_lane_whose_takeover_a_full_disk_undoes_no_request_is_passed_over(scene, monkeypatch, gone):
     """One was not listened to, because somebody else was to have the session; those behind it, in another turn, must
     not be either: its client sends all of them again.
     """
@@ -249,10 +250,13 @@ def test_of_a_lane_whose_takeover_a_full_disk_undoes_no_request_is_passed_over(s
     scene.calls.append(rival)
     scene.engine.read()
     asked = [agent.asks(create(id)) for id in "ab"]
+    if gone:
+        agent.call.close()
+        scene.engine.read()
     scene.turn()
     assert other.hears()[filler][0] == Status.UNAVAILABLE
     assert not rival.welcome().ok
-    assert agent.hears() == {}
+    assert gone or agent.call.replies() == [None], "nobody listens there any more"
     agent.sends_all_again()
     scene.turn()
     assert agent.hears() == {asked[0]: (Status.APPLIED, ["a"]), asked[1]: (Status.APPLIED, ["b"])}
