@@ -209,3 +209,34 @@ def test_the_results_of_large_requests_are_kept_packed_and_told_as_they_were(ses
         )
     ]
     assert msgspec.msgpack.decode(again.told[1].detail) == [[one[0], 0, *one[2:]] for one in written]
+
+
+# --- in turns ---------------------------------------------------------------------------------------------------------
+
+
+def test_so_many_new_sessions_in_one_turn_so_many_silent_ones_go(alone, local, tmp_path):
+    """Not the same one for each, and none too many."""
+    engine, call, _ = alone(sessions_max=4)
+    calls = [call]
+
+    def connect(*names):
+        for name in names:
+            calls.append(local.Call(tmp_path / "state", hello(name)))
+            engine.read()
+        engine.turn()
+        assert all(one.welcome().ok for one in calls[-len(names) :])
+
+    def known():
+        return {state.change.client_id for state in engine.server.sessions.states()}
+
+    connect("ann", "bob", "eve")
+    for one in calls:
+        one.close()
+    engine.read()
+    connect("new 1", "new 2")
+    assert known() == {"bob", "eve", "new 1", "new 2"}
+    connect("new 3")
+    assert known() == {"eve", "new 1", "new 2", "new 3"}
+    for one in calls[4:]:
+        one.close()
+    engine.read()
