@@ -15,7 +15,7 @@ from solewriter.shared.config import (
     WIRE_VERSION,
     Limits,
 )
-from solewriter.shared.entry import Outcome, SessionChange, SessionState
+from solewriter.shared.entry import CheckpointName, Life, Outcome, PrivateState, SessionChange, SessionState
 from solewriter.shared.handshake import Hello
 from solewriter.shared.request_ids import default_id, session_number
 from solewriter.shared.wire import Status
@@ -134,6 +134,22 @@ def test_what_nobody_read_never_will_be_applied_behind_a_checkpoint_either(sessi
     assert again.state == sessions.get(number).state
 
 
+def test_who_lost_its_session_to_another_process_does_not_take_it_back(sessions):
+    """Whether it has something on its way or not. Whoever comes for the first time may have it."""
+    greet(sessions, hello())
+    other = hello()
+    other.instance = "2"
+    greet(sessions, other)
+    for said in ({"again": True}, {"resends": True}):
+        with pytest.raises(HelloRefused, match="took over") as caught:
+            greet(sessions, msgspec.structs.replace(hello(), **said))
+        assert caught.value.refusal == "fenced"
+    number = greet(sessions, msgspec.structs.replace(other, again=True))
+    assert sessions.get(number).instance == "2"
+    greet(sessions, hello())
+    assert sessions.get(number).instance == "1"
+
+
 def test_who_waits_for_an_answer_waits_for_as_long_as_it_is_the_same_process(sessions):
     number = greet(sessions, hello())
     sessions.wait(number, 0)
@@ -209,6 +225,27 @@ def test_the_results_of_large_requests_are_kept_packed_and_told_as_they_were(ses
         )
     ]
     assert msgspec.msgpack.decode(again.told[1].detail) == [[one[0], 0, *one[2:]] for one in written]
+
+
+def test_what_was_forgotten_stays_so_behind_a_checkpoint():
+    """Nobody is told that an id or a number was never used which may have been."""
+    limits = Limits(request_ids_max=1, window_max=4)
+    before, after = Sessions(limits), Sessions(limits)
+    number = greet(before, hello("ann"))
+    before.remember([Outcome(number, place, Status.APPLIED, 1, [], name) for place, name in enumerate(("a", "b"))])
+    before.forget([number])
+    ids_forgotten, sequence_forgotten = before.forgotten
+    after.restore(
+        PrivateState(
+            checkpoint=CheckpointName(1, b""), life=Life(1, b"", "power", b"", False), sessions=before.states(),
+            request_ids=before.request_ids(), request_ids_forgotten=ids_forgotten,
+            sequence_forgotten=sequence_forgotten, keys=[],
+        )
+    )  # fmt: skip
+    for sessions in (before, after):
+        assert sessions.told_id("a") == FORGOTTEN
+        assert sessions.told_id("b").revision == 1
+        assert sessions.greet(hello("bob"), None, lambda number: -1)[1] == 1 + 4
 
 
 # --- in turns ---------------------------------------------------------------------------------------------------------

@@ -262,6 +262,26 @@ def test_of_a_lane_whose_takeover_a_full_disk_undoes_no_request_is_passed_over(s
     assert agent.hears() == {asked[0]: (Status.APPLIED, ["a"]), asked[1]: (Status.APPLIED, ["b"])}
 
 
+def test_a_claim_that_waits_goes_with_its_client_when_another_one_takes_over(scene):
+    """Its task would be in the hands of somebody who does not hear of it."""
+    waiting, other = Agent(scene, "waiting"), Agent(scene, "other")
+    waiting.asks(claim(until_us=later()))
+    scene.turn()
+    hello = Hello(
+        wire=WIRE_VERSION, client_id="waiting", name="waiting", pid=os.getpid(), first=0, instance="2", resends=False
+    )
+    rival = scene.parts.Call(scene.state, hello)
+    scene.calls.append(rival)
+    scene.turn()
+    assert rival.welcome().ok
+    other.asks(create("a"))
+    scene.turn()
+    rival.write(wire.pack_frame([([claim()], [], None, None)], DEFAULT_LIMITS))
+    scene.turn()
+    (reply,) = rival.replies()
+    assert [one[3] for one in reply.detail] == ["a"]
+
+
 def test_what_waited_in_vain_is_told_once_however_often_it_was_looked_at(scene):
     waiting, other = Agent(scene, "waiting"), Agent(scene, "other")
     asked = waiting.asks(claim(until_us=time.monotonic_ns() // 1000 + 50_000, project="p"))
