@@ -162,15 +162,6 @@ def test_a_frame_that_is_larger_than_what_a_lane_may_have_waiting_is_read_to_its
     assert [reply.status for reply in call.replies()] == [Status.APPLIED]
 
 
-def test_what_came_before_bytes_that_are_no_frame_counts(alone):
-    engine, call, _ = alone()
-    call.write(frame(0) + bytes(4) + frame(1))
-    engine.read(lambda: [call.unread()])
-    engine.turn()
-    assert engine.view.pin().root.revision == 1
-    assert call.replies() == [None], "its agent comes again, and is told then"
-
-
 def test_a_lane_of_which_a_turn_took_a_part_is_not_read_on(alone, monkeypatch):
     engine, call, steps = alone(lane_requests_max=4, lane_read_bytes=LITTLE, batch_max=2)
     (lane,) = engine.bridge._lanes.values()
