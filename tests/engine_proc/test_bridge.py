@@ -11,8 +11,9 @@ from solewriter import Create, Task
 from solewriter.engine_proc.bridge import Bridge, LaneEnd
 from solewriter.engine_proc.sessions import Session
 from solewriter.shared import failpoint, wire, wireform
-from solewriter.shared.config import DEFAULT_LIMITS, KIB, PIPE_BYTES, WIRE_VERSION
+from solewriter.shared.config import DEFAULT_LIMITS, FOLDED_NODES_MAX, KIB, PIPE_BYTES, WIRE_VERSION
 from solewriter.shared.handshake import Hello
+from solewriter.shared.mutations import Op
 from solewriter.shared.registry import Registry
 from solewriter.shared.wire import Status
 
@@ -160,6 +161,21 @@ def test_a_frame_that_is_larger_than_what_a_lane_may_have_waiting_is_read_to_its
     engine.read(lambda: [call.unread()])
     engine.turn()
     assert [reply.status for reply in call.replies()] == [Status.APPLIED]
+
+
+def test_frames_that_say_far_more_than_their_bytes_are_counted_by_wake_up_not_for_ever(alone):
+    engine, call, _ = alone()
+    (lane,) = engine.bridge._lanes.values()
+    folded = [[0] * 300] * 300
+    update = Op.UPDATE.value, "Task", "none", None, {"metadata": {"folded": folded}}, "", None
+    data = wire.pack_frame([([update], [], None, None)], DEFAULT_LIMITS)
+    for _ in range(FOLDED_NODES_MAX // 300**2 + 3):
+        call.write(data)
+        engine.read(lambda: [call.unread()])
+        engine.turn()
+        (reply,) = call.replies()
+        assert reply.detail[0] == "NotFound"
+    assert not lane.closed
 
 
 def test_a_lane_of_which_a_turn_took_a_part_is_not_read_on(alone, monkeypatch):
