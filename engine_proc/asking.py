@@ -82,7 +82,7 @@ def left(sessions: Sessions, session: Session, sequence: int, request: Any, revi
     """The answer to what no turn takes any more. What was sent again is told as before: it may have been applied."""
     is_plain = request.__class__ is tuple
     if is_plain and len(request) == 2:
-        return sequence, Status.UNAVAILABLE.value, revision, NOT_LOOKED
+        return sequence, Status.UNAVAILABLE, revision, NOT_LOOKED
     told: Outcome | None = None
     if session.is_done_with(sequence):
         told = session.told.get(sequence, FORGOTTEN)
@@ -91,5 +91,5 @@ def left(sessions: Sessions, session: Session, sequence: int, request: Any, revi
         if told is not None and told.digest is not None and told.digest != wireform.digest(request):
             told = None  # of another request
     if told is None:
-        return sequence, Status.UNAVAILABLE.value, revision, STOPPED
+        return sequence, Status.UNAVAILABLE, revision, STOPPED
     return sequence, told.status, told.revision, told.detail

@@ -45,6 +45,7 @@ from solewriter.shared.errors import (
 from solewriter.shared.request_ids import session_number
 from solewriter.shared.wire import Status
 
+
 class SingleWriter:
     """Owns the state and is the only one to change it."""
 
