@@ -109,6 +109,7 @@ class Feed:
     def _begin(self, view: View, pin: Pin) -> None:
         """Find the place in a memory that was not read before."""
         self._check_history(view, pin)
+        self._check_published(pin)
         self._skip = self._within
         if self.since + 1 < pin.root.oldest:
             raise FileNotFoundError
@@ -120,6 +121,15 @@ class Feed:
             raise Compacted(
                 f"revision {self.since} belongs to another history: the engine could not prove that nothing published "
                 "was lost since; take a new snapshot",
+                oldest=pin.root.oldest,
+            )
+
+    def _check_published(self, pin: Pin) -> None:
+        """What comes up to there would be left out, and nobody would know."""
+        if self.since > pin.root.revision:
+            raise Compacted(
+                f"there is no revision {self.since} here; the newest is {pin.root.revision}: it is of another state, "
+                "or this one was put back; take a new snapshot, or watch with resync=True",
                 oldest=pin.root.oldest,
             )
 

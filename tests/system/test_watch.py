@@ -265,6 +265,19 @@ def test_an_engine_without_a_past_says_so_and_a_resync_goes_on(state, start_engi
         assert [change.id for change in patient] == ["after"]
 
 
+def test_a_watch_behind_what_was_never_published_leaves_nothing_out_silently(client, reader):
+    """A revision that was kept, of a folder that began anew or is an older copy: what comes next is not behind it."""
+    client.create(Task(title="x", id="a"))
+    strict, patient = reader.watch(since=7, timeout_s=0), reader.watch(since=7, timeout_s=0, resync=True)
+    with pytest.raises(Compacted, match="no revision 7 here; the newest is 1") as gone:
+        next(strict)
+    assert gone.value.oldest <= 1
+    (resync,) = patient
+    assert (resync.revision, [task.id for task in resync.snapshot.entities(Task)]) == (1, ["a"])
+    client.create(Task(title="x", id="after"))
+    assert [change.id for change in patient] == ["after"]
+
+
 def test_where_needs_a_kind_and_a_column(client, reader):
     with pytest.raises(InvalidQuery, match="one kind"):
         reader.watch(where={"status": "created"})
