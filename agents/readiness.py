@@ -10,13 +10,15 @@ import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import Any
+from typing import Any, TypeVar, overload
 
 from solewriter.agents.snapshot import Snapshot
 from solewriter.shared.errors import InvalidQuery
 from solewriter.shared.models import BudgetPolicy, Project, ProjectStatus, Task
 from solewriter.shared.readiness import CLAIMABLE, FINISHED, HELD, Dependency, attempts_left, is_met, state_of
 from solewriter.shared.where import Where, single
+
+T = TypeVar("T", bound=Task)
 
 _OF_TASKS = frozenset({"attempts", "claim", "cost", "project"})
 WORK_PATIENCE_S = 1.0  # of `work` in one claim, before it looks whether anything is left: an idle agent asks so often
@@ -156,7 +158,11 @@ def _field(task: Task) -> Callable[[str], Any]:
     return lambda name: single(values[name])
 
 
-def dead_letters(snap: Snapshot, kind: type[Task] = Task, where: Where | None = None) -> list[Task]:
+@overload
+def dead_letters(snap: Snapshot, *, where: Where | None = None) -> list[Task]: ...
+@overload
+def dead_letters(snap: Snapshot, kind: type[T], where: Where | None = None) -> list[T]: ...
+def dead_letters(snap: Snapshot, kind: type[Task] = Task, where: Where | None = None) -> list[Any]:
     """Tasks that failed or were interrupted as often as they may be, oldest first."""
     asked = {**(where or {}), "status": ("failed", "interrupted")}
     found = snap.scan(kind, where=asked, order_by="created_at")

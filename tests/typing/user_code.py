@@ -26,6 +26,7 @@ from solewriter import (
     Watch,
     aio,
     connect,
+    dead_letters,
     errors,
     open_reader,
 )
@@ -94,6 +95,14 @@ def watches(reader: Reader, told: bool) -> None:
     assert_type(next(reader.watch(resync=told)), Change | Resync)
     for any_of_them in (reader.watch(Task), reader.watch(resync=True)):
         follow(any_of_them)
+
+
+def reads_of_tasks(snap: Snapshot) -> None:
+    """What is told of tasks is of their own kind."""
+    assert_type(dead_letters(snap), list[Task])
+    assert_type(dead_letters(snap, where={"project": "p"}), list[Task])
+    assert_type(dead_letters(snap, Chore), list[Chore])
+    assert_type(dead_letters(snap, kind=Chore, where={"room": "hall"}), list[Chore])
 
 
 def follow(watch: Watch) -> None:
