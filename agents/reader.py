@@ -376,6 +376,10 @@ def open_reader(
 def open_reader(
     state: str | os.PathLike[str], *, limits: Limits = DEFAULT_LIMITS, offline: Literal[True]
 ) -> OfflineReader: ...
+@overload
+def open_reader(
+    state: str | os.PathLike[str], *, limits: Limits = DEFAULT_LIMITS, offline: bool
+) -> Reader | OfflineReader: ...
 def open_reader(
     state: str | os.PathLike[str], *, limits: Limits = DEFAULT_LIMITS, offline: bool = False
 ) -> Reader | OfflineReader:

@@ -14,6 +14,7 @@ from solewriter import (
     Create,
     Engine,
     Entity,
+    OfflineReader,
     Reader,
     Ref,
     Reply,
@@ -178,6 +179,10 @@ def program(state: str) -> None:
         with open_reader(engine.state) as reader, reader.snapshot() as snap:
             assert_type(reader, Reader)
             assert_type(snap, Snapshot)
+        assert_type(open_reader(state, offline=True), OfflineReader)
+        with open_reader(state, offline=not engine.restarts) as either:  # as an option of the program says
+            assert_type(either, Reader | OfflineReader)
+            assert_type(either.get(Task, "t-1"), Task | None)
         try:
             client.update(Task.ref("t-1"), title="other")
         except VersionConflict as conflict:
