@@ -27,7 +27,7 @@ from solewriter.engine_proc.listed import by_kind
 from solewriter.engine_proc.orders import Orders
 from solewriter.engine_proc.pulse import Pulse
 from solewriter.engine_proc.quarantine import last_words
-from solewriter.engine_proc.server import EXIT_NO_ROOM, NEVER_RESTART
+from solewriter.engine_proc.server import EXIT_NO_ROOM, EXIT_NOT_OWNER, NEVER_RESTART
 from solewriter.shared import failpoint
 from solewriter.shared.config import (
     DEFAULT_LIMITS,
@@ -301,7 +301,9 @@ class Engine:
                 self._become(None)
                 return
             if status in NEVER_RESTART and not self._died_deciding(child):
-                self._give_up(f"the engine ended with status {status}: it would not help to start it again")
+                moved = f"{self.folder.path} was moved, deleted or replaced under the engine"
+                why = moved if status == EXIT_NOT_OWNER else f"the engine ended with status {status}"
+                self._give_up(f"{why}: it would not help to start it again")
                 return
             # Behind a start that found no room none is counted: when there will be some, nobody knows.
             backoff_s = self.limits.restart_backoff_max_s if self._no_room else backoff.next_s(time.monotonic())

@@ -75,6 +75,7 @@ def test_an_engine_whose_folder_is_taken_away_ends_and_begins_no_other(
             with pytest.raises(Exception, match=r"."):
                 client.update(task, title="y")
         wait_until(lambda: engine.failure is not None, 20, "the engine is given up")
+        assert killed or f"{state} was moved, deleted or replaced" in str(engine.failure)
         assert held["Task", "t"]["title"] == "x", "what is held stays readable"
     assert state.exists() == (how != "deleted")
     assert not state.exists() or not list(state.glob("journal-*")), "another state was begun"
