@@ -128,10 +128,13 @@ class Cut(NamedTuple):
 def truncate(folder: StateFolder, revision: int) -> tuple[Cut, Path]:
     """Make `revision`, or where a turn made several at once the last one before that turn, the newest. Returns where
     that is, and the copy of the folder as it was. Raises Locked beside an engine; EngineUnavailable, with nothing
-    changed, where nothing lies behind it, the journal does not go back so far, or the folder cannot be copied.
+    changed, where nothing lies behind it, the journal does not go back so far, or the folder cannot be copied, or
+    written to.
     """
     lock = Lock(folder)
     try:
+        if not os.access(folder.path, os.W_OK | os.X_OK, effective_ids=True):  # its files may be, for half of a cut
+            raise EngineUnavailable(f"{folder.path} may not be written to: nothing was changed")
         cut, life = _found(folder.path, revision)
         kept = _copied(folder.path)
         _cut(folder.path, cut, life)

@@ -570,6 +570,25 @@ def test_what_may_not_be_read_is_not_cut_off(folder, open_to_others):
     assert (path.exists(), beside(folder)) == (True, [])
 
 
+def test_a_folder_that_may_not_be_written_is_neither_copied_nor_cut_in_half(folder, open_to_others):
+    """Its files may be: then the journal would end already, and what was committed still go on behind that."""
+    before, revision = contents(folder), verify(folder).revision
+    root = os.geteuid() == 0
+    if root:  # which may write everywhere
+        for one in (folder, folder.parent, *folder.iterdir()):
+            os.chown(one, 65534, 65534)
+        open_to_others(folder)
+        os.seteuid(65534)
+    try:
+        folder.chmod(0o500)
+        told = run("repair", folder, "--truncate-at", revision - 1)
+    finally:
+        folder.chmod(0o700)
+        os.seteuid(0 if root else os.geteuid())
+    assert told.stderr == f"solewriter: {folder} may not be written to: nothing was changed\n"
+    assert (contents(folder), beside(folder)) == (before, [])
+
+
 def test_what_root_gives_back_is_no_file_that_somebody_put_there_meanwhile(tmp_path):
     if os.geteuid() != 0:
         pytest.skip("giving a file to another user needs root")
