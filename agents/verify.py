@@ -31,6 +31,7 @@ from solewriter.shared.chain import (
 from solewriter.shared.checkpoint import Checkpoint, DigestOfState, checkpoint_files, checkpoint_path
 from solewriter.shared.entry import FILE_HEADER_BYTES, Entry
 from solewriter.shared.errors import Compacted, EngineUnavailable, JournalCorrupt, minding_descriptors
+from solewriter.shared.folder import unlike_a_folder
 from solewriter.shared.life import may_be_cut
 
 R = TypeVar("R")
@@ -95,7 +96,7 @@ class Files:
     def __init__(self, folder: Path, begin: int | None = None) -> None:
         """All of them; or only what lies behind the entry `begin`, as a start looks at it."""
         if not journal_files(folder):
-            raise EngineUnavailable(f"nothing is journaled in {folder}")
+            raise EngineUnavailable(f"nothing is journaled in {folder}{unlike_a_folder(folder)}")
         self._folder = folder
         self._committed = noted_in(folder) or (0, 0)
         self._newest = newest_checkpoint(folder)  # before the journal is read, which goes on beside an engine

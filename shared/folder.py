@@ -47,6 +47,19 @@ class Whereabouts(msgspec.Struct, frozen=True):
     prefix: str
 
 
+def unlike_a_folder(path: Path) -> str:
+    """What is told of a path that may be mistyped, behind its name."""
+    try:
+        os.stat(f"{path}/.")
+    except FileNotFoundError:
+        return ", which is not there"
+    except NotADirectoryError:
+        return ", which is no folder"
+    except OSError:
+        pass
+    return ""
+
+
 class StateFolder:
     """Paths and small files of one state folder."""
 
@@ -89,12 +102,10 @@ class StateFolder:
 
     def _unlike_a_state(self) -> str:
         """What is told of a path that may be mistyped, where an engine would make a folder or has none so far."""
+        if unlike := unlike_a_folder(self.path):
+            return unlike
         try:
             names = os.listdir(self.path)
-        except FileNotFoundError:
-            return ", which is not there"
-        except NotADirectoryError:
-            return ", which is no folder"
         except OSError:
             return ""
         served = SOCKET in names or any(name.startswith(("journal-", "checkpoint-")) for name in names)

@@ -151,6 +151,13 @@ def test_a_state_without_a_journal_has_nothing_to_read(tmp_path, state, start_en
             open_reader(folder, offline=True)
 
 
+def test_a_path_that_is_mistyped_is_told_from_a_folder_without_a_journal(tmp_path):
+    (tmp_path / "file").touch()
+    for name, what in (("nowhere", ", which is not there"), ("file", ", which is no folder"), ("", "")):
+        with pytest.raises(EngineUnavailable, match=f"nothing is journaled in {tmp_path / name}{what}$"):
+            open_reader(tmp_path / name, offline=True)
+
+
 @pytest.mark.parametrize("where", ["middle", "committed"])
 def test_damage_is_named_not_read_over(state, start_engine, where):
     engine = start_engine(state)
