@@ -327,7 +327,10 @@ class Server:
 def make_folder(path: Path) -> None:
     """The state folder, whose name is durable like its content: where a power cut takes the name, it takes all."""
     above = [path.parent, *(one.parent for one in path.parents if not one.exists())]
-    path.mkdir(mode=0o700, parents=True, exist_ok=True)
+    try:
+        path.mkdir(mode=0o700, parents=True, exist_ok=True)
+    except (FileExistsError, NotADirectoryError) as error:  # a file, or a link that leads nowhere
+        raise EngineUnavailable(f"{path} is no folder, and none can be made there: {error.strerror}") from error
     for one in above:
         try:
             sync_folder(one)

@@ -1686,6 +1686,14 @@ def test_a_client_gives_up_when_its_patience_is_over_and_says_what_never_left(st
         assert time.monotonic() - begun < 30, "a hang is no patience"
 
 
+def test_an_engine_that_is_given_no_folder_says_so(tmp_path, start_engine):
+    (tmp_path / "file").touch()
+    (tmp_path / "link").symlink_to("nowhere")
+    for path in (tmp_path / "file", tmp_path / "file" / "state", tmp_path / "link"):
+        with pytest.raises(EngineStartFailed, match=f"{path} is no folder, and none can be made there"):
+            start_engine(path)
+
+
 def test_a_client_that_finds_nobody_says_how_to_start_one(state, start_engine):
     """In words, not as errno has it: of a path that was mistyped, of a folder that is another program's, and of one
     whose engine was stopped.
