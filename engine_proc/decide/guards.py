@@ -13,6 +13,8 @@ from solewriter.shared.registry import IN_HEADER, Kind
 from solewriter.shared.where import demands
 from solewriter.shared.wireform import PlainGuard
 
+_CHANGING = ("version", "updated_at")  # with every change: who waits for one would look at each of them
+
 
 def check(draft: Draft, guard: PlainGuard) -> None:
     """Raises GuardFailed; VersionConflict where fields were compared in place of a version; Fenced."""
@@ -76,6 +78,7 @@ def _check_none(draft: Draft, kind_name: str, said: object) -> None:
 
 def check_column(kind: Kind, name: str) -> None:
     """Raises InvalidMutation for what nobody can ask the engine about many entities."""
-    if name not in kind.model.column_names or name in ("version", "updated_at"):
-        problem = "is no declared column, or one that changes with everything"
+    if name not in kind.model.column_names or name in _CHANGING:
+        columns = ", ".join(one for one in kind.model.column_names if one not in _CHANGING) or "none"
+        problem = f"is no declared column, or one that changes with everything; these can be asked for: {columns}"
         raise InvalidMutation(f"{kind.name}.{name} {problem}", fields={name: problem})

@@ -152,6 +152,8 @@ def test_a_claim_asks_for_columns(client):
     for where in ({"title": "x"}, {"nothing": 1}, {"version": 1}, {"priority": "urgent"}):
         with pytest.raises(InvalidMutation):
             client.claim(Task, where=where)
+    with pytest.raises(InvalidMutation, match=r"Task.title .*; these can be asked for: status, .*created_at$"):
+        client.claim(Task, where={"title": "x"})
     with pytest.raises(InvalidMutation):
         client.claim_many(Task, 0)
     with pytest.raises(InvalidMutation):
