@@ -13,8 +13,9 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
+from operator import itemgetter
 
 import cloudpickle
 from pydantic import BaseModel
@@ -205,11 +206,33 @@ def pickled(models: Sequence[type[Entity]]) -> bytes:
             cloudpickle.register_pickle_by_value(module)
         try:
             with _without_surroundings():
-                data: bytes = cloudpickle.dumps(list(models))
+                data: bytes = cloudpickle.dumps(_Behind([*_inside_out(models, set())], list(models)))
             return data
         finally:
             for module in by_value:
                 cloudpickle.unregister_pickle_by_value(module)
+
+
+class _Behind:
+    """Reads as `models`; what they are made of is read before."""
+
+    def __init__(self, inside: list[type], models: list[type[Entity]]) -> None:
+        self._both = inside, models
+
+    def __reduce__(self) -> tuple[itemgetter[int], tuple[object]]:
+        return itemgetter(1), (self._both,)
+
+
+def _inside_out(types: Iterable[type], met: set[type]) -> Iterator[type]:
+    """The models among these, and those that they are made of: bases and parts before what has them. A part may share
+    its schema with what holds it: met for the first time in the middle of that, by an annotation that is a text, it
+    would be read with a schema that is still empty.
+    """
+    for one in types:
+        if one not in met and issubclass(one, BaseModel):
+            met.add(one)
+            yield from _inside_out((*one.__mro__[1:], *held_types(one)), met)
+            yield one
 
 
 def _forked() -> None:

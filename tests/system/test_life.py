@@ -1435,6 +1435,53 @@ def test_models_travel_from_many_threads_and_a_users_own_choice_stays(monkeypatc
         cloudpickle.unregister_pickle_by_value(hidden)
 
 
+PARTS_OF_A_SCRIPT = """
+from __future__ import annotations
+from enum import Enum
+from solewriter import Entity, Part
+
+class Unit(Enum):
+    KG = "kg"
+
+class Weight(Part):
+    unit: Unit = Unit.KG
+
+class Item(Part):
+    net: Weight | None = None
+    gross: Weight | None = None
+    inside: tuple[Item, ...] = ()
+
+class Special(Item):
+    net: int = 0
+    gross: int = 0
+
+class Order(Entity):
+    items: tuple[Item, ...] = ()
+    gift: Item | None = None
+
+class Bare(Order):
+    items: int = 0
+    gift: Special = Special()
+    other: Special | None = None
+"""
+
+
+@pytest.mark.parametrize("name", ["Order", "Bare"])
+def test_a_part_that_occurs_several_times_in_a_script_reaches_the_engine(state, start_engine, monkeypatch, name):
+    """Its annotations are texts there: the first that is met of a part may be a piece of its holder's schema."""
+    hidden = types.ModuleType("hidden")
+    monkeypatch.setitem(sys.modules, "hidden", hidden)
+    exec(PARTS_OF_A_SCRIPT, hidden.__dict__)
+    model, item = getattr(hidden, name), hidden.Item(net=hidden.Weight(), inside=(hidden.Item(),))
+    engine = start_engine(state, models=[model])
+    with connect(state) as client:
+        order = client.create(model() if name == "Bare" else model(items=(item, item), gift=item))
+        assert client.get(model, order.id) == order
+        other = hidden.Bare if name == "Order" else hidden.Order
+        engine.register(other)
+        assert client.create(other()).version == 1
+
+
 # --- classes that differ ----------------------------------------------------------------------------------------------
 
 
