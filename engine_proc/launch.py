@@ -195,7 +195,7 @@ def import_path(home: str) -> list[bytes]:
 
 def pickled(models: Sequence[type[Entity]]) -> bytes:
     """The owner's classes for the engine, with those of their fields: by name from modules that it can import, by value
-    from all others.
+    from all others. Raises TypeError for what cannot be sent.
     """
     types = {held for model in models for held in (model, *held_types(model))}
     names = {base.__module__ for held in types for base in held.__mro__}
@@ -208,6 +208,12 @@ def pickled(models: Sequence[type[Entity]]) -> bytes:
             with _without_surroundings():
                 data: bytes = cloudpickle.dumps(_Behind([*_inside_out(models, set())], list(models)))
             return data
+        except Exception as error:  # whatever the classes' own say of it
+            classes = ", ".join(model.__name__ for model in models)
+            raise TypeError(
+                f"{classes}, with what their code uses, cannot go to the engine by value: {error}; those of a module "
+                "that it can import go by name"
+            ) from error
         finally:
             for module in by_value:
                 cloudpickle.unregister_pickle_by_value(module)

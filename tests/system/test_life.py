@@ -25,6 +25,7 @@ import cloudpickle
 import msgspec
 import psutil
 import pytest
+from pydantic import model_validator
 
 from solewriter import (
     Applied,
@@ -1480,6 +1481,22 @@ def test_a_part_that_occurs_several_times_in_a_script_reaches_the_engine(state, 
         other = hidden.Bare if name == "Order" else hidden.Order
         engine.register(other)
         assert client.create(other()).version == 1
+
+
+def test_a_class_whose_code_uses_what_cannot_travel_is_told_where_to_stand(state, start_engine):
+    lock = threading.Lock()
+
+    class Guarded(Entity):
+        @model_validator(mode="after")
+        def _alone(self):
+            with lock:
+                return self
+
+    engine = start_engine(state)
+    for send in (lambda: engine.register(Guarded), lambda: start_engine(state.with_name("other"), models=[Guarded])):
+        with pytest.raises(TypeError, match=r"Guarded.*cannot pickle '_thread.lock' object.*by name") as told:
+            send()
+        assert "\n" not in str(told.value)
 
 
 # --- classes that differ ----------------------------------------------------------------------------------------------
