@@ -15,7 +15,9 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
+from io import BytesIO
 from operator import itemgetter
+from typing import Any, NewType
 
 import cloudpickle
 from pydantic import BaseModel
@@ -206,8 +208,11 @@ def pickled(models: Sequence[type[Entity]]) -> bytes:
             cloudpickle.register_pickle_by_value(module)
         try:
             with _without_surroundings():
-                data: bytes = cloudpickle.dumps(_Behind([*_inside_out(models, set())], list(models)))
-            return data
+                file = BytesIO()
+                _Pickler(file).dump(_Behind([*_inside_out(models, set())], list(models)))
+            return file.getvalue()
+        except OSError:
+            raise  # of want of descriptors: it is tried again
         except Exception as error:  # whatever the classes' own say of it
             classes = ", ".join(model.__name__ for model in models)
             raise TypeError(
@@ -217,6 +222,24 @@ def pickled(models: Sequence[type[Entity]]) -> bytes:
         finally:
             for module in by_value:
                 cloudpickle.unregister_pickle_by_value(module)
+
+
+class _Pickler(cloudpickle.Pickler):  # type: ignore[misc]  # it has no types
+    """Sends the names that a script gives to types by value as well: cloudpickle does that for its classes alone."""
+
+    def reducer_override(self, found: Any) -> Any:
+        if isinstance(found, NewType) and not _is_found_by_name(found):
+            return NewType, (found.__name__, found.__supertype__)
+        if type(found).__name__ == "TypeAliasType" and not _is_found_by_name(found):
+            return type(found), (found.__name__, found.__value__)
+        return super().reducer_override(found)
+
+
+def _is_found_by_name(named: Any) -> bool:
+    module = named.__module__ or "__main__"
+    if module == "__main__" or not _importable(module):
+        return False
+    return getattr(sys.modules.get(module), named.__name__, None) is named
 
 
 class _Behind:

@@ -1436,6 +1436,35 @@ def test_models_travel_from_many_threads_and_a_users_own_choice_stays(monkeypatc
         cloudpickle.unregister_pickle_by_value(hidden)
 
 
+NAMED_TYPES = """
+from typing import NewType
+from typing_extensions import TypeAliasType
+from solewriter import Entity, Part
+
+Name = NewType("Name", str)
+Names = TypeAliasType("Names", tuple[Name, ...])
+
+class Member(Part):
+    name: Name = Name("ann")
+    others: Names = ()
+
+class Team(Entity, columns=("lead",)):
+    lead: Name = Name("ann")
+    members: tuple[Member, ...] = ()
+    names: Names = ()
+"""
+
+
+def test_names_that_a_script_gives_to_types_travel(state, start_engine, monkeypatch):
+    hidden = types.ModuleType("hidden")
+    monkeypatch.setitem(sys.modules, "hidden", hidden)
+    exec(NAMED_TYPES, hidden.__dict__)
+    start_engine(state, models=[hidden.Team])
+    with connect(state) as client:
+        team = client.create(hidden.Team(lead="bob", members=(hidden.Member(others=("eve",)),), names=("bob",)))
+        assert client.get(hidden.Team, team.id) == team
+
+
 PARTS_OF_A_SCRIPT = """
 from __future__ import annotations
 from enum import Enum
