@@ -7,6 +7,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Iterable, Sequence
+from typing import NoReturn
 
 from solewriter.agents.deadline import Timed, no_time
 from solewriter.agents.pending import Sent
@@ -15,7 +16,7 @@ from solewriter.agents.tokens import SHOWN, Tokens
 from solewriter.shared import wireform
 from solewriter.shared.config import DEFAULT_LIMITS, Limits, check_limits
 from solewriter.shared.errors import Refused
-from solewriter.shared.folder import StateFolder
+from solewriter.shared.folder import StateFolder, not_sent
 from solewriter.shared.models import Task, name_of
 from solewriter.shared.mutations import Mutation, Release, Result
 from solewriter.shared.registry import Registry
@@ -40,6 +41,9 @@ class Asker:
         self._session = AgentSession(limits, name or f"pid-{os.getpid()}", client_id)
         self._tokens = Tokens()
         self._unwanted: dict[str, type[Task]] = {}  # requests of claims that were interrupted, not given back so far
+
+    def __reduce__(self) -> NoReturn:
+        raise not_sent("client", "connect", self.folder)
 
     @property
     def client_id(self) -> str:

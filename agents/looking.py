@@ -9,14 +9,14 @@ import os
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from types import TracebackType
-from typing import TYPE_CHECKING, Self, TypeVar, overload
+from typing import TYPE_CHECKING, NoReturn, Self, TypeVar, overload
 
 from solewriter.agents.decoding import Decoder
 from solewriter.agents.snapshot import Plain, Snapshot
 from solewriter.shared import record
 from solewriter.shared.config import Limits, check_limits
 from solewriter.shared.errors import SnapshotExpired, minding_descriptors
-from solewriter.shared.folder import StateFolder
+from solewriter.shared.folder import StateFolder, not_sent
 from solewriter.shared.models import Entity
 from solewriter.shared.registry import Registry
 
@@ -117,6 +117,9 @@ class Looking(ABC):
             from solewriter.agents import travel
 
             return travel.lived_on(self, pin, kind, key, since, until)
+
+    def __reduce__(self) -> NoReturn:
+        raise not_sent("reader", "open_reader", self.folder)
 
     def __enter__(self) -> Self:
         return self

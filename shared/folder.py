@@ -259,6 +259,14 @@ def unclosed(what: str, folder: StateFolder) -> str:
     return f"a {what} of {folder.path} was never closed: close() it, or use it in a `with`"
 
 
+def not_sent(what: str, way: str, folder: StateFolder) -> TypeError:
+    """What is raised where a client or reader is pickled, as an argument of a process that is spawned, say."""
+    return TypeError(
+        f"a {what} belongs to the process that made it; another one gets the path and opens its own: "
+        f"{way}({str(folder.path)!r})"
+    )
+
+
 def legible(text: str) -> str:
     """As it is, but for parts of names that are no UTF-8, which nothing encodes: those are escaped."""
     return text.encode(errors="backslashreplace").decode()

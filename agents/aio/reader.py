@@ -14,7 +14,7 @@ from collections.abc import AsyncIterator, Callable
 from concurrent.futures import ThreadPoolExecutor
 from itertools import islice
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Literal, Self, TypeVar, overload
+from typing import TYPE_CHECKING, Any, Literal, NoReturn, Self, TypeVar, overload
 
 from solewriter.agents.aio.home import Home
 from solewriter.agents.aio.opening import Opening
@@ -305,6 +305,9 @@ class AioReader:
         if self._threads is not None and not self._home.inherited:
             self._threads.shutdown(wait=False)
         self.memory.close()
+
+    def __reduce__(self) -> NoReturn:
+        self.memory.__reduce__()
 
     async def __aenter__(self) -> Self:
         return self

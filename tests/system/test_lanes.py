@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import math
 import multiprocessing
 import os
 import pickle
+import re
 import signal
 import struct
 import subprocess
@@ -33,7 +35,9 @@ from solewriter import (
     Task,
     TaskStatus,
     Update,
+    aio,
     connect,
+    open_reader,
 )
 from solewriter.agents import exchange, greeting, monitor, pending, reconnecting, session, spinning
 from solewriter.shared import lane as lanes
@@ -429,6 +433,26 @@ def test_after_a_vain_wait_a_client_is_patient_with_an_engine_that_is_busy(state
         finally:
             os.kill(engine.pid, signal.SIGCONT)
         assert updated.result(60).title == "z"
+
+
+def test_what_is_given_to_another_process_says_that_it_opens_its_own(state, start_engine):
+    """Pickled, as the arguments of a process that is spawned are."""
+    start_engine(state)
+
+    async def awaited():
+        async with aio.connect(state) as client:
+            refused(client, "client", "connect")
+            refused(client.reader, "reader", "open_reader")
+
+    def refused(opened, what, way):
+        words = f"a {what} belongs to the process that made it; another one gets the path and opens its own: "
+        with pytest.raises(TypeError, match=re.escape(f"{words}{way}({str(state)!r})")):
+            pickle.dumps(opened)
+
+    with connect(state) as client, open_reader(state) as reader:
+        refused(client, "client", "connect")
+        refused(reader, "reader", "open_reader")
+    asyncio.run(awaited())
 
 
 def test_a_forked_child_never_uses_nor_holds_its_parents_lane(state, start_engine):
