@@ -99,7 +99,7 @@ def test_outcomes_survive_the_engine(engine, wait_until):
 @pytest.mark.usefixtures("shared_engine")
 def test_a_user_given_id_that_was_not_applied_never_will_be(engine, client):
     assert client.outcome("never") == NotApplied()
-    with connect(engine.state) as other, pytest.raises(Fenced):
+    with connect(engine.state) as other, pytest.raises(Fenced, match="under another id"):
         other.create(Task(title="x", id="never"), request_id="never")
     assert client.get(Task, "never") is None
     assert client.outcome("never") == NotApplied(), "the same answer for ever"
