@@ -97,8 +97,8 @@ def _check_fits(state: State, kind: Kind, found: record.Content) -> None:
         _check_reads_alike(kind, schema, found)
     except (SchemaMismatch, InvalidMutation) as error:
         raise SchemaMismatch(
-            f"{error}. It was stored at revision {found.revision}: give new fields defaults, and renamed ones "
-            "their old name as an alias",
+            f"{error}. It was stored at revision {found.revision}: give new fields defaults, renamed ones their old "
+            "name as an alias, and parts that lost a field extra='ignore'",
             kind=kind.name,
         ) from error
 
