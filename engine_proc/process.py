@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import os
 import signal
-import sys
 import threading
 import time
 from collections.abc import Iterable
@@ -21,10 +20,12 @@ from typing import Literal, Self
 import msgspec
 
 from solewriter.engine_proc.backoff import Backoff
-from solewriter.engine_proc.launch import Child, current_folder, import_path, pickled
+from solewriter.engine_proc.launch import Child, current_folder, import_path
 from solewriter.engine_proc.leftovers import remove_orphans as remove_orphans  # who sees off an engine needs it, too
 from solewriter.engine_proc.listed import by_kind
+from solewriter.engine_proc.notices import ending, say
 from solewriter.engine_proc.orders import Orders
+from solewriter.engine_proc.pickled import pickled
 from solewriter.engine_proc.pulse import Pulse
 from solewriter.engine_proc.quarantine import last_words
 from solewriter.engine_proc.server import EXIT_NO_ROOM, EXIT_NOT_OWNER, NEVER_RESTART
@@ -292,7 +293,7 @@ class Engine:
 
     def _keep_serving(self) -> None:
         """Wait for the process; start it again when it died, within a budget and ever more slowly."""
-        backoff = Backoff(self.limits)
+        backoff, last = Backoff(self.limits), None
         while (child := self._child) is not None:
             status = self._watched(child)
             if self._stopping.is_set():
@@ -302,7 +303,7 @@ class Engine:
                 return
             if status in NEVER_RESTART and not self._died_deciding(child):
                 moved = f"{self.folder.path} was moved, deleted or replaced under the engine"
-                why = moved if status == EXIT_NOT_OWNER else f"the engine ended with status {status}"
+                why = moved if status == EXIT_NOT_OWNER else f"the engine {ending(status)}"
                 self._give_up(f"{why}: it would not help to start it again")
                 return
             # Behind a start that found no room none is counted: when there will be some, nobody knows.
@@ -312,6 +313,9 @@ class Engine:
                 why = f". The last start: {self._no_start}" if self._no_start else ""
                 self._give_up(f"the engine died {backoff.starts} times in {window_s:.0f} s: given up{why}")
                 return
+            if child is not last:
+                self._say(f"the engine (pid {child.pid}) {ending(status)}: another one is started")
+                last = child
             if not self._restart(backoff_s):
                 return
             if self._stopping.is_set() and self._child is not None:
@@ -392,9 +396,4 @@ class Engine:
             self._changed.notify_all()
 
     def _say(self, text: str) -> None:
-        if sys.stderr is None:
-            return  # of an owner that was started without one: stdout is not for this
-        try:
-            print(f"solewriter: {text}", file=sys.stderr)
-        except Exception:
-            pass  # closed, or its terminal is gone, or it is the owner's own: the engine is supervised all the same
+        say(text)

@@ -174,7 +174,7 @@ def test_serve_ends_with_the_reason_when_the_engine_gave_up(
     _, complaints = process.communicate(timeout=ANSWER_S)
     remove_memory(state)  # an engine that lost its folder touches nothing in it any more
     assert process.returncode == 1
-    assert complaints.splitlines()[-1].startswith("solewriter: the engine ended with status ")
+    assert complaints.splitlines()[-1].startswith(f"solewriter: {state} was moved, deleted or replaced")
 
 
 def test_a_state_that_is_no_folder_is_refused(tmp_path: Path) -> None:

@@ -43,14 +43,14 @@ MAY_IMPORT = {
 ONLY_IN: dict[str, tuple[str, ...]] = {
     "pickle": ("shared/wire.py",),  # requests, and it refuses every global
     "_pickle": ("shared/wire.py",),
-    "cloudpickle": ("engine_proc/launch.py", "engine_proc/server.py"),  # models, from the owner's own pipe
+    "cloudpickle": ("engine_proc/pickled.py", "engine_proc/server.py"),  # models, from the owner's own pipe
     "mmap": ("shared/memory/segment.py", "shared/memory/futex.py"),
     "multiprocessing.shared_memory": (),  # its resource tracker unlinks live segments (cpython#82300)
 }
 
 BANNED_WORDS = ("manager", "helper", "helpers", "service", "handler", "util", "utils", "common", "base", "misc")
 PROGRAMS = ("agents/cli/", "agents/demo/", "agents/testing/", "bench/")
-MAY_PRINT = ("engine_proc/server.py", "engine_proc/process.py", "engine_proc/maker.py", *PROGRAMS)
+MAY_PRINT = ("engine_proc/server.py", "engine_proc/notices.py", "engine_proc/maker.py", *PROGRAMS)
 MAY_SLEEP = ("tests/conftest.py",)
 
 

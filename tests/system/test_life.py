@@ -51,9 +51,11 @@ from solewriter import (
 )
 from solewriter.engine_proc import process as processes
 from solewriter.engine_proc.backoff import Backoff
-from solewriter.engine_proc.launch import Child, pickled
+from solewriter.engine_proc.launch import Child
 from solewriter.engine_proc.lock import Lock
+from solewriter.engine_proc.notices import ending
 from solewriter.engine_proc.orders import Orders
+from solewriter.engine_proc.pickled import pickled
 from solewriter.shared.config import SECONDS_MAX
 from solewriter.shared.failpoint import VARIABLE
 from solewriter.shared.folder import StateFolder
@@ -914,7 +916,7 @@ def test_a_start_without_descriptors_leaves_none_open_and_no_process(state):
     """Wherever they run out: a supervisor that tries again would leave some more each time."""
     code = """
         import resource
-        from solewriter.engine_proc.launch import pickled
+        from solewriter.engine_proc.pickled import pickled
         pickled([])
         Engine(sys.argv[1]).start().stop()
         before, (_, hard) = os.listdir("/proc/self/fd"), resource.getrlimit(resource.RLIMIT_NOFILE)
@@ -1276,7 +1278,8 @@ def test_an_engine_that_is_started_anew_has_one_supervisor(state, start_engine, 
 
     class Slow(io.StringIO):
         def write(self, text: str) -> int:
-            serves.wait(20)
+            if "could not start" in text:
+                serves.wait(20)
             return len(text)
 
     serves = threading.Event()
@@ -1914,3 +1917,22 @@ def test_the_holder_of_a_lock_is_named_by_itself(state, start_engine):
     with pytest.raises(Locked) as locked:
         start_engine(state)
     assert locked.value.holder == f"pid {engine.pid}"
+
+
+def test_an_owner_says_how_its_engine_ended_once_for_each(state, start_engine, wait_until, capfd):
+    engine = start_engine(state)
+    pids = []
+    for _ in range(2):
+        pids.append(engine.pid)
+        os.kill(engine.pid, signal.SIGKILL)
+        wait_until(lambda: engine.restarts == len(pids) and engine.pid not in pids, 20, "the next engine")
+    said = [line for line in capfd.readouterr().err.splitlines() if "another one" in line]
+    assert said == [f"solewriter: the engine (pid {pid}) was killed by SIGKILL: another one is started" for pid in pids]
+
+
+@pytest.mark.parametrize(
+    ("status", "said"),
+    [(5, "ended with status 5"), (-11, "was killed by SIGSEGV"), (-40, "was killed by signal 40")],
+)
+def test_how_a_process_ended_is_said_in_words(status, said):
+    assert ending(status) == said
