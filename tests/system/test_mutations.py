@@ -663,3 +663,45 @@ def test_a_rule_that_never_comes_to_an_end_of_its_changes_is_refused(state, star
         with pytest.raises(InvalidMutation, match="read back") as refused:
             client.create(Counting(text="a"))
         assert set(refused.value.fields) == {"seen"}
+
+
+class Slugged(Task, kind="Slugged", columns=("slug",)):
+    """One of its fields is made of another one."""
+
+    slug: str = ""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _of_title(cls, values: dict[str, object]) -> dict[str, object]:
+        return {**values, "slug": str(values.get("title", "")).lower()}
+
+
+def counted(client, slug):
+    with client.reader.snapshot() as snap:
+        return snap.count(Slugged, {"slug": slug})
+
+
+def guarded(client, slug):
+    try:
+        with client.transaction() as tx:
+            tx.require_none(Slugged, {"slug": slug})
+    except GuardFailed:
+        return 1
+    return 0
+
+
+def claimed(client, slug):
+    found = client.claim_many(Slugged, 1, where={"slug": slug})
+    for one in found:
+        client.release(one)
+    return len(found)
+
+
+@pytest.mark.parametrize("ask", [counted, guarded, claimed])
+def test_what_a_rule_changes_besides_what_was_asked_for_counts_as_changed(state, start_engine, ask):
+    start_engine(state, models=[Slugged])
+    with connect(state) as client:
+        one = client.create(Slugged(title="One"))
+        assert (ask(client, "one"), ask(client, "two")) == (1, 0)
+        assert client.update(one, expect=None, title="Two").slug == "two"
+        assert (ask(client, "one"), ask(client, "two")) == (0, 1)
