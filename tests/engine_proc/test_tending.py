@@ -15,7 +15,7 @@ from typing import Any
 import msgspec
 import pytest
 
-from solewriter import Entity, Limits, Range, Task
+from solewriter import DependencyPolicy, Entity, Limits, Range, Task
 from solewriter.engine_proc import express
 from solewriter.engine_proc.between import Registration
 from solewriter.engine_proc.coordination.leases import Leases, Lost, ended, renewed
@@ -44,6 +44,12 @@ NEVER = "2100-01-01T00:00:00Z"
 
 class Job(Task):
     """Tasks of another kind."""
+
+
+class Link(Task):
+    """Each is cancelled with what it depends on, without saying so."""
+
+    on_dependency_failure: DependencyPolicy = DependencyPolicy.CANCEL
 
 
 def create(id: str, *, kind: str = "Task", **fields: Any) -> Any:
@@ -449,6 +455,26 @@ def test_who_was_silent_for_too_long_loses_what_it_had_though_that_takes_a_look_
     scene.engine.writer.state.coordination.dropped()  # as where a newer class is registered
     gone.call.close()
     poll(lambda: scene.turn() or not held(scene))
+
+
+def test_the_first_of_those_that_end_with_others_keeps_nobody_waiting_for_a_look_at_all_of_them(scene, many):
+    """In the turn that makes it, too."""
+    scene.engine.loop.run_until_complete(register(scene, Link))
+    first, other = Agent(scene, "first"), Agent(scene, "other")
+    for number in range(200):
+        first.asks(create(f"l{number}", kind="Link"))
+    scene.turn()
+    assert len(first.hears()) == 200
+    assert not scene.engine.writer.state.coordination.cascades, "nobody coordinates"
+    many.asks(claim())
+    scene.turn()
+    first.asks(create("another", kind="Link"))
+    ended = first.asks((Op.CANCEL.value, "Link", "l0", None, None, "", None))
+    behind = other.asks(create("behind"))
+    scene.turn()
+    revisions = {reply.sequence: reply.revision for agent in (first, other) for reply in agent.call.replies()}
+    assert scene.engine.writer.state.coordination.cascades
+    assert revisions[behind] < revisions[ended]
 
 
 def count_told(scene: Scene) -> list[Any]:
