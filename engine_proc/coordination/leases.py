@@ -66,8 +66,7 @@ class Leases:
             held.discard(place)
             if not held:
                 del self._by_session[before.session]
-            if self.lost and before != lease:
-                self.lost.pop(place, None)
+            self.lost.pop(place, None)
         if lease.token:
             self.by_place[place] = lease
             self._by_session.setdefault(lease.session, set()).add(place)
