@@ -175,9 +175,8 @@ class Recovery:
         if entry.number < self._whole_from:
             return
         sessions, outcomes = self._sessions, self._outcomes
-        if said.whole is not None:
+        if said.whole is not None:  # the first entry of which anything is taken
             self.private_bytes = len(entry.said)
-            outcomes.install()
             sessions.restore(said.whole)
             self._state.restore_forgotten(said.whole.keys)
             self._state.coordination.leases.restore(said.whole.leases)
