@@ -578,6 +578,28 @@ def test_swapped_files_are_noticed(opened, folder):
         opened()
 
 
+def test_a_file_under_another_name_than_its_own_is_refused(opened, folder):
+    """What it is asked for by its name it may not hold."""
+    written(opened, 60, 300)
+    first, second, *_ = journal_files(folder)
+    first.unlink()
+    asked = int(second.stem.removeprefix("journal-")) - 2
+    path = second.rename(folder / f"journal-{asked:020d}.log")
+    with pytest.raises(JournalCorrupt, match=f"{path.name} begins with entry {asked + 2}") as damage:
+        opened(first=asked)
+    assert damage.value.place == f"{path.name}:0"
+
+
+def test_a_file_that_was_begun_behind_another_entry_is_refused_though_nothing_is_in_it_yet(opened, folder):
+    written(opened, 3)
+    (path,) = journal_files(folder)
+    _, end = places(path)
+    (folder / f"journal-{4:020d}.log").write_bytes(entry.file_header(STATE, 4, 0xBAD))
+    with pytest.raises(JournalCorrupt, match="begins with entry 4") as damage:
+        opened()
+    assert damage.value.place == f"{path.name}:{end}"
+
+
 def test_a_file_of_another_state_is_refused(opened, folder, beside):
     written(opened, 3)
     (path,) = journal_files(folder)

@@ -19,7 +19,7 @@ from solewriter.engine_proc.journal import FileJournal
 from solewriter.engine_proc.recovery import history_of
 from solewriter.engine_proc.repair import truncate
 from solewriter.shared import life as lives
-from solewriter.shared.chain import first_entry_of, journal_files
+from solewriter.shared.chain import first_entry_of, first_of, journal_files
 from solewriter.shared.checkpoint import Checkpoint, checkpoint_files, checkpoint_path
 from solewriter.shared.config import GIB, KIB, Limits
 from solewriter.shared.entry import FILE_HEADER_BYTES, Life, Private
@@ -84,6 +84,26 @@ def test_a_start_begins_with_the_checkpoint_that_the_journal_names(stopped, star
         assert one.directory.revision > 0
     start_engine(stopped, limits=LIMITS)
     with connect(stopped, limits=LIMITS) as client:
+        assert client.get(Task, "t39").title == "x" * 100
+
+
+@pytest.mark.parametrize("by", ["start", "cut"])
+def test_of_the_journal_nothing_is_needed_that_its_checkpoint_holds(stopped, start_engine, by):
+    """Not the entry behind which it was taken either: its file may have been the last to go."""
+    with Checkpoint(checkpoint_files(stopped)[named(stopped)[-1]]) as one:
+        entry = one.entry
+    for path in journal_files(stopped):
+        if first_of(path) <= entry:
+            path.unlink()
+    assert first_of(journal_files(stopped)[0]) == entry + 1
+    revision = verify(stopped).revision
+    if by == "cut":
+        before, (cut, _) = revision, truncate(StateFolder(stopped), revision - 1)
+        revision = cut.revision
+        assert revision < before
+    start_engine(stopped, limits=LIMITS)
+    with connect(stopped, limits=LIMITS) as client:
+        assert client.reader.revision == revision
         assert client.get(Task, "t39").title == "x" * 100
 
 
