@@ -5,6 +5,7 @@ goes around it, and all is as it was.
 from __future__ import annotations
 
 import itertools
+import os
 import re
 import shutil
 import time
@@ -232,12 +233,22 @@ def test_a_new_checkpoint_follows_and_later_starts_need_no_detour(folder, start_
 
 
 @pytest.mark.heavy
-def test_a_repair_that_was_killed_between_two_files_is_asked_for_again(folder, goes_on):
-    state = folder(ALL)
+def test_a_repair_that_was_ended_between_two_files_is_asked_for_again(folder, goes_on, monkeypatch):
+    state, rename, renamed = folder(ALL), os.rename, []
     newest, older, *_ = named(state)
     for entry in (newest, older):
         flip(checkpoint_path(state, entry), -1)
-    checkpoint_path(state, older).rename(aside_path(state, older))  # the oldest of them goes first
+
+    def interrupted(source, target):
+        if renamed:
+            raise KeyboardInterrupt
+        renamed.append(source)
+        rename(source, target)
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(os, "rename", interrupted)
+        set_aside(StateFolder(state))
+    assert renamed == [checkpoint_path(state, older)], "the newest of them goes last: a start asks for it"
     with pytest.raises(EngineStartFailed, match=checkpoint_path(state, newest).name):
         told(state, ALL)
     assert set_aside(StateFolder(state))[0] == [aside_path(state, newest)]
