@@ -173,6 +173,7 @@ def of_kind(server, kind):
         assert reader.cell(slot, len(table.columns)) is not found.deleted
         cells = [repr(reader.cell(slot, place)) for place in range(len(table.columns))]
         records[slot] = (found, [] if found.deleted else cells)
+    assert not any(map(table.head, kind.free)), "who tidies would take what is there for what the key has by now"
     return kind.slots, kind.places, list(kind.free), kind.alive, kind.forgotten, table.columns, records
 
 
