@@ -363,6 +363,34 @@ def test_who_walks_the_records_does_not_find_again_what_was_deleted_and_forgotte
         assert ("gone" in living(server)[server.state.named("Note").code]) is comes_back
 
 
+def test_a_key_that_comes_twice_in_a_slot_that_was_anothers_behind_the_checkpoint_is_found(recovered, tmp_path):
+    """Memory has the other one there, and knew nothing of this one when it was forgotten in between."""
+    state = tmp_path / "state"
+    begin(state, Put(Note(id="gone")), Delete(Note.ref("gone")))
+    came = []
+
+    def comes(client, key):
+        client.put(Note(id=key))
+        *_, last = journaled(state)
+        came.extend([key] if last.changes.slots else [])
+
+    with Engine(state, durability="process", limits=Limits(**WORKING), models=[Note]), connect(state) as client:
+        for number in range(2 * MAKING_MAX):
+            for size in range(3):
+                client.put(Note(id="n0", label="x" * 4_000, size=size))
+            comes(client, came[0] if came else f"n{number + 1}")
+            if len(came) == 2:
+                break
+            if came:
+                client.delete(Note.ref(came[0]))
+    assert came == came[:1] * 2
+    slots = [slot for entry in journaled(state) for slot in entry.changes.slots.values()]
+    assert slots == slots[:1] * 2
+    one_by_one, at_once = (recovered(state, [Note], recent_bytes=recent_bytes) for recent_bytes in (2**40, 1))
+    assert everything(at_once) == everything(one_by_one)
+    assert came[0] in at_once.state.named("Note").slots
+
+
 @pytest.mark.parametrize("seed", range(20))
 def test_outcomes_that_are_remembered_are_as_if_every_one_had_been_told(seed):
     dice, limits = random.Random(seed), Limits(window_max=4, request_ids_max=6)
