@@ -268,6 +268,16 @@ def test_what_is_sound_is_not_set_aside(folder):
     assert contents(state) == before
 
 
+def test_history_whose_checkpoint_was_trimmed_is_nothing_to_set_aside(folder):
+    """The file that names it holds later entries, too, which are kept."""
+    state = folder(ALL)
+    checkpoint_path(state, named(state)[-1]).unlink()
+    before = contents(state)
+    with pytest.raises(EngineUnavailable, match="is sound: there is nothing to set aside"):
+        set_aside(StateFolder(state))
+    assert contents(state) == before
+
+
 def test_where_nothing_older_is_kept_nothing_is_changed(folder):
     state = folder(SOME)
     for path in checkpoint_files(state).values():
