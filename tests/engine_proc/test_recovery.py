@@ -17,8 +17,9 @@ from solewriter import Engine, EngineStartFailed, JournalCorrupt, Put, Task, con
 from solewriter.agents.verify import verify
 from solewriter.engine_proc.journal import FileJournal
 from solewriter.engine_proc.recovery import history_of
-from solewriter.engine_proc.repair import truncate
+from solewriter.engine_proc.repair import set_aside, truncate
 from solewriter.shared import life as lives
+from solewriter.shared.aside import aside_path
 from solewriter.shared.chain import first_entry_of, first_of, journal_files
 from solewriter.shared.checkpoint import Checkpoint, checkpoint_files, checkpoint_path
 from solewriter.shared.config import GIB, KIB, Limits
@@ -160,6 +161,23 @@ def test_what_a_life_below_power_only_wrote_is_on_new_pages_before_anything_foll
         start_engine(stopped, durability=durability, limits=LIMITS).stop()
         os.close(keep)
         assert (before.stat().st_ino != old) is rewritten
+
+
+def test_a_repair_goes_back_to_a_checkpoint_right_behind_which_the_journal_begins(stopped, start_engine, wait_until):
+    (older,), limits, letters = named(stopped), msgspec.structs.replace(LIMITS, history_bytes=GIB), cycle("yz")
+    engine = start_engine(stopped, limits=limits)
+    with connect(stopped, limits=limits) as client:
+        wait_until(lambda: work(client, next(letters)) or len(named(stopped)) > 1, 60, "another checkpoint")
+    engine.stop()
+    for path in journal_files(stopped):
+        if first_of(path) <= older:
+            path.unlink()
+    assert first_of(journal_files(stopped)[0]) == older + 1
+    newer = named(stopped)[:0:-1]
+    for entry in newer:
+        checkpoint_path(stopped, entry).unlink()
+    assert set_aside(StateFolder(stopped)) == ([aside_path(stopped, entry) for entry in newer], older)
+    start_engine(stopped, limits=limits)
 
 
 def work_until_two_more(state, client, known, wait_until):
