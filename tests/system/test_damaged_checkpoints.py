@@ -33,6 +33,7 @@ from solewriter.agents.cli.main import app
 from solewriter.agents.verify import Replay, verify
 from solewriter.engine_proc.repair import set_aside, truncate
 from solewriter.shared import entry as entries
+from solewriter.shared import life as lives
 from solewriter.shared.aside import aside_path
 from solewriter.shared.chain import first_entry_of, first_of, journal_files, named_checkpoints
 from solewriter.shared.checkpoint import checkpoint_files, checkpoint_path
@@ -480,8 +481,12 @@ def test_where_a_start_would_need_what_is_damaged_nothing_is_cut(folder, start_e
         assert client.reader.revision == cut.revision
 
 
-def test_where_the_journal_behind_the_older_one_is_damaged_nothing_is_set_aside(folder):
-    """The next start would be refused all the same, and the next repair have one checkpoint less to begin with."""
+@pytest.mark.parametrize("boot", [lives.boot_id(), "another boot"])
+def test_where_the_journal_behind_the_older_one_is_damaged_nothing_is_set_aside(folder, monkeypatch, boot):
+    """The next start would be refused all the same, and the next repair have one checkpoint less to begin with. A power
+    cut is no excuse: what is damaged was on disk when the newest one was named.
+    """
+    monkeypatch.setattr(lives, "boot_id", lambda: boot)
     state = folder(ALL)
     _, place = damaged_between(state)
     for entry in named(state)[:2]:
