@@ -256,6 +256,47 @@ def test_a_repair_that_was_ended_between_two_files_is_asked_for_again(folder, go
     goes_on(state, ALL)
 
 
+@pytest.fixture
+def calls(monkeypatch):
+    """What is synced, renamed and removed, in order and while it really is: (verb, name), the same once in a row."""
+    seen = []
+
+    def watch(verb, what):
+        real = getattr(os, verb)
+
+        def watched(*args, **options):
+            if (call := (verb, what(*args))) not in seen[-1:]:
+                seen.append(call)
+            return real(*args, **options)
+
+        monkeypatch.setattr(os, verb, watched)
+
+    watch("sync", lambda: "all")
+    watch("fsync", lambda fd: os.path.basename(os.readlink(f"/proc/self/fd/{fd}")))
+    watch("rename", lambda _, new: os.path.basename(new))
+    watch("unlink", lambda path: os.path.basename(path).split("-")[0])
+    return seen
+
+
+def test_what_is_set_aside_has_its_name_on_disk(folder, calls):
+    state = folder(ALL)
+    flip(checkpoint_path(state, named(state)[0]), -1)
+    calls.clear()
+    (aside,), _ = set_aside(StateFolder(state))
+    assert calls == [("rename", aside.name), ("fsync", state.name)]
+
+
+def test_a_cut_keeps_a_copy_on_disk_before_it_removes_anything_and_says_last_what_was_committed(folder, calls):
+    state = folder(ALL)
+    revision = first_entry_of(naming(state)[1]).revision
+    calls.clear()
+    cut, _ = truncate(StateFolder(state), revision)
+    assert [call for call in calls if not call[1].endswith(".tmp")] == [
+        ("sync", "all"), ("unlink", "journal"), ("unlink", "checkpoint"), ("fsync", cut.path.name),
+        ("fsync", state.name), ("rename", "committed"), ("fsync", state.name),
+    ]  # fmt: skip
+
+
 def contents(folder):
     """Of all files but the lock, which names whoever held it last."""
     return {path.name: path.read_bytes() for path in folder.iterdir() if path.name != "lock"}
