@@ -778,6 +778,21 @@ def test_a_replay_begins_with_the_entry_that_is_asked_for_and_is_refused_without
         opened(first=second - 1)
 
 
+def test_the_length_is_that_of_what_was_asked_for_and_committed(opened):
+    """By which a checkpoint is due."""
+    journal, _ = opened()
+    lengths = [journal.length]
+    for _ in range(4):
+        commit(journal)
+        lengths.append(journal.length)
+    let_go(journal)
+    assert lengths == sorted({0, *lengths})
+    for first in range(1, 6):
+        journal, _ = opened(first=first)
+        assert journal.length == lengths[-1] - lengths[first - 1]
+        let_go(journal)
+
+
 @pytest.mark.parametrize("power", [False, True])
 def test_trimmed_files_are_written_again_and_what_they_held_is_never_replayed(opened, folder, calls, power):
     journal, _ = opened(power=power)
