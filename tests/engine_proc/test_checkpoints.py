@@ -273,7 +273,7 @@ def test_those_that_failed_make_the_next_one_late(held, journal):
     assert asked == [CHECKPOINT_NICE, CHECKPOINT_NICE, 0, 0]
 
 
-@pytest.mark.parametrize("asked", [1, 2, 4])
+@pytest.mark.parametrize("asked", [1, 2, 4, "behind the journal"])
 def test_nothing_goes_of_a_folder_that_is_another_states_by_now(held, journal, tmp_path, asked):
     """Moved away while a trim waited, say, with a restored copy in its place: before every step somebody looks."""
     left = []
@@ -290,6 +290,8 @@ def test_nothing_goes_of_a_folder_that_is_another_states_by_now(held, journal, t
     assert len(journal_files(tmp_path)) > 3
     done = []
     checkpoints.begin(done.append)
+    if asked == "behind the journal":
+        asked = 2 + sum(first_of(path) <= done[0].entry + 1 for path in journal_files(tmp_path)[1:])
     left += [False, *[True] * (asked - 1)]
     before = sorted(tmp_path.iterdir())
     checkpoints.noted(done[0], 0, lambda: None)
@@ -311,6 +313,16 @@ def test_history_goes_only_behind_a_checkpoint_that_is_journaled(held, journal, 
     assert list(checkpoint_files(tmp_path)) == [10]
     assert 1 < first_of(journal_files(tmp_path)[0]) <= 11
     assert log == []
+
+
+def test_no_file_stays_whose_entries_are_all_in_the_oldest_checkpoint(held, journal, tmp_path):
+    grow(journal, 30)
+    checkpoints, _ = held()
+    *_, needed, _ = journal_files(tmp_path)
+    done = []
+    checkpoints.begin(done.append)
+    checkpoints.noted(msgspec.structs.replace(done[0], entry=first_of(needed) - 1), 0, lambda: None)
+    assert journal_files(tmp_path)[0] == needed
 
 
 def test_what_could_not_be_given_up_stays_and_goes_behind_the_next_checkpoint(held, journal, tmp_path):
