@@ -522,6 +522,20 @@ def test_where_a_start_would_need_what_is_damaged_nothing_is_cut(folder, start_e
         assert client.reader.revision == cut.revision
 
 
+def test_a_cut_is_not_made_before_the_private_state_that_it_would_begin_with(folder):
+    """That would give up more than what was asked for."""
+    state = folder(ALL)
+    newest = named(state)[0]
+    flip(checkpoint_path(state, newest), -1)
+    set_aside(StateFolder(state))
+    _, path, at = entry_at(state, newest)
+    flip(path, at + 60)
+    before = contents(state)
+    with pytest.raises(EngineUnavailable, match="a start there needs what is damaged"):
+        truncate(StateFolder(state), first_entry_of(naming(state)[0]).revision)
+    assert contents(state) == before
+
+
 @pytest.mark.parametrize("boot", [lives.boot_id(), "another boot"])
 def test_where_the_journal_behind_the_older_one_is_damaged_nothing_is_set_aside(folder, monkeypatch, boot):
     """The next start would be refused all the same, and the next repair have one checkpoint less to begin with. A power
