@@ -17,7 +17,7 @@ from solewriter import AlreadyExists, Create, Task, connect
 from solewriter.engine_proc import checkpoint
 from solewriter.engine_proc import journal as journals
 from solewriter.engine_proc.checkpoint import Made, Order
-from solewriter.engine_proc.checkpoints import Checkpoints
+from solewriter.engine_proc.checkpoints import Checkpoints, Held, oldest_kept
 from solewriter.engine_proc.journal import FileJournal
 from solewriter.engine_proc.maker import NotMade
 from solewriter.engine_proc.orders import Orders
@@ -313,6 +313,27 @@ def test_history_goes_only_behind_a_checkpoint_that_is_journaled(held, journal, 
     assert list(checkpoint_files(tmp_path)) == [10]
     assert 1 < first_of(journal_files(tmp_path)[0]) <= 11
     assert log == []
+
+
+@pytest.mark.parametrize(
+    ("firsts", "older", "newest", "most", "kept"),
+    [
+        ([1, 11], {5: 0}, 11, 199, 11),  # the file that begins with the newest entry is history from entry 6 on
+        ([1, 11], {5: 0}, 11, 200, 0),
+        ([1, 11], {10: 0}, 11, 99, 11),
+        ([1, 11], {10: 0}, 15, 100, 10),  # of the first file nothing is behind entry 10
+        ([1, 11], {10: 0}, 15, 99, 15),
+        ([1, 11], {10: 50}, 15, 149, 15),  # a checkpoint is part of the history that it begins
+        ([1, 11], {10: 50}, 15, 150, 10),
+        ([1, 11], {10: 50}, 15, 250, 0),
+        ([1, 11, 21], {10: 0}, 15, 200, 0),  # a file behind the newest one is none
+        ([11], {10: 0}, 15, 1_000, 10),  # the first entry is gone
+    ],
+)
+def test_history_is_as_much_as_it_may_be_with_all_its_files_and_checkpoints(firsts, older, newest, most, kept):
+    files, checkpoints = dict.fromkeys(firsts, 100), {entry: Held(size, 0) for entry, size in older.items()}
+    checkpoints[newest] = Held(10_000, 0)  # which a start needs: it is no history
+    assert oldest_kept(files, checkpoints, newest, 0, Limits(history_bytes=most)) == kept
 
 
 def test_no_file_stays_whose_entries_are_all_in_the_oldest_checkpoint(held, journal, tmp_path):
