@@ -13,7 +13,7 @@ from zlib import crc32
 import msgspec
 import pytest
 
-from solewriter import Engine, EngineStartFailed, JournalCorrupt, Put, Task, connect
+from solewriter import Engine, EngineStartFailed, JournalCorrupt, Put, Task, connect, open_reader
 from solewriter.agents.verify import verify
 from solewriter.engine_proc.journal import FileJournal
 from solewriter.engine_proc.recovery import history_of
@@ -286,6 +286,15 @@ def test_what_a_power_cut_took_before_a_checkpoint_is_no_reason_to_refuse(mixed,
     with connect(mixed, limits=LIMITS) as client:
         assert client.get(Task, "t0").title == "earlier"
     assert verify(mixed).entities == 40
+
+
+def test_what_a_cut_leaves_is_on_disk_so_that_its_history_goes_on_after_a_reboot(stopped, start_engine, seeded):
+    truncate(StateFolder(stopped), verify(stopped).revision - 1)
+    with open_reader(stopped, offline=True) as reader, reader.snapshot() as snap:
+        history = snap.history_id
+    start_engine(stopped, limits=LIMITS, models=[seeded(rebooted)])
+    with connect(stopped, limits=LIMITS) as client, client.reader.snapshot() as snap:
+        assert snap.history_id == history
 
 
 BOOT = boot_id()
