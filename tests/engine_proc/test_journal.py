@@ -956,12 +956,13 @@ def test_where_entries_may_be_lost_in_any_order_all_behind_the_first_lost_one_go
     firsts = [int(path.stem.removeprefix("journal-")) for path in files]
     place = max(number for number, first in enumerate(firsts) if first <= hole + 1)
     begins, _ = places(files[place])
-    overwrite(files[place], begins[hole + 1 - firsts[place]], bytes(40))
+    at = begins[hole + 1 - firsts[place]]
+    overwrite(files[place], at, bytes(40))
     with pytest.raises(JournalCorrupt):
         opened()
     journal, found = opened(may_be_cut=lambda: True)
     assert numbers(found) == list(range(1, hole + 1))
-    assert journal.missing.last == 100
+    assert journal.missing == Missing(hole + 1, 100, f"{files[place].name}:{at}")
     assert commit(journal) == hole + 1
     let_go(journal)
     _, found = opened()
@@ -993,14 +994,16 @@ def test_where_entries_may_be_lost_a_file_that_is_missing_ends_the_history(opene
     assert numbers(opened()[1]) == list(range(1, len(found) + 2))
 
 
-def test_where_entries_may_be_lost_one_that_does_not_follow_ends_the_history(opened, folder):
-    written(opened, 3)
-    (path,) = journal_files(folder)
+@pytest.mark.parametrize("count", [3, 60])
+def test_where_entries_may_be_lost_one_that_does_not_follow_ends_the_history(opened, folder, count):
+    written(opened, count, 300)
+    path = journal_files(folder)[0]
     starts, end = places(path)
     stranger, _ = entry.pack(3, 3, 0, 0xBAD, [], Private())
-    overwrite(path, starts[2], stranger.ljust(end - starts[2], b"\0"))
+    overwrite(path, starts[2], stranger.ljust([*starts, end][3] - starts[2], b"\0"))
     journal, found = opened(may_be_cut=lambda: True)
     assert numbers(found) == [1, 2]
+    assert journal.missing == Missing(3, count, f"{path.name}:{starts[2]}")
     let_go(journal)
     assert numbers(opened()[1]) == [1, 2], "it is gone, and met only once"
 
