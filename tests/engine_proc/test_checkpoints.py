@@ -37,9 +37,9 @@ LIMITS = Limits(journal_file_bytes=4 * KIB, checkpoint_after_bytes=16 * KIB, his
 class AtOnce(Executor):
     """Beside the loop, but done at once."""
 
-    def submit(self, work, /, *args):
+    def submit(self, work, /, *args, **options):
         future = Future()
-        future.set_result(work(*args))
+        future.set_result(work(*args, **options))
         return future
 
 
@@ -71,11 +71,12 @@ def grow(journal, count):
 def held(tmp_path, journal):
     """`held()`: the checkpoints of this journal's engine, and what it logs."""
 
-    def start(make=make, still_owner=lambda: None):
+    def start(make=make, still_owner=lambda: None, private_bytes=0):
         log = []
         made = Checkpoints(
             tmp_path, Order(b"", "", "", STATE, (0, 0), 0), lambda order: make(order, journal.tail.number), AtOnce(),
             journal, LIMITS, AtOnce(), lambda name: pytest.fail("not asked for"), log.append, still_owner,
+            private_bytes,
         )  # fmt: skip
         return made, log
 
@@ -152,6 +153,27 @@ def test_a_start_does_not_take_what_is_journaled_behind_a_checkpoint_for_growth(
         server.close()
         server.waiter.shutdown()
         server.lock.release()
+
+
+def test_what_a_start_replayed_of_it_is_no_growth_either(held, journal):
+    grow(journal, 9)
+    checkpoints, _ = held(private_bytes=journal.length)
+    grow(journal, 12)
+    assert not checkpoints.due, "1.4 times what was there are 25 KB"
+    grow(journal, 2)
+    assert checkpoints.due
+
+
+def test_one_that_the_journal_has_no_room_for_goes_and_another_is_due_later(held, journal, tmp_path):
+    checkpoints, log = held()
+    grow(journal, 9)
+    done = []
+    checkpoints.begin(done.append)
+    checkpoints.given_up(done[0], "no room")
+    assert checkpoint_files(tmp_path) == {}
+    assert (checkpoints.due, log) == (False, ["a checkpoint was not made: no room"])
+    grow(journal, 4)
+    assert checkpoints.due
 
 
 def test_one_of_a_folder_that_was_moved_gets_no_name_among_the_files_that_are_there_now(
