@@ -398,21 +398,28 @@ def test_outcomes_that_are_remembered_are_as_if_every_one_had_been_told(seed):
     for sessions in (one_by_one, at_once):
         for number in (1, 2, 3):
             sessions.take(SessionChange(number, f"c{number}", "", 1, -1))
-    newest, last = NewestOutcomes(at_once, limits.window_max), dict.fromkeys((1, 2, 3, 4), -1)
+    newest, last, waiting = NewestOutcomes(at_once, limits.window_max), dict.fromkeys((1, 2, 3, 4), -1), []
     for number in range(dice.randrange(40)):
         outcomes = []
         for _ in range(dice.randrange(6)):
             session = dice.choice([1, 1, 1, 2, 3, 4])  # the fourth is not remembered
             last[session] += dice.randrange(1, 3)
+            sequence = last[session]
+            if waiting and dice.random() < 0.3:  # a claim is answered, and then so much that this is forgotten
+                session, sequence = waiting.pop()
             own = f"own-{dice.randrange(12)}" if dice.random() < 0.2 else None
             place = [1, 77, "Task", "t"]
-            outcomes.append(Outcome(session, last[session], 0, number, [place], own, own and b"digest"))
+            outcomes.append(Outcome(session, sequence, 0, number, [place], own, own and b"digest"))
         packed, _ = entries.pack(number, number, 0, 0, [], entries.Private(outcomes=outcomes))
         entry, _, _ = entries.unpack(packed, 0)
         newest.add(entry)
         one_by_one.remember(map(as_recovered, entry.private.outcomes))
         if dice.random() < 0.1:
             newest.install()
+            last[1] += 1
+            waiting.append((1, last[1]))
+            for sessions in (at_once, one_by_one):
+                sessions.wait(*waiting[-1])
     newest.install()
     for what in ("states", "request_ids"):
         assert getattr(at_once, what)() == getattr(one_by_one, what)()
