@@ -620,6 +620,17 @@ def test_a_time_before_the_damage_can_still_be_read(folder, start_engine):
             assert then.get(Task, "once").title == "x"
 
 
+def test_what_was_set_aside_goes_with_what_a_cut_takes(folder):
+    """Or a checkpoint behind an entry of the same number would seem to be set aside, in the history that comes."""
+    state = folder(ALL)
+    newest, *_ = named(state)
+    flip(checkpoint_path(state, newest), -1)
+    set_aside(StateFolder(state))
+    cut, _ = truncate(StateFolder(state), first_entry_of(naming(state)[1]).revision)
+    assert cut.number < newest
+    assert not aside_path(state, newest).exists()
+
+
 @pytest.mark.heavy
 def test_what_was_set_aside_is_no_hindrance_to_a_cut(folder):
     """Nor is it taken for the checkpoint behind an entry of the same number, in the history that begins there."""
@@ -630,6 +641,7 @@ def test_what_was_set_aside_is_no_hindrance_to_a_cut(folder):
     set_aside(StateFolder(state))
     cut, _ = truncate(StateFolder(state), revision)
     assert revision - 64 <= cut.revision <= revision
+    assert aside_path(state, newest).exists()
     shutil.copy(checkpoint_path(state, older), checkpoint_path(state, newest))
     with pytest.raises(EngineStartFailed, match=f"{checkpoint_path(state, newest).name} is not the one"):
         told(state, ALL)
