@@ -439,7 +439,7 @@ def fail_once_for(patch, folder):
     patch.setattr(os, "fsync", failing)
 
 
-@pytest.mark.parametrize("how", ["cut", "lost by the disk"])
+@pytest.mark.parametrize("how", ["cut", "lost by the disk", "a newer format, by a flipped bit"])
 def test_a_damaged_checkpoint_that_is_only_history_does_not_hinder_a_start_and_goes_first(
     held, journal, tmp_path, lost_by_the_disk, how
 ):
@@ -447,7 +447,13 @@ def test_a_damaged_checkpoint_that_is_only_history_does_not_hinder_a_start_and_g
     old, _ = held()
     old.begin(lambda made: None)
     path = checkpoint_path(tmp_path, 5)
-    os.truncate(path, 10) if how == "cut" else lost_by_the_disk(path)
+    if how == "cut":
+        os.truncate(path, 10)
+    elif how == "lost by the disk":
+        lost_by_the_disk(path)
+    else:
+        content = path.read_bytes()
+        path.write_bytes(content[:9] + b"\1" + content[10:])
     checkpoints, log = held()
     grow(journal, 5)
     done = []
