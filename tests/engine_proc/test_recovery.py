@@ -289,9 +289,12 @@ def test_what_a_power_cut_took_before_a_checkpoint_is_no_reason_to_refuse(mixed,
 
 
 def test_what_a_cut_leaves_is_on_disk_so_that_its_history_goes_on_after_a_reboot(stopped, start_engine, seeded):
+    with open_reader(stopped, offline=True) as reader, reader.snapshot() as snap:
+        before = snap.history_id
     truncate(StateFolder(stopped), verify(stopped).revision - 1)
     with open_reader(stopped, offline=True) as reader, reader.snapshot() as snap:
         history = snap.history_id
+    assert history != before
     start_engine(stopped, limits=LIMITS, models=[seeded(rebooted)])
     with connect(stopped, limits=LIMITS) as client, client.reader.snapshot() as snap:
         assert snap.history_id == history
