@@ -107,6 +107,9 @@ def memory_not_reserved() -> None:
         def posix_fallocate(self, fd, start, size):
             os.ftruncate(fd, start + size)
 
+        def fstatvfs(self, fd):
+            return os.statvfs("/proc")  # as where nobody says what is free
+
     segment.os = Careless()
 
 
