@@ -61,6 +61,19 @@ def set_aside(folder: StateFolder) -> tuple[list[Path], int]:
     return asides, begin
 
 
+def refused(folder: Path) -> str:
+    """Why a start would refuse what is damaged, and what there is to do; empty where it needs nothing of that."""
+    newest = next((name for name in named_checkpoints(folder) if not is_aside(folder, name.entry)), None)
+    if newest is not None and not _is_sound(folder, newest):
+        name = checkpoint_path(folder, newest.entry).name
+        return f"a start is refused, for it begins with {name}: `solewriter repair {folder} --around-checkpoint`"
+    try:
+        _read_from(folder, newest.entry if newest is not None else 0)
+    except EngineUnavailable as error:
+        return error.message
+    return ""
+
+
 def _damaged(folder: Path) -> tuple[list[CheckpointName], int]:
     """The checkpoints that are to be set aside, and the entry behind which a start can begin. 0: its beginning."""
     damaged: list[CheckpointName] = []
@@ -103,8 +116,8 @@ def _read_from(folder: Path, begin: int) -> None:
             life = said if said is not None and reached >= whole_from else life
     except (JournalCorrupt, LayoutMismatch) as error:
         raise EngineUnavailable(
-            f"a start on {folder} that begins behind entry {begin} needs what is damaged as well ({error}): use a "
-            "backup, or --truncate-at"
+            f"a start on {folder} that begins behind entry {begin} needs what is damaged ({error}): use a backup, or "
+            "--truncate-at"
         ) from error
 
 

@@ -174,7 +174,8 @@ def test_a_tail_that_is_gone_is_noticed_and_its_place_told(folder, start_engine)
     assert f"({path.name}:{last})" in run("verify", folder).stderr
     told = run("verify", folder, "--json")
     assert told.exit_code == 1
-    assert json.loads(told.stdout) == {"ok": False, "error": str(caught.value), "place": f"{path.name}:{last}"}
+    said = {"ok": False, "error": str(caught.value), "place": f"{path.name}:{last}", "starts": False}
+    assert json.loads(told.stdout) == said
     with pytest.raises(EngineStartFailed, match=re.escape(f"({path.name}:{last})")):
         start_engine(folder, limits=LIMITS)
 
@@ -612,7 +613,51 @@ def test_a_checkpoint_that_the_disk_has_lost_is_damaged(folder, lost_by_the_disk
 def test_a_folder_that_cannot_be_read_is_one_object_all_the_same(tmp_path):
     told = run("verify", tmp_path, "--json")
     assert told.exit_code == 1
-    assert json.loads(told.stdout) == {"ok": False, "error": f"nothing is journaled in {tmp_path}", "place": None}
+    said = {"ok": False, "error": f"nothing is journaled in {tmp_path}", "place": None, "starts": None}
+    assert json.loads(told.stdout) == said
+
+
+@pytest.mark.parametrize(
+    ("damaged", "hint"),
+    [
+        ("the oldest file", "a start needs nothing of that"),
+        ("an older checkpoint", "a start needs nothing of that"),
+        ("the newest checkpoint", "--around-checkpoint"),
+        ("what the newest checkpoint needs", "--truncate-at"),
+        ("the last entry", "--truncate-at"),
+    ],
+)
+def test_of_damage_is_said_whether_a_start_is_refused_for_it_and_what_to_do(folder, start_engine, damaged, hint):
+    files, checkpoints = journal_files(folder), sorted(checkpoint_files(folder))
+    whole = [path for path in files if (first := first_entry_of(path)) is not None and first.private.whole is not None]
+    path, at = {
+        "the oldest file": (files[0], entries.FILE_HEADER_BYTES + 30),
+        "an older checkpoint": (checkpoint_path(folder, checkpoints[-2]), 30),
+        "the newest checkpoint": (checkpoint_path(folder, checkpoints[-1]), 30),
+        "what the newest checkpoint needs": (whole[-1], entries.FILE_HEADER_BYTES + 30),
+        "the last entry": (files[-1], end_of(files[-1]) - 10),
+    }[damaged]
+    buffer = bytearray(path.read_bytes())
+    buffer[at] ^= 1
+    path.write_bytes(buffer)
+    told = run("verify", folder, "--json")
+    assert told.exit_code == 1
+    starts = json.loads(told.stdout)["starts"]
+    assert starts is hint.startswith("a start needs nothing")
+    assert hint in told.stderr.splitlines()[-1]
+    if starts:
+        start_engine(folder, limits=LIMITS)
+    else:
+        with pytest.raises(EngineStartFailed, match="JournalCorrupt"):
+            start_engine(folder, limits=LIMITS)
+
+
+def end_of(path):
+    """Of the last entry in a file."""
+    buffer, at = path.read_bytes(), entries.FILE_HEADER_BYTES
+    while (found := entries.unpack(buffer, at)) is not None:
+        at = found[2]
+    return at
 
 
 def test_an_engine_that_trims_again_and_again_is_not_waited_for_for_ever():

@@ -3,8 +3,22 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
-from solewriter.agents.verify import Verified
+from solewriter.agents.verify import Verified, verify
+from solewriter.engine_proc.repair import refused
+from solewriter.shared.errors import JournalCorrupt, LayoutMismatch
+
+STARTS = "a start needs nothing of that, and would succeed"
+
+
+def checked(folder: Path) -> Verified:
+    """What `verify` finds; where it finds damage, whether a start is refused for it is a note of the error."""
+    try:
+        return verify(folder)
+    except (JournalCorrupt, LayoutMismatch) as error:
+        error.add_note(refused(folder) or STARTS)
+        raise
 
 
 def reported(found: Verified) -> str:
@@ -13,8 +27,12 @@ def reported(found: Verified) -> str:
 
 
 def complained(error: Exception) -> str:
-    """One JSON object about what is not sound, or, with null as its `place`, cannot be read."""
-    return json.dumps({"ok": False, "error": str(error), "place": getattr(error, "place", None)})
+    """One JSON object about what is not sound, or, with null as its `place`, cannot be read. `starts` is null where
+    that was not looked at.
+    """
+    notes = getattr(error, "__notes__", None)
+    told = {"ok": False, "error": str(error), "place": getattr(error, "place", None)}
+    return json.dumps({**told, "starts": None if notes is None else notes == [STARTS]})
 
 
 def sound(found: Verified) -> str:

@@ -153,13 +153,13 @@ def verify(
 ) -> None:
     """Read everything that is journaled, check every sum, revision and version, replay it, and write nothing.
 
-    Exit code 0: it is sound. 1: it is not, and the first bad place is named; or it cannot be read.
+    Exit code 0: it is sound. 1: it is not, and the first bad place is named, and whether a start is refused for it; or
+    it cannot be read.
     """
-    from solewriter.agents.cli.checking import complained, reported, sound
-    from solewriter.agents.verify import verify
+    from solewriter.agents.cli.checking import checked, complained, reported, sound
 
     with errors_in_one_line(told=complained if as_json else None):
-        found = verify(state)
+        found = checked(state)
     typer.echo(reported(found) if as_json else sound(found))
 
 
@@ -230,7 +230,8 @@ def errors_in_one_line(told: Callable[[Exception], str] | None = None) -> Iterat
     except (SolewriterError, Unsuitable, OSError) as error:
         if told is not None:
             typer.echo(told(error))
-        typer.echo(f"solewriter: {error}", err=True)
+        for line in (error, *getattr(error, "__notes__", ())):
+            typer.echo(f"solewriter: {line}", err=True)
         raise typer.Exit(1) from None
 
 
