@@ -615,7 +615,7 @@ def test_timeouts_and_task_groups_work_around_calls(engine, run):
                 with pytest.raises(TimeoutError) as late:
                     async with asyncio.timeout(0.05):
                         await client.update(Task.ref("t"), title="late")
-                unknown = late.value.__cause__.__cause__
+                unknown = late.value.__context__.__cause__
                 assert isinstance(unknown, OutcomeUnknown)
                 with pytest.raises(TimeoutError):
                     await asyncio.wait_for(client.update(Task.ref("t"), title="later"), 0.05)
