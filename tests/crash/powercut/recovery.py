@@ -88,8 +88,9 @@ class Recoverer:
 
     def _found(self) -> Found:
         server = Server(Orders(str(self.folder / "state"), self.durability, self.limits, 0, [], local.NO_MODELS))
-        server.beside.shutdown()
-        server.beside = local.AtOnce()
+        for threads in (server.beside, server.growing):  # which would go on behind the end, in the next one's folder
+            threads.shutdown()
+        server.beside = server.growing = local.AtOnce()
         server.recover()
         outcomes = {
             (number, sequence): (told.status, told.revision, without_addresses(told.status, told.detail))
