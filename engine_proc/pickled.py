@@ -53,14 +53,20 @@ def pickled(models: Sequence[type[Entity]]) -> bytes:
 
 
 class _Pickler(cloudpickle.Pickler):  # type: ignore[misc]  # it has no types
-    """Sends the names that a script gives to types by value as well: cloudpickle does that for its classes alone."""
+    """Sends the names that a script gives to types by value as well: cloudpickle does that for its classes alone. And
+    each class's own name of its kind, which it takes for inherited where a base has the same.
+    """
 
     def reducer_override(self, found: Any) -> Any:
         if isinstance(found, NewType) and not _is_found_by_name(found):
             return NewType, (found.__name__, found.__supertype__)
         if type(found).__name__ == "TypeAliasType" and not _is_found_by_name(found):
             return type(found), (found.__name__, found.__value__)
-        return super().reducer_override(found)
+        reduced = super().reducer_override(found)
+        if isinstance(found, type) and issubclass(found, Entity) and isinstance(reduced, tuple):
+            attributes, _ = reduced[2]
+            attributes["kind_name"] = found.kind_name
+        return reduced
 
 
 def _is_found_by_name(named: Any) -> bool:

@@ -248,6 +248,21 @@ def test_what_is_of_another_type_now_is_changed_like_anything_else(state, start_
         assert reader.snapshot().ids(Typed, {"at": NOW, "level": Level.HIGH}, order_by="size") == ["d0", "d2", "d1"]
 
 
+class More(Doc, kind="Doc", columns=("weight",)):
+    weight: float = 0.5
+
+
+def test_a_class_that_is_derived_from_the_one_before_under_the_kinds_name_takes_its_place(state, start_engine):
+    engine = start_engine(state, models=[Doc])
+    with connect(state) as client, open_reader(state) as reader:
+        client.create(Doc(id="d0", owner="o", secret="s"))
+        engine.register(More)
+        assert client.create(More(id="d1", owner="o", secret="s", weight=2.0)).weight == 2.0
+        with reader.snapshot() as snap:
+            assert snap.ids(More, {"weight": [0.5, 2.0]}) == ["d0", "d1"]
+            assert "More" not in snap.counts
+
+
 class NoSize(Part):
     pass
 
