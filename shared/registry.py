@@ -81,6 +81,8 @@ class Kind:
         self._concern = concern_of(model)
         self.recasts = recasts(model, self._concern)
         self._rules = Rules(model, self._concern, alone=not self.recasts)
+        # of tasks: whether they may depend on what no request names, by code of the class or by a default
+        self.may_link = self.claimable and (self.recasts or bool(self._defaults.get("dependencies", True)))
         self.checks_fields = not model.__pydantic_decorators__.field_validators and self._concern is not None
         self._field_validators: dict[str, Callable[[Any], Any]] = {}
         self._plain_fields: frozenset[str] | None = None

@@ -105,7 +105,7 @@ class Coordination:
             elif _depends(fields) or (what is not None and op == _CANCEL) or self._may_end_others(turn, op, fields):
                 attended = True
                 ready &= self._has_board(name)
-            elif op > _DELETE and op != _ALTER:
+            elif (op > _DELETE and op != _ALTER) or self._may_link(turn, name):
                 attended = True
         for code, name, _, said in request[1]:
             if code == _NONE:
@@ -120,6 +120,11 @@ class Coordination:
         if op == _CREATE or not (self.cascades or turn.cascades):
             return False
         return op not in (_UPDATE, _ALTER) or (fields is not None and not ENDING.isdisjoint(fields))
+
+    def _may_link(self, turn: Turn, name: str) -> bool:
+        """Whether its class may say of itself what an entity depends on."""
+        kind = turn.named(name)
+        return kind is not None and kind.kind is not None and kind.kind.may_link
 
     def _named(self, name: str) -> KindState | None:
         """The kind of tasks of this name. There may be none: then the request is refused."""

@@ -52,7 +52,7 @@ def _follow(draft: Draft) -> None:
     """What the changes of tasks bring with them, or must not do."""
     turn = draft.turn
     for step in list(draft.steps.values()):
-        if step.op and step.kind.claimable and step.exists and not DEPENDS.isdisjoint(step.touched):
+        if step.op and step.kind.claimable and step.exists and not DEPENDS.isdisjoint(step.altered):
             dependencies.check(draft, step)
     if (turn.coordination.cascades or turn.cascades) and not draft.alone:
         dependencies.cascade(draft)

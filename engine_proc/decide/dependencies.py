@@ -31,7 +31,7 @@ def check(draft: Draft, step: Step) -> None:
     changed = {
         one.key: one.field("dependencies") if one.exists else ()
         for one in draft.steps.values()
-        if one.state is step.state and one.op and (not one.exists or "dependencies" in one.touched)
+        if one.state is step.state and one.op and (not one.exists or "dependencies" in one.altered)
     }
     way = _board(draft, step).graph.cycle(step.key, changed)
     if way is not None:
@@ -66,7 +66,7 @@ def cascade(draft: Draft) -> None:
     """
     cascades = draft.turn.coordination.cascades | draft.turn.cascades
     written = [step for step in draft.steps.values() if step.op and step.exists and step.state.code in cascades]
-    new = [step for step in written if not DEPENDS.isdisjoint(step.touched)]  # which the board does not know yet
+    new = [step for step in written if not DEPENDS.isdisjoint(step.altered)]  # which the board does not know yet
     for step in new:
         for key in step.field("dependencies"):
             on = draft.seen(step.kind.name, key)
@@ -85,7 +85,7 @@ def cascade(draft: Draft) -> None:
 
 
 def _has_ended(step: Step) -> bool:
-    return not ENDING.isdisjoint(step.touched) and state_of(step.field) == Dependency.ENDED
+    return not ENDING.isdisjoint(step.altered) and state_of(step.field) == Dependency.ENDED
 
 
 def _goes_with_it(step: Step, over: Step) -> bool:

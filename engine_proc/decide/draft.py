@@ -6,7 +6,7 @@ version for the whole request.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from solewriter.engine_proc.kinds import KindState
@@ -14,6 +14,7 @@ from solewriter.engine_proc.turn import Key, Stored, Turn
 from solewriter.shared.columns import Cells
 from solewriter.shared.errors import NotFound, UnknownKind, VersionConflict
 from solewriter.shared.registry import Kind
+from solewriter.shared.schema import differing
 
 if TYPE_CHECKING:
     from solewriter.engine_proc.coordination.leases import Place
@@ -28,7 +29,7 @@ class Step:
     reason = ""
     exists = False
     version = 1
-    touched: Iterable[str] = ()  # names of the fields that changed
+    touched: Iterable[str] = ()  # names of the fields that were to change
     payload = b""  # what its record will say, once that is formed
     block = b""
     cells: Cells = ()  # those that are new
@@ -57,6 +58,15 @@ class Step:
     def field(self, name: str) -> Any:
         """One field's plain value, its default where it is not stored."""
         return self.fields.get(name, self.state.schema.defaults.get(name))
+
+    @property
+    def altered(self) -> Collection[str]:
+        """Names of the fields that are others than before the request, or may be: those that code of its class changed
+        besides what was asked for are among them.
+        """
+        if not (self.kind.recasts and self.op and self.exists and self.stored_version) or self.before is None:
+            return frozenset(self.touched)
+        return {*self.touched, *differing(self.before.payload, self.kind.payload(self.fields))}
 
     def require(self, expect: int | None) -> None:
         """Raises NotFound; and VersionConflict unless `expect` is the version stored before the request."""

@@ -398,6 +398,56 @@ def test_a_way_through_what_the_same_request_deletes_is_no_circle(client):
     assert client.get(Task, "a").dependencies == ("c",)
 
 
+class Linked(Task):
+    """Its description says what it depends on, and how it ends."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _says(cls, values: Any) -> Any:
+        match str(values.get("description", "")).partition(" "):
+            case "needs", _, names:
+                return {**values, "dependencies": tuple(names.split())}
+            case "goes", _, names:
+                return {**values, "dependencies": tuple(names.split()), "on_dependency_failure": "cancel"}
+            case "is", _, status:
+                return {**values, "status": status}
+        return values
+
+
+@pytest.mark.parametrize("somebody_claims", [False, True])
+def test_what_a_rule_makes_a_task_depend_on_exists_and_leads_not_back(engine, client, somebody_claims):
+    engine.register(Linked)
+    if somebody_claims:
+        assert client.claim(Linked) is None
+    make(client, *(Linked(id=id, title=id) for id in "ab"))
+    with pytest.raises(InvalidMutation, match="there is no such Linked"):
+        client.update(Linked.ref("a"), description="needs nothing-known")
+    client.update(Linked.ref("b"), description="needs a")
+    with pytest.raises(InvalidMutation, match="would wait for itself: a -> b -> a"):
+        client.update(Linked.ref("a"), description="needs b")
+    with pytest.raises(InvalidMutation, match="would wait for itself"), client.transaction() as tx:
+        tx.create(Linked(id="c", title="c", description="needs a"))
+        tx.update(Linked.ref("a"), description="needs c")
+
+
+def test_what_a_rule_ends_takes_with_it_what_a_rule_made_depend_on_it(engine, client):
+    engine.register(Linked)
+    make(client, *(Linked(id=id, title=id) for id in "abc"))
+    client.update(Linked.ref("b"), description="goes a")
+    client.update(Linked.ref("a"), description="is cancelled")
+    assert client.get(Linked, "b").status is TaskStatus.CANCELLED
+    assert client.update(Linked.ref("c"), description="goes a").status is TaskStatus.CANCELLED
+
+
+def test_a_default_is_a_dependency_like_another(engine, client):
+    class Follower(Task):
+        dependencies: tuple[str, ...] = ("root",)
+
+    engine.register(Follower)
+    with pytest.raises(InvalidMutation, match="depends on root"):
+        client.create(Follower(id="a", title="a"))
+
+
 def test_nothing_goes_through_with_a_cancel(client, other):
     make(client, task("a"))
     mine = client.claim(Task)
