@@ -93,7 +93,8 @@ class Board:
     def _add(self, key: str, slot: int, fields: Fields) -> None:
         if "status" in fields and not attempts_left(self._field(fields)):
             return
-        order = RANK.get(fields.get("priority", self._priority), LAST), _us(fields.get("created_at")), slot
+        priority = RANK.get(single(fields.get("priority", self._priority)), LAST)
+        order = priority, _us(fields.get("created_at")), slot
         values = {name: single(fields[name]) for name in self.columns if name in fields}
         policy = fields.get("on_dependency_failure", DependencyPolicy.BLOCK)
         candidate = Candidate(key, order, values, policy, _us(fields.get("not_before")))

@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from solewriter.shared.models import BudgetPolicy, ProjectStatus
+from solewriter.shared.where import single
 
 MILLION = 1_000_000
 Place = tuple[int, str]  # kind code, id
@@ -48,7 +49,7 @@ class Projects:
     def note_cost(self, place: Place, fields: Fields | None) -> None:
         """What a task costs from now on, and for whom."""
         cost = millionths(fields.get("cost", 0)) if fields is not None else 0
-        project = str(fields.get("project", "")) if fields is not None else ""
+        project = str(single(fields.get("project", ""))) if fields is not None else ""
         before, had = self._costs.pop(place, ("", 0))
         if had:
             self._spent[before] -= had

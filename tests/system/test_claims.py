@@ -448,6 +448,30 @@ def test_a_default_is_a_dependency_like_another(engine, client):
         client.create(Follower(id="a", title="a"))
 
 
+def test_a_plain_enum_of_a_class_of_tasks_orders_and_costs_like_its_values(engine, client):
+    """Its members are not equal to their values, or not written like them."""
+
+    class Urgency(enum.Enum):
+        HIGH = "high"
+        LOW = "low"
+
+    class Payer(str, enum.Enum):  # noqa: UP042 - its members write themselves in another way than a StrEnum's
+        ONE = "one"
+        TWO = "two"
+
+    class Errand(Task):
+        priority: Urgency = Urgency.LOW  # type: ignore[assignment]
+        project: Payer = Payer.ONE
+
+    engine.register(Errand)
+    assert client.claim(Errand) is None
+    client.create(Project(id="two", name="two", budget_limit=1.0))
+    make(client, Errand(id="late", title="late"), Errand(id="first", title="first", priority=Urgency.HIGH))
+    assert [found.id for found in client.claim_many(Errand, 2)] == ["first", "late"]
+    make(client, *(Errand(id=id, title=id, project=Payer.TWO, cost=1.0) for id in "xy"))
+    assert client.claim(Errand) is None
+
+
 def test_nothing_goes_through_with_a_cancel(client, other):
     make(client, task("a"))
     mine = client.claim(Task)
