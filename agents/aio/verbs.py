@@ -160,8 +160,8 @@ class AioVerbs(AioRequests):
         timeout_s: float | None = None,
         **fields: Any,
     ) -> T:
-        """This attempt failed. While attempts are left it is ready again after a rest; with `final`, it is a dead
-        letter. Raises Fenced.
+        """This attempt failed. While attempts are left it is ready again after a rest, or from `not_before=` on; with
+        `final`, it is a dead letter. Raises Fenced.
         """
         mutation = Fail(task, together(changes, fields), final, reason)
         return await self._one(mutation, model_of(task), request_id, timeout_s)

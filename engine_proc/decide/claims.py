@@ -112,22 +112,26 @@ def complete(draft: Draft, mutation: PlainMutation) -> Step:
 
 def fail(draft: Draft, mutation: PlainMutation) -> Step:
     step = _at_work(draft, mutation, "failed", AT_WORK)
-    changes: dict[str, Any] = {**free_step_fields(step, mutation[4]), "status": "failed", "assigned_to": None}
-    attempts, most = step.field("attempts"), step.field("max_retries")
+    said = free_step_fields(step, mutation[4])
+    changes: dict[str, Any] = {**said, "status": "failed", "assigned_to": None}
+    first, most = (  # as they are to be from now on
+        step.kind.field(name, said[name]) if name in said else step.field(name)
+        for name in ("retry_delay_s", "max_retries")
+    )
+    attempts = step.field("attempts")
     if mutation[6] == "final":
         changes["attempts"] = max(attempts, most + 1)
-    elif attempts <= most:
-        delay_us = int(back_off_s(step, attempts, draft.turn.coordination.limits) * US_PER_S)
+    elif attempts <= most and "not_before" not in said:  # else the caller knows better
+        delay_us = int(back_off_s(step, first, attempts, draft.turn.coordination.limits) * US_PER_S)
         changes["not_before"] = from_us(draft.turn.now_us + delay_us) if delay_us else None
     step.change(Op.FAIL.value, mutation[5], changes)
     return step
 
 
-def back_off_s(step: Step, attempts: int, limits: Limits) -> float:
+def back_off_s(step: Step, first: float | None, attempts: int, limits: Limits) -> float:
     """How long a task rests after so many attempts: doubled each time, up to a bound, and between half and all of that,
     so that those that failed together do not come back together. Chance is the key's and version's sum.
     """
-    first = step.field("retry_delay_s")
     delay = (limits.retry_backoff_s if first is None else first) * 2.0 ** min(max(0, attempts - 1), 60)
     part = crc32(f"{step.key}/{step.version}".encode()) / 2**32
     return float(min(delay, max(limits.retry_backoff_max_s, first or 0), REST_MOST_S) * (0.5 + part / 2))

@@ -603,6 +603,24 @@ def test_a_client_goes_on_while_a_claim_of_it_waits(client, other, wait_until):
     assert result().id == "a"
 
 
+def test_a_failure_goes_by_what_it_sets_itself(client):
+    def failed(fields: dict[str, Any], *, final: bool = False, **said: Any) -> Task:
+        client.put(task("a", **fields))
+        left = client.fail(client.claim(Task), said, final=final)
+        client.delete(left)
+        return left
+
+    hour = datetime.timedelta(hours=1)
+    assert failed({"max_retries": 1}, not_before=SOME_DAY).not_before == SOME_DAY
+    assert failed({"max_retries": 1, "retry_delay_s": 0}, not_before=SOME_DAY).not_before == SOME_DAY
+    assert failed({"max_retries": 1, "retry_delay_s": 7200}, not_before=None).not_before is None
+    late = failed({"max_retries": 1}, retry_delay_s=7200)
+    assert late.not_before - late.updated_at >= hour
+    assert failed({"max_retries": 1, "retry_delay_s": 7200}, retry_delay_s=0).not_before is None
+    assert failed({}, max_retries=1, retry_delay_s=7200).not_before is not None, "an attempt is left"
+    assert failed({"max_retries": 1}, final=True, max_retries=9).attempts == 10
+
+
 def test_a_thread_that_gives_a_task_back_leaves_it_to_one_that_waits_in_the_same_client(client, wait_until):
     client.create(task("a", max_retries=5))
     mine = client.claim(Task)
