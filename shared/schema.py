@@ -14,6 +14,7 @@ from typing import Any
 
 import msgspec
 from pydantic import BaseModel
+from pydantic.json_schema import GenerateJsonSchema, JsonSchemaValue
 
 from solewriter.shared.columns import Cell, Column, from_us, unpacked
 from solewriter.shared.config import MESSAGE_MAX, PROBLEMS_MAX
@@ -184,10 +185,38 @@ def _column_apart(name: str, there: Column, here: Column) -> str:
 def shape_of(model: type[Entity]) -> bytes:
     """What a class's fields may hold, as 16 stable bytes. Titles and descriptions do not count."""
     try:
-        described: Any = model.model_json_schema()
+        described: Any = model.model_json_schema(schema_generator=_WithAllSaid)
     except Exception:  # a type that JSON schema has no words for
         described = {name: repr(field.annotation) for name, field in model.model_fields.items()}
     return blake2b(msgspec.json.encode(_bare(described), order="sorted"), digest_size=16).digest()
+
+
+_BOUNDS = ("ge", "gt", "le", "lt", "multiple_of", "max_digits", "decimal_places")
+_UNSAID = {
+    "datetime": ("tz_constraint", *_BOUNDS),
+    "date": _BOUNDS,
+    "time": ("tz_constraint", *_BOUNDS),
+    "timedelta": _BOUNDS,
+    "decimal": ("allow_inf_nan", *_BOUNDS),
+    "float": ("allow_inf_nan",),
+    "str": ("strip_whitespace", "to_lower", "to_upper"),
+}
+"""What a pydantic core schema says of a type, and a JSON schema does not"""
+
+
+class _WithAllSaid(GenerateJsonSchema):
+    """A JSON schema that also tells what it has no words for: from another class's constraints of moments, say, or from
+    those of the fields beside a FrozenMap, nobody could be warned otherwise.
+    """
+
+    def generate_inner(self, schema: Any) -> JsonSchemaValue:
+        described = super().generate_inner(schema)
+        unsaid = {name: str(schema[name]) for name in _UNSAID.get(schema["type"], ()) if name in schema}
+        return {**described, **unsaid} if unsaid else described
+
+    def handle_invalid_for_json_schema(self, schema: Any, error_info: str) -> JsonSchemaValue:
+        function = schema.get("function", {}).get("function")
+        return {"type": schema["type"], "made by": getattr(function, "__name__", "")}
 
 
 _FOR_PEOPLE = frozenset({"title", "description", "examples", "deprecated", "default"})  # defaults are compared by value

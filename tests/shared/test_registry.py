@@ -947,6 +947,51 @@ def test_a_schema_is_the_same_whatever_people_are_told_about_its_fields():
         assert Kind(other).schema.digest() != Kind(plain_fields).schema.digest()
 
 
+class Narrow(Part):
+    a: int = 0
+
+
+class Wide(Part):
+    a: int = 0
+    b: int = 0
+
+
+Wide.__name__ = Wide.__qualname__ = "Narrow"
+STRICTER = [
+    (int, Annotated[int, Field(ge=5)]),
+    (str, Annotated[str, Field(max_length=3)]),
+    (str, Annotated[str, pydantic.StringConstraints(to_lower=True)]),
+    (Wide, Narrow),
+    (tuple[Wide, ...], tuple[Narrow, ...]),
+    (pydantic.NaiveDatetime, pydantic.AwareDatetime),
+    (datetime.date, Annotated[datetime.date, Field(gt=datetime.date(2020, 1, 1))]),
+    (datetime.time, Annotated[datetime.time, Field(le=datetime.time(12))]),
+    (datetime.timedelta, Annotated[datetime.timedelta, Field(ge=datetime.timedelta(1))]),
+    (decimal.Decimal, Annotated[decimal.Decimal, Field(max_digits=3)]),
+    (FrozenMap, Json),
+]
+
+
+@pytest.mark.parametrize("beside", [{}, {"answer": (Json, None)}, {"settings": (FrozenMap, FrozenMap())}])
+@pytest.mark.parametrize(("annotation", "other"), STRICTER)
+def test_a_schema_tells_apart_all_types_and_constraints_whatever_is_beside_them(annotation, other, beside):
+    """JSON schema has no words for some of them, and none at all for a map of plain data."""
+    one, two, again = (
+        Kind(create_model("Doc", __base__=Entity, field=(kind, ...), **beside)).schema.digest()
+        for kind in (annotation, other, annotation)
+    )
+    assert one == again != two
+
+
+def test_a_schema_beside_plain_data_does_not_depend_on_where_a_part_lives():
+    elsewhere = type("Narrow", (Part,), {"__annotations__": {"a": int}, "a": 0, "__module__": "elsewhere"})
+    one, two = (
+        Kind(create_model("Doc", __base__=Entity, part=(part, ...), answer=(Json, None))).schema.digest()
+        for part in (Narrow, elsewhere)
+    )
+    assert one == two
+
+
 def test_a_schema_that_comes_back_from_the_journal_is_still_ours():
     payload = TASK.payload({"title": "t", "priority": "high"})
     fields = Kind(Task).fields_of(learned(TASK.schema), payload)

@@ -15,6 +15,7 @@ from pydantic import (
     AwareDatetime,
     ConfigDict,
     Field,
+    NaiveDatetime,
     computed_field,
     field_serializer,
     field_validator,
@@ -27,6 +28,7 @@ from solewriter import (
     Entity,
     FrozenMap,
     Increment,
+    Json,
     Part,
     SchemaMismatch,
     Update,
@@ -347,6 +349,59 @@ class Strictest(Entity, kind="Doc"):
 class Lenient(Entity, kind="Doc"):
     owner: Annotated[str, AfterValidator(str.lower)]
     secret: str
+
+
+class Remark(Part):
+    text: str
+    stars: int = 0
+
+
+class ShortRemark(Part):
+    text: str
+
+
+class Review(Entity):
+    answer: Json = None
+    pages: int
+    remark: Remark
+    at: NaiveDatetime
+
+
+class LongReview(Entity, kind="Review"):
+    answer: Json = None
+    pages: Annotated[int, Field(ge=10)]
+    remark: Remark
+    at: NaiveDatetime
+
+
+class ShortReview(Entity, kind="Review"):
+    answer: Json = None
+    pages: int
+    remark: ShortRemark
+    at: NaiveDatetime
+
+
+class ZonedReview(Entity, kind="Review"):
+    answer: Json = None
+    pages: int
+    remark: Remark
+    at: AwareDatetime
+
+
+ShortRemark.__name__ = ShortRemark.__qualname__ = "Remark"
+
+
+@pytest.mark.parametrize(("cls", "field"), [(LongReview, "pages"), (ShortReview, "stars"), (ZonedReview, "at")])
+def test_a_class_that_takes_less_beside_plain_data_is_refused_by_the_field(state, start_engine, cls, field):
+    engine = start_engine(state, models=[Review])
+    with connect(state) as client:
+        stored = client.create(Review(pages=3, remark=Remark(text="good", stars=5), at=NOW.replace(tzinfo=None)))
+        with pytest.raises(SchemaMismatch, match=field):
+            engine.register(cls)
+        assert client.update(stored, pages=4).pages == 4, "the class before goes on"
+    engine.stop()
+    with pytest.raises(EngineStartFailed, match=field):
+        start_engine(state, models=[cls])
 
 
 def test_a_class_whose_code_takes_less_is_refused_though_its_fields_are_the_same(state, start_engine):
