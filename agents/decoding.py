@@ -17,7 +17,7 @@ from solewriter.shared.memory.catalog import Catalog
 from solewriter.shared.memory.pin import Pin
 from solewriter.shared.memory.view import View
 from solewriter.shared.models import Entity, check_id, name_of
-from solewriter.shared.registry import Registry
+from solewriter.shared.registry import Kind, Registry
 
 Model = type[Entity] | str
 """A class, or a kind's name: then what is decoded are dicts of the caller's own"""
@@ -110,6 +110,10 @@ class Decoder:
         """The class of a kind, where one is known here; else its name."""
         known = self._registry.get(kind)
         return kind if known is None else known.model
+
+    def kind_of(self, kind: Model) -> Kind | None:
+        """What is known here of a class, or of the class of a kind's name."""
+        return self._registry.get(kind) if isinstance(kind, str) else self._registry.of(kind)
 
     def field_of(self, kind: Model) -> Callable[[str, Any], Any]:
         """The function from a field's name and plain value to the value that the model has there."""

@@ -14,9 +14,10 @@ from solewriter.agents.conditions import cell_of, conditions, place_of
 from solewriter.agents.past import Held, Past
 from solewriter.agents.scan import Rows, Scanner, Values, ordered
 from solewriter.agents.snapshot import Plain
-from solewriter.shared.columns import NO_INT, Column
+from solewriter.shared.columns import NO_INT, Cell, Column
 from solewriter.shared.errors import InvalidMutation, InvalidQuery, SchemaMismatch, SnapshotExpired
 from solewriter.shared.models import Entity
+from solewriter.shared.registry import Kind
 from solewriter.shared.where import Where
 
 Rank = Callable[[Any], float]
@@ -27,11 +28,11 @@ LivedOn = Callable[[str, int, int], bool]  # a key and two of its versions -> wh
 class Query:
     """Questions about one kind in one pinned revision."""
 
-    def __init__(self, pin: Held, kind: int, field: Field, lived_on: LivedOn) -> None:
+    def __init__(self, pin: Held, kind: int, known: Kind | None, field: Field, lived_on: LivedOn) -> None:
         self._pin = pin
         self._kind = kind
         self._name = pin.catalog.kinds[kind]
-        self._scanner = Scanner(pin, kind)
+        self._scanner = Scanner(pin, kind, known)
         self._columns = self._scanner.columns
         self._field = field
         self._lived_on = lived_on
@@ -91,8 +92,8 @@ class Query:
         later: NDArray[np.bool_] = rows.slots > slot
         if key is None or rank is None or order_by is None:
             return later
-        column = self._columns[place_of(self._name, self._columns, order_by.removeprefix("-"))]
-        mine = rank(self._value(after, column, slot))
+        place = place_of(self._name, self._columns, order_by.removeprefix("-"))
+        mine = self._rank_of(after, place, slot, rank)
         if mine != mine:  # NaN: of all values the last, whatever the direction
             return np.asarray(np.isnan(key) & later)
         beyond = (key < mine) if descending else (key > mine)
@@ -100,19 +101,21 @@ class Query:
             beyond |= np.isnan(key)
         return np.asarray(beyond | ((key == mine) & later))
 
-    def _value(self, after: Entity | Plain | str, column: Column, slot: int) -> Any:
-        """What an entity has in a column, as it is given, or as it is now."""
+    def _rank_of(self, after: Entity | Plain | str, place: int, slot: int, rank: Rank) -> float:
+        """Of what an entity has in a column, as it is given, or as it is now."""
+        column = self._columns[place]
         if not isinstance(after, str):
             values = after.__dict__ if isinstance(after, Entity) else after
-            return column.value_in(values, self._pin.catalog.defaults(self._kind))
+            return rank(column.value_in(values, self._pin.catalog.defaults(self._kind)))
         address = self._pin.at(self._kind, slot)
-        if self._pin.content(address).deleted:
+        cells = self._scanner.cells_of(self._pin.whole(address))
+        if cells is None:
             raise InvalidQuery(
                 f"after={after!r}: that {self._name} was deleted, so nothing says where it was in the order of "
                 f"{column.name}: give what the page before ended with, not its id",
                 kind=self._name,
             )
-        return self._plain(column, address)
+        return rank(self._text(column, address, cells[place])) if column.type == "str" else cells[place]
 
     def _slot_of(self, after: Entity | Plain | str) -> int:
         id = after if isinstance(after, str) else after.id if isinstance(after, Entity) else after["id"]
@@ -225,19 +228,22 @@ class Query:
         distinct, first, inverse = np.unique(hashes, return_index=True, return_inverse=True)
         column = self._columns[place]
         texts = [
-            (self._plain(column, self._pin.at(self._kind, int(slots[row]))) or "") if hashed else ""
+            self._text(column, self._pin.at(self._kind, int(slots[row])), hashed)
             for hashed, row in zip(distinct.tolist(), first.tolist(), strict=True)
         ]
         return _lookup(tuple(texts))[inverse]
 
-    def _plain(self, column: Column, address: int) -> Any:
-        """A column's value in a record, without its class."""
-        content = self._pin.content(address)
-        if content.deleted:
-            return None
-        schema = self._pin.catalog.schemas[content.schema]
-        values = schema.values(content.key, content.version, content.time_us, content.payload)
-        return column.value_in(values, self._pin.catalog.defaults(self._kind))
+    def _text(self, column: Column, address: int, cell: Cell) -> str:
+        """The text of a record that has this cell: as it is stored, or as its class reads it; "" for None."""
+        if not cell:
+            return ""
+        found = self._pin.whole(address)
+        schema = self._pin.catalog.schemas[found.schema]
+        values = schema.values(found.key, found.version, found.time_us, found.payload)
+        stored = column.value_in(values, self._pin.catalog.defaults(self._kind))
+        if column.cell_or_none(stored) != cell and (read := self._scanner.cells_of.read(found)) is not None:
+            stored = getattr(read, column.name)
+        return stored or ""
 
 
 def _lookup(values: tuple[Any, ...]) -> Values:

@@ -21,7 +21,10 @@ from solewriter.agents.past import Held
 from solewriter.shared import record
 from solewriter.shared.columns import Cell, Column
 from solewriter.shared.config import CHUNK_SLOTS
+from solewriter.shared.errors import InvalidMutation, SchemaMismatch
 from solewriter.shared.memory.catalog import Catalog
+from solewriter.shared.models import Entity
+from solewriter.shared.registry import Kind
 
 Slots = NDArray[np.int64]
 Values = NDArray[Any]
@@ -43,11 +46,11 @@ class Rows(NamedTuple):
 class Scanner:
     """Scans of one kind in one pinned revision."""
 
-    def __init__(self, pin: Held, kind: int) -> None:
+    def __init__(self, pin: Held, kind: int, known: Kind | None) -> None:
         self.pin = pin
         self.kind = kind
         self.columns: tuple[Column, ...] = pin.catalog.tables[kind].columns
-        self._cells_of = CellsOfRecords(pin.catalog, kind)
+        self.cells_of = CellsOfRecords(pin.catalog, kind, known)
 
     def rows(self, demands: Sequence[Condition], wanted: Iterable[int] = ()) -> Rows:
         """All rows that meet the demands, with these columns' cells. Raises SnapshotExpired."""
@@ -90,7 +93,7 @@ class Scanner:
         kept: dict[int, list[Cell]] = {place: [] for place in places}
         for slot in slots:
             address = self.pin.at(self.kind, slot)
-            cells = self._cells_of(self.pin.whole(address)) if address else None
+            cells = self.cells_of(self.pin.whole(address)) if address else None
             if cells is None or not all(demand.holds(cells[demand.place]) for demand in demands):
                 continue
             found.append(slot)
@@ -105,24 +108,58 @@ class Scanner:
 
 
 class CellsOfRecords:
-    """The cells of records, in the order of the table's columns, whatever columns there were when they were written."""
+    """The cells of records, in the order of the table's columns, whatever columns there were when they were written.
 
-    def __init__(self, catalog: Catalog, kind: int) -> None:
+    Those of other columns are made as the engine made them for its table: by the class, where that is known here.
+    """
+
+    def __init__(self, catalog: Catalog, kind: int, known: Kind | None) -> None:
         self._schemas = catalog.schemas
         self._columns = catalog.tables[kind].columns
         self._defaults = catalog.defaults(kind)
+        self._class = known
+        self._is_checked = False  # whether the class is the engine's
+        self._newest = catalog.newest_schema(kind)
 
     def __call__(self, found: record.Record) -> Sequence[Cell] | None:
         """None of a tombstone."""
         if found.deleted:
             return None
         schema = self._schemas[found.schema]
+        if schema.columns != self._columns and (made := self._by_class(found)) is not None:
+            return made
         return schema.cells(
             self._columns,
             found.cells,
             lambda: schema.values(found.key, found.version, found.time_us, found.payload),
             self._defaults,
         )
+
+    def read(self, found: record.Record) -> Entity | None:
+        """As its class reads it; None where that is not known here as the engine knows it, and of what it cannot."""
+        known = self._class
+        if known is not None and not self._is_checked:
+            self._is_checked = True
+            if self._newest is None or self._newest.digest() != known.schema.digest():
+                known = self._class = None
+        if known is None:
+            return None
+        schema = self._schemas[found.schema]
+        try:
+            return known.decoded(schema, found.key, found.version, found.time_us, found.payload)
+        except SchemaMismatch:
+            return None
+
+    def _by_class(self, found: record.Record) -> list[Cell] | None:
+        """None for what is not read so."""
+        entity, known = self.read(found), self._class
+        if entity is None or known is None:
+            return None
+        try:
+            _, cells = known.cut(known.stored(entity), found.key, found.version, found.time_us)
+        except InvalidMutation:
+            return None
+        return [cell for _, cell in cells]
 
 
 def _meets(demand: Condition, cells: Values) -> NDArray[np.bool_]:

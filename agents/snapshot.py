@@ -175,7 +175,8 @@ class Snapshot:
         code = pin.catalog.kind_code(name_of(kind))
         if code is None:
             return None
-        return Query(pin, code, self._reader.decoder.field_of(kind), partial(self._reader.lived_on, pin, code))
+        decoder, lived_on = self._reader.decoder, partial(self._reader.lived_on, pin, code)
+        return Query(pin, code, decoder.kind_of(kind), decoder.field_of(kind), lived_on)
 
     @property
     def counts(self) -> dict[str, int]:

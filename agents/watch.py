@@ -173,7 +173,7 @@ class Watch(Generic[Brought]):
             return True
         from solewriter.agents.scan import CellsOfRecords
 
-        cells_of = CellsOfRecords(one.pin.catalog, code)
+        cells_of = CellsOfRecords(one.pin.catalog, code, self._reader.decoder.kind_of(self._kind or self._name))
         demands = conditions(self._name, one.pin.catalog.tables[code].columns, self._where)
         return _met(demands, cells_of(one.record)) or _met(demands, self._cells_before(one, cells_of))
 

@@ -35,7 +35,12 @@ class Catalog(msgspec.Struct, frozen=True):
 
     def defaults(self, kind: int) -> Mapping[str, Any]:
         """Plain values of the fields that the newest schema of a kind has a default for."""
-        return next((schema.defaults for schema in reversed(self.schemas) if schema.kind == kind), {})
+        newest = self.newest_schema(kind)
+        return {} if newest is None else newest.defaults
+
+    def newest_schema(self, kind: int) -> Schema | None:
+        """That of the class by which a kind is known."""
+        return next((schema for schema in reversed(self.schemas) if schema.kind == kind), None)
 
 
 EMPTY = Catalog(MEMORY_VERSION, (), (), ())

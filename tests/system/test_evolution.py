@@ -265,6 +265,50 @@ def test_a_class_that_is_derived_from_the_one_before_under_the_kinds_name_takes_
             assert "More" not in snap.counts
 
 
+def lowered(text):
+    return text.lower()
+
+
+class Small(Typed, kind="Doc", columns=("size", "at", "share", "level", "note")):
+    note: Annotated[str, AfterValidator(lowered)] = ""
+
+
+def test_columns_of_what_is_read_otherwise_now_are_the_same_wherever_they_come_from(state, start_engine):
+    """By the table, by the records of what was changed since, at an earlier revision, and without an engine."""
+    engine = start_engine(state, models=[Texts])
+    with connect(state) as client:
+        for number in range(4):
+            client.create(Texts(id=f"d{number}", size=str(9 - number), share=number, level="high", note=f"N{number}"))
+    engine.register(Small)
+
+    def check(snap, sizes):
+        ids = [f"d{number}" for number in range(4)]
+        assert snap.ids(Small, {"at": NOW, "level": Level.HIGH, "share": [0, 1, 2, 3]}) == ids
+        assert snap.ids(Small, order_by="size") == ids[::-1]
+        assert snap.ids(Small, order_by="size", after="d2") == ids[1::-1]
+        assert snap.count(Small, {"note": ["n0", "n1", "n2", "n3"]}) == 4
+        assert snap.count_by(Small, "note") == {f"n{number}": 1 for number in range(4)}
+        columns = snap.columns(Small)
+        assert (columns["size"].tolist(), columns["note"].tolist()) == (sizes, ["n0", "n1", "n2", "n3"])
+        assert [(one.size, one.note) for one in snap.scan(Small)] == list(zip(sizes, columns["note"], strict=True))
+
+    with connect(state) as client, open_reader(state) as reader:
+        before = reader.snapshot()
+        check(before, [9, 8, 7, 6])
+        client.update(Small.ref("d0"), size=10)
+        client.update(Small.ref("d3"), size=5)
+        check(before, [9, 8, 7, 6])
+        check(reader.at(before.revision), [9, 8, 7, 6])
+        check(reader.snapshot(), [10, 8, 7, 5])
+        met = [change.id for change in reader.watch(Small, since=0, where={"size": 6}, timeout_s=0)]
+        assert met == ["d3", "d3"], "as it came, and as it went"
+        past = before.revision
+    engine.stop()
+    with open_reader(state, offline=True) as reader:
+        check(reader.snapshot(), [10, 8, 7, 5])
+        check(reader.at(past), [9, 8, 7, 6])
+
+
 class NoSize(Part):
     pass
 
