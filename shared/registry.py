@@ -54,8 +54,9 @@ class Kind:
         self._stamps_are_last = tuple(self._cell_of)[-2:] == _OWN_CELLS
         self._stamps_place = len(self.columns) - len(_OWN_CELLS)
         self._free_cells = {name: found for name, found in self._cell_of.items() if name not in _OWN_CELLS}
-        self._free_names = frozenset(self._free_cells)
         self.id_is_column = "id" in self._free_cells
+        self._changing_cells = {name: found for name, found in self._free_cells.items() if name != "id"}
+        self._changing_names = frozenset(self._changing_cells)
         self.block = struct.Struct(format_of(self.columns))
         self._blank = bytes(self.block.size)
         self.parts = all_parts(model)
@@ -233,14 +234,16 @@ class Kind:
     def recut(
         self, block: bytes, stored: Mapping[str, Any], names: Iterable[str], version: int, now_us: int
     ) -> tuple[bytes, Cells]:
-        """The block with some fields' cells and the engine's own made anew; these cells. Raises InvalidMutation."""
-        if self._stamps_are_last and self._free_names.isdisjoint(names):
+        """The block with some fields' cells and the engine's own made anew; these cells. That of the id stays, which no
+        field says. Raises InvalidMutation.
+        """
+        if self._stamps_are_last and self._changing_names.isdisjoint(names):
             place = self._stamps_place
             return block[:-_STAMPS_BYTES] + _pack_stamps(now_us, version), ((place, now_us), (place + 1, version))
         cells: list[tuple[int, Cell]] = []
         for name in names:
-            if name in self._free_cells:
-                place, cell = self._free_cells[name]
+            if name in self._changing_cells:
+                place, cell = self._changing_cells[name]
                 try:
                     cells.append((place, cell(stored[name] if name in stored else self._defaults.get(name))))
                 except ValueError as error:

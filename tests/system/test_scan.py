@@ -189,6 +189,34 @@ def test_columns_are_arrays_in_the_order_of_ids(state, start_engine):
         assert snap.columns(Probe, {"level": 1})["on"].dtype == np.bool_
 
 
+class Named(Entity, columns=("id", "level")):
+    level: int = 0
+
+
+def test_an_id_that_is_a_column_stays_what_it_is_when_its_entity_is_replaced(state, start_engine):
+    engine = start_engine(state, models=[Named])
+
+    def check(snap):
+        assert snap.columns(Named)["id"].tolist() == ["a", "b"]
+        assert snap.ids(Named, {"id": ["a", "b"]}, order_by="-id") == ["b", "a"]
+        assert snap.count(Named, {"id": None}) == 0
+
+    with connect(state) as client, open_reader(state) as reader:
+        client.create(Named(id="a"))
+        client.create(Named(id="b"))
+        client.put(Named(id="a", level=1))
+        with client.transaction() as tx:
+            tx.delete(Named.ref("b"))
+            tx.create(Named(id="b", level=2))
+        check(reader.snapshot())
+        client.update(Named.ref("a"), level=3)
+        check(reader.snapshot())
+    engine.stop()
+    start_engine(state, models=[Named])
+    with open_reader(state) as reader:
+        check(reader.snapshot())
+
+
 def test_counts_are_told_by_values_as_the_model_has_them(state, start_engine):
     start_engine(state, models=[Probe])
     with connect(state) as client:
