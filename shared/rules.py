@@ -74,10 +74,17 @@ def _makes_alike(factory: Any) -> bool:
     return factory in _ALIKE or (is_model and not made_anew(factory))
 
 
+def _makes_its_schema(model: type[Entity]) -> bool:
+    """Whether it says itself how it is validated."""
+    return any("__get_pydantic_core_schema__" in vars(base) for base in model.__mro__ if base is not BaseModel)
+
+
 def concern_of(model: type[Entity]) -> frozenset[str] | None:
     """The fields that the model's rules look at; None where validation is more than fields and rules that say so."""
     found = model.__pydantic_decorators__
     if found.field_validators or found.root_validators or found.validators or model.__pydantic_post_init__:
+        return None
+    if model.__pydantic_custom_init__ or _makes_its_schema(model):
         return None
     if _looks_around(model.__pydantic_core_schema__):
         return None

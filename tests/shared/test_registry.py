@@ -18,6 +18,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import AfterValidator, ConfigDict, Field, create_model, field_validator, model_validator
+from pydantic_core import core_schema
 
 from solewriter.shared.columns import NO_INT, text_hash
 from solewriter.shared.config import KINDS_MAX, MESSAGE_MAX, PROBLEMS_MAX
@@ -652,10 +653,35 @@ class WithPostInit(Ruled):
             raise ValueError("low is too high")
 
 
+class WithInit(Ruled):
+    def __init__(self, **values):
+        super().__init__(**{**values, "seen": f"{values['low']}-{values['high']}"})
+
+
+class WithItsSchema(Ruled):
+    @classmethod
+    def __get_pydantic_core_schema__(cls, source, handler):
+        def noted(made):
+            return made.model_copy(update={"seen": f"{made.low}-{made.high}"})
+
+        return core_schema.no_info_after_validator_function(noted, handler(source))
+
+
 @settings(max_examples=30, deadline=None)
 @given(changes=st.fixed_dictionaries({}, optional={"low": st.integers(0, 20), "high": st.integers(0, 20)}))
 @pytest.mark.parametrize(
-    "model", [WithBefore, WithWrap, WithFieldValidator, WithSilentRule, WithAssertion, WithInfo, WithPostInit]
+    "model",
+    [
+        WithBefore,
+        WithWrap,
+        WithFieldValidator,
+        WithSilentRule,
+        WithAssertion,
+        WithInfo,
+        WithPostInit,
+        WithInit,
+        WithItsSchema,
+    ],
 )
 def test_a_model_with_rules_of_any_kind_is_validated_as_a_whole(model, changes):
     compare(Kind(model), model.model_validate({"id": "r", "low": 1, "high": 5}), changes, {"id": "r", "version": 2})
