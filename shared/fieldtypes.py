@@ -42,6 +42,8 @@ SHAPES: Mapping[Any, str] = {
     FrozenMap: "map",
 }
 
+MOMENTS = (datetime.datetime, pydantic.AwareDatetime)  # which may have a zone
+
 INSTEAD: Mapping[Any, str] = {
     list: "tuple[X, ...]",
     MutableSequence: "tuple[X, ...]",
@@ -343,6 +345,17 @@ def all_parts(model: type[pydantic.BaseModel]) -> frozenset[type[pydantic.BaseMo
         new = set(nested_models(todo.pop())) - found
         found |= new
         todo += new
+    return frozenset(found)
+
+
+def with_moments(model: type[pydantic.BaseModel]) -> frozenset[str]:
+    """The fields that hold moments, in a part of theirs perhaps."""
+    found = set()
+    for name, field in model.model_fields.items():
+        inside = {part for one in models_in(model, name) for part in (one, *all_parts(one))}
+        annotations = [field.annotation, *(held.annotation for part in inside for held in part.model_fields.values())]
+        if any(leaf in MOMENTS for annotation in annotations for leaf in _leaves(annotation)):
+            found.add(name)
     return frozenset(found)
 
 

@@ -12,11 +12,21 @@ from pydantic import ValidationError
 from solewriter.shared.columns import Cell, Cells, column_of, earlier_names, format_of, from_us
 from solewriter.shared.config import COLUMNS_MAX, KINDS_MAX
 from solewriter.shared.errors import InvalidMutation, SchemaMismatch, UnknownKind
-from solewriter.shared.fieldtypes import all_parts, models_in, refuse_own, refuse_unsuitable
+from solewriter.shared.fieldtypes import all_parts, models_in, refuse_own, refuse_unsuitable, with_moments
 from solewriter.shared.models import Entity, Lifecycle, Project, Task
 from solewriter.shared.readiness import DEPENDS
 from solewriter.shared.rules import Rules, concern_of, is_plain, made_anew, recasts
-from solewriter.shared.schema import Schema, decode, differing, encode, plain, shape_of, spans_of, without_bytes
+from solewriter.shared.schema import (
+    Schema,
+    decode,
+    differing,
+    encode,
+    in_whole_minutes,
+    plain,
+    shape_of,
+    spans_of,
+    without_bytes,
+)
 from solewriter.shared.validation import field_adapter, no_such_field, problems, problems_of_field, stumbled
 
 E = TypeVar("E", bound=Entity)
@@ -61,6 +71,7 @@ class Kind:
         self._blank = bytes(self.block.size)
         self.parts = all_parts(model)
         self.holders = frozenset(name for name in model.model_fields if any(models_in(model, name)))  # of parts
+        self.moments = with_moments(model)
         self.made_anew = made_anew(model) - IN_HEADER
         self.parts_made_anew = any(map(made_anew, self.parts))
         self._defaults = {
@@ -75,7 +86,8 @@ class Kind:
         ]
         named = [(name, earlier_names(model, name)) for name in model.model_fields]
         self._earlier_names = [(name, earlier) for name, earlier in named if earlier]
-        stored_defaults = decode(encode(plain(self._defaults)))  # as the journal gives them back, to compare with
+        defaults = plain(in_whole_minutes(self._defaults))
+        stored_defaults = decode(encode(defaults))  # as the journal gives them back, to compare with
         self.schema = Schema(
             0, 0, self.name, self.columns, stored_defaults, "updated_at" in self.stamps, shape_of(model)
         )

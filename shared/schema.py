@@ -9,8 +9,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from collections.abc import Set as AbstractSet
+from datetime import UTC, datetime, timedelta
 from hashlib import blake2b
-from typing import Any
+from typing import Any, Final
 
 import msgspec
 from pydantic import BaseModel
@@ -21,6 +22,8 @@ from solewriter.shared.config import MESSAGE_MAX, PROBLEMS_MAX
 from solewriter.shared.errors import InvalidMutation, clean
 from solewriter.shared.frozen import FrozenMap
 from solewriter.shared.models import Entity
+
+_MINUTE: Final = timedelta(minutes=1)
 
 
 def _plain_parts(value: Any) -> Any:
@@ -42,8 +45,35 @@ spans_of = msgspec.msgpack.Decoder(dict[str, msgspec.Raw]).decode
 
 
 def plain(value: Any) -> Any:
-    """A field value as data that any process can unpickle without importing anything."""
+    """A field value as data that any process can unpickle without importing anything. What holds moments goes through
+    `in_whole_minutes` before.
+    """
+    if type(value) is datetime:
+        value = in_whole_minutes(value)
     return msgspec.to_builtins(value, builtin_types=(bytes,), enc_hook=_plain_parts, order="deterministic")
+
+
+def in_whole_minutes(value: Any) -> Any:
+    """Moments whose zone was seconds beside a minute of UTC, as most were before 1900, in UTC: as text, which is how
+    they are sent, they would be others by these seconds.
+    """
+    if isinstance(value, datetime):
+        offset = value.utcoffset()
+        if offset is None or not offset % _MINUTE:
+            return value
+        try:
+            return value.astimezone(UTC)
+        except OverflowError:  # in no year of UTC, which is a refusal later
+            return value
+    if isinstance(value, BaseModel):
+        value = _plain_parts(value)
+    if isinstance(value, dict):
+        return {name: in_whole_minutes(item) for name, item in value.items()}
+    if isinstance(value, tuple | list):
+        return [in_whole_minutes(item) for item in value]
+    if isinstance(value, frozenset | set):
+        return frozenset([in_whole_minutes(item) for item in value])
+    return value
 
 
 def is_same(held: Any, value: Any) -> bool:

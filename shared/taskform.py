@@ -11,7 +11,7 @@ from solewriter.shared.errors import InvalidMutation
 from solewriter.shared.models import E, Entity, Ref
 from solewriter.shared.mutations import Claim, Complete, Fail, Mutation, Op, Redrive, Release, Renew
 from solewriter.shared.registry import Kind, Registry
-from solewriter.shared.schema import plain
+from solewriter.shared.schema import in_whole_minutes, plain
 from solewriter.shared.where import plain_where
 from solewriter.shared.wirecheck import SCALARS, is_text
 
@@ -56,6 +56,8 @@ def changed_fields(kind: Kind, changes: Any) -> dict[str, Any]:
         if type(valid) not in SCALARS:
             if name in kind.holders:
                 check_parts(kind, name, valid)
+            if name in kind.moments:
+                valid = in_whole_minutes(valid)
             valid = plain(valid)
         fields[name] = valid
     return fields

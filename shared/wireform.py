@@ -44,7 +44,7 @@ from solewriter.shared.mutations import (
 from solewriter.shared.operations import plain_operations
 from solewriter.shared.registry import Kind, Registry
 from solewriter.shared.request_ids import own_id
-from solewriter.shared.schema import plain
+from solewriter.shared.schema import in_whole_minutes, plain
 from solewriter.shared.taskform import NO_ID, changed_fields, check_parts, model_of, plain_of_task, tree_of
 from solewriter.shared.where import plain_where, same_fields
 from solewriter.shared.wirecheck import check_names, check_reason_length, is_outcome_query, is_text
@@ -227,6 +227,9 @@ def _whole(op: Op, entity: Any, expect: Any, reason: Any, registry: Registry) ->
     for name in kind.holders:
         if name in stored:
             check_parts(kind, name, stored[name])
+    for name in kind.moments:
+        if name in stored:
+            stored[name] = in_whole_minutes(stored[name])
     fields = plain(stored)
     return op.value, kind.name, entity.id, expect, fields, reason, None
 

@@ -10,18 +10,19 @@ import pickletools
 import struct
 import subprocess
 import sys
+from zoneinfo import ZoneInfo
 
 import msgspec
 import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
-from pydantic import BaseModel, ConfigDict
+from pydantic import AwareDatetime, BaseModel, ConfigDict, create_model, field_validator
 
 from solewriter.shared import handshake, wire, wirecheck, wireform
 from solewriter.shared.config import CAREFUL_NUMBERS, FRAME_REQUESTS_MAX, HANDSHAKE_BYTES_MAX, Limits
 from solewriter.shared.errors import BadRequest, InvalidMutation, LayoutMismatch, RequestTooLarge
 from solewriter.shared.frozen import INT_MAX
-from solewriter.shared.models import Entity, Project, Task, TaskStatus
+from solewriter.shared.models import Entity, Part, Project, Task, TaskStatus
 from solewriter.shared.mutations import (
     Alter,
     Cancel,
@@ -43,7 +44,7 @@ from solewriter.shared.mutations import (
     Unchanged,
     Update,
 )
-from solewriter.shared.operations import Append, Increment
+from solewriter.shared.operations import Append, Increment, Max
 from solewriter.shared.registry import Registry
 from solewriter.shared.request_ids import default_id
 from solewriter.shared.where import Range
@@ -209,6 +210,51 @@ def test_a_frame_over_its_bound_raises_at_the_call():
     assert wire.pack_frame(["x" * 50], small)
     with pytest.raises(RequestTooLarge, match="frame_bytes_max"):
         wire.pack_frame(["x" * 100], small)
+
+
+LONG_AGO = datetime.datetime(1890, 1, 1, tzinfo=ZoneInfo("Europe/Amsterdam"))  # 19:32 beside UTC
+
+
+class Birth(Part):
+    at: AwareDatetime
+
+
+class Family(Entity):
+    first: AwareDatetime
+    second: datetime.datetime | None = None
+    born: Birth | None = None
+    births: tuple[Birth, ...] = ()
+    others: frozenset[AwareDatetime] = frozenset()
+
+
+class LowFamily(Family):
+    """Whose changes are sent as they were given."""
+
+    @field_validator("second")
+    @classmethod
+    def _same(cls, value):
+        return value
+
+
+@pytest.mark.parametrize("model", [Family, LowFamily])
+def test_a_moment_is_the_same_one_whatever_its_zone_was(model):
+    registry = Registry()
+    kind = registry.of(model)
+    birth = Birth(at=LONG_AGO)
+    fields = {"first": LONG_AGO, "second": LONG_AGO, "born": birth, "births": (birth,), "others": frozenset([LONG_AGO])}
+    family = model(id="f", **fields)
+    for mutation in (Create(family), Put(family), Update(model.ref("f"), fields)):
+        _, _, _, _, sent, _, _ = wireform.plain_mutation(mutation, registry)
+        assert kind.validated({**sent, "id": "f"}) == family
+    assert wireform.plain_mutation(Alter(model.ref("f"), {"first": Max(LONG_AGO)}), registry)[4] is not None
+    assert kind.field("first", Max(LONG_AGO).plain[1]) == LONG_AGO
+    aged = create_model("Aged", __base__=Entity, birth=(Birth, birth))
+    assert Birth(**Registry().of(aged).schema.defaults["birth"]) == birth
+
+
+def test_a_moment_that_is_in_no_year_of_utc_is_sent_to_be_refused():
+    moment = datetime.datetime(1, 1, 1, tzinfo=LONG_AGO.tzinfo)
+    assert wireform.plain_mutation(Update(Family.ref("f"), {"first": moment}), Registry())
 
 
 def test_what_is_no_field_of_the_entity_is_refused_at_the_call_by_its_name():
