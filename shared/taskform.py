@@ -58,7 +58,10 @@ def changed_fields(kind: Kind, changes: Any) -> dict[str, Any]:
                 check_parts(kind, name, valid)
             if name in kind.moments:
                 valid = in_whole_minutes(valid)
-            valid = plain(valid)
+            try:
+                valid = plain(valid)
+            except (NotImplementedError, TypeError) as error:  # what was not looked at: its validators take anything
+                raise InvalidMutation(f"{kind.name}.{name}: {error}", fields={name: str(error)}) from None
         fields[name] = valid
     return fields
 

@@ -257,6 +257,13 @@ def test_a_moment_that_is_in_no_year_of_utc_is_sent_to_be_refused():
     assert wireform.plain_mutation(Update(Family.ref("f"), {"first": moment}), Registry())
 
 
+@pytest.mark.parametrize("value", [range(3), object(), (1, object()), {1j: 2}])
+def test_what_no_field_takes_is_refused_at_the_call_by_a_class_with_validators_too(value):
+    with pytest.raises(InvalidMutation) as refused:
+        wireform.plain_mutation(Update(LowFamily.ref("f"), {"second": value}), Registry())
+    assert [*refused.value.fields] == ["second"]
+
+
 def test_what_is_no_field_of_the_entity_is_refused_at_the_call_by_its_name():
     for mutation, field in [
         (Update(STORED, {}, expect=-1), "expect"),
