@@ -69,21 +69,34 @@ def _append(_: Step, __: str, value: Any, items: Any, most: int | None) -> list[
     return every if most is None else every[max(0, len(every) - most) :]
 
 
-def _add(_: Step, __: str, value: Any, items: Any, ___: int | None) -> list[Any]:
-    held = _held(value)
+def _add(step: Step, name: str, value: Any, items: Any, _: int | None) -> list[Any]:
+    held = _made(step, name, _held(value))
     known = set(map(encode, held))
     for item in _items(items):
-        if (said := encode(item)) not in known:
-            known.add(said)
-            held.append(item)
-    return held
+        for made in _made(step, name, [item]):
+            if (said := encode(made)) not in known:
+                known.add(said)
+                held.append(made)
+    return [plain(item) for item in held]
 
 
-def _remove(_: Step, __: str, value: Any, items: Any, ___: int | None) -> Any:
-    gone = {encode(item) for item in _items(items)}
+def _remove(step: Step, name: str, value: Any, items: Any, _: int | None) -> Any:
     if isinstance(value, Mapping):
-        return {key: item for key, item in value.items() if encode(key) not in gone}
-    return [item for item in _held(value) if encode(item) not in gone]
+        keys = _items(items)
+        return {key: item for key, item in value.items() if key not in keys}
+    gone = {encode(made) for item in _items(items) for made in _made(step, name, [item])}
+    return [plain(item) for item in _made(step, name, _held(value)) if encode(item) not in gone]
+
+
+def _made(step: Step, name: str, items: list[Any]) -> list[Any]:
+    """Items as the field makes them: 1 is 1.0 to one of floats, and a moment is the same in each zone. As they are
+    where it does not take them, or not as many.
+    """
+    try:
+        made = list(step.kind.field(name, items))
+    except Exception:  # its code may be a user's, which meets one item only; all of it is validated later
+        return items
+    return made if len(made) == len(items) else items
 
 
 def _put(_: Step, __: str, value: Any, items: Any, ___: int | None) -> dict[str, Any]:

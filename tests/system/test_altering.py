@@ -7,11 +7,12 @@ import datetime
 import operator
 from decimal import Decimal
 from enum import IntFlag, StrEnum
-from typing import Any
+from typing import Annotated, Any
 
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from pydantic import AwareDatetime, Field
 
 from solewriter import (
     Add,
@@ -29,6 +30,7 @@ from solewriter import (
     Max,
     Min,
     NotFound,
+    Part,
     PutIn,
     Range,
     Remove,
@@ -63,6 +65,11 @@ class Rights(IntFlag):
     READ = 1
 
 
+class Mark(Part):
+    row: int
+    note: str = ""
+
+
 class Board(Entity, columns=("count", "size")):
     count: int = 0
     ratio: float | None = None
@@ -74,6 +81,11 @@ class Board(Entity, columns=("count", "size")):
     marks: frozenset[int] = frozenset()
     notes: FrozenMap = FrozenMap()
     anything: Json = None
+    ratios: tuple[float, ...] = (0,)  # as it is written, which is no float
+    times: tuple[AwareDatetime, ...] = ()
+    prices: Annotated[tuple[Decimal, ...], Field(max_length=2)] = ()
+    shares: frozenset[float] = frozenset()
+    places: tuple[Mark, ...] = ()
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -83,6 +95,7 @@ def boards(shared_engine):
 
 pytestmark = pytest.mark.usefixtures("shared_engine")
 EARLY = datetime.datetime(2030, 1, 1, tzinfo=datetime.UTC)
+ELSEWHERE = EARLY.astimezone(datetime.timezone(datetime.timedelta(hours=2)))
 LATE = EARLY + datetime.timedelta(microseconds=1)
 
 
@@ -112,6 +125,12 @@ def test_an_operation_needs_no_read_and_meets_no_conflict(client, engine):
         ("marks", [Add(3, 1), Add(2), Remove(3)], frozenset({1, 2})),
         ("notes", [PutIn({"a": 1, "b": (1, 2)}), PutIn({"a": None}), Remove("b", "z")], FrozenMap(a=None)),
         ("anything", [Append(1), Append(True), Add(1, 1.0)], (1, True, 1.0)),
+        ("ratios", [Add(0, 1), Add(1), Remove(0)], (1.0,)),
+        ("times", [Add(EARLY, LATE), Add(ELSEWHERE)], (EARLY, LATE)),
+        ("times", [Add(EARLY, LATE), Remove(ELSEWHERE)], (LATE,)),
+        ("prices", [Add(Decimal(1), Decimal(2)), Add("1"), Remove(2)], (Decimal(1),)),
+        ("shares", [Add(1, 2), Add(1.0), Remove(2)], frozenset({1.0})),
+        ("places", [Add(Mark(row=1), Mark(row=2)), Add({"row": 1}), Remove({"row": 2})], (Mark(row=1),)),
         ("anything", [PutIn({"k": {"x": 1}})], FrozenMap(k=FrozenMap(x=1))),
     ],
 )
