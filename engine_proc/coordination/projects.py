@@ -1,7 +1,7 @@
 """Which projects' tasks are not ready: those of a project that is paused or archived, or that has spent its budget.
 
-What a project has spent is the sum of its tasks' `cost`, of all kinds, kept in millionths so that it is exact however
-often it changes.
+What a project has spent is the sum of its tasks' `cost`, of all kinds, kept in whole parts of a millionth so that it is
+exact however often it changes and however little each of them costs. It is compared in millionths.
 """
 
 from __future__ import annotations
@@ -12,7 +12,8 @@ from typing import Any
 from solewriter.shared.models import BudgetPolicy, ProjectStatus
 from solewriter.shared.where import single
 
-MILLION = 1_000_000
+PARTS = 1_000_000  # of a millionth
+WHOLE = 1_000_000 * PARTS
 Place = tuple[int, str]  # kind code, id
 Fields = Mapping[str, Any]
 
@@ -32,7 +33,7 @@ class Projects:
         if project in self._stopped:
             return True
         budget = self._budgets.get(project)
-        return budget is not None and self._spent.get(project, 0) >= budget
+        return budget is not None and millionths(self._spent.get(project, 0)) >= budget
 
     def note(self, project: str, fields: Fields | None) -> None:
         """What a project is from now on; None: it is gone."""
@@ -43,12 +44,12 @@ class Projects:
         if limit is None or fields.get("on_budget", BudgetPolicy.REFUSE) != BudgetPolicy.REFUSE:
             self._budgets.pop(project, None)
         else:
-            self._budgets[project] = millionths(limit)
+            self._budgets[project] = millionths(parts_of(limit))
         self._resume(project)
 
     def note_cost(self, place: Place, fields: Fields | None) -> None:
         """What a task costs from now on, and for whom."""
-        cost = millionths(fields.get("cost", 0)) if fields is not None else 0
+        cost = parts_of(fields.get("cost", 0)) if fields is not None else 0
         project = str(single(fields.get("project", ""))) if fields is not None else ""
         before, had = self._costs.pop(place, ("", 0))
         if had:
@@ -59,9 +60,13 @@ class Projects:
             self._spent[project] = self._spent.get(project, 0) + cost
 
 
-def millionths(amount: float) -> int:
+def parts_of(amount: float) -> int:
     """Of any finite amount: one that has more of them than a float can say is whole, and counted as that."""
     try:
-        return round(amount * MILLION)
+        return round(amount * WHOLE)
     except OverflowError:
-        return int(amount) * MILLION
+        return int(amount) * WHOLE
+
+
+def millionths(parts: int) -> int:
+    return (parts + PARTS // 2) // PARTS

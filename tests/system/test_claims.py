@@ -1280,6 +1280,16 @@ def test_a_project_that_spent_its_budget_has_nothing_to_claim(client, wait_until
     assert result().id == "3"
 
 
+def test_costs_of_less_than_a_millionth_add_up(client):
+    client.create(Project(id="p", name="p", budget_limit=0.000_01))
+    make(client, *(task(str(number), project="p", cost=0.000_000_4) for number in range(23)))
+    assert client.claim(Task).id == "0"
+    client.update(Task.ref("1"), cost=0.000_001_2)
+    assert client.claim(Task) is None, "together they cost 0.000 01"
+    with client.reader.snapshot() as snap:
+        assert budget_of(snap, "p").over
+
+
 def test_a_budget_that_only_warns_and_costs_that_are_taken_back(client):
     client.create(Project(id="p", name="p", budget_limit=0.0, on_budget="warn"))
     make(client, task("a", project="p"), task("b", project="p"), task("c", project="p"))
