@@ -28,7 +28,7 @@ from solewriter.shared.memory.heap import OFFSET_MASK, PREFIX_BYTES, START, Heap
 from solewriter.shared.memory.index import IndexWriter, key_hash
 from solewriter.shared.memory.revlog import RevisionLogWriter
 from solewriter.shared.memory.root import ROOT_BYTES, STOPPED, SUPERSEDED, Root, RootWriter
-from solewriter.shared.memory.segment import Blank, Segment, remove_segments, segment_path
+from solewriter.shared.memory.segment import Blank, Segment, has_free, remove_segments, segment_path
 from solewriter.shared.memory.table import TableWriter
 from solewriter.shared.record import Flags
 from solewriter.shared.schema import Schema
@@ -77,6 +77,7 @@ class Publisher:
         )
         self.reclaimer = Reclaimer(self.heap, limits, self._tables)
         self.heap.live_bytes = lambda: self.reclaimer.live
+        self.heap.has_free = lambda size: has_free(self._folder, size)
         self._log = RevisionLogWriter(lambda number, size: self._make(size, "revlog", number))
 
     def _make(self, size: int, *parts: object) -> Segment:

@@ -48,7 +48,8 @@ class HeapWriter:
     """Appends. `reserve` makes room, and is the only one to raise MemoryFull; what is there stays whole.
 
     Where memory is short, as much as a segment stays free for what makes room, which may take it all: tombstones, and
-    copies of what lives. Only one that is alone, of which nothing can be copied, is followed in any case.
+    copies of what lives. What these leave of it in their segment is for no others until as much is free again. Only one
+    that is alone, of which nothing can be copied, is followed in any case.
     """
 
     def __init__(self, make: Callable[[int, int, int], Segment], limits: Limits, beside: Executor) -> None:
@@ -59,11 +60,13 @@ class HeapWriter:
         self._bytes_max = limits.heap_segment_bytes_max
         self._bytes_first = limits.heap_segment_bytes_first
         self.live_bytes: Callable[[], int] = lambda: 0  # of all records that are their slots' newest
+        self.has_free: Callable[[int], bool] = lambda size: True  # so many bytes of memory
         self.segments: dict[int, Segment] = {}
         self.first = 1
         self._number = 0
         self._offset = 0
         self._size = 0
+        self._room = 0  # up to which everybody may append; less than the size where the segment is of what was spared
         self._map: Any = None
         self._parts: list[bytes] = []  # of the records behind `_copied`, which are not there yet
         self._copied = 0
@@ -81,6 +84,7 @@ class HeapWriter:
             self.segments[number] = segment
             PREFIX.pack_into(segment.map, size, END, 0, 0)
             self._number, self._size, self._map = number, size + PREFIX_BYTES, segment.map
+            self._room = self._size
             self._offset = self._copied = size
 
     @property
@@ -94,8 +98,8 @@ class HeapWriter:
     def reserve(self, bodies: int, records: int) -> None:
         """Room for so many records with so many bytes of bodies in all, in one segment. Raises MemoryFull."""
         needed = padded(bodies) if records == 1 else bodies + records * (PREFIX_BYTES + ALIGNMENT)
-        if self._offset + needed > self._size:
-            self._begin_segment(needed)
+        if self._offset + needed > self._room:
+            self._make_room(needed)
 
     def reserve_last(self, bodies: int, records: int) -> None:
         """The same, if need be of what is left of the memory."""
@@ -110,8 +114,8 @@ class HeapWriter:
         offset, length = self._offset, len(body)
         end = offset + PREFIX_BYTES + length
         behind = (end + ALIGNMENT - 1) & -ALIGNMENT
-        if behind > self._size:
-            self._begin_segment(behind - offset)
+        if behind > self._room:
+            self._make_room(behind - offset)
             return self.append(body, slot, previous)
         self._offset = behind
         self._parts += (PREFIX.pack(length, slot, previous), body, PADDING[behind - end])
@@ -124,7 +128,7 @@ class HeapWriter:
             if self._next.due:
                 self._next.prepare(self._number + 1, self._grown())
             else:
-                self.short = self._next.missed
+                self.short = self._next.missed or self._room < self._size
 
     def look_again(self) -> None:
         """Memory was given back."""
@@ -167,6 +171,8 @@ class HeapWriter:
         if self._number != tail >> 32 and (made := self._next.take()) is not None:
             made.path.unlink()
         self._parts.clear()
+        if self._number != tail >> 32:
+            self._room = 0  # it is looked at again whether it is everybody's
         self._number = tail >> 32
         self._offset = self._copied = tail & OFFSET_MASK
         self._size = self.segments[self._number].size
@@ -175,37 +181,59 @@ class HeapWriter:
     def _grown(self) -> int:
         return min(max(self._bytes_first, self.live_bytes() // HEAP_SEGMENT_SHARE), self._bytes_max)
 
+    def _make_room(self, needed: int) -> None:
+        """Beyond what is everybody's: in another segment, or of what was spared."""
+        if self._offset + needed > self._size:
+            self._begin_segment(needed)
+        if self._offset + needed <= self._room:
+            return
+        if self.takes_all:
+            self._room = self._offset + needed
+        elif self.has_free(self._spared(self._grown())):
+            self._room = self._size
+        else:
+            self.short = True
+            raise MemoryFull(
+                "what is left of the memory is for what makes room again: delete what is not needed, free space in "
+                "memory_dir, or set another one (`solewriter serve --memory-dir`)"
+            )
+
     def _begin_segment(self, needed: int) -> None:
         number = self._number + 1
         if self._parts:
             self._copy()
-        made = self._next.take()
+        made, is_spared = self._next.take(), False
         if made is not None and made.size < START + needed:
             made.path.unlink()
             made = None
         if made is None:
-            made = self._make_now(number, START + needed)
+            made, is_spared = self._make_now(number, START + needed)
         if self._number and self._offset + PREFIX_BYTES <= self._size:
             PREFIX.pack_into(self.segments[self._number].map, self._offset, END, 0, 0)
         self.segments[number] = made
         self._number, self._size, self._map = number, made.size, made.map
         self._offset = self._copied = START
+        self._room = 0 if is_spared else made.size
 
-    def _make_now(self, number: int, least: int) -> Segment:
-        """One that was not made ahead, the largest that fits."""
+    def _make_now(self, number: int, least: int) -> tuple[Segment, bool]:
+        """One that was not made ahead, the largest that fits, and whether it is of what was spared."""
         large = max(self._grown(), least)
         small = max(least, min(large, HEAP_LAST_BYTES))
-        ways = [(large, large), (small, large if self.first < self._number else small)]
+        ways = [(large, large), (small, max(small, self._spared(large)))]
         if self.takes_all:
             ways += [(large, 0), (small, 0)]
         self.short = False
         for size, spare in ways[:-1]:
             try:
-                return self._make(number, size, spare)
+                return self._make(number, size, spare), not spare
             except MemoryFull:
                 self.short = True
         size, spare = ways[-1]
-        return self._make(number, size, spare)
+        return self._make(number, size, spare), not spare
+
+    def _spared(self, large: int) -> int:
+        """Bytes that stay free for what makes room."""
+        return large if self.first < self._number else min(large, HEAP_LAST_BYTES)
 
     def _make_sparing(self, number: int, size: int) -> Segment:
         return self._make(number, size, size)

@@ -100,7 +100,7 @@ class Blank:
         """
         try:
             failpoint.reach("memory.grow")
-            if spare and not _has_free(self._fd, self.size + spare):
+            if spare and not has_free(self._fd, self.size + spare):
                 raise OSError(errno.ENOSPC, "what is left is spared")
             os.posix_fallocate(self._fd, 0, self.size)
             return Segment(self.path, self._fd, self.size, writable=True)
@@ -126,9 +126,9 @@ class Blank:
             self._fd = -1
 
 
-def _has_free(fd: int, size: int) -> bool:
-    """Whether so much is free where this file is, or nobody says how much there is."""
-    found = os.fstatvfs(fd)
+def has_free(where: int | str, size: int) -> bool:
+    """Whether so much is free where this file or folder is, or nobody says how much there is."""
+    found = os.statvfs(where)
     return not found.f_blocks or found.f_bavail * found.f_frsize >= size
 
 

@@ -720,6 +720,7 @@ def test_a_lost_claim_that_memory_has_no_room_for_is_taken_away_when_there_is(sc
     with monkeypatch.context() as full:
         full.setattr(heap, "_make", no_room)
         full.setattr(heap, "_size", heap._offset)
+        full.setattr(heap, "_room", heap._offset)
         poll(lambda: scene.turn() or "claim.lost" in scene.steps.reached)
         tried = scene.steps.reached.count("claim.lost")
         for number in range(20):

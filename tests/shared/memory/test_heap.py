@@ -43,6 +43,7 @@ class Heap:
         self.room = True
         self.free = 1 << 40  # bytes
         self.writer = HeapWriter(self.make, limits, self.beside)
+        self.writer.has_free = lambda size: self.free >= size
         self.records = []
 
     def make(self, number, size, spare):
@@ -364,6 +365,49 @@ def test_as_much_as_a_segment_stays_free_for_what_makes_room(heap):
     with pytest.raises(MemoryFull):
         heap.writer.reserve(5_000, 1)
     assert not heap.writer.takes_all
+
+
+def test_what_is_left_of_the_last_segment_is_for_what_makes_room(heap):
+    """Or there would be no room for the copies, and nothing would ever be given back."""
+    heap.writer.takes_all = False
+    heap.free = 20 * KIB
+    fill(heap)
+    heap.writer.reserve_last(500, 1)
+    heap.append(b"t" * 500)
+    assert heap.free < 4 * KIB
+    number = heap.writer.last
+    with pytest.raises(MemoryFull):
+        heap.append(b"a" * 500)
+    with pytest.raises(MemoryFull):
+        heap.writer.reserve(500, 1)
+    heap.writer.reserve_last(500, 1)
+    heap.append(b"t" * 500)
+    heap.writer.takes_all = True
+    heap.append(b"copy")
+    heap.writer.takes_all = False
+    with pytest.raises(MemoryFull):
+        heap.append(b"a" * 500)
+    assert heap.writer.short
+    heap.free = 4 * KIB
+    heap.append(b"a" * 500)
+    assert heap.writer.last == number
+    assert heap.read() == heap.records
+
+
+def test_a_last_segment_that_was_left_and_taken_back_is_still_the_last(heap):
+    heap.writer.takes_all = False
+    heap.free = 20 * KIB
+    fill(heap)
+    heap.writer.reserve_last(3_000, 1)
+    heap.append(b"t" * 3_000)
+    tail, left, heap.free = heap.writer.tail, heap.free, 4 * KIB
+    heap.writer.reserve_last(3_000, 1)
+    heap.append(b"t" * 3_000)
+    heap.reset(tail)
+    heap.free = left
+    with pytest.raises(MemoryFull):
+        heap.append(b"a" * 100)
+    assert heap.read() == heap.records
 
 
 def test_what_makes_room_takes_a_smaller_segment_where_a_large_one_does_not_fit(tmp_path):
