@@ -21,6 +21,7 @@ from zlib_ng.zlib_ng import crc32
 from solewriter.shared import record
 from solewriter.shared.config import (
     EXPIRY_GRACE_S,
+    HEAP_LAST_SHARE,
     RECLAIM_ABOVE,
     RECLAIM_LOOK,
     RECLAIM_LOOK_LEAST,
@@ -149,6 +150,8 @@ class Reclaimer:
         if self._moving or heap.first == heap.last:
             return self._moving
         if heap.short and not self.condemned:
+            if heap.spent:
+                return self._used > live + heap.spent // (2 * HEAP_LAST_SHARE)
             return self._used > RECLAIM_SHORT_ABOVE * live
         return self._used > RECLAIM_ABOVE * live + min(live, RECLAIM_SPARE)
 

@@ -222,6 +222,7 @@ RECLAIM_SHORT_ABOVE = 1.1  # in place of 1.6 and 4 MiB where memory is short: te
 RECLAIM_SHORT_LOOK, RECLAIM_SHORT_LEAST = 16, MIB  # likewise: where a tenth is dead, more is freed than written
 HEAP_SEGMENT_SHARE = 8  # a heap segment is at most this part of the live bytes: an open one is no large overhead
 HEAP_LAST_BYTES = 256 * KIB  # a heap segment where no larger one fits, for what makes room again
+HEAP_LAST_SHARE = 8  # besides a segment for copies, this part of it is spared for tombstones until copying has begun
 HEAP_AHEAD = 0.5  # a heap segment filled so far has its successor reserved, beside the loop
 SEGMENT_AHEAD = 0.75  # the same of an index's segment and a table's chunk, which keys fill, and not every write
 POPULATED_AT_ONCE = 2 * MIB  # of a new segment: 1 to 4 ms, while no other thread can change what is mapped

@@ -19,6 +19,7 @@ from solewriter.shared.config import (
     ALIGNMENT,
     HEAP_AHEAD,
     HEAP_LAST_BYTES,
+    HEAP_LAST_SHARE,
     HEAP_RUN_BYTES,
     HEAP_SEGMENT_SHARE,
     Limits,
@@ -219,9 +220,9 @@ class HeapWriter:
         """One that was not made ahead, the largest that fits, and whether it is of what was spared."""
         large = max(self._grown(), least)
         small = max(least, min(large, HEAP_LAST_BYTES))
-        ways = [(large, large), (small, max(small, self._spared(large)))]
+        ways = [(large, max(large, self._spared(large))), (small, max(small, self._spared(large)))]
         if self.takes_all:
-            ways += [(large, 0), (small, 0)]
+            ways += [(max(large, self._spared(large)), 0), (large, 0), (small, 0)]
         self.short = False
         for size, spare in ways[:-1]:
             try:
@@ -233,10 +234,15 @@ class HeapWriter:
 
     def _spared(self, large: int) -> int:
         """Bytes that stay free for what makes room."""
-        return large if self.first < self._number else min(large, HEAP_LAST_BYTES)
+        return large + large // HEAP_LAST_SHARE if self.first < self._number else min(large, HEAP_LAST_BYTES)
+
+    @property
+    def spent(self) -> int:
+        """Of what was spared, where that is in use: bytes of its segment. Else 0."""
+        return self._size if self._room < self._size else 0
 
     def _make_sparing(self, number: int, size: int) -> Segment:
-        return self._make(number, size, size)
+        return self._make(number, size, self._spared(size))
 
 
 def walk(segment_of: Callable[[int], Segment], start: int, end: int) -> Iterator[tuple[int, Segment, int]]:

@@ -448,6 +448,19 @@ def test_in_memory_that_is_full_what_is_deleted_makes_room(tmp_path):
     assert (ran.stdout, ran.stderr) == ("True True 0\n", "")
 
 
+@in_little_memory
+def test_in_memory_that_is_full_of_small_records_every_delete_is_served(tmp_path):
+    """Before a tenth is dead their tombstones would fill what is left, and no copy would have room."""
+    program = """
+    refused = sum(client.submit(Delete(Task.ref(f"t{number}"))).error is not None for number in range(0, count, 6))
+    changed = [client.submit(Update(Task.ref(f"t{number}"), {"title": "y"})).error for number in range(1, 20)]
+    print(refused, changed[-1], engine.restarts)
+"""
+    full = FULL_OF_LIVE.replace("RUINED", "0").replace("20_000", "3_000")
+    ran = run_in_little_memory(tmp_path, 16, full + program)
+    assert (ran.stdout, ran.stderr) == ("0 None 0\n", "")
+
+
 # --- memory that goes in the middle of a look -------------------------------------------------------------------------
 
 
