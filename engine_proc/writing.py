@@ -15,7 +15,6 @@ from solewriter.shared.errors import InvalidMutation, MemoryFull, Refused, Reque
 from solewriter.shared.memory.heap import HeapWriter, padded
 from solewriter.shared.record import Flags
 from solewriter.shared.registry import Kind
-from solewriter.shared.schema import differing
 from solewriter.shared.wireform import PlainRequest
 
 Written = list[tuple[int, int, str, str]]
@@ -60,7 +59,7 @@ def form(draft: Draft, turn: Turn, limits: Limits) -> list[Step]:
             continue
         else:
             if kind.recasts:  # its own code may have changed more than was asked for
-                step.touched = {*step.touched, *differing(before.payload, payload)}
+                step.touched = step.altered
             step.block, step.cells = kind.recut(before.block, fields, step.touched, step.version, turn.now_us)
         if len(payload) > limits.entity_bytes_max:
             raise too_large(kind, step.key, len(payload), limits.entity_bytes_max)

@@ -220,9 +220,10 @@ class HeapWriter:
         """One that was not made ahead, the largest that fits, and whether it is of what was spared."""
         large = max(self._grown(), least)
         small = max(least, min(large, HEAP_LAST_BYTES))
-        ways = [(large, max(large, self._spared(large))), (small, max(small, self._spared(large)))]
+        spared = self._spared(large)
+        ways = [(large, spared), (small, spared)]
         if self.takes_all:
-            ways += [(max(large, self._spared(large)), 0), (large, 0), (small, 0)]
+            ways += [(max(large, spared), 0), (large, 0), (small, 0)]
         self.short = False
         for size, spare in ways[:-1]:
             try:
