@@ -10,7 +10,7 @@ import pytest
 from solewriter import Create, Task, Update
 from solewriter.shared import wire, wireform
 from solewriter.shared.config import CHUNK_SLOTS, DEFAULT_LIMITS, KIB
-from solewriter.shared.errors import LayoutMismatch
+from solewriter.shared.errors import LayoutMismatch, MemoryFull
 from solewriter.shared.memory import revlog
 from solewriter.shared.memory.index import key_hash
 from solewriter.shared.memory.segment import Segment, segment_path
@@ -59,6 +59,39 @@ def test_what_keys_fill_goes_on_in_segments_that_are_there_before(alone):
     assert [path.name for path in paths if not path.exists()] == []
     publisher.replace_table(0, publisher.other_table(0, publisher.columns(0), 1))
     assert not paths[0].exists()
+
+
+def test_when_a_reader_lets_memory_go_room_is_looked_for_again_ahead_of_need(alone, monkeypatch):
+    """Made when it is needed, the next segment would keep everybody waiting."""
+    engine, _, _ = alone(heap_segment_bytes_first=16 * KIB, heap_segment_bytes_max=16 * KIB)
+    publisher, where = engine.server.publisher, engine.server.folder.whereabouts()
+    following = segment_path(where.memory_dir, where.prefix, "heap", 2)
+
+    def no_room(number, size, spare):
+        raise MemoryFull("no room")
+
+    def turn():
+        publisher.heap.append(bytes(100), 0, 0)
+        publisher.heap.flush()
+
+    emptied = Segment.create(segment_path(where.memory_dir, where.prefix, "heap", 0), 4 * KIB)
+    held = Segment.attach(emptied.path)
+    publisher.reclaimer.bury(emptied)
+    with monkeypatch.context() as full:
+        full.setattr(publisher.heap, "_make", no_room)
+        publisher.heap.append(bytes(9 * KIB), 0, 0)
+        turn()
+    for _ in range(2):
+        publisher.let_go()
+        turn()
+        assert publisher.heap.short
+        assert not following.exists()
+    del held
+    publisher.let_go()
+    for _ in range(2):
+        turn()
+    assert following.exists()
+    assert not publisher.heap.short
 
 
 def keys_of(region, count):
