@@ -81,7 +81,7 @@ class SingleWriter:
         self.tending = Tending(
             state, sessions, bridge, limits, self._told, self._say, self._name_decided, lambda: journal.tail.number
         )
-        self._hellos = Hellos(sessions, bridge, self.tending)
+        self._hellos = Hellos(sessions, bridge, self.tending, self._waiting)
 
     async def run(self) -> None:
         """Turn after turn, until the inbox is closed and everything accepted before is done, or `stop` is called."""

@@ -14,7 +14,7 @@ but for the logarithm of the number of sessions that wait, once in a slice.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Iterable, KeysView
 from heapq import heappop, heappush, heapreplace
 from typing import Any
 
@@ -48,6 +48,11 @@ class FairQueueing:
 
     def __bool__(self) -> bool:
         return bool(self._order)
+
+    @property
+    def sessions(self) -> KeysView[int]:
+        """Whose they are, those that are held included."""
+        return self._queues.keys()
 
     def add(self, queue: Queue, items: Iterable[Any]) -> None:
         """Behind what its session has waiting, here or in another queue of it: of the lane that it had before."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import msgspec
 
 from solewriter.engine_proc.bridge import Bridge
+from solewriter.engine_proc.fairness import FairQueueing
 from solewriter.engine_proc.newcomer import Newcomer
 from solewriter.engine_proc.sessions import HelloRefused, Sessions
 from solewriter.engine_proc.tending import Tending
@@ -18,10 +19,11 @@ from solewriter.shared.request_ids import session_number
 class Hellos:
     """Those of one turn after the other."""
 
-    def __init__(self, sessions: Sessions, bridge: Bridge, tending: Tending) -> None:
+    def __init__(self, sessions: Sessions, bridge: Bridge, tending: Tending, waiting: FairQueueing) -> None:
         self._sessions = sessions
         self._bridge = bridge
         self._tending = tending
+        self._waiting = waiting
         self._greeted: list[tuple[Newcomer, SessionChange]] = []
 
     def greet(self, turn: Turn, newcomer: Newcomer) -> None:
@@ -37,7 +39,8 @@ class Hellos:
             if sessions.get(number) is None and pending is None:
                 coming = sum(sessions.get(one) is None for one in turn.sessions)
                 busy = {*self._bridge.connected(), *turn.sessions, *turn.forgotten_sessions}
-                turn.forgotten_sessions += sessions.surplus(1 + coming - len(turn.forgotten_sessions), busy)
+                coming -= len(turn.forgotten_sessions)
+                turn.forgotten_sessions += sessions.surplus(1 + coming, busy, self._waiting.sessions)
         except HelloRefused as error:
             newcomer.refuse(str(error), error.refusal)
             return

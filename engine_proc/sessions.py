@@ -9,7 +9,7 @@ user-given ids to their maxima.
 from __future__ import annotations
 
 from collections import OrderedDict, deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Container, Iterable
 from typing import Any
 
 import msgspec
@@ -359,15 +359,20 @@ class Sessions:
         if session is not None:
             session.quarantined[sequence] = Outcome(number, sequence, Status.REFUSED, revision, QUARANTINED)
 
-    def surplus(self, coming: int, connected: Iterable[int]) -> list[int]:
-        """The longest silent sessions that must go for `coming` new ones; never one that has a lane."""
+    def surplus(self, coming: int, connected: Iterable[int], waiting: Container[int] = ()) -> list[int]:
+        """The longest silent sessions that must go for `coming` new ones; never one that has a lane, or something
+        waiting: what that is told would be forgotten before it is decided.
+        """
         excess = len(self._by_number) + coming - self._limits.sessions_max
         if excess <= 0:
             return []
         busy = set(connected)
-        silent = [number for number in self._by_number if number not in busy]
-        if len(silent) < excess:
+        gone = [number for number in self._by_number if number not in busy]
+        silent = [number for number in gone if number not in waiting]
+        if len(gone) < excess:
             raise HelloRefused(f"{self._limits.sessions_max} sessions are connected (sessions_max)")
+        if len(silent) < excess:
+            raise HelloRefused("the sessions that could be forgotten have requests waiting (sessions_max)", "again")
         return silent[:excess]
 
     def forget(self, numbers: Iterable[int]) -> None:

@@ -475,7 +475,11 @@ class World:
     def turn(self, kill_at: str | None = None) -> None:
         """Everything that was read is decided, in one turn; the engine may die in it."""
         after = self.model.begin()
-        told = [(item, after.take(*item)) for item in by_session(self.pending)]
+        told, waiting = [], by_session(self.pending)
+        while waiting:
+            item = waiting.pop(0)
+            after.waiting = {client for _, client, _, _ in waiting}
+            told.append((item, after.take(*item)))
         self.pending.clear()
         self.coming.clear()
         self.steps.reached.clear()

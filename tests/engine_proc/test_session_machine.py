@@ -77,6 +77,7 @@ class Model:
         after = copy.deepcopy(self)
         after.turns, after.before = self.turns + 1, self
         after.new: dict[tuple[str, int], tuple[Told, str | None]] = {}  # by client and number; the user's own id
+        after.waiting: set[str] = set()  # of whom something is not decided yet
         after.greeted: dict[str, list[tuple[int, int]]] = {}  # lanes and the numbers of their first frames
         after.fences: list[Any] = []
         after.gone: dict[str, Known] = {}  # who is forgotten in it
@@ -100,8 +101,8 @@ class Model:
         known = self.sessions.get(client)
         if known is None and client in self.before.sessions:
             return "turned away", "again"  # it is forgotten in this turn
-        if known is None and (resends or not self.make_room()):
-            return "turned away", "unknown" if resends else "final"
+        if known is None and (refusal := "unknown" if resends else self.make_room()):
+            return "turned away", refusal
         if known is not None and resends and instance != known.instance:
             return "turned away", "fenced"
         if known is None:
@@ -118,11 +119,16 @@ class Model:
         self.greeted.setdefault(client, []).append((lane, first))
         return None
 
-    def make_room(self) -> bool:
-        silent = [client for client in self.sessions if client not in self.lanes and client not in self.greeted]
-        if silent and len(self.sessions) >= LIMITS.sessions_max:
+    def make_room(self) -> str:
+        """How it is refused where there is none."""
+        if len(self.sessions) < LIMITS.sessions_max:
+            return ""
+        gone = [client for client in self.sessions if client not in self.lanes and client not in self.greeted]
+        silent = [client for client in gone if client not in self.waiting]
+        if silent:
             self.gone[silent[0]] = self.sessions.pop(silent[0])
-        return len(self.sessions) < LIMITS.sessions_max
+            return ""
+        return "again" if gone else "final"
 
     def decide(self, client: str, number: int, what: Any, known: Known) -> tuple[Told, str | None]:
         if what[0] != "request":

@@ -17,6 +17,7 @@ from solewriter.shared.config import (
 )
 from solewriter.shared.entry import CheckpointName, Life, Outcome, PrivateState, SessionChange, SessionState
 from solewriter.shared.handshake import Hello
+from solewriter.shared.mutations import Op
 from solewriter.shared.request_ids import default_id, session_number
 from solewriter.shared.wire import Status
 
@@ -275,5 +276,44 @@ def test_so_many_new_sessions_in_one_turn_so_many_silent_ones_go(alone, local, t
     connect("new 3")
     assert known() == {"eve", "new 1", "new 2", "new 3"}
     for one in calls[4:]:
+        one.close()
+    engine.read()
+
+
+def test_a_session_whose_requests_wait_is_not_forgotten_for_a_new_one(alone, local, tmp_path):
+    """Its agent may come back for what they were told. Who would take its place comes again, when that was decided."""
+    engine, call, _ = alone(sessions_max=2, batch_max=1)
+
+    def calls(words):
+        calling.append(local.Call(tmp_path / "state", words))
+        engine.read()
+        engine.turn()
+        return calling[-1].welcome()
+
+    calling = []
+    assert calls(hello("other")).ok
+    frames = [
+        wire.pack_frame([([(Op.CREATE.value, "Task", id, None, {"title": id}, "", None)], [], None, None)], Limits())
+        for id in ("a", "b", "c")
+    ]
+    for frame in frames:
+        call.write(frame)
+    engine.read()
+    call.close()
+    engine.read()
+    assert engine.bridge.connected() == {session_number("other")}
+    assert calls(hello("new")).refusal == "again"  # its hello was heard when one of the three was decided
+    assert engine.server.state.revision == 3
+    back = msgspec.structs.replace(hello("alone"), resends=True)
+    assert calls(back).ok
+    for frame in frames:
+        calling[-1].write(frame)
+    engine.read()
+    engine.turn()
+    assert [(reply.sequence, reply.status, reply.revision) for reply in calling[-1].replies()] == [
+        (place * FRAME_REQUESTS_MAX, Status.APPLIED, place + 1) for place in range(3)
+    ]
+    assert calls(hello("new")).refusal == "final"
+    for one in calling:
         one.close()
     engine.read()
