@@ -9,14 +9,14 @@ from typing import NamedTuple
 
 from solewriter.engine_proc.kinds import KindState
 from solewriter.engine_proc.publisher import Columnar, Publisher
-from solewriter.engine_proc.state import State, cut_anew, read_anew
+from solewriter.engine_proc.state import State, took_too_long
 from solewriter.shared import record
 from solewriter.shared.columns import Cells
 from solewriter.shared.entry import Private
 from solewriter.shared.errors import InvalidMutation, SchemaMismatch, SolewriterError
 from solewriter.shared.memory.table import TableWriter
 from solewriter.shared.registry import Kind
-from solewriter.shared.schema import Schema, differing
+from solewriter.shared.schema import differing
 
 
 class Adoption(NamedTuple):
@@ -92,10 +92,11 @@ def _takes_other_code(known: KindState, kind: Kind) -> bool:
 
 def _check_fits(state: State, kind: Kind, found: record.Content) -> None:
     try:
-        schema = state.schemas[found.schema]
-        cut_anew(kind, schema, found)
-        _check_reads_alike(kind, schema, found)
+        state.cut_anew(kind, found)
+        _check_reads_alike(state, kind, found)
     except (SchemaMismatch, InvalidMutation) as error:
+        if took_too_long(error):
+            raise
         raise SchemaMismatch(
             f"{error}. It was stored at revision {found.revision}: give new fields defaults, renamed ones their old "
             "name as an alias, and parts that lost a field extra='ignore'",
@@ -103,11 +104,11 @@ def _check_fits(state: State, kind: Kind, found: record.Content) -> None:
         ) from error
 
 
-def _check_reads_alike(kind: Kind, schema: Schema, found: record.Content) -> None:
+def _check_reads_alike(state: State, kind: Kind, found: record.Content) -> None:
     """Raises SchemaMismatch where each reader would make a value of its own for a field that is not stored."""
-    names = kind.made_anew - kind.fields_of(schema, found.payload).keys()
+    names = kind.made_anew - kind.fields_of(state.schemas[found.schema], found.payload).keys()
     if kind.parts_made_anew and not names:
-        read = [read_anew(kind, schema, found) for _ in range(2)]
+        read = [state.read_anew(kind, found) for _ in range(2)]
         names = frozenset(differing(*(kind.payload(kind.stored(one)) for one in read)))
     if names:
         problem = f"{', '.join(sorted(names))}: not stored, and a default_factory may make another one at each reading"
@@ -121,7 +122,7 @@ def _refill(state: State, publisher: Publisher, table: TableWriter, known: KindS
         content = record.checked_content(buffer, start)
         cells: Cells = ()
         if not content.deleted:
-            cells = cut_anew(kind, state.schemas[content.schema], content)
+            cells = state.cut_anew(kind, content)
         table.install(slot, address, cells, not content.deleted)
 
 

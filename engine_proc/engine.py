@@ -25,7 +25,7 @@ from solewriter.engine_proc.fairness import FairQueueing, Queue
 from solewriter.engine_proc.hellos import Hellos
 from solewriter.engine_proc.journal import DiskFull, Journal
 from solewriter.engine_proc.newcomer import Newcomer
-from solewriter.engine_proc.overtime import Overtime, TimeBudget, watched
+from solewriter.engine_proc.overtime import Overtime, watched
 from solewriter.engine_proc.publisher import Publisher
 from solewriter.engine_proc.sessions import FORGOTTEN, NEVER, QUARANTINED, Session, Sessions
 from solewriter.engine_proc.state import State
@@ -77,7 +77,7 @@ class SingleWriter:
         self._replies: dict[LaneEnd, list[Answer]] = {}
         self._name_decided = publisher.root.deciding
         self._express = Express(publisher.heap, state.coordination, limits, self._begin)
-        self.time_budget = TimeBudget(limits.decide_timeout_s)
+        self.time_budget = state.time_budget
         self.tending = Tending(
             state, sessions, bridge, limits, self._told, self._say, self._name_decided, lambda: journal.tail.number
         )

@@ -1,11 +1,12 @@
-"""The time that deciding one request may take: a model whose validator loops or sleeps must not hang everybody.
+"""The time that deciding one request may take, or making one stored entity anew for another class: a model whose
+validator loops or sleeps must not hang everybody.
 
-A timer ticks while turns are decided, and stops when none was for a whole tick, so that an idle engine sleeps; a turn
-pays for a look at a flag, a request for nothing. The handler of its signal runs in the main thread, between two steps
-of whatever runs there, and looks down the stack: only where it finds the call that decides, and the same call as twice
-before, it raises. So it can interrupt nothing else, whatever the moment: behind that call's end its frame is gone.
-What a model does with a bare `except` meets it again at the next tick. A loop in C that runs no Python is not
-interrupted: that is a hang, and the supervisor's.
+A timer ticks while turns are decided or entities are made, and stops when none was for a whole tick, so that an idle
+engine sleeps; a turn pays for a look at a flag, a request for nothing. The handler of its signal runs in the main
+thread, between two steps of whatever runs there, and looks down the stack: only where it finds the call that decides,
+and the same call as twice before, it raises. So it can interrupt nothing else, whatever the moment: behind that call's
+end its frame is gone. What a model does with a bare `except` meets it again at the next tick. A loop in C that runs no
+Python is not interrupted: that is a hang, and the supervisor's.
 """
 
 from __future__ import annotations
@@ -22,7 +23,9 @@ SIGHTINGS = 3  # of one call: one tick after the other, so that it ran for two w
 
 
 class Overtime(BaseException):
-    """Deciding took too long. Raised in the middle of a model's code, where no `except Exception` may keep it."""
+    """It took too long, as its words say. Raised in the middle of a model's code, where no `except Exception` may keep
+    it.
+    """
 
 
 def watched(deed: Callable[[*Given], T], *given: *Given) -> T:
@@ -34,6 +37,7 @@ class TimeBudget:
     """Watches calls in the main thread; each may take `budget_s`, and at most half of that more."""
 
     def __init__(self, budget_s: float, watched: CodeType = watched.__code__) -> None:
+        self._why = f"it did not come to an end within {budget_s:g} s (decide_timeout_s): a validator loops or waits"
         self._tick_s = budget_s / (SIGHTINGS - 1)
         self._watched = watched
         self._call: FrameType | None = None
@@ -64,7 +68,7 @@ class TimeBudget:
         self._call = frame
         if frame is not None:
             if self._sightings >= SIGHTINGS:
-                raise Overtime
+                raise Overtime(self._why)
         elif not self._used:
             self._stopped = True
             signal.setitimer(signal.ITIMER_REAL, 0)

@@ -27,6 +27,7 @@ from solewriter.engine_proc.journal import DiskFull, FileJournal, Journal, NoJou
 from solewriter.engine_proc.lock import Lock, by_name
 from solewriter.engine_proc.maker import Maker
 from solewriter.engine_proc.orders import Line, Orders, Ready, Register, refused
+from solewriter.engine_proc.overtime import TimeBudget
 from solewriter.engine_proc.publisher import Publisher
 from solewriter.engine_proc.recovery import Recovery
 from solewriter.engine_proc.replay import check_empty, last_noted
@@ -62,6 +63,7 @@ class Server:
         self.maker = Maker(self.lock.folder_fd)
         sys.path += [path for path in map(os.fsdecode, orders.sys_path) if path not in sys.path]
         self.registry = Registry(cloudpickle.loads(orders.models))
+        self.time_budget = TimeBudget(self.limits.decide_timeout_s)
         self._own: Whereabouts | None = None  # once there may be memory of this epoch
 
     # --- recovery ----------------------------------------------------------------------------------------------------
@@ -90,7 +92,7 @@ class Server:
             start_time=own.start_time,
             durability=self.orders.durability,
         )
-        self.state = State(self.registry, self.publisher, self.limits)
+        self.state = State(self.registry, self.publisher, self.limits, self.time_budget)
         self.sessions = Sessions(self.limits)
         recovered = Recovery(self.lock.folder, self.journal, self.state, self.sessions, self.publisher, self.limits)
         checkpoint, before = recovered.run(), recovered.life
@@ -162,7 +164,6 @@ class Server:
             self.state, self.sessions, self.journal, self.publisher, bridge, self.limits, self.lock.check
         )
         writer.between.checkpoints = self.checkpoints()
-        writer.time_budget.install()
         stopping = asyncio.Event()
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, stopping.set)
@@ -184,7 +185,7 @@ class Server:
         await asyncio.wait((turns, beats, waiting), return_when=asyncio.FIRST_COMPLETED)
         if waiting.done():
             await self._drain(bridge, writer, turns)
-        writer.time_budget.end()
+        self.time_budget.end()
         beats.cancel()
         waiting.cancel()
         for task in (turns, beats):
@@ -310,6 +311,7 @@ class Server:
 
     def abandon(self) -> None:
         """After a start that failed: no memory of this epoch stays, also where the folder is gone that says so."""
+        self.time_budget.end()
         self.growing.shutdown(cancel_futures=True)
         if self._own is not None:
             leftovers.give_back(self.folder, self._own)
@@ -348,6 +350,7 @@ def run(orders: Orders, line: Line) -> int:
     server = None
     try:
         server = Server(orders)
+        server.time_budget.install()
         listening = server.listen()
         server.recover()
     except SolewriterError as error:

@@ -17,6 +17,7 @@ import msgspec
 from solewriter.engine_proc.coordination import Coordination
 from solewriter.engine_proc.coordination.leases import ended
 from solewriter.engine_proc.kinds import KindState
+from solewriter.engine_proc.overtime import Overtime, TimeBudget, watched
 from solewriter.engine_proc.publisher import Columnar, Installed, Publisher
 from solewriter.engine_proc.reclaim import Dropped
 from solewriter.engine_proc.turn import NO_SLOT, Stored, Turn
@@ -38,8 +39,9 @@ _JOURNALED: Final = struct.Struct("<8xHHxBBxQ")  # kind, schema, flags, length o
 class State:
     """Keys and counters."""
 
-    def __init__(self, registry: Registry, publisher: Publisher, limits: Limits) -> None:
+    def __init__(self, registry: Registry, publisher: Publisher, limits: Limits, time_budget: TimeBudget) -> None:
         self.registry = registry
+        self.time_budget = time_budget
         self.kinds: list[KindState] = []
         self.schemas: list[Schema] = []
         self.revision = 0
@@ -247,33 +249,43 @@ class State:
         schema = self.schemas[found.schema]
         if schema.columns != tuple(columns) and kind.kind is not None:
             try:
-                return cut_anew(kind.kind, schema, found)
-            except SolewriterError:
-                pass  # overtaken, perhaps; if not, `check_fit` finds it
+                return self.cut_anew(kind.kind, found)
+            except SolewriterError as error:
+                if took_too_long(error):
+                    raise  # the next one may, too
+                # overtaken, perhaps; if not, `check_fit` finds it
         return tuple(
             enumerate(schema.cells(columns, found.cells, partial(_plain, schema, found), kind.schema.defaults))
         )
 
+    def cut_anew(self, kind: Kind, found: record.Record | record.Content) -> Cells:
+        """The cells of a record that was written under other columns. Raises SchemaMismatch, InvalidMutation."""
+        return kind.cut(kind.stored(self.read_anew(kind, found)), found.key, found.version, found.time_us)[1]
+
+    def read_anew(self, kind: Kind, found: record.Record | record.Content) -> Entity:
+        """The entity of a record that was written under another class. Raises SchemaMismatch, also for what would end
+        this process, a SystemExit of a validator say, or hold it up for ever.
+        """
+        schema = self.schemas[found.schema]
+        self.time_budget.use()
+        try:
+            return watched(kind.decoded, schema, found.key, found.version, found.time_us, found.payload)
+        except Exception:
+            raise
+        except Overtime as error:
+            why = f"{kind.name} {found.key!r} cannot be made of what is stored at revision {found.revision}: {error}"
+            raise SchemaMismatch(why, kind=kind.name) from error
+        except BaseException as error:
+            problem = clean(f"its validator raised {in_words(error)}", 300)
+            raise SchemaMismatch(
+                f"{kind.name} {found.key!r} cannot be made of what is stored: {problem}", kind=kind.name
+            ) from error
+
+
+def took_too_long(error: SolewriterError) -> bool:
+    """Whether that is why an entity could not be made anew."""
+    return isinstance(error.__cause__, Overtime)
+
 
 def _plain(schema: Schema, found: record.Record | record.Content) -> dict[str, Any]:
     return schema.values(found.key, found.version, found.time_us, found.payload)
-
-
-def cut_anew(kind: Kind, schema: Schema, found: record.Record | record.Content) -> Cells:
-    """The cells of a record that was written under other columns. Raises SchemaMismatch, InvalidMutation."""
-    return kind.cut(kind.stored(read_anew(kind, schema, found)), found.key, found.version, found.time_us)[1]
-
-
-def read_anew(kind: Kind, schema: Schema, found: record.Record | record.Content) -> Entity:
-    """The entity of a record that was written under another class. Raises SchemaMismatch, also for what would end this
-    process: a SystemExit of a validator, say.
-    """
-    try:
-        return kind.decoded(schema, found.key, found.version, found.time_us, found.payload)
-    except Exception:
-        raise
-    except BaseException as error:
-        problem = clean(f"its validator raised {in_words(error)}", 300)
-        raise SchemaMismatch(
-            f"{kind.name} {found.key!r} cannot be made of what is stored: {problem}", kind=kind.name
-        ) from error

@@ -41,7 +41,8 @@ class Limits(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     spin_s: float = 0.0003  # look for the next request or reply so long before sleeping, while they come as quickly: a
     # processor that went idle costs 30 us to wake and half of its speed after that. 0: always sleep
     decide_timeout_s: float = 2.0  # for deciding one request, which takes ~15 us: a validator that loops or sleeps is
-    # ended after this, at most half of it later. Far below hang_timeout_s, as everybody else waits. 0: no bound
+    # ended after this, at most half of it later; for making one stored entity anew, for another class, likewise. Far
+    # below hang_timeout_s, as everybody else waits. 0: no bound
     turn_bytes_max: int = 4 * MIB  # records of one turn; the requests behind wait for the next one
     turn_max_s: float = 0.01  # of deciding in one turn, whatever the models cost: who was decided first waits as long
     # for its reply; and as long again of serving those who wait for something to be ready. A commit of 0.1 to 0.3 ms

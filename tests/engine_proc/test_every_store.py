@@ -35,6 +35,7 @@ from solewriter import (
 from solewriter.engine_proc import publisher as publishing
 from solewriter.engine_proc import reclaim
 from solewriter.engine_proc.decide import Draft, decide
+from solewriter.engine_proc.overtime import TimeBudget
 from solewriter.engine_proc.publisher import Publisher
 from solewriter.engine_proc.sessions import Session
 from solewriter.engine_proc.state import State
@@ -91,7 +92,7 @@ class Memory:
         pid, born = os.getpid(), start_time_of(os.getpid())
         self.publisher = Publisher(name, self.limits, AtOnce(), epoch=1, pid=pid, start_time=born, durability="memory")  # type: ignore[arg-type]
         self.registry = Registry([Note])
-        self.state = State(self.registry, self.publisher, self.limits)
+        self.state = State(self.registry, self.publisher, self.limits, TimeBudget(0))
         new = self.state.new_kinds(self.registry)
         self.state.add_kinds(new.kinds, new.schemas)
         self.publisher.describe([kind.name for kind in self.state.kinds], self.state.schemas)

@@ -18,6 +18,7 @@ from pydantic import AwareDatetime, BeforeValidator, Field, model_validator
 from solewriter import Cancel, Create, Delete, Entity, Limits, Task, Transition, Update
 from solewriter.engine_proc import express
 from solewriter.engine_proc.decide import Draft, decide
+from solewriter.engine_proc.overtime import TimeBudget
 from solewriter.engine_proc.publisher import Publisher
 from solewriter.engine_proc.sessions import Session
 from solewriter.engine_proc.state import State
@@ -120,7 +121,7 @@ class Ways:
             "ways", self.limits, AtOnce(), epoch=1, pid=os.getpid(), start_time=born, durability="memory"
         )
         self.registry = Registry([Note, Whole, Bare])
-        self.state = State(self.registry, self.publisher, self.limits)
+        self.state = State(self.registry, self.publisher, self.limits, TimeBudget(0))
         new = self.state.new_kinds(self.registry)
         self.state.add_kinds(new.kinds, new.schemas)
         self.publisher.describe([kind.name for kind in self.state.kinds], self.state.schemas)

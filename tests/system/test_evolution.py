@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import datetime
+import time
 from decimal import Decimal
 from enum import StrEnum
-from typing import Annotated
+from typing import Annotated, Self
 
+import msgspec
 import pytest
 from pydantic import (
     AfterValidator,
@@ -19,6 +21,7 @@ from pydantic import (
     computed_field,
     field_serializer,
     field_validator,
+    model_validator,
 )
 
 from solewriter import (
@@ -36,6 +39,7 @@ from solewriter import (
     connect,
     open_reader,
 )
+from solewriter.engine_proc.server import EXIT_REFUSED
 from solewriter.shared.models import new_id
 
 NOW = datetime.datetime(2030, 1, 1, tzinfo=datetime.UTC)
@@ -487,6 +491,72 @@ def test_a_class_whose_code_would_end_the_engine_is_refused_and_does_not(state, 
     engine.stop()
     with pytest.raises(EngineStartFailed, match=r"Doc 'd1'.*over.*revision 2"):
         start_engine(state, models=[Ending])
+
+
+SLOW, ENDLESS = "slow", "endless"
+
+
+def take_time(owner: str) -> str:
+    until = time.monotonic() + 0.02
+    while owner == ENDLESS or (owner == SLOW and time.monotonic() < until):
+        pass
+    return owner
+
+
+class EndlessField(Entity, kind="Doc", columns=("owner",)):
+    owner: Annotated[str, AfterValidator(take_time)]
+    secret: str
+
+
+class EndlessRule(Entity, kind="Doc", columns=("owner",)):
+    owner: str
+    secret: str
+
+    @model_validator(mode="after")
+    def _wait(self) -> Self:
+        take_time(self.owner)
+        return self
+
+
+class EndlessDefault(Entity, kind="Doc"):
+    owner: str
+    secret: str
+    note: str = Field(default_factory=lambda data: take_time(data["owner"]))
+
+
+@pytest.mark.parametrize("cls", [EndlessField, EndlessDefault, pytest.param(EndlessRule, marks=pytest.mark.heavy)])
+def test_a_class_whose_code_never_ends_is_refused_and_everybody_goes_on(state, start_engine, limits, cls):
+    limits = msgspec.structs.replace(limits, decide_timeout_s=0.2, request_timeout_s=5, start_timeout_s=5)
+    engine = start_engine(state, models=[Lenient], limits=limits)
+    pid = engine.pid
+    with connect(state) as client:
+        for number in range(3):
+            client.create(Lenient(id=f"d{number}", owner=ENDLESS, secret="s"))
+        with pytest.raises(SchemaMismatch, match=r"Doc 'd0'.*revision 1.*decide_timeout_s"):
+            engine.register(cls)
+        assert client.update(Lenient.ref("d1"), secret="t").version == 2, "nothing has changed"
+    assert engine.pid == pid
+    engine.stop()
+    with pytest.raises(EngineStartFailed, match=r"Doc 'd0'.*revision 1.*decide_timeout_s") as caught:
+        start_engine(state, models=[cls], limits=limits)
+    assert caught.value.status == EXIT_REFUSED
+    start_engine(state, models=[Lenient], limits=limits)
+    with connect(state) as client:
+        assert client.update(Lenient.ref("d0"), owner="ann", expect=1).version == 2
+
+
+def test_a_class_may_take_its_time_for_many_entities_and_each_of_them_is_bounded(state, start_engine, limits):
+    limits = msgspec.structs.replace(limits, decide_timeout_s=0.1, request_timeout_s=5, start_timeout_s=5)
+    engine = start_engine(state, models=[Lenient], limits=limits)
+    with connect(state) as client:
+        for number in range(20):
+            client.create(Lenient(id=f"d{number}", owner=SLOW, secret="s"))
+        last = client.create(Lenient(id="d20", owner=ENDLESS, secret="s"))
+        with pytest.raises(SchemaMismatch, match=r"Doc 'd20'.*decide_timeout_s"):
+            engine.register(EndlessField)
+        client.delete(last)
+        engine.register(EndlessField)
+        assert client.update(EndlessField.ref("d0"), owner="ann").version == 2
 
 
 class Required(Entity, kind="Doc"):
