@@ -62,11 +62,14 @@ class TimeBudget:
             signal.setitimer(signal.ITIMER_REAL, self._tick_s, self._tick_s)
 
     def _tick(self, _: int, frame: FrameType | None) -> None:
-        while frame is not None and frame.f_code is not self._watched:
+        call = None  # the outermost one: what is watched by itself may be a part of it
+        while frame is not None:
+            if frame.f_code is self._watched:
+                call = frame
             frame = frame.f_back
-        self._sightings = self._sightings + 1 if frame is self._call else 1
-        self._call = frame
-        if frame is not None:
+        self._sightings = self._sightings + 1 if call is self._call else 1
+        self._call = call
+        if call is not None:
             if self._sightings >= SIGHTINGS:
                 raise Overtime(self._why)
         elif not self._used:

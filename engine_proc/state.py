@@ -49,6 +49,7 @@ class State:
         self._forgotten_max = limits.forgotten_keys_max
         self.coordination = Coordination(limits)
         self._by_name: dict[str, KindState] = {}
+        self._endless: set[Kind] = set()  # those that took too long, see `seen`
         self._layouts: dict[tuple[int, int], tuple[Sequence[Column], struct.Struct | None]] = {}  # see `layout`
         self.named = self._by_name.get  # the kind of a name, or None
 
@@ -156,6 +157,25 @@ class State:
             payload = kind.kind.payload(fields)
             block, _ = kind.kind.cut(fields, key, version, time_us)
         return Stored(slot, version, address, padded(length), not deleted, payload, block)
+
+    def seen(self, kind: KindState, key: str) -> Stored | None:
+        """The same, looked at by the engine itself, which no model may end or hold up: what its class cannot make anew
+        is as it was stored. Once that took too long, so is all that is of other schemas.
+        """
+        stored, slot = self.find(kind, key, anew=False), kind.slots.get(key)
+        if stored is not None or slot is None or kind.kind is None:
+            return stored
+        address, buffer, start = self._publisher.newest(kind.code, slot)
+        found = record.unpack(buffer, start)
+        fields = kind.kind.fields_of(self.schemas[found.schema], found.payload)
+        if kind.kind not in self._endless:
+            try:
+                fields = kind.kind.stored(self.read_anew(kind.kind, found))
+            except SolewriterError as error:
+                if took_too_long(error):
+                    self._endless.add(kind.kind)
+        length = padded(record.length_at(buffer, start))
+        return Stored(slot, found.version, address, length, True, kind.kind.payload(fields), b"")
 
     def record_at(self, address: int) -> record.Record:
         """The record at an address, published or not."""

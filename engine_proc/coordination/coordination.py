@@ -185,7 +185,7 @@ class Coordination:
         assert self.turn is not None
         new = [key for name, key in self.turn.changed if name == kind.name and key not in kind.slots]
         for count, key in enumerate([*kind.slots, *new], 1):
-            stored = self.turn.find(kind, (kind.name, key))
+            stored = self.turn.seen(kind, (kind.name, key))
             if stored is not None and stored.alive:
                 take(key, stored.slot, self._whole(kind, key, kind.kind.fields_of(kind.schema, stored.payload)))
             if count % PIECE == 0:
@@ -194,7 +194,7 @@ class Coordination:
     def _look(self, kind: KindState, key: str) -> Mapping[str, Any] | None:
         assert self.turn is not None
         assert kind.kind is not None
-        stored = self.turn.find(kind, (kind.name, key))
+        stored = self.turn.seen(kind, (kind.name, key))
         if stored is None or not stored.alive:
             return None
         return self._whole(kind, key, kind.kind.fields_of(kind.schema, stored.payload))

@@ -59,6 +59,15 @@ def test_many_calls_one_after_the_other_are_not_one_long_call(budget):
         watched(tick, budget, SIGHTINGS - 1)
 
 
+def test_parts_of_a_call_that_are_watched_by_themselves_take_of_its_time(budget):
+    def parts() -> None:
+        for _ in range(SIGHTINGS):
+            watched(tick, budget)
+
+    with pytest.raises(Overtime):
+        watched(parts)
+
+
 def test_nothing_else_is_interrupted_neither_before_such_a_call_nor_behind_it(budget):
     another(tick, budget, 100)
     with pytest.raises(Overtime):

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import datetime
+import sys
 import time
 from decimal import Decimal
 from enum import StrEnum
+from functools import partial
 from typing import Annotated, Self
 
 import msgspec
@@ -31,9 +33,11 @@ from solewriter import (
     Entity,
     FrozenMap,
     Increment,
+    InvalidMutation,
     Json,
     Part,
     SchemaMismatch,
+    Task,
     Update,
     VersionConflict,
     connect,
@@ -557,6 +561,56 @@ def test_a_class_may_take_its_time_for_many_entities_and_each_of_them_is_bounded
         client.delete(last)
         engine.register(EndlessField)
         assert client.update(EndlessField.ref("d0"), owner="ann").version == 2
+
+
+class Chore(Task, kind="Chore"):
+    pass
+
+
+class NextChore(Task, kind="Chore"):
+    note: str = ""
+
+
+class LastChore(Task, kind="Chore"):
+    """As the one before, but for its code: no start looks at that."""
+
+    note: str = ""
+
+    @model_validator(mode="after")
+    def _stumble(self) -> Self:
+        if self.title in STUMBLES:
+            STUMBLES[self.title]()
+        return self
+
+
+def raises() -> None:
+    raise ValueError("not any more")
+
+
+STUMBLES = {"raises": raises, "exits": sys.exit, "never ends": partial(take_time, ENDLESS)}
+
+
+@pytest.mark.parametrize("title", STUMBLES)
+def test_tasks_that_their_class_cannot_read_any_more_end_no_engine_and_keep_nobody_from_others(
+    state, start_engine, limits, title
+):
+    limits = msgspec.structs.replace(limits, decide_timeout_s=0.2, request_timeout_s=5)
+    engine = start_engine(state, models=[Chore], limits=limits)
+    with connect(state) as client:
+        for _ in range(3):
+            client.create(Chore(title=title, project="bad"))
+        client.create(Chore(title="good", project="good"))
+    engine.register(NextChore)
+    engine.stop()
+    engine = start_engine(state, models=[LastChore], limits=limits)
+    pid = engine.pid
+    with connect(state, limits=limits) as client:
+        assert client.claim(LastChore, where={"project": "good"}).title == "good"
+        with pytest.raises((SchemaMismatch, InvalidMutation), match=r"Chore|its model"):
+            client.claim(LastChore, where={"project": "bad"})
+        assert client.create(LastChore(title="other", project="good")).version == 1
+        assert client.claim(LastChore, where={"project": "good"}).title == "other"
+    assert (engine.pid, engine.restarts) == (pid, 0)
 
 
 class Required(Entity, kind="Doc"):
