@@ -24,6 +24,8 @@ from solewriter.shared.frozen import FrozenMap
 from solewriter.shared.models import Entity
 
 _MINUTE: Final = timedelta(minutes=1)
+TOO_LARGE_INT: Final = "holds an integer of more than 64 bits"
+LONE_SURROGATE: Final = "holds text that is not valid Unicode"
 
 
 def _plain_parts(value: Any) -> Any:
@@ -94,9 +96,9 @@ def without_bytes(kind: str, stored: Mapping[str, Any]) -> InvalidMutation:
             encode(value)
         except OverflowError as error:
             is_time = "date" in str(error)  # by its zone it is before the year 1 or after 9999
-            fields[name] = "holds a time that UTC has not" if is_time else "holds an integer of more than 64 bits"
+            fields[name] = "holds a time that UTC has not" if is_time else TOO_LARGE_INT
         except UnicodeEncodeError:
-            fields[name] = "holds text that is not valid Unicode"
+            fields[name] = LONE_SURROGATE
     return InvalidMutation(
         f"{kind}: {', '.join(f'{name} {problem}' for name, problem in fields.items())}", fields=fields
     )

@@ -20,7 +20,7 @@ import msgspec
 
 from solewriter.shared.errors import BadRequest, InvalidMutation
 from solewriter.shared.registry import Kind
-from solewriter.shared.schema import encode, plain
+from solewriter.shared.schema import encode, plain, without_bytes
 
 Where = Mapping[str, Any]
 PlainWhere = dict[str, Any]
@@ -47,9 +47,17 @@ def plain_where(kind: Kind, where: Where) -> PlainWhere:
             several = wanted if isinstance(wanted, list | tuple | set | frozenset) else (wanted,)
             values = [_plain(kind, name, one) for one in several]
             if isinstance(wanted, set | frozenset):
-                values.sort(key=encode)  # the order of a set is another one in each process: this must say the same
+                _sort(kind, name, values)
             found[name] = (IN, values)
     return found
+
+
+def _sort(kind: Kind, name: str, values: list[Any]) -> None:
+    """The order of a set is another one in each process, and this must say the same. Raises InvalidMutation."""
+    try:
+        values.sort(key=encode)
+    except (OverflowError, UnicodeEncodeError):
+        raise without_bytes(kind.name, {name: values}) from None
 
 
 def same_fields(values: Mapping[str, Any]) -> PlainWhere:

@@ -9,16 +9,18 @@ from __future__ import annotations
 from typing import Any, Final
 
 from solewriter.shared.config import KEY_BYTES_MAX, NAME_MAX, REQUEST_ID_MAX, Limits
-from solewriter.shared.errors import BadRequest, RequestTooLarge
+from solewriter.shared.errors import BadRequest, InvalidMutation, RequestTooLarge
 from solewriter.shared.frozen import INT_MAX, INT_MIN
-from solewriter.shared.mutations import Guard
+from solewriter.shared.mutations import Guard, Op
 from solewriter.shared.request_ids import own_id
+from solewriter.shared.schema import LONE_SURROGATE, TOO_LARGE_INT
 
 SCALARS: Final = frozenset({str, int, float, bool, bytes, type(None)})
 MUTATION_NODES: Final = 8  # its tuple and what is in it: the same one can be named a thousand times
 GUARD_NODES: Final = 5
 _CONDITIONAL: Final = (Guard.REQUIRE_FIELDS.value, Guard.REQUIRE_NONE.value)
 _CLAIM_SHOWN: Final = Guard.CLAIM.value
+_CLAIM: Final = Op.CLAIM.value
 
 
 def is_outcome_query(request: Any) -> bool:
@@ -29,7 +31,9 @@ def is_outcome_query(request: Any) -> bool:
 
 
 def check_request(request: Any, budget: int, limits: Limits) -> int:
-    """What is left of a frame's budget of nodes behind this request. Raises BadRequest, RequestTooLarge."""
+    """What is left of a frame's budget of nodes behind this request. Raises BadRequest, RequestTooLarge, and
+    InvalidMutation, which names the field, for a value that cannot be stored.
+    """
     if type(request) is not tuple or len(request) != 4:
         raise BadRequest("a request is a tuple of four")
     mutations, guards, request_id, deadline_us = request
@@ -76,7 +80,7 @@ def parts(request: Any, most: int) -> int:
 
 
 def _check_mutation(mutation: Any, budget: int, limits: Limits) -> int:
-    """What is left of the budget of nodes. Raises BadRequest, RequestTooLarge."""
+    """What is left of the budget of nodes. Raises BadRequest, InvalidMutation, RequestTooLarge."""
     if type(mutation) is not tuple or len(mutation) != 7:
         raise BadRequest("a mutation is a tuple of seven")
     op, kind, key, expect, fields, reason, to = mutation
@@ -94,12 +98,25 @@ def _check_mutation(mutation: Any, budget: int, limits: Limits) -> int:
         return budget
     if type(fields) is not dict:
         raise BadRequest("fields are a dict")
+    try:
+        return _check_fields(kind, fields, budget, limits)
+    except InvalidMutation:
+        if op == _CLAIM and type(fields.get("where")) is dict:  # it wants tasks whose fields are so
+            _check_fields(kind, fields["where"], budget, limits)
+        raise
+
+
+def _check_fields(kind: str, fields: dict[Any, Any], budget: int, limits: Limits) -> int:
+    """What is left of the budget of nodes behind values by the names of fields. Raises BadRequest, InvalidMutation."""
     for name, value in fields.items():
         if type(name) is not str or len(name) > NAME_MAX:
             raise BadRequest(f"field names are str of at most {NAME_MAX} characters")
         if not name.isascii():
             check_text(name)
-        budget = _check_plain(value, budget, limits.frame_depth_max)
+        try:
+            budget = _check_plain(value, budget, limits.frame_depth_max)
+        except _Unfit as unfit:
+            raise InvalidMutation(f"{kind}.{name} {unfit}", fields={name: str(unfit)}) from None
     return budget
 
 
@@ -109,19 +126,19 @@ def check_reason_length(reason: str, limits: Limits) -> None:
 
 
 def _check_guard(guard: Any, budget: int, limits: Limits) -> int:
-    """What is left of the budget of nodes. Raises BadRequest."""
+    """What is left of the budget of nodes. Raises BadRequest, InvalidMutation."""
     if type(guard) is not tuple or len(guard) != 4:
         raise BadRequest("a guard is a tuple of four")
     code, kind, key, said = guard
+    check_names(kind, key)
     version = said
     if code in _CONDITIONAL and type(said) is tuple and len(said) == 2 and type(said[1]) is dict:
         version = 0 if said[0] is None else said[0]
-        budget = _check_plain(said[1], budget, limits.frame_depth_max)
+        budget = _check_fields(kind, said[1], budget, limits)
     elif code not in (1, 2, 4):
         raise BadRequest("a guard is (guard, kind, id, version), or has conditions in its place")
     if type(version) is not int or not 0 <= version <= INT_MAX:
         raise BadRequest("a guard compares with a version")
-    check_names(kind, key)
     return budget
 
 
@@ -139,7 +156,7 @@ def check_names(kind: Any, key: Any) -> None:
 def check_text(text: str) -> None:
     """Raises BadRequest for text that cannot be written as UTF-8."""
     if not text.isascii() and not is_text(text):
-        raise BadRequest("names, ids, reasons and values are text that can be encoded")
+        raise BadRequest("names, ids and reasons are text that can be encoded")
 
 
 def is_text(text: str) -> bool:
@@ -151,29 +168,37 @@ def is_text(text: str) -> bool:
     return True
 
 
+class _Unfit(Exception):
+    """Why a value cannot be stored: of whoever made it a mistake, which its field's name helps to find."""
+
+
 def _check_plain(value: Any, budget: int, depth: int) -> int:
-    """Count the nodes of a decoded tree: shared references can fold 2^25 of them into 260 bytes."""
+    """Count the nodes of a decoded tree: shared references can fold 2^25 of them into 260 bytes. Raises BadRequest,
+    _Unfit.
+    """
     if budget <= 0:
         raise BadRequest("a request has too many parts (frame_nodes_max)")
     kind = type(value)
     if kind is str:
-        check_text(value)
+        if not value.isascii() and not is_text(value):
+            raise _Unfit(LONE_SURROGATE)
         return budget - 1 - (len(value) >> 4)  # one long text can be folded into many places, too
     if kind is bytes:
         return budget - 1 - (len(value) >> 4)
     if kind is int:
         if not INT_MIN <= value <= INT_MAX:
-            raise BadRequest("integers must fit 64 bits")
+            raise _Unfit(TOO_LARGE_INT)
         return budget - 1
     if kind in SCALARS:
         return budget - 1
     if depth == 0:
-        raise BadRequest("a value is nested too deep (frame_depth_max)")
+        raise _Unfit("is nested too deep (frame_depth_max)")
     if kind is dict:
         for key, item in value.items():
             if type(key) is not str:
                 raise BadRequest("keys are str")
-            check_text(key)
+            if not key.isascii() and not is_text(key):
+                raise _Unfit(LONE_SURROGATE)
             budget = _check_plain(item, budget - 1, depth - 1)
         return budget
     if kind is list or kind is tuple:

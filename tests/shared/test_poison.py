@@ -19,7 +19,7 @@ WATCHED = """
 import copyreg, gc, json, os, pickle, resource, sys
 from solewriter.shared import wire, wirecheck, wireform
 from solewriter.shared.config import Limits, MIB
-from solewriter.shared.errors import BadRequest, RequestTooLarge
+from solewriter.shared.errors import BadRequest, InvalidMutation, RequestTooLarge
 
 events, watching = [], False
 def watch(event, args):
@@ -46,7 +46,7 @@ for name, body in corpus.items():
         for request in wire.unpack_frame(body):
             wirecheck.check_request(request, limits.frame_nodes_max, limits)
         out[name] = "accepted"
-    except (BadRequest, RequestTooLarge) as error:
+    except (BadRequest, InvalidMutation, RequestTooLarge) as error:
         out[name] = type(error).__name__
     except BaseException as error:
         out[name] = repr(error)
@@ -73,7 +73,8 @@ def test_poison_is_refused_and_nothing_imported_called_opened_or_changed(poison,
     )
     assert ran.returncode == 0, ran.stderr
     verdicts, events, modules, changed = json.loads(ran.stdout)
-    wrong = {name: verdict for name, verdict in verdicts.items() if verdict not in ("BadRequest", "RequestTooLarge")}
+    refusals = ("BadRequest", "InvalidMutation", "RequestTooLarge")
+    wrong = {name: verdict for name, verdict in verdicts.items() if verdict not in refusals}
     assert wrong == {}
     assert (events, modules, changed) == ([], [], [])
     assert list(tmp_path.iterdir()) == []

@@ -51,7 +51,7 @@ from solewriter.shared.where import Range
 
 LIMITS = Limits()
 REGISTRY = Registry()
-REFUSED = (BadRequest, RequestTooLarge)
+REFUSED = (BadRequest, InvalidMutation, RequestTooLarge)
 
 
 class Note(Entity):
@@ -573,7 +573,7 @@ WATCHED = """
 import json, resource, sys
 from solewriter.shared import handshake, wire, wirecheck, wireform
 from solewriter.shared.config import Limits
-from solewriter.shared.errors import BadRequest, RequestTooLarge
+from solewriter.shared.errors import BadRequest, InvalidMutation, RequestTooLarge
 events, watching = [], False
 def watch(event, args):
     # A bytearray for which there is no memory is given up by CPython before it counted its exports, and what lies in
@@ -592,7 +592,7 @@ for name, body in corpus.items():
     try:
         for request in wire.unpack_frame(body):
             wirecheck.check_request(request, limits.frame_nodes_max, limits)
-    except (BadRequest, RequestTooLarge) as error:
+    except (BadRequest, InvalidMutation, RequestTooLarge) as error:
         verdict = type(error).__name__
     finally:
         watching = False
@@ -609,7 +609,7 @@ def test_decoding_poison_imports_opens_and_calls_nothing(monkeypatch):
     )
     verdicts, events, modules = json.loads(ran.stdout)
     assert set(verdicts) == {*POISON, "memo without end"}
-    assert set(verdicts.values()) <= {"BadRequest", "RequestTooLarge"}, verdicts
+    assert set(verdicts.values()) <= {"BadRequest", "InvalidMutation", "RequestTooLarge"}, verdicts
     assert events == []
     assert modules == []
 
@@ -793,8 +793,47 @@ def test_values_are_counted_however_they_are_folded():
 def test_values_are_nested_at_most_to_their_bound():
     limits = Limits(frame_depth_max=4)
     assert checked_request(update({"metadata": [[[[1]]]]}), limits)
-    with pytest.raises(BadRequest, match="frame_depth_max"):
+    with pytest.raises(InvalidMutation, match=r"Task.metadata is nested too deep \(frame_depth_max\)"):
         checked_request(update({"metadata": [[[[[]]]]]}), limits)
+
+
+FULL = Range(ge="a", lt="\ud800")
+
+
+@pytest.mark.parametrize(
+    ("fields", "guards"),
+    [
+        ({"project": "\ud800"}, ()),
+        ({"description": "fine", "project": "\ud800"}, ()),
+        ({"project": ["x", {"a": ("\ud800",)}]}, ()),
+        ({"project": {"\ud800": 1}}, ()),
+        ({"project": 2**64}, ()),
+        ({"project": {"a": [-(2**63) - 1]}}, ()),
+        (Alter(STORED, {"project": Max("\ud800")}), ()),
+        (Alter(STORED, {"project": Append("\ud800", most=3)}), ()),
+        (Transition(STORED, "in_progress", {"project": "\ud800"}), ()),
+        (Claim(Task, {"source": "p", "project": "\ud800"}), ()),
+        (Claim(Task, {"project": FULL}), ()),
+        ({}, [RequireFields(STORED, {"project": "\ud800"})]),
+        ({}, [RequireFields(STORED, {"project": FULL})]),
+        ({}, [RequireNone(Task, {"project": ["a", "\ud800"]})]),
+        ({}, [Unchanged(STORED.model_copy(update={"project": "\ud800"}), ("status", "project"))]),
+    ],
+)
+def test_a_value_that_cannot_be_stored_is_refused_by_its_field(fields, guards):
+    mutations = update(fields)[0] if isinstance(fields, dict) else request_of(fields)[0]
+    plain_guards = [wireform.plain_guard(guard, REGISTRY) for guard in guards]
+    with pytest.raises(InvalidMutation, match=r"Task.project holds") as refusal:
+        checked_request((mutations, plain_guards, None, None), LIMITS)
+    assert set(refusal.value.fields) == {"project"}
+
+
+@pytest.mark.parametrize("one", ["\ud800", 2**64])
+def test_a_set_of_what_cannot_be_stored_is_refused_by_its_field(one):
+    name = "project" if isinstance(one, str) else "max_retries"
+    with pytest.raises(InvalidMutation, match=f"{name} holds") as refusal:
+        wireform.plain_guard(RequireFields(STORED, {name: {one, one[:0] if name == "project" else 1}}), REGISTRY)
+    assert set(refusal.value.fields) == {name}
 
 
 @pytest.mark.parametrize(

@@ -16,6 +16,7 @@ from solewriter import (
     Create,
     EngineUnavailable,
     Fenced,
+    Increment,
     InvalidMutation,
     Limits,
     NotFound,
@@ -377,6 +378,27 @@ def test_apply_to_an_entity_that_is_deleted_meanwhile(engine, client):
 
 
 # --- bad input is refused where it is given ---------------------------------------------------------------------------
+
+
+@pytest.mark.usefixtures("shared_engine")
+def test_what_cannot_be_stored_is_refused_by_its_field_whatever_asks(client):
+    task = client.create(Task(title="x", id="not stored"))
+    before = client.reader.revision
+    for field, ask in [
+        ("description", lambda: client.create(Task(title="x", description="\ud800"))),
+        ("max_retries", lambda: client.update(task, max_retries=2**64)),
+        ("metadata", lambda: client.update(task, metadata={"a": [{"b": "\ud800"}]})),
+        ("assigned_to", lambda: client.transition(task, "assigned", assigned_to="\ud800")),
+        ("max_retries", lambda: client.alter(task, max_retries=Increment(2**64))),
+        ("project", lambda: client.update(task, title="y", where={"project": "\ud800"})),
+        ("project", lambda: client.claim(Task, where={"project": "\ud800"})),
+    ]:
+        with pytest.raises(InvalidMutation, match=f"Task.{field} holds") as refusal:
+            ask()
+        assert set(refusal.value.fields) == {field}
+    *_, last = client.submit_many([Update(task, {"description": "\ud800"}), Update(task, {"description": "fine"})])
+    assert last.applied
+    assert client.reader.revision == before + 1
 
 
 @pytest.mark.usefixtures("shared_engine")
