@@ -42,7 +42,7 @@ SHAPES: Mapping[Any, str] = {
     FrozenMap: "map",
 }
 
-MOMENTS = (datetime.datetime, pydantic.AwareDatetime)  # which may have a zone
+MOMENTS = (datetime.datetime, pydantic.AwareDatetime, datetime.time)  # which may have a zone
 
 INSTEAD: Mapping[Any, str] = {
     list: "tuple[X, ...]",

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from collections.abc import Set as AbstractSet
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime, time, timedelta, timezone
 from hashlib import blake2b
 from typing import Any, Final
 
@@ -50,14 +50,14 @@ def plain(value: Any) -> Any:
     """A field value as data that any process can unpickle without importing anything. What holds moments goes through
     `in_whole_minutes` before.
     """
-    if type(value) is datetime:
+    if type(value) is datetime or type(value) is time:
         value = in_whole_minutes(value)
     return msgspec.to_builtins(value, builtin_types=(bytes,), enc_hook=_plain_parts, order="deterministic")
 
 
 def in_whole_minutes(value: Any) -> Any:
-    """Moments whose zone was seconds beside a minute of UTC, as most were before 1900, in UTC: as text, which is how
-    they are sent, they would be others by these seconds.
+    """Moments whose zone was seconds beside a minute of UTC, as most were before 1900, in UTC, and times of such a zone
+    in the next one: as text, which is how they are sent, they would be others by these seconds.
     """
     if isinstance(value, datetime):
         offset = value.utcoffset()
@@ -67,6 +67,8 @@ def in_whole_minutes(value: Any) -> Any:
             return value.astimezone(UTC)
         except OverflowError:  # in no year of UTC, which is a refusal later
             return value
+    if isinstance(value, time):
+        return _in_next_zone(value)
     if isinstance(value, BaseModel):
         value = _plain_parts(value)
     if isinstance(value, dict):
@@ -76,6 +78,19 @@ def in_whole_minutes(value: Any) -> Any:
     if isinstance(value, frozenset | set):
         return frozenset([in_whole_minutes(item) for item in value])
     return value
+
+
+def _in_next_zone(value: time) -> time:
+    """The same time, so many seconds earlier or later by a clock of whole minutes beside UTC. Of the same day: else it
+    would not be equal, and in UTC it may be of another.
+    """
+    offset = value.utcoffset()
+    if offset is None or not (beside := offset % _MINUTE):
+        return value
+    clock = datetime.combine(datetime.max, value.replace(tzinfo=None))
+    midnight = datetime.combine(clock, time.min)
+    by = -beside if clock - midnight >= beside else _MINUTE - beside
+    return (clock + by).time().replace(tzinfo=timezone(offset + by))
 
 
 def is_same(held: Any, value: Any) -> bool:

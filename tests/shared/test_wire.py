@@ -252,6 +252,33 @@ def test_a_moment_is_the_same_one_whatever_its_zone_was(model):
     assert Birth(**Registry().of(aged).schema.defaults["birth"]) == birth
 
 
+class Shift(Part):
+    begin: datetime.time
+
+
+class Roster(Entity):
+    opens: datetime.time
+    shift: Shift | None = None
+    shifts: tuple[Shift, ...] = ()
+
+
+BESIDE = [datetime.timedelta(minutes=sign * 19, seconds=sign * 32) for sign in (1, -1)]
+
+
+@pytest.mark.parametrize("beside", BESIDE)
+@pytest.mark.parametrize("clock", [(0, 0), (0, 0, 31), (9, 30), (23, 59, 59, 999_999)])
+def test_a_time_is_the_same_one_whatever_is_beside_utc(clock, beside):
+    registry = Registry()
+    time = datetime.time(*clock, tzinfo=datetime.timezone(beside))
+    shift = Shift(begin=time)
+    fields = {"opens": time, "shift": shift, "shifts": (shift,)}
+    roster = Roster(id="r", **fields)
+    for mutation in (Create(roster), Update(Roster.ref("r"), fields)):
+        _, _, _, _, sent, _, _ = wireform.plain_mutation(mutation, registry)
+        assert registry.of(Roster).validated({**sent, "id": "r"}) == roster
+    assert registry.of(Roster).field("opens", Max(time).plain[1]) == time
+
+
 def test_a_moment_that_is_in_no_year_of_utc_is_sent_to_be_refused():
     moment = datetime.datetime(1, 1, 1, tzinfo=LONG_AGO.tzinfo)
     assert wireform.plain_mutation(Update(Family.ref("f"), {"first": moment}), Registry())
