@@ -22,7 +22,6 @@ from solewriter.shared.schema import (
     differing,
     encode,
     in_whole_minutes,
-    plain,
     shape_of,
     spans_of,
     without_bytes,
@@ -86,8 +85,7 @@ class Kind:
         ]
         named = [(name, earlier_names(model, name)) for name in model.model_fields]
         self._earlier_names = [(name, earlier) for name, earlier in named if earlier]
-        defaults = plain(in_whole_minutes(self._defaults))
-        stored_defaults = decode(encode(defaults))  # as the journal gives them back, to compare with
+        stored_defaults = decode(encode(in_whole_minutes(self._defaults)))  # as a payload holds them, and the journal
         self.schema = Schema(
             0, 0, self.name, self.columns, stored_defaults, "updated_at" in self.stamps, shape_of(model)
         )

@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 from pydantic import AfterValidator, ConfigDict, Field, create_model, field_validator, model_validator
 from pydantic_core import core_schema
 
-from solewriter.shared.columns import NO_INT, text_hash
+from solewriter.shared.columns import NO_INT, text_hash, to_us
 from solewriter.shared.config import KINDS_MAX, MESSAGE_MAX, PROBLEMS_MAX
 from solewriter.shared.errors import InvalidMutation, UnknownKind
 from solewriter.shared.frozen import FrozenMap, Json
@@ -42,6 +42,7 @@ from solewriter.shared.models import (
 )
 from solewriter.shared.registry import Kind, Registry
 from solewriter.shared.schema import differences, plain
+from solewriter.shared.where import demands, plain_where
 
 UTC = datetime.UTC
 EAST, WEST = (datetime.timezone(datetime.timedelta(hours=hours)) for hours in (1, -1))
@@ -908,6 +909,21 @@ def test_readers_without_the_class_read_all_fields_as_plain_values():
     assert (values["status"], values["id"], values["version"]) == ("created", "t", 5)
     assert Kind(Doc1).schema.values("d", 1, NOW_US, b"\x80")["gone"] == "was there"
     assert "updated_at" not in Kind(Doc1).schema.values("d", 1, NOW_US, b"\x80")
+
+
+@pytest.mark.parametrize("moment", [NOW, NOW.astimezone(EAST), datetime.datetime.max.replace(tzinfo=datetime.UTC)])
+def test_a_moment_that_is_a_default_is_a_moment_to_whoever_reads_plain_values(moment):
+    """To readers without the class, to conditions, and to cells that are made anew."""
+    fields = {"due": (pydantic.AwareDatetime, moment), "held": (datetime.datetime | None, moment)}
+    model = create_model("Doc", __base__=Entity, **fields)
+    model.column_names = ("due",)
+    kind = Kind(model)
+    schema = learned(kind.schema)
+    values = schema.values("d", 1, 0, kind.payload(kind.stored(model(id="d"))))
+    assert (values["due"], values["held"]) == (moment, moment)
+    for demand in demands(kind, plain_where(kind, {"due": moment, "held": [moment]})):
+        assert demand.holds(values[demand.name])
+    assert kind.columns[0].cell_or_none(kind.columns[0].value_in({}, schema.defaults)) == to_us(moment)
 
 
 def test_the_cells_of_an_older_record_are_those_of_its_own_values():
