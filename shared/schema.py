@@ -15,7 +15,7 @@ from typing import Any, Final
 
 import msgspec
 from pydantic import BaseModel
-from pydantic.json_schema import GenerateJsonSchema, JsonSchemaValue
+from pydantic.json_schema import GenerateJsonSchema, JsonSchemaValue, JsonSchemaWarningKind
 
 from solewriter.shared.columns import Cell, Column, from_us, unpacked
 from solewriter.shared.config import MESSAGE_MAX, PROBLEMS_MAX
@@ -255,6 +255,11 @@ class _WithAllSaid(GenerateJsonSchema):
     """A JSON schema that also tells what it has no words for: from another class's constraints of moments, say, or from
     those of the fields beside a FrozenMap, nobody could be warned otherwise.
     """
+
+    def emit_warning(self, kind: JsonSchemaWarningKind, detail: str) -> None:
+        """Not of a default that JSON has no words for: it does not count here, and where warnings are errors the shape
+        would be another one.
+        """
 
     def generate_inner(self, schema: Any) -> JsonSchemaValue:
         described = super().generate_inner(schema)

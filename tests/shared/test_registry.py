@@ -10,6 +10,7 @@ import os
 import subprocess
 import sys
 import uuid
+import warnings
 from typing import Annotated, Literal
 
 import msgspec
@@ -1023,6 +1024,22 @@ def test_a_schema_tells_apart_all_types_and_constraints_whatever_is_beside_them(
         for kind in (annotation, other, annotation)
     )
     assert one == again != two
+
+
+@pytest.mark.parametrize(
+    ("annotation", "default"),
+    [(bytes, b"\xff"), (tuple[FrozenMap, ...], (FrozenMap(a=1),)), (frozenset[bytes], frozenset([b"\xff"]))],
+)
+def test_a_schema_is_the_same_where_warnings_are_errors(annotation, default):
+    """Else tests that make them so could store nothing by an engine that does not; and there is nothing to warn of."""
+    model = create_model("Doc", __base__=Entity, field=(annotation, default))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        schema = Kind(model).schema
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert Kind(model).schema == schema
+    assert schema.shape != Kind(create_model("Doc", __base__=Entity, field=(annotation | None, default))).schema.shape
 
 
 def test_a_schema_beside_plain_data_does_not_depend_on_where_a_part_lives():
