@@ -199,6 +199,8 @@ class Kind:
             if self._concern is not None and altered.isdisjoint(name.partition(".")[0] for name in error.fields):
                 return  # of what was stored before, by a class that took it
             raise InvalidMutation(f"{self.name} could not be read back: {error}", fields=error.fields) from error
+        if self._concern is None:  # all of it was validated: what is left out as a default is its result, too
+            altered |= self._stored_names.difference(spans_of(payload))
         names = [name for name in differing(payload, self.payload(self.stored(made))) if name in altered]
         if names:
             fields = dict.fromkeys(names, "its validator makes something else of its own result")

@@ -665,6 +665,34 @@ def test_a_rule_that_never_comes_to_an_end_of_its_changes_is_refused(state, star
         assert set(refused.value.fields) == {"seen"}
 
 
+class Measured(Entity):
+    """Whoever does not say how long it is, is told."""
+
+    text: str = ""
+    size: int = 0
+
+    @model_validator(mode="before")
+    @classmethod
+    def _measure(cls, values: dict[str, object]) -> dict[str, object]:
+        return {"size": len(str(values.get("text", ""))), **values}
+
+
+@pytest.mark.parametrize("verb", ["create", "put"])
+def test_a_default_that_was_given_and_would_be_read_back_as_what_is_left_out_is_refused(state, start_engine, verb):
+    """What is a default is not stored, so its validator takes it for what was not given."""
+    start_engine(state, models=[Measured])
+    with connect(state) as client:
+        store = getattr(client, verb)
+        with pytest.raises(InvalidMutation, match="read back") as refused:
+            store(Measured(text="abc", size=0))
+        assert set(refused.value.fields) == {"size"}
+        assert store(Measured(id="m", text="abc")).size == 3
+        assert store(Measured(text="", size=0)).size == 0
+        assert store(Measured(text="abc", size=2)).size == 2
+        with pytest.raises(InvalidMutation, match="read back"):
+            client.update(Measured.ref("m"), size=0)
+
+
 class Slugged(Task, kind="Slugged", columns=("slug",)):
     """One of its fields is made of another one."""
 
