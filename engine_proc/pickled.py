@@ -10,6 +10,7 @@ import sys
 import threading
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import cached_property
 from io import BytesIO
 from operator import itemgetter
 from typing import Any, NewType
@@ -54,7 +55,7 @@ def pickled(models: Sequence[type[Entity]]) -> bytes:
 
 class _Pickler(cloudpickle.Pickler):  # type: ignore[misc]  # it has no types
     """Sends the names that a script gives to types by value as well: cloudpickle does that for its classes alone. And
-    each class's own name of its kind, which it takes for inherited where a base has the same.
+    each class's own name of its kind, which it takes for inherited where a base has the same. And cached properties.
     """
 
     def reducer_override(self, found: Any) -> Any:
@@ -62,6 +63,8 @@ class _Pickler(cloudpickle.Pickler):  # type: ignore[misc]  # it has no types
             return NewType, (found.__name__, found.__supertype__)
         if type(found).__name__ == "TypeAliasType" and not _is_found_by_name(found):
             return type(found), (found.__name__, found.__value__)
+        if type(found) is cached_property:  # which has a lock in Python 3.11
+            return cached_property, (found.func,), {"attrname": found.attrname}
         reduced = super().reducer_override(found)
         if isinstance(found, type) and issubclass(found, Entity) and isinstance(reduced, tuple):
             attributes, _ = reduced[2]

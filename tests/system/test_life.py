@@ -19,13 +19,14 @@ import time
 import types
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
+from functools import cached_property
 from pathlib import Path
 
 import cloudpickle
 import msgspec
 import psutil
 import pytest
-from pydantic import model_validator
+from pydantic import computed_field, model_validator
 
 from solewriter import (
     Applied,
@@ -34,11 +35,13 @@ from solewriter import (
     EngineStartFailed,
     EngineUnavailable,
     Entity,
+    InvalidMutation,
     Lifecycle,
     Limits,
     Locked,
     NotFound,
     OutcomeUnknown,
+    Part,
     Project,
     Put,
     SchemaMismatch,
@@ -1466,6 +1469,37 @@ def test_names_that_a_script_gives_to_types_travel(state, start_engine, monkeypa
     with connect(state) as client:
         team = client.create(hidden.Team(lead="bob", members=(hidden.Member(others=("eve",)),), names=("bob",)))
         assert client.get(hidden.Team, team.id) == team
+
+
+def test_a_class_with_a_cached_property_travels(state, start_engine):
+    """In Python 3.11 it has a lock."""
+
+    class Length(Part):
+        meters: float
+
+        @cached_property
+        def feet(self) -> float:
+            return self.meters / 0.3048
+
+    class Road(Entity):
+        length: Length
+
+        @computed_field
+        @cached_property
+        def feet(self) -> float:
+            return self.length.feet
+
+        @model_validator(mode="after")
+        def _is_long(self) -> Road:
+            assert self.feet > 1
+            return self
+
+    start_engine(state, models=[Road])
+    with connect(state) as client:
+        road = client.create(Road(length=Length(meters=0.3048 * 2)))
+        assert client.get(Road, road.id).feet == road.feet == 2.0
+        with pytest.raises(InvalidMutation):
+            client.update(road, length=Length(meters=0.1))
 
 
 PARTS_OF_A_SCRIPT = """
