@@ -9,9 +9,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from collections.abc import Set as AbstractSet
-from datetime import UTC, datetime, time, timedelta, timezone
+from datetime import UTC, date, datetime, time, timedelta, timezone
+from decimal import Decimal
 from hashlib import blake2b
 from typing import Any, Final
+from uuid import UUID
 
 import msgspec
 from pydantic import BaseModel
@@ -28,8 +30,24 @@ TOO_LARGE_INT: Final = "holds an integer of more than 64 bits"
 LONE_SURROGATE: Final = "holds text that is not valid Unicode"
 
 
+_BARE: Final[dict[type, Callable[[Any], Any]]] = {
+    str: str.__str__,
+    int: int.__int__,
+    float: float.__float__,
+    bytes: lambda value: bytes(memoryview(value)),
+    datetime: lambda value: datetime.combine(value.date(), value.timetz()),
+    date: lambda value: date(value.year, value.month, value.day),
+    timedelta: lambda value: timedelta(value.days, value.seconds, value.microseconds),
+    Decimal: Decimal,
+    UUID: lambda value: UUID(int=value.int),
+}
+"""Of classes that are derived from a plain type, as some of pandas and of drivers of databases are: the plain value. A
+datetime is a date, too.
+"""
+
+
 def _plain_parts(value: Any) -> Any:
-    """What msgspec does not know: nested models and frozen maps, as dicts."""
+    """What msgspec does not know: nested models and frozen maps, as dicts, and values of derived classes."""
     if isinstance(value, FrozenMap):
         return value._items
     if isinstance(value, BaseModel):
@@ -37,6 +55,9 @@ def _plain_parts(value: Any) -> Any:
         if len(values) == len(fields):
             return values
         return {name: values[name] for name in fields if name in values}  # without its cached properties
+    for base, bare in _BARE.items():
+        if isinstance(value, base):
+            return bare(value)
     raise NotImplementedError(f"cannot store a {type(value).__name__}")
 
 
@@ -52,7 +73,11 @@ def plain(value: Any) -> Any:
     """
     if type(value) is datetime or type(value) is time:
         value = in_whole_minutes(value)
-    return msgspec.to_builtins(value, builtin_types=(bytes,), enc_hook=_plain_parts, order="deterministic")
+    elif type(value) is bytearray or type(value) is memoryview:  # of which it would make text, as JSON needs it
+        value = bytes(value)
+    return msgspec.to_builtins(
+        value, builtin_types=(bytes, bytearray, memoryview), enc_hook=_plain_parts, order="deterministic"
+    )
 
 
 def in_whole_minutes(value: Any) -> Any:

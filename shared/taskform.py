@@ -58,12 +58,17 @@ def changed_fields(kind: Kind, changes: Any) -> dict[str, Any]:
                 check_parts(kind, name, valid)
             if name in kind.moments:
                 valid = in_whole_minutes(valid)
-            try:
-                valid = plain(valid)
-            except (NotImplementedError, TypeError) as error:  # what was not looked at: its validators take anything
-                raise InvalidMutation(f"{kind.name}.{name}: {error}", fields={name: str(error)}) from None
+            valid = plain_field(kind, name, valid)
         fields[name] = valid
     return fields
+
+
+def plain_field(kind: Kind, name: str, value: Any) -> Any:
+    """The value as plain data. Raises InvalidMutation for one that nobody looked at: its validators take anything."""
+    try:
+        return plain(value)
+    except (NotImplementedError, TypeError) as error:
+        raise InvalidMutation(f"{kind.name}.{name}: {error}", fields={name: str(error)}) from None
 
 
 def check_parts(kind: Kind, name: str, value: Any) -> None:

@@ -196,7 +196,7 @@ def _check_plain(value: Any, budget: int, depth: int) -> int:
     if kind is dict:
         for key, item in value.items():
             if type(key) is not str:
-                raise BadRequest("keys are str")
+                raise _Unfit("holds keys that are not str")
             if not key.isascii() and not is_text(key):
                 raise _Unfit(LONE_SURROGATE)
             budget = _check_plain(item, budget - 1, depth - 1)
@@ -206,4 +206,4 @@ def _check_plain(value: Any, budget: int, depth: int) -> int:
         for item in value:
             budget = _check_plain(item, budget, depth - 1)
         return budget
-    raise BadRequest(f"{kind.__name__} is not plain data")
+    raise _Unfit(f"holds a {kind.__name__}, which is not plain data")

@@ -45,7 +45,7 @@ from solewriter.shared.operations import plain_operations
 from solewriter.shared.registry import IN_HEADER, Kind, Registry
 from solewriter.shared.request_ids import own_id
 from solewriter.shared.schema import in_whole_minutes, plain
-from solewriter.shared.taskform import NO_ID, changed_fields, check_parts, model_of, plain_of_task, tree_of
+from solewriter.shared.taskform import NO_ID, changed_fields, check_parts, model_of, plain_field, plain_of_task, tree_of
 from solewriter.shared.where import plain_where, same_fields
 from solewriter.shared.wirecheck import check_names, check_reason_length, is_outcome_query, is_text
 
@@ -233,7 +233,10 @@ def _whole(op: Op, entity: Any, expect: Any, reason: Any, registry: Registry) ->
     for name in kind.moments:
         if name in stored:
             stored[name] = in_whole_minutes(stored[name])
-    fields = plain(stored)
+    try:
+        fields = plain(stored)
+    except (NotImplementedError, TypeError):
+        fields = {name: plain_field(kind, name, value) for name, value in stored.items()}  # which names it
     return op.value, kind.name, entity.id, expect, fields, reason, None
 
 

@@ -10,13 +10,15 @@ import pickletools
 import struct
 import subprocess
 import sys
+import uuid
+from typing import Annotated
 from zoneinfo import ZoneInfo
 
 import msgspec
 import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
-from pydantic import AwareDatetime, BaseModel, ConfigDict, create_model, field_validator
+from pydantic import AfterValidator, AwareDatetime, BaseModel, ConfigDict, create_model, field_validator
 
 from solewriter.shared import handshake, wire, wirecheck, wireform
 from solewriter.shared.config import CAREFUL_NUMBERS, FRAME_REQUESTS_MAX, HANDSHAKE_BYTES_MAX, Limits
@@ -289,6 +291,89 @@ def test_what_no_field_takes_is_refused_at_the_call_by_a_class_with_validators_t
     with pytest.raises(InvalidMutation) as refused:
         wireform.plain_mutation(Update(LowFamily.ref("f"), {"second": value}), Registry())
     assert [*refused.value.fields] == ["second"]
+
+
+class Text(str):
+    pass
+
+
+class Day(datetime.date):
+    pass
+
+
+class Moment(datetime.datetime):
+    pass
+
+
+class Key(uuid.UUID):
+    pass
+
+
+class Blob(bytes):
+    pass
+
+
+class Mixed(Entity):
+    text: str = ""
+    day: datetime.date | None = None
+    at: AwareDatetime | None = None
+    key: uuid.UUID | None = None
+    raw: bytes = b""
+
+
+class LowMixed(Mixed):
+    """Whose changes are sent as they were given."""
+
+    @field_validator("text")
+    @classmethod
+    def _same(cls, value):
+        return value
+
+
+DERIVED = {
+    "text": Text("a"),
+    "day": Day(2030, 1, 2),
+    "at": Moment(2030, 1, 2, 3, 4, 5, 6, datetime.UTC),
+    "key": Key(int=7),
+    "raw": Blob(b"x"),
+}
+
+
+@pytest.mark.parametrize("model", [Mixed, LowMixed])
+def test_a_value_of_a_derived_class_is_the_plain_value(model):
+    """Those of pandas and of drivers of databases are, and pydantic takes them as they are."""
+    registry = Registry()
+    mixed = model(id="m", **DERIVED)
+    for mutation in (Create(mixed), Put(mixed), Update(model.ref("m"), DERIVED)):
+        sent = wireform.plain_mutation(mutation, registry)[4]
+        assert {type(value) for value in sent.values()} == {str, bytes}
+        assert registry.of(model).validated({**sent, "id": "m"}) == mixed
+
+
+@pytest.mark.parametrize("value", [bytearray(b"\xffx"), memoryview(b"\xffx")])
+def test_bytes_that_may_change_are_sent_as_the_bytes_that_they_are(value):
+    """As text for JSON they were before, which is what was stored then."""
+    sent = wireform.plain_mutation(Update(LowMixed.ref("m"), {"raw": value}), Registry())
+    assert sent[4] == {"raw": b"\xffx"}
+
+
+@pytest.mark.parametrize("value", [(bytearray(b"x"),), {1: 2}, ({"a": {1: 2}},)])
+def test_what_is_no_plain_data_inside_a_value_is_refused_by_its_field(value):
+    plain = wireform.plain_mutation(Update(LowMixed.ref("m"), {"text": value}), Registry())
+    with pytest.raises(InvalidMutation, match=r"LowMixed.text holds") as refused:
+        checked_request(([plain], [], None, None), LIMITS)
+    assert set(refused.value.fields) == {"text"}
+
+
+def test_what_a_validator_made_that_cannot_be_stored_is_refused_by_its_field():
+    class Odd(Entity):
+        text: str = ""
+        thing: Annotated[int, AfterValidator(lambda value: object())] = 0
+
+    for mutation in (Create(Odd(text="a", thing=1)), Put(Odd(thing=1)), Update(Odd.ref("o"), {"thing": 1})):
+        with pytest.raises(InvalidMutation, match="cannot store") as refused:
+            wireform.plain_mutation(mutation, Registry())
+        assert set(refused.value.fields) == {"thing"}
 
 
 def test_what_is_no_field_of_the_entity_is_refused_at_the_call_by_its_name():
