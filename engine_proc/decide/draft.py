@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from solewriter.engine_proc.kinds import KindState
 from solewriter.engine_proc.turn import Key, Stored, Turn
 from solewriter.shared.columns import Cells
-from solewriter.shared.errors import NotFound, UnknownKind, VersionConflict
+from solewriter.shared.errors import InvalidMutation, NotFound, UnknownKind, VersionConflict
 from solewriter.shared.registry import Kind
 from solewriter.shared.schema import differing
 
@@ -107,7 +107,11 @@ class Step:
 
     def replace(self, op: int, reason: str, values: Mapping[str, Any]) -> None:
         """A whole new content, validated. Raises InvalidMutation."""
-        self._fields = self.kind.stored(self.kind.validated({**values, **self._header()}))
+        made = self.kind.validated({**values, **self._header()})
+        if made.id != self.key:  # pydantic validates no default: of ids that are made, it is not done by the caller
+            problem = f"is made {made.id!r:.300} when it is read, by which it could not be found: create it with that"
+            raise InvalidMutation(f"{self.kind.name}.id {problem}", fields={"id": problem})
+        self._fields = self.kind.stored(made)
         self.touched = self.kind.model.model_fields
         self.exists = True
         self.op = op

@@ -10,7 +10,7 @@ import time
 from typing import Annotated
 
 import pytest
-from pydantic import AfterValidator, Base64Bytes, field_validator, model_validator
+from pydantic import AfterValidator, Base64Bytes, ConfigDict, field_validator, model_validator
 
 from solewriter import (
     AlreadyExists,
@@ -663,6 +663,30 @@ def test_a_rule_that_never_comes_to_an_end_of_its_changes_is_refused(state, star
         with pytest.raises(InvalidMutation, match="read back") as refused:
             client.create(Counting(text="a"))
         assert set(refused.value.fields) == {"seen"}
+
+
+class Upper(Entity):
+    model_config = ConfigDict(str_to_upper=True)
+
+
+class Prefixed(Entity):
+    @field_validator("id")
+    @classmethod
+    def _with_prefix(cls, value: str) -> str:
+        return value if value.startswith("p-") else f"p-{value}"
+
+
+@pytest.mark.parametrize("model", [Upper, Prefixed])
+def test_an_id_that_would_be_read_back_as_another_one_is_refused(state, start_engine, model):
+    """One that was given was validated; pydantic does not do that with one that is made."""
+    start_engine(state, models=[model])
+    with connect(state) as client:
+        for store in (client.create, client.put):
+            with pytest.raises(InvalidMutation, match="could not be found") as refused:
+                store(model())
+            assert set(refused.value.fields) == {"id"}
+            one = store(model(id=store.__name__))
+            assert client.get(model, one.id) == one
 
 
 class Measured(Entity):
