@@ -77,6 +77,11 @@ class Memory(Reader):
         """The memory as it was mapped last, whether it is the newest or not."""
         return self._view or self.view()
 
+    def is_left(self, root: RootReader) -> bool:
+        """Whether another memory than this one is to be looked into: of an engine that followed one which died, say."""
+        self.look_on()
+        return self._view is None or self._view.root is not root
+
     async def looked(self, look: Callable[[], T]) -> T:
         """What `look` finds in memory. Raises EngineUnavailable where that was not handed over in
         `connect_timeout_s`.
@@ -127,7 +132,7 @@ class AioReader:
         self.memory = memory
         self.limits = limits
         self._home = Home("reader", "aio.open_reader")
-        self._sleeper = Sleeper(self._home.loop, limits.wait_backstop_s)
+        self._sleeper = Sleeper(self._home.loop, limits.wait_backstop_s, memory.is_left)
         self._threads: ThreadPoolExecutor | None = None
 
     @property

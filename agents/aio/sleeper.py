@@ -6,6 +6,9 @@ from __future__ import annotations
 
 import asyncio
 import threading
+import weakref
+from collections.abc import Callable
+from functools import partial
 
 from solewriter.shared.errors import LayoutMismatch
 from solewriter.shared.memory.root import RootReader
@@ -16,9 +19,12 @@ Waiter = asyncio.Future[None]
 class Sleeper:
     """Wakes coroutines of one loop when their revision is there, when an engine follows, or when it is closed."""
 
-    def __init__(self, loop: asyncio.AbstractEventLoop, backstop_s: float) -> None:
+    def __init__(
+        self, loop: asyncio.AbstractEventLoop, backstop_s: float, is_left: Callable[[RootReader], bool]
+    ) -> None:
         self._loop = loop
         self._backstop_s = backstop_s
+        self._is_left = weakref.WeakMethod(is_left)  # weak: this thread would keep a reader that nobody has any more
         self._changed = threading.Condition()
         self._wanted: dict[Waiter, int] = {}
         self._lowest = 0  # of what is wanted; lower when somebody left
@@ -40,8 +46,7 @@ class Sleeper:
         with self._changed:
             if root is not self._root:  # an engine followed: whoever waits on the older memory looks again
                 self._root = root
-                _wake(list(self._wanted))
-                self._wanted.clear()
+                self._wake_all()
             if self._thread is None:
                 thread = threading.Thread(target=self._run, name="solewriter-waiter", daemon=True)
                 thread.start()  # where there can be no more of them, the next one who waits tries again
@@ -53,20 +58,33 @@ class Sleeper:
     def close(self) -> None:
         """Wake everybody; the thread ends."""
         with self._changed:
-            _wake(list(self._wanted))
-            self._wanted.clear()
+            self._wake_all()
             self._root = None
             self._changed.notify()
+
+    def _look_on(self, root: RootReader) -> None:
+        """Nothing happened for a while: whoever waits where nobody can say that another engine followed looks again."""
+        is_left = self._is_left()
+        if is_left is None or is_left(root):
+            with self._changed:
+                if root is self._root:
+                    self._wake_all()
+
+    def _wake_all(self) -> None:
+        _wake(list(self._wanted))
+        self._wanted.clear()
 
     # --- the thread --------------------------------------------------------------------------------------------------
 
     def _run(self) -> None:
         while (root := self._next()) is not None:
             head = root.head
-            due = self._due(root)
-            if not due:
+            if due := self._due(root):
+                is_there = self._tell(partial(_wake, due))
+            else:
                 root.sleep(head, self._backstop_s)
-            elif not self._tell(due):
+                is_there = root.head != head or self._tell(partial(self._look_on, root))
+            if not is_there:
                 return
 
     def _next(self) -> RootReader | None:
@@ -96,10 +114,10 @@ class Sleeper:
             self._lowest = min(self._wanted.values(), default=0)
         return over
 
-    def _tell(self, due: list[Waiter]) -> bool:
-        """Wake them on their loop; False, and the thread is over, if that was closed without them."""
+    def _tell(self, call: Callable[[], None]) -> bool:
+        """Called on the loop; False, and the thread is over, if that was closed without those who wait."""
         try:
-            self._loop.call_soon_threadsafe(_wake, due)
+            self._loop.call_soon_threadsafe(call)
         except RuntimeError:
             with self._changed:
                 self._wanted.clear()

@@ -8,6 +8,7 @@ import os
 import signal
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import pytest
 import uvloop
@@ -179,6 +180,29 @@ def test_waiting_for_one_entity(engine, run):
             assert (await late).id == "late"
             with pytest.raises(TimeoutError, match="did not become so"):
                 await reader.wait_until(Task, "t", lambda task: task.title == "y", timeout_s=0.05)
+
+    run(main())
+
+
+def test_who_waits_where_others_removed_the_memory_goes_on_with_the_engine_that_follows(state, start_engine, run):
+    """The next one finds no root any more in which it could say that it is there."""
+    engine = start_engine(state, limits=Limits(heartbeat_s=60.0, restart_backoff_s=0.005))
+
+    async def main():
+        async with aio.connect(state) as client, aio.open_reader(state) as reader, aio.open_reader(state) as other:
+            await client.create(Task(title="x", id="t"))
+            watch = reader.watch(Task, since=1)
+            waits = [asyncio.create_task(reader.wait_for(2)), asyncio.create_task(anext(watch))]
+            waits.append(asyncio.create_task(other.wait_until(Task, "t", lambda task: task.version == 2)))
+            while len(reader._sleeper._wanted) < 2 or not other._sleeper._wanted:
+                await asyncio.sleep(0)
+            where = engine.folder.whereabouts()
+            for path in Path(where.memory_dir).glob(f"{where.prefix}-*"):
+                path.unlink()
+            os.kill(engine.pid, signal.SIGKILL)
+            newest = await client.update(Task.ref("t"), title="y")
+            revision, change, task = await asyncio.wait_for(asyncio.gather(*waits), 10)
+            assert (revision, change.new, task) == (2, newest, newest)
 
     run(main())
 
