@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from datetime import datetime
 from typing import Any, NamedTuple
 
@@ -9,7 +10,7 @@ from solewriter.agents.decoding import Model
 from solewriter.agents.looking import Looking
 from solewriter.agents.past import Held
 from solewriter.shared.columns import from_us
-from solewriter.shared.errors import SnapshotExpired
+from solewriter.shared.errors import SnapshotExpired, SolewriterError
 from solewriter.shared.mutations import Op
 from solewriter.shared.record import Record
 from solewriter.shared.request_ids import default_id
@@ -37,50 +38,52 @@ class Change:
 
     `mutation` is what was asked for (create, update, claim ...), of several in one request the last; `old` and `new`
     are the entity before and after, None where there was or is none. Where what was before has left memory already,
-    `old` takes a pass over the journal, and raises Compacted if it is not there either.
+    `old` takes a pass over the journal, and raises Compacted if it is not there either. Pickling one asks for both;
+    where one cannot be had, whoever unpickles it gets that error for it, too.
     """
 
-    __slots__ = ("_model", "_published", "_reader", "kind")
+    __slots__ = ("_model", "_published", "_reader", "_record", "kind")
 
     def __init__(self, reader: Looking, published: Published, kind: str, model: Model) -> None:
         self._reader = reader
         self._published = published
+        self._record = published.record
         self._model = model
         self.kind = kind
 
     @property
     def id(self) -> str:
-        return self._published.record.key
+        return self._record.key
 
     @property
     def mutation(self) -> str:
-        return Op(self._published.record.op).name.lower()
+        return Op(self._record.op).name.lower()
 
     @property
     def revision(self) -> int:
-        return self._published.record.revision
+        return self._record.revision
 
     @property
     def version(self) -> int:
-        return self._published.record.version
+        return self._record.version
 
     @property
     def time(self) -> datetime:
-        return from_us(self._published.record.time_us)
+        return from_us(self._record.time_us)
 
     @property
     def actor(self) -> str:
         """The name of the client that asked for it."""
-        return self._published.record.actor
+        return self._record.actor
 
     @property
     def reason(self) -> str:
-        return self._published.record.reason
+        return self._record.reason
 
     @property
     def request_id(self) -> str:
         """What names the request: the user's own id, or the client's."""
-        found = self._published.record
+        found = self._record
         return found.request_id or default_id(found.session, found.sequence)
 
     @property
@@ -106,8 +109,47 @@ class Change:
                 earlier = self._reader.before(pin, found)
         return self._reader.decoder.of_record(pin.catalog, earlier, self._model)
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Addresses mean nothing where this process's mappings are not."""
+        content = [_had(lambda: self.new), _had(lambda: self.old)]
+        return _HandedOn, (self._record._replace(cells=b"", old_cells=b"", payload=b""), self.kind, *content)
+
     def __repr__(self) -> str:
         return f"<Change {self.mutation} of {self.kind} {self.id!r} to version {self.version} at {self.revision}>"
+
+
+class _HandedOn(Change):
+    """One that came from another process: with what it was before and after, or why that could not be had there."""
+
+    __slots__ = ("_new", "_old")
+
+    def __init__(self, record: Record, kind: str, new: Any, old: Any) -> None:
+        self._record = record
+        self.kind = kind
+        self._new = new
+        self._old = old
+
+    @property
+    def new(self) -> Any:
+        return _given(self._new)
+
+    @property
+    def old(self) -> Any:
+        return _given(self._old)
+
+
+def _had(look: Callable[[], Any]) -> Any:
+    """What this brings, or the error that comes instead."""
+    try:
+        return look()
+    except SolewriterError as error:
+        return error
+
+
+def _given(had: Any) -> Any:
+    if isinstance(had, SolewriterError):
+        raise had.with_traceback(None)
+    return had
 
 
 def _is_first(pin: Held, found: Record) -> bool:

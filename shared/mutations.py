@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from enum import IntEnum
+from functools import partial
 from typing import Any
 
 import msgspec
@@ -243,6 +244,7 @@ class Reply:
 
     `entity` (and `entities`, one for each mutation) are decoded from shared memory when first asked for; None for a
     deleted one, a dict where no class of its kind is known here. Raises Compacted if they are long gone from memory.
+    Pickling one asks for them; where they cannot be had, whoever unpickles it gets that error for them, too.
     """
 
     __slots__ = ("_decode", "_entities", "_named", "error", "results", "revision")
@@ -288,6 +290,23 @@ class Reply:
     def entity(self) -> Any:
         return self.entities[0]
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Addresses mean nothing where this process's mappings are not."""
+        entities: tuple[Any, ...] | None = None
+        missing = self.error
+        if missing is None:
+            try:
+                entities = self.entities
+            except SolewriterError as error:
+                missing = error
+        made = self._named, self.revision, self.results, self.error, partial(_missing, missing)
+        return Reply, made, (None, {"_entities": entities})
+
     def __repr__(self) -> str:
         outcome = f"applied at revision {self.revision}" if self.error is None else repr(self.error)
         return f"<Reply {self.request_id}: {outcome}>"
+
+
+def _missing(error: SolewriterError | None, _: Result) -> Any:
+    assert error is not None, "entities that are there are not looked for"
+    raise error.with_traceback(None)

@@ -7,6 +7,8 @@ import contextlib
 import os
 import re
 import signal
+import subprocess
+import sys
 import threading
 from functools import partial
 from pathlib import Path
@@ -451,6 +453,68 @@ def test_a_value_that_fits_no_column_is_refused_at_start_as_it_is_when_registere
     engine.stop()
     with pytest.raises(Exception, match="size"):
         start_engine(state, models=[After])
+
+
+# --- other processes -------------------------------------------------------------------------------------------------
+
+HANDING_ON = """
+import multiprocessing, sys
+from solewriter import AlreadyExists, Create, Delete, Entity, Task, Update, connect, open_reader
+
+class Note(Entity):
+    text: str = ""
+
+def of(reply):
+    return reply.request_id, reply.revision, reply.applied, reply.results, reply.entities if reply.applied else ()
+
+def asked(state, known):
+    with connect(state) as client:
+        twice = Create(Note(id="b", text="2")), Update(Note.ref("a"), {"text": "3"})
+        replies = [client.submit(*twice, request_id="mine"), client.submit(Create(Note(id="a", text="x")))]
+        replies += [client.submit(Delete(Note.ref("a"))), client.outcome("mine").reply, *known]
+    return replies, list(map(of, replies))
+
+def told(change):
+    return [getattr(change, name) for name in (
+        "kind", "id", "mutation", "revision", "version", "time", "actor", "reason", "request_id", "new", "old")]
+
+def tell(changes, said):
+    for change in iter(changes.get, None):
+        said.put((change, told(change), repr(change)))
+
+if __name__ == "__main__":
+    processes, state = multiprocessing.get_context("spawn"), sys.argv[1]
+    with connect(state, name="crawler") as client, open_reader(state) as reader:
+        first = client.submit(Create(Note(id="a", text="1"), reason="new"))
+        with processes.Pool(1) as pool:
+            replies, there = pool.apply(asked, (state, [first]))
+        assert list(map(of, replies)) == there
+        assert replies[0].entities == (Note(id="b", text="2", version=1), Note(id="a", text="3", version=2))
+        assert (replies[0].request_id, replies[0].entity) == ("mine", replies[3].entity)
+        assert isinstance(replies[1].error, AlreadyExists) and replies[1].error.current == replies[0].entities[1]
+        assert (replies[2].entity, replies[4].entity) == (None, first.entity)
+        changes, said = processes.Queue(), processes.Queue()
+        telling = processes.Process(target=tell, args=(changes, said))
+        telling.start()
+        seen = [*reader.watch(Note, since=0, timeout_s=0), *reader.watch("Note", since=0, timeout_s=0)]
+        for change in [*seen, None]:
+            changes.put(change)
+        for change in seen:
+            again, there, shown = said.get(timeout=30)
+            assert (told(again), repr(again)) == (told(change), repr(change)) == (there, shown)
+        telling.join()
+    print([(change.id, change.mutation, change.old and change.old.text) for change in seen[:4]])
+"""
+
+
+def test_replies_and_changes_are_handed_on_to_other_processes(state, start_engine, tmp_path):
+    """What is in them then is what the process that has the memory finds there."""
+    program = tmp_path / "handing_on.py"
+    program.write_text(HANDING_ON)
+    start_engine(state, models=[Note])
+    ran = subprocess.run([sys.executable, program, state], capture_output=True, text=True, timeout=60, check=False)
+    assert (ran.stderr, ran.returncode) == ("", 0)
+    assert ran.stdout == "[('a', 'create', None), ('b', 'create', None), ('a', 'update', '1'), ('a', 'delete', '3')]\n"
 
 
 # --- the rest --------------------------------------------------------------------------------------------------------
