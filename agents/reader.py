@@ -165,7 +165,8 @@ class Reader(Looking):
                     raise EngineUnavailable(problem) from None
                 if view.root.successor == STOPPED:
                     raise EngineUnavailable(
-                        f"the engine of {self.folder.path} was stopped before this reader had mapped its memory"
+                        f"the engine of {self.folder.path} was stopped before this reader had mapped its memory: "
+                        "start it again, or read what it left behind: open_reader(..., offline=True)"
                     ) from None
 
     @property

@@ -79,7 +79,7 @@ class StateFolder:
         try:
             return whereabouts_in(self.engine_json)
         except (FileNotFoundError, NotADirectoryError) as error:
-            raise self.unserved(error) from None
+            raise self.unserved(error, to_reader=True) from None
         except UNDECODABLE as error:
             raise EngineUnavailable(f"{self.engine_json} cannot be read ({error}): restart the engine") from error
 
@@ -92,12 +92,14 @@ class StateFolder:
             return False
         return runs(where.pid, where.start_time)
 
-    def unserved(self, error: Exception) -> EngineUnavailable:
+    def unserved(self, error: Exception, *, to_reader: bool = False) -> EngineUnavailable:
         """What is told where nobody answers. That nobody listens is said in words: errno has none for it."""
         final = is_no_folder(error)
         if not isinstance(error, (FileNotFoundError, NotADirectoryError, ConnectionRefusedError)):
             return EngineUnavailable(f"no engine serves {self.path}: {error}", final=final)
         hint = f"start one with Engine({str(self.path)!r}) or `solewriter serve`"
+        if to_reader and any(self.path.glob("journal-*.log")):
+            hint += ", or read what it holds: open_reader(..., offline=True)"
         return EngineUnavailable(f"no engine serves {self.path}{self._unlike_a_state()}: {hint}", final=final)
 
     def _unlike_a_state(self) -> str:

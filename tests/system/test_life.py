@@ -1836,20 +1836,30 @@ def test_a_client_that_finds_nobody_says_how_to_start_one(state, start_engine):
     async def awaited(path):
         await aio.connect(path, limits=limits)
 
-    def told(path, what):
+    async def opened(path):
+        await aio.open_reader(path)
+
+    def told(path, what, to_readers=""):
         hint = f"no engine serves {path}{what}: start one with Engine({str(path)!r}) or `solewriter serve`"
-        for look in (
-            lambda: connect(path, limits=limits),
-            lambda: asyncio.run(awaited(path)),
-            lambda: open_reader(path),
+        for look, more in (
+            (lambda: connect(path, limits=limits), ""),
+            (lambda: asyncio.run(awaited(path)), ""),
+            (lambda: open_reader(path), to_readers),
+            (lambda: asyncio.run(opened(path)), to_readers),
         ):
-            with pytest.raises(EngineUnavailable, match=re.escape(hint) + "$"):
+            with pytest.raises(EngineUnavailable, match=re.escape(hint + more) + "$"):
                 look()
 
     told(state, ", which is not there")
     told(another, ", and none ever did")
-    start_engine(state).stop()
-    told(state, "")
+    start_engine(state, durability="memory").stop()
+    told(state, "")  # and nothing in it to be read
+    engine = start_engine(state)
+    with open_reader(state) as never_looked:
+        engine.stop()
+        told(state, "", ", or read what it holds: open_reader(..., offline=True)")
+        with pytest.raises(EngineUnavailable, match="had mapped its memory: start it again"):
+            never_looked.snapshot()
     told(state / "committed", ", which is no folder")
 
 
