@@ -39,7 +39,13 @@ class Exchange:
 
     _lane: Lane | None = None
 
-    def __init__(self, folder: StateFolder, session: AgentSession, limits: Limits) -> None:
+    def __init__(
+        self,
+        folder: StateFolder,
+        session: AgentSession,
+        limits: Limits,
+        unanswered: Callable[[], None] | None = None,  # of its client: called for each hello that nobody answered
+    ) -> None:
         self.folder = folder
         self._session = session
         self._limits = limits
@@ -50,7 +56,7 @@ class Exchange:
         self._broken = False
         self._spinning = Spinning(limits)
         self._pace = Pace()
-        self._again = Reconnecting(folder, limits)
+        self._again = Reconnecting(folder, limits, unanswered)
         self._closed = False
         self._pid = os.getpid()
         _open.add(self)  # first: a fork must find every lane

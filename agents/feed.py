@@ -39,7 +39,7 @@ class Feed:
         self._within = 0  # records taken of the one after it
         self._skip = 0  # of them, those that are met once more in another memory, or in the journal
         self._history_id = history_id
-        self._view: View | None = None
+        self._prefix = ""  # of the memory that it reads in, which is not held for that
         self._address = 0
         self._journaled: Iterator[Published] | None = None
 
@@ -79,7 +79,7 @@ class Feed:
 
     def _from_memory(self, view: View, pin: Pin, limit: int) -> list[Published]:
         """Raises FileNotFoundError or SnapshotExpired where what comes next has left it."""
-        if view is self._view:
+        if view.prefix == self._prefix:
             try:
                 return self._walked(pin, limit)
             except (FileNotFoundError, SnapshotExpired):
@@ -103,7 +103,7 @@ class Feed:
         except (FileNotFoundError, SnapshotExpired):
             if not taken:
                 raise
-            self._view = None
+            self._prefix = ""
         return taken
 
     def _begin(self, view: View, pin: Pin) -> None:
@@ -114,7 +114,7 @@ class Feed:
         if self.since + 1 < pin.root.oldest:
             raise FileNotFoundError
         self._address = view.begin_of(self.since, pin.root)
-        self._view = view
+        self._prefix = view.prefix
 
     def _check_history(self, view: View, pin: Pin) -> None:
         if view.root.history.hex() != self._history_id:
@@ -140,7 +140,7 @@ class Feed:
 
     def _from_journal(self, pin: Pin) -> Iterator[Published]:
         """What is journaled behind `since`, up to a revision that was published when this began."""
-        self._view, self._skip = None, self._within
+        self._prefix, self._skip = "", self._within
         return _journaled(pin, self._reader.folder.path, self.since)
 
     def _is_new(self, found: record.Record) -> bool:

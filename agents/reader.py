@@ -66,19 +66,21 @@ class Reader(Looking):
     def view(self) -> View:
         """The memory of the newest engine. Raises EngineUnavailable if there never was one, or it was stopped."""
         view = self._view
-        if view is None or view.root.successor:
-            view = self._attach(view)
-        return view
+        if view is not None and not view.root.successor:
+            return view
+        del view  # whoever waits for the next one holds nothing of it
+        return self._attach()
 
-    def _attach(self, known: View | None) -> View:
+    def _attach(self) -> View:
         """Map the memory that `engine.json` names; while it is being handed over, look again."""
         deadline = time.monotonic() + self._limits.connect_timeout_s
-        while (view := self.attached(known, last=time.monotonic() > deadline)) is None:
+        while (view := self.attached(last=time.monotonic() > deadline)) is None:
             time.sleep(ATTACH_RETRY_S)
         return view
 
-    def attached(self, known: View | None, *, last: bool) -> View | None:
+    def attached(self, *, last: bool) -> View | None:
         """The newest memory, or None while it is being handed over; the `last` look raises EngineUnavailable."""
+        known = self._view
         try:
             where = self.folder.whereabouts()
             if known is None or where.prefix != known.prefix:
@@ -87,6 +89,8 @@ class Reader(Looking):
                     return self._use(view)
             elif not known.root.successor:
                 return known
+            elif known.root.successor == SUPERSEDED and known.maps_more:
+                self._use(known.bare())  # a start had no room beside it: snapshots hold it, and nobody else any more
         except PermissionError as error:
             problem = f"{self.folder.path} is another user's: its memory cannot be read"
             raise EngineUnavailable(problem, final=True) from error
@@ -143,13 +147,13 @@ class Reader(Looking):
         return bool(poll.poll(0))
 
     def look_on(self) -> None:
-        """Turn to an engine that followed one which died, where the memory of that had been removed by others before:
-        nobody can say so there any more.
+        """Turn to an engine that followed, without waiting for one; where others removed the memory of the one that
+        died before, nobody can say so there any more.
         """
         view = self._view
-        if view is not None and not view.root.successor and self._died():
+        if view is not None and (view.root.successor or self._died()):
             with suppress(EngineUnavailable, LayoutMismatch):  # a later look may tell more
-                self.attached(view, last=False)
+                self.attached(last=False)
 
     # --- reading -----------------------------------------------------------------------------------------------------
 
@@ -164,10 +168,8 @@ class Reader(Looking):
                     problem = f"the memory of {self.folder.path} was removed under its engine: start it again ({error})"
                     raise EngineUnavailable(problem) from None
                 if view.root.successor == STOPPED:
-                    raise EngineUnavailable(
-                        f"the engine of {self.folder.path} was stopped before this reader had mapped its memory: "
-                        "start it again, or read what it left behind: open_reader(..., offline=True)"
-                    ) from None
+                    problem = f"the engine of {self.folder.path} was stopped, and this reader maps none of its memory"
+                    raise EngineUnavailable(f"{problem}: start it, or open_reader(..., offline=True)") from None
 
     @property
     def revision(self) -> int:

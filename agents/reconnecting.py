@@ -1,4 +1,5 @@
-"""`Reconnecting`: how a client goes on that has no lane: when it says hello, and when it gives up. No I/O, no clock.
+"""`Reconnecting`: how a client goes on that has no lane: when it says hello, and when it gives up. No I/O of its
+own, no clock.
 
 However many need the lane, it is looked for no longer than `connect_timeout_s` from when it was first missed. The pause
 before a hello is longer each time, until something is heard: who takes a lane and drops it at once is not asked
@@ -6,6 +7,9 @@ hastily.
 """
 
 from __future__ import annotations
+
+import weakref
+from collections.abc import Callable
 
 from solewriter.shared.config import RECONNECT_FIRST_S, RECONNECT_MAX_S, Limits
 from solewriter.shared.errors import EngineUnavailable, check_descriptors
@@ -15,10 +19,12 @@ from solewriter.shared.folder import StateFolder, is_no_folder
 class Reconnecting:
     """Of one client. Times are seconds on any one clock."""
 
-    def __init__(self, folder: StateFolder, limits: Limits) -> None:
+    def __init__(self, folder: StateFolder, limits: Limits, unanswered: Callable[[], None] | None = None) -> None:
         self.connect_timeout_s = limits.connect_timeout_s
         self.heard = False  # something, since the last hello: whoever reads notes it
         self._folder = folder
+        # Weak: a warning that a client was never closed keeps this, and must not keep its reader.
+        self._unanswered = weakref.WeakMethod(unanswered) if unanswered else None
         self._missed_s = 0.0  # since when there is no lane; 0 while there is one
         self._pause_s = 0.0  # before the next hello
 
@@ -38,6 +44,8 @@ class Reconnecting:
         """Nobody answered that hello. Raises the error where it is final, EngineUnavailable where there is no time for
         another one, or no folder to have an engine.
         """
+        if self._unanswered is not None and (tell := self._unanswered()) is not None:
+            tell()
         if getattr(error, "final", False):
             raise error
         if now_s + self._pause_s > deadline or is_no_folder(error):

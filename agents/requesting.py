@@ -41,8 +41,8 @@ class Requests(Asker):
         limits: Limits = DEFAULT_LIMITS,
     ) -> None:
         super().__init__(state, name=name, client_id=client_id, limits=limits)
-        self._exchange = Exchange(self.folder, self._session, limits)
         self.reader = Reader(state, limits, self._registry)
+        self._exchange = Exchange(self.folder, self._session, limits, self.reader.look_on)
         self._answers = Answers(self.reader, self._registry)
 
     # --- requests ----------------------------------------------------------------------------------------------------

@@ -40,7 +40,13 @@ class AioExchange:
 
     _lane: Lane | None = None
 
-    def __init__(self, folder: StateFolder, session: AgentSession, limits: Limits) -> None:
+    def __init__(
+        self,
+        folder: StateFolder,
+        session: AgentSession,
+        limits: Limits,
+        unanswered: Callable[[], None] | None = None,  # of its client: called for each hello that nobody answered
+    ) -> None:
         self.folder = folder
         self._session = session
         self._limits = limits
@@ -53,7 +59,7 @@ class AioExchange:
         self._greeting: Greeting | None = None
         self._connecting: asyncio.Task[None] | None = None
         self._pace = Pace()
-        self._again = Reconnecting(folder, limits)
+        self._again = Reconnecting(folder, limits, unanswered)
         self._closed = False
         _open.add(self)
 

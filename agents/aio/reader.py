@@ -57,12 +57,12 @@ class Memory(Reader):
         self._is_made_again = False  # the look that is under way, should it be given up
         self._thread = threading.get_ident()  # the loop's; what is looked at beside it may wait
 
-    def _attach(self, known: View | None) -> View:
+    def _attach(self) -> View:
         if self._closed:
             raise EngineUnavailable("this reader is closed", final=True)
         if threading.get_ident() != self._thread:
-            return super()._attach(known)
-        view = self.attached(known, last=not self._is_made_again)
+            return super()._attach()
+        view = self.attached(last=not self._is_made_again)
         if view is None:
             raise HandedOver
         return view

@@ -49,8 +49,8 @@ class AioRequests(Asker):
         limits: Limits = DEFAULT_LIMITS,
     ) -> None:
         super().__init__(state, name=name, client_id=client_id, limits=limits)
-        self._exchange = AioExchange(self.folder, self._session, limits)
         self._memory = Memory(state, limits, self._registry)
+        self._exchange = AioExchange(self.folder, self._session, limits, self._memory.look_on)
         self._answers = Answers(self._memory, self._registry)
         self._giving_up: set[asyncio.Task[None]] = set()
         self.reader = AioReader(self._memory, limits)

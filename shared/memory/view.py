@@ -35,10 +35,11 @@ class View:
     format.
     """
 
-    def __init__(self, folder: str, prefix: str) -> None:
+    def __init__(self, folder: str, prefix: str, root: RootReader | None = None) -> None:
+        self._folder = folder
         self.prefix = prefix
         attach = self._attach = _Files(folder, prefix).attach  # which knows no view: a view is freed when it is let go
-        self.root = RootReader(attach("root"))
+        self.root = root or RootReader(attach("root"))
         # Threads share a view: what belongs together is one tuple, replaced as a whole.
         self._listed: tuple[tuple[int, int], dict[int, Segment]] = ((0, 0), {})  # by the root that was pinned last
         self._younger: dict[int, Segment] = {}
@@ -60,6 +61,18 @@ class View:
     def let_go(self) -> None:
         """Hold no heap segment until the next pin. Those that there are have theirs."""
         self._listed, self._younger = ((0, 0), {}), {}
+
+    @property
+    def maps_more(self) -> bool:
+        """Whether anything but the root is mapped."""
+        return bool(self._listed[1] or self._younger or self._indexes or self._tables)
+
+    def bare(self) -> View:
+        """The same memory, of which nothing but the root is mapped, and what is known of its kinds."""
+        other = View(self._folder, self.prefix, self.root)
+        number, tables = self._described
+        other._described = number, Tables(tables.catalog)
+        return other
 
     def _heap_of(self, root: Root) -> dict[int, Segment]:
         """The root's segments: the same dict as before, unless segments came or went."""

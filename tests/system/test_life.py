@@ -1858,7 +1858,7 @@ def test_a_client_that_finds_nobody_says_how_to_start_one(state, start_engine):
     with open_reader(state) as never_looked:
         engine.stop()
         told(state, "", ", or read what it holds: open_reader(..., offline=True)")
-        with pytest.raises(EngineUnavailable, match="had mapped its memory: start it again"):
+        with pytest.raises(EngineUnavailable, match="maps none of its memory: start it, or open_reader"):
             never_looked.snapshot()
     told(state / "committed", ", which is no folder")
 

@@ -4,6 +4,7 @@ one revision or the other, whole, and everybody else goes on.
 
 from __future__ import annotations
 
+import asyncio
 import gc
 import os
 import random
@@ -11,6 +12,8 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import AsyncExitStack, ExitStack
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -31,6 +34,7 @@ from solewriter import (
     Task,
     TaskPriority,
     Update,
+    aio,
     connect,
     open_reader,
     status_of,
@@ -242,6 +246,65 @@ def test_an_engine_that_dies_while_memory_is_full_comes_back_when_there_is_room(
         work.run(500)
         read_whole(reader.snapshot(), work.tasks)
         read_whole(held, expected)
+
+
+def goes_on(state: Path, limits: Limits, kill: Callable[[], None], wait_until: Any) -> tuple[Any, ...]:
+    """Clients and readers that looked, and wait when the engine is killed, or come behind that: what they are told."""
+    with ThreadPoolExecutor(4) as beside, connect(state, limits=limits) as client, ExitStack() as opened:
+        readers = [opened.enter_context(open_reader(state, limits=limits)) for _ in range(4)]
+        before = [one.get(Task, "t1").version for one in (client, *readers)]
+        wanted = readers[1].revision + 1
+        watch = readers[0].watch(since=wanted - 2, timeout_s=20)
+        next(watch)
+        waits = [beside.submit(next, watch), beside.submit(readers[1].wait_for, wanted, 20)]
+        waits.append(beside.submit(readers[2].wait_until, Task, "t1", lambda task: task.version > before[0], 20))
+        root = readers[3].view().root
+        kill()
+        wait_until(lambda: root.successor, 20, "a start gives up what was mapped")
+        waits.append(beside.submit(readers[3].get, Task, "t1"))
+        newest = client.update(Task.ref("t1"), title="y")
+        change, revision, task, read = [wait.result(20) for wait in waits]
+        return before, newest.version, change.version, revision - wanted, task.version, read.version > 0
+
+
+def goes_on_in_a_loop(state: Path, limits: Limits, kill: Callable[[], None], _: Any) -> tuple[Any, ...]:
+    async def story() -> tuple[Any, ...]:
+        async with aio.connect(state, limits=limits) as client, AsyncExitStack() as readers:
+            opened = [await readers.enter_async_context(aio.open_reader(state, limits=limits)) for _ in range(4)]
+            before = [(await one.get(Task, "t1")).version for one in (client, *opened)]
+            wanted = opened[1].revision + 1
+            watch = opened[0].watch(since=wanted - 2)
+            await anext(watch)
+            waits = [anext(watch), opened[1].wait_for(wanted)]
+            waits.append(opened[2].wait_until(Task, "t1", lambda task: task.version > before[0]))
+            told = asyncio.gather(*waits)
+            await asyncio.sleep(0)
+            root = opened[3].memory.mapped.root
+            kill()
+            while not root.successor:
+                await asyncio.sleep(0)
+            reading = asyncio.create_task(opened[3].get(Task, "t1"))
+            newest = await client.update(Task.ref("t1"), title="y")
+            change, revision, task = await asyncio.wait_for(told, 20)
+            read = (await reading).version
+            return before, newest.version, change.version, revision - wanted, task.version, read > 0
+
+    return asyncio.run(story())
+
+
+@pytest.mark.parametrize("going_on", [goes_on, goes_on_in_a_loop])
+def test_who_waits_for_the_engine_that_follows_a_dead_one_leaves_it_the_room(
+    state, memory, start_engine, wait_until, going_on
+):
+    """There is room for one of them, and what somebody maps is not given back."""
+    limits = msgspec.structs.replace(memory.limits, restart_backoff_max_s=0.2, connect_timeout_s=5.0)
+    engine = start_engine(state, limits=limits)
+    with connect(state) as client:
+        for number in range(90):
+            client.create(Task(title="x", id=f"t{number}", description=f"{number % 10}" * 100_000))
+    del client
+    told = going_on(state, limits, lambda: os.kill(engine.pid, signal.SIGKILL), wait_until)
+    assert told == ([1] * 5, 2, 2, 0, 2, True)
 
 
 def test_a_start_without_room_says_so_and_leaves_nothing_behind(state, memory, start_engine):
