@@ -8,10 +8,13 @@ from __future__ import annotations
 
 import errno
 import os
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from pathlib import Path
 
 from solewriter.engine_proc.lock import Lock
+from solewriter.shared.config import MAPPING_SHOWN
 from solewriter.shared.errors import EngineUnavailable, LayoutMismatch
 from solewriter.shared.folder import StateFolder, Whereabouts, runs
 from solewriter.shared.memory.root import STOPPED, SUPERSEDED, succeed
@@ -62,6 +65,34 @@ def remove_old_memory(folder: StateFolder, own_prefix: str, *, but_roots: bool =
                 give_back(folder, old)
     for unfinished in folder.path.glob("*.json.tmp"):  # of an engine that died while it wrote a small file
         unfinished.unlink(missing_ok=True)
+
+
+def still_mapped(folder: StateFolder) -> str:
+    """Behind a start that found no room, and took dead engines' memory away: who maps it all the same, and so keeps it;
+    "" if nobody is seen to.
+    """
+    prefixes = b"|".join(old.prefix.encode() for old in folder.markers())
+    theirs = re.compile(rb"/(?:%s)-(?!root\b)" % prefixes)  # who waits for the next engine maps the root, and no more
+    found = [pid for pid in _processes() if prefixes and theirs.search(_maps_of(pid))]
+    if not found:
+        return ""
+    named = ", ".join(map(str, found[:MAPPING_SHOWN])) + (", ..." if len(found) > MAPPING_SHOWN else "")
+    who = f"process {named}" if len(found) == 1 else f"{len(found)} processes ({named})"
+    return (
+        f". What a dead engine left is still mapped by {who}: readers and clients let go of it when they are used or "
+        "closed, but for snapshots that are held"
+    )
+
+
+def _processes() -> list[int]:
+    return sorted(int(name) for name in os.listdir("/proc") if name.isdigit())
+
+
+def _maps_of(pid: int) -> bytes:
+    try:
+        return Path(f"/proc/{pid}/maps").read_bytes()
+    except OSError:  # it ended, or is another user's
+        return b""
 
 
 def remove_orphans(folder: StateFolder, pid: int = 0) -> None:

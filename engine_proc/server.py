@@ -358,6 +358,7 @@ def run(orders: Orders, line: Line) -> int:
             server.abandon()
             if isinstance(error, MemoryFull):  # a dead engine's memory makes room for the next attempt
                 leftovers.remove_old_memory(server.folder, "", but_roots=True)
+                error = MemoryFull(f"{error}{leftovers.still_mapped(server.folder)}")
         line.say(refused(error))
         if isinstance(error, MemoryFull | DiskFull):
             return EXIT_NO_ROOM

@@ -188,6 +188,7 @@ RESULTS_UNPACKED = 16  # of one remembered request, as objects of 200 bytes each
 SESSION_FRAMES_MAX = 2**40  # of one session: 34 years at a thousand a second
 ANSWER_MAX = 15_000  # characters of what an engine says to its owner: a pipe holds it, where nobody reads just now
 MESSAGE_MAX = 2_000  # characters of a refusal: it is journaled, and remembered for a whole window
+MAPPING_SHOWN = 8  # processes that a start names which has no room for what they map: enough to begin with
 PROBLEMS_MAX = 10  # failing fields that one refusal names
 RESERVE_BYTES = 1 * MIB  # of disk, for what tidies up when it is full: most often less than 64 KiB
 SPARE_FILES_MAX = 8  # trimmed journal files kept to be written again: as many as are trimmed at once, mostly

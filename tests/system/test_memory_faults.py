@@ -307,6 +307,30 @@ def test_who_waits_for_the_engine_that_follows_a_dead_one_leaves_it_the_room(
     assert told == ([1] * 5, 2, 2, 0, 2, True)
 
 
+def test_a_start_without_room_names_who_holds_what_a_dead_engine_left(state, memory, start_engine, wait_until, capfd):
+    """A snapshot, and a reader that nobody uses: both let go in the end, and the engine comes."""
+    engine = start_engine(state, limits=msgspec.structs.replace(memory.limits, restart_backoff_max_s=0.2))
+    with connect(state) as client:
+        for number in range(90):
+            client.create(Task(title="x", id=f"t{number}", description=f"{number % 10}" * 100_000))
+    client.reader.close()
+    idle, said = open_reader(state), [""]
+    held = idle.snapshot()
+    os.kill(engine.pid, signal.SIGKILL)
+
+    def is_told() -> bool:
+        said[0] += capfd.readouterr().err
+        return f"is still mapped by process {os.getpid()}:" in said[0]
+
+    wait_until(is_told, 20, "a start that names this process")
+    assert held.get(Task, "t1").version == 1
+    held.close()
+    assert engine.restarts == 0
+    assert idle.get(Task, "t1").version == 1
+    wait_until(lambda: engine.restarts, 20, "its owner heard that it serves")
+    idle.close()
+
+
 def test_a_start_without_room_says_so_and_leaves_nothing_behind(state, memory, start_engine):
     memory.fill()
     with pytest.raises(EngineStartFailed, match=r"MemoryFull.*memory_dir"):
