@@ -95,7 +95,7 @@ class Engine:
         self._stopping = threading.Event()
         # Set when a supervisor ended. Its thread is not joined: one that Ctrl-C finds in there says that it ended.
         self._unsupervised: threading.Event | None = None
-        self._no_room = False  # the last start failed for want of it, on disk or in memory
+        self._no_room = 0  # so many starts in a row failed for want of it, on disk or in memory
         self._no_start = ""  # why the last one failed, if it did
 
     # --- public ------------------------------------------------------------------------------------------------------
@@ -119,7 +119,7 @@ class Engine:
                 raise RuntimeError("this engine was started already")
             self._stopping.clear()
             self._models = self._known
-            self.failure, self._no_room, self._no_start, self._owner = None, False, "", os.getpid()
+            self.failure, self._no_room, self._no_start, self._owner = None, 0, "", os.getpid()
             try:
                 self._launch()
             except (_Stopping, EngineStartFailed):
@@ -306,8 +306,9 @@ class Engine:
                 why = moved if status == EXIT_NOT_OWNER else f"the engine {ending(status)}"
                 self._give_up(f"{why}: it would not help to start it again")
                 return
-            # Behind a start that found no room none is counted: when there will be some, nobody knows.
-            backoff_s = self.limits.restart_backoff_max_s if self._no_room else backoff.next_s(time.monotonic())
+            # Behind one that found no room none is counted: nobody knows when there is some. The first one made some.
+            short_s = self.limits.restart_backoff_s if self._no_room == 1 else self.limits.restart_backoff_max_s
+            backoff_s = short_s if self._no_room else backoff.next_s(time.monotonic())
             if backoff_s is None:
                 window_s = self.limits.restart_window_s
                 why = f". The last start: {self._no_start}" if self._no_start else ""
@@ -362,7 +363,7 @@ class Engine:
         """
         failpoint.reach("restart.begin")
         final: EngineUnavailable | None = None
-        begun, self._no_room, self._no_start = time.monotonic(), False, ""
+        begun, no_room, self._no_room, self._no_start = time.monotonic(), self._no_room, 0, ""
         try:
             self._launch(backoff_s=backoff_s)
             self.restarts += 1
@@ -375,7 +376,7 @@ class Engine:
                 final = error  # else whoever holds it may fail to start itself, say
             if isinstance(error, EngineStartFailed):
                 status = getattr(error, "status", None)
-                self._no_room = status == EXIT_NO_ROOM
+                self._no_room = no_room + 1 if status == EXIT_NO_ROOM else 0
                 if status in NEVER_RESTART and self._models == self._known:
                     final = error
                 self._models = self._known  # what no engine has taken may be why

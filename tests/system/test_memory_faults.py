@@ -307,6 +307,16 @@ def test_who_waits_for_the_engine_that_follows_a_dead_one_leaves_it_the_room(
     assert told == ([1] * 5, 2, 2, 0, 2, True)
 
 
+def test_the_start_behind_one_that_made_room_does_not_wait_for_it(state, memory, start_engine):
+    """The one that found none took the dead engine's memory away: only where that did not help, time may."""
+    engine = start_engine(state, limits=msgspec.structs.replace(memory.limits, restart_backoff_max_s=60.0))
+    with connect(state, limits=with_limits(connect_timeout_s=30.0)) as client:
+        for number in range(90):
+            client.create(Task(title="x", id=f"t{number}", description=f"{number % 10}" * 100_000))
+        os.kill(engine.pid, signal.SIGKILL)
+        assert client.update(Task.ref("t1"), title="y").version == 2
+
+
 def test_a_start_without_room_names_who_holds_what_a_dead_engine_left(state, memory, start_engine, wait_until, capfd):
     """A snapshot, and a reader that nobody uses: both let go in the end, and the engine comes."""
     engine = start_engine(state, limits=msgspec.structs.replace(memory.limits, restart_backoff_max_s=0.2))
