@@ -21,7 +21,7 @@ import uvloop
 from solewriter.bench.workload import sample_task
 from solewriter.engine_proc.bridge import Bridge, LaneEnd
 from solewriter.engine_proc.engine import SingleWriter
-from solewriter.engine_proc.orders import Orders
+from solewriter.engine_proc.owner.orders import Orders
 from solewriter.engine_proc.process import Durability
 from solewriter.engine_proc.server import Server
 from solewriter.engine_proc.turn import Turn

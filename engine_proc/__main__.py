@@ -11,7 +11,7 @@ from contextlib import suppress
 
 gc.disable()  # nothing that imports and recovery make is garbage; `freeze_garbage` enables it
 
-from solewriter.engine_proc.orders import Line, Orders, refused  # noqa: E402 (behind the line above, or it is in vain)
+from solewriter.engine_proc.owner.orders import Line, Orders, refused  # noqa: E402 (behind the line above, or it is in vain)
 from solewriter.engine_proc.server import EXIT_FAILED, run  # noqa: E402
 
 

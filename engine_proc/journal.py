@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import NamedTuple, Protocol
 
 from solewriter.engine_proc.ahead import FULL, FilesAhead, fill, with_room
-from solewriter.engine_proc.replay import Missing, Replay, Tail
+from solewriter.engine_proc.recovery.replay import Missing, Replay, Tail
 from solewriter.engine_proc.tuning import thread_beside
 from solewriter.shared import entry as entries
 from solewriter.shared import failpoint

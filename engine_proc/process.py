@@ -19,15 +19,17 @@ from typing import Literal, Self
 
 import msgspec
 
-from solewriter.engine_proc.backoff import Backoff
-from solewriter.engine_proc.launch import Child, current_folder, import_path
-from solewriter.engine_proc.leftovers import remove_orphans as remove_orphans  # who sees off an engine needs it, too
-from solewriter.engine_proc.listed import by_kind
-from solewriter.engine_proc.notices import ending, say
-from solewriter.engine_proc.orders import Orders
-from solewriter.engine_proc.pickled import pickled
-from solewriter.engine_proc.pulse import Pulse
-from solewriter.engine_proc.quarantine import last_words
+from solewriter.engine_proc.owner.backoff import Backoff
+from solewriter.engine_proc.owner.launch import Child, current_folder, import_path
+from solewriter.engine_proc.owner.listed import by_kind
+from solewriter.engine_proc.owner.notices import ending, say
+from solewriter.engine_proc.owner.orders import Orders
+from solewriter.engine_proc.owner.pickled import pickled
+from solewriter.engine_proc.owner.pulse import Pulse
+from solewriter.engine_proc.recovery.leftovers import (
+    remove_orphans as remove_orphans,  # who sees off an engine needs it, too
+)
+from solewriter.engine_proc.recovery.quarantine import last_words
 from solewriter.engine_proc.server import EXIT_NO_ROOM, EXIT_NOT_OWNER, NEVER_RESTART
 from solewriter.shared import failpoint
 from solewriter.shared.config import (
@@ -315,7 +317,7 @@ class Engine:
                 self._give_up(f"the engine died {backoff.starts} times in {window_s:.0f} s: given up{why}")
                 return
             if child is not last:
-                self._say(f"the engine (pid {child.pid}) {ending(status)}: another one is started")
+                say(f"the engine (pid {child.pid}) {ending(status)}: another one is started")
                 last = child
             if not self._restart(backoff_s):
                 return
@@ -341,7 +343,7 @@ class Engine:
                 if self.replace_hung and pulse.inexcusable_s() > self.limits.hang_timeout_s:
                     self._replace(child)
             elif self.hung:
-                self._say(f"the engine (pid {child.pid}) goes on")
+                say(f"the engine (pid {child.pid}) goes on")
                 self.hung = False
         self.hung = False
         return child.wait()
@@ -349,12 +351,12 @@ class Engine:
     def _report(self, child: Child, why: str) -> None:
         if not self.hung:
             self.hung = True
-            self._say(f"the engine (pid {child.pid}) hangs: {why}")
+            say(f"the engine (pid {child.pid}) hangs: {why}")
 
     def _replace(self, child: Child) -> None:
         """End it; what follows is the same as after any other death."""
         if not self._stopping.is_set():
-            self._say(f"the engine (pid {child.pid}) is replaced")
+            say(f"the engine (pid {child.pid}) is replaced")
             child.kill()
 
     def _restart(self, backoff_s: float) -> bool:
@@ -383,7 +385,7 @@ class Engine:
             if final is not None:
                 self._fail(final)
             if not self._stopping.is_set():  # or that is why
-                self._say(str(error))  # the loop sees the dead process and backs off
+                say(str(error))  # the loop sees the dead process and backs off
             self._stopping.wait(max(0.0, begun + backoff_s - time.monotonic()))  # if nothing was started that did
         return final is None
 
@@ -395,6 +397,3 @@ class Engine:
         self.failure = why
         with self._changed:
             self._changed.notify_all()
-
-    def _say(self, text: str) -> None:
-        say(text)

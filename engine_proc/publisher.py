@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Final
 import msgspec
 
 from solewriter.engine_proc.reclaim import Dropped, Reclaimer
-from solewriter.engine_proc.restoring import Restoring
+from solewriter.engine_proc.recovery.restoring import Restoring
 from solewriter.shared import failpoint
 from solewriter.shared.checkpoint import Checkpoint
 from solewriter.shared.columns import Cells, Column

@@ -16,7 +16,6 @@ from pathlib import Path
 import cloudpickle
 import msgspec
 
-from solewriter.engine_proc import leftovers, quarantine, recovery
 from solewriter.engine_proc.adoption import check_fit
 from solewriter.engine_proc.ahead import FULL, with_room
 from solewriter.engine_proc.bridge import Bridge
@@ -26,11 +25,12 @@ from solewriter.engine_proc.engine import SingleWriter
 from solewriter.engine_proc.journal import DiskFull, FileJournal, Journal, NoJournal
 from solewriter.engine_proc.lock import Lock, by_name
 from solewriter.engine_proc.maker import Maker
-from solewriter.engine_proc.orders import Line, Orders, Ready, Register, refused
 from solewriter.engine_proc.overtime import TimeBudget
+from solewriter.engine_proc.owner.orders import Line, Orders, Ready, Register, refused
 from solewriter.engine_proc.publisher import Publisher
-from solewriter.engine_proc.recovery import Recovery
-from solewriter.engine_proc.replay import check_empty, last_noted
+from solewriter.engine_proc.recovery import leftovers, quarantine, recovery
+from solewriter.engine_proc.recovery.recovery import Recovery
+from solewriter.engine_proc.recovery.replay import check_empty, last_noted
 from solewriter.engine_proc.sessions import ENGINE, Sessions
 from solewriter.engine_proc.state import State
 from solewriter.engine_proc.tuning import freeze_garbage, limit_data, raise_descriptor_limit, thread_beside

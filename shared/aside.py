@@ -1,4 +1,4 @@
-"""Checkpoints that were set aside, on request: starts do without them. See `solewriter.engine_proc.repair`."""
+"""Checkpoints that were set aside, on request: starts do without them. See `solewriter.engine_proc.recovery.repair`."""
 
 from __future__ import annotations
 

@@ -33,7 +33,7 @@ MAY_IMPORT = {
     "engine_proc": (SHARED, ENGINE),
     "agents": (SHARED, AGENTS),
     "agents/front": (SHARED, AGENTS, PROCESS),
-    "agents/cli": (FRONT, SHARED, AGENTS, PROCESS, "solewriter.engine_proc.repair"),
+    "agents/cli": (FRONT, SHARED, AGENTS, PROCESS, "solewriter.engine_proc.recovery.repair"),
     "agents/demo": (FRONT, SHARED, AGENTS, PROCESS),
     "agents/testing": (FRONT, SHARED, AGENTS, PROCESS),
     "bench": (FRONT, SHARED, AGENTS, ENGINE, "solewriter.bench"),
@@ -43,14 +43,14 @@ MAY_IMPORT = {
 ONLY_IN: dict[str, tuple[str, ...]] = {
     "pickle": ("shared/wire.py",),  # requests, and it refuses every global
     "_pickle": ("shared/wire.py",),
-    "cloudpickle": ("engine_proc/pickled.py", "engine_proc/server.py"),  # models, from the owner's own pipe
+    "cloudpickle": ("engine_proc/owner/pickled.py", "engine_proc/server.py"),  # models, from the owner's own pipe
     "mmap": ("shared/memory/segment.py", "shared/memory/futex.py"),
     "multiprocessing.shared_memory": (),  # its resource tracker unlinks live segments (cpython#82300)
 }
 
 BANNED_WORDS = ("manager", "helper", "helpers", "service", "handler", "util", "utils", "common", "base", "misc")
 PROGRAMS = ("agents/cli/", "agents/demo/", "agents/testing/", "bench/")
-MAY_PRINT = ("engine_proc/server.py", "engine_proc/notices.py", "engine_proc/maker.py", *PROGRAMS)
+MAY_PRINT = ("engine_proc/server.py", "engine_proc/owner/notices.py", "engine_proc/maker.py", *PROGRAMS)
 MAY_SLEEP = ("tests/conftest.py",)
 
 

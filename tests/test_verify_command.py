@@ -21,7 +21,7 @@ from solewriter import Compacted, Create, Delete, Put, Task, Update, connect, op
 from solewriter.agents import verify as verifying
 from solewriter.agents.cli.main import app
 from solewriter.agents.verify import Files, verify
-from solewriter.engine_proc.repair import _give, truncate
+from solewriter.engine_proc.recovery.repair import _give, truncate
 from solewriter.shared import entry as entries
 from solewriter.shared import record
 from solewriter.shared.chain import entries_between, first_entry_of, first_of, journal_files, oldest_entry
@@ -773,7 +773,7 @@ def test_what_root_repairs_stays_its_users(folder):
 
 CUT = """
 import os, sys
-from solewriter.engine_proc.repair import _give, truncate
+from solewriter.engine_proc.recovery.repair import _give, truncate
 from solewriter.shared.folder import StateFolder
 
 modes = set()

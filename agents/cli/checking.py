@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 
 from solewriter.agents.verify import Verified, verify
-from solewriter.engine_proc.repair import refused
+from solewriter.engine_proc.recovery.repair import refused
 from solewriter.shared.errors import JournalCorrupt, LayoutMismatch
 
 STARTS = "a start needs nothing of that, and would succeed"

@@ -180,7 +180,7 @@ def repair(
     start replays the journal from an older one on. What `--truncate-at` gives up is lost to everybody; a copy of the
     folder is kept beside it.
     """
-    from solewriter.engine_proc.repair import set_aside, truncate
+    from solewriter.engine_proc.recovery.repair import set_aside, truncate
     from solewriter.shared.folder import StateFolder, legible
 
     if around_checkpoint is (truncate_at is not None):

@@ -42,7 +42,7 @@ from solewriter.engine_proc.between import Finished
 from solewriter.engine_proc.bridge import Bridge
 from solewriter.engine_proc.checkpoint import make
 from solewriter.engine_proc.engine import SingleWriter
-from solewriter.engine_proc.orders import Orders
+from solewriter.engine_proc.owner.orders import Orders
 from solewriter.engine_proc.server import Server
 from solewriter.shared import failpoint, handshake, wire
 from solewriter.shared.config import DEFAULT_LIMITS, KIB, WIRE_VERSION

@@ -1,6 +1,6 @@
 """When an engine that died is started again."""
 
-from solewriter.engine_proc.backoff import Backoff
+from solewriter.engine_proc.owner.backoff import Backoff
 from solewriter.shared.config import Limits
 
 LIMITS = Limits(restart_backoff_s=0.5, restart_backoff_max_s=3.0, restart_window_s=100.0, restarts_max=6)

@@ -20,8 +20,8 @@ from solewriter.engine_proc.checkpoint import Made, Order
 from solewriter.engine_proc.checkpoints import Checkpoints, Held, oldest_kept
 from solewriter.engine_proc.journal import FileJournal
 from solewriter.engine_proc.maker import NotMade
-from solewriter.engine_proc.orders import Orders
-from solewriter.engine_proc.pickled import pickled
+from solewriter.engine_proc.owner.orders import Orders
+from solewriter.engine_proc.owner.pickled import pickled
 from solewriter.engine_proc.server import Server
 from solewriter.shared.aside import aside_path
 from solewriter.shared.chain import first_entry_of, first_of, journal_files

@@ -7,8 +7,8 @@ import os
 import msgspec
 import pytest
 
-from solewriter.engine_proc.leftovers import remove_old_memory, remove_orphans
 from solewriter.engine_proc.lock import Lock
+from solewriter.engine_proc.recovery.leftovers import remove_old_memory, remove_orphans
 from solewriter.shared.config import KIB, MEMORY_VERSION
 from solewriter.shared.folder import StateFolder, Whereabouts, start_time_of
 from solewriter.shared.memory.root import STOPPED, SUPERSEDED, RootReader, RootWriter

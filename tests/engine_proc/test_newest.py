@@ -12,9 +12,9 @@ import pytest
 
 from solewriter import Create, Delete, Engine, Entity, Limits, Put, Task, Update, connect
 from solewriter.engine_proc import reclaim
-from solewriter.engine_proc.newest import NewestOutcomes, _beside_each_other
-from solewriter.engine_proc.orders import Orders
-from solewriter.engine_proc.pickled import pickled
+from solewriter.engine_proc.owner.orders import Orders
+from solewriter.engine_proc.owner.pickled import pickled
+from solewriter.engine_proc.recovery.newest import NewestOutcomes, _beside_each_other
 from solewriter.engine_proc.server import Server
 from solewriter.engine_proc.sessions import Sessions
 from solewriter.engine_proc.sessions import recovered as as_recovered

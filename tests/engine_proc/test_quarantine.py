@@ -8,7 +8,7 @@ import msgspec
 import pytest
 
 from solewriter.engine_proc.coordination.leases import loss_of
-from solewriter.engine_proc.quarantine import LastWords, judged, last_words
+from solewriter.engine_proc.recovery.quarantine import LastWords, judged, last_words
 from solewriter.engine_proc.sessions import ENGINE, QUARANTINED, Sessions
 from solewriter.shared.config import KIB, MEMORY_VERSION, QUARANTINED_MAX, Limits
 from solewriter.shared.entry import Lease, Life, Outcome, SessionChange

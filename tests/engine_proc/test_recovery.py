@@ -16,8 +16,8 @@ import pytest
 from solewriter import Engine, EngineStartFailed, JournalCorrupt, Put, Task, connect, open_reader
 from solewriter.agents.verify import verify
 from solewriter.engine_proc.journal import FileJournal
-from solewriter.engine_proc.recovery import history_of
-from solewriter.engine_proc.repair import set_aside, truncate
+from solewriter.engine_proc.recovery.recovery import history_of
+from solewriter.engine_proc.recovery.repair import set_aside, truncate
 from solewriter.shared import life as lives
 from solewriter.shared.aside import aside_path
 from solewriter.shared.chain import first_entry_of, first_of, journal_files

@@ -133,8 +133,8 @@ def outcomes_forgotten_by_a_checkpoint() -> None:
     """What is journaled behind a checkpoint says nothing of how requests ended."""
     import msgspec
 
-    from solewriter.engine_proc import recovery
     from solewriter.engine_proc.checkpoints import Checkpoints
+    from solewriter.engine_proc.recovery import recovery
 
     def private_state(*given):
         whole = true(*given)

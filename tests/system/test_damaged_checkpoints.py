@@ -31,7 +31,7 @@ from solewriter import (
 )
 from solewriter.agents.cli.main import app
 from solewriter.agents.verify import Replay, verify
-from solewriter.engine_proc.repair import set_aside, truncate
+from solewriter.engine_proc.recovery.repair import set_aside, truncate
 from solewriter.shared import entry as entries
 from solewriter.shared import life as lives
 from solewriter.shared.aside import aside_path

@@ -53,12 +53,12 @@ from solewriter import (
     open_reader,
 )
 from solewriter.engine_proc import process as processes
-from solewriter.engine_proc.backoff import Backoff
-from solewriter.engine_proc.launch import Child
 from solewriter.engine_proc.lock import Lock
-from solewriter.engine_proc.notices import ending
-from solewriter.engine_proc.orders import Orders
-from solewriter.engine_proc.pickled import pickled
+from solewriter.engine_proc.owner.backoff import Backoff
+from solewriter.engine_proc.owner.launch import Child
+from solewriter.engine_proc.owner.notices import ending
+from solewriter.engine_proc.owner.orders import Orders
+from solewriter.engine_proc.owner.pickled import pickled
 from solewriter.shared.config import SECONDS_MAX
 from solewriter.shared.failpoint import VARIABLE
 from solewriter.shared.folder import StateFolder
@@ -919,7 +919,7 @@ def test_a_start_without_descriptors_leaves_none_open_and_no_process(state):
     """Wherever they run out: a supervisor that tries again would leave some more each time."""
     code = """
         import resource
-        from solewriter.engine_proc.pickled import pickled
+        from solewriter.engine_proc.owner.pickled import pickled
         pickled([])
         Engine(sys.argv[1]).start().stop()
         before, (_, hard) = os.listdir("/proc/self/fd"), resource.getrlimit(resource.RLIMIT_NOFILE)

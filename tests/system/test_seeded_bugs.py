@@ -171,7 +171,7 @@ SMALL = Limits(
 def versions_of_forgotten_keys_not_kept() -> None:
     import msgspec
 
-    from solewriter.engine_proc import recovery
+    from solewriter.engine_proc.recovery import recovery
 
     def private_state(*given):
         return msgspec.structs.replace(true(*given), keys=[])

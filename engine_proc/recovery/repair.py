@@ -20,7 +20,7 @@ import msgspec
 
 from solewriter.engine_proc.journal import never
 from solewriter.engine_proc.lock import Lock
-from solewriter.engine_proc.replay import Replay, last_noted
+from solewriter.engine_proc.recovery.replay import Replay, last_noted
 from solewriter.shared import entry as entries
 from solewriter.shared.aside import aside_files, aside_path, is_aside
 from solewriter.shared.chain import (

@@ -9,9 +9,9 @@ from contextlib import ExitStack
 from pathlib import Path
 
 from solewriter.engine_proc.journal import Journal
-from solewriter.engine_proc.newest import NewestOutcomes, NewestRecords
 from solewriter.engine_proc.publisher import Publisher
-from solewriter.engine_proc.restoring import Restoring
+from solewriter.engine_proc.recovery.newest import NewestOutcomes, NewestRecords
+from solewriter.engine_proc.recovery.restoring import Restoring
 from solewriter.engine_proc.sessions import Sessions
 from solewriter.engine_proc.state import State
 from solewriter.shared import failpoint

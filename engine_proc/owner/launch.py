@@ -16,9 +16,9 @@ import time
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack, suppress
 
-from solewriter.engine_proc.leftovers import remove_unnamed
-from solewriter.engine_proc.orders import Line, Orders, Ready, Register
-from solewriter.engine_proc.pickled import pickled
+from solewriter.engine_proc.owner.orders import Line, Orders, Ready, Register
+from solewriter.engine_proc.owner.pickled import pickled
+from solewriter.engine_proc.recovery.leftovers import remove_unnamed
 from solewriter.shared.config import POLL_MS_MAX
 from solewriter.shared.errors import EngineStartFailed, EngineUnavailable, Locked
 from solewriter.shared.interpreter import interpreter
