@@ -189,7 +189,7 @@ class SingleWriter:
         waiting, limits, left = self._waiting, self._limits, self._limits.batch_max
         begun = looked = now = time.monotonic()
         quiet = False
-        self.time_budget.use()
+        self.time_budget.begin_turn()
         while waiting and left and turn.bytes < limits.turn_bytes_max and now - begun < limits.turn_max_s:
             if quiet and waiting.next.backlogged and now - begun >= limits.turn_slice_s:
                 break
@@ -205,6 +205,7 @@ class SingleWriter:
                     turn.at(time.time_ns() // 1000)
                 looked = now = time.monotonic()
         self.tending.serve(turn)
+        self.time_budget.end_turn()
         self._publisher.root.decided()
         failpoint.reach("decide.done")
 

@@ -43,6 +43,7 @@ class TimeBudget:
         self._call: FrameType | None = None
         self._sightings = 0
         self._used = False
+        self._turn = False  # one is decided, and any moment such a call may follow
         self._stopped = False  # and can be started, because `install` was called
 
     def install(self) -> None:
@@ -55,11 +56,20 @@ class TimeBudget:
         signal.setitimer(signal.ITIMER_REAL, 0)
 
     def use(self) -> None:
-        """Such calls follow."""
+        """Such a call follows, at once."""
         self._used = True
         if self._stopped:
             self._stopped = False
             signal.setitimer(signal.ITIMER_REAL, self._tick_s, self._tick_s)
+
+    def begin_turn(self) -> None:
+        """Any number of such calls follow, until `end_turn`."""
+        self._turn = True
+        self.use()
+
+    def end_turn(self) -> None:
+        """A commit may take its time."""
+        self._turn = False
 
     def _tick(self, _: int, frame: FrameType | None) -> None:
         call = None  # the outermost one: what is watched by itself may be a part of it
@@ -72,7 +82,7 @@ class TimeBudget:
         if call is not None:
             if self._sightings >= SIGHTINGS:
                 raise Overtime(self._why)
-        elif not self._used:
+        elif not (self._used or self._turn):
             self._stopped = True
             signal.setitimer(signal.ITIMER_REAL, 0)
         self._used = False

@@ -138,6 +138,19 @@ def test_a_timer_that_stopped_starts_again_with_the_next_use():
     assert (done.returncode, done.stderr) == (0, "")
 
 
+def test_the_timer_does_not_stop_between_two_calls_of_a_turn_however_long_that_takes(budget):
+    budget.begin_turn()
+    for _ in range(10):
+        another(tick, budget)  # exactly between two of them, each time
+        assert not budget._stopped, "a call that follows in this turn would go unwatched"
+    with pytest.raises(Overtime):
+        watched(tick, budget, SIGHTINGS)
+    budget.end_turn()
+    assert not budget._stopped
+    another(tick, budget, 2)
+    assert budget._stopped, "an idle engine sleeps"
+
+
 def test_an_interpreter_that_ends_is_not_killed_by_the_alarm():
     """It lets go of its handlers first, and of its modules after that."""
     program = textwrap.dedent(
