@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from solewriter.engine_proc.coordination.board import Board
 from solewriter.engine_proc.coordination.leases import Leases
-from solewriter.engine_proc.coordination.making import PIECE, Making, Unready
+from solewriter.engine_proc.coordination.making import Making, Unready
 from solewriter.engine_proc.coordination.projects import Projects
 from solewriter.engine_proc.coordination.tally import Tally
 from solewriter.engine_proc.kinds import KindState
@@ -180,16 +180,17 @@ class Coordination:
         return board
 
     def _each(self, kind: KindState, take: Take) -> Iterator[None]:
-        """Show every entity of a kind, as it is when its turn comes. One that is new by then was noted when it came."""
+        """Show every entity of a kind, as it is when its turn comes. One that is new by then was noted when it came. A
+        step each: its class may take its time.
+        """
         assert kind.kind is not None
         assert self.turn is not None
         new = [key for name, key in self.turn.changed if name == kind.name and key not in kind.slots]
-        for count, key in enumerate([*kind.slots, *new], 1):
+        for key in [*kind.slots, *new]:
             stored = self.turn.seen(kind, (kind.name, key))
             if stored is not None and stored.alive:
                 take(key, stored.slot, self._whole(kind, key, kind.kind.fields_of(kind.schema, stored.payload)))
-            if count % PIECE == 0:
-                yield
+            yield
 
     def _look(self, kind: KindState, key: str) -> Mapping[str, Any] | None:
         assert self.turn is not None

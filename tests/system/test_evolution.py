@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import datetime
 import sys
+import threading
 import time
 from decimal import Decimal
 from enum import StrEnum
@@ -500,8 +501,8 @@ def test_a_class_whose_code_would_end_the_engine_is_refused_and_does_not(state, 
 SLOW, ENDLESS = "slow", "endless"
 
 
-def take_time(owner: str) -> str:
-    until = time.monotonic() + 0.02
+def take_time(owner: str, long_s: float = 0.02) -> str:
+    until = time.monotonic() + long_s
     while owner == ENDLESS or (owner == SLOW and time.monotonic() < until):
         pass
     return owner
@@ -611,6 +612,39 @@ def test_tasks_that_their_class_cannot_read_any_more_end_no_engine_and_keep_nobo
         assert client.create(LastChore(title="other", project="good")).version == 1
         assert client.claim(LastChore, where={"project": "good"}).title == "other"
     assert (engine.pid, engine.restarts) == (pid, 0)
+
+
+class SlowChore(Task, kind="Chore"):
+    note: str = ""
+
+    @model_validator(mode="after")
+    def _take_time(self) -> Self:
+        if self.project == SLOW:
+            take_time(SLOW, 0.05)
+        return self
+
+
+def test_a_look_at_all_tasks_whose_class_takes_its_time_keeps_nobody_waiting_for_more_than_one(
+    state, start_engine, limits
+):
+    engine = start_engine(state, models=[Chore], limits=limits)
+    with connect(state) as client:
+        for number in range(20):
+            client.create(Chore(title=str(number), project=SLOW))
+    engine.register(NextChore)
+    engine.stop()
+    start_engine(state, models=[SlowChore], limits=limits)
+    with connect(state, limits=limits) as client, connect(state, limits=limits) as other:
+        claiming = threading.Thread(target=client.claim, args=(SlowChore,))
+        claiming.start()
+        took: list[float] = []
+        while claiming.is_alive():
+            begun = time.monotonic()
+            other.create(Task(title="other"))
+            took.append(time.monotonic() - begun)
+        claiming.join()
+        assert len(took) > 10, "others were served in between"
+        assert max(took) < 1, "not all of them at once, which takes two seconds"
 
 
 class Required(Entity, kind="Doc"):
