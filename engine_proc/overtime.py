@@ -16,6 +16,8 @@ from collections.abc import Callable
 from types import CodeType, FrameType
 from typing import TypeVar, TypeVarTuple
 
+from solewriter.shared.config import HURRY, HURRY_TICK_S
+
 T = TypeVar("T")
 Given = TypeVarTuple("Given")
 
@@ -27,6 +29,10 @@ class Overtime(BaseException):
     it.
     """
 
+    def __init__(self, why: str, *, alone: bool = False) -> None:
+        super().__init__(why)
+        self.alone = alone  # the innermost watched call ran for a whole tick: it is to blame, not what was before it
+
 
 def watched(deed: Callable[[*Given], T], *given: *Given) -> T:
     """The call that is looked for. In this file, which is never compiled, because compiled code has no frames."""
@@ -37,11 +43,15 @@ class TimeBudget:
     """Watches calls in the main thread; each may take `budget_s`, and at most half of that more."""
 
     def __init__(self, budget_s: float, watched: CodeType = watched.__code__) -> None:
+        self._budget_s = budget_s
         self._why = f"it did not come to an end within {budget_s:g} s (decide_timeout_s): a validator loops or waits"
-        self._tick_s = budget_s / (SIGHTINGS - 1)
+        self._whole_tick_s = self._tick_s = budget_s / (SIGHTINGS - 1)
         self._watched = watched
         self._call: FrameType | None = None
-        self._sightings = 0
+        self._call_s = 0.0  # between the first and the last time that it was seen
+        self._part: FrameType | None = None  # the innermost one
+        self._part_s = 0.0
+        self._installed = False
         self._used = False
         self._turn = False  # one is decided, and any moment such a call may follow
         self._stopped = False  # and can be started, because `install` was called
@@ -49,7 +59,7 @@ class TimeBudget:
     def install(self) -> None:
         """Take the process's alarm signal. Only in a process of our own, and in its main thread."""
         signal.signal(signal.SIGALRM, self._tick)
-        self._stopped = True
+        self._installed = self._stopped = True
 
     def end(self) -> None:
         """No such calls follow. An interpreter that ends lets go of its handlers: then the signal would kill it."""
@@ -65,23 +75,38 @@ class TimeBudget:
     def begin_turn(self) -> None:
         """Any number of such calls follow, until `end_turn`."""
         self._turn = True
+        self.hurry(False)
         self.use()
 
     def end_turn(self) -> None:
         """A commit may take its time."""
         self._turn = False
 
+    def hurry(self, hurries: bool) -> None:
+        """From now on in a turn: whether parts of a call that are watched by themselves have a part of the time each,
+        because one like them did not come to an end.
+        """
+        tick_s = self._whole_tick_s
+        if hurries:
+            tick_s = min(tick_s, max(tick_s / HURRY, HURRY_TICK_S))
+        if tick_s != self._tick_s:
+            self._tick_s = tick_s
+            if self._installed:
+                signal.setitimer(signal.ITIMER_REAL, tick_s, tick_s)
+
     def _tick(self, _: int, frame: FrameType | None) -> None:
-        call = None  # the outermost one: what is watched by itself may be a part of it
+        call = part = None  # the outermost one: what is watched by itself may be a part of it
         while frame is not None:
             if frame.f_code is self._watched:
-                call = frame
+                call, part = frame, part or frame
             frame = frame.f_back
-        self._sightings = self._sightings + 1 if call is self._call else 1
-        self._call = call
+        self._call_s = self._call_s + self._tick_s if call is self._call else 0.0
+        self._part_s = self._part_s + self._tick_s if part is self._part else 0.0
+        self._call, self._part = call, part
         if call is not None:
-            if self._sightings >= SIGHTINGS:
-                raise Overtime(self._why)
+            hurried = self._tick_s < self._whole_tick_s and part is not call
+            if self._call_s >= self._budget_s or (hurried and self._part_s >= (SIGHTINGS - 1) * self._tick_s):
+                raise Overtime(self._why, alone=self._part_s >= self._tick_s)
         elif not (self._used or self._turn):
             self._stopped = True
             signal.setitimer(signal.ITIMER_REAL, 0)

@@ -47,9 +47,8 @@ class State:
         self.revision = 0
         self._publisher = publisher
         self._forgotten_max = limits.forgotten_keys_max
-        self.coordination = Coordination(limits)
+        self.coordination = Coordination(limits, time_budget)
         self._by_name: dict[str, KindState] = {}
-        self._endless: set[Kind] = set()  # those that took too long, see `seen`
         self._layouts: dict[tuple[int, int], tuple[Sequence[Column], struct.Struct | None]] = {}  # see `layout`
         self.named = self._by_name.get  # the kind of a name, or None
 
@@ -168,12 +167,13 @@ class State:
         address, buffer, start = self._publisher.newest(kind.code, slot)
         found = record.unpack(buffer, start)
         fields = kind.kind.fields_of(self.schemas[found.schema], found.payload)
-        if kind.kind not in self._endless:
+        endless = self.coordination.endless
+        if kind.kind not in endless:
             try:
                 fields = kind.kind.stored(self.read_anew(kind.kind, found))
             except SolewriterError as error:
                 if took_too_long(error):
-                    self._endless.add(kind.kind)
+                    endless.add(kind.kind)
         length = padded(record.length_at(buffer, start))
         return Stored(slot, found.version, address, length, True, kind.kind.payload(fields), b"")
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
+from solewriter.engine_proc.coordination.making import Unready
 from solewriter.engine_proc.decide import Draft, Step, decide
 from solewriter.engine_proc.overtime import Overtime
 from solewriter.engine_proc.publisher import Installed
@@ -27,7 +28,7 @@ def formed(draft: Draft, request: PlainRequest, turn: Turn, limits: Limits) -> t
     """
     try:
         return decide(draft, request), form(draft, turn, limits)
-    except (Refused, Unavailable, Overtime, AssertionError):
+    except (Refused, Unavailable, Unready, Overtime, AssertionError):
         raise
     except BaseException as error:  # SystemExit and a panic of the validator's own library, too. Nothing waits here and
         # signals go to the loop, so a cancellation or a KeyboardInterrupt is the model's own: it ends no engine

@@ -249,6 +249,9 @@ HELD_MAX = 65_536  # tasks of which a client remembers that it claimed them, 10 
 ASKED_MAX = 1_024  # claims and the like of a client whose answers may still come; of older ones nobody reads them
 STALE_MAX = 1_024  # times of what is over already, beyond twice of what is not, in whatever is ordered by time or rank:
 # then they are swept out, which costs each of them once more what it cost to come in
+HURRY = 20  # parts of decide_timeout_s: a task that a claim tries has one of them, 0.1 s, once another of its class did
+# not come to an end. A thousand of those hold up everybody for two minutes in all then, and not for an hour
+HURRY_TICK_S = 0.001  # between two looks at such a part at least, however short decide_timeout_s is: each takes 5 us
 TIMER_RETRY_S = 0.5  # after a full disk kept the engine from doing what is due
 STALE_BEATS = 5  # heartbeat periods of silence after which an engine that is there counts as hung: a turn takes 10 ms,
 # and a machine that swaps or a disk that stalls can keep a healthy one from beating for a second or two

@@ -40,6 +40,7 @@ class Board:
         self._look = look
         self._candidates: dict[str, Candidate] = {}
         self.denied: set[str] = set()  # candidates whose own rules kept somebody from them: any field may be why
+        self.endless: set[str] = set()  # of these, those that their class did not come to an end with
         self._states: dict[str, Dependency] = {}  # of those that somebody depends on
         self._later: list[tuple[int, int, Candidate]] = []  # a heap of those whose time is to come
         self._count = count()
@@ -55,7 +56,9 @@ class Board:
             self._note_state(key, self._state(fields))
         else:
             self._states.pop(key, None)
-        self.denied.discard(key)
+        if key in self.denied:
+            self.denied.discard(key)
+            self.endless.discard(key)
         old = self._candidates.pop(key, None)
         if old is not None:
             old.live = False

@@ -17,6 +17,7 @@ from solewriter.engine_proc.coordination.making import Making, Unready
 from solewriter.engine_proc.coordination.projects import Projects
 from solewriter.engine_proc.coordination.tally import Tally
 from solewriter.engine_proc.kinds import KindState
+from solewriter.engine_proc.overtime import TimeBudget
 from solewriter.shared.config import VIEWS_MAX, Limits
 from solewriter.shared.models import Project, Task
 from solewriter.shared.mutations import Guard, Op
@@ -45,8 +46,10 @@ ALONE = "alone"  # likewise, that nothing is cancelled with what is interrupted
 class Coordination:
     """Of one state. `turn` is the one that is being decided: what is looked at is as it is by then."""
 
-    def __init__(self, limits: Limits) -> None:
+    def __init__(self, limits: Limits, time_budget: TimeBudget) -> None:
         self.limits = limits
+        self.time_budget = time_budget
+        self.endless: set[Kind] = set()  # classes that did not come to an end with one of their entities
         self.leases = Leases()
         self.cascades: set[int] = set()  # kinds in which some entity was ever to be cancelled with another
         self.boards: dict[int, Board] = {}  # those that are being made, too, and so are the others

@@ -16,7 +16,9 @@ Steps = Iterator[None]
 
 
 class Unready(Exception):
-    """What deciding a request looks at is still being made. It was not looked at: decide it again when that is done."""
+    """What deciding a request looks at is still being made, or is known to be endless only now. It was not decided:
+    decide it again when that is done.
+    """
 
 
 class Making:

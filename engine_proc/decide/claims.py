@@ -12,15 +12,17 @@ from zlib_ng.zlib_ng import crc32
 
 from solewriter.engine_proc.coordination.coordination import ALONE
 from solewriter.engine_proc.coordination.leases import renewed
+from solewriter.engine_proc.coordination.making import Unready
 from solewriter.engine_proc.coordination.ready import Candidate
 from solewriter.engine_proc.coordination.waiting import Wish
 from solewriter.engine_proc.decide.draft import Draft, Step
 from solewriter.engine_proc.decide.guards import check_column
 from solewriter.engine_proc.decide.lifecycle import free_step_fields, refusal
+from solewriter.engine_proc.overtime import Overtime, watched
 from solewriter.shared.columns import from_us
 from solewriter.shared.config import LEASE_MOST_S, REST_MOST_S, Limits
 from solewriter.shared.entry import Lease
-from solewriter.shared.errors import BadRequest, InvalidMutation, RequestTooLarge
+from solewriter.shared.errors import BadRequest, InvalidMutation, RequestTooLarge, SchemaMismatch
 from solewriter.shared.mutations import Op
 from solewriter.shared.readiness import CLAIMABLE, HELD
 from solewriter.shared.schema import encode
@@ -50,8 +52,18 @@ def claim(draft: Draft, mutation: PlainMutation) -> list[Step]:
     denied: list[str] = []
 
     def take(candidate: Candidate) -> bool:
-        step = draft.step(kind_name, candidate.key)
-        if step.op or not _begin(step, assignee, reason):
+        step = None
+        if candidate.key not in board.endless:
+            try:
+                step = watched(_begun, draft, kind_name, candidate.key, assignee, reason)
+            except Overtime as error:
+                if not error.alone:
+                    raise
+                board.denied.add(candidate.key)
+                board.endless.add(candidate.key)
+                endless.add(kind)
+                raise Unready from error  # what is left of the time is not enough for the others
+        if step is None:
             denied.append(candidate.key)
             board.denied.add(candidate.key)
             return False
@@ -62,7 +74,14 @@ def claim(draft: Draft, mutation: PlainMutation) -> list[Step]:
 
     board = turn.coordination.board(state)
     board.advance(turn.now_us)
-    board.ready.best(wanted, turn.coordination.kept_back(), count, take)
+    budget, endless = turn.coordination.time_budget, turn.coordination.endless
+    if kind in endless:
+        budget.hurry(True)
+    try:
+        board.ready.best(wanted, turn.coordination.kept_back(), count, take)
+    finally:
+        if kind in endless:
+            budget.hurry(False)
     draft.claimed += taken
     if not taken and until_us > turn.uptime_us:
         draft.wish = Wish(state.code, encode(where), wanted, until_us, assignee, bool(denied))
@@ -86,10 +105,23 @@ def _wish(said: Any, actor: str) -> tuple[int, Any, int, str, int]:
     return count, said.get("where", {}), lease_us, assignee, until_us
 
 
-def _begin(step: Step, assignee: str, reason: str) -> bool:
-    """Assigned and in progress. False where this one's own rules do not let this assignee have it: others are not kept
-    waiting behind it.
+def _begun(draft: Draft, kind_name: str, key: str, assignee: str, reason: str) -> Step | None:
+    """A task in the hands of this assignee. None where its class cannot read it any more, or its own rules do not let
+    this assignee have it: others are not kept waiting behind it.
     """
+    try:
+        step = draft.step(kind_name, key)
+        return None if step.op else _begin(step, assignee, reason)
+    except (SchemaMismatch, InvalidMutation):
+        return None
+    except (Exception, Overtime):
+        raise
+    except BaseException:  # of its model, as in `formed`
+        return None
+
+
+def _begin(step: Step, assignee: str, reason: str) -> Step:
+    """Assigned and in progress. Raises InvalidMutation."""
     changes = {
         "status": "in_progress",
         "assigned_to": assignee,
@@ -97,11 +129,8 @@ def _begin(step: Step, assignee: str, reason: str) -> bool:
         "claim": step.version,
         "not_before": None,
     }
-    try:
-        step.change(Op.CLAIM.value, reason, changes)
-    except InvalidMutation:
-        return False
-    return True
+    step.change(Op.CLAIM.value, reason, changes)
+    return step
 
 
 def complete(draft: Draft, mutation: PlainMutation) -> Step:

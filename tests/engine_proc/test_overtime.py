@@ -9,6 +9,7 @@ import textwrap
 import pytest
 
 from solewriter.engine_proc.overtime import SIGHTINGS, Overtime, TimeBudget
+from solewriter.shared.config import HURRY
 
 
 def watched(deed, *args) -> object:
@@ -66,6 +67,36 @@ def test_parts_of_a_call_that_are_watched_by_themselves_take_of_its_time(budget)
 
     with pytest.raises(Overtime):
         watched(parts)
+
+
+def test_it_says_whether_a_part_of_the_call_is_to_blame_alone(budget):
+    def parts(*ticks: int) -> None:
+        for times in ticks:
+            watched(tick, budget, times)
+
+    for ticks, alone in ((1, 1, 1), False), ((SIGHTINGS,), True), ((1, SIGHTINGS - 1), True):
+        with pytest.raises(Overtime) as caught:
+            watched(parts, *ticks)
+        assert caught.value.alone is alone, ticks
+
+
+def test_who_hurries_has_a_part_of_the_time_for_each_part_and_as_much_as_ever_for_all(budget):
+    def parts(number: int, times: int) -> None:
+        for _ in range(number):
+            watched(tick, budget, times)
+
+    budget.hurry(True)
+    with pytest.raises(Overtime) as caught:
+        watched(parts, 1, SIGHTINGS)
+    assert caught.value.alone
+    watched(parts, HURRY, SIGHTINGS - 1)
+    with pytest.raises(Overtime):
+        watched(parts, HURRY + 1, SIGHTINGS - 1)
+    watched(tick, budget, HURRY)
+    budget.begin_turn()
+    watched(parts, 1, SIGHTINGS - 1)
+    with pytest.raises(Overtime):
+        watched(parts, 1, SIGHTINGS)
 
 
 def test_nothing_else_is_interrupted_neither_before_such_a_call_nor_behind_it(budget):

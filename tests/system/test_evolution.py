@@ -592,26 +592,73 @@ STUMBLES = {"raises": raises, "exits": sys.exit, "never ends": partial(take_time
 
 
 @pytest.mark.parametrize("title", STUMBLES)
-def test_tasks_that_their_class_cannot_read_any_more_end_no_engine_and_keep_nobody_from_others(
-    state, start_engine, limits, title
+@pytest.mark.parametrize("before", [Chore, NextChore])
+def test_tasks_that_their_class_cannot_take_any_more_end_no_engine_and_keep_nobody_from_others(
+    state, start_engine, limits, title, before
 ):
     limits = msgspec.structs.replace(limits, decide_timeout_s=0.2, request_timeout_s=5)
-    engine = start_engine(state, models=[Chore], limits=limits)
+    engine = start_engine(state, models=[before], limits=limits)
     with connect(state) as client:
-        for _ in range(3):
-            client.create(Chore(title=title, project="bad"))
-        client.create(Chore(title="good", project="good"))
+        bad = [client.create(before(title=title, project="bad", priority="critical")) for _ in range(3)]
+        client.create(before(title="good", project="good"))
     engine.register(NextChore)
     engine.stop()
     engine = start_engine(state, models=[LastChore], limits=limits)
     pid = engine.pid
     with connect(state, limits=limits) as client:
-        assert client.claim(LastChore, where={"project": "good"}).title == "good"
+        mine = client.claim(LastChore)
+        assert mine.title == "good"
+        assert client.claim_many(LastChore, 9) == []
+        assert client.claim(LastChore, where={"project": "bad"}) is None
         with pytest.raises((SchemaMismatch, InvalidMutation), match=r"Chore|its model"):
-            client.claim(LastChore, where={"project": "bad"})
-        assert client.create(LastChore(title="other", project="good")).version == 1
-        assert client.claim(LastChore, where={"project": "good"}).title == "other"
+            client.update(LastChore.ref(bad[0].id), note="why?")
+        assert client.create(LastChore(title="other")).version == 1
+        begun = time.monotonic()
+        assert client.claim(LastChore).title == "other"
+        assert time.monotonic() - begun < 0.2, "no claim waits for what never came to an end before"
     assert (engine.pid, engine.restarts) == (pid, 0)
+
+
+def test_who_waits_is_given_what_becomes_ready_together_with_tasks_that_never_end(
+    state, start_engine, limits, wait_until
+):
+    limits = msgspec.structs.replace(limits, decide_timeout_s=0.2, request_timeout_s=20)
+    engine = start_engine(state, models=[NextChore], limits=limits)
+    with connect(state) as client:
+        first = client.create(NextChore(title="first"))
+        for number, title in enumerate(["never ends", "never ends", "good"]):
+            priority = "low" if number == 2 else "high"
+            client.create(NextChore(title=title, dependencies=(first.id,), project="late", priority=priority))
+    engine.stop()
+    start_engine(state, models=[LastChore], limits=limits)
+    with connect(state, limits=limits) as client, connect(state, limits=limits) as other:
+        mine = client.claim(LastChore)
+        got: list[LastChore | None] = []
+        claim = partial(other.claim, LastChore, where={"project": "late"}, timeout_s=15)
+        waiting = threading.Thread(target=lambda: got.append(claim()))
+        waiting.start()
+        wait_until(lambda: other._session.in_flight, 20, "the claim to be sent")
+        other.create(Task(title="behind it"))
+        client.complete(mine)
+        begun = time.monotonic()
+        waiting.join()
+        assert [one and one.title for one in got] == ["good"]
+        assert time.monotonic() - begun < 5, "not only when it would have waited for long enough"
+
+
+def test_a_class_of_which_one_task_never_ends_has_less_time_for_each_of_the_others(state, start_engine, limits):
+    limits = msgspec.structs.replace(limits, decide_timeout_s=0.5, request_timeout_s=20)
+    engine = start_engine(state, models=[NextChore], limits=limits)
+    with connect(state) as client:
+        for _ in range(10):
+            client.create(NextChore(title="never ends", priority="high"))
+        client.create(NextChore(title="good"))
+    engine.stop()
+    start_engine(state, models=[LastChore], limits=limits)
+    with connect(state, limits=limits) as client:
+        begun = time.monotonic()
+        assert client.claim(LastChore).title == "good"
+        assert time.monotonic() - begun < 3, "not half a second or more for each"
 
 
 class SlowChore(Task, kind="Chore"):
