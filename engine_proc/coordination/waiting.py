@@ -18,7 +18,6 @@ from solewriter.shared.where import combinations
 from solewriter.shared.wireform import PlainRequest
 
 if TYPE_CHECKING:
-    from solewriter.engine_proc.bridge import LaneEnd
     from solewriter.engine_proc.coordination.ready import Ready
     from solewriter.engine_proc.sessions import Session
     from solewriter.shared.where import Demand
@@ -39,14 +38,15 @@ class Wish(NamedTuple):
     denied: bool = False  # something was ready, and its own rules did not let this assignee have it
 
 
-class Parked(NamedTuple):
+class Parked:
     """A claim that waits."""
 
-    lane: LaneEnd
-    session: Session
-    sequence: int
-    request: PlainRequest
-    wish: Wish
+    def __init__(self, lane: Any, session: Session, sequence: int, request: PlainRequest, wish: Wish) -> None:
+        self.lane = lane  # its LaneEnd, kept for whoever answers
+        self.session = session
+        self.sequence = sequence
+        self.request = request
+        self.wish = wish
 
 
 class Line:
