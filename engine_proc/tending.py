@@ -294,6 +294,8 @@ class Tending:
                     left -= self._is_decided(turn, parked)
                 except Unready:  # it is looked at again when that is made, and others first
                     queue.put_last(line)
+                    if not self._coordination.making:
+                        self._bridge.inbox.put_nowait([Occasion()])
                     return left
                 if not left or time.monotonic() >= until:
                     line.pause(self._came(kind))

@@ -14,10 +14,12 @@ from solewriter.shared import record
 from solewriter.shared.config import Limits
 from solewriter.shared.errors import InvalidMutation, MemoryFull, Refused, RequestTooLarge, Unavailable, clean, in_words
 from solewriter.shared.memory.heap import HeapWriter, padded
+from solewriter.shared.mutations import Op
 from solewriter.shared.record import Flags
 from solewriter.shared.registry import Kind
 from solewriter.shared.wireform import PlainRequest
 
+_CLAIM = Op.CLAIM.value
 Written = list[tuple[int, int, str, str]]
 """(version, address, kind, id) of each mutation's entity"""
 
@@ -47,28 +49,40 @@ def form(draft: Draft, turn: Turn, limits: Limits) -> list[Step]:
     """The steps that change something, each with what its record will say. Raises RequestTooLarge, InvalidMutation."""
     changing: list[Step] = []
     for step in draft.steps.values():
-        before = step.before
-        if not step.exists:
-            if before is not None and before.alive:
+        try:
+            if _changes(step, turn, limits):
                 changing.append(step)
-            continue
-        kind, fields = step.kind, step.fields
-        payload = step.payload = kind.payload(fields)
-        if before is None or not before.alive:
-            step.block, step.cells = kind.cut(fields, step.key, step.version, turn.now_us)
-        elif payload == before.payload:
-            continue
-        else:
-            if kind.recasts:  # its own code may have changed more than was asked for
-                step.touched = step.altered
-            step.block, step.cells = kind.recut(before.block, fields, step.touched, step.version, turn.now_us)
-        if len(payload) > limits.entity_bytes_max:
-            raise too_large(kind, step.key, len(payload), limits.entity_bytes_max)
-        if kind.recasts:
-            stored = before.payload if before is not None else b""
-            kind.check_read_back(step.key, step.version, turn.now_us, payload, stored)
-        changing.append(step)
+        except (Unavailable, Overtime, AssertionError):
+            raise
+        except BaseException as error:  # of its model, as in `formed`, or of its size
+            if step.op != _CLAIM:
+                raise
+            turn.coordination.board(step.state).pass_over(step.key)
+            raise Unready from error  # others are not kept waiting behind it
     return changing
+
+
+def _changes(step: Step, turn: Turn, limits: Limits) -> bool:
+    """Whether it changes something, and what its record will say. Raises RequestTooLarge, InvalidMutation."""
+    before = step.before
+    if not step.exists:
+        return before is not None and before.alive
+    kind, fields = step.kind, step.fields
+    payload = step.payload = kind.payload(fields)
+    if before is None or not before.alive:
+        step.block, step.cells = kind.cut(fields, step.key, step.version, turn.now_us)
+    elif payload == before.payload:
+        return False
+    else:
+        if kind.recasts:  # its own code may have changed more than was asked for
+            step.touched = step.altered
+        step.block, step.cells = kind.recut(before.block, fields, step.touched, step.version, turn.now_us)
+    if len(payload) > limits.entity_bytes_max:
+        raise too_large(kind, step.key, len(payload), limits.entity_bytes_max)
+    if kind.recasts:
+        stored = before.payload if before is not None else b""
+        kind.check_read_back(step.key, step.version, turn.now_us, payload, stored)
+    return True
 
 
 def too_large(kind: Kind, key: str, size: int, most: int) -> RequestTooLarge:

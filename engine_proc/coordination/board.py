@@ -40,7 +40,7 @@ class Board:
         self._look = look
         self._candidates: dict[str, Candidate] = {}
         self.denied: set[str] = set()  # candidates whose own rules kept somebody from them: any field may be why
-        self.endless: set[str] = set()  # of these, those that their class did not come to an end with
+        self.unfit: set[str] = set()  # of these, those that nobody can have until they are changed
         self._states: dict[str, Dependency] = {}  # of those that somebody depends on
         self._later: list[tuple[int, int, Candidate]] = []  # a heap of those whose time is to come
         self._count = count()
@@ -58,13 +58,18 @@ class Board:
             self._states.pop(key, None)
         if key in self.denied:
             self.denied.discard(key)
-            self.endless.discard(key)
+            self.unfit.discard(key)
         old = self._candidates.pop(key, None)
         if old is not None:
             old.live = False
             self.ready.remove(old)
         if fields is not None and fields.get("status", "created") in CLAIMABLE:
             self._add(key, slot, fields)
+
+    def pass_over(self, key: str) -> None:
+        """Its class did not come to an end with it, or what a claim made of it cannot be stored: try no other one."""
+        self.denied.add(key)
+        self.unfit.add(key)
 
     def _field(self, fields: Fields) -> Callable[[str], Any]:
         defaults = self._defaults

@@ -16,7 +16,7 @@ Steps = Iterator[None]
 
 
 class Unready(Exception):
-    """What deciding a request looks at is still being made, or is known to be endless only now. It was not decided:
+    """What deciding a request looks at is still being made, or is known to be passed over only now. It was not decided:
     decide it again when that is done.
     """
 

@@ -22,7 +22,7 @@ from solewriter.engine_proc.overtime import Overtime, watched
 from solewriter.shared.columns import from_us
 from solewriter.shared.config import LEASE_MOST_S, REST_MOST_S, Limits
 from solewriter.shared.entry import Lease
-from solewriter.shared.errors import BadRequest, InvalidMutation, RequestTooLarge, SchemaMismatch
+from solewriter.shared.errors import BadRequest, InvalidMutation, Refused, RequestTooLarge, SchemaMismatch, Unavailable
 from solewriter.shared.mutations import Op
 from solewriter.shared.readiness import CLAIMABLE, HELD
 from solewriter.shared.schema import encode
@@ -53,14 +53,13 @@ def claim(draft: Draft, mutation: PlainMutation) -> list[Step]:
 
     def take(candidate: Candidate) -> bool:
         step = None
-        if candidate.key not in board.endless:
+        if candidate.key not in board.unfit:
             try:
                 step = watched(_begun, draft, kind_name, candidate.key, assignee, reason)
             except Overtime as error:
                 if not error.alone:
                     raise
-                board.denied.add(candidate.key)
-                board.endless.add(candidate.key)
+                board.pass_over(candidate.key)
                 endless.add(kind)
                 raise Unready from error  # what is left of the time is not enough for the others
         if step is None:
@@ -113,11 +112,13 @@ def _begun(draft: Draft, kind_name: str, key: str, assignee: str, reason: str) -
         step = draft.step(kind_name, key)
         return None if step.op else _begin(step, assignee, reason)
     except (SchemaMismatch, InvalidMutation):
-        return None
-    except (Exception, Overtime):
+        pass
+    except (Refused, Unavailable, Overtime, AssertionError):
         raise
     except BaseException:  # of its model, as in `formed`
-        return None
+        pass
+    draft.steps.pop((kind_name, key), None)  # nothing was asked of it
+    return None
 
 
 def _begin(step: Step, assignee: str, reason: str) -> Step:
@@ -130,6 +131,8 @@ def _begin(step: Step, assignee: str, reason: str) -> Step:
         "not_before": None,
     }
     step.change(Op.CLAIM.value, reason, changes)
+    if step.kind.recasts:  # then its own code may have made something that has no bytes
+        step.kind.payload(step.fields)
     return step
 
 

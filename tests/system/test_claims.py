@@ -188,6 +188,28 @@ def test_a_class_of_its_own_has_defaults_of_its_own(start_engine, state, limits)
         assert client.claim(Task) is None
 
 
+def test_a_task_that_a_claim_would_make_too_large_keeps_nobody_from_others(start_engine, state, limits, wait_until):
+    engine = start_engine(state, limits=msgspec.structs.replace(limits, entity_bytes_max=4_000))
+    with connect(state, name="me", limits=limits) as client, connect(state, name="other", limits=limits) as other:
+        large = partial(task, priority="critical", dependencies=("first",))
+        make(client, task("first"), *(large(id, description="x" * 3_890) for id in ("large", "larger")))
+        make(client, task("other", dependencies=("first",)))
+        first = client.claim(Task)
+        result = in_thread(lambda: other.claim(Task, timeout_s=20))
+        wait_until(lambda: other._session.in_flight, 20, "the claim to be sent")
+        client.create(task("behind it", project="p", not_before=SOME_DAY))
+        begun = time.monotonic()
+        client.complete(first)
+        assert result().id == "other"
+        assert time.monotonic() - begun < 5, "not only when it would have waited for long enough"
+        assert client.claim_many(Task, 9) == []
+        with pytest.raises(RequestTooLarge, match="large"):
+            client.transition(Task.ref("large"), TaskStatus.ASSIGNED, assigned_to="x" * 100)
+        client.update(Task.ref("large"), description="")
+        assert client.claim(Task).id == "large"
+    assert engine.restarts == 0
+
+
 class Urgency(enum.StrEnum):
     URGENT = "urgent"
     LOW = "low"
