@@ -10,7 +10,7 @@ import time
 from decimal import Decimal
 from enum import StrEnum
 from functools import partial
-from typing import Annotated, Self
+from typing import Annotated, Any, Self
 
 import msgspec
 import pytest
@@ -583,15 +583,21 @@ class LastChore(Task, kind="Chore"):
             STUMBLES[self.title]()
         return self
 
+    @field_validator("title")
+    @classmethod
+    def _spoil(cls, title: str) -> Any:
+        return SPOILT.get(title, title)
+
 
 def raises() -> None:
     raise ValueError("not any more")
 
 
 STUMBLES = {"raises": raises, "exits": sys.exit, "never ends": partial(take_time, ENDLESS)}
+SPOILT = {"has no bytes": object(), "is no text": "\ud800", "is too large": 2**64, "to": "fro", "fro": "to"}
 
 
-@pytest.mark.parametrize("title", STUMBLES)
+@pytest.mark.parametrize("title", [*STUMBLES, *SPOILT])
 @pytest.mark.parametrize("before", [Chore, NextChore])
 def test_tasks_that_their_class_cannot_take_any_more_end_no_engine_and_keep_nobody_from_others(
     state, start_engine, limits, title, before
