@@ -89,10 +89,16 @@ class TimeBudget:
         tick_s = self._whole_tick_s
         if hurries:
             tick_s = min(tick_s, max(tick_s / HURRY, HURRY_TICK_S))
-        if tick_s != self._tick_s:
+        if tick_s > self._tick_s:  # whatever interrupts this in the middle, a tick counts for no more than it took
+            self._pace(tick_s)
             self._tick_s = tick_s
-            if self._installed:
-                signal.setitimer(signal.ITIMER_REAL, tick_s, tick_s)
+        elif tick_s < self._tick_s:
+            self._tick_s = tick_s
+            self._pace(tick_s)
+
+    def _pace(self, tick_s: float) -> None:
+        if self._installed:
+            signal.setitimer(signal.ITIMER_REAL, tick_s, tick_s)
 
     def _tick(self, _: int, frame: FrameType | None) -> None:
         call = part = None  # the outermost one: what is watched by itself may be a part of it

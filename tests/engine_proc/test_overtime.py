@@ -204,3 +204,34 @@ def test_an_interpreter_that_ends_is_not_killed_by_the_alarm():
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, timeout=60, check=False)
     assert done.returncode == 0
+
+
+PACES = textwrap.dedent(
+    """
+    import signal, sys
+    from solewriter.engine_proc.overtime import TimeBudget
+
+    def look(frame, event, argument):
+        if event == "line" and frame.f_code is TimeBudget.hurry.__code__:
+            counted, ticks = budget._tick_s, signal.getitimer(signal.ITIMER_REAL)[1]
+            assert counted <= ticks + 1e-6, (counted, ticks, frame.f_lineno)
+            looks.append(ticks)
+        return look
+
+    looks, budget = [], TimeBudget(2.0)
+    budget.install()
+    budget.begin_turn()
+    sys.settrace(look)
+    for hurries in (True, True, False, False, True):
+        budget.hurry(hurries)
+    sys.settrace(None)
+    budget.end()
+    print(len(set(looks)), "paces")
+    """
+)
+
+
+def test_a_tick_never_counts_for_more_than_it_took_at_whatever_moment_the_pace_changes():
+    """Else who is interrupted then leaves everybody a part of the time that is theirs."""
+    done = subprocess.run([sys.executable, "-c", PACES], capture_output=True, text=True, timeout=60, check=False)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "2 paces\n", "")
