@@ -284,7 +284,16 @@ class State:
 
     def cut_anew(self, kind: Kind, found: record.Record | record.Content) -> Cells:
         """The cells of a record that was written under other columns. Raises SchemaMismatch, InvalidMutation."""
-        return kind.cut(kind.stored(self.read_anew(kind, found)), found.key, found.version, found.time_us)[1]
+        made = self.read_anew(kind, found)
+        try:
+            return kind.cut(kind.stored(made), found.key, found.version, found.time_us)[1]
+        except (SolewriterError, AssertionError):
+            raise
+        except Exception as error:  # of a type that no column takes
+            problem = clean(f"what its validators made of it has no cells: {in_words(error)}", 300)
+            raise SchemaMismatch(
+                f"{kind.name} {found.key!r} cannot be made of what is stored: {problem}", kind=kind.name
+            ) from error
 
     def read_anew(self, kind: Kind, found: record.Record | record.Content) -> Entity:
         """The entity of a record that was written under another class. Raises SchemaMismatch, also for what would end

@@ -477,24 +477,25 @@ class Ending(Entity, kind="Doc", columns=("owner",)):
     def _end(cls, owner: str) -> str:
         if owner in ENDS:
             raise ENDS[owner]
-        return owner
+        return WRONG.get(owner, owner)
 
 
 ENDS = {"o1": SystemExit("over"), "o2": KeyboardInterrupt("over"), "o3": asyncio.CancelledError("over")}
+WRONG: dict[str, Any] = {"o4": ("over",), "o5": 0.5}  # which has no place in its column
 
 
-@pytest.mark.parametrize("owner", ENDS)
+@pytest.mark.parametrize("owner", [*ENDS, *WRONG])
 def test_a_class_whose_code_would_end_the_engine_is_refused_and_does_not(state, start_engine, owner):
     engine = start_engine(state, models=[Lenient])
-    pid = engine.pid
+    pid, says = engine.pid, "over" if owner in ENDS else "its validators made"
     with connect(state) as client:
         client.create(Lenient(id="d1", owner=owner, secret="s"))
-        with pytest.raises(SchemaMismatch, match=r"Doc 'd1'.*over.*revision 1"):
+        with pytest.raises(SchemaMismatch, match=rf"Doc 'd1'.*{says}.*revision 1"):
             engine.register(Ending)
         assert client.update(Lenient.ref("d1"), secret="t").version == 2, "nothing has changed"
     assert engine.pid == pid
     engine.stop()
-    with pytest.raises(EngineStartFailed, match=r"Doc 'd1'.*over.*revision 2"):
+    with pytest.raises(EngineStartFailed, match=rf"Doc 'd1'.*{says}.*revision 2"):
         start_engine(state, models=[Ending])
 
 
