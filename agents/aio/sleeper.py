@@ -30,6 +30,7 @@ class Sleeper:
         self._lowest = 0  # of what is wanted; lower when somebody left
         self._root: RootReader | None = None
         self._thread: threading.Thread | None = None
+        self._asked = False  # for a look, which the loop has not had yet
 
     async def until(self, root: RootReader, revision: int) -> None:
         """Until this revision is published in this memory, or perhaps will not be: look again."""
@@ -64,6 +65,7 @@ class Sleeper:
 
     def _look_on(self, root: RootReader) -> None:
         """Nothing happened for a while: whoever waits where nobody can say that another engine followed looks again."""
+        self._asked = False
         is_left = self._is_left()
         if is_left is None or is_left(root):
             with self._changed:
@@ -83,7 +85,7 @@ class Sleeper:
                 is_there = self._tell(partial(_wake, due))
             else:
                 root.sleep(head, self._backstop_s)
-                is_there = root.head != head or self._tell(partial(self._look_on, root))
+                is_there = root.head != head or self._ask(root)
             if not is_there:
                 return
 
@@ -113,6 +115,13 @@ class Sleeper:
                 del self._wanted[waiter]
             self._lowest = min(self._wanted.values(), default=0)
         return over
+
+    def _ask(self, root: RootReader) -> bool:
+        """For a look at who is left there, one at a time: a loop that stands still collects none. As `_tell`."""
+        if self._asked and not self._loop.is_closed():
+            return True
+        self._asked = True
+        return self._tell(partial(self._look_on, root))
 
     def _tell(self, call: Callable[[], None]) -> bool:
         """Called on the loop; False, and the thread is over, if that was closed without those who wait."""

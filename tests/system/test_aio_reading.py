@@ -13,8 +13,10 @@ from pathlib import Path
 import pytest
 import uvloop
 
-from solewriter import Compacted, Create, InvalidQuery, Limits, Resync, Task, TaskStatus, Update, aio
+from solewriter import Compacted, Create, InvalidQuery, Limits, Resync, Task, TaskStatus, Update, aio, open_reader
+from solewriter.agents.aio.sleeper import Sleeper
 from solewriter.shared.config import KIB, LOOKING_THREADS
+from solewriter.shared.memory.root import RootReader
 
 SMALL = Limits(heap_segment_bytes_first=64 * KIB, heap_segment_bytes_max=128 * KIB, heartbeat_s=0.05)
 
@@ -205,6 +207,28 @@ def test_who_waits_where_others_removed_the_memory_goes_on_with_the_engine_that_
             assert (revision, change.new, task) == (2, newest, newest)
 
     run(main())
+
+
+class Looks:
+    count = 0
+
+    def is_left(self, _: RootReader) -> bool:
+        self.count += 1
+        return False
+
+
+def test_a_loop_that_does_not_run_just_now_collects_no_looks(engine):
+    looks, loop = Looks(), asyncio.new_event_loop()
+    sleeper = Sleeper(loop, 0.25, looks.is_left)
+    with open_reader(engine.state) as reader:
+        root = reader.view().root
+        for count in 1, 2:
+            assert all(sleeper._ask(root) for _ in range(10))
+            loop.run_until_complete(asyncio.sleep(0))
+            assert looks.count == count
+        assert sleeper._ask(root)
+        loop.close()
+        assert not sleeper._ask(root), "nobody waits there any more"
 
 
 def test_waiting_goes_on_when_a_thread_can_be_had_again(engine, run):
