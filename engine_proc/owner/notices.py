@@ -2,20 +2,39 @@
 
 from __future__ import annotations
 
+import os
+import select
 import signal
 import sys
+
+_AT_ONCE_BYTES = select.PIPE_BUF  # what goes into a pipe that has room without waiting for a reader
 
 
 def say(text: str) -> None:
     """One line. An owner may have no stderr, and stdout is not for this; or one that is closed, its terminal gone, or
-    of its own making: the engine is supervised all the same.
+    of its own making: the engine is supervised all the same. So it is, and may fork, where nobody reads that: what
+    stderr has no room for is not said, and its lock, which a forked child would wait for, is not taken.
     """
     if sys.stderr is None:
         return
+    line = f"solewriter: {text}\n"
     try:
-        print(f"solewriter: {text}", file=sys.stderr)
+        try:
+            fd = sys.stderr.fileno()
+        except (AttributeError, OSError):  # one in memory, say
+            sys.stderr.write(line)
+        else:
+            left = line.encode(errors="backslashreplace")
+            while left and _has_room(fd):
+                left = left[os.write(fd, left[:_AT_ONCE_BYTES]) :]
     except Exception:
         pass
+
+
+def _has_room(fd: int) -> bool:
+    poll = select.poll()
+    poll.register(fd, select.POLLOUT)
+    return any(event & select.POLLOUT for _, event in poll.poll(0))
 
 
 def ending(status: int) -> str:

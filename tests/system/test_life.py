@@ -1387,6 +1387,33 @@ def test_a_forked_child_stops_nothing(state):
     assert told_by_owner(state, code) == "7 True\n"
 
 
+def test_an_owner_whose_stderr_nobody_reads_has_its_engine_supervised_and_may_fork(state):
+    """The thread that tells it of a death waited for a reader, and a forked child at its end for that thread."""
+    code = """
+        unread, full = os.pipe()
+        os.set_blocking(full, False)
+        try:
+            while True:
+                os.write(full, bytes(4096))
+        except BlockingIOError:
+            os.set_blocking(full, True)
+        os.dup2(full, 2)
+        with Engine(sys.argv[1], durability="memory") as engine:
+            dead = engine.pid
+            os.kill(dead, signal.SIGKILL)
+            while os.path.exists(f"/proc/{dead}"):
+                os.sched_yield()
+            child = os.fork()
+            if child == 0:
+                sys.exit(7)
+            print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+            with connect(engine.state) as client:
+                client.create(Task(title="x"))
+            print(engine.restarts)
+    """
+    assert told_by_owner(state, code, "-W", "ignore") == "7\n1\n"
+
+
 def test_a_forked_child_registers_nothing(state):
     """Its owner would not know of it, and the next engine would be without."""
     code = """
