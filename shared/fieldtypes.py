@@ -127,6 +127,28 @@ def refuse_own(model: type[pydantic.BaseModel]) -> None:
             raise UnsuitableField(f"{model.__name__}.{name}: the engine has to know it: use {must}")
 
 
+def refuse_unlike(model: type[pydantic.BaseModel], base: type[pydantic.BaseModel], names: Iterable[str]) -> None:
+    """Check fields by which the engine coordinates: a derived class may narrow what its base has there, and not make
+    other values of it. Raises UnsuitableField.
+    """
+    for name in names if model.__pydantic_complete__ else ():
+        (own, own_none), (like, like_none) = (bare_type(one.model_fields[name].annotation) for one in (model, base))
+        values = {_values(own, name), _values(like, name)}
+        is_number = values <= {"int", "float"}
+        if (len(values) > 1 and not is_number) or (is_number and own_none > like_none):
+            must = (like.__name__ if isinstance(like, type) else str(like)) + " | None" * like_none
+            raise UnsuitableField(f"{model.__name__}.{name}: the engine coordinates by it: use {must}, or less of that")
+
+
+def _values(bare: Any, path: str) -> str:
+    """What the values of a type are, to who compares and adds them."""
+    if bare is datetime.datetime:
+        return "moments of no zone"
+    if get_origin(bare) is tuple:
+        return " ".join(["array", *sorted({_shape(item, path, set()) for item in get_args(bare) if item is not ...})])
+    return _shape(bare, path, set())
+
+
 def _is_words(bare: Any) -> bool:
     return get_origin(bare) is Literal and all(type(value) is str for value in get_args(bare))
 

@@ -26,7 +26,7 @@ from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, model_validato
 from pydantic_core import PydanticCustomError
 
 from solewriter.shared.config import KEY_BYTES_MAX
-from solewriter.shared.fieldtypes import refuse_own, refuse_unsuitable
+from solewriter.shared.fieldtypes import refuse_own, refuse_unlike, refuse_unsuitable
 from solewriter.shared.frozen import FrozenMap, Json
 
 E = TypeVar("E", bound="Entity")
@@ -258,6 +258,13 @@ TASK_LIFECYCLE = Lifecycle(
 NEEDS_ASSIGNEE = frozenset({"assigned", "in_progress", "in_review", "auth_required", "completed"})
 
 
+COORDINATED = (
+    "status", "project", "assigned_to", "parent_task_id", "dependencies", "on_dependency_failure", "not_before",
+    "max_retries", "retry_delay_s", "cost", "attempts", "claim",
+)  # fmt: skip
+"""The fields of tasks by which the engine coordinates, but for `priority`, of which a class may have others"""
+
+
 class Task(
     Entity,
     columns=(
@@ -309,6 +316,11 @@ class Task(
     claim: Annotated[int, Field(ge=0)] = 0
     created_at: AwareDatetime | None = None
     updated_at: AwareDatetime | None = None
+
+    @classmethod
+    def __pydantic_init_subclass__(cls, **declared: Any) -> None:
+        super().__pydantic_init_subclass__(**declared)
+        refuse_unlike(cls, Task, COORDINATED)
 
     @model_validator(mode="after")
     @concerns("id", "dependencies", "reviewers", "delegation_chain", "parent_task_id", "assigned_to", "status")

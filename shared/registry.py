@@ -12,8 +12,15 @@ from pydantic import ValidationError
 from solewriter.shared.columns import Cell, Cells, column_of, earlier_names, format_of, from_us
 from solewriter.shared.config import COLUMNS_MAX, KINDS_MAX
 from solewriter.shared.errors import InvalidMutation, SchemaMismatch, UnknownKind
-from solewriter.shared.fieldtypes import all_parts, models_in, refuse_own, refuse_unsuitable, with_moments
-from solewriter.shared.models import Entity, Lifecycle, Project, Task
+from solewriter.shared.fieldtypes import (
+    all_parts,
+    models_in,
+    refuse_own,
+    refuse_unlike,
+    refuse_unsuitable,
+    with_moments,
+)
+from solewriter.shared.models import COORDINATED, Entity, Lifecycle, Project, Task
 from solewriter.shared.readiness import DEPENDS
 from solewriter.shared.rules import Rules, concern_of, is_plain, made_anew, recasts
 from solewriter.shared.schema import (
@@ -47,6 +54,8 @@ class Kind:
         model.model_rebuild()
         refuse_unsuitable(model)
         refuse_own(model)
+        if issubclass(model, Task):
+            refuse_unlike(model, Task, COORDINATED)
         self.model = model
         self.name = model.kind_name
         self.lifecycle: Lifecycle | None = model.lifecycle
