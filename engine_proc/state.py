@@ -170,7 +170,9 @@ class State:
         endless = self.coordination.endless
         if kind.kind not in endless:
             try:
-                payload = kind.kind.payload(kind.kind.stored(self.read_anew(kind.kind, found)))
+                fields = kind.kind.stored(self.read_anew(kind.kind, found))
+                kind.kind.check_coordinated(fields)
+                payload = kind.kind.payload(fields)
             except AssertionError:
                 raise
             except Exception as error:  # what its validators made of it may have no bytes, too

@@ -190,6 +190,16 @@ class Kind:
             raise no_such_field(self.name, name)
         return value
 
+    def check_coordinated(self, stored: Mapping[str, Any]) -> None:
+        """Raises InvalidMutation, or whatever a column does, where code of a class of tasks makes what the class does
+        not say of a field by which the engine coordinates.
+        """
+        if self.claimable:
+            for name in COORDINATED:
+                if name in stored:
+                    self.field(name, stored[name])
+        self.cut(stored, "", 0, 0)
+
     def payload(self, stored: Mapping[str, Any]) -> bytes:
         """The bytes of the stored fields. Raises InvalidMutation, naming the field, for what has no bytes."""
         try:

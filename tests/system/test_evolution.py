@@ -21,6 +21,7 @@ from pydantic import (
     ConfigDict,
     Field,
     NaiveDatetime,
+    ValidationInfo,
     computed_field,
     field_serializer,
     field_validator,
@@ -37,6 +38,7 @@ from solewriter import (
     InvalidMutation,
     Json,
     Part,
+    Project,
     SchemaMismatch,
     Task,
     Update,
@@ -589,6 +591,12 @@ class LastChore(Task, kind="Chore"):
     def _spoil(cls, title: str) -> Any:
         return SPOILT.get(title, title)
 
+    @field_validator("priority", "parent_task_id", "cost", "not_before")
+    @classmethod
+    def _misfit(cls, value: Any, info: ValidationInfo) -> Any:
+        name, odd = MISFITS.get(info.data["title"], ("", None))
+        return odd if info.field_name == name else value
+
 
 def raises() -> None:
     raise ValueError("not any more")
@@ -596,9 +604,16 @@ def raises() -> None:
 
 STUMBLES = {"raises": raises, "exits": sys.exit, "never ends": partial(take_time, ENDLESS)}
 SPOILT = {"has no bytes": object(), "is no text": "\ud800", "is too large": 2**64, "to": "fro", "fro": "to"}
+LONG_AGO = datetime.datetime(2020, 1, 1, tzinfo=datetime.UTC)
+MISFITS: dict[str, tuple[str, Any]] = {
+    "odd priority": ("priority", ("high",)),
+    "odd parent": ("parent_task_id", ["x"]),
+    "odd cost": ("cost", "much"),
+    "odd time": ("not_before", datetime.datetime(2020, 1, 1)),
+}
 
 
-@pytest.mark.parametrize("title", [*STUMBLES, *SPOILT])
+@pytest.mark.parametrize("title", [*STUMBLES, *SPOILT, *MISFITS])
 @pytest.mark.parametrize("before", [Chore, NextChore])
 def test_tasks_that_their_class_cannot_take_any_more_end_no_engine_and_keep_nobody_from_others(
     state, start_engine, limits, title, before
@@ -606,8 +621,10 @@ def test_tasks_that_their_class_cannot_take_any_more_end_no_engine_and_keep_nobo
     limits = msgspec.structs.replace(limits, decide_timeout_s=0.2, request_timeout_s=5)
     engine = start_engine(state, models=[before], limits=limits)
     with connect(state) as client:
-        bad = [client.create(before(title=title, project="bad", priority="critical")) for _ in range(3)]
+        said = {"priority": "critical", "parent_task_id": "p", "cost": 0.5, "not_before": LONG_AGO}
+        bad = [client.create(before(title=title, project="bad", **said)) for _ in range(3)]
         client.create(before(title="good", project="good"))
+        client.create(Project(id="bad", name="bad", budget_limit=9.0))
     engine.register(NextChore)
     engine.stop()
     engine = start_engine(state, models=[LastChore], limits=limits)
