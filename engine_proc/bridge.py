@@ -155,15 +155,16 @@ class LaneEnd:
             if error.details.get("bomb"):
                 self._folded = FOLDED_NODES_MAX + 1
             return
-        for place, request in enumerate(unpacked):
-            checked = request
-            if not wirecheck.is_outcome_query(request):
-                try:
-                    budget = wirecheck.check_request(request, budget, limits)
-                except Refused as error:
-                    checked = error
+        check = wirecheck.check_request
+        for number, request in enumerate(unpacked, sequence):
+            try:
+                budget = check(request, budget, limits)
+            except Refused as error:
+                if not wirecheck.is_outcome_query(request):
                     budget -= wirecheck.parts(request, budget)  # which may have been looked at before
-            requests.append((self, sequence + place, checked))
+                    requests.append((self, number, error))
+                    continue
+            requests.append((self, number, request))
         self._folded += max(0, whole - budget - explained)
 
     # --- replies out -------------------------------------------------------------------------------------------------

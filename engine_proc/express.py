@@ -30,6 +30,7 @@ from solewriter.shared.record import Flags
 from solewriter.shared.wire import Status
 from solewriter.shared.wireform import PlainRequest
 
+_APPLIED: Final = Status.APPLIED
 _UPDATE: Final = Op.UPDATE.value
 _WHOLE: Final = Flags.FIRST | Flags.LAST
 
@@ -50,38 +51,45 @@ class Express:
         """Decide and answer what a lane asks for, from the first of its waiting items on, at most so many and until
         then, but for the last one; how many it was. What it leaves there first is to be looked at by others.
         """
-        session, coordination, limits, begin = lane.session, self._coordination, self._limits, self._begin
-        number, last, fenced, quarantined = session.number, session.last, session.fenced, session.quarantined
-        taken = 0
-        while items and taken < most and turn.bytes < limits.turn_bytes_max:
+        session, coordination, heap, begin = lane.session, self._coordination, self._heap, self._begin
+        number, last, outcomes = session.number, session.last, turn.outcomes
+        entity_max, turn_max = self._limits.entity_bytes_max, self._limits.turn_bytes_max
+        settled = bool(session.fenced or session.quarantined or turn.fenced)
+        taken, now = 0, time.monotonic
+        while items and taken < most and turn.bytes < turn_max:
             item = items[0]
-            if item.__class__ is not tuple or item[0] is not lane or item[1] <= last:
+            if item.__class__ is not tuple:
                 break
-            _, sequence, request = item
-            if sequence in fenced or sequence in quarantined or (turn.fenced and (number, sequence) in turn.fenced):
+            sender, sequence, request = item
+            if sender is not lane or sequence <= last or (settled and _is_settled(turn, session, sequence)):
                 break
             if request.__class__ is not tuple or len(request) != 4:
                 break  # no request
             if not (coordination.idle or coordination.passes(turn, request)):
                 break
             try:
-                written = update(turn, request, session, sequence, self._heap, limits.entity_bytes_max, begin)
+                written = update(turn, request, session, sequence, heap, entity_max, begin)
                 if written is None:
                     break
-                outcome = Outcome(number, sequence, Status.APPLIED, turn.revision, written)
-                turn.outcomes.append(outcome)
+                outcome = Outcome(number, sequence, _APPLIED, turn.revision, written)
+                outcomes.append(outcome)
             except Refused as error:
                 outcome = asking.refused(turn, number, sequence, error)
-                turn.outcomes.append(outcome)
+                outcomes.append(outcome)
             except Unavailable as error:
                 outcome = asking.unavailable(turn, number, sequence, error)
             answers.append((sequence, outcome.status, outcome.revision, outcome.detail))
             items.popleft()
             taken += 1
-            if time.monotonic() >= until:
+            if now() >= until:
                 break
         lane.taken += taken
         return taken
+
+
+def _is_settled(turn: Turn, session: Session, sequence: int) -> bool:
+    """Whether it is known how a request ends that was not decided yet."""
+    return sequence in session.fenced or sequence in session.quarantined or (session.number, sequence) in turn.fenced
 
 
 def update(
@@ -108,10 +116,7 @@ def update(
         return None
 
     begin(session.number, sequence)
-    values: dict[str, Any] = {}
-    for field, value in fields.items():
-        values[field] = kind.field(field, value)
-    payload, kept = kind.replaced(before.payload, values)
+    payload, kept = kind.replaced(before.payload, fields)
     if payload == before.payload:
         return [(before.version, before.address, name, key)]
     if len(payload) > bytes_max:

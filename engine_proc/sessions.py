@@ -10,6 +10,8 @@ from __future__ import annotations
 
 from collections import OrderedDict, deque
 from collections.abc import Callable, Container, Iterable
+from itertools import groupby
+from operator import attrgetter
 from typing import Any
 
 import msgspec
@@ -30,6 +32,7 @@ from solewriter.shared.wire import Status
 
 ENGINE_ID = "engine"  # the client id of the engine's own requests
 ENGINE = session_number(ENGINE_ID)
+_session_of = attrgetter("session")
 
 
 def _of_nobody(status: int, name: str, message: str) -> Outcome:
@@ -129,17 +132,16 @@ class Session:
         session._order.extend(session.told)
         return session
 
-    def remember(self, outcome: Outcome, window: int) -> None:
-        """The outcome of a request, and those before it up to the window."""
-        order, told, sequence = self._order, self.told, outcome.sequence
-        if sequence > self.last:
-            self.last = sequence
+    def remember(self, outcomes: list[Outcome], window: int) -> None:
+        """The outcomes of some requests, and those before them up to the window."""
+        order, told = self._order, self.told
+        newest = {outcome.sequence: outcome for outcome in outcomes}
+        self.last = max(self.last, *newest)
         if self.waiting:
-            self.waiting.discard(sequence)
-        if sequence not in told:
-            order.append(sequence)
-        told[sequence] = outcome
-        if len(order) > window:
+            self.waiting.difference_update(newest)
+        order.extend([sequence for sequence in newest if sequence not in told])
+        told.update(newest)
+        for _ in range(len(order) - window):
             del told[order.popleft()]
 
     def is_done_with(self, sequence: int) -> bool:
@@ -315,14 +317,15 @@ class Sessions:
         """Committed outcomes, in their order; of each session and of all user-given ids, the oldest beyond their bounds
         are forgotten.
         """
-        by_number, window = self._by_number, self._limits.window_max
-        for one in outcomes:
-            outcome = kept(one)
-            session = by_number.get(outcome.session)
+        window = self._limits.window_max
+        for number, run in groupby(outcomes, _session_of):
+            together = [kept(one) if len(one.detail) > RESULTS_UNPACKED else one for one in run]
+            session = self._by_number.get(number)
             if session is not None:
-                session.remember(outcome, window)
-            if outcome.request_id is not None:
-                self._remember_id(outcome.request_id, outcome)
+                session.remember(together, window)
+            for outcome in together:
+                if outcome.request_id is not None:
+                    self._remember_id(outcome.request_id, outcome)
 
     def wait(self, number: int, sequence: int) -> None:
         """A claim that was taken and is answered later: no number behind it makes it forgotten."""

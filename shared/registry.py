@@ -226,12 +226,13 @@ class Kind:
             raise InvalidMutation(f"{self.name} would be read back with other {', '.join(names)}", fields=fields)
 
     def replaced(self, payload: bytes, changes: Mapping[str, Any]) -> tuple[bytes, Mapping[str, Any]]:
-        """The payload with other values of some fields, valid ones, and its fields: the others as the bytes that they
-        are written as, which are copied, at half of the cost of decoding and encoding them.
+        """The payload with other values of some fields, each validated by itself, and its fields: the others as the
+        bytes that they are written as, which are copied, at half of the cost of decoding and encoding them. Raises
+        InvalidMutation.
         """
         spans = spans_of(payload)
         for name, value in changes.items():
-            self.keep(spans, name, value)
+            self.keep(spans, name, self.field(name, value))
         return self.payload(spans), spans
 
     def fields_of(self, schema: Schema, payload: bytes) -> dict[str, Any]:

@@ -39,16 +39,14 @@ def check_request(request: Any, budget: int, limits: Limits) -> int:
     mutations, guards, request_id, deadline_us = request
     if type(mutations) is not list or type(guards) is not list:
         raise BadRequest("mutations and guards are lists")
-    asked = len(mutations) + len(guards)
-    if asked > limits.request_mutations_max:  # tokens of claims come on top: at most one for each mutation
+    asked, most = len(mutations) + len(guards), limits.request_mutations_max
+    if asked > most:  # tokens of claims come on top: at most one for each mutation
         asked -= min(len(mutations), sum(type(one) is tuple and one[:1] == (_CLAIM_SHOWN,) for one in guards))
-    if not 0 < asked <= limits.request_mutations_max:
-        raise RequestTooLarge(
-            f"a request has 1 to {limits.request_mutations_max} mutations and guards (request_mutations_max)"
-        )
-    if request_id is not None and (type(request_id) is not str or not 0 < len(request_id) <= REQUEST_ID_MAX):
-        raise BadRequest(f"a request id is a str of 1 to {REQUEST_ID_MAX} characters")
+    if not 0 < asked <= most:
+        raise RequestTooLarge(f"a request has 1 to {most} mutations and guards (request_mutations_max)")
     if request_id is not None:
+        if type(request_id) is not str or not 0 < len(request_id) <= REQUEST_ID_MAX:
+            raise BadRequest(f"a request id is a str of 1 to {REQUEST_ID_MAX} characters")
         check_text(request_id)
         if own_id(request_id) is not None:
             raise BadRequest("this request id looks like one that clients make: choose another form")
@@ -84,12 +82,14 @@ def _check_mutation(mutation: Any, budget: int, limits: Limits) -> int:
     if type(mutation) is not tuple or len(mutation) != 7:
         raise BadRequest("a mutation is a tuple of seven")
     op, kind, key, expect, fields, reason, to = mutation
-    if type(op) is not int or not 0 < op < 256 or type(reason) is not str or (to is not None and type(to) is not str):
+    if type(op) is not int or not 0 < op < 256 or type(reason) is not str:
         raise BadRequest("a mutation is (op, kind, id, expect, fields, reason, to)")
     check_names(kind, key)
     if expect is not None and (type(expect) is not int or not 0 <= expect <= INT_MAX):
         raise BadRequest("expect is a version or None")
     if to is not None:
+        if type(to) is not str:
+            raise BadRequest("what a mutation leads to is text or None")
         check_text(to)
     if reason:
         check_text(reason)
