@@ -225,12 +225,12 @@ STEPS: Mapping[str, Callable[[Draft, Step, Fields], None]] = {
 
 
 def cancel_below(draft: Draft, root: Key) -> None:
-    """All that has it for a parent, and so on, as it was before the request."""
+    """All that has it for a parent by now, and so on."""
     found, waiting = {root}, [root]
-    stored = {key: draft.model.stored(key) for key in draft.model.held if key.kind == root.kind}
+    now = dict(draft.tasks(root.kind))
     while waiting:
         parent = waiting.pop()
-        below = [key for key, task in stored.items() if task and task["parent_task_id"] == parent.id]
+        below = [key for key, task in now.items() if task["parent_task_id"] == parent.id]
         waiting += [key for key in below if key not in found]
         found.update(below)
     for key in found - {root}:

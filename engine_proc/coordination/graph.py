@@ -39,12 +39,20 @@ class Graph:
                 self._parents[key] = parent
                 self.children.setdefault(parent, set()).add(key)
 
-    def below(self, key: str) -> list[str]:
-        """All descendants, each once, parents before their children, however they are tangled."""
+    def below(self, key: str, changed: Mapping[str, str | None]) -> list[str]:
+        """All descendants, each once, parents before their children, however they are tangled. `changed`: the parents
+        that some have by now.
+        """
+        coming: dict[str, set[str]] = {}
+        for one, parent in changed.items():
+            if parent is not None:
+                coming.setdefault(parent, set()).add(one)
         found = {key: None}
         waiting = [key]
         while waiting:
-            for child in sorted(self.children.get(waiting.pop(), NOBODY) - found.keys()):
+            parent = waiting.pop()
+            children = (self.children.get(parent, NOBODY) - changed.keys()) | coming.get(parent, NOBODY)
+            for child in sorted(children - found.keys()):
                 found[child] = None
                 waiting.append(child)
         return [*found][1:]

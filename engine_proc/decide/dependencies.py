@@ -110,8 +110,13 @@ def cancel(step: Step, reason: str) -> None:
 
 
 def cancel_tree(draft: Draft, root: Step, reason: str) -> None:
-    """All descendants of a task, but for what is in a final state. Raises RequestTooLarge."""
-    for key in _board(draft, root).graph.below(root.key):
+    """All descendants that a task has by now, but for what is in a final state. Raises RequestTooLarge."""
+    changed = {
+        one.key: one.field("parent_task_id") if one.exists else None
+        for one in draft.steps.values()
+        if one.state is root.state and one.op
+    }
+    for key in _board(draft, root).graph.below(root.key, changed):
         step = draft.seen(root.kind.name, key)
         if step.exists and step.field("status") not in FINISHED:
             draft.take(step)

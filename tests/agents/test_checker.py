@@ -207,7 +207,7 @@ def _some_work(client: Client, one: Evidence) -> None:
     one.submit(client, Claim(Task, {"project": "nobody's"}))  # nothing is ready
     one.submit(client, Create(Task(title="b", id="below", parent_task_id="z", dependencies=("x", "z"))))
     one.submit(client, Update(Task.ref("z"), {"dependencies": ("below",)}))  # a circle
-    one.submit(client, Cancel(Task.ref("z"), tree=True))
+    one.submit(client, Create(Task(title="c", id="new", parent_task_id="below")), Cancel(Task.ref("z"), tree=True))
 
 
 def _some_changes_without_versions(client: Client, one: Evidence) -> None:

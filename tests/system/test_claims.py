@@ -1048,6 +1048,22 @@ def test_whoever_is_not_cancelled_does_not_count(start_engine, state, limits):
         assert status(client, "zz") is TaskStatus.CANCELLED
 
 
+def test_a_tree_is_as_the_earlier_mutations_of_its_request_left_it(start_engine, state, limits):
+    start_engine(state, limits=limits)
+    with connect(state, name="me", limits=limits) as client:
+        make(client, task("root"), task("other"), task("leaves", parent_task_id="root"), task("comes"), task("is gone"))
+        make(client, task("below it", parent_task_id="leaves"), task("below that", parent_task_id="comes"))
+        with client.transaction() as tx:
+            tx.update(Task.ref("leaves"), parent_task_id="other")
+            tx.update(Task.ref("comes"), parent_task_id="root")
+            tx.delete(Task.ref("is gone"))
+            tx.create(task("new", parent_task_id="below that"))
+            tx.cancel(Task.ref("root"), tree=True)
+        with client.reader.snapshot() as snap:
+            assert sorted(snap.ids(Task, {"status": "cancelled"})) == ["below that", "comes", "new", "root"]
+            assert sorted(snap.ids(Task, {"status": "created"})) == ["below it", "leaves", "other"]
+
+
 def test_what_would_cancel_too_many_when_it_is_lost_is_interrupted_alone(start_engine, state, limits, wait_until):
     start_engine(state, limits=msgspec.structs.replace(limits, cascade_max=3))
     with connect(state, name="me", limits=limits) as client:
