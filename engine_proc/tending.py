@@ -373,9 +373,9 @@ class Tending:
         """Nothing of the turn happened, and what was due is due again, in a while."""
         self._coordination.dropped()
         self._not_before_us = _uptime_us() + int(TIMER_RETRY_S * US_PER_S)
-        connected = set(self._bridge.connected())
+        there = {*self._bridge.connected(), *self._watched}
         for session in self._coordination.leases.sessions:
-            if session not in connected:
+            if session not in there:
                 self._silent.setdefault(session, self._not_before_us)
         detail = ("EngineUnavailable", "the claim could not be noted: ask again", dict[str, Any]())
         for asked in turn.waiting:

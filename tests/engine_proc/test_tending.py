@@ -1075,6 +1075,21 @@ def test_a_holder_that_lives_keeps_what_it_has_however_long_it_is_silent_after_a
     poll(lambda: scene.turn() or not held(scene))
 
 
+def test_a_full_disk_is_no_death_of_a_holder_that_lives_and_has_not_come_back_after_a_start(scene, holder):
+    scene.next_engine()
+    gone, other = Agent(scene, "gone"), Agent(scene, "other")
+    gone.asks(create("b", max_retries=5))
+    gone.asks(claim())
+    scene.turn()
+    assert [key for key, _ in held(scene)] == ["a", "b"]
+    fill_disk(scene, other)
+    gone.call.close()
+    scene.turn()
+    scene.steps.disk_full = False
+    poll(lambda: scene.turn() or len(held(scene)) < 2)
+    assert held(scene) == [("a", 2)], "only the other one is gone"
+
+
 def test_a_process_of_another_boot_is_dead_and_one_that_nobody_knows_has_its_grace(scene, holder, monkeypatch):
     session = scene.engine.server.sessions.get(session_number("holder"))
     assert session.pid > 0
