@@ -176,7 +176,7 @@ class Server:
         turns = asyncio.create_task(writer.run())
         writer.between.look_later(FIRST_LOOK_S)
         self._beat(bridge)  # whoever finds this memory later knows that it served
-        beats = asyncio.create_task(self._go_on_beating(bridge))
+        beats = asyncio.create_task(self._go_on_beating(bridge, writer))
         try:
             line.say(Ready(ok=True))
         except BrokenPipeError:
@@ -273,10 +273,11 @@ class Server:
         except BrokenPipeError:
             pass  # the owner is gone
 
-    async def _go_on_beating(self, bridge: Bridge) -> None:
+    async def _go_on_beating(self, bridge: Bridge, writer: SingleWriter) -> None:
         while True:
             await asyncio.sleep(self.limits.heartbeat_s)
             self._beat(bridge)
+            writer.tending.set_alarm()  # the time of day may have been set, or gone on while the machine slept
 
     def _beat(self, bridge: Bridge) -> None:
         period_us = int(self.limits.heartbeat_s * 1e6)

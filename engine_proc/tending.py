@@ -361,7 +361,7 @@ class Tending:
                 if board is None:  # it was dropped, and knows when something is ready as soon as a line looks again
                     times.append(1)
                 elif board.next_us:
-                    times.append(board.next_us + offset_us)
+                    times.append(max(1, board.next_us + offset_us))  # it may be earlier than this clock
         return min((one for one in times if one > 0), default=0)
 
     def _ring(self) -> None:

@@ -12,7 +12,7 @@ import subprocess
 import sys
 import textwrap
 from concurrent.futures import ThreadPoolExecutor
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from itertools import count
 from pathlib import Path
 
@@ -28,6 +28,7 @@ from solewriter import (
     EngineUnavailable,
     Limits,
     OutcomeUnknown,
+    Project,
     Task,
     Update,
     aio,
@@ -792,18 +793,26 @@ if os.getpid() != {tester}:  # the engine, which imports this for its model: its
 DAY_NS = 24 * 3600 * 10**9
 
 
-def test_a_clock_that_jumps_changes_no_order_and_no_version(state, start_engine, wait_until, tmp_path, monkeypatch):
-    """A day on, a day back, and back by years over a kill of the engine and over a stop."""
+@pytest.fixture
+def clock(tmp_path, monkeypatch):
+    """A model whose engine has another clock, and what sets that so many nanoseconds off."""
     jump = tmp_path / "jump"
     (tmp_path / "timed_models.py").write_text(CLOCK.format(tester=os.getpid(), jump=str(jump)))
     monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.delitem(sys.modules, "timed_models", raising=False)
     import timed_models  # type: ignore[import-not-found]  # written just above
 
     def set_to(offset_ns: int) -> None:
         jump.with_suffix(".new").write_text(str(offset_ns))
         jump.with_suffix(".new").rename(jump)
 
-    engine = start_engine(state, models=[timed_models.Timed], durability="power")
+    return timed_models.Timed, set_to
+
+
+def test_a_clock_that_jumps_changes_no_order_and_no_version(state, start_engine, wait_until, clock):
+    """A day on, a day back, and back by years over a kill of the engine and over a stop."""
+    timed, set_to = clock
+    engine = start_engine(state, models=[timed], durability="power")
     times = []
     with connect(state) as client, open_reader(state) as reader:
         task = client.create(Task(title="x", id="t", max_retries=0))
@@ -833,3 +842,17 @@ def test_a_clock_that_jumps_changes_no_order_and_no_version(state, start_engine,
         assert client.update(Task.ref("t"), title="y").version == 8
         assert not engine.hung
     assert [marker.prefix for marker in StateFolder(state).markers()] == [StateFolder(state).whereabouts().prefix]
+
+
+def test_who_waits_for_a_time_has_the_task_when_the_clock_is_set_on_to_it(state, start_engine, wait_until, clock):
+    """As behind a machine's sleep: nothing else happens that would make the engine look."""
+    timed, set_to = clock
+    start_engine(state, models=[timed], limits=Limits(heartbeat_s=0.05))
+    with connect(state) as client, ThreadPoolExecutor(1) as pool:
+        client.create(Task(id="t", title="x", not_before=datetime.now(UTC) + timedelta(hours=1)))
+        claimed = pool.submit(client.claim, Task, timeout_s=15)
+        wait_until(lambda: client._session.in_flight, 10, "the claim is on its way")
+        client.put(Project(id="p", name="so that it waits in the engine"))
+        set_to(DAY_NS)
+        assert claimed.result(10).id == "t"
+        assert client.get(Task, "t").updated_at - datetime.now(UTC) > timedelta(hours=23)
