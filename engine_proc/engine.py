@@ -259,8 +259,11 @@ class SingleWriter:
         outcome: Outcome | None
         if sequence <= session.last and sequence not in session.waiting:
             outcome = session.told.get(sequence, FORGOTTEN)
-        elif (outcome := self._told(turn, session, sequence, request, lane)) is None:
-            return None
+        else:
+            if self.tending.lines:
+                self.tending.give_way(turn, request)
+            if (outcome := self._told(turn, session, sequence, request, lane)) is None:
+                return None
         return sequence, outcome.status, outcome.revision, outcome.detail
 
     def _told(

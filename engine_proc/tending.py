@@ -30,6 +30,7 @@ from solewriter.shared.wire import Status
 from solewriter.shared.wireform import PlainRequest
 
 US_PER_S = 1_000_000
+_CLAIM = Op.CLAIM.value
 GONE = "its agent was gone for too long"
 Losses = list[tuple[Lease, str]]  # claims to be taken away, and why
 Tell = Callable[[Turn, Session, int, Any, "LaneEnd | None", int], "Outcome | None"]
@@ -255,11 +256,16 @@ class Tending:
         failpoint.reach("claim.parked")
         return True
 
+    def give_way(self, turn: Turn, request: Any) -> None:
+        """Before a request is decided that may be a claim: what became ready in this turn is for those who wait."""
+        if request.__class__ is tuple and any(mutation[0] == _CLAIM for mutation in request[0]):
+            self.serve(turn)
+
     def serve(self, turn: Turn) -> None:
         """At the end of a turn: who waited long enough is told so, and what became ready goes to those who wait, to so
         many at once, and for as long as a turn decides; the rest have another turn.
         """
-        if not self.lines:
+        if not self.lines or turn.cut:
             return
         left, until = self._served_max, time.monotonic() + self._serve_s
         for parked in self.lines.overdue(turn.uptime_us, left):
@@ -277,6 +283,7 @@ class Tending:
                     left = self._serve_line(turn, queue, line, left, until)
                 if not left or time.monotonic() >= until:
                     self.lines.put_last(kind, line)  # in the next turn others come first
+                    turn.cut = True
                     self._bridge.inbox.put_nowait([Occasion()])
                     return
 

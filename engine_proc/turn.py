@@ -69,6 +69,7 @@ class Turn:
         self.fenced_ids: list[str] = []
         self.fenced: set[tuple[int, int]] = set()  # session and sequence of those that are clients' own numbers
         self.bytes = 0
+        self.cut = False  # who waits for what became ready had as long as they may have in it
 
     def at(self, now_us: int) -> None:
         """From now on this is the time: nothing that comes in mid-turn is stored as older than it is."""

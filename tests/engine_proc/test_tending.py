@@ -180,6 +180,20 @@ def test_what_waits_is_answered_in_the_turn_that_makes_it_ready(scene):
     assert waiting.hears() == {asked: (Status.APPLIED, ["a"])}
 
 
+@pytest.mark.parametrize("pipelined", [False, True], ids=["two clients", "one client"])
+def test_who_comes_in_the_turn_that_makes_it_ready_comes_behind_those_who_wait(scene, pipelined):
+    first, second, maker, late = [Agent(scene, name) for name in ("first", "second", "maker", "late")]
+    asked = [first.asks(claim(until_us=later())), second.asks(claim(until_us=later(), project="p"))]
+    scene.turn()
+    for id in "abc":
+        maker.asks(create(id, project="p"))
+    last = (maker if pipelined else late).asks(claim())
+    scene.turn()
+    assert first.hears() == {asked[0]: (Status.APPLIED, ["a"])}
+    assert second.hears() == {asked[1]: (Status.APPLIED, ["b"])}
+    assert (maker if pipelined else late).hears()[last] == (Status.APPLIED, ["c"])
+
+
 def test_what_waits_is_decided_once_whoever_dies(scene):
     waiting, other = Agent(scene, "waiting"), Agent(scene, "other")
     asked = waiting.asks(claim(until_us=later()))
