@@ -112,12 +112,15 @@ class Session:
         self.waiting: set[int] = set()  # claims that were taken, and are not answered yet
 
     @property
-    def state(self) -> SessionState:
-        change = SessionChange(
+    def change(self) -> SessionChange:
+        return SessionChange(
             self.number, self.client_id, self.name, self.epoch, self.last, self.instance, self.pid, self.born
         )
+
+    @property
+    def state(self) -> SessionState:
         outcomes = [self.told[sequence] for sequence in self._order]
-        return SessionState(change, self.floor, list(self.gaps), list(self.fenced), outcomes, sorted(self.waiting))
+        return SessionState(self.change, self.floor, list(self.gaps), list(self.fenced), outcomes, sorted(self.waiting))
 
     @classmethod
     def of(cls, state: SessionState) -> Session:

@@ -190,6 +190,8 @@ class Tending:
         self.lines.drop(session)
         if not occasion.died:
             self._silent[session] = turn.uptime_us + self._grace_us
+            if self._all_of(turn, session, GONE):
+                turn.leave(self._sessions.get(session))
             return []
         self._silent.pop(session, None)
         return self._all_of(turn, session, "its agent died")

@@ -11,7 +11,7 @@ import msgspec
 from solewriter.engine_proc.coordination.leases import Place, ended
 from solewriter.engine_proc.kinds import KindState
 from solewriter.engine_proc.publisher import Installed
-from solewriter.engine_proc.sessions import NEVER
+from solewriter.engine_proc.sessions import NEVER, Session
 from solewriter.shared.columns import from_us
 from solewriter.shared.entry import Lease, Outcome, Private, SessionChange, Slots
 from solewriter.shared.request_ids import own_id
@@ -111,6 +111,11 @@ class Turn:
             self.waiting.remove((outcome.session, outcome.sequence))
         if outcome.request_id is not None:
             self.by_request_id[outcome.request_id] = outcome
+
+    def leave(self, session: Session | None) -> None:
+        """Its lane is gone, and nobody died: the next engine goes by its silence, not by its process."""
+        if session is not None and session.number not in {*self.sessions, *self.forgotten_sessions}:
+            self.sessions[session.number] = msgspec.structs.replace(session.change, pid=0, born=0)
 
     def fence(self, request_id: str) -> None:
         """Nothing under this id will be applied any more, in this turn or later."""

@@ -1104,6 +1104,31 @@ def test_a_full_disk_is_no_death_of_a_holder_that_lives_and_has_not_come_back_af
     assert held(scene) == [("a", 2)], "only the other one is gone"
 
 
+@pytest.mark.parametrize("comes_back", [False, True])
+def test_a_client_that_was_closed_before_a_start_has_its_grace_behind_it_however_long_its_process_lives(
+    scene, comes_back
+):
+    scene.limits = msgspec.structs.replace(scene.limits, session_grace_s=3600)
+    scene.next_engine()
+    agent = Agent(scene, "agent")
+    agent.asks(create("a", max_retries=5))
+    agent.asks(claim())
+    scene.turn()
+    agent.call.close()
+    poll(lambda: scene.turn() or not scene.engine.server.sessions.get(session_number("agent")).pid)
+    if comes_back:
+        agent.connect(resends=False)
+    assert held(scene) == [("a", 2)]
+    scene.limits = msgspec.structs.replace(scene.limits, session_grace_s=0)
+    scene.next_engine()
+    if comes_back:
+        for _ in range(3):
+            scene.turn()
+        assert held(scene) == [("a", 2)]
+    else:
+        poll(lambda: scene.turn() or not held(scene))
+
+
 def test_a_process_of_another_boot_is_dead_and_one_that_nobody_knows_has_its_grace(scene, holder, monkeypatch):
     session = scene.engine.server.sessions.get(session_number("holder"))
     assert session.pid > 0
