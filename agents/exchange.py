@@ -228,8 +228,9 @@ class Exchange:
             self._received(data)
         except BlockingIOError:
             return
-        except BaseException:
+        except BaseException:  # what was read is lost: what follows may begin in the middle of a reply
             self._broken = True
+            self._drop_lane()
             raise
         if not data:
             self._broken = True
@@ -255,8 +256,10 @@ class Exchange:
 
     def _reconnect(self, deadline: float) -> None:
         """A new lane for the same session. What cannot be delivered in time ends as OutcomeUnknown."""
-        self._read_rest()
-        self._drop_lane()
+        try:
+            self._read_rest()
+        finally:  # an interrupt in there may have lost something, as in `_read`
+            self._drop_lane()
         self._check_usable()
         given_up = self._again.given_up_s(time.monotonic())
         try:

@@ -390,6 +390,29 @@ def test_what_was_written_when_ctrl_c_came_is_not_sent_under_another_number(engi
             assert updated.result(60).max_retries == number
 
 
+def test_what_follows_a_read_that_ctrl_c_took_is_not_taken_for_replies(engine, monkeypatch):
+    """Python runs the handler right behind the read, which ended in the middle of a reply, as it does where more is
+    there than one look takes: in the id of the second one here.
+    """
+    read, taken = os.read, bytearray()
+
+    def interrupted(fd: int, count: int) -> bytes:
+        if fd != client._exchange._lane.replies:
+            return read(fd, count)
+        while taken.count(bytes(100)) < 2 or not taken.endswith(bytes(100)):
+            taken.extend(read(fd, 1))
+        monkeypatch.setattr(os, "read", read)
+        raise KeyboardInterrupt
+
+    absent = [Task.ref("\0" * 150 + str(number)) for number in range(64)]
+    with connect(engine.state) as client:
+        refused = client.submit_many([Update(task, {"title": "x"}) for task in absent])
+        monkeypatch.setattr(os, "read", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            next(refused)
+        assert client.create(Task(title="after")).title == "after"
+
+
 def test_a_displaced_client_stays_displaced_also_when_nobody_could_tell_it(state, start_engine):
     engine = start_engine(state)
     with connect(state, client_id="worker-7") as old:
