@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 import select
 import socket
+import threading
 import time
 import warnings
 import weakref
@@ -50,7 +51,7 @@ class Exchange:
         self._session = session
         self._limits = limits
         self._monitor = Monitor()  # of its threads: who holds the lock reads or connects for all
-        self._reading = False  # one thread at a time reads for all
+        self._reading = 0  # one thread at a time reads for all: this one
         self._offered: Lane | None = None  # on its way to become the lane
         self._greeting: socket.socket | None = None  # on which an answer is awaited
         self._broken = False
@@ -73,6 +74,7 @@ class Exchange:
         Raises EngineUnavailable if the window did not open in time, Busy if it is not to be waited for; nothing was
         sent then. Ctrl-C behind the sending names the first of them, see `name_request`.
         """
+        self._check_outside()
         sent: list[Sent] = []
         try:
             with self._monitor.lock:
@@ -101,6 +103,7 @@ class Exchange:
         """Until this request is answered. Raises OutcomeUnknown at the deadline; the request stays on its way."""
         if pending.done:
             return
+        self._check_outside()
         with self._monitor.lock:
             while not pending.done:
                 try:
@@ -116,13 +119,17 @@ class Exchange:
         """Let the lane go; whoever waits in another thread is told. Requests that were not answered may or may not be
         applied.
         """
-        with self._monitor.lock:
-            self._closed = True
-            if self._pid == os.getpid():
-                self._session.fail(EngineUnavailable("this client was closed before it was sent", final=True))
-            self._drop_lane()
-            self._hang_up()
-            self._monitor.tell()
+        self._closed = True
+        if not self._monitor.is_mine:  # else in the middle of a call, which ends it before it waits again
+            with self._monitor.lock:
+                self._end()
+
+    def _end(self) -> None:
+        if self._pid == os.getpid():
+            self._session.fail(EngineUnavailable("this client was closed before it was sent", final=True))
+        self._drop_lane()
+        self._hang_up()
+        self._monitor.tell()
 
     # --- waiting -----------------------------------------------------------------------------------------------------
 
@@ -161,6 +168,16 @@ class Exchange:
                 self._monitor.tell()
         check_room(session, self._pace, requests, self._limits.busy_above_s, time.monotonic())
 
+    def _check_outside(self) -> None:
+        """Raises EngineUnavailable in the middle of a call of this very thread: what that has half done, a second one
+        would do again, and nobody reads for it.
+        """
+        if self._monitor.is_mine or self._reading == threading.get_ident():
+            raise EngineUnavailable(
+                "this is a signal handler or a finalizer in the middle of a call of the same client, which it cannot "
+                "use: raise, and act behind that call, or connect() another client"
+            )
+
     def _check_usable(self) -> None:
         if self._pid != os.getpid():
             raise EngineUnavailable(
@@ -173,17 +190,20 @@ class Exchange:
 
     def _pump(self, deadline: float) -> bool:
         """Let something happen on the lane, or let another thread do that; False when the deadline has passed."""
+        if self._closed:
+            self._end()
+            return True
         left = deadline - time.monotonic()
         if left <= 0:
             return False
         if self._reading:
             self._monitor.look_on(min(left, self._limits.wait_backstop_s))
             return True
-        self._reading = True
+        self._reading = threading.get_ident()
         try:
             self._exchange(left)
         finally:
-            self._reading = False
+            self._reading = 0
             self._monitor.tell()
         return True
 

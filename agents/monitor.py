@@ -21,6 +21,13 @@ class Monitor:
         self.lock = threading.RLock()
         self._onlookers: list[threading.Lock] = []
 
+    @property
+    def is_mine(self) -> bool:
+        """Whether this thread has the lock: then this is a signal's handler, or an end that the garbage collection
+        calls, in the middle of what the lock is for.
+        """
+        return bool(self.lock._is_owned())  # type: ignore[attr-defined] # every lock of this kind has it, for Condition
+
     def unlocked(self, wait: Callable[[], T]) -> T:
         """What this call brings, while others are let in."""
         released, held = list[None](), list[bool]()

@@ -33,7 +33,7 @@ class Tokens:
 
     def __init__(self) -> None:
         self._held: dict[Key, tuple[int, int]] = {}  # the token, and the number of the request that brought it
-        self._changing = threading.Lock()  # to look is one operation on a dict, to change what was looked at is two
+        self._changing = threading.RLock()  # to look is one operation on a dict, to change what was looked at is two
         self._asked: dict[Pending, PlainRequest] = {}  # what is on its way and will tell
 
     def hold(self, task: Task) -> None:

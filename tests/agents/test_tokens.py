@@ -110,3 +110,17 @@ def test_what_a_client_remembers_of_its_claims_is_bounded(monkeypatch):
     tokens.hold(Task(id="t2", title="x", claim=9))  # once more
     tokens.hold(Task(id="t5", title="x", claim=6))
     assert [tokens.holds("Task", f"t{number}") for number in range(6)] == [None, None, 9, None, 5, 6]
+
+
+def test_what_a_signal_handler_gives_back_meanwhile_keeps_nobody_waiting(tokens, at_step):
+    """It comes at any step of the same thread's own call."""
+    steps, reached = 0, [""]
+    while reached:
+        steps += 1
+        mine, his = ask(tokens, 0, CLAIM), ask(tokens, 1, CLAIM)
+        with at_step(steps, lambda his=his: tokens.told(his, reply(his, 9)), module) as reached:
+            tokens.told(mine, reply(mine, 8))
+        assert tokens.holds("Task", "t") in ((8, 9) if reached else (8,))
+        tokens.told(his, reply(his, 9))
+        tokens.granted("Task", "t", 0)
+    assert steps > 5

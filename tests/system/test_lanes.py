@@ -303,6 +303,9 @@ def test_an_interrupted_call_leaves_a_client_that_goes_on(state, start_engine, c
         assert client.get(Task, task.id).title == "y"
 
 
+ROOMS = exchange, reconnecting, spinning, monitor, session, pending, greeting, lanes  # where a call goes through
+
+
 def _interrupt(*_):
     raise KeyboardInterrupt
 
@@ -319,12 +322,11 @@ def test_a_call_interrupted_at_any_step_leaves_a_client_that_goes_on(engine, at_
     """
     with connect(engine.state) as client, ThreadPoolExecutor(1) as another:
         client.create(Task(title="x", id="t", max_retries=0))
-        rooms = exchange, reconnecting, spinning, monitor, session, pending, greeting, lanes
         steps, reached, count = 0, [""], 0
         while reached:
             steps += 1
             client._exchange._broken = lane == "lost"
-            with at_step(steps, _interrupt, *rooms) as reached:
+            with at_step(steps, _interrupt, *ROOMS) as reached:
                 try:
                     client.alter(Task.ref("t"), max_retries=Increment(1))
                 except KeyboardInterrupt:
@@ -335,6 +337,49 @@ def test_a_call_interrupted_at_any_step_leaves_a_client_that_goes_on(engine, at_
             assert not client._exchange._again._missed_s, reached  # or the next lane would be given up too soon
             count = after
     assert steps > 30  # a third of them in the session, where it is not compiled
+
+
+def test_what_comes_in_the_middle_of_a_call_of_its_own_thread_is_refused_and_does_no_harm(engine, at_step):
+    """A signal handler that uses the client which it interrupted, at any step: each request happens once or is
+    refused at once.
+    """
+
+    def handle() -> None:
+        try:
+            client.alter(Task.ref("t"), max_retries=Increment(1), timeout_s=30)
+            done.append("handler's")
+        except EngineUnavailable as error:
+            refused.append(str(error))
+
+    with connect(engine.state) as client:
+        client.create(Task(title="x", id="t", max_retries=0))
+        steps, reached, done, refused = 0, [""], [], []
+        while reached:
+            steps += 1
+            with at_step(steps, handle, *ROOMS) as reached:
+                client.alter(Task.ref("t"), max_retries=Increment(1))
+            done.append("call's")
+            assert client.get(Task, "t").max_retries == len(done), reached
+    assert steps > 30
+    assert refused
+    assert all("signal handler" in why for why in refused)
+    assert "handler's" in done  # before its first step, or behind its last one
+
+
+@pytest.mark.parametrize("lane", ["whole", "lost"])
+def test_a_client_may_be_closed_in_the_middle_of_a_call_of_the_same_thread(engine, at_step, lane):
+    """By a signal handler, at any step: the call comes to its end, or says why not."""
+    steps, reached = 0, [""]
+    while reached:
+        steps += 1
+        with connect(engine.state) as client:
+            client._exchange._broken = lane == "lost"
+            with at_step(steps, client.close, *ROOMS) as reached:
+                try:
+                    assert client.put(Task(title="x", id="t")).title == "x"
+                except (EngineUnavailable, OutcomeUnknown):
+                    assert reached
+    assert steps > 30
 
 
 def test_a_call_interrupted_while_another_thread_reads_leaves_a_client_that_goes_on(engine, at_step, wait_until):
