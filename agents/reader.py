@@ -7,7 +7,6 @@ next snapshot is of the new one's memory.
 from __future__ import annotations
 
 import os
-import select
 import time
 import warnings
 from collections.abc import Callable
@@ -26,7 +25,7 @@ from solewriter.shared.errors import (
     SnapshotExpired,
     check_descriptors,
 )
-from solewriter.shared.folder import pidfd_of, unclosed
+from solewriter.shared.folder import Process, unclosed
 from solewriter.shared.memory.pin import Pin
 from solewriter.shared.memory.root import STOPPED, SUPERSEDED, RootReader
 from solewriter.shared.memory.view import View
@@ -56,7 +55,7 @@ class Reader(Looking):
     ) -> None:
         super().__init__(state, limits, registry)
         self._limits = limits
-        self._pidfd = -1
+        self._writer: Process | None = None  # whose memory it is
         self._checked: dict[str, tuple[str, int, Kind]] = {}  # classes that are the engine's
         self._stopped_at = 0.0  # when a wait first met an engine that was stopped, and no other one followed since
         self._closed = False
@@ -114,20 +113,15 @@ class Reader(Looking):
         return None
 
     def _use(self, view: View) -> View:
-        self._close_pidfd()
         try:
-            self._pidfd = pidfd_of(view.root.pid, view.root.start_time)
+            self._writer = Process(view.root.pid, view.root.start_time)
         except OSError as error:
+            self._writer = None
             check_descriptors(error)
         self.decoder.turn_to(view)
         self._view = view
         self._stopped_at = 0.0
         return view
-
-    def _close_pidfd(self) -> None:
-        pidfd, self._pidfd = self._pidfd, -1  # at once: a number that is closed twice may be somebody else's by then
-        if pidfd >= 0:
-            os.close(pidfd)
 
     def is_stale(self, view: Viewed) -> bool:
         """Whether the engine that wrote this memory is gone, or followed by another one."""
@@ -140,11 +134,8 @@ class Reader(Looking):
 
     def _died(self) -> bool:
         """Whether the process that wrote this memory is gone."""
-        if self._pidfd < 0:
-            return True
-        poll = select.poll()
-        poll.register(self._pidfd, select.POLLIN)
-        return bool(poll.poll(0))
+        writer = self._writer
+        return writer is None or writer.died
 
     def look_on(self) -> None:
         """Turn to an engine that followed, without waiting for one; where others removed the memory of the one that
@@ -360,7 +351,7 @@ class Reader(Looking):
         self._closed = True
         self._view = None
         self.decoder.turn_to(None)
-        self._close_pidfd()
+        self._writer = None
 
     def __del__(self, warn: Callable[..., None] = warnings.warn) -> None:
         """Nobody has this reader any more, nor a snapshot of it."""

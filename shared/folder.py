@@ -16,6 +16,7 @@ import errno
 import fnmatch
 import os
 import re
+import select
 import socket
 import struct
 from collections.abc import Iterator
@@ -318,6 +319,30 @@ def pidfd_of(pid: int, start_time: int) -> int:
     if pidfd >= 0:
         os.close(pidfd)
     return -1
+
+
+class Process:
+    """Exactly this process, be its pid another's later: looked at through its pidfd, which is closed when nobody has
+    this any more, whatever threads looked through it. Raises OSError where nobody can tell.
+    """
+
+    _pidfd = -1
+
+    def __init__(self, pid: int, start_time: int) -> None:
+        self._pidfd = pidfd_of(pid, start_time)
+
+    @property
+    def died(self) -> bool:
+        """Whether it is gone."""
+        if self._pidfd < 0:
+            return True
+        poll = select.poll()
+        poll.register(self._pidfd, select.POLLIN)
+        return bool(poll.poll(0))
+
+    def __del__(self) -> None:
+        if self._pidfd >= 0:
+            os.close(self._pidfd)
 
 
 def _stat_of(pid: int) -> list[bytes]:

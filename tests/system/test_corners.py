@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import threading
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -33,6 +34,7 @@ from solewriter import (
     connect,
     open_reader,
 )
+from solewriter.shared import folder as folders
 from solewriter.shared.config import KIB, MIB
 from solewriter.shared.memory import pin as pins
 
@@ -86,6 +88,28 @@ def test_what_one_thread_decodes_while_another_meets_the_next_engine_is_not_kept
         go_on.set()
         thread.join()
         assert [note.id for note in new.entities(Note)] == ["b"]
+
+
+def test_threads_that_meet_an_engine_at_once_leave_no_descriptor_open(state, start_engine, monkeypatch, wait_until):
+    start_engine(state, models=[Note])
+    look, met = folders.pidfd_of, threading.Barrier(4, timeout=60)
+
+    def meeting(pid, start_time):
+        met.wait()
+        return look(pid, start_time)
+
+    def descriptors():
+        return len(os.listdir("/proc/self/fd"))
+
+    with connect(state) as client, ThreadPoolExecutor(4) as threads:
+        client.create(Note(id="a"))
+        client.reader.close()  # which has met none since
+        before = descriptors()
+        monkeypatch.setattr(folders, "pidfd_of", meeting)
+        found = [threads.submit(client.get, Note, "a") for _ in range(4)]
+        assert [one.result().id for one in found] == ["a"] * 4
+        client.reader.close()
+        wait_until(lambda: descriptors() <= before, 20, "all is closed")  # the engine's owner opens some now and then
 
 
 # --- memory that goes in the middle of a look ------------------------------------------------------------------------
