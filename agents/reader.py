@@ -25,7 +25,7 @@ from solewriter.shared.errors import (
     SnapshotExpired,
     check_descriptors,
 )
-from solewriter.shared.folder import Process, unclosed
+from solewriter.shared.folder import Process, runs, unclosed
 from solewriter.shared.memory.pin import Pin
 from solewriter.shared.memory.root import STOPPED, SUPERSEDED, RootReader
 from solewriter.shared.memory.view import View
@@ -125,8 +125,11 @@ class Reader(Looking):
 
     def is_stale(self, view: Viewed) -> bool:
         """Whether the engine that wrote this memory is gone, or followed by another one."""
-        if view is not self._view or self._view.root.successor:
+        assert isinstance(view, View)
+        if view.root.successor:
             return True
+        if view is not self._view:  # that was closed, or turned to another engine
+            return not runs(view.root.pid, view.root.start_time)
         died = self._died()
         if died:
             self.look_on()

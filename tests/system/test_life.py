@@ -1795,6 +1795,14 @@ def test_closing_a_reader_ends_its_waits_in_other_threads(reader):
     assert [error.final for error in told] == [True] * 3
 
 
+def test_a_snapshot_that_outlives_its_reader_is_stale_when_its_engine_is_gone_and_not_before(engine, wait_until):
+    with open_reader(engine.state) as reader:
+        held = reader.snapshot()
+    assert not held.stale
+    os.kill(engine.pid, signal.SIGKILL)
+    wait_until(lambda: held.stale, 20, "the death is seen")
+
+
 def test_a_reader_that_is_forgotten_is_closed_and_says_so(engine, client):
     """Not before its last snapshot is."""
 
