@@ -179,6 +179,7 @@ class Reader(Looking):
         check_patience(timeout_s)
         deadline = None if timeout_s is None else time.monotonic() + timeout_s
         while True:
+            self.check_open()
             root = self.view().root
             head = root.head
             if (newest := root.current().revision) >= revision:
@@ -187,6 +188,11 @@ class Reader(Looking):
                 raise TimeoutError(f"revision {revision} was not published in {timeout_s} s; the newest is {newest}")
             self.sleep(root, head, left)
 
+    def check_open(self) -> None:
+        """Of whoever waits, or follows. Raises EngineUnavailable when this reader was closed, by another thread say."""
+        if self._closed:
+            raise EngineUnavailable("this reader is closed", final=True)
+
     def left_s(self, deadline: float | None) -> float:
         """For how long to sleep before another look; 0 or less when a caller's time is over."""
         backstop_s = self._limits.wait_backstop_s
@@ -194,12 +200,9 @@ class Reader(Looking):
 
     def sleep(self, root: RootReader, head: int, timeout_s: float) -> None:
         """Until the head word moves on, or so long. Raises EngineUnavailable when the engine was stopped and none
-        followed in `connect_timeout_s`: nothing will happen here; or when this reader was closed, by another thread.
+        followed in `connect_timeout_s`: nothing will happen here.
         """
-        if not self._closed:
-            root.sleep(head, timeout_s)
-        if self._closed:
-            raise EngineUnavailable("this reader is closed", final=True)
+        root.sleep(head, timeout_s)
         if root.successor != STOPPED:
             self._stopped_at = 0.0
             if root.head == head:
@@ -228,6 +231,7 @@ class Reader(Looking):
         check_patience(timeout_s)
         deadline = None if timeout_s is None else time.monotonic() + timeout_s
         while True:
+            self.check_open()
             root = self.view().root
             head = root.head  # before the look, so that a change behind it is not slept through
             found = self.get(kind, id)

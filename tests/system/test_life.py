@@ -59,7 +59,7 @@ from solewriter.engine_proc.owner.launch import Child
 from solewriter.engine_proc.owner.notices import ending
 from solewriter.engine_proc.owner.orders import Orders
 from solewriter.engine_proc.owner.pickled import pickled
-from solewriter.shared.config import SECONDS_MAX
+from solewriter.shared.config import SECONDS_MAX, WATCH_BATCH
 from solewriter.shared.failpoint import VARIABLE
 from solewriter.shared.folder import StateFolder
 
@@ -1793,6 +1793,18 @@ def test_closing_a_reader_ends_its_waits_in_other_threads(reader):
     for thread in threads:
         thread.join(60)
     assert [error.final for error in told] == [True] * 3
+
+
+def test_closing_a_reader_ends_a_watch_that_has_much_to_bring_still(client, reader):
+    for reply in client.submit_many(Create(Task(title="x")) for _ in range(2 * WATCH_BATCH)):
+        reply.check()
+    watch = reader.watch(Task, since=0)
+    next(watch)
+    reader.close()
+    with pytest.raises(EngineUnavailable, match="closed"):
+        for _ in range(WATCH_BATCH):  # at most what it has taken
+            next(watch)
+    assert reader._view is None, "and maps nothing again for that"
 
 
 def test_a_snapshot_that_outlives_its_reader_is_stale_when_its_engine_is_gone_and_not_before(engine, wait_until):
