@@ -60,8 +60,9 @@ class RevisionLogReader:
 
     def tail_after(self, revision: int, first_segment: int, points: int) -> int | None:
         """The newest known tail at which no record above `revision` had been written; None if the log begins later."""
-        for left_out in [number for number in self._words if number < first_segment]:
-            self._words.pop(left_out, None)
+        for number in list(self._words):  # of which other threads add and remove some
+            if number < first_segment:
+                self._words.pop(number, None)
         low, high = first_segment * POINTS, points
         while low < high:
             middle = (low + high) // 2
@@ -72,8 +73,8 @@ class RevisionLogReader:
         return self._point(low - 1)[1] if low > first_segment * POINTS else None
 
     def _point(self, number: int) -> tuple[int, int]:
-        segment = number // POINTS
-        if segment not in self._words:
-            self._words[segment] = self._attach(segment).words
-        place = number % POINTS * 2
-        return self._words[segment][place], self._words[segment][place + 1]
+        segment, place = number // POINTS, number % POINTS * 2
+        words = self._words.get(segment)
+        if words is None:
+            words = self._words[segment] = self._attach(segment).words
+        return words[place], words[place + 1]

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from solewriter.shared.config import REVISION_LOG_STRIDE
 from solewriter.shared.errors import MemoryFull
+from solewriter.shared.memory import revlog
 from solewriter.shared.memory.revlog import POINTS, RevisionLogReader, RevisionLogWriter
 from solewriter.shared.memory.segment import Segment
 
@@ -130,3 +131,19 @@ def test_room_that_was_reserved_and_not_used_is_there_next_time(log):
     log.room = True
     log.publish(POINTS + 1, (POINTS + 1) * REVISION_LOG_STRIDE)
     assert log.tail_after(POINTS + 1) == (POINTS + 1) * REVISION_LOG_STRIDE
+
+
+def test_threads_that_look_at_once_find_their_places(log, at_step):
+    """Each of its own root, so what one has no use for any more another one reads."""
+    for number in range(3 * POINTS):
+        log.publish(number + 1, number * REVISION_LOG_STRIDE)
+    steps, reached, newer = 0, [""], []
+    while reached:
+        steps += 1
+        newer.clear()
+        with at_step(steps, lambda: newer.append(log.reader.tail_after(9_000, 2, 3 * POINTS)), revlog) as reached:
+            assert log.reader.tail_after(5, 0, 3 * POINTS) == 4 * REVISION_LOG_STRIDE, reached
+        assert newer == [8_999 * REVISION_LOG_STRIDE] * len(reached)
+        log.reader = RevisionLogReader(log.reader._attach)
+        assert log.tail_after(POINTS + 1) == POINTS * REVISION_LOG_STRIDE
+    assert steps > 10
