@@ -82,6 +82,8 @@ class Answers:
             return self._applied(named, pending.epoch, told.revision, told.detail)
         error = error_of(pending)
         assert error is not None, "a request is applied, or there is a reason why not"
+        if told is not None:
+            self._turn_to(pending.epoch)
         return self._failed(pending.request_id, told.revision if told else 0, error)
 
     def refused(self, error: Refused) -> Reply:
@@ -94,6 +96,7 @@ class Answers:
         if error is not None:
             raise error
         assert pending.reply is not None
+        self._turn_to(pending.epoch)
         if pending.reply.detail is None:
             return NotApplied()
         status, revision, detail = pending.reply.detail
@@ -108,12 +111,18 @@ class Answers:
 
     def _applied(self, named: str | tuple[int, int], epoch: int, revision: int, detail: list[Any]) -> Reply:
         results = tuple([Result(kind, id, version, address) for version, address, kind, id in detail])
+        return Reply(named, revision, results, None, self._turn_to(epoch))
+
+    def _turn_to(self, epoch: int) -> Callable[[Result], Any]:
+        """What decodes a result of this epoch. With the first reply of one, whatever that says, its memory is looked
+        for: what is read next is not older than what was told.
+        """
         known, decode = self._decoder
         if epoch != known:
             self._reader.look_on()
             decode = functools.partial(_entity, self._reader, epoch)
             self._decoder = epoch, decode
-        return Reply(named, revision, results, None, decode)
+        return decode
 
     def _failed(self, request_id: str, revision: int, error: SolewriterError) -> Reply:
         """An error as a reply; a refusal about an entity carries that entity as it is now."""

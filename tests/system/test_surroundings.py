@@ -31,6 +31,7 @@ from solewriter import (
     Project,
     Task,
     Update,
+    VersionConflict,
     aio,
     connect,
     open_reader,
@@ -388,6 +389,21 @@ def test_who_reads_what_others_removed_under_an_engine_that_died_goes_on_with_th
     with connect(state) as client, open_reader(state) as reader, open_reader(state) as looking:
         task = client.create(Task(title="x", id="t"))
         asyncio.run(story())
+
+
+def test_a_refusal_shows_the_newest_also_where_others_removed_what_its_client_had_mapped(state, start_engine):
+    """It is the first reply of the next engine to this client."""
+    engine = start_engine(state, limits=Limits(heartbeat_s=60.0, restart_backoff_s=0.005))
+    with connect(state) as client, connect(state) as other:
+        task = client.create(Task(title="x", id="t"))
+        where = engine.folder.whereabouts()
+        for path in Path(where.memory_dir).glob(f"{where.prefix}-*"):
+            path.unlink()
+        os.kill(engine.pid, signal.SIGKILL)
+        newest = other.update(Task.ref("t"), title="y")
+        with pytest.raises(VersionConflict) as lost:
+            client.update(task, title="z")
+        assert lost.value.current == client.get(Task, "t") == newest
 
 
 UNUSABLE = {"missing": None, "a file": 0o600, "not to be listed": 0o300}
