@@ -249,7 +249,7 @@ class Coordination:
                 continue
             code, fields = step.state.code, self._whole(step.state, step.key, step.fields) if step.exists else None
             for (kind, names), tally in self.tallies.items():
-                if kind == code and (fields is None or not set(names).isdisjoint(step.touched)):
+                if kind == code and (fields is None or not names or not set(names).isdisjoint(step.touched)):
                     tally.note(step.key, fields)
             board = self.boards.get(code)
             if board is not None and (

@@ -1425,6 +1425,17 @@ def test_a_guard_on_emptiness_sees_what_the_same_turn_did(client):
         tx.require_none(Project, {"owner": "ann"})
 
 
+def test_a_guard_that_there_is_nothing_of_a_kind_sees_what_came_since_it_was_asked_first(client):
+    def project(id):
+        return client.submit(Create(Project(id=id, name=id)), guards=[RequireNone(Project, {})])
+
+    assert project("a").applied
+    client.update(Project.ref("a"), description="the only one")
+    assert project("b").error.count == 1
+    client.delete(Project.ref("a"))
+    assert project("b").applied
+
+
 class Team(Project):
     """What subclasses Project is no project of tasks."""
 
