@@ -89,7 +89,7 @@ class Demand:
     def holds(self, value: Any) -> bool:
         """Of a stored value. Values of different types are never equal: 1 is not True."""
         if self.among is not None:
-            return encode(value) in self._wanted
+            return encode(value) in self._wanted or self._meant(value) in self._wanted
         typed = _typed(self._kind, self.name, value)
         if typed is None:
             return False
@@ -99,6 +99,13 @@ class Demand:
         except TypeError:  # of a union's members, of times with and without a zone
             problem = f"holds {typed!r:.100}, which is neither more nor less than what is asked for"
             raise InvalidMutation(f"{self._kind.name}.{self.name} {problem}", fields={self.name: problem}) from None
+
+    def _meant(self, value: Any) -> bytes:
+        """What the field makes of a default, which is stored as the class has it written: 0 where it holds floats."""
+        try:
+            return encode(single(_typed(self._kind, self.name, value)))
+        except Exception:  # its code may be a user's; what cannot be read is nothing that is asked for
+            return b""
 
 
 def combinations(demands: Sequence[Demand], most: int) -> list[tuple[Any, ...]] | None:

@@ -70,7 +70,7 @@ class Mark(Part):
     note: str = ""
 
 
-class Board(Entity, columns=("count", "size")):
+class Board(Entity, columns=("count", "size", "worth")):
     count: int = 0
     ratio: float | None = None
     level: str | None = None
@@ -86,6 +86,7 @@ class Board(Entity, columns=("count", "size")):
     prices: Annotated[tuple[Decimal, ...], Field(max_length=2)] = ()
     shares: frozenset[float] = frozenset()
     places: tuple[Mark, ...] = ()
+    worth: float = 0  # likewise
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -260,6 +261,9 @@ def test_a_guard_that_failed_says_of_what_wherever_it_comes_from(client):
         ({"names": [("a",), ()]}, False),
         ({"anything": 1}, True),
         ({"anything": True}, False),
+        ({"worth": 0}, True),
+        ({"worth": [0.0, -1.0], "ratios": [(0.0,)]}, True),
+        ({"worth": 1}, False),
         ({"size": Range(ge="large")}, True),
         ({"size": Range(lt=Size.LARGE)}, False),
         ({"rights": Range(gt=Rights.WRITE)}, True),
@@ -313,6 +317,15 @@ def test_a_condition_that_nothing_can_meet_is_refused_by_name(client, where):
     with pytest.raises(InvalidMutation) as refused:
         client.update(board, where=where, level="y")
     assert list(refused.value.fields) == list(where)
+
+
+def test_a_default_that_is_written_as_another_number_is_the_same_to_whoever_asks(client):
+    board = client.create(Board(id="worth nothing", count=7_002))
+    wanted = {"count": 7_002, "worth": [-1.0, -2.0, 0.0, *(float(number) for number in range(1, 50))]}
+    assert client.submit(guards=[RequireNone(Board, wanted)]).error.count == 1
+    assert client.submit(guards=[RequireNone(Board, {"count": 7_002, "worth": 0})]).error.count == 1
+    assert client.update(board, worth=1, merge=True).worth == 1.0
+    assert client.submit(guards=[RequireNone(Board, {"count": 7_002, "worth": [0, *range(2, 50)]})]).applied
 
 
 def test_an_enums_order_is_that_of_its_definition_whoever_is_asked(client):
