@@ -106,7 +106,8 @@ class Query:
         column = self._columns[place]
         if not isinstance(after, str):
             values = after.__dict__ if isinstance(after, Entity) else after
-            return rank(column.value_in(values, self._pin.catalog.defaults(self._kind)))
+            value = column.value_in(values, self._pin.catalog.defaults(self._kind))
+            return rank(value if value == value else None)  # NaN counts as None
         address = self._pin.at(self._kind, slot)
         cells = self._scanner.cells_of(self._pin.whole(address))
         if cells is None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime
 import enum
+import math
 import os
 import random
 import signal
@@ -497,6 +498,24 @@ def test_a_page_goes_on_behind_a_dict_and_never_behind_the_id_of_what_was_delete
         reader.snapshot().scan(Task, order_by="project", after=seen[2][1])
     there = reader.snapshot().ids(Task)
     assert reader.snapshot().ids(Task, after=seen[2][1]) == [id for id in there if id > seen[2][1]]
+
+
+def test_pages_go_on_behind_a_number_that_is_none(state, start_engine):
+    class Gauged(Entity, kind="Gauged", columns=("level",)):
+        level: float | None = Field(default=None, allow_inf_nan=True)
+
+    start_engine(state, models=[Gauged])
+    with connect(state) as client:
+        for number, level in enumerate((math.nan, 1.0, None, math.nan, -math.inf)):
+            client.create(Gauged(id=f"g{number}", level=level))
+        snap = client.reader.snapshot()
+        for kind in (Gauged, "Gauged"):
+            for order_by, expected in (("level", "41023"), ("-level", "14023")):
+                page, seen = snap.scan(kind, order_by=order_by, limit=1), []
+                while page:
+                    seen.append(page[-1]["id"] if kind == "Gauged" else page[-1].id)
+                    page = snap.scan(kind, order_by=order_by, limit=1, after=page[-1])
+                assert seen == [f"g{number}" for number in expected]
 
 
 @pytest.mark.parametrize("never", [2**2000, float("nan")], ids=["huge", "nan"])
