@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from enum import Enum
 from typing import Any
 
 from solewriter.engine_proc.decide.content import free_fields
 from solewriter.engine_proc.decide.draft import Draft, Step
 from solewriter.shared.errors import BadRequest, InvalidMutation
+from solewriter.shared.models import Part
 from solewriter.shared.mutations import Op
 from solewriter.shared.operations import Code
 from solewriter.shared.schema import encode, plain
@@ -36,10 +38,16 @@ def _operated(step: Step, name: str, said: Any) -> Any:
         raise BadRequest(f"there is no operation {code!r:.100}")
     step.kind.known(name, None)
     try:
-        return operate(step, name, step.field(name), operand, bound)
+        return operate(step, name, _held_of(step, name), operand, bound)
     except TypeError:
         problem = f"{code} cannot be done with what it holds"
         raise InvalidMutation(f"{step.kind.name}.{name}: {problem}", fields={name: problem}) from None
+
+
+def _held_of(step: Step, name: str) -> Any:
+    """A field's value as it is stored, also where this request set it: then it is the model's own."""
+    value = step.field(name)
+    return plain(value) if isinstance(value, Enum | Part) else value
 
 
 def _increment(_: Step, __: str, value: Any, by: Any, ___: int | None) -> Any:

@@ -6,7 +6,7 @@ import asyncio
 import datetime
 import operator
 from decimal import Decimal
-from enum import IntFlag, StrEnum
+from enum import IntEnum, IntFlag, StrEnum
 from typing import Annotated, Any
 
 import pytest
@@ -65,6 +65,11 @@ class Rights(IntFlag):
     READ = 1
 
 
+class Grade(IntEnum):
+    LOW = 1
+    HIGH = 2
+
+
 class Mark(Part):
     row: int
     note: str = ""
@@ -87,6 +92,8 @@ class Board(Entity, columns=("count", "size", "worth")):
     shares: frozenset[float] = frozenset()
     places: tuple[Mark, ...] = ()
     worth: float = 0  # likewise
+    grade: Grade = Grade.LOW
+    place: Mark = Mark(row=0)
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -176,6 +183,32 @@ def test_what_cannot_be_done_takes_nothing_with_it_that_goes_in_the_same_frame(c
     asked = [Create(Board(id="b")), *wrong, Alter(Board.ref("b"), {"count": Increment()})]
     told = [type(reply.error) for reply in client.submit_many(asked)]
     assert told == [type(None), InvalidMutation, InvalidMutation, type(None)]
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "operation"),
+    [
+        ("grade", Grade.LOW, Increment()),
+        ("rights", Rights.READ, Increment()),
+        ("place", Mark(row=1, note="x"), PutIn({"row": 2})),
+        ("place", Mark(row=1, note="x"), Remove("note")),
+        ("notes", FrozenMap(a=1), Remove("a")),
+        ("marks", frozenset({1}), Append(2)),
+        ("prices", (Decimal(1),), Add("1.0", "1")),
+        ("seen_at", ELSEWHERE, Max(EARLY)),
+    ],
+)
+def test_an_operation_comes_to_the_same_behind_what_the_same_request_set(client, name, value, operation):
+    alone = client.alter(client.create(Board(**{name: value})), {name: operation})
+    created, other = Board(**{name: value}), client.create(Board())
+    with client.transaction() as tx:
+        tx.create(created)
+        tx.alter(created, {name: operation})
+        tx.update(other, {name: value})
+        tx.alter(other, {name: operation})
+    assert getattr(alone, name) != value or name in ("seen_at", "prices")
+    for board in (created, other):
+        assert getattr(tx.result(board), name) == getattr(alone, name)
 
 
 def test_an_operation_that_changes_nothing_makes_no_version(client):
