@@ -50,9 +50,10 @@ class KindState:
         """A key's tombstone is gone: its slot is free, and its last version is remembered for a while, then for all."""
         self.free[self.slots.pop(key)] = None
         if len(self._forgotten) >= keys_max:
-            self.base = max(self.base, *self._forgotten.values())
+            self.base = max(self.base, 0 if keys_max else version, *self._forgotten.values())
             self._forgotten.clear()
-        self._forgotten[key] = version
+        if keys_max:
+            self._forgotten[key] = version
 
     @property
     def forgotten(self) -> tuple[int, dict[str, int]]:

@@ -32,6 +32,14 @@ def test_a_base_never_falls():
     assert (kind.base, kind.last_version("a"), kind.last_version("b")) == (9, 9, 9)
 
 
+def test_where_no_forgotten_key_is_to_be_remembered_all_new_ones_begin_above_it():
+    kind = kind_with("a", "b")
+    for key, version in (("a", 9), ("b", 2)):
+        kind.forget(key, version, keys_max=0)
+    assert kind.forgotten == (9, {})
+    assert [kind.last_version(key) for key in ("a", "b", "never")] == [9, 9, 9]
+
+
 def test_a_key_that_comes_back_takes_a_free_slot_and_is_not_among_the_forgotten_any_more():
     kind = kind_with("a", "b", "c")
     kind.forget("b", 4, keys_max=9)
