@@ -18,7 +18,7 @@ from solewriter.agents.looking import Looking, check_revision
 from solewriter.agents.past import Held, Past
 from solewriter.agents.snapshot import Snapshot
 from solewriter.shared import record
-from solewriter.shared.chain import entries_between, oldest_entry, opened
+from solewriter.shared.chain import entries_between, oldest_entry, own_checkpoint
 from solewriter.shared.errors import Compacted, InvalidQuery, SnapshotExpired, minding_descriptors
 from solewriter.shared.memory.heap import PREFIX_BYTES
 from solewriter.shared.memory.pin import Pin
@@ -262,7 +262,7 @@ def _in_checkpoint(folder: Path, begin: int, code: int, id: str) -> record.Recor
     """The record of an entity in the checkpoint with which what is kept begins, if it begins with one."""
     if not begin:
         return None
-    with opened(folder, begin) as checkpoint:
+    with own_checkpoint(folder, begin) as checkpoint:
         return checkpoint.record_of(code, id)
 
 

@@ -38,6 +38,14 @@ def state_id_of(path: Path) -> bytes:
         return entries.read_file_header(path, file.read(FILE_HEADER_BYTES)).state_id
 
 
+def _state_id(folder: Path) -> bytes:
+    """Whose state a folder holds: that of the newest file, with which every start begins. Raises Compacted."""
+    try:
+        return state_id_of(journal_files(folder)[-1])
+    except (IndexError, FileNotFoundError):
+        raise _gone(f"nothing is journaled in {folder} any more") from None
+
+
 def first_entry_of(path: Path) -> Entry | None:
     """The entry with which a journal file begins; None where it is not whole."""
     with naming(path), path.open("rb") as file:
@@ -104,7 +112,7 @@ def entries_between(folder: Path, first: int, last: int) -> Iterator[Entry]:
     """Every entry from the one numbered `first` up to the committed one numbered `last`, oldest first.
 
     Raises Compacted where the first ones are not there, or went while they were read, or the journal was cut;
-    JournalCorrupt, naming the place, where an entry does not follow the one before it.
+    JournalCorrupt, naming the place, where an entry does not follow the one before it, or a file is another state's.
     """
     if last < first:
         return
@@ -114,13 +122,13 @@ def entries_between(folder: Path, first: int, last: int) -> Iterator[Entry]:
         del files[0]
     if files and first_of(files[0]) > first:
         raise _gone(f"the journal begins with entry {first_of(files[0])}")
-    number = first - 1
+    number, state_id = first - 1, _state_id(folder)
     for path, following in zip(files, [*files[1:], None], strict=True):
         if number == last:
             break
         until = min(first_of(following) - 1, last) if following is not None else last
         at = FILE_HEADER_BYTES
-        for entry, behind in _entries_of(path, first, until):
+        for entry, behind in _entries_of(path, first, until, state_id):
             if entry.number > number:
                 if entry.number != number + 1:
                     raise JournalCorrupt(f"an entry does not follow entry {number}", place=f"{path.name}:{at}")
@@ -137,13 +145,16 @@ def entries_between(folder: Path, first: int, last: int) -> Iterator[Entry]:
         raise _gone(f"the journal in {folder} ends before entry {last}")
 
 
-def _entries_of(path: Path, first: int, until: int) -> Iterator[tuple[Entry, int]]:
+def _entries_of(path: Path, first: int, until: int, state_id: bytes) -> Iterator[tuple[Entry, int]]:
     """Those of one file up to the committed one numbered `until`, with the offsets behind them; without what is damaged
     before the one numbered `first`, which nobody asked for. Raises JournalCorrupt where a later one is whole: a journal
     that was cut has none.
     """
     buffer = content(path)
-    number, at = entries.read_file_header(path, buffer).first - 1, FILE_HEADER_BYTES
+    start = entries.read_file_header(path, buffer)
+    if start.state_id != state_id:
+        raise JournalCorrupt(f"{path.name} belongs to another state", place=f"{path.name}:0")
+    number, at = start.first - 1, FILE_HEADER_BYTES
     while number < until:
         found = entries.unpack(buffer, at)
         if found is None or found[0].number <= number:
@@ -211,13 +222,26 @@ def opened(folder: Path, entry: int) -> Checkpoint:
         raise _gone(f"the checkpoint behind entry {entry} was trimmed meanwhile") from None
 
 
+def own_checkpoint(folder: Path, entry: int) -> Checkpoint:
+    """The same. Raises JournalCorrupt also for one of another state, from a backup of another folder, say."""
+    found = opened(folder, entry)
+    try:
+        if found.state_id != _state_id(folder):
+            name = found.path.name
+            raise JournalCorrupt(f"{name} and the journal are of different states", place=f"{name}:0")
+    except BaseException:
+        found.close()
+        raise
+    return found
+
+
 def checkpoint_to(folder: Path, revision: int) -> Checkpoint | None:
     """The newest checkpoint that is not above a revision, opened; None where all begins with entry 1. Raises Compacted,
     JournalCorrupt.
     """
     oldest, begin = oldest_entry(folder), 0
     for entry in [entry for entry in reversed(checkpoint_files(folder)) if entry >= oldest]:
-        found = opened(folder, entry)
+        found = own_checkpoint(folder, entry)
         if found.directory.revision <= revision:
             return found
         begin = found.directory.revision

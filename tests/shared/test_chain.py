@@ -9,17 +9,25 @@ import pytest
 
 from solewriter.shared import chain
 from solewriter.shared import entry as entries
-from solewriter.shared.chain import entries_between, first_of, journal_files, lives_behind, oldest_entry, opened
-from solewriter.shared.checkpoint import checkpoint_path
+from solewriter.shared.chain import (
+    entries_between,
+    first_of,
+    journal_files,
+    lives_behind,
+    oldest_entry,
+    opened,
+    own_checkpoint,
+)
+from solewriter.shared.checkpoint import CheckpointWriter, Directory, checkpoint_path
 from solewriter.shared.entry import Private
 from solewriter.shared.errors import Compacted, JournalCorrupt
 
 STATE = b"0123456789abcdef"
 
 
-def write(folder, numbers, name=None):
+def write(folder, numbers, name=None, state=STATE):
     """A journal file of these entries."""
-    crc, content = 0, entries.file_header(STATE, numbers[0], 0)
+    crc, content = 0, entries.file_header(state, numbers[0], 0)
     for number in numbers:
         packed, crc = entries.pack(number, number, 0, crc, [], Private())
         content += packed
@@ -192,3 +200,20 @@ def test_looking_back_begins_with_the_oldest_checkpoint_from_which_all_entries_a
 def test_a_checkpoint_that_was_trimmed_meanwhile_is_compacted(journal):
     with pytest.raises(Compacted, match="behind entry 5 was trimmed"):
         opened(journal, 5)
+
+
+def test_what_is_another_states_is_no_history_of_this_one(journal):
+    """It may have come from a backup of another folder, with the same names."""
+    write(journal, range(4, 7), state=bytes(16))
+    for wanted in (1, 4, 6):
+        with pytest.raises(JournalCorrupt, match=r"journal-0*4\.log belongs to another state"):
+            numbers(journal, wanted, 12)
+    assert numbers(journal, 7, 12) == list(range(7, 13)), "nobody asked for it"
+    for entry, state in ((3, STATE), (9, bytes(16))):
+        writer = CheckpointWriter(checkpoint_path(journal, entry), state)
+        writer.finish(entry, Directory(entry, 0, [], [], [], 0, 0, [], bytes(16)))
+        writer.close()
+    with own_checkpoint(journal, 3) as found:
+        assert found.entry == 3
+    with pytest.raises(JournalCorrupt, match=r"checkpoint-0*9 and the journal are of different states"):
+        own_checkpoint(journal, 9)
