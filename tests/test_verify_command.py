@@ -617,6 +617,17 @@ def test_a_folder_that_cannot_be_read_is_one_object_all_the_same(tmp_path):
     assert json.loads(told.stdout) == said
 
 
+@pytest.mark.parametrize("options", [["--around-checkpoint"], ["--truncate-at", "3"]])
+def test_a_folder_that_is_no_state_is_not_repaired_and_nothing_is_put_there(tmp_path, options):
+    (tmp_path / "notes").touch()
+    told = run("repair", tmp_path, *options)
+    assert (told.exit_code, told.stderr) == (
+        1,
+        f"solewriter: nothing is journaled in {tmp_path}: there is nothing to repair\n",
+    )
+    assert os.listdir(tmp_path) == ["notes"]
+
+
 @pytest.mark.parametrize(
     ("damaged", "hint"),
     [

@@ -45,6 +45,7 @@ def set_aside(folder: StateFolder) -> tuple[list[Path], int]:
     EngineUnavailable, with nothing changed, where all are sound, or the journal does not go back as far as to one that
     is, or to its beginning, or is damaged behind that.
     """
+    _check_journal(folder.path)
     lock = Lock(folder)
     try:
         damaged, begin = _damaged(folder.path)
@@ -59,6 +60,12 @@ def set_aside(folder: StateFolder) -> tuple[list[Path], int]:
     finally:
         lock.release()
     return asides, begin
+
+
+def _check_journal(folder: Path) -> None:
+    """Of what is no state, a lock would be all that there is of one. Raises EngineUnavailable."""
+    if not journal_files(folder):
+        raise EngineUnavailable(f"nothing is journaled in {folder}: there is nothing to repair")
 
 
 def refused(folder: Path) -> str:
@@ -144,6 +151,7 @@ def truncate(folder: StateFolder, revision: int) -> tuple[Cut, Path]:
     changed, where nothing lies behind it, the journal does not go back so far, or the folder cannot be copied, or
     written to.
     """
+    _check_journal(folder.path)
     lock = Lock(folder)
     try:
         if not os.access(folder.path, os.W_OK | os.X_OK, effective_ids=True):  # its files may be, for half of a cut
