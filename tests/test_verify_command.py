@@ -617,6 +617,31 @@ def test_a_folder_that_cannot_be_read_is_one_object_all_the_same(tmp_path):
     assert json.loads(told.stdout) == said
 
 
+# Imported first: what belongs to root is not found behind that. All of a process's ids: typer asks for the real one.
+AS_ANOTHER_USER = """
+import os
+import encodings.idna
+import solewriter.agents.cli.checking
+from solewriter.agents.cli.main import app
+os.setgroups([])
+os.setresgid(65534, 65534, 65534)
+os.setresuid(65534, 65534, 65534)
+app()
+"""
+
+
+def test_another_users_folder_is_no_wrong_use_and_one_object_too(tmp_path, open_to_others):
+    if os.geteuid() != 0:
+        pytest.skip("to be another user needs root")
+    theirs = tmp_path / "theirs"
+    theirs.mkdir(mode=0o700)
+    open_to_others(theirs)
+    command = [sys.executable, "-P", "-c", AS_ANOTHER_USER, *map(str, ("verify", "--json", theirs))]
+    told = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    assert (told.returncode, told.stderr) == (1, f"solewriter: {theirs} is another user's: it cannot be read\n")
+    assert json.loads(told.stdout)["error"] == f"{theirs} is another user's: it cannot be read"
+
+
 @pytest.mark.parametrize("options", [["--around-checkpoint"], ["--truncate-at", "3"]])
 def test_a_folder_that_is_no_state_is_not_repaired_and_nothing_is_put_there(tmp_path, options):
     (tmp_path / "notes").touch()

@@ -44,6 +44,14 @@ FolderOfCode = Annotated[
     ),
 ]  # fmt: skip
 
+ExistingFolder = Annotated[
+    Path,
+    typer.Argument(
+        metavar="STATE", exists=True, file_okay=False, help="The state folder.",
+        readable=False,  # else typer itself refuses another user's, as if that were a wrong use
+    ),
+]  # fmt: skip
+
 
 def print_version(wanted: bool) -> None:
     if wanted:
@@ -127,7 +135,7 @@ def status(
             metavar="STATE",
             help="The state folder.",
             show_default="./state if there is one, else this folder",
-            readable=False,  # else typer itself refuses another user's, and does not say whom to ask as
+            readable=False,  # likewise, and it says whom to ask as
         ),
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object, and nothing else on stdout.")] = False,
@@ -148,7 +156,7 @@ def status(
 
 @app.command()
 def verify(
-    state: Annotated[Path, typer.Argument(metavar="STATE", help="The state folder.", exists=True, file_okay=False)],
+    state: ExistingFolder,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object, and nothing else on stdout.")] = False,
 ) -> None:
     """Read everything that is journaled, check every sum, revision and version, replay it, and write nothing.
@@ -165,7 +173,7 @@ def verify(
 
 @app.command()
 def repair(
-    state: Annotated[Path, typer.Argument(metavar="STATE", help="The state folder.", exists=True, file_okay=False)],
+    state: ExistingFolder,
     around_checkpoint: Annotated[
         bool,
         typer.Option("--around-checkpoint", help="Begin with an older checkpoint than the newest: nothing is lost."),
