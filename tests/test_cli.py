@@ -100,6 +100,18 @@ def test_the_package_runs_as_its_command(tmp_path: Path) -> None:
         assert (ran.returncode, ran.stdout, ran.stderr) == (by_script.returncode, by_script.stdout, by_script.stderr)
 
 
+def test_letters_that_the_terminal_does_not_have_are_escaped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Else an engine would not serve for them, and a repair would not tell where its copy is."""
+    state = tmp_path / "\u65e5"
+    monkeypatch.setenv("PYTHONIOENCODING", "latin-1")
+    with subprocess.Popen([SOLEWRITER, "serve", str(state)], stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline().startswith(f"serving {tmp_path}/\\u65e5, engine pid ")
+        process.terminate()
+    told = solewriter("status", str(state))
+    assert (told.stdout.splitlines()[0], told.stderr) == (f"folder   {tmp_path}/\\u65e5", "")
+
+
 # --- serve -----------------------------------------------------------------------------------------------------------
 
 

@@ -6,6 +6,7 @@ user can do something about is one line on stderr and exit code 1; anything else
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import signal
@@ -68,6 +69,8 @@ def solewriter(
     ] = False,
 ) -> None:
     """A single-writer task and state engine: one process writes, every other process reads memory."""
+    if isinstance(sys.stdout, io.TextIOWrapper) and sys.stdout.errors == "strict":
+        sys.stdout.reconfigure(errors="backslashreplace")  # as stderr: names may be in letters that no terminal has
 
 
 @app.command()
