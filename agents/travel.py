@@ -7,6 +7,7 @@ was there when its oldest segment left it, and everything since (`root.whole`).
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from functools import partial
 from itertools import chain
 from pathlib import Path
@@ -65,13 +66,20 @@ def _then(now: Held, revision: int) -> Held | None:
 
 
 def _past(reader: Looking, now: Held, revision: int) -> Past:
-    try:
+    with _gone(now, revision):
         past = Past(now, reader.folder.path, revision)
         past.advance(revision)
+    return past
+
+
+@contextmanager
+def _gone(now: Held, revision: int) -> Iterator[None]:
+    """What says of the journal that it does not go back to a revision, or went meanwhile, says of all that it is so."""
+    try:
+        yield
     except Compacted as error:
         error.oldest = where_it_begins(error, now.root.whole)
         raise compacted(revision, now, error) from None
-    return past
 
 
 def compacted(revision: int, now: Held, error: Compacted) -> Compacted:
@@ -107,9 +115,11 @@ def diff(reader: Looking, since: int, until: int, kind: Model | None) -> list[Di
         ]
     else:
         seen: dict[Key, tuple[record.Record | None, record.Record]] = {}
-        for found, before in _past(reader, now, since).changes(until):
-            key = found.kind, found.key
-            seen[key] = (seen[key][0] if key in seen else before), found
+        past = _past(reader, now, since)
+        with _gone(now, since):
+            for found, before in past.changes(until):
+                key = found.kind, found.key
+                seen[key] = (seen[key][0] if key in seen else before), found
         read = partial(reader.decoder.of_record, now.catalog)
         told = [
             _difference(name, key[1], *(read(one, model) for one in seen[key]))

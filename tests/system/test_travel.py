@@ -24,6 +24,7 @@ from solewriter import (
     connect,
     open_reader,
 )
+from solewriter.agents import travel
 from solewriter.shared.chain import first_of, journal_files
 from solewriter.shared.config import KIB
 
@@ -209,6 +210,28 @@ def test_a_difference_is_what_is_not_the_same_at_both_ends(state, start_engine):
                 assert (one.old and content(one.old)) == old.get(one.id)
                 assert (one.new and content(one.new)) == new.get(one.id)
                 assert one.kind == "Task"
+
+
+def test_a_difference_whose_journal_goes_in_the_middle_says_what_is_left(state, start_engine, monkeypatch):
+    """By a trim, that is: the engine does not wait for whoever looks back."""
+    start_engine(state, limits=SMALL)
+    with connect(state) as client, open_reader(state) as reader:
+        Story(client).run(5_000)
+        whole = reader.snapshot().pin.root.whole
+        _, *later = journal_files(state)
+        assert later
+        past = travel._past
+
+        def trimmed(*arguments):
+            begun = past(*arguments)
+            for path in later:
+                path.unlink(missing_ok=True)
+            return begun
+
+        monkeypatch.setattr(travel, "_past", trimmed)
+        with pytest.raises(Compacted, match=f"memory goes back to {whole}, and .* was trimmed meanwhile") as told:
+            reader.diff(1, 5_000)
+        assert told.value.oldest == whole
 
 
 def test_a_difference_of_one_kind_or_of_all_also_as_plain_data(client, reader):
