@@ -128,7 +128,7 @@ class FilesAhead:
 
     def _made(self, size: int) -> int:
         failpoint.reach("journal.prepare")
-        spare = next((path for path in self._spares() if path.stat().st_size >= size), None)
+        spare = next(iter(self._spares(size)), None)
         if spare is not None:
             os.rename(spare, self._path)
             self.names.sync()  # while a power cut can bring its old name back, its content stays
@@ -151,8 +151,10 @@ class FilesAhead:
             if self._zeroed:
                 os.fsync(fd)
 
-    def _spares(self) -> list[Path]:
-        return sorted(path for path in self._folder.glob("spare-*.log") if not path.is_symlink())
+    def _spares(self, size: int) -> list[Path]:
+        """Those of so many bytes at least: of smaller ones, which another bound left, nothing is made."""
+        found = self._folder.glob("spare-*.log")
+        return sorted(path for path in found if not path.is_symlink() and path.stat().st_size >= size)
 
     def keep(self, path: Path) -> None:
         """A trimmed file: for later, if it is as large as later ones and nobody keeps it under another name, or not at
@@ -160,7 +162,7 @@ class FilesAhead:
         """
         found = path.lstat()
         alone = found.st_nlink == 1
-        if alone and found.st_size == self._spare_bytes and len(self._spares()) < SPARE_FILES_MAX:
+        if alone and found.st_size == self._spare_bytes and len(self._spares(self._spare_bytes)) < SPARE_FILES_MAX:
             os.rename(path, path.with_name(path.name.replace("journal-", "spare-")))
         else:
             path.unlink()

@@ -901,6 +901,19 @@ def test_at_most_so_many_spare_files_are_kept(opened, folder):
     assert len([*folder.glob("spare-*.log")]) == 8
 
 
+def test_spare_files_that_are_too_small_by_now_keep_no_larger_ones_from_their_place(folder, beside):
+    small, large = 4 * KIB, 64 * KIB
+    for number, size in enumerate([small] * 8 + [large], 1):
+        path = folder / f"journal-{number:020d}.log"
+        path.write_bytes(bytes(size))
+        FilesAhead(folder, beside, size, zeroed=True).keep(path)
+    kept = [path for path in folder.glob("spare-*.log") if path.stat().st_size == large]
+    expected = [inode(path) for path in kept]
+    fd = FilesAhead(folder, beside, large, zeroed=True).take(FILE_HEADER_BYTES, large)
+    assert [os.fstat(fd).st_ino] == expected
+    os.close(fd)
+
+
 # --- the whole private state ------------------------------------------------------------------------------------------
 
 
