@@ -29,7 +29,7 @@ from solewriter.shared.chain import first_of, journal_files, newest_whole
 from solewriter.shared.config import JOURNAL_FILE_BYTES_FIRST, SYNC_BESIDE_S, SYNC_KEPT, Limits
 from solewriter.shared.entry import COMMITTED_BYTES, FILE_HEADER_BYTES, Entry, Private, PrivateState
 from solewriter.shared.errors import EngineUnavailable
-from solewriter.shared.folder import lasting_file, naming, new_file
+from solewriter.shared.folder import lasting_file, naming, new_file, replace_file
 
 
 class DiskFull(EngineUnavailable):
@@ -158,7 +158,7 @@ class FileJournal:
         self._tail = Tail(0, 0)
         self._on_disk = True  # all that was committed
         self.length = 0
-        self._committed_fd = lasting_file(folder / "committed")
+        self._committed_fd = _note_of(folder / "committed")
         self.missing: Missing | None = None
 
     @property
@@ -361,6 +361,19 @@ class FileJournal:
             os.close(self._fd)
         os.close(self._committed_fd)
         self._syncer.shutdown()
+
+
+def _note_of(path: Path) -> int:
+    """A descriptor of `committed`, which is written in place: so it is a new one where the file has other names, as
+    behind `cp -l`. No other file is written again under them.
+    """
+    fd = lasting_file(path)
+    if os.fstat(fd).st_nlink == 1:
+        return fd
+    noted = os.pread(fd, COMMITTED_BYTES, 0)
+    os.close(fd)
+    replace_file(path, noted)
+    return lasting_file(path, made=False)
 
 
 def _sync(path: Path) -> None:

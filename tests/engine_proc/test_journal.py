@@ -845,6 +845,24 @@ def test_a_trimmed_file_that_somebody_keeps_under_another_name_is_never_written_
     assert not [*folder.glob("spare-*.log")]
 
 
+def test_a_copy_by_hard_links_stays_what_it_is(opened, folder):
+    written(opened, 5)
+    copy = folder / "copy"
+    files = [*folder.iterdir()]
+    copy.mkdir()
+    for path in files:
+        os.link(path, copy / path.name)
+    before = {path.name: path.read_bytes() for path in copy.iterdir()}
+    journal, found = opened()
+    assert numbers(found) == [1, 2, 3, 4, 5]
+    while len(journal_files(folder)) < 4:
+        commit(journal, 300)
+    assert {path.name: path.read_bytes() for path in copy.iterdir()} == before
+    tail = journal.tail
+    let_go(journal)
+    assert opened()[0].tail == tail
+
+
 @pytest.mark.parametrize(("name", "size"), [("journal.next", 7), ("reserve", 7), ("spare-1.log", 32 * KIB)])
 def test_no_link_that_somebody_put_there_is_written_through(opened, folder, tmp_path, name, size):
     other = tmp_path / "other"
