@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 from solewriter.shared.columns import NO_INT, Cell, Column
-from solewriter.shared.errors import InvalidQuery
+from solewriter.shared.errors import InvalidQuery, shown
 from solewriter.shared.where import Range, Where
 
 
@@ -87,7 +87,7 @@ def cell_of(kind: str, column: Column, value: Any) -> Cell:
     except (ValueError, OverflowError, TypeError):  # UnicodeEncodeError is a ValueError; a dict has no hash
         pass
     told = f"one of {', '.join(map(repr, column.values))}" if column.type == "enum" else _TOLD[column.type]
-    raise InvalidQuery(f"{kind}.{column.name} is {told}, never {value!r:.100}", kind=kind)
+    raise InvalidQuery(f"{kind}.{column.name} is {told}, never {shown(value)}", kind=kind)
 
 
 def _is_number(value: float) -> bool:

@@ -12,7 +12,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from itertools import repeat
 from typing import TypeVar
 
-from solewriter.shared.errors import Expired, InvalidMutation, InvalidQuery
+from solewriter.shared.errors import Expired, InvalidMutation, InvalidQuery, shown
 from solewriter.shared.wireform import Asked
 
 T = TypeVar("T")
@@ -28,7 +28,7 @@ def deadline_us(deadline_s: float | None) -> int | None:
     try:
         if not math.isnan(deadline_s):
             return time.monotonic_ns() // 1000 + int(max(-YEARS_S, min(deadline_s, YEARS_S)) * US_PER_S)
-    except TypeError:
+    except (TypeError, OverflowError):
         pass  # told below
     raise no_time("deadline_s", deadline_s)
 
@@ -42,7 +42,7 @@ def timed(source: Iterable[T], deadline_s: float | None) -> Iterator[Timed[T]]:
 
 def no_time(name: str, value: object) -> InvalidMutation:
     """For an option that is no number of seconds, NaN say, which is neither before nor after anything."""
-    problem = f"seconds from now, not {value!r:.100}"
+    problem = f"seconds from now, not {shown(value)}"
     return InvalidMutation(f"{name} is {problem}", fields={name: problem})
 
 

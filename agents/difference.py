@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from typing import Any, TypeVar
 
 from solewriter.agents.answers import of_class
-from solewriter.shared.errors import InvalidMutation, NotFound, VersionConflict
+from solewriter.shared.errors import InvalidMutation, NotFound, VersionConflict, shown
 from solewriter.shared.models import Entity
 from solewriter.shared.mutations import Mutation, Transition, Update
 from solewriter.shared.schema import is_same
@@ -33,7 +33,7 @@ def difference(before: E, after: E | Mapping[str, Any] | None, reason: str) -> M
     elif isinstance(after, Mapping):
         wanted = after
     else:
-        raise TypeError(f"an update function returns the entity, the changed fields, or None, not {after!r}")
+        raise TypeError(f"an update function returns the entity, the changed fields, or None, not {shown(after)}")
     changes = {name: value for name, value in wanted.items() if not is_same(getattr(before, name, _ABSENT), value)}
     if not changes:
         return None

@@ -18,7 +18,7 @@ from solewriter.agents.past import Past
 from solewriter.agents.reader import Reader
 from solewriter.agents.travel import where_it_begins
 from solewriter.shared import record
-from solewriter.shared.errors import Compacted, SnapshotExpired, minding_descriptors
+from solewriter.shared.errors import Compacted, SnapshotExpired, minding_descriptors, shown
 from solewriter.shared.memory.heap import PREFIX_BYTES, padded, walk
 from solewriter.shared.memory.pin import Pin
 from solewriter.shared.memory.root import STOPPED
@@ -128,8 +128,8 @@ class Feed:
         """What comes up to there would be left out, and nobody would know."""
         if self.since > pin.root.revision:
             raise Compacted(
-                f"there is no revision {self.since} here; the newest is {pin.root.revision}: it is of another state, "
-                "or this one was put back; take a new snapshot, or watch with resync=True",
+                f"there is no revision {shown(self.since)} here; the newest is {pin.root.revision}: it is of another "
+                "state, or this one was put back; take a new snapshot, or watch with resync=True",
                 oldest=pin.root.oldest,
             )
 
@@ -167,7 +167,7 @@ def _journaled(pin: Pin, folder: Path, since: int) -> Iterator[Published]:
                     since = found.revision
     except Compacted as gone:
         raise Compacted(
-            f"what happened behind revision {since} is not available any more: memory goes back to revision "
+            f"what happened behind revision {shown(since)} is not available any more: memory goes back to revision "
             f"{pin.root.oldest}, and {gone}; take a new snapshot, or watch with resync=True",
             oldest=where_it_begins(gone, pin.root.oldest),
         ) from gone

@@ -15,7 +15,7 @@ from solewriter.agents.decoding import Decoder
 from solewriter.agents.snapshot import Plain, Snapshot
 from solewriter.shared import record
 from solewriter.shared.config import Limits, check_limits
-from solewriter.shared.errors import SnapshotExpired, minding_descriptors
+from solewriter.shared.errors import SnapshotExpired, minding_descriptors, shown
 from solewriter.shared.folder import StateFolder, not_sent
 from solewriter.shared.models import Entity
 from solewriter.shared.registry import Registry
@@ -31,7 +31,11 @@ E = TypeVar("E", bound=Entity)
 def check_revision(revision: object) -> None:
     """Raises TypeError: nothing lies between two revisions."""
     if isinstance(revision, bool) or not isinstance(revision, int):
-        raise TypeError(f"a revision is an int, not {revision!r:.100}")
+        raise TypeError(f"a revision is an int, not {shown(revision)}")
+
+
+def not_published(revision: int, newest: int, timeout_s: float | None) -> TimeoutError:
+    return TimeoutError(f"revision {shown(revision)} was not published in {timeout_s} s; the newest is {newest}")
 
 
 class Looking(ABC):

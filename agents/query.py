@@ -15,7 +15,7 @@ from solewriter.agents.past import Held, Past
 from solewriter.agents.scan import Rows, Scanner, Values, ordered
 from solewriter.agents.snapshot import Plain
 from solewriter.shared.columns import NO_INT, Cell, Column
-from solewriter.shared.errors import InvalidMutation, InvalidQuery, SchemaMismatch, SnapshotExpired
+from solewriter.shared.errors import InvalidMutation, InvalidQuery, SchemaMismatch, SnapshotExpired, shown
 from solewriter.shared.models import Entity
 from solewriter.shared.registry import Kind
 from solewriter.shared.where import Where
@@ -44,7 +44,7 @@ class Query:
     ) -> list[int]:
         """The records of the matching entities, in order. Raises InvalidQuery."""
         if limit is not None and limit < 0:
-            raise InvalidQuery(f"limit is a number of entities, not {limit}", kind=self._name)
+            raise InvalidQuery(f"limit is a number of entities, not {shown(limit)}", kind=self._name)
         demands = conditions(self._name, self._columns, where)
         place, descending = self._order(order_by)
         rows = self._scanner.rows(demands, () if place is None else (place,))

@@ -14,7 +14,7 @@ from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Literal, TypeVar, overload
 
 from solewriter.agents.deadline import check_patience
-from solewriter.agents.looking import Looking, check_revision
+from solewriter.agents.looking import Looking, check_revision, not_published
 from solewriter.agents.snapshot import Plain
 from solewriter.shared.config import ATTACH_RETRY_S, DEFAULT_LIMITS, Limits
 from solewriter.shared.errors import (
@@ -185,7 +185,7 @@ class Reader(Looking):
             if (newest := root.current().revision) >= revision:
                 return newest
             if (left := self.left_s(deadline)) <= 0:
-                raise TimeoutError(f"revision {revision} was not published in {timeout_s} s; the newest is {newest}")
+                raise not_published(revision, newest, timeout_s)
             self.sleep(root, head, left)
 
     def check_open(self) -> None:

@@ -24,7 +24,7 @@ from solewriter.shared.config import (
     WIRE_VERSION,
     Limits,
 )
-from solewriter.shared.errors import EngineUnavailable, Fenced, RequestTooLarge, SolewriterError
+from solewriter.shared.errors import EngineUnavailable, Fenced, RequestTooLarge, SolewriterError, shown
 from solewriter.shared.handshake import Hello, Welcome
 from solewriter.shared.lane import LENGTH_BYTES
 from solewriter.shared.mutations import Op
@@ -68,10 +68,10 @@ class AgentSession:
     def __init__(self, limits: Limits, name: Any, client_id: Any) -> None:
         """Raises TypeError for a name or a client id that is no text, ValueError for text that cannot be encoded."""
         if not isinstance(name, str) or not isinstance(client_id, str | None):
-            raise TypeError(f"name and client_id are text, not {name!r:.100} and {client_id!r:.100}")
+            raise TypeError(f"name and client_id are text, not {shown(name)} and {shown(client_id)}")
         if not is_text(name) or not is_text(client_id or ""):
             raise ValueError(
-                f"name and client_id are text that UTF-8 can encode, not {name!r:.100} and {client_id!r:.100}"
+                f"name and client_id are text that UTF-8 can encode, not {shown(name)} and {shown(client_id)}"
             )
         self.limits = limits
         self.name: str = name

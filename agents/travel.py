@@ -20,7 +20,7 @@ from solewriter.agents.past import Held, Past
 from solewriter.agents.snapshot import Snapshot
 from solewriter.shared import record
 from solewriter.shared.chain import entries_between, oldest_entry, own_checkpoint
-from solewriter.shared.errors import Compacted, InvalidQuery, SnapshotExpired, minding_descriptors
+from solewriter.shared.errors import Compacted, InvalidQuery, SnapshotExpired, minding_descriptors, shown
 from solewriter.shared.memory.heap import PREFIX_BYTES
 from solewriter.shared.memory.pin import Pin
 from solewriter.shared.models import check_id, name_of
@@ -49,7 +49,7 @@ def _pin(reader: Looking, *revisions: int) -> Held:
     pin = reader.pin()
     for revision in revisions:
         if not 0 <= revision <= pin.root.revision:
-            raise InvalidQuery(f"there is no revision {revision}; the newest is {pin.root.revision}", kind="")
+            raise InvalidQuery(f"there is no revision {shown(revision)}; the newest is {pin.root.revision}", kind="")
     return pin
 
 
@@ -104,7 +104,9 @@ def diff(reader: Looking, since: int, until: int, kind: Model | None) -> list[Di
     check_revision(since)
     check_revision(until)
     if since > until:
-        raise InvalidQuery(f"a difference is from an earlier revision to a later one, not {since} to {until}", kind="")
+        raise InvalidQuery(
+            f"a difference is from an earlier revision to a later one, not {shown(since)} to {shown(until)}", kind=""
+        )
     now = _pin(reader, since, until)
     old, new = _then(now, since), _then(now, until)
     if isinstance(old, Pin) and isinstance(new, Pin):

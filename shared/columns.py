@@ -25,7 +25,7 @@ from typing import Any, Literal, get_args, get_origin
 import msgspec
 import pydantic
 
-from solewriter.shared.errors import InvalidMutation
+from solewriter.shared.errors import InvalidMutation, shown
 from solewriter.shared.fieldtypes import bare_type
 from solewriter.shared.models import broken
 
@@ -110,7 +110,7 @@ class _Codes(dict[Any, int]):
     def __missing__(self, value: Any) -> int:
         if isinstance(value, enum.Enum):
             return self[value.value]
-        raise ValueError(f"{value!r} is not one of the column's values")
+        raise ValueError(f"{shown(value)} is not one of the column's values")
 
 
 def column_of(model: type[pydantic.BaseModel], name: str) -> Column:

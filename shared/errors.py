@@ -298,6 +298,14 @@ def named(name: str, said: str) -> str:
     return f"{name}: {said}" if said else name
 
 
+def shown(value: object, length: int = 100) -> str:
+    """What somebody gave, in a message: integers of thousands of digits have no `repr`."""
+    try:
+        return repr(value)[:length]
+    except Exception:
+        return f"<{type(value).__name__} that cannot be shown>"
+
+
 # --- crossing the wire ------------------------------------------------------------------------------------------------
 
 Refusal = tuple[str, str, dict[str, Any]]

@@ -26,6 +26,7 @@ from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, model_validato
 from pydantic_core import PydanticCustomError
 
 from solewriter.shared.config import KEY_BYTES_MAX
+from solewriter.shared.errors import shown
 from solewriter.shared.fieldtypes import refuse_own, refuse_unlike, refuse_unsuitable
 from solewriter.shared.frozen import FrozenMap, Json
 
@@ -43,13 +44,13 @@ def name_of(kind: type[Entity] | str) -> str:
     try:
         return kind if isinstance(kind, str) else kind.kind_name
     except AttributeError:
-        raise TypeError(f"a kind is an entity's class, or its name, not {kind!r}") from None
+        raise TypeError(f"a kind is an entity's class, or its name, not {shown(kind)}") from None
 
 
 def check_id(id: object) -> None:
     """Of whoever reads. Raises TypeError for what is no id of anything."""
     if not isinstance(id, str):
-        raise TypeError(f"an id is a str, not {id!r:.100}")
+        raise TypeError(f"an id is a str, not {shown(id)}")
 
 
 class Ref(msgspec.Struct, Generic[E], frozen=True):

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any
 
-from solewriter.shared.errors import InvalidMutation
+from solewriter.shared.errors import InvalidMutation, shown
 from solewriter.shared.registry import Kind
 from solewriter.shared.schema import plain
 
@@ -51,7 +51,7 @@ class Increment(Operation):
     def plain(self) -> PlainOperation:
         by = self.by
         if isinstance(by, bool) or not isinstance(by, int | float):
-            raise TypeError(f"adds an int or a float, not {by!r:.100}")
+            raise TypeError(f"adds an int or a float, not {shown(by)}")
         return Code.INCREMENT.value, int(by) if isinstance(by, int) else float(by), None  # of a subclass, numpy's say
 
 
@@ -102,7 +102,7 @@ class Append(_Items):
     @property
     def plain(self) -> PlainOperation:
         if self.most is not None and (type(self.most) is not int or self.most < 0):
-            raise TypeError(f"keeps a number of items, not {self.most!r:.100}")
+            raise TypeError(f"keeps a number of items, not {shown(self.most)}")
         return Code.APPEND.value, self._plain_items, self.most
 
 
@@ -134,7 +134,7 @@ class PutIn(Operation):
     def plain(self) -> PlainOperation:
         for key in self.items:
             if not isinstance(key, str):
-                raise TypeError(f"a map's keys are str, not {key!r:.100}")
+                raise TypeError(f"a map's keys are str, not {shown(key)}")
         return Code.PUT.value, plain(dict(self.items)), None
 
 
@@ -146,7 +146,7 @@ def plain_operations(kind: Kind, operations: Mapping[str, Operation]) -> dict[st
         if name in kind.fixed:
             raise InvalidMutation(f"{kind.name}.{name} cannot be altered", fields={name: "cannot be altered"})
         if not isinstance(operation, Operation):
-            problem = f"takes an operation such as Increment(1), not {operation!r:.100}"
+            problem = f"takes an operation such as Increment(1), not {shown(operation)}"
             raise InvalidMutation(f"{kind.name}.{name} {problem}", fields={name: problem})
         try:
             found[name] = operation.plain

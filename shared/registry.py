@@ -11,7 +11,7 @@ from pydantic import ValidationError
 
 from solewriter.shared.columns import Cell, Cells, column_of, earlier_names, format_of, from_us
 from solewriter.shared.config import COLUMNS_MAX, KINDS_MAX
-from solewriter.shared.errors import InvalidMutation, SchemaMismatch, UnknownKind
+from solewriter.shared.errors import InvalidMutation, SchemaMismatch, UnknownKind, shown
 from solewriter.shared.fieldtypes import (
     all_parts,
     models_in,
@@ -369,7 +369,7 @@ class Registry:
         if known is not None:
             return known
         if not issubclass(model, Entity):
-            raise TypeError(f"{model!r} is not a subclass of solewriter.Entity")
+            raise TypeError(f"{shown(model)} is not a subclass of solewriter.Entity")
         kind = Kind(model)
         if kind.name not in self._by_name and len(self._by_name) >= KINDS_MAX:
             raise TypeError(f"more than {KINDS_MAX} kinds in one state")

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 from pydantic import BaseModel
 
 from solewriter.shared.config import LEASE_LEAST_S, LEASE_MOST_S
-from solewriter.shared.errors import InvalidMutation
+from solewriter.shared.errors import InvalidMutation, shown
 from solewriter.shared.models import E, Entity, Ref
 from solewriter.shared.mutations import Claim, Complete, Fail, Mutation, Op, Redrive, Release, Renew
 from solewriter.shared.registry import Kind, Registry
@@ -27,7 +27,7 @@ def model_of(target: E | Ref[E]) -> type[E]:
         return target.model
     if isinstance(target, Entity):
         return type(target)
-    raise TypeError(f"a target is an entity or a Ref, such as Task.ref(id), not {target!r}")
+    raise TypeError(f"a target is an entity or a Ref, such as Task.ref(id), not {shown(target)}")
 
 
 def together(given: Any, fields: dict[str, Any]) -> dict[str, Any]:
@@ -38,7 +38,7 @@ def together(given: Any, fields: dict[str, Any]) -> dict[str, Any]:
         return {**given, **fields}
     except TypeError:
         raise TypeError(
-            f"changes are a mapping, by the names of fields, not {given!r:.100}: a target is an entity or a Ref, such "
+            f"changes are a mapping, by the names of fields, not {shown(given)}: a target is an entity or a Ref, such "
             "as Task.ref(id)"
         ) from None
 
@@ -48,7 +48,10 @@ def changed_fields(kind: Kind, changes: Any) -> dict[str, Any]:
     fields: dict[str, Any] = {}
     for name, value in changes.items():
         if type(name) is not str:
-            raise InvalidMutation(f"{kind.name} has no field {name!r}", fields={str(name): "no such field"})
+            raise InvalidMutation(
+                f"{kind.name} has no field {shown(name)}",
+                fields={name if isinstance(name, str) else shown(name): "no such field"},
+            )
         if name in kind.fixed:
             problem = kind.fixed_because(name)
             raise InvalidMutation(f"{kind.name}.{name} {problem}", fields={name: problem})
@@ -119,7 +122,9 @@ def plain_of_task(mutation: Mutation, registry: Registry) -> PlainMutation:
         case Redrive(target, reason):
             kind = _kind_of_tasks(registry.of(model_of(target)))
             return Op.REDRIVE.value, kind.name, target.id, None, None, reason, None
-    raise TypeError(f"{mutation!r} is not a mutation: use Create, Put, Update, Transition, Cancel, Delete, Alter ...")
+    raise TypeError(
+        f"{shown(mutation)} is not a mutation: use Create, Put, Update, Transition, Cancel, Delete, Alter ..."
+    )
 
 
 def check_kind_of_tasks(kind: Kind) -> None:
@@ -141,19 +146,19 @@ def tree_of(kind: Kind) -> str:
 
 def _count(count: Any) -> int:
     if not isinstance(count, int) or isinstance(count, bool) or count < 1:
-        raise InvalidMutation(f"a claim is of 1 or more, not {count!r:.100}", fields={"count": "not 1 or more"})
+        raise InvalidMutation(f"a claim is of 1 or more, not {shown(count)}", fields={"count": "not 1 or more"})
     return count
 
 
 def _assignee(assignee: Any) -> str:
     if not isinstance(assignee, str) or not is_text(assignee):
-        problem = f"text, not {assignee!r:.100}"
+        problem = f"text, not {shown(assignee)}"
         raise InvalidMutation(f"an assignee is {problem}", fields={"assignee": problem})
     return str.__str__(assignee)
 
 
 def _lease_us(lease_s: Any) -> int:
     if not isinstance(lease_s, int | float) or not LEASE_LEAST_S <= lease_s <= LEASE_MOST_S:
-        problem = f"a lease is {LEASE_LEAST_S} to {LEASE_MOST_S:.0e} seconds, not {lease_s!r:.100}"
+        problem = f"a lease is {LEASE_LEAST_S} to {LEASE_MOST_S:.0e} seconds, not {shown(lease_s)}"
         raise InvalidMutation(problem, fields={"lease_s": problem})
     return int(lease_s * 1_000_000)

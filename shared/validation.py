@@ -9,7 +9,7 @@ from typing import Annotated, Any
 from pydantic import BaseModel, TypeAdapter, ValidationError
 
 from solewriter.shared.config import PROBLEMS_MAX
-from solewriter.shared.errors import InvalidMutation, clean, in_words
+from solewriter.shared.errors import InvalidMutation, clean, in_words, shown
 
 
 def field_adapter(model: type[BaseModel], name: str) -> TypeAdapter[Any]:
@@ -52,4 +52,4 @@ def stumbled(kind: str, error: Exception) -> InvalidMutation:
 
 
 def no_such_field(kind: str, name: str) -> InvalidMutation:
-    return InvalidMutation(f"{kind} has no field {name!r}", fields={name: "no such field"})
+    return InvalidMutation(f"{kind} has no field {shown(name)}", fields={name: "no such field"})

@@ -20,7 +20,7 @@ from typing import Any, Final, cast
 import msgspec
 
 from solewriter.shared.config import DEFAULT_LIMITS, KEY_BYTES_MAX, REQUEST_ID_MAX, Limits
-from solewriter.shared.errors import BadRequest, InvalidMutation, Refused, RequestTooLarge
+from solewriter.shared.errors import BadRequest, InvalidMutation, Refused, RequestTooLarge, shown
 from solewriter.shared.frozen import INT_MAX
 from solewriter.shared.models import Entity
 from solewriter.shared.mutations import (
@@ -122,11 +122,11 @@ def plain_mutation(mutation: Mutation, registry: Registry, limits: Limits = DEFA
 def _check_edges(key: Any, expect: Any, reason: Any, limits: Limits) -> None:
     """What is not a field of the entity: refused at the call, not by the engine."""
     if expect is not None and (type(expect) is not int or not 0 <= expect <= INT_MAX):
-        raise InvalidMutation(f"expect is a version or None, not {expect!r}", fields={"expect": "not a version"})
+        raise InvalidMutation(f"expect is a version or None, not {shown(expect)}", fields={"expect": "not a version"})
     _check_id(key)
     if reason != "":
         if type(reason) is not str or not is_text(reason):
-            raise InvalidMutation(f"a reason is text, not {reason!r:.100}", fields={"reason": "not text"})
+            raise InvalidMutation(f"a reason is text, not {shown(reason)}", fields={"reason": "not text"})
         check_reason_length(reason, limits)
 
 
@@ -152,7 +152,7 @@ def check_request_id(request_id: Any) -> None:
 
 def _not_a_request_id(request_id: Any) -> InvalidMutation:
     return InvalidMutation(
-        f"a request id is a str of 1 to {REQUEST_ID_MAX} characters, not {request_id!r:.100}",
+        f"a request id is a str of 1 to {REQUEST_ID_MAX} characters, not {shown(request_id)}",
         fields={"request_id": "not a request id"},
     )
 
@@ -208,7 +208,7 @@ def plain_guard(guard: GuardMutation, registry: Registry) -> PlainGuard:
         return Guard.REQUIRE_FIELDS.value, kind.name, entity.id, (entity.version, fields)
     if isinstance(guard, Require):
         if not isinstance(guard.entity, Entity):
-            raise TypeError(f"require takes an entity, not {guard.entity!r}")
+            raise TypeError(f"require takes an entity, not {shown(guard.entity)}")
         if not guard.entity.version:
             problem = f"{guard.entity.kind_name} {guard.entity.id!r} was never stored: require what was read"
             raise InvalidMutation(f"{problem}, or use RequireAbsent", fields={"version": "0: never stored"})
@@ -221,7 +221,7 @@ def plain_guard(guard: GuardMutation, registry: Registry) -> PlainGuard:
 
 def _whole(op: Op, entity: Any, expect: Any, reason: Any, registry: Registry) -> tuple[Any, ...]:
     if not isinstance(entity, Entity):
-        raise TypeError(f"{op.name.lower()} takes an entity, not {entity!r}")
+        raise TypeError(f"{op.name.lower()} takes an entity, not {shown(entity)}")
     kind = registry.of(type(entity))
     stored = kind.stored(entity)
     if kind.recasts:  # its code may make something else of what is left out as a default: then it is refused
@@ -254,7 +254,7 @@ def _state(kind: Kind, to: str | enum.Enum) -> str:
     if to not in kind.lifecycle.steps:
         states = ", ".join(kind.lifecycle.steps)
         raise InvalidMutation(
-            f"{kind.name} has no state {to!r}; states: {states}", fields={kind.lifecycle.field: "no such state"}
+            f"{kind.name} has no state {shown(to)}; states: {states}", fields={kind.lifecycle.field: "no such state"}
         )
     return str(to)
 

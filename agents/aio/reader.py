@@ -20,7 +20,7 @@ from solewriter.agents.aio.home import Home
 from solewriter.agents.aio.opening import Opening
 from solewriter.agents.aio.sleeper import Sleeper
 from solewriter.agents.deadline import check_patience
-from solewriter.agents.looking import check_revision
+from solewriter.agents.looking import check_revision, not_published
 from solewriter.agents.reader import Reader
 from solewriter.agents.snapshot import Plain, Snapshot
 from solewriter.shared.config import ATTACH_RETRY_S, DEFAULT_LIMITS, LOOKING_THREADS, WATCH_BATCH, Limits
@@ -183,9 +183,7 @@ class AioReader:
                         return newest
                     await patience.until(root, revision)
         except TimeoutError:
-            raise TimeoutError(
-                f"revision {revision} was not published in {timeout_s} s; the newest is {newest}"
-            ) from None
+            raise not_published(revision, newest, timeout_s) from None
 
     @overload
     async def wait_until(

@@ -19,6 +19,7 @@ import pytest
 from pydantic import create_model
 
 from solewriter import (
+    Append,
     Compacted,
     Delete,
     Engine,
@@ -26,6 +27,7 @@ from solewriter import (
     InvalidMutation,
     InvalidQuery,
     Limits,
+    Range,
     Require,
     SnapshotExpired,
     Task,
@@ -366,6 +368,49 @@ def test_what_is_no_mapping_is_no_changes_and_the_error_says_what_a_target_is(st
                 getattr(verbs, verb)(Task, *to, "a", cost=2)
     with pytest.raises(TypeError, match=said):
         asyncio.run(awaited())
+
+
+@pytest.mark.parametrize("huge", [10**5000, -(10**5000)], ids=["huge", "negative"])
+def test_an_integer_of_more_digits_than_can_be_written_is_refused_like_any_other(state, start_engine, huge):
+    """Its `repr` is a ValueError, sys.set_int_max_str_digits says."""
+    start_engine(state)
+    with connect(state) as client:
+        task = client.create(Task(id="a", title="a"))
+        reader, snap = client.reader, client.reader.snapshot()
+        for call, error in (
+            (lambda: client.update(task, title="b", expect=huge), InvalidMutation),
+            (lambda: client.submit(Update(task, {"title": "b"}, expect=huge)), InvalidMutation),
+            (lambda: client.update(task, title="b", reason=huge), InvalidMutation),
+            (lambda: client.update(task, title="b", request_id=huge), InvalidMutation),
+            (lambda: client.update(task, {huge: "b"}), InvalidMutation),
+            (lambda: client.update(task, title="b", deadline_s=huge), InvalidMutation),
+            (lambda: client.transition(task, huge), InvalidMutation),
+            (lambda: client.claim_many(Task, huge), InvalidMutation),
+            (lambda: client.claim(Task, lease_s=huge), InvalidMutation),
+            (lambda: client.claim(Task, assignee=huge), InvalidMutation),
+            (lambda: client.renew(task, huge), InvalidMutation),
+            (lambda: client.alter(task, reviewers=Append("x", most=huge)), InvalidMutation),
+            (lambda: client.outcome(huge), InvalidMutation),
+            (lambda: reader.at(huge), InvalidQuery),
+            (lambda: reader.diff(0, huge), InvalidQuery),
+            (lambda: reader.diff(huge, 1), InvalidQuery),
+            (lambda: snap.count(Task, {"version": huge}), InvalidQuery),
+            (lambda: snap.scan(Task, {"version": Range(ge=huge)}), InvalidQuery),
+            (lambda: snap.get(Task, huge), TypeError),
+            (lambda: client.update(huge, title="b"), TypeError),
+        ):
+            with pytest.raises(error) as refused:
+                call()
+            assert "digits" not in str(refused.value)
+        if huge > 0:
+            with pytest.raises(TimeoutError, match="was not published"):
+                reader.wait_for(huge, timeout_s=0)
+            with pytest.raises(Compacted, match="there is no revision"):
+                list(reader.watch(since=huge, timeout_s=0))
+        else:
+            with pytest.raises(InvalidQuery, match="limit is a number of entities"):
+                snap.scan(Task, limit=huge)
+        assert client.get(Task, "a") == task
 
 
 def test_bounds_are_limits_and_no_dict(state, start_engine):
