@@ -33,7 +33,7 @@ from solewriter.shared.schema import (
     spans_of,
     without_bytes,
 )
-from solewriter.shared.validation import field_adapter, no_such_field, problems, problems_of_field, stumbled
+from solewriter.shared.validation import NoEntity, field_adapter, no_such_field, problems, problems_of_field, stumbled
 
 E = TypeVar("E", bound=Entity)
 _SAME_IF_EQUAL: Final = frozenset({str, int, bool, bytes})  # not so (1,) and (True,), 0.0 and -0.0, Decimal 1 and 1.00
@@ -136,6 +136,8 @@ class Kind:
         """A whole entity from plain values. Raises InvalidMutation."""
         try:
             made: Entity = self.model.__pydantic_validator__.validate_python(values)
+            if not isinstance(made, self.model):
+                raise NoEntity(made)
         except ValidationError as error:
             raise problems(error) from None
         except Exception as error:
@@ -183,9 +185,7 @@ class Kind:
             raise problems_of_field(self.name, name, error) from None
 
     def known(self, name: str, value: Any) -> Any:
-        """The value itself, for a model whose fields cannot be validated one by one. Raises InvalidMutation for no
-        field.
-        """
+        """The value itself, where fields cannot be validated one by one. Raises InvalidMutation for no field."""
         if name not in self.model.model_fields:
             raise no_such_field(self.name, name)
         return value
@@ -302,6 +302,8 @@ class Kind:
         values = self._whole(self.fields_of(schema, payload), key, version, time_us)
         try:
             made: Entity = self.model.__pydantic_validator__.validate_python(values)
+            if not isinstance(made, self.model):
+                raise NoEntity(made)
         except ValidationError as error:
             raise SchemaMismatch(
                 f"{self.name} {key!r} was stored under another shape of its class: {problems(error)}", kind=self.name

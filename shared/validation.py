@@ -45,9 +45,16 @@ def problems_of_field(kind: str, name: str, error: ValidationError) -> InvalidMu
     return InvalidMutation(f"{kind}.{name}: {next(iter(found.values()))}", fields=named)
 
 
+class NoEntity(Exception):
+    """What a model's own validator returned in its place, which pydantic hands on: None, without a `return`."""
+
+    def __init__(self, made: object) -> None:
+        super().__init__(f"its validator returned {shown(made)}, and not the entity")
+
+
 def stumbled(kind: str, error: Exception) -> InvalidMutation:
     """A validator of the user's that raised what pydantic does not take for an answer, a TypeError say."""
-    problem = clean(f"its validator raised {in_words(error)}", 300)
+    problem = clean(str(error) if type(error) is NoEntity else f"its validator raised {in_words(error)}", 300)
     return InvalidMutation(f"{kind}: {problem}", fields={"entity": problem})
 
 

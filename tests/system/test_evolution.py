@@ -468,6 +468,36 @@ def test_a_class_whose_code_takes_less_is_refused_though_its_fields_are_the_same
         assert client.get(Lenient, "d1") == made
 
 
+class Forgetful(Entity, kind="Doc", columns=("owner",)):
+    """As Lenient, but for a rule that returns nothing for some."""
+
+    owner: str
+    secret: str
+
+    @model_validator(mode="after")
+    def _forget(self) -> Any:
+        return None if self.owner == "o1" else self
+
+
+def test_what_a_rule_returns_nothing_for_is_not_told_as_missing(state, start_engine):
+    """pydantic hands None on, and readers say None for what is not there."""
+    engine = start_engine(state, models=[Lenient])
+    said = "its validator returned None, and not the entity"
+    with connect(state) as client:
+        client.create(Lenient(id="d1", owner="o1", secret="s"))
+        with pytest.raises(SchemaMismatch, match=rf"Doc 'd1'.*{said}.*revision 1"):
+            engine.register(Forgetful)
+        with client.reader.snapshot() as snap:
+            for read in (partial(client.get, Forgetful, "d1"), partial(snap.scan, Forgetful)):
+                with pytest.raises(SchemaMismatch, match=rf"Doc 'd1'.*{said}"):
+                    read()
+        client.update(Lenient.ref("d1"), owner="o2")
+        engine.register(Forgetful)
+        assert client.get(Forgetful, "d1") == Forgetful(id="d1", version=2, owner="o2", secret="s")
+        with pytest.raises(InvalidMutation, match=said):
+            client.update(Forgetful.ref("d1"), owner="o1")
+
+
 class Ending(Entity, kind="Doc", columns=("owner",)):
     """Its fields are the same, its column is not, and its validator raises what ends a program."""
 
