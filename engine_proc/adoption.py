@@ -16,6 +16,7 @@ from solewriter.shared.entry import Private
 from solewriter.shared.errors import InvalidMutation, SchemaMismatch, SolewriterError
 from solewriter.shared.memory.table import TableWriter
 from solewriter.shared.registry import Kind
+from solewriter.shared.rules import has_rules
 from solewriter.shared.schema import differing
 
 
@@ -87,7 +88,8 @@ def check_fit(state: State, publisher: Publisher, kinds: Iterable[Kind]) -> None
 
 def _takes_other_code(known: KindState, kind: Kind) -> bool:
     """Whether another class's code validates what is stored, of which its schema says nothing."""
-    return known.kind is not None and known.kind.model is not kind.model and kind.recasts
+    is_other = known.kind is not None and known.kind.model is not kind.model
+    return is_other and (kind.recasts or has_rules(kind.model))
 
 
 def _check_fits(state: State, kind: Kind, found: record.Content) -> None:

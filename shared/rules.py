@@ -97,6 +97,12 @@ def concern_of(model: type[Entity]) -> frozenset[str] | None:
     return frozenset(names)
 
 
+def has_rules(model: type[Entity]) -> bool:
+    """Whether a model has rules that are not of the library."""
+    rules = model.__pydantic_decorators__.model_validators.values()
+    return any(getattr(getattr(model, rule.cls_var_name), "__module__", "") != Entity.__module__ for rule in rules)
+
+
 class Rules:
     """The rules of a model that say which fields they look at, asked with these alone: at half of the cost of
     validating all of it, and less where the others are large.
