@@ -22,7 +22,7 @@ from solewriter.shared.fieldtypes import (
 )
 from solewriter.shared.models import COORDINATED, Entity, Lifecycle, Project, Task
 from solewriter.shared.readiness import DEPENDS
-from solewriter.shared.rules import Rules, concern_of, is_plain, made_anew, recasts
+from solewriter.shared.rules import Rules, concern_of, is_plain, made_anew, recasts, refuse_forgetful
 from solewriter.shared.schema import (
     Schema,
     decode,
@@ -54,6 +54,7 @@ class Kind:
         model.model_rebuild()
         refuse_unsuitable(model)
         refuse_own(model)
+        refuse_forgetful(model)
         if issubclass(model, Task):
             refuse_unlike(model, Task, COORDINATED)
         self.model = model
@@ -367,8 +368,7 @@ class Registry:
 
     def add(self, model: type[Any]) -> Kind:
         """Register a model. A newer class of the same name takes the older's place: notebooks redefine classes."""
-        known = self._by_model.get(model)
-        if known is not None:
+        if (known := self._by_model.get(model)) is not None:
             return known
         if not issubclass(model, Entity):
             raise TypeError(f"{shown(model)} is not a subclass of solewriter.Entity")

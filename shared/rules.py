@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import dis
+import inspect
 from collections.abc import Mapping
+from itertools import pairwise
 from typing import Any, Final
 
 from pydantic import BaseModel
@@ -11,6 +14,7 @@ from pydantic_core import SchemaValidator
 from solewriter.shared.frozen import FrozenMap
 from solewriter.shared.models import CONCERNS, Entity
 
+_MAKES_OTHERS: Final = inspect.CO_GENERATOR | inspect.CO_COROUTINE | inspect.CO_ASYNC_GENERATOR
 _OF_PYDANTIC: Final = "init_private_attributes"  # its own function to be called behind a model's making
 _PLAIN: Final = frozenset({"bool", "int", "float", "str", "datetime", "literal"})  # types of pydantic core schemas
 _ALIKE: Final = frozenset({str, int, float, bool, bytes, tuple, frozenset, FrozenMap})
@@ -101,6 +105,36 @@ def has_rules(model: type[Entity]) -> bool:
     """Whether a model has rules that are not of the library."""
     rules = model.__pydantic_decorators__.model_validators.values()
     return any(getattr(getattr(model, rule.cls_var_name), "__module__", "") != Entity.__module__ for rule in rules)
+
+
+def refuse_forgetful(model: type[Entity]) -> None:
+    """Raises TypeError for a rule that never returns anything: pydantic has None in place of the entity then."""
+    returns = {"after": "self", "wrap": "what its handler returns"}
+    for rule in model.__pydantic_decorators__.model_validators.values():
+        if rule.info.mode in returns and _returns_nothing(getattr(model, rule.cls_var_name)):
+            raise TypeError(
+                f"{model.__name__}.{rule.cls_var_name}: returns nothing, and that would be the entity: end it with "
+                f"`return {returns[rule.info.mode]}`"
+            )
+
+
+def _returns_nothing(function: Any) -> bool:
+    """Whether each return of a function is one of None. False where that does not show: it is no plain one of Python's,
+    or only ever raises.
+    """
+    code = getattr(getattr(function, "__func__", function), "__code__", None)
+    if code is None or code.co_flags & _MAKES_OTHERS:
+        return False
+    steps = [*dis.get_instructions(code)]
+    ends = [_is_of_none(before, step) for before, step in pairwise(steps) if "RETURN" in step.opname]
+    return bool(ends) and all(ends)
+
+
+def _is_of_none(before: dis.Instruction, step: dis.Instruction) -> bool:
+    if step.opname == "RETURN_CONST":  # of 3.12 and 3.13
+        return step.argval is None
+    loads_none = before.opname == "LOAD_CONST" and before.argval is None
+    return step.opname == "RETURN_VALUE" and loads_none and not step.is_jump_target
 
 
 class Rules:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import datetime
 import decimal
 import enum
 import functools
 import os
+import re
 import subprocess
 import sys
 import uuid
@@ -687,6 +689,61 @@ class WithItsSchema(Ruled):
 )
 def test_a_model_with_rules_of_any_kind_is_validated_as_a_whole(model, changes):
     compare(Kind(model), model.model_validate({"id": "r", "low": 1, "high": 5}), changes, {"id": "r", "version": 2})
+
+
+class Forgetful(Ruled):
+    @model_validator(mode="after")
+    @concerns("low", "high")
+    def _order(self):
+        if self.low > self.high:
+            raise ValueError("low is too high")
+
+
+class ForgetfulWrap(Ruled):
+    @model_validator(mode="wrap")
+    @classmethod
+    def _order(cls, values, handler):
+        handler(values)
+
+
+class Reminded(Forgetful):
+    @model_validator(mode="after")
+    def _order(self):
+        return self
+
+
+def look_within(self):
+    with contextlib.suppress(KeyError):
+        return self
+
+
+def look_sometimes(self):
+    return self if self.low > 0 else None
+
+
+def look_in_parts(self):
+    return self.low <= self.high and self
+
+
+def raise_always(self):
+    raise ValueError("no such thing any more")
+
+
+@pytest.mark.parametrize(("model", "instead"), [(Forgetful, "self"), (ForgetfulWrap, "what its handler returns")])
+def test_a_rule_that_returns_nothing_is_refused(model, instead):
+    said = f"_order: returns nothing, and that would be the entity: end it with `return {instead}`"
+    with pytest.raises(TypeError, match=re.escape(f"{model.__name__}.{said}")):
+        Kind(model)
+    with pytest.raises(TypeError, match=re.escape(f"Derived.{said}")):
+        Kind(create_model("Derived", __base__=model))
+    Kind(Reminded)
+
+
+@pytest.mark.parametrize(
+    "rule", [look_within, look_sometimes, look_in_parts, raise_always, functools.partial(raise_always)]
+)
+def test_a_rule_that_may_return_something_is_not_refused(rule):
+    Kind(create_model("Ruler", __base__=Ruled, __validators__={"rule": model_validator(mode="after")(rule)}))
 
 
 @pytest.mark.parametrize(
