@@ -13,8 +13,9 @@ from solewriter.engine_proc.state import State, took_too_long
 from solewriter.shared import record
 from solewriter.shared.columns import Cells
 from solewriter.shared.entry import Private
-from solewriter.shared.errors import InvalidMutation, SchemaMismatch, SolewriterError
+from solewriter.shared.errors import InvalidMutation, SchemaMismatch, SolewriterError, clean, said_by
 from solewriter.shared.memory.table import TableWriter
+from solewriter.shared.models import Entity
 from solewriter.shared.registry import Kind
 from solewriter.shared.rules import has_rules
 from solewriter.shared.schema import differing
@@ -94,8 +95,11 @@ def _takes_other_code(known: KindState, kind: Kind) -> bool:
 
 def _check_fits(state: State, kind: Kind, found: record.Content) -> None:
     try:
-        state.cut_anew(kind, found)
+        made = state.read_anew(kind, found)
+        state.cut_made(kind, found, made)
         _check_reads_alike(state, kind, found)
+        if kind.recasts and any(value is None for value in kind.stored(made).values()):
+            _check_taken_again(state, kind, found, made)
     except (SchemaMismatch, InvalidMutation) as error:
         if took_too_long(error):
             raise
@@ -115,6 +119,17 @@ def _check_reads_alike(state: State, kind: Kind, found: record.Content) -> None:
     if names:
         problem = f"{', '.join(sorted(names))}: not stored, and a default_factory may make another one at each reading"
         raise SchemaMismatch(f"{kind.name} {found.key!r} does not fit its class: {problem}", kind=kind.name)
+
+
+def _check_taken_again(state: State, kind: Kind, found: record.Content, made: Entity) -> None:
+    """Raises SchemaMismatch where it has None for what can be none, of a validator without a `return`."""
+    try:
+        state.check_taken_again(kind, found, made)
+    except (SchemaMismatch, AssertionError):
+        raise
+    except Exception as error:
+        problem = clean(f"its class would not take what its own validators make of it: {said_by(error)}", 300)
+        raise SchemaMismatch(f"{kind.name} {found.key!r}: {problem}", kind=kind.name) from error
 
 
 def _refill(state: State, publisher: Publisher, table: TableWriter, known: KindState, kind: Kind) -> None:

@@ -8,7 +8,7 @@ and has touched nothing.
 from __future__ import annotations
 
 import struct
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from typing import Any, Final
 
@@ -30,8 +30,8 @@ from solewriter.shared.errors import SchemaMismatch, SolewriterError, clean, in_
 from solewriter.shared.memory.heap import padded
 from solewriter.shared.memory.table import TableWriter
 from solewriter.shared.models import Entity
-from solewriter.shared.registry import Kind, Registry
-from solewriter.shared.schema import Schema
+from solewriter.shared.registry import IN_HEADER, Kind, Registry
+from solewriter.shared.schema import Schema, decode
 
 _JOURNALED: Final = struct.Struct("<8xHHxBBxQ")  # kind, schema, flags, length of the key and revision of a body
 
@@ -286,7 +286,10 @@ class State:
 
     def cut_anew(self, kind: Kind, found: record.Record | record.Content) -> Cells:
         """The cells of a record that was written under other columns. Raises SchemaMismatch, InvalidMutation."""
-        made = self.read_anew(kind, found)
+        return self.cut_made(kind, found, self.read_anew(kind, found))
+
+    def cut_made(self, kind: Kind, found: record.Record | record.Content, made: Entity) -> Cells:
+        """The same, of what was made of it anew."""
         try:
             return kind.cut(kind.stored(made), found.key, found.version, found.time_us)[1]
         except (SolewriterError, AssertionError):
@@ -302,9 +305,21 @@ class State:
         this process, a SystemExit of a validator say, or hold it up for ever.
         """
         schema = self.schemas[found.schema]
+        made = partial(kind.decoded, schema, found.key, found.version, found.time_us, found.payload)
+        return self._minded(kind, found, made)
+
+    def check_taken_again(self, kind: Kind, found: record.Record | record.Content, made: Entity) -> None:
+        """Raises InvalidMutation where a class would not take what it made of a record, so that no change of that could
+        be stored; SchemaMismatch as above.
+        """
+        header = {name: value for name, value in made.__dict__.items() if name in IN_HEADER}
+        self._minded(kind, found, partial(kind.validated, {**decode(kind.payload(kind.stored(made))), **header}))
+
+    def _minded(self, kind: Kind, found: record.Record | record.Content, make: Callable[[], Entity]) -> Entity:
+        """What the user's code makes of a record."""
         self.time_budget.use()
         try:
-            return watched(kind.decoded, schema, found.key, found.version, found.time_us, found.payload)
+            return watched(make)
         except Exception:
             raise
         except Overtime as error:

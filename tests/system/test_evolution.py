@@ -525,6 +525,23 @@ def test_what_a_rule_returns_nothing_for_is_not_told_as_missing(state, start_eng
             client.update(Forgetful.ref("d1"), owner="o1")
 
 
+class Silent(Plainest, kind="Doc"):
+    @field_validator("secret")
+    @classmethod
+    def _not_empty(cls, secret: str) -> str:
+        if not secret:
+            raise ValueError("empty")  # and no `return` behind it
+
+
+def test_a_class_that_would_not_take_what_it_makes_of_what_is_stored_is_refused(state, start_engine):
+    engine = start_engine(state, models=[Plainest])
+    with connect(state) as client:
+        made = client.create(Plainest(id="d1", owner="o1", secret="s"))
+        with pytest.raises(SchemaMismatch, match=r"Doc 'd1'.*own validators make of it.*secret: Input .*revision 1"):
+            engine.register(Silent)
+        assert client.update(made, secret="t").version == 2, "nothing has changed"
+
+
 class Ending(Entity, kind="Doc", columns=("owner",)):
     """Its fields are the same, its column is not, and its validator raises what ends a program."""
 
