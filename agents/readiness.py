@@ -8,12 +8,13 @@ from __future__ import annotations
 import datetime
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any, TypeVar, overload
 
 from solewriter.agents.snapshot import Snapshot
-from solewriter.shared.errors import InvalidQuery
+from solewriter.shared.errors import InvalidQuery, SchemaMismatch
 from solewriter.shared.models import BudgetPolicy, Project, ProjectStatus, Task
 from solewriter.shared.readiness import CLAIMABLE, FINISHED, HELD, Dependency, attempts_left, is_met, state_of
 from solewriter.shared.where import Where, single
@@ -27,6 +28,7 @@ WORK_PATIENCE_S = 1.0  # of `work` in one claim, before it looks whether anythin
 class Obstacle(StrEnum):
     """Kinds of reasons."""
 
+    UNREADABLE = "unreadable"  # its class cannot read what is stored of it: claims pass over it
     FINISHED = "finished"
     HELD = "held"
     WAITING_FOR_PEOPLE = "waiting for people"  # blocked or suspended: somebody has to assign it
@@ -50,8 +52,17 @@ class Reason:
 
 
 def why_not_ready(snap: Snapshot, task: Task, now: datetime.datetime | None = None) -> list[Reason]:
-    """Everything that keeps a task from being claimed; nothing if it is ready."""
-    return [*_reasons(snap, task, now or datetime.datetime.now(datetime.UTC), {})]
+    """Everything that keeps a task from being claimed; nothing if it is ready. Whether its class can read it is asked
+    of the one that is known here.
+    """
+    return [*_unreadable(snap, task), *_reasons(snap, task, now or datetime.datetime.now(datetime.UTC), {})]
+
+
+def _unreadable(snap: Snapshot, task: Task) -> Iterator[Reason]:
+    try:
+        snap.get(type(task), task.id)
+    except SchemaMismatch as error:
+        yield Reason(Obstacle.UNREADABLE, f"its class cannot read what is stored of it: {error}", {"id": task.id})
 
 
 def _reasons(snap: Snapshot, task: Task, now: datetime.datetime, budgets: dict[str, Budget]) -> Iterator[Reason]:
@@ -88,14 +99,26 @@ def _reasons(snap: Snapshot, task: Task, now: datetime.datetime, budgets: dict[s
 
 def _dependencies(snap: Snapshot, task: Task) -> Iterator[Reason]:
     for one in task.dependencies:
-        found = snap.get(type(task), one)
-        state = Dependency.UNKNOWN if found is None else state_of(_field(found))
+        is_read, values = _stored(snap, type(task), one)
+        state = Dependency.UNKNOWN if values is None else state_of(values)
         if is_met(state, task.on_dependency_failure):
             continue
-        told = "does not exist" if found is None else f"is {found.status.value}"
+        status = None if values is None else values("status")
+        told = "does not exist" if status is None else f"is {status}"
         more = ", and will not be done" if state == Dependency.ENDED else ""
-        data = {"id": one, "status": None if found is None else found.status.value}
+        more += "" if is_read else ", and which its class cannot read"
+        data = {"id": one, "status": status}
         yield Reason(Obstacle.DEPENDENCY, f"it depends on {one}, which {told}{more}", data)
+
+
+def _stored(snap: Snapshot, kind: type[Task], id: str) -> tuple[bool, Callable[[str], Any] | None]:
+    """Whether its class can read a task, and its fields, as they are stored where it cannot; None if there is none."""
+    try:
+        found = snap.get(kind, id)
+        return True, None if found is None else _field(found)
+    except SchemaMismatch:
+        stored = snap.get(kind.kind_name, id)
+        return False, None if stored is None else stored.__getitem__
 
 
 @dataclass(frozen=True)
@@ -176,6 +199,18 @@ def is_anything_left(snap: Snapshot, kind: type[Task], where: Where) -> bool:
         return True
     if not any(counts.get(status) for status in CLAIMABLE):
         return False
-    waiting = snap.scan(kind, where={"status": tuple(CLAIMABLE), **where})
+    waiting = _readable(snap, kind, {"status": tuple(CLAIMABLE), **where})
     keeps, budgets, now = {Obstacle.NOT_YET}, dict[str, Budget](), datetime.datetime.now(datetime.UTC)
     return any({reason.obstacle for reason in _reasons(snap, task, now, budgets)} <= keeps for task in waiting)
+
+
+def _readable(snap: Snapshot, kind: type[T], where: Where) -> Iterator[T]:
+    """Those that match, but for what their class cannot read, which no claim takes."""
+    try:
+        yield from snap.scan(kind, where=where)
+        return
+    except SchemaMismatch:
+        pass
+    for id in snap.ids(kind, where=where):
+        with suppress(SchemaMismatch):
+            yield snap[kind, id]

@@ -20,7 +20,7 @@ from typing import Any, ClassVar
 
 import msgspec
 import pytest
-from pydantic import model_validator
+from pydantic import field_validator, model_validator
 
 from solewriter import (
     Applied,
@@ -1296,6 +1296,46 @@ def test_a_rest_goes_on_over_a_restart(client, engine, wait_until):
 
 
 # --- projects and guards ----------------------------------------------------------------------------------------------
+
+
+class Sweeping(Task, columns=("room",)):
+    room: str = ""
+
+
+class PickySweeping(Sweeping, kind="Sweeping"):
+    @field_validator("room")
+    @classmethod
+    def _known(cls, room):
+        if room == "attic":
+            raise ValueError("there is no attic")
+        return room
+
+
+def test_a_task_that_its_class_cannot_read_is_told_in_words_and_is_nothing_that_is_left(state, start_engine):
+    engine = start_engine(state, models=[Sweeping])
+    with connect(state) as client:
+        client.create(Sweeping(id="old", title="t"))
+        seen = client.get(PickySweeping, "old")
+        client.create(Sweeping(id="next", title="t", dependencies=("old",)))
+        client.update(Sweeping.ref("old"), room="attic")
+    engine.stop()
+    start_engine(state, models=[PickySweeping])
+    with connect(state) as client:
+        with client.reader.snapshot() as snap:
+            reasons = why_not_ready(snap, seen)
+            assert [reason.obstacle for reason in reasons] == [Obstacle.UNREADABLE]
+            assert str(reasons[0]).startswith(
+                "its class cannot read what is stored of it: Sweeping 'old' was stored under"
+            )
+            assert "room: Value error, there is no attic" in str(reasons[0])
+            (reason,) = why_not_ready(snap, snap[PickySweeping, "next"])
+            assert str(reason) == "it depends on old, which is created, and which its class cannot read"
+            assert reason.data == {"id": "old", "status": "created"}
+        assert list(client.work(PickySweeping)) == []
+        client.update(PickySweeping.ref("old"), room="hall")
+        for task in client.work(PickySweeping):
+            client.complete(task)
+        assert client.reader.snapshot().count(PickySweeping, {"status": TaskStatus.COMPLETED}) == 2
 
 
 def test_a_project_that_spent_its_budget_has_nothing_to_claim(client, wait_until):
