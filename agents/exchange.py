@@ -27,7 +27,7 @@ from solewriter.agents.room import check_room, make_room, no_room, until_room
 from solewriter.agents.session import AgentSession, closed, fenced
 from solewriter.agents.spinning import Spinning
 from solewriter.shared.config import READ_BYTES, RECONNECT_MAX_S, Limits
-from solewriter.shared.errors import EngineUnavailable, Fenced
+from solewriter.shared.errors import EngineUnavailable, Fenced, SolewriterError
 from solewriter.shared.folder import StateFolder, unclosed
 from solewriter.shared.lane import Lane
 from solewriter.shared.wireform import Asked
@@ -169,11 +169,11 @@ class Exchange:
         check_room(session, self._pace, requests, self._limits.busy_above_s, time.monotonic())
 
     def _check_outside(self) -> None:
-        """Raises EngineUnavailable in the middle of a call of this very thread: what that has half done, a second one
+        """Raises SolewriterError in the middle of a call of this very thread: what that has half done, a second one
         would do again, and nobody reads for it.
         """
         if self._monitor.is_mine or self._reading == threading.get_ident():
-            raise EngineUnavailable(
+            raise SolewriterError(
                 "this is a signal handler or a finalizer in the middle of a call of the same client, which it cannot "
                 "use: raise, and act behind that call, or connect() another client"
             )

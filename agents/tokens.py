@@ -33,7 +33,8 @@ class Tokens:
 
     def __init__(self) -> None:
         self._held: dict[Key, tuple[int, int]] = {}  # the token, and the number of the request that brought it
-        self._changing = threading.RLock()  # to look is one operation on a dict, to change what was looked at is two
+        # To look is one operation on a dict, to change what was looked at is two. A signal handler may come in between.
+        self._changing = threading.RLock()
         self._asked: dict[Pending, PlainRequest] = {}  # what is on its way and will tell
 
     def hold(self, task: Task) -> None:
@@ -55,13 +56,13 @@ class Tokens:
                 self._held.pop(key, None)
             self._held[key] = token, asked
             if len(self._held) > HELD_MAX:  # of tasks that ended in other ways than by this client, mostly
-                del self._held[next(iter(self._held))]
+                self._held.pop(next(iter(self._held)), None)
 
     def _lose(self, key: Key, token: int | None) -> None:
         """Nothing is held under this token any more. A newer one stays."""
         with self._changing:
             if token is not None and self.holds(*key) == token:
-                del self._held[key]
+                self._held.pop(key, None)
 
     def holds(self, kind: str, id: str) -> int | None:
         """The token of a task that was claimed here."""

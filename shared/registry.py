@@ -227,9 +227,8 @@ class Kind:
             raise InvalidMutation(f"{self.name} would be read back with other {', '.join(names)}", fields=fields)
 
     def replaced(self, payload: bytes, changes: Mapping[str, Any]) -> tuple[bytes, Mapping[str, Any]]:
-        """The payload with other values of some fields, each validated by itself, and its fields: the others as the
-        bytes that they are written as, which are copied, at half of the cost of decoding and encoding them. Raises
-        InvalidMutation.
+        """The payload with other values of some fields, validated by themselves, and its fields: the others as their
+        bytes, which are copied at half of the cost of taking them apart. Raises InvalidMutation.
         """
         spans = spans_of(payload)
         for name, value in changes.items():

@@ -32,6 +32,7 @@ from solewriter import (
     Limits,
     Locked,
     OutcomeUnknown,
+    SolewriterError,
     Task,
     TaskStatus,
     Update,
@@ -39,7 +40,7 @@ from solewriter import (
     connect,
     open_reader,
 )
-from solewriter.agents import exchange, greeting, monitor, pending, reconnecting, session, spinning
+from solewriter.agents import exchange, greeting, monitor, pending, reconnecting, session, spinning, tokens
 from solewriter.shared import lane as lanes
 from solewriter.shared import wire
 from solewriter.shared.config import DEFAULT_LIMITS, WIRE_VERSION
@@ -348,7 +349,7 @@ def test_what_comes_in_the_middle_of_a_call_of_its_own_thread_is_refused_and_doe
         try:
             client.alter(Task.ref("t"), max_retries=Increment(1), timeout_s=30)
             done.append("handler's")
-        except EngineUnavailable as error:
+        except SolewriterError as error:
             refused.append(str(error))
 
     with connect(engine.state) as client:
@@ -409,6 +410,27 @@ def test_a_call_interrupted_while_another_thread_reads_leaves_a_client_that_goes
             assert after - count in (2, 3), reached
             count = after
     assert steps > 10
+
+
+def test_a_claim_in_a_signal_handler_is_held_at_any_step_of_noting_another_one(engine, at_step):
+    with connect(engine.state) as client:
+        made = [Create(Task(title="x", id=f"{project}{n}", project=project)) for n in range(60) for project in "ab"]
+        for reply in client.submit_many(made):
+            reply.check()
+        handled: list[Task] = []
+
+        def handle() -> None:
+            handled.append(client.claim(Task, where={"project": "b"}))
+
+        steps, reached = 0, [""]
+        while reached:
+            steps += 1
+            with at_step(steps, handle, tokens) as reached:
+                mine = client.claim(Task, where={"project": "a"})
+                client.complete(mine)
+            assert client.holds("Task", mine.id) is None
+        assert [client.holds("Task", task.id) for task in handled] == [task.claim for task in handled]
+        assert 10 < steps < 60
 
 
 def test_what_was_written_when_ctrl_c_came_is_not_sent_under_another_number(engine, monkeypatch, wait_until):
