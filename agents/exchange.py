@@ -72,7 +72,7 @@ class Exchange:
         them are if their own deadline passes before there is room.
 
         Raises EngineUnavailable if the window did not open in time, Busy if it is not to be waited for; nothing was
-        sent then. Ctrl-C behind the sending names the first of them, see `name_request`.
+        sent then. An interrupt behind the sending names the first of them, see `name_request`.
         """
         self._check_outside()
         sent: list[Sent] = []
@@ -94,7 +94,7 @@ class Exchange:
                     self._broken = True
                     sent = [*self._session.sent_from(first)]
                     raise
-        except KeyboardInterrupt as interrupted:
+        except BaseException as interrupted:
             name_request(interrupted, sent)
             raise
         return sent

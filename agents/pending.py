@@ -85,8 +85,10 @@ def outcome_unknown(pending: Pending) -> OutcomeUnknown:
 
 
 def name_request(cancelled: BaseException, sent: Sequence[object]) -> None:
-    """A cancellation of something that was sent says so: its cause names the first request of it."""
-    if cancelled.__cause__ is None:
+    """A cancellation of something that was sent says so: its cause names the first request of it. So does Ctrl-C, and
+    whatever else the handler of a signal raises; our own errors know more.
+    """
+    if cancelled.__cause__ is None and not isinstance(cancelled, SolewriterError):
         for one in sent:
             if isinstance(one, Pending):
                 cancelled.__cause__ = outcome_unknown(one)

@@ -78,7 +78,7 @@ class Requests(Asker):
             if isinstance(reply.error, OutcomeUnknown):
                 raise reply.error  # as it is at a time-out
             return reply
-        except KeyboardInterrupt as interrupted:
+        except BaseException as interrupted:
             name_request(interrupted, [sent])
             raise
 
@@ -131,7 +131,7 @@ class Requests(Asker):
         return self._sent_in_place(taken, requests, self._exchange.send(requests, deadline) if requests else [])
 
     def _told(self, sent: Sent, deadline: float) -> Reply:
-        """What became of it. Ctrl-C says so as a cancelled coroutine does: its cause names the request."""
+        """What became of it. An interrupt says so as a cancelled coroutine does: its cause names the request."""
         try:
             while not isinstance(sent, Refused):
                 if sent.reply is None:
@@ -144,7 +144,7 @@ class Requests(Asker):
                 (sent,) = self._exchange.send([claim], deadline)
                 self._tokens.sent([sent], [claim])
             return self._answers.refused(sent)
-        except KeyboardInterrupt as interrupted:
+        except BaseException as interrupted:
             name_request(interrupted, [sent])
             raise
 

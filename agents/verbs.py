@@ -94,7 +94,8 @@ class Verbs(Requests):
         request_id: str | None = None,
     ) -> list[T]:
         """The best `count` ready tasks, or as many as there are; waits only while there is none. Cancelled, or
-        interrupted by Ctrl-C, it gives back what it was granted; with the next claim, where the engine does not answer.
+        interrupted by Ctrl-C or what another signal's handler raises, it gives back what it was granted; with the next
+        claim, where the engine does not answer.
         """
         self._give_back()
         claim = claiming(kind, where, count, timeout_s, lease_s, assignee, reason)
@@ -103,7 +104,9 @@ class Verbs(Requests):
         try:
             reply = self.submit(claim, request_id=request_id, timeout_s=patience_s)
             return entities_of(reply, kind)
-        except KeyboardInterrupt as interrupted:
+        except SolewriterError:
+            raise
+        except BaseException as interrupted:  # Ctrl-C, or what another signal's handler raises
             asked = reply or interrupted.__cause__
             if isinstance(asked, Reply | OutcomeUnknown):
                 self._unwanted[asked.request_id] = kind

@@ -1743,8 +1743,11 @@ def test_a_cancelled_coroutine_that_closes_its_client_leaves_no_claim_behind(eng
     assert client.claim(Task).attempts == 1, "that it was granted does not count"
 
 
-def test_ctrl_c_leaves_no_claim_behind(engine, client, limits, wait_until):
-    """While it waits in the engine, and when it was granted and its answer is on its way."""
+@pytest.mark.parametrize("interrupt", [KeyboardInterrupt, SystemExit, TimeoutError])
+def test_an_interrupt_leaves_no_claim_behind(engine, client, limits, wait_until, interrupt):
+    """While it waits in the engine, and when it was granted and its answer is on its way; by Ctrl-C, or by what the
+    handler of another signal raises.
+    """
     with connect(engine.state, name="me", limits=limits) as agent:
         for granted in (False, True):
             waiting = agent._exchange.wait
@@ -1754,10 +1757,10 @@ def test_ctrl_c_leaves_no_claim_behind(engine, client, limits, wait_until):
                 if granted:
                     client.create(task("a"))
                     wait_until(lambda: status(client, "a") is TaskStatus.IN_PROGRESS, 20, "it is granted")
-                raise KeyboardInterrupt
+                raise interrupt
 
             agent._exchange.wait = interrupted
-            with pytest.raises(KeyboardInterrupt) as raised:
+            with pytest.raises(interrupt) as raised:
                 agent.claim(Task, timeout_s=60)
             assert isinstance(raised.value.__cause__, OutcomeUnknown)
         assert agent.holds(Task, "a") is None
@@ -1823,8 +1826,13 @@ def test_what_is_claimed_anew_while_an_interrupted_claim_is_given_back_is_kept(e
     assert steps > 20
 
 
-def test_a_claim_interrupted_at_any_step_leaves_no_claim_behind(engine, client, limits, at_step):
+@pytest.mark.parametrize("error", [KeyboardInterrupt, SystemExit])
+def test_a_claim_interrupted_at_any_step_leaves_no_claim_behind(engine, client, limits, at_step, error):
     """Behind its sending, in its wait, while its answer and its task are read."""
+
+    def interrupt() -> None:
+        raise error
+
     client.create(task("a", max_retries=1_000))
     with connect(engine.state, name="me", limits=limits) as agent:
         steps, reached, mine = 0, [""], None
@@ -1833,7 +1841,7 @@ def test_a_claim_interrupted_at_any_step_leaves_no_claim_behind(engine, client, 
             with at_step(steps, interrupt, verbs, requesting, exchange, answers) as reached:
                 try:
                     mine = agent.claim(Task)
-                except KeyboardInterrupt:
+                except error:
                     agent.put(Project(id="p", name="what was sent before is decided"))
                     assert status(client, "a") is not TaskStatus.IN_PROGRESS, reached
                     assert agent.holds(Task, "a") is None, reached
