@@ -84,11 +84,18 @@ def outcome_unknown(pending: Pending) -> OutcomeUnknown:
     )
 
 
-def name_request(cancelled: BaseException, sent: Sequence[object]) -> None:
-    """A cancellation of something that was sent says so: its cause names the first request of it. So does Ctrl-C, and
-    whatever else the handler of a signal raises; our own errors know more.
+def is_interrupt(error: BaseException) -> bool:
+    """Whether it came in the middle of a call, and tells nothing of that: a cancellation, Ctrl-C, or whatever else the
+    handler of a signal raises, that it cannot use the client there among it.
     """
-    if cancelled.__cause__ is None and not isinstance(cancelled, SolewriterError):
+    return type(error) is SolewriterError or not isinstance(error, SolewriterError)
+
+
+def name_request(cancelled: BaseException, sent: Sequence[object]) -> None:
+    """A cancellation of something that was sent says so: its cause names the first request of it. So does any other
+    interrupt.
+    """
+    if cancelled.__cause__ is None and is_interrupt(cancelled):
         for one in sent:
             if isinstance(one, Pending):
                 cancelled.__cause__ = outcome_unknown(one)

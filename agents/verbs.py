@@ -8,6 +8,7 @@ from typing import Any, TypeVar
 from solewriter.agents.answers import entities_of
 from solewriter.agents.conflicts import conditional
 from solewriter.agents.deadline import deadline_us
+from solewriter.agents.pending import is_interrupt
 from solewriter.agents.readiness import WORK_PATIENCE_S, is_anything_left
 from solewriter.agents.requesting import Requests
 from solewriter.shared.config import GIVE_BACK_S
@@ -104,11 +105,9 @@ class Verbs(Requests):
         try:
             reply = self.submit(claim, request_id=request_id, timeout_s=patience_s)
             return entities_of(reply, kind)
-        except SolewriterError:
-            raise
-        except BaseException as interrupted:  # Ctrl-C, or what another signal's handler raises
+        except BaseException as interrupted:
             asked = reply or interrupted.__cause__
-            if isinstance(asked, Reply | OutcomeUnknown):
+            if is_interrupt(interrupted) and isinstance(asked, Reply | OutcomeUnknown):
                 self._unwanted[asked.request_id] = kind
                 self._give_back()
             raise

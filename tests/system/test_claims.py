@@ -51,6 +51,7 @@ from solewriter import (
     RequestTooLarge,
     RequireNone,
     ResultUnavailable,
+    SolewriterError,
     Task,
     TaskPriority,
     TaskStatus,
@@ -1743,7 +1744,7 @@ def test_a_cancelled_coroutine_that_closes_its_client_leaves_no_claim_behind(eng
     assert client.claim(Task).attempts == 1, "that it was granted does not count"
 
 
-@pytest.mark.parametrize("interrupt", [KeyboardInterrupt, SystemExit, TimeoutError])
+@pytest.mark.parametrize("interrupt", [KeyboardInterrupt, SystemExit, TimeoutError, SolewriterError])
 def test_an_interrupt_leaves_no_claim_behind(engine, client, limits, wait_until, interrupt):
     """While it waits in the engine, and when it was granted and its answer is on its way; by Ctrl-C, or by what the
     handler of another signal raises.
@@ -1757,7 +1758,7 @@ def test_an_interrupt_leaves_no_claim_behind(engine, client, limits, wait_until,
                 if granted:
                     client.create(task("a"))
                     wait_until(lambda: status(client, "a") is TaskStatus.IN_PROGRESS, 20, "it is granted")
-                raise interrupt
+                raise interrupt("of a signal")
 
             agent._exchange.wait = interrupted
             with pytest.raises(interrupt) as raised:
