@@ -151,3 +151,8 @@ def rank_of(value: Any) -> Any:
 def single(value: Any) -> Any:
     """An enum's member as its value: what a payload holds, and what can be looked up."""
     return value.value if isinstance(value, enum.Enum) else value
+
+
+def in_column(value: Any) -> Any:
+    """The same as columns have it: NaN counts as None."""
+    return single(value) if value == value else None

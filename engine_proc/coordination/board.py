@@ -19,7 +19,7 @@ from solewriter.shared.config import STALE_MAX
 from solewriter.shared.models import DependencyPolicy
 from solewriter.shared.readiness import CLAIMABLE, LAST, RANK, Dependency, attempts_left, is_met, state_of
 from solewriter.shared.registry import Kind
-from solewriter.shared.where import single
+from solewriter.shared.where import in_column, single
 
 Fields = Mapping[str, Any]
 _OWN = frozenset({"version", "updated_at"})  # columns that change with everything: nobody claims by them
@@ -35,7 +35,7 @@ class Board:
         self.columns = tuple(column.name for column in kind.columns if column.name not in _OWN)
         self.attended = frozenset(self.columns) | ATTENDED
         self._defaults = defaults
-        self.ready = Ready({name: single(defaults.get(name)) for name in self.columns})
+        self.ready = Ready({name: in_column(defaults.get(name)) for name in self.columns})
         self._priority = single(defaults.get("priority"))
         self._look = look
         self._candidates: dict[str, Candidate] = {}
@@ -103,7 +103,7 @@ class Board:
             return
         priority = RANK.get(single(fields.get("priority", self._priority)), LAST)
         order = priority, _us(fields.get("created_at")), slot
-        values = {name: single(fields[name]) for name in self.columns if name in fields}
+        values = {name: in_column(fields[name]) for name in self.columns if name in fields}
         policy = fields.get("on_dependency_failure", DependencyPolicy.BLOCK)
         candidate = Candidate(key, order, values, policy, _us(fields.get("not_before")))
         for one in self.graph.dependencies.get(key, ()):

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from solewriter.shared.where import Demand, combinations, single
+from solewriter.shared.where import Demand, combinations, in_column
 
 Fields = Mapping[str, Any]
 Values = tuple[Any, ...]
@@ -20,7 +20,7 @@ class Tally:
 
     def __init__(self, names: tuple[str, ...], defaults: Fields) -> None:
         self.names = names
-        self._defaults = [(name, single(defaults.get(name))) for name in names]
+        self._defaults = [(name, in_column(defaults.get(name))) for name in names]
         self._counts: dict[Values, int] = {}
         self._held: dict[str, Values] = {}
 
@@ -32,7 +32,7 @@ class Tally:
             if not self._counts[before]:
                 del self._counts[before]
         if fields is not None:
-            values = tuple([single(fields.get(name, default)) for name, default in self._defaults])
+            values = tuple([in_column(fields.get(name, default)) for name, default in self._defaults])
             self._held[key] = values
             self._counts[values] = self._counts.get(values, 0) + 1
 

@@ -20,7 +20,7 @@ from typing import Any, ClassVar
 
 import msgspec
 import pytest
-from pydantic import field_validator, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from solewriter import (
     Applied,
@@ -1475,6 +1475,23 @@ def test_a_guard_that_there_is_nothing_of_a_kind_sees_what_came_since_it_was_ask
     assert project("b").error.count == 1
     client.delete(Project.ref("a"))
     assert project("b").applied
+
+
+class Scored(Task, columns=("score",)):
+    score: float | None = Field(default=None, allow_inf_nan=True)
+
+
+def test_a_number_that_is_none_counts_as_none_to_whoever_asks(state, start_engine):
+    start_engine(state, models=[Scored])
+    with connect(state, name="tester") as client:
+        make(client, Scored(id="a", title="a", score=math.nan), Scored(id="b", title="b"), Scored(id="c", title="c"))
+        client.update(Scored.ref("c"), score=-math.nan)
+        with client.reader.snapshot() as snap:
+            assert snap.ids(Scored, {"score": None}) == ["a", "b", "c"]
+        for where in ({"score": None}, {"score": [None, 1.0, 2.0, 3.0, 4.0]}):
+            assert client.submit(guards=[RequireNone(Scored, where)]).error.count == 3
+        assert client.submit(guards=[RequireNone(Scored, {"score": Range(ge=-math.inf)})]).applied
+        assert [task.id for task in client.claim_many(Scored, 5, where={"score": None})] == ["a", "b", "c"]
 
 
 class Team(Project):
