@@ -31,7 +31,7 @@ class Child:
     """A process that will serve, once `begin` told it what."""
 
     def __init__(self) -> None:
-        self._asking = threading.Lock()
+        self._asking = threading.RLock()  # a signal handler may stop the engine in the middle of `register`
         self._asked = 0
         self._orders: Orders | None = None
         self._process = self._exec()
@@ -111,12 +111,12 @@ class Child:
                     answer = self._line.hear(Ready, max(0.0, deadline - time.monotonic()))
                     if answer is None or answer.number == self._asked:
                         return answer
-            except BrokenPipeError:
-                return None
             except TimeoutError:
                 raise EngineUnavailable(
                     f"the engine (pid {self.pid}) did not answer in {timeout_s} s: the models may or may not be known"
                 ) from None
+            except OSError:  # a broken pipe, or one that such a handler closed
+                return None
 
     def ends_within(self, timeout_s: float) -> bool:
         """Whether it ended by then."""

@@ -133,7 +133,8 @@ class Line:
         return msgspec.msgpack.decode(body, type=kind)
 
     def close(self) -> None:
-        for fd in (self.hears, self._says):
+        hears, says, self.hears, self._says = self.hears, self._says, -1, -1  # who still waits reads nobody else's
+        for fd in (hears, says):
             os.close(fd)
 
 

@@ -439,6 +439,20 @@ def test_an_engine_that_dies_while_a_model_is_registered_comes_back_with_it(stat
         assert client.create(Rollout(seed=1)).version == 1
 
 
+def test_a_signal_handler_that_stops_the_engine_ends_a_register_that_waits(state, start_engine, ctrl_c_when):
+    engine = start_engine(state)
+
+    def stop(*_: object) -> None:
+        threading.Timer(0.05, os.kill, (engine.pid, signal.SIGCONT)).start()
+        engine.stop()
+
+    os.kill(engine.pid, signal.SIGSTOP)
+    with ctrl_c_when(lambda: engine._child._asked, "it asks"):
+        signal.signal(signal.SIGALRM, stop)  # in place of Ctrl-C
+        with pytest.raises(EngineUnavailable, match="not running"):
+            engine.register(Rollout)
+
+
 def test_register_on_an_engine_that_does_not_run(state, start_engine):
     engine = start_engine(state)
     engine.stop()
