@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 from solewriter.shared.columns import NO_INT, Cell, Column
 from solewriter.shared.errors import InvalidQuery, shown
-from solewriter.shared.where import Range, Where
+from solewriter.shared.where import Range, Where, asked_of
 
 
 class Condition(NamedTuple):
@@ -32,8 +32,10 @@ class Condition(NamedTuple):
 
 
 def conditions(kind: str, columns: Sequence[Column], where: Where | None) -> list[Condition]:
-    """The demands, one for each name. Raises InvalidQuery for no column, and for what no value of it can be."""
-    return [_condition(kind, columns, name, wanted) for name, wanted in (where or {}).items()]
+    """The demands, one for each name. Raises InvalidQuery for no column, and for what no value of it can be; TypeError
+    for what is no mapping.
+    """
+    return [_condition(kind, columns, name, wanted) for name, wanted in asked_of(where or {})]
 
 
 def place_of(kind: str, columns: Sequence[Column], name: str) -> int:

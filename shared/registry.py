@@ -365,11 +365,11 @@ class Registry:
         for model in models:
             self.add(model)
 
-    def add(self, model: type[Any]) -> Kind:
+    def add(self, model: Any) -> Kind:
         """Register a model. A newer class of the same name takes the older's place: notebooks redefine classes."""
         if (known := self._by_model.get(model)) is not None:
             return known
-        if not issubclass(model, Entity):
+        if not isinstance(model, type) or not issubclass(model, Entity):
             raise TypeError(f"{shown(model)} is not a subclass of solewriter.Entity")
         kind = Kind(model)
         if kind.name not in self._by_name and len(self._by_name) >= KINDS_MAX:

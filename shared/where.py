@@ -11,14 +11,14 @@ from __future__ import annotations
 
 import enum
 import operator
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from itertools import product
 from math import prod
 from typing import Any
 
 import msgspec
 
-from solewriter.shared.errors import BadRequest, InvalidMutation
+from solewriter.shared.errors import BadRequest, InvalidMutation, shown
 from solewriter.shared.registry import Kind
 from solewriter.shared.schema import encode, plain, without_bytes
 
@@ -37,10 +37,19 @@ class Range(msgspec.Struct, frozen=True, kw_only=True):
     lt: Any = None
 
 
+def asked_of(where: Where) -> Iterable[tuple[str, Any]]:
+    """What is asked of each name. Raises TypeError for what is no mapping."""
+    if not isinstance(where, Mapping):
+        raise TypeError(f"where is a mapping from names of fields to what they shall hold, not {shown(where)}")
+    return where.items()
+
+
 def plain_where(kind: Kind, where: Where) -> PlainWhere:
-    """As plain data. Raises InvalidMutation for no such field, and for what it never holds."""
+    """As plain data. Raises InvalidMutation for no such field, and for what it never holds; TypeError for what is no
+    mapping.
+    """
     found: PlainWhere = {}
-    for name, wanted in where.items():
+    for name, wanted in asked_of(where):
         if isinstance(wanted, Range):
             found[name] = (RANGE, [_plain(kind, name, one) for one in (wanted.ge, wanted.gt, wanted.le, wanted.lt)])
         else:

@@ -29,6 +29,7 @@ from solewriter import (
     Limits,
     Range,
     Require,
+    RequireNone,
     SnapshotExpired,
     Task,
     Update,
@@ -324,6 +325,9 @@ def test_what_is_no_entity_and_no_model_is_a_type_error_wherever_it_is_given(sta
             lambda: client.update(wrong, title="x"),
             lambda: client.get(wrong, "a"),
             lambda: client.hold(wrong),
+            lambda: client.claim(wrong),
+            lambda: list(client.work(wrong)),
+            lambda: client.submit(Delete(Task.ref("a")), guards=[RequireNone(wrong, {"status": "created"})]),
             lambda: client.submit(Delete(Task.ref("a")), guards=[Require(wrong)]),
             lambda: snap[wrong, "a"],
             lambda: list(snap.entities(wrong)),
@@ -333,6 +337,28 @@ def test_what_is_no_entity_and_no_model_is_a_type_error_wherever_it_is_given(sta
             lambda: list(client.reader.history(wrong, "a")),
         ):
             with pytest.raises(TypeError, match=re.escape(repr(wrong))):
+                call()
+
+
+def test_a_kind_to_claim_is_a_class_and_no_name(state, start_engine):
+    start_engine(state)
+    with connect(state) as client, pytest.raises(TypeError, match=r"^'Task' is not a subclass of solewriter\.Entity$"):
+        client.claim("Task")
+
+
+@pytest.mark.parametrize("wrong", [["status"], "status"], ids=str)
+def test_what_is_no_mapping_is_no_where(state, start_engine, wrong):
+    start_engine(state)
+    with connect(state) as client, client.reader.snapshot() as snap:
+        for call in (
+            lambda: snap.ids(Task, wrong),
+            lambda: snap.count_by(Task, "status", wrong),
+            lambda: client.reader.watch(Task, where=wrong),
+            lambda: client.claim(Task, where=wrong),
+            lambda: client.update(Task.ref("a"), title="x", where=wrong),
+            lambda: client.submit(Delete(Task.ref("a")), guards=[RequireNone(Task, wrong)]),
+        ):
+            with pytest.raises(TypeError, match=f"where is a mapping.*not {re.escape(repr(wrong))}$"):
                 call()
 
 
