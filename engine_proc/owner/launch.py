@@ -26,6 +26,11 @@ from solewriter.shared.models import Entity
 
 STDERR = 2  # the highest of the standard descriptors
 
+# Held by whoever starts a process, and by whoever forks: a child that came in the middle of `Popen` would hold the pipe
+# open at whose end that waits for the exec, for as long as it lives.
+_forking = threading.RLock()
+os.register_at_fork(before=_forking.acquire, after_in_parent=_forking.release, after_in_child=_forking.release)
+
 
 class Child:
     """A process that will serve, once `begin` told it what."""
@@ -80,7 +85,7 @@ class Child:
         raise EngineStartFailed(f"the engine could not start: {ready.words}", status=status)
 
     def _exec(self) -> subprocess.Popen[bytes]:
-        with ExitStack() as theirs, ExitStack() as ours:
+        with _forking, ExitStack() as theirs, ExitStack() as ours:
             hears, their_out = _pipe(ours, theirs)
             their_in, says = _pipe(theirs, ours)
             process = subprocess.Popen(
