@@ -29,6 +29,7 @@ from solewriter.agents.spinning import Spinning
 from solewriter.shared.config import READ_BYTES, RECONNECT_MAX_S, Limits
 from solewriter.shared.errors import EngineUnavailable, Fenced, SolewriterError
 from solewriter.shared.folder import StateFolder, unclosed
+from solewriter.shared.forks import held_off
 from solewriter.shared.lane import Lane
 from solewriter.shared.wireform import Asked
 
@@ -300,7 +301,8 @@ class Exchange:
                 self._check_usable()
             lane: Lane | None = None
             try:
-                lane = self._offered = Lane()
+                with held_off:  # a child that came before it is noted would not close it
+                    lane = self._offered = Lane()
                 self._offer(lane, max(0.01, max(deadline, patience) - time.monotonic()))
                 self._again.connected()
                 break

@@ -8,6 +8,7 @@ import threading
 from solewriter.agents.greeting import greet
 from solewriter.shared.errors import EngineUnavailable
 from solewriter.shared.folder import StateFolder
+from solewriter.shared.forks import held_off
 from solewriter.shared.handshake import Hello, Welcome
 from solewriter.shared.lane import Lane
 
@@ -29,7 +30,8 @@ class Greeting:
 
     def say(self) -> Welcome:
         """In the thread: make the lane, offer it, hear the answer. Raises what `greet` does."""
-        lane = self.lane = Lane()
+        with held_off:  # a child that came before it is noted would not close it
+            lane = self.lane = Lane()
         try:
             welcome = greet(self._folder, self._hello, lane, self._timeout_s, self._connected)
             with self._lock:

@@ -21,15 +21,11 @@ from solewriter.engine_proc.owner.pickled import pickled
 from solewriter.engine_proc.recovery.leftovers import remove_unnamed
 from solewriter.shared.config import POLL_MS_MAX
 from solewriter.shared.errors import EngineStartFailed, EngineUnavailable, Locked
+from solewriter.shared.forks import held_off
 from solewriter.shared.interpreter import interpreter
 from solewriter.shared.models import Entity
 
 STDERR = 2  # the highest of the standard descriptors
-
-# Held by whoever starts a process, and by whoever forks: a child that came in the middle of `Popen` would hold the pipe
-# open at whose end that waits for the exec, for as long as it lives.
-_forking = threading.RLock()
-os.register_at_fork(before=_forking.acquire, after_in_parent=_forking.release, after_in_child=_forking.release)
 
 
 class Child:
@@ -85,7 +81,7 @@ class Child:
         raise EngineStartFailed(f"the engine could not start: {ready.words}", status=status)
 
     def _exec(self) -> subprocess.Popen[bytes]:
-        with _forking, ExitStack() as theirs, ExitStack() as ours:
+        with held_off, ExitStack() as theirs, ExitStack() as ours:  # Popen waits for the end of a pipe of its own
             hears, their_out = _pipe(ours, theirs)
             their_in, says = _pipe(theirs, ours)
             process = subprocess.Popen(

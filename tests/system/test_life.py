@@ -771,6 +771,35 @@ def test_an_owner_that_forks_while_its_engine_starts_is_not_kept_waiting(state):
     assert told_by_owner(state, code, "-W", "ignore") == "served\n"
 
 
+def test_clients_that_connect_while_another_thread_forks_notice_the_death_of_their_engine(state):
+    """The children live on, and hold nothing open of lanes that were just made."""
+    code = """
+        import threading
+        clients, children = [], []
+        with Engine(sys.argv[1], durability="process") as engine:
+            connecting = threading.Thread(target=lambda: clients.extend(connect(engine.state) for _ in range(60)))
+            connecting.start()
+            try:
+                while connecting.is_alive() and len(children) < 150:
+                    child = os.fork()
+                    if child == 0:
+                        signal.alarm(60)
+                        signal.pause()
+                    children.append(child)
+                connecting.join()
+                os.kill(engine.pid, signal.SIGKILL)
+                for client in clients:
+                    client.create(Task(title="x"), timeout_s=20)
+                    client.close()
+                print(len(clients))
+            finally:
+                for child in children:
+                    os.kill(child, signal.SIGKILL)
+                    os.waitpid(child, 0)
+    """
+    assert told_by_owner(state, code, "-W", "ignore") == "60\n"
+
+
 def test_an_owner_that_dies_while_its_engine_starts_is_noticed_and_the_engine_drains(state, wait_until):
     """It stops itself right before it would say that it serves."""
     code = f"from solewriter import Engine; Engine({str(state)!r}, durability='process').start()"
