@@ -309,7 +309,9 @@ class Sessions:
         session.actor = change.name.encode(errors="surrogatepass")
         session.epoch = change.epoch
         if session.instance != change.instance:
-            session.waiting.clear()  # nobody sends them again
+            for sequence in sorted(session.waiting):  # nobody sends them again
+                never = msgspec.structs.replace(NEVER, session=change.session, sequence=sequence)
+                session.remember(never, self._limits.window_max)
         session.instance = change.instance
         session.pid, session.born = change.pid, change.born
         session.pass_over(change.last_sequence)

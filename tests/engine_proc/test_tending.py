@@ -285,7 +285,7 @@ def test_of_a_lane_whose_takeover_a_full_disk_undoes_no_request_is_passed_over(s
 def test_a_claim_that_waits_goes_with_its_client_when_another_one_takes_over(scene):
     """Its task would be in the hands of somebody who does not hear of it."""
     waiting, other = Agent(scene, "waiting"), Agent(scene, "other")
-    waiting.asks(claim(until_us=later()))
+    asked = waiting.asks(claim(until_us=later()))
     scene.turn()
     hello = Hello(
         wire=WIRE_VERSION, client_id="waiting", name="waiting", pid=os.getpid(), first=0, instance="2", resends=False
@@ -300,6 +300,13 @@ def test_a_claim_that_waits_goes_with_its_client_when_another_one_takes_over(sce
     scene.turn()
     (reply,) = rival.replies()
     assert [one[3] for one in reply.detail] == ["a"]
+    question = wire.pack_frame([("outcome", default_id(session_number("waiting"), asked))], DEFAULT_LIMITS)
+    for _ in range(2):
+        other.call.write(question)
+        scene.turn()
+        assert other.call.replies()[-1].detail is None, "it never was applied, and never will be"
+        scene.next_engine()
+        other.connect(resends=False)
 
 
 def test_what_waited_in_vain_is_told_once_however_often_it_was_looked_at(scene):
