@@ -325,7 +325,7 @@ class Task(
 
     @model_validator(mode="after")
     @concerns("id", "dependencies", "reviewers", "delegation_chain", "parent_task_id", "assigned_to", "status")
-    def _rules(self) -> Task:
+    def __rules(self) -> Task:  # by a name that no class derived from it takes by chance
         value = self.__dict__  # plain dict access: this runs once for every change that the engine applies
         for name in ("dependencies", "reviewers", "delegation_chain"):
             listed = value[name]

@@ -370,6 +370,13 @@ def test_a_subclass_of_task_keeps_the_table_the_columns_and_the_rules():
     class Errand(Task, columns=("street",)):
         street: str = ""
 
+        @model_validator(mode="after")
+        def _rules(self):
+            if self.street == "nowhere":
+                raise broken("street", "is none")
+            return self
+
+    assert refused_fields(Kind(Errand), title="t", street="nowhere") == {"street"}
     assert Errand.lifecycle is TASK_LIFECYCLE
     assert Errand.column_names == (*Task.column_names, "street")
     assert refused_fields(Kind(Errand), title="t", status="assigned") == {"assigned_to"}
