@@ -135,12 +135,15 @@ class Queue:
 
     def look(self, ready: Ready | None) -> None:
         """Those are due for whom something may have come since the last look. None: nobody knows what is ready."""
-        came = ready.came if ready is not None else -1
-        if came == self._looked:
+        if ready is None:  # whoever looks makes it known: until then, all are due
+            self._looked = -1
+            self.due.update(self.lines)
             return
-        news = ready.since(self._looked) if ready is not None else None
-        self._looked = came
-        if ready is None or news is None:
+        if ready.came == self._looked:
+            return
+        news = ready.since(self._looked)
+        self._looked = ready.came
+        if news is None:
             self.due.update(self.lines)
             return
         found = dict(self._others)

@@ -448,6 +448,18 @@ def test_who_asks_for_what_takes_long_to_make_waits_and_nobody_else_does(scene, 
     assert other.hears()[waiting] == (Status.APPLIED, ["for whom it waits"])
 
 
+def test_a_claim_goes_on_waiting_however_often_a_class_is_registered(scene):
+    waiting, other = Agent(scene, "waiting"), Agent(scene, "other")
+    asked = waiting.asks(claim(until_us=later()))
+    scene.turn()
+    for model in (Job, Link):
+        scene.engine.loop.run_until_complete(register(scene, model))
+        poll(lambda: scene.turn() or scene.engine.writer.state.coordination.boards)
+    other.asks(create("a"))
+    scene.turn()
+    assert waiting.hears() == {asked: (Status.APPLIED, ["a"])}
+
+
 def test_what_was_being_made_when_a_commit_failed_is_made_anew(scene, many):
     other = Agent(scene, "other")
     scene.steps.disk_full = True
