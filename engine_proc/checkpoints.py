@@ -190,6 +190,9 @@ def _held(path: Path) -> Held:
             return Held(checkpoint.size, checkpoint.directory.time_us)
     except (JournalCorrupt, LayoutMismatch):  # of the history only: the one that a start needs was read
         return Held(path.stat().st_size, 0)
+    except PermissionError:  # of the history, too, and made another user's by a restore, say: it may be mended
+        found = path.stat()
+        return Held(found.st_size, found.st_mtime_ns // 1000)
 
 
 def remove_unfinished(folder: Path, newest: int) -> None:

@@ -461,3 +461,23 @@ def test_a_damaged_checkpoint_that_is_only_history_does_not_hinder_a_start_and_g
     checkpoints.noted(done[0], 0, lambda: None)
     assert list(checkpoint_files(tmp_path)) == [10]
     assert log == []
+
+
+def test_one_of_the_history_that_another_user_owns_does_not_hinder_a_start_and_stays_as_long_as_others(
+    held, journal, tmp_path, open_to_others
+):
+    grow(journal, 5)
+    old, _ = held()
+    old.begin(lambda made: None)
+    path = checkpoint_path(tmp_path, 5)
+    os.utime(path, (5, 5))
+    root = os.geteuid() == 0
+    path.chmod(0o600 if root else 0)
+    open_to_others(path)
+    os.seteuid(65534 if root else os.geteuid())  # root may read everything
+    try:
+        checkpoints, log = held()
+    finally:
+        os.seteuid(0 if root else os.geteuid())
+    assert checkpoints._held == {5: Held(path.stat().st_size, 5_000_000)}
+    assert log == []
