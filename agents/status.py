@@ -173,8 +173,10 @@ def _unannounced(status: EngineStatus, contents: _Contents) -> EngineStatus:
             )
     if status.leftover_bytes:
         return msgspec.structs.replace(status, detail="an engine died here while it started or ended")
-    if contents.journal or SOCKET in contents.names:
-        return msgspec.structs.replace(status, detail="it ended in order, and will go on when it is started again")
+    if contents.journal:  # how the last one ended, or whether a start is refused, nobody says here
+        return msgspec.structs.replace(status, detail="no engine runs; the next one goes on with what is journaled")
+    if SOCKET in contents.names:
+        return msgspec.structs.replace(status, detail="no engine runs, and nothing is journaled")
     return msgspec.structs.replace(status, engine="absent", detail=f"no engine ever served {status.folder}")
 
 

@@ -18,7 +18,7 @@ import psutil
 import pytest
 from pydantic import field_validator
 
-from solewriter import Create, Entity, Limits, OutcomeUnknown, Task, Update, connect
+from solewriter import Create, EngineStartFailed, Entity, Limits, OutcomeUnknown, Task, Update, connect
 from solewriter.agents import status as status_module
 from solewriter.agents.cli.describing import DEGRADED, FINE, NOT_THERE, described, exit_code
 from solewriter.agents.status import EngineStatus, status_of
@@ -372,7 +372,26 @@ def test_a_clean_stop_is_not_there(state, start_engine):
     assert (status.engine, status.pid, status.revision, status.memory_bytes) == ("stopped", None, None, 0)
     assert (status.journal_files, status.leftover_bytes, status.problems) == (1, 0, ())
     assert status.journal_bytes > 0
-    assert ("ended in order" in status.detail, exit_code(status)) == (True, NOT_THERE)
+    assert "the next one goes on" in status.detail
+    assert exit_code(status) == NOT_THERE
+
+
+def test_of_what_was_in_memory_alone_is_not_said_that_it_goes_on(state, start_engine):
+    start_engine(state, durability="memory").stop()
+    status = status_of(state)
+    assert (status.engine, exit_code(status)) == ("stopped", NOT_THERE)
+    assert status.detail == "no engine runs, and nothing is journaled"
+
+
+def test_of_an_engine_whose_start_was_refused_is_not_said_that_it_ended_in_order(state, start_engine):
+    start_engine(state).stop()
+    (path,) = state.glob("journal-*.log")
+    path.write_bytes(bytes(100))
+    with pytest.raises(EngineStartFailed):
+        start_engine(state)
+    status = status_of(state)
+    assert (status.engine, exit_code(status)) == ("stopped", NOT_THERE)
+    assert "in order" not in status.detail
 
 
 def test_an_engine_killed_in_mid_start_left_memory_behind(limits, state, wait_until, remove_memory):

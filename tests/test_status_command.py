@@ -44,7 +44,7 @@ def test_it_answers_beside_an_engine_in_any_condition(state, start_engine, limit
     assert answer() == (DEGRADED, "stale: its process is stopped by a signal (T): SIGCONT lets it go on")
     os.kill(engine.pid, signal.SIGCONT)
     engine.stop()
-    assert answer() == (NOT_THERE, "stopped: it ended in order, and will go on when it is started again")
+    assert answer() == (NOT_THERE, "stopped: no engine runs; the next one goes on with what is journaled")
 
 
 def test_asking_changes_nothing_in_the_folder(state, start_engine):
