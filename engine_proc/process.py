@@ -59,8 +59,8 @@ class Engine:
     survives any kill of any process), "memory" (nothing is promised across a restart). With `detach` the engine
     outlives its owner; otherwise it drains and ends when the owner's process does. An engine that does not beat for
     `limits.hang_timeout_s` is reported on stderr and by `hung`; with `replace_hung` it is killed and started again,
-    unless it is stopped or waits for a disk. Raises, from `start`: Locked if another engine owns the folder,
-    EngineStartFailed with the process's own reason otherwise; TypeError for a model that cannot be stored.
+    unless it is stopped or waits for a disk. Raises TypeError for a model that cannot be stored; from `start`, Locked
+    if another engine owns the folder, and EngineStartFailed with the process's own reason otherwise.
     """
 
     def __init__(

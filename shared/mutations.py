@@ -128,7 +128,8 @@ class Alter(msgspec.Struct, frozen=True, tag=True):
 
 class Claim(msgspec.Struct, frozen=True, tag=True):
     """Take the best ready tasks of a kind, at most `count`: they are in progress, assigned to `assignee` (the session's
-    name). With nothing ready, wait until `until_us` on CLOCK_MONOTONIC; the request must ask for nothing else then.
+    name). With nothing ready, wait until `until_us` on CLOCK_MONOTONIC, if the request asks for nothing else; one that
+    does is answered at once.
     """
 
     model: type[Entity]

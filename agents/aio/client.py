@@ -60,7 +60,9 @@ class AioClient(AioVerbs):
         timeout_s: float | None = None,
         deadline_s: float | None = None,
     ) -> E:
-        """Create or replace: an import that can be run again."""
+        """Create or replace: an import that can be run again. Begins anywhere in the lifecycle, goes on by its steps.
+        Raises VersionConflict for one that was read, and InvalidTransition.
+        """
         return await self._one(Put(entity, expect, reason), type(entity), request_id, timeout_s, deadline_s)
 
     async def update(
