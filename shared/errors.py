@@ -89,7 +89,9 @@ class VersionConflict(Refused):
 
 
 class InvalidMutation(Refused):
-    """The changed entity would break its model; `fields` maps each failing field to what is wrong with it."""
+    """The changed entity would break its model, or the request cannot be meant; `fields` maps each failing field, or
+    parameter, to what is wrong with it.
+    """
 
     fields: dict[str, str]
 
@@ -117,7 +119,9 @@ class GuardFailed(Refused):
 
 
 class Fenced(Refused):
-    """The claim under which this was sent is no longer valid; `current` is the entity now."""
+    """The claim under which this was sent is no longer valid, or somebody else holds the task; `current` is the entity
+    now. Without one: another client has this session, or nobody waited for this request any more when it came.
+    """
 
 
 class UnknownKind(Refused):
@@ -133,7 +137,7 @@ class InvalidQuery(Refused):
 
 
 class SchemaMismatch(Refused):
-    """The caller's model of this kind is not the engine's."""
+    """The caller's model of this kind is not the engine's, or does not fit what is stored."""
 
     kind: str
 
@@ -235,7 +239,9 @@ class ResultUnavailable(Unavailable):
 
 
 class Compacted(Unavailable):
-    """What was asked for is older than the oldest revision still available, which is `oldest`."""
+    """What was asked for is older than the oldest revision still available, which is `oldest`; of a watch, also where
+    that is of another history, or above all that is published.
+    """
 
     oldest: int
 
