@@ -210,7 +210,7 @@ class Locked(EngineUnavailable):
 
 
 class Busy(Unavailable):
-    """The engine has more than it can take; try again after `retry_after_s`."""
+    """With `wait_for_room=False`: the request would have to wait, and was not sent; try again after `retry_after_s`."""
 
     retry_after_s: float
 
