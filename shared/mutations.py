@@ -243,9 +243,10 @@ class NotApplied(msgspec.Struct, frozen=True):
 class Reply:
     """The answer to one request: applied at a revision, or refused with an error as a value.
 
-    `entity` (and `entities`, one for each mutation) are decoded from shared memory when first asked for; None for a
-    deleted one, a dict where no class of its kind is known here. Raises Compacted if they are long gone from memory.
-    Pickling one asks for them; where they cannot be had, whoever unpickles it gets that error for them, too.
+    `entities`, one for each mutation, of a claim one for each task that it took, are decoded from shared memory when
+    first asked for; None for a deleted one, a dict where no class of its kind is known here. `entity` is the first one,
+    None without any. Both raise what was refused, and Compacted if they are long gone from memory. Pickling asks for
+    them; where they cannot be had, whoever unpickles it gets that error for them, too.
     """
 
     __slots__ = ("_decode", "_entities", "_named", "error", "results", "revision")
@@ -289,7 +290,7 @@ class Reply:
 
     @property
     def entity(self) -> Any:
-        return self.entities[0]
+        return self.entities[0] if self.entities else None
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Addresses mean nothing where this process's mappings are not."""

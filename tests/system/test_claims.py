@@ -1498,6 +1498,15 @@ class Team(Project):
     """What subclasses Project is no project of tasks."""
 
 
+def test_a_reply_that_brings_no_entity_says_none(client):
+    make(client, task("a"), task("b"))
+    both = client.submit(Claim(Task, count=3))
+    assert (both.entity.id, len(both.entities)) == ("a", 2)
+    for none in (client.submit(Claim(Task)), client.submit(guards=[RequireNone(Task, {"project": "x"})])):
+        assert none.check().entity is None
+        assert none.entities == ()
+
+
 def test_only_a_project_itself_keeps_its_tasks_back(state, start_engine):
     start_engine(state, models=[Team])
     with connect(state, name="tester") as client:
