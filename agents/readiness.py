@@ -15,7 +15,7 @@ from typing import Any, TypeVar, overload
 
 from solewriter.agents.snapshot import Snapshot
 from solewriter.shared.errors import InvalidQuery, SchemaMismatch
-from solewriter.shared.models import BudgetPolicy, Project, ProjectStatus, Task
+from solewriter.shared.models import BudgetPolicy, Project, ProjectStatus, Task, name_of
 from solewriter.shared.readiness import CLAIMABLE, FINISHED, HELD, Dependency, attempts_left, is_met, state_of
 from solewriter.shared.where import Where, single
 
@@ -165,7 +165,14 @@ def _kinds_of_tasks(snap: Snapshot) -> Iterator[type[Task] | str]:
             yield model
 
 
-def _costs(snap: Snapshot, kind: type[Task] | str, project: str) -> Iterator[float]:
+def _costs(snap: Snapshot, kind: type[Task] | str, project: str) -> list[float]:
+    try:
+        return [*_costs_read(snap, kind, project)]
+    except SchemaMismatch:  # of one that its class cannot read counts what is stored, as the engine counts it
+        return [*_costs_read(snap, name_of(kind), project)]
+
+
+def _costs_read(snap: Snapshot, kind: type[Task] | str, project: str) -> Iterator[float]:
     try:
         found: Iterable[Any] = snap.scan(kind, where={"project": project})
     except InvalidQuery:  # it declares other columns

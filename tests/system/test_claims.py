@@ -1318,7 +1318,7 @@ def test_a_task_that_its_class_cannot_read_is_told_in_words_and_is_nothing_that_
         client.create(Sweeping(id="old", title="t"))
         seen = client.get(PickySweeping, "old")
         client.create(Sweeping(id="next", title="t", dependencies=("old",)))
-        client.update(Sweeping.ref("old"), room="attic")
+        client.update(Sweeping.ref("old"), room="attic", project="house", cost=1.5)
     engine.stop()
     start_engine(state, models=[PickySweeping])
     with connect(state) as client:
@@ -1333,10 +1333,17 @@ def test_a_task_that_its_class_cannot_read_is_told_in_words_and_is_nothing_that_
             assert str(reason) == "it depends on old, which is created, and which its class cannot read"
             assert reason.data == {"id": "old", "status": "created"}
         assert list(client.work(PickySweeping)) == []
+        client.create(Project(id="house", name="house", budget_limit=2.0))
+        client.create(PickySweeping(id="last", title="t", project="house", cost=0.5))
+        with client.reader.snapshot() as snap:
+            assert budget_of(snap, "house").spent == 2.0
+            assert [reason.obstacle for reason in why_not_ready(snap, snap[PickySweeping, "last"])] == [Obstacle.BUDGET]
+        assert client.claim(PickySweeping) is None, "the engine counts the same"
+        client.update(Project.ref("house"), budget_limit=None)
         client.update(PickySweeping.ref("old"), room="hall")
         for task in client.work(PickySweeping):
             client.complete(task)
-        assert client.reader.snapshot().count(PickySweeping, {"status": TaskStatus.COMPLETED}) == 2
+        assert client.reader.snapshot().count(PickySweeping, {"status": TaskStatus.COMPLETED}) == 3
 
 
 def test_a_project_that_spent_its_budget_has_nothing_to_claim(client, wait_until):
