@@ -46,7 +46,18 @@ DOTS = 'reason="", request_id=None, timeout_s=None'
 INTERNAL: dict[type, set[str]] = {
     Client: {"check_mutation"},
     Looking: {"before", "decoder", "is_stale", "lived_on", "pin"},
-    Reader: {"attached", "check_class", "is_anybodys", "left_s", "let_go", "look_on", "of_result", "sleep", "view"},
+    Reader: {
+        "attached",
+        "check_class",
+        "check_open",
+        "is_anybodys",
+        "left_s",
+        "let_go",
+        "look_on",
+        "of_result",
+        "sleep",
+        "view",
+    },
     Snapshot: {"model_of", "pin"},
     Watch: {"take", "taken"},
 }

@@ -555,9 +555,9 @@ def test_an_engine_killed_in_a_publish_leaves_one_revision_or_the_other(
             client.submit(*request(REQUESTS))
         wait_until(lambda: early.snapshot().stale, 20, "the death")
         newest = REQUESTS + (point in NEW)
+        assert len([*watch]) == (len(request(REQUESTS)) if point in NEW else 0)
         for reader in (early, open_reader(state)):
             with reader:
                 assert reader.revision == newest
                 assert state_in(reader.snapshot()) == state_after(newest)
         assert state_in(held) == state_after(REQUESTS)
-        assert len([*watch]) == (len(request(REQUESTS)) if point in NEW else 0)
