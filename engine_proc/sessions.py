@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections import OrderedDict, deque
 from collections.abc import Callable, Container, Iterable
+from functools import partial
 from itertools import groupby
 from operator import attrgetter
 from typing import Any
@@ -136,7 +137,7 @@ class Session:
         return session
 
     def remember(self, outcomes: list[Outcome], window: int) -> None:
-        """The outcomes of some requests, and those before them up to the window."""
+        """The outcomes of some requests, at least one, and those before them up to the window."""
         order, told = self._order, self.told
         newest = {outcome.sequence: outcome for outcome in outcomes}
         self.last = max(self.last, *newest)
@@ -308,10 +309,10 @@ class Sessions:
         session.name = change.name
         session.actor = change.name.encode(errors="surrogatepass")
         session.epoch = change.epoch
-        if session.instance != change.instance:
-            for sequence in sorted(session.waiting):  # nobody sends them again
-                never = msgspec.structs.replace(NEVER, session=change.session, sequence=sequence)
-                session.remember(never, self._limits.window_max)
+        if session.waiting and session.instance != change.instance:  # nobody sends them again
+            never = partial(msgspec.structs.replace, NEVER, session=change.session)
+            told = [never(sequence=sequence) for sequence in sorted(session.waiting)]
+            session.remember(told, self._limits.window_max)
         session.instance = change.instance
         session.pid, session.born = change.pid, change.born
         session.pass_over(change.last_sequence)
