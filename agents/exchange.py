@@ -110,6 +110,8 @@ class Exchange:
                 try:
                     going_on = self._pump(deadline)
                 except (EngineUnavailable, Fenced):
+                    if self._closed:
+                        self._end()  # by a signal handler: nobody else did
                     if pending.done:
                         return  # it was sent, and nobody knows more: its own error says so
                     raise
@@ -120,10 +122,12 @@ class Exchange:
         """Let the lane go; whoever waits in another thread is told. Requests that were not answered may or may not be
         applied.
         """
-        self._closed = True
-        if not self._monitor.is_mine:  # else in the middle of a call, which ends it before it waits again
-            with self._monitor.lock:
-                self._end()
+        if self._monitor.is_mine:  # in the middle of a call, which ends it before it waits again
+            self._closed = True
+            return
+        with self._monitor.lock:
+            self._closed = True
+            self._end()
 
     def _end(self) -> None:
         if self._pid == os.getpid():
