@@ -15,7 +15,7 @@ from solewriter.agents.decoding import Decoder
 from solewriter.agents.snapshot import Plain, Snapshot
 from solewriter.shared import record
 from solewriter.shared.config import Limits, check_limits
-from solewriter.shared.errors import SnapshotExpired, minding_descriptors, shown
+from solewriter.shared.errors import EngineUnavailable, SnapshotExpired, minding_descriptors, shown
 from solewriter.shared.folder import StateFolder, not_sent
 from solewriter.shared.models import Entity
 from solewriter.shared.registry import Registry
@@ -38,6 +38,10 @@ def not_published(revision: int, newest: int, timeout_s: float | None) -> Timeou
     return TimeoutError(f"revision {shown(revision)} was not published in {timeout_s} s; the newest is {newest}")
 
 
+def closed_reader() -> EngineUnavailable:
+    return EngineUnavailable("this reader is closed", final=True)
+
+
 class Looking(ABC):
     """Reads one state folder."""
 
@@ -56,7 +60,7 @@ class Looking(ABC):
 
     @abstractmethod
     def close(self) -> None:
-        """Let go of what was read. Snapshots that are held stay readable."""
+        """Let go of what was read; nothing more is. Snapshots that are held stay readable."""
 
     def snapshot(self) -> Snapshot:
         """The newest revision, held."""

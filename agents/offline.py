@@ -11,7 +11,7 @@ import os
 from pathlib import Path
 from typing import NamedTuple
 
-from solewriter.agents.looking import Looking
+from solewriter.agents.looking import Looking, closed_reader
 from solewriter.agents.past import Past, Viewed
 from solewriter.agents.verify import Files, untrimmed
 from solewriter.shared.aside import beginning
@@ -60,15 +60,18 @@ class OfflineReader(Looking):
         self, state: str | os.PathLike[str], limits: Limits = DEFAULT_LIMITS, registry: Registry | None = None
     ) -> None:
         super().__init__(state, limits, registry)
-        self._newest = untrimmed(lambda: _newest(self.folder.path))
+        self._newest: Past | None = untrimmed(lambda: _newest(self.folder.path))
 
     def pin(self) -> Past:
+        if self._newest is None:
+            raise closed_reader()
         return self._newest
 
     def is_stale(self, view: Viewed) -> bool:
         return True
 
     def close(self) -> None:
+        self._newest = None
         self.decoder.turn_to(None)
 
 

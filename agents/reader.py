@@ -14,7 +14,7 @@ from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Literal, TypeVar, overload
 
 from solewriter.agents.deadline import check_patience
-from solewriter.agents.looking import Looking, check_revision, not_published
+from solewriter.agents.looking import Looking, check_revision, closed_reader, not_published
 from solewriter.agents.snapshot import Plain
 from solewriter.shared.config import ATTACH_RETRY_S, DEFAULT_LIMITS, Limits
 from solewriter.shared.errors import (
@@ -63,7 +63,12 @@ class Reader(Looking):
     # --- attaching ---------------------------------------------------------------------------------------------------
 
     def view(self) -> View:
-        """The memory of the newest engine. Raises EngineUnavailable if there never was one, or it was stopped."""
+        """The memory of the newest engine. Raises EngineUnavailable if there is none, or this was closed."""
+        if self._closed:
+            raise closed_reader()
+        return self._newest()
+
+    def _newest(self) -> View:
         view = self._view
         if view is not None and not view.root.successor:
             return view
@@ -153,8 +158,11 @@ class Reader(Looking):
 
     def pin(self) -> Pin:
         """The newest published revision, as it lies in memory."""
+        return self._pin_in(self.view)
+
+    def _pin_in(self, newest: Callable[[], View]) -> Pin:
         while True:
-            view = self.view()
+            view = newest()
             try:
                 return view.pin()
             except FileNotFoundError as error:  # its segments went while they were being mapped: an engine followed
@@ -179,7 +187,6 @@ class Reader(Looking):
         check_patience(timeout_s)
         deadline = None if timeout_s is None else time.monotonic() + timeout_s
         while True:
-            self.check_open()
             root = self.view().root
             head = root.head
             if (newest := root.current().revision) >= revision:
@@ -187,11 +194,6 @@ class Reader(Looking):
             if (left := self.left_s(deadline)) <= 0:
                 raise not_published(revision, newest, timeout_s)
             self.sleep(root, head, left)
-
-    def check_open(self) -> None:
-        """Of whoever waits, or follows. Raises EngineUnavailable when this reader was closed, by another thread say."""
-        if self._closed:
-            raise EngineUnavailable("this reader is closed", final=True)
 
     def left_s(self, deadline: float | None) -> float:
         """For how long to sleep before another look; 0 or less when a caller's time is over."""
@@ -231,7 +233,6 @@ class Reader(Looking):
         check_patience(timeout_s)
         deadline = None if timeout_s is None else time.monotonic() + timeout_s
         while True:
-            self.check_open()
             root = self.view().root
             head = root.head  # before the look, so that a change behind it is not slept through
             found = self.get(kind, id)
@@ -308,14 +309,14 @@ class Reader(Looking):
         self._checked[kind.name] = (view.prefix, view.catalog_number, kind)
 
     def of_result(self, result: Result, epoch: int, model: type[E] | str) -> E | Plain | None:
-        """The entity as a reply left it. Raises Compacted if that version is not in memory any more."""
+        """The entity as a reply left it, also when this was closed. Raises Compacted if memory does not have that."""
         if not result.version:
             return None  # made and deleted in one request
         left: E | Plain | None
         try:
             left = self._left(self._pin_of(epoch), result, epoch, model)
         except (FileNotFoundError, SnapshotExpired, Compacted):  # its memory was reclaimed, or went with its engine
-            left = self._left(self.pin(), result, epoch, model)
+            left = self._left(self._pin_in(self._newest), result, epoch, model)
         return left
 
     def _left(self, pin: Pin, result: Result, epoch: int, model: type[Entity] | str) -> Any:
@@ -335,7 +336,7 @@ class Reader(Looking):
                 return view.pin()
             except FileNotFoundError:
                 pass
-        return self.pin()
+        return self._pin_in(self._newest)
 
     def _by_version(self, pin: Pin, result: Result) -> int:
         code = pin.catalog.kind_code(result.kind)

@@ -95,7 +95,7 @@ class Verbs(Requests):
         request_id: str | None = None,
     ) -> list[T]:
         """The best `count` ready tasks, or as many as there are; waits only while there is none. Cancelled, or
-        interrupted by Ctrl-C or what another signal's handler raises, it gives back what it was granted; with the next
+        interrupted by what a signal's handler raises, Ctrl-C say, it gives back what it was granted; with the next
         claim, where the engine does not answer.
         """
         self._give_back()

@@ -127,7 +127,6 @@ class Watch(Generic[Brought]):
 
     def _wait(self) -> bool:
         """Take what there is, or sleep until there may be something; False when the patience is over."""
-        self._reader.check_open()  # one that never comes to the end of what there is does not sleep
         root = self._reader.view().root
         head = root.head  # before the look, so that a change behind it is not slept through
         if self.take():

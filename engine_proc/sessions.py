@@ -311,8 +311,8 @@ class Sessions:
         session.epoch = change.epoch
         if session.waiting and session.instance != change.instance:  # nobody sends them again
             never = partial(msgspec.structs.replace, NEVER, session=change.session)
-            told = [never(sequence=sequence) for sequence in sorted(session.waiting)]
-            session.remember(told, self._limits.window_max)
+            ends = [session.quarantined.get(one) or never(sequence=one) for one in sorted(session.waiting)]
+            session.remember(ends, self._limits.window_max)
         session.instance = change.instance
         session.pid, session.born = change.pid, change.born
         session.pass_over(change.last_sequence)

@@ -49,7 +49,6 @@ INTERNAL: dict[type, set[str]] = {
     Reader: {
         "attached",
         "check_class",
-        "check_open",
         "is_anybodys",
         "left_s",
         "let_go",

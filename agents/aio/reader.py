@@ -20,7 +20,7 @@ from solewriter.agents.aio.home import Home
 from solewriter.agents.aio.opening import Opening
 from solewriter.agents.aio.sleeper import Sleeper
 from solewriter.agents.deadline import check_patience
-from solewriter.agents.looking import check_revision, not_published
+from solewriter.agents.looking import check_revision, closed_reader, not_published
 from solewriter.agents.reader import Reader
 from solewriter.agents.snapshot import Plain, Snapshot
 from solewriter.shared.config import ATTACH_RETRY_S, DEFAULT_LIMITS, LOOKING_THREADS, WATCH_BATCH, Limits
@@ -59,7 +59,7 @@ class Memory(Reader):
 
     def _attach(self) -> View:
         if self._closed:
-            raise EngineUnavailable("this reader is closed", final=True)
+            raise closed_reader()
         if threading.get_ident() != self._thread:
             return super()._attach()
         view = self.attached(last=not self._is_made_again)

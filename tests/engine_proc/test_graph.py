@@ -61,7 +61,7 @@ def test_edges_are_the_same_from_both_ends(steps: list[tuple[str, list[str], str
         (parent, key) for key, parent in parents.items()
     }
     for root in "abcdefgh":
-        below = graph.below(root)
+        below = graph.below(root, {})
         assert len(below) == len(set(below))
         children = {key: tuple(graph.children.get(key, ())) for key in "abcdefgh"}
         assert set(below) == {key for key in "abcdefgh" if key != root and reaches(children, root, key)}

@@ -37,6 +37,7 @@ from solewriter import (
     connect,
     open_reader,
 )
+from solewriter.agents.reader import Reader
 from solewriter.shared import folder as folders
 from solewriter.shared.config import KIB, MIB
 from solewriter.shared.memory import pin as pins
@@ -106,12 +107,11 @@ def test_threads_that_meet_an_engine_at_once_leave_no_descriptor_open(state, sta
 
     with connect(state) as client, ThreadPoolExecutor(4) as threads:
         client.create(Note(id="a"))
-        client.reader.close()  # which has met none since
         before = descriptors()
         monkeypatch.setattr(folders, "pidfd_of", meeting)
-        found = [threads.submit(client.get, Note, "a") for _ in range(4)]
-        assert [one.result().id for one in found] == ["a"] * 4
-        client.reader.close()
+        with Reader(state) as reader:  # which has met none so far
+            found = [threads.submit(reader.get, Note, "a") for _ in range(4)]
+            assert [one.result().id for one in found] == ["a"] * 4
         wait_until(lambda: descriptors() <= before, 20, "all is closed")  # the engine's owner opens some now and then
 
 

@@ -19,7 +19,7 @@ import time
 import types
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 
 import cloudpickle
@@ -1804,6 +1804,35 @@ def test_every_stopped_engine_is_waited_for_as_long(state, start_engine, wait_un
         with pytest.raises(EngineUnavailable, match="was stopped"):
             reader.wait_for(100)
         assert time.monotonic() - begun >= limits.connect_timeout_s
+
+
+def test_what_was_closed_reads_no_more_and_maps_nothing(engine):
+    with connect(engine.state) as client:
+        reply = client.submit(Create(Task(id="t", title="x")))
+    reader = client.reader
+    for look in (
+        reader.snapshot,
+        partial(reader.get, Task, "t"),
+        partial(client.get, Task, "t"),
+        partial(reader.at, 1),
+        partial(reader.diff, 0, 1),
+        lambda: reader.revision,
+        lambda: [*reader.history(Task, "t")],
+        lambda: [*reader.watch(Task, since=0, timeout_s=0)],
+        partial(reader.wait_for, 1),
+        partial(reader.wait_until, Task, "t", bool),
+    ):
+        with pytest.raises(EngineUnavailable, match="this reader is closed") as told:
+            look()
+        assert told.value.final
+    assert reader._view is None
+    assert reply.entity.title == "x", "what was answered before is there"
+    engine.stop()
+    with open_reader(engine.state, offline=True) as offline:
+        held = offline.snapshot()
+    with pytest.raises(EngineUnavailable, match="this reader is closed"):
+        offline.snapshot()
+    assert held[Task, "t"].title == "x"
 
 
 def test_closing_a_reader_ends_its_waits_in_other_threads(reader):

@@ -179,7 +179,7 @@ def test_what_expired_while_memory_is_full_is_a_definite_end_and_no_sigbus(
                     write(client, 1)
                 root = client.reader.view().root
                 wait_until(lambda: root.readable_from > last, 20, "it is about to be taken away")
-                client.reader.close()
+                client.reader.let_go()
                 wait_until(lambda: not status_of(state).memory_held_bytes, 20, "it is taken away")
                 fill(small_memory)
                 os.kill(process.pid, signal.SIGCONT)

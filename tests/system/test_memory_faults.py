@@ -323,7 +323,7 @@ def test_a_start_without_room_names_who_holds_what_a_dead_engine_left(state, mem
     with connect(state) as client:
         for number in range(90):
             client.create(Task(title="x", id=f"t{number}", description=f"{number % 10}" * 100_000))
-    client.reader.close()
+    client.reader.let_go()
     idle, said = open_reader(state), [""]
     held = idle.snapshot()
     os.kill(engine.pid, signal.SIGKILL)
@@ -404,7 +404,7 @@ def test_readers_killed_in_mid_read_again_and_again_change_nothing_for_anyone(
         read_whole(reader.snapshot(), work.tasks)
         assert reader.snapshot().pin.root.first_segment > 10, "memory was turned over meanwhile"
         reader.close()
-        client.reader.close()
+        client.reader.let_go()
         gc.collect()
         wait_until(lambda: status_of(state).memory_held_bytes == 0, 20, "all that they held is given back")
         work.run(500)
@@ -470,7 +470,7 @@ def test_a_reader_stopped_anywhere_past_the_maximum_age_wakes_up_to_the_same_or_
                 work.run(200)
             expired = partial(lambda root, last: root.readable_from > last, client.reader.view().root, last)
             wait_until(expired, 20, "it is about to be taken away")
-            client.reader.close()
+            client.reader.let_go()
             wait_until(lambda: not status_of(state).memory_held_bytes, 20, "it is taken away")
             os.kill(looking.pid, signal.SIGCONT)
             assert looking.hears() == "expired"

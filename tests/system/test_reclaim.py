@@ -175,7 +175,7 @@ print(reader.snapshot().get(Task, "t0").id, flush=True)
             root = reader.view().root
             wait_until(lambda: root.readable_from > last, 20, "it is about to be taken away")
             reader.close()
-            client.reader.close()
+            client.reader.let_go()
             wait_until(lambda: status_of(state).memory_held_bytes == 0, 20, "it is given back")
             os.kill(process.pid, signal.SIGCONT)
             said, _ = process.communicate("go on\n", timeout=60)
@@ -202,7 +202,7 @@ def test_a_reader_that_ends_gives_its_memory_back_at_once(state, start_engine, w
         finally:
             process.kill()
             process.communicate()
-        client.reader.close()
+        client.reader.let_go()
         wait_until(lambda: status_of(state).memory_held_bytes == 0, 20, "the kernel tells that nobody maps it")
 
 
@@ -393,7 +393,7 @@ holding = "import sys, solewriter; snap = solewriter.open_reader(sys.argv[1]).sn
 with Engine(state, durability="memory", limits=limits) as engine, connect(state) as client:
     for number in range(150):
         client.create(Task(title="x", id=f"t{number}", description="d" * 20_000))
-    client.reader.close()
+    client.reader.let_go()
     command = [sys.executable, "-c", holding, state]
     reader = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
     reader.stdout.readline()

@@ -384,7 +384,7 @@ class Machine:
         self.counted["turnovers"] += self.reader.snapshot().pin.root.first_segment - 1
         self.kill_a_reader()
         self.reader.close()
-        self.client.reader.close()
+        self.client.reader.let_go()
         self.wait_until(lambda: status_of(self.engine.state).memory_held_bytes == 0, 20, "all memory is given back")
 
     # --- requests
