@@ -10,4 +10,15 @@ import threading
 held_off = threading.RLock()
 """`with held_off:` around what takes no more than a moment"""
 
-os.register_at_fork(before=held_off.acquire, after_in_parent=held_off.release, after_in_child=held_off.release)
+
+def _go_on() -> None:
+    """A signal's handler may have raised while the fork waited, which does not keep it from coming."""
+    if held_off._is_owned():  # type: ignore[attr-defined] # every lock of this kind has it, for Condition
+        held_off.release()
+
+
+os.register_at_fork(
+    before=held_off.acquire,
+    after_in_parent=_go_on,
+    after_in_child=held_off._at_fork_reinit,  # type: ignore[attr-defined] # its owner may not be there
+)

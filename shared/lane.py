@@ -14,6 +14,7 @@ import os
 from typing import Any
 
 from solewriter.shared.config import PIPE_BYTES
+from solewriter.shared.forks import held_off
 
 LENGTH_BYTES = 4  # the queue's own header: a big-endian int
 
@@ -51,16 +52,18 @@ class Lane:
         self._closed = False
 
     def hand_over(self) -> None:
-        _, replies = self.theirs
-        self.theirs = (-1, -1)  # first: an interrupt in between must not close a number twice
-        self._queue._reader.close()
-        os.close(replies)
+        with held_off:  # a child that came in the middle would not close the rest
+            _, replies = self.theirs
+            self.theirs = (-1, -1)  # first: an interrupt in between must not close a number twice
+            self._queue._reader.close()
+            os.close(replies)
 
     def close(self) -> None:
-        if self._closed:
-            return
-        self._closed = True
-        if self.theirs != (-1, -1):
-            self.hand_over()
-        self._queue._writer.close()
-        os.close(self._replies)
+        with held_off:  # likewise
+            if self._closed:
+                return
+            self._closed = True
+            if self.theirs != (-1, -1):
+                self.hand_over()
+            self._queue._writer.close()
+            os.close(self._replies)
