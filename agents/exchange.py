@@ -98,6 +98,8 @@ class Exchange:
         except BaseException as interrupted:
             name_request(interrupted, sent)
             raise
+        finally:
+            self._end_if_closed()
         return sent
 
     def wait(self, pending: Pending, deadline: float) -> None:
@@ -105,29 +107,37 @@ class Exchange:
         if pending.done:
             return
         self._check_outside()
-        with self._monitor.lock:
-            while not pending.done:
-                try:
-                    going_on = self._pump(deadline)
-                except (EngineUnavailable, Fenced):
-                    if self._closed:
-                        self._end()  # by a signal handler: nobody else did
-                    if pending.done:
-                        return  # it was sent, and nobody knows more: its own error says so
-                    raise
-                if not going_on and not pending.done:
-                    raise outcome_unknown(pending)
+        try:
+            with self._monitor.lock:
+                while not pending.done:
+                    try:
+                        going_on = self._pump(deadline)
+                    except (EngineUnavailable, Fenced):
+                        self._end_if_closed()
+                        if pending.done:
+                            return  # it was sent, and nobody knows more: its own error says so
+                        raise
+                    if not going_on and not pending.done:
+                        raise outcome_unknown(pending)
+        finally:
+            self._end_if_closed()
 
     def close(self) -> None:
         """Let the lane go; whoever waits in another thread is told. Requests that were not answered may or may not be
         applied.
         """
-        if self._monitor.is_mine:  # in the middle of a call, which ends it before it waits again
+        if self._monitor.is_mine:  # in the middle of a call, which ends it before it waits again, or returns
             self._closed = True
             return
         with self._monitor.lock:
             self._closed = True
             self._end()
+
+    def _end_if_closed(self) -> None:
+        """What a signal handler closed in the middle of a call, nobody else ends."""
+        if self._closed:
+            with self._monitor.lock:
+                self._end()
 
     def _end(self) -> None:
         if self._pid == os.getpid():
@@ -197,7 +207,7 @@ class Exchange:
         """Let something happen on the lane, or let another thread do that; False when the deadline has passed."""
         if self._closed:
             self._end()
-            return True
+            raise closed()
         left = deadline - time.monotonic()
         if left <= 0:
             return False
@@ -266,8 +276,9 @@ class Exchange:
         try:
             while lane is not None and (data := os.read(lane.replies, READ_BYTES)):
                 self._received(data)
-        except OSError:
-            pass  # nothing more to read, or nothing left to read from
+        except OSError as error:  # nothing more to read, or nothing left to read from
+            if error.errno is None:  # nor a system call's: a signal handler's, a TimeoutError say
+                raise
 
     def _received(self, data: bytes) -> None:
         if data:
@@ -357,7 +368,7 @@ class Exchange:
 
     def forsake(self) -> None:
         """In a forked child: hold nothing of the parent's open."""
-        self._monitor = Monitor()  # the parent's may be held by a thread that does not exist here
+        self._monitor, self._reading = Monitor(), 0  # the parent's may be a thread's that does not exist here
         self._drop_lane()
         if self._offered is not None:
             self._offered.close()

@@ -169,13 +169,13 @@ class AgentSession:
 
     def write(self, write: Callable[[memoryview], int]) -> int:
         """Have them written, or a part; how many were. Whoever is interrupted right behind the write must take them for
-        written, so that is noted first. Raises what `write` raises; where that is an OSError, none were.
+        written, so that is noted first. Raises what `write` raises; where that is what a pipe says, none were.
         """
         frame, data = self._unsent[0]
         before, frame.begun = frame.begun, True
         try:
             count = write(data)
-        except OSError:
+        except (BlockingIOError, BrokenPipeError):  # any other OSError may be a signal handler's, a TimeoutError say
             frame.begun = before
             raise
         if count < len(data):

@@ -95,8 +95,8 @@ class Verbs(Requests):
         request_id: str | None = None,
     ) -> list[T]:
         """The best `count` ready tasks, or as many as there are; waits only while there is none. Cancelled, or
-        interrupted by what a signal's handler raises, Ctrl-C say, it gives back what it was granted; with the next
-        claim, where the engine does not answer.
+        interrupted by Ctrl-C say, it gives back what it was granted; with the next claim, where the engine does not
+        answer.
         """
         self._give_back()
         claim = claiming(kind, where, count, timeout_s, lease_s, assignee, reason)
@@ -128,8 +128,10 @@ class Verbs(Requests):
                         raise error
             except Unavailable:
                 return
-            except SolewriterError:
-                pass  # another client has the session, and what it held
+            except SolewriterError as error:
+                if is_interrupt(error):
+                    raise
+                # else another client has the session, and what it held
             self._unwanted.pop(request_id, None)
 
     def complete(

@@ -92,8 +92,8 @@ class AioVerbs(AioRequests):
         request_id: str | None = None,
     ) -> list[T]:
         """The best `count` ready tasks, or as many as there are; waits only while there is none. Cancelled, or
-        interrupted by what a signal's handler raises, Ctrl-C say, it gives back what it was granted; with the next
-        claim, where the engine does not answer.
+        interrupted by Ctrl-C say, it gives back what it was granted; with the next claim, where the engine does not
+        answer.
         """
         while self._unwanted:
             unwanted, its_kind = self._unwanted.popitem()

@@ -116,7 +116,7 @@ class Child:
                 raise EngineUnavailable(
                     f"the engine (pid {self.pid}) did not answer in {timeout_s} s: the models may or may not be known"
                 ) from None
-            except OSError:  # a broken pipe, or one that such a handler closed
+            except (OSError, ValueError):  # a broken pipe, or one that such a handler closed
                 return None
 
     def ends_within(self, timeout_s: float) -> bool:

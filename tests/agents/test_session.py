@@ -165,8 +165,12 @@ def test_a_frame_that_is_too_large_for_the_next_engine_ends_and_those_behind_it_
     assert (small.done, behind.done, session.in_flight) == (True, True, 0)
 
 
-@pytest.mark.parametrize(("error", "written"), [(KeyboardInterrupt, True), (BlockingIOError, False)])
+@pytest.mark.parametrize(
+    ("error", "written"),
+    [(KeyboardInterrupt, True), (TimeoutError, True), (BlockingIOError, False), (BrokenPipeError, False)],
+)
 def test_what_was_perhaps_written_is_sent_again_under_its_number(session, error, written):
+    """The last two are a pipe's; a TimeoutError is a signal handler's, of an alarm say."""
     session.welcomed(welcome(0))
     session.send([REQUEST])
 

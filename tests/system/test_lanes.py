@@ -32,6 +32,7 @@ from solewriter import (
     Limits,
     Locked,
     OutcomeUnknown,
+    Project,
     SolewriterError,
     Task,
     TaskStatus,
@@ -367,6 +368,25 @@ def test_what_comes_in_the_middle_of_a_call_of_its_own_thread_is_refused_and_doe
     assert "handler's" in done  # before its first step, or behind its last one
 
 
+def test_what_a_claim_was_granted_in_vain_is_not_forgotten_by_a_refused_call(engine, at_step):
+    """A signal handler's own claim would give it back first, and cannot."""
+    with connect(engine.state) as client:
+        steps, reached, noted = 0, [""], []
+
+        def handle() -> None:
+            client._unwanted["one that was interrupted"] = Task
+            try:
+                client.claim(Task)
+            except SolewriterError as error:
+                noted.append((type(error), "one that was interrupted" in client._unwanted))
+
+        while reached:
+            steps += 1
+            with at_step(steps, handle, *ROOMS) as reached:
+                client.put(Project(id="p", name="p"))
+        assert set(noted) == {(SolewriterError, True)}
+
+
 @pytest.mark.parametrize("lane", ["whole", "lost"])
 def test_a_client_may_be_closed_in_the_middle_of_a_call_of_the_same_thread(engine, at_step, lane):
     """By a signal handler, at any step: the call comes to its end, or says why not."""
@@ -380,6 +400,7 @@ def test_a_client_may_be_closed_in_the_middle_of_a_call_of_the_same_thread(engin
                     assert client.put(Task(title="x", id="t")).title == "x"
                 except (EngineUnavailable, OutcomeUnknown):
                     assert reached
+            assert client._exchange._lane is None or not reached
     assert steps > 30
 
 
