@@ -14,7 +14,7 @@ import operator
 from collections.abc import Iterable, Mapping, Sequence
 from itertools import product
 from math import prod
-from typing import Any
+from typing import Any, Final
 
 import msgspec
 
@@ -83,6 +83,9 @@ def _typed(kind: Kind, name: str, value: Any) -> Any:
     return kind.known(name, None) if value is None else kind.field(name, value)
 
 
+_NONE: Final = encode(None)
+
+
 class Demand:
     """What one field must be like."""
 
@@ -93,12 +96,15 @@ class Demand:
         self.among = among  # plain single values, for who looks them up; None: an order is asked for
         self._kind = kind
         self._bounds = bounds
-        self._wanted = frozenset(map(encode, among or ()))
+        wanted = set(map(encode, among or ()))
+        if wanted and self._meant(default := kind.schema.defaults.get(name)) in wanted:
+            wanted.add(encode(default))
+        self._wanted = frozenset(wanted)
 
     def holds(self, value: Any) -> bool:
         """Of a stored value. Values of different types are never equal: 1 is not True."""
         if self.among is not None:
-            return encode(value) in self._wanted or self._meant(value) in self._wanted
+            return encode(value) in self._wanted or (value != value and _NONE in self._wanted)  # NaN counts as None
         typed = _typed(self._kind, self.name, value)
         if typed is None:
             return False

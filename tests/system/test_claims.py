@@ -1498,6 +1498,8 @@ def test_a_number_that_is_none_counts_as_none_to_whoever_asks(state, start_engin
         for where in ({"score": None}, {"score": [None, 1.0, 2.0, 3.0, 4.0]}):
             assert client.submit(guards=[RequireNone(Scored, where)]).error.count == 3
         assert client.submit(guards=[RequireNone(Scored, {"score": Range(ge=-math.inf)})]).applied
+        assert client.update(Scored.ref("a"), where={"score": None}, title="asked for").title == "asked for"
+        assert client.update(client.get(Scored, "a"), title="merged", score=math.nan, merge=True).title == "merged"
         assert [task.id for task in client.claim_many(Scored, 5, where={"score": None})] == ["a", "b", "c"]
 
 
