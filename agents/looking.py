@@ -39,7 +39,7 @@ def not_published(revision: int, newest: int, timeout_s: float | None) -> Timeou
 
 
 def closed_reader() -> EngineUnavailable:
-    return EngineUnavailable("this reader is closed", final=True)
+    return EngineUnavailable("this reader is closed, or its client", final=True)
 
 
 class Looking(ABC):

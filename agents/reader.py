@@ -118,6 +118,8 @@ class Reader(Looking):
         return None
 
     def _use(self, view: View) -> View:
+        if self._closed:
+            return view  # for what a reply brings: nothing stays mapped
         try:
             self._writer = Process(view.root.pid, view.root.start_time)
         except OSError as error:
@@ -357,9 +359,8 @@ class Reader(Looking):
     def close(self) -> None:
         """Let the memory go; whoever waits here in another thread is told. Snapshots that are held stay readable."""
         self._closed = True
-        self._view = None
+        self._view = self._writer = None
         self.decoder.turn_to(None)
-        self._writer = None
 
     def __del__(self, warn: Callable[..., None] = warnings.warn) -> None:
         """Nobody has this reader any more, nor a snapshot of it."""

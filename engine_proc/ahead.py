@@ -153,8 +153,12 @@ class FilesAhead:
 
     def _spares(self, size: int) -> list[Path]:
         """Those of so many bytes at least: of smaller ones, which another bound left, nothing is made."""
-        found = self._folder.glob("spare-*.log")
-        return sorted(path for path in found if not path.is_symlink() and path.stat().st_size >= size)
+        found: list[Path] = []
+        for path in self._folder.glob("spare-*.log"):
+            with suppress(FileNotFoundError):  # it is the next file by now
+                if not path.is_symlink() and path.stat().st_size >= size:
+                    found.append(path)
+        return sorted(found)
 
     def keep(self, path: Path) -> None:
         """A trimmed file: for later, if it is as large as later ones and nobody keeps it under another name, or not at

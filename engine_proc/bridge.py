@@ -155,10 +155,9 @@ class LaneEnd:
             if error.details.get("bomb"):
                 self._folded = FOLDED_NODES_MAX + 1
             return
-        check = wirecheck.check_request
         for number, request in enumerate(unpacked, sequence):
             try:
-                budget = check(request, budget, limits)
+                budget = wirecheck.check_request(request, budget, limits)
             except Refused as error:
                 if not wirecheck.is_outcome_query(request):
                     budget -= wirecheck.parts(request, budget)  # which may have been looked at before

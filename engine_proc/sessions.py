@@ -10,7 +10,6 @@ from __future__ import annotations
 
 from collections import OrderedDict, deque
 from collections.abc import Callable, Container, Iterable
-from functools import partial
 from itertools import groupby
 from operator import attrgetter
 from typing import Any
@@ -310,8 +309,11 @@ class Sessions:
         session.actor = change.name.encode(errors="surrogatepass")
         session.epoch = change.epoch
         if session.waiting and session.instance != change.instance:  # nobody sends them again
-            never = partial(msgspec.structs.replace, NEVER, session=change.session)
-            ends = [session.quarantined.get(one) or never(sequence=one) for one in sorted(session.waiting)]
+            never = msgspec.structs.replace(NEVER, session=change.session)
+            ends = [
+                session.quarantined.get(one) or msgspec.structs.replace(never, sequence=one)
+                for one in sorted(session.waiting)
+            ]
             session.remember(ends, self._limits.window_max)
         session.instance = change.instance
         session.pid, session.born = change.pid, change.born

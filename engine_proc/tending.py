@@ -264,8 +264,8 @@ class Tending:
             self.serve(turn)
 
     def serve(self, turn: Turn) -> None:
-        """At the end of a turn: who waited long enough is told so, and what became ready goes to those who wait, to so
-        many at once, and for as long as a turn decides; the rest have another turn.
+        """At the end of a turn, and before a claim of it: who waited long enough is told so, and what became ready goes
+        to those who wait, to so many at once, and for as long as a turn decides; the rest have another turn.
         """
         if not self.lines or turn.cut:
             return

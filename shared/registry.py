@@ -227,8 +227,8 @@ class Kind:
             raise InvalidMutation(f"{self.name} would be read back with other {', '.join(names)}", fields=fields)
 
     def replaced(self, payload: bytes, changes: Mapping[str, Any]) -> tuple[bytes, Mapping[str, Any]]:
-        """The payload with other values of some fields, validated by themselves, and its fields: the others as their
-        bytes, which are copied at half of the cost of taking them apart. Raises InvalidMutation.
+        """The payload with other values of some fields, each validated by itself; and all of its fields, the others as
+        bytes: to copy these costs half of taking them apart. Raises InvalidMutation.
         """
         spans = spans_of(payload)
         for name, value in changes.items():
@@ -367,10 +367,10 @@ class Registry:
 
     def add(self, model: Any) -> Kind:
         """Register a model. A newer class of the same name takes the older's place: notebooks redefine classes."""
-        if (known := self._by_model.get(model)) is not None:
-            return known
         if not isinstance(model, type) or not issubclass(model, Entity):
             raise TypeError(f"{shown(model)} is not a subclass of solewriter.Entity")
+        if (known := self._by_model.get(model)) is not None:
+            return known
         kind = Kind(model)
         if kind.name not in self._by_name and len(self._by_name) >= KINDS_MAX:
             raise TypeError(f"more than {KINDS_MAX} kinds in one state")

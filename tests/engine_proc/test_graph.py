@@ -43,8 +43,13 @@ def test_a_cycle_is_found_wherever_there_is_one(held: dict[str, tuple[str, ...]]
             assert all(following in edges[one] for one, following in itertools.pairwise(way))
 
 
-@given(st.lists(st.tuples(KEYS, st.lists(KEYS, max_size=3, unique=True), st.none() | KEYS)))
-def test_edges_are_the_same_from_both_ends(steps: list[tuple[str, list[str], str | None]]):
+@given(
+    st.lists(st.tuples(KEYS, st.lists(KEYS, max_size=3, unique=True), st.none() | KEYS)),
+    st.dictionaries(KEYS, st.none() | KEYS),
+)
+def test_edges_are_the_same_from_both_ends(
+    steps: list[tuple[str, list[str], str | None]], changed: dict[str, str | None]
+):
     graph, wanted, parents = Graph(), dict[str, tuple[str, ...]](), dict[str, str]()
     for key, dependencies, parent in steps:
         graph.put(key, dependencies, parent)
@@ -65,6 +70,10 @@ def test_edges_are_the_same_from_both_ends(steps: list[tuple[str, list[str], str
         assert len(below) == len(set(below))
         children = {key: tuple(graph.children.get(key, ())) for key in "abcdefgh"}
         assert set(below) == {key for key in "abcdefgh" if key != root and reaches(children, root, key)}
+    foreseen = {root: graph.below(root, changed) for root in "abcdefgh"}
+    for key, parent in changed.items():
+        graph.put(key, graph.dependencies.get(key, ()), parent)
+    assert foreseen == {root: graph.below(root, {}) for root in "abcdefgh"}
 
 
 def test_a_cycle_in_a_large_graph_is_found_without_walking_it() -> None:

@@ -1827,6 +1827,7 @@ def test_what_was_closed_reads_no_more_and_maps_nothing(engine):
         assert told.value.final
     assert reader._view is None
     assert reply.entity.title == "x", "what was answered before is there"
+    assert reader._view is None
     engine.stop()
     with open_reader(engine.state, offline=True) as offline:
         held = offline.snapshot()
