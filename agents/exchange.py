@@ -95,11 +95,11 @@ class Exchange:
                     self._broken = True
                     sent = [*self._session.sent_from(first)]
                     raise
+            self._end_if_closed()
         except BaseException as interrupted:
             name_request(interrupted, sent)
-            raise
-        finally:
             self._end_if_closed()
+            raise
         return sent
 
     def wait(self, pending: Pending, deadline: float) -> None:
