@@ -133,8 +133,9 @@ def test_room_that_was_reserved_and_not_used_is_there_next_time(log):
     assert log.tail_after(POINTS + 1) == (POINTS + 1) * REVISION_LOG_STRIDE
 
 
-def test_threads_that_look_at_once_find_their_places(log, at_step):
+def test_threads_that_look_at_once_find_their_places(log, at_step, interpreted):
     """Each of its own root, so what one has no use for any more another one reads."""
+    interpreted(revlog)
     for number in range(3 * POINTS):
         log.publish(number + 1, number * REVISION_LOG_STRIDE)
     steps, reached, newer = 0, [""], []
