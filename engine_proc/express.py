@@ -51,6 +51,8 @@ class Express:
         """Decide and answer what a lane asks for, from the first of its waiting items on, at most so many and until
         then, but for the last one; how many it was. What it leaves there first is to be looked at by others.
         """
+        if not _is_one_update(items[0][2]):
+            return 0
         session, coordination, heap, begin = lane.session, self._coordination, self._heap, self._begin
         number, last, outcomes = session.number, session.last, turn.outcomes
         entity_max, turn_max = self._limits.entity_bytes_max, self._limits.turn_bytes_max
@@ -85,6 +87,11 @@ class Express:
                 break
         lane.taken += taken
         return taken
+
+
+def _is_one_update(request: Any) -> bool:
+    """Whether it may be one of these: to see that at once spares all others the looks that follow."""
+    return request.__class__ is tuple and len(request) == 4 and len(request[0]) == 1 and request[0][0][0] == _UPDATE
 
 
 def _is_settled(turn: Turn, session: Session, sequence: int) -> bool:
