@@ -57,34 +57,50 @@ class Graph:
                 waiting.append(child)
         return [*found][1:]
 
-    def cycle(self, key: str, changed: Mapping[str, Keys]) -> list[str] | None:
-        """A way from a key along dependencies back to it, the key first and last; None if there is none. `changed`:
-        what some keys, this one among them, are about to depend on.
+    def foreseen(self, changed: Mapping[str, Keys]) -> Foreseen:
+        """As it is to be: `changed` says what some keys are about to depend on."""
+        return Foreseen(self, changed)
 
-        Two searches meet: forward from what it depends on, backward from those that depend on it, each time whichever
-        has less to look at. Where nobody depends on the key, as on a new one, this is no search at all.
-        """
-        coming: dict[str, set[str]] = {}
+
+class Foreseen:
+    """Dependencies as one request is about to leave them."""
+
+    def __init__(self, graph: Graph, changed: Mapping[str, Keys]) -> None:
+        self._graph = graph
+        self._changed = changed
+        self._coming: dict[str, set[str]] = {}
         for one, wanted in changed.items():
             for dependency in wanted:
-                coming.setdefault(dependency, set()).add(one)
+                self._coming.setdefault(dependency, set()).add(one)
+        self._on_none: set[str] = set()  # keys that were looked at: no cycle leads through them
 
-        def forward(one: str) -> Keys:
-            return changed[one] if one in changed else self.dependencies.get(one, ())
+    def cycle(self, key: str) -> list[str] | None:
+        """A way from one of the changed keys along dependencies back to it, the key first and last; None if there is
+        none.
 
-        def backward(one: str) -> Keys:
-            held = (other for other in self.dependants.get(one, NOBODY) if other not in changed)
-            return (*held, *coming.get(one, NOBODY))
+        Two searches meet: forward from what it depends on, backward from those that depend on it, each time whichever
+        has reached less. Where nobody depends on the key, as on a new one, this is no search at all.
+        """
+        way = _meeting(key, (self._forward, self._backward))
+        if way is None:
+            self._on_none.add(key)
+        return way
 
-        return _meeting(key, forward, backward)
+    def _forward(self, one: str) -> Keys:
+        changed = self._changed
+        wanted = changed[one] if one in changed else self._graph.dependencies.get(one, ())
+        return [other for other in wanted if other not in self._on_none]
+
+    def _backward(self, one: str) -> Keys:
+        held = (other for other in self._graph.dependants.get(one, NOBODY) if other not in self._changed)
+        return [other for other in (*held, *self._coming.get(one, NOBODY)) if other not in self._on_none]
 
 
-def _meeting(key: str, forward: Callable[[str], Keys], backward: Callable[[str], Keys]) -> list[str] | None:
+def _meeting(key: str, steps: tuple[Callable[[str], Keys], Callable[[str], Keys]]) -> list[str] | None:
     came: tuple[dict[str, str], dict[str, str]] = ({}, {})  # by what was reached: from where
     edges: tuple[list[str], list[str]] = ([key], [key])
-    steps = (forward, backward)
     while edges[0] and edges[1]:
-        side = len(edges[0]) > len(edges[1])
+        side = len(came[0]) >= len(came[1])
         mine, other, reached = came[side], came[not side], list[str]()
         for one in edges[side]:
             for following in steps[side](one):

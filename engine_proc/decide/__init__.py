@@ -51,9 +51,12 @@ def decide(draft: Draft, request: PlainRequest) -> list[Step]:
 def _follow(draft: Draft) -> None:
     """What the changes of tasks bring with them, or must not do."""
     turn = draft.turn
-    for step in list(draft.steps.values()):
-        if step.op and step.kind.claimable and step.exists and not DEPENDS.isdisjoint(step.altered):
-            dependencies.check(draft, step)
+    linked = [
+        step
+        for step in draft.steps.values()
+        if step.op and step.kind.claimable and step.exists and not DEPENDS.isdisjoint(step.altered)
+    ]
+    dependencies.check(draft, linked)
     if (turn.coordination.cascades or turn.cascades) and not draft.alone:
         dependencies.cascade(draft)
     if turn.claims or draft.leases:

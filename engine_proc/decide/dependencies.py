@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from solewriter.engine_proc.coordination.board import Board
+from solewriter.engine_proc.coordination.graph import Foreseen
 from solewriter.engine_proc.decide.draft import Draft, Step
+from solewriter.engine_proc.kinds import KindState
 from solewriter.shared.errors import InvalidMutation, RequestTooLarge
 from solewriter.shared.models import DependencyPolicy
 from solewriter.shared.mutations import Op
@@ -12,13 +14,29 @@ from solewriter.shared.readiness import DEPENDS, ENDING, FINISHED, Dependency, s
 NAMED_MAX = 20  # of what a refusal lists
 
 
-def check(draft: Draft, step: Step) -> None:
-    """What a task newly depends on exists, and none of it depends on the task. Raises InvalidMutation."""
-    if step.field("on_dependency_failure") == DependencyPolicy.CANCEL:
-        draft.turn.cascades |= {step.state.code} - draft.turn.coordination.cascades
-    wanted = step.field("dependencies")
+def check(draft: Draft, steps: list[Step]) -> None:
+    """What these tasks newly depend on exists, and none of it depends on the task. Raises InvalidMutation."""
+    foreseen: dict[KindState, Foreseen] = {}
+    for step in steps:
+        if step.field("on_dependency_failure") == DependencyPolicy.CANCEL:
+            draft.turn.cascades |= {step.state.code} - draft.turn.coordination.cascades
+        if not _depends_anew(draft, step):
+            continue
+        if step.state not in foreseen:
+            foreseen[step.state] = _foreseen(draft, step)
+        way = foreseen[step.state].cycle(step.key)
+        if way is not None:
+            told = way if len(way) <= NAMED_MAX else [*way[: NAMED_MAX - 2], "...", way[-1]]
+            raise InvalidMutation(
+                f"{step.kind.name} {step.key!r} would wait for itself: {' -> '.join(told)}",
+                fields={"dependencies": f"a cycle: {' -> '.join(told)}"},
+            )
+
+
+def _depends_anew(draft: Draft, step: Step) -> bool:
+    """Whether it depends on what it did not depend on before. Raises InvalidMutation where there is no such task."""
     known = _before(step)
-    new = [one for one in wanted if one not in known]
+    new = [one for one in step.field("dependencies") if one not in known]
     unknown = [one for one in new if not _exists(draft, step, one)]
     if unknown:
         listed = ", ".join(unknown[:NAMED_MAX])
@@ -26,20 +44,17 @@ def check(draft: Draft, step: Step) -> None:
             f"{step.kind.name} {step.key!r} depends on {listed}: there is no such {step.kind.name}",
             fields={"dependencies": f"unknown: {listed}"},
         )
-    if not new:
-        return
+    return bool(new)
+
+
+def _foreseen(draft: Draft, step: Step) -> Foreseen:
+    """What all tasks of its kind depend on behind this request."""
     changed = {
         one.key: one.field("dependencies") if one.exists else ()
         for one in draft.steps.values()
         if one.state is step.state and one.op and (not one.exists or "dependencies" in one.altered)
     }
-    way = _board(draft, step).graph.cycle(step.key, changed)
-    if way is not None:
-        told = way if len(way) <= NAMED_MAX else [*way[: NAMED_MAX - 2], "...", way[-1]]
-        raise InvalidMutation(
-            f"{step.kind.name} {step.key!r} would wait for itself: {' -> '.join(told)}",
-            fields={"dependencies": f"a cycle: {' -> '.join(told)}"},
-        )
+    return _board(draft, step).graph.foreseen(changed)
 
 
 def _before(step: Step) -> frozenset[str]:

@@ -1,0 +1,82 @@
+"""What a request costs does not grow with what is there, nor that of a large one faster than it does.
+
+Counted in calls, of Python and of C, in an engine inside this process: time would prove nothing.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import pytest
+
+from solewriter.bench.steps import Steps, steps
+from solewriter.shared import wire
+from solewriter.shared.config import FRAME_REQUESTS_MAX
+from solewriter.shared.models import Task
+from solewriter.shared.mutations import Create
+from solewriter.shared.wire import Status
+
+
+class Engine:
+    """Takes requests, a turn after the other."""
+
+    def __init__(self, steps: Steps) -> None:
+        self._steps = steps
+
+    def turn(self, *requests: Any) -> list[Any]:
+        """The results of these requests, each of which is applied."""
+        sent = self._steps.turn(self._steps._packed([*requests]))
+        replies = wire.unpack_replies(bytearray(sent))
+        assert [reply.status for reply in replies] == [Status.APPLIED] * len(requests)
+        return [reply.detail for reply in replies]
+
+    def all(self, requests: Sequence[Any]) -> None:
+        for first in range(0, len(requests), FRAME_REQUESTS_MAX):
+            self.turn(*requests[first : first + FRAME_REQUESTS_MAX])
+
+    def calls(self, *requests: Any) -> int:
+        """How many calls a turn of these requests makes."""
+        return calls(lambda: self.turn(*requests))
+
+
+def calls(what: Callable[[], Any]) -> int:
+    count = 0
+
+    def counting(_: Any, event: str, __: Any) -> None:
+        nonlocal count
+        count += event in ("call", "c_call")
+
+    before = sys.getprofile()
+    sys.setprofile(counting)
+    try:
+        what()
+    finally:
+        sys.setprofile(before)
+    return count
+
+
+@pytest.fixture
+def engine(tmp_path) -> Iterator[Engine]:
+    with steps(tmp_path / "state", "memory", 0) as made:
+        yield Engine(made)
+
+
+def test_a_request_of_many_tasks_that_depend_on_others_costs_each_the_same(engine):
+    def graph(name: str, size: int) -> list[Create]:
+        return [
+            Create(Task(id=f"{name} {number}", title="t", dependencies=(f"{name} {number - 1}",) if number else ()))
+            for number in range(size)
+        ]
+
+    small, large = engine.calls(graph("small", 100)), engine.calls(graph("large", 800))
+    assert large < 12 * small
+
+
+def test_the_next_task_of_a_long_chain_costs_what_the_first_one_does(engine):
+    chain = [Create(Task(id=f"{number}", title="t", dependencies=(f"{number - 1}",))) for number in range(1, 2_000)]
+    engine.turn(Create(Task(id="0", title="t")))
+    first = engine.calls(chain[0])
+    engine.all(chain[1:-1])
+    assert engine.calls(chain[-1]) < 2 * first
