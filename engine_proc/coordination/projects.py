@@ -45,7 +45,12 @@ class Projects:
             self._budgets.pop(project, None)
         else:
             self._budgets[project] = millionths(parts_of(limit))
-        self._resume(project)
+        self._look(project)
+
+    def _look(self, project: str) -> None:
+        """It may keep its tasks no longer. While it does, all that came up stay aside: there may be very many."""
+        if not self.keeps(project):
+            self._resume(project)
 
     def note_cost(self, place: Place, fields: Fields | None) -> None:
         """What a task costs from now on, and for whom."""
@@ -54,10 +59,11 @@ class Projects:
         before, had = self._costs.pop(place, ("", 0))
         if had:
             self._spent[before] -= had
-            self._resume(before)
         if cost:
             self._costs[place] = project, cost
             self._spent[project] = self._spent.get(project, 0) + cost
+        if had:
+            self._look(before)
 
 
 def parts_of(amount: float) -> int:

@@ -12,10 +12,10 @@ from typing import Any
 import pytest
 
 from solewriter.bench.steps import Steps, steps
-from solewriter.shared import wire
+from solewriter.shared import wire, wireform
 from solewriter.shared.config import FRAME_REQUESTS_MAX
-from solewriter.shared.models import Task
-from solewriter.shared.mutations import Create
+from solewriter.shared.models import Project, Task
+from solewriter.shared.mutations import Claim, Create, Guard, Update
 from solewriter.shared.wire import Status
 
 
@@ -25,10 +25,13 @@ class Engine:
     def __init__(self, steps: Steps) -> None:
         self._steps = steps
 
-    def turn(self, *requests: Any) -> list[Any]:
-        """The results of these requests, each of which is applied."""
-        sent = self._steps.turn(self._steps._packed([*requests]))
-        replies = wire.unpack_replies(bytearray(sent))
+    def turn(self, *requests: Any, shown: Sequence[Any] = ()) -> list[Any]:
+        """The results of these requests, each of which is applied; `shown`: claims that each of them shows."""
+        limits, registry = self._steps.limits, self._steps._registry
+        plain = [wireform.plain_or_refused(one, registry, limits) for one in requests]
+        for request in plain:
+            request[1].extend(shown)
+        replies = wire.unpack_replies(bytearray(self._steps.turn(wire.pack_frame(plain, limits)[4:])))
         assert [reply.status for reply in replies] == [Status.APPLIED] * len(requests)
         return [reply.detail for reply in replies]
 
@@ -36,9 +39,9 @@ class Engine:
         for first in range(0, len(requests), FRAME_REQUESTS_MAX):
             self.turn(*requests[first : first + FRAME_REQUESTS_MAX])
 
-    def calls(self, *requests: Any) -> int:
+    def calls(self, *requests: Any, shown: Sequence[Any] = ()) -> int:
         """How many calls a turn of these requests makes."""
-        return calls(lambda: self.turn(*requests))
+        return calls(lambda: self.turn(*requests, shown=shown))
 
 
 def calls(what: Callable[[], Any]) -> int:
@@ -80,3 +83,24 @@ def test_the_next_task_of_a_long_chain_costs_what_the_first_one_does(engine):
     first = engine.calls(chain[0])
     engine.all(chain[1:-1])
     assert engine.calls(chain[-1]) < 2 * first
+
+
+def test_a_cost_within_a_spent_budget_costs_the_same_however_many_tasks_that_keeps_back(engine):
+    spent = Task(id="spent", title="t", project="p", priority="critical")
+    engine.turn(Create(Project(id="p", name="p", budget_limit=1.0)), Create(spent))
+    ((version, _, _, _),) = engine.turn(Claim(Task))[0]
+    shown = [(Guard.CLAIM.value, "Task", "spent", version)]
+    engine.turn(Update(Task.ref("spent"), {"cost": 2.0}), shown=shown)
+
+    def costs(cost: float) -> int:
+        """Of telling a cost, and of a claim behind it that finds nothing."""
+        return engine.calls(Update(Task.ref("spent"), {"cost": cost}), shown=shown) + engine.calls(Claim(Task))
+
+    engine.all([Create(Task(title="t", project="p")) for _ in range(10)])
+    engine.turn(Claim(Task))
+    few = costs(3.0)
+    engine.all([Create(Task(title="t", project="p")) for _ in range(1_000)])
+    engine.turn(Claim(Task))
+    assert costs(4.0) < 1.5 * few
+    engine.turn(Update(Project.ref("p"), {"budget_limit": 5.0}))
+    assert len(engine.turn(Claim(Task, count=1_000))[0]) == 1_000, "they are there again"
