@@ -1,15 +1,15 @@
 """The order in which ready tasks of a kind are taken: priority, then age; for whatever columns claimers ask for.
 
 One view for each set of columns that somebody asked for; in a view, one heap for each combination of their values that
-occurs. What is no longer ready stays in the heaps until it comes up. So a claim costs the logarithm of what is ready,
-and the number of heaps that match it.
+occurs. What is no longer ready stays in the heaps until it comes up. So a claim costs the logarithm of what is ready
+for each task that it takes, and once the number of heaps that match it.
 """
 
 from __future__ import annotations
 
 from collections import OrderedDict, deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from heapq import heappop, heappush
+from heapq import heapify, heappop, heappush, heapreplace
 from itertools import count, islice
 from typing import Any
 
@@ -42,6 +42,7 @@ _boards = count()  # so that what is made anew is never taken for what was looke
 
 Entry = tuple[tuple[int, int, int], int, Candidate]
 Heap = list[Entry]
+Values = tuple[Any, ...]  # of a view's columns
 
 
 class _View:
@@ -50,18 +51,18 @@ class _View:
     def __init__(self, names: tuple[str, ...], defaults: Mapping[str, Any]) -> None:
         self.names = names
         self._defaults = [(name, defaults[name]) for name in names]
-        self.heaps: dict[tuple[Any, ...], Heap] = {}
+        self.heaps: dict[Values, Heap] = {}
         self.size = 0  # of all heaps
 
     def push(self, candidate: Candidate, count: int) -> None:
         heappush(self.heaps.setdefault(self.key(candidate), []), (candidate.order, count, candidate))
         self.size += 1
 
-    def key(self, candidate: Candidate) -> tuple[Any, ...]:
+    def key(self, candidate: Candidate) -> Values:
         values = candidate.values
         return tuple([values.get(name, default) for name, default in self._defaults])
 
-    def matching(self, demands: Sequence[Demand]) -> Iterator[tuple[tuple[Any, ...], Heap]]:
+    def matching(self, demands: Sequence[Demand]) -> Iterator[tuple[Values, Heap]]:
         """The heaps of those that meet the demands, which are in the order of this view's names."""
         wanted = combinations(demands, len(self.heaps))
         if wanted is not None:
@@ -94,7 +95,7 @@ class Ready:
         new, recent = self.came - came, self._recent
         return list(islice(recent, len(recent) - new, None)) if 0 <= new <= len(recent) else None
 
-    def values(self, candidate: Candidate, names: Sequence[str]) -> tuple[Any, ...]:
+    def values(self, candidate: Candidate, names: Sequence[str]) -> Values:
         """What a candidate has in these columns."""
         return tuple([candidate.values.get(name, self._defaults.get(name)) for name in names])
 
@@ -160,36 +161,32 @@ class Ready:
         """
         demands = sorted(demands, key=lambda demand: demand.name)
         view = self._view(tuple([demand.name for demand in demands]))
-        heaps = list(view.matching(demands))
+        tops = [(heap[0], key, heap) for key, heap in view.matching(demands) if self._has_usable(view, key, heap, kept)]
+        heapify(tops)
         seen: list[Entry] = []
         taken = 0
         try:
-            while taken < most:
-                heap = self._first(view, heaps, kept)
-                if heap is None:
-                    break
+            while tops and taken < most:
+                _, key, heap = tops[0]
                 seen.append(heappop(heap))
                 taken += take(seen[-1][2])
+                if self._has_usable(view, key, heap, kept):
+                    heapreplace(tops, (heap[0], key, heap))
+                else:
+                    heappop(tops)
         finally:  # a model may raise anything, or take too long
             for entry in seen:
                 heappush(view.heaps.setdefault(view.key(entry[2]), []), entry)
         return taken
 
-    def _first(
-        self, view: _View, heaps: list[tuple[tuple[Any, ...], Heap]], kept: Callable[[str], bool]
-    ) -> Heap | None:
-        """The heap with the best one on top."""
-        first: Heap | None = None
-        for key, heap in heaps:
-            while heap and not self._usable(heap[0][2], kept):
-                heappop(heap)
-                view.size -= 1
-            if not heap:
-                if view.heaps.get(key) is heap:
-                    del view.heaps[key]
-            elif first is None or heap[0] < first[0]:
-                first = heap
-        return first
+    def _has_usable(self, view: _View, key: Values, heap: Heap, kept: Callable[[str], bool]) -> bool:
+        """Whether there is one in this heap of a view; then it is on top."""
+        while heap and not self._usable(heap[0][2], kept):
+            heappop(heap)
+            view.size -= 1
+        if not heap and view.heaps.get(key) is heap:
+            del view.heaps[key]
+        return bool(heap)
 
     def _usable(self, candidate: Candidate, kept: Callable[[str], bool]) -> bool:
         if not (candidate.ready and candidate.live) or candidate.aside:

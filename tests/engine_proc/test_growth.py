@@ -104,3 +104,12 @@ def test_a_cost_within_a_spent_budget_costs_the_same_however_many_tasks_that_kee
     assert costs(4.0) < 1.5 * few
     engine.turn(Update(Project.ref("p"), {"budget_limit": 5.0}))
     assert len(engine.turn(Claim(Task, count=1_000))[0]) == 1_000, "they are there again"
+
+
+def test_a_claim_of_many_looks_once_at_the_values_that_it_asks_for(engine):
+    projects = [f"p{number}" for number in range(400)]
+    engine.all([Create(Task(title="t", project=project)) for project in [*projects, *projects]])
+    engine.turn(Claim(Task), Claim(Task, {"project": "p1"}))
+    alone = engine.calls(Claim(Task, count=200))
+    one = engine.calls(Claim(Task, {"project": projects}))
+    assert engine.calls(Claim(Task, {"project": projects}, count=200)) < one + 1.5 * alone
