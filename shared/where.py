@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import enum
 import operator
+from bisect import bisect_left, bisect_right
 from collections.abc import Iterable, Mapping, Sequence
 from itertools import product
 from math import prod
@@ -20,7 +21,9 @@ import msgspec
 
 from solewriter.shared.errors import BadRequest, InvalidMutation, shown
 from solewriter.shared.registry import Kind
+from solewriter.shared.rules import is_plain
 from solewriter.shared.schema import encode, plain, without_bytes
+from solewriter.shared.validation import field_adapter
 
 Where = Mapping[str, Any]
 PlainWhere = dict[str, Any]
@@ -105,15 +108,34 @@ class Demand:
         """Of a stored value. Values of different types are never equal: 1 is not True."""
         if self.among is not None:
             return encode(value) in self._wanted or (value != value and _NONE in self._wanted)  # NaN counts as None
-        typed = _typed(self._kind, self.name, value)
-        if typed is None:
+        rank = self.rank(value)
+        if rank is None:
             return False
         try:
-            rank = rank_of(typed)
             return all(compare(rank, bound) for compare, bound in self._bounds)
         except TypeError:  # of a union's members, of times with and without a zone
-            problem = f"holds {typed!r:.100}, which is neither more nor less than what is asked for"
+            problem = f"holds {value!r:.100}, which is neither more nor less than what is asked for"
             raise InvalidMutation(f"{self._kind.name}.{self.name} {problem}", fields={self.name: problem}) from None
+
+    def rank(self, value: Any) -> Any:
+        """What says whether a stored value is more than another; None: it is neither."""
+        typed = _typed(self._kind, self.name, value)
+        return None if typed is None else rank_of(typed)
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether no code of a user's runs to tell the rank of a value."""
+        return is_plain(field_adapter(self._kind.model, self.name).core_schema)
+
+    def among_ranks(self, ranks: Sequence[Any]) -> bool:
+        """Whether one of these, which are in their order, lies within what is asked for. Raises TypeError."""
+        first, behind = 0, len(ranks)
+        for compare, bound in self._bounds:
+            if compare in (operator.ge, operator.gt):
+                first = max(first, (bisect_left if compare is operator.ge else bisect_right)(ranks, bound))
+            else:
+                behind = min(behind, (bisect_right if compare is operator.le else bisect_left)(ranks, bound))
+        return first < behind
 
     def _meant(self, value: Any) -> bytes:
         """What the field makes of a default, which is stored as the class has it written: 0 where it holds floats."""

@@ -15,6 +15,7 @@ from typing import Any
 
 from solewriter.engine_proc.coordination.making import PIECE
 from solewriter.shared.config import RECENT_MAX, STALE_MAX, VIEWS_MAX
+from solewriter.shared.errors import InvalidMutation
 from solewriter.shared.where import Demand, combinations
 
 
@@ -75,6 +76,25 @@ class _View:
                 yield key, heap
 
 
+class Among:
+    """Some candidates, of whom many ask whether one is in their range: what these have in a column is sorted once."""
+
+    def __init__(self, ready: Ready, candidates: Sequence[Candidate]) -> None:
+        self._ready = ready
+        self._candidates = candidates
+        self._ranks: dict[str, list[Any] | None] = {}
+
+    def may_meet(self, demand: Demand) -> bool:
+        """Whether one of them may be in the range that is asked for."""
+        if demand.name not in self._ranks:
+            self._ranks[demand.name] = self._ready.ranks(self._candidates, demand)
+        ranks = self._ranks[demand.name]
+        try:
+            return ranks is None or demand.among_ranks(ranks)
+        except TypeError:  # a claim says so when it is decided
+            return True
+
+
 class Ready:
     """What is ready of one kind, whose columns have these defaults."""
 
@@ -86,6 +106,7 @@ class Ready:
         self._aside: dict[str, dict[str, Candidate]] = {}  # by project and key, those that are ready
         self.came = next(_boards) << 40  # grows when something becomes ready: then whoever waits looks again
         self._recent: deque[Candidate] = deque(maxlen=RECENT_MAX)
+        self._plain: dict[str, bool] = {}  # columns whose order is told without a user's code
 
     def __len__(self) -> int:
         return len(self._ready)
@@ -98,6 +119,21 @@ class Ready:
     def values(self, candidate: Candidate, names: Sequence[str]) -> Values:
         """What a candidate has in these columns."""
         return tuple([candidate.values.get(name, self._defaults.get(name)) for name in names])
+
+    def ranks(self, candidates: Sequence[Candidate], demand: Demand) -> list[Any] | None:
+        """Those of what candidates have in a column, in their order; None where that is not known without a user's
+        code, or at all.
+        """
+        name = demand.name
+        if name not in self._plain:
+            self._plain[name] = demand.is_plain
+        if not self._plain[name]:
+            return None
+        try:
+            ranks = [demand.rank(value) for (value,) in {self.values(one, (name,)) for one in candidates}]
+            return sorted([rank for rank in ranks if rank is not None])
+        except (InvalidMutation, TypeError):  # of an earlier class, or times with and without a zone
+            return None
 
     def add(self, candidate: Candidate) -> None:
         candidate.ready = True

@@ -1,5 +1,6 @@
 """Claims that wait until something is ready: first come, first served among those that ask for the same. Of many that
-ask for different things only those are looked at for which something came.
+ask for different things only those are looked at for which something came: by the values that they ask for, and where
+they ask for an order, by that of what came.
 
 Who waits is journaled with the session, so that a claim that is sent again after a restart is decided, and none that
 was answered is. That it waits here, in memory, is not: whoever has no lane any more does not wait.
@@ -13,12 +14,13 @@ from heapq import heapify, heappop, heappush
 from itertools import count
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from solewriter.engine_proc.coordination.ready import Among
 from solewriter.shared.config import LINE_VALUES_MAX, STALE_MAX
 from solewriter.shared.where import combinations
 from solewriter.shared.wireform import PlainRequest
 
 if TYPE_CHECKING:
-    from solewriter.engine_proc.coordination.ready import Ready
+    from solewriter.engine_proc.coordination.ready import Candidate, Ready
     from solewriter.engine_proc.sessions import Session
     from solewriter.shared.where import Demand
 
@@ -54,6 +56,7 @@ class Line:
 
     def __init__(self, wish: Wish, number: int) -> None:
         self.wish = wish
+        self.ranges: list[Demand] = []  # those of its demands that ask for an order
         self.number = number
         self.waiting: OrderedDict[Asked, Parked] = OrderedDict()
         self.looked = -1  # when so much had become ready, there was nothing for any of them
@@ -63,6 +66,7 @@ class Line:
 
     def note(self, wish: Wish, came: int) -> None:
         """There was nothing for this one when so much had become ready."""
+        self.ranges = [demand for demand in wish.demands if demand.among is None]  # of the class as it is by now
         if not wish.denied:
             self.looked = came
             return
@@ -75,6 +79,10 @@ class Line:
 
     def is_denied(self, parked: Parked, came: int) -> bool:
         return (self._paused or came == self._denied_at) and parked.wish.assignee in self._denied
+
+    def may_have(self, among: Among) -> bool:
+        """Whether one of these, which have the values that it asks for, may be in all its ranges."""
+        return all(map(among.may_meet, self.ranges))
 
     def pause(self, came: int) -> None:
         """The others have their look in another turn. Until then whoever had one has no other, whatever comes: where
@@ -89,8 +97,10 @@ class Line:
         return not again
 
     def places(self) -> tuple[Names, list[Values]]:
-        """The columns that they ask for, and all values of which they ask for one; none where those are not listed."""
-        demands = sorted(self.wish.demands, key=lambda demand: demand.name)
+        """The columns that they ask for by value, and all values of which they ask for one; none where those are too
+        many.
+        """
+        demands = sorted([one for one in self.wish.demands if one.among is not None], key=lambda demand: demand.name)
         return tuple([demand.name for demand in demands]), combinations(demands, LINE_VALUES_MAX) or []
 
 
@@ -147,9 +157,13 @@ class Queue:
             self.due.update(self.lines)
             return
         found = dict(self._others)
-        for candidate in news:
-            for names, by_values in self._by_values.items():
-                found.update(by_values.get(ready.values(candidate, names), {}))
+        for names, by_values in self._by_values.items():
+            came: dict[Values, list[Candidate]] = {}
+            for candidate in news:
+                came.setdefault(ready.values(candidate, names), []).append(candidate)
+            for values in came.keys() & by_values.keys():
+                among = Among(ready, came[values])
+                found.update({said: line for said, line in by_values[values].items() if line.may_have(among)})
         self.due.update(sorted(found.items(), key=lambda one: one[1].number))
 
 

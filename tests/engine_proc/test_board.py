@@ -7,22 +7,24 @@ import gc
 from collections.abc import Iterator
 from contextlib import nullcontext
 from itertools import islice
-from typing import Any
+from typing import Annotated, Any
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from pydantic import AfterValidator
 
 from solewriter import Range, Task, TaskPriority, TaskStatus
 from solewriter.engine_proc.coordination.board import Board
 from solewriter.engine_proc.coordination.leases import Leases, ended, renewed
 from solewriter.engine_proc.coordination.making import Making
 from solewriter.engine_proc.coordination.tally import Tally
+from solewriter.engine_proc.coordination.waiting import Line, Queue, Wish
 from solewriter.shared.columns import from_us
 from solewriter.shared.config import STALE_MAX
 from solewriter.shared.entry import Lease
 from solewriter.shared.readiness import CLAIMABLE, attempts_left, is_met, state_of
-from solewriter.shared.registry import Registry
+from solewriter.shared.registry import Kind, Registry
 from solewriter.shared.where import Demand, demands, plain_where, single
 
 KIND = Registry().of(Task)
@@ -353,3 +355,67 @@ def test_what_looks_for_garbage_does_so_behind_a_slice_as_it_did_before(collects
         assert gc.isenabled() is collects
     finally:
         (gc.enable if before else gc.disable)()
+
+
+ASKED = st.fixed_dictionaries(
+    {},
+    optional={
+        "project": st.sampled_from(["p", ["p", "q"], Range(ge="p"), Range(gt="p"), Range(lt="q", ge="")]),
+        "priority": st.sampled_from(["high", Range(ge="medium"), Range(le="high", gt="critical"), Range()]),
+        "created_at": st.sampled_from(
+            [*(Range(ge=from_us(n), lt=from_us(n + 2)) for n in range(6)), Range(le=from_us(3))]
+        ),
+        "parent_task_id": st.sampled_from([None, Range(ge="")]),
+    },
+)
+
+
+def line_for(where: dict[str, Any], number: int, kind: Kind = KIND) -> Line:
+    asked = demands(kind, plain_where(kind, where))
+    line = Line(wish := Wish(0, repr((number, where)).encode(), asked, 0), number)
+    line.note(wish, -1)
+    return line
+
+
+@settings(max_examples=200)
+@given(st.lists(ASKED, max_size=8), st.lists(FIELDS, min_size=1, max_size=4))
+def test_those_are_looked_at_who_may_have_what_became_ready(asked, tasks):
+    board = Board(KIND, KIND.schema.defaults, dict[str, Any]().get)
+    queue, lines = Queue(board.ready.came), [line_for(where, number) for number, where in enumerate(asked)]
+    for line in lines:
+        queue.add(line)
+    for number, fields in enumerate(tasks):
+        board.note(
+            KEYS[number], number, stored({**fields, "status": "created", "dependencies": [], "not_before": None})
+        )
+    queue.look(board.ready)
+
+    def may_have(line: Line) -> bool:
+        """Of one task, whether it has it; of several, at least whether one of them has it."""
+        return any(all(demand.holds(single(task[demand.name]) if demand.name in task else None)
+                       for demand in line.wish.demands) for task in tasks)  # fmt: skip
+
+    assert [line.number for line in queue.due.values()] == sorted(line.number for line in queue.due.values())
+    due, wanted_by = {line.number for line in queue.due.values()}, {line.number for line in lines if may_have(line)}
+    assert due >= wanted_by
+    if len(tasks) == 1:
+        assert due == wanted_by
+
+
+class Odd(Task, columns=("shade", "at")):
+    shade: Annotated[int, AfterValidator(lambda value: 1 // (value - 7) and value)] = 1
+    at: datetime.datetime | None = None
+
+
+@pytest.mark.parametrize(
+    ("where", "fields"),
+    [({"shade": Range(ge=100)}, {"shade": 7}), ({"at": Range(ge=from_us(1))}, {"at": datetime.datetime(2030, 1, 1)})],
+)
+def test_who_asks_for_an_order_that_only_a_claim_can_tell_looks_at_whatever_becomes_ready(where, fields):
+    kind = Registry().of(Odd)
+    board = Board(kind, kind.schema.defaults, dict[str, Any]().get)
+    queue = Queue(board.ready.came)
+    queue.add(line := line_for(where, 0, kind))
+    board.note("a", 0, fields)
+    queue.look(board.ready)
+    assert [*queue.due.values()] == [line]

@@ -6,6 +6,7 @@ Counted in calls, of Python and of C, in an engine inside this process: time wou
 from __future__ import annotations
 
 import sys
+import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -16,6 +17,7 @@ from solewriter.shared import wire, wireform
 from solewriter.shared.config import FRAME_REQUESTS_MAX
 from solewriter.shared.models import Project, Task
 from solewriter.shared.mutations import Claim, Create, Guard, Update
+from solewriter.shared.where import Range
 from solewriter.shared.wire import Status
 
 
@@ -26,13 +28,14 @@ class Engine:
         self._steps = steps
 
     def turn(self, *requests: Any, shown: Sequence[Any] = ()) -> list[Any]:
-        """The results of these requests, each of which is applied; `shown`: claims that each of them shows."""
+        """The results of these requests, each of which is applied or waits; `shown`: claims that each of them shows."""
         limits, registry = self._steps.limits, self._steps._registry
         plain = [wireform.plain_or_refused(one, registry, limits) for one in requests]
         for request in plain:
             request[1].extend(shown)
         replies = wire.unpack_replies(bytearray(self._steps.turn(wire.pack_frame(plain, limits)[4:])))
-        assert [reply.status for reply in replies] == [Status.APPLIED] * len(requests)
+        assert {reply.status for reply in replies} <= {Status.APPLIED}
+        assert len(replies) == len(requests) or self._steps.writer.tending.lines
         return [reply.detail for reply in replies]
 
     def all(self, requests: Sequence[Any]) -> None:
@@ -113,3 +116,16 @@ def test_a_claim_of_many_looks_once_at_the_values_that_it_asks_for(engine):
     alone = engine.calls(Claim(Task, count=200))
     one = engine.calls(Claim(Task, {"project": projects}))
     assert engine.calls(Claim(Task, {"project": projects}, count=200)) < one + 1.5 * alone
+
+
+def test_what_becomes_ready_has_nobody_decided_anew_who_waits_for_another_range(engine):
+    def asks(number: int) -> Claim:
+        until_us = time.monotonic_ns() // 1000 + 10**9
+        return Claim(Task, {"project": Range(ge=f"p{number:03}", lt=f"p{number + 1:03}")}, until_us=until_us)
+
+    engine.turn(Create(Task(title="t", project="n")), Claim(Task, {"project": Range(ge="p")}))
+    alone = engine.calls(Create(Task(title="t", project="n")))
+    engine.turn(*(asks(number) for number in range(200)))
+    assert engine.calls(Create(Task(title="t", project="n"))) < alone + 200 * 15
+    (_, found) = engine.turn(Create(Task(id="wanted", title="t", project="p123")))
+    assert [key for _, _, _, key in found] == ["wanted"]
