@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 
 LOADS_IN_ORDER = platform.machine() in ("x86_64", "AMD64")
 _NOWHERE = (0, -1)
+_NEAR = range(32)  # records of one entity that are looked at each time
 _NONE: frozenset[int] = frozenset()
 _REVISION = (PREFIX_BYTES + record.REVISION_OFFSET) // 8  # words from a record's prefix; all records are aligned
 _PREVIOUS = 1
@@ -56,6 +57,7 @@ class Pin:
 
     __slots__ = (
         "_changed",
+        "_far",
         "_live",
         "_own",
         "_tables",
@@ -78,6 +80,7 @@ class Pin:
         self._live = view.root.words
         self._tail = root.tail  # of the records that are mapped
         self._own: tuple[dict[tuple[int, int], int], dict[tuple[int, bytes], int]] | None = None
+        self._far: dict[int, int] = {}  # see `_visible_far`
         self._changed: dict[int, set[int]] = {}
         self._walked_to = root.tail
 
@@ -202,15 +205,38 @@ class Pin:
     def _visible(self, address: int) -> int:
         """The newest record of this revision, from a newer one back; 0 if there was none yet."""
         revision, live = self.root.revision, self._live
-        while address:
+        for _ in _NEAR:
+            if not address:
+                return 0
             words, place = self.segment(address >> 32).words, (address & OFFSET_MASK) >> 3
             found, before = words[place + _REVISION], words[place + _PREVIOUS]
             if address >> 32 < live[READABLE]:  # after the look: bytes that were taken away read as revision 0
                 raise _expired()
             if found <= revision:
-                break
+                return address
             address = before
-        return address
+        return self._visible_far(address)
+
+    def _visible_far(self, begun: int) -> int:
+        """The same of what was changed often since. Where such a look ended is remembered: the next one, from a newer
+        record, comes by where it began.
+        """
+        revision, live, known = self.root.revision, self._live, self._far
+        address, steps, visible = begun, 0, None
+        while address and (visible := known.get(address)) is None:
+            words, place = self.segment(address >> 32).words, (address & OFFSET_MASK) >> 3
+            found, before = words[place + _REVISION], words[place + _PREVIOUS]
+            if address >> 32 < live[READABLE]:
+                raise _expired()
+            if found <= revision:
+                break
+            address, steps = before, steps + 1
+        if visible is None:
+            visible = address
+        if steps >= len(_NEAR):  # else there is a near one
+            known.pop(address, None)
+            known[begun] = visible
+        return visible
 
     def previous(self, address: int) -> int:
         """Address of the same entity's record before this one; 0 if it was the first."""

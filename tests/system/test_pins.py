@@ -10,9 +10,10 @@ from typing import Any
 
 import pytest
 
-from solewriter import Limits, Reader, connect, open_reader
+from solewriter import Alter, Increment, Limits, Reader, Task, connect, open_reader
 from solewriter.shared.config import KIB
 from solewriter.shared.errors import JournalCorrupt
+from solewriter.shared.memory.pin import Pin
 from solewriter.shared.memory.segment import punch
 
 SMALL = Limits(heap_segment_bytes_first=64 * KIB, heap_segment_bytes_max=128 * KIB, heartbeat_s=0.05)
@@ -51,6 +52,33 @@ def test_pins_that_were_idle_through_three_turnovers_say_everything(state, work,
         for _, snap, expected in pins:
             for way in ways:
                 way(snap, expected)
+
+
+def test_what_changes_very_often_is_looked_for_in_a_held_snapshot_once(state, start_engine, monkeypatch):
+    """Counted in records looked at."""
+    looked, segment = 0, Pin.segment
+
+    def counted(pin: Pin, number: int) -> Any:
+        nonlocal looked
+        looked += 1
+        return segment(pin, number)
+
+    monkeypatch.setattr(Pin, "segment", counted)
+    start_engine(state, durability="memory")
+    with connect(state) as client, open_reader(state) as reader, reader.snapshot() as before:
+        task = client.create(Task(id="often", title="t"))
+        with reader.snapshot() as snap:
+            for times in (2_000, 100, 20, 1, 0):
+                for reply in client.submit_many(Alter(task, {"cost": Increment(1)}) for _ in range(times)):
+                    reply.check()
+                looked = 0
+                assert snap[Task, "often"] == task
+                assert [*snap.entities(Task)] == [task]
+                assert times <= looked < times + 200
+            assert len(snap.pin._far) == 1, "nothing of it adds up"
+        for _ in range(2):
+            assert before.get(Task, "often") is None
+        assert reader.get(Task, "often").cost == 2_121
 
 
 # --- the check can fail -----------------------------------------------------------------------------------------------
