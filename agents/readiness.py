@@ -22,6 +22,7 @@ from solewriter.shared.where import Where, single
 T = TypeVar("T", bound=Task)
 
 _OF_TASKS = frozenset({"attempts", "claim", "cost", "project"})
+PAGE = 32  # tasks that are looked at first; then twice as many, and so on
 WORK_PATIENCE_S = 1.0  # of `work` in one claim, before it looks whether anything is left: an idle agent asks so often
 
 
@@ -212,9 +213,14 @@ def is_anything_left(snap: Snapshot, kind: type[Task], where: Where) -> bool:
 
 
 def _readable(snap: Snapshot, kind: type[T], where: Where) -> Iterator[T]:
-    """Those that match, but for what their class cannot read, which no claim takes."""
+    """Those that match, but for what their class cannot read, which no claim takes. Those that rest behind an attempt
+    come first, and few at first: one is enough for most who ask, again and again.
+    """
+    size, last = PAGE, None
     try:
-        yield from snap.scan(kind, where=where)
+        while page := snap.scan(kind, where=where, order_by="-status", limit=size, after=last):
+            yield from page
+            size, last = 2 * size, page[-1].id
         return
     except SchemaMismatch:
         pass

@@ -65,8 +65,9 @@ from solewriter import (
 )
 from solewriter.agents import answers, asker, exchange, requesting, verbs
 from solewriter.agents import session as sessions
+from solewriter.agents.decoding import Decoder
 from solewriter.agents.pending import Pending
-from solewriter.agents.readiness import Obstacle
+from solewriter.agents.readiness import Obstacle, is_anything_left
 from solewriter.agents.verbs import claiming
 from solewriter.shared import wire
 from solewriter.shared.config import ASKED_MAX, DEFAULT_LIMITS, KIB
@@ -1593,6 +1594,33 @@ def test_work_goes_on_until_nothing_is_left(client, engine, limits):
         counts = snap.count_by(Task, "status", where={"project": "p"})
         assert counts == {TaskStatus.CREATED: 1, TaskStatus.COMPLETED: 60}
         assert all(one.attempts == 1 for one in snap.scan(Task, where={"status": "completed"}))
+
+
+def test_an_idle_agent_looks_at_few_of_the_tasks_that_rest(client, monkeypatch):
+    """Counted in tasks that are decoded or taken from what is kept: each idle agent does this once a second."""
+    looked, decoded = 0, Decoder.decoded
+
+    def counted(decoder: Decoder, *what: Any) -> Any:
+        nonlocal looked
+        looked += 1
+        return decoded(decoder, *what)
+
+    monkeypatch.setattr(Decoder, "decoded", counted)
+    make(client, task("ended"), task("rests", project="p", max_retries=3))
+    client.cancel(Task.ref("ended"))
+    client.fail(client.claim(Task), not_before=SOME_DAY)
+    make(client, *(task(f"blocked {n}", project="p", dependencies=("ended",)) for n in range(300)))
+    make(client, *(task(f"rests {n}", project="q", not_before=SOME_DAY) for n in range(300)))
+    for project in "pq":
+        with client.reader.snapshot() as snap:
+            looked = 0
+            assert is_anything_left(snap, Task, {"project": project})
+            assert looked < 100
+    client.cancel(Task.ref("rests"))
+    with client.reader.snapshot() as snap:
+        looked = 0
+        assert not is_anything_left(snap, Task, {"project": "p"})
+        assert 300 <= looked < 700, "each of them, and what they depend on"
 
 
 def test_a_claim_that_waits_takes_no_room_from_what_its_client_does_meanwhile(engine, client, limits, wait_until):
