@@ -51,8 +51,8 @@ class Graph:
         waiting = [key]
         while waiting:
             parent = waiting.pop()
-            children = (self.children.get(parent, NOBODY) - changed.keys()) | coming.get(parent, NOBODY)
-            for child in sorted(children - found.keys()):
+            held = (one for one in self.children.get(parent, NOBODY) if one not in changed)
+            for child in sorted([one for one in (*held, *coming.get(parent, NOBODY)) if one not in found]):
                 found[child] = None
                 waiting.append(child)
         return [*found][1:]

@@ -129,7 +129,9 @@ def cancel_tree(draft: Draft, root: Step, reason: str) -> None:
     changed = {
         one.key: one.field("parent_task_id") if one.exists else None
         for one in draft.steps.values()
-        if one.state is root.state and one.op
+        if one.op
+        and (not one.exists or "parent_task_id" in one.touched or one.kind.recasts)
+        and one.state is root.state
     }
     for key in _board(draft, root).graph.below(root.key, changed):
         step = draft.seen(root.kind.name, key)

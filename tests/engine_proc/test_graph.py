@@ -76,6 +76,27 @@ def test_edges_are_the_same_from_both_ends(
     assert foreseen == {root: graph.below(root, {}) for root in "abcdefgh"}
 
 
+class Key(str):
+    """Counts how often it is looked up, or put somewhere."""
+
+    count = 0
+
+    def __hash__(self) -> int:
+        Key.count += 1
+        return str.__hash__(self)
+
+
+def test_each_descendant_is_found_at_the_same_cost_however_many_there_are() -> None:
+    graph = Graph()
+    keys = [Key(number) for number in range(2_000)]
+    for number, key in enumerate(keys[1:], 1):
+        graph.put(key, (), keys[number // 1_000])
+    changed = {Key("elsewhere"): "root", keys[7]: None}
+    Key.count = 0
+    assert len(graph.below(keys[0], changed)) == 1_998
+    assert Key.count < 20 * len(keys)
+
+
 class Looked:
     """Counts the edges of a graph that are looked at: time would prove nothing."""
 

@@ -16,7 +16,7 @@ from solewriter.bench.steps import Steps, steps
 from solewriter.shared import wire, wireform
 from solewriter.shared.config import FRAME_REQUESTS_MAX
 from solewriter.shared.models import Project, Task
-from solewriter.shared.mutations import Claim, Create, Guard, Update
+from solewriter.shared.mutations import Cancel, Claim, Create, Guard, Update
 from solewriter.shared.where import Range
 from solewriter.shared.wire import Status
 
@@ -78,6 +78,17 @@ def test_a_request_of_many_tasks_that_depend_on_others_costs_each_the_same(engin
 
     small, large = engine.calls(graph("small", 100)), engine.calls(graph("large", 800))
     assert large < 12 * small
+
+
+def test_trees_that_are_cancelled_together_cost_each_the_same(engine):
+    def cancelled(name: str, trees: int) -> int:
+        roots = [f"{name} {number}" for number in range(trees)]
+        engine.all([Create(Task(id=root, title="t")) for root in roots])
+        engine.all([Create(Task(title="t", parent_task_id=root)) for root in roots])
+        return engine.calls([Cancel(Task.ref(root), tree=True) for root in roots])
+
+    small, large = cancelled("small", 25), cancelled("large", 400)
+    assert large < 20 * small
 
 
 def test_the_next_task_of_a_long_chain_costs_what_the_first_one_does(engine):
