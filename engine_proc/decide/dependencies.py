@@ -6,6 +6,7 @@ from solewriter.engine_proc.coordination.board import Board
 from solewriter.engine_proc.coordination.graph import Foreseen
 from solewriter.engine_proc.decide.draft import Draft, Step
 from solewriter.engine_proc.kinds import KindState
+from solewriter.engine_proc.turn import Key
 from solewriter.shared.errors import InvalidMutation, RequestTooLarge
 from solewriter.shared.models import DependencyPolicy
 from solewriter.shared.mutations import Op
@@ -87,12 +88,19 @@ def cascade(draft: Draft) -> None:
             on = draft.seen(step.kind.name, key)
             if on.exists and state_of(on.field) == Dependency.ENDED and _goes_with_it(step, on):
                 _go_with(step, on)
+    coming: dict[Key, list[Step]] = {}  # these, by what they depend on
+    for step in new:
+        for key in step.field("dependencies"):
+            coming.setdefault((step.kind.name, key), []).append(step)
+    looked: dict[Key, Step] = {}  # what depends on many of those that end is looked at once
     ended = [step for step in written if _has_ended(step)]
     while ended:
         over = ended.pop()
-        known = _board(draft, over).dependants(over.key)
-        for step in [*(draft.seen(over.kind.name, key) for key in known), *new]:
-            if step.state is over.state and _goes_with_it(step, over):
+        name = over.kind.name
+        places = [(name, key) for key in _board(draft, over).dependants(over.key)]
+        looked.update((place, draft.seen(*place)) for place in places if place not in looked)
+        for step in [*map(looked.__getitem__, places), *coming.get((name, over.key), ())]:
+            if _goes_with_it(step, over):
                 draft.take(step)
                 _go_with(step, over)
                 check_size(draft)

@@ -91,6 +91,19 @@ def test_trees_that_are_cancelled_together_cost_each_the_same(engine):
     assert large < 20 * small
 
 
+def test_what_is_cancelled_with_others_costs_each_the_same_whatever_depends_on_many_of_them(engine):
+    def cancelled(name: str, size: int) -> int:
+        with_it = {"title": "t", "dependencies": (name,), "on_dependency_failure": "cancel"}
+        parts = [Task(id=f"{name} {number}", **with_it) for number in range(size)]
+        engine.all([Create(Task(id=name, title="t")), *map(Create, parts)])
+        engine.turn(Create(Task(title="join", dependencies=tuple(part.id for part in parts))))
+        others = [Create(Task(title="t", dependencies=(parts[0].id,))) for _ in range(size)]
+        return engine.calls([Cancel(Task.ref(name)), *others])
+
+    small, large = cancelled("small", 30), cancelled("large", 600)
+    assert large < 30 * small
+
+
 def test_the_next_task_of_a_long_chain_costs_what_the_first_one_does(engine):
     chain = [Create(Task(id=f"{number}", title="t", dependencies=(f"{number - 1}",))) for number in range(1, 2_000)]
     engine.turn(Create(Task(id="0", title="t")))
