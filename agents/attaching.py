@@ -15,10 +15,11 @@ from typing import TYPE_CHECKING
 from solewriter.agents.looking import Looking, closed_reader
 from solewriter.shared.config import ATTACH_RETRY_S, Limits
 from solewriter.shared.errors import EngineUnavailable, LayoutMismatch, check_descriptors
-from solewriter.shared.folder import Process, runs, unclosed
+from solewriter.shared.folder import unclosed
 from solewriter.shared.memory.pin import Pin
 from solewriter.shared.memory.root import STOPPED, SUPERSEDED, RootReader
 from solewriter.shared.memory.view import View
+from solewriter.shared.processes import Process, runs
 from solewriter.shared.registry import Registry
 
 if TYPE_CHECKING:

@@ -18,10 +18,11 @@ import msgspec
 from solewriter.shared import entry as entries
 from solewriter.shared.config import DEFAULT_LIMITS, STALE_BEATS
 from solewriter.shared.errors import UNDECODABLE, EngineUnavailable, JournalCorrupt, LayoutMismatch
-from solewriter.shared.folder import SOCKET, StateFolder, Whereabouts, process_state, runs, whereabouts_in
+from solewriter.shared.folder import SOCKET, StateFolder, Whereabouts, whereabouts_in
 from solewriter.shared.memory.root import ROOT_BYTES, STOPPED, Root, RootReader
 from solewriter.shared.memory.segment import segment_path
 from solewriter.shared.memory.view import View
+from solewriter.shared.processes import process_state, runs
 from solewriter.shared.request_ids import default_id
 
 Condition = Literal["alive", "stale", "gone", "starting", "stopped", "absent"]

@@ -31,9 +31,9 @@ from solewriter.shared.config import (
     Limits,
 )
 from solewriter.shared.errors import BadRequest, Refused
-from solewriter.shared.folder import peer_of
 from solewriter.shared.handshake import Welcome
 from solewriter.shared.lane import LENGTH_BYTES
+from solewriter.shared.processes import peer_of
 from solewriter.shared.wire import Status
 
 

@@ -12,7 +12,7 @@ from solewriter.engine_proc.tending import Tending
 from solewriter.engine_proc.turn import Turn
 from solewriter.shared import failpoint
 from solewriter.shared.entry import SessionChange
-from solewriter.shared.folder import start_time_of
+from solewriter.shared.processes import start_time_of
 from solewriter.shared.request_ids import session_number
 
 

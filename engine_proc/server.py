@@ -40,7 +40,8 @@ from solewriter.shared.chain import journal_files, state_id_of
 from solewriter.shared.config import BACKLOG, FIRST_LOOK_S, MEMORY_VERSION
 from solewriter.shared.entry import Life, Private
 from solewriter.shared.errors import EngineUnavailable, Locked, MemoryFull, SolewriterError
-from solewriter.shared.folder import Whereabouts, start_time_of, sync_folder
+from solewriter.shared.folder import Whereabouts, sync_folder
+from solewriter.shared.processes import start_time_of
 from solewriter.shared.registry import Kind, Registry
 
 EXIT_FAILED, EXIT_LOCKED, EXIT_REFUSED, EXIT_IO, EXIT_NOT_OWNER, EXIT_NO_ROOM = 1, 3, 4, 5, 6, 7

@@ -24,8 +24,8 @@ from solewriter.engine_proc.turn import Turn
 from solewriter.shared import failpoint
 from solewriter.shared.config import TIMER_RETRY_S, Limits
 from solewriter.shared.entry import Lease, Outcome
-from solewriter.shared.folder import pidfd_of
 from solewriter.shared.mutations import Op
+from solewriter.shared.processes import pidfd_of
 from solewriter.shared.wire import Status
 from solewriter.shared.wireform import PlainRequest
 

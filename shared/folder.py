@@ -16,9 +16,7 @@ import errno
 import fnmatch
 import os
 import re
-import select
 import socket
-import struct
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -26,9 +24,9 @@ from pathlib import Path
 import msgspec
 
 from solewriter.shared.errors import UNDECODABLE, EngineUnavailable
+from solewriter.shared.processes import peer_of, runs
 
 SOCKET = "engine.sock"
-PEER = struct.Struct("iII")  # SO_PEERCRED: pid, uid, gid
 PREFIX = re.compile("solewriter-[0-9a-z]{1,64}")  # of segments: what else a file names is none of ours, and is let be
 
 
@@ -188,12 +186,6 @@ def whereabouts_in(path: Path) -> Whereabouts:
     return found
 
 
-def peer_of(connection: socket.socket) -> tuple[int, int, int]:
-    """Pid, uid and gid of the process at the other end, as the kernel knows them."""
-    pid, uid, gid = PEER.unpack(connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, PEER.size))
-    return pid, uid, gid
-
-
 def sync_folder(folder: Path) -> None:
     """Make a change of names durable."""
     fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
@@ -273,86 +265,3 @@ def not_sent(what: str, way: str, folder: StateFolder) -> TypeError:
 def legible(text: str) -> str:
     """As it is, but for parts of names that are no UTF-8, which nothing encodes: those are escaped."""
     return text.encode(errors="backslashreplace").decode()
-
-
-def process_state(place: Path) -> str:
-    """The kernel's letter for the state of a process or thread, by its folder in /proc; "" when it is gone."""
-    try:
-        return _stat_in(place)[0].decode()
-    except OSError:
-        return ""
-
-
-def start_time_of(pid: int) -> int:
-    """Clock ticks after boot at which a process started; 0 if there is none. A pid alone may be another process
-    tomorrow.
-    """
-    try:
-        return int(_stat_of(pid)[19])
-    except OSError:
-        return 0
-
-
-def runs(pid: int, start_time: int) -> bool:
-    """Whether exactly this process is there, and not a zombie."""
-    try:
-        return _is(_stat_of(pid), start_time)
-    except OSError:
-        return False
-
-
-def pidfd_of(pid: int, start_time: int) -> int:
-    """Of exactly this process; -1 if it is not there any more. Raises OSError where nobody can tell."""
-    if pid < 0:
-        return -1
-    pidfd = -1
-    try:
-        pidfd = os.pidfd_open(pid)
-        if _is(_stat_of(pid), start_time):
-            return pidfd
-    except (ProcessLookupError, FileNotFoundError):
-        pass  # it is gone
-    except BaseException:  # the last descriptor was that one, say
-        if pidfd >= 0:
-            os.close(pidfd)
-        raise
-    if pidfd >= 0:
-        os.close(pidfd)
-    return -1
-
-
-class Process:
-    """Exactly this process, be its pid another's later: looked at through its pidfd, which is closed when nobody has
-    this any more, whatever threads looked through it. Raises OSError where nobody can tell.
-    """
-
-    _pidfd = -1
-
-    def __init__(self, pid: int, start_time: int) -> None:
-        self._pidfd = pidfd_of(pid, start_time)
-
-    @property
-    def died(self) -> bool:
-        """Whether it is gone."""
-        if self._pidfd < 0:
-            return True
-        poll = select.poll()
-        poll.register(self._pidfd, select.POLLIN)
-        return bool(poll.poll(0))
-
-    def __del__(self) -> None:
-        if self._pidfd >= 0:
-            os.close(self._pidfd)
-
-
-def _stat_of(pid: int) -> list[bytes]:
-    return _stat_in(Path(f"/proc/{pid}"))
-
-
-def _stat_in(place: Path) -> list[bytes]:
-    """What the kernel says of a process or thread, from its state on. Raises OSError."""
-    return (place / "stat").read_bytes().rpartition(b")")[2].split()
-
-
-def _is(stat: list[bytes], start_time: int) -> bool:
-    return int(stat[19]) == start_time and stat[0] != b"Z"

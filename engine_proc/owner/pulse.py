@@ -13,9 +13,10 @@ import time
 from pathlib import Path
 
 from solewriter.shared.errors import SolewriterError
-from solewriter.shared.folder import StateFolder, process_state
+from solewriter.shared.folder import StateFolder
 from solewriter.shared.memory.root import RootReader
 from solewriter.shared.memory.segment import Segment, segment_path
+from solewriter.shared.processes import process_state
 
 WAITS = "D"
 IN_OTHER_HANDS = {"T": "stopped", "t": "in a debugger", WAITS: "waiting for a disk"}

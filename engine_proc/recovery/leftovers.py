@@ -16,9 +16,10 @@ from pathlib import Path
 from solewriter.engine_proc.lock import Lock
 from solewriter.shared.config import MAPPING_SHOWN
 from solewriter.shared.errors import EngineUnavailable, LayoutMismatch
-from solewriter.shared.folder import StateFolder, Whereabouts, runs
+from solewriter.shared.folder import StateFolder, Whereabouts
 from solewriter.shared.memory.root import STOPPED, SUPERSEDED, succeed
 from solewriter.shared.memory.segment import Segment, remove_segments, segment_path
+from solewriter.shared.processes import runs
 
 _NOWHERE = (errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.ENAMETOOLONG)
 

@@ -18,9 +18,10 @@ from solewriter.engine_proc.sessions import ENGINE, Sessions
 from solewriter.shared.config import QUARANTINE_DEATHS, QUARANTINED_MAX
 from solewriter.shared.entry import Lease, Life, Suspicion
 from solewriter.shared.errors import LayoutMismatch
-from solewriter.shared.folder import StateFolder, Whereabouts, runs
+from solewriter.shared.folder import StateFolder, Whereabouts
 from solewriter.shared.memory.root import RootReader
 from solewriter.shared.memory.segment import Segment, segment_path
+from solewriter.shared.processes import runs
 
 Request = tuple[int, int]  # session, sequence
 

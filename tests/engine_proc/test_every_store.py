@@ -43,9 +43,10 @@ from solewriter.engine_proc.turn import Turn
 from solewriter.engine_proc.writing import form, write
 from solewriter.shared import wireform
 from solewriter.shared.config import KIB, MEMORY_VERSION
-from solewriter.shared.folder import StateFolder, Whereabouts, start_time_of
+from solewriter.shared.folder import StateFolder, Whereabouts
 from solewriter.shared.memory import heap, index, revlog, root, table
 from solewriter.shared.mutations import Mutation
+from solewriter.shared.processes import start_time_of
 from solewriter.shared.registry import Registry
 
 ROOMS = (publishing, reclaim, heap, index, revlog, root, table)

@@ -26,9 +26,9 @@ from solewriter.engine_proc.turn import Turn
 from solewriter.engine_proc.writing import form, told, write
 from solewriter.shared.config import KIB
 from solewriter.shared.errors import InvalidMutation, Refused, RequestTooLarge
-from solewriter.shared.folder import start_time_of
 from solewriter.shared.models import concerns
 from solewriter.shared.mutations import Op
+from solewriter.shared.processes import start_time_of
 from solewriter.shared.registry import Kind, Registry
 from solewriter.shared.wireform import plain_request
 

@@ -10,9 +10,10 @@ import pytest
 from solewriter.engine_proc.lock import Lock
 from solewriter.engine_proc.recovery.leftovers import remove_old_memory, remove_orphans
 from solewriter.shared.config import KIB, MEMORY_VERSION
-from solewriter.shared.folder import StateFolder, Whereabouts, start_time_of
+from solewriter.shared.folder import StateFolder, Whereabouts
 from solewriter.shared.memory.root import STOPPED, SUPERSEDED, RootReader, RootWriter
 from solewriter.shared.memory.segment import Segment, remove_segments, segment_path
+from solewriter.shared.processes import start_time_of
 
 GONE = 2**22 + 1  # no process has this id
 OTHER = 65534  # a user

@@ -12,9 +12,10 @@ from solewriter.engine_proc.recovery.quarantine import LastWords, judged, last_w
 from solewriter.engine_proc.sessions import ENGINE, QUARANTINED, Sessions
 from solewriter.shared.config import KIB, MEMORY_VERSION, QUARANTINED_MAX, Limits
 from solewriter.shared.entry import Lease, Life, Outcome, SessionChange
-from solewriter.shared.folder import StateFolder, Whereabouts, start_time_of
+from solewriter.shared.folder import StateFolder, Whereabouts
 from solewriter.shared.memory.root import RootWriter
 from solewriter.shared.memory.segment import Segment, remove_segments, segment_path
+from solewriter.shared.processes import start_time_of
 from solewriter.shared.wire import Status
 
 ANN, BOB = 1, 2

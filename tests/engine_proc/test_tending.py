@@ -29,9 +29,9 @@ from solewriter.shared.columns import from_us
 from solewriter.shared.config import DEFAULT_LIMITS, KIB, RECENT_MAX, STALE_MAX, VIEWS_MAX, WIRE_VERSION
 from solewriter.shared.entry import Lease
 from solewriter.shared.errors import MemoryFull
-from solewriter.shared.folder import pidfd_of
 from solewriter.shared.handshake import Hello
 from solewriter.shared.mutations import Guard, Op
+from solewriter.shared.processes import pidfd_of
 from solewriter.shared.registry import Kind
 from solewriter.shared.request_ids import default_id, session_number
 from solewriter.shared.where import demands, plain_where

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import errno
 import os
-import resource
 
 import pytest
 
 from solewriter.shared.errors import EngineUnavailable
-from solewriter.shared.folder import StateFolder, files_named, lasting_file, pidfd_of, replace_file, start_time_of
+from solewriter.shared.folder import StateFolder, files_named, lasting_file, replace_file
 
 
 def test_a_folder_that_is_none_has_no_engine(tmp_path):
@@ -28,24 +27,6 @@ def test_files_of_a_folder_that_cannot_be_looked_into_are_not_taken_for_none(tmp
     (tmp_path / "round").symlink_to("round")
     with pytest.raises(OSError, match="symbolic links"):
         files_named(tmp_path / "round", "*")
-
-
-def test_whether_a_process_runs_is_not_guessed_where_the_last_descriptor_was_needed_to_ask():
-    """It would be taken for dead, and what is its work for anybody's."""
-    own = os.getpid(), start_time_of(os.getpid())
-    os.close(pidfd_of(*own))
-    free = os.dup(0)  # the first number that is
-    os.close(free)
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (free + 1, hard))
-    try:
-        with pytest.raises(OSError, match="open files"):
-            pidfd_of(*own)
-        os.close(os.dup(0))  # which that one left
-    finally:
-        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
-    assert pidfd_of(own[0], own[1] + 1) == -1, "another process has this number now"
-    assert pidfd_of(-1, 0) == -1
 
 
 def test_a_small_file_is_replaced_by_one_that_only_its_owner_reads(tmp_path):

@@ -38,7 +38,7 @@ from solewriter import (
     open_reader,
 )
 from solewriter.agents.reader import Reader
-from solewriter.shared import folder as folders
+from solewriter.shared import processes
 from solewriter.shared.config import KIB, MIB
 from solewriter.shared.memory import pin as pins
 
@@ -96,7 +96,7 @@ def test_what_one_thread_decodes_while_another_meets_the_next_engine_is_not_kept
 
 def test_threads_that_meet_an_engine_at_once_leave_no_descriptor_open(state, start_engine, monkeypatch, wait_until):
     start_engine(state, models=[Note])
-    look, met = folders.pidfd_of, threading.Barrier(4, timeout=60)
+    look, met = processes.pidfd_of, threading.Barrier(4, timeout=60)
 
     def meeting(pid, start_time):
         met.wait()
@@ -108,7 +108,7 @@ def test_threads_that_meet_an_engine_at_once_leave_no_descriptor_open(state, sta
     with connect(state) as client, ThreadPoolExecutor(4) as threads:
         client.create(Note(id="a"))
         before = descriptors()
-        monkeypatch.setattr(folders, "pidfd_of", meeting)
+        monkeypatch.setattr(processes, "pidfd_of", meeting)
         with Reader(state) as reader:  # which has met none so far
             found = [threads.submit(reader.get, Note, "a") for _ in range(4)]
             assert [one.result().id for one in found] == ["a"] * 4

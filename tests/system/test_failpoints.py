@@ -36,7 +36,8 @@ from solewriter.shared.chain import first_of, journal_files
 from solewriter.shared.checkpoint import checkpoint_files
 from solewriter.shared.config import KIB
 from solewriter.shared.failpoint import NAMES, VARIABLE
-from solewriter.shared.folder import StateFolder, runs
+from solewriter.shared.folder import StateFolder
+from solewriter.shared.processes import runs
 
 pytestmark = pytest.mark.heavy
 
