@@ -18,7 +18,7 @@ from solewriter.shared.columns import NO_INT, Cell, Column
 from solewriter.shared.errors import InvalidMutation, InvalidQuery, SchemaMismatch, SnapshotExpired, shown
 from solewriter.shared.models import Entity
 from solewriter.shared.registry import Kind
-from solewriter.shared.where import Where
+from solewriter.shared.where import Where, in_column
 
 Rank = Callable[[Any], float]
 Field = Callable[[str, Any], Any]  # a column's name and plain value -> the model's own value, an enum member say
@@ -107,7 +107,7 @@ class Query:
         if not isinstance(after, str):
             values = after.__dict__ if isinstance(after, Entity) else after
             value = column.value_in(values, self._pin.catalog.defaults(self._kind))
-            return rank(value if value == value else None)  # NaN counts as None
+            return rank(in_column(value))
         address = self._pin.at(self._kind, slot)
         cells = self._scanner.cells_of(self._pin.whole(address))
         if cells is None:
@@ -189,8 +189,8 @@ class Query:
                     raise SchemaMismatch(problem, kind=self._name) from None
             case "time" if value is not None:
                 return value.replace(tzinfo=UTC)
-            case "float" if value != value:
-                return None
+            case "float":
+                return in_column(value)
         return value
 
     # --- whole columns -----------------------------------------------------------------------------------------------

@@ -107,7 +107,7 @@ class Demand:
     def holds(self, value: Any) -> bool:
         """Of a stored value. Values of different types are never equal: 1 is not True."""
         if self.among is not None:
-            return encode(value) in self._wanted or (value != value and _NONE in self._wanted)  # NaN counts as None
+            return encode(value) in self._wanted or (value != value and _NONE in self._wanted)  # as `in_column`
         rank = self.rank(value)
         if rank is None:
             return False
