@@ -4,8 +4,8 @@ new is journaled; then it is used.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from typing import NamedTuple
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, NamedTuple
 
 from solewriter.engine_proc.kinds import KindState
 from solewriter.engine_proc.publisher import Columnar, Publisher
@@ -96,10 +96,10 @@ def _takes_other_code(known: KindState, kind: Kind) -> bool:
 def _check_fits(state: State, kind: Kind, found: record.Content) -> None:
     try:
         made = state.read_anew(kind, found)
-        state.cut_made(kind, found, made)
+        stored, _ = state.cut_made(kind, found, made)
         _check_reads_alike(state, kind, found)
-        if kind.recasts and any(value is None for value in kind.stored(made).values()):
-            _check_taken_again(state, kind, found, made)
+        if kind.recasts and any(value is None for value in stored.values()):
+            _check_taken_again(state, kind, found, made, stored)
     except (SchemaMismatch, InvalidMutation) as error:
         if took_too_long(error):
             raise
@@ -121,10 +121,12 @@ def _check_reads_alike(state: State, kind: Kind, found: record.Content) -> None:
         raise SchemaMismatch(f"{kind.name} {found.key!r} does not fit its class: {problem}", kind=kind.name)
 
 
-def _check_taken_again(state: State, kind: Kind, found: record.Content, made: Entity) -> None:
+def _check_taken_again(
+    state: State, kind: Kind, found: record.Content, made: Entity, stored: Mapping[str, Any]
+) -> None:
     """Raises SchemaMismatch where it has None for what can be none, of a validator without a `return`."""
     try:
-        state.check_taken_again(kind, found, made)
+        state.check_taken_again(kind, found, made, stored)
     except (SchemaMismatch, AssertionError):
         raise
     except Exception as error:

@@ -8,7 +8,7 @@ and has touched nothing.
 from __future__ import annotations
 
 import struct
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from typing import Any, Final
 
@@ -286,12 +286,15 @@ class State:
 
     def cut_anew(self, kind: Kind, found: record.Record | record.Content) -> Cells:
         """The cells of a record that was written under other columns. Raises SchemaMismatch, InvalidMutation."""
-        return self.cut_made(kind, found, self.read_anew(kind, found))
+        return self.cut_made(kind, found, self.read_anew(kind, found))[1]
 
-    def cut_made(self, kind: Kind, found: record.Record | record.Content, made: Entity) -> Cells:
-        """The same, of what was made of it anew."""
+    def cut_made(
+        self, kind: Kind, found: record.Record | record.Content, made: Entity
+    ) -> tuple[Mapping[str, Any], Cells]:
+        """The same, of what was made of it anew, behind the fields that would be stored of that."""
         try:
-            return kind.cut(kind.stored(made), found.key, found.version, found.time_us)[1]
+            stored = kind.stored(made)
+            return stored, kind.cut(stored, found.key, found.version, found.time_us)[1]
         except (SolewriterError, AssertionError):
             raise
         except Exception as error:  # of a type that no column takes
@@ -308,12 +311,14 @@ class State:
         made = partial(kind.decoded, schema, found.key, found.version, found.time_us, found.payload)
         return self._minded(kind, found, made)
 
-    def check_taken_again(self, kind: Kind, found: record.Record | record.Content, made: Entity) -> None:
+    def check_taken_again(
+        self, kind: Kind, found: record.Record | record.Content, made: Entity, stored: Mapping[str, Any]
+    ) -> None:
         """Raises InvalidMutation where a class would not take what it made of a record, so that no change of that could
         be stored; SchemaMismatch as above.
         """
         header = {name: value for name, value in made.__dict__.items() if name in IN_HEADER}
-        self._minded(kind, found, partial(kind.validated, {**decode(kind.payload(kind.stored(made))), **header}))
+        self._minded(kind, found, partial(kind.validated, {**decode(kind.payload(stored)), **header}))
 
     def _minded(self, kind: Kind, found: record.Record | record.Content, make: Callable[[], Entity]) -> Entity:
         """What the user's code makes of a record."""
