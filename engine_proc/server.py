@@ -22,7 +22,8 @@ from solewriter.engine_proc.bridge import Bridge
 from solewriter.engine_proc.checkpoint import Order
 from solewriter.engine_proc.checkpoints import Checkpoints, remove_unfinished
 from solewriter.engine_proc.engine import SingleWriter
-from solewriter.engine_proc.journal import DiskFull, FileJournal, Journal, NoJournal
+from solewriter.engine_proc.filejournal import FileJournal
+from solewriter.engine_proc.journal import DiskFull, Journal, NoJournal
 from solewriter.engine_proc.lock import Lock, by_name
 from solewriter.engine_proc.maker import Maker
 from solewriter.engine_proc.overtime import TimeBudget

@@ -305,7 +305,7 @@ INNOCENT = [
     ("engine_proc/x.py", "from solewriter.shared import wire\nimport solewriter.engine_proc.state"),
     ("agents/cli/x.py", "from solewriter import Task\nfrom solewriter.engine_proc import process\nprint(Task)"),
     ("agents/x.py", "class A:\n    def __init__(self):\n        self._reader = 1\n        self.x = self._reader"),
-    ("bench/x.py", "from solewriter.engine_proc.journal import FileJournal"),
+    ("bench/x.py", "from solewriter.engine_proc.filejournal import FileJournal"),
     ("shared/memory/segment.py", "import mmap\nWORD.pack_into(buffer, 0, 1)"),
     ("shared/x.py", "class Database: ...\nclass Baseline: ..."),
     ("shared/x.py", "if TYPE_CHECKING:\n    import mmap"),

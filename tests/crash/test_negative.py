@@ -15,7 +15,7 @@ from powercut.recovery import Recoverer, judged
 from powercut.story import CLIENTS, Play, lives, played
 
 from solewriter.engine_proc.engine import SingleWriter
-from solewriter.engine_proc.journal import FileJournal
+from solewriter.engine_proc.filejournal import FileJournal
 from solewriter.shared import entry as entries
 
 pytestmark = pytest.mark.heavy

@@ -20,7 +20,7 @@ from solewriter.engine_proc.ahead import FilesAhead, Names
 from solewriter.engine_proc.between import BetweenTurns
 from solewriter.engine_proc.checkpoint import Made
 from solewriter.engine_proc.checkpoints import Checkpoints, Held
-from solewriter.engine_proc.journal import FileJournal
+from solewriter.engine_proc.filejournal import FileJournal
 from solewriter.engine_proc.recovery import recovery
 from solewriter.shared.checkpoint import HEADER_BYTES, Checkpoint, CheckpointWriter, checkpoint_files
 from solewriter.shared.entry import CheckpointName, PrivateState

@@ -36,7 +36,7 @@ import pytest
 import uvloop
 
 from solewriter import Limits
-from solewriter.engine_proc import journal as journals
+from solewriter.engine_proc import filejournal as journals
 from solewriter.engine_proc import reclaim
 from solewriter.engine_proc.between import Finished
 from solewriter.engine_proc.bridge import Bridge

@@ -15,10 +15,10 @@ import pytest
 
 from solewriter import AlreadyExists, Create, Task, connect
 from solewriter.engine_proc import checkpoint
-from solewriter.engine_proc import journal as journals
+from solewriter.engine_proc import filejournal as journals
 from solewriter.engine_proc.checkpoint import Made, Order
 from solewriter.engine_proc.checkpoints import Checkpoints, Held, oldest_kept
-from solewriter.engine_proc.journal import FileJournal
+from solewriter.engine_proc.filejournal import FileJournal
 from solewriter.engine_proc.maker import NotMade
 from solewriter.engine_proc.owner.orders import Orders
 from solewriter.engine_proc.owner.pickled import pickled

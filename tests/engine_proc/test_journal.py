@@ -21,9 +21,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from solewriter.engine_proc import ahead
-from solewriter.engine_proc import journal as journals
+from solewriter.engine_proc import filejournal as journals
 from solewriter.engine_proc.ahead import FULL, FilesAhead
-from solewriter.engine_proc.journal import DiskFull, FileJournal, Missing, NoJournal, Tail, journal_files
+from solewriter.engine_proc.filejournal import FileJournal, Missing, Tail, journal_files
+from solewriter.engine_proc.journal import DiskFull, NoJournal
 from solewriter.shared import entry, failpoint, record
 from solewriter.shared.config import JOURNAL_VERSION, KIB, Limits
 from solewriter.shared.entry import FILE_HEADER_BYTES, Outcome, Private
@@ -1057,8 +1058,9 @@ FILLING = """
 import asyncio, os, sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from solewriter.engine_proc import ahead, journal as journals
-from solewriter.engine_proc.journal import DiskFull, FileJournal, journal_files
+from solewriter.engine_proc import ahead, filejournal as journals
+from solewriter.engine_proc.filejournal import FileJournal, journal_files
+from solewriter.engine_proc.journal import DiskFull
 from solewriter.shared.config import Limits
 from solewriter.shared.entry import Private
 journals.JOURNAL_FILE_BYTES_FIRST = ahead.RESERVE_BYTES = 64 * 1024
@@ -1307,7 +1309,7 @@ DYING = """
 import asyncio, sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from solewriter.engine_proc import journal as journals
+from solewriter.engine_proc import filejournal as journals
 from solewriter.shared.config import Limits
 from solewriter.shared.entry import Private
 journals.JOURNAL_FILE_BYTES_FIRST = 4096

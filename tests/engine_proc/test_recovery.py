@@ -15,7 +15,7 @@ import pytest
 
 from solewriter import Engine, EngineStartFailed, JournalCorrupt, Put, Task, connect, open_reader
 from solewriter.agents.verify import verify
-from solewriter.engine_proc.journal import FileJournal
+from solewriter.engine_proc.filejournal import FileJournal
 from solewriter.engine_proc.recovery.recovery import history_of
 from solewriter.engine_proc.recovery.repair import set_aside, truncate
 from solewriter.shared import life as lives

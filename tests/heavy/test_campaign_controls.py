@@ -110,7 +110,8 @@ def overlay_kept_after_a_failed_commit() -> None:
     from itertools import count
 
     from solewriter.engine_proc.engine import SingleWriter
-    from solewriter.engine_proc.journal import DiskFull, FileJournal
+    from solewriter.engine_proc.filejournal import FileJournal
+    from solewriter.engine_proc.journal import DiskFull
 
     commits = count(1)
 
@@ -151,7 +152,7 @@ def unnamed_checkpoint_trusted() -> None:
     import msgspec
 
     from solewriter.engine_proc.checkpoints import Checkpoints
-    from solewriter.engine_proc.journal import FileJournal
+    from solewriter.engine_proc.filejournal import FileJournal
     from solewriter.shared.checkpoint import Checkpoint, checkpoint_files
 
     def newest_whole(self):

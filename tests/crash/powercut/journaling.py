@@ -17,8 +17,8 @@ from powercut.parts import local
 from powercut.recorder import Recorder
 from powercut.recovery import AGAIN, Refusal, Verdict, digest, drawn
 from solewriter import Limits
-from solewriter.engine_proc import journal as journals
-from solewriter.engine_proc.journal import FileJournal
+from solewriter.engine_proc import filejournal as journals
+from solewriter.engine_proc.filejournal import FileJournal
 from solewriter.shared import record
 from solewriter.shared.config import KIB
 from solewriter.shared.entry import Private

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 from powercut.disk import Image, cuts
 from powercut.parts import local
 from powercut.story import Entities, Story, entities_of, limits_for, living, without_addresses
-from solewriter.engine_proc import journal as journals
+from solewriter.engine_proc import filejournal as journals
 from solewriter.engine_proc.owner.orders import Orders
 from solewriter.engine_proc.server import Server
 from solewriter.shared import life

@@ -20,7 +20,7 @@ from powercut.log import Log, read_log, recording_children, shared
 from powercut.parts import local
 from powercut.recorder import Recorder
 from solewriter import Limits
-from solewriter.engine_proc import journal as journals
+from solewriter.engine_proc import filejournal as journals
 from solewriter.shared import failpoint, wire
 from solewriter.shared.config import KIB, WIRE_VERSION
 from solewriter.shared.handshake import Hello
