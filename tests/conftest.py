@@ -168,6 +168,28 @@ def at_step() -> Callable[..., AbstractContextManager[list[str]]]:
 
 
 @pytest.fixture
+def elsewhere() -> Iterator[Callable[[Callable[[], object]], threading.Thread]]:
+    """`elsewhere(deed)`: the deed is begun in another thread, which has ended or waits for something when it is given
+    back: while a test has this, the interpreter lets no thread run before another one waits.
+    """
+    begun, interval = list[threading.Thread](), sys.getswitchinterval()
+
+    def begin(deed: Callable[[], object]) -> threading.Thread:
+        thread = threading.Thread(target=deed)
+        begun.append(thread)
+        thread.start()
+        return thread
+
+    sys.setswitchinterval(1000.0)
+    try:
+        yield begin
+    finally:
+        sys.setswitchinterval(interval)
+        for thread in begun:
+            thread.join()
+
+
+@pytest.fixture
 def ctrl_c_when(wait_until: WaitUntil) -> Callable[[Callable[[], object], str], AbstractContextManager[None]]:
     """`with ctrl_c_when(condition, what)`: a KeyboardInterrupt in this thread, as soon as the condition holds."""
 

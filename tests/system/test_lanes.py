@@ -18,6 +18,7 @@ import threading
 import time
 import warnings
 from concurrent.futures import ThreadPoolExecutor
+from multiprocessing import connection
 from pathlib import Path
 
 import msgspec
@@ -45,6 +46,7 @@ from solewriter.agents import exchange, greeting, monitor, pending, reconnecting
 from solewriter.shared import lane as lanes
 from solewriter.shared import wire
 from solewriter.shared.config import DEFAULT_LIMITS, WIRE_VERSION
+from solewriter.shared.forks import held_off
 
 REFUSED, UNAVAILABLE = wire.Status.REFUSED, wire.Status.UNAVAILABLE
 
@@ -627,6 +629,46 @@ def test_a_child_forked_at_any_step_of_a_handshake_holds_nothing_of_it(engine, a
                 client.put(Task(title="x", id="t"))
     client.close()
     assert steps > 10
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # likewise
+@pytest.mark.parametrize("lane", ["the first", "the next"])
+def test_no_fork_of_another_thread_comes_in_the_middle_of_making_or_closing_a_lane(engine, at_step, elsewhere, lane):
+    """Its child would hold what nobody has noted, or only closed a half of, and while it lives, nobody would notice the
+    death of the engine.
+    """
+    steps, waited, reached = 0, 0, [""]
+
+    def fork() -> None:
+        child = os.fork()
+        if child == 0:
+            os._exit(len(pipes() - before))
+        ended.append(os.waitpid(child, 0)[1])
+
+    def fork_elsewhere() -> None:
+        nonlocal waited
+        forking.append(elsewhere(fork))
+        if held_off._is_owned():
+            waited += 1
+            assert not ended, f"a fork did not wait at {reached}"
+        else:
+            forking[0].join()
+
+    with connect(engine.state) as client:
+        before = pipes()
+        while reached:
+            steps += 1
+            ended, forking = [], []
+            with at_step(steps, fork_elsewhere, exchange, greeting, lanes, connection) as reached:
+                if lane == "the first":
+                    connect(engine.state).close()
+                else:
+                    client._exchange._broken = True
+                    client.put(Task(title="x", id="t"))
+            for one in forking:
+                one.join()
+            assert ended == [0] * len(forking), f"forked at {reached}"
+    assert waited > 10
 
 
 @pytest.mark.parametrize("method", ["spawn", "forkserver", "fork"])

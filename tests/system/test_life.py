@@ -54,6 +54,7 @@ from solewriter import (
 )
 from solewriter.engine_proc import process as processes
 from solewriter.engine_proc.lock import Lock
+from solewriter.engine_proc.owner import launch
 from solewriter.engine_proc.owner.backoff import Backoff
 from solewriter.engine_proc.owner.launch import Child
 from solewriter.engine_proc.owner.notices import ending
@@ -62,6 +63,7 @@ from solewriter.engine_proc.owner.pickled import pickled
 from solewriter.shared.config import SECONDS_MAX, WATCH_BATCH
 from solewriter.shared.failpoint import VARIABLE
 from solewriter.shared.folder import StateFolder
+from solewriter.shared.forks import held_off
 
 
 class Rollout(Entity, columns=("seed",)):
@@ -742,62 +744,50 @@ def test_a_writer_that_never_ends_does_not_keep_an_engine_from_its_end(state, st
 # --- owners -----------------------------------------------------------------------------------------------------------
 
 
-def test_an_owner_that_forks_while_its_engine_starts_is_not_kept_waiting(state):
-    """A child that comes in the middle holds whatever is open then, and whoever waits for an end of file waits for the
-    child.
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of a fork beside threads: the child only waits
+def test_an_owner_that_forks_at_any_step_of_a_start_waits_for_no_child_of_that(state, at_step, elsewhere):
+    """A child that comes in the middle would hold whatever is open then, and whoever waits for an end of file would
+    wait for the child.
     """
-    code = """
-        import threading
-        with Engine(sys.argv[1], durability="memory") as engine:
-            for _ in range(3):
-                restarts, children = engine.restarts, []
-                os.kill(engine.pid, signal.SIGKILL)
-                try:
-                    while engine.restarts == restarts and len(children) < 60:
-                        child = os.fork()
-                        if child == 0:
-                            signal.alarm(60)
-                            signal.pause()
-                        children.append(child)
-                        threading.Event().wait(0.004)
-                    with connect(engine.state) as client:
-                        client.create(Task(title="x"))
-                finally:
-                    for child in children:
-                        os.kill(child, signal.SIGKILL)
-                        os.waitpid(child, 0)
-            print("served")
-    """
-    assert told_by_owner(state, code, "-W", "ignore") == "served\n"
+    orders = Orders(str(state), "process", Limits(), 0, [], models=b"")
+    steps, waited, reached = 0, 0, [""]
 
+    def fork() -> None:
+        child = os.fork()
+        if child == 0:
+            signal.signal(signal.SIGALRM, signal.SIG_DFL)
+            signal.alarm(10)
+            signal.pause()
+        children.append(child)
 
-def test_clients_that_connect_while_another_thread_forks_notice_the_death_of_their_engine(state):
-    """The children live on, and hold nothing open of lanes that were just made."""
-    code = """
-        import threading
-        clients, children = [], []
-        with Engine(sys.argv[1], durability="process") as engine:
-            connecting = threading.Thread(target=lambda: clients.extend(connect(engine.state) for _ in range(60)))
-            connecting.start()
-            try:
-                while connecting.is_alive() and len(children) < 150:
-                    child = os.fork()
-                    if child == 0:
-                        signal.alarm(60)
-                        signal.pause()
-                    children.append(child)
-                connecting.join()
-                os.kill(engine.pid, signal.SIGKILL)
-                for client in clients:
-                    client.create(Task(title="x"), timeout_s=20)
-                    client.close()
-                print(len(clients))
-            finally:
-                for child in children:
-                    os.kill(child, signal.SIGKILL)
-                    os.waitpid(child, 0)
-    """
-    assert told_by_owner(state, code, "-W", "ignore") == "60\n"
+    def fork_elsewhere() -> None:
+        nonlocal waited
+        forking.append(elsewhere(fork))
+        if held_off._is_owned():
+            waited += 1
+            assert not children, f"a fork did not wait at {reached}"
+        else:
+            forking[0].join()
+
+    while reached:
+        steps += 1
+        children, forking = [], []
+        with at_step(steps, fork_elsewhere, launch, subprocess) as reached:
+            starting = Child()
+        for one in forking:
+            one.join()
+        try:
+            starting.signal(signal.SIGKILL)
+            with pytest.raises(EngineStartFailed, match="ended with status -9"):
+                starting.begin(lambda: orders)
+            assert [os.waitpid(child, os.WNOHANG)[0] for child in children] == [0] * len(forking), (
+                f"forked at {reached}"
+            )
+        finally:
+            for child in children:
+                os.kill(child, signal.SIGKILL)
+                os.waitpid(child, 0)
+    assert waited > 10
 
 
 def test_an_owner_that_dies_while_its_engine_starts_is_noticed_and_the_engine_drains(state, wait_until):
