@@ -54,7 +54,7 @@ from solewriter import (
 )
 from solewriter.engine_proc import process as processes
 from solewriter.engine_proc.lock import Lock
-from solewriter.engine_proc.owner import launch
+from solewriter.engine_proc.owner import launch, supervising
 from solewriter.engine_proc.owner.backoff import Backoff
 from solewriter.engine_proc.owner.launch import Child
 from solewriter.engine_proc.owner.notices import ending
@@ -1383,7 +1383,7 @@ def test_a_start_interrupted_when_the_engine_serves_already_leaves_none(state, s
     steps, names = 0, list[str]()
     while not any(name.startswith("_become") for name in names):
         steps += 1
-        with at_step(steps, interrupt, processes) as names, pytest.raises(KeyboardInterrupt):
+        with at_step(steps, interrupt, processes, supervising) as names, pytest.raises(KeyboardInterrupt):
             engine.start()
     start_engine(state).stop()
 

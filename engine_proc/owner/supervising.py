@@ -1,0 +1,214 @@
+"""Keeping an engine there: its process is launched, looked at while it serves, and followed by another when it died.
+
+One thread waits for the process to end, and looks at its heartbeat meanwhile. There are never two processes: the next
+one is started when the last one was waited for, and it owns the folder only if it gets the lock.
+"""
+
+from __future__ import annotations
+
+import signal
+import threading
+import time
+from abc import ABC, abstractmethod
+from contextlib import suppress
+from functools import partial
+
+from solewriter.engine_proc.owner.backoff import Backoff
+from solewriter.engine_proc.owner.launch import Child
+from solewriter.engine_proc.owner.notices import ending, say
+from solewriter.engine_proc.owner.orders import Orders
+from solewriter.engine_proc.owner.pulse import Pulse
+from solewriter.engine_proc.recovery.leftovers import remove_orphans
+from solewriter.engine_proc.recovery.quarantine import last_words
+from solewriter.engine_proc.server import EXIT_NO_ROOM, EXIT_NOT_OWNER, NEVER_RESTART
+from solewriter.shared import failpoint
+from solewriter.shared.config import Limits
+from solewriter.shared.errors import EngineStartFailed, EngineUnavailable, Locked
+from solewriter.shared.folder import StateFolder
+from solewriter.shared.models import Entity
+
+
+class Stopping(Exception):
+    """`stop` was called before the next process began."""
+
+
+class Supervising(ABC):
+    """Of one engine: which process serves now, and why none does any more."""
+
+    def __init__(
+        self, folder: StateFolder, limits: Limits, models: dict[str, type[Entity]], *, replace_hung: bool
+    ) -> None:
+        self.folder = folder
+        self.limits = limits
+        self.replace_hung = replace_hung
+        self.restarts = 0
+        self.hung = False
+        self.failure: EngineUnavailable | None = None
+        self._models = models
+        self._known = models  # but those that no engine has taken so far
+        self._child: Child | None = None
+        self._starting: Child | None = None  # what will be the child, if it comes so far
+        self._changed = threading.Condition()  # another child, or none any more
+        self._stopping = threading.Event()
+        self._no_room = 0  # so many starts in a row failed for want of it, on disk or in memory
+        self._no_start = ""  # why the last one failed, if it did
+
+    @abstractmethod
+    def _orders(self, backoff_s: float | None) -> Orders:
+        """What the next process is told, so long after the death of the one before. Raises Stopping."""
+
+    def _launch(self, *, backoff_s: float | None = None) -> None:
+        """Another process serves: the first one, or so long after the death of the one before. Raises what its start
+        does, Stopping.
+        """
+        child = self._starting = Child()
+        try:
+            child.begin(partial(self._orders, backoff_s))
+            self._become(child)
+        except BaseException:
+            child.kill()  # it may serve already, where Ctrl-C comes behind `begin`
+            if backoff_s is None:  # else the next one finds it
+                with suppress(OSError):  # which may be why it failed
+                    remove_orphans(self.folder, child.pid)
+            raise
+        finally:
+            self._starting = None  # behind the above: `stop` finds it here, or there
+
+    def _serving(self) -> Child:
+        child = self._child
+        if self.failure is not None:
+            raise self.failure.with_traceback(None)
+        if child is None:
+            raise EngineUnavailable(f"the engine of {self.folder.path} is not running")
+        return child
+
+    def _become(self, child: Child | None) -> None:
+        with self._changed:
+            before, self._child = self._child, child
+            self._changed.notify_all()
+        if before is not None and before is not child:
+            before.close()
+
+    def _await_another(self, child: Child, deadline: float) -> bool:
+        """Until another process serves than this one, which died, or none ever will; False at the deadline."""
+        with self._changed:
+            return self._changed.wait_for(
+                lambda: self._child is not child or self.failure is not None, max(0.0, deadline - time.monotonic())
+            )
+
+    # --- supervision -------------------------------------------------------------------------------------------------
+
+    def _supervise(self, ended: threading.Event) -> None:
+        """A thread that ended unseen would leave an engine that nobody starts again, and nobody knows of."""
+        try:
+            self._keep_serving()
+        except BaseException as error:
+            self._give_up(f"the engine is not supervised any more: {error!r}")
+            raise
+        finally:
+            ended.set()
+
+    def _keep_serving(self) -> None:
+        """Wait for the process; start it again when it died, within a budget and ever more slowly."""
+        backoff, last = Backoff(self.limits), None
+        while (child := self._child) is not None:
+            status = self._watched(child)
+            if self._stopping.is_set():
+                return
+            if status == 0 and self._was_drained(child):  # somebody else told it to end
+                self._become(None)
+                return
+            if status in NEVER_RESTART and not self._died_deciding(child):
+                moved = f"{self.folder.path} was moved, deleted or replaced under the engine"
+                why = moved if status == EXIT_NOT_OWNER else f"the engine {ending(status)}"
+                self._give_up(f"{why}: it would not help to start it again")
+                return
+            # Behind one that found no room none is counted: nobody knows when there is some. The first one made some.
+            short_s = self.limits.restart_backoff_s if self._no_room == 1 else self.limits.restart_backoff_max_s
+            backoff_s = short_s if self._no_room else backoff.next_s(time.monotonic())
+            if backoff_s is None:
+                window_s = self.limits.restart_window_s
+                why = f". The last start: {self._no_start}" if self._no_start else ""
+                self._give_up(f"the engine died {backoff.starts} times in {window_s:.0f} s: given up{why}")
+                return
+            if child is not last:
+                say(f"the engine (pid {child.pid}) {ending(status)}: another one is started")
+                last = child
+            if not self._restart(backoff_s):
+                return
+            if self._stopping.is_set() and self._child is not None:
+                self._child.signal(signal.SIGTERM)  # `stop` was called while it started, and told the one before
+
+    def _was_drained(self, child: Child) -> bool:
+        """Whether it gave its memory back, as one does that was told to end: a model can exit with status 0, too."""
+        return all(own.pid != child.pid for own in self.folder.markers())
+
+    def _died_deciding(self, child: Child) -> bool:
+        """Whether a request ended it: a model can exit with any status."""
+        words = last_words(self.folder)
+        return words is not None and words.pid == child.pid and words.request is not None
+
+    def _watched(self, child: Child) -> int:
+        """Its exit status, when it ended. Meanwhile, whether it hangs."""
+        pulse = Pulse(self.folder, child.pid)
+        while not child.ends_within(self.limits.heartbeat_s):
+            silent_s, hands = pulse.look()
+            if silent_s > self.limits.hang_timeout_s:
+                self._report(child, f"{hands or 'no heartbeat'} for {silent_s:.1f} s")
+                if self.replace_hung and pulse.inexcusable_s() > self.limits.hang_timeout_s:
+                    self._replace(child)
+            elif self.hung:
+                say(f"the engine (pid {child.pid}) goes on")
+                self.hung = False
+        self.hung = False
+        return child.wait()
+
+    def _report(self, child: Child, why: str) -> None:
+        if not self.hung:
+            self.hung = True
+            say(f"the engine (pid {child.pid}) hangs: {why}")
+
+    def _replace(self, child: Child) -> None:
+        """End it; what follows is the same as after any other death."""
+        if not self._stopping.is_set():
+            say(f"the engine (pid {child.pid}) is replaced")
+            child.kill()
+
+    def _restart(self, backoff_s: float) -> bool:
+        """Whether another process serves, or one may after the next try. If not, the owner may have started one itself
+        by the time when this returns.
+        """
+        failpoint.reach("restart.begin")
+        final: EngineUnavailable | None = None
+        begun, no_room, self._no_room, self._no_start = time.monotonic(), self._no_room, 0, ""
+        try:
+            self._launch(backoff_s=backoff_s)
+            self.restarts += 1
+            failpoint.reach("restart.launched")
+        except Stopping:
+            pass  # the loop ends
+        except (EngineStartFailed, Locked, OSError) as error:  # OSError: no descriptor or no process to be had just now
+            self._no_start = str(error)
+            if isinstance(error, Locked) and self.folder.is_served:
+                final = error  # else whoever holds it may fail to start itself, say
+            if isinstance(error, EngineStartFailed):
+                status = getattr(error, "status", None)
+                self._no_room = no_room + 1 if status == EXIT_NO_ROOM else 0
+                if status in NEVER_RESTART and self._models == self._known:
+                    final = error
+                self._models = self._known  # what no engine has taken may be why
+            if final is not None:
+                self._fail(final)
+            if not self._stopping.is_set():  # or that is why
+                say(str(error))  # the loop sees the dead process and backs off
+            self._stopping.wait(max(0.0, begun + backoff_s - time.monotonic()))  # if nothing was started that did
+        return final is None
+
+    def _give_up(self, why: str) -> None:
+        self._fail(EngineUnavailable(why))
+
+    def _fail(self, why: EngineUnavailable) -> None:
+        """No other process will serve. The last one stays the child: `stop` gives back what it left in memory."""
+        self.failure = why
+        with self._changed:
+            self._changed.notify_all()
