@@ -9,7 +9,7 @@ import time
 from collections.abc import Iterable, Sequence
 from typing import NoReturn
 
-from solewriter.agents.deadline import Timed, no_time
+from solewriter.agents.deadline import Timed, is_patience, no_time
 from solewriter.agents.pending import Sent
 from solewriter.agents.session import AgentSession
 from solewriter.agents.tokens import SHOWN, Tokens
@@ -99,9 +99,7 @@ class Asker:
         return [release], [(SHOWN, claimed.kind, claimed.id, claimed.version)], None, None
 
     def _deadline(self, timeout_s: float | None) -> float:
-        """Until when a caller waits, on `time.monotonic`. Raises InvalidMutation for NaN, by which no loop can set its
-        clock.
-        """
-        if timeout_s is not None and timeout_s != timeout_s:
+        """Until when a caller waits, on `time.monotonic`. Raises InvalidMutation for what is no number of seconds."""
+        if timeout_s is not None and not is_patience(timeout_s):
             raise no_time("timeout_s", timeout_s)
         return time.monotonic() + (self._limits.request_timeout_s if timeout_s is None else timeout_s)

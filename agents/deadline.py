@@ -46,10 +46,18 @@ def no_time(name: str, value: object) -> InvalidMutation:
     return InvalidMutation(f"{name} is {problem}", fields={name: problem})
 
 
+def is_patience(timeout_s: float) -> bool:
+    """Whether a clock can be set by it: by NaN none can, nor by a text."""
+    try:
+        return 0.0 + timeout_s >= -math.inf
+    except (TypeError, OverflowError):
+        return False
+
+
 def check_patience(timeout_s: float | None) -> None:
-    """Of whoever reads. Raises InvalidQuery for NaN, by which no clock can be set."""
-    if timeout_s is not None and timeout_s != timeout_s:
-        raise InvalidQuery(f"timeout_s is seconds from now, not {timeout_s!r}", kind="")
+    """Of whoever reads. Raises InvalidQuery for what is no number of seconds."""
+    if timeout_s is not None and not is_patience(timeout_s):
+        raise InvalidQuery(f"timeout_s is seconds from now, not {shown(timeout_s)}", kind="")
 
 
 def due_s(requests: Sequence[Asked]) -> float:

@@ -7,7 +7,7 @@ from typing import Any, TypeVar
 
 from solewriter.agents.answers import entities_of
 from solewriter.agents.conflicts import conditional
-from solewriter.agents.deadline import deadline_us
+from solewriter.agents.deadline import deadline_us, is_patience, no_time
 from solewriter.agents.pending import is_interrupt
 from solewriter.agents.readiness import WORK_PATIENCE_S, is_anything_left
 from solewriter.agents.requesting import Requests
@@ -211,6 +211,10 @@ def claiming(
     assignee: str | None,
     reason: str,
 ) -> Claim:
-    """The mutation, with the time until which it waits on the clock that all share."""
+    """The mutation, with the time until which it waits on the clock that all share. Raises InvalidMutation for what is
+    no number of seconds.
+    """
+    if not is_patience(timeout_s):
+        raise no_time("timeout_s", timeout_s)
     until_us = deadline_us(timeout_s) if timeout_s > 0 else None
     return Claim(kind, where or {}, count, lease_s, assignee, until_us, reason)

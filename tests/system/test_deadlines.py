@@ -6,10 +6,13 @@ import asyncio
 import contextlib
 import math
 import os
+import re
 import signal
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from datetime import timedelta
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +23,7 @@ from solewriter import (
     Create,
     Expired,
     InvalidMutation,
+    InvalidQuery,
     Limits,
     OutcomeUnknown,
     RequestMismatch,
@@ -206,29 +210,62 @@ def test_a_deadline_does_not_wait_for_what_goes_in_one_frame_with_it(engine, cli
     assert [type(error) for error in errors] == [Expired] + [type(None)] * 7
 
 
+NO_PATIENCE = [math.nan, "5", timedelta(seconds=5), Decimal(5), 10**400]
+
+
 @pytest.mark.usefixtures("shared_engine")
-def test_a_patience_that_is_no_number_is_refused_before_anything_is_sent(engine, client):
+@pytest.mark.parametrize("patience", NO_PATIENCE, ids=lambda patience: type(patience).__name__)
+def test_a_patience_that_is_no_number_is_refused_before_anything_is_sent(engine, client, patience):
     """No clock can be set by it: that of an event loop loses the order of all that others wait for."""
+    told = re.escape(f"timeout_s is seconds from now, not {patience!r:.90}")
 
     async def story() -> None:
         async with aio.connect(engine.state) as agent:
             for call in (
-                agent.create(Task(title="never"), timeout_s=math.nan),
-                agent.claim(Task, timeout_s=math.nan),
-                anext(agent.submit_many([Create(Task(title="never"))], timeout_s=math.nan)),
+                agent.create(Task(title="never"), timeout_s=patience),
+                agent.claim(Task, timeout_s=patience),
+                agent.outcome("a" * 16 + "-1", timeout_s=patience),
+                anext(agent.submit_many([Create(Task(title="never"))], timeout_s=patience)),
             ):
-                with pytest.raises(InvalidMutation, match="timeout_s is seconds from now, not nan"):
+                with pytest.raises(InvalidMutation, match=told):
                     await call
             assert agent._session.next_frame == 0
 
     for call in (
-        lambda: client.create(Task(title="never"), timeout_s=math.nan),
-        lambda: client.claim(Task, timeout_s=math.nan),
-        lambda: next(client.submit_many([Create(Task(title="never"))], timeout_s=math.nan)),
+        lambda: client.create(Task(title="never"), timeout_s=patience),
+        lambda: client.claim(Task, timeout_s=patience),
+        lambda: client.outcome("a" * 16 + "-1", timeout_s=patience),
+        lambda: next(client.submit_many([Create(Task(title="never"))], timeout_s=patience)),
     ):
-        with pytest.raises(InvalidMutation, match="timeout_s is seconds from now, not nan"):
+        with pytest.raises(InvalidMutation, match=told):
             call()
     assert client._session.next_frame == 0
+    asyncio.run(story())
+
+
+@pytest.mark.usefixtures("shared_engine")
+@pytest.mark.parametrize("patience", NO_PATIENCE, ids=lambda patience: type(patience).__name__)
+def test_no_reader_waits_for_what_is_no_number(engine, reader, patience):
+    told = re.escape(f"timeout_s is seconds from now, not {patience!r:.90}")
+
+    async def story() -> None:
+        async with aio.open_reader(engine.state) as of_asyncio:
+            for call in (
+                of_asyncio.wait_for(0, timeout_s=patience),
+                of_asyncio.wait_until(Task, "none", lambda _: True, timeout_s=patience),
+            ):
+                with pytest.raises(InvalidQuery, match=told):
+                    await call
+            with pytest.raises(InvalidQuery, match=told):
+                of_asyncio.watch(Task, timeout_s=patience)
+
+    for call in (
+        lambda: reader.wait_for(0, timeout_s=patience),
+        lambda: reader.wait_until(Task, "none", lambda _: True, timeout_s=patience),
+        lambda: reader.watch(Task, timeout_s=patience),
+    ):
+        with pytest.raises(InvalidQuery, match=told):
+            call()
     asyncio.run(story())
 
 
