@@ -112,6 +112,18 @@ def test_letters_that_the_terminal_does_not_have_are_escaped(tmp_path: Path, mon
     assert (told.stdout.splitlines()[0], told.stderr) == (f"folder   {tmp_path}/\\u65e5", "")
 
 
+@pytest.mark.parametrize("arguments", [["--help"], ["--version"], ["status"]], ids=" ".join)
+def test_what_cannot_be_printed_is_told_in_one_line(arguments: list[str], tmp_path: Path) -> None:
+    with open("/dev/full", "w") as full:
+        asked = [SOLEWRITER, *arguments]
+        told = subprocess.run(
+            asked, stdout=full, stderr=subprocess.PIPE, text=True, timeout=ANSWER_S, cwd=tmp_path, check=False
+        )
+    assert (told.returncode, told.stderr) == (
+        1, "solewriter: this cannot be printed: [Errno 28] No space left on device\n"
+    )  # fmt: skip
+
+
 # --- serve -----------------------------------------------------------------------------------------------------------
 
 

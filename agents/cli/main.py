@@ -17,13 +17,27 @@ from contextlib import contextmanager
 from dataclasses import asdict
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
+from typer.core import TyperGroup
 
 from solewriter import __version__
 
-app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
+
+class Program(TyperGroup):
+    """The commands. What is left to foresee here is that nobody can be told anything: stdout is a full disk, say."""
+
+    def main(self, *args: Any, **extra: Any) -> Any:
+        try:
+            return super().main(*args, **extra)
+        except OSError as error:
+            sys.stdout = io.StringIO()  # at the exit nobody tries once more
+            typer.echo(f"solewriter: this cannot be printed: {error}", err=True)
+            sys.exit(1)
+
+
+app = typer.Typer(cls=Program, no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
 
 
 class Durability(StrEnum):
