@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from functools import partial
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Self, TypeVar, overload
+from typing import TYPE_CHECKING, Any, NoReturn, Self, TypeVar, overload
 
 from solewriter.shared.errors import NotFound, check_descriptors
 from solewriter.shared.models import Entity, name_of
@@ -194,6 +194,12 @@ class Snapshot:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
+
+    def __reduce__(self) -> NoReturn:
+        raise TypeError(
+            "a snapshot belongs to the process that took it; another one gets the path and the revision, and looks for "
+            f"itself: open_reader({str(self._reader.folder.path)!r}).at({self.revision})"
+        )
 
     def __repr__(self) -> str:
         return "<Snapshot, closed>" if self._pin is None else f"<Snapshot of revision {self.revision}>"

@@ -12,7 +12,7 @@ from collections.abc import Iterable
 from functools import partial
 from pathlib import Path
 from types import TracebackType
-from typing import Literal, Self
+from typing import Literal, NoReturn, Self
 
 import msgspec
 
@@ -194,6 +194,12 @@ class Engine(Supervising):
 
     def __enter__(self) -> Self:
         return self.start()
+
+    def __reduce__(self) -> NoReturn:
+        path = str(self.state)
+        raise TypeError(
+            f"an engine belongs to its owner; another process gets the path, and connects: connect({path!r})"
+        )
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None

@@ -568,6 +568,24 @@ def test_what_is_given_to_another_process_says_that_it_opens_its_own(state, star
     asyncio.run(awaited())
 
 
+def test_engines_and_snapshots_say_what_another_process_gets_in_their_place(state, start_engine):
+    engine = start_engine(state)
+    with pytest.raises(
+        TypeError, match=re.escape(f"another process gets the path, and connects: connect({str(state)!r})")
+    ):
+        pickle.dumps(engine)
+
+    async def awaited():
+        async with aio.open_reader(state) as reader:
+            return await reader.snapshot()
+
+    with open_reader(state) as reader, open_reader(state, offline=True) as offline:
+        for snap in (reader.snapshot(), offline.snapshot(), asyncio.run(awaited())):
+            looks = re.escape(f"looks for itself: open_reader({str(state)!r}).at({snap.revision})")
+            with snap, pytest.raises(TypeError, match=looks):
+                pickle.dumps(snap)
+
+
 def test_a_forked_child_never_uses_nor_holds_its_parents_lane(state, start_engine):
     start_engine(state)
     with connect(state) as client:
