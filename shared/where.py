@@ -87,6 +87,7 @@ def _typed(kind: Kind, name: str, value: Any) -> Any:
 
 
 _NONE: Final = encode(None)
+_ZEROS: Final = frozenset({encode(0.0), encode(-0.0)})  # which are equal, and so are they in columns
 
 
 class Demand:
@@ -100,6 +101,8 @@ class Demand:
         self._kind = kind
         self._bounds = bounds
         wanted = set(map(encode, among or ()))
+        if not wanted.isdisjoint(_ZEROS):
+            wanted |= _ZEROS
         if wanted and self._meant(default := kind.schema.defaults.get(name)) in wanted:
             wanted.add(encode(default))
         self._wanted = frozenset(wanted)

@@ -49,6 +49,7 @@ from solewriter import (
     Release,
     Renew,
     RequestTooLarge,
+    RequireFields,
     RequireNone,
     ResultUnavailable,
     SolewriterError,
@@ -1502,6 +1503,29 @@ def test_a_number_that_is_none_counts_as_none_to_whoever_asks(state, start_engin
         assert client.update(Scored.ref("a"), where={"score": None}, title="asked for").title == "asked for"
         assert client.update(client.get(Scored, "a"), title="merged", score=math.nan, merge=True).title == "merged"
         assert [task.id for task in client.claim_many(Scored, 5, where={"score": None})] == ["a", "b", "c"]
+
+
+class Risen(Task, columns=("rise",)):
+    rise: float = 1.0
+    floor: float = 0
+
+
+@pytest.mark.parametrize("zero", [0.0, -0.0])
+def test_zero_is_zero_to_whoever_asks_whatever_its_sign(state, start_engine, zero):
+    """Sums and roundings make either."""
+    start_engine(state, models=[Risen])
+    with connect(state, name="tester") as client:
+        read = client.create(Risen(id="a", title="a", rise=-zero))
+        for where in ({"rise": zero}, {"rise": [2.0, zero, 3.0]}):
+            with client.reader.snapshot() as snap:
+                assert snap.ids(Risen, where) == ["a"]
+            assert client.submit(guards=[RequireNone(Risen, where)]).error.count == 1
+            assert client.submit(guards=[RequireFields(Risen.ref("a"), where)]).applied
+            client.release(client.claim(Risen, where=where))
+        assert client.submit(guards=[RequireFields(Risen.ref("a"), {"floor": zero})]).applied
+        client.update(Risen.ref("a"), rise=zero)
+        assert client.update(read, rise=5.0, merge=True).rise == 5.0
+        assert client.submit(guards=[RequireFields(Risen.ref("a"), {"rise": zero})]).error
 
 
 class Team(Project):
