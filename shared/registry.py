@@ -54,7 +54,7 @@ class Kind:
         model.model_rebuild()
         refuse_unsuitable(model)
         refuse_own(model)
-        refuse_forgetful(model)
+        refuse_forgetful(model, *all_parts(model))
         if issubclass(model, Task):
             refuse_unlike(model, Task, COORDINATED)
         self.model = model

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import dis
 import inspect
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from itertools import pairwise
 from typing import Any, Final
 
-from pydantic import BaseModel
+from pydantic import AfterValidator, BaseModel, BeforeValidator, PlainValidator, WrapValidator
 from pydantic_core import SchemaValidator
 
 from solewriter.shared.frozen import FrozenMap
@@ -107,15 +107,36 @@ def has_rules(model: type[Entity]) -> bool:
     return any(getattr(getattr(model, rule.cls_var_name), "__module__", "") != Entity.__module__ for rule in rules)
 
 
-def refuse_forgetful(model: type[Entity]) -> None:
-    """Raises TypeError for a rule that never returns anything: pydantic has None in place of the entity then."""
-    returns = {"after": "self", "wrap": "what its handler returns"}
+def refuse_forgetful(*models: type[BaseModel]) -> None:
+    """Raises TypeError for a validator that never returns anything: pydantic has None then, in place of the entity or
+    of a field's value.
+    """
+    for model in models:
+        for name, function, what, instead in _validators(model):
+            if _returns_nothing(function):
+                problem = f"returns nothing, and that would be {what}: end it with `return {instead}`"
+                raise TypeError(f"{model.__name__}.{name}: {problem}")
+
+
+def _validators(model: type[BaseModel]) -> Iterator[tuple[str, Any, str, str]]:
+    """What validates a model or one of its fields: its name, itself, what becomes of its result, what that should be.
+    Not what comes before a whole model, whose None pydantic does not take.
+    """
+    whole = "the entity" if issubclass(model, Entity) else "the part"
+    by_handler = "what its handler returns"
     for rule in model.__pydantic_decorators__.model_validators.values():
-        if rule.info.mode in returns and _returns_nothing(getattr(model, rule.cls_var_name)):
-            raise TypeError(
-                f"{model.__name__}.{rule.cls_var_name}: returns nothing, and that would be the entity: end it with "
-                f"`return {returns[rule.info.mode]}`"
-            )
+        if rule.info.mode != "before":
+            instead = by_handler if rule.info.mode == "wrap" else "self"
+            yield rule.cls_var_name, getattr(model, rule.cls_var_name), whole, instead
+    for check in model.__pydantic_decorators__.field_validators.values():
+        names = ", ".join(check.info.fields).replace("*", "all fields")
+        instead = by_handler if check.info.mode == "wrap" else "the value"
+        yield check.cls_var_name, getattr(model, check.cls_var_name), f"the value of {names}", instead
+    for name, field in model.model_fields.items():
+        for one in field.metadata:
+            if isinstance(one, AfterValidator | BeforeValidator | PlainValidator | WrapValidator):
+                instead = by_handler if isinstance(one, WrapValidator) else "the value"
+                yield f"{name}'s validator", one.func, "its value", instead
 
 
 def _returns_nothing(function: Any) -> bool:

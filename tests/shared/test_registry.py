@@ -706,6 +706,73 @@ class ForgetfulWrap(Ruled):
         handler(values)
 
 
+class ForgetfulField(Ruled):
+    label: str | None = None
+
+    @field_validator("low", "high")
+    @classmethod
+    def _positive(cls, value):
+        if value < 0:
+            raise ValueError("below 0")
+
+
+class ForgetfulStrip(ForgetfulField):
+    _positive = field_validator("low", "high")(lambda value: value)
+
+    @field_validator("label", mode="before")
+    @classmethod
+    def _strip(cls, value):
+        value.strip()
+
+
+class ForgetfulPart(Part):
+    label: str | None = None
+
+    @field_validator("*", mode="wrap")
+    @classmethod
+    def _known(cls, value, handler):
+        handler(value)
+
+
+def look_only(value):
+    assert value
+
+
+class ForgetfulType(Entity):
+    name: Annotated[str, AfterValidator(str.strip)] = "x"
+    label: Annotated[str | None, AfterValidator(look_only)] = None
+
+
+class ForgetfulWhole(Part):
+    label: str = ""
+
+    @model_validator(mode="after")
+    def _look(self):
+        assert self.label
+
+
+@pytest.mark.parametrize(
+    ("model", "said"),
+    [
+        (ForgetfulField, "ForgetfulField._positive: returns nothing, and that would be the value of low, high: end it "
+         "with `return the value`"),
+        (ForgetfulStrip, "ForgetfulStrip._strip: returns nothing, and that would be the value of label: end it with "
+         "`return the value`"),
+        (ForgetfulType, "ForgetfulType.label's validator: returns nothing, and that would be its value: end it with "
+         "`return the value`"),
+        (create_model("Holder", __base__=Entity, parts=(tuple[ForgetfulPart, ...], ())),
+         "ForgetfulPart._known: returns nothing, and that would be the value of all fields: end it with `return what "
+         "its handler returns`"),
+        (create_model("Holder", __base__=Entity, part=(ForgetfulWhole | None, None)), "ForgetfulWhole._look: returns "
+         "nothing, and that would be the part: end it with `return self`"),
+    ],
+)  # fmt: skip
+def test_a_validator_that_returns_nothing_is_refused_in_parts_too(model, said):
+    """Else each value of these fields becomes None, where they take that in silence."""
+    with pytest.raises(TypeError, match=re.escape(said)):
+        Kind(model)
+
+
 class Reminded(Forgetful):
     @model_validator(mode="after")
     def _order(self):
