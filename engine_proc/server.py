@@ -83,6 +83,7 @@ class Server:
             time.time_ns() // 1_000_000,
             self.limits.memory_dir,
             prefix,
+            os.fsencode(self.folder.path),
         )
         with_room(self.lock.folder, lambda: leftovers.note_memory(self.folder, own))
         self.publisher = Publisher(

@@ -44,6 +44,7 @@ class Whereabouts(msgspec.Struct, frozen=True):
     epoch: int
     memory_dir: str
     prefix: str
+    folder: bytes = b""  # the state folder, where a copy of that one says so, too
 
 
 def unlike_a_folder(path: Path) -> str:
@@ -132,6 +133,16 @@ class StateFolder:
             except (FileNotFoundError, *UNDECODABLE):
                 path.unlink(missing_ok=True)  # it was being written when its engine died: no segment was made yet
         return found
+
+    def is_of_another(self, memory: Whereabouts) -> bool:
+        """Whether this names segments of another folder, which is there and names them: then this one is a copy of it.
+        A folder that was moved, or is found by another path, is no other one.
+        """
+        other = StateFolder(os.fsdecode(memory.folder or os.fsencode(self.path)))
+        try:
+            return not other.path.samefile(self.path) and other.marker(memory.prefix).exists()
+        except (OSError, ValueError):  # nobody may look there, or what names it is damaged
+            return False
 
     # --- the socket ---------------------------------------------------------------------------------------------------
 

@@ -1,7 +1,8 @@
 """What dead engines left in memory: their readers are told what comes, and their segments are given back.
 
 The law: a set of segments has its marker in the state folder before the first of them is made, and until the last of
-them is gone, so that whoever starts an engine or sees one off finds all of them. A live engine's are never touched.
+them is gone, so that whoever starts an engine or sees one off finds all of them. A live engine's are never touched, nor
+those of the folder of which this one is a copy.
 """
 
 from __future__ import annotations
@@ -57,6 +58,8 @@ def remove_old_memory(folder: StateFolder, own_prefix: str, *, but_roots: bool =
     for old in folder.markers():
         if old.prefix == own_prefix or (old.pid != os.getpid() and runs(old.pid, old.start_time)):
             continue
+        if folder.is_of_another(old):
+            continue
         with suppress(PermissionError):  # see `remove_orphans`
             _succeed(old.memory_dir, old.prefix, SUPERSEDED)
             if but_roots:
@@ -110,7 +113,7 @@ def remove_orphans(folder: StateFolder, pid: int = 0) -> None:
             note_last_memory(folder)
         stay = False
         for old in folder.markers():
-            if runs(old.pid, old.start_time):
+            if runs(old.pid, old.start_time) or folder.is_of_another(old):
                 continue
             if pid and old.pid != pid:
                 stay = True

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 
 import msgspec
 import pytest
@@ -30,7 +31,8 @@ class Memory:
 
     def left(self, prefix, pid=GONE, *, root=True):
         born = start_time_of(pid) or 12345
-        whereabouts = Whereabouts(MEMORY_VERSION, pid, born, 1, self.where, prefix)
+        named = os.fsencode(self.folder.path)
+        whereabouts = Whereabouts(MEMORY_VERSION, pid, born, 1, self.where, prefix, named)
         self.folder.marker(prefix).write_bytes(msgspec.json.encode(whereabouts))
         if root:
             made = Segment.create(segment_path(self.where, prefix, "root"), 64 * KIB)
@@ -81,6 +83,36 @@ def test_the_memory_of_a_live_engine_is_nobody_elses_to_remove(memory, remove):
     remove(memory.folder)
     assert memory.segments() == ["solewriter-live-heap-1", "solewriter-live-root"]
     assert memory.successor("solewriter-live") == 0
+
+
+@pytest.mark.parametrize("remove", [lambda folder: remove_old_memory(folder, "solewriter-own"), remove_orphans])
+def test_a_copy_of_a_folder_leaves_the_memory_of_that_one_alone(memory, remove, tmp_path):
+    """Whoever looks into a copy of what was killed takes nothing from those who read there."""
+    memory.left("solewriter-dead")
+    (last,) = memory.folder.markers()
+    memory.folder.announce(last)
+    copied = StateFolder(shutil.copytree(memory.folder.path, tmp_path / "copy"))
+    remove(copied)
+    assert memory.segments() == ["solewriter-dead-heap-1", "solewriter-dead-root"]
+    assert memory.successor("solewriter-dead") == 0
+    shutil.rmtree(memory.folder.path)
+    remove(copied)
+    assert memory.segments() == [], "it is nobody else's any more"
+
+
+@pytest.mark.parametrize("moved", ["renamed", "linked", "replaced"])
+def test_a_folder_that_was_moved_has_the_memory_that_it_had(memory, moved, tmp_path):
+    memory.left("solewriter-dead")
+    was, to = memory.folder.path, tmp_path / "moved"
+    if moved == "linked":
+        to.symlink_to(was)
+    else:
+        was.rename(to)
+    if moved == "replaced":
+        was.mkdir()
+    remove_orphans(StateFolder(to))
+    assert memory.segments() == []
+    assert memory.successor("solewriter-dead") == STOPPED
 
 
 def test_readers_of_an_engine_that_nobody_follows_are_told_that_it_stopped(memory):

@@ -113,6 +113,22 @@ def test_a_killed_engines_memory_goes_when_the_next_one_begins_in_a_folder_that_
     assert taken_out(where) == []
 
 
+def test_an_engine_on_a_copy_of_a_killed_ones_folder_takes_nothing_from_its_readers(
+    state, start_engine, wait_until, tmp_path
+):
+    engine = start_engine(state, limits=Limits(restart_backoff_s=60.0, restart_backoff_max_s=60.0))
+    with connect(state) as client, open_reader(state) as reader:
+        client.create(Task(id="a", title="a"))
+        os.kill(engine.pid, signal.SIGKILL)
+        wait_until(lambda: reader.snapshot().stale, 20, "it is dead")
+        shutil.copytree(state, tmp_path / "copy", ignore=shutil.ignore_patterns("*.sock"))
+        with Engine(tmp_path / "copy") as copied, connect(copied.state) as other:
+            assert other.update(Task.ref("a"), title="b").version == 2
+        assert reader.get(Task, "a").title == "a"
+        with open_reader(state) as late:
+            assert late.get(Task, "a").title == "a"
+
+
 def test_an_engine_whose_folder_is_taken_away_while_it_starts_leaves_no_memory(
     state, wait_until, tmp_path, monkeypatch, is_stopped
 ):
