@@ -24,7 +24,14 @@ from solewriter.shared import handshake, record, wire, wirecheck, wireform
 from solewriter.shared.columns import Column
 from solewriter.shared.config import FRAME_REQUESTS_MAX, KIB, MEMORY_VERSION, MIB, Limits
 from solewriter.shared.entry import FILE_HEADER_BYTES, Life, Private, SessionChange
-from solewriter.shared.errors import BadRequest, EngineUnavailable, JournalCorrupt, LayoutMismatch, RequestTooLarge
+from solewriter.shared.errors import (
+    BadRequest,
+    EngineUnavailable,
+    InvalidMutation,
+    JournalCorrupt,
+    LayoutMismatch,
+    RequestTooLarge,
+)
 from solewriter.shared.folder import StateFolder, Whereabouts
 from solewriter.shared.memory import catalog
 from solewriter.shared.memory.catalog import Catalog, Table
@@ -121,7 +128,7 @@ def check_frame(body: bytes) -> None:
     for request in requests:
         try:
             budget = wirecheck.check_request(request, budget, LIMITS)
-        except (BadRequest, RequestTooLarge):
+        except (BadRequest, InvalidMutation, RequestTooLarge):
             budget -= wirecheck.parts(request, budget)
             continue
         finally:
@@ -145,6 +152,10 @@ def plain_within_caps(value: object, depth: int) -> None:
 @EXAMPLES
 def test_damaged_frames_are_plain_data_or_refused(examples):
     shaken(examples, damaged(*FRAMES), check_frame)
+
+
+def test_a_value_that_nothing_can_hold_is_refused_by_its_field():
+    check_frame(pickle.dumps([a_request({"id": "\ud800"}), a_request({"id": [2**64]})], 5))
 
 
 @EXAMPLES
