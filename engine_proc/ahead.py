@@ -68,6 +68,7 @@ class FilesAhead:
         self._next: Future[int] | None = None
         self._path = folder / "journal.next"
         self._reserve = folder / "reserve"
+        self._drop_small()
 
     @property
     def begun(self) -> bool:
@@ -159,6 +160,13 @@ class FilesAhead:
                 if not path.is_symlink() and path.stat().st_size >= size:
                     found.append(path)
         return sorted(found)
+
+    def _drop_small(self) -> None:
+        """Those that a lower bound left: with this one none is made of them, so that they would stay for ever."""
+        for path in self._folder.glob("spare-*.log"):
+            with suppress(FileNotFoundError):
+                if path.lstat().st_size < self._spare_bytes:
+                    path.unlink()
 
     def keep(self, path: Path) -> None:
         """A trimmed file: for later, if it is as large as later ones and nobody keeps it under another name, or not at

@@ -62,7 +62,8 @@ def opened(folder, beside):
 
     def open_(**options):
         replayed = {name: options.pop(name) for name in ("first", "may_be_cut", "unsynced") if name in options}
-        journal = FileJournal(folder, STATE, SMALL, beside, **{"power": False, **options})
+        limits = options.pop("limits", SMALL)
+        journal = FileJournal(folder, STATE, limits, beside, **{"power": False, **options})
         made.append(journal)
         return journal, list(journal.replay(**replayed))
 
@@ -918,6 +919,18 @@ def test_at_most_so_many_spare_files_are_kept(opened, folder):
     assert len(journal_files(folder)) > 12
     journal.trim(600, nothing)
     assert len([*folder.glob("spare-*.log")]) == 8
+
+
+def test_spare_files_that_are_too_small_by_now_go_with_the_next_start(opened, folder):
+    written(opened, 600, 300)
+    journal, _ = opened()
+    journal.trim(600, nothing)
+    assert len([*folder.glob("spare-*.log")]) == 8
+    tail = journal.tail
+    let_go(journal)
+    first = int(journal_files(folder)[0].stem.removeprefix("journal-"))
+    journal, _ = opened(first=first, limits=Limits(journal_file_bytes=2 * SMALL.journal_file_bytes))
+    assert (journal.tail, [*folder.glob("spare-*.log")]) == (tail, [])
 
 
 def test_spare_files_that_are_too_small_by_now_keep_no_larger_ones_from_their_place(folder, beside):
