@@ -142,21 +142,19 @@ class Reader(Attaching):
         """Raises SchemaMismatch if the engine knows this kind by another class: what one leaves out as a default, the
         other would read as another value.
         """
-        view = self._view or self.view()
-        if self._checked.get(kind.name) == (view.prefix, view.catalog_number, kind):
+        if (view := self._view or self.view()).root.successor:
+            self.look_on()  # the next engine may have another one
+            view = self._view or view
+        if self._checked.get(kind.name) == (view.prefix, view.root.catalog, kind):
             return
         pin = self.pin()
-        view, catalog = pin.view, pin.catalog
-        code = catalog.kind_code(kind.name)
-        theirs = [schema for schema in catalog.schemas if schema.kind == code]
+        code = pin.catalog.kind_code(kind.name)
+        theirs = [schema for schema in pin.catalog.schemas if schema.kind == code]
         if theirs and theirs[-1].digest() != kind.schema.digest():
-            raise SchemaMismatch(
-                f"the class {kind.name} of this process differs from the engine's: "
-                f"{differences(theirs[-1], kind.schema, kind.model.model_fields.keys())}: use one everywhere, or "
-                "engine.register(...) this one",
-                kind=kind.name,
-            )
-        self._checked[kind.name] = (view.prefix, view.catalog_number, kind)
+            told = differences(theirs[-1], kind.schema, kind.model.model_fields.keys())
+            problem = f"the class {kind.name} of this process differs from the engine's: {told}"
+            raise SchemaMismatch(f"{problem}: use one everywhere, or engine.register(...) this one", kind=kind.name)
+        self._checked[kind.name] = (pin.view.prefix, pin.root.catalog, kind)
 
     def of_result(self, result: Result, epoch: int, model: type[E] | str) -> E | Plain | None:
         """The entity as a reply left it, also when this was closed. Raises Compacted if memory does not have that."""

@@ -58,6 +58,7 @@ _PERIOD: Final = 25
 _HELD: Final = 26
 FORGOTTEN: Final = 27
 _IN_DECIDE: Final = 28
+_CATALOG: Final = 8  # of a place in the ring; the low half
 _PIN_TRIES = 1_000  # a reader is lapped only if it sleeps through 15 publishes in mid-copy; so often is a broken root
 SUPERSEDED, STOPPED = 1, 2
 
@@ -187,6 +188,11 @@ class RootReader:
     def head(self) -> int:
         """Number of the newest root; 0 before the first publish."""
         return self.words[_HEAD]
+
+    @property
+    def catalog(self) -> int:
+        """Number of the newest catalog."""
+        return self.words[(_RING + self.words[_HEAD] % ROOT_RING * _PLACE_BYTES >> 3) + _CATALOG] & 0xFFFFFFFF
 
     @property
     def live_tail(self) -> int:

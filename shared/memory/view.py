@@ -93,11 +93,6 @@ class View:
             self._younger = {**self._younger, number: segment}
         return segment
 
-    @property
-    def catalog_number(self) -> int:
-        """Which catalog was read last."""
-        return self._described[0]
-
     def _tables_of(self, root: Root) -> Tables:
         number, tables = self._described
         if root.catalog != number:

@@ -1683,6 +1683,27 @@ def test_a_whole_entity_of_another_class_than_the_engines_is_refused(state, star
         assert client.reader.revision == before
 
 
+def test_a_class_that_was_replaced_is_refused_from_then_on(state, start_engine):
+    """By `register`, or by the next engine, and at once, though this client has seen nothing of it yet."""
+    first, second, third = (a_class(seed=int, score=(float, default)) for default in (0.0, 1.0, 2.0))
+    engine = start_engine(state, models=[first])
+    with connect(state) as client, connect(state) as other:
+        for one in (client, other):
+            one.create(first(seed=1))
+        engine.register(second)
+        with pytest.raises(SchemaMismatch, match=r"score defaults to 1\.0 there, to 0\.0 here"):
+            client.create(first(seed=2))
+        (refused,) = other.submit_many([Create(first(seed=2))])
+        assert isinstance(refused.error, SchemaMismatch)
+        client.create(second(seed=2))
+        engine.stop()
+        start_engine(state, models=[third])
+        with pytest.raises(SchemaMismatch, match=r"score defaults to 2\.0 there, to 1\.0 here"):
+            client.put(second(seed=3))
+        with client.reader.snapshot() as snap:
+            assert sorted(found.score for found in snap.entities(third)) == [0.0, 0.0, 1.0]
+
+
 def test_each_entity_is_compared_by_its_own_class_where_a_process_has_two_of_a_name(state, start_engine):
     """A notebook's cell was run again, and entities of the class before are still at hand: in their class what is left
     out is another value, so they are refused, alone and beside others, while those of the engine's class go in.
