@@ -688,6 +688,19 @@ def test_of_damage_is_said_whether_a_start_is_refused_for_it_and_what_to_do(fold
             start_engine(folder, limits=LIMITS)
 
 
+def test_where_only_a_cut_helps_the_revision_is_told_that_keeps_most(folder, start_engine):
+    newest, path = verify(folder).revision, journal_files(folder)[-1]
+    buffer = bytearray(path.read_bytes())
+    buffer[end_of(path) - 10] ^= 1
+    path.write_bytes(buffer)
+    told = run("verify", folder)
+    revision = int(told.stderr.split("--truncate-at ")[1])
+    assert newest - 50 < revision <= newest
+    assert run("repair", folder, "--truncate-at", revision).exit_code == 0
+    assert verify(folder).revision == revision
+    start_engine(folder, limits=LIMITS)
+
+
 def end_of(path):
     """Of the last entry in a file."""
     buffer, at = path.read_bytes(), entries.FILE_HEADER_BYTES

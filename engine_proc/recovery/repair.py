@@ -36,6 +36,7 @@ from solewriter.shared.config import MIB
 from solewriter.shared.entry import CheckpointName, Entry, Life, Private
 from solewriter.shared.errors import EngineUnavailable, JournalCorrupt, LayoutMismatch
 from solewriter.shared.folder import StateFolder, lasting_file, naming, new_file, replace_file, sync_folder
+from solewriter.shared.frozen import INT_MAX
 from solewriter.shared.life import may_be_cut
 
 
@@ -77,8 +78,16 @@ def refused(folder: Path) -> str:
     try:
         _read_from(folder, newest.entry if newest is not None else 0)
     except EngineUnavailable as error:
-        return error.message
+        return error.message + _newest_cut(folder)
     return ""
+
+
+def _newest_cut(folder: Path) -> str:
+    """The revision behind which a cut gives up least; nothing where none can be told."""
+    try:
+        return f" {_found(folder, INT_MAX)[0].revision}"
+    except (EngineUnavailable, OSError):
+        return ""
 
 
 def _damaged(folder: Path) -> tuple[list[CheckpointName], int]:
