@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from functools import partial
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, NoReturn, Self, TypeVar, overload
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from solewriter.shared.where import Where
 
 E = TypeVar("E", bound=Entity)
-Plain = Mapping[str, Any]
+Plain = dict[str, Any]
 
 
 class Snapshot:

@@ -5,7 +5,7 @@ Every `type: ignore` here is a promise as well: mypy reports the ones that it do
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Iterator
 from typing import Any, assert_type
 
 from solewriter import (
@@ -79,12 +79,12 @@ def reads(snap: Snapshot, reader: Reader, client: Client) -> None:
     assert_type(snap.get(Task, "t-1"), Task | None)
     assert_type(snap[Invoice, "i-1"], Invoice)
     assert_type(snap.entities(Chore), Iterator[Chore])
-    assert_type(snap.get("Task", "t-1"), Mapping[str, Any] | None)
-    assert_type(snap["invoice", "i-1"], Mapping[str, Any])
-    assert_type(snap.entities("chore"), Iterator[Mapping[str, Any]])
+    assert_type(snap.get("Task", "t-1"), dict[str, Any] | None)
+    assert_type(snap["invoice", "i-1"], dict[str, Any])
+    assert_type(snap.entities("chore"), Iterator[dict[str, Any]])
     assert_type(reader.get(Task, "t-1"), Task | None)
     assert_type(client.get(Task, "t-1"), Task | None)
-    assert_type(client.get("Task", "t-1"), Mapping[str, Any] | None)
+    assert_type(client.get("Task", "t-1"), dict[str, Any] | None)
     assert_type(reader.wait_for(reader.revision, timeout_s=1.0), int)
 
 
@@ -152,7 +152,7 @@ async def reads_awaited(reader: aio.AioReader, client: aio.AioClient) -> None:
         assert_type(snap, Snapshot)
     assert_type(await reader.get(Task, "t-1"), Task | None)
     assert_type(await client.get(Invoice, "i-1"), Invoice | None)
-    assert_type(await client.get("Task", "t-1"), Mapping[str, Any] | None)
+    assert_type(await client.get("Task", "t-1"), dict[str, Any] | None)
     assert_type(await reader.wait_for(reader.revision, timeout_s=1.0), int)
     assert_type(client.reader, aio.AioReader)
 
