@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import shutil
 import signal
 import subprocess
 import tempfile
@@ -47,11 +48,14 @@ SIGNALS = (signal.SIGTERM, signal.SIGHUP)  # SIGINT raises already
 def scratch_folder(parent: Path) -> Iterator[Path]:
     """A new private folder, removed with all that is in it."""
     folder = Path(tempfile.mkdtemp(prefix="solewriter-bench-", dir=parent))
-    with _shell(REMOVE, [str(folder)]) as told:
-        try:
-            yield folder
-        finally:
-            told.write(b"\n")
+    try:
+        with _shell(REMOVE, [str(folder)]) as told:
+            try:
+                yield folder
+            finally:
+                told.write(b"\n")
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)  # where the shell was not there yet
 
 
 @contextmanager

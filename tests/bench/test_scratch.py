@@ -25,6 +25,21 @@ with scratch_folder(Path(sys.argv[1])) as folder:
     os.kill(os.getpid(), signal.SIGKILL)
 """
 
+# Ctrl-C when the folder is there, and the shell that would remove it is not.
+INTERRUPTED = """
+import sys
+from pathlib import Path
+from solewriter.bench.scratch import scratch_folder
+
+def interrupt(event, _):
+    if event == "subprocess.Popen":
+        raise KeyboardInterrupt
+
+sys.addaudithook(interrupt)
+with scratch_folder(Path(sys.argv[1])):
+    pass
+"""
+
 
 def test_what_an_engine_makes_that_was_just_starting_is_removed_too(
     tmp_path: Path, wait_until: Callable[..., Any]
@@ -41,4 +56,11 @@ def test_an_orderly_end_removes_at_once_what_is_there(tmp_path: Path) -> None:
     with pytest.raises(KeyboardInterrupt), scratch_folder(tmp_path) as folder:
         (folder / "a" / "b").mkdir(parents=True)
         raise KeyboardInterrupt
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_end_at_the_very_beginning_leaves_no_folder(tmp_path: Path) -> None:
+    command = [sys.executable, "-P", "-c", INTERRUPTED, str(tmp_path)]
+    ended = subprocess.run(command, capture_output=True, text=True, check=False, timeout=60)
+    assert ended.stderr.endswith("KeyboardInterrupt\n")
     assert list(tmp_path.iterdir()) == []
