@@ -96,7 +96,10 @@ READS_IN_A_PASS = 1_000  # between two looks at the clock, all of one moment
 
 
 def reading(renewed: Callable[[], Callable[[str], object]], keys: Iterator[str], interval: Interval) -> Done:
-    """Nothing but reads, in passes of a thousand, each from a moment of its own. A latency is the mean of a pass."""
+    """Nothing but reads, in passes of a thousand, each from a moment of its own. A latency is the mean of a pass. The
+    last pass ends behind the interval, so what was read and used is scaled to that.
+    """
+    renewed()(next(keys))  # opens and maps what it needs
     sleep_until(interval.start_ns)
     before, latencies_ns = Usage.own(), array("Q")
     while (begun_ns := time.monotonic_ns()) < interval.end_ns:
@@ -104,8 +107,10 @@ def reading(renewed: Callable[[], Callable[[str], object]], keys: Iterator[str],
         for _ in range(READS_IN_A_PASS):
             read(next(keys))
         latencies_ns.append((time.monotonic_ns() - begun_ns) // READS_IN_A_PASS)
-    read_in_all = len(latencies_ns) * READS_IN_A_PASS
-    return Done(latencies_ns, array("Q"), read_in_all, read_in_all, Usage.own().since(before))
+    used, read_in_all = Usage.own().since(before), len(latencies_ns) * READS_IN_A_PASS
+    share = (interval.end_ns - interval.start_ns) / (begun_ns - interval.start_ns)
+    used = Usage(int(used.cpu_ns * share), int(used.switches * share))
+    return Done(latencies_ns, array("Q"), int(read_in_all * share), read_in_all, used)
 
 
 # --- the open loop ----------------------------------------------------------------------------------------------------

@@ -10,7 +10,7 @@ import signal
 import time
 from array import array
 from collections.abc import Callable, Iterator
-from itertools import chain
+from itertools import chain, repeat
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -19,7 +19,7 @@ import pytest
 
 from solewriter.bench.load.agent import Orders, Report
 from solewriter.bench.load.crew import Failed, crew
-from solewriter.bench.load.drive import Schedule
+from solewriter.bench.load.drive import READS_IN_A_PASS, Schedule, reading
 from solewriter.bench.load.peers import echo, sqlite_writers
 from solewriter.bench.load.peers.peer import Peer, Setting
 from solewriter.bench.load.requests import Request, Step, in_batches, sliding
@@ -171,6 +171,25 @@ def test_agents_are_due_in_turn_whenever_each_of_them_begins() -> None:
     measured = [moment for moment in moments if moment >= interval.start_ns]
     assert measured == [interval.start_ns + number * NS_PER_S // 100 for number in range(100)]
     assert all(moment >= begins[0] for moment in moments), "before that, nobody was there"
+
+
+def test_reads_are_counted_in_the_interval_only_and_opening_is_warm_up() -> None:
+    """A pass takes longer than the interval, which it begins in."""
+    opened, read_ns, interval = [], 100_000, Interval.soon(0.2, 0.03)
+
+    def read(key: str) -> None:
+        done_ns = time.monotonic_ns() + read_ns
+        while time.monotonic_ns() < done_ns:
+            pass
+
+    def renewed() -> Callable[[str], object]:
+        opened.append(time.monotonic_ns())
+        return read
+
+    done = reading(renewed, repeat("key"), interval)
+    assert len(opened) == 1 + len(done.latencies_ns), "the first time is not measured"
+    assert done.total == len(done.latencies_ns) * READS_IN_A_PASS
+    assert done.answered <= interval.seconds * NS_PER_S / read_ns, "there is no time for more"
 
 
 def test_what_an_agent_fails_of_is_said(tmp_path: Path) -> None:
