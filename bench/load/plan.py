@@ -99,9 +99,9 @@ def cases_of(
 
 
 def contests(plan: Plan) -> Iterator[list[Case]]:
-    """Cases of one section and workload, which are measured in turn."""
+    """Cases of one section and workload, which are measured in turn. Two windows may come to the same: one case."""
     for _, cases in groupby(_grid(plan) if plan.workloads else _programme(plan), _together):
-        yield list(cases)
+        yield list(dict.fromkeys(cases))
 
 
 def _together(case: Case) -> tuple[str, str]:

@@ -55,17 +55,21 @@ def _pictures(results: Results) -> dict[str, Callable[[Any], None]]:
 
 
 def _lines(rows: Sequence[Row], of: str) -> dict[str, list[Row]]:
-    """Rows of one question that differ in this alone, by who they are of. Of the question that has the most of them."""
-    questions: dict[Any, dict[str, list[Row]]] = {}
+    """Rows of one question that differ in this alone, by who they are of. Of the question that has the most of them;
+    of several windows, those of the widest.
+    """
+    questions: dict[Any, dict[str, dict[Any, Row]]] = {}
     others = [name for name in ("agents", "entities", "rate_per_s") if name != of]
     for row in rows:
-        case = row.case
+        case, place = row.case, getattr(row.case, of)
         question = case.section, case.workload, case.pinned, *(getattr(case, name) for name in others)
-        questions.setdefault(question, {}).setdefault(f"{case.peer}, {row.how}", []).append(row)
+        line = questions.setdefault(question, {}).setdefault(f"{case.peer}, {row.how}", {})
+        if place not in line or line[place].case.window < case.window:
+            line[place] = row
     several = [
-        {who: sorted(found, key=lambda row: getattr(row.case, of)) for who, found in lines.items()}
+        {who: [found[place] for place in sorted(found)] for who, found in lines.items()}
         for lines in questions.values()
-        if any(len({getattr(row.case, of) for row in found}) > 1 for found in lines.values())
+        if any(len(found) > 1 for found in lines.values())
     ]
     return max(several, key=lambda lines: sum(map(len, lines.values())), default={})
 

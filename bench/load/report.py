@@ -58,7 +58,7 @@ def tables(rows: Sequence[Row]) -> dict[str, list[Row]]:
 def _title(row: Row) -> str:
     case = row.case
     loop = LOOPS.get(case.loop, case.loop)
-    window = f", {case.window} on their way" if case.window > 1 and case.loop == "pipelined" else ""
+    window = f", {case.window} on their way" if case.window > 1 and case.loop in ("pipelined", "open") else ""
     where = "CPUs pinned" if case.pinned else "any CPU"
     agents = "" if case.section == "agents" else f"{case.agents} agents, "
     entities = "" if case.section == "sizes" else f"{case.entities:,} entities, "

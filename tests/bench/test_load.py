@@ -24,9 +24,9 @@ from solewriter.bench.load.marks import marks_of
 from solewriter.bench.load.page import filled
 from solewriter.bench.load.peers.catalog import CATALOG, OURS
 from solewriter.bench.load.plan import PIPELINED, Plan, contests, window_for
-from solewriter.bench.load.plot import draw
+from solewriter.bench.load.plot import _lines, draw
 from solewriter.bench.load.program import main, options, planned, run
-from solewriter.bench.load.report import printed
+from solewriter.bench.load.report import printed, tables
 from solewriter.bench.load.rows import Case, Results, Row, Sample, Spread, Timeline, compared, row_of
 from solewriter.bench.load.run import interleaved, places, sample_of
 from solewriter.bench.measure import NS_PER_S, Interval, Usage
@@ -195,6 +195,17 @@ def test_a_grid_is_everything_with_everything_and_rates_make_it_open() -> None:
     assert {case.loop for group in contests(plan_of(*named, "--rates", "100")) for case in group} == {"open"}
 
 
+def test_windows_that_come_to_the_same_are_one_case() -> None:
+    named = ("--workloads", "update-one", "--peers", "solewriter", "--durability", "process", "--windows", "8,128,256")
+    assert windows_of(*named) == [("one by one", 1), ("pipelined", 8), ("pipelined", 128), ("pipelined", 256)]
+    assert windows_of(*named, "--agents", "64") == [("one by one", 1), ("pipelined", 8), ("pipelined", 78)]
+
+
+def windows_of(*arguments: str) -> list[tuple[str, int]]:
+    (cases,) = contests(plan_of(*arguments))
+    return [(case.loop, case.window) for case in cases]
+
+
 def test_no_task_is_asked_for_twice_at_once() -> None:
     assert window_for("update-one", 10_000, 2, 256) == 256
     assert window_for("update-one", 10_000, 64, 256) == 78
@@ -350,6 +361,17 @@ def test_the_text_shows_every_row_and_every_mark() -> None:
     for one in found.rows:
         assert one.case.peer in text
     assert "killed by SIGKILL" in text
+
+
+def test_rows_of_several_windows_are_told_apart_and_a_picture_shows_the_widest() -> None:
+    rows = [
+        row(OURS, 1.0 * window, section="grid", loop="open", rate_per_s=rate, window=window)
+        for window in (4, 256, 64)
+        for rate in (10.0, 20.0)
+    ]
+    assert [len(found) for found in tables(rows).values()] == [2, 2, 2]
+    ((line,),) = (_lines(rows, "rate_per_s").values(),)
+    assert [(one.case.rate_per_s, one.case.window) for one in line] == [(10.0, 256), (20.0, 256)]
 
 
 def test_pictures_are_drawn_as_svg_and_png(tmp_path: Path) -> None:
