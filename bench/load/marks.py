@@ -59,22 +59,27 @@ def _costs(rows: Sequence[Row], validate_us: Spread | None) -> Iterator[Mark]:
 
 
 def _many(rows: Sequence[Row]) -> Iterator[Mark]:
-    sizes = {row.case.entities: row for row in rows if row.case.section == "sizes" and row.per_s}
+    for pinned in (False, True):
+        yield from _many_at([row for row in rows if row.case.pinned == pinned and row.per_s])
+
+
+def _many_at(rows: Sequence[Row]) -> Iterator[Mark]:
+    """Of one placement."""
+    sizes = {row.case.entities: row for row in rows if row.case.section == "sizes"}
     if {1_000, 1_000_000} <= set(sizes):
-        yield least("1,000,000 entities to 1,000, pipelined", 0.75, _ratio(sizes[1_000_000], sizes[1_000]), "x")
-    agents = {
-        row.case.agents: row for row in rows if row.case.section == "agents" and row.case.peer == OURS and row.per_s
-    }
+        more, fewer = sizes[1_000_000], sizes[1_000]
+        yield least(f"1,000,000 entities to 1,000, pipelined{_place(more)}", 0.75, _ratio(more, fewer), "x")
+    agents = {row.case.agents: row for row in rows if row.case.section == "agents" and row.case.peer == OURS}
     if {2, 64} <= set(agents):
-        yield least("64 agents to 2, pipelined", 0.8, _ratio(agents[64], agents[2]), "x")
+        yield least(f"64 agents to 2, pipelined{_place(agents[64])}", 0.8, _ratio(agents[64], agents[2]), "x")
     for loop, how in (("read anew", "each decoded"), ("read", "decoded once for each change")):
         reads = {row.case.writers: row for row in rows if row.case.loop == loop and row.per_client_cpu_s}
         if {0, 1} <= set(reads):
             alone, beside = reads[0].per_client_cpu_s, reads[1].per_client_cpu_s
             assert alone is not None
             assert beside is not None
-            name = f"typed reads, {how}: beside a writer to alone, per second of the reader's CPU"
-            yield least(name, 0.8, beside.median / alone.median, "x")
+            name = f"typed reads, {how}: beside a writer to alone, per second of the reader's CPU{_place(reads[1])}"
+            yield least(name, 0.8, beside.median / alone.median if alone.median else None, "x")
 
 
 def _idle(percent: float | None) -> Iterator[Mark]:

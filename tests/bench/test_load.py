@@ -312,6 +312,22 @@ def test_a_goal_is_about_one_window_and_compares_rows_of_that_one_only() -> None
     assert (mark.measured, mark.reached) == (1.2, True)
 
 
+def test_goals_are_judged_for_each_placement_and_say_which() -> None:
+    replace = msgspec.structs.replace
+    pinned = [replace(one, case=replace(one.case, pinned=True), placement="server 0") for one in everything()]
+    free, both = marks_of(everything(), None, None), marks_of([*everything(), *pinned], None, None)
+    assert len(both) == 2 * len(free)
+    assert sum(mark.mark.endswith(", server 0") for mark in both) == len(free)
+    half = [one for one in pinned if one.case.section != "agents" or one.case.agents == 64]
+    assert len(marks_of([*everything(), *half], None, None)) == len(both) - 1, "never one placement's to the other's"
+
+
+def test_of_reads_that_were_none_nothing_is_said() -> None:
+    none = {"section": "reads", "loop": "read", "agents": 1, "per_client_cpu_s": 0.0}
+    (mark,) = marks_of([row(OURS, 1.0, writers=writers, **none) for writers in (0, 1)], None, None)
+    assert (mark.measured, mark.reached) == (None, None)
+
+
 def test_faults_make_a_row_unverified_and_are_told() -> None:
     empty = row(OURS, 1.0)
     samples = [Sample(per_s=1.0, histogram=Histogram.of([1]), faults=faults) for faults in ([], ["task-1 is lost"])]
