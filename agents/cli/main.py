@@ -26,15 +26,19 @@ from solewriter import __version__
 
 
 class Program(TyperGroup):
-    """The commands. What is left to foresee here is that nobody can be told anything: stdout is a full disk, say."""
+    """The commands, and what they have in common: that stdout may take nothing, because it is a full disk, say."""
 
     def main(self, *args: Any, **extra: Any) -> Any:
         try:
             return super().main(*args, **extra)
-        except OSError as error:
-            sys.stdout = io.StringIO()  # at the exit nobody tries once more
-            typer.echo(f"solewriter: this cannot be printed: {error}", err=True)
-            sys.exit(1)
+        except OSError:
+            try:
+                print(flush=True)
+            except OSError as error:
+                sys.stdout = io.StringIO()  # at the exit nobody tries once more
+                typer.echo(f"solewriter: this cannot be printed: {error}", err=True)
+                sys.exit(1)
+            raise
 
 
 app = typer.Typer(cls=Program, no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
