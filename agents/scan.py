@@ -2,8 +2,8 @@
 
 The columns are live: while a pass runs, the writer goes on. So a pass takes all that it needs first, and looks at the
 records behind the snapshot's own tail after that: what they belong to may have changed before or during the pass, and
-is looked up singly. Everything else was the same all the time. A snapshot whose tables are gone, because its engine
-was followed by another before they were mapped, looks up everything singly.
+is looked up singly, once for all passes of the snapshot. Everything else was the same all the time. A snapshot whose
+tables are gone, because its engine was followed by another before they were mapped, looks up everything singly.
 
 Rows come in the order of the slots: that of the keys' creation, but for slots that are used again.
 """
@@ -43,6 +43,15 @@ class Rows(NamedTuple):
         return Rows(self.slots[which], {place: values[which] for place, values in self.cells.items()})
 
 
+class Aside(NamedTuple):
+    """What was looked up singly in a pinned revision: which slots, and the rows, all columns, of those that had an
+    entity.
+    """
+
+    looked: frozenset[int]
+    rows: Rows
+
+
 class Scanner:
     """Scans of one kind in one pinned revision."""
 
@@ -65,7 +74,7 @@ class Scanner:
         if not len(changed):
             return live
         same = live.taken(~np.isin(live.slots, changed))
-        return _merged(same, self._singly(np.sort(changed).tolist(), demands, places), places)
+        return _merged(same, self._singly(changed.tolist(), demands, places), places)
 
     def _pass(self, demands: Sequence[Condition], places: Sequence[int]) -> Rows:
         """As the columns are now, whatever revision that is."""
@@ -87,21 +96,43 @@ class Scanner:
             _joined(slots, np.int64), {place: _joined(parts, self._dtype(place)) for place, parts in cells.items()}
         )
 
-    def _singly(self, slots: Iterable[int], demands: Sequence[Condition], places: Sequence[int]) -> Rows:
+    def _singly(self, slots: Sequence[int], demands: Sequence[Condition], places: Sequence[int]) -> Rows:
         """By the records themselves, at the pinned revision."""
+        looked, rows = self._aside(slots)
+        matches = np.ones(len(rows.slots), np.bool_)
+        if len(looked) > len(slots):
+            matches &= np.isin(rows.slots, slots)
+        for demand in demands:
+            matches &= _meets(demand, rows.cells[demand.place])
+        found = np.flatnonzero(matches)
+        found = found[np.argsort(rows.slots[found])]
+        return Rows(rows.slots[found], {place: rows.cells[place][found] for place in places})
+
+    def _aside(self, slots: Sequence[int]) -> Aside:
+        """At least these slots. What was looked up before, for whatever question, is not again."""
+        asked, places = (self.kind, self.cells_of.known), range(len(self.columns))
+        before: Aside | None = self.pin.aside.get(asked)
+        missing = slots if before is None else [slot for slot in slots if slot not in before.looked]
+        if before is not None and not missing:
+            return before
         found: list[int] = []
-        kept: dict[int, list[Cell]] = {place: [] for place in places}
-        for slot in slots:
+        kept: list[Sequence[Cell]] = []
+        for slot in missing:
             address = self.pin.at(self.kind, slot)
             cells = self.cells_of(self.pin.whole(address)) if address else None
-            if cells is None or not all(demand.holds(cells[demand.place]) for demand in demands):
-                continue
-            found.append(slot)
-            for place in places:
-                kept[place].append(cells[place])
-        return Rows(
-            np.array(found, np.int64), {place: np.array(values, self._dtype(place)) for place, values in kept.items()}
+            if cells is not None:
+                found.append(slot)
+                kept.append(cells)
+        rows = Rows(
+            np.array(found, np.int64),
+            {place: np.array([cells[place] for cells in kept], self._dtype(place)) for place in places},
         )
+        if before is None:
+            aside = Aside(frozenset(missing), rows)
+        else:
+            aside = Aside(before.looked.union(missing), _both(before.rows, rows, places))
+        self.pin.aside[asked] = aside  # of two threads at once, one does it again later
+        return aside
 
     def _dtype(self, place: int) -> Any:
         return DTYPES[self.columns[place].code]
@@ -117,6 +148,7 @@ class CellsOfRecords:
         self._schemas = catalog.schemas
         self._columns = catalog.tables[kind].columns
         self._defaults = catalog.defaults(kind)
+        self.known = known
         self._class = known
         self._is_checked = False  # whether the class is the engine's
         self._newest = catalog.newest_schema(kind)
@@ -187,13 +219,18 @@ def _joined(parts: list[Any], dtype: Any) -> Any:
     return np.concatenate(parts) if parts else np.empty(0, dtype)
 
 
+def _both(one: Rows, other: Rows, places: Iterable[int]) -> Rows:
+    """Two sets of rows, one behind the other."""
+    return Rows(
+        np.concatenate((one.slots, other.slots)),
+        {place: np.concatenate((one.cells[place], other.cells[place])) for place in places},
+    )
+
+
 def _merged(one: Rows, other: Rows, places: Sequence[int]) -> Rows:
     """Two sets of rows, in the order of their slots."""
-    slots = np.concatenate((one.slots, other.slots))
-    order = np.argsort(slots, kind="stable")
-    return Rows(
-        slots[order], {place: np.concatenate((one.cells[place], other.cells[place]))[order] for place in places}
-    )
+    both = _both(one, other, places)
+    return both.taken(np.argsort(both.slots, kind="stable"))
 
 
 def ordered(rows: Rows, key: Values | None, descending: bool, limit: int | None) -> Any:

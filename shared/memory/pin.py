@@ -63,6 +63,7 @@ class Pin:
         "_tables",
         "_tail",
         "_walked_to",
+        "aside",
         "catalog",
         "found",
         "heap",
@@ -83,6 +84,7 @@ class Pin:
         self._far: dict[int, int] = {}  # see `_visible_far`
         self._changed: dict[int, set[int]] = {}
         self._walked_to = root.tail
+        self.aside: dict[Any, Any] = {}  # what its reader's scans looked up singly
 
     def slots(self, kind: int) -> int:
         """Slots of a kind that this revision knows."""

@@ -11,7 +11,7 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import pytest
@@ -25,12 +25,15 @@ from solewriter import (
     Limits,
     Range,
     SchemaMismatch,
+    Snapshot,
     Task,
     Update,
     connect,
     open_reader,
 )
+from solewriter.agents.scan import CellsOfRecords
 from solewriter.shared.failpoint import VARIABLE
+from solewriter.shared.record import Record
 
 
 class Mood(enum.Enum):
@@ -620,3 +623,38 @@ def test_a_snapshot_that_outlives_its_engine_scans_by_its_records(state, start_e
     assert [task.id for task in snap.scan(Task, {"project": "p1"}, limit=2)] == ["t1", "t4"]
     assert snap.count_by(Task, "project") == {"p0": 34, "p1": 33, "p2": 33}
     reader.close()
+
+
+def test_what_a_held_snapshot_looks_up_singly_it_looks_up_once(state, start_engine, monkeypatch):
+    """Counted in records whose cells are asked for, in memory and where it is built again from the journal."""
+    looked, cells_of = 0, CellsOfRecords.__call__
+
+    def counted(cells: CellsOfRecords, found: Record) -> Any:
+        nonlocal looked
+        looked += 1
+        return cells_of(cells, found)
+
+    def every_way(snap: Snapshot, odd: int, even: int) -> None:
+        assert snap.count(Task) == odd + even == len(snap.scan(Task))
+        assert snap.count(Task, {"project": "even"}) == even
+        assert snap.count_by(Task, "project") == {"even": even, "odd": odd}
+        assert snap.ids(Task, {"project": "odd"}, limit=2) == ["t001", "t003"]
+        assert snap.ids(Task, {"version": Range(ge=2)}) == []
+
+    monkeypatch.setattr(CellsOfRecords, "__call__", counted)
+    start_engine(state)
+    with connect(state) as client, open_reader(state) as reader:
+        tasks = [Task(id=f"t{n:03}", title="x", project="odd" if n % 2 else "even") for n in range(200)]
+        assert all(reply.applied for reply in client.submit_many(map(Create, tasks)))
+        with reader.snapshot() as snap:
+            for first, last, wanted in ((0, 0, 0), (0, 50, 50), (25, 75, 25), (75, 75, 0)):
+                changes = (Update(Task.ref(one.id), {"project": "other"}) for one in tasks[first:last])
+                assert all(reply.applied for reply in client.submit_many(changes))
+                client.delete(client.create(Task(title="new")))
+                looked = 0
+                every_way(snap, 100, 100)
+                assert looked == wanted
+        with open_reader(state, offline=True) as offline, offline.at(100) as snap:
+            looked = 0
+            every_way(snap, 50, 50)
+            assert looked == 100
