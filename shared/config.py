@@ -238,7 +238,8 @@ QUARANTINE_DEATHS = 2  # of engines in a row, in one request: one may be chance,
 QUARANTINED_MAX = 1_024  # such requests remembered, the oldest forgotten first; one costs two deaths of the engine
 REST_MOST_S = 1e9  # of a failed task, whatever it asks for: 31 years, and no year of more than four digits
 LEASE_LEAST_S, LEASE_MOST_S = 0.001, 1e9  # of a lease that is bound: below, it ends before its claimer knows of it
-VIEWS_MAX = 16  # of a kind: different sets of columns that claimers ask for, each with an order of its own
+VIEWS_MAX = 16  # of a kind: different sets of columns that claimers ask for, each with an order of its own; and as many
+# that guards on emptiness ask for, each counted by itself
 RECENT_MAX = 1_024  # tasks of a kind that became ready last: who waits and looked before them all just looks again
 LINE_VALUES_MAX = 64  # combinations of values that a claim asks for: of more it looks at whatever becomes ready
 GIVE_BACK_S = 0.5  # for giving back what an interrupted claim was granted: whoever presses Ctrl-C, or closes a client,

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from solewriter.engine_proc.turn import Turn
     from solewriter.shared.where import Demand
 
-Counted = tuple[int, tuple[str, ...]]  # a kind, and columns in their order
+Names = tuple[str, ...]  # of columns, in their order
 Take = Callable[[str, int, Mapping[str, Any]], None]  # is shown an entity: key, slot, fields
 
 _CREATE, _CANCEL, _DELETE, _CLAIM = (op.value for op in (Op.CREATE, Op.CANCEL, Op.DELETE, Op.CLAIM))
@@ -53,7 +53,7 @@ class Coordination:
         self.leases = Leases()
         self.cascades: set[int] = set()  # kinds in which some entity was ever to be cancelled with another
         self.boards: dict[int, Board] = {}  # those that are being made, too, and so are the others
-        self.tallies: OrderedDict[Counted, Tally] = OrderedDict()
+        self.tallies: dict[int, OrderedDict[Names, Tally]] = {}  # by kind
         self._defaults: dict[int, Mapping[str, Any]] = {}  # by kind, see `_whole`
         self._heeded: dict[int, frozenset[str]] = {}  # by kind: fields whose changes matter here
         self.making = Making(limits.making_slice_s)
@@ -86,7 +86,7 @@ class Coordination:
         return heeded.isdisjoint(fields) and turn.lease((kind.code, key)) is None
 
     def _fields_heeded(self, kind: KindState) -> frozenset[str]:
-        names = {name for code, columns in self.tallies for name in columns if code == kind.code}
+        names = {name for columns in self.tallies.get(kind.code, ()) for name in columns}
         if kind.kind is not None and _is_of_projects(kind.kind):
             names |= OF_PROJECTS
         if kind.kind is not None and kind.kind.claimable:
@@ -212,18 +212,18 @@ class Coordination:
             return {**own, **fields, "id": key}
         return {**own, **fields} if own else fields
 
-    def _tally(self, kind: KindState, names: tuple[str, ...]) -> Tally:
-        what = kind.code, names
-        tally = self.tallies.get(what)
+    def _tally(self, kind: KindState, names: Names) -> Tally:
+        code, tallies = kind.code, self.tallies.setdefault(kind.code, OrderedDict())
+        tally = tallies.get(names)
         if tally is None:
-            tally = self.tallies[what] = Tally(names, kind.schema.defaults)
+            tally = tallies[names] = Tally(names, kind.schema.defaults)
             note = tally.note
             self._heeded.clear()
-            self.making.begin(("tally", *what), self._each(kind, lambda key, _, fields: note(key, fields)))
-            if len(self.tallies) > VIEWS_MAX:
-                oldest, _ = self.tallies.popitem(last=False)
-                self.making.forget(("tally", *oldest))
-        self.tallies.move_to_end(what)
+            self.making.begin(("tally", code, names), self._each(kind, lambda key, _, fields: note(key, fields)))
+            if len(tallies) > VIEWS_MAX:
+                oldest, _ = tallies.popitem(last=False)
+                self.making.forget(("tally", code, oldest))
+        tallies.move_to_end(names)
         return tally
 
     def count(self, kind: KindState, wanted: Sequence[Demand]) -> int:
@@ -248,9 +248,10 @@ class Coordination:
             if stored is None:
                 continue
             code, fields = step.state.code, self._whole(step.state, step.key, step.fields) if step.exists else None
-            for (kind, names), tally in self.tallies.items():
-                if kind == code and (fields is None or not names or not set(names).isdisjoint(step.touched)):
-                    tally.note(step.key, fields)
+            if code in self.tallies:
+                for names, tally in self.tallies[code].items():
+                    if fields is None or not names or not set(names).isdisjoint(step.touched):
+                        tally.note(step.key, fields)
             board = self.boards.get(code)
             if board is not None and (
                 fields is None or not board.attended.isdisjoint(step.touched) or step.key in board.denied
