@@ -50,6 +50,7 @@ HOT = (
     "engine_proc/express.py",
     "engine_proc/fairness.py",
     "engine_proc/kinds.py",
+    "engine_proc/parking.py",
     "engine_proc/publisher.py",
     "engine_proc/reclaim.py",
     "engine_proc/sessions.py",

@@ -1,5 +1,5 @@
 """What the engine does of itself for those who work at tasks: it takes claims from the dead and the late, and gives
-what became ready to those who wait.
+what became ready to those who wait (`parking`).
 
 Each is a request of the session "engine", decided, journaled and published like any other, in a turn: an agent's death
 behind what the agent had sent, a time that has come when its tick is taken. There is one alarm, for what comes next.
@@ -16,24 +16,20 @@ from typing import Any
 from solewriter.engine_proc.bridge import Bridge, LaneEnd
 from solewriter.engine_proc.coordination.coordination import ALONE
 from solewriter.engine_proc.coordination.leases import Lost, loss_of
-from solewriter.engine_proc.coordination.making import Unready
-from solewriter.engine_proc.coordination.waiting import Line, Lines, Parked, Queue, Wish
-from solewriter.engine_proc.sessions import ENGINE, ENGINE_ID, NEVER, Session, Sessions
+from solewriter.engine_proc.parking import Parking, Tell
+from solewriter.engine_proc.sessions import ENGINE, ENGINE_ID, Session, Sessions
 from solewriter.engine_proc.state import State
 from solewriter.engine_proc.turn import Turn
 from solewriter.shared import failpoint
 from solewriter.shared.config import TIMER_RETRY_S, Limits
-from solewriter.shared.entry import Lease, Outcome
+from solewriter.shared.entry import Lease
 from solewriter.shared.mutations import Op
 from solewriter.shared.processes import pidfd_of
 from solewriter.shared.wire import Status
-from solewriter.shared.wireform import PlainRequest
 
 US_PER_S = 1_000_000
-_CLAIM = Op.CLAIM.value
 GONE = "its agent was gone for too long"
 Losses = list[tuple[Lease, str]]  # claims to be taken away, and why
-Tell = Callable[[Turn, Session, int, Any, "LaneEnd | None", int], "Outcome | None"]
 
 
 class Occasion:
@@ -46,7 +42,7 @@ class Occasion:
         self.died = died
 
 
-class Tending:
+class Tending(Parking):
     """Of one engine. `told` decides a request, `say` answers one of this turn, `name` tells which one the engine would
     die of, `entry` is the journal's last.
     """
@@ -62,17 +58,10 @@ class Tending:
         name: Callable[[int, int], None],
         entry: Callable[[], int],
     ) -> None:
-        self.lines = Lines()
-        self._state = state
-        self._coordination = state.coordination
-        self._sessions = sessions
+        super().__init__(state, sessions, limits, told, say)
         self._bridge = bridge
-        self._told = told
-        self._say = say
         self._name = name
         self._entry = entry
-        self._served_max = limits.batch_max
-        self._serve_s = limits.turn_max_s
         self._grace_us = int(limits.session_grace_s * US_PER_S)
         self._self = Session(ENGINE, ENGINE_ID, ENGINE_ID)
         self._asked = (0, 0)  # the journal's entry, and how many requests of its own the engine has in the next one
@@ -242,107 +231,6 @@ class Tending:
         self._asked = (entry, self._asked[1] + 1 if self._asked[0] == entry else 0)
         return entry << 20 | self._asked[1]
 
-    # --- who waits ---------------------------------------------------------------------------------------------------
-
-    def park(
-        self, turn: Turn, wish: Wish, lane: LaneEnd | None, session: Session, sequence: int, request: PlainRequest
-    ) -> bool:
-        """A claim that found nothing waits. False where it cannot: it asks for other things besides."""
-        if lane is None or len(request[0]) + len(request[1]) != 1:
-            return False
-        if not lane.closed:  # else it is sent again by whoever comes back
-            came = self._coordination.boards[wish.kind].ready.came
-            self.lines.park(Parked(lane, session, sequence, request, wish), came)
-        if sequence not in session.waiting:
-            turn.waiting.append((session.number, sequence))
-        failpoint.reach("claim.parked")
-        return True
-
-    def give_way(self, turn: Turn, request: Any) -> None:
-        """Before a request is decided that may be a claim: what became ready in this turn is for those who wait."""
-        if request.__class__ is tuple and any(mutation[0] == _CLAIM for mutation in request[0]):
-            self.serve(turn)
-
-    def serve(self, turn: Turn) -> None:
-        """At the end of a turn, and before a claim of it: who waited long enough is told so, and what became ready goes
-        to those who wait, to so many at once, and for as long as a turn decides; the rest have another turn.
-        """
-        if not self.lines or turn.cut:
-            return
-        left, until = self._served_max, time.monotonic() + self._serve_s
-        for parked in self.lines.overdue(turn.uptime_us, left):
-            try:
-                left -= self._is_decided(turn, parked)
-            except Unready:
-                break  # it is told so when that is made
-        for kind, queue in list(self.lines.by_kind.items()):
-            board = self._coordination.boards.get(kind)
-            if board is not None:
-                board.advance(turn.now_us)
-            queue.look(board.ready if board is not None else None)
-            for line in list(queue.due.values()):
-                if left:
-                    left = self._serve_line(turn, queue, line, left, until)
-                if not left or time.monotonic() >= until:
-                    self.lines.put_last(kind, line)  # in the next turn others come first
-                    turn.cut = True
-                    self._bridge.inbox.put_nowait([Occasion()])
-                    return
-
-    def _serve_line(self, turn: Turn, queue: Queue, line: Line, left: int, until: float) -> int:
-        """How many may be served besides."""
-        kind, over = line.wish.kind, False
-        while not over:
-            for parked in list(line.waiting.values()):
-                came = self._came(kind)
-                if 0 <= came == line.looked:
-                    break
-                if line.is_denied(parked, came):
-                    continue
-                try:
-                    left -= self._is_decided(turn, parked)
-                except Unready:  # it is looked at again when that is made, and others first
-                    queue.put_last(line)
-                    if not self._coordination.making:
-                        self._bridge.inbox.put_nowait([Occasion()])
-                    return left
-                if not left or time.monotonic() >= until:
-                    line.pause(self._came(kind))
-                    return left
-            over = line.ends(self._came(kind))
-        queue.due.pop(line.wish.said, None)
-        return left
-
-    def _came(self, kind: int) -> int:
-        """How much of a kind has become ready; -1 where nobody knows."""
-        board = self._coordination.boards.get(kind)
-        return -1 if board is None else board.ready.came
-
-    def _is_decided(self, turn: Turn, parked: Parked) -> bool:
-        """Whether a claim that waits is answered now. Raises Unready."""
-        told = self._told(turn, parked.session, parked.sequence, parked.request, parked.lane, 0)
-        if told is None:
-            return False
-        self.lines.leave((parked.session.number, parked.sequence))
-        self._say(parked.lane, (parked.sequence, told.status, told.revision, told.detail))
-        return True
-
-    def gives_up(self, turn: Turn, asked: tuple[int, int]) -> bool:
-        """Whether a claim that somebody asks about was waiting; then it waits no more, and is told so."""
-        session = self._sessions.get(asked[0])
-        parked = self.lines.leave(asked)
-        if parked is not None:
-            self._say(parked.lane, (parked.sequence, NEVER.status, turn.revision, NEVER.detail))
-        return parked is not None or (session is not None and asked[1] in session.waiting)
-
-    def make(self) -> None:
-        """A slice of what requests need to be decided. When it is done, those that wait in lines are looked at, too."""
-        making = self._coordination.making
-        if making:
-            making.go_on()
-            if not making and self.lines:
-                self._bridge.inbox.put_nowait([Occasion()])
-
     # --- time --------------------------------------------------------------------------------------------------------
 
     def set_alarm(self) -> None:
@@ -376,6 +264,9 @@ class Tending:
     def _ring(self) -> None:
         failpoint.reach("timer.fired")
         self._alarm, self._alarm_us = None, 0
+        self._ask_for_a_turn()
+
+    def _ask_for_a_turn(self) -> None:
         self._bridge.inbox.put_nowait([Occasion()])
 
     def undo(self, turn: Turn) -> None:
@@ -386,11 +277,7 @@ class Tending:
         for session in self._coordination.leases.sessions:
             if session not in there:
                 self._silent.setdefault(session, self._not_before_us)
-        detail = ("EngineUnavailable", "the claim could not be noted: ask again", dict[str, Any]())
-        for asked in turn.waiting:
-            parked = self.lines.leave(asked)
-            if parked is not None:
-                self._say(parked.lane, (parked.sequence, Status.UNAVAILABLE, self._state.revision, detail))
+        super().undo(turn)
 
 
 def _uptime_us() -> int:
