@@ -129,7 +129,8 @@ class Supervising(ABC):
             if backoff_s is None:
                 window_s = self.limits.restart_window_s
                 why = f". The last start: {self._no_start}" if self._no_start else ""
-                self._give_up(f"the engine died {backoff.starts} times in {window_s:.0f} s: given up{why}")
+                tries = f"was started again {backoff.starts} times in {window_s:.0f} s already"
+                self._give_up(f"the engine {ending(status)}, and {tries}: given up{why}")
                 return
             if child is not last:
                 say(f"the engine (pid {child.pid}) {ending(status)}: another one is started")
