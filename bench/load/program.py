@@ -17,7 +17,7 @@ import msgspec
 from solewriter.bench.load.alone import across_kill, idle_percent, journaled_bytes, validate_us
 from solewriter.bench.load.marks import marks_of
 from solewriter.bench.load.peers.catalog import CATALOG, OURS
-from solewriter.bench.load.plan import AGENTS, LEVELS, LOOPS, SECTIONS, TASKS, Plan, contests
+from solewriter.bench.load.plan import LEVELS, LOOPS, SECTIONS, TASKS, Plan, contests
 from solewriter.bench.load.plot import draw
 from solewriter.bench.load.report import printed
 from solewriter.bench.load.rows import Results, Row, Spread, compared
@@ -35,6 +35,7 @@ EXTRA = ("lmdb", "redis", "matplotlib")  # what `pip install 'solewriter[bench]'
 WARMUP_SHARE, WARMUP_MAX_S = 0.4, 0.5  # of the seconds of a run: everybody stays filled between two of them
 QUICK_PEERS = (OURS, "do-it-yourself", "SQLite", "Redis", "LMDB", "Manager class", "pipe echo")
 AGENTS_MAX = 64
+ALONE = ("kill", "idle")  # sections without rows
 PLACEMENTS = ("free", "pinned")
 DESCRIPTION = """\
 The engine and its rivals under load: the same requests, the same agents, the same windows, in one run.
@@ -103,10 +104,10 @@ def options() -> argparse.ArgumentParser:
         "--durability": (_of(LEVELS), f"which promises: {', '.join(LEVELS)}"),
         "--workloads": (_of(WORKLOADS), f"a grid of them: {', '.join(WORKLOADS)}"),
         "--loops": (_of(LOOPS), f"of a grid: {', '.join(LOOPS)}"),
-        "--agents": (_numbers, f"numbers of agent processes, 1 to {AGENTS_MAX}"),
-        "--sizes": (_numbers, "numbers of entities"),
+        "--agents": (_numbers, f"of a grid or the section agents: numbers of agent processes, 1 to {AGENTS_MAX}"),
+        "--sizes": (_numbers, "of a grid or the section sizes: numbers of entities"),
         "--windows": (_numbers, "of a grid: requests on their way, of one agent"),
-        "--rates": (_numbers, "offered requests a second: an open loop"),
+        "--rates": (_numbers, "of a grid or the section open: offered requests a second, an open loop"),
         "--placement": (_of(PLACEMENTS), "where processes may run; both, if both are named"),
     }
     for name, (kind, words) in lists.items():
@@ -140,8 +141,9 @@ def planned(parser: argparse.ArgumentParser, given: argparse.Namespace) -> Plan:
     seconds = (0.3 if quick else 0.8) if given.seconds is None else given.seconds
     runs = (2 if quick else 5) if given.runs is None else given.runs
     grid = given.workloads or ()
-    if not grid and (given.loops or given.windows):
-        parser.error("--loops and --windows are of a grid: name its --workloads, too")
+    sections = given.sections or (() if grid else ("peers", "open", "kill", "idle") if quick else SECTIONS)
+    if unused := _unused(given, sections):
+        parser.error(unused)
     agents = given.agents or (() if grid else (1, 2) if quick else (1, 2, 8, 64))
     sizes = given.sizes or (() if grid else (1_000, TASKS) if quick else (1_000, TASKS, 100_000, 1_000_000))
     rates = given.rates or (() if grid else (2_000, 20_000) if quick else (1_000, 5_000, 20_000, 50_000, 100_000))
@@ -155,7 +157,7 @@ def planned(parser: argparse.ArgumentParser, given: argparse.Namespace) -> Plan:
         agents=agents,
         sizes=sizes,
         rates_per_s=rates,
-        sections=given.sections or (() if grid else ("peers", "open", "kill", "idle") if quick else SECTIONS),
+        sections=sections,
         workloads=grid,
         windows=given.windows or (WINDOW,),
         loops=given.loops or LOOPS,
@@ -163,17 +165,33 @@ def planned(parser: argparse.ArgumentParser, given: argparse.Namespace) -> Plan:
     )
     if plan.runs < 1 or not 0 < plan.seconds < math.inf or max(agents or (1,)) > AGENTS_MAX:
         parser.error(f"there must be a run, some time for it, and no more than {AGENTS_MAX} agents")
-    if min(sizes or (TASKS,)) < max(agents or (AGENTS,)) * max([WORKLOADS[name].steps for name in grid], default=1):
+    cases = [case for group in contests(plan) for case in group]
+    if any(case.entities < (case.agents + case.writers) * WORKLOADS[case.workload].steps for case in cases):
         parser.error("each agent needs an entity of its own for each step of a request")
     if max(plan.windows) > DEFAULT_LIMITS.window_max:
         parser.error(
             f"a window of ours holds {DEFAULT_LIMITS.window_max} requests: a larger one would be the rivals' alone"
         )
-    if not any(contests(plan)) and not (OURS in plan.peers and {"kill", "idle"} & {*plan.sections}):
+    if not cases and not (OURS in plan.peers and {*ALONE} & {*plan.sections}):
         parser.error("nothing to measure: nobody of these makes such a promise or can be asked for this")
     if not given.folder.is_dir():
         parser.error(f"--folder: there is no folder {given.folder}")
     return plan
+
+
+def _unused(given: argparse.Namespace, sections: Sequence[str]) -> str:
+    """What is named, and nothing that is measured would ask for."""
+    if given.workloads:
+        if not {*sections} <= {*ALONE}:
+            return f"--sections are of the programme: beside --workloads only {' and '.join(ALONE)}"
+        return "--rates make it an open loop: there are no other --loops" if given.rates and given.loops else ""
+    if given.loops or given.windows:
+        return "--loops and --windows are of a grid: name its --workloads, too"
+    takers = {"agents": "agents", "sizes": "sizes", "rates": "open"}
+    for option, section in takers.items():
+        if getattr(given, option) and section not in sections:
+            return f"--{option} are of a grid or of the section {section}: name --workloads or --sections {section}"
+    return ""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

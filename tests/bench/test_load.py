@@ -222,13 +222,23 @@ def test_no_task_is_asked_for_twice_at_once() -> None:
         ("--workloads", "read-mostly", "--loops", "pipelined"), ("--sections", "kill", "--peers", "Redis"),
         ("--workloads", "update-one", "--peers", "redis-benchmark", "--rates", "100"),
         ("--workloads", "update-one", "--windows", "257"), ("--workloads", "transaction-4", "--sizes", "7"),
-        ("--folder", "/nowhere"), ("--plot", "/dev/null/pictures"),
+        ("--folder", "/nowhere"), ("--plot", "/dev/null/pictures"), ("--quick", "--agents", "8"),
+        ("--quick", "--sizes", "100"), ("--sections", "agents,sizes", "--rates", "100"),
+        ("--workloads", "update-one", "--sections", "open"),
+        ("--workloads", "update-one", "--rates", "100", "--loops", "pipelined"),
     ],
 )  # fmt: skip
 def test_a_plan_that_measures_nothing_is_refused(arguments: tuple[str, ...]) -> None:
     with pytest.raises(SystemExit) as refused:
         raise SystemExit(main(arguments))
     assert refused.value.code == 2
+
+
+def test_what_is_named_is_asked_for_where_a_section_takes_it() -> None:
+    assert {case.agents for (case, *_) in contests(plan_of("--quick", "--sections", "agents", "--agents", "8"))} == {8}
+    few = plan_of("--sections", "sizes", "--sizes", "50")
+    assert [case.entities for group in contests(few) for case in group] == [50], "two agents need no more"
+    assert plan_of("--workloads", "update-one", "--sections", "kill").sections == ("kill",)
 
 
 def test_who_is_named_twice_is_asked_once() -> None:
