@@ -207,8 +207,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         if given.plot:
             given.plot.mkdir(parents=True, exist_ok=True)
+        for folder in filter(None, (given.folder, given.plot)):
+            tempfile.TemporaryDirectory(dir=folder).cleanup()  # one that takes nothing is found out now, too
     except OSError as error:
-        _warn(f"--plot: {error}")
+        _warn(f"nothing can be put there: {error}")
         return 2
 
     def say(what: str) -> None:

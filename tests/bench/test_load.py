@@ -241,6 +241,19 @@ def test_what_is_named_is_asked_for_where_a_section_takes_it() -> None:
     assert plan_of("--workloads", "update-one", "--sections", "kill").sections == ("kill",)
 
 
+@pytest.mark.parametrize("option", ["--folder", "--plot"])
+def test_a_folder_that_takes_nothing_is_refused_before_anything_is_measured(
+    option: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Nobody makes files in /proc, whatever his rights are."""
+    pytest.importorskip("matplotlib")
+    assert main(("--workloads", "create", "--peers", "solewriter", "--seconds", "0.05", option, "/proc")) == 2
+    said = capsys.readouterr()
+    assert "nothing can be put there: " in said.err
+    assert "/proc" in said.err
+    assert said.out == ""
+
+
 def test_who_is_named_twice_is_asked_once() -> None:
     (cases,) = contests(plan_of("--workloads", "create", "--peers", "Redis,Redis", "--durability", "process,process"))
     assert [case.loop for case in cases] == ["one by one", "pipelined"]
