@@ -31,7 +31,7 @@ from solewriter.shared.config import DEFAULT_LIMITS
 from solewriter.shared.errors import in_words
 
 VERSIONED = ("numpy", "lmdb", "redis", "hiredis", "ray", "matplotlib")  # besides those of every benchmark
-EXTRA = ("lmdb", "redis", "matplotlib")  # what `pip install 'solewriter[bench]'` brings
+EXTRA = ("lmdb", "redis", "hiredis", "matplotlib")  # what `pip install 'solewriter[bench]'` brings
 WARMUP_SHARE, WARMUP_MAX_S = 0.4, 0.5  # of the seconds of a run: everybody stays filled between two of them
 QUICK_PEERS = (OURS, "do-it-yourself", "SQLite", "Redis", "LMDB", "Manager class", "pipe echo")
 AGENTS_MAX = 64
