@@ -211,7 +211,7 @@ def machine(folder: Path) -> dict[str, str | int]:
         "python": platform.python_version(),
         "build": BUILD,
         **{name: metadata.version(name) for name in VERSIONED},
-        "journal_on": _file_system(folder),
+        "journal_on": file_system(folder),
         "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
     }
 
@@ -238,7 +238,7 @@ def _cpu_model() -> str:
     return platform.machine()
 
 
-def _file_system(folder: Path) -> str:
+def file_system(folder: Path) -> str:
     """Its type: `power` costs nothing on one that lives in memory, and the reader of a table must see that."""
     mounts = [part for part in psutil.disk_partitions(all=True) if folder.resolve().is_relative_to(part.mountpoint)]
     return max(mounts, key=lambda part: len(part.mountpoint)).fstype if mounts else "unknown"

@@ -19,11 +19,11 @@ from solewriter.bench.load.marks import marks_of
 from solewriter.bench.load.peers.catalog import CATALOG, OURS
 from solewriter.bench.load.plan import LEVELS, LOOPS, SECTIONS, TASKS, Plan, contests
 from solewriter.bench.load.plot import draw
-from solewriter.bench.load.report import printed
+from solewriter.bench.load.report import IN_MEMORY, NO_DISK, printed
 from solewriter.bench.load.rows import Results, Row, Spread, compared
 from solewriter.bench.load.run import Say, Timing, contest
 from solewriter.bench.load.work import WORKLOADS
-from solewriter.bench.measure import machine, versions
+from solewriter.bench.measure import file_system, machine, versions
 from solewriter.bench.optional import NotHere, required
 from solewriter.bench.scratch import scratch_folder, tidy_when_told_to_end
 from solewriter.bench.workload import WINDOW
@@ -212,6 +212,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except OSError as error:
         _warn(f"nothing can be put there: {error}")
         return 2
+
+    if file_system(given.folder) in IN_MEMORY:
+        _warn(NO_DISK)
 
     def say(what: str) -> None:
         if sys.stderr.isatty():

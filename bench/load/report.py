@@ -15,6 +15,11 @@ request; switches: of context, for each request, server and agents; written B: w
 request, warm-up included, of the whole machine; server MiB: resident, shared memory included; ok: nothing lost, doubled
 or mixed up"""
 
+IN_MEMORY = ("tmpfs", "ramfs")
+NO_DISK = (
+    "the folder lies in memory: nothing there survives a power cut, and syncs cost nothing. --folder names another"
+)
+
 
 def printed(results: Results) -> str:
     """The tables, the marks, and what has to be known to read them."""
@@ -33,6 +38,8 @@ def printed(results: Results) -> str:
 
 
 def _yardsticks(results: Results) -> Iterator[str]:
+    if results.machine.get("journal_on") in IN_MEMORY:
+        yield NO_DISK
     if results.model_validate_us:
         yield f"one model_validate of such a task: {_spread(results.model_validate_us)} us of processor time"
     if results.idle_cpu_percent is not None:

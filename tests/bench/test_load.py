@@ -26,10 +26,10 @@ from solewriter.bench.load.peers.catalog import CATALOG, OURS
 from solewriter.bench.load.plan import PIPELINED, Plan, contests, window_for
 from solewriter.bench.load.plot import _lines, draw
 from solewriter.bench.load.program import main, options, planned, run
-from solewriter.bench.load.report import printed, tables
+from solewriter.bench.load.report import IN_MEMORY, NO_DISK, printed, tables
 from solewriter.bench.load.rows import Case, Results, Row, Sample, Spread, Timeline, compared, row_of
 from solewriter.bench.load.run import interleaved, places, sample_of
-from solewriter.bench.measure import NS_PER_S, Interval, Usage
+from solewriter.bench.measure import NS_PER_S, Interval, Usage, file_system
 
 pytestmark = pytest.mark.heavy  # whole programs, minutes of them together
 
@@ -255,6 +255,17 @@ def test_a_folder_that_takes_nothing_is_refused_before_anything_is_measured(
     assert "nothing can be put there: " in said.err
     assert "/proc" in said.err
     assert said.out == ""
+
+
+def test_a_folder_in_memory_is_said_to_be_one(tmp_path: Path) -> None:
+    """What survives a power cut there is not what the rows say."""
+    asked = ("--workloads", "create", "--peers", "SQLite", "--durability", "power", "--runs", "1", "--seconds", "0.05")
+    memory = Path("/dev/shm")
+    if file_system(memory) not in IN_MEMORY or file_system(tmp_path) in IN_MEMORY:
+        pytest.skip("one of them in memory, one on a disk: not here")
+    told, silent = load(memory, *asked), load(tmp_path, *asked)
+    assert [NO_DISK in text for text in (told.stdout, told.stderr)] == [True, True]
+    assert [NO_DISK in text for text in (silent.stdout, silent.stderr)] == [False, False]
 
 
 def test_who_is_named_twice_is_asked_once() -> None:
