@@ -5,7 +5,7 @@
 The engine is slow on purpose, so that two processors are enough to overload it: each change of a `Job` costs 170
 microseconds in its validator, which makes about 5,000 changes a second together with all that the engine does besides
 (`bench/flood/throttle.py`). It has the first CPU, all agents, each a process of its own, share the others. Durability
-is `process`. How late the engine's event loop is it notes itself, every two milliseconds.
+is `process`. How late the engine's event loop is it notes itself, for every two milliseconds, those in a stall too.
 
 Load: eight agents offer so many times 5,000 requests a second, at random moments, whatever the engine does. One that
 finds no room, or no reply in time, is turned away at once (`wait_for_room=False`), and so is what is due until its

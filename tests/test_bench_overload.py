@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from operator import itemgetter
 from pathlib import Path
 
 import pytest
@@ -14,7 +15,7 @@ import pytest
 from solewriter import Create, Update, connect
 from solewriter.bench.flood.calm import GreedyRow, LoadRow, QuietRow, Soak, Surge, jain, marks_of
 from solewriter.bench.flood.pressing import Phase, due_moments
-from solewriter.bench.flood.throttle import Job, Probe
+from solewriter.bench.flood.throttle import TICK_NS, Job, Probe
 from solewriter.bench.measure import Interval
 from solewriter.bench.overload import WORK_US, pairs, percentile, staged
 
@@ -78,7 +79,10 @@ def test_a_job_costs_what_it_says_and_a_probe_notes_how_late_the_loop_is(state, 
         wait_until(lambda: delays.exists() and len(pairs(delays)) >= 64, 20, "delays that were noted")
     noted = pairs(delays)
     assert noted == sorted(noted)
-    assert max(lag for _, lag in noted) > 10_000_000, "a change of 20 ms holds the loop up"
+    moment, longest_ns = max(noted, key=itemgetter(1))
+    assert longest_ns > 10_000_000, "a change of 20 ms holds the loop up"
+    looks = [lag_ns for at, lag_ns in noted if at == moment]
+    assert looks == [*range(longest_ns % TICK_NS, longest_ns + 1, TICK_NS)], "one for each 2 ms of it"
 
 
 # --- the parts --------------------------------------------------------------------------------------------------------

@@ -18,6 +18,7 @@ from pydantic import field_validator, model_validator
 from solewriter import Entity, concerns
 
 TICK_S = 0.002  # between two looks of a probe: often enough to meet every long turn, rarely enough to cost nothing
+TICK_NS = 2_000_000
 NOTED = 64  # looks written at once
 
 
@@ -40,7 +41,8 @@ class Job(Entity):
 
 class Probe(Entity):
     """Once created, the engine notes how late its event loop is: pairs of `time.monotonic_ns` and the delay, both u64,
-    appended to the file at `path`. Elsewhere, where no event loop runs, it is a name.
+    appended to the file at `path`; a stall as often as there would have been looks in it, each with what was left of it
+    then. Elsewhere, where no event loop runs, it is a name.
     """
 
     path: str
@@ -65,10 +67,12 @@ async def _note_delays(path: str) -> None:
     fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
     noted = array("Q")
     while True:
-        due_ns = time.monotonic_ns() + int(TICK_S * 1e9)
+        due_ns = time.monotonic_ns() + TICK_NS
         await asyncio.sleep(TICK_S)
         now_ns = time.monotonic_ns()
-        noted.extend((now_ns, max(0, now_ns - due_ns)))
+        late_ns = max(0, now_ns - due_ns)
+        for behind_ns in range(late_ns % TICK_NS, late_ns + 1, TICK_NS):  # a stall is more than one look that was late
+            noted.extend((now_ns, behind_ns))
         if len(noted) >= 2 * NOTED:
             os.write(fd, noted.tobytes())
             del noted[:]
