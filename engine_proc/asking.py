@@ -6,8 +6,8 @@ from typing import Any
 
 import msgspec
 
+from solewriter.engine_proc.parking import Parking
 from solewriter.engine_proc.sessions import FORGOTTEN, NEVER, Session, Sessions
-from solewriter.engine_proc.tending import Tending
 from solewriter.engine_proc.turn import Turn
 from solewriter.shared import failpoint, wireform
 from solewriter.shared.entry import Outcome
@@ -54,7 +54,7 @@ def known_id(turn: Turn, sessions: Sessions, request_id: str, digest: bytes) -> 
     return told
 
 
-def answered(turn: Turn, sessions: Sessions, tending: Tending, sequence: int, request_id: str) -> Answer:
+def answered(turn: Turn, sessions: Sessions, parking: Parking, sequence: int, request_id: str) -> Answer:
     """The answer to the question how a request ended. One that never arrived is fenced, so that NotApplied stays true.
     Whatever its asker sent before the question was decided before it: a lane is read in order, and a session's older
     lanes are not.
@@ -65,13 +65,13 @@ def answered(turn: Turn, sessions: Sessions, tending: Tending, sequence: int, re
     else:
         pending = sum(number == own[0] for number, _ in turn.fenced)
         told = turn.outcome_of(*own) or (None if own in turn.fenced else sessions.told(*own, pending))
-    if told is None and own is not None and tending.gives_up(turn, own):
+    if told is None and own is not None and parking.gives_up(turn, own):
         told_again(turn, own[0], own[1], NEVER)
     elif told is None:
         turn.fence(request_id)
         if own is None:
-            for waiting in tending.lines.named(request_id):
-                tending.gives_up(turn, waiting)
+            for waiting in parking.lines.named(request_id):
+                parking.gives_up(turn, waiting)
                 told_again(turn, *waiting, NEVER)
     never = told is None or (told.status == Status.REFUSED and list(told.detail[:2]) == list(NEVER.detail[:2]))
     answer = None if told is None or never else (told.status, told.revision, told.detail)

@@ -26,6 +26,7 @@ from solewriter.engine_proc.hellos import Hellos
 from solewriter.engine_proc.journal import DiskFull, Journal
 from solewriter.engine_proc.newcomer import Newcomer
 from solewriter.engine_proc.overtime import Overtime, watched
+from solewriter.engine_proc.parking import Parking
 from solewriter.engine_proc.publisher import Publisher
 from solewriter.engine_proc.sessions import FORGOTTEN, NEVER, QUARANTINED, Session, Sessions
 from solewriter.engine_proc.state import State
@@ -78,9 +79,11 @@ class SingleWriter:
         self._name_decided = publisher.root.deciding
         self._express = Express(publisher.heap, state.coordination, limits, self._begin)
         self.time_budget = state.time_budget
+        self.parking = Parking(state, sessions, limits, self._told, self._say, lambda: self.tending.ask_for_a_turn())
         self.tending = Tending(
-            state, sessions, bridge, limits, self._told, self._say, self._name_decided, lambda: journal.tail.number
-        )
+            state, sessions, bridge, limits, self.parking.lines, self._told, self._name_decided,
+            lambda: journal.tail.number,
+        )  # fmt: skip
         self._hellos = Hellos(sessions, bridge, self.tending, self._waiting)
 
     async def run(self) -> None:
@@ -101,7 +104,7 @@ class SingleWriter:
             self._reply()
             self._reclaim(turn.bytes)
             self.between.look()
-            self.tending.make()
+            self.parking.make()
             self.tending.set_alarm()
 
     def _reclaim(self, written: int) -> None:
@@ -122,7 +125,7 @@ class SingleWriter:
         for item in self._between:
             self.between.refuse(item)
         self._between.clear()
-        for parked in self.tending.lines.clear():
+        for parked in self.parking.lines.clear():
             self._say(parked.lane, (parked.sequence, Status.UNAVAILABLE, self.state.revision, asking.STOPPED))
         for item in self._waiting.clear():
             if isinstance(item, Newcomer):
@@ -204,7 +207,7 @@ class SingleWriter:
                 if self._take_more():
                     turn.at(time.time_ns() // 1000)
                 looked = now = time.monotonic()
-        self.tending.serve(turn)
+        self.parking.serve(turn)
         self.time_budget.end_turn()
         self._publisher.root.decided()
         failpoint.reach("decide.done")
@@ -254,14 +257,14 @@ class SingleWriter:
         """The answer to one request, known or new. None: it comes when its claim has what it waits for."""
         if request.__class__ is tuple and len(request) == 2:
             # no request: asked again, it is looked at again
-            return asking.answered(turn, self.sessions, self.tending, sequence, request[1])
+            return asking.answered(turn, self.sessions, self.parking, sequence, request[1])
         session = lane.session
         outcome: Outcome | None
         if sequence <= session.last and sequence not in session.waiting:
             outcome = session.told.get(sequence, FORGOTTEN)
         else:
-            if self.tending.lines:
-                self.tending.give_way(turn, request)
+            if self.parking.lines:
+                self.parking.give_way(turn, request)
             if (outcome := self._told(turn, session, sequence, request, lane)) is None:
                 return None
         return sequence, outcome.status, outcome.revision, outcome.detail
@@ -295,7 +298,7 @@ class SingleWriter:
             if attended:
                 draft.coordinate(number, engines_own=lane is None)
             touched, steps = watched(formed, draft, plain, turn, self._limits)
-            if draft.wish is not None and self.tending.park(turn, draft.wish, lane, session, sequence, plain):
+            if draft.wish is not None and self.parking.park(turn, draft.wish, lane, session, sequence, plain):
                 return None
             if steps:
                 write(turn, steps, request_id, session, sequence, self._publisher.heap)
@@ -365,7 +368,8 @@ class SingleWriter:
         """Nothing of the turn happened: what was decided anew is answered with the reason, and may be sent again."""
         self._publisher.reset(turn.tail)
         self._publisher.let_go()
-        self.tending.undo(turn)
+        self.tending.undo()
+        self.parking.undo(turn)
         detail: tuple[str, str, dict[str, Any]] = (type(error).__name__, str(error), {})
         new = {(outcome.session, outcome.sequence) for outcome in turn.outcomes}
         for lane, answers in self._replies.items():

@@ -8,7 +8,6 @@ a turn decides.
 from __future__ import annotations
 
 import time
-from abc import ABC, abstractmethod
 from collections.abc import Callable
 from typing import Any
 
@@ -29,11 +28,19 @@ _CLAIM = Op.CLAIM.value
 Tell = Callable[[Turn, Session, int, Any, "LaneEnd | None", int], "Outcome | None"]
 
 
-class Parking(ABC):
-    """Of one engine. `told` decides a request, `say` answers one of this turn."""
+class Parking:
+    """Of one engine. `told` decides a request, `say` answers one of this turn, `ask_for_a_turn` has another one follow,
+    whatever comes.
+    """
 
     def __init__(
-        self, state: State, sessions: Sessions, limits: Limits, told: Tell, say: Callable[[LaneEnd, Any], None]
+        self,
+        state: State,
+        sessions: Sessions,
+        limits: Limits,
+        told: Tell,
+        say: Callable[[LaneEnd, Any], None],
+        ask_for_a_turn: Callable[[], None],
     ) -> None:
         self.lines = Lines()
         self._state = state
@@ -41,12 +48,9 @@ class Parking(ABC):
         self._sessions = sessions
         self._told = told
         self._say = say
+        self._ask_for_a_turn = ask_for_a_turn
         self._served_max = limits.batch_max
         self._serve_s = limits.turn_max_s
-
-    @abstractmethod
-    def _ask_for_a_turn(self) -> None:
-        """Another one follows this one, whatever comes."""
 
     def park(
         self, turn: Turn, wish: Wish, lane: LaneEnd | None, session: Session, sequence: int, request: PlainRequest

@@ -1,8 +1,8 @@
-"""What the engine does of itself for those who work at tasks: it takes claims from the dead and the late, and gives
-what became ready to those who wait (`parking`).
+"""What the engine does of itself for those who work at tasks: it takes claims from the dead and the late.
 
 Each is a request of the session "engine", decided, journaled and published like any other, in a turn: an agent's death
-behind what the agent had sent, a time that has come when its tick is taken. There is one alarm, for what comes next.
+behind what the agent had sent, a time that has come when its tick is taken. There is one alarm, for what comes next,
+also to those who wait (`parking`).
 """
 
 from __future__ import annotations
@@ -11,12 +11,12 @@ import asyncio
 import os
 import time
 from collections.abc import Callable
-from typing import Any
 
 from solewriter.engine_proc.bridge import Bridge, LaneEnd
 from solewriter.engine_proc.coordination.coordination import ALONE
 from solewriter.engine_proc.coordination.leases import Lost, loss_of
-from solewriter.engine_proc.parking import Parking, Tell
+from solewriter.engine_proc.coordination.waiting import Lines
+from solewriter.engine_proc.parking import Tell
 from solewriter.engine_proc.sessions import ENGINE, ENGINE_ID, Session, Sessions
 from solewriter.engine_proc.state import State
 from solewriter.engine_proc.turn import Turn
@@ -42,9 +42,9 @@ class Occasion:
         self.died = died
 
 
-class Tending(Parking):
-    """Of one engine. `told` decides a request, `say` answers one of this turn, `name` tells which one the engine would
-    die of, `entry` is the journal's last.
+class Tending:
+    """Of one engine. `lines` are those who wait, `told` decides a request, `name` tells which one the engine would die
+    of, `entry` is the journal's last.
     """
 
     def __init__(
@@ -53,13 +53,19 @@ class Tending(Parking):
         sessions: Sessions,
         bridge: Bridge,
         limits: Limits,
+        lines: Lines,
         told: Tell,
-        say: Callable[[LaneEnd, Any], None],
         name: Callable[[int, int], None],
         entry: Callable[[], int],
     ) -> None:
-        super().__init__(state, sessions, limits, told, say)
+        self._state = state
+        self._coordination = state.coordination
+        self._sessions = sessions
         self._bridge = bridge
+        self._lines = lines
+        self._told = told
+        self._taken_max = limits.batch_max  # claims, in a turn
+        self._take_s = limits.turn_max_s
         self._name = name
         self._entry = entry
         self._grace_us = int(limits.session_grace_s * US_PER_S)
@@ -97,16 +103,16 @@ class Tending(Parking):
         closes its pipes a moment before it counts as dead: so, where tasks are claimed, it is watched a while longer.
         """
         session = lane.session.number
-        if not (self._coordination.boards or self._coordination.leases or self.lines):
+        if not (self._coordination.boards or self._coordination.leases or self._lines):
             return
-        self.lines.drop(session)
+        self._lines.drop(session)
         self._bridge.inbox.put_nowait([Occasion(session, died=lane.dying)])
         if not lane.dying and lane.pidfd >= 0:
             self._watch(session, os.dup(lane.pidfd))
 
     def greet(self, session: int) -> None:
         """It has a lane again, and its client sends again what was not answered."""
-        self.lines.drop(session)
+        self._lines.drop(session)
         self._watch_no_more(session)
 
     def claimed(self, lane: LaneEnd) -> None:
@@ -145,8 +151,8 @@ class Tending(Parking):
         lost = occasion.lost
         if lost is None:
             lost = occasion.lost = self._lost(turn, occasion)  # kept: silence is told once, and this may have to wait
-        done, until = 0, time.monotonic() + self._serve_s
-        for lease, why in lost[: self._served_max]:
+        done, until = 0, time.monotonic() + self._take_s
+        for lease, why in lost[: self._taken_max]:
             if why != GONE or lease.session not in self._bridge.connected():  # or it came back meanwhile
                 self._take_away(turn, lease, why)
             done += 1
@@ -162,7 +168,7 @@ class Tending(Parking):
         if occasion.session != ENGINE:
             return self._lost_with(turn, occasion)
         leases, lost = self._coordination.leases, Losses()
-        for lease in leases.over(turn.uptime_us, self._served_max):
+        for lease in leases.over(turn.uptime_us, self._taken_max):
             before = leases.lost.get((lease.kind, lease.key))
             lost.append((lease, "its time was up" if before is None else before.why))
         for session in [one for one, until_us in self._silent.items() if until_us <= turn.uptime_us]:
@@ -176,7 +182,7 @@ class Tending(Parking):
         session = occasion.session
         if session in self._bridge.connected():
             return []  # it came back meanwhile
-        self.lines.drop(session)
+        self._lines.drop(session)
         if not occasion.died:
             self._silent[session] = turn.uptime_us + self._grace_us
             if self._all_of(turn, session, GONE):
@@ -248,7 +254,7 @@ class Tending(Parking):
 
     def _due_us(self) -> int:
         """On CLOCK_MONOTONIC; 0: nothing is to come."""
-        leases, lines = self._coordination.leases, self.lines
+        leases, lines = self._coordination.leases, self._lines
         if not (leases or lines or self._silent):
             return 0
         times = [leases.next_us, lines.next_us, *self._silent.values()]
@@ -264,12 +270,13 @@ class Tending(Parking):
     def _ring(self) -> None:
         failpoint.reach("timer.fired")
         self._alarm, self._alarm_us = None, 0
-        self._ask_for_a_turn()
+        self.ask_for_a_turn()
 
-    def _ask_for_a_turn(self) -> None:
+    def ask_for_a_turn(self) -> None:
+        """For what the engine has to do by itself."""
         self._bridge.inbox.put_nowait([Occasion()])
 
-    def undo(self, turn: Turn) -> None:
+    def undo(self) -> None:
         """Nothing of the turn happened, and what was due is due again, in a while."""
         self._coordination.dropped()
         self._not_before_us = _uptime_us() + int(TIMER_RETRY_S * US_PER_S)
@@ -277,7 +284,6 @@ class Tending(Parking):
         for session in self._coordination.leases.sessions:
             if session not in there:
                 self._silent.setdefault(session, self._not_before_us)
-        super().undo(turn)
 
 
 def _uptime_us() -> int:

@@ -36,7 +36,7 @@ class Engine:
             request[1].extend(shown)
         replies = wire.unpack_replies(bytearray(self._steps.turn(wire.pack_frame(plain, limits)[4:])))
         assert {reply.status for reply in replies} <= {Status.APPLIED}
-        assert len(replies) == len(requests) or self._steps.writer.tending.lines
+        assert len(replies) == len(requests) or self._steps.writer.parking.lines
         return [reply.detail for reply in replies]
 
     def all(self, requests: Sequence[Any]) -> None:

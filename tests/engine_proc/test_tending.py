@@ -512,8 +512,8 @@ def test_the_first_of_those_that_end_with_others_keeps_nobody_waiting_for_a_look
 
 def count_told(scene: Scene) -> list[Any]:
     """The turns of all that is decided for those who wait, one of each time."""
-    told, turns = scene.engine.writer.tending._told, list[Any]()
-    scene.engine.writer.tending._told = lambda turn, *given: turns.append(turn) or told(turn, *given)
+    told, turns = scene.engine.writer.parking._told, list[Any]()
+    scene.engine.writer.parking._told = lambda turn, *given: turns.append(turn) or told(turn, *given)
     return turns
 
 
@@ -616,7 +616,7 @@ def test_of_those_who_wait_for_the_same_nobody_is_passed_over_for_what_an_earlie
     scene.turn()
     asked.append(waiting[2].asks(claim(until_us=later())))
     scene.turn()
-    scene.engine.writer.tending._serve_s = 0.0  # a turn serves one
+    scene.engine.writer.parking._serve_s = 0.0  # a turn serves one
     other.asks(create("a"))
     other.asks(create("b"))
     heard: list[dict[int, Any]] = [{}, {}, {}]
@@ -665,7 +665,7 @@ def test_a_turn_serves_for_so_long_and_another_one_goes_on(scene):
         agent.asks(claim(until_us=later(), project=f"p{number}"))
     scene.turn()
     turns = count_told(scene)
-    scene.engine.writer.tending._serve_s = 0.0
+    scene.engine.writer.parking._serve_s = 0.0
     other = Agent(scene, "other")
     for number in range(5):
         other.asks(create(f"t{number}", project=f"p{number}"))
@@ -690,7 +690,7 @@ def test_those_for_whom_something_comes_all_the_time_keep_nobody_waiting(scene, 
     quiet = Agent(scene, "quiet")
     asked = quiet.asks(claim(until_us=later(), project="quiet", kind=once))
     scene.turn()
-    scene.engine.writer.tending._serve_s = 0.0  # a turn serves one
+    scene.engine.writer.parking._serve_s = 0.0  # a turn serves one
     other = Agent(scene, "other")
     other.asks(create("first", project="busy", kind=often))
     other.asks(create("quiet", project="quiet", kind=once))
@@ -709,7 +709,7 @@ def test_those_whom_rules_keep_from_all_that_comes_keep_nobody_waiting_behind_th
     quiet, other = Agent(scene, "quiet"), Agent(scene, "other")
     asked = quiet.asks(claim(until_us=later()))
     scene.turn()
-    scene.engine.writer.tending._serve_s = 0.0  # a turn serves one
+    scene.engine.writer.parking._serve_s = 0.0  # a turn serves one
     heard: dict[int, Any] = {}
     for number in range(7):
         other.asks(create(f"t{number}", delegation_chain=list(claims)))
@@ -721,7 +721,7 @@ def test_those_whom_rules_keep_from_all_that_comes_keep_nobody_waiting_behind_th
     poll(lambda: scene.turn() or first.update(denied[0].hears()) or first)
     assert first == {claims["denied 0"]: (Status.APPLIED, ["for the first"])}
     turns = count_told(scene)
-    poll(lambda: scene.turn() or not scene.engine.writer.tending.lines.by_kind[0].due)
+    poll(lambda: scene.turn() or not scene.engine.writer.parking.lines.by_kind[0].due)
     del turns[:]
     scene.turn()
     assert turns == [], "it is over when all have looked"
@@ -796,7 +796,7 @@ def test_the_first_claim_of_all_whose_agent_is_gone_by_then_does_not_wait(scene)
     gone.asks(claim(until_us=later()))
     gone.call.close()
     scene.turn()
-    assert not scene.engine.writer.tending.lines
+    assert not scene.engine.writer.parking.lines
     gone.sends_all_again()
     scene.turn()
     other.asks(create("a"))
@@ -826,7 +826,7 @@ def test_whose_agent_is_gone_does_not_wait_though_boards_were_dropped_meanwhile(
     scene.engine.writer.state.coordination.dropped()  # as behind a commit that failed
     gone.call.close()
     scene.engine.read()
-    assert not scene.engine.writer.tending.lines
+    assert not scene.engine.writer.parking.lines
 
 
 class Doc(Entity):
