@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from datetime import UTC
+from operator import index
 from typing import Any
 
 import numpy as np
@@ -43,8 +44,7 @@ class Query:
         self, where: Where | None, order_by: str | None, limit: int | None, after: Entity | Plain | str | None
     ) -> list[int]:
         """The records of the matching entities, in order. Raises InvalidQuery."""
-        if limit is not None and limit < 0:
-            raise InvalidQuery(f"limit is a number of entities, not {shown(limit)}", kind=self._name)
+        self._check_limit(limit)
         demands = conditions(self._name, self._columns, where)
         place, descending = self._order(order_by)
         rows = self._scanner.rows(demands, () if place is None else (place,))
@@ -55,6 +55,14 @@ class Query:
         chosen = rows.slots[ordered(rows, key, descending, limit)]
         return [self._pin.at(self._kind, slot) for slot in chosen.tolist()]
 
+    def _check_limit(self, limit: int | None) -> None:
+        try:
+            if limit is None or index(limit) >= 0:
+                return
+        except TypeError:
+            pass  # told below
+        raise InvalidQuery(f"limit is a number of entities, not {shown(limit)}", kind=self._name)
+
     def ids(self, addresses: list[int]) -> list[str]:
         """The keys of records."""
         return [self._pin.key_at(address) for address in addresses]
@@ -62,6 +70,9 @@ class Query:
     def _order(self, order_by: str | None) -> tuple[int | None, bool]:
         if order_by is None:
             return None, False
+        if not isinstance(order_by, str):
+            problem = f"order_by is one column, with - before it for the other direction, not {shown(order_by)}"
+            raise InvalidQuery(problem, kind=self._name)
         return place_of(self._name, self._columns, order_by.removeprefix("-")), order_by.startswith("-")
 
     def _key(self, place: int, rows: Rows) -> tuple[Values, Rank]:
@@ -119,7 +130,7 @@ class Query:
         return rank(self._text(column, address, cells[place])) if column.type == "str" else cells[place]
 
     def _slot_of(self, after: Entity | Plain | str) -> int:
-        id = after if isinstance(after, str) else after.id if isinstance(after, Entity) else after["id"]
+        id = after if isinstance(after, str) else after.id if isinstance(after, Entity) else self._id_in(after)
         address = self._pin.find(self._kind, id)
         if not address or not self._is_same(after, address):
             raise InvalidQuery(
@@ -128,6 +139,11 @@ class Query:
                 kind=self._name,
             )
         return self._pin.slot_at(address)
+
+    def _id_in(self, after: Any) -> str:
+        if isinstance(after, Mapping) and isinstance(id := after.get("id"), str):
+            return id
+        raise InvalidQuery(f"after is an entity or its id, not {shown(after)}", kind=self._name)
 
     def _is_same(self, after: Entity | Plain | str, address: int) -> bool:
         """Whether this record's key has the place that it had then: whether it was not forgotten since, and made again.

@@ -7,7 +7,7 @@ from functools import partial
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, NoReturn, Self, TypeVar, overload
 
-from solewriter.shared.errors import NotFound, check_descriptors
+from solewriter.shared.errors import NotFound, check_descriptors, shown
 from solewriter.shared.models import Entity, name_of
 
 if TYPE_CHECKING:
@@ -64,7 +64,10 @@ class Snapshot:
     def __getitem__(self, key: tuple[str, str]) -> Plain: ...
     def __getitem__(self, key: tuple[type[E] | str, str]) -> E | Plain:
         """The entity. Raises NotFound, which is no KeyError: it says of what kind."""
-        kind, id = key
+        try:
+            kind, id = key
+        except (TypeError, ValueError):
+            raise TypeError(f"what is asked for is a kind and an id, snap[Task, id], not {shown(key)}") from None
         found: E | Plain | None = self.get(kind, id)
         if found is None:
             name = name_of(kind)

@@ -41,10 +41,12 @@ def new_id() -> str:
 
 def name_of(kind: type[Entity] | str) -> str:
     """The name of a kind that is given by its class or by its name. Raises TypeError for what is neither."""
-    try:
-        return kind if isinstance(kind, str) else kind.kind_name
-    except AttributeError:
-        raise TypeError(f"a kind is an entity's class, or its name, not {shown(kind)}") from None
+    given: Any = kind
+    if isinstance(given, str):
+        return given
+    if isinstance(given, type) and isinstance(name := getattr(given, "kind_name", None), str):
+        return name
+    raise TypeError(f"a kind is an entity's class, or its name, not {shown(kind)}")
 
 
 def check_id(id: object) -> None:

@@ -531,6 +531,32 @@ def test_a_number_that_no_float_column_holds_is_refused(state, start_engine, nev
         assert client.reader.snapshot().count(Probe, {"ratio": None}) == 1
 
 
+def test_what_is_no_part_of_a_question_is_told_by_its_name(state, start_engine):
+    start_engine(state)
+    with connect(state) as client:
+        task = client.create(Task(title="t"))
+        snap = client.reader.snapshot()
+        for wrong, said in (
+            ({"limit": "5"}, "limit is a number of entities, not '5'"),
+            ({"limit": 2.5}, "limit is a number of entities, not 2.5"),
+            (
+                {"order_by": ["priority", "created_at"]},
+                "order_by is one column, with - before it .*, not \\['priority'",
+            ),
+            ({"after": Task.ref(task.id)}, r"after is an entity or its id, not Ref\("),
+            ({"after": {"title": "t"}}, r"after is an entity or its id, not {'title'"),
+        ):
+            with pytest.raises(InvalidQuery, match=said):
+                snap.scan(Task, **wrong)
+        assert snap.ids(Task, limit=np.int64(5)) == [task.id]
+        for key in (task.id, Task, (Task, task.id, 1)):
+            with pytest.raises(TypeError, match=r"is a kind and an id, snap\[Task, id\], not "):
+                snap[key]
+        for call in (snap.scan, snap.count, client.reader.watch, lambda kind: client.get(kind, "nothing")):
+            with pytest.raises(TypeError, match=r"a kind is an entity's class, or its name, not Task\("):
+                call(task)
+
+
 class Account(Entity, columns=("owner", "amount", "twin")):
     owner: str
     amount: int
