@@ -132,6 +132,8 @@ class PutIn(Operation):
 
     @property
     def plain(self) -> PlainOperation:
+        if not isinstance(self.items, Mapping):
+            raise TypeError(f"puts in a map, not {shown(self.items)}")
         for key in self.items:
             if not isinstance(key, str):
                 raise TypeError(f"a map's keys are str, not {shown(key)}")

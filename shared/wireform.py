@@ -35,6 +35,7 @@ from solewriter.shared.mutations import (
     Op,
     Put,
     Require,
+    RequireAbsent,
     RequireFields,
     RequireNone,
     Transition,
@@ -203,8 +204,11 @@ def plain_guard(guard: GuardMutation, registry: Registry) -> PlainGuard:
         kind = registry.of(guard.model)
         return Guard.REQUIRE_NONE.value, kind.name, NO_ID, (None, plain_where(kind, guard.where))
     if isinstance(guard, Unchanged):
-        kind, entity = registry.of(type(guard.entity)), guard.entity
-        fields = same_fields({name: getattr(entity, name) for name in guard.fields})
+        entity = guard.entity
+        if not isinstance(entity, Entity):
+            raise TypeError(f"what is to be unchanged is an entity that was read, not {shown(entity)}")
+        kind = registry.of(type(entity))
+        fields = same_fields({name: getattr(entity, kind.known(name, name)) for name in guard.fields})
         return Guard.REQUIRE_FIELDS.value, kind.name, entity.id, (entity.version, fields)
     if isinstance(guard, Require):
         if not isinstance(guard.entity, Entity):
@@ -214,6 +218,10 @@ def plain_guard(guard: GuardMutation, registry: Registry) -> PlainGuard:
             raise InvalidMutation(f"{problem}, or use RequireAbsent", fields={"version": "0: never stored"})
         return Guard.REQUIRE.value, registry.of(type(guard.entity)).name, guard.entity.id, guard.entity.version
     given: Any = guard
+    if not isinstance(given, RequireAbsent):
+        raise TypeError(
+            f"{shown(given)} is not a guard: use Require, RequireAbsent, RequireFields, RequireNone or Unchanged"
+        )
     _check_id(given.id)
     name = guard.model if isinstance(guard.model, str) else registry.of(guard.model).name
     return Guard.REQUIRE_ABSENT.value, name, guard.id, 0

@@ -46,7 +46,7 @@ from solewriter.shared.mutations import (
     Unchanged,
     Update,
 )
-from solewriter.shared.operations import Append, Increment, Max
+from solewriter.shared.operations import Append, Increment, Max, PutIn
 from solewriter.shared.registry import Registry
 from solewriter.shared.request_ids import default_id
 from solewriter.shared.where import Range
@@ -458,6 +458,29 @@ def test_only_what_was_stored_can_be_required():
     with pytest.raises(InvalidMutation, match="use RequireAbsent") as refusal:
         wireform.plain_guard(Require(FRESH), REGISTRY)
     assert set(refusal.value.fields) == {"version"}
+
+
+@pytest.mark.parametrize(
+    "wrong", [None, STORED, Task.ref("t-1"), Delete(STORED), {"title": "t"}], ids=lambda wrong: type(wrong).__name__
+)
+def test_what_is_no_guard_is_told_which_there_are(wrong):
+    with pytest.raises(TypeError, match=r"is not a guard: use Require, RequireAbsent, .* or Unchanged"):
+        wireform.plain_guard(wrong, REGISTRY)
+
+
+def test_what_is_to_be_unchanged_is_a_field_of_an_entity_that_was_read():
+    with pytest.raises(InvalidMutation, match="Task has no field 'titel'") as refused:
+        wireform.plain_guard(Unchanged(STORED, ("title", "titel")), REGISTRY)
+    assert refused.value.fields == {"titel": "no such field"}
+    with pytest.raises(TypeError, match=r"is to be unchanged is an entity that was read, not Ref\("):
+        wireform.plain_guard(Unchanged(Task.ref("t-1"), ("title",)), REGISTRY)
+
+
+@pytest.mark.parametrize("wrong", ["x", None, [1]], ids=repr)
+def test_what_is_put_into_a_map_is_one(wrong):
+    with pytest.raises(InvalidMutation, match="puts in a map, not ") as refused:
+        wireform.plain_mutation(Alter(STORED, {"metadata": PutIn(wrong)}), REGISTRY)
+    assert set(refused.value.fields) == {"metadata"}
 
 
 def test_in_a_pipeline_a_refusal_is_a_value():
