@@ -14,7 +14,7 @@ from enum import StrEnum
 from typing import Any, TypeVar, overload
 
 from solewriter.agents.snapshot import Snapshot
-from solewriter.shared.errors import InvalidQuery, SchemaMismatch
+from solewriter.shared.errors import InvalidQuery, SchemaMismatch, shown
 from solewriter.shared.models import BudgetPolicy, Project, ProjectStatus, Task, name_of
 from solewriter.shared.readiness import CLAIMABLE, FINISHED, HELD, Dependency, attempts_left, is_met, state_of
 from solewriter.shared.where import Where, single
@@ -56,6 +56,8 @@ def why_not_ready(snap: Snapshot, task: Task, now: datetime.datetime | None = No
     """Everything that keeps a task from being claimed; nothing if it is ready. Whether its class can read it is asked
     of the one that is known here.
     """
+    if not isinstance(task, Task):
+        raise TypeError(f"why_not_ready takes a task, such as snap[Task, id], not {shown(task)}")
     return [*_unreadable(snap, task), *_reasons(snap, task, now or datetime.datetime.now(datetime.UTC), {})]
 
 
@@ -139,6 +141,8 @@ def budget_of(snap: Snapshot, project: Project | str, *kinds: type[Task]) -> Bud
     """Summed over a project's tasks of these kinds; if none is named, of all kinds of tasks. The engine sums up those
     whose classes it has.
     """
+    if not isinstance(project, Project | str):
+        raise TypeError(f"budget_of takes a project, or its id, not {shown(project)}")
     found = snap.get(Project, project) if isinstance(project, str) else project
     name = project if isinstance(project, str) else project.id
     costs = [cost for kind in kinds or _kinds_of_tasks(snap) for cost in _costs(snap, kind, name)]

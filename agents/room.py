@@ -8,7 +8,7 @@ from solewriter.agents.deadline import due_s
 from solewriter.agents.pace import Pace
 from solewriter.agents.session import AgentSession, waits
 from solewriter.shared.config import FRAME_BATCH
-from solewriter.shared.errors import Busy, EngineUnavailable
+from solewriter.shared.errors import Busy, EngineUnavailable, InvalidMutation, shown
 from solewriter.shared.wireform import Asked
 
 
@@ -72,8 +72,14 @@ def no_room(session: AgentSession) -> EngineUnavailable:
 
 
 def pipeline(wanted: int, window: int) -> tuple[int, int]:
-    """Requests in flight, and requests in one frame, for somebody who sends many."""
-    window = max(1, min(wanted, window))
+    """Requests in flight, and requests in one frame, for somebody who sends many. Raises InvalidMutation for what is no
+    number.
+    """
+    try:
+        window = max(1, min(wanted, window))
+    except TypeError:
+        problem = f"a number of requests in flight, not {shown(wanted)}"
+        raise InvalidMutation(f"window is {problem}", fields={"window": problem}) from None
     return window, max(1, min(FRAME_BATCH, window // 4))
 
 

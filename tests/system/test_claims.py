@@ -1378,6 +1378,16 @@ def test_costs_of_less_than_a_millionth_add_up(client):
         assert budget_of(snap, "p").over
 
 
+def test_what_is_no_task_and_no_project_is_told_to_whoever_asks_about_one(client):
+    with client.reader.snapshot() as snap:
+        for wrong in (None, "a", Task.ref("a"), Project(id="p", name="p")):
+            with pytest.raises(TypeError, match=r"why_not_ready takes a task, such as snap\[Task, id\], not "):
+                why_not_ready(snap, wrong)
+        for wrong in (None, Project.ref("p"), task("a")):
+            with pytest.raises(TypeError, match="budget_of takes a project, or its id, not "):
+                budget_of(snap, wrong)
+
+
 def test_a_budget_that_only_warns_and_costs_that_are_taken_back(client):
     client.create(Project(id="p", name="p", budget_limit=0.0, on_budget="warn"))
     make(client, task("a", project="p"), task("b", project="p"), task("c", project="p"))

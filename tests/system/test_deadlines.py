@@ -244,6 +244,20 @@ def test_a_patience_that_is_no_number_is_refused_before_anything_is_sent(engine,
 
 
 @pytest.mark.usefixtures("shared_engine")
+def test_a_window_that_is_no_number_is_refused_before_anything_is_sent(engine, client):
+    async def story() -> None:
+        async with aio.connect(engine.state) as agent:
+            with pytest.raises(InvalidMutation, match="window is a number of requests in flight, not '8'"):
+                await anext(agent.submit_many([Create(Task(title="never"))], window="8"))
+
+    asyncio.run(story())
+    with pytest.raises(InvalidMutation, match="window is a number of requests in flight, not '8'"):
+        next(client.submit_many([Create(Task(title="never"))], window="8"))
+    assert client._session.next_frame == 0
+    assert [reply.applied for reply in client.submit_many([Create(Task(title="x"))], window=math.inf)] == [True]
+
+
+@pytest.mark.usefixtures("shared_engine")
 @pytest.mark.parametrize("patience", NO_PATIENCE, ids=lambda patience: type(patience).__name__)
 def test_no_reader_waits_for_what_is_no_number(engine, reader, patience):
     told = re.escape(f"timeout_s is seconds from now, not {patience!r:.90}")
