@@ -20,10 +20,11 @@ import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import msgspec
 
-from solewriter.shared.errors import UNDECODABLE, EngineUnavailable
+from solewriter.shared.errors import UNDECODABLE, EngineUnavailable, shown
 from solewriter.shared.processes import peer_of, runs
 
 SOCKET = "engine.sock"
@@ -64,7 +65,13 @@ class StateFolder:
     """Paths and small files of one state folder."""
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
-        self.path = Path(path).absolute()
+        """Raises TypeError, ValueError for what names no folder: pathlib takes an empty name for the current one."""
+        name: Any = os.fspath(path) if isinstance(path, os.PathLike) else path
+        if not isinstance(name, str):
+            raise TypeError(f"a state is the path of a folder, as a str or a Path, not {shown(path)}")
+        if not name or "\0" in name:
+            raise ValueError(f"a state is the path of a folder, not {shown(path)}")
+        self.path = Path(name).absolute()
 
     @property
     def lock(self) -> Path:
@@ -138,8 +145,8 @@ class StateFolder:
         """Whether this names segments of another folder, which is there and names them: then this one is a copy of it.
         A folder that was moved, or is found by another path, is no other one.
         """
-        other = StateFolder(os.fsdecode(memory.folder or os.fsencode(self.path)))
         try:
+            other = StateFolder(os.fsdecode(memory.folder or os.fsencode(self.path)))
             return not other.path.samefile(self.path) and other.marker(memory.prefix).exists()
         except (OSError, ValueError):  # nobody may look there, or what names it is damaged
             return False

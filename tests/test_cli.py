@@ -127,6 +127,14 @@ def test_what_cannot_be_printed_is_told_in_one_line(arguments: list[str], tmp_pa
 # --- serve -----------------------------------------------------------------------------------------------------------
 
 
+def test_no_folder_is_served_that_nobody_named(tmp_path: Path) -> None:
+    """As by a variable that is not set: that would be the current one, whatever is in there."""
+    told = solewriter("serve", "", folder=tmp_path)
+    assert told.returncode == 2
+    assert "the name of a folder is empty" in told.stderr
+    assert not [*tmp_path.iterdir()]
+
+
 def test_a_folder_whose_name_is_no_utf8_is_served(tmp_path: Path, serve: Serve) -> None:
     state = Path(os.fsdecode(os.fsencode(tmp_path) + b"/caf\xe9"))
     process = serve(state)

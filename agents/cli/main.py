@@ -72,6 +72,13 @@ ExistingFolder = Annotated[
 ]  # fmt: skip
 
 
+def named_folder(name: str) -> Path:
+    """Raises BadParameter for no name, that of an unset variable say, which pathlib takes for the current folder."""
+    if not name:
+        raise typer.BadParameter("the name of a folder is empty")
+    return Path(name)
+
+
 def print_version(wanted: bool) -> None:
     if wanted:
         from solewriter.shared.build import BUILD
@@ -124,7 +131,9 @@ def demo(
 
 @app.command()
 def serve(
-    state: Annotated[Path, typer.Argument(metavar="STATE", help="The state folder; made if there is none.")],
+    state: Annotated[
+        Path, typer.Argument(metavar="STATE", help="The state folder; made if there is none.", parser=named_folder)
+    ],
     models: Annotated[
         str | None,
         typer.Option(metavar="MODULE:NAME", help="A list of your Entity classes, such as `shop.models:MODELS`."),

@@ -38,6 +38,7 @@ from solewriter import (
     open_reader,
 )
 from solewriter.agents.reader import Reader
+from solewriter.agents.status import status_of
 from solewriter.shared import processes
 from solewriter.shared.config import KIB, MIB
 from solewriter.shared.memory import pin as pins
@@ -437,6 +438,24 @@ def test_an_integer_of_more_digits_than_can_be_written_is_refused_like_any_other
             with pytest.raises(InvalidQuery, match="limit is a number of entities"):
                 snap.scan(Task, limit=huge)
         assert client.get(Task, "a") == task
+
+
+@pytest.mark.parametrize("wrong", [None, 7, b"state", "", "a\0b"], ids=repr)
+def test_what_names_no_folder_is_told_at_the_call(wrong: Any, tmp_path, monkeypatch):
+    """pathlib takes an empty name for the current folder: an engine would begin there."""
+    monkeypatch.chdir(tmp_path)
+
+    async def awaited(opening):
+        await opening(wrong)
+
+    said = "a state is the path of a folder"
+    for opening in (Engine, connect, open_reader, partial(open_reader, offline=True), status_of):
+        with pytest.raises((TypeError, ValueError), match=said):
+            opening(wrong)
+    for opening in (aio.connect, aio.open_reader):
+        with pytest.raises((TypeError, ValueError), match=said):
+            asyncio.run(awaited(opening))
+    assert not [*tmp_path.iterdir()]
 
 
 def test_bounds_are_limits_and_no_dict(state, start_engine):
