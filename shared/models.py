@@ -73,6 +73,10 @@ class Lifecycle:
 
     def __post_init__(self) -> None:
         """Raises TypeError for a state that is not in `steps`: it could be neither reached nor left."""
+        steps: Any = self.steps
+        if not isinstance(steps, Mapping) or any(isinstance(states, str) for states in steps.values()):
+            told = 'steps is a mapping of each state to a tuple of what may follow: {"new": ("done",), "done": ()}'
+            raise TypeError(f"a lifecycle: {told}, not {shown(steps)}")
         named = [self.initial, *(state for states in self.steps.values() for state in states)]
         for state in named if self.cancelled is None else [*named, self.cancelled]:
             if state not in self.steps:
@@ -104,9 +108,15 @@ class Entity(BaseModel):
         super().__init_subclass__(**rest)
         if isinstance(columns, str):  # which would be taken for the names of its letters
             raise TypeError(f"{cls.__name__}: columns is a tuple of names: columns=({columns!r},)")
+        if not isinstance(columns, tuple | list):  # a set has another order in each process
+            raise TypeError(f"{cls.__name__}: columns is a tuple of names, not {shown(columns)}")
+        if not isinstance(kind, str | None):
+            raise TypeError(f"{cls.__name__}: kind is a name, not {shown(kind)}")
+        if not isinstance(lifecycle, Lifecycle | None):
+            raise TypeError(f"{cls.__name__}: lifecycle is a Lifecycle(...), not {shown(lifecycle)}")
         cls.kind_name = kind or cls.__name__
         inherited = next(base.column_names for base in cls.__mro__[1:] if issubclass(base, Entity))
-        cls.column_names = inherited + tuple(name for name in columns if name not in inherited)
+        cls.column_names = tuple(dict.fromkeys((*inherited, *columns)))
         cls.lifecycle = lifecycle or cls.lifecycle
 
     @classmethod

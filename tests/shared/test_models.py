@@ -431,3 +431,39 @@ def test_a_lifecycle_names_every_state_in_its_steps(initial, steps, cancelled):
     """Another one could never be reached, or left."""
     with pytest.raises(TypeError, match=r"'gone' is none of the states in steps: red, green"):
         Lifecycle("light", initial, steps, cancelled)
+
+
+@pytest.mark.parametrize(
+    "steps", ["red", ["red"], {"red": ("green"), "green": ()}], ids=["text", "list", "no comma"]
+)  # fmt: skip
+def test_steps_that_are_no_mapping_to_tuples_are_told_as_that(steps):
+    with pytest.raises(TypeError, match=r"a lifecycle: steps is a mapping of each state to a tuple"):
+        Lifecycle("light", "red", steps)
+
+
+@pytest.mark.parametrize(
+    ("declared", "said"),
+    [
+        ({"kind": 5}, "kind is a name, not 5"),
+        ({"lifecycle": "light"}, r"lifecycle is a Lifecycle\(\.\.\.\), not 'light'"),
+        ({"lifecycle": {}}, r"lifecycle is a Lifecycle\(\.\.\.\), not {}"),
+        ({"columns": None}, "columns is a tuple of names, not None"),
+        ({"columns": {"light"}}, "columns is a tuple of names, not {'light'}"),
+    ],
+    ids=repr,
+)
+def test_what_a_class_declares_is_told_where_it_is_declared(declared, said):
+    """A set of columns has another order in each process: one could not write what the other has."""
+    with pytest.raises(TypeError, match=rf"Lamp: {said}"):
+
+        class Lamp(Entity, **declared):
+            light: str = "red"
+
+
+def test_a_column_that_is_named_twice_is_one():
+    class Lamp(Entity, columns=("light", "room", "light")):
+        light: str = "red"
+        room: str = ""
+
+    assert Lamp.column_names == ("light", "room")
+    assert Kind(Lamp).cut({"light": "green"}, "id", 1, 0)
