@@ -158,6 +158,8 @@ def concerns(*fields: str) -> Callable[[Rule], Rule]:
 
     Without it, every change of an entity runs the model's whole validation.
     """
+    if not fields or not all(isinstance(name, str) for name in fields):  # @concerns alone would take the rule's place
+        raise TypeError('concerns takes the names of the fields that a rule looks at: @concerns("begin", "end")')
 
     def mark(rule: Rule) -> Rule:
         setattr(rule, CONCERNS, fields)

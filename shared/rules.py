@@ -84,7 +84,10 @@ def _makes_its_schema(model: type[Entity]) -> bool:
 
 
 def concern_of(model: type[Entity]) -> frozenset[str] | None:
-    """The fields that the model's rules look at; None where validation is more than fields and rules that say so."""
+    """The fields that the model's rules look at; None where validation is more than fields and rules that say so.
+
+    Raises TypeError for a rule that names what is no field: it would not be asked where it matters.
+    """
     found = model.__pydantic_decorators__
     if found.field_validators or found.root_validators or found.validators or model.__pydantic_post_init__:
         return None
@@ -97,6 +100,8 @@ def concern_of(model: type[Entity]) -> frozenset[str] | None:
         fields = getattr(getattr(model, rule.cls_var_name), CONCERNS, None)
         if rule.info.mode != "after" or fields is None:
             return None
+        if unknown := [name for name in fields if name not in model.model_fields]:
+            raise TypeError(f"{model.__name__}.{rule.cls_var_name}: concerns {unknown[0]!r}, which is no field")
         names.update(fields)
     return frozenset(names)
 

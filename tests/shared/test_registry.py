@@ -773,6 +773,28 @@ def test_a_validator_that_returns_nothing_is_refused_in_parts_too(model, said):
         Kind(model)
 
 
+class Renamed(Entity):
+    first: int = 0
+
+    @model_validator(mode="after")
+    @concerns("frist")
+    def _order(self):
+        return self
+
+
+def test_a_rule_that_concerns_no_field_is_refused():
+    """It would not be asked of the changes that it is for, and what it keeps out would come in."""
+    with pytest.raises(TypeError, match=r"Renamed\._order: concerns 'frist', which is no field"):
+        Kind(Renamed)
+
+
+@pytest.mark.parametrize("fields", [(), (5,), (["low"],), (look_only,)], ids=["none", "int", "list", "rule"])
+def test_concerns_takes_names(fields):
+    """Without its brackets it would be called with the rule, and the rule never."""
+    with pytest.raises(TypeError, match="concerns takes the names of the fields that a rule looks at"):
+        concerns(*fields)
+
+
 class Reminded(Forgetful):
     @model_validator(mode="after")
     def _order(self):
