@@ -21,14 +21,13 @@ from solewriter.shared.errors import (
     from_wire,
 )
 from solewriter.shared.models import Entity
-from solewriter.shared.mutations import Applied, Create, Mutation, NotApplied, Op, Put, Reply, Result
+from solewriter.shared.mutations import Applied, Create, Mutation, NotApplied, Put, Reply, Result
 from solewriter.shared.registry import Registry
 from solewriter.shared.schema import plain
 from solewriter.shared.wire import Status
-from solewriter.shared.wireform import PlainRequest
+from solewriter.shared.wireform import WHOLE, PlainRequest
 
 E = TypeVar("E", bound=Entity)
-WHOLE = frozenset({Op.CREATE.value, Op.PUT.value})  # what brings all of an entity
 Outcome = Applied | Refused | NotApplied | Forgotten
 """How a request ended. Refused and Forgotten are the errors themselves, as values."""
 

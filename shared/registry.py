@@ -108,8 +108,8 @@ class Kind:
         self._field_validators: dict[str, Callable[[Any], Any]] = {}
         self._plain_fields: frozenset[str] | None = None
         self._digest = self.schema.digest()
-        self._same_as_ours = self.schema
-        self._others: dict[bytes, dict[str, Any]] = {}
+        self.schema_id = self._digest.hex()  # as a request says of which class a whole entity is
+        self._same_as_ours, self._others = self.schema, dict[bytes, dict[str, Any]]()
 
     @property
     def plain_fields(self) -> frozenset[str]:

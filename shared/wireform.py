@@ -6,7 +6,7 @@ the same shapes again.
 
     request  = (mutations, guards, request id | None, deadline_us | None)      or   ("outcome", request id)
     deadline = microseconds of CLOCK_MONOTONIC, after which it is not decided any more
-    mutation = (op, kind, id, expect, fields, reason, to)
+    mutation = (op, kind, id, expect, fields, reason, to); to of a create or put: the schema id of its class
     guard    = (guard, kind, id, version)    or   (guard, kind, id, (version | None, conditions))
 """
 
@@ -60,6 +60,7 @@ _TRANSITION: Final = Op.TRANSITION.value
 _CANCEL: Final = Op.CANCEL.value
 _DELETE: Final = Op.DELETE.value
 _CLAIM: Final = Op.CLAIM.value
+WHOLE: Final = frozenset({Op.CREATE.value, Op.PUT.value})  # what brings all of an entity
 _CLAIM_SHOWN: Final = Guard.CLAIM.value
 
 
@@ -245,7 +246,7 @@ def _whole(op: Op, entity: Any, expect: Any, reason: Any, registry: Registry) ->
         fields = plain(stored)
     except (NotImplementedError, TypeError):
         fields = {name: plain_field(kind, name, value) for name, value in stored.items()}  # which names it
-    return op.value, kind.name, entity.id, expect, fields, reason, None
+    return op.value, kind.name, entity.id, expect, fields, reason, kind.schema_id
 
 
 def _expected(expect: Any, target: Any) -> Any:
@@ -276,13 +277,17 @@ _encode = msgspec.msgpack.Encoder(order="deterministic").encode
 def digest(request: PlainRequest) -> bytes:
     """What tells one content from another under the same request id."""
     guards = [guard for guard in request[1] if guard[0] != _CLAIM_SHOWN]  # a token is no part of what is asked for
-    mutations = [_without_patience(one) if one[0] == _CLAIM else one for one in request[0]]
+    mutations = [_asked_for(one) for one in request[0]]
     return blake2b(_encode((mutations, guards)), digest_size=16).digest()
 
 
-def _without_patience(claim: PlainMutation) -> PlainMutation:
-    """How long a claim waits is no part of what it asks for, as a deadline is none: each time it is another moment."""
-    op, kind, key, expect, said, reason, to = claim
-    if said is None or said.get("until_us") is None:
-        return claim
+def _asked_for(mutation: PlainMutation) -> PlainMutation:
+    """How long a claim waits is no part of what it asks for, as a deadline is none: each time it is another moment. Of
+    which class an entity is, is none either: who repeats a request may have the next one.
+    """
+    op, kind, key, expect, said, reason, to = mutation
+    if op in WHOLE:
+        return op, kind, key, expect, said, reason, None
+    if op != _CLAIM or said is None or said.get("until_us") is None:
+        return mutation
     return op, kind, key, expect, {**said, "until_us": None}, reason, to

@@ -6,7 +6,7 @@ from typing import Any
 
 from solewriter.engine_proc.decide.draft import Draft, Step
 from solewriter.engine_proc.decide.lifecycle import check_step
-from solewriter.shared.errors import AlreadyExists, InvalidMutation
+from solewriter.shared.errors import AlreadyExists, InvalidMutation, SchemaMismatch
 from solewriter.shared.models import Lifecycle
 from solewriter.shared.mutations import Op
 from solewriter.shared.wireform import PlainMutation
@@ -16,10 +16,11 @@ _CREATE, _PUT, _UPDATE, _DELETE = [op.value for op in _OPS]  # asked of the enum
 
 
 def create(draft: Draft, mutation: PlainMutation) -> Step:
-    _, kind_name, key, _, fields, reason, _ = mutation
+    _, kind_name, key, _, fields, reason, schema_id = mutation
     step = draft.step(kind_name, key)
     if step.exists:
         raise AlreadyExists(f"there is a {kind_name} {key!r} already", kind=kind_name, id=key)
+    _check_class(step, schema_id)
     values = dict(fields or {})
     lifecycle = step.kind.lifecycle
     if lifecycle is not None and _state(step, lifecycle, values) != lifecycle.initial:
@@ -29,10 +30,11 @@ def create(draft: Draft, mutation: PlainMutation) -> Step:
 
 
 def put(draft: Draft, mutation: PlainMutation) -> Step:
-    _, kind_name, key, expect, fields, reason, _ = mutation
+    _, kind_name, key, expect, fields, reason, schema_id = mutation
     step = draft.step(kind_name, key)
     if expect is not None:
         step.compare(expect)
+    _check_class(step, schema_id)
     values = dict(fields or {})
     if step.exists:
         lifecycle = step.kind.lifecycle
@@ -58,6 +60,16 @@ def delete(draft: Draft, mutation: PlainMutation) -> Step:
     step.require(expect)
     step.delete(_DELETE, reason)
     return step
+
+
+def _check_class(step: Step, schema_id: str | None) -> None:
+    """Clients look before they send, and another class may have come since: what theirs leaves out as a default, it
+    would read as another value.
+    """
+    name = step.kind.name
+    if schema_id is not None and schema_id != step.kind.schema_id:
+        problem = f"the class {name} of whoever asks differs from the engine's, which is another one since"
+        raise SchemaMismatch(f"{problem}: use one everywhere", kind=name)
 
 
 def _state(step: Step, lifecycle: Lifecycle, values: dict[str, Any]) -> Any:

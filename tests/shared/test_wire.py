@@ -100,14 +100,15 @@ FRESH_FIELDS = {
     "deadline": "2030-01-01T00:00:00Z",
     "result": (1, 2.5),
 }
+TASK, PROJECT = (REGISTRY.of(model).schema.digest().hex() for model in (Task, Project))  # of which class a whole one is
 MUTATIONS = [
-    (Create(FRESH, reason="r"), (1, "Task", "t-2", 0, FRESH_FIELDS, "r", None)),
-    (Put(FRESH), (2, "Task", "t-2", None, FRESH_FIELDS, "", None)),
+    (Create(FRESH, reason="r"), (1, "Task", "t-2", 0, FRESH_FIELDS, "r", TASK)),
+    (Put(FRESH), (2, "Task", "t-2", None, FRESH_FIELDS, "", TASK)),
     (
         Put(STORED),
-        (2, "Task", "t-1", 7, {"title": "t", "priority": "high", "status": "assigned", "assigned_to": "ann"}, "", None),
+        (2, "Task", "t-1", 7, {"title": "t", "priority": "high", "status": "assigned", "assigned_to": "ann"}, "", TASK),
     ),
-    (Put(Project(id="p", name="n"), expect=3), (2, "Project", "p", 3, {"name": "n"}, "", None)),
+    (Put(Project(id="p", name="n"), expect=3), (2, "Project", "p", 3, {"name": "n"}, "", PROJECT)),
     (Update(STORED, {"max_retries": 2}), (3, "Task", "t-1", 7, {"max_retries": 2}, "", None)),
     (Update(Task.ref("x"), {}), (3, "Task", "x", None, {}, "", None)),
     (Update(STORED, {"priority": "low"}, expect=None), (3, "Task", "t-1", None, {"priority": "low"}, "", None)),

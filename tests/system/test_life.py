@@ -1705,6 +1705,28 @@ def test_a_class_that_was_replaced_is_refused_from_then_on(state, start_engine):
             assert sorted(found.score for found in snap.entities(third)) == [0.0, 0.0, 1.0]
 
 
+def test_a_class_that_is_replaced_while_a_request_waits_is_refused(state, start_engine):
+    """Its client looked at the engine before, or at none: what it left out as a default is another value by then."""
+    first, second = (a_class(seed=int, score=(float, default)) for default in (0.0, 1.0))
+    engine = start_engine(state, models=[first])
+    with connect(state) as client, ThreadPoolExecutor(3) as beside:
+        client.create(first(seed=1, id="a"), request_id="a's")
+        engine.stop()
+        calls = [
+            beside.submit(client.create, first(seed=2)),
+            beside.submit(client.put, first(seed=2, id="a")),
+            beside.submit(lambda: next(client.submit_many([Create(first(seed=2))])).check()),
+        ]
+        start_engine(state, models=[second])
+        for call in calls:
+            with pytest.raises(SchemaMismatch, match="differs from the engine's"):
+                call.result(timeout=20)
+        with client.reader.snapshot() as snap:
+            assert [found.score for found in snap.entities(second)] == [0.0]
+        again = client.create(second(seed=1, id="a"), request_id="a's")  # the same content: who repeats it is told so
+        assert (again.version, again.score) == (1, 0.0)
+
+
 def test_each_entity_is_compared_by_its_own_class_where_a_process_has_two_of_a_name(state, start_engine):
     """A notebook's cell was run again, and entities of the class before are still at hand: in their class what is left
     out is another value, so they are refused, alone and beside others, while those of the engine's class go in.
