@@ -10,7 +10,7 @@ import math
 from collections.abc import Iterator, Mapping
 from typing import Annotated, Any, Final
 
-from pydantic import GetCoreSchemaHandler
+from pydantic import GetCoreSchemaHandler, GetJsonSchemaHandler, PydanticInvalidForJsonSchema
 from pydantic_core import CoreSchema, PydanticCustomError, core_schema
 
 DEPTH_MAX = 32  # nesting of one value; a cycle ends here too
@@ -77,6 +77,10 @@ class FrozenMap(Mapping[str, Any]):
             _validated_map, serialization=core_schema.plain_serializer_function_ser_schema(thaw)
         )
 
+    @classmethod
+    def __get_pydantic_json_schema__(cls, schema: CoreSchema, handler: GetJsonSchemaHandler) -> dict[str, Any]:
+        return _described(schema, handler, {"type": "object"})
+
 
 class _JsonSchema:
     """The pydantic face of `Json`."""
@@ -87,9 +91,21 @@ class _JsonSchema:
             freeze, serialization=core_schema.plain_serializer_function_ser_schema(thaw)
         )
 
+    @classmethod
+    def __get_pydantic_json_schema__(cls, schema: CoreSchema, handler: GetJsonSchemaHandler) -> dict[str, Any]:
+        return _described(schema, handler, {})
+
 
 Json = Annotated[Any, _JsonSchema]
 """Plain data of any shape (None, bool, int, float, str, lists and maps of these), stored immutable."""
+
+
+def _described(schema: CoreSchema, handler: GetJsonSchemaHandler, words: dict[str, Any]) -> dict[str, Any]:
+    """As a JSON schema, for which pydantic has no words; what compares classes has some (`schema.shape_of`)."""
+    try:
+        return handler(schema)
+    except PydanticInvalidForJsonSchema:
+        return words
 
 
 def freeze(value: Any, depth: int = 0) -> Any:

@@ -13,7 +13,7 @@ import pytest
 from pydantic import Field, ValidationError, model_validator
 
 from solewriter.shared.errors import InvalidMutation
-from solewriter.shared.frozen import FrozenMap
+from solewriter.shared.frozen import FrozenMap, Json
 from solewriter.shared.models import (
     PROJECT_LIFECYCLE,
     TASK_LIFECYCLE,
@@ -417,6 +417,23 @@ def test_a_ref_is_a_class_and_an_id_and_can_be_pickled():
     assert pickle.loads(pickle.dumps(ref)) == ref
     with pytest.raises(AttributeError):
         ref.id = "t-2"
+
+
+@pytest.mark.parametrize("mode", ["validation", "serialization"])
+def test_models_have_a_json_schema(mode):
+    """Web frameworks ask every class for it that they answer with."""
+
+    class Described(Entity):
+        settings: FrozenMap = FrozenMap()
+        few: Annotated[FrozenMap, Field(max_length=3, description="a few")] = FrozenMap()
+        answers: tuple[Json, ...] = ()
+
+    fields = Described.model_json_schema(mode=mode)["properties"]
+    assert fields["settings"] == {"default": {}, "title": "Settings", "type": "object"}
+    assert fields["few"] == {"default": {}, "title": "Few", "type": "object", "maxLength": 3, "description": "a few"}
+    assert fields["answers"] == {"default": [], "title": "Answers", "type": "array", "items": {}}
+    assert Task.model_json_schema(mode=mode)["properties"]["metadata"]["type"] == "object"
+    assert Project.model_json_schema(mode=mode)["properties"]["status"]
 
 
 @pytest.mark.parametrize(
