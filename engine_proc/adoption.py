@@ -4,7 +4,7 @@ new is journaled; then it is used.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from solewriter.engine_proc.kinds import KindState
@@ -35,13 +35,13 @@ class Adoption(NamedTuple):
         return not (self.private.kinds or self.private.schemas or self.tables)
 
 
-def prepare(state: State, publisher: Publisher, kinds: Sequence[Kind]) -> Adoption:
-    """What it takes to know these kinds from now on; then `adopt` or `forgo` it. Raises SchemaMismatch, MemoryFull,
-    and then nothing has changed.
+def prepare(state: State, publisher: Publisher, kinds: Sequence[Kind]) -> Generator[None, None, Adoption]:
+    """What it takes to know these kinds from now on; then `adopt` or `forgo` it. A step for each entity that is looked
+    at; the state must not change meanwhile. Raises SchemaMismatch, MemoryFull, and then nothing has changed.
     """
     kinds = list({kind.name: kind for kind in kinds}.values())  # of two classes of one kind the last
     adoption = Adoption(kinds, state.new_kinds(kinds), {}, [])
-    check_fit(state, publisher, kinds)
+    yield from _fitting(state, publisher, kinds)
     try:
         _make_tables(state, publisher, adoption)
         for kind in kinds:
@@ -49,7 +49,7 @@ def prepare(state: State, publisher: Publisher, kinds: Sequence[Kind]) -> Adopti
             if known is not None and kind.columns != publisher.columns(known.code):
                 table = publisher.other_table(known.code, kind.columns, known.places)
                 adoption.tables[known.code] = table
-                _refill(state, publisher, table, known, kind)
+                yield from _refilling(state, publisher, table, known, kind)
         if not adoption.brings_nothing:
             _prepare_catalog(state, publisher, adoption)
     except SolewriterError:
@@ -76,6 +76,11 @@ def check_fit(state: State, publisher: Publisher, kinds: Iterable[Kind]) -> None
     """Raises SchemaMismatch if something stored does not fit the new class of its kind. Takes 5 us for each entity of a
     kind whose class changed.
     """
+    for _ in _fitting(state, publisher, kinds):
+        pass
+
+
+def _fitting(state: State, publisher: Publisher, kinds: Iterable[Kind]) -> Iterator[None]:
     for kind in kinds:
         known = state.named(kind.name)
         if known is None or (known.schema.digest() == kind.schema.digest() and not _takes_other_code(known, kind)):
@@ -85,6 +90,7 @@ def check_fit(state: State, publisher: Publisher, kinds: Iterable[Kind]) -> None
             found = record.checked_content(buffer, start)
             if not found.deleted:
                 _check_fits(state, kind, found)
+            yield
 
 
 def _takes_other_code(known: KindState, kind: Kind) -> bool:
@@ -134,7 +140,7 @@ def _check_taken_again(
         raise SchemaMismatch(f"{kind.name} {found.key!r}: {problem}", kind=kind.name) from error
 
 
-def _refill(state: State, publisher: Publisher, table: TableWriter, known: KindState, kind: Kind) -> None:
+def _refilling(state: State, publisher: Publisher, table: TableWriter, known: KindState, kind: Kind) -> Iterator[None]:
     """All slots of a kind with the columns of another class of it. Raises InvalidMutation."""
     for slot in known.slots.values():
         address, buffer, start = publisher.newest(known.code, slot)
@@ -143,6 +149,7 @@ def _refill(state: State, publisher: Publisher, table: TableWriter, known: KindS
         if not content.deleted:
             cells = state.cut_anew(kind, content)
         table.install(slot, address, cells, not content.deleted)
+        yield
 
 
 def forgo(state: State, publisher: Publisher, adoption: Adoption) -> None:

@@ -8,8 +8,8 @@ from __future__ import annotations
 import asyncio
 import gc
 import time
-from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Callable, Generator, Sequence
+from typing import Any, NamedTuple, TypeVar
 
 from solewriter.engine_proc import adoption as adoptions
 from solewriter.engine_proc.checkpoint import Made
@@ -21,6 +21,8 @@ from solewriter.shared import failpoint
 from solewriter.shared.entry import CheckpointName, Private
 from solewriter.shared.errors import EngineUnavailable, MemoryFull, SolewriterError
 from solewriter.shared.registry import Kind
+
+T = TypeVar("T")
 
 
 class Registration:
@@ -83,11 +85,27 @@ class BetweenTurns:
         self._inbox.put_nowait([registration])
         await registration.done
 
+    async def _in_slices(self, steps: Generator[None, None, T]) -> T:
+        """What they come to. No turn is taken meanwhile, but between two slices lanes are read, and the heart beats:
+        many entities take longer than an engine may be silent.
+        """
+        slice_s = self._state.coordination.limits.making_slice_s
+        until = time.monotonic() + slice_s
+        while True:
+            try:
+                next(steps)
+            except StopIteration as done:
+                made: T = done.value
+                return made
+            if time.monotonic() >= until:
+                await asyncio.sleep(0)
+                until = time.monotonic() + slice_s
+
     async def _adopt(self, registration: Registration) -> None:
         """What they bring is journaled before anybody can use it."""
         state, publisher = self._state, self._publisher
         try:
-            adoption = adoptions.prepare(state, publisher, registration.kinds)
+            adoption = await self._in_slices(adoptions.prepare(state, publisher, registration.kinds))
         except SolewriterError as error:
             registration.done.set_exception(error)
             return

@@ -5,19 +5,23 @@ Counted in calls, of Python and of C, in an engine inside this process: time wou
 
 from __future__ import annotations
 
+import asyncio
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
+import msgspec
 import pytest
 
 from solewriter.bench.steps import Steps, steps
+from solewriter.engine_proc.between import Registration
 from solewriter.shared import wire, wireform
 from solewriter.shared.columns import from_us
 from solewriter.shared.config import FRAME_REQUESTS_MAX, VIEWS_MAX
 from solewriter.shared.models import Entity, Project, Task
 from solewriter.shared.mutations import Cancel, Claim, Create, Guard, RequireNone, Update
+from solewriter.shared.registry import Kind
 from solewriter.shared.where import Range
 from solewriter.shared.wire import Status
 
@@ -178,3 +182,33 @@ def test_guards_on_many_kinds_keep_what_each_counted(engine):
 
     first = each_asked()
     assert each_asked() < first / 2
+
+
+class Doc(Entity, columns=("pages",)):
+    pages: int = 0
+
+
+class NextDoc(Entity, kind="Doc", columns=("pages", "keeper")):
+    pages: int = 0
+    keeper: str = ""
+
+
+def test_a_newer_class_of_many_entities_keeps_an_engine_silent_no_longer_than_one_of_few(engine):
+    """Counted in what the loop does for others meanwhile, its heartbeat among it, where each look takes a slice."""
+    writer = engine._steps.writer
+    coordination = writer.state.coordination
+    coordination.limits = msgspec.structs.replace(coordination.limits, making_slice_s=0)
+
+    async def registered(model: type[Entity]) -> int:
+        done, ticks = asyncio.ensure_future(writer.between.run(Registration([Kind(model)]))), 0
+        while not done.done():
+            await asyncio.sleep(0)
+            ticks += 1
+        await done
+        return ticks
+
+    run = engine._steps._loop.run_until_complete
+    assert run(registered(Doc)) < 10
+    engine.all([Create(Doc(id=f"{number}", pages=number)) for number in range(100)])
+    assert run(registered(NextDoc)) > 2 * 100, "whether it fits, and its columns"
+    engine.turn(Update(NextDoc.ref("7"), {"keeper": "ann"}))
