@@ -213,7 +213,7 @@ def is_anything_left(snap: Snapshot, kind: type[Task], where: Where) -> bool:
         return False
     waiting = _readable(snap, kind, {"status": tuple(CLAIMABLE), **where})
     keeps, budgets, now = {Obstacle.NOT_YET}, dict[str, Budget](), datetime.datetime.now(datetime.UTC)
-    return any({reason.obstacle for reason in _reasons(snap, task, now, budgets)} <= keeps for task in waiting)
+    return any(all(reason.obstacle in keeps for reason in _reasons(snap, task, now, budgets)) for task in waiting)
 
 
 def _readable(snap: Snapshot, kind: type[T], where: Where) -> Iterator[T]:

@@ -64,7 +64,7 @@ from solewriter import (
     open_reader,
     why_not_ready,
 )
-from solewriter.agents import answers, asker, exchange, requesting, verbs
+from solewriter.agents import answers, asker, exchange, readiness, requesting, verbs
 from solewriter.agents import session as sessions
 from solewriter.agents.decoding import Decoder
 from solewriter.agents.pending import Pending
@@ -1655,6 +1655,27 @@ def test_an_idle_agent_looks_at_few_of_the_tasks_that_rest(client, monkeypatch):
         looked = 0
         assert not is_anything_left(snap, Task, {"project": "p"})
         assert 300 <= looked < 700, "each of them, and what they depend on"
+
+
+def test_an_idle_agent_asks_for_no_budget_of_what_is_kept_back_anyway(client, monkeypatch):
+    """Summed over all tasks of a project, once a second."""
+    asked: list[str] = []
+
+    def counted(snap: Any, project: Project) -> Any:
+        asked.append(project.id)
+        return budget_of(snap, project)
+
+    monkeypatch.setattr(readiness, "budget_of", counted)
+    for id in "pq":
+        client.create(Project(id=id, name=id, budget_limit=1.0))
+    make(client, task("ended", project="q"), task("spent", project="q", not_before=SOME_DAY))
+    client.cancel(Task.ref("ended"))
+    make(client, *(task(f"blocked {n}", project="p", dependencies=("ended",)) for n in range(3)))
+    with client.reader.snapshot() as snap:
+        assert not is_anything_left(snap, Task, {"project": "p"})
+        assert asked == []
+        assert is_anything_left(snap, Task, {"project": "q"})
+        assert asked == ["q"]
 
 
 def test_a_claim_that_waits_takes_no_room_from_what_its_client_does_meanwhile(engine, client, limits, wait_until):
