@@ -241,6 +241,8 @@ LEASE_LEAST_S, LEASE_MOST_S = 0.001, 1e9  # of a lease that is bound: below, it 
 VIEWS_MAX = 16  # of a kind: different sets of columns that claimers ask for, each with an order of its own; and as many
 # that guards on emptiness ask for, each counted by itself
 RECENT_MAX = 1_024  # tasks of a kind that became ready last: who waits and looked before them all just looks again
+DENIALS_MAX = 8  # assignees that are remembered of a task whose own rules kept it from them: who delegated thousands is
+# kept from all of these, at each claim
 LINE_VALUES_MAX = 64  # combinations of values that a claim asks for: of more it looks at whatever becomes ready
 GIVE_BACK_S = 0.5  # for giving back what an interrupted claim was granted: whoever presses Ctrl-C, or closes a client,
 # wants to go

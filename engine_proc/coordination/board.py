@@ -15,10 +15,11 @@ from typing import Any
 from solewriter.engine_proc.coordination.graph import NOBODY, Graph
 from solewriter.engine_proc.coordination.ready import Candidate, Ready
 from solewriter.shared.columns import to_us
-from solewriter.shared.config import STALE_MAX
+from solewriter.shared.config import DENIALS_MAX, STALE_MAX
 from solewriter.shared.models import DependencyPolicy
 from solewriter.shared.readiness import CLAIMABLE, LAST, RANK, Dependency, attempts_left, is_met, state_of
 from solewriter.shared.registry import Kind
+from solewriter.shared.rules import has_rules
 from solewriter.shared.where import in_column, single
 
 Fields = Mapping[str, Any]
@@ -38,6 +39,7 @@ class Board:
         self.ready = Ready({name: in_column(defaults.get(name)) for name in self.columns})
         self._priority = single(defaults.get("priority"))
         self._look = look
+        self._denials_last = not (kind.recasts or has_rules(kind.model))  # code of a user's may say otherwise later
         self._candidates: dict[str, Candidate] = {}
         self.denied: set[str] = set()  # candidates whose own rules kept somebody from them: any field may be why
         self.unfit: set[str] = set()  # of these, those that nobody can have until they are changed
@@ -70,6 +72,12 @@ class Board:
         """Its class did not come to an end with it, or what a claim made of it cannot be stored: try no other one."""
         self.denied.add(key)
         self.unfit.add(key)
+
+    def deny(self, candidate: Candidate, assignee: str) -> None:
+        """Its own rules keep it from this one."""
+        self.denied.add(candidate.key)
+        if self._denials_last:
+            candidate.denied_to = (*candidate.denied_to[1 - DENIALS_MAX :], assignee)
 
     def _field(self, fields: Fields) -> Callable[[str], Any]:
         defaults = self._defaults

@@ -22,7 +22,9 @@ from solewriter.shared.where import Demand, combinations
 class Candidate:
     """A task that nobody has and that may be tried: ready as soon as nothing keeps it."""
 
-    __slots__ = ("aside", "key", "live", "not_before_us", "order", "policy", "project", "ready", "unmet", "values")
+    __slots__ = (
+        "aside", "denied_to", "key", "live", "not_before_us", "order", "policy", "project", "ready", "unmet", "values",
+    )  # fmt: skip
 
     def __init__(
         self, key: str, order: tuple[int, int, int], values: dict[str, Any], policy: str, not_before_us: int
@@ -37,6 +39,7 @@ class Candidate:
         self.live = True  # False: it was taken, or has changed since
         self.ready = False
         self.aside = False  # it came up while its project kept it back
+        self.denied_to: tuple[str, ...] = ()  # the last ones, for as long as it is as it is
 
 
 _boards = count()  # so that what is made anew is never taken for what was looked at before

@@ -53,6 +53,9 @@ def claim(draft: Draft, mutation: PlainMutation) -> list[Step]:
 
     def take(candidate: Candidate) -> bool:
         step = None
+        if assignee in candidate.denied_to:
+            denied.append(candidate.key)
+            return False
         if candidate.key not in board.unfit:
             try:
                 step = watched(_begun, draft, kind_name, candidate.key, assignee, reason)
@@ -64,7 +67,10 @@ def claim(draft: Draft, mutation: PlainMutation) -> list[Step]:
                 raise Unready from error  # what is left of the time is not enough for the others
         if step is None:
             denied.append(candidate.key)
-            board.denied.add(candidate.key)
+            if (kind_name, candidate.key) in draft.steps:
+                board.denied.add(candidate.key)  # this very request has it already
+            else:
+                board.deny(candidate, assignee)
             return False
         lease = Lease(state.code, step.key, step.version, draft.session, lease_us)
         draft.leases[state.code, step.key] = renewed(lease, lease_us, turn.uptime_us) if lease_us else lease

@@ -18,7 +18,7 @@ from solewriter.bench.steps import Steps, steps
 from solewriter.engine_proc.between import Registration
 from solewriter.shared import wire, wireform
 from solewriter.shared.columns import from_us
-from solewriter.shared.config import FRAME_REQUESTS_MAX, VIEWS_MAX
+from solewriter.shared.config import DENIALS_MAX, FRAME_REQUESTS_MAX, VIEWS_MAX
 from solewriter.shared.models import Entity, Project, Task
 from solewriter.shared.mutations import Cancel, Claim, Create, Guard, RequireNone, Update
 from solewriter.shared.registry import Kind
@@ -182,6 +182,20 @@ def test_guards_on_many_kinds_keep_what_each_counted(engine):
 
     first = each_asked()
     assert each_asked() < first / 2
+
+
+def test_who_delegated_many_tasks_is_kept_from_each_by_its_rules_once(engine):
+    delegated = [Task(id=f"d{n}", title="t", priority="high", delegation_chain=("ann",)) for n in range(300)]
+    engine.all([Create(task) for task in delegated])
+    engine.all([Create(Task(title="t")) for _ in range(5)])
+    first = engine.calls(Claim(Task, assignee="ann"))
+    assert engine.calls(Claim(Task, assignee="ann")) < first / 4
+    for number in range(2 * DENIALS_MAX):
+        ((_, _, _, key),) = engine.turn(Claim(Task, assignee=f"another {number}"))[0]
+        assert key == f"d{number}"
+    engine.turn(Update(Task.ref("d99"), {"delegation_chain": ()}))
+    ((_, _, _, key),) = engine.turn(Claim(Task, assignee="ann"))[0]
+    assert key == "d99", "it is looked at anew as soon as it changed"
 
 
 class Doc(Entity, columns=("pages",)):
