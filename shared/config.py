@@ -243,7 +243,8 @@ VIEWS_MAX = 16  # of a kind: different sets of columns that claimers ask for, ea
 RECENT_MAX = 1_024  # tasks of a kind that became ready last: who waits and looked before them all just looks again
 DENIALS_MAX = 8  # assignees that are remembered of a task whose own rules kept it from them: who delegated thousands is
 # kept from all of these, at each claim
-LINE_VALUES_MAX = 64  # combinations of values that a claim asks for: of more it looks at whatever becomes ready
+LINE_VALUES_MAX = 64  # combinations of values by which a claim that waits is found: what one that asks for more waits
+# for is compared with whatever becomes ready
 GIVE_BACK_S = 0.5  # for giving back what an interrupted claim was granted: whoever presses Ctrl-C, or closes a client,
 # wants to go
 HELD_MAX = 65_536  # tasks of which a client remembers that it claimed them, 10 MB: of more, writes to the oldest are

@@ -8,7 +8,7 @@ for each task that it takes, and once the number of heaps that match it.
 from __future__ import annotations
 
 from collections import OrderedDict, deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from heapq import heapify, heappop, heappush, heapreplace
 from itertools import count, islice
 from typing import Any
@@ -80,18 +80,24 @@ class _View:
 
 
 class Among:
-    """Some candidates, of whom many ask whether one is in their range: what these have in a column is sorted once."""
+    """Some candidates, of whom many ask whether one may meet a demand: what these have in a column is gathered once."""
 
     def __init__(self, ready: Ready, candidates: Sequence[Candidate]) -> None:
         self._ready = ready
         self._candidates = candidates
+        self._values: dict[str, set[Any]] = {}
         self._ranks: dict[str, list[Any] | None] = {}
 
     def may_meet(self, demand: Demand) -> bool:
-        """Whether one of them may be in the range that is asked for."""
-        if demand.name not in self._ranks:
-            self._ranks[demand.name] = self._ready.ranks(self._candidates, demand)
-        ranks = self._ranks[demand.name]
+        """Whether one of them may meet it: has one of the values that are asked for, or is in the range."""
+        name = demand.name
+        if name not in self._values:
+            self._values[name] = {value for one in self._candidates for value in self._ready.values(one, (name,))}
+        if demand.among is not None:
+            return any(map(demand.holds, self._values[name]))
+        if name not in self._ranks:
+            self._ranks[name] = self._ready.ranks(self._values[name], demand)
+        ranks = self._ranks[name]
         try:
             return ranks is None or demand.among_ranks(ranks)
         except TypeError:  # a claim says so when it is decided
@@ -123,18 +129,15 @@ class Ready:
         """What a candidate has in these columns."""
         return tuple([candidate.values.get(name, self._defaults.get(name)) for name in names])
 
-    def ranks(self, candidates: Sequence[Candidate], demand: Demand) -> list[Any] | None:
-        """Those of what candidates have in a column, in their order; None where that is not known without a user's
-        code, or at all.
-        """
+    def ranks(self, values: Iterable[Any], demand: Demand) -> list[Any] | None:
+        """Those of a column's values, in their order; None where nobody knows that without a user's code, or at all."""
         name = demand.name
         if name not in self._plain:
             self._plain[name] = demand.is_plain
         if not self._plain[name]:
             return None
         try:
-            ranks = [demand.rank(value) for (value,) in {self.values(one, (name,)) for one in candidates}]
-            return sorted([rank for rank in ranks if rank is not None])
+            return sorted([rank for rank in map(demand.rank, values) if rank is not None])
         except (InvalidMutation, TypeError):  # of an earlier class, or times with and without a zone
             return None
 

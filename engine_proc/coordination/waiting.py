@@ -56,7 +56,8 @@ class Line:
 
     def __init__(self, wish: Wish, number: int) -> None:
         self.wish = wish
-        self.ranges: list[Demand] = []  # those of its demands that ask for an order
+        self.listed = bool(self.places()[1])
+        self.loose: list[Demand] = []  # those of its demands that its places do not tell
         self.number = number
         self.waiting: OrderedDict[Asked, Parked] = OrderedDict()
         self.looked = -1  # when so much had become ready, there was nothing for any of them
@@ -66,7 +67,8 @@ class Line:
 
     def note(self, wish: Wish, came: int) -> None:
         """There was nothing for this one when so much had become ready."""
-        self.ranges = [demand for demand in wish.demands if demand.among is None]  # of the class as it is by now
+        # of the class as it is by now
+        self.loose = [demand for demand in wish.demands if demand.among is None or not self.listed]
         if not wish.denied:
             self.looked = came
             return
@@ -81,8 +83,8 @@ class Line:
         return (self._paused or came == self._denied_at) and parked.wish.assignee in self._denied
 
     def may_have(self, among: Among) -> bool:
-        """Whether one of these, which have the values that it asks for, may be in all its ranges."""
-        return all(map(among.may_meet, self.ranges))
+        """Whether one of these, which are of one of its places if it has any, may meet each of the other demands."""
+        return all(map(among.may_meet, self.loose))
 
     def pause(self, came: int) -> None:
         """The others have their look in another turn. Until then whoever had one has no other, whatever comes: where
@@ -112,13 +114,13 @@ class Queue:
         self.due: dict[bytes, Line] = {}  # that have to look, in that order
         self._looked = came  # whom that concerns which became ready until then is due
         self._by_values: dict[Names, dict[Values, dict[bytes, Line]]] = {}
-        self._others: dict[bytes, Line] = {}  # for which anything may be
+        self._others: dict[bytes, Line] = {}  # that ask for too many values to be listed
 
     def add(self, line: Line) -> None:
         said = line.wish.said
         self.lines[said] = line
         names, keys = line.places()
-        if not keys:
+        if not line.listed:
             self._others[said] = line
         for key in keys:
             self._by_values.setdefault(names, {}).setdefault(key, {})[said] = line
@@ -156,7 +158,8 @@ class Queue:
         if news is None:
             self.due.update(self.lines)
             return
-        found = dict(self._others)
+        among = Among(ready, news)
+        found = {said: line for said, line in self._others.items() if line.may_have(among)}
         for names, by_values in self._by_values.items():
             came: dict[Values, list[Candidate]] = {}
             for candidate in news:

@@ -21,7 +21,7 @@ from solewriter.engine_proc.coordination.making import Making
 from solewriter.engine_proc.coordination.tally import Tally
 from solewriter.engine_proc.coordination.waiting import Line, Queue, Wish
 from solewriter.shared.columns import from_us
-from solewriter.shared.config import STALE_MAX
+from solewriter.shared.config import LINE_VALUES_MAX, STALE_MAX
 from solewriter.shared.entry import Lease
 from solewriter.shared.readiness import CLAIMABLE, attempts_left, is_met, state_of
 from solewriter.shared.registry import Kind, Registry
@@ -360,7 +360,16 @@ def test_what_looks_for_garbage_does_so_behind_a_slice_as_it_did_before(collects
 ASKED = st.fixed_dictionaries(
     {},
     optional={
-        "project": st.sampled_from(["p", ["p", "q"], Range(ge="p"), Range(gt="p"), Range(lt="q", ge="")]),
+        "project": st.sampled_from(
+            [
+                ["p", *map(str, range(LINE_VALUES_MAX))],
+                "p",
+                ["p", "q"],
+                Range(ge="p"),
+                Range(gt="p"),
+                Range(lt="q", ge=""),
+            ]
+        ),
         "priority": st.sampled_from(["high", Range(ge="medium"), Range(le="high", gt="critical"), Range()]),
         "created_at": st.sampled_from(
             [*(Range(ge=from_us(n), lt=from_us(n + 2)) for n in range(6)), Range(le=from_us(3))]

@@ -18,7 +18,7 @@ from solewriter.bench.steps import Steps, steps
 from solewriter.engine_proc.between import Registration
 from solewriter.shared import wire, wireform
 from solewriter.shared.columns import from_us
-from solewriter.shared.config import DENIALS_MAX, FRAME_REQUESTS_MAX, VIEWS_MAX
+from solewriter.shared.config import DENIALS_MAX, FRAME_REQUESTS_MAX, LINE_VALUES_MAX, VIEWS_MAX
 from solewriter.shared.models import Entity, Project, Task
 from solewriter.shared.mutations import Cancel, Claim, Create, Guard, RequireNone, Update
 from solewriter.shared.registry import Kind
@@ -157,6 +157,19 @@ def test_what_becomes_ready_has_nobody_decided_anew_who_waits_for_another_range(
     engine.turn(*(asks(number) for number in range(200)))
     assert engine.calls(Create(Task(title="t", project="n"))) < alone + 200 * 15
     (_, found) = engine.turn(Create(Task(id="wanted", title="t", project="p123")))
+    assert [key for _, _, _, key in found] == ["wanted"]
+
+
+def test_what_becomes_ready_has_nobody_decided_anew_who_waits_for_many_other_values(engine):
+    def asks(number: int) -> Claim:
+        until_us = time.monotonic_ns() // 1000 + 10**9
+        return Claim(Task, {"project": [f"p{number} {n}" for n in range(LINE_VALUES_MAX + 1)]}, until_us=until_us)
+
+    engine.turn(Create(Task(title="t", project="n")), Claim(Task, {"project": "p"}))
+    alone = engine.calls(Create(Task(title="t", project="n")))
+    engine.turn(*(asks(number) for number in range(100)))
+    assert engine.calls(Create(Task(title="t", project="n"))) < alone + 100 * 15
+    (_, found) = engine.turn(Create(Task(id="wanted", title="t", project=f"p77 {LINE_VALUES_MAX}")))
     assert [key for _, _, _, key in found] == ["wanted"]
 
 
