@@ -59,6 +59,8 @@ class Projects:
         before, had = self._costs.pop(place, ("", 0))
         if had:
             self._spent[before] -= had
+            if not self._spent[before]:
+                del self._spent[before]
         if cost:
             self._costs[place] = project, cost
             self._spent[project] = self._spent.get(project, 0) + cost

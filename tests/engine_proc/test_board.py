@@ -18,6 +18,7 @@ from solewriter import Range, Task, TaskPriority, TaskStatus
 from solewriter.engine_proc.coordination.board import Board
 from solewriter.engine_proc.coordination.leases import Leases, ended, renewed
 from solewriter.engine_proc.coordination.making import Making
+from solewriter.engine_proc.coordination.projects import Projects
 from solewriter.engine_proc.coordination.tally import Tally
 from solewriter.engine_proc.coordination.waiting import Line, Queue, Wish
 from solewriter.shared.columns import from_us
@@ -428,3 +429,12 @@ def test_who_asks_for_an_order_that_only_a_claim_can_tell_looks_at_whatever_beco
     board.note("a", 0, fields)
     queue.look(board.ready)
     assert [*queue.due.values()] == [line]
+
+
+def test_of_projects_whose_tasks_are_gone_nothing_is_kept():
+    projects = Projects(lambda project: None)
+    for number in range(100):
+        projects.note_cost((0, "moved"), {"project": f"p{number}", "cost": 0.1})
+        projects.note_cost((0, f"t{number}"), {"project": f"p{number}", "cost": 0.2})
+        projects.note_cost((0, f"t{number}"), None)
+    assert projects._spent.keys() == {"p99"}
