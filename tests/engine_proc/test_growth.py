@@ -16,6 +16,9 @@ import pytest
 
 from solewriter.bench.steps import Steps, steps
 from solewriter.engine_proc.between import Registration
+from solewriter.engine_proc.coordination.board import Board
+from solewriter.engine_proc.coordination.coordination import Coordination
+from solewriter.engine_proc.engine import SingleWriter
 from solewriter.shared import wire, wireform
 from solewriter.shared.columns import from_us
 from solewriter.shared.config import DENIALS_MAX, FRAME_REQUESTS_MAX, LINE_VALUES_MAX, VIEWS_MAX
@@ -69,7 +72,8 @@ def calls(what: Callable[[], Any]) -> int:
 
 
 @pytest.fixture
-def engine(tmp_path) -> Iterator[Engine]:
+def engine(tmp_path, interpreted) -> Iterator[Engine]:
+    interpreted(SingleWriter, Coordination, Board)  # machine code makes calls that nobody sees
     with steps(tmp_path / "state", "memory", 0) as made:
         yield Engine(made)
 
