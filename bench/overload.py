@@ -344,7 +344,7 @@ def options() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m solewriter.bench.overload", description=(__doc__ or "").split("\n")[0]
     )
-    parser.add_argument("--quick", action="store_true", help="fewer loads and less time for each: under a minute")
+    parser.add_argument("--quick", action="store_true", help="fewer loads, less time for each: some ninety seconds")
     parser.add_argument("--json", action="store_true", help="print one JSON object instead of tables")
     parser.add_argument("--seconds", type=float, help="of each load and each round")
     parser.add_argument("--soak", type=float, help="seconds of the long one")
