@@ -44,7 +44,7 @@ class Sample(msgspec.Struct, frozen=True, kw_only=True):
     written_bytes: float | None = None  # to the device of the folder, by the whole machine; None where there is none
     server_mib: float | None = None  # resident, shared memory included
     client_mib: float | None = None  # of one agent
-    per_client_cpu_s: float = 0.0  # requests for each second of the agents' own processor time
+    per_client_cpu_s: float | None = None  # requests for each second of the agents' own processor time
     faults: list[str] = []
 
 

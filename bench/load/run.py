@@ -149,7 +149,7 @@ def sample_of(reports: Sequence[Report], interval: Interval, used: Usage, reside
         client_switches=each(sum(report.used.switches for report in reports)),
         server_mib=resident / MIB if served else None,
         client_mib=sum(report.resident_bytes for report in reports) / MIB / len(reports),
-        per_client_cpu_s=answered / (cpu_ns / NS_PER_S) if cpu_ns else 0.0,
+        per_client_cpu_s=answered / (cpu_ns / NS_PER_S) if cpu_ns else None,
     )
 
 

@@ -388,6 +388,13 @@ def test_a_run_in_which_nothing_was_answered_says_nothing_of_one_request() -> No
     assert found.per_s == Spread(5_000.0, 0.0, 10_000.0)
 
 
+def test_what_a_program_of_its_own_does_not_tell_is_not_there() -> None:
+    """A zero would be a figure."""
+    found = row_of(row("redis-benchmark", 1.0), [Sample(per_s=5.0, histogram=NOTHING, p50_us=2.0)])
+    assert (found.per_s, found.p50_us) == (Spread(5.0, 5.0, 5.0), Spread(2.0, 2.0, 2.0))
+    assert (found.per_client_cpu_s, found.client_cpu_us, found.server_cpu_us, found.latency) == (None,) * 4
+
+
 def test_a_row_is_compared_with_ours_to_the_same_question_only() -> None:
     rows = compared([row(OURS, 10.0), row("Redis", 20.0), row("Redis", 20.0, agents=4), row("Redis", 5.0)], OURS)
     assert [(one.ours_to_it, one.lost) for one in rows] == [(None, False), (0.5, True), (None, False), (2.0, False)]
