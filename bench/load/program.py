@@ -226,8 +226,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         return 128 + signal.SIGINT
     print(msgspec.json.encode(results).decode() if given.json else printed(results))
-    for path in draw(results, given.plot) if given.plot else ():
-        _warn(f"drew {path}")
+    if given.plot:
+        drawn = draw(results, given.plot)
+        for path in drawn:
+            _warn(f"drew {path}")
+        if not drawn:
+            _warn("drew nothing: a picture needs several --agents, --sizes or --rates, or the section kill")
     return 0 if results.verified else 1
 
 

@@ -445,6 +445,15 @@ def test_pictures_are_drawn_as_svg_and_png(tmp_path: Path) -> None:
     assert [path.read_bytes() for path in again] == [path.read_bytes() for path in written]
 
 
+def test_that_there_is_nothing_to_draw_is_said(tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib")
+    pictures, named = tmp_path / "pictures", ("--workloads", "create", "--peers", "SQLite", "--durability", "process")
+    ended = load(tmp_path, *named, "--runs", "1", "--seconds", "0.05", "--plot", str(pictures))
+    assert ended.returncode == 0
+    assert "drew nothing" in ended.stderr
+    assert list(pictures.iterdir()) == []
+
+
 def test_the_page_is_filled_with_the_figures_of_a_run_and_filled_again_it_is_the_same() -> None:
     page, found = (ROOT / "docs" / "benchmarks.md").read_text(), everything_found()
     once = filled(page, found, ["latency-by-load"])
