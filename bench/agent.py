@@ -26,7 +26,7 @@ from solewriter.bench.measure import NS_PER_S, NS_PER_US, Interval, Meter
 Role = Literal["one by one", "pipelined", "read", "see", "echo", "ask"]
 READY = b"ready\n"
 PASS_READS = 1_000  # between two looks at the clock
-REQUEST_BYTES, REPLY_BYTES = 200, 50  # of the echo: about what one update and its answer take on a lane
+REQUEST_BYTES, REPLY_BYTES = 88, 42  # of the echo: what one update and its answer take on a lane, by themselves
 SEEN = struct.Struct("<QQ")  # a revision, and when a waiting reader saw it: `time.monotonic_ns`
 
 

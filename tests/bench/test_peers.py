@@ -24,6 +24,7 @@ import msgspec
 import pytest
 
 from solewriter import Task
+from solewriter.bench.agent import REPLY_BYTES, REQUEST_BYTES
 from solewriter.bench.load.agent import Orders
 from solewriter.bench.load.crew import crew
 from solewriter.bench.load.evidence import Evidence
@@ -38,6 +39,7 @@ from solewriter.bench.load.run import Standing, Timing, contest, measured, place
 from solewriter.bench.load.work import WORKLOADS, Share, key_of, status_at
 from solewriter.bench.measure import Interval
 from solewriter.bench.optional import NotHere
+from solewriter.bench.steps import steps
 
 pytestmark = pytest.mark.heavy
 
@@ -246,6 +248,14 @@ def test_floors_echo(tmp_path: Path) -> None:
         assert row.per_s is not None
         assert row.verified is None
     assert any(row.per_s and row.per_s.max > 0 for row in rows)
+
+
+def test_a_floor_moves_about_as_many_bytes_as_an_update_of_ours_and_its_reply(tmp_path: Path) -> None:
+    with steps(tmp_path / "state", "memory", TASKS) as engine:
+        frame = engine.frame(1)
+        engine.turn(frame)
+        assert len(frame) + 4 == pytest.approx(REQUEST_BYTES, rel=0.1), "a frame begins with its length"
+        assert len(engine.sent) == pytest.approx(REPLY_BYTES, rel=0.1)
 
 
 class Unreachable(sqlite_writers.SqlitePeer):
