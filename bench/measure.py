@@ -1,7 +1,8 @@
 """What every benchmark here shares: the interval, the meter, percentiles, where processes run, the table, the machine.
 
-Every figure carries its unit in its name. Latencies are kept one by one and sorted at the end, never averaged or
-bucketed. All processes of a run measure the same interval of the monotonic clock, so that their counts may be added up.
+Every figure carries its unit in its name. Latencies are kept one by one while something is measured; `latency` sorts
+them at the end, `load/histogram.py` counts them by narrow buckets. All processes of a run measure the same interval of
+the monotonic clock, so that their counts may be added up.
 """
 
 from __future__ import annotations
