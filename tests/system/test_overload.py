@@ -11,14 +11,18 @@ import asyncio
 import contextlib
 import os
 import threading
+import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from itertools import count
 from statistics import median
+from typing import Self
 
 import pytest
+from pydantic import model_validator
 
-from solewriter import Busy, Create, Limits, Update, aio, connect, status_of
+from solewriter import Busy, Create, Entity, Limits, Update, aio, concerns, connect, status_of
 from solewriter.bench.flood.throttle import Job, Probe
 from solewriter.engine_proc.fairness import FairQueueing
 from solewriter.shared import wire, wireform
@@ -189,6 +193,57 @@ def test_agents_whose_requests_cost_more_get_fewer_of_them(state, slow, floods, 
     wait_until(lambda: (floods.acked - begun)["dear"] >= 150, 60, "enough to compare")
     shares = floods.acked - begun
     assert 4 < shares["cheap"] / shares["dear"] < 16, shares
+
+
+# --- much more than can be done ---------------------------------------------------------------------------------------
+
+
+OFFERED = 400  # at once by each of eight clients: what the engine does in a second
+
+
+class Counted(Entity):
+    """Each look at its rules leaves a byte in a file of the process that looks, and takes 300 us."""
+
+    path: str
+    number: int = 0
+
+    @model_validator(mode="after")
+    @concerns("number")
+    def _count(self) -> Self:
+        with open(f"{self.path}.{os.getpid()}", "ab") as looks:
+            looks.write(b".")
+        ends_ns = time.thread_time_ns() + 300_000
+        while time.thread_time_ns() < ends_ns:
+            pass
+        return self
+
+
+def test_much_too_much_with_deadlines_costs_no_decision_that_nobody_waits_for(state, start_engine, tmp_path):
+    """So what an overloaded engine gets done is what it can do: whatever is turned away or too late was not begun."""
+    engine, told, numbers = start_engine(state, models=[Counted]), Counter[str](), count(1)
+    with connect(state) as client:
+        client.create(Counted(id="counted", path=str(tmp_path / "looks")))
+
+    async def offer(client: aio.Client, number: int) -> None:
+        try:
+            change = Update(Counted.ref("counted"), {"number": number})
+            reply = await client.submit(change, deadline_s=0.05, wait_for_room=False)
+        except Busy:
+            told["busy"] += 1
+        else:
+            told["applied" if reply.error is None else type(reply.error).__name__] += 1
+
+    async def main() -> None:
+        async with contextlib.AsyncExitStack() as ending, asyncio.timeout(60):
+            clients = [await ending.enter_async_context(aio.connect(state)) for _ in range(8)]
+            for _ in range(4):
+                await asyncio.gather(*[offer(client, next(numbers)) for _ in range(OFFERED) for client in clients])
+
+    asyncio.run(main())
+    assert told.total() == told["applied"] + told["busy"] + told["Expired"], told
+    assert told["applied"] > 0
+    assert told["Expired"] > 0, "more than it can do in time"
+    assert (tmp_path / f"looks.{engine.pid}").stat().st_size == 1 + told["applied"]
 
 
 # --- one that keeps no bounds -----------------------------------------------------------------------------------------
