@@ -29,6 +29,9 @@ from solewriter.shared.schema import (
     differing,
     encode,
     in_whole_minutes,
+    is_stored_alike,
+    other_numbers,
+    settled,
     shape_of,
     spans_of,
     without_bytes,
@@ -36,7 +39,6 @@ from solewriter.shared.schema import (
 from solewriter.shared.validation import NoEntity, field_adapter, no_such_field, problems, problems_of_field, stumbled
 
 E = TypeVar("E", bound=Entity)
-_SAME_IF_EQUAL: Final = frozenset({str, int, bool, bytes})  # not so (1,) and (True,), 0.0 and -0.0, Decimal 1 and 1.00
 _NO_DEFAULT: Final = object()
 _NOTHING: Final = encode({})
 STAMPS: Final = ("created_by", "created_at", "updated_at")  # filled in by the engine where a model declares them
@@ -88,13 +90,13 @@ class Kind:
             for name, field in model.model_fields.items()
             if not field.is_required() and field.default_factory is None and name not in IN_HEADER
         }
+        self.other_numbers = other_numbers(model, self._defaults)
         self._free_cutters = [(name, cell, self._defaults.get(name)) for name, (_, cell) in self._free_cells.items()]
         self._stored_names = frozenset(model.model_fields) - IN_HEADER
         self._stored_defaults = [
             (name, self._defaults.get(name, _NO_DEFAULT)) for name in model.model_fields if name not in IN_HEADER
         ]
-        named = [(name, earlier_names(model, name)) for name in model.model_fields]
-        self._earlier_names = [(name, earlier) for name, earlier in named if earlier]
+        self._earlier_names = [(name, was) for name in model.model_fields if (was := earlier_names(model, name))]
         stored_defaults = decode(encode(in_whole_minutes(self._defaults)))  # as a payload holds them, and the journal
         self.schema = Schema(
             0, 0, self.name, self.columns, stored_defaults, "updated_at" in self.stamps, shape_of(model)
@@ -154,7 +156,7 @@ class Kind:
         the rules that concern them, is the same as validating everything, and costs a tenth where there are none.
         """
         if self._concern is None:
-            return self.stored(self.validated({**stored, **changes, **header()}))
+            return self.stored(self.validated({**stored, **changes, **header()}), stored)
         merged = dict(stored)
         if self._concern.isdisjoint(changes) or self._rules.hold(whole := {**stored, **changes, **header()}):
             for name, value in changes.items():
@@ -163,12 +165,12 @@ class Kind:
             made = self.validated(whole).__dict__
             for name in changes:
                 self.keep(merged, name, made[name])
-        return merged
+        return settled(merged, stored, self.other_numbers) if self.other_numbers else merged
 
     def keep(self, stored: dict[str, Any], name: str, value: Any) -> None:
         """Put a valid value among the stored fields, or leave it out if it is the default."""
         default = self._defaults.get(name, _NO_DEFAULT)
-        if value is default or (type(value) is type(default) and _is_stored_alike(value, default)):
+        if value is default or (type(value) is type(default) and is_stored_alike(value, default)):
             stored.pop(name, None)
         else:
             stored[name] = value
@@ -233,6 +235,8 @@ class Kind:
         spans = spans_of(payload)
         for name, value in changes.items():
             self.keep(spans, name, self.field(name, value))
+        if self.other_numbers:
+            settled(spans, spans_of(payload), self.other_numbers)
         return self.payload(spans), spans
 
     def fields_of(self, schema: Schema, payload: bytes) -> dict[str, Any]:
@@ -286,14 +290,16 @@ class Kind:
             values[place] = made
         return self.block.pack(*values), cells
 
-    def stored(self, entity: Entity) -> dict[str, Any]:
-        """The fields that a payload holds, of an entity from anywhere: those that differ from their defaults."""
+    def stored(self, entity: Entity, before: Mapping[str, Any] | None = None) -> dict[str, Any]:
+        """The fields that a payload holds, of an entity from anywhere: those that differ from their defaults; and from
+        what was stored `before`.
+        """
         values, stored = entity.__dict__, {}
         for name, default in self._stored_defaults:
             value = values.get(name, default)
-            if value is not default and (type(value) is not type(default) or not _is_stored_alike(value, default)):
+            if value is not default and (type(value) is not type(default) or not is_stored_alike(value, default)):
                 stored[name] = value
-        return stored
+        return stored if before is None else settled(stored, before, self.other_numbers)
 
     # --- reading -----------------------------------------------------------------------------------------------------
 
@@ -339,13 +345,6 @@ class Kind:
                 if name not in ours or encode(value) != encode(ours[name])
             }
         return found
-
-
-def _is_stored_alike(value: Any, default: Any) -> bool:
-    """Whether two values of one type are."""
-    if value != default:
-        return False
-    return type(value) in _SAME_IF_EQUAL or bool(encode(value) == encode(default))
 
 
 @cache

@@ -12,7 +12,7 @@ from collections.abc import Set as AbstractSet
 from datetime import UTC, date, datetime, time, timedelta, timezone
 from decimal import Decimal
 from hashlib import blake2b
-from typing import Any, Final
+from typing import Any, Final, get_args
 from uuid import UUID
 
 import msgspec
@@ -26,6 +26,8 @@ from solewriter.shared.frozen import FrozenMap
 from solewriter.shared.models import Entity
 
 _MINUTE: Final = timedelta(minutes=1)
+_SAME_IF_EQUAL: Final = frozenset({str, int, bool, bytes})  # not so (1,) and (True,), 0.0 and -0.0, Decimal 1 and 1.00
+_OTHER_NUMBER: Final[dict[type, type]] = {int: float, float: int}
 TOO_LARGE_INT: Final = "holds an integer of more than 64 bits"
 LONE_SURROGATE: Final = "holds text that is not valid Unicode"
 
@@ -118,6 +120,13 @@ def _in_next_zone(value: time) -> time:
     return (clock + by).time().replace(tzinfo=timezone(offset + by))
 
 
+def is_stored_alike(value: Any, default: Any) -> bool:
+    """Whether two values of one type are."""
+    if value != default:
+        return False
+    return type(value) in _SAME_IF_EQUAL or bool(encode(value) == encode(default))
+
+
 def is_same(held: Any, value: Any) -> bool:
     """Whether both are stored alike, as far as can be seen: what is equal to Python may not be, such as 1 and True."""
     if held is value:
@@ -126,6 +135,37 @@ def is_same(held: Any, value: Any) -> bool:
         return bool(held == value) and bool(encode(held) == encode(value))
     except (NotImplementedError, TypeError, OverflowError, UnicodeEncodeError):  # only its field knows what it becomes
         return False
+
+
+def other_numbers(model: type[Entity], defaults: Mapping[str, Any]) -> dict[str, Any]:
+    """Those of these defaults that are written as another number than their fields hold: 0 for a float."""
+    found = {}
+    for name, default in defaults.items():
+        annotation, other = model.model_fields[name].annotation, _OTHER_NUMBER.get(type(default))
+        types = annotation, *get_args(annotation)
+        if other is not None and other in types and type(default) not in types:
+            found[name] = default
+    return found
+
+
+def settled(stored: dict[str, Any], before: Mapping[str, Any], numbers: Mapping[str, Any]) -> dict[str, Any]:
+    """The same fields, but those that have the number of their default, as that is written or as the field holds it,
+    are as they were stored, or left out: nobody sees a change in that. `numbers` are the `other_numbers`.
+    """
+    for name, default in numbers.items():
+        if (name in stored) is (name in before):
+            continue
+        if _is_same_number(stored.get(name, default), before.get(name, default)):
+            if name in stored:
+                del stored[name]
+            else:
+                stored[name] = before[name]
+    return stored
+
+
+def _is_same_number(one: Any, other: Any) -> bool:
+    """Of both types, such as 0 and 0.0."""
+    return {type(one), type(other)} == {int, float} and one == other and str(float(one)) == str(float(other))
 
 
 def without_bytes(kind: str, stored: Mapping[str, Any]) -> InvalidMutation:

@@ -111,7 +111,7 @@ class Step:
         if made.id != self.key:  # pydantic validates no default: of ids that are made, it is not done by the caller
             problem = f"is made {made.id!r:.300} when it is read, by which it could not be found: create it with that"
             raise InvalidMutation(f"{self.kind.name}.id {problem}", fields={"id": problem})
-        self._fields = self.kind.stored(made)
+        self._fields = self.kind.stored(made, self.fields if self.exists and self.kind.other_numbers else None)
         self.touched = self.kind.model.model_fields
         self.exists = True
         self.op = op

@@ -773,6 +773,47 @@ def test_a_validator_that_returns_nothing_is_refused_in_parts_too(model, said):
         Kind(model)
 
 
+class Written(Entity):
+    """Its defaults are written as other numbers than they are."""
+
+    ratio: float = 0
+    share: float | None = 1
+    count: int = 2.0
+    both: int | float = 0
+
+
+class WrittenRuled(Written):
+    @model_validator(mode="after")
+    def _whole(self):
+        return self
+
+
+@pytest.mark.parametrize("model", [Written, WrittenRuled])
+@pytest.mark.parametrize(
+    ("name", "same", "other"),
+    [
+        ("ratio", [0, 0.0], [-0.0, 1.0]),
+        ("share", [1, 1.0], [None, 0.0]),
+        ("count", [2, 2.0], [3]),
+        ("both", [0], [0.0]),
+    ],
+)
+def test_a_default_that_is_written_as_another_number_is_changed_by_another_value_only(model, name, same, other):
+    kind = Kind(model)
+    left_out, header = kind.payload({}), {"id": "w", "version": 2}.copy
+    for value in same:
+        assert kind.payload(kind.changed({}, {name: value}, header)) == left_out
+        assert kind.replaced(left_out, {name: value})[0] == left_out
+        assert kind.stored(model.model_validate({name: value}), {}) == {}
+    for value in other:
+        changed = kind.changed({}, {name: value}, header)
+        assert repr(changed) == repr({name: value})
+        assert kind.replaced(left_out, {name: value})[0] == kind.payload(changed)
+        assert repr(kind.stored(model.model_validate({name: value}), {})) == repr(changed)
+    explicit = kind.stored(model.model_validate({name: same[-1]}))
+    assert kind.stored(model(), explicit) == explicit, "what was put as the one is not put anew as the other"
+
+
 class Renamed(Entity):
     first: int = 0
 

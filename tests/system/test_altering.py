@@ -178,6 +178,18 @@ def test_what_cannot_be_done_with_a_field_names_it(client, name, operation):
     assert client.get(Board, board.id) == board
 
 
+def test_a_default_that_is_written_as_another_number_is_no_change(client):
+    """`worth: float = 0` is 0.0 to whoever writes it."""
+    board = client.create(Board())
+    for value in (0, 0.0):
+        assert client.update(Board.ref(board.id), worth=value).version == 1
+        assert client.put(Board(id=board.id, worth=value)).version == 1
+    assert client.alter(board, worth=Increment(0.0)).version == 1
+    assert client.update(Board.ref(board.id), worth=-0.0).version == 2
+    assert client.put(Board(id=board.id)).version == 3
+    assert client.update(Board.ref(board.id), worth=1.0).version == 4
+
+
 def test_what_cannot_be_done_takes_nothing_with_it_that_goes_in_the_same_frame(client):
     wrong = Alter(Board.ref("b"), {"count": Increment(Decimal(1))}), Claim(Task, assignee=5)
     asked = [Create(Board(id="b")), *wrong, Alter(Board.ref("b"), {"count": Increment()})]
