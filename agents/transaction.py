@@ -59,6 +59,7 @@ class Gathering:
         self._guards: list[GuardMutation] = []
         self._begun = self._ended = False
         self._reply: Reply | None = None
+        self._left: dict[tuple[str, str], Any] | None = None  # entities, by kind and id, once somebody asked
 
     # --- verbs -------------------------------------------------------------------------------------------------------
 
@@ -202,12 +203,14 @@ class Gathering:
         """An entity of this transaction as it left it. Raises KeyError for one that it did not change or that it
         deleted.
         """
-        reply = self._sent()
+        if self._left is None:
+            reply = self._sent()
+            told = zip(reply.results, reply.entities, strict=True)
+            self._left = {(one.kind, one.id): entity for one, entity in told if entity is not None}
         model = model_of(target)
         name = model.kind_name
-        for result, entity in zip(reply.results, reply.entities, strict=True):
-            if (result.kind, result.id) == (name, target.id) and entity is not None:
-                return of_class(entity, model)
+        if (left := self._left.get((name, target.id))) is not None:
+            return of_class(left, model)
         raise KeyError(f"this transaction left no {name} {target.id!r}")
 
     def _sent(self) -> Reply:
