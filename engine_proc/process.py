@@ -84,7 +84,7 @@ class Engine(Supervising):
 
     @property
     def pid(self) -> int:
-        """Process id of the engine that serves now. Raises EngineUnavailable when there is none."""
+        """Process id of the engine that serves now, or died last. Raises EngineUnavailable where none is to serve."""
         return self._serving().pid
 
     def start(self) -> Self:
