@@ -14,9 +14,9 @@ from solewriter.shared import record
 from solewriter.shared.columns import Cells
 from solewriter.shared.entry import Private
 from solewriter.shared.errors import InvalidMutation, SchemaMismatch, SolewriterError, clean, said_by
+from solewriter.shared.kind import Kind
 from solewriter.shared.memory.table import TableWriter
 from solewriter.shared.models import Entity
-from solewriter.shared.registry import Kind
 from solewriter.shared.rules import has_rules
 from solewriter.shared.schema import differing
 

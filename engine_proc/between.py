@@ -20,7 +20,7 @@ from solewriter.engine_proc.state import State
 from solewriter.shared import failpoint
 from solewriter.shared.entry import CheckpointName, Private
 from solewriter.shared.errors import EngineUnavailable, MemoryFull, SolewriterError
-from solewriter.shared.registry import Kind
+from solewriter.shared.kind import Kind
 
 T = TypeVar("T")
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import cast
 
-from solewriter.shared.registry import Kind
+from solewriter.shared.kind import Kind
 from solewriter.shared.schema import Schema
 
 

@@ -42,8 +42,9 @@ from solewriter.shared.config import BACKLOG, FIRST_LOOK_S, MEMORY_VERSION
 from solewriter.shared.entry import Life, Private
 from solewriter.shared.errors import EngineUnavailable, Locked, MemoryFull, SolewriterError
 from solewriter.shared.folder import Whereabouts, sync_folder
+from solewriter.shared.kind import Kind
 from solewriter.shared.processes import start_time_of
-from solewriter.shared.registry import Kind, Registry
+from solewriter.shared.registry import Registry
 
 EXIT_FAILED, EXIT_LOCKED, EXIT_REFUSED, EXIT_IO, EXIT_NOT_OWNER, EXIT_NO_ROOM = 1, 3, 4, 5, 6, 7
 NEVER_RESTART = (EXIT_LOCKED, EXIT_REFUSED, EXIT_NOT_OWNER)

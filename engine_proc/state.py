@@ -27,10 +27,11 @@ from solewriter.shared.columns import Cells, Column, format_of
 from solewriter.shared.config import KINDS_MAX, SCHEMAS_MAX, Limits
 from solewriter.shared.entry import Private
 from solewriter.shared.errors import SchemaMismatch, SolewriterError, clean, in_words
+from solewriter.shared.kind import IN_HEADER, Kind
 from solewriter.shared.memory.heap import padded
 from solewriter.shared.memory.table import TableWriter
 from solewriter.shared.models import Entity
-from solewriter.shared.registry import IN_HEADER, Kind, Registry
+from solewriter.shared.registry import Registry
 from solewriter.shared.schema import Schema, decode
 
 _JOURNALED: Final = struct.Struct("<8xHHxBBxQ")  # kind, schema, flags, length of the key and revision of a body

@@ -13,10 +13,10 @@ from solewriter.engine_proc.turn import NO_SLOT, Stored, Turn
 from solewriter.shared import record
 from solewriter.shared.config import Limits
 from solewriter.shared.errors import InvalidMutation, MemoryFull, Refused, RequestTooLarge, Unavailable, clean, in_words
+from solewriter.shared.kind import Kind
 from solewriter.shared.memory.heap import HeapWriter, padded
 from solewriter.shared.mutations import Op
 from solewriter.shared.record import Flags
-from solewriter.shared.registry import Kind
 from solewriter.shared.wireform import PlainRequest
 
 _CLAIM = Op.CLAIM.value

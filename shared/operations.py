@@ -14,7 +14,7 @@ from enum import StrEnum
 from typing import Any
 
 from solewriter.shared.errors import InvalidMutation, shown
-from solewriter.shared.registry import Kind
+from solewriter.shared.kind import Kind
 from solewriter.shared.schema import plain
 
 PlainOperation = tuple[str, Any, "int | None"]

@@ -8,9 +8,10 @@ from pydantic import BaseModel
 
 from solewriter.shared.config import LEASE_LEAST_S, LEASE_MOST_S
 from solewriter.shared.errors import InvalidMutation, shown
+from solewriter.shared.kind import Kind
 from solewriter.shared.models import E, Entity, Ref
 from solewriter.shared.mutations import Claim, Complete, Fail, Mutation, Op, Redrive, Release, Renew
-from solewriter.shared.registry import Kind, Registry
+from solewriter.shared.registry import Registry
 from solewriter.shared.schema import in_whole_minutes, plain
 from solewriter.shared.where import plain_where
 from solewriter.shared.wirecheck import SCALARS, is_text

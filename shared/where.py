@@ -20,7 +20,7 @@ from typing import Any, Final
 import msgspec
 
 from solewriter.shared.errors import BadRequest, InvalidMutation, shown
-from solewriter.shared.registry import Kind
+from solewriter.shared.kind import Kind
 from solewriter.shared.rules import is_plain
 from solewriter.shared.schema import encode, plain, without_bytes
 from solewriter.shared.validation import field_adapter

@@ -22,6 +22,7 @@ import msgspec
 from solewriter.shared.config import DEFAULT_LIMITS, KEY_BYTES_MAX, REQUEST_ID_MAX, Limits
 from solewriter.shared.errors import BadRequest, InvalidMutation, Refused, RequestTooLarge, shown
 from solewriter.shared.frozen import INT_MAX
+from solewriter.shared.kind import IN_HEADER, Kind
 from solewriter.shared.models import Entity
 from solewriter.shared.mutations import (
     Alter,
@@ -43,7 +44,7 @@ from solewriter.shared.mutations import (
     Update,
 )
 from solewriter.shared.operations import plain_operations
-from solewriter.shared.registry import IN_HEADER, Kind, Registry
+from solewriter.shared.registry import Registry
 from solewriter.shared.request_ids import own_id
 from solewriter.shared.schema import in_whole_minutes, plain
 from solewriter.shared.taskform import NO_ID, changed_fields, check_parts, model_of, plain_field, plain_of_task, tree_of

@@ -19,10 +19,10 @@ from solewriter.engine_proc.coordination.tally import Tally
 from solewriter.engine_proc.kinds import KindState
 from solewriter.engine_proc.overtime import TimeBudget
 from solewriter.shared.config import VIEWS_MAX, Limits
+from solewriter.shared.kind import Kind
 from solewriter.shared.models import Project, Task
 from solewriter.shared.mutations import Guard, Op
 from solewriter.shared.readiness import DEPENDS, ENDING
-from solewriter.shared.registry import Kind
 from solewriter.shared.schema import encode, plain
 from solewriter.shared.wireform import PlainRequest
 

@@ -13,7 +13,7 @@ from solewriter.engine_proc.kinds import KindState
 from solewriter.engine_proc.turn import Key, Stored, Turn
 from solewriter.shared.columns import Cells
 from solewriter.shared.errors import InvalidMutation, NotFound, UnknownKind, VersionConflict
-from solewriter.shared.registry import Kind
+from solewriter.shared.kind import Kind
 from solewriter.shared.schema import differing
 
 if TYPE_CHECKING:

@@ -8,8 +8,8 @@ from solewriter.engine_proc.decide.draft import Draft, Step, conflict
 from solewriter.engine_proc.decide.fencing import show
 from solewriter.shared.columns import from_us
 from solewriter.shared.errors import GuardFailed, InvalidMutation
+from solewriter.shared.kind import IN_HEADER, Kind
 from solewriter.shared.mutations import Guard
-from solewriter.shared.registry import IN_HEADER, Kind
 from solewriter.shared.where import demands
 from solewriter.shared.wireform import PlainGuard
 

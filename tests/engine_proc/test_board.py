@@ -24,8 +24,9 @@ from solewriter.engine_proc.coordination.waiting import Line, Queue, Wish
 from solewriter.shared.columns import from_us
 from solewriter.shared.config import LINE_VALUES_MAX, STALE_MAX
 from solewriter.shared.entry import Lease
+from solewriter.shared.kind import Kind
 from solewriter.shared.readiness import CLAIMABLE, attempts_left, is_met, state_of
-from solewriter.shared.registry import Kind, Registry
+from solewriter.shared.registry import Registry
 from solewriter.shared.where import Demand, demands, plain_where, single
 
 KIND = Registry().of(Task)

@@ -26,10 +26,11 @@ from solewriter.engine_proc.turn import Turn
 from solewriter.engine_proc.writing import form, told, write
 from solewriter.shared.config import KIB
 from solewriter.shared.errors import InvalidMutation, Refused, RequestTooLarge
+from solewriter.shared.kind import Kind
 from solewriter.shared.models import concerns
 from solewriter.shared.mutations import Op
 from solewriter.shared.processes import start_time_of
-from solewriter.shared.registry import Kind, Registry
+from solewriter.shared.registry import Registry
 from solewriter.shared.wireform import plain_request
 
 LARGE = 2 * KIB

@@ -30,9 +30,9 @@ from solewriter.shared.config import DEFAULT_LIMITS, KIB, RECENT_MAX, STALE_MAX,
 from solewriter.shared.entry import Lease
 from solewriter.shared.errors import MemoryFull
 from solewriter.shared.handshake import Hello
+from solewriter.shared.kind import Kind
 from solewriter.shared.mutations import Guard, Op
 from solewriter.shared.processes import pidfd_of
-from solewriter.shared.registry import Kind
 from solewriter.shared.request_ids import default_id, session_number
 from solewriter.shared.where import demands, plain_where
 from solewriter.shared.wire import Status

@@ -15,8 +15,8 @@ from solewriter.shared.columns import Column
 from solewriter.shared.config import JOURNAL_VERSION
 from solewriter.shared.entry import FILE_HEADER_BYTES, HEAD_BYTES, Life, Outcome, Private, SessionChange, Slots
 from solewriter.shared.errors import JournalCorrupt, LayoutMismatch
+from solewriter.shared.kind import Kind
 from solewriter.shared.models import Task
-from solewriter.shared.registry import Kind
 from solewriter.shared.schema import Schema
 
 U64 = st.integers(0, 2**64 - 1)

@@ -20,8 +20,8 @@ from pydantic import ConfigDict, Field, create_model
 
 from solewriter.shared.fieldtypes import UnsuitableField, bare_type, nested_models
 from solewriter.shared.frozen import FrozenMap, Json
+from solewriter.shared.kind import Kind
 from solewriter.shared.models import Artifact, Criterion, Entity, Part, Project, Task
-from solewriter.shared.registry import Kind
 
 
 class Size(enum.StrEnum):

@@ -14,6 +14,7 @@ from pydantic import Field, ValidationError, model_validator
 
 from solewriter.shared.errors import InvalidMutation
 from solewriter.shared.frozen import FrozenMap, Json
+from solewriter.shared.kind import Kind
 from solewriter.shared.models import (
     PROJECT_LIFECYCLE,
     TASK_LIFECYCLE,
@@ -37,7 +38,6 @@ from solewriter.shared.models import (
     broken,
     new_id,
 )
-from solewriter.shared.registry import Kind
 
 # The table of DESIGN 5.1, cell by cell: a row is a state, x a step that is allowed.
 TASK_TABLE = """

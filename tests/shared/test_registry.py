@@ -27,6 +27,7 @@ from solewriter.shared.columns import NO_INT, text_hash, to_us
 from solewriter.shared.config import KINDS_MAX, MESSAGE_MAX, PROBLEMS_MAX
 from solewriter.shared.errors import InvalidMutation, UnknownKind
 from solewriter.shared.frozen import FrozenMap, Json
+from solewriter.shared.kind import Kind
 from solewriter.shared.models import (
     Artifact,
     Complexity,
@@ -43,7 +44,7 @@ from solewriter.shared.models import (
     broken,
     concerns,
 )
-from solewriter.shared.registry import Kind, Registry
+from solewriter.shared.registry import Registry
 from solewriter.shared.schema import differences, plain
 from solewriter.shared.where import demands, plain_where
 
@@ -356,7 +357,7 @@ def test_a_number_or_time_that_only_python_calls_equal_to_the_default_is_stored(
 
 PAYLOAD_IN_ANOTHER_PROCESS = """
 from solewriter.shared.models import Entity, Task
-from solewriter.shared.registry import Kind
+from solewriter.shared.kind import Kind
 class Doc(Entity):
     tags: frozenset[str] = frozenset("abcdefghijkl")
 task = Kind(Task).stored(Task(title="t", metadata={"b": 1, "a": {"d": 1, "c": 2}}, reviewers=["x", "y"]))
