@@ -54,6 +54,7 @@ HOT = (
     "engine_proc/parking.py",
     "engine_proc/publisher.py",
     "engine_proc/reclaim.py",
+    "engine_proc/session.py",
     "engine_proc/sessions.py",
     "engine_proc/state.py",
     "engine_proc/tending.py",

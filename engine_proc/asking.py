@@ -7,7 +7,8 @@ from typing import Any
 import msgspec
 
 from solewriter.engine_proc.parking import Parking
-from solewriter.engine_proc.sessions import FORGOTTEN, NEVER, Session, Sessions
+from solewriter.engine_proc.session import FORGOTTEN, NEVER, Session
+from solewriter.engine_proc.sessions import Sessions
 from solewriter.engine_proc.turn import Turn
 from solewriter.shared import failpoint, wireform
 from solewriter.shared.entry import Outcome

@@ -18,7 +18,7 @@ from typing import Any
 
 from solewriter.engine_proc.fairness import Queue
 from solewriter.engine_proc.newcomer import Newcomer, close_all
-from solewriter.engine_proc.sessions import Session
+from solewriter.engine_proc.session import Session
 from solewriter.engine_proc.tuning import check_descriptors_left
 from solewriter.shared import failpoint, wire, wirecheck
 from solewriter.shared.config import (

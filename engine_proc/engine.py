@@ -28,7 +28,8 @@ from solewriter.engine_proc.newcomer import Newcomer
 from solewriter.engine_proc.overtime import Overtime, watched
 from solewriter.engine_proc.parking import Parking
 from solewriter.engine_proc.publisher import Publisher
-from solewriter.engine_proc.sessions import FORGOTTEN, NEVER, QUARANTINED, Session, Sessions
+from solewriter.engine_proc.session import FORGOTTEN, NEVER, QUARANTINED, Session
+from solewriter.engine_proc.sessions import Sessions
 from solewriter.engine_proc.state import State
 from solewriter.engine_proc.tending import Occasion, Tending
 from solewriter.engine_proc.turn import Turn

@@ -17,7 +17,7 @@ from solewriter.engine_proc.asking import Answer
 from solewriter.engine_proc.bridge import LaneEnd
 from solewriter.engine_proc.coordination import Coordination
 from solewriter.engine_proc.publisher import Installed
-from solewriter.engine_proc.sessions import Session
+from solewriter.engine_proc.session import Session
 from solewriter.engine_proc.turn import Stored, Turn
 from solewriter.engine_proc.writing import Written, too_large
 from solewriter.shared import record

@@ -14,7 +14,8 @@ from typing import Any
 from solewriter.engine_proc.bridge import LaneEnd
 from solewriter.engine_proc.coordination.making import Unready
 from solewriter.engine_proc.coordination.waiting import Line, Lines, Parked, Queue, Wish
-from solewriter.engine_proc.sessions import NEVER, Session, Sessions
+from solewriter.engine_proc.session import NEVER, Session
+from solewriter.engine_proc.sessions import Sessions
 from solewriter.engine_proc.state import State
 from solewriter.engine_proc.turn import Turn
 from solewriter.shared import failpoint

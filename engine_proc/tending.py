@@ -17,7 +17,8 @@ from solewriter.engine_proc.coordination.coordination import ALONE
 from solewriter.engine_proc.coordination.leases import Lost, loss_of
 from solewriter.engine_proc.coordination.waiting import Lines
 from solewriter.engine_proc.parking import Tell
-from solewriter.engine_proc.sessions import ENGINE, ENGINE_ID, Session, Sessions
+from solewriter.engine_proc.session import Session
+from solewriter.engine_proc.sessions import ENGINE, ENGINE_ID, Sessions
 from solewriter.engine_proc.state import State
 from solewriter.engine_proc.turn import Turn
 from solewriter.shared import failpoint

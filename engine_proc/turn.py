@@ -11,7 +11,7 @@ import msgspec
 from solewriter.engine_proc.coordination.leases import Place, ended
 from solewriter.engine_proc.kinds import KindState
 from solewriter.engine_proc.publisher import Installed
-from solewriter.engine_proc.sessions import NEVER, Session
+from solewriter.engine_proc.session import NEVER, Session
 from solewriter.shared.columns import from_us
 from solewriter.shared.entry import Lease, Outcome, Private, SessionChange, Slots
 from solewriter.shared.request_ids import own_id

@@ -8,7 +8,7 @@ from solewriter.engine_proc.coordination.making import Unready
 from solewriter.engine_proc.decide import Draft, Step, decide
 from solewriter.engine_proc.overtime import Overtime
 from solewriter.engine_proc.publisher import Installed
-from solewriter.engine_proc.sessions import Session
+from solewriter.engine_proc.session import Session
 from solewriter.engine_proc.turn import NO_SLOT, Stored, Turn
 from solewriter.shared import record
 from solewriter.shared.config import Limits

@@ -21,7 +21,7 @@ from solewriter.shared.wireform import PlainRequest
 
 if TYPE_CHECKING:
     from solewriter.engine_proc.coordination.ready import Candidate, Ready
-    from solewriter.engine_proc.sessions import Session
+    from solewriter.engine_proc.session import Session
     from solewriter.shared.where import Demand
 
 Asked = tuple[int, int]  # session, sequence

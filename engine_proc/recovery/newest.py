@@ -20,7 +20,8 @@ from typing import NamedTuple
 from solewriter.engine_proc.kinds import KindState
 from solewriter.engine_proc.publisher import Publisher
 from solewriter.engine_proc.reclaim import Dropped
-from solewriter.engine_proc.sessions import Sessions, recovered
+from solewriter.engine_proc.session import recovered
+from solewriter.engine_proc.sessions import Sessions
 from solewriter.engine_proc.state import State
 from solewriter.shared import record
 from solewriter.shared.columns import format_of

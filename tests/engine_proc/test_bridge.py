@@ -9,7 +9,7 @@ import pytest
 
 from solewriter import Create, Task
 from solewriter.engine_proc.bridge import Bridge, LaneEnd
-from solewriter.engine_proc.sessions import Session
+from solewriter.engine_proc.session import Session
 from solewriter.shared import failpoint, wire, wireform
 from solewriter.shared.config import DEFAULT_LIMITS, FOLDED_NODES_MAX, KIB, PIPE_BYTES, WIRE_VERSION
 from solewriter.shared.handshake import Hello

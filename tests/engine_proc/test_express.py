@@ -20,7 +20,7 @@ from solewriter.engine_proc import express
 from solewriter.engine_proc.decide import Draft, decide
 from solewriter.engine_proc.overtime import TimeBudget
 from solewriter.engine_proc.publisher import Publisher
-from solewriter.engine_proc.sessions import Session
+from solewriter.engine_proc.session import Session
 from solewriter.engine_proc.state import State
 from solewriter.engine_proc.turn import Turn
 from solewriter.engine_proc.writing import form, told, write

@@ -16,7 +16,7 @@ from solewriter.bench.steps import SESSION, Steps, steps
 from solewriter.engine_proc import express
 from solewriter.engine_proc.engine import SingleWriter
 from solewriter.engine_proc.express import Express
-from solewriter.engine_proc.sessions import NEVER
+from solewriter.engine_proc.session import NEVER
 from solewriter.shared import failpoint, wire
 from solewriter.shared.config import FRAME_REQUESTS_MAX
 from solewriter.shared.errors import MemoryFull

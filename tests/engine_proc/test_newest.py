@@ -16,8 +16,8 @@ from solewriter.engine_proc.owner.orders import Orders
 from solewriter.engine_proc.owner.pickled import pickled
 from solewriter.engine_proc.recovery.newest import NewestOutcomes, _beside_each_other
 from solewriter.engine_proc.server import Server
+from solewriter.engine_proc.session import recovered as as_recovered
 from solewriter.engine_proc.sessions import Sessions
-from solewriter.engine_proc.sessions import recovered as as_recovered
 from solewriter.shared import entry as entries
 from solewriter.shared import record
 from solewriter.shared.chain import first_entry_of, journal_files

@@ -9,7 +9,8 @@ import pytest
 
 from solewriter.engine_proc.coordination.leases import loss_of
 from solewriter.engine_proc.recovery.quarantine import LastWords, judged, last_words
-from solewriter.engine_proc.sessions import ENGINE, QUARANTINED, Sessions
+from solewriter.engine_proc.session import QUARANTINED
+from solewriter.engine_proc.sessions import ENGINE, Sessions
 from solewriter.shared.config import KIB, MEMORY_VERSION, QUARANTINED_MAX, Limits
 from solewriter.shared.entry import Lease, Life, Outcome, SessionChange
 from solewriter.shared.folder import StateFolder, Whereabouts

@@ -25,7 +25,8 @@ from solewriter import Limits
 from solewriter.engine_proc import asking
 from solewriter.engine_proc.decide import Draft, decide
 from solewriter.engine_proc.engine import SingleWriter
-from solewriter.engine_proc.sessions import Session, Sessions
+from solewriter.engine_proc.session import Session
+from solewriter.engine_proc.sessions import Sessions
 from solewriter.engine_proc.turn import Turn
 from solewriter.shared.chain import first_entry_of, journal_files
 from solewriter.shared.checkpoint import checkpoint_files

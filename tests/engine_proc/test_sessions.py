@@ -5,7 +5,8 @@ from __future__ import annotations
 import msgspec
 import pytest
 
-from solewriter.engine_proc.sessions import ENGINE_ID, FORGOTTEN, NEVER, HelloRefused, Session, Sessions
+from solewriter.engine_proc.session import FORGOTTEN, NEVER, Session
+from solewriter.engine_proc.sessions import ENGINE_ID, HelloRefused, Sessions
 from solewriter.shared import wire
 from solewriter.shared.config import (
     ASKED_AHEAD_MAX,

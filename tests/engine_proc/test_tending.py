@@ -21,7 +21,7 @@ from solewriter.engine_proc.between import Registration
 from solewriter.engine_proc.coordination.leases import Leases, Lost, ended, renewed
 from solewriter.engine_proc.coordination.waiting import Lines, Parked, Wish
 from solewriter.engine_proc.engine import SingleWriter
-from solewriter.engine_proc.sessions import Session
+from solewriter.engine_proc.session import Session
 from solewriter.engine_proc.tending import GONE, Occasion
 from solewriter.shared import failpoint, life, wire
 from solewriter.shared.checkpoint import checkpoint_files
