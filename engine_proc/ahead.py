@@ -20,7 +20,7 @@ from typing import TypeVar
 from solewriter.shared import failpoint
 from solewriter.shared.config import KIB, RESERVE_BYTES, SPARE_FILES_MAX
 from solewriter.shared.entry import FILE_HEADER_BYTES
-from solewriter.shared.folder import lasting_file, new_file, sync_folder
+from solewriter.shared.files import lasting_file, new_file, sync_folder
 
 ZEROS = bytes(256 * KIB)
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)

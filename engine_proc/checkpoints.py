@@ -26,7 +26,7 @@ from solewriter.shared.checkpoint import Checkpoint, checkpoint_files, checkpoin
 from solewriter.shared.config import CHECKPOINT_LATE, CHECKPOINT_NICE, CHECKPOINT_RATIO, CHECKPOINT_SLOW, Limits
 from solewriter.shared.entry import CheckpointName, PrivateState
 from solewriter.shared.errors import JournalCorrupt, LayoutMismatch, in_words
-from solewriter.shared.folder import sync_folder
+from solewriter.shared.files import sync_folder
 
 
 class Held(NamedTuple):

@@ -28,7 +28,7 @@ from solewriter.shared import failpoint
 from solewriter.shared.chain import first_of, journal_files, newest_whole
 from solewriter.shared.config import JOURNAL_FILE_BYTES_FIRST, SYNC_BESIDE_S, SYNC_KEPT, Limits
 from solewriter.shared.entry import COMMITTED_BYTES, FILE_HEADER_BYTES, Entry, Private, PrivateState
-from solewriter.shared.folder import lasting_file, naming, new_file, replace_file
+from solewriter.shared.files import lasting_file, naming, new_file, replace_file
 
 
 class Staged(NamedTuple):

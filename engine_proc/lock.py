@@ -8,7 +8,8 @@ import re
 from pathlib import Path
 
 from solewriter.shared.errors import EngineUnavailable, Locked
-from solewriter.shared.folder import StateFolder, lasting_file, naming
+from solewriter.shared.files import lasting_file, naming
+from solewriter.shared.folder import StateFolder
 
 BY_DESCRIPTOR = re.compile(r"/proc/self/fd/\d+")
 PID_DIGITS = 10  # more than any pid has: what was there before is written over

@@ -41,7 +41,8 @@ from solewriter.shared.chain import journal_files, state_id_of
 from solewriter.shared.config import BACKLOG, FIRST_LOOK_S, MEMORY_VERSION
 from solewriter.shared.entry import Life, Private
 from solewriter.shared.errors import EngineUnavailable, Locked, MemoryFull, SolewriterError
-from solewriter.shared.folder import Whereabouts, sync_folder
+from solewriter.shared.files import sync_folder
+from solewriter.shared.folder import Whereabouts
 from solewriter.shared.kind import Kind
 from solewriter.shared.processes import start_time_of
 from solewriter.shared.registry import Registry

@@ -7,7 +7,7 @@ from pathlib import Path
 from solewriter.shared.chain import named_checkpoints
 from solewriter.shared.checkpoint import checkpoint_path
 from solewriter.shared.entry import CheckpointName
-from solewriter.shared.folder import files_named
+from solewriter.shared.files import files_named
 
 SUFFIX = ".damaged"
 

@@ -16,7 +16,7 @@ from solewriter.shared import entry as entries
 from solewriter.shared.checkpoint import Checkpoint, checkpoint_files, checkpoint_path
 from solewriter.shared.entry import FILE_HEADER_BYTES, CheckpointName, Entry, Life, PrivateState
 from solewriter.shared.errors import Compacted, JournalCorrupt
-from solewriter.shared.folder import files_named, naming
+from solewriter.shared.files import files_named, naming
 
 
 def journal_files(folder: Path) -> list[Path]:

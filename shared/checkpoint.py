@@ -33,7 +33,7 @@ from solewriter.shared.columns import Column
 from solewriter.shared.config import CHECKPOINT_VERSION, CHUNK_SLOTS, FILLING_SWITCH_S, MIB
 from solewriter.shared.entry import CheckpointName
 from solewriter.shared.errors import UNDECODABLE, JournalCorrupt, LayoutMismatch
-from solewriter.shared.folder import files_named
+from solewriter.shared.files import files_named
 from solewriter.shared.memory.heap import OFFSET_MASK, PREFIX, PREFIX_BYTES, START, address_of, padded
 from solewriter.shared.record import Flags
 from solewriter.shared.schema import Schema

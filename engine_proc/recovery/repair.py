@@ -35,7 +35,8 @@ from solewriter.shared.checkpoint import Checkpoint, checkpoint_files, checkpoin
 from solewriter.shared.config import MIB
 from solewriter.shared.entry import CheckpointName, Entry, Life, Private
 from solewriter.shared.errors import EngineUnavailable, JournalCorrupt, LayoutMismatch
-from solewriter.shared.folder import StateFolder, lasting_file, naming, new_file, replace_file, sync_folder
+from solewriter.shared.files import lasting_file, naming, new_file, replace_file, sync_folder
+from solewriter.shared.folder import StateFolder
 from solewriter.shared.frozen import INT_MAX
 from solewriter.shared.life import may_be_cut
 

@@ -17,7 +17,7 @@ from solewriter.shared.chain import ends_early, first_of, journal_files, newest_
 from solewriter.shared.checkpoint import checkpoint_files
 from solewriter.shared.entry import FILE_HEADER_BYTES, Entry
 from solewriter.shared.errors import JournalCorrupt
-from solewriter.shared.folder import naming
+from solewriter.shared.files import naming
 
 
 class Tail(NamedTuple):
