@@ -69,16 +69,6 @@ SCALAR_SHAPES = frozenset({"str", "int", "float", "bool", "bytes", "time"})
 # What a stored frozenset may hold: its items are sorted, so that equal sets are equal bytes.
 SORTED = EXACT | {datetime.date, datetime.timedelta, decimal.Decimal, uuid.UUID, pydantic.AwareDatetime}
 
-
-OWN: Mapping[str, tuple[Any, ...]] = {
-    "id": (str,),
-    "version": (int,),
-    "created_by": (str,),
-    "created_at": (pydantic.AwareDatetime, datetime.datetime),
-    "updated_at": (pydantic.AwareDatetime, datetime.datetime),
-}
-"""What must be the types of the fields that every entity has, and of those that the engine fills in"""
-
 _EMPTY: Mapping[Any, str] = {list: "()", dict: "FrozenMap()", set: "frozenset()"}
 
 
@@ -109,52 +99,10 @@ def _check_model(model: type[pydantic.BaseModel], path: str, seen: set[type]) ->
     for name, field in model.model_fields.items():
         _check_aliases(model, name, f"{path}.{name}")
         if not any(item is _JsonSchema for item in field.metadata):
-            _shape(field.annotation, f"{path}.{name}", seen)
+            stored_shape(field.annotation, f"{path}.{name}", seen)
             if name not in ("created_at", "updated_at"):  # which nobody sends
                 _check_strict(field.annotation, f"{path}.{name}", model, _said_strict(field.metadata))
         _check_default(field, f"{path}.{name}")
-
-
-def refuse_own(model: type[pydantic.BaseModel]) -> None:
-    """Check the fields that every entity has, or that the engine fills in. Raises UnsuitableField."""
-    if not model.__pydantic_complete__:
-        return
-    for name in OWN.keys() & model.model_fields.keys():
-        bare, optional = bare_type(model.model_fields[name].annotation)
-        fits = bare in OWN[name] and not (optional and name in ("id", "version"))
-        if not fits and not (name == "created_by" and _is_choice(bare)) and not (name == "id" and _is_words(bare)):
-            must = OWN[name][0].__name__
-            raise UnsuitableField(f"{model.__name__}.{name}: the engine has to know it: use {must}")
-
-
-def refuse_unlike(model: type[pydantic.BaseModel], base: type[pydantic.BaseModel], names: Iterable[str]) -> None:
-    """Check fields by which the engine coordinates: a derived class may narrow what its base has there, and not make
-    other values of it. Raises UnsuitableField.
-    """
-    for name in names if model.__pydantic_complete__ else ():
-        (own, own_none), (like, like_none) = (bare_type(one.model_fields[name].annotation) for one in (model, base))
-        values = {_values(own, name), _values(like, name)}
-        is_number = values <= {"int", "float"}
-        if (len(values) > 1 and not is_number) or (is_number and own_none > like_none):
-            must = (like.__name__ if isinstance(like, type) else str(like)) + " | None" * like_none
-            raise UnsuitableField(f"{model.__name__}.{name}: the engine coordinates by it: use {must}, or less of that")
-
-
-def _values(bare: Any, path: str) -> str:
-    """What the values of a type are, to who compares and adds them."""
-    if bare is datetime.datetime:
-        return "moments of no zone"
-    if get_origin(bare) is tuple:
-        return " ".join(["array", *sorted({_shape(item, path, set()) for item in get_args(bare) if item is not ...})])
-    return _shape(bare, path, set())
-
-
-def _is_words(bare: Any) -> bool:
-    return get_origin(bare) is Literal and all(type(value) is str for value in get_args(bare))
-
-
-def _is_choice(bare: Any) -> bool:
-    return get_origin(bare) is Literal or (isinstance(bare, type) and issubclass(bare, enum.StrEnum))
 
 
 def _check_aliases(model: type[pydantic.BaseModel], name: str, path: str) -> None:
@@ -227,7 +175,7 @@ def _check_default(field: FieldInfo, path: str) -> None:
         raise UnsuitableField(f"{path}: the default is a mutable {getattr(plain, '__name__', plain)}; use {instead}")
 
 
-def _shape(annotation: Any, path: str, seen: set[type]) -> str:
+def stored_shape(annotation: Any, path: str, seen: set[type]) -> str:
     """The stored shape of a type; raises UnsuitableField for one that has none."""
     annotation = _resolved(annotation)
     if annotation in INSTEAD or get_origin(annotation) in INSTEAD:
@@ -241,7 +189,7 @@ def _shape(annotation: Any, path: str, seen: set[type]) -> str:
     if origin is Annotated:
         if any(item is _JsonSchema for item in get_args(annotation)[1:]):
             return "json"
-        return _shape(get_args(annotation)[0], path, seen)
+        return stored_shape(get_args(annotation)[0], path, seen)
     if origin in (Union, types.UnionType):
         return _union(get_args(annotation), path, seen)
     if origin is Literal:
@@ -249,7 +197,7 @@ def _shape(annotation: Any, path: str, seen: set[type]) -> str:
     if origin in (tuple, frozenset):
         for item in get_args(annotation):
             if item is not Ellipsis:
-                _shape(item, f"{path}[]", seen)
+                stored_shape(item, f"{path}[]", seen)
             if origin is frozenset and not _sorts(item):
                 raise UnsuitableField(
                     f"{path}: a frozenset of these has no order in which to store it; use tuple[X, ...]"
@@ -306,7 +254,7 @@ def _union(members: tuple[Any, ...], path: str, seen: set[type]) -> str:
     shapes: list[str] = []
     parsed = False
     for member in flat:
-        own = _shape(member, path, seen).split("|")
+        own = stored_shape(member, path, seen).split("|")
         shapes += own
         parsed = parsed or (own[0] in SCALAR_SHAPES and member not in EXACT and get_origin(member) is not Literal)
     alike = {

@@ -10,15 +10,9 @@ from pydantic import ValidationError
 
 from solewriter.shared.columns import Cell, Cells, column_of, earlier_names, format_of, from_us
 from solewriter.shared.config import COLUMNS_MAX
+from solewriter.shared.enginefields import refuse_own, refuse_unlike
 from solewriter.shared.errors import InvalidMutation, SchemaMismatch
-from solewriter.shared.fieldtypes import (
-    all_parts,
-    models_in,
-    refuse_own,
-    refuse_unlike,
-    refuse_unsuitable,
-    with_moments,
-)
+from solewriter.shared.fieldtypes import all_parts, models_in, refuse_unsuitable, with_moments
 from solewriter.shared.models import COORDINATED, Entity, Lifecycle, Task
 from solewriter.shared.readiness import DEPENDS
 from solewriter.shared.rules import Rules, concern_of, is_plain, made_anew, recasts, refuse_forgetful

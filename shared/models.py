@@ -26,8 +26,9 @@ from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, model_validato
 from pydantic_core import PydanticCustomError
 
 from solewriter.shared.config import KEY_BYTES_MAX
+from solewriter.shared.enginefields import refuse_own, refuse_unlike
 from solewriter.shared.errors import shown
-from solewriter.shared.fieldtypes import refuse_own, refuse_unlike, refuse_unsuitable
+from solewriter.shared.fieldtypes import refuse_unsuitable
 from solewriter.shared.frozen import FrozenMap, Json
 
 E = TypeVar("E", bound="Entity")
