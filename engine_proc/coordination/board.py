@@ -156,6 +156,11 @@ class Board:
     def dependants(self, key: str) -> Iterable[str]:
         return sorted(self.graph.dependants.get(key, NOBODY))
 
+    def stays(self, key: str) -> bool:
+        """Whether it is known without a look that this one is not cancelled with what it depends on."""
+        candidate = self._candidates.get(key)
+        return candidate is not None and candidate.policy != DependencyPolicy.CANCEL
+
 
 ATTENDED = frozenset(
     {"status", "priority", "dependencies", "parent_task_id", "attempts", "max_retries", "not_before", "project",

@@ -96,8 +96,9 @@ def cascade(draft: Draft) -> None:
     ended = [step for step in written if _has_ended(step)]
     while ended:
         over = ended.pop()
-        name = over.kind.name
-        places = [(name, key) for key in _board(draft, over).dependants(over.key)]
+        name, board = over.kind.name, _board(draft, over)
+        places = [(name, key) for key in board.dependants(over.key)]
+        places = [place for place in places if place in draft.steps or not board.stays(place[1])]
         looked.update((place, draft.seen(*place)) for place in places if place not in looked)
         for step in [*map(looked.__getitem__, places), *coming.get((name, over.key), ())]:
             if _goes_with_it(step, over):

@@ -113,6 +113,17 @@ def test_what_is_cancelled_with_others_costs_each_the_same_whatever_depends_on_m
     assert large < 30 * small
 
 
+def test_what_depends_on_a_task_that_ends_and_stays_is_not_read_for_that(engine):
+    def cancelled(name: str) -> int:
+        engine.turn(Create(Task(id=name, title="t")))
+        engine.all([Create(Task(title="t", dependencies=(name,))) for _ in range(300)])
+        return engine.calls(Cancel(Task.ref(name)))
+
+    nothing_goes_with_others = cancelled("a")
+    engine.turn(Create(Task(id="goes", title="t", dependencies=("a",), on_dependency_failure="cancel")))
+    assert cancelled("b") < 1.5 * nothing_goes_with_others
+
+
 def test_the_next_task_of_a_long_chain_costs_what_the_first_one_does(engine):
     chain = [Create(Task(id=f"{number}", title="t", dependencies=(f"{number - 1}",))) for number in range(1, 2_000)]
     engine.turn(Create(Task(id="0", title="t")))
