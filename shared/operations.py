@@ -108,7 +108,7 @@ class Append(_Items):
 
 @dataclass(frozen=True, init=False)
 class Add(_Items):
-    """Put those items behind a tuple's that it does not hold yet."""
+    """Put those items behind a tuple's that it does not hold yet; into a frozenset."""
 
     @property
     def plain(self) -> PlainOperation:
@@ -117,7 +117,7 @@ class Add(_Items):
 
 @dataclass(frozen=True, init=False)
 class Remove(_Items):
-    """Take items out of a tuple, or keys out of a map. Those that are not there are not missed."""
+    """Take items out of a tuple or frozenset, or keys out of a map. Those that are not there are not missed."""
 
     @property
     def plain(self) -> PlainOperation:
