@@ -37,7 +37,9 @@ class LastWords(NamedTuple):
 def last_words(folder: StateFolder) -> LastWords | None:
     """Of the last engine that served here; None if it ended cleanly, or its memory is gone."""
     for old in sorted(folder.markers(), key=lambda marker: marker.epoch, reverse=True):
-        if not runs(old.pid, old.start_time) and (words := _words_of(old)) is not None:
+        if runs(old.pid, old.start_time) or folder.is_of_another(old):
+            continue
+        if (words := _words_of(old)) is not None:
             return words
     return None
 

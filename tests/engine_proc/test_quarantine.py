@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 
 import msgspec
 import pytest
@@ -130,7 +131,7 @@ def dead(tmp_path):
 
     def left(epoch, made=True):
         prefix = f"solewriter-{epoch}"
-        where = Whereabouts(MEMORY_VERSION, GONE, 12345, epoch, str(tmp_path), prefix)
+        where = Whereabouts(MEMORY_VERSION, GONE, 12345, epoch, str(tmp_path), prefix, os.fsencode(folder.path))
         folder.marker(prefix).write_bytes(msgspec.json.encode(where))
         if not made:
             return None
@@ -179,3 +180,13 @@ def test_an_engine_that_lives_says_no_last_words(dead):
     )
     dead.folder.marker("solewriter-1").write_bytes(msgspec.json.encode(where))
     assert last_words(dead.folder) is None
+
+
+def test_what_the_engine_of_a_copied_folder_was_deciding_is_not_asked_of_the_copy(dead, tmp_path):
+    """That memory is the other folder's, and stays: the copy would count the same death again and again."""
+    root = dead(1)
+    root.beat(period_us=1_000)
+    root.deciding(ANN, 7)
+    copied = StateFolder(shutil.copytree(dead.folder.path, tmp_path / "copy"))
+    assert last_words(copied) is None
+    assert last_words(dead.folder) == (1, GONE, (ANN, 7))
