@@ -103,7 +103,7 @@ class Steps:
     def committed(self, turn: Turn) -> Turn:
         """The entry packed and written, at the engine's durability; nothing is visible yet."""
         journal, publisher = self._server.journal, self._server.publisher
-        publisher.reserve([turn.slots(kind) for kind in self.writer.state.kinds], turn.new_keys)
+        publisher.reserve(turn.slots(), turn.new_keys)
         journal.append(turn.revision, turn.now_us, turn.bodies, turn.private())
         self._loop.run_until_complete(journal.commit(durable=True))
         return turn

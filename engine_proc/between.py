@@ -115,7 +115,7 @@ class BetweenTurns:
             registration.done.set_result(None)
             return
         try:
-            publisher.reserve([], {})
+            publisher.reserve({}, {})
             self._append(adoption.private)
             await self._journal.commit(durable=True)
         except (MemoryFull, DiskFull) as error:
@@ -136,7 +136,7 @@ class BetweenTurns:
         if self.checkpoints is None or not self.checkpoints.due:
             return
         try:
-            self._publisher.reserve([], {})
+            self._publisher.reserve({}, {})
         except MemoryFull as error:
             self.checkpoints.failed(str(error))
             return

@@ -337,7 +337,7 @@ class SingleWriter:
         failpoint.reach("turn.decided")
         self._still_owner()
         try:
-            self._publisher.reserve([turn.slots(kind) for kind in self.state.kinds], turn.new_keys)
+            self._publisher.reserve(turn.slots(), turn.new_keys)
             self._journal.append(turn.revision, turn.now_us, turn.bodies, turn.private())
             await self._journal.commit(durable=turn.revision > self.state.revision or turn.binds)
         except (MemoryFull, DiskFull) as error:

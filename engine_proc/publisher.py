@@ -8,7 +8,7 @@ tail, installs heads, cells and keys, and shows the new root by one store. Until
 from __future__ import annotations
 
 import struct
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import Executor
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
@@ -171,8 +171,8 @@ class Publisher:
 
     # --- before the commit -------------------------------------------------------------------------------------------
 
-    def reserve(self, slots: Sequence[int], new_keys: dict[int, list[tuple[bytes, int]]]) -> None:
-        """Make sure of room for these slots and keys of each kind, and for a point of the revision log."""
+    def reserve(self, slots: Mapping[int, int], new_keys: dict[int, list[tuple[bytes, int]]]) -> None:
+        """Make sure of room for the new keys of each kind, in so many slots, and for a point of the revision log."""
         for kind, keys in new_keys.items():
             self._tables[kind].reserve(slots[kind])
             try:

@@ -108,7 +108,7 @@ class Server:
         self._begin_life(quarantine.judged(life, before, quarantine.last_words(self.folder), self.sessions, leases))
         self.publisher.root.remember(life.history)
         self.publisher.describe([kind.name for kind in self.state.kinds], self.state.schemas)
-        self.publisher.reserve([], {})
+        self.publisher.reserve({}, {})
         self.publisher.publish([], self.state.revision, self.journal.tail.number, self.state.counts())
         self.state.forget(self.publisher.reclaim(0, self.state.revision, self.journal.tail.number, self.state.counts()))
         failpoint.reach("recover.published")

@@ -161,9 +161,12 @@ class Turn:
         keys.append((key, slot))
         return slot
 
-    def slots(self, kind: KindState) -> int:
-        """Slots of a kind after this turn."""
-        return kind.places + max(0, len(self.new_keys.get(kind.code, ())) - len(kind.free))
+    def slots(self) -> dict[int, int]:
+        """By kind, how many slots it has after this turn; of those that have new keys."""
+        kinds = self.kinds
+        return {
+            code: kinds[code].places + max(0, len(keys) - len(kinds[code].free)) for code, keys in self.new_keys.items()
+        }
 
     def known_slots(self) -> Slots | None:
         """Those of all records, where they are of one kind and no key is new."""

@@ -97,7 +97,7 @@ class Memory:
         new = self.state.new_kinds(self.registry)
         self.state.add_kinds(new.kinds, new.schemas)
         self.publisher.describe([kind.name for kind in self.state.kinds], self.state.schemas)
-        self.publisher.reserve([], {})
+        self.publisher.reserve({}, {})
         self.publisher.publish([], 0, 0, self.state.counts())
         self.folder.announce(Whereabouts(MEMORY_VERSION, pid, born, 1, str(folder), name))
         self._session = Session(1, "writer", "writer")
@@ -112,7 +112,7 @@ class Memory:
             draft = Draft(turn, "writer")
             decide(draft, plain)
             write(turn, form(draft, turn, self.limits), None, self._session, self._sequence, self.publisher.heap)
-        self.publisher.reserve([turn.slots(kind) for kind in self.state.kinds], turn.new_keys)
+        self.publisher.reserve(turn.slots(), turn.new_keys)
         self.state.merge(turn)
         return turn
 

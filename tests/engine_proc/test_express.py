@@ -126,7 +126,7 @@ class Ways:
         new = self.state.new_kinds(self.registry)
         self.state.add_kinds(new.kinds, new.schemas)
         self.publisher.describe([kind.name for kind in self.state.kinds], self.state.schemas)
-        self.publisher.reserve([], {})
+        self.publisher.reserve({}, {})
         self.publisher.publish([], 0, 0, self.state.counts())
         self.session = Session(1, "writer", "ann")
         self.sequence = 0
@@ -184,7 +184,7 @@ class Ways:
                 self.publisher.reset(tail)
         assert told_by[0] == told_by[1]
         assert turns[0] == turns[1]
-        self.publisher.reserve([turn.slots(kind) for kind in self.state.kinds], turn.new_keys)
+        self.publisher.reserve(turn.slots(), turn.new_keys)
         self.state.merge(turn)
         self.publisher.publish(turn.installed, turn.revision, self.sequence, self.state.counts())
         self.sequence += 1

@@ -52,7 +52,7 @@ def test_a_segment_is_unlinked_only_when_no_root_lists_it_any_more(alone, monkey
 def test_what_keys_fill_goes_on_in_segments_that_are_there_before(alone):
     engine, _, _ = alone()
     publisher, where = engine.server.publisher, engine.server.folder.whereabouts()
-    publisher.reserve([CHUNK_SLOTS - 1], {0: [(b"key %d" % number, number) for number in range(2_500)]})
+    publisher.reserve({0: CHUNK_SLOTS - 1}, {0: [(b"key %d" % number, number) for number in range(2_500)]})
     generation = publisher.table(0).generation
     ahead = [("table", 0, generation, 1), ("index", 0, 1)]
     paths = [segment_path(where.memory_dir, where.prefix, *name) for name in ahead]
@@ -107,7 +107,7 @@ def test_tidying_the_index_leaves_the_room_of_the_keys_that_come(alone):
     words = Segment.attach(segment_path(where.memory_dir, where.prefix, "index", 0, 0)).words
     index, slots, coming = publisher._indexes[0], itertools.count(), {0: keys_of(0, 200), 3: keys_of(3, 3_000)}
     for _ in range(150):
-        publisher.reserve([1], {0: [(key, 0) for keys in coming.values() for key in keys]})
+        publisher.reserve({0: 1}, {0: [(key, 0) for keys in coming.values() for key in keys]})
         for region, keys in coming.items():
             assert (index._counts[region] + len(keys)) * 3 <= 2 << (words[region] & 0xFF)
         for key, slot in zip(itertools.chain(*coming.values()), slots, strict=False):
