@@ -60,6 +60,13 @@ def check_patience(timeout_s: float | None) -> None:
         raise InvalidQuery(f"timeout_s is seconds from now, not {shown(timeout_s)}", kind="")
 
 
+def check_times(timeout_s: float | None, deadline_s: float | None) -> None:
+    """Of a request that is sent later. Raises InvalidMutation for what is no number of seconds."""
+    if timeout_s is not None and not is_patience(timeout_s):
+        raise no_time("timeout_s", timeout_s)
+    deadline_us(deadline_s)
+
+
 def due_s(requests: Sequence[Asked]) -> float:
     """When it is too late to send any of these, which were made one after the other, on `time.monotonic`. Infinite
     without a deadline.

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Self, TypeVar
 import msgspec
 
 from solewriter.agents.answers import of_class
+from solewriter.agents.deadline import check_times
 from solewriter.shared.errors import SolewriterError
 from solewriter.shared.models import Entity, Ref
 from solewriter.shared.mutations import (
@@ -229,6 +230,7 @@ class Transaction(Gathering):
     def __init__(
         self, client: Client, reason: str, request_id: str | None, timeout_s: float | None, deadline_s: float | None
     ) -> None:
+        check_times(timeout_s, deadline_s)
         super().__init__(client.check_mutation, reason)
         self._client = client
         self._request_id = request_id

@@ -5,6 +5,7 @@ from __future__ import annotations
 from types import TracebackType
 from typing import TYPE_CHECKING, Self
 
+from solewriter.agents.deadline import check_times
 from solewriter.agents.transaction import Gathering
 
 if TYPE_CHECKING:
@@ -17,6 +18,7 @@ class AioTransaction(Gathering):
     def __init__(
         self, client: AioClient, reason: str, request_id: str | None, timeout_s: float | None, deadline_s: float | None
     ) -> None:
+        check_times(timeout_s, deadline_s)
         super().__init__(client.check_mutation, reason)
         self._client = client
         self._request_id = request_id

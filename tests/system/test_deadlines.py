@@ -244,6 +244,21 @@ def test_a_patience_that_is_no_number_is_refused_before_anything_is_sent(engine,
 
 
 @pytest.mark.usefixtures("shared_engine")
+@pytest.mark.parametrize("name", ["timeout_s", "deadline_s"])
+def test_a_transaction_without_a_time_that_is_one_does_not_begin(engine, client, name):
+    """What is done in it would be done in vain."""
+
+    async def story() -> None:
+        async with aio.connect(engine.state) as agent:
+            with pytest.raises(InvalidMutation, match=f"{name} is seconds from now, not '5'"):
+                agent.transaction(**{name: "5"})
+
+    with pytest.raises(InvalidMutation, match=f"{name} is seconds from now, not '5'"):
+        client.transaction(**{name: "5"})
+    asyncio.run(story())
+
+
+@pytest.mark.usefixtures("shared_engine")
 def test_a_window_that_is_no_number_is_refused_before_anything_is_sent(engine, client):
     async def story() -> None:
         async with aio.connect(engine.state) as agent:
