@@ -8,9 +8,8 @@ from __future__ import annotations
 import contextlib
 import pickle
 import pickletools
-import resource
 import struct
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from zlib import crc32
 
@@ -22,7 +21,7 @@ from hypothesis import strategies as st
 from solewriter.shared import entry as entries
 from solewriter.shared import handshake, record, wire, wirecheck, wireform
 from solewriter.shared.columns import Column
-from solewriter.shared.config import FRAME_REQUESTS_MAX, KIB, MEMORY_VERSION, MIB, Limits
+from solewriter.shared.config import FRAME_REQUESTS_MAX, MEMORY_VERSION, Limits
 from solewriter.shared.entry import FILE_HEADER_BYTES, Life, Private, SessionChange
 from solewriter.shared.errors import (
     BadRequest,
@@ -41,18 +40,6 @@ from solewriter.shared.request_ids import own_id
 
 LIMITS = Limits()
 EXAMPLES = pytest.mark.parametrize("examples", [80, pytest.param(8_000, marks=pytest.mark.long)])
-HEADROOM = 512 * MIB  # far more than any of this takes, far less than a memo or a list of 2^32 places would
-
-
-@pytest.fixture(autouse=True)
-def bounded_memory() -> Iterator[None]:
-    """As the engine runs: what asks for gigabytes meets MemoryError."""
-    before = resource.getrlimit(resource.RLIMIT_DATA)
-    status = Path("/proc/self/status").read_text()
-    used = next(int(line.split()[1]) * KIB for line in status.splitlines() if line.startswith("VmData"))
-    resource.setrlimit(resource.RLIMIT_DATA, (used + HEADROOM, before[1]))
-    yield
-    resource.setrlimit(resource.RLIMIT_DATA, before)
 
 
 # --- damage -----------------------------------------------------------------------------------------------------------
