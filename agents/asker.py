@@ -43,7 +43,7 @@ class Asker:
         self._unwanted: dict[str, type[Task]] = {}  # requests of claims that were interrupted, not given back so far
 
     def __reduce__(self) -> NoReturn:
-        raise not_sent("client", "connect", self.folder)
+        raise not_sent("client", f"connect({str(self.folder.path)!r})")
 
     @property
     def client_id(self) -> str:

@@ -50,6 +50,11 @@ class Looking(ABC):
         self.folder = StateFolder(state)
         self.decoder = Decoder(registry or Registry(), limits.reader_cache_max)
 
+    @property
+    def opened(self) -> str:
+        """How another process opens its own."""
+        return f"open_reader({str(self.folder.path)!r})"
+
     @abstractmethod
     def pin(self) -> Held:
         """The newest revision, held."""
@@ -127,7 +132,7 @@ class Looking(ABC):
             return travel.lived_on(self, pin, kind, key, since, until)
 
     def __reduce__(self) -> NoReturn:
-        raise not_sent("reader", "open_reader", self.folder)
+        raise not_sent("reader", self.opened)
 
     def __enter__(self) -> Self:
         return self

@@ -62,6 +62,10 @@ class OfflineReader(Looking):
         super().__init__(state, limits, registry)
         self._newest: Past | None = untrimmed(lambda: _newest(self.folder.path))
 
+    @property
+    def opened(self) -> str:
+        return f"open_reader({str(self.folder.path)!r}, offline=True)"
+
     def pin(self) -> Past:
         if self._newest is None:
             raise closed_reader()

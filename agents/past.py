@@ -60,7 +60,7 @@ class Past:
         self._entry = now.root.entry
         self.catalog = now.catalog
         self.found: dict[Any, Any] = {}  # nothing, as no slot has a head here
-        self.aside: dict[Any, Any] = {}  # as a pin's; of a snapshot, which is not moved on
+        self.aside: dict[Any, Any] = {}  # as a pin's; of a revision that nobody moves on from
         self.revision = 0
         self._coming: bytes | None = None  # read, and of a later revision
         self._slots: list[dict[str, int]] = [{} for _ in now.catalog.kinds]

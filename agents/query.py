@@ -141,7 +141,8 @@ class Query:
         return self._pin.slot_at(address)
 
     def _id_in(self, after: Any) -> str:
-        if isinstance(after, Mapping) and isinstance(id := after.get("id"), str):
+        id, version = (after.get("id"), after.get("version")) if isinstance(after, Mapping) else (None, None)
+        if isinstance(id, str) and isinstance(version, int):
             return id
         raise InvalidQuery(f"after is an entity or its id, not {shown(after)}", kind=self._name)
 

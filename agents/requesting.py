@@ -112,6 +112,7 @@ class Requests(Asker):
         waiting: deque[Sent] = deque()
         source = timed(mutations, deadline_s)
         window, batch = pipeline(window, self._session.window)
+        self._deadline(timeout_s)  # refused before anything is taken
         exhausted = False
         failure: Exception | None = None
         while waiting or not exhausted:

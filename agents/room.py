@@ -76,8 +76,8 @@ def pipeline(wanted: int, window: int) -> tuple[int, int]:
     number.
     """
     try:
-        window = max(1, min(wanted, window))
-    except TypeError:
+        window = int(max(1, min(wanted, window)))
+    except (TypeError, ValueError):
         problem = f"a number of requests in flight, not {shown(wanted)}"
         raise InvalidMutation(f"window is {problem}", fields={"window": problem}) from None
     return window, max(1, min(FRAME_BATCH, window // 4))

@@ -10,7 +10,7 @@ Rows come in the order of the slots: that of the keys' creation, but for slots t
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -48,7 +48,7 @@ class Aside(NamedTuple):
     entity.
     """
 
-    looked: frozenset[int]
+    looked: Collection[int]
     rows: Rows
 
 
@@ -115,24 +115,29 @@ class Scanner:
         missing = slots if before is None else [slot for slot in slots if slot not in before.looked]
         if before is not None and not missing:
             return before
+        pieces = range(0, max(1, len(missing)), CHUNK_SLOTS)  # else many rows would be there twice for a moment
+        rows = _together([self._looked_up(missing[at : at + CHUNK_SLOTS]) for at in pieces], places)
+        if before is None:
+            aside = Aside(missing if isinstance(missing, range) else frozenset(missing), rows)
+        else:
+            aside = Aside({*before.looked, *missing}, _together([before.rows, rows], places))
+        self.pin.aside[asked] = aside  # of two threads at once, one does it again later
+        return aside
+
+    def _looked_up(self, slots: Iterable[int]) -> Rows:
+        """The rows of those that have an entity, all columns."""
         found: list[int] = []
         kept: list[Sequence[Cell]] = []
-        for slot in missing:
+        for slot in slots:
             address = self.pin.at(self.kind, slot)
             cells = self.cells_of(self.pin.whole(address)) if address else None
             if cells is not None:
                 found.append(slot)
                 kept.append(cells)
-        rows = Rows(
-            np.array(found, np.int64),
-            {place: np.array([cells[place] for cells in kept], self._dtype(place)) for place in places},
-        )
-        if before is None:
-            aside = Aside(frozenset(missing), rows)
-        else:
-            aside = Aside(before.looked.union(missing), _both(before.rows, rows, places))
-        self.pin.aside[asked] = aside  # of two threads at once, one does it again later
-        return aside
+        cells_at = {
+            place: np.array([cells[place] for cells in kept], self._dtype(place)) for place in range(len(self.columns))
+        }
+        return Rows(np.array(found, np.int64), cells_at)
 
     def _dtype(self, place: int) -> Any:
         return DTYPES[self.columns[place].code]
@@ -219,17 +224,17 @@ def _joined(parts: list[Any], dtype: Any) -> Any:
     return np.concatenate(parts) if parts else np.empty(0, dtype)
 
 
-def _both(one: Rows, other: Rows, places: Iterable[int]) -> Rows:
-    """Two sets of rows, one behind the other."""
+def _together(parts: Sequence[Rows], places: Iterable[int]) -> Rows:
+    """Sets of rows, one behind the other."""
     return Rows(
-        np.concatenate((one.slots, other.slots)),
-        {place: np.concatenate((one.cells[place], other.cells[place])) for place in places},
+        np.concatenate([part.slots for part in parts]),
+        {place: np.concatenate([part.cells[place] for part in parts]) for place in places},
     )
 
 
 def _merged(one: Rows, other: Rows, places: Sequence[int]) -> Rows:
     """Two sets of rows, in the order of their slots."""
-    both = _both(one, other, places)
+    both = _together([one, other], places)
     return both.taken(np.argsort(both.slots, kind="stable"))
 
 

@@ -49,11 +49,19 @@ Item = Registration | Finished | Look
 class BetweenTurns:
     """Does it, one after the other. `checkpoints` is None where nothing is durable."""
 
-    def __init__(self, state: State, journal: Journal, publisher: Publisher, inbox: asyncio.Queue[Any]) -> None:
+    def __init__(
+        self,
+        state: State,
+        journal: Journal,
+        publisher: Publisher,
+        inbox: asyncio.Queue[Any],
+        still_owner: Callable[[], None],
+    ) -> None:
         self._state = state
         self._journal = journal
         self._publisher = publisher
         self._inbox = inbox
+        self._still_owner = still_owner
         self.checkpoints: Checkpoints | None = None
 
     async def run(self, item: Item) -> None:
@@ -71,6 +79,7 @@ class BetweenTurns:
 
     def _append(self, private: Private) -> None:
         """The next entry, of no entity."""
+        self._still_owner()  # what it is of may have taken long
         self._journal.append(self._state.revision, time.time_ns() // 1000, [], private)
 
     def _publish(self) -> None:

@@ -67,7 +67,7 @@ class SingleWriter:
         self._publisher = publisher
         self._bridge = bridge
         self._limits = limits
-        self.between = BetweenTurns(state, journal, publisher, bridge.inbox)
+        self.between = BetweenTurns(state, journal, publisher, bridge.inbox, still_owner)
         self._still_owner = still_owner  # raises when the state folder is no longer this engine's
         self._waiting = FairQueueing()  # of (lane, sequence, request) and Newcomer
         self._coordination = state.coordination

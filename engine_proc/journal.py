@@ -76,7 +76,6 @@ class NoJournal:
     def __init__(self) -> None:
         self.tail = Tail(0, 0)
         self._next = Tail(0, 0)
-
         self.length = 0
         self.state_id = b""
 

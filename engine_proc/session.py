@@ -22,15 +22,11 @@ def _of_nobody(status: int, name: str, message: str) -> Outcome:
 
 
 FORGOTTEN = _of_nobody(Status.UNAVAILABLE, "Forgotten", "this outcome is older than the engine remembers")
-
-
 NEVER = _of_nobody(
     Status.REFUSED,
     "Fenced",
     "its outcome was asked for before it arrived: it never will be applied; send it anew, under another id",
 )
-
-
 QUARANTINED: tuple[str, str, dict[str, Any]] = (
     "Quarantined",
     "two engines died while they were deciding this request, one after the other: it is not decided any more, and was "

@@ -68,7 +68,8 @@ class Limits(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     retry_backoff_s: float = 1.0  # before a failed task is tried again, where it does not say itself; doubled each time
     retry_backoff_max_s: float = 300.0
     making_slice_s: float = 0.005  # of looking at all tasks, where somebody claims for the first time, at once: half of
-    # a turn at most. A million take some 10 s in all, which others do not feel
+    # a turn at most. A million take some 10 s in all, which others do not feel. Likewise of all entities of a kind
+    # whose class is replaced, between which the heart beats and lanes are read
     cascade_max: int = 10_000  # entities that one request may cancel with its own: each takes some 20 us of a turn
 
     # --- the engine's life ----------------------------------------------------------------------------------------

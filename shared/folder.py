@@ -80,9 +80,14 @@ class StateFolder:
         return self.path / "engine.json"
 
     def whereabouts(self) -> Whereabouts:
-        """The engine that serves now, or served last. Raises EngineUnavailable if none did."""
+        """The engine that serves now, or served last. Raises EngineUnavailable if none did; so it does in a copy of the
+        folder that it served.
+        """
         try:
-            return whereabouts_in(self.engine_json)
+            found = whereabouts_in(self.engine_json)
+            if self.is_of_another(found):
+                raise FileNotFoundError(f"{self.engine_json} is of {os.fsdecode(found.folder)}")
+            return found
         except (FileNotFoundError, NotADirectoryError) as error:
             raise self.unserved(error, to_reader=True) from None
         except UNDECODABLE as error:
@@ -207,12 +212,10 @@ def unclosed(what: str, folder: StateFolder) -> str:
     return f"a {what} of {folder.path} was never closed: close() it, or use it in a `with`"
 
 
-def not_sent(what: str, way: str, folder: StateFolder) -> TypeError:
+def not_sent(what: str, way: str) -> TypeError:
     """What is raised where a client or reader is pickled, as an argument of a process that is spawned, say."""
-    return TypeError(
-        f"a {what} belongs to the process that made it; another one gets the path and opens its own: "
-        f"{way}({str(folder.path)!r})"
-    )
+    problem = f"a {what} belongs to the process that made it"
+    return TypeError(f"{problem}; another one gets the path and opens its own: {way}")
 
 
 def legible(text: str) -> str:

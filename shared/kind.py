@@ -22,7 +22,6 @@ from solewriter.shared.schema import (
     differing,
     encode,
     in_whole_minutes,
-    is_stored_alike,
     other_numbers,
     settled,
     shape_of,
@@ -31,6 +30,7 @@ from solewriter.shared.schema import (
 )
 from solewriter.shared.validation import NoEntity, field_adapter, no_such_field, problems, problems_of_field, stumbled
 
+_SAME_IF_EQUAL: Final = frozenset({str, int, bool, bytes})  # not so (1,) and (True,), 0.0 and -0.0, Decimal 1 and 1.00
 _NO_DEFAULT: Final = object()
 _NOTHING: Final = encode({})
 STAMPS: Final = ("created_by", "created_at", "updated_at")  # filled in by the engine where a model declares them
@@ -162,7 +162,7 @@ class Kind:
     def keep(self, stored: dict[str, Any], name: str, value: Any) -> None:
         """Put a valid value among the stored fields, or leave it out if it is the default."""
         default = self._defaults.get(name, _NO_DEFAULT)
-        if value is default or (type(value) is type(default) and is_stored_alike(value, default)):
+        if value is default or (type(value) is type(default) and _is_stored_alike(value, default)):
             stored.pop(name, None)
         else:
             stored[name] = value
@@ -289,7 +289,7 @@ class Kind:
         values, stored = entity.__dict__, {}
         for name, default in self._stored_defaults:
             value = values.get(name, default)
-            if value is not default and (type(value) is not type(default) or not is_stored_alike(value, default)):
+            if value is not default and (type(value) is not type(default) or not _is_stored_alike(value, default)):
                 stored[name] = value
         return stored if before is None else settled(stored, before, self.other_numbers)
 
@@ -337,3 +337,10 @@ class Kind:
                 if name not in ours or encode(value) != encode(ours[name])
             }
         return found
+
+
+def _is_stored_alike(value: Any, default: Any) -> bool:
+    """Whether two values of one type are."""
+    if value != default:
+        return False
+    return type(value) in _SAME_IF_EQUAL or bool(encode(value) == encode(default))

@@ -12,7 +12,7 @@ from collections.abc import Set as AbstractSet
 from datetime import UTC, date, datetime, time, timedelta, timezone
 from decimal import Decimal
 from hashlib import blake2b
-from typing import Any, Final, get_args
+from typing import Annotated, Any, Final, get_args, get_origin
 from uuid import UUID
 
 import msgspec
@@ -26,7 +26,6 @@ from solewriter.shared.frozen import FrozenMap
 from solewriter.shared.models import Entity
 
 _MINUTE: Final = timedelta(minutes=1)
-_SAME_IF_EQUAL: Final = frozenset({str, int, bool, bytes})  # not so (1,) and (True,), 0.0 and -0.0, Decimal 1 and 1.00
 _OTHER_NUMBER: Final[dict[type, type]] = {int: float, float: int}
 TOO_LARGE_INT: Final = "holds an integer of more than 64 bits"
 LONE_SURROGATE: Final = "holds text that is not valid Unicode"
@@ -120,13 +119,6 @@ def _in_next_zone(value: time) -> time:
     return (clock + by).time().replace(tzinfo=timezone(offset + by))
 
 
-def is_stored_alike(value: Any, default: Any) -> bool:
-    """Whether two values of one type are."""
-    if value != default:
-        return False
-    return type(value) in _SAME_IF_EQUAL or bool(encode(value) == encode(default))
-
-
 def is_same(held: Any, value: Any) -> bool:
     """Whether both are stored alike, as far as can be seen: what is equal to Python may not be, such as 1 and True."""
     if held is value:
@@ -142,7 +134,8 @@ def other_numbers(model: type[Entity], defaults: Mapping[str, Any]) -> dict[str,
     found = {}
     for name, default in defaults.items():
         annotation, other = model.model_fields[name].annotation, _OTHER_NUMBER.get(type(default))
-        types = annotation, *get_args(annotation)
+        members = annotation, *get_args(annotation)
+        types = [get_args(one)[0] if get_origin(one) is Annotated else one for one in members]
         if other is not None and other in types and type(default) not in types:
             found[name] = default
     return found

@@ -93,12 +93,12 @@ _ZEROS: Final = frozenset({encode(0.0), encode(-0.0)})  # which are equal, and s
 class Demand:
     """What one field must be like."""
 
-    __slots__ = ("_bounds", "_kind", "_wanted", "among", "name")
+    __slots__ = ("_bounds", "_wanted", "among", "kind", "name")
 
     def __init__(self, kind: Kind, name: str, among: list[Any] | None, bounds: list[tuple[Any, Any]]) -> None:
         self.name = name
         self.among = among  # plain single values, for who looks them up; None: an order is asked for
-        self._kind = kind
+        self.kind = kind
         self._bounds = bounds
         wanted = set(map(encode, among or ()))
         if not wanted.isdisjoint(_ZEROS):
@@ -118,17 +118,17 @@ class Demand:
             return all(compare(rank, bound) for compare, bound in self._bounds)
         except TypeError:  # of a union's members, of times with and without a zone
             problem = f"holds {value!r:.100}, which is neither more nor less than what is asked for"
-            raise InvalidMutation(f"{self._kind.name}.{self.name} {problem}", fields={self.name: problem}) from None
+            raise InvalidMutation(f"{self.kind.name}.{self.name} {problem}", fields={self.name: problem}) from None
 
     def rank(self, value: Any) -> Any:
         """What says whether a stored value is more than another; None: it is neither."""
-        typed = _typed(self._kind, self.name, value)
+        typed = _typed(self.kind, self.name, value)
         return None if typed is None else rank_of(typed)
 
     @property
     def is_plain(self) -> bool:
         """Whether no code of a user's runs to tell the rank of a value."""
-        return is_plain(field_adapter(self._kind.model, self.name).core_schema)
+        return is_plain(field_adapter(self.kind.model, self.name).core_schema)
 
     def among_ranks(self, ranks: Sequence[Any]) -> bool:
         """Whether one of these, which are in their order, lies within what is asked for. Raises TypeError."""
@@ -143,7 +143,7 @@ class Demand:
     def _meant(self, value: Any) -> bytes:
         """What the field makes of a default, which is stored as the class has it written: 0 where it holds floats."""
         try:
-            return encode(single(_typed(self._kind, self.name, value)))
+            return encode(single(_typed(self.kind, self.name, value)))
         except Exception:  # its code may be a user's; what cannot be read is nothing that is asked for
             return b""
 

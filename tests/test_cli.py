@@ -127,9 +127,10 @@ def test_what_cannot_be_printed_is_told_in_one_line(arguments: list[str], tmp_pa
 # --- serve -----------------------------------------------------------------------------------------------------------
 
 
-def test_no_folder_is_served_that_nobody_named(tmp_path: Path) -> None:
+@pytest.mark.parametrize("asked", ["serve", "demo --calm --state", "status"])
+def test_no_folder_is_meant_that_nobody_named(asked: str, tmp_path: Path) -> None:
     """As by a variable that is not set: that would be the current one, whatever is in there."""
-    told = solewriter("serve", "", folder=tmp_path)
+    told = solewriter(*asked.split(), "", folder=tmp_path)
     assert told.returncode == 2
     assert "the name of a folder is empty" in told.stderr
     assert not [*tmp_path.iterdir()]

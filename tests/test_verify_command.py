@@ -375,11 +375,17 @@ def test_what_was_on_disk_before_the_private_state_is_damaged_whatever_was_cut(f
         verify(folder)
 
 
+def tasks_in(checkpoint):
+    with Checkpoint(checkpoint) as one:
+        return one.directory.tables[one.directory.kinds.index("Task")].alive
+
+
 def test_a_checkpoint_that_nobody_names_and_that_is_ahead_of_the_journal_is_no_matter(folder, start_engine):
     """A power cut took the entry that it was taken behind; a start begins with the one that is named."""
     last = all_entries(folder)[-1]
     ahead = checkpoint_path(folder, last.number + 1)
-    shutil.copy(checkpoint_files(folder)[max(checkpoint_files(folder))], ahead)
+    alike = [path for path in checkpoint_files(folder).values() if tasks_in(path) == 39]  # as at the last revision
+    shutil.copy(alike[-1], ahead)
     described(ahead, behind=last.number + 1, revision=last.revision)
     assert verify(folder).revision == last.revision
     with open_reader(folder, offline=True) as reader, reader.snapshot() as snap:
@@ -699,6 +705,14 @@ def test_where_only_a_cut_helps_the_revision_is_told_that_keeps_most(folder, sta
     assert run("repair", folder, "--truncate-at", revision).exit_code == 0
     assert verify(folder).revision == revision
     start_engine(folder, limits=LIMITS)
+
+
+def test_where_nothing_tells_the_revision_a_start_is_refused_all_the_same(folder):
+    for path in journal_files(folder):
+        with open(path, "r+b") as file:
+            file.write(b"\xff\xff")
+    told = run("verify", folder, "--json")
+    assert json.loads(told.stdout)["starts"] is False
 
 
 def end_of(path):

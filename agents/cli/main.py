@@ -107,7 +107,8 @@ def demo(
     calm: Annotated[bool, typer.Option("--calm", help="Kill nobody.")] = False,
     durability: DurabilityOption = Durability.PROCESS,
     state: Annotated[
-        Path | None, typer.Option(help="A new state folder, which is kept.", show_default="a temporary one")
+        Path | None,
+        typer.Option(help="A new state folder, which is kept.", show_default="a temporary one", parser=named_folder),
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object, and nothing else on stdout.")] = False,
 ) -> None:
@@ -165,7 +166,7 @@ def status(
             metavar="STATE",
             help="The state folder.",
             show_default="./state if there is one, else this folder",
-            readable=False,  # likewise, and it says whom to ask as
+            parser=named_folder,
         ),
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object, and nothing else on stdout.")] = False,

@@ -17,8 +17,7 @@ from pydantic import field_validator, model_validator
 
 from solewriter import Entity, concerns
 
-TICK_S = 0.002  # between two looks of a probe: often enough to meet every long turn, rarely enough to cost nothing
-TICK_NS = 2_000_000
+TICK_NS = 2_000_000  # between two looks of a probe: often enough to meet every long turn, rarely enough to cost nothing
 NOTED = 64  # looks written at once
 
 
@@ -68,7 +67,7 @@ async def _note_delays(path: str) -> None:
     noted = array("Q")
     while True:
         due_ns = time.monotonic_ns() + TICK_NS
-        await asyncio.sleep(TICK_S)
+        await asyncio.sleep(TICK_NS / 1e9)
         now_ns = time.monotonic_ns()
         late_ns = max(0, now_ns - due_ns)
         for behind_ns in range(late_ns % TICK_NS, late_ns + 1, TICK_NS):  # a stall is more than one look that was late

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import io
 import math
 import signal
 import sys
@@ -225,7 +226,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
             results = run(plan, folder, say)
     except KeyboardInterrupt:
         return 128 + signal.SIGINT
-    print(msgspec.json.encode(results).decode() if given.json else printed(results))
+    try:
+        print(msgspec.json.encode(results).decode() if given.json else printed(results), flush=True)
+    except OSError as error:  # stdout is a full disk, say
+        sys.stdout = io.StringIO()  # at the exit nobody tries once more
+        _warn(f"solewriter bench: this cannot be printed: {error}")
+        return 1
     if given.plot:
         drawn = draw(results, given.plot)
         for path in drawn:

@@ -65,7 +65,7 @@ class Board:
         if old is not None:
             old.live = False
             self.ready.remove(old)
-        if fields is not None and fields.get("status", "created") in CLAIMABLE:
+        if fields is not None and single(fields.get("status", "created")) in CLAIMABLE:
             self._add(key, slot, fields)
 
     def pass_over(self, key: str) -> None:
@@ -112,7 +112,7 @@ class Board:
         priority = RANK.get(single(fields.get("priority", self._priority)), LAST)
         order = priority, _us(fields.get("created_at")), slot
         values = {name: in_column(fields[name]) for name in self.columns if name in fields}
-        policy = fields.get("on_dependency_failure", DependencyPolicy.BLOCK)
+        policy = single(fields.get("on_dependency_failure", DependencyPolicy.BLOCK))
         candidate = Candidate(key, order, values, policy, _us(fields.get("not_before")))
         for one in self.graph.dependencies.get(key, ()):
             candidate.unmet += not is_met(self.state(one), policy)

@@ -9,7 +9,7 @@ was answered is. That it waits here, in memory, is not: whoever has no lane any 
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from heapq import heapify, heappop, heappush
 from itertools import count
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -54,10 +54,12 @@ class Parked:
 class Line:
     """Those who wait for the same, in their order."""
 
+    wish: Wish
+    listed: bool  # its places are known
+    loose: list[Demand]  # those of its demands that its places do not tell
+
     def __init__(self, wish: Wish, number: int) -> None:
-        self.wish = wish
-        self.listed = bool(self.places()[1])
-        self.loose: list[Demand] = []  # those of its demands that its places do not tell
+        self.renew(wish)
         self.number = number
         self.waiting: OrderedDict[Asked, Parked] = OrderedDict()
         self.looked = -1  # when so much had become ready, there was nothing for any of them
@@ -65,10 +67,18 @@ class Line:
         self._denied: set[str] = set()
         self._paused = False  # a look of all of them goes on in another turn
 
+    def renew(self, wish: Wish) -> None:
+        """The same wish, as the class that is known now understands it."""
+        self.wish = wish
+        self.listed = bool(self.places()[1])
+        self.loose = [demand for demand in wish.demands if demand.among is None or not self.listed]
+
+    def is_of_now(self, wish: Wish) -> bool:
+        """Whether this wish, which says the same, is of the same class: another one may make other values of it."""
+        return not wish.demands or wish.demands[0].kind is self.wish.demands[0].kind
+
     def note(self, wish: Wish, came: int) -> None:
         """There was nothing for this one when so much had become ready."""
-        # of the class as it is by now
-        self.loose = [demand for demand in wish.demands if demand.among is None or not self.listed]
         if not wish.denied:
             self.looked = came
             return
@@ -139,6 +149,15 @@ class Queue:
             if not by_values:
                 del self._by_values[names]
 
+    def renew(self, line: Line, wish: Wish) -> None:
+        """Its wish is understood by another class; whether it is due stays."""
+        due = line.wish.said in self.due
+        self.remove(line)
+        line.renew(wish)
+        self.add(line)
+        if due:
+            self.due[wish.said] = line
+
     def put_last(self, line: Line) -> None:
         """Behind the others that are due, if it still is."""
         said = line.wish.said
@@ -158,16 +177,20 @@ class Queue:
         if news is None:
             self.due.update(self.lines)
             return
-        among = Among(ready, news)
-        found = {said: line for said, line in self._others.items() if line.may_have(among)}
+        found = self._concerned(self._others, Among(ready, news))
         for names, by_values in self._by_values.items():
             came: dict[Values, list[Candidate]] = {}
             for candidate in news:
                 came.setdefault(ready.values(candidate, names), []).append(candidate)
             for values in came.keys() & by_values.keys():
-                among = Among(ready, came[values])
-                found.update({said: line for said, line in by_values[values].items() if line.may_have(among)})
+                found.update(self._concerned(by_values[values], Among(ready, came[values])))
         self.due.update(sorted(found.items(), key=lambda one: one[1].number))
+
+    def _concerned(self, lines: Mapping[bytes, Line], among: Among) -> dict[bytes, Line]:
+        """Those of these lines that may have one of what came. Who is due already is not asked: its wish may still be
+        that of an earlier class.
+        """
+        return {said: line for said, line in lines.items() if said not in self.due and line.may_have(among)}
 
 
 class Lines:
@@ -198,6 +221,8 @@ class Lines:
         if line is None:
             line = Line(wish, next(self._count))
             queue.add(line)
+        elif not line.is_of_now(wish):
+            queue.renew(line, wish)
         line.note(wish, came)
         again = asked in self._parked  # for it there was nothing either, when something became ready
         line.waiting[asked] = self._parked[asked] = parked

@@ -15,6 +15,7 @@ from solewriter.shared.columns import Cells
 from solewriter.shared.errors import InvalidMutation, NotFound, UnknownKind, VersionConflict
 from solewriter.shared.kind import Kind
 from solewriter.shared.schema import differing
+from solewriter.shared.where import single
 
 if TYPE_CHECKING:
     from solewriter.engine_proc.coordination.leases import Place
@@ -57,7 +58,7 @@ class Step:
 
     def field(self, name: str) -> Any:
         """One field's plain value, its default where it is not stored."""
-        return self.fields.get(name, self.state.schema.defaults.get(name))
+        return single(self.fields.get(name, self.state.schema.defaults.get(name)))
 
     @property
     def altered(self) -> Collection[str]:

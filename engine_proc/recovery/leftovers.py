@@ -75,7 +75,7 @@ def still_mapped(folder: StateFolder) -> str:
     """Behind a start that found no room, and took dead engines' memory away: who maps it all the same, and so keeps it;
     "" if nobody is seen to.
     """
-    prefixes = b"|".join(old.prefix.encode() for old in folder.markers())
+    prefixes = b"|".join(old.prefix.encode() for old in folder.markers() if not folder.is_of_another(old))
     theirs = re.compile(rb"/(?:%s)-(?!root\b)" % prefixes)  # who waits for the next engine maps the root, and no more
     found = [pid for pid in _processes() if prefixes and theirs.search(_maps_of(pid))]
     if not found:

@@ -87,7 +87,7 @@ def _newest_cut(folder: Path) -> str:
     """The revision behind which a cut gives up least; nothing where none can be told."""
     try:
         return f" {_found(folder, INT_MAX)[0].revision}"
-    except (EngineUnavailable, OSError):
+    except (EngineUnavailable, JournalCorrupt, LayoutMismatch, OSError):
         return ""
 
 

@@ -235,7 +235,7 @@ class Pin:
             address, steps = before, steps + 1
         if visible is None:
             visible = address
-        if steps >= len(_NEAR):  # else there is a near one
+        if steps >= len(_NEAR):  # fewer are soon walked
             known.pop(address, None)
             known[begun] = visible
         return visible

@@ -376,18 +376,18 @@ def in_another_process(seed):
 
 
 @pytest.fixture(scope="module")
-def elsewhere():
+def in_other_processes():
     return [in_another_process(seed) for seed in ("1", "2")]
 
 
-def test_a_payload_is_the_same_bytes_in_every_process(elsewhere):
-    payloads = {payload for payload, _ in elsewhere}
+def test_a_payload_is_the_same_bytes_in_every_process(in_other_processes):
+    payloads = {payload for payload, _ in in_other_processes}
     assert len(payloads) == 1
     assert msgspec.msgpack.decode(bytes.fromhex(payloads.pop().split()[1])) == {"tags": ["e", "f", "g", "h"]}
 
 
-def test_a_schema_is_the_same_in_every_process(elsewhere):
-    assert len({digests for _, digests in elsewhere}) == 1
+def test_a_schema_is_the_same_in_every_process(in_other_processes):
+    assert len({digests for _, digests in in_other_processes}) == 1
 
 
 @pytest.mark.parametrize(
@@ -779,6 +779,7 @@ class Written(Entity):
 
     ratio: float = 0
     share: float | None = 1
+    bound: Annotated[float, Field(ge=0)] | None = 1
     count: int = 2.0
     both: int | float = 0
 
@@ -795,6 +796,7 @@ class WrittenRuled(Written):
     [
         ("ratio", [0, 0.0], [-0.0, 1.0]),
         ("share", [1, 1.0], [None, 0.0]),
+        ("bound", [1, 1.0], [None, 0.0]),
         ("count", [2, 2.0], [3]),
         ("both", [0], [0.0]),
     ],

@@ -13,14 +13,15 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Annotated, Any, ClassVar
 
 import msgspec
 import pytest
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, StringConstraints, field_validator, model_validator
 
 from solewriter import (
     Applied,
@@ -495,6 +496,69 @@ def test_a_plain_enum_of_a_class_of_tasks_orders_and_costs_like_its_values(engin
     assert [found.id for found in client.claim_many(Errand, 2)] == ["first", "late"]
     make(client, *(Errand(id=id, title=id, project=Payer.TWO, cost=1.0) for id in "xy"))
     assert client.claim(Errand) is None
+
+
+class Stage(enum.Enum):
+    CREATED = "created"
+    ASSIGNED = "assigned"
+    IN_PROGRESS = "in_progress"
+    IN_REVIEW = "in_review"
+    AUTH_REQUIRED = "auth_required"
+    BLOCKED = "blocked"
+    INTERRUPTED = "interrupted"
+    COMPLETED = "completed"
+    FAILED = "failed"
+    CANCELLED = "cancelled"
+    REJECTED = "rejected"
+
+
+class Policy(enum.Enum):
+    BLOCK = "block"
+    CANCEL = "cancel"
+    IGNORE = "ignore"
+
+
+class Staged(Task):
+    """Members of its enums are not equal to their values."""
+
+    status: Stage = Stage.CREATED  # type: ignore[assignment]
+    on_dependency_failure: Policy = Policy.BLOCK  # type: ignore[assignment]
+
+
+def test_the_states_of_a_class_of_tasks_may_be_a_plain_enum(engine, client, other):
+    engine.register(Staged)
+    client.create(Staged(id="a", title="a", max_retries=3, retry_delay_s=0))
+    mine = client.claim(Staged)
+    with pytest.raises(Fenced):
+        other.update(Staged.ref("a"), title="b")
+    client.fail(mine)
+    assert client.claim(Staged).attempts == 2
+    client.complete(Staged.ref("a"))
+    client.create(Staged(id="b", title="b"))
+    goes, stays = Staged(id="goes", title="g", on_dependency_failure=Policy.CANCEL), Staged(id="stays", title="s")
+    make(client, *(one.model_copy(update={"dependencies": ("b",)}) for one in (goes, stays)))
+    client.cancel(Staged.ref("b"))
+    assert [client.get(Staged, id).status for id in ("goes", "stays")] == [Stage.CANCELLED, Stage.CREATED]
+
+
+class Tagged(Task, columns=("tag",)):
+    tag: str = ""
+
+
+class Lowered(Task, kind="Tagged", columns=("tag",)):
+    tag: Annotated[str, StringConstraints(to_lower=True)] = ""
+
+
+def test_who_waits_is_found_by_what_a_newer_class_makes_of_its_wish(engine, client, other, wait_until):
+    engine.register(Tagged)
+    with ThreadPoolExecutor(1) as beside:
+        waiting = beside.submit(other.claim, Tagged, where={"tag": "GPU"}, timeout_s=60)
+        wait_until(lambda: other._session.waiting == 1, 5, "the claim to be sent")
+        other.create(Task(id="behind it", title="b"))
+        engine.register(Lowered)
+        client.create(Lowered(id="cpu", title="c", tag="cpu"))
+        client.create(Lowered(id="gpu", title="g", tag="gpu"))
+        assert waiting.result(20).id == "gpu"
 
 
 def test_nothing_goes_through_with_a_cancel(client, other):

@@ -557,14 +557,15 @@ def test_what_is_given_to_another_process_says_that_it_opens_its_own(state, star
             refused(client, "client", "connect")
             refused(client.reader, "reader", "open_reader")
 
-    def refused(opened, what, way):
+    def refused(opened, what, way, rest=""):
         words = f"a {what} belongs to the process that made it; another one gets the path and opens its own: "
-        with pytest.raises(TypeError, match=re.escape(f"{words}{way}({str(state)!r})")):
+        with pytest.raises(TypeError, match=re.escape(f"{words}{way}({str(state)!r}{rest})")):
             pickle.dumps(opened)
 
-    with connect(state) as client, open_reader(state) as reader:
+    with connect(state) as client, open_reader(state) as reader, open_reader(state, offline=True) as offline:
         refused(client, "client", "connect")
         refused(reader, "reader", "open_reader")
+        refused(offline, "reader", "open_reader", ", offline=True")
     asyncio.run(awaited())
 
 
@@ -580,8 +581,9 @@ def test_engines_and_snapshots_say_what_another_process_gets_in_their_place(stat
             return await reader.snapshot()
 
     with open_reader(state) as reader, open_reader(state, offline=True) as offline:
-        for snap in (reader.snapshot(), offline.snapshot(), asyncio.run(awaited())):
-            looks = re.escape(f"looks for itself: open_reader({str(state)!r}).at({snap.revision})")
+        snaps = {reader.snapshot(): "", offline.snapshot(): ", offline=True", asyncio.run(awaited()): ""}
+        for snap, rest in snaps.items():
+            looks = re.escape(f"looks for itself: open_reader({str(state)!r}{rest}).at({snap.revision})")
             with snap, pytest.raises(TypeError, match=looks):
                 pickle.dumps(snap)
 
@@ -661,6 +663,7 @@ def test_no_fork_of_another_thread_comes_in_the_middle_of_making_or_closing_a_la
         child = os.fork()
         if child == 0:
             os._exit(len(pipes() - before))
+        children.append(child)
         ended.append(os.waitpid(child, 0)[1])
 
     def fork_elsewhere() -> None:
@@ -668,7 +671,7 @@ def test_no_fork_of_another_thread_comes_in_the_middle_of_making_or_closing_a_la
         forking.append(elsewhere(fork))
         if held_off._is_owned():
             waited += 1
-            assert not ended, f"a fork did not wait at {reached}"
+            assert not children, f"a fork did not wait at {reached}"
         else:
             forking[0].join()
 
@@ -676,7 +679,7 @@ def test_no_fork_of_another_thread_comes_in_the_middle_of_making_or_closing_a_la
         before = pipes()
         while reached:
             steps += 1
-            ended, forking = [], []
+            children, ended, forking = [], [], []
             with at_step(steps, fork_elsewhere, exchange, greeting, lanes, connection) as reached:
                 if lane == "the first":
                     connect(engine.state).close()

@@ -545,6 +545,7 @@ def test_what_is_no_part_of_a_question_is_told_by_its_name(state, start_engine):
             ),
             ({"after": Task.ref(task.id)}, r"after is an entity or its id, not Ref\("),
             ({"after": {"title": "t"}}, r"after is an entity or its id, not {'title'"),
+            ({"after": {"id": task.id}}, r"after is an entity or its id, not {'id'"),
         ):
             with pytest.raises(InvalidQuery, match=said):
                 snap.scan(Task, **wrong)

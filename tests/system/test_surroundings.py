@@ -129,6 +129,20 @@ def test_an_engine_on_a_copy_of_a_killed_ones_folder_takes_nothing_from_its_read
             assert late.get(Task, "a").title == "a"
 
 
+def test_a_copy_of_a_folder_that_is_served_is_served_by_nobody(state, start_engine, tmp_path):
+    """Whoever opens it would be shown what the other one's engine does."""
+    start_engine(state)
+    with connect(state) as client:
+        client.create(Task(id="a", title="a"))
+        copy = shutil.copytree(state, tmp_path / "copy", ignore=shutil.ignore_patterns("*.sock"))
+        client.create(Task(id="later", title="later"))
+    with pytest.raises(EngineUnavailable, match="no engine"):
+        open_reader(copy)
+    with open_reader(copy, offline=True) as reader:
+        assert reader.get(Task, "a").title == "a"
+        assert reader.get(Task, "later") is None
+
+
 def test_an_engine_whose_folder_is_taken_away_while_it_starts_leaves_no_memory(
     state, wait_until, tmp_path, monkeypatch, is_stopped
 ):
