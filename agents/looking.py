@@ -51,7 +51,7 @@ class Looking(ABC):
         self.decoder = Decoder(registry or Registry(), limits.reader_cache_max)
 
     @property
-    def opened(self) -> str:
+    def _opened(self) -> str:
         """How another process opens its own."""
         return f"open_reader({str(self.folder.path)!r})"
 
@@ -132,7 +132,7 @@ class Looking(ABC):
             return travel.lived_on(self, pin, kind, key, since, until)
 
     def __reduce__(self) -> NoReturn:
-        raise not_sent("reader", self.opened)
+        raise not_sent("reader", self._opened)
 
     def __enter__(self) -> Self:
         return self

@@ -63,7 +63,7 @@ class OfflineReader(Looking):
         self._newest: Past | None = untrimmed(lambda: _newest(self.folder.path))
 
     @property
-    def opened(self) -> str:
+    def _opened(self) -> str:
         return f"open_reader({str(self.folder.path)!r}, offline=True)"
 
     def pin(self) -> Past:

@@ -201,7 +201,7 @@ class Snapshot:
     def __reduce__(self) -> NoReturn:
         raise TypeError(
             "a snapshot belongs to the process that took it; another one gets the path and the revision, and looks for "
-            f"itself: {self._reader.opened}.at({self.revision})"
+            f"itself: {self._reader._opened}.at({self.revision})"
         )
 
     def __repr__(self) -> str:

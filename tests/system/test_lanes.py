@@ -676,9 +676,8 @@ def test_no_fork_of_another_thread_comes_in_the_middle_of_making_or_closing_a_la
             forking[0].join()
 
     with connect(engine.state) as client:
-        before = pipes()
         while reached:
-            steps += 1
+            steps, before = steps + 1, pipes()
             children, ended, forking = [], [], []
             with at_step(steps, fork_elsewhere, exchange, greeting, lanes, connection) as reached:
                 if lane == "the first":
@@ -901,14 +900,20 @@ def test_a_client_whose_processor_somebody_else_wants_sleeps_instead_of_looking(
     busy = subprocess.Popen([sys.executable, "-c", "while True: pass"])
     try:
         with connect(state) as client:
-            task = client.create(Task(title="x"))
+            task, spinning = client.create(Task(title="x")), client._exchange._spinning
+
+            def until(looks, why):
+                nonlocal task
+                deadline = time.monotonic() + 20
+                while (spinning._waited_s < DEFAULT_LIMITS.spin_s and not spinning.crowded_until) is not looks:
+                    assert time.monotonic() < deadline, why
+                    task = client.update(task, description=str(time.monotonic()))
+
+            until(True, "it does not begin to look")
             one = {min(own)}
             os.sched_setaffinity(0, one)
             os.sched_setaffinity(busy.pid, one)
-            deadline = time.monotonic() + 20
-            while not client._exchange._spinning.crowded_until:
-                assert time.monotonic() < deadline, "it goes on looking"
-                task = client.update(task, description=str(time.monotonic()))
+            until(False, "it goes on looking")
     finally:
         os.sched_setaffinity(0, own)
         busy.kill()
