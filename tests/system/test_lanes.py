@@ -676,6 +676,9 @@ def test_no_fork_of_another_thread_comes_in_the_middle_of_making_or_closing_a_la
             forking[0].join()
 
     with connect(engine.state) as client:
+        children, ended, before = [], [], pipes()
+        fork()
+        (usual,) = ended  # a library may make a pipe of its own in each child, as libuv does
         while reached:
             steps, before = steps + 1, pipes()
             children, ended, forking = [], [], []
@@ -687,7 +690,7 @@ def test_no_fork_of_another_thread_comes_in_the_middle_of_making_or_closing_a_la
                     client.put(Task(title="x", id="t"))
             for one in forking:
                 one.join()
-            assert ended == [0] * len(forking), f"forked at {reached}"
+            assert ended == [usual] * len(forking), f"forked at {reached}"
     assert waited > 10
 
 
