@@ -199,7 +199,8 @@ def whereabouts_in(path: Path) -> Whereabouts:
     """What this file says. Raises what `UNDECODABLE` names, also for what is no prefix of segments or no name of a
     folder, and OSError.
     """
-    found = msgspec.json.decode(path.read_bytes(), type=Whereabouts)
+    # as text: of names that it does not know, msgspec would take any bytes
+    found = msgspec.json.decode(path.read_bytes().decode(), type=Whereabouts)
     if PREFIX.fullmatch(found.prefix) is None:
         raise msgspec.ValidationError(f"no prefix of segments: {found.prefix!r:.100}")
     if not found.memory_dir.startswith("/") or "\0" in found.memory_dir:
