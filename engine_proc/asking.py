@@ -86,7 +86,7 @@ def left(sessions: Sessions, session: Session, sequence: int, request: Any, revi
         return sequence, Status.UNAVAILABLE, revision, NOT_LOOKED
     told: Outcome | None = None
     if session.is_done_with(sequence):
-        told = session.told.get(sequence, FORGOTTEN)
+        told = session.told.get(sequence) or FORGOTTEN
     elif is_plain and request[2] is not None:
         told = sessions.by_request_id.get(request[2])
         if told is not None and told.digest is not None and told.digest != wireform.digest(request):

@@ -73,14 +73,16 @@ class Express:
                 written = update(turn, request, session, sequence, heap, entity_max, begin)
                 if written is None:
                     break
-                outcome = Outcome(number, sequence, _APPLIED, turn.revision, written)
-                outcomes.append(outcome)
+                revision = turn.revision
+                outcomes.append(Outcome(number, sequence, _APPLIED, revision, written))
+                answers.append((sequence, _APPLIED, revision, written))
             except Refused as error:
                 outcome = asking.refused(turn, number, sequence, error)
                 outcomes.append(outcome)
+                answers.append((sequence, outcome.status, outcome.revision, outcome.detail))
             except Unavailable as error:
                 outcome = asking.unavailable(turn, number, sequence, error)
-            answers.append((sequence, outcome.status, outcome.revision, outcome.detail))
+                answers.append((sequence, outcome.status, outcome.revision, outcome.detail))
             items.popleft()
             taken += 1
             if now() >= until:

@@ -8,6 +8,7 @@ counts the lanes of a session; only the newest one is read. Outcomes are bounded
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import msgspec
@@ -50,11 +51,41 @@ def kept(outcome: Outcome) -> Outcome:
     return msgspec.structs.replace(outcome, detail=msgspec.Raw(msgspec.msgpack.encode(detail)))
 
 
+class Told:
+    """The newest outcomes of a session, in the order in which they were committed. To add some costs next to nothing;
+    an index is made when one is looked for, which only happens where something was sent again, or asked for.
+    """
+
+    __slots__ = ("_index", "_outcomes")
+
+    def __init__(self, outcomes: Iterable[Outcome] = ()) -> None:
+        self._outcomes = deque(outcomes)
+        self._index: dict[int, Outcome] | None = None
+
+    def add(self, outcomes: Iterable[Outcome], most: int) -> None:
+        """Some more, of which and of the earlier ones the newest so many stay."""
+        if self._outcomes.maxlen != most:
+            self._outcomes = deque(self._outcomes, most)
+        self._outcomes.extend(outcomes)
+        self._index = None
+
+    def get(self, sequence: int) -> Outcome | None:
+        """How the request with this number ended, if that is still known."""
+        if self._index is None:
+            self._index = {outcome.sequence: outcome for outcome in self._outcomes}
+        return self._index.get(sequence)
+
+    def __iter__(self) -> Iterator[Outcome]:
+        return iter(self._outcomes)
+
+    def __len__(self) -> int:
+        return len(self._outcomes)
+
+
 class Session:
     """One agent's identity. `last` is the highest sequence number consumed."""
 
     __slots__ = (
-        "_order",
         "actor",
         "born",
         "client_id",
@@ -82,8 +113,7 @@ class Session:
         self.pid = self.born = 0  # of the process that speaks for it, see SessionChange
         self.last = -1
         self.floor = 0  # numbers below it may be of an earlier life of this session, which was forgotten
-        self.told: dict[int, Outcome] = {}
-        self._order: deque[int] = deque()
+        self.told = Told()
         self.gaps: deque[tuple[int, int]] = deque(maxlen=GAPS_MAX)  # numbers that were passed over unread
         self.fenced: set[int] = set()  # sequences that were answered NotApplied and must stay so
         self.quarantined: dict[int, Outcome] = {}  # those that are refused when they come, and how
@@ -97,8 +127,8 @@ class Session:
 
     @property
     def state(self) -> SessionState:
-        outcomes = [self.told[sequence] for sequence in self._order]
-        return SessionState(self.change, self.floor, list(self.gaps), list(self.fenced), outcomes, sorted(self.waiting))
+        gaps, fenced, waiting = list(self.gaps), list(self.fenced), sorted(self.waiting)
+        return SessionState(self.change, self.floor, gaps, fenced, list(self.told), waiting)
 
     @classmethod
     def of(cls, state: SessionState) -> Session:
@@ -109,21 +139,18 @@ class Session:
         session.pid, session.born = change.pid, change.born
         session.floor, session.fenced, session.waiting = state.floor, set(state.fenced), set(state.waiting)
         session.gaps.extend(state.gaps)
-        session.told = {outcome.sequence: recovered(outcome) for outcome in state.outcomes}
-        session._order.extend(session.told)
+        session.told = Told(map(recovered, state.outcomes))
         return session
 
     def remember(self, outcomes: list[Outcome], window: int) -> None:
         """The outcomes of some requests, at least one, and those before them up to the window."""
-        order, told = self._order, self.told
-        newest = {outcome.sequence: outcome for outcome in outcomes}
-        self.last = max(self.last, *newest)
+        sequences = [outcome.sequence for outcome in outcomes]
+        if min(sequences) <= self.last:
+            outcomes = [outcome for outcome in outcomes if self.told.get(outcome.sequence) is None]
+        self.last = max(self.last, *sequences)
         if self.waiting:
-            self.waiting.difference_update(newest)
-        order.extend([sequence for sequence in newest if sequence not in told])
-        told.update(newest)
-        for _ in range(len(order) - window):
-            del told[order.popleft()]
+            self.waiting.difference_update(sequences)
+        self.told.add(outcomes, window)
 
     def is_done_with(self, sequence: int) -> bool:
         """Whether this number was consumed, or passed over, and its request does not wait to be decided again."""

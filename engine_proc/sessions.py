@@ -189,9 +189,8 @@ class Sessions:
             session = self._by_number.get(number)
             if session is not None:
                 session.remember(together, window)
-            for outcome in together:
-                if outcome.request_id is not None:
-                    self._remember_id(outcome.request_id, outcome)
+            for request_id, outcome in [(one.request_id, one) for one in together if one.request_id is not None]:
+                self._remember_id(request_id, outcome)
 
     def wait(self, number: int, sequence: int) -> None:
         """A claim that was taken and is answered later: no number behind it makes it forgotten."""

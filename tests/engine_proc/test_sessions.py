@@ -214,7 +214,7 @@ def test_the_results_of_large_requests_are_kept_packed_and_told_as_they_were(ses
     sessions.remember(
         [Outcome(number, 0, Status.APPLIED, 7, written[:2]), Outcome(number, 1, Status.APPLIED, 8, written)]
     )
-    small, large = sessions.get(number).told[0], sessions.get(number).told[1]
+    small, large = sessions.get(number).told.get(0), sessions.get(number).told.get(1)
     assert small.detail == written[:2]
     assert len(msgspec.msgpack.encode(large.detail)) < 40 * len(written)
     assert isinstance(large.detail, msgspec.Raw)
@@ -226,7 +226,7 @@ def test_the_results_of_large_requests_are_kept_packed_and_told_as_they_were(ses
             msgspec.msgpack.decode(msgspec.msgpack.encode(sessions.states())), list[SessionState]
         )
     ]
-    assert msgspec.msgpack.decode(again.told[1].detail) == [[one[0], 0, *one[2:]] for one in written]
+    assert msgspec.msgpack.decode(again.told.get(1).detail) == [[one[0], 0, *one[2:]] for one in written]
 
 
 def test_what_was_forgotten_stays_so_behind_a_checkpoint():
