@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from datetime import datetime
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, Generic, NamedTuple
 
 from solewriter.agents.decoding import Model
 from solewriter.agents.looking import Looking
@@ -14,6 +14,15 @@ from solewriter.shared.errors import SnapshotExpired, SolewriterError
 from solewriter.shared.mutations import Op
 from solewriter.shared.record import Record
 from solewriter.shared.request_ids import default_id
+
+if TYPE_CHECKING:
+    from typing_extensions import TypeVar
+
+    Changed = TypeVar("Changed", default=Any, covariant=True)
+else:
+    from typing import TypeVar
+
+    Changed = TypeVar("Changed", covariant=True)  # which has defaults since 3.13
 
 
 class Published(NamedTuple):
@@ -33,8 +42,8 @@ class Published(NamedTuple):
         return self.pin.whole(address) if address else None
 
 
-class Change:
-    """One change of one entity, as it was committed.
+class Change(Generic[Changed]):
+    """One change of one entity, as it was committed: a `Change[Task]`, where tasks were asked for.
 
     `mutation` is what was asked for (create, update, claim ...), of several in one request the last; `old` and `new`
     are the entity before and after, None where there was or is none. Where what was before has left memory already,
@@ -87,27 +96,35 @@ class Change:
         return found.request_id or default_id(found.session, found.sequence)
 
     @property
-    def new(self) -> Any:
+    def new(self) -> Changed | None:
         pin, address, found, *_ = self._published
         if address:
             try:
-                return self._reader.decoder.decoded(pin, address, self._model)
+                return self._decoded(pin, address)
             except SnapshotExpired:
                 pass  # taken away since, but it was read as a whole
-        return self._reader.decoder.of_record(pin.catalog, found, self._model)
+        return self._of_record(pin, found)
 
     @property
-    def old(self) -> Any:
+    def old(self) -> Changed | None:
         pin, address, found, earlier, is_cut = self._published
         if earlier is None and (address or is_cut) and not _is_first(pin, found):
             try:
                 if address and (before := pin.previous(address)):
-                    return self._reader.decoder.decoded(pin, before, self._model)
+                    return self._decoded(pin, before)
             except (FileNotFoundError, SnapshotExpired):
                 is_cut = True
             if is_cut or found.revision < pin.root.oldest:  # a start puts records back without those before them
                 earlier = self._reader.before(pin, found)
-        return self._reader.decoder.of_record(pin.catalog, earlier, self._model)
+        return self._of_record(pin, earlier)
+
+    def _decoded(self, pin: Held, address: int) -> Changed | None:
+        entity: Changed | None = self._reader.decoder.decoded(pin, address, self._model)
+        return entity
+
+    def _of_record(self, pin: Held, found: Record | None) -> Changed | None:
+        entity: Changed | None = self._reader.decoder.of_record(pin.catalog, found, self._model)
+        return entity
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Addresses mean nothing where this process's mappings are not."""
@@ -118,7 +135,7 @@ class Change:
         return f"<Change {self.mutation} of {self.kind} {self.id!r} to version {self.version} at {self.revision}>"
 
 
-class _HandedOn(Change):
+class _HandedOn(Change[Any]):
     """One that came from another process: with what it was before and after, or why that could not be had there."""
 
     __slots__ = ("_new", "_old")

@@ -109,6 +109,10 @@ class Looking(ABC):
 
             return travel.diff(self, since, until, kind)
 
+    @overload
+    def history(self, kind: type[E], id: str) -> Iterator[Change[E]]: ...
+    @overload
+    def history(self, kind: str, id: str) -> Iterator[Change[Plain]]: ...
     def history(self, kind: type[Entity] | str, id: str) -> Iterator[Change]:
         """Every change of one entity, the newest first; of a deleted one, too. Raises Compacted behind the oldest that
         is available, if there were others before it.

@@ -100,24 +100,34 @@ class Reader(Attaching):
 
     @overload
     def watch(
-        self,
-        kind: type[Entity] | str | None = None,
-        *,
-        since: int | None = None,
-        where: Where | None = None,
-        timeout_s: float | None = None,
-        resync: Literal[False] = False,
-    ) -> Watch[Change]: ...
+        self, kind: type[E], *, since: int | None = None, where: Where | None = None,
+        timeout_s: float | None = None, resync: Literal[False] = False,
+    ) -> Watch[Change[E]]: ...  # fmt: skip
     @overload
     def watch(
-        self,
-        kind: type[Entity] | str | None = None,
-        *,
-        since: int | None = None,
-        where: Where | None = None,
-        timeout_s: float | None = None,
-        resync: bool,
-    ) -> Watch[Change | Resync]: ...
+        self, kind: type[E], *, since: int | None = None, where: Where | None = None,
+        timeout_s: float | None = None, resync: bool,
+    ) -> Watch[Change[E] | Resync]: ...  # fmt: skip
+    @overload
+    def watch(
+        self, kind: str, *, since: int | None = None, where: Where | None = None,
+        timeout_s: float | None = None, resync: Literal[False] = False,
+    ) -> Watch[Change[Plain]]: ...  # fmt: skip
+    @overload
+    def watch(
+        self, kind: str, *, since: int | None = None, where: Where | None = None,
+        timeout_s: float | None = None, resync: bool,
+    ) -> Watch[Change[Plain] | Resync]: ...  # fmt: skip
+    @overload
+    def watch(
+        self, kind: None = None, *, since: int | None = None, where: Where | None = None,
+        timeout_s: float | None = None, resync: Literal[False] = False,
+    ) -> Watch[Change]: ...  # fmt: skip
+    @overload
+    def watch(
+        self, kind: None = None, *, since: int | None = None, where: Where | None = None,
+        timeout_s: float | None = None, resync: bool,
+    ) -> Watch[Change | Resync]: ...  # fmt: skip
     def watch(
         self,
         kind: type[Entity] | str | None = None,

@@ -215,24 +215,34 @@ class AioReader:
 
     @overload
     def watch(
-        self,
-        kind: type[Entity] | str | None = None,
-        *,
-        since: int | None = None,
-        where: Where | None = None,
-        timeout_s: float | None = None,
-        resync: Literal[False] = False,
-    ) -> AioWatch[Change]: ...
+        self, kind: type[E], *, since: int | None = None, where: Where | None = None,
+        timeout_s: float | None = None, resync: Literal[False] = False,
+    ) -> AioWatch[Change[E]]: ...  # fmt: skip
     @overload
     def watch(
-        self,
-        kind: type[Entity] | str | None = None,
-        *,
-        since: int | None = None,
-        where: Where | None = None,
-        timeout_s: float | None = None,
-        resync: bool,
-    ) -> AioWatch[Change | Resync]: ...
+        self, kind: type[E], *, since: int | None = None, where: Where | None = None,
+        timeout_s: float | None = None, resync: bool,
+    ) -> AioWatch[Change[E] | Resync]: ...  # fmt: skip
+    @overload
+    def watch(
+        self, kind: str, *, since: int | None = None, where: Where | None = None,
+        timeout_s: float | None = None, resync: Literal[False] = False,
+    ) -> AioWatch[Change[Plain]]: ...  # fmt: skip
+    @overload
+    def watch(
+        self, kind: str, *, since: int | None = None, where: Where | None = None,
+        timeout_s: float | None = None, resync: bool,
+    ) -> AioWatch[Change[Plain] | Resync]: ...  # fmt: skip
+    @overload
+    def watch(
+        self, kind: None = None, *, since: int | None = None, where: Where | None = None,
+        timeout_s: float | None = None, resync: Literal[False] = False,
+    ) -> AioWatch[Change]: ...  # fmt: skip
+    @overload
+    def watch(
+        self, kind: None = None, *, since: int | None = None, where: Where | None = None,
+        timeout_s: float | None = None, resync: bool,
+    ) -> AioWatch[Change | Resync]: ...  # fmt: skip
     def watch(
         self,
         kind: type[Entity] | str | None = None,
@@ -264,6 +274,10 @@ class AioReader:
         """Every entity that is not the same at these two revisions. Raises Compacted, InvalidQuery."""
         return await self._beside(lambda: self.memory.diff(since, until, kind))
 
+    @overload
+    def history(self, kind: type[E], id: str) -> AsyncIterator[Change[E]]: ...
+    @overload
+    def history(self, kind: str, id: str) -> AsyncIterator[Change[Plain]]: ...
     async def history(self, kind: type[Entity] | str, id: str) -> AsyncIterator[Change]:
         """Every change of one entity, the newest first. Raises Compacted behind the oldest that is available, if there
         were others before it.

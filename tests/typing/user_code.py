@@ -90,12 +90,22 @@ def reads(snap: Snapshot, reader: Reader, client: Client) -> None:
 
 def watches(reader: Reader, told: bool) -> None:
     """A watch brings changes; only one that may fall behind, as it was asked to, brings anything else."""
-    assert_type(reader.watch(Task, timeout_s=0), Watch[Change])
+    assert_type(reader.watch(Task, timeout_s=0), Watch[Change[Task]])
     assert_type([change.mutation for change in reader.watch(Task, since=3)], list[str])
+    assert_type(next(reader.watch(Invoice)).new, Invoice | None)
+    assert_type(next(reader.watch("invoice")).old, dict[str, Any] | None)
+    assert_type(next(reader.watch()).new, Any | None)
+    assert_type(next(reader.watch(Chore, resync=True)), Change[Chore] | Resync)
     assert_type(next(reader.watch(resync=True)), Change | Resync)
     assert_type(next(reader.watch(resync=told)), Change | Resync)
     for any_of_them in (reader.watch(Task), reader.watch(resync=True)):
         follow(any_of_them)
+
+
+def looking_back(reader: Reader, offline: OfflineReader) -> None:
+    """What was is of the type that is asked for, too."""
+    assert_type([change.new for change in reader.history(Invoice, "i-1")], list[Invoice | None])
+    assert_type([change.old for change in offline.history("invoice", "i-1")], list[dict[str, Any] | None])
 
 
 def reads_of_tasks(snap: Snapshot) -> None:
@@ -115,6 +125,8 @@ async def watches_awaited(reader: aio.AioReader) -> None:
     """The same of coroutines."""
     assert_type([change.mutation async for change in reader.watch(Task, since=3)], list[str])
     assert_type([one async for one in reader.watch(resync=True)], list[Change | Resync])
+    assert_type([change.new async for change in reader.watch(Invoice)], list[Invoice | None])
+    assert_type([change.old async for change in reader.history(Chore, "c-1")], list[Chore | None])
 
 
 async def verbs_awaited(client: aio.AioClient, task: Task, chore: Chore, invoice: Invoice) -> None:
