@@ -111,7 +111,7 @@ class SingleWriter:
     def _reclaim(self, written: int) -> None:
         """After the replies left."""
         self.state.forget(
-            self._publisher.reclaim(written, self.state.revision, self._journal.tail.number, self.state.counts())
+            self._publisher.reclaim(written, self.state.revision, self._journal.tail.number, self.state.counts)
         )
 
     def stop(self) -> None:

@@ -8,7 +8,7 @@ tail, installs heads, cells and keys, and shows the new root by one store. Until
 from __future__ import annotations
 
 import struct
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Executor
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
@@ -217,7 +217,9 @@ class Publisher:
             )
         )  # fmt: skip
 
-    def reclaim(self, written: int, revision: int, entry: int, kinds: Sequence[tuple[int, int]]) -> Sequence[Dropped]:
+    def reclaim(
+        self, written: int, revision: int, entry: int, kinds: Callable[[], Sequence[tuple[int, int]]]
+    ) -> Sequence[Dropped]:
         """Between two turns: move live records out of the oldest segments while too much is dead, as far as is due
         behind so many bytes that were written. A revision says the same before and after; nobody is woken. The
         tombstones that went: their slots are free.
@@ -228,7 +230,7 @@ class Publisher:
             self.let_go()
         while budget > 0 and self.reclaimer.due:
             before = self.reclaimer.looked
-            dropped += self._reclaim_slice(budget, revision, entry, kinds)
+            dropped += self._reclaim_slice(budget, revision, entry, kinds())
             if self.reclaimer.looked == before:
                 break  # no room to copy to
             budget -= self.reclaimer.looked - before

@@ -110,7 +110,7 @@ class Server:
         self.publisher.describe([kind.name for kind in self.state.kinds], self.state.schemas)
         self.publisher.reserve({}, {})
         self.publisher.publish([], self.state.revision, self.journal.tail.number, self.state.counts())
-        self.state.forget(self.publisher.reclaim(0, self.state.revision, self.journal.tail.number, self.state.counts()))
+        self.state.forget(self.publisher.reclaim(0, self.state.revision, self.journal.tail.number, self.state.counts))
         failpoint.reach("recover.published")
         with_room(self.lock.folder, lambda: self.folder.announce(own))
         failpoint.reach("recover.announced")

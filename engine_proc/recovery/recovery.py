@@ -167,7 +167,7 @@ class Recovery:
         if entry.bodies:
             self._publisher.note_recovered(entry.revision)
             # as behind a turn: what a long replay left is not waited for
-            self._publisher.reclaim(len(entry.bodies), self._state.revision, entry.number, self._state.counts())
+            self._publisher.reclaim(len(entry.bodies), self._state.revision, entry.number, self._state.counts)
         self._install_private(entry, said)
 
     def _install_private(self, entry: Entry, said: PrivateChanges) -> None:

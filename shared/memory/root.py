@@ -94,6 +94,8 @@ class RootWriter:
         self._words[READABLE] = 1
         self._futex = Word(segment.map, _HEAD * 8)
         self._number = 0
+        self._kinds: tuple[tuple[int, int], ...] = ()  # of the root that was filled last, and how they are written
+        self._pairs = b""
         self.beat()
 
     def remember(self, history: bytes) -> None:
@@ -109,8 +111,9 @@ class RootWriter:
     def fill(self, root: Root) -> None:
         """Write the next root into the ring, where no reader looks yet. `root.number` is given here."""
         self._number += 1
-        pairs = b"".join([_KINDS.pack(*pair) for pair in root.kinds])
-        body = _ROOT.pack(0, len(root.kinds), self._number, *root[1:11])[4:] + pairs
+        if root.kinds != self._kinds:
+            self._kinds, self._pairs = root.kinds, b"".join([_KINDS.pack(*pair) for pair in root.kinds])
+        body = _ROOT.pack(0, len(root.kinds), self._number, *root[1:11])[4:] + self._pairs
         place = _RING + self._number % ROOT_RING * _PLACE_BYTES
         self._map[place : place + 4 + len(body)] = crc32(body).to_bytes(4, "little") + body
 
