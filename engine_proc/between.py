@@ -8,7 +8,10 @@ from __future__ import annotations
 import asyncio
 import gc
 import time
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Awaitable, Callable, Generator, Sequence
+from concurrent.futures import Future
+from contextlib import suppress
+from functools import partial
 from typing import Any, NamedTuple, TypeVar
 
 from solewriter.engine_proc import adoption as adoptions
@@ -39,11 +42,18 @@ class Finished(NamedTuple):
     made: Made
 
 
+class Settled(NamedTuple):
+    """What was journaled is on disk, or could not be brought there: what waits for that."""
+
+    done: Future[None]
+    then: Callable[[], Awaitable[None]]
+
+
 class Look(NamedTuple):
     """A checkpoint may be due, though nobody asks for anything."""
 
 
-Item = Registration | Finished | Look
+Item = Registration | Finished | Settled | Look
 
 
 class BetweenTurns:
@@ -68,7 +78,10 @@ class BetweenTurns:
         if isinstance(item, Registration):
             await self._adopt(item)
         elif isinstance(item, Finished):
-            await self._note(item.made)
+            await self._when_settled(partial(self._note, item.made))
+        elif isinstance(item, Settled):
+            item.done.result()  # a failed sync ends the engine
+            await item.then()
         else:
             self.look()
 
@@ -162,12 +175,24 @@ class BetweenTurns:
         loop, inbox = asyncio.get_running_loop(), self._inbox
 
         def send(item: Item) -> None:
-            loop.call_soon_threadsafe(inbox.put_nowait, [item])
+            with suppress(RuntimeError):  # the loop ended: there will be no other turn
+                loop.call_soon_threadsafe(inbox.put_nowait, [item])
 
         return send
 
+    async def _when_settled(self, then: Callable[[], Awaitable[None]]) -> None:
+        """Do this between two turns, when all is on disk that is journaled by now. Turns go on meanwhile: what was only
+        written may be megabytes.
+        """
+        done = self._journal.settle()
+        if done is None:
+            await then()
+        else:
+            send = self._sender()
+            done.add_done_callback(lambda done: send(Settled(done, then)))
+
     async def _note(self, made: Made) -> None:
-        """What no reader sees is journaled behind it; then a start begins with it."""
+        """What no reader sees is journaled behind it; when that is on disk, a start begins with it."""
         checkpoints = self.checkpoints
         assert checkpoints is not None, "one was made"
         before = self._journal.length
@@ -182,5 +207,9 @@ class BetweenTurns:
             checkpoints.given_up(made, str(error))
             return
         failpoint.reach("checkpoint.journaled")
-        send = self._sender()
-        checkpoints.noted(made, self._journal.length - before, lambda: send(Look()))
+        await self._when_settled(partial(self._noted, made, self._journal.length - before))
+
+    async def _noted(self, made: Made, private_bytes: int) -> None:
+        checkpoints, send = self.checkpoints, self._sender()
+        assert checkpoints is not None, "one was made"
+        checkpoints.noted(made, private_bytes, lambda: send(Look()))

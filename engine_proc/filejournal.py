@@ -37,7 +37,12 @@ class Staged(NamedTuple):
     packed: bytearray
     tail: Tail
     whole: bool  # it holds the whole private state, and begins a file
-    lasting: bool  # that, or a life: it is on disk at every level, and may use what little room is left
+    life: bool  # it is on disk at every level, before it is committed
+
+    @property
+    def lasting(self) -> bool:
+        """What was before it is on disk before it is written; and it may use what little room is left."""
+        return self.whole or self.life
 
 
 class FileJournal:
@@ -74,9 +79,8 @@ class FileJournal:
 
     def append(self, revision: int, time_us: int, bodies: list[bytes], private: Private) -> None:
         packed, crc = entries.pack(self._tail.number + 1, revision, time_us, self._tail.crc, bodies, private)
-        whole = private.whole is not None
         tail = Tail(self._tail.number + 1, crc)
-        self._staged = Staged(packed, tail, whole, lasting=whole or private.life is not None)
+        self._staged = Staged(packed, tail, whole=private.whole is not None, life=private.life is not None)
 
     async def commit(self, *, durable: bool) -> None:
         assert self._staged is not None
@@ -93,7 +97,7 @@ class FileJournal:
         self._write(packed, self._offset)
         failpoint.reach("commit.written")
         self._on_disk = False
-        if staged.lasting or (durable and self._power):
+        if staged.life or (durable and self._power):
             await self._sync()
             failpoint.reach("commit.synced")
         self._offset += len(packed)
@@ -107,6 +111,18 @@ class FileJournal:
             self._closing = None
         if self._offset > self._size // 2:
             self.make_ahead()
+
+    def settle(self) -> Future[None] | None:
+        """Through a descriptor of its own: the kernel tells each of them that a sync failed."""
+        if self._on_disk:
+            return None
+        try:
+            fd = os.open(journal_files(self._folder)[-1], os.O_RDONLY | os.O_CLOEXEC)
+        except OSError:  # for want of descriptors
+            _synced(self._fd)
+            self._on_disk = True
+            return None
+        return self._syncer.submit(_synced_and_closed, fd)
 
     def make_ahead(self) -> None:
         if not self._ahead.begun:
@@ -295,6 +311,13 @@ def _synced(fd: int) -> float:
     begun = time.monotonic()
     os.fdatasync(fd)
     return time.monotonic() - begun
+
+
+def _synced_and_closed(fd: int) -> None:
+    try:
+        os.fdatasync(fd)
+    finally:
+        os.close(fd)
 
 
 def _sync_and_close(fd: int, committed_fd: int) -> None:

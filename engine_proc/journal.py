@@ -6,6 +6,7 @@ Its journals are `FileJournal` (`filejournal`) and, for `memory`, one that keeps
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from concurrent.futures import Future
 from typing import Protocol
 
 from solewriter.engine_proc.recovery.replay import Tail
@@ -56,6 +57,11 @@ class Journal(Protocol):
         any other OSError is the end of the process.
         """
 
+    def settle(self) -> Future[None] | None:
+        """Bring what was committed so far onto the disk, whatever the journal's level, while others commit. None where
+        it is there. An OSError is the end of the process.
+        """
+
     def make_ahead(self) -> None:
         """The whole private state is coming, and begins a file: have that made beside the loop."""
 
@@ -92,6 +98,9 @@ class NoJournal:
 
     async def commit(self, *, durable: bool) -> None:
         self.tail = self._next
+
+    def settle(self) -> Future[None] | None:
+        return None
 
     def make_ahead(self) -> None:
         pass

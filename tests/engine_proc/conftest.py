@@ -38,7 +38,7 @@ import uvloop
 from solewriter import Limits
 from solewriter.engine_proc import filejournal as journals
 from solewriter.engine_proc import reclaim
-from solewriter.engine_proc.between import Finished
+from solewriter.engine_proc.between import Finished, Settled
 from solewriter.engine_proc.bridge import Bridge
 from solewriter.engine_proc.checkpoint import make
 from solewriter.engine_proc.engine import SingleWriter
@@ -137,6 +137,9 @@ class LocalEngine:
             self.kill(theirs)
             raise
         parts = self.server
+        if isinstance(parts.journal, journals.FileJournal):
+            parts.journal._syncer.shutdown()
+            parts.journal._syncer = AtOnce()
         self.bridge = Bridge(self.loop, limits, parts.life.epoch, lambda text: None, parts.sessions.fell_silent)
         self.writer = SingleWriter(
             parts.state, parts.sessions, parts.journal, parts.publisher, self.bridge, limits, parts.lock.check
@@ -181,8 +184,9 @@ class LocalEngine:
         inbox, others = self.bridge.inbox, []
         while not inbox.empty():
             items = inbox.get_nowait()
-            if isinstance(items[0], Finished):
+            if isinstance(items[0], Finished | Settled):
                 self.loop.run_until_complete(self.writer.between.run(items[0]))
+                self.read()
             else:
                 others.append(items)
         for items in others:
