@@ -93,10 +93,10 @@ class Recoverer:
         server.beside = server.growing = local.AtOnce()
         server.recover()
         outcomes = {
-            (number, sequence): (told.status, told.revision, without_addresses(told.status, told.detail))
+            (number, told.sequence): (told.status, told.revision, without_addresses(told.status, told.detail))
             for number in self.sessions
             if (session := server.sessions.get(number)) is not None
-            for sequence, told in session.told.items()
+            for told in session.told
         }
         view = View(str(self.memory), server.publisher.prefix)
         return Found(

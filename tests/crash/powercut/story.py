@@ -10,6 +10,7 @@ import os
 import random
 import shutil
 from collections.abc import Callable, Sequence
+from concurrent.futures import Executor, Future
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -98,12 +99,38 @@ class Told(NamedTuple):
     changed: bool
 
 
+class Beside(Executor):
+    """Does what a commit waits for at once, and what is synced beside the turns when another turn was taken."""
+
+    def __init__(self) -> None:
+        self._waiting: list[tuple[Future[Any], Callable[..., Any], tuple[Any, ...]]] = []
+
+    def submit(self, work: Any, /, *args: Any, **options: Any) -> Future[Any]:
+        future: Future[Any] = Future()
+        self._waiting.append((future, work, args))
+        if work is not journals._synced_and_closed:
+            self._do(self._waiting.pop())
+        return future
+
+    def go_on(self) -> None:
+        while self._waiting:
+            self._do(self._waiting.pop(0))
+
+    def _do(self, job: tuple[Future[Any], Callable[..., Any], tuple[Any, ...]]) -> None:
+        future, work, args = job
+        try:
+            future.set_result(work(*args))
+        except OSError as error:
+            future.set_exception(error)
+
+
 class Play:
     """The engine and its agents while a story is being recorded. Use `played`."""
 
     def __init__(self, folder: Path, recorder: Recorder, story: Story, limits: Limits) -> None:
         self.state, self.recorder, self.story, self.limits = folder / "state", recorder, story, limits
         self.engine: Any = None
+        self.beside = Beside()
         self.steps = local.Steps()
         self.calls: dict[str, Any] = {}
         self.frames: dict[str, int] = {}
@@ -124,6 +151,7 @@ class Play:
     def start(self, *clients: str) -> None:
         self.recorder.mark(["coming", len(self.story.states) - 1])
         self.engine = local.LocalEngine(self.state, self.limits, self.story.durability, self.fds)
+        self.beside = self.engine.server.journal._syncer = Beside()
         self.recorder.mark(["history", self.engine.server.life.history])
         self.compare()
         for client in clients:
@@ -202,6 +230,7 @@ class Play:
         failpoint.reach = self.steps
         try:
             self.engine.turn()
+            self.beside.go_on()
             self.engine.finish_checkpoint()
         finally:
             failpoint.reach = before
