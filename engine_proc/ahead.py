@@ -1,8 +1,9 @@
 """The file after the current one, made beside the loop, so that a full disk shows here and a sync in it costs half.
 
-For `power` it is of zeros that are on disk: an fdatasync in place costs half of one that extends. A trimmed file serves
-as well, and costs nothing: its header is cleared, and the entries behind have lower numbers than any that will follow.
-A reserve is held that only what tidies up may use, when the disk is full: the note of a clean end, say.
+For `power` it is of zeros that are on disk: an fdatasync in place costs half of one that extends. Else its first block
+is. A trimmed file serves as well, and costs nothing: its header is cleared, and the entries behind have lower numbers
+than any that will follow. A reserve is held that only what tidies up may use, when the disk is full: the note of a
+clean end, say.
 """
 
 from __future__ import annotations
@@ -144,13 +145,14 @@ class FilesAhead:
         return fd
 
     def _prepare(self, fd: int, size: int, *, fresh: bool) -> None:
-        if not fresh:
-            _write(fd, bytes(FILE_HEADER_BYTES), 0)
-            os.fdatasync(fd)
+        """With a block on disk for the header, which will be synced while a turn waits."""
+        header = bytes(FILE_HEADER_BYTES)
+        if fresh:
+            fill(fd, header, size, zeroed=self._zeroed)
+            os.fsync(fd)
         else:
-            fill(fd, b"", size, zeroed=self._zeroed)
-            if self._zeroed:
-                os.fsync(fd)
+            _write(fd, header, 0)
+            os.fdatasync(fd)
 
     def _spares(self, size: int) -> list[Path]:
         """Those of so many bytes at least: of smaller ones, which another bound left, nothing is made."""
