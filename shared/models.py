@@ -31,7 +31,7 @@ from solewriter.shared.errors import shown
 from solewriter.shared.fieldtypes import refuse_unsuitable
 from solewriter.shared.frozen import FrozenMap, Json
 
-E = TypeVar("E", bound="Entity")
+E_co = TypeVar("E_co", bound="Entity", covariant=True)
 Rule = TypeVar("Rule", bound=Callable[..., Any])
 
 
@@ -56,10 +56,10 @@ def check_id(id: object) -> None:
         raise TypeError(f"an id is a str, not {shown(id)}")
 
 
-class Ref(msgspec.Struct, Generic[E], frozen=True):
+class Ref(msgspec.Struct, Generic[E_co], frozen=True):
     """A name for an entity without its content: a target that compares no version. Made by `Task.ref(id)`."""
 
-    model: type[E]
+    model: type[E_co]
     id: str
 
 

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from pydantic import BaseModel
 
 from solewriter.shared.config import LEASE_LEAST_S, LEASE_MOST_S
 from solewriter.shared.errors import InvalidMutation, shown
 from solewriter.shared.kind import Kind
-from solewriter.shared.models import E, Entity, Ref
+from solewriter.shared.models import Entity, Ref
 from solewriter.shared.mutations import Claim, Complete, Fail, Mutation, Op, Redrive, Release, Renew
 from solewriter.shared.registry import Registry
 from solewriter.shared.schema import in_whole_minutes, plain
@@ -18,6 +18,8 @@ from solewriter.shared.wirecheck import SCALARS, is_text
 
 if TYPE_CHECKING:
     from solewriter.shared.wireform import PlainMutation
+
+E = TypeVar("E", bound=Entity)
 
 NO_ID = "*"  # of a mutation that says what it wants, and not which
 

@@ -60,6 +60,15 @@ def verbs(client: Client, task: Task, chore: Chore, invoice: Invoice) -> None:
     client.delete(invoice)
 
 
+def targets(client: Client, invoice: Invoice) -> None:
+    """A reference to a derived class is one to its base, as an entity of it is."""
+    base: Task | Ref[Task] = Chore.ref("c-1")
+    assert_type(client.update(base, title="other"), Task)
+    mixed: list[Ref[Entity]] = [Chore.ref("c-1"), Invoice.ref("i-1")]
+    for target in [Chore.ref("c-1"), Invoice.ref("i-1"), *mixed]:
+        client.delete(target)
+
+
 def requests(client: Client, task: Task) -> None:
     """Requests answer with replies, in which a refusal is a value."""
     reply = client.submit(Create(task), deadline_s=0.5, wait_for_room=False)
