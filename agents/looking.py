@@ -9,7 +9,7 @@ import os
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from types import TracebackType
-from typing import TYPE_CHECKING, NoReturn, Self, TypeVar, overload
+from typing import TYPE_CHECKING, Any, NoReturn, Self, TypeVar, overload
 
 from solewriter.agents.decoding import Decoder
 from solewriter.agents.snapshot import Plain, Snapshot
@@ -100,7 +100,13 @@ class Looking(ABC):
 
             return travel.at(self, revision)
 
-    def diff(self, since: int, until: int, kind: type[Entity] | str | None = None) -> list[Difference]:
+    @overload
+    def diff(self, since: int, until: int, kind: type[E]) -> list[Difference[E]]: ...
+    @overload
+    def diff(self, since: int, until: int, kind: str) -> list[Difference[Plain]]: ...
+    @overload
+    def diff(self, since: int, until: int, kind: None = None) -> list[Difference[Any]]: ...
+    def diff(self, since: int, until: int, kind: type[Entity] | str | None = None) -> list[Difference[Any]]:
         """Every entity that is not the same at these two revisions, with both contents, in the order of its first
         change; of all kinds or one. Raises as `at` does.
         """

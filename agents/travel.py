@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from functools import partial
 from itertools import chain
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Generic, NamedTuple, TypeVar
 
 from solewriter.agents.change import Change, Published
 from solewriter.agents.decoding import Model
@@ -26,15 +26,16 @@ from solewriter.shared.memory.pin import Pin
 from solewriter.shared.models import check_id, name_of
 
 Key = tuple[int, str]  # kind code, id
+T = TypeVar("T")
 
 
-class Difference(NamedTuple):
+class Difference(NamedTuple, Generic[T]):
     """One entity that is not the same at two revisions; None where there was or is none."""
 
     kind: str
     id: str
-    old: Any
-    new: Any
+    old: T | None
+    new: T | None
 
 
 def at(reader: Looking, revision: int) -> Snapshot:
@@ -99,7 +100,7 @@ def where_it_begins(error: Compacted, in_memory: int) -> int:
 # --- what changed between two revisions -------------------------------------------------------------------------------
 
 
-def diff(reader: Looking, since: int, until: int, kind: Model | None) -> list[Difference]:
+def diff(reader: Looking, since: int, until: int, kind: Model | None) -> list[Difference[Any]]:
     """Every entity that differs, in the order of its first change. Raises Compacted, InvalidQuery."""
     check_revision(since)
     check_revision(until)
@@ -147,7 +148,7 @@ def _asked_for(reader: Looking, now: Held, kind: Model | None, keys: Iterable[Ke
             yield key, name, kind or reader.decoder.model_of(name)
 
 
-def _difference(kind: str, id: str, old: Any, new: Any) -> Difference | None:
+def _difference(kind: str, id: str, old: Any, new: Any) -> Difference[Any] | None:
     """None where both are the same: there is none, or it is the same again."""
     return Difference(kind, id, old, new) if old is not new and _version(old) != _version(new) else None
 

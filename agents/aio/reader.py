@@ -270,7 +270,13 @@ class AioReader:
         """Everything as it was at an earlier revision. Raises Compacted, InvalidQuery."""
         return await self._beside(lambda: self.memory.at(revision))
 
-    async def diff(self, since: int, until: int, kind: type[Entity] | str | None = None) -> list[Difference]:
+    @overload
+    async def diff(self, since: int, until: int, kind: type[E]) -> list[Difference[E]]: ...
+    @overload
+    async def diff(self, since: int, until: int, kind: str) -> list[Difference[Plain]]: ...
+    @overload
+    async def diff(self, since: int, until: int, kind: None = None) -> list[Difference[Any]]: ...
+    async def diff(self, since: int, until: int, kind: type[Entity] | str | None = None) -> list[Difference[Any]]:
         """Every entity that is not the same at these two revisions. Raises Compacted, InvalidQuery."""
         return await self._beside(lambda: self.memory.diff(since, until, kind))
 

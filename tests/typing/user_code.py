@@ -12,6 +12,7 @@ from solewriter import (
     Change,
     Client,
     Create,
+    Difference,
     Engine,
     Entity,
     OfflineReader,
@@ -62,11 +63,15 @@ def verbs(client: Client, task: Task, chore: Chore, invoice: Invoice) -> None:
 
 def targets(client: Client, invoice: Invoice) -> None:
     """A reference to a derived class is one to its base, as an entity of it is."""
-    base: Task | Ref[Task] = Chore.ref("c-1")
-    assert_type(client.update(base, title="other"), Task)
+    rename(client, Chore.ref("c-1"))
     mixed: list[Ref[Entity]] = [Chore.ref("c-1"), Invoice.ref("i-1")]
     for target in [Chore.ref("c-1"), Invoice.ref("i-1"), *mixed]:
         client.delete(target)
+
+
+def rename(client: Client, target: Task | Ref[Task]) -> None:
+    """Whoever takes a target of a kind."""
+    assert_type(client.update(target, title="other"), Task)
 
 
 def requests(client: Client, task: Task) -> None:
@@ -95,6 +100,19 @@ def reads(snap: Snapshot, reader: Reader, client: Client) -> None:
     assert_type(client.get(Task, "t-1"), Task | None)
     assert_type(client.get("Task", "t-1"), dict[str, Any] | None)
     assert_type(reader.wait_for(reader.revision, timeout_s=1.0), int)
+
+
+def differences(reader: Reader, offline: OfflineReader, kind: type[Task] | str | None) -> None:
+    """What differs is of the kind that was asked for."""
+    for difference in reader.diff(1, 2, Invoice):
+        assert_type(difference.old, Invoice | None)
+        _, _, _, new = difference
+        assert_type(new, Invoice | None)
+    assert_type(offline.diff(1, 2, Chore), list[Difference[Chore]])
+    assert_type(reader.diff(1, 2, "chore")[0].new, dict[str, Any] | None)
+    assert_type(reader.diff(1, 2), list[Difference[Any]])
+    for either in reader.diff(1, 2, kind):
+        print(either.id)
 
 
 def watches(reader: Reader, told: bool) -> None:
@@ -136,6 +154,13 @@ async def watches_awaited(reader: aio.AioReader) -> None:
     assert_type([one async for one in reader.watch(resync=True)], list[Change | Resync])
     assert_type([change.new async for change in reader.watch(Invoice)], list[Invoice | None])
     assert_type([change.old async for change in reader.history(Chore, "c-1")], list[Chore | None])
+
+
+async def differences_awaited(reader: aio.AioReader) -> None:
+    """And of theirs."""
+    assert_type(await reader.diff(1, 2, Chore), list[Difference[Chore]])
+    assert_type((await reader.diff(1, 2, "chore"))[0].new, dict[str, Any] | None)
+    assert_type(await reader.diff(1, 2), list[Difference[Any]])
 
 
 async def verbs_awaited(client: aio.AioClient, task: Task, chore: Chore, invoice: Invoice) -> None:
