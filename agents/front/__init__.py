@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from solewriter.agents.readiness import Budget, Reason, budget_of, dead_letters, why_not_ready
     from solewriter.agents.snapshot import Snapshot
     from solewriter.agents.status import EngineStatus, status_of
+    from solewriter.agents.transaction import Transaction
     from solewriter.agents.travel import Difference
     from solewriter.agents.watch import Resync, Watch
     from solewriter.engine_proc.process import Engine
@@ -120,6 +121,7 @@ _ROOMS = {
     "solewriter.agents.readiness": ("why_not_ready", "dead_letters", "budget_of", "Reason", "Budget"),
     "solewriter.agents.snapshot": ("Snapshot",),
     "solewriter.agents.status": ("status_of", "EngineStatus"),
+    "solewriter.agents.transaction": ("Transaction",),
     "solewriter.agents.change": ("Change",),
     "solewriter.agents.travel": ("Difference",),
     "solewriter.agents.watch": ("Watch", "Resync"),
@@ -151,8 +153,8 @@ _HOME = {name: room for room, names in _ROOMS.items() for name in names}
 _MODULES = {"aio": "solewriter.agents.aio", "errors": "solewriter.shared.errors"}
 
 __all__ = [
-    "Engine", "connect", "Client", "open_reader", "Reader", "OfflineReader", "Snapshot", "Range", "Watch", "Change",
-    "Resync", "Difference", "status_of", "EngineStatus", "aio",
+    "Engine", "connect", "Client", "Transaction", "open_reader", "Reader", "OfflineReader", "Snapshot", "Range",
+    "Watch", "Change", "Resync", "Difference", "status_of", "EngineStatus", "aio",
     "Limits",
     "Entity", "Part", "Task", "Project", "Lifecycle", "Ref", "broken", "concerns",
     "TaskStatus", "TaskPriority", "TaskType", "ProjectStatus",

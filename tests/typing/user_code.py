@@ -24,6 +24,7 @@ from solewriter import (
     SolewriterError,
     Task,
     TaskStatus,
+    Transaction,
     VersionConflict,
     Watch,
     aio,
@@ -83,9 +84,17 @@ def requests(client: Client, task: Task) -> None:
     assert_type(reply.entity, Any)
     assert_type(client.submit_many([Create(task)]), Iterator[Reply])
     with client.transaction(reason="tidying") as transaction:
+        assert_type(transaction, Transaction)
         transaction.update(task, title="other")
     assert_type(transaction.result(task), Task)
     assert_type(transaction.revision, int)
+
+
+def charge(transaction: Transaction, awaited: aio.AioTransaction, invoice: Invoice) -> Invoice:
+    """What is handed a transaction can say so."""
+    assert_type(awaited.put(invoice), Invoice)
+    transaction.update(invoice, total_cents=invoice.total_cents + 1)
+    return transaction.create(invoice)
 
 
 def reads(snap: Snapshot, reader: Reader, client: Client) -> None:
