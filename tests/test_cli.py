@@ -127,7 +127,13 @@ def test_what_cannot_be_printed_is_told_in_one_line(arguments: list[str], tmp_pa
 # --- serve -----------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("asked", ["serve", "demo --calm --state", "status"])
+@pytest.mark.parametrize(
+    "asked",
+    [
+        "serve", "serve state --memory-dir", "demo --calm --state", "status", "verify", "repair --around-checkpoint",
+        "repair --truncate-at 0",
+    ],
+)  # fmt: skip
 def test_no_folder_is_meant_that_nobody_named(asked: str, tmp_path: Path) -> None:
     """As by a variable that is not set: that would be the current one, whatever is in there."""
     told = solewriter(*asked.split(), "", folder=tmp_path)
@@ -253,6 +259,8 @@ def test_models_of_the_current_folder_are_served(tmp_path: Path, state: Path, se
     ("place", "complaint"),
     [
         ("shop_models", "not of the form"),
+        ("", "not of the form"),
+        ("./shop_models.py:MODELS", "not of the form"),
         ("no_such_module:MODELS", "No module named"),
         ("shop_models:MISSING", "MISSING"),
         ("shop_models:NOTHING", "not a list of Entity classes"),

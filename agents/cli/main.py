@@ -63,20 +63,25 @@ FolderOfCode = Annotated[
     ),
 ]  # fmt: skip
 
-ExistingFolder = Annotated[
-    Path,
-    typer.Argument(
-        metavar="STATE", exists=True, file_okay=False, help="The state folder.",
-        readable=False,  # else typer itself refuses another user's, as if that were a wrong use
-    ),
-]  # fmt: skip
-
 
 def named_folder(name: str) -> Path:
     """Raises BadParameter for no name, that of an unset variable say, which pathlib takes for the current folder."""
     if not name:
         raise typer.BadParameter("the name of a folder is empty")
     return Path(name)
+
+
+def existing_folder(name: str) -> Path:
+    """One that is there, though perhaps another user's. Raises BadParameter."""
+    folder = named_folder(name)
+    if not os.path.isdir(folder):
+        raise typer.BadParameter(
+            f"{name!r} is no folder" if os.path.lexists(folder) else f"there is no folder {name!r}"
+        )
+    return folder
+
+
+ExistingFolder = Annotated[Path, typer.Argument(metavar="STATE", help="The state folder.", parser=existing_folder)]
 
 
 def print_version(wanted: bool) -> None:
@@ -145,14 +150,14 @@ def serve(
     ] = False,
     memory_dir: Annotated[
         Path | None,
-        typer.Option(exists=True, file_okay=False, help="The folder for the shared memory.", show_default="/dev/shm"),
+        typer.Option(help="The folder for the shared memory.", show_default="/dev/shm", parser=existing_folder),
     ] = None,
 ) -> None:
     """Serve a state folder until SIGTERM or Ctrl-C; restart the engine when it dies."""
     from solewriter.agents.cli.serving import imported_models, limits_of, serve_folder
 
     with errors_in_one_line():
-        classes, limits = imported_models(models) if models else (), limits_of(memory_dir)
+        classes, limits = () if models is None else imported_models(models), limits_of(memory_dir)
         end_on_sigterm(0)
         signal.signal(signal.SIGINT, signal.getsignal(signal.SIGTERM))
         serve_folder(state, classes, durability.value, limits, replace_hung=replace_hung)

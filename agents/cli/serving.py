@@ -55,7 +55,7 @@ def imported_models(place: str) -> tuple[type[Entity], ...]:
     when it was told where in the user's own code something else went wrong.
     """
     module_name, _, name = place.partition(":")
-    if not (module_name and name):
+    if not (module_name and name) or module_name.startswith("."):  # a path, or relative to nothing
         raise typer.BadParameter(f"{place!r} is not of the form package.module:NAME", param_hint="--models")
     sys.path.insert(0, os.getcwd())
     try:
