@@ -233,6 +233,8 @@ def _whole(op: Op, entity: Any, expect: Any, reason: Any, registry: Registry) ->
     if not isinstance(entity, Entity):
         raise TypeError(f"{op.name.lower()} takes an entity, not {shown(entity)}")
     kind = registry.of(type(entity))
+    if len(entity.__dict__) > len(kind.model.__pydantic_fields__):
+        _check_names(kind, entity)
     stored = kind.stored(entity)
     if kind.recasts:  # its code may make something else of what is left out as a default: then it is refused
         for name in entity.model_fields_set - IN_HEADER:
@@ -248,6 +250,15 @@ def _whole(op: Op, entity: Any, expect: Any, reason: Any, registry: Registry) ->
     except (NotImplementedError, TypeError):
         fields = {name: plain_field(kind, name, value) for name, value in stored.items()}  # which names it
     return op.value, kind.name, entity.id, expect, fields, reason, kind.schema_id
+
+
+def _check_names(kind: Kind, entity: Entity) -> None:
+    """`model_copy(update=)` takes any name. Raises InvalidMutation for one that is neither a field nor the class's, as
+    cached properties are.
+    """
+    for name, value in entity.__dict__.items():
+        if not name.startswith("_") and not hasattr(kind.model, name):
+            kind.known(name, value)
 
 
 def _expected(expect: Any, target: Any) -> Any:

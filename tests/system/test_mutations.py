@@ -210,6 +210,21 @@ def test_the_engine_validates_whatever_a_client_lets_through(client):
 
 
 @pytest.mark.usefixtures("shared_engine")
+def test_a_name_that_is_no_field_is_told_of_a_copy_too(client):
+    """`model_copy` takes any name: an entity with it would be stored without what was to be changed."""
+    task = client.create(Task(title="x"))
+    wrong = task.model_copy(update={"titel": "y"})
+    for asked in (
+        lambda: client.put(wrong),
+        lambda: client.create(wrong.model_copy(update={"id": "other"})),
+        lambda: client.apply(task, lambda _: wrong),
+    ):
+        with pytest.raises(InvalidMutation, match="Task has no field 'titel'"):
+            asked()
+    assert client.put(task.model_copy(update={"title": "y"})).title == "y"
+
+
+@pytest.mark.usefixtures("shared_engine")
 def test_a_project_is_paused_by_a_transition(client):
     project = client.create(Project(name="farm", owner="me"))
     assert client.transition(project, ProjectStatus.PAUSED).status is ProjectStatus.PAUSED
