@@ -106,6 +106,8 @@ class Entity(BaseModel):
     def __init_subclass__(
         cls, *, kind: str | None = None, columns: tuple[str, ...] = (), lifecycle: Lifecycle | None = None, **rest: Any
     ) -> None:
+        if rest and sum("__init_subclass__" in vars(base) for base in cls.__mro__) == 2:  # object's and this
+            raise TypeError(f"{cls.__name__}: a class takes kind, columns and lifecycle, not {', '.join(rest)}")
         super().__init_subclass__(**rest)
         if isinstance(columns, str):  # which would be taken for the names of its letters
             raise TypeError(f"{cls.__name__}: columns is a tuple of names: columns=({columns!r},)")
@@ -154,8 +156,7 @@ CONCERNS = "__concerns__"
 
 
 def concerns(*fields: str) -> Callable[[Rule], Rule]:
-    """Says of a model's `after` rule which fields it looks at, and that it only looks: changes of others need not run
-    it.
+    """Says of a model's `after` rule which fields it looks at, and that it only looks: others' changes do not run it.
 
     Without it, every change of an entity runs the model's whole validation.
     """
@@ -272,7 +273,6 @@ TASK_LIFECYCLE = Lifecycle(
 )
 
 NEEDS_ASSIGNEE = frozenset({"assigned", "in_progress", "in_review", "auth_required", "completed"})
-
 
 COORDINATED = (
     "status", "project", "assigned_to", "parent_task_id", "dependencies", "on_dependency_failure", "not_before",

@@ -466,6 +466,7 @@ def test_steps_that_are_no_mapping_to_tuples_are_told_as_that(steps):
         ({"lifecycle": {}}, r"lifecycle is a Lifecycle\(\.\.\.\), not {}"),
         ({"columns": None}, "columns is a tuple of names, not None"),
         ({"columns": {"light"}}, "columns is a tuple of names, not {'light'}"),
+        ({"column": ("light",)}, "a class takes kind, columns and lifecycle, not column"),
     ],
     ids=repr,
 )
