@@ -107,7 +107,7 @@ class StateFolder:
         final = is_no_folder(error)
         if not isinstance(error, (FileNotFoundError, NotADirectoryError, ConnectionRefusedError)):
             return EngineUnavailable(f"no engine serves {self.path}: {error}", final=final)
-        hint = f"start one with Engine({str(self.path)!r}) or `solewriter serve`"
+        hint = f"start one by `with Engine({str(self.path)!r})` or `solewriter serve`"
         if to_reader and any(self.path.glob("journal-*.log")):
             hint += ", or read what it holds: open_reader(..., offline=True)"
         return EngineUnavailable(f"no engine serves {self.path}{self._unlike_a_state()}: {hint}", final=final)

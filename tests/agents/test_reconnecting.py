@@ -44,7 +44,7 @@ def test_a_lane_is_given_up_at_one_time_for_all_who_miss_it(again):
 def test_who_has_time_for_another_hello_goes_on(again):
     again.next_pause_s()
     again.failed(ConnectionRefusedError(), 110 - RECONNECT_FIRST_S, 110)
-    with pytest.raises(EngineUnavailable, match="start one with Engine"):
+    with pytest.raises(EngineUnavailable, match="start one by `with Engine"):
         again.failed(ConnectionRefusedError(), 110 - RECONNECT_FIRST_S / 2, 110)
 
 

@@ -1985,7 +1985,7 @@ def test_a_client_that_finds_nobody_says_how_to_start_one(state, start_engine):
         await aio.open_reader(path)
 
     def told(path, what, to_readers=""):
-        hint = f"no engine serves {path}{what}: start one with Engine({str(path)!r}) or `solewriter serve`"
+        hint = f"no engine serves {path}{what}: start one by `with Engine({str(path)!r})` or `solewriter serve`"
         for look, more in (
             (lambda: connect(path, limits=limits), ""),
             (lambda: asyncio.run(awaited(path)), ""),
@@ -1995,7 +1995,7 @@ def test_a_client_that_finds_nobody_says_how_to_start_one(state, start_engine):
             with pytest.raises(EngineUnavailable, match=re.escape(hint + more) + "$"):
                 look()
 
-    told(state, ", which is not there")
+    told(Engine(state).state, ", which is not there")  # which its `with` would have started
     told(another, ", and none ever did")
     start_engine(state, durability="memory").stop()
     told(state, "")  # and nothing in it to be read
