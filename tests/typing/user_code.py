@@ -111,6 +111,13 @@ def reads(snap: Snapshot, reader: Reader, client: Client) -> None:
     assert_type(reader.wait_for(reader.revision, timeout_s=1.0), int)
 
 
+def reads_of_either(snap: Snapshot, client: Client, kind: type[Task] | str) -> None:
+    """A kind given as one or the other yields one or the other."""
+    assert_type(snap.get(kind, "t-1"), Task | dict[str, Any] | None)
+    assert_type(snap[kind, "t-1"], Task | dict[str, Any])
+    assert_type(client.get(kind, "t-1"), Task | dict[str, Any] | None)
+
+
 def differences(reader: Reader, offline: OfflineReader, kind: type[Task] | str | None) -> None:
     """What differs is of the kind that was asked for."""
     for difference in reader.diff(1, 2, Invoice):
