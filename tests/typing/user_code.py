@@ -25,6 +25,7 @@ from solewriter import (
     Task,
     TaskStatus,
     Transaction,
+    Update,
     VersionConflict,
     Watch,
     aio,
@@ -83,6 +84,9 @@ def requests(client: Client, task: Task) -> None:
     assert_type(reply.error, SolewriterError | None)
     assert_type(reply.entity, Any)
     assert_type(client.submit_many([Create(task)]), Iterator[Reply])
+    wishes: list[Create | Update] = [Create(task), Update(task, {"title": "other"})]
+    assert_type(client.submit(*wishes), Reply)
+    assert_type(client.submit_many(wishes), Iterator[Reply])
     with client.transaction(reason="tidying") as transaction:
         assert_type(transaction, Transaction)
         transaction.update(task, title="other")
