@@ -189,7 +189,9 @@ def test_type_checkers_and_the_interpreter_find_the_same_names_in_the_same_rooms
     assert {name for _, name in checked} == set(solewriter.__all__)
     assert looked_up <= checked
     for room, name in checked - looked_up:  # modules
-        assert getattr(solewriter, name) is importlib.import_module(f"{room}.{name}")
+        shown, home = importlib.import_module(f"solewriter.{name}"), importlib.import_module(f"{room}.{name}")
+        assert getattr(solewriter, name) is shown
+        assert all(getattr(shown, one) is getattr(home, one) for one in shown.__all__)
 
 
 def test_a_name_that_is_not_there_is_an_attribute_error() -> None:

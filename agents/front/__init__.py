@@ -150,7 +150,7 @@ _ROOMS = {
     ),
 }  # fmt: skip
 _HOME = {name: room for room, names in _ROOMS.items() for name in names}
-_MODULES = {"aio": "solewriter.agents.aio", "errors": "solewriter.shared.errors"}
+_MODULES = {"aio", "errors"}
 
 __all__ = [
     "Engine", "connect", "Client", "Transaction", "open_reader", "Reader", "OfflineReader", "Snapshot", "Range",
@@ -176,7 +176,7 @@ __all__ = [
 
 def __getattr__(name: str) -> Any:
     if name in _MODULES:
-        return importlib.import_module(_MODULES[name])
+        return importlib.import_module(f"solewriter.{name}")
     if name not in _HOME:
         raise AttributeError(f"module 'solewriter' has no attribute {name!r}")
     found = globals()[name] = getattr(importlib.import_module(_HOME[name]), name)

@@ -34,6 +34,8 @@ from solewriter import (
     errors,
     open_reader,
 )
+from solewriter.aio import AioClient
+from solewriter.errors import NotFound
 
 
 class Invoice(Entity, kind="invoice"):
@@ -181,6 +183,11 @@ async def differences_awaited(reader: aio.AioReader) -> None:
     assert_type(await reader.diff(1, 2, Chore), list[Difference[Chore]])
     assert_type((await reader.diff(1, 2, "chore"))[0].new, dict[str, Any] | None)
     assert_type(await reader.diff(1, 2), list[Difference[Any]])
+
+
+def refused(error: NotFound, client: AioClient) -> tuple[errors.NotFound, aio.AioClient]:
+    """What is imported from the rooms that the front door shows is the same."""
+    return error, client
 
 
 async def verbs_awaited(client: aio.AioClient, task: Task, chore: Chore, invoice: Invoice) -> None:
