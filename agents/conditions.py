@@ -70,6 +70,8 @@ def _range(kind: str, place: int, column: Column, wanted: Range) -> Condition:
     if wanted.lt is not None:
         high.append(_next(cell_of(kind, column, wanted.lt), up=False))
     low.append({"d": -math.inf, "q": NO_INT + 1}.get(column.code, 1))  # above the cell of None, or unlike it
+    if wanted.gt == math.inf or wanted.lt == -math.inf:  # behind which nothing is, nor a next cell
+        return Condition(place, (), None, None)
     return Condition(place, None, max(low, default=None), min(high, default=None))
 
 

@@ -521,6 +521,26 @@ def test_pages_go_on_behind_a_number_that_is_none(state, start_engine):
                 assert seen == [f"g{number}" for number in expected]
 
 
+def test_nothing_is_more_than_infinity_or_less_than_its_negative(state, start_engine):
+    class Bound(Entity, kind="Bound", columns=("level",)):
+        level: float | None = Field(default=None, allow_inf_nan=True)
+
+    start_engine(state, models=[Bound])
+    with connect(state) as client:
+        for number, level in enumerate((-math.inf, -1.0, math.inf, None, math.nan)):
+            client.create(Bound(id=f"b{number}", level=level))
+        snap = client.reader.snapshot()
+        for asked, expected in (
+            (Range(gt=math.inf), ""), (Range(lt=-math.inf), ""), (Range(gt=math.inf, le=math.inf), ""),
+            (Range(gt=-math.inf), "12"), (Range(lt=math.inf), "01"),
+            (Range(ge=math.inf), "2"), (Range(le=-math.inf), "0"),
+        ):  # fmt: skip
+            found = [f"b{number}" for number in expected]
+            assert snap.ids(Bound, {"level": asked}) == found, asked
+            changes = client.reader.watch(Bound, since=0, where={"level": asked}, timeout_s=0)
+            assert [change.id for change in changes] == found, asked
+
+
 @pytest.mark.parametrize("never", [2**2000, float("nan")], ids=["huge", "nan"])
 def test_a_number_that_no_float_column_holds_is_refused(state, start_engine, never):
     start_engine(state, models=[Probe])
