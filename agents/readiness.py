@@ -16,7 +16,16 @@ from typing import Any, TypeVar, overload
 from solewriter.agents.snapshot import Snapshot
 from solewriter.shared.errors import InvalidQuery, SchemaMismatch, shown
 from solewriter.shared.models import BudgetPolicy, Project, ProjectStatus, Task, name_of
-from solewriter.shared.readiness import CLAIMABLE, FINISHED, HELD, Dependency, attempts_left, is_met, state_of
+from solewriter.shared.readiness import (
+    CLAIMABLE,
+    FINISHED,
+    HELD,
+    Dependency,
+    attempts_left,
+    is_dead_letter,
+    is_met,
+    state_of,
+)
 from solewriter.shared.where import Where, single
 
 T = TypeVar("T", bound=Task)
@@ -199,9 +208,9 @@ def dead_letters(snap: Snapshot, *, where: Where | None = None) -> list[Task]: .
 def dead_letters(snap: Snapshot, kind: type[T], where: Where | None = None) -> list[T]: ...
 def dead_letters(snap: Snapshot, kind: type[Task] = Task, where: Where | None = None) -> list[Any]:
     """Tasks that failed or were interrupted as often as they may be, oldest first."""
-    asked = {**(where or {}), "status": ("failed", "interrupted")}
+    asked = {"status": ("failed", "interrupted"), **(where or {})}
     found = snap.scan(kind, where=asked, order_by="created_at")
-    return [task for task in found if not attempts_left(_field(task))]
+    return [task for task in found if is_dead_letter(_field(task))]
 
 
 def is_anything_left(snap: Snapshot, kind: type[Task], where: Where) -> bool:

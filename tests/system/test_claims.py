@@ -994,6 +994,18 @@ def test_a_dead_agents_task_is_claimed_by_who_waits(client, victim, wait_until):
     assert changes == [("claim", "tester"), ("expire", "engine"), ("claim", "victim"), ("create", "tester")]
 
 
+def test_dead_letters_are_only_those_that_are_asked_for(client):
+    for id, to, retries in (("f", "failed", 0), ("i", "interrupted", 0), ("again", "failed", 1)):
+        client.create(task(id, project=id, max_retries=retries))
+        client.transition(client.claim(Task, where={"project": id}), to)
+    with client.reader.snapshot() as snap:
+        for asked, expected in (
+            ({}, "fi"), ({"status": "failed"}, "f"), ({"status": ["interrupted", "created"]}, "i"),
+            ({"status": TaskStatus.CREATED}, ""), ({"status": "failed", "project": "i"}, ""),
+        ):  # fmt: skip
+            assert [one.id for one in dead_letters(snap, where=asked)] == list(expected), asked
+
+
 def test_a_task_whose_agents_die_too_often_is_a_dead_letter(client, victim, wait_until):
     client.create(task("a"))
     victim().kill()
