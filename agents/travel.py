@@ -19,7 +19,7 @@ from solewriter.agents.looking import Looking, check_revision
 from solewriter.agents.past import Held, Past
 from solewriter.agents.snapshot import Snapshot
 from solewriter.shared import record
-from solewriter.shared.chain import entries_between, oldest_entry, own_checkpoint
+from solewriter.shared.chain import entries_between, journal_files, oldest_entry, own_checkpoint
 from solewriter.shared.errors import Compacted, InvalidQuery, SnapshotExpired, minding_descriptors, shown
 from solewriter.shared.memory.heap import PREFIX_BYTES
 from solewriter.shared.memory.pin import Pin
@@ -182,8 +182,8 @@ def history(reader: Looking, kind: Model, id: str) -> Iterator[Change]:
         try:
             with minding_descriptors():
                 older, missing = _in_journal(reader, now, code, id, last.record if last is not None else None)
-        except Compacted as error:
-            missing = error
+        except Compacted as error:  # of nothing that is left, without a journal, nothing is told
+            missing = error if last is not None or journal_files(reader.folder.path) else None
     if last is not None:
         yield Change(reader, last._replace(earlier=older[0].record if older else None), name, kind)
     for one in older:

@@ -146,6 +146,7 @@ def test_without_a_journal_what_left_memory_is_gone_and_that_is_said(state, star
             got.extend(change.version for change in reader.history(Task, "t1"))
         assert got == list(range(got[0], got[-1] - 1, -1)), "what is there comes first"
         assert told.value.oldest == whole
+        assert list(reader.history(Task, "never")) == []
 
 
 def test_what_is_gone_says_where_memory_begins_if_it_goes_back_farther_than_what_is_kept(
