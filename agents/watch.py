@@ -25,6 +25,7 @@ from solewriter.shared.columns import Cell
 from solewriter.shared.config import WATCH_BATCH
 from solewriter.shared.errors import Compacted, InvalidQuery, SnapshotExpired
 from solewriter.shared.models import name_of
+from solewriter.shared.where import kept
 
 if TYPE_CHECKING:
     from typing_extensions import TypeVar
@@ -72,7 +73,7 @@ class Watch(Generic[Brought]):
         self._reader = reader
         self._kind = kind
         self._name = None if kind is None else name_of(kind)
-        self._where = where
+        self._where = kept(where)
         self._timeout_s = timeout_s
         self._resync = resync
         with reader.snapshot() as now:

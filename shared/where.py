@@ -47,6 +47,13 @@ def asked_of(where: Where) -> Iterable[tuple[str, Any]]:
     return where.items()
 
 
+def kept(where: Where | None) -> Where:
+    """As it is now, for who asks it later: its caller may ask something else with it meanwhile. Raises TypeError for
+    what is no mapping.
+    """
+    return {name: tuple(wanted) if isinstance(wanted, list | set) else wanted for name, wanted in asked_of(where or {})}
+
+
 def plain_where(kind: Kind, where: Where) -> PlainWhere:
     """As plain data. Raises InvalidMutation for no such field, and for what it never holds; TypeError for what is no
     mapping.

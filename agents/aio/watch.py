@@ -12,6 +12,7 @@ from solewriter.agents.aio.reader import Patience
 from solewriter.agents.deadline import check_patience
 from solewriter.agents.decoding import Model
 from solewriter.agents.watch import Brought, Watch, taken_note_of
+from solewriter.shared.where import kept
 
 if TYPE_CHECKING:
     from solewriter.agents.aio.reader import AioReader
@@ -28,7 +29,7 @@ class AioWatch(Generic[Brought]):
         timeout_s: float | None, resync: bool,
     ) -> None:  # fmt: skip
         check_patience(timeout_s)
-        memory = reader.memory
+        memory, asked = reader.memory, kept(where)
         root = memory.mapped.root  # now, though the newest memory may be on its way
         self._reader = reader
         self._timeout_s = timeout_s
@@ -36,7 +37,7 @@ class AioWatch(Generic[Brought]):
         self._since = root.current().revision if since is None else since
         history = root.history.hex()
         self._made: Callable[[], Watch[Brought]]
-        self._made = lambda: Watch(memory, kind, self._since, where, None, resync, history)
+        self._made = lambda: Watch(memory, kind, self._since, asked, None, resync, history)
         self._watch: Watch[Brought] | None = None
         self._looking: asyncio.Future[bool] | None = None  # it goes on when its caller is cancelled
 

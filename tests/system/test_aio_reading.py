@@ -65,6 +65,10 @@ def test_a_watch_ends_when_nothing_comes_and_goes_on_when_it_is_asked_again(engi
             assert [change.id async for change in watch] == ["t"]
             assert [change.id async for change in reader.watch(since=0, timeout_s=0)] == ["b", "t"]
             assert watch.revision == 2
+            where = {"project": ""}
+            asked = reader.watch(Task, since=0, where=where, timeout_s=0)
+            where["project"] = "another"
+            assert [change.id async for change in asked] == ["b", "t"]
 
     run(main())
 

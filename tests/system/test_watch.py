@@ -278,6 +278,19 @@ def test_a_watch_behind_what_was_never_published_leaves_nothing_out_silently(cli
     assert [change.id for change in patient] == ["after"]
 
 
+def test_what_a_watch_asks_for_stays_when_its_caller_asks_something_else(client, reader):
+    states = ["created"]
+    where = {"status": states, "project": "p"}
+    watch = reader.watch(Task, since=0, where=where, timeout_s=0)
+    states.append("cancelled")
+    where["project"] = "q"
+    other = reader.watch(Task, since=0, where=where, timeout_s=0)
+    for project in ("p", "q"):
+        client.create(Task(title="x", id=project, project=project))
+    assert [change.id for change in watch] == ["p"]
+    assert [change.id for change in other] == ["q"]
+
+
 def test_where_needs_a_kind_and_a_column(client, reader):
     with pytest.raises(InvalidQuery, match="one kind"):
         reader.watch(where={"status": "created"})
