@@ -1,19 +1,21 @@
 """`Past`: a revision that memory does not hold any more, built again from the journal. It answers as a `Pin` does.
 
-Every entity has one place, which is its address: (kind << 32 | slot) + 1; slots are those of the checkpoint with which
-it begins, then handed out in the order of first creation. It takes one pass over the journal from that checkpoint on,
-some 5 us for each change, and the memory of everything that lived then.
+Every entity has one place, which is its address: (kind << 32 | slot) + 1; slots are those that the engine gave: those
+of the checkpoint with which it begins, then one after the other, but for used ones, which the journal names. It takes
+one pass over the journal from that checkpoint on, some 5 us for each change, and the memory of everything that lived
+then.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, NoReturn, Protocol
 
 from solewriter.shared import record
 from solewriter.shared.chain import checkpoint_to, entries_between
 from solewriter.shared.checkpoint import Checkpoint
+from solewriter.shared.entry import Entry
 from solewriter.shared.memory.catalog import Catalog
 from solewriter.shared.memory.pin import Pin
 from solewriter.shared.memory.root import Root
@@ -62,16 +64,17 @@ class Past:
         self.found: dict[Any, Any] = {}  # nothing, as no slot has a head here
         self.aside: dict[Any, Any] = {}  # as a pin's; of a revision that nobody moves on from
         self.revision = 0
-        self._coming: bytes | None = None  # read, and of a later revision
+        self._coming: tuple[bytes, int | None] | None = None  # read, and of a later revision
         self._slots: list[dict[str, int]] = [{} for _ in now.catalog.kinds]
         self._newest: list[list[bytes]] = [[] for _ in now.catalog.kinds]  # b"" in a slot that nobody has
+        self._begun: dict[tuple[int, str], int] = {}  # see `begun`
         self._alive = [0] * len(now.catalog.kinds)
         begin = 1
         if (checkpoint := checkpoint_to(folder, revision)) is not None:
             with checkpoint:
                 self._begin_with(checkpoint)
             begin = checkpoint.entry + 1
-        self._bodies = (body for entry in entries_between(folder, begin, now.root.entry) for body in entry.records())
+        self._bodies = _bodies_in(entries_between(folder, begin, now.root.entry))
 
     def _begin_with(self, checkpoint: Checkpoint) -> None:
         directory = checkpoint.directory
@@ -92,27 +95,42 @@ class Past:
 
     def changes(self, revision: int) -> Iterator[tuple[record.Record, record.Record | None]]:
         """The same, one record after the other, each with that of its entity before it."""
-        while (body := self._coming or next(self._bodies, None)) is not None:
-            self._coming = body
+        while (coming := self._coming or next(self._bodies, None)) is not None:
+            self._coming = coming
+            body, used_slot = coming
             found = record.unpack(body)
             if found.revision > revision:
                 return
             self._coming = None
-            yield found, self._install(body, found)
+            yield found, self._install(body, found, used_slot)
         self.revision = max(self.revision, revision)
 
-    def _install(self, body: bytes, found: record.Record) -> record.Record | None:
+    def _install(self, body: bytes, found: record.Record, used_slot: int | None) -> record.Record | None:
         slots, newest = self._slots[found.kind], self._newest[found.kind]
-        slot = slots.setdefault(found.key, len(newest))
+        if used_slot is not None:
+            for place in {used_slot, slots.get(found.key, used_slot)}:
+                self._forget(found.kind, place)
+        slot = slots.get(found.key)
+        if slot is None:
+            slot = slots[found.key] = len(newest) if used_slot is None else used_slot
+            if found.version > 1:
+                self._begun[found.kind, found.key] = found.version
         before = None
         if slot == len(newest):
             newest.append(body)
         else:
-            before = record.unpack(newest[slot])
+            before = record.unpack(newest[slot]) if newest[slot] else None
             newest[slot] = body
         self._alive[found.kind] += (not found.deleted) - (before is not None and not before.deleted)
         self.revision = found.revision
         return before
+
+    def _forget(self, kind: int, slot: int) -> None:
+        """The tombstone that had it, if any, before the slot went to another key, or the key to another slot."""
+        newest = self._newest[kind]
+        if newest[slot]:
+            del self._slots[kind][record.key_at(newest[slot], 0).decode()]
+            newest[slot] = b""
 
     # --- reading, as a pin does --------------------------------------------------------------------------------------
 
@@ -131,6 +149,10 @@ class Past:
     def place(self, kind: int, key: str) -> tuple[int, int]:
         slot = self._slots[kind].get(key, -1) if kind < len(self._slots) else -1
         return (0 if slot < 0 else self.at(kind, slot)), -1
+
+    def begun(self, kind: int, key: str) -> int:
+        """The version with which a key came to its place, as far as that was seen: what it was before had another."""
+        return self._begun.get((kind, key), 0)
 
     def at(self, kind: int, slot: int) -> int:
         return (kind << 32 | slot) + 1 if self._newest[kind][slot] else 0
@@ -169,6 +191,14 @@ class Past:
 
     def _body(self, address: int) -> bytes:
         return self._newest[address - 1 >> 32][self.slot_at(address)]
+
+
+def _bodies_in(entries: Iterable[Entry]) -> Iterator[tuple[bytes, int | None]]:
+    """Each record, with the used slot that it took if its key was new."""
+    for entry in entries:
+        slots = entry.changes.slots
+        for position, body in enumerate(entry.records()):
+            yield body, slots.get(position)
 
 
 Held = Pin | Past

@@ -153,10 +153,12 @@ class Query:
         the last one that is there may still say what was before it; else the journal is asked. What nobody knows is
         not the same: what was left out would be left out without a word.
         """
-        if isinstance(after, str) or isinstance(self._pin, Past):
+        if isinstance(after, str):
             return True
-        version = after.version if isinstance(after, Entity) else after["version"]
+        version: int = after.version if isinstance(after, Entity) else after["version"]
         id, newest, oldest = self._pin.key_at(address), self._pin.content(address).version, address
+        if isinstance(self._pin, Past):
+            return version >= self._pin.begun(self._kind, id)
         try:
             while address and self._pin.content(address).version > version:
                 oldest, address = address, self._pin.previous(address)

@@ -25,6 +25,7 @@ from solewriter import (
     open_reader,
 )
 from solewriter.agents import travel
+from solewriter.agents.past import Past
 from solewriter.shared.chain import first_of, journal_files
 from solewriter.shared.config import KIB
 
@@ -126,6 +127,42 @@ def test_the_past_goes_on_across_restarts(state, start_engine, wait_until):
         story.run(10)
         for revision in (5, 700, 1_400, 2_099, 2_105):
             story.check(reader.at(revision), revision)
+
+
+def test_pages_of_one_revision_go_on_where_it_is_read_from_the_journal(state, start_engine):
+    """Places of what was deleted long ago go to something new: to the same everywhere."""
+    start_engine(state, limits=SMALL)
+    with connect(state) as client, open_reader(state) as reader:
+
+        def turn_over():
+            for reply in client.submit_many(
+                Update(Task.ref("f"), {"description": f"{number}" * 200}) for number in range(2_000)
+            ):
+                reply.check()
+
+        for id in "abcdef":
+            client.create(Task(title="x", id=id))
+        earlier = client.get(Task, "a")
+        for id in "ac":
+            client.delete(Task.ref(id))
+        turn_over()
+        revisions = [client.submit(Create(Task(title="x", id=id))).check().revision for id in "xay"]
+        with reader.at(revisions[-1]) as snap:
+            places = snap.ids(Task)
+            assert sorted(places) == [*"abdefxy"]
+            assert places != sorted(places), "used places are used again"
+            page = snap.scan(Task, order_by="project", limit=3)
+        turn_over()
+        with open_reader(state, offline=True) as offline:
+            for look in (reader, offline):
+                with look.at(revisions[-1]) as snap:
+                    assert isinstance(snap.pin, Past)
+                    assert snap.ids(Task) == [one.id for one in snap.entities(Task)] == places
+                    assert [one.id for one in page] + snap.ids(Task, order_by="project", after=page[-1]) == places
+                    with pytest.raises(InvalidQuery, match="begin again"):
+                        snap.ids(Task, after=earlier)
+                assert look.at(revisions[0]).ids(Task, after=earlier) == [*"bxdef"]
+            assert offline.snapshot().ids(Task) == reader.snapshot().ids(Task) == places
 
 
 def test_without_a_journal_what_left_memory_is_gone_and_that_is_said(state, start_engine):
