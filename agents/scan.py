@@ -210,6 +210,7 @@ def _meets(demand: Condition, cells: Values) -> NDArray[np.bool_]:
     if len(demand.cells) == 1:
         (wanted,) = demand.cells
         return np.asarray(np.isnan(cells) if wanted != wanted else cells == cells.dtype.type(wanted))
+    cells = cells.copy()  # live ones are stored to meanwhile, and isin takes what it looked at before for an index
     return np.asarray(np.isin(cells, np.array(demand.cells, cells.dtype)) | _absent(demand, cells))
 
 

@@ -31,7 +31,9 @@ from solewriter import (
     connect,
     open_reader,
 )
-from solewriter.agents.scan import CellsOfRecords
+from solewriter.agents.conditions import Condition
+from solewriter.agents.scan import CellsOfRecords, _meets
+from solewriter.shared.config import CHUNK_SLOTS
 from solewriter.shared.failpoint import VARIABLE
 from solewriter.shared.record import Record
 
@@ -539,6 +541,34 @@ def test_nothing_is_more_than_infinity_or_less_than_its_negative(state, start_en
             assert snap.ids(Bound, {"level": asked}) == found, asked
             changes = client.reader.watch(Bound, since=0, where={"level": asked}, timeout_s=0)
             assert [change.id for change in changes] == found, asked
+
+
+STORING = """
+import sys
+import numpy as np
+
+cells = np.memmap(sys.argv[1], np.int64, "r+")
+print(flush=True)
+while True:
+    for value in (2, 10**6):
+        cells[:] = value
+"""
+
+
+def test_cells_that_are_stored_to_while_they_are_compared_with_several_values_harm_nobody(tmp_path):
+    """Who looks at them singly behind the pass is not reached where that fails in the middle."""
+    path = tmp_path / "cells"
+    np.zeros(CHUNK_SLOTS, np.int64).tofile(path)
+    live = np.memmap(path, np.int64, "r")
+    asked = Condition(0, (1, 2, 3), None, None)
+    with subprocess.Popen([sys.executable, "-c", STORING, str(path)], stdout=subprocess.PIPE) as process:
+        try:
+            process.stdout.readline()
+            found = [_meets(asked, live) for _ in range(700)]
+        finally:
+            process.kill()
+    assert {len(one) for one in found} == {CHUNK_SLOTS}
+    assert 0 < sum(int(one.sum()) for one in found) < 700 * CHUNK_SLOTS, "they changed meanwhile"
 
 
 @pytest.mark.parametrize("never", [2**2000, float("nan")], ids=["huge", "nan"])
