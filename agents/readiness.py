@@ -26,7 +26,7 @@ from solewriter.shared.readiness import (
     is_met,
     state_of,
 )
-from solewriter.shared.where import Where, single
+from solewriter.shared.where import Where, single, typed_where
 
 T = TypeVar("T", bound=Task)
 
@@ -215,6 +215,8 @@ def dead_letters(snap: Snapshot, kind: type[Task] = Task, where: Where | None = 
 
 def is_anything_left(snap: Snapshot, kind: type[Task], where: Where) -> bool:
     """Whether somebody works at one of these tasks, or one of them is ready, or will be when its time comes."""
+    if (known := snap.kind_of(kind)) is not None:  # claims ask the same, of values
+        where = typed_where(known, where)
     counts = {state.value: count for state, count in snap.count_by(kind, "status", where={**where}).items()}
     if any(counts.get(status) for status in HELD):
         return True

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from solewriter.agents.looking import Looking
     from solewriter.agents.past import Held
     from solewriter.agents.query import Query
+    from solewriter.shared.kind import Kind
     from solewriter.shared.where import Where
 
 E = TypeVar("E", bound=Entity)
@@ -94,6 +95,10 @@ class Snapshot:
     def model_of(self, name: str) -> type[Entity] | str:
         """The class that this reader knows for a kind; its name, where it knows none."""
         return self._reader.decoder.model_of(name)
+
+    def kind_of(self, kind: type[Entity] | str) -> Kind | None:
+        """What this reader knows of a kind's class."""
+        return self._reader.decoder.kind_of(kind)
 
     # --- many at once ------------------------------------------------------------------------------------------------
 

@@ -13,6 +13,7 @@ import enum
 import operator
 from bisect import bisect_left, bisect_right
 from collections.abc import Iterable, Mapping, Sequence
+from functools import partial
 from itertools import product
 from math import prod
 from typing import Any, Final
@@ -68,6 +69,21 @@ def plain_where(kind: Kind, where: Where) -> PlainWhere:
             if isinstance(wanted, set | frozenset):
                 _sort(kind, name, values)
             found[name] = (IN, values)
+    return found
+
+
+def typed_where(kind: Kind, where: Where) -> Where:
+    """As scans ask it, which take no text for a number or a time: values as the fields hold them. Raises as
+    `plain_where` does.
+    """
+    found: dict[str, Any] = {}
+    for name, wanted in asked_of(where):
+        held = partial(_typed, kind, name)
+        if isinstance(wanted, Range):
+            found[name] = Range(ge=held(wanted.ge), gt=held(wanted.gt), le=held(wanted.le), lt=held(wanted.lt))
+        else:
+            several = wanted if isinstance(wanted, list | tuple | set | frozenset) else (wanted,)
+            found[name] = [in_column(held(one)) for one in several]
     return found
 
 

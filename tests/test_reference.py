@@ -57,7 +57,7 @@ INTERNAL: dict[type, set[str]] = {
         "sleep",
         "view",
     },
-    Snapshot: {"model_of", "pin"},
+    Snapshot: {"kind_of", "model_of", "pin"},
     Watch: {"take", "taken"},
 }
 SPEAKERS = {

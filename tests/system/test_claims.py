@@ -994,6 +994,15 @@ def test_a_dead_agents_task_is_claimed_by_who_waits(client, victim, wait_until):
     assert changes == [("claim", "tester"), ("expire", "engine"), ("claim", "victim"), ("create", "tester")]
 
 
+def test_work_ends_where_its_fields_are_asked_for_as_text(client):
+    """Which claims take for what the field makes of it."""
+    for id in ("a", "b"):
+        client.create(task(id, project=id))
+    asked = {"created_at": Range(ge="2020-01-01T00:00:00Z"), "project": ("a", "c")}
+    assert [client.complete(one).id for one in client.work(Task, where=asked)] == ["a"]
+    assert [client.complete(one).id for one in client.work(Task, priority="medium")] == ["b"]
+
+
 def test_dead_letters_are_only_those_that_are_asked_for(client):
     for id, to, retries in (("f", "failed", 0), ("i", "interrupted", 0), ("again", "failed", 1)):
         client.create(task(id, project=id, max_retries=retries))
