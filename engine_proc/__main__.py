@@ -11,7 +11,8 @@ from contextlib import suppress
 
 gc.disable()  # nothing that imports and recovery make is garbage; `freeze_garbage` enables it
 
-from solewriter.engine_proc.owner.orders import Line, Orders, refused  # noqa: E402 (behind the line above, or it is in vain)
+from solewriter.engine_proc.owner.notices import put  # noqa: E402 (behind the line above, or it is in vain)
+from solewriter.engine_proc.owner.orders import Line, Orders, refused  # noqa: E402
 from solewriter.engine_proc.server import EXIT_FAILED, run  # noqa: E402
 
 
@@ -29,9 +30,7 @@ def main(hears: int, says: int) -> int:
     except Exception as error:
         with suppress(OSError):  # the owner is gone
             line.say(refused(error))
-        with suppress(OSError):  # or whoever read its stderr
-            traceback.print_exc()
-            sys.stderr.flush()
+        put(traceback.format_exc())
         os._exit(EXIT_FAILED)
 
 

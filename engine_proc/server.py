@@ -27,6 +27,7 @@ from solewriter.engine_proc.journal import DiskFull, Journal, NoJournal
 from solewriter.engine_proc.lock import Lock, by_name
 from solewriter.engine_proc.maker import Maker
 from solewriter.engine_proc.overtime import TimeBudget
+from solewriter.engine_proc.owner.notices import say
 from solewriter.engine_proc.owner.orders import Line, Orders, Ready, Register, refused
 from solewriter.engine_proc.publisher import Publisher
 from solewriter.engine_proc.recovery import leftovers, quarantine, recovery
@@ -310,10 +311,7 @@ class Server:
 
     def log(self, text: str) -> None:
         """For whoever started this process."""
-        try:
-            print(f"solewriter engine {os.getpid()}: {by_name(text)}", file=sys.stderr, flush=True)
-        except OSError:
-            pass  # whoever started this process is gone, and so is its terminal
+        say(by_name(text), f"solewriter engine {os.getpid()}")
 
     def abandon(self) -> None:
         """After a start that failed: no memory of this epoch stays, also where the folder is gone that says so."""

@@ -1,4 +1,4 @@
-"""What an owner is told of its engine, on stderr: that it died, hangs, or could not be started."""
+"""What an owner is told of its engine, on the stderr that both have: that it died, hangs, or could not be started."""
 
 from __future__ import annotations
 
@@ -10,21 +10,25 @@ import sys
 _AT_ONCE_BYTES = select.PIPE_BUF  # what goes into a pipe that has room without waiting for a reader
 
 
-def say(text: str) -> None:
-    """One line. An owner may have no stderr, and stdout is not for this; or one that is closed, its terminal gone, or
-    of its own making: the engine is supervised all the same. So it is, and may fork, where nobody reads that: what
-    stderr has no room for is not said, and its lock, which a forked child would wait for, is not taken.
+def say(text: str, who: str = "solewriter") -> None:
+    """One line, see `put`."""
+    put(f"{who}: {text}\n")
+
+
+def put(text: str) -> None:
+    """On stderr. An owner may have none, and stdout is not for this; or one that is closed, its terminal gone, or of
+    its own making: the engine is supervised, and serves, all the same. So it is, and the owner may fork, where nobody
+    reads that: what stderr has no room for is not said, and its lock, for which a forked child would wait, not taken.
     """
     if sys.stderr is None:
         return
-    line = f"solewriter: {text}\n"
     try:
         try:
             fd = sys.stderr.fileno()
         except (AttributeError, OSError):  # one in memory, say
-            sys.stderr.write(line)
+            sys.stderr.write(text)
         else:
-            left = line.encode(errors="backslashreplace")
+            left = text.encode(errors="backslashreplace")
             while left and _has_room(fd):
                 left = left[os.write(fd, left[:_AT_ONCE_BYTES]) :]
     except Exception:

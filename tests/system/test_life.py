@@ -811,6 +811,19 @@ def stopped(lock: Path) -> int:
     return pid if pid and Path(f"/proc/{pid}/stat").read_bytes().rpartition(b")")[2].split()[0] == b"T" else 0
 
 
+FULL_STDERR = """
+unread, full = os.pipe()
+os.set_blocking(full, False)
+try:
+    while True:
+        os.write(full, bytes(4096))
+except BlockingIOError:
+    os.set_blocking(full, True)
+os.dup2(full, 2)
+"""
+"""A pipe that nobody reads."""
+
+
 def told_by_owner(state: Path, code: str, *options: str) -> str:
     """What a script prints that owns an engine, `sys.argv[1]` being its state folder; it must end well."""
     script = f"import os, signal, sys\nfrom solewriter import Engine, Limits, Task, connect\n{textwrap.dedent(code)}"
@@ -1415,14 +1428,6 @@ def test_a_forked_child_stops_nothing(state):
 def test_an_owner_whose_stderr_nobody_reads_has_its_engine_supervised_and_may_fork(state):
     """The thread that tells it of a death waited for a reader, and a forked child at its end for that thread."""
     code = """
-        unread, full = os.pipe()
-        os.set_blocking(full, False)
-        try:
-            while True:
-                os.write(full, bytes(4096))
-        except BlockingIOError:
-            os.set_blocking(full, True)
-        os.dup2(full, 2)
         with Engine(sys.argv[1], durability="memory") as engine:
             dead = engine.pid
             os.kill(dead, signal.SIGKILL)
@@ -1436,7 +1441,32 @@ def test_an_owner_whose_stderr_nobody_reads_has_its_engine_supervised_and_may_fo
                 client.create(Task(title="x"))
             print(engine.restarts)
     """
-    assert told_by_owner(state, code, "-W", "ignore") == "7\n1\n"
+    assert told_by_owner(state, FULL_STDERR + textwrap.dedent(code), "-W", "ignore") == "7\n1\n"
+
+
+def test_an_engine_whose_stderr_nobody_reads_serves_on_and_fails_to_start_in_time(state):
+    """What it had to say of an agent, or of itself, waited for a reader, and all agents with it."""
+    code = """
+        import select
+        from solewriter import EngineStartFailed, Entity
+        class Broken:
+            def __reduce__(self):
+                return int, ("no number",)
+        class Doc(Entity):
+            pass
+        with Engine(sys.argv[1], durability="memory") as engine, connect(sys.argv[1]) as client:
+            with connect(sys.argv[1]) as broken:
+                lane = broken._exchange._lane
+                os.write(lane.requests, bytes([255] * 8))
+                select.select([lane.replies], [], [])
+            print(client.create(Task(title="x"), timeout_s=10).version)
+        Doc.broken = Broken()
+        try:
+            Engine(sys.argv[1], durability="memory", models=[Doc]).start()
+        except EngineStartFailed:
+            print("failed")
+    """
+    assert told_by_owner(state, FULL_STDERR + textwrap.dedent(code)) == "1\nfailed\n"
 
 
 def test_a_forked_child_registers_nothing(state):
