@@ -41,10 +41,9 @@ class Lane:
 
         queue: Any = multiprocessing.get_context("fork").Queue()
         self._queue = queue
-        self._replies, replies_out = os.pipe()
-        self.requests: int = queue._writer.fileno()
-        self.replies = self._replies
-        self.theirs: tuple[int, int] = (queue._reader.fileno(), replies_out)
+        self.replies, replies_out = os.pipe()
+        self.requests = _taken(queue._writer)
+        self.theirs = (_taken(queue._reader), replies_out)
         widen(self.requests)
         widen(self.replies)
         os.set_blocking(self.requests, False)
@@ -53,10 +52,9 @@ class Lane:
 
     def hand_over(self) -> None:
         with held_off:  # a child that came in the middle would not close the rest
-            _, replies = self.theirs
-            self.theirs = (-1, -1)  # first: an interrupt in between must not close a number twice
-            self._queue._reader.close()
-            os.close(replies)
+            theirs, self.theirs = self.theirs, (-1, -1)  # first: an interrupt must not close a number twice
+            for fd in theirs:
+                os.close(fd)
 
     def close(self) -> None:
         with held_off:  # likewise
@@ -65,5 +63,14 @@ class Lane:
             self._closed = True
             if self.theirs != (-1, -1):
                 self.hand_over()
-            self._queue._writer.close()
-            os.close(self._replies)
+            os.close(self.requests)
+            os.close(self.replies)
+
+
+def _taken(connection: Any) -> int:
+    """The descriptor of one end of the queue, to be closed here alone: in a garbage cycle the queue's ends may be
+    collected before whoever closes their lane, and the number be somebody else's by then.
+    """
+    fd: int = connection.fileno()
+    connection._handle = None
+    return fd

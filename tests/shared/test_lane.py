@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import gc
 import os
+import sys
 
 import pytest
 
@@ -66,3 +68,22 @@ def test_closing_closes_every_end_once(handed_over):
     assert all(map(is_open, used_again)), "a number that is somebody else's by now was closed"
     for fd in used_again:
         os.close(fd)
+
+
+def test_a_lane_in_a_garbage_cycle_is_closed_once_whatever_is_collected_first(monkeypatch):
+    """By whoever has it, as a client that was forgotten does: the queue's own ends are older, and go before."""
+    unraisable = []
+    monkeypatch.setattr(sys, "unraisablehook", unraisable.append)
+
+    class Forgotten:
+        def __del__(self):
+            self.lane.close()
+
+    lane = Lane()
+    ends = [lane.requests, lane.replies, *lane.theirs]
+    forgotten = Forgotten()
+    forgotten.lane, forgotten.myself = lane, forgotten
+    del lane, forgotten
+    gc.collect()
+    assert unraisable == []
+    assert not any(map(is_open, ends))
