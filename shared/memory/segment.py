@@ -116,6 +116,9 @@ class Blank:
         where = self.path.parent
         if error.errno == errno.EFBIG:
             return MemoryFull(f"no file in {where} may have {self.size:,} bytes: raise that bound, `ulimit -f`")
+        if error.errno == errno.ENOMEM:  # `where` may have room: it is not to be mapped, or not to be filled
+            bounds = "the machine, its control group, or what one process may map (`ulimit -v`)"
+            return MemoryFull(f"no memory for {self.size:,} bytes of {where}: at its bound is {bounds}")
         way = "free space there, delete what is not needed, or set another memory_dir (`solewriter serve --memory-dir`)"
         return MemoryFull(f"no room for {self.size:,} bytes in {where}: {way}")
 

@@ -6,6 +6,7 @@ import errno
 import mmap
 import os
 import re
+import resource
 import signal
 import stat
 import subprocess
@@ -14,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from solewriter.shared.config import KIB, POPULATED_AT_ONCE
+from solewriter.shared.config import KIB, MIB, POPULATED_AT_ONCE
 from solewriter.shared.errors import LayoutMismatch, MemoryFull
 from solewriter.shared.memory.segment import Blank, Segment, segment_path
 
@@ -273,6 +274,19 @@ def test_a_bound_on_the_size_of_files_is_an_error_that_names_it_and_not_the_writ
             blank.write(bytes(2 * mmap.PAGESIZE), 0)
     blank.close()
     assert not left
+
+
+def test_a_bound_on_what_a_process_maps_is_not_told_as_a_full_file_system(path):
+    soft, hard = resource.getrlimit(resource.RLIMIT_AS)
+    mapped = int(Path("/proc/self/statm").read_text().split()[0]) * mmap.PAGESIZE
+    resource.setrlimit(resource.RLIMIT_AS, (mapped + 64 * MIB, hard))
+    try:
+        with pytest.raises(MemoryFull, match="ulimit -v") as told:
+            Segment.create(path, 128 * MIB)
+    finally:
+        resource.setrlimit(resource.RLIMIT_AS, (soft, hard))
+    assert "free space" not in told.value.message
+    assert not path.exists()
 
 
 def test_more_than_any_file_system_has_leaves_nothing_behind(path):
