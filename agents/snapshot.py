@@ -8,6 +8,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, NoReturn, Self, TypeVar, overload
 
 from solewriter.shared.errors import NotFound, check_descriptors, shown
+from solewriter.shared.forks import held_off
 from solewriter.shared.models import Entity, name_of
 
 if TYPE_CHECKING:
@@ -177,7 +178,8 @@ class Snapshot:
     def _query(self, kind: type[Entity] | str) -> Query | None:
         """None for a kind that nobody ever registered."""
         try:
-            from solewriter.agents.query import Query  # numpy takes 150 ms that only those pay who ask
+            with held_off:  # a child that came in the middle would wait for the end of the import for ever
+                from solewriter.agents.query import Query  # numpy takes 150 ms that only those pay who ask
         except OSError as error:
             check_descriptors(error)
             raise

@@ -24,6 +24,7 @@ from solewriter.agents.snapshot import Snapshot
 from solewriter.shared.columns import Cell
 from solewriter.shared.config import WATCH_BATCH
 from solewriter.shared.errors import Compacted, InvalidQuery, SnapshotExpired
+from solewriter.shared.forks import held_off
 from solewriter.shared.models import name_of
 from solewriter.shared.where import kept
 
@@ -172,7 +173,8 @@ class Watch(Generic[Brought]):
             return False
         if not self._where:
             return True
-        from solewriter.agents.scan import CellsOfRecords
+        with held_off:  # as the import of `Query` in snapshot.py
+            from solewriter.agents.scan import CellsOfRecords
 
         cells_of = CellsOfRecords(one.pin.catalog, code, self._reader.decoder.kind_of(self._kind or self._name))
         demands = conditions(self._name, one.pin.catalog.tables[code].columns, self._where)

@@ -1488,6 +1488,26 @@ def test_a_forked_child_registers_nothing(state):
     )
 
 
+def test_a_child_that_is_forked_while_another_thread_scans_for_the_first_time_can_scan(state):
+    """A module that was just being imported is never there in the child, which waited for it without end."""
+    code = """
+        import threading
+        from solewriter import open_reader
+        with Engine(sys.argv[1], durability="memory"), open_reader(sys.argv[1]) as reader:
+            scanning = threading.Thread(target=lambda: reader.snapshot().count(Task))
+            scanning.start()
+            while "numpy" not in sys.modules:
+                os.sched_yield()
+            child = os.fork()
+            if child == 0:
+                signal.alarm(10)
+                os._exit(reader.snapshot().count(Task))
+            scanning.join()
+            print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+    """
+    assert told_by_owner(state, code, "-W", "ignore") == "0\n"
+
+
 def test_an_engine_that_is_killed_at_its_start_says_how_it_ended(state, start_engine, monkeypatch):
     monkeypatch.setenv(VARIABLE, "recover.published:kill")
     with pytest.raises(EngineStartFailed, match="status -9"):
