@@ -13,6 +13,7 @@ import subprocess
 import sys
 import threading
 import time
+import weakref
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack, suppress
 
@@ -26,6 +27,8 @@ from solewriter.shared.interpreter import interpreter
 from solewriter.shared.models import Entity
 
 STDERR = 2  # the highest of the standard descriptors
+
+_lines: weakref.WeakSet[Line] = weakref.WeakSet()
 
 
 class Child:
@@ -92,7 +95,8 @@ class Child:
                 start_new_session=True,  # Ctrl-C in the owner's terminal is the owner's to handle
             )
             ours.pop_all()
-        self._line = Line(hears, says)
+            self._line = Line(hears, says)
+            _lines.add(self._line)
         return process
 
     # --- while it serves ---------------------------------------------------------------------------------------------
@@ -170,6 +174,15 @@ def _beyond_standard(fd: int) -> int:
         return fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, STDERR + 1)
     finally:
         os.close(fd)
+
+
+def _leave_lines_to_the_owner() -> None:
+    """In a forked child: the end of a line tells the engine that its owner became another program."""
+    for line in list(_lines):
+        line.close()
+
+
+os.register_at_fork(after_in_child=_leave_lines_to_the_owner)
 
 
 def current_folder() -> str:

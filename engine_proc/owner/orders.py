@@ -135,7 +135,8 @@ class Line:
     def close(self) -> None:
         hears, says, self.hears, self._says = self.hears, self._says, -1, -1  # who still waits reads nobody else's
         for fd in (hears, says):
-            os.close(fd)
+            if fd >= 0:  # else it was closed before
+                os.close(fd)
 
 
 def _await(fd: int, event: int, deadline: float | None) -> None:

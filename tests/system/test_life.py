@@ -848,17 +848,23 @@ def test_an_owner_that_blocks_signals_has_an_engine_that_hears_them(state):
 
 
 def test_an_owner_that_becomes_another_program_is_followed_by_nobodys_engine(state):
-    """As one that starts itself anew when its code changed: its process goes on, and supervises nothing any more."""
+    """As one that starts itself anew when its code changed: its process goes on, and supervises nothing any more, as do
+    the children that it had forked.
+    """
     code = """
         engine = Engine(sys.argv[1], durability="process").start()
+        child = os.fork()
         signal.alarm(20)
+        if child == 0:
+            signal.pause()
         following = (
             "import os, sys; from solewriter import Engine; print(os.waitpid(int(sys.argv[2]), 0)[1])\\n"
-            "with Engine(sys.argv[1], durability='process') as engine: print(engine.restarts)"
+            "with Engine(sys.argv[1], durability='process') as engine: print(engine.restarts)\\n"
+            "os.kill(int(sys.argv[3]), 9)"
         )
-        os.execv(sys.executable, [sys.executable, "-P", "-c", following, sys.argv[1], str(engine.pid)])
+        os.execv(sys.executable, [sys.executable, "-P", "-c", following, sys.argv[1], str(engine.pid), str(child)])
     """
-    assert told_by_owner(state, code) == "0\n0\n"
+    assert told_by_owner(state, code, "-W", "ignore") == "0\n0\n"
 
 
 def test_an_owner_that_ignores_its_children_has_an_engine_that_waits_for_its_own(state):
