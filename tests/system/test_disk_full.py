@@ -9,7 +9,18 @@ from pathlib import Path
 
 import pytest
 
-from solewriter import Client, EngineUnavailable, Entity, Limits, Task, Update, connect, open_reader
+from solewriter import (
+    Client,
+    Engine,
+    EngineStartFailed,
+    EngineUnavailable,
+    Entity,
+    Limits,
+    Task,
+    Update,
+    connect,
+    open_reader,
+)
 from solewriter.shared.chain import journal_files
 from solewriter.shared.config import MIB
 from solewriter.shared.failpoint import VARIABLE
@@ -138,6 +149,15 @@ def test_starts_without_room_are_tried_until_there_is_some(small_disk, begun, wa
         filler.unlink()
         wait_until(lambda: engine.restarts == 1, 20, "a restart")
         assert client.update(Task.ref("t"), title="after").version == 2
+
+
+@pytest.mark.parametrize("room", [MIB // 2, MIB * 3 // 2], ids=["for no journal", "for no reserve"])
+def test_a_first_start_without_room_names_the_folder_that_is_full(small_disk, room):
+    """And not only that some device is, which may be that of the memory."""
+    free = os.statvfs(small_disk)
+    (small_disk / "filler").write_bytes(bytes(free.f_bavail * free.f_frsize - room))
+    with pytest.raises(EngineStartFailed, match=f"No space left on device: '{small_disk}/"):
+        Engine(small_disk).start()
 
 
 def test_a_start_that_has_no_room_for_its_first_entry_is_tried_again(
