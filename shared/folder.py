@@ -63,13 +63,20 @@ class StateFolder:
     """Paths and small files of one state folder."""
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
-        """Raises TypeError, ValueError for what names no folder: pathlib takes an empty name for the current one."""
+        """Raises TypeError, ValueError for what names no folder: pathlib takes an empty name for the current one.
+        FileNotFoundError for a relative one where the current folder was deleted.
+        """
         name: Any = os.fspath(path) if isinstance(path, os.PathLike) else path
         if not isinstance(name, str):
             raise TypeError(f"a state is the path of a folder, as a str or a Path, not {shown(path)}")
         if not name or "\0" in name:
             raise ValueError(f"a state is the path of a folder, not {shown(path)}")
-        self.path = Path(name).absolute()
+        try:
+            self.path = Path(name).absolute()
+        except FileNotFoundError:
+            raise FileNotFoundError(
+                errno.ENOENT, "the current folder was deleted, to which this is relative", name
+            ) from None
 
     @property
     def lock(self) -> Path:

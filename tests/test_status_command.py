@@ -140,6 +140,15 @@ def test_lines_are_aligned_and_no_name_can_colour_them():
     ]
 
 
+def test_who_asks_in_a_folder_that_was_deleted_is_told_so_in_one_line(tmp_path, monkeypatch):
+    (tmp_path / "gone").mkdir()
+    monkeypatch.chdir(tmp_path / "gone")
+    (tmp_path / "gone").rmdir()
+    said = asked()
+    assert (said.returncode, said.stdout) == (1, "")
+    assert said.stderr == "solewriter: [Errno 2] the current folder was deleted, to which this is relative: '.'\n"
+
+
 def test_the_folder_is_the_one_called_state_or_the_current_one(state, start_engine):
     start_engine(state)
     for folder in (state.parent, state):

@@ -185,7 +185,8 @@ def status(
     from solewriter.agents.cli.describing import described, encoded, exit_code
     from solewriter.agents.status import status_of
 
-    found = status_of(state or (Path("state") if Path("state").is_dir() else Path()))
+    with errors_in_one_line():
+        found = status_of(state or (Path("state") if Path("state").is_dir() else Path()))
     typer.echo(encoded(found) if as_json else described(found))
     raise typer.Exit(exit_code(found))
 

@@ -7,6 +7,7 @@ import os
 import sys
 import traceback
 from collections.abc import Iterable
+from contextlib import suppress
 from pathlib import Path
 
 import typer
@@ -57,7 +58,8 @@ def imported_models(place: str) -> tuple[type[Entity], ...]:
     module_name, _, name = place.partition(":")
     if not (module_name and name) or module_name.startswith("."):  # a path, or relative to nothing
         raise typer.BadParameter(f"{place!r} is not of the form package.module:NAME", param_hint="--models")
-    sys.path.insert(0, os.getcwd())
+    with suppress(FileNotFoundError):  # it was deleted
+        sys.path.insert(0, os.getcwd())
     try:
         listed = getattr(importlib.import_module(module_name), name)
     except Exception as error:
