@@ -153,13 +153,15 @@ class Tending:
         if lost is None:
             lost = occasion.lost = self._lost(turn, occasion)  # kept: silence is told once, and this may have to wait
         done, until = 0, time.monotonic() + self._take_s
-        for lease, why in lost[: self._taken_max]:
-            if why != GONE or lease.session not in self._bridge.connected():  # or it came back meanwhile
-                self._take_away(turn, lease, why)
-            done += 1
-            if time.monotonic() >= until:
-                break
-        occasion.lost = lost[done:]
+        try:
+            for lease, why in lost[: self._taken_max]:
+                if why != GONE or lease.session not in self._bridge.connected():  # or it came back meanwhile
+                    self._take_away(turn, lease, why)
+                done += 1
+                if time.monotonic() >= until:
+                    break
+        finally:  # where one has to wait, and no commit has room, what was done is due again in a while, not at once
+            occasion.lost = lost[done:]
         return bool(occasion.lost)
 
     def _lost(self, turn: Turn, occasion: Occasion) -> Losses:

@@ -490,6 +490,32 @@ def test_who_was_silent_for_too_long_loses_what_it_had_though_that_takes_a_look_
     poll(lambda: scene.turn() or not held(scene))
 
 
+def test_a_full_disk_does_not_keep_an_engine_busy_with_claims_of_which_one_waits_for_a_look_at_all_tasks(scene, many):
+    """What it looked at is thrown away with what it did before, and that again and again."""
+    scene.engine.loop.run_until_complete(register(scene, Job))
+    many.asks(create("dependent", dependencies=["t0"], on_dependency_failure="cancel"))
+    many.asks(create("j", kind="Job"))
+    gone = Agent(scene, "gone")
+    for kind in ("Task", "Job"):
+        gone.asks(claim(kind=kind))
+    scene.turn()
+    assert len(held(scene)) == 2
+    fill_disk(scene, many)
+    undone, undo = [], scene.engine.writer.tending.undo
+
+    def counted() -> None:
+        undone.append(1)
+        assert len(undone) < 9, "it goes on for ever"
+        undo()
+
+    scene.engine.writer.tending.undo = counted
+    gone.call.close()
+    poll(lambda: scene.turn() or undone)
+    assert len(held(scene)) == 2
+    scene.steps.disk_full = False
+    poll(lambda: scene.turn() or not held(scene))
+
+
 def test_the_first_of_those_that_end_with_others_keeps_nobody_waiting_for_a_look_at_all_of_them(scene, many):
     """In the turn that makes it, too."""
     scene.engine.loop.run_until_complete(register(scene, Link))
