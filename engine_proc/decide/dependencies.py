@@ -104,7 +104,7 @@ def cascade(draft: Draft) -> None:
             if _goes_with_it(step, over):
                 draft.take(step)
                 _go_with(step, over)
-                check_size(draft)
+                _count(draft)
                 ended.append(step)
 
 
@@ -147,10 +147,12 @@ def cancel_tree(draft: Draft, root: Step, reason: str) -> None:
         if step.exists and step.field("status") not in FINISHED:
             draft.take(step)
             cancel(step, reason)
-            check_size(draft)
+            _count(draft)
 
 
-def check_size(draft: Draft) -> None:
+def _count(draft: Draft) -> None:
+    """One more is cancelled with what the request says. What it says besides is bounded elsewhere."""
+    draft.cancelled += 1
     most = draft.turn.coordination.limits.cascade_max
-    if len(draft.steps) > most:
+    if draft.cancelled > most:
         raise RequestTooLarge(f"more than {most:,} entities would be cancelled at once (cascade_max)")

@@ -142,6 +142,7 @@ class Draft:
     leases: dict[Place, Lease | None]  # those that the request changes
     claimed: list[Step]  # of all its claims
     alone = False  # nothing is cancelled with what it ends
+    cancelled = 0  # with others, see `dependencies`
     wish: Wish | None = None  # what its claim waits for, where nothing is ready
 
     def __init__(self, turn: Turn, actor: str) -> None:

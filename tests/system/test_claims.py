@@ -1136,6 +1136,24 @@ def test_whoever_is_not_cancelled_does_not_count(start_engine, state, limits):
         assert status(client, "zz") is TaskStatus.CANCELLED
 
 
+def test_what_a_request_changes_besides_does_not_count_as_cancelled(start_engine, state, limits):
+    start_engine(state, limits=msgspec.structs.replace(limits, cascade_max=2))
+    with connect(state, name="me", limits=limits) as client:
+        make(client, task("a"), *(task(f"other {n}") for n in range(5)))
+        make(client, *(task(id, dependencies=("a",), on_dependency_failure="cancel") for id in ("with it", "too")))
+        make(client, task("below", parent_task_id="other 0"))
+        with client.transaction() as tx:
+            for number in range(5):
+                tx.update(Task.ref(f"other {number}"), description="changed")
+            tx.cancel(Task.ref("a"))
+        assert [status(client, id) for id in ("with it", "too")] == [TaskStatus.CANCELLED] * 2
+        with client.transaction() as tx:
+            for number in range(1, 5):
+                tx.update(Task.ref(f"other {number}"), description="again")
+            tx.cancel(Task.ref("other 0"), tree=True)
+        assert status(client, "below") is TaskStatus.CANCELLED
+
+
 def test_a_tree_is_as_the_earlier_mutations_of_its_request_left_it(start_engine, state, limits):
     start_engine(state, limits=limits)
     with connect(state, name="me", limits=limits) as client:
