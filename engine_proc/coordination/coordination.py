@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
+from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 from solewriter.engine_proc.coordination.board import Board
@@ -24,7 +25,7 @@ from solewriter.shared.models import Project, Task
 from solewriter.shared.mutations import Guard, Op
 from solewriter.shared.readiness import DEPENDS, ENDING
 from solewriter.shared.schema import encode, plain
-from solewriter.shared.wireform import PlainRequest
+from solewriter.shared.wireform import PlainGuard, PlainRequest
 
 if TYPE_CHECKING:
     from solewriter.engine_proc.decide import Draft, Step
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
     from solewriter.shared.where import Demand
 
 Names = tuple[str, ...]  # of columns, in their order
+Counted = tuple[KindState, Names]
 Take = Callable[[str, int, Mapping[str, Any]], None]  # is shown an entity: key, slot, fields
 
 _CREATE, _CANCEL, _DELETE, _CLAIM = (op.value for op in (Op.CREATE, Op.CANCEL, Op.DELETE, Op.CLAIM))
@@ -110,9 +112,8 @@ class Coordination:
                 ready &= self._has_board(name)
             elif (op > _DELETE and op != _ALTER) or self._may_link(turn, name):
                 attended = True
-        for code, name, _, said in request[1]:
-            if code == _NONE:
-                ready &= self._can_count(name, said)
+        if request[1] and not self._can_check(request[1]):
+            ready = False
         self.idle &= not attended
         if not ready:
             raise Unready
@@ -155,16 +156,28 @@ class Coordination:
             self.making.begin(("view", kind.code, names), board.ready.begin(names))
         return self.making.soon(("view", kind.code, names))
 
-    def _can_count(self, name: str, said: Any) -> bool:
+    def _can_check(self, guards: Sequence[PlainGuard]) -> bool:
+        """Of more tallies than are kept, one would take the place of another for ever: the last ones are made when they
+        are asked.
+        """
+        tallies: dict[Counted, None] = {}
+        for code, name, _, said in guards:
+            if code == _NONE and (counted := self._counted(name, said)) is not None:
+                tallies[counted] = None
+        ready = True
+        for kind, names in islice(tallies, VIEWS_MAX):
+            self._tally(kind, names)
+            ready &= self.making.soon(("tally", kind.code, names))
+        return ready
+
+    def _counted(self, name: str, said: Any) -> Counted | None:
+        """Of which kind a guard counts, and by which columns. There may be none: then the request is refused."""
         assert self.turn is not None
         kind = self.turn.named(name)
         if kind is None or kind.kind is None or type(said) is not tuple or type(said[1]) is not dict:
-            return True
+            return None
         names = tuple(sorted(said[1]))
-        if not set(names) <= set(kind.kind.model.column_names):
-            return True
-        self._tally(kind, names)
-        return self.making.soon(("tally", kind.code, names))
+        return (kind, names) if set(names) <= set(kind.kind.model.column_names) else None
 
     def _board(self, kind: KindState) -> Board:
         board = self.boards.get(kind.code)

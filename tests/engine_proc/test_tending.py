@@ -8,6 +8,7 @@ import subprocess
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
+from itertools import combinations, count
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -534,6 +535,27 @@ def test_the_first_of_those_that_end_with_others_keeps_nobody_waiting_for_a_look
     revisions = {reply.sequence: reply.revision for agent in (first, other) for reply in agent.call.replies()}
     assert scene.engine.writer.state.coordination.cascades
     assert revisions[behind] < revisions[ended]
+
+
+def test_a_request_with_guards_on_more_sets_of_columns_than_are_counted_at_once_is_decided(scene, many):
+    """Each of them waits for a look at all tasks, and none of those may undo another one's for ever."""
+    never = {"status": "rejected", "priority": "critical", "project": "p", "assigned_to": "x", "parent_task_id": "y"}
+    sets = [names for size in range(1, 4) for names in combinations(never, size)][: VIEWS_MAX + 1]
+    guards = [none("Task", **{name: never[name] for name in names}) for names in sets]
+    assert len(guards) > VIEWS_MAX
+    make, slices = scene.engine.writer.parking.make, count()
+
+    def counted() -> None:
+        assert next(slices) < 9_000, "it goes on for ever"  # sixteen looks at 200 tasks, twice
+        make()
+
+    scene.engine.writer.parking.make = counted
+    asked = many.asks(create("unique"), *guards)
+    scene.turn()
+    assert many.hears() == {asked: (Status.APPLIED, ["unique"])}
+    refused = many.asks(create("another"), *guards[:-1], none("Task", status="created", type="development"))
+    scene.turn()
+    assert many.hears()[refused][0] == Status.REFUSED
 
 
 def count_told(scene: Scene) -> list[Any]:
