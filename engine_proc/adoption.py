@@ -11,7 +11,7 @@ from solewriter.engine_proc.kinds import KindState
 from solewriter.engine_proc.publisher import Columnar, Publisher
 from solewriter.engine_proc.state import State, took_too_long
 from solewriter.shared import record
-from solewriter.shared.columns import Cells
+from solewriter.shared.columns import Cells, unpacked
 from solewriter.shared.entry import Private
 from solewriter.shared.errors import InvalidMutation, SchemaMismatch, SolewriterError, clean, said_by
 from solewriter.shared.kind import Kind
@@ -46,7 +46,7 @@ def prepare(state: State, publisher: Publisher, kinds: Sequence[Kind]) -> Genera
         _make_tables(state, publisher, adoption)
         for kind in kinds:
             known = state.named(kind.name)
-            if known is not None and kind.columns != publisher.columns(known.code):
+            if known is not None and _makes_other_cells(state, publisher, known, kind):
                 table = publisher.other_table(known.code, kind.columns, known.places)
                 adoption.tables[known.code] = table
                 yield from _refilling(state, publisher, table, known, kind)
@@ -56,6 +56,14 @@ def prepare(state: State, publisher: Publisher, kinds: Sequence[Kind]) -> Genera
         forgo(state, publisher, adoption)
         raise
     return adoption
+
+
+def _makes_other_cells(state: State, publisher: Publisher, known: KindState, kind: Kind) -> bool:
+    """Whether there are other columns; or what is stored with others, whose cells another class made, or none."""
+    if kind.columns != publisher.columns(known.code):
+        return True
+    is_same = known.kind is not None and known.kind.model is kind.model
+    return not is_same and bool(state.of_other_columns(known.code, kind.columns))
 
 
 def _make_tables(state: State, publisher: Publisher, adoption: Adoption) -> None:
@@ -141,14 +149,18 @@ def _check_taken_again(
 
 
 def _refilling(state: State, publisher: Publisher, table: TableWriter, known: KindState, kind: Kind) -> Iterator[None]:
-    """All slots of a kind with the columns of another class of it. Raises InvalidMutation."""
+    """All slots of a kind with the columns of another class of it, which cuts those that were stored with others.
+    Raises InvalidMutation.
+    """
+    others = state.of_other_columns(known.code, kind.columns)
     for slot in known.slots.values():
         address, buffer, start = publisher.newest(known.code, slot)
-        content = record.checked_content(buffer, start)
+        found = record.unpack(buffer, start)
         cells: Cells = ()
-        if not content.deleted:
-            cells = state.cut_anew(kind, content)
-        table.install(slot, address, cells, not content.deleted)
+        if not found.deleted:
+            is_other = found.schema in others
+            cells = state.cut_anew(kind, found) if is_other else tuple(enumerate(unpacked(kind.columns, found.cells)))
+        table.install(slot, address, cells, not found.deleted)
         yield
 
 

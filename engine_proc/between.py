@@ -164,7 +164,8 @@ class BetweenTurns:
             return
         self._publish()
         send = self._sender()
-        self.checkpoints.begin(lambda made: send(Finished(made)))
+        unknown = tuple([kind.code for kind in self._state.kinds if kind.kind is None])
+        self.checkpoints.begin(lambda made: send(Finished(made)), unknown)
 
     def look_later(self, seconds: float) -> None:
         """The same, when these are over."""

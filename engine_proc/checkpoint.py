@@ -38,6 +38,7 @@ class Order(msgspec.Struct, frozen=True):
     segment_bytes: tuple[int, int]  # of the heap, at least and at most
     engine: int  # its pid: nobody else waits for this
     nice: int = CHECKPOINT_NICE
+    unknown: tuple[int, ...] = ()  # the kinds whose classes the engine does not know
 
 
 class Made(msgspec.Struct, frozen=True):
@@ -89,7 +90,7 @@ def _written(
     digest, sizes, tables = DigestOfState(), {False: 0, True: 0}, []
     for kind, (places, alive) in enumerate(pin.root.kinds):
         image = KindImage(pin.catalog.tables[kind].columns, places)
-        for piece in _pieces(pin, kind, is_wanted):
+        for piece in _pieces(pin, kind, is_wanted, is_known=kind not in order.unknown):
             image.put_all(piece.slots, piece.keys, heap.append_all(piece.bodies, piece.slots), piece.cells)
             for body, one in zip(piece.bodies, piece.cells, strict=True):
                 sizes[one is DEAD] += padded(len(body))
@@ -110,9 +111,9 @@ class _Piece(NamedTuple):
     cells: list[Cells]
 
 
-def _pieces(pin: Pin, kind: int, is_wanted: Callable[[], bool]) -> Iterator[_Piece]:
+def _pieces(pin: Pin, kind: int, is_wanted: Callable[[], bool], *, is_known: bool = True) -> Iterator[_Piece]:
     """All records of a kind. Raises SnapshotExpired, JournalCorrupt, EngineGone."""
-    behind, cells_of, parts_of = pin.slots(kind), _cutter(pin, kind), record.BEFORE_CELLS.unpack_from
+    behind, cells_of, parts_of = pin.slots(kind), _cutter(pin, kind, is_known), record.BEFORE_CELLS.unpack_from
     for first in range(0, behind, PIECE_SLOTS):
         if not is_wanted():
             raise EngineGone("the engine is gone")
@@ -147,10 +148,10 @@ def _lives_elsewhere(pin: Pin, kind: int, address: int, tombstone: bytes) -> boo
     return found not in (0, address) and pin.content(found).version > record.version_at(tombstone, 0)
 
 
-def _cutter(pin: Pin, kind: int) -> Callable[[int, int, int, bytes, int], Cells]:
+def _cutter(pin: Pin, kind: int, is_known: bool) -> Callable[[int, int, int, bytes, int], Cells]:
     """The function from a record (slot, address, schema, body, and where in it cells begin) to its cells: its own, if
-    it was written with the table's columns; those that the engine's class made of it, where they are still this
-    record's.
+    it was written with the table's columns; those that the engine's class, where one is known, made of it, where they
+    are still this record's.
     """
     columns = pin.catalog.tables[kind].columns
     same = {schema.code for schema in pin.catalog.schemas if schema.kind == kind and schema.columns == columns}
@@ -160,6 +161,8 @@ def _cutter(pin: Pin, kind: int) -> Callable[[int, int, int, bytes, int], Cells]
     def cells_of(slot: int, address: int, schema: int, body: bytes, start: int) -> Cells:
         if schema in same:
             return body[start : start + size]
+        if not is_known:
+            return UNKNOWN
         try:
             table = pin.live_table(kind)
             cells = [table.cell(slot, number) for number in range(len(columns))]

@@ -89,23 +89,26 @@ class Checkpoints:
 
     # --- making ------------------------------------------------------------------------------------------------------
 
-    def begin(self, done: Callable[[Made], None]) -> None:
-        """Have the revision that is published now made into one. `done` is called in a thread, unless it fails."""
+    def begin(self, done: Callable[[Made], None], unknown: tuple[int, ...] = ()) -> None:
+        """Have the revision that is published now made into one. `done` is called in a thread, unless it fails. The
+        classes of `unknown` kinds nobody knows here.
+        """
         self._running, self._begun = True, self._journal.length
         failpoint.reach("checkpoint.begin")
         self._journal.make_ahead()
-        self._waiter.submit(self._made, done, 0 if self._presses else CHECKPOINT_NICE)
+        self._waiter.submit(self._made, done, 0 if self._presses else CHECKPOINT_NICE, unknown)
 
     @property
     def _presses(self) -> bool:
         """Whether the next one is late, or will take long: what grows meanwhile is the next replay."""
         return self._grown >= CHECKPOINT_LATE * self._wanted or self._grew >= CHECKPOINT_SLOW * self._wanted
 
-    def _made(self, done: Callable[[Made], None], nice: int) -> None:
+    def _made(self, done: Callable[[Made], None], nice: int, unknown: tuple[int, ...]) -> None:
         self._count += 1
         path = self._folder / f"checkpoint-{os.getpid()}-{self._count}.tmp"
         try:
-            made = self._make(msgspec.structs.replace(self._order, path=os.fsencode(path), nice=nice))
+            order = msgspec.structs.replace(self._order, path=os.fsencode(path), nice=nice, unknown=unknown)
+            made = self._make(order)
             self._still_owner()
             failpoint.reach("checkpoint.made")
             os.rename(path, checkpoint_path(self._folder, made.entry))

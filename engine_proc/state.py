@@ -71,8 +71,9 @@ class State:
         for schema in schemas:
             known = self.kinds[schema.kind]
             known.schema = schema
-            if known.kind is None and schema.columns != self._publisher.columns(known.code):
-                # Without a class, its newest schema says what is a column.
+            columns = self._publisher.columns(known.code)
+            if known.kind is None and (schema.columns != columns or self.of_other_columns(known.code, columns)):
+                # Without a class, its newest schema says what is a column, and what older records have there.
                 self._rebuild(known, schema.columns, known.slots.values())
 
     def restore(self, checkpoint: Checkpoint) -> None:
@@ -91,11 +92,26 @@ class State:
         """
         for known, image in zip(self.kinds, tables, strict=True):
             columns = known.kind.columns if known.kind is not None else known.schema.columns
-            if columns != image.columns:
+            slots: Sequence[int] = image.anew
+            if columns != image.columns or self._is_cut_by_another(known):
                 slots = [slot for slot in known.slots.values() if slot < image.places]
+            if columns != image.columns:
                 self._rebuild(known, columns, slots)
             else:
-                self._fill(self._publisher.table(known.code), known, image.anew)
+                self._fill(self._publisher.table(known.code), known, slots)
+
+    def _is_cut_by_another(self, known: KindState) -> bool:
+        """Whether a checkpoint has cells that are not those of the class here: another one made them of what was stored
+        with other columns.
+        """
+        kind = known.kind
+        if kind is None or kind.schema.digest() == known.schema.digest():
+            return False
+        return bool(self.of_other_columns(known.code, kind.columns))
+
+    def of_other_columns(self, code: int, columns: Sequence[Column]) -> set[int]:
+        """The schemas of a kind that have other columns than these: its class makes the cells of their records."""
+        return {schema.code for schema in self.schemas if schema.kind == code and schema.columns != columns}
 
     def restore_forgotten(self, keys: Sequence[tuple[int, dict[str, int]]]) -> None:
         """By kind, what no record says of keys: the base, and last versions. Kinds that came later have none."""

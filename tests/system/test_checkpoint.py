@@ -293,6 +293,43 @@ def test_two_kinds_and_a_newer_class_behind_a_checkpoint(state, start_engine, wa
 # --- history ----------------------------------------------------------------------------------------------------------
 
 
+class Texts(Entity, kind="Note", columns=("size",)):
+    size: str = "0"
+
+
+class Numbers(Entity, kind="Note", columns=("size", "weight")):
+    size: int = 0
+    weight: int = 1
+
+
+class Weighty(Entity, kind="Note", columns=("size", "weight")):
+    size: int = 0
+    weight: int = 2
+
+
+@pytest.mark.parametrize("classes", [[Numbers], []])
+def test_cells_in_a_checkpoint_that_the_class_of_the_start_did_not_make_are_made_anew(
+    state, start_engine, wait_until, classes
+):
+    """Another class made them of what is older than its columns, or an engine without one."""
+    engine = start_engine(state, limits=OFTEN, models=[Texts])
+    with connect(state, limits=OFTEN) as client:
+        for number in range(3):
+            client.create(Texts(id=f"n{number}", size=str(number)))
+        engine.register(Numbers)
+        client.create(Numbers(id="n3", size=3))
+    engine.stop()
+    engine = start_engine(state, limits=OFTEN, models=classes)
+    with connect(state, limits=OFTEN) as client:
+        grow(client, state, wait_until)
+    engine.stop()
+    newest, weights = (Weighty, {1: 1, 2: 3}) if classes else (Numbers, {1: 4})
+    start_engine(state, limits=OFTEN, models=[newest])
+    with open_reader(state, limits=OFTEN) as reader, reader.snapshot() as snap:
+        assert snap.count_by(newest, "weight") == weights
+        assert snap.count_by(newest, "size") == dict.fromkeys(range(4), 1)
+
+
 def test_history_is_kept_to_its_bytes_and_what_is_older_is_compacted(state, start_engine, wait_until):
     start_engine(state, limits=TRIMMED)
     with connect(state, limits=TRIMMED) as client, open_reader(state, limits=TRIMMED) as reader:

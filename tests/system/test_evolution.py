@@ -322,6 +322,41 @@ def test_columns_of_what_is_read_otherwise_now_are_the_same_wherever_they_come_f
         check(reader.at(past), [9, 8, 7, 6])
 
 
+class Texted(Entity, kind="Doc", columns=("size",)):
+    size: str = "0"
+
+
+class Weighed(Entity, kind="Doc", columns=("size", "weight")):
+    size: int = 0
+    weight: int = 1
+
+
+class Heavier(Entity, kind="Doc", columns=("size", "weight")):
+    size: int = 0
+    weight: int = 2
+
+
+@pytest.mark.parametrize("follows", [True, False])
+def test_cells_that_another_class_made_of_what_is_older_than_its_columns_are_made_anew(state, start_engine, follows):
+    """Or that an engine made which had no class of the kind."""
+    engine = start_engine(state, models=[Texted])
+    with connect(state) as client:
+        for number in range(3):
+            client.create(Texted(id=f"d{number}", size=str(number)))
+        engine.register(Weighed)
+        client.create(Weighed(id="d3", size=3))
+    newest, weights = (Heavier, {1: 1, 2: 3}) if follows else (Weighed, {1: 4})
+    if not follows:
+        engine.stop()
+        engine = start_engine(state)
+    engine.register(newest)
+    with open_reader(state) as reader:
+        for snap in (reader.snapshot(), reader.at(4)):
+            assert snap.count_by(newest, "weight") == weights
+            assert snap.count_by(newest, "size") == dict.fromkeys(range(4), 1)
+            assert [snap[newest, id].weight for id in snap.ids(newest, {"weight": 2})] == [2] * weights.get(2, 0)
+
+
 class NoSize(Part):
     pass
 
