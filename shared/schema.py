@@ -288,9 +288,9 @@ def _column_apart(name: str, there: Column, here: Column) -> str:
 
 
 def shape_of(model: type[Entity]) -> bytes:
-    """What a class's fields may hold, as 16 stable bytes. Titles and descriptions do not count."""
+    """What a class's fields are named, were, and may hold, as 16 stable bytes. Titles and descriptions do not count."""
     try:
-        described: Any = model.model_json_schema(schema_generator=_WithAllSaid)
+        described: Any = model.model_json_schema(by_alias=False, schema_generator=_WithAllSaid)
     except Exception:  # a type that JSON schema has no words for
         described = {name: repr(field.annotation) for name, field in model.model_fields.items()}
     return blake2b(msgspec.json.encode(_bare(described), order="sorted"), digest_size=16).digest()
@@ -305,6 +305,7 @@ _UNSAID = {
     "decimal": ("allow_inf_nan", *_BOUNDS),
     "float": ("allow_inf_nan",),
     "str": ("strip_whitespace", "to_lower", "to_upper"),
+    "model-field": ("validation_alias",),
 }
 """What a pydantic core schema says of a type, and a JSON schema does not"""
 

@@ -357,6 +357,68 @@ def test_cells_that_another_class_made_of_what_is_older_than_its_columns_are_mad
             assert [snap[newest, id].weight for id in snap.ids(newest, {"weight": 2})] == [2] * weights.get(2, 0)
 
 
+class Owned(Entity, kind="Doc"):
+    owner: str
+    n: int = 0
+
+
+class Kept(Entity, kind="Doc"):
+    model_config = ConfigDict(populate_by_name=True)
+
+    keeper: str = Field(alias="owner")
+    n: int = 0
+
+
+class Held(Entity, kind="Doc"):
+    model_config = ConfigDict(populate_by_name=True)
+
+    keeper: int = Field(alias="owner")
+    n: int = 0
+
+
+def test_a_renamed_field_without_default_and_column_has_its_new_name_only_once_it_is_changed(state, start_engine):
+    engine = start_engine(state, models=[Owned])
+    with connect(state) as client:
+        for id in ("d0", "d1"):
+            client.create(Owned(id=id, owner="ann"))
+        engine.register(Kept)
+        kept = client.get(Kept, "d0")
+        assert client.update(kept, keeper="ann").version == 1, "nothing was changed"
+        assert client.update(kept, keeper="ben").keeper == client.get(Kept, "d0").keeper == "ben"
+        assert client.get("Doc", "d0") == {"id": "d0", "version": 2, "keeper": "ben", "n": 0}
+        assert [change.new.keeper for change in client.reader.history(Kept, "d0")] == ["ben", "ann"]
+        with pytest.raises(SchemaMismatch, match="owner: Field required"):
+            engine.register(Owned)
+        with pytest.raises(SchemaMismatch, match="differs"):
+            client.create(Held(id="d2", keeper=1))
+
+
+class Noted(Entity, kind="Doc"):
+    note: int = 0
+
+
+class Renoted(Entity, kind="Doc"):
+    model_config = ConfigDict(populate_by_name=True)
+
+    text: str = Field("", validation_alias=AliasChoices("remark"))
+
+
+class Remembered(Entity, kind="Doc"):
+    model_config = ConfigDict(populate_by_name=True)
+
+    text: str = Field("", validation_alias=AliasChoices("remark", "note"))
+
+
+def test_a_class_with_one_more_earlier_name_is_looked_at(state, start_engine):
+    engine = start_engine(state, models=[Noted])
+    with connect(state) as client:
+        client.create(Noted(id="d0", note=5))
+        engine.register(Renoted)
+        with pytest.raises(SchemaMismatch, match="text: Input should be a valid string"):
+            engine.register(Remembered)
+        assert client.get(Renoted, "d0").text == ""
+
+
 class NoSize(Part):
     pass
 
