@@ -21,9 +21,8 @@ from solewriter.shared.errors import (
     from_wire,
 )
 from solewriter.shared.models import Entity
-from solewriter.shared.mutations import Applied, Create, Mutation, NotApplied, Put, Reply, Result
+from solewriter.shared.mutations import Applied, Create, Mutation, NotApplied, Put, Reply, Result, left_by
 from solewriter.shared.registry import Registry
-from solewriter.shared.schema import plain
 from solewriter.shared.wire import Status
 from solewriter.shared.wireform import WHOLE, PlainRequest
 
@@ -144,9 +143,9 @@ class Answers:
             return self._reader.get(kind, id)
 
 
-def _entity(reader: Reader, epoch: int, result: Result) -> Entity | Plain | None:
+def _entity(reader: Reader, epoch: int, result: Result, model: type[Entity] | None = None) -> Entity | Plain | None:
     """No method: what it would be bound to would keep itself, and the memory, when it is forgotten."""
-    return reader.of_result(result, epoch, reader.decoder.model_of(result.kind))
+    return reader.of_result(result, epoch, model or reader.decoder.model_of(result.kind))
 
 
 def _nothing(result: Result) -> None:
@@ -159,7 +158,8 @@ def entity_of(reply: Reply, model: type[E]) -> E:
     """
     reply.check()
     try:
-        return of_class(reply.entity, model)
+        left: E = left_by(reply, 0, model)
+        return left
     except SolewriterError as error:
         raise _unreadable(reply, error) from error
 
@@ -173,7 +173,7 @@ def entities_of(reply: Reply, model: type[E]) -> list[E]:
     """The same of a request that may have changed several."""
     reply.check()
     try:
-        return [of_class(entity, model) for entity in reply.entities]
+        return [left_by(reply, place, model) for place in range(len(reply.results))]
     except SolewriterError as error:
         raise _unreadable(reply, error) from error
 
@@ -184,18 +184,3 @@ def _unreadable(reply: Reply, error: SolewriterError) -> ResultUnavailable:
         request_id=reply.request_id,
         revision=reply.revision,
     )
-
-
-def of_class(entity: Any, model: type[E]) -> E:
-    """The entity, which is the model's kind, as the model's own. It may be of another class that took over the kind's
-    name here, as when a notebook's cell is run again. Raises SchemaMismatch where the model does not fit.
-    """
-    if isinstance(entity, model):
-        return entity
-    if isinstance(entity, Entity):  # its fields and nothing else, as they are stored
-        entity = {name: plain(entity.__dict__[name]) for name in type(entity).model_fields}
-    try:
-        return model.model_validate(entity)
-    except ValueError as error:
-        problem = f"{model.kind_name} is another class here by now, and the one before does not fit: {error}"
-        raise SchemaMismatch(problem, kind=model.kind_name) from None

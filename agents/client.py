@@ -190,7 +190,8 @@ class Client(Verbs):
             except VersionConflict as conflict:
                 if time.monotonic() > deadline:
                     raise
-                current = newer(conflict, model)
+                won = newer(conflict, model)
+                current = self.reader.snapshot()[model, target.id] if won is None else won
 
 
 def connect(

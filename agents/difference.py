@@ -7,7 +7,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, TypeVar
 
-from solewriter.agents.answers import of_class
 from solewriter.shared.errors import InvalidMutation, NotFound, VersionConflict, shown
 from solewriter.shared.models import Entity
 from solewriter.shared.mutations import Mutation, Transition, Update
@@ -44,14 +43,14 @@ def difference(before: E, after: E | Mapping[str, Any] | None, reason: str) -> M
     return Update(before, changes, reason=reason)
 
 
-def newer(conflict: VersionConflict, model: type[E]) -> E:
-    """The entity that won. Raises NotFound if it is gone."""
+def newer(conflict: VersionConflict, model: type[E]) -> E | None:
+    """The entity that won; None where that was read as another class of its kind. Raises NotFound if it is gone."""
     current = conflict.current
     if current is None:
         raise NotFound(
             f"{conflict.kind} {conflict.id!r} was deleted meanwhile", kind=conflict.kind, id=conflict.id
         ) from conflict
-    return of_class(current, model)
+    return current if isinstance(current, model) else None
 
 
 _ABSENT = object()

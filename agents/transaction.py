@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Any, Self, TypeVar
 
 import msgspec
 
-from solewriter.agents.answers import of_class
 from solewriter.agents.deadline import check_times
 from solewriter.shared.errors import SolewriterError
 from solewriter.shared.models import Entity, Ref
@@ -37,6 +36,7 @@ from solewriter.shared.mutations import (
     Transition,
     Unchanged,
     Update,
+    left_by,
 )
 from solewriter.shared.operations import Operation
 from solewriter.shared.taskform import model_of, together
@@ -60,7 +60,7 @@ class Gathering:
         self._guards: list[GuardMutation] = []
         self._begun = self._ended = False
         self._reply: Reply | None = None
-        self._left: dict[tuple[str, str], Any] | None = None  # entities, by kind and id, once somebody asked
+        self._left: dict[tuple[str, str], int] | None = None  # places of results, by kind and id, once asked for
 
     # --- verbs -------------------------------------------------------------------------------------------------------
 
@@ -204,14 +204,15 @@ class Gathering:
         """An entity of this transaction as it left it. Raises KeyError for one that it did not change or that it
         deleted.
         """
+        reply = self._sent()
         if self._left is None:
-            reply = self._sent()
-            told = zip(reply.results, reply.entities, strict=True)
-            self._left = {(one.kind, one.id): entity for one, entity in told if entity is not None}
+            told = enumerate(zip(reply.results, reply.entities, strict=True))
+            self._left = {(one.kind, one.id): place for place, (one, entity) in told if entity is not None}
         model = model_of(target)
         name = model.kind_name
-        if (left := self._left.get((name, target.id))) is not None:
-            return of_class(left, model)
+        if (place := self._left.get((name, target.id))) is not None:
+            left: E = left_by(reply, place, model)
+            return left
         raise KeyError(f"this transaction left no {name} {target.id!r}")
 
     def _sent(self) -> Reply:

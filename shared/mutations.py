@@ -257,7 +257,7 @@ class Reply:
         revision: int,
         results: tuple[Result, ...],
         error: SolewriterError | None,
-        decode: Callable[[Result], Any],
+        decode: Callable[..., Any],
     ) -> None:
         self._named = named  # the user's word for the request, or the numbers of its session and of itself
         self.revision = revision
@@ -307,6 +307,12 @@ class Reply:
     def __repr__(self) -> str:
         outcome = f"applied at revision {self.revision}" if self.error is None else repr(self.error)
         return f"<Reply {self.request_id}: {outcome}>"
+
+
+def left_by(reply: Reply, place: int, model: Any) -> Any:
+    """One of its entities, as this class of its kind reads it: a process may have several, and they are of the last."""
+    known = reply._entities[place] if reply._entities is not None else None
+    return known if isinstance(known, model) else reply._decode(reply.results[place], model)
 
 
 def _missing(error: SolewriterError | None, _: Result) -> Any:

@@ -199,7 +199,8 @@ class AioClient(AioVerbs):
             except VersionConflict as conflict:
                 if time.monotonic() > deadline:
                     raise
-                current = newer(conflict, model)
+                won = newer(conflict, model)
+                current = (await self.reader.snapshot())[model, target.id] if won is None else won
 
 
 # --- opening ---------------------------------------------------------------------------------------------------------

@@ -43,6 +43,7 @@ from solewriter import (
     Task,
     Update,
     VersionConflict,
+    aio,
     broken,
     concerns,
     connect,
@@ -973,3 +974,57 @@ def test_what_was_made_by_a_class_that_a_notebook_defined_again_goes_on(state, s
             return {"number": page.number + 1}
 
         assert client.apply(page, grown).number == 4
+
+
+class Sized(Entity, kind="Page"):
+    owner: str = ""
+    size: int = 0
+
+
+class Unsized(Entity, kind="Page"):
+    owner: str = ""
+
+
+class Spoken(Entity, kind="Page"):
+    owner: str = ""
+    lang: str = "en"
+
+
+@pytest.mark.parametrize("other", [Unsized, Spoken])
+def test_what_a_request_left_is_of_the_class_that_it_was_made_by_whatever_was_read_meanwhile(
+    state, start_engine, other
+):
+    start_engine(state, models=[Sized])
+    with connect(state) as client, connect(state) as overtaking:
+        client.create(Sized(id="p", size=5))
+        assert client.get(other, "p").version == 1
+        assert client.update(Sized.ref("p"), owner="ann") == Sized(id="p", version=2, owner="ann", size=5)
+        with client.transaction() as tx:
+            tx.update(Sized.ref("p"), owner="ben")
+        assert tx.result(Sized.ref("p")).size == 5
+
+        def larger(page):
+            if page.size == 5 and page.version == 3:
+                overtaking.update(Sized.ref("p"), owner="cat")
+            return {"size": page.size + 1}
+
+        assert client.apply(Sized.ref("p"), larger).size == overtaking.get(Sized, "p").size == 6
+
+
+def test_apply_of_asyncio_reads_again_as_the_class_that_it_was_called_with(state, start_engine):
+    start_engine(state, models=[Sized])
+
+    async def main():
+        async with aio.connect(state) as client:
+            with connect(state) as overtaking:
+                overtaking.create(Sized(id="p", size=5))
+                assert [(await client.get(cls, "p")).version for cls in (Sized, Unsized)] == [1, 1]
+
+                def larger(page):
+                    if page.version == 1:
+                        overtaking.update(Sized.ref("p"), owner="cat")
+                    return {"size": page.size + 1}
+
+                assert (await client.apply(Sized.ref("p"), larger)).size == 6
+
+    asyncio.run(main())
