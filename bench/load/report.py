@@ -123,10 +123,6 @@ def _marks(results: Results) -> Iterator[str]:
         )
 
 
-def _three(found: Spread | None) -> tuple[float | None, ...]:
-    return (found.median, found.min, found.max) if found else (None, None, None)
-
-
 def _median(found: Spread | None) -> float | None:
     return found.median if found else None
 

@@ -176,9 +176,7 @@ class RootReader:
     def __init__(self, segment: Segment) -> None:
         self.words = segment.words
         self._map = segment.map
-        magic, layout, ring, self.epoch, self.pid, self.start_time, self.started_us, self.history = _FIXED.unpack_from(
-            segment.map, 0
-        )
+        magic, layout, ring, self.epoch, self.pid, self.start_time, _, self.history = _FIXED.unpack_from(segment.map, 0)
         known = self.words[_DURABILITY] < len(DURABILITIES)
         if magic != MAGIC or layout != MEMORY_VERSION or ring != ROOT_RING or not known:
             raise LayoutMismatch(
