@@ -7,14 +7,13 @@ as numbers.
 from __future__ import annotations
 
 import datetime
-import enum
 import math
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 from solewriter.shared.columns import NO_INT, Cell, Column
 from solewriter.shared.errors import InvalidQuery, shown
-from solewriter.shared.where import Range, Where, asked_of
+from solewriter.shared.where import Range, Where, asked_of, single
 
 
 class Condition(NamedTuple):
@@ -83,7 +82,7 @@ def _next(cell: Cell, *, up: bool) -> Cell:
 
 def cell_of(kind: str, column: Column, value: Any) -> Cell:
     """The cell of a value that is asked for. Raises InvalidQuery for one that the column never holds."""
-    wanted = _plain(value)
+    wanted = single(value)
     suits = wanted is None or _SUITS[column.type](wanted)
     try:
         if suits:
@@ -100,10 +99,6 @@ def _is_number(value: float) -> bool:
         return float(value) == float(value)
     except OverflowError:
         return False
-
-
-def _plain(value: Any) -> Any:
-    return value.value if isinstance(value, enum.Enum) else value
 
 
 _TOLD = {"bool": "a bool", "int": "an int", "float": "a float", "time": "a time with a time zone", "str": "a str"}
