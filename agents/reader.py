@@ -160,9 +160,9 @@ class Reader(Attaching):
             return
         pin = self.pin()
         code = pin.catalog.kind_code(kind.name)
-        theirs = [schema for schema in pin.catalog.schemas if schema.kind == code]
-        if theirs and theirs[-1].digest() != kind.schema.digest():
-            told = differences(theirs[-1], kind.schema, kind.model.model_fields.keys())
+        theirs = None if code is None else pin.catalog.newest_schema(code)
+        if theirs is not None and theirs.digest() != kind.schema.digest():
+            told = differences(theirs, kind.schema, kind.model.model_fields.keys())
             problem = f"the class {kind.name} of this process differs from the engine's: {told}"
             raise SchemaMismatch(f"{problem}: use one everywhere, or engine.register(...) this one", kind=kind.name)
         self._checked[kind.name] = (pin.view.prefix, pin.root.catalog, kind)

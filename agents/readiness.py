@@ -169,11 +169,10 @@ def _sum(costs: list[float]) -> float:
 def _kinds_of_tasks(snap: Snapshot) -> Iterator[type[Task] | str]:
     """Those whose classes are known here, and by name those that look like tasks."""
     catalog = snap.pin.catalog
-    newest = {schema.kind: schema for schema in catalog.schemas}
     for code, name in enumerate(catalog.kinds):
         model = snap.model_of(name)
         if isinstance(model, str):
-            if newest[code].defaults.keys() >= _OF_TASKS:
+            if catalog.defaults(code).keys() >= _OF_TASKS:
                 yield model
         elif issubclass(model, Task):
             yield model
