@@ -20,7 +20,7 @@ from solewriter.shared.checkpoint import checkpoint_path
 from solewriter.shared.config import DEFAULT_LIMITS, MEMORY_VERSION, Limits
 from solewriter.shared.entry import Life
 from solewriter.shared.memory.catalog import Catalog, Table
-from solewriter.shared.memory.root import Root
+from solewriter.shared.memory.root import Root, root_of_files
 from solewriter.shared.registry import Registry
 from solewriter.shared.schema import Schema
 
@@ -116,7 +116,7 @@ def _end_of(folder: Path) -> End:
             kinds += more_kinds
             schemas += more_schemas
     tables = tuple(Table(0, _newest_schema(schemas, code).columns) for code in range(len(kinds)))
-    root = Root(0, revision or 0, files.last, 0, 0, 0, 0, 0, 0, 0, 0, ())
+    root = root_of_files(revision or 0, files.last, oldest=0, kinds=())
     return End(NoMemory(_Ids(_history_of(life))), Catalog(MEMORY_VERSION, tuple(kinds), tuple(schemas), tables), root)
 
 

@@ -18,7 +18,7 @@ from solewriter.shared.checkpoint import Checkpoint
 from solewriter.shared.entry import Entry
 from solewriter.shared.memory.catalog import Catalog
 from solewriter.shared.memory.pin import Pin
-from solewriter.shared.memory.root import Root
+from solewriter.shared.memory.root import Root, root_of_files
 from solewriter.shared.memory.table import TableReader
 
 
@@ -137,8 +137,7 @@ class Past:
     @property
     def root(self) -> Root:
         kinds = tuple(zip([len(newest) for newest in self._newest], self._alive, strict=True))
-        nothing_else = self.revision  # is here than this one
-        return Root(0, self.revision, self._entry, nothing_else, nothing_else, 0, 0, 0, 0, 0, 0, kinds)
+        return root_of_files(self.revision, self._entry, oldest=self.revision, kinds=kinds)
 
     def slots(self, kind: int) -> int:
         return len(self._newest[kind]) if kind < len(self._newest) else 0

@@ -80,6 +80,14 @@ class Root(NamedTuple):
     kinds: tuple[tuple[int, int], ...]
 
 
+def root_of_files(revision: int, entry: int, oldest: int, kinds: tuple[tuple[int, int], ...]) -> Root:
+    """In place of a root, of a state that was read from its folder: no memory is behind it."""
+    return Root(
+        number=0, revision=revision, entry=entry, oldest=oldest, whole=oldest, tail=0, first_segment=0, last_segment=0,
+        catalog=0, log_first=0, log_points=0, kinds=kinds,
+    )  # fmt: skip
+
+
 class RootWriter:
     """The engine's half."""
 
