@@ -11,9 +11,10 @@ from contextlib import suppress
 
 gc.disable()  # nothing that imports and recovery make is garbage; `freeze_garbage` enables it
 
-from solewriter.engine_proc.owner.notices import put  # noqa: E402 (behind the line above, or it is in vain)
+from solewriter.engine_proc.owner import exits  # noqa: E402 (behind the line above, or it is in vain)
+from solewriter.engine_proc.owner.notices import put  # noqa: E402
 from solewriter.engine_proc.owner.orders import Line, Orders, refused  # noqa: E402
-from solewriter.engine_proc.server import EXIT_FAILED, run  # noqa: E402
+from solewriter.engine_proc.server import run  # noqa: E402
 
 
 def main(hears: int, says: int) -> int:
@@ -24,14 +25,14 @@ def main(hears: int, says: int) -> int:
     line = Line(hears, says)
     orders = line.hear(Orders)
     if orders is None:
-        return EXIT_FAILED  # the owner died before it said anything
+        return exits.FAILED  # the owner died before it said anything
     try:
         return run(orders, line)
     except Exception as error:
         with suppress(OSError):  # the owner is gone
             line.say(refused(error))
         put(traceback.format_exc())
-        os._exit(EXIT_FAILED)
+        os._exit(exits.FAILED)
 
 
 def hold_standard_descriptors() -> None:

@@ -27,6 +27,7 @@ from solewriter.engine_proc.journal import DiskFull, Journal, NoJournal
 from solewriter.engine_proc.lock import Lock, by_name
 from solewriter.engine_proc.maker import Maker
 from solewriter.engine_proc.overtime import TimeBudget
+from solewriter.engine_proc.owner import exits
 from solewriter.engine_proc.owner.notices import say
 from solewriter.engine_proc.owner.orders import Line, Orders, Ready, Register, refused
 from solewriter.engine_proc.publisher import Publisher
@@ -47,9 +48,6 @@ from solewriter.shared.folder import Whereabouts
 from solewriter.shared.kind import Kind
 from solewriter.shared.processes import start_time_of
 from solewriter.shared.registry import Registry
-
-EXIT_FAILED, EXIT_LOCKED, EXIT_REFUSED, EXIT_IO, EXIT_NOT_OWNER, EXIT_NO_ROOM = 1, 3, 4, 5, 6, 7
-NEVER_RESTART = (EXIT_LOCKED, EXIT_REFUSED, EXIT_NOT_OWNER)
 
 
 class Server:
@@ -365,13 +363,13 @@ def run(orders: Orders, line: Line) -> int:
                 error = MemoryFull(f"{error}{leftovers.still_mapped(server.folder)}")
         line.say(refused(error))
         if isinstance(error, MemoryFull | DiskFull):
-            return EXIT_NO_ROOM
-        return EXIT_LOCKED if isinstance(error, Locked) else EXIT_REFUSED
+            return exits.NO_ROOM
+        return exits.LOCKED if isinstance(error, Locked) else exits.REFUSED
     except OSError as error:
         if server is not None:
             server.abandon()
         line.say(refused(error))
-        return EXIT_NO_ROOM if error.errno in FULL else EXIT_IO
+        return exits.NO_ROOM if error.errno in FULL else exits.IO
     try:
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
             runner.run(server.serve(line, listening))
@@ -380,7 +378,7 @@ def run(orders: Orders, line: Line) -> int:
         server.log(str(error))
         server.growing.shutdown(cancel_futures=True)  # or what it is making would stay
         server.publisher.remove()  # by a folder that is gone nobody would ever find it
-        os._exit(EXIT_NOT_OWNER)  # the folder is not ours any more: touch nothing in it
+        os._exit(exits.NOT_OWNER)  # the folder is not ours any more: touch nothing in it
     except OSError as error:
         if server.publisher.gone:
             server.log(f"its memory was removed by others, and the next start makes it anew: {error}")
@@ -390,7 +388,7 @@ def run(orders: Orders, line: Line) -> int:
                 f"a write failed, and a failed write is never retried: {error}. The next start goes on with what is on "
                 f"the disk of {server.folder.path}; if that fails as well, look at this disk"
             )
-        os._exit(EXIT_IO)  # without a reply, and without running anything that might write
+        os._exit(exits.IO)  # without a reply, and without running anything that might write
     finally:
         server.maker.close()  # whose thread would be waited for, and with it the lock
     return 0

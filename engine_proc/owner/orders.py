@@ -2,6 +2,7 @@
 
 The owner writes Orders first, then as often as it likes Register; each of them is answered by one Ready. A message is
 a length (u64, little-endian) and msgpack. Only the owner can write here, which is why models may travel as cloudpickle.
+The last word of all is the status with which the process ends (`exits`).
 """
 
 from __future__ import annotations

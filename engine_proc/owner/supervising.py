@@ -13,6 +13,7 @@ from abc import ABC, abstractmethod
 from contextlib import suppress
 from functools import partial
 
+from solewriter.engine_proc.owner import exits
 from solewriter.engine_proc.owner.backoff import Backoff
 from solewriter.engine_proc.owner.launch import Child
 from solewriter.engine_proc.owner.notices import ending, say
@@ -20,7 +21,6 @@ from solewriter.engine_proc.owner.orders import Orders
 from solewriter.engine_proc.owner.pulse import Pulse
 from solewriter.engine_proc.recovery.leftovers import remove_orphans
 from solewriter.engine_proc.recovery.quarantine import last_words
-from solewriter.engine_proc.server import EXIT_NO_ROOM, EXIT_NOT_OWNER, NEVER_RESTART
 from solewriter.shared import failpoint
 from solewriter.shared.config import Limits
 from solewriter.shared.errors import EngineStartFailed, EngineUnavailable, Locked
@@ -118,9 +118,9 @@ class Supervising(ABC):
             if status == 0 and self._was_drained(child):  # somebody else told it to end
                 self._become(None)
                 return
-            if status in NEVER_RESTART and not self._died_deciding(child):
+            if status in exits.NEVER_RESTART and not self._died_deciding(child):
                 moved = f"{self.folder.path} was moved, deleted or replaced under the engine"
-                why = moved if status == EXIT_NOT_OWNER else f"the engine {ending(status)}"
+                why = moved if status == exits.NOT_OWNER else f"the engine {ending(status)}"
                 self._give_up(f"{why}: it would not help to start it again")
                 return
             # Behind one that found no room none is counted: nobody knows when there is some. The first one made some.
@@ -194,8 +194,8 @@ class Supervising(ABC):
                 final = error  # else whoever holds it may fail to start itself, say
             if isinstance(error, EngineStartFailed):
                 status = getattr(error, "status", None)
-                self._no_room = no_room + 1 if status == EXIT_NO_ROOM else 0
-                if status in NEVER_RESTART and self._models == self._known:
+                self._no_room = no_room + 1 if status == exits.NO_ROOM else 0
+                if status in exits.NEVER_RESTART and self._models == self._known:
                     final = error
                 self._models = self._known  # what no engine has taken may be why
             if final is not None:

@@ -49,7 +49,7 @@ from solewriter import (
     connect,
     open_reader,
 )
-from solewriter.engine_proc.server import EXIT_REFUSED
+from solewriter.engine_proc.owner import exits
 from solewriter.shared.models import new_id
 
 NOW = datetime.datetime(2030, 1, 1, tzinfo=datetime.UTC)
@@ -718,7 +718,7 @@ def test_a_class_whose_code_never_ends_is_refused_and_everybody_goes_on(state, s
     engine.stop()
     with pytest.raises(EngineStartFailed, match=r"Doc 'd0'.*revision 1.*decide_timeout_s") as caught:
         start_engine(state, models=[cls], limits=limits)
-    assert caught.value.status == EXIT_REFUSED
+    assert caught.value.status == exits.REFUSED
     start_engine(state, models=[Lenient], limits=limits)
     with connect(state) as client:
         assert client.update(Lenient.ref("d0"), owner="ann", expect=1).version == 2
