@@ -13,7 +13,7 @@ from typing import Any
 
 from solewriter.engine_proc.bridge import LaneEnd
 from solewriter.engine_proc.coordination.making import Unready
-from solewriter.engine_proc.coordination.waiting import Line, Lines, Parked, Queue, Wish
+from solewriter.engine_proc.coordination.waiting import Line, Lines, LinesOfKind, Parked, Wish
 from solewriter.engine_proc.session import NEVER, Session
 from solewriter.engine_proc.sessions import Sessions
 from solewriter.engine_proc.state import State
@@ -84,21 +84,21 @@ class Parking:
                 left -= self._is_decided(turn, parked)
             except Unready:
                 break  # it is told so when that is made
-        for kind, queue in list(self.lines.by_kind.items()):
+        for kind, of_kind in list(self.lines.by_kind.items()):
             board = self._coordination.boards.get(kind)
             if board is not None:
                 board.advance(turn.now_us)
-            queue.look(board.ready if board is not None else None)
-            for line in list(queue.due.values()):
+            of_kind.look(board.ready if board is not None else None)
+            for line in list(of_kind.due.values()):
                 if left:
-                    left = self._serve_line(turn, queue, line, left, until)
+                    left = self._serve_line(turn, of_kind, line, left, until)
                 if not left or time.monotonic() >= until:
                     self.lines.put_last(kind, line)  # in the next turn others come first
                     turn.cut = True
                     self._ask_for_a_turn()
                     return
 
-    def _serve_line(self, turn: Turn, queue: Queue, line: Line, left: int, until: float) -> int:
+    def _serve_line(self, turn: Turn, of_kind: LinesOfKind, line: Line, left: int, until: float) -> int:
         """How many may be served besides."""
         kind, over = line.wish.kind, False
         while not over:
@@ -111,7 +111,7 @@ class Parking:
                 try:
                     left -= self._is_decided(turn, parked)
                 except Unready:  # it is looked at again when that is made, and others first
-                    queue.put_last(line)
+                    of_kind.put_last(line)
                     if not self._coordination.making:
                         self._ask_for_a_turn()
                     return left
@@ -119,7 +119,7 @@ class Parking:
                     line.pause(self._came(kind))
                     return left
             over = line.ends(self._came(kind))
-        queue.due.pop(line.wish.said, None)
+        of_kind.due.pop(line.wish.said, None)
         return left
 
     def _came(self, kind: int) -> int:

@@ -116,13 +116,13 @@ class Line:
         return tuple([demand.name for demand in demands]), combinations(demands, LINE_VALUES_MAX) or []
 
 
-class Queue:
+class LinesOfKind:
     """The lines of one kind."""
 
     def __init__(self, came: int) -> None:
         self.lines: dict[bytes, Line] = {}
         self.due: dict[bytes, Line] = {}  # that have to look, in that order
-        self._looked = came  # whom that concerns which became ready until then is due
+        self._looked = came  # how much had become ready at the last look: whom that concerns is due, or had its turn
         self._by_values: dict[Names, dict[Values, dict[bytes, Line]]] = {}
         self._others: dict[bytes, Line] = {}  # that ask for too many values to be listed
 
@@ -197,7 +197,7 @@ class Lines:
     """All who wait. Truthy while there is one."""
 
     def __init__(self) -> None:
-        self.by_kind: dict[int, Queue] = {}
+        self.by_kind: dict[int, LinesOfKind] = {}
         self._count = count()
         self._parked: dict[Asked, Parked] = {}
         self._ends: list[tuple[int, Asked]] = []
@@ -214,15 +214,15 @@ class Lines:
         so much had become ready.
         """
         asked, wish = (parked.session.number, parked.sequence), parked.wish
-        queue = self.by_kind.get(wish.kind)
-        if queue is None:
-            queue = self.by_kind[wish.kind] = Queue(came)
-        line = queue.lines.get(wish.said)
+        of_kind = self.by_kind.get(wish.kind)
+        if of_kind is None:
+            of_kind = self.by_kind[wish.kind] = LinesOfKind(came)
+        line = of_kind.lines.get(wish.said)
         if line is None:
             line = Line(wish, next(self._count))
-            queue.add(line)
+            of_kind.add(line)
         elif not line.is_of_now(wish):
-            queue.renew(line, wish)
+            of_kind.renew(line, wish)
         line.note(wish, came)
         again = asked in self._parked  # for it there was nothing either, when something became ready
         line.waiting[asked] = self._parked[asked] = parked
@@ -251,20 +251,20 @@ class Lines:
                 del named[asked]
                 if not named:
                     del self._named[request_id]
-            queue = self.by_kind[parked.wish.kind]
-            line = queue.lines[parked.wish.said]
+            of_kind = self.by_kind[parked.wish.kind]
+            line = of_kind.lines[parked.wish.said]
             del line.waiting[asked]
             if not line.waiting:
-                queue.remove(line)
-            if not queue.lines:
+                of_kind.remove(line)
+            if not of_kind.lines:
                 del self.by_kind[parked.wish.kind]
         return parked
 
     def put_last(self, kind: int, line: Line) -> None:
         """A kind behind the others, and a line of it behind the kind's others that are due: if somebody still waits."""
         if kind in self.by_kind:
-            queue = self.by_kind[kind] = self.by_kind.pop(kind)
-            queue.put_last(line)
+            of_kind = self.by_kind[kind] = self.by_kind.pop(kind)
+            of_kind.put_last(line)
 
     def drop(self, session: int) -> None:
         """A session has no lane any more: it sends again what was not answered when it comes back."""

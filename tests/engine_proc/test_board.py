@@ -20,7 +20,7 @@ from solewriter.engine_proc.coordination.leases import Leases, ended, renewed
 from solewriter.engine_proc.coordination.making import Making
 from solewriter.engine_proc.coordination.projects import Projects
 from solewriter.engine_proc.coordination.tally import Tally
-from solewriter.engine_proc.coordination.waiting import Line, Queue, Wish
+from solewriter.engine_proc.coordination.waiting import Line, LinesOfKind, Wish
 from solewriter.shared.columns import from_us
 from solewriter.shared.config import LINE_VALUES_MAX, STALE_MAX
 from solewriter.shared.entry import Lease
@@ -392,22 +392,22 @@ def line_for(where: dict[str, Any], number: int, kind: Kind = KIND) -> Line:
 @given(st.lists(ASKED, max_size=8), st.lists(FIELDS, min_size=1, max_size=4))
 def test_those_are_looked_at_who_may_have_what_became_ready(asked, tasks):
     board = Board(KIND, KIND.schema.defaults, dict[str, Any]().get)
-    queue, lines = Queue(board.ready.came), [line_for(where, number) for number, where in enumerate(asked)]
+    of_kind, lines = LinesOfKind(board.ready.came), [line_for(where, number) for number, where in enumerate(asked)]
     for line in lines:
-        queue.add(line)
+        of_kind.add(line)
     for number, fields in enumerate(tasks):
         board.note(
             KEYS[number], number, stored({**fields, "status": "created", "dependencies": [], "not_before": None})
         )
-    queue.look(board.ready)
+    of_kind.look(board.ready)
 
     def may_have(line: Line) -> bool:
         """Of one task, whether it has it; of several, at least whether one of them has it."""
         return any(all(demand.holds(single(task[demand.name]) if demand.name in task else None)
                        for demand in line.wish.demands) for task in tasks)  # fmt: skip
 
-    assert [line.number for line in queue.due.values()] == sorted(line.number for line in queue.due.values())
-    due, wanted_by = {line.number for line in queue.due.values()}, {line.number for line in lines if may_have(line)}
+    assert [line.number for line in of_kind.due.values()] == sorted(line.number for line in of_kind.due.values())
+    due, wanted_by = {line.number for line in of_kind.due.values()}, {line.number for line in lines if may_have(line)}
     assert due >= wanted_by
     if len(tasks) == 1:
         assert due == wanted_by
@@ -425,11 +425,11 @@ class Odd(Task, columns=("shade", "at")):
 def test_who_asks_for_an_order_that_only_a_claim_can_tell_looks_at_whatever_becomes_ready(where, fields):
     kind = Registry().of(Odd)
     board = Board(kind, kind.schema.defaults, dict[str, Any]().get)
-    queue = Queue(board.ready.came)
-    queue.add(line := line_for(where, 0, kind))
+    of_kind = LinesOfKind(board.ready.came)
+    of_kind.add(line := line_for(where, 0, kind))
     board.note("a", 0, fields)
-    queue.look(board.ready)
-    assert [*queue.due.values()] == [line]
+    of_kind.look(board.ready)
+    assert [*of_kind.due.values()] == [line]
 
 
 def test_of_projects_whose_tasks_are_gone_nothing_is_kept():
