@@ -15,7 +15,7 @@ from typing import NamedTuple
 
 import msgspec
 
-from solewriter.engine_proc.image import DEAD, UNKNOWN, Cells, HeapImage, KindImage
+from solewriter.engine_proc.image import DEAD, UNKNOWN, CellBlock, HeapImage, KindImage
 from solewriter.shared import failpoint, record
 from solewriter.shared.checkpoint import Checkpoint, CheckpointWriter, DigestOfState, Directory
 from solewriter.shared.columns import format_of
@@ -108,7 +108,7 @@ class _Piece(NamedTuple):
     slots: list[int]
     bodies: list[bytes]
     keys: list[bytes]
-    cells: list[Cells]
+    cells: list[CellBlock]
 
 
 def _pieces(pin: Pin, kind: int, is_wanted: Callable[[], bool], *, is_known: bool = True) -> Iterator[_Piece]:
@@ -129,7 +129,7 @@ def _pieces(pin: Pin, kind: int, is_wanted: Callable[[], bool], *, is_known: boo
             if flags & record.Flags.DELETE:
                 if _lives_elsewhere(pin, kind, address, body):
                     continue
-                cells: Cells = DEAD
+                cells: CellBlock = DEAD
             else:
                 cells = cells_of(slot, address, schema, body, cells_at + sum(before))
             piece.slots.append(slot)
@@ -148,7 +148,7 @@ def _lives_elsewhere(pin: Pin, kind: int, address: int, tombstone: bytes) -> boo
     return found not in (0, address) and pin.content(found).version > record.version_at(tombstone, 0)
 
 
-def _cutter(pin: Pin, kind: int, is_known: bool) -> Callable[[int, int, int, bytes, int], Cells]:
+def _cutter(pin: Pin, kind: int, is_known: bool) -> Callable[[int, int, int, bytes, int], CellBlock]:
     """The function from a record (slot, address, schema, body, and where in it cells begin) to its cells: its own, if
     it was written with the table's columns; those that the engine's class, where one is known, made of it, where they
     are still this record's.
@@ -158,7 +158,7 @@ def _cutter(pin: Pin, kind: int, is_known: bool) -> Callable[[int, int, int, byt
     packed = struct.Struct(format_of(columns))
     size = packed.size
 
-    def cells_of(slot: int, address: int, schema: int, body: bytes, start: int) -> Cells:
+    def cells_of(slot: int, address: int, schema: int, body: bytes, start: int) -> CellBlock:
         if schema in same:
             return body[start : start + size]
         if not is_known:

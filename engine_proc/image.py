@@ -25,7 +25,7 @@ class NoCells(enum.Enum):
 
 
 DEAD, UNKNOWN = NoCells.DEAD, NoCells.UNKNOWN
-Cells = bytes | NoCells
+CellBlock = bytes | NoCells
 """The cells of a record as one block, or why there is none"""
 
 Add = Callable[[bytes | bytearray | memoryview], Section]
@@ -84,7 +84,7 @@ class KindImage:
         return [memoryview(array(code, bytes(array(code).itemsize * slots))) for code in codes]
 
     def put_all(
-        self, slots: Sequence[int], keys: Sequence[bytes], addresses: Sequence[int], cells: Sequence[Cells]
+        self, slots: Sequence[int], keys: Sequence[bytes], addresses: Sequence[int], cells: Sequence[CellBlock]
     ) -> None:
         """The newest records of ascending slots of one chunk."""
         for slot, key in zip(slots, keys, strict=True):
