@@ -69,10 +69,10 @@ class SingleWriter:
         self._limits = limits
         self.between = BetweenTurns(state, journal, publisher, bridge.inbox, still_owner)
         self._still_owner = still_owner  # raises when the state folder is no longer this engine's
-        self._waiting = FairQueueing()  # of (lane, sequence, request) and Newcomer
+        self._waiting = FairQueueing()  # of (lane, sequence, request), Newcomer and Occasion
         self._coordination = state.coordination
         self._making = state.coordination.making
-        self._between: deque[Item] = deque()
+        self._between_items: deque[Item] = deque()  # for `between`: all of them before the next turn
         self._ended = False  # the end was met: nothing behind it is taken
         self._stopping = False
         self._waited_s = 1.0  # for the last item that had to be waited for
@@ -92,9 +92,9 @@ class SingleWriter:
         self._ended = False
         self.tending.set_alarm()
         while not self._stopping and await self._take():
-            if self._between:
+            if self._between_items:
                 self._still_owner()
-                await self.between.run(self._between.popleft())
+                await self.between.run(self._between_items.popleft())
                 self.tending.set_alarm()  # with another class a claim can be taken away, say
                 continue
             turn = Turn(self.state, self._publisher.heap.tail, time.time_ns() // 1000)
@@ -123,9 +123,9 @@ class SingleWriter:
         inbox = self._bridge.inbox
         while not inbox.empty():
             self._put(inbox.get_nowait() or ())
-        for item in self._between:
+        for item in self._between_items:
             self.between.refuse(item)
-        self._between.clear()
+        self._between_items.clear()
         for parked in self.parking.lines.clear():
             self._say(parked.lane, (parked.sequence, Status.UNAVAILABLE, self.state.revision, asking.STOPPED))
         for item in self._waiting.clear():
@@ -142,13 +142,13 @@ class SingleWriter:
         """Take what there is, and await the first where there is nothing. False when nothing will come any more."""
         if self._waiting.holding and not self._making:
             self._waiting.let_go()
-        if self._waiting or self._between or self._making:
+        if self._waiting or self._between_items or self._making:
             await asyncio.sleep(0)  # who answers, connects or dies has been waiting for as long as the last turn took
         elif not self._ended:
             self._waiting.rest()
             self._put(await self._next())
         self._take_more()
-        return bool(self._waiting or self._between or self._making)
+        return bool(self._waiting or self._between_items or self._making)
 
     def _take_more(self) -> bool:
         """What has come meanwhile, up to the end; whether there was anything."""
@@ -171,7 +171,7 @@ class SingleWriter:
         elif isinstance(items[0], Occasion):  # likewise
             self._waiting.add(Queue(items[0].session), items)
         else:
-            self._between.extend(items)
+            self._between_items.extend(items)
 
     async def _next(self) -> Any:
         """The next item of the inbox; without sleeping for a moment, where the last one came within such a moment."""
