@@ -12,12 +12,12 @@ from collections.abc import Iterable, Iterator, Sequence
 from itertools import repeat
 from typing import TypeVar
 
+from solewriter.shared.config import US_PER_S
 from solewriter.shared.errors import Expired, InvalidMutation, InvalidQuery, shown
 from solewriter.shared.wireform import Asked
 
 T = TypeVar("T")
 Timed = tuple[T, int | None]  # with its deadline
-US_PER_S = 1_000_000
 YEARS_S = 1e9  # longer than any machine runs: it fits the wire whatever the caller means by it
 
 

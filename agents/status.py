@@ -16,7 +16,7 @@ from typing import Literal, NamedTuple
 import msgspec
 
 from solewriter.shared import entry as entries
-from solewriter.shared.config import DEFAULT_LIMITS, STALE_BEATS
+from solewriter.shared.config import DEFAULT_LIMITS, STALE_BEATS, US_PER_S
 from solewriter.shared.errors import UNDECODABLE, EngineUnavailable, JournalCorrupt, LayoutMismatch
 from solewriter.shared.folder import SOCKET, StateFolder, Whereabouts, whereabouts_in
 from solewriter.shared.memory.root import ROOT_BYTES, STOPPED, Root, RootReader
@@ -225,8 +225,8 @@ def _with_root(
         age_us = max(0, age_us)  # negative otherwise only where a dead engine's machine was started again
     return msgspec.structs.replace(
         status,
-        heartbeat_age_s=round(age_us / 1e6, 3) if age_us >= 0 else None,
-        heartbeat_period_s=words.heartbeat_period_us / 1e6 or None,
+        heartbeat_age_s=round(age_us / US_PER_S, 3) if age_us >= 0 else None,
+        heartbeat_period_s=words.heartbeat_period_us / US_PER_S or None,
         durability=words.durability,
         revision=root.revision,
         history_id=words.history.hex(),

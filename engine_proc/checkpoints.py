@@ -23,7 +23,14 @@ from solewriter.shared import failpoint
 from solewriter.shared.aside import aside_files
 from solewriter.shared.chain import first_of, journal_files
 from solewriter.shared.checkpoint import Checkpoint, checkpoint_files, checkpoint_path
-from solewriter.shared.config import CHECKPOINT_LATE, CHECKPOINT_NICE, CHECKPOINT_RATIO, CHECKPOINT_SLOW, Limits
+from solewriter.shared.config import (
+    CHECKPOINT_LATE,
+    CHECKPOINT_NICE,
+    CHECKPOINT_RATIO,
+    CHECKPOINT_SLOW,
+    US_PER_S,
+    Limits,
+)
 from solewriter.shared.entry import CheckpointName, PrivateState
 from solewriter.shared.errors import JournalCorrupt, LayoutMismatch, in_words
 from solewriter.shared.files import sync_folder
@@ -175,7 +182,7 @@ def oldest_kept(
     `files`: bytes of each journal file by its first entry. History is all that lies before the newest checkpoint; it
     takes `history_bytes` at most, and does not reach back behind the newest checkpoint older than `history_s`.
     """
-    kept, oldest_us = newest, now_us - int(limits.history_s * 1e6)
+    kept, oldest_us = newest, now_us - int(limits.history_s * US_PER_S)
     ends = dict(pairwise([*sorted(files), newest + 1]))
     known = sorted(entry for entry in checkpoints if entry < newest)
     for entry in reversed([0, *known] if 1 in files else known):

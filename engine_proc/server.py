@@ -40,7 +40,7 @@ from solewriter.engine_proc.tuning import freeze_garbage, limit_data, raise_desc
 from solewriter.shared import failpoint, wire
 from solewriter.shared import life as lives
 from solewriter.shared.chain import journal_files, state_id_of
-from solewriter.shared.config import BACKLOG, FIRST_LOOK_S, MEMORY_VERSION
+from solewriter.shared.config import BACKLOG, FIRST_LOOK_S, MEMORY_VERSION, US_PER_S
 from solewriter.shared.entry import Life, Private
 from solewriter.shared.errors import EngineUnavailable, Locked, MemoryFull, SolewriterError
 from solewriter.shared.files import sync_folder
@@ -284,7 +284,7 @@ class Server:
             writer.tending.set_alarm()  # the time of day may have been set, or gone on while the machine slept
 
     def _beat(self, bridge: Bridge) -> None:
-        period_us = int(self.limits.heartbeat_s * 1e6)
+        period_us = int(self.limits.heartbeat_s * US_PER_S)
         self.publisher.root.beat(len(self.sessions), len(list(bridge.connected())), period_us)
         self.publisher.let_go()
         self._check_memory()

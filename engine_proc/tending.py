@@ -22,13 +22,12 @@ from solewriter.engine_proc.sessions import ENGINE, ENGINE_ID, Sessions
 from solewriter.engine_proc.state import State
 from solewriter.engine_proc.turn import Turn
 from solewriter.shared import failpoint
-from solewriter.shared.config import TIMER_RETRY_S, Limits
+from solewriter.shared.config import TIMER_RETRY_S, US_PER_S, Limits
 from solewriter.shared.entry import Lease
 from solewriter.shared.mutations import Op
 from solewriter.shared.processes import pidfd_of
 from solewriter.shared.wire import Status
 
-US_PER_S = 1_000_000
 GONE = "its agent was gone for too long"
 Losses = list[tuple[Lease, str]]  # claims to be taken away, and why
 

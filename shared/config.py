@@ -14,6 +14,7 @@ import msgspec
 KIB = 1024
 MIB = 1024 * KIB
 GIB = 1024 * MIB
+US_PER_S = 1_000_000
 
 
 class Limits(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

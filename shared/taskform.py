@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from pydantic import BaseModel
 
-from solewriter.shared.config import LEASE_LEAST_S, LEASE_MOST_S
+from solewriter.shared.config import LEASE_LEAST_S, LEASE_MOST_S, US_PER_S
 from solewriter.shared.errors import InvalidMutation, shown
 from solewriter.shared.kind import Kind
 from solewriter.shared.models import Entity, Ref
@@ -164,4 +164,4 @@ def _lease_us(lease_s: Any) -> int:
     if not isinstance(lease_s, int | float) or not LEASE_LEAST_S <= lease_s <= LEASE_MOST_S:
         problem = f"a lease is {LEASE_LEAST_S} to {LEASE_MOST_S:.0e} seconds, not {shown(lease_s)}"
         raise InvalidMutation(problem, fields={"lease_s": problem})
-    return int(lease_s * 1_000_000)
+    return int(lease_s * US_PER_S)

@@ -20,7 +20,7 @@ from solewriter.engine_proc.decide.guards import check_column
 from solewriter.engine_proc.decide.lifecycle import free_step_fields, refusal
 from solewriter.engine_proc.overtime import Overtime, watched
 from solewriter.shared.columns import from_us
-from solewriter.shared.config import LEASE_MOST_S, REST_MOST_S, Limits
+from solewriter.shared.config import LEASE_MOST_S, REST_MOST_S, US_PER_S, Limits
 from solewriter.shared.entry import Lease
 from solewriter.shared.errors import BadRequest, InvalidMutation, Refused, RequestTooLarge, SchemaMismatch, Unavailable
 from solewriter.shared.mutations import Op
@@ -30,7 +30,6 @@ from solewriter.shared.taskform import check_kind_of_tasks
 from solewriter.shared.where import demands
 from solewriter.shared.wireform import PlainMutation
 
-US_PER_S = 1_000_000
 LEASE_MOST_US = int(LEASE_MOST_S * US_PER_S)
 AT_WORK = ("assigned", "in_progress", "in_review")
 

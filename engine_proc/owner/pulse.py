@@ -12,6 +12,7 @@ import os
 import time
 from pathlib import Path
 
+from solewriter.shared.config import US_PER_S
 from solewriter.shared.errors import SolewriterError
 from solewriter.shared.folder import StateFolder
 from solewriter.shared.memory.root import RootReader
@@ -40,7 +41,7 @@ class Pulse:
         if hands:
             self._excused = now
         root = self._root or self._attached()
-        return (max(0.0, now - root.heartbeat_us / 1e6) if root is not None else 0.0), hands
+        return (max(0.0, now - root.heartbeat_us / US_PER_S) if root is not None else 0.0), hands
 
     def inexcusable_s(self) -> float:
         """The same, of its own doing: one that was stopped and goes on has to have the time to beat again."""
