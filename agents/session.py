@@ -34,6 +34,9 @@ from solewriter.shared.wirecheck import is_text
 from solewriter.shared.wireform import Asked, PlainRequest
 
 _CLAIM: Final = Op.CLAIM.value
+_PLACE_BITS: Final = 8  # the lowest of a sequence number: its request's place in a frame; the others are the frame's
+_PLACE: Final = 0xFF  # the same as a mask
+assert _PLACE + 1 == FRAME_REQUESTS_MAX
 
 
 class _Frame:
@@ -99,7 +102,7 @@ class AgentSession:
         number = self.next_frame
         pendings = []
         for place, request in enumerate(requests):
-            sequence = number << 8 | place
+            sequence = number << _PLACE_BITS | place
             if len(request) == 2:
                 pendings.append(Pending(self.number, sequence, None))
             elif waits(request):
@@ -223,7 +226,7 @@ class AgentSession:
 
     def _filler(self, frame: _Frame) -> bytes:
         """In the place of a frame that was answered: the engine counts them. It decides nothing."""
-        return wire.pack_frame([("outcome", default_id(self.number, frame.number << 8))], self.limits)
+        return wire.pack_frame([("outcome", default_id(self.number, frame.number << _PLACE_BITS))], self.limits)
 
     def _take_back(self, frame: _Frame) -> None:
         """What must not be decided any more is replaced, in a frame, by the question how it ended, which keeps it from
@@ -238,7 +241,7 @@ class AgentSession:
         if gone:
             requests: list[Any] = [None] * len(gone) if too_large else wire.unpack_frame(frame.data[LENGTH_BYTES:])
             for pending in gone:
-                requests[pending.sequence & 0xFF] = "outcome", default_id(self.number, pending.sequence)
+                requests[pending.sequence & _PLACE] = "outcome", default_id(self.number, pending.sequence)
             frame.data = wire.pack_frame(requests, self.limits)
 
     def _refused(self, welcome: Welcome) -> None:
@@ -261,7 +264,7 @@ class AgentSession:
         for number, frame in enumerate(self._frames, first):
             frame.number = number
             for place, pending in enumerate(frame.pendings):
-                pending.sequence = number << 8 | place
+                pending.sequence = number << _PLACE_BITS | place
         self._answered = first
 
     def _leave_out_named(self) -> None:
@@ -306,8 +309,8 @@ class AgentSession:
 
     def _answer(self, reply: PlainReply) -> None:
         sequence, status, _, detail = reply
-        frames, place = self._frames, sequence & 0xFF
-        nth = (sequence >> 8) - frames[0].number if frames else -1  # their numbers are consecutive
+        frames, place = self._frames, sequence & _PLACE
+        nth = (sequence >> _PLACE_BITS) - frames[0].number if frames else -1  # their numbers are consecutive
         if not 0 <= nth < len(frames):
             return  # answered before, on an earlier lane
         frame = frames[nth]
