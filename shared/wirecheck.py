@@ -19,6 +19,7 @@ SCALARS: Final = frozenset({str, int, float, bool, bytes, type(None)})
 MUTATION_NODES: Final = 8  # its tuple and what is in it: the same one can be named a thousand times
 GUARD_NODES: Final = 5
 _CONDITIONAL: Final = (Guard.REQUIRE_FIELDS.value, Guard.REQUIRE_NONE.value)
+_OF_VERSIONS: Final = (Guard.REQUIRE.value, Guard.REQUIRE_ABSENT.value, Guard.CLAIM.value)  # a claim's token is one
 _CLAIM_SHOWN: Final = Guard.CLAIM.value
 _CLAIM: Final = Op.CLAIM.value
 
@@ -135,7 +136,7 @@ def _check_guard(guard: Any, budget: int, limits: Limits) -> int:
     if code in _CONDITIONAL and type(said) is tuple and len(said) == 2 and type(said[1]) is dict:
         version = 0 if said[0] is None else said[0]
         budget = _check_fields(kind, said[1], budget, limits)
-    elif code not in (1, 2, 4):
+    elif code not in _OF_VERSIONS:
         raise BadRequest("a guard is (guard, kind, id, version), or has conditions in its place")
     if type(version) is not int or not 0 <= version <= INT_MAX:
         raise BadRequest("a guard compares with a version")

@@ -18,25 +18,25 @@ _CHANGING = ("version", "updated_at")  # with every change: who waits for one wo
 
 def check(draft: Draft, guard: PlainGuard) -> None:
     """Raises GuardFailed; VersionConflict where fields were compared in place of a version; Fenced."""
-    code, kind_name, key, version = guard
+    code, kind_name, key, said = guard  # a version, or (version | None, conditions)
     if code == Guard.REQUIRE_FIELDS:
-        _check_fields(draft.before(kind_name, key), *version)
+        _check_fields(draft.before(kind_name, key), *said)
         return
     if code == Guard.REQUIRE_NONE:
-        _check_none(draft, kind_name, version[1])
+        _check_none(draft, kind_name, said[1])
         return
     if code == Guard.CLAIM:
-        show(draft, kind_name, key, version)
+        show(draft, kind_name, key, said)
         return
     found = draft.before(kind_name, key).stored_version
     if code == Guard.REQUIRE_ABSENT and found:
         raise GuardFailed(
             f"{kind_name} {key!r} exists, and was required to be absent", kind=kind_name, id=key, version=found
         )
-    if code == Guard.REQUIRE and found != version:
+    if code == Guard.REQUIRE and found != said:
         now = f"is at version {found}" if found else "does not exist"
         raise GuardFailed(
-            f"{kind_name} {key!r} {now}, and was required at {version}", kind=kind_name, id=key, version=found
+            f"{kind_name} {key!r} {now}, and was required at {said}", kind=kind_name, id=key, version=found
         )
 
 
