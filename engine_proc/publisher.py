@@ -7,11 +7,10 @@ tail, installs heads, cells and keys, and shows the new root by one store. Until
 
 from __future__ import annotations
 
-import struct
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Executor
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING
 
 import msgspec
 
@@ -30,7 +29,7 @@ from solewriter.shared.memory.revlog import RevisionLogWriter
 from solewriter.shared.memory.root import ROOT_BYTES, STOPPED, SUPERSEDED, Root, RootWriter
 from solewriter.shared.memory.segment import Blank, Segment, has_free, remove_segments, segment_path
 from solewriter.shared.memory.table import TableWriter
-from solewriter.shared.record import Flags
+from solewriter.shared.record import OVERTAKEN, Flags
 from solewriter.shared.schema import Schema
 
 if TYPE_CHECKING:
@@ -38,9 +37,6 @@ if TYPE_CHECKING:
 
 Columnar = tuple[TableWriter, IndexWriter[Segment]]
 """Where the entities of one kind are found"""
-
-
-_OVERTAKEN: Final = struct.Struct("<4xI5xB")  # length and flags of a body
 
 
 class Installed(msgspec.Struct, frozen=True, gc=False):
@@ -303,7 +299,7 @@ class Publisher:
         """
         head, segments, sizes, count = self._tables[kind].head, self.heap.segments, [0, 0], [0, 0]
         for address in filter(None, map(head, slots)):
-            length, flags = _OVERTAKEN.unpack_from(segments[address >> 32].map, (address & OFFSET_MASK) + PREFIX_BYTES)
+            length, flags = OVERTAKEN.unpack_from(segments[address >> 32].map, (address & OFFSET_MASK) + PREFIX_BYTES)
             deleted = flags & Flags.DELETE
             sizes[deleted] += padded(length)
             count[deleted] += 1

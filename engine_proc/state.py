@@ -10,7 +10,7 @@ from __future__ import annotations
 import struct
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
-from typing import Any, Final
+from typing import Any
 
 import msgspec
 
@@ -33,8 +33,6 @@ from solewriter.shared.memory.table import TableWriter
 from solewriter.shared.models import Entity
 from solewriter.shared.registry import Registry
 from solewriter.shared.schema import Schema, decode
-
-_JOURNALED: Final = struct.Struct("<8xHHxBBxQ")  # kind, schema, flags, length of the key and revision of a body
 
 
 class State:
@@ -234,7 +232,7 @@ class State:
         same. `used_slot` is that of a new key, where another key had it before: forgotten when this was written, so it
         is forgotten now. So every key has the same place again.
         """
-        code, schema, flags, key_length, revision = _JOURNALED.unpack_from(body)
+        code, schema, flags, key_length, revision = record.INSTALLED.unpack_from(body)
         kind, new_key = self.kinds[code], None
         encoded = body[record.HEADER_BYTES : record.HEADER_BYTES + key_length]
         key = encoded.decode()

@@ -1,12 +1,15 @@
 """One committed change of one entity as bytes: the same bytes in memory, in the journal and in the feed.
 
-    crc u32 | length u32 | kind u16 | schema u16 | op u8 | flags u8 | key length u8 | request id length u8
-    revision u64 | version u64 | time i64 (us since 1970) | session u64 | sequence u64
-    actor length u16 | reason length u16 | cells length u16 | old cells length u16 | payload length u32
-    key | actor | reason | request id | cells | old cells | payload
+    0   crc u32 | 4  length u32
+    8   kind u16 | 10  schema u16 | 12  op u8 | 13  flags u8 | 14  key length u8 | 15  request id length u8
+    16  revision u64 | 24  version u64 | 32  time i64 (us since 1970) | 40  session u64 | 48  sequence u64
+    56  actor length u16 | 58  reason length u16 | 60  cells length u16 | 62  old cells length u16
+    64  payload length u32
+    68  key | actor | reason | request id | cells | old cells | payload
 
 Little-endian. The crc is over all that follows it. Nothing in a body depends on where it lies, so it can be copied
-anywhere.
+anywhere. Whoever reads a few of these fields at once has a struct of them here; `reclaim` has one of its own, which
+begins with a record's prefix in the heap.
 """
 
 from __future__ import annotations
@@ -27,6 +30,12 @@ _CONTENT: Final = struct.Struct("<4xIHHxBBxQQq24xI")  # those that a reader deco
 BEFORE_CELLS: Final = struct.Struct("<4xI2xHxBBB40xHH")
 """Of a body its length, schema and flags, and the lengths of what is between its header and its cells: its key, request
 id, actor and reason"""
+INSTALLED: Final = struct.Struct("<8xHHxBBxQ")
+"""Of a body that a start puts back its kind, schema and flags, the length of its key, and its revision"""
+OVERTAKEN: Final = struct.Struct("<4xI5xB")
+"""Of a body that another one takes the place of its length and flags"""
+KEYED: Final = struct.Struct("<4xIH4xB")
+"""Of a body its length and kind, and the length of its key"""
 HEADER_BYTES: Final = _WHOLE.size
 REVISION_OFFSET: Final = 16  # of the u64 in a body, for readers that only ask how old a record is
 CRC_BYTES: Final = 4  # at the beginning of a body

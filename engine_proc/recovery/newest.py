@@ -28,9 +28,8 @@ from solewriter.shared.columns import format_of
 from solewriter.shared.config import CHUNK_SLOTS, INSTALLED_AT_ONCE
 from solewriter.shared.entry import Entry, Outcome, PrivateChanges, Slots
 from solewriter.shared.memory.heap import padded
-from solewriter.shared.record import HEADER_BYTES, Flags
+from solewriter.shared.record import HEADER_BYTES, KEYED, Flags
 
-_NAMED = struct.Struct("<4xIH4xB")  # length, kind and length of the key of a body
 _AT = 0xFFFFFFFF  # of a place: see `_Newest`
 
 
@@ -96,7 +95,7 @@ class NewestRecords:
         """The records of an entry. `used_slots`: by a record's position, that of a new key which took the slot of
         another one.
         """
-        at, end, position, current, unpack = 0, len(bodies), 0, -1, _NAMED.unpack_from
+        at, end, position, current, unpack = 0, len(bodies), 0, -1, KEYED.unpack_from
         while at < end:
             length, code, key_length = unpack(bodies, at)
             if code != current:
