@@ -67,7 +67,7 @@ class FilesAhead:
         self._beside = beside
         self._zeroed = zeroed
         self._next: Future[int] | None = None
-        self._path = folder / "journal.next"
+        self.path = folder / "journal.next"  # of the next file, until it has its number
         self._reserve = folder / "reserve"
         self._drop_small()
 
@@ -124,7 +124,7 @@ class FilesAhead:
             self._hold_reserve()
         except OSError:
             os.close(fd)
-            self._path.unlink(missing_ok=True)
+            self.path.unlink(missing_ok=True)
             raise
         return fd
 
@@ -132,16 +132,16 @@ class FilesAhead:
         failpoint.reach("journal.prepare")
         spare = next(iter(self._spares(size)), None)
         if spare is not None:
-            os.rename(spare, self._path)
+            os.rename(spare, self.path)
             self.names.sync()  # while a power cut can bring its old name back, its content stays
-        fd = new_file(self._path) if spare is None else lasting_file(self._path, made=False)
+        fd = new_file(self.path) if spare is None else lasting_file(self.path, made=False)
         try:
             with naming(self._path):
                 self._prepare(fd, size, fresh=spare is None)
             failpoint.reach("journal.prepared")
         except OSError:
             os.close(fd)
-            self._path.unlink(missing_ok=True)
+            self.path.unlink(missing_ok=True)
             raise
         return fd
 
@@ -200,7 +200,7 @@ class FilesAhead:
         """No next file is needed."""
         if self._next is not None and self._next.exception() is None:
             os.close(self._next.result())
-            self._path.unlink(missing_ok=True)
+            self.path.unlink(missing_ok=True)
 
 
 def with_room(folder: Path, step: Callable[[], T]) -> T:

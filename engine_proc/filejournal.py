@@ -25,7 +25,7 @@ from solewriter.engine_proc.recovery.replay import Missing, Replay, Tail
 from solewriter.engine_proc.tuning import thread_beside
 from solewriter.shared import entry as entries
 from solewriter.shared import failpoint
-from solewriter.shared.chain import first_of, journal_files, newest_whole
+from solewriter.shared.chain import committed_path, first_of, journal_files, journal_path, newest_whole
 from solewriter.shared.config import JOURNAL_FILE_BYTES_FIRST, SYNC_BESIDE_S, SYNC_KEPT, Limits
 from solewriter.shared.entry import COMMITTED_BYTES, FILE_HEADER_BYTES, Entry, Private, PrivateState
 from solewriter.shared.files import lasting_file, naming, new_file, replace_file
@@ -68,7 +68,7 @@ class FileJournal:
         self._tail = Tail(0, 0)
         self._on_disk = True  # all that was committed
         self.length = 0
-        self._committed_fd = _note_of(folder / "committed")
+        self._committed_fd = _note_of(committed_path(folder))
         self.missing: Missing | None = None
 
     @property
@@ -181,7 +181,7 @@ class FileJournal:
             raise OSError(errno.EIO, "wrote half a journal header")
         os.fdatasync(fd)
         failpoint.reach("journal.roll")
-        os.rename(self._folder / "journal.next", self._folder / f"journal-{tail.number + 1:020d}.log")
+        os.rename(self._ahead.path, journal_path(self._folder, tail.number + 1))
         self.sync_names()
         failpoint.reach("journal.rolled")
         if self._fd >= 0:
@@ -205,7 +205,7 @@ class FileJournal:
         rewritten to new pages, because pages that a failed fsync left behind may be readable and not on disk. So is the
         one before it where that fsync came behind its last ack.
         """
-        (self._folder / "journal.next").unlink(missing_ok=True)
+        self._ahead.path.unlink(missing_ok=True)
         replay = Replay(self._folder, self.state_id, self._read_committed())
         yield from replay.entries(first, may_be_cut)
         self._tail, self.length, self.missing = replay.tail, replay.length, replay.missing
@@ -236,17 +236,17 @@ class FileJournal:
 
     def _rewrite(self, path: Path, whole: memoryview, size: int) -> None:
         fd = with_room(self._folder, lambda: self._copied(whole, size))
-        with naming(self._folder / "journal.next"):
+        with naming(self._ahead.path):
             os.fsync(fd)
         failpoint.reach("recover.rewrite")
-        os.rename(self._folder / "journal.next", path)
+        os.rename(self._ahead.path, path)
         self.sync_names()
         failpoint.reach("recover.rewritten")
         self._continue(fd, len(whole), size)
 
     def _copied(self, whole: memoryview, size: int) -> int:
         """A descriptor of `journal.next`, which is this and zeros. Raises OSError, and then there is no such file."""
-        path = self._folder / "journal.next"
+        path = self._ahead.path
         fd = new_file(path)
         try:
             with naming(path):

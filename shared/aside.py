@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from solewriter.shared.chain import named_checkpoints
-from solewriter.shared.checkpoint import checkpoint_path
+from solewriter.shared.checkpoint import checkpoint_path, entry_named
 from solewriter.shared.entry import CheckpointName
 from solewriter.shared.files import files_named
 
@@ -20,7 +20,7 @@ def aside_path(folder: Path, entry: int) -> Path:
 def aside_files(folder: Path) -> dict[int, Path]:
     """All of them by the entries that they were taken behind."""
     paths = files_named(folder, f"checkpoint-*{SUFFIX}")
-    return {int(path.stem[11:]): path for path in paths if path.stem[11:].isdigit()}
+    return {entry: path for path in paths if (entry := entry_named(path.stem)) is not None}
 
 
 def is_aside(folder: Path, entry: int) -> bool:

@@ -24,6 +24,16 @@ def journal_files(folder: Path) -> list[Path]:
     return files_named(folder, "journal-*.log")
 
 
+def journal_path(folder: Path, first: int) -> Path:
+    """Of the journal file that begins with this entry."""
+    return folder / f"journal-{first:020d}.log"
+
+
+def committed_path(folder: Path) -> Path:
+    """Of the note of the last entry that was durable."""
+    return folder / "committed"
+
+
 def first_of(path: Path) -> int:
     """The number of the entry that a journal file begins with, by its name."""
     number = path.stem.removeprefix("journal-")
@@ -86,7 +96,7 @@ def first_entry(folder: Path) -> int:
 def noted_in(folder: Path) -> tuple[int, int] | None:
     """Number and crc of the last entry that is known to be durable; None where `committed` tells of none."""
     try:
-        return entries.last_committed((folder / "committed").read_bytes())
+        return entries.last_committed(committed_path(folder).read_bytes())
     except FileNotFoundError:
         return None
 

@@ -139,8 +139,14 @@ def checkpoint_path(folder: Path, entry: int) -> Path:
 
 def checkpoint_files(folder: Path) -> dict[int, Path]:
     """All of them by the entries that they were taken behind, the oldest first."""
-    paths = [path for path in files_named(folder, "checkpoint-*") if path.name[11:].isdigit()]
-    return {int(path.name[11:]): path for path in paths}
+    paths = files_named(folder, "checkpoint-*")
+    return {entry: path for path in paths if (entry := entry_named(path.name)) is not None}
+
+
+def entry_named(name: str) -> int | None:
+    """The entry that a checkpoint was taken behind, by its name; None where that is another file's."""
+    number = name.removeprefix("checkpoint-")
+    return int(number) if number.isdigit() else None
 
 
 # --- writing ---------------------------------------------------------------------------------------------------------

@@ -24,6 +24,7 @@ from solewriter.engine_proc.recovery.replay import Replay, last_noted
 from solewriter.shared import entry as entries
 from solewriter.shared.aside import aside_files, aside_path, is_aside
 from solewriter.shared.chain import (
+    committed_path,
     first_entry_of,
     first_of,
     journal_files,
@@ -36,7 +37,7 @@ from solewriter.shared.config import MIB
 from solewriter.shared.entry import CheckpointName, Entry, Life, Private
 from solewriter.shared.errors import EngineUnavailable, JournalCorrupt, LayoutMismatch
 from solewriter.shared.files import lasting_file, naming, new_file, replace_file, sync_folder
-from solewriter.shared.folder import StateFolder
+from solewriter.shared.folder import SOCKET, StateFolder
 from solewriter.shared.frozen import INT_MAX
 from solewriter.shared.life import may_be_cut
 
@@ -182,7 +183,7 @@ def _copied(folder: Path) -> Path:
     kept = real.with_name(f"{real.name}.before-repair-{time.time_ns()}")
     try:
         kept.mkdir(mode=0o700)  # its files become private one by one, and it is as open as the folder in the end
-        ignored = shutil.ignore_patterns("engine.sock")
+        ignored = shutil.ignore_patterns(SOCKET)
         shutil.copytree(real, kept, ignore=ignored, copy_function=_copy, dirs_exist_ok=True)
         _give(kept, real.stat())
         os.sync()  # the copy is there before anything goes
@@ -346,8 +347,9 @@ def _cut(folder: Path, cut: Cut, life: Life) -> None:
         os.fsync(file.fileno())
     sync_folder(folder)
     note, place = entries.committed_note(number, crc)
-    replace_file(folder / "committed", bytes(place) + note)
-    _give(folder / "committed", cut.path.stat())
+    noted = committed_path(folder)
+    replace_file(noted, bytes(place) + note)
+    _give(noted, cut.path.stat())
     sync_folder(folder)
 
 
