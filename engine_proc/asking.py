@@ -12,18 +12,14 @@ from solewriter.engine_proc.sessions import Sessions
 from solewriter.engine_proc.turn import Turn
 from solewriter.shared import failpoint, wireform
 from solewriter.shared.entry import Outcome
-from solewriter.shared.errors import Refused, RequestMismatch, Unavailable, to_wire
+from solewriter.shared.errors import Refusal, Refused, RequestMismatch, Unavailable, to_wire
 from solewriter.shared.request_ids import own_id
 from solewriter.shared.wire import Status
 
 Answer = tuple[int, int, int, Any]  # sequence, status, revision, detail
 
-STOPPED: tuple[str, str, dict[str, Any]] = (
-    "EngineUnavailable", "the engine stopped before it took this request: it was not applied", {},
-)  # fmt: skip
-NOT_LOOKED: tuple[str, str, dict[str, Any]] = (
-    "EngineUnavailable", "the engine stopped before it took this question: ask again", {},
-)  # fmt: skip
+STOPPED: Refusal = "EngineUnavailable", "the engine stopped before it took this request: it was not applied", {}
+NOT_LOOKED: Refusal = "EngineUnavailable", "the engine stopped before it took this question: ask again", {}
 
 
 def refused(
@@ -36,8 +32,12 @@ def refused(
 
 def unavailable(turn: Turn, session: int, sequence: int, error: Unavailable) -> Outcome:
     """Of one that could not be decided just now: to be told, and not to be noted."""
-    detail: tuple[str, str, dict[str, Any]] = type(error).__name__, str(error), {}
-    return Outcome(session, sequence, Status.UNAVAILABLE, turn.revision, detail)
+    return Outcome(session, sequence, Status.UNAVAILABLE, turn.revision, not_now(error))
+
+
+def not_now(error: Unavailable) -> Refusal:
+    """Its name and what it says: what is told where a refusal tells its own."""
+    return type(error).__name__, str(error), {}
 
 
 def told_again(turn: Turn, session: int, sequence: int, known: Outcome) -> Outcome:

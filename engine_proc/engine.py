@@ -371,7 +371,7 @@ class SingleWriter:
         self._publisher.let_go()
         self.tending.undo()
         self.parking.undo(turn)
-        detail: tuple[str, str, dict[str, Any]] = (type(error).__name__, str(error), {})
+        detail = asking.not_now(error)
         new = {(outcome.session, outcome.sequence) for outcome in turn.outcomes}
         for lane, answers in self._replies.items():
             answers[:] = [

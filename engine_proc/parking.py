@@ -21,6 +21,7 @@ from solewriter.engine_proc.turn import Turn
 from solewriter.shared import failpoint
 from solewriter.shared.config import Limits
 from solewriter.shared.entry import Outcome
+from solewriter.shared.errors import Refusal
 from solewriter.shared.mutations import Op
 from solewriter.shared.wire import Status
 from solewriter.shared.wireform import PlainRequest
@@ -154,7 +155,7 @@ class Parking:
 
     def undo(self, turn: Turn) -> None:
         """Nothing of the turn happened: who was parked in it is told so."""
-        detail = ("EngineUnavailable", "the claim could not be noted: ask again", dict[str, Any]())
+        detail: Refusal = "EngineUnavailable", "the claim could not be noted: ask again", {}
         for asked in turn.waiting:
             parked = self.lines.leave(asked)
             if parked is not None:

@@ -9,12 +9,12 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Iterable, Iterator
-from typing import Any
 
 import msgspec
 
 from solewriter.shared.config import GAPS_MAX, RESULTS_UNPACKED
 from solewriter.shared.entry import Outcome, SessionChange, SessionState
+from solewriter.shared.errors import Refusal
 from solewriter.shared.wire import Status
 
 
@@ -28,7 +28,7 @@ NEVER = _of_nobody(
     "Fenced",
     "its outcome was asked for before it arrived: it never will be applied; send it anew, under another id",
 )
-QUARANTINED: tuple[str, str, dict[str, Any]] = (
+QUARANTINED: Refusal = (
     "Quarantined",
     "two engines died while they were deciding this request, one after the other: it is not decided any more, and was "
     "not applied. Look for what its model's validators do with it",

@@ -315,6 +315,7 @@ def shown(value: object, length: int = 100) -> str:
 # --- crossing the wire ------------------------------------------------------------------------------------------------
 
 Refusal = tuple[str, str, dict[str, Any]]
+"""What is told in place of a result: the error's name, its message, its details as plain data"""
 
 
 def to_wire(error: Refused) -> Refusal:
