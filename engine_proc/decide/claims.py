@@ -47,10 +47,14 @@ def claim(draft: Draft, mutation: PlainMutation) -> list[Step]:
     wanted = demands(kind, where)
     for demand in wanted:
         check_column(kind, demand.name)
+    board = turn.coordination.board(state)
+    board.advance(turn.now_us)
+    budget, endless = turn.coordination.time_budget, turn.coordination.endless
     taken: list[Step] = []
     denied: list[str] = []
 
     def take(candidate: Candidate) -> bool:
+        """Whether it is this assignee's now."""
         step = None
         if assignee in candidate.denied_to:
             denied.append(candidate.key)
@@ -76,9 +80,6 @@ def claim(draft: Draft, mutation: PlainMutation) -> list[Step]:
         taken.append(step)
         return True
 
-    board = turn.coordination.board(state)
-    board.advance(turn.now_us)
-    budget, endless = turn.coordination.time_budget, turn.coordination.endless
     if kind in endless:
         budget.hurry(True)
     try:
