@@ -1,4 +1,4 @@
-"""Ownership of a state folder: who holds this lock is the single writer."""
+"""Ownership of a state folder: it is made where there is none, and who holds its lock is the single writer."""
 
 from __future__ import annotations
 
@@ -8,11 +8,25 @@ import re
 from pathlib import Path
 
 from solewriter.shared.errors import EngineUnavailable, Locked
-from solewriter.shared.files import lasting_file, naming
+from solewriter.shared.files import lasting_file, naming, sync_folder
 from solewriter.shared.folder import StateFolder
 
 BY_DESCRIPTOR = re.compile(r"/proc/self/fd/\d+")
 PID_DIGITS = 10  # more than any pid has: what was there before is written over
+
+
+def make_folder(path: Path) -> None:
+    """The state folder, whose name is durable like its content: where a power cut takes the name, it takes all."""
+    above = [path.parent, *(one.parent for one in path.parents if not one.exists())]
+    try:
+        path.mkdir(mode=0o700, parents=True, exist_ok=True)
+    except (FileExistsError, NotADirectoryError) as error:  # a file, or a link that leads nowhere
+        raise EngineUnavailable(f"{path} is no folder, and none can be made there: {error.strerror}") from error
+    for one in above:
+        try:
+            sync_folder(one)
+        except PermissionError:
+            pass  # it may be entered and not read, as others' homes: then it is older than this engine
 
 
 class Lock:

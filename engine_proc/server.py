@@ -11,7 +11,6 @@ import signal
 import socket
 import sys
 import time
-from pathlib import Path
 
 import cloudpickle
 import msgspec
@@ -24,7 +23,7 @@ from solewriter.engine_proc.checkpoints import Checkpoints, remove_unfinished
 from solewriter.engine_proc.engine import SingleWriter
 from solewriter.engine_proc.filejournal import FileJournal
 from solewriter.engine_proc.journal import DiskFull, Journal, NoJournal
-from solewriter.engine_proc.lock import Lock, by_name
+from solewriter.engine_proc.lock import Lock, by_name, make_folder
 from solewriter.engine_proc.maker import Maker
 from solewriter.engine_proc.overtime import TimeBudget
 from solewriter.engine_proc.owner import exits
@@ -43,7 +42,6 @@ from solewriter.shared.chain import journal_files, state_id_of
 from solewriter.shared.config import BACKLOG, FIRST_LOOK_S, MEMORY_VERSION, US_PER_S
 from solewriter.shared.entry import Life, Private
 from solewriter.shared.errors import EngineUnavailable, Locked, MemoryFull, SolewriterError
-from solewriter.shared.files import sync_folder
 from solewriter.shared.folder import Whereabouts
 from solewriter.shared.kind import Kind
 from solewriter.shared.processes import start_time_of
@@ -76,19 +74,26 @@ class Server:
         with os.scandir(self.limits.memory_dir):
             pass  # what cannot be listed would never be given back
         self.journal = self._open_journal()
-        prefix = self.orders.prefix
+        own = self._make_memory()
+        self._begin_life(self._put_back(own))
+        self._show(own)
+        leftovers.remove_old_memory(self.folder, own.prefix)
+        failpoint.reach("recover.done")
+
+    def _make_memory(self) -> Whereabouts:
+        """What is published into, empty; noted before there is any of it."""
         own = self._own = Whereabouts(
             MEMORY_VERSION,
             os.getpid(),
             start_time_of(os.getpid()),
             time.time_ns() // 1_000_000,
             self.limits.memory_dir,
-            prefix,
+            self.orders.prefix,
             os.fsencode(self.folder.path),
         )
         with_room(self.lock.folder, lambda: leftovers.note_memory(self.folder, own))
         self.publisher = Publisher(
-            prefix,
+            own.prefix,
             self.limits,
             self.growing,
             epoch=own.epoch,
@@ -96,6 +101,10 @@ class Server:
             start_time=own.start_time,
             durability=self.orders.durability,
         )
+        return own
+
+    def _put_back(self, own: Whereabouts) -> Life:
+        """The state and the sessions as the journal has them; the life that begins now."""
         self.state = State(self.registry, self.publisher, self.limits, self.time_budget)
         self.sessions = Sessions(self.limits)
         recovered = Recovery(self.lock.folder, self.journal, self.state, self.sessions, self.publisher, self.limits)
@@ -104,17 +113,19 @@ class Server:
         self.private_bytes = recovered.private_bytes
         life = Life(own.epoch, recovery.history_of(before), self.orders.durability, lives.boot_id(), drained=False)
         leases = self.state.coordination.leases.all()
-        self._begin_life(quarantine.judged(life, before, quarantine.last_words(self.folder), self.sessions, leases))
-        self.publisher.root.remember(life.history)
-        self.publisher.describe([kind.name for kind in self.state.kinds], self.state.schemas)
-        self.publisher.reserve({}, {})
-        self.publisher.publish([], self.state.revision, self.journal.tail.number, self.state.counts())
-        self.state.forget(self.publisher.reclaim(0, self.state.revision, self.journal.tail.number, self.state.counts))
+        return quarantine.judged(life, before, quarantine.last_words(self.folder), self.sessions, leases)
+
+    def _show(self, own: Whereabouts) -> None:
+        """What was recovered is published, and readers are told where."""
+        state, publisher = self.state, self.publisher
+        publisher.root.remember(self.life.history)
+        publisher.describe([kind.name for kind in state.kinds], state.schemas)
+        publisher.reserve({}, {})
+        publisher.publish([], state.revision, self.journal.tail.number, state.counts())
+        state.forget(publisher.reclaim(0, state.revision, self.journal.tail.number, state.counts))
         failpoint.reach("recover.published")
         with_room(self.lock.folder, lambda: self.folder.announce(own))
         failpoint.reach("recover.announced")
-        leftovers.remove_old_memory(self.folder, prefix)
-        failpoint.reach("recover.done")
 
     def _open_journal(self) -> Journal:
         files, memory = journal_files(self.folder.path), self.orders.durability == "memory"
@@ -134,6 +145,7 @@ class Server:
         )
 
     def _begin_life(self, life: Life) -> None:
+        """The first entry of this epoch; kinds that are new come with it."""
         check_fit(self.state, self.publisher, self.registry)
         new = self.state.new_kinds(self.registry)
         self.state.add_kinds(new.kinds, new.schemas)
@@ -326,20 +338,6 @@ class Server:
         self.publisher.remove()
         self.folder.marker(self.publisher.prefix).unlink(missing_ok=True)
         self.beside.shutdown()
-
-
-def make_folder(path: Path) -> None:
-    """The state folder, whose name is durable like its content: where a power cut takes the name, it takes all."""
-    above = [path.parent, *(one.parent for one in path.parents if not one.exists())]
-    try:
-        path.mkdir(mode=0o700, parents=True, exist_ok=True)
-    except (FileExistsError, NotADirectoryError) as error:  # a file, or a link that leads nowhere
-        raise EngineUnavailable(f"{path} is no folder, and none can be made there: {error.strerror}") from error
-    for one in above:
-        try:
-            sync_folder(one)
-        except PermissionError:
-            pass  # it may be entered and not read, as others' homes: then it is older than this engine
 
 
 def run(orders: Orders, line: Line) -> int:
