@@ -1,8 +1,8 @@
 """Every bound, time-out and size, each with its reason. Nothing else in the project holds a magic number of its own.
 
-`Limits` is what an engine and its clients obey; it is frozen and travels to the engine at its start. Of the constants
-below it, the last ones are parts of formats on disk, in memory or on the wire: changing one changes its format's
-version.
+`Limits` is what an engine and its clients obey; it is frozen and travels to the engine at its start. The constants
+below it stand by what they bound. The last ones are parts of formats on disk, in memory or on the wire: changing one
+changes its format's version.
 """
 
 from __future__ import annotations
@@ -161,13 +161,14 @@ _ENDLESS = frozenset(  # patience and times to look back on: no timer is set to 
 
 DEFAULT_LIMITS = Limits()
 
-# --- of every process alike: nobody has asked to choose them ---------------------------------------------------------
+# Of every process alike, because nobody has asked to choose them.
+
+# --- a client and its lane ----------------------------------------------------------------------------------------
 YIELDED_S = 0.00002  # that a processor was given up for: somebody else ran on it. Nobody there takes 1 us
 CROWDED_LEAST_S, CROWDED_MOST_S = 0.001, 0.05  # without looking for replies before sleeping, once somebody else ran: it
 # may have been the kernel for a moment, or another agent for long, so it doubles each time
-CROWD_SESSIONS, CROWD_SLICES = 8, 4  # so many that wait are served for so many slices each: in a crowd everybody waits
-# for many others anyway, and to wake each of them for the replies to a dozen requests costs a fifth of all
 READ_BYTES = 64 * KIB  # what one look takes from a pipe of replies or orders: its usual capacity
+PIPE_BYTES = 256 * KIB  # of a lane; 64 pipes of 1 MiB would exhaust the kernel's per-user soft limit
 RECONNECT_FIRST_S, RECONNECT_MAX_S = 0.005, 0.05  # between a client's tries while an engine restarts, which takes 0.3 s
 ATTACH_RETRY_S = 0.005  # between looks for a memory that is just being handed over
 IN_FLIGHT_LEAST = 64  # of a session that nobody is told Busy for, whatever the pace: two make a turn, also where it is
@@ -176,68 +177,59 @@ PACE_KEPT = 0.9  # of what was seen before, at each look that brought replies: t
 STEADY_LOOKS = 20  # without a pause in between, until the pace says how much the engine can do, not how much was asked
 RETRY_LEAST_S, RETRY_MOST_S = 0.001, 1.0  # what Busy says: below the first, waiting for room is quicker; above the
 # second, nobody knows
+FRAME_BATCH = 32  # requests of `submit_many` in one frame: amortises the write; a turn begins before the window is full
+FRAMES_KEPT_MAX = 65_536  # of a client, behind a claim that waits: the next lane counts them. 8 MB, 4 MB to be sent
+CALLED_BACK_BEHIND = 32_768  # of those, at which such a claim is called back, and stands behind the others again
+GIVE_BACK_S = 0.5  # for giving back what an interrupted claim was granted: whoever presses Ctrl-C, or closes a client,
+# wants to go
+HELD_MAX = 65_536  # tasks of which a client remembers that it claimed them, 10 MB: of more, writes to the oldest are
+# refused as anybody else's
+ASKED_MAX = 1_024  # claims and the like of a client whose answers may still come; of older ones nobody reads them
+
+# --- readers ------------------------------------------------------------------------------------------------------
+LOOKING_THREADS = 4  # of one reader for asyncio: a pass over the journal keeps one for seconds, others look meanwhile
+WATCH_BATCH = 256  # changes that a watcher takes at once: it looks for the newest revision once for all of them
+STALE_BEATS = 5  # heartbeat periods of silence after which an engine that is there counts as hung: a turn takes 10 ms,
+# and a machine that swaps or a disk that stalls can keep a healthy one from beating for a second or two
+
+# --- who connects, and what they may send -------------------------------------------------------------------------
 BACKLOG = 256  # processes that may be connecting at once: a farm starts all its agents in one moment
-POLL_MS_MAX = 2**31 - 1  # that poll takes: 24 days
 DESCRIPTORS_EACH = 4  # of an agent: three of its lane, one more while it is silent or connects
 DESCRIPTORS_KEPT = 32  # that no agent gets: the journal's next file, memory and a checkpoint's process need ten at
 # once, and each segment that only readers keep has one. Where the bound is below 256, an eighth of it
 ACCEPT_PAUSE_S = 0.5  # after an accept that failed, for want of descriptors say
 HANDSHAKE_BYTES_MAX = 64 * KIB  # of one hello or welcome; a few hundred bytes are usual
+CAREFUL_NUMBERS = 2_000  # a frame that may hold more is unpickled key by key: as many colliding keys cost 15 ms
+MEMO_BYTES_MAX = 64 * KIB  # of an unpickler, besides what a frame's bytes explain: nine of them can ask for a gigabyte
+FOLDED_NODES_MAX = 800_000  # of what one lane brings in one wake-up, beyond what its bytes explain: 0.1 s for everybody
+
+# --- what is remembered of a session ------------------------------------------------------------------------------
 GAPS_MAX = 64  # of a session: how many of its takeovers it remembers what was never read for; before that: Forgotten
 ASKED_AHEAD_MAX = 2**24  # numbers of a session ahead of its last one: about these one can be told that it never will be
 # applied. More than its client can have on its way; who comes after it was forgotten begins behind what was told
 RESULTS_UNPACKED = 16  # of one remembered request, as objects of 200 bytes each; more of them are kept packed, 40 bytes
 SESSION_FRAMES_MAX = 2**40  # of one session: 34 years at a thousand a second
+
+# --- what is said -------------------------------------------------------------------------------------------------
 ANSWER_MAX = 15_000  # characters of what an engine says to its owner: a pipe holds it, where nobody reads just now
 MESSAGE_MAX = 2_000  # characters of a refusal: it is journaled, and remembered for a whole window
 MAPPING_SHOWN = 8  # processes that a start names which has no room for what they map: enough to begin with
 PROBLEMS_MAX = 10  # failing fields that one refusal names
-RESERVE_BYTES = 1 * MIB  # of disk, for what tidies up when it is full: most often less than 64 KiB
-SPARE_FILES_MAX = 8  # trimmed journal files kept to be written again: as many as are trimmed at once, mostly
-CHECKPOINT_RATIO = 1.4  # bytes of journal for each one of the last checkpoint, before the next: what is written stays
-# below twice the journal, and a replay behind a large state below its half
-MAKER_IDLE_S = 60.0  # without a checkpoint to make, until the process that makes them gives back its 40 MB
-FIRST_LOOK_S = 2.0  # behind a start, until a checkpoint is made that nobody's request has begun: whoever waited for the
-# start is served first, and one long replay is not followed by the next
-CHECKPOINT_NICE = 5  # of the process that makes one: on busy processors it still has a fifth of one
-CHECKPOINT_LATE = 2  # times the journal that one waits for, from which on it is made at everybody's priority: engines
-# died before theirs were done
-CHECKPOINT_SLOW = 0.3  # of that journal, written while the last one was made, from which on the next one is, too: the
-# longest replay is behind an engine that dies when one is nearly done
+
+# --- the turn, and who waits for it -------------------------------------------------------------------------------
+CROWD_SESSIONS, CROWD_SLICES = 8, 4  # so many that wait are served for so many slices each: in a crowd everybody waits
+# for many others anyway, and to wake each of them for the replies to a dozen requests costs a fifth of all
+LONG_TURN_US = 50_000  # of a turn up to its commit, above which it asks once more whose folder it is before it replies:
+# it may have been stopped, and another engine may have followed it. Starting one takes longer
 SYNC_BESIDE_S = 0.002  # a sync that takes as long is done in a thread, while lanes are read. One of 0.1 to 0.3 ms costs
 # as much again to hand over, and two more switches between threads
 SYNC_KEPT = 0.9  # of the slowest sync, at each one behind it: after a stall of 0.1 s the next forty go beside the loop
-LONG_TURN_US = 50_000  # of a turn up to its commit, above which it asks once more whose folder it is before it replies:
-# it may have been stopped, and another engine may have followed it. Starting one takes longer
-JOURNAL_FILE_BYTES_FIRST = 1 * MIB  # of the first file: filling it with zeros must not be felt at start
-INDEX_ARENA_BYTES_FIRST, INDEX_ARENA_BYTES_MAX = 64 * KIB, 64 * MIB  # of an index's segments: half of what it holds
-INDEX_AHEAD, INDEX_AHEAD_LEAST = 0.6, 1_024  # of so many entries of a region in use, from which on one is refilled at
-# each turn, and not all by a few: keys that are numbered fill the regions evenly. A smaller one takes 0.1 ms
-INDEX_TIDY_ABOVE = 3  # arena entries for each one that is in use, above which old segments are emptied: an index that
-# only grows leaves half of its arena behind
-RECLAIM_ABOVE = 1.6  # heap bytes for each live one, above which the oldest segment is emptied: below it, copying costs
-# more than it frees; above it, memory does. With the segments' own granularity the whole stays below 2.2
-RECLAIM_SPARE = 4 * MIB  # besides, as many as are live, and so many at most: where that is no matter, a third of the
-# copying is left. 8 MiB would bring 100,000 tasks to the 2.2
-EXPIRY_GRACE_S = 0.05  # from saying that a segment is not readable to taking its bytes away: a look takes microseconds
-RECLAIM_LOOK, RECLAIM_LOOK_LEAST = 3, 64 * KIB  # heap bytes looked at for each byte that a turn wrote, and at least
-RECLAIM_SHORT_ABOVE = 1.1  # in place of 1.6 and 4 MiB where memory is short: ten bytes are copied to free one, and a
-# state may be large as nine tenths of what there is for its heap
-RECLAIM_SHORT_LOOK, RECLAIM_SHORT_LEAST = 16, MIB  # likewise: where a tenth is dead, more is freed than written
-HEAP_SEGMENT_SHARE = 8  # a heap segment is at most this part of the live bytes: an open one is no large overhead
-HEAP_LAST_BYTES = 256 * KIB  # a heap segment where no larger one fits, for what makes room again
-HEAP_LAST_SHARE = 8  # besides a segment for copies, this part of it is spared for tombstones until copying has begun
-HEAP_AHEAD = 0.5  # a heap segment filled so far has its successor reserved, beside the loop
-SEGMENT_AHEAD = 0.75  # the same of an index's segment and a table's chunk, which keys fill, and not every write
-POPULATED_AT_ONCE = 2 * MIB  # of a new segment: 1 to 4 ms, while no other thread can change what is mapped
-HEAP_RUN_BYTES = 256 * KIB  # of records that a start joins and copies at once: they are still in the processor's cache
-FILLING_SWITCH_S = 0.0002  # a start's threads that fill memory ask for the interpreter thrice a block, which takes them
-# 2 ms: beside a thread that computes, each time would last Python's own 5 ms
-INSTALLED_AT_ONCE = 4_096  # newest records that a start puts back together: enough to store columns at a time
-DOUBLINGS_MAX = 64  # of a back-off: any maximum is reached by then, and 1,024 of them are no number any more
-STOP_MARGIN_S = 5.0  # an owner's patience beyond the drain time-out: closing files and giving back memory
-QUARANTINE_DEATHS = 2  # of engines in a row, in one request: one may be chance, and meet whatever was just decided
-QUARANTINED_MAX = 1_024  # such requests remembered, the oldest forgotten first; one costs two deaths of the engine
+HURRY = 20  # parts of decide_timeout_s: a task that a claim tries has one of them, 0.1 s, once another of its class did
+# not come to an end. A thousand of those hold up everybody for two minutes in all then, and not for an hour
+HURRY_TICK_S = 0.001  # between two looks at such a part at least, however short decide_timeout_s is: each takes 5 us
+TIMER_RETRY_S = 0.5  # after a full disk kept the engine from doing what is due
+
+# --- coordination -------------------------------------------------------------------------------------------------
 REST_MOST_S = 1e9  # of a failed task, whatever it asks for: 31 years, and no year of more than four digits
 LEASE_LEAST_S, LEASE_MOST_S = 0.001, 1e9  # of a lease that is bound: below, it ends before its claimer knows of it
 VIEWS_MAX = 16  # of a kind: different sets of columns that claimers ask for, each with an order of its own; and as many
@@ -247,28 +239,62 @@ DENIALS_MAX = 8  # assignees that are remembered of a task whose own rules kept 
 # kept from all of these, at each claim
 LINE_VALUES_MAX = 64  # combinations of values by which a claim that waits is found: what one that asks for more waits
 # for is compared with whatever becomes ready
-GIVE_BACK_S = 0.5  # for giving back what an interrupted claim was granted: whoever presses Ctrl-C, or closes a client,
-# wants to go
-HELD_MAX = 65_536  # tasks of which a client remembers that it claimed them, 10 MB: of more, writes to the oldest are
-# refused as anybody else's
-ASKED_MAX = 1_024  # claims and the like of a client whose answers may still come; of older ones nobody reads them
 STALE_MAX = 1_024  # times of what is over already, beyond twice of what is not, in whatever is ordered by time or rank:
 # then they are swept out, which costs each of them once more what it cost to come in
-HURRY = 20  # parts of decide_timeout_s: a task that a claim tries has one of them, 0.1 s, once another of its class did
-# not come to an end. A thousand of those hold up everybody for two minutes in all then, and not for an hour
-HURRY_TICK_S = 0.001  # between two looks at such a part at least, however short decide_timeout_s is: each takes 5 us
-TIMER_RETRY_S = 0.5  # after a full disk kept the engine from doing what is due
-STALE_BEATS = 5  # heartbeat periods of silence after which an engine that is there counts as hung: a turn takes 10 ms,
-# and a machine that swaps or a disk that stalls can keep a healthy one from beating for a second or two
-LOOKING_THREADS = 4  # of one reader for asyncio: a pass over the journal keeps one for seconds, others look meanwhile
-WATCH_BATCH = 256  # changes that a watcher takes at once: it looks for the newest revision once for all of them
-FRAMES_KEPT_MAX = 65_536  # of a client, behind a claim that waits: the next lane counts them. 8 MB, 4 MB to be sent
-CALLED_BACK_BEHIND = 32_768  # of those, at which such a claim is called back, and stands behind the others again
-FRAME_BATCH = 32  # requests of `submit_many` in one frame: amortises the write; a turn begins before the window is full
-CAREFUL_NUMBERS = 2_000  # a frame that may hold more is unpickled key by key: as many colliding keys cost 15 ms
-MEMO_BYTES_MAX = 64 * KIB  # of an unpickler, besides what a frame's bytes explain: nine of them can ask for a gigabyte
-FOLDED_NODES_MAX = 800_000  # of what one lane brings in one wake-up, beyond what its bytes explain: 0.1 s for everybody
-PIPE_BYTES = 256 * KIB  # of a lane; 64 pipes of 1 MiB would exhaust the kernel's per-user soft limit
+
+# --- the journal's files ------------------------------------------------------------------------------------------
+RESERVE_BYTES = 1 * MIB  # of disk, for what tidies up when it is full: most often less than 64 KiB
+SPARE_FILES_MAX = 8  # trimmed journal files kept to be written again: as many as are trimmed at once, mostly
+JOURNAL_FILE_BYTES_FIRST = 1 * MIB  # of the first file: filling it with zeros must not be felt at start
+
+# --- checkpoints --------------------------------------------------------------------------------------------------
+CHECKPOINT_RATIO = 1.4  # bytes of journal for each one of the last checkpoint, before the next: what is written stays
+# below twice the journal, and a replay behind a large state below its half
+CHECKPOINT_NICE = 5  # of the process that makes one: on busy processors it still has a fifth of one
+CHECKPOINT_LATE = 2  # times the journal that one waits for, from which on it is made at everybody's priority: engines
+# died before theirs were done
+CHECKPOINT_SLOW = 0.3  # of that journal, written while the last one was made, from which on the next one is, too: the
+# longest replay is behind an engine that dies when one is nearly done
+FIRST_LOOK_S = 2.0  # behind a start, until a checkpoint is made that nobody's request has begun: whoever waited for the
+# start is served first, and one long replay is not followed by the next
+MAKER_IDLE_S = 60.0  # without a checkpoint to make, until the process that makes them gives back its 40 MB
+
+# --- a start ------------------------------------------------------------------------------------------------------
+HEAP_RUN_BYTES = 256 * KIB  # of records that a start joins and copies at once: they are still in the processor's cache
+FILLING_SWITCH_S = 0.0002  # a start's threads that fill memory ask for the interpreter thrice a block, which takes them
+# 2 ms: beside a thread that computes, each time would last Python's own 5 ms
+INSTALLED_AT_ONCE = 4_096  # newest records that a start puts back together: enough to store columns at a time
+
+# --- memory: segments and their indexes ---------------------------------------------------------------------------
+HEAP_SEGMENT_SHARE = 8  # a heap segment is at most this part of the live bytes: an open one is no large overhead
+HEAP_LAST_BYTES = 256 * KIB  # a heap segment where no larger one fits, for what makes room again
+HEAP_LAST_SHARE = 8  # besides a segment for copies, this part of it is spared for tombstones until copying has begun
+HEAP_AHEAD = 0.5  # a heap segment filled so far has its successor reserved, beside the loop
+SEGMENT_AHEAD = 0.75  # the same of an index's segment and a table's chunk, which keys fill, and not every write
+POPULATED_AT_ONCE = 2 * MIB  # of a new segment: 1 to 4 ms, while no other thread can change what is mapped
+INDEX_ARENA_BYTES_FIRST, INDEX_ARENA_BYTES_MAX = 64 * KIB, 64 * MIB  # of an index's segments: half of what it holds
+INDEX_AHEAD, INDEX_AHEAD_LEAST = 0.6, 1_024  # of so many entries of a region in use, from which on one is refilled at
+# each turn, and not all by a few: keys that are numbered fill the regions evenly. A smaller one takes 0.1 ms
+INDEX_TIDY_ABOVE = 3  # arena entries for each one that is in use, above which old segments are emptied: an index that
+# only grows leaves half of its arena behind
+
+# --- memory: what is given back -----------------------------------------------------------------------------------
+RECLAIM_ABOVE = 1.6  # heap bytes for each live one, above which the oldest segment is emptied: below it, copying costs
+# more than it frees; above it, memory does. With the segments' own granularity the whole stays below 2.2
+RECLAIM_SPARE = 4 * MIB  # besides, as many as are live, and so many at most: where that is no matter, a third of the
+# copying is left. 8 MiB would bring 100,000 tasks to the 2.2
+RECLAIM_LOOK, RECLAIM_LOOK_LEAST = 3, 64 * KIB  # heap bytes looked at for each byte that a turn wrote, and at least
+RECLAIM_SHORT_ABOVE = 1.1  # in place of 1.6 and 4 MiB where memory is short: ten bytes are copied to free one, and a
+# state may be as large as nine tenths of what there is for its heap
+RECLAIM_SHORT_LOOK, RECLAIM_SHORT_LEAST = 16, MIB  # likewise: where a tenth is dead, more is freed than written
+EXPIRY_GRACE_S = 0.05  # from saying that a segment is not readable to taking its bytes away: a look takes microseconds
+
+# --- an engine and its owner --------------------------------------------------------------------------------------
+DOUBLINGS_MAX = 64  # of a back-off: any maximum is reached by then, and 1,024 of them are no number any more
+STOP_MARGIN_S = 5.0  # an owner's patience beyond the drain time-out: closing files and giving back memory
+POLL_MS_MAX = 2**31 - 1  # that poll takes: 24 days
+QUARANTINE_DEATHS = 2  # of engines in a row, in one request: one may be chance, and meet whatever was just decided
+QUARANTINED_MAX = 1_024  # such requests remembered, the oldest forgotten first; one costs two deaths of the engine
 
 # --- parts of formats ---------------------------------------------------------------------------------------------
 WIRE_VERSION = 1  # hello, frames, replies
