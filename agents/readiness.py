@@ -14,6 +14,7 @@ from enum import StrEnum
 from typing import Any, TypeVar, overload
 
 from solewriter.agents.snapshot import Snapshot
+from solewriter.shared.config import READY_PAGE
 from solewriter.shared.errors import InvalidQuery, SchemaMismatch, shown
 from solewriter.shared.models import BudgetPolicy, Project, ProjectStatus, Task, name_of
 from solewriter.shared.readiness import (
@@ -31,8 +32,6 @@ from solewriter.shared.where import Where, single, typed_where
 T = TypeVar("T", bound=Task)
 
 _OF_TASKS = frozenset({"attempts", "claim", "cost", "project"})
-PAGE = 32  # tasks that are looked at first; then twice as many, and so on
-WORK_PATIENCE_S = 1.0  # of `work` in one claim, before it looks whether anything is left: an idle agent asks so often
 
 
 class Obstacle(StrEnum):
@@ -230,7 +229,7 @@ def _readable(snap: Snapshot, kind: type[T], where: Where) -> Iterator[T]:
     """Those that match, but for what their class cannot read, which no claim takes. Those that rest behind an attempt
     come first, and few at first: one is enough for most who ask, again and again.
     """
-    size, last = PAGE, None
+    size, last = READY_PAGE, None
     try:
         while page := snap.scan(kind, where=where, order_by="-status", limit=size, after=last):
             yield from page

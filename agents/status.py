@@ -16,7 +16,7 @@ from typing import Literal, NamedTuple
 import msgspec
 
 from solewriter.shared import entry as entries
-from solewriter.shared.config import DEFAULT_LIMITS, STALE_BEATS, US_PER_S
+from solewriter.shared.config import DEFAULT_LIMITS, STALE_BEATS, STATUS_LOOKS_MAX, US_PER_S
 from solewriter.shared.errors import UNDECODABLE, EngineUnavailable, JournalCorrupt, LayoutMismatch
 from solewriter.shared.folder import SOCKET, StateFolder, Whereabouts, whereabouts_in
 from solewriter.shared.memory.root import ROOT_BYTES, STOPPED, Root, RootReader
@@ -27,7 +27,6 @@ from solewriter.shared.request_ids import default_id
 
 Condition = Literal["alive", "stale", "gone", "starting", "stopped", "absent"]
 BLOCK_BYTES = 512  # what st_blocks counts in, whatever the file system's own blocks are
-LOOKS_MAX = 5  # each further look means that yet another engine took over during the one before
 WHY_STALE = {  # by the kernel's letter for the state of the process
     "T": "its process is stopped by a signal (T): SIGCONT lets it go on",
     "t": "its process is stopped by a debugger (t)",
@@ -84,7 +83,7 @@ def status_of(state: str | os.PathLike[str]) -> EngineStatus:
     folder = StateFolder(state)
     try:
         contents = _contents(folder)
-        for _ in range(LOOKS_MAX):
+        for _ in range(STATUS_LOOKS_MAX):
             status = _look(folder, contents)
             before, contents = contents, _contents(folder)
             if contents.announced == before.announced:

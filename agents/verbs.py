@@ -9,9 +9,9 @@ from solewriter.agents.answers import entities_of
 from solewriter.agents.conflicts import conditional
 from solewriter.agents.deadline import deadline_us, is_patience, no_time
 from solewriter.agents.pending import is_interrupt
-from solewriter.agents.readiness import WORK_PATIENCE_S, is_anything_left
+from solewriter.agents.readiness import is_anything_left
 from solewriter.agents.requesting import Requests
-from solewriter.shared.config import GIVE_BACK_S
+from solewriter.shared.config import GIVE_BACK_S, WORK_PATIENCE_S
 from solewriter.shared.errors import OutcomeUnknown, SolewriterError, Unavailable
 from solewriter.shared.models import Entity, Ref, Task
 from solewriter.shared.mutations import (

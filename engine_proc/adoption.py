@@ -12,6 +12,7 @@ from solewriter.engine_proc.publisher import Columnar, Publisher
 from solewriter.engine_proc.state import State, took_too_long
 from solewriter.shared import record
 from solewriter.shared.columns import Cells, unpacked
+from solewriter.shared.config import PROBLEM_MAX
 from solewriter.shared.entry import Private
 from solewriter.shared.errors import InvalidMutation, SchemaMismatch, SolewriterError, clean, said_by
 from solewriter.shared.kind import Kind
@@ -144,7 +145,7 @@ def _check_taken_again(
     except (SchemaMismatch, AssertionError):
         raise
     except Exception as error:
-        problem = clean(f"its class would not take what its own validators make of it: {said_by(error)}", 300)
+        problem = clean(f"its class would not take what its own validators make of it: {said_by(error)}", PROBLEM_MAX)
         raise SchemaMismatch(f"{kind.name} {found.key!r}: {problem}", kind=kind.name) from error
 
 

@@ -19,13 +19,11 @@ from solewriter.engine_proc.image import DEAD, UNKNOWN, CellBlock, HeapImage, Ki
 from solewriter.shared import failpoint, record
 from solewriter.shared.checkpoint import Checkpoint, CheckpointWriter, DigestOfState, Directory
 from solewriter.shared.columns import format_of
-from solewriter.shared.config import CHECKPOINT_NICE, HEAP_SEGMENT_SHARE
+from solewriter.shared.config import CHECKPOINT_NICE, CHECKPOINT_PIECE_SLOTS, HEAP_SEGMENT_SHARE
 from solewriter.shared.errors import SolewriterError
 from solewriter.shared.memory.heap import padded
 from solewriter.shared.memory.pin import Pin
 from solewriter.shared.memory.view import View
-
-PIECE_SLOTS = 4_096  # put into the image at once, between two looks whether the engine still lives; a chunk is sixteen
 
 
 class Order(msgspec.Struct, frozen=True):
@@ -114,10 +112,10 @@ class _Piece(NamedTuple):
 def _pieces(pin: Pin, kind: int, is_wanted: Callable[[], bool], *, is_known: bool = True) -> Iterator[_Piece]:
     """All records of a kind. Raises SnapshotExpired, JournalCorrupt, EngineGone."""
     behind, cells_of, parts_of = pin.slots(kind), _cutter(pin, kind, is_known), record.BEFORE_CELLS.unpack_from
-    for first in range(0, behind, PIECE_SLOTS):
+    for first in range(0, behind, CHECKPOINT_PIECE_SLOTS):
         if not is_wanted():
             raise EngineGone("the engine is gone")
-        slots = range(first, min(first + PIECE_SLOTS, behind))
+        slots = range(first, min(first + CHECKPOINT_PIECE_SLOTS, behind))
         piece = _Piece([], [], [], [])
         for slot, address in zip(slots, pin.at_all(kind, slots), strict=True):
             if not address:

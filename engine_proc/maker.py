@@ -22,12 +22,11 @@ from typing import IO, Any
 import msgspec
 
 from solewriter.engine_proc.checkpoint import EngineGone, Made, Order, make
-from solewriter.shared.config import MAKER_IDLE_S
+from solewriter.shared.config import MAKER_IDLE_S, MAKER_WORDS_MAX
 from solewriter.shared.errors import SolewriterError, in_words
 from solewriter.shared.folder import legible
 from solewriter.shared.interpreter import interpreter
 
-WHY_MAX = 500  # characters of what a failed one said
 _LENGTH = struct.Struct("<I")
 
 
@@ -138,7 +137,7 @@ def carried_out(order: Order) -> Answer:
     try:
         return Answer(made=make(order, lambda: os.getppid() == order.engine))
     except (OSError, SolewriterError) as error:
-        return Answer(why=legible(in_words(error))[:WHY_MAX])
+        return Answer(why=legible(in_words(error))[:MAKER_WORDS_MAX])
 
 
 def main() -> int:

@@ -24,7 +24,7 @@ from solewriter.engine_proc.turn import NO_SLOT, Stored, Turn
 from solewriter.shared import record
 from solewriter.shared.checkpoint import Checkpoint, TableImage
 from solewriter.shared.columns import Cells, Column, format_of
-from solewriter.shared.config import KINDS_MAX, SCHEMAS_MAX, Limits
+from solewriter.shared.config import KINDS_MAX, PROBLEM_MAX, SCHEMAS_MAX, Limits
 from solewriter.shared.entry import Private
 from solewriter.shared.errors import SchemaMismatch, SolewriterError, clean, in_words
 from solewriter.shared.kind import IN_HEADER, Kind
@@ -313,7 +313,7 @@ class State:
         except (SolewriterError, AssertionError):
             raise
         except Exception as error:  # of a type that no column takes
-            problem = clean(f"what its validators made of it has no cells: {in_words(error)}", 300)
+            problem = clean(f"what its validators made of it has no cells: {in_words(error)}", PROBLEM_MAX)
             raise SchemaMismatch(
                 f"{kind.name} {found.key!r} cannot be made of what is stored: {problem}", kind=kind.name
             ) from error
@@ -346,7 +346,7 @@ class State:
             why = f"{kind.name} {found.key!r} cannot be made of what is stored at revision {found.revision}: {error}"
             raise SchemaMismatch(why, kind=kind.name) from error
         except BaseException as error:
-            problem = clean(f"its validator raised {in_words(error)}", 300)
+            problem = clean(f"its validator raised {in_words(error)}", PROBLEM_MAX)
             raise SchemaMismatch(
                 f"{kind.name} {found.key!r} cannot be made of what is stored: {problem}", kind=kind.name
             ) from error

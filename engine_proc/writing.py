@@ -11,7 +11,7 @@ from solewriter.engine_proc.publisher import Installed
 from solewriter.engine_proc.session import Session
 from solewriter.engine_proc.turn import NO_SLOT, Stored, Turn
 from solewriter.shared import record
-from solewriter.shared.config import Limits
+from solewriter.shared.config import PROBLEM_MAX, Limits
 from solewriter.shared.errors import InvalidMutation, MemoryFull, Refused, RequestTooLarge, Unavailable, clean, in_words
 from solewriter.shared.kind import Kind
 from solewriter.shared.memory.heap import HeapWriter, padded
@@ -34,7 +34,7 @@ def formed(draft: Draft, request: PlainRequest, turn: Turn, limits: Limits) -> t
         raise
     except BaseException as error:  # SystemExit and a panic of the validator's own library, too. Nothing waits here and
         # signals go to the loop, so a cancellation or a KeyboardInterrupt is the model's own: it ends no engine
-        problem = clean(f"its model raised {in_words(error)}", 300)
+        problem = clean(f"its model raised {in_words(error)}", PROBLEM_MAX)
         raise InvalidMutation(problem, fields={"entity": problem}) from error
 
 

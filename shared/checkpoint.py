@@ -30,7 +30,14 @@ from zlib_ng.zlib_ng import crc32
 
 from solewriter.shared import record
 from solewriter.shared.columns import Column
-from solewriter.shared.config import CHECKPOINT_VERSION, CHUNK_SLOTS, FILLING_SWITCH_S, MIB
+from solewriter.shared.config import (
+    BLOCK_BYTES,
+    CHECKPOINT_LEVEL,
+    CHECKPOINT_THREADS,
+    CHECKPOINT_VERSION,
+    CHUNK_SLOTS,
+    FILLING_SWITCH_S,
+)
 from solewriter.shared.entry import CheckpointName
 from solewriter.shared.errors import UNDECODABLE, JournalCorrupt, LayoutMismatch
 from solewriter.shared.files import files_named
@@ -44,10 +51,6 @@ else:
     from backports import zstd
 
 MAGIC = int.from_bytes(b"solechkp", "little")
-BLOCK_BYTES = MIB
-COMPRESSORS = 2  # threads of a maker: they let go of the interpreter, and what takes long lets the journal grow
-READERS = 2  # threads that decompress: they let go of the interpreter, and few machines have more to spare at a start
-LEVEL = 1  # of Zstandard: the next ones take half as long again, and make records of tasks no smaller
 _HEADER = struct.Struct("<QII16sQQII")
 _SUMMED = struct.Struct("<16sQQII")
 HEADER_BYTES = 64
@@ -159,7 +162,7 @@ class CheckpointWriter:
         self._state_id = state_id
         self._fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
         self._offset = HEADER_BYTES
-        self._pool = ThreadPoolExecutor(COMPRESSORS, "checkpoint")
+        self._pool = ThreadPoolExecutor(CHECKPOINT_THREADS, "checkpoint")
         self._pending: tuple[Section, list[Future[bytes]]] | None = None
 
     def add(self, content: bytes | bytearray | memoryview) -> Section:
@@ -168,10 +171,11 @@ class CheckpointWriter:
         """
         whole = memoryview(content).cast("B")
         pieces = [whole[start : start + BLOCK_BYTES] for start in range(0, len(whole), BLOCK_BYTES)]
-        coming = Section(len(whole), []), [self._pool.submit(_compressed, piece) for piece in pieces]
+        blocks = [self._pool.submit(zstd.compress, piece, CHECKPOINT_LEVEL) for piece in pieces]
         self._write_pending()
-        self._pending = coming
-        return coming[0]
+        section = Section(len(whole), [])
+        self._pending = section, blocks
+        return section
 
     def _write_pending(self) -> None:
         if self._pending is None:
@@ -203,10 +207,6 @@ class CheckpointWriter:
     def close(self) -> None:
         self._pool.shutdown(cancel_futures=True)
         os.close(self._fd)
-
-
-def _compressed(raw: memoryview) -> bytes:
-    return zstd.compress(raw, LEVEL)
 
 
 def _decompressed(stored: bytes, version: int) -> bytes | None:
@@ -316,9 +316,8 @@ class Checkpoint:
         slot = keys.index(key)
         heads = self.bytes_of(self.directory.tables[kind].chunks[slot // CHUNK_SLOTS][0])
         address = int.from_bytes(heads[slot % CHUNK_SLOTS * 8 :][:8], "little")
-        return record.unpack(
-            self.bytes_of(self.directory.heap[(address >> 32) - 1]), (address & OFFSET_MASK) + PREFIX_BYTES
-        )
+        segment = self.bytes_of(self.directory.heap[(address >> 32) - 1])
+        return record.unpack(segment, (address & OFFSET_MASK) + PREFIX_BYTES)
 
     def records(self) -> Iterator[tuple[int, bytes]]:
         """(slot, body) of everything, tombstones included. Raises JournalCorrupt."""
@@ -383,7 +382,7 @@ class Filling:
     def __init__(self, put: Callable[[PlacedBlock], None], blocks: Iterable[PlacedBlock]) -> None:
         self._before_s = sys.getswitchinterval()
         sys.setswitchinterval(FILLING_SWITCH_S)
-        self._pool = ThreadPoolExecutor(READERS, "checkpoint")
+        self._pool = ThreadPoolExecutor(CHECKPOINT_THREADS, "checkpoint")
         self._pending = [self._pool.submit(put, one) for one in blocks]
 
     def finish(self) -> None:

@@ -189,6 +189,10 @@ ASKED_MAX = 1_024  # claims and the like of a client whose answers may still com
 # --- readers ------------------------------------------------------------------------------------------------------
 LOOKING_THREADS = 4  # of one reader for asyncio: a pass over the journal keeps one for seconds, others look meanwhile
 WATCH_BATCH = 256  # changes that a watcher takes at once: it looks for the newest revision once for all of them
+READY_PAGE = 32  # tasks that are looked at first for one that may be ready; then twice as many, and so on
+WORK_PATIENCE_S = 1.0  # of `work` in one claim, before it looks whether anything is left: an idle agent asks so often
+PIN_TRIES = 1_000  # a reader is lapped only if it sleeps through 15 publishes in mid-copy; so often is a broken root
+STATUS_LOOKS_MAX = 5  # each further look means that yet another engine took over during the one before
 STALE_BEATS = 5  # heartbeat periods of silence after which an engine that is there counts as hung: a turn takes 10 ms,
 # and a machine that swaps or a disk that stalls can keep a healthy one from beating for a second or two
 
@@ -215,6 +219,9 @@ ANSWER_MAX = 15_000  # characters of what an engine says to its owner: a pipe ho
 MESSAGE_MAX = 2_000  # characters of a refusal: it is journaled, and remembered for a whole window
 MAPPING_SHOWN = 8  # processes that a start names which has no room for what they map: enough to begin with
 PROBLEMS_MAX = 10  # failing fields that one refusal names
+PROBLEM_MAX = 300  # characters of what is wrong with one of them: a validator may say anything
+DEPENDENCIES_SHOWN = 20  # ids that one refusal names
+MAKER_WORDS_MAX = 500  # characters of why a checkpoint was not made: they go to the log
 
 # --- the turn, and who waits for it -------------------------------------------------------------------------------
 CROWD_SESSIONS, CROWD_SLICES = 8, 4  # so many that wait are served for so many slices each: in a crowd everybody waits
@@ -234,6 +241,7 @@ REST_MOST_S = 1e9  # of a failed task, whatever it asks for: 31 years, and no ye
 LEASE_LEAST_S, LEASE_MOST_S = 0.001, 1e9  # of a lease that is bound: below, it ends before its claimer knows of it
 VIEWS_MAX = 16  # of a kind: different sets of columns that claimers ask for, each with an order of its own; and as many
 # that guards on emptiness ask for, each counted by itself
+VIEW_PIECE = 32  # candidates that a view takes between two looks at the clock, each some 1 us
 RECENT_MAX = 1_024  # tasks of a kind that became ready last: who waits and looked before them all just looks again
 DENIALS_MAX = 8  # assignees that are remembered of a task whose own rules kept it from them: who delegated thousands is
 # kept from all of these, at each claim
@@ -255,6 +263,10 @@ CHECKPOINT_LATE = 2  # times the journal that one waits for, from which on it is
 # died before theirs were done
 CHECKPOINT_SLOW = 0.3  # of that journal, written while the last one was made, from which on the next one is, too: the
 # longest replay is behind an engine that dies when one is nearly done
+CHECKPOINT_PIECE_SLOTS = 4_096  # put into one at once, between two looks whether its engine still lives: a chunk is 16
+CHECKPOINT_LEVEL = 1  # of Zstandard: the next ones take half as long again, and make records of tasks no smaller
+CHECKPOINT_THREADS = 2  # that compress one, or decompress it, and let go of the interpreter: while one is made the
+# journal grows, and few machines have more to spare at a start
 FIRST_LOOK_S = 2.0  # behind a start, until a checkpoint is made that nobody's request has begun: whoever waited for the
 # start is served first, and one long replay is not followed by the next
 MAKER_IDLE_S = 60.0  # without a checkpoint to make, until the process that makes them gives back its 40 MB
@@ -301,6 +313,7 @@ WIRE_VERSION = 1  # hello, frames, replies
 MEMORY_VERSION = 2  # layout of all segments
 JOURNAL_VERSION = 2  # journal files and entries; 1 had no checkpoints, and zeros behind every file's last entry
 CHECKPOINT_VERSION = 2  # 1 was compressed by zlib
+BLOCK_BYTES = 1 * MIB  # of a checkpoint's section, which are compressed together
 
 FRAME_REQUESTS_MAX: Final = 256  # requests in one frame: sequence = frame number * 256 + index in the frame
 KEY_BYTES_MAX: Final = 255  # UTF-8 bytes of an entity's id: its length is one byte in the record

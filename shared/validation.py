@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 from pydantic import BaseModel, TypeAdapter, ValidationError
 
-from solewriter.shared.config import PROBLEMS_MAX
+from solewriter.shared.config import PROBLEM_MAX, PROBLEMS_MAX
 from solewriter.shared.errors import InvalidMutation, clean, in_words, shown
 
 
@@ -31,7 +31,7 @@ def problems(error: ValidationError) -> InvalidMutation:
     fields: dict[str, str] = {}
     for item in error.errors(include_url=False, include_input=False):
         where = ".".join(str(step) for step in item["loc"]) or str(item.get("ctx", {}).get("field", "entity"))
-        fields.setdefault(clean(where, 200), clean(item["msg"], 300))
+        fields.setdefault(clean(where, 200), clean(item["msg"], PROBLEM_MAX))
         if len(fields) == PROBLEMS_MAX:
             break
     listed = "; ".join(f"{name}: {problem}" for name, problem in fields.items())
@@ -54,7 +54,7 @@ class NoEntity(Exception):
 
 def stumbled(kind: str, error: Exception) -> InvalidMutation:
     """A validator of the user's that raised what pydantic does not take for an answer, a TypeError say."""
-    problem = clean(str(error) if type(error) is NoEntity else f"its validator raised {in_words(error)}", 300)
+    problem = clean(str(error) if type(error) is NoEntity else f"its validator raised {in_words(error)}", PROBLEM_MAX)
     return InvalidMutation(f"{kind}: {problem}", fields={"entity": problem})
 
 

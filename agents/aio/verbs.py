@@ -9,8 +9,9 @@ from typing import Any, TypeVar
 
 from solewriter.agents.aio.requesting import AioRequests
 from solewriter.agents.conflicts import conditional
-from solewriter.agents.readiness import WORK_PATIENCE_S, is_anything_left
+from solewriter.agents.readiness import is_anything_left
 from solewriter.agents.verbs import claiming
+from solewriter.shared.config import WORK_PATIENCE_S
 from solewriter.shared.errors import OutcomeUnknown, SolewriterError, Unavailable
 from solewriter.shared.models import Entity, Ref, Task
 from solewriter.shared.mutations import (

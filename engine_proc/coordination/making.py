@@ -11,7 +11,6 @@ import gc
 import time
 from collections.abc import Hashable, Iterator
 
-PIECE = 32  # candidates that a view takes between two looks at the clock, each some 1 us
 Steps = Iterator[None]
 
 

@@ -13,8 +13,7 @@ from heapq import heapify, heappop, heappush, heapreplace
 from itertools import count, islice
 from typing import Any
 
-from solewriter.engine_proc.coordination.making import PIECE
-from solewriter.shared.config import RECENT_MAX, STALE_MAX, VIEWS_MAX
+from solewriter.shared.config import RECENT_MAX, STALE_MAX, VIEW_PIECE, VIEWS_MAX
 from solewriter.shared.errors import InvalidMutation
 from solewriter.shared.where import Demand, combinations
 
@@ -185,7 +184,7 @@ class Ready:
         for number, candidate in enumerate([*self._ready.values()], 1):
             if candidate.ready and candidate.live:
                 view.push(candidate, next(self._count))
-            if number % PIECE == 0:
+            if number % VIEW_PIECE == 0:
                 yield
 
     def _view(self, names: tuple[str, ...]) -> _View:

@@ -7,12 +7,11 @@ from solewriter.engine_proc.coordination.graph import Foreseen
 from solewriter.engine_proc.decide.draft import Draft, Step
 from solewriter.engine_proc.kinds import KindState
 from solewriter.engine_proc.turn import Key
+from solewriter.shared.config import DEPENDENCIES_SHOWN
 from solewriter.shared.errors import InvalidMutation, RequestTooLarge
 from solewriter.shared.models import DependencyPolicy
 from solewriter.shared.mutations import Op
 from solewriter.shared.readiness import DEPENDS, ENDING, FINISHED, Dependency, state_of
-
-NAMED_MAX = 20  # of what a refusal lists
 
 
 def check(draft: Draft, steps: list[Step]) -> None:
@@ -27,7 +26,7 @@ def check(draft: Draft, steps: list[Step]) -> None:
             foreseen[step.state] = _foreseen(draft, step)
         way = foreseen[step.state].cycle(step.key)
         if way is not None:
-            told = way if len(way) <= NAMED_MAX else [*way[: NAMED_MAX - 2], "...", way[-1]]
+            told = way if len(way) <= DEPENDENCIES_SHOWN else [*way[: DEPENDENCIES_SHOWN - 2], "...", way[-1]]
             raise InvalidMutation(
                 f"{step.kind.name} {step.key!r} would wait for itself: {' -> '.join(told)}",
                 fields={"dependencies": f"a cycle: {' -> '.join(told)}"},
@@ -40,7 +39,7 @@ def _depends_anew(draft: Draft, step: Step) -> bool:
     new = [one for one in step.field("dependencies") if one not in known]
     unknown = [one for one in new if not _exists(draft, step, one)]
     if unknown:
-        listed = ", ".join(unknown[:NAMED_MAX])
+        listed = ", ".join(unknown[:DEPENDENCIES_SHOWN])
         raise InvalidMutation(
             f"{step.kind.name} {step.key!r} depends on {listed}: there is no such {step.kind.name}",
             fields={"dependencies": f"unknown: {listed}"},

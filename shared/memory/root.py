@@ -29,7 +29,7 @@ from typing import Final, NamedTuple
 
 from zlib_ng.zlib_ng import crc32
 
-from solewriter.shared.config import DURABILITIES, KINDS_MAX, MEMORY_VERSION, ROOT_RING
+from solewriter.shared.config import DURABILITIES, KINDS_MAX, MEMORY_VERSION, PIN_TRIES, ROOT_RING
 from solewriter.shared.errors import LayoutMismatch
 from solewriter.shared.memory.futex import Word
 from solewriter.shared.memory.segment import Segment
@@ -59,7 +59,6 @@ _HELD: Final = 26
 FORGOTTEN: Final = 27
 _IN_DECIDE: Final = 28
 _CATALOG: Final = 8  # of a place in the ring; the low half
-_PIN_TRIES = 1_000  # a reader is lapped only if it sleeps through 15 publishes in mid-copy; so often is a broken root
 SUPERSEDED, STOPPED = 1, 2
 
 
@@ -260,7 +259,7 @@ class RootReader:
 
     def current(self) -> Root:
         """The newest published root, whole."""
-        for _ in range(_PIN_TRIES):
+        for _ in range(PIN_TRIES):
             number = self.words[_HEAD]
             place = _RING + number % ROOT_RING * _PLACE_BYTES
             copy = self._map[place : place + _PLACE_BYTES]

@@ -25,7 +25,7 @@ from solewriter.shared.checkpoint import (
     Section,
     TableImage,
 )
-from solewriter.shared.config import CHECKPOINT_VERSION, MIB
+from solewriter.shared.config import CHECKPOINT_THREADS, CHECKPOINT_VERSION, MIB
 from solewriter.shared.errors import JournalCorrupt, LayoutMismatch
 from solewriter.shared.memory.heap import PREFIX, START, address_of, padded
 
@@ -102,7 +102,7 @@ def test_who_gives_up_waits_for_what_was_begun_and_for_nothing_else(write, wait_
             later = threading.Thread(target=open_the_gate, args=[filling])
             later.start()
         later.join()
-        assert len(written) <= checkpoints.READERS < len(one.directory.heap[0].blocks)
+        assert len(written) <= CHECKPOINT_THREADS < len(one.directory.heap[0].blocks)
     assert sys.getswitchinterval() == before
 
 
