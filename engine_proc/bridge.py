@@ -42,22 +42,22 @@ class LaneEnd:
 
     def __init__(self, bridge: Bridge, session: Session, first: int, fds: tuple[int, int], pidfd: int) -> None:
         self.session = session
-        self.epoch = session.epoch
-        self.superseded = False
+        self.epoch = session.epoch  # once the session has a higher one, nothing of what is here is decided
+        self.superseded = False  # another lane has the session
         self.taken = 0  # requests that turns took from here
         self.queue = Queue(session.number)
         self._bridge = bridge
         self._requests, self._replies = fds
         self.pidfd = pidfd
         self._next_frame = first
-        self._partial = bytearray()
+        self._partial = bytearray()  # of a frame whose rest has not come
         self._needed = LENGTH_BYTES  # bytes of it before it is worth looking at
-        self._given = 0
-        self._given_bytes = 0
+        self._given = 0  # requests that went into the inbox, so far
+        self._given_bytes = 0  # read since turns had taken all of those
         self._folded = 0  # nodes of this wake-up's frames, beyond what their bytes explain
-        self._backlog = bytearray()
-        self._reading = False
-        self.dying = False
+        self._backlog = bytearray()  # of replies that the agent has not read
+        self._reading = False  # the loop tells when there is something
+        self.dying = False  # its agent is dead: what that had sent counts still
         self.closed = False
         os.set_blocking(self._requests, False)
         os.set_blocking(self._replies, False)

@@ -57,19 +57,19 @@ class FileJournal:
         self._beside = beside
         self._syncer = thread_beside("journal-sync")  # never waits behind the zero-filling
         self._sync_s = 0.0  # that a sync may take: the slowest one of late
-        self._file_bytes = JOURNAL_FILE_BYTES_FIRST
+        self._file_bytes = JOURNAL_FILE_BYTES_FIRST  # of the next file
         self._file_bytes_max = limits.journal_file_bytes
         self._ahead = FilesAhead(folder, beside, limits.journal_file_bytes, zeroed=power)
-        self._closing: Future[None] | None = None
-        self._fd = -1
-        self._offset = 0
-        self._size = 0
+        self._closing: Future[None] | None = None  # the file before the current one, synced beside the loop
+        self._fd = -1  # of the current file
+        self._offset = 0  # in it, of the next entry
+        self._size = 0  # of it, zeros included
         self._staged: Staged | None = None
-        self._tail = Tail(0, 0)
+        self._tail = Tail(0, 0)  # of what was committed
         self._on_disk = True  # all that was committed
         self.length = 0
         self._committed_fd = _note_of(committed_path(folder))
-        self.missing: Missing | None = None
+        self.missing: Missing | None = None  # what the replay found to be lost
 
     @property
     def tail(self) -> Tail:

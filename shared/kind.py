@@ -58,13 +58,13 @@ class Kind:
         status = {self.lifecycle.field} if self.lifecycle else set()
         self.claimable = issubclass(model, Task)
         claims = {"attempts", "claim"} if self.claimable else set[str]()
-        self.fixed = frozenset({"id", "version", *self.stamps, *status, *claims})
+        self.fixed = frozenset({"id", "version", *self.stamps, *status, *claims})  # no update sets these
         if len(model.column_names) > COLUMNS_MAX:
             raise TypeError(f"{self.name} declares more than {COLUMNS_MAX} columns")
         self.columns = tuple(column_of(model, name) for name in model.column_names)
         self._cell_of = {column.name: (place, column.cell()) for place, column in enumerate(self.columns)}
         self._own_places = [(name, place) for name, (place, _) in self._cell_of.items() if name in _OWN_CELLS]
-        self._stamps_are_last = tuple(self._cell_of)[-2:] == _OWN_CELLS
+        self._stamps_are_last = tuple(self._cell_of)[-2:] == _OWN_CELLS  # then `recut` packs them alone
         self._stamps_place = len(self.columns) - len(_OWN_CELLS)
         self._free_cells = {name: found for name, found in self._cell_of.items() if name not in _OWN_CELLS}
         self.id_is_column = "id" in self._free_cells
@@ -72,10 +72,10 @@ class Kind:
         self._changing_names = frozenset(self._changing_cells)
         self.block = struct.Struct(format_of(self.columns))
         self._blank = bytes(self.block.size)
-        self.parts = all_parts(model)
+        self.parts = all_parts(model)  # the classes inside its fields
         self.holders = frozenset(name for name in model.model_fields if any(models_in(model, name)))  # of parts
-        self.moments = with_moments(model)
-        self.made_anew = made_anew(model) - IN_HEADER
+        self.moments = with_moments(model)  # fields that hold some
+        self.made_anew = made_anew(model) - IN_HEADER  # fields whose default may be another one each time
         self.parts_made_anew = any(map(made_anew, self.parts))
         self._defaults = {
             name: field.get_default()
@@ -93,17 +93,17 @@ class Kind:
         self.schema = Schema(
             0, 0, self.name, self.columns, stored_defaults, "updated_at" in self.stamps, shape_of(model)
         )
-        self._concern = concern_of(model)
-        self.recasts = recasts(model, self._concern)
+        self._concern = concern_of(model)  # fields that its rules look at; None: each change validates everything
+        self.recasts = recasts(model, self._concern)  # its code may make other values of those that it made
         self._rules = Rules(model, self._concern, alone=not self.recasts)
         # of tasks: whether they may depend on what no request names, by code of the class or by a default
         self.may_link = self.claimable and (self.recasts or bool(self._defaults.get("dependencies", True)))
         self.checks_fields = not model.__pydantic_decorators__.field_validators and self._concern is not None
         self._field_validators: dict[str, Callable[[Any], Any]] = {}
-        self._plain_fields: frozenset[str] | None = None
+        self._plain_fields: frozenset[str] | None = None  # made at the first update
         self._digest = self.schema.digest()
         self.schema_id = self._digest.hex()  # as a request says of which class a whole entity is
-        self._same_as_ours, self._others = self.schema, dict[bytes, dict[str, Any]]()
+        self._same_as_ours, self._others = self.schema, dict[bytes, dict[str, Any]]()  # see `_other_defaults`
 
     @property
     def plain_fields(self) -> frozenset[str]:
