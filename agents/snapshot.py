@@ -136,8 +136,7 @@ class Snapshot:
 
         `where` asks declared columns: a value, several of them (a list, tuple or set), a `Range`, or None for absence.
         `after` is the last entity of the page before, or its id: paging neither skips nor repeats what stays in its
-        place, from snapshot to snapshot. Raises InvalidQuery, naming the columns, for a field that is
-        none.
+        place, from snapshot to snapshot. Raises InvalidQuery, naming the columns, for a field that is none.
         """
         query = self._query(kind)
         addresses = query.addresses(where, order_by, limit, after) if query is not None else ()

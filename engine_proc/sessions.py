@@ -72,7 +72,7 @@ class Sessions:
             session.pid = -1 if session.pid else 0
 
     def request_ids(self) -> list[tuple[str, Outcome]]:
-        """The same of the user's own ids, the oldest first."""
+        """Outcomes by the users' own ids, for a checkpoint; the oldest first."""
         return list(self.by_request_id.items())
 
     @property
@@ -200,7 +200,7 @@ class Sessions:
             session.waiting.add(sequence)
 
     def answered(self, number: int, sequence: int) -> None:
-        """It was, and by now the answer is forgotten."""
+        """A claim that waited was answered, and by now the answer is forgotten."""
         session = self._by_number.get(number)
         if session is not None and session.waiting:
             session.waiting.discard(sequence)

@@ -99,8 +99,9 @@ class Tending:
     # --- occasions ---------------------------------------------------------------------------------------------------
 
     def _gone(self, lane: LaneEnd) -> None:
-        """A session's lane is. What it had sent before stands in the inbox, and this behind it. A process that ends
-        closes its pipes a moment before it counts as dead: so, where tasks are claimed, it is watched a while longer.
+        """A session has no lane any more. What it had sent before stands in the inbox, and this behind it. A process
+        that ends closes its pipes a moment before it counts as dead: so, where tasks are claimed, it is watched a while
+        longer.
         """
         session = lane.session.number
         if not (self._coordination.boards or self._coordination.leases or self._lines):

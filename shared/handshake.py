@@ -36,9 +36,9 @@ class Welcome(msgspec.Struct, kw_only=True):
 
     ok: bool
     reason: str = ""
-    refusal: str = (
-        ""  # "again": try later; "unknown": the session is not remembered; "fenced": it is another's; "final"
-    )
+    refusal: str = ""
+    """again: try later; unknown: the session is not remembered; fenced: it is another client's; final: it would be no
+    use"""
     session: int = 0
     epoch: int = 0
     first: int = 0  # the frame number from which the engine counts on this lane

@@ -250,12 +250,7 @@ class Coordination:
     # --- kept up -----------------------------------------------------------------------------------------------------
 
     def written(self, turn: Turn, draft: Draft, steps: Iterable[Step]) -> None:
-        """A request was, with these steps."""
-        self.noted(steps)
-        turn.leases.update(draft.leases)
-
-    def noted(self, steps: Iterable[Step]) -> None:
-        """A request was written."""
+        """A request was written, with these steps: what is kept here follows."""
         for step in steps:
             stored = step.stored
             if stored is None:
@@ -275,6 +270,7 @@ class Coordination:
                     self._projects.note_cost((code, step.key), fields)
                 elif _is_of_projects(step.kind):
                     self._projects.note(step.key, fields)
+        turn.leases.update(draft.leases)
 
     def dropped(self) -> None:
         """What was written did not happen, or classes are others by now."""

@@ -48,9 +48,9 @@ def padded(body_length: int) -> int:
 class HeapWriter:
     """Appends. `reserve` makes room, and is the only one to raise MemoryFull; what is there stays whole.
 
-    Where memory is short, as much as a segment stays free for what makes room, which may take it all: tombstones, and
-    copies of what lives. What these leave of it in their segment is for no others until as much is free again. Only one
-    that is alone, of which nothing can be copied, is followed in any case.
+    Where memory is short, as much as a segment is spared for what makes room: tombstones, and copies of what lives,
+    which may take all of it (`takes_all`). What they leave of the segment that they took is nobody else's until as much
+    is free again. While there is but one segment nothing can be copied, and a small one is spared (`_spared`).
     """
 
     def __init__(self, make: Callable[[int, int, int], Segment], limits: Limits, beside: Executor) -> None:
@@ -234,7 +234,9 @@ class HeapWriter:
         return self._make(number, size, spare), not spare
 
     def _spared(self, large: int) -> int:
-        """Bytes that stay free for what makes room."""
+        """Bytes that stay free for what makes room: a segment for copies, and a share of it for tombstones; beside a
+        segment that is alone, a small one.
+        """
         return large + large // HEAP_LAST_SHARE if self.first < self._number else min(large, HEAP_LAST_BYTES)
 
     @property

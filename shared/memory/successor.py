@@ -12,7 +12,9 @@ S = TypeVar("S")
 
 
 class Successor(Generic[S]):
-    """Holds at most one. Raises nothing: what could not be made is tried again, and missed, by who needs it."""
+    """Holds at most one. Raises nothing: where none could be made `take` gives none, and who needs one makes it, and
+    meets the error.
+    """
 
     def __init__(self, make: Callable[[int, int], S], beside: Executor | None) -> None:
         self._make = make  # (segment number, bytes) -> segment
