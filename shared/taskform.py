@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 E = TypeVar("E", bound=Entity)
 
 NO_ID = "*"  # of a mutation that says what it wants, and not which
+TREE = "tree"  # in place of a state: a cancel takes descendants, too
+FINAL = "final"  # in place of a state: what failed is not tried again
 
 
 def model_of(target: E | Ref[E]) -> type[E]:
@@ -115,7 +117,7 @@ def plain_of_task(mutation: Mutation, registry: Registry) -> PlainMutation:
         case Fail(target, changes, final, reason):
             kind = _kind_of_tasks(registry.of(model_of(target)))
             fields = changed_fields(kind, changes)
-            return Op.FAIL.value, kind.name, target.id, None, fields, reason, "final" if final else None
+            return Op.FAIL.value, kind.name, target.id, None, fields, reason, FINAL if final else None
         case Release(target, reason):
             kind = _kind_of_tasks(registry.of(model_of(target)))
             return Op.RELEASE.value, kind.name, target.id, None, None, reason, None
@@ -142,9 +144,9 @@ def _kind_of_tasks(kind: Kind) -> Kind:
 
 
 def tree_of(kind: Kind) -> str:
-    """In place of a state: a cancel takes descendants, too. Raises InvalidMutation for what has none."""
+    """What says so. Raises InvalidMutation for a kind that has no descendants."""
     check_kind_of_tasks(kind)
-    return "tree"
+    return TREE
 
 
 def _count(count: Any) -> int:

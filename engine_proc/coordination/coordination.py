@@ -41,8 +41,7 @@ _UPDATE, _ALTER = Op.UPDATE.value, Op.ALTER.value
 _NONE = Guard.REQUIRE_NONE.value
 COSTS = frozenset({"cost", "project"})
 OF_PROJECTS = frozenset({"status", "budget_limit", "on_budget"})  # that keep tasks back
-TREE = "tree"  # in place of a state, what a cancel takes
-ALONE = "alone"  # likewise, that nothing is cancelled with what is interrupted
+ALONE = "alone"  # in place of a state, that nothing is cancelled with what is interrupted
 
 
 class Coordination:

@@ -26,7 +26,7 @@ from solewriter.shared.errors import BadRequest, InvalidMutation, Refused, Reque
 from solewriter.shared.mutations import Op
 from solewriter.shared.readiness import CLAIMABLE, HELD
 from solewriter.shared.schema import encode
-from solewriter.shared.taskform import check_kind_of_tasks
+from solewriter.shared.taskform import FINAL, check_kind_of_tasks
 from solewriter.shared.where import demands
 from solewriter.shared.wireform import PlainMutation
 
@@ -157,7 +157,7 @@ def fail(draft: Draft, mutation: PlainMutation) -> Step:
         for name in ("retry_delay_s", "max_retries")
     )
     attempts = step.field("attempts")
-    if mutation[6] == "final":
+    if mutation[6] == FINAL:
         changes["attempts"] = max(attempts, most + 1)
     elif attempts <= most and "not_before" not in said:  # else the caller knows better
         delay_us = int(back_off_s(step, first, attempts, draft.turn.coordination.limits) * US_PER_S)
