@@ -21,7 +21,8 @@ from solewriter import Compacted, Create, Delete, Put, Task, Update, connect, op
 from solewriter.agents import verify as verifying
 from solewriter.agents.cli.main import app
 from solewriter.agents.verify import Files, verify
-from solewriter.engine_proc.recovery.repair import _give, truncate
+from solewriter.engine_proc.recovery.copying import give
+from solewriter.engine_proc.recovery.repair import truncate
 from solewriter.shared import entry as entries
 from solewriter.shared import record
 from solewriter.shared.chain import entries_between, first_entry_of, first_of, journal_files, oldest_entry
@@ -603,7 +604,7 @@ def test_what_root_gives_back_is_no_file_that_somebody_put_there_meanwhile(tmp_p
     own.touch()
     theirs.symlink_to(own)
     os.chown(tmp_path, 65534, 65534)
-    _give(theirs, tmp_path.stat())
+    give(theirs, tmp_path.stat())
     assert (own.stat().st_uid, theirs.lstat().st_uid) == (0, 65534)
 
 
@@ -836,7 +837,7 @@ def test_what_root_repairs_stays_its_users(folder):
 
 CUT = """
 import os, sys
-from solewriter.engine_proc.recovery.repair import _give, truncate
+from solewriter.engine_proc.recovery.repair import truncate
 from solewriter.shared.folder import StateFolder
 
 modes = set()
