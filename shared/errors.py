@@ -175,30 +175,6 @@ class EngineUnavailable(Unavailable):
     final: bool = False
 
 
-def check_descriptors(error: Exception) -> None:
-    """Raises EngineUnavailable, saying what to do, for an OSError that says that there are no file descriptors left."""
-    number = error.errno if isinstance(error, OSError) else None
-    if number == errno.EMFILE:
-        whose, bound = "this process", "`ulimit -n`"
-    elif number == errno.ENFILE:
-        whose, bound = "this machine", "`sysctl fs.file-max`"
-    else:
-        return
-    raise EngineUnavailable(
-        f"{whose} has no file descriptors left: close some, or raise their bound, {bound}"
-    ) from error
-
-
-@contextmanager
-def minding_descriptors() -> Iterator[None]:
-    """Whatever is opened in here, a module too, `check_descriptors` looks at why it cannot be."""
-    try:
-        yield
-    except OSError as error:
-        check_descriptors(error)
-        raise
-
-
 class EngineStartFailed(EngineUnavailable):
     """The engine process did not become ready; the message holds its reason."""
 
@@ -282,6 +258,33 @@ UNDECODABLE = (msgspec.MsgspecError, UnicodeDecodeError, RecursionError)
 """All that msgspec raises for bytes that are not what was asked for: text that is no UTF-8 and deep nesting have errors
 of their own.
 """
+
+
+# --- for want of descriptors, whoever opens something -----------------------------------------------------------------
+
+
+def check_descriptors(error: Exception) -> None:
+    """Raises EngineUnavailable, saying what to do, for an OSError that says that there are no file descriptors left."""
+    number = error.errno if isinstance(error, OSError) else None
+    if number == errno.EMFILE:
+        whose, bound = "this process", "`ulimit -n`"
+    elif number == errno.ENFILE:
+        whose, bound = "this machine", "`sysctl fs.file-max`"
+    else:
+        return
+    raise EngineUnavailable(
+        f"{whose} has no file descriptors left: close some, or raise their bound, {bound}"
+    ) from error
+
+
+@contextmanager
+def minding_descriptors() -> Iterator[None]:
+    """Whatever is opened in here, a module too, `check_descriptors` looks at why it cannot be."""
+    try:
+        yield
+    except OSError as error:
+        check_descriptors(error)
+        raise
 
 
 # --- in words ---------------------------------------------------------------------------------------------------------
