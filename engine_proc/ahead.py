@@ -136,7 +136,7 @@ class FilesAhead:
             self.names.sync()  # while a power cut can bring its old name back, its content stays
         fd = new_file(self.path) if spare is None else lasting_file(self.path, made=False)
         try:
-            with naming(self._path):
+            with naming(self.path):
                 self._prepare(fd, size, fresh=spare is None)
             failpoint.reach("journal.prepared")
         except OSError:
