@@ -41,7 +41,9 @@ class Program(TyperGroup):
             raise
 
 
-app = typer.Typer(cls=Program, no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
+app = typer.Typer(
+    cls=Program, no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, rich_markup_mode="markdown"
+)
 
 
 class Durability(StrEnum):
