@@ -4,6 +4,10 @@ has noted yet, and whoever waits for an end of file would wait for the child.
 
 from __future__ import annotations
 
+# Their locks are taken at a fork behind ours, because they are imported first: or one that waits would keep them from
+# whoever holds it off.
+import concurrent.futures.thread  # noqa: F401
+import logging  # noqa: F401
 import os
 import threading
 
