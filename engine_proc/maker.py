@@ -1,4 +1,4 @@
-"""Has checkpoints made by a process beside the engine, and is that process: `python -m solewriter.engine_proc.maker`.
+"""Has checkpoints made by a process beside the engine, and is what that process does, which begins in `workshop`.
 
 It is started for the first checkpoint and stays for the next ones: an interpreter with all it needs takes three times
 as long to start as a small checkpoint to make. Both ways go a length (u32, little-endian) and msgpack. Each order is
@@ -22,7 +22,7 @@ from typing import IO, Any
 import msgspec
 
 from solewriter.engine_proc.checkpoint import EngineGone, Made, Order, make
-from solewriter.shared.config import MAKER_IDLE_S, MAKER_WORDS_MAX
+from solewriter.shared.config import CHECKPOINT_NICE, MAKER_IDLE_S, MAKER_WORDS_MAX
 from solewriter.shared.errors import SolewriterError, in_words
 from solewriter.shared.folder import legible
 from solewriter.shared.interpreter import interpreter
@@ -76,7 +76,7 @@ class Maker:
                 self._child = None
             if self._child is None:
                 self._child = subprocess.Popen(
-                    [*interpreter(), "-m", "solewriter.engine_proc.maker"],
+                    [*interpreter(), "-m", "solewriter.engine_proc.workshop", str(CHECKPOINT_NICE)],
                     stdin=subprocess.PIPE,
                     stdout=subprocess.PIPE,
                     bufsize=0,
@@ -160,7 +160,3 @@ def main() -> int:
         except BrokenPipeError:  # the engine went meanwhile
             return 0
     return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

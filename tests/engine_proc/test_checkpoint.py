@@ -17,6 +17,7 @@ from solewriter import Entity
 from solewriter.engine_proc.between import Registration
 from solewriter.engine_proc.checkpoint import EngineGone, Order, _pieces, _written, make
 from solewriter.engine_proc.maker import Maker, NotMade, _asked, carried_out
+from solewriter.engine_proc.workshop import at_priority
 from solewriter.shared import wire, wireform
 from solewriter.shared.checkpoint import Checkpoint, CheckpointWriter
 from solewriter.shared.config import DEFAULT_LIMITS, KIB
@@ -254,6 +255,18 @@ def test_the_next_one_is_made_by_the_same_process_at_its_own_priority(notes, mak
     maker(msgspec.structs.replace(notes.order(), nice=0))
     assert maker._child.pid == pid
     assert os.getpriority(os.PRIO_PROCESS, pid) == os.getpriority(os.PRIO_PROCESS, 0)
+
+
+def test_what_its_process_needs_is_brought_in_at_a_low_priority_and_orders_may_have_the_usual_one(notes):
+    """The engine's processor may be the only one that it has."""
+    light = "import sys, solewriter.engine_proc.workshop; print({'pydantic', 'msgspec'} & sys.modules.keys())"
+    ran = subprocess.run([sys.executable, "-P", "-c", light], capture_output=True, text=True, check=True)
+    assert ran.stdout == "set()\n"
+    own, priorities = os.getpriority(os.PRIO_PROCESS, 0), list[int]()
+    for nice in (own + 7, own - 3):
+        at_priority(nice, lambda: priorities.append(os.getpriority(os.PRIO_PROCESS, 0)))
+    assert priorities == [own + 7, own]
+    assert os.getpriority(os.PRIO_PROCESS, 0) == own
 
 
 def test_one_of_an_engine_with_a_low_priority_does_not_ask_for_a_higher_one(notes):

@@ -466,7 +466,7 @@ def test_a_checkpoint_for_an_engine_that_is_gone_is_not_made(state, start_engine
         order = Order(bytes(path), where.memory_dir, where.prefix, b"s" * 16, (64 * KIB, 64 * KIB), engine)
         asked = msgspec.msgpack.encode(order)
         made = subprocess.run(
-            [sys.executable, "-m", "solewriter.engine_proc.maker"], input=struct.pack("<I", len(asked)) + asked,
+            [sys.executable, "-m", "solewriter.engine_proc.workshop", "5"], input=struct.pack("<I", len(asked)) + asked,
             capture_output=True, check=True,
         )  # fmt: skip
         answer = msgspec.msgpack.decode(made.stdout[4:], type=Answer)
@@ -478,7 +478,7 @@ def test_a_maker_that_meets_an_error_of_its_own_says_it_and_ends(tmp_path):
     """Its engine starts another one, and the log has the traceback."""
     asked = msgspec.msgpack.encode(Order(bytes(tmp_path / "one"), "\0", "nobody", b"s" * 16, (64 * KIB, 64 * KIB), 1))
     ended = subprocess.run(
-        [sys.executable, "-m", "solewriter.engine_proc.maker"], input=struct.pack("<I", len(asked)) + asked,
+        [sys.executable, "-m", "solewriter.engine_proc.workshop", "5"], input=struct.pack("<I", len(asked)) + asked,
         capture_output=True, check=False,
     )  # fmt: skip
     assert (ended.returncode, ended.stdout) == (1, b"")
@@ -491,7 +491,7 @@ def test_a_maker_whose_engine_went_meanwhile_ends_without_a_word(tmp_path):
     asked = msgspec.msgpack.encode(order)
     buffered = {name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"}
     maker = subprocess.Popen(
-        [sys.executable, "-m", "solewriter.engine_proc.maker"],
+        [sys.executable, "-m", "solewriter.engine_proc.workshop", "5"],
         stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=buffered,
     )  # fmt: skip
     maker.stdout.close()
