@@ -491,7 +491,9 @@ def test_who_was_silent_for_too_long_loses_what_it_had_though_that_takes_a_look_
     poll(lambda: scene.turn() or not held(scene))
 
 
-def test_a_full_disk_does_not_keep_an_engine_busy_with_claims_of_which_one_waits_for_a_look_at_all_tasks(scene, many):
+def test_a_full_disk_does_not_keep_an_engine_busy_with_claims_of_which_one_waits_for_a_look_at_all_tasks(
+    scene, many, interpreted
+):
     """What it looked at is thrown away with what it did before, and that again and again."""
     scene.engine.loop.run_until_complete(register(scene, Job))
     many.asks(create("dependent", dependencies=["t0"], on_dependency_failure="cancel"))
@@ -502,6 +504,7 @@ def test_a_full_disk_does_not_keep_an_engine_busy_with_claims_of_which_one_waits
     scene.turn()
     assert len(held(scene)) == 2
     fill_disk(scene, many)
+    interpreted(type(scene.engine.writer.tending))
     undone, undo = [], scene.engine.writer.tending.undo
 
     def counted() -> None:
@@ -537,12 +540,13 @@ def test_the_first_of_those_that_end_with_others_keeps_nobody_waiting_for_a_look
     assert revisions[behind] < revisions[ended]
 
 
-def test_a_request_with_guards_on_more_sets_of_columns_than_are_counted_at_once_is_decided(scene, many):
+def test_a_request_with_guards_on_more_sets_of_columns_than_are_counted_at_once_is_decided(scene, many, interpreted):
     """Each of them waits for a look at all tasks, and none of those may undo another one's for ever."""
     never = {"status": "rejected", "priority": "critical", "project": "p", "assigned_to": "x", "parent_task_id": "y"}
     sets = [names for size in range(1, 4) for names in combinations(never, size)][: VIEWS_MAX + 1]
     guards = [none("Task", **{name: never[name] for name in names}) for names in sets]
     assert len(guards) > VIEWS_MAX
+    interpreted(type(scene.engine.writer.parking))
     make, slices = scene.engine.writer.parking.make, count()
 
     def counted() -> None:
