@@ -55,5 +55,10 @@ def test_a_fork_that_waits_keeps_nothing_of_the_library_from_who_holds_it_off():
     """Its locks for threads and for logging are taken at a fork, too: whoever needs one would wait for the fork, which
     waits for him.
     """
-    ran = subprocess.run([sys.executable, "-P", "-c", HELD_OFF], capture_output=True, text=True, timeout=60)
+    ran = subprocess.run(
+        [sys.executable, "-P", "-W", "ignore:This process:DeprecationWarning", "-c", HELD_OFF],
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
     assert (ran.returncode, ran.stderr) == (0, "")
