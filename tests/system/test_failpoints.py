@@ -326,11 +326,11 @@ class Scene:
         )  # fmt: skip
         self._said = ""
 
-    def start(self, failpoint: str = "") -> Engine:
+    def start(self, failpoint: str = "", durability: str = "process") -> Engine:
         with pytest.MonkeyPatch.context() as armed:
             if failpoint:
                 armed.setenv(VARIABLE, failpoint)
-            return self._start(self.state, limits=WORN)
+            return self._start(self.state, durability=durability, limits=WORN)
 
     def work_until(self, condition: Callable[[], bool], what: str) -> None:
         self.wait_until(lambda: condition() or self.books.work(self.state), WORK_S, what)
@@ -343,8 +343,9 @@ class Scene:
 
 def an_engine(scene: Scene, point: str, hit: int) -> Engine:
     """Dies there while it works, or in its start already."""
+    durability = "power" if point == "commit.synced" else "process"  # below it only a life is synced at once
     try:
-        engine = scene.start(f"{point}:kill:hit={hit}")
+        engine = scene.start(f"{point}:kill:hit={hit}", durability)
     except EngineStartFailed as error:
         assert "status -9" in str(error)  # noqa: PT017 (where it dies is not the question)
         return scene.start()
