@@ -193,7 +193,7 @@ class CellsOfRecords:
         if entity is None or known is None:
             return None
         try:
-            _, cells = known.cut(known.stored(entity), found.key, found.version, found.time_us)
+            _, cells = known.layout.cut(known.stored(entity), found.key, found.version, found.time_us)
         except InvalidMutation:
             return None
         return [cell for _, cell in cells]

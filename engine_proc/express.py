@@ -132,7 +132,7 @@ def update(
         raise too_large(kind, key, len(payload), bytes_max)
 
     version, code, slot = before.version + 1, known.code, before.slot
-    block, cells = kind.recut(before.block, kept, fields, version, turn.now_us)
+    block, cells = kind.layout.recut(before.block, kept, fields, version, turn.now_us)
     body = record.pack(
         code, known.schema.code, op, _WHOLE, turn.revision + 1, version, turn.now_us, session.number, sequence,
         key.encode(), session.actor, b"", b"", block, before.block, payload,

@@ -169,7 +169,7 @@ class State:
             entity = kind.kind.decoded(self.schemas[schema], key, version, time_us, payload)
             fields = kind.kind.stored(entity)  # as they are now: what they were may have no cells
             payload = kind.kind.payload(fields)
-            block, _ = kind.kind.cut(fields, key, version, time_us)
+            block, _ = kind.kind.layout.cut(fields, key, version, time_us)
         return Stored(slot, version, address, padded(length), not deleted, payload, block)
 
     def seen(self, kind: KindState, key: str) -> Stored | None:
@@ -309,7 +309,7 @@ class State:
         """The same, of what was made of it anew, behind the fields that would be stored of that."""
         try:
             stored = kind.stored(made)
-            return stored, kind.cut(stored, found.key, found.version, found.time_us)[1]
+            return stored, kind.layout.cut(stored, found.key, found.version, found.time_us)[1]
         except (SolewriterError, AssertionError):
             raise
         except Exception as error:  # of a type that no column takes

@@ -70,13 +70,13 @@ def _changes(step: Step, turn: Turn, limits: Limits) -> bool:
     kind, fields = step.kind, step.fields
     payload = step.payload = kind.payload(fields)
     if before is None or not before.alive:
-        step.block, step.cells = kind.cut(fields, step.key, step.version, turn.now_us)
+        step.block, step.cells = kind.layout.cut(fields, step.key, step.version, turn.now_us)
     elif payload == before.payload:
         return False
     else:
         if kind.recasts:  # its own code may have changed more than was asked for
             step.touched = step.altered
-        step.block, step.cells = kind.recut(before.block, fields, step.touched, step.version, turn.now_us)
+        step.block, step.cells = kind.layout.recut(before.block, fields, step.touched, step.version, turn.now_us)
     if len(payload) > limits.entity_bytes_max:
         raise too_large(kind, step.key, len(payload), limits.entity_bytes_max)
     if kind.recasts:

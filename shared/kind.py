@@ -1,14 +1,14 @@
-"""One registered model, a `Kind`: its name, its columns, and how a change of it is validated and stored."""
+"""One registered model, a `Kind`: its name, its fields, and how a change of it is validated, stored and read back."""
 
 from __future__ import annotations
 
-import struct
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, Final
 
 from pydantic import ValidationError
 
-from solewriter.shared.columns import Cell, Cells, column_of, earlier_names, format_of, from_us
+from solewriter.shared.blocklayout import BlockLayout
+from solewriter.shared.columns import column_of, earlier_names, from_us
 from solewriter.shared.config import COLUMNS_MAX
 from solewriter.shared.enginefields import refuse_own, refuse_unlike
 from solewriter.shared.errors import InvalidMutation, SchemaMismatch
@@ -34,10 +34,6 @@ _SAME_IF_EQUAL: Final = frozenset({str, int, bool, bytes})  # not so (1,) and (T
 _NO_DEFAULT: Final = object()
 _NOTHING: Final = encode({})
 STAMPS: Final = ("created_by", "created_at", "updated_at")  # filled in by the engine where a model declares them
-_OWN_CELLS: Final = ("updated_at", "version")  # set by the engine at every change
-_STAMPS: Final = struct.Struct("<qq")  # their cells, where they are the last ones, in this order
-_STAMPS_BYTES: Final = _STAMPS.size
-_pack_stamps: Final = _STAMPS.pack
 IN_HEADER: Final = frozenset({"id", "version", "updated_at"})
 
 
@@ -62,16 +58,6 @@ class Kind:
         if len(model.column_names) > COLUMNS_MAX:
             raise TypeError(f"{self.name} declares more than {COLUMNS_MAX} columns")
         self.columns = tuple(column_of(model, name) for name in model.column_names)
-        self._cell_of = {column.name: (place, column.cell()) for place, column in enumerate(self.columns)}
-        self._own_places = [(name, place) for name, (place, _) in self._cell_of.items() if name in _OWN_CELLS]
-        self._stamps_are_last = tuple(self._cell_of)[-2:] == _OWN_CELLS  # then `recut` packs them alone
-        self._stamps_place = len(self.columns) - len(_OWN_CELLS)
-        self._free_cells = {name: found for name, found in self._cell_of.items() if name not in _OWN_CELLS}
-        self.id_is_column = "id" in self._free_cells
-        self._changing_cells = {name: found for name, found in self._free_cells.items() if name != "id"}
-        self._changing_names = frozenset(self._changing_cells)
-        self.block = struct.Struct(format_of(self.columns))
-        self._blank = bytes(self.block.size)
         self.parts = all_parts(model)  # the classes inside its fields
         self.holders = frozenset(name for name in model.model_fields if any(models_in(model, name)))  # of parts
         self.moments = with_moments(model)  # fields that hold some
@@ -83,7 +69,7 @@ class Kind:
             if not field.is_required() and field.default_factory is None and name not in IN_HEADER
         }
         self.other_numbers = other_numbers(model, self._defaults)
-        self._free_cutters = [(name, cell, self._defaults.get(name)) for name, (_, cell) in self._free_cells.items()]
+        self.layout = BlockLayout(self.name, self.columns, self._defaults)
         self._stored_names = frozenset(model.model_fields) - IN_HEADER
         self._stored_defaults = [
             (name, self._defaults.get(name, _NO_DEFAULT)) for name in model.model_fields if name not in IN_HEADER
@@ -193,7 +179,7 @@ class Kind:
             for name in COORDINATED:
                 if name in stored:
                     self.field(name, stored[name])
-        self.cut(stored, "", 0, 0)
+        self.layout.cut(stored, "", 0, 0)
 
     def payload(self, stored: Mapping[str, Any]) -> bytes:
         """The bytes of the stored fields. Raises InvalidMutation, naming the field, for what has no bytes."""
@@ -245,42 +231,6 @@ class Kind:
                 ):
                     values[name] = stored[found]
         return values
-
-    def cut(self, stored: Mapping[str, Any], key: str, version: int, now_us: int) -> tuple[bytes, Cells]:
-        """The block of all cells, and the cells. Raises InvalidMutation for a value that has none."""
-        if self.id_is_column:
-            stored = {**stored, "id": key}
-        find = stored.get
-        try:
-            values = [cell(find(name, default)) for name, cell, default in self._free_cutters]
-        except ValueError:
-            return self.recut(self._blank, stored, self._cell_of, version, now_us)  # which names the field
-        for name, place in self._own_places:
-            values.insert(place, version if name == "version" else now_us)
-        return self.block.pack(*values), tuple(enumerate(values))
-
-    def recut(
-        self, block: bytes, stored: Mapping[str, Any], names: Iterable[str], version: int, now_us: int
-    ) -> tuple[bytes, Cells]:
-        """The block with some fields' cells and the engine's own made anew; these cells. That of the id stays, which no
-        field says. Raises InvalidMutation.
-        """
-        if self._stamps_are_last and self._changing_names.isdisjoint(names):
-            place = self._stamps_place
-            return block[:-_STAMPS_BYTES] + _pack_stamps(now_us, version), ((place, now_us), (place + 1, version))
-        cells: list[tuple[int, Cell]] = []
-        for name in names:
-            if name in self._changing_cells:
-                place, cell = self._changing_cells[name]
-                try:
-                    cells.append((place, cell(stored[name] if name in stored else self._defaults.get(name))))
-                except ValueError as error:
-                    raise InvalidMutation(f"{self.name}.{name}: {error}", fields={name: str(error)}) from None
-        cells += [(place, version if name == "version" else now_us) for name, place in self._own_places]
-        values = list(self.block.unpack(block))
-        for place, made in cells:
-            values[place] = made
-        return self.block.pack(*values), cells
 
     def stored(self, entity: Entity, before: Mapping[str, Any] | None = None) -> dict[str, Any]:
         """The fields that a payload holds, of an entity from anywhere: those that differ from their defaults; and from

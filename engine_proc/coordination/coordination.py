@@ -220,7 +220,7 @@ class Coordination:
         own = self._defaults.get(kind.code)
         if own is None:
             own = self._defaults[kind.code] = _own_defaults(kind)
-        if kind.kind is not None and kind.kind.id_is_column:
+        if kind.kind is not None and kind.kind.layout.id_is_column:
             return {**own, **fields, "id": key}
         return {**own, **fields} if own else fields
 

@@ -179,14 +179,14 @@ def test_a_plain_value_that_a_column_holds_has_its_cell():
 def test_an_integer_without_a_cell_is_a_refusal_that_names_the_field(value):
     kind = Kind(create_model("Doc", __base__=Entity, __cls_kwargs__={"columns": ("field",)}, field=(int, 0)))
     with pytest.raises(InvalidMutation, match="63 bits") as refusal:
-        kind.cut({"field": value}, "key", 1, 0)
+        kind.layout.cut({"field": value}, "key", 1, 0)
     assert set(refusal.value.fields) == {"field"}
 
 
 def test_a_time_without_a_zone_has_no_cell_and_is_a_refusal_that_names_the_field():
     kind = Kind(create_model("Doc", __base__=Entity, __cls_kwargs__={"columns": ("at",)}, at=(datetime.datetime, ...)))
     with pytest.raises(InvalidMutation, match="time zone") as refusal:
-        kind.cut({"at": datetime.datetime(2030, 1, 1)}, "key", 1, 0)
+        kind.layout.cut({"at": datetime.datetime(2030, 1, 1)}, "key", 1, 0)
     assert set(refusal.value.fields) == {"at"}
 
 
@@ -272,7 +272,7 @@ def test_a_hash_fits_a_cell_and_is_never_that_of_none(text):
 def test_text_that_cannot_be_encoded_is_a_refusal_that_names_the_field():
     kind = Kind(create_model("Doc", __base__=Entity, __cls_kwargs__={"columns": ("field",)}, field=(str, "")))
     with pytest.raises(InvalidMutation) as refusal:
-        kind.cut({"field": "\ud800"}, "key", 1, 0)
+        kind.layout.cut({"field": "\ud800"}, "key", 1, 0)
     assert set(refusal.value.fields) == {"field"}
 
 

@@ -484,4 +484,4 @@ def test_a_column_that_is_named_twice_is_one():
         room: str = ""
 
     assert Lamp.column_names == ("light", "room")
-    assert Kind(Lamp).cut({"light": "green"}, "id", 1, 0)
+    assert Kind(Lamp).layout.cut({"light": "green"}, "id", 1, 0)

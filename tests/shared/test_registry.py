@@ -23,7 +23,7 @@ from hypothesis import strategies as st
 from pydantic import AfterValidator, ConfigDict, Field, create_model, field_validator, model_validator
 from pydantic_core import core_schema
 
-from solewriter.shared.columns import NO_INT, text_hash, to_us
+from solewriter.shared.columns import NO_INT, text_hash, to_us, unpacked
 from solewriter.shared.config import KINDS_MAX, MESSAGE_MAX, PROBLEMS_MAX
 from solewriter.shared.errors import InvalidMutation, UnknownKind
 from solewriter.shared.frozen import FrozenMap, Json
@@ -473,15 +473,15 @@ def test_setting_what_is_there_already_changes_no_byte(entity, names):
 def test_the_cells_of_a_change_are_those_of_the_whole(entity, changes):
     stored = EVERY.stored(entity)
     after = change(EVERY, stored, changes, {"id": "e-1", "version": 2})
-    block, cells = EVERY.cut(after, "e-1", 2, NOW_US)
-    assert EVERY.block.unpack(block) == tuple(cell for _, cell in sorted(cells))
+    block, cells = EVERY.layout.cut(after, "e-1", 2, NOW_US)
+    assert unpacked(EVERY.columns, block) == tuple(cell for _, cell in sorted(cells))
     assert [place for place, _ in sorted(cells)] == list(range(len(EVERY.columns)))
-    before, _ = EVERY.cut(stored, "e-1", 1, NOW_US)
-    again, new = EVERY.recut(before, after, set(changes), 2, NOW_US)
+    before, _ = EVERY.layout.cut(stored, "e-1", 1, NOW_US)
+    again, new = EVERY.layout.recut(before, after, set(changes), 2, NOW_US)
     assert again == block
     assert dict(new).items() <= dict(cells).items()
     read = EVERY.fields_of(EVERY.schema, EVERY.payload(after))
-    assert EVERY.cut(read, "e-1", 2, NOW_US)[0] == block
+    assert EVERY.layout.cut(read, "e-1", 2, NOW_US)[0] == block
 
 
 def test_the_cells_of_id_version_and_time_are_those_of_the_record():
@@ -490,11 +490,11 @@ def test_the_cells_of_id_version_and_time_are_those_of_the_record():
         updated_at: pydantic.AwareDatetime | None = None
 
     kind = Kind(Doc)
-    block, cells = kind.cut({}, "d-1", 7, NOW_US)
-    assert kind.block.unpack(block) == (text_hash("d-1"), NOW_US, 7, 3)
+    block, cells = kind.layout.cut({}, "d-1", 7, NOW_US)
+    assert unpacked(kind.columns, block) == (text_hash("d-1"), NOW_US, 7, 3)
     assert sorted(cells) == [(0, text_hash("d-1")), (1, NOW_US), (2, 7), (3, 3)]
-    again, cells = kind.recut(block, {"size": 4}, {"size"}, 8, NOW_US + 1)
-    assert kind.block.unpack(again) == (text_hash("d-1"), NOW_US + 1, 8, 4)
+    again, cells = kind.layout.recut(block, {"size": 4}, {"size"}, 8, NOW_US + 1)
+    assert unpacked(kind.columns, again) == (text_hash("d-1"), NOW_US + 1, 8, 4)
     assert sorted(cells) == [(1, NOW_US + 1), (2, 8), (3, 4)]
 
 
@@ -1137,7 +1137,7 @@ def test_the_cells_of_an_older_record_are_those_of_its_own_values():
     schema = learned(old.schema)
     for entity in (Old(id="d"), Old(id="d", title="mine", size=9, level="high")):
         fields = old.stored(entity)
-        block, _ = old.cut(fields, "d", 1, 0)
+        block, _ = old.layout.cut(fields, "d", 1, 0)
         values = functools.partial(schema.values, "d", 1, 0, old.payload(fields))
         cells = schema.cells(new.columns, block, values, new.schema.defaults)
         assert list(cells) == [entity.size, NO_INT, text_hash(entity.title), 7]
