@@ -28,11 +28,12 @@ from solewriter.shared.chain import (
     oldest_entry,
     opened,
 )
-from solewriter.shared.checkpoint import Checkpoint, DigestOfState, checkpoint_files, checkpoint_path
+from solewriter.shared.checkpoint import Checkpoint, checkpoint_files, checkpoint_path
 from solewriter.shared.entry import FILE_HEADER_BYTES, Entry
 from solewriter.shared.errors import Compacted, EngineUnavailable, JournalCorrupt, minding_descriptors
 from solewriter.shared.folder import unlike_a_folder
 from solewriter.shared.life import may_be_cut
+from solewriter.shared.statedigest import DigestOfState
 
 R = TypeVar("R")
 TRIES = 10  # an engine trims behind a checkpoint, and to make one takes longer than to read it

@@ -17,13 +17,14 @@ import msgspec
 
 from solewriter.engine_proc.image import DEAD, UNKNOWN, CellBlock, HeapImage, KindImage
 from solewriter.shared import failpoint, record
-from solewriter.shared.checkpoint import Checkpoint, CheckpointWriter, DigestOfState, Directory
+from solewriter.shared.checkpoint import Checkpoint, CheckpointWriter, Directory
 from solewriter.shared.columns import format_of
 from solewriter.shared.config import CHECKPOINT_NICE, CHECKPOINT_PIECE_SLOTS, HEAP_SEGMENT_SHARE
 from solewriter.shared.errors import SolewriterError
 from solewriter.shared.memory.heap import padded
 from solewriter.shared.memory.pin import Pin
 from solewriter.shared.memory.view import View
+from solewriter.shared.statedigest import DigestOfState
 
 
 class Order(msgspec.Struct, frozen=True):

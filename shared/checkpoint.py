@@ -21,7 +21,6 @@ import sys
 import zlib
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from hashlib import blake2b
 from pathlib import Path
 from typing import NamedTuple, Self
 
@@ -36,13 +35,12 @@ from solewriter.shared.config import (
     CHECKPOINT_THREADS,
     CHECKPOINT_VERSION,
     CHUNK_SLOTS,
-    FILLING_SWITCH_S,
 )
 from solewriter.shared.entry import CheckpointName
 from solewriter.shared.errors import UNDECODABLE, JournalCorrupt, LayoutMismatch
 from solewriter.shared.files import files_named
+from solewriter.shared.filling import Filling
 from solewriter.shared.memory.heap import OFFSET_MASK, PREFIX, PREFIX_BYTES, START, address_of, padded
-from solewriter.shared.record import Flags
 from solewriter.shared.schema import Schema
 
 if sys.version_info >= (3, 14):
@@ -109,30 +107,7 @@ class Directory(msgspec.Struct, frozen=True):
     live_bytes: int  # of records that are no tombstones
     tombstone_bytes: int
     tables: list[TableImage]
-    digest: bytes  # of the state: see `DigestOfState`
-
-
-class DigestOfState:
-    """The sum, modulo 2^128, of the hashes of all entities' newest records, whatever their order: of their bodies
-    without the checksum and without the mark of a copy. Tombstones do not count: not everybody keeps them equally long.
-    """
-
-    def __init__(self) -> None:
-        self._sum = 0
-
-    def add_all(self, bodies: Iterable[bytes]) -> None:
-        total, number, relocated = self._sum, int.from_bytes, int(Flags.RELOCATED)
-        for body in bodies:
-            content = body
-            if body[record.FLAGS_OFFSET] & relocated:
-                changed = bytearray(body)
-                changed[record.FLAGS_OFFSET] &= ~relocated
-                content = bytes(changed)
-            total += number(blake2b(content[record.CRC_BYTES :], digest_size=16).digest(), "little")
-        self._sum = total
-
-    def digest(self) -> bytes:
-        return (self._sum % 2**128).to_bytes(16, "little")
+    digest: bytes  # of the state: see `statedigest`
 
 
 def checkpoint_path(folder: Path, entry: int) -> Path:
@@ -374,26 +349,3 @@ def _placed(wanted: Iterable[Wanted]) -> Iterator[PlacedBlock]:
         for number, block in enumerate(section.blocks):
             start = number * BLOCK_BYTES
             yield PlacedBlock(block, min(BLOCK_BYTES, section.size - start), write, offset + start)
-
-
-class Filling:
-    """Sections on their way to where they belong, in threads beside the caller; a context manager."""
-
-    def __init__(self, put: Callable[[PlacedBlock], None], blocks: Iterable[PlacedBlock]) -> None:
-        self._before_s = sys.getswitchinterval()
-        sys.setswitchinterval(FILLING_SWITCH_S)
-        self._pool = ThreadPoolExecutor(CHECKPOINT_THREADS, "checkpoint")
-        self._pending = [self._pool.submit(put, one) for one in blocks]
-
-    def finish(self) -> None:
-        """Until everything is there. Raises what the first one did that failed: JournalCorrupt, MemoryFull."""
-        for one in self._pending:
-            one.result()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        """What was not begun never is; what was is done."""
-        self._pool.shutdown(cancel_futures=True)
-        sys.setswitchinterval(self._before_s)
