@@ -10,6 +10,7 @@ from solewriter.agents.deadline import Timed
 from solewriter.agents.pending import Pending, error_of
 from solewriter.agents.reader import Reader
 from solewriter.agents.snapshot import Plain
+from solewriter.shared.entity import Entity
 from solewriter.shared.errors import (
     Forgotten,
     MemoryFull,
@@ -20,7 +21,6 @@ from solewriter.shared.errors import (
     Unavailable,
     from_wire,
 )
-from solewriter.shared.models import Entity
 from solewriter.shared.mutations import Applied, Create, Mutation, NotApplied, Put, Reply, Result, left_by
 from solewriter.shared.registry import Registry
 from solewriter.shared.wire import Status

@@ -15,9 +15,10 @@ from solewriter.agents.session import AgentSession
 from solewriter.agents.tokens import SHOWN, Tokens
 from solewriter.shared import wireform
 from solewriter.shared.config import DEFAULT_LIMITS, Limits, check_limits
+from solewriter.shared.entity import name_of
 from solewriter.shared.errors import Refused
 from solewriter.shared.folder import StateFolder, not_sent
-from solewriter.shared.models import Task, name_of
+from solewriter.shared.models import Task
 from solewriter.shared.mutations import Mutation, Release, Result
 from solewriter.shared.registry import Registry
 from solewriter.shared.wireform import PlainRequest

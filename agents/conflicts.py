@@ -10,8 +10,8 @@ from typing import Any, TypeVar
 
 import msgspec
 
+from solewriter.shared.entity import Entity
 from solewriter.shared.errors import InvalidTransition, Verdict, VersionConflict
-from solewriter.shared.models import Entity
 from solewriter.shared.mutations import (
     Alter,
     Cancel,

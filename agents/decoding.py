@@ -13,11 +13,11 @@ from typing import Any
 
 from solewriter.agents.past import Held
 from solewriter.shared import record
+from solewriter.shared.entity import Entity, check_id, name_of
 from solewriter.shared.kind import Kind
 from solewriter.shared.memory.catalog import Catalog
 from solewriter.shared.memory.pin import Pin
 from solewriter.shared.memory.view import View
-from solewriter.shared.models import Entity, check_id, name_of
 from solewriter.shared.registry import Registry
 
 Model = type[Entity] | str

@@ -7,8 +7,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, TypeVar
 
+from solewriter.shared.entity import Entity
 from solewriter.shared.errors import InvalidMutation, NotFound, VersionConflict, shown
-from solewriter.shared.models import Entity
 from solewriter.shared.mutations import Mutation, Transition, Update
 from solewriter.shared.schema import is_same
 

@@ -15,9 +15,9 @@ from solewriter.agents.decoding import Decoder
 from solewriter.agents.snapshot import Plain, Snapshot
 from solewriter.shared import record
 from solewriter.shared.config import Limits, check_limits
+from solewriter.shared.entity import Entity
 from solewriter.shared.errors import EngineUnavailable, SnapshotExpired, minding_descriptors, shown
 from solewriter.shared.folder import StateFolder, not_sent
-from solewriter.shared.models import Entity
 from solewriter.shared.registry import Registry
 
 if TYPE_CHECKING:

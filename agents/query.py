@@ -16,9 +16,9 @@ from solewriter.agents.past import Held, Past
 from solewriter.agents.scan import Rows, Scanner, Values, ordered
 from solewriter.agents.snapshot import Plain
 from solewriter.shared.columns import NO_INT, Cell, Column
+from solewriter.shared.entity import Entity
 from solewriter.shared.errors import InvalidMutation, InvalidQuery, SchemaMismatch, SnapshotExpired, shown
 from solewriter.shared.kind import Kind
-from solewriter.shared.models import Entity
 from solewriter.shared.where import Where, in_column
 
 Rank = Callable[[Any], float]

@@ -16,10 +16,10 @@ from solewriter.agents.deadline import check_patience
 from solewriter.agents.looking import check_revision, not_published
 from solewriter.agents.snapshot import Plain
 from solewriter.shared.config import DEFAULT_LIMITS, Limits
+from solewriter.shared.entity import Entity, name_of
 from solewriter.shared.errors import Compacted, SchemaMismatch, SnapshotExpired
 from solewriter.shared.kind import Kind
 from solewriter.shared.memory.pin import Pin
-from solewriter.shared.models import Entity, name_of
 from solewriter.shared.mutations import Result
 from solewriter.shared.registry import Registry
 from solewriter.shared.schema import differences

@@ -15,8 +15,9 @@ from typing import Any, TypeVar, overload
 
 from solewriter.agents.snapshot import Snapshot
 from solewriter.shared.config import READY_PAGE
+from solewriter.shared.entity import name_of
 from solewriter.shared.errors import InvalidQuery, SchemaMismatch, shown
-from solewriter.shared.models import BudgetPolicy, Project, ProjectStatus, Task, name_of
+from solewriter.shared.models import BudgetPolicy, Project, ProjectStatus, Task
 from solewriter.shared.readiness import (
     CLAIMABLE,
     FINISHED,

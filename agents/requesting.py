@@ -21,8 +21,8 @@ from solewriter.agents.reader import Reader
 from solewriter.agents.room import pipeline, sends_more
 from solewriter.shared import wireform
 from solewriter.shared.config import DEFAULT_LIMITS, Limits
+from solewriter.shared.entity import Entity
 from solewriter.shared.errors import OutcomeUnknown, Refused, RequestTooLarge
-from solewriter.shared.models import Entity
 from solewriter.shared.mutations import GuardMutation, Mutation, Reply
 
 E = TypeVar("E", bound=Entity)

@@ -21,10 +21,10 @@ from solewriter.agents.past import Held
 from solewriter.shared import record
 from solewriter.shared.columns import Cell, Column
 from solewriter.shared.config import CHUNK_SLOTS
+from solewriter.shared.entity import Entity
 from solewriter.shared.errors import InvalidMutation, SchemaMismatch
 from solewriter.shared.kind import Kind
 from solewriter.shared.memory.catalog import Catalog
-from solewriter.shared.models import Entity
 
 Slots = NDArray[np.int64]
 Values = NDArray[Any]

@@ -7,9 +7,9 @@ from functools import partial
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, NoReturn, Self, TypeVar, overload
 
+from solewriter.shared.entity import Entity, name_of
 from solewriter.shared.errors import NotFound, check_descriptors, shown
 from solewriter.shared.forks import held_off
-from solewriter.shared.models import Entity, name_of
 
 if TYPE_CHECKING:
     from solewriter.agents.looking import Looking

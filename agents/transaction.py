@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any, Self, TypeVar
 import msgspec
 
 from solewriter.agents.deadline import check_times
+from solewriter.shared.entity import Entity, Ref
 from solewriter.shared.errors import SolewriterError
-from solewriter.shared.models import Entity, Ref
 from solewriter.shared.mutations import (
     FROM_TARGET,
     Alter,

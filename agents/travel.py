@@ -20,10 +20,10 @@ from solewriter.agents.past import Held, Past
 from solewriter.agents.snapshot import Snapshot
 from solewriter.shared import record
 from solewriter.shared.chain import entries_between, journal_files, oldest_entry, own_checkpoint
+from solewriter.shared.entity import check_id, name_of
 from solewriter.shared.errors import Compacted, InvalidQuery, SnapshotExpired, minding_descriptors, shown
 from solewriter.shared.memory.heap import PREFIX_BYTES
 from solewriter.shared.memory.pin import Pin
-from solewriter.shared.models import check_id, name_of
 
 Key = tuple[int, str]  # kind code, id
 T = TypeVar("T")

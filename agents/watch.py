@@ -23,9 +23,9 @@ from solewriter.agents.reader import Reader
 from solewriter.agents.snapshot import Snapshot
 from solewriter.shared.columns import Cell
 from solewriter.shared.config import WATCH_BATCH
+from solewriter.shared.entity import name_of
 from solewriter.shared.errors import Compacted, InvalidQuery, SnapshotExpired
 from solewriter.shared.forks import held_off
-from solewriter.shared.models import name_of
 from solewriter.shared.where import kept
 
 if TYPE_CHECKING:

@@ -13,11 +13,11 @@ from solewriter.engine_proc.state import State, took_too_long
 from solewriter.shared import record
 from solewriter.shared.columns import Cells, unpacked
 from solewriter.shared.config import PROBLEM_MAX
+from solewriter.shared.entity import Entity
 from solewriter.shared.entry import Private
 from solewriter.shared.errors import InvalidMutation, SchemaMismatch, SolewriterError, clean, said_by
 from solewriter.shared.kind import Kind
 from solewriter.shared.memory.table import TableWriter
-from solewriter.shared.models import Entity
 from solewriter.shared.rules import has_rules
 from solewriter.shared.schema import differing
 

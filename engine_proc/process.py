@@ -26,9 +26,9 @@ from solewriter.engine_proc.recovery.leftovers import (
     remove_orphans as remove_orphans,  # who sees off an engine needs it, too
 )
 from solewriter.shared.config import DEFAULT_LIMITS, DURABILITIES, STOP_MARGIN_S, Limits, check_limits
+from solewriter.shared.entity import Entity
 from solewriter.shared.errors import EngineStartFailed, EngineUnavailable, MemoryFull, SchemaMismatch
 from solewriter.shared.folder import StateFolder, legible
-from solewriter.shared.models import Entity
 
 Durability = Literal["power", "process", "memory"]
 _NOT_NOW = {"MemoryFull": MemoryFull, "DiskFull": EngineUnavailable, "EngineUnavailable": EngineUnavailable}

@@ -25,12 +25,12 @@ from solewriter.shared import record
 from solewriter.shared.checkpoint import Checkpoint, TableImage
 from solewriter.shared.columns import Cells, Column, format_of
 from solewriter.shared.config import KINDS_MAX, PROBLEM_MAX, SCHEMAS_MAX, Limits
+from solewriter.shared.entity import Entity
 from solewriter.shared.entry import Private
 from solewriter.shared.errors import SchemaMismatch, SolewriterError, clean, in_words
 from solewriter.shared.kind import IN_HEADER, Kind
 from solewriter.shared.memory.heap import padded
 from solewriter.shared.memory.table import TableWriter
-from solewriter.shared.models import Entity
 from solewriter.shared.registry import Registry
 from solewriter.shared.schema import Schema, decode
 

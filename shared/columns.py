@@ -25,9 +25,9 @@ from typing import Any, Literal, get_args, get_origin
 import msgspec
 import pydantic
 
+from solewriter.shared.entity import broken
 from solewriter.shared.errors import InvalidMutation, shown
 from solewriter.shared.fieldtypes import bare_type
-from solewriter.shared.models import broken
 
 EPOCH = datetime.datetime(1970, 1, 1, tzinfo=datetime.UTC)
 MICROSECOND = datetime.timedelta(microseconds=1)

@@ -11,9 +11,10 @@ from solewriter.shared.blocklayout import BlockLayout
 from solewriter.shared.columns import column_of, earlier_names, from_us
 from solewriter.shared.config import COLUMNS_MAX
 from solewriter.shared.enginefields import refuse_own, refuse_unlike
+from solewriter.shared.entity import Entity, Lifecycle
 from solewriter.shared.errors import InvalidMutation, SchemaMismatch
 from solewriter.shared.fieldtypes import all_parts, models_in, refuse_unsuitable, with_moments
-from solewriter.shared.models import COORDINATED, Entity, Lifecycle, Task
+from solewriter.shared.models import COORDINATED, Task
 from solewriter.shared.readiness import DEPENDS
 from solewriter.shared.rules import Rules, concern_of, is_plain, made_anew, recasts, refuse_forgetful
 from solewriter.shared.schema import (

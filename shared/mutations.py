@@ -13,8 +13,8 @@ from typing import Any
 
 import msgspec
 
+from solewriter.shared.entity import Entity, Ref
 from solewriter.shared.errors import SolewriterError
-from solewriter.shared.models import Entity, Ref
 from solewriter.shared.operations import Operation
 from solewriter.shared.request_ids import default_id
 from solewriter.shared.where import Where

@@ -11,8 +11,9 @@ from typing import Any, Final
 from pydantic import AfterValidator, BaseModel, BeforeValidator, PlainValidator, WrapValidator
 from pydantic_core import SchemaValidator
 
+from solewriter.shared.entity import CONCERNS, Entity
 from solewriter.shared.frozen import FrozenMap
-from solewriter.shared.models import CONCERNS, Entity
+from solewriter.shared.models import Task
 
 _MAKES_OTHERS: Final = inspect.CO_GENERATOR | inspect.CO_COROUTINE | inspect.CO_ASYNC_GENERATOR
 _OF_PYDANTIC: Final = "init_private_attributes"  # its own function to be called behind a model's making
@@ -107,9 +108,9 @@ def concern_of(model: type[Entity]) -> frozenset[str] | None:
 
 
 def has_rules(model: type[Entity]) -> bool:
-    """Whether a model has rules that are not of the library."""
+    """Whether a model has rules other than those that come with the house."""
     rules = model.__pydantic_decorators__.model_validators.values()
-    return any(getattr(getattr(model, rule.cls_var_name), "__module__", "") != Entity.__module__ for rule in rules)
+    return any(getattr(getattr(model, rule.cls_var_name), "__module__", "") != Task.__module__ for rule in rules)
 
 
 def refuse_forgetful(*models: type[BaseModel]) -> None:

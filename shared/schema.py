@@ -21,9 +21,9 @@ from pydantic.json_schema import GenerateJsonSchema, JsonSchemaValue, JsonSchema
 
 from solewriter.shared.columns import Cell, Column, from_us, unpacked
 from solewriter.shared.config import MESSAGE_MAX, PROBLEMS_MAX
+from solewriter.shared.entity import Entity
 from solewriter.shared.errors import InvalidMutation, clean
 from solewriter.shared.frozen import FrozenMap
-from solewriter.shared.models import Entity
 
 _MINUTE: Final = timedelta(minutes=1)
 _OTHER_NUMBER: Final[dict[type, type]] = {int: float, float: int}

@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from pydantic import BaseModel
 
 from solewriter.shared.config import LEASE_LEAST_S, LEASE_MOST_S, US_PER_S
+from solewriter.shared.entity import Entity, Ref
 from solewriter.shared.errors import InvalidMutation, shown
 from solewriter.shared.kind import Kind
-from solewriter.shared.models import Entity, Ref
 from solewriter.shared.mutations import Claim, Complete, Fail, Mutation, Op, Redrive, Release, Renew
 from solewriter.shared.registry import Registry
 from solewriter.shared.schema import in_whole_minutes, plain

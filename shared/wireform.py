@@ -20,10 +20,10 @@ from typing import Any, Final, cast
 import msgspec
 
 from solewriter.shared.config import DEFAULT_LIMITS, KEY_BYTES_MAX, REQUEST_ID_MAX, Limits
+from solewriter.shared.entity import Entity
 from solewriter.shared.errors import BadRequest, InvalidMutation, Refused, RequestTooLarge, shown
 from solewriter.shared.frozen import INT_MAX
 from solewriter.shared.kind import IN_HEADER, Kind
-from solewriter.shared.models import Entity
 from solewriter.shared.mutations import (
     Alter,
     Cancel,

@@ -24,10 +24,10 @@ from solewriter.agents.looking import check_revision, closed_reader, not_publish
 from solewriter.agents.reader import Reader
 from solewriter.agents.snapshot import Plain, Snapshot
 from solewriter.shared.config import ATTACH_RETRY_S, DEFAULT_LIMITS, LOOKING_THREADS, WATCH_BATCH, Limits
+from solewriter.shared.entity import Entity, name_of
 from solewriter.shared.errors import Compacted, EngineUnavailable
 from solewriter.shared.memory.root import RootReader
 from solewriter.shared.memory.view import View
-from solewriter.shared.models import Entity, name_of
 from solewriter.shared.registry import Registry
 
 if TYPE_CHECKING:

@@ -28,8 +28,8 @@ from solewriter.agents.pending import Pending, Sent, name_request
 from solewriter.agents.room import pipeline, sends_more
 from solewriter.shared import wireform
 from solewriter.shared.config import DEFAULT_LIMITS, GIVE_BACK_S, Limits
+from solewriter.shared.entity import Entity
 from solewriter.shared.errors import OutcomeUnknown, Refused, RequestTooLarge, SolewriterError
-from solewriter.shared.models import Entity
 from solewriter.shared.mutations import GuardMutation, Mutation, Reply
 from solewriter.shared.wireform import OutcomeQuery, PlainRequest
 

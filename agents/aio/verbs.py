@@ -12,8 +12,9 @@ from solewriter.agents.conflicts import conditional
 from solewriter.agents.readiness import is_anything_left
 from solewriter.agents.verbs import claiming
 from solewriter.shared.config import WORK_PATIENCE_S
+from solewriter.shared.entity import Entity, Ref
 from solewriter.shared.errors import OutcomeUnknown, SolewriterError, Unavailable
-from solewriter.shared.models import Entity, Ref, Task
+from solewriter.shared.models import Task
 from solewriter.shared.mutations import (
     Alter,
     Applied,

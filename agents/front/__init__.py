@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from solewriter.engine_proc.process import Engine
     from solewriter.shared import errors
     from solewriter.shared.config import Limits
+    from solewriter.shared.entity import Entity, Lifecycle, Part, Ref, broken, concerns
     from solewriter.shared.errors import (
         AlreadyExists,
         BadRequest,
@@ -69,20 +70,14 @@ if TYPE_CHECKING:
         Complexity,
         Criterion,
         DependencyPolicy,
-        Entity,
-        Lifecycle,
-        Part,
         Project,
         ProjectStatus,
-        Ref,
         Task,
         TaskPriority,
         TaskStatus,
         TaskStructure,
         TaskType,
         Topology,
-        broken,
-        concerns,
     )
     from solewriter.shared.mutations import (
         Alter,
@@ -126,11 +121,11 @@ _ROOMS = {
     "solewriter.agents.travel": ("Difference",),
     "solewriter.agents.watch": ("Watch", "Resync"),
     "solewriter.shared.config": ("Limits",),
+    "solewriter.shared.entity": ("Entity", "Part", "Lifecycle", "Ref", "broken", "concerns"),
     "solewriter.shared.frozen": ("FrozenMap", "Json"),
     "solewriter.shared.models": (
-        "Entity", "Part", "Task", "Project", "Lifecycle", "Ref", "broken", "concerns",
-        "BudgetPolicy", "DependencyPolicy", "TaskStatus", "TaskPriority", "TaskType", "ProjectStatus",
-        "Artifact", "Criterion", "Complexity", "TaskStructure", "Topology",
+        "Task", "Project", "BudgetPolicy", "DependencyPolicy", "TaskStatus", "TaskPriority", "TaskType",
+        "ProjectStatus", "Artifact", "Criterion", "Complexity", "TaskStructure", "Topology",
     ),
     "solewriter.shared.mutations": (
         "Create", "Put", "Update", "Transition", "Cancel", "Delete", "Alter", "Require", "RequireAbsent",

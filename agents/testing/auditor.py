@@ -39,8 +39,8 @@ from solewriter.agents.testing.ledger import (
     weight_of,
 )
 from solewriter.shared.config import DEFAULT_LIMITS
+from solewriter.shared.entity import Entity
 from solewriter.shared.errors import EngineUnavailable, SnapshotExpired
-from solewriter.shared.models import Entity
 from solewriter.shared.where import Range
 
 HELD_MAX = 4  # snapshots that are read again later

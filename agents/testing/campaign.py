@@ -29,7 +29,7 @@ from rich.table import Table
 from solewriter.agents.testing.checker import ACKS_MIN, SHOWN_MAX
 from solewriter.agents.testing.plan import ENGINES, plan
 from solewriter.agents.testing.round import Bounds, Crowd, Outcome, Round
-from solewriter.shared.models import Entity
+from solewriter.shared.entity import Entity
 
 ROUND_ACKS = 12_000  # an engine without a checkpoint reads all of them again at every start
 ROUND_LEAST_S = 1.0  # no round is begun for less

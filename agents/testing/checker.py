@@ -26,7 +26,7 @@ from solewriter.agents.testing.steps import kinds_of
 from solewriter.agents.testing.tasks import FENCED_CLAIM
 from solewriter.agents.testing.told import told_as_recovered
 from solewriter.agents.testing.versions import versions_recovered, versions_told
-from solewriter.shared.models import Entity
+from solewriter.shared.entity import Entity
 
 ACKS_MIN = 1_000
 SHOWN_MAX = 20  # violations in a message; one bug can make thousands

@@ -36,8 +36,8 @@ from solewriter.agents.testing.steps import (
     step_of,
 )
 from solewriter.agents.testing.tasks import FENCED_CLAIM
+from solewriter.shared.entity import Entity
 from solewriter.shared.errors import Refused, SolewriterError
-from solewriter.shared.models import Entity
 from solewriter.shared.mutations import Applied, GuardMutation, Mutation, NotApplied, Reply
 
 APPLIED, REFUSED, UNKNOWN = "applied", "refused", "unknown"

@@ -14,8 +14,8 @@ from solewriter.agents.reader import Reader
 from solewriter.agents.testing.auditor import Notes
 from solewriter.agents.testing.ledger import MOVED, Account, Left, Right, Stone, Tally
 from solewriter.agents.watch import Resync
+from solewriter.shared.entity import Entity
 from solewriter.shared.errors import Compacted
-from solewriter.shared.models import Entity
 
 PATIENCE_S = 0.2  # with a ledger in which nothing happens
 CHANGING: tuple[type[Entity], ...] = (Account, Left, Right, Tally)

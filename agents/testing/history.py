@@ -19,9 +19,9 @@ from solewriter.agents.testing.evidence import APPLIED, REFUSED, refusal_name
 from solewriter.agents.testing.steps import Fields, Key, Kinds, kinds_of, plain
 from solewriter.shared import entry as entries
 from solewriter.shared import record
+from solewriter.shared.entity import Entity
 from solewriter.shared.entry import FILE_HEADER_BYTES, Entry, Outcome
 from solewriter.shared.errors import JournalCorrupt
-from solewriter.shared.models import Entity
 from solewriter.shared.request_ids import default_id, session_number
 from solewriter.shared.schema import Schema
 from solewriter.shared.wire import Status

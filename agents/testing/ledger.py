@@ -21,9 +21,9 @@ from solewriter.agents.pending import Pending, error_of
 from solewriter.agents.session import AgentSession
 from solewriter.shared import wireform
 from solewriter.shared.config import DEFAULT_LIMITS
+from solewriter.shared.entity import Entity
 from solewriter.shared.errors import SolewriterError
 from solewriter.shared.folder import StateFolder
-from solewriter.shared.models import Entity
 from solewriter.shared.mutations import Create, Delete, Mutation, Update
 from solewriter.shared.registry import Registry
 

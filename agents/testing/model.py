@@ -15,7 +15,8 @@ from solewriter.agents.testing import tasks
 from solewriter.agents.testing.altered import altered
 from solewriter.agents.testing.steps import ANY_ID, Condition, Fields, Key, Kinds, Step, plain
 from solewriter.agents.testing.tasks import Draft, Refusal, broken
-from solewriter.shared.models import Lifecycle, Task
+from solewriter.shared.entity import Lifecycle
+from solewriter.shared.models import Task
 
 UNCOUNTED = {"version": 0, "updated_at": ""}  # they change with the rest, never alone
 FIXED = {"id", "created_by", "created_at", *UNCOUNTED}

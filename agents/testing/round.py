@@ -23,8 +23,9 @@ from solewriter.agents.testing.load import PATIENT
 from solewriter.agents.testing.mortal import MortalEngine, Span
 from solewriter.agents.testing.nursery import Nursery
 from solewriter.agents.testing.plan import Fault, Plan
+from solewriter.shared.entity import Entity
 from solewriter.shared.errors import JournalCorrupt
-from solewriter.shared.models import Entity, Task
+from solewriter.shared.models import Task
 from solewriter.shared.mutations import Create
 from solewriter.shared.readiness import HELD
 

@@ -13,7 +13,8 @@ from typing import Any, NamedTuple
 import msgspec
 from pydantic_core import to_jsonable_python
 
-from solewriter.shared.models import Entity, Project, Ref, Task
+from solewriter.shared.entity import Entity, Ref
+from solewriter.shared.models import Project, Task
 from solewriter.shared.mutations import (
     Alter,
     Cancel,

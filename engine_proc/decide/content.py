@@ -6,8 +6,8 @@ from typing import Any
 
 from solewriter.engine_proc.decide.draft import Draft, Step
 from solewriter.engine_proc.decide.lifecycle import check_step
+from solewriter.shared.entity import Lifecycle
 from solewriter.shared.errors import AlreadyExists, InvalidMutation, SchemaMismatch
-from solewriter.shared.models import Lifecycle
 from solewriter.shared.mutations import Op
 from solewriter.shared.wireform import PlainMutation
 

@@ -8,8 +8,8 @@ from typing import Any
 
 from solewriter.engine_proc.decide.content import free_fields
 from solewriter.engine_proc.decide.draft import Draft, Step
+from solewriter.shared.entity import Part
 from solewriter.shared.errors import BadRequest, InvalidMutation
-from solewriter.shared.models import Part
 from solewriter.shared.mutations import Op
 from solewriter.shared.operations import Code
 from solewriter.shared.schema import encode, plain

@@ -6,8 +6,8 @@ from typing import Any
 
 from solewriter.engine_proc.decide.dependencies import cancel_tree
 from solewriter.engine_proc.decide.draft import Draft, Step
+from solewriter.shared.entity import Lifecycle
 from solewriter.shared.errors import InvalidMutation, InvalidTransition
-from solewriter.shared.models import Lifecycle
 from solewriter.shared.mutations import Op
 from solewriter.shared.taskform import TREE, check_kind_of_tasks
 from solewriter.shared.wireform import PlainMutation

@@ -21,10 +21,10 @@ from solewriter.engine_proc.owner.orders import Line, Orders, Ready, Register
 from solewriter.engine_proc.owner.pickled import pickled
 from solewriter.engine_proc.recovery.leftovers import remove_unnamed
 from solewriter.shared.config import POLL_MS_MAX
+from solewriter.shared.entity import Entity
 from solewriter.shared.errors import EngineStartFailed, EngineUnavailable, Locked
 from solewriter.shared.forks import held_off
 from solewriter.shared.interpreter import interpreter
-from solewriter.shared.models import Entity
 
 STDERR = 2  # the highest of the standard descriptors
 

@@ -6,7 +6,8 @@ from collections.abc import Iterable
 from typing import Any
 
 from solewriter.shared.config import NAME_MAX
-from solewriter.shared.models import Entity, Project, Task
+from solewriter.shared.entity import Entity
+from solewriter.shared.models import Project, Task
 from solewriter.shared.registry import Registry
 
 

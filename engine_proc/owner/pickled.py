@@ -18,8 +18,8 @@ from typing import Any, NewType
 import cloudpickle
 from pydantic import BaseModel
 
+from solewriter.shared.entity import Entity
 from solewriter.shared.fieldtypes import held_types
-from solewriter.shared.models import Entity
 
 _pickling = threading.Lock()  # what is by value, and what a model remembers, is the whole process's
 

@@ -23,9 +23,9 @@ from solewriter.engine_proc.recovery.leftovers import remove_orphans
 from solewriter.engine_proc.recovery.quarantine import last_words
 from solewriter.shared import failpoint
 from solewriter.shared.config import Limits
+from solewriter.shared.entity import Entity
 from solewriter.shared.errors import EngineStartFailed, EngineUnavailable, Locked
 from solewriter.shared.folder import StateFolder
-from solewriter.shared.models import Entity
 
 
 class Stopping(Exception):

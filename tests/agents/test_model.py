@@ -69,6 +69,7 @@ def test_it_is_small_and_shares_nothing_with_the_engine():
         "solewriter.agents.testing.altered",
         "solewriter.agents.testing.steps",
         "solewriter.agents.testing.tasks",
+        "solewriter.shared.entity",
         "solewriter.shared.models",
     }
 

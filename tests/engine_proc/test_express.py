@@ -25,9 +25,9 @@ from solewriter.engine_proc.state import State
 from solewriter.engine_proc.turn import Turn
 from solewriter.engine_proc.writing import form, told, write
 from solewriter.shared.config import KIB
+from solewriter.shared.entity import concerns
 from solewriter.shared.errors import InvalidMutation, Refused, RequestTooLarge
 from solewriter.shared.kind import Kind
-from solewriter.shared.models import concerns
 from solewriter.shared.mutations import Op
 from solewriter.shared.processes import start_time_of
 from solewriter.shared.registry import Registry

@@ -22,8 +22,9 @@ from solewriter.engine_proc.engine import SingleWriter
 from solewriter.shared import wire, wireform
 from solewriter.shared.columns import from_us
 from solewriter.shared.config import DENIALS_MAX, FRAME_REQUESTS_MAX, LINE_VALUES_MAX, VIEWS_MAX
+from solewriter.shared.entity import Entity
 from solewriter.shared.kind import Kind
-from solewriter.shared.models import Entity, Project, Task
+from solewriter.shared.models import Project, Task
 from solewriter.shared.mutations import Cancel, Claim, Create, Guard, RequireNone, Update
 from solewriter.shared.where import Range
 from solewriter.shared.wire import Status

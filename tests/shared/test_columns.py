@@ -20,10 +20,11 @@ from pydantic import Field, create_model
 
 from solewriter.shared.columns import NO_INT, Column, column_of, from_us, text_hash, to_us
 from solewriter.shared.config import MEMORY_VERSION
+from solewriter.shared.entity import Entity
 from solewriter.shared.errors import InvalidMutation, LayoutMismatch
 from solewriter.shared.kind import Kind
 from solewriter.shared.memory import catalog as catalogs
-from solewriter.shared.models import Entity, Task, TaskStatus
+from solewriter.shared.models import Task, TaskStatus
 
 UTC = datetime.UTC
 

@@ -12,9 +12,10 @@ import pydantic
 import pytest
 from pydantic import Field, create_model
 
+from solewriter.shared.entity import Entity
 from solewriter.shared.fieldtypes import UnsuitableField
 from solewriter.shared.kind import Kind
-from solewriter.shared.models import Entity, Task
+from solewriter.shared.models import Task
 
 
 class Size(enum.StrEnum):

@@ -18,10 +18,11 @@ import pytest
 import typing_extensions
 from pydantic import ConfigDict, Field, create_model
 
+from solewriter.shared.entity import Entity, Part
 from solewriter.shared.fieldtypes import UnsuitableField, bare_type, nested_models
 from solewriter.shared.frozen import FrozenMap, Json
 from solewriter.shared.kind import Kind
-from solewriter.shared.models import Artifact, Criterion, Entity, Part, Project, Task
+from solewriter.shared.models import Artifact, Criterion, Project, Task
 
 
 class Size(enum.StrEnum):

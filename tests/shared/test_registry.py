@@ -25,6 +25,7 @@ from pydantic_core import core_schema
 
 from solewriter.shared.columns import NO_INT, text_hash, to_us, unpacked
 from solewriter.shared.config import KINDS_MAX, MESSAGE_MAX, PROBLEMS_MAX
+from solewriter.shared.entity import Entity, Part, broken, concerns
 from solewriter.shared.errors import InvalidMutation, UnknownKind
 from solewriter.shared.frozen import FrozenMap, Json
 from solewriter.shared.kind import Kind
@@ -32,8 +33,6 @@ from solewriter.shared.models import (
     Artifact,
     Complexity,
     Criterion,
-    Entity,
-    Part,
     Project,
     Task,
     TaskPriority,
@@ -41,8 +40,6 @@ from solewriter.shared.models import (
     TaskStructure,
     TaskType,
     Topology,
-    broken,
-    concerns,
 )
 from solewriter.shared.registry import Registry
 from solewriter.shared.schema import differences, plain

@@ -22,9 +22,10 @@ from pydantic import AfterValidator, AwareDatetime, BaseModel, ConfigDict, creat
 
 from solewriter.shared import handshake, wire, wirecheck, wireform
 from solewriter.shared.config import CAREFUL_NUMBERS, FRAME_REQUESTS_MAX, HANDSHAKE_BYTES_MAX, Limits
+from solewriter.shared.entity import Entity, Part
 from solewriter.shared.errors import BadRequest, InvalidMutation, LayoutMismatch, RequestTooLarge
 from solewriter.shared.frozen import INT_MAX
-from solewriter.shared.models import Entity, Part, Project, Task, TaskStatus
+from solewriter.shared.models import Project, Task, TaskStatus
 from solewriter.shared.mutations import (
     Alter,
     Cancel,

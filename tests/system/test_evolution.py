@@ -50,7 +50,7 @@ from solewriter import (
     open_reader,
 )
 from solewriter.engine_proc.owner import exits
-from solewriter.shared.models import new_id
+from solewriter.shared.entity import new_id
 
 NOW = datetime.datetime(2030, 1, 1, tzinfo=datetime.UTC)
 
