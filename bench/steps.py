@@ -48,8 +48,9 @@ class Steps:
         self._server = server
         bridge = Bridge(loop, self.limits, server.life.epoch, print, lambda number: None)
         self.writer = SingleWriter(
-            server.state, server.sessions, server.journal, server.publisher, bridge, self.limits, server.lock.check
-        )
+            server.state, server.sessions, server.journal, server.publisher, bridge, self.limits, server.lock.check,
+            None,
+        )  # fmt: skip
         session = server.sessions.take(SessionChange(SESSION, "bench", "bench", 1, -1))
         requests, replies = os.pipe(), os.pipe()
         self.lane = LaneEnd(bridge, session, 0, (requests[0], replies[1]), -1)

@@ -66,13 +66,14 @@ class BetweenTurns:
         publisher: Publisher,
         inbox: asyncio.Queue[Any],
         still_owner: Callable[[], None],
+        checkpoints: Checkpoints | None,
     ) -> None:
         self._state = state
         self._journal = journal
         self._publisher = publisher
         self._inbox = inbox
         self._still_owner = still_owner
-        self.checkpoints: Checkpoints | None = None
+        self._checkpoints = checkpoints
 
     async def run(self, item: Item) -> None:
         if isinstance(item, Registration):
@@ -155,17 +156,17 @@ class BetweenTurns:
         """Begin a checkpoint where one is due: of everything so far, so the newest entry is published first, which may
         have changed no entity.
         """
-        if self.checkpoints is None or not self.checkpoints.due:
+        if self._checkpoints is None or not self._checkpoints.due:
             return
         try:
             self._publisher.reserve({}, {})
         except MemoryFull as error:
-            self.checkpoints.failed(str(error))
+            self._checkpoints.failed(str(error))
             return
         self._publish()
         send = self._sender()
         unknown = tuple([kind.code for kind in self._state.kinds if kind.kind is None])
-        self.checkpoints.begin(lambda made: send(Finished(made)), unknown)
+        self._checkpoints.begin(lambda made: send(Finished(made)), unknown)
 
     def look_later(self, seconds: float) -> None:
         """The same, when these are over."""
@@ -194,7 +195,7 @@ class BetweenTurns:
 
     async def _note(self, made: Made) -> None:
         """What no reader sees is journaled behind it; when that is on disk, a start begins with it."""
-        checkpoints = self.checkpoints
+        checkpoints = self._checkpoints
         assert checkpoints is not None, "one was made"
         before = self._journal.length
         gc.disable()  # all of it is kept: to look through it would take as long again
@@ -211,6 +212,6 @@ class BetweenTurns:
         await self._when_settled(partial(self._noted, made, self._journal.length - before))
 
     async def _noted(self, made: Made, private_bytes: int) -> None:
-        checkpoints, send = self.checkpoints, self._sender()
+        checkpoints, send = self._checkpoints, self._sender()
         assert checkpoints is not None, "one was made"
         checkpoints.noted(made, private_bytes, lambda: send(Look()))

@@ -14,10 +14,9 @@ from itertools import pairwise
 from pathlib import Path
 from typing import NamedTuple
 
-import msgspec
-
 from solewriter.engine_proc.checkpoint import EngineGone, Made, Order
 from solewriter.engine_proc.journal import Journal
+from solewriter.engine_proc.lock import Lock
 from solewriter.engine_proc.maker import NotMade
 from solewriter.shared import failpoint
 from solewriter.shared.aside import aside_files
@@ -48,30 +47,28 @@ class Checkpoints:
 
     def __init__(
         self,
-        folder: Path,
-        order: Order,
-        make: Callable[[Order], Made],
-        waiter: Executor,
+        lock: Lock,
         journal: Journal,
+        prefix: str,  # of the memory that is read
         limits: Limits,
-        beside: Executor,
+        *,
+        make: Callable[[Order], Made],
+        waiter: Executor,  # a thread that is patient
         describe: Callable[[CheckpointName], PrivateState],
         log: Callable[[str], None],
-        still_owner: Callable[[], None],
         private_bytes: int = 0,  # of the journal that was replayed, those that were written behind the checkpoint
     ) -> None:
-        self._folder = folder
-        self._order = order  # all but its path
-        self._make = make
-        self._waiter = waiter  # a thread that is patient
+        self._lock = lock
+        self._folder = lock.folder
         self._journal = journal
+        self._prefix = prefix
         self._limits = limits
-        self._beside = beside
+        self._make = make
+        self._waiter = waiter
         self.describe = describe
         self._log = log
-        self._still_owner = still_owner
         self._running = False
-        self._held = {entry: _held(path) for entry, path in checkpoint_files(folder).items()}
+        self._held = {entry: _held(path) for entry, path in checkpoint_files(self._folder).items()}
         self._since = private_bytes  # the journal's length behind the newest checkpoint and what belongs to it
         self._begun = 0  # its length behind the one that is being made
         self._grew = 0  # bytes of turns in the journal while the last one was made
@@ -114,9 +111,8 @@ class Checkpoints:
         self._count += 1
         path = self._folder / f"checkpoint-{os.getpid()}-{self._count}.tmp"
         try:
-            order = msgspec.structs.replace(self._order, path=os.fsencode(path), nice=nice, unknown=unknown)
-            made = self._make(order)
-            self._still_owner()
+            made = self._make(self._order(path, nice, unknown))
+            self._lock.check()
             failpoint.reach("checkpoint.made")
             os.rename(path, checkpoint_path(self._folder, made.entry))
             failpoint.reach("checkpoint.renamed")
@@ -131,6 +127,12 @@ class Checkpoints:
         finally:
             path.unlink(missing_ok=True)
 
+    def _order(self, path: Path, nice: int, unknown: tuple[int, ...]) -> Order:
+        limits = self._limits
+        sizes = limits.heap_segment_bytes_first, limits.heap_segment_bytes_max
+        state_id, engine = self._journal.state_id, os.getpid()
+        return Order(os.fsencode(path), limits.memory_dir, self._prefix, state_id, sizes, engine, nice, unknown)
+
     def failed(self, why: str) -> None:
         """Nothing is lost: the journal has everything. Another one is made when it has grown by half of the least."""
         self._log(f"a checkpoint was not made: {why}")
@@ -139,7 +141,7 @@ class Checkpoints:
 
     def given_up(self, made: Made, why: str) -> None:
         """The journal has no room for what belongs behind it: the file would only take more."""
-        self._beside.submit(checkpoint_path(self._folder, made.entry).unlink, missing_ok=True)
+        self._waiter.submit(checkpoint_path(self._folder, made.entry).unlink, missing_ok=True)
         self.failed(why)
 
     # --- what may go -------------------------------------------------------------------------------------------------
@@ -155,12 +157,12 @@ class Checkpoints:
         """Give up what no start needs, and no history that is kept."""
         try:
             failpoint.reach("trim.begin")
-            self._still_owner()  # or it is another state's history by now
+            self._lock.check()  # or it is another state's history by now
             sizes = {first_of(path): path.stat().st_size for path in journal_files(self._folder)}
             oldest = oldest_kept(sizes, self._held, newest, now_us, self._limits)
-            self._journal.trim(oldest + 1, self._still_owner)
+            self._journal.trim(oldest + 1, self._lock.check)
             failpoint.reach("trim.journal")
-            self._still_owner()
+            self._lock.check()
             for entry in [entry for entry in self._held if entry < oldest]:
                 checkpoint_path(self._folder, entry).unlink(missing_ok=True)
                 del self._held[entry]

@@ -18,6 +18,7 @@ from solewriter.engine_proc import asking
 from solewriter.engine_proc.asking import Answer
 from solewriter.engine_proc.between import BetweenTurns, Item
 from solewriter.engine_proc.bridge import Bridge, LaneEnd
+from solewriter.engine_proc.checkpoints import Checkpoints
 from solewriter.engine_proc.coordination.making import Unready
 from solewriter.engine_proc.decide import Draft
 from solewriter.engine_proc.express import Express
@@ -60,6 +61,7 @@ class SingleWriter:
         bridge: Bridge,
         limits: Limits,
         still_owner: Callable[[], None],
+        checkpoints: Checkpoints | None,
     ) -> None:
         self.state = state
         self.sessions = sessions
@@ -67,7 +69,7 @@ class SingleWriter:
         self._publisher = publisher
         self._bridge = bridge
         self._limits = limits
-        self.between = BetweenTurns(state, journal, publisher, bridge.inbox, still_owner)
+        self.between = BetweenTurns(state, journal, publisher, bridge.inbox, still_owner, checkpoints)
         self._still_owner = still_owner  # raises when the state folder is no longer this engine's
         self._waiting = FairQueueing()  # of (lane, sequence, request), Newcomer and Occasion
         self._coordination = state.coordination

@@ -18,7 +18,6 @@ import msgspec
 from solewriter.engine_proc.adoption import check_fit
 from solewriter.engine_proc.ahead import FULL, with_room
 from solewriter.engine_proc.bridge import Bridge
-from solewriter.engine_proc.checkpoint import Order
 from solewriter.engine_proc.checkpoints import Checkpoints, remove_unfinished
 from solewriter.engine_proc.engine import SingleWriter
 from solewriter.engine_proc.filejournal import FileJournal
@@ -177,9 +176,9 @@ class Server:
         loop = asyncio.get_running_loop()
         bridge = Bridge(loop, self.limits, self.life.epoch, self.log, self.sessions.fell_silent)
         writer = SingleWriter(
-            self.state, self.sessions, self.journal, self.publisher, bridge, self.limits, self.lock.check
-        )
-        writer.between.checkpoints = self.checkpoints()
+            self.state, self.sessions, self.journal, self.publisher, bridge, self.limits, self.lock.check,
+            self.checkpoints(),
+        )  # fmt: skip
         stopping = asyncio.Event()
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, stopping.set)
@@ -217,21 +216,16 @@ class Server:
         """None where nothing is durable."""
         if self.orders.durability == "memory":
             return None
-        limits = self.limits
-        sizes = limits.heap_segment_bytes_first, limits.heap_segment_bytes_max
-        order = Order(b"", limits.memory_dir, self.publisher.prefix, self.journal.state_id, sizes, os.getpid())
         return Checkpoints(
-            self.lock.folder,
-            order,
-            self.maker,
-            self.waiter,
+            self.lock,
             self.journal,
-            limits,
-            self.beside,
-            lambda name: recovery.private_state(name, self.life, self.state, self.sessions),
-            self.log,
-            self.lock.check,
-            self.private_bytes,
+            self.publisher.prefix,
+            self.limits,
+            make=self.maker,
+            waiter=self.waiter,
+            describe=lambda name: recovery.private_state(name, self.life, self.state, self.sessions),
+            log=self.log,
+            private_bytes=self.private_bytes,
         )
 
     async def _drain(self, bridge: Bridge, writer: SingleWriter, turns: asyncio.Task[None]) -> None:

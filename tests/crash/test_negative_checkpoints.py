@@ -96,7 +96,7 @@ def folder_never_synced(patch: Patch) -> None:
 
 def trimmed_before_the_private_state_is_journaled(patch: Patch) -> None:
     async def hasty(self: BetweenTurns, made: Made) -> None:
-        of = self.checkpoints
+        of = self._checkpoints
         assert of is not None
         of._held[made.entry] = Held(made.size, made.time_us)
         of._trim(made.entry, made.time_us, lambda: None)

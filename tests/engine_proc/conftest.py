@@ -141,11 +141,11 @@ class LocalEngine:
             parts.journal._syncer.shutdown()
             parts.journal._syncer = AtOnce()
         self.bridge = Bridge(self.loop, limits, parts.life.epoch, lambda text: None, parts.sessions.fell_silent)
-        self.writer = SingleWriter(
-            parts.state, parts.sessions, parts.journal, parts.publisher, self.bridge, limits, parts.lock.check
-        )
         parts.maker, parts.waiter = make, AtOnce()  # type: ignore[assignment]
-        self.writer.between.checkpoints = parts.checkpoints()
+        self.writer = SingleWriter(
+            parts.state, parts.sessions, parts.journal, parts.publisher, self.bridge, limits, parts.lock.check,
+            parts.checkpoints(),
+        )  # fmt: skip
         listening = Listening(fileno=parts.folder.bound_socket().detach())
         listening.accepted = self._sockets
         self.bridge.listen(listening)

@@ -16,9 +16,10 @@ import pytest
 from solewriter import AlreadyExists, Create, Task, connect
 from solewriter.engine_proc import checkpoint
 from solewriter.engine_proc import filejournal as journals
-from solewriter.engine_proc.checkpoint import Made, Order
+from solewriter.engine_proc.checkpoint import Made
 from solewriter.engine_proc.checkpoints import Checkpoints, Held, oldest_kept
 from solewriter.engine_proc.filejournal import FileJournal
+from solewriter.engine_proc.lock import Lock
 from solewriter.engine_proc.maker import NotMade
 from solewriter.engine_proc.owner.orders import Orders
 from solewriter.engine_proc.owner.pickled import pickled
@@ -29,6 +30,7 @@ from solewriter.shared.checkpoint import CheckpointWriter, Directory, checkpoint
 from solewriter.shared.config import CHECKPOINT_NICE, KIB, Limits
 from solewriter.shared.entry import Private
 from solewriter.shared.errors import EngineUnavailable
+from solewriter.shared.folder import StateFolder
 
 STATE = b"0123456789abcdef"
 LIMITS = Limits(journal_file_bytes=4 * KIB, checkpoint_after_bytes=16 * KIB, history_bytes=0)
@@ -68,16 +70,29 @@ def grow(journal, count):
 
 
 @pytest.fixture
-def held(tmp_path, journal):
+def lock(tmp_path):
+    made = Lock(StateFolder(tmp_path))
+    yield made
+    made.release()
+
+
+@pytest.fixture
+def held(lock, journal):
     """`held()`: the checkpoints of this journal's engine, and what it logs."""
 
-    def start(make=make, still_owner=lambda: None, private_bytes=0):
+    def start(make=make, private_bytes=0):
         log = []
         made = Checkpoints(
-            tmp_path, Order(b"", "", "", STATE, (0, 0), 0), lambda order: make(order, journal.tail.number), AtOnce(),
-            journal, LIMITS, AtOnce(), lambda name: pytest.fail("not asked for"), log.append, still_owner,
-            private_bytes,
-        )  # fmt: skip
+            lock,
+            journal,
+            "",
+            LIMITS,
+            make=lambda order: make(order, journal.tail.number),
+            waiter=AtOnce(),
+            describe=lambda name: pytest.fail("not asked for"),
+            log=log.append,
+            private_bytes=private_bytes,
+        )
         return made, log
 
     return start
@@ -296,7 +311,7 @@ def test_those_that_failed_make_the_next_one_late(held, journal):
 
 
 @pytest.mark.parametrize("asked", [1, 2, 4, "behind the journal"])
-def test_nothing_goes_of_a_folder_that_is_another_states_by_now(held, journal, tmp_path, asked):
+def test_nothing_goes_of_a_folder_that_is_another_states_by_now(held, lock, journal, tmp_path, monkeypatch, asked):
     """Moved away while a trim waited, say, with a restored copy in its place: before every step somebody looks."""
     left = []
 
@@ -307,7 +322,8 @@ def test_nothing_goes_of_a_folder_that_is_another_states_by_now(held, journal, t
     grow(journal, 9)
     old, _ = held()
     old.begin(lambda made: None)
-    checkpoints, log = held(still_owner=still_owner)
+    monkeypatch.setattr(lock, "check", still_owner)
+    checkpoints, log = held()
     grow(journal, 30)
     assert len(journal_files(tmp_path)) > 3
     done = []
