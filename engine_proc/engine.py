@@ -20,6 +20,7 @@ from solewriter.engine_proc.between import BetweenTurns, Item
 from solewriter.engine_proc.bridge import Bridge, LaneEnd
 from solewriter.engine_proc.checkpoints import Checkpoints
 from solewriter.engine_proc.coordination.making import Unready
+from solewriter.engine_proc.coordination.waiting import Lines
 from solewriter.engine_proc.decide import Draft
 from solewriter.engine_proc.express import Express
 from solewriter.engine_proc.fairness import FairQueueing, Queue
@@ -82,11 +83,9 @@ class SingleWriter:
         self._name_decided = publisher.root.deciding
         self._express = Express(publisher.heap, state.coordination, limits, self._begin)
         self.time_budget = state.time_budget
-        self.parking = Parking(state, sessions, limits, self._told, self._say, lambda: self.tending.ask_for_a_turn())
-        self.tending = Tending(
-            state, sessions, bridge, limits, self.parking.lines, self._told, self._name_decided,
-            lambda: journal.tail.number,
-        )  # fmt: skip
+        lines = Lines()
+        self.tending = Tending(state, sessions, journal, bridge, limits, lines, self._told, self._name_decided)
+        self.parking = Parking(state, sessions, limits, lines, self._told, self._say, self.tending.ask_for_a_turn)
         self._hellos = Hellos(sessions, bridge, self.tending, self._waiting)
 
     async def run(self) -> None:

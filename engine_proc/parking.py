@@ -31,8 +31,8 @@ Tell = Callable[[Turn, Session, int, Any, "LaneEnd | None", int], "Outcome | Non
 
 
 class Parking:
-    """Of one engine. `told` decides a request, `say` answers one of this turn, `ask_for_a_turn` has another one follow,
-    whatever comes.
+    """Of one engine. `lines` are those who wait, `told` decides a request, `say` answers one of this turn,
+    `ask_for_a_turn` has another one follow, whatever comes.
     """
 
     def __init__(
@@ -40,11 +40,12 @@ class Parking:
         state: State,
         sessions: Sessions,
         limits: Limits,
+        lines: Lines,
         told: Tell,
         say: Callable[[LaneEnd, Any], None],
         ask_for_a_turn: Callable[[], None],
     ) -> None:
-        self.lines = Lines()
+        self.lines = lines
         self._state = state
         self._coordination = state.coordination
         self._sessions = sessions

@@ -16,6 +16,7 @@ from solewriter.engine_proc.bridge import Bridge, LaneEnd
 from solewriter.engine_proc.coordination.coordination import ALONE
 from solewriter.engine_proc.coordination.leases import Lost, loss_of
 from solewriter.engine_proc.coordination.waiting import Lines
+from solewriter.engine_proc.journal import Journal
 from solewriter.engine_proc.parking import Tell
 from solewriter.engine_proc.session import Session
 from solewriter.engine_proc.sessions import ENGINE, ENGINE_ID, Sessions
@@ -44,30 +45,30 @@ class Occasion:
 
 class Tending:
     """Of one engine. `lines` are those who wait, `told` decides a request, `name` tells which one the engine would die
-    of, `entry` is the journal's last.
+    of.
     """
 
     def __init__(
         self,
         state: State,
         sessions: Sessions,
+        journal: Journal,
         bridge: Bridge,
         limits: Limits,
         lines: Lines,
         told: Tell,
         name: Callable[[int, int], None],
-        entry: Callable[[], int],
     ) -> None:
         self._state = state
         self._coordination = state.coordination
         self._sessions = sessions
+        self._journal = journal
         self._bridge = bridge
         self._lines = lines
         self._told = told
         self._taken_max = limits.batch_max  # claims, in a turn
         self._take_s = limits.turn_max_s
         self._name = name
-        self._entry = entry
         self._grace_us = int(limits.session_grace_s * US_PER_S)
         self._self = Session(ENGINE, ENGINE_ID, ENGINE_ID)
         self._asked = (0, 0)  # the journal's entry, and how many requests of its own the engine has in the next one
@@ -236,7 +237,7 @@ class Tending:
 
     def _next_sequence(self) -> int:
         """Of the engine's own requests: higher than any before, also after a restart."""
-        entry = self._entry() + 1
+        entry = self._journal.tail.number + 1
         self._asked = (entry, self._asked[1] + 1 if self._asked[0] == entry else 0)
         return entry << 20 | self._asked[1]
 
