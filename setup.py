@@ -51,6 +51,7 @@ HOT = (
     "engine_proc/engine.py",
     "engine_proc/express.py",
     "engine_proc/fairness.py",
+    "engine_proc/intake.py",
     "engine_proc/kinds.py",
     "engine_proc/parking.py",
     "engine_proc/publisher.py",

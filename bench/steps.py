@@ -94,7 +94,7 @@ class Steps:
         turn = Turn(self.writer.state, self._server.publisher.heap.tail, TIME_US + self._frame)
         turn.uptime_us = time.monotonic_ns() // 1000
         self.writer.state.coordination.begin(turn)
-        self.writer._put(requests)
+        self.writer._intake.put(requests)
         deciding = self.writer._decide(turn)
         with suppress(StopIteration):
             while True:  # between two slices it lets the loop do something, which has nothing to do here

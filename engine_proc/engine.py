@@ -8,23 +8,22 @@ commit the turn's, and then nothing that a reader or a resend can see has moved.
 from __future__ import annotations
 
 import asyncio
-import os
 import time
-from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 from solewriter.engine_proc import asking
 from solewriter.engine_proc.asking import Answer
-from solewriter.engine_proc.between import BetweenTurns, Item
+from solewriter.engine_proc.between import BetweenTurns
 from solewriter.engine_proc.bridge import Bridge, LaneEnd
 from solewriter.engine_proc.checkpoints import Checkpoints
 from solewriter.engine_proc.coordination.making import Unready
 from solewriter.engine_proc.coordination.waiting import Lines
 from solewriter.engine_proc.decide import Draft
 from solewriter.engine_proc.express import Express
-from solewriter.engine_proc.fairness import FairQueueing, Queue
+from solewriter.engine_proc.fairness import Queue
 from solewriter.engine_proc.hellos import Hellos
+from solewriter.engine_proc.intake import Intake
 from solewriter.engine_proc.journal import DiskFull, Journal
 from solewriter.engine_proc.newcomer import Newcomer
 from solewriter.engine_proc.overtime import Overtime, watched
@@ -46,7 +45,6 @@ from solewriter.shared.errors import (
     Refused,
     Unavailable,
 )
-from solewriter.shared.request_ids import session_number
 from solewriter.shared.wire import Status
 
 
@@ -66,36 +64,33 @@ class SingleWriter:
     ) -> None:
         self.state = state
         self.sessions = sessions
+        self.time_budget = state.time_budget
+        self._coordination = state.coordination
         self._journal = journal
         self._publisher = publisher
-        self._bridge = bridge
         self._limits = limits
-        self.between = BetweenTurns(state, journal, publisher, bridge.inbox, still_owner, checkpoints)
         self._still_owner = still_owner  # raises when the state folder is no longer this engine's
-        self._waiting = FairQueueing()  # of (lane, sequence, request), Newcomer and Occasion
-        self._coordination = state.coordination
-        self._making = state.coordination.making
-        self._between_items: deque[Item] = deque()  # for `between`: all of them before the next turn
-        self._ended = False  # the end was met: nothing behind it is taken
         self._stopping = False
-        self._waited_s = 1.0  # for the last item that had to be waited for
-        self._replies: dict[LaneEnd, list[Answer]] = {}
+        self._replies: dict[LaneEnd, list[Answer]] = {}  # of the turn that runs
         self._name_decided = publisher.root.deciding
-        self._express = Express(publisher.heap, state.coordination, limits, self._begin)
-        self.time_budget = state.time_budget
+
         lines = Lines()
+        self._intake = Intake(bridge.inbox, state.coordination.making, limits.spin_s)
+        self._express = Express(publisher.heap, state.coordination, limits, self._begin)
+        self.between = BetweenTurns(state, journal, publisher, bridge.inbox, still_owner, checkpoints)
         self.tending = Tending(state, sessions, journal, bridge, limits, lines, self._told, self._name_decided)
         self.parking = Parking(state, sessions, limits, lines, self._told, self._say, self.tending.ask_for_a_turn)
-        self._hellos = Hellos(sessions, bridge, self.tending, self._waiting)
+        self._hellos = Hellos(sessions, bridge, self.tending, self._intake.waiting)
 
     async def run(self) -> None:
         """Turn after turn, until the inbox is closed and everything accepted before is done, or `stop` is called."""
-        self._ended = False
+        intake = self._intake
+        intake.open()
         self.tending.set_alarm()
-        while not self._stopping and await self._take():
-            if self._between_items:
+        while not self._stopping and await intake.take():
+            if intake.between_turns:
                 self._still_owner()
-                await self.between.run(self._between_items.popleft())
+                await self.between.run(intake.between_turns.popleft())
                 self.tending.set_alarm()  # with another class a claim can be taken away, say
                 continue
             turn = Turn(self.state, self._publisher.heap.tail, time.time_ns() // 1000)
@@ -121,15 +116,13 @@ class SingleWriter:
 
     def refuse_rest(self) -> None:
         """Tell those whose requests no turn will take. What came for the first time was not applied, or remembered."""
-        inbox = self._bridge.inbox
-        while not inbox.empty():
-            self._put(inbox.get_nowait() or ())
-        for item in self._between_items:
+        self._intake.take_rest()
+        for item in self._intake.between_turns:
             self.between.refuse(item)
-        self._between_items.clear()
+        self._intake.between_turns.clear()
         for parked in self.parking.lines.clear():
             self._say(parked.lane, (parked.sequence, Status.UNAVAILABLE, self.state.revision, asking.STOPPED))
-        for item in self._waiting.clear():
+        for item in self._intake.waiting.clear():
             if isinstance(item, Newcomer):
                 item.refuse("the engine is stopping")
             elif not isinstance(item, Occasion) and not item[0].superseded:
@@ -137,61 +130,13 @@ class SingleWriter:
                 self._say(lane, asking.left(self.sessions, lane.session, sequence, request, self.state.revision))
         self._reply()
 
-    # --- take --------------------------------------------------------------------------------------------------------
-
-    async def _take(self) -> bool:
-        """Take what there is, and await the first where there is nothing. False when nothing will come any more."""
-        if self._waiting.holding and not self._making:
-            self._waiting.let_go()
-        if self._waiting or self._between_items or self._making:
-            await asyncio.sleep(0)  # who answers, connects or dies has been waiting for as long as the last turn took
-        elif not self._ended:
-            self._waiting.rest()
-            self._put(await self._next())
-        self._take_more()
-        return bool(self._waiting or self._between_items or self._making)
-
-    def _take_more(self) -> bool:
-        """What has come meanwhile, up to the end; whether there was anything."""
-        inbox, came = self._bridge.inbox, False
-        while not (self._ended or inbox.empty()):
-            self._put(inbox.get_nowait())
-            came = True
-        return came
-
-    def _put(self, items: Sequence[Any] | None) -> None:
-        """Behind what its session has waiting. All of an item of the inbox is of one lane; None is the end."""
-        if items is None:
-            self._ended = True
-        elif not items:
-            return
-        elif items[0].__class__ is tuple:
-            self._waiting.add(items[0][0].queue, items)
-        elif isinstance(items[0], Newcomer):  # behind the requests of its session that came before it
-            self._waiting.add(Queue(session_number(items[0].hello.client_id)), items)
-        elif isinstance(items[0], Occasion):  # likewise
-            self._waiting.add(Queue(items[0].session), items)
-        else:
-            self._between_items.extend(items)
-
-    async def _next(self) -> Any:
-        """The next item of the inbox; without sleeping for a moment, where the last one came within such a moment."""
-        inbox, spin_s, begun = self._bridge.inbox, self._limits.spin_s, time.monotonic()
-        if self._waited_s < spin_s:
-            while inbox.empty() and time.monotonic() - begun < spin_s:
-                os.sched_yield()  # to the agent whose request it would be, where they share a processor
-                await asyncio.sleep(0)
-        item = await inbox.get()
-        self._waited_s = time.monotonic() - begun
-        return item
-
     # --- decide ------------------------------------------------------------------------------------------------------
 
     async def _decide(self, turn: Turn) -> None:
         """Slice after slice, up to the bounds of a turn. Between two of them lanes are read and hellos are heard. Once
         somebody was served who asks for little, the turn does not go on for those who always ask for more.
         """
-        waiting, limits, left = self._waiting, self._limits, self._limits.batch_max
+        waiting, limits, left = self._intake.waiting, self._limits, self._limits.batch_max
         begun = looked = now = time.monotonic()
         quiet = False
         self.time_budget.begin_turn()
@@ -206,7 +151,7 @@ class SingleWriter:
             if waiting and now - looked >= limits.turn_slice_s:
                 self._publisher.root.decided()
                 await asyncio.sleep(0)
-                if self._take_more():
+                if self._intake.take_more():
                     turn.at(time.time_ns() // 1000)
                 looked = now = time.monotonic()
         self.parking.serve(turn)
