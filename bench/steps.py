@@ -46,7 +46,7 @@ class Steps:
         self.limits = server.limits
         self._loop = loop
         self._server = server
-        bridge = Bridge(loop, self.limits, server.life.epoch, print, lambda number: None)
+        bridge = Bridge(loop, self.limits, server.life.epoch, print)
         self.writer = SingleWriter(
             server.state, server.sessions, server.journal, server.publisher, bridge, self.limits, server.lock.check,
             None,

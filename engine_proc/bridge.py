@@ -261,12 +261,7 @@ class Bridge:
     """The listening socket, the lanes, and the queue of what they brought."""
 
     def __init__(
-        self,
-        loop: asyncio.AbstractEventLoop,
-        limits: Limits,
-        memory_epoch: int,
-        log: Callable[[str], None],
-        silent: Callable[[int], None],
+        self, loop: asyncio.AbstractEventLoop, limits: Limits, memory_epoch: int, log: Callable[[str], None]
     ) -> None:
         self.loop = loop
         self.limits = limits
@@ -275,14 +270,17 @@ class Bridge:
         self.half_frames = 0
         self._memory_epoch = memory_epoch
         self._log = log
-        self._silent = silent  # told the number of a session whose lane is gone
         self._lanes: dict[int, LaneEnd] = {}
-        self.told_gone: Callable[[LaneEnd], None] | None = None  # likewise, while the lane's pidfd is still open
+        self._tell_gone: Callable[[LaneEnd], None] | None = None  # while there are agents to be heard
         self._socket: socket.socket | None = None
 
     # --- connecting --------------------------------------------------------------------------------------------------
 
-    def listen(self, listening: socket.socket) -> None:
+    def listen(self, listening: socket.socket, gone: Callable[[LaneEnd], None]) -> None:
+        """Let agents in. From now on `gone` is told of each session's lane that is gone, while its pidfd is still
+        open.
+        """
+        self._tell_gone = gone
         listening.setblocking(False)
         listening.listen(BACKLOG)
         self._socket = listening
@@ -361,9 +359,8 @@ class Bridge:
     def gone(self, lane: LaneEnd, why: str) -> None:
         if self._lanes.get(lane.session.number) is lane:
             del self._lanes[lane.session.number]
-            self._silent(lane.session.number)
-            if self.told_gone is not None:
-                self.told_gone(lane)
+            if self._tell_gone is not None:
+                self._tell_gone(lane)
         if why:
             self._log(f"closed the lane of {lane.session.name or lane.session.client_id}: {why}")
 
@@ -386,5 +383,7 @@ class Bridge:
             lane.read_rest()
 
     def close(self) -> None:
+        """Nobody is told any more of the lanes that go now."""
+        self._tell_gone = None
         for lane in list(self._lanes.values()):
             lane.close()

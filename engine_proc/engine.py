@@ -110,6 +110,11 @@ class SingleWriter:
             self._publisher.reclaim(written, self.state.revision, self._journal.tail.number, self.state.counts)
         )
 
+    def gone(self, lane: LaneEnd) -> None:
+        """A session has no lane any more: of the silent ones it is the last to be forgotten, and its claims may end."""
+        self.sessions.fell_silent(lane.session.number)
+        self.tending.gone(lane)
+
     def stop(self) -> None:
         """Let the turn that runs be the last."""
         self._stopping = True

@@ -174,7 +174,7 @@ class Server:
     async def serve(self, line: Line, listening: socket.socket) -> None:
         """Take requests until told to stop; then finish what was accepted."""
         loop = asyncio.get_running_loop()
-        bridge = Bridge(loop, self.limits, self.life.epoch, self.log, self.sessions.fell_silent)
+        bridge = Bridge(loop, self.limits, self.life.epoch, self.log)
         writer = SingleWriter(
             self.state, self.sessions, self.journal, self.publisher, bridge, self.limits, self.lock.check,
             self.checkpoints(),
@@ -184,7 +184,7 @@ class Server:
             loop.add_signal_handler(number, stopping.set)
         self._watch_owner(loop, stopping)
         self._listen_to_owner(loop, line, writer, stopping)
-        bridge.listen(listening)
+        bridge.listen(listening, writer.gone)
         freeze_garbage()
         self.state.coordination.making.keeps = True
         self.publisher.heap.takes_all = False

@@ -79,7 +79,6 @@ class Tending:
         self._watched: dict[int, int] = {}  # pidfds of processes whose sessions are silent
         for session in self._coordination.leases.sessions:
             self._recall(session)
-        bridge.told_gone = self._gone
 
     def _recall(self, number: int) -> None:
         """A start is nobody's death: whose process is there has what it had, as long as that is there. Whose process is
@@ -99,7 +98,7 @@ class Tending:
 
     # --- occasions ---------------------------------------------------------------------------------------------------
 
-    def _gone(self, lane: LaneEnd) -> None:
+    def gone(self, lane: LaneEnd) -> None:
         """A session has no lane any more. What it had sent before stands in the inbox, and this behind it. A process
         that ends closes its pipes a moment before it counts as dead: so, where tasks are claimed, it is watched a while
         longer.
@@ -140,7 +139,6 @@ class Tending:
 
     def close(self) -> None:
         """At the end of the engine: nobody is tended any more."""
-        self._bridge.told_gone = None
         for session in list(self._watched):
             self._watch_no_more(session)
         if self._alarm is not None:

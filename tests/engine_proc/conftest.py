@@ -140,7 +140,7 @@ class LocalEngine:
         if isinstance(parts.journal, journals.FileJournal):
             parts.journal._syncer.shutdown()
             parts.journal._syncer = AtOnce()
-        self.bridge = Bridge(self.loop, limits, parts.life.epoch, lambda text: None, parts.sessions.fell_silent)
+        self.bridge = Bridge(self.loop, limits, parts.life.epoch, lambda text: None)
         parts.maker, parts.waiter = make, AtOnce()  # type: ignore[assignment]
         self.writer = SingleWriter(
             parts.state, parts.sessions, parts.journal, parts.publisher, self.bridge, limits, parts.lock.check,
@@ -148,7 +148,7 @@ class LocalEngine:
         )  # fmt: skip
         listening = Listening(fileno=parts.folder.bound_socket().detach())
         listening.accepted = self._sockets
-        self.bridge.listen(listening)
+        self.bridge.listen(listening, self.writer.gone)
         self._sockets.append(listening)
         where = parts.folder.whereabouts()
         self.prefix = where.prefix

@@ -253,7 +253,7 @@ def test_of_a_lane_that_ends_in_a_reply_the_loop_keeps_nothing(waiting):
     with asyncio.Runner(loop_factory=asyncio.SelectorEventLoop) as runner:  # it tells what it watches
         loop = runner.get_loop()
         watched = {*loop._selector.get_map()}
-        bridge = Bridge(loop, DEFAULT_LIMITS, 1, [].append, [].append)
+        bridge = Bridge(loop, DEFAULT_LIMITS, 1, [].append)
         (requests, ours), (heard, replies) = os.pipe(), os.pipe()
         lane = LaneEnd(bridge, Session(1, "ann", "ann"), 0, (requests, replies), -1)
         while waiting and not lane._backlog:
