@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING, Any, Literal, TypeVar, overload
 
 from solewriter.agents.attaching import Attaching
@@ -17,7 +17,7 @@ from solewriter.agents.looking import check_revision, not_published
 from solewriter.agents.snapshot import Plain
 from solewriter.shared.config import DEFAULT_LIMITS, Limits
 from solewriter.shared.entity import Entity, name_of
-from solewriter.shared.errors import Compacted, SchemaMismatch, SnapshotExpired
+from solewriter.shared.errors import Compacted, SchemaMismatch, SnapshotExpired, shown
 from solewriter.shared.kind import Kind
 from solewriter.shared.memory.pin import Pin
 from solewriter.shared.mutations import Result
@@ -84,7 +84,7 @@ class Reader(Attaching):
     ) -> E | Plain | None:
         """Block until the predicate holds of this entity (None while there is none); the entity.
 
-        Raises TimeoutError.
+        Raises TimeoutError; TypeError for an async predicate, of which nobody here waits for the answer.
         """
         check_patience(timeout_s)
         deadline = None if timeout_s is None else time.monotonic() + timeout_s
@@ -92,7 +92,9 @@ class Reader(Attaching):
             root = self.view().root
             head = root.head  # before the look, so that a change behind it is not slept through
             found = self.get(kind, id)
-            if predicate(found):
+            if isinstance(holds := predicate(found), Awaitable):
+                raise TypeError(f"a predicate says whether it holds, and gives nothing to await: {shown(holds)}")
+            if holds:
                 return found
             if (left := self.left_s(deadline)) <= 0:
                 raise TimeoutError(f"{name_of(kind)} {id!r} did not become so in {timeout_s} s; it is {found!r}")

@@ -7,6 +7,7 @@ handed from one engine to the next, the look is given up, and made again after a
 from __future__ import annotations
 
 import asyncio
+import inspect
 import os
 import threading
 import time
@@ -196,21 +197,26 @@ class AioReader:
     async def wait_until(
         self, kind: type[E] | str, id: str, predicate: Callable[[Any], object], timeout_s: float | None = None
     ) -> E | Plain | None:
-        """Wait until the predicate holds of this entity (None while there is none); the entity. Raises TimeoutError."""
+        """Wait until the predicate, a plain or an async function, holds of this entity (None while there is none); the
+        entity. Raises TimeoutError.
+        """
         self._home.check()
         check_patience(timeout_s)
         found: E | Plain | None = None
         patience = Patience(self)
         try:
-            async with asyncio.timeout(timeout_s):
+            async with asyncio.timeout(timeout_s) as limit:
                 while True:
                     root = (await self.memory.looked(self.memory.view)).root
                     seen = root.current().revision  # before the look, so that a change behind it is not slept through
                     found = await self.get(kind, id)
-                    if predicate(found):
+                    holds = predicate(found)
+                    if await holds if inspect.isawaitable(holds) else holds:
                         return found
                     await patience.until(root, seen + 1)
         except TimeoutError:
+            if not limit.expired():
+                raise  # the predicate's own
             raise TimeoutError(f"{name_of(kind)} {id!r} did not become so in {timeout_s} s; it is {found!r}") from None
 
     @overload

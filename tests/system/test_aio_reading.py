@@ -190,6 +190,32 @@ def test_waiting_for_one_entity(engine, run):
     run(main())
 
 
+def test_a_predicate_may_be_async_and_is_waited_for(engine, run):
+    async def main():
+        async with aio.connect(engine.state) as client:
+
+            async def is_done(task):
+                await asyncio.sleep(0)
+                return task is not None and task.title == "done"
+
+            async def never(_):
+                await asyncio.Event().wait()
+
+            async def has_no_time(_):
+                raise TimeoutError("of its own")
+
+            waiting = asyncio.create_task(client.reader.wait_until(Task, "t", is_done))
+            task = await client.create(Task(title="begun", id="t"))
+            done = await client.update(task, title="done")
+            assert await waiting == done
+            with pytest.raises(TimeoutError, match="did not become so"):
+                await client.reader.wait_until(Task, "t", never, timeout_s=0.01)
+            with pytest.raises(TimeoutError, match=r"^of its own$"):
+                await client.reader.wait_until(Task, "t", has_no_time, timeout_s=60)
+
+    run(main())
+
+
 def test_who_waits_where_others_removed_the_memory_goes_on_with_the_engine_that_follows(state, start_engine, run):
     """The next one finds no root any more in which it could say that it is there."""
     engine = start_engine(state, limits=Limits(heartbeat_s=60.0, restart_backoff_s=0.005))

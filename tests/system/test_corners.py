@@ -639,6 +639,17 @@ def test_waiting_for_an_entity_of_a_kind_given_by_name_ends_in_time(engine, clie
         reader.wait_until("Task", "t", lambda task: task is not None, timeout_s=0.01)
 
 
+@pytest.mark.filterwarnings("ignore:coroutine .* was never awaited:RuntimeWarning")
+def test_functions_that_have_to_be_awaited_are_refused_where_nobody_awaits_them(engine, client, reader):
+    async def answer(_):
+        return None
+
+    task = client.create(Task(title="x"))
+    for call in (lambda: reader.wait_until(Task, task.id, answer), lambda: client.apply(task, answer)):
+        with pytest.raises(TypeError, match="coroutine"):
+            call()
+
+
 def test_registering_the_same_again_takes_no_memory(state, start_engine, limits):
     engine = start_engine(state, models=[Note])
     memory = engine.folder.whereabouts()
