@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any, TypeVar, overload
 
-from solewriter.agents.snapshot import Snapshot
+from solewriter.agents.snapshot import Plain, Snapshot
 from solewriter.shared.config import READY_PAGE
 from solewriter.shared.entity import name_of
 from solewriter.shared.errors import InvalidQuery, SchemaMismatch, shown
@@ -205,11 +205,25 @@ def _field(task: Task) -> Callable[[str], Any]:
 def dead_letters(snap: Snapshot, *, where: Where | None = None) -> list[Task]: ...
 @overload
 def dead_letters(snap: Snapshot, kind: type[T], where: Where | None = None) -> list[T]: ...
-def dead_letters(snap: Snapshot, kind: type[Task] = Task, where: Where | None = None) -> list[Any]:
-    """Tasks that failed or were interrupted as often as they may be, oldest first."""
+@overload
+def dead_letters(snap: Snapshot, kind: str, where: Where | None = None) -> list[Plain]: ...
+def dead_letters(snap: Snapshot, kind: type[Task] | str = Task, where: Where | None = None) -> list[Any]:
+    """Tasks that failed or were interrupted as often as they may be, oldest first. A kind given by name yields dicts of
+    plain values.
+    """
     asked = {"status": ("failed", "interrupted"), **(where or {})}
-    found = snap.scan(kind, where=asked, order_by="created_at")
-    return [task for task in found if is_dead_letter(_field(task))]
+    found: Iterable[Any] = snap.scan(kind, where=asked, order_by="created_at")
+    name = name_of(kind)
+    code = snap.pin.catalog.kind_code(name)
+    defaults = {} if code is None else snap.pin.catalog.defaults(code)  # of what records of earlier classes have not
+    try:
+        return [
+            task
+            for task in found
+            if is_dead_letter({**defaults, **task}.__getitem__ if isinstance(task, dict) else _field(task))
+        ]
+    except KeyError:
+        raise InvalidQuery(f"{name} is no kind of task", kind=name) from None
 
 
 def is_anything_left(snap: Snapshot, kind: type[Task], where: Where) -> bool:

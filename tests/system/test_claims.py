@@ -21,7 +21,7 @@ from typing import Annotated, Any, ClassVar
 
 import msgspec
 import pytest
-from pydantic import Field, StringConstraints, field_validator, model_validator
+from pydantic import AwareDatetime, Field, StringConstraints, field_validator, model_validator
 
 from solewriter import (
     Applied,
@@ -39,6 +39,7 @@ from solewriter import (
     GuardFailed,
     Increment,
     InvalidMutation,
+    InvalidQuery,
     InvalidTransition,
     Limits,
     OutcomeUnknown,
@@ -1015,6 +1016,23 @@ def test_dead_letters_are_only_those_that_are_asked_for(client):
             assert [one.id for one in dead_letters(snap, where=asked)] == list(expected), asked
 
 
+def test_dead_letters_are_asked_for_by_class_or_by_name(state, start_engine):
+    start_engine(state, models=[Errand, Door])
+    with connect(state) as client:
+        for id, retries in (("again", 1), ("done", 0)):
+            client.create(Errand(id=id, title="e", project=id, max_retries=retries))
+            client.fail(client.claim(Errand, where={"project": id}))
+        client.create(Door(status="failed"))
+        with client.reader.snapshot() as snap:
+            assert [letter.id for letter in dead_letters(snap, Errand)] == ["done"]
+            for kind in (Door, "Door"):
+                with pytest.raises(InvalidQuery, match=r"^Door is no kind of task$"):
+                    dead_letters(snap, kind)
+    with open_reader(state) as reader, reader.snapshot() as snap:  # which does not know its class
+        assert [letter["title"] for letter in dead_letters(snap, "Errand", {"status": "failed"})] == ["e"]
+        assert dead_letters(snap, "Nothing") == []
+
+
 def test_a_task_whose_agents_die_too_often_is_a_dead_letter(client, victim, wait_until):
     client.create(task("a"))
     victim().kill()
@@ -1528,6 +1546,13 @@ def test_a_budget_and_costs_may_be_any_finite_numbers(client, engine):
         assert budget_of(snap, "p").spent == math.inf
         assert [reason.obstacle for reason in why_not_ready(snap, snap[Task, "c"])] == [Obstacle.BUDGET]
     assert engine.restarts == 0
+
+
+class Door(Entity, columns=("status", "created_at")):
+    """No task, though it may fail."""
+
+    status: str
+    created_at: AwareDatetime | None = None
 
 
 class Mend(Task):

@@ -162,6 +162,7 @@ def reads_of_tasks(snap: Snapshot) -> None:
     assert_type(dead_letters(snap), list[Task])
     assert_type(dead_letters(snap, where={"project": "p"}), list[Task])
     assert_type(dead_letters(snap, Chore), list[Chore])
+    assert_type(dead_letters(snap, "Chore"), list[dict[str, Any]])
     assert_type(dead_letters(snap, kind=Chore, where={"room": "hall"}), list[Chore])
 
 
