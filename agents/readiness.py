@@ -146,15 +146,16 @@ class Budget:
         return self.limit is not None and round(self.spent, 6) >= round(self.limit, 6)
 
 
-def budget_of(snap: Snapshot, project: Project | str, *kinds: type[Task]) -> Budget:
-    """Summed over a project's tasks of these kinds; if none is named, of all kinds of tasks. The engine sums up those
-    whose classes it has.
+def budget_of(snap: Snapshot, project: Project | str, *kinds: type[Task] | str) -> Budget:
+    """Summed over a project's tasks of these kinds, given by class or by name; if none is named, of all kinds of tasks.
+    The engine sums up those whose classes it has.
     """
     if not isinstance(project, Project | str):
         raise TypeError(f"budget_of takes a project, or its id, not {shown(project)}")
     found = snap.get(Project, project) if isinstance(project, str) else project
     name = project if isinstance(project, str) else project.id
-    costs = [cost for kind in kinds or _kinds_of_tasks(snap) for cost in _costs(snap, kind, name)]
+    each = {name_of(kind): kind for kind in kinds or _kinds_of_tasks(snap)}
+    costs = [cost for kind in each.values() for cost in _costs(snap, kind, name)]
     return Budget(None if found is None else found.budget_limit, _sum(costs))
 
 

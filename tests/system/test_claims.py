@@ -1580,6 +1580,7 @@ def test_a_budget_is_of_all_kinds_of_tasks_and_who_asks_needs_few_classes(state,
         with client.reader.snapshot() as snap:
             assert [reason.obstacle for reason in why_not_ready(snap, snap[Task, "t"])] == [Obstacle.BUDGET]
             assert (budget_of(snap, "p").spent, budget_of(snap, "p", Task, Errand).spent) == (1.0, 0.5)
+            assert budget_of(snap, "p", Task, "Errand", Errand, Task, "Task").spent == 0.5, "each kind once"
     with open_reader(state) as reader, reader.snapshot() as snap:
         assert budget_of(snap, "p").spent == 0.75, "without its class an errand is no task"
         assert budget_of(snap, "p", Errand).spent == 0.25
