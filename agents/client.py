@@ -180,6 +180,7 @@ class Client(Verbs):
         """
         deadline = self._deadline(timeout_s)
         model = model_of(target)
+        self._registry.of(model)  # a Ref made by hand may have a kind's name, of which only dicts can be read
         current = self.reader.snapshot()[model, target.id]
         while True:
             mutation = difference(current, fn(current), reason)

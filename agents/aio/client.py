@@ -188,6 +188,7 @@ class AioClient(AioVerbs):
         """
         deadline = self._deadline(timeout_s)
         model = model_of(target)
+        self._registry.of(model)  # a Ref made by hand may have a kind's name, of which only dicts can be read
         current = (await self.reader.snapshot())[model, target.id]
         while True:
             wanted = fn(current)

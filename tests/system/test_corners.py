@@ -28,6 +28,7 @@ from solewriter import (
     InvalidQuery,
     Limits,
     Range,
+    Ref,
     Require,
     RequireNone,
     SnapshotExpired,
@@ -341,10 +342,17 @@ def test_what_is_no_entity_and_no_model_is_a_type_error_wherever_it_is_given(sta
                 call()
 
 
-def test_a_kind_to_claim_is_a_class_and_no_name(state, start_engine):
+def test_a_kind_to_claim_or_to_write_to_is_a_class_and_no_name(state, start_engine):
     start_engine(state)
-    with connect(state) as client, pytest.raises(TypeError, match=r"^'Task' is not a subclass of solewriter\.Entity$"):
-        client.claim("Task")
+    with connect(state) as client:
+        ref = Ref("Task", client.create(Task(title="x")).id)
+        for call in (
+            lambda: client.claim("Task"),
+            lambda: client.update(ref, title="y"),
+            lambda: client.apply(ref, lambda task: {"title": "y"}),
+        ):
+            with pytest.raises(TypeError, match=r"^'Task' is not a subclass of solewriter\.Entity$"):
+                call()
 
 
 @pytest.mark.parametrize("wrong", [["status"], "status"], ids=str)
