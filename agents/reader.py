@@ -139,7 +139,8 @@ class Reader(Attaching):
         timeout_s: float | None = None,
         resync: bool = False,
     ) -> Watch[Any]:
-        """Every change behind revision `since` (default: from now on), in order: of all kinds or one.
+        """Every change behind revision `since` (default: from now on; 0 or below it: from the first one on), in order:
+        of all kinds or one.
 
         `where` asks declared columns; an entity that leaves the filter is a change, too. Ends when nothing came for
         `timeout_s`. What has left memory is read from the journal; what is not there either raises Compacted, or with

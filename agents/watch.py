@@ -81,7 +81,7 @@ class Watch(Generic[Brought]):
             code = now.pin.catalog.kind_code(self._name) if self._name is not None else None
             if code is not None:  # what cannot be asked is refused here, not at the first change
                 conditions(str(self._name), now.pin.catalog.tables[code].columns, where)
-            feed = Feed(reader, now.revision if since is None else since, history_id or now.history_id)
+            feed = Feed(reader, now.revision if since is None else max(0, since), history_id or now.history_id)
         # Where it is, and what it took up to there: stored at once, so that Ctrl-C in a look comes before or behind.
         self._looked: tuple[Feed, deque[Any]] = feed, deque()  # of Change, and Resync where that was asked for
         self._begun = time.monotonic()

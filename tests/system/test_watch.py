@@ -278,6 +278,18 @@ def test_a_watch_behind_what_was_never_published_leaves_nothing_out_silently(cli
     assert [change.id for change in patient] == ["after"]
 
 
+@pytest.mark.parametrize("durability", ["process", "memory"])
+def test_a_watch_from_before_the_first_change_begins_with_that(state, start_engine, durability):
+    """Such as that of the last five changes, where there were none so far."""
+    start_engine(state, durability=durability)
+    with connect(state) as client:
+        watch = client.reader.watch(since=client.reader.revision - 5, timeout_s=0)
+        assert list(watch) == []
+        client.create(Task(title="x", id="t"))
+        for one in (watch, client.reader.watch(since=client.reader.revision - 5, timeout_s=0)):
+            assert [change.id for change in one] == ["t"]
+
+
 def test_what_a_watch_asks_for_stays_when_its_caller_asks_something_else(client, reader):
     states = ["created"]
     where = {"status": states, "project": "p"}
