@@ -16,15 +16,18 @@ import sqlite3
 import subprocess
 import time
 from array import array
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from importlib import metadata
 from pathlib import Path
+from typing import TypeVar
 
 import msgspec
 import psutil
 
 from solewriter.shared.build import BUILD
 
+T = TypeVar("T")
 NS_PER_S = 1_000_000_000
 NS_PER_US = 1_000
 US_PER_S = 1_000_000
@@ -65,9 +68,12 @@ class Usage(msgspec.Struct, frozen=True):
 
     @classmethod
     def of(cls, pid: int) -> Usage:
-        """Of another one, and of children of its that were waited for; processor time in steps of a clock tick."""
-        used = psutil.Process(pid).cpu_times()
-        spent_s = used.user + used.system + used.children_user + used.children_system
+        """Of another one: processor time in steps of a clock tick, with that of all processes that it started, of those
+        that live as well; switches of its own.
+        """
+        process = psutil.Process(pid)
+        used = [process.cpu_times(), *_each_living(process, psutil.Process.cpu_times)]
+        spent_s = sum(one.user + one.system + one.children_user + one.children_system for one in used)
         return cls(int(spent_s * NS_PER_S), _switches(pid))
 
     def since(self, before: Usage) -> Usage:
@@ -84,6 +90,22 @@ def _switches(pid: int) -> int:
             continue  # a thread that just ended
         total += sum(int(line.split()[1]) for line in lines if "ctxt_switches" in line)
     return total
+
+
+def resident_bytes(pid: int) -> int:
+    """Memory of a process, shared memory included, and what the processes that it started have for themselves: a fork
+    shares the rest with it.
+    """
+    process = psutil.Process(pid)
+    own = (one.uss for one in _each_living(process, psutil.Process.memory_full_info))
+    return int(process.memory_info().rss + sum(own))
+
+
+def _each_living(process: psutil.Process, told: Callable[[psutil.Process], T]) -> Iterator[T]:
+    """What each process that it started tells, those that these started too."""
+    for one in process.children(recursive=True):
+        with suppress(psutil.NoSuchProcess):  # it ends just now
+            yield told(one)
 
 
 class Meter:

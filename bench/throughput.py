@@ -39,11 +39,12 @@ from solewriter import Client, Engine
 from solewriter.bench.agent import Orders, Role, kept
 from solewriter.bench.children import children
 from solewriter.bench.measure import (
+    NS_PER_US,
     US_PER_S,
     Interval,
     Latency,
     Placement,
-    cpu_s,
+    Usage,
     free,
     latency,
     machine,
@@ -111,10 +112,10 @@ def update_orders(engine: Engine, folder: Path, mode: Role, number: int, agents:
 def engine_cpu_us(engine: Engine, interval: Interval) -> float:
     """CPU time of the engine in the interval, scaled by what this process really saw: it may wake up late."""
     sleep_until(interval.start_ns)
-    begun, begun_s = time.monotonic(), cpu_s(engine.pid)
+    begun, before = time.monotonic(), Usage.of(engine.pid)
     sleep_until(interval.end_ns)
-    used_s, seen_s = cpu_s(engine.pid) - begun_s, time.monotonic() - begun
-    return used_s / seen_s * interval.seconds * US_PER_S
+    used, seen_s = Usage.of(engine.pid).since(before), time.monotonic() - begun
+    return used.cpu_ns / NS_PER_US / seen_s * interval.seconds
 
 
 def combinations(plan: Plan) -> Iterator[tuple[Role, int, Placement]]:

@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
 import msgspec
-import psutil
 
 from solewriter.bench.disk import device_written_bytes
 from solewriter.bench.load.agent import Orders, Report
@@ -27,7 +26,7 @@ from solewriter.bench.load.peers.catalog import CATALOG
 from solewriter.bench.load.peers.peer import Peer, SelfDriven, Setting
 from solewriter.bench.load.rows import Case, Row, Sample, row_of
 from solewriter.bench.load.work import WORKLOADS
-from solewriter.bench.measure import NS_PER_S, NS_PER_US, Interval, Usage, pin, sleep_until
+from solewriter.bench.measure import NS_PER_S, NS_PER_US, Interval, Usage, pin, resident_bytes, sleep_until
 from solewriter.bench.optional import NotHere
 from solewriter.shared.config import MIB
 from solewriter.shared.errors import in_words
@@ -127,7 +126,7 @@ def server_usage(pids: Sequence[int], interval: Interval) -> tuple[Usage, int]:
     share = (interval.end_ns - interval.start_ns) / (ended_ns - begun_ns)
     used = [later.since(earlier) for earlier, later in zip(before, after, strict=True)]
     total = Usage(int(sum(one.cpu_ns for one in used) * share), int(sum(one.switches for one in used) * share))
-    return total, sum(psutil.Process(pid).memory_info().rss for pid in pids)
+    return total, sum(map(resident_bytes, pids))
 
 
 def sample_of(reports: Sequence[Report], interval: Interval, used: Usage, resident: int, served: bool) -> Sample:

@@ -29,7 +29,8 @@ from solewriter.bench.load.program import main, options, planned, run
 from solewriter.bench.load.report import IN_MEMORY, NO_DISK, printed, tables
 from solewriter.bench.load.rows import Case, Results, Row, Sample, Spread, Timeline, compared, row_of
 from solewriter.bench.load.run import interleaved, places, sample_of
-from solewriter.bench.measure import NS_PER_S, Interval, Usage, file_system
+from solewriter.bench.measure import NS_PER_S, Interval, Usage, file_system, resident_bytes
+from solewriter.shared.config import MIB
 
 pytestmark = pytest.mark.heavy  # whole programs, minutes of them together
 
@@ -386,6 +387,43 @@ def test_a_run_in_which_nothing_was_answered_says_nothing_of_one_request() -> No
     assert (found.server_cpu_us, found.client_cpu_us) == (Spread(50.0, 50.0, 50.0),) * 2
     assert (found.server_switches, found.client_switches) == (Spread(0.1, 0.1, 0.1),) * 2
     assert found.per_s == Spread(5_000.0, 0.0, 10_000.0)
+
+
+STARTER = """
+import subprocess, sys
+
+child = subprocess.Popen([sys.executable, "-c", sys.argv[1]], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+print(child.stdout.readline().decode(), end="", flush=True)
+sys.stdin.readline()
+child.communicate()
+print("waited for it", flush=True)
+sys.stdin.readline()
+"""
+WORKING = """
+import sys, time
+
+held = bytearray(b"x") * (64 << 20)
+while time.process_time() < 0.3:
+    pass
+print("worked", flush=True)
+sys.stdin.readline()
+"""
+
+
+def test_what_a_server_has_done_by_a_process_that_it_started_is_its_own() -> None:
+    """Our checkpoints are made by one that lives on, so nobody waits for it."""
+    command = [sys.executable, "-c", STARTER, WORKING]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, bufsize=1) as server:
+        assert server.stdin is not None
+        assert server.stdout is not None
+        assert server.stdout.readline() == "worked\n"
+        living = Usage.of(server.pid)
+        assert living.cpu_ns > 0.29 * NS_PER_S
+        assert resident_bytes(server.pid) > 64 * MIB
+        server.stdin.write("\n")
+        assert server.stdout.readline() == "waited for it\n"
+        assert Usage.of(server.pid).cpu_ns >= living.cpu_ns, "once, whatever became of it"
+        assert resident_bytes(server.pid) < 64 * MIB
 
 
 def test_what_a_program_of_its_own_does_not_tell_is_not_there() -> None:
