@@ -263,7 +263,7 @@ class Query:
         stored = column.value_in(values, self._pin.catalog.defaults(self._kind))
         if column.cell_or_none(stored) != cell and (read := self._scanner.cells_of.read(found)) is not None:
             stored = getattr(read, column.name)
-        return stored or ""
+        return column.made_of(stored) or ""
 
 
 def _lookup(values: tuple[Any, ...]) -> Values:

@@ -27,13 +27,19 @@ import pydantic
 
 from solewriter.shared.entity import broken
 from solewriter.shared.errors import InvalidMutation, shown
-from solewriter.shared.fieldtypes import bare_type
+from solewriter.shared.fieldtypes import bare_type, said_of
 
 EPOCH = datetime.datetime(1970, 1, 1, tzinfo=datetime.UTC)
 MICROSECOND = datetime.timedelta(microseconds=1)
 NO_INT = -(2**63)
 NO_FLOAT = float("nan")
 TIMES = (datetime.datetime, pydantic.AwareDatetime, pydantic.PastDatetime, pydantic.FutureDatetime)
+
+MADE_OF_TEXTS: Mapping[str, Callable[[str], str]] = {
+    "strip_whitespace": str.strip,
+    "to_lower": str.lower,
+    "to_upper": str.upper,
+}
 
 Cell = int | float
 Cells = Sequence[tuple[int, Cell]]
@@ -61,7 +67,7 @@ class Column(msgspec.Struct, frozen=True):
     name: str
     code: str  # B, q, d or Q
     type: str  # enum, bool, int, float, time or str
-    values: tuple[str | int, ...] = ()  # of an enum, in order
+    values: tuple[str | int, ...] = ()  # of an enum, in order; of a str, what its class makes of each text
     was: tuple[str, ...] = ()  # earlier names of the field: its aliases
 
     def under(self, name: str) -> tuple[Any, ...]:
@@ -75,11 +81,18 @@ class Column(msgspec.Struct, frozen=True):
                 return values[name]
         return defaults.get(self.name)
 
+    def made_of(self, value: Any) -> Any:
+        """A stored value as the class has it, as far as a column tells that."""
+        if self.type == "str" and isinstance(value, str):
+            for made in self.values:
+                value = MADE_OF_TEXTS[str(made)](value)
+        return value
+
     def cell_or_none(self, value: Any) -> Cell:
         """The cell of a plain value; that of None for what this column never holds."""
         cell_of = self.cell()
         try:
-            cell = cell_of(value)
+            cell = cell_of(self.made_of(value))
             struct.pack("<" + self.code, cell)  # of what was text before and is a float now, say
         except (TypeError, ValueError, AttributeError, LookupError, OverflowError, struct.error, InvalidMutation):
             cell = cell_of(None)
@@ -141,10 +154,22 @@ def _column_of(model: type[pydantic.BaseModel], name: str) -> Column:
         return Column(name, "B", "enum", _values(name, tuple(values)))
     if bare in TIMES:
         return Column(name, "q", "time")
-    for plain, code in ((bool, "B"), (int, "q"), (float, "d"), (str, "Q")):
+    if bare is str:
+        return Column(name, "Q", "str", _made_of_texts(model, name))
+    for plain, code in ((bool, "B"), (int, "q"), (float, "d")):
         if bare is plain:
             return Column(name, code, plain.__name__)
     raise TypeError(f"{model.__name__}.{name}: a column is an enum, bool, int, float, datetime or str, not {bare!r}")
+
+
+def _made_of_texts(model: type[pydantic.BaseModel], name: str) -> tuple[str, ...]:
+    """What pydantic makes of each text of a field, as the field or its class says, in this order."""
+    field = model.model_fields[name]
+    said = {made: model.model_config.get(f"str_{made}") for made in MADE_OF_TEXTS}
+    for one in (*said_of(field.annotation), *field.metadata):
+        if isinstance(one, pydantic.StringConstraints):
+            said |= {made: told for made in said if (told := getattr(one, made)) is not None}
+    return tuple([made for made in said if said[made]])
 
 
 def _values(name: str, values: tuple[Any, ...]) -> tuple[str | int, ...]:

@@ -294,6 +294,18 @@ def bare_type(annotation: Any) -> tuple[Any, bool]:
     return annotation, False
 
 
+def said_of(annotation: Any) -> Iterator[Any]:
+    """What is said of the type behind Annotated, aliases and `| None`; what is said last goes before the rest."""
+    annotation = _resolved(annotation)
+    inner = get_args(annotation)
+    if get_origin(annotation) is Annotated:
+        yield from said_of(inner[0])
+        yield from inner[1:]
+    elif get_origin(annotation) in (Union, types.UnionType):
+        for item in inner:
+            yield from said_of(item)
+
+
 def nested_models(model: type[pydantic.BaseModel]) -> Iterator[type[pydantic.BaseModel]]:
     """The models directly inside a model's fields."""
     for name in model.model_fields:

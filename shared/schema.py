@@ -23,6 +23,7 @@ from solewriter.shared.columns import Cell, Column, from_us, unpacked
 from solewriter.shared.config import MESSAGE_MAX, PROBLEMS_MAX
 from solewriter.shared.entity import Entity
 from solewriter.shared.errors import InvalidMutation, clean
+from solewriter.shared.fieldtypes import all_parts
 from solewriter.shared.frozen import FrozenMap
 
 _MINUTE: Final = timedelta(minutes=1)
@@ -282,9 +283,15 @@ def _default_apart(name: str, there: Any, here: Any) -> str:
 def _column_apart(name: str, there: Column, here: Column) -> str:
     if there.type != here.type:
         return f"{name} is a column of {there.type} there, of {here.type} here"
+    if there.values != here.values and there.type == "str":
+        return f"{name} is text {_made(there)} there, {_made(here)} here"
     if there.values != here.values:
         return f"{name} is one of {there.values!r:.100} there, of {here.values!r:.100} here"
     return "" if there == here else f"{name} has other earlier names"
+
+
+def _made(column: Column) -> str:
+    return f"made by {', '.join(map(str, column.values))}" if column.values else "as it is given"
 
 
 def shape_of(model: type[Entity]) -> bytes:
@@ -293,7 +300,15 @@ def shape_of(model: type[Entity]) -> bytes:
         described: Any = model.model_json_schema(by_alias=False, schema_generator=_WithAllSaid)
     except Exception:  # a type that JSON schema has no words for
         described = {name: repr(field.annotation) for name, field in model.model_fields.items()}
-    return blake2b(msgspec.json.encode(_bare(described), order="sorted"), digest_size=16).digest()
+    said = msgspec.json.encode(_bare(described), order="sorted")
+    configured = {
+        one.__name__: names
+        for one in (model, *all_parts(model))
+        if (names := [name for name in _CONFIGURED if one.model_config.get(name)])
+    }
+    if configured:
+        said += msgspec.json.encode(configured, order="sorted")
+    return blake2b(said, digest_size=16).digest()
 
 
 _BOUNDS = ("ge", "gt", "le", "lt", "multiple_of", "max_digits", "decimal_places")
@@ -304,10 +319,14 @@ _UNSAID = {
     "timedelta": _BOUNDS,
     "decimal": ("allow_inf_nan", *_BOUNDS),
     "float": ("allow_inf_nan",),
-    "str": ("strip_whitespace", "to_lower", "to_upper"),
+    "str": ("strip_whitespace", "to_lower", "to_upper", "ascii_only"),
     "model-field": ("validation_alias",),
 }
 """What a pydantic core schema says of a type, and a JSON schema does not"""
+
+
+_CONFIGURED = ("allow_inf_nan", "str_strip_whitespace", "str_to_lower", "str_to_upper")
+"""What a class's configuration says of all its fields, likewise"""
 
 
 class _WithAllSaid(GenerateJsonSchema):

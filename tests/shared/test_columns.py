@@ -16,7 +16,7 @@ import pydantic
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from pydantic import Field, create_model
+from pydantic import Field, StringConstraints, create_model
 
 from solewriter.shared.columns import NO_INT, Column, column_of, from_us, text_hash, to_us
 from solewriter.shared.config import MEMORY_VERSION
@@ -82,6 +82,13 @@ def cell_of(annotation, value):
         (pydantic.AwareDatetime, "q", "time", ()),
         (str, "Q", "str", ()),
         (Name, "Q", "str", ()),
+        (Annotated[Name, StringConstraints(to_lower=True, max_length=9)], "Q", "str", ("to_lower",)),
+        (
+            Annotated[str, StringConstraints(to_upper=True, strip_whitespace=True)],
+            "Q",
+            "str",
+            ("strip_whitespace", "to_upper"),
+        ),
         (Annotated[int, Field(ge=0)], "q", "int", ()),
     ],
 )

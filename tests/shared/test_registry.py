@@ -20,7 +20,15 @@ import pydantic
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from pydantic import AfterValidator, ConfigDict, Field, create_model, field_validator, model_validator
+from pydantic import (
+    AfterValidator,
+    ConfigDict,
+    Field,
+    StringConstraints,
+    create_model,
+    field_validator,
+    model_validator,
+)
 from pydantic_core import core_schema
 
 from solewriter.shared.columns import NO_INT, text_hash, to_us, unpacked
@@ -1283,6 +1291,15 @@ def test_what_a_class_here_has_other_than_the_engines_is_told_field_by_field(fie
     ours = schema(fields, columns)
     assert theirs.digest() != ours.digest()
     assert differences(learned(theirs), ours, {"id", "version", *fields}) == told
+
+
+def test_a_class_here_that_makes_other_texts_than_the_engines_is_told():
+    there, here = (
+        Kind(create_model("Doc", __base__=Entity, __cls_kwargs__={"columns": ("name",)}, name=(annotation, "")))
+        for annotation in (str, Annotated[str, StringConstraints(to_lower=True)])
+    )
+    told = differences(learned(there.schema), here.schema, here.model.model_fields.keys())
+    assert told == "name is text as it is given there, made by to_lower here"
 
 
 def test_of_two_classes_that_have_hardly_anything_in_common_some_of_it_is_told():

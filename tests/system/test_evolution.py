@@ -21,6 +21,7 @@ from pydantic import (
     ConfigDict,
     Field,
     NaiveDatetime,
+    StringConstraints,
     ValidationInfo,
     computed_field,
     field_serializer,
@@ -323,6 +324,56 @@ def test_columns_of_what_is_read_otherwise_now_are_the_same_wherever_they_come_f
         check(reader.at(past), [9, 8, 7, 6])
 
 
+class Shouted(Entity, kind="Doc", columns=("note",)):
+    note: str | None = None
+    n: int = 0
+
+
+class Lowered(Entity, kind="Doc", columns=("note",)):
+    note: Annotated[str, StringConstraints(to_lower=True, strip_whitespace=True)] | None = None
+    n: int = 0
+
+
+class AllLowered(Entity, kind="Doc", columns=("note",)):
+    model_config = ConfigDict(str_to_lower=True, str_strip_whitespace=True)
+
+    note: str | None = None
+    n: int = 0
+
+
+@pytest.mark.parametrize("cls", [Lowered, AllLowered])
+def test_texts_of_which_a_newer_class_makes_others_are_found_by_those(state, start_engine, cls):
+    """In memory, beside a writer, at an earlier revision, without the class, and without an engine."""
+
+    def check(snap, *more):
+        for kind in (cls, "Doc"):
+            assert snap.ids(kind, {"note": "loud"}) == ["d0", "d1", *more]
+            assert snap.count(kind, {"note": " LOUD"}) == 0
+            assert snap.count_by(kind, "note") == {None: 1, "loud": 2 + len(more)}
+            assert snap.columns(kind)["note"].tolist() == ["loud", "loud", None, *["loud" for _ in more]]
+        assert snap.get(cls, "d0").note == "loud"
+
+    engine = start_engine(state, models=[Shouted])
+    with connect(state) as client, open_reader(state) as reader:
+        for number in range(3):
+            client.create(Shouted(id=f"d{number}", note=" LOUD" if number < 2 else None))
+        past = reader.revision
+        engine.register(cls)
+        before = reader.snapshot()
+        check(before)
+        client.update(cls.ref("d1"), n=1)
+        check(before)
+        client.create(cls(id="d3", note="Loud "))
+        check(reader.snapshot(), "d3")
+        check(reader.at(past))
+    engine.stop()
+    with open_reader(state, offline=True) as reader:
+        check(reader.snapshot(), "d3")
+    start_engine(state, models=[cls])
+    with open_reader(state) as reader:
+        check(reader.snapshot(), "d3")
+
+
 class Texted(Entity, kind="Doc", columns=("size",)):
     size: str = "0"
 
@@ -567,6 +618,24 @@ class ZonedReview(Entity, kind="Review"):
     at: AwareDatetime
 
 
+class EndlessReview(Entity, kind="Review"):
+    model_config = ConfigDict(allow_inf_nan=True)
+
+    answer: Json = None
+    pages: int
+    remark: Remark
+    at: NaiveDatetime
+    weight: float = 0.0
+
+
+class EndingReview(Entity, kind="Review"):
+    answer: Json = None
+    pages: int
+    remark: Remark
+    at: NaiveDatetime
+    weight: float = 0.0
+
+
 ShortRemark.__name__ = ShortRemark.__qualname__ = "Remark"
 
 
@@ -581,6 +650,16 @@ def test_a_class_that_takes_less_beside_plain_data_is_refused_by_the_field(state
     engine.stop()
     with pytest.raises(EngineStartFailed, match=field):
         start_engine(state, models=[cls])
+
+
+def test_a_class_that_takes_less_by_its_configuration_is_refused_by_the_field(state, start_engine):
+    engine = start_engine(state, models=[EndlessReview])
+    with connect(state) as client:
+        made = EndlessReview(pages=3, remark=Remark(text="good"), at=NOW.replace(tzinfo=None), weight=float("inf"))
+        stored = client.create(made)
+        with pytest.raises(SchemaMismatch, match="weight"):
+            engine.register(EndingReview)
+        assert client.update(stored, pages=4).weight == float("inf"), "the class before goes on"
 
 
 @pytest.mark.parametrize("cls", [Strictest, StrictRule, StrictlyConcerned])
