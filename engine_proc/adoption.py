@@ -111,6 +111,9 @@ def _takes_other_code(known: KindState, kind: Kind) -> bool:
 def _check_fits(state: State, kind: Kind, found: record.Content) -> None:
     try:
         made = state.read_anew(kind, found)
+        if made.id != found.key:
+            problem = f"id: is made {made.id!r:.300} when it is read, by which it could not be found"
+            raise SchemaMismatch(f"{kind.name} {found.key!r} does not fit its class: {problem}", kind=kind.name)
         stored, _ = state.cut_made(kind, found, made)
         _check_reads_alike(state, kind, found)
         if kind.recasts and any(value is None for value in stored.values()):

@@ -374,6 +374,16 @@ def test_texts_of_which_a_newer_class_makes_others_are_found_by_those(state, sta
         check(reader.snapshot(), "d3")
 
 
+def test_a_class_that_would_read_an_id_as_another_one_is_refused(state, start_engine):
+    engine = start_engine(state, models=[Shouted])
+    with connect(state) as client:
+        client.create(Shouted(id="d0", note="n"))
+        client.create(Shouted(id="D1", note="n"))
+        with pytest.raises(SchemaMismatch, match=r"Doc 'D1'.*id: is made 'd1'.*revision 2"):
+            engine.register(AllLowered)
+        assert client.update(Shouted.ref("D1"), n=1).id == "D1", "the class before goes on"
+
+
 class Texted(Entity, kind="Doc", columns=("size",)):
     size: str = "0"
 
