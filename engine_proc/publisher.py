@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
-from solewriter.engine_proc.reclaim import Dropped, Reclaimer
+from solewriter.engine_proc.reclaim import Dropped, Reclaimer, Usage
 from solewriter.engine_proc.recovery.restoring import Restoring
 from solewriter.shared import failpoint
 from solewriter.shared.checkpoint import Checkpoint
@@ -68,12 +68,15 @@ class Publisher:
         self._generations = 0  # of all tables
         root = self._make(ROOT_BYTES, "root")
         self.root = RootWriter(root, epoch, pid, start_time, durability)
+        self.usage = Usage()
         self.heap = HeapWriter(
-            lambda number, size, spare: Segment.create(self._path("heap", number), size, spare), limits, beside
+            lambda number, size, spare: Segment.create(self._path("heap", number), size, spare),
+            limits,
+            beside,
+            live_bytes=self.usage.live,
+            has_free=lambda size: has_free(self._folder, size),
         )
-        self.reclaimer = Reclaimer(self.heap, limits, self._tables)
-        self.heap.live_bytes = lambda: self.reclaimer.live
-        self.heap.has_free = lambda size: has_free(self._folder, size)
+        self.reclaimer = Reclaimer(self.heap, self.usage, limits, self._tables)
         self._log = RevisionLogWriter(lambda number, size: self._make(size, "revlog", number))
 
     def _make(self, size: int, *parts: object) -> Segment:
@@ -192,7 +195,7 @@ class Publisher:
         tail = self.heap.tail
         self.root.move_tail(tail)
         failpoint.reach("publish.tail-moved")
-        self.reclaimer.installed(installed)
+        self.usage.installed(installed)
         for one in installed:
             self._tables[one.kind].install(one.slot, one.address, one.cells, one.alive)
             if one.new_key is not None:
@@ -303,8 +306,8 @@ class Publisher:
             deleted = flags & Flags.DELETE
             sizes[deleted] += padded(length)
             count[deleted] += 1
-        self.reclaimer.overtaken(sizes[False], True)
-        self.reclaimer.overtaken(sizes[True], False)
+        self.usage.overtaken(sizes[False], True)
+        self.usage.overtaken(sizes[True], False)
         return count[False]
 
     def install_recovered(self, one: Installed) -> None:
@@ -315,7 +318,7 @@ class Publisher:
             self._tables[one.kind].reserve(one.slot + 1)
             self._indexes[one.kind].reserve([hashed])
             self._indexes[one.kind].insert(hashed, one.slot)
-        self.reclaimer.installed([one])
+        self.usage.installed([one])
         self._tables[one.kind].install(one.slot, one.address, one.cells, one.alive)
 
     def note_recovered(self, revision: int) -> None:

@@ -13,7 +13,8 @@ from __future__ import annotations
 import os
 import struct
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 from zlib_ng.zlib_ng import crc32
@@ -74,35 +75,14 @@ class Condemned(NamedTuple):
     expired: float | None = None  # since when readers are told that it is not readable
 
 
-class Reclaimer:
-    """Counts what is dead, and moves what is live. `tables`, of all kinds, tell a slot's newest record."""
+class Usage:
+    """Bytes of the heap's records: how many are used, and how many of these live; the others are dead."""
 
-    def __init__(self, heap: HeapWriter, limits: Limits, tables: Sequence[TableWriter]) -> None:
-        self._heap = heap
-        self._tables = tables
-        self._age_max_s = limits.snapshot_age_max_s
-        self._used = 0  # bytes of all records in the heap
-        self._live = 0  # of those that are their slots' newest, and no tombstones
-        self._tombstones = 0  # of those that are tombstones
-        self.keeps_tombstones = False  # moves them as well
-        self._cursor = address_of(heap.first, START)
-        self._moving = False
-        self.looked = 0  # bytes of records, so far
-        self._newest_revision = 0  # met in the segment that is being emptied
-        self.condemned: list[Condemned] = []
-        self.oldest = 0  # the oldest revision of which, and behind which, all records are in memory
-        self.whole = 0  # the oldest revision of which all entities are
-
-    def resume(self, revision: int, live: int, tombstones: int) -> None:
-        """Count on from a checkpoint that was put back: nothing in it is dead, and nothing is older."""
-        self._used, self._live, self._tombstones = live + tombstones, live, tombstones
-        self.begin_behind(revision)
-
-    def begin_behind(self, revision: int) -> None:
-        """During recovery: of what was overtaken up to this revision, memory has nothing."""
-        self.oldest, self.whole = revision + 1, revision
-
-    # --- counting ----------------------------------------------------------------------------------------------------
+    def __init__(self) -> None:
+        self.used = 0  # by all records in the heap
+        self._live = 0  # by those that are their slots' newest, and no tombstones
+        self.tombstones = 0  # by those that are tombstones
+        self.keeps_tombstones = False  # they are moved as well
 
     def installed(self, records: Iterable[Installed]) -> None:
         """These become their slots' newest. What a request overtakes itself is dead from the start, but its bytes were
@@ -119,43 +99,73 @@ class Reclaimer:
                 live -= one.overtaken
             else:
                 tombstones -= one.overtaken
-        self._used += used
+        self.used += used
         self._live += live
-        self._tombstones += tombstones
+        self.tombstones += tombstones
 
     def add(self, live: int, tombstones: int) -> None:
         """During recovery: so many bytes of records that are their slots' newest."""
-        self._used += live + tombstones
+        self.used += live + tombstones
         self._live += live
-        self._tombstones += tombstones
+        self.tombstones += tombstones
 
     def overtaken(self, size: int, alive: bool) -> None:
         """A record is its slot's newest no more."""
         if alive:
             self._live -= size
         else:
-            self._tombstones -= size
+            self.tombstones -= size
 
-    @property
     def live(self) -> int:
-        """Bytes of the records that are moved: their slots' newest."""
-        return self._live + (self._tombstones if self.keeps_tombstones else 0)
+        """Of the records that are moved: their slots' newest."""
+        return self._live + (self.tombstones if self.keeps_tombstones else 0)
+
+
+class Reclaimer:
+    """Moves what is live where most is dead. `tables`, of all kinds, tell a slot's newest record."""
+
+    def __init__(self, heap: HeapWriter, usage: Usage, limits: Limits, tables: Sequence[TableWriter]) -> None:
+        self._heap = heap
+        self._usage = usage
+        self._tables = tables
+        self._age_max_s = limits.snapshot_age_max_s
+        self._cursor = address_of(heap.first, START)
+        self._moving = False
+        self.looked = 0  # bytes of records, so far
+        self._newest_revision = 0  # met in the segment that is being emptied
+        self.condemned: list[Condemned] = []
+        self.oldest = 0  # the oldest revision of which, and behind which, all records are in memory
+        self.whole = 0  # the oldest revision of which all entities are
+
+    def begin_behind(self, revision: int) -> None:
+        """During recovery: of what was overtaken up to this revision, memory has nothing."""
+        self.oldest, self.whole = revision + 1, revision
+
+    @contextmanager
+    def keeping_tombstones(self) -> Iterator[None]:
+        """During recovery: what was forgotten when says the journal."""
+        self._usage.keeps_tombstones = True
+        try:
+            yield
+        finally:
+            self._usage.keeps_tombstones = False
+
+    # --- moving ------------------------------------------------------------------------------------------------------
 
     @property
     def due(self) -> bool:
         """Whether there is something to do: a segment is being emptied, or most of the heap is dead. Where memory is
         short a tenth of it is enough, but not while what was emptied last is held by readers: the copies need room.
         """
-        live, heap = self.live, self._heap
+        heap, usage = self._heap, self._usage
         if self._moving or heap.first == heap.last:
             return self._moving
+        used, live = usage.used, usage.live()
         if heap.short and not self.condemned:
             if heap.spent:
-                return self._used > live + heap.spent // (2 * HEAP_LAST_SHARE)
-            return self._used > RECLAIM_SHORT_ABOVE * live
-        return self._used > RECLAIM_ABOVE * live + min(live, RECLAIM_SPARE)
-
-    # --- moving ------------------------------------------------------------------------------------------------------
+                return used > live + heap.spent // (2 * HEAP_LAST_SHARE)
+            return used > RECLAIM_SHORT_ABOVE * live
+        return used > RECLAIM_ABOVE * live + min(live, RECLAIM_SPARE)
 
     def move(self, budget: int) -> tuple[list[Moved], list[Dropped]]:
         """Copy live records of the oldest segment behind the tail, until so many of its bytes were looked at. Their
@@ -164,7 +174,7 @@ class Reclaimer:
         self._moving = True
         moved: list[Moved] = []
         dropped: list[Dropped] = []
-        heap, tables = self._heap, self._tables
+        heap, tables, usage = self._heap, self._tables, self._usage
         took_all, heap.takes_all = heap.takes_all, True
         segment, number = heap.segments[heap.first], heap.first << 32
         first = place = self._cursor & OFFSET_MASK
@@ -178,9 +188,9 @@ class Reclaimer:
                 break
             size = padded(length)
             if tables[kind].head(slot) == number | place:
-                if flags & Flags.DELETE and not self.keeps_tombstones:
+                if flags & Flags.DELETE and not usage.keeps_tombstones:
                     dropped.append(self.drop(kind, slot))
-                    self._used -= size
+                    usage.used -= size
                 else:
                     body = segment.map[place + PREFIX_BYTES : place + PREFIX_BYTES + length]
                     if not flags & Flags.RELOCATED:
@@ -191,7 +201,7 @@ class Reclaimer:
                         self._cursor = number | place  # goes on from here when there is room
                         break
             else:
-                self._used -= size
+                usage.used -= size
             if revision > newest_revision and not flags & Flags.RELOCATED:
                 newest_revision = revision
             place += size
@@ -206,7 +216,7 @@ class Reclaimer:
         """A slot's newest record, a tombstone, counts for nothing from now on."""
         address = self._tables[kind].head(slot)
         buffer, body = self._heap.segments[address >> 32].bytes, (address & OFFSET_MASK) + PREFIX_BYTES
-        self._tombstones -= padded(record.length_at(buffer, body))
+        self._usage.tombstones -= padded(record.length_at(buffer, body))
         version, revision = record.version_at(buffer, body), record.revision_at(buffer, body)
         return Dropped(kind, slot, record.key_at(buffer, body), version, revision)
 

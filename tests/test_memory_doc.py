@@ -168,7 +168,13 @@ def test_a_root_of_the_ring_lies_where_the_page_says(root: RootWriter) -> None:
 def heap(make: Callable[[int, int], Segment]) -> Iterator[HeapWriter]:
     small = Limits(heap_segment_bytes_first=4 * KIB, heap_segment_bytes_max=4 * KIB)
     with ThreadPoolExecutor(1) as beside:
-        writer = HeapWriter(lambda number, size, _: make(number, size), small, beside)
+        writer = HeapWriter(
+            lambda number, size, _: make(number, size),
+            small,
+            beside,
+            live_bytes=lambda: 0,
+            has_free=lambda size: True,
+        )
         yield writer
         beside.submit(lambda: None).result()
 

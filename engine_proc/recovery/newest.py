@@ -183,7 +183,7 @@ class NewestRecords:
         table.fill_all(list(compress(piece.slots, piece.alive)), piece.blocks)
         size = sum(map(padded, map(len, piece.bodies)))
         dead = sum([padded(len(body)) for body in compress(piece.bodies, map(not_, piece.alive))])
-        publisher.reclaimer.add(size - dead, dead)
+        publisher.usage.add(size - dead, dead)
         kind.alive += len(piece.blocks)
 
     def _cutter(self, newest: _Newest) -> Callable[[Sequence[int]], _Piece]:

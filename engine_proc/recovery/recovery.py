@@ -77,9 +77,8 @@ class Recovery:
                     checkpoint, first = ending.enter_context(self._opened(name)), name.entry + 1
                     self._restoring = ending.enter_context(self._publisher.restore(checkpoint))
                     self._state.restore(checkpoint)
-            self._publisher.reclaimer.keeps_tombstones = True  # what was forgotten when says the journal
-            self._replay(first)
-            self._publisher.reclaimer.keeps_tombstones = False
+            with self._publisher.reclaimer.keeping_tombstones():
+                self._replay(first)
         if self.life is not None and self.life.boot != lives.boot_id():
             self._state.coordination.leases.begin_anew(time.monotonic_ns() // 1000)
             self._sessions.begin_anew()

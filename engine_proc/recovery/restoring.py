@@ -83,7 +83,8 @@ class Restoring:
         for image, (table, index), chunks, arena in self._kinds:
             table.restore([made.mapped() for made in chunks])
             index.restore(image.index.counts, image.index.used, [made.mapped() for made in arena])
-        publisher.reclaimer.resume(directory.revision, directory.live_bytes, directory.tombstone_bytes)
+        publisher.usage.add(directory.live_bytes, directory.tombstone_bytes)
+        publisher.reclaimer.begin_behind(directory.revision)
         publisher.note_recovered(directory.revision)
 
     def __enter__(self) -> Self:

@@ -53,15 +53,23 @@ class HeapWriter:
     is free again. While there is but one segment nothing can be copied, and a small one is spared (`_spared`).
     """
 
-    def __init__(self, make: Callable[[int, int, int], Segment], limits: Limits, beside: Executor) -> None:
+    def __init__(
+        self,
+        make: Callable[[int, int, int], Segment],
+        limits: Limits,
+        beside: Executor,
+        *,
+        live_bytes: Callable[[], int],  # of all records that are their slots' newest
+        has_free: Callable[[int], bool],  # so many bytes of memory
+    ) -> None:
         self._make = make  # (segment number, bytes, those that have to stay free besides) -> segment
         self._next = Successor(self._make_sparing, beside)
         self.takes_all = True  # of the memory that there is: whoever starts does, too
         self.short = False  # of memory: there is no room for the next segment
         self._bytes_max = limits.heap_segment_bytes_max
         self._bytes_first = limits.heap_segment_bytes_first
-        self.live_bytes: Callable[[], int] = lambda: 0  # of all records that are their slots' newest
-        self.has_free: Callable[[int], bool] = lambda size: True  # so many bytes of memory
+        self._live_bytes = live_bytes
+        self._has_free = has_free
         self.segments: dict[int, Segment] = {}
         self.first = 1
         self._number = 0
@@ -180,7 +188,7 @@ class HeapWriter:
         self._map = self.segments[self._number].map
 
     def _grown(self) -> int:
-        return min(max(self._bytes_first, self.live_bytes() // HEAP_SEGMENT_SHARE), self._bytes_max)
+        return min(max(self._bytes_first, self._live_bytes() // HEAP_SEGMENT_SHARE), self._bytes_max)
 
     def _make_room(self, needed: int) -> None:
         """Beyond what is everybody's: in another segment, or of what was spared."""
@@ -190,7 +198,7 @@ class HeapWriter:
             return
         if self.takes_all:
             self._room = self._offset + needed
-        elif self.has_free(self._spared(self._grown())):
+        elif self._has_free(self._spared(self._grown())):
             self._room = self._size
         else:
             self.short = True

@@ -193,11 +193,8 @@ def living(server):
 
 
 def everything(server):
-    state, reclaimer, sessions = server.state, server.publisher.reclaimer, server.sessions
-    alive = reclaimer.live
-    reclaimer.keeps_tombstones = True
-    counted = alive, reclaimer.live - alive
-    reclaimer.keeps_tombstones = False
+    state, usage, sessions = server.state, server.publisher.usage, server.sessions
+    counted = usage.live(), usage.tombstones
     private = sessions.states(), sessions.request_ids(), sessions.forgotten
     return state.revision, counted, private, state.schemas, [of_kind(server, kind) for kind in state.kinds]
 

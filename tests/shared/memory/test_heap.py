@@ -42,9 +42,15 @@ class Heap:
         self.beside = ThreadPoolExecutor(1)
         self.room = True
         self.free = 1 << 40  # bytes
-        self.writer = HeapWriter(self.make, limits, self.beside)
-        self.writer.has_free = lambda size: self.free >= size
         self.records = []
+        self.live_bytes = 0
+        self.writer = HeapWriter(
+            self.make,
+            limits,
+            self.beside,
+            live_bytes=lambda: self.live_bytes,
+            has_free=lambda size: self.free >= size,
+        )
 
     def make(self, number, size, spare):
         if not self.room or self.free < size + spare:
@@ -234,9 +240,9 @@ def test_a_record_larger_than_any_segment_gets_one_of_its_own(heap):
 
 
 def test_segments_grow_with_what_is_live_to_their_maximum(heap):
-    heap.writer.live_bytes = lambda: sum(len(body) for _, body, _, _ in heap.records)
     while heap.writer.segments[heap.writer.last].size < 16 * KIB:
         heap.append(b"x" * 1_000)
+        heap.live_bytes += 1_000
     sizes = [heap.writer.segments[number].size // KIB for number in range(1, heap.writer.last + 1)]
     assert sizes == sorted(sizes)
     assert (sizes[0], sizes[-1]) == (4, 16)
