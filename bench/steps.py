@@ -23,7 +23,7 @@ from solewriter.engine_proc.bridge import Bridge, LaneEnd
 from solewriter.engine_proc.engine import SingleWriter
 from solewriter.engine_proc.owner.orders import Orders
 from solewriter.engine_proc.process import Durability
-from solewriter.engine_proc.server import Server
+from solewriter.engine_proc.start import Epoch, Start
 from solewriter.engine_proc.turn import Turn
 from solewriter.shared import wire, wirecheck, wireform
 from solewriter.shared.config import FRAME_REQUESTS_MAX, READ_BYTES, Limits
@@ -42,22 +42,22 @@ TIME_US = 1_700_000_000_000_000
 class Steps:
     """A turn's steps, in their order: `frame`, `decoded`, `decided`, `committed`, `merged`, `replied`."""
 
-    def __init__(self, server: Server, loop: asyncio.AbstractEventLoop, tasks: int) -> None:
-        self.limits = server.limits
+    def __init__(self, epoch: Epoch, loop: asyncio.AbstractEventLoop, tasks: int) -> None:
+        self.limits = epoch.limits
         self._loop = loop
-        self._server = server
-        bridge = Bridge(loop, self.limits, server.life.epoch, print)
+        self._epoch = epoch
+        bridge = Bridge(loop, self.limits, epoch.life.epoch, print)
         self.writer = SingleWriter(
-            server.state, server.sessions, server.journal, server.publisher, bridge, self.limits, server.lock.check,
+            epoch.state, epoch.sessions, epoch.journal, epoch.publisher, bridge, self.limits, epoch.lock.check,
             None,
         )  # fmt: skip
-        session = server.sessions.take(SessionChange(SESSION, "bench", "bench", 1, -1))
+        session = epoch.sessions.take(SessionChange(SESSION, "bench", "bench", 1, -1))
         requests, replies = os.pipe(), os.pipe()
         self.lane = LaneEnd(bridge, session, 0, (requests[0], replies[1]), -1)
         self._ours = requests[1], replies[0]
         self.sent = b""  # to the agent, by the last turn
         self._frame = 0
-        self._registry = server.state.registry
+        self._registry = epoch.state.registry
         self._dice = random.Random(7)
         self._versions = [0] * tasks
         for first in range(0, tasks, FRAME_REQUESTS_MAX):
@@ -91,7 +91,7 @@ class Steps:
         return requests
 
     def decided(self, requests: list[Any]) -> Turn:
-        turn = Turn(self.writer.state, self._server.publisher.heap.tail, TIME_US + self._frame)
+        turn = Turn(self.writer.state, self._epoch.publisher.heap.tail, TIME_US + self._frame)
         turn.uptime_us = time.monotonic_ns() // 1000
         self.writer.state.coordination.begin(turn)
         self.writer._intake.put(requests)
@@ -103,7 +103,7 @@ class Steps:
 
     def committed(self, turn: Turn) -> Turn:
         """The entry packed and written, at the engine's durability; nothing is visible yet."""
-        journal, publisher = self._server.journal, self._server.publisher
+        journal, publisher = self._epoch.journal, self._epoch.publisher
         publisher.reserve(turn.slots(), turn.new_keys)
         journal.append(turn.revision, turn.now_us, turn.bodies, turn.private())
         self._loop.run_until_complete(journal.commit(durable=True))
@@ -136,14 +136,13 @@ def steps(folder: Path, durability: Durability = "process", tasks: int = 10_000)
     """An engine in this process with so many tasks."""
     folder.mkdir(exist_ok=True)
     loop = uvloop.new_event_loop()
-    server = Server(Orders(str(folder), durability, LIMITS, 0, [], NO_MODELS))
+    epoch = Start(Orders(str(folder), durability, LIMITS, 0, [], NO_MODELS)).recover()
     try:
-        server.recover()
-        made = Steps(server, loop, tasks)
+        made = Steps(epoch, loop, tasks)
         try:
             yield made
         finally:
             made.close()
     finally:
-        server.close()
+        epoch.close()
         loop.close()

@@ -6,8 +6,9 @@ import errno
 import gc
 import os
 import resource
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Executor, ThreadPoolExecutor
 from pathlib import Path
+from typing import NamedTuple
 
 from solewriter.shared.config import BACKLOG, DESCRIPTORS_EACH, DESCRIPTORS_KEPT, KIB
 
@@ -50,9 +51,21 @@ def check_descriptors_left(agents: int, wanted: int = 0) -> None:
         raise OSError(errno.EMFILE, f"too many open files: all but {kept}, which are for the engine")
 
 
+class Threads(NamedTuple):
+    """For what is done beside the loop, one thread for each."""
+
+    journal: Executor
+    checkpoints: Executor  # it waits for those who make them
+    memory: Executor  # a turn may wait for it, and not for zeros on disk
+
+
+def threads_beside() -> Threads:
+    return Threads(thread_beside("ahead"), thread_beside("checkpoint"), thread_beside("memory"))
+
+
 def thread_beside(name: str) -> ThreadPoolExecutor:
-    """One thread for what is done beside the loop. It begins now: where agents take all that a user may have, there is
-    none to be had by the time when it is needed, which may be behind a commit.
+    """It begins now: where agents take all that a user may have, there is none to be had by the time when it is needed,
+    which may be behind a commit.
     """
     made = ThreadPoolExecutor(1, name)
     made.submit(int)

@@ -43,7 +43,7 @@ MAY_IMPORT = {
 ONLY_IN: dict[str, tuple[str, ...]] = {
     "pickle": ("shared/wire.py",),  # requests, and it refuses every global
     "_pickle": ("shared/wire.py",),
-    "cloudpickle": ("engine_proc/owner/pickled.py", "engine_proc/server.py"),  # models, from the owner's own pipe
+    "cloudpickle": ("engine_proc/owner/pickled.py",),  # models, from the owner's own pipe
     "mmap": ("shared/memory/segment.py", "shared/memory/futex.py"),
     "multiprocessing.shared_memory": (),  # its resource tracker unlinks live segments (cpython#82300)
 }

@@ -53,6 +53,12 @@ def pickled(models: Sequence[type[Entity]]) -> bytes:
                 cloudpickle.unregister_pickle_by_value(module)
 
 
+def unpickled(models: bytes) -> list[type[Entity]]:
+    """The same in the engine: this runs the owner's code."""
+    found: list[type[Entity]] = cloudpickle.loads(models)
+    return found
+
+
 class _Pickler(cloudpickle.Pickler):  # type: ignore[misc]  # it has no types
     """Sends the names that a script gives to types by value as well: cloudpickle does that for its classes alone. And
     each class's own name of its kind, which it takes for inherited where a base has the same. And cached properties.

@@ -39,14 +39,15 @@ from solewriter import Limits
 from solewriter.engine_proc import filejournal as journals
 from solewriter.engine_proc import reclaim
 from solewriter.engine_proc.between import Finished, Settled
-from solewriter.engine_proc.bridge import Bridge
 from solewriter.engine_proc.checkpoint import make
-from solewriter.engine_proc.engine import SingleWriter
 from solewriter.engine_proc.owner.orders import Orders
+from solewriter.engine_proc.publisher import Publisher
 from solewriter.engine_proc.server import Server
+from solewriter.engine_proc.start import Start
+from solewriter.engine_proc.tuning import Threads
 from solewriter.shared import failpoint, handshake, wire
 from solewriter.shared.config import DEFAULT_LIMITS, KIB, WIRE_VERSION
-from solewriter.shared.folder import StateFolder
+from solewriter.shared.folder import StateFolder, Whereabouts
 from solewriter.shared.handshake import Hello, Welcome
 from solewriter.shared.lane import Lane
 from solewriter.shared.memory.view import View
@@ -115,6 +116,16 @@ def descriptors() -> dict[int, str]:
     return found
 
 
+class Starting(Start):
+    """One that may be killed: what there is of its memory by then."""
+
+    memory: Publisher | None = None
+
+    def _make_memory(self, own: Whereabouts) -> Publisher:
+        self.memory = super()._make_memory(own)
+        return self.memory
+
+
 class LocalEngine:
     """One life of an engine: it has recovered and listens. Raises Killed when it died in recovery."""
 
@@ -127,30 +138,23 @@ class LocalEngine:
         self.loop.set_exception_handler(self._failed)
         self.read()  # a loop opens what it needs when it runs
         self._before = descriptors().items()
-        self.server = Server(Orders(str(state), durability, limits, 0, [], NO_MODELS))
-        for name in ("beside", "growing"):  # a thread would finish when chance wants it
-            getattr(self.server, name).shutdown()
-            setattr(self.server, name, AtOnce())
+        orders = Orders(str(state), durability, limits, 0, [], NO_MODELS)
+        self._start = Starting(orders, Threads(AtOnce(), AtOnce(), AtOnce()))
         try:
-            self.server.recover()
+            epoch = self._start.recover()
         except BaseException:
             self.kill(theirs)
             raise
-        parts = self.server
-        if isinstance(parts.journal, journals.FileJournal):
-            parts.journal._syncer.shutdown()
-            parts.journal._syncer = AtOnce()
-        self.bridge = Bridge(self.loop, limits, parts.life.epoch, lambda text: None)
-        parts.maker, parts.waiter = make, AtOnce()  # type: ignore[assignment]
-        self.writer = SingleWriter(
-            parts.state, parts.sessions, parts.journal, parts.publisher, self.bridge, limits, parts.lock.check,
-            parts.checkpoints(),
-        )  # fmt: skip
-        listening = Listening(fileno=parts.folder.bound_socket().detach())
+        if isinstance(epoch.journal, journals.FileJournal):
+            epoch.journal._syncer.shutdown()
+            epoch.journal._syncer = AtOnce()
+        self.server = Server(epoch._replace(maker=make), self.loop)
+        self.bridge, self.writer = self.server.bridge, self.server.writer
+        listening = Listening(fileno=epoch.folder.bound_socket().detach())
         listening.accepted = self._sockets
         self.bridge.listen(listening, self.writer.gone)
         self._sockets.append(listening)
-        where = parts.folder.whereabouts()
+        where = epoch.folder.whereabouts()
         self.prefix = where.prefix
         self.view = View(where.memory_dir, where.prefix)
 
@@ -206,19 +210,19 @@ class LocalEngine:
         self.loop.close()
         for fd in self.held(theirs, "pipe:", "anon_inode:[pidfd]", self._folder):
             os.close(fd)
-        if (publisher := getattr(self.server, "publisher", None)) is not None:  # it came so far
-            reclaimer = publisher.reclaimer
+        if self._start.memory is not None:  # it came so far
+            reclaimer = self._start.memory.reclaimer
             condemned, reclaimer.condemned = reclaimer.condemned, []
             for one in condemned:
                 os.close(one.fd)
 
     def stop(self, theirs: set[int]) -> None:
         """A clean end, as a drained process comes to it."""
-        self.loop.run_until_complete(self.server._end_life())
+        self.loop.run_until_complete(self.server.end_life())
         self.bridge.stop_listening()
         self.bridge.close()
         self.read()
-        self.server.close()
+        self.server.epoch.close()
         self.kill(theirs)
 
 

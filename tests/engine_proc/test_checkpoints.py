@@ -23,7 +23,8 @@ from solewriter.engine_proc.lock import Lock
 from solewriter.engine_proc.maker import NotMade
 from solewriter.engine_proc.owner.orders import Orders
 from solewriter.engine_proc.owner.pickled import pickled
-from solewriter.engine_proc.server import Server
+from solewriter.engine_proc.server import checkpoints_of
+from solewriter.engine_proc.start import Start
 from solewriter.shared.aside import aside_path
 from solewriter.shared.chain import first_entry_of, first_of, journal_files
 from solewriter.shared.checkpoint import CheckpointWriter, Directory, checkpoint_files, checkpoint_path
@@ -159,15 +160,14 @@ def test_a_start_does_not_take_what_is_journaled_behind_a_checkpoint_for_growth(
     engine.stop()
     memory.mkdir()
     limits = msgspec.structs.replace(few, memory_dir=str(memory))
-    server = Server(Orders(str(state), "process", limits, 0, [], pickled([])))
+    epoch = Start(Orders(str(state), "process", limits, 0, [], pickled([]))).recover()
     try:
-        server.recover()
-        assert server.journal.length > taken
-        assert not server.checkpoints().due
+        assert epoch.journal.length > taken
+        assert not checkpoints_of(epoch).due
     finally:
-        server.close()
-        server.waiter.shutdown()
-        server.lock.release()
+        epoch.close()
+        epoch.threads.checkpoints.shutdown()
+        epoch.lock.release()
 
 
 def test_what_a_start_replayed_of_it_is_no_growth_either(held, journal):
@@ -201,24 +201,22 @@ def test_one_of_a_folder_that_was_moved_gets_no_name_among_the_files_that_are_th
     engine.stop()
     (tmp_path / "memory").mkdir()
     limits = msgspec.structs.replace(LIMITS, memory_dir=str(tmp_path / "memory"))
-    server = Server(Orders(str(state), "process", limits, 0, [], pickled([])))
-    server.maker = checkpoint.make
+    epoch = Start(Orders(str(state), "process", limits, 0, [], pickled([]))).recover()
 
     def still_owner():
         state.rename(moved)
         shutil.copytree(moved, state, ignore=shutil.ignore_patterns("*.sock"))
 
     try:
-        server.recover()
         with monkeypatch.context() as moving:
-            moving.setattr(server.lock, "check", still_owner)
-            server.checkpoints().begin(lambda made: None)
-            server.waiter.shutdown()
+            moving.setattr(epoch.lock, "check", still_owner)
+            checkpoints_of(epoch._replace(maker=checkpoint.make)).begin(lambda made: None)
+            epoch.threads.checkpoints.shutdown()
         assert (len(checkpoint_files(moved)), len(checkpoint_files(state))) == (1, 0)
         assert not [*moved.glob("*.tmp")]
     finally:
-        server.close()
-        server.lock.release()
+        epoch.close()
+        epoch.lock.release()
 
 
 def test_one_that_comes_late_is_made_at_everybodys_priority(held, journal):

@@ -187,7 +187,7 @@ def test_where_memory_is_full_it_and_what_follows_is_told_so_and_nothing_changed
     told: Told, monkeypatch: pytest.MonkeyPatch, interpreted: Any
 ) -> None:
     interpreted(SingleWriter)
-    heap, content = told.engine._server.publisher.heap, told.content()
+    heap, content = told.engine._epoch.publisher.heap, told.content()
 
     def full(*given: Any) -> Any:
         raise MemoryFull("no room")

@@ -15,9 +15,9 @@ from solewriter.engine_proc import reclaim
 from solewriter.engine_proc.owner.orders import Orders
 from solewriter.engine_proc.owner.pickled import pickled
 from solewriter.engine_proc.recovery.newest import NewestOutcomes, _beside_each_other
-from solewriter.engine_proc.server import Server
 from solewriter.engine_proc.session import recovered as as_recovered
 from solewriter.engine_proc.sessions import Sessions
+from solewriter.engine_proc.start import Start
 from solewriter.shared import entry as entries
 from solewriter.shared import record
 from solewriter.shared.chain import first_entry_of, journal_files
@@ -132,7 +132,7 @@ def behind_a_checkpoint(tmp_path_factory):
 
 @pytest.fixture
 def recovered(tmp_path, monkeypatch):
-    """`recovered(folder, models, **limits)`: a server that has recovered a copy, in memory that nothing leaves."""
+    """`recovered(folder, models, **limits)`: what a start makes of a copy, in memory that nothing leaves."""
     monkeypatch.setattr(reclaim, "RECLAIM_ABOVE", float("inf"))  # or more would be moved where more is dead
     made = []
 
@@ -141,32 +141,29 @@ def recovered(tmp_path, monkeypatch):
         shutil.copytree(folder, copy, ignore=shutil.ignore_patterns("*.sock"))
         memory.mkdir()
         limits = Limits(**WORKING, **limits, memory_dir=str(memory))
-        server = Server(Orders(str(copy), "process", limits, 0, [], pickled(models)))
-        made.append(server)
-        server.recover()
-        return server
+        epoch = Start(Orders(str(copy), "process", limits, 0, [], pickled(models))).recover()
+        made.append(epoch)
+        return epoch
 
     yield recover
-    for server in made:
-        server.close()
-        server.waiter.shutdown()
-        server.lock.release()
+    for epoch in made:
+        epoch.close()
+        epoch.threads.checkpoints.shutdown()
+        epoch.lock.release()
 
 
-def segments(server, *parts):
-    return lambda number: Segment.attach(
-        segment_path(server.limits.memory_dir, server.publisher.prefix, *parts, number)
-    )
+def segments(epoch, *parts):
+    return lambda number: Segment.attach(segment_path(epoch.limits.memory_dir, epoch.publisher.prefix, *parts, number))
 
 
-def of_kind(server, kind):
+def of_kind(epoch, kind):
     """All that is known of a kind: the parts that decide what is next, and every record with its cells."""
-    table = server.publisher.table(kind.code)
-    reader = TableReader(table.columns, segments(server, "table", kind.code, table.generation))
-    index = IndexReader(segments(server, "index", kind.code))
+    table = epoch.publisher.table(kind.code)
+    reader = TableReader(table.columns, segments(epoch, "table", kind.code, table.generation))
+    index = IndexReader(segments(epoch, "index", kind.code))
     records = {}
     for key, slot in kind.slots.items():
-        _, buffer, start = server.publisher.newest(kind.code, slot)
+        _, buffer, start = epoch.publisher.newest(kind.code, slot)
         found = record.unpack(buffer, start)
         assert found.key == key
         assert index.candidates(key_hash(key.encode())).count(slot) == 1
@@ -177,26 +174,26 @@ def of_kind(server, kind):
     return kind.slots, kind.places, list(kind.free), kind.alive, kind.forgotten, table.columns, records
 
 
-def walked(server):
+def walked(epoch):
     """What who walks all records finds: of each kind the keys whose last record is no tombstone."""
-    heap, last = server.publisher.heap, {}
+    heap, last = epoch.publisher.heap, {}
     for _, segment, place in walk(heap.segments.__getitem__, address_of(heap.first, START), heap.tail):
         found = record.unpack(segment.map, place + PREFIX_BYTES)
         last[found.kind, found.key] = not found.deleted
-    return [{key for (code, key), lives in last.items() if code == kind.code and lives} for kind in server.state.kinds]
+    return [{key for (code, key), lives in last.items() if code == kind.code and lives} for kind in epoch.state.kinds]
 
 
-def living(server):
+def living(epoch):
     """The same by the tables."""
-    of_kinds = [of_kind(server, kind)[-1].values() for kind in server.state.kinds]
+    of_kinds = [of_kind(epoch, kind)[-1].values() for kind in epoch.state.kinds]
     return [{found.key for found, _ in records if not found.deleted} for records in of_kinds]
 
 
-def everything(server):
-    state, usage, sessions = server.state, server.publisher.usage, server.sessions
+def everything(epoch):
+    state, usage, sessions = epoch.state, epoch.publisher.usage, epoch.sessions
     counted = usage.live(), usage.tombstones
     private = sessions.states(), sessions.request_ids(), sessions.forgotten
-    return state.revision, counted, private, state.schemas, [of_kind(server, kind) for kind in state.kinds]
+    return state.revision, counted, private, state.schemas, [of_kind(epoch, kind) for kind in state.kinds]
 
 
 def journaled(folder):
@@ -355,9 +352,9 @@ def test_who_walks_the_records_does_not_find_again_what_was_deleted_and_forgotte
 
     write_until(state, enough)
     for recent_bytes in (2**40, 1):
-        server = recovered(state, [Note], recent_bytes=recent_bytes)
-        assert walked(server) == living(server)
-        assert ("gone" in living(server)[server.state.named("Note").code]) is comes_back
+        epoch = recovered(state, [Note], recent_bytes=recent_bytes)
+        assert walked(epoch) == living(epoch)
+        assert ("gone" in living(epoch)[epoch.state.named("Note").code]) is comes_back
 
 
 def test_a_key_that_comes_twice_in_a_slot_that_was_anothers_behind_the_checkpoint_is_found(recovered, tmp_path):

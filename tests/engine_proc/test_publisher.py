@@ -19,7 +19,7 @@ from solewriter.shared.registry import Registry
 
 def listed(engine):
     """The segments of the heap and of the log of revisions that readers of the current root may map."""
-    root, where = engine.view.root.current(), engine.server.folder.whereabouts()
+    root, where = engine.view.root.current(), engine.server.epoch.folder.whereabouts()
     heap = range(root.first_segment, root.last_segment + 1)
     log = range(root.log_first, -(-root.log_points // revlog.POINTS))
     names = [("heap", number) for number in heap] + [("revlog", number) for number in log]
@@ -51,7 +51,7 @@ def test_a_segment_is_unlinked_only_when_no_root_lists_it_any_more(alone, monkey
 
 def test_what_keys_fill_goes_on_in_segments_that_are_there_before(alone):
     engine, _, _ = alone()
-    publisher, where = engine.server.publisher, engine.server.folder.whereabouts()
+    publisher, where = engine.server.publisher, engine.server.epoch.folder.whereabouts()
     publisher.reserve({0: CHUNK_SLOTS - 1}, {0: [(b"key %d" % number, number) for number in range(2_500)]})
     generation = publisher.table(0).generation
     ahead = [("table", 0, generation, 1), ("index", 0, 1)]
@@ -64,7 +64,7 @@ def test_what_keys_fill_goes_on_in_segments_that_are_there_before(alone):
 def test_when_a_reader_lets_memory_go_room_is_looked_for_again_ahead_of_need(alone, monkeypatch):
     """Made when it is needed, the next segment would keep everybody waiting."""
     engine, _, _ = alone(heap_segment_bytes_first=16 * KIB, heap_segment_bytes_max=16 * KIB)
-    publisher, where = engine.server.publisher, engine.server.folder.whereabouts()
+    publisher, where = engine.server.publisher, engine.server.epoch.folder.whereabouts()
     following = segment_path(where.memory_dir, where.prefix, "heap", 2)
 
     def no_room(number, size, spare):
@@ -103,7 +103,7 @@ def keys_of(region, count):
 def test_tidying_the_index_leaves_the_room_of_the_keys_that_come(alone):
     """However many of those before were forgotten: an insertion without a free entry would look for one for ever."""
     engine, _, _ = alone()
-    publisher, where = engine.server.publisher, engine.server.folder.whereabouts()
+    publisher, where = engine.server.publisher, engine.server.epoch.folder.whereabouts()
     words = Segment.attach(segment_path(where.memory_dir, where.prefix, "index", 0, 0)).words
     index, slots, coming = publisher._indexes[0], itertools.count(), {0: keys_of(0, 200), 3: keys_of(3, 3_000)}
     for _ in range(150):

@@ -17,7 +17,8 @@ from powercut.parts import local
 from powercut.story import Entities, Story, entities_of, limits_for, living, without_addresses
 from solewriter.engine_proc import filejournal as journals
 from solewriter.engine_proc.owner.orders import Orders
-from solewriter.engine_proc.server import Server
+from solewriter.engine_proc.start import Start
+from solewriter.engine_proc.tuning import Threads
 from solewriter.shared import life
 from solewriter.shared.config import KIB
 from solewriter.shared.errors import SolewriterError
@@ -87,21 +88,17 @@ class Recoverer:
             self._clean()
 
     def _found(self) -> Found:
-        server = Server(Orders(str(self.folder / "state"), self.durability, self.limits, 0, [], local.NO_MODELS))
-        for threads in (server.beside, server.growing):  # which would go on behind the end, in the next one's folder
-            threads.shutdown()
-        server.beside = server.growing = local.AtOnce()
-        server.recover()
+        orders = Orders(str(self.folder / "state"), self.durability, self.limits, 0, [], local.NO_MODELS)
+        at_once = Threads(local.AtOnce(), local.AtOnce(), local.AtOnce())  # others go on in the next one's folder
+        epoch = Start(orders, at_once).recover()
         outcomes = {
             (number, told.sequence): (told.status, told.revision, without_addresses(told.status, told.detail))
             for number in self.sessions
-            if (session := server.sessions.get(number)) is not None
+            if (session := epoch.sessions.get(number)) is not None
             for told in session.told
         }
-        view = View(str(self.memory), server.publisher.prefix)
-        return Found(
-            server.state.revision, entities_of(view), server.life.history, outcomes, server.journal.tail.number
-        )
+        view = View(str(self.memory), epoch.publisher.prefix)
+        return Found(epoch.state.revision, entities_of(view), epoch.life.history, outcomes, epoch.journal.tail.number)
 
     def _clean(self) -> None:
         """What the kernel does for a killed process, and a reboot for its memory."""
