@@ -56,6 +56,7 @@ HOT = (
     "engine_proc/parking.py",
     "engine_proc/publisher.py",
     "engine_proc/reclaim.py",
+    "engine_proc/recovery/unread.py",
     "engine_proc/session.py",
     "engine_proc/sessions.py",
     "engine_proc/state.py",

@@ -15,21 +15,18 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from solewriter.engine_proc.reclaim import Dropped, Reclaimer, Usage
-from solewriter.engine_proc.recovery.restoring import Restoring
 from solewriter.shared import failpoint
-from solewriter.shared.checkpoint import Checkpoint
 from solewriter.shared.columns import Cells, Column
 from solewriter.shared.config import MEMORY_VERSION, Limits
 from solewriter.shared.errors import MemoryFull
 from solewriter.shared.memory import catalog as catalogs
 from solewriter.shared.memory.catalog import Catalog, Table
-from solewriter.shared.memory.heap import OFFSET_MASK, PREFIX_BYTES, START, HeapWriter, address_of, padded
+from solewriter.shared.memory.heap import OFFSET_MASK, PREFIX_BYTES, START, HeapWriter, address_of
 from solewriter.shared.memory.index import IndexWriter, key_hash
 from solewriter.shared.memory.revlog import RevisionLogWriter
 from solewriter.shared.memory.root import ROOT_BYTES, STOPPED, SUPERSEDED, Root, RootWriter
-from solewriter.shared.memory.segment import Blank, Segment, has_free, remove_segments, segment_path
+from solewriter.shared.memory.segment import Segment, has_free, remove_segments, segment_path
 from solewriter.shared.memory.table import TableWriter
-from solewriter.shared.record import OVERTAKEN, Flags
 from solewriter.shared.schema import Schema
 
 if TYPE_CHECKING:
@@ -70,19 +67,19 @@ class Publisher:
         self.root = RootWriter(root, epoch, pid, start_time, durability)
         self.usage = Usage()
         self.heap = HeapWriter(
-            lambda number, size, spare: Segment.create(self._path("heap", number), size, spare),
+            lambda number, size, spare: Segment.create(self.path("heap", number), size, spare),
             limits,
             beside,
             live_bytes=self.usage.live,
             has_free=lambda size: has_free(self._folder, size),
         )
         self.reclaimer = Reclaimer(self.heap, self.usage, limits, self._tables)
-        self._log = RevisionLogWriter(lambda number, size: self._make(size, "revlog", number))
+        self.revlog = RevisionLogWriter(lambda number, size: self._make(size, "revlog", number))
 
     def _make(self, size: int, *parts: object) -> Segment:
-        return Segment.create(self._path(*parts), size)
+        return Segment.create(self.path(*parts), size)
 
-    def _path(self, *parts: object) -> Path:
+    def path(self, *parts: object) -> Path:
         return segment_path(self._folder, self.prefix, *parts)
 
     def add_table(self, columns: Sequence[Column], made: Columnar | None = None) -> None:
@@ -95,7 +92,7 @@ class Publisher:
         """A table and an index for a kind that is not there yet. Raises MemoryFull."""
         index = IndexWriter(
             lambda number, size: self._make(size, "index", kind, number),
-            lambda number: self._path("index", kind, number).unlink(),
+            lambda number: self.path("index", kind, number).unlink(),
             self._beside,
         )
         return self._table(kind, columns), index
@@ -107,6 +104,9 @@ class Publisher:
 
     def table(self, kind: int) -> TableWriter:
         return self._tables[kind]
+
+    def index(self, kind: int) -> IndexWriter[Segment]:
+        return self._indexes[kind]
 
     def _table(self, kind: int, columns: Sequence[Column]) -> TableWriter:
         generation = self._generations = self._generations + 1
@@ -157,7 +157,7 @@ class Publisher:
         self._catalog_number += 1
 
     def drop_catalog(self) -> None:
-        self._path("catalog", self._catalog_number + 1).unlink(missing_ok=True)
+        self.path("catalog", self._catalog_number + 1).unlink(missing_ok=True)
 
     def newest(self, kind: int, slot: int) -> tuple[int, mmap, int]:
         """A slot's newest published record: its address, and where its body lies."""
@@ -179,7 +179,7 @@ class Publisher:
             except MemoryFull:
                 pass  # later: nothing depends on it
             self._indexes[kind].reserve([key_hash(key) for key, _ in keys])
-        self._log.reserve()
+        self.revlog.reserve()
 
     def reset(self, tail: int) -> None:
         """Forget what was appended since the tail stood there."""
@@ -201,7 +201,7 @@ class Publisher:
             if one.new_key is not None:
                 self._indexes[one.kind].insert(key_hash(one.new_key), one.slot)
         failpoint.reach("publish.installed")
-        self._log.append(revision, tail)
+        self.revlog.append(revision, tail)
         self._fill(revision, entry, kinds)
         failpoint.reach("publish.filled")
         self.root.show()
@@ -212,7 +212,7 @@ class Publisher:
         self.root.fill(
             Root(
                 0, revision, entry, self.reclaimer.oldest, self.reclaimer.whole, self.heap.tail, self.heap.first,
-                self.heap.last, self._catalog_number, self._log.first, self._log.points, tuple(kinds),
+                self.heap.last, self._catalog_number, self.revlog.first, self.revlog.points, tuple(kinds),
             )
         )  # fmt: skip
 
@@ -246,7 +246,7 @@ class Publisher:
             self._tables[kind].point(slot, address)
         self._vacate(dropped)
         emptied = reclaimer.condemn(revision) if reclaimer.emptied else None
-        forgotten = self._log.forget_below(address_of(self.heap.first, START)) if emptied is not None else ()
+        forgotten = self.revlog.forget_below(address_of(self.heap.first, START)) if emptied is not None else ()
         self._fill(revision, entry, kinds)
         failpoint.reach("reclaim.filled")
         self.root.show()
@@ -255,12 +255,12 @@ class Publisher:
             reclaimer.bury(emptied)
             self.let_go()
         for number in forgotten:
-            self._path("revlog", number).unlink()
+            self.path("revlog", number).unlink()
         failpoint.reach("reclaim.done")
         return dropped
 
     def drop(self, kind: int, slot: int) -> Dropped:
-        """During recovery: a slot's tombstone goes."""
+        """A slot's tombstone goes at once, which only a start may want: see `recovery.unread`."""
         dropped = self.reclaimer.drop(kind, slot)
         self._vacate([dropped])
         return dropped
@@ -282,56 +282,12 @@ class Publisher:
         if self.reclaimer.held < held:
             self.heap.look_again()
 
-    def restore(self, checkpoint: Checkpoint) -> Restoring:
-        """During recovery, before anything else: memory as a checkpoint has it, from the end of what this begins on."""
-        return Restoring(checkpoint, self, lambda size, *parts: Blank(self._path(*parts), size))
-
-    def add_restored(self, columns: Sequence[Column]) -> Columnar:
-        """A table and an index for the next kind, both still to be restored. Raises MemoryFull."""
-        self.add_table(columns)
-        self._indexes[-1].make_way()
-        return self._tables[-1], self._indexes[-1]
-
-    def add_keys(self, kind: int, keys: Sequence[bytes], slots: Sequence[int]) -> None:
-        """During recovery: keys that are found from now on in their slots. Raises MemoryFull."""
-        self._indexes[kind].add_all(map(key_hash, keys), slots)
-
-    def overtake_all(self, kind: int, slots: Sequence[int]) -> int:
-        """During recovery: these slots' records, if they have any, are about to be replaced. How many were no
-        tombstones.
-        """
-        head, segments, sizes, count = self._tables[kind].head, self.heap.segments, [0, 0], [0, 0]
-        for address in filter(None, map(head, slots)):
-            length, flags = OVERTAKEN.unpack_from(segments[address >> 32].map, (address & OFFSET_MASK) + PREFIX_BYTES)
-            deleted = flags & Flags.DELETE
-            sizes[deleted] += padded(length)
-            count[deleted] += 1
-        self.usage.overtaken(sizes[False], True)
-        self.usage.overtaken(sizes[True], False)
-        return count[False]
-
-    def install_recovered(self, one: Installed) -> None:
-        """During recovery, before anybody reads: room and heads at once. Raises MemoryFull."""
-        self.heap.flush()
-        if one.new_key is not None:
-            hashed = key_hash(one.new_key)
-            self._tables[one.kind].reserve(one.slot + 1)
-            self._indexes[one.kind].reserve([hashed])
-            self._indexes[one.kind].insert(hashed, one.slot)
-        self.usage.installed([one])
-        self._tables[one.kind].install(one.slot, one.address, one.cells, one.alive)
-
-    def note_recovered(self, revision: int) -> None:
-        """A point of the revision log behind what was recovered so far. Raises MemoryFull."""
-        self._log.reserve()
-        self._log.append(revision, self.heap.tail)
-
     # --- the end -----------------------------------------------------------------------------------------------------
 
     @property
     def gone(self) -> str:
         """The name of the root where others have removed it: nobody who comes finds this memory any more."""
-        path = self._path("root")
+        path = self.path("root")
         try:
             path.lstat()
         except FileNotFoundError:

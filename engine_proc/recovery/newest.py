@@ -20,6 +20,7 @@ from typing import NamedTuple
 from solewriter.engine_proc.kinds import KindState
 from solewriter.engine_proc.publisher import Publisher
 from solewriter.engine_proc.reclaim import Dropped
+from solewriter.engine_proc.recovery import unread
 from solewriter.engine_proc.session import recovered
 from solewriter.engine_proc.sessions import Sessions
 from solewriter.engine_proc.state import State
@@ -28,6 +29,7 @@ from solewriter.shared.columns import format_of
 from solewriter.shared.config import CHUNK_SLOTS, INSTALLED_AT_ONCE
 from solewriter.shared.entry import Entry, Outcome, PrivateChanges, Slots
 from solewriter.shared.memory.heap import padded
+from solewriter.shared.memory.index import key_hash
 from solewriter.shared.record import HEADER_BYTES, KEYED, Flags
 
 _AT = 0xFFFFFFFF  # of a place: see `_Newest`
@@ -137,7 +139,7 @@ class NewestRecords:
         bodies, at = self._bodies[place >> 32], place & _AT
         in_memory = slot < newest.first and publisher.table(kind.code).head(slot) != 0
         if place and in_memory:
-            kind.alive -= publisher.overtake_all(kind.code, [slot])
+            kind.alive -= unread.overtake_all(publisher, kind.code, [slot])
             self._install_piece(
                 kind, _Piece([slot], [bodies[at : at + record.length_at(bodies, at)]], [False], [], [], [])
             )
@@ -162,20 +164,20 @@ class NewestRecords:
             self._install_kind(newest)
         self._of_kinds, self._bodies = {}, [b""]
         self._state.revision = self._revision
-        self._publisher.note_recovered(self._revision)
+        unread.note(self._publisher, self._revision)
         self._publisher.reclaimer.begin_behind(self._revision)
 
     def _install_kind(self, newest: _Newest) -> None:
         kind, publisher, keys, new_slots = newest.kind, self._publisher, list[bytes](), list[int]()
         slots, cut = list(compress(range(kind.places), newest.places)), self._cutter(newest)
-        kind.alive -= publisher.overtake_all(kind.code, slots[: bisect_left(slots, newest.first)])
+        kind.alive -= unread.overtake_all(publisher, kind.code, slots[: bisect_left(slots, newest.first)])
         publisher.table(kind.code).reserve(kind.places)
         for some in _beside_each_other(slots):
             piece = cut(some)
             self._install_piece(kind, piece)
             keys += piece.new_keys
             new_slots += piece.new_slots
-        publisher.add_keys(kind.code, keys, new_slots)
+        publisher.index(kind.code).add_all(map(key_hash, keys), new_slots)
 
     def _install_piece(self, kind: KindState, piece: _Piece) -> None:
         publisher, table = self._publisher, self._publisher.table(kind.code)

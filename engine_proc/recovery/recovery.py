@@ -10,6 +10,7 @@ from pathlib import Path
 
 from solewriter.engine_proc.journal import Journal
 from solewriter.engine_proc.publisher import Publisher
+from solewriter.engine_proc.recovery import unread
 from solewriter.engine_proc.recovery.newest import NewestOutcomes, NewestRecords
 from solewriter.engine_proc.recovery.restoring import Restoring
 from solewriter.engine_proc.sessions import Sessions
@@ -75,7 +76,7 @@ class Recovery:
                 name = beginning(self._folder, whole.checkpoint)
                 if name is not None:
                     checkpoint, first = ending.enter_context(self._opened(name)), name.entry + 1
-                    self._restoring = ending.enter_context(self._publisher.restore(checkpoint))
+                    self._restoring = ending.enter_context(Restoring(checkpoint, self._publisher))
                     self._state.restore(checkpoint)
             with self._publisher.reclaimer.keeping_tombstones():
                 self._replay(first)
@@ -162,9 +163,9 @@ class Recovery:
         if said.kinds or said.schemas:
             self._state.add_kinds(said.kinds, said.schemas)
         for position, body in enumerate(entry.records()):
-            self._publisher.install_recovered(self._state.install(body, said.slots.get(position)))
+            unread.install(self._publisher, self._state.install(body, said.slots.get(position)))
         if entry.bodies:
-            self._publisher.note_recovered(entry.revision)
+            unread.note(self._publisher, entry.revision)
             # as behind a turn: what a long replay left is not waited for
             self._publisher.reclaim(len(entry.bodies), self._state.revision, entry.number, self._state.counts)
         self._install_private(entry, said)

@@ -6,17 +6,16 @@ as they were, and mapped when all of it is there. Nobody else knows of them befo
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import ExitStack
-from typing import TYPE_CHECKING, NamedTuple, Self
+from typing import NamedTuple, Self
 
+from solewriter.engine_proc.publisher import Columnar, Publisher
+from solewriter.engine_proc.recovery import unread
 from solewriter.shared.checkpoint import Checkpoint, Section, TableImage, Wanted
 from solewriter.shared.memory.heap import PREFIX_BYTES
 from solewriter.shared.memory.segment import Blank
 from solewriter.shared.memory.table import offsets
-
-if TYPE_CHECKING:
-    from solewriter.engine_proc.publisher import Columnar, Publisher
 
 
 class _OfKind(NamedTuple):
@@ -29,14 +28,13 @@ class _OfKind(NamedTuple):
 
 
 class Restoring:
-    """One checkpoint, into the memory of a publisher that has published nothing; a context manager. `blank` makes a
-    segment of so many bytes under a name. Raises MemoryFull.
+    """One checkpoint, into the memory of a publisher that has published nothing; a context manager. Raises
+    MemoryFull.
     """
 
-    def __init__(self, checkpoint: Checkpoint, publisher: Publisher, blank: Callable[..., Blank]) -> None:
+    def __init__(self, checkpoint: Checkpoint, publisher: Publisher) -> None:
         self._directory = checkpoint.directory
         self._publisher = publisher
-        self._blank = blank
         self._wanted: list[Wanted] = []
         with ExitStack() as ending:
             self._ending = ending
@@ -50,7 +48,9 @@ class Restoring:
             self._ending = ending.pop_all()
 
     def _of_kind(self, kind: int, image: TableImage) -> _OfKind:
-        table, index = self._publisher.add_restored(image.columns)
+        self._publisher.add_table(image.columns)
+        table, index = self._publisher.table(kind), self._publisher.index(kind)
+        index.make_way()
         starts = [0, *offsets(image.columns)]
         chunks = [
             self._file(sections, starts, "table", kind, table.generation, number)
@@ -64,7 +64,7 @@ class Restoring:
 
     def _file(self, sections: Sequence[Section], starts: Sequence[int], *parts: object) -> Blank:
         """A segment of these sections, each where it starts; the last start is the segment's end."""
-        made = self._blank(starts[-1], *parts)
+        made = Blank(self._publisher.path(*parts), starts[-1])
         self._ending.callback(made.close)
         self._wanted += [(section, made.write, start) for section, start in zip(sections, starts[:-1], strict=True)]
         return made
@@ -85,7 +85,7 @@ class Restoring:
             index.restore(image.index.counts, image.index.used, [made.mapped() for made in arena])
         publisher.usage.add(directory.live_bytes, directory.tombstone_bytes)
         publisher.reclaimer.begin_behind(directory.revision)
-        publisher.note_recovered(directory.revision)
+        unread.note(publisher, directory.revision)
 
     def __enter__(self) -> Self:
         return self

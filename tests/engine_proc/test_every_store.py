@@ -129,7 +129,7 @@ def visible(memory: Memory) -> int:
     for one in publisher._tables:
         parts += [bytes(array[:64].cast("B")) for arrays in (one._heads, *one._cells) for array in arrays]
     parts += [arena.map[:] for one in publisher._indexes for arena in one._arena.values()]
-    parts += [bytes(words[:64].cast("B")) for words in publisher._log._words.values()]
+    parts += [bytes(words[:64].cast("B")) for words in publisher.revlog._words.values()]
     parts += sorted(path.name for path in Path(memory.limits.memory_dir).glob(f"{publisher.prefix}-*"))
     return hash(tuple(parts))
 
@@ -306,7 +306,7 @@ def installed_before_the_tail_moves(self: Publisher, installed: Any, revision: i
         if one.new_key is not None:
             self._indexes[one.kind].insert(index.key_hash(one.new_key), one.slot)
     self.root.move_tail(self.heap.tail)
-    self._log.append(revision, self.heap.tail)
+    self.revlog.append(revision, self.heap.tail)
     self._fill(revision, entry, kinds)
     self.root.show()
 
