@@ -36,8 +36,9 @@ import sys
 import tempfile
 import time
 from array import array
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from statistics import median
 from typing import NamedTuple
@@ -61,7 +62,7 @@ from solewriter.bench.flood.calm import (
 from solewriter.bench.flood.pressing import Orders, Phase, Report, Role
 from solewriter.bench.flood.throttle import Job, Probe
 from solewriter.bench.measure import NS_PER_S, Interval, machine, pin, pinned, sleep_until
-from solewriter.bench.scratch import scratch_folder, tidy_when_told_to_end
+from solewriter.bench.running import Say, answered
 from solewriter.shared.config import MIB
 
 NOMINAL_PER_S = 5_000.0
@@ -310,7 +311,7 @@ def soak(stage: Stage, seconds: float) -> Soak:
 # --- the program -----------------------------------------------------------------------------------------------------
 
 
-def run(plan: Plan, folder: Path, say: Callable[[str], None]) -> Results:
+def run(plan: Plan, folder: Path, say: Say) -> Results:
     begun = time.monotonic()
     with staged(folder) as stage:
         loads = []
@@ -370,16 +371,7 @@ def planned(parser: argparse.ArgumentParser, given: argparse.Namespace) -> Plan:
 def main() -> int:
     parser = options()
     given = parser.parse_args()
-    plan = planned(parser, given)
-
-    def say(what: str) -> None:
-        if sys.stderr.isatty():
-            print(f"... {what}", file=sys.stderr)
-
-    tidy_when_told_to_end()
-    with scratch_folder(given.folder) as folder:
-        results = run(plan, folder, say)
-    print(msgspec.json.encode(results).decode() if given.json else printed(results))
+    results = answered(given.folder, partial(run, planned(parser, given)), printed, as_json=given.json)
     return 0 if results.verified else 1
 
 

@@ -51,14 +51,15 @@ import argparse
 import os
 import sys
 import time
+from functools import partial
 from pathlib import Path
 
 import msgspec
 
 from solewriter.bench.measure import free, machine, pin, pinned, versions
-from solewriter.bench.reading.phases import CHECKED, Plan, Say, Setting, of_runs, of_tasks
+from solewriter.bench.reading.phases import CHECKED, Plan, Setting, of_runs, of_tasks
 from solewriter.bench.reading.standing import Results, marks_of, printed
-from solewriter.bench.scratch import scratch_folder, tidy_when_told_to_end
+from solewriter.bench.running import Say, answered
 from solewriter.shared.config import DEFAULT_LIMITS
 
 VERSIONED = ("numpy", "lmdb", "redis", "hiredis")  # besides those of every benchmark
@@ -111,16 +112,7 @@ def planned(parser: argparse.ArgumentParser, given: argparse.Namespace) -> Plan:
 def main() -> int:
     parser = options()
     given = parser.parse_args()
-    plan = planned(parser, given)
-    tidy_when_told_to_end()
-
-    def say(what: str) -> None:
-        if sys.stderr.isatty():
-            print(f"... {what}", file=sys.stderr)
-
-    with scratch_folder(given.folder) as folder:
-        results = run(plan, folder, say)
-    print(msgspec.json.encode(results).decode() if given.json else printed(results))
+    results = answered(given.folder, partial(run, planned(parser, given)), printed, as_json=given.json)
     return 0 if results.agree else 1
 
 

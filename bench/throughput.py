@@ -29,7 +29,8 @@ import os
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -53,7 +54,7 @@ from solewriter.bench.measure import (
     sleep_until,
 )
 from solewriter.bench.report import ReadRow, Results, UpdateRow, Writing, floor_of, printed
-from solewriter.bench.scratch import scratch_folder, tidy_when_told_to_end
+from solewriter.bench.running import Say, answered
 from solewriter.bench.workload import WINDOW, Tally, loaded_engine, payload_bytes
 from solewriter.engine_proc.process import Durability
 from solewriter.shared.config import DURABILITIES
@@ -180,7 +181,7 @@ def pipe_echo(folder: Path, seconds: float) -> tuple[int, Latency | None]:
 # --- the program ------------------------------------------------------------------------------------------------------
 
 
-def run(plan: Plan, folder: Path, say: Callable[[str], None]) -> Results:
+def run(plan: Plan, folder: Path, say: Say) -> Results:
     """The whole plan. A new engine and a new state for each durability; its rows one after the other."""
     begun = time.monotonic()
     rows: list[UpdateRow] = []
@@ -280,16 +281,7 @@ def planned(parser: argparse.ArgumentParser, given: argparse.Namespace) -> Plan:
 def main() -> int:
     parser = options()
     given = parser.parse_args()
-    plan = planned(parser, given)
-
-    def say(what: str) -> None:
-        if sys.stderr.isatty():
-            print(f"... {what}", file=sys.stderr)
-
-    tidy_when_told_to_end()
-    with scratch_folder(given.folder) as folder:
-        results = run(plan, folder, say)
-    print(msgspec.json.encode(results).decode() if given.json else printed(results))
+    results = answered(given.folder, partial(run, planned(parser, given)), printed, as_json=given.json)
     return 0 if results.verified else 1
 
 

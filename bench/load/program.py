@@ -22,10 +22,11 @@ from solewriter.bench.load.plan import LEVELS, LOOPS, SECTIONS, TASKS, Plan, con
 from solewriter.bench.load.plot import draw
 from solewriter.bench.load.report import IN_MEMORY, NO_DISK, printed
 from solewriter.bench.load.rows import Results, Row, Spread, compared
-from solewriter.bench.load.run import Say, Timing, contest
+from solewriter.bench.load.run import Timing, contest
 from solewriter.bench.load.work import WORKLOADS
 from solewriter.bench.measure import file_system, machine, versions
 from solewriter.bench.optional import NotHere, required
+from solewriter.bench.running import Say, say
 from solewriter.bench.scratch import scratch_folder, tidy_when_told_to_end
 from solewriter.bench.workload import WINDOW
 from solewriter.shared.config import DEFAULT_LIMITS
@@ -216,10 +217,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     if file_system(given.folder) in IN_MEMORY:
         _warn(NO_DISK)
-
-    def say(what: str) -> None:
-        if sys.stderr.isatty():
-            _warn(f"... {what}")
 
     try:
         with scratch_folder(given.folder) as folder:

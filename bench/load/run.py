@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from itertools import chain, islice
 from pathlib import Path
@@ -28,6 +28,7 @@ from solewriter.bench.load.rows import Case, Row, Sample, row_of
 from solewriter.bench.load.work import WORKLOADS
 from solewriter.bench.measure import NS_PER_S, NS_PER_US, Interval, Usage, pin, resident_bytes, sleep_until
 from solewriter.bench.optional import NotHere
+from solewriter.bench.running import Say
 from solewriter.shared.config import MIB
 from solewriter.shared.errors import in_words
 
@@ -36,8 +37,6 @@ FAULTS_MAX = 3  # told of one run
 LOOKED_THROUGH_MAX = 200_000  # entities that are all looked at after every run; of more, after the last one
 FREE = "free"
 PROMISES = {"power": "power cut", "process": "process death", "memory": "nothing"}  # what an acked request survives
-
-Say = Callable[[str], None]
 
 
 class Timing(NamedTuple):

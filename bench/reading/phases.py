@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from pathlib import Path
 from typing import NamedTuple
@@ -18,12 +18,11 @@ from solewriter.bench.reading.passes import ATTACH, OURS, WATCH, Contestant, agr
 from solewriter.bench.reading.population import PRIORITIES, STATUSES, Population, Run, populated, shared_bytes, windows
 from solewriter.bench.reading.standing import PUBLISH, REPLIED, UPDATED, VISIBLE, Row, memory_rows, rows_of
 from solewriter.bench.reading.writing import latencies_ns, memory_after, publish_costs
+from solewriter.bench.running import Say
 from solewriter.shared.config import DEFAULT_LIMITS
 
 CHECKED = 20  # ids that no round asks for: by them rivals are compared with us, and everything is warmed up
 ASKED = 21  # rounds of scans and counts
-
-Say = Callable[[str], None]
 
 
 class Plan(msgspec.Struct, frozen=True):

@@ -1,0 +1,33 @@
+"""How the program of a benchmark runs: in a folder of its own, which goes however it ends, and with one answer.
+
+What comes next is said to whoever waits at a terminal; the answer goes to stdout, as tables or as one JSON object.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import TypeVar
+
+import msgspec
+
+from solewriter.bench.scratch import scratch_folder, tidy_when_told_to_end
+
+R = TypeVar("R")
+Say = Callable[[str], None]
+
+
+def say(what: str) -> None:
+    """What comes next: a run takes minutes."""
+    if sys.stderr.isatty():
+        print(f"... {what}", file=sys.stderr)
+
+
+def answered(parent: Path, run: Callable[[Path, Say], R], printed: Callable[[R], str], *, as_json: bool) -> R:
+    """What `run` finds in a new folder, told."""
+    tidy_when_told_to_end()
+    with scratch_folder(parent) as folder:
+        results = run(folder, say)
+    print(msgspec.json.encode(results).decode() if as_json else printed(results))
+    return results
