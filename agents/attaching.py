@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 from solewriter.agents.looking import Looking, closed_reader
 from solewriter.shared.config import ATTACH_RETRY_S, Limits
 from solewriter.shared.errors import EngineUnavailable, LayoutMismatch, check_descriptors
-from solewriter.shared.folder import unclosed
+from solewriter.shared.folder import StateFolder, unclosed
 from solewriter.shared.memory.pin import Pin
 from solewriter.shared.memory.root import STOPPED, SUPERSEDED, RootReader
 from solewriter.shared.memory.view import View
@@ -24,6 +24,25 @@ from solewriter.shared.registry import Registry
 
 if TYPE_CHECKING:
     from solewriter.agents.past import Viewed
+
+
+class Vacancy:
+    """How long nobody has followed an engine that was stopped, since somebody who waits first met it so."""
+
+    def __init__(self, folder: StateFolder, limits: Limits) -> None:
+        self._folder = folder
+        self._limits = limits
+        self._since_s = 0.0
+
+    def end(self) -> None:
+        """The engine is met serving, or another one was found."""
+        self._since_s = 0.0
+
+    def check(self, now_s: float) -> None:
+        """It is met stopped. Raises EngineUnavailable when none followed in `connect_timeout_s`."""
+        self._since_s = self._since_s or now_s
+        if now_s - self._since_s > self._limits.connect_timeout_s:
+            raise EngineUnavailable(f"the engine of {self._folder.path} was stopped, and nobody started another one")
 
 
 class Attaching(Looking):
@@ -36,7 +55,7 @@ class Attaching(Looking):
         super().__init__(state, limits, registry)
         self._limits = limits
         self._writer: Process | None = None  # whose memory it is
-        self._stopped_at = 0.0  # when a wait first met an engine that was stopped, and no other one followed since
+        self._vacancy = Vacancy(self.folder, limits)
         self._closed = False
 
     def view(self) -> View:
@@ -104,7 +123,7 @@ class Attaching(Looking):
             check_descriptors(error)
         self.decoder.turn_to(view)
         self._view = view
-        self._stopped_at = 0.0
+        self._vacancy.end()
         return view
 
     def is_stale(self, view: Viewed) -> bool:
@@ -167,15 +186,12 @@ class Attaching(Looking):
         followed in `connect_timeout_s`: nothing will happen here.
         """
         root.sleep(head, timeout_s)
-        if root.successor != STOPPED:
-            self._stopped_at = 0.0
-            if root.head == head:
-                self.look_on()
+        if root.successor == STOPPED:
+            self._vacancy.check(time.monotonic())
             return
-        now = time.monotonic()
-        self._stopped_at = self._stopped_at or now
-        if now - self._stopped_at > self._limits.connect_timeout_s:
-            raise EngineUnavailable(f"the engine of {self.folder.path} was stopped, and nobody started another one")
+        self._vacancy.end()
+        if root.head == head:
+            self.look_on()
 
     # --- letting go ---------------------------------------------------------------------------------------------------
 

@@ -141,7 +141,7 @@ class Exchange:
 
     def _end(self) -> None:
         if self._pid == os.getpid():
-            self._session.fail(EngineUnavailable("this client was closed before it was sent", final=True))
+            self._session.close()
         self._drop_lane()
         self._hang_up()
         self._monitor.tell()

@@ -15,7 +15,7 @@ from solewriter.agents.decoding import Decoder
 from solewriter.agents.snapshot import Plain, Snapshot
 from solewriter.shared import record
 from solewriter.shared.config import Limits, check_limits
-from solewriter.shared.entity import Entity
+from solewriter.shared.entity import Entity, name_of
 from solewriter.shared.errors import EngineUnavailable, SnapshotExpired, minding_descriptors, shown
 from solewriter.shared.folder import StateFolder, not_sent
 from solewriter.shared.registry import Registry
@@ -36,6 +36,10 @@ def check_revision(revision: object) -> None:
 
 def not_published(revision: int, newest: int, timeout_s: float | None) -> TimeoutError:
     return TimeoutError(f"revision {shown(revision)} was not published in {timeout_s} s; the newest is {newest}")
+
+
+def not_so(kind: type[Entity] | str, id: str, found: object, timeout_s: float | None) -> TimeoutError:
+    return TimeoutError(f"{name_of(kind)} {id!r} did not become so in {timeout_s} s; it is {found!r}")
 
 
 def closed_reader() -> EngineUnavailable:

@@ -13,10 +13,10 @@ from typing import TYPE_CHECKING, Any, Literal, TypeVar, overload
 
 from solewriter.agents.attaching import Attaching
 from solewriter.agents.deadline import check_patience
-from solewriter.agents.looking import check_revision, not_published
+from solewriter.agents.looking import check_revision, not_published, not_so
 from solewriter.agents.snapshot import Plain
 from solewriter.shared.config import DEFAULT_LIMITS, Limits
-from solewriter.shared.entity import Entity, name_of
+from solewriter.shared.entity import Entity
 from solewriter.shared.errors import Compacted, SchemaMismatch, SnapshotExpired, shown
 from solewriter.shared.kind import Kind
 from solewriter.shared.memory.pin import Pin
@@ -97,7 +97,7 @@ class Reader(Attaching):
             if holds:
                 return found
             if (left := self.left_s(deadline)) <= 0:
-                raise TimeoutError(f"{name_of(kind)} {id!r} did not become so in {timeout_s} s; it is {found!r}")
+                raise not_so(kind, id, found, timeout_s)
             self.sleep(root, head, left)
 
     @overload

@@ -346,6 +346,10 @@ class AgentSession:
         self.fenced = True
         self.fail(fenced())
 
+    def close(self) -> None:
+        """The client is closed: what was not sent never is."""
+        self.fail(EngineUnavailable("this client was closed before it was sent", final=True))
+
     def fail(self, unsent: SolewriterError | None) -> None:
         """No answer will come: every open request ends with OutcomeUnknown naming it, or with this error where nothing
         of it was sent.

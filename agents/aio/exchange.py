@@ -125,7 +125,7 @@ class AioExchange:
         self._closed = True
         if self._connecting is not None:
             self._connecting.cancel()
-        self._session.fail(EngineUnavailable("this client was closed before it was sent", final=True))
+        self._session.close()
         self._line.refuse(closed())
         self._drop_lane()
         if self._connecting is not None:

@@ -20,13 +20,14 @@ from typing import TYPE_CHECKING, Any, Literal, NoReturn, Self, TypeVar, overloa
 from solewriter.agents.aio.home import Home
 from solewriter.agents.aio.opening import Opening
 from solewriter.agents.aio.sleeper import Sleeper
+from solewriter.agents.attaching import Vacancy
 from solewriter.agents.deadline import check_patience
-from solewriter.agents.looking import check_revision, closed_reader, not_published
+from solewriter.agents.looking import check_revision, closed_reader, not_published, not_so
 from solewriter.agents.reader import Reader
 from solewriter.agents.snapshot import Plain, Snapshot
 from solewriter.shared.config import ATTACH_RETRY_S, DEFAULT_LIMITS, LOOKING_THREADS, WATCH_BATCH, Limits
-from solewriter.shared.entity import Entity, name_of
-from solewriter.shared.errors import Compacted, EngineUnavailable
+from solewriter.shared.entity import Entity
+from solewriter.shared.errors import Compacted
 from solewriter.shared.memory.root import RootReader
 from solewriter.shared.memory.view import View
 from solewriter.shared.registry import Registry
@@ -100,27 +101,22 @@ class Memory(Reader):
 
 
 class Patience:
-    """How long one call has met an engine that was stopped, and waits for another one."""
+    """How one call waits: while the engine is one that was stopped, only until another one should have followed."""
 
     def __init__(self, reader: AioReader) -> None:
         self._reader = reader
-        self._stopped_at = 0.0
+        self._vacancy = Vacancy(reader.memory.folder, reader.limits)
 
     async def until(self, root: RootReader, revision: int) -> None:
         """Until this revision may be published. Raises EngineUnavailable when the engine was stopped and none followed
         in `connect_timeout_s`.
         """
-        limits = self._reader.limits
-        if not root.successor:
-            self._stopped_at = 0.0
+        if root.successor:  # nothing will happen here, and nobody followed yet
+            self._vacancy.check(time.monotonic())
+            await asyncio.sleep(self._reader.limits.wait_backstop_s)
+        else:
+            self._vacancy.end()
             await self._reader.until(root, revision)
-            return
-        self._stopped_at = self._stopped_at or time.monotonic()  # nothing will happen here, and nobody followed yet
-        if time.monotonic() - self._stopped_at > limits.connect_timeout_s:
-            raise EngineUnavailable(
-                f"the engine of {self._reader.memory.folder.path} was stopped, and nobody started another one"
-            )
-        await asyncio.sleep(limits.wait_backstop_s)
 
 
 class AioReader:
@@ -217,7 +213,7 @@ class AioReader:
         except TimeoutError:
             if not limit.expired():
                 raise  # the predicate's own
-            raise TimeoutError(f"{name_of(kind)} {id!r} did not become so in {timeout_s} s; it is {found!r}") from None
+            raise not_so(kind, id, found, timeout_s) from None
 
     @overload
     def watch(
