@@ -159,8 +159,8 @@ def _unannounced(status: EngineStatus, contents: _Contents) -> EngineStatus:
     """Nobody serves: not yet, not any more, or never did."""
     for one in contents.markers:
         if process_state := _process_state(one):
-            words = _seen(one).words
-            if words is not None and words.successor == STOPPED:
+            reader = _seen(one).reader
+            if reader is not None and reader.successor == STOPPED:
                 return msgspec.structs.replace(status, detail=f"pid {one.pid} still gives its memory back")
             return msgspec.structs.replace(
                 status,
@@ -207,33 +207,33 @@ def _announced(status: EngineStatus, folder: StateFolder, contents: _Contents, w
     )
     if process_state or memory.segments:  # memory that went with its process is no surprise
         status = msgspec.structs.replace(status, problems=(*status.problems, *seen.problems))
-    if seen.words is not None and seen.root is not None:
-        status = _with_root(status, seen.words, seen.root, seen.entities, now_us)
+    if seen.reader is not None and seen.root is not None:
+        status = _with_root(status, seen.reader, seen.root, seen.entities, now_us)
     status = _judged(status)
-    if seen.words is not None and status.engine != "alive":
-        status = _with_request(status, folder, contents.journal, seen.words.deciding)
+    if seen.reader is not None and status.engine != "alive":
+        status = _with_request(status, folder, contents.journal, seen.reader.deciding)
     return status
 
 
 def _with_root(
-    status: EngineStatus, words: RootReader, root: Root, entities: dict[str, int] | None, now_us: int
+    status: EngineStatus, reader: RootReader, root: Root, entities: dict[str, int] | None, now_us: int
 ) -> EngineStatus:
     """What the root says."""
-    age_us = now_us - words.heartbeat_us
+    age_us = now_us - reader.heartbeat_us
     if status.process_state:
         age_us = max(0, age_us)  # negative otherwise only where a dead engine's machine was started again
     return msgspec.structs.replace(
         status,
         heartbeat_age_s=round(age_us / US_PER_S, 3) if age_us >= 0 else None,
-        heartbeat_period_s=words.heartbeat_period_us / US_PER_S or None,
-        durability=words.durability,
+        heartbeat_period_s=reader.heartbeat_period_us / US_PER_S or None,
+        durability=reader.durability,
         revision=root.revision,
-        history_id=words.history.hex(),
+        history_id=reader.history.hex(),
         entities=entities,
-        sessions_remembered=words.sessions,
-        sessions_connected=words.connected,
-        memory_held_bytes=words.held_bytes,
-        journal_entry=root.entry if words.durability != "memory" else None,
+        sessions_remembered=reader.sessions,
+        sessions_connected=reader.connected,
+        memory_held_bytes=reader.held_bytes,
+        journal_entry=root.entry if reader.durability != "memory" else None,
     )
 
 
@@ -305,7 +305,7 @@ def _uptime_s(where: Whereabouts) -> float:
 class _Seen(NamedTuple):
     """What a reader finds in the memory of an epoch; what it should find and does not are problems."""
 
-    words: RootReader | None = None
+    reader: RootReader | None = None
     root: Root | None = None
     entities: dict[str, int] | None = None
     problems: tuple[str, ...] = ()
