@@ -33,7 +33,8 @@ from typing import Any
 import msgspec
 
 from solewriter import Claim, Client, Complete, Create, Engine, InvalidMutation, Project, Task, TaskPriority, connect
-from solewriter.bench.measure import NS_PER_US, Latency, Usage, latency, machine
+from solewriter.bench.machine import machine
+from solewriter.bench.measure import NS_PER_US, Latency, Usage, latency
 from solewriter.bench.scratch import scratch_folder, tidy_when_told_to_end
 
 PRIORITIES = tuple(TaskPriority)

@@ -1,4 +1,4 @@
-"""What every benchmark here shares: the interval, the meter, percentiles, where processes run, the table, the machine.
+"""How every benchmark here measures: the interval, the meter, percentiles, what a process has used.
 
 Every figure carries its unit in its name. Latencies are kept one by one while something is measured; `latency` sorts
 them at the end, `load/histogram.py` counts them by narrow buckets. All processes of a run measure the same interval of
@@ -7,31 +7,21 @@ the monotonic clock, so that their counts may be added up.
 
 from __future__ import annotations
 
-import datetime
-import os
-import platform
 import resource
-import shutil
-import sqlite3
-import subprocess
 import time
 from array import array
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
-from importlib import metadata
 from pathlib import Path
 from typing import TypeVar
 
 import msgspec
 import psutil
 
-from solewriter.shared.build import BUILD
-
 T = TypeVar("T")
 NS_PER_S = 1_000_000_000
 NS_PER_US = 1_000
 US_PER_S = 1_000_000
-VERSIONED = ("pydantic", "uvloop", "msgspec")  # the distributions whose version moves the figures
 
 
 class Interval(msgspec.Struct, frozen=True):
@@ -108,6 +98,23 @@ def _each_living(process: psutil.Process, told: Callable[[psutil.Process], T]) -
             yield told(one)
 
 
+def cpu_s(pid: int) -> float:
+    """CPU time that a process has used, all of its threads, those that ended included; in steps of a clock tick."""
+    used = psutil.Process(pid).cpu_times()
+    return float(used.user + used.system)
+
+
+def running_ns(pid: int) -> int | None:
+    """The same of the threads that live, in nanoseconds; None where the kernel does not tell."""
+    total = 0
+    for task in Path(f"/proc/{pid}/task").iterdir():
+        try:
+            total += int((task / "schedstat").read_text().split()[0])
+        except FileNotFoundError:
+            return None
+    return total
+
+
 class Meter:
     """Counts what one process gets done, and keeps each latency and what the process used in the interval."""
 
@@ -164,134 +171,3 @@ def latency(all_ns: Iterable[int]) -> Latency | None:
         return None
     last = len(ranked) - 1
     return Latency(*[round(ranked[round(share * last)] / NS_PER_US, 1) for share in (0.5, 0.9, 0.99, 0.999, 1.0)])
-
-
-# --- where processes run ----------------------------------------------------------------------------------------------
-
-
-class Placement(msgspec.Struct, frozen=True):
-    """Which CPUs the processes of a run may use. Siblings of one core are not told apart."""
-
-    engine: tuple[int, ...]
-    agents: tuple[tuple[int, ...], ...]  # taken in turn
-    pinned: bool
-
-    def agent(self, number: int) -> tuple[int, ...]:
-        return self.agents[number % len(self.agents)]
-
-    def __str__(self) -> str:
-        return "pinned" if self.pinned else "free"
-
-
-def pinned() -> Placement:
-    """The engine alone on the first CPU, agents in turn on the others; all on one where there is only one."""
-    first, *others = sorted(os.sched_getaffinity(0))
-    return Placement((first,), tuple((cpu,) for cpu in others or [first]), pinned=True)
-
-
-def free() -> Placement:
-    """Everything wherever the scheduler puts it."""
-    everywhere = tuple(sorted(os.sched_getaffinity(0)))
-    return Placement(everywhere, (everywhere,), pinned=False)
-
-
-def pin(pid: int, cpus: Iterable[int]) -> None:
-    """Bind every thread of a process; threads that it starts later inherit it."""
-    allowed = tuple(cpus)
-    for task in Path(f"/proc/{pid}/task").iterdir():
-        try:
-            os.sched_setaffinity(int(task.name), allowed)
-        except ProcessLookupError:
-            pass  # a thread that just ended
-
-
-def cpu_s(pid: int) -> float:
-    """CPU time that a process has used, all of its threads, those that ended included; in steps of a clock tick."""
-    used = psutil.Process(pid).cpu_times()
-    return float(used.user + used.system)
-
-
-def running_ns(pid: int) -> int | None:
-    """The same of the threads that live, in nanoseconds; None where the kernel does not tell."""
-    total = 0
-    for task in Path(f"/proc/{pid}/task").iterdir():
-        try:
-            total += int((task / "schedstat").read_text().split()[0])
-        except FileNotFoundError:
-            return None
-    return total
-
-
-# --- the machine and the table ----------------------------------------------------------------------------------------
-
-
-def machine(folder: Path) -> dict[str, str | int]:
-    """What the figures depend on besides the code."""
-    return {
-        "cpu": _cpu_model(),
-        "cpus": len(os.sched_getaffinity(0)),
-        "kernel": platform.release(),
-        "python": platform.python_version(),
-        "build": BUILD,
-        **{name: metadata.version(name) for name in VERSIONED},
-        "journal_on": file_system(folder),
-        "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-    }
-
-
-def versions(names: Iterable[str]) -> dict[str, str]:
-    """The versions of rivals' distributions, of SQLite and of the Redis server, or that they are not here."""
-    found = {"sqlite": sqlite3.sqlite_version, "redis-server": "not here"}
-    for name in names:
-        try:
-            found[name] = metadata.version(name)
-        except metadata.PackageNotFoundError:
-            found[name] = "not here"
-    if program := shutil.which("redis-server"):
-        said = subprocess.run([program, "--version"], capture_output=True, text=True, check=False).stdout
-        found["redis-server"] = next((word[2:] for word in said.split() if word.startswith("v=")), "of some version")
-    return found
-
-
-def _cpu_model() -> str:
-    for line in Path("/proc/cpuinfo").read_text().splitlines():
-        name, _, value = line.partition(":")
-        if name.strip() == "model name":
-            return value.strip()
-    return platform.machine()
-
-
-def file_system(folder: Path) -> str:
-    """Its type: `power` costs nothing on one that lives in memory, and the reader of a table must see that."""
-    mounts = [part for part in psutil.disk_partitions(all=True) if folder.resolve().is_relative_to(part.mountpoint)]
-    return max(mounts, key=lambda part: len(part.mountpoint)).fstype if mounts else "unknown"
-
-
-def described(facts: Mapping[str, object]) -> str:
-    return ", ".join(f"{name} {value}" for name, value in facts.items())
-
-
-def table(head: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
-    """Aligned plain text: words to the left, figures to the right."""
-    cells = [[*head], *([_shown(value) for value in row] for row in rows)]
-    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
-    figures = [all(_is_figure(cell) for cell in column[1:]) for column in zip(*cells, strict=True)]
-    return "\n".join(
-        "  ".join(
-            cell.rjust(width) if right else cell.ljust(width)
-            for cell, width, right in zip(row, widths, figures, strict=True)
-        ).rstrip()
-        for row in cells
-    )
-
-
-def _shown(value: object) -> str:
-    if isinstance(value, bool):
-        return "yes" if value else "NO"
-    if isinstance(value, float):
-        return f"{value:,.0f}" if abs(value) >= 1_000 else f"{value:.1f}" if abs(value) >= 10 else f"{value:.2f}"
-    return "-" if value is None else f"{value:,}" if isinstance(value, int) else str(value)
-
-
-def _is_figure(cell: str) -> bool:
-    return cell == "-" or cell.replace(",", "").replace(".", "").isdigit()

@@ -61,7 +61,9 @@ from solewriter.bench.flood.calm import (
 )
 from solewriter.bench.flood.pressing import Orders, Phase, Report, Role
 from solewriter.bench.flood.throttle import Job, Probe
-from solewriter.bench.measure import NS_PER_S, Interval, machine, pin, pinned, sleep_until
+from solewriter.bench.machine import machine
+from solewriter.bench.measure import NS_PER_S, Interval, sleep_until
+from solewriter.bench.placement import pin, pinned
 from solewriter.bench.running import Say, answered
 from solewriter.shared.config import MIB
 

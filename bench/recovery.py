@@ -42,8 +42,9 @@ import msgspec
 from solewriter import Client, Create, Engine, Limits, Task, Unavailable, Update, connect
 from solewriter.bench.disk import device_written_bytes
 from solewriter.bench.journaled import BehindCheckpoint, Journal
-from solewriter.bench.measure import described, machine, table
+from solewriter.bench.machine import machine
 from solewriter.bench.scratch import scratch_folder, tidy_when_told_to_end
+from solewriter.bench.table import described, table
 from solewriter.bench.workload import WINDOW, sample_task
 from solewriter.engine_proc.process import Durability
 from solewriter.shared.chain import first_of, journal_files

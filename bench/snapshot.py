@@ -56,7 +56,8 @@ from pathlib import Path
 
 import msgspec
 
-from solewriter.bench.measure import free, machine, pin, pinned, versions
+from solewriter.bench.machine import machine, versions
+from solewriter.bench.placement import free, pin, pinned
 from solewriter.bench.reading.phases import CHECKED, Plan, Setting, of_runs, of_tasks
 from solewriter.bench.reading.standing import Results, marks_of, printed
 from solewriter.bench.running import Say, answered

@@ -39,20 +39,9 @@ import msgspec
 from solewriter import Client, Engine
 from solewriter.bench.agent import Orders, Role, kept
 from solewriter.bench.children import children
-from solewriter.bench.measure import (
-    NS_PER_US,
-    US_PER_S,
-    Interval,
-    Latency,
-    Placement,
-    Usage,
-    free,
-    latency,
-    machine,
-    pin,
-    pinned,
-    sleep_until,
-)
+from solewriter.bench.machine import machine
+from solewriter.bench.measure import NS_PER_US, US_PER_S, Interval, Latency, Usage, latency, sleep_until
+from solewriter.bench.placement import Placement, free, pin, pinned
 from solewriter.bench.report import ReadRow, Results, UpdateRow, Writing, floor_of, printed
 from solewriter.bench.running import Say, answered
 from solewriter.bench.workload import WINDOW, Tally, loaded_engine, payload_bytes

@@ -18,7 +18,7 @@ import msgspec
 from solewriter.bench.load.plot import draw
 from solewriter.bench.load.report import tables
 from solewriter.bench.load.rows import Results, Row, Spread
-from solewriter.bench.measure import described
+from solewriter.bench.table import described
 
 BEGIN, END = "<!-- figures: ", "<!-- end of figures -->"
 PICTURES = {

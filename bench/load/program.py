@@ -24,7 +24,7 @@ from solewriter.bench.load.report import IN_MEMORY, NO_DISK, printed
 from solewriter.bench.load.rows import Results, Row, Spread, compared
 from solewriter.bench.load.run import Timing, contest
 from solewriter.bench.load.work import WORKLOADS
-from solewriter.bench.measure import file_system, machine, versions
+from solewriter.bench.machine import file_system, machine, versions
 from solewriter.bench.optional import NotHere, required
 from solewriter.bench.running import Say, say
 from solewriter.bench.scratch import scratch_folder, tidy_when_told_to_end

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from solewriter.bench.load.rows import Results, Row, Spread
-from solewriter.bench.measure import described, table
+from solewriter.bench.table import described, table
 
 LEGEND = """\
 per s: requests answered in a second, median of the runs, with the least and the most; p50 ... max us: of all runs

@@ -26,8 +26,9 @@ from solewriter.bench.load.peers.catalog import CATALOG
 from solewriter.bench.load.peers.peer import Peer, SelfDriven, Setting
 from solewriter.bench.load.rows import Case, Row, Sample, row_of
 from solewriter.bench.load.work import WORKLOADS
-from solewriter.bench.measure import NS_PER_S, NS_PER_US, Interval, Usage, pin, resident_bytes, sleep_until
+from solewriter.bench.measure import NS_PER_S, NS_PER_US, Interval, Usage, resident_bytes, sleep_until
 from solewriter.bench.optional import NotHere
+from solewriter.bench.placement import pin
 from solewriter.bench.running import Say
 from solewriter.shared.config import MIB
 from solewriter.shared.errors import in_words

@@ -11,8 +11,9 @@ from typing import NamedTuple
 import msgspec
 
 from solewriter import Task
-from solewriter.bench.measure import NS_PER_US, US_PER_S, Placement, latency, pin
+from solewriter.bench.measure import NS_PER_US, US_PER_S, latency
 from solewriter.bench.optional import NotHere
+from solewriter.bench.placement import Placement, pin
 from solewriter.bench.reading import ours, rival_dict, rival_lmdb, rival_redis, rival_sqlite
 from solewriter.bench.reading.passes import ATTACH, OURS, WATCH, Contestant, agreeing, interleaved, opened
 from solewriter.bench.reading.population import PRIORITIES, STATUSES, Population, Run, populated, shared_bytes, windows

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from solewriter import Client, Create, Engine, Entity, Limits, Snapshot, Task, TaskPriority, connect, status_of
-from solewriter.bench.measure import pin
+from solewriter.bench.placement import pin
 from solewriter.bench.reading.passes import Pass
 from solewriter.bench.workload import sample_task
 from solewriter.shared import record

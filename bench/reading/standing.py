@@ -8,7 +8,7 @@ from typing import Any
 import msgspec
 
 from solewriter.bench.mark import Mark, least, most
-from solewriter.bench.measure import US_PER_S, described, table
+from solewriter.bench.measure import US_PER_S
 from solewriter.bench.reading.passes import (
     ATTACH,
     COUNT_FEW,
@@ -22,6 +22,7 @@ from solewriter.bench.reading.passes import (
     Contestant,
     Figure,
 )
+from solewriter.bench.table import described, table
 
 PUBLISH = "engine CPU per update"
 VISIBLE = "submit until visible"

@@ -29,7 +29,8 @@ from solewriter.bench.load.program import main, options, planned, run
 from solewriter.bench.load.report import IN_MEMORY, NO_DISK, printed, tables
 from solewriter.bench.load.rows import Case, Results, Row, Sample, Spread, Timeline, compared, row_of
 from solewriter.bench.load.run import interleaved, places, sample_of
-from solewriter.bench.measure import NS_PER_S, Interval, Usage, file_system, resident_bytes
+from solewriter.bench.machine import file_system
+from solewriter.bench.measure import NS_PER_S, Interval, Usage, resident_bytes
 from solewriter.shared.config import MIB
 
 pytestmark = pytest.mark.heavy  # whole programs, minutes of them together
