@@ -40,7 +40,7 @@ class Pending:
     def __init__(self, session: int, sequence: int, given_id: str | None, *, waits: bool = False) -> None:
         self.session = session
         self.sequence = sequence
-        self.given_id = given_id  # the user's own word
+        self.given_id = given_id  # the user's own word; of a question, which request it asks about
         self.waits = waits  # it is a claim that is answered when there is something to do, and not as soon as can be
         self.called_back = False  # and one that its client wants to be answered, whether there is or not
         self.reply: PlainReply | None = None

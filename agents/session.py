@@ -104,7 +104,7 @@ class AgentSession:
         for place, request in enumerate(requests):
             sequence = number << _PLACE_BITS | place
             if len(request) == 2:
-                pendings.append(Pending(self.number, sequence, None))
+                pendings.append(Pending(self.number, sequence, request[1]))  # unanswered, it names what it asks about
             elif waits(request):
                 waiting = Pending(self.number, sequence, request[2], waits=True)
                 waiting.claim = request

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import shutil
 import signal
@@ -27,6 +28,7 @@ from solewriter import (
     TaskStatus,
     Update,
     VersionConflict,
+    aio,
     connect,
 )
 from solewriter.shared import entry as entries
@@ -289,6 +291,36 @@ def test_a_timed_out_call_is_settled_by_asking(engine, client):
     told = client.outcome(unknown.value.request_id)
     assert isinstance(told, Applied), "it was on its lane before the question"
     assert client.get(Task, "timed out").title == "late"
+
+
+@pytest.mark.usefixtures("shared_engine")
+def test_a_question_that_is_not_answered_in_time_names_the_request_that_it_asks_about(engine, client):
+    """Asked about the question, the engine would say NotApplied."""
+
+    async def story(asked: str) -> str:
+        with pytest.raises(OutcomeUnknown) as unknown:
+            await agent.outcome(asked, timeout_s=0.01)
+        return unknown.value.request_id
+
+    with asyncio.Runner() as runner:
+        agent = runner.run(opened(engine.state))
+        os.kill(engine.pid, signal.SIGSTOP)
+        try:
+            with pytest.raises(OutcomeUnknown) as unknown:
+                client.create(Task(title="x", id="asked about"), timeout_s=0.01)
+            asked = unknown.value.request_id
+            with pytest.raises(OutcomeUnknown) as unknown:
+                client.outcome(asked, timeout_s=0.01)
+            assert unknown.value.request_id == asked
+            assert runner.run(story(asked)) == asked
+        finally:
+            os.kill(engine.pid, signal.SIGCONT)
+        assert isinstance(client.outcome(asked), Applied)
+        runner.run(agent.close())
+
+
+async def opened(state: Path) -> aio.AioClient:
+    return await aio.connect(state)
 
 
 # --- apply ------------------------------------------------------------------------------------------------------------
