@@ -73,14 +73,16 @@ def no_room(session: AgentSession) -> EngineUnavailable:
 
 def pipeline(wanted: int, window: int) -> tuple[int, int]:
     """Requests in flight, and requests in one frame, for somebody who sends many. Raises InvalidMutation for what is no
-    number.
+    number of 1 or more.
     """
     try:
-        window = int(max(1, min(wanted, window)))
+        if wanted >= 1:  # nor nan
+            window = int(min(wanted, window))
+            return window, max(1, min(FRAME_BATCH, window // 4))
     except (TypeError, ValueError):
-        problem = f"a number of requests in flight, not {shown(wanted)}"
-        raise InvalidMutation(f"window is {problem}", fields={"window": problem}) from None
-    return window, max(1, min(FRAME_BATCH, window // 4))
+        pass  # told below
+    problem = f"a number of requests in flight, not {shown(wanted)}"
+    raise InvalidMutation(f"window is {problem}", fields={"window": problem})
 
 
 def sends_more(session: AgentSession, on_their_way: int, batch: int) -> bool:

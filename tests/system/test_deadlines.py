@@ -259,18 +259,25 @@ def test_a_transaction_without_a_time_that_is_one_does_not_begin(engine, client,
 
 
 @pytest.mark.usefixtures("shared_engine")
-def test_a_window_that_is_no_number_is_refused_before_anything_is_sent(engine, client):
+@pytest.mark.parametrize("window", ["8", 0, -8, math.nan], ids=str)
+def test_a_window_that_is_no_number_is_refused_before_anything_is_sent(engine, client, window):
+    told = f"window is a number of requests in flight, not {window!r}"
+
     async def story() -> None:
         async with aio.connect(engine.state) as agent:
-            with pytest.raises(InvalidMutation, match="window is a number of requests in flight, not '8'"):
-                await anext(agent.submit_many([Create(Task(title="never"))], window="8"))
+            with pytest.raises(InvalidMutation, match=told):
+                await anext(agent.submit_many([Create(Task(title="never"))], window=window))
 
     asyncio.run(story())
-    with pytest.raises(InvalidMutation, match="window is a number of requests in flight, not '8'"):
-        next(client.submit_many([Create(Task(title="never"))], window="8"))
+    with pytest.raises(InvalidMutation, match=told):
+        next(client.submit_many([Create(Task(title="never"))], window=window))
     assert client._session.next_frame == 0
-    for window in (math.inf, 8.0):
-        assert [reply.applied for reply in client.submit_many([Create(Task(title="x"))], window=window)] == [True]
+
+
+@pytest.mark.usefixtures("shared_engine")
+@pytest.mark.parametrize("window", [1, 8.0, math.inf])
+def test_a_window_may_be_any_number_from_one_on(engine, client, window):
+    assert [reply.applied for reply in client.submit_many([Create(Task(title="x"))], window=window)] == [True]
 
 
 @pytest.mark.usefixtures("shared_engine")
