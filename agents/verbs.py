@@ -101,7 +101,7 @@ class Verbs(Requests):
         """
         self._give_back()
         claim = claiming(kind, where, count, timeout_s, lease_s, assignee, reason)
-        patience_s = timeout_s + self._limits.request_timeout_s
+        patience_s = max(0, timeout_s) + self._limits.request_timeout_s
         reply: Reply | None = None
         try:
             reply = self.submit(claim, request_id=request_id, timeout_s=patience_s)

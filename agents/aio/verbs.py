@@ -101,7 +101,7 @@ class AioVerbs(AioRequests):
             unwanted, its_kind = self._unwanted.popitem()
             self._give_up(its_kind, unwanted)
         claim = claiming(kind, where, count, timeout_s, lease_s, assignee, reason)
-        patience_s = timeout_s + self._limits.request_timeout_s
+        patience_s = max(0, timeout_s) + self._limits.request_timeout_s
         try:
             reply = await self.submit(claim, request_id=request_id, timeout_s=patience_s)
         except asyncio.CancelledError as cancelled:

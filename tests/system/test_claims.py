@@ -1033,6 +1033,19 @@ def test_dead_letters_are_asked_for_by_class_or_by_name(state, start_engine):
         assert dead_letters(snap, "Nothing") == []
 
 
+def test_a_claim_whose_patience_was_over_long_ago_takes_what_is_there(client):
+    """What is left until a deadline may be any number below 0."""
+    for id in ("a", "b"):
+        client.create(task(id))
+    assert client.claim(Task, timeout_s=-1000).id == "a"
+
+    async def story() -> None:
+        async with aio.connect(client.folder.path, name="other") as other:
+            assert (await other.claim(Task, timeout_s=-1000)).id == "b"
+
+    asyncio.run(story())
+
+
 def test_a_task_whose_agents_die_too_often_is_a_dead_letter(client, victim, wait_until):
     client.create(task("a"))
     victim().kill()
