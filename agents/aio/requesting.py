@@ -103,7 +103,8 @@ class AioRequests(Asker):
         deadline_s: float | None = None,
     ) -> AsyncGenerator[Reply, None]:
         """A request for each mutation, or for each list or tuple of several, which happen together or not at all; up to
-        `window` of them in flight; replies in order, refusals as values.
+        `window` of them in flight; replies in order, refusals as values. They go while replies are taken: without that
+        nothing is sent, and of whoever stops in the middle, what was sent by then stays on its way.
 
         `timeout_s` is the patience for each reply; then OutcomeUnknown is raised. `deadline_s` is each request's own,
         from when it was taken from `mutations`, while those are waited for that go in one frame with it. The window is

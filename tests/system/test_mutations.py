@@ -429,6 +429,25 @@ def test_submit_many_pipelines_in_order_and_refusals_are_values(client, reader):
     assert reader.snapshot().counts["Task"] == 999
 
 
+def test_submit_many_sends_while_its_replies_are_taken_and_may_be_left_in_the_middle(client, reader):
+    taken = []
+
+    def source():
+        for number in range(1_000):
+            taken.append(f"t{number}")
+            yield Create(Task(title="x", id=taken[-1]))
+
+    replies = client.submit_many(source(), window=8)
+    assert not taken
+    next(replies).check()
+    del replies
+    client.create(Task(title="x", id="behind"))  # those on their way were first
+    assert 1 <= len(taken) <= 16
+    with reader.snapshot() as snap:
+        assert snap.ids(Task) == [*taken, "behind"]
+    assert client._session.in_flight == 0
+
+
 def test_texts_as_long_as_their_bound_find_room(state, start_engine):
     """Wherever in its segment a record begins."""
     limits = Limits(text_bytes_max=64 * KIB, heap_segment_bytes_first=64 * KIB, heap_segment_bytes_max=64 * KIB)
