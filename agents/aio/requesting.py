@@ -52,7 +52,7 @@ class AioRequests(Asker):
         self._memory = Memory(state, limits, self._registry)
         self._exchange = AioExchange(self.folder, self._session, limits, self._memory.look_on)
         self._answers = Answers(self._memory, self._registry)
-        self._giving_up: set[asyncio.Task[None]] = set()
+        self._giving_up: set[asyncio.Future[tuple[None]]] = set()
         self.reader = AioReader(self._memory, limits)
 
     # --- requests ----------------------------------------------------------------------------------------------------

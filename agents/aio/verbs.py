@@ -115,8 +115,10 @@ class AioVerbs(AioRequests):
             raise
 
     def _give_up(self, kind: type[Task], request_id: str) -> None:
-        """Nobody waits for a claim any more: what it brings, or brought, is given back."""
-        giving_up = asyncio.get_running_loop().create_task(self._give_back(kind, request_id))
+        """Nobody waits for a claim any more: what it brings, or brought, is given back. A task of one's own would be
+        complained of where `asyncio.run` ends: it cancels the claim, and does not wait for what begins then.
+        """
+        giving_up = asyncio.gather(self._give_back(kind, request_id))
         self._giving_up.add(giving_up)
         giving_up.add_done_callback(self._giving_up.discard)
 

@@ -1480,6 +1480,24 @@ def test_what_is_forgotten_is_closed_and_says_so(engine, loop_factory, wait_unti
     wait_until(lambda: open_fds() == fds, 20, "all is closed")  # the engine's owner opens something now and then
 
 
+def test_a_claim_that_the_end_of_its_loop_cuts_off_is_not_complained_of(engine, loop_factory, caplog):
+    """That nobody closed its client is: once."""
+
+    async def left() -> None:
+        client = await aio.connect(engine.state)
+        client.claiming = asyncio.create_task(client.claim(Task, timeout_s=60))
+        await until(lambda: client._session.waiting, "it waits")
+
+    def ended() -> None:
+        with asyncio.Runner(loop_factory=loop_factory) as runner:
+            runner.run(left())
+        gc.collect()
+
+    with pytest.warns(ResourceWarning, match="was never closed") as told:
+        ended()
+    assert (len(told), caplog.messages) == (1, [])
+
+
 def test_cancelled_connects_leave_nothing_open(engine, run):
     limits = Limits(connect_timeout_s=60)  # as long as nothing is told would a thread wait for its answer
 
