@@ -37,7 +37,7 @@ from solewriter.shared.config import (
     CHUNK_SLOTS,
 )
 from solewriter.shared.entry import CheckpointName
-from solewriter.shared.errors import UNDECODABLE, JournalCorrupt, LayoutMismatch
+from solewriter.shared.errors import UNDECODABLE, JournalCorrupt, LayoutMismatch, check_depth
 from solewriter.shared.files import files_named
 from solewriter.shared.filling import Filling
 from solewriter.shared.memory.heap import OFFSET_MASK, PREFIX, PREFIX_BYTES, START, address_of, padded
@@ -230,6 +230,7 @@ class Checkpoint:
         try:
             self.directory = msgspec.msgpack.decode(packed, type=Directory)
         except UNDECODABLE as error:
+            check_depth(error)
             raise self._damaged(f"has a directory that cannot be read ({error})", offset) from error
 
     @property

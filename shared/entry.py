@@ -25,7 +25,7 @@ from zlib_ng.zlib_ng import crc32
 
 from solewriter.shared import record
 from solewriter.shared.config import ALIGNMENT, JOURNAL_VERSION
-from solewriter.shared.errors import UNDECODABLE, JournalCorrupt, LayoutMismatch
+from solewriter.shared.errors import UNDECODABLE, JournalCorrupt, LayoutMismatch, check_depth
 from solewriter.shared.schema import Schema
 
 ENTRY_MAGIC = int.from_bytes(b"SWJE", "little")
@@ -228,6 +228,7 @@ class Entry(NamedTuple):
         try:
             return decode(self.said)
         except UNDECODABLE as error:
+            check_depth(error)
             where = f"entry {self.number}"
             raise JournalCorrupt(f"the private part of {where} cannot be read: {error}", place=where) from error
 

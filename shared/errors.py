@@ -9,6 +9,7 @@ client.
 from __future__ import annotations
 
 import errno
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from enum import StrEnum
@@ -258,6 +259,22 @@ UNDECODABLE = (msgspec.MsgspecError, UnicodeDecodeError, RecursionError)
 """All that msgspec raises for bytes that are not what was asked for: text that is no UTF-8 and deep nesting have errors
 of their own.
 """
+
+
+def check_depth(error: Exception) -> None:
+    """Raises it, where it says of its caller that he is deep in calls of his own, and not of bytes that they are nested
+    deep.
+    """
+    if isinstance(error, RecursionError) and _is_called_deep():
+        raise error
+
+
+def _is_called_deep() -> bool:
+    try:
+        sys._getframe(sys.getrecursionlimit() // 2)
+    except ValueError:
+        return False
+    return True
 
 
 # --- for want of descriptors, whoever opens something -----------------------------------------------------------------

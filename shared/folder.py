@@ -21,7 +21,7 @@ from typing import Any
 
 import msgspec
 
-from solewriter.shared.errors import UNDECODABLE, EngineUnavailable, shown
+from solewriter.shared.errors import UNDECODABLE, EngineUnavailable, check_depth, shown
 from solewriter.shared.files import replace_file
 from solewriter.shared.processes import peer_of, runs
 
@@ -98,6 +98,7 @@ class StateFolder:
         except (FileNotFoundError, NotADirectoryError) as error:
             raise self.unserved(error, to_reader=True) from None
         except UNDECODABLE as error:
+            check_depth(error)
             raise EngineUnavailable(f"{self.engine_json} cannot be read ({error}): restart the engine") from error
 
     @property

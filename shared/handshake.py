@@ -10,7 +10,7 @@ import struct
 import msgspec
 
 from solewriter.shared.config import HANDSHAKE_BYTES_MAX
-from solewriter.shared.errors import UNDECODABLE, BadRequest, LayoutMismatch
+from solewriter.shared.errors import UNDECODABLE, BadRequest, LayoutMismatch, check_depth
 
 _LENGTH = struct.Struct("<I")
 WORDS_HEADER_BYTES = _LENGTH.size
@@ -67,6 +67,7 @@ def unpack_welcome(body: bytes) -> Welcome:
     try:
         return msgspec.msgpack.decode(body, type=Welcome)
     except UNDECODABLE as error:
+        check_depth(error)
         raise LayoutMismatch(f"the engine's welcome cannot be read ({error}): use one solewriter everywhere") from None
 
 

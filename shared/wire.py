@@ -20,7 +20,15 @@ from typing import Any, ClassVar, Final, NamedTuple, NoReturn
 import msgspec
 
 from solewriter.shared.config import CAREFUL_NUMBERS, FRAME_REQUESTS_MAX, MEMO_BYTES_MAX, Limits
-from solewriter.shared.errors import UNDECODABLE, BadRequest, LayoutMismatch, RequestTooLarge, clean, in_words
+from solewriter.shared.errors import (
+    UNDECODABLE,
+    BadRequest,
+    LayoutMismatch,
+    RequestTooLarge,
+    check_depth,
+    clean,
+    in_words,
+)
 
 _LENGTH = struct.Struct("!i")
 _REPLY_LENGTH = struct.Struct("<I")
@@ -52,6 +60,7 @@ def pack_frame(requests: list[Any], limits: Limits) -> bytes:
     try:
         body = pickle.dumps(requests, 5)
     except Exception as error:
+        check_depth(error)
         raise TypeError(f"a request must be plain data: {error}") from error
     if len(body) > limits.frame_bytes_max:
         raise RequestTooLarge(
@@ -218,4 +227,5 @@ def _replies_of(body: bytes) -> list[PlainReply]:
     try:
         return _decode_replies(body)
     except UNDECODABLE as error:
+        check_depth(error)
         raise LayoutMismatch(f"the engine's replies cannot be read ({error}): use one solewriter everywhere") from None

@@ -11,7 +11,7 @@ import msgspec
 
 from solewriter.shared.columns import Column
 from solewriter.shared.config import MEMORY_VERSION
-from solewriter.shared.errors import UNDECODABLE, LayoutMismatch
+from solewriter.shared.errors import UNDECODABLE, LayoutMismatch, check_depth
 from solewriter.shared.schema import Schema
 
 
@@ -57,6 +57,7 @@ def unpack(buffer: bytes) -> Catalog:
     try:
         catalog = msgspec.msgpack.decode(buffer[4 : 4 + length], type=Catalog)
     except UNDECODABLE as error:
+        check_depth(error)
         raise LayoutMismatch(f"the catalog of kinds cannot be read: {error}") from error
     if catalog.version != MEMORY_VERSION:
         raise LayoutMismatch(f"the catalog has version {catalog.version}, this library reads {MEMORY_VERSION}")

@@ -27,6 +27,7 @@ from solewriter import (
     InvalidMutation,
     InvalidQuery,
     Limits,
+    NotFound,
     Range,
     Ref,
     Require,
@@ -656,6 +657,28 @@ def test_functions_that_have_to_be_awaited_are_refused_where_nobody_awaits_them(
     for call in (lambda: reader.wait_until(Task, task.id, answer), lambda: client.apply(task, answer)):
         with pytest.raises(TypeError, match="coroutine"):
             call()
+
+
+def test_a_call_near_the_end_of_a_users_recursion_is_a_recursion_error(engine, client):
+    """Whatever of it finds no room any more; and the next one goes on."""
+
+    def below(depth, call):
+        return below(depth - 1, call) if depth else call()
+
+    def read():
+        with open_reader(engine.state) as reader:
+            return reader.get(Task, "t")
+
+    asked = Update(Task.ref("none"), {"title": "x"})
+    told = set()
+    for call in (lambda: client.submit(asked), read):
+        for depth in range(sys.getrecursionlimit() - 150, sys.getrecursionlimit()):
+            try:
+                below(depth, call)
+            except Exception as error:
+                told.add(type(error))
+    assert told == {RecursionError}
+    assert isinstance(client.submit(asked).error, NotFound)
 
 
 def test_registering_the_same_again_takes_no_memory(state, start_engine, limits):
