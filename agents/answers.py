@@ -7,10 +7,12 @@ from collections.abc import Callable, Sequence
 from typing import Any, TypeVar, cast
 
 from solewriter.agents.deadline import Timed
+from solewriter.agents.decoding import Model
 from solewriter.agents.pending import Pending, error_of
 from solewriter.agents.reader import Reader
 from solewriter.agents.snapshot import Plain
 from solewriter.shared.entity import Entity
+from solewriter.shared.entity import Entity, name_of
 from solewriter.shared.errors import (
     Forgotten,
     MemoryFull,
@@ -21,8 +23,9 @@ from solewriter.shared.errors import (
     Unavailable,
     from_wire,
 )
-from solewriter.shared.mutations import Applied, Create, Mutation, NotApplied, Put, Reply, Result, left_by
+from solewriter.shared.mutations import Applied, Claim, Create, Mutation, NotApplied, Put, Reply, Result, left_by
 from solewriter.shared.registry import Registry
+from solewriter.shared.taskform import model_of
 from solewriter.shared.wire import Status
 from solewriter.shared.wireform import WHOLE, PlainRequest
 
@@ -84,6 +87,21 @@ class Answers:
             self._turn_to(pending.epoch)
         return self._failed(pending.request_id, told.revision if told else 0, error)
 
+    def as_asked(self, reply: Reply, mutations: Sequence[Mutation]) -> Reply:
+        """The same. What its refusal tells of an entity is of the class that one of these mutations has for it: of a
+        kind, a process may have several.
+        """
+        error = reply.error
+        if isinstance(error, Refused) and error.current is not None and "kind" in error.details:
+            named = (model for model in map(_class_of, mutations) if model.kind_name == error.details["kind"])
+            model = next(named, None)
+            if model is not None and not isinstance(error.current, model):
+                try:
+                    error.current = self._current(model, error.details["id"])
+                except Unavailable:
+                    pass  # what was found before stays
+        return reply
+
     def refused(self, error: Refused) -> Reply:
         """For a request that was refused before it was sent."""
         return Reply("", self._reader.revision, (), error, _nothing)
@@ -130,17 +148,25 @@ class Answers:
             error.request_id = request_id
             if "id" in error.details:
                 try:
-                    error.current = self._current(error.details["kind"], error.details["id"])
+                    model = self._reader.decoder.model_of(error.details["kind"])
+                    error.current = self._current(model, error.details["id"])
                 except Unavailable:
                     pass  # no memory to look into just now; the refusal itself is definite
         return Reply(request_id, revision, (), error, _nothing)
 
-    def _current(self, kind: str, id: str) -> Entity | Plain | None:
-        """As its class here reads it; where that does not fit what is stored, by name."""
+    def _current(self, model: Model, id: str) -> Entity | Plain | None:
+        """As this class reads it; where that does not fit what is stored, by name."""
         try:
-            return self._reader.get(self._reader.decoder.model_of(kind), id)
+            return self._reader.get(model, id)
         except SchemaMismatch:
-            return self._reader.get(kind, id)
+            return self._reader.get(name_of(model), id)
+
+
+def _class_of(mutation: Mutation) -> type[Entity]:
+    """Of the entities that it is about."""
+    if isinstance(mutation, Create | Put):
+        return type(mutation.entity)
+    return mutation.model if isinstance(mutation, Claim) else model_of(mutation.target)
 
 
 def _entity(reader: Reader, epoch: int, result: Result, model: type[Entity] | None = None) -> Entity | Plain | None:

@@ -77,7 +77,7 @@ class Requests(Asker):
             reply = self._told(sent, deadline)
             if isinstance(reply.error, OutcomeUnknown):
                 raise reply.error  # as it is at a time-out
-            return reply
+            return reply if reply.error is None else self._answers.as_asked(reply, mutations)
         except BaseException as interrupted:
             name_request(interrupted, [sent])
             raise

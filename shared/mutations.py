@@ -244,9 +244,10 @@ class Reply:
     """The answer to one request: applied at a revision, or refused with an error as a value.
 
     `entities`, one for each mutation, of a claim one for each task that it took, are decoded from shared memory when
-    first asked for; None for a deleted one, a dict where no class of its kind is known here. `entity` is the first one,
-    None without any. Both raise what was refused, and Compacted if they are long gone from memory. Pickling asks for
-    them; where they cannot be had, whoever unpickles it gets that error for them, too.
+    first asked for; None for a deleted one, a dict where no class of its kind is known here, and of the one that was
+    met last where there are several. `entity` is the first one, None without any. Both raise what was refused, and
+    Compacted if they are long gone from memory. Pickling asks for them; where they cannot be had, whoever unpickles it
+    gets that error for them, too.
     """
 
     __slots__ = ("_decode", "_entities", "_named", "error", "results", "revision")

@@ -79,6 +79,8 @@ class AioRequests(Asker):
         reply = await self._asked(request, self._reply, timeout_s, wait_for_room)
         if isinstance(reply.error, OutcomeUnknown):
             raise reply.error  # as it is at a time-out
+        if reply.error is not None:
+            await self._memory.looked(lambda: self._answers.as_asked(reply, mutations))
         return reply
 
     async def outcome(self, request_id: str, *, timeout_s: float | None = None) -> Outcome:
@@ -165,9 +167,14 @@ class AioRequests(Asker):
         due_us = deadline_us(deadline_s)
         request = wireform.plain_request((mutation,), guards, request_id, self._registry, self._limits, due_us)
         await self._check_classes(request, mutation)
-        told = await self._asked(
-            request, lambda sent: entity_or_error(judged(self._reply(sent), mutation), model), timeout_s
-        )
+
+        def read(sent: Sent) -> E | SolewriterError:
+            reply = self._reply(sent)
+            if reply.error is not None:
+                judged(self._answers.as_asked(reply, (mutation,)), mutation)
+            return entity_or_error(reply, model)
+
+        told = await self._asked(request, read, timeout_s)
         if isinstance(told, SolewriterError):
             raise told
         return told

@@ -1100,6 +1100,40 @@ def test_what_a_request_left_is_of_the_class_that_it_was_made_by_whatever_was_re
         assert client.apply(Sized.ref("p"), larger).size == overtaking.get(Sized, "p").size == 6
 
 
+@pytest.mark.parametrize("other", [Unsized, Spoken])
+def test_what_a_refusal_tells_of_an_entity_is_of_the_class_that_was_asked_with(state, start_engine, other):
+    start_engine(state, models=[Sized])
+
+    def refusal(call, *given, **more):
+        with pytest.raises(VersionConflict) as refused:
+            call(*given, **more)
+        return refused.value
+
+    async def awaited():
+        async with aio.connect(state) as agent:
+            assert (await agent.get(other, "p")).version == 2
+            with pytest.raises(VersionConflict) as refused:
+                await agent.update(read, size=7)
+            with pytest.raises(VersionConflict) as removed:
+                await agent.delete(read)
+            return refused.value, removed.value
+
+    with connect(state) as client:
+        read = client.create(Sized(id="p", size=5))
+        newest = client.update(read, size=7)
+        assert client.get(other, "p").version == 2
+        conflicts = [refusal(client.update, read, size=7), refusal(client.delete, read), *asyncio.run(awaited())]
+
+        def together():
+            with client.transaction() as tx:
+                tx.update(read, owner="ann")
+
+        conflicts.append(refusal(together))
+        assert [conflict.current for conflict in conflicts] == [newest] * 5
+        assert [conflicts[place].verdict for place in (0, 2)] == ["yours"] * 2
+        assert client.submit(Update(read, {"size": 8})).error.current == newest
+
+
 def test_apply_of_asyncio_reads_again_as_the_class_that_it_was_called_with(state, start_engine):
     start_engine(state, models=[Sized])
 
