@@ -241,6 +241,7 @@ REST_MOST_S = 1e9  # of a failed task, whatever it asks for: 31 years, and no ye
 LEASE_LEAST_S, LEASE_MOST_S = 0.001, 1e9  # of a lease that is bound: below, it ends before its claimer knows of it
 VIEWS_MAX = 16  # of a kind: different sets of columns that claimers ask for, each with an order of its own; and as many
 # that guards on emptiness ask for, each counted by itself
+MISSED_MAX = 1_024  # of a kind: such sets of which others took the place before they were asked; as a request may name
 VIEW_PIECE = 32  # candidates that a view takes between two looks at the clock, each some 1 us
 RECENT_MAX = 1_024  # tasks of a kind that became ready last: who waits and looked before them all just looks again
 DENIALS_MAX = 8  # assignees that are remembered of a task whose own rules kept it from them: who delegated thousands is

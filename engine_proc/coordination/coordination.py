@@ -6,34 +6,31 @@ Boards and the like are made when a request first needs one, before it is decide
 
 from __future__ import annotations
 
-from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
-from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 from solewriter.engine_proc.coordination.board import Board
+from solewriter.engine_proc.coordination.kept import Kept, Names
 from solewriter.engine_proc.coordination.leases import Leases
 from solewriter.engine_proc.coordination.making import Making, Unready
 from solewriter.engine_proc.coordination.projects import Projects
 from solewriter.engine_proc.coordination.tally import Tally
 from solewriter.engine_proc.kinds import KindState
 from solewriter.engine_proc.overtime import TimeBudget
-from solewriter.shared.config import VIEWS_MAX, Limits
+from solewriter.shared.config import Limits
 from solewriter.shared.kind import Kind
 from solewriter.shared.models import Project, Task
 from solewriter.shared.mutations import Guard, Op
 from solewriter.shared.readiness import DEPENDS, ENDING
 from solewriter.shared.schema import encode, plain
-from solewriter.shared.wireform import PlainGuard, PlainRequest
+from solewriter.shared.wireform import PlainRequest
 
 if TYPE_CHECKING:
     from solewriter.engine_proc.decide import Draft, Step
     from solewriter.engine_proc.turn import Turn
     from solewriter.shared.where import Demand
 
-Names = tuple[str, ...]  # of columns, in their order
-Counted = tuple[KindState, Names]
 Take = Callable[[str, int, Mapping[str, Any]], None]  # is shown an entity: key, slot, fields
 
 _CREATE, _CANCEL, _DELETE, _CLAIM = (op.value for op in (Op.CREATE, Op.CANCEL, Op.DELETE, Op.CLAIM))
@@ -54,7 +51,7 @@ class Coordination:
         self.leases = Leases()
         self.cascades: set[int] = set()  # kinds in which some entity was ever to be cancelled with another
         self.boards: dict[int, Board] = {}  # those that are being made, too, and so are the others
-        self.tallies: dict[int, OrderedDict[Names, Tally]] = {}  # by kind
+        self.tallies: dict[int, Kept[Tally]] = {}  # by kind
         self._defaults: dict[int, Mapping[str, Any]] = {}  # by kind, see `_whole`
         self._heeded: dict[int, frozenset[str]] = {}  # by kind: fields whose changes matter here
         self.making = Making(limits.making_slice_s)
@@ -87,7 +84,8 @@ class Coordination:
         return heeded.isdisjoint(fields) and turn.lease((kind.code, key)) is None
 
     def _fields_heeded(self, kind: KindState) -> frozenset[str]:
-        names = {name for columns in self.tallies.get(kind.code, ()) for name in columns}
+        tallies = self.tallies.get(kind.code)
+        names = {name for columns in (tallies.by_names if tallies is not None else ()) for name in columns}
         if kind.kind is not None and _is_of_projects(kind.kind):
             names |= OF_PROJECTS
         if kind.kind is not None and kind.kind.claimable:
@@ -111,8 +109,9 @@ class Coordination:
                 ready &= self._has_board(name)
             elif (op > _DELETE and op != _ALTER) or self._may_link(turn, name):
                 attended = True
-        if request[1] and not self._can_check(request[1]):
-            ready = False
+        for code, name, _, said in request[1]:
+            if code == _NONE:
+                ready &= self._can_count(name, said)
         self.idle &= not attended
         if not ready:
             raise Unready
@@ -155,28 +154,16 @@ class Coordination:
             self.making.begin(("view", kind.code, names), board.ready.begin(names))
         return self.making.soon(("view", kind.code, names))
 
-    def _can_check(self, guards: Sequence[PlainGuard]) -> bool:
-        """Of more tallies than are kept, one would take the place of another for ever: the last ones are made when they
-        are asked.
-        """
-        tallies: dict[Counted, None] = {}
-        for code, name, _, said in guards:
-            if code == _NONE and (counted := self._counted(name, said)) is not None:
-                tallies[counted] = None
-        ready = True
-        for kind, names in islice(tallies, VIEWS_MAX):
-            self._tally(kind, names)
-            ready &= self.making.soon(("tally", kind.code, names))
-        return ready
-
-    def _counted(self, name: str, said: Any) -> Counted | None:
-        """Of which kind a guard counts, and by which columns. There may be none: then the request is refused."""
+    def _can_count(self, name: str, said: Any) -> bool:
         assert self.turn is not None
         kind = self.turn.named(name)
         if kind is None or kind.kind is None or type(said) is not tuple or type(said[1]) is not dict:
-            return None
+            return True
         names = tuple(sorted(said[1]))
-        return (kind, names) if set(names) <= set(kind.kind.model.column_names) else None
+        if not set(names) <= set(kind.kind.model.column_names):
+            return True
+        self._tallies(kind, names)
+        return self.making.soon(("tally", kind.code, names))
 
     def _board(self, kind: KindState) -> Board:
         board = self.boards.get(kind.code)
@@ -224,26 +211,33 @@ class Coordination:
             return {**own, **fields, "id": key}
         return {**own, **fields} if own else fields
 
-    def _tally(self, kind: KindState, names: Names) -> Tally:
-        code, tallies = kind.code, self.tallies.setdefault(kind.code, OrderedDict())
-        tally = tallies.get(names)
-        if tally is None:
-            tally = tallies[names] = Tally(names, kind.schema.defaults)
-            note = tally.note
+    def _tallies(self, kind: KindState, names: Names) -> Kept[Tally]:
+        """Of a kind. One by these columns is made, if nobody has to wait for it in vain."""
+        code, tallies = kind.code, self.tallies.setdefault(kind.code, Kept())
+        if not tallies.has(names):
+            tally = Tally(names, kind.schema.defaults)
             self._heeded.clear()
-            self.making.begin(("tally", code, names), self._each(kind, lambda key, _, fields: note(key, fields)))
-            if len(tallies) > VIEWS_MAX:
-                oldest, _ = tallies.popitem(last=False)
+            self.making.begin(("tally", code, names), self._each_counted(kind, tally))
+            oldest = tallies.begin(names, tally)
+            if oldest is not None:
                 self.making.forget(("tally", code, oldest))
-        tallies.move_to_end(names)
-        return tally
+        return tallies
+
+    def _each_counted(self, kind: KindState, tally: Tally) -> Iterator[None]:
+        note = tally.note
+        return self._each(kind, lambda key, _, fields: note(key, fields))
 
     def count(self, kind: KindState, wanted: Sequence[Demand]) -> int:
         """How many entities of a kind meet these demands, after the earlier requests of the turn."""
         wanted = sorted(wanted, key=lambda demand: demand.name)
         names = tuple([demand.name for demand in wanted])
-        tally = self._tally(kind, names)
+        tallies = self._tallies(kind, names)
         self.making.finish(("tally", kind.code, names))
+        tally = tallies.ask(names)
+        if tally is None:
+            tally = Tally(names, kind.schema.defaults)
+            for _ in self._each_counted(kind, tally):
+                pass
         return tally.count(wanted)
 
     # --- kept up -----------------------------------------------------------------------------------------------------
@@ -256,7 +250,7 @@ class Coordination:
                 continue
             code, fields = step.state.code, self._whole(step.state, step.key, step.fields) if step.exists else None
             if code in self.tallies:
-                for names, tally in self.tallies[code].items():
+                for names, tally in self.tallies[code].by_names.items():
                     if fields is None or not names or not set(names).isdisjoint(step.touched):
                         tally.note(step.key, fields)
             board = self.boards.get(code)

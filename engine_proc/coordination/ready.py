@@ -7,13 +7,14 @@ for each task that it takes, and once the number of heaps that match it.
 
 from __future__ import annotations
 
-from collections import OrderedDict, deque
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from heapq import heapify, heappop, heappush, heapreplace
 from itertools import count, islice
 from typing import Any
 
-from solewriter.shared.config import RECENT_MAX, STALE_MAX, VIEW_PIECE, VIEWS_MAX
+from solewriter.engine_proc.coordination.kept import Kept, Names
+from solewriter.shared.config import RECENT_MAX, STALE_MAX, VIEW_PIECE
 from solewriter.shared.errors import InvalidMutation
 from solewriter.shared.where import Demand, combinations
 
@@ -51,7 +52,7 @@ Values = tuple[Any, ...]  # of a view's columns
 class _View:
     """Ready candidates by the values of some columns."""
 
-    def __init__(self, names: tuple[str, ...], defaults: Mapping[str, Any]) -> None:
+    def __init__(self, names: Names, defaults: Mapping[str, Any]) -> None:
         self.names = names
         self._defaults = [(name, defaults[name]) for name in names]
         self.heaps: dict[Values, Heap] = {}
@@ -108,7 +109,7 @@ class Ready:
 
     def __init__(self, defaults: Mapping[str, Any]) -> None:
         self._defaults = defaults
-        self._views: OrderedDict[tuple[str, ...], _View] = OrderedDict()
+        self._views = Kept[_View]()
         self._ready: dict[str, Candidate] = {}
         self._count = count()
         self._aside: dict[str, dict[str, Candidate]] = {}  # by project and key, those that are ready
@@ -148,10 +149,10 @@ class Ready:
     def _push(self, candidate: Candidate) -> None:
         self.came += 1
         self._recent.append(candidate)
-        for names, view in [*self._views.items()]:
+        for names, view in [*self._views.by_names.items()]:
             view.push(candidate, next(self._count))
             if view.size > 2 * len(self._ready) + STALE_MAX:  # of what was taken by other views, or is asked no more
-                del self._views[names]
+                self._views.drop(names)
 
     def remove(self, candidate: Candidate) -> None:
         candidate.ready = False
@@ -169,15 +170,14 @@ class Ready:
             candidate.aside = False
             self._push(candidate)
 
-    def has(self, names: tuple[str, ...]) -> bool:
-        """Whether there is a view by these columns, in their order."""
-        return names in self._views
+    def has(self, names: Names) -> bool:
+        """Whether nobody has to wait for a view by these columns, in their order."""
+        return self._views.has(names)
 
-    def begin(self, names: tuple[str, ...]) -> Iterator[None]:
+    def begin(self, names: Names) -> Iterator[None]:
         """A view by these columns from now on; it is whole at the end of these steps."""
-        view = self._views[names] = _View(names, self._defaults)
-        if len(self._views) > VIEWS_MAX:
-            self._views.popitem(last=False)
+        view = _View(names, self._defaults)
+        self._views.begin(names, view)
         return self._fill(view)
 
     def _fill(self, view: _View) -> Iterator[None]:
@@ -187,12 +187,16 @@ class Ready:
             if number % VIEW_PIECE == 0:
                 yield
 
-    def _view(self, names: tuple[str, ...]) -> _View:
-        if names not in self._views:
+    def _view(self, names: Names) -> _View:
+        if not self.has(names):
             for _ in self.begin(names):
                 pass
-        self._views.move_to_end(names)
-        return self._views[names]
+        view = self._views.ask(names)
+        if view is None:
+            view = _View(names, self._defaults)
+            for _ in self._fill(view):
+                pass
+        return view
 
     def best(
         self, demands: Sequence[Demand], kept: Callable[[str], bool], most: int, take: Callable[[Candidate], bool]

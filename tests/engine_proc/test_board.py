@@ -208,7 +208,9 @@ def test_views_that_nobody_asks_do_not_grow_with_what_comes_and_goes():
         board.note("t", 0, {"project": "q", "created_at": made})
         assert offered(board, wanted({"priority": "medium"}), "") == ["t"]
         board.note("t", 0, None)
-    assert all(len(heap) <= STALE_MAX + 2 for view in board.ready._views.values() for heap in view.heaps.values())
+    assert all(
+        len(heap) <= STALE_MAX + 2 for view in board.ready._views.by_names.values() for heap in view.heaps.values()
+    )
     board.note("t", 0, {"project": "p"})
     assert offered(board, wanted({"project": "p"}), "") == ["t"], "it is made again"
 
@@ -300,7 +302,7 @@ def test_a_claim_looks_at_few_heaps_however_many_values_there_are():
         board.note(f"t{n}", n, {"project": f"p{n}", "created_at": made})
     where = wanted({"project": "p77"})
     assert offered(board, where, "") == ["t77"]
-    view = board.ready._views[("project",)]
+    view = board.ready._views.by_names[("project",)]
     assert len(list(view.matching(where))) == 1
     assert len(view.heaps) == 5_000
     for number in range(5_000):
@@ -318,7 +320,7 @@ def test_views_are_bounded(most):
         where = {name: None if name in ("parent_task_id", "assigned_to") else KIND.schema.defaults[name]
                  for place, name in enumerate(names) if number >> place & 1}  # fmt: skip
         assert offered(board, wanted(where), "nobody's", most) == ["a"][:most]
-    assert len(board.ready._views) <= 16
+    assert len(board.ready._views.by_names) <= 16
 
 
 @pytest.mark.parametrize("keeps", [False, True])

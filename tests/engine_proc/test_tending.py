@@ -64,8 +64,9 @@ def claim(
     reason: str = "",
     project: str = "",
     kind: str = "Task",
+    where: dict[str, Any] | None = None,
 ) -> Any:
-    where = {"project": ("in", [project])} if project else {}
+    where = {name: ("in", [value]) for name, value in ({"project": project} if project else where or {}).items()}
     said = {"count": 1, "where": where, "until_us": until_us, "lease_us": lease_us}
     return Op.CLAIM.value, kind, "*", None, said, reason, None
 
@@ -103,9 +104,9 @@ class Agent:
         assert welcome.ok, welcome.reason
         return welcome.first
 
-    def asks(self, mutation: Any, *guards: Any) -> int:
+    def asks(self, mutation: Any, *guards: Any, more: tuple[Any, ...] = ()) -> int:
         """Its sequence number."""
-        self.frames.append(wire.pack_frame([([mutation], [*guards], None, None)], DEFAULT_LIMITS))
+        self.frames.append(wire.pack_frame([([mutation, *more], [*guards], None, None)], DEFAULT_LIMITS))
         self.call.write(self.frames[-1])
         self.scene.engine.read()
         return (self.first + len(self.frames) - 1) * 256
@@ -560,6 +561,49 @@ def test_a_request_with_guards_on_more_sets_of_columns_than_are_counted_at_once_
     refused = many.asks(create("another"), *guards[:-1], none("Task", status="created", type="development"))
     scene.turn()
     assert many.hears()[refused][0] == Status.REFUSED
+
+
+def fewer_slices(scene: Scene, most: int) -> None:
+    """Fail where there are more."""
+    make, slices = scene.engine.writer.parking.make, count()
+
+    def counted() -> None:
+        assert next(slices) < most, "it goes on for ever"
+        make()
+
+    scene.engine.writer.parking.make = counted
+
+
+def sets_of_columns(**values: Any) -> list[dict[str, Any]]:
+    """More than are ordered or counted at once."""
+    sets = [dict(some) for size in range(1, len(values)) for some in combinations(values.items(), size)]
+    assert len(sets) > VIEWS_MAX + 1
+    return sets
+
+
+def test_a_request_with_claims_by_more_sets_of_columns_than_are_ordered_at_once_is_decided(scene, many):
+    sets = sets_of_columns(status="created", priority="low", project="", assigned_to=None, parent_task_id=None)
+    claims = [claim(where=where) for where in sets]
+    fewer_slices(scene, 3 * 7 * len(sets))  # each a look at 200 tasks, by 32
+    asked = many.asks(*claims[:1], more=tuple(claims[1:]))
+    scene.turn()
+    assert many.hears() == {asked: (Status.APPLIED, [f"t{number}" for number in range(len(sets))])}
+
+
+def test_all_who_wait_by_more_sets_of_columns_than_are_ordered_at_once_have_what_comes(scene, many):
+    """The first one does not take from the next what that one waits for, and so on, for ever."""
+    sets = sets_of_columns(status="created", priority="low", project="", assigned_to=None, parent_task_id=None)
+    agents = [Agent(scene, f"agent-{number}") for number in range(len(sets))]
+    for agent, where in zip(agents, sets, strict=True):
+        agent.asks(claim(until_us=later(), where={"type": "admin", **where}))
+    scene.turn()
+    assert len(scene.engine.writer.parking.lines) == len(sets)
+    fewer_slices(scene, 3 * 7 * len(sets))
+    for number in range(len(sets)):
+        many.asks(create(f"new-{number}", type="admin", priority="low"))
+    poll(lambda: scene.turn() or not scene.engine.writer.parking.lines)
+    claimed = [ids for agent in agents for _, ids in agent.hears().values()]
+    assert sorted(claimed) == sorted([f"new-{number}"] for number in range(len(sets)))
 
 
 def count_told(scene: Scene) -> list[Any]:
