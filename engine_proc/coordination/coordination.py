@@ -147,6 +147,7 @@ class Coordination:
         if kind is None or kind.kind is None or type(where) is not dict:
             return True
         board, names = self._board(kind), tuple(sorted(where))
+        board.ready.put_back()
         self._of_projects()
         if not (self.making.soon(("board", kind.code)) and self.making.soon("projects")):
             return False

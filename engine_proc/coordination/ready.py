@@ -62,6 +62,9 @@ class _View:
         heappush(self.heaps.setdefault(self.key(candidate), []), (candidate.order, count, candidate))
         self.size += 1
 
+    def put_back(self, entry: Entry) -> None:
+        heappush(self.heaps.setdefault(self.key(entry[2]), []), entry)
+
     def key(self, candidate: Candidate) -> Values:
         values = candidate.values
         return tuple([values.get(name, default) for name, default in self._defaults])
@@ -112,6 +115,7 @@ class Ready:
         self._views = Kept[_View]()
         self._ready: dict[str, Candidate] = {}
         self._count = count()
+        self._out: list[tuple[_View, Entry]] = []  # of a heap, for as long as one request is decided, which has them
         self._aside: dict[str, dict[str, Candidate]] = {}  # by project and key, those that are ready
         self.came = next(_boards) << 40  # grows when something becomes ready: then whoever waits looks again
         self._recent: deque[Candidate] = deque(maxlen=RECENT_MAX)
@@ -199,10 +203,15 @@ class Ready:
         return view
 
     def best(
-        self, demands: Sequence[Demand], kept: Callable[[str], bool], most: int, take: Callable[[Candidate], bool]
+        self,
+        demands: Sequence[Demand],
+        kept: Callable[[str], bool],
+        most: int,
+        take: Callable[[Candidate], bool | None],
     ) -> int:
         """Offer candidates that meet the demands to `take`, in their order, until it took so many; how many it took.
-        Nothing is changed by it: what was taken is told by whoever does it.
+        Nothing is changed by it: what was taken is told by whoever does it. But what `take` says None to, because its
+        request has it already, is not offered to that again, see `put_back`.
         """
         demands = sorted(demands, key=lambda demand: demand.name)
         view = self._view(tuple([demand.name for demand in demands]))
@@ -214,15 +223,25 @@ class Ready:
             while tops and taken < most:
                 _, key, heap = tops[0]
                 seen.append(heappop(heap))
-                taken += take(seen[-1][2])
+                took = take(seen[-1][2])
+                if took is None:
+                    self._out.append((view, seen.pop()))
+                else:
+                    taken += took
                 if self._has_usable(view, key, heap, kept):
                     heapreplace(tops, (heap[0], key, heap))
                 else:
                     heappop(tops)
         finally:  # a model may raise anything, or take too long
             for entry in seen:
-                heappush(view.heaps.setdefault(view.key(entry[2]), []), entry)
+                view.put_back(entry)
         return taken
+
+    def put_back(self) -> None:
+        """Another request is decided, and nothing may have come of what the last one had."""
+        while self._out:
+            view, entry = self._out.pop()
+            view.put_back(entry)
 
     def _has_usable(self, view: _View, key: Values, heap: Heap, kept: Callable[[str], bool]) -> bool:
         """Whether there is one in this heap of a view; then it is on top."""

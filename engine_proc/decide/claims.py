@@ -53,8 +53,13 @@ def claim(draft: Draft, mutation: PlainMutation) -> list[Step]:
     taken: list[Step] = []
     denied: list[str] = []
 
-    def take(candidate: Candidate) -> bool:
-        """Whether it is this assignee's now."""
+    def take(candidate: Candidate) -> bool | None:
+        """Whether it is this assignee's now. None: this very request has it already."""
+        step = draft.steps.get((kind_name, candidate.key))
+        if step is not None and step.op:
+            denied.append(candidate.key)
+            board.denied.add(candidate.key)
+            return None
         step = None
         if assignee in candidate.denied_to:
             denied.append(candidate.key)
@@ -70,10 +75,7 @@ def claim(draft: Draft, mutation: PlainMutation) -> list[Step]:
                 raise Unready from error  # what is left of the time is not enough for the others
         if step is None:
             denied.append(candidate.key)
-            if (kind_name, candidate.key) in draft.steps:
-                board.denied.add(candidate.key)  # this very request has it already
-            else:
-                board.deny(candidate, assignee)
+            board.deny(candidate, assignee)
             return False
         lease = Lease(state.code, step.key, step.version, draft.session, lease_us)
         draft.leases[state.code, step.key] = renewed(lease, lease_us, turn.uptime_us) if lease_us else lease
@@ -116,7 +118,7 @@ def _begun(draft: Draft, kind_name: str, key: str, assignee: str, reason: str) -
     """
     try:
         step = draft.step(kind_name, key)
-        return None if step.op else _begin(step, assignee, reason)
+        return _begin(step, assignee, reason)
     except (SchemaMismatch, InvalidMutation):
         pass
     except (Refused, Unavailable, Overtime, AssertionError):

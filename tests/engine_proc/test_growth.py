@@ -163,6 +163,20 @@ def test_a_claim_of_many_looks_once_at_the_values_that_it_asks_for(engine):
     assert engine.calls(Claim(Task, {"project": projects}, count=200)) < one + 1.5 * alone
 
 
+def test_a_request_of_many_claims_costs_each_the_same(engine):
+    tasks = [f"{number:04}" for number in range(1_000)]
+    engine.all([Create(Task(id=id, title="t")) for id in tasks])
+    engine.turn(Claim(Task))
+    few = engine.calls([Claim(Task) for _ in range(25)])
+    many = engine.calls([Claim(Task, {"project": ""} if number % 2 else {}) for number in range(400)])
+    assert many < 20 * few
+    assert [key for ((*_, key),) in zip(engine.turn([Claim(Task), Claim(Task)])[0], strict=True)] == tasks[426:428]
+    with pytest.raises(AssertionError, match=r"assert \{1\}"):
+        engine.turn([Claim(Task), Claim(Task), Claim(Task), Create(Task(id="0000", title="t"))])
+    ((_, _, _, key),) = engine.turn(Claim(Task))[0]
+    assert key == tasks[428], "a request that was refused has nothing"
+
+
 def test_what_becomes_ready_has_nobody_decided_anew_who_waits_for_another_range(engine):
     def asks(number: int) -> Claim:
         until_us = time.monotonic_ns() // 1000 + 10**9
