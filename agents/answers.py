@@ -11,7 +11,6 @@ from solewriter.agents.decoding import Model
 from solewriter.agents.pending import Pending, error_of
 from solewriter.agents.reader import Reader
 from solewriter.agents.snapshot import Plain
-from solewriter.shared.entity import Entity
 from solewriter.shared.entity import Entity, name_of
 from solewriter.shared.errors import (
     Forgotten,

@@ -63,7 +63,7 @@ from solewriter.bench.flood.pressing import Orders, Phase, Report, Role
 from solewriter.bench.flood.throttle import Job, Probe
 from solewriter.bench.machine import machine
 from solewriter.bench.measure import NS_PER_S, Interval, sleep_until
-from solewriter.bench.placement import pin, pinned
+from solewriter.bench.placement import pin_server, pinned
 from solewriter.bench.running import Say, answered
 from solewriter.shared.config import MIB
 
@@ -133,7 +133,7 @@ class Stage:
         self._where = pinned()
         self._jobs = 0
         self._first = client.reader.revision
-        pin(engine.pid, self._where.engine)
+        pin_server(engine.pid, self._where.engine)
 
     def orders(
         self,

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable
+from contextlib import suppress
 from pathlib import Path
 
 import msgspec
+import psutil
 
 
 class Placement(msgspec.Struct, frozen=True):
@@ -43,3 +45,12 @@ def pin(pid: int, cpus: Iterable[int]) -> None:
             os.sched_setaffinity(int(task.name), allowed)
         except ProcessLookupError:
             pass  # a thread that just ended
+
+
+def pin_server(pid: int, cpus: Iterable[int]) -> None:
+    """Bind a process and all that it started, which may be older than this wish."""
+    allowed = tuple(cpus)
+    pin(pid, allowed)
+    for one in psutil.Process(pid).children(recursive=True):
+        with suppress(FileNotFoundError):  # it ended just now
+            pin(one.pid, allowed)

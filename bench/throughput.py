@@ -41,7 +41,7 @@ from solewriter.bench.agent import Orders, Role, kept
 from solewriter.bench.children import children
 from solewriter.bench.machine import machine
 from solewriter.bench.measure import NS_PER_US, US_PER_S, Interval, Latency, Usage, latency, sleep_until
-from solewriter.bench.placement import Placement, free, pin, pinned
+from solewriter.bench.placement import Placement, free, pin_server, pinned
 from solewriter.bench.report import ReadRow, Results, UpdateRow, Writing, floor_of, printed
 from solewriter.bench.running import Say, answered
 from solewriter.bench.workload import WINDOW, Tally, loaded_engine, payload_bytes
@@ -71,7 +71,7 @@ def updates(
     engine: Engine, client: Client, folder: Path, plan: Plan, mode: Role, agents: int, where: Placement
 ) -> UpdateRow:
     """One row: so many agents for the plan's time."""
-    pin(engine.pid, where.engine)
+    pin_server(engine.pid, where.engine)
     before = Tally.of(client)
     orders = [update_orders(engine, folder, mode, number, agents, where.agent(number)) for number in range(agents)]
     with children(orders) as group:
@@ -124,7 +124,7 @@ def combinations(plan: Plan) -> Iterator[tuple[Role, int, Placement]]:
 def reading(engine: Engine, client: Client, folder: Path, plan: Plan) -> tuple[list[ReadRow], Writing]:
     """All reads without a writer, then with one."""
     where = pinned()
-    pin(engine.pid, where.engine)
+    pin_server(engine.pid, where.engine)
     quiet = [Orders("read", where.agent(0), str(engine.state))]
     writer = update_orders(engine, folder, "pipelined", 0, 1, writer_cpus(where))
     rows: list[ReadRow] = []

@@ -28,7 +28,7 @@ from solewriter.bench.load.rows import Case, Row, Sample, row_of
 from solewriter.bench.load.work import WORKLOADS
 from solewriter.bench.measure import NS_PER_S, NS_PER_US, Interval, Usage, resident_bytes, sleep_until
 from solewriter.bench.optional import NotHere
-from solewriter.bench.placement import pin
+from solewriter.bench.placement import pin_server
 from solewriter.bench.running import Say
 from solewriter.shared.config import MIB
 from solewriter.shared.errors import in_words
@@ -88,7 +88,7 @@ def measured(case: Case, standing: Standing, timing: Timing, folder: Path) -> Sa
     peer = standing.peer
     where = places(case, served=bool(peer.pids))
     for pid in peer.pids:
-        pin(pid, where.server)
+        pin_server(pid, where.server)
     if isinstance(peer, SelfDriven):
         driven = peer.drive(case.agents, case.window, timing.seconds, sorted({*chain(*where.agents)}))
         return Sample(per_s=driven.per_s, histogram=NOTHING, p50_us=driven.p50_us, faults=driven.faults)

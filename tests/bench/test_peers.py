@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
+import psutil
 import pytest
 
 from solewriter import Task
@@ -205,6 +206,19 @@ def test_a_redis_benchmark_runs_where_its_row_says(
     agents = {frozenset(map(int, line.split())) for line in noted.read_text().splitlines()}
     assert agents == {frozenset(chain(*where.agents))}
     assert os.sched_getaffinity(0) == {*EVERYWHERE}
+
+
+def test_what_a_server_started_before_is_pinned_with_it(tmp_path: Path, wait_until: Callable[..., Any]) -> None:
+    """Else our checkpoints would be made on processors that no rival's server has."""
+    tasks = 1_200  # of 16 KB: enough for a first checkpoint
+    with CATALOG[OURS].start(Setting(tmp_path / "system", "process", 2, 64)) as peer:
+        peer.load(WORKLOADS["large"].population(tasks))
+        (server,) = peer.pids
+        wait_until(psutil.Process(server).children, 20, "the process that makes checkpoints, which lives on")
+        pinned = msgspec.structs.replace(case(OURS, "process", "large", "pipelined"), entities=tasks, pinned=True)
+        measured(pinned, Standing(peer, Evidence(WORKLOADS["large"], tasks)), BRIEF, tmp_path)
+        (maker,) = psutil.Process(server).children(recursive=True)
+        assert {*maker.cpu_affinity()} == {*places(pinned, served=True).server}
 
 
 def test_a_redis_benchmark_that_tells_no_latency_is_not_here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
