@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from itertools import product
 from pathlib import Path
 from typing import Any
 
 from solewriter.bench.load.peers.catalog import OURS
-from solewriter.bench.load.rows import Results, Row, Timeline
+from solewriter.bench.load.rows import Case, Results, Row, Spread, Timeline
 from solewriter.bench.optional import required
 
 SIZE_INCHES = (7.5, 4.2)
 DPI = 120
 OURS_COLOUR, OTHERS_COLOURS = "#c0392b", ("#2c3e50", "#2980b9", "#27ae60", "#8e44ad", "#d68910")
+MARKERS = "os^Dvp*Xh"  # of lines that have the same colour
 MS_PER_US = 0.001
 
 
@@ -74,53 +76,68 @@ def _lines(rows: Sequence[Row], of: str) -> dict[str, list[Row]]:
     return max(several, key=lambda lines: sum(map(len, lines.values())), default={})
 
 
-def _colours(lines: dict[str, list[Row]]) -> list[str]:
-    others = iter(OTHERS_COLOURS * len(lines))
-    return [OURS_COLOUR if found[0].case.peer == OURS else next(others) for found in lines.values()]
+def _looks(lines: dict[str, list[Row]]) -> Iterator[dict[str, Any]]:
+    """A colour and a marker for each line, no two of them alike: one colour is ours, whatever we promise."""
+    ours, others = ((OURS_COLOUR, marker) for marker in MARKERS), product(MARKERS, OTHERS_COLOURS)
+    for found in lines.values():
+        if found[0].case.peer == OURS:
+            colour, marker = next(ours)
+        else:
+            marker, colour = next(others)
+        yield {"color": colour, "marker": marker}
+
+
+def _of(lines: dict[str, list[Row]]) -> tuple[Case, str]:
+    """The question that they all answer, and what of it every title says."""
+    case = next(iter(lines.values()))[0].case
+    return case, f"{case.workload}{', CPUs pinned' if case.pinned else ''}"
 
 
 def _throughput(axes: Any, lines: dict[str, list[Row]]) -> None:
-    for (who, rows), colour in zip(lines.items(), _colours(lines), strict=True):
+    for (who, rows), look in zip(lines.items(), _looks(lines), strict=True):
         spreads = [row.per_s for row in rows if row.per_s is not None]
         agents = [row.case.agents for row in rows]
-        axes.plot(agents, [one.median for one in spreads], marker="o", markersize=4, label=who, color=colour)
-        axes.fill_between(agents, [one.min for one in spreads], [one.max for one in spreads], alpha=0.12, color=colour)
-    case = next(iter(lines.values()))[0].case
+        axes.plot(agents, [one.median for one in spreads], markersize=4, label=who, **look)
+        _band(axes, agents, spreads, look["color"])
+    case, asked = _of(lines)
     _logarithmic_ticks(axes, sorted({row.case.agents for rows in lines.values() for row in rows}))
     axes.set_ylim(bottom=0)
     axes.set_xlabel("agent processes")
     axes.set_ylabel("requests answered a second")
-    axes.set_title(f"Throughput: {case.workload}, {case.entities:,} entities, pipelined", fontsize=10)
+    axes.set_title(f"Throughput: {asked}, {case.entities:,} entities, pipelined", fontsize=10)
     axes.legend(fontsize=7, frameon=False)
 
 
 def _latency(axes: Any, lines: dict[str, list[Row]]) -> None:
-    for (who, rows), colour in zip(lines.items(), _colours(lines), strict=True):
+    for (who, rows), look in zip(lines.items(), _looks(lines), strict=True):
         rates = [row.case.rate_per_s for row in rows]
         for name, style in (("p50_us", ":"), ("p99_us", "-")):
             found = [getattr(row.latency, name) * MS_PER_US if row.latency else None for row in rows]
             label = f"{who}: p99 (dotted: p50)" if name == "p99_us" else None
-            axes.plot(rates, found, style, marker="o", markersize=3, label=label, color=colour)
-    case = next(iter(lines.values()))[0].case
+            axes.plot(rates, found, linestyle=style, markersize=3, label=label, **look)
+    case, asked = _of(lines)
     _logarithmic_ticks(axes, sorted({row.case.rate_per_s for rows in lines.values() for row in rows}))
     axes.set_yscale("log")
     axes.set_xlabel("requests offered a second, all agents together")
     axes.set_ylabel("ms from the moment when it was due")
-    axes.set_title(f"Latency by offered load: {case.workload}, {case.agents} agents", fontsize=10)
+    axes.set_title(f"Latency by offered load: {asked}, {case.agents} agents", fontsize=10)
     axes.legend(fontsize=7, frameon=False)
 
 
 def _cost(axes: Any, lines: dict[str, list[Row]]) -> None:
-    for (who, rows), colour in zip(lines.items(), _colours(lines), strict=True):
+    for (who, rows), look in zip(lines.items(), _looks(lines), strict=True):
         spreads = [row.server_cpu_us for row in rows if row.server_cpu_us is not None]
         sizes = [row.case.entities for row in rows]
-        axes.plot(sizes, [one.median for one in spreads], marker="o", markersize=4, label=who, color=colour)
-        axes.fill_between(sizes, [one.min for one in spreads], [one.max for one in spreads], alpha=0.12, color=colour)
+        axes.plot(sizes, [one.median for one in spreads], markersize=4, label=who, **look)
+        _band(axes, sizes, spreads, look["color"])
     axes.set_xscale("log")
     axes.set_ylim(bottom=0)
     axes.set_xlabel("entities in the state")
     axes.set_ylabel("us of the engine's processor time")
-    axes.set_title("What one update costs, deciding, journaling and publishing, by the size of the state", fontsize=10)
+    asked = _of(lines)[1]
+    axes.set_title(
+        f"What one request costs the engine, checkpoints included, by the size of the state: {asked}", fontsize=10
+    )
     axes.legend(fontsize=7, frameon=False)
 
 
@@ -133,6 +150,10 @@ def _across(axes: Any, line: Timeline) -> None:
     axes.set_xlabel("ms")
     axes.set_ylabel("replies a second, all agents together")
     axes.set_title(f"Across the death of the engine: the next reply {line.first_ack_ms:.0f} ms later", fontsize=10)
+
+
+def _band(axes: Any, places: Sequence[float], spreads: Sequence[Spread], colour: str) -> None:
+    axes.fill_between(places, [one.min for one in spreads], [one.max for one in spreads], alpha=0.12, color=colour)
 
 
 def _logarithmic_ticks(axes: Any, places: Sequence[float]) -> None:

@@ -24,7 +24,7 @@ from solewriter.bench.load.marks import marks_of
 from solewriter.bench.load.page import filled
 from solewriter.bench.load.peers.catalog import CATALOG, OURS
 from solewriter.bench.load.plan import PIPELINED, Plan, contests, window_for
-from solewriter.bench.load.plot import _lines, draw
+from solewriter.bench.load.plot import _lines, _pictures, draw
 from solewriter.bench.load.program import main, options, planned, run
 from solewriter.bench.load.report import IN_MEMORY, NO_DISK, printed, tables
 from solewriter.bench.load.rows import Case, Results, Row, Sample, Spread, Timeline, compared, row_of
@@ -482,6 +482,41 @@ def test_pictures_are_drawn_as_svg_and_png(tmp_path: Path) -> None:
         assert path.read_bytes()[:5] in (b"<?xml", b"\x89PNG\r")
     again = draw(everything_found(), tmp_path / "again")
     assert [path.read_bytes() for path in again] == [path.read_bytes() for path in written]
+
+
+def axes_of(name: str, rows: list[Row]) -> Any:
+    """What the picture of this name shows of these rows."""
+    pyplot = pytest.importorskip("matplotlib.pyplot")
+    _, axes = pyplot.subplots()
+    _pictures(msgspec.structs.replace(everything_found(), rows=rows))[name](axes)
+    pyplot.close("all")
+    return axes
+
+
+def test_a_picture_says_what_was_asked_and_where() -> None:
+    asked = {"section": "grid", "workload": "create", "pinned": True}
+    sizes = [row(OURS, 1.0, entities=size, server_cpu_us=9.0, **asked) for size in (100, 1_000)]
+    agents = [row(OURS, 1.0, agents=agents, **asked) for agents in (1, 2)]
+    rates = [row(OURS, 1.0, loop="open", rate_per_s=rate, **asked) for rate in (10.0, 20.0)]
+    shown = {"cost-by-size": sizes, "throughput-by-agents": agents, "latency-by-load": rates}
+    for name, rows in shown.items():
+        assert "create, CPUs pinned" in axes_of(name, rows).get_title()
+
+
+def test_no_two_lines_of_a_picture_look_alike() -> None:
+    rivals = [(f"rival {number}", "process") for number in range(7)]
+    rows = [
+        msgspec.structs.replace(row(OURS, 1.0, agents=agents, durability=level), how=level)
+        for level in ("power", "process", "memory")
+        for agents in (1, 2)
+    ]
+    for name, level in rivals:
+        rows += [
+            msgspec.structs.replace(one, case=msgspec.structs.replace(one.case, peer=name), how=level)
+            for one in rows[:2]
+        ]
+    lines = axes_of("throughput-by-agents", rows).get_lines()
+    assert len({(line.get_color(), line.get_marker()) for line in lines}) == len(lines) == 10
 
 
 def test_that_there_is_nothing_to_draw_is_said(tmp_path: Path) -> None:
