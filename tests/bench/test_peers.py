@@ -237,6 +237,28 @@ def test_a_redis_benchmark_that_tells_no_latency_is_not_here(tmp_path: Path, mon
     assert row.verified is None
 
 
+def test_who_fills_an_lmdb_and_looks_through_it_writes_into_no_map_of_a_file(tmp_path: Path) -> None:
+    """On a full disk, what writes into one ends by SIGBUS, and with it all that was measured."""
+    pytest.importorskip("lmdb")
+    looked: list[int] = []
+
+    def looking(items: Iterable[Any]) -> Iterator[Any]:
+        for item in items:
+            looked.append(maps_to_write(tmp_path))
+            yield item
+
+    with CATALOG["LMDB"].start(Setting(tmp_path / "system", "process", 2, 64)) as peer:
+        peer.load(looking(WORKLOADS["update-one"].population(3)))
+        assert len(list(looking(peer.stored()))) == 3
+    assert looked == [0] * 6
+
+
+def maps_to_write(folder: Path) -> int:
+    """How many files below it this process may change by its memory."""
+    lines = Path("/proc/self/maps").read_text().splitlines()
+    return sum(str(folder) in line and "w" in line.split()[1] for line in lines)
+
+
 def test_reads_return_what_is_stored(filled: Callable[..., Standing]) -> None:
     connection = connected(filled(OURS, "memory", "update-one").peer)
     assert isinstance(connection, Forgetful)

@@ -29,6 +29,11 @@ def opened(folder: Path, *, sync: bool) -> Any:
     return required("lmdb").open(str(folder), **options)
 
 
+def alone(folder: Path) -> Any:
+    """For this process, which must not write into any map: on a full disk that is the end of who does, by SIGBUS."""
+    return required("lmdb").open(str(folder), map_size=MAP_BYTES, sync=False, lock=False)
+
+
 class LmdbConnection:
     """One request is one transaction; a window is one transaction, too. Writers wait for each other's."""
 
@@ -74,7 +79,7 @@ class LmdbPeer:
         self._folder, self._sync = folder, sync
 
     def load(self, tasks: Iterable[Fields]) -> None:
-        with closing(opened(self._folder, sync=False)) as environment, environment.begin(write=True) as transaction:
+        with closing(alone(self._folder)) as environment, environment.begin(write=True) as transaction:
             for fields in tasks:
                 transaction.put(fields["id"].encode(), VERSION.pack(1) + pack(fields))
 
@@ -82,7 +87,7 @@ class LmdbPeer:
         return LmdbConnection, (self._folder, self._sync)
 
     def stored(self) -> Iterator[Stored]:
-        with closing(opened(self._folder, sync=False)) as environment, environment.begin() as transaction:
+        with closing(alone(self._folder)) as environment, environment.begin() as transaction:
             for key, value in transaction.cursor():
                 yield key.decode(), VERSION.unpack_from(value)[0], unpack(value[VERSION.size :])
 
