@@ -33,6 +33,7 @@ from typing import Any
 import msgspec
 
 from solewriter import Claim, Client, Complete, Create, Engine, InvalidMutation, Project, Task, TaskPriority, connect
+from solewriter.bench import arguments
 from solewriter.bench.machine import machine
 from solewriter.bench.measure import NS_PER_US, Latency, Usage, latency
 from solewriter.bench.scratch import scratch_folder, tidy_when_told_to_end
@@ -216,14 +217,20 @@ def main() -> int:
         prog="python -m solewriter.bench.claims", description=(__doc__ or "").split("\n")[0]
     )
     parser.add_argument("--json", action="store_true", help="print one JSON object instead of a table")
-    parser.add_argument("--sizes", default="1000,10000,100000", help="how many tasks, separated by commas")
-    parser.add_argument("--claims", type=int, default=400, help="of each size, at most a third of the least")
+    parser.add_argument(
+        "--sizes", type=arguments.numbers, default="1000,10000,100000", help="how many tasks, separated by commas"
+    )
+    parser.add_argument(
+        "--claims", type=arguments.number, default=400, help="of each size, at most a third of the least"
+    )
     parser.add_argument("--deaths", type=int, default=20, help="agents killed")
-    parser.add_argument("--folder", type=Path, default=Path("/tmp"), help="where everything is put, and removed again")
+    parser.add_argument(
+        "--folder", type=arguments.folder, default=Path("/tmp"), help="where everything is put, and removed again"
+    )
     given = parser.parse_args()
     tidy_when_told_to_end()
     with scratch_folder(given.folder) as folder:
-        rows = [measured(folder, int(size), given.claims) for size in given.sizes.split(",")]
+        rows = [measured(folder, size, given.claims) for size in given.sizes]
         death = deaths(folder, given.deaths) if given.deaths else None
         facts = machine(folder)
     if given.json:

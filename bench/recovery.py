@@ -40,6 +40,7 @@ from typing import NamedTuple, TypeVar
 import msgspec
 
 from solewriter import Client, Create, Engine, Limits, Task, Unavailable, Update, connect
+from solewriter.bench import arguments
 from solewriter.bench.disk import device_written_bytes
 from solewriter.bench.journaled import BehindCheckpoint, Journal
 from solewriter.bench.machine import machine
@@ -300,21 +301,24 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m solewriter.bench.recovery", description=(__doc__ or "")[:120])
     parser.add_argument("--quick", action="store_true", help="smaller sizes, fewer kills: some two minutes")
     parser.add_argument("--json", action="store_true", help="print one JSON object instead of tables")
-    parser.add_argument("--sizes", help="how many tasks, separated by commas")
-    parser.add_argument("--durability", default="process,power", help="levels, separated by commas")
-    parser.add_argument("--kills", type=int, help="of each engine in each surrounding")
-    parser.add_argument("--seconds", type=float, help="of writing")
-    parser.add_argument("--folder", type=Path, default=Path(tempfile.gettempdir()), help="where states are put")
+    parser.add_argument("--sizes", type=arguments.numbers, help="how many tasks, separated by commas")
+    parser.add_argument(
+        "--durability", type=arguments.durabilities, default="process,power", help="levels, separated by commas"
+    )
+    parser.add_argument("--kills", type=arguments.number, help="of each engine in each surrounding")
+    parser.add_argument("--seconds", type=arguments.seconds, help="of writing")
+    parser.add_argument(
+        "--folder", type=arguments.folder, default=Path(tempfile.gettempdir()), help="where states are put"
+    )
     parser.add_argument("--agent", type=Path, help=argparse.SUPPRESS)
     parser.add_argument("--tasks", type=int, default=0, help=argparse.SUPPRESS)
     given = parser.parse_args()
     if given.agent is not None:
         work(given.agent, given.tasks)
         return 0
-    sizes = tuple(int(part) for part in given.sizes.split(",")) if given.sizes else ()
     plan = Plan(
-        sizes or ((2_000,) if given.quick else (10_000, 1_000_000)),
-        given.durability.split(","),
+        given.sizes or ((2_000,) if given.quick else (10_000, 1_000_000)),
+        given.durability,
         given.kills or (3 if given.quick else 20),
         given.seconds or (3.0 if given.quick else 30.0),
     )

@@ -37,6 +37,7 @@ from typing import Any
 import msgspec
 
 from solewriter import Client, Engine
+from solewriter.bench import arguments
 from solewriter.bench.agent import Orders, Role, kept
 from solewriter.bench.children import children
 from solewriter.bench.machine import machine
@@ -219,30 +220,21 @@ def placement_facts() -> dict[str, Any]:
     }
 
 
-def numbers(text: str) -> tuple[int, ...]:
-    return tuple(int(part) for part in text.split(","))
-
-
-def durabilities(text: str) -> tuple[Durability, ...]:
-    try:
-        return msgspec.convert(text.split(","), tuple[Durability, ...])
-    except msgspec.ValidationError:
-        raise argparse.ArgumentTypeError(f"{text!r}: each is one of {', '.join(DURABILITIES)}") from None
-
-
 def options() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m solewriter.bench.throughput", description=(__doc__ or "").split("\n")[0]
     )
     parser.add_argument("--quick", action="store_true", help="fewer combinations, less time for each: under 40 s")
     parser.add_argument("--json", action="store_true", help="print one JSON object instead of tables")
-    parser.add_argument("--agents", type=numbers, help="numbers of agents, separated by commas")
-    parser.add_argument("--durability", type=durabilities, default=DURABILITIES, help="levels, separated by commas")
-    parser.add_argument("--tasks", type=int, default=10_000)
-    parser.add_argument("--seconds", type=float, help="of each row")
+    parser.add_argument("--agents", type=arguments.numbers, help="numbers of agents, separated by commas")
+    parser.add_argument(
+        "--durability", type=arguments.durabilities, default=DURABILITIES, help="levels, separated by commas"
+    )
+    parser.add_argument("--tasks", type=arguments.number, default=10_000)
+    parser.add_argument("--seconds", type=arguments.seconds, help="of each row")
     parser.add_argument(
         "--folder",
-        type=Path,
+        type=arguments.folder,
         default=Path(tempfile.gettempdir()),
         help="where the state folders are made, and removed again: the disk to measure",
     )
@@ -252,8 +244,6 @@ def options() -> argparse.ArgumentParser:
 def planned(parser: argparse.ArgumentParser, given: argparse.Namespace) -> Plan:
     agents = given.agents or ((1, 2) if given.quick else (1, 2, 4))
     seconds = given.seconds or (1.0 if given.quick else 5.0)
-    if min(agents) < 1 or seconds <= 0:
-        parser.error("there must be at least one agent, and some time for it")
     if given.tasks // max(agents) <= WINDOW:
         parser.error(f"each agent needs more tasks of its own than its window of {WINDOW}: give more --tasks")
     return Plan(

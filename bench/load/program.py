@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import io
-import math
 import signal
 import sys
 import tempfile
@@ -15,6 +14,7 @@ from typing import Any
 
 import msgspec
 
+from solewriter.bench import arguments
 from solewriter.bench.load.alone import across_kill, idle_percent, journaled_bytes, validate_us
 from solewriter.bench.load.marks import marks_of
 from solewriter.bench.load.peers.catalog import CATALOG, OURS
@@ -106,17 +106,25 @@ def options() -> argparse.ArgumentParser:
         "--durability": (_of(LEVELS), f"which promises: {', '.join(LEVELS)}"),
         "--workloads": (_of(WORKLOADS), f"a grid of them: {', '.join(WORKLOADS)}"),
         "--loops": (_of(LOOPS), f"of a grid: {', '.join(LOOPS)}"),
-        "--agents": (_numbers, f"of a grid or the section agents: numbers of agent processes, 1 to {AGENTS_MAX}"),
-        "--sizes": (_numbers, "of a grid or the section sizes: numbers of entities"),
-        "--windows": (_numbers, "of a grid: requests on their way, of one agent"),
-        "--rates": (_numbers, "of a grid or the section open: offered requests a second, an open loop"),
+        "--agents": (
+            arguments.numbers,
+            f"of a grid or the section agents: numbers of agent processes, 1 to {AGENTS_MAX}",
+        ),
+        "--sizes": (arguments.numbers, "of a grid or the section sizes: numbers of entities"),
+        "--windows": (arguments.numbers, "of a grid: requests on their way, of one agent"),
+        "--rates": (arguments.numbers, "of a grid or the section open: offered requests a second, an open loop"),
         "--placement": (_of(PLACEMENTS), "where processes may run; both, if both are named"),
     }
     for name, (kind, words) in lists.items():
         add(name, type=kind, metavar="A,B,...", help=words)
-    add("--runs", type=int, help="of each case, in turn with the others")
-    add("--seconds", type=float, help="of each run, without its warm-up")
-    add("--folder", type=Path, default=Path(tempfile.gettempdir()), help="where everything is put, and removed again")
+    add("--runs", type=arguments.number, help="of each case, in turn with the others")
+    add("--seconds", type=arguments.seconds, help="of each run, without its warm-up")
+    add(
+        "--folder",
+        type=arguments.folder,
+        default=Path(tempfile.gettempdir()),
+        help="where everything is put, and removed again",
+    )
     return parser
 
 
@@ -131,17 +139,10 @@ def _of(known: Any) -> Callable[[str], tuple[str, ...]]:
     return parsed
 
 
-def _numbers(text: str) -> tuple[int, ...]:
-    found = tuple(sorted({int(part.replace("_", "")) for part in text.split(",")}))
-    if found[0] < 1:
-        raise argparse.ArgumentTypeError("each is 1 or more")
-    return found
-
-
 def planned(parser: argparse.ArgumentParser, given: argparse.Namespace) -> Plan:
     quick = given.quick
-    seconds = (0.3 if quick else 0.8) if given.seconds is None else given.seconds
-    runs = (2 if quick else 5) if given.runs is None else given.runs
+    seconds = given.seconds or (0.3 if quick else 0.8)
+    runs = given.runs or (2 if quick else 5)
     grid = given.workloads or ()
     sections = given.sections or (() if grid else ("peers", "open", "kill", "idle") if quick else SECTIONS)
     if unused := _unused(given, sections):
@@ -165,8 +166,8 @@ def planned(parser: argparse.ArgumentParser, given: argparse.Namespace) -> Plan:
         loops=given.loops or LOOPS,
         alone_s=2.0 if quick else 4.0,
     )
-    if plan.runs < 1 or not 0 < plan.seconds < math.inf or max(agents or (1,)) > AGENTS_MAX:
-        parser.error(f"there must be a run, some time for it, and no more than {AGENTS_MAX} agents")
+    if max(agents or (1,)) > AGENTS_MAX:
+        parser.error(f"there are no more than {AGENTS_MAX} agents")
     cases = [case for group in contests(plan) for case in group]
     if any(case.entities < (case.agents + case.writers) * WORKLOADS[case.workload].steps for case in cases):
         parser.error("each agent needs an entity of its own for each step of a request")
@@ -176,8 +177,6 @@ def planned(parser: argparse.ArgumentParser, given: argparse.Namespace) -> Plan:
         )
     if not cases and not (OURS in plan.peers and {*ALONE} & {*plan.sections}):
         parser.error("nothing to measure: nobody of these makes such a promise or can be asked for this")
-    if not given.folder.is_dir():
-        parser.error(f"--folder: there is no folder {given.folder}")
     return plan
 
 
@@ -230,7 +229,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         _warn(f"solewriter bench: this cannot be printed: {error}")
         return 1
     if given.plot:
-        drawn = draw(results, given.plot)
+        try:
+            drawn = draw(results, given.plot)
+        except OSError as error:
+            _warn(f"solewriter bench: this cannot be drawn: {error}")
+            return 1
         for path in drawn:
             _warn(f"drew {path}")
         if not drawn:

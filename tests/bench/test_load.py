@@ -639,7 +639,7 @@ def test_the_command_is_the_program(tmp_path: Path) -> None:
     assert "--quick" in said
     wrong = subprocess.run([command, "bench", "--runs", "0"], capture_output=True, text=True, timeout=60, check=False)
     assert wrong.returncode == 2
-    assert "there must be a run" in wrong.stderr
+    assert "is no whole number of 1 or more" in wrong.stderr
 
 
 def test_the_do_it_yourself_is_about_sixty_lines() -> None:
