@@ -270,10 +270,12 @@ def greedy(stage: Stage, windows: tuple[int, ...], work_us: tuple[int, ...], sec
         stage.orders("greedy", number, window=window, work_us=work)
         for number, (window, work) in enumerate(zip(windows, work_us, strict=True))
     ]
-    applied = stage.press(orders, seconds).applied(SETTLE_S)
+    pressed = stage.press(orders, seconds)
+    applied = pressed.applied(SETTLE_S)
     besides_us = 1e6 / NOMINAL_PER_S - WORK_US  # of each request, whatever its own work is
     shares = [count * (work + besides_us) for count, work in zip(applied, work_us, strict=True)]
-    return GreedyRow(windows=windows, work_us=work_us, applied=tuple(applied), jain=jain(shares))
+    lag_ms = pressed.lag_ms()
+    return GreedyRow(windows=windows, work_us=work_us, applied=tuple(applied), jain=jain(shares), lag_p99_ms=lag_ms)
 
 
 def surge(stage: Stage, plan: Plan) -> Surge:
@@ -294,6 +296,7 @@ def surge(stage: Stage, plan: Plan) -> Surge:
         ),
         later_p99_ms=round(later, 3),
         later_to_before=round(later / before, 3),
+        lag_p99_ms=pressed.lag_ms(),
     )
 
 

@@ -9,7 +9,9 @@ import sys
 import time
 from operator import itemgetter
 from pathlib import Path
+from typing import Any
 
+import msgspec
 import pytest
 
 from solewriter import Create, Update, connect
@@ -128,8 +130,8 @@ def quiet_row(beside: str, to_alone: float | None) -> QuietRow:
 GOOD = (
     [load_row(1, 5_000), load_row(10, 4_600), load_row(10, 100, deadline_ms=100.0)],
     [quiet_row("nobody", None), quiet_row("a flood", 1.2)],
-    [GreedyRow(windows=(), work_us=(), applied=(), jain=0.99)],
-    Surge(before_p99_ms=1.0, surge_p99_ms=9.0, after_p99_ms=(), later_p99_ms=1.1, later_to_before=1.1),
+    [GreedyRow(windows=(), work_us=(), applied=(), jain=0.99, lag_p99_ms=1.0)],
+    Surge(before_p99_ms=1.0, surge_p99_ms=9.0, after_p99_ms=(), later_p99_ms=1.1, later_to_before=1.1, lag_p99_ms=1.0),
     Soak(seconds=60.0, rss_mib=50.0, rss_growth_mib=3.0, lag_p99_ms=1.0, applied_per_s=1.0),
 )
 
@@ -140,8 +142,18 @@ def test_every_mark_can_be_reached_and_missed() -> None:
     bad = marks_of(
         [load_row(1, 5_000), load_row(10, 4_400, lag_ms=6.0)],
         [quiet[0], quiet_row("a flood", 1.6)],
-        [*greedy, GreedyRow(windows=(), work_us=(), applied=(), jain=0.9)],
-        Surge(before_p99_ms=1.0, surge_p99_ms=9.0, after_p99_ms=(), later_p99_ms=1.6, later_to_before=1.6),
+        [*greedy, GreedyRow(windows=(), work_us=(), applied=(), jain=0.9, lag_p99_ms=1.0)],
+        Surge(
+            before_p99_ms=1.0, surge_p99_ms=9.0, after_p99_ms=(), later_p99_ms=1.6, later_to_before=1.6, lag_p99_ms=1.0
+        ),
         Soak(seconds=60.0, rss_mib=50.0, rss_growth_mib=65.0, lag_p99_ms=1.0, applied_per_s=1.0),
     )
     assert [mark.reached for mark in bad] == [False] * 6
+
+
+def test_the_highest_lag_is_that_of_any_part() -> None:
+    for place, part in enumerate(GOOD):
+        late = msgspec.structs.replace(part[0] if isinstance(part, list) else part, lag_p99_ms=6.0)
+        parts: list[Any] = [*GOOD]
+        parts[place] = [*part, late] if isinstance(part, list) else late
+        assert [mark.measured for mark in marks_of(*parts) if mark.mark.startswith("event loop lag")] == [6.0]

@@ -53,6 +53,7 @@ class GreedyRow(msgspec.Struct, frozen=True, kw_only=True):
     work_us: tuple[int, ...]
     applied: tuple[int, ...]
     jain: float  # of the engine's time that their requests took, where these cost different
+    lag_p99_ms: float
 
 
 class Surge(msgspec.Struct, frozen=True, kw_only=True):
@@ -63,6 +64,7 @@ class Surge(msgspec.Struct, frozen=True, kw_only=True):
     after_p99_ms: tuple[float, ...]  # of each quarter of a second behind its end
     later_p99_ms: float  # of all from `BACK_S` behind its end
     later_to_before: float
+    lag_p99_ms: float  # from the beginning to the end
 
 
 class Soak(msgspec.Struct, frozen=True, kw_only=True):
@@ -105,7 +107,7 @@ def marks_of(
     plain = [row for row in loads if row.deadline_ms is None]
     peak = max(row.applied_per_s for row in plain)
     heaviest = max(plain, key=lambda row: row.load)
-    lags = [*(row.lag_p99_ms for row in loads), *(row.lag_p99_ms for row in quiet), soak.lag_p99_ms]
+    rows: list[LoadRow | QuietRow | GreedyRow | Surge | Soak] = [*loads, *quiet, *greedy, surge, soak]
     return [
         least(f"goodput at {heaviest.load:g}x, of the peak", GOODPUT_LEAST, heaviest.applied_per_s / peak, "x"),
         *[
@@ -115,7 +117,7 @@ def marks_of(
         ],
         least("Jain index of greedy agents, the lowest", JAIN_LEAST, min(row.jain for row in greedy)),
         most(f"RSS growth of the engine in {soak.seconds:g} s", RSS_GROWTH_MIB_MOST, "MiB", soak.rss_growth_mib),
-        most("event loop lag, p99, the highest", LAG_MS_MOST, "ms", max(lags)),
+        most("event loop lag, p99, the highest", LAG_MS_MOST, "ms", max(row.lag_p99_ms for row in rows)),
         most(f"p99 from {BACK_S:g} s after a surge on, of before", BACK_MOST, "x", surge.later_to_before),
     ]
 
@@ -156,4 +158,5 @@ def _judged(mark: Mark) -> tuple[object, ...]:
 
 def _joined(row: GreedyRow) -> tuple[object, ...]:
     """Of eight agents each cell would be a list."""
-    return *(" ".join(f"{one:,}" for one in cell) for cell in (row.windows, row.work_us, row.applied)), row.jain
+    joined = [" ".join(f"{one:,}" for one in cell) for cell in (row.windows, row.work_us, row.applied)]
+    return *joined, row.jain, row.lag_p99_ms
