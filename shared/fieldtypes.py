@@ -227,6 +227,7 @@ def _resolved(annotation: Any) -> Any:
 
 
 def _enum_shape(annotation: type[enum.Enum], path: str) -> str:
+    _check_numbers((member.value for member in annotation), path)
     shapes = {SHAPES.get(type(member.value), "") for member in annotation}
     if len(shapes) != 1 or not shapes <= {"str", "int"}:
         raise UnsuitableField(f"{path}: the values of {annotation.__name__} must be all str or all int")
@@ -238,7 +239,15 @@ def _literal(values: tuple[Any, ...], path: str) -> str:
         raise UnsuitableField(
             f"{path}: enum members in a Literal cannot be read back; use the enum, or a Literal of its values"
         )
+    _check_numbers(values, path)
     return "|".join(sorted({SHAPES[type(value)] for value in values}))
+
+
+def _check_numbers(values: Iterable[Any], path: str) -> None:
+    """Larger ones pydantic does not read, of an enum or a Literal."""
+    for value in values:
+        if isinstance(value, int) and not -(2**63) <= value < 2**63:
+            raise UnsuitableField(f"{path}: numbers of an enum or a Literal must fit 63 bits and a sign")
 
 
 def _sorts(annotation: Any) -> bool:

@@ -12,7 +12,7 @@ from solewriter.shared.columns import column_of, earlier_names, from_us
 from solewriter.shared.config import COLUMNS_MAX
 from solewriter.shared.enginefields import refuse_own, refuse_unlike
 from solewriter.shared.entity import Entity, Lifecycle
-from solewriter.shared.errors import InvalidMutation, SchemaMismatch
+from solewriter.shared.errors import InvalidMutation, SchemaMismatch, shown
 from solewriter.shared.fieldtypes import all_parts, models_in, refuse_unsuitable, with_moments
 from solewriter.shared.models import COORDINATED, Task
 from solewriter.shared.readiness import DEPENDS
@@ -76,7 +76,7 @@ class Kind:
             (name, self._defaults.get(name, _NO_DEFAULT)) for name in model.model_fields if name not in IN_HEADER
         ]
         self._earlier_names = [(name, was) for name in model.model_fields if (was := earlier_names(model, name))]
-        stored_defaults = decode(encode(in_whole_minutes(self._defaults)))  # as a payload holds them, and the journal
+        stored_defaults = {name: _as_stored(model, name, default) for name, default in self._defaults.items()}
         self.schema = Schema(
             0, 0, self.name, self.columns, stored_defaults, "updated_at" in self.stamps, shape_of(model)
         )
@@ -288,6 +288,14 @@ class Kind:
                 if name not in ours or encode(value) != encode(ours[name])
             }
         return found
+
+
+def _as_stored(model: type[Entity], name: str, default: Any) -> Any:
+    """A default as a payload holds it, and the journal. Raises TypeError for what none can: pydantic validates none."""
+    try:
+        return decode(encode(in_whole_minutes(default)))
+    except (NotImplementedError, OverflowError, UnicodeEncodeError) as error:
+        raise TypeError(f"{model.__name__}.{name}: its default {shown(default)} cannot be stored: {error}") from None
 
 
 def _is_stored_alike(value: Any, default: Any) -> bool:

@@ -377,6 +377,13 @@ def test_a_type_whose_validity_depends_on_the_clock_is_refused(annotation):
     assert "use AwareDatetime" in refusal_of(annotation) or "use datetime.date" in refusal_of(annotation)
 
 
+@pytest.mark.parametrize(
+    "annotation", [enum.Enum("Huge", {"A": 2**63}), enum.IntEnum("Low", {"A": 1, "B": -(2**63) - 1}), Literal[2**70]]
+)
+def test_numbers_of_an_enum_that_pydantic_does_not_read_are_refused(annotation):
+    assert "63 bits and a sign" in refusal_of(annotation)
+
+
 @pytest.mark.parametrize("annotation", [Literal[Size.SMALL], Literal[Colour.RED, "x"]])
 def test_enum_members_in_a_literal_are_refused(annotation):
     assert "use the enum" in refusal_of(annotation)

@@ -240,6 +240,23 @@ def change(kind, stored, changes, header):
     return kind.changed(stored, changes, lambda: header)
 
 
+# --- defaults ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("annotation", "default", "why"),
+    [
+        (int, 2**70, "ints"),
+        (str, "\ud800", "surrogates"),
+        (pydantic.AwareDatetime, datetime.datetime.min.replace(tzinfo=EAST), "out of range"),
+        (Json, object(), "a object"),
+    ],
+)
+def test_a_default_that_cannot_be_stored_is_refused_by_its_field(annotation, default, why):
+    with pytest.raises(TypeError, match=rf"Doc\.field: its default .* cannot be stored: .*{why}"):
+        Kind(create_model("Doc", __base__=Entity, field=(annotation, default)))
+
+
 # --- payloads ---------------------------------------------------------------------------------------------------------
 
 
