@@ -301,5 +301,5 @@ def _as_stored(model: type[Entity], name: str, default: Any) -> Any:
 def _is_stored_alike(value: Any, default: Any) -> bool:
     """Whether two values of one type are."""
     if value != default:
-        return False
+        return bool(default != default and value != value)  # NaN, which a class may have and its field not take
     return type(value) in _SAME_IF_EQUAL or bool(encode(value) == encode(default))

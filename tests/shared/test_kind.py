@@ -257,6 +257,17 @@ def test_a_default_that_cannot_be_stored_is_refused_by_its_field(annotation, def
         Kind(create_model("Doc", __base__=Entity, field=(annotation, default)))
 
 
+NAN = decimal.Decimal("NaN")
+
+
+def test_a_default_that_is_no_number_stays_out_of_the_payload_wherever_it_was_made():
+    """Its field would not take it."""
+    kind = Kind(create_model("Doc", __base__=Entity, field=(float, float("nan")), price=(decimal.Decimal, NAN)))
+    elsewhere = kind.model.model_construct(id="d", version=0, field=float("nan"), price=decimal.Decimal("NaN"))
+    for entity in (kind.model(id="d"), elsewhere):
+        assert kind.stored(entity) == {}
+
+
 # --- payloads ---------------------------------------------------------------------------------------------------------
 
 

@@ -816,3 +816,17 @@ def test_what_a_rule_changes_besides_what_was_asked_for_counts_as_changed(state,
         assert (ask(client, "one"), ask(client, "two")) == (1, 0)
         assert client.update(one, expect=None, title="Two").slug == "two"
         assert (ask(client, "one"), ask(client, "two")) == (0, 1)
+
+
+def test_an_entity_whose_default_is_no_number_is_read_and_changed_like_any_other(state, start_engine):
+    class Scored(Entity, columns=("score",)):
+        score: float = float("nan")
+        n: int = 0
+
+    start_engine(state, models=[Scored])
+    with connect(state) as client:
+        made = client.create(Scored(id="s"))
+        assert (made.version, made.score == made.score) == (1, False)
+        assert client.update(made, n=1).n == 1
+        assert client.update(Scored.ref("s"), score=2).score == 2.0
+        assert client.reader.snapshot().ids(Scored, {"score": 2.0}) == ["s"]
