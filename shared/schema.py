@@ -69,6 +69,23 @@ spans_of = msgspec.msgpack.Decoder(dict[str, msgspec.Raw]).decode
 """A payload's fields as the bytes that they are written as, to be encoded again as they are"""
 
 
+_MINUS_ZERO: Final = encode(-0.0)
+
+
+def encode_asked(value: Any) -> bytes:
+    """The same for who compares: -0.0 is equal to 0.0, and so is what holds them."""
+    written = encode(value)
+    return encode(_unsigned(decode(written))) if _MINUS_ZERO in written else written
+
+
+def _unsigned(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {name: _unsigned(item) for name, item in value.items()}
+    if isinstance(value, list):
+        return [_unsigned(item) for item in value]
+    return value + 0.0 if isinstance(value, float) else value
+
+
 def plain(value: Any) -> Any:
     """A field value as data that any process can unpickle without importing anything. What holds moments goes through
     `in_whole_minutes` before.

@@ -23,7 +23,7 @@ import msgspec
 from solewriter.shared.errors import BadRequest, InvalidMutation, shown
 from solewriter.shared.kind import Kind
 from solewriter.shared.rules import is_plain
-from solewriter.shared.schema import encode, plain, without_bytes
+from solewriter.shared.schema import encode, encode_asked, plain, without_bytes
 from solewriter.shared.validation import field_adapter
 
 Where = Mapping[str, Any]
@@ -110,7 +110,6 @@ def _typed(kind: Kind, name: str, value: Any) -> Any:
 
 
 _NONE: Final = encode(None)
-_ZEROS: Final = frozenset({encode(0.0), encode(-0.0)})  # which are equal, and so are they in columns
 
 
 class Demand:
@@ -123,17 +122,15 @@ class Demand:
         self.among = among  # plain single values, for who looks them up; None: an order is asked for
         self.kind = kind
         self._bounds = bounds
-        wanted = set(map(encode, among or ()))
-        if not wanted.isdisjoint(_ZEROS):
-            wanted |= _ZEROS
+        wanted = set(map(encode_asked, among or ()))
         if wanted and self._meant(default := kind.schema.defaults.get(name)) in wanted:
-            wanted.add(encode(default))
+            wanted.add(encode_asked(default))
         self._wanted = frozenset(wanted)
 
     def holds(self, value: Any) -> bool:
         """Of a stored value. Values of different types are never equal: 1 is not True."""
         if self.among is not None:
-            return encode(value) in self._wanted or (value != value and _NONE in self._wanted)  # as `in_column`
+            return encode_asked(value) in self._wanted or (value != value and _NONE in self._wanted)  # as `in_column`
         rank = self.rank(value)
         if rank is None:
             return False
@@ -166,7 +163,7 @@ class Demand:
     def _meant(self, value: Any) -> bytes:
         """What the field makes of a default, which is stored as the class has it written: 0 where it holds floats."""
         try:
-            return encode(single(_typed(self.kind, self.name, value)))
+            return encode_asked(single(_typed(self.kind, self.name, value)))
         except Exception:  # its code may be a user's; what cannot be read is nothing that is asked for
             return b""
 

@@ -12,7 +12,7 @@ from solewriter.shared.entity import Part
 from solewriter.shared.errors import BadRequest, InvalidMutation
 from solewriter.shared.mutations import Op
 from solewriter.shared.operations import Code
-from solewriter.shared.schema import encode, plain
+from solewriter.shared.schema import encode_asked, plain
 from solewriter.shared.where import rank_of
 from solewriter.shared.wireform import PlainMutation
 
@@ -79,10 +79,10 @@ def _append(_: Step, __: str, value: Any, items: Any, most: int | None) -> list[
 
 def _add(step: Step, name: str, value: Any, items: Any, _: int | None) -> list[Any]:
     held = _made(step, name, _held(value))
-    known = set(map(encode, held))
+    known = set(map(encode_asked, held))
     for item in _items(items):
         for made in _made(step, name, [item]):
-            if (said := encode(made)) not in known:
+            if (said := encode_asked(made)) not in known:
                 known.add(said)
                 held.append(made)
     return [plain(item) for item in held]
@@ -92,8 +92,8 @@ def _remove(step: Step, name: str, value: Any, items: Any, _: int | None) -> Any
     if isinstance(value, Mapping):
         keys = _items(items)
         return {key: item for key, item in value.items() if key not in keys}
-    gone = {encode(made) for item in _items(items) for made in _made(step, name, [item])}
-    return [plain(item) for item in _made(step, name, _held(value)) if encode(item) not in gone]
+    gone = {encode_asked(made) for item in _items(items) for made in _made(step, name, [item])}
+    return [plain(item) for item in _made(step, name, _held(value)) if encode_asked(item) not in gone]
 
 
 def _made(step: Step, name: str, items: list[Any]) -> list[Any]:

@@ -134,6 +134,8 @@ def test_an_operation_needs_no_read_and_meets_no_conflict(client, engine):
         ("notes", [PutIn({"a": 1, "b": (1, 2)}), PutIn({"a": None}), Remove("b", "z")], FrozenMap(a=None)),
         ("anything", [Append(1), Append(True), Add(1, 1.0)], (1, True, 1.0)),
         ("ratios", [Add(0, 1), Add(1), Remove(0)], (1.0,)),
+        ("ratios", [Add(-0.0, 1), Add(0.0), Remove(1)], (-0.0,)),
+        ("ratios", [Add(0.0, 1), Remove(-0.0)], (1.0,)),
         ("times", [Add(EARLY, LATE), Add(ELSEWHERE)], (EARLY, LATE)),
         ("times", [Add(EARLY, LATE), Remove(ELSEWHERE)], (LATE,)),
         ("prices", [Add(Decimal(1), Decimal(2)), Add("1"), Remove(2)], (Decimal(1),)),
@@ -309,6 +311,8 @@ def test_a_guard_that_failed_says_of_what_wherever_it_comes_from(client):
         ({"worth": 0}, True),
         ({"worth": [0.0, -1.0], "ratios": [(0.0,)]}, True),
         ({"worth": 1}, False),
+        ({"ratios": [(-0.0,)], "anything": FrozenMap(a=(0.0, 1))}, True),
+        ({"ratios": [(-0.0, 0.0)]}, False),
         ({"size": Range(ge="large")}, True),
         ({"size": Range(lt=Size.LARGE)}, False),
         ({"rights": Range(gt=Rights.WRITE)}, True),
@@ -322,6 +326,8 @@ def test_a_guard_that_failed_says_of_what_wherever_it_comes_from(client):
 )
 def test_what_a_condition_asks(client, where, holds):
     board = client.create(Board(count=3, size="huge", rights=3, seen_at=LATE, names=("a", "b"), anything=1))
+    if type(where.get("anything")) is FrozenMap:
+        board = client.update(board, anything={"a": (-0.0, 1)})
     if "version" in where:
         board = client.update(board, level="x")
     if holds:
