@@ -42,7 +42,8 @@ def claim(draft: Draft, mutation: PlainMutation) -> list[Step]:
     check_kind_of_tasks(kind)
     count, where, lease_us, assignee, until_us = _wish(said, draft.actor)
     most = turn.coordination.limits.request_mutations_max
-    if count > most:
+    draft.wanted += count
+    if draft.wanted > most:
         raise RequestTooLarge(f"a request claims at most {most:,} tasks (request_mutations_max)")
     wanted = demands(kind, where)
     for demand in wanted:

@@ -141,6 +141,7 @@ class Draft:
     shown: dict[Place, int]  # tokens of claims
     leases: dict[Place, Lease | None]  # those that the request changes
     claimed: list[Step]  # of all its claims
+    wanted = 0  # how many they ask for
     alone = False  # nothing is cancelled with what it ends
     cancelled = 0  # with others, see `dependencies`
     wish: Wish | None = None  # what its claim waits for, where nothing is ready

@@ -580,6 +580,9 @@ def test_a_request_about_very_many_claimed_tasks_shows_as_many_tokens(client):
     assert tx.result(held[799]).status is TaskStatus.COMPLETED
     with pytest.raises(RequestTooLarge):
         client.claim_many(Task, 1_001)
+    with pytest.raises(RequestTooLarge, match="1,000 tasks"):
+        client.submit(Claim(Task, count=600), Claim(Task, count=401)).check()
+    assert len(client.submit(Claim(Task, count=600), Claim(Task, count=400)).check().entities) == 0
 
 
 def test_a_cancel_takes_the_claim_away_and_the_displaced_is_told_once(client, other):
