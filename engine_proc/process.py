@@ -7,9 +7,7 @@ from __future__ import annotations
 import os
 import signal
 import threading
-import time
 from collections.abc import Iterable
-from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import Literal, NoReturn, Self
@@ -20,12 +18,11 @@ from solewriter.engine_proc.owner.launch import current_folder, import_path
 from solewriter.engine_proc.owner.listed import by_kind
 from solewriter.engine_proc.owner.orders import Orders
 from solewriter.engine_proc.owner.pickled import pickled
-from solewriter.engine_proc.owner.pulse import Pulse
 from solewriter.engine_proc.owner.supervising import Stopping, Supervising
 from solewriter.engine_proc.recovery.leftovers import (
     remove_orphans as remove_orphans,  # who sees off an engine needs it, too
 )
-from solewriter.shared.config import DEFAULT_LIMITS, DURABILITIES, STOP_MARGIN_S, Limits, check_limits
+from solewriter.shared.config import DEFAULT_LIMITS, DURABILITIES, Limits, check_limits
 from solewriter.shared.entity import Entity
 from solewriter.shared.errors import EngineStartFailed, EngineUnavailable, MemoryFull, SchemaMismatch
 from solewriter.shared.folder import StateFolder, legible
@@ -72,8 +69,6 @@ class Engine(Supervising):
         self._registering = threading.Lock()
         self._starts = threading.RLock()  # held by `start`; whoever stops the engine in between waits for its end
         self._owner = 0  # the process that started it: a forked child of that one has a copy of this object
-        # Set when a supervisor ended. Its thread is not joined: one that Ctrl-C finds in there says that it ended.
-        self._unsupervised: threading.Event | None = None
 
     # --- public ------------------------------------------------------------------------------------------------------
 
@@ -90,13 +85,8 @@ class Engine(Supervising):
     def start(self) -> Self:
         """Start the engine and wait until it serves. Raises EngineUnavailable if it is stopped meanwhile."""
         with self._starts:
-            if self.failure is not None and self._child is not None and self._child.ended:
-                self._become(None)
-            if self._child is not None:
-                raise RuntimeError("this engine was started already")
-            self._stopping.clear()
-            self._models = self._known
-            self.failure, self._no_room, self._no_start, self._owner = None, 0, "", os.getpid()
+            self._begin_anew()
+            self._owner = os.getpid()
             try:
                 self._launch()
             except (Stopping, EngineStartFailed):
@@ -104,21 +94,11 @@ class Engine(Supervising):
                     raise
                 raise EngineUnavailable(f"the engine of {self.state} was stopped while it started") from None
             try:
-                self._unsupervised = threading.Event()
-                supervise = partial(self._supervise, self._unsupervised)
-                threading.Thread(target=supervise, name="solewriter-supervisor", daemon=True).start()
+                self._have_supervised()
             except BaseException:  # there is no thread to be had: it would lock the folder, and die for good
                 self._end_unsupervised()
                 raise
         return self
-
-    def _end_unsupervised(self) -> None:
-        self._stopping.set()
-        self._unsupervised = None
-        if self._child is not None:
-            self._child.kill()
-        self._become(None)
-        remove_orphans(self.folder)
 
     def register(self, *models: type[Entity]) -> None:
         """Make more models known to the running engine and to those that follow it, or newer classes of known ones.
@@ -134,23 +114,13 @@ class Engine(Supervising):
             self._register(models)
 
     def _register(self, models: tuple[type[Entity], ...]) -> None:
-        before, new = self._models, by_kind(models)
-        self._models = {**before, **new}  # first, so that an engine which dies now comes back with them
-        deadline = time.monotonic() + self.limits.start_timeout_s
-        answer = None
-        while answer is None:
-            child = self._serving()
-            answer = child.register(models, self.limits.request_timeout_s)
-            if answer is None and not self._await_another(child, deadline):
-                raise EngineUnavailable(f"the engine of {self.state} died, and did not come back in start_timeout_s")
+        answer = self._make_known(models)
         if not answer.ok:
-            self._models = before
             said = answer.message if answer.error in _TOLD else answer.words
             why = f"the engine does not take {', '.join(model.__name__ for model in models)}: {said}"
             if (not_now := _NOT_NOW.get(answer.error)) is not None:
                 raise not_now(why)
             raise SchemaMismatch(why, kind=", ".join(model.kind_name for model in models))
-        self._known, self._models = {**self._known, **new}, {**self._models, **new}
 
     def stop(self) -> None:
         """Drain and end: what was accepted is finished, what was not is told so. Harmless when stopped before, and in a
@@ -163,25 +133,7 @@ class Engine(Supervising):
         if starting is not None and not starting.ended:
             starting.signal(signal.SIGTERM)  # which ends it at once, while it recovers: all of that is done again
         with self._starts:
-            self._stop()
-
-    def _stop(self) -> None:
-        child = self._child
-        if child is None:
-            return
-        if not child.ended:
-            child.signal(signal.SIGTERM)
-        if (ended := self._unsupervised) is not None:
-            ended.wait(self.limits.drain_timeout_s + STOP_MARGIN_S)
-            if not ended.is_set() and self.replace_hung and not Pulse(self.folder, child.pid).look()[1]:
-                child.kill()  # it hangs, in nobody's hands: that was to be its end anyway
-                ended.wait(STOP_MARGIN_S)
-            if not ended.is_set():
-                raise EngineUnavailable(
-                    f"the engine (pid {child.pid}) does not end: look at its state before you kill it"
-                )
-        self._become(None)
-        remove_orphans(self.folder)
+            self._end()
 
     def wait(self) -> None:
         """Block until the engine ended for good. Raises the reason if it was given up. At once in a forked child of its

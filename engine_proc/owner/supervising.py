@@ -10,19 +10,21 @@ import signal
 import threading
 import time
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from contextlib import suppress
 from functools import partial
 
 from solewriter.engine_proc.owner import exits
 from solewriter.engine_proc.owner.backoff import Backoff
 from solewriter.engine_proc.owner.launch import Child
+from solewriter.engine_proc.owner.listed import by_kind
 from solewriter.engine_proc.owner.notices import ending, say
-from solewriter.engine_proc.owner.orders import Orders
+from solewriter.engine_proc.owner.orders import Orders, Ready
 from solewriter.engine_proc.owner.pulse import Pulse
 from solewriter.engine_proc.recovery.leftovers import remove_orphans
 from solewriter.engine_proc.recovery.quarantine import last_words
 from solewriter.shared import failpoint
-from solewriter.shared.config import Limits
+from solewriter.shared.config import STOP_MARGIN_S, Limits
 from solewriter.shared.entity import Entity
 from solewriter.shared.errors import EngineStartFailed, EngineUnavailable, Locked
 from solewriter.shared.folder import StateFolder
@@ -50,12 +52,26 @@ class Supervising(ABC):
         self._starting: Child | None = None  # what will be the child, if it comes so far
         self._changed = threading.Condition()  # another child, or none any more
         self._stopping = threading.Event()
+        # Set when a supervisor ended. Its thread is not joined: one that Ctrl-C finds in there says that it ended.
+        self._unsupervised: threading.Event | None = None
         self._no_room = 0  # so many starts in a row failed for want of it, on disk or in memory
         self._no_start = ""  # why the last one failed, if it did
 
     @abstractmethod
     def _orders(self, backoff_s: float | None) -> Orders:
         """What the next process is told, so long after the death of the one before. Raises Stopping."""
+
+    # --- a process ---------------------------------------------------------------------------------------------------
+
+    def _begin_anew(self) -> None:
+        """Nothing of an earlier start counts any more. Raises RuntimeError where one is not over."""
+        if self.failure is not None and self._child is not None and self._child.ended:
+            self._become(None)
+        if self._child is not None:
+            raise RuntimeError("this engine was started already")
+        self._stopping.clear()
+        self._models = self._known
+        self.failure, self._no_room, self._no_start = None, 0, ""
 
     def _launch(self, *, backoff_s: float | None = None) -> None:
         """Another process serves: the first one, or so long after the death of the one before. Raises what its start
@@ -96,7 +112,60 @@ class Supervising(ABC):
                 lambda: self._child is not child or self.failure is not None, max(0.0, deadline - time.monotonic())
             )
 
+    def _make_known(self, models: Sequence[type[Entity]]) -> Ready:
+        """What the process that serves says to more models; if it takes them, those that follow it know them, too.
+        Raises TypeError, EngineUnavailable.
+        """
+        before, new = self._models, by_kind(models)
+        self._models = {**before, **new}  # first, so that an engine which dies now comes back with them
+        deadline = time.monotonic() + self.limits.start_timeout_s
+        answer = None
+        while answer is None:
+            child = self._serving()
+            answer = child.register(models, self.limits.request_timeout_s)
+            if answer is None and not self._await_another(child, deadline):
+                path = self.folder.path
+                raise EngineUnavailable(f"the engine of {path} died, and did not come back in start_timeout_s")
+        if answer.ok:
+            self._known, self._models = {**self._known, **new}, {**self._models, **new}
+        else:
+            self._models = before
+        return answer
+
+    def _end(self) -> None:
+        """Of the process that serves, if one does. Raises EngineUnavailable."""
+        child = self._child
+        if child is None:
+            return
+        if not child.ended:
+            child.signal(signal.SIGTERM)
+        if (ended := self._unsupervised) is not None:
+            ended.wait(self.limits.drain_timeout_s + STOP_MARGIN_S)
+            if not ended.is_set() and self.replace_hung and not Pulse(self.folder, child.pid).look()[1]:
+                child.kill()  # it hangs, in nobody's hands: that was to be its end anyway
+                ended.wait(STOP_MARGIN_S)
+            if not ended.is_set():
+                raise EngineUnavailable(
+                    f"the engine (pid {child.pid}) does not end: look at its state before you kill it"
+                )
+        self._become(None)
+        remove_orphans(self.folder)
+
+    def _end_unsupervised(self) -> None:
+        self._stopping.set()
+        self._unsupervised = None
+        if self._child is not None:
+            self._child.kill()
+        self._become(None)
+        remove_orphans(self.folder)
+
     # --- supervision -------------------------------------------------------------------------------------------------
+
+    def _have_supervised(self) -> None:
+        """From now on, in a thread. Raises RuntimeError where there is none to be had."""
+        self._unsupervised = threading.Event()
+        supervise = partial(self._supervise, self._unsupervised)
+        threading.Thread(target=supervise, name="solewriter-supervisor", daemon=True).start()
 
     def _supervise(self, ended: threading.Event) -> None:
         """A thread that ended unseen would leave an engine that nobody starts again, and nobody knows of."""

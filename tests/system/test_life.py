@@ -34,7 +34,7 @@ from solewriter import (
     connect,
     open_reader,
 )
-from solewriter.engine_proc import process as processes
+from solewriter.engine_proc.owner import supervising
 from solewriter.engine_proc.owner.notices import ending
 from solewriter.shared.config import WATCH_BATCH
 
@@ -128,7 +128,7 @@ def test_a_hanging_engine_is_replaced_where_that_was_asked_for(state, start_engi
 def test_an_engine_that_hangs_while_it_is_stopped_is_ended_where_that_was_asked_for(
     state, start_engine, monkeypatch, client_of_a_raw_lane
 ):
-    monkeypatch.setattr(processes, "STOP_MARGIN_S", 2)  # waited for once in vain, and then for its death
+    monkeypatch.setattr(supervising, "STOP_MARGIN_S", 2)  # waited for once in vain, and then for its death
     engine = start_engine(state, models=[Heavy], replace_hung=True, limits=Limits(drain_timeout_s=0.2))
     with connect(state) as client:
         client.create(Heavy(id="h"))

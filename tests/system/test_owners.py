@@ -453,7 +453,7 @@ def test_a_stop_while_the_next_process_recovers_does_not_wait_for_it(
     state, start_engine, seeded, wait_until, tmp_path, monkeypatch, capfd
 ):
     """However long that takes: what it does is done again by the next one."""
-    monkeypatch.setattr(processes, "STOP_MARGIN_S", 30)  # then it fails
+    monkeypatch.setattr(supervising, "STOP_MARGIN_S", 30)  # then it fails
     begun = tmp_path / "begun"
 
     def long_the_second_time() -> None:
