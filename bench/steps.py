@@ -91,8 +91,8 @@ class Steps:
         return requests
 
     def decided(self, requests: list[Any]) -> Turn:
-        turn = Turn(self.writer.state, self._epoch.publisher.heap.tail, TIME_US + self._frame)
-        turn.uptime_us = time.monotonic_ns() // 1000
+        tail, uptime_us = self._epoch.publisher.heap.tail, time.monotonic_ns() // 1000
+        turn = Turn(self.writer.state, tail, TIME_US + self._frame, uptime_us)
         self.writer.state.coordination.begin(turn)
         self.writer._intake.put(requests)
         deciding = self.writer._decide(turn)

@@ -93,8 +93,8 @@ class SingleWriter:
                 await self.between.run(intake.between_turns.popleft())
                 self.tending.set_alarm()  # with another class a claim can be taken away, say
                 continue
-            turn = Turn(self.state, self._publisher.heap.tail, time.time_ns() // 1000)
-            turn.uptime_us = time.monotonic_ns() // 1000
+            tail, now_us, uptime_us = self._publisher.heap.tail, time.time_ns() // 1000, time.monotonic_ns() // 1000
+            turn = Turn(self.state, tail, now_us, uptime_us)
             self._coordination.begin(turn)
             await self._decide(turn)
             await self._commit(turn)

@@ -40,7 +40,7 @@ Key = tuple[str, str]  # kind, id
 class Turn:
     """What a turn changes, until its commit."""
 
-    def __init__(self, state: State, tail: int, now_us: int) -> None:
+    def __init__(self, state: State, tail: int, now_us: int, uptime_us: int) -> None:
         self.named = state.named
         self._find = state.find
         self._seen = state.seen
@@ -51,7 +51,7 @@ class Turn:
         self.leases: dict[Place, Lease | None] = {}
         self.cascades: set[int] = set()  # kinds that had none before
         self.waiting: list[tuple[int, int]] = []  # session and sequence of claims that were taken, and wait
-        self.uptime_us = 0  # on CLOCK_MONOTONIC
+        self.uptime_us = uptime_us  # on CLOCK_MONOTONIC
         self.revision = state.revision
         self.tail = tail  # of the heap, before the turn
         self.at(now_us)

@@ -105,7 +105,7 @@ class Memory:
 
     def prepared(self, requests: list[list[Mutation]]) -> Turn:
         """A turn of these requests, behind the tail and committed, but not published."""
-        turn = Turn(self.state, self.publisher.heap.tail, 1_000_000 * (self._sequence + 1))
+        turn = Turn(self.state, self.publisher.heap.tail, 1_000_000 * (self._sequence + 1), 0)
         for mutations in requests:
             self._sequence += 1
             plain = wireform.plain_request(mutations, (), None, self.registry, self.limits)

@@ -165,7 +165,7 @@ class Ways:
         told_by: list[list[Any]] = []
         taken: list[bool] = []
         for way in ("general", "express"):
-            turn = Turn(self.state, tail, TIME_US + self.sequence)
+            turn = Turn(self.state, tail, TIME_US + self.sequence, 0)
             said = [self.general(turn, prelude)] if prelude is not None else []
             for request in requests:
                 before = seen(turn)
@@ -279,11 +279,11 @@ def test_what_no_field_takes_is_refused_alike(ways: Ways) -> None:
     too_large = ([(Op.UPDATE.value, "Note", "n", None, {"size": 2**69}, "", None)], [], None, None)
     assert ways.both([too_large]) == [True]
     with pytest.raises(InvalidMutation):
-        raise ways.express(Turn(ways.state, ways.publisher.heap.tail, TIME_US), too_large)
+        raise ways.express(Turn(ways.state, ways.publisher.heap.tail, TIME_US, 0), too_large)
     too_long = ([(Op.UPDATE.value, "Task", "t", None, {"title": "x" * LARGE}, "", None)], [], None, None)
     assert ways.both([too_long]) == [True]
     with pytest.raises(RequestTooLarge, match="entity_bytes_max"):
-        raise ways.express(Turn(ways.state, ways.publisher.heap.tail, TIME_US), too_long)
+        raise ways.express(Turn(ways.state, ways.publisher.heap.tail, TIME_US, 0), too_long)
 
 
 values = (
