@@ -316,8 +316,8 @@ class Bridge:
         if self._socket is not None:
             self.loop.add_reader(self._socket.fileno(), self._connectable)
 
-    def admit(self, newcomer: Newcomer, session: Session) -> None:
-        """Open the lane of a session whose epoch is journaled."""
+    def admit(self, newcomer: Newcomer, session: Session, first: int) -> None:
+        """Open the lane of a session whose epoch is journaled, and the number of its first frame decided."""
         older = self._lanes.pop(session.number, None)
         if older is not None:
             older.fence()
@@ -325,13 +325,13 @@ class Bridge:
             pidfd = os.pidfd_open(newcomer.pid)
         except OSError:  # it died already, or lives in another pid namespace: then end of file must do
             pidfd = -1
-        self._lanes[session.number] = LaneEnd(self, session, newcomer.first, (newcomer.fds[0], newcomer.fds[1]), pidfd)
+        self._lanes[session.number] = LaneEnd(self, session, first, (newcomer.fds[0], newcomer.fds[1]), pidfd)
         newcomer.welcome(
             Welcome(
                 ok=True,
                 session=session.number,
                 epoch=session.epoch,
-                first=newcomer.first,
+                first=first,
                 engine_pid=os.getpid(),
                 memory_epoch=self._memory_epoch,
                 window=self.limits.window_max,

@@ -24,7 +24,7 @@ class Hellos:
         self._bridge = bridge
         self._tending = tending
         self._waiting = waiting
-        self._greeted: list[tuple[Newcomer, SessionChange]] = []
+        self._greeted: list[tuple[Newcomer, SessionChange, int]] = []  # and the number of the lane's first frame
 
     def greet(self, turn: Turn, newcomer: Newcomer) -> None:
         """From now on older lanes of its session are not listened to any more."""
@@ -34,7 +34,7 @@ class Hellos:
             if number in turn.forgotten_sessions:
                 raise HelloRefused("this session is just being forgotten", "again")
             pending = turn.sessions.get(number)
-            change, newcomer.first = sessions.greet(newcomer.hello, pending, turn.last_of)
+            change, first = sessions.greet(newcomer.hello, pending, turn.last_of)
             change = msgspec.structs.replace(change, pid=newcomer.pid, born=start_time_of(newcomer.pid))
             if sessions.get(number) is None and pending is None:
                 coming = sum(sessions.get(one) is None for one in turn.sessions)
@@ -47,20 +47,20 @@ class Hellos:
         self._bridge.supersede(change.session)
         self._tending.greet(change.session)
         turn.sessions[change.session] = change
-        self._greeted.append((newcomer, change))
+        self._greeted.append((newcomer, change, first))
         failpoint.reach("session.greeted")
 
     def refuse(self, why: str) -> None:
         """The turn could not be committed."""
-        for newcomer, change in self._greeted:
+        for newcomer, change, _ in self._greeted:
             newcomer.refuse(why)
             self._bridge.drop(change.session)  # its older lane was not listened to in this turn
         self._greeted.clear()
 
     def admit(self) -> None:
         """Behind the turn's replies: this closes older lanes."""
-        for newcomer, change in self._greeted:
+        for newcomer, change, first in self._greeted:
             session = self._sessions.get(change.session)
             if session is not None:
-                self._bridge.admit(newcomer, session)
+                self._bridge.admit(newcomer, session, first)
         self._greeted.clear()

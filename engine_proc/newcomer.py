@@ -39,7 +39,6 @@ class Newcomer:
         self.fds: list[int] = []
         self._heard = bytearray()
         self.hello: Hello = None  # type: ignore[assignment]  # set before anybody else sees this object
-        self.first = 0  # number of the lane's first frame, decided with its session
         self._deadline = loop.call_later(limits.handshake_timeout_s, self.refuse, "the hello did not arrive in time")
         loop.add_reader(connection.fileno(), self._readable)
 
