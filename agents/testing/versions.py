@@ -43,11 +43,8 @@ def versions_told(accounts: Accounts) -> Iterator[Violation]:
     for account in accounts:
         for answer in account.answers[:1] if account.outcome == APPLIED else []:
             for key, version, claim in _claims(account, answer):
-                agreed = told.setdefault(key, {}).setdefault(version, {})
-                for name, value in claim.items():
-                    if not _equal(agreed.setdefault(name, value), value):
-                        yield Violation(4, "version repeated", f"{key} v{version}, told to {account} and another one")
-                        break
+                if not _agree(told.setdefault(key, {}).setdefault(version, {}), claim):
+                    yield Violation(4, "version repeated", f"{key} v{version}, told to {account} and another one")
     unknown = [account for account in accounts if account.outcome == UNKNOWN]
     uncertain = {step.key for account in unknown for step in account.call.steps}
     uncertain |= {change.key for account in unknown for decided in account.decided for change in decided.changes}
@@ -82,6 +79,11 @@ def _claims(account: Account, answer: Answer) -> Iterator[tuple[Key, int, Fields
     for key, (version, claim) in claims.items():
         if version:  # not made and deleted in one request
             yield key, version, {name: value for name, value in claim.items() if name not in FILLED_IN}
+
+
+def _agree(known: Fields, claim: Fields) -> bool:
+    """Whether a claim fits what others were told of this version; what was not known of it is, from now on."""
+    return all(_equal(known.setdefault(name, value), value) for name, value in claim.items())
 
 
 def _equal(one: object, other: object) -> bool:
