@@ -12,8 +12,9 @@ from typing import TYPE_CHECKING, Any, Self, TypeVar
 import msgspec
 
 from solewriter.agents.deadline import check_times
-from solewriter.shared.entity import Entity, Ref
+from solewriter.shared.entity import Entity, Ref, model_of
 from solewriter.shared.errors import SolewriterError
+from solewriter.shared.fieldform import together
 from solewriter.shared.mutations import (
     FROM_TARGET,
     Alter,
@@ -39,7 +40,6 @@ from solewriter.shared.mutations import (
     left_by,
 )
 from solewriter.shared.operations import Operation
-from solewriter.shared.taskform import model_of, together
 from solewriter.shared.where import Where
 
 if TYPE_CHECKING:

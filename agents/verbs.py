@@ -12,8 +12,9 @@ from solewriter.agents.pending import is_interrupt
 from solewriter.agents.readiness import is_anything_left
 from solewriter.agents.requesting import Requests
 from solewriter.shared.config import GIVE_BACK_S, WORK_PATIENCE_S
-from solewriter.shared.entity import Entity, Ref
+from solewriter.shared.entity import Entity, Ref, model_of
 from solewriter.shared.errors import OutcomeUnknown, SolewriterError, Unavailable
+from solewriter.shared.fieldform import together
 from solewriter.shared.models import Task
 from solewriter.shared.mutations import (
     Alter,
@@ -27,7 +28,6 @@ from solewriter.shared.mutations import (
     Reply,
 )
 from solewriter.shared.operations import Operation
-from solewriter.shared.taskform import model_of, together
 from solewriter.shared.where import Where
 
 E = TypeVar("E", bound=Entity)

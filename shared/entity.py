@@ -27,6 +27,7 @@ from solewriter.shared.enginefields import refuse_own
 from solewriter.shared.errors import shown
 from solewriter.shared.fieldtypes import refuse_unsuitable
 
+E = TypeVar("E", bound="Entity")
 E_co = TypeVar("E_co", bound="Entity", covariant=True)
 Rule = TypeVar("Rule", bound=Callable[..., Any])
 
@@ -135,6 +136,15 @@ class Entity(BaseModel):
     def ref(cls, id: str) -> Ref[Self]:
         """A target by id alone: mutations of it compare no version."""
         return Ref(cls, id)
+
+
+def model_of(target: E | Ref[E]) -> type[E]:
+    """The class of a target. Raises TypeError for what is none."""
+    if isinstance(target, Ref):
+        return target.model
+    if isinstance(target, Entity):
+        return type(target)
+    raise TypeError(f"a target is an entity or a Ref, such as Task.ref(id), not {shown(target)}")
 
 
 class Part(BaseModel):

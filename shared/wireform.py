@@ -20,8 +20,9 @@ from typing import Any, Final, cast
 import msgspec
 
 from solewriter.shared.config import DEFAULT_LIMITS, KEY_BYTES_MAX, REQUEST_ID_MAX, Limits
-from solewriter.shared.entity import Entity
+from solewriter.shared.entity import Entity, model_of
 from solewriter.shared.errors import BadRequest, InvalidMutation, Refused, RequestTooLarge, shown
+from solewriter.shared.fieldform import changed_fields, check_parts, plain_field
 from solewriter.shared.frozen import INT_MAX
 from solewriter.shared.kind import IN_HEADER, Kind
 from solewriter.shared.mutations import (
@@ -47,7 +48,7 @@ from solewriter.shared.operations import plain_operations
 from solewriter.shared.registry import Registry
 from solewriter.shared.request_ids import own_id
 from solewriter.shared.schema import in_whole_minutes, plain
-from solewriter.shared.taskform import NO_ID, changed_fields, check_parts, model_of, plain_field, plain_of_task, tree_of
+from solewriter.shared.taskform import NO_ID, plain_of_task, tree_of
 from solewriter.shared.where import plain_where, same_fields
 from solewriter.shared.wirecheck import check_names, check_reason_length, is_outcome_query, is_text
 

@@ -15,10 +15,10 @@ from solewriter.agents.conflicts import conditional
 from solewriter.agents.difference import difference, newer
 from solewriter.agents.snapshot import Plain
 from solewriter.shared.config import DEFAULT_LIMITS, Limits
-from solewriter.shared.entity import Entity, Ref
+from solewriter.shared.entity import Entity, Ref, model_of
 from solewriter.shared.errors import VersionConflict
+from solewriter.shared.fieldform import together
 from solewriter.shared.mutations import FROM_TARGET, Cancel, Create, Delete, Expect, Put, Transition, Update
-from solewriter.shared.taskform import model_of, together
 from solewriter.shared.where import Where
 
 E = TypeVar("E", bound=Entity)

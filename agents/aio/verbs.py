@@ -12,8 +12,9 @@ from solewriter.agents.conflicts import conditional
 from solewriter.agents.readiness import is_anything_left
 from solewriter.agents.verbs import claiming
 from solewriter.shared.config import WORK_PATIENCE_S
-from solewriter.shared.entity import Entity, Ref
+from solewriter.shared.entity import Entity, Ref, model_of
 from solewriter.shared.errors import OutcomeUnknown, SolewriterError, Unavailable
+from solewriter.shared.fieldform import together
 from solewriter.shared.models import Task
 from solewriter.shared.mutations import (
     Alter,
@@ -25,7 +26,6 @@ from solewriter.shared.mutations import (
     Renew,
 )
 from solewriter.shared.operations import Operation
-from solewriter.shared.taskform import model_of, together
 from solewriter.shared.where import Where
 
 E = TypeVar("E", bound=Entity)
