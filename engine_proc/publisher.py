@@ -19,6 +19,7 @@ from solewriter.shared import failpoint
 from solewriter.shared.columns import Cells, Column
 from solewriter.shared.config import MEMORY_VERSION, Limits
 from solewriter.shared.errors import MemoryFull
+from solewriter.shared.folder import Whereabouts
 from solewriter.shared.memory import catalog as catalogs
 from solewriter.shared.memory.catalog import Catalog, Table
 from solewriter.shared.memory.heap import OFFSET_MASK, PREFIX_BYTES, START, HeapWriter, address_of
@@ -51,20 +52,20 @@ class Installed(msgspec.Struct, frozen=True, gc=False):
 
 
 class Publisher:
-    """All segments of one epoch. Raises MemoryFull where room is made, never in `publish`."""
+    """All segments of one epoch, where its `own` whereabouts say. Raises MemoryFull where room is made, never in
+    `publish`.
+    """
 
-    def __init__(
-        self, prefix: str, limits: Limits, beside: Executor, *, epoch: int, pid: int, start_time: int, durability: str
-    ) -> None:
-        self.prefix = prefix
-        self._folder = limits.memory_dir
+    def __init__(self, own: Whereabouts, durability: str, limits: Limits, beside: Executor) -> None:
+        self.prefix = own.prefix
+        self._folder = own.memory_dir
         self._beside = beside
         self._tables: list[TableWriter] = []
         self._indexes: list[IndexWriter[Segment]] = []
         self._catalog_number = 0
         self._generations = 0  # of all tables
         root = self._make(ROOT_BYTES, "root")
-        self.root = RootWriter(root, epoch, pid, start_time, durability)
+        self.root = RootWriter(root, own.epoch, own.pid, own.start_time, durability)
         self.usage = Usage()
         self.heap = HeapWriter(
             lambda number, size, spare: Segment.create(self.path("heap", number), size, spare),

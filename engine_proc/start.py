@@ -167,15 +167,7 @@ class Start:
 
     def _make_memory(self, own: Whereabouts) -> Publisher:
         """Empty."""
-        return Publisher(
-            own.prefix,
-            self.limits,
-            self.threads.memory,
-            epoch=own.epoch,
-            pid=own.pid,
-            start_time=own.start_time,
-            durability=self.orders.durability,
-        )
+        return Publisher(own, self.orders.durability, self.limits, self.threads.memory)
 
     def _put_back(self, journal: Journal, publisher: Publisher, number: int) -> Epoch:
         """The state and the sessions as the journal has them; the life that begins now."""

@@ -90,8 +90,8 @@ class Memory:
         )
         self.folder = StateFolder(folder / name)
         self.folder.path.mkdir()
-        pid, born = os.getpid(), start_time_of(os.getpid())
-        self.publisher = Publisher(name, self.limits, AtOnce(), epoch=1, pid=pid, start_time=born, durability="memory")  # type: ignore[arg-type]
+        own = Whereabouts(MEMORY_VERSION, os.getpid(), start_time_of(os.getpid()), 1, str(folder), name)
+        self.publisher = Publisher(own, "memory", self.limits, AtOnce())  # type: ignore[arg-type]
         self.registry = Registry([Note])
         self.state = State(self.registry, self.publisher, self.limits, TimeBudget(0))
         new = self.state.new_kinds(self.registry)
@@ -99,7 +99,7 @@ class Memory:
         self.publisher.describe([kind.name for kind in self.state.kinds], self.state.schemas)
         self.publisher.reserve({}, {})
         self.publisher.publish([], 0, 0, self.state.counts())
-        self.folder.announce(Whereabouts(MEMORY_VERSION, pid, born, 1, str(folder), name))
+        self.folder.announce(own)
         self._session = Session(1, "writer", "writer")
         self._sequence = 0
 

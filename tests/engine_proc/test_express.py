@@ -24,9 +24,10 @@ from solewriter.engine_proc.session import Session
 from solewriter.engine_proc.state import State
 from solewriter.engine_proc.turn import Turn
 from solewriter.engine_proc.writing import form, told, write
-from solewriter.shared.config import KIB
+from solewriter.shared.config import KIB, MEMORY_VERSION
 from solewriter.shared.entity import concerns
 from solewriter.shared.errors import InvalidMutation, Refused, RequestTooLarge
+from solewriter.shared.folder import Whereabouts
 from solewriter.shared.kind import Kind
 from solewriter.shared.mutations import Op
 from solewriter.shared.processes import start_time_of
@@ -117,10 +118,9 @@ class Ways:
             memory_dir=str(folder), heap_segment_bytes_first=64 * KIB, heap_segment_bytes_max=64 * KIB,
             entity_bytes_max=LARGE,
         )  # fmt: skip
-        born = start_time_of(os.getpid())
-        self.publisher = Publisher(
-            "ways", self.limits, AtOnce(), epoch=1, pid=os.getpid(), start_time=born, durability="memory"
-        )
+        pid = os.getpid()
+        own = Whereabouts(MEMORY_VERSION, pid, start_time_of(pid), 1, str(folder), "ways")
+        self.publisher = Publisher(own, "memory", self.limits, AtOnce())
         self.registry = Registry([Note, Whole, Bare])
         self.state = State(self.registry, self.publisher, self.limits, TimeBudget(0))
         new = self.state.new_kinds(self.registry)
