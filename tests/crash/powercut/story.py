@@ -152,7 +152,7 @@ class Play:
         self.recorder.mark(["coming", len(self.story.states) - 1])
         self.engine = local.LocalEngine(self.state, self.limits, self.story.durability, self.fds)
         self.beside = self.engine.server.journal._syncer = Beside()
-        self.recorder.mark(["history", self.engine.server.life.history])
+        self.recorder.mark(["history", self.engine.server.epoch.life.history])
         self.compare()
         for client in clients:
             self.hello(client)
