@@ -22,9 +22,9 @@ from solewriter.shared.errors import (
     Unavailable,
     from_wire,
 )
+from solewriter.shared.fieldform import model_of
 from solewriter.shared.mutations import Applied, Claim, Create, Mutation, NotApplied, Put, Reply, Result, left_by
 from solewriter.shared.registry import Registry
-from solewriter.shared.taskform import model_of
 from solewriter.shared.wire import Status
 from solewriter.shared.wireform import WHOLE, PlainRequest
 

@@ -26,7 +26,7 @@ from solewriter.shared.mutations import (
     Unchanged,
     Update,
 )
-from solewriter.shared.schema import encode, is_same, plain
+from solewriter.shared.payload import encode, is_same, plain
 from solewriter.shared.where import Where
 
 M = TypeVar("M", Update, Transition, Alter, Cancel, Delete)

@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 from solewriter.shared.entity import Entity
 from solewriter.shared.errors import InvalidMutation, NotFound, VersionConflict, shown
 from solewriter.shared.mutations import Mutation, Transition, Update
-from solewriter.shared.schema import is_same
+from solewriter.shared.payload import is_same
 
 E = TypeVar("E", bound=Entity)
 

@@ -18,8 +18,8 @@ from solewriter.shared.entry import Private
 from solewriter.shared.errors import InvalidMutation, SchemaMismatch, SolewriterError, clean, said_by
 from solewriter.shared.kind import Kind
 from solewriter.shared.memory.table import TableWriter
+from solewriter.shared.payload import differing
 from solewriter.shared.rules import has_rules
-from solewriter.shared.schema import differing
 
 
 class Adoption(NamedTuple):

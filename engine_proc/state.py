@@ -31,8 +31,9 @@ from solewriter.shared.errors import SchemaMismatch, SolewriterError, clean, in_
 from solewriter.shared.kind import IN_HEADER, Kind
 from solewriter.shared.memory.heap import padded
 from solewriter.shared.memory.table import TableWriter
+from solewriter.shared.payload import decode
 from solewriter.shared.registry import Registry
-from solewriter.shared.schema import Schema, decode
+from solewriter.shared.schema import Schema
 
 
 class State:

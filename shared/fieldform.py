@@ -11,7 +11,7 @@ from pydantic import BaseModel
 
 from solewriter.shared.errors import InvalidMutation, shown
 from solewriter.shared.kind import Kind
-from solewriter.shared.schema import in_whole_minutes, plain
+from solewriter.shared.payload import in_whole_minutes, plain
 from solewriter.shared.wirecheck import SCALARS
 
 

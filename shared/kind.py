@@ -15,20 +15,19 @@ from solewriter.shared.entity import Entity, Lifecycle
 from solewriter.shared.errors import InvalidMutation, SchemaMismatch, shown
 from solewriter.shared.fieldtypes import all_parts, models_in, refuse_unsuitable, with_moments
 from solewriter.shared.models import COORDINATED, Task
-from solewriter.shared.readiness import DEPENDS
-from solewriter.shared.rules import Rules, concern_of, is_plain, made_anew, recasts, refuse_forgetful
-from solewriter.shared.schema import (
-    Schema,
+from solewriter.shared.payload import (
     decode,
     differing,
     encode,
     in_whole_minutes,
     other_numbers,
     settled,
-    shape_of,
     spans_of,
     without_bytes,
 )
+from solewriter.shared.readiness import DEPENDS
+from solewriter.shared.rules import Rules, concern_of, is_plain, made_anew, recasts, refuse_forgetful
+from solewriter.shared.schema import Schema, shape_of
 from solewriter.shared.validation import NoEntity, field_adapter, no_such_field, problems, problems_of_field, stumbled
 
 _SAME_IF_EQUAL: Final = frozenset({str, int, bool, bytes})  # not so (1,) and (True,), 0.0 and -0.0, Decimal 1 and 1.00

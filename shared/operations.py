@@ -15,7 +15,7 @@ from typing import Any
 
 from solewriter.shared.errors import InvalidMutation, shown
 from solewriter.shared.kind import Kind
-from solewriter.shared.schema import plain
+from solewriter.shared.payload import plain
 
 PlainOperation = tuple[str, Any, "int | None"]
 

@@ -22,8 +22,8 @@ import msgspec
 
 from solewriter.shared.errors import BadRequest, InvalidMutation, shown
 from solewriter.shared.kind import Kind
+from solewriter.shared.payload import encode, encode_asked, plain, without_bytes
 from solewriter.shared.rules import is_plain
-from solewriter.shared.schema import encode, encode_asked, plain, without_bytes
 from solewriter.shared.validation import field_adapter
 
 Where = Mapping[str, Any]

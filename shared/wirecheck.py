@@ -12,8 +12,8 @@ from solewriter.shared.config import KEY_BYTES_MAX, NAME_MAX, REQUEST_ID_MAX, Li
 from solewriter.shared.errors import BadRequest, InvalidMutation, RequestTooLarge
 from solewriter.shared.frozen import INT_MAX, INT_MIN
 from solewriter.shared.mutations import Guard, Op
+from solewriter.shared.payload import LONE_SURROGATE, TOO_LARGE_INT
 from solewriter.shared.request_ids import own_id
-from solewriter.shared.schema import LONE_SURROGATE, TOO_LARGE_INT
 
 SCALARS: Final = frozenset({str, int, float, bool, bytes, type(None)})
 MUTATION_NODES: Final = 8  # its tuple and what is in it: the same one can be named a thousand times

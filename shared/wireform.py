@@ -45,9 +45,9 @@ from solewriter.shared.mutations import (
     Update,
 )
 from solewriter.shared.operations import plain_operations
+from solewriter.shared.payload import in_whole_minutes, plain
 from solewriter.shared.registry import Registry
 from solewriter.shared.request_ids import own_id
-from solewriter.shared.schema import in_whole_minutes, plain
 from solewriter.shared.taskform import NO_ID, plain_of_task, tree_of
 from solewriter.shared.where import plain_where, same_fields
 from solewriter.shared.wirecheck import check_names, check_reason_length, is_outcome_query, is_text

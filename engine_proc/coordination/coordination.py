@@ -22,8 +22,8 @@ from solewriter.shared.config import Limits
 from solewriter.shared.kind import Kind
 from solewriter.shared.models import Project, Task
 from solewriter.shared.mutations import Guard, Op
+from solewriter.shared.payload import encode, plain
 from solewriter.shared.readiness import DEPENDS, ENDING
-from solewriter.shared.schema import encode, plain
 from solewriter.shared.wireform import PlainRequest
 
 if TYPE_CHECKING:

@@ -24,8 +24,8 @@ from solewriter.shared.config import LEASE_MOST_S, REST_MOST_S, US_PER_S, Limits
 from solewriter.shared.entry import Lease
 from solewriter.shared.errors import BadRequest, InvalidMutation, Refused, RequestTooLarge, SchemaMismatch, Unavailable
 from solewriter.shared.mutations import Op
+from solewriter.shared.payload import encode
 from solewriter.shared.readiness import CLAIMABLE, HELD
-from solewriter.shared.schema import encode
 from solewriter.shared.taskform import FINAL, check_kind_of_tasks
 from solewriter.shared.where import demands
 from solewriter.shared.wireform import PlainMutation

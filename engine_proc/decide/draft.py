@@ -14,7 +14,7 @@ from solewriter.engine_proc.turn import Key, Stored, Turn
 from solewriter.shared.columns import Cells
 from solewriter.shared.errors import InvalidMutation, NotFound, UnknownKind, VersionConflict
 from solewriter.shared.kind import Kind
-from solewriter.shared.schema import differing
+from solewriter.shared.payload import differing
 from solewriter.shared.where import single
 
 if TYPE_CHECKING:

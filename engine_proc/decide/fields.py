@@ -12,7 +12,7 @@ from solewriter.shared.entity import Part
 from solewriter.shared.errors import BadRequest, InvalidMutation
 from solewriter.shared.mutations import Op
 from solewriter.shared.operations import Code
-from solewriter.shared.schema import encode_asked, plain
+from solewriter.shared.payload import encode_asked, plain
 from solewriter.shared.where import rank_of
 from solewriter.shared.wireform import PlainMutation
 

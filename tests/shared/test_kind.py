@@ -39,7 +39,7 @@ from solewriter.shared.models import (
     TaskType,
     Topology,
 )
-from solewriter.shared.schema import plain
+from solewriter.shared.payload import plain
 
 UTC = datetime.UTC
 EAST, WEST = (datetime.timezone(datetime.timedelta(hours=hours)) for hours in (1, -1))
