@@ -447,18 +447,7 @@ def test_a_snapshot_that_outlives_its_reader_is_stale_when_its_engine_is_gone_an
     wait_until(lambda: held.stale, 20, "the death is seen")
 
 
-def descriptors() -> list[str]:
-    """What is open, but for memory: the supervisor maps its engine's root when it first looks at the pulse."""
-    found = []
-    for name in os.listdir("/proc/self/fd"):
-        try:
-            found.append(os.readlink(f"/proc/self/fd/{name}"))
-        except OSError:
-            pass  # of the listing itself
-    return sorted(path for path in found if not path.startswith("/dev/shm/"))
-
-
-def test_a_reader_that_is_forgotten_is_closed_and_says_so(engine, client):
+def test_a_reader_that_is_forgotten_is_closed_and_says_so(engine, client, descriptors):
     """Not before its last snapshot is."""
 
     def pidfds() -> int:

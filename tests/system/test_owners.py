@@ -302,17 +302,6 @@ def test_a_start_with_a_thousand_descriptors_open(state, start_engine):
     engine.stop()
 
 
-def descriptors() -> list[str]:
-    """What is open, but for memory: the supervisor maps its engine's root when it first looks at the pulse."""
-    found = []
-    for name in os.listdir("/proc/self/fd"):
-        try:
-            found.append(os.readlink(f"/proc/self/fd/{name}"))
-        except OSError:
-            pass  # of the listing itself
-    return sorted(path for path in found if not path.startswith("/dev/shm/"))
-
-
 def test_an_owners_path_may_have_entries_that_are_no_text(state, start_engine, tmp_path, monkeypatch):
     """Of those that Python ignores, a Path say, nothing is made; from the others models are imported."""
     folder = os.path.join(tmp_path, os.fsdecode(b"m\xff"))
@@ -359,7 +348,7 @@ def test_an_owner_whose_own_folder_is_deleted_starts_the_next_engine(state, tmp_
     assert told_by_owner(state, code) == "1\n1\n"
 
 
-def test_a_failed_start_leaves_no_descriptor(state, start_engine, wait_until):
+def test_a_failed_start_leaves_no_descriptor(state, start_engine, wait_until, descriptors):
     engine = start_engine(state)
     orders = Orders(
         state=str(state), durability="process", limits=Limits(), owner_pid=os.getpid(), sys_path=[], models=b""
