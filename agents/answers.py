@@ -11,7 +11,7 @@ from solewriter.agents.decoding import Model
 from solewriter.agents.pending import Pending, error_of
 from solewriter.agents.reader import Reader
 from solewriter.agents.snapshot import Plain
-from solewriter.shared.entity import Entity, name_of
+from solewriter.shared.entity import Entity, model_of, name_of
 from solewriter.shared.errors import (
     Forgotten,
     MemoryFull,
@@ -22,7 +22,6 @@ from solewriter.shared.errors import (
     Unavailable,
     from_wire,
 )
-from solewriter.shared.fieldform import model_of
 from solewriter.shared.mutations import Applied, Claim, Create, Mutation, NotApplied, Put, Reply, Result, left_by
 from solewriter.shared.registry import Registry
 from solewriter.shared.wire import Status

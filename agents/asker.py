@@ -9,6 +9,7 @@ import time
 from collections.abc import Iterable, Sequence
 from typing import NoReturn
 
+from solewriter.agents.answers import Answers, Outcome
 from solewriter.agents.deadline import Timed, is_patience, no_time
 from solewriter.agents.pending import Sent
 from solewriter.agents.session import AgentSession
@@ -16,16 +17,18 @@ from solewriter.agents.tokens import SHOWN, Tokens
 from solewriter.shared import wireform
 from solewriter.shared.config import DEFAULT_LIMITS, Limits, check_limits
 from solewriter.shared.entity import name_of
-from solewriter.shared.errors import Refused
+from solewriter.shared.errors import Forgotten, Refused
 from solewriter.shared.folder import StateFolder, not_sent
 from solewriter.shared.models import Task
-from solewriter.shared.mutations import Mutation, Release, Result
+from solewriter.shared.mutations import Applied, Mutation, Release, Result
 from solewriter.shared.registry import Registry
 from solewriter.shared.wireform import PlainRequest
 
 
 class Asker:
     """One agent's session."""
+
+    _answers: Answers
 
     def __init__(
         self,
@@ -93,6 +96,16 @@ class Asker:
             return list(sent)
         following = iter(sent)
         return [request if isinstance(request, Refused) else next(following) for request in taken]
+
+    def _granted(self, request_id: str, outcome: Outcome) -> Sequence[Result]:
+        """What a claim brought that nobody waits for any more: as the engine says, or, where it was asked too late, as
+        the claim's own reply does, which came before that.
+        """
+        if isinstance(outcome, Forgotten) and (sent := self._tokens.asked(request_id)) is not None and sent.done:
+            reply = self._answers.reply(sent)
+            self._tokens.told(sent, reply)
+            return reply.results
+        return outcome.reply.results if isinstance(outcome, Applied) else ()
 
     def _giving_back(self, kind: type[Task], claimed: Result, reason: str) -> PlainRequest:
         """The release of what a claim brought, under its own token, whatever is held: by now it may be claimed anew."""

@@ -98,9 +98,11 @@ class Tokens:
     def resolved(self, outcome: Outcome) -> None:
         """What became of a request whose answer did not come."""
         if isinstance(outcome, Applied):
-            named = outcome.reply.request_id
-            sent = next((one for one in list(self._asked) if one.request_id == named), None)
-            self.told(sent, outcome.reply)
+            self.told(self.asked(outcome.reply.request_id), outcome.reply)
+
+    def asked(self, request_id: str) -> Pending | None:
+        """A claim, or the like, of which nobody took the answer so far, whether it came or not."""
+        return next((one for one in list(self._asked) if one.request_id == request_id), None)
 
     def told(self, sent: Pending | None, reply: Reply) -> None:
         """What it came to."""

@@ -18,7 +18,6 @@ from solewriter.shared.fieldform import together
 from solewriter.shared.models import Task
 from solewriter.shared.mutations import (
     Alter,
-    Applied,
     Claim,
     Complete,
     Fail,
@@ -120,7 +119,7 @@ class Verbs(Requests):
         for request_id, kind in list(self._unwanted.items()):
             try:
                 outcome = self.outcome(request_id, timeout_s=GIVE_BACK_S)  # one that waits is answered by it
-                for result in outcome.reply.results if isinstance(outcome, Applied) else ():
+                for result in self._granted(request_id, outcome):
                     request = self._giving_back(kind, result, "its claim was interrupted")
                     deadline = self._deadline(GIVE_BACK_S)
                     (sent,) = self._exchange.send([request], deadline)

@@ -30,7 +30,7 @@ from solewriter.shared.config import PIPE_BYTES, READ_BYTES, Limits
 from solewriter.shared.errors import EngineUnavailable, SolewriterError
 from solewriter.shared.folder import StateFolder, unclosed
 from solewriter.shared.lane import Lane
-from solewriter.shared.wireform import Asked
+from solewriter.shared.wireform import Asked, PlainRequest
 
 _open: weakref.WeakSet[AioExchange] = weakref.WeakSet()
 
@@ -45,7 +45,8 @@ class AioExchange:
         folder: StateFolder,
         session: AgentSession,
         limits: Limits,
-        unanswered: Callable[[], None] | None = None,  # of its client: called for each hello that nobody answered
+        unanswered: Callable[[], None],  # of its client: called for each hello that nobody answered
+        sent_in_vain: Callable[[Sequence[Sent], Sequence[PlainRequest]], None],  # called when who sent it was cancelled
     ) -> None:
         self.folder = folder
         self._session = session
@@ -60,6 +61,7 @@ class AioExchange:
         self._connecting: asyncio.Task[None] | None = None
         self._pace = Pace()
         self._again = Reconnecting(folder, limits, unanswered)
+        self._sent_in_vain = sent_in_vain
         self._closed = False
         _open.add(self)
 
@@ -90,6 +92,8 @@ class AioExchange:
         except asyncio.CancelledError as cancelled:
             if turn.done() and not turn.cancelled() and turn.exception() is None:
                 name_request(cancelled, turn.result())
+                if asked := [request for request in requests if len(request) == 4]:
+                    self._sent_in_vain(turn.result(), asked)
             raise
         finally:
             timer.cancel()

@@ -50,7 +50,7 @@ class AioRequests(Asker):
     ) -> None:
         super().__init__(state, name=name, client_id=client_id, limits=limits)
         self._memory = Memory(state, limits, self._registry)
-        self._exchange = AioExchange(self.folder, self._session, limits, self._memory.look_on)
+        self._exchange = AioExchange(self.folder, self._session, limits, self._memory.look_on, self._tokens.sent)
         self._answers = Answers(self._memory, self._registry)
         self._giving_up: set[asyncio.Future[tuple[None]]] = set()
         self.reader = AioReader(self._memory, limits)

@@ -18,7 +18,6 @@ from solewriter.shared.fieldform import together
 from solewriter.shared.models import Task
 from solewriter.shared.mutations import (
     Alter,
-    Applied,
     Complete,
     Fail,
     Redrive,
@@ -125,7 +124,7 @@ class AioVerbs(AioRequests):
     async def _give_back(self, kind: type[Task], request_id: str) -> None:
         try:
             outcome = await self.outcome(request_id)  # one that waits is answered by the question
-            for result in outcome.reply.results if isinstance(outcome, Applied) else ():
+            for result in self._granted(request_id, outcome):
                 request = self._giving_back(kind, result, "its claim was cancelled")
                 deadline = self._deadline(None)
                 (sent,) = await self._exchange.send([request], deadline)

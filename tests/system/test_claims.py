@@ -1958,6 +1958,50 @@ def test_what_is_claimed_anew_while_a_cancelled_claim_is_given_back_is_kept(engi
     asyncio.run(story())
 
 
+@pytest.mark.parametrize("cancelled", ["while it waits for its reply", "just when it was sent"])
+def test_a_cancelled_claim_that_the_engine_has_forgotten_by_then_is_given_back(state, start_engine, limits, cancelled):
+    """Many others stand in line: they go before the question how it ended."""
+    limits = msgspec.structs.replace(limits, window_max=4)
+    engine = start_engine(state, limits=limits)
+
+    async def story() -> None:
+        async with aio.connect(state, name="me", limits=limits) as agent:
+            for id in ("a", "b"):
+                await agent.create(task(id, project=id))
+            os.kill(engine.pid, signal.SIGSTOP)
+
+            def change(number: int) -> asyncio.Task[Task]:
+                return asyncio.create_task(agent.update(Task.ref("b"), source=f"{number}"))
+
+            first = [change(number) for number in range(4 if "sent" in cancelled else 0)]
+            await asyncio.sleep(0)
+            claiming = asyncio.create_task(agent.claim(Task, where={"project": "a"}))
+            await asyncio.sleep(0)
+            others = [*first, *[change(number) for number in range(20)]]
+            await asyncio.sleep(0)
+            if first:
+                admit, line = agent._exchange._admit, agent._exchange._line
+                (turn, _) = line.first()
+
+                def admitted() -> None:
+                    admit()
+                    if turn.done():
+                        claiming.cancel()
+
+                agent._exchange._admit = admitted
+            else:
+                claiming.cancel()
+            os.kill(engine.pid, signal.SIGCONT)
+            with pytest.raises(asyncio.CancelledError):
+                await claiming
+            await asyncio.gather(*others)
+            await asyncio.wait_for(gave_up(agent), 60)
+            assert agent.holds(Task, "a") is None
+            assert (await agent.claim(Task, where={"project": "a"})).attempts == 1
+
+    asyncio.run(story())
+
+
 def test_what_could_not_be_given_back_when_it_was_cancelled_is_given_back_with_the_next_claim(engine, client, limits):
     """The engine was busy, or just being replaced, for longer than a reply is waited for."""
     make(client, task("a", project="one"), task("b", project="two"))
