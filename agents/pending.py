@@ -102,6 +102,13 @@ def name_request(cancelled: BaseException, sent: Sequence[object]) -> None:
                 return
 
 
+def name_answered(interrupted: BaseException, request_id: str) -> None:
+    """The same of one that was answered, when what it left was about to be read."""
+    if interrupted.__cause__ is None and is_interrupt(interrupted):
+        told = f"request {request_id} was answered before that: client.outcome({request_id!r}) says how it ended"
+        interrupted.__cause__ = OutcomeUnknown(told, request_id=request_id)
+
+
 def error_of(pending: Pending) -> SolewriterError | None:
     """The error that a finished request ended with, if it did."""
     reply = pending.reply

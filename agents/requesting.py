@@ -16,7 +16,7 @@ from solewriter.agents.asker import Asker
 from solewriter.agents.conflicts import judged
 from solewriter.agents.deadline import Timed, deadline_us, timed
 from solewriter.agents.exchange import Exchange
-from solewriter.agents.pending import Pending, Sent, name_request
+from solewriter.agents.pending import Pending, Sent, name_answered, name_request
 from solewriter.agents.reader import Reader
 from solewriter.agents.room import pipeline, sends_more
 from solewriter.shared import wireform
@@ -160,7 +160,11 @@ class Requests(Asker):
         guards: Sequence[GuardMutation] = (),
     ) -> E:
         reply = self.submit(mutation, guards=guards, request_id=request_id, timeout_s=timeout_s, deadline_s=deadline_s)
-        return entity_of(judged(reply, mutation), model)
+        try:
+            return entity_of(judged(reply, mutation), model)
+        except BaseException as interrupted:
+            name_answered(interrupted, reply.request_id)
+            raise
 
     # --- the end -----------------------------------------------------------------------------------------------------
 

@@ -9,13 +9,16 @@ import signal
 import threading
 from collections.abc import Callable
 from pathlib import Path
+from typing import ClassVar
 
 import pytest
+from pydantic import field_validator
 
 from solewriter import (
     AlreadyExists,
     Create,
     EngineUnavailable,
+    Entity,
     Fenced,
     Increment,
     InvalidMutation,
@@ -321,6 +324,33 @@ def test_a_question_that_is_not_answered_in_time_names_the_request_that_it_asks_
 
 async def opened(state: Path) -> aio.AioClient:
     return await aio.connect(state)
+
+
+class Slow(Entity):
+    """Of which the reading takes long, here and when it is told to: long enough for a Ctrl-C."""
+
+    name: str
+    is_slow: ClassVar[bool] = False
+
+    @field_validator("name")
+    @classmethod
+    def read(cls, name: str) -> str:
+        if cls.is_slow:
+            raise KeyboardInterrupt
+        return name
+
+
+def test_ctrl_c_when_the_reply_has_come_names_the_request_too(state, start_engine, monkeypatch):
+    start_engine(state, models=[Slow])
+    with connect(state) as client:
+        asked = Slow(id="s", name="s")
+        with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt) as interrupted:
+            patch.setattr(Slow, "is_slow", True)
+            client.create(asked)
+        unknown = interrupted.value.__cause__
+        assert isinstance(unknown, OutcomeUnknown)
+        assert isinstance(client.outcome(unknown.request_id), Applied)
+        assert client.get(Slow, "s").version == 1
 
 
 # --- apply ------------------------------------------------------------------------------------------------------------
