@@ -1498,6 +1498,34 @@ def test_a_claim_that_the_end_of_its_loop_cuts_off_is_not_complained_of(engine, 
     assert (len(told), caplog.messages) == (1, [])
 
 
+@pytest.mark.usefixtures("shared_engine")
+@pytest.mark.parametrize("opener", [aio.connect, aio.open_reader])
+def test_what_opens_a_client_serves_one_with_at_a_time(engine, run, opener):
+    """Else the first one that ends would close the other one's, and its own would stay open."""
+
+    async def main():
+        opening = opener(engine.state)
+        entered, leave = asyncio.Event(), asyncio.Event()
+
+        async def held():
+            async with opening as opened:
+                entered.set()
+                await leave.wait()
+                return await opened.get(Task, "nobody")
+
+        holding = asyncio.create_task(held())
+        await entered.wait()
+        with pytest.raises(SolewriterError, match=r"call aio\.connect"):
+            async with opening:
+                pass
+        leave.set()
+        assert await holding is None
+        async with opening as opened:
+            assert await opened.get(Task, "nobody") is None
+
+    run(main())
+
+
 def test_cancelled_connects_leave_nothing_open(engine, run):
     limits = Limits(connect_timeout_s=60)  # as long as nothing is told would a thread wait for its answer
 
