@@ -45,9 +45,9 @@ SIGNALS = (signal.SIGTERM, signal.SIGHUP)  # SIGINT raises already
 
 
 @contextmanager
-def scratch_folder(parent: Path) -> Iterator[Path]:
+def scratch_folder(parent: Path, prefix: str = "solewriter-bench-") -> Iterator[Path]:
     """A new private folder, removed with all that is in it."""
-    folder = Path(tempfile.mkdtemp(prefix="solewriter-bench-", dir=parent))
+    folder = Path(tempfile.mkdtemp(prefix=prefix, dir=parent))
     try:
         with _shell(REMOVE, [str(folder)]) as told:
             try:

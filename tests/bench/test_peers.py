@@ -259,6 +259,18 @@ def maps_to_write(folder: Path) -> int:
     return sum(str(folder) in line and "w" in line.split()[1] for line in lines)
 
 
+def test_ray_leaves_signals_and_processes_as_they_were(tmp_path: Path) -> None:
+    pytest.importorskip("ray")
+    told_to_end, before = signal.getsignal(signal.SIGTERM), {*psutil.Process().children(recursive=True)}
+    with CATALOG["Ray actor"].start(Setting(tmp_path / "system", "memory", 1, 64)) as peer:
+        peer.load(WORKLOADS["update-one"].population(3))
+        assert signal.getsignal(signal.SIGTERM) is told_to_end, (
+            "else what was started stays, and the exit code is wrong"
+        )
+    _, alive = psutil.wait_procs({*psutil.Process().children(recursive=True)} - before, 5)
+    assert alive == []
+
+
 def test_reads_return_what_is_stored(filled: Callable[..., Standing]) -> None:
     connection = connected(filled(OURS, "memory", "update-one").peer)
     assert isinstance(connection, Forgetful)

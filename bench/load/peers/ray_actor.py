@@ -7,17 +7,22 @@ not counted.
 from __future__ import annotations
 
 import os
+import signal
 import tempfile
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from pathlib import Path
 from typing import Any
+
+import psutil
 
 from solewriter.bench.load.agent import Link
 from solewriter.bench.load.peers.peer import Entry, Peer, Setting
 from solewriter.bench.load.peers.shared_dict import Store
 from solewriter.bench.load.requests import Answer, Fields, Request, Stored, sliding
 from solewriter.bench.optional import required
+from solewriter.bench.scratch import scratch_folder
 from solewriter.shared.config import FRAME_BATCH
 
 NAME = "Ray actor"
@@ -86,12 +91,21 @@ class RayPeer:
 @contextmanager
 def started(setting: Setting) -> Iterator[Peer]:
     ray = required("ray")
-    with tempfile.TemporaryDirectory(prefix="r") as short:  # its sockets lie deep below, and an address holds 107 bytes
-        context = ray.init(num_cpus=1, include_dashboard=False, _temp_dir=short, **QUIET)
+    itself = psutil.Process()
+    with scratch_folder(
+        Path(tempfile.gettempdir()), "r"
+    ) as short:  # sockets lie deep in it, their address holds 107 bytes
+        told_to_end, before = signal.getsignal(signal.SIGTERM), {*itself.children(recursive=True)}
+        context = ray.init(num_cpus=1, include_dashboard=False, _temp_dir=str(short), **QUIET)
+        signal.signal(signal.SIGTERM, told_to_end)  # it puts a handler of its own there
+        started_by_it = {*itself.children(recursive=True)} - before
         try:
             yield RayPeer(ray, context.address_info["address"])
         finally:
             ray.shutdown()
+            for process in started_by_it:
+                with suppress(psutil.NoSuchProcess):
+                    process.kill()  # some of them notice by and by only that they are alone
 
 
 ENTRY = Entry(
