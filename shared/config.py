@@ -27,7 +27,7 @@ class Limits(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     frame_depth_max: int = 32  # nesting of a decoded value; real metadata is nested three or four deep
     request_mutations_max: int = 1_000  # mutations and guards of one request: a turn must stay short for everybody else
     entity_bytes_max: int = 512 * KIB  # one stored payload; larger things belong in files, named by the entity
-    text_bytes_max: int = 4 * KIB  # one reason, actor, or session name
+    text_bytes_max: int = 4 * KIB  # one reason; names are bounded by NAME_MAX
     window_max: int = 256  # requests of one session in flight; as many outcomes are remembered, so a resend is known
     window_bytes_max: int = 1 * MIB  # the same in bytes of frames, beyond which no further one is sent: the engine and
     # the pipe hold less of one lane, and what is more would only lie about in the client
@@ -129,6 +129,8 @@ def _check_number(name: str, kind: str, value: object) -> None:
         raise ValueError(f"{name} must not be below 0, and is {value}")
     if value == 0 and name in _ABOVE_ZERO:
         raise ValueError(f"{name} must be more than 0")
+    if 0 < value < _LEAST.get(name, 0):
+        raise ValueError(f"{name} must be 0 or at least {_LEAST[name]:g}, and is {value}")
     if kind == "float" and value > SECONDS_MAX and name not in _ENDLESS:
         raise ValueError(f"{name} must be finite, {SECONDS_MAX:g} at most, and is {value}")
 
@@ -154,6 +156,7 @@ _ABOVE_ZERO = frozenset(  # of the others 0 means: none of it, at once, or not a
         "journal_file_bytes",
     )
 )  # fmt: skip
+_LEAST = {"decide_timeout_s": 0.0001}  # whose timer, where it ticks faster, leaves no time for anything else
 _ENDLESS = frozenset(  # patience and times to look back on: no timer is set to them
     ("busy_above_s", "connect_timeout_s", "request_timeout_s", "hang_timeout_s", "restart_window_s",
      "snapshot_age_max_s")

@@ -42,6 +42,14 @@ def test_a_bound_that_would_let_nothing_through_is_refused(name):
         Limits(**{name: 0})
 
 
+@pytest.mark.parametrize("value", [1e-9, 1e-6, 0.00009])
+def test_a_time_to_decide_in_that_leaves_none_for_anything_else_is_refused(value):
+    """Its timer is all that such an engine would be busy with."""
+    with pytest.raises(ValueError, match=r"^decide_timeout_s must be 0 or at least 0\.0001"):
+        Limits(decide_timeout_s=value)
+    assert Limits(decide_timeout_s=0) != Limits(decide_timeout_s=0.0001)
+
+
 @pytest.mark.parametrize("name", ["decide_timeout_s", "session_grace_s", "heartbeat_s", "history_s", "drain_timeout_s"])
 def test_a_time_that_a_timer_is_set_to_has_an_end(name):
     with pytest.raises(ValueError, match=f"^{name} must be finite"):
