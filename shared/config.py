@@ -22,8 +22,8 @@ class Limits(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
 
     # --- requests -------------------------------------------------------------------------------------------------
     frame_bytes_max: int = 1 * MIB  # one frame on a lane; checked on its declared length, before anything is allocated
-    frame_nodes_max: int = 100_000  # containers and leaves in a decoded frame: shared references can fold 2^25 of them
-    # into 260 bytes
+    frame_nodes_max: int = 100_000  # containers and leaves in a decoded frame, of which twice its bytes are always
+    # taken: shared references can fold 2^25 of them into 260 bytes
     frame_depth_max: int = 32  # nesting of a decoded value; real metadata is nested three or four deep
     request_mutations_max: int = 1_000  # mutations and guards of one request: a turn must stay short for everybody else
     entity_bytes_max: int = 512 * KIB  # one stored payload; larger things belong in files, named by the entity
