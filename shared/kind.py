@@ -293,7 +293,7 @@ def _as_stored(model: type[Entity], name: str, default: Any) -> Any:
     """A default as a payload holds it, and the journal. Raises TypeError for what none can: pydantic validates none."""
     try:
         return decode(encode(in_whole_minutes(default)))
-    except (NotImplementedError, OverflowError, UnicodeEncodeError) as error:
+    except (ArithmeticError, NotImplementedError, TypeError, UnicodeEncodeError) as error:
         raise TypeError(f"{model.__name__}.{name}: its default {shown(default)} cannot be stored: {error}") from None
 
 

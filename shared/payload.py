@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from datetime import UTC, date, datetime, time, timedelta, timezone
-from decimal import Decimal
+from decimal import Decimal, InvalidOperation
 from typing import Annotated, Any, Final, get_args, get_origin
 from uuid import UUID
 
@@ -81,15 +81,18 @@ def _unsigned(value: Any) -> Any:
 
 def plain(value: Any) -> Any:
     """A field value as data that any process can unpickle without importing anything. What holds moments goes through
-    `in_whole_minutes` before.
+    `in_whole_minutes` before. Raises TypeError, NotImplementedError for what is no data.
     """
     if type(value) is datetime or type(value) is time:
         value = in_whole_minutes(value)
     elif type(value) is bytearray or type(value) is memoryview:  # of which it would make text, as JSON needs it
         value = bytes(value)
-    return msgspec.to_builtins(
-        value, builtin_types=(bytes, bytearray, memoryview), enc_hook=_plain_parts, order="deterministic"
-    )
+    try:
+        return msgspec.to_builtins(
+            value, builtin_types=(bytes, bytearray, memoryview), enc_hook=_plain_parts, order="deterministic"
+        )
+    except InvalidOperation:  # of Decimals that are no numbers, in a set
+        raise TypeError("a set of NaN and other numbers has no order") from None
 
 
 def in_whole_minutes(value: Any) -> Any:

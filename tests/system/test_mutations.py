@@ -7,10 +7,11 @@ import datetime
 import enum
 import os
 import time
+from decimal import Decimal
 from typing import Annotated
 
 import pytest
-from pydantic import AfterValidator, Base64Bytes, ConfigDict, field_validator, model_validator
+from pydantic import AfterValidator, Base64Bytes, ConfigDict, Field, field_validator, model_validator
 
 from solewriter import (
     AlreadyExists,
@@ -830,3 +831,22 @@ def test_an_entity_whose_default_is_no_number_is_read_and_changed_like_any_other
         assert client.update(made, n=1).n == 1
         assert client.update(Scored.ref("s"), score=2).score == 2.0
         assert client.reader.snapshot().ids(Scored, {"score": 2.0}) == ["s"]
+
+
+def test_a_set_that_has_no_order_is_refused_in_its_place_by_its_field(state, start_engine):
+    """Of Decimals one of which is NaN. The others of a pipeline take effect."""
+
+    class Priced(Entity):
+        prices: frozenset[Annotated[Decimal, Field(allow_inf_nan=True)]] = frozenset()
+
+    start_engine(state, models=[Priced])
+    unordered = frozenset({Decimal(1), Decimal("NaN")})
+    with connect(state) as client:
+        made = client.create(Priced(id="p", prices={Decimal("NaN")}))
+        asked = Create(Priced(prices=unordered)), Update(made, {"prices": unordered}), Create(Priced(id="q"))
+        told = [reply.error for reply in client.submit_many(asked)]
+        for error in told[:2]:
+            assert isinstance(error, InvalidMutation)
+            assert error.fields == {"prices": "a set of NaN and other numbers has no order"}
+        assert told[2] is None
+        assert client.get(Priced, "q") is not None
