@@ -129,6 +129,8 @@ def _check_number(name: str, kind: str, value: object) -> None:
         raise ValueError(f"{name} must not be below 0, and is {value}")
     if value == 0 and name in _ABOVE_ZERO:
         raise ValueError(f"{name} must be more than 0")
+    if kind == "int" and value >= 2**63:  # no file, nor what an engine is told, takes more
+        raise ValueError(f"{name} must be below 2**63")
     if 0 < value < _LEAST.get(name, 0):
         raise ValueError(f"{name} must be 0 or at least {_LEAST[name]:g}, and is {value}")
     if kind == "float" and value > SECONDS_MAX and name not in _ENDLESS:

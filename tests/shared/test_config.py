@@ -30,6 +30,14 @@ def test_a_number_of_things_is_whole(name):
         Limits(**{name: 1.5})
 
 
+@pytest.mark.parametrize("name", [name for name in NUMBERS if name not in SECONDS])
+def test_a_number_of_things_is_one_that_an_engine_can_be_told(name):
+    assert msgspec.msgpack.encode(Limits(**{name: 2**63 - 1}))
+    for value in (2**63, 10**400):
+        with pytest.raises(ValueError, match=rf"^{name} must be below 2\*\*63"):
+            Limits(**{name: value})
+
+
 @pytest.mark.parametrize("name", SECONDS)
 def test_whole_seconds_are_seconds(name):
     assert getattr(Limits(**{name: 1}), name) == 1
