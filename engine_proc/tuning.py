@@ -6,6 +6,7 @@ import errno
 import gc
 import os
 import resource
+import sys
 from concurrent.futures import Executor, ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
@@ -30,7 +31,7 @@ def limit_data(headroom: int) -> None:
         return
     used = next(int(line.split()[1]) * KIB for line in status.splitlines() if line.startswith("VmData"))
     _, hard = resource.getrlimit(resource.RLIMIT_DATA)
-    soft = used + headroom
+    soft = min(used + headroom, sys.maxsize)  # the system's calls take no more
     resource.setrlimit(resource.RLIMIT_DATA, (soft if hard == resource.RLIM_INFINITY else min(soft, hard), hard))
 
 

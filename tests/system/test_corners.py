@@ -483,6 +483,12 @@ def test_bounds_are_limits_and_no_dict(state, start_engine):
             asyncio.run(awaited(opening))
 
 
+def test_a_headroom_without_an_end_is_one(state, start_engine):
+    start_engine(state, limits=Limits(engine_headroom_bytes=sys.maxsize))
+    with connect(state) as client:
+        assert client.create(Task(title="x")).version == 1
+
+
 def test_revisions_and_ids_of_another_type_are_refused_wherever_they_are_read(state, start_engine):
     start_engine(state)
     with connect(state) as client:
