@@ -37,7 +37,7 @@ def conditional(mutation: M, where: Where | None, merge: bool = False) -> tuple[
     names, `merge` those that it changes. Raises TypeError for a merge of what was not read.
     """
     guards: list[GuardMutation] = []
-    if where is not None:
+    if where is not None and where != {}:  # one that names no field takes the place of nothing
         guards.append(RequireFields(mutation.target, where))
     if merge:
         guards.append(_unchanged(mutation))

@@ -272,6 +272,20 @@ def test_an_update_on_a_condition_compares_fields_and_no_version(client):
     assert (refused.value.actor, refused.value.version) == ("tester", 3)
 
 
+def test_a_condition_that_names_no_field_leaves_the_version_compared(client):
+    """As one does that a program put together, and found nothing to put into it."""
+    task = client.create(Task(title="x"))
+    client.update(task, title="y")
+    for deed in (
+        lambda: client.update(task, where={}, title="z"),
+        lambda: client.transition(task, "assigned", where={}, assigned_to="me"),
+        lambda: client.delete(task, where={}),
+    ):
+        with pytest.raises(VersionConflict):
+            deed()
+    assert client.update(Task.ref(task.id), where={}, title="z").version == 3
+
+
 def test_what_is_no_version_is_refused_beside_a_condition_too(client):
     task = client.create(Task(title="x"))
     with pytest.raises(InvalidMutation) as refused:
