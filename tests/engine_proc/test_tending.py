@@ -541,30 +541,9 @@ def test_the_first_of_those_that_end_with_others_keeps_nobody_waiting_for_a_look
     assert revisions[behind] < revisions[ended]
 
 
-def test_a_request_with_guards_on_more_sets_of_columns_than_are_counted_at_once_is_decided(scene, many, interpreted):
-    """Each of them waits for a look at all tasks, and none of those may undo another one's for ever."""
-    never = {"status": "rejected", "priority": "critical", "project": "p", "assigned_to": "x", "parent_task_id": "y"}
-    sets = [names for size in range(1, 4) for names in combinations(never, size)][: VIEWS_MAX + 1]
-    guards = [none("Task", **{name: never[name] for name in names}) for names in sets]
-    assert len(guards) > VIEWS_MAX
-    interpreted(type(scene.engine.writer.parking))
-    make, slices = scene.engine.writer.parking.make, count()
-
-    def counted() -> None:
-        assert next(slices) < 9_000, "it goes on for ever"  # sixteen looks at 200 tasks, twice
-        make()
-
-    scene.engine.writer.parking.make = counted
-    asked = many.asks(create("unique"), *guards)
-    scene.turn()
-    assert many.hears() == {asked: (Status.APPLIED, ["unique"])}
-    refused = many.asks(create("another"), *guards[:-1], none("Task", status="created", type="development"))
-    scene.turn()
-    assert many.hears()[refused][0] == Status.REFUSED
-
-
-def fewer_slices(scene: Scene, most: int) -> None:
+def fewer_slices(scene: Scene, most: int, interpreted: Callable[..., None]) -> None:
     """Fail where there are more."""
+    interpreted(type(scene.engine.writer.parking))
     make, slices = scene.engine.writer.parking.make, count()
 
     def counted() -> None:
@@ -574,6 +553,21 @@ def fewer_slices(scene: Scene, most: int) -> None:
     scene.engine.writer.parking.make = counted
 
 
+def test_a_request_with_guards_on_more_sets_of_columns_than_are_counted_at_once_is_decided(scene, many, interpreted):
+    """Each of them waits for a look at all tasks, and none of those may undo another one's for ever."""
+    never = {"status": "rejected", "priority": "critical", "project": "p", "assigned_to": "x", "parent_task_id": "y"}
+    sets = [names for size in range(1, 4) for names in combinations(never, size)][: VIEWS_MAX + 1]
+    guards = [none("Task", **{name: never[name] for name in names}) for names in sets]
+    assert len(guards) > VIEWS_MAX
+    fewer_slices(scene, 9_000, interpreted)  # sixteen looks at 200 tasks, twice
+    asked = many.asks(create("unique"), *guards)
+    scene.turn()
+    assert many.hears() == {asked: (Status.APPLIED, ["unique"])}
+    refused = many.asks(create("another"), *guards[:-1], none("Task", status="created", type="development"))
+    scene.turn()
+    assert many.hears()[refused][0] == Status.REFUSED
+
+
 def sets_of_columns(**values: Any) -> list[dict[str, Any]]:
     """More than are ordered or counted at once."""
     sets = [dict(some) for size in range(1, len(values)) for some in combinations(values.items(), size)]
@@ -581,16 +575,16 @@ def sets_of_columns(**values: Any) -> list[dict[str, Any]]:
     return sets
 
 
-def test_a_request_with_claims_by_more_sets_of_columns_than_are_ordered_at_once_is_decided(scene, many):
+def test_a_request_with_claims_by_more_sets_of_columns_than_are_ordered_at_once_is_decided(scene, many, interpreted):
     sets = sets_of_columns(status="created", priority="low", project="", assigned_to=None, parent_task_id=None)
     claims = [claim(where=where) for where in sets]
-    fewer_slices(scene, 3 * 7 * len(sets))  # each a look at 200 tasks, by 32
+    fewer_slices(scene, 3 * 7 * len(sets), interpreted)  # each a look at 200 tasks, by 32
     asked = many.asks(*claims[:1], more=tuple(claims[1:]))
     scene.turn()
     assert many.hears() == {asked: (Status.APPLIED, [f"t{number}" for number in range(len(sets))])}
 
 
-def test_all_who_wait_by_more_sets_of_columns_than_are_ordered_at_once_have_what_comes(scene, many):
+def test_all_who_wait_by_more_sets_of_columns_than_are_ordered_at_once_have_what_comes(scene, many, interpreted):
     """The first one does not take from the next what that one waits for, and so on, for ever."""
     sets = sets_of_columns(status="created", priority="low", project="", assigned_to=None, parent_task_id=None)
     agents = [Agent(scene, f"agent-{number}") for number in range(len(sets))]
@@ -598,7 +592,7 @@ def test_all_who_wait_by_more_sets_of_columns_than_are_ordered_at_once_have_what
         agent.asks(claim(until_us=later(), where={"type": "admin", **where}))
     scene.turn()
     assert len(scene.engine.writer.parking.lines) == len(sets)
-    fewer_slices(scene, 3 * 7 * len(sets))
+    fewer_slices(scene, 3 * 7 * len(sets), interpreted)
     for number in range(len(sets)):
         many.asks(create(f"new-{number}", type="admin", priority="low"))
     poll(lambda: scene.turn() or not scene.engine.writer.parking.lines)
