@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from decimal import InvalidOperation
 from typing import Any, Final
 
 from pydantic import ValidationError
@@ -16,6 +17,7 @@ from solewriter.shared.errors import InvalidMutation, SchemaMismatch, shown
 from solewriter.shared.fieldtypes import all_parts, models_in, refuse_unsuitable, with_moments
 from solewriter.shared.models import COORDINATED, Task
 from solewriter.shared.payload import (
+    UNORDERED,
     decode,
     differing,
     encode,
@@ -293,8 +295,11 @@ def _as_stored(model: type[Entity], name: str, default: Any) -> Any:
     """A default as a payload holds it, and the journal. Raises TypeError for what none can: pydantic validates none."""
     try:
         return decode(encode(in_whole_minutes(default)))
-    except (ArithmeticError, NotImplementedError, TypeError, UnicodeEncodeError) as error:
-        raise TypeError(f"{model.__name__}.{name}: its default {shown(default)} cannot be stored: {error}") from None
+    except InvalidOperation:
+        why = UNORDERED
+    except (NotImplementedError, OverflowError, TypeError, UnicodeEncodeError) as error:
+        why = str(error)
+    raise TypeError(f"{model.__name__}.{name}: its default {shown(default)} cannot be stored: {why}")
 
 
 def _is_stored_alike(value: Any, default: Any) -> bool:

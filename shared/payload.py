@@ -23,6 +23,7 @@ _MINUTE: Final = timedelta(minutes=1)
 _OTHER_NUMBER: Final[dict[type, type]] = {int: float, float: int}
 TOO_LARGE_INT: Final = "holds an integer of more than 64 bits"
 LONE_SURROGATE: Final = "holds text that is not valid Unicode"
+UNORDERED: Final = "a set of NaN and other numbers has no order"
 
 
 _BARE: Final[dict[type, Callable[[Any], Any]]] = {
@@ -92,7 +93,7 @@ def plain(value: Any) -> Any:
             value, builtin_types=(bytes, bytearray, memoryview), enc_hook=_plain_parts, order="deterministic"
         )
     except InvalidOperation:  # of Decimals that are no numbers, in a set
-        raise TypeError("a set of NaN and other numbers has no order") from None
+        raise TypeError(UNORDERED) from None
 
 
 def in_whole_minutes(value: Any) -> Any:

@@ -1,4 +1,4 @@
-"""From what is durable to what serves: replay the journal, judge what a restart may promise, announce the new epoch."""
+"""From what is durable to what serves: replay the journal, judge what a restart may promise."""
 
 from __future__ import annotations
 

@@ -250,7 +250,7 @@ def change(kind, stored, changes, header):
         (str, "\ud800", "surrogates"),
         (pydantic.AwareDatetime, datetime.datetime.min.replace(tzinfo=EAST), "out of range"),
         (Json, object(), "a object"),
-        (frozenset[decimal.Decimal], frozenset({decimal.Decimal(1), decimal.Decimal("NaN")}), "InvalidOperation"),
+        (frozenset[decimal.Decimal], frozenset({decimal.Decimal(1), decimal.Decimal("NaN")}), "no order"),
     ],
 )
 def test_a_default_that_cannot_be_stored_is_refused_by_its_field(annotation, default, why):

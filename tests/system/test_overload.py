@@ -35,7 +35,7 @@ REGISTRY = Registry([Job])
 
 def in_order_of_arrival() -> None:
     """A seeded bug: all sessions stand in one queue."""
-    from solewriter.engine_proc import engine
+    from solewriter.engine_proc import intake
     from solewriter.engine_proc.fairness import FairQueueing, Queue
 
     class OneQueue(FairQueueing):
@@ -46,7 +46,7 @@ def in_order_of_arrival() -> None:
         def add(self, queue, items):
             super().add(self._all, items)
 
-    engine.FairQueueing = OneQueue
+    intake.FairQueueing = OneQueue
 
 
 BUGS = pytest.mark.parametrize(
