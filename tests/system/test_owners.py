@@ -709,42 +709,42 @@ def interrupt() -> None:
     raise KeyboardInterrupt
 
 
+FORKING = """
+def forked_while_none_serves(engine):
+    dead = engine.pid
+    os.kill(dead, signal.SIGKILL)
+    while os.path.exists(f"/proc/{dead}"):
+        os.sched_yield()
+    if (child := os.fork()) == 0:
+        sys.exit(7)
+    return child
+"""
+
+
 def test_a_forked_child_stops_nothing(state):
     """It leaves a `with` by an exit of its own; the engine is its parent's, also while none serves."""
-    code = """
+    code = FORKING + textwrap.dedent("""
         with Engine(sys.argv[1], limits=Limits(restart_backoff_s=5)) as engine:
             before = engine.folder.markers()
-            dead = engine.pid
-            os.kill(dead, signal.SIGKILL)
-            while os.path.exists(f"/proc/{dead}"):
-                os.sched_yield()
-            child = os.fork()
-            if child == 0:
-                sys.exit(7)
+            child = forked_while_none_serves(engine)
             print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), engine.folder.markers() == before)
             with connect(engine.state) as client:
                 client.create(Task(title="x"))
-    """
+    """)
     assert told_by_owner(state, code) == "7 True\n"
 
 
 def test_an_owner_whose_stderr_nobody_reads_has_its_engine_supervised_and_may_fork(state):
     """The thread that tells it of a death waited for a reader, and a forked child at its end for that thread."""
-    code = """
+    code = FORKING + textwrap.dedent("""
         with Engine(sys.argv[1], durability="memory") as engine:
-            dead = engine.pid
-            os.kill(dead, signal.SIGKILL)
-            while os.path.exists(f"/proc/{dead}"):
-                os.sched_yield()
-            child = os.fork()
-            if child == 0:
-                sys.exit(7)
+            child = forked_while_none_serves(engine)
             print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
             with connect(engine.state) as client:
                 client.create(Task(title="x"))
             print(engine.restarts)
-    """
-    assert told_by_owner(state, FULL_STDERR + textwrap.dedent(code), "-W", "ignore") == "7\n1\n"
+    """)
+    assert told_by_owner(state, FULL_STDERR + code, "-W", "ignore") == "7\n1\n"
 
 
 def test_an_engine_whose_stderr_nobody_reads_serves_on_and_fails_to_start_in_time(state):
