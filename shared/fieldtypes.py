@@ -203,6 +203,8 @@ def stored_shape(annotation: Any, path: str, seen: set[type]) -> str:
                     f"{path}: a frozenset of these has no order in which to store it; use tuple[X, ...]"
                 )
         return "array"
+    if origin is FrozenMap:
+        raise UnsuitableField(f"{path}: what a FrozenMap holds is any plain data; write FrozenMap, without types")
     if annotation in (tuple, frozenset):
         raise UnsuitableField(f"{path}: say what it holds: {annotation.__name__}[X, ...]")
     if isinstance(annotation, type) and issubclass(annotation, enum.Enum):

@@ -80,7 +80,7 @@ def test_help_names_the_commands() -> None:
     assert "serve" in said.stdout
 
 
-@pytest.mark.parametrize("command", ["serve", "status", "verify", "repair"])
+@pytest.mark.parametrize("command", ["serve", "status", "export", "verify", "repair"])
 def test_the_folder_has_one_name_in_all_usages(command: str) -> None:
     said = solewriter(command, "--help")
     assert "STATE" in said.stdout.partition("\n\n")[0].split("Usage:")[1].splitlines()[0]
@@ -130,8 +130,8 @@ def test_what_cannot_be_printed_is_told_in_one_line(arguments: list[str], tmp_pa
 @pytest.mark.parametrize(
     "asked",
     [
-        "serve", "serve state --memory-dir", "demo --calm --state", "status", "verify", "repair --around-checkpoint",
-        "repair --truncate-at 0",
+        "serve", "serve state --memory-dir", "demo --calm --state", "status", "export", "verify",
+        "repair --around-checkpoint", "repair --truncate-at 0",
     ],
 )  # fmt: skip
 def test_no_folder_is_meant_that_nobody_named(asked: str, tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""The command line: `solewriter demo`, `serve`, `status`, `verify` and `repair`.
+"""The command line: `solewriter demo`, `serve`, `status`, `export`, `verify`, `repair` and `bench`.
 
 Only this file and typer are imported before a command is chosen, so that `--help` answers at once. An error that the
 user can do something about is one line on stderr and exit code 1; anything else is a traceback, because it is a bug.
@@ -68,8 +68,17 @@ FolderOfCode = Annotated[
 
 def named_folder(name: str) -> Path:
     """Raises BadParameter for no name, that of an unset variable say, which pathlib takes for the current folder."""
+    return _named(name, "folder")
+
+
+def named_file(name: str) -> Path:
+    """Raises BadParameter, likewise."""
+    return _named(name, "file")
+
+
+def _named(name: str, what: str) -> Path:
     if not name:
-        raise typer.BadParameter("the name of a folder is empty")
+        raise typer.BadParameter(f"the name of a {what} is empty")
     return Path(name)
 
 
@@ -191,6 +200,27 @@ def status(
         found = status_of(state or (Path("state") if Path("state").is_dir() else Path()))
     typer.echo(encoded(found) if as_json else described(found))
     raise typer.Exit(exit_code(found))
+
+
+@app.command()
+def export(
+    state: ExistingFolder,
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="A new SQLite file.", parser=named_file)],
+    revision: Annotated[
+        int | None, typer.Option(min=0, help="Everything as it was then.", show_default="the newest")
+    ] = None,
+    replace: Annotated[bool, typer.Option("--replace", help="Put it in the place of a file that is there.")] = False,
+) -> None:
+    """Write all entities, as they are at one revision, to an SQLite file: a table for each kind.
+
+    From an engine's memory, which the engine does not notice; where none serves, from what the folder holds.
+    """
+    from solewriter.agents.cli.exporting import exported
+
+    end_on_sigterm(128 + signal.SIGTERM)
+    with errors_in_one_line():
+        told = exported(state, revision, file, replace=replace)
+    typer.echo(told)
 
 
 @app.command()

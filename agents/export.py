@@ -1,0 +1,137 @@
+"""A snapshot as one SQLite file, for whoever asks with SQL, or wants the state without this library.
+
+A table for each kind, named as the kind; a row for each entity; a column for each field, which holds the value as it is
+where SQLite has such values. Booleans are 0 and 1, moments are text in UTC that SQLite's date functions read, integers
+that SQLite has no room for are text, and what has parts is JSON. The table `solewriter` says what was exported.
+"""
+
+from __future__ import annotations
+
+import os
+import sqlite3
+from collections.abc import Iterable, Iterator
+from contextlib import closing, suppress
+from datetime import UTC, datetime
+from itertools import islice
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import msgspec
+
+from solewriter.agents.snapshot import Snapshot
+from solewriter.shared.config import EXPORT_ROWS
+from solewriter.shared.files import new_file, sync_folder
+
+_INT64 = range(-(2**63), 2**63)
+_json = msgspec.json.Encoder(order="sorted").encode
+
+
+class Exported(NamedTuple):
+    """What is in the file."""
+
+    revision: int
+    counts: dict[str, int]  # how many entities of each kind
+
+
+def export(snapshot: Snapshot, path: Path, *, replace: bool = False) -> Exported:
+    """Write all that a snapshot holds to a new file, which nobody else may read. It is there whole, or not at all.
+
+    Raises FileExistsError for a path that is taken, unless what is there may be replaced; OSError where it cannot be
+    written; SnapshotExpired.
+    """
+    if os.path.lexists(path) and (path.is_dir() or not replace):
+        raise FileExistsError(f"{path} is there already")
+    fresh = path.with_name(f"{path.name}.{os.getpid()}.tmp")
+    try:
+        fd = new_file(fresh)
+    except OSError as error:
+        error.filename = os.fspath(path)
+        raise
+    try:
+        with closing(sqlite3.connect(fresh, isolation_level=None)) as database:
+            exported = _written(snapshot, database)
+        os.fsync(fd)
+        os.replace(fresh, path)
+    except sqlite3.Error as error:
+        raise OSError(f"{path} cannot be written: {error}") from error
+    finally:
+        os.close(fd)
+        fresh.unlink(missing_ok=True)
+    with suppress(PermissionError):  # a folder may be one that cannot be listed
+        sync_folder(path.parent)
+    return exported
+
+
+def _written(snapshot: Snapshot, database: sqlite3.Connection) -> Exported:
+    database.execute("PRAGMA journal_mode = OFF")  # the file has its name when it is whole
+    database.execute("PRAGMA synchronous = OFF")
+    database.execute("BEGIN")
+    taken = {"solewriter"}
+    about = {
+        "revision": snapshot.revision,
+        "history_id": snapshot.history_id,
+        "exported_at": _cell(datetime.now(UTC)),
+    }
+    database.execute("CREATE TABLE solewriter (name TEXT PRIMARY KEY, value)")
+    database.executemany("INSERT INTO solewriter VALUES (?, ?)", about.items())
+    counts = {kind: _Table(database, _free(kind, taken)).fill(snapshot.entities(kind)) for kind in snapshot.counts}
+    database.execute("COMMIT")
+    return Exported(snapshot.revision, counts)
+
+
+class _Table:
+    """Of one kind. Its columns are the fields of the entities that came so far."""
+
+    def __init__(self, database: sqlite3.Connection, name: str) -> None:
+        self._database = database
+        self._name = _quoted(name)
+        self._fields = ["id", "version"]
+        self._columns = set(self._fields)
+        database.execute(f"CREATE TABLE {self._name} (id TEXT PRIMARY KEY, version INTEGER)")
+
+    def fill(self, entities: Iterator[dict[str, Any]]) -> int:
+        """With a row for each of them; how many there were."""
+        count = 0
+        while rows := list(islice(entities, EXPORT_ROWS)):
+            self._widen(dict.fromkeys(name for row in rows for name in row))
+            places = ", ".join("?" * len(self._fields))
+            values = ([_cell(row.get(name)) for name in self._fields] for row in rows)
+            self._database.executemany(f"INSERT INTO {self._name} VALUES ({places})", values)
+            count += len(rows)
+        return count
+
+    def _widen(self, fields: Iterable[str]) -> None:
+        """By a column for each of these fields that has none yet."""
+        for field in fields:
+            if field not in self._fields:
+                self._fields.append(field)
+                column = _quoted(_free(field, self._columns))
+                self._database.execute(f"ALTER TABLE {self._name} ADD COLUMN {column}")
+
+
+def _free(name: str, taken: set[str]) -> str:
+    """A name that SQLite keeps apart from these: to it, `ID` is `id`. It is among them then."""
+    first = f"_{name}" if name.lower().startswith("sqlite_") else name  # which are its own
+    free, number = first, 1
+    while free.lower() in taken:
+        number += 1
+        free = f"{first}_{number}"
+    taken.add(free.lower())
+    return free
+
+
+def _quoted(name: str) -> str:
+    return '"' + name.replace('"', '""') + '"'
+
+
+def _cell(value: Any) -> Any:
+    """What SQLite stores of a plain value."""
+    if value is None or isinstance(value, str):
+        return value
+    if isinstance(value, datetime):
+        return value.astimezone(UTC).isoformat(timespec="microseconds")
+    if isinstance(value, int) and value not in _INT64:
+        return str(value)
+    if isinstance(value, dict | list):
+        return _json(value).decode()
+    return value

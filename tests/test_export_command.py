@@ -1,0 +1,185 @@
+"""`solewriter export` puts everything that lives at one revision into an SQLite file, or leaves none."""
+
+from __future__ import annotations
+
+import sqlite3
+import subprocess
+import sysconfig
+from contextlib import closing
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from solewriter import Create, Delete, Entity, FrozenMap, Project, Put, Task, Update, open_reader
+from solewriter.agents.cli.exporting import exported
+from solewriter.agents.export import export
+from solewriter.shared.config import EXPORT_ROWS
+
+SOLEWRITER = str(Path(sysconfig.get_path("scripts"), "solewriter"))
+NOON = datetime(2026, 11, 28, 12, tzinfo=UTC)
+
+
+class Sample(Entity):
+    """Of every sort of value that a file may hold."""
+
+    number: int = 0
+    share: float = 0.5
+    name: str = "x"
+    sure: bool = False
+    due: datetime | None = None
+    raw: bytes = b""
+    tags: tuple[str, ...] = ()
+    notes: FrozenMap = FrozenMap()
+
+
+class Named(Entity):
+    """Of names that SQLite takes for the same, or for its own."""
+
+    ID: str = "capitals"
+    select: int = 1
+    sqlite_x: int = 2
+
+
+class Solewriter(Entity):
+    """A kind that is named as the table which says what was exported."""
+
+
+class SQLITE_KIND(Entity):  # noqa: N801 # the name is what this is about
+    """A kind whose name SQLite keeps for itself."""
+
+
+def tables(path: Path) -> dict[str, list[dict[str, Any]]]:
+    """The rows of each table, in the order of ids or names."""
+    with closing(sqlite3.connect(path)) as database:
+        database.row_factory = sqlite3.Row
+        names = [name for (name,) in database.execute("SELECT name FROM sqlite_schema WHERE type = 'table'")]
+        return {name: [dict(row) for row in database.execute(f'SELECT * FROM "{name}" ORDER BY 1')] for name in names}
+
+
+def command(*arguments: object) -> subprocess.CompletedProcess[str]:
+    asked = [SOLEWRITER, "export", *map(str, arguments)]
+    return subprocess.run(asked, capture_output=True, text=True, timeout=60, check=False)
+
+
+@pytest.fixture
+def engine(start_engine, state):
+    return start_engine(state, models=[Sample, Named, Solewriter, SQLITE_KIND])
+
+
+@pytest.fixture
+def samples(client):
+    """Some of every sort, of a client whose engine knows them."""
+    client.create(Sample(id="full", number=7, due=NOON, raw=b"\0\xff", tags=("a", "ü"), notes=FrozenMap(b=2, a=1)))
+    client.create(Sample(id="large", number=2**64 - 1, sure=True))
+    client.create(Task(id="task-1", title="read", project="p"))
+    client.create(Project(id="p", name="p"))
+    return client
+
+
+def test_all_fields_of_all_entities_are_there_from_memory_and_from_the_folder(engine, samples, tmp_path):
+    told = command(engine.state, tmp_path / "beside.db")
+    assert (told.returncode, told.stderr) == (0, "")
+    assert told.stdout == f"revision 4 is in {tmp_path / 'beside.db'}: 1 Task, 1 Project, 2 Sample, 0 Named, " \
+        "0 Solewriter, 0 SQLITE_KIND\n"  # fmt: skip
+    engine.stop()
+    assert exported(engine.state, None, tmp_path / "later.db", replace=False).startswith("revision 4 is in ")
+
+    found = tables(tmp_path / "beside.db")
+    assert found["Sample"] == [
+        {
+            "id": "full", "version": 1, "number": 7, "share": 0.5, "name": "x", "sure": 0,
+            "due": "2026-11-28T12:00:00.000000+00:00", "raw": b"\0\xff", "tags": '["a","ü"]', "notes": '{"a":1,"b":2}',
+        },
+        {
+            "id": "large", "version": 1, "number": "18446744073709551615", "share": 0.5, "name": "x", "sure": 1,
+            "due": None, "raw": b"", "tags": "[]", "notes": "{}",
+        },
+    ]  # fmt: skip
+    [task] = found["Task"]
+    assert task.keys() == Task.model_fields.keys()
+    assert (task["title"], task["status"], task["priority"], task["version"]) == ("read", "created", "medium", 1)
+    later = tables(tmp_path / "later.db")
+    about, about_later = ({row["name"]: row["value"] for row in one.pop("solewriter")} for one in (found, later))
+    assert about["revision"] == 4
+    assert {**about, "exported_at": ""} == {**about_later, "exported_at": ""}
+    assert found == later
+
+
+def test_moments_are_what_sqlite_reads_as_such(engine, samples, tmp_path):
+    exported(engine.state, None, tmp_path / "x.db", replace=False)
+    with closing(sqlite3.connect(tmp_path / "x.db")) as database:
+        assert database.execute("SELECT unixepoch(due) FROM Sample WHERE due > '2026'").fetchall() == [
+            (int(NOON.timestamp()),)
+        ]
+
+
+def test_a_file_is_of_one_revision_whatever_happens_meanwhile(engine, client, tmp_path):
+    ids = [f"s{number}" for number in range(2 * EXPORT_ROWS + 1)]
+    for reply in client.submit_many(Create(Sample(id=id)) for id in ids):
+        reply.check()
+    with open_reader(engine.state) as reader, reader.snapshot() as snapshot:
+        changes = [Update(Sample.ref("s0"), {"number": 1}), Delete(Sample.ref("s1")), Put(Sample(id="new"))]
+        for reply in client.submit_many(changes):
+            reply.check()
+        found = export(snapshot, tmp_path / "x.db")
+    assert (found.revision, found.counts["Sample"]) == (len(ids), len(ids))
+    rows = tables(tmp_path / "x.db")["Sample"]
+    assert {row["id"] for row in rows} == set(ids)
+    assert {row["number"] for row in rows} == {0}
+
+
+def test_an_earlier_revision(engine, samples, tmp_path):
+    samples.delete(Sample.ref("full"))
+    told = command(engine.state, tmp_path / "x.db", "--revision", 1)
+    assert told.stdout.startswith("revision 1 is in ")
+    found = tables(tmp_path / "x.db")
+    assert [row["id"] for row in found["Sample"]] == ["full"]
+    assert found["Task"] == []
+    told = command(engine.state, tmp_path / "y.db", "--revision", 99)
+    assert (told.returncode, told.stderr) == (1, "solewriter: there is no revision 99; the newest is 5\n")
+    assert not (tmp_path / "y.db").exists()
+
+
+def test_what_is_there_stays_unless_it_may_be_replaced(engine, samples, tmp_path):
+    file = tmp_path / "x.db"
+    file.write_text("precious")
+    told = command(engine.state, file)
+    assert (told.returncode, told.stderr) == (1, f"solewriter: {file} is there already\n")
+    assert file.read_text() == "precious"
+    assert command(engine.state, file, "--replace").returncode == 0
+    assert len(tables(file)["Sample"]) == 2
+    told = command(engine.state, tmp_path, "--replace")
+    assert (told.returncode, told.stderr) == (1, f"solewriter: {tmp_path} is there already\n")
+
+
+def test_nobody_else_may_read_it(engine, samples, tmp_path):
+    exported(engine.state, None, tmp_path / "x.db", replace=False)
+    assert (tmp_path / "x.db").stat().st_mode & 0o077 == 0
+
+
+def test_where_there_is_no_room_there_is_no_file(engine, samples, tmp_path, files_at_most):
+    """As on a disk that is full: its error comes as SQLite's."""
+    folder = tmp_path / "out"
+    folder.mkdir()
+    (folder / "old.db").write_text("precious")
+    for name in ("new.db", "old.db"):
+        with files_at_most(4096), pytest.raises(OSError, match=rf"{name} cannot be written: "):
+            exported(engine.state, None, folder / name, replace=True)
+    assert [(path.name, path.read_text()) for path in folder.iterdir()] == [("old.db", "precious")]
+    with pytest.raises(FileNotFoundError) as missing:
+        exported(engine.state, None, folder / "nowhere" / "x.db", replace=False)
+    assert missing.value.filename == str(folder / "nowhere" / "x.db")
+
+
+def test_names_that_are_one_to_sqlite_are_kept_apart(engine, client, tmp_path):
+    client.create(Named(id="one"))
+    client.create(Solewriter(id="two"))
+    client.create(SQLITE_KIND(id="three"))
+    exported(engine.state, None, tmp_path / "x.db", replace=False)
+    found = tables(tmp_path / "x.db")
+    assert found["Named"] == [{"id": "one", "version": 1, "ID_2": "capitals", "select": 1, "_sqlite_x": 2}]
+    assert [row["id"] for row in found["Solewriter_2"]] == ["two"]
+    assert [row["id"] for row in found["_SQLITE_KIND"]] == ["three"]
+    assert found["solewriter"]
