@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from solewriter import Limits, OutcomeUnknown, Task, __version__, connect
+from solewriter import Limits, OutcomeUnknown, RequestTooLarge, Task, __version__, connect, status_of
 from solewriter.shared.build import BUILD
 from solewriter.shared.folder import StateFolder, legible
 
@@ -125,6 +125,32 @@ def test_what_cannot_be_printed_is_told_in_one_line(arguments: list[str], tmp_pa
 
 
 # --- serve -----------------------------------------------------------------------------------------------------------
+
+
+def test_limits_are_those_that_are_asked_for(tmp_path: Path, serve: Serve) -> None:
+    process = serve(tmp_path / "s", "--limit", "entity_bytes_max=1_000", "--limit", "heartbeat_s=0.25")
+    with connect(tmp_path / "s", name="agent") as client, pytest.raises(RequestTooLarge, match="the bound is 1,000"):
+        client.create(Task(title="x", description="y" * 2_000))
+    assert status_of(tmp_path / "s").heartbeat_period_s == 0.25
+    assert told_to_end(process) == 0
+
+
+@pytest.mark.parametrize(
+    ("asked", "why"),
+    [
+        ("history=4", "'history' is no limit; see history_s or history_bytes"),
+        ("?", "'?' is no limit; see solewriter.Limits"),
+        ("window_max=1.5", "window_max is a whole number, as in window_max=256, not '1.5'"),
+        ("window_max", "window_max is a whole number, as in window_max=256, not ''"),
+        ("heartbeat_s=soon", "heartbeat_s is a number, as in heartbeat_s=1.0, not 'soon'"),
+        ("window_max=0", "window_max must be more than 0"),
+    ],
+)  # fmt: skip
+def test_what_is_no_limit_is_refused_with_what_is_one(asked: str, why: str, tmp_path: Path) -> None:
+    told = solewriter("serve", "s", "--limit", asked, folder=tmp_path)
+    assert told.returncode == 2
+    assert why in " ".join(told.stderr.replace("│", " ").split())
+    assert not [*tmp_path.iterdir()]
 
 
 @pytest.mark.parametrize(

@@ -163,12 +163,18 @@ def serve(
         Path | None,
         typer.Option(help="The folder for the shared memory.", show_default="/dev/shm", parser=existing_folder),
     ] = None,
+    limit: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="NAME=VALUE", help="One of the bounds in `Limits`, such as history_s=86400. May be repeated."
+        ),
+    ] = None,
 ) -> None:
     """Serve a state folder until SIGTERM or Ctrl-C; restart the engine when it dies."""
     from solewriter.agents.cli.serving import imported_models, limits_of, serve_folder
 
     with errors_in_one_line():
-        classes, limits = () if models is None else imported_models(models), limits_of(memory_dir)
+        classes, limits = () if models is None else imported_models(models), limits_of(limit or (), memory_dir)
         end_on_sigterm(0)
         signal.signal(signal.SIGINT, signal.getsignal(signal.SIGTERM))
         serve_folder(state, classes, durability.value, limits, replace_hung=replace_hung)

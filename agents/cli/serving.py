@@ -8,8 +8,11 @@ import sys
 import traceback
 from collections.abc import Iterable
 from contextlib import suppress
+from difflib import get_close_matches
 from pathlib import Path
+from typing import Any
 
+import msgspec
 import typer
 
 from solewriter import Engine, Entity, Limits
@@ -43,12 +46,32 @@ def serve_folder(
         engine.wait()
 
 
-def limits_of(memory_dir: Path | None) -> Limits:
-    """The usual ones, with the memory in this folder. Raises BadParameter."""
+def limits_of(asked: Iterable[str], memory_dir: Path | None) -> Limits:
+    """The usual ones, but for those that are asked for as `name=value`, and with the memory in this folder. Raises
+    BadParameter.
+    """
     try:
-        return DEFAULT_LIMITS if memory_dir is None else Limits(memory_dir=str(memory_dir))
+        limits = Limits(**dict(map(_limit, asked)))
+    except ValueError as error:
+        raise typer.BadParameter(str(error), param_hint="--limit") from error
+    try:
+        return limits if memory_dir is None else msgspec.structs.replace(limits, memory_dir=str(memory_dir))
     except ValueError as error:  # no UTF-8, say
         raise typer.BadParameter(str(error), param_hint="--memory-dir") from error
+
+
+def _limit(asked: str) -> tuple[str, Any]:
+    """A name, and the value that it gets. Raises ValueError."""
+    name, _, value = asked.partition("=")
+    kinds = {field.name: field.type for field in msgspec.structs.fields(Limits)}
+    if name not in kinds:
+        near = " or ".join(get_close_matches(name, kinds)) or "solewriter.Limits"
+        raise ValueError(f"{name!r} is no limit; see {near}")
+    try:
+        return name, kinds[name](value)
+    except ValueError:
+        wanted = "a whole number" if kinds[name] is int else "a number"
+        raise ValueError(f"{name} is {wanted}, as in {name}={getattr(DEFAULT_LIMITS, name)}, not {value!r}") from None
 
 
 def imported_models(place: str) -> tuple[type[Entity], ...]:
