@@ -16,7 +16,7 @@ import psutil
 
 from solewriter.shared.build import BUILD
 
-VERSIONED = ("pydantic", "uvloop", "msgspec")  # the distributions whose version moves the figures
+VERSIONED = ("solewriter", "pydantic", "uvloop", "msgspec")  # the distributions whose version moves the figures
 
 
 def machine(folder: Path) -> dict[str, str | int]:
