@@ -7,13 +7,16 @@ what is read elsewhere, in an older memory or in the journal, is decoded anew.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from itertools import islice
 from typing import Any
 
 from solewriter.agents.past import Held
 from solewriter.shared import record
+from solewriter.shared.config import DECODED_AT_ONCE
 from solewriter.shared.entity import Entity, check_id, name_of
+from solewriter.shared.forks import held_off
+from solewriter.shared.garbage import uncollected
 from solewriter.shared.kind import Kind
 from solewriter.shared.memory.catalog import Catalog
 from solewriter.shared.memory.pin import Pin
@@ -83,6 +86,17 @@ class Decoder:
         if entity is not None and self._has_room(cache):
             cache[address, kind] = entity
         return entity
+
+    def all_decoded(self, pin: Held, addresses: Iterable[int], kind: Model) -> list[Any]:
+        """The entities of many records, None of tombstones. No child comes in the middle of a piece, which would go on
+        without a search for garbage.
+        """
+        made: list[Any] = []
+        left = iter(addresses)
+        while piece := list(islice(left, DECODED_AT_ONCE)):
+            with held_off, uncollected():
+                made += [self.decoded(pin, address, kind) for address in piece]
+        return made
 
     def fresh(self, pin: Held, address: int, kind: Model) -> Any:
         """The same, neither taken from what is kept nor put there."""

@@ -140,7 +140,7 @@ class Snapshot:
         """
         query = self._query(kind)
         addresses = query.addresses(where, order_by, limit, after) if query is not None else ()
-        return [self._reader.decoder.decoded(self.pin, address, kind) for address in addresses]
+        return self._reader.decoder.all_decoded(self.pin, addresses, kind)
 
     def ids(
         self,

@@ -6,7 +6,6 @@ Each comes through the inbox, as requests do, and waits for the end of the turn 
 from __future__ import annotations
 
 import asyncio
-import gc
 import time
 from collections.abc import Awaitable, Callable, Generator, Sequence
 from concurrent.futures import Future
@@ -23,6 +22,7 @@ from solewriter.engine_proc.state import State
 from solewriter.shared import failpoint
 from solewriter.shared.entry import CheckpointName, Private
 from solewriter.shared.errors import EngineUnavailable, MemoryFull, SolewriterError
+from solewriter.shared.garbage import uncollected
 from solewriter.shared.kind import Kind
 
 T = TypeVar("T")
@@ -198,11 +198,8 @@ class BetweenTurns:
         checkpoints = self._checkpoints
         assert checkpoints is not None, "one was made"
         before = self._journal.length
-        gc.disable()  # all of it is kept: to look through it would take as long again
-        try:
+        with uncollected():
             self._append(Private(whole=checkpoints.describe(CheckpointName(made.entry, made.crc))))
-        finally:
-            gc.enable()
         try:
             await self._journal.commit(durable=True)
         except DiskFull as error:

@@ -11,6 +11,8 @@ import gc
 import time
 from collections.abc import Hashable, Iterator
 
+from solewriter.shared.garbage import uncollected
+
 Steps = Iterator[None]
 
 
@@ -53,21 +55,17 @@ class Making:
         self._go_on(time.monotonic() + self._slice_s)
 
     def _go_on(self, until: float) -> None:
-        """All of it is kept: what looks for garbage would go through all of it again and again."""
-        collected = gc.isenabled()
-        gc.disable()
-        try:
-            while self._steps:
-                what, steps = next(iter(self._steps.items()))
-                if next(steps, self) is self:
-                    del self._steps[what]
-                if time.monotonic() >= until:
-                    break
-        finally:
-            if self.keeps:
-                gc.freeze()
-            if collected:
-                gc.enable()
+        with uncollected():
+            try:
+                while self._steps:
+                    what, steps = next(iter(self._steps.items()))
+                    if next(steps, self) is self:
+                        del self._steps[what]
+                    if time.monotonic() >= until:
+                        break
+            finally:
+                if self.keeps:
+                    gc.freeze()
 
     def finish(self, what: Hashable) -> None:
         """All that is left of it, at once."""

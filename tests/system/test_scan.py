@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime
 import enum
+import gc
 import math
 import os
 import random
@@ -33,7 +34,7 @@ from solewriter import (
 )
 from solewriter.agents.conditions import Condition
 from solewriter.agents.scan import CellsOfRecords, _meets
-from solewriter.shared.config import CHUNK_SLOTS
+from solewriter.shared.config import CHUNK_SLOTS, DECODED_AT_ONCE
 from solewriter.shared.failpoint import VARIABLE
 from solewriter.shared.record import Record
 
@@ -735,3 +736,25 @@ def test_what_a_held_snapshot_looks_up_singly_it_looks_up_once(state, start_engi
             looked = 0
             every_way(snap, 50, 50)
             assert looked == 100
+
+
+def test_what_a_scan_brings_is_not_looked_through_while_it_is_made(state, start_engine):
+    """As garbage that it is not: Python would look after every few entities, at all that there are by then."""
+    start_engine(state, models=[Probe])
+    count = 2 * DECODED_AT_ONCE + 1
+    with connect(state) as client:
+        for reply in client.submit_many(Create(Probe(id=f"p{number}")) for number in range(count)):
+            reply.check()
+    looks, thresholds = [], gc.get_threshold()
+    with open_reader(state) as reader, reader.snapshot() as snap:
+        assert snap.count(Probe) == count  # and what a scan imports is there
+        gc.callbacks.append(note := lambda phase, _: looks.append(phase))
+        gc.set_threshold(10)
+        try:
+            found = snap.scan(Probe)
+        finally:
+            gc.set_threshold(*thresholds)
+            gc.callbacks.remove(note)
+    assert len(found) == count
+    assert looks.count("start") < 100, "one for each few entities"
+    assert gc.isenabled()
