@@ -1,4 +1,4 @@
-"""`python -m solewriter.engine_proc HEARS_FD SAYS_FD`: how an owner starts the engine process. Not for people."""
+"""`python -m solewriter.engine_proc READ_FD WRITE_FD`: how an owner starts the engine process. Not for people."""
 
 from __future__ import annotations
 
@@ -13,24 +13,24 @@ gc.disable()  # nothing that imports and recovery make is garbage; `freeze_garba
 
 from solewriter.engine_proc.owner import exits  # noqa: E402 (behind the line above, or it is in vain)
 from solewriter.engine_proc.owner.notices import put  # noqa: E402
-from solewriter.engine_proc.owner.orders import Line, Orders, refused  # noqa: E402
+from solewriter.engine_proc.owner.orders import Channel, Orders, refused  # noqa: E402
 from solewriter.engine_proc.server import run  # noqa: E402
 
 
-def main(hears: int, says: int) -> int:
+def main(read_fd: int, write_fd: int) -> int:
     hold_standard_descriptors()
     forget_owners_signals()
-    for fd in (hears, says):
+    for fd in (read_fd, write_fd):
         os.set_inheritable(fd, False)
-    line = Line(hears, says)
-    orders = line.hear(Orders)
+    channel = Channel(read_fd, write_fd)
+    orders = channel.receive(Orders)
     if orders is None:
         return exits.FAILED  # the owner died before it said anything
     try:
-        return run(orders, line)
+        return run(orders, channel)
     except Exception as error:
         with suppress(OSError):  # the owner is gone
-            line.say(refused(error))
+            channel.send(refused(error))
         put(traceback.format_exc())
         os._exit(exits.FAILED)
 

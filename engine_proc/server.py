@@ -22,7 +22,7 @@ from solewriter.engine_proc.journal import DiskFull
 from solewriter.engine_proc.lock import by_name
 from solewriter.engine_proc.owner import exits
 from solewriter.engine_proc.owner.notices import say
-from solewriter.engine_proc.owner.orders import Line, Orders, Ready, Register, refused
+from solewriter.engine_proc.owner.orders import Channel, Orders, Ready, Register, refused
 from solewriter.engine_proc.owner.pickled import unpickled
 from solewriter.engine_proc.recovery import recovery
 from solewriter.engine_proc.start import Epoch, started
@@ -34,7 +34,7 @@ from solewriter.shared.errors import EngineUnavailable, Locked, MemoryFull, Sole
 from solewriter.shared.kind import Kind
 
 
-def run(orders: Orders, line: Line) -> int:
+def run(orders: Orders, channel: Channel) -> int:
     """The whole life of the process: its parts are made, and they run. Its exit status."""
     os.umask(0o077)
     wire.refuse_extensions()
@@ -42,9 +42,9 @@ def run(orders: Orders, line: Line) -> int:
     try:
         epoch, listening = started(orders)
     except (SolewriterError, OSError) as error:
-        line.say(refused(error))
+        channel.send(refused(error))
         return _status_of(error)
-    return served(epoch, listening, line)
+    return served(epoch, listening, channel)
 
 
 def _status_of(error: SolewriterError | OSError) -> int:
@@ -56,13 +56,13 @@ def _status_of(error: SolewriterError | OSError) -> int:
     return exits.NO_ROOM if error.errno in FULL else exits.IO
 
 
-def served(epoch: Epoch, listening: socket.socket, line: Line) -> int:
+def served(epoch: Epoch, listening: socket.socket, channel: Channel) -> int:
     """Serve to the end, the exit status of a clean one. Any other is the end of the process, right here: nothing runs
     any more that might write.
     """
     try:
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-            runner.run(Server(epoch, runner.get_loop()).serve(line, listening))
+            runner.run(Server(epoch, runner.get_loop()).serve(channel, listening))
         epoch.close()
     except EngineUnavailable as error:
         log(str(error))
@@ -124,10 +124,10 @@ class Server:
         self._stopping = asyncio.Event()
         self._registering: set[asyncio.Task[None]] = set()
 
-    async def serve(self, line: Line, listening: socket.socket) -> None:
+    async def serve(self, channel: Channel, listening: socket.socket) -> None:
         """Take requests until told to stop; then finish what was accepted."""
         self._heed_signals()
-        self._heed_owner(line)
+        self._heed_owner(channel)
         self.bridge.listen(listening, self.writer.gone)
         self._settle()
         turns = asyncio.create_task(self.writer.run())
@@ -135,7 +135,7 @@ class Server:
         self._beat()  # whoever finds this memory later knows that it served
         beats = asyncio.create_task(self._go_on_beating())
         try:
-            line.say(Ready(ok=True))
+            channel.send(Ready(ok=True))
         except BrokenPipeError:
             pass  # the owner died meanwhile: where that is the end, it is seen below
         waiting = asyncio.create_task(self._stopping.wait())
@@ -166,7 +166,7 @@ class Server:
         for number in (signal.SIGTERM, signal.SIGINT):
             self._loop.add_signal_handler(number, self._stopping.set)
 
-    def _heed_owner(self, line: Line) -> None:
+    def _heed_owner(self, channel: Channel) -> None:
         """Its death is the end, where it is not detached; and more models may come at any time."""
         owner = self.epoch.orders.owner_pid
         if owner:
@@ -176,30 +176,30 @@ class Server:
                 self._stopping.set()
             else:
                 self._loop.add_reader(pidfd, self._owner_died, pidfd)
-        self._loop.add_reader(line.hears, self._heard, line)
+        self._loop.add_reader(channel.read_fd, self._read_owner, channel)
 
     def _owner_died(self, pidfd: int) -> None:
         self._loop.remove_reader(pidfd)
         self._stopping.set()
 
-    def _heard(self, line: Line) -> None:
-        if not line.read():
-            self._loop.remove_reader(line.hears)
+    def _read_owner(self, channel: Channel) -> None:
+        if not channel.read():
+            self._loop.remove_reader(channel.read_fd)
             if self.epoch.orders.owner_pid:  # it is gone, or another program by now, in the same process
                 self._stopping.set()
-        for words in line.messages(Register):
-            task = self._loop.create_task(self._register(words, line))
+        for order in channel.messages(Register):
+            task = self._loop.create_task(self._register(order, channel))
             self._registering.add(task)
             task.add_done_callback(self._registering.discard)
 
-    async def _register(self, words: Register, line: Line) -> None:
+    async def _register(self, order: Register, channel: Channel) -> None:
         try:
-            await self.writer.between.register([Kind(model) for model in unpickled(words.models)])
-            answer = Ready(ok=True, number=words.number)
+            await self.writer.between.register([Kind(model) for model in unpickled(order.models)])
+            answer = Ready(ok=True, number=order.number)
         except (Exception, SystemExit) as error:  # of the user's module, say, while it was imported
-            answer = refused(error, words.number)
+            answer = refused(error, order.number)
         try:
-            line.say(answer)
+            channel.send(answer)
         except BrokenPipeError:
             pass  # the owner is gone
 

@@ -17,7 +17,7 @@ import weakref
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack, suppress
 
-from solewriter.engine_proc.owner.orders import Line, Orders, Ready, Register
+from solewriter.engine_proc.owner.orders import Channel, Orders, Ready, Register
 from solewriter.engine_proc.owner.pickled import pickled
 from solewriter.engine_proc.recovery.leftovers import remove_unnamed
 from solewriter.shared.config import POLL_MS_MAX
@@ -28,7 +28,7 @@ from solewriter.shared.interpreter import interpreter
 
 STDERR = 2  # the highest of the standard descriptors
 
-_lines: weakref.WeakSet[Line] = weakref.WeakSet()
+_channels: weakref.WeakSet[Channel] = weakref.WeakSet()
 
 
 class Child:
@@ -43,7 +43,7 @@ class Child:
             self.pidfd = os.pidfd_open(self._process.pid)
         except BaseException:
             self.kill()
-            self._line.close()
+            self._channel.close()
             raise
 
     def begin(self, orders: Callable[[], Orders]) -> None:
@@ -69,8 +69,8 @@ class Child:
         deadline = time.monotonic() + timeout_s
         try:
             with suppress(BrokenPipeError):  # it died at once: its silence below says so
-                self._line.say(orders, timeout_s)
-            ready = self._line.hear(Ready, max(0.0, deadline - time.monotonic()))
+                self._channel.send(orders, timeout_s)
+            ready = self._channel.receive(Ready, max(0.0, deadline - time.monotonic()))
         except TimeoutError:
             self.kill()
             raise EngineStartFailed(f"the engine was not ready after start_timeout_s = {timeout_s} s") from None
@@ -85,8 +85,8 @@ class Child:
 
     def _exec(self) -> subprocess.Popen[bytes]:
         with held_off, ExitStack() as theirs, ExitStack() as ours:  # Popen waits for the end of a pipe of its own
-            hears, their_out = _pipe(ours, theirs)
-            their_in, says = _pipe(theirs, ours)
+            reading, their_out = _pipe(ours, theirs)
+            their_in, writing = _pipe(theirs, ours)
             process = subprocess.Popen(
                 [*interpreter(), "-m", "solewriter.engine_proc", str(their_in), str(their_out)],
                 pass_fds=(their_in, their_out),
@@ -95,8 +95,8 @@ class Child:
                 start_new_session=True,  # Ctrl-C in the owner's terminal is the owner's to handle
             )
             ours.pop_all()
-            self._line = Line(hears, says)
-            _lines.add(self._line)
+            self._channel = Channel(reading, writing)
+            _channels.add(self._channel)
         return process
 
     # --- while it serves ---------------------------------------------------------------------------------------------
@@ -111,9 +111,9 @@ class Child:
             self._asked += 1
             deadline = time.monotonic() + timeout_s
             try:
-                self._line.say(Register(pickled(models), self._asked), timeout_s)
+                self._channel.send(Register(pickled(models), self._asked), timeout_s)
                 while True:
-                    answer = self._line.hear(Ready, max(0.0, deadline - time.monotonic()))
+                    answer = self._channel.receive(Ready, max(0.0, deadline - time.monotonic()))
                     if answer is None or answer.number == self._asked:
                         return answer
             except TimeoutError:
@@ -150,7 +150,7 @@ class Child:
         would find it.
         """
         with self._asking:
-            self._line.close()
+            self._channel.close()
             os.close(self.pidfd)
         if (orders := self._orders) is not None:
             remove_unnamed(orders.folder, orders.limits.memory_dir, orders.prefix)
@@ -176,13 +176,13 @@ def _beyond_standard(fd: int) -> int:
         os.close(fd)
 
 
-def _leave_lines_to_the_owner() -> None:
-    """In a forked child: the end of a line tells the engine that its owner became another program."""
-    for line in list(_lines):
-        line.close()
+def _leave_channels_to_the_owner() -> None:
+    """In a forked child: the end of a pipe tells the engine that its owner became another program."""
+    for channel in list(_channels):
+        channel.close()
 
 
-os.register_at_fork(after_in_child=_leave_lines_to_the_owner)
+os.register_at_fork(after_in_child=_leave_channels_to_the_owner)
 
 
 def current_folder() -> str:

@@ -75,45 +75,45 @@ def refused(error: BaseException, number: int = 0) -> Ready:
     )
 
 
-class Line:
-    """One end of the two pipes."""
+class Channel:
+    """One side's ends of the two pipes: whole messages, either way."""
 
-    def __init__(self, hears: int, says: int) -> None:
-        self.hears = hears
-        self._says = says
-        self._heard = bytearray()
-        self._unsaid = bytearray()
+    def __init__(self, read_fd: int, write_fd: int) -> None:
+        self.read_fd = read_fd
+        self._write_fd = write_fd
+        self._received = bytearray()
+        self._unsent = bytearray()
 
-    def say(self, words: Any, timeout_s: float | None = None) -> None:
-        """Raises BrokenPipeError if the other side is gone, TimeoutError if it did not listen: the rest of a message
-        that was begun by then goes before the next one.
+    def send(self, message: Any, timeout_s: float | None = None) -> None:
+        """Raises BrokenPipeError if the other side is gone, TimeoutError if it did not read in time: the rest of
+        a message that went out in part is then sent before the next one.
         """
         deadline = None if timeout_s is None else time.monotonic() + timeout_s
-        body = msgspec.msgpack.encode(words)
-        message = len(body).to_bytes(_LENGTH_BYTES, "little") + body
-        self._unsaid += message
+        body = msgspec.msgpack.encode(message)
+        framed = len(body).to_bytes(_LENGTH_BYTES, "little") + body
+        self._unsent += framed
         try:
-            while self._unsaid:
-                _await(self._says, select.POLLOUT, deadline)
-                del self._unsaid[: os.write(self._says, self._unsaid[: select.PIPE_BUF])]  # so much never blocks then
+            while self._unsent:
+                _await(self._write_fd, select.POLLOUT, deadline)
+                del self._unsent[: os.write(self._write_fd, self._unsent[: select.PIPE_BUF])]  # never blocks
         except TimeoutError:
-            if len(self._unsaid) >= len(message):  # nothing of it was said
-                del self._unsaid[-len(message) :]
+            if len(self._unsent) >= len(framed):  # nothing of it was sent
+                del self._unsent[-len(framed) :]
             raise
 
-    def hear(self, kind: type[M], timeout_s: float | None = None) -> M | None:
+    def receive(self, kind: type[M], timeout_s: float | None = None) -> M | None:
         """The next message; None if the other side is gone. Raises TimeoutError."""
         deadline = None if timeout_s is None else time.monotonic() + timeout_s
         while (message := self._whole(kind)) is None:
-            _await(self.hears, select.POLLIN, deadline)
+            _await(self.read_fd, select.POLLIN, deadline)
             if not self.read():
                 return None
         return message
 
     def read(self) -> bool:
         """Take what is there; False if the other side is gone."""
-        data = os.read(self.hears, READ_BYTES)
-        self._heard += data
+        data = os.read(self.read_fd, READ_BYTES)
+        self._received += data
         return bool(data)
 
     def messages(self, kind: type[M]) -> list[M]:
@@ -124,18 +124,19 @@ class Line:
         return found
 
     def _whole(self, kind: type[M]) -> M | None:
-        if len(self._heard) < _LENGTH_BYTES:
+        if len(self._received) < _LENGTH_BYTES:
             return None
-        end = _LENGTH_BYTES + int.from_bytes(self._heard[:_LENGTH_BYTES], "little")
-        if len(self._heard) < end:
+        end = _LENGTH_BYTES + int.from_bytes(self._received[:_LENGTH_BYTES], "little")
+        if len(self._received) < end:
             return None
-        body = bytes(self._heard[_LENGTH_BYTES:end])
-        del self._heard[:end]
+        body = bytes(self._received[_LENGTH_BYTES:end])
+        del self._received[:end]
         return msgspec.msgpack.decode(body, type=kind)
 
     def close(self) -> None:
-        hears, says, self.hears, self._says = self.hears, self._says, -1, -1  # who still waits reads nobody else's
-        for fd in (hears, says):
+        fds = self.read_fd, self._write_fd
+        self.read_fd = self._write_fd = -1  # a thread that still waits here must not read a file that gets the number
+        for fd in fds:
             if fd >= 0:  # else it was closed before
                 os.close(fd)
 
