@@ -19,7 +19,7 @@ from functools import partial
 
 from solewriter.agents.aio.greeting import Greeting
 from solewriter.agents.aio.home import Home, call_if_there, wake
-from solewriter.agents.aio.line import Line, Turn
+from solewriter.agents.aio.line import Line, Place
 from solewriter.agents.deadline import due_s, not_sent
 from solewriter.agents.pace import Pace
 from solewriter.agents.pending import Pending, Sent, name_request, outcome_unknown
@@ -80,24 +80,24 @@ class AioExchange:
             self._check_usable()  # what was just read may be the end
         if not self._line.before(requests) and not until_room(self._session, requests):
             return self._dispatch(requests)
-        turn: Turn = self._loop.create_future()
-        self._line.join(turn, requests)
+        place: Place = self._loop.create_future()
+        self._line.join(place, requests)
         self._make_room()
         self._go_on()
         due = due_s(requests)
         refused: list[Sent] | None = [not_sent() for _ in requests] if due <= deadline else None
-        timer = self._loop.call_later(min(deadline, due) - time.monotonic(), self._too_late, turn, refused)
+        timer = self._loop.call_later(min(deadline, due) - time.monotonic(), self._too_late, place, refused)
         try:
-            return await turn
+            return await place
         except asyncio.CancelledError as cancelled:
-            if turn.done() and not turn.cancelled() and turn.exception() is None:
-                name_request(cancelled, turn.result())
+            if place.done() and not place.cancelled() and place.exception() is None:
+                name_request(cancelled, place.result())
                 if asked := [request for request in requests if len(request) == 4]:
-                    self._sent_in_vain(turn.result(), asked)
+                    self._sent_in_vain(place.result(), asked)
             raise
         finally:
             timer.cancel()
-            if self._line.leave(turn):
+            if self._line.leave(place):
                 self._admit()  # whoever stood behind may fit
 
     async def wait(self, pending: Pending, deadline: float) -> None:
@@ -171,16 +171,16 @@ class AioExchange:
         if self._session.fenced:
             self._line.refuse(fenced())
         while self._line:
-            turn, requests = self._line.first()
-            if not turn.done() and until_room(self._session, requests):
+            place, requests = self._line.first()
+            if not place.done() and until_room(self._session, requests):
                 self._make_room()
                 break
-            self._line.leave(turn)
-            if not turn.done():
+            self._line.leave(place)
+            if not place.done():
                 try:
-                    turn.set_result(self._dispatch(requests))
+                    place.set_result(self._dispatch(requests))
                 except Exception as error:
-                    turn.set_exception(error)
+                    place.set_exception(error)
 
     def _make_room(self) -> None:
         """Claims that wait leave it to the first in line that does not."""
@@ -191,15 +191,15 @@ class AioExchange:
             self._lose()
             raise
 
-    def _too_late(self, turn: Turn, refused: list[Sent] | None) -> None:
+    def _too_late(self, place: Place, refused: list[Sent] | None) -> None:
         """There was no room in time: by the requests' own deadline, which refuses them, or by the caller's."""
         try:
             self._readable()  # what makes room may be there already, if the loop was busy
         finally:
-            if not turn.done() and refused is not None:
-                turn.set_result(refused)
-            elif not turn.done():
-                turn.set_exception(no_room(self._session))
+            if not place.done() and refused is not None:
+                place.set_result(refused)
+            elif not place.done():
+                place.set_exception(no_room(self._session))
 
     def _write(self) -> None:
         """Write what is unsent, at most a pipe full: the loop has others to serve. The rest goes when there is room."""

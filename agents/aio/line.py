@@ -16,16 +16,16 @@ from solewriter.agents.session import AgentSession
 from solewriter.shared.errors import SolewriterError
 from solewriter.shared.wireform import Asked
 
-Turn = asyncio.Future[list[Sent]]
+Place = asyncio.Future[list[Sent]]
 
 
 class Line:
-    """Of one client. Empty is false."""
+    """The calls of one client that wait, each with its requests. Falsy while none does."""
 
     def __init__(self, session: AgentSession) -> None:
         self._session = session
-        self._all: OrderedDict[Turn, Sequence[Asked]] = OrderedDict()
-        self._pressing: OrderedDict[Turn, Sequence[Asked]] = OrderedDict()  # of those, what are no claims that wait
+        self._all: OrderedDict[Place, Sequence[Asked]] = OrderedDict()
+        self._pressing: OrderedDict[Place, Sequence[Asked]] = OrderedDict()  # of those, what are no claims that wait
 
     def __len__(self) -> int:
         return len(self._all)
@@ -39,28 +39,28 @@ class Line:
     def _lets_pass(self) -> bool:
         return claims_too_many(self._session, len(next(iter(self._all.values())))) > 0
 
-    def join(self, turn: Turn, requests: Sequence[Asked]) -> None:
-        self._all[turn] = requests
+    def join(self, place: Place, requests: Sequence[Asked]) -> None:
+        self._all[place] = requests
         if is_pressing(requests):
-            self._pressing[turn] = requests
+            self._pressing[place] = requests
 
-    def first(self) -> tuple[Turn, Sequence[Asked]]:
-        """Whose turn is next."""
+    def first(self) -> tuple[Place, Sequence[Asked]]:
+        """Who is sent next, and what."""
         return next(iter((self._pressing if self._pressing and self._lets_pass() else self._all).items()))
 
-    def leave(self, turn: Turn) -> bool:
+    def leave(self, place: Place) -> bool:
         """Whether it stood there still."""
-        self._pressing.pop(turn, None)
-        return self._all.pop(turn, None) is not None
+        self._pressing.pop(place, None)
+        return self._all.pop(place, None) is not None
 
     def pressing(self) -> Iterator[Sequence[Asked]]:
         """What somebody wants to send still, and is no claim that waits."""
-        return (requests for turn, requests in self._pressing.items() if not turn.done())
+        return (requests for place, requests in self._pressing.items() if not place.done())
 
     def refuse(self, error: SolewriterError) -> None:
         """Nothing of theirs was sent, and nothing will be."""
-        for turn in self._all:
-            if not turn.done():
-                turn.set_exception(copy(error))
+        for place in self._all:
+            if not place.done():
+                place.set_exception(copy(error))
         self._all.clear()
         self._pressing.clear()
