@@ -43,7 +43,7 @@ class Client(Verbs):
         deadline_s: float | None = None,
     ) -> E:
         """Store a new entity. Raises AlreadyExists."""
-        return self._one(Create(entity, reason), type(entity), request_id, timeout_s, deadline_s)
+        return self._submit_one(Create(entity, reason), type(entity), request_id, timeout_s, deadline_s)
 
     def put(
         self,
@@ -58,7 +58,7 @@ class Client(Verbs):
         """Create or replace: an import that can be run again. Begins anywhere in the lifecycle, goes on by its steps.
         Raises VersionConflict for one that was read, and InvalidTransition.
         """
-        return self._one(Put(entity, expect, reason), type(entity), request_id, timeout_s, deadline_s)
+        return self._submit_one(Put(entity, expect, reason), type(entity), request_id, timeout_s, deadline_s)
 
     def update(
         self,
@@ -81,7 +81,7 @@ class Client(Verbs):
         are changed, with what `target` has, so that changes of other fields by others stay.
         """
         mutation, guards = conditional(Update(target, together(changes, fields), expect, reason), where, merge)
-        return self._one(mutation, model_of(target), request_id, timeout_s, deadline_s, guards)
+        return self._submit_one(mutation, model_of(target), request_id, timeout_s, deadline_s, guards)
 
     def transition(
         self,
@@ -104,7 +104,7 @@ class Client(Verbs):
         """
         step = Transition(target, to, together(changes, fields), expect, reason)
         mutation, guards = conditional(step, where, merge)
-        return self._one(mutation, model_of(target), request_id, timeout_s, deadline_s, guards)
+        return self._submit_one(mutation, model_of(target), request_id, timeout_s, deadline_s, guards)
 
     def cancel(
         self,
@@ -123,7 +123,7 @@ class Client(Verbs):
         GuardFailed.
         """
         mutation, guards = conditional(Cancel(target, expect, reason, tree), where)
-        return self._one(mutation, model_of(target), request_id, timeout_s, deadline_s, guards)
+        return self._submit_one(mutation, model_of(target), request_id, timeout_s, deadline_s, guards)
 
     def delete(
         self,
@@ -187,7 +187,7 @@ class Client(Verbs):
             if mutation is None:
                 return current
             try:
-                return self._one(mutation, model, None, timeout_s)
+                return self._submit_one(mutation, model, None, timeout_s)
             except VersionConflict as conflict:
                 if time.monotonic() > deadline:
                     raise

@@ -74,7 +74,7 @@ class Requests(Asker):
             if isinstance(sent, RequestTooLarge):
                 raise sent
             self._tokens.sent([sent], [request])
-            reply = self._told(sent, deadline)
+            reply = self._reply_to(sent, deadline)
             if isinstance(reply.error, OutcomeUnknown):
                 raise reply.error  # as it is at a time-out
             return reply if reply.error is None else self._answers.as_asked(reply, mutations)
@@ -118,22 +118,22 @@ class Requests(Asker):
         failure: Exception | None = None
         while waiting or not exhausted:
             while not exhausted and len(waiting) + batch <= window and sends_more(self._session, len(waiting), batch):
-                taken, failure = _some(source, batch)
+                taken, failure = _next_of(source, batch)
                 exhausted = len(taken) < batch
-                waiting.extend(self._sent(taken, self._deadline(timeout_s)))
+                waiting.extend(self._send_frame(taken, self._deadline(timeout_s)))
             if waiting:
-                yield self._told(waiting.popleft(), self._deadline(timeout_s))
+                yield self._reply_to(waiting.popleft(), self._deadline(timeout_s))
         if failure is not None:
             raise failure
 
-    def _sent(self, asked: list[Timed[Mutation | Sequence[Mutation]]], deadline: float) -> list[Sent]:
-        """One frame of these requests."""
+    def _send_frame(self, asked: list[Timed[Mutation | Sequence[Mutation]]], deadline: float) -> list[Sent]:
+        """Send what may be sent of these in one frame; each has its place in the answer, refusals too."""
         taken = self._answers.fitting(self._requests(asked), asked)
         requests = self._shown(taken)
         return self._sent_in_place(taken, requests, self._exchange.send(requests, deadline) if requests else [])
 
-    def _told(self, sent: Sent, deadline: float) -> Reply:
-        """What became of it. An interrupt says so as a cancelled coroutine does: its cause names the request."""
+    def _reply_to(self, sent: Sent, deadline: float) -> Reply:
+        """Wait for the reply. An interrupt has, like a cancelled coroutine, a cause that names the request."""
         try:
             while not isinstance(sent, Refused):
                 if sent.reply is None:
@@ -150,7 +150,7 @@ class Requests(Asker):
             name_request(interrupted, [sent])
             raise
 
-    def _one(
+    def _submit_one(
         self,
         mutation: Mutation,
         model: type[E],
@@ -182,7 +182,7 @@ class Requests(Asker):
         self.close()
 
 
-def _some(source: Iterator[T], count: int) -> tuple[list[T], Exception | None]:
+def _next_of(source: Iterator[T], count: int) -> tuple[list[T], Exception | None]:
     """The next ones of a source; fewer only at its end, and why it ended if it raised."""
     taken: list[T] = []
     try:

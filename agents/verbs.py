@@ -56,7 +56,7 @@ class Verbs(Requests):
         done with a field; GuardFailed.
         """
         mutation, guards = conditional(Alter(target, together(operations, more), reason=reason), where)
-        return self._one(mutation, model_of(target), request_id, timeout_s, deadline_s, guards)
+        return self._submit_one(mutation, model_of(target), request_id, timeout_s, deadline_s, guards)
 
     # --- claiming ----------------------------------------------------------------------------------------------------
 
@@ -124,7 +124,7 @@ class Verbs(Requests):
                     deadline = self._deadline(GIVE_BACK_S)
                     (sent,) = self._exchange.send([request], deadline)
                     self._tokens.sent([sent], [request])
-                    if isinstance(error := self._told(sent, deadline).error, Unavailable):
+                    if isinstance(error := self._reply_to(sent, deadline).error, Unavailable):
                         raise error
             except Unavailable:
                 return
@@ -147,7 +147,7 @@ class Verbs(Requests):
     ) -> T:
         """The work is done: through review to completed, `result=` and other fields with it. Raises Fenced."""
         mutation = Complete(task, together(changes, fields), reason)
-        return self._one(mutation, model_of(task), request_id, timeout_s)
+        return self._submit_one(mutation, model_of(task), request_id, timeout_s)
 
     def fail(
         self,
@@ -165,13 +165,13 @@ class Verbs(Requests):
         `final`, it is a dead letter. Raises Fenced.
         """
         mutation = Fail(task, together(changes, fields), final, reason)
-        return self._one(mutation, model_of(task), request_id, timeout_s)
+        return self._submit_one(mutation, model_of(task), request_id, timeout_s)
 
     def release(
         self, task: T | Ref[T], *, reason: str = "", request_id: str | None = None, timeout_s: float | None = None
     ) -> T:
         """Give a claimed task back; this attempt does not count. Raises Fenced."""
-        return self._one(Release(task, reason), model_of(task), request_id, timeout_s)
+        return self._submit_one(Release(task, reason), model_of(task), request_id, timeout_s)
 
     def renew(self, task: T | Ref[T], lease_s: float, *, timeout_s: float | None = None) -> None:
         """Hold a claimed task for so long from now. Makes no version. Raises Fenced; InvalidMutation for one that was
@@ -183,7 +183,7 @@ class Verbs(Requests):
         self, task: T | Ref[T], *, reason: str = "", request_id: str | None = None, timeout_s: float | None = None
     ) -> T:
         """Let a failed or interrupted task, a dead letter say, be tried again, now and from the first attempt on."""
-        return self._one(Redrive(task, reason), model_of(task), request_id, timeout_s)
+        return self._submit_one(Redrive(task, reason), model_of(task), request_id, timeout_s)
 
     def work(
         self, kind: type[T], *, where: Where | None = None, lease_s: float | None = None, **fields: Any

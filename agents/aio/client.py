@@ -48,7 +48,7 @@ class AioClient(AioVerbs):
         deadline_s: float | None = None,
     ) -> E:
         """Store a new entity. Raises AlreadyExists."""
-        return await self._one(Create(entity, reason), type(entity), request_id, timeout_s, deadline_s)
+        return await self._submit_one(Create(entity, reason), type(entity), request_id, timeout_s, deadline_s)
 
     async def put(
         self,
@@ -63,7 +63,7 @@ class AioClient(AioVerbs):
         """Create or replace: an import that can be run again. Begins anywhere in the lifecycle, goes on by its steps.
         Raises VersionConflict for one that was read, and InvalidTransition.
         """
-        return await self._one(Put(entity, expect, reason), type(entity), request_id, timeout_s, deadline_s)
+        return await self._submit_one(Put(entity, expect, reason), type(entity), request_id, timeout_s, deadline_s)
 
     async def update(
         self,
@@ -86,7 +86,7 @@ class AioClient(AioVerbs):
         are changed, with what `target` has, so that changes of other fields by others stay.
         """
         mutation, guards = conditional(Update(target, together(changes, fields), expect, reason), where, merge)
-        return await self._one(mutation, model_of(target), request_id, timeout_s, deadline_s, guards)
+        return await self._submit_one(mutation, model_of(target), request_id, timeout_s, deadline_s, guards)
 
     async def transition(
         self,
@@ -109,7 +109,7 @@ class AioClient(AioVerbs):
         """
         step = Transition(target, to, together(changes, fields), expect, reason)
         mutation, guards = conditional(step, where, merge)
-        return await self._one(mutation, model_of(target), request_id, timeout_s, deadline_s, guards)
+        return await self._submit_one(mutation, model_of(target), request_id, timeout_s, deadline_s, guards)
 
     async def cancel(
         self,
@@ -128,7 +128,7 @@ class AioClient(AioVerbs):
         GuardFailed.
         """
         mutation, guards = conditional(Cancel(target, expect, reason, tree), where)
-        return await self._one(mutation, model_of(target), request_id, timeout_s, deadline_s, guards)
+        return await self._submit_one(mutation, model_of(target), request_id, timeout_s, deadline_s, guards)
 
     async def delete(
         self,
@@ -196,7 +196,7 @@ class AioClient(AioVerbs):
             if mutation is None:
                 return current
             try:
-                return await self._one(mutation, model, None, timeout_s)
+                return await self._submit_one(mutation, model, None, timeout_s)
             except VersionConflict as conflict:
                 if time.monotonic() > deadline:
                     raise

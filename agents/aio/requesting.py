@@ -76,7 +76,7 @@ class AioRequests(Asker):
         due_us = deadline_us(deadline_s)
         request = wireform.plain_request(mutations, guards, request_id, self._registry, self._limits, due_us)
         await self._check_classes(request, mutations)
-        reply = await self._asked(request, self._reply, timeout_s, wait_for_room)
+        reply = await self._ask(request, self._reply, timeout_s, wait_for_room)
         if isinstance(reply.error, OutcomeUnknown):
             raise reply.error  # as it is at a time-out
         if reply.error is not None:
@@ -94,7 +94,7 @@ class AioRequests(Asker):
             self._tokens.resolved(outcome)
             return outcome
 
-        return await self._asked(wireform.outcome_query(request_id), read, timeout_s)
+        return await self._ask(wireform.outcome_query(request_id), read, timeout_s)
 
     async def submit_many(
         self,
@@ -125,19 +125,19 @@ class AioRequests(Asker):
                 while (
                     not exhausted and len(waiting) + batch <= window and sends_more(self._session, len(waiting), batch)
                 ):
-                    taken, failure = await _some(source, batch, deadline_s)
+                    taken, failure = await _next_of(source, batch, deadline_s)
                     exhausted = len(taken) < batch
-                    waiting.extend(await self._sent(taken, self._deadline(timeout_s)))
+                    waiting.extend(await self._send_frame(taken, self._deadline(timeout_s)))
                 if waiting:
-                    yield await self._told(waiting.popleft(), self._reply, self._deadline(timeout_s))
+                    yield await self._answer_to(waiting.popleft(), self._reply, self._deadline(timeout_s))
         except asyncio.CancelledError as cancelled:
             name_request(cancelled, waiting)
             raise
         if failure is not None:
             raise failure
 
-    async def _sent(self, asked: list[Timed[Mutation | Sequence[Mutation]]], deadline: float) -> list[Sent]:
-        """One frame of these requests."""
+    async def _send_frame(self, asked: list[Timed[Mutation | Sequence[Mutation]]], deadline: float) -> list[Sent]:
+        """Send what may be sent of these in one frame; each has its place in the answer, refusals too."""
         made = self._requests(asked)
         taken = await self._memory.looked(lambda: self._answers.fitting(made, asked))
         requests = self._shown(taken)
@@ -155,7 +155,7 @@ class AioRequests(Asker):
         reply.check()
         return await self._memory.looked(lambda: entities_of(reply, model))
 
-    async def _one(
+    async def _submit_one(
         self,
         mutation: Mutation,
         model: type[E],
@@ -174,16 +174,16 @@ class AioRequests(Asker):
                 judged(self._answers.as_asked(reply, (mutation,)), mutation)
             return entity_or_error(reply, model)
 
-        told = await self._asked(request, read, timeout_s)
-        if isinstance(told, SolewriterError):
-            raise told
-        return told
+        entity = await self._ask(request, read, timeout_s)
+        if isinstance(entity, SolewriterError):
+            raise entity
+        return entity
 
     async def _check_classes(self, request: PlainRequest, asked: Mutation | Sequence[Mutation]) -> None:
         """Raises SchemaMismatch for a whole entity of a class that is not the engine's: nothing is sent."""
         await self._memory.looked(lambda: self._answers.check_classes(request, asked))
 
-    async def _asked(
+    async def _ask(
         self,
         request: PlainRequest | OutcomeQuery,
         read: Callable[[Sent], T],
@@ -199,10 +199,10 @@ class AioRequests(Asker):
             raise sent
         if len(request) == 4:
             self._tokens.sent([sent], [request])
-        return await self._told(sent, read, deadline)
+        return await self._answer_to(sent, read, deadline)
 
-    async def _told(self, sent: Sent, read: Callable[[Sent], T], deadline: float) -> T:
-        """What became of it, read from memory without blocking. A cancelled wait names the request."""
+    async def _answer_to(self, sent: Sent, read: Callable[[Sent], T], deadline: float) -> T:
+        """Wait for the answer, and read it without blocking on memory. A cancelled wait names the request."""
         try:
             while isinstance(sent, Pending):
                 await self._exchange.wait(sent, deadline)
@@ -248,7 +248,7 @@ class AioRequests(Asker):
         await self.close()
 
 
-async def _some(
+async def _next_of(
     source: Iterator[Timed[T]] | AsyncIterator[T], count: int, deadline_s: float | None
 ) -> tuple[list[Timed[T]], Exception | None]:
     """The next ones of a source; fewer only at its end, and why it ended if it raised."""

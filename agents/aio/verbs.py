@@ -54,7 +54,7 @@ class AioVerbs(AioRequests):
         done with a field; GuardFailed.
         """
         mutation, guards = conditional(Alter(target, together(operations, more), reason=reason), where)
-        return await self._one(mutation, model_of(target), request_id, timeout_s, deadline_s, guards)
+        return await self._submit_one(mutation, model_of(target), request_id, timeout_s, deadline_s, guards)
 
     # --- claiming ----------------------------------------------------------------------------------------------------
 
@@ -129,7 +129,7 @@ class AioVerbs(AioRequests):
                 deadline = self._deadline(None)
                 (sent,) = await self._exchange.send([request], deadline)
                 self._tokens.sent([sent], [request])
-                error = (await self._told(sent, self._reply, deadline)).error  # it may be lost already
+                error = (await self._answer_to(sent, self._reply, deadline)).error  # it may be lost already
                 if isinstance(error, Unavailable):
                     raise error
         except Unavailable:
@@ -150,7 +150,7 @@ class AioVerbs(AioRequests):
     ) -> T:
         """The work is done: through review to completed, `result=` and other fields with it. Raises Fenced."""
         mutation = Complete(task, together(changes, fields), reason)
-        return await self._one(mutation, model_of(task), request_id, timeout_s)
+        return await self._submit_one(mutation, model_of(task), request_id, timeout_s)
 
     async def fail(
         self,
@@ -168,13 +168,13 @@ class AioVerbs(AioRequests):
         `final`, it is a dead letter. Raises Fenced.
         """
         mutation = Fail(task, together(changes, fields), final, reason)
-        return await self._one(mutation, model_of(task), request_id, timeout_s)
+        return await self._submit_one(mutation, model_of(task), request_id, timeout_s)
 
     async def release(
         self, task: T | Ref[T], *, reason: str = "", request_id: str | None = None, timeout_s: float | None = None
     ) -> T:
         """Give a claimed task back; this attempt does not count. Raises Fenced."""
-        return await self._one(Release(task, reason), model_of(task), request_id, timeout_s)
+        return await self._submit_one(Release(task, reason), model_of(task), request_id, timeout_s)
 
     async def renew(self, task: T | Ref[T], lease_s: float, *, timeout_s: float | None = None) -> None:
         """Hold a claimed task for so long from now. Makes no version. Raises Fenced; InvalidMutation for one that was
@@ -186,7 +186,7 @@ class AioVerbs(AioRequests):
         self, task: T | Ref[T], *, reason: str = "", request_id: str | None = None, timeout_s: float | None = None
     ) -> T:
         """Let a failed or interrupted task, a dead letter say, be tried again, now and from the first attempt on."""
-        return await self._one(Redrive(task, reason), model_of(task), request_id, timeout_s)
+        return await self._submit_one(Redrive(task, reason), model_of(task), request_id, timeout_s)
 
     async def work(
         self, kind: type[T], *, where: Where | None = None, lease_s: float | None = None, **fields: Any
