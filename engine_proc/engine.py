@@ -78,8 +78,12 @@ class SingleWriter:
         self._intake = Intake(bridge.inbox, state.coordination.making, limits.spin_s)
         self._express = Express(publisher.heap, state.coordination, limits, self._begin)
         self.between = BetweenTurns(state, journal, publisher, bridge.inbox, still_owner, checkpoints)
-        self.tending = Tending(state, sessions, journal, bridge, limits, lines, self._told, self._name_decided)
-        self.parking = Parking(state, sessions, limits, lines, self._told, self._say, self.tending.ask_for_a_turn)
+        self.tending = Tending(
+            state, sessions, journal, bridge, limits, lines, self._decide_request, self._name_decided
+        )
+        self.parking = Parking(
+            state, sessions, limits, lines, self._decide_request, self._say, self.tending.ask_for_a_turn
+        )
         self._hellos = Hellos(sessions, bridge, self.tending, self._intake.waiting)
 
     async def run(self) -> None:
@@ -217,11 +221,11 @@ class SingleWriter:
         else:
             if self.parking.lines:
                 self.parking.give_way(turn, request)
-            if (outcome := self._told(turn, session, sequence, request, lane)) is None:
+            if (outcome := self._decide_request(turn, session, sequence, request, lane)) is None:
                 return None
         return sequence, outcome.status, outcome.revision, outcome.detail
 
-    def _told(
+    def _decide_request(
         self, turn: Turn, session: Session, sequence: int, request: Any, lane: LaneEnd | None, name: int = 0
     ) -> Outcome | None:
         """Decide a new request and note its outcome. None: it is a claim that waits for something to be ready. `name`:

@@ -27,12 +27,12 @@ from solewriter.shared.wire import Status
 from solewriter.shared.wireform import PlainRequest
 
 _CLAIM = Op.CLAIM.value
-Tell = Callable[[Turn, Session, int, Any, "LaneEnd | None", int], "Outcome | None"]
+DecideRequest = Callable[[Turn, Session, int, Any, "LaneEnd | None", int], "Outcome | None"]
 
 
 class Parking:
-    """Of one engine. `lines` are those who wait, `told` decides a request, `say` answers one of this turn,
-    `ask_for_a_turn` has another one follow, whatever comes.
+    """Serves the claims that wait in `lines`: `decide_request` and `say` are the writer's, to decide one and to answer
+    it in this turn; `ask_for_a_turn` has another one follow, whatever comes.
     """
 
     def __init__(
@@ -41,7 +41,7 @@ class Parking:
         sessions: Sessions,
         limits: Limits,
         lines: Lines,
-        told: Tell,
+        decide_request: DecideRequest,
         say: Callable[[LaneEnd, Any], None],
         ask_for_a_turn: Callable[[], None],
     ) -> None:
@@ -49,7 +49,7 @@ class Parking:
         self._state = state
         self._coordination = state.coordination
         self._sessions = sessions
-        self._told = told
+        self._decide_request = decide_request
         self._say = say
         self._ask_for_a_turn = ask_for_a_turn
         self._served_max = limits.batch_max
@@ -131,11 +131,11 @@ class Parking:
 
     def _is_decided(self, turn: Turn, parked: Parked) -> bool:
         """Whether a claim that waits is answered now. Raises Unready."""
-        told = self._told(turn, parked.session, parked.sequence, parked.request, parked.lane, 0)
-        if told is None:
+        outcome = self._decide_request(turn, parked.session, parked.sequence, parked.request, parked.lane, 0)
+        if outcome is None:
             return False
         self.lines.leave((parked.session.number, parked.sequence))
-        self._say(parked.lane, (parked.sequence, told.status, told.revision, told.detail))
+        self._say(parked.lane, (parked.sequence, outcome.status, outcome.revision, outcome.detail))
         return True
 
     def gives_up(self, turn: Turn, asked: tuple[int, int]) -> bool:

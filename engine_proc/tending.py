@@ -11,13 +11,14 @@ import asyncio
 import os
 import time
 from collections.abc import Callable
+from typing import Any
 
 from solewriter.engine_proc.bridge import Bridge, LaneEnd
 from solewriter.engine_proc.coordination.coordination import ALONE
 from solewriter.engine_proc.coordination.leases import Lost, loss_of
 from solewriter.engine_proc.coordination.waiting import Lines
 from solewriter.engine_proc.journal import Journal
-from solewriter.engine_proc.parking import Tell
+from solewriter.engine_proc.parking import DecideRequest
 from solewriter.engine_proc.session import Session
 from solewriter.engine_proc.sessions import ENGINE, ENGINE_ID, Sessions
 from solewriter.engine_proc.state import State
@@ -44,8 +45,8 @@ class Occasion:
 
 
 class Tending:
-    """Of one engine. `lines` are those who wait, `told` decides a request, `name` tells which one the engine would die
-    of.
+    """Takes claims from the dead and the late. `lines` are the claims that wait; `decide_request` is the writer's, and
+    `name_decided` writes down which request is being decided, should the engine die of it.
     """
 
     def __init__(
@@ -56,8 +57,8 @@ class Tending:
         bridge: Bridge,
         limits: Limits,
         lines: Lines,
-        told: Tell,
-        name: Callable[[int, int], None],
+        decide_request: DecideRequest,
+        name_decided: Callable[[int, int], None],
     ) -> None:
         self._state = state
         self._coordination = state.coordination
@@ -65,10 +66,10 @@ class Tending:
         self._journal = journal
         self._bridge = bridge
         self._lines = lines
-        self._told = told
+        self._decide_request = decide_request
         self._taken_max = limits.batch_max  # claims, in a turn
         self._take_s = limits.turn_max_s
-        self._name = name
+        self._name_decided = name_decided
         self._grace_us = int(limits.session_grace_s * US_PER_S)
         self._self = Session(ENGINE, ENGINE_ID, ENGINE_ID)
         self._asked = (0, 0)  # the journal's entry, and how many requests of its own the engine has in the next one
@@ -225,13 +226,14 @@ class Tending:
     def _expired(self, turn: Turn, lease: Lease, why: str, what: str | None) -> tuple[int, str]:
         """How a claim's loss ended: its status, and the name of the refusal."""
         mutation = (Op.EXPIRE.value, self._state.kinds[lease.kind].name, lease.key, None, None, why, what)
+        request: Any = ([mutation], [], None, None)
         sequence = self._next_sequence()
         try:
-            told = self._told(turn, self._self, sequence, ([mutation], [], None, None), None, loss_of(lease))
+            outcome = self._decide_request(turn, self._self, sequence, request, None, loss_of(lease))
         finally:
-            self._name(ENGINE, sequence)  # of whatever it dies now, it was not this
-        assert told is not None, "it is no claim"
-        return told.status, told.detail[0] if told.status == Status.REFUSED else ""
+            self._name_decided(ENGINE, sequence)  # of whatever it dies now, it was not this
+        assert outcome is not None, "it is no claim"
+        return outcome.status, outcome.detail[0] if outcome.status == Status.REFUSED else ""
 
     def _next_sequence(self) -> int:
         """Of the engine's own requests: higher than any before, also after a restart."""

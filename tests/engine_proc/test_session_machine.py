@@ -805,7 +805,7 @@ def test_a_world_whose_memory_somebody_holds_closes_nothing_of_others(worlds, la
 def no_duplicate_check(true, writer, turn, lane, sequence, request):
     if isinstance(request, tuple) and len(request) == 2:
         return true(writer, turn, lane, sequence, request)
-    told = writer._told(turn, lane.session, sequence, request, lane)
+    told = writer._decide_request(turn, lane.session, sequence, request, lane)
     return sequence, told.status, told.revision, told.detail
 
 

@@ -600,10 +600,10 @@ def test_all_who_wait_by_more_sets_of_columns_than_are_ordered_at_once_have_what
     assert sorted(claimed) == sorted([f"new-{number}"] for number in range(len(sets)))
 
 
-def count_told(scene: Scene) -> list[Any]:
+def count_decided(scene: Scene) -> list[Any]:
     """The turns of all that is decided for those who wait, one of each time."""
-    told, turns = scene.engine.writer.parking._told, list[Any]()
-    scene.engine.writer.parking._told = lambda turn, *given: turns.append(turn) or told(turn, *given)
+    decide, turns = scene.engine.writer.parking._decide_request, list[Any]()
+    scene.engine.writer.parking._decide_request = lambda turn, *given: turns.append(turn) or decide(turn, *given)
     return turns
 
 
@@ -623,7 +623,7 @@ def test_whom_a_tasks_own_rules_keep_from_it_is_passed_over(scene):
     eve.hears()
     eve.asks(create("c", delegation_chain=["bob", "eve"]))
     scene.turn()
-    turns = count_told(scene)
+    turns = count_decided(scene)
     eve.asks(create("elsewhere", project="p", delegation_chain=["bob"]))
     scene.turn()
     assert len(turns) == 2, "each looks once"
@@ -726,7 +726,7 @@ def test_of_those_who_ask_for_different_things_only_they_look_for_whom_something
     asked = [agent.asks(claim(until_us=later(), project=f"p{number % 10}")) for number, agent in enumerate(waiting)]
     anything, other = Agent(scene, "anything"), Agent(scene, "other")
     scene.turn()
-    turns = count_told(scene)
+    turns = count_decided(scene)
     other.asks(create("a", project="p7"))
     scene.turn()
     assert waiting[7].hears() == {asked[7]: (Status.APPLIED, ["a"])}
@@ -754,7 +754,7 @@ def test_a_turn_serves_for_so_long_and_another_one_goes_on(scene):
     for number, agent in enumerate(waiting):
         agent.asks(claim(until_us=later(), project=f"p{number}"))
     scene.turn()
-    turns = count_told(scene)
+    turns = count_decided(scene)
     scene.engine.writer.parking._serve_s = 0.0
     other = Agent(scene, "other")
     for number in range(5):
@@ -810,7 +810,7 @@ def test_those_whom_rules_keep_from_all_that_comes_keep_nobody_waiting_behind_th
     first: dict[int, Any] = {}
     poll(lambda: scene.turn() or first.update(denied[0].hears()) or first)
     assert first == {claims["denied 0"]: (Status.APPLIED, ["for the first"])}
-    turns = count_told(scene)
+    turns = count_decided(scene)
     poll(lambda: scene.turn() or not scene.engine.writer.parking.lines.by_kind[0].due)
     del turns[:]
     scene.turn()
@@ -824,7 +824,7 @@ def test_so_many_as_a_turn_takes_are_served_in_one(scene):
     for agent in waiting:
         agent.asks(claim(until_us=later()))
         scene.turn()
-    served = count_told(scene)
+    served = count_decided(scene)
     other = Agent(scene, "other")
     other.frames.append(wire.pack_frame([([create(f"t{n}") for n in range(5)], [], None, None)], DEFAULT_LIMITS))
     other.call.write(other.frames[-1])

@@ -26,7 +26,7 @@ def no_duplicate_check() -> None:
     def answer(self, turn, lane, sequence, request):
         if isinstance(request, tuple) and len(request) == 2:
             return true(self, turn, lane, sequence, request)
-        told = self._told(turn, lane.session, sequence, request, lane)
+        told = self._decide_request(turn, lane.session, sequence, request, lane)
         return told and (sequence, told.status, told.revision, told.detail)
 
     true, SingleWriter._answer = SingleWriter._answer, answer
