@@ -62,10 +62,10 @@ def answered(turn: Turn, sessions: Sessions, parking: Parking, sequence: int, re
     """
     own = own_id(request_id)
     if own is None:
-        told = turn.by_request_id.get(request_id) or sessions.told_id(request_id)
+        told = turn.by_request_id.get(request_id) or sessions.outcome_of_id(request_id)
     else:
         pending = sum(number == own[0] for number, _ in turn.fenced)
-        told = turn.outcome_of(*own) or (None if own in turn.fenced else sessions.told(*own, pending))
+        told = turn.outcome_of(*own) or (None if own in turn.fenced else sessions.outcome_of(*own, pending))
     if told is None and own is not None and parking.gives_up(turn, own):
         told_again(turn, own[0], own[1], NEVER)
     elif told is None:
@@ -86,7 +86,7 @@ def left(sessions: Sessions, session: Session, sequence: int, request: Any, revi
         return sequence, Status.UNAVAILABLE, revision, NOT_LOOKED
     told: Outcome | None = None
     if session.is_done_with(sequence):
-        told = session.told.get(sequence) or FORGOTTEN
+        told = session.outcomes.get(sequence) or FORGOTTEN
     elif is_plain and request[2] is not None:
         told = sessions.by_request_id.get(request[2])
         if told is not None and told.digest is not None and told.digest != wireform.digest(request):

@@ -217,7 +217,7 @@ class SingleWriter:
         session = lane.session
         outcome: Outcome | None
         if sequence <= session.last and sequence not in session.waiting:
-            outcome = session.told.get(sequence) or FORGOTTEN
+            outcome = session.outcomes.get(sequence) or FORGOTTEN
         else:
             if self.parking.lines:
                 self.parking.give_way(turn, request)

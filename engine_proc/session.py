@@ -1,4 +1,4 @@
-"""One agent's identity, and what it was told.
+"""One agent's identity, and how its requests ended.
 
 A session outlives its lanes and the engine: its outcomes are in the journal. It is what makes a resend harmless: a
 sequence number that was consumed gets its first reply again, and this is looked at before anything else. An epoch
@@ -37,7 +37,7 @@ QUARANTINED: Refusal = (
 
 
 def recovered(outcome: Outcome) -> Outcome:
-    """As it was told, without addresses: the records lie elsewhere in an engine that recovered."""
+    """As it was, without addresses: the records lie elsewhere in an engine that recovered."""
     if outcome.status != Status.APPLIED:
         return outcome
     return kept(msgspec.structs.replace(outcome, detail=[(place[0], 0, *place[2:]) for place in outcome.detail]))
@@ -51,7 +51,7 @@ def kept(outcome: Outcome) -> Outcome:
     return msgspec.structs.replace(outcome, detail=msgspec.Raw(msgspec.msgpack.encode(detail)))
 
 
-class Told:
+class Outcomes:
     """The newest outcomes of a session, in the order in which they were committed. To add some costs next to nothing;
     an index is made when one is looked for, which only happens where something was sent again, or asked for.
     """
@@ -97,9 +97,9 @@ class Session:
         "last",
         "name",
         "number",
+        "outcomes",
         "pid",
         "quarantined",
-        "told",
         "waiting",
     )
 
@@ -113,7 +113,7 @@ class Session:
         self.pid = self.born = 0  # of the process that speaks for it, see SessionChange
         self.last = -1
         self.floor = 0  # numbers below it may be of an earlier life of this session, which was forgotten
-        self.told = Told()
+        self.outcomes = Outcomes()
         self.gaps: deque[tuple[int, int]] = deque(maxlen=GAPS_MAX)  # numbers that were passed over unread
         self.fenced: set[int] = set()  # sequences that were answered NotApplied and must stay so
         self.quarantined: dict[int, Outcome] = {}  # those that are refused when they come, and how
@@ -128,7 +128,7 @@ class Session:
     @property
     def state(self) -> SessionState:
         gaps, fenced, waiting = list(self.gaps), list(self.fenced), sorted(self.waiting)
-        return SessionState(self.change, self.floor, gaps, fenced, list(self.told), waiting)
+        return SessionState(self.change, self.floor, gaps, fenced, list(self.outcomes), waiting)
 
     @classmethod
     def of(cls, state: SessionState) -> Session:
@@ -139,18 +139,18 @@ class Session:
         session.pid, session.born = change.pid, change.born
         session.floor, session.fenced, session.waiting = state.floor, set(state.fenced), set(state.waiting)
         session.gaps.extend(state.gaps)
-        session.told = Told(map(recovered, state.outcomes))
+        session.outcomes = Outcomes(map(recovered, state.outcomes))
         return session
 
     def remember(self, outcomes: list[Outcome], window: int) -> None:
         """The outcomes of some requests, at least one, and those before them up to the window."""
         sequences = [outcome.sequence for outcome in outcomes]
         if min(sequences) <= self.last:
-            outcomes = [outcome for outcome in outcomes if self.told.get(outcome.sequence) is None]
+            outcomes = [outcome for outcome in outcomes if self.outcomes.get(outcome.sequence) is None]
         self.last = max(self.last, *sequences)
         if self.waiting:
             self.waiting.difference_update(sequences)
-        self.told.add(outcomes, window)
+        self.outcomes.add(outcomes, window)
 
     def is_done_with(self, sequence: int) -> bool:
         """Whether this number was consumed, or passed over, and its request does not wait to be decided again."""
@@ -164,14 +164,14 @@ class Session:
             self.gaps.append((self.last + 1, last))
             self.last = last
 
-    def told_of(self, sequence: int) -> Outcome | None:
+    def outcome_of(self, sequence: int) -> Outcome | None:
         """How a request with a number that was consumed or passed over ended."""
-        told = self.told.get(sequence) or self.quarantined.get(sequence)
         if sequence < self.floor:
-            told = FORGOTTEN
-        elif told is None:
-            told = NEVER if any(low <= sequence <= high for low, high in self.gaps) else FORGOTTEN
-        return told
+            return FORGOTTEN
+        outcome = self.outcomes.get(sequence) or self.quarantined.get(sequence)
+        if outcome is None:
+            return NEVER if any(low <= sequence <= high for low, high in self.gaps) else FORGOTTEN
+        return outcome
 
     def may_fence(self, window: int) -> bool:
         """Whether there is room for one more fenced number. Those that were passed need no fence any more."""

@@ -1,4 +1,4 @@
-"""Who is connected, and what they were told: every `Session`, and the outcomes of user-given ids.
+"""All that is known of those who connect: every `Session`, and the outcomes of user-given ids.
 
 What a hello makes of its session is said before it is journaled, and is so after the commit, as outcomes are. All is
 bounded: sessions and user-given ids to their maxima, beyond which the longest silent and the oldest are forgotten.
@@ -131,7 +131,7 @@ class Sessions:
 
     # --- outcomes ----------------------------------------------------------------------------------------------------
 
-    def told(self, number: int, sequence: int, pending: int = 0) -> Outcome | None:
+    def outcome_of(self, number: int, sequence: int, pending: int = 0) -> Outcome | None:
         """How a request of this session ended; None if it never arrived, and so can be fenced beside so many others of
         this turn. One so far ahead that it cannot be on its way is not: all who come later would have to begin behind.
         """
@@ -141,7 +141,7 @@ class Sessions:
         if sequence in session.waiting:
             return session.quarantined.get(sequence)
         if sequence <= session.last:
-            return session.told_of(sequence)
+            return session.outcome_of(sequence)
         if sequence in session.fenced:
             return NEVER
         if sequence in session.quarantined:
@@ -149,10 +149,10 @@ class Sessions:
         ahead = sequence - session.last > ASKED_AHEAD_MAX
         return FORGOTTEN if ahead or not session.may_fence(self._limits.window_max - pending) else None
 
-    def told_id(self, request_id: str) -> Outcome | None:
+    def outcome_of_id(self, request_id: str) -> Outcome | None:
         """The same for a user-given id. Once ids were forgotten, an unknown one may be one of those."""
-        told = self.by_request_id.get(request_id)
-        return FORGOTTEN if told is None and self._ids_forgotten else told
+        outcome = self.by_request_id.get(request_id)
+        return FORGOTTEN if outcome is None and self._ids_forgotten else outcome
 
     # --- after the commit, and during recovery ------------------------------------------------------------------------
 
@@ -205,8 +205,8 @@ class Sessions:
         if session is not None and session.waiting:
             session.waiting.discard(sequence)
 
-    def _remember_id(self, request_id: str, told: Outcome) -> None:
-        self.by_request_id[request_id] = told
+    def _remember_id(self, request_id: str, outcome: Outcome) -> None:
+        self.by_request_id[request_id] = outcome
         self.by_request_id.move_to_end(request_id)
         if len(self.by_request_id) > self._limits.request_ids_max:
             self.by_request_id.popitem(last=False)

@@ -598,7 +598,7 @@ class World:
         assert len(sessions.by_request_id) <= limits.request_ids_max
         for client in self.model.sessions:
             session = sessions.get(session_number(client))
-            assert len(session.told) <= limits.window_max
+            assert len(session.outcomes) <= limits.window_max
             passed = "fences that were passed, after a restart" in self.avoided
             assert sum(one > session.last or not passed for one in session.fenced) <= limits.window_max
         assert engine.bridge.half_frames == self.half_frames

@@ -80,9 +80,9 @@ def test_a_claim_that_waits_has_no_outcome_yet(sessions):
     assert lives(sessions, (ANN, 7)).suspicion.deaths == 1
     assert lives(sessions, (ANN, 7), (ANN, 7)).quarantined == [(ANN, 7)]
     sessions.quarantine(ANN, 7, 1)
-    assert sessions.told(ANN, 7).detail == QUARANTINED, "whoever asks is told so before it comes again"
+    assert sessions.outcome_of(ANN, 7).detail == QUARANTINED, "whoever asks is told so before it comes again"
     sessions.take(SessionChange(ANN, "client 1", "", 2, 9, "another one"))
-    assert sessions.told(ANN, 7).detail == QUARANTINED, "and where it does not"
+    assert sessions.outcome_of(ANN, 7).detail == QUARANTINED, "and where it does not"
 
 
 def test_the_loss_of_a_claim_is_known_by_the_claim_and_remembered_as_long_as_it_is_held(sessions):

@@ -74,12 +74,12 @@ def test_two_clients_whose_ids_make_the_same_number_are_never_taken_for_one(sess
 def test_a_quarantined_request_is_told_so_before_it_comes_and_nobody_elses_is(sessions):
     number = greet(sessions, hello())
     sessions.quarantine(number, 3, 70)
-    told = sessions.told(number, 3)
+    told = sessions.outcome_of(number, 3)
     assert (told.status, told.revision, told.detail[0]) == (Status.REFUSED, 70, "Quarantined")
-    assert sessions.told(number, 2) is None
-    assert sessions.told(number, 4) is None
+    assert sessions.outcome_of(number, 2) is None
+    assert sessions.outcome_of(number, 4) is None
     sessions.quarantine(number + 1, 3, 70)  # of a session that was forgotten
-    assert sessions.told(number + 1, 3) == FORGOTTEN
+    assert sessions.outcome_of(number + 1, 3) == FORGOTTEN
 
 
 def test_a_session_that_fell_silent_last_is_the_last_to_go(sessions):
@@ -97,19 +97,19 @@ def test_the_window_holds_the_newest_outcomes_and_the_rest_is_forgotten_not_deni
     number = greet(sessions, hello())
     for sequence in range(6):
         sessions.remember([Outcome(number, sequence, Status.APPLIED, sequence + 1, [])])
-    assert [sessions.told(number, sequence) for sequence in (0, 1)] == [FORGOTTEN, FORGOTTEN]
-    assert [sessions.told(number, sequence).revision for sequence in range(2, 6)] == [3, 4, 5, 6]
+    assert [sessions.outcome_of(number, sequence) for sequence in (0, 1)] == [FORGOTTEN, FORGOTTEN]
+    assert [sessions.outcome_of(number, sequence).revision for sequence in range(2, 6)] == [3, 4, 5, 6]
     sessions.remember([Outcome(number, 5, Status.APPLIED, 6, [])])  # told again, it takes nobody's place
-    assert sessions.told(number, 2).revision == 3
+    assert sessions.outcome_of(number, 2).revision == 3
 
 
 def test_a_fence_holds_for_a_session_that_is_known_and_for_any_id_of_a_users_own(sessions):
     number = greet(sessions, hello())
     for request_id in (default_id(number, 7), default_id(number + 1, 7), "mine"):
         sessions.fence(request_id)
-    assert sessions.told(number, 7) == NEVER
-    assert sessions.told(number + 1, 7) == FORGOTTEN
-    assert sessions.told_id("mine") == NEVER
+    assert sessions.outcome_of(number, 7) == NEVER
+    assert sessions.outcome_of(number + 1, 7) == FORGOTTEN
+    assert sessions.outcome_of_id("mine") == NEVER
 
 
 def test_a_client_that_comes_back_begins_behind_all_that_an_earlier_one_may_have_sent(sessions):
@@ -131,8 +131,8 @@ def test_what_nobody_read_never_will_be_applied_behind_a_checkpoint_either(sessi
     greet(sessions, other)  # whatever the first one had on its way is passed over
     again = Session.of(sessions.get(number).state)
     for session in (sessions.get(number), again):
-        assert [session.told_of(sequence) for sequence in (1, session.last)] == [NEVER, NEVER]
-        assert session.told_of(0).status == Status.APPLIED
+        assert [session.outcome_of(sequence) for sequence in (1, session.last)] == [NEVER, NEVER]
+        assert session.outcome_of(0).status == Status.APPLIED
     assert again.state == sessions.get(number).state
 
 
@@ -167,20 +167,22 @@ def test_numbers_are_fenced_up_to_the_window_counted_with_those_of_this_turn(ses
     number = greet(sessions, hello())
     for sequence in (7, 8):
         sessions.fence(default_id(number, sequence))
-    assert [sessions.told(number, 9, pending) for pending in (0, 1, 2)] == [None, None, FORGOTTEN]
+    assert [sessions.outcome_of(number, 9, pending) for pending in (0, 1, 2)] == [None, None, FORGOTTEN]
     sessions.fence(default_id(number, 9))
-    assert sessions.told(number, 10) is None
+    assert sessions.outcome_of(number, 10) is None
     sessions.fence(default_id(number, 10))
-    assert sessions.told(number, 11) == FORGOTTEN, "it is not told to be never applied: there is no room to keep that"
-    assert sessions.told(number, 10) == NEVER
+    assert sessions.outcome_of(number, 11) == FORGOTTEN, (
+        "it is not told to be never applied: there is no room to keep that"
+    )
+    assert sessions.outcome_of(number, 10) == NEVER
 
 
 def test_a_number_that_cannot_be_on_its_way_is_not_fenced(sessions):
     """Or whoever comes later would begin behind it, and have no numbers left."""
     number = greet(sessions, hello())
     sessions.remember([Outcome(number, 100, Status.APPLIED, 1, [])])
-    assert sessions.told(number, 100 + ASKED_AHEAD_MAX) is None
-    assert sessions.told(number, 101 + ASKED_AHEAD_MAX) == FORGOTTEN
+    assert sessions.outcome_of(number, 100 + ASKED_AHEAD_MAX) is None
+    assert sessions.outcome_of(number, 101 + ASKED_AHEAD_MAX) == FORGOTTEN
 
 
 def test_who_comes_after_one_was_forgotten_begins_behind_all_that_such_a_one_may_have_sent(sessions):
@@ -189,10 +191,10 @@ def test_who_comes_after_one_was_forgotten_begins_behind_all_that_such_a_one_may
     change, first = sessions.greet(hello("bob"), None, lambda number: -1)
     assert first == 1 + 4, "behind its first frame, and a window of others"
     number, begin = sessions.take(change).number, first * FRAME_REQUESTS_MAX
-    assert sessions.told(number, begin) is None
-    assert sessions.told(number, begin - 1) == FORGOTTEN
+    assert sessions.outcome_of(number, begin) is None
+    assert sessions.outcome_of(number, begin - 1) == FORGOTTEN
     sessions.remember([Outcome(number, begin, Status.APPLIED, 9, [])])
-    assert sessions.told(number, begin).revision == 9
+    assert sessions.outcome_of(number, begin).revision == 9
 
 
 def test_nobody_who_is_connected_goes_for_a_new_session():
@@ -214,7 +216,7 @@ def test_the_results_of_large_requests_are_kept_packed_and_told_as_they_were(ses
     sessions.remember(
         [Outcome(number, 0, Status.APPLIED, 7, written[:2]), Outcome(number, 1, Status.APPLIED, 8, written)]
     )
-    small, large = sessions.get(number).told.get(0), sessions.get(number).told.get(1)
+    small, large = sessions.get(number).outcomes.get(0), sessions.get(number).outcomes.get(1)
     assert small.detail == written[:2]
     assert len(msgspec.msgpack.encode(large.detail)) < 40 * len(written)
     assert isinstance(large.detail, msgspec.Raw)
@@ -226,7 +228,7 @@ def test_the_results_of_large_requests_are_kept_packed_and_told_as_they_were(ses
             msgspec.msgpack.decode(msgspec.msgpack.encode(sessions.states())), list[SessionState]
         )
     ]
-    assert msgspec.msgpack.decode(again.told.get(1).detail) == [[one[0], 0, *one[2:]] for one in written]
+    assert msgspec.msgpack.decode(again.outcomes.get(1).detail) == [[one[0], 0, *one[2:]] for one in written]
 
 
 def test_what_was_forgotten_stays_so_behind_a_checkpoint():
@@ -245,8 +247,8 @@ def test_what_was_forgotten_stays_so_behind_a_checkpoint():
         )
     )  # fmt: skip
     for sessions in (before, after):
-        assert sessions.told_id("a") == FORGOTTEN
-        assert sessions.told_id("b").revision == 1
+        assert sessions.outcome_of_id("a") == FORGOTTEN
+        assert sessions.outcome_of_id("b").revision == 1
         assert sessions.greet(hello("bob"), None, lambda number: -1)[1] == 1 + 4
 
 

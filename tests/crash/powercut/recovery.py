@@ -95,7 +95,7 @@ class Recoverer:
             (number, told.sequence): (told.status, told.revision, without_addresses(told.status, told.detail))
             for number in self.sessions
             if (session := epoch.sessions.get(number)) is not None
-            for told in session.told
+            for told in session.outcomes
         }
         view = View(str(self.memory), epoch.publisher.prefix)
         return Found(epoch.state.revision, entities_of(view), epoch.life.history, outcomes, epoch.journal.tail.number)
