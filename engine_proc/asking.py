@@ -31,66 +31,66 @@ def refused(
 
 
 def unavailable(turn: Turn, session: int, sequence: int, error: Unavailable) -> Outcome:
-    """Of one that could not be decided just now: to be told, and not to be noted."""
+    """Of one that could not be decided just now: it is answered, and not noted."""
     return Outcome(session, sequence, Status.UNAVAILABLE, turn.revision, not_now(error))
 
 
 def not_now(error: Unavailable) -> Refusal:
-    """Its name and what it says: what is told where a refusal tells its own."""
+    """Its name and what it says, in the place of a refusal's."""
     return type(error).__name__, str(error), {}
 
 
-def told_again(turn: Turn, session: int, sequence: int, known: Outcome) -> Outcome:
-    """Note for a new request what was told another one, of the same user-given id say."""
+def note_again(turn: Turn, session: int, sequence: int, known: Outcome) -> Outcome:
+    """Note for a new request the outcome of another one, of the same user-given id say."""
     outcome = msgspec.structs.replace(known, session=session, sequence=sequence)
     turn.note(outcome)
     return outcome
 
 
 def known_id(turn: Turn, sessions: Sessions, request_id: str, digest: bytes) -> Outcome | None:
-    """What a request with this user-given id was told. Raises RequestMismatch for another content."""
-    told = turn.by_request_id.get(request_id) or sessions.by_request_id.get(request_id)
-    if told is not None and told.digest is not None and told.digest != digest:
+    """How a request with this user-given id ended. Raises RequestMismatch for another content."""
+    outcome = turn.by_request_id.get(request_id) or sessions.by_request_id.get(request_id)
+    if outcome is not None and outcome.digest is not None and outcome.digest != digest:
         raise RequestMismatch(f"request id {request_id!r} was used before for another request")
-    return told
+    return outcome
 
 
-def answered(turn: Turn, sessions: Sessions, parking: Parking, sequence: int, request_id: str) -> Answer:
+def answer_query(turn: Turn, sessions: Sessions, parking: Parking, sequence: int, request_id: str) -> Answer:
     """The answer to the question how a request ended. One that never arrived is fenced, so that NotApplied stays true.
     Whatever its asker sent before the question was decided before it: a lane is read in order, and a session's older
     lanes are not.
     """
     own = own_id(request_id)
     if own is None:
-        told = turn.by_request_id.get(request_id) or sessions.outcome_of_id(request_id)
+        outcome = turn.by_request_id.get(request_id) or sessions.outcome_of_id(request_id)
     else:
         pending = sum(number == own[0] for number, _ in turn.fenced)
-        told = turn.outcome_of(*own) or (None if own in turn.fenced else sessions.outcome_of(*own, pending))
-    if told is None and own is not None and parking.gives_up(turn, own):
-        told_again(turn, own[0], own[1], NEVER)
-    elif told is None:
+        outcome = turn.outcome_of(*own) or (None if own in turn.fenced else sessions.outcome_of(*own, pending))
+    if outcome is None and own is not None and parking.gives_up(turn, own):
+        note_again(turn, own[0], own[1], NEVER)
+    elif outcome is None:
         turn.fence(request_id)
         if own is None:
             for waiting in parking.lines.named(request_id):
                 parking.gives_up(turn, waiting)
-                told_again(turn, *waiting, NEVER)
-    never = told is None or (told.status == Status.REFUSED and list(told.detail[:2]) == list(NEVER.detail[:2]))
-    answer = None if told is None or never else (told.status, told.revision, told.detail)
+                note_again(turn, *waiting, NEVER)
+    never = outcome is None or (outcome.status == Status.REFUSED and list(outcome.detail[:2]) == list(NEVER.detail[:2]))
+    answer = None if outcome is None or never else (outcome.status, outcome.revision, outcome.detail)
     return sequence, Status.ANSWER, turn.revision, answer
 
 
-def left(sessions: Sessions, session: Session, sequence: int, request: Any, revision: int) -> Answer:
-    """The answer to what no turn takes any more. What was sent again is told as before: it may have been applied."""
+def answer_untaken(sessions: Sessions, session: Session, sequence: int, request: Any, revision: int) -> Answer:
+    """The answer to what no turn takes any more. What was sent again has its first answer: it may have been applied."""
     is_plain = request.__class__ is tuple
     if is_plain and len(request) == 2:
         return sequence, Status.UNAVAILABLE, revision, NOT_LOOKED
-    told: Outcome | None = None
+    outcome: Outcome | None = None
     if session.is_done_with(sequence):
-        told = session.outcomes.get(sequence) or FORGOTTEN
+        outcome = session.outcomes.get(sequence) or FORGOTTEN
     elif is_plain and request[2] is not None:
-        told = sessions.by_request_id.get(request[2])
-        if told is not None and told.digest is not None and told.digest != wireform.digest(request):
-            told = None  # of another request
-    if told is None:
+        outcome = sessions.by_request_id.get(request[2])
+        if outcome is not None and outcome.digest is not None and outcome.digest != wireform.digest(request):
+            outcome = None  # of another request
+    if outcome is None:
         return sequence, Status.UNAVAILABLE, revision, STOPPED
-    return sequence, told.status, told.revision, told.detail
+    return sequence, outcome.status, outcome.revision, outcome.detail

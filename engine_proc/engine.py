@@ -34,7 +34,7 @@ from solewriter.engine_proc.sessions import Sessions
 from solewriter.engine_proc.state import State
 from solewriter.engine_proc.tending import Occasion, Tending
 from solewriter.engine_proc.turn import Turn
-from solewriter.engine_proc.writing import formed, overtime, told, write
+from solewriter.engine_proc.writing import formed, overtime, results_of, write
 from solewriter.shared import failpoint, wireform
 from solewriter.shared.config import LONG_TURN_US, Limits
 from solewriter.shared.entry import Outcome
@@ -136,7 +136,9 @@ class SingleWriter:
                 item.refuse("the engine is stopping")
             elif not isinstance(item, Occasion) and not item[0].superseded:
                 lane, sequence, request = item
-                self._say(lane, asking.left(self.sessions, lane.session, sequence, request, self.state.revision))
+                self._say(
+                    lane, asking.answer_untaken(self.sessions, lane.session, sequence, request, self.state.revision)
+                )
         self._reply()
 
     # --- decide ------------------------------------------------------------------------------------------------------
@@ -213,7 +215,7 @@ class SingleWriter:
         """The answer to one request, known or new. None: it comes when its claim has what it waits for."""
         if request.__class__ is tuple and len(request) == 2:
             # no request: asked again, it is looked at again
-            return asking.answered(turn, self.sessions, self.parking, sequence, request[1])
+            return asking.answer_query(turn, self.sessions, self.parking, sequence, request[1])
         session = lane.session
         outcome: Outcome | None
         if sequence <= session.last and sequence not in session.waiting:
@@ -238,12 +240,12 @@ class SingleWriter:
             if isinstance(request, Refused):
                 raise request  # what the bridge found wrong with it
             if sequence in session.fenced or (turn.fenced and (number, sequence) in turn.fenced):
-                return asking.told_again(turn, number, sequence, NEVER)
+                return asking.note_again(turn, number, sequence, NEVER)
             plain: wireform.PlainRequest = request
             if plain[2] is not None:
                 digest = wireform.digest(plain)
                 if (known := asking.known_id(turn, self.sessions, plain[2], digest)) is not None:
-                    return asking.told_again(turn, number, sequence, known)
+                    return asking.note_again(turn, number, sequence, known)
                 request_id = plain[2]
             if session.quarantined and sequence in session.quarantined:
                 raise Quarantined(QUARANTINED[1])
@@ -262,7 +264,7 @@ class SingleWriter:
                 self._coordination.written(turn, draft, steps)
                 if draft.claimed and lane is not None:
                     self.tending.claimed(lane)
-            outcome = Outcome(number, sequence, Status.APPLIED, turn.revision, told(touched), request_id, digest)
+            outcome = Outcome(number, sequence, Status.APPLIED, turn.revision, results_of(touched), request_id, digest)
         except Refused as error:
             outcome = asking.refused(turn, number, sequence, error, request_id, digest)
         except Overtime:

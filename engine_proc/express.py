@@ -104,9 +104,9 @@ def _is_settled(turn: Turn, session: Session, sequence: int) -> bool:
 def update(
     turn: Turn, request: PlainRequest, session: Session, sequence: int, heap: HeapWriter, bytes_max: int, begin: Begin
 ) -> Written | None:
-    """What the reply says, as `writing.told`; None where this is none of the requests that it knows, or it would be
-    refused for what is stored, or for being late. Else `begin` is told first. Raises InvalidMutation, RequestTooLarge
-    and MemoryFull, and then has changed nothing.
+    """The reply's results, as `writing.results_of`; None where this is none of the requests that it knows, or it would
+    be refused for what is stored, or for being late. Else `begin` is called first. Raises InvalidMutation,
+    RequestTooLarge and MemoryFull, and then has changed nothing.
     """
     mutations, guards, request_id, deadline_us = request
     if guards or request_id is not None or len(mutations) != 1:

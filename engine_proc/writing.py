@@ -110,8 +110,8 @@ def write(
         _append(turn, step, body, heap)
 
 
-def told(touched: Iterable[Step]) -> Written:
-    """What the reply says of each mutation's entity, as it was left."""
+def results_of(touched: Iterable[Step]) -> Written:
+    """The results of a reply: of each mutation's entity, where it is, as the request left it."""
     results: Written = []
     for step in touched:
         stored = step.stored or step.before

@@ -23,7 +23,7 @@ from solewriter.engine_proc.publisher import Publisher
 from solewriter.engine_proc.session import Session
 from solewriter.engine_proc.state import State
 from solewriter.engine_proc.turn import Turn
-from solewriter.engine_proc.writing import form, told, write
+from solewriter.engine_proc.writing import form, results_of, write
 from solewriter.shared.config import KIB, MEMORY_VERSION
 from solewriter.shared.entity import concerns
 from solewriter.shared.errors import InvalidMutation, Refused, RequestTooLarge
@@ -154,7 +154,7 @@ class Ways:
             return error
         if steps:
             write(turn, steps, request[2], self.session, self.sequence, self.publisher.heap)
-        return told(touched)
+        return results_of(touched)
 
     def both(self, requests: list[Any], prelude: Any = None) -> list[bool]:
         """Decide these in one turn, behind a first request, both ways: everything must be the same. Which of them the
