@@ -10,6 +10,7 @@ from typing import Any
 
 from zlib_ng.zlib_ng import crc32
 
+from solewriter.engine_proc.coordination.board import Board
 from solewriter.engine_proc.coordination.coordination import ALONE
 from solewriter.engine_proc.coordination.leases import renewed
 from solewriter.engine_proc.coordination.making import Unready
@@ -23,6 +24,7 @@ from solewriter.shared.columns import from_us
 from solewriter.shared.config import LEASE_MOST_S, REST_MOST_S, US_PER_S, Limits
 from solewriter.shared.entry import Lease
 from solewriter.shared.errors import BadRequest, InvalidMutation, Refused, RequestTooLarge, SchemaMismatch, Unavailable
+from solewriter.shared.kind import Kind
 from solewriter.shared.mutations import Op
 from solewriter.shared.payload import encode
 from solewriter.shared.readiness import CLAIMABLE, HELD
@@ -50,50 +52,74 @@ def claim(draft: Draft, mutation: PlainMutation) -> list[Step]:
         check_column(kind, demand.name)
     board = turn.coordination.board(state)
     board.advance(turn.now_us)
+    claiming = _Claiming(draft, state.code, kind, board, assignee, lease_us, reason)
     budget, endless = turn.coordination.time_budget, turn.coordination.endless
-    taken: list[Step] = []
-    denied: list[str] = []
-
-    def take(candidate: Candidate) -> bool | None:
-        """Whether it is this assignee's now. None: this very request has it already."""
-        step = draft.steps.get((kind_name, candidate.key))
-        if step is not None and step.op:
-            denied.append(candidate.key)
-            board.denied.add(candidate.key)
-            return None
-        step = None
-        if assignee in candidate.denied_to:
-            denied.append(candidate.key)
-            return False
-        if candidate.key not in board.unfit:
-            try:
-                step = watched(_begun, draft, kind_name, candidate.key, assignee, reason)
-            except Overtime as error:
-                if not error.alone:
-                    raise
-                board.pass_over(candidate.key)
-                endless.add(kind)
-                raise Unready from error  # what is left of the time is not enough for the others
-        if step is None:
-            denied.append(candidate.key)
-            board.deny(candidate, assignee)
-            return False
-        lease = Lease(state.code, step.key, step.version, draft.session, lease_us)
-        draft.leases[state.code, step.key] = renewed(lease, lease_us, turn.uptime_us) if lease_us else lease
-        taken.append(step)
-        return True
-
     if kind in endless:
         budget.hurry(True)
     try:
-        board.ready.best(wanted, turn.coordination.kept_back(), count, take)
+        board.ready.best(wanted, turn.coordination.kept_back(), count, claiming.offer)
     finally:
         if kind in endless:
             budget.hurry(False)
-    draft.claimed += taken
-    if not taken and until_us > turn.uptime_us:
-        draft.wish = Wish(state.code, encode(where), wanted, until_us, assignee, bool(denied))
-    return taken
+    draft.claimed += claiming.taken
+    if not claiming.taken and until_us > turn.uptime_us:
+        draft.wish = Wish(state.code, encode(where), wanted, until_us, assignee, claiming.denied)
+    return claiming.taken
+
+
+class _Claiming:
+    """One claim on its way through the ready tasks: what it has taken, and whether it was denied any."""
+
+    def __init__(
+        self, draft: Draft, code: int, kind: Kind, board: Board, assignee: str, lease_us: int, reason: Any
+    ) -> None:
+        self.taken: list[Step] = []
+        self.denied = False
+        self._draft = draft
+        self._code = code
+        self._kind = kind
+        self._board = board
+        self._assignee = assignee
+        self._lease_us = lease_us
+        self._reason = reason
+
+    def offer(self, candidate: Candidate) -> bool | None:
+        """Whether it is this assignee's now. None: this very request has it already. Raises Unready."""
+        key, board = candidate.key, self._board
+        step = self._draft.steps.get((self._kind.name, key))
+        if step is not None and step.op:
+            self.denied = True
+            board.denied.add(key)
+            return None
+        if self._assignee in candidate.denied_to:
+            self.denied = True
+            return False
+        step = self._assigned(key)
+        if step is None:
+            self.denied = True
+            board.deny(candidate, self._assignee)
+            return False
+        self._lease(step)
+        self.taken.append(step)
+        return True
+
+    def _assigned(self, key: str) -> Step | None:
+        """The task in the assignee's hands, within a model's time; None where that cannot be."""
+        if key in self._board.unfit:
+            return None
+        try:
+            return watched(_assigned, self._draft, self._kind.name, key, self._assignee, self._reason)
+        except Overtime as error:
+            if not error.alone:
+                raise
+            self._board.pass_over(key)
+            self._draft.turn.coordination.endless.add(self._kind)
+            raise Unready from error  # what is left of the time is not enough for the others
+
+    def _lease(self, step: Step) -> None:
+        draft, lease_us = self._draft, self._lease_us
+        lease = Lease(self._code, step.key, step.version, draft.session, lease_us)
+        draft.leases[self._code, step.key] = renewed(lease, lease_us, draft.turn.uptime_us) if lease_us else lease
 
 
 def _wish(said: Any, actor: str) -> tuple[int, Any, int, str, int]:
@@ -113,13 +139,14 @@ def _wish(said: Any, actor: str) -> tuple[int, Any, int, str, int]:
     return count, said.get("where", {}), lease_us, assignee, until_us
 
 
-def _begun(draft: Draft, kind_name: str, key: str, assignee: str, reason: str) -> Step | None:
+def _assigned(draft: Draft, kind_name: str, key: str, assignee: str, reason: str) -> Step | None:
     """A task in the hands of this assignee. None where its class cannot read it any more, or its own rules do not let
     this assignee have it: others are not kept waiting behind it.
     """
     try:
         step = draft.step(kind_name, key)
-        return _begin(step, assignee, reason)
+        _assign(step, assignee, reason)
+        return step
     except (SchemaMismatch, InvalidMutation):
         pass
     except (Refused, Unavailable, Overtime, AssertionError):
@@ -130,8 +157,8 @@ def _begun(draft: Draft, kind_name: str, key: str, assignee: str, reason: str) -
     return None
 
 
-def _begin(step: Step, assignee: str, reason: str) -> Step:
-    """Assigned and in progress. Raises InvalidMutation."""
+def _assign(step: Step, assignee: str, reason: str) -> None:
+    """The task is in progress, and this assignee's. Raises InvalidMutation."""
     changes = {
         "status": "in_progress",
         "assigned_to": assignee,
@@ -142,7 +169,6 @@ def _begin(step: Step, assignee: str, reason: str) -> Step:
     step.change(Op.CLAIM.value, reason, changes)
     if step.kind.recasts:  # then its own code may have made something that has no bytes
         step.kind.payload(step.fields)
-    return step
 
 
 def complete(draft: Draft, mutation: PlainMutation) -> Step:
