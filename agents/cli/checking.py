@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 
 from solewriter.agents.verify import Verified, verify
-from solewriter.engine_proc.recovery.repair import refused
+from solewriter.engine_proc.recovery.repair import why_refused
 from solewriter.shared.errors import JournalCorrupt, LayoutMismatch
 
 STARTS = "a start needs nothing of that, and would succeed"
@@ -17,7 +17,7 @@ def checked(folder: Path) -> Verified:
     try:
         return verify(folder)
     except (JournalCorrupt, LayoutMismatch) as error:
-        error.add_note(refused(folder) or STARTS)
+        error.add_note(why_refused(folder) or STARTS)
         raise
 
 

@@ -48,8 +48,8 @@ def set_aside(folder: StateFolder) -> tuple[list[Path], int]:
     _check_journal(folder.path)
     lock = Lock(folder)
     try:
-        damaged, begin = _damaged(folder.path)
-        _read_from(folder.path, begin)
+        damaged, begin = _to_set_aside(folder.path)
+        _check_start_behind(folder.path, begin)
         asides = [aside_path(folder.path, name.entry) for name in damaged]
         for name, aside in reversed([*zip(damaged, asides, strict=True)]):  # a kill in between: ask again
             try:
@@ -68,28 +68,28 @@ def _check_journal(folder: Path) -> None:
         raise EngineUnavailable(f"nothing is journaled in {folder}: there is nothing to repair")
 
 
-def refused(folder: Path) -> str:
-    """Why a start would refuse what is damaged, and what there is to do; empty where it needs nothing of that."""
+def why_refused(folder: Path) -> str:
+    """Why a start would be refused for what is damaged, and what to do about it; empty where it would not be."""
     newest = next((name for name in named_checkpoints(folder) if not is_aside(folder, name.entry)), None)
     if newest is not None and not _is_sound(folder, newest):
         name = checkpoint_path(folder, newest.entry).name
         return f"a start is refused, for it begins with {name}: `solewriter repair {folder} --around-checkpoint`"
     try:
-        _read_from(folder, newest.entry if newest is not None else 0)
+        _check_start_behind(folder, newest.entry if newest is not None else 0)
     except EngineUnavailable as error:
-        return error.message + _newest_cut(folder)
+        return error.message + _least_lossy_cut(folder)
     return ""
 
 
-def _newest_cut(folder: Path) -> str:
-    """The revision behind which a cut gives up least; nothing where none can be told."""
+def _least_lossy_cut(folder: Path) -> str:
+    """The revision behind which a cut gives up least; empty where none can be found."""
     try:
-        return f" {_found(folder, INT_MAX)[0].revision}"
+        return f" {_find_cut(folder, INT_MAX)[0].revision}"
     except (EngineUnavailable, JournalCorrupt, LayoutMismatch, OSError):
         return ""
 
 
-def _damaged(folder: Path) -> tuple[list[CheckpointName], int]:
+def _to_set_aside(folder: Path) -> tuple[list[CheckpointName], int]:
     """The checkpoints that are to be set aside, and the entry behind which a start can begin. 0: its beginning."""
     damaged: list[CheckpointName] = []
     files, begin = journal_files(folder), None
@@ -114,7 +114,7 @@ def _damaged(folder: Path) -> tuple[list[CheckpointName], int]:
     return damaged, begin or 0
 
 
-def _read_from(folder: Path, begin: int) -> None:
+def _check_start_behind(folder: Path, begin: int) -> None:
     """Read the journal as a start would that begins behind this entry. Raises EngineUnavailable where it is refused."""
     found = newest_whole(folder)
     whole_from, life = (found[0], found[1].life) if found is not None else (0, None)
@@ -164,7 +164,7 @@ def truncate(folder: StateFolder, revision: int) -> tuple[Cut, Path]:
     try:
         if not os.access(folder.path, os.W_OK | os.X_OK, effective_ids=True):  # its files may be, for half of a cut
             raise EngineUnavailable(f"{folder.path} may not be written to: nothing was changed")
-        cut, life = _found(folder.path, revision)
+        cut, life = _find_cut(folder.path, revision)
         kept = copied(folder.path)
         _cut(folder.path, cut, life)
     finally:
@@ -172,30 +172,16 @@ def truncate(folder: StateFolder, revision: int) -> tuple[Cut, Path]:
     return cut, kept
 
 
-def _found(folder: Path, revision: int) -> tuple[Cut, Life]:
+def _find_cut(folder: Path, revision: int) -> tuple[Cut, Life]:
     """The last entry that is not above a revision, and the life that it is of. All that a start needs up to there is
     read as it reads it: where that is damaged, a cut behind it would be for nothing.
     """
-    files = journal_files(folder)
-    below = [
-        (path, whole.checkpoint)
-        for path in files
-        if (first := _begins_with(path)) and first.revision <= revision and (whole := first.private.whole)
-    ]
-    needed = first_of(below[-1][0]) if below else 0  # the entry that holds the whole private state
-    while below and is_aside(folder, below[-1][1].entry):
-        del below[-1]
-    begin = below[-1][1] if below else None
-    try:
-        reaches = _has_checkpoint(folder, begin) if begin is not None else files and first_of(files[0]) == 1
-    except (JournalCorrupt, LayoutMismatch) as error:
-        raise EngineUnavailable(f"{error}: set it aside first, with --around-checkpoint") from error
-    if not reaches:
-        raise EngineUnavailable(f"{folder} cannot be cut back to revision {revision}: no checkpoint is so old")
-    replay = Replay(folder, _state_id(folder, begin), noted=None)
+    checkpoint, needed = _checkpoint_below(folder, revision)
+    begin = checkpoint.entry if checkpoint is not None else 0
+    replay = Replay(folder, _state_id(folder, checkpoint), noted=None)
     cut, life, why, all_read = None, None, "no whole entry is so old", False
     try:
-        for entry in replay.entries(begin.entry + 1 if begin is not None else 1, never):
+        for entry in replay.entries(begin + 1, never):
             if entry.revision > revision:
                 break
             assert replay.read is not None
@@ -209,21 +195,44 @@ def _found(folder: Path, revision: int) -> tuple[Cut, Life]:
         why = f"a start there needs what is damaged ({error}); an older revision may do"
     if cut is None or life is None or cut.number < needed:
         raise EngineUnavailable(f"{folder} cannot be cut back to revision {revision}: {why}")
-    if all_read and _can_be_read(folder, begin.entry if begin is not None else 0):
+    if all_read and _may_begin_behind(folder, begin):
         raise EngineUnavailable(f"nothing lies behind revision {cut.revision} in {folder}: nothing was changed")
     return cut, life
 
 
-def _can_be_read(folder: Path, begin: int) -> bool:
+def _checkpoint_below(folder: Path, revision: int) -> tuple[CheckpointName | None, int]:
+    """The checkpoint with which a start begins that ends at a revision, None: with the first entry; and the entry that
+    such a start needs besides, because it holds the whole private state. Raises EngineUnavailable where there is none.
+    """
+    files = journal_files(folder)
+    below = [
+        (path, whole.checkpoint)
+        for path in files
+        if (first := _first_entry(path)) and first.revision <= revision and (whole := first.private.whole)
+    ]
+    needed = first_of(below[-1][0]) if below else 0
+    while below and is_aside(folder, below[-1][1].entry):
+        del below[-1]
+    checkpoint = below[-1][1] if below else None
+    try:
+        reaches = _has_checkpoint(folder, checkpoint) if checkpoint is not None else files and first_of(files[0]) == 1
+    except (JournalCorrupt, LayoutMismatch) as error:
+        raise EngineUnavailable(f"{error}: set it aside first, with --around-checkpoint") from error
+    if not reaches:
+        raise EngineUnavailable(f"{folder} cannot be cut back to revision {revision}: no checkpoint is so old")
+    return checkpoint, needed
+
+
+def _may_begin_behind(folder: Path, begin: int) -> bool:
     """Whether a start that begins behind this entry reads the journal to its end: all that was committed is there."""
     try:
-        _read_from(folder, begin)
+        _check_start_behind(folder, begin)
     except EngineUnavailable:
         return False
     return True
 
 
-def _begins_with(path: Path) -> Entry | None:
+def _first_entry(path: Path) -> Entry | None:
     """The entry with which a file begins; None also where it cannot be read: whoever needs it will see."""
     try:
         return first_entry_of(path)
