@@ -29,10 +29,10 @@ SCARCE = (errno.EMFILE, errno.ENFILE)
 T = TypeVar("T")
 
 
-class Names:
-    """Makes changes of names in the folder durable, whoever made them, in any thread: one after the other, and none
-    any more once one failed. The kernel tells of a failure once: whoever asks behind that hears that all is well,
-    though what is lost may be the name of the journal's next file.
+class FolderSync:
+    """Makes changes of names in the folder durable, whoever made them, in any thread. Syncs happen one at a time, and
+    none after one that failed: the kernel reports a failure only once, and says behind it that all is well, though what
+    is lost may be the name of the journal's next file.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -62,7 +62,7 @@ class FilesAhead:
 
     def __init__(self, folder: Path, beside: Executor, spare_bytes: int, *, zeroed: bool) -> None:
         self._folder = folder
-        self.names = Names(folder)
+        self.names = FolderSync(folder)
         self._spare_bytes = spare_bytes
         self._beside = beside
         self._zeroed = zeroed
@@ -72,16 +72,16 @@ class FilesAhead:
         self._drop_small()
 
     @property
-    def begun(self) -> bool:
+    def is_begun(self) -> bool:
         """Whether the next file is being made, or is there."""
         return self._next is not None
 
     def begin(self, size: int) -> None:
         """Make the next file, of so many bytes at least, in a thread."""
-        self._next = self._beside.submit(self._make, size)
+        self._next = self._beside.submit(self._make_with_reserve, size)
 
-    async def made(self) -> None:
-        """When `take` does not have to wait for the thread any more."""
+    async def until_made(self) -> None:
+        """Return when `take` need not wait for the thread any more."""
         if self._next is not None and not self._next.done():
             with suppress(OSError):  # which `take` raises
                 await asyncio.wrap_future(self._next)
@@ -99,17 +99,17 @@ class FilesAhead:
                 if error.errno not in FULL:
                     raise
         if fd < 0:  # or there was no room for it, and may be by now
-            fd = self._make(max(wanted, needed))
+            fd = self._make_with_reserve(max(wanted, needed))
         if os.fstat(fd).st_size < needed:
             os.close(fd)
-            fd = self._make(needed)
+            fd = self._make_with_reserve(needed)
         return fd
 
     def take_reserved(self, needed: int) -> int | None:
         """The same, made of the reserve; None if that is too little, and then it is held again."""
         self._reserve.unlink(missing_ok=True)
         try:
-            return self._made(needed)
+            return self._make_file(needed)
         except OSError as error:
             if error.errno not in FULL:
                 raise
@@ -117,9 +117,9 @@ class FilesAhead:
             self._hold_reserve()
         return None
 
-    def _make(self, size: int) -> int:
-        """Raises OSError, also where the reserve would not be left."""
-        fd = self._made(size)
+    def _make_with_reserve(self, size: int) -> int:
+        """The next file, with the reserve held beside it. Raises OSError where there is no room for both."""
+        fd = self._make_file(size)
         try:
             self._hold_reserve()
         except OSError:
@@ -128,7 +128,7 @@ class FilesAhead:
             raise
         return fd
 
-    def _made(self, size: int) -> int:
+    def _make_file(self, size: int) -> int:
         failpoint.reach("journal.prepare")
         spare = next(iter(self._spares(size)), None)
         if spare is not None:

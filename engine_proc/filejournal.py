@@ -90,8 +90,8 @@ class FileJournal:
         if (self._power or staged.lasting) and not self._on_disk:
             await self._sync()  # so a hole in the journal is never the work of a power cut
         if staged.whole or self._offset + len(packed) > self._size:
-            await self._closed()
-            await self._ahead.made()
+            await self._until_closed()
+            await self._ahead.until_made()
             self._roll(len(packed), staged.lasting)
         failpoint.reach("commit.write")
         self._write(packed, self._offset)
@@ -119,13 +119,13 @@ class FileJournal:
         try:
             fd = os.open(journal_files(self._folder)[-1], os.O_RDONLY | os.O_CLOEXEC)
         except OSError:  # for want of descriptors
-            _synced(self._fd)
+            _timed_sync(self._fd)
             self._on_disk = True
             return None
-        return self._syncer.submit(_synced_and_closed, fd)
+        return self._syncer.submit(_sync_then_close, fd)
 
     def make_ahead(self) -> None:
-        if not self._ahead.begun:
+        if not self._ahead.is_begun:
             self._ahead.begin(self._file_bytes)
 
     async def _sync(self) -> None:
@@ -133,9 +133,9 @@ class FileJournal:
         Else beside it.
         """
         if self._power and self._sync_s <= SYNC_BESIDE_S:
-            took_s = _synced(self._fd)
+            took_s = _timed_sync(self._fd)
         else:
-            took_s = await asyncio.get_running_loop().run_in_executor(self._syncer, _synced, self._fd)
+            took_s = await asyncio.get_running_loop().run_in_executor(self._syncer, _timed_sync, self._fd)
         self._sync_s = max(took_s, SYNC_KEPT * self._sync_s)
         self._on_disk = True
 
@@ -166,9 +166,9 @@ class FileJournal:
             fd = reserved
         self._begin(fd, self._tail)
 
-    async def _closed(self) -> None:
-        """When the file before the current one is, which is done beside the loop: so of the files before the last one,
-        only one may not be on disk. Raises its OSError.
+    async def _until_closed(self) -> None:
+        """Return when the file before the current one is closed, which is done beside the loop: so of the files before
+        the last one, only one may not be on disk. Raises its OSError.
         """
         closing, self._closing = self._closing, None
         if closing is not None:
@@ -185,7 +185,7 @@ class FileJournal:
         self.sync_names()
         failpoint.reach("journal.rolled")
         if self._fd >= 0:
-            self._closing = self._beside.submit(_sync_and_close, self._fd, self._committed_fd)
+            self._closing = self._beside.submit(_end_file, self._fd, self._committed_fd)
         self._continue(fd, FILE_HEADER_BYTES, os.fstat(fd).st_size)
 
     def _continue(self, fd: int, offset: int, size: int) -> None:
@@ -209,26 +209,35 @@ class FileJournal:
         replay = Replay(self._folder, self.state_id, self._read_committed())
         yield from replay.entries(first, may_be_cut)
         self._tail, self.length, self.missing = replay.tail, replay.length, replay.missing
+        self._go_on_behind(replay, unsynced)
+        self._note_replayed()
+
+    def _go_on_behind(self, replay: Replay, unsynced: Callable[[], bool]) -> None:
+        """All that was read is on disk, and the last file of it, or a first one, is the current file."""
         if replay.last is None:
             self._begin(self._ahead.take(FILE_HEADER_BYTES, self._file_bytes), self._tail)
-        else:
-            for path in replay.earlier:  # which a killed engine may have left to the kernel
-                if replay.before is not None and path == replay.before.path and unsynced():
-                    self._rewrite(*replay.before)
-                    os.close(self._fd)
-                    self._fd = -1
-                else:
-                    _sync(path)
-            self._rewrite(*replay.last)
-            for path in replay.lost:
-                path.unlink()
-            if replay.lost:
-                self.sync_names()
-        if self.missing is not None:  # a loss that was taken is not met again
-            os.ftruncate(self._committed_fd, 0)
+            return
+        for path in replay.earlier:  # which a killed engine may have left to the kernel
+            if replay.before is not None and path == replay.before.path and unsynced():
+                self._rewrite(*replay.before)
+                os.close(self._fd)
+                self._fd = -1
+            else:
+                _sync_file(path)
+        self._rewrite(*replay.last)
+        for path in replay.lost:
+            path.unlink()
+        if replay.lost:
+            self.sync_names()
+
+    def _note_replayed(self) -> None:
+        """A loss that was accepted is noted so that no later start meets it again, not even behind a power cut."""
+        if self.missing is None:
+            self._note_committed(self._tail)
+            return
+        os.ftruncate(self._committed_fd, 0)
         self._note_committed(self._tail)
-        if self.missing is not None:  # nor behind another power cut
-            os.fdatasync(self._committed_fd)
+        os.fdatasync(self._committed_fd)
 
     def _read_committed(self) -> Tail | None:
         noted = entries.last_committed(os.pread(self._committed_fd, COMMITTED_BYTES, 0))
@@ -297,7 +306,7 @@ def _note_of(path: Path) -> int:
     return lasting_file(path, made=False)
 
 
-def _sync(path: Path) -> None:
+def _sync_file(path: Path) -> None:
     fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     try:
         with naming(path):
@@ -306,21 +315,23 @@ def _sync(path: Path) -> None:
         os.close(fd)
 
 
-def _synced(fd: int) -> float:
-    """What this descriptor's file holds is on disk; seconds that it took."""
+def _timed_sync(fd: int) -> float:
+    """Put on disk what this descriptor's file holds; how many seconds that took."""
     begun = time.monotonic()
     os.fdatasync(fd)
     return time.monotonic() - begun
 
 
-def _synced_and_closed(fd: int) -> None:
+def _sync_then_close(fd: int) -> None:
+    """With a descriptor that was opened only for this."""
     try:
         os.fdatasync(fd)
     finally:
         os.close(fd)
 
 
-def _sync_and_close(fd: int, committed_fd: int) -> None:
+def _end_file(fd: int, committed_fd: int) -> None:
+    """The journal went on in another file: this one, and that it was committed, are on disk."""
     os.fdatasync(fd)
     os.fdatasync(committed_fd)
     os.close(fd)

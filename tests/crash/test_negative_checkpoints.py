@@ -16,7 +16,7 @@ from powercut.recovery import judged
 from powercut.story import CLIENTS, Play, Story, played, turns
 
 from solewriter.engine_proc import ahead, checkpoints
-from solewriter.engine_proc.ahead import FilesAhead, Names
+from solewriter.engine_proc.ahead import FilesAhead, FolderSync
 from solewriter.engine_proc.between import BetweenTurns
 from solewriter.engine_proc.checkpoint import Made
 from solewriter.engine_proc.checkpoints import Checkpoints, Held
@@ -145,12 +145,12 @@ def used_file_taken_before_its_old_name_is_gone(patch: Patch) -> None:
 
     def made(self: FilesAhead, size: int) -> int:
         with Patch.context() as inner:
-            inner.setattr(Names, "sync", lambda self: None)  # which makes up for it, before a file is used again
+            inner.setattr(FolderSync, "sync", lambda self: None)  # which makes up for it, before a file is used again
             return making(self, size)
 
-    trimming, making = FileJournal.trim, FilesAhead._made
+    trimming, making = FileJournal.trim, FilesAhead._make_file
     patch.setattr(FileJournal, "trim", trim)
-    patch.setattr(FilesAhead, "_made", made)
+    patch.setattr(FilesAhead, "_make_file", made)
 
 
 def damaged_behind_its_sync(patch: Patch) -> None:

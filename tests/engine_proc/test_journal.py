@@ -1420,7 +1420,7 @@ def test_the_loop_waits_for_a_quick_disk_and_not_for_a_slow_one(opened, slow_dis
 def test_the_loop_does_not_wait_while_a_file_is_made_or_closed_beside_it(opened, folder, beside, size):
     """The commit does: for the file that it goes on in, or, where it makes one itself, for the one that was before."""
     journal, _ = opened()
-    while not journal._ahead.begun:
+    while not journal._ahead.is_begun:
         commit(journal, 300)
     beside.submit(int).result()
     disk = threading.Event()

@@ -513,7 +513,7 @@ def test_a_checkpoint_that_a_full_disk_keeps_out_of_the_journal_takes_no_room_th
     finish, reached = world.engine.finish_checkpoint, []
 
     def finish_on_a_full_disk():
-        if (ahead := world.engine.server.journal._ahead).begun:
+        if (ahead := world.engine.server.journal._ahead).is_begun:
             os.close(ahead.take(0, 0))  # the file that was made when there was room
         world.steps.disk_full = True
         finish()

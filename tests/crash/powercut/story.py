@@ -108,7 +108,7 @@ class Beside(Executor):
     def submit(self, work: Any, /, *args: Any, **options: Any) -> Future[Any]:
         future: Future[Any] = Future()
         self._waiting.append((future, work, args))
-        if work is not journals._synced_and_closed:
+        if work is not journals._sync_then_close:
             self._do(self._waiting.pop())
         return future
 
