@@ -59,17 +59,17 @@ def make(order: Order, is_wanted: Callable[[], bool] = lambda: True) -> Made:
     pin = View(order.memory_dir, order.prefix).pin()
     path = Path(os.fsdecode(order.path))
     try:
-        return _made(path, pin, order, is_wanted)
+        return _write_and_verify(path, pin, order, is_wanted)
     except (OSError, SolewriterError):
         path.unlink(missing_ok=True)
         raise
 
 
-def _made(path: Path, pin: Pin, order: Order, is_wanted: Callable[[], bool]) -> Made:
+def _write_and_verify(path: Path, pin: Pin, order: Order, is_wanted: Callable[[], bool]) -> Made:
     writer = CheckpointWriter(path, order.state_id)
     time_us = time.time_ns() // 1000
     try:
-        directory = _written(writer, pin, order, time_us, is_wanted)
+        directory = _write_state(writer, pin, order, time_us, is_wanted)
         failpoint.reach("checkpoint.written")
         name = writer.finish(pin.root.entry, directory)
     finally:
@@ -80,24 +80,27 @@ def _made(path: Path, pin: Pin, order: Order, is_wanted: Callable[[], bool]) -> 
         return Made(name.entry, name.crc, made.size, pin.root.revision, time_us)
 
 
-def _written(
+def _write_state(
     writer: CheckpointWriter, pin: Pin, order: Order, time_us: int, is_wanted: Callable[[], bool]
 ) -> Directory:
+    """Write the heap's and the tables' sections; what the file's end says of them."""
     least, most = order.segment_bytes
     span = sum(segment.size for segment in pin.heap.values())
     heap = HeapImage(writer.add, min(max(least, span // HEAP_SEGMENT_SHARE), most))
-    digest, sizes, tables = DigestOfState(), {False: 0, True: 0}, []
+    digest, live_bytes, dead_bytes, tables = DigestOfState(), 0, 0, []
     for kind, (places, alive) in enumerate(pin.root.kinds):
         image = KindImage(pin.catalog.tables[kind].columns, places)
         for piece in _pieces(pin, kind, is_wanted, is_known=kind not in order.unknown):
             image.put_all(piece.slots, piece.keys, heap.append_all(piece.bodies, piece.slots), piece.cells)
-            for body, one in zip(piece.bodies, piece.cells, strict=True):
-                sizes[one is DEAD] += padded(len(body))
-            digest.add_all([body for body, one in zip(piece.bodies, piece.cells, strict=True) if one is not DEAD])
+            live = [body for body, cells in zip(piece.bodies, piece.cells, strict=True) if cells is not DEAD]
+            dead = [body for body, cells in zip(piece.bodies, piece.cells, strict=True) if cells is DEAD]
+            live_bytes += sum(map(padded, map(len, live)))
+            dead_bytes += sum(map(padded, map(len, dead)))
+            digest.add_all(live)
         tables.append(image.finish(writer.add, alive))
     return Directory(
-        pin.root.revision, time_us, list(pin.catalog.kinds), list(pin.catalog.schemas), heap.finish(), sizes[False],
-        sizes[True], tables, digest.digest(),
+        pin.root.revision, time_us, list(pin.catalog.kinds), list(pin.catalog.schemas), heap.finish(), live_bytes,
+        dead_bytes, tables, digest.digest(),
     )  # fmt: skip
 
 

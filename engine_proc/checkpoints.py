@@ -43,7 +43,7 @@ class Held(NamedTuple):
 
 
 class Checkpoints:
-    """Of one engine. `describe` tells what goes into the journal behind a checkpoint."""
+    """Makes checkpoints and gives up what they replace. `describe` returns what is journaled behind one."""
 
     def __init__(
         self,
@@ -100,14 +100,14 @@ class Checkpoints:
         self._running, self._begun = True, self._journal.length
         failpoint.reach("checkpoint.begin")
         self._journal.make_ahead()
-        self._waiter.submit(self._made, done, 0 if self._presses else CHECKPOINT_NICE, unknown)
+        self._waiter.submit(self._make_in_thread, done, 0 if self._is_urgent else CHECKPOINT_NICE, unknown)
 
     @property
-    def _presses(self) -> bool:
+    def _is_urgent(self) -> bool:
         """Whether the next one is late, or will take long: what grows meanwhile is the next replay."""
         return self._grown >= CHECKPOINT_LATE * self._wanted or self._grew >= CHECKPOINT_SLOW * self._wanted
 
-    def _made(self, done: Callable[[Made], None], nice: int, unknown: tuple[int, ...]) -> None:
+    def _make_in_thread(self, done: Callable[[Made], None], nice: int, unknown: tuple[int, ...]) -> None:
         self._count += 1
         path = self._folder / f"checkpoint-{os.getpid()}-{self._count}.tmp"
         try:

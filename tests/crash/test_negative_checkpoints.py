@@ -85,8 +85,8 @@ def folder_not_synced_behind_a_checkpoint(patch: Patch) -> None:
             inner.setattr(FileJournal, "sync_names", lambda self: None)
             making(self, *given)
 
-    making = Checkpoints._made
-    patch.setattr(Checkpoints, "_made", made)
+    making = Checkpoints._make_in_thread
+    patch.setattr(Checkpoints, "_make_in_thread", made)
 
 
 def folder_never_synced(patch: Patch) -> None:

@@ -15,7 +15,7 @@ import pytest
 
 from solewriter import Entity
 from solewriter.engine_proc.between import Registration
-from solewriter.engine_proc.checkpoint import EngineGone, Order, _pieces, _written, make
+from solewriter.engine_proc.checkpoint import EngineGone, Order, _pieces, _write_state, make
 from solewriter.engine_proc.maker import Maker, NotMade, _asked, carried_out
 from solewriter.engine_proc.workshop import at_priority
 from solewriter.shared import wire, wireform
@@ -89,7 +89,7 @@ class Notes:
         """What this revision comes to in a checkpoint: the cells of `size`, and the slots to be made anew."""
         order = self.order(name)
         writer = CheckpointWriter(Path(os.fsdecode(order.path)), STATE)
-        directory = _written(writer, pin, order, 0, lambda: True)
+        directory = _write_state(writer, pin, order, 0, lambda: True)
         writer.finish(1, directory)
         writer.close()
         code = pin.catalog.kind_code("Note")

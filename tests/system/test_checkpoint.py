@@ -33,7 +33,7 @@ from solewriter import (
     connect,
     open_reader,
 )
-from solewriter.engine_proc.checkpoint import Order, _written
+from solewriter.engine_proc.checkpoint import Order, _write_state
 from solewriter.engine_proc.maker import Answer
 from solewriter.shared import entry as entries
 from solewriter.shared import failpoint, record
@@ -262,7 +262,7 @@ def test_a_checkpoint_of_a_pin_that_outlived_the_tables_has_every_key_once(state
         for number, (snap, expected) in enumerate(held):
             writer = CheckpointWriter(tmp_path / str(number), b"s" * 16)
             order = Order(b"", "", "", b"", (limits.heap_segment_bytes_first, limits.heap_segment_bytes_max), 0)
-            writer.finish(1, _written(writer, snap.pin, order, 0, lambda: True))
+            writer.finish(1, _write_state(writer, snap.pin, order, 0, lambda: True))
             writer.close()
             with Checkpoint(tmp_path / str(number)) as made:
                 keys = [key for key in made.keys(0) if key is not None]
