@@ -10,7 +10,7 @@ from __future__ import annotations
 import resource
 import time
 from array import array
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import TypeVar
@@ -20,6 +20,7 @@ import psutil
 
 T = TypeVar("T")
 NS_PER_S = 1_000_000_000
+NS_PER_MS = 1_000_000
 NS_PER_US = 1_000
 US_PER_S = 1_000_000
 
@@ -68,6 +69,19 @@ class Usage(msgspec.Struct, frozen=True):
 
     def since(self, before: Usage) -> Usage:
         return Usage(self.cpu_ns - before.cpu_ns, self.switches - before.switches)
+
+
+def used_by(pids: Sequence[int], interval: Interval) -> Usage:
+    """What these processes use in the interval, whose end is waited for; scaled by what was really seen of it: this
+    process may wake up late.
+    """
+    sleep_until(interval.start_ns)
+    before, begun_ns = [Usage.of(pid) for pid in pids], time.monotonic_ns()
+    sleep_until(interval.end_ns)
+    after, ended_ns = [Usage.of(pid) for pid in pids], time.monotonic_ns()
+    share = (interval.end_ns - interval.start_ns) / (ended_ns - begun_ns)
+    used = [later.since(earlier) for earlier, later in zip(before, after, strict=True)]
+    return Usage(int(sum(one.cpu_ns for one in used) * share), int(sum(one.switches for one in used) * share))
 
 
 def _switches(pid: int) -> int:

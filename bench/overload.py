@@ -63,7 +63,7 @@ from solewriter.bench.flood.calm import (
 from solewriter.bench.flood.pressing import Orders, Phase, Report, Role
 from solewriter.bench.flood.throttle import Job, Probe
 from solewriter.bench.machine import machine
-from solewriter.bench.measure import NS_PER_S, Interval, sleep_until
+from solewriter.bench.measure import NS_PER_MS, NS_PER_S, Interval, sleep_until
 from solewriter.bench.placement import pin_server, pinned
 from solewriter.bench.running import Say, answered
 from solewriter.shared.config import MIB
@@ -77,7 +77,6 @@ SETTLE_S = 0.5  # of a load, before its latencies count: its queues fill meanwhi
 SOON_S = 0.3  # from ready to the first request
 RSS_LOOK_S = 0.25
 QUARTER_S = 0.25
-NS_PER_MS = 1_000_000
 PROGRAM = "solewriter.bench.flood.pressing"
 
 

@@ -27,6 +27,7 @@ from __future__ import annotations
 import argparse
 import os
 import random
+import select
 import signal
 import subprocess
 import sys
@@ -129,8 +130,6 @@ def work(state: Path, tasks: int) -> None:
 
 
 def _ended() -> bool:
-    import select
-
     return bool(select.select([0], [], [], 0)[0])
 
 

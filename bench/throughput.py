@@ -41,7 +41,7 @@ from solewriter.bench import arguments
 from solewriter.bench.agent import Orders, Role, kept
 from solewriter.bench.children import children
 from solewriter.bench.machine import machine
-from solewriter.bench.measure import NS_PER_US, US_PER_S, Interval, Latency, Usage, latency, sleep_until
+from solewriter.bench.measure import NS_PER_US, US_PER_S, Interval, Latency, latency, used_by
 from solewriter.bench.placement import Placement, free, pin_server, pinned
 from solewriter.bench.report import ReadRow, Results, UpdateRow, Writing, floor_of, printed
 from solewriter.bench.running import Say, answered
@@ -78,7 +78,7 @@ def updates(
     with children(orders) as group:
         interval = Interval.soon(plan.warmup_s, plan.seconds)
         group.go(interval)
-        engine_us = engine_cpu_us(engine, interval)
+        engine_us = used_by([engine.pid], interval).cpu_ns / NS_PER_US
         reports = group.reports(interval)
     acked = sum(report.measured for report in reports)
     return UpdateRow(
@@ -98,15 +98,6 @@ def updates(
 def update_orders(engine: Engine, folder: Path, mode: Role, number: int, agents: int, cpus: tuple[int, ...]) -> Orders:
     latencies = str(folder / f"latencies-{number}")
     return Orders(mode, cpus, str(engine.state), number, agents, WINDOW, latencies)
-
-
-def engine_cpu_us(engine: Engine, interval: Interval) -> float:
-    """CPU time of the engine in the interval, scaled by what this process really saw: it may wake up late."""
-    sleep_until(interval.start_ns)
-    begun, before = time.monotonic(), Usage.of(engine.pid)
-    sleep_until(interval.end_ns)
-    used, seen_s = Usage.of(engine.pid).since(before), time.monotonic() - begun
-    return used.cpu_ns / NS_PER_US / seen_s * interval.seconds
 
 
 def combinations(plan: Plan) -> Iterator[tuple[Role, int, Placement]]:

@@ -20,7 +20,7 @@ from solewriter.bench.load.evidence import Evidence
 from solewriter.bench.load.peers.engine import EnginePeer
 from solewriter.bench.load.rows import Timeline
 from solewriter.bench.load.work import WORKLOADS, fields_of
-from solewriter.bench.measure import NS_PER_S, US_PER_S, Interval, running_ns, sleep_until
+from solewriter.bench.measure import NS_PER_MS, NS_PER_S, US_PER_S, Interval, running_ns, sleep_until
 from solewriter.bench.workload import WINDOW, sample_task
 
 VALIDATIONS = 20_000  # of one task, timed together
@@ -28,7 +28,6 @@ IDLE_SETTLE_S = 1.0  # after the last reply: nobody spins any more, and files ar
 STEP_MS = 20  # of a time line
 KILLED_AT = 0.4  # of the time that it shows
 AGENTS = 2
-NS_PER_MS = 1_000_000
 
 
 def across_kill(folder: Path, tasks: int, seconds: float) -> Timeline:

@@ -8,7 +8,6 @@ machine does meanwhile meets all alike. After every run the whole state is compa
 from __future__ import annotations
 
 import os
-import time
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from itertools import chain, islice
@@ -26,7 +25,7 @@ from solewriter.bench.load.peers.catalog import CATALOG
 from solewriter.bench.load.peers.peer import Peer, SelfDriven, Setting
 from solewriter.bench.load.rows import Case, Row, Sample, row_of
 from solewriter.bench.load.work import WORKLOADS
-from solewriter.bench.measure import NS_PER_S, NS_PER_US, Interval, Usage, resident_bytes, sleep_until
+from solewriter.bench.measure import NS_PER_S, NS_PER_US, Interval, Usage, resident_bytes, used_by
 from solewriter.bench.optional import NotHere
 from solewriter.bench.placement import pin_server
 from solewriter.bench.running import Say
@@ -103,7 +102,8 @@ def measured(case: Case, standing: Standing, timing: Timing, folder: Path) -> Sa
         before = device_written_bytes(folder)  # of all that is asked, warm-up included: a look in between would be felt
         interval = Interval.soon(timing.warmup_s, timing.seconds)
         group.go(interval)
-        used, resident = server_usage(peer.pids, interval)
+        used = used_by(peer.pids, interval)
+        resident = sum(map(resident_bytes, peer.pids))
         reports = group.reports(interval)
         after = device_written_bytes(folder)
     for share, report in zip(shares, reports, strict=True):
@@ -113,20 +113,6 @@ def measured(case: Case, standing: Standing, timing: Timing, folder: Path) -> Sa
         return sample
     written = (after - before) / max(1, sum(report.total for report in reports))
     return msgspec.structs.replace(sample, written_bytes=written)
-
-
-def server_usage(pids: Sequence[int], interval: Interval) -> tuple[Usage, int]:
-    """What the server used in the interval, scaled by what was really seen of it: this process may wake up late. And
-    its memory at the end.
-    """
-    sleep_until(interval.start_ns)
-    before, begun_ns = [Usage.of(pid) for pid in pids], time.monotonic_ns()
-    sleep_until(interval.end_ns)
-    after, ended_ns = [Usage.of(pid) for pid in pids], time.monotonic_ns()
-    share = (interval.end_ns - interval.start_ns) / (ended_ns - begun_ns)
-    used = [later.since(earlier) for earlier, later in zip(before, after, strict=True)]
-    total = Usage(int(sum(one.cpu_ns for one in used) * share), int(sum(one.switches for one in used) * share))
-    return total, sum(map(resident_bytes, pids))
 
 
 def sample_of(reports: Sequence[Report], interval: Interval, used: Usage, resident: int, served: bool) -> Sample:

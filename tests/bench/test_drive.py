@@ -24,12 +24,11 @@ from solewriter.bench.load.peers import echo, sqlite_writers
 from solewriter.bench.load.peers.peer import Peer, Setting
 from solewriter.bench.load.requests import Request, Step, in_batches, sliding
 from solewriter.bench.load.work import Share
-from solewriter.bench.measure import NS_PER_S, Interval
+from solewriter.bench.measure import NS_PER_MS, NS_PER_S, Interval
 
 EVERYWHERE = tuple(os.sched_getaffinity(0))
 RATE_PER_S, WARMUP_S, SECONDS = 400.0, 0.1, 1.5
 STALL_AT_S, STALL_S = 0.2, 0.9  # two of them, one after the other, have no room in it
-NS_PER_MS = 1_000_000
 
 
 @pytest.fixture
