@@ -6,6 +6,7 @@ In these measurements nothing is ever refused; a system that refuses raises, and
 
 from __future__ import annotations
 
+import json
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import islice
@@ -58,6 +59,19 @@ class Forgetful(Protocol):
 
     def renewed_anew(self) -> Callable[[str], object]:
         """As `renewed`, and each read makes its entity of what is stored, whether it changed or not."""
+
+
+# --- what several of them send ----------------------------------------------------------------------------------------
+
+
+def as_tuples(requests: Iterable[Request]) -> list[list[tuple[Any, ...]]]:
+    """The steps of requests, to be pickled: in a third of the time that named ones take."""
+    return [[tuple(step) for step in request] for request in requests]
+
+
+def as_column(value: Any) -> Any:
+    """A field's value, where a column holds one plain value: lists and dicts as JSON."""
+    return json.dumps(value) if isinstance(value, list | dict) else value
 
 
 # --- two ways to keep a window full -----------------------------------------------------------------------------------

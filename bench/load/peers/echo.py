@@ -20,7 +20,7 @@ from solewriter.bench.agent import REPLY_BYTES, REQUEST_BYTES
 from solewriter.bench.load.agent import Link
 from solewriter.bench.load.crew import processes
 from solewriter.bench.load.peers.peer import Entry, Peer, Setting
-from solewriter.bench.load.requests import Answer, Fields, Request, Stored, sliding
+from solewriter.bench.load.requests import Answer, Fields, Request, Stored, as_tuples, sliding
 from solewriter.bench.scratch import end_with_the_parent
 from solewriter.shared.config import FRAME_BATCH, MIB, READ_BYTES
 
@@ -158,7 +158,7 @@ class QueueConnection(EchoConnection):
         self._number, self._asking, self._answering = number, asking, answering
 
     def _send(self, requests: list[Request]) -> None:
-        self._asking.put((self._number, [[tuple(step) for step in request] for request in requests]))
+        self._asking.put((self._number, as_tuples(requests)))
 
     def _receive(self) -> list[Answer]:
         answers: list[Answer] = self._answering.get()

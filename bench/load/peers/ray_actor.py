@@ -20,7 +20,7 @@ import psutil
 from solewriter.bench.load.agent import Link
 from solewriter.bench.load.peers.peer import Entry, Peer, Setting
 from solewriter.bench.load.peers.shared_dict import Store
-from solewriter.bench.load.requests import Answer, Fields, Request, Stored, sliding
+from solewriter.bench.load.requests import Answer, Fields, Request, Stored, as_tuples, sliding
 from solewriter.bench.optional import required
 from solewriter.bench.scratch import scratch_folder
 from solewriter.shared.config import FRAME_BATCH
@@ -54,7 +54,7 @@ class RayConnection:
         return sliding(requests, window, FRAME_BATCH, self._send, self._receive)
 
     def _send(self, requests: list[Request]) -> None:
-        self._open.append(self._store.apply.remote([[tuple(step) for step in request] for request in requests]))
+        self._open.append(self._store.apply.remote(as_tuples(requests)))
 
     def _receive(self) -> list[Answer]:
         answers: list[Answer] = self._ray.get(self._open.popleft())

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from itertools import islice
@@ -10,7 +9,17 @@ from typing import Any
 
 from solewriter.bench.load.agent import Link
 from solewriter.bench.load.peers.peer import Entry, Peer, Setting
-from solewriter.bench.load.requests import CHECKED, Answer, Fields, Refusal, Request, Step, Stored, in_batches
+from solewriter.bench.load.requests import (
+    CHECKED,
+    Answer,
+    Fields,
+    Refusal,
+    Request,
+    Step,
+    Stored,
+    as_column,
+    in_batches,
+)
 from solewriter.bench.optional import required
 from solewriter.bench.redis_server import redis_server, socket_of
 from solewriter.engine_proc.process import Durability
@@ -92,12 +101,8 @@ class RedisConnection:
 def _arguments(step: Step) -> list[Any]:
     found: list[Any] = ["" if step.expect is None else step.expect]
     for name, value in step.fields.items():
-        found += (name, _plain(value))
+        found += (name, as_column(value))
     return found
-
-
-def _plain(value: Any) -> Any:
-    return json.dumps(value) if isinstance(value, list | dict) else value
 
 
 class RedisPeer:
@@ -112,7 +117,7 @@ class RedisPeer:
         while batch := list(islice(source, FILL_BATCH)):
             pipeline = self._client.pipeline(transaction=False)
             for fields in batch:
-                plain = {name: _plain(value) for name, value in fields.items()}
+                plain = {name: as_column(value) for name, value in fields.items()}
                 pipeline.hset(fields["id"], mapping={**plain, "version": 1})
             pipeline.execute()
 

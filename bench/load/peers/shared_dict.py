@@ -15,7 +15,7 @@ from typing import Any
 from solewriter.bench.load.agent import Link
 from solewriter.bench.load.crew import processes
 from solewriter.bench.load.peers.peer import Entry, Peer, Setting
-from solewriter.bench.load.requests import Answer, Fields, Refusal, Request, Step, Stored, in_batches
+from solewriter.bench.load.requests import Answer, Fields, Refusal, Request, Step, Stored, as_tuples, in_batches
 from solewriter.bench.scratch import end_with_the_parent
 
 NAME_DICT, NAME_REGISTERED = "Manager dict", "Manager class"
@@ -129,14 +129,14 @@ class StoreConnection:
         self._store = store
 
     def one(self, request: Request) -> Answer:
-        answers: list[Answer] = self._store.apply([[tuple(step) for step in request]])
+        answers: list[Answer] = self._store.apply(as_tuples([request]))
         return answers[0]
 
     def many(self, requests: Iterable[Request], window: int) -> Iterator[Answer]:
         return in_batches(requests, window, self._exchange)
 
     def _exchange(self, requests: list[Request]) -> list[Answer]:
-        answers: list[Answer] = self._store.apply([[tuple(step) for step in request] for request in requests])
+        answers: list[Answer] = self._store.apply(as_tuples(requests))
         return answers
 
     def read(self, key: str) -> object:

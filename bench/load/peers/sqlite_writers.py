@@ -2,18 +2,26 @@
 
 from __future__ import annotations
 
-import json
 import sqlite3
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import closing, contextmanager
 from functools import cache
 from pathlib import Path
-from typing import Any
 
 from solewriter import Task
 from solewriter.bench.load.agent import Link
 from solewriter.bench.load.peers.peer import Entry, Peer, Setting
-from solewriter.bench.load.requests import CHECKED, Answer, Fields, Refusal, Request, Step, Stored, in_batches
+from solewriter.bench.load.requests import (
+    CHECKED,
+    Answer,
+    Fields,
+    Refusal,
+    Request,
+    Step,
+    Stored,
+    as_column,
+    in_batches,
+)
 from solewriter.engine_proc.process import Durability
 
 NAME = "SQLite"
@@ -59,7 +67,7 @@ class SqliteConnection:
     def _step(self, step: Step) -> int:
         operation, key, expect, fields = step
         if operation == "create":
-            self._execute(_insert(tuple(fields)), (1, *map(_plain, fields.values())))
+            self._execute(_insert(tuple(fields)), (1, *map(as_column, fields.values())))
             return 1
         if expect is None:
             told = self._execute(_update(tuple(fields), compared=False), (*fields.values(), key)).fetchone()
@@ -91,10 +99,6 @@ def _insert(names: tuple[str, ...]) -> str:
     return f"INSERT INTO task (version, {', '.join(names)}) VALUES ({', '.join('?' * (len(names) + 1))})"
 
 
-def _plain(value: Any) -> Any:
-    return json.dumps(value) if isinstance(value, list | dict) else value
-
-
 class SqlitePeer:
     pids: list[int] = []  # noqa: RUF012  # nobody serves
 
@@ -106,7 +110,7 @@ class SqlitePeer:
             db.execute(CREATE)
             db.execute("BEGIN")
             for fields in tasks:
-                db.execute(_insert(tuple(fields)), (1, *map(_plain, fields.values())))
+                db.execute(_insert(tuple(fields)), (1, *map(as_column, fields.values())))
             db.execute("COMMIT")
 
     def link(self, number: int) -> Link:
