@@ -50,12 +50,23 @@ E = TypeVar("E", bound=Entity)
 
 class Gathering:
     """Mutations and guards that go as one request, and what it left. `check` raises for a mutation that cannot go,
-    `reason` is that of those which have none.
+    `reason` is that of those which have none; the others are options of the client's `submit`.
     """
 
-    def __init__(self, check: Callable[[Mutation], None], reason: str) -> None:
+    def __init__(
+        self,
+        check: Callable[[Mutation], None],
+        reason: str,
+        request_id: str | None,
+        timeout_s: float | None,
+        deadline_s: float | None,
+    ) -> None:
+        check_times(timeout_s, deadline_s)
         self._check = check
         self._reason = reason
+        self._request_id = request_id
+        self._timeout_s = timeout_s
+        self._deadline_s = deadline_s
         self._mutations: list[Mutation] = []
         self._guards: list[GuardMutation] = []
         self._begun = self._ended = False
@@ -192,30 +203,7 @@ class Gathering:
 
     @property
     def reply(self) -> Reply:
-        """What was told to the request as a whole."""
-        return self._sent()
-
-    @property
-    def revision(self) -> int:
-        """The revision at which all of it happened."""
-        return self._sent().revision
-
-    def result(self, target: E | Ref[E]) -> E:
-        """An entity of this transaction as it left it. Raises KeyError for one that it did not change or that it
-        deleted.
-        """
-        reply = self._sent()
-        if self._left is None:
-            told = enumerate(zip(reply.results, reply.entities, strict=True))
-            self._left = {(one.kind, one.id): place for place, (one, entity) in told if entity is not None}
-        model = model_of(target)
-        name = model.kind_name
-        if (place := self._left.get((name, target.id))) is not None:
-            left: E = left_by(reply, place, model)
-            return left
-        raise KeyError(f"this transaction left no {name} {target.id!r}")
-
-    def _sent(self) -> Reply:
+        """The reply to the request as a whole. Raises SolewriterError where there is none."""
         if self._reply is None and self._ended:
             raise SolewriterError(
                 "this transaction left no results: it was empty and not sent, or ended in an error, which tells why"
@@ -224,6 +212,26 @@ class Gathering:
             raise SolewriterError("this transaction was not sent: its results are there after the `with`")
         return self._reply
 
+    @property
+    def revision(self) -> int:
+        """The revision at which all of it happened."""
+        return self.reply.revision
+
+    def result(self, target: E | Ref[E]) -> E:
+        """An entity of this transaction as it left it. Raises KeyError for one that it did not change or that it
+        deleted.
+        """
+        reply = self.reply
+        if self._left is None:
+            pairs = enumerate(zip(reply.results, reply.entities, strict=True))
+            self._left = {(result.kind, result.id): place for place, (result, entity) in pairs if entity is not None}
+        model = model_of(target)
+        name = model.kind_name
+        if (place := self._left.get((name, target.id))) is not None:
+            left: E = left_by(reply, place, model)
+            return left
+        raise KeyError(f"this transaction left no {name} {target.id!r}")
+
 
 class Transaction(Gathering):
     """All of it at one revision, or nothing. Bad input raises at its verb, a refusal when the `with` ends."""
@@ -231,12 +239,8 @@ class Transaction(Gathering):
     def __init__(
         self, client: Client, reason: str, request_id: str | None, timeout_s: float | None, deadline_s: float | None
     ) -> None:
-        check_times(timeout_s, deadline_s)
-        super().__init__(client.check_mutation, reason)
+        super().__init__(client.check_mutation, reason, request_id, timeout_s, deadline_s)
         self._client = client
-        self._request_id = request_id
-        self._timeout_s = timeout_s
-        self._deadline_s = deadline_s
 
     def __enter__(self) -> Self:
         self._begin()

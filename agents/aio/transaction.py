@@ -5,7 +5,6 @@ from __future__ import annotations
 from types import TracebackType
 from typing import TYPE_CHECKING, Self
 
-from solewriter.agents.deadline import check_times
 from solewriter.agents.transaction import Gathering
 
 if TYPE_CHECKING:
@@ -18,12 +17,8 @@ class AioTransaction(Gathering):
     def __init__(
         self, client: AioClient, reason: str, request_id: str | None, timeout_s: float | None, deadline_s: float | None
     ) -> None:
-        check_times(timeout_s, deadline_s)
-        super().__init__(client.check_mutation, reason)
+        super().__init__(client.check_mutation, reason, request_id, timeout_s, deadline_s)
         self._client = client
-        self._request_id = request_id
-        self._timeout_s = timeout_s
-        self._deadline_s = deadline_s
 
     async def __aenter__(self) -> Self:
         self._begin()
