@@ -57,7 +57,7 @@ Item = Registration | Finished | Settled | Look
 
 
 class BetweenTurns:
-    """Does it, one after the other. `checkpoints` is None where nothing is durable."""
+    """Does, one at a time, what no turn may be in the middle of. `checkpoints` is None where nothing is durable."""
 
     def __init__(
         self,

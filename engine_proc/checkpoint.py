@@ -41,7 +41,7 @@ class Order(msgspec.Struct, frozen=True):
 
 
 class Made(msgspec.Struct, frozen=True):
-    """What was made."""
+    """The name and the size of a checkpoint that was written."""
 
     entry: int
     crc: int

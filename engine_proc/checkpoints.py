@@ -36,7 +36,7 @@ from solewriter.shared.files import sync_folder
 
 
 class Held(NamedTuple):
-    """A checkpoint that is there."""
+    """A checkpoint in the folder: what the bounds on history count of it."""
 
     size: int
     time_us: int

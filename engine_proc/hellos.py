@@ -17,7 +17,7 @@ from solewriter.shared.request_ids import session_number
 
 
 class Hellos:
-    """Those of one turn after the other."""
+    """Greets newcomers in a turn, and when that is committed welcomes them; when it is not, refuses them."""
 
     def __init__(self, sessions: Sessions, bridge: Bridge, tending: Tending, waiting: FairQueueing) -> None:
         self._sessions = sessions

@@ -22,7 +22,7 @@ from solewriter.shared.request_ids import session_number
 
 
 class Intake:
-    """Of one engine. While something is being made there are turns, too, for those who wait for it."""
+    """Sorts what came into what turns serve. While something is being made there are turns even if nothing came."""
 
     def __init__(self, inbox: asyncio.Queue[Any], making: Making, spin_s: float) -> None:
         self.waiting = FairQueueing()  # of (lane, sequence, request), Newcomer and Occasion

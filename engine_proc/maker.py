@@ -31,19 +31,19 @@ _LENGTH = struct.Struct("<I")
 
 
 class NotMade(SolewriterError):
-    """Why, in words that say what it was."""
+    """A checkpoint was not made; the message says why."""
 
 
 class Answer(msgspec.Struct, frozen=True):
-    """What became of an order."""
+    """What an order led to: a checkpoint, or why there is none."""
 
     made: Made | None = None
     why: str = ""  # it was not
 
 
 class Maker:
-    """Has checkpoints made, one after the other, under paths by way of these descriptors or any others. Used by one
-    thread, and closed by any.
+    """Has checkpoints made in a child process, one at a time. The child inherits `descriptors`, by which paths may go.
+    Used by one thread, and closed by any.
     """
 
     def __init__(self, *descriptors: int) -> None:
@@ -95,7 +95,7 @@ class Maker:
 
 
 def _let_go(child: subprocess.Popen[bytes]) -> None:
-    """Of one that has ended."""
+    """Close the pipes of one that has ended."""
     for pipe in (child.stdin, child.stdout):
         assert pipe is not None
         pipe.close()

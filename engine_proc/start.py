@@ -96,7 +96,7 @@ def started(orders: Orders) -> tuple[Epoch, socket.socket]:
 
 
 class Start:
-    """Of one epoch, in a folder that it owns from here on."""
+    """Recovers one epoch of a state folder, whose lock it holds from its making on: `recover`, or else `abandon`."""
 
     def __init__(self, orders: Orders, threads: Threads | None = None) -> None:
         self.orders = orders

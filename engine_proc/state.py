@@ -37,7 +37,7 @@ from solewriter.shared.schema import Schema
 
 
 class State:
-    """Keys and counters."""
+    """All kinds with their keys, versions and counters, and what deciding needs to read of the records behind them."""
 
     def __init__(self, registry: Registry, publisher: Publisher, limits: Limits, time_budget: TimeBudget) -> None:
         self.registry = registry

@@ -42,7 +42,7 @@ ALONE = "alone"  # in place of a state, that nothing is cancelled with what is i
 
 
 class Coordination:
-    """Of one state. `turn` is the one that is being decided: what is looked at is as it is by then."""
+    """What deciding asks about many tasks at once. `turn` is being decided, and its changes count already."""
 
     def __init__(self, limits: Limits, time_budget: TimeBudget) -> None:
         self.limits = limits

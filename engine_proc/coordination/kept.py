@@ -17,7 +17,7 @@ Names = tuple[str, ...]  # of columns, in their order
 
 
 class Kept(Generic[T]):
-    """Views, or tallies, of one kind."""
+    """The views, or tallies, of one kind by their columns: so many at most, and the longest unasked goes first."""
 
     def __init__(self) -> None:
         self.by_names: OrderedDict[Names, T] = OrderedDict()
@@ -25,11 +25,11 @@ class Kept(Generic[T]):
         self._missed: deque[Names] = deque(maxlen=MISSED_MAX)
 
     def has(self, names: Names) -> bool:
-        """Whether nobody has to wait for it: if it is none of these, because it would be in vain."""
+        """Whether nobody needs to wait for it: it is here, or went so soon that making it again would be in vain."""
         return names in self.by_names or names in self._missed
 
     def begin(self, names: Names, one: T) -> Names | None:
-        """One more, which is to be made; which one had to go for it."""
+        """Add one that is to be made. Returns the columns of the one that had to go for it, if any."""
         self.by_names[names] = one
         self._unasked.add(names)
         if len(self.by_names) <= VIEWS_MAX:
@@ -45,7 +45,7 @@ class Kept(Generic[T]):
         self._unasked.discard(names)
 
     def ask(self, names: Names) -> T | None:
-        """It is asked now. None: it had to go before."""
+        """The one by these columns, which is now the last asked for; None where it had to go before."""
         if names in self.by_names:
             self.by_names.move_to_end(names)
             self._unasked.discard(names)

@@ -27,7 +27,7 @@ class Lost(NamedTuple):
 
 
 class Leases:
-    """All of them. Changed by a committed turn and by recovery, by nothing else."""
+    """All leases, by task, by session and by end. Changed by a committed turn and by recovery, by nothing else."""
 
     def __init__(self) -> None:
         self.by_place: dict[Place, Lease] = {}

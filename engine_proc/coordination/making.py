@@ -23,7 +23,7 @@ class Unready(Exception):
 
 
 class Making:
-    """All that is being made, one after the other. Truthy while there is something."""
+    """What is being made, each a generator that does a little at each step. Truthy while there is something."""
 
     def __init__(self, slice_s: float) -> None:
         self._slice_s = slice_s
@@ -51,10 +51,11 @@ class Making:
         return what not in self._steps
 
     def go_on(self) -> None:
-        """For a slice, between two turns; by a step at least."""
+        """Make some of it for a slice of time, between two turns; one step at least."""
         self._go_on(time.monotonic() + self._slice_s)
 
     def _go_on(self, until: float) -> None:
+        """What is made is kept: the collector would walk it again and again."""
         with uncollected():
             try:
                 while self._steps:

@@ -16,7 +16,7 @@ Values = tuple[Any, ...]
 
 
 class Tally:
-    """Of one kind and these columns, which have these defaults."""
+    """Counts the entities of one kind by their values in these columns; `defaults` are those of fields not stored."""
 
     def __init__(self, names: tuple[str, ...], defaults: Fields) -> None:
         self.names = names

@@ -52,7 +52,7 @@ class Parked:
 
 
 class Line:
-    """Those who wait for the same, in their order."""
+    """Claims that wait for the same, first come first served; and how far they have been looked at in vain."""
 
     wish: Wish
     listed: bool  # its places are known
@@ -117,7 +117,7 @@ class Line:
 
 
 class LinesOfKind:
-    """The lines of one kind."""
+    """The lines of one kind: which of them are due, because something became ready that may be for them."""
 
     def __init__(self, came: int) -> None:
         self.lines: dict[bytes, Line] = {}
@@ -194,7 +194,7 @@ class LinesOfKind:
 
 
 class Lines:
-    """All who wait. Truthy while there is one."""
+    """All claims that wait, by kind, by end and by user-given id. Truthy while there is one."""
 
     def __init__(self) -> None:
         self.by_kind: dict[int, LinesOfKind] = {}

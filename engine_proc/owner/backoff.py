@@ -8,7 +8,7 @@ from solewriter.shared.config import DOUBLINGS_MAX, Limits
 
 
 class Backoff:
-    """Of one supervision. Times are seconds on any one clock."""
+    """How long a supervisor waits before the next start. Times are seconds on any one clock."""
 
     def __init__(self, limits: Limits) -> None:
         self._limits = limits

@@ -35,7 +35,7 @@ class Stopping(Exception):
 
 
 class Supervising(ABC):
-    """Of one engine: which process serves now, and why none does any more."""
+    """Which process serves a folder now, or why none does any more. What both ways to supervise have in common."""
 
     def __init__(
         self, folder: StateFolder, limits: Limits, models: dict[str, type[Entity]], *, replace_hung: bool

@@ -19,7 +19,7 @@ from solewriter.shared.memory.table import offsets
 
 
 class _OfKind(NamedTuple):
-    """What comes back of one kind."""
+    """The table of one kind, and the memory into which its sections are read."""
 
     image: TableImage
     places: Columnar
