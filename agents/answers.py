@@ -33,7 +33,7 @@ Outcome = Applied | Refused | NotApplied | Forgotten
 
 
 class Answers:
-    """Makes replies and outcomes of one client."""
+    """Turns what the engine answered one client into replies and outcomes, with entities from shared memory."""
 
     def __init__(self, reader: Reader, registry: Registry) -> None:
         self._reader = reader

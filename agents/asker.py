@@ -26,7 +26,7 @@ from solewriter.shared.wireform import PlainRequest
 
 
 class Asker:
-    """One agent's session."""
+    """One agent's session, and what it takes to make requests in it. `Requests` and `AioRequests` send them."""
 
     _answers: Answers
 
@@ -79,7 +79,7 @@ class Asker:
         return [wireform.plain_or_refused(one, self._registry, self._limits, due_us) for one, due_us in asked]
 
     def _shown(self, taken: Iterable[PlainRequest | Refused]) -> list[PlainRequest]:
-        """Those that are sent, with what is held of what they are about."""
+        """The ones that can be sent, each with the tokens of the claims that it is about."""
         requests = [request for request in taken if not isinstance(request, Refused)]
         self._tokens.show(requests)
         return requests
@@ -90,7 +90,7 @@ class Asker:
         requests: Sequence[PlainRequest],
         sent: Sequence[Sent],
     ) -> list[Sent]:
-        """What became of those that were sent, each where it was taken."""
+        """What was sent of them, and the refusals of the others, in the order in which they were taken."""
         self._tokens.sent(sent, requests)
         if len(requests) == len(taken):
             return list(sent)

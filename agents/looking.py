@@ -47,7 +47,7 @@ def closed_reader() -> EngineUnavailable:
 
 
 class Looking(ABC):
-    """Reads one state folder."""
+    """A reader of one state folder, but for where it reads: subclasses say with `pin` what is newest there."""
 
     def __init__(self, state: str | os.PathLike[str], limits: Limits, registry: Registry | None = None) -> None:
         check_limits(limits)

@@ -11,7 +11,7 @@ from solewriter.shared.config import IN_FLIGHT_LEAST, PACE_KEPT, RETRY_LEAST_S, 
 
 
 class Pace:
-    """Of one session. Times are seconds on any one clock."""
+    """The rate of one session's replies, newer ones counted more. Times are seconds on any one clock."""
 
     def __init__(self) -> None:
         self._since_s = 0.0  # when the last replies came, or something was sent after nothing was in flight
@@ -25,15 +25,15 @@ class Pace:
         self._looks = 0
 
     def note(self, replies: int, now_s: float) -> None:
-        """So many came at once."""
+        """So many replies came at once."""
         self._replies = PACE_KEPT * self._replies + replies
         self._taken_s = PACE_KEPT * self._taken_s + now_s - self._since_s
         self._since_s = now_s
         self._looks += 1
 
     def too_many(self, in_flight: int, seconds: float) -> int:
-        """How many of those in flight are more than will be answered within these seconds. None, while they are few, or
-        nobody knows yet.
+        """How many of those in flight will not be answered within these seconds; 0 while they are few, or the rate is
+        not known yet.
         """
         if self._looks < STEADY_LOOKS or not (self._replies and self._taken_s):
             return 0
@@ -41,8 +41,8 @@ class Pace:
         return 0 if answered >= in_flight else in_flight - int(answered)
 
     def retry_after_s(self, replies: int, now_s: float) -> float:
-        """Until so many more will have come, if they come as they did; and when none have come for longer than that,
-        as long as nothing came so far.
+        """How long until so many more replies will have come, at their rate so far; where none came for longer than
+        that, as long as the silence has lasted.
         """
         expected_s = replies * self._taken_s / self._replies if self._replies else 0.0
         return min(RETRY_MOST_S, max(RETRY_LEAST_S, expected_s, now_s - self._since_s))

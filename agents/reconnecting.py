@@ -17,7 +17,7 @@ from solewriter.shared.folder import StateFolder, is_no_folder
 
 
 class Reconnecting:
-    """Of one client. Times are seconds on any one clock."""
+    """When a client without a lane says its next hello, and until when it tries. Times are seconds on any one clock."""
 
     def __init__(self, folder: StateFolder, limits: Limits, unanswered: Callable[[], None] | None = None) -> None:
         self.connect_timeout_s = limits.connect_timeout_s
@@ -41,8 +41,8 @@ class Reconnecting:
         return pause
 
     def failed(self, error: OSError | EngineUnavailable, now_s: float, deadline: float) -> None:
-        """Nobody answered that hello. Raises the error where it is final, EngineUnavailable where there is no time for
-        another one, or no folder to have an engine.
+        """Note that nobody answered the last hello. Raises the error where it is final, EngineUnavailable where there
+        is no time for another one, or no folder that could have an engine.
         """
         if self._unanswered is not None and (tell := self._unanswered()) is not None:
             tell()

@@ -40,7 +40,7 @@ assert _PLACE + 1 == FRAME_REQUESTS_MAX
 
 
 class _Frame:
-    """A frame that is not wholly answered."""
+    """A frame that may have to be sent again: some of its requests are not answered."""
 
     __slots__ = ("begun", "data", "number", "open", "pendings")
 

@@ -15,7 +15,7 @@ from solewriter.shared.config import CROWDED_LEAST_S, CROWDED_MOST_S, YIELDED_S,
 
 
 class Spinning:
-    """Of one client, and of whichever of its threads reads for all."""
+    """Waits for one client's lane, in whichever of its threads reads for all."""
 
     def __init__(self, limits: Limits) -> None:
         self._limits = limits
@@ -24,8 +24,8 @@ class Spinning:
         self._rest_s = CROWDED_LEAST_S  # when somebody else wants it next
 
     def wait(self, poll: select.poll, timeout_s: float) -> None:
-        """Until the lane is ready, or it is time to look around: whether another thread closed the client, say. Without
-        sleeping for a moment, where the last reply came within such a moment.
+        """Wait until the lane is ready, or it is time to look around: whether another thread closed the client, say.
+        Where the last reply came within a moment, sleep only behind such a moment.
         """
         begun = time.monotonic()
         if not (self._waited_s < self._limits.spin_s and begun > self.crowded_until and self._spun(poll, begun)):

@@ -27,8 +27,8 @@ TELLING = GIVING_BACK | CLAIMING  # the reply to these says who holds what
 
 
 class Tokens:
-    """Of one client. Threads may share it: each is told of its own requests, in whatever order they come to it, so what
-    one gave back may be held again by another one before that is noted.
+    """The tokens that one client holds. Threads may share it: each notes its own requests and replies, in any order, so
+    what one gave back may be held again by another one before that is noted.
     """
 
     def __init__(self) -> None:
@@ -44,7 +44,7 @@ class Tokens:
         self.granted(task.kind_name, task.id, task.claim)
 
     def granted(self, kind: str, id: str, token: int) -> None:
-        """The same of a task that was not read."""
+        """Hold a task, which need not have been read, under this token."""
         self._hold((kind, id), token)
 
     def _hold(self, key: Key, token: int, asked: int = -1) -> None:
@@ -59,7 +59,7 @@ class Tokens:
                 self._held.pop(next(iter(self._held)), None)
 
     def _lose(self, key: Key, token: int | None) -> None:
-        """Nothing is held under this token any more. A newer one stays."""
+        """Hold nothing under this token any more. A newer one stays."""
         with self._changing:
             if token is not None and self.holds(*key) == token:
                 self._held.pop(key, None)

@@ -20,7 +20,7 @@ _pack_own: Final = _OWN.pack
 
 
 class BlockLayout:
-    """Of one kind, whose fields are these where they are not stored."""
+    """Makes the blocks of cells of one kind. `defaults` are its fields where they are not stored."""
 
     def __init__(self, kind_name: str, columns: Sequence[Column], defaults: Mapping[str, Any]) -> None:
         names = [column.name for column in columns]

@@ -13,7 +13,7 @@ from solewriter.shared.errors import InvalidMutation, clean, in_words, shown
 
 
 def field_adapter(model: type[BaseModel], name: str) -> TypeAdapter[Any]:
-    """Of one field, as its model declares it."""
+    """What validates one field by itself, as its model declares it."""
     field = model.model_fields[name]
     annotated: Any = field.annotation
     for item in field.metadata:

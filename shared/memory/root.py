@@ -88,7 +88,7 @@ def root_of_files(revision: int, entry: int, oldest: int, kinds: tuple[tuple[int
 
 
 class RootWriter:
-    """The engine's half."""
+    """The engine's half: nobody else writes the root."""
 
     def __init__(self, segment: Segment, epoch: int, pid: int, start_time: int, durability: str) -> None:
         self.segment = segment
