@@ -44,30 +44,45 @@ class Newcomer:
 
     def _readable(self) -> None:
         try:
+            data, too_many_fds = self._receive()
+        except BlockingIOError:
+            return
+        if not data:
+            self.refuse("the hello broke off")
+        elif too_many_fds:
+            self.refuse("too many descriptors came with the hello")
+        else:
+            self._heard += data
+            self._look()
+
+    def _receive(self) -> tuple[bytes, bool]:
+        """The next bytes, none at the end; and whether more descriptors came by now than a lane has. Raises
+        BlockingIOError.
+        """
+        try:
             data, ancillary, flags, _ = self._connection.recvmsg(
                 4096, socket.CMSG_SPACE(FDS * 4), socket.MSG_CMSG_CLOEXEC
             )
         except BlockingIOError:
-            return
+            raise
         except OSError:
-            data, ancillary, flags = b"", [], 0
+            return b"", False
         for level, kind, payload in ancillary:
             if level == socket.SOL_SOCKET and kind == socket.SCM_RIGHTS:
                 self.fds += array.array("i", payload[: len(payload) // 4 * 4])
-        if len(self.fds) > FDS:
-            flags |= socket.MSG_CTRUNC
-        if not data or flags & socket.MSG_CTRUNC:
-            self.refuse("the hello broke off" if not data else "too many descriptors came with the hello")
+        return data, len(self.fds) > FDS or bool(flags & socket.MSG_CTRUNC)
+
+    def _look(self) -> None:
+        """Whether the hello is whole by now, and then what it says."""
+        if len(self._heard) < WORDS_HEADER_BYTES:
             return
-        self._heard += data
-        if len(self._heard) >= WORDS_HEADER_BYTES:
-            try:
-                length = handshake.words_length(bytes(self._heard[:WORDS_HEADER_BYTES]))
-            except BadRequest as error:
-                self.refuse(error.message)
-                return
-            if len(self._heard) >= WORDS_HEADER_BYTES + length:
-                self._heard_all(bytes(self._heard[WORDS_HEADER_BYTES : WORDS_HEADER_BYTES + length]))
+        try:
+            end = WORDS_HEADER_BYTES + handshake.words_length(bytes(self._heard[:WORDS_HEADER_BYTES]))
+        except BadRequest as error:
+            self.refuse(error.message)
+            return
+        if len(self._heard) >= end:
+            self._heard_all(bytes(self._heard[WORDS_HEADER_BYTES:end]))
 
     def _heard_all(self, body: bytes) -> None:
         self._deadline.cancel()
