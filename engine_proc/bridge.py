@@ -16,7 +16,7 @@ import time
 from collections.abc import Callable, Iterable
 from typing import Any
 
-from solewriter.engine_proc.fairness import Queue
+from solewriter.engine_proc.fairness import SessionQueue
 from solewriter.engine_proc.newcomer import Newcomer, close_all
 from solewriter.engine_proc.session import Session
 from solewriter.engine_proc.tuning import check_descriptors_left
@@ -45,7 +45,7 @@ class LaneEnd:
         self.epoch = session.epoch  # once the session has a higher one, nothing of what is here is decided
         self.superseded = False  # another lane has the session
         self.taken = 0  # requests that turns took from here
-        self.queue = Queue(session.number)
+        self.queue = SessionQueue(session.number)
         self._bridge = bridge
         self._requests, self._replies = fds
         self.pidfd = pidfd

@@ -21,7 +21,7 @@ from solewriter.engine_proc.coordination.making import Unready
 from solewriter.engine_proc.coordination.waiting import Lines
 from solewriter.engine_proc.decide import Draft
 from solewriter.engine_proc.express import Express
-from solewriter.engine_proc.fairness import Queue
+from solewriter.engine_proc.fairness import SessionQueue
 from solewriter.engine_proc.hellos import Hellos
 from solewriter.engine_proc.intake import Intake
 from solewriter.engine_proc.journal import DiskFull, Journal
@@ -170,7 +170,7 @@ class SingleWriter:
         self._publisher.root.decided()
         failpoint.reach("decide.done")
 
-    def _slice(self, turn: Turn, queue: Queue, most: int, until: float) -> tuple[int, float]:
+    def _slice(self, turn: Turn, queue: SessionQueue, most: int, until: float) -> tuple[int, float]:
         """The next requests of a queue, in their order, until then; how many, and when it was done."""
         items, bytes_max, left, now = queue.items, self._limits.turn_bytes_max, most, until
         lane: LaneEnd | None = None

@@ -21,7 +21,7 @@ from typing import Any
 from solewriter.shared.config import CROWD_SESSIONS, CROWD_SLICES
 
 
-class Queue:
+class SessionQueue:
     """What one session has waiting: a lane's requests, and hellos of the same session."""
 
     __slots__ = ("backlogged", "due_s", "held", "items", "owed_s", "session")
@@ -39,8 +39,8 @@ class FairQueueing:
     """The queues that hold something, and which of them is next. Truthy while one can be served."""
 
     def __init__(self) -> None:
-        self._queues: dict[int, Queue] = {}  # by session
-        self._order: list[tuple[float, int, Queue]] = []  # a heap: when it is due, when it came, whose it is
+        self._queues: dict[int, SessionQueue] = {}  # by session
+        self._order: list[tuple[float, int, SessionQueue]] = []  # a heap: when it is due, when it came, whose it is
         self._came = 0
         self._now_s = 0.0  # when the queue was due that was served last
         self._latest_s = 0.0  # when the last one of all is due
@@ -54,7 +54,7 @@ class FairQueueing:
         """Whose they are, those that are held included."""
         return self._queues.keys()
 
-    def add(self, queue: Queue, items: Iterable[Any]) -> None:
+    def add(self, queue: SessionQueue, items: Iterable[Any]) -> None:
         """Behind what its session has waiting, here or in another queue of it: of the lane that it had before."""
         queue = self._queues.setdefault(queue.session, queue)
         if not queue.items:
@@ -62,7 +62,7 @@ class FairQueueing:
             self._push(queue)
         queue.items.extend(items)
 
-    def _push(self, queue: Queue) -> None:
+    def _push(self, queue: SessionQueue) -> None:
         self._came += 1
         heappush(self._order, (queue.due_s, self._came, queue))
 
@@ -72,7 +72,7 @@ class FairQueueing:
         return CROWD_SLICES if len(self._order) >= CROWD_SESSIONS else 1
 
     @property
-    def next(self) -> Queue:
+    def next(self) -> SessionQueue:
         """The queue that is due first. It holds something."""
         return self._order[0][2]
 

@@ -15,7 +15,7 @@ from typing import Any
 
 from solewriter.engine_proc.between import Item
 from solewriter.engine_proc.coordination.making import Making
-from solewriter.engine_proc.fairness import FairQueueing, Queue
+from solewriter.engine_proc.fairness import FairQueueing, SessionQueue
 from solewriter.engine_proc.newcomer import Newcomer
 from solewriter.engine_proc.tending import Occasion
 from solewriter.shared.request_ids import session_number
@@ -71,9 +71,9 @@ class Intake:
         elif items[0].__class__ is tuple:
             self.waiting.add(items[0][0].queue, items)
         elif isinstance(items[0], Newcomer):  # behind the requests of its session that came before it
-            self.waiting.add(Queue(session_number(items[0].hello.client_id)), items)
+            self.waiting.add(SessionQueue(session_number(items[0].hello.client_id)), items)
         elif isinstance(items[0], Occasion):  # likewise
-            self.waiting.add(Queue(items[0].session), items)
+            self.waiting.add(SessionQueue(items[0].session), items)
         else:
             self.between_turns.extend(items)
 

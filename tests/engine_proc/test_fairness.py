@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from solewriter.engine_proc.fairness import FairQueueing, Queue
+from solewriter.engine_proc.fairness import FairQueueing, SessionQueue
 from solewriter.shared.config import CROWD_SESSIONS, CROWD_SLICES
 
 SLICE_S = 1.0
@@ -22,13 +22,13 @@ class Served:
 
     def __init__(self, queueing: Any) -> None:
         self.queueing = queueing
-        self.queues: dict[int, Queue] = {}
+        self.queues: dict[int, SessionQueue] = {}
         self.order: list[Any] = []
         self.took_s: Counter[int] = Counter()
         self.quiet: list[int] = []
 
     def add(self, session: int, *items: Any) -> None:
-        self.queueing.add(self.queues.setdefault(session, Queue(session)), items)
+        self.queueing.add(self.queues.setdefault(session, SessionQueue(session)), items)
 
     def slice(self, cost_s: Callable[[Any], float]) -> None:
         queue, took_s = self.queueing.next, 0.0
@@ -129,9 +129,9 @@ def test_a_request_that_takes_very_long_is_paid_off_before_the_next_one(served):
 
 
 def test_hellos_and_older_lanes_of_a_session_stand_in_one_queue(served):
-    older, newer = Queue(7), Queue(7)
+    older, newer = SessionQueue(7), SessionQueue(7)
     served.queueing.add(older, ["request"])
-    served.queueing.add(Queue(7), ["hello"])
+    served.queueing.add(SessionQueue(7), ["hello"])
     served.add(1, "other")
     served.queueing.add(newer, ["after"])
     assert served.all() == ["request", "hello", "after", "other"]
@@ -157,16 +157,16 @@ class InOrderOfArrival:
     """No scheduler at all, for comparison."""
 
     def __init__(self) -> None:
-        self._arrived: deque[tuple[Queue, Any]] = deque()
+        self._arrived: deque[tuple[SessionQueue, Any]] = deque()
 
     def __bool__(self) -> bool:
         return bool(self._arrived)
 
-    def add(self, queue: Queue, items: Any) -> None:
+    def add(self, queue: SessionQueue, items: Any) -> None:
         self._arrived.extend((queue, item) for item in items)
 
     @property
-    def next(self) -> Queue:
+    def next(self) -> SessionQueue:
         queue, item = self._arrived.popleft()
         queue.items.append(item)
         return queue
@@ -259,7 +259,7 @@ def test_in_a_crowd_each_is_served_for_longer_at_once():
     queueing = FairQueueing()
     for session in range(CROWD_SESSIONS):
         assert queueing.slices == 1
-        queueing.add(Queue(session), "a")
+        queueing.add(SessionQueue(session), "a")
     assert queueing.slices == CROWD_SLICES
     queueing.next.items.clear()
     queueing.served(1.0)

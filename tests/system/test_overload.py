@@ -36,12 +36,12 @@ REGISTRY = Registry([Job])
 def in_order_of_arrival() -> None:
     """A seeded bug: all sessions stand in one queue."""
     from solewriter.engine_proc import intake
-    from solewriter.engine_proc.fairness import FairQueueing, Queue
+    from solewriter.engine_proc.fairness import FairQueueing, SessionQueue
 
     class OneQueue(FairQueueing):
         def __init__(self):
             super().__init__()
-            self._all = Queue(0)
+            self._all = SessionQueue(0)
 
         def add(self, queue, items):
             super().add(self._all, items)
