@@ -21,7 +21,6 @@ from solewriter.shared.config import DEFAULT_LIMITS, MEMORY_VERSION, Limits
 from solewriter.shared.entry import Life
 from solewriter.shared.memory.catalog import Catalog, Table
 from solewriter.shared.memory.root import Root, root_of_files
-from solewriter.shared.registry import Registry
 from solewriter.shared.schema import Schema
 
 _LATEST = 2**63 - 1  # no revision is above it
@@ -56,10 +55,8 @@ class OfflineReader(Looking):
     JournalCorrupt naming the place, LayoutMismatch for a newer format.
     """
 
-    def __init__(
-        self, state: str | os.PathLike[str], limits: Limits = DEFAULT_LIMITS, registry: Registry | None = None
-    ) -> None:
-        super().__init__(state, limits, registry)
+    def __init__(self, state: str | os.PathLike[str], limits: Limits = DEFAULT_LIMITS) -> None:
+        super().__init__(state, limits)
         self._newest: Past | None = untrimmed(lambda: _newest(self.folder.path))
 
     @property

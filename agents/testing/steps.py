@@ -153,24 +153,24 @@ def _step_of_task(mutation: Mutation) -> Step:
     raise TypeError(f"{mutation!r} is not a mutation that the history checker knows")
 
 
-def mutation_of(step: Step, kinds: Kinds, reason: str = "") -> Mutation:
+def mutation_of(step: Step, kinds: Kinds) -> Mutation:
     """The mutation that was asked: sent again under the same request id, it is the same request."""
     model, fields, expect = kinds[step.kind], step.fields, step.expect
     ref: Ref[Any] = model.ref(step.id)
     made: dict[str, Callable[[], Mutation]] = {
-        "create": lambda: Create(model.model_validate(fields), reason),
-        "put": lambda: Put(model.model_validate(fields), expect, reason),
-        "update": lambda: Update(ref, fields, expect, reason),
-        "transition": lambda: Transition(ref, step.to, fields, expect, reason),
-        "cancel": lambda: Cancel(ref, expect, reason, tree=bool(step.to)),
-        "delete": lambda: Delete(ref, expect, reason),
-        "alter": lambda: Alter(ref, {name: _operation(*said) for name, said in fields.items()}, expect, reason),
-        "claim": lambda: Claim(model, **fields, reason=reason),
-        "complete": lambda: Complete(ref, fields, reason),
-        "fail": lambda: Fail(ref, fields, bool(step.to), reason),
-        "release": lambda: Release(ref, reason),
-        "renew": lambda: Renew(ref, fields["lease_s"], reason),
-        "redrive": lambda: Redrive(ref, reason),
+        "create": lambda: Create(model.model_validate(fields)),
+        "put": lambda: Put(model.model_validate(fields), expect),
+        "update": lambda: Update(ref, fields, expect),
+        "transition": lambda: Transition(ref, step.to, fields, expect),
+        "cancel": lambda: Cancel(ref, expect, tree=bool(step.to)),
+        "delete": lambda: Delete(ref, expect),
+        "alter": lambda: Alter(ref, {name: _operation(*said) for name, said in fields.items()}, expect),
+        "claim": lambda: Claim(model, **fields),
+        "complete": lambda: Complete(ref, fields),
+        "fail": lambda: Fail(ref, fields, bool(step.to)),
+        "release": lambda: Release(ref),
+        "renew": lambda: Renew(ref, fields["lease_s"]),
+        "redrive": lambda: Redrive(ref),
     }
     return made[step.op]()
 

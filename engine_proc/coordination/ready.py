@@ -53,7 +53,6 @@ class _View:
     """Ready candidates by the values of some columns."""
 
     def __init__(self, names: Names, defaults: Mapping[str, Any]) -> None:
-        self.names = names
         self._defaults = [(name, defaults[name]) for name in names]
         self.heaps: dict[Values, Heap] = {}
         self.size = 0  # of all heaps
@@ -120,9 +119,6 @@ class Ready:
         self.came = next(_boards) << 40  # grows when something becomes ready: then whoever waits looks again
         self._recent: deque[Candidate] = deque(maxlen=RECENT_MAX)
         self._plain: dict[str, bool] = {}  # columns whose order is told without a user's code
-
-    def __len__(self) -> int:
-        return len(self._ready)
 
     def since(self, came: int) -> list[Candidate] | None:
         """What became ready since so much had; None: more than is remembered."""

@@ -19,7 +19,6 @@ class Tally:
     """Counts the entities of one kind by their values in these columns; `defaults` are those of fields not stored."""
 
     def __init__(self, names: tuple[str, ...], defaults: Fields) -> None:
-        self.names = names
         self._defaults = [(name, in_column(defaults.get(name))) for name in names]
         self._counts: dict[Values, int] = {}
         self._held: dict[str, Values] = {}
