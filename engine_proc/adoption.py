@@ -60,7 +60,7 @@ def prepare(state: State, publisher: Publisher, kinds: Sequence[Kind]) -> Genera
 
 
 def _makes_other_cells(state: State, publisher: Publisher, known: KindState, kind: Kind) -> bool:
-    """Whether there are other columns; or what is stored with others, whose cells another class made, or none."""
+    """Whether its columns are others, or cells of older records were made by another class than this, or by none."""
     if kind.columns != publisher.columns(known.code):
         return True
     is_same = known.kind is not None and known.kind.model is kind.model
@@ -68,7 +68,7 @@ def _makes_other_cells(state: State, publisher: Publisher, known: KindState, kin
 
 
 def _make_tables(state: State, publisher: Publisher, adoption: Adoption) -> None:
-    """Those of the kinds that are new. Raises MemoryFull."""
+    """Make the tables of the kinds that are new. Raises MemoryFull."""
     by_name = {kind.name: kind for kind in adoption.kinds}
     for code, name in enumerate(adoption.private.kinds, len(state.kinds)):
         adoption.made.append(publisher.new_table(code, by_name[name].columns))
@@ -153,8 +153,8 @@ def _check_taken_again(
 
 
 def _refilling(state: State, publisher: Publisher, table: TableWriter, known: KindState, kind: Kind) -> Iterator[None]:
-    """All slots of a kind with the columns of another class of it, which cuts those that were stored with others.
-    Raises InvalidMutation.
+    """Fill a table with all slots of a kind; a record of other columns gets its cells from this class. A step for each
+    slot. Raises InvalidMutation.
     """
     others = state.of_other_columns(known.code, kind.columns)
     for slot in known.slots.values():
@@ -169,7 +169,7 @@ def _refilling(state: State, publisher: Publisher, table: TableWriter, known: Ki
 
 
 def forgo(state: State, publisher: Publisher, adoption: Adoption) -> None:
-    """It is not to be: nothing has changed."""
+    """Remove what `prepare` made; then nothing has changed."""
     for code, table in adoption.tables.items():
         publisher.remove_table(code, table)
     for code, made in enumerate(adoption.made, len(state.kinds)):

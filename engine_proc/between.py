@@ -87,17 +87,17 @@ class BetweenTurns:
             self.look()
 
     def refuse(self, item: Item) -> None:
-        """The engine ends. A checkpoint that is not journaled goes with the next start."""
+        """Refuse what comes while the engine ends. A checkpoint that is not journaled is removed by the next start."""
         if isinstance(item, Registration):
             item.done.set_exception(EngineUnavailable("the engine is stopping"))
 
     def _append(self, private: Private) -> None:
-        """The next entry, of no entity."""
+        """Append an entry that changes no entity."""
         self._still_owner()  # what it is of may have taken long
         self._journal.append(self._state.revision, time.time_ns() // 1000, [], private)
 
     def _publish(self) -> None:
-        """The same revision, as of the newest entry. Room was reserved."""
+        """Publish the same revision again, as of the newest entry. Room was reserved."""
         self._publisher.publish([], self._state.revision, self._journal.tail.number, self._state.counts())
 
     # --- models ------------------------------------------------------------------------------------------------------
@@ -109,8 +109,8 @@ class BetweenTurns:
         await registration.done
 
     async def _in_slices(self, steps: Generator[None, None, T]) -> T:
-        """What they come to. No turn is taken meanwhile, but between two slices lanes are read, and the heart beats:
-        many entities take longer than an engine may be silent.
+        """Run these steps to their end, and return what they do. No turn is taken meanwhile, but between two slices
+        lanes are read, and the heart beats: many entities take longer than an engine may be silent.
         """
         slice_s = self._state.coordination.limits.making_slice_s
         until = time.monotonic() + slice_s
@@ -125,7 +125,7 @@ class BetweenTurns:
                 until = time.monotonic() + slice_s
 
     async def _adopt(self, registration: Registration) -> None:
-        """What they bring is journaled before anybody can use it."""
+        """Make models known. What is new of them is journaled before anybody can use it."""
         state, publisher = self._state, self._publisher
         try:
             adoption = await self._in_slices(adoptions.prepare(state, publisher, registration.kinds))
@@ -169,11 +169,11 @@ class BetweenTurns:
         self._checkpoints.begin(lambda made: send(Finished(made)), unknown)
 
     def look_later(self, seconds: float) -> None:
-        """The same, when these are over."""
+        """Look when so many seconds are over."""
         asyncio.get_running_loop().call_later(seconds, self._inbox.put_nowait, [Look()])
 
     def _sender(self) -> Callable[[Item], None]:
-        """Puts an item into the inbox, from any thread."""
+        """A function that puts an item into the inbox from any thread."""
         loop, inbox = asyncio.get_running_loop(), self._inbox
 
         def send(item: Item) -> None:
@@ -194,7 +194,7 @@ class BetweenTurns:
             done.add_done_callback(lambda done: send(Settled(done, then)))
 
     async def _note(self, made: Made) -> None:
-        """What no reader sees is journaled behind it; when that is on disk, a start begins with it."""
+        """Journal behind a checkpoint what no reader sees; once that is on disk, a start begins with the checkpoint."""
         checkpoints = self._checkpoints
         assert checkpoints is not None, "one was made"
         before = self._journal.length

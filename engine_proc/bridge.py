@@ -383,7 +383,7 @@ class Bridge:
             lane.read_rest()
 
     def close(self) -> None:
-        """Nobody is told any more of the lanes that go now."""
+        """Close all lanes, of which nobody is told any more."""
         self._tell_gone = None
         for lane in list(self._lanes.values()):
             lane.close()

@@ -43,7 +43,7 @@ class KindState:
         self.came_back(key)
 
     def came_back(self, key: str) -> None:
-        """It has a record, which says its version."""
+        """Drop the version that is remembered of a key: it has a record again, which says it."""
         self._forgotten.pop(key, None)
 
     def forget(self, key: str, version: int, keys_max: int) -> None:
@@ -57,12 +57,12 @@ class KindState:
 
     @property
     def forgotten(self) -> tuple[int, dict[str, int]]:
-        """The base, and the last versions of forgotten keys: what no record says."""
+        """What no record says: the base, and the last versions of forgotten keys."""
         return self.base, self._forgotten
 
     def restore_forgotten(self, base: int, keys: dict[str, int]) -> None:
         self.base, self._forgotten = base, keys
 
     def last_version(self, key: str) -> int:
-        """Of a key that has no record: a version that it never went beyond."""
+        """A version that a key without a record never went beyond."""
         return self._forgotten.get(key, self.base)

@@ -99,7 +99,7 @@ class Publisher:
         return self._table(kind, columns), index
 
     def remove_new_table(self, kind: int, made: Columnar) -> None:
-        """It is not needed after all."""
+        """Remove a table and an index from `new_table` that are not used after all."""
         self.remove_table(kind, made[0])
         remove_segments(self._folder, f"{self.prefix}-index-{kind}")
 
@@ -221,8 +221,8 @@ class Publisher:
         self, written: int, revision: int, entry: int, kinds: Callable[[], Sequence[tuple[int, int]]]
     ) -> Sequence[Dropped]:
         """Between two turns: move live records out of the oldest segments while too much is dead, as far as is due
-        behind so many bytes that were written. A revision says the same before and after; nobody is woken. The
-        tombstones that went: their slots are free.
+        behind so many bytes that were written. A revision says the same before and after; nobody is woken. Returns the
+        tombstones that were dropped, whose slots are free.
         """
         dropped: list[Dropped] = []
         budget = self.reclaimer.budget(written)
@@ -237,7 +237,7 @@ class Publisher:
         return dropped
 
     def _reclaim_slice(self, budget: int, revision: int, entry: int, kinds: Sequence[tuple[int, int]]) -> list[Dropped]:
-        """Of one segment."""
+        """Reclaim one segment, or up to so many bytes of it; the tombstones that were dropped."""
         reclaimer = self.reclaimer
         moved, dropped = reclaimer.move(budget)
         self.heap.flush()
@@ -267,7 +267,7 @@ class Publisher:
         return dropped
 
     def _vacate(self, dropped: Sequence[Dropped]) -> None:
-        """Their slots are empty, and their keys leave the indexes."""
+        """Empty the slots of dropped tombstones, and take their keys out of the indexes."""
         if dropped:
             self.root.forget(max(one.revision for one in dropped))
             failpoint.reach("reclaim.forgotten")
@@ -287,7 +287,7 @@ class Publisher:
 
     @property
     def gone(self) -> str:
-        """The name of the root where others have removed it: nobody who comes finds this memory any more."""
+        """The name of the root if others removed it, so that nobody finds this memory any more; else empty."""
         path = self.path("root")
         try:
             path.lstat()
@@ -298,7 +298,7 @@ class Publisher:
         return ""
 
     def desert(self) -> None:
-        """Where it is gone: send its readers to the next engine, which cannot find it either."""
+        """Once `gone`: send its readers to the next engine, which cannot: it does not find this memory either."""
         self.root.succeed(SUPERSEDED)
 
     def remove(self) -> None:

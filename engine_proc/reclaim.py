@@ -85,8 +85,8 @@ class Usage:
         self.keeps_tombstones = False  # they are moved as well
 
     def installed(self, records: Iterable[Installed]) -> None:
-        """These become their slots' newest. What a request overtakes itself is dead from the start, but its bytes were
-        used.
+        """Count records that become their slots' newest. What a request overtakes itself is dead from the start, but
+        its bytes were used.
         """
         used = live = tombstones = 0
         for one in records:
@@ -104,20 +104,20 @@ class Usage:
         self.tombstones += tombstones
 
     def add(self, live: int, tombstones: int) -> None:
-        """During recovery: so many bytes of records that are their slots' newest."""
+        """During recovery: count so many bytes of records that are their slots' newest."""
         self.used += live + tombstones
         self._live += live
         self.tombstones += tombstones
 
     def overtaken(self, size: int, alive: bool) -> None:
-        """A record is its slot's newest no more."""
+        """Count a record that is its slot's newest no more."""
         if alive:
             self._live -= size
         else:
             self.tombstones -= size
 
     def live(self) -> int:
-        """Of the records that are moved: their slots' newest."""
+        """Bytes of the records that reclaim would move: those that are their slots' newest."""
         return self._live + (self.tombstones if self.keeps_tombstones else 0)
 
 
@@ -138,12 +138,12 @@ class Reclaimer:
         self.whole = 0  # the oldest revision of which all entities are
 
     def begin_behind(self, revision: int) -> None:
-        """During recovery: of what was overtaken up to this revision, memory has nothing."""
+        """During recovery: memory has no records that were overtaken up to this revision."""
         self.oldest, self.whole = revision + 1, revision
 
     @contextmanager
     def keeping_tombstones(self) -> Iterator[None]:
-        """During recovery: what was forgotten when says the journal."""
+        """During recovery tombstones are moved as well: the journal says which of them were forgotten, and when."""
         self._usage.keeps_tombstones = True
         try:
             yield

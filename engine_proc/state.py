@@ -174,8 +174,8 @@ class State:
         return Stored(slot, version, address, padded(length), not deleted, payload, block)
 
     def seen(self, kind: KindState, key: str) -> Stored | None:
-        """The same, looked at by the engine itself, which no model may end or hold up: what its class cannot make anew
-        is as it was stored. Once that took too long, so is all that is of other schemas.
+        """What is stored under a key, for the engine itself, which no model may end or hold up: what its class cannot
+        make anew is returned as it was stored. Once that took too long, so is all that is of other schemas.
         """
         stored, slot = self.find(kind, key, anew=False), kind.slots.get(key)
         if stored is not None or slot is None or kind.kind is None:
@@ -275,17 +275,17 @@ class State:
         return layout
 
     def _forget_for(self, kind: KindState, key: str, slot: int) -> None:
-        """The key itself, which had another life, and the key that had the slot."""
+        """Forget the key, which had another life, and the key that had the slot."""
         places = {slot, kind.slots.get(key, slot)}
         assert slot < kind.places, "a used slot is one that somebody had"
         self.forget([self._publisher.drop(kind.code, place) for place in places if place not in kind.free])
 
     def cells_of(self, kind: KindState, body: bytes) -> Cells:
-        """Those of a journaled body in its kind's table."""
+        """The cells of a journaled body in its kind's table."""
         return self._cells(kind, record.unpack(body), self._publisher.columns(kind.code))
 
     def _cells(self, kind: KindState, found: record.Record, columns: Sequence[Column]) -> Cells:
-        """Those of a record in a table with these columns."""
+        """The cells of a record in a table with these columns."""
         if found.deleted:
             return ()
         schema = self.schemas[found.schema]
@@ -307,7 +307,7 @@ class State:
     def cut_made(
         self, kind: Kind, found: record.Record | record.Content, made: Entity
     ) -> tuple[Mapping[str, Any], Cells]:
-        """The same, of what was made of it anew, behind the fields that would be stored of that."""
+        """What would be stored of an entity that was made anew of a record, and its cells. Raises as `cut_anew`."""
         try:
             stored = kind.stored(made)
             return stored, kind.layout.cut(stored, found.key, found.version, found.time_us)[1]
@@ -337,7 +337,7 @@ class State:
         self._minded(kind, found, partial(kind.validated, {**decode(kind.payload(stored)), **header}))
 
     def _minded(self, kind: Kind, found: record.Record | record.Content, make: Callable[[], Entity]) -> Entity:
-        """What the user's code makes of a record."""
+        """Run the user's code on a record. Raises SchemaMismatch for whatever else than an exception ends it."""
         self.time_budget.use()
         try:
             return watched(make)
@@ -354,7 +354,7 @@ class State:
 
 
 def took_too_long(error: Exception) -> bool:
-    """Whether that is why an entity could not be made anew."""
+    """Whether an entity could not be made anew because its class took too long."""
     return isinstance(error.__cause__, Overtime)
 
 

@@ -78,7 +78,7 @@ class Turn:
 
     @property
     def now(self) -> datetime:
-        """The same as a datetime: made when it is asked for, which most turns do not."""
+        """The turn's time as a datetime, made on demand: most turns need none."""
         if self._now is None:
             self._now = from_us(self.now_us)
         return self._now
@@ -105,7 +105,7 @@ class Turn:
         return self.leases[place] if place in self.leases else self._leases.get(place)
 
     def note(self, outcome: Outcome) -> None:
-        """A decided request."""
+        """Add the outcome of a decided request."""
         self.outcomes.append(outcome)
         if self.waiting and (outcome.session, outcome.sequence) in self.waiting:
             self.waiting.remove((outcome.session, outcome.sequence))
@@ -145,7 +145,7 @@ class Turn:
         return self.changed.get(key) or self._find(kind, key[1], anew)
 
     def seen(self, kind: KindState, key: Key) -> Stored | None:
-        """The same as the engine itself looks at it, see `State`."""
+        """What is stored under a key, for the engine itself: see `State.seen`."""
         return self.changed.get(key) or self._seen(kind, key[1])
 
     def take_slot(self, kind: KindState, key: bytes) -> int:
@@ -162,14 +162,14 @@ class Turn:
         return slot
 
     def slots(self) -> dict[int, int]:
-        """By kind, how many slots it has after this turn; of those that have new keys."""
+        """How many slots each kind that has new keys needs after this turn."""
         kinds = self.kinds
         return {
             code: kinds[code].places + max(0, len(keys) - len(kinds[code].free)) for code, keys in self.new_keys.items()
         }
 
     def known_slots(self) -> Slots | None:
-        """Those of all records, where they are of one kind and no key is new."""
+        """The slots of all records, if these are of one kind and no key is new."""
         if self.new_keys or not self.installed:
             return None
         kind = self.installed[0].kind

@@ -39,7 +39,7 @@ def formed(draft: Draft, request: PlainRequest, turn: Turn, limits: Limits) -> t
 
 
 def overtime(draft: Draft, limits: Limits) -> InvalidMutation:
-    """What a request is told whose models did not come to an end. All that it made is its draft."""
+    """The refusal of a request whose models did not come to an end. All that it made is its draft."""
     names = ", ".join(sorted({kind for kind, _ in draft.steps})) or "its models"
     problem = f"not decided within {limits.decide_timeout_s:g} s (decide_timeout_s)"
     return InvalidMutation(f"{names}: {problem}: a validator loops or waits", fields={"entity": problem})
@@ -63,7 +63,7 @@ def form(draft: Draft, turn: Turn, limits: Limits) -> list[Step]:
 
 
 def _changes(step: Step, turn: Turn, limits: Limits) -> bool:
-    """Whether it changes something, and what its record will say. Raises RequestTooLarge, InvalidMutation."""
+    """Whether a step changes something; then it has what its record says. Raises RequestTooLarge, InvalidMutation."""
     before = step.before
     if not step.exists:
         return before is not None and before.alive
@@ -86,7 +86,7 @@ def _changes(step: Step, turn: Turn, limits: Limits) -> bool:
 
 
 def too_large(kind: Kind, key: str, size: int, most: int) -> RequestTooLarge:
-    """What a request is told whose entity would be."""
+    """The refusal of a request whose entity would be too large."""
     return RequestTooLarge(f"{kind.name} {key!r} would take {size:,} bytes; the bound is {most:,} (entity_bytes_max)")
 
 

@@ -78,7 +78,7 @@ class Step:
 
     @property
     def stored_version(self) -> int:
-        """That before the request; 0: there was none."""
+        """The version before the request; 0: there was none."""
         return self.before.version if self.before is not None and self.before.alive else 0
 
     def compare(self, expect: int) -> None:
@@ -179,20 +179,20 @@ class Draft:
         return step
 
     def before(self, kind_name: str, key: str) -> Step:
-        """The same as it was before the request, to be looked at. Raises UnknownKind."""
+        """The entity as it was before the request, to be looked at only. Raises UnknownKind."""
         state, kind = self.known(kind_name)
         return Step(state, kind, key, self.turn.find(state, (kind_name, key)), self.turn)
 
     def seen(self, kind_name: str, key: str) -> Step:
-        """An entity as it is by now, to be looked at: whoever changes it takes it first."""
+        """The entity as it is by now, to be looked at only: `take` it before it is changed."""
         return self.steps.get((kind_name, key)) or self.before(kind_name, key)
 
     def take(self, step: Step) -> None:
-        """Into the request, if it is not there."""
+        """Make an entity that was `seen` part of the request."""
         self.steps[step.kind.name, step.key] = step
 
 
 def conflict(step: Step, expected: int, why: str) -> VersionConflict:
-    """What is told to whoever saw an older version."""
+    """The refusal for whoever saw an older version."""
     version = step.stored_version
     return VersionConflict(why, kind=step.kind.name, id=step.key, expected=expected, version=version, **step.newest)
