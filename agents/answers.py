@@ -74,7 +74,7 @@ class Answers:
                     self._registry.install(kind)  # it is the engine's, so replies are read by it
 
     def reply(self, pending: Pending) -> Reply:
-        """What a finished request was told; a refusal or failure is in it as a value."""
+        """The reply to a finished request; a refusal or failure is in it as a value."""
         told = pending.reply
         if told is not None and told.status == Status.APPLIED:
             named = pending.given_id or (pending.session, pending.sequence)
@@ -86,8 +86,8 @@ class Answers:
         return self._failed(pending.request_id, told.revision if told else 0, error)
 
     def as_asked(self, reply: Reply, mutations: Sequence[Mutation]) -> Reply:
-        """The same. What its refusal tells of an entity is of the class that one of these mutations has for it: of a
-        kind, a process may have several.
+        """The same reply. What its refusal tells of an entity is of the class that one of these mutations has for it: a
+        process may have several of one kind.
         """
         error = reply.error
         if isinstance(error, Refused) and error.current is not None and "kind" in error.details:
@@ -101,11 +101,11 @@ class Answers:
         return reply
 
     def refused(self, error: Refused) -> Reply:
-        """For a request that was refused before it was sent."""
+        """The reply to a request that was refused before it was sent."""
         return Reply("", self._reader.revision, (), error, _nothing)
 
     def outcome(self, pending: Pending, request_id: str) -> Outcome:
-        """What a finished query was told about this request. Raises what is no outcome."""
+        """What a finished query says of this request. Raises what is no outcome."""
         error = error_of(pending)
         if error is not None:
             raise error
@@ -161,7 +161,7 @@ class Answers:
 
 
 def _class_of(mutation: Mutation) -> type[Entity]:
-    """Of the entities that it is about."""
+    """The class of the entities that a mutation is about."""
     if isinstance(mutation, Create | Put):
         return type(mutation.entity)
     return mutation.model if isinstance(mutation, Claim) else model_of(mutation.target)
@@ -189,12 +189,12 @@ def entity_of(reply: Reply, model: type[E]) -> E:
 
 
 def entity_or_error(reply: Reply, model: type[E]) -> E | SolewriterError:
-    """The same, but for the reply's error, which is left to be raised by who asked."""
+    """The same, but the reply's error is returned, for whoever asked to raise."""
     return reply.error or entity_of(reply, model)
 
 
 def entities_of(reply: Reply, model: type[E]) -> list[E]:
-    """The same of a request that may have changed several."""
+    """The entities that a request left which may have changed several."""
     reply.check()
     try:
         return [left_by(reply, place, model) for place in range(len(reply.results))]

@@ -35,11 +35,11 @@ class Vacancy:
         self._since_s = 0.0
 
     def end(self) -> None:
-        """The engine is met serving, or another one was found."""
+        """Note that the engine was met serving, or another one was found."""
         self._since_s = 0.0
 
     def check(self, now_s: float) -> None:
-        """It is met stopped. Raises EngineUnavailable when none followed in `connect_timeout_s`."""
+        """Note that it was met stopped. Raises EngineUnavailable when none followed in `connect_timeout_s`."""
         self._since_s = self._since_s or now_s
         if now_s - self._since_s > self._limits.connect_timeout_s:
             raise EngineUnavailable(f"the engine of {self._folder.path} was stopped, and nobody started another one")
@@ -182,7 +182,7 @@ class Attaching(Looking):
         return self._pin_in(self._newest)
 
     def sleep(self, root: RootReader, head: int, timeout_s: float) -> None:
-        """Until the head word moves on, or so long. Raises EngineUnavailable when the engine was stopped and none
+        """Wait until the head word moves on, or so long. Raises EngineUnavailable when the engine was stopped and none
         followed in `connect_timeout_s`: nothing will happen here.
         """
         root.sleep(head, timeout_s)
@@ -207,7 +207,7 @@ class Attaching(Looking):
         self.decoder.turn_to(None)
 
     def __del__(self, warn: Callable[..., None] = warnings.warn) -> None:
-        """Nobody has this reader any more, nor a snapshot of it."""
+        """Let go of the memory, and warn where this was opened by itself and nobody had closed it."""
         if self._view is not None:
             is_unclosed = not self._closed
             self.close()

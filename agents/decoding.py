@@ -99,7 +99,7 @@ class Decoder:
         return made
 
     def fresh(self, pin: Held, address: int, kind: Model) -> Any:
-        """The same, neither taken from what is kept nor put there."""
+        """The entity of a record, neither taken from what is kept nor put there."""
         return self.of_record(pin.catalog, pin.read(address), kind)
 
     def of_record(self, catalog: Catalog, found: record.Content | record.Record | None, kind: Model) -> Any:
@@ -113,7 +113,7 @@ class Decoder:
         return known.decoded(schema, found.key, found.version, found.time_us, found.payload)
 
     def _has_room(self, cache: dict[Any, Any]) -> bool:
-        """For one more, where need be without the oldest; False for a reader that shall keep nothing."""
+        """Make room for one more, at the cost of the oldest; False for a reader that keeps nothing."""
         if len(cache) >= self._cache_max:
             for oldest in list(islice(cache, 1 + len(cache) // 8)):
                 cache.pop(oldest, None)

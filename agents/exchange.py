@@ -103,7 +103,7 @@ class Exchange:
         return sent
 
     def wait(self, pending: Pending, deadline: float) -> None:
-        """Until this request is answered. Raises OutcomeUnknown at the deadline; the request stays on its way."""
+        """Wait until this request is answered. Raises OutcomeUnknown at the deadline; the request stays on its way."""
         if pending.done:
             return
         self._check_outside()
@@ -134,7 +134,7 @@ class Exchange:
             self._end()
 
     def _end_if_closed(self) -> None:
-        """What a signal handler closed in the middle of a call, nobody else ends."""
+        """Finish a `close` by a signal handler that came in the middle of this thread's call: nobody else does."""
         if self._closed:
             with self._monitor.lock:
                 self._end()
@@ -149,8 +149,8 @@ class Exchange:
     # --- waiting -----------------------------------------------------------------------------------------------------
 
     def _await_room(self, requests: Sequence[Asked], deadline: float) -> bool:
-        """Until these requests fit the window; False when their own deadline has passed. Raises EngineUnavailable at
-        the caller's: nothing was sent.
+        """Wait until these requests fit the window; False when their own deadline passes first. Raises
+        EngineUnavailable when the caller's does: nothing was sent.
         """
         self._check_usable()
         while until_room(self._session, requests):
@@ -163,7 +163,7 @@ class Exchange:
         return True
 
     def _make_room(self, requests: Sequence[Asked]) -> None:
-        """Claims that wait leave it to those that do not."""
+        """Call back claims that wait, where these requests, which do not, need their room."""
         try:
             if make_room(self._session, self._pace, [requests], time.monotonic()):
                 self._write()
@@ -184,8 +184,8 @@ class Exchange:
         check_room(session, self._pace, requests, self._limits.busy_above_s, time.monotonic())
 
     def _check_outside(self) -> None:
-        """Raises SolewriterError in the middle of a call of this very thread: what that has half done, a second one
-        would do again, and nobody reads for it.
+        """Raises SolewriterError in the middle of a call of this same thread: a second one would do again what that has
+        half done, and wait for a reader that waits for it.
         """
         if self._monitor.is_mine or self._reading == threading.get_ident():
             raise SolewriterError(
@@ -291,7 +291,7 @@ class Exchange:
     # --- connecting --------------------------------------------------------------------------------------------------
 
     def _reconnect(self, deadline: float) -> None:
-        """A new lane for the same session. What cannot be delivered in time ends as OutcomeUnknown."""
+        """Get a new lane for the same session. What cannot be delivered in time ends as OutcomeUnknown."""
         try:
             self._read_rest()
         finally:  # an interrupt in there may have lost something, as in `_read`
@@ -347,7 +347,7 @@ class Exchange:
             self._hang_up()
 
     def _hang_up(self) -> None:
-        """Whoever waits for an engine's answer waits no more."""
+        """End the wait of whoever waits for an engine's answer to a hello."""
         connection = self._greeting
         try:
             if connection is not None:
@@ -361,7 +361,7 @@ class Exchange:
             self._lane = None
 
     def __del__(self, warn: Callable[..., None] = warnings.warn) -> None:
-        """Nobody has this client any more, and nobody closed it."""
+        """Let go of the lane, and warn: the client was forgotten, and nobody had closed it."""
         if self._lane is not None:
             self._drop_lane()
             warn(unclosed("client", self.folder), ResourceWarning, source=self)

@@ -89,12 +89,12 @@ class Past:
     # --- moving on ---------------------------------------------------------------------------------------------------
 
     def advance(self, revision: int) -> None:
-        """To the end of a revision, or of the journal's part that may be read. Raises Compacted, JournalCorrupt."""
+        """Move on to the end of a revision, or of what may be read of the journal. Raises Compacted, JournalCorrupt."""
         for _ in self.changes(revision):
             pass
 
     def changes(self, revision: int) -> Iterator[tuple[record.Record, record.Record | None]]:
-        """The same, one record after the other, each with that of its entity before it."""
+        """Move on as `advance`, and yield each record with that of its entity before it."""
         while (coming := self._coming or next(self._bodies, None)) is not None:
             self._coming = coming
             body, used_slot = coming
@@ -126,7 +126,7 @@ class Past:
         return before
 
     def _forget(self, kind: int, slot: int) -> None:
-        """The tombstone that had it, if any, before the slot went to another key, or the key to another slot."""
+        """Drop the tombstone in a slot, if any, before the slot goes to another key, or its key to another slot."""
         newest = self._newest[kind]
         if newest[slot]:
             del self._slots[kind][record.key_at(newest[slot], 0).decode()]

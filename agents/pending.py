@@ -75,7 +75,7 @@ Sent = Pending | Refused
 
 
 def outcome_unknown(pending: Pending) -> OutcomeUnknown:
-    """Tells its id, which is its own from now on."""
+    """The error that tells a request's id: from now on the caller may ask by it, so it stays this request's."""
     pending.named = True
     return OutcomeUnknown(
         f"no reply to request {pending.request_id}: it may or may not have been applied; "
@@ -85,16 +85,14 @@ def outcome_unknown(pending: Pending) -> OutcomeUnknown:
 
 
 def is_interrupt(error: BaseException) -> bool:
-    """Whether it came in the middle of a call, and tells nothing of that: a cancellation, Ctrl-C, or whatever else the
-    handler of a signal raises, that it cannot use the client there among it.
+    """Whether this came in the middle of a call and says nothing of its outcome: a cancellation, Ctrl-C, or whatever
+    else a signal handler raises, also that it cannot use the client there.
     """
     return type(error) is SolewriterError or not isinstance(error, SolewriterError)
 
 
 def name_request(cancelled: BaseException, sent: Sequence[object]) -> None:
-    """A cancellation of something that was sent says so: its cause names the first request of it. So does any other
-    interrupt.
-    """
+    """Let an interrupt of something that was sent, a cancellation say, tell so: its cause names the first request."""
     if cancelled.__cause__ is None and is_interrupt(cancelled):
         for one in sent:
             if isinstance(one, Pending):
@@ -103,7 +101,7 @@ def name_request(cancelled: BaseException, sent: Sequence[object]) -> None:
 
 
 def name_answered(interrupted: BaseException, request_id: str) -> None:
-    """The same of one that was answered, when what it left was about to be read."""
+    """The same for a request that was answered, when the interrupt came before what it left was read."""
     if interrupted.__cause__ is None and is_interrupt(interrupted):
         told = f"request {request_id} was answered before that: client.outcome({request_id!r}) says how it ended"
         interrupted.__cause__ = OutcomeUnknown(told, request_id=request_id)

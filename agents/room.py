@@ -45,13 +45,13 @@ def check_room(
 
 
 def is_pressing(requests: Sequence[Asked]) -> bool:
-    """Whether one of them is no claim that waits."""
+    """Whether one of them is something else than a claim that waits."""
     return any(len(request) == 2 or not waits(request) for request in requests)
 
 
 def make_room(session: AgentSession, pace: Pace, line: Iterable[Sequence[Asked]], now_s: float) -> bool:
-    """For the first in this line that are no claims that wait, see `AgentSession.make_room`. Whether something has to
-    be written for that.
+    """Call back claims for the first in this line that do not wait, see `AgentSession.make_room`. Whether something has
+    to be written for that.
     """
     if session.awaited:
         return False
@@ -64,7 +64,7 @@ def make_room(session: AgentSession, pace: Pace, line: Iterable[Sequence[Asked]]
 
 
 def no_room(session: AgentSession) -> EngineUnavailable:
-    """For a caller that waited for it in vain."""
+    """The error for a caller that waited for room in vain."""
     why = "the engine answered too few of them in time"
     if session.waiting:
         why = f"{session.waiting} of them are claims that wait: let fewer wait at once, or connect() for them once more"
@@ -93,7 +93,7 @@ def sends_more(session: AgentSession, on_their_way: int, batch: int) -> bool:
 
 
 def _busy(retry_after_s: float) -> Busy:
-    """For a caller that does not wait for room."""
+    """The error for a caller that does not wait for room."""
     return Busy(
         "there is no room for another request in flight, or no reply to it in time: nothing was sent; "
         f"try again in {retry_after_s:.3f} s",

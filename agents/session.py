@@ -96,7 +96,7 @@ class AgentSession:
     # --- requests out ------------------------------------------------------------------------------------------------
 
     def send(self, requests: Sequence[Asked]) -> list[Pending]:
-        """One frame of these requests. Raises RequestTooLarge; TypeError for what is not plain data."""
+        """Make one frame of these requests. Raises RequestTooLarge; TypeError for what is not plain data."""
         assert 0 < len(requests) <= FRAME_REQUESTS_MAX
         data = wire.pack_frame(list(requests), self.limits)
         number = self.next_frame
@@ -225,12 +225,12 @@ class AgentSession:
         self._unsent = deque([(frame, memoryview(frame.data or self._filler(frame))) for frame in self._frames])
 
     def _filler(self, frame: _Frame) -> bytes:
-        """In the place of a frame that was answered: the engine counts them. It decides nothing."""
+        """A frame that decides nothing, in the place of one that was answered: the engine counts frames."""
         return wire.pack_frame([("outcome", default_id(self.number, frame.number << _PLACE_BITS))], self.limits)
 
     def _take_back(self, frame: _Frame) -> None:
-        """What must not be decided any more is replaced, in a frame, by the question how it ended, which keeps it from
-        ever being: its caller was told that it was not applied, or the frame is too large for the engine that is there.
+        """Replace what must not be decided any more, in a frame, by the question how it ended: that keeps it from ever
+        being decided. Its caller was told that it was not applied, or the frame is too large for this engine.
         """
         too_large = len(frame.data) > LENGTH_BYTES + self.limits.frame_bytes_max
         if too_large:
@@ -286,7 +286,7 @@ class AgentSession:
         self._count()
 
     def _count(self) -> None:
-        """What is in flight, anew."""
+        """Count anew what is in flight."""
         self.in_flight = sum(frame.open for frame in self._frames)
         self.waiting = sum(one.waits and not one.done for frame in self._frames for one in frame.pendings)
         self.bytes_in_flight = sum(len(frame.data) for frame in self._frames)
@@ -299,7 +299,7 @@ class AgentSession:
     # --- replies in --------------------------------------------------------------------------------------------------
 
     def received(self, data: bytes | memoryview) -> None:
-        """Bytes from the reply pipe."""
+        """Take bytes from the reply pipe, and finish the requests that they answer."""
         self._received += data
         for reply in wire.unpack_replies(self._received):
             if reply.status == Status.FENCED:
@@ -331,8 +331,8 @@ class AgentSession:
             self._forget_first()
 
     def _spend(self, frame: _Frame) -> None:
-        """Behind one that is not answered, a claim that waits say, only its number is still needed: what it held is
-        never sent again, and no older lane is read.
+        """Keep only the number of an answered frame that stands behind an open one, a claim that waits say: its content
+        is never sent again, and no older lane is read.
         """
         self.bytes_in_flight -= len(frame.data)
         frame.data, frame.pendings = b"", []
@@ -347,7 +347,7 @@ class AgentSession:
         self.fail(fenced())
 
     def close(self) -> None:
-        """The client is closed: what was not sent never is."""
+        """End the session on this side: what was not sent never is."""
         self.fail(EngineUnavailable("this client was closed before it was sent", final=True))
 
     def fail(self, unsent: SolewriterError | None) -> None:

@@ -80,7 +80,7 @@ class Tokens:
             guards[:0] = [(SHOWN, *key, token) for key, token in held.items() if token is not None]
 
     def sent(self, sent: Sequence[Sent], requests: Sequence[PlainRequest]) -> None:
-        """They are on their way, or could not be sent."""
+        """Note which of these requests are on their way, and will say who holds what; the others could not be sent."""
         telling = TELLING if self._held else CLAIMING
         for one, request in zip(sent, requests, strict=True):
             for mutation in request[0]:
@@ -96,16 +96,16 @@ class Tokens:
             self._asked.pop(next(iter(self._asked), sent), None)
 
     def resolved(self, outcome: Outcome) -> None:
-        """What became of a request whose answer did not come."""
+        """Note how a request ended whose own answer did not come."""
         if isinstance(outcome, Applied):
             self.told(self.asked(outcome.reply.request_id), outcome.reply)
 
     def asked(self, request_id: str) -> Pending | None:
-        """A claim, or the like, of which nobody took the answer so far, whether it came or not."""
+        """The claim, or the like, under this id, if nobody took its answer so far, whether it came or not."""
         return next((one for one in list(self._asked) if one.request_id == request_id), None)
 
     def told(self, sent: Pending | None, reply: Reply) -> None:
-        """What it came to."""
+        """Note what a reply says of who holds what."""
         error: Any = reply.error
         if error is None and not self._asked:
             return

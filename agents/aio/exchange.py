@@ -101,8 +101,8 @@ class AioExchange:
                 self._admit()  # whoever stood behind may fit
 
     async def wait(self, pending: Pending, deadline: float) -> None:
-        """Until this request is answered. Raises OutcomeUnknown at the deadline; the request stays on its way, as it
-        does when the wait is cancelled.
+        """Wait until this request is answered. Raises OutcomeUnknown at the deadline; the request stays on its way, as
+        it does when the wait is cancelled.
         """
         if pending.done:
             return
@@ -183,7 +183,7 @@ class AioExchange:
                     place.set_exception(error)
 
     def _make_room(self) -> None:
-        """Claims that wait leave it to the first in line that does not."""
+        """Call back claims that wait, where the first in line that does not needs their room."""
         try:
             if make_room(self._session, self._pace, self._line.pressing(), time.monotonic()):
                 self._write()
@@ -277,7 +277,7 @@ class AioExchange:
     # --- connecting --------------------------------------------------------------------------------------------------
 
     def _lose(self) -> None:
-        """The lane broke. If anybody waits for something, connect again."""
+        """Drop a lane that broke. If anybody waits for something, connect again."""
         self._drop_lane()
         self._go_on()
 
@@ -291,7 +291,7 @@ class AioExchange:
                 self._connecting = self._loop.create_task(self._reconnect())
 
     async def _reconnect(self) -> None:
-        """A new lane for the same session. What was sent and cannot be delivered in time ends as OutcomeUnknown."""
+        """Get a new lane for the same session. What was sent and cannot be delivered in time ends as OutcomeUnknown."""
         try:
             await self.connect()
         except SolewriterError as error:
@@ -347,7 +347,7 @@ class AioExchange:
         self._admit()
 
     def _drop_lane(self) -> None:
-        """Out of the loop now; closed one tick later, for uvloop may still poll it."""
+        """Take the lane out of the loop now, and close it one tick later: uvloop may still poll it."""
         lane, self._lane = self._lane, None
         if lane is not None:
             self._loop.remove_reader(lane.replies)
@@ -371,7 +371,7 @@ class AioExchange:
             self._greeting = None
 
     def __del__(self, warn: Callable[..., None] = warnings.warn) -> None:
-        """Nobody has this client any more, and nobody closed it."""
+        """Let go of the lane, and warn: the client was forgotten, and nobody had closed it."""
         lane, self._lane = self._lane, None
         if lane is not None:
             self._home.let_go(lane)
