@@ -90,13 +90,13 @@ class _PlainUnpickler(pickle.Unpickler):
 
 
 class _CarefulUnpickler(pickle._Unpickler):
-    """The same, written in Python by the library's authors, looking at each dict and set before it grows.
+    """Plain data only, as `_PlainUnpickler`, by the library's unpickler in Python: it has a method for each opcode,
+    and so each dict and set is looked at before it grows.
 
     Numbers can be chosen to collide as keys: 80,000 of them in a frame of 1 MiB would keep the engine busy for half a
     minute. Keys of plain data are text, whose hashes nobody can choose, and there are no sets in it.
     """
 
-    dispatch: ClassVar[dict[int, Any]] = dict(pickle._Unpickler.dispatch)
     stack: list[Any]
 
     def find_class(self, module: str, name: str, /) -> NoReturn:
@@ -117,21 +117,25 @@ class _CarefulUnpickler(pickle._Unpickler):
         _check_keys(self.stack[::2])
         self._library("load_dict")
 
-    def _refuse_set(self) -> NoReturn:
-        raise BadRequest("the frame holds a set: requests are plain data")
-
     def _library(self, step: str) -> None:
         getattr(pickle._Unpickler, step)(self)
 
-    dispatch[pickle.SETITEM[0]] = _set_item
-    dispatch[pickle.SETITEMS[0]] = _set_items
-    dispatch[pickle.DICT[0]] = _dict
+    def _refuse_set(self) -> NoReturn:
+        raise BadRequest("the frame holds a set: requests are plain data")
 
     def _refuse_bytearray(self) -> NoReturn:
         raise BadRequest("the frame holds a bytearray: requests are plain data")  # it would be filled before it is read
 
-    dispatch[pickle.BYTEARRAY8[0]] = _refuse_bytearray
-    dispatch[pickle.EMPTY_SET[0]] = dispatch[pickle.FROZENSET[0]] = dispatch[pickle.ADDITEMS[0]] = _refuse_set
+    dispatch: ClassVar[dict[int, Any]] = {
+        **pickle._Unpickler.dispatch,
+        pickle.SETITEM[0]: _set_item,
+        pickle.SETITEMS[0]: _set_items,
+        pickle.DICT[0]: _dict,
+        pickle.EMPTY_SET[0]: _refuse_set,
+        pickle.FROZENSET[0]: _refuse_set,
+        pickle.ADDITEMS[0]: _refuse_set,
+        pickle.BYTEARRAY8[0]: _refuse_bytearray,
+    }
 
 
 _NUMBERS = b"".join(
