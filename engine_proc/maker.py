@@ -56,8 +56,8 @@ class Maker:
         """Raises EngineGone after `close`, NotMade if it failed."""
         status = 0
         while not status:  # one that had nothing to do for long may be ending just now
-            child = self._started()
-            answer = _asked(child, order)
+            child = self._living_child()
+            answer = _ask(child, order)
             if answer is not None and answer.made is not None:
                 return answer.made
             if answer is not None:
@@ -67,12 +67,13 @@ class Maker:
             raise EngineGone("the engine ends")
         raise NotMade(f"the process that makes checkpoints ended with status {status}")
 
-    def _started(self) -> subprocess.Popen[bytes]:
+    def _living_child(self) -> subprocess.Popen[bytes]:
+        """The process, started where there is none. Raises EngineGone after `close`."""
         with self._ends:
             if self._closed:
                 raise EngineGone("the engine ends")
             if self._child is not None and self._child.poll() is not None:
-                _let_go(self._child)
+                _close_pipes(self._child)
                 self._child = None
             if self._child is None:
                 self._child = subprocess.Popen(
@@ -94,32 +95,32 @@ class Maker:
                 child.kill()
 
 
-def _let_go(child: subprocess.Popen[bytes]) -> None:
+def _close_pipes(child: subprocess.Popen[bytes]) -> None:
     """Close the pipes of one that has ended."""
     for pipe in (child.stdin, child.stdout):
         assert pipe is not None
         pipe.close()
 
 
-def _asked(child: subprocess.Popen[bytes], order: Order) -> Answer | None:
-    """What the process says; None if it ends instead."""
+def _ask(child: subprocess.Popen[bytes], order: Order) -> Answer | None:
+    """Give the process an order, and return its answer; None if it ends instead."""
     assert child.stdin is not None
     assert child.stdout is not None
     try:
-        _say(child.stdin, order)
+        _send(child.stdin, order)
     except BrokenPipeError:
         return None
-    said = _heard(child.stdout)
+    said = _receive(child.stdout)
     return None if said is None else msgspec.msgpack.decode(said, type=Answer)
 
 
-def _say(pipe: IO[bytes], what: Any) -> None:
+def _send(pipe: IO[bytes], what: Any) -> None:
     body = msgspec.msgpack.encode(what)
     pipe.write(_LENGTH.pack(len(body)) + body)  # at once: it is far below what a pipe takes in one piece
     pipe.flush()
 
 
-def _heard(pipe: IO[bytes]) -> bytes | None:
+def _receive(pipe: IO[bytes]) -> bytes | None:
     """The next message; None at the end."""
     head = pipe.read(_LENGTH.size)
     if len(head) < _LENGTH.size:
@@ -130,8 +131,8 @@ def _heard(pipe: IO[bytes]) -> bytes | None:
 # --- the process ------------------------------------------------------------------------------------------------------
 
 
-def carried_out(order: Order) -> Answer:
-    """In this thread, at the order's priority."""
+def carry_out(order: Order) -> Answer:
+    """Make what is ordered in this thread, at the order's priority."""
     own = os.getpriority(os.PRIO_PROCESS, 0)  # of a thread, on Linux; nobody may raise it again
     os.setpriority(os.PRIO_PROCESS, 0, max(own, order.nice))
     try:
@@ -147,16 +148,16 @@ def main() -> int:
     resource.setrlimit(resource.RLIMIT_DATA, (hard, hard))  # the engine's own bound is against hostile frames
     orders = sys.stdin.buffer
     answers = FileIO(sys.stdout.fileno(), "w", closefd=False)  # which keeps nothing to be written at the end
-    while select.select([orders], [], [], MAKER_IDLE_S)[0] and (said := _heard(orders)) is not None:
+    while select.select([orders], [], [], MAKER_IDLE_S)[0] and (said := _receive(orders)) is not None:
         done: list[Answer] = []
         order = msgspec.msgpack.decode(said, type=Order)
-        making = threading.Thread(target=lambda order=order, done=done: done.append(carried_out(order)))
+        making = threading.Thread(target=lambda order=order, done=done: done.append(carry_out(order)))
         making.start()
         making.join()
         if not done:
             return 1  # what went wrong is no error that it knows, and was said
         try:
-            _say(answers, done[0])
+            _send(answers, done[0])
         except BrokenPipeError:  # the engine went meanwhile
             return 0
     return 0

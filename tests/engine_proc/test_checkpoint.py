@@ -16,7 +16,7 @@ import pytest
 from solewriter import Entity
 from solewriter.engine_proc.between import Registration
 from solewriter.engine_proc.checkpoint import EngineGone, Order, _pieces, _write_state, make
-from solewriter.engine_proc.maker import Maker, NotMade, _asked, carried_out
+from solewriter.engine_proc.maker import Maker, NotMade, _ask, carry_out
 from solewriter.engine_proc.workshop import at_priority
 from solewriter.shared import wire, wireform
 from solewriter.shared.checkpoint import Checkpoint, CheckpointWriter
@@ -273,12 +273,12 @@ def test_one_of_an_engine_with_a_low_priority_does_not_ask_for_a_higher_one(note
     """Nobody but root would get it, and there would be no checkpoint."""
     priorities, order = [], msgspec.structs.replace(notes.order(), nice=0, engine=os.getppid())
 
-    def carry_out():
+    def carry_out_nicely():
         os.setpriority(os.PRIO_PROCESS, 0, 10)  # of this thread
-        assert carried_out(order).made is not None
+        assert carry_out(order).made is not None
         priorities.append(os.getpriority(os.PRIO_PROCESS, 0))
 
-    thread = threading.Thread(target=carry_out)
+    thread = threading.Thread(target=carry_out_nicely)
     thread.start()
     thread.join()
     assert priorities == [10]
@@ -290,7 +290,7 @@ def test_one_that_ended_before_it_heard_an_order_gives_no_answer(notes):
         [sys.executable, "-c", ""], stdin=subprocess.PIPE, stdout=subprocess.PIPE, bufsize=0
     ) as child:
         child.wait()
-        assert _asked(child, notes.order()) is None
+        assert _ask(child, notes.order()) is None
 
 
 def test_a_process_that_makes_none_holds_nothing_of_the_memory(notes, maker):
