@@ -157,7 +157,7 @@ class Server:
     def _settle(self) -> None:
         """What only a start may do is over: to make garbage that is none, and to take all of the memory."""
         freeze_garbage()
-        self.state.coordination.making.keeps = True
+        self.state.coordination.making.freezes = True
         self.publisher.heap.takes_all = False
 
     # --- who may end it ----------------------------------------------------------------------------------------------

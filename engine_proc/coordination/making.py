@@ -29,7 +29,7 @@ class Making:
         self._slice_s = slice_s
         self._steps: dict[Hashable, Steps] = {}
         self._turn_until: float | None = None  # of the slice that the turn has which is being decided
-        self.keeps = False  # this is an engine's process, which froze what its start made (to ask `gc` takes 10 ms)
+        self.freezes = False  # this is an engine's process, which froze what its start made (to ask `gc` takes 10 ms)
 
     def __bool__(self) -> bool:
         return bool(self._steps)
@@ -65,7 +65,7 @@ class Making:
                     if time.monotonic() >= until:
                         break
             finally:
-                if self.keeps:
+                if self.freezes:
                     gc.freeze()
 
     def finish(self, what: Hashable) -> None:

@@ -323,11 +323,11 @@ def test_views_are_bounded(most):
     assert len(board.ready._views.by_names) <= 16
 
 
-@pytest.mark.parametrize("keeps", [False, True])
-def test_what_is_made_is_frozen_where_that_was_said_and_not_wherever_something_is(keeps):
+@pytest.mark.parametrize("freezes", [False, True])
+def test_what_is_made_is_frozen_where_that_was_said_and_not_wherever_something_is(freezes):
     """In an engine's process, that is. To ask the collector how much is frozen there takes longer than a slice."""
     making, made = Making(1.0), list[list[int]]()
-    making.keeps = keeps
+    making.freezes = freezes
     gc.freeze()
     try:
         before = gc.get_freeze_count()
@@ -337,7 +337,7 @@ def test_what_is_made_is_frozen_where_that_was_said_and_not_wherever_something_i
     finally:
         gc.unfreeze()
     assert len(made) == 1_000
-    assert (frozen >= 1_000) is keeps
+    assert (frozen >= 1_000) is freezes
 
 
 @pytest.mark.parametrize("collects", [False, True])
