@@ -64,11 +64,12 @@ class Decoder:
     def _kept_anew(self, pin: Held, kind: Model, id: str, address: int, words: memoryview[int], place: int) -> Any:
         """The entity of the record that was found under its slot's head, which lies there."""
         content = pin.read(address)
+        view, cache = self._kept  # of the next engine's memory perhaps, whose records have the same addresses
         known = pin.found.setdefault(kind, {})
         seen = known.get(id)
         if seen is not None and seen[3] == content.revision:
             entity = seen[4]  # it was only moved
-        elif (entity := self._kept[1].get((address, kind))) is None:
+        elif pin.view is not view or (entity := cache.get((address, kind))) is None:
             entity = self.of_record(pin.catalog, content, kind)
         if entity is not None and words[place] == address and self._has_room(known):
             known[id] = words, place, address, content.revision, entity

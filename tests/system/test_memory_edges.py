@@ -74,6 +74,28 @@ def test_a_snapshot_that_outlives_its_engine_scans_what_was_changed_behind_it(st
         assert held.columns(Task)["version"].tolist() == [1] * COUNT
 
 
+def test_a_snapshot_that_outlives_its_engine_is_answered_with_nothing_of_the_next_one(state, start_engine):
+    """What changed since it was looked up first is looked up anew, where its reader knows another record of the next
+    memory at the same address.
+    """
+    engine = start_engine(state, durability="memory")
+    with open_reader(state) as reader:
+        with connect(state) as client:
+            client.create(Task(id="x", title="one"))
+            assert reader.get(Task, "x").title == "one"
+            client.update(Task.ref("x"), title="two")
+            held = reader.snapshot()
+        engine.stop()
+        start_engine(state, durability="memory")
+        with connect(state) as client:
+            client.create(Task(id="y", title="one"))
+            client.update(Task.ref("y"), title="two")
+        newest = reader.snapshot()
+        assert newest.pin.find(0, "y") == held.pin.find(0, "x")
+        assert [task.id for task in newest.entities(Task)] == ["y"]
+        assert held[Task, "x"].id == "x"
+
+
 def test_a_watch_that_missed_nothing_goes_on_when_the_segment_that_it_read_last_is_gone(state, start_engine):
     """It had read all of a segment; all that came after lies in the next ones, which are there."""
     start_engine(state, limits=SMALL, durability="memory")
