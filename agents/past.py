@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, NoReturn, Protocol
 
 from solewriter.shared import record
-from solewriter.shared.chain import checkpoint_to, entries_between
+from solewriter.shared.chain import check_history, checkpoint_to, entries_between
 from solewriter.shared.checkpoint import Checkpoint
 from solewriter.shared.entry import Entry
 from solewriter.shared.memory.catalog import Catalog
@@ -70,6 +70,7 @@ class Past:
         self._begun: dict[tuple[int, str], int] = {}  # see `begun`
         self._alive = [0] * len(now.catalog.kinds)
         begin = 1
+        check_history(folder, now.view.root.history)
         if (checkpoint := checkpoint_to(folder, revision)) is not None:
             with checkpoint:
                 self._begin_with(checkpoint)

@@ -19,7 +19,7 @@ from solewriter.agents.looking import Looking, check_revision
 from solewriter.agents.past import Held, Past
 from solewriter.agents.snapshot import Snapshot
 from solewriter.shared import record
-from solewriter.shared.chain import entries_between, journal_files, oldest_entry, own_checkpoint
+from solewriter.shared.chain import check_history, entries_between, journal_files, oldest_entry, own_checkpoint
 from solewriter.shared.entity import check_id, name_of
 from solewriter.shared.errors import Compacted, InvalidQuery, SnapshotExpired, minding_descriptors, shown
 from solewriter.shared.memory.heap import PREFIX_BYTES
@@ -217,7 +217,7 @@ def _in_journal(
     before. Raises Compacted.
     """
     folder = reader.folder.path
-    begin = oldest_entry(folder)
+    begin = _oldest(folder, now)
     older: list[Published] = []
     if (kept := _in_checkpoint(folder, begin, code, id)) is not None and _is_before(kept, last):
         older.append(Published(now, 0, kept, is_cut=True))
@@ -239,7 +239,7 @@ def before(reader: Looking, now: Held, this: record.Record) -> record.Record | N
     """The record of the same entity before this one, from the journal; None if there was none. Raises Compacted."""
     folder, code, id = reader.folder.path, this.kind, this.key
     try:
-        begin = oldest_entry(folder)
+        begin = _oldest(folder, now)
         earlier = _in_checkpoint(folder, begin, code, id)
         if earlier is None or _is_before(earlier, this):
             for found in _behind(folder, begin, now, code, id):
@@ -257,7 +257,7 @@ def lived_on(reader: Looking, now: Held, code: int, id: str, since: int, until: 
     folder = reader.folder.path
     known = ended = False
     try:
-        begin = oldest_entry(folder)
+        begin = _oldest(folder, now)
         kept = _in_checkpoint(folder, begin, code, id)
         for found in chain([] if kept is None else [kept], _behind(folder, begin, now, code, id)):
             if found.version > until:
@@ -269,6 +269,12 @@ def lived_on(reader: Looking, now: Held, code: int, id: str, since: int, until: 
     except Compacted:
         return False
     return known
+
+
+def _oldest(folder: Path, now: Held) -> int:
+    """The entry behind which what is kept begins. Raises Compacted, also where it is another history's."""
+    check_history(folder, now.view.root.history)
+    return oldest_entry(folder)
 
 
 def _in_checkpoint(folder: Path, begin: int, code: int, id: str) -> record.Record | None:

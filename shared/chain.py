@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
+from itertools import chain
 from pathlib import Path
 
 from solewriter.shared import entry as entries
@@ -197,6 +198,39 @@ def lives_behind(folder: Path, number: int) -> Iterator[Life]:
             changes, at = found[0].changes, found[2]
             if changes.life is not None:
                 yield changes.life
+
+
+def check_history(folder: Path, history: bytes) -> None:
+    """Raises Compacted where the journal tells of other histories only, and this one is known: another state's is in
+    its place. Most often it is enough to look how the files begin.
+    """
+    files, others = journal_files(folder)[::-1], False
+    for lives in chain(map(_life_at_first, files), map(_lives_in, files)):
+        for life in lives:
+            if life.history == history:
+                return
+            others = True
+    if others and history:
+        raise _gone(f"the journal in {folder} is of another history")
+
+
+def _life_at_first(path: Path) -> Iterator[Life]:
+    """That of the entry with which a journal file begins, if it tells of one."""
+    try:
+        first = first_entry_of(path)
+    except FileNotFoundError:  # trimmed meanwhile
+        return
+    if first is not None and (life := first.lived) is not None:
+        yield life
+
+
+def _lives_in(path: Path) -> Iterator[Life]:
+    """Those of all entries of a journal file, as far as it is whole."""
+    buffer, at = content(path), FILE_HEADER_BYTES
+    while (found := entries.unpack(buffer, at)) is not None:
+        if (life := found[0].lived) is not None:
+            yield life
+        at = found[2]
 
 
 def content(path: Path) -> bytes:

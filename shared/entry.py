@@ -193,9 +193,17 @@ class Owners(msgspec.Struct, frozen=True):
     outcomes: list[Owner] = []
 
 
+class Lived(msgspec.Struct, frozen=True):
+    """Of an entry, or of a private state, the life that it tells of."""
+
+    life: Life | None = None
+    whole: Lived | None = None
+
+
 _decode_private = msgspec.msgpack.Decoder(Private).decode
 _decode_changes = msgspec.msgpack.Decoder(PrivateChanges).decode
 _decode_owners = msgspec.msgpack.Decoder(Owners).decode
+_decode_lived = msgspec.msgpack.Decoder(Lived).decode
 D = TypeVar("D")
 
 
@@ -223,6 +231,12 @@ class Entry(NamedTuple):
     def owners(self) -> list[Owner]:
         """Whose its outcomes are, in their order."""
         return self._said(_decode_owners).outcomes
+
+    @property
+    def lived(self) -> Life | None:
+        """The life that it tells of, by itself or in its private state."""
+        told = self._said(_decode_lived)
+        return told.whole.life if told.whole is not None else told.life
 
     def _said(self, decode: Callable[[bytes], D]) -> D:
         try:

@@ -10,6 +10,7 @@ import pytest
 from solewriter.shared import chain
 from solewriter.shared import entry as entries
 from solewriter.shared.chain import (
+    check_history,
     entries_between,
     first_of,
     journal_files,
@@ -19,17 +20,17 @@ from solewriter.shared.chain import (
     own_checkpoint,
 )
 from solewriter.shared.checkpoint import CheckpointWriter, Directory, checkpoint_path
-from solewriter.shared.entry import Private
+from solewriter.shared.entry import CheckpointName, Life, Private, PrivateState
 from solewriter.shared.errors import Compacted, JournalCorrupt
 
 STATE = b"0123456789abcdef"
 
 
-def write(folder, numbers, name=None, state=STATE):
-    """A journal file of these entries."""
+def write(folder, numbers, name=None, state=STATE, private=None):
+    """A journal file of these entries, some of which have a private part."""
     crc, content = 0, entries.file_header(state, numbers[0], 0)
     for number in numbers:
-        packed, crc = entries.pack(number, number, 0, crc, [], Private())
+        packed, crc = entries.pack(number, number, 0, crc, [], (private or {}).get(number, Private()))
         content += packed
     path = folder / f"journal-{name or numbers[0]:020d}.log"
     path.write_bytes(content.ljust(4096, b"\0"))
@@ -217,3 +218,23 @@ def test_what_is_another_states_is_no_history_of_this_one(journal):
         assert found.entry == 3
     with pytest.raises(JournalCorrupt, match=r"checkpoint-0*9 and the journal are of different states"):
         own_checkpoint(journal, 9)
+
+
+def test_a_history_is_one_that_any_entry_tells_of_and_nobody_elses(journal):
+    """That of a folder which another state's is in the place of is another one."""
+
+    def life(history):
+        return Life(1, history * 16, "process", "", drained=False)
+
+    check_history(journal, b"a" * 16)  # nothing tells of any
+    whole = PrivateState(CheckpointName(6, 0), life(b"b"), [], [], False, 0, [])
+    write(journal, range(1, 4), private={1: Private(life=life(b"a")), 3: Private(life=life(b"b"))})
+    write(journal, range(7, 10), private={7: Private(whole=whole), 9: Private(life=life(b"c"))})
+    for known in (b"a", b"b", b"c"):
+        check_history(journal, known * 16)
+    check_history(journal, b"")  # who reads does not know its own
+    with pytest.raises(Compacted, match="of another history"):
+        check_history(journal, b"d" * 16)
+    for path in journal_files(journal):
+        path.unlink()
+    check_history(journal, b"d" * 16)

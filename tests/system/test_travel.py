@@ -218,6 +218,36 @@ def test_what_is_gone_says_where_memory_begins_if_it_goes_back_farther_than_what
         assert next(reader.watch(since=root.oldest)).revision == root.oldest + 1
 
 
+def test_who_looks_back_is_not_shown_another_states_journal_in_its_folders_place(state, tmp_path, start_engine):
+    """Its engine was stopped; what it kept of that memory is all that there is."""
+    other, aside = tmp_path / "other", tmp_path / "aside"
+    engine = start_engine(other, limits=SMALL)
+    with connect(other) as client:
+        Story(client, seed=2).run(3_000)
+    engine.stop()
+    engine = start_engine(state, limits=SMALL)
+    with open_reader(state) as reader:
+        with connect(state) as client:
+            story = Story(client)
+            story.run(3_000)
+        held = reader.snapshot()
+        assert held.pin.root.whole > 20
+        engine.stop()
+        state.rename(aside)
+        other.rename(state)
+        for look in (
+            lambda: reader.at(10),
+            lambda: reader.diff(10, 20, Task),
+            lambda: [*reader.history(Task, "t1")],
+        ):
+            with pytest.raises(Compacted, match="of another history"):
+                look()
+        story.check(held, 3_000)
+        start_engine(state, limits=SMALL)
+        with reader.at(10) as snap:
+            assert snap.history_id != held.history_id
+
+
 @pytest.mark.parametrize("revision", [-1, 11])
 def test_a_revision_that_was_not_published_is_refused(client, reader, revision):
     for number in range(10):
