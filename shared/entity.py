@@ -115,9 +115,10 @@ class Entity(BaseModel):
         if not isinstance(lifecycle, Lifecycle | None):
             raise TypeError(f"{cls.__name__}: lifecycle is a Lifecycle(...), not {shown(lifecycle)}")
         cls.kind_name = kind or cls.__name__
-        inherited = next(base.column_names for base in cls.__mro__[1:] if issubclass(base, Entity))
+        bases = [base for base in cls.__mro__[1:] if issubclass(base, Entity)]  # each says what it inherited itself
+        inherited = [name for base in bases for name in base.column_names]
         cls.column_names = tuple(dict.fromkeys((*inherited, *columns)))
-        cls.lifecycle = lifecycle or cls.lifecycle
+        cls.lifecycle = lifecycle or next((base.lifecycle for base in bases if base.lifecycle), None)
 
     @classmethod
     def __pydantic_init_subclass__(cls, **_declared: Any) -> None:

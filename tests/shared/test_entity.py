@@ -117,6 +117,26 @@ def test_a_subclass_inherits_the_lifecycle():
     assert Doc.lifecycle is None
 
 
+def test_a_class_of_several_bases_goes_on_with_the_columns_and_the_lifecycle_of_all_of_them():
+    class Owned(Entity, columns=("owner",)):
+        owner: str = ""
+
+    class Chore(Owned, Task, columns=("room",)):
+        room: str = ""
+
+    class Errand(Task, Owned):
+        pass
+
+    class Lights(Owned, Crossing, lifecycle=Lifecycle("light", "red", {"red": ()})):
+        pass
+
+    assert Chore.column_names == ("owner", *Task.column_names, "room")
+    assert Errand.column_names == (*Task.column_names, "owner")
+    assert Chore.lifecycle is Errand.lifecycle is Task.lifecycle
+    assert Lights.lifecycle.steps == {"red": ()}
+    assert "status" in Kind(Chore).fixed
+
+
 def test_a_rule_of_the_users_own_names_its_field():
     class Span(Entity):
         first: int
