@@ -28,7 +28,11 @@ def difference(before: E, after: E | Mapping[str, Any] | None, reason: str) -> M
                 f"{after.kind_name} {after.id!r} is not {before.kind_name} {before.id!r}",
                 fields={"id": "another entity"},
             )
-        wanted: Mapping[str, Any] = after.__dict__
+        wanted: Mapping[str, Any] = {
+            name: value
+            for name, value in after.__dict__.items()
+            if name in type(after).model_fields or not hasattr(type(after), name)  # a cached property is none
+        }
     elif isinstance(after, Mapping):
         wanted = after
     else:

@@ -8,6 +8,7 @@ import shutil
 import signal
 import threading
 from collections.abc import Callable
+from functools import cached_property
 from pathlib import Path
 from typing import ClassVar
 
@@ -399,6 +400,28 @@ def test_apply_sees_a_change_that_is_none_to_python(client):
 
 
 @pytest.mark.usefixtures("shared_engine")
+class Basket(Entity):
+    prices: tuple[int, ...] = ()
+
+    @cached_property
+    def total(self) -> int:
+        return sum(self.prices)
+
+
+def test_apply_takes_an_entity_whose_cached_property_was_asked(engine, client):
+    engine.register(Basket)
+    basket = client.create(Basket(prices=(1,)))
+
+    def dearer(found: Basket) -> Basket:
+        changed = found.model_copy(update={"prices": (*found.prices, 5)})
+        assert changed.total == 6
+        return changed
+
+    assert client.apply(basket, dearer).prices == (1, 5)
+    with pytest.raises(InvalidMutation, match="no field 'price'"):
+        client.apply(Basket.ref(basket.id), lambda found: found.model_copy(update={"price": 7}))
+
+
 def test_apply_says_what_it_cannot_do(client):
     with pytest.raises(NotFound):
         client.apply(Task.ref("nobody"), lambda task: None)
