@@ -193,11 +193,13 @@ class Task(
         if value["parent_task_id"] == value["id"]:
             raise broken("parent_task_id", "a task cannot be its own parent")
         assignee, status = value["assigned_to"], value["status"]
+        if type(status) is not TaskStatus:  # in a class that narrows it, or has values in place of enums
+            status = getattr(status, "value", status)
         if assignee is None:
             if status in NEEDS_ASSIGNEE:
                 raise broken("assigned_to", f"a task that is {status} needs an assignee")
             return self
-        if status is TaskStatus.CREATED:
+        if status == TaskStatus.CREATED:
             raise broken("assigned_to", "a task that is only created has no assignee yet: assign it by a transition")
         if assignee in value["delegation_chain"]:
             raise broken("assigned_to", "the assignee is already in the delegation chain")

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import datetime
+import enum
+from typing import Literal
 
 import pytest
-from pydantic import model_validator
+from pydantic import ConfigDict, model_validator
 
 from solewriter.shared.entity import broken
 from solewriter.shared.errors import InvalidMutation
@@ -25,6 +27,7 @@ from solewriter.shared.models import (
     TaskType,
     Topology,
 )
+from solewriter.shared.where import single
 
 # The table of DESIGN 5.1, cell by cell: a row is a state, x a step that is allowed.
 TASK_TABLE = """
@@ -147,6 +150,37 @@ def test_a_subclass_of_task_keeps_the_table_the_columns_and_the_rules():
     assert Errand.column_names == (*Task.column_names, "street")
     assert refused_fields(Kind(Errand), title="t", status="assigned") == {"assigned_to"}
     assert refused_fields(Kind(Errand), title="t", id="a", dependencies=["a"]) == {"dependencies"}
+
+
+Words = enum.StrEnum("Words", [*STATES])
+Names = enum.Enum("Names", {state.upper(): state for state in STATES})
+
+
+class ByLiterals(Task):
+    status: Literal["created", "assigned", "in_progress", "completed"] = "created"
+
+
+class ByWords(Task):
+    status: Words = Words.created
+
+
+class ByNames(Task):
+    status: Names = Names.CREATED
+
+
+class ByValues(Task):
+    model_config = ConfigDict(use_enum_values=True)
+
+
+@pytest.mark.parametrize("cls", [ByLiterals, ByWords, ByNames, ByValues])
+def test_a_class_that_has_the_states_in_another_form_keeps_the_rules(cls):
+    kind = Kind(cls)
+    assert refused_fields(kind, title="t", assigned_to="ann") == {"assigned_to"}
+    for status in ("created", "assigned", "completed"):
+        nobody = None if status == "created" else "ann"
+        assert single(kind.validated({"title": "t", "status": status, "assigned_to": nobody}).status) == status
+        somebody = "ann" if status == "created" else None
+        assert refused_fields(kind, title="t", status=status, assigned_to=somebody) == {"assigned_to"}
 
 
 @pytest.mark.parametrize(
