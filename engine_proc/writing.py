@@ -77,11 +77,13 @@ def _changes(step: Step, turn: Turn, limits: Limits) -> bool:
         if kind.recasts:  # its own code may have changed more than was asked for
             step.touched = step.altered
         step.block, step.cells = kind.layout.recut(before.block, fields, step.touched, step.version, turn.now_us)
-    if len(payload) > limits.entity_bytes_max:
-        raise too_large(kind, step.key, len(payload), limits.entity_bytes_max)
     if kind.recasts:
         stored = before.payload if before is not None else b""
-        kind.check_read_back(step.key, step.version, turn.now_us, payload, stored)
+        payload = step.payload = kind.read_back(step.key, step.version, turn.now_us, payload, stored)
+        if before is not None and before.alive and payload == stored:
+            return False
+    if len(payload) > limits.entity_bytes_max:
+        raise too_large(kind, step.key, len(payload), limits.entity_bytes_max)
     return True
 
 

@@ -22,6 +22,7 @@ from solewriter.shared.payload import (
     differing,
     encode,
     in_whole_minutes,
+    is_alike,
     other_numbers,
     settled,
     spans_of,
@@ -190,23 +191,33 @@ class Kind:
         except (OverflowError, UnicodeEncodeError):
             raise without_bytes(self.name, stored) from None
 
-    def check_read_back(self, key: str, version: int, time_us: int, payload: bytes, before: bytes) -> None:
+    def read_back(self, key: str, version: int, time_us: int, payload: bytes, before: bytes) -> bytes:
         """What `recasts` need before they are stored: what is read is validated again, and what is not as it was
-        `before` has to stay what it is. Raises InvalidMutation.
+        `before` has to stay what it is. The payload itself, or with numbers as they are read: those of a part's default
+        may be written as others. Raises InvalidMutation.
         """
         altered = set(differing(payload, before or _NOTHING))
         try:
             made = self.validated(self._whole(decode(payload), key, version, time_us))
         except InvalidMutation as error:
             if self._concern is not None and altered.isdisjoint(name.partition(".")[0] for name in error.fields):
-                return  # of what was stored before, by a class that took it
+                return payload  # of what was stored before, by a class that took it
             raise InvalidMutation(f"{self.name} could not be read back: {error}", fields=error.fields) from error
         if self._concern is None:  # all of it was validated: what is left out as a default is its result, too
             altered |= self._stored_names.difference(spans_of(payload))
-        names = [name for name in differing(payload, self.payload(self.stored(made))) if name in altered]
-        if names:
-            fields = dict.fromkeys(names, "its validator makes something else of its own result")
-            raise InvalidMutation(f"{self.name} would be read back with other {', '.join(names)}", fields=fields)
+        again = self.payload(self.stored(made))
+        names = [name for name in differing(payload, again) if name in altered]
+        if not names:
+            return payload
+        held, read = spans_of(payload), spans_of(again)
+        absent = {name: encode(default) for name, default in self.schema.defaults.items()}
+        both = {**absent, **held}, {**absent, **read}
+        others = [name for name in names if not is_alike(*(decode(one.get(name, _NOTHING)) for one in both))]
+        if others:
+            fields = dict.fromkeys(others, "its validator makes something else of its own result")
+            raise InvalidMutation(f"{self.name} would be read back with other {', '.join(others)}", fields=fields)
+        kept = {name: span for name, span in held.items() if name not in names}
+        return self.payload(kept | {name: read[name] for name in names if name in read})
 
     def replaced(self, payload: bytes, changes: Mapping[str, Any]) -> tuple[bytes, Mapping[str, Any]]:
         """The payload with other values of some fields, each validated by itself; and all of its fields, the others as

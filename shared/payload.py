@@ -176,6 +176,15 @@ def _is_same_number(one: Any, other: Any) -> bool:
     return {type(one), type(other)} == {int, float} and one == other and str(float(one)) == str(float(other))
 
 
+def is_alike(one: Any, other: Any) -> bool:
+    """Whether plain values are the same, but for numbers that are written as others, wherever they stand in them."""
+    if isinstance(one, dict) and isinstance(other, dict):
+        return one.keys() == other.keys() and all(is_alike(one[name], other[name]) for name in one)
+    if isinstance(one, list) and isinstance(other, list):
+        return len(one) == len(other) and all(map(is_alike, one, other))
+    return bool(encode(one) == encode(other)) or _is_same_number(one, other)
+
+
 def without_bytes(kind: str, stored: Mapping[str, Any]) -> InvalidMutation:
     """The refusal that names the fields which cannot be written."""
     fields: dict[str, str] = {}

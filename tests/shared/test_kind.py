@@ -977,11 +977,11 @@ def test_what_a_change_leaves_alone_may_be_of_an_earlier_validator():
 
     kind = Kind(Note)
     before = kind.payload({"text": "  x "})
-    kind.check_read_back("n", 2, 0, kind.payload({"text": "  x ", "title": "t"}), before)
+    kind.read_back("n", 2, 0, kind.payload({"text": "  x ", "title": "t"}), before)
     for altered in ({"text": " y"}, {"text": "  x ", "number": 2}):
         with pytest.raises(InvalidMutation, match="read back"):
-            kind.check_read_back("n", 2, 0, kind.payload(altered), before)
-    kind.check_read_back("n", 2, 0, kind.payload({"text": "y"}), before)
+            kind.read_back("n", 2, 0, kind.payload(altered), before)
+    kind.read_back("n", 2, 0, kind.payload({"text": "y"}), before)
 
 
 def test_a_rule_that_older_values_would_not_pass_hinders_no_change_of_others():
@@ -997,9 +997,9 @@ def test_a_rule_that_older_values_would_not_pass_hinders_no_change_of_others():
             return self
 
     kind = Kind(Note)
-    kind.check_read_back("n", 2, 0, kind.payload({"text": "y"}), kind.payload({"text": "x"}))
+    kind.read_back("n", 2, 0, kind.payload({"text": "y"}), kind.payload({"text": "x"}))
     with pytest.raises(InvalidMutation, match="low"):
-        kind.check_read_back("n", 2, 0, kind.payload({"low": -1}), kind.payload({"text": "x"}))
+        kind.read_back("n", 2, 0, kind.payload({"low": -1}), kind.payload({"text": "x"}))
 
 
 def test_a_cached_property_is_no_field():

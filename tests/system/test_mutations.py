@@ -15,6 +15,7 @@ from pydantic import AfterValidator, Base64Bytes, ConfigDict, Field, field_valid
 
 from solewriter import (
     AlreadyExists,
+    Append,
     Applied,
     Create,
     Delete,
@@ -850,3 +851,32 @@ def test_a_set_that_has_no_order_is_refused_in_its_place_by_its_field(state, sta
             assert error.fields == {"prices": "a set of NaN and other numbers has no order"}
         assert told[2] is None
         assert client.get(Priced, "q") is not None
+
+
+class Point(Part):
+    x: float = 0
+    y: float = 0
+    span: tuple[float, ...] = (0, 0)
+
+
+class Drawn(Entity):
+    name: str = ""
+    at: Point = Point()
+    path: tuple[Point, ...] = ()
+
+    @field_validator("name")
+    @classmethod
+    def _lower(cls, value: str) -> str:
+        return value.lower()
+
+
+def test_a_part_whose_defaults_are_written_as_other_numbers_is_taken_beside_validators(state, start_engine):
+    start_engine(state, models=[Drawn])
+    with connect(state) as client:
+        client.create(Drawn(id="d"))
+        assert client.update(Drawn.ref("d"), at={"x": 1}, path=[{"y": 2}]).at == Point(x=1)
+        assert client.get("Drawn", "d")["at"] == {"x": 1.0, "y": 0.0, "span": [0.0, 0.0]}
+        assert {type(client.get("Drawn", "d")["at"][name]) for name in "xy"} == {float}
+        assert client.update(Drawn.ref("d"), at={"x": 1}).version == 2, "the same again"
+        assert client.update(Drawn.ref("d"), name="").version == 2
+        assert client.alter(Drawn.ref("d"), path=Append({"x": 3})).path == (Point(y=2), Point(x=3))
