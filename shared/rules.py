@@ -90,7 +90,9 @@ def concern_of(model: type[Entity]) -> frozenset[str] | None:
     Raises TypeError for a rule that names what is no field: it would not be asked where it matters.
     """
     found = model.__pydantic_decorators__
-    if found.field_validators or found.root_validators or found.validators or model.__pydantic_post_init__:
+    if found.field_validators or found.root_validators or found.validators:
+        return None
+    if model.__pydantic_post_init__ and model.model_post_init.__name__ != _OF_PYDANTIC:
         return None
     if model.__pydantic_custom_init__ or _makes_its_schema(model):
         return None

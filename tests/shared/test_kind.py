@@ -963,7 +963,21 @@ def test_only_models_with_code_that_may_change_values_are_validated_again_before
     class OfPrivate(Entity):
         private: Private = Private()
 
-    assert not any(kind.recasts for kind in (TASK, EVERY, Kind(Project), Kind(OfPrivate)))
+    class WithPrivate(Entity):
+        text: str = ""
+        _seen: int = 0
+
+    class WithBoth(WithPrivate):
+        def model_post_init(self, _):
+            object.__setattr__(self, "text", self.text.lower())
+
+    private = Kind(WithPrivate)
+    assert not any(kind.recasts for kind in (TASK, EVERY, Kind(Project), Kind(OfPrivate), private))
+    assert private.checks_fields
+    assert private.plain_fields == {"text"}
+    assert private.validated({"id": "w", "version": 1})._seen == 0
+    assert Kind(WithBoth).recasts
+    assert not Kind(WithBoth).checks_fields
     assert all(Kind(model).recasts for model in (Nested, WithBefore, WithFieldValidator, WithSilentRule, OfParts))
 
 
