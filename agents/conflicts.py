@@ -99,19 +99,19 @@ def _wanted(mutation: Mutation, current: Entity) -> Mapping[str, Any]:
         case Cancel(tree=False) if current.lifecycle is not None and current.lifecycle.cancelled is not None:
             return {current.lifecycle.field: current.lifecycle.cancelled}
         case Put(entity):
-            return {name: getattr(entity, name) for name in entity.model_fields_set - {"id", "version"}}
+            return {name: entity.__dict__[name] for name in entity.model_fields_set - {"id", "version"}}
     return {}
 
 
 def _same(current: Entity, name: str, value: Any) -> bool:
     try:
-        held = getattr(current, name)
+        held = current.__dict__[name]  # as an attribute, a deprecated field warns of what nobody did
         if {type(held), type(value)} == {int, float}:  # given one for the other, it becomes what the field is
             return bool(held == value)
         return is_same(held, value) or bool(encode(plain(held)) == encode(plain(value)))
-    except (AttributeError, TypeError, NotImplementedError, OverflowError, UnicodeEncodeError):
+    except (KeyError, TypeError, NotImplementedError, OverflowError, UnicodeEncodeError):
         return False
 
 
 def _differs(seen: Entity, current: Entity, name: str) -> bool:
-    return not is_same(getattr(seen, name, None), getattr(current, name, None))
+    return not is_same(seen.__dict__.get(name), current.__dict__.get(name))

@@ -37,7 +37,7 @@ def difference(before: E, after: E | Mapping[str, Any] | None, reason: str) -> M
         wanted = after
     else:
         raise TypeError(f"an update function returns the entity, the changed fields, or None, not {shown(after)}")
-    changes = {name: value for name, value in wanted.items() if not is_same(getattr(before, name, _ABSENT), value)}
+    changes = {name: value for name, value in wanted.items() if not is_same(before.__dict__.get(name, _ABSENT), value)}
     if not changes:
         return None
     lifecycle = before.lifecycle

@@ -262,7 +262,7 @@ class Query:
         values = schema.values(found.key, found.version, found.time_us, found.payload)
         stored = column.value_in(values, self._pin.catalog.defaults(self._kind))
         if column.cell_or_none(stored) != cell and (read := self._scanner.cells_of.read(found)) is not None:
-            stored = getattr(read, column.name)
+            stored = read.__dict__[column.name]
         return column.made_of(stored) or ""
 
 

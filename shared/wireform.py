@@ -211,7 +211,7 @@ def plain_guard(guard: GuardMutation, registry: Registry) -> PlainGuard:
         if not isinstance(entity, Entity):
             raise TypeError(f"what is to be unchanged is an entity that was read, not {shown(entity)}")
         kind = registry.of(type(entity))
-        fields = same_fields({name: getattr(entity, kind.known(name, name)) for name in guard.fields})
+        fields = same_fields({name: entity.__dict__[kind.known(name, name)] for name in guard.fields})
         return Guard.REQUIRE_FIELDS.value, kind.name, entity.id, (entity.version, fields)
     if isinstance(guard, Require):
         if not isinstance(guard.entity, Entity):
@@ -239,7 +239,7 @@ def _whole(op: Op, entity: Any, expect: Any, reason: Any, registry: Registry) ->
     stored = kind.stored(entity)
     if kind.recasts:  # its code may make something else of what is left out as a default: then it is refused
         for name in entity.model_fields_set - IN_HEADER:
-            stored.setdefault(name, getattr(entity, name))
+            stored.setdefault(name, entity.__dict__[name])
     for name in kind.holders:
         if name in stored:
             check_parts(kind, name, stored[name])

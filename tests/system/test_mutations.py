@@ -11,7 +11,15 @@ from decimal import Decimal
 from typing import Annotated
 
 import pytest
-from pydantic import AfterValidator, Base64Bytes, ConfigDict, Field, field_validator, model_validator
+from pydantic import (
+    AfterValidator,
+    Base64Bytes,
+    ConfigDict,
+    Field,
+    StringConstraints,
+    field_validator,
+    model_validator,
+)
 
 from solewriter import (
     AlreadyExists,
@@ -880,3 +888,27 @@ def test_a_part_whose_defaults_are_written_as_other_numbers_is_taken_beside_vali
         assert client.update(Drawn.ref("d"), at={"x": 1}).version == 2, "the same again"
         assert client.update(Drawn.ref("d"), name="").version == 2
         assert client.alter(Drawn.ref("d"), path=Append({"x": 3})).path == (Point(y=2), Point(x=3))
+
+
+class Outdated(Entity, columns=("owner",)):
+    old: int = Field(default=0, deprecated="use new")
+    new: int = 0
+    owner: Annotated[str, Field(deprecated="nobody owns any more"), StringConstraints(to_lower=True)] = ""
+
+    @field_validator("new")
+    @classmethod
+    def _any(cls, value: int) -> int:
+        return value
+
+
+@pytest.mark.filterwarnings("error::DeprecationWarning")
+def test_a_deprecated_field_warns_nobody_who_does_not_touch_it(state, start_engine):
+    start_engine(state, models=[Outdated])
+    with connect(state) as client:
+        made = client.create(Outdated(id="o", old=1, owner="ANN"))
+        assert client.apply(made, lambda one: one.model_copy(update={"new": 7})).new == 7
+        with pytest.raises(VersionConflict):
+            client.put(made)
+        assert client.update(made, old=5, merge=True).version == 3
+        with client.reader.snapshot() as snap:
+            assert snap.count_by(Outdated, "owner") == {"ann": 1}
