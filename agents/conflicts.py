@@ -12,6 +12,7 @@ import msgspec
 
 from solewriter.shared.entity import Entity
 from solewriter.shared.errors import InvalidTransition, Verdict, VersionConflict
+from solewriter.shared.kind import STAMPS
 from solewriter.shared.mutations import (
     Alter,
     Cancel,
@@ -99,7 +100,8 @@ def _wanted(mutation: Mutation, current: Entity) -> Mapping[str, Any]:
         case Cancel(tree=False) if current.lifecycle is not None and current.lifecycle.cancelled is not None:
             return {current.lifecycle.field: current.lifecycle.cancelled}
         case Put(entity):
-            return {name: entity.__dict__[name] for name in entity.model_fields_set - {"id", "version"}}
+            named = type(entity).model_fields.keys() - {"id", "version", *STAMPS}  # all of it: a put resets the others
+            return {name: value for name, value in entity.__dict__.items() if name in named}
     return {}
 
 

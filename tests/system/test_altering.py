@@ -490,6 +490,23 @@ def test_a_conflict_says_what_it_comes_to(client, engine):
     assert verdict(lambda: client.transition(seen, "cancelled"))[0] is Verdict.YOURS
 
 
+def test_a_put_is_told_that_its_content_is_stored_only_where_all_of_it_is(client):
+    seen = client.create(Board())
+    client.update(seen, count=5, ratio=2.0)
+    for wanted, verdict in (
+        ({"ratio": 2.0}, Verdict.LOST),  # which would make the count 0 again
+        ({"count": 5, "ratio": 2.0}, Verdict.YOURS),
+    ):
+        with pytest.raises(VersionConflict) as caught:
+            client.put(seen.model_copy(update=wanted))
+        assert caught.value.verdict is verdict, wanted
+    task = client.create(Task(title="x"))
+    client.update(task, title="y")
+    with pytest.raises(VersionConflict) as caught:
+        client.put(task.model_copy(update={"title": "y"}))
+    assert caught.value.verdict is Verdict.YOURS
+
+
 def test_a_verdict_sees_a_difference_that_is_none_to_python(client):
     seen = client.create(Board(anything=1))
     client.update(seen, anything=True, ratio=2)
