@@ -111,7 +111,7 @@ class Exchange:
             with self._monitor.lock:
                 while not pending.done:
                     try:
-                        going_on = self._pump(deadline)
+                        going_on = self._pump(deadline, pending)
                     except (EngineUnavailable, Fenced):
                         self._end_if_closed()
                         if pending.done:
@@ -203,7 +203,7 @@ class Exchange:
         if self._session.fenced:
             raise fenced()
 
-    def _pump(self, deadline: float) -> bool:
+    def _pump(self, deadline: float, awaited: Pending | None = None) -> bool:
         """Let something happen on the lane, or let another thread do that; False when the deadline has passed."""
         if self._closed:
             self._end()
@@ -212,7 +212,7 @@ class Exchange:
         if left <= 0:
             return False
         if self._reading:
-            self._monitor.look_on(min(left, self._limits.wait_backstop_s))
+            self._look_on(min(left, self._limits.wait_backstop_s), awaited)
             return True
         self._reading = threading.get_ident()
         try:
@@ -221,6 +221,20 @@ class Exchange:
             self._reading = 0
             self._monitor.tell()
         return True
+
+    def _look_on(self, timeout_s: float, awaited: Pending | None) -> None:
+        """Another thread reads for all. Where more was sent than the pipe holds, that one may have fallen asleep
+        before, on replies alone: the rest is written by who waits for it.
+        """
+        lane = self._lane
+        if lane is None or self._broken or not self._session.is_unsent(awaited):
+            self._monitor.look_on(timeout_s)
+            return
+        poll = select.poll()
+        poll.register(lane.requests, select.POLLOUT)
+        self._monitor.unlocked(lambda: poll.poll(timeout_s * 1000))
+        if self._lane is lane:
+            self._write()
 
     def _exchange(self, timeout_s: float) -> None:
         """Write what is unsent, wait for the pipe, read what came."""

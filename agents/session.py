@@ -170,6 +170,11 @@ class AgentSession:
         """The next bytes to write."""
         return self._unsent[0][1] if self._unsent else None
 
+    def is_unsent(self, pending: Pending | None) -> bool:
+        """Whether something is to be written still: up to the end of this request's frame, or anything."""
+        unsent = self._unsent
+        return bool(unsent) and (pending is None or unsent[0][0].number <= pending.sequence >> _PLACE_BITS)
+
     def write(self, write: Callable[[memoryview], int]) -> int:
         """Have them written, or a part; how many were. Whoever is interrupted right behind the write must take them for
         written, so that is noted first. Raises what `write` raises; where that is what a pipe says, none were.

@@ -34,6 +34,7 @@ from solewriter import (
     Locked,
     OutcomeUnknown,
     Project,
+    Put,
     SolewriterError,
     Task,
     TaskStatus,
@@ -45,7 +46,7 @@ from solewriter import (
 from solewriter.agents import exchange, greeting, monitor, pending, reconnecting, session, spinning, tokens
 from solewriter.shared import lane as lanes
 from solewriter.shared import wire
-from solewriter.shared.config import DEFAULT_LIMITS, WIRE_VERSION
+from solewriter.shared.config import DEFAULT_LIMITS, PIPE_BYTES, WIRE_VERSION
 from solewriter.shared.forks import held_off
 
 REFUSED, UNAVAILABLE = wire.Status.REFUSED, wire.Status.UNAVAILABLE
@@ -525,6 +526,24 @@ def test_threads_may_wait_without_an_end(engine, wait_until):
         other.create(Task(title="x"))
         other.create(Task(title="y"))
         assert {claim.result(60).title for claim in claims} == {"x", "y"}
+
+
+def test_a_large_request_beside_a_thread_that_waits_is_sent_at_once(engine, wait_until):
+    """More than a pipe holds. Who reads for all sleeps, on replies alone, since before it was there."""
+    limits = Limits(wait_backstop_s=60)
+    with connect(engine.state, limits=limits) as client, ThreadPoolExecutor(1) as waiting:
+        claim = waiting.submit(client.claim, Task, where={"project": "p"}, timeout_s=math.inf)
+        wait_until(lambda: client._exchange._reading and client._session.waiting, 20, "it reads")
+        try:
+            for n in range(3):
+                large = "x" * (PIPE_BYTES + 100_000)
+                client.put(Task(id="large", title=str(n), metadata={"text": large}), timeout_s=10)
+            many = [Put(Task(id=str(n), title="x", metadata={"text": "x" * 30_000})) for n in range(100)]
+            assert all(reply.applied for reply in client.submit_many(many, timeout_s=10))  # some wait for room
+        finally:
+            with connect(engine.state) as other:
+                other.create(Task(title="x", project="p"))
+        assert claim.result(60).title == "x"
 
 
 def test_after_a_vain_wait_a_client_is_patient_with_an_engine_that_is_busy(state, start_engine, hurry):
