@@ -187,8 +187,12 @@ class Tending:
             return []  # it came back meanwhile
         self._lines.drop(session)
         if not occasion.died:
+            held = self._all_of(turn, session, GONE)
+            if not (held or self._coordination.leases.of_session(session)):  # nor will it, should the turn be undone
+                self._watch_no_more(session)
+                return []
             self._silent[session] = turn.uptime_us + self._grace_us
-            if self._all_of(turn, session, GONE):
+            if held:
                 turn.leave(self._sessions.get(session))
             return []
         self._silent.pop(session, None)

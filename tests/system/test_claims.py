@@ -1104,6 +1104,30 @@ def test_a_client_that_was_closed_loses_its_tasks_after_a_grace(engine, client, 
     assert time.monotonic() - begun > 0.3
 
 
+def test_of_clients_that_are_closed_and_hold_nothing_an_engine_holds_nothing(start_engine, state, limits, wait_until):
+    """It watches their process for those that have claims, of which it may hear that that ended."""
+    lasting = msgspec.structs.replace(limits, session_grace_s=3600.0)
+    engine = start_engine(state, limits=lasting)
+
+    def descriptors() -> int:
+        return len(os.listdir(f"/proc/{engine.pid}/fd"))
+
+    with connect(state, limits=limits) as client:
+        make(client, *(task(id, max_retries=5) for id in "ab"))
+        mine = client.claim(Task)
+        before = descriptors()
+        for _ in range(8):
+            with connect(state, limits=limits) as passing:
+                passing.complete(passing.claim(Task))
+                passing.claim(Task)
+                make(passing, task(f"of {passing.client_id}", max_retries=5))
+        wait_until(lambda: descriptors() <= before, 20, "those who are gone to be let go")
+        with connect(state, limits=limits) as holder:
+            kept = holder.claim(Task)
+        wait_until(lambda: descriptors() == before + 1, 20, "the one that has a claim to be watched")
+        assert {status(client, one.id) for one in (mine, kept)} == {TaskStatus.IN_PROGRESS}
+
+
 def test_what_one_request_claims_or_renews_and_ends_is_nobodys_when_its_agent_ends(engine, client, limits, wait_until):
     with connect(engine.state, name="hasty", limits=limits) as hasty:
         hasty.create(task("a", max_retries=5))
