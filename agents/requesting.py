@@ -22,7 +22,7 @@ from solewriter.agents.room import pipeline, sends_more
 from solewriter.shared import wireform
 from solewriter.shared.config import DEFAULT_LIMITS, Limits
 from solewriter.shared.entity import Entity
-from solewriter.shared.errors import OutcomeUnknown, Refused, RequestTooLarge
+from solewriter.shared.errors import OutcomeUnknown, Refused, RequestTooLarge, Unavailable
 from solewriter.shared.mutations import GuardMutation, Mutation, Reply
 
 E = TypeVar("E", bound=Entity)
@@ -108,7 +108,8 @@ class Requests(Asker):
 
         `timeout_s` is the patience for each reply; then OutcomeUnknown is raised. `deadline_s` is each request's own,
         from when it was taken from `mutations`, while those are waited for that go in one frame with it: `window=1` is
-        for a source that is slow. What `mutations` raises is raised behind the replies to all that it gave before.
+        for a source that is slow. What `mutations` raises, and what keeps more from being sent, is raised behind the
+        replies to all that was sent before.
         """
         waiting: deque[Sent] = deque()
         source = timed(mutations, deadline_s)
@@ -120,7 +121,10 @@ class Requests(Asker):
             while not exhausted and len(waiting) + batch <= window and sends_more(self._session, len(waiting), batch):
                 taken, failure = _next_of(source, batch)
                 exhausted = len(taken) < batch
-                waiting.extend(self._send_frame(taken, self._deadline(timeout_s)))
+                try:
+                    waiting.extend(self._send_frame(taken, self._deadline(timeout_s)))
+                except (Refused, Unavailable, TypeError) as error:  # these were not sent, and no more will be
+                    failure, exhausted = error, True
             if waiting:
                 yield self._reply_to(waiting.popleft(), self._deadline(timeout_s))
         if failure is not None:

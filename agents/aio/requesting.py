@@ -29,7 +29,7 @@ from solewriter.agents.room import pipeline, sends_more
 from solewriter.shared import wireform
 from solewriter.shared.config import DEFAULT_LIMITS, GIVE_BACK_S, Limits
 from solewriter.shared.entity import Entity
-from solewriter.shared.errors import OutcomeUnknown, Refused, RequestTooLarge, SolewriterError
+from solewriter.shared.errors import OutcomeUnknown, Refused, RequestTooLarge, SolewriterError, Unavailable
 from solewriter.shared.mutations import GuardMutation, Mutation, Reply
 from solewriter.shared.wireform import OutcomeQuery, PlainRequest
 
@@ -111,7 +111,8 @@ class AioRequests(Asker):
         `timeout_s` is the patience for each reply; then OutcomeUnknown is raised. `deadline_s` is each request's own,
         from when it was taken from `mutations`, while those are waited for that go in one frame with it. The window is
         filled before the first reply is yielded: `window=1` is for a source that is slow, or that waits for replies
-        itself. What `mutations` raises is raised behind the replies to all that it gave before.
+        itself. What `mutations` raises, and what keeps more from being sent, is raised behind the replies to all that
+        was sent before.
         """
         waiting: deque[Sent] = deque()
         deadline_us(deadline_s)  # raises here what it would raise for each
@@ -127,7 +128,10 @@ class AioRequests(Asker):
                 ):
                     taken, failure = await _next_of(source, batch, deadline_s)
                     exhausted = len(taken) < batch
-                    waiting.extend(await self._send_frame(taken, self._deadline(timeout_s)))
+                    try:
+                        waiting.extend(await self._send_frame(taken, self._deadline(timeout_s)))
+                    except (Refused, Unavailable, TypeError) as error:  # these were not sent, and no more will be
+                        failure, exhausted = error, True
                 if waiting:
                     yield await self._answer_to(waiting.popleft(), self._reply, self._deadline(timeout_s))
         except asyncio.CancelledError as cancelled:

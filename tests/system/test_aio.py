@@ -56,6 +56,7 @@ from solewriter.agents.aio.watch import AioWatch
 from solewriter.agents.requesting import Requests
 from solewriter.agents.verbs import Verbs
 from solewriter.shared import handshake
+from solewriter.shared.config import FRAME_BATCH
 from solewriter.shared.mutations import Applied, NotApplied
 
 Run = Callable[..., object]
@@ -409,6 +410,43 @@ def test_a_source_that_raises_ends_the_pipeline_behind_the_replies_to_what_it_ga
     with pytest.raises(LookupError, match="the source is broken"):
         blocking() if source == "blocking" else run(main())
     assert told == [mutation.entity.id for mutation in given]
+
+
+@pytest.mark.parametrize("what", ["closed", "no mutation"])
+@pytest.mark.parametrize("client", ["blocking", "aio"])
+def test_what_keeps_more_from_being_sent_ends_a_pipeline_behind_the_replies_to_what_was_sent(engine, run, client, what):
+    """It says nothing of these, and nobody would know how they ended."""
+    sent, told = 3 * FRAME_BATCH, []
+    given = [Create(Task(title=str(number))) for number in range(sent)]
+    last = Create(Task(title="last")) if what == "closed" else "none"
+
+    def blocking():
+        with connect(engine.state) as client:
+
+            def source():
+                yield from given
+                if what == "closed":
+                    client.close()
+                yield last
+
+            told.extend(client.submit_many(source()))
+
+    async def main():
+        async with aio.connect(engine.state) as client:
+
+            async def source():
+                for one in given:
+                    yield one
+                if what == "closed":
+                    await client.close()
+                yield last
+
+            async for reply in client.submit_many(source()):
+                told.append(reply)  # noqa: PERF401 - what came before it raises counts
+
+    with pytest.raises((EngineUnavailable, TypeError), match="closed" if what == "closed" else "is not a mutation"):
+        blocking() if client == "blocking" else run(main())
+    assert len(told) == sent
 
 
 @pytest.mark.usefixtures("shared_engine")
