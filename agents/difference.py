@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from typing import Any, TypeVar
 
 from solewriter.shared.entity import Entity
-from solewriter.shared.errors import InvalidMutation, NotFound, VersionConflict, shown
+from solewriter.shared.errors import InvalidMutation, VersionConflict, shown
 from solewriter.shared.mutations import Mutation, Transition, Update
 from solewriter.shared.payload import is_same
 
@@ -48,13 +48,8 @@ def difference(before: E, after: E | Mapping[str, Any] | None, reason: str) -> M
 
 
 def newer(conflict: VersionConflict, model: type[E]) -> E | None:
-    """The entity that won; None where that was read as another class of its kind. Raises NotFound if it is gone."""
-    current = conflict.current
-    if current is None:
-        raise NotFound(
-            f"{conflict.kind} {conflict.id!r} was deleted meanwhile", kind=conflict.kind, id=conflict.id
-        ) from conflict
-    return current if isinstance(current, model) else None
+    """The entity that won; None where that was read as another class of its kind, or not: look again."""
+    return conflict.current if isinstance(conflict.current, model) else None
 
 
 _ABSENT = object()

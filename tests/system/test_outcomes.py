@@ -35,6 +35,7 @@ from solewriter import (
     aio,
     connect,
 )
+from solewriter.agents import answers
 from solewriter.shared import entry as entries
 from solewriter.shared import wire
 from solewriter.shared.chain import journal_files
@@ -460,6 +461,28 @@ def test_apply_to_an_entity_that_is_deleted_meanwhile(engine, client):
 
     with pytest.raises(NotFound):
         client.apply(Task.ref("deleted"), deleted)
+
+
+@pytest.mark.usefixtures("shared_engine")
+def test_apply_does_not_take_for_deleted_what_a_client_that_was_closed_cannot_read(engine, at_step):
+    with connect(engine.state) as other:
+        other.put(Task(title="x", id="closed"))
+        steps, reached, told = 0, [""], set()
+
+        def overtaken(task: Task) -> dict[str, str]:
+            if task.title != f"{steps}":  # once
+                other.update(Task.ref("closed"), title=f"{steps}")
+            return {"description": f"{steps}"}
+
+        while reached:
+            steps += 1
+            with connect(engine.state) as client, at_step(steps, client.close, answers) as reached:
+                try:
+                    assert client.apply(Task.ref("closed"), overtaken).title == f"{steps}"
+                except (EngineUnavailable, OutcomeUnknown) as error:
+                    told.add(type(error))
+    assert EngineUnavailable in told
+    assert steps > 10
 
 
 # --- bad input is refused where it is given ---------------------------------------------------------------------------
