@@ -190,8 +190,12 @@ class Query:
         rows = self._scanner.rows(conditions(self._name, self._columns, where), (place,))
         column = self._columns[place]
         if column.type == "str":
-            texts, counts = np.unique(self._texts(place, rows.slots, rows.cells[place]), return_counts=True)
-            told = [text or None for text in texts.tolist()]
+            given = rows.cells[place] != 0
+            texts = self._texts(place, rows.slots[given], rows.cells[place][given])
+            known, counts = np.unique(texts, return_counts=True)
+            told = known.tolist()
+            if missing := len(given) - len(texts):
+                told, counts = [None, *told], np.insert(counts, 0, missing)
         else:
             cells, counts = np.unique(rows.cells[place], return_counts=True)
             told = self._values(column, cells).tolist()

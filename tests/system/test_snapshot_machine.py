@@ -554,8 +554,7 @@ class Machine:
             ids = snap.ids(MODELS[kind], where, order_by=order_by, limit=limit)
             assert ids == [one.id for one in ordered][:limit], asked
             assert snap.count(MODELS[kind], where) == len(expected), asked
-            counted = Counter(getattr(one, name) or (None if name in ("place", "project") else getattr(one, name))
-                              for one in expected)  # fmt: skip
+            counted = Counter(getattr(one, name) for one in expected)
             assert snap.count_by(MODELS[kind], name, where) == dict(counted), asked
             self.arrays(snap, kind, where)
 
