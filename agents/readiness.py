@@ -36,7 +36,7 @@ _OF_TASKS = frozenset({"attempts", "claim", "cost", "project"})
 
 
 class Obstacle(StrEnum):
-    """Kinds of reasons."""
+    """What keeps a task from being claimed: the kind of a reason."""
 
     UNREADABLE = "unreadable"  # its class cannot read what is stored of it: claims pass over it
     FINISHED = "finished"

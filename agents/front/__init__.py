@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from solewriter.agents.client import Client, connect
     from solewriter.agents.offline import OfflineReader
     from solewriter.agents.reader import Reader, open_reader
-    from solewriter.agents.readiness import Budget, Reason, budget_of, dead_letters, why_not_ready
+    from solewriter.agents.readiness import Budget, Obstacle, Reason, budget_of, dead_letters, why_not_ready
     from solewriter.agents.snapshot import Snapshot
     from solewriter.agents.status import EngineStatus, status_of
     from solewriter.agents.transaction import Transaction
@@ -113,7 +113,7 @@ _ROOMS = {
     "solewriter.agents.client": ("connect", "Client"),
     "solewriter.agents.offline": ("OfflineReader",),
     "solewriter.agents.reader": ("open_reader", "Reader"),
-    "solewriter.agents.readiness": ("why_not_ready", "dead_letters", "budget_of", "Reason", "Budget"),
+    "solewriter.agents.readiness": ("why_not_ready", "dead_letters", "budget_of", "Reason", "Obstacle", "Budget"),
     "solewriter.agents.snapshot": ("Snapshot",),
     "solewriter.agents.status": ("status_of", "EngineStatus"),
     "solewriter.agents.transaction": ("Transaction",),
@@ -158,7 +158,8 @@ __all__ = [
     "Create", "Put", "Update", "Transition", "Cancel", "Delete", "Alter", "Require", "RequireAbsent", "RequireFields",
     "RequireNone", "Unchanged", "Claim", "Complete", "Fail", "Release", "Renew", "Redrive", "Reply", "Applied",
     "NotApplied",
-    "why_not_ready", "dead_letters", "budget_of", "Reason", "Budget", "Verdict", "DependencyPolicy", "BudgetPolicy",
+    "why_not_ready", "dead_letters", "budget_of", "Reason", "Obstacle", "Budget", "Verdict",
+    "DependencyPolicy", "BudgetPolicy",
     "Increment", "Max", "Min", "Append", "Add", "Remove", "PutIn",
     "errors", "SolewriterError",
     "Refused", "NotFound", "AlreadyExists", "VersionConflict", "InvalidMutation", "InvalidTransition", "InvalidQuery",

@@ -42,6 +42,7 @@ from solewriter import (
     InvalidQuery,
     InvalidTransition,
     Limits,
+    Obstacle,
     OutcomeUnknown,
     Project,
     ProjectStatus,
@@ -70,7 +71,7 @@ from solewriter.agents import answers, asker, exchange, readiness, requesting, v
 from solewriter.agents import session as sessions
 from solewriter.agents.decoding import Decoder
 from solewriter.agents.pending import Pending
-from solewriter.agents.readiness import Obstacle, is_anything_left
+from solewriter.agents.readiness import is_anything_left
 from solewriter.agents.verbs import claiming
 from solewriter.shared import wire
 from solewriter.shared.config import ASKED_MAX, DEFAULT_LIMITS, KIB
