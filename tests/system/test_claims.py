@@ -1800,6 +1800,19 @@ def test_work_goes_on_until_nothing_is_left(client, engine, limits):
         assert all(one.attempts == 1 for one in snap.scan(Task, where={"status": "completed"}))
 
 
+def test_dependencies_and_trees_are_of_one_kind_and_work_ends_beside_what_waits_for_others(client, engine):
+    engine.register(Chore)
+    make(client, task("root", project="q"), Chore(id="part", title="part", parent_task_id="root"))
+    with pytest.raises(InvalidMutation, match="there is no such Chore"):
+        client.create(Chore(title="next", dependencies=("root",)))
+    make(client, task("waits", project="p", dependencies=("root",)))
+    held = client.claim(Task)
+    assert held.id == "root"
+    assert list(client.work(Task, project="p")) == [], "though somebody works at what it waits for"
+    client.cancel(held, tree=True)
+    assert client.get(Chore, "part").status is TaskStatus.CREATED
+
+
 def test_an_idle_agent_looks_at_few_of_the_tasks_that_rest(client, monkeypatch):
     """Counted in tasks that are decoded or taken from what is kept: each idle agent does this once a second."""
     looked, decoded = 0, Decoder.decoded
