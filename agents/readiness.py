@@ -91,7 +91,8 @@ def _reasons(snap: Snapshot, task: Task, now: datetime.datetime, budgets: dict[s
         return
     if not attempts_left(_field(task)):
         data = {"attempts": task.attempts, "max_retries": task.max_retries}
-        words = f"it {status} in attempt {task.attempts}, and {task.max_retries} retries are allowed: redrive it"
+        told = "was interrupted" if status == "interrupted" else status
+        words = f"it {told} in attempt {task.attempts}, and {task.max_retries} retries are allowed: redrive it"
         yield Reason(Obstacle.NO_ATTEMPT_LEFT, words, data)
     if task.not_before is not None and task.not_before > now:
         yield Reason(Obstacle.NOT_YET, f"its time comes at {task.not_before}", {"not_before": task.not_before})

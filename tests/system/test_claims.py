@@ -1059,7 +1059,9 @@ def test_a_task_whose_agents_die_too_often_is_a_dead_letter(client, victim, wait
     assert client.claim(Task) is None
     with client.reader.snapshot() as snap:
         assert dead_letters(snap) == [lost]
-        assert [reason.obstacle for reason in why_not_ready(snap, lost)] == [Obstacle.NO_ATTEMPT_LEFT]
+        (reason,) = why_not_ready(snap, lost)
+    assert reason.obstacle is Obstacle.NO_ATTEMPT_LEFT
+    assert str(reason) == "it was interrupted in attempt 1, and 0 retries are allowed: redrive it"
     client.redrive(lost)
     assert client.claim(Task).attempts == 1
 
