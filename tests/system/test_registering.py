@@ -213,6 +213,29 @@ def test_a_model_that_the_engine_cannot_load_is_refused_and_not_kept(engine, cli
     assert client.create(Rollout(seed=1)).version == 1
 
 
+def test_the_engine_that_follows_has_a_modules_classes_as_its_file_is_by_then(
+    state, start_engine, tmp_path, monkeypatch
+):
+    """A deployment need not register, but is there with the next engine, wanted or not."""
+    module = tmp_path / "deployed.py"
+    module.write_text("from solewriter import Entity\nclass Order(Entity):\n    total: int = 0\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    import deployed
+
+    engine = start_engine(state, models=[deployed.Order])
+    with connect(state) as client:
+        client.create(deployed.Order(id="a", total=3))
+        module.write_text(f"{module.read_text()}    paid: bool = False\n")
+        os.kill(engine.pid, signal.SIGKILL)
+
+        class Order(Entity):
+            total: int = 0
+            paid: bool = False
+
+        assert client.update(Order.ref("a"), paid=True).total == 3
+        assert client.create(Order(id="b")).paid is False
+
+
 @pytest.mark.parametrize(
     ("line", "told"),
     [
