@@ -85,6 +85,7 @@ class Sessions:
         self._by_number = {state.change.session: Session.of(state) for state in whole.sessions}
         self.by_request_id = OrderedDict((request_id, recovered(outcome)) for request_id, outcome in whole.request_ids)
         self._ids_forgotten, self._forgotten_last = whole.request_ids_forgotten, whole.sequence_forgotten
+        self._forget_ids()
 
     def get(self, number: int) -> Session | None:
         return self._by_number.get(number)
@@ -209,6 +210,11 @@ class Sessions:
         self.by_request_id[request_id] = outcome
         self.by_request_id.move_to_end(request_id)
         if len(self.by_request_id) > self._limits.request_ids_max:
+            self._forget_ids()
+
+    def _forget_ids(self) -> None:
+        """The oldest beyond the bound: one, or behind a start with a lower bound many."""
+        while len(self.by_request_id) > self._limits.request_ids_max:
             self.by_request_id.popitem(last=False)
             self._ids_forgotten = True
 

@@ -231,6 +231,16 @@ def test_the_results_of_large_requests_are_kept_packed_and_told_as_they_were(ses
     assert msgspec.msgpack.decode(again.outcomes.get(1).detail) == [[one[0], 0, *one[2:]] for one in written]
 
 
+def whole(sessions):
+    """What is written of them behind a checkpoint."""
+    ids_forgotten, sequence_forgotten = sessions.forgotten
+    return PrivateState(
+        checkpoint=CheckpointName(1, b""), life=Life(1, b"", "power", b"", False), sessions=sessions.states(),
+        request_ids=sessions.request_ids(), request_ids_forgotten=ids_forgotten,
+        sequence_forgotten=sequence_forgotten, keys=[],
+    )  # fmt: skip
+
+
 def test_what_was_forgotten_stays_so_behind_a_checkpoint():
     """Nobody is told that an id or a number was never used which may have been."""
     limits = Limits(request_ids_max=1, window_max=4)
@@ -238,18 +248,21 @@ def test_what_was_forgotten_stays_so_behind_a_checkpoint():
     number = greet(before, hello("ann"))
     before.remember([Outcome(number, place, Status.APPLIED, 1, [], name) for place, name in enumerate(("a", "b"))])
     before.forget([number])
-    ids_forgotten, sequence_forgotten = before.forgotten
-    after.restore(
-        PrivateState(
-            checkpoint=CheckpointName(1, b""), life=Life(1, b"", "power", b"", False), sessions=before.states(),
-            request_ids=before.request_ids(), request_ids_forgotten=ids_forgotten,
-            sequence_forgotten=sequence_forgotten, keys=[],
-        )
-    )  # fmt: skip
+    after.restore(whole(before))
     for sessions in (before, after):
         assert sessions.outcome_of_id("a") == FORGOTTEN
         assert sessions.outcome_of_id("b").revision == 1
         assert sessions.greet(hello("bob"), None, lambda number: -1)[1] == 1 + 4
+
+
+def test_behind_a_start_with_a_lower_bound_no_more_ids_of_users_are_remembered():
+    """Those that are kept are the newest; of the others nobody is told that they were never used."""
+    before, after = Sessions(Limits(request_ids_max=5)), Sessions(Limits(request_ids_max=2))
+    number = greet(before, hello("ann"))
+    before.remember([Outcome(number, place, Status.APPLIED, 1, [], name) for place, name in enumerate("abcd")])
+    after.restore(whole(before))
+    assert [id for id, _ in after.request_ids()] == ["c", "d"]
+    assert (before.told_id("a").revision, after.told_id("a"), after.told_id("e")) == (1, FORGOTTEN, FORGOTTEN)
 
 
 # --- in turns ---------------------------------------------------------------------------------------------------------
