@@ -19,7 +19,7 @@ from solewriter.engine_proc.coordination import Coordination
 from solewriter.engine_proc.publisher import Installed
 from solewriter.engine_proc.session import Session
 from solewriter.engine_proc.turn import Stored, Turn
-from solewriter.engine_proc.writing import Written, too_large
+from solewriter.engine_proc.writing import Written, grows, too_large
 from solewriter.shared import record
 from solewriter.shared.config import Limits
 from solewriter.shared.entry import Outcome
@@ -128,7 +128,7 @@ def update(
     payload, kept = kind.replaced(before.payload, fields)
     if payload == before.payload:
         return [(before.version, before.address, name, key)]
-    if len(payload) > bytes_max:
+    if len(payload) > bytes_max and grows(before, payload):
         raise too_large(kind, key, len(payload), bytes_max)
 
     version, code, slot = before.version + 1, known.code, before.slot

@@ -82,9 +82,14 @@ def _changes(step: Step, turn: Turn, limits: Limits) -> bool:
         payload = step.payload = kind.read_back(step.key, step.version, turn.now_us, payload, stored)
         if before is not None and before.alive and payload == stored:
             return False
-    if len(payload) > limits.entity_bytes_max:
+    if len(payload) > limits.entity_bytes_max and grows(before, payload):
         raise too_large(kind, step.key, len(payload), limits.entity_bytes_max)
     return True
+
+
+def grows(before: Stored | None, payload: bytes) -> bool:
+    """Whether it is more than was stored: what is above a bound that was lowered may change, and become less."""
+    return before is None or len(payload) > len(before.payload)
 
 
 def too_large(kind: Kind, key: str, size: int, most: int) -> RequestTooLarge:

@@ -216,6 +216,27 @@ def test_a_task_that_a_claim_would_make_too_large_keeps_nobody_from_others(start
     assert engine.restarts == 0
 
 
+def test_a_task_that_is_larger_than_a_lowered_bound_can_be_lost_and_cancelled(start_engine, state, limits, wait_until):
+    """What makes it no larger is done: else whoever had it would keep it for good, dead or alive."""
+    lower = msgspec.structs.replace(limits, entity_bytes_max=4_000)
+    engine = start_engine(state, limits=limits)
+    with connect(state, name="me", limits=limits) as client, connect(state, name="other", limits=limits) as other:
+        make(client, *(task(id, description="x" * 5_000, max_retries=3) for id in ("first", "second")))
+        assert [one.id for one in client.claim_many(Task, 2, lease_s=0.2)] == ["first", "second"]
+        engine.stop()
+        start_engine(state, limits=lower)
+        for id in ("first", "second"):
+            wait_until(lambda id=id: status(client, id) is TaskStatus.INTERRUPTED, 20, "its time to be up")
+        assert other.claim(Task) is None, "that would make it larger"
+        for changes in ({"description": "x" * 5_001}, {"title": "a longer one"}):
+            with pytest.raises(RequestTooLarge, match="entity_bytes_max"):
+                other.update(Task.ref("first"), changes)
+        other.update(Task.ref("first"), description="x" * 4_999)
+        other.cancel(Task.ref("first"))
+        other.update(Task.ref("second"), description="x" * 3_000)
+        assert other.claim(Task).id == "second"
+
+
 class Urgency(enum.StrEnum):
     URGENT = "urgent"
     LOW = "low"
