@@ -40,7 +40,8 @@ class Hellos:
                 coming = sum(sessions.get(one) is None for one in turn.sessions)
                 busy = {*self._bridge.connected(), *turn.sessions, *turn.forgotten_sessions}
                 coming -= len(turn.forgotten_sessions)
-                turn.forgotten_sessions += sessions.surplus(1 + coming, busy, self._waiting.sessions)
+                holding = turn.coordination.leases.sessions
+                turn.forgotten_sessions += sessions.surplus(1 + coming, busy, self._waiting.sessions, holding)
         except HelloRefused as error:
             newcomer.refuse(str(error), error.refusal)
             return

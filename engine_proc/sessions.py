@@ -233,9 +233,12 @@ class Sessions:
         if session is not None:
             session.quarantined[sequence] = Outcome(number, sequence, Status.REFUSED, revision, QUARANTINED)
 
-    def surplus(self, coming: int, connected: Iterable[int], waiting: Container[int] = ()) -> list[int]:
+    def surplus(
+        self, coming: int, connected: Iterable[int], waiting: Container[int] = (), holding: Container[int] = ()
+    ) -> list[int]:
         """The longest silent sessions that must go for `coming` new ones; never one that has a lane, or something
-        waiting: what that is told would be forgotten before it is decided.
+        waiting: what that is told would be forgotten before it is decided. Those that hold claims are the last to go:
+        of whose process is alive the next start knows by its session alone.
         """
         excess = len(self._by_number) + coming - self._limits.sessions_max
         if excess <= 0:
@@ -247,7 +250,7 @@ class Sessions:
             raise HelloRefused(f"{self._limits.sessions_max} sessions are connected (sessions_max)")
         if len(silent) < excess:
             raise HelloRefused("the sessions that could be forgotten have requests waiting (sessions_max)", "again")
-        return silent[:excess]
+        return sorted(silent, key=holding.__contains__)[:excess]
 
     def forget(self, numbers: Iterable[int]) -> None:
         for number in numbers:

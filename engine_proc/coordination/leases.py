@@ -6,7 +6,7 @@ process is not known to be dead, and who has no lane, has some time to come back
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, KeysView
 from heapq import heapify, heappop, heappush
 from typing import NamedTuple
 
@@ -54,7 +54,7 @@ class Leases:
         return [self.by_place[place] for place in sorted(self._by_session.get(session, ()))]
 
     @property
-    def sessions(self) -> Iterable[int]:
+    def sessions(self) -> KeysView[int]:
         return self._by_session.keys()
 
     def take(self, lease: Lease) -> None:

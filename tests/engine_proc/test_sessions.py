@@ -93,6 +93,13 @@ def test_a_session_that_fell_silent_last_is_the_last_to_go(sessions):
     assert (len(sessions), sessions.get(bob)) == (1, None)
 
 
+def test_those_that_hold_claims_are_the_last_to_go(sessions):
+    sessions = Sessions(Limits(sessions_max=3))
+    ann, bob, eve = (greet(sessions, hello(name)) for name in ("ann", "bob", "eve"))
+    assert sessions.surplus(1, [], holding={ann}) == [bob]
+    assert sessions.surplus(3, [], holding={ann, bob}) == [eve, ann, bob]
+
+
 def test_the_window_holds_the_newest_outcomes_and_the_rest_is_forgotten_not_denied(sessions):
     number = greet(sessions, hello())
     for sequence in range(6):

@@ -1198,6 +1198,21 @@ def test_a_holder_that_lives_keeps_what_it_has_however_long_it_is_silent_after_a
     poll(lambda: scene.turn() or not held(scene))
 
 
+def test_a_holder_that_has_not_come_back_is_not_forgotten_for_those_who_come_and_go(scene, holder):
+    """A start goes by the process that its session names."""
+    scene.limits = msgspec.structs.replace(scene.limits, sessions_max=2)
+    scene.next_engine()
+    for number in range(3):
+        Agent(scene, f"passer {number}").call.close()
+        scene.turn()
+    scene.next_engine()
+    for _ in range(3):
+        scene.turn()
+        assert held(scene) == [("a", 2)]
+    holder()
+    poll(lambda: scene.turn() or not held(scene))
+
+
 def test_a_full_disk_is_no_death_of_a_holder_that_lives_and_has_not_come_back_after_a_start(scene, holder):
     scene.next_engine()
     gone, other = Agent(scene, "gone"), Agent(scene, "other")
