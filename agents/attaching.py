@@ -168,7 +168,9 @@ class Attaching(Looking):
                     problem = f"the memory of {self.folder.path} was removed under its engine: start it again ({error})"
                     raise EngineUnavailable(problem) from None
                 if view.root.successor == STOPPED:
-                    problem = f"the engine of {self.folder.path} was stopped, and this reader maps none of its memory"
+                    problem = (
+                        f"the engine of {self.folder.path} was stopped, and this reader does not map all of its memory"
+                    )
                     raise EngineUnavailable(f"{problem}: start it, or open_reader(..., offline=True)") from None
 
     def _pin_of(self, epoch: int) -> Pin:

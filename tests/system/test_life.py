@@ -533,12 +533,17 @@ def test_a_client_that_finds_nobody_says_how_to_start_one(state, start_engine):
     told(another, ", and none ever did")
     start_engine(state, durability="memory").stop()
     told(state, "")  # and nothing in it to be read
-    engine = start_engine(state)
-    with open_reader(state) as never_looked:
+    engine = start_engine(state, limits=Limits(heap_segment_bytes_first=65_536, heap_segment_bytes_max=65_536))
+    with open_reader(state) as never_looked, open_reader(state) as looked_before, connect(state) as client:
+        client.create(Task(id="a", title="0"))
+        held = looked_before.snapshot()
+        client.update(Task.ref("a"), title="1" * 65_536)  # which takes a segment that came since
         engine.stop()
         told(state, "", ", or read what it holds: open_reader(..., offline=True)")
-        with pytest.raises(EngineUnavailable, match="maps none of its memory: start it, or open_reader"):
-            never_looked.snapshot()
+        for reader in (never_looked, looked_before):
+            with pytest.raises(EngineUnavailable, match="does not map all of its memory: start it, or open_reader"):
+                reader.snapshot()
+        assert held[Task, "a"].title == "0"
     told(state / "committed", ", which is no folder")
 
 
