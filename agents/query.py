@@ -183,8 +183,8 @@ class Query:
         return len(self._scanner.rows(conditions(self._name, self._columns, where)).slots)
 
     def count_by(self, name: str, where: Where | None) -> dict[Any, int]:
-        """How many of the matching ones have each value of a column, in the order of the values, None first. Raises
-        SchemaMismatch for a value that the class does not know.
+        """How many of the matching ones have each value of a column, in the order of the values, None first, or last of
+        floats. Raises SchemaMismatch for a value that the class does not know.
         """
         place = place_of(self._name, self._columns, name)
         rows = self._scanner.rows(conditions(self._name, self._columns, where), (place,))

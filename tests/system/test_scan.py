@@ -228,6 +228,7 @@ def test_counts_are_told_by_values_as_the_model_has_them(state, start_engine):
         assert snap.count_by(Probe, "level") == {None: 1, 1: 1, 2: 1, 3: 1}
         assert snap.count_by(Probe, "ratio") == {None: 1, 0.5: 1, 1.0: 1, 1.5: 1}
         assert snap.count_by(Probe, "when") == {None: 1, DAY: 3}, "times know their zone"
+        assert [next(iter(snap.count_by(Probe, name))) for name in ("level", "ratio", "when")] == [None, 0.5, None]
 
 
 class Tagged(Entity, columns=("area", "owner")):
