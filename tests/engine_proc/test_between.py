@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from solewriter import Limits
-from solewriter.engine_proc.filejournal import FileJournal, _synced_and_closed
+from solewriter.engine_proc.filejournal import FileJournal, _sync_then_close
 from solewriter.shared import wire
 from solewriter.shared.config import DEFAULT_LIMITS, KIB, WIRE_VERSION
 from solewriter.shared.handshake import Hello
@@ -30,7 +30,7 @@ class SlowDisk(Executor):
     def submit(self, work: Any, /, *args: Any, **options: Any) -> Future[Any]:
         future: Future[Any] = Future()
         self.waiting.append((future, work, args))
-        if work is not _synced_and_closed:
+        if work is not _sync_then_close:
             self.go_on()
         return future
 
