@@ -269,7 +269,8 @@ def test_behind_a_start_with_a_lower_bound_no_more_ids_of_users_are_remembered()
     before.remember([Outcome(number, place, Status.APPLIED, 1, [], name) for place, name in enumerate("abcd")])
     after.restore(whole(before))
     assert [id for id, _ in after.request_ids()] == ["c", "d"]
-    assert (before.told_id("a").revision, after.told_id("a"), after.told_id("e")) == (1, FORGOTTEN, FORGOTTEN)
+    assert before.outcome_of_id("a").revision == 1
+    assert [after.outcome_of_id(id) for id in "ae"] == [FORGOTTEN, FORGOTTEN]
 
 
 # --- in turns ---------------------------------------------------------------------------------------------------------
