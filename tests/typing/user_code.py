@@ -15,6 +15,7 @@ from solewriter import (
     Difference,
     Engine,
     Entity,
+    Mutation,
     OfflineReader,
     Reader,
     Ref,
@@ -86,7 +87,7 @@ def requests(client: Client, task: Task) -> None:
     assert_type(reply.error, SolewriterError | None)
     assert_type(reply.entity, Any)
     assert_type(client.submit_many([Create(task)]), Iterator[Reply])
-    wishes: list[Create | Update] = [Create(task), Update(task, {"title": "other"})]
+    wishes: list[Mutation] = [Create(task), Update(task, {"title": "other"})]
     assert_type(client.submit(*wishes), Reply)
     assert_type(client.submit_many(wishes), Iterator[Reply])
     with client.transaction(reason="tidying") as transaction:
