@@ -11,9 +11,10 @@ from contextlib import suppress
 
 gc.disable()  # nothing that imports and recovery make is garbage; `freeze_garbage` enables it
 
-from solewriter.engine_proc.owner import exits  # noqa: E402 (behind the line above, or it is in vain)
+from solewriter.engine_proc.channel import Channel  # noqa: E402 (behind the line above, or it is in vain)
+from solewriter.engine_proc.owner import exits  # noqa: E402
 from solewriter.engine_proc.owner.notices import put  # noqa: E402
-from solewriter.engine_proc.owner.orders import Channel, Orders, refused  # noqa: E402
+from solewriter.engine_proc.owner.orders import Orders, refused  # noqa: E402
 from solewriter.engine_proc.server import run  # noqa: E402
 
 

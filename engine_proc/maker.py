@@ -1,33 +1,27 @@
 """Has checkpoints made by a process beside the engine, and is what that process does, which begins in `workshop`.
 
 It is started for the first checkpoint and stays for the next ones: an interpreter with all it needs takes three times
-as long to start as a small checkpoint to make. Both ways go a length (u32, little-endian) and msgpack. Each order is
-carried out in a thread of its own, which may lower its own priority. The process ends when nothing was asked of it for
-a while, and when its engine has gone; if it is killed, nothing but an unfinished file is left, which goes then, or with
-the next start.
+as long to start as a small checkpoint to make. Each order is carried out in a thread of its own, which may lower its
+own priority. The process ends when nothing was asked of it for a while, and when its engine has gone; if it is killed,
+nothing but an unfinished file is left, which goes then, or with the next start.
 """
 
 from __future__ import annotations
 
 import os
 import resource
-import select
-import struct
 import subprocess
 import sys
 import threading
-from io import FileIO
-from typing import IO, Any
 
 import msgspec
 
+from solewriter.engine_proc.channel import Channel
 from solewriter.engine_proc.checkpoint import EngineGone, Made, Order, make
 from solewriter.shared.config import CHECKPOINT_NICE, MAKER_IDLE_S, MAKER_WORDS_MAX
 from solewriter.shared.errors import SolewriterError, in_words
 from solewriter.shared.folder import legible
 from solewriter.shared.interpreter import interpreter
-
-_LENGTH = struct.Struct("<I")
 
 
 class NotMade(SolewriterError):
@@ -106,26 +100,12 @@ def _ask(child: subprocess.Popen[bytes], order: Order) -> Answer | None:
     """Give the process an order, and return its answer; None if it ends instead."""
     assert child.stdin is not None
     assert child.stdout is not None
+    channel = Channel(child.stdout.fileno(), child.stdin.fileno())
     try:
-        _send(child.stdin, order)
+        channel.send(order)
     except BrokenPipeError:
         return None
-    said = _receive(child.stdout)
-    return None if said is None else msgspec.msgpack.decode(said, type=Answer)
-
-
-def _send(pipe: IO[bytes], what: Any) -> None:
-    body = msgspec.msgpack.encode(what)
-    pipe.write(_LENGTH.pack(len(body)) + body)  # at once: it is far below what a pipe takes in one piece
-    pipe.flush()
-
-
-def _receive(pipe: IO[bytes]) -> bytes | None:
-    """The next message; None at the end."""
-    head = pipe.read(_LENGTH.size)
-    if len(head) < _LENGTH.size:
-        return None
-    return pipe.read(*_LENGTH.unpack(head))
+    return channel.receive(Answer)
 
 
 # --- the process ------------------------------------------------------------------------------------------------------
@@ -146,18 +126,24 @@ def main() -> int:
     os.umask(0o077)
     _, hard = resource.getrlimit(resource.RLIMIT_DATA)
     resource.setrlimit(resource.RLIMIT_DATA, (hard, hard))  # the engine's own bound is against hostile frames
-    orders = sys.stdin.buffer
-    answers = FileIO(sys.stdout.fileno(), "w", closefd=False)  # which keeps nothing to be written at the end
-    while select.select([orders], [], [], MAKER_IDLE_S)[0] and (said := _receive(orders)) is not None:
+    channel = Channel(sys.stdin.fileno(), sys.stdout.fileno())
+    while (order := _next_order(channel)) is not None:
         done: list[Answer] = []
-        order = msgspec.msgpack.decode(said, type=Order)
         making = threading.Thread(target=lambda order=order, done=done: done.append(carry_out(order)))
         making.start()
         making.join()
         if not done:
             return 1  # what went wrong is no error that it knows, and was said
         try:
-            _send(answers, done[0])
+            channel.send(done[0])
         except BrokenPipeError:  # the engine went meanwhile
             return 0
     return 0
+
+
+def _next_order(channel: Channel) -> Order | None:
+    """None if nothing was asked for long, or the engine has gone."""
+    try:
+        return channel.receive(Order, MAKER_IDLE_S)
+    except TimeoutError:
+        return None

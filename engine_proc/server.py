@@ -16,13 +16,14 @@ import uvloop
 
 from solewriter.engine_proc.ahead import FULL
 from solewriter.engine_proc.bridge import Bridge
+from solewriter.engine_proc.channel import Channel
 from solewriter.engine_proc.checkpoints import Checkpoints
 from solewriter.engine_proc.engine import SingleWriter
 from solewriter.engine_proc.journal import DiskFull
 from solewriter.engine_proc.lock import by_name
 from solewriter.engine_proc.owner import exits
 from solewriter.engine_proc.owner.notices import say
-from solewriter.engine_proc.owner.orders import Channel, Orders, Ready, Register, refused
+from solewriter.engine_proc.owner.orders import Orders, Ready, Register, refused
 from solewriter.engine_proc.owner.pickled import unpickled
 from solewriter.engine_proc.recovery import recovery
 from solewriter.engine_proc.start import Epoch, started

@@ -17,7 +17,8 @@ import weakref
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack, suppress
 
-from solewriter.engine_proc.owner.orders import Channel, Orders, Ready, Register
+from solewriter.engine_proc.channel import Channel
+from solewriter.engine_proc.owner.orders import Orders, Ready, Register
 from solewriter.engine_proc.owner.pickled import pickled
 from solewriter.engine_proc.recovery.leftovers import remove_unnamed
 from solewriter.shared.config import POLL_MS_MAX

@@ -1,26 +1,20 @@
 """What an owner and its engine process say to each other, down two inherited pipes.
 
-The owner writes Orders first, then as often as it likes Register; each of them is answered by one Ready. A message is
-a length (u64, little-endian) and msgpack. Only the owner can write here, which is why models may travel as cloudpickle.
-The last word of all is the status with which the process ends (`exits`).
+The owner sends Orders first, then as often as it likes Register; each of them is answered by one Ready. Only the owner
+can write here, which is why models may travel as cloudpickle. The last word of all is the status with which the process
+ends (`exits`).
 """
 
 from __future__ import annotations
 
 import os
-import select
-import time
-from typing import Any, TypeVar
 
 import msgspec
 
 from solewriter.engine_proc.lock import by_name
-from solewriter.shared.config import ANSWER_MAX, POLL_MS_MAX, READ_BYTES, Limits
+from solewriter.shared.config import ANSWER_MAX, Limits
 from solewriter.shared.errors import Locked, clean, named, said_by
 from solewriter.shared.folder import StateFolder, legible, new_prefix
-
-M = TypeVar("M")
-_LENGTH_BYTES = 8
 
 
 class Orders(msgspec.Struct, frozen=True):
@@ -73,78 +67,3 @@ def refused(error: BaseException, number: int = 0) -> Ready:
         message=clean(by_name(said_by(error)), ANSWER_MAX),
         holder=legible(holder),
     )
-
-
-class Channel:
-    """One side's ends of the two pipes: whole messages, either way."""
-
-    def __init__(self, read_fd: int, write_fd: int) -> None:
-        self.read_fd = read_fd
-        self._write_fd = write_fd
-        self._received = bytearray()
-        self._unsent = bytearray()
-
-    def send(self, message: Any, timeout_s: float | None = None) -> None:
-        """Raises BrokenPipeError if the other side is gone, TimeoutError if it did not read in time: the rest of
-        a message that went out in part is then sent before the next one.
-        """
-        deadline = None if timeout_s is None else time.monotonic() + timeout_s
-        body = msgspec.msgpack.encode(message)
-        framed = len(body).to_bytes(_LENGTH_BYTES, "little") + body
-        self._unsent += framed
-        try:
-            while self._unsent:
-                _await(self._write_fd, select.POLLOUT, deadline)
-                del self._unsent[: os.write(self._write_fd, self._unsent[: select.PIPE_BUF])]  # never blocks
-        except TimeoutError:
-            if len(self._unsent) >= len(framed):  # nothing of it was sent
-                del self._unsent[-len(framed) :]
-            raise
-
-    def receive(self, kind: type[M], timeout_s: float | None = None) -> M | None:
-        """The next message; None if the other side is gone. Raises TimeoutError."""
-        deadline = None if timeout_s is None else time.monotonic() + timeout_s
-        while (message := self._whole(kind)) is None:
-            _await(self.read_fd, select.POLLIN, deadline)
-            if not self.read():
-                return None
-        return message
-
-    def read(self) -> bool:
-        """Take what is there; False if the other side is gone."""
-        data = os.read(self.read_fd, READ_BYTES)
-        self._received += data
-        return bool(data)
-
-    def messages(self, kind: type[M]) -> list[M]:
-        """All whole messages that were read."""
-        found = []
-        while (message := self._whole(kind)) is not None:
-            found.append(message)
-        return found
-
-    def _whole(self, kind: type[M]) -> M | None:
-        if len(self._received) < _LENGTH_BYTES:
-            return None
-        end = _LENGTH_BYTES + int.from_bytes(self._received[:_LENGTH_BYTES], "little")
-        if len(self._received) < end:
-            return None
-        body = bytes(self._received[_LENGTH_BYTES:end])
-        del self._received[:end]
-        return msgspec.msgpack.decode(body, type=kind)
-
-    def close(self) -> None:
-        fds = self.read_fd, self._write_fd
-        self.read_fd = self._write_fd = -1  # a thread that still waits here must not read a file that gets the number
-        for fd in fds:
-            if fd >= 0:  # else it was closed before
-                os.close(fd)
-
-
-def _await(fd: int, event: int, deadline: float | None) -> None:
-    """Until this can be read or written. Raises TimeoutError."""
-    poll = select.poll()
-    poll.register(fd, event)
-    left = None if deadline is None else max(0.0, deadline - time.monotonic())
-    if not poll.poll(None if left is None else min(left * 1000, POLL_MS_MAX)):
-        raise TimeoutError

@@ -456,6 +456,11 @@ def test_a_checkpoint_that_fails_is_followed_by_one_that_does_not(
         assert everything(state)[2]["Task"] == 440
 
 
+def framed(message: bytes) -> bytes:
+    """As it goes down a pipe to whoever makes checkpoints."""
+    return struct.pack("<Q", len(message)) + message
+
+
 def test_a_checkpoint_for_an_engine_that_is_gone_is_not_made(state, start_engine, tmp_path):
     """It goes on under another parent, and whoever that is waits for nothing."""
     start_engine(state)
@@ -466,10 +471,10 @@ def test_a_checkpoint_for_an_engine_that_is_gone_is_not_made(state, start_engine
         order = Order(bytes(path), where.memory_dir, where.prefix, b"s" * 16, (64 * KIB, 64 * KIB), engine)
         asked = msgspec.msgpack.encode(order)
         made = subprocess.run(
-            [sys.executable, "-m", "solewriter.engine_proc.workshop", "5"], input=struct.pack("<I", len(asked)) + asked,
+            [sys.executable, "-m", "solewriter.engine_proc.workshop", "5"], input=framed(asked),
             capture_output=True, check=True,
         )  # fmt: skip
-        answer = msgspec.msgpack.decode(made.stdout[4:], type=Answer)
+        answer = msgspec.msgpack.decode(made.stdout[8:], type=Answer)
         assert (answer.made is None, path.exists()) == (gone, not gone)
         assert answer.why.startswith("EngineGone") is gone
 
@@ -478,7 +483,7 @@ def test_a_maker_that_meets_an_error_of_its_own_says_it_and_ends(tmp_path):
     """Its engine starts another one, and the log has the traceback."""
     asked = msgspec.msgpack.encode(Order(bytes(tmp_path / "one"), "\0", "nobody", b"s" * 16, (64 * KIB, 64 * KIB), 1))
     ended = subprocess.run(
-        [sys.executable, "-m", "solewriter.engine_proc.workshop", "5"], input=struct.pack("<I", len(asked)) + asked,
+        [sys.executable, "-m", "solewriter.engine_proc.workshop", "5"], input=framed(asked),
         capture_output=True, check=False,
     )  # fmt: skip
     assert (ended.returncode, ended.stdout) == (1, b"")
@@ -495,7 +500,7 @@ def test_a_maker_whose_engine_went_meanwhile_ends_without_a_word(tmp_path):
         stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=buffered,
     )  # fmt: skip
     maker.stdout.close()
-    said = maker.communicate(struct.pack("<I", len(asked)) + asked)[1]
+    said = maker.communicate(framed(asked))[1]
     assert (maker.returncode, said) == (0, b"")
 
 
