@@ -210,8 +210,8 @@ class Kind:
         if not names:
             return payload
         held, read = spans_of(payload), spans_of(again)
-        absent = {name: encode(default) for name, default in self.schema.defaults.items()}
-        both = {**absent, **held}, {**absent, **read}
+        absent: dict[str, Any] = {name: encode(default) for name, default in self.schema.defaults.items()}
+        both = absent | held, absent | read
         others = [name for name in names if not is_alike(*(decode(one.get(name, _NOTHING)) for one in both))]
         if others:
             fields = dict.fromkeys(others, "its validator makes something else of its own result")
