@@ -39,8 +39,9 @@ def export(snapshot: Snapshot, path: Path, *, replace: bool = False) -> Exported
     Raises FileExistsError for a path that is taken, unless what is there may be replaced; OSError where it cannot be
     written; SnapshotExpired.
     """
+    taken = FileExistsError(f"{path} is there already")
     if os.path.lexists(path) and (path.is_dir() or not replace):
-        raise FileExistsError(f"{path} is there already")
+        raise taken
     fresh = path.with_name(f"{path.name}.{os.getpid()}.tmp")
     try:
         fd = new_file(fresh)
@@ -51,7 +52,9 @@ def export(snapshot: Snapshot, path: Path, *, replace: bool = False) -> Exported
         with closing(sqlite3.connect(fresh, isolation_level=None)) as database:
             exported = _written(snapshot, database)
         os.fsync(fd)
-        os.replace(fresh, path)
+        _give_name(fresh, path, replace=replace)
+    except FileExistsError:  # it came meanwhile
+        raise taken from None
     except sqlite3.Error as error:
         raise OSError(f"{path} cannot be written: {error}") from error
     finally:
@@ -60,6 +63,15 @@ def export(snapshot: Snapshot, path: Path, *, replace: bool = False) -> Exported
     with suppress(PermissionError):  # a folder may be one that cannot be listed
         sync_folder(path.parent)
     return exported
+
+
+def _give_name(fresh: Path, path: Path, *, replace: bool) -> None:
+    """Raises FileExistsError for one that came meanwhile, unless it may be replaced."""
+    if not replace:
+        with suppress(PermissionError):  # of a file system that has no links
+            os.link(fresh, path)
+            return
+    os.replace(fresh, path)
 
 
 def _written(snapshot: Snapshot, database: sqlite3.Connection) -> Exported:
@@ -80,7 +92,7 @@ def _written(snapshot: Snapshot, database: sqlite3.Connection) -> Exported:
 
 
 class _Table:
-    """Of one kind. Its columns are the fields of the entities that came so far."""
+    """The table of one kind. Its columns are the fields of the entities that came so far."""
 
     def __init__(self, database: sqlite3.Connection, name: str) -> None:
         self._database = database
@@ -90,7 +102,7 @@ class _Table:
         database.execute(f"CREATE TABLE {self._name} (id TEXT PRIMARY KEY, version INTEGER)")
 
     def fill(self, entities: Iterator[dict[str, Any]]) -> int:
-        """With a row for each of them; how many there were."""
+        """Add a row for each; return how many."""
         count = 0
         while rows := list(islice(entities, EXPORT_ROWS)):
             self._widen(dict.fromkeys(name for row in rows for name in row))
@@ -101,7 +113,7 @@ class _Table:
         return count
 
     def _widen(self, fields: Iterable[str]) -> None:
-        """By a column for each of these fields that has none yet."""
+        """Add a column for each of these fields that has none."""
         for field in fields:
             if field not in self._fields:
                 self._fields.append(field)
@@ -111,6 +123,7 @@ class _Table:
 
 def _free(name: str, taken: set[str]) -> str:
     """A name that SQLite keeps apart from these: to it, `ID` is `id`. It is among them then."""
+    name = name.replace("\0", "_")
     first = f"_{name}" if name.lower().startswith("sqlite_") else name  # which are its own
     free, number = first, 1
     while free.lower() in taken:

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from solewriter import Create, Delete, Entity, FrozenMap, Project, Put, Task, Update, open_reader
+from solewriter import Create, Delete, Entity, FrozenMap, Project, Put, Snapshot, Task, Update, open_reader
 from solewriter.agents.cli.exporting import exported
 from solewriter.agents.export import export
 from solewriter.shared.config import EXPORT_ROWS
@@ -152,6 +152,21 @@ def test_what_is_there_stays_unless_it_may_be_replaced(engine, samples, tmp_path
     assert len(tables(file)["Sample"]) == 2
     told = command(engine.state, tmp_path, "--replace")
     assert (told.returncode, told.stderr) == (1, f"solewriter: {tmp_path} is there already\n")
+
+
+def test_what_comes_meanwhile_stays_as_well(engine, samples, tmp_path):
+    """Another export, say, that was done first."""
+    file = tmp_path / "x.db"
+
+    class Beside(Snapshot):
+        @property
+        def counts(self):
+            file.write_text("precious")
+            return super().counts
+
+    with open_reader(engine.state) as reader, pytest.raises(FileExistsError, match=r"x\.db is there already"):
+        export(Beside(reader, reader.pin()), file)
+    assert [(path.name, path.read_text()) for path in tmp_path.glob("x*")] == [("x.db", "precious")]
 
 
 def test_nobody_else_may_read_it(engine, samples, tmp_path):

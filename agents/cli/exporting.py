@@ -22,8 +22,8 @@ def exported(state: Path, revision: int | None, file: Path, *, replace: bool) ->
 
 
 def reader_of(state: Path) -> Reader | OfflineReader:
-    """Of an engine's memory; where there is none, of what the folder holds. Raises EngineUnavailable for another
-    user's.
+    """A reader of an engine's memory; where there is none, of what the folder holds. Raises EngineUnavailable for
+    another user's.
     """
     try:
         return open_reader(state)
