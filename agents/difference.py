@@ -5,6 +5,8 @@ the first.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import cached_property
+from inspect import getattr_static
 from typing import Any, TypeVar
 
 from solewriter.shared.entity import Entity
@@ -31,7 +33,7 @@ def difference(before: E, after: E | Mapping[str, Any] | None, reason: str) -> M
         wanted: Mapping[str, Any] = {
             name: value
             for name, value in after.__dict__.items()
-            if name in type(after).model_fields or not hasattr(type(after), name)  # a cached property is none
+            if not isinstance(getattr_static(type(after), name, None), cached_property)
         }
     elif isinstance(after, Mapping):
         wanted = after
