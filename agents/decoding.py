@@ -15,7 +15,6 @@ from solewriter.agents.past import Held
 from solewriter.shared import record
 from solewriter.shared.config import DECODED_AT_ONCE
 from solewriter.shared.entity import Entity, check_id, name_of
-from solewriter.shared.forks import held_off
 from solewriter.shared.garbage import uncollected
 from solewriter.shared.kind import Kind
 from solewriter.shared.memory.catalog import Catalog
@@ -89,13 +88,11 @@ class Decoder:
         return entity
 
     def all_decoded(self, pin: Held, addresses: Iterable[int], kind: Model) -> list[Any]:
-        """The entities of many records, None of tombstones. No child comes in the middle of a piece, which would go on
-        without a search for garbage.
-        """
+        """The entities of many records, None of tombstones."""
         made: list[Any] = []
         left = iter(addresses)
         while piece := list(islice(left, DECODED_AT_ONCE)):
-            with held_off, uncollected():
+            with uncollected():
                 made += [self.decoded(pin, address, kind) for address in piece]
         return made
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import gc
+import os
+import threading
 
 import pytest
 
@@ -36,3 +38,20 @@ def test_whoever_collects_nothing_is_left_alone():
     with uncollected():
         pass
     assert not gc.isenabled()
+
+
+def test_a_child_that_another_thread_makes_meanwhile_has_its_search():
+    """Nobody there would switch it on again."""
+    statuses = []
+
+    def fork() -> None:
+        if not (child := os.fork()):
+            os._exit(0 if gc.isenabled() else 1)
+        statuses.append(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+
+    with uncollected():
+        other = threading.Thread(target=fork)
+        other.start()
+        other.join()
+        assert not gc.isenabled()
+    assert statuses == [0]
