@@ -124,7 +124,7 @@ class Requests(Asker):
                 try:
                     waiting.extend(self._send_frame(taken, self._deadline(timeout_s)))
                 except (Refused, Unavailable, TypeError) as error:  # these were not sent, and no more will be
-                    failure, exhausted = error, True
+                    failure, exhausted = failure or error, True
             if waiting:
                 yield self._reply_to(waiting.popleft(), self._deadline(timeout_s))
         if failure is not None:

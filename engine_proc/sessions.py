@@ -238,7 +238,7 @@ class Sessions:
     ) -> list[int]:
         """The longest silent sessions that must go for `coming` new ones; never one that has a lane, or something
         waiting: what that is told would be forgotten before it is decided. Those that hold claims are the last to go:
-        of whose process is alive the next start knows by its session alone.
+        only a session tells the next start which process holds a claim.
         """
         excess = len(self._by_number) + coming - self._limits.sessions_max
         if excess <= 0:

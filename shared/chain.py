@@ -215,7 +215,7 @@ def check_history(folder: Path, history: bytes) -> None:
 
 
 def _life_at_first(path: Path) -> Iterator[Life]:
-    """That of the entry with which a journal file begins, if it tells of one."""
+    """The life that the first entry of a journal file tells of, if it does."""
     try:
         first = first_entry_of(path)
     except FileNotFoundError:  # trimmed meanwhile
@@ -225,7 +225,7 @@ def _life_at_first(path: Path) -> Iterator[Life]:
 
 
 def _lives_in(path: Path) -> Iterator[Life]:
-    """Those of all entries of a journal file, as far as it is whole."""
+    """The lives that the entries of a journal file tell of, as far as it is whole."""
     buffer, at = content(path), FILE_HEADER_BYTES
     while (found := entries.unpack(buffer, at)) is not None:
         if (life := found[0].lived) is not None:

@@ -194,7 +194,7 @@ class Owners(msgspec.Struct, frozen=True):
 
 
 class Lived(msgspec.Struct, frozen=True):
-    """Of an entry, or of a private state, the life that it tells of."""
+    """The life that an entry, or its private state, tells of; nothing else of it is decoded."""
 
     life: Life | None = None
     whole: Lived | None = None

@@ -144,6 +144,7 @@ def test_limits_are_those_that_are_asked_for(tmp_path: Path, serve: Serve) -> No
         ("window_max", "window_max is a whole number, as in window_max=256, not ''"),
         ("heartbeat_s=soon", "heartbeat_s is a number, as in heartbeat_s=1.0, not 'soon'"),
         ("window_max=0", "window_max must be more than 0"),
+        ("memory_dir=/tmp", "memory_dir is given by --memory-dir"),
     ],
 )  # fmt: skip
 def test_what_is_no_limit_is_refused_with_what_is_one(asked: str, why: str, tmp_path: Path) -> None:

@@ -131,7 +131,7 @@ class AioRequests(Asker):
                     try:
                         waiting.extend(await self._send_frame(taken, self._deadline(timeout_s)))
                     except (Refused, Unavailable, TypeError) as error:  # these were not sent, and no more will be
-                        failure, exhausted = error, True
+                        failure, exhausted = failure or error, True
                 if waiting:
                     yield await self._answer_to(waiting.popleft(), self._reply, self._deadline(timeout_s))
         except asyncio.CancelledError as cancelled:

@@ -64,6 +64,8 @@ def _limit(asked: str) -> tuple[str, Any]:
     """A name, and the value that it gets. Raises ValueError."""
     name, _, value = asked.partition("=")
     kinds = {field.name: field.type for field in msgspec.structs.fields(Limits)}
+    if kinds.get(name) is str:
+        raise ValueError(f"{name} is given by --{name.replace('_', '-')}")
     if name not in kinds:
         near = " or ".join(get_close_matches(name, kinds)) or "solewriter.Limits"
         raise ValueError(f"{name!r} is no limit; see {near}")
