@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import sqlite3
 import subprocess
 import sysconfig
@@ -154,19 +156,38 @@ def test_what_is_there_stays_unless_it_may_be_replaced(engine, samples, tmp_path
     assert (told.returncode, told.stderr) == (1, f"solewriter: {tmp_path} is there already\n")
 
 
-def test_what_comes_meanwhile_stays_as_well(engine, samples, tmp_path):
-    """Another export, say, that was done first."""
-    file = tmp_path / "x.db"
+def exported_beside(engine, file, deed):
+    """In whose middle something happens."""
 
     class Beside(Snapshot):
         @property
         def counts(self):
-            file.write_text("precious")
+            deed()
             return super().counts
 
-    with open_reader(engine.state) as reader, pytest.raises(FileExistsError, match=r"x\.db is there already"):
+    with open_reader(engine.state) as reader:
         export(Beside(reader, reader.pin()), file)
+
+
+def test_what_comes_meanwhile_stays_as_well(engine, samples, tmp_path):
+    """Another export, say, that was done first."""
+    file = tmp_path / "x.db"
+    with pytest.raises(FileExistsError, match=r"x\.db is there already"):
+        exported_beside(engine, file, lambda: file.write_text("precious"))
     assert [(path.name, path.read_text()) for path in tmp_path.glob("x*")] == [("x.db", "precious")]
+
+
+def test_an_export_that_is_interrupted_leaves_nothing_and_one_that_is_killed_no_file_of_this_name(
+    engine, samples, tmp_path
+):
+    with pytest.raises(KeyboardInterrupt):
+        exported_beside(engine, tmp_path / "x.db", lambda: signal.raise_signal(signal.SIGINT))
+    assert not [*tmp_path.glob("x*")]
+    if not (child := os.fork()):
+        exported_beside(engine, tmp_path / "x.db", lambda: os.kill(os.getpid(), signal.SIGKILL))
+        os._exit(1)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signal.SIGKILL
+    assert not (tmp_path / "x.db").exists()
 
 
 def test_nobody_else_may_read_it(engine, samples, tmp_path):
