@@ -23,6 +23,7 @@ from solewriter.shared.config import EXPORT_ROWS
 from solewriter.shared.files import new_file, sync_folder
 
 _INT64 = range(-(2**63), 2**63)
+_LOGS = ("-wal", "-journal")  # behind a file's name: what SQLite takes for changes of it, and puts into it
 _json = msgspec.json.Encoder(order="sorted").encode
 
 
@@ -36,12 +37,15 @@ class Exported(NamedTuple):
 def export(snapshot: Snapshot, path: Path, *, replace: bool = False) -> Exported:
     """Write all that a snapshot holds to a new file, which nobody else may read. It is there whole, or not at all.
 
-    Raises FileExistsError for a path that is taken, unless what is there may be replaced; OSError where it cannot be
-    written; SnapshotExpired.
+    Raises FileExistsError for a path that is taken, unless what is there may be replaced, and beside a log of SQLite's
+    for it; OSError where it cannot be written; SnapshotExpired.
     """
     taken = FileExistsError(f"{path} is there already")
     if os.path.lexists(path) and (path.is_dir() or not replace):
         raise taken
+    for log in (f"{path}{suffix}" for suffix in _LOGS):
+        if os.path.lexists(log):
+            raise FileExistsError(f"{log} is there: SQLite would take it for a part of {path.name}")
     fresh = path.with_name(f"{path.name}.{os.getpid()}.tmp")
     try:
         fd = new_file(fresh)

@@ -156,6 +156,27 @@ def test_what_is_there_stays_unless_it_may_be_replaced(engine, samples, tmp_path
     assert (told.returncode, told.stderr) == (1, f"solewriter: {tmp_path} is there already\n")
 
 
+@pytest.mark.parametrize(("mode", "log"), [("WAL", "x.db-wal"), ("DELETE", "x.db-journal")])
+def test_a_file_that_is_changed_by_sql_is_not_replaced(engine, samples, tmp_path, mode, log):
+    """What its log holds would be taken for a part of the new one."""
+    file = tmp_path / "x.db"
+    exported(engine.state, None, file, replace=False)
+    why = rf"^{tmp_path / log} is there: SQLite would take it for a part of x\.db$"
+    with closing(sqlite3.connect(file, isolation_level=None)) as database:
+        database.execute(f"PRAGMA journal_mode = {mode}")
+        database.execute("BEGIN IMMEDIATE")
+        database.execute("CREATE INDEX numbers ON Sample (number)")
+        with pytest.raises(FileExistsError, match=why):
+            exported(engine.state, None, file, replace=True)
+        database.execute("COMMIT")
+    exported(engine.state, None, file, replace=True)
+    (tmp_path / log).touch()
+    file.unlink()
+    with pytest.raises(FileExistsError, match=why):
+        exported(engine.state, None, file, replace=False)
+    assert [path.name for path in tmp_path.glob("x*")] == [log]
+
+
 def exported_beside(engine, file, deed):
     """In whose middle something happens."""
 
