@@ -7,10 +7,11 @@ that SQLite has no room for are text, and what has parts is JSON. The table `sol
 
 from __future__ import annotations
 
+import errno
 import os
 import sqlite3
 from collections.abc import Iterable, Iterator
-from contextlib import closing, suppress
+from contextlib import closing
 from datetime import UTC, datetime
 from itertools import islice
 from pathlib import Path
@@ -20,10 +21,11 @@ import msgspec
 
 from solewriter.agents.snapshot import Snapshot
 from solewriter.shared.config import EXPORT_ROWS
-from solewriter.shared.files import new_file, sync_folder
+from solewriter.shared.files import naming, new_file, sync_folder
 
 _INT64 = range(-(2**63), 2**63)
 _LOGS = ("-wal", "-journal")  # behind a file's name: what SQLite takes for changes of it, and puts into it
+_NOT_SYNCED = (errno.EACCES, errno.EINVAL)  # of a folder that cannot be listed, or of a file system that syncs none
 _json = msgspec.json.Encoder(order="sorted").encode
 
 
@@ -55,7 +57,8 @@ def export(snapshot: Snapshot, path: Path, *, replace: bool = False) -> Exported
     try:
         with closing(sqlite3.connect(fresh, isolation_level=None)) as database:
             exported = _written(snapshot, database)
-        os.fsync(fd)
+        with naming(path):
+            os.fsync(fd)
         _give_name(fresh, path, replace=replace)
     except FileExistsError:  # it came meanwhile
         raise taken from None
@@ -64,16 +67,23 @@ def export(snapshot: Snapshot, path: Path, *, replace: bool = False) -> Exported
     finally:
         os.close(fd)
         fresh.unlink(missing_ok=True)
-    with suppress(PermissionError):  # a folder may be one that cannot be listed
+    try:
         sync_folder(path.parent)
+    except OSError as error:
+        if error.errno not in _NOT_SYNCED:
+            raise
     return exported
 
 
 def _give_name(fresh: Path, path: Path, *, replace: bool) -> None:
     """Raises FileExistsError for one that came meanwhile, unless it may be replaced."""
     if not replace:
-        with suppress(PermissionError):  # of a file system that has no links
+        try:
             os.link(fresh, path)
+        except OSError:  # of a file system that has no links, each says so by another one
+            if os.path.lexists(path):
+                raise FileExistsError from None
+        else:
             return
     os.replace(fresh, path)
 

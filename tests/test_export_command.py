@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import errno
 import os
+import re
 import signal
 import sqlite3
+import stat
 import subprocess
 import sysconfig
 from contextlib import closing
@@ -228,6 +231,39 @@ def test_where_there_is_no_room_there_is_no_file(engine, samples, tmp_path, file
     with pytest.raises(FileNotFoundError) as missing:
         exported(engine.state, None, folder / "nowhere" / "x.db", replace=False)
     assert missing.value.filename == str(folder / "nowhere" / "x.db")
+
+
+@pytest.mark.parametrize("refusal", [errno.EPERM, errno.ENOTSUP, errno.ENOSYS])
+def test_a_file_system_without_links_that_syncs_no_folder_takes_one(engine, samples, tmp_path, monkeypatch, refusal):
+    """As those of network shares and virtual machines are."""
+    file, sync = tmp_path / "x.db", os.fsync
+
+    def link(*_):
+        raise OSError(refusal, os.strerror(refusal))
+
+    def fsync(fd):
+        if stat.S_ISDIR(os.fstat(fd).st_mode):
+            raise OSError(errno.EINVAL, os.strerror(errno.EINVAL))
+        sync(fd)
+
+    monkeypatch.setattr(os, "link", link)
+    monkeypatch.setattr(os, "fsync", fsync)
+    exported(engine.state, None, file, replace=False)
+    assert len(tables(file)["Sample"]) == 2
+    file.unlink()
+    with pytest.raises(FileExistsError, match=r"x\.db is there already"):
+        exported_beside(engine, file, lambda: file.write_text("precious"))
+    assert file.read_text() == "precious"
+
+
+def test_a_disk_that_fails_is_told_with_the_name_of_the_file(engine, samples, tmp_path, monkeypatch):
+    def fsync(fd):
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    with pytest.raises(OSError, match=re.escape(f"[Errno 5] Input/output error: '{tmp_path / 'x.db'}'")):
+        exported(engine.state, None, tmp_path / "x.db", replace=False)
+    assert not [*tmp_path.glob("x*")]
 
 
 def test_names_that_are_one_to_sqlite_are_kept_apart(engine, client, tmp_path):
