@@ -124,6 +124,7 @@ class _Table:
             values = ([_cell(row.get(name)) for name in self._fields] for row in rows)
             self._database.executemany(f"INSERT INTO {self._name} VALUES ({places})", values)
             count += len(rows)
+            rows.clear()  # not beside the next ones
         return count
 
     def _widen(self, fields: Iterable[str]) -> None:

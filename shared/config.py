@@ -195,7 +195,8 @@ ASKED_MAX = 1_024  # claims and the like of a client whose answers may still com
 LOOKING_THREADS = 4  # of one reader for asyncio: a pass over the journal keeps one for seconds, others look meanwhile
 WATCH_BATCH = 256  # changes that a watcher takes at once: it looks for the newest revision once for all of them
 DECODED_AT_ONCE = 1_024  # entities of a scan, some 15 ms, while the search for garbage waits
-EXPORT_ROWS = 1_000  # given to the file of an export at once: the columns are looked over once for all of them
+EXPORT_ROWS = 32  # given to the file of an export at once, one look over the columns for all; each may be of 1 MiB, and
+# some ten times that as Python's values
 READY_PAGE = 32  # tasks that are looked at first for one that may be ready; then twice as many, and so on
 WORK_PATIENCE_S = 1.0  # of `work` in one claim, before it looks whether anything is left: an idle agent asks so often
 PIN_TRIES = 1_000  # a reader is lapped only if it sleeps through 15 publishes in mid-copy; so often is a broken root

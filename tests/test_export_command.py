@@ -10,6 +10,7 @@ import sqlite3
 import stat
 import subprocess
 import sysconfig
+import tracemalloc
 from contextlib import closing
 from datetime import UTC, datetime
 from pathlib import Path
@@ -133,6 +134,20 @@ def test_a_file_is_of_one_revision_whatever_happens_meanwhile(engine, client, tm
     rows = tables(tmp_path / "x.db")["Sample"]
     assert {row["id"] for row in rows} == set(ids)
     assert {row["number"] for row in rows} == {0}
+
+
+def test_of_large_entities_few_are_held_at_once(engine, client, tmp_path):
+    size = 100_000
+    for reply in client.submit_many(Create(Sample(name="x" * size)) for _ in range(200)):
+        reply.check()
+    with open_reader(engine.state) as reader:
+        tracemalloc.start()
+        try:
+            export(reader.snapshot(), tmp_path / "x.db")
+            _, peak = tracemalloc.get_traced_memory()
+        finally:
+            tracemalloc.stop()
+    assert peak < 50 * size
 
 
 def test_an_earlier_revision(engine, samples, tmp_path):
