@@ -89,7 +89,7 @@ class Snapshot:
         pin = self.pin
         code = pin.catalog.kind_code(name_of(kind))
         for address in pin.addresses(code) if code is not None else ():
-            entity = self._reader.decoder.decoded(pin, address, kind)
+            entity = self._reader.decoder.decoded(self._pin or self.pin, address, kind)  # closed meanwhile: no more
             if entity is not None:
                 yield entity
 

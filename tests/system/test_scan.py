@@ -484,6 +484,17 @@ def test_kinds_by_name_give_dicts(state, start_engine):
         assert (found["id"], found["title"]) == ("t", "x")
 
 
+@pytest.mark.parametrize("kind", [Task, "Task"])
+def test_entities_that_are_gone_through_end_with_their_snapshot(client, reader, kind):
+    for number in range(3):
+        client.create(Task(title=str(number)))
+    with reader.snapshot() as snap:
+        entities = snap.entities(kind)
+        next(entities)
+    with pytest.raises(ValueError, match="this snapshot is closed"):
+        next(entities)
+
+
 def test_pages_neither_skip_nor_repeat_what_stays_in_its_place(state, start_engine):
     start_engine(state)
     with connect(state) as client:
