@@ -142,16 +142,27 @@ def earlier_names(model: type[pydantic.BaseModel], name: str) -> tuple[str, ...]
     return tuple(dict.fromkeys(found))
 
 
-def _column_of(model: type[pydantic.BaseModel], name: str) -> Column:
+def values_of(model: type[pydantic.BaseModel], name: str) -> tuple[Any, ...] | None:
+    """The values of a field that is one of an enum's, or of literals, in their order; None of any other."""
     bare, _ = bare_type(model.model_fields[name].annotation)
     if isinstance(bare, type) and issubclass(bare, enum.Enum) and not issubclass(bare, enum.Flag):
-        return Column(name, "B", "enum", _values(name, tuple(member.value for member in bare)))
+        return tuple([member.value for member in bare])
     if get_origin(bare) is Literal and all(type(value) in (str, int, type(None)) for value in get_args(bare)):
         # Sorted: Python caches unions and compares Literals without order, so the written order may be another class's.
-        values = sorted(
-            (value for value in get_args(bare) if value is not None), key=lambda value: (str(type(value)), value)
+        return tuple(
+            sorted(
+                (value for value in get_args(bare) if value is not None), key=lambda value: (str(type(value)), value)
+            )
         )
-        return Column(name, "B", "enum", _values(name, tuple(values)))
+    return None
+
+
+def _column_of(model: type[pydantic.BaseModel], name: str) -> Column:
+    if (values := values_of(model, name)) is not None:
+        if len(values) > 255:
+            raise TypeError(f"column {name!r}: at most 255 values fit one byte")
+        return Column(name, "B", "enum", values)
+    bare, _ = bare_type(model.model_fields[name].annotation)
     if bare in TIMES:
         return Column(name, "q", "time")
     if bare is str:
@@ -170,12 +181,6 @@ def _made_of_texts(model: type[pydantic.BaseModel], name: str) -> tuple[str, ...
         if isinstance(one, pydantic.StringConstraints):
             said |= {made: told for made in said if (told := getattr(one, made)) is not None}
     return tuple([made for made in said if said[made]])
-
-
-def _values(name: str, values: tuple[Any, ...]) -> tuple[str | int, ...]:
-    if len(values) > 255:
-        raise TypeError(f"column {name!r}: at most 255 values fit one byte")
-    return values
 
 
 def _int_cell(name: str) -> Callable[[Any], Cell]:

@@ -9,7 +9,7 @@ from typing import Any, Final
 from pydantic import ValidationError
 
 from solewriter.shared.blocklayout import BlockLayout
-from solewriter.shared.columns import column_of, earlier_names, from_us
+from solewriter.shared.columns import column_of, earlier_names, from_us, values_of
 from solewriter.shared.config import COLUMNS_MAX
 from solewriter.shared.enginefields import refuse_own, refuse_unlike
 from solewriter.shared.entity import Entity, Lifecycle
@@ -90,6 +90,7 @@ class Kind:
         self.checks_fields = not model.__pydantic_decorators__.field_validators and self._concern is not None
         self._field_validators: dict[str, Callable[[Any], Any]] = {}
         self._plain_fields: frozenset[str] | None = None  # made at the first update
+        self._orders: dict[str, tuple[Any, ...] | None] = {}  # likewise of those that were asked for
         self._digest = self.schema.digest()
         self.schema_id = self._digest.hex()  # as a request says of which class a whole entity is
         self._same_as_ours, self._others = self.schema, dict[bytes, dict[str, Any]]()  # see `_other_defaults`
@@ -107,6 +108,12 @@ class Kind:
             plain = [name for name in free if is_plain(field_adapter(self.model, name).core_schema)]
             found = self._plain_fields = frozenset(plain)
         return found
+
+    def order_of(self, name: str) -> tuple[Any, ...] | None:
+        """The values of a field in their order, where the order is not their own: of an enum's, and of literals."""
+        if name not in self._orders:
+            self._orders[name] = values_of(self.model, name)
+        return self._orders[name]
 
     def fixed_because(self, name: str) -> str:
         """Why one of the `fixed` fields cannot be updated."""

@@ -143,7 +143,7 @@ class Demand:
     def rank(self, value: Any) -> Any:
         """What says whether a stored value is more than another; None: it is neither."""
         typed = _typed(self.kind, self.name, value)
-        return None if typed is None else rank_of(typed)
+        return None if typed is None else rank_of(self.kind, self.name, typed)
 
     @property
     def is_plain(self) -> bool:
@@ -192,7 +192,8 @@ def _demand(kind: Kind, name: str, wanted: Any) -> Demand:
         return Demand(kind, name, [single(value) for value in typed], [])
     if how != RANGE or len(values) != len(_BOUNDS):
         raise BadRequest("a condition is one of values, or four bounds")
-    bounds = [(compare, rank_of(bound)) for compare, bound in zip(_BOUNDS, typed, strict=True) if bound is not None]
+    given = zip(_BOUNDS, typed, strict=True)
+    bounds = [(compare, rank_of(kind, name, bound)) for compare, bound in given if bound is not None]
     for compare, bound in bounds:
         try:
             compare(bound, bound)
@@ -201,11 +202,14 @@ def _demand(kind: Kind, name: str, wanted: Any) -> Demand:
     return Demand(kind, name, None, bounds)
 
 
-def rank_of(value: Any) -> Any:
-    """What says which of two values of a field is more: of an enum's members, as in scans, which is defined later."""
+def rank_of(kind: Kind, name: str, value: Any) -> Any:
+    """What says which of two values of a field is more: of an enum's members, which a class may hold as their values,
+    and of literals its place among all, as in scans.
+    """
     if isinstance(value, enum.Enum) and not isinstance(value, enum.Flag):  # flags are numbers, and are combined
         return [*type(value)].index(value)
-    return value
+    order = kind.order_of(name)
+    return order.index(value) if order is not None and value in order else value
 
 
 def single(value: Any) -> Any:

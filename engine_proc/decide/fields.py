@@ -64,7 +64,7 @@ def _extreme(larger: bool) -> Operate:
         held = step.kind.field(name, value)
         if wanted is None:
             return held
-        mine, other = rank_of(wanted), rank_of(held)
+        mine, other = rank_of(step.kind, name, wanted), rank_of(step.kind, name, held)
         return wanted if (mine > other if larger else mine < other) else held
 
     return operate

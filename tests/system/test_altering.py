@@ -7,12 +7,12 @@ import datetime
 import operator
 from decimal import Decimal
 from enum import IntEnum, IntFlag, StrEnum
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from pydantic import AwareDatetime, Field
+from pydantic import AwareDatetime, ConfigDict, Field
 
 from solewriter import (
     Add,
@@ -96,9 +96,19 @@ class Board(Entity, columns=("count", "size", "worth")):
     place: Mark = Mark(row=0)
 
 
+class Sign(Entity, columns=("size", "mark")):
+    """Whose values have another order than their own."""
+
+    model_config = ConfigDict(use_enum_values=True)
+
+    size: Size | None = None
+    mark: Literal["b", 2, "a", 1] | None = None
+
+
 @pytest.fixture(scope="module", autouse=True)
 def boards(shared_engine):
     shared_engine.register(Board)
+    shared_engine.register(Sign)
 
 
 pytestmark = pytest.mark.usefixtures("shared_engine")
@@ -400,6 +410,27 @@ def test_an_enums_order_is_that_of_its_definition_whoever_is_asked(client):
         with client.reader.snapshot() as snap:
             scanned = {*snap.ids(Board, {"size": bounds})} & {*boards}
         assert {id for id, reply in asked.items() if reply.applied} == scanned
+
+
+@pytest.mark.parametrize(
+    ("name", "values"), [("size", ["small", "large", "huge", None]), ("mark", [1, 2, "a", "b", None])]
+)
+def test_values_that_have_no_order_of_their_own_have_that_of_scans_whoever_is_asked(client, name, values):
+    signs = {sign.id: sign for sign in [client.create(Sign(**{name: value})) for value in values]}
+    *ordered, _ = signs
+    for place, bound in enumerate(values[:-1]):
+        for bounds, expected in (
+            (Range(ge=bound), ordered[place:]),
+            (Range(gt=bound), ordered[place + 1 :]),
+            (Range(le=bound), ordered[: place + 1]),
+            (Range(lt=bound), ordered[:place]),
+        ):
+            replies = {id: client.submit(guards=[RequireFields(sign, {name: bounds})]) for id, sign in signs.items()}
+            asked = [id for id, reply in replies.items() if reply.applied]
+            with client.reader.snapshot() as snap:
+                assert asked == [id for id in snap.ids(Sign, {name: bounds}) if id in signs] == expected
+        larger = client.alter(client.create(Sign(**{name: values[0]})), {name: Max(bound)})
+        assert getattr(larger, name) == bound
 
 
 def test_conditions_guard_a_whole_transaction(client):
