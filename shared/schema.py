@@ -155,9 +155,12 @@ _UNSAID = {
     "decimal": ("allow_inf_nan", *_BOUNDS),
     "float": ("allow_inf_nan",),
     "str": ("strip_whitespace", "to_lower", "to_upper", "ascii_only"),
+    "union": ("mode",),
     "model-field": ("validation_alias",),
 }
 """What a pydantic core schema says of a type, and a JSON schema does not"""
+
+_AS_EVER = "smart"  # the mode of unions of which nobody says one
 
 
 _CONFIGURED = ("allow_inf_nan", "str_strip_whitespace", "str_to_lower", "str_to_upper")
@@ -176,7 +179,8 @@ class _WithAllSaid(GenerateJsonSchema):
 
     def generate_inner(self, schema: Any) -> JsonSchemaValue:
         described = super().generate_inner(schema)
-        unsaid = {name: str(schema[name]) for name in _UNSAID.get(schema["type"], ()) if name in schema}
+        names = _UNSAID.get(schema["type"], ())
+        unsaid = {name: str(schema[name]) for name in names if name in schema and schema[name] != _AS_EVER}
         return {**described, **unsaid} if unsaid else described
 
     def handle_invalid_for_json_schema(self, schema: Any, error_info: str) -> JsonSchemaValue:

@@ -182,6 +182,14 @@ def test_a_schema_is_the_same_whatever_people_are_told_about_its_fields():
         assert Kind(other).schema.digest() != Kind(plain_fields).schema.digest()
 
 
+def test_a_schema_is_the_same_whether_a_union_says_its_mode_or_not():
+    one, two = (
+        Kind(create_model("Doc", __base__=Entity, field=(annotation, ...))).schema.digest()
+        for annotation in (int | str, Annotated[int | str, Field(union_mode="smart")])
+    )
+    assert one == two
+
+
 class Narrow(Part):
     a: int = 0
 
@@ -204,6 +212,9 @@ STRICTER = [
     (datetime.timedelta, Annotated[datetime.timedelta, Field(ge=datetime.timedelta(1))]),
     (decimal.Decimal, Annotated[decimal.Decimal, Field(max_digits=3)]),
     (FrozenMap, Json),
+    (int | str, Annotated[int | str, Field(union_mode="left_to_right")]),
+    (int | str | None, Annotated[int | str | None, Field(union_mode="left_to_right")]),
+    (tuple[int | str, ...], tuple[Annotated[int | str, Field(union_mode="left_to_right")], ...]),
 ]
 
 
