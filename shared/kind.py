@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from decimal import InvalidOperation
 from typing import Any, Final
 
 from pydantic import ValidationError
@@ -11,20 +10,17 @@ from pydantic import ValidationError
 from solewriter.shared.blocklayout import BlockLayout
 from solewriter.shared.columns import column_of, earlier_names, from_us, values_of
 from solewriter.shared.config import COLUMNS_MAX
+from solewriter.shared.defaults import as_stored, other_numbers, settled
 from solewriter.shared.enginefields import refuse_own, refuse_unlike
 from solewriter.shared.entity import Entity, Lifecycle
-from solewriter.shared.errors import InvalidMutation, SchemaMismatch, shown
+from solewriter.shared.errors import InvalidMutation, SchemaMismatch
 from solewriter.shared.fieldtypes import all_parts, models_in, refuse_unsuitable, with_moments
 from solewriter.shared.models import COORDINATED, Task
 from solewriter.shared.payload import (
-    UNORDERED,
     decode,
     differing,
     encode,
-    in_whole_minutes,
     is_alike,
-    other_numbers,
-    settled,
     spans_of,
     without_bytes,
 )
@@ -78,7 +74,7 @@ class Kind:
             (name, self._defaults.get(name, _NO_DEFAULT)) for name in model.model_fields if name not in IN_HEADER
         ]
         self._earlier_names = [(name, was) for name in model.model_fields if (was := earlier_names(model, name))]
-        stored_defaults = {name: _as_stored(model, name, default) for name, default in self._defaults.items()}
+        stored_defaults = {name: as_stored(model, name, default) for name, default in self._defaults.items()}
         self.schema = Schema(
             0, 0, self.name, self.columns, stored_defaults, "updated_at" in self.stamps, shape_of(model)
         )
@@ -307,17 +303,6 @@ class Kind:
                 if name not in ours or encode(value) != encode(ours[name])
             }
         return found
-
-
-def _as_stored(model: type[Entity], name: str, default: Any) -> Any:
-    """A default as a payload holds it, and the journal. Raises TypeError for what none can: pydantic validates none."""
-    try:
-        return decode(encode(in_whole_minutes(default)))
-    except InvalidOperation:
-        why = UNORDERED
-    except (NotImplementedError, OverflowError, TypeError, UnicodeEncodeError) as error:
-        why = str(error)
-    raise TypeError(f"{model.__name__}.{name}: its default {shown(default)} cannot be stored: {why}")
 
 
 def _is_stored_alike(value: Any, default: Any) -> bool:

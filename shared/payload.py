@@ -9,18 +9,16 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from datetime import UTC, date, datetime, time, timedelta, timezone
 from decimal import Decimal, InvalidOperation
-from typing import Annotated, Any, Final, get_args, get_origin
+from typing import Any, Final
 from uuid import UUID
 
 import msgspec
 from pydantic import BaseModel
 
-from solewriter.shared.entity import Entity
 from solewriter.shared.errors import InvalidMutation
 from solewriter.shared.frozen import FrozenMap
 
 _MINUTE: Final = timedelta(minutes=1)
-_OTHER_NUMBER: Final[dict[type, type]] = {int: float, float: int}
 TOO_LARGE_INT: Final = "holds an integer of more than 64 bits"
 LONE_SURROGATE: Final = "holds text that is not valid Unicode"
 UNORDERED: Final = "a set of NaN and other numbers has no order"
@@ -142,33 +140,6 @@ def is_same(held: Any, value: Any) -> bool:
         return bool(held == value) and bool(encode(held) == encode(value))
     except (NotImplementedError, TypeError, OverflowError, UnicodeEncodeError):  # only its field knows what it becomes
         return False
-
-
-def other_numbers(model: type[Entity], defaults: Mapping[str, Any]) -> dict[str, Any]:
-    """Those of these defaults that are written as another number than their fields hold: 0 for a float."""
-    found = {}
-    for name, default in defaults.items():
-        annotation, other = model.model_fields[name].annotation, _OTHER_NUMBER.get(type(default))
-        members = annotation, *get_args(annotation)
-        types = [get_args(one)[0] if get_origin(one) is Annotated else one for one in members]
-        if other is not None and other in types and type(default) not in types:
-            found[name] = default
-    return found
-
-
-def settled(stored: dict[str, Any], before: Mapping[str, Any], numbers: Mapping[str, Any]) -> dict[str, Any]:
-    """The same fields, but those that have the number of their default, as that is written or as the field holds it,
-    are as they were stored, or left out: nobody sees a change in that. `numbers` are the `other_numbers`.
-    """
-    for name, default in numbers.items():
-        if (name in stored) is (name in before):
-            continue
-        if _is_same_number(stored.get(name, default), before.get(name, default)):
-            if name in stored:
-                del stored[name]
-            else:
-                stored[name] = before[name]
-    return stored
 
 
 def _is_same_number(one: Any, other: Any) -> bool:

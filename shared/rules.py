@@ -42,7 +42,7 @@ def is_plain(schema: Any) -> bool:
 
 def recasts(model: type[Entity], concern: frozenset[str] | None) -> bool:
     """Whether code of the user's may make other values of those that it made before."""
-    return concern is None or _converts(_without_rules(model.__pydantic_core_schema__))
+    return concern is None or converts(_without_rules(model.__pydantic_core_schema__))
 
 
 def _without_rules(schema: Any) -> Any:
@@ -52,7 +52,7 @@ def _without_rules(schema: Any) -> Any:
     return _without_rules(schema["schema"]) if schema["type"] == "function-after" else schema
 
 
-def _converts(schema: Any) -> bool:
+def converts(schema: Any) -> bool:
     """Whether a function of others than ours is somewhere in a pydantic core schema."""
     if isinstance(schema, dict):
         if schema.get("custom_init"):
@@ -63,8 +63,8 @@ def _converts(schema: Any) -> bool:
             given = schema["function"]["function"]
             if getattr(given, "__module__", "") != FrozenMap.__module__:
                 return True
-        return any(_converts(item) for name, item in schema.items() if name != "serialization")
-    return isinstance(schema, list | tuple) and any(map(_converts, schema))
+        return any(converts(item) for name, item in schema.items() if name != "serialization")
+    return isinstance(schema, list | tuple) and any(map(converts, schema))
 
 
 def made_anew(model: type[BaseModel]) -> frozenset[str]:

@@ -202,6 +202,43 @@ def test_a_default_that_is_written_as_another_number_is_no_change(client):
     assert client.update(Board.ref(board.id), worth=1.0).version == 4
 
 
+class Span(Part):
+    first: float = 0
+    last: float = 0
+
+
+class Road(Entity, columns=("worth",)):
+    worth: float = 0.0
+    ratios: tuple[float, ...] = (0, 1)
+    either: tuple[int | float, ...] = (0,)
+    span: Span = Span()
+    spans: tuple[Span, ...] = (Span(), Span(last=7))
+
+
+@pytest.mark.parametrize(
+    ("name", "same", "other", "minus"),
+    [
+        ("ratios", (0.0, 1.0), (0.0,), (-0.0, 1.0)),
+        ("span", {"first": 0.0}, {"last": 0.5}, {"first": -0.0}),
+        ("spans", ({}, {"last": 7.0}), ({},), ({"last": -0.0}, {"last": 7})),
+    ],
+)
+def test_a_default_that_holds_other_numbers_than_its_field_is_no_change(
+    client, shared_engine, name, same, other, minus
+):
+    shared_engine.register(Road)
+    road = client.create(Road())
+    for value in (same, getattr(road, name)):
+        assert client.update(Road.ref(road.id), {name: value}).version == 1
+        assert client.put(Road(id=road.id, **{name: value})).version == 1
+    assert client.update(Road.ref(road.id), {name: minus}).version == 2
+    assert client.put(Road(id=road.id)).version == 3
+    assert client.update(Road.ref(road.id), {name: other}).version == 4
+    assert client.update(Road.ref(road.id), {name: same}).version == 5
+    assert client.put(Road(id=road.id)).version == 5
+    assert client.update(Road.ref(road.id), either=(0.0,)).version == 6, "which is another value than 0"
+
+
 def test_what_cannot_be_done_takes_nothing_with_it_that_goes_in_the_same_frame(client):
     wrong = Alter(Board.ref("b"), {"count": Increment(Decimal(1))}), Claim(Task, assignee=5)
     asked = [Create(Board(id="b")), *wrong, Alter(Board.ref("b"), {"count": Increment()})]
