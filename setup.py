@@ -53,6 +53,7 @@ HOT = (
     "engine_proc/fairness.py",
     "engine_proc/intake.py",
     "engine_proc/kinds.py",
+    "engine_proc/migration.py",
     "engine_proc/parking.py",
     "engine_proc/publisher.py",
     "engine_proc/reclaim.py",

@@ -8,8 +8,9 @@ from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from solewriter.engine_proc.kinds import KindState
+from solewriter.engine_proc.migration import Migration, took_too_long
 from solewriter.engine_proc.publisher import Columnar, Publisher
-from solewriter.engine_proc.state import State, took_too_long
+from solewriter.engine_proc.state import State
 from solewriter.shared import record
 from solewriter.shared.columns import Cells, unpacked
 from solewriter.shared.config import PROBLEM_MAX
@@ -98,7 +99,7 @@ def _fitting(state: State, publisher: Publisher, kinds: Iterable[Kind]) -> Itera
             _, buffer, start = publisher.newest(known.code, slot)
             found = record.checked_content(buffer, start)
             if not found.deleted:
-                _check_fits(state, kind, found)
+                _check_fits(state.migration, kind, found)
             yield
 
 
@@ -108,16 +109,16 @@ def _takes_other_code(known: KindState, kind: Kind) -> bool:
     return is_other and (kind.recasts or has_rules(kind.model))
 
 
-def _check_fits(state: State, kind: Kind, found: record.Content) -> None:
+def _check_fits(migration: Migration, kind: Kind, found: record.Content) -> None:
     try:
-        made = state.read_anew(kind, found)
+        made = migration.entity(kind, found)
         if made.id != found.key:
             problem = f"id: is made {made.id!r:.300} when it is read, by which it could not be found"
             raise SchemaMismatch(f"{kind.name} {found.key!r} does not fit its class: {problem}", kind=kind.name)
-        stored, _ = state.cut_made(kind, found, made)
-        _check_reads_alike(state, kind, found)
+        stored, _ = migration.stored(kind, found, made)
+        _check_reads_alike(migration, kind, found)
         if kind.recasts and any(value is None for value in stored.values()):
-            _check_taken_again(state, kind, found, made, stored)
+            _check_valid(migration, kind, found, made, stored)
     except (SchemaMismatch, InvalidMutation) as error:
         if took_too_long(error):
             raise
@@ -128,23 +129,23 @@ def _check_fits(state: State, kind: Kind, found: record.Content) -> None:
         ) from error
 
 
-def _check_reads_alike(state: State, kind: Kind, found: record.Content) -> None:
+def _check_reads_alike(migration: Migration, kind: Kind, found: record.Content) -> None:
     """Raises SchemaMismatch where each reader would make a value of its own for a field that is not stored."""
-    names = kind.made_anew - kind.fields_of(state.schemas[found.schema], found.payload).keys()
+    names = kind.made_anew - migration.fields(kind, found).keys()
     if kind.parts_made_anew and not names:
-        read = [state.read_anew(kind, found) for _ in range(2)]
+        read = [migration.entity(kind, found) for _ in range(2)]
         names = frozenset(differing(*(kind.payload(kind.stored(one)) for one in read)))
     if names:
         problem = f"{', '.join(sorted(names))}: not stored, and a default_factory may make another one at each reading"
         raise SchemaMismatch(f"{kind.name} {found.key!r} does not fit its class: {problem}", kind=kind.name)
 
 
-def _check_taken_again(
-    state: State, kind: Kind, found: record.Content, made: Entity, stored: Mapping[str, Any]
+def _check_valid(
+    migration: Migration, kind: Kind, found: record.Content, made: Entity, stored: Mapping[str, Any]
 ) -> None:
     """Raises SchemaMismatch where it has None for what can be none, of a validator without a `return`."""
     try:
-        state.check_taken_again(kind, found, made, stored)
+        migration.check_valid(kind, found, made, stored)
     except (SchemaMismatch, AssertionError):
         raise
     except Exception as error:
@@ -160,10 +161,13 @@ def _refilling(state: State, publisher: Publisher, table: TableWriter, known: Ki
     for slot in known.slots.values():
         address, buffer, start = publisher.newest(known.code, slot)
         found = record.unpack(buffer, start)
-        cells: Cells = ()
-        if not found.deleted:
-            is_other = found.schema in others
-            cells = state.cut_anew(kind, found) if is_other else tuple(enumerate(unpacked(kind.columns, found.cells)))
+        cells: Cells
+        if found.deleted:
+            cells = ()
+        elif found.schema in others:
+            cells = state.migration.cells(kind, found)
+        else:
+            cells = tuple(enumerate(unpacked(kind.columns, found.cells)))
         table.install(slot, address, cells, not found.deleted)
         yield
 

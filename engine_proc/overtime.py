@@ -17,6 +17,7 @@ from types import CodeType, FrameType
 from typing import TypeVar, TypeVarTuple
 
 from solewriter.shared.config import HURRY, HURRY_TICK_S
+from solewriter.shared.kind import Kind
 
 T = TypeVar("T")
 Given = TypeVarTuple("Given")
@@ -51,6 +52,7 @@ class TimeBudget:
         self._call_s = 0.0  # between the first and the last time that it was seen
         self._part: FrameType | None = None  # the innermost one
         self._part_s = 0.0
+        self.endless: set[Kind] = set()  # classes that did not come to an end with one of their entities
         self._installed = False
         self._used = False
         self._turn = False  # one is decided, and any moment such a call may follow

@@ -8,7 +8,7 @@ and has touched nothing.
 from __future__ import annotations
 
 import struct
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from functools import partial
 from typing import Any
 
@@ -17,21 +17,20 @@ import msgspec
 from solewriter.engine_proc.coordination import Coordination
 from solewriter.engine_proc.coordination.leases import ended
 from solewriter.engine_proc.kinds import KindState
-from solewriter.engine_proc.overtime import Overtime, TimeBudget, watched
+from solewriter.engine_proc.migration import Migration, took_too_long
+from solewriter.engine_proc.overtime import TimeBudget
 from solewriter.engine_proc.publisher import Columnar, Installed, Publisher
 from solewriter.engine_proc.reclaim import Dropped
 from solewriter.engine_proc.turn import NO_SLOT, Stored, Turn
 from solewriter.shared import record
 from solewriter.shared.checkpoint import Checkpoint, TableImage
 from solewriter.shared.columns import Cells, Column, format_of
-from solewriter.shared.config import KINDS_MAX, PROBLEM_MAX, SCHEMAS_MAX, Limits
-from solewriter.shared.entity import Entity
+from solewriter.shared.config import KINDS_MAX, SCHEMAS_MAX, Limits
 from solewriter.shared.entry import Private
-from solewriter.shared.errors import SchemaMismatch, SolewriterError, clean, in_words
-from solewriter.shared.kind import IN_HEADER, Kind
+from solewriter.shared.errors import SchemaMismatch, SolewriterError
+from solewriter.shared.kind import Kind
 from solewriter.shared.memory.heap import padded
 from solewriter.shared.memory.table import TableWriter
-from solewriter.shared.payload import decode
 from solewriter.shared.registry import Registry
 from solewriter.shared.schema import Schema
 
@@ -47,6 +46,7 @@ class State:
         self.revision = 0
         self._publisher = publisher
         self._forgotten_max = limits.forgotten_keys_max
+        self.migration = Migration(self.schemas, time_budget)
         self.coordination = Coordination(limits, time_budget)
         self._by_name: dict[str, KindState] = {}
         self._layouts: dict[tuple[int, int], tuple[Sequence[Column], struct.Struct | None]] = {}  # see `layout`
@@ -78,7 +78,8 @@ class State:
     def restore(self, checkpoint: Checkpoint) -> None:
         """Kinds and keys as a checkpoint has them, whose records may still be on their way into memory."""
         directory = checkpoint.directory
-        self.schemas, self.revision = list(directory.schemas), directory.revision
+        self.schemas += directory.schemas
+        self.revision = directory.revision
         newest = {schema.kind: schema for schema in directory.schemas}
         for code, (name, image) in enumerate(zip(directory.kinds, directory.tables, strict=True)):
             known = self._by_name[name] = KindState(code, name, newest[code], self.registry.get(name))
@@ -166,11 +167,7 @@ class State:
         if schema != kind.schema.code and not deleted and kind.kind is not None:
             if not anew:
                 return None
-            time_us = record.time_at(buffer, start)
-            entity = kind.kind.decoded(self.schemas[schema], key, version, time_us, payload)
-            fields = kind.kind.stored(entity)  # as they are now: what they were may have no cells
-            payload = kind.kind.payload(fields)
-            block, _ = kind.kind.layout.cut(fields, key, version, time_us)
+            payload, block = self.migration.content(kind.kind, record.content(buffer, start))
         return Stored(slot, version, address, padded(length), not deleted, payload, block)
 
     def seen(self, kind: KindState, key: str) -> Stored | None:
@@ -182,20 +179,7 @@ class State:
             return stored
         address, buffer, start = self._publisher.newest(kind.code, slot)
         found = record.unpack(buffer, start)
-        payload: bytes | None = None
-        endless = self.coordination.endless
-        if kind.kind not in endless:
-            try:
-                fields = kind.kind.stored(self.read_anew(kind.kind, found))
-                kind.kind.check_coordinated(fields)
-                payload = kind.kind.payload(fields)
-            except AssertionError:
-                raise
-            except Exception as error:  # what its validators made of it may have no bytes, too
-                if took_too_long(error):
-                    endless.add(kind.kind)
-        if payload is None:
-            payload = kind.kind.payload(kind.kind.fields_of(self.schemas[found.schema], found.payload))
+        payload = self.migration.payload(kind.kind, found)
         length = padded(record.length_at(buffer, start))
         return Stored(slot, found.version, address, length, True, payload, b"")
 
@@ -291,7 +275,7 @@ class State:
         schema = self.schemas[found.schema]
         if schema.columns != tuple(columns) and kind.kind is not None:
             try:
-                return self.cut_anew(kind.kind, found)
+                return self.migration.cells(kind.kind, found)
             except SolewriterError as error:
                 if took_too_long(error):
                     raise  # the next one may, too
@@ -299,63 +283,6 @@ class State:
         return tuple(
             enumerate(schema.cells(columns, found.cells, partial(_plain, schema, found), kind.schema.defaults))
         )
-
-    def cut_anew(self, kind: Kind, found: record.Record | record.Content) -> Cells:
-        """The cells of a record that was written under other columns. Raises SchemaMismatch, InvalidMutation."""
-        return self.cut_made(kind, found, self.read_anew(kind, found))[1]
-
-    def cut_made(
-        self, kind: Kind, found: record.Record | record.Content, made: Entity
-    ) -> tuple[Mapping[str, Any], Cells]:
-        """What would be stored of an entity that was made anew of a record, and its cells. Raises as `cut_anew`."""
-        try:
-            stored = kind.stored(made)
-            return stored, kind.layout.cut(stored, found.key, found.version, found.time_us)[1]
-        except (SolewriterError, AssertionError):
-            raise
-        except Exception as error:  # of a type that no column takes
-            problem = clean(f"what its validators made of it has no cells: {in_words(error)}", PROBLEM_MAX)
-            raise SchemaMismatch(
-                f"{kind.name} {found.key!r} cannot be made of what is stored: {problem}", kind=kind.name
-            ) from error
-
-    def read_anew(self, kind: Kind, found: record.Record | record.Content) -> Entity:
-        """The entity of a record that was written under another class. Raises SchemaMismatch, also for what would end
-        this process, a SystemExit of a validator say, or hold it up for ever.
-        """
-        schema = self.schemas[found.schema]
-        made = partial(kind.decoded, schema, found.key, found.version, found.time_us, found.payload)
-        return self._minded(kind, found, made)
-
-    def check_taken_again(
-        self, kind: Kind, found: record.Record | record.Content, made: Entity, stored: Mapping[str, Any]
-    ) -> None:
-        """Raises InvalidMutation where a class would not take what it made of a record, so that no change of that could
-        be stored; SchemaMismatch as above.
-        """
-        header = {name: value for name, value in made.__dict__.items() if name in IN_HEADER}
-        self._minded(kind, found, partial(kind.validated, {**decode(kind.payload(stored)), **header}))
-
-    def _minded(self, kind: Kind, found: record.Record | record.Content, make: Callable[[], Entity]) -> Entity:
-        """Run the user's code on a record. Raises SchemaMismatch for whatever else than an exception ends it."""
-        self.time_budget.use()
-        try:
-            return watched(make)
-        except Exception:
-            raise
-        except Overtime as error:
-            why = f"{kind.name} {found.key!r} cannot be made of what is stored at revision {found.revision}: {error}"
-            raise SchemaMismatch(why, kind=kind.name) from error
-        except BaseException as error:
-            problem = clean(f"its validator raised {in_words(error)}", PROBLEM_MAX)
-            raise SchemaMismatch(
-                f"{kind.name} {found.key!r} cannot be made of what is stored: {problem}", kind=kind.name
-            ) from error
-
-
-def took_too_long(error: Exception) -> bool:
-    """Whether an entity could not be made anew because its class took too long."""
-    return isinstance(error.__cause__, Overtime)
 
 
 def _plain(schema: Schema, found: record.Record | record.Content) -> dict[str, Any]:

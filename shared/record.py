@@ -244,11 +244,6 @@ def deleted_at(buffer: Buffer, start: int) -> bool:
     return bool(buffer[start + FLAGS_OFFSET] & Flags.DELETE)
 
 
-def time_at(buffer: Buffer, start: int) -> int:
-    """The time of the body at `start`, microseconds since 1970."""
-    return int.from_bytes(buffer[start + 32 : start + 40], "little", signed=True)
-
-
 def version_at(buffer: Buffer, start: int) -> int:
     """The version of the body at `start`."""
     return int.from_bytes(buffer[start + 24 : start + 32], "little")

@@ -47,7 +47,6 @@ class Coordination:
     def __init__(self, limits: Limits, time_budget: TimeBudget) -> None:
         self.limits = limits
         self.time_budget = time_budget
-        self.endless: set[Kind] = set()  # classes that did not come to an end with one of their entities
         self.leases = Leases()
         self.cascades: set[int] = set()  # kinds in which some entity was ever to be cancelled with another
         self.boards: dict[int, Board] = {}  # those that are being made, too, and so are the others

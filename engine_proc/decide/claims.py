@@ -53,13 +53,13 @@ def claim(draft: Draft, mutation: PlainMutation) -> list[Step]:
     board = turn.coordination.board(state)
     board.advance(turn.now_us)
     claiming = _Claiming(draft, state.code, kind, board, assignee, lease_us, reason)
-    budget, endless = turn.coordination.time_budget, turn.coordination.endless
-    if kind in endless:
+    budget = turn.coordination.time_budget
+    if kind in budget.endless:
         budget.hurry(True)
     try:
         board.ready.best(wanted, turn.coordination.kept_back(), count, claiming.offer)
     finally:
-        if kind in endless:
+        if kind in budget.endless:
             budget.hurry(False)
     draft.claimed += claiming.taken
     if not claiming.taken and until_us > turn.uptime_us:
@@ -113,7 +113,7 @@ class _Claiming:
             if not error.alone:
                 raise
             self._board.pass_over(key)
-            self._draft.turn.coordination.endless.add(self._kind)
+            self._draft.turn.coordination.time_budget.endless.add(self._kind)
             raise Unready from error  # what is left of the time is not enough for the others
 
     def _lease(self, step: Step) -> None:

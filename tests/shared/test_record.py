@@ -112,7 +112,6 @@ def test_what_is_read_in_part_is_the_same(one, before):
     assert record.key_at(whole, start) == one.key.encode()
     assert record.flags_at(whole, start) == one.flags
     assert record.deleted_at(whole, start) == one.deleted == bool(one.flags & Flags.DELETE)
-    assert record.time_at(whole, start) == one.time_us
     assert offset_by_hand(whole, start + REVISION_OFFSET, "<Q") == one.revision
 
 
