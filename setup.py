@@ -61,6 +61,7 @@ HOT = (
     "engine_proc/session.py",
     "engine_proc/sessions.py",
     "engine_proc/state.py",
+    "engine_proc/tables.py",
     "engine_proc/tending.py",
     "engine_proc/turn.py",
     "engine_proc/writing.py",

@@ -65,7 +65,7 @@ def _makes_other_cells(state: State, publisher: Publisher, known: KindState, kin
     if kind.columns != publisher.columns(known.code):
         return True
     is_same = known.kind is not None and known.kind.model is kind.model
-    return not is_same and bool(state.of_other_columns(known.code, kind.columns))
+    return not is_same and bool(state.tables.of_other_columns(known.code, kind.columns))
 
 
 def _make_tables(state: State, publisher: Publisher, adoption: Adoption) -> None:
@@ -157,7 +157,7 @@ def _refilling(state: State, publisher: Publisher, table: TableWriter, known: Ki
     """Fill a table with all slots of a kind; a record of other columns gets its cells from this class. A step for each
     slot. Raises InvalidMutation.
     """
-    others = state.of_other_columns(known.code, kind.columns)
+    others = state.tables.of_other_columns(known.code, kind.columns)
     for slot in known.slots.values():
         address, buffer, start = publisher.newest(known.code, slot)
         found = record.unpack(buffer, start)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import cast
 
+from solewriter.shared.columns import Column
 from solewriter.shared.kind import Kind
 from solewriter.shared.schema import Schema
 
@@ -24,6 +25,11 @@ class KindState:
         self.alive = 0
         self.base = 0  # no key that has no record is at a lower version
         self._forgotten: dict[str, int] = {}  # the last versions of keys that were deleted, and have no record any more
+
+    @property
+    def columns(self) -> tuple[Column, ...]:
+        """Those that its class declares; without one, those of its newest schema."""
+        return self.kind.columns if self.kind is not None else self.schema.columns
 
     def restore(self, keys: list[str | None], alive: int) -> None:
         """From a checkpoint: the keys by slot, None where nobody has it."""

@@ -7,30 +7,26 @@ and has touched nothing.
 
 from __future__ import annotations
 
-import struct
 from collections.abc import Iterable, Sequence
-from functools import partial
-from typing import Any
 
 import msgspec
 
 from solewriter.engine_proc.coordination import Coordination
 from solewriter.engine_proc.coordination.leases import ended
 from solewriter.engine_proc.kinds import KindState
-from solewriter.engine_proc.migration import Migration, took_too_long
+from solewriter.engine_proc.migration import Migration
 from solewriter.engine_proc.overtime import TimeBudget
 from solewriter.engine_proc.publisher import Columnar, Installed, Publisher
 from solewriter.engine_proc.reclaim import Dropped
+from solewriter.engine_proc.tables import Tables
 from solewriter.engine_proc.turn import NO_SLOT, Stored, Turn
 from solewriter.shared import record
-from solewriter.shared.checkpoint import Checkpoint, TableImage
-from solewriter.shared.columns import Cells, Column, format_of
+from solewriter.shared.checkpoint import Checkpoint
 from solewriter.shared.config import KINDS_MAX, SCHEMAS_MAX, Limits
 from solewriter.shared.entry import Private
-from solewriter.shared.errors import SchemaMismatch, SolewriterError
+from solewriter.shared.errors import SchemaMismatch
 from solewriter.shared.kind import Kind
 from solewriter.shared.memory.heap import padded
-from solewriter.shared.memory.table import TableWriter
 from solewriter.shared.registry import Registry
 from solewriter.shared.schema import Schema
 
@@ -47,9 +43,9 @@ class State:
         self._publisher = publisher
         self._forgotten_max = limits.forgotten_keys_max
         self.migration = Migration(self.schemas, time_budget)
+        self.tables = Tables(publisher, self.schemas, self.migration)
         self.coordination = Coordination(limits, time_budget)
         self._by_name: dict[str, KindState] = {}
-        self._layouts: dict[tuple[int, int], tuple[Sequence[Column], struct.Struct | None]] = {}  # see `layout`
         self.named = self._by_name.get  # the kind of a name, or None
 
     # --- kinds -------------------------------------------------------------------------------------------------------
@@ -65,15 +61,11 @@ class State:
             kind = self.registry.get(name)
             known = self._by_name[name] = KindState(code, name, schema, kind)
             self.kinds.append(known)
-            columns = kind.columns if kind is not None else schema.columns
-            self._publisher.add_table(columns, made[position] if made else None)
+            self.tables.add(known, made[position] if made else None)
         for schema in schemas:
             known = self.kinds[schema.kind]
             known.schema = schema
-            columns = self._publisher.columns(known.code)
-            if known.kind is None and (schema.columns != columns or self.of_other_columns(known.code, columns)):
-                # Without a class, its newest schema says what is a column, and what older records have there.
-                self._rebuild(known, schema.columns, known.slots.values())
+            self.tables.follow_schema(known)
 
     def restore(self, checkpoint: Checkpoint) -> None:
         """Kinds and keys as a checkpoint has them, whose records may still be on their way into memory."""
@@ -85,33 +77,6 @@ class State:
             known = self._by_name[name] = KindState(code, name, newest[code], self.registry.get(name))
             self.kinds.append(known)
             known.restore(checkpoint.keys(code), image.alive)
-
-    def refit(self, tables: Sequence[TableImage]) -> None:
-        """Now that they are in memory: cells that the checkpoint could not say, and tables for the columns that classes
-        have by now. Keys that came behind the checkpoint are not in memory yet. Raises MemoryFull.
-        """
-        for known, image in zip(self.kinds, tables, strict=True):
-            columns = known.kind.columns if known.kind is not None else known.schema.columns
-            slots: Sequence[int] = image.anew
-            if columns != image.columns or self._is_cut_by_another(known):
-                slots = [slot for slot in known.slots.values() if slot < image.places]
-            if columns != image.columns:
-                self._rebuild(known, columns, slots)
-            else:
-                self._fill(self._publisher.table(known.code), known, slots)
-
-    def _is_cut_by_another(self, known: KindState) -> bool:
-        """Whether a checkpoint has cells that are not those of the class here: another one made them of what was stored
-        with other columns.
-        """
-        kind = known.kind
-        if kind is None or kind.schema.digest() == known.schema.digest():
-            return False
-        return bool(self.of_other_columns(known.code, kind.columns))
-
-    def of_other_columns(self, code: int, columns: Sequence[Column]) -> set[int]:
-        """The schemas of a kind that have other columns than these: its class makes the cells of their records."""
-        return {schema.code for schema in self.schemas if schema.kind == code and schema.columns != columns}
 
     def restore_forgotten(self, keys: Sequence[tuple[int, dict[str, int]]]) -> None:
         """By kind, what no record says of keys: the base, and last versions. Kinds that came later have none."""
@@ -137,19 +102,6 @@ class State:
         if len(self.kinds) + len(names) > KINDS_MAX:
             raise SchemaMismatch(f"{', '.join(names)}: a state has at most {KINDS_MAX} kinds", kind=", ".join(names))
         return Private(kinds=names, schemas=schemas)
-
-    def _rebuild(self, known: KindState, columns: Sequence[Column], slots: Iterable[int]) -> None:
-        """Give a kind a table with these columns, and in it the slots that have records. Raises MemoryFull."""
-        table = self._publisher.other_table(known.code, columns, known.places)
-        self._fill(table, known, slots)
-        self._publisher.replace_table(known.code, table)
-
-    def _fill(self, table: TableWriter, known: KindState, slots: Iterable[int]) -> None:
-        """Install what these slots say, its cells made of the records."""
-        for slot in slots:
-            address, buffer, start = self._publisher.newest(known.code, slot)
-            found = record.unpack(buffer, start)
-            table.install(slot, address, self._cells(known, found, table.columns), not found.deleted)
 
     # --- reading -----------------------------------------------------------------------------------------------------
 
@@ -236,54 +188,11 @@ class State:
         kind.alive += alive - was_alive
         self.revision = revision
         address = self._publisher.heap.append(body, slot, previous)
-        cells = self._cells_of(kind, schema, body) if alive else ()
+        cells = self.tables.cells(kind, schema, body) if alive else ()
         return Installed(code, slot, address, cells, new_key, alive, padded(length), overtaken, was_alive)
-
-    def _cells_of(self, kind: KindState, schema: int, body: bytes) -> Cells:
-        """The cells of a body that is no tombstone, in its kind's table."""
-        layout = self.layout(kind, schema)
-        if layout is None:
-            return self.cells_of(kind, body)
-        return tuple(enumerate(layout.unpack(record.held(body, 0)[4])))
-
-    def layout(self, kind: KindState, schema: int) -> struct.Struct | None:
-        """How the cells lie in the block of a body that was written under a schema, where it has the columns of its
-        kind's table; else None, and they have to be made of its payload.
-        """
-        columns = self._publisher.columns(kind.code)
-        known, layout = self._layouts.get((kind.code, schema), (None, None))
-        if known is not columns:
-            same = self.schemas[schema].columns == columns
-            layout = struct.Struct(format_of(columns)) if same else None
-            self._layouts[kind.code, schema] = columns, layout
-        return layout
 
     def _forget_for(self, kind: KindState, key: str, slot: int) -> None:
         """Forget the key, which had another life, and the key that had the slot."""
         places = {slot, kind.slots.get(key, slot)}
         assert slot < kind.places, "a used slot is one that somebody had"
         self.forget([self._publisher.drop(kind.code, place) for place in places if place not in kind.free])
-
-    def cells_of(self, kind: KindState, body: bytes) -> Cells:
-        """The cells of a journaled body in its kind's table."""
-        return self._cells(kind, record.unpack(body), self._publisher.columns(kind.code))
-
-    def _cells(self, kind: KindState, found: record.Record, columns: Sequence[Column]) -> Cells:
-        """The cells of a record in a table with these columns."""
-        if found.deleted:
-            return ()
-        schema = self.schemas[found.schema]
-        if schema.columns != tuple(columns) and kind.kind is not None:
-            try:
-                return self.migration.cells(kind.kind, found)
-            except SolewriterError as error:
-                if took_too_long(error):
-                    raise  # the next one may, too
-                # overtaken, perhaps; if not, `check_fit` finds it
-        return tuple(
-            enumerate(schema.cells(columns, found.cells, partial(_plain, schema, found), kind.schema.defaults))
-        )
-
-
-def _plain(schema: Schema, found: record.Record | record.Content) -> dict[str, Any]:
-    return schema.values(found.key, found.version, found.time_us, found.payload)

@@ -190,9 +190,9 @@ class NewestRecords:
 
     def _cutter(self, newest: _Newest) -> Callable[[Sequence[int]], _Piece]:
         """The function from slots of a kind to their piece."""
-        state, kind, held, places, taken = self._state, newest.kind, self._bodies, newest.places, newest.taken
-        cells = struct.Struct(format_of(self._publisher.columns(kind.code)))
-        same = {schema.code for schema in state.schemas if schema.kind == kind.code and state.layout(kind, schema.code)}
+        tables, kind, held, places, taken = self._state.tables, newest.kind, self._bodies, newest.places, newest.taken
+        columns = self._publisher.columns(kind.code)
+        cells, others = struct.Struct(format_of(columns)), tables.of_other_columns(kind.code, columns)
         size, unpack, first = cells.size, record.BEFORE_CELLS.unpack_from, newest.first
 
         def cut(slots: Sequence[int]) -> _Piece:
@@ -208,11 +208,11 @@ class NewestRecords:
                 if news and (slot >= first or slot in taken):
                     keys.append(bodies[start : start + key])
                     new_slots.append(slot)
-                if lives and schema in same:
+                if lives and schema not in others:
                     start += key + actor + reason + request_id
                     blocks.append(bodies[start : start + size])
                 elif lives:
-                    blocks.append(cells.pack(*[cell for _, cell in state.cells_of(kind, found[-1])]))
+                    blocks.append(cells.pack(*[cell for _, cell in tables.cells(kind, schema, found[-1])]))
             return piece
 
         return cut

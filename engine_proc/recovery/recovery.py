@@ -117,7 +117,7 @@ class Recovery:
             restoring, self._restoring = self._restoring, None
             restoring.finish()
             failpoint.reach("recover.restored")
-            self._state.refit(restoring.tables)
+            self._state.tables.refit(self._state.kinds, restoring.tables)
 
     def _replay(self, first: int) -> None:
         """The entries behind the checkpoint: the most recent ones with all their records, others by their newest."""
