@@ -33,6 +33,7 @@ HOT = (
     "engine_proc/bridge.py",
     "engine_proc/coordination/board.py",
     "engine_proc/coordination/coordination.py",
+    "engine_proc/coordination/entities.py",
     "engine_proc/coordination/graph.py",
     "engine_proc/coordination/leases.py",
     "engine_proc/coordination/projects.py",

@@ -134,7 +134,7 @@ class BetweenTurns:
             return
         if adoption.brings_nothing:
             adoptions.adopt(state, publisher, adoption)
-            state.coordination.dropped()  # a newer class may have other columns
+            state.coordination.discard()  # a newer class may have other columns
             registration.done.set_result(None)
             return
         try:
@@ -146,7 +146,7 @@ class BetweenTurns:
             registration.done.set_exception(error)
             return
         adoptions.adopt(state, publisher, adoption)
-        state.coordination.dropped()
+        state.coordination.discard()
         self._publish()
         registration.done.set_result(None)
 

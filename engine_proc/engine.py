@@ -261,7 +261,7 @@ class SingleWriter:
             if steps:
                 write(turn, steps, request_id, session, sequence, self._publisher.heap)
             if attended:
-                self._coordination.written(turn, draft, steps)
+                self._coordination.note(turn, draft, steps)
                 if draft.claimed and lane is not None:
                     self.tending.claimed(lane)
             outcome = Outcome(number, sequence, Status.APPLIED, turn.revision, results_of(touched), request_id, digest)

@@ -286,7 +286,7 @@ class Tending:
 
     def undo(self) -> None:
         """Nothing of the turn happened, and what was due is due again, in a while."""
-        self._coordination.dropped()
+        self._coordination.discard()
         self._not_before_us = _uptime_us() + int(TIMER_RETRY_S * US_PER_S)
         there = {*self._bridge.connected(), *self._watched}
         for session in self._coordination.leases.sessions:

@@ -6,11 +6,12 @@ Boards and the like are made when a request first needs one, before it is decide
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from solewriter.engine_proc.coordination.board import Board
+from solewriter.engine_proc.coordination.entities import Entities
 from solewriter.engine_proc.coordination.kept import Kept, Names
 from solewriter.engine_proc.coordination.leases import Leases
 from solewriter.engine_proc.coordination.making import Making, Unready
@@ -20,9 +21,8 @@ from solewriter.engine_proc.kinds import KindState
 from solewriter.engine_proc.overtime import TimeBudget
 from solewriter.shared.config import Limits
 from solewriter.shared.kind import Kind
-from solewriter.shared.models import Project, Task
+from solewriter.shared.models import Project
 from solewriter.shared.mutations import Guard, Op
-from solewriter.shared.payload import encode, plain
 from solewriter.shared.readiness import DEPENDS, ENDING
 from solewriter.shared.wireform import PlainRequest
 
@@ -30,8 +30,6 @@ if TYPE_CHECKING:
     from solewriter.engine_proc.decide import Draft, Step
     from solewriter.engine_proc.turn import Turn
     from solewriter.shared.where import Demand
-
-Take = Callable[[str, int, Mapping[str, Any]], None]  # is shown an entity: key, slot, fields
 
 _CREATE, _CANCEL, _DELETE, _CLAIM = (op.value for op in (Op.CREATE, Op.CANCEL, Op.DELETE, Op.CLAIM))
 _UPDATE, _ALTER = Op.UPDATE.value, Op.ALTER.value
@@ -42,7 +40,7 @@ ALONE = "alone"  # in place of a state, that nothing is cancelled with what is i
 
 
 class Coordination:
-    """What deciding asks about many tasks at once. `turn` is being decided, and its changes count already."""
+    """What deciding asks about many tasks at once. What the turn that is being decided has changed counts already."""
 
     def __init__(self, limits: Limits, time_budget: TimeBudget) -> None:
         self.limits = limits
@@ -51,16 +49,15 @@ class Coordination:
         self.cascades: set[int] = set()  # kinds in which some entity was ever to be cancelled with another
         self.boards: dict[int, Board] = {}  # those that are being made, too, and so are the others
         self.tallies: dict[int, Kept[Tally]] = {}  # by kind
-        self._defaults: dict[int, Mapping[str, Any]] = {}  # by kind, see `_whole`
         self._heeded: dict[int, frozenset[str]] = {}  # by kind: fields whose changes matter here
         self.making = Making(limits.making_slice_s)
         self.idle = True  # nobody coordinates: requests about one entity's plain fields need not be looked at
         self._projects: Projects | None = None  # None: not looked yet
-        self.turn: Turn | None = None  # the one that is being decided
+        self._entities = Entities()
 
     def begin(self, turn: Turn) -> None:
         """Another turn."""
-        self.turn = turn
+        self._entities.turn = turn
         self.making.begin_turn()
         self.idle = not (self.boards or self.leases.by_place or self.cascades or self.tallies)
 
@@ -102,15 +99,15 @@ class Coordination:
         for op, name, _, _, fields, _, what in request[0]:
             if op == _CLAIM:
                 attended = True
-                ready &= self._can_claim(name, fields)
+                ready &= self._can_claim(turn, name, fields)
             elif _depends(fields) or (what is not None and op == _CANCEL) or self._may_end_others(turn, op, fields):
                 attended = True
-                ready &= self._has_board(name)
+                ready &= self._has_board(turn, name)
             elif (op > _DELETE and op != _ALTER) or self._may_link(turn, name):
                 attended = True
         for code, name, _, said in request[1]:
             if code == _NONE:
-                ready &= self._can_count(name, said)
+                ready &= self._can_count(turn, name, said)
         self.idle &= not attended
         if not ready:
             raise Unready
@@ -127,21 +124,20 @@ class Coordination:
         kind = turn.named(name)
         return kind is not None and kind.kind is not None and kind.kind.may_link
 
-    def _named(self, name: str) -> KindState | None:
+    def _tasks(self, turn: Turn, name: str) -> KindState | None:
         """The kind of tasks of this name. There may be none: then the request is refused."""
-        assert self.turn is not None
-        kind = self.turn.named(name)
+        kind = turn.named(name)
         return kind if kind is not None and kind.kind is not None and kind.kind.claimable else None
 
-    def _has_board(self, name: str) -> bool:
-        kind = self._named(name)
+    def _has_board(self, turn: Turn, name: str) -> bool:
+        kind = self._tasks(turn, name)
         if kind is None:
             return True
         self._board(kind)
         return self.making.soon(("board", kind.code))
 
-    def _can_claim(self, name: str, said: Any) -> bool:
-        kind = self._named(name)
+    def _can_claim(self, turn: Turn, name: str, said: Any) -> bool:
+        kind = self._tasks(turn, name)
         where = said.get("where") if said is not None else None
         if kind is None or kind.kind is None or type(where) is not dict:
             return True
@@ -154,9 +150,8 @@ class Coordination:
             self.making.begin(("view", kind.code, names), board.ready.begin(names))
         return self.making.soon(("view", kind.code, names))
 
-    def _can_count(self, name: str, said: Any) -> bool:
-        assert self.turn is not None
-        kind = self.turn.named(name)
+    def _can_count(self, turn: Turn, name: str, said: Any) -> bool:
+        kind = turn.named(name)
         if kind is None or kind.kind is None or type(said) is not tuple or type(said[1]) is not dict:
             return True
         names = tuple(sorted(said[1]))
@@ -169,10 +164,10 @@ class Coordination:
         board = self.boards.get(kind.code)
         if board is None:
             assert kind.kind is not None
-            board = Board(kind.kind, kind.schema.defaults, partial(self._look, kind))
+            board = Board(kind.kind, kind.schema.defaults, partial(self._entities.look, kind))
             self.boards[kind.code] = board
             self._heeded.clear()
-            self.making.begin(("board", kind.code), self._each(kind, board.note))
+            self.making.begin(("board", kind.code), self._entities.each(kind, board.note))
         return board
 
     def board(self, kind: KindState) -> Board:
@@ -180,36 +175,6 @@ class Coordination:
         board = self._board(kind)
         self.making.finish(("board", kind.code))
         return board
-
-    def _each(self, kind: KindState, take: Take) -> Iterator[None]:
-        """Show every entity of a kind, as it is when its turn comes. One that is new by then was noted when it came. A
-        step each: its class may take its time.
-        """
-        assert kind.kind is not None
-        assert self.turn is not None
-        new = [key for name, key in self.turn.changed if name == kind.name and key not in kind.slots]
-        for key in [*kind.slots, *new]:
-            stored = self.turn.seen(kind, (kind.name, key))
-            if stored is not None and stored.alive:
-                take(key, stored.slot, self._whole(kind, key, kind.kind.fields_of(kind.schema, stored.payload)))
-            yield
-
-    def _look(self, kind: KindState, key: str) -> Mapping[str, Any] | None:
-        assert self.turn is not None
-        assert kind.kind is not None
-        stored = self.turn.seen(kind, (kind.name, key))
-        if stored is None or not stored.alive:
-            return None
-        return self._whole(kind, key, kind.kind.fields_of(kind.schema, stored.payload))
-
-    def _whole(self, kind: KindState, key: str, fields: Mapping[str, Any]) -> Mapping[str, Any]:
-        """An entity's stored fields, those defaults of its class that are not Task's, and its id if it is a column."""
-        own = self._defaults.get(kind.code)
-        if own is None:
-            own = self._defaults[kind.code] = _own_defaults(kind)
-        if kind.kind is not None and kind.kind.layout.id_is_column:
-            return {**own, **fields, "id": key}
-        return {**own, **fields} if own else fields
 
     def _tallies(self, kind: KindState, names: Names) -> Kept[Tally]:
         """Of a kind. One by these columns is made, if nobody has to wait for it in vain."""
@@ -225,7 +190,7 @@ class Coordination:
 
     def _each_counted(self, kind: KindState, tally: Tally) -> Iterator[None]:
         note = tally.note
-        return self._each(kind, lambda key, _, fields: note(key, fields))
+        return self._entities.each(kind, lambda key, _, fields: note(key, fields))
 
     def count(self, kind: KindState, wanted: Sequence[Demand]) -> int:
         """How many entities of a kind meet these demands, after the earlier requests of the turn."""
@@ -242,13 +207,14 @@ class Coordination:
 
     # --- kept up -----------------------------------------------------------------------------------------------------
 
-    def written(self, turn: Turn, draft: Draft, steps: Iterable[Step]) -> None:
+    def note(self, turn: Turn, draft: Draft, steps: Iterable[Step]) -> None:
         """A request was written, with these steps: what is kept here follows."""
         for step in steps:
             stored = step.stored
             if stored is None:
                 continue
-            code, fields = step.state.code, self._whole(step.state, step.key, step.fields) if step.exists else None
+            code = step.state.code
+            fields = self._entities.whole(step.state, step.key, step.fields) if step.exists else None
             if code in self.tallies:
                 for names, tally in self.tallies[code].by_names.items():
                     if fields is None or not names or not set(names).isdisjoint(step.touched):
@@ -265,23 +231,23 @@ class Coordination:
                     self._projects.note(step.key, fields)
         turn.leases.update(draft.leases)
 
-    def dropped(self) -> None:
-        """What was written did not happen, or classes are others by now."""
+    def discard(self) -> None:
+        """Make everything anew at the next need: what was written did not happen, or classes are others by now."""
         self.boards.clear()
         self.tallies.clear()
         self.making.clear()
-        self._defaults.clear()
+        self._entities.forget_classes()
         self._heeded.clear()
         self._projects = None
         self.leases.try_again()
 
     # --- projects ----------------------------------------------------------------------------------------------------
 
-    def kept_back(self) -> Callable[[str], bool]:
-        """Whether the tasks of a project are not ready because of it."""
+    def projects(self) -> Projects:
+        """Of all kinds of tasks, whole."""
         projects = self._of_projects()
         self.making.finish("projects")
-        return projects.keeps
+        return projects
 
     def _of_projects(self) -> Projects:
         if self._projects is None:
@@ -290,12 +256,11 @@ class Coordination:
         return self._projects
 
     def _each_cost(self, projects: Projects) -> Iterator[None]:
-        assert self.turn is not None
-        for kind in list(self.turn.kinds):
+        for kind in list(self._entities.turn.kinds):
             if kind.kind is not None and _is_of_projects(kind.kind):
-                yield from self._each(kind, lambda key, _, fields: projects.note(key, fields))
+                yield from self._entities.each(kind, lambda key, _, fields: projects.note(key, fields))
             elif kind.kind is not None and kind.kind.claimable:
-                yield from self._each(kind, partial(_note_cost, projects, kind.code))
+                yield from self._entities.each(kind, partial(_note_cost, projects, kind.code))
 
     def _resume(self, project: str) -> None:
         for board in self.boards.values():
@@ -305,18 +270,6 @@ class Coordination:
 def _is_of_projects(kind: Kind) -> bool:
     """Whether its entities are what tasks name as their project. A subclass is a kind of its own, with its own ids."""
     return kind.name == Project.kind_name and issubclass(kind.model, Project)
-
-
-def _own_defaults(kind: KindState) -> Mapping[str, Any]:
-    """Those of a class of tasks that are not Task's."""
-    if kind.kind is None or not kind.kind.claimable:
-        return {}
-    return {name: value for name, value in kind.schema.defaults.items() if not _is_of_tasks(name, value)}
-
-
-def _is_of_tasks(name: str, default: Any) -> bool:
-    field = Task.model_fields.get(name)
-    return field is not None and not field.is_required() and bool(encode(plain(field.get_default())) == encode(default))
 
 
 def _depends(fields: Any) -> bool:

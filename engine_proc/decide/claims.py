@@ -57,7 +57,7 @@ def claim(draft: Draft, mutation: PlainMutation) -> list[Step]:
     if kind in budget.endless:
         budget.hurry(True)
     try:
-        board.ready.best(wanted, turn.coordination.kept_back(), count, claiming.offer)
+        board.ready.best(wanted, turn.coordination.projects().keeps, count, claiming.offer)
     finally:
         if kind in budget.endless:
             budget.hurry(False)

@@ -487,7 +487,7 @@ def test_who_was_silent_for_too_long_loses_what_it_had_though_that_takes_a_look_
         gone.asks(claim(lease_us=FAR_US))
     scene.turn()
     assert len(held(scene)) == 2
-    scene.engine.writer.state.coordination.dropped()  # as where a newer class is registered
+    scene.engine.writer.state.coordination.discard()  # as where a newer class is registered
     gone.call.close()
     poll(lambda: scene.turn() or not held(scene))
 
@@ -647,7 +647,7 @@ def test_whom_rules_kept_from_all_that_there_was_looks_again_though_boards_were_
     asked = ann.asks(claim(until_us=later()))
     scene.turn()
     assert ann.hears() == {}
-    scene.engine.writer.state.coordination.dropped()  # as behind a commit that failed
+    scene.engine.writer.state.coordination.discard()  # as behind a commit that failed
     eve.asks(update("a", title="still not for ann"))
     scene.turn()
     eve.asks(create("b"))
@@ -662,7 +662,7 @@ def test_who_waits_is_served_though_boards_are_as_large_as_those_that_were_dropp
     scene.turn()
     asked = waiting.asks(claim(until_us=later(), project="q"))
     scene.turn()
-    scene.engine.writer.state.coordination.dropped()  # as behind a commit that failed
+    scene.engine.writer.state.coordination.discard()  # as behind a commit that failed
     other.asks((Op.DELETE.value, "Task", "a", None, None, "", None))
     other.asks(create("b", project="q"))
     other.asks(claim(project="nobody's"))  # which has them made anew
@@ -913,7 +913,7 @@ def test_whose_agent_is_gone_does_not_wait_though_boards_were_dropped_meanwhile(
     gone = Agent(scene, "gone")
     gone.asks(claim(until_us=later()))
     scene.turn()
-    scene.engine.writer.state.coordination.dropped()  # as behind a commit that failed
+    scene.engine.writer.state.coordination.discard()  # as behind a commit that failed
     gone.call.close()
     scene.engine.read()
     assert not scene.engine.writer.parking.lines
