@@ -115,7 +115,7 @@ def _check_fits(migration: Migration, kind: Kind, found: record.Content) -> None
         if made.id != found.key:
             problem = f"id: is made {made.id!r:.300} when it is read, by which it could not be found"
             raise SchemaMismatch(f"{kind.name} {found.key!r} does not fit its class: {problem}", kind=kind.name)
-        stored, _ = migration.stored(kind, found, made)
+        stored, _ = migration.form(kind, found, made)
         _check_reads_alike(migration, kind, found)
         if kind.recasts and any(value is None for value in stored.values()):
             _check_valid(migration, kind, found, made, stored)

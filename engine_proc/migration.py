@@ -34,9 +34,9 @@ class Migration:
 
     def entity(self, kind: Kind, found: Record | Content) -> Entity:
         """The entity that the class makes of a record. Raises SchemaMismatch."""
-        return self._run(kind, found, partial(self._decoded, kind, found))
+        return self._run(kind, found, partial(self._decode, kind, found))
 
-    def stored(self, kind: Kind, found: Record | Content, made: Entity) -> tuple[Mapping[str, Any], Cells]:
+    def form(self, kind: Kind, found: Record | Content, made: Entity) -> tuple[Mapping[str, Any], Cells]:
         """What would be stored of an entity that was made of a record, and its cells. Raises SchemaMismatch,
         InvalidMutation.
         """
@@ -51,13 +51,13 @@ class Migration:
 
     def cells(self, kind: Kind, found: Record | Content) -> Cells:
         """The cells that a record has in the columns of the class. Raises SchemaMismatch, InvalidMutation."""
-        return self.stored(kind, found, self.entity(kind, found))[1]
+        return self.form(kind, found, self.entity(kind, found))[1]
 
     def content(self, kind: Kind, found: Content) -> tuple[bytes, bytes]:
         """The payload and the block of cells that a record would have if it were written now. In the course of deciding
         a request: that is what takes too long then, and is refused for whatever this raises.
         """
-        fields = kind.stored(self._decoded(kind, found))  # as they are now: what they were may have no cells
+        fields = kind.stored(self._decode(kind, found))  # as they are now: what they were may have no cells
         return kind.payload(fields), kind.layout.cut(fields, found.key, found.version, found.time_us)[0]
 
     def payload(self, kind: Kind, found: Record) -> bytes:
@@ -84,7 +84,7 @@ class Migration:
         header = {name: value for name, value in made.__dict__.items() if name in IN_HEADER}
         self._run(kind, found, partial(kind.validated, {**decode(kind.payload(stored)), **header}))
 
-    def _decoded(self, kind: Kind, found: Record | Content) -> Entity:
+    def _decode(self, kind: Kind, found: Record | Content) -> Entity:
         schema = self._schemas[found.schema]
         return kind.decoded(schema, found.key, found.version, found.time_us, found.payload)
 

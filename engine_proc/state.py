@@ -115,14 +115,14 @@ class State:
             version = kind.last_version(key)
             return Stored(NO_SLOT, version, 0, 0, False, b"", b"") if version else None
         address, buffer, start = self._publisher.newest(kind.code, slot)
-        length, schema, version, deleted, block, payload = record.held(buffer, start)
+        length, schema, version, deleted, block, payload = record.stored_at(buffer, start)
         if schema != kind.schema.code and not deleted and kind.kind is not None:
             if not anew:
                 return None
             payload, block = self.migration.content(kind.kind, record.content(buffer, start))
         return Stored(slot, version, address, padded(length), not deleted, payload, block)
 
-    def seen(self, kind: KindState, key: str) -> Stored | None:
+    def find_safely(self, kind: KindState, key: str) -> Stored | None:
         """What is stored under a key, for the engine itself, which no model may end or hold up: what its class cannot
         make anew is returned as it was stored. Once that took too long, so is all that is of other schemas.
         """

@@ -78,14 +78,14 @@ class Tables:
         for slot in slots:
             address, buffer, start = self._publisher.newest(kind.code, slot)
             found = record.unpack(buffer, start)
-            table.install(slot, address, self._made(kind, found, table.columns), not found.deleted)
+            table.install(slot, address, self._cut(kind, found, table.columns), not found.deleted)
 
     def cells(self, kind: KindState, schema: int, body: bytes) -> Cells:
         """The cells in its kind's table of a body that is no tombstone, and was written under a schema."""
         layout = self._layout(kind, schema)
         if layout is None:
-            return self._made(kind, record.unpack(body), self._publisher.columns(kind.code))
-        return tuple(enumerate(layout.unpack(record.held(body, 0)[4])))
+            return self._cut(kind, record.unpack(body), self._publisher.columns(kind.code))
+        return tuple(enumerate(layout.unpack(record.stored_at(body, 0)[4])))
 
     def _layout(self, kind: KindState, schema: int) -> struct.Struct | None:
         """How the cells lie in the block of a body that was written under a schema, where it has the columns of its
@@ -99,7 +99,7 @@ class Tables:
             self._layouts[kind.code, schema] = columns, layout
         return layout
 
-    def _made(self, kind: KindState, found: record.Record, columns: Sequence[Column]) -> Cells:
+    def _cut(self, kind: KindState, found: record.Record, columns: Sequence[Column]) -> Cells:
         """The cells of a record in a table with these columns."""
         if found.deleted:
             return ()

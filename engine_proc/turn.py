@@ -43,7 +43,7 @@ class Turn:
     def __init__(self, state: State, tail: int, now_us: int, uptime_us: int) -> None:
         self.named = state.named
         self._find = state.find
-        self._seen = state.seen
+        self._find_safely = state.find_safely
         self.record_at = state.record_at
         self.kinds = state.kinds
         self.coordination = state.coordination
@@ -144,9 +144,9 @@ class Turn:
         """What is stored under a key of this kind, after the earlier requests of this turn. `anew` as in `State`."""
         return self.changed.get(key) or self._find(kind, key[1], anew)
 
-    def seen(self, kind: KindState, key: Key) -> Stored | None:
-        """What is stored under a key, for the engine itself: see `State.seen`."""
-        return self.changed.get(key) or self._seen(kind, key[1])
+    def find_safely(self, kind: KindState, key: Key) -> Stored | None:
+        """What is stored under a key, for the engine itself: see `State.find_safely`."""
+        return self.changed.get(key) or self._find_safely(kind, key[1])
 
     def take_slot(self, kind: KindState, key: bytes) -> int:
         """The next free slot of a kind, for a key that has none."""

@@ -25,7 +25,7 @@ _CRC: Final = struct.Struct("<I")
 _CHECK: Final = struct.Struct("<II")
 _HEADER: Final = struct.Struct("<IHHBBBBQQqQQHHHHI")
 _WHOLE: Final = struct.Struct("<IIHHBBBBQQqQQHHHHI")
-_HELD: Final = struct.Struct("<4xI2xHxB2x8xQ24x4xHHI")  # the parts of it that the engine decides on
+_STORED: Final = struct.Struct("<4xI2xHxB2x8xQ24x4xHHI")  # the parts of it that the engine decides on
 _CONTENT: Final = struct.Struct("<4xIHHxBBxQQq24xI")  # those that a reader decodes an entity from
 BEFORE_CELLS: Final = struct.Struct("<4xI2xHxBBB40xHH")
 """Of a body its length, schema and flags, and the lengths of what is between its header and its cells: its key, request
@@ -42,7 +42,7 @@ CRC_BYTES: Final = 4  # at the beginning of a body
 FLAGS_OFFSET: Final = 13  # of the byte in a body
 KEY_LENGTH_OFFSET: Final = 14  # of the u8 in a body; the key itself follows the header
 _pack_header: Final = _HEADER.pack
-_unpack_held: Final = _HELD.unpack_from
+_unpack_stored: Final = _STORED.unpack_from
 
 if TYPE_CHECKING:
     from mmap import mmap
@@ -211,11 +211,11 @@ def content(buffer: Buffer, start: int) -> Content:
     )
 
 
-def held(buffer: bytes | mmap, start: int) -> tuple[int, int, int, bool, bytes, bytes]:
+def stored_at(buffer: bytes | mmap, start: int) -> tuple[int, int, int, bool, bytes, bytes]:
     """(length, schema, version, deleted, cells, payload) of a body that this process wrote itself: its crc is not
     looked at.
     """
-    length, schema, flags, version, cells_length, old_length, payload_length = _unpack_held(buffer, start)
+    length, schema, flags, version, cells_length, old_length, payload_length = _unpack_stored(buffer, start)
     behind = start + length
     payload_start = behind - payload_length
     cells_end = payload_start - old_length

@@ -33,7 +33,7 @@ class Entities:
         assert kind.kind is not None, "nobody coordinates what has no class"
         new = [key for name, key in self.turn.changed if name == kind.name and key not in kind.slots]
         for key in [*kind.slots, *new]:
-            stored = self.turn.seen(kind, (kind.name, key))
+            stored = self.turn.find_safely(kind, (kind.name, key))
             if stored is not None and stored.alive:
                 take(key, stored.slot, self.whole(kind, key, kind.kind.fields_of(kind.schema, stored.payload)))
             yield
@@ -41,7 +41,7 @@ class Entities:
     def look(self, kind: KindState, key: str) -> Fields | None:
         """The fields of one; None if there is none."""
         assert kind.kind is not None, "nobody coordinates what has no class"
-        stored = self.turn.seen(kind, (kind.name, key))
+        stored = self.turn.find_safely(kind, (kind.name, key))
         if stored is None or not stored.alive:
             return None
         return self.whole(kind, key, kind.kind.fields_of(kind.schema, stored.payload))

@@ -84,7 +84,7 @@ def cascade(draft: Draft) -> None:
     new = [step for step in written if not DEPENDS.isdisjoint(step.altered)]  # which the board does not know yet
     for step in new:
         for key in step.field("dependencies"):
-            on = draft.seen(step.kind.name, key)
+            on = draft.look(step.kind.name, key)
             if on.exists and state_of(on.field) == Dependency.ENDED and _goes_with_it(step, on):
                 _go_with(step, on)
     coming: dict[Key, list[Step]] = {}  # these, by what they depend on
@@ -98,7 +98,7 @@ def cascade(draft: Draft) -> None:
         name, board = over.kind.name, _board(draft, over)
         places = [(name, key) for key in board.dependants(over.key)]
         places = [place for place in places if place in draft.steps or not board.stays(place[1])]
-        looked.update((place, draft.seen(*place)) for place in places if place not in looked)
+        looked.update((place, draft.look(*place)) for place in places if place not in looked)
         for step in [*map(looked.__getitem__, places), *coming.get((name, over.key), ())]:
             if _goes_with_it(step, over):
                 draft.take(step)
@@ -142,7 +142,7 @@ def cancel_tree(draft: Draft, root: Step, reason: str) -> None:
         and one.state is root.state
     }
     for key in _board(draft, root).graph.below(root.key, changed):
-        step = draft.seen(root.kind.name, key)
+        step = draft.look(root.kind.name, key)
         if step.exists and step.field("status") not in FINISHED:
             draft.take(step)
             cancel(step, reason)

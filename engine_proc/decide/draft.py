@@ -183,12 +183,12 @@ class Draft:
         state, kind = self.known(kind_name)
         return Step(state, kind, key, self.turn.find(state, (kind_name, key)), self.turn)
 
-    def seen(self, kind_name: str, key: str) -> Step:
+    def look(self, kind_name: str, key: str) -> Step:
         """The entity as it is by now, to be looked at only: `take` it before it is changed."""
         return self.steps.get((kind_name, key)) or self.before(kind_name, key)
 
     def take(self, step: Step) -> None:
-        """Make an entity that was `seen` part of the request."""
+        """Make an entity that was looked at part of the request."""
         self.steps[step.kind.name, step.key] = step
 
 

@@ -107,8 +107,8 @@ def test_what_is_read_in_part_is_the_same(one, before):
         one.key,
         one.payload,
     )
-    held = (one.schema, one.version, one.deleted, one.cells, one.payload)
-    assert record.held(whole, start) == (len(whole) - start, *held)
+    stored = (one.schema, one.version, one.deleted, one.cells, one.payload)
+    assert record.stored_at(whole, start) == (len(whole) - start, *stored)
     assert record.key_at(whole, start) == one.key.encode()
     assert record.flags_at(whole, start) == one.flags
     assert record.deleted_at(whole, start) == one.deleted == bool(one.flags & Flags.DELETE)
