@@ -26,7 +26,7 @@ from solewriter.engine_proc.hellos import Hellos
 from solewriter.engine_proc.intake import Intake
 from solewriter.engine_proc.journal import DiskFull, Journal
 from solewriter.engine_proc.newcomer import Newcomer
-from solewriter.engine_proc.overtime import Overtime, watched
+from solewriter.engine_proc.overtime import Overtime, run_watched
 from solewriter.engine_proc.parking import Parking
 from solewriter.engine_proc.publisher import Publisher
 from solewriter.engine_proc.session import FORGOTTEN, NEVER, QUARANTINED, Session
@@ -34,7 +34,7 @@ from solewriter.engine_proc.sessions import Sessions
 from solewriter.engine_proc.state import State
 from solewriter.engine_proc.tending import Occasion, Tending
 from solewriter.engine_proc.turn import Turn
-from solewriter.engine_proc.writing import formed, overtime, results_of, write
+from solewriter.engine_proc.writing import decide_and_form, overtime, results_of, write
 from solewriter.shared import failpoint, wireform
 from solewriter.shared.config import LONG_TURN_US, Limits
 from solewriter.shared.entry import Outcome
@@ -163,7 +163,7 @@ class SingleWriter:
                 self._publisher.root.decided()
                 await asyncio.sleep(0)
                 if self._intake.take_more():
-                    turn.at(time.time_ns() // 1000)
+                    turn.set_time(time.time_ns() // 1000)
                 looked = now = time.monotonic()
         self.parking.serve(turn)
         self.time_budget.end_turn()
@@ -255,7 +255,7 @@ class SingleWriter:
             draft = Draft(turn, session.name)
             if attended:
                 draft.coordinate(number, engines_own=lane is None)
-            touched, steps = watched(formed, draft, plain, turn, self._limits)
+            touched, steps = run_watched(decide_and_form, draft, plain, turn, self._limits)
             if draft.wish is not None and self.parking.park(turn, draft.wish, lane, session, sequence, plain):
                 return None
             if steps:

@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
-from solewriter.engine_proc.overtime import Overtime, TimeBudget, watched
+from solewriter.engine_proc.overtime import Overtime, TimeBudget, run_watched
 from solewriter.shared.columns import Cells
 from solewriter.shared.config import PROBLEM_MAX
 from solewriter.shared.entity import Entity
@@ -92,7 +92,7 @@ class Migration:
         """Run the user's code on a record. Raises SchemaMismatch for whatever else than an exception ends it."""
         self._time_budget.use()
         try:
-            return watched(make)
+            return run_watched(make)
         except Exception:
             raise
         except Overtime as error:

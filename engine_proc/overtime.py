@@ -35,15 +35,17 @@ class Overtime(BaseException):
         self.alone = alone  # the innermost watched call ran for a whole tick: it is to blame, not what was before it
 
 
-def watched(deed: Callable[[*Given], T], *given: *Given) -> T:
-    """The call that is looked for. In this file, which is never compiled, because compiled code has no frames."""
+def run_watched(deed: Callable[[*Given], T], *given: *Given) -> T:
+    """Do it, for no longer than the time budget allows: this is the call that is looked for. In this file, which is
+    never compiled, because compiled code has no frames.
+    """
     return deed(*given)
 
 
 class TimeBudget:
     """Watches calls in the main thread; each may take `budget_s`, and at most half of that more."""
 
-    def __init__(self, budget_s: float, watched: CodeType = watched.__code__) -> None:
+    def __init__(self, budget_s: float, watched: CodeType = run_watched.__code__) -> None:
         self._budget_s = budget_s
         self._why = f"it did not come to an end within {budget_s:g} s (decide_timeout_s): a validator loops or waits"
         self._whole_tick_s = self._tick_s = budget_s / (SIGHTINGS - 1)

@@ -54,7 +54,7 @@ class Turn:
         self.uptime_us = uptime_us  # on CLOCK_MONOTONIC
         self.revision = state.revision
         self.tail = tail  # of the heap, before the turn
-        self.at(now_us)
+        self.set_time(now_us)
         self.changed: dict[Key, Stored] = {}
         self.new_keys: dict[int, list[tuple[bytes, int]]] = {}  # with their slots, in the order of taking
         self._free: dict[int, Iterator[int]] = {}  # by kind: used slots that nobody has, and this turn did not take
@@ -71,7 +71,7 @@ class Turn:
         self.bytes = 0
         self.cut = False  # who waits for what became ready had as long as they may have in it
 
-    def at(self, now_us: int) -> None:
+    def set_time(self, now_us: int) -> None:
         """From now on this is the time: nothing that comes in mid-turn is stored as older than it is."""
         self.now_us = now_us
         self._now: datetime | None = None
@@ -96,7 +96,7 @@ class Turn:
         return None
 
     @property
-    def claims(self) -> bool:
+    def has_claims(self) -> bool:
         """Whether anybody holds a task."""
         return bool(self._leases or self.leases)
 

@@ -24,7 +24,7 @@ Written = list[tuple[int, int, str, str]]
 """(version, address, kind, id) of each mutation's entity"""
 
 
-def formed(draft: Draft, request: PlainRequest, turn: Turn, limits: Limits) -> tuple[list[Step], list[Step]]:
+def decide_and_form(draft: Draft, request: PlainRequest, turn: Turn, limits: Limits) -> tuple[list[Step], list[Step]]:
     """Decide a request, and work out what is stored: the entity of each mutation, and those that change. What a user's
     model raises here is a refusal; our own bugs are not.
     """
@@ -54,7 +54,7 @@ def form(draft: Draft, turn: Turn, limits: Limits) -> list[Step]:
                 changing.append(step)
         except (Unavailable, Overtime, AssertionError):
             raise
-        except BaseException as error:  # of its model, as in `formed`, or of its size
+        except BaseException as error:  # of its model, as in `decide_and_form`, or of its size
             if step.op != _CLAIM:
                 raise
             turn.coordination.board(step.state).pass_over(step.key)

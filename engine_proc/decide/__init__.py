@@ -59,7 +59,7 @@ def _follow(draft: Draft) -> None:
     dependencies.check(draft, linked)
     if (turn.coordination.cascades or turn.cascades) and not draft.alone:
         dependencies.cascade(draft)
-    if turn.claims or draft.leases:
+    if turn.has_claims or draft.leases:
         fencing.settle(draft)
 
 

@@ -19,7 +19,7 @@ from solewriter.engine_proc.coordination.waiting import Wish
 from solewriter.engine_proc.decide.draft import Draft, Step
 from solewriter.engine_proc.decide.guards import check_column
 from solewriter.engine_proc.decide.lifecycle import free_step_fields, refusal
-from solewriter.engine_proc.overtime import Overtime, watched
+from solewriter.engine_proc.overtime import Overtime, run_watched
 from solewriter.shared.columns import from_us
 from solewriter.shared.config import LEASE_MOST_S, REST_MOST_S, US_PER_S, Limits
 from solewriter.shared.entry import Lease
@@ -94,7 +94,7 @@ class _Claiming:
         if self._assignee in candidate.denied_to:
             self.denied = True
             return False
-        step = self._assigned(key)
+        step = self._take(key)
         if step is None:
             self.denied = True
             board.deny(candidate, self._assignee)
@@ -103,12 +103,12 @@ class _Claiming:
         self.taken.append(step)
         return True
 
-    def _assigned(self, key: str) -> Step | None:
+    def _take(self, key: str) -> Step | None:
         """The task in the assignee's hands, within a model's time; None where that cannot be."""
         if key in self._board.unfit:
             return None
         try:
-            return watched(_assigned, self._draft, self._kind.name, key, self._assignee, self._reason)
+            return run_watched(_try_to_assign, self._draft, self._kind.name, key, self._assignee, self._reason)
         except Overtime as error:
             if not error.alone:
                 raise
@@ -139,7 +139,7 @@ def _wish(said: Any, actor: str) -> tuple[int, Any, int, str, int]:
     return count, said.get("where", {}), lease_us, assignee, until_us
 
 
-def _assigned(draft: Draft, kind_name: str, key: str, assignee: str, reason: str) -> Step | None:
+def _try_to_assign(draft: Draft, kind_name: str, key: str, assignee: str, reason: str) -> Step | None:
     """A task in the hands of this assignee. None where its class cannot read it any more, or its own rules do not let
     this assignee have it: others are not kept waiting behind it.
     """
@@ -151,7 +151,7 @@ def _assigned(draft: Draft, kind_name: str, key: str, assignee: str, reason: str
         pass
     except (Refused, Unavailable, Overtime, AssertionError):
         raise
-    except BaseException:  # of its model, as in `formed`
+    except BaseException:  # of its model, as in `decide_and_form`
         pass
     draft.steps.pop((kind_name, key), None)  # nothing was asked of it
     return None

@@ -23,12 +23,12 @@ def alter(draft: Draft, mutation: PlainMutation) -> Step:
     _, kind_name, key, expect, fields, reason, _ = mutation
     step = draft.step(kind_name, key)
     step.require(expect)
-    changes = {name: _operated(step, name, said) for name, said in free_fields(step, fields).items()}
+    changes = {name: _new_value(step, name, said) for name, said in free_fields(step, fields).items()}
     step.change(Op.ALTER.value, reason, changes)
     return step
 
 
-def _operated(step: Step, name: str, said: Any) -> Any:
+def _new_value(step: Step, name: str, said: Any) -> Any:
     """A field's new value. Raises BadRequest for another shape, InvalidMutation for what cannot be done with it."""
     if type(said) is not tuple or len(said) != 3 or type(said[0]) is not str:
         raise BadRequest("an operation is (code, operand, bound)")
@@ -38,13 +38,13 @@ def _operated(step: Step, name: str, said: Any) -> Any:
         raise BadRequest(f"there is no operation {code!r:.100}")
     step.kind.known(name, None)
     try:
-        return operate(step, name, _held_of(step, name), operand, bound)
+        return operate(step, name, _stored_value(step, name), operand, bound)
     except TypeError:
         problem = f"{code} cannot be done with what it holds"
         raise InvalidMutation(f"{step.kind.name}.{name}: {problem}", fields={name: problem}) from None
 
 
-def _held_of(step: Step, name: str) -> Any:
+def _stored_value(step: Step, name: str) -> Any:
     """A field's value as it is stored, also where this request set it: then it is the model's own."""
     value = step.field(name)
     return plain(value) if isinstance(value, Enum | Part) else value
@@ -73,15 +73,15 @@ def _extreme(larger: bool) -> Operate:
 def _append(_: Step, __: str, value: Any, items: Any, most: int | None) -> list[Any]:
     if most is not None and (type(most) is not int or most < 0):
         raise BadRequest("a bound is a number of items")
-    every = [*_held(value), *_items(items)]
+    every = [*_members(value), *_items(items)]
     return every if most is None else every[max(0, len(every) - most) :]
 
 
 def _add(step: Step, name: str, value: Any, items: Any, _: int | None) -> list[Any]:
-    held = _made(step, name, _held(value))
+    held = _normalize(step, name, _members(value))
     known = set(map(encode_asked, held))
     for item in _items(items):
-        for made in _made(step, name, [item]):
+        for made in _normalize(step, name, [item]):
             if (said := encode_asked(made)) not in known:
                 known.add(said)
                 held.append(made)
@@ -92,11 +92,11 @@ def _remove(step: Step, name: str, value: Any, items: Any, _: int | None) -> Any
     if isinstance(value, Mapping):
         keys = _items(items)
         return {key: item for key, item in value.items() if key not in keys}
-    gone = {encode_asked(made) for item in _items(items) for made in _made(step, name, [item])}
-    return [plain(item) for item in _made(step, name, _held(value)) if encode_asked(item) not in gone]
+    gone = {encode_asked(made) for item in _items(items) for made in _normalize(step, name, [item])}
+    return [plain(item) for item in _normalize(step, name, _members(value)) if encode_asked(item) not in gone]
 
 
-def _made(step: Step, name: str, items: list[Any]) -> list[Any]:
+def _normalize(step: Step, name: str, items: list[Any]) -> list[Any]:
     """Items as the field makes them: 1 is 1.0 to one of floats, and a moment is the same in each zone. As they are
     where it does not take them, or not as many.
     """
@@ -115,7 +115,7 @@ def _put(_: Step, __: str, value: Any, items: Any, ___: int | None) -> dict[str,
     return {**(value or {}), **items}
 
 
-def _held(value: Any) -> list[Any]:
+def _members(value: Any) -> list[Any]:
     """The items of a stored tuple or set, as they are in its payload. Raises TypeError for what is none."""
     if not isinstance(value, list | tuple | set | frozenset | type(None)):
         raise TypeError
