@@ -43,7 +43,7 @@ def prepare(state: State, publisher: Publisher, kinds: Sequence[Kind]) -> Genera
     """
     kinds = list({kind.name: kind for kind in kinds}.values())  # of two classes of one kind the last
     adoption = Adoption(kinds, state.new_kinds(kinds), {}, [])
-    yield from _fitting(state, publisher, kinds)
+    yield from _check_all(state, publisher, kinds)
     try:
         _make_tables(state, publisher, adoption)
         for kind in kinds:
@@ -51,7 +51,7 @@ def prepare(state: State, publisher: Publisher, kinds: Sequence[Kind]) -> Genera
             if known is not None and _makes_other_cells(state, publisher, known, kind):
                 table = publisher.other_table(known.code, kind.columns, known.places)
                 adoption.tables[known.code] = table
-                yield from _refilling(state, publisher, table, known, kind)
+                yield from _refill(state, publisher, table, known, kind)
         if not adoption.brings_nothing:
             _prepare_catalog(state, publisher, adoption)
     except SolewriterError:
@@ -86,11 +86,11 @@ def check_fit(state: State, publisher: Publisher, kinds: Iterable[Kind]) -> None
     """Raises SchemaMismatch if something stored does not fit the new class of its kind. Takes 5 us for each entity of a
     kind whose class changed.
     """
-    for _ in _fitting(state, publisher, kinds):
+    for _ in _check_all(state, publisher, kinds):
         pass
 
 
-def _fitting(state: State, publisher: Publisher, kinds: Iterable[Kind]) -> Iterator[None]:
+def _check_all(state: State, publisher: Publisher, kinds: Iterable[Kind]) -> Iterator[None]:
     for kind in kinds:
         known = state.named(kind.name)
         if known is None or (known.schema.digest() == kind.schema.digest() and not _takes_other_code(known, kind)):
@@ -153,7 +153,7 @@ def _check_valid(
         raise SchemaMismatch(f"{kind.name} {found.key!r}: {problem}", kind=kind.name) from error
 
 
-def _refilling(state: State, publisher: Publisher, table: TableWriter, known: KindState, kind: Kind) -> Iterator[None]:
+def _refill(state: State, publisher: Publisher, table: TableWriter, known: KindState, kind: Kind) -> Iterator[None]:
     """Fill a table with all slots of a kind; a record of other columns gets its cells from this class. A step for each
     slot. Raises InvalidMutation.
     """

@@ -46,9 +46,9 @@ class KindState:
             self.places += 1
         else:
             del self.free[slot]
-        self.came_back(key)
+        self.unforget(key)
 
-    def came_back(self, key: str) -> None:
+    def unforget(self, key: str) -> None:
         """Drop the version that is remembered of a key: it has a record again, which says it."""
         self._forgotten.pop(key, None)
 

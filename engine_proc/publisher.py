@@ -196,7 +196,7 @@ class Publisher:
         tail = self.heap.tail
         self.root.move_tail(tail)
         failpoint.reach("publish.tail-moved")
-        self.usage.installed(installed)
+        self.usage.count_installed(installed)
         for one in installed:
             self._tables[one.kind].install(one.slot, one.address, one.cells, one.alive)
             if one.new_key is not None:
@@ -277,10 +277,10 @@ class Publisher:
 
     def let_go(self) -> None:
         """Give back segments that nobody maps any more, or for too long."""
-        held = self.reclaimer.held
+        held = self.reclaimer.held_bytes
         self.reclaimer.let_go(self.root.expire)
-        self.root.hold(self.reclaimer.held)
-        if self.reclaimer.held < held:
+        self.root.hold(self.reclaimer.held_bytes)
+        if self.reclaimer.held_bytes < held:
             self.heap.look_again()
 
     # --- the end -----------------------------------------------------------------------------------------------------

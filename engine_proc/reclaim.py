@@ -84,7 +84,7 @@ class Usage:
         self.tombstones = 0  # by those that are tombstones
         self.keeps_tombstones = False  # they are moved as well
 
-    def installed(self, records: Iterable[Installed]) -> None:
+    def count_installed(self, records: Iterable[Installed]) -> None:
         """Count records that become their slots' newest. What a request overtakes itself is dead from the start, but
         its bytes were used.
         """
@@ -109,7 +109,7 @@ class Usage:
         self._live += live
         self.tombstones += tombstones
 
-    def overtaken(self, size: int, alive: bool) -> None:
+    def count_overtaken(self, size: int, alive: bool) -> None:
         """Count a record that is its slot's newest no more."""
         if alive:
             self._live -= size
@@ -265,7 +265,7 @@ class Reclaimer:
         self.condemned = kept
 
     @property
-    def held(self) -> int:
+    def held_bytes(self) -> int:
         """Bytes that only readers' older snapshots keep."""
         return sum(one.size for one in self.condemned)
 

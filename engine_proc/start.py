@@ -194,7 +194,7 @@ class Start:
         """The one that begins now."""
         life = Life(number, recovery.history_of(before), self.orders.durability, lives.boot_id(), drained=False)
         leases = state.coordination.leases.all()
-        return quarantine.judged(life, before, quarantine.last_words(self.folder), sessions, leases)
+        return quarantine.judge(life, before, quarantine.last_words(self.folder), sessions, leases)
 
     def _begin_life(self, epoch: Epoch) -> None:
         """Its first entry; kinds that are new come with it."""

@@ -12,7 +12,7 @@ from collections.abc import Iterable, Sequence
 import msgspec
 
 from solewriter.engine_proc.coordination import Coordination
-from solewriter.engine_proc.coordination.leases import ended
+from solewriter.engine_proc.coordination.leases import ended_lease
 from solewriter.engine_proc.kinds import KindState
 from solewriter.engine_proc.migration import Migration
 from solewriter.engine_proc.overtime import TimeBudget
@@ -156,7 +156,7 @@ class State:
             self.kinds[code].alive += change
         self.revision = turn.revision
         for place, lease in turn.leases.items():
-            self.coordination.leases.take(lease or ended(place))
+            self.coordination.leases.take(lease or ended_lease(place))
         self.coordination.cascades |= turn.cascades
 
     def forget(self, dropped: Iterable[Dropped]) -> None:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Final
 
 import msgspec
 
-from solewriter.engine_proc.coordination.leases import Place, ended
+from solewriter.engine_proc.coordination.leases import Place, ended_lease
 from solewriter.engine_proc.kinds import KindState
 from solewriter.engine_proc.publisher import Installed
 from solewriter.engine_proc.session import NEVER, Session
@@ -185,6 +185,6 @@ class Turn:
             slots=self.used_slots,
             known=self.known_slots(),
             waiting=self.waiting,
-            leases=[lease or ended(place) for place, lease in self.leases.items()],
+            leases=[lease or ended_lease(place) for place, lease in self.leases.items()],
             cascades=sorted(self.cascades),
         )

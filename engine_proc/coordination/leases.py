@@ -144,5 +144,5 @@ def loss_of(lease: Lease) -> int:
     return text_hash(f"{lease.kind} {lease.token} {lease.key}")
 
 
-def ended(place: Place) -> Lease:
+def ended_lease(place: Place) -> Lease:
     return Lease(*place, 0, 0)

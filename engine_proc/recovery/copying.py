@@ -14,9 +14,9 @@ from solewriter.shared.errors import EngineUnavailable
 from solewriter.shared.folder import SOCKET
 
 
-def copied(folder: Path) -> Path:
-    """A copy of the folder as it is, beside it, on disk. Raises EngineUnavailable where that cannot be; then there is
-    nothing of it.
+def copy_beside(folder: Path) -> Path:
+    """Copy the folder as it is, beside it, onto disk; where the copy is. Raises EngineUnavailable where that cannot be;
+    then there is nothing of it.
     """
     real = folder.resolve()  # of a path that ends with `..`, what is beside it would be inside
     kept = real.with_name(f"{real.name}.before-repair-{time.time_ns()}")

@@ -114,7 +114,7 @@ class NewestRecords:
             if slot == following:
                 following = kind.places = slot + 1
                 places.append(0)
-                kind.came_back(key)
+                kind.unforget(key)
             places[slot] = base | at
             at += length
 

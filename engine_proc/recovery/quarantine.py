@@ -54,7 +54,7 @@ def _words_of(old: Whereabouts) -> LastWords | None:
     return LastWords(old.epoch, old.pid, root.died_deciding)
 
 
-def judged(
+def judge(
     life: Life, before: Life | None, words: LastWords | None, sessions: Sessions, leases: Sequence[Lease] = ()
 ) -> Life:
     """This life, with whom it suspects and whom it refuses."""

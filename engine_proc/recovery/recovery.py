@@ -75,7 +75,7 @@ class Recovery:
                 self.life = whole.life
                 name = beginning(self._folder, whole.checkpoint)
                 if name is not None:
-                    checkpoint, first = ending.enter_context(self._opened(name)), name.entry + 1
+                    checkpoint, first = ending.enter_context(self._open(name)), name.entry + 1
                     self._restoring = ending.enter_context(Restoring(checkpoint, self._publisher))
                     self._state.restore(checkpoint)
             with self._publisher.reclaimer.keeping_tombstones():
@@ -85,7 +85,7 @@ class Recovery:
             self._sessions.begin_anew()
         return checkpoint
 
-    def _opened(self, name: CheckpointName) -> Checkpoint:
+    def _open(self, name: CheckpointName) -> Checkpoint:
         path = checkpoint_path(self._folder, name.entry)
         try:
             checkpoint = Checkpoint(path)
@@ -123,7 +123,7 @@ class Recovery:
         """The entries behind the checkpoint: the most recent ones with all their records, others by their newest."""
         recent: deque[tuple[Entry, PrivateChanges]] = deque()
         held = 0
-        for entry in self._journal.replay(first, self._may_be_cut, self._unsynced):
+        for entry in self._journal.replay(first, self._may_be_cut, self._may_be_unsynced):
             self._reached, said = entry.number, entry.changes
             if entry.number >= self._whole_from:
                 self.life = said.life or self.life
@@ -145,7 +145,7 @@ class Recovery:
         """
         return self._reached >= self._whole_from and lives.may_be_cut(self._folder, self.life, self._reached)
 
-    def _unsynced(self) -> bool:
+    def _may_be_unsynced(self) -> bool:
         """Whether a sync may have failed of what was acked before, in another file than the last."""
         return self.life is not None and self.life.durability != "power"
 

@@ -17,7 +17,7 @@ import msgspec
 
 from solewriter.engine_proc.journal import never
 from solewriter.engine_proc.lock import Lock
-from solewriter.engine_proc.recovery.copying import copied, give
+from solewriter.engine_proc.recovery.copying import copy_beside, give
 from solewriter.engine_proc.recovery.replay import Replay, last_noted
 from solewriter.shared import entry as entries
 from solewriter.shared.aside import aside_files, aside_path, is_aside
@@ -165,7 +165,7 @@ def truncate(folder: StateFolder, revision: int) -> tuple[Cut, Path]:
         if not os.access(folder.path, os.W_OK | os.X_OK, effective_ids=True):  # its files may be, for half of a cut
             raise EngineUnavailable(f"{folder.path} may not be written to: nothing was changed")
         cut, life = _find_cut(folder.path, revision)
-        kept = copied(folder.path)
+        kept = copy_beside(folder.path)
         _cut(folder.path, cut, life)
     finally:
         lock.release()

@@ -21,7 +21,7 @@ def install(publisher: Publisher, one: Installed) -> None:
         table.reserve(one.slot + 1)
         index.reserve([hashed])
         index.insert(hashed, one.slot)
-    publisher.usage.installed([one])
+    publisher.usage.count_installed([one])
     table.install(one.slot, one.address, one.cells, one.alive)
 
 
@@ -33,8 +33,8 @@ def overtake_all(publisher: Publisher, kind: int, slots: Sequence[int]) -> int:
         deleted = flags & Flags.DELETE
         sizes[deleted] += padded(length)
         count[deleted] += 1
-    publisher.usage.overtaken(sizes[False], True)
-    publisher.usage.overtaken(sizes[True], False)
+    publisher.usage.count_overtaken(sizes[False], True)
+    publisher.usage.count_overtaken(sizes[True], False)
     return count[False]
 
 

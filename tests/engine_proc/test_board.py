@@ -16,7 +16,7 @@ from pydantic import AfterValidator
 
 from solewriter import Range, Task, TaskPriority, TaskStatus
 from solewriter.engine_proc.coordination.board import Board
-from solewriter.engine_proc.coordination.leases import Leases, ended, renewed
+from solewriter.engine_proc.coordination.leases import Leases, ended_lease, renewed
 from solewriter.engine_proc.coordination.making import Making
 from solewriter.engine_proc.coordination.projects import Projects
 from solewriter.engine_proc.coordination.tally import Tally
@@ -290,7 +290,7 @@ def test_leases_are_the_last_ones_and_end_when_they_say(changes, now_us):
     again.begin_anew(100)
     for place, lease in held.items():
         assert again.get(place) == (renewed(lease, lease.lease_us, 100) if lease.lease_us else lease)
-        again.take(ended(place))
+        again.take(ended_lease(place))
     assert not again
 
 

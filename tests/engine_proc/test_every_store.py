@@ -300,7 +300,7 @@ def test_between_any_two_stores_of_a_reclaim_nothing_is_different(memories):
 
 def installed_before_the_tail_moves(self: Publisher, installed: Any, revision: int, entry: int, kinds: Any) -> None:
     self.heap.flush()
-    self.usage.installed(installed)
+    self.usage.count_installed(installed)
     for one in installed:
         self._tables[one.kind].install(one.slot, one.address, one.cells, one.alive)
         if one.new_key is not None:
@@ -313,7 +313,7 @@ def installed_before_the_tail_moves(self: Publisher, installed: Any, revision: i
 
 def shown_before_it_is_installed(self: Publisher, installed: Any, revision: int, entry: int, kinds: Any) -> None:
     self.heap.flush()
-    self.usage.installed(installed)
+    self.usage.count_installed(installed)
     self.root.move_tail(self.heap.tail)
     self._fill(revision, entry, kinds)
     self.root.show()
@@ -325,7 +325,7 @@ def shown_before_it_is_installed(self: Publisher, installed: Any, revision: int,
 
 def shown_before_the_keys_are_found(self: Publisher, installed: Any, revision: int, entry: int, kinds: Any) -> None:
     self.heap.flush()
-    self.usage.installed(installed)
+    self.usage.count_installed(installed)
     self.root.move_tail(self.heap.tail)
     for one in installed:
         self._tables[one.kind].install(one.slot, one.address, one.cells, one.alive)
@@ -338,7 +338,7 @@ def shown_before_the_keys_are_found(self: Publisher, installed: Any, revision: i
 
 def shown_request_by_request(self: Publisher, installed: Any, revision: int, entry: int, kinds: Any) -> None:
     self.heap.flush()
-    self.usage.installed(installed)
+    self.usage.count_installed(installed)
     self.root.move_tail(self.heap.tail)
     for one in installed:
         self._tables[one.kind].install(one.slot, one.address, one.cells, one.alive)
@@ -350,7 +350,7 @@ def shown_request_by_request(self: Publisher, installed: Any, revision: int, ent
 
 def filled_in_the_place_of_the_newest(self: Publisher, installed: Any, revision: int, entry: int, kinds: Any) -> None:
     self.heap.flush()
-    self.usage.installed(installed)
+    self.usage.count_installed(installed)
     self.root._number -= 1
     self._fill(revision, entry, kinds)
     self.root.move_tail(self.heap.tail)

@@ -9,7 +9,7 @@ import msgspec
 import pytest
 
 from solewriter.engine_proc.coordination.leases import loss_of
-from solewriter.engine_proc.recovery.quarantine import LastWords, judged, last_words
+from solewriter.engine_proc.recovery.quarantine import LastWords, judge, last_words
 from solewriter.engine_proc.session import QUARANTINED
 from solewriter.engine_proc.sessions import ENGINE, Sessions
 from solewriter.shared.config import KIB, MEMORY_VERSION, QUARANTINED_MAX, Limits
@@ -34,7 +34,7 @@ def sessions():
 
 def life(epoch, before=None, words=None, sessions=None, leases=()):
     """The life of an engine that follows another one, of which it found these last words."""
-    return judged(Life(epoch, b"h", "process", "boot", drained=False), before, words, sessions, leases)
+    return judge(Life(epoch, b"h", "process", "boot", drained=False), before, words, sessions, leases)
 
 
 def lives(sessions, *named):

@@ -19,7 +19,7 @@ import pytest
 from solewriter import DependencyPolicy, Entity, Limits, Range, Task
 from solewriter.engine_proc import express
 from solewriter.engine_proc.between import Registration
-from solewriter.engine_proc.coordination.leases import Leases, Lost, ended, renewed
+from solewriter.engine_proc.coordination.leases import Leases, Lost, ended_lease, renewed
 from solewriter.engine_proc.coordination.waiting import Lines, Parked, Wish
 from solewriter.engine_proc.engine import SingleWriter
 from solewriter.engine_proc.session import Session
@@ -872,7 +872,7 @@ def test_a_lost_claim_that_stays_for_now_rings_no_alarm_by_itself_and_is_forgott
     leases.put_off(Lost(one, "why", 2 * FAR_US))
     for lease in [Lease(1, str(number), 1, 1, 10, FAR_US) for number in range(2 * STALE_MAX)]:
         leases.take(lease)
-        leases.take(ended((1, lease.key)))
+        leases.take(ended_lease((1, lease.key)))
     assert leases.next_us == 2 * FAR_US
     leases.take(renewed(one, 10, FAR_US))
     assert (leases.next_us, leases.lost) == (FAR_US + 10, {})
