@@ -74,6 +74,7 @@ class Kind:
             (name, self._defaults.get(name, _NO_DEFAULT)) for name in model.model_fields if name not in IN_HEADER
         ]
         self._earlier_names = [(name, was) for name in model.model_fields if (was := earlier_names(model, name))]
+        self._earlier_stamps = [name for name, was in self._earlier_names if "updated_at" in was]
         stored_defaults = {name: as_stored(model, name, default) for name, default in self._defaults.items()}
         self.schema = Schema(
             0, 0, self.name, self.columns, stored_defaults, "updated_at" in self.stamps, shape_of(model)
@@ -264,6 +265,10 @@ class Kind:
     def decoded(self, schema: Schema, key: str, version: int, time_us: int, payload: bytes) -> Entity:
         """The entity of a record, validated. Records of an older schema keep the defaults of their time."""
         values = self._whole(self.fields_of(schema, payload), key, version, time_us)
+        if self._earlier_stamps and schema.stamped:  # which was in no payload
+            for name in self._earlier_stamps:
+                if name not in schema.defaults:
+                    values.setdefault(name, from_us(time_us))
         try:
             made: Entity = self.model.__pydantic_validator__.validate_python(values)
             if not isinstance(made, self.model):

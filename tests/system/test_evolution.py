@@ -455,6 +455,53 @@ def test_a_renamed_field_without_default_and_column_has_its_new_name_only_once_i
             client.create(Held(id="d2", keeper=1))
 
 
+class Stamped(Entity, kind="Doc", columns=("updated_at",)):
+    n: int = 0
+    updated_at: AwareDatetime | None = None
+
+
+class Unstamped(Entity, kind="Doc", columns=("edited_at",)):
+    """Its time is not the engine's any more, but what it was by then."""
+
+    model_config = ConfigDict(populate_by_name=True)
+
+    n: int = 0
+    edited_at: AwareDatetime | None = Field(None, alias="updated_at")
+
+
+def test_the_time_that_the_engine_filled_in_is_read_under_its_new_name(state, start_engine):
+    """In memory, by columns, after a change, in the past, without an engine, and in the next one."""
+    engine = start_engine(state, models=[Stamped])
+    with connect(state) as client, open_reader(state) as reader:
+        for id in ("d0", "d1"):
+            client.create(Stamped(id=id))
+        client.update(Stamped.ref("d1"), n=1)
+        then = [client.get(Stamped, id).updated_at for id in ("d0", "d1")]
+        engine.register(Unstamped)
+        changed = client.update(Unstamped.ref("d1"), n=2)
+        assert changed.edited_at == then[1]
+        assert client.update(changed, edited_at=then[1]).version == changed.version, "nothing was changed"
+
+    def check(reader):
+        with reader.snapshot() as snap:
+            assert [one.edited_at for one in snap.scan(Unstamped, order_by="edited_at")] == then
+            assert snap.count_by(Unstamped, "edited_at") == dict.fromkeys(then, 1)
+        with reader.at(3) as past:
+            assert [one.edited_at for one in past.scan(Unstamped, order_by="edited_at")] == then
+        times = [change.new.edited_at for change in reader.history(Unstamped, "d1")]
+        assert times[:2] == [then[1], then[1]]
+        assert times[2] < then[1]
+
+    with open_reader(state) as reader:
+        check(reader)
+    engine.stop()
+    with open_reader(state, offline=True) as reader:
+        check(reader)
+    start_engine(state, models=[Unstamped])
+    with open_reader(state) as reader:
+        check(reader)
+
+
 class Noted(Entity, kind="Doc"):
     note: int = 0
 
