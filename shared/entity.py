@@ -118,7 +118,7 @@ class Entity(BaseModel):
         bases = [base for base in cls.__mro__[1:] if issubclass(base, Entity)]  # each says what it inherited itself
         inherited = [name for base in bases for name in base.column_names]
         cls.column_names = tuple(dict.fromkeys((*inherited, *columns)))
-        cls.lifecycle = lifecycle or next((base.lifecycle for base in bases if base.lifecycle), None)
+        cls.lifecycle = lifecycle or _inherited_lifecycle(cls)
 
     @classmethod
     def __pydantic_init_subclass__(cls, **_declared: Any) -> None:
@@ -137,6 +137,21 @@ class Entity(BaseModel):
     def ref(cls, id: str) -> Ref[Self]:
         """A target by id alone: mutations of it compare no version."""
         return Ref(cls, id)
+
+
+def _inherited_lifecycle(model: type[Entity]) -> Lifecycle | None:
+    """The one that its bases have. Raises TypeError where they have several: only one would be obeyed."""
+    found: list[tuple[type[Entity], Lifecycle]] = []
+    for base in model.__bases__:
+        if issubclass(base, Entity) and base.lifecycle and not any(issubclass(one, base) for one, _ in found):
+            found.append((base, base.lifecycle))
+    others = [base for base, lifecycle in found if lifecycle != found[0][1]]
+    if others:
+        raise TypeError(
+            f"{model.__name__} has the lifecycles of {found[0][0].__name__} and {others[0].__name__}, which differ: an "
+            "entity has one, which a class of both names with lifecycle="
+        )
+    return found[0][1] if found else None
 
 
 def model_of(target: E | Ref[E]) -> type[E]:

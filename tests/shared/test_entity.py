@@ -137,6 +137,34 @@ def test_a_class_of_several_bases_goes_on_with_the_columns_and_the_lifecycle_of_
     assert "status" in Kind(Chore).fixed
 
 
+def test_a_class_of_two_lifecycles_says_which_one_it_has():
+    """The field of the other one would be changed by updates, to anything."""
+    slow = Lifecycle("light", "red", {"red": ("green",), "green": ("red",)})
+
+    class Paid(Entity, lifecycle=Lifecycle("paid", "no", {"no": ("yes",), "yes": ()})):
+        paid: str = "no"
+
+    class Slow(Crossing, lifecycle=slow):
+        pass
+
+    with pytest.raises(TypeError, match=r"^Toll has the lifecycles of Crossing and Paid, which differ: .* lifecycle="):
+
+        class Toll(Crossing, Paid):
+            pass
+
+    class Bridge(Crossing, Paid, lifecycle=slow):
+        pass
+
+    class Ferry(Slow, Crossing):
+        pass
+
+    class Same(QuietCrossing, Crossing):
+        pass
+
+    assert Bridge.lifecycle is Ferry.lifecycle is slow
+    assert Same.lifecycle is LIGHTS
+
+
 def test_a_rule_of_the_users_own_names_its_field():
     class Span(Entity):
         first: int
