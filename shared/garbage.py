@@ -9,31 +9,29 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-_waits = False  # the search, and it goes on later
+_off: set[object] = set()  # those who switched it off, and go on; each takes away only itself, so this needs no lock
 
 
 @contextmanager
 def uncollected() -> Iterator[None]:
     """No search while this lasts, unless another thread wants one; whoever had switched it off finds it off."""
-    global _waits
-    collected = gc.isenabled()
+    collected, this = gc.isenabled(), object()
     try:
         if collected:
-            _waits = True
+            _off.add(this)
             gc.disable()
         yield
     finally:
         if collected:
             gc.enable()
-            _waits = False
+            _off.discard(this)
 
 
 def _go_on() -> None:
     """In a child: the thread that would have gone on with the search is not there."""
-    global _waits
-    if _waits:
+    if _off:
         gc.enable()
-        _waits = False
+        _off.clear()
 
 
 os.register_at_fork(after_in_child=_go_on)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import os
 import threading
+from contextlib import ExitStack
 
 import pytest
 
@@ -55,3 +56,21 @@ def test_a_child_that_another_thread_makes_meanwhile_has_its_search():
         other.join()
         assert not gc.isenabled()
     assert statuses == [0]
+
+
+def test_a_child_has_its_search_also_where_one_begins_in_the_moment_in_which_another_ends(monkeypatch):
+    enable, others = gc.enable, ExitStack()
+
+    def enabled() -> None:
+        enable()
+        monkeypatch.undo()
+        others.enter_context(uncollected())  # as another thread would here
+
+    monkeypatch.setattr(gc, "enable", enabled)
+    with uncollected():
+        pass
+    with others:
+        assert not gc.isenabled()
+        if not (child := os.fork()):
+            os._exit(0 if gc.isenabled() else 1)
+        assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
