@@ -45,6 +45,7 @@ class Asker:
         self._session = AgentSession(limits, name or f"pid-{os.getpid()}", client_id)
         self._tokens = Tokens()
         self._unwanted: dict[str, type[Task]] = {}  # requests of claims that were interrupted, not given back so far
+        self._pid = os.getpid()
 
     def __reduce__(self) -> NoReturn:
         raise not_sent("client", f"connect({str(self.folder.path)!r})")
@@ -117,3 +118,8 @@ class Asker:
         if timeout_s is not None and not is_patience(timeout_s):
             raise no_time("timeout_s", timeout_s)
         return time.monotonic() + (self._limits.request_timeout_s if timeout_s is None else timeout_s)
+
+    @property
+    def _owes_farewell(self) -> bool:
+        """Whether it is said to an engine that came meanwhile, where this is closed, see `farewell`."""
+        return bool(self._tokens) and self._pid == os.getpid() and not self._session.fenced

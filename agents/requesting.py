@@ -16,6 +16,7 @@ from solewriter.agents.asker import Asker
 from solewriter.agents.conflicts import judged
 from solewriter.agents.deadline import Timed, deadline_us, timed
 from solewriter.agents.exchange import Exchange
+from solewriter.agents.farewell import say_farewell
 from solewriter.agents.pending import Pending, Sent, name_answered, name_request
 from solewriter.agents.reader import Reader
 from solewriter.agents.room import pipeline, sends_more
@@ -176,6 +177,8 @@ class Requests(Asker):
         """Let the lane and the memory go. Requests that were not answered may or may not be applied."""
         self._exchange.close()
         self.reader.close()
+        if self._owes_farewell:
+            say_farewell(self.folder, self._session)
 
     def __enter__(self) -> Self:
         return self

@@ -194,6 +194,11 @@ class AgentSession:
 
     # --- a new lane --------------------------------------------------------------------------------------------------
 
+    @property
+    def epoch(self) -> int:
+        """Of the memory of the engine that welcomed it last."""
+        return self._epoch
+
     def hello(self, pid: int) -> Hello:
         """What to say on the next lane: it begins with the oldest frame that was not answered."""
         first = self._frames[0].number if self._frames else self.next_frame

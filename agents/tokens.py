@@ -37,6 +37,10 @@ class Tokens:
         self._changing = threading.RLock()
         self._asked: dict[Pending, PlainRequest] = {}  # what is on its way and will tell
 
+    def __bool__(self) -> bool:
+        """Whether this client may hold something: what it was told of, or asked for."""
+        return bool(self._held or self._asked)
+
     def hold(self, task: Task) -> None:
         """From now on write to this task under the claim that it shows: of another client, or of this one's past."""
         if not isinstance(task, Task):

@@ -14,6 +14,7 @@ from collections.abc import (
     Iterator,
     Sequence,
 )
+from concurrent.futures import ThreadPoolExecutor
 from itertools import islice
 from types import TracebackType
 from typing import Self, TypeVar
@@ -24,6 +25,7 @@ from solewriter.agents.answers import Answers, Outcome, entities_of, entity_or_e
 from solewriter.agents.asker import Asker
 from solewriter.agents.conflicts import judged
 from solewriter.agents.deadline import Timed, deadline_us, timed
+from solewriter.agents.farewell import say_farewell
 from solewriter.agents.pending import Pending, Sent, name_request
 from solewriter.agents.room import pipeline, sends_more
 from solewriter.shared import wireform
@@ -230,6 +232,8 @@ class AioRequests(Asker):
         finally:
             try:
                 await self._exchange.close()
+                if self._owes_farewell and self.reader.is_here:
+                    await self._say_farewell()
             finally:
                 await self.reader.close()
 
@@ -242,6 +246,13 @@ class AioRequests(Asker):
         finally:
             for giving_up in self._giving_up:
                 giving_up.cancel()
+
+    async def _say_farewell(self) -> None:
+        thread = ThreadPoolExecutor(1, "solewriter-farewell")  # its own: the loop's may be full
+        try:
+            await asyncio.get_running_loop().run_in_executor(thread, say_farewell, self.folder, self._session)
+        finally:
+            thread.shutdown(wait=False)
 
     async def __aenter__(self) -> Self:
         return self

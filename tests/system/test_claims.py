@@ -1128,6 +1128,46 @@ def test_a_client_that_was_closed_loses_its_tasks_after_a_grace(engine, client, 
     assert time.monotonic() - begun > 0.3
 
 
+async def claim_and_close(state: Path, limits: Limits, between: Callable[[], object]) -> None:
+    async with aio.connect(state, name="hasty", limits=limits) as hasty:
+        assert (await hasty.claim(Task)).id == "a"
+        await asyncio.to_thread(between)
+
+
+@pytest.mark.parametrize("ways", ["blocking", "asyncio"])
+def test_a_client_that_is_closed_behind_a_restart_without_a_call_loses_its_tasks_too(
+    engine, client, limits, wait_until, ways
+):
+    client.create(task("a", max_retries=5))
+
+    def restart() -> None:
+        os.kill(engine.pid, signal.SIGKILL)
+        wait_until(lambda: engine.restarts == 1, 20, "the engine to come back")
+        assert client.claim(Task, timeout_s=1) is None, "its agent is at work"
+
+    if ways == "blocking":
+        with connect(engine.state, name="hasty", limits=limits) as hasty:
+            assert hasty.claim(Task).id == "a"
+            restart()
+    else:
+        asyncio.run(claim_and_close(engine.state, limits, restart))
+    assert client.claim(Task, timeout_s=60).id == "a"
+
+
+def test_a_forked_childs_end_says_no_farewell_of_its_parents_client(engine, client, limits, wait_until):
+    client.create(task("a", max_retries=5))
+    with connect(engine.state, name="parent", limits=limits) as parent:
+        mine = parent.claim(Task)
+        os.kill(engine.pid, signal.SIGKILL)
+        wait_until(lambda: engine.restarts == 1, 20, "the engine to come back")
+        child = fork.Process(target=parent.close)
+        child.start()
+        child.join(60)
+        assert child.exitcode == 0
+        assert client.claim(Task, timeout_s=1) is None
+        assert parent.complete(mine).status is TaskStatus.COMPLETED
+
+
 def test_of_clients_that_are_closed_and_hold_nothing_an_engine_holds_nothing(start_engine, state, limits, wait_until):
     """It watches their process for those that have claims, of which it may hear that that ended."""
     lasting = msgspec.structs.replace(limits, session_grace_s=3600.0)
