@@ -4,8 +4,8 @@ new is journaled; then it is used.
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Generator, Iterable, Iterator, Sequence
+from typing import NamedTuple
 
 from solewriter.engine_proc.kinds import KindState
 from solewriter.engine_proc.migration import Migration, took_too_long
@@ -13,10 +13,8 @@ from solewriter.engine_proc.publisher import Columnar, Publisher
 from solewriter.engine_proc.state import State
 from solewriter.shared import record
 from solewriter.shared.columns import Cells, unpacked
-from solewriter.shared.config import PROBLEM_MAX
-from solewriter.shared.entity import Entity
 from solewriter.shared.entry import Private
-from solewriter.shared.errors import InvalidMutation, SchemaMismatch, SolewriterError, clean, said_by
+from solewriter.shared.errors import InvalidMutation, SchemaMismatch, SolewriterError
 from solewriter.shared.kind import Kind
 from solewriter.shared.memory.table import TableWriter
 from solewriter.shared.payload import differing
@@ -118,7 +116,7 @@ def _check_fits(migration: Migration, kind: Kind, found: record.Content) -> None
         stored, _ = migration.form(kind, found, made)
         _check_reads_alike(migration, kind, found)
         if kind.recasts and any(value is None for value in stored.values()):
-            _check_valid(migration, kind, found, made, stored)
+            migration.check_valid(kind, found, made, stored)
     except (SchemaMismatch, InvalidMutation) as error:
         if took_too_long(error):
             raise
@@ -138,19 +136,6 @@ def _check_reads_alike(migration: Migration, kind: Kind, found: record.Content) 
     if names:
         problem = f"{', '.join(sorted(names))}: not stored, and a default_factory may make another one at each reading"
         raise SchemaMismatch(f"{kind.name} {found.key!r} does not fit its class: {problem}", kind=kind.name)
-
-
-def _check_valid(
-    migration: Migration, kind: Kind, found: record.Content, made: Entity, stored: Mapping[str, Any]
-) -> None:
-    """Raises SchemaMismatch where it has None for what can be none, of a validator without a `return`."""
-    try:
-        migration.check_valid(kind, found, made, stored)
-    except (SchemaMismatch, AssertionError):
-        raise
-    except Exception as error:
-        problem = clean(f"its class would not take what its own validators make of it: {said_by(error)}", PROBLEM_MAX)
-        raise SchemaMismatch(f"{kind.name} {found.key!r}: {problem}", kind=kind.name) from error
 
 
 def _refill(state: State, publisher: Publisher, table: TableWriter, known: KindState, kind: Kind) -> Iterator[None]:

@@ -1,7 +1,7 @@
-"""What the class of a kind makes of records that another one wrote: an older state of it, or one without its columns.
+"""What the class of a kind makes of records that another one wrote: an older state of it, with other columns perhaps.
 
-This runs its validators, the user's code, on what is stored, which nobody may refuse any more. So whatever else than an
-exception ends it, a SystemExit say, is told as one, and it has as long as deciding a request may take.
+This runs its validators, the user's code, on what is stored already, where nobody asked who could be refused. So it has
+as long as deciding a request may take, and whatever ends it, a SystemExit, say, is told as an error.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from solewriter.engine_proc.overtime import Overtime, TimeBudget, run_watched
 from solewriter.shared.columns import Cells
 from solewriter.shared.config import PROBLEM_MAX
 from solewriter.shared.entity import Entity
-from solewriter.shared.errors import SchemaMismatch, SolewriterError, clean, in_words
+from solewriter.shared.errors import SchemaMismatch, SolewriterError, clean, in_words, said_by
 from solewriter.shared.kind import IN_HEADER, Kind
 from solewriter.shared.payload import decode
 from solewriter.shared.record import Content, Record
@@ -78,11 +78,19 @@ class Migration:
         return kind.payload(self.fields(kind, found))
 
     def check_valid(self, kind: Kind, found: Record | Content, made: Entity, stored: Mapping[str, Any]) -> None:
-        """Raises InvalidMutation where the class would not take what it made of a record, so that no change of that
-        could be stored; SchemaMismatch as `entity`.
+        """Raises SchemaMismatch where the class would not take what it made of a record, so that no change of that
+        could be stored: it has None for what can be none, say, of a validator without a `return`.
         """
         header = {name: value for name, value in made.__dict__.items() if name in IN_HEADER}
-        self._run(kind, found, partial(kind.validated, {**decode(kind.payload(stored)), **header}))
+        try:
+            self._run(kind, found, partial(kind.validated, {**decode(kind.payload(stored)), **header}))
+        except (SchemaMismatch, AssertionError):
+            raise
+        except Exception as error:
+            problem = clean(
+                f"its class would not take what its own validators make of it: {said_by(error)}", PROBLEM_MAX
+            )
+            raise SchemaMismatch(f"{kind.name} {found.key!r}: {problem}", kind=kind.name) from error
 
     def _decode(self, kind: Kind, found: Record | Content) -> Entity:
         schema = self._schemas[found.schema]
