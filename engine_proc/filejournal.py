@@ -21,13 +21,13 @@ from typing import NamedTuple
 
 from solewriter.engine_proc.ahead import FULL, FilesAhead, fill, with_room
 from solewriter.engine_proc.journal import DiskFull, never
-from solewriter.engine_proc.recovery.replay import Missing, Replay, Tail
+from solewriter.engine_proc.recovery.replay import Missing, Replay
 from solewriter.engine_proc.tuning import thread_beside
 from solewriter.shared import entry as entries
 from solewriter.shared import failpoint
 from solewriter.shared.chain import committed_path, first_of, journal_files, journal_path, newest_whole
 from solewriter.shared.config import JOURNAL_FILE_BYTES_FIRST, SYNC_BESIDE_S, SYNC_KEPT, Limits
-from solewriter.shared.entry import COMMITTED_BYTES, FILE_HEADER_BYTES, Entry, Private, PrivateState
+from solewriter.shared.entry import COMMITTED_BYTES, FILE_HEADER_BYTES, Entry, Private, PrivateState, Tail
 from solewriter.shared.files import lasting_file, naming, new_file, replace_file
 
 
@@ -240,8 +240,7 @@ class FileJournal:
         os.fdatasync(self._committed_fd)
 
     def _read_committed(self) -> Tail | None:
-        noted = entries.last_committed(os.pread(self._committed_fd, COMMITTED_BYTES, 0))
-        return Tail(*noted) if noted is not None else None
+        return entries.last_committed(os.pread(self._committed_fd, COMMITTED_BYTES, 0))
 
     def _rewrite(self, path: Path, whole: memoryview, size: int) -> None:
         fd = with_room(self._folder, lambda: self._copied(whole, size))

@@ -9,8 +9,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from typing import Protocol
 
-from solewriter.engine_proc.recovery.replay import Tail
-from solewriter.shared.entry import Entry, Private, PrivateState
+from solewriter.shared.entry import Entry, Private, PrivateState, Tail
 from solewriter.shared.errors import EngineUnavailable
 
 

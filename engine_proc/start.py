@@ -27,13 +27,13 @@ from solewriter.engine_proc.owner.pickled import unpickled
 from solewriter.engine_proc.publisher import Publisher
 from solewriter.engine_proc.recovery import leftovers, quarantine, recovery
 from solewriter.engine_proc.recovery.recovery import Recovery
-from solewriter.engine_proc.recovery.replay import check_empty, last_noted
+from solewriter.engine_proc.recovery.replay import check_empty
 from solewriter.engine_proc.sessions import ENGINE, Sessions
 from solewriter.engine_proc.state import State
 from solewriter.engine_proc.tuning import Threads, threads_beside
 from solewriter.shared import failpoint
 from solewriter.shared import life as lives
-from solewriter.shared.chain import journal_files, state_id_of
+from solewriter.shared.chain import journal_files, noted_in, state_id_of
 from solewriter.shared.config import BACKLOG, MEMORY_VERSION, Limits
 from solewriter.shared.entry import Life, Private
 from solewriter.shared.errors import EngineUnavailable, MemoryFull, SolewriterError
@@ -137,7 +137,7 @@ class Start:
     def _open_journal(self) -> Journal:
         files, memory = journal_files(self.folder.path), self.orders.durability == "memory"
         if not files:
-            check_empty(self.folder.path, last_noted(self.folder.path), ran=self.orders.again and not memory)
+            check_empty(self.folder.path, noted_in(self.folder.path), ran=self.orders.again and not memory)
         if memory:
             if files:
                 raise EngineUnavailable(

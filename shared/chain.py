@@ -15,7 +15,7 @@ from pathlib import Path
 
 from solewriter.shared import entry as entries
 from solewriter.shared.checkpoint import Checkpoint, checkpoint_files, checkpoint_path
-from solewriter.shared.entry import FILE_HEADER_BYTES, CheckpointName, Entry, Life, PrivateState
+from solewriter.shared.entry import FILE_HEADER_BYTES, CheckpointName, Entry, Life, PrivateState, Tail
 from solewriter.shared.errors import Compacted, JournalCorrupt
 from solewriter.shared.files import files_named, naming
 
@@ -94,8 +94,8 @@ def first_entry(folder: Path) -> int:
     return first_of(files[0])
 
 
-def noted_in(folder: Path) -> tuple[int, int] | None:
-    """Number and crc of the last entry that is known to be durable; None where `committed` tells of none."""
+def noted_in(folder: Path) -> Tail | None:
+    """The last entry that is known to be durable; None where `committed` tells of none."""
     try:
         return entries.last_committed(committed_path(folder).read_bytes())
     except FileNotFoundError:

@@ -38,6 +38,13 @@ _FILE = struct.Struct("<QII16sQI")
 FILE_HEADER_BYTES = 64
 
 
+class Tail(NamedTuple):
+    """The last entry of a chain: what the next one follows."""
+
+    number: int
+    crc: int
+
+
 class Outcome(msgspec.Struct, frozen=True, array_like=True, gc=False):
     """How a request ended, as it was and will be told."""
 
@@ -309,13 +316,13 @@ def committed_note(number: int, crc: int) -> tuple[bytes, int]:
     return words + struct.pack("<I", crc32(words)), number % 2 * _COMMITTED.size
 
 
-def last_committed(content: bytes) -> tuple[int, int] | None:
-    """Number and crc of the last durable entry, as `committed` has them; None where nothing of it is whole."""
+def last_committed(content: bytes) -> Tail | None:
+    """The last durable entry, as `committed` has it; None where nothing of that is whole."""
     noted = None
     for start in range(0, len(content) - _COMMITTED.size + 1, _COMMITTED.size):
         number, crc, check = _COMMITTED.unpack_from(content, start)
         if check == crc32(content[start : start + 12]):
-            noted = max((number, crc), noted or (0, 0))
+            noted = max(Tail(number, crc), noted or Tail(0, 0))
     return noted
 
 

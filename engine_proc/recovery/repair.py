@@ -18,7 +18,7 @@ import msgspec
 from solewriter.engine_proc.journal import never
 from solewriter.engine_proc.lock import Lock
 from solewriter.engine_proc.recovery.copying import copy_beside, give
-from solewriter.engine_proc.recovery.replay import Replay, last_noted
+from solewriter.engine_proc.recovery.replay import Replay
 from solewriter.shared import entry as entries
 from solewriter.shared.aside import aside_files, aside_path, is_aside
 from solewriter.shared.chain import (
@@ -28,6 +28,7 @@ from solewriter.shared.chain import (
     journal_files,
     named_checkpoints,
     newest_whole,
+    noted_in,
     state_id_of,
 )
 from solewriter.shared.checkpoint import Checkpoint, checkpoint_files, checkpoint_path
@@ -125,7 +126,7 @@ def _check_start_behind(folder: Path, begin: int) -> None:
 
     try:
         state_id = state_id_of(journal_files(folder)[-1])
-        replay = Replay(folder, state_id, last_noted(folder))
+        replay = Replay(folder, state_id, noted_in(folder))
         for entry in replay.entries(begin + 1, cut):
             reached, said = entry.number, entry.changes.life
             life = said if said is not None and reached >= whole_from else life

@@ -13,18 +13,11 @@ from pathlib import Path
 from typing import NamedTuple
 
 from solewriter.shared import entry as entries
-from solewriter.shared.chain import ends_early, first_of, journal_files, newest_checkpoint, noted_in
+from solewriter.shared.chain import ends_early, first_of, journal_files, newest_checkpoint
 from solewriter.shared.checkpoint import checkpoint_files
-from solewriter.shared.entry import FILE_HEADER_BYTES, Entry
+from solewriter.shared.entry import FILE_HEADER_BYTES, Entry, Tail
 from solewriter.shared.errors import JournalCorrupt
 from solewriter.shared.files import naming
-
-
-class Tail(NamedTuple):
-    """The last committed entry."""
-
-    number: int
-    crc: int
 
 
 class Missing(NamedTuple):
@@ -167,12 +160,6 @@ class Replay:
                 f"{path.name} is damaged at offset {at}: a later entry at {later} is whole", place=f"{path.name}:{at}"
             )
         return at, later is not None
-
-
-def last_noted(folder: Path) -> Tail | None:
-    """The last entry that is known to have been durable."""
-    found = noted_in(folder)
-    return Tail(*found) if found is not None else None
 
 
 def check_empty(folder: Path, noted: Tail | None, *, ran: bool = False) -> None:
