@@ -18,7 +18,7 @@ from solewriter.shared import record
 from solewriter.shared.aside import is_aside
 from solewriter.shared.chain import (
     content,
-    ends_early,
+    files_from,
     first_of,
     journal_files,
     named_checkpoints,
@@ -34,6 +34,7 @@ from solewriter.shared.errors import Compacted, EngineUnavailable, JournalCorrup
 from solewriter.shared.folder import unlike_a_folder
 from solewriter.shared.life import may_be_cut
 from solewriter.shared.statedigest import DigestOfState
+from solewriter.shared.walk import Walk
 
 R = TypeVar("R")
 TRIES = 10  # an engine trims behind a checkpoint, and to make one takes longer than to read it
@@ -99,7 +100,7 @@ class Files:
         if not journal_files(folder):
             raise EngineUnavailable(f"nothing is journaled in {folder}{unlike_a_folder(folder)}")
         self._folder = folder
-        self._committed = noted_in(folder) or (0, 0)
+        noted = noted_in(folder)
         self._newest = newest_checkpoint(folder)  # before the journal is read, which goes on beside an engine
         self._whole_from, self._life = 0, None
         if (whole := newest_whole(folder)) is not None:
@@ -108,18 +109,10 @@ class Files:
             self.begin = begin or oldest_entry(folder)  # the entry behind which the state can be told
         except Compacted as error:
             bad(f"no checkpoint is there from which the journal goes on: {error}", str(folder))
-        self._paths = journal_files(folder)
+        self._paths = files_from(folder, begin + 1) if begin else journal_files(folder)
         if first_of(self._paths[0]) > self.begin + 1:
             raise Compacted(f"the journal begins with {self._paths[0].name}", oldest=0)
-        self._needed = 0  # the first entry before which nothing has to be sound
-        if begin:
-            self._needed = begin + 1
-            while len(self._paths) > 1 and first_of(self._paths[1]) <= self._needed:
-                del self._paths[0]
-        self._state_id: bytes | None = None
-        self._crc: int | None = None
-        self.last = 0  # number of the last entry
-        self.end = str(folder)  # the place behind it
+        self._walk = Walk(begin + 1 if begin else 0, noted=noted)
         self.torn_bytes = 0
         self.drops: tuple[int, int] | None = None  # entries behind the last one, which the next start will give up
 
@@ -130,22 +123,19 @@ class Files:
         except _Cut:
             self.drops = self.last + 1, self._highest()
 
+    @property
+    def last(self) -> int:
+        """The number of the last entry."""
+        return self._walk.number
+
     def _whole(self) -> Iterator[tuple[Entry, str]]:
-        known, crc = self._committed
         for path in self._paths:
-            buffer = content(path)
-            self._follow(path, buffer)
-            for entry, place in self._of(path, buffer):
-                if entry.number == known and entry.crc != crc:
-                    bad(f"entry {entry.number} is not the one that was committed", place)
+            for entry, place in self._of(path):
                 if entry.number >= self._whole_from:
                     self._life = entry.changes.life or self._life
                 yield entry, place
-        if self.last < known:
-            what = f"entries {self.last + 1} to {known} were committed and are not in the journal any more"
-            self._cut_or_bad(what, self.end)
-        if why := ends_early(self.last, self._newest):
-            self._cut_or_bad(why, self.end)
+        if why := self._walk.lacks(self._newest):
+            self._cut_or_bad(why, self._walk.place)
 
     def _cut_or_bad(self, what: str, place: str) -> NoReturn:
         """What a start may explain by a power cut, which took nothing before the whole private state, is not bad."""
@@ -155,46 +145,34 @@ class Files:
 
     def _highest(self) -> int:
         """The last entry that there was, as far as can be seen."""
-        number = max(self.last, self._committed[0], first_of(self._paths[-1]) - 1, self._newest)
+        number = max(self.last, self._walk.noted.number, first_of(self._paths[-1]) - 1, self._newest)
         for path in self._paths:
             buffer, at = content(path), FILE_HEADER_BYTES
             while (later := entries.later_entry(buffer, at, number)) is not None:
                 number, at = entries.number_at(buffer, later), later + 1
         return number
 
-    def _follow(self, path: Path, buffer: bytes) -> None:
-        start = entries.read_file_header(path, buffer)
-        if self._state_id not in (None, start.state_id):
-            bad(f"{path.name} belongs to another state", f"{path.name}:0")
-        if start.first != first_of(path):
-            bad(f"{path.name} begins with entry {start.first}", f"{path.name}:0")
-        if self._crc is not None and start.first != self.last + 1:
-            what = f"entry {self.last + 1} is not at {self.end}, and {path.name} begins with {start.first}"
-            self._cut_or_bad(what, self.end)
-        if self._crc not in (None, start.previous_crc):
-            self._cut_or_bad(f"{path.name} does not follow entry {self.last}", f"{path.name}:0")
-        self._state_id, self._crc, self.last = start.state_id, start.previous_crc, start.first - 1
+    def _enter(self, path: Path, buffer: bytes) -> None:
+        walk = self._walk
+        if walk.enter(path, buffer):
+            return
+        if (first := first_of(path)) != walk.number + 1:
+            what = f"entry {walk.number + 1} is not at {walk.place}, and {path.name} begins with {first}"
+            self._cut_or_bad(what, walk.place)
+        self._cut_or_bad(f"{path.name} does not follow entry {walk.number}", f"{path.name}:0")
 
-    def _of(self, path: Path, buffer: bytes) -> Iterator[tuple[Entry, str]]:
-        at, read = FILE_HEADER_BYTES, b""
+    def _of(self, path: Path) -> Iterator[tuple[Entry, str]]:
+        walk, buffer, read = self._walk, content(path), b""
+        self._enter(path, buffer)
         while buffer != read:
             read = buffer
-            while (found := entries.unpack(buffer, at)) is not None and found[0].number > self.last:
-                entry, previous, behind = found
-                if entry.number != self.last + 1 or self._crc not in (None, previous):
-                    self._cut_or_bad(f"entry {entry.number} does not follow entry {self.last}", f"{path.name}:{at}")
-                self.last, self._crc = entry.number, entry.crc
+            for entry, at in walk.entries(buffer):
                 yield entry, f"{path.name}:{at}"
-                at = behind
-            if later := entries.later_entry(buffer, at, self.last):
-                if self.last + 1 < entries.number_at(buffer, later) <= self._needed:
-                    at, self.last, self._crc, read = later, entries.number_at(buffer, later) - 1, None, b""
-                    continue
+            if walk.broken:
                 buffer = content(path)  # beside an engine, the look may have met an entry before it was whole
-        self.end = f"{path.name}:{at}"
-        if later:
-            self._cut_or_bad(f"{path.name} is damaged at offset {at}: a later entry is whole", self.end)
-        self.torn_bytes = entries.length_at(buffer, at) if found is None else 0
+        if walk.broken:
+            self._cut_or_bad(walk.broken, walk.place)
+        self.torn_bytes = entries.length_at(buffer, walk.at) if entries.unpack(buffer, walk.at) is None else 0
 
 
 class Replay:

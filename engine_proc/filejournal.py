@@ -206,9 +206,9 @@ class FileJournal:
         one before it where that fsync came behind its last ack.
         """
         self._ahead.path.unlink(missing_ok=True)
-        replay = Replay(self._folder, self.state_id, self._read_committed())
-        yield from replay.entries(first, may_be_cut)
-        self._tail, self.length, self.missing = replay.tail, replay.length, replay.missing
+        replay = Replay(self._folder, self.state_id, self._read_committed(), first)
+        yield from replay.entries(may_be_cut)
+        self._tail, self.length, self.missing = replay.walk.tail, replay.length, replay.missing
         self._go_on_behind(replay, unsynced)
         self._note_replayed()
 

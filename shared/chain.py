@@ -43,6 +43,14 @@ def first_of(path: Path) -> int:
     return int(number)
 
 
+def files_from(folder: Path, first: int) -> list[Path]:
+    """Those from the one that holds this entry on; all of them where none does."""
+    files = journal_files(folder)
+    while len(files) > 1 and first_of(files[1]) <= first:
+        del files[0]
+    return files
+
+
 def state_id_of(path: Path) -> bytes:
     """Which state a journal file is of."""
     with naming(path), path.open("rb") as file:
@@ -107,18 +115,6 @@ def newest_checkpoint(folder: Path) -> int:
     return max(checkpoint_files(folder), default=0)
 
 
-def ends_early(last: int, newest: int) -> str:
-    """Why a journal that ends with this entry is not all that was committed, where the newest checkpoint says so. Not
-    where it was taken one entry later: so much may be written and not on disk, at every level.
-    """
-    if newest <= last + 1:
-        return ""
-    return (
-        f"checkpoint-{newest:020d} was taken behind entry {newest}, and the journal ends with entry {last}: files of "
-        "it are missing, or older ones are in their place"
-    )
-
-
 def entries_between(folder: Path, first: int, last: int) -> Iterator[Entry]:
     """Every entry from the one numbered `first` up to the committed one numbered `last`, oldest first.
 
@@ -128,9 +124,7 @@ def entries_between(folder: Path, first: int, last: int) -> Iterator[Entry]:
     if last < first:
         return
     first_entry(folder)
-    files = journal_files(folder)
-    while len(files) > 1 and first_of(files[1]) <= first:
-        del files[0]
+    files = files_from(folder, first)
     if files and first_of(files[0]) > first:
         raise _gone(f"the journal begins with entry {first_of(files[0])}")
     number, state_id = first - 1, _state_id(folder)
@@ -187,10 +181,7 @@ def lives_behind(folder: Path, number: int) -> Iterator[Life]:
     """Those that whole entries numbered above this one tell of, whatever lies between. Files that end before it are
     not read: they may be history that the disk does not give back.
     """
-    files = journal_files(folder)
-    while len(files) > 1 and first_of(files[1]) <= number + 1:
-        del files[0]
-    for path in files:
+    for path in files_from(folder, number + 1):
         buffer, at = content(path), FILE_HEADER_BYTES
         while (later := entries.later_entry(buffer, at, number)) is not None:
             found = entries.unpack(buffer, later)

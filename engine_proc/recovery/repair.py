@@ -126,8 +126,8 @@ def _check_start_behind(folder: Path, begin: int) -> None:
 
     try:
         state_id = state_id_of(journal_files(folder)[-1])
-        replay = Replay(folder, state_id, noted_in(folder))
-        for entry in replay.entries(begin + 1, cut):
+        replay = Replay(folder, state_id, noted_in(folder), begin + 1)
+        for entry in replay.entries(cut):
             reached, said = entry.number, entry.changes.life
             life = said if said is not None and reached >= whole_from else life
     except (JournalCorrupt, LayoutMismatch) as error:
@@ -179,14 +179,14 @@ def _find_cut(folder: Path, revision: int) -> tuple[Cut, Life]:
     """
     checkpoint, needed = _checkpoint_below(folder, revision)
     begin = checkpoint.entry if checkpoint is not None else 0
-    replay = Replay(folder, _state_id(folder, checkpoint), noted=None)
+    replay = Replay(folder, _state_id(folder, checkpoint), None, begin + 1)
     cut, life, why, all_read = None, None, "no whole entry is so old", False
     try:
-        for entry in replay.entries(begin + 1, never):
+        for entry in replay.entries(never):
             if entry.revision > revision:
                 break
-            assert replay.read is not None
-            whole, cut = entry.private.whole, Cut(*replay.read, entry.number, entry.crc, entry.revision)
+            walk, whole = replay.walk, entry.private.whole
+            cut = Cut(walk.path, walk.at, entry.number, entry.crc, entry.revision)
             life = entry.private.life or (whole.life if whole is not None else life)
         else:
             all_read = True
