@@ -13,13 +13,14 @@ from pathlib import Path
 from typing import Any, NoReturn, Protocol
 
 from solewriter.shared import record
-from solewriter.shared.chain import check_history, checkpoint_to, entries_between
+from solewriter.shared.chain import check_history, checkpoint_to
 from solewriter.shared.checkpoint import Checkpoint
 from solewriter.shared.entry import Entry
 from solewriter.shared.memory.catalog import Catalog
 from solewriter.shared.memory.pin import Pin
 from solewriter.shared.memory.root import Root, root_of_files
 from solewriter.shared.memory.table import TableReader
+from solewriter.shared.walk import entries_between
 
 
 class Identified(Protocol):

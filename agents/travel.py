@@ -19,11 +19,12 @@ from solewriter.agents.looking import Looking, check_revision
 from solewriter.agents.past import Held, Past
 from solewriter.agents.snapshot import Snapshot
 from solewriter.shared import record
-from solewriter.shared.chain import check_history, entries_between, journal_files, oldest_entry, own_checkpoint
+from solewriter.shared.chain import check_history, journal_files, oldest_entry, own_checkpoint
 from solewriter.shared.entity import check_id, name_of
 from solewriter.shared.errors import Compacted, InvalidQuery, SnapshotExpired, minding_descriptors, shown
 from solewriter.shared.memory.heap import PREFIX_BYTES
 from solewriter.shared.memory.pin import Pin
+from solewriter.shared.walk import entries_between
 
 Key = tuple[int, str]  # kind code, id
 T = TypeVar("T")

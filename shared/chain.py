@@ -57,12 +57,12 @@ def state_id_of(path: Path) -> bytes:
         return entries.read_file_header(path, file.read(FILE_HEADER_BYTES)).state_id
 
 
-def _state_id(folder: Path) -> bytes:
+def state_id_in(folder: Path) -> bytes:
     """Whose state a folder holds: that of the newest file, with which every start begins. Raises Compacted."""
     try:
         return state_id_of(journal_files(folder)[-1])
     except (IndexError, FileNotFoundError):
-        raise _gone(f"nothing is journaled in {folder} any more") from None
+        raise gone(f"nothing is journaled in {folder} any more") from None
 
 
 def first_entry_of(path: Path) -> Entry | None:
@@ -98,7 +98,7 @@ def first_entry(folder: Path) -> int:
     """The oldest entry that the files hold without a gap up to the newest. Raises Compacted where there are none."""
     files = journal_files(folder)
     if not files:
-        raise _gone(f"nothing is journaled in {folder}")
+        raise gone(f"nothing is journaled in {folder}")
     return first_of(files[0])
 
 
@@ -113,68 +113,6 @@ def noted_in(folder: Path) -> Tail | None:
 def newest_checkpoint(folder: Path) -> int:
     """The entry behind which it was taken, named by the journal or not; 0 where there is none."""
     return max(checkpoint_files(folder), default=0)
-
-
-def entries_between(folder: Path, first: int, last: int) -> Iterator[Entry]:
-    """Every entry from the one numbered `first` up to the committed one numbered `last`, oldest first.
-
-    Raises Compacted where the first ones are not there, or went while they were read, or the journal was cut;
-    JournalCorrupt, naming the place, where an entry does not follow the one before it, or a file is another state's.
-    """
-    if last < first:
-        return
-    first_entry(folder)
-    files = files_from(folder, first)
-    if files and first_of(files[0]) > first:
-        raise _gone(f"the journal begins with entry {first_of(files[0])}")
-    number, state_id = first - 1, _state_id(folder)
-    for path, following in zip(files, [*files[1:], None], strict=True):
-        if number == last:
-            break
-        until = min(first_of(following) - 1, last) if following is not None else last
-        at = FILE_HEADER_BYTES
-        for entry, behind in _entries_of(path, first, until, state_id):
-            if entry.number > number:
-                if entry.number != number + 1:
-                    raise JournalCorrupt(f"an entry does not follow entry {number}", place=f"{path.name}:{at}")
-                number = entry.number
-                yield entry
-            at = behind
-        if number < until and following is not None:
-            raise JournalCorrupt(
-                f"entry {number + 1} is not in {path.name}, and {following.name} begins with a later one: what lay "
-                "between is damaged, or a file is missing",
-                place=f"{path.name}:{at}",
-            )
-    if number < last:
-        raise _gone(f"the journal in {folder} ends before entry {last}")
-
-
-def _entries_of(path: Path, first: int, until: int, state_id: bytes) -> Iterator[tuple[Entry, int]]:
-    """Those of one file up to the committed one numbered `until`, with the offsets behind them; without what is damaged
-    before the one numbered `first`, which nobody asked for. Raises JournalCorrupt where a later one is whole: a journal
-    that was cut has none.
-    """
-    buffer = content(path)
-    start = entries.read_file_header(path, buffer)
-    if start.state_id != state_id:
-        raise JournalCorrupt(f"{path.name} belongs to another state", place=f"{path.name}:0")
-    number, at = start.first - 1, FILE_HEADER_BYTES
-    while number < until:
-        found = entries.unpack(buffer, at)
-        if found is None or found[0].number <= number:
-            later = entries.later_entry(buffer, at, number)
-            if later is None:
-                return
-            if not number + 1 < entries.number_at(buffer, later) <= first:
-                raise JournalCorrupt(
-                    f"{path.name} is damaged at offset {at}: a later entry at {later} is whole",
-                    place=f"{path.name}:{at}",
-                )
-            at, number = later, entries.number_at(buffer, later) - 1
-            continue
-        number, at = found[0].number, found[2]
-        yield found[0], at
 
 
 def lives_behind(folder: Path, number: int) -> Iterator[Life]:
@@ -202,7 +140,7 @@ def check_history(folder: Path, history: bytes) -> None:
                 return
             others = True
     if others and history:
-        raise _gone(f"the journal in {folder} is of another history")
+        raise gone(f"the journal in {folder} is of another history")
 
 
 def _life_at_first(path: Path) -> Iterator[Life]:
@@ -233,7 +171,7 @@ def content(path: Path) -> bytes:
                 if os.stat(path).st_ino == os.fstat(file.fileno()).st_ino:
                     return found
     except FileNotFoundError:
-        raise _gone(f"{path.name} was trimmed meanwhile") from None
+        raise gone(f"{path.name} was trimmed meanwhile") from None
 
 
 def oldest_entry(folder: Path) -> int:
@@ -246,7 +184,7 @@ def oldest_entry(folder: Path) -> int:
     for entry in checkpoint_files(folder):
         if entry + 1 >= first:
             return entry
-    raise _gone(f"the journal begins with entry {first}")
+    raise gone(f"the journal begins with entry {first}")
 
 
 def opened(folder: Path, entry: int) -> Checkpoint:
@@ -254,14 +192,14 @@ def opened(folder: Path, entry: int) -> Checkpoint:
     try:
         return Checkpoint(checkpoint_path(folder, entry))
     except FileNotFoundError:
-        raise _gone(f"the checkpoint behind entry {entry} was trimmed meanwhile") from None
+        raise gone(f"the checkpoint behind entry {entry} was trimmed meanwhile") from None
 
 
 def own_checkpoint(folder: Path, entry: int) -> Checkpoint:
     """The same. Raises JournalCorrupt also for one of another state, from a backup of another folder, say."""
     found = opened(folder, entry)
     try:
-        if found.state_id != _state_id(folder):
+        if found.state_id != state_id_in(folder):
             name = found.path.name
             raise JournalCorrupt(f"{name} and the journal are of different states", place=f"{name}:0")
     except BaseException:
@@ -286,5 +224,6 @@ def checkpoint_to(folder: Path, revision: int) -> Checkpoint | None:
     return None
 
 
-def _gone(why: str) -> Compacted:
+def gone(why: str) -> Compacted:
+    """What says of the journal that it does not go back so far, or not any more."""
     return Compacted(why, oldest=0)

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from solewriter.shared import entry as entries
-from solewriter.shared.chain import first_of
+from solewriter.shared.chain import content, files_from, first_entry, first_of, gone, state_id_in
 from solewriter.shared.entry import FILE_HEADER_BYTES, Entry, Tail
 from solewriter.shared.errors import JournalCorrupt
 from solewriter.shared.frozen import INT_MAX
@@ -100,3 +100,37 @@ class Walk:
             f"checkpoint-{newest:020d} was taken behind entry {newest}, and the journal ends with entry {last}: files "
             "of it are missing, or older ones are in their place"
         )
+
+
+def entries_between(folder: Path, first: int, last: int) -> Iterator[Entry]:
+    """Every entry from the one numbered `first` up to the committed one numbered `last`, oldest first.
+
+    Raises Compacted where the first ones are not there, or went while they were read, or the journal was cut;
+    JournalCorrupt, naming the place, where an entry does not follow the one before it, or a file is another state's.
+    """
+    if last < first:
+        return
+    first_entry(folder)
+    files = files_from(folder, first)
+    if files and first_of(files[0]) > first:
+        raise gone(f"the journal begins with entry {first_of(files[0])}")
+    walk = Walk(first, state_id_in(folder))
+    for path in files:
+        if walk.number >= last:
+            return
+        buffer = content(path)
+        if not walk.enter(path, buffer):
+            what = f"{path.name} does not follow entry {walk.number}"
+            if first_of(path) > walk.number + 1:
+                what = (
+                    f"entry {walk.number + 1} is not in {walk.path.name}, and {path.name} begins with a later one: "
+                    "what lay between is damaged, or a file is missing"
+                )
+            raise JournalCorrupt(what, place=walk.place)
+        for entry, _ in walk.entries(buffer, last):
+            if entry.number >= first:
+                yield entry
+        if walk.broken:
+            raise JournalCorrupt(walk.broken, place=walk.place)
+    if walk.number < last:
+        raise gone(f"the journal in {folder} ends before entry {last}")

@@ -25,11 +25,12 @@ from solewriter.engine_proc.recovery.copying import give
 from solewriter.engine_proc.recovery.repair import truncate
 from solewriter.shared import entry as entries
 from solewriter.shared import record
-from solewriter.shared.chain import entries_between, first_entry_of, first_of, journal_files, oldest_entry
+from solewriter.shared.chain import first_entry_of, first_of, journal_files, oldest_entry
 from solewriter.shared.checkpoint import Checkpoint, checkpoint_files, checkpoint_path
 from solewriter.shared.config import KIB, MIB, Limits
 from solewriter.shared.errors import EngineStartFailed, EngineUnavailable, JournalCorrupt, Locked
 from solewriter.shared.folder import StateFolder
+from solewriter.shared.walk import entries_between
 
 LIMITS = Limits(
     heap_segment_bytes_first=64 * KIB, heap_segment_bytes_max=256 * KIB, journal_file_bytes=64 * KIB,

@@ -11,7 +11,6 @@ from solewriter.shared import chain
 from solewriter.shared import entry as entries
 from solewriter.shared.chain import (
     check_history,
-    entries_between,
     first_of,
     journal_files,
     lives_behind,
@@ -22,13 +21,17 @@ from solewriter.shared.chain import (
 from solewriter.shared.checkpoint import CheckpointWriter, Directory, checkpoint_path
 from solewriter.shared.entry import CheckpointName, Life, Private, PrivateState
 from solewriter.shared.errors import Compacted, JournalCorrupt
+from solewriter.shared.walk import entries_between
 
 STATE = b"0123456789abcdef"
 
 
 def write(folder, numbers, name=None, state=STATE, private=None):
-    """A journal file of these entries, some of which have a private part."""
-    crc, content = 0, entries.file_header(state, numbers[0], 0)
+    """A journal file of these entries, some of which have a private part; behind others, of which none has one."""
+    crc = 0
+    for number in range(1, numbers[0]):
+        _, crc = entries.pack(number, number, 0, crc, [], Private())
+    content = entries.file_header(state, numbers[0], crc)
     for number in numbers:
         packed, crc = entries.pack(number, number, 0, crc, [], (private or {}).get(number, Private()))
         content += packed
@@ -85,6 +88,16 @@ def test_an_entry_that_is_missing_in_the_middle_is_damage_with_its_place(journal
     with pytest.raises(JournalCorrupt, match=f"entry 4 is not in .*{following.name} begins with a later one") as caught:
         numbers(journal, 1, 12)
     assert caught.value.place == f"{before.name}:{places(before)[-1]}"
+
+
+def test_a_file_that_was_begun_behind_another_entry_of_the_same_number_is_damage(journal):
+    """As one from an older copy of the same state."""
+    path = journal_files(journal)[1]
+    path.write_bytes(entries.file_header(STATE, 4, 0xBAD) + path.read_bytes()[entries.FILE_HEADER_BYTES :])
+    with pytest.raises(JournalCorrupt, match=f"{path.name} does not follow entry 3"):
+        numbers(journal, 1, 12)
+    with pytest.raises(JournalCorrupt, match="entry 4 does not follow entry 3"):
+        numbers(journal, 4, 12)
 
 
 def places(path):

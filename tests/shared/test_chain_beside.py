@@ -8,9 +8,9 @@ import threading
 import pytest
 
 from solewriter.shared import entry as entries
-from solewriter.shared.chain import entries_between
 from solewriter.shared.entry import Private
 from solewriter.shared.errors import Compacted
+from solewriter.shared.walk import entries_between
 
 STATE = b"0123456789abcdef"
 
