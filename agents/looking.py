@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Awaitable, Iterator
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, NoReturn, Self, TypeVar, overload
 
@@ -40,6 +40,13 @@ def not_published(revision: int, newest: int, timeout_s: float | None) -> Timeou
 
 def not_so(kind: type[Entity] | str, id: str, found: object, timeout_s: float | None) -> TimeoutError:
     return TimeoutError(f"{name_of(kind)} {id!r} did not become so in {timeout_s} s; it is {found!r}")
+
+
+def plainly(holds: object) -> object:
+    """What a predicate said. Raises TypeError for one that is async, of which nobody here waits for the answer."""
+    if isinstance(holds, Awaitable):
+        raise TypeError(f"a predicate says whether it holds, and gives nothing to await: {shown(holds)}")
+    return holds
 
 
 def closed_reader() -> EngineUnavailable:

@@ -8,16 +8,16 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Literal, TypeVar, overload
 
 from solewriter.agents.attaching import Attaching
 from solewriter.agents.deadline import check_patience
-from solewriter.agents.looking import check_revision, not_published, not_so
+from solewriter.agents.looking import check_revision, not_published, not_so, plainly
 from solewriter.agents.snapshot import Plain
 from solewriter.shared.config import DEFAULT_LIMITS, Limits
 from solewriter.shared.entity import Entity
-from solewriter.shared.errors import Compacted, SchemaMismatch, SnapshotExpired, shown
+from solewriter.shared.errors import Compacted, SchemaMismatch, SnapshotExpired
 from solewriter.shared.kind import Kind
 from solewriter.shared.memory.pin import Pin
 from solewriter.shared.mutations import Result
@@ -92,9 +92,7 @@ class Reader(Attaching):
             root = self.view().root
             head = root.head  # before the look, so that a change behind it is not slept through
             found = self.get(kind, id)
-            if isinstance(holds := predicate(found), Awaitable):
-                raise TypeError(f"a predicate says whether it holds, and gives nothing to await: {shown(holds)}")
-            if holds:
+            if plainly(predicate(found)):
                 return found
             if (left := self.left_s(deadline)) <= 0:
                 raise not_so(kind, id, found, timeout_s)

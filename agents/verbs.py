@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from typing import Any, TypeVar
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
+from typing import Any, Protocol, TypeVar
 
 from solewriter.agents.answers import entities_of
 from solewriter.agents.conflicts import conditional
 from solewriter.agents.deadline import deadline_us, is_patience, no_time
+from solewriter.agents.looking import plainly
 from solewriter.agents.pending import is_interrupt
 from solewriter.agents.readiness import is_anything_left
 from solewriter.agents.requesting import Requests
 from solewriter.shared.config import GIVE_BACK_S, WORK_PATIENCE_S
 from solewriter.shared.entity import Entity, Ref, model_of
-from solewriter.shared.errors import OutcomeUnknown, SolewriterError, Unavailable
+from solewriter.shared.errors import OutcomeUnknown, Refused, SolewriterError, Unavailable, shown
 from solewriter.shared.fieldform import together
 from solewriter.shared.models import Task
 from solewriter.shared.mutations import (
@@ -31,6 +33,7 @@ from solewriter.shared.where import Where
 
 E = TypeVar("E", bound=Entity)
 T = TypeVar("T", bound=Task)
+ENDING = "its agent ends"  # why what it was granted at the last moment is given back
 
 
 class Verbs(Requests):
@@ -186,20 +189,60 @@ class Verbs(Requests):
         return self._submit_one(Redrive(task, reason), model_of(task), request_id, timeout_s)
 
     def work(
-        self, kind: type[T], *, where: Where | None = None, lease_s: float | None = None, **fields: Any
+        self,
+        kind: type[T],
+        *,
+        where: Where | None = None,
+        lease_s: float | None = None,
+        until: Until | None = None,
+        **fields: Any,
     ) -> Iterator[T]:
         """Claim one ready task after the other, waiting while others may bring more, until nothing is left that
         anybody works at or that will be ready by itself. `project="p"` and the like are short for `where`.
+
+        It ends also when `until` holds: an event, or a function, async only where the client is. That is looked at
+        before each claim, once a second while one waits, and behind it: what it brought then is given back untried.
         """
-        wanted = {**(where or {}), **fields}
-        while True:
+        wanted, is_over = {**(where or {}), **fields}, asked_of(until)
+        while not plainly(is_over()):
             task = self.claim(kind, where=wanted, timeout_s=WORK_PATIENCE_S, lease_s=lease_s)
-            if task is not None:
-                yield task
-            else:
+            if task is None:
                 with self.reader.snapshot() as snap:
                     if not is_anything_left(snap, kind, wanted):
                         return
+                continue
+            over: object = True  # where asking fails, too
+            try:
+                over = plainly(is_over())
+            finally:
+                if over:
+                    with suppress(Refused):  # somebody took it away already
+                        self.release(task, reason=ENDING)
+            if over:
+                return
+            yield task
+
+
+class Event(Protocol):
+    """What `threading`, `multiprocessing` and `asyncio` have by this name."""
+
+    def is_set(self) -> bool:
+        """Whether it happened."""
+
+
+Until = Callable[[], object] | Event
+
+
+def asked_of(until: Until | None) -> Callable[[], object]:
+    """What says whether work is over. Raises TypeError."""
+    asked = _never if until is None else getattr(until, "is_set", until)
+    if not callable(asked):
+        raise TypeError(f"until is an event, or a function without parameters, not {shown(until)}")
+    return asked
+
+
+def _never() -> bool:
+    return False
 
 
 def claiming(

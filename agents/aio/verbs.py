@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import asyncio
+import inspect
 from collections.abc import AsyncIterator, Mapping
+from contextlib import suppress
 from functools import partial
 from typing import Any, TypeVar
 
 from solewriter.agents.aio.requesting import AioRequests
 from solewriter.agents.conflicts import conditional
 from solewriter.agents.readiness import is_anything_left
-from solewriter.agents.verbs import claiming
+from solewriter.agents.verbs import ENDING, Until, asked_of, claiming
 from solewriter.shared.config import WORK_PATIENCE_S
 from solewriter.shared.entity import Entity, Ref, model_of
-from solewriter.shared.errors import OutcomeUnknown, SolewriterError, Unavailable
+from solewriter.shared.errors import OutcomeUnknown, Refused, SolewriterError, Unavailable
 from solewriter.shared.fieldform import together
 from solewriter.shared.models import Task
 from solewriter.shared.mutations import (
@@ -189,17 +191,40 @@ class AioVerbs(AioRequests):
         return await self._submit_one(Redrive(task, reason), model_of(task), request_id, timeout_s)
 
     async def work(
-        self, kind: type[T], *, where: Where | None = None, lease_s: float | None = None, **fields: Any
+        self,
+        kind: type[T],
+        *,
+        where: Where | None = None,
+        lease_s: float | None = None,
+        until: Until | None = None,
+        **fields: Any,
     ) -> AsyncIterator[T]:
         """Claim one ready task after the other, waiting while others may bring more, until nothing is left that
         anybody works at or that will be ready by itself. `project="p"` and the like are short for `where`.
+
+        It ends also when `until` holds: an event, or a function, async only where the client is. That is looked at
+        before each claim, once a second while one waits, and behind it: what it brought then is given back untried.
         """
-        wanted = {**(where or {}), **fields}
-        while True:
+        wanted, asked = {**(where or {}), **fields}, asked_of(until)
+
+        async def is_over() -> object:
+            over = asked()
+            return await over if inspect.isawaitable(over) else over
+
+        while not await is_over():
             task = await self.claim(kind, where=wanted, timeout_s=WORK_PATIENCE_S, lease_s=lease_s)
-            if task is not None:
-                yield task
-            else:
+            if task is None:
                 with await self.reader.snapshot() as snap:  # may be of very many tasks: the loop has others to serve
                     if not await self.reader.beside(partial(is_anything_left, snap, kind, wanted)):
                         return
+                continue
+            over: object = True  # where asking fails or is cancelled, too
+            try:
+                over = await is_over()
+            finally:
+                if over:
+                    with suppress(Refused):  # somebody took it away already
+                        await self.release(task, reason=ENDING)
+            if over:
+                return
+            yield task

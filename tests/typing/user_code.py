@@ -5,6 +5,9 @@ Every `type: ignore` here is a promise as well: mypy reports the ones that it do
 
 from __future__ import annotations
 
+import asyncio
+import multiprocessing
+import threading
 from collections.abc import AsyncGenerator, AsyncIterator, Iterator
 from typing import Any, assert_type
 
@@ -102,6 +105,14 @@ def charge(transaction: Transaction, awaited: aio.AioTransaction, invoice: Invoi
     assert_type(awaited.put(invoice), Invoice)
     transaction.update(invoice, total_cents=invoice.total_cents + 1)
     return transaction.create(invoice)
+
+
+def works(client: Client, stop: threading.Event, stopped: asyncio.Event) -> None:
+    """A loop brings tasks of its kind; whatever has `is_set`, or a function, ends it."""
+    assert_type(client.work(Chore, until=stop, room="hall"), Iterator[Chore])
+    assert_type(client.work(Task, until=multiprocessing.Event()), Iterator[Task])
+    assert_type(client.work(Task, until=lambda: stopped.is_set() or stop.is_set()), Iterator[Task])
+    client.work(Task, until=30)  # type: ignore[arg-type]  # no number of seconds
 
 
 def reads(snap: Snapshot, reader: Reader, client: Client) -> None:
