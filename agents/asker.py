@@ -17,7 +17,7 @@ from solewriter.agents.tokens import SHOWN, Tokens
 from solewriter.shared import wireform
 from solewriter.shared.config import DEFAULT_LIMITS, Limits, check_limits
 from solewriter.shared.entity import name_of
-from solewriter.shared.errors import Forgotten, Refused
+from solewriter.shared.errors import Forgotten, InvalidMutation, Refused, shown
 from solewriter.shared.folder import StateFolder, not_sent
 from solewriter.shared.models import Task
 from solewriter.shared.mutations import Applied, Mutation, Release, Result
@@ -72,6 +72,15 @@ class Asker:
     def holds(self, kind: type[Task] | str, id: str) -> int | None:
         """The token of the claim under which this client writes to a task; None: it knows of no claim of its own."""
         return self._tokens.holds(name_of(kind), id)
+
+    def _claim_of(self, task: Task) -> int:
+        """The token under which this client works at a task. Raises InvalidMutation if it does not."""
+        if not isinstance(task, Task):
+            raise TypeError(f"attempt takes a task, not {shown(task)}")
+        if (token := self.holds(type(task), task.id)) is None:
+            problem = f"{task.kind_name} {task.id!r} was not claimed here, so there is no attempt at it"
+            raise InvalidMutation(problem, fields={"claim": "not held here"})
+        return token
 
     # --- requests ----------------------------------------------------------------------------------------------------
 

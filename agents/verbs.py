@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import traceback
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from typing import Any, Protocol, TypeVar
 
 from solewriter.agents.answers import entities_of
@@ -13,9 +14,9 @@ from solewriter.agents.looking import plainly
 from solewriter.agents.pending import is_interrupt
 from solewriter.agents.readiness import is_anything_left
 from solewriter.agents.requesting import Requests
-from solewriter.shared.config import GIVE_BACK_S, WORK_PATIENCE_S
+from solewriter.shared.config import GIVE_BACK_S, MESSAGE_MAX, WORK_PATIENCE_S, Limits
 from solewriter.shared.entity import Entity, Ref, model_of
-from solewriter.shared.errors import OutcomeUnknown, Refused, SolewriterError, Unavailable, shown
+from solewriter.shared.errors import OutcomeUnknown, Refused, SolewriterError, Unavailable, clean, shown
 from solewriter.shared.fieldform import together
 from solewriter.shared.models import Task
 from solewriter.shared.mutations import (
@@ -188,6 +189,29 @@ class Verbs(Requests):
         """Let a failed or interrupted task, a dead letter say, be tried again, now and from the first attempt on."""
         return self._submit_one(Redrive(task, reason), model_of(task), request_id, timeout_s)
 
+    @contextmanager
+    def attempt(self, task: T) -> Iterator[T]:
+        """In a `with`, an attempt at a task that was claimed here. An exception that leaves it ends that: as `fail`
+        does, with its text as the reason; Ctrl-C, a cancellation and the like as `release` does. It is raised on, and
+        has a note if the engine did not confirm that. What was handed in, given back or lost by then stays so.
+
+        Raises InvalidMutation for a task that was not claimed here.
+        """
+        token = self._claim_of(task)
+        try:
+            yield task
+        except BaseException as error:
+            if self.holds(type(task), task.id) == token:
+                reason = reason_of(error, self._limits)
+                try:
+                    if isinstance(error, Exception):
+                        self.fail(task, reason=reason)
+                    else:
+                        self.release(task, reason=reason, timeout_s=GIVE_BACK_S)
+                except SolewriterError as untold:
+                    error.add_note(not_ended(task, untold))
+            raise
+
     def work(
         self,
         kind: type[T],
@@ -221,6 +245,18 @@ class Verbs(Requests):
             if over:
                 return
             yield task
+
+
+def reason_of(error: BaseException, limits: Limits) -> str:
+    """What ended an attempt, as text that can be stored."""
+    told = clean("".join(traceback.format_exception_only(error)).strip(), MESSAGE_MAX)
+    return told.encode()[: limits.text_bytes_max].decode(errors="ignore")
+
+
+def not_ended(task: Task, why: SolewriterError) -> str:
+    """A note for who sees what should have ended an attempt."""
+    told = f"{type(why).__name__}: {why}"
+    return f"the engine did not confirm that this ended the attempt at {task.kind_name} {task.id!r}: {told}"
 
 
 class Event(Protocol):

@@ -181,7 +181,7 @@ def test_asyncio_has_the_same_methods_with_the_same_parameters(blocking: type, a
             theirs = getattr(awaited, name)
             assert real(theirs) == real(found), name
             plain = not inspect.iscoroutinefunction(theirs)
-            gathers = blocking is Transaction or name in ("hold", "holds", "transaction")
+            gathers = blocking is Transaction or name in ("attempt", "hold", "holds", "transaction")
             assert plain == (gathers or name in ("submit_many", "work", "watch", "history")), name
     assert attributes(Watch) <= set(dir(AioWatch))
 

@@ -5,15 +5,15 @@ from __future__ import annotations
 import asyncio
 import inspect
 from collections.abc import AsyncIterator, Mapping
-from contextlib import suppress
+from contextlib import asynccontextmanager, suppress
 from functools import partial
 from typing import Any, TypeVar
 
 from solewriter.agents.aio.requesting import AioRequests
 from solewriter.agents.conflicts import conditional
 from solewriter.agents.readiness import is_anything_left
-from solewriter.agents.verbs import ENDING, Until, asked_of, claiming
-from solewriter.shared.config import WORK_PATIENCE_S
+from solewriter.agents.verbs import ENDING, Until, asked_of, claiming, not_ended, reason_of
+from solewriter.shared.config import GIVE_BACK_S, WORK_PATIENCE_S
 from solewriter.shared.entity import Entity, Ref, model_of
 from solewriter.shared.errors import OutcomeUnknown, Refused, SolewriterError, Unavailable
 from solewriter.shared.fieldform import together
@@ -189,6 +189,29 @@ class AioVerbs(AioRequests):
     ) -> T:
         """Let a failed or interrupted task, a dead letter say, be tried again, now and from the first attempt on."""
         return await self._submit_one(Redrive(task, reason), model_of(task), request_id, timeout_s)
+
+    @asynccontextmanager
+    async def attempt(self, task: T) -> AsyncIterator[T]:
+        """In a `with`, an attempt at a task that was claimed here. An exception that leaves it ends that: as `fail`
+        does, with its text as the reason; Ctrl-C, a cancellation and the like as `release` does. It is raised on, and
+        has a note if the engine did not confirm that. What was handed in, given back or lost by then stays so.
+
+        Raises InvalidMutation for a task that was not claimed here.
+        """
+        token = self._claim_of(task)
+        try:
+            yield task
+        except BaseException as error:
+            if self.holds(type(task), task.id) == token:
+                reason = reason_of(error, self._limits)
+                try:
+                    if isinstance(error, Exception):
+                        await self.fail(task, reason=reason)
+                    else:
+                        await self.release(task, reason=reason, timeout_s=GIVE_BACK_S)
+                except SolewriterError as untold:
+                    error.add_note(not_ended(task, untold))
+            raise
 
     async def work(
         self,

@@ -8,9 +8,10 @@ import multiprocessing
 import threading
 from collections.abc import Iterator
 
+import msgspec
 import pytest
 
-from solewriter import Client, Engine, Limits, Task, TaskStatus, aio, connect
+from solewriter import Client, Engine, Fenced, InvalidMutation, Limits, Task, TaskStatus, aio, connect, dead_letters
 
 
 @pytest.fixture
@@ -150,3 +151,145 @@ def test_a_coroutine_that_is_cancelled_while_it_asks_whether_work_is_over_holds_
 
     asyncio.run(story())
     assert untouched(client, "a")
+
+
+# --- an attempt -------------------------------------------------------------------------------------------------------
+
+
+class Unspeakable(Exception):
+    __module__ = "tests_of_attempts"
+
+    def __str__(self) -> str:
+        raise ValueError("of no use to anybody")
+
+
+def newest(client: Client, id: str) -> tuple[str, str]:
+    change = next(iter(client.reader.history(Task, id)))
+    return change.mutation, change.reason
+
+
+def test_what_fails_ends_its_attempt_and_is_tried_again_as_often_as_declared(client):
+    client.create(task("a", max_retries=1, retry_delay_s=0))
+    for attempts in (1, 2):
+        mine = client.claim(Task, timeout_s=20)
+        with pytest.raises(ZeroDivisionError), client.attempt(mine) as same:
+            assert same is mine
+            assert client.update(mine, {"cost": 1 / 0})
+        found = client.get(Task, "a")
+        assert (found.status, found.attempts, found.assigned_to) == (TaskStatus.FAILED, attempts, None)
+        assert newest(client, "a") == ("fail", "ZeroDivisionError: division by zero")
+    with client.reader.snapshot() as snap:
+        assert [letter.id for letter in dead_letters(snap)] == ["a"]
+
+
+def test_who_is_interrupted_gives_back_what_was_not_tried(client, other):
+    client.create(task("a"))
+    for interrupt in (KeyboardInterrupt, SystemExit):
+        with pytest.raises(interrupt), client.attempt(client.claim(Task)):
+            raise interrupt("stopped")
+        assert untouched(client, "a")
+        assert newest(client, "a") == ("release", f"{interrupt.__name__}: stopped")
+    assert other.claim(Task).attempts == 1
+
+
+@pytest.mark.parametrize("end", ["complete", "fail", "release", "delete"])
+def test_an_attempt_that_its_agent_ended_stays_as_it_is(client, end):
+    client.create(task("a"))
+    with pytest.raises(ValueError, match="late"), client.attempt(client.claim(Task)) as mine:
+        getattr(client, end)(mine)
+        raise ValueError("late")
+    assert newest(client, "a") == (end, "")
+
+
+def test_an_attempt_that_was_lost_or_begun_anew_is_left_alone(client, other):
+    client.create(task("a"))
+    with pytest.raises(Fenced), client.attempt(client.claim(Task)) as mine:
+        other.cancel(mine, reason="not needed")
+        client.complete(mine)
+    assert newest(client, "a") == ("cancel", "not needed")
+    client.create(task("b"))
+    with pytest.raises(ValueError, match="late"), client.attempt(client.claim(Task)) as mine:
+        client.release(mine)
+        again = client.claim(Task)
+        raise ValueError("late")
+    assert client.holds(Task, "b") == again.claim
+    with client.attempt(again):
+        pass
+    assert client.holds(Task, "b") == again.claim, "what ends without an exception is its agent's to hand in"
+
+
+def test_whoever_failed_sees_why_and_that_the_engine_did_not_confirm_it(client, other):
+    client.create(task("a"))
+    with pytest.raises(ValueError, match="why") as seen, client.attempt(client.claim(Task)) as mine:
+        other.cancel(mine)
+        raise ValueError("why")
+    (note,) = seen.value.__notes__
+    assert note.startswith("the engine did not confirm that this ended the attempt at Task 'a': Fenced: ")
+
+
+@pytest.mark.parametrize(
+    ("error", "told"),
+    [
+        (ValueError("ä" * 5_000), "ValueError: " + "ä" * 1_988),
+        (ValueError("\ud800"), "ValueError: \\ud800"),
+        (Unspeakable(), "tests_of_attempts.Unspeakable: <exception str() failed>"),
+    ],
+)
+def test_whatever_an_exception_says_is_a_reason(client, error, told):
+    client.create(task("a"))
+    with pytest.raises(type(error)), client.attempt(client.claim(Task)):
+        raise error
+    assert newest(client, "a") == ("fail", told)
+
+
+def test_a_reason_is_as_long_as_reasons_may_be(state, start_engine, limits):
+    short = msgspec.structs.replace(limits, text_bytes_max=16)
+    with connect(start_engine(state, limits=short).state, limits=short) as client:
+        client.create(task("a"))
+        with pytest.raises(ValueError, match="ää"), client.attempt(client.claim(Task)):
+            raise ValueError("äää")
+        assert newest(client, "a") == ("fail", "ValueError: ää")
+
+
+def test_what_was_not_claimed_here_is_no_attempt_of_this_client(client, other):
+    with pytest.raises(TypeError, match="attempt takes a task, not None"), client.attempt(client.claim(Task)):
+        pytest.fail("there was nothing to claim")
+    client.create(task("a"))
+    theirs = other.claim(Task)
+    with pytest.raises(InvalidMutation, match="Task 'a' was not claimed here"), client.attempt(theirs):
+        pytest.fail("it is another's")
+    client.hold(theirs)  # handed over
+    with pytest.raises(ValueError, match="why"), client.attempt(theirs):
+        raise ValueError("why")
+    assert newest(client, "a") == ("fail", "ValueError: why")
+
+
+def test_attempts_of_coroutines_end_the_same(engine, client, limits):
+    for id in "ab":
+        client.create(task(id, max_retries=1))
+
+    async def at_work(agent: aio.AioClient, begun: asyncio.Event) -> None:
+        async with agent.attempt(await agent.claim(Task)):
+            begun.set()
+            await asyncio.Event().wait()
+
+    async def story() -> None:
+        async with aio.connect(engine.state, name="me", limits=limits) as agent:
+            with pytest.raises(ValueError, match="why"):
+                async with agent.attempt(await agent.claim(Task)) as mine:
+                    assert mine.id == "a"
+                    raise ValueError("why")
+            begun = asyncio.Event()
+            working = asyncio.create_task(at_work(agent, begun))
+            await begun.wait()
+            working.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await working
+            with pytest.raises(InvalidMutation, match="was not claimed here"):
+                async with agent.attempt(mine):
+                    pass
+
+    asyncio.run(story())
+    assert newest(client, "a") == ("fail", "ValueError: why")
+    assert newest(client, "b") == ("release", "asyncio.exceptions.CancelledError")
+    assert untouched(client, "b")

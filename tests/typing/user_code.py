@@ -112,6 +112,8 @@ def works(client: Client, stop: threading.Event, stopped: asyncio.Event) -> None
     assert_type(client.work(Chore, until=stop, room="hall"), Iterator[Chore])
     assert_type(client.work(Task, until=multiprocessing.Event()), Iterator[Task])
     assert_type(client.work(Task, until=lambda: stopped.is_set() or stop.is_set()), Iterator[Task])
+    with client.attempt(Chore(title="sweep")) as chore:
+        assert_type(chore, Chore)
     client.work(Task, until=30)  # type: ignore[arg-type]  # no number of seconds
 
 
