@@ -101,6 +101,19 @@ def test_a_page_is_a_program_that_runs_as_it_stands_there(page: Path, tmp_path: 
     )
 
 
+def test_what_a_page_shows_of_tests_passes_as_it_stands_there(tmp_path: Path) -> None:
+    shown = re.findall(
+        r"<!-- fragment: pytest runs it.*?-->\n```python\n(.*?)```", (DOCS / "coordination.md").read_text(), re.S
+    )
+    (tmp_path / "test_shown.py").write_text("\n".join(shown))
+    ran = subprocess.run(
+        [sys.executable, "-m", "pytest", "-W", "error", "-p", "no:cacheprovider", "--basetemp", tmp_path / "base", "."],
+        cwd=tmp_path, capture_output=True, text=True, timeout=60, check=False,
+    )  # fmt: skip
+    assert ran.returncode == 0, ran.stdout + ran.stderr
+    assert "3 passed" in ran.stdout
+
+
 def test_the_pages_that_explain_by_showing_do_so() -> None:
     assert {page.name for page in PAGES if program(page).strip()} >= {
         "guarantees.md",

@@ -34,6 +34,7 @@ from solewriter import (
     Watch,
     aio,
     errors,
+    testing,
 )
 from solewriter.agents.aio.watch import AioWatch
 from solewriter.agents.looking import Looking
@@ -93,7 +94,7 @@ def name_of(word: str) -> str:
 
 def written(call: str) -> list[tuple[str, str, str | None]]:
     """The parameters of a call on the page: name, kind and default."""
-    (function,) = ast.parse(f"def {call.replace('…', DOTS).replace('aio.', '')}: ...").body
+    (function,) = ast.parse(f"def {re.sub(r'^(aio|testing)[.]', '', call.replace('…', DOTS))}: ...").body
     assert isinstance(function, ast.FunctionDef)
     given = function.args
     positional = [*given.posonlyargs, *given.args]
@@ -166,7 +167,7 @@ def test_what_stands_by_itself_is_on_the_page_with_its_parameters() -> None:
     assert len(calls) == len(set(calls))
     for call in calls:
         room, _, name = name_of(call).rpartition(".")
-        found = getattr(aio if room == "aio" else solewriter, name)
+        found = getattr({"": solewriter, "aio": aio, "testing": testing}[room], name)
         if "(" in call:
             assert written(call) == real(found), call
 
