@@ -8,6 +8,7 @@ what is read elsewhere, in an older memory or in the journal, is decoded anew.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from collections.abc import Set as AbstractSet
 from itertools import islice
 from typing import Any
 
@@ -24,6 +25,8 @@ from solewriter.shared.registry import Registry
 
 Model = type[Entity] | str
 """A class, or a kind's name: then what is decoded are dicts of the caller's own"""
+Several = list[Any] | tuple[Any, ...] | AbstractSet[Any]
+"""Of these; which no text is, to type checkers neither"""
 
 _NOTHING: dict[str, Any] = {}
 

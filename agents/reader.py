@@ -26,6 +26,7 @@ from solewriter.shared.schema import differences
 
 if TYPE_CHECKING:
     from solewriter.agents.change import Change
+    from solewriter.agents.decoding import Model, Several
     from solewriter.agents.offline import OfflineReader
     from solewriter.agents.watch import Resync, Watch
     from solewriter.shared.where import Where
@@ -100,45 +101,46 @@ class Reader(Attaching):
 
     @overload
     def watch(
-        self, kind: type[E], *, since: int | None = None, where: Where | None = None,
-        timeout_s: float | None = None, resync: Literal[False] = False,
+        self, kind: type[E], *, id: str | None = None, since: int | None = None,
+        where: Where | None = None, timeout_s: float | None = None, resync: Literal[False] = False,
     ) -> Watch[Change[E]]: ...  # fmt: skip
     @overload
     def watch(
-        self, kind: type[E], *, since: int | None = None, where: Where | None = None,
-        timeout_s: float | None = None, resync: bool,
+        self, kind: type[E], *, id: str | None = None, since: int | None = None,
+        where: Where | None = None, timeout_s: float | None = None, resync: bool,
     ) -> Watch[Change[E] | Resync]: ...  # fmt: skip
     @overload
     def watch(
-        self, kind: str, *, since: int | None = None, where: Where | None = None,
-        timeout_s: float | None = None, resync: Literal[False] = False,
+        self, kind: str, *, id: str | None = None, since: int | None = None,
+        where: Where | None = None, timeout_s: float | None = None, resync: Literal[False] = False,
     ) -> Watch[Change[Plain]]: ...  # fmt: skip
     @overload
     def watch(
-        self, kind: str, *, since: int | None = None, where: Where | None = None,
-        timeout_s: float | None = None, resync: bool,
+        self, kind: str, *, id: str | None = None, since: int | None = None,
+        where: Where | None = None, timeout_s: float | None = None, resync: bool,
     ) -> Watch[Change[Plain] | Resync]: ...  # fmt: skip
     @overload
     def watch(
-        self, kind: None = None, *, since: int | None = None, where: Where | None = None,
-        timeout_s: float | None = None, resync: Literal[False] = False,
+        self, kind: Several | None = None, *, id: str | None = None, since: int | None = None,
+        where: Where | None = None, timeout_s: float | None = None, resync: Literal[False] = False,
     ) -> Watch[Change]: ...  # fmt: skip
     @overload
     def watch(
-        self, kind: None = None, *, since: int | None = None, where: Where | None = None,
-        timeout_s: float | None = None, resync: bool,
+        self, kind: Several | None = None, *, id: str | None = None, since: int | None = None,
+        where: Where | None = None, timeout_s: float | None = None, resync: bool,
     ) -> Watch[Change | Resync]: ...  # fmt: skip
     def watch(
         self,
-        kind: type[Entity] | str | None = None,
+        kind: Model | Several | None = None,
         *,
+        id: str | None = None,
         since: int | None = None,
         where: Where | None = None,
         timeout_s: float | None = None,
         resync: bool = False,
     ) -> Watch[Any]:
         """Every change behind revision `since` (default: from now on; 0 or below it: from the first one on), in order:
-        of all kinds or one.
+        of all kinds, of one or several, or of one entity by its kind and `id`.
 
         `where` asks declared columns; an entity that leaves the filter is a change, too. Ends when nothing came for
         `timeout_s`. What has left memory is read from the journal; what is not there either raises Compacted, or with
@@ -146,7 +148,7 @@ class Reader(Attaching):
         """
         from solewriter.agents.watch import Watch
 
-        return Watch(self, kind, since, where, timeout_s, resync)
+        return Watch(self, kind, id, since, where, timeout_s, resync)
 
     # --- what clients ask of it --------------------------------------------------------------------------------------
 

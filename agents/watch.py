@@ -10,21 +10,21 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any, Generic, Self
 
 from solewriter.agents.change import Change, Published
 from solewriter.agents.conditions import Condition, conditions
 from solewriter.agents.deadline import check_patience
-from solewriter.agents.decoding import Model
+from solewriter.agents.decoding import Model, Several
 from solewriter.agents.feed import Feed
 from solewriter.agents.looking import check_revision
 from solewriter.agents.reader import Reader
 from solewriter.agents.snapshot import Snapshot
 from solewriter.shared.columns import Cell
 from solewriter.shared.config import WATCH_BATCH
-from solewriter.shared.entity import name_of
-from solewriter.shared.errors import Compacted, InvalidQuery, SnapshotExpired
+from solewriter.shared.entity import check_id, name_of
+from solewriter.shared.errors import Compacted, InvalidQuery, SnapshotExpired, shown
 from solewriter.shared.forks import held_off
 from solewriter.shared.where import kept
 
@@ -63,24 +63,29 @@ class Watch(Generic[Brought]):
     """
 
     def __init__(
-        self, reader: Reader, kind: Model | None, since: int | None, where: Where | None,
+        self, reader: Reader, kind: Model | Several | None, id: str | None, since: int | None, where: Where | None,
         timeout_s: float | None, resync: bool, history_id: str | None = None,
     ) -> None:  # fmt: skip
-        if where and kind is None:
+        self._kinds = by_name(kind)
+        (name, *more) = self._kinds or ("", "")
+        if where and more:
             raise InvalidQuery("where asks for columns of one kind: name it", kind="")
+        if id is not None:
+            check_id(id)
+            if more:
+                raise InvalidQuery("an id is that of one kind: name it", kind="")
         if since is not None:
             check_revision(since)
         check_patience(timeout_s)
         self._reader = reader
-        self._kind = kind
-        self._name = None if kind is None else name_of(kind)
+        self._id = id
         self._where = kept(where)
         self._timeout_s = timeout_s
         self._resync = resync
         with reader.snapshot() as now:
-            code = now.pin.catalog.kind_code(self._name) if self._name is not None else None
+            code = now.pin.catalog.kind_code(name) if where else None
             if code is not None:  # what cannot be asked is refused here, not at the first change
-                conditions(str(self._name), now.pin.catalog.tables[code].columns, where)
+                conditions(name, now.pin.catalog.tables[code].columns, where)
             feed = Feed(reader, now.revision if since is None else max(0, since), history_id or now.history_id)
         # Where it is, and what it took up to there: stored at once, so that Ctrl-C in a look comes before or behind.
         self._looked: tuple[Feed, deque[Any]] = feed, deque()  # of Change, and Resync where that was asked for
@@ -161,23 +166,24 @@ class Watch(Generic[Brought]):
 
     def _change(self, one: Published) -> Change:
         name = one.pin.catalog.kinds[one.record.kind]
-        model = self._kind if self._kind is not None else self._reader.decoder.model_of(name)
+        model = self._reader.decoder.model_of(name) if self._kinds is None else self._kinds[name]
         return Change(self._reader, one, name, model)
 
     def _wants(self, one: Published) -> bool:
-        """Whether it is of the kind, and met the conditions before or does so now."""
-        if self._name is None:
+        """Whether it is of what is asked for, and met the conditions before or does so now."""
+        if self._kinds is None:
             return True
         code = one.record.kind
-        if one.pin.catalog.kinds[code] != self._name:
+        model = self._kinds.get(name := one.pin.catalog.kinds[code])
+        if model is None or (self._id is not None and one.record.key != self._id):
             return False
         if not self._where:
             return True
         with held_off:  # as the import of `Query` in snapshot.py
             from solewriter.agents.scan import CellsOfRecords
 
-        cells_of = CellsOfRecords(one.pin.catalog, code, self._reader.decoder.kind_of(self._kind or self._name))
-        demands = conditions(self._name, one.pin.catalog.tables[code].columns, self._where)
+        cells_of = CellsOfRecords(one.pin.catalog, code, self._reader.decoder.kind_of(model))
+        demands = conditions(name, one.pin.catalog.tables[code].columns, self._where)
         return _met(demands, cells_of(one.record)) or _met(demands, self._cells_before(one, cells_of))
 
     def _cells_before(self, one: Published, cells_of: CellsOfRecords) -> Sequence[Cell] | None:
@@ -191,6 +197,20 @@ class Watch(Generic[Brought]):
                 return None
             schema, columns = catalog.schemas[one.record.schema], catalog.tables[code].columns
             return schema.cells(columns, one.record.old_cells, dict, catalog.defaults(code))
+
+
+def by_name(kind: Model | Several | None) -> dict[str, Model] | None:
+    """What is asked for, by the names of the kinds; None for all. Raises TypeError, InvalidQuery."""
+    if kind is None:
+        return None
+    several: Iterable[Any] = kind if isinstance(kind, list | tuple | set | frozenset) else [kind]
+    asked: dict[str, Model] = {}
+    for one in several:
+        if asked.setdefault(name := name_of(one), one) != one:
+            raise InvalidQuery(f"{name} is asked for as {shown(asked[name])} and as {shown(one)}", kind=name)
+    if not asked:
+        raise InvalidQuery("no kind is asked for, so nothing would ever come", kind="")
+    return asked
 
 
 def taken_note_of(looking: asyncio.Future[bool]) -> None:

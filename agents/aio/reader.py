@@ -35,6 +35,7 @@ from solewriter.shared.registry import Registry
 if TYPE_CHECKING:
     from solewriter.agents.aio.watch import AioWatch
     from solewriter.agents.change import Change
+    from solewriter.agents.decoding import Model, Several
     from solewriter.agents.travel import Difference
     from solewriter.agents.watch import Resync
     from solewriter.shared.where import Where
@@ -217,38 +218,39 @@ class AioReader:
 
     @overload
     def watch(
-        self, kind: type[E], *, since: int | None = None, where: Where | None = None,
-        timeout_s: float | None = None, resync: Literal[False] = False,
+        self, kind: type[E], *, id: str | None = None, since: int | None = None,
+        where: Where | None = None, timeout_s: float | None = None, resync: Literal[False] = False,
     ) -> AioWatch[Change[E]]: ...  # fmt: skip
     @overload
     def watch(
-        self, kind: type[E], *, since: int | None = None, where: Where | None = None,
-        timeout_s: float | None = None, resync: bool,
+        self, kind: type[E], *, id: str | None = None, since: int | None = None,
+        where: Where | None = None, timeout_s: float | None = None, resync: bool,
     ) -> AioWatch[Change[E] | Resync]: ...  # fmt: skip
     @overload
     def watch(
-        self, kind: str, *, since: int | None = None, where: Where | None = None,
-        timeout_s: float | None = None, resync: Literal[False] = False,
+        self, kind: str, *, id: str | None = None, since: int | None = None,
+        where: Where | None = None, timeout_s: float | None = None, resync: Literal[False] = False,
     ) -> AioWatch[Change[Plain]]: ...  # fmt: skip
     @overload
     def watch(
-        self, kind: str, *, since: int | None = None, where: Where | None = None,
-        timeout_s: float | None = None, resync: bool,
+        self, kind: str, *, id: str | None = None, since: int | None = None,
+        where: Where | None = None, timeout_s: float | None = None, resync: bool,
     ) -> AioWatch[Change[Plain] | Resync]: ...  # fmt: skip
     @overload
     def watch(
-        self, kind: None = None, *, since: int | None = None, where: Where | None = None,
-        timeout_s: float | None = None, resync: Literal[False] = False,
+        self, kind: Several | None = None, *, id: str | None = None, since: int | None = None,
+        where: Where | None = None, timeout_s: float | None = None, resync: Literal[False] = False,
     ) -> AioWatch[Change]: ...  # fmt: skip
     @overload
     def watch(
-        self, kind: None = None, *, since: int | None = None, where: Where | None = None,
-        timeout_s: float | None = None, resync: bool,
+        self, kind: Several | None = None, *, id: str | None = None, since: int | None = None,
+        where: Where | None = None, timeout_s: float | None = None, resync: bool,
     ) -> AioWatch[Change | Resync]: ...  # fmt: skip
     def watch(
         self,
-        kind: type[Entity] | str | None = None,
+        kind: Model | Several | None = None,
         *,
+        id: str | None = None,
         since: int | None = None,
         where: Where | None = None,
         timeout_s: float | None = None,
@@ -260,7 +262,7 @@ class AioReader:
         from solewriter.agents.aio.watch import AioWatch
 
         self._home.check()
-        return AioWatch(self, kind, since, where, timeout_s, resync)
+        return AioWatch(self, kind, id, since, where, timeout_s, resync)
 
     async def until(self, root: RootReader, revision: int) -> None:
         """Until this revision is published in this memory, or perhaps will not be: look again."""

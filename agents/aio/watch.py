@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Generic, Self
 
 from solewriter.agents.aio.reader import Patience
 from solewriter.agents.deadline import check_patience
-from solewriter.agents.decoding import Model
-from solewriter.agents.watch import Brought, Watch, taken_note_of
+from solewriter.agents.decoding import Model, Several
+from solewriter.agents.watch import Brought, Watch, by_name, taken_note_of
 from solewriter.shared.where import kept
 
 if TYPE_CHECKING:
@@ -25,11 +25,12 @@ class AioWatch(Generic[Brought]):
     """
 
     def __init__(
-        self, reader: AioReader, kind: Model | None, since: int | None, where: Where | None,
+        self, reader: AioReader, kind: Model | Several | None, id: str | None, since: int | None, where: Where | None,
         timeout_s: float | None, resync: bool,
     ) -> None:  # fmt: skip
         check_patience(timeout_s)
-        memory, asked = reader.memory, kept(where)
+        memory, asked, kinds = reader.memory, kept(where), by_name(kind)
+        models = None if kinds is None else [*kinds.values()]  # as they are listed now
         root = memory.mapped.root  # now, though the newest memory may be on its way
         self._reader = reader
         self._timeout_s = timeout_s
@@ -37,7 +38,7 @@ class AioWatch(Generic[Brought]):
         self._since = root.current().revision if since is None else since
         history = root.history.hex()
         self._made: Callable[[], Watch[Brought]]
-        self._made = lambda: Watch(memory, kind, self._since, asked, None, resync, history)
+        self._made = lambda: Watch(memory, models, id, self._since, asked, None, resync, history)
         self._watch: Watch[Brought] | None = None
         self._looking: asyncio.Future[bool] | None = None  # it goes on when its caller is cancelled
 

@@ -13,7 +13,19 @@ from pathlib import Path
 import pytest
 import uvloop
 
-from solewriter import Compacted, Create, InvalidQuery, Limits, Resync, Task, TaskStatus, Update, aio, open_reader
+from solewriter import (
+    Compacted,
+    Create,
+    InvalidQuery,
+    Limits,
+    Project,
+    Resync,
+    Task,
+    TaskStatus,
+    Update,
+    aio,
+    open_reader,
+)
 from solewriter.agents.aio.sleeper import Sleeper
 from solewriter.shared.config import KIB, LOOKING_THREADS
 from solewriter.shared.memory.root import RootReader
@@ -131,6 +143,27 @@ def test_a_look_that_was_given_up_and_fails_later_leaves_nothing_to_complain_abo
         del watch, coming
         gc.collect()
         assert unhandled == []
+
+    run(main())
+
+
+def test_a_watch_of_several_kinds_or_of_one_entity(engine, run):
+    async def main():
+        async with aio.connect(engine.state) as client, aio.open_reader(engine.state) as reader:
+            kinds = [Task, Project]
+            several, one = reader.watch(kinds, since=0, timeout_s=0), reader.watch(Task, id="t", timeout_s=0)
+            kinds.clear()
+            await client.create(Project(name="p", id="t"))
+            await client.create(Task(title="a", id="t"))
+            await client.create(Task(title="b", id="u"))
+            assert [(change.kind, change.id) async for change in several] == [
+                ("Project", "t"),
+                ("Task", "t"),
+                ("Task", "u"),
+            ]
+            assert [change.new.title async for change in one] == ["a"]
+            with pytest.raises(InvalidQuery, match="an id is that of one kind"):
+                await anext(reader.watch(id="t"))
 
     run(main())
 

@@ -303,6 +303,57 @@ def test_what_a_watch_asks_for_stays_when_its_caller_asks_something_else(client,
     assert [change.id for change in other] == ["q"]
 
 
+@pytest.mark.parametrize("collected", [list, tuple, set, frozenset])
+def test_several_kinds_are_watched_together_in_order(client, reader, collected):
+    kinds = collected([Task, "Project"])
+    watch = reader.watch(kinds, since=0, timeout_s=0)
+    with contextlib.suppress(AttributeError):
+        kinds.clear()
+    client.create(Project(name="p", id="p"))
+    client.create(Task(title="a", id="t"))
+    client.update(Task.ref("t"), title="b")
+    project, created, updated = watch
+    assert project.new["name"] == "p", "a kind that is given by name brings dicts"
+    assert (created.new.title, updated.old.title, updated.new.title) == ("a", "a", "b")
+    (only,) = reader.watch(collected([Project]), since=0, where={"status": "active"}, timeout_s=0)
+    assert only.new == client.get(Project, "p")
+
+
+def test_one_entity_is_watched_from_before_it_is_there_until_it_is_made_again(client, reader):
+    watch = reader.watch(Task, id="t", timeout_s=0)
+    renamed = reader.watch("Task", id="t", where={"project": "q"}, timeout_s=0)
+    for id in ("t", "other"):
+        client.create(Task(title="a", id=id))
+        client.update(Task.ref(id), project="q")
+        client.delete(Task.ref(id))
+    client.create(Project(name="p", id="t"))
+    client.create(Task(title="b", id="t"))
+    assert [told(change)[:4] for change in watch] == [
+        ("create", "Task", "t", 1),
+        ("update", "Task", "t", 2),
+        ("delete", "Task", "t", 3),
+        ("create", "Task", "t", 4),
+    ]
+    assert [change.version for change in renamed] == [2, 3]
+
+
+def test_what_names_no_kind_or_more_than_one_is_refused(client, reader):
+    for wrong in ([], set()):
+        with pytest.raises(InvalidQuery, match="no kind is asked for"):
+            reader.watch(wrong)
+    with pytest.raises(InvalidQuery, match=r"Task is asked for as <class .* and as 'Task'"):
+        reader.watch([Task, "Task"])
+    with pytest.raises(TypeError, match="a kind is an entity's class, or its name, not 3"):
+        reader.watch([Task, 3])
+    for several in (None, [Task, Project]):
+        with pytest.raises(InvalidQuery, match="an id is that of one kind"):
+            reader.watch(several, id="t")
+        with pytest.raises(InvalidQuery, match="one kind"):
+            reader.watch(several, where={"status": "created"})
+    with pytest.raises(TypeError, match="an id is a str, not 3"):
+        reader.watch(Task, id=3)
+
+
 def test_where_needs_a_kind_and_a_column(client, reader):
     with pytest.raises(InvalidQuery, match="one kind"):
         reader.watch(where={"status": "created"})

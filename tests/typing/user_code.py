@@ -161,6 +161,11 @@ def watches(reader: Reader, told: bool) -> None:
     assert_type(next(reader.watch(Chore, resync=True)), Change[Chore] | Resync)
     assert_type(next(reader.watch(resync=True)), Change | Resync)
     assert_type(next(reader.watch(resync=told)), Change | Resync)
+    assert_type(next(reader.watch(Task, id="t-1")).new, Task | None)
+    assert_type(next(reader.watch([Task, Invoice], since=3)), Change)
+    assert_type(next(reader.watch(("chore", Invoice), resync=told)), Change | Resync)
+    names: list[str] = ["chore"]
+    reader.watch(names)
     for any_of_them in (reader.watch(Task), reader.watch(resync=True)):
         follow(any_of_them)
 
