@@ -75,6 +75,10 @@ class Feed:
         self._journaled = None
         return self.take(limit)
 
+    def turn_to_journal(self) -> None:
+        """Read on in the journal, which has what was before each change, though memory has the change itself."""
+        self._journaled = self._from_journal(self._reader.view().pin())
+
     # --- from memory -------------------------------------------------------------------------------------------------
 
     def _from_memory(self, view: View, pin: Pin, limit: int) -> list[Published]:

@@ -151,9 +151,9 @@ class Watch(Generic[Brought]):
 
     def take(self) -> bool:
         """Look for what is new; whether there was anything, wanted or not. One that fails took nothing."""
-        feed, waiting = self._looked[0].fresh(), self._looked[1]
+        waiting = self._looked[1]
         try:
-            published = feed.take(WATCH_BATCH)
+            feed, published, wanted = self._next()
         except Compacted:
             if not self._resync:
                 raise
@@ -161,8 +161,31 @@ class Watch(Generic[Brought]):
             feed = Feed(self._reader, snapshot.revision, snapshot.history_id)
             self._looked = feed, deque([*waiting, Resync(snapshot)])
             return True
-        self._looked = feed, deque([*waiting, *(self._change(one) for one in published if self._wants(one))])
+        self._looked = feed, deque([*waiting, *map(self._change, wanted)])
         return bool(published)
+
+    def _next(self) -> tuple[Feed, list[Published], list[Published]]:
+        """What is published next, which of it is wanted, and the feed behind that."""
+        feed = self._looked[0].fresh()
+        try:
+            published = feed.take(WATCH_BATCH)
+            return feed, published, [one for one in published if self._wants(one)]
+        except _Untold:
+            feed = self._looked[0].fresh()
+            feed.turn_to_journal()
+            published = self._taken_from_journal(feed)
+            return feed, published, [one for one in published if self._wants(one)]
+
+    def _taken_from_journal(self, feed: Feed) -> list[Published]:
+        try:
+            return feed.take(WATCH_BATCH)
+        except Compacted as gone:
+            raise Compacted(
+                f"whether changes behind revision {feed.since} left what `where` asks for is not known any more: these "
+                f"columns are newer, what was before has left memory, and {gone.__cause__ or gone}; take a new "
+                "snapshot, or watch with resync=True",
+                oldest=self._reader.revision,
+            ) from gone
 
     def _change(self, one: Published) -> Change:
         name = one.pin.catalog.kinds[one.record.kind]
@@ -184,10 +207,14 @@ class Watch(Generic[Brought]):
 
         cells_of = CellsOfRecords(one.pin.catalog, code, self._reader.decoder.kind_of(model))
         demands = conditions(name, one.pin.catalog.tables[code].columns, self._where)
-        return _met(demands, cells_of(one.record)) or _met(demands, self._cells_before(one, cells_of))
+        return _met(demands, cells_of(one.record)) or _met(demands, self._cells_before(one, cells_of, demands))
 
-    def _cells_before(self, one: Published, cells_of: CellsOfRecords) -> Sequence[Cell] | None:
-        """Of the record that this one took the place of; where that is gone, by the block that this one has of it."""
+    def _cells_before(
+        self, one: Published, cells_of: CellsOfRecords, demands: list[Condition]
+    ) -> Sequence[Cell] | None:
+        """Of the record that this one took the place of; where that is gone, by the block that this one has of it.
+        Raises _Untold where that has not what is asked for.
+        """
         try:
             before = one.before()
             return cells_of(before) if before is not None else None
@@ -196,7 +223,13 @@ class Watch(Generic[Brought]):
             if not one.record.old_cells:
                 return None
             schema, columns = catalog.schemas[one.record.schema], catalog.tables[code].columns
+            if not all(schema.has_cells_for(columns[demand.place]) for demand in demands):
+                raise _Untold from None
             return schema.cells(columns, one.record.old_cells, dict, catalog.defaults(code))
+
+
+class _Untold(Exception):
+    """Memory does not tell whether a change is wanted: the journal does. Never leaves a watch."""
 
 
 def by_name(kind: Model | Several | None) -> dict[str, Model] | None:

@@ -70,13 +70,18 @@ class Column(msgspec.Struct, frozen=True):
     values: tuple[str | int, ...] = ()  # of an enum, in order; of a str, what its class makes of each text
     was: tuple[str, ...] = ()  # earlier names of the field: its aliases
 
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The field's name, and its earlier ones."""
+        return self.name, *self.was
+
     def under(self, name: str) -> tuple[Any, ...]:
         """What a column of this name must be to have the same cells."""
         return name, self.code, self.type, self.values
 
     def value_in(self, values: Mapping[str, Any], defaults: Mapping[str, Any]) -> Any:
         """The field's value among plain ones, which may have it under an earlier name, or may be older than it."""
-        for name in (self.name, *self.was):
+        for name in self.names:
             if name in values:
                 return values[name]
         return defaults.get(self.name)

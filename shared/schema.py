@@ -55,6 +55,10 @@ class Schema(msgspec.Struct, frozen=True):
         plain_values = values()
         return [_cell_among(column, known, plain_values, defaults) for column in columns]
 
+    def has_cells_for(self, column: Column) -> bool:
+        """Whether records that were written with these columns have the cells of this one."""
+        return any(known.under(known.name) == column.under(name) for known in self.columns for name in column.names)
+
     def values(self, key: str, version: int, time_us: int, payload: bytes) -> dict[str, Any]:
         """All fields of a record as plain values."""
         values = {**self.defaults, **decode(payload), "id": key, "version": version}
@@ -67,7 +71,7 @@ def _cell_among(
     column: Column, known: Mapping[Any, Cell], values: Mapping[str, Any], defaults: Mapping[str, Any]
 ) -> Cell:
     """A column's cell among those that are there, else of the value, each under the field's name or an earlier one."""
-    for name in (column.name, *column.was):
+    for name in column.names:
         if (found := known.get(column.under(name))) is not None:
             return found
     return column.cell_or_none(column.value_in(values, defaults))

@@ -21,6 +21,7 @@ from solewriter import (
     InvalidQuery,
     Limits,
     Project,
+    Put,
     Task,
     TaskStatus,
     Update,
@@ -86,6 +87,50 @@ def test_leaving_a_filter_is_told_by_what_was_there_before_its_column_was(state,
         engine.register(After)
         found = [change.new.level for change in reader.watch(After, since=0, where={"level": 2.0}, timeout_s=0)]
     assert found == [2.0, 5.0]
+
+
+def levels(state, start_engine, durability):
+    """An engine, and a class whose only column is new to what its memory has; most of what was before has left that."""
+
+    class Before(Entity, kind="Doc", columns=("n",)):
+        n: int = 0
+        level: int = 0
+
+    class After(Entity, kind="Doc", columns=("level",)):
+        n: int = 0
+        level: int = 0
+
+    engine = start_engine(state, models=[Before], durability=durability, limits=FORGETFUL)
+    with connect(state) as client:
+        for level in range(5):
+            wishes = [Put(Before(id=f"d{number}", level=level)) for number in range(350)]
+            for reply in client.submit_many(wishes):
+                reply.check()
+    engine.register(After)
+    return After
+
+
+def test_leaving_a_filter_is_told_though_what_was_before_has_left_memory(state, start_engine):
+    model = levels(state, start_engine, "process")
+    with open_reader(state) as reader:
+        for level in range(5):
+            for since in (0, 1_200, 1_400):
+                watch = reader.watch(model, since=since, where={"level": level}, timeout_s=0)
+                begin, end = max(since, level * 350), min((level + 2) * 350, 1_750)  # it came, and the next one did
+                assert [change.revision for change in watch] == list(range(begin + 1, end + 1))
+
+
+def test_a_watch_that_nothing_tells_what_left_its_filter_says_so(state, start_engine):
+    """Without a journal; and goes on behind that, or from a snapshot where that was asked for."""
+    model = levels(state, start_engine, "memory")
+    with connect(state) as client, open_reader(state) as reader:
+        with pytest.raises(Compacted, match=r"these columns are newer, .* nothing is journaled") as gone:
+            list(reader.watch(model, since=1_200, where={"level": 3}, timeout_s=0))
+        (resync,) = reader.watch(model, since=1_200, where={"level": 3}, timeout_s=0, resync=True)
+        assert (resync.revision, resync.snapshot.count(model, {"level": 4})) == (1_750, 350)
+        watch = reader.watch(model, since=gone.value.oldest, where={"level": 4}, timeout_s=0)
+        client.update(model.ref("d0"), level=5)
+        assert [change.id for change in watch] == ["d0"]
 
 
 def test_every_change_comes_once_and_in_order_across_deaths_of_the_engine(engine, wait_until):
