@@ -25,6 +25,7 @@ class Channel:
         self._write_fd = write_fd
         self._received = bytearray()
         self._unsent = bytearray()
+        self._written: list[int] = []  # how many bytes of that, but for what `_drop_written` took off
 
     def send(self, message: Any, timeout_s: float | None = None) -> None:
         """Raises BrokenPipeError if the other side is gone, TimeoutError if it did not read in time: the rest of
@@ -33,15 +34,29 @@ class Channel:
         deadline = None if timeout_s is None else time.monotonic() + timeout_s
         body = msgspec.msgpack.encode(message)
         framed = len(body).to_bytes(_LENGTH_BYTES, "little") + body
+        self._drop_written()
         self._unsent += framed
         try:
             while self._unsent:
                 _await(self._write_fd, select.POLLOUT, deadline)
-                del self._unsent[: os.write(self._write_fd, self._unsent[: select.PIPE_BUF])]  # never blocks
-        except TimeoutError:
+                self._write()
+                self._drop_written()
+        except TimeoutError:  # a signal handler's, perhaps
+            self._drop_written()
             if len(self._unsent) >= len(framed):  # nothing of it was sent
                 del self._unsent[-len(framed) :]
             raise
+
+    def _write(self) -> None:
+        """Write what never blocks, and note how much that was, in one step: a signal handler that raises does so before
+        or behind it, and nothing is sent twice.
+        """
+        self._written.extend(map(os.write, [self._write_fd], [self._unsent[: select.PIPE_BUF]]))
+
+    def _drop_written(self) -> None:
+        count = sum(self._written)
+        del self._unsent[:count]
+        self._written.clear()  # no signal is handled between these two lines
 
     def receive(self, kind: type[M], timeout_s: float | None = None) -> M | None:
         """The next message; None if the other side is gone. Raises TimeoutError."""
