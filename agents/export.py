@@ -22,6 +22,7 @@ import msgspec
 from solewriter.agents.snapshot import Snapshot
 from solewriter.shared.config import EXPORT_ROWS
 from solewriter.shared.files import naming, new_file, sync_folder
+from solewriter.shared.memory.catalog import Catalog
 
 _INT64 = range(-(2**63), 2**63)
 _LOGS = ("-wal", "-journal")  # behind a file's name: what SQLite takes for changes of it, and puts into it
@@ -100,13 +101,24 @@ def _written(snapshot: Snapshot, database: sqlite3.Connection) -> Exported:
     }
     database.execute("CREATE TABLE solewriter (name TEXT PRIMARY KEY, value)")
     database.executemany("INSERT INTO solewriter VALUES (?, ?)", about.items())
-    counts = {kind: _Table(database, _free(kind, taken)).fill(snapshot.entities(kind)) for kind in snapshot.counts}
+    counts = {}
+    for kind in snapshot.counts:
+        table = _Table(database, _free(kind, taken))
+        table.widen(_known_fields(snapshot.pin.catalog, kind))
+        counts[kind] = table.fill(snapshot.entities(kind))
     database.execute("COMMIT")
     return Exported(snapshot.revision, counts)
 
 
+def _known_fields(catalog: Catalog, kind: str) -> Iterable[str]:
+    """The fields that a kind has though nothing of it may be stored: those with a default, and columns."""
+    schema = catalog.newest_schema(catalog.kinds.index(kind))
+    assert schema is not None, "it is a kind"
+    return [*schema.defaults, *(column.name for column in schema.columns), *(["updated_at"] if schema.stamped else [])]
+
+
 class _Table:
-    """The table of one kind. Its columns are the fields of the entities that came so far."""
+    """The table of one kind. Its columns are the fields that it is known to have, and those of its entities so far."""
 
     def __init__(self, database: sqlite3.Connection, name: str) -> None:
         self._database = database
@@ -119,7 +131,7 @@ class _Table:
         """Add a row for each; return how many."""
         count = 0
         while rows := list(islice(entities, EXPORT_ROWS)):
-            self._widen(dict.fromkeys(name for row in rows for name in row))
+            self.widen(dict.fromkeys(name for row in rows for name in row))
             places = ", ".join("?" * len(self._fields))
             values = ([_cell(row.get(name)) for name in self._fields] for row in rows)
             self._database.executemany(f"INSERT INTO {self._name} VALUES ({places})", values)
@@ -127,7 +139,7 @@ class _Table:
             rows.clear()  # not beside the next ones
         return count
 
-    def _widen(self, fields: Iterable[str]) -> None:
+    def widen(self, fields: Iterable[str]) -> None:
         """Add a column for each of these fields that has none."""
         for field in fields:
             if field not in self._fields:

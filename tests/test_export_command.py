@@ -281,6 +281,27 @@ def test_a_disk_that_fails_is_told_with_the_name_of_the_file(engine, samples, tm
     assert not [*tmp_path.glob("x*")]
 
 
+def test_a_kind_of_which_nothing_is_stored_can_be_asked_for_its_fields(engine, tmp_path):
+    """Its class says which have a default, or are columns; of the others nobody knows before one is stored."""
+    exported(engine.state, None, tmp_path / "x.db", replace=False)
+    with closing(sqlite3.connect(tmp_path / "x.db")) as database:
+        assert database.execute("SELECT status, project, created_at, updated_at, result FROM Task").fetchall() == []
+        columns = [row[1] for row in database.execute("PRAGMA table_info(Sample)")]
+    assert columns == list(Sample.model_fields)
+
+
+def test_a_field_that_is_newer_than_all_that_is_stored_has_a_column(engine, samples, tmp_path):
+    class Newer(Sample, kind="Sample"):
+        lang: str = "en"
+
+    engine.register(Newer)
+    exported(engine.state, None, tmp_path / "x.db", replace=False)
+    assert [row["lang"] for row in tables(tmp_path / "x.db")["Sample"]] == [None, None]
+    samples.update(Newer.ref("full"), lang="fr")
+    exported(engine.state, None, tmp_path / "y.db", replace=False)
+    assert [row["lang"] for row in tables(tmp_path / "y.db")["Sample"]] == ["fr", None]
+
+
 def test_names_that_are_one_to_sqlite_are_kept_apart(engine, client, tmp_path):
     client.create(Named(id="one"))
     client.create(Solewriter(id="two"))
