@@ -31,6 +31,7 @@ class _Ids(NamedTuple):
 
     history: bytes
     pid: int = 0
+    successor: int = 0
 
 
 class NoMemory(NamedTuple):

@@ -24,12 +24,16 @@ from solewriter.shared.walk import entries_between
 
 
 class Identified(Protocol):
-    """Whose a state is: its history, and the engine that published it, 0 where it was found without one."""
+    """Whose a state is: its history, and the engine that published it, 0 where it was found without one; and whether
+    that engine was stopped, or followed by another one.
+    """
 
     @property
     def history(self) -> bytes: ...
     @property
     def pid(self) -> int: ...
+    @property
+    def successor(self) -> int: ...
 
 
 class Viewed(Protocol):
@@ -48,6 +52,14 @@ class Beside(Protocol):
     def catalog(self) -> Catalog: ...
     @property
     def root(self) -> Root: ...
+
+
+def check_own_history(folder: Path, now: Beside) -> None:
+    """Raises Compacted where the journal is not what this state was made of. As long as its engine serves, nobody cuts
+    it.
+    """
+    root = now.view.root
+    check_history(folder, root.history, now.root.entry if root.successor else None)
 
 
 class Past:
@@ -71,7 +83,7 @@ class Past:
         self._begun: dict[tuple[int, str], int] = {}  # see `begun`
         self._alive = [0] * len(now.catalog.kinds)
         begin = 1
-        check_history(folder, now.view.root.history)
+        check_own_history(folder, now)
         if (checkpoint := checkpoint_to(folder, revision)) is not None:
             with checkpoint:
                 self._begin_with(checkpoint)

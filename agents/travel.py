@@ -16,10 +16,10 @@ from typing import Any, Generic, NamedTuple, TypeVar
 from solewriter.agents.change import Change, Published
 from solewriter.agents.decoding import Model
 from solewriter.agents.looking import Looking, check_revision
-from solewriter.agents.past import Held, Past
+from solewriter.agents.past import Held, Past, check_own_history
 from solewriter.agents.snapshot import Snapshot
 from solewriter.shared import record
-from solewriter.shared.chain import check_history, journal_files, oldest_entry, own_checkpoint
+from solewriter.shared.chain import journal_files, oldest_entry, own_checkpoint
 from solewriter.shared.entity import check_id, name_of
 from solewriter.shared.errors import Compacted, InvalidQuery, SnapshotExpired, minding_descriptors, shown
 from solewriter.shared.memory.heap import PREFIX_BYTES
@@ -274,7 +274,7 @@ def lived_on(reader: Looking, now: Held, code: int, id: str, since: int, until: 
 
 def _oldest(folder: Path, now: Held) -> int:
     """The entry behind which what is kept begins. Raises Compacted, also where it is another history's."""
-    check_history(folder, now.view.root.history)
+    check_own_history(folder, now)
     return oldest_entry(folder)
 
 

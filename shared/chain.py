@@ -129,13 +129,18 @@ def lives_behind(folder: Path, number: int) -> Iterator[Life]:
                 yield changes.life
 
 
-def check_history(folder: Path, history: bytes) -> None:
+def check_history(folder: Path, history: bytes, last: int | None = None) -> None:
     """Raises Compacted where the journal tells of other histories only, and this one is known: another state's is in
     its place. Most often it is enough to look how the files begin.
+
+    Of what no engine holds any more, `last` is the entry up to which it goes: if that is of another history by now, the
+    journal was cut, and written anew.
     """
     files, others = journal_files(folder)[::-1], False
+    if last is not None and _history_at(files, last) not in (None, history):
+        raise gone(f"the journal in {folder} was cut, and is of another history behind that")
     for lives in chain(map(_life_at_first, files), map(_lives_in, files)):
-        for life in lives:
+        for life, _ in lives:
             if life.history == history:
                 return
             others = True
@@ -143,22 +148,32 @@ def check_history(folder: Path, history: bytes) -> None:
         raise gone(f"the journal in {folder} is of another history")
 
 
-def _life_at_first(path: Path) -> Iterator[Life]:
-    """The life that the first entry of a journal file tells of, if it does."""
+def _history_at(files: list[Path], last: int) -> bytes | None:
+    """The history to which this entry belongs, as far as these files, the newest first, tell it."""
+    for path in files:
+        if first_of(path) <= last:
+            told = [life.history for life, number in _lives_in(path) if number <= last]
+            if told:
+                return told[-1]
+    return None
+
+
+def _life_at_first(path: Path) -> Iterator[tuple[Life, int]]:
+    """The life that the first entry of a journal file tells of, if it does, and the entry's number."""
     try:
         first = first_entry_of(path)
     except FileNotFoundError:  # trimmed meanwhile
         return
     if first is not None and (life := first.lived) is not None:
-        yield life
+        yield life, first.number
 
 
-def _lives_in(path: Path) -> Iterator[Life]:
-    """The lives that the entries of a journal file tell of, as far as it is whole."""
+def _lives_in(path: Path) -> Iterator[tuple[Life, int]]:
+    """The lives that the entries of a journal file tell of, as far as it is whole, each with its entry's number."""
     buffer, at = content(path), FILE_HEADER_BYTES
     while (found := entries.unpack(buffer, at)) is not None:
         if (life := found[0].lived) is not None:
-            yield life
+            yield life, found[0].number
         at = found[2]
 
 

@@ -246,6 +246,11 @@ def test_a_history_is_one_that_any_entry_tells_of_and_nobody_elses(journal):
     for known in (b"a", b"b", b"c"):
         check_history(journal, known * 16)
     check_history(journal, b"")  # who reads does not know its own
+    for known, last in ((b"a", 2), (b"b", 3), (b"b", 8), (b"c", 9), (b"c", 99)):
+        check_history(journal, known * 16, last)
+    for known, last in ((b"a", 3), (b"a", 8), (b"b", 9)):
+        with pytest.raises(Compacted, match="of another history behind that"):
+            check_history(journal, known * 16, last)
     with pytest.raises(Compacted, match="of another history"):
         check_history(journal, b"d" * 16)
     for path in journal_files(journal):

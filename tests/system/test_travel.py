@@ -26,8 +26,10 @@ from solewriter import (
 )
 from solewriter.agents import travel
 from solewriter.agents.past import Past
+from solewriter.engine_proc.recovery.repair import truncate
 from solewriter.shared.chain import first_of, journal_files
 from solewriter.shared.config import KIB
+from solewriter.shared.folder import StateFolder
 
 SMALL = Limits(
     heap_segment_bytes_first=64 * KIB, heap_segment_bytes_max=128 * KIB, journal_file_bytes=256 * KIB, heartbeat_s=0.05
@@ -246,6 +248,40 @@ def test_who_looks_back_is_not_shown_another_states_journal_in_its_folders_place
         start_engine(state, limits=SMALL)
         with reader.at(10) as snap:
             assert snap.history_id != held.history_id
+
+
+def test_who_looks_back_is_not_shown_what_was_journaled_in_place_of_what_was_cut(state, start_engine):
+    """Neither is who holds what an engine published before: its journal was cut, and another one has written since."""
+    few = msgspec.structs.replace(SMALL, recent_bytes=0)
+    engine = start_engine(state, limits=few)
+    with connect(state) as client:
+        for number in range(60):
+            client.put(Task(id="t", title=f"before {number}"))
+    engine.stop()
+    engine = start_engine(state, limits=few)
+    with open_reader(state) as reader:
+        held = reader.at(60)
+        with connect(state) as client:
+            last = client.put(Task(id="t", title="last"))
+        change = next(reader.history(Task, "t"))
+        assert held.pin.root.whole > 40
+        with reader.at(40) as snap:
+            assert snap[Task, "t"].title == "before 39"
+        engine.stop()
+        truncate(StateFolder(state), 20)
+        engine = start_engine(state, limits=few)
+        with connect(state) as client:
+            for number in range(80):
+                client.put(Task(id="t", title=f"behind {number}"))
+        engine.stop()
+        assert reader.snapshot()[Task, "t"] == last == change.new, "it has the old memory still"
+        for look in (
+            lambda: reader.at(40),
+            lambda: reader.diff(40, 50, Task),
+            lambda: [*reader.history(Task, "t")],
+        ):
+            with pytest.raises(Compacted, match="of another history behind that"):
+                look()
 
 
 @pytest.mark.parametrize("revision", [-1, 11])
