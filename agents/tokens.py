@@ -32,7 +32,8 @@ class Tokens:
     """
 
     def __init__(self) -> None:
-        self._held: dict[Key, tuple[int, int]] = {}  # the token, and the number of the request that brought it
+        # The token; the number of the request that brought it, and the epoch of the memory in which that was answered.
+        self._held: dict[Key, tuple[int, int, int]] = {}
         # To look is one operation on a dict, to change what was looked at is two. A signal handler may come in between.
         self._changing = threading.RLock()
         self._asked: dict[Pending, PlainRequest] = {}  # what is on its way and will tell
@@ -51,14 +52,14 @@ class Tokens:
         """Hold a task, which need not have been read, under this token."""
         self._hold((kind, id), token)
 
-    def _hold(self, key: Key, token: int, asked: int = -1) -> None:
+    def _hold(self, key: Key, token: int, asked: int = -1, epoch: int = -1) -> None:
         with self._changing:
             known = self._held.get(key)
-            if known is not None and 0 <= asked < known[1]:
-                return  # told late: it was claimed here again since then
+            if known is not None and (0 <= asked < known[1] or (epoch == known[2] >= 0 and token < known[0])):
+                return  # told late, or once more under a user's own id: it was claimed here again since then
             if known is not None and known[0] != token:  # who looks meanwhile finds what is right
                 self._held.pop(key, None)
-            self._held[key] = token, asked
+            self._held[key] = token, asked, epoch
             if len(self._held) > HELD_MAX:  # of tasks that ended in other ways than by this client, mostly
                 self._held.pop(next(iter(self._held)), None)
 
@@ -121,11 +122,14 @@ class Tokens:
         mutations, guards, _, _ = request
         shown = {guard[1:3]: guard[3] for guard in guards if guard[0] == SHOWN}
         given_back = {mutation[1:3] for mutation in mutations if mutation[0] in GIVING_BACK}
+        left = {(result.kind, result.id): result.version for result in reply.results}
         for key in given_back:
-            self._lose(key, shown.get(key))
+            token = shown.get(key)
+            if token is not None and left.get(key, token) >= token:  # else it is told once more, of an older claim
+                self._lose(key, token)
         for key, token in _claimed(mutations, reply.results):
             if key not in given_back:
-                self._hold(key, token, sent.sequence)
+                self._hold(key, token, sent.sequence, sent.epoch)
 
 
 def _claimed(mutations: Sequence[PlainMutation], results: Sequence[Result]) -> Iterator[tuple[Key, int]]:

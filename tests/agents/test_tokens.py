@@ -94,6 +94,7 @@ def test_who_is_told_very_late_of_an_old_claim_takes_no_newer_one_away(tokens: T
 def test_a_claim_of_a_state_that_began_anew_is_held_whatever_its_version(tokens: Tokens) -> None:
     """Of durability `memory`, say: versions begin at 1 again, and a client goes on."""
     before, after = ask(tokens, 1, CLAIM), ask(tokens, 2, CLAIM)
+    before.epoch, after.epoch = 1, 2
     tokens.told(before, reply(before, 57))
     tokens.told(after, reply(after, 2))
     assert tokens.holds("Task", "t") == 2

@@ -1168,6 +1168,18 @@ def test_a_forked_childs_end_says_no_farewell_of_its_parents_client(engine, clie
         assert parent.complete(mine).status is TaskStatus.COMPLETED
 
 
+def test_what_is_told_once_more_under_its_id_takes_no_newer_claim_away(client):
+    client.create(task("a"))
+    client.claim(Task, request_id="mine")
+    client.release(Task.ref("a"), request_id="given back")
+    newer = client.claim(Task)
+    assert client.claim(Task, request_id="mine").claim < newer.claim, "it is what that request came to"
+    assert client.holds(Task, "a") == newer.claim
+    assert client.release(Task.ref("a"), request_id="given back").version < newer.version, "likewise"
+    assert client.holds(Task, "a") == newer.claim
+    assert client.complete(newer).status is TaskStatus.COMPLETED
+
+
 def test_of_clients_that_are_closed_and_hold_nothing_an_engine_holds_nothing(start_engine, state, limits, wait_until):
     """It watches their process for those that have claims, of which it may hear that that ended."""
     lasting = msgspec.structs.replace(limits, session_grace_s=3600.0)
