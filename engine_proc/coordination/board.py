@@ -45,6 +45,7 @@ class Board:
         self.unfit: set[str] = set()  # of these, those that nobody can have until they are changed
         self._states: dict[str, Dependency] = {}  # of those that somebody depends on
         self._later: list[tuple[int, int, Candidate]] = []  # a heap of those whose time is to come
+        self._came_us = 0  # the latest time that came
         self._count = count()
 
     def note(self, key: str, slot: int, fields: Fields | None) -> None:
@@ -139,11 +140,23 @@ class Board:
 
     def advance(self, now_us: int) -> None:
         """What was to come until now is there."""
+        if now_us < self._came_us:
+            self._go_back(now_us)
         later = self._later
         while later and later[0][0] <= now_us:
-            candidate = heappop(later)[2]
+            time_us, _, candidate = heappop(later)
             if candidate.live and not candidate.unmet and not candidate.ready:
+                self._came_us = max(self._came_us, time_us)
                 self.ready.add(candidate)
+
+    def _go_back(self, now_us: int) -> None:
+        """The clock was set back: whose time is to come once more is not there."""
+        self._came_us = 0
+        for candidate in self.ready.to_come(now_us):
+            self.ready.remove(candidate)
+            candidate.live = False  # what views have of it stays behind
+            again = self._candidates[candidate.key] = candidate.anew()
+            self._put_off(again)
 
     @property
     def next_us(self) -> int:

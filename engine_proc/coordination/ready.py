@@ -41,6 +41,12 @@ class Candidate:
         self.aside = False  # it came up while its project kept it back
         self.denied_to: tuple[str, ...] = ()  # the last ones, for as long as it is as it is
 
+    def anew(self) -> Candidate:
+        """The same one, as long as it is not ready."""
+        again = Candidate(self.key, self.order, self.values, self.policy, self.not_before_us)
+        again.denied_to = self.denied_to
+        return again
+
 
 _boards = count()  # so that what is made anew is never taken for what was looked at before
 
@@ -124,6 +130,10 @@ class Ready:
         """What became ready since so much had; None: more than is remembered."""
         new, recent = self.came - came, self._recent
         return list(islice(recent, len(recent) - new, None)) if 0 <= new <= len(recent) else None
+
+    def to_come(self, now_us: int) -> list[Candidate]:
+        """Those that are ready, and by this time are not."""
+        return [candidate for candidate in self._ready.values() if candidate.not_before_us > now_us]
 
     def values(self, candidate: Candidate, names: Sequence[str]) -> Values:
         """What a candidate has in these columns."""

@@ -134,6 +134,12 @@ def test_a_board_is_what_looking_at_everything_says(before, after, first_us, lat
     board.advance(now_us)
     for where in WHERES:
         assert offered(board, wanted(where), "nobody's") == ready(tasks, now_us, "nobody's", wanted(where))
+    board.advance(first_us)  # the clock is set back
+    for where in WHERES:
+        assert offered(board, wanted(where), "nobody's") == ready(tasks, first_us, "nobody's", wanted(where))
+    board.advance(now_us)
+    for where in WHERES:
+        assert offered(board, wanted(where), "nobody's") == ready(tasks, now_us, "nobody's", wanted(where))
     coming = [one["not_before"] for key, one in tasks.items() if key not in ready(tasks, now_us, "nobody's", [])
               and key in ready({**tasks, key: {**one, "not_before": None}}, now_us, "nobody's", [])]  # fmt: skip
     assert (from_us(board.next_us) if board.next_us else None) == min(coming, default=None)

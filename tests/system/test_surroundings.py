@@ -27,6 +27,7 @@ from solewriter import (
     EngineStartFailed,
     EngineUnavailable,
     Limits,
+    Obstacle,
     OutcomeUnknown,
     Project,
     Task,
@@ -35,6 +36,7 @@ from solewriter import (
     aio,
     connect,
     open_reader,
+    why_not_ready,
 )
 from solewriter.agents.status import status_of
 from solewriter.shared.config import KIB, MIB
@@ -902,3 +904,19 @@ def test_who_waits_for_a_time_has_the_task_when_the_clock_is_set_on_to_it(state,
         set_to(DAY_NS)
         assert claimed.result(10).id == "t"
         assert client.get(Task, "t").updated_at - datetime.now(UTC) > timedelta(hours=23)
+
+
+def test_a_time_that_is_to_come_once_more_is_waited_for_once_more(state, start_engine, clock):
+    timed, set_to = clock
+    start_engine(state, models=[timed])
+    with connect(state) as client:
+        for id in "ab":
+            client.create(Task(id=id, title="x", project=id, not_before=datetime.now(UTC) + timedelta(hours=1)))
+        set_to(DAY_NS)
+        assert client.claim(Task, where={"project": "b"}).id == "b"
+        set_to(0)
+        assert client.claim(Task) is None
+        with client.reader.snapshot() as snap:
+            assert [reason.obstacle for reason in why_not_ready(snap, snap[Task, "a"])] == [Obstacle.NOT_YET]
+        set_to(DAY_NS)
+        assert client.claim(Task).id == "a"
