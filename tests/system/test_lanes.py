@@ -528,6 +528,21 @@ def test_threads_may_wait_without_an_end(engine, wait_until):
         assert {claim.result(60).title for claim in claims} == {"x", "y"}
 
 
+@pytest.mark.parametrize("patience_s", [math.inf, 1e12, 30 * 86_400.0])
+def test_a_clients_patience_may_have_no_end(engine, patience_s):
+    endless = Limits(connect_timeout_s=patience_s, request_timeout_s=patience_s)
+    with connect(engine.state, limits=endless) as client:
+        assert client.create(Task(id="t", title="x")).version == 1
+        os.kill(engine.pid, signal.SIGKILL)
+        assert client.update(Task.ref("t"), title="y").version == 2
+
+    async def main() -> None:
+        async with aio.connect(engine.state, limits=endless) as client:
+            assert (await client.update(Task.ref("t"), title="z")).version == 3
+
+    asyncio.run(main())
+
+
 def test_a_large_request_beside_a_thread_that_waits_is_sent_at_once(engine, wait_until):
     """More than a pipe holds. Who reads for all sleeps, on replies alone, since before it was there."""
     limits = Limits(wait_backstop_s=60)
