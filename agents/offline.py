@@ -18,7 +18,6 @@ from solewriter.shared.aside import beginning
 from solewriter.shared.chain import checkpoint_to, first_entry, newest_whole
 from solewriter.shared.checkpoint import checkpoint_path
 from solewriter.shared.config import DEFAULT_LIMITS, MEMORY_VERSION, Limits
-from solewriter.shared.entry import Life
 from solewriter.shared.memory.catalog import Catalog, Table
 from solewriter.shared.memory.root import Root, root_of_files
 from solewriter.shared.schema import Schema
@@ -93,11 +92,10 @@ def _begin(folder: Path) -> int | None:
 
 
 def _end_of(folder: Path) -> End:
-    files, life, revision = Files(folder, _begin(folder)), None, None
+    files, revision = Files(folder, _begin(folder)), None
     told: list[tuple[int, list[str], list[Schema]]] = []  # which kinds and schemas came with which entry
     for entry, _ in files.entries():
         private = entry.private
-        life = private.life or (private.whole.life if private.whole is not None else life)
         if private.kinds or private.schemas:
             told.append((entry.number, private.kinds, private.schemas))
         if entry.number > files.begin:
@@ -115,11 +113,8 @@ def _end_of(folder: Path) -> End:
             schemas += more_schemas
     tables = tuple(Table(0, _newest_schema(schemas, code).columns) for code in range(len(kinds)))
     root = root_of_files(revision or 0, files.last, oldest=0, kinds=())
-    return End(NoMemory(_Ids(_history_of(life))), Catalog(MEMORY_VERSION, tuple(kinds), tuple(schemas), tables), root)
-
-
-def _history_of(life: Life | None) -> bytes:
-    return life.history if life is not None else b""
+    ids = _Ids(files.life.history if files.life is not None else b"")
+    return End(NoMemory(ids), Catalog(MEMORY_VERSION, tuple(kinds), tuple(schemas), tables), root)
 
 
 def _newest_schema(schemas: list[Schema], kind: int) -> Schema:

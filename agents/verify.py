@@ -29,10 +29,10 @@ from solewriter.shared.chain import (
     opened,
 )
 from solewriter.shared.checkpoint import Checkpoint, checkpoint_files, checkpoint_path
-from solewriter.shared.entry import FILE_HEADER_BYTES, Entry
+from solewriter.shared.entry import FILE_HEADER_BYTES, Entry, Life
 from solewriter.shared.errors import Compacted, EngineUnavailable, JournalCorrupt, minding_descriptors
 from solewriter.shared.folder import unlike_a_folder
-from solewriter.shared.life import may_be_cut
+from solewriter.shared.life import LastLife
 from solewriter.shared.statedigest import DigestOfState
 from solewriter.shared.walk import Walk
 
@@ -99,12 +99,9 @@ class Files:
         """All of them; or only what lies behind the entry `begin`, as a start looks at it."""
         if not journal_files(folder):
             raise EngineUnavailable(f"nothing is journaled in {folder}{unlike_a_folder(folder)}")
-        self._folder = folder
         noted = noted_in(folder)
         self._newest = newest_checkpoint(folder)  # before the journal is read, which goes on beside an engine
-        self._whole_from, self._life = 0, None
-        if (whole := newest_whole(folder)) is not None:
-            self._whole_from, self._life = whole[0], whole[1].life
+        self._last = LastLife(folder, newest_whole(folder))
         try:
             self.begin = begin or oldest_entry(folder)  # the entry behind which the state can be told
         except Compacted as error:
@@ -128,18 +125,22 @@ class Files:
         """The number of the last entry."""
         return self._walk.number
 
+    @property
+    def life(self) -> Life | None:
+        """The last one that they tell of."""
+        return self._last.life
+
     def _whole(self) -> Iterator[tuple[Entry, str]]:
         for path in self._paths:
             for entry, place in self._of(path):
-                if entry.number >= self._whole_from:
-                    self._life = entry.changes.life or self._life
+                self._last.reach(entry.number, entry.lived)
                 yield entry, place
         if why := self._walk.lacks(self._newest):
             self._cut_or_bad(why, self._walk.place)
 
     def _cut_or_bad(self, what: str, place: str) -> NoReturn:
-        """What a start may explain by a power cut, which took nothing before the whole private state, is not bad."""
-        if self.last >= self._whole_from and may_be_cut(self._folder, self._life, self.last):
+        """What a start may explain by a power cut is not bad."""
+        if self._last.may_be_cut():
             raise _Cut
         bad(what, place)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from solewriter.shared.chain import lives_behind
-from solewriter.shared.entry import Life
+from solewriter.shared.entry import Life, PrivateState
 
 
 def boot_id() -> str:
@@ -25,3 +25,25 @@ def may_be_cut(folder: Path, life: Life | None, number: int) -> bool:
     if life is None or life.durability == "power" or not rebooted_since(life):
         return False
     return all(later.epoch == life.epoch for later in lives_behind(folder, number))
+
+
+class LastLife:
+    """The last life that a journal tells of, as far as it was read: at first by the newest `whole` private state."""
+
+    def __init__(self, folder: Path, whole: tuple[int, PrivateState] | None) -> None:
+        self._folder = folder
+        self.whole_from = whole[0] if whole is not None else 0
+        self.life: Life | None = whole[1].life if whole is not None else None
+        self._reached = 0
+
+    def reach(self, number: int, told: Life | None) -> None:
+        """The entry of this number was read; it may have told of a life."""
+        self._reached = number
+        if told is not None and number >= self.whole_from:
+            self.life = told
+
+    def may_be_cut(self) -> bool:
+        """Whether a power cut may have taken entries behind that one. Nothing before the whole private state: it was
+        written when all of that was on disk.
+        """
+        return self._reached >= self.whole_from and may_be_cut(self._folder, self.life, self._reached)

@@ -46,11 +46,14 @@ class Recovery:
         self._publisher = publisher
         self._newest = NewestRecords(state, publisher)
         self._outcomes = NewestOutcomes(sessions, limits.window_max)
-        self._whole_from = 0  # the entry that holds the whole private state: what earlier ones say of it is in there
-        self._reached = 0  # the entry that was replayed last
+        self._last = lives.LastLife(folder, None)
         self._restoring: Restoring | None = None  # until the checkpoint is in memory
-        self.private_bytes = 0  # of that entry
-        self.life: Life | None = None  # the last one that the journal knows of
+        self.private_bytes = 0  # of the whole private state
+
+    @property
+    def life(self) -> Life | None:
+        """The last one that the journal knows of."""
+        return self._last.life
 
     def run(self) -> Checkpoint | None:
         """The checkpoint with which it began, closed. Raises JournalCorrupt, LayoutMismatch, MemoryFull."""
@@ -71,9 +74,8 @@ class Recovery:
         with ExitStack() as ending:
             checkpoint, first = None, 1
             if found is not None:
-                self._whole_from, whole = found
-                self.life = whole.life
-                name = beginning(self._folder, whole.checkpoint)
+                self._last = lives.LastLife(self._folder, found)
+                name = beginning(self._folder, found[1].checkpoint)
                 if name is not None:
                     checkpoint, first = ending.enter_context(self._open(name)), name.entry + 1
                     self._restoring = ending.enter_context(Restoring(checkpoint, self._publisher))
@@ -105,7 +107,7 @@ class Recovery:
     def _missing(self, path: Path) -> JournalCorrupt:
         """A checkpoint goes when a newer one is named. Where that name is damaged, that is the place to look at."""
         for file in reversed(journal_files(self._folder)):
-            if first_of(file) > self._whole_from and first_entry_of(file) is None:
+            if first_of(file) > self._last.whole_from and first_entry_of(file) is None:
                 place = f"{file.name}:{FILE_HEADER_BYTES}"
                 damaged = f"{file.name} is damaged at offset {FILE_HEADER_BYTES}, where a newer one may have been named"
                 return JournalCorrupt(f"{damaged}: {path.name} is missing", place=place)
@@ -123,10 +125,9 @@ class Recovery:
         """The entries behind the checkpoint: the most recent ones with all their records, others by their newest."""
         recent: deque[tuple[Entry, PrivateChanges]] = deque()
         held = 0
-        for entry in self._journal.replay(first, self._may_be_cut, self._may_be_unsynced):
-            self._reached, said = entry.number, entry.changes
-            if entry.number >= self._whole_from:
-                self.life = said.life or self.life
+        for entry in self._journal.replay(first, self._last.may_be_cut, self._may_be_unsynced):
+            said = entry.changes
+            self._last.reach(entry.number, said.life)
             recent.append((entry, said))
             held += len(entry.bodies) + len(entry.said)
             while held > self._recent_bytes:
@@ -138,12 +139,6 @@ class Recovery:
         for entry, said in recent:
             self._install(entry, said)
         self._outcomes.install()
-
-    def _may_be_cut(self) -> bool:
-        """Whether a power cut may have taken entries in any order. Nothing before the whole private state: it was
-        written when all of that was on disk.
-        """
-        return self._reached >= self._whole_from and lives.may_be_cut(self._folder, self.life, self._reached)
 
     def _may_be_unsynced(self) -> bool:
         """Whether a sync may have failed of what was acked before, in another file than the last."""
@@ -171,8 +166,8 @@ class Recovery:
         self._install_private(entry, said)
 
     def _install_private(self, entry: Entry, said: PrivateChanges) -> None:
-        """What an entry says besides entities."""
-        if entry.number < self._whole_from:
+        """What an entry says besides entities. What earlier ones say is in the whole private state."""
+        if entry.number < self._last.whole_from:
             return
         sessions, outcomes = self._sessions, self._outcomes
         if said.whole is not None:  # the first entry of which anything is taken

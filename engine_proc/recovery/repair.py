@@ -37,7 +37,7 @@ from solewriter.shared.errors import EngineUnavailable, JournalCorrupt, LayoutMi
 from solewriter.shared.files import lasting_file, naming, new_file, replace_file, sync_folder
 from solewriter.shared.folder import StateFolder
 from solewriter.shared.frozen import INT_MAX
-from solewriter.shared.life import may_be_cut
+from solewriter.shared.life import LastLife
 
 
 def set_aside(folder: StateFolder) -> tuple[list[Path], int]:
@@ -117,19 +117,12 @@ def _to_set_aside(folder: Path) -> tuple[list[CheckpointName], int]:
 
 def _check_start_behind(folder: Path, begin: int) -> None:
     """Read the journal as a start would that begins behind this entry. Raises EngineUnavailable where it is refused."""
-    found = newest_whole(folder)
-    whole_from, life = (found[0], found[1].life) if found is not None else (0, None)
-    reached = 0
-
-    def cut() -> bool:
-        return reached >= whole_from and may_be_cut(folder, life, reached)
-
+    last = LastLife(folder, newest_whole(folder))
     try:
         state_id = state_id_of(journal_files(folder)[-1])
         replay = Replay(folder, state_id, noted_in(folder), begin + 1)
-        for entry in replay.entries(cut):
-            reached, said = entry.number, entry.changes.life
-            life = said if said is not None and reached >= whole_from else life
+        for entry in replay.entries(last.may_be_cut):
+            last.reach(entry.number, entry.lived)
     except (JournalCorrupt, LayoutMismatch) as error:
         raise EngineUnavailable(
             f"a start on {folder} that begins behind entry {begin} needs what is damaged ({error}): use a backup, or "
