@@ -11,9 +11,9 @@ import os
 from pathlib import Path
 from typing import NamedTuple
 
+from solewriter.agents.journal import Files, untrimmed
 from solewriter.agents.looking import Looking, closed_reader
 from solewriter.agents.past import Past, Viewed
-from solewriter.agents.verify import Files, untrimmed
 from solewriter.shared.aside import beginning
 from solewriter.shared.chain import checkpoint_to, first_entry, newest_whole
 from solewriter.shared.checkpoint import checkpoint_path

@@ -18,9 +18,10 @@ import pytest
 from typer.testing import CliRunner
 
 from solewriter import Compacted, Create, Delete, Put, Task, Update, connect, open_reader
-from solewriter.agents import verify as verifying
+from solewriter.agents import journal as reading
 from solewriter.agents.cli.main import app
-from solewriter.agents.verify import Files, verify
+from solewriter.agents.journal import Files
+from solewriter.agents.verify import verify
 from solewriter.engine_proc.recovery.copying import give
 from solewriter.engine_proc.recovery.repair import truncate
 from solewriter.shared import entry as entries
@@ -519,7 +520,7 @@ def test_a_journal_that_no_checkpoint_leads_to_is_said_to_be_one(folder):
 def test_files_that_went_between_two_looks_are_no_damage(folder, monkeypatch):
     """As those that an engine trims: whoever looks begins again with what is left."""
     begin = oldest_entry(folder)
-    monkeypatch.setattr(verifying, "oldest_entry", lambda folder: begin)
+    monkeypatch.setattr(reading, "oldest_entry", lambda folder: begin)
     path, following, *_ = journal_files(folder)
     assert first_of(path) <= begin + 1 < first_of(following)
     path.unlink()
@@ -733,8 +734,8 @@ def test_an_engine_that_trims_again_and_again_is_not_waited_for_for_ever():
         raise Compacted("trimmed meanwhile", oldest=0)
 
     with pytest.raises(Compacted):
-        verifying.untrimmed(read)
-    assert len(tries) == verifying.TRIES
+        reading.untrimmed(read)
+    assert len(tries) == reading.TRIES
 
 
 # --- repair -----------------------------------------------------------------------------------------------------------
