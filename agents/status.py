@@ -9,24 +9,28 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Iterable
-from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import Literal
 
 import msgspec
 
-from solewriter.shared import entry as entries
+from solewriter.agents.traces import (
+    Contents,
+    contents_of,
+    last_outcomes,
+    memory_of,
+    process_state_of,
+    seen_in,
+    taken_by,
+    uptime_s,
+)
 from solewriter.shared.config import DEFAULT_LIMITS, STALE_BEATS, STATUS_LOOKS_MAX, US_PER_S
-from solewriter.shared.errors import UNDECODABLE, EngineUnavailable, JournalCorrupt, LayoutMismatch
-from solewriter.shared.folder import SOCKET, StateFolder, Whereabouts, whereabouts_in
-from solewriter.shared.memory.root import ROOT_BYTES, STOPPED, Root, RootReader
-from solewriter.shared.memory.segment import segment_path
-from solewriter.shared.memory.view import View
-from solewriter.shared.processes import process_state, runs
+from solewriter.shared.errors import JournalCorrupt
+from solewriter.shared.folder import SOCKET, StateFolder, Whereabouts
+from solewriter.shared.memory.root import STOPPED, Root, RootReader
+from solewriter.shared.processes import runs
 from solewriter.shared.request_ids import default_id
 
 Condition = Literal["alive", "stale", "gone", "starting", "stopped", "absent"]
-BLOCK_BYTES = 512  # what st_blocks counts in, whatever the file system's own blocks are
 WHY_STALE = {  # by the kernel's letter for the state of the process
     "T": "its process is stopped by a signal (T): SIGCONT lets it go on",
     "t": "its process is stopped by a debugger (t)",
@@ -82,51 +86,15 @@ def status_of(state: str | os.PathLike[str]) -> EngineStatus:
     """
     folder = StateFolder(state)
     try:
-        contents = _contents(folder)
+        contents = contents_of(folder)
         for _ in range(STATUS_LOOKS_MAX):
             status = _look(folder, contents)
-            before, contents = contents, _contents(folder)
+            before, contents = contents, contents_of(folder)
             if contents.announced == before.announced:
                 break  # else another engine took over during the look, or this one stopped
     except OSError as error:
         return EngineStatus(folder=str(folder.path), engine="absent", detail=_why_absent(folder, error))
     return status
-
-
-# --- the state folder ------------------------------------------------------------------------------------------------
-
-
-class _Contents(NamedTuple):
-    """What lies in a state folder."""
-
-    names: list[str]
-    announced: Whereabouts | None
-    markers: list[Whereabouts]  # every set of segments that may exist
-    problems: tuple[str, ...]
-
-    @property
-    def journal(self) -> list[str]:
-        """Names of its files, oldest first."""
-        return sorted(name for name in self.names if name.startswith("journal-") and name.endswith(".log"))
-
-
-def _contents(folder: StateFolder) -> _Contents:
-    """Raises OSError if the folder is not there, or not ours to look into."""
-    names = os.listdir(folder.path)
-    markers = []
-    for name in names:
-        if name.startswith("memory-") and name.endswith(".json"):
-            try:
-                markers.append(whereabouts_in(folder.path / name))
-            except (FileNotFoundError, *UNDECODABLE):
-                pass  # removed meanwhile, or its engine died while writing it: there is no memory of that name
-    try:
-        return _Contents(names, whereabouts_in(folder.engine_json), markers, ())
-    except FileNotFoundError:
-        return _Contents(names, None, markers, ())
-    except UNDECODABLE as error:  # then the newest marker is the best guess that there is
-        newest = max(markers, key=lambda marker: marker.epoch, default=None)
-        return _Contents(names, newest, markers, (f"{folder.engine_json} cannot be read: {error}",))
 
 
 def _why_absent(folder: StateFolder, error: OSError) -> str:
@@ -139,27 +107,27 @@ def _why_absent(folder: StateFolder, error: OSError) -> str:
     return str(error)
 
 
-def _look(folder: StateFolder, contents: _Contents) -> EngineStatus:
+def _look(folder: StateFolder, contents: Contents) -> EngineStatus:
     """The whole status, once."""
     dead = [one for one in contents.markers if one != contents.announced and not runs(one.pid, one.start_time)]
     status = EngineStatus(
         folder=str(folder.path),
         engine="stopped",
         problems=contents.problems,
-        leftover_bytes=sum(_memory(one).bytes for one in dead),
+        leftover_bytes=sum(memory_of(one).bytes for one in dead),
         journal_files=len(contents.journal),
-        journal_bytes=_taken(folder.path / name for name in (*contents.journal, "journal.next")),
+        journal_bytes=taken_by(folder.path / name for name in (*contents.journal, "journal.next")),
     )
     if contents.announced is None:
         return _unannounced(status, contents)
     return _announced(status, folder, contents, contents.announced)
 
 
-def _unannounced(status: EngineStatus, contents: _Contents) -> EngineStatus:
+def _unannounced(status: EngineStatus, contents: Contents) -> EngineStatus:
     """Nobody serves: not yet, not any more, or never did."""
     for one in contents.markers:
-        if process_state := _process_state(one):
-            reader = _seen(one).reader
+        if process_state := process_state_of(one):
+            reader = seen_in(one).reader
             if reader is not None and reader.successor == STOPPED:
                 return msgspec.structs.replace(status, detail=f"pid {one.pid} still gives its memory back")
             return msgspec.structs.replace(
@@ -169,7 +137,7 @@ def _unannounced(status: EngineStatus, contents: _Contents) -> EngineStatus:
                 pid=one.pid,
                 process_state=process_state,
                 epoch=one.epoch,
-                uptime_s=_uptime_s(one),
+                uptime_s=uptime_s(one),
             )
     if status.leftover_bytes:
         return msgspec.structs.replace(status, detail="an engine died here while it started or ended")
@@ -180,15 +148,12 @@ def _unannounced(status: EngineStatus, contents: _Contents) -> EngineStatus:
     return msgspec.structs.replace(status, engine="absent", detail=f"no engine ever served {status.folder}")
 
 
-# --- an engine -------------------------------------------------------------------------------------------------------
-
-
-def _announced(status: EngineStatus, folder: StateFolder, contents: _Contents, where: Whereabouts) -> EngineStatus:
+def _announced(status: EngineStatus, folder: StateFolder, contents: Contents, where: Whereabouts) -> EngineStatus:
     """An engine serves, or died serving."""
     now_us = time.monotonic_ns() // 1000  # before the heartbeat is read: a pause in between makes nobody look stale
-    seen = _seen(where)
-    process_state = _process_state(where)
-    memory = _memory(where)
+    seen = seen_in(where)
+    process_state = process_state_of(where)
+    memory = memory_of(where)
     following = [one.pid for one in contents.markers if one != where and runs(one.pid, one.start_time)]
     status = msgspec.structs.replace(
         status,
@@ -196,7 +161,7 @@ def _announced(status: EngineStatus, folder: StateFolder, contents: _Contents, w
         process_state=process_state,
         starting_pid=following[0] if following else None,
         epoch=where.epoch,
-        uptime_s=_uptime_s(where) if process_state else None,
+        uptime_s=uptime_s(where) if process_state else None,
         memory_dir=where.memory_dir,
         memory_segments=memory.segments,
         memory_bytes=memory.bytes,
@@ -259,117 +224,8 @@ def _with_request(
         return status
     named = default_id(*request)
     try:
-        ended = _last_outcomes(folder, journal) if journal else {request}
+        ended = last_outcomes(folder, journal) if journal else {request}
     except (OSError, JournalCorrupt) as error:
         problem = f"the journal cannot be read: {error}"
         return msgspec.structs.replace(status, last_request=named, problems=(*status.problems, problem))
     return msgspec.structs.replace(status, last_request=named, deciding=None if request in ended else named)
-
-
-def _last_outcomes(folder: StateFolder, journal: list[str]) -> set[tuple[int, int]]:
-    """(session, sequence) of the requests of the last journaled turn that decided any; behind a checkpoint, of all that
-    are remembered: the turns before it may be trimmed.
-    """
-    for name in reversed(journal):
-        buffer, at = (folder.path / name).read_bytes(), entries.FILE_HEADER_BYTES
-        outcomes: list[entries.Outcome] = []
-        number = 0
-        while (found := entries.unpack(buffer, at)) is not None and found[0].number > number:
-            said = found[0].private
-            if said.whole is not None:
-                outcomes = [outcome for session in said.whole.sessions for outcome in session.outcomes]
-            outcomes = said.outcomes or outcomes
-            number, at = found[0].number, found[2]
-        if outcomes:
-            return {(outcome.session, outcome.sequence) for outcome in outcomes}
-    return set()
-
-
-# --- the process -----------------------------------------------------------------------------------------------------
-
-
-def _process_state(where: Whereabouts) -> str | None:
-    """The kernel's letter for the state of exactly this process; None if it is gone, be its pid another's now."""
-    return (process_state(Path(f"/proc/{where.pid}")) or None) if runs(where.pid, where.start_time) else None
-
-
-def _uptime_s(where: Whereabouts) -> float:
-    """Since the process began, by the clock that its start time is of."""
-    began_s = where.start_time / os.sysconf("SC_CLK_TCK")
-    return max(0.0, round(time.clock_gettime(time.CLOCK_BOOTTIME) - began_s, 3))
-
-
-# --- the memory ------------------------------------------------------------------------------------------------------
-
-
-class _Seen(NamedTuple):
-    """What a reader finds in the memory of an epoch; what it should find and does not are problems."""
-
-    reader: RootReader | None = None
-    root: Root | None = None
-    entities: dict[str, int] | None = None
-    problems: tuple[str, ...] = ()
-
-
-def _seen(where: Whereabouts) -> _Seen:
-    path = segment_path(where.memory_dir, where.prefix, "root")
-    try:
-        if path.stat().st_size < ROOT_BYTES:
-            return _Seen(problems=(f"{path} is too short to be a root",))
-        view = View(where.memory_dir, where.prefix)
-        if not view.root.head:
-            return _Seen(view.root, problems=("nothing was published yet",))
-        root = view.root.current()
-    except (OSError, ValueError, LayoutMismatch, EngineUnavailable) as error:
-        return _Seen(problems=(_unreadable(error),))
-    try:
-        pin = view.pin()  # as any reader: all that it needs must be there
-    except (OSError, ValueError, LayoutMismatch, EngineUnavailable) as error:
-        return _Seen(view.root, root, None, (_unreadable(error),))
-    counts = zip(pin.catalog.kinds, pin.root.kinds, strict=False)
-    return _Seen(view.root, pin.root, {name: alive for name, (_, alive) in counts})
-
-
-def _unreadable(error: Exception) -> str:
-    if isinstance(error, FileNotFoundError):
-        return f"{error.filename} is gone: nobody can begin to read"
-    return f"the memory cannot be read: {error}"
-
-
-class _Memory(msgspec.Struct, frozen=True):
-    """Bytes that the segments of an epoch take, by what they are for."""
-
-    segments: int
-    heap: int
-    table: int
-    index: int
-    other: int
-
-    @property
-    def bytes(self) -> int:
-        return self.heap + self.table + self.index + self.other
-
-
-def _memory(where: Whereabouts) -> _Memory:
-    """All zero if its folder cannot be read."""
-    prefix = f"{where.prefix}-"
-    try:
-        names = [name for name in os.listdir(where.memory_dir) if name.startswith(prefix)]
-    except OSError:
-        names = []
-    of_part: dict[str, list[Path]] = {}
-    for name in names:
-        of_part.setdefault(name.removeprefix(prefix).partition("-")[0], []).append(Path(where.memory_dir, name))
-    heap, table, index = (_taken(of_part.pop(part, ())) for part in ("heap", "table", "index"))
-    return _Memory(len(names), heap, table, index, sum(map(_taken, of_part.values())))
-
-
-def _taken(paths: Iterable[Path]) -> int:
-    """Bytes that files take where they lie; none for one that went meanwhile."""
-    taken = 0
-    for path in paths:
-        try:
-            taken += path.lstat().st_blocks * BLOCK_BYTES
-        except OSError:
-            pass
-    return taken

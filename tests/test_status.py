@@ -22,6 +22,7 @@ from solewriter import Create, EngineStartFailed, Entity, Limits, OutcomeUnknown
 from solewriter.agents import status as status_module
 from solewriter.agents.cli.describing import DEGRADED, FINE, NOT_THERE, described, exit_code
 from solewriter.agents.status import EngineStatus, status_of
+from solewriter.agents.traces import last_outcomes
 from solewriter.shared import entry as entries
 from solewriter.shared.config import STALE_BEATS
 from solewriter.shared.entry import CheckpointName, Life, Private, PrivateState, SessionChange, SessionState
@@ -233,7 +234,7 @@ def test_a_request_whose_turn_was_trimmed_ended_all_the_same(tmp_path):
     whole = PrivateState(CheckpointName(8, 1), life, [session], [], False, -1, [])
     packed, _ = entries.pack(9, 5, 0, 0, [], Private(whole=whole))
     (tmp_path / "journal-9.log").write_bytes(entries.file_header(b"s" * 16, 9, 0) + packed + bytes(100))
-    assert status_module._last_outcomes(StateFolder(tmp_path), ["journal-9.log"]) == {(7, 256), (7, 512)}
+    assert last_outcomes(StateFolder(tmp_path), ["journal-9.log"]) == {(7, 256), (7, 512)}
 
 
 @pytest.mark.parametrize(("step", "ended"), [("commit.write", False), ("commit.noted", True)])
@@ -339,7 +340,7 @@ def test_restarts_are_no_problem_whenever_one_looks(state, start_engine):
 def test_an_engine_that_takes_over_during_the_look_is_told(state, start_engine, wait_until, monkeypatch):
     """The kill falls between the look at the folder and the one at the memory that it names."""
     engine = start_engine(state)
-    first, read_memory = engine.pid, status_module._seen
+    first, read_memory = engine.pid, status_module.seen_in
 
     def killed_meanwhile(where: Whereabouts) -> object:
         if where.pid == first:
@@ -347,7 +348,7 @@ def test_an_engine_that_takes_over_during_the_look_is_told(state, start_engine, 
             wait_until(lambda: engine.restarts, 20, "a restart")
         return read_memory(where)
 
-    monkeypatch.setattr(status_module, "_seen", killed_meanwhile)
+    monkeypatch.setattr(status_module, "seen_in", killed_meanwhile)
     status = status_of(state)
     assert (status.engine, status.pid, status.problems) == ("alive", engine.pid, ())
     assert engine.pid != first
