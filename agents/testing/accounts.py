@@ -12,8 +12,8 @@ from typing import NamedTuple
 
 import msgspec
 
-from solewriter.agents.testing.evidence import APPLIED, FENCED, REFUSED, UNKNOWN, Answer, Attempt, Call, name_in
 from solewriter.agents.testing.history import Decided, History
+from solewriter.agents.testing.lines import APPLIED, FENCED, REFUSED, UNKNOWN, Answer, Attempt, Call, name_in
 from solewriter.agents.testing.steps import Key
 from solewriter.shared.mutations import NotApplied
 

@@ -13,8 +13,8 @@ from typing import NamedTuple
 
 from solewriter.agents.testing.accounts import Accounts, Violation
 from solewriter.agents.testing.claims import claims_are_kept
-from solewriter.agents.testing.evidence import APPLIED, REFUSED, UNKNOWN, Gathered, Look
 from solewriter.agents.testing.history import History
+from solewriter.agents.testing.lines import APPLIED, REFUSED, UNKNOWN, Gathered, Look
 from solewriter.agents.testing.order import Floor, in_real_time_order, in_the_order_of_sessions
 from solewriter.agents.testing.readers import (
     readers_go_forward,

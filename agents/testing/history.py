@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import msgspec
 from pydantic import ValidationError
 
-from solewriter.agents.testing.evidence import APPLIED, REFUSED, refusal_name
+from solewriter.agents.testing.lines import APPLIED, REFUSED, refusal_name
 from solewriter.agents.testing.steps import Fields, Key, Kinds, kinds_of, plain
 from solewriter.shared import entry as entries
 from solewriter.shared import record

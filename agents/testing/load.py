@@ -22,7 +22,8 @@ from pathlib import Path
 from solewriter.agents.client import Client, connect
 from solewriter.agents.reader import Reader, open_reader
 from solewriter.agents.snapshot import Snapshot
-from solewriter.agents.testing.evidence import FENCED, UNKNOWN, Call, Evidence, gather, refusal_name
+from solewriter.agents.testing.evidence import Evidence
+from solewriter.agents.testing.lines import FENCED, UNKNOWN, Call, gather, refusal_name
 from solewriter.agents.testing.steps import Key, kinds_of, mutation_of, step_of
 from solewriter.agents.testing.wishes import Wishes
 from solewriter.agents.watch import Resync

@@ -11,8 +11,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from itertools import zip_longest
 
 from solewriter.agents.testing.accounts import Violation
-from solewriter.agents.testing.evidence import Followed, Look
 from solewriter.agents.testing.history import History
+from solewriter.agents.testing.lines import Followed, Look
 from solewriter.agents.testing.order import Floor
 from solewriter.agents.testing.steps import digest
 

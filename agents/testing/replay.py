@@ -9,8 +9,8 @@ from collections.abc import Iterable, Iterator, Sequence
 from pydantic_core import to_jsonable_python
 
 from solewriter.agents.testing.accounts import Accounts, Tokens, Violation
-from solewriter.agents.testing.evidence import APPLIED, REFUSED, Call, Look
 from solewriter.agents.testing.history import ENGINES_OWN, Change, Decided
+from solewriter.agents.testing.lines import APPLIED, REFUSED, Call, Look
 from solewriter.agents.testing.model import Model, stamped
 from solewriter.agents.testing.steps import Fields, Key, Kinds, Step, digest
 from solewriter.agents.testing.tasks import HELD, Draft, Refusal

@@ -17,8 +17,9 @@ from solewriter.agents.client import connect
 from solewriter.agents.reader import Reader, open_reader
 from solewriter.agents.testing.accounts import Violation
 from solewriter.agents.testing.checker import Verdict, check
-from solewriter.agents.testing.evidence import APPLIED, Evidence, Gathered, gather
+from solewriter.agents.testing.evidence import Evidence
 from solewriter.agents.testing.history import read_history
+from solewriter.agents.testing.lines import APPLIED, Gathered, gather
 from solewriter.agents.testing.load import PATIENT
 from solewriter.agents.testing.mortal import MortalEngine, Span
 from solewriter.agents.testing.nursery import Nursery

@@ -7,8 +7,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from solewriter.agents.testing.accounts import MISMATCH, NOT_APPLIED, Account, Accounts, Violation
-from solewriter.agents.testing.evidence import APPLIED, REFUSED, Answer
 from solewriter.agents.testing.history import Decided
+from solewriter.agents.testing.lines import APPLIED, REFUSED, Answer
 
 
 def told_as_recovered(accounts: Accounts) -> Iterator[Violation]:

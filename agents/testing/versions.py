@@ -7,8 +7,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from solewriter.agents.testing.accounts import Account, Accounts, Violation
-from solewriter.agents.testing.evidence import APPLIED, UNKNOWN, Answer
 from solewriter.agents.testing.history import ENGINES_OWN, History
+from solewriter.agents.testing.lines import APPLIED, UNKNOWN, Answer
 from solewriter.agents.testing.steps import ANY_ID, Fields, Key
 
 FILLED_IN = (  # by the engine, whatever was asked

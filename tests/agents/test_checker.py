@@ -51,8 +51,8 @@ from solewriter import (
     open_reader,
 )
 from solewriter.agents.testing import Evidence, Gathered, History, Look, check, gather, read_history
-from solewriter.agents.testing.evidence import Attempt, lines
 from solewriter.agents.testing.history import Change, Decided
+from solewriter.agents.testing.lines import Attempt, lines
 from solewriter.agents.testing.steps import Condition, Key
 from solewriter.shared import entry
 from solewriter.shared.errors import JournalCorrupt

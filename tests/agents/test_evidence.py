@@ -26,7 +26,7 @@ from solewriter import (
 )
 from solewriter.agents.testing import Evidence, gather
 from solewriter.agents.testing.accounts import Accounts
-from solewriter.agents.testing.evidence import Answer, Attempt, Call, marked, name_in
+from solewriter.agents.testing.lines import Answer, Attempt, Call, marked, name_in
 from solewriter.agents.testing.steps import Step, kinds_of, mutation_of, plain, step_of
 from solewriter.agents.testing.versions import versions_told
 

@@ -18,7 +18,7 @@ import msgspec
 import pytest
 
 from solewriter import Create, Delete, Limits, Task, TaskStatus, Transition, Update
-from solewriter.agents.testing.evidence import Call
+from solewriter.agents.testing.lines import Call
 from solewriter.agents.testing.plan import Fault, Life, Plan
 from solewriter.agents.testing.round import Bounds, Crowd, Round
 from solewriter.shared.errors import from_wire
