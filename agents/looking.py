@@ -42,6 +42,11 @@ def not_so(kind: type[Entity] | str, id: str, found: object, timeout_s: float | 
     return TimeoutError(f"{name_of(kind)} {id!r} did not become so in {timeout_s} s; it is {found!r}")
 
 
+def not_so_many(kind: type[Entity] | str, where: object, count: int, timeout_s: float | None) -> TimeoutError:
+    asked = f" that are {shown(where)}" if where else ""
+    return TimeoutError(f"the number of {name_of(kind)}{asked} did not become so in {timeout_s} s; it is {count}")
+
+
 def plainly(holds: object) -> object:
     """What a predicate said. Raises TypeError for one that is async, of which nobody here waits for the answer."""
     if isinstance(holds, Awaitable):

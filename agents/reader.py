@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Any, Literal, TypeVar, overload
 
 from solewriter.agents.attaching import Attaching
 from solewriter.agents.deadline import check_patience
-from solewriter.agents.looking import check_revision, not_published, not_so, plainly
-from solewriter.agents.snapshot import Plain
+from solewriter.agents.looking import check_revision, not_published, not_so, not_so_many, plainly
+from solewriter.agents.snapshot import Plain, Snapshot
 from solewriter.shared.config import DEFAULT_LIMITS, Limits
 from solewriter.shared.entity import Entity
 from solewriter.shared.errors import Compacted, SchemaMismatch, SnapshotExpired
@@ -98,6 +98,36 @@ class Reader(Attaching):
             if (left := self.left_s(deadline)) <= 0:
                 raise not_so(kind, id, found, timeout_s)
             self.sleep(root, head, left)
+
+    def wait_until_count(
+        self,
+        kind: Model,
+        where: Where | None,
+        predicate: Callable[[int], object],
+        timeout_s: float | None = None,
+    ) -> Snapshot:
+        """Block until the predicate holds of how many entities of a kind match; the snapshot in which it does, held.
+        They are counted again only when one of them changed, came or left.
+
+        Raises as `wait_until` does; InvalidQuery.
+        """
+        check_patience(timeout_s)
+        deadline = None if timeout_s is None else time.monotonic() + timeout_s
+        watch, count = None, 0
+        while True:
+            root = self.view().root
+            head = root.head  # before the look, as above
+            is_new, left = watch is None or watch.take(), self.left_s(deadline)
+            if watch is None or watch.taken() is not None or (is_new and left <= 0):
+                watch = self.watch(kind, where=where, resync=True)  # before the snapshot: it tells what is not in that
+                snap = self.snapshot()
+                if plainly(predicate(count := snap.count(kind, where))):
+                    return snap
+                snap.close()
+            if left <= 0:
+                raise not_so_many(kind, where, count, timeout_s)
+            if not is_new:
+                self.sleep(root, head, left)
 
     @overload
     def watch(

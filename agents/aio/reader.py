@@ -13,6 +13,7 @@ import threading
 import time
 from collections.abc import AsyncIterator, Callable
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from itertools import islice
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal, NoReturn, Self, TypeVar, overload
@@ -22,7 +23,7 @@ from solewriter.agents.aio.opening import Opening
 from solewriter.agents.aio.sleeper import Sleeper
 from solewriter.agents.attaching import Vacancy
 from solewriter.agents.deadline import check_patience
-from solewriter.agents.looking import check_revision, closed_reader, not_published, not_so
+from solewriter.agents.looking import check_revision, closed_reader, not_published, not_so, not_so_many
 from solewriter.agents.reader import Reader
 from solewriter.agents.snapshot import Plain, Snapshot
 from solewriter.shared.config import ATTACH_RETRY_S, DEFAULT_LIMITS, LOOKING_THREADS, WATCH_BATCH, Limits
@@ -215,6 +216,34 @@ class AioReader:
             if not limit.expired():
                 raise  # the predicate's own
             raise not_so(kind, id, found, timeout_s) from None
+
+    async def wait_until_count(
+        self,
+        kind: Model,
+        where: Where | None,
+        predicate: Callable[[int], object],
+        timeout_s: float | None = None,
+    ) -> Snapshot:
+        """Wait until the predicate, a plain or an async function, holds of how many entities of a kind match; the
+        snapshot in which it does, held. As `Reader.wait_until_count` otherwise.
+        """
+        check_patience(timeout_s)
+        deadline = None if timeout_s is None else self._home.loop.time() + timeout_s
+        while True:
+            watch = self.watch(kind, where=where, resync=True)  # first, so that nothing is slept through
+            snap = await self.snapshot()
+            count = await self.beside(partial(snap.count, kind, where))
+            try:
+                async with asyncio.timeout_at(deadline) as limit:
+                    holds = predicate(count)
+                    if await holds if inspect.isawaitable(holds) else holds:
+                        return snap
+                    snap.close()
+                    await anext(watch)
+            except TimeoutError:
+                if not limit.expired():
+                    raise  # the predicate's own
+                raise not_so_many(kind, where, count, timeout_s) from None
 
     @overload
     def watch(

@@ -217,7 +217,7 @@ def test_it_has_all_verbs_with_the_same_signatures_and_contracts():
     every = {**vars(Requests), **vars(Verbs), **vars(Client)}
     verbs = {name for name, verb in every.items() if inspect.isfunction(verb) and not name.startswith("_")}
     same = [(getattr(Client, name), getattr(aio.AioClient, name)) for name in verbs]
-    asked = ("get", "snapshot", "wait_for", "wait_until", "watch", "at", "diff", "history", "close")
+    asked = ("get", "snapshot", "wait_for", "wait_until", "wait_until_count", "watch", "at", "diff", "history", "close")
     same += [(getattr(Reader, name), getattr(aio.AioReader, name)) for name in asked]
     same.append((connect, aio.connect))
     for sync, ours in same:

@@ -249,6 +249,40 @@ def test_a_predicate_may_be_async_and_is_waited_for(engine, run):
     run(main())
 
 
+def test_waiting_for_how_many(engine, run):
+    async def main():
+        async with aio.connect(engine.state) as client, aio.open_reader(engine.state) as reader:
+
+            async def two(count):
+                await asyncio.sleep(0)
+                return count == 2
+
+            async def never(_):
+                await asyncio.Event().wait()
+
+            async def has_no_time(_):
+                raise TimeoutError("of its own")
+
+            asked = {"project": "p"}
+            waiting = asyncio.create_task(reader.wait_until_count(Task, asked, two, timeout_s=60))
+            for id in "abc":
+                await client.create(Task(title="x", id=id, project="q" if id == "b" else "p"))
+            with await waiting as snap:
+                assert snap.ids(Task, asked) == ["a", "c"]
+            with await reader.wait_until_count("Task", asked, lambda count: count == 2, 0):
+                pass
+            with pytest.raises(TimeoutError, match=r"number of Task that are {'project': 'p'} did not become so"):
+                await reader.wait_until_count(Task, asked, lambda count: count > 2, 0.01)
+            with pytest.raises(TimeoutError, match="did not become so"):
+                await reader.wait_until_count(Task, None, never, timeout_s=0.01)
+            with pytest.raises(TimeoutError, match=r"^of its own$"):
+                await reader.wait_until_count(Task, None, has_no_time, timeout_s=60)
+            with pytest.raises(InvalidQuery, match="no declared column"):
+                await reader.wait_until_count(Task, {"title": "x"}, bool)
+
+    run(main())
+
+
 def test_who_waits_where_others_removed_the_memory_goes_on_with_the_engine_that_follows(state, start_engine, run):
     """The next one finds no root any more in which it could say that it is there."""
     engine = start_engine(state, limits=Limits(heartbeat_s=60.0, restart_backoff_s=0.005))

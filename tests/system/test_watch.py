@@ -432,3 +432,91 @@ def test_wait_until_of_what_is_not_there_and_of_what_never_comes(client, reader)
     timer.join()
     with pytest.raises(TimeoutError, match="did not become so"):
         reader.wait_until(Task, "late", lambda task: task.title == "y", timeout_s=0.05)
+
+
+# --- waiting for how many ---------------------------------------------------------------------------------------------
+
+
+def test_wait_until_count_sees_what_changes_just_before_and_just_after_the_look(engine, client, reader):
+    for number in range(200):
+        client.create(Task(title="x", id=str(number)))
+
+    def cancel() -> None:
+        for number in range(200):
+            client.cancel(Task.ref(str(number)))
+
+    writer = threading.Thread(target=cancel)
+    writer.start()
+    for most in range(200, -1, -20):
+        asked = {"status": "created"}
+        with reader.wait_until_count(Task, asked, lambda count, most=most: count <= most, timeout_s=60) as snap:
+            assert snap.count(Task, asked) <= most
+            assert snap.count(Task) == 200
+    writer.join()
+
+
+def test_what_does_not_match_is_not_counted(client, reader, wait_until):
+    counted, waiting = [], threading.Event()
+
+    def enough(count: int) -> bool:
+        counted.append(count)
+        waiting.set()
+        return count == 2
+
+    found = []
+    asked = {"project": "p", "priority": ["high", "critical"]}
+    waiter = threading.Thread(target=lambda: found.append(reader.wait_until_count(Task, asked, enough, timeout_s=60)))
+    waiter.start()
+    waiting.wait()
+    for number in range(300):
+        client.put(Project(id="p", name=str(number)))
+        client.create(Task(title="x", project="p"))
+    client.create(Task(title="x", id="a", project="p", priority="high"))
+    wait_until(lambda: counted == [0, 1], 20, "the first that matches")
+    client.update(Task.ref("a"), priority="critical")
+    client.create(Task(title="x", project="p", priority="high"))
+    waiter.join()
+    assert counted[-1] == found[0].count(Task, asked) == 2
+    assert len(counted) <= 4
+
+
+def test_wait_until_count_of_what_is_so_and_of_what_never_comes(client, reader):
+    assert reader.wait_until_count("NoSuchKind", {"any": 1}, lambda count: count == 0).revision == 0
+    client.create(Task(title="x"))
+    assert reader.wait_until_count("Task", None, lambda count: count == 1, timeout_s=0).counts["Task"] == 1
+    with pytest.raises(TimeoutError, match=r"number of Task did not become so in 0.05 s; it is 1"):
+        reader.wait_until_count(Task, None, lambda count: count > 1, timeout_s=0.05)
+    with pytest.raises(TimeoutError, match=r"Task that are {'project': 'p'} did not become so in 0 s; it is 0"):
+        reader.wait_until_count(Task, {"project": "p"}, bool, timeout_s=0)
+    with pytest.raises(InvalidQuery, match="no declared column"):
+        reader.wait_until_count(Task, {"title": "x"}, bool)
+    with pytest.raises(InvalidQuery, match="timeout_s is seconds"):
+        reader.wait_until_count(Task, None, bool, timeout_s="1")
+
+    async def over(count: int) -> bool:
+        return True
+
+    with contextlib.closing(over(1)) as answer, pytest.raises(TypeError, match="nothing to await"):
+        reader.wait_until_count(Task, None, lambda _: answer)
+
+
+@pytest.mark.parametrize("durability", ["process", "memory"])
+def test_wait_until_count_goes_on_with_the_next_engine_also_where_that_has_nothing(state, start_engine, durability):
+    engine = start_engine(state, durability=durability)
+    with connect(engine.state) as client, open_reader(engine.state) as reader:
+        client.create(Task(title="x", id="a"))
+        counted, found = [], []
+
+        def none(count: int) -> bool:
+            counted.append(count)
+            if len(counted) == 1:
+                os.kill(engine.pid, signal.SIGKILL)
+            return not count
+
+        waiter = threading.Thread(target=lambda: found.append(reader.wait_until_count(Task, None, none, 60)))
+        waiter.start()
+        if durability == "process":
+            client.delete(Task.ref("a"))
+        waiter.join()
+        assert counted == [1, 0]
+        assert found[0].revision == (2 if durability == "process" else 0)

@@ -129,6 +129,7 @@ def reads(snap: Snapshot, reader: Reader, client: Client) -> None:
     assert_type(client.get(Task, "t-1"), Task | None)
     assert_type(client.get("Task", "t-1"), dict[str, Any] | None)
     assert_type(reader.wait_for(reader.revision, timeout_s=1.0), int)
+    assert_type(reader.wait_until_count(Task, {"status": "created"}, lambda count: count == 0, 5), Snapshot)
 
 
 def reads_of_either(snap: Snapshot, client: Client, kind: type[Task] | str) -> None:
