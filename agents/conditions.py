@@ -43,7 +43,7 @@ def place_of(kind: str, columns: Sequence[Column], name: str) -> int:
         if column.name == name:
             return place
     raise InvalidQuery(
-        f"{kind}.{name} is no declared column, so it cannot be asked for; columns: "
+        f"{kind}.{name} is no declared column of the engine's class, so it cannot be asked for; columns: "
         f"{', '.join(column.name for column in columns) or 'none'}",
         kind=kind,
     )

@@ -12,8 +12,9 @@ from solewriter.engine_proc.sessions import Sessions
 from solewriter.engine_proc.turn import Turn
 from solewriter.shared import failpoint, wireform
 from solewriter.shared.entry import Outcome
-from solewriter.shared.errors import Refusal, Refused, RequestMismatch, Unavailable, to_wire
+from solewriter.shared.errors import InvalidMutation, Refusal, Refused, RequestMismatch, Unavailable, to_wire
 from solewriter.shared.request_ids import own_id
+from solewriter.shared.validation import NO_SUCH_FIELD
 from solewriter.shared.wire import Status
 
 Answer = tuple[int, int, int, Any]  # sequence, status, revision, detail
@@ -27,7 +28,16 @@ def refused(
 ) -> Outcome:
     """Of a request that was decided, and changed nothing."""
     failpoint.reach("decide.refused")
-    return Outcome(session, sequence, Status.REFUSED, turn.revision, to_wire(error), request_id, digest)
+    told = to_wire(_of_another_class(error))
+    return Outcome(session, sequence, Status.REFUSED, turn.revision, told, request_id, digest)
+
+
+def _of_another_class(error: Refused) -> Refused:
+    """The same; of a field that there is none of, that its client has another class: by its own it looked already."""
+    if isinstance(error, InvalidMutation) and NO_SUCH_FIELD in error.fields.values():
+        why = "in the engine, which has another class of it than this client: use one everywhere"
+        return InvalidMutation(f"{error.message} {why}", fields=error.fields)
+    return error
 
 
 def unavailable(turn: Turn, session: int, sequence: int, error: Unavailable) -> Outcome:

@@ -4,12 +4,14 @@ it finds wrong, told as refusals that name the fields.
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from typing import Annotated, Any, Final
 
 from pydantic import BaseModel, TypeAdapter, ValidationError
 
 from solewriter.shared.config import PROBLEM_MAX, PROBLEMS_MAX
 from solewriter.shared.errors import InvalidMutation, clean, in_words, shown
+
+NO_SUCH_FIELD: Final = "no such field"
 
 
 def field_adapter(model: type[BaseModel], name: str) -> TypeAdapter[Any]:
@@ -59,4 +61,4 @@ def stumbled(kind: str, error: Exception) -> InvalidMutation:
 
 
 def no_such_field(kind: str, name: str) -> InvalidMutation:
-    return InvalidMutation(f"{kind} has no field {shown(name)}", fields={name: "no such field"})
+    return InvalidMutation(f"{kind} has no field {shown(name)}", fields={name: NO_SUCH_FIELD})

@@ -80,5 +80,6 @@ def check_column(kind: Kind, name: str) -> None:
     """Raises InvalidMutation for what nobody can ask the engine about many entities."""
     if name not in kind.model.column_names or name in _CHANGING:
         columns = ", ".join(one for one in kind.model.column_names if one not in _CHANGING) or "none"
-        problem = f"is no declared column, or one that changes with everything; these can be asked for: {columns}"
+        why = "is no declared column of the engine's class, or one that changes with everything"
+        problem = f"{why}; these can be asked for: {columns}"
         raise InvalidMutation(f"{kind.name}.{name} {problem}", fields={name: problem})

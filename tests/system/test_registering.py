@@ -23,8 +23,10 @@ from solewriter import (
     EngineUnavailable,
     Entity,
     InvalidMutation,
+    InvalidQuery,
     Lifecycle,
     Limits,
+    Max,
     Part,
     Project,
     Put,
@@ -668,6 +670,36 @@ def test_a_whole_entity_of_another_class_than_the_engines_is_refused(state, star
         with pytest.raises(SchemaMismatch, match=what), client.transaction() as tx:
             tx.create(entity)
         assert client.reader.revision == before
+
+
+def test_what_only_the_class_here_has_is_told_as_that(state, start_engine):
+    """It is no field of the engine's class, and there is one here: a client may have the newer class first."""
+
+    class Trial(Entity, kind="Rollout", columns=("seed", "owner")):
+        seed: int
+        owner: str = ""
+
+    start_engine(state, models=[Rollout])
+    with connect(state) as client:
+        client.create(Rollout(seed=1, id="r"))
+        other = client.get(Trial, "r")
+        for ask in (
+            lambda: client.update(other, owner="me"),
+            lambda: client.alter(other, owner=Max("me")),
+            lambda: client.apply(other, lambda _: {"owner": "me"}),
+            lambda: client.update(other, where={"owner": ""}, seed=2),
+        ):
+            with pytest.raises(
+                InvalidMutation, match="'owner' in the engine, which has another class of it"
+            ) as refused:
+                ask()
+            assert refused.value.fields == {"owner": "no such field"}
+        with pytest.raises(InvalidMutation, match=r"Rollout has no field 'ower'$"):
+            client.update(other, ower="me")
+        with client.reader.snapshot() as snap:
+            assert snap.count(Trial, {"seed": 1}) == 1
+            with pytest.raises(InvalidQuery, match="owner is no declared column of the engine's class"):
+                snap.count(Trial, {"owner": ""})
 
 
 def test_a_class_that_was_replaced_is_refused_from_then_on(state, start_engine):
