@@ -12,6 +12,7 @@ from pydantic import BaseModel
 from solewriter.shared.errors import InvalidMutation, shown
 from solewriter.shared.kind import Kind
 from solewriter.shared.payload import in_whole_minutes, plain
+from solewriter.shared.validation import no_changes
 from solewriter.shared.wirecheck import SCALARS
 
 
@@ -22,16 +23,17 @@ def together(given: Any, fields: dict[str, Any]) -> dict[str, Any]:
     try:
         return {**given, **fields}
     except TypeError:
-        raise TypeError(
-            f"changes are a mapping, by the names of fields, not {shown(given)}: a target is an entity or a Ref, such "
-            "as Task.ref(id)"
-        ) from None
+        raise no_changes(given) from None
 
 
 def changed_fields(kind: Kind, changes: Any) -> dict[str, Any]:
-    """The changes as plain values, each validated by its field. Raises InvalidMutation."""
+    """The changes as plain values, each validated by its field. Raises InvalidMutation, TypeError for no mapping."""
     fields: dict[str, Any] = {}
-    for name, value in changes.items():
+    try:
+        named = changes.items()
+    except AttributeError:
+        raise no_changes(changes) from None
+    for name, value in named:
         if type(name) is not str:
             raise InvalidMutation(
                 f"{kind.name} has no field {shown(name)}",

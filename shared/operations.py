@@ -16,6 +16,7 @@ from typing import Any
 from solewriter.shared.errors import InvalidMutation, shown
 from solewriter.shared.kind import Kind
 from solewriter.shared.payload import plain
+from solewriter.shared.validation import no_changes
 
 PlainOperation = tuple[str, Any, "int | None"]
 
@@ -141,9 +142,15 @@ class PutIn(Operation):
 
 
 def plain_operations(kind: Kind, operations: Mapping[str, Operation]) -> dict[str, PlainOperation]:
-    """As plain data. Raises InvalidMutation for no such field, one that nobody sets, and what is no operation."""
+    """As plain data. Raises InvalidMutation for no such field, one that nobody sets, and what is no operation;
+    TypeError for no mapping.
+    """
     found: dict[str, PlainOperation] = {}
-    for name, operation in operations.items():
+    try:
+        named = operations.items()
+    except AttributeError:
+        raise no_changes(operations) from None
+    for name, operation in named:
         kind.known(name, None)
         if name in kind.fixed:
             raise InvalidMutation(f"{kind.name}.{name} cannot be altered", fields={name: "cannot be altered"})

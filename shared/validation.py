@@ -60,5 +60,13 @@ def stumbled(kind: str, error: Exception) -> InvalidMutation:
     return InvalidMutation(f"{kind}: {problem}", fields={"entity": problem})
 
 
+def no_changes(given: Any) -> TypeError:
+    """The error for what is no mapping from fields to what becomes of them."""
+    return TypeError(
+        f"changes are a mapping, by the names of fields, not {shown(given)}: a target is an entity or a Ref, such as "
+        "Task.ref(id)"
+    )
+
+
 def no_such_field(kind: str, name: str) -> InvalidMutation:
     return InvalidMutation(f"{kind} has no field {shown(name)}", fields={name: NO_SUCH_FIELD})

@@ -19,11 +19,15 @@ import pytest
 from pydantic import create_model
 
 from solewriter import (
+    Alter,
     Append,
     Compacted,
+    Complete,
+    Create,
     Delete,
     Engine,
     Entity,
+    Fail,
     InvalidMutation,
     InvalidQuery,
     Limits,
@@ -34,6 +38,7 @@ from solewriter import (
     RequireNone,
     SnapshotExpired,
     Task,
+    Transition,
     Update,
     aio,
     connect,
@@ -42,7 +47,7 @@ from solewriter import (
 from solewriter.agents.reader import Reader
 from solewriter.agents.status import status_of
 from solewriter.shared import processes
-from solewriter.shared.config import KIB, MIB
+from solewriter.shared.config import FRAME_BATCH, KIB, MIB
 from solewriter.shared.memory import pin as pins
 
 SMALL = {"heap_segment_bytes_first": 64 * KIB, "heap_segment_bytes_max": 64 * KIB, "heartbeat_s": 0.05}
@@ -404,6 +409,28 @@ def test_what_is_no_mapping_is_no_changes_and_the_error_says_what_a_target_is(st
                 getattr(verbs, verb)(Task, *to, "a", cost=2)
     with pytest.raises(TypeError, match=said):
         asyncio.run(awaited())
+
+
+@pytest.mark.parametrize(
+    "wish",
+    [
+        lambda ref: Update(ref, "a"),
+        lambda ref: Transition(ref, "assigned", "a"),
+        lambda ref: Alter(ref, "a"),
+        lambda ref: Complete(ref, "a"),
+        lambda ref: Fail(ref, "a"),
+    ],
+)
+def test_a_mutation_whose_changes_are_no_mapping_is_none_and_says_so(state, start_engine, wish):
+    start_engine(state)
+    told = []
+    with connect(state) as client:
+        task = client.create(Task(title="t"))
+        with pytest.raises(TypeError, match="changes are a mapping, by the names of fields, not 'a'"):
+            client.submit(wish(task))
+        with pytest.raises(TypeError, match="changes are a mapping, by the names of fields, not 'a'"):
+            told.extend(client.submit_many([*(Create(Task(title="x")) for _ in range(FRAME_BATCH)), wish(task)]))
+    assert len(told) == FRAME_BATCH
 
 
 @pytest.mark.parametrize("huge", [10**5000, -(10**5000)], ids=["huge", "negative"])
