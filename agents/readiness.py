@@ -11,12 +11,13 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import Any, TypeVar, overload
+from typing import Any, TypeGuard, TypeVar, overload
 
 from solewriter.agents.snapshot import Plain, Snapshot
 from solewriter.shared.config import READY_PAGE
-from solewriter.shared.entity import name_of
+from solewriter.shared.entity import Entity, name_of
 from solewriter.shared.errors import InvalidQuery, SchemaMismatch, shown
+from solewriter.shared.memory.catalog import Catalog
 from solewriter.shared.models import BudgetPolicy, Project, ProjectStatus, Task
 from solewriter.shared.readiness import (
     CLAIMABLE,
@@ -79,7 +80,7 @@ def _unreadable(snap: Snapshot, task: Task) -> Iterator[Reason]:
 
 def _reasons(snap: Snapshot, task: Task, now: datetime.datetime, budgets: dict[str, Budget]) -> Iterator[Reason]:
     """`budgets`: of projects that were looked at before, in the same snapshot."""
-    status = task.status.value
+    status = single(task.status)  # in a class that narrows it, or has values in place of enums, it may be no enum's
     if status in FINISHED:
         yield Reason(Obstacle.FINISHED, f"it is {status}, which is final", {"status": status})
         return
@@ -171,13 +172,14 @@ def _sum(costs: list[float]) -> float:
 def _kinds_of_tasks(snap: Snapshot) -> Iterator[type[Task] | str]:
     """Those whose classes are known here, and by name those that look like tasks."""
     catalog = snap.pin.catalog
-    for code, name in enumerate(catalog.kinds):
-        model = snap.model_of(name)
-        if isinstance(model, str):
-            if catalog.defaults(code).keys() >= _OF_TASKS:
-                yield model
-        elif issubclass(model, Task):
+    for code, model in enumerate(map(snap.model_of, catalog.kinds)):
+        if _are_tasks(model, catalog, code):
             yield model
+
+
+def _are_tasks(model: type[Entity] | str, catalog: Catalog, code: int) -> TypeGuard[type[Task] | str]:
+    """Whether the entities of a kind are tasks, or, where its class is not known here, look like some."""
+    return catalog.defaults(code).keys() >= _OF_TASKS if isinstance(model, str) else issubclass(model, Task)
 
 
 def _costs(snap: Snapshot, kind: type[Task] | str, project: str) -> list[float]:
@@ -213,7 +215,7 @@ def dead_letters(snap: Snapshot, kind: type[Task] | str = Task, where: Where | N
     """Tasks that failed or were interrupted as often as they may be, oldest first. A kind given by name yields dicts of
     plain values.
     """
-    asked = {"status": ("failed", "interrupted"), **(where or {})}
+    asked = {"status": _states_of(snap, kind, ("failed", "interrupted")), **(where or {})}
     found: Iterable[Any] = snap.scan(kind, where=asked, order_by="created_at")
     name = name_of(kind)
     code = snap.pin.catalog.kind_code(name)
@@ -232,14 +234,25 @@ def is_anything_left(snap: Snapshot, kind: type[Task], where: Where) -> bool:
     """Whether somebody works at one of these tasks, or one of them is ready, or will be when its time comes."""
     if (known := snap.kind_of(kind)) is not None:  # claims ask the same, of values
         where = typed_where(known, where)
-    counts = {state.value: count for state, count in snap.count_by(kind, "status", where={**where}).items()}
+    counts = {single(state): count for state, count in snap.count_by(kind, "status", where={**where}).items()}
     if any(counts.get(status) for status in HELD):
         return True
     if not any(counts.get(status) for status in CLAIMABLE):
         return False
-    waiting = _readable(snap, kind, {"status": tuple(CLAIMABLE), **where})
+    waiting = _readable(snap, kind, {"status": _states_of(snap, kind, CLAIMABLE), **where})
     keeps, budgets, now = {Obstacle.NOT_YET}, dict[str, Budget](), datetime.datetime.now(datetime.UTC)
     return any(all(reason.obstacle in keeps for reason in _reasons(snap, task, now, budgets)) for task in waiting)
+
+
+def _states_of(snap: Snapshot, kind: type[Task] | str, states: Iterable[str]) -> list[str]:
+    """Those of these that the class of a kind has: it may have fewer than `Task`."""
+    catalog = snap.pin.catalog
+    code = catalog.kind_code(name_of(kind))
+    if code is not None and _are_tasks(kind, catalog, code):
+        for column in catalog.tables[code].columns:
+            if column.name == "status" and column.type == "enum":
+                return [state for state in states if state in column.values]
+    return [*states]
 
 
 def _readable(snap: Snapshot, kind: type[T], where: Where) -> Iterator[T]:

@@ -17,11 +17,11 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any, ClassVar
+from typing import Annotated, Any, ClassVar, Literal
 
 import msgspec
 import pytest
-from pydantic import AwareDatetime, Field, StringConstraints, field_validator, model_validator
+from pydantic import AwareDatetime, ConfigDict, Field, StringConstraints, field_validator, model_validator
 
 from solewriter import (
     Applied,
@@ -1056,6 +1056,48 @@ def test_dead_letters_are_asked_for_by_class_or_by_name(state, start_engine):
     with open_reader(state) as reader, reader.snapshot() as snap:  # which does not know its class
         assert [letter["title"] for letter in dead_letters(snap, "Errand", {"status": "failed"})] == ["e"]
         assert dead_letters(snap, "Nothing") == []
+
+
+Words = enum.StrEnum("Words", ["created", "assigned", "in_progress", "completed"])
+Names = enum.Enum("Names", {state.name: state.value for state in TaskStatus})
+
+
+class ByLiterals(Task):
+    status: Literal["created", "assigned", "in_progress", "completed"] = "created"
+
+
+class ByWords(Task):
+    status: Words = Words.created
+
+
+class ByNames(Task):
+    status: Names = Names.CREATED
+
+
+class ByValues(Task):
+    model_config = ConfigDict(use_enum_values=True)
+
+
+@pytest.mark.parametrize("cls", [ByLiterals, ByWords, ByNames, ByValues])
+def test_tasks_that_have_their_states_in_another_form_are_worked_at_like_others(state, start_engine, cls):
+    """Narrowed to fewer, too: nothing asks for those that there are not."""
+    start_engine(state, models=[cls])
+    with connect(state, name="ann") as client, connect(state) as other:
+        client.create(cls(id="first", title="first"))
+        client.create(cls(id="second", title="second", dependencies=("first",)))
+        held = client.claim(cls)
+        with client.reader.snapshot() as snap:
+            [holds], [waits] = (why_not_ready(snap, snap[cls, id]) for id in ("first", "second"))
+            assert (holds.obstacle, waits.obstacle) == (Obstacle.HELD, Obstacle.DEPENDENCY)
+            assert waits.data == {"id": "first", "status": "in_progress"}
+            assert dead_letters(snap, cls) == dead_letters(snap, cls.kind_name) == []
+        client.complete(held)
+        client.create(cls(id="third", title="third", not_before=SOME_DAY, project="p"))
+        client.create(cls(id="fourth", title="fourth", dependencies=("third",), project="q"))
+        assert list(other.work(cls, where={"project": "q"})) == []
+        assert [other.complete(task).id for task in other.work(cls, where={"project": ""})] == ["second"]
+        with client.reader.snapshot() as snap:
+            assert [reason.obstacle for reason in why_not_ready(snap, snap[cls, "second"])] == [Obstacle.FINISHED]
 
 
 def test_a_claim_whose_patience_was_over_long_ago_takes_what_is_there(client):
