@@ -28,7 +28,7 @@ from solewriter.shared.mutations import (
     Update,
 )
 from solewriter.shared.payload import encode, is_same, plain
-from solewriter.shared.where import Where
+from solewriter.shared.where import Where, single
 
 M = TypeVar("M", Update, Transition, Alter, Cancel, Delete)
 
@@ -79,7 +79,7 @@ def _verdict(error: VersionConflict | InvalidTransition, mutation: Mutation) -> 
     if mine and all(_same(current, name, value) for name, value in mine.items()):
         return Verdict.YOURS
     lifecycle = current.lifecycle
-    if lifecycle is not None and not lifecycle.allowed(str(getattr(current, lifecycle.field))):
+    if lifecycle is not None and not lifecycle.allowed(single(current.__dict__[lifecycle.field])):
         return Verdict.TERMINAL
     if isinstance(error, InvalidTransition) or not isinstance(mutation, Update | Transition):
         return Verdict.LOST

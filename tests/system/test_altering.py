@@ -6,7 +6,7 @@ import asyncio
 import datetime
 import operator
 from decimal import Decimal
-from enum import IntEnum, IntFlag, StrEnum
+from enum import Enum, IntEnum, IntFlag, StrEnum
 from typing import Annotated, Any, Literal
 
 import pytest
@@ -27,6 +27,7 @@ from solewriter import (
     InvalidMutation,
     InvalidTransition,
     Json,
+    Lifecycle,
     Max,
     Min,
     NotFound,
@@ -556,6 +557,35 @@ def test_a_conflict_says_what_it_comes_to(client, engine):
     assert verdict(lambda: client.update(seen, title="y"))[0] is Verdict.TERMINAL
     assert verdict(lambda: client.transition(theirs, "assigned", expect=None, assigned_to="me"))[0] is Verdict.TERMINAL
     assert verdict(lambda: client.transition(seen, "cancelled"))[0] is Verdict.YOURS
+
+
+Light = Enum("Light", {"RED": "red", "GREEN": "green", "OFF": "off"})
+LightText = Enum("LightText", {"RED": "red", "GREEN": "green", "OFF": "off"}, type=str)
+STEPS = Lifecycle("light", "red", {"red": ("green", "off"), "green": ("red",), "off": ()})
+
+
+class Crossing(Entity, lifecycle=STEPS):
+    light: Light = Light.RED
+    name: str = ""
+
+
+class TextCrossing(Entity, lifecycle=STEPS):
+    light: LightText = LightText.RED
+    name: str = ""
+
+
+@pytest.mark.parametrize("cls", [Crossing, TextCrossing])
+def test_a_state_of_any_enum_is_final_only_where_nothing_follows(engine, client, cls):
+    engine.register(cls)
+    seen = client.create(cls())
+    others = client.transition(seen, "green")
+    with pytest.raises(VersionConflict) as caught:
+        client.update(seen, name="a")
+    assert caught.value.verdict is Verdict.MERGEABLE
+    client.transition(client.transition(others, "red"), "off")
+    with pytest.raises(VersionConflict) as caught:
+        client.update(seen, name="a")
+    assert caught.value.verdict is Verdict.TERMINAL
 
 
 def test_a_put_is_told_that_its_content_is_stored_only_where_all_of_it_is(client):
