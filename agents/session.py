@@ -82,6 +82,7 @@ class AgentSession:
         self.number = session_number(self.client_id)
         self.window = limits.window_max  # credits; the engine's own, where they are lower, come with its welcome
         self.window_bytes = limits.window_bytes_max
+        self._frame_bytes_max = limits.frame_bytes_max  # likewise
         self.fenced = False
         self._instance = new_client_id()
         self.in_flight = 0
@@ -225,8 +226,9 @@ class AgentSession:
         self._epoch = welcome.memory_epoch
         self.window = min(self.limits.window_max, welcome.window)
         self.window_bytes = min(self.limits.window_bytes_max, welcome.window_bytes or self.limits.window_bytes_max)
-        if welcome.frame_bytes_max < self.limits.frame_bytes_max:
-            self.limits = msgspec.structs.replace(self.limits, frame_bytes_max=welcome.frame_bytes_max)
+        frame_bytes_max = min(self._frame_bytes_max, welcome.frame_bytes_max)
+        if frame_bytes_max != self.limits.frame_bytes_max:
+            self.limits = msgspec.structs.replace(self.limits, frame_bytes_max=frame_bytes_max)
         for frame in self._frames:  # counted anew: an interrupt between an answer and its count ended the lane before
             self._take_back(frame)
             frame.open = sum(not pending.done for pending in frame.pendings)

@@ -200,6 +200,15 @@ def test_credits_are_those_of_the_welcome_where_they_are_fewer(session):
     assert session.window_bytes == DEFAULT_LIMITS.window_bytes_max, "an engine that does not say it"
 
 
+def test_a_frame_may_be_as_large_as_client_and_engine_say_whatever_an_earlier_engine_did(session):
+    large = ([(3, "Task", "t", None, {"title": "x" * 2_000}, "", None)], [], None, None)
+    for frame_bytes_max in (1_000, 1 << 40):
+        session.welcomed(welcome(session.hello(1).first, frame_bytes_max=frame_bytes_max))
+    session.send([large])
+    with pytest.raises(RequestTooLarge):
+        session.send([([(3, "Task", "t", None, {"title": "x" * (1 << 20)}, "", None)], [], None, None)])
+
+
 def test_there_is_room_until_the_requests_of_the_window_are_in_flight(session):
     session.welcomed(welcome(0, window=4))
     assert session.replies_until_room(100) == 0, "one frame always may be sent"
