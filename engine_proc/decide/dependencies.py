@@ -35,7 +35,7 @@ def check(draft: Draft, steps: list[Step]) -> None:
 
 def _depends_anew(draft: Draft, step: Step) -> bool:
     """Whether it depends on what it did not depend on before. Raises InvalidMutation where there is no such task."""
-    known = _before(step)
+    known = _dependencies_before(step)
     new = [one for one in step.field("dependencies") if one not in known]
     unknown = [one for one in new if not _exists(draft, step, one)]
     if unknown:
@@ -57,7 +57,7 @@ def _foreseen(draft: Draft, step: Step) -> Foreseen:
     return _board(draft, step).graph.foreseen(changed)
 
 
-def _before(step: Step) -> frozenset[str]:
+def _dependencies_before(step: Step) -> frozenset[str]:
     if step.before is None or not step.before.alive:
         return frozenset()
     return frozenset(Step(step.state, step.kind, step.key, step.before, step.turn).field("dependencies"))

@@ -44,7 +44,7 @@ def _check_fields(step: Step, expected: int | None, said: object) -> None:
     kind, key = step.kind.name, step.key
     if not step.exists:
         raise GuardFailed(f"{kind} {key!r} does not exist, and was required to", kind=kind, id=key, version=0)
-    broken = [demand.name for demand in demands(step.kind, said) if not demand.holds(_stored(step, demand.name))]
+    broken = [demand.name for demand in demands(step.kind, said) if not demand.holds(_field_before(step, demand.name))]
     if broken and expected is not None:
         raise conflict(step, expected, f"{kind} {key!r}: {', '.join(broken)} changed since version {expected}")
     if broken:
@@ -54,7 +54,7 @@ def _check_fields(step: Step, expected: int | None, said: object) -> None:
         )  # fmt: skip
 
 
-def _stored(step: Step, name: str) -> Any:
+def _field_before(step: Step, name: str) -> Any:
     """A field of an entity as it was before the request, what only its record says included."""
     before = step.before
     if name not in IN_HEADER or before is None:
