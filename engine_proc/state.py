@@ -3,6 +3,7 @@
 Key -> slot is kept for every entity; its content is read back from the heap when it is needed. A turn decides against
 a `Turn` overlay and a request against a `Draft` over that, so a refused request or a failed commit drops an overlay
 and has touched nothing.
+What older classes wrote is read by its `migration`; its `tables` have columns as the classes of now declare them.
 """
 
 from __future__ import annotations
@@ -107,8 +108,8 @@ class State:
 
     def find(self, kind: KindState, key: str, anew: bool = True) -> Stored | None:
         """What is stored under a key, tombstones included; None if it never was. What was stored under an older schema
-        its class makes anew, with the user's code; None without `anew`. Read from the heap's own bytes:
-        keeping decoded models instead was slower, because 10,000 of them do not fit the processor's caches.
+        its class makes anew, with the user's code; None without `anew`. Read from the heap's own bytes: keeping decoded
+        models instead was slower, because 10,000 of them do not fit the processor's caches.
         """
         slot = kind.slots.get(key)
         if slot is None:
