@@ -27,8 +27,9 @@ from rich.console import Console
 from rich.table import Table
 
 from solewriter.agents.testing.checker import ACKS_MIN, SHOWN_MAX
+from solewriter.agents.testing.crowd import Crowd
 from solewriter.agents.testing.plan import ENGINES, plan
-from solewriter.agents.testing.round import Bounds, Crowd, Outcome, Round
+from solewriter.agents.testing.round import Bounds, Outcome, Round
 from solewriter.shared.entity import Entity
 
 ROUND_ACKS = 12_000  # an engine without a checkpoint reads all of them again at every start

@@ -16,11 +16,12 @@ import pytest
 
 from solewriter import Task, connect
 from solewriter.agents.testing.campaign import Settings, percentiles, run
+from solewriter.agents.testing.crowd import Crowd
 from solewriter.agents.testing.lines import Answer, Attempt, Call, Gathered
 from solewriter.agents.testing.mortal import MortalEngine, Span
 from solewriter.agents.testing.nursery import Nursery
 from solewriter.agents.testing.plan import ENGINES, LIFE_MAX_S, MAKERS, MAY_BE_FULL, MAY_RAISE, Life, plan
-from solewriter.agents.testing.round import Crowd, first_acks_ms
+from solewriter.agents.testing.round import first_acks_ms
 from solewriter.engine_proc.engine import SingleWriter
 
 KEYS = {

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import pytest
 
 from solewriter.agents.testing.campaign import Settings, run
-from solewriter.agents.testing.round import Crowd
+from solewriter.agents.testing.crowd import Crowd
 from solewriter.engine_proc.engine import SingleWriter
 from solewriter.engine_proc.turn import Turn
 

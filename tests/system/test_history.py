@@ -18,9 +18,10 @@ import msgspec
 import pytest
 
 from solewriter import Create, Delete, Limits, Task, TaskStatus, Transition, Update
+from solewriter.agents.testing.crowd import Crowd
 from solewriter.agents.testing.lines import Call
 from solewriter.agents.testing.plan import Fault, Life, Plan
-from solewriter.agents.testing.round import Bounds, Crowd, Round
+from solewriter.agents.testing.round import Bounds, Round
 from solewriter.shared.errors import from_wire
 from solewriter.shared.mutations import Mutation
 from solewriter.shared.request_ids import session_number
@@ -59,7 +60,7 @@ class Campaign(Round):
         planned = always + self.chance.choices(always, k=max(0, faults - len(always)))
         self.chance.shuffle(planned)
         for number, what in enumerate([*planned, ""], 1):
-            while self.acks < acks * number // (len(planned) + 1):
+            while self.workers.acks < acks * number // (len(planned) + 1):
                 yield Fault("", 0.02)
             yield Fault(what, 0.0, self.chance.randrange(100), resumes=self.chance.random() < 0.5)
 
@@ -73,7 +74,7 @@ class Campaign(Round):
                 HandWritten(self).run()
             case _:
                 role = "reader" if "reader" in fault.what else "agent"
-                self.wait_until(lambda: self.some(role, 0), RESTART_S, f"an {role} at work")
+                self.wait_until(lambda: self.workers.some(role, 0), RESTART_S, f"an {role} at work")
                 super().do(fault)
 
 
