@@ -108,11 +108,9 @@ class Files:
     def _highest(self) -> int:
         """The last entry that there was, as far as can be seen."""
         number = max(self.last, self._walk.noted.number, first_of(self._paths[-1]) - 1, self._newest)
-        for path in self._paths:
-            buffer, at = content(path), FILE_HEADER_BYTES
-            while (later := entries.later_entry(buffer, at, number)) is not None:
-                number, at = entries.number_at(buffer, later), later + 1
-        return number
+        buffers = map(content, self._paths)
+        later = (entry.number for one in buffers for entry in entries.later_entries(one, FILE_HEADER_BYTES, number))
+        return max(later, default=number)
 
     def _enter(self, path: Path, buffer: bytes) -> None:
         walk = self._walk

@@ -120,13 +120,9 @@ def lives_behind(folder: Path, number: int) -> Iterator[Life]:
     not read: they may be history that the disk does not give back.
     """
     for path in files_from(folder, number + 1):
-        buffer, at = content(path), FILE_HEADER_BYTES
-        while (later := entries.later_entry(buffer, at, number)) is not None:
-            found = entries.unpack(buffer, later)
-            assert found is not None, "it is whole"
-            changes, at = found[0].changes, found[2]
-            if changes.life is not None:
-                yield changes.life
+        for entry in entries.later_entries(content(path), FILE_HEADER_BYTES, number):
+            if (life := entry.changes.life) is not None:
+                yield life
 
 
 def check_history(folder: Path, history: bytes, last: int | None = None) -> None:

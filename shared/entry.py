@@ -360,6 +360,15 @@ def later_entry(buffer: bytes | bytearray, start: int, number: int) -> int | Non
     return None
 
 
+def later_entries(buffer: bytes, start: int, number: int) -> Iterator[Entry]:
+    """All whole entries numbered above `number` behind `start`, whatever lies between."""
+    while (at := later_entry(buffer, start, number)) is not None:
+        found = unpack(buffer, at)
+        assert found is not None, "it is whole"
+        entry, _, start = found
+        yield entry
+
+
 def number_at(buffer: bytes | bytearray, start: int) -> int:
     """The number of the entry that begins at `start`."""
     return int.from_bytes(buffer[start + 16 : start + 24], "little")
