@@ -89,7 +89,8 @@ class Watch(Generic[Brought]):
             feed = Feed(reader, now.revision if since is None else max(0, since), history_id or now.history_id)
         # Where it is, and what it took up to there: stored at once, so that Ctrl-C in a look comes before or behind.
         self._looked: tuple[Feed, deque[Any]] = feed, deque()  # of Change, and Resync where that was asked for
-        self._begun = time.monotonic()
+        self._begun = time.monotonic()  # when it was asked for the next change
+        self._last: int | None = None  # the newest revision when the patience for that was over
         self._looking: asyncio.Future[bool] | None = None  # in a thread; it goes on when its caller is cancelled
 
     @property
@@ -103,7 +104,7 @@ class Watch(Generic[Brought]):
         return self
 
     def __next__(self) -> Brought:
-        self._begun = time.monotonic()
+        self._begun, self._last = time.monotonic(), None
         while not (waiting := self._looked[1]):
             if not self._wait():
                 raise StopIteration
@@ -115,7 +116,7 @@ class Watch(Generic[Brought]):
         return self
 
     async def __anext__(self) -> Brought:
-        self._begun = time.monotonic()
+        self._begun, self._last = time.monotonic(), None
         while not (waiting := self._looked[1]):
             if self._looking is None:
                 self._looking = asyncio.get_running_loop().run_in_executor(None, self._wait)
@@ -133,14 +134,18 @@ class Watch(Generic[Brought]):
     # --- taking ------------------------------------------------------------------------------------------------------
 
     def _wait(self) -> bool:
-        """Take what there is, or sleep until there may be something; False when the patience is over."""
+        """Take what there is, or sleep until there may be something; False when the patience is over, and what had been
+        published by then was looked at: while others write without a pause, there is always more.
+        """
         root = self._reader.view().root
         head = root.head  # before the look, so that a change behind it is not slept through
-        if self.take():
-            return True
+        is_new = self.take()
         left = self._reader.left_s(None if self._timeout_s is None else self._begun + self._timeout_s)
+        if self._looked[1] or (is_new and left > 0):
+            return True
         if left <= 0:
-            return False
+            self._last = root.current().revision if self._last is None else self._last
+            return is_new and self.revision < self._last
         self._reader.sleep(root, head, left)
         return True
 

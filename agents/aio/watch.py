@@ -62,9 +62,15 @@ class AioWatch(Generic[Brought]):
         deadline = None if self._timeout_s is None else loop.time() + self._timeout_s
         if watch is None:
             watch = self._watch = await memory.looked(self._made)
+        is_new, last = True, None  # the newest revision when the patience was over: others may write without a pause
         while (change := watch.taken()) is None:
+            if last is not None and (not is_new or watch.revision >= last):
+                raise StopAsyncIteration
             root = (await memory.looked(memory.view)).root
-            if await self._look(watch):
+            if last is None and deadline is not None and loop.time() >= deadline:
+                last = root.current().revision
+            is_new = await self._look(watch)
+            if is_new or last is not None:
                 continue
             try:
                 async with asyncio.timeout_at(deadline):

@@ -27,6 +27,7 @@ from solewriter import (
     open_reader,
 )
 from solewriter.agents.aio.sleeper import Sleeper
+from solewriter.agents.watch import Watch
 from solewriter.shared.config import KIB, LOOKING_THREADS
 from solewriter.shared.memory.root import RootReader
 
@@ -81,6 +82,33 @@ def test_a_watch_ends_when_nothing_comes_and_goes_on_when_it_is_asked_again(engi
             asked = reader.watch(Task, since=0, where=where, timeout_s=0)
             where["project"] = "another"
             assert [change.id async for change in asked] == ["b", "t"]
+
+    run(main())
+
+
+@pytest.mark.parametrize("timeout_s", [0, 0.05])
+def test_a_watch_for_what_does_not_come_ends_in_time_while_others_write_without_a_pause(
+    engine, client, run, plant, timeout_s
+):
+    looks = 0
+
+    def written_meanwhile(true, watch):
+        nonlocal looks
+        looks += 1
+        if looks > 10_000:
+            pytest.fail("it goes on and on")
+        client.put(Project(id="p", name=str(looks)))
+        return true(watch)
+
+    plant(Watch, "take", written_meanwhile)
+
+    async def main():
+        async with aio.open_reader(engine.state) as reader:
+            client.create(Task(title="a", id="a"))
+            watch = reader.watch(Task, since=0, timeout_s=timeout_s)
+            assert [change.id async for change in watch] == ["a"]
+            client.create(Task(title="b", id="b"))
+            assert [change.id async for change in watch] == ["b"]
 
     run(main())
 

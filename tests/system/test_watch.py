@@ -292,6 +292,28 @@ def test_a_watch_ends_when_nothing_comes_and_can_be_asked_again(client, reader):
     assert [change.id for change in watch] == ["t"]
 
 
+@pytest.mark.parametrize("timeout_s", [0, 0.05])
+def test_a_watch_for_what_does_not_come_ends_in_time_while_others_write_without_a_pause(
+    client, reader, plant, timeout_s
+):
+    looks = 0
+
+    def written_meanwhile(true, watch):
+        nonlocal looks
+        looks += 1
+        if looks > 10_000:
+            pytest.fail("it goes on and on")
+        client.put(Project(id="p", name=str(looks)))
+        return true(watch)
+
+    client.create(Task(title="a", id="a"))
+    plant(watches.Watch, "take", written_meanwhile)
+    watch = reader.watch(Task, since=0, timeout_s=timeout_s)
+    assert [change.id for change in watch] == ["a"]
+    client.create(Task(title="b", id="b"))
+    assert [change.id for change in watch] == ["b"]
+
+
 def test_an_engine_without_a_past_says_so_and_a_resync_goes_on(state, start_engine, wait_until):
     """Under `memory` a new engine has another history: its revisions mean something else."""
     engine = start_engine(state, durability="memory")
