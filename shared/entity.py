@@ -70,13 +70,15 @@ class Lifecycle:
     cancelled: str | None = None
 
     def __post_init__(self) -> None:
-        """Raises TypeError for a state that is not in `steps`: it could be neither reached nor left."""
+        """Raises TypeError for a state that is no text, or is not in `steps`: it could be neither reached nor left."""
         steps: Any = self.steps
         if not isinstance(steps, Mapping) or any(isinstance(states, str) for states in steps.values()):
             told = 'steps is a mapping of each state to a tuple of what may follow: {"new": ("done",), "done": ()}'
             raise TypeError(f"a lifecycle: {told}, not {shown(steps)}")
-        named = [self.initial, *(state for states in self.steps.values() for state in states)]
+        named: list[Any] = [*self.steps, self.initial, *(state for states in self.steps.values() for state in states)]
         for state in named if self.cancelled is None else [*named, self.cancelled]:
+            if not isinstance(state, str):
+                raise TypeError(f"a lifecycle: states are text, as an enum's values are, not {shown(state)}")
             if state not in self.steps:
                 raise TypeError(f"a lifecycle: {state!r} is none of the states in steps: {', '.join(self.steps)}")
 

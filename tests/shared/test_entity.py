@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import datetime
+import enum
 import json
 import pickle
 import time
@@ -242,6 +243,15 @@ def test_a_lifecycle_names_every_state_in_its_steps(initial, steps, cancelled):
 def test_steps_that_are_no_mapping_to_tuples_are_told_as_that(steps):
     with pytest.raises(TypeError, match=r"a lifecycle: steps is a mapping of each state to a tuple"):
         Lifecycle("light", "red", steps)
+
+
+@pytest.mark.parametrize("states", [enum.Enum("Light", ["RED", "OFF"]), enum.IntEnum("Number", ["RED", "OFF"])])
+def test_states_that_are_no_text_are_told_where_they_are_named(states):
+    """An enum's values are meant: of other members no entity could be made, and of numbers no step."""
+    with pytest.raises(TypeError, match=r"states are text, as an enum's values are, not <(Light|Number)\.RED"):
+        Lifecycle("light", states.RED, {states.RED: (states.OFF,), states.OFF: ()})
+    texts = enum.Enum("Text", {"RED": "red", "OFF": "off"}, type=str)
+    assert Lifecycle("light", texts.RED, {texts.RED: (texts.OFF,), texts.OFF: ()}).allowed("red") == ("off",)
 
 
 @pytest.mark.parametrize(
