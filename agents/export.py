@@ -44,7 +44,7 @@ def export(snapshot: Snapshot, path: Path, *, replace: bool = False) -> Exported
     for it; OSError where it cannot be written; SnapshotExpired.
     """
     taken = FileExistsError(f"{path} is there already")
-    if os.path.lexists(path) and (path.is_dir() or not replace):
+    if os.path.lexists(path) and not (replace and (path.is_file() or not path.exists())):  # no folder, pipe or device
         raise taken
     for log in (f"{path}{suffix}" for suffix in _LOGS):
         if os.path.lexists(log):

@@ -170,8 +170,14 @@ def test_what_is_there_stays_unless_it_may_be_replaced(engine, samples, tmp_path
     assert file.read_text() == "precious"
     assert command(engine.state, file, "--replace").returncode == 0
     assert len(tables(file)["Sample"]) == 2
-    told = command(engine.state, tmp_path, "--replace")
-    assert (told.returncode, told.stderr) == (1, f"solewriter: {tmp_path} is there already\n")
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "stdout").symlink_to("pipe")  # as /dev/stdout is one
+    for other in (tmp_path, tmp_path / "pipe", tmp_path / "stdout"):
+        with pytest.raises(FileExistsError, match=f"^{re.escape(str(other))} is there already$"):
+            exported(engine.state, None, other, replace=True)
+    assert (tmp_path / "stdout").is_fifo()
+    (tmp_path / "old.db").symlink_to("nowhere")
+    exported(engine.state, None, tmp_path / "old.db", replace=True)
 
 
 @pytest.mark.parametrize(("mode", "log"), [("WAL", "x.db-wal"), ("DELETE", "x.db-journal")])
