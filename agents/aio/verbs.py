@@ -121,7 +121,12 @@ class AioVerbs(AioRequests):
         """
         giving_up = asyncio.gather(self._give_back(kind, request_id))
         self._giving_up.add(giving_up)
-        giving_up.add_done_callback(self._giving_up.discard)
+        giving_up.add_done_callback(self._gave_up)
+
+    def _gave_up(self, giving_up: asyncio.Future[tuple[None]]) -> None:
+        self._giving_up.discard(giving_up)
+        if not giving_up.cancelled():
+            giving_up.exception()  # one that `close` has cut off is not complained of
 
     async def _give_back(self, kind: type[Task], request_id: str) -> None:
         try:

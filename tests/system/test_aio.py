@@ -1536,6 +1536,22 @@ def test_a_claim_that_the_end_of_its_loop_cuts_off_is_not_complained_of(engine, 
     assert (len(told), caplog.messages) == (1, [])
 
 
+def test_a_claim_that_cannot_be_given_back_before_its_client_is_closed_is_not_complained_of(engine, run):
+    """It is given back when the engine hears that the client is closed."""
+
+    async def main() -> None:
+        async with aio.connect(engine.state) as client:
+            claim = asyncio.create_task(client.claim(Task, timeout_s=60))
+            await until(lambda: client._session.waiting, "it waits")
+            with stopped(engine.pid):
+                claim.cancel()
+                with pytest.raises(asyncio.CancelledError):
+                    await claim
+                await client.close()
+
+    run(main())
+
+
 @pytest.mark.usefixtures("shared_engine")
 @pytest.mark.parametrize("opener", [aio.connect, aio.open_reader])
 def test_what_opens_a_client_serves_one_with_at_a_time(engine, run, opener):
