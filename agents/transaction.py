@@ -218,8 +218,8 @@ class Gathering:
         return self.reply.revision
 
     def result(self, target: E | Ref[E]) -> E:
-        """An entity of this transaction as it left it. Raises KeyError for one that it did not change or that it
-        deleted.
+        """An entity of this transaction as it left it. Raises KeyError for one that none of its verbs named, as what is
+        cancelled with another, or that it deleted.
         """
         reply = self.reply
         if self._left is None:
@@ -230,7 +230,7 @@ class Gathering:
         if (place := self._left.get((name, target.id))) is not None:
             left: E = left_by(reply, place, model)
             return left
-        raise KeyError(f"this transaction left no {name} {target.id!r}")
+        raise KeyError(f"this transaction's verbs left no {name} {target.id!r}")
 
 
 class Transaction(Gathering):
