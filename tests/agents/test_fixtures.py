@@ -85,14 +85,14 @@ def test_what_tests_are_given_and_what_they_are_told(tmp_path: Path) -> None:
         [sys.executable, "-m", "pytest", "-rA", "-W", "error", "-p", "no:cacheprovider", f"--basetemp={tmp_path}/base"],
         cwd=tmp_path, capture_output=True, text=True, timeout=100, check=False,
     )  # fmt: skip
-    _, _, told = ran.stdout.partition("short test summary info")
+    reports, _, told = ran.stdout.partition("short test summary info")  # where lines are cut, unless CI is set
     assert [line for line in ran.stdout.splitlines() if line.startswith("FAILED")] == [], ran.stdout
     assert "8 passed, 3 errors" in told, ran.stdout
     one, other, start = (line for line in told.splitlines() if line.startswith("ERROR"))
     assert "test_one_that_dies_is_started_again - " in one
     assert "test_one_that_dies_is_seen_before_that - " in other
     assert "test_one_does_not_start - solewriter.shared.errors." in start
-    assert ran.stdout.count("died (how, is told on stderr) and lost all that it had: engine_fixture(may_die=True)") == 2
+    assert reports.count("died (how, is told on stderr) and lost all that it had: engine_fixture(may_die=True)") == 2
     assert "was killed by SIGKILL: another one is started" in ran.stdout
 
 
