@@ -83,13 +83,11 @@ class Step:
 
     def compare(self, expect: int) -> None:
         """Compare with the version stored before the request, 0 for none. Raises VersionConflict."""
-        if self.stored_version != expect:
-            raise conflict(
-                self,
-                expect,
-                f"{self.kind.name} {self.key!r} is at version {self.stored_version}, not {expect}: "
-                "look at the current one and decide again",
-            )
+        found = self.stored_version
+        if found != expect:
+            is_now = f"is at version {found}, not {expect}: look at the current one and decide again"
+            is_gone = f"is not there, in version {expect} or any: with expect=None, a put creates it"
+            raise conflict(self, expect, f"{self.kind.name} {self.key!r} {is_now if found else is_gone}")
 
     @property
     def newest(self) -> dict[str, Any]:

@@ -159,6 +159,11 @@ def test_put_can_be_run_again_and_compares_what_was_read(client):
         client.put(first.model_copy(update={"description": "other"}))
     with pytest.raises(InvalidTransition):
         client.put(second.model_copy(update={"status": TaskStatus.CREATED, "assigned_to": None}))
+    client.delete(second)
+    with pytest.raises(VersionConflict, match="is not there, in version 2 or any: with expect=None, a put") as gone:
+        client.put(second)
+    assert (gone.value.version, gone.value.current) == (0, None)
+    assert client.put(second, expect=None).version == 4
 
 
 @pytest.mark.usefixtures("shared_engine")
