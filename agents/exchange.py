@@ -26,7 +26,7 @@ from solewriter.agents.reconnecting import Reconnecting
 from solewriter.agents.room import check_room, make_room, no_room, until_room
 from solewriter.agents.session import AgentSession, closed, fenced
 from solewriter.agents.spinning import Spinning
-from solewriter.shared.config import READ_BYTES, RECONNECT_MAX_S, Limits
+from solewriter.shared.config import POLL_MS_MAX, READ_BYTES, RECONNECT_MAX_S, Limits
 from solewriter.shared.errors import EngineUnavailable, Fenced, SolewriterError
 from solewriter.shared.folder import StateFolder, unclosed
 from solewriter.shared.forks import held_off
@@ -232,7 +232,7 @@ class Exchange:
             return
         poll = select.poll()
         poll.register(lane.requests, select.POLLOUT)
-        self._monitor.unlocked(lambda: poll.poll(timeout_s * 1000))
+        self._monitor.unlocked(lambda: poll.poll(min(timeout_s * 1000, POLL_MS_MAX)))
         if self._lane is lane:
             self._write()
 

@@ -11,7 +11,7 @@ import resource
 import select
 import time
 
-from solewriter.shared.config import CROWDED_LEAST_S, CROWDED_MOST_S, YIELDED_S, Limits
+from solewriter.shared.config import CROWDED_LEAST_S, CROWDED_MOST_S, POLL_MS_MAX, YIELDED_S, Limits
 
 
 class Spinning:
@@ -29,7 +29,7 @@ class Spinning:
         """
         begun = time.monotonic()
         if not (self._waited_s < self._limits.spin_s and begun > self.crowded_until and self._spun(poll, begun)):
-            poll.poll(min(timeout_s, self._limits.wait_backstop_s) * 1000)
+            poll.poll(min(timeout_s * 1000, self._limits.wait_backstop_s * 1000, POLL_MS_MAX))
         self._waited_s = time.monotonic() - begun
 
     def _spun(self, poll: select.poll, begun: float) -> bool:

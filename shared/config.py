@@ -205,7 +205,6 @@ STALE_BEATS = 5  # heartbeat periods of silence after which an engine that is th
 # and a machine that swaps or a disk that stalls can keep a healthy one from beating for a second or two
 
 # --- who connects, and what they may send -------------------------------------------------------------------------
-SOCKET_S_MAX = 1e6  # of waiting at a socket at once, twelve days: no timer of one is set to 25
 BACKLOG = 256  # processes that may be connecting at once: a farm starts all its agents in one moment
 DESCRIPTORS_EACH = 4  # of an agent: three of its lane, one more while it is silent or connects
 DESCRIPTORS_KEPT = 32  # that no agent gets: the journal's next file, memory and a checkpoint's process need ten at

@@ -21,7 +21,7 @@ from typing import Any
 
 import msgspec
 
-from solewriter.shared.config import SOCKET_S_MAX
+from solewriter.shared.config import POLL_MS_MAX
 from solewriter.shared.errors import UNDECODABLE, EngineUnavailable, check_depth, shown
 from solewriter.shared.files import replace_file
 from solewriter.shared.processes import peer_of, runs
@@ -183,7 +183,7 @@ class StateFolder:
     def connected_socket(self, timeout_s: float) -> socket.socket:
         """A connection to the engine, which is this user's. Raises OSError."""
         made = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-        made.settimeout(min(timeout_s, SOCKET_S_MAX))
+        made.settimeout(min(timeout_s, POLL_MS_MAX / 1000))
         try:
             folder = os.open(self.path, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
             try:

@@ -46,7 +46,7 @@ from solewriter import (
 from solewriter.agents import exchange, greeting, monitor, pending, reconnecting, session, spinning, tokens
 from solewriter.shared import lane as lanes
 from solewriter.shared import wire
-from solewriter.shared.config import DEFAULT_LIMITS, PIPE_BYTES, WIRE_VERSION
+from solewriter.shared.config import DEFAULT_LIMITS, PIPE_BYTES, SECONDS_MAX, WIRE_VERSION
 from solewriter.shared.forks import held_off
 
 REFUSED, UNAVAILABLE = wire.Status.REFUSED, wire.Status.UNAVAILABLE
@@ -530,7 +530,9 @@ def test_threads_may_wait_without_an_end(engine, wait_until):
 
 @pytest.mark.parametrize("patience_s", [math.inf, 1e12, 30 * 86_400.0])
 def test_a_clients_patience_may_have_no_end(engine, patience_s):
-    endless = Limits(connect_timeout_s=patience_s, request_timeout_s=patience_s)
+    endless = Limits(
+        connect_timeout_s=patience_s, request_timeout_s=patience_s, wait_backstop_s=min(patience_s, SECONDS_MAX)
+    )
     with connect(engine.state, limits=endless) as client:
         assert client.create(Task(id="t", title="x")).version == 1
         os.kill(engine.pid, signal.SIGKILL)
