@@ -52,10 +52,12 @@ class Tokens:
         """Hold a task, which need not have been read, under this token."""
         self._hold((kind, id), token)
 
-    def _hold(self, key: Key, token: int, asked: int = -1, epoch: int = -1) -> None:
+    def _hold(self, key: Key, token: int, asked: int = -1, epoch: int = -1, *, is_of_before: bool = False) -> None:
+        """`is_of_before`: the claim is older than the epoch of which it is told."""
         with self._changing:
             known = self._held.get(key)
-            if known is not None and (0 <= asked < known[1] or (epoch == known[2] >= 0 and token < known[0])):
+            is_overtaken = known is not None and token < known[0] and (is_of_before or epoch == known[2] >= 0)
+            if known is not None and (is_overtaken or 0 <= asked < known[1]):
                 return  # told late, or once more under a user's own id: it was claimed here again since then
             if known is not None and known[0] != token:  # who looks meanwhile finds what is right
                 self._held.pop(key, None)
@@ -127,14 +129,14 @@ class Tokens:
             token = shown.get(key)
             if token is not None and left.get(key, token) >= token:  # else it is told once more, of an older claim
                 self._lose(key, token)
-        for key, token in _claimed(mutations, reply.results):
+        for key, result in _claimed(mutations, reply.results):
             if key not in given_back:
-                self._hold(key, token, sent.sequence, sent.epoch)
+                self._hold(key, result.version, sent.sequence, sent.epoch, is_of_before=not result.address)
 
 
-def _claimed(mutations: Sequence[PlainMutation], results: Sequence[Result]) -> Iterator[tuple[Key, int]]:
-    """What the claims of a request brought, and their tokens. A claim names no task: each other mutation accounts for
-    one result about the task that it names, and what is left over of a kind that was claimed is of a claim.
+def _claimed(mutations: Sequence[PlainMutation], results: Sequence[Result]) -> Iterator[tuple[Key, Result]]:
+    """What the claims of a request brought. A claim names no task: each other mutation accounts for one result about
+    the task that it names, and what is left over of a kind that was claimed is of a claim.
     """
     kinds = {mutation[1] for mutation in mutations if mutation[0] == CLAIM}
     left_over = Counter((result.kind, result.id) for result in results)
@@ -142,4 +144,4 @@ def _claimed(mutations: Sequence[PlainMutation], results: Sequence[Result]) -> I
     for result in results:
         key = result.kind, result.id
         if result.kind in kinds and left_over[key] > 0:
-            yield key, result.version
+            yield key, result

@@ -21,8 +21,8 @@ RELEASE: Any = ([(Op.RELEASE.value, "Task", "t", None, None, "", None)], [], Non
 UPDATE: Any = ([(Op.UPDATE.value, "Task", "t", None, {"title": "x"}, "", None)], [], None, None)
 
 
-def reply(pending: Pending, version: int) -> Reply:
-    return Reply((SESSION, pending.sequence), 9, (Result("Task", "t", version, 0),), None, lambda result: None)
+def reply(pending: Pending, version: int, address: int = 64) -> Reply:
+    return Reply((SESSION, pending.sequence), 9, (Result("Task", "t", version, address),), None, lambda result: None)
 
 
 def ask(tokens: Tokens, sequence: int, request: Any) -> Pending:

@@ -1210,11 +1210,14 @@ def test_a_forked_childs_end_says_no_farewell_of_its_parents_client(engine, clie
         assert parent.complete(mine).status is TaskStatus.COMPLETED
 
 
-def test_what_is_told_once_more_under_its_id_takes_no_newer_claim_away(client):
+@pytest.mark.parametrize("by", ["the same engine", "the next one"])
+def test_what_is_told_once_more_under_its_id_takes_no_newer_claim_away(engine, client, by):
     client.create(task("a"))
     client.claim(Task, request_id="mine")
     client.release(Task.ref("a"), request_id="given back")
     newer = client.claim(Task)
+    if by == "the next one":
+        os.kill(engine.pid, signal.SIGKILL)
     assert client.claim(Task, request_id="mine").claim < newer.claim, "it is what that request came to"
     assert client.holds(Task, "a") == newer.claim
     assert client.release(Task.ref("a"), request_id="given back").version < newer.version, "likewise"
