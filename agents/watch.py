@@ -11,6 +11,7 @@ import asyncio
 import time
 from collections import deque
 from collections.abc import Iterable, Sequence
+from collections.abc import Set as AbstractSet
 from typing import TYPE_CHECKING, Any, Generic, Self
 
 from solewriter.agents.change import Change, Published
@@ -241,7 +242,7 @@ def by_name(kind: Model | Several | None) -> dict[str, Model] | None:
     """What is asked for, by the names of the kinds; None for all. Raises TypeError, InvalidQuery."""
     if kind is None:
         return None
-    several: Iterable[Any] = kind if isinstance(kind, list | tuple | set | frozenset) else [kind]
+    several: Iterable[Any] = kind if isinstance(kind, list | tuple | AbstractSet) else [kind]
     asked: dict[str, Model] = {}
     for one in several:
         if asked.setdefault(name := name_of(one), one) != one:

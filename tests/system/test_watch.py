@@ -370,7 +370,7 @@ def test_what_a_watch_asks_for_stays_when_its_caller_asks_something_else(client,
     assert [change.id for change in other] == ["q"]
 
 
-@pytest.mark.parametrize("collected", [list, tuple, set, frozenset])
+@pytest.mark.parametrize("collected", [list, tuple, set, frozenset, lambda kinds: dict.fromkeys(kinds).keys()])
 def test_several_kinds_are_watched_together_in_order(client, reader, collected):
     kinds = collected([Task, "Project"])
     watch = reader.watch(kinds, since=0, timeout_s=0)
