@@ -251,6 +251,8 @@ class AioRequests(Asker):
         thread = ThreadPoolExecutor(1, "solewriter-farewell")  # its own: the loop's may be full
         try:
             await asyncio.get_running_loop().run_in_executor(thread, say_farewell, self.folder, self._session)
+        except RuntimeError:
+            pass  # no thread begins any more, where the interpreter ends say: whoever comes next goes by the process
         finally:
             thread.shutdown(wait=False)
 

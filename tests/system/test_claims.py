@@ -9,6 +9,7 @@ import math
 import multiprocessing
 import os
 import signal
+import subprocess
 import sys
 import threading
 import time
@@ -1193,6 +1194,38 @@ def test_a_client_that_is_closed_behind_a_restart_without_a_call_loses_its_tasks
             restart()
     else:
         asyncio.run(claim_and_close(engine.state, limits, restart))
+    assert client.claim(Task, timeout_s=60).id == "a"
+
+
+AT_EXIT = """
+import asyncio, atexit, sys
+from solewriter import Task, aio
+
+async def begin():
+    client = await aio.connect(sys.argv[1])
+    assert (await client.claim(Task)).id == "a"
+    return client
+
+loop = asyncio.new_event_loop()
+client = loop.run_until_complete(begin())
+atexit.register(lambda: (loop.run_until_complete(client.close()), loop.close()))
+print("claimed", flush=True)
+sys.stdin.read()
+"""
+
+
+def test_a_client_is_closed_where_the_interpreter_ends_behind_a_restart(engine, client, wait_until):
+    """No thread begins any more then, and none need: its process ends."""
+    client.create(task("a", max_retries=5))
+    with subprocess.Popen(
+        [sys.executable, "-P", "-W", "error", "-c", AT_EXIT, engine.state],
+        stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+    ) as agent:  # fmt: skip
+        assert agent.stdout.readline() == "claimed\n"
+        os.kill(engine.pid, signal.SIGKILL)
+        wait_until(lambda: engine.restarts == 1, 20, "the engine to come back")
+        assert client.claim(Task, timeout_s=1) is None, "its agent is at work"
+        assert agent.communicate(timeout=20) == ("", "")
     assert client.claim(Task, timeout_s=60).id == "a"
 
 
