@@ -15,8 +15,8 @@ from setuptools import setup
 # what is decoded by its annotations, which compiled classes do not keep (columns.py, schema.py, entry.py), what is
 # tested at every place where Ctrl-C may come (exchange.py), and what runs seldom.
 HOT = (
-    "shared/blocklayout.py",
-    "shared/kind.py",
+    "shared/kinds/blocklayout.py",
+    "shared/kinds/kind.py",
     "shared/record.py",
     "shared/registry.py",
     "shared/wirecheck.py",

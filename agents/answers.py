@@ -7,9 +7,9 @@ from collections.abc import Callable, Sequence
 from typing import Any, TypeVar, cast
 
 from solewriter.agents.deadline import Timed
-from solewriter.agents.decoding import Model
 from solewriter.agents.pending import Pending, error_of
 from solewriter.agents.reader import Reader
+from solewriter.agents.reading.decoding import Model
 from solewriter.agents.snapshot import Plain
 from solewriter.shared.entity import Entity, model_of, name_of
 from solewriter.shared.errors import (

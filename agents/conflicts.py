@@ -12,7 +12,8 @@ import msgspec
 
 from solewriter.shared.entity import Entity
 from solewriter.shared.errors import InvalidTransition, Verdict, VersionConflict
-from solewriter.shared.kind import STAMPS
+from solewriter.shared.kinds.kind import STAMPS
+from solewriter.shared.kinds.payload import encode, is_same, plain
 from solewriter.shared.mutations import (
     Alter,
     Cancel,
@@ -27,7 +28,6 @@ from solewriter.shared.mutations import (
     Unchanged,
     Update,
 )
-from solewriter.shared.payload import encode, is_same, plain
 from solewriter.shared.where import Where, single
 
 M = TypeVar("M", Update, Transition, Alter, Cancel, Delete)

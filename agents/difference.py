@@ -11,8 +11,8 @@ from typing import Any, TypeVar
 
 from solewriter.shared.entity import Entity
 from solewriter.shared.errors import InvalidMutation, VersionConflict, shown
+from solewriter.shared.kinds.payload import is_same
 from solewriter.shared.mutations import Mutation, Transition, Update
-from solewriter.shared.payload import is_same
 
 E = TypeVar("E", bound=Entity)
 

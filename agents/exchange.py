@@ -29,8 +29,8 @@ from solewriter.agents.spinning import Spinning
 from solewriter.shared.config import POLL_MS_MAX, READ_BYTES, RECONNECT_MAX_S, Limits
 from solewriter.shared.errors import EngineUnavailable, Fenced, SolewriterError
 from solewriter.shared.folder import StateFolder, unclosed
-from solewriter.shared.forks import held_off
 from solewriter.shared.lane import Lane
+from solewriter.shared.system.forks import held_off
 from solewriter.shared.wireform import Asked
 
 _open: weakref.WeakSet[Exchange] = weakref.WeakSet()

@@ -14,9 +14,9 @@ from solewriter.agents.session import AgentSession
 from solewriter.shared.config import GIVE_BACK_S
 from solewriter.shared.errors import SolewriterError
 from solewriter.shared.folder import StateFolder
-from solewriter.shared.forks import held_off
 from solewriter.shared.lane import Lane
-from solewriter.shared.processes import runs
+from solewriter.shared.system.forks import held_off
+from solewriter.shared.system.processes import runs
 
 _lanes: weakref.WeakSet[Lane] = weakref.WeakSet()
 

@@ -11,23 +11,23 @@ import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Literal, TypeVar, overload
 
-from solewriter.agents.attaching import Attaching
 from solewriter.agents.deadline import check_patience
-from solewriter.agents.looking import check_revision, not_published, not_so, not_so_many, plainly
+from solewriter.agents.reading.attaching import Attaching
+from solewriter.agents.reading.looking import check_revision, not_published, not_so, not_so_many, plainly
 from solewriter.agents.snapshot import Plain, Snapshot
 from solewriter.shared.config import DEFAULT_LIMITS, Limits
 from solewriter.shared.entity import Entity
 from solewriter.shared.errors import Compacted, SchemaMismatch, SnapshotExpired
-from solewriter.shared.kind import Kind
+from solewriter.shared.kinds.kind import Kind
+from solewriter.shared.kinds.schema import differences
 from solewriter.shared.memory.pin import Pin
 from solewriter.shared.mutations import Result
 from solewriter.shared.registry import Registry
-from solewriter.shared.schema import differences
 
 if TYPE_CHECKING:
-    from solewriter.agents.change import Change
-    from solewriter.agents.decoding import Model, Several
-    from solewriter.agents.offline import OfflineReader
+    from solewriter.agents.reading.change import Change
+    from solewriter.agents.reading.decoding import Model, Several
+    from solewriter.agents.reading.offline import OfflineReader
     from solewriter.agents.watch import Resync, Watch
     from solewriter.shared.where import Where
 
@@ -255,7 +255,7 @@ def open_reader(
     `offline`: read what the folder holds, checkpoint and journal, whether an engine runs or not; see OfflineReader.
     """
     if offline:
-        from solewriter.agents.offline import OfflineReader
+        from solewriter.agents.reading.offline import OfflineReader
 
         return OfflineReader(state, limits)
     reader = Reader(state, limits)

@@ -9,13 +9,13 @@ from typing import TYPE_CHECKING, Any, NoReturn, Self, TypeVar, overload
 
 from solewriter.shared.entity import Entity, name_of
 from solewriter.shared.errors import NotFound, check_descriptors, shown
-from solewriter.shared.forks import held_off
+from solewriter.shared.system.forks import held_off
 
 if TYPE_CHECKING:
-    from solewriter.agents.looking import Looking
-    from solewriter.agents.past import Held
-    from solewriter.agents.query import Query
-    from solewriter.shared.kind import Kind
+    from solewriter.agents.reading.looking import Looking
+    from solewriter.agents.reading.past import Held
+    from solewriter.agents.reading.query import Query
+    from solewriter.shared.kinds.kind import Kind
     from solewriter.shared.where import Where
 
 E = TypeVar("E", bound=Entity)
@@ -178,7 +178,7 @@ class Snapshot:
         """None for a kind that nobody ever registered."""
         try:
             with held_off:  # a child that came in the middle would wait for the end of the import for ever
-                from solewriter.agents.query import Query  # numpy takes 150 ms that only those pay who ask
+                from solewriter.agents.reading.query import Query  # numpy takes 150 ms that only those pay who ask
         except OSError as error:
             check_descriptors(error)
             raise

@@ -27,8 +27,8 @@ from solewriter.shared.config import DEFAULT_LIMITS, STALE_BEATS, STATUS_LOOKS_M
 from solewriter.shared.errors import JournalCorrupt
 from solewriter.shared.folder import SOCKET, StateFolder, Whereabouts
 from solewriter.shared.memory.root import STOPPED, Root, RootReader
-from solewriter.shared.processes import runs
 from solewriter.shared.request_ids import default_id
+from solewriter.shared.system.processes import runs
 
 Condition = Literal["alive", "stale", "gone", "starting", "stopped", "absent"]
 WHY_STALE = {  # by the kernel's letter for the state of the process

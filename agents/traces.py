@@ -12,13 +12,13 @@ from typing import NamedTuple
 
 import msgspec
 
-from solewriter.shared import entry as entries
 from solewriter.shared.errors import UNDECODABLE, EngineUnavailable, LayoutMismatch
 from solewriter.shared.folder import StateFolder, Whereabouts, whereabouts_in
+from solewriter.shared.journal import entry as entries
 from solewriter.shared.memory.root import ROOT_BYTES, Root, RootReader
 from solewriter.shared.memory.segment import segment_path
 from solewriter.shared.memory.view import View
-from solewriter.shared.processes import process_state, runs
+from solewriter.shared.system.processes import process_state, runs
 
 BLOCK_BYTES = 512  # what st_blocks counts in, whatever the file system's own blocks are
 

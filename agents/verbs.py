@@ -10,9 +10,9 @@ from typing import Any, Protocol, TypeVar
 from solewriter.agents.answers import entities_of
 from solewriter.agents.conflicts import conditional
 from solewriter.agents.deadline import deadline_us, is_patience, no_time
-from solewriter.agents.looking import plainly
 from solewriter.agents.pending import is_interrupt
-from solewriter.agents.readiness import is_anything_left
+from solewriter.agents.reading.looking import plainly
+from solewriter.agents.reading.readiness import is_anything_left
 from solewriter.agents.requesting import Requests
 from solewriter.shared.config import GIVE_BACK_S, MESSAGE_MAX, WORK_PATIENCE_S, Limits
 from solewriter.shared.entity import Entity, Ref, model_of

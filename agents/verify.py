@@ -12,14 +12,14 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
-from solewriter.agents.journal import Files, bad, untrimmed
+from solewriter.agents.reading.journal import Files, bad, untrimmed
 from solewriter.shared import record
-from solewriter.shared.aside import is_aside
-from solewriter.shared.chain import named_checkpoints, opened
-from solewriter.shared.checkpoint import Checkpoint, checkpoint_files, checkpoint_path
-from solewriter.shared.entry import Entry
 from solewriter.shared.errors import Compacted
-from solewriter.shared.statedigest import DigestOfState
+from solewriter.shared.journal.aside import is_aside
+from solewriter.shared.journal.chain import named_checkpoints, opened
+from solewriter.shared.journal.checkpoint import Checkpoint, checkpoint_files, checkpoint_path
+from solewriter.shared.journal.entry import Entry
+from solewriter.shared.journal.statedigest import DigestOfState
 
 
 class Verified(NamedTuple):

@@ -14,25 +14,25 @@ from collections.abc import Iterable, Sequence
 from collections.abc import Set as AbstractSet
 from typing import TYPE_CHECKING, Any, Generic, Self
 
-from solewriter.agents.change import Change, Published
-from solewriter.agents.conditions import Condition, conditions
 from solewriter.agents.deadline import check_patience
-from solewriter.agents.decoding import Model, Several
-from solewriter.agents.feed import Feed
-from solewriter.agents.looking import check_revision
 from solewriter.agents.reader import Reader
+from solewriter.agents.reading.change import Change, Published
+from solewriter.agents.reading.conditions import Condition, conditions
+from solewriter.agents.reading.decoding import Model, Several
+from solewriter.agents.reading.feed import Feed
+from solewriter.agents.reading.looking import check_revision
 from solewriter.agents.snapshot import Snapshot
-from solewriter.shared.columns import Cell
 from solewriter.shared.config import WATCH_BATCH
 from solewriter.shared.entity import check_id, name_of
 from solewriter.shared.errors import Compacted, InvalidQuery, SnapshotExpired, shown
-from solewriter.shared.forks import held_off
+from solewriter.shared.kinds.columns import Cell
+from solewriter.shared.system.forks import held_off
 from solewriter.shared.where import kept
 
 if TYPE_CHECKING:
     from typing_extensions import TypeVar
 
-    from solewriter.agents.scan import CellsOfRecords
+    from solewriter.agents.reading.scan import CellsOfRecords
     from solewriter.shared.where import Where
 else:
     from typing import TypeVar
@@ -209,7 +209,7 @@ class Watch(Generic[Brought]):
         if not self._where:
             return True
         with held_off:  # as the import of `Query` in snapshot.py
-            from solewriter.agents.scan import CellsOfRecords
+            from solewriter.agents.reading.scan import CellsOfRecords
 
         cells_of = CellsOfRecords(one.pin.catalog, code, self._reader.decoder.kind_of(model))
         demands = conditions(name, one.pin.catalog.tables[code].columns, self._where)

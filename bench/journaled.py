@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from solewriter.shared import entry as entries
-from solewriter.shared.chain import first_entry_of, first_of, journal_files
-from solewriter.shared.entry import FILE_HEADER_BYTES
+from solewriter.shared.journal import entry as entries
+from solewriter.shared.journal.chain import first_entry_of, first_of, journal_files
+from solewriter.shared.journal.entry import FILE_HEADER_BYTES
 
 
 def used(buffer: bytes, first: int, behind: int = 0) -> int:

@@ -49,8 +49,8 @@ from solewriter.bench.scratch import scratch_folder, tidy_when_told_to_end
 from solewriter.bench.table import described, table
 from solewriter.bench.workload import WINDOW, sample_task
 from solewriter.engine_proc.process import Durability
-from solewriter.shared.chain import first_of, journal_files
 from solewriter.shared.config import MIB
+from solewriter.shared.journal.chain import first_of, journal_files
 
 R = TypeVar("R", bound=msgspec.Struct)
 

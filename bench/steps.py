@@ -27,7 +27,7 @@ from solewriter.engine_proc.start import Epoch, Start
 from solewriter.engine_proc.turn import Turn
 from solewriter.shared import wire, wirecheck, wireform
 from solewriter.shared.config import FRAME_REQUESTS_MAX, READ_BYTES, Limits
-from solewriter.shared.entry import SessionChange
+from solewriter.shared.journal.entry import SessionChange
 from solewriter.shared.models import Task
 from solewriter.shared.mutations import Create, Update
 

@@ -12,13 +12,13 @@ from solewriter.engine_proc.migration import Migration, took_too_long
 from solewriter.engine_proc.publisher import Columnar, Publisher
 from solewriter.engine_proc.state import State
 from solewriter.shared import record
-from solewriter.shared.columns import Cells, unpacked
-from solewriter.shared.entry import Private
 from solewriter.shared.errors import InvalidMutation, SchemaMismatch, SolewriterError
-from solewriter.shared.kind import Kind
+from solewriter.shared.journal.entry import Private
+from solewriter.shared.kinds.columns import Cells, unpacked
+from solewriter.shared.kinds.kind import Kind
+from solewriter.shared.kinds.payload import differing
+from solewriter.shared.kinds.rules import has_rules
 from solewriter.shared.memory.table import TableWriter
-from solewriter.shared.payload import differing
-from solewriter.shared.rules import has_rules
 
 
 class Adoption(NamedTuple):

@@ -20,8 +20,8 @@ from typing import TypeVar
 
 from solewriter.shared import failpoint
 from solewriter.shared.config import KIB, RESERVE_BYTES, SPARE_FILES_MAX
-from solewriter.shared.entry import FILE_HEADER_BYTES
-from solewriter.shared.files import lasting_file, naming, new_file, sync_folder
+from solewriter.shared.journal.entry import FILE_HEADER_BYTES
+from solewriter.shared.system.files import lasting_file, naming, new_file, sync_folder
 
 ZEROS = bytes(256 * KIB)
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)

@@ -11,10 +11,10 @@ from solewriter.engine_proc.session import FORGOTTEN, NEVER, Session
 from solewriter.engine_proc.sessions import Sessions
 from solewriter.engine_proc.turn import Turn
 from solewriter.shared import failpoint, wireform
-from solewriter.shared.entry import Outcome
 from solewriter.shared.errors import InvalidMutation, Refusal, Refused, RequestMismatch, Unavailable, to_wire
+from solewriter.shared.journal.entry import Outcome
+from solewriter.shared.kinds.validation import NO_SUCH_FIELD
 from solewriter.shared.request_ids import own_id
-from solewriter.shared.validation import NO_SUCH_FIELD
 from solewriter.shared.wire import Status
 
 Answer = tuple[int, int, int, Any]  # sequence, status, revision, detail

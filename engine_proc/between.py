@@ -14,16 +14,16 @@ from functools import partial
 from typing import Any, NamedTuple, TypeVar
 
 from solewriter.engine_proc import adoption as adoptions
-from solewriter.engine_proc.checkpoint import Made
-from solewriter.engine_proc.checkpoints import Checkpoints
+from solewriter.engine_proc.checkpointing.checkpoint import Made
+from solewriter.engine_proc.checkpointing.checkpoints import Checkpoints
 from solewriter.engine_proc.journal import DiskFull, Journal
 from solewriter.engine_proc.publisher import Publisher
 from solewriter.engine_proc.state import State
 from solewriter.shared import failpoint
-from solewriter.shared.entry import CheckpointName, Private
 from solewriter.shared.errors import EngineUnavailable, MemoryFull, SolewriterError
-from solewriter.shared.garbage import uncollected
-from solewriter.shared.kind import Kind
+from solewriter.shared.journal.entry import CheckpointName, Private
+from solewriter.shared.kinds.kind import Kind
+from solewriter.shared.system.garbage import uncollected
 
 T = TypeVar("T")
 

@@ -33,7 +33,7 @@ from solewriter.shared.config import (
 from solewriter.shared.errors import BadRequest, Refused
 from solewriter.shared.handshake import Welcome
 from solewriter.shared.lane import LENGTH_BYTES
-from solewriter.shared.processes import peer_of
+from solewriter.shared.system.processes import peer_of
 from solewriter.shared.wire import Status
 
 

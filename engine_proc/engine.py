@@ -16,7 +16,7 @@ from solewriter.engine_proc import asking
 from solewriter.engine_proc.asking import Answer
 from solewriter.engine_proc.between import BetweenTurns
 from solewriter.engine_proc.bridge import Bridge, LaneEnd
-from solewriter.engine_proc.checkpoints import Checkpoints
+from solewriter.engine_proc.checkpointing.checkpoints import Checkpoints
 from solewriter.engine_proc.coordination.making import Unready
 from solewriter.engine_proc.coordination.waiting import Lines
 from solewriter.engine_proc.decide import Draft
@@ -37,7 +37,6 @@ from solewriter.engine_proc.turn import Turn
 from solewriter.engine_proc.writing import decide_and_form, overtime, results_of, write
 from solewriter.shared import failpoint, wireform
 from solewriter.shared.config import LONG_TURN_US, Limits
-from solewriter.shared.entry import Outcome
 from solewriter.shared.errors import (
     Expired,
     MemoryFull,
@@ -45,6 +44,7 @@ from solewriter.shared.errors import (
     Refused,
     Unavailable,
 )
+from solewriter.shared.journal.entry import Outcome
 from solewriter.shared.wire import Status
 
 

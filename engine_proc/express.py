@@ -22,8 +22,8 @@ from solewriter.engine_proc.turn import Stored, Turn
 from solewriter.engine_proc.writing import Written, grows, too_large
 from solewriter.shared import record
 from solewriter.shared.config import Limits
-from solewriter.shared.entry import Outcome
 from solewriter.shared.errors import Refused, Unavailable
+from solewriter.shared.journal.entry import Outcome
 from solewriter.shared.memory.heap import HeapWriter, padded
 from solewriter.shared.mutations import Op
 from solewriter.shared.record import Flags

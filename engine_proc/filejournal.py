@@ -23,12 +23,12 @@ from solewriter.engine_proc.ahead import FULL, FilesAhead, fill, with_room
 from solewriter.engine_proc.journal import DiskFull, never
 from solewriter.engine_proc.recovery.replay import Missing, Replay
 from solewriter.engine_proc.tuning import thread_beside
-from solewriter.shared import entry as entries
 from solewriter.shared import failpoint
-from solewriter.shared.chain import committed_path, first_of, journal_files, journal_path, newest_whole
 from solewriter.shared.config import JOURNAL_FILE_BYTES_FIRST, SYNC_BESIDE_S, SYNC_KEPT, Limits
-from solewriter.shared.entry import COMMITTED_BYTES, FILE_HEADER_BYTES, Entry, Private, PrivateState, Tail
-from solewriter.shared.files import lasting_file, naming, new_file, replace_file
+from solewriter.shared.journal import entry as entries
+from solewriter.shared.journal.chain import committed_path, first_of, journal_files, journal_path, newest_whole
+from solewriter.shared.journal.entry import COMMITTED_BYTES, FILE_HEADER_BYTES, Entry, Private, PrivateState, Tail
+from solewriter.shared.system.files import lasting_file, naming, new_file, replace_file
 
 
 class Staged(NamedTuple):

@@ -11,9 +11,9 @@ from solewriter.engine_proc.sessions import HelloRefused, Sessions
 from solewriter.engine_proc.tending import Tending
 from solewriter.engine_proc.turn import Turn
 from solewriter.shared import failpoint
-from solewriter.shared.entry import SessionChange
-from solewriter.shared.processes import start_time_of
+from solewriter.shared.journal.entry import SessionChange
 from solewriter.shared.request_ids import session_number
+from solewriter.shared.system.processes import start_time_of
 
 
 class Hellos:

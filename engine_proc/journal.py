@@ -9,8 +9,8 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from typing import Protocol
 
-from solewriter.shared.entry import Entry, Private, PrivateState, Tail
 from solewriter.shared.errors import EngineUnavailable
+from solewriter.shared.journal.entry import Entry, Private, PrivateState, Tail
 
 
 class DiskFull(EngineUnavailable):

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import cast
 
-from solewriter.shared.columns import Column
-from solewriter.shared.kind import Kind
-from solewriter.shared.schema import Schema
+from solewriter.shared.kinds.columns import Column
+from solewriter.shared.kinds.kind import Kind
+from solewriter.shared.kinds.schema import Schema
 
 
 class KindState:

@@ -8,8 +8,8 @@ import re
 from pathlib import Path
 
 from solewriter.shared.errors import EngineUnavailable, Locked
-from solewriter.shared.files import lasting_file, naming, sync_folder
 from solewriter.shared.folder import StateFolder
+from solewriter.shared.system.files import lasting_file, naming, sync_folder
 
 BY_DESCRIPTOR = re.compile(r"/proc/self/fd/\d+")
 PID_DIGITS = 10  # more than any pid has: what was there before is written over

@@ -11,14 +11,14 @@ from functools import partial
 from typing import Any
 
 from solewriter.engine_proc.overtime import Overtime, TimeBudget, run_watched
-from solewriter.shared.columns import Cells
 from solewriter.shared.config import PROBLEM_MAX
 from solewriter.shared.entity import Entity
 from solewriter.shared.errors import SchemaMismatch, SolewriterError, clean, in_words, said_by
-from solewriter.shared.kind import IN_HEADER, Kind
-from solewriter.shared.payload import decode
+from solewriter.shared.kinds.columns import Cells
+from solewriter.shared.kinds.kind import IN_HEADER, Kind
+from solewriter.shared.kinds.payload import decode
+from solewriter.shared.kinds.schema import Schema
 from solewriter.shared.record import Content, Record
-from solewriter.shared.schema import Schema
 
 
 class Migration:

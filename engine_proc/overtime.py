@@ -17,7 +17,7 @@ from types import CodeType, FrameType
 from typing import TypeVar, TypeVarTuple
 
 from solewriter.shared.config import HURRY, HURRY_TICK_S
-from solewriter.shared.kind import Kind
+from solewriter.shared.kinds.kind import Kind
 
 T = TypeVar("T")
 Given = TypeVarTuple("Given")

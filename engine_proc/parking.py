@@ -20,8 +20,8 @@ from solewriter.engine_proc.state import State
 from solewriter.engine_proc.turn import Turn
 from solewriter.shared import failpoint
 from solewriter.shared.config import Limits
-from solewriter.shared.entry import Outcome
 from solewriter.shared.errors import Refusal
+from solewriter.shared.journal.entry import Outcome
 from solewriter.shared.mutations import Op
 from solewriter.shared.wire import Status
 from solewriter.shared.wireform import PlainRequest

@@ -16,10 +16,11 @@ import msgspec
 
 from solewriter.engine_proc.reclaim import Dropped, Reclaimer, Usage
 from solewriter.shared import failpoint
-from solewriter.shared.columns import Cells, Column
 from solewriter.shared.config import MEMORY_VERSION, Limits
 from solewriter.shared.errors import MemoryFull
 from solewriter.shared.folder import Whereabouts
+from solewriter.shared.kinds.columns import Cells, Column
+from solewriter.shared.kinds.schema import Schema
 from solewriter.shared.memory import catalog as catalogs
 from solewriter.shared.memory.catalog import Catalog, Table
 from solewriter.shared.memory.heap import OFFSET_MASK, PREFIX_BYTES, START, HeapWriter, address_of
@@ -28,7 +29,6 @@ from solewriter.shared.memory.revlog import RevisionLogWriter
 from solewriter.shared.memory.root import ROOT_BYTES, STOPPED, SUPERSEDED, Root, RootWriter
 from solewriter.shared.memory.segment import Segment, has_free, remove_segments, segment_path
 from solewriter.shared.memory.table import TableWriter
-from solewriter.shared.schema import Schema
 
 if TYPE_CHECKING:
     from mmap import mmap

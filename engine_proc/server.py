@@ -17,7 +17,7 @@ import uvloop
 from solewriter.engine_proc.ahead import FULL
 from solewriter.engine_proc.bridge import Bridge
 from solewriter.engine_proc.channel import Channel
-from solewriter.engine_proc.checkpoints import Checkpoints
+from solewriter.engine_proc.checkpointing.checkpoints import Checkpoints
 from solewriter.engine_proc.engine import SingleWriter
 from solewriter.engine_proc.journal import DiskFull
 from solewriter.engine_proc.lock import by_name
@@ -30,9 +30,9 @@ from solewriter.engine_proc.start import Epoch, started
 from solewriter.engine_proc.tuning import freeze_garbage, limit_data, raise_descriptor_limit
 from solewriter.shared import wire
 from solewriter.shared.config import FIRST_LOOK_S, US_PER_S
-from solewriter.shared.entry import Private
 from solewriter.shared.errors import EngineUnavailable, Locked, MemoryFull, SolewriterError
-from solewriter.shared.kind import Kind
+from solewriter.shared.journal.entry import Private
+from solewriter.shared.kinds.kind import Kind
 
 
 def run(orders: Orders, channel: Channel) -> int:

@@ -13,8 +13,8 @@ from collections.abc import Iterable, Iterator
 import msgspec
 
 from solewriter.shared.config import GAPS_MAX, RESULTS_UNPACKED
-from solewriter.shared.entry import Outcome, SessionChange, SessionState
 from solewriter.shared.errors import Refusal
+from solewriter.shared.journal.entry import Outcome, SessionChange, SessionState
 from solewriter.shared.wire import Status
 
 

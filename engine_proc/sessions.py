@@ -22,8 +22,8 @@ from solewriter.shared.config import (
     SESSION_FRAMES_MAX,
     Limits,
 )
-from solewriter.shared.entry import Outcome, PrivateState, SessionChange, SessionState
 from solewriter.shared.handshake import Hello
+from solewriter.shared.journal.entry import Outcome, PrivateState, SessionChange, SessionState
 from solewriter.shared.request_ids import own_id, session_number
 from solewriter.shared.wire import Status
 

@@ -16,11 +16,11 @@ from typing import NamedTuple
 
 from solewriter.engine_proc.adoption import check_fit
 from solewriter.engine_proc.ahead import with_room
-from solewriter.engine_proc.checkpoints import remove_unfinished
+from solewriter.engine_proc.checkpointing.checkpoints import remove_unfinished
+from solewriter.engine_proc.checkpointing.maker import Maker
 from solewriter.engine_proc.filejournal import FileJournal
 from solewriter.engine_proc.journal import Journal, NoJournal
 from solewriter.engine_proc.lock import Lock, make_folder
-from solewriter.engine_proc.maker import Maker
 from solewriter.engine_proc.overtime import TimeBudget
 from solewriter.engine_proc.owner.orders import Orders
 from solewriter.engine_proc.owner.pickled import unpickled
@@ -32,14 +32,14 @@ from solewriter.engine_proc.sessions import ENGINE, Sessions
 from solewriter.engine_proc.state import State
 from solewriter.engine_proc.tuning import Threads, threads_beside
 from solewriter.shared import failpoint
-from solewriter.shared import life as lives
-from solewriter.shared.chain import journal_files, noted_in, state_id_of
 from solewriter.shared.config import BACKLOG, MEMORY_VERSION, Limits
-from solewriter.shared.entry import Life, Private
 from solewriter.shared.errors import EngineUnavailable, MemoryFull, SolewriterError
 from solewriter.shared.folder import StateFolder, Whereabouts
-from solewriter.shared.processes import start_time_of
+from solewriter.shared.journal import life as lives
+from solewriter.shared.journal.chain import journal_files, noted_in, state_id_of
+from solewriter.shared.journal.entry import Life, Private
 from solewriter.shared.registry import Registry
+from solewriter.shared.system.processes import start_time_of
 
 
 class Epoch(NamedTuple):

@@ -22,14 +22,14 @@ from solewriter.engine_proc.reclaim import Dropped
 from solewriter.engine_proc.tables import Tables
 from solewriter.engine_proc.turn import NO_SLOT, Stored, Turn
 from solewriter.shared import record
-from solewriter.shared.checkpoint import Checkpoint
 from solewriter.shared.config import KINDS_MAX, SCHEMAS_MAX, Limits
-from solewriter.shared.entry import Private
 from solewriter.shared.errors import SchemaMismatch
-from solewriter.shared.kind import Kind
+from solewriter.shared.journal.checkpoint import Checkpoint
+from solewriter.shared.journal.entry import Private
+from solewriter.shared.kinds.kind import Kind
+from solewriter.shared.kinds.schema import Schema
 from solewriter.shared.memory.heap import padded
 from solewriter.shared.registry import Registry
-from solewriter.shared.schema import Schema
 
 
 class State:

@@ -15,11 +15,11 @@ from solewriter.engine_proc.kinds import KindState
 from solewriter.engine_proc.migration import Migration, took_too_long
 from solewriter.engine_proc.publisher import Columnar, Publisher
 from solewriter.shared import record
-from solewriter.shared.checkpoint import TableImage
-from solewriter.shared.columns import Cells, Column, format_of
 from solewriter.shared.errors import SolewriterError
+from solewriter.shared.journal.checkpoint import TableImage
+from solewriter.shared.kinds.columns import Cells, Column, format_of
+from solewriter.shared.kinds.schema import Schema
 from solewriter.shared.memory.table import TableWriter
-from solewriter.shared.schema import Schema
 
 
 class Tables:

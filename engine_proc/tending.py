@@ -25,9 +25,9 @@ from solewriter.engine_proc.state import State
 from solewriter.engine_proc.turn import Turn
 from solewriter.shared import failpoint
 from solewriter.shared.config import TIMER_RETRY_S, US_PER_S, Limits
-from solewriter.shared.entry import Lease
+from solewriter.shared.journal.entry import Lease
 from solewriter.shared.mutations import Op
-from solewriter.shared.processes import pidfd_of
+from solewriter.shared.system.processes import pidfd_of
 from solewriter.shared.wire import Status
 
 GONE = "its agent was gone for too long"

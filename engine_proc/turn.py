@@ -12,8 +12,8 @@ from solewriter.engine_proc.coordination.leases import Place, ended_lease
 from solewriter.engine_proc.kinds import KindState
 from solewriter.engine_proc.publisher import Installed
 from solewriter.engine_proc.session import NEVER, Session
-from solewriter.shared.columns import from_us
-from solewriter.shared.entry import Lease, Outcome, Private, SessionChange, Slots
+from solewriter.shared.journal.entry import Lease, Outcome, Private, SessionChange, Slots
+from solewriter.shared.kinds.columns import from_us
 from solewriter.shared.request_ids import own_id
 
 if TYPE_CHECKING:

@@ -13,7 +13,7 @@ from solewriter.engine_proc.turn import NO_SLOT, Stored, Turn
 from solewriter.shared import record
 from solewriter.shared.config import PROBLEM_MAX, Limits
 from solewriter.shared.errors import InvalidMutation, MemoryFull, Refused, RequestTooLarge, Unavailable, clean, in_words
-from solewriter.shared.kind import Kind
+from solewriter.shared.kinds.kind import Kind
 from solewriter.shared.memory.heap import HeapWriter, padded
 from solewriter.shared.mutations import Op
 from solewriter.shared.record import Flags

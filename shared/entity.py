@@ -23,9 +23,9 @@ from pydantic import BaseModel, ConfigDict, Field
 from pydantic_core import PydanticCustomError
 
 from solewriter.shared.config import KEY_BYTES_MAX
-from solewriter.shared.enginefields import refuse_own
 from solewriter.shared.errors import shown
-from solewriter.shared.fieldtypes import refuse_unsuitable
+from solewriter.shared.kinds.enginefields import refuse_own
+from solewriter.shared.kinds.fieldtypes import refuse_unsuitable
 
 E = TypeVar("E", bound="Entity")
 E_co = TypeVar("E_co", bound="Entity", covariant=True)

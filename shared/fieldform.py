@@ -10,9 +10,9 @@ from typing import Any
 from pydantic import BaseModel
 
 from solewriter.shared.errors import InvalidMutation, shown
-from solewriter.shared.kind import Kind
-from solewriter.shared.payload import in_whole_minutes, plain
-from solewriter.shared.validation import no_changes
+from solewriter.shared.kinds.kind import Kind
+from solewriter.shared.kinds.payload import in_whole_minutes, plain
+from solewriter.shared.kinds.validation import no_changes
 from solewriter.shared.wirecheck import SCALARS
 
 

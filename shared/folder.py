@@ -23,8 +23,8 @@ import msgspec
 
 from solewriter.shared.config import POLL_MS_MAX
 from solewriter.shared.errors import UNDECODABLE, EngineUnavailable, check_depth, shown
-from solewriter.shared.files import replace_file
-from solewriter.shared.processes import peer_of, runs
+from solewriter.shared.system.files import replace_file
+from solewriter.shared.system.processes import peer_of, runs
 
 SOCKET = "engine.sock"
 PREFIX = re.compile("solewriter-[0-9a-z]{1,64}")  # of segments: what else a file names is none of ours, and is let be

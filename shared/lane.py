@@ -14,7 +14,7 @@ import os
 from typing import Any
 
 from solewriter.shared.config import PIPE_BYTES
-from solewriter.shared.forks import held_off
+from solewriter.shared.system.forks import held_off
 
 LENGTH_BYTES = 4  # the queue's own header: a big-endian int
 

@@ -8,9 +8,9 @@ from typing import Annotated, Any
 
 from pydantic import AwareDatetime, Field, model_validator
 
-from solewriter.shared.enginefields import refuse_unlike
 from solewriter.shared.entity import Entity, Lifecycle, Part, broken, concerns
 from solewriter.shared.frozen import FrozenMap, Json
+from solewriter.shared.kinds.enginefields import refuse_unlike
 
 # --- Task -------------------------------------------------------------------------------------------------------------
 

@@ -14,9 +14,9 @@ from enum import StrEnum
 from typing import Any
 
 from solewriter.shared.errors import InvalidMutation, shown
-from solewriter.shared.kind import Kind
-from solewriter.shared.payload import plain
-from solewriter.shared.validation import no_changes
+from solewriter.shared.kinds.kind import Kind
+from solewriter.shared.kinds.payload import plain
+from solewriter.shared.kinds.validation import no_changes
 
 PlainOperation = tuple[str, Any, "int | None"]
 

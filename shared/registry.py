@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 from solewriter.shared.config import KINDS_MAX
 from solewriter.shared.entity import Entity
 from solewriter.shared.errors import UnknownKind, shown
-from solewriter.shared.kind import Kind
+from solewriter.shared.kinds.kind import Kind
 from solewriter.shared.models import Project, Task
 
 E = TypeVar("E", bound=Entity)

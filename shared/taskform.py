@@ -8,7 +8,7 @@ from solewriter.shared.config import LEASE_LEAST_S, LEASE_MOST_S, US_PER_S
 from solewriter.shared.entity import model_of
 from solewriter.shared.errors import InvalidMutation, shown
 from solewriter.shared.fieldform import changed_fields
-from solewriter.shared.kind import Kind
+from solewriter.shared.kinds.kind import Kind
 from solewriter.shared.mutations import Claim, Complete, Fail, Mutation, Op, Redrive, Release, Renew
 from solewriter.shared.registry import Registry
 from solewriter.shared.where import plain_where

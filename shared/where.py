@@ -1,8 +1,8 @@
 """What an entity must be like: `where={"status": "created", "priority": ["high", "low"], "version": Range(ge=3)}`.
 
 A value asks for equality, a list, tuple or set for membership, a Range for order, None for absence; all of them must
-hold. Scans ask this of columns (`agents/conditions.py`); what is here asks it of values: what a request requires of an
-entity's fields, and what a claimer wants. The caller makes plain data of it, the engine demands of its own class.
+hold. Scans ask this of columns (`agents/reading/conditions.py`); what is here asks it of values: what a request
+requires of fields, and what a claimer wants. The caller makes plain data of it, the engine demands of its own class.
 
     plain = {field: ("in", [values]) | ("range", [ge, gt, le, lt])}
 """
@@ -21,10 +21,10 @@ from typing import Any, Final
 import msgspec
 
 from solewriter.shared.errors import BadRequest, InvalidMutation, shown
-from solewriter.shared.kind import Kind
-from solewriter.shared.payload import encode, encode_asked, plain, without_bytes
-from solewriter.shared.rules import is_plain
-from solewriter.shared.validation import field_adapter
+from solewriter.shared.kinds.kind import Kind
+from solewriter.shared.kinds.payload import encode, encode_asked, plain, without_bytes
+from solewriter.shared.kinds.rules import is_plain
+from solewriter.shared.kinds.validation import field_adapter
 
 Where = Mapping[str, Any]
 PlainWhere = dict[str, Any]

@@ -11,8 +11,8 @@ from typing import Any, Final
 from solewriter.shared.config import KEY_BYTES_MAX, NAME_MAX, REQUEST_ID_MAX, Limits
 from solewriter.shared.errors import BadRequest, InvalidMutation, RequestTooLarge
 from solewriter.shared.frozen import INT_MAX, INT_MIN
+from solewriter.shared.kinds.payload import LONE_SURROGATE, TOO_LARGE_INT
 from solewriter.shared.mutations import Guard, Op
-from solewriter.shared.payload import LONE_SURROGATE, TOO_LARGE_INT
 from solewriter.shared.request_ids import own_id
 
 SCALARS: Final = frozenset({str, int, float, bool, bytes, type(None)})

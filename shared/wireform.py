@@ -24,7 +24,8 @@ from solewriter.shared.entity import Entity, model_of
 from solewriter.shared.errors import BadRequest, InvalidMutation, Refused, RequestTooLarge, shown
 from solewriter.shared.fieldform import changed_fields, check_parts, plain_field
 from solewriter.shared.frozen import INT_MAX
-from solewriter.shared.kind import IN_HEADER, Kind
+from solewriter.shared.kinds.kind import IN_HEADER, Kind
+from solewriter.shared.kinds.payload import in_whole_minutes, plain
 from solewriter.shared.mutations import (
     Alter,
     Cancel,
@@ -45,7 +46,6 @@ from solewriter.shared.mutations import (
     Update,
 )
 from solewriter.shared.operations import plain_operations
-from solewriter.shared.payload import in_whole_minutes, plain
 from solewriter.shared.registry import Registry
 from solewriter.shared.request_ids import own_id
 from solewriter.shared.taskform import NO_ID, plain_of_task, tree_of

@@ -45,7 +45,7 @@ from solewriter import (
 )
 from solewriter.agents.transaction import Transaction
 from solewriter.shared.config import KIB, MIB
-from solewriter.shared.fieldtypes import UnsuitableField
+from solewriter.shared.kinds.fieldtypes import UnsuitableField
 from solewriter.shared.mutations import Op
 
 ROOT = Path(__file__).resolve().parent.parent

@@ -20,7 +20,7 @@ import pytest
 
 from solewriter import Create, Delete, Entity, FrozenMap, Project, Put, Snapshot, Task, Update, open_reader
 from solewriter.agents.cli.exporting import exported
-from solewriter.agents.export import export
+from solewriter.agents.reading.export import export
 from solewriter.shared.config import EXPORT_ROWS
 
 SOLEWRITER = str(Path(sysconfig.get_path("scripts"), "solewriter"))

@@ -50,7 +50,7 @@ ONLY_IN: dict[str, tuple[str, ...]] = {
 
 BANNED_WORDS = ("manager", "helper", "helpers", "service", "handler", "util", "utils", "common", "base", "misc")
 PROGRAMS = ("agents/cli/", "agents/demo/", "agents/testing/", "bench/")
-MAY_PRINT = ("engine_proc/server.py", "engine_proc/owner/notices.py", "engine_proc/maker.py", *PROGRAMS)
+MAY_PRINT = ("engine_proc/server.py", "engine_proc/owner/notices.py", "engine_proc/checkpointing/maker.py", *PROGRAMS)
 MAY_SLEEP = ("tests/conftest.py",)
 
 

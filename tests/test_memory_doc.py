@@ -20,9 +20,10 @@ import pytest
 
 from solewriter import Limits, Task
 from solewriter.shared import config, record
-from solewriter.shared.columns import Column
 from solewriter.shared.config import CHUNK_SLOTS, KIB, KINDS_MAX, MEMORY_VERSION, MIB, REVISION_LOG_STRIDE, ROOT_RING
-from solewriter.shared.kind import Kind
+from solewriter.shared.kinds.columns import Column
+from solewriter.shared.kinds.kind import Kind
+from solewriter.shared.kinds.schema import Schema
 from solewriter.shared.memory import catalog as catalogs
 from solewriter.shared.memory.catalog import Catalog, Table
 from solewriter.shared.memory.heap import END, START, HeapWriter
@@ -33,7 +34,6 @@ from solewriter.shared.memory.segment import Segment
 from solewriter.shared.memory.table import TableWriter, offsets
 from solewriter.shared.mutations import Op
 from solewriter.shared.record import Flags
-from solewriter.shared.schema import Schema
 
 PAGE = (Path(__file__).resolve().parent.parent / "docs" / "memory.md").read_text()
 LETTERS = {"u8": "B", "u16": "H", "u32": "I", "u64": "Q", "i64": "q", "f64": "d"}

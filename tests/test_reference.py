@@ -37,7 +37,7 @@ from solewriter import (
     testing,
 )
 from solewriter.agents.aio.watch import AioWatch
-from solewriter.agents.looking import Looking
+from solewriter.agents.reading.looking import Looking
 from solewriter.shared.mutations import FROM_TARGET
 
 PAGE = (Path(__file__).resolve().parent.parent / "docs" / "reference.md").read_text()

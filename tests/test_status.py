@@ -23,11 +23,11 @@ from solewriter.agents import status as status_module
 from solewriter.agents.cli.describing import DEGRADED, FINE, NOT_THERE, described, exit_code
 from solewriter.agents.status import EngineStatus, status_of
 from solewriter.agents.traces import last_outcomes
-from solewriter.shared import entry as entries
 from solewriter.shared.config import STALE_BEATS
-from solewriter.shared.entry import CheckpointName, Life, Private, PrivateState, SessionChange, SessionState
 from solewriter.shared.failpoint import VARIABLE
 from solewriter.shared.folder import StateFolder, Whereabouts
+from solewriter.shared.journal import entry as entries
+from solewriter.shared.journal.entry import CheckpointName, Life, Private, PrivateState, SessionChange, SessionState
 from solewriter.shared.memory.root import STOPPED
 from solewriter.shared.memory.segment import Segment, segment_path
 from solewriter.shared.request_ids import default_id

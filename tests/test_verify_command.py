@@ -18,20 +18,20 @@ import pytest
 from typer.testing import CliRunner
 
 from solewriter import Compacted, Create, Delete, Put, Task, Update, connect, open_reader
-from solewriter.agents import journal as reading
 from solewriter.agents.cli.main import app
-from solewriter.agents.journal import Files
+from solewriter.agents.reading import journal as reading
+from solewriter.agents.reading.journal import Files
 from solewriter.agents.verify import verify
 from solewriter.engine_proc.recovery.copying import give
 from solewriter.engine_proc.recovery.repair import truncate
-from solewriter.shared import entry as entries
 from solewriter.shared import record
-from solewriter.shared.chain import first_entry_of, first_of, journal_files, oldest_entry
-from solewriter.shared.checkpoint import Checkpoint, checkpoint_files, checkpoint_path
 from solewriter.shared.config import KIB, MIB, Limits
 from solewriter.shared.errors import EngineStartFailed, EngineUnavailable, JournalCorrupt, Locked
 from solewriter.shared.folder import StateFolder
-from solewriter.shared.walk import entries_between
+from solewriter.shared.journal import entry as entries
+from solewriter.shared.journal.chain import first_entry_of, first_of, journal_files, oldest_entry
+from solewriter.shared.journal.checkpoint import Checkpoint, checkpoint_files, checkpoint_path
+from solewriter.shared.journal.walk import entries_between
 
 LIMITS = Limits(
     heap_segment_bytes_first=64 * KIB, heap_segment_bytes_max=256 * KIB, journal_file_bytes=64 * KIB,

@@ -8,9 +8,9 @@ import threading
 from solewriter.agents.greeting import greet
 from solewriter.shared.errors import EngineUnavailable
 from solewriter.shared.folder import StateFolder
-from solewriter.shared.forks import held_off
 from solewriter.shared.handshake import Hello, Welcome
 from solewriter.shared.lane import Lane
+from solewriter.shared.system.forks import held_off
 
 
 class Greeting:

@@ -21,10 +21,10 @@ from typing import TYPE_CHECKING, Any, Literal, NoReturn, Self, TypeVar, overloa
 from solewriter.agents.aio.home import Home
 from solewriter.agents.aio.opening import Opening
 from solewriter.agents.aio.sleeper import Sleeper
-from solewriter.agents.attaching import Vacancy
 from solewriter.agents.deadline import check_patience
-from solewriter.agents.looking import check_revision, closed_reader, not_published, not_so, not_so_many
 from solewriter.agents.reader import Reader
+from solewriter.agents.reading.attaching import Vacancy
+from solewriter.agents.reading.looking import check_revision, closed_reader, not_published, not_so, not_so_many
 from solewriter.agents.snapshot import Plain, Snapshot
 from solewriter.shared.config import ATTACH_RETRY_S, DEFAULT_LIMITS, LOOKING_THREADS, WATCH_BATCH, Limits
 from solewriter.shared.entity import Entity
@@ -35,9 +35,9 @@ from solewriter.shared.registry import Registry
 
 if TYPE_CHECKING:
     from solewriter.agents.aio.watch import AioWatch
-    from solewriter.agents.change import Change
-    from solewriter.agents.decoding import Model, Several
-    from solewriter.agents.travel import Difference
+    from solewriter.agents.reading.change import Change
+    from solewriter.agents.reading.decoding import Model, Several
+    from solewriter.agents.reading.travel import Difference
     from solewriter.agents.watch import Resync
     from solewriter.shared.where import Where
 

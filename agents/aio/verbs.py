@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 
 from solewriter.agents.aio.requesting import AioRequests
 from solewriter.agents.conflicts import conditional
-from solewriter.agents.readiness import is_anything_left
+from solewriter.agents.reading.readiness import is_anything_left
 from solewriter.agents.verbs import ENDING, Until, asked_of, claiming, not_ended, reason_of
 from solewriter.shared.config import GIVE_BACK_S, WORK_PATIENCE_S
 from solewriter.shared.entity import Entity, Ref, model_of

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Generic, Self
 
 from solewriter.agents.aio.reader import Patience
 from solewriter.agents.deadline import check_patience
-from solewriter.agents.decoding import Model, Several
+from solewriter.agents.reading.decoding import Model, Several
 from solewriter.agents.watch import Brought, Watch, by_name, taken_note_of
 from solewriter.shared.where import kept
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 
 from solewriter.agents.cli.describing import printable
-from solewriter.agents.export import export
-from solewriter.agents.offline import OfflineReader
 from solewriter.agents.reader import Reader, open_reader
+from solewriter.agents.reading.export import export
+from solewriter.agents.reading.offline import OfflineReader
 from solewriter.shared.errors import EngineUnavailable
 
 

@@ -19,7 +19,7 @@ from contextlib import contextmanager, suppress
 from solewriter import Reader
 from solewriter.agents.demo.crew import Crew
 from solewriter.shared.folder import Whereabouts
-from solewriter.shared.processes import runs
+from solewriter.shared.system.processes import runs
 
 PUBLISH_S = 0.2  # for the publish behind which it is stopped
 ASK_S = 0.2  # for a request to leave while it stands still; agents ask many times in that, unless they wait or end

@@ -15,15 +15,15 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from solewriter.agents import aio
-    from solewriter.agents.change import Change
     from solewriter.agents.client import Client, connect
-    from solewriter.agents.offline import OfflineReader
     from solewriter.agents.reader import Reader, open_reader
-    from solewriter.agents.readiness import Budget, Obstacle, Reason, budget_of, dead_letters, why_not_ready
+    from solewriter.agents.reading.change import Change
+    from solewriter.agents.reading.offline import OfflineReader
+    from solewriter.agents.reading.readiness import Budget, Obstacle, Reason, budget_of, dead_letters, why_not_ready
+    from solewriter.agents.reading.travel import Difference
     from solewriter.agents.snapshot import Snapshot
     from solewriter.agents.status import EngineStatus, status_of
     from solewriter.agents.transaction import Transaction
-    from solewriter.agents.travel import Difference
     from solewriter.agents.watch import Resync, Watch
     from solewriter.engine_proc.process import Engine
     from solewriter.shared import errors
@@ -113,14 +113,21 @@ __version__ = "0.1.0"
 _ROOMS = {
     "solewriter.engine_proc.process": ("Engine",),
     "solewriter.agents.client": ("connect", "Client"),
-    "solewriter.agents.offline": ("OfflineReader",),
+    "solewriter.agents.reading.offline": ("OfflineReader",),
     "solewriter.agents.reader": ("open_reader", "Reader"),
-    "solewriter.agents.readiness": ("why_not_ready", "dead_letters", "budget_of", "Reason", "Obstacle", "Budget"),
+    "solewriter.agents.reading.readiness": (
+        "why_not_ready",
+        "dead_letters",
+        "budget_of",
+        "Reason",
+        "Obstacle",
+        "Budget",
+    ),
     "solewriter.agents.snapshot": ("Snapshot",),
     "solewriter.agents.status": ("status_of", "EngineStatus"),
     "solewriter.agents.transaction": ("Transaction",),
-    "solewriter.agents.change": ("Change",),
-    "solewriter.agents.travel": ("Difference",),
+    "solewriter.agents.reading.change": ("Change",),
+    "solewriter.agents.reading.travel": ("Difference",),
     "solewriter.agents.watch": ("Watch", "Resync"),
     "solewriter.shared.config": ("Limits",),
     "solewriter.shared.entity": ("Entity", "Part", "Lifecycle", "Ref", "broken", "concerns"),

@@ -18,9 +18,9 @@ from typing import Self
 import msgspec
 
 from solewriter.agents.answers import Outcome
-from solewriter.agents.change import Change
 from solewriter.agents.client import Client
 from solewriter.agents.reader import Reader
+from solewriter.agents.reading.change import Change
 from solewriter.agents.snapshot import Snapshot
 from solewriter.agents.testing.lines import (
     APPLIED,

@@ -9,8 +9,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from solewriter.agents.change import Change
 from solewriter.agents.reader import Reader
+from solewriter.agents.reading.change import Change
 from solewriter.agents.testing.auditor import Notes
 from solewriter.agents.testing.ledger import MOVED, Account, Left, Right, Stone, Tally
 from solewriter.agents.watch import Resync

@@ -17,13 +17,13 @@ from pydantic import ValidationError
 
 from solewriter.agents.testing.lines import APPLIED, REFUSED, refusal_name
 from solewriter.agents.testing.steps import Fields, Key, Kinds, kinds_of, plain
-from solewriter.shared import entry as entries
 from solewriter.shared import record
 from solewriter.shared.entity import Entity
-from solewriter.shared.entry import FILE_HEADER_BYTES, Entry, Outcome
 from solewriter.shared.errors import JournalCorrupt
+from solewriter.shared.journal import entry as entries
+from solewriter.shared.journal.entry import FILE_HEADER_BYTES, Entry, Outcome
+from solewriter.shared.kinds.schema import Schema
 from solewriter.shared.request_ids import default_id, session_number
-from solewriter.shared.schema import Schema
 from solewriter.shared.wire import Status
 
 ENGINES_OWN = session_number("engine")

@@ -14,7 +14,7 @@ from solewriter.agents.testing.lines import APPLIED, REFUSED, Call, Look
 from solewriter.agents.testing.model import Model, stamped
 from solewriter.agents.testing.steps import Fields, Key, Kinds, Step, digest
 from solewriter.agents.testing.tasks import HELD, Draft, Refusal
-from solewriter.shared.columns import from_us
+from solewriter.shared.kinds.columns import from_us
 
 # Refusals for reasons that are not in the state: that they changed nothing is all that can be checked.
 OUTSIDE = {"BadRequest", "Expired", "Fenced", "Quarantined", "RequestTooLarge", "SchemaMismatch"}

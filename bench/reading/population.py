@@ -19,7 +19,7 @@ from solewriter.bench.placement import pin
 from solewriter.bench.reading.passes import Pass
 from solewriter.bench.workload import sample_task
 from solewriter.shared import record
-from solewriter.shared.columns import from_us
+from solewriter.shared.kinds.columns import from_us
 from solewriter.shared.memory.heap import OFFSET_MASK, PREFIX_BYTES, padded
 from solewriter.shared.memory.pin import Pin
 from solewriter.shared.registry import Registry

@@ -14,12 +14,12 @@ from typing import Any
 
 from solewriter.engine_proc.coordination.graph import NOBODY, Graph
 from solewriter.engine_proc.coordination.ready import Candidate, Ready
-from solewriter.shared.columns import to_us
 from solewriter.shared.config import DENIALS_MAX, STALE_MAX
-from solewriter.shared.kind import Kind
+from solewriter.shared.kinds.columns import to_us
+from solewriter.shared.kinds.kind import Kind
+from solewriter.shared.kinds.rules import has_rules
 from solewriter.shared.models import DependencyPolicy
 from solewriter.shared.readiness import CLAIMABLE, LAST, RANK, Dependency, attempts_left, is_met, state_of
-from solewriter.shared.rules import has_rules
 from solewriter.shared.where import in_column, single
 
 Fields = Mapping[str, Any]

@@ -20,7 +20,7 @@ from solewriter.engine_proc.coordination.tally import Tally
 from solewriter.engine_proc.kinds import KindState
 from solewriter.engine_proc.overtime import TimeBudget
 from solewriter.shared.config import Limits
-from solewriter.shared.kind import Kind
+from solewriter.shared.kinds.kind import Kind
 from solewriter.shared.models import Project
 from solewriter.shared.mutations import Guard, Op
 from solewriter.shared.readiness import DEPENDS, ENDING

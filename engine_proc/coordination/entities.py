@@ -6,8 +6,8 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 from solewriter.engine_proc.kinds import KindState
+from solewriter.shared.kinds.payload import encode, plain
 from solewriter.shared.models import Task
-from solewriter.shared.payload import encode, plain
 
 if TYPE_CHECKING:
     from solewriter.engine_proc.turn import Turn

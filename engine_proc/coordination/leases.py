@@ -10,9 +10,9 @@ from collections.abc import Iterable, KeysView
 from heapq import heapify, heappop, heappush
 from typing import NamedTuple
 
-from solewriter.shared.columns import text_hash
 from solewriter.shared.config import STALE_MAX
-from solewriter.shared.entry import Lease
+from solewriter.shared.journal.entry import Lease
+from solewriter.shared.kinds.columns import text_hash
 
 Place = tuple[int, str]  # kind code, id
 End = tuple[int, Place, int]  # until when, which task, the token that it was

@@ -11,7 +11,7 @@ import gc
 import time
 from collections.abc import Hashable, Iterator
 
-from solewriter.shared.garbage import uncollected
+from solewriter.shared.system.garbage import uncollected
 
 Steps = Iterator[None]
 

@@ -20,13 +20,13 @@ from solewriter.engine_proc.decide.draft import Draft, Step
 from solewriter.engine_proc.decide.guards import check_column
 from solewriter.engine_proc.decide.lifecycle import free_step_fields, refusal
 from solewriter.engine_proc.overtime import Overtime, run_watched
-from solewriter.shared.columns import from_us
 from solewriter.shared.config import LEASE_MOST_S, REST_MOST_S, US_PER_S, Limits
-from solewriter.shared.entry import Lease
 from solewriter.shared.errors import BadRequest, InvalidMutation, Refused, RequestTooLarge, SchemaMismatch, Unavailable
-from solewriter.shared.kind import Kind
+from solewriter.shared.journal.entry import Lease
+from solewriter.shared.kinds.columns import from_us
+from solewriter.shared.kinds.kind import Kind
+from solewriter.shared.kinds.payload import encode
 from solewriter.shared.mutations import Op
-from solewriter.shared.payload import encode
 from solewriter.shared.readiness import CLAIMABLE, HELD
 from solewriter.shared.taskform import FINAL, check_kind_of_tasks
 from solewriter.shared.where import demands

@@ -11,16 +11,16 @@ from typing import TYPE_CHECKING, Any
 
 from solewriter.engine_proc.kinds import KindState
 from solewriter.engine_proc.turn import Key, Stored, Turn
-from solewriter.shared.columns import Cells
 from solewriter.shared.errors import InvalidMutation, NotFound, UnknownKind, VersionConflict
-from solewriter.shared.kind import Kind
-from solewriter.shared.payload import differing
+from solewriter.shared.kinds.columns import Cells
+from solewriter.shared.kinds.kind import Kind
+from solewriter.shared.kinds.payload import differing
 from solewriter.shared.where import single
 
 if TYPE_CHECKING:
     from solewriter.engine_proc.coordination.leases import Place
     from solewriter.engine_proc.coordination.waiting import Wish
-    from solewriter.shared.entry import Lease
+    from solewriter.shared.journal.entry import Lease
 
 
 class Step:

@@ -10,9 +10,9 @@ from solewriter.engine_proc.decide.content import free_fields
 from solewriter.engine_proc.decide.draft import Draft, Step
 from solewriter.shared.entity import Part
 from solewriter.shared.errors import BadRequest, InvalidMutation
+from solewriter.shared.kinds.payload import encode_asked, plain
 from solewriter.shared.mutations import Op
 from solewriter.shared.operations import Code
-from solewriter.shared.payload import encode_asked, plain
 from solewriter.shared.where import rank_of
 from solewriter.shared.wireform import PlainMutation
 

@@ -6,9 +6,9 @@ from typing import Any
 
 from solewriter.engine_proc.decide.draft import Draft, Step, conflict
 from solewriter.engine_proc.decide.fencing import show
-from solewriter.shared.columns import from_us
 from solewriter.shared.errors import GuardFailed, InvalidMutation
-from solewriter.shared.kind import IN_HEADER, Kind
+from solewriter.shared.kinds.columns import from_us
+from solewriter.shared.kinds.kind import IN_HEADER, Kind
 from solewriter.shared.mutations import Guard
 from solewriter.shared.where import demands
 from solewriter.shared.wireform import PlainGuard

@@ -24,8 +24,8 @@ from solewriter.engine_proc.recovery.leftovers import remove_unnamed
 from solewriter.shared.config import POLL_MS_MAX
 from solewriter.shared.entity import Entity
 from solewriter.shared.errors import EngineStartFailed, EngineUnavailable, Locked
-from solewriter.shared.forks import held_off
-from solewriter.shared.interpreter import interpreter
+from solewriter.shared.system.forks import held_off
+from solewriter.shared.system.interpreter import interpreter
 
 STDERR = 2  # the highest of the standard descriptors
 

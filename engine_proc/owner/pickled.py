@@ -19,7 +19,7 @@ import cloudpickle
 from pydantic import BaseModel
 
 from solewriter.shared.entity import Entity
-from solewriter.shared.fieldtypes import held_types
+from solewriter.shared.kinds.fieldtypes import held_types
 
 _pickling = threading.Lock()  # what is by value, and what a model remembers, is the whole process's
 

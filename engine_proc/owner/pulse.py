@@ -17,7 +17,7 @@ from solewriter.shared.errors import SolewriterError
 from solewriter.shared.folder import StateFolder
 from solewriter.shared.memory.root import RootReader
 from solewriter.shared.memory.segment import Segment, segment_path
-from solewriter.shared.processes import process_state
+from solewriter.shared.system.processes import process_state
 
 WAITS = "D"
 IN_OTHER_HANDS = {"T": "stopped", "t": "in a debugger", WAITS: "waiting for a disk"}

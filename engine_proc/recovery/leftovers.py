@@ -20,7 +20,7 @@ from solewriter.shared.errors import EngineUnavailable, LayoutMismatch
 from solewriter.shared.folder import StateFolder, Whereabouts
 from solewriter.shared.memory.root import STOPPED, SUPERSEDED, succeed
 from solewriter.shared.memory.segment import Segment, remove_segments, segment_path
-from solewriter.shared.processes import runs
+from solewriter.shared.system.processes import runs
 
 _NOWHERE = (errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.ENAMETOOLONG)
 

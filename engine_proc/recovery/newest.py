@@ -25,9 +25,9 @@ from solewriter.engine_proc.session import recovered
 from solewriter.engine_proc.sessions import Sessions
 from solewriter.engine_proc.state import State
 from solewriter.shared import record
-from solewriter.shared.columns import format_of
 from solewriter.shared.config import CHUNK_SLOTS, INSTALLED_AT_ONCE
-from solewriter.shared.entry import Entry, Outcome, PrivateChanges, Slots
+from solewriter.shared.journal.entry import Entry, Outcome, PrivateChanges, Slots
+from solewriter.shared.kinds.columns import format_of
 from solewriter.shared.memory.heap import padded
 from solewriter.shared.memory.index import key_hash
 from solewriter.shared.record import HEADER_BYTES, KEYED, Flags

@@ -16,12 +16,12 @@ from typing import NamedTuple
 from solewriter.engine_proc.coordination.leases import loss_of
 from solewriter.engine_proc.sessions import ENGINE, Sessions
 from solewriter.shared.config import QUARANTINE_DEATHS, QUARANTINED_MAX
-from solewriter.shared.entry import Lease, Life, Suspicion
 from solewriter.shared.errors import LayoutMismatch
 from solewriter.shared.folder import StateFolder, Whereabouts
+from solewriter.shared.journal.entry import Lease, Life, Suspicion
 from solewriter.shared.memory.root import RootReader
 from solewriter.shared.memory.segment import Segment, segment_path
-from solewriter.shared.processes import runs
+from solewriter.shared.system.processes import runs
 
 Request = tuple[int, int]  # session, sequence
 

@@ -16,12 +16,13 @@ from solewriter.engine_proc.recovery.restoring import Restoring
 from solewriter.engine_proc.sessions import Sessions
 from solewriter.engine_proc.state import State
 from solewriter.shared import failpoint
-from solewriter.shared import life as lives
-from solewriter.shared.aside import beginning
-from solewriter.shared.chain import first_entry_of, first_of, journal_files
-from solewriter.shared.checkpoint import Checkpoint, checkpoint_path
 from solewriter.shared.config import Limits
-from solewriter.shared.entry import (
+from solewriter.shared.errors import JournalCorrupt, LayoutMismatch
+from solewriter.shared.journal import life as lives
+from solewriter.shared.journal.aside import beginning
+from solewriter.shared.journal.chain import first_entry_of, first_of, journal_files
+from solewriter.shared.journal.checkpoint import Checkpoint, checkpoint_path
+from solewriter.shared.journal.entry import (
     FILE_HEADER_BYTES,
     CheckpointName,
     Entry,
@@ -29,7 +30,6 @@ from solewriter.shared.entry import (
     PrivateChanges,
     PrivateState,
 )
-from solewriter.shared.errors import JournalCorrupt, LayoutMismatch
 
 
 class Recovery:

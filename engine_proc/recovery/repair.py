@@ -19,9 +19,12 @@ from solewriter.engine_proc.journal import never
 from solewriter.engine_proc.lock import Lock
 from solewriter.engine_proc.recovery.copying import copy_beside, give
 from solewriter.engine_proc.recovery.replay import Replay
-from solewriter.shared import entry as entries
-from solewriter.shared.aside import aside_files, aside_path, is_aside
-from solewriter.shared.chain import (
+from solewriter.shared.errors import EngineUnavailable, JournalCorrupt, LayoutMismatch
+from solewriter.shared.folder import StateFolder
+from solewriter.shared.frozen import INT_MAX
+from solewriter.shared.journal import entry as entries
+from solewriter.shared.journal.aside import aside_files, aside_path, is_aside
+from solewriter.shared.journal.chain import (
     committed_path,
     first_entry_of,
     first_of,
@@ -31,13 +34,10 @@ from solewriter.shared.chain import (
     noted_in,
     state_id_of,
 )
-from solewriter.shared.checkpoint import Checkpoint, checkpoint_files, checkpoint_path
-from solewriter.shared.entry import CheckpointName, Entry, Life, Private
-from solewriter.shared.errors import EngineUnavailable, JournalCorrupt, LayoutMismatch
-from solewriter.shared.files import lasting_file, naming, new_file, replace_file, sync_folder
-from solewriter.shared.folder import StateFolder
-from solewriter.shared.frozen import INT_MAX
-from solewriter.shared.life import LastLife
+from solewriter.shared.journal.checkpoint import Checkpoint, checkpoint_files, checkpoint_path
+from solewriter.shared.journal.entry import CheckpointName, Entry, Life, Private
+from solewriter.shared.journal.life import LastLife
+from solewriter.shared.system.files import lasting_file, naming, new_file, replace_file, sync_folder
 
 
 def set_aside(folder: StateFolder) -> tuple[list[Path], int]:

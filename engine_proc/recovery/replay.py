@@ -12,12 +12,12 @@ from io import FileIO
 from pathlib import Path
 from typing import NamedTuple
 
-from solewriter.shared.chain import files_from, first_of, newest_checkpoint
-from solewriter.shared.checkpoint import checkpoint_files
-from solewriter.shared.entry import FILE_HEADER_BYTES, Entry, Tail
 from solewriter.shared.errors import JournalCorrupt
-from solewriter.shared.files import naming
-from solewriter.shared.walk import Walk
+from solewriter.shared.journal.chain import files_from, first_of, newest_checkpoint
+from solewriter.shared.journal.checkpoint import checkpoint_files
+from solewriter.shared.journal.entry import FILE_HEADER_BYTES, Entry, Tail
+from solewriter.shared.journal.walk import Walk
+from solewriter.shared.system.files import naming
 
 
 class Missing(NamedTuple):

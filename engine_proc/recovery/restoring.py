@@ -12,7 +12,7 @@ from typing import NamedTuple, Self
 
 from solewriter.engine_proc.publisher import Columnar, Publisher
 from solewriter.engine_proc.recovery import unread
-from solewriter.shared.checkpoint import Checkpoint, Section, TableImage, Wanted
+from solewriter.shared.journal.checkpoint import Checkpoint, Section, TableImage, Wanted
 from solewriter.shared.memory.heap import PREFIX_BYTES
 from solewriter.shared.memory.segment import Blank
 from solewriter.shared.memory.table import offsets

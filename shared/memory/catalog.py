@@ -9,10 +9,10 @@ from typing import Any
 
 import msgspec
 
-from solewriter.shared.columns import Column
 from solewriter.shared.config import MEMORY_VERSION
 from solewriter.shared.errors import UNDECODABLE, LayoutMismatch, check_depth
-from solewriter.shared.schema import Schema
+from solewriter.shared.kinds.columns import Column
+from solewriter.shared.kinds.schema import Schema
 
 
 class Table(msgspec.Struct, frozen=True, array_like=True):

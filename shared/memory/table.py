@@ -15,8 +15,8 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Executor
 from typing import Any, Final
 
-from solewriter.shared.columns import Cell, Cells, Column
 from solewriter.shared.config import CHUNK_SLOTS, SEGMENT_AHEAD
+from solewriter.shared.kinds.columns import Cell, Cells, Column
 from solewriter.shared.memory.segment import Segment
 from solewriter.shared.memory.successor import Successor
 

@@ -54,8 +54,8 @@ from solewriter.agents.testing import Evidence, Gathered, History, Look, check, 
 from solewriter.agents.testing.history import Change, Decided
 from solewriter.agents.testing.lines import Attempt, lines
 from solewriter.agents.testing.steps import Condition, Key
-from solewriter.shared import entry
 from solewriter.shared.errors import JournalCorrupt
+from solewriter.shared.journal import entry
 
 Told = tuple[str, str, int, int, str]  # of a watch
 

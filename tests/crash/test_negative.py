@@ -16,7 +16,7 @@ from powercut.story import CLIENTS, Play, lives, played
 
 from solewriter.engine_proc.engine import SingleWriter
 from solewriter.engine_proc.filejournal import FileJournal
-from solewriter.shared import entry as entries
+from solewriter.shared.journal import entry as entries
 
 pytestmark = pytest.mark.heavy
 

@@ -15,16 +15,17 @@ import pytest
 from powercut.recovery import judged
 from powercut.story import CLIENTS, Play, Story, played, turns
 
-from solewriter.engine_proc import ahead, checkpoints
+from solewriter.engine_proc import ahead
 from solewriter.engine_proc.ahead import FilesAhead, FolderSync
 from solewriter.engine_proc.between import BetweenTurns
-from solewriter.engine_proc.checkpoint import Made
-from solewriter.engine_proc.checkpoints import Checkpoints, Held
+from solewriter.engine_proc.checkpointing import checkpoints
+from solewriter.engine_proc.checkpointing.checkpoint import Made
+from solewriter.engine_proc.checkpointing.checkpoints import Checkpoints, Held
 from solewriter.engine_proc.filejournal import FileJournal
 from solewriter.engine_proc.recovery import recovery
-from solewriter.shared.checkpoint import HEADER_BYTES, Checkpoint, CheckpointWriter, checkpoint_files
-from solewriter.shared.entry import CheckpointName, PrivateState
 from solewriter.shared.errors import SolewriterError
+from solewriter.shared.journal.checkpoint import HEADER_BYTES, Checkpoint, CheckpointWriter, checkpoint_files
+from solewriter.shared.journal.entry import CheckpointName, PrivateState
 
 pytestmark = pytest.mark.heavy
 

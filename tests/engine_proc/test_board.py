@@ -21,10 +21,10 @@ from solewriter.engine_proc.coordination.making import Making
 from solewriter.engine_proc.coordination.projects import Projects
 from solewriter.engine_proc.coordination.tally import Tally
 from solewriter.engine_proc.coordination.waiting import Line, LinesOfKind, Wish
-from solewriter.shared.columns import from_us
 from solewriter.shared.config import LINE_VALUES_MAX, STALE_MAX
-from solewriter.shared.entry import Lease
-from solewriter.shared.kind import Kind
+from solewriter.shared.journal.entry import Lease
+from solewriter.shared.kinds.columns import from_us
+from solewriter.shared.kinds.kind import Kind
 from solewriter.shared.readiness import CLAIMABLE, attempts_left, is_met, state_of
 from solewriter.shared.registry import Registry
 from solewriter.shared.where import Demand, demands, plain_where, single

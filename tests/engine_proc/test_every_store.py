@@ -46,8 +46,8 @@ from solewriter.shared.config import KIB, MEMORY_VERSION
 from solewriter.shared.folder import StateFolder, Whereabouts
 from solewriter.shared.memory import heap, index, revlog, root, table
 from solewriter.shared.mutations import Mutation
-from solewriter.shared.processes import start_time_of
 from solewriter.shared.registry import Registry
+from solewriter.shared.system.processes import start_time_of
 
 ROOMS = (publishing, reclaim, heap, index, revlog, root, table)
 TRACED = {__file__, *(module.__file__ for module in ROOMS)}

@@ -28,10 +28,10 @@ from solewriter.shared.config import KIB, MEMORY_VERSION
 from solewriter.shared.entity import concerns
 from solewriter.shared.errors import InvalidMutation, Refused, RequestTooLarge
 from solewriter.shared.folder import Whereabouts
-from solewriter.shared.kind import Kind
+from solewriter.shared.kinds.kind import Kind
 from solewriter.shared.mutations import Op
-from solewriter.shared.processes import start_time_of
 from solewriter.shared.registry import Registry
+from solewriter.shared.system.processes import start_time_of
 from solewriter.shared.wireform import plain_request
 
 LARGE = 2 * KIB

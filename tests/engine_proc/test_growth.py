@@ -20,10 +20,10 @@ from solewriter.engine_proc.coordination.board import Board
 from solewriter.engine_proc.coordination.coordination import Coordination
 from solewriter.engine_proc.engine import SingleWriter
 from solewriter.shared import wire, wireform
-from solewriter.shared.columns import from_us
 from solewriter.shared.config import DENIALS_MAX, FRAME_REQUESTS_MAX, LINE_VALUES_MAX, VIEWS_MAX
 from solewriter.shared.entity import Entity
-from solewriter.shared.kind import Kind
+from solewriter.shared.kinds.columns import from_us
+from solewriter.shared.kinds.kind import Kind
 from solewriter.shared.models import Project, Task
 from solewriter.shared.mutations import Cancel, Claim, Create, Guard, RequireNone, Update
 from solewriter.shared.where import Range

@@ -25,11 +25,12 @@ from solewriter.engine_proc import filejournal as journals
 from solewriter.engine_proc.ahead import FULL, FilesAhead
 from solewriter.engine_proc.filejournal import FileJournal, Missing, Tail, journal_files
 from solewriter.engine_proc.journal import DiskFull, NoJournal
-from solewriter.shared import entry, failpoint, record
+from solewriter.shared import failpoint, record
 from solewriter.shared.config import JOURNAL_VERSION, KIB, Limits
-from solewriter.shared.entry import FILE_HEADER_BYTES, Outcome, Private
 from solewriter.shared.errors import JournalCorrupt, LayoutMismatch
 from solewriter.shared.failpoint import VARIABLE
+from solewriter.shared.journal import entry
+from solewriter.shared.journal.entry import FILE_HEADER_BYTES, Outcome, Private
 
 STATE = b"0123456789abcdef"
 SMALL = Limits(journal_file_bytes=16 * KIB)
@@ -1075,7 +1076,7 @@ from solewriter.engine_proc import ahead, filejournal as journals
 from solewriter.engine_proc.filejournal import FileJournal, journal_files
 from solewriter.engine_proc.journal import DiskFull
 from solewriter.shared.config import Limits
-from solewriter.shared.entry import Private
+from solewriter.shared.journal.entry import Private
 journals.JOURNAL_FILE_BYTES_FIRST = ahead.RESERVE_BYTES = 64 * 1024
 folder, ballast = Path(sys.argv[1]) / "state", Path(sys.argv[1]) / "ballast"
 folder.mkdir()
@@ -1324,7 +1325,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from solewriter.engine_proc import filejournal as journals
 from solewriter.shared.config import Limits
-from solewriter.shared.entry import Private
+from solewriter.shared.journal.entry import Private
 journals.JOURNAL_FILE_BYTES_FIRST = 4096
 limits, beside = Limits(journal_file_bytes=16384), ThreadPoolExecutor(1)
 journal = journals.FileJournal(Path(sys.argv[1]), b"0123456789abcdef", limits, beside, power=True)

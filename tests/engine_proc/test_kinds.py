@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from solewriter.engine_proc.kinds import KindState
-from solewriter.shared.schema import Schema
+from solewriter.shared.kinds.schema import Schema
 
 SCHEMA = Schema(0, 0, "Task", (), {}, False)
 

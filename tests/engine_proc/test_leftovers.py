@@ -14,7 +14,7 @@ from solewriter.shared.config import KIB, MEMORY_VERSION
 from solewriter.shared.folder import StateFolder, Whereabouts
 from solewriter.shared.memory.root import STOPPED, SUPERSEDED, RootReader, RootWriter
 from solewriter.shared.memory.segment import Segment, remove_segments, segment_path
-from solewriter.shared.processes import start_time_of
+from solewriter.shared.system.processes import start_time_of
 
 GONE = 2**22 + 1  # no process has this id
 OTHER = 65534  # a user

@@ -18,11 +18,11 @@ from solewriter.engine_proc.recovery.newest import NewestOutcomes, _beside_each_
 from solewriter.engine_proc.session import recovered as as_recovered
 from solewriter.engine_proc.sessions import Sessions
 from solewriter.engine_proc.start import Start
-from solewriter.shared import entry as entries
 from solewriter.shared import record
-from solewriter.shared.chain import first_entry_of, journal_files
 from solewriter.shared.config import CHUNK_SLOTS, INSTALLED_AT_ONCE, KIB, MIB
-from solewriter.shared.entry import Outcome, SessionChange, Slots
+from solewriter.shared.journal import entry as entries
+from solewriter.shared.journal.chain import first_entry_of, journal_files
+from solewriter.shared.journal.entry import Outcome, SessionChange, Slots
 from solewriter.shared.memory.heap import PREFIX_BYTES, START, address_of, walk
 from solewriter.shared.memory.index import IndexReader, key_hash
 from solewriter.shared.memory.segment import Segment, segment_path

@@ -13,11 +13,11 @@ from solewriter.engine_proc.recovery.quarantine import LastWords, judge, last_wo
 from solewriter.engine_proc.session import QUARANTINED
 from solewriter.engine_proc.sessions import ENGINE, Sessions
 from solewriter.shared.config import KIB, MEMORY_VERSION, QUARANTINED_MAX, Limits
-from solewriter.shared.entry import Lease, Life, Outcome, SessionChange
 from solewriter.shared.folder import StateFolder, Whereabouts
+from solewriter.shared.journal.entry import Lease, Life, Outcome, SessionChange
 from solewriter.shared.memory.root import RootWriter
 from solewriter.shared.memory.segment import Segment, remove_segments, segment_path
-from solewriter.shared.processes import start_time_of
+from solewriter.shared.system.processes import start_time_of
 from solewriter.shared.wire import Status
 
 ANN, BOB = 1, 2

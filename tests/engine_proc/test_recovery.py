@@ -18,14 +18,14 @@ from solewriter.agents.verify import verify
 from solewriter.engine_proc.filejournal import FileJournal
 from solewriter.engine_proc.recovery.recovery import history_of
 from solewriter.engine_proc.recovery.repair import set_aside, truncate
-from solewriter.shared import life as lives
-from solewriter.shared.aside import aside_path
-from solewriter.shared.chain import first_entry_of, first_of, journal_files
-from solewriter.shared.checkpoint import Checkpoint, checkpoint_files, checkpoint_path
 from solewriter.shared.config import GIB, KIB, Limits
-from solewriter.shared.entry import FILE_HEADER_BYTES, Life, Private
 from solewriter.shared.folder import StateFolder
-from solewriter.shared.life import boot_id, may_be_cut
+from solewriter.shared.journal import life as lives
+from solewriter.shared.journal.aside import aside_path
+from solewriter.shared.journal.chain import first_entry_of, first_of, journal_files
+from solewriter.shared.journal.checkpoint import Checkpoint, checkpoint_files, checkpoint_path
+from solewriter.shared.journal.entry import FILE_HEADER_BYTES, Life, Private
+from solewriter.shared.journal.life import boot_id, may_be_cut
 
 # --- its state, and nobody else's -------------------------------------------------------------------------------------
 
@@ -267,7 +267,7 @@ def test_a_journal_that_ends_before_a_checkpoint_was_taken_is_refused(mixed, sta
 
 
 def rebooted():
-    from solewriter.shared import life
+    from solewriter.shared.journal import life
 
     life.boot_id = lambda: "another boot"
 

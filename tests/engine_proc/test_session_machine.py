@@ -28,10 +28,10 @@ from solewriter.engine_proc.engine import SingleWriter
 from solewriter.engine_proc.session import Session
 from solewriter.engine_proc.sessions import Sessions
 from solewriter.engine_proc.turn import Turn
-from solewriter.shared.chain import first_entry_of, journal_files
-from solewriter.shared.checkpoint import checkpoint_files
 from solewriter.shared.config import KIB
 from solewriter.shared.errors import Refused, to_wire
+from solewriter.shared.journal.chain import first_entry_of, journal_files
+from solewriter.shared.journal.checkpoint import checkpoint_files
 from solewriter.shared.memory import revlog
 from solewriter.shared.wire import Status
 

@@ -16,8 +16,8 @@ from solewriter.shared.config import (
     WIRE_VERSION,
     Limits,
 )
-from solewriter.shared.entry import CheckpointName, Life, Outcome, PrivateState, SessionChange, SessionState
 from solewriter.shared.handshake import Hello
+from solewriter.shared.journal.entry import CheckpointName, Life, Outcome, PrivateState, SessionChange, SessionState
 from solewriter.shared.mutations import Op
 from solewriter.shared.request_ids import default_id, session_number
 from solewriter.shared.wire import Status

@@ -24,17 +24,18 @@ from solewriter.engine_proc.coordination.waiting import Lines, Parked, Wish
 from solewriter.engine_proc.engine import SingleWriter
 from solewriter.engine_proc.session import Session
 from solewriter.engine_proc.tending import GONE, Occasion
-from solewriter.shared import failpoint, life, wire
-from solewriter.shared.checkpoint import checkpoint_files
-from solewriter.shared.columns import from_us
+from solewriter.shared import failpoint, wire
 from solewriter.shared.config import DEFAULT_LIMITS, KIB, RECENT_MAX, STALE_MAX, VIEWS_MAX, WIRE_VERSION
-from solewriter.shared.entry import Lease
 from solewriter.shared.errors import MemoryFull
 from solewriter.shared.handshake import Hello
-from solewriter.shared.kind import Kind
+from solewriter.shared.journal import life
+from solewriter.shared.journal.checkpoint import checkpoint_files
+from solewriter.shared.journal.entry import Lease
+from solewriter.shared.kinds.columns import from_us
+from solewriter.shared.kinds.kind import Kind
 from solewriter.shared.mutations import Guard, Op
-from solewriter.shared.processes import pidfd_of
 from solewriter.shared.request_ids import default_id, session_number
+from solewriter.shared.system.processes import pidfd_of
 from solewriter.shared.where import demands, plain_where
 from solewriter.shared.wire import Status
 from solewriter.shared.wireform import NO_ID

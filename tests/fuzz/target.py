@@ -15,9 +15,10 @@ import atheris  # type: ignore[import-not-found]  # nobody needs it for anything
 with atheris.instrument_imports(include=["pickle", "solewriter"]):
     import pickle
 
-    from solewriter.shared import entry, handshake, record, wire, wirecheck, wireform
+    from solewriter.shared import handshake, record, wire, wirecheck, wireform
     from solewriter.shared.config import MIB, Limits
     from solewriter.shared.errors import BadRequest, JournalCorrupt, LayoutMismatch, RequestTooLarge
+    from solewriter.shared.journal import entry
     from solewriter.shared.memory import catalog
 
 LIMITS = Limits()

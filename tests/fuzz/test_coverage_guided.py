@@ -12,8 +12,9 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from solewriter.shared import entry, handshake, record
-from solewriter.shared.entry import Private
+from solewriter.shared import handshake, record
+from solewriter.shared.journal import entry
+from solewriter.shared.journal.entry import Private
 from solewriter.shared.memory import catalog
 from solewriter.shared.wire import pack_replies
 

@@ -134,7 +134,7 @@ def outcomes_forgotten_by_a_checkpoint() -> None:
     """What is journaled behind a checkpoint says nothing of how requests ended."""
     import msgspec
 
-    from solewriter.engine_proc.checkpoints import Checkpoints
+    from solewriter.engine_proc.checkpointing.checkpoints import Checkpoints
     from solewriter.engine_proc.recovery import recovery
 
     def private_state(*given):
@@ -151,9 +151,9 @@ def unnamed_checkpoint_trusted() -> None:
     """A start begins with the newest that is there, and knows nothing of what happened since the one before."""
     import msgspec
 
-    from solewriter.engine_proc.checkpoints import Checkpoints
+    from solewriter.engine_proc.checkpointing.checkpoints import Checkpoints
     from solewriter.engine_proc.filejournal import FileJournal
-    from solewriter.shared.checkpoint import Checkpoint, checkpoint_files
+    from solewriter.shared.journal.checkpoint import Checkpoint, checkpoint_files
 
     def newest_whole(self):
         found, files = naming(self), checkpoint_files(self._folder)

@@ -16,7 +16,7 @@ from pydantic import Field, ValidationError, model_validator
 from solewriter.shared.entity import Entity, Lifecycle, Part, Ref, broken, new_id
 from solewriter.shared.errors import InvalidMutation
 from solewriter.shared.frozen import FrozenMap, Json
-from solewriter.shared.kind import Kind
+from solewriter.shared.kinds.kind import Kind
 from solewriter.shared.models import Artifact, Criterion, Project, Task
 
 # --- immutable --------------------------------------------------------------------------------------------------------

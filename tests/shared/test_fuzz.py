@@ -18,11 +18,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from solewriter.shared import entry as entries
 from solewriter.shared import handshake, record, wire, wirecheck, wireform
-from solewriter.shared.columns import Column
 from solewriter.shared.config import FRAME_REQUESTS_MAX, MEMORY_VERSION, Limits
-from solewriter.shared.entry import FILE_HEADER_BYTES, Life, Private, SessionChange
 from solewriter.shared.errors import (
     BadRequest,
     EngineUnavailable,
@@ -32,6 +29,9 @@ from solewriter.shared.errors import (
     RequestTooLarge,
 )
 from solewriter.shared.folder import StateFolder, Whereabouts
+from solewriter.shared.journal import entry as entries
+from solewriter.shared.journal.entry import FILE_HEADER_BYTES, Life, Private, SessionChange
+from solewriter.shared.kinds.columns import Column
 from solewriter.shared.memory import catalog
 from solewriter.shared.memory.catalog import Catalog, Table
 from solewriter.shared.models import Task

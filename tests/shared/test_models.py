@@ -11,7 +11,7 @@ from pydantic import ConfigDict, model_validator
 
 from solewriter.shared.entity import broken
 from solewriter.shared.errors import InvalidMutation
-from solewriter.shared.kind import Kind
+from solewriter.shared.kinds.kind import Kind
 from solewriter.shared.models import (
     PROJECT_LIFECYCLE,
     TASK_LIFECYCLE,

@@ -16,9 +16,9 @@ from pathlib import Path
 import pytest
 
 from solewriter import Client, Create, Delete, Project, Reply, Snapshot, Task, TaskPriority, Update
-from solewriter.shared import entry as entries
-from solewriter.shared.chain import journal_files
-from solewriter.shared.entry import Life
+from solewriter.shared.journal import entry as entries
+from solewriter.shared.journal.chain import journal_files
+from solewriter.shared.journal.entry import Life
 from solewriter.shared.mutations import Mutation
 
 TASKS, PROJECTS, NEVER = 300, 20, 10

@@ -33,15 +33,15 @@ from solewriter import (
     connect,
     open_reader,
 )
-from solewriter.engine_proc.checkpoint import Order, _write_state
-from solewriter.engine_proc.maker import Answer
-from solewriter.shared import entry as entries
+from solewriter.engine_proc.checkpointing.checkpoint import Order, _write_state
+from solewriter.engine_proc.checkpointing.maker import Answer
 from solewriter.shared import failpoint, record
-from solewriter.shared.chain import first_entry_of, first_of, journal_files
-from solewriter.shared.checkpoint import Checkpoint, CheckpointWriter, checkpoint_files
 from solewriter.shared.config import KIB, MIB, Limits
 from solewriter.shared.failpoint import VARIABLE
 from solewriter.shared.folder import StateFolder
+from solewriter.shared.journal import entry as entries
+from solewriter.shared.journal.chain import first_entry_of, first_of, journal_files
+from solewriter.shared.journal.checkpoint import Checkpoint, CheckpointWriter, checkpoint_files
 
 SMALL = {
     "heap_segment_bytes_first": 64 * KIB,
@@ -471,7 +471,7 @@ def test_a_checkpoint_for_an_engine_that_is_gone_is_not_made(state, start_engine
         order = Order(bytes(path), where.memory_dir, where.prefix, b"s" * 16, (64 * KIB, 64 * KIB), engine)
         asked = msgspec.msgpack.encode(order)
         made = subprocess.run(
-            [sys.executable, "-m", "solewriter.engine_proc.workshop", "5"], input=framed(asked),
+            [sys.executable, "-m", "solewriter.engine_proc.checkpointing.workshop", "5"], input=framed(asked),
             capture_output=True, check=True,
         )  # fmt: skip
         answer = msgspec.msgpack.decode(made.stdout[8:], type=Answer)
@@ -483,7 +483,7 @@ def test_a_maker_that_meets_an_error_of_its_own_says_it_and_ends(tmp_path):
     """Its engine starts another one, and the log has the traceback."""
     asked = msgspec.msgpack.encode(Order(bytes(tmp_path / "one"), "\0", "nobody", b"s" * 16, (64 * KIB, 64 * KIB), 1))
     ended = subprocess.run(
-        [sys.executable, "-m", "solewriter.engine_proc.workshop", "5"], input=framed(asked),
+        [sys.executable, "-m", "solewriter.engine_proc.checkpointing.workshop", "5"], input=framed(asked),
         capture_output=True, check=False,
     )  # fmt: skip
     assert (ended.returncode, ended.stdout) == (1, b"")
@@ -496,7 +496,7 @@ def test_a_maker_whose_engine_went_meanwhile_ends_without_a_word(tmp_path):
     asked = msgspec.msgpack.encode(order)
     buffered = {name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"}
     maker = subprocess.Popen(
-        [sys.executable, "-m", "solewriter.engine_proc.workshop", "5"],
+        [sys.executable, "-m", "solewriter.engine_proc.checkpointing.workshop", "5"],
         stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=buffered,
     )  # fmt: skip
     maker.stdout.close()

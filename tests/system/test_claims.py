@@ -68,11 +68,12 @@ from solewriter import (
     open_reader,
     why_not_ready,
 )
-from solewriter.agents import answers, asker, exchange, readiness, requesting, verbs
+from solewriter.agents import answers, asker, exchange, requesting, verbs
 from solewriter.agents import session as sessions
-from solewriter.agents.decoding import Decoder
 from solewriter.agents.pending import Pending
-from solewriter.agents.readiness import is_anything_left
+from solewriter.agents.reading import readiness
+from solewriter.agents.reading.decoding import Decoder
+from solewriter.agents.reading.readiness import is_anything_left
 from solewriter.agents.verbs import claiming
 from solewriter.shared import wire
 from solewriter.shared.config import ASKED_MAX, DEFAULT_LIMITS, KIB

@@ -46,9 +46,9 @@ from solewriter import (
 )
 from solewriter.agents.reader import Reader
 from solewriter.agents.status import status_of
-from solewriter.shared import processes
 from solewriter.shared.config import FRAME_BATCH, KIB, MIB
 from solewriter.shared.memory import pin as pins
+from solewriter.shared.system import processes
 
 SMALL = {"heap_segment_bytes_first": 64 * KIB, "heap_segment_bytes_max": 64 * KIB, "heartbeat_s": 0.05}
 FEW = 6

@@ -32,14 +32,14 @@ from solewriter import (
 from solewriter.agents.cli.main import app
 from solewriter.agents.verify import Replay, verify
 from solewriter.engine_proc.recovery.repair import set_aside, truncate
-from solewriter.shared import entry as entries
-from solewriter.shared import life as lives
-from solewriter.shared.aside import aside_path
-from solewriter.shared.chain import first_entry_of, first_of, journal_files, named_checkpoints
-from solewriter.shared.checkpoint import checkpoint_files, checkpoint_path
 from solewriter.shared.config import KIB, MIB, Limits
 from solewriter.shared.errors import JournalCorrupt
 from solewriter.shared.folder import StateFolder
+from solewriter.shared.journal import entry as entries
+from solewriter.shared.journal import life as lives
+from solewriter.shared.journal.aside import aside_path
+from solewriter.shared.journal.chain import first_entry_of, first_of, journal_files, named_checkpoints
+from solewriter.shared.journal.checkpoint import checkpoint_files, checkpoint_path
 
 SMALL = {
     "heap_segment_bytes_first": 64 * KIB,

@@ -21,9 +21,9 @@ from solewriter import (
     connect,
     open_reader,
 )
-from solewriter.shared.chain import journal_files
 from solewriter.shared.config import MIB
 from solewriter.shared.failpoint import VARIABLE
+from solewriter.shared.journal.chain import journal_files
 
 WIDE = "w" * 8_000
 TRIES = 600  # each of 8 KB: several times what a journal file holds

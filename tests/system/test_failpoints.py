@@ -32,12 +32,12 @@ from solewriter import (
     open_reader,
 )
 from solewriter.agents.verify import verify
-from solewriter.shared.chain import first_of, journal_files
-from solewriter.shared.checkpoint import checkpoint_files
 from solewriter.shared.config import KIB
 from solewriter.shared.failpoint import NAMES, VARIABLE
 from solewriter.shared.folder import StateFolder
-from solewriter.shared.processes import runs
+from solewriter.shared.journal.chain import first_of, journal_files
+from solewriter.shared.journal.checkpoint import checkpoint_files
+from solewriter.shared.system.processes import runs
 
 pytestmark = pytest.mark.heavy
 

@@ -35,9 +35,9 @@ from solewriter.agents import session
 from solewriter.agents.greeting import greet
 from solewriter.agents.testing import read_history
 from solewriter.shared import config
-from solewriter.shared import entry as entries
 from solewriter.shared.folder import StateFolder
 from solewriter.shared.handshake import Hello
+from solewriter.shared.journal import entry as entries
 from solewriter.shared.lane import Lane
 from solewriter.shared.memory import catalog as catalogs
 from solewriter.shared.memory.segment import Segment, segment_path

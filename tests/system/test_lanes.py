@@ -47,7 +47,7 @@ from solewriter.agents import exchange, greeting, monitor, pending, reconnecting
 from solewriter.shared import lane as lanes
 from solewriter.shared import wire
 from solewriter.shared.config import DEFAULT_LIMITS, PIPE_BYTES, SECONDS_MAX, WIRE_VERSION
-from solewriter.shared.forks import held_off
+from solewriter.shared.system.forks import held_off
 
 REFUSED, UNAVAILABLE = wire.Status.REFUSED, wire.Status.UNAVAILABLE
 

@@ -357,7 +357,7 @@ def test_a_start_without_room_says_so_and_leaves_nothing_behind(state, memory, s
 CHILDREN = """
 import os, sys
 from solewriter import Project, Task, open_reader
-import solewriter.agents.query
+import solewriter.agents.reading.query
 
 def look(state):
     with open_reader(state) as reader:

@@ -22,9 +22,9 @@ from solewriter import (
     connect,
     open_reader,
 )
-from solewriter.shared.chain import journal_files, named_checkpoints
-from solewriter.shared.checkpoint import checkpoint_files
 from solewriter.shared.config import KIB, MIB
+from solewriter.shared.journal.chain import journal_files, named_checkpoints
+from solewriter.shared.journal.checkpoint import checkpoint_files
 
 SMALL = Limits(
     heap_segment_bytes_first=64 * KIB, heap_segment_bytes_max=128 * KIB, journal_file_bytes=256 * KIB,

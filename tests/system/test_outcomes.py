@@ -36,12 +36,12 @@ from solewriter import (
     connect,
 )
 from solewriter.agents import answers
-from solewriter.shared import entry as entries
 from solewriter.shared import wire
-from solewriter.shared.chain import journal_files
 from solewriter.shared.config import DEFAULT_LIMITS
 from solewriter.shared.errors import Forgotten
 from solewriter.shared.failpoint import VARIABLE
+from solewriter.shared.journal import entry as entries
+from solewriter.shared.journal.chain import journal_files
 from solewriter.shared.mutations import Applied, NotApplied
 from solewriter.shared.request_ids import SEQUENCES_MAX, default_id
 from solewriter.shared.wire import Status

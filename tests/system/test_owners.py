@@ -42,7 +42,7 @@ from solewriter.engine_proc.owner.orders import Orders
 from solewriter.shared.config import SECONDS_MAX
 from solewriter.shared.failpoint import VARIABLE
 from solewriter.shared.folder import StateFolder
-from solewriter.shared.forks import held_off
+from solewriter.shared.system.forks import held_off
 
 
 class Doc(Entity):

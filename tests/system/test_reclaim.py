@@ -27,9 +27,9 @@ from solewriter import (
     open_reader,
     status_of,
 )
-from solewriter.agents import feed as feeds
-from solewriter.agents import query as queries
-from solewriter.agents import scan as scans
+from solewriter.agents.reading import feed as feeds
+from solewriter.agents.reading import query as queries
+from solewriter.agents.reading import scan as scans
 from solewriter.shared.config import KIB, MIB
 from solewriter.shared.failpoint import VARIABLE
 from solewriter.shared.memory import pin as pins

@@ -32,8 +32,8 @@ from solewriter import (
     connect,
     open_reader,
 )
-from solewriter.agents.conditions import Condition
-from solewriter.agents.scan import CellsOfRecords, _meets
+from solewriter.agents.reading.conditions import Condition
+from solewriter.agents.reading.scan import CellsOfRecords, _meets
 from solewriter.shared.config import CHUNK_SLOTS, DECODED_AT_ONCE
 from solewriter.shared.failpoint import VARIABLE
 from solewriter.shared.record import Record

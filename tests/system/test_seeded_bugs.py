@@ -15,8 +15,8 @@ import msgspec
 import pytest
 
 from solewriter import Create, Delete, Engine, Limits, OutcomeUnknown, Put, Task, connect, open_reader
-from solewriter.shared.chain import first_of, journal_files
 from solewriter.shared.config import KIB
+from solewriter.shared.journal.chain import first_of, journal_files
 from solewriter.shared.wire import Status
 
 # --- one queue for two agents -----------------------------------------------------------------------------------------

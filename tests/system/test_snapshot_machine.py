@@ -49,9 +49,9 @@ from solewriter import (
     open_reader,
     status_of,
 )
-from solewriter.agents.change import Change
-from solewriter.agents.query import Query
 from solewriter.agents.reader import Reader
+from solewriter.agents.reading.change import Change
+from solewriter.agents.reading.query import Query
 from solewriter.agents.snapshot import Snapshot
 from solewriter.agents.testing.model import Model, Refusal
 from solewriter.agents.testing.steps import Fields, Key, condition_of, kinds_of, plain, step_of

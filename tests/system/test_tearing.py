@@ -14,9 +14,9 @@ import numpy as np
 import pytest
 
 from solewriter import Engine, open_reader
-from solewriter.agents.decoding import Decoder
-from solewriter.agents.feed import Feed
-from solewriter.agents.scan import Scanner, _merged
+from solewriter.agents.reading.decoding import Decoder
+from solewriter.agents.reading.feed import Feed
+from solewriter.agents.reading.scan import Scanner, _merged
 from solewriter.agents.testing.auditor import Auditor, Notes
 from solewriter.agents.testing.follower import Follower
 from solewriter.agents.testing.ledger import MODELS, OPENED

@@ -24,12 +24,12 @@ from solewriter import (
     connect,
     open_reader,
 )
-from solewriter.agents import travel
-from solewriter.agents.past import Past
+from solewriter.agents.reading import travel
+from solewriter.agents.reading.past import Past
 from solewriter.engine_proc.recovery.repair import truncate
-from solewriter.shared.chain import first_of, journal_files
 from solewriter.shared.config import KIB
 from solewriter.shared.folder import StateFolder
+from solewriter.shared.journal.chain import first_of, journal_files
 
 SMALL = Limits(
     heap_segment_bytes_first=64 * KIB, heap_segment_bytes_max=128 * KIB, journal_file_bytes=256 * KIB, heartbeat_s=0.05

@@ -28,8 +28,8 @@ from solewriter import (
     connect,
     open_reader,
 )
-from solewriter.agents import feed as feeds
 from solewriter.agents import watch as watches
+from solewriter.agents.reading import feed as feeds
 from solewriter.shared.config import KIB, WATCH_BATCH
 
 FORGETFUL = Limits(heap_segment_bytes_first=64 * KIB, heap_segment_bytes_max=64 * KIB, snapshot_age_max_s=0)

@@ -10,8 +10,8 @@ from typing import NamedTuple
 
 from powercut.recovery import Found, Recoverer, Refusal, Result
 from powercut.story import Story, living
-from solewriter.shared import entry as entries
-from solewriter.shared.entry import FILE_HEADER_BYTES
+from solewriter.shared.journal import entry as entries
+from solewriter.shared.journal.entry import FILE_HEADER_BYTES
 
 Files = Mapping[str, bytes]
 

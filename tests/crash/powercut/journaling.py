@@ -21,8 +21,8 @@ from solewriter.engine_proc import filejournal as journals
 from solewriter.engine_proc.filejournal import FileJournal
 from solewriter.shared import record
 from solewriter.shared.config import KIB
-from solewriter.shared.entry import Private
 from solewriter.shared.errors import SolewriterError
+from solewriter.shared.journal.entry import Private
 
 STATE = b"0123456789abcdef"
 SMALL = Limits(journal_file_bytes=8 * KIB)

@@ -19,9 +19,9 @@ from solewriter.engine_proc import filejournal as journals
 from solewriter.engine_proc.owner.orders import Orders
 from solewriter.engine_proc.start import Start
 from solewriter.engine_proc.tuning import Threads
-from solewriter.shared import life
 from solewriter.shared.config import KIB
 from solewriter.shared.errors import SolewriterError
+from solewriter.shared.journal import life
 from solewriter.shared.memory.view import View
 
 _boots = count(1)

@@ -11,10 +11,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from solewriter.shared.columns import NO_INT, Column
 from solewriter.shared.config import CHUNK_SLOTS
 from solewriter.shared.errors import MemoryFull
-from solewriter.shared.kind import Kind
+from solewriter.shared.kinds.columns import NO_INT, Column
+from solewriter.shared.kinds.kind import Kind
 from solewriter.shared.memory.segment import Segment
 from solewriter.shared.memory.table import TableReader, TableWriter, offsets
 from solewriter.shared.models import Task
