@@ -14,12 +14,12 @@ import sys
 import threading
 import time
 import weakref
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import ExitStack, suppress
 
 from solewriter.engine_proc.channel import Channel
 from solewriter.engine_proc.owner.orders import Orders, Ready, Register
-from solewriter.engine_proc.owner.pickled import pickled
+from solewriter.engine_proc.owner.pickled import pickled, reloaded_since
 from solewriter.engine_proc.recovery.leftovers import remove_unnamed
 from solewriter.shared.config import POLL_MS_MAX
 from solewriter.shared.entity import Entity
@@ -38,6 +38,7 @@ class Child:
     def __init__(self) -> None:
         self._asking = threading.RLock()  # a signal handler may stop the engine in the middle of `register`
         self._asked = 0
+        self._reloaded: set[str] = set()  # modules of the owner's since it was begun, which imports none twice
         self._orders: Orders | None = None
         self._process = self._exec()
         try:
@@ -106,13 +107,18 @@ class Child:
     def pid(self) -> int:
         return self._process.pid
 
-    def register(self, models: Sequence[type[Entity]], timeout_s: float) -> Ready | None:
-        """Its answer to more models; None if it died before it answered. Raises EngineUnavailable for no answer."""
+    def register(
+        self, models: Sequence[type[Entity]], before: Iterable[type[Entity]], timeout_s: float
+    ) -> Ready | None:
+        """Its answer to more models than those before; None if it died before it answered. Raises EngineUnavailable for
+        no answer.
+        """
         with self._asking:
             self._asked += 1
             deadline = time.monotonic() + timeout_s
             try:
-                self._channel.send(Register(pickled(models), self._asked), timeout_s)
+                self._reloaded |= reloaded_since(before, models)
+                self._channel.send(Register(pickled(models, self._reloaded), self._asked), timeout_s)
                 while True:
                     answer = self._channel.receive(Ready, max(0.0, deadline - time.monotonic()))
                     if answer is None or answer.number == self._asked:

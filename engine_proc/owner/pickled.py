@@ -9,6 +9,7 @@ import os
 import sys
 import threading
 from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Set as AbstractSet
 from contextlib import contextmanager
 from functools import cached_property
 from io import BytesIO
@@ -24,15 +25,18 @@ from solewriter.shared.kinds.fieldtypes import held_types
 _pickling = threading.Lock()  # what is by value, and what a model remembers, is the whole process's
 
 
-def pickled(models: Sequence[type[Entity]]) -> bytes:
+def pickled(models: Sequence[type[Entity]], reloaded: AbstractSet[str] = frozenset()) -> bytes:
     """The owner's classes for the engine, with those of their fields: by name from modules that it can import, by value
-    from all others. Raises TypeError for what cannot be sent.
+    from all others, and from those that were `reloaded`. Raises TypeError for what cannot be sent.
     """
-    types = {held for model in models for held in (model, *held_types(model))}
-    names = {base.__module__ for held in types for base in held.__mro__}
+    names = {one.__module__ for one in _classes(models)}
     with _pickling:
         known = cloudpickle.list_registry_pickle_by_value()  # what the owner said itself stays
-        by_value = [sys.modules[name] for name in names - known if name in sys.modules and not _importable(name)]
+        by_value = [
+            sys.modules[name]
+            for name in names - known
+            if name in sys.modules and (name in reloaded or not _importable(name))
+        ]
         for module in by_value:
             cloudpickle.register_pickle_by_value(module)
         try:
@@ -51,6 +55,24 @@ def pickled(models: Sequence[type[Entity]]) -> bytes:
         finally:
             for module in by_value:
                 cloudpickle.unregister_pickle_by_value(module)
+
+
+def reloaded_since(before: Iterable[type[Entity]], models: Iterable[type[Entity]]) -> set[str]:
+    """The modules that were loaded anew, by `importlib.reload` say, since an engine was told of those before: it has
+    imported what they held then. Some of what these models are made of has the names that other classes had.
+    """
+    types = _classes(models)
+    former = {_place(one) for one in _classes(before) - types}
+    return {one.__module__ for one in types if _place(one) in former and "<locals>" not in one.__qualname__}
+
+
+def _place(one: type) -> tuple[str, str]:
+    return one.__module__, one.__qualname__
+
+
+def _classes(models: Iterable[type[Entity]]) -> set[type]:
+    """All that these are made of."""
+    return {base for model in models for held in (model, *held_types(model)) for base in held.__mro__}
 
 
 def unpickled(models: bytes) -> list[type[Entity]]:

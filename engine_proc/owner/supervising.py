@@ -122,7 +122,7 @@ class Supervising(ABC):
         answer = None
         while answer is None:
             child = self._serving()
-            answer = child.register(models, self.limits.request_timeout_s)
+            answer = child.register(models, before.values(), self.limits.request_timeout_s)
             if answer is None and not self._await_another(child, deadline):
                 path = self.folder.path
                 raise EngineUnavailable(f"the engine of {path} died, and did not come back in start_timeout_s")

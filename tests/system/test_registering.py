@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import importlib.util
 import os
 import signal
@@ -213,6 +214,52 @@ def test_a_model_that_the_engine_cannot_load_is_refused_and_not_kept(engine, cli
         engine.register(coming_and_going.Gone)  # the engine's path was taken when it started
     engine.register(Rollout)
     assert client.create(Rollout(seed=1)).version == 1
+
+
+def test_a_class_of_a_module_that_was_reloaded_takes_the_place_of_the_one_before(tmp_path, monkeypatch):
+    """Its parts, and code that its shape does not tell, too: the engine's own module is as it was."""
+    module = tmp_path / "reloaded.py"
+    text = """
+from pydantic import field_validator
+from solewriter import Entity, Part
+
+MOST = 10
+
+class Size(Part):
+    rows: int = 0
+
+class Report(Entity, columns=("pages",)):
+    pages: int = 0
+    size: Size = Size()
+
+    @field_validator("pages")
+    @classmethod
+    def _bounded(cls, pages):
+        assert pages <= MOST
+        return pages
+"""
+    module.write_text(text)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.setattr(sys, "dont_write_bytecode", True)
+    import reloaded
+
+    with Engine(tmp_path / "other", models=[reloaded.Report]) as other, connect(other.state) as client:
+        client.create(reloaded.Report(id="a", pages=3))
+        module.write_text(text.replace("rows", "lines: int = 0\n    rows"))
+        importlib.reload(reloaded)
+        other.register(reloaded.Report)
+        assert client.create(reloaded.Report(pages=3, size=reloaded.Size(lines=7))).size.lines == 7
+        module.write_text(text.replace("MOST = 10", "MOST = 20").replace("rows", "lines: int = 0\n    rows"))
+        importlib.reload(reloaded)
+        other.register(reloaded.Report)
+        other.register(reloaded.Report)  # nor is it that of the engine when it is told again
+        assert client.update(reloaded.Report.ref("a"), pages=15).pages == 15
+        with pytest.raises(InvalidMutation):
+            client.update(reloaded.Report.ref("a"), {"pages": 21})
+        module.write_text(f"{module.read_text()}\nclass Summary(Report):\n    title: str = ''\n")
+        importlib.reload(reloaded)
+        other.register(reloaded.Summary, reloaded.Report)
+        assert client.create(reloaded.Summary(title="new")).title == "new"
 
 
 def test_the_engine_that_follows_has_a_modules_classes_as_its_file_is_by_then(
