@@ -30,7 +30,7 @@ from solewriter.engine_proc.start import Epoch, started
 from solewriter.engine_proc.tuning import freeze_garbage, limit_data, raise_descriptor_limit
 from solewriter.shared import wire
 from solewriter.shared.config import FIRST_LOOK_S, US_PER_S
-from solewriter.shared.errors import EngineUnavailable, Locked, MemoryFull, SolewriterError
+from solewriter.shared.errors import EngineUnavailable, Locked, MemoryFull, SchemaMismatch, SolewriterError
 from solewriter.shared.journal.entry import Private
 from solewriter.shared.kinds.kind import Kind
 
@@ -195,7 +195,7 @@ class Server:
 
     async def _register(self, order: Register, channel: Channel) -> None:
         try:
-            await self.writer.between.register([Kind(model) for model in unpickled(order.models)])
+            await self.writer.between.register(_as_meant(order))
             answer = Ready(ok=True, number=order.number)
         except (Exception, SystemExit) as error:  # of the user's module, say, while it was imported
             answer = refused(error, order.number)
@@ -249,3 +249,14 @@ class Server:
             await self.journal.commit(durable=True)
         except DiskFull as error:  # nothing is lost by it: the next start takes this end for a kill
             log(f"the clean end could not be noted: {error}")
+
+
+def _as_meant(order: Register) -> list[Kind]:
+    """The kinds that an owner registers. Raises SchemaMismatch where its module has another class under a name here."""
+    kinds = [Kind(model) for model in unpickled(order.models)]
+    for kind, schema_id in zip(kinds, order.schema_ids, strict=True):
+        if kind.schema_id != schema_id:
+            module = kind.model.__module__
+            problem = f"its process has imported {module} as that file was by then, which has another class {kind.name}"
+            raise SchemaMismatch(f"{problem}: reload {module} here, or start another engine", kind=kind.name)
+    return kinds

@@ -24,6 +24,7 @@ from solewriter.engine_proc.recovery.leftovers import remove_unnamed
 from solewriter.shared.config import POLL_MS_MAX
 from solewriter.shared.entity import Entity
 from solewriter.shared.errors import EngineStartFailed, EngineUnavailable, Locked
+from solewriter.shared.kinds.kind import Kind
 from solewriter.shared.system.forks import held_off
 from solewriter.shared.system.interpreter import interpreter
 
@@ -118,7 +119,8 @@ class Child:
             deadline = time.monotonic() + timeout_s
             try:
                 self._reloaded |= reloaded_since(before, models)
-                self._channel.send(Register(pickled(models, self._reloaded), self._asked), timeout_s)
+                schema_ids = [Kind(model).schema_id for model in models]
+                self._channel.send(Register(pickled(models, self._reloaded), self._asked, schema_ids), timeout_s)
                 while True:
                     answer = self._channel.receive(Ready, max(0.0, deadline - time.monotonic()))
                     if answer is None or answer.number == self._asked:

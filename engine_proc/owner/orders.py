@@ -40,6 +40,7 @@ class Register(msgspec.Struct, frozen=True):
 
     models: bytes  # as in Orders
     number: int  # of this word: an answer that came too late is not taken for the next one's
+    schema_ids: list[str]  # of these models, as their owner has them
 
 
 class Ready(msgspec.Struct, frozen=True):

@@ -283,6 +283,13 @@ def test_the_engine_that_follows_has_a_modules_classes_as_its_file_is_by_then(
 
         assert client.update(Order.ref("a"), paid=True).total == 3
         assert client.create(Order(id="b")).paid is False
+        with pytest.raises(
+            SchemaMismatch, match="imported deployed as that file was by then, which has another class Order"
+        ):
+            engine.register(deployed.Order)  # its owner has it as the file was
+        importlib.reload(deployed)
+        engine.register(deployed.Order)
+        assert client.create(deployed.Order(paid=True)).paid is True
 
 
 @pytest.mark.parametrize(
