@@ -17,6 +17,10 @@ M = TypeVar("M")
 _LENGTH_BYTES = 8
 
 
+class NotInTime(TimeoutError):
+    """The other side did not read or answer in time; any other TimeoutError is a signal handler's."""
+
+
 class Channel:
     """One side's ends of the two pipes: whole messages, either way."""
 
@@ -28,8 +32,8 @@ class Channel:
         self._written: list[int] = []  # how many bytes of that, but for what `_drop_written` took off
 
     def send(self, message: Any, timeout_s: float | None = None) -> None:
-        """Raises BrokenPipeError if the other side is gone, TimeoutError if it did not read in time: the rest of
-        a message that went out in part is then sent before the next one.
+        """Raises BrokenPipeError if the other side is gone, NotInTime if it did not read in time: the rest of a
+        message that went out in part is then sent before the next one.
         """
         deadline = None if timeout_s is None else time.monotonic() + timeout_s
         body = msgspec.msgpack.encode(message)
@@ -59,7 +63,7 @@ class Channel:
         self._written.clear()  # no signal is handled between these two lines
 
     def receive(self, kind: type[M], timeout_s: float | None = None) -> M | None:
-        """The next message; None if the other side is gone. Raises TimeoutError."""
+        """The next message; None if the other side is gone. Raises NotInTime."""
         deadline = None if timeout_s is None else time.monotonic() + timeout_s
         while (message := self._whole(kind)) is None:
             _await(self.read_fd, select.POLLIN, deadline)
@@ -90,6 +94,10 @@ class Channel:
         del self._received[:end]
         return msgspec.msgpack.decode(body, type=kind)
 
+    @property
+    def is_closed(self) -> bool:
+        return self.read_fd < 0
+
     def close(self) -> None:
         fds = self.read_fd, self._write_fd
         self.read_fd = self._write_fd = -1  # a thread that still waits here must not read a file that gets the number
@@ -99,9 +107,9 @@ class Channel:
 
 
 def _await(fd: int, event: int, deadline: float | None) -> None:
-    """Until this can be read or written. Raises TimeoutError."""
+    """Until this can be read or written. Raises NotInTime."""
     poll = select.poll()
     poll.register(fd, event)
     left = None if deadline is None else max(0.0, deadline - time.monotonic())
     if not poll.poll(None if left is None else min(left * 1000, POLL_MS_MAX)):
-        raise TimeoutError
+        raise NotInTime

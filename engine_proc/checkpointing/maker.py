@@ -16,7 +16,7 @@ import threading
 
 import msgspec
 
-from solewriter.engine_proc.channel import Channel
+from solewriter.engine_proc.channel import Channel, NotInTime
 from solewriter.engine_proc.checkpointing.checkpoint import EngineGone, Made, Order, make
 from solewriter.shared.config import CHECKPOINT_NICE, MAKER_IDLE_S, MAKER_WORDS_MAX
 from solewriter.shared.errors import SolewriterError, in_words
@@ -145,5 +145,5 @@ def _next_order(channel: Channel) -> Order | None:
     """None if nothing was asked for long, or the engine has gone."""
     try:
         return channel.receive(Order, MAKER_IDLE_S)
-    except TimeoutError:
+    except NotInTime:
         return None

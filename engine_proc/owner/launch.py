@@ -17,7 +17,7 @@ import weakref
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import ExitStack, suppress
 
-from solewriter.engine_proc.channel import Channel
+from solewriter.engine_proc.channel import Channel, NotInTime
 from solewriter.engine_proc.owner.orders import Orders, Ready, Register
 from solewriter.engine_proc.owner.pickled import pickled, reloaded_since
 from solewriter.engine_proc.recovery.leftovers import remove_unnamed
@@ -74,7 +74,7 @@ class Child:
             with suppress(BrokenPipeError):  # it died at once: its silence below says so
                 self._channel.send(orders, timeout_s)
             ready = self._channel.receive(Ready, max(0.0, deadline - time.monotonic()))
-        except TimeoutError:
+        except NotInTime:
             self.kill()
             raise EngineStartFailed(f"the engine was not ready after start_timeout_s = {timeout_s} s") from None
         if ready is None:
@@ -125,12 +125,16 @@ class Child:
                     answer = self._channel.receive(Ready, max(0.0, deadline - time.monotonic()))
                     if answer is None or answer.number == self._asked:
                         return answer
-            except TimeoutError:
+            except NotInTime:
                 raise EngineUnavailable(
                     f"the engine (pid {self.pid}) did not answer in {timeout_s} s: the models may or may not be known"
                 ) from None
-            except (OSError, ValueError):  # a broken pipe, or one that such a handler closed
+            except BrokenPipeError:
                 return None
+            except (OSError, ValueError):  # of a pipe that a signal handler closed, or what that raised itself
+                if self._channel.is_closed:
+                    return None
+                raise
 
     def ends_within(self, timeout_s: float) -> bool:
         """Whether it ended by then."""

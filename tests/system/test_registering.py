@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import fcntl
 import importlib
 import importlib.util
 import os
 import signal
 import sys
+import termios
 import threading
 import types
 from concurrent.futures import ThreadPoolExecutor
@@ -502,6 +504,29 @@ def test_a_signal_handler_that_stops_the_engine_ends_a_register_that_waits(state
         signal.signal(signal.SIGALRM, stop)  # in place of Ctrl-C
         with pytest.raises(EngineUnavailable, match="not running"):
             engine.register(Rollout)
+
+
+@pytest.mark.parametrize("error", [TimeoutError, OSError, ValueError])
+def test_what_a_signal_handler_raises_comes_out_of_register_as_it_is(state, start_engine, ctrl_c_when, error):
+    """An alarm's TimeoutError is nothing that the engine did."""
+    engine = start_engine(state)
+
+    def interrupt(*_: object) -> None:
+        raise error("an alarm")
+
+    def is_asked() -> bool:
+        return any(fcntl.ioctl(engine._child._channel._write_fd, termios.FIONREAD, bytes(4)))  # unread in the pipe
+
+    os.kill(engine.pid, signal.SIGSTOP)
+    try:
+        with ctrl_c_when(is_asked, "it is asked"):
+            signal.signal(signal.SIGALRM, interrupt)  # in place of Ctrl-C
+            with pytest.raises(error, match=r"^an alarm$"):
+                engine.register(Rollout)
+    finally:
+        os.kill(engine.pid, signal.SIGCONT)
+    engine.register(Rollout)
+    assert engine.restarts == 0
 
 
 def test_register_on_an_engine_that_does_not_run(state, start_engine):
