@@ -131,8 +131,8 @@ def test_a_small_campaign_is_clean_and_counts(tmp_path):
     )
     assert said.keys() >= KEYS
     assert (said["lost"], said["duplicated"], said["violations"], said["first_violations"]) == (0, 0, 0, [])
-    folder = Path(said["kept"][0])
-    written = b"".join(path.read_bytes() for path in folder.glob("*.log"))
+    folders = [*map(Path, said["kept"])]  # one; where the machine is busy, another round
+    written = b"".join(path.read_bytes() for folder in folders for path in folder.glob("*.log"))
     assert 1_200 <= said["acked"] <= written.count(b'"outcome":"applied"') + said["repeats"]
     assert said["seed"] == 5
     assert written.count(b"SIGKILL of agent") == said["kills"]["agent"] >= 2
@@ -140,7 +140,7 @@ def test_a_small_campaign_is_clean_and_counts(tmp_path):
     assert said["kills"]["engine"] >= 2
     assert {*said["failpoints_hit"]} <= {*ENGINES}
     assert said["restart_first_ack_ms"]["count"] <= said["restarts"]
-    assert [*(folder / "archive").glob("journal-*.log")], "no journal file was kept"
+    assert [*(folders[0] / "archive").glob("journal-*.log")], "no journal file was kept"
 
 
 @pytest.fixture
