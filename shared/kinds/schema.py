@@ -159,12 +159,9 @@ _UNSAID = {
     "decimal": ("allow_inf_nan", *_BOUNDS),
     "float": ("allow_inf_nan",),
     "str": ("strip_whitespace", "to_lower", "to_upper", "ascii_only"),
-    "union": ("mode",),
     "model-field": ("validation_alias",),
 }
 """What a pydantic core schema says of a type, and a JSON schema does not"""
-
-_AS_EVER = "smart"  # the mode of unions of which nobody says one
 
 
 _CONFIGURED = ("allow_inf_nan", "str_strip_whitespace", "str_to_lower", "str_to_upper")
@@ -183,9 +180,13 @@ class _WithAllSaid(GenerateJsonSchema):
 
     def generate_inner(self, schema: Any) -> JsonSchemaValue:
         described = super().generate_inner(schema)
-        names = _UNSAID.get(schema["type"], ())
-        unsaid = {name: str(schema[name]) for name in names if name in schema and schema[name] != _AS_EVER}
+        unsaid = {name: str(schema[name]) for name in _UNSAID.get(schema["type"], ()) if name in schema}
         return {**described, **unsaid} if unsaid else described
+
+    def union_schema(self, schema: Any) -> JsonSchemaValue:
+        """With its mode, where that is not the one of all unions that say none."""
+        described = super().union_schema(schema)
+        return {**described, "mode": schema["mode"]} if schema.get("mode", "smart") != "smart" else described
 
     def handle_invalid_for_json_schema(self, schema: Any, error_info: str) -> JsonSchemaValue:
         function = schema.get("function", {}).get("function")

@@ -182,6 +182,15 @@ def test_a_schema_is_the_same_whatever_people_are_told_about_its_fields():
         assert Kind(other).schema.digest() != Kind(plain_fields).schema.digest()
 
 
+def test_a_schema_tells_apart_a_class_that_renames_a_field_whatever_it_was():
+    for was in ("left", "smart"):
+        renamed = create_model("Doc", __base__=ByName, field=(int, Field(validation_alias=was)))
+        assert (
+            Kind(renamed).schema.digest()
+            != Kind(create_model("Doc", __base__=ByName, field=(int, ...))).schema.digest()
+        )
+
+
 def test_a_schema_is_the_same_whether_a_union_says_its_mode_or_not():
     one, two = (
         Kind(create_model("Doc", __base__=Entity, field=(annotation, ...))).schema.digest()
