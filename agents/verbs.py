@@ -235,14 +235,17 @@ class Verbs(Requests):
                     if not is_anything_left(snap, kind, wanted):
                         return
                 continue
-            over: object = True  # where asking fails, too
             try:
                 over = plainly(is_over())
-            finally:
-                if over:
-                    with suppress(Refused):  # somebody took it away already
-                        self.release(task, reason=ENDING)
+            except BaseException as error:
+                try:
+                    self.release(task, reason=ENDING, timeout_s=patience_with(error))
+                except SolewriterError as untold:
+                    error.add_note(not_ended(task, untold))
+                raise
             if over:
+                with suppress(Refused):  # somebody took it away already
+                    self.release(task, reason=ENDING)
                 return
             yield task
 
@@ -251,6 +254,11 @@ def reason_of(error: BaseException, limits: Limits) -> str:
     """What ended an attempt, as text that can be stored."""
     told = clean("".join(traceback.format_exception_only(error)).strip(), MESSAGE_MAX)
     return told.encode()[: limits.text_bytes_max].decode(errors="ignore")
+
+
+def patience_with(error: BaseException) -> float | None:
+    """How long a request may take that comes before this is raised on: of Ctrl-C and the like, not long."""
+    return None if isinstance(error, Exception) else GIVE_BACK_S
 
 
 def not_ended(task: Task, why: SolewriterError) -> str:

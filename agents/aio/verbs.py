@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 from solewriter.agents.aio.requesting import AioRequests
 from solewriter.agents.conflicts import conditional
 from solewriter.agents.reading.readiness import is_anything_left
-from solewriter.agents.verbs import ENDING, Until, asked_of, claiming, not_ended, reason_of
+from solewriter.agents.verbs import ENDING, Until, asked_of, claiming, not_ended, patience_with, reason_of
 from solewriter.shared.config import GIVE_BACK_S, WORK_PATIENCE_S
 from solewriter.shared.entity import Entity, Ref, model_of
 from solewriter.shared.errors import OutcomeUnknown, Refused, SolewriterError, Unavailable
@@ -246,13 +246,16 @@ class AioVerbs(AioRequests):
                     if not await self.reader.beside(partial(is_anything_left, snap, kind, wanted)):
                         return
                 continue
-            over: object = True  # where asking fails or is cancelled, too
             try:
                 over = await is_over()
-            finally:
-                if over:
-                    with suppress(Refused):  # somebody took it away already
-                        await self.release(task, reason=ENDING)
+            except BaseException as error:
+                try:
+                    await self.release(task, reason=ENDING, timeout_s=patience_with(error))
+                except SolewriterError as untold:
+                    error.add_note(not_ended(task, untold))
+                raise
             if over:
+                with suppress(Refused):  # somebody took it away already
+                    await self.release(task, reason=ENDING)
                 return
             yield task

@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import multiprocessing
+import os
+import signal
 import threading
 from collections.abc import Iterator
 
@@ -151,6 +153,53 @@ def test_a_coroutine_that_is_cancelled_while_it_asks_whether_work_is_over_holds_
 
     asyncio.run(story())
     assert untouched(client, "a")
+
+
+@pytest.mark.parametrize("error", [ValueError("why"), KeyboardInterrupt("why")])
+def test_why_asking_failed_is_told_also_where_the_engine_does_not_answer(engine, client, limits, error):
+    client.create(task("a"))
+    impatient = msgspec.structs.replace(limits, request_timeout_s=0.3)
+
+    def over() -> bool:
+        if me.holds(Task, "a") is None:
+            return False
+        os.kill(engine.pid, signal.SIGSTOP)
+        raise error
+
+    with connect(engine.state, name="me", limits=impatient) as me:
+        try:
+            with pytest.raises(type(error), match="why") as seen:
+                next(me.work(Task, until=over))
+        finally:
+            os.kill(engine.pid, signal.SIGCONT)
+    (note,) = seen.value.__notes__
+    assert note.startswith("the engine did not confirm that this ended the attempt at Task 'a': OutcomeUnknown: ")
+
+
+def test_a_coroutine_is_cancelled_while_it_asks_also_where_the_engine_does_not_answer(engine, client, limits):
+    client.create(task("a"))
+
+    async def story() -> None:
+        async with aio.connect(engine.state, name="me", limits=limits) as agent:
+            asked = asyncio.Event()
+
+            async def over() -> bool:
+                if agent.holds(Task, "a") is not None:
+                    os.kill(engine.pid, signal.SIGSTOP)
+                    asked.set()
+                    await asyncio.Event().wait()
+                return False
+
+            working = asyncio.ensure_future(anext(agent.work(Task, until=over)))
+            await asked.wait()
+            working.cancel()
+            try:
+                with pytest.raises(asyncio.CancelledError):
+                    await working
+            finally:
+                os.kill(engine.pid, signal.SIGCONT)
+
+    asyncio.run(story())
 
 
 # --- an attempt -------------------------------------------------------------------------------------------------------
