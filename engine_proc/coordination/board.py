@@ -45,7 +45,7 @@ class Board:
         self.unfit: set[str] = set()  # of these, those that nobody can have until they are changed
         self._states: dict[str, Dependency] = {}  # of those that somebody depends on
         self._later: list[tuple[int, int, Candidate]] = []  # a heap of those whose time is to come
-        self._came_us = 0  # the latest time that came
+        self._came_us = 0  # no time that came is later
         self._count = count()
 
     def note(self, key: str, slot: int, fields: Fields | None) -> None:
@@ -151,7 +151,7 @@ class Board:
 
     def _go_back(self, now_us: int) -> None:
         """The clock was set back: whose time is to come once more is not there."""
-        self._came_us = 0
+        self._came_us = now_us  # at most
         for candidate in self.ready.to_come(now_us):
             self.ready.remove(candidate)
             candidate.live = False  # what views have of it stays behind

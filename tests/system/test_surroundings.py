@@ -920,3 +920,20 @@ def test_a_time_that_is_to_come_once_more_is_waited_for_once_more(state, start_e
             assert [reason.obstacle for reason in why_not_ready(snap, snap[Task, "a"])] == [Obstacle.NOT_YET]
         set_to(DAY_NS)
         assert client.claim(Task).id == "a"
+
+
+def test_so_are_several_times_where_the_clock_is_set_back_step_by_step(state, start_engine, clock):
+    timed, set_to = clock
+    start_engine(state, models=[timed])
+    with connect(state) as client:
+        for hours in (1, 3):
+            not_before = datetime.now(UTC) + timedelta(hours=hours)
+            client.create(Task(id=f"t{hours}", title="x", project=f"p{hours}", not_before=not_before))
+        set_to(DAY_NS)
+        assert client.claim(Task, where={"project": "none"}) is None
+        set_to(DAY_NS // 12)
+        assert client.claim(Task, where={"project": "p3"}) is None
+        set_to(0)
+        assert client.claim(Task) is None
+        set_to(DAY_NS // 12)
+        assert client.claim(Task).id == "t1"
