@@ -21,7 +21,7 @@ from typing import Literal
 import msgspec
 
 from solewriter import Client, Reader, Snapshot, Task, Update, connect, open_reader
-from solewriter.bench.measure import NS_PER_S, NS_PER_US, Interval, Meter
+from solewriter.bench.kit.measure import NS_PER_S, NS_PER_US, Interval, Meter
 
 Role = Literal["one by one", "pipelined", "read", "see", "echo", "ask"]
 READY = b"ready\n"

@@ -33,10 +33,10 @@ from typing import Any
 import msgspec
 
 from solewriter import Claim, Client, Complete, Create, Engine, InvalidMutation, Project, Task, TaskPriority, connect
-from solewriter.bench import arguments
-from solewriter.bench.machine import machine
-from solewriter.bench.measure import NS_PER_US, Latency, Usage, latency
-from solewriter.bench.scratch import scratch_folder, tidy_when_told_to_end
+from solewriter.bench.kit import arguments
+from solewriter.bench.kit.machine import machine
+from solewriter.bench.kit.measure import NS_PER_US, Latency, Usage, latency
+from solewriter.bench.kit.scratch import scratch_folder, tidy_when_told_to_end
 
 PRIORITIES = tuple(TaskPriority)
 PROJECTS, FAN_IN, SEED = 100, 3, 20261126

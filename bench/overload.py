@@ -46,8 +46,6 @@ from typing import NamedTuple
 import msgspec
 
 from solewriter import Client, Create, Engine, connect
-from solewriter.bench import arguments
-from solewriter.bench.children import children
 from solewriter.bench.flood.calm import (
     BACK_S,
     GreedyRow,
@@ -62,10 +60,12 @@ from solewriter.bench.flood.calm import (
 )
 from solewriter.bench.flood.pressing import Orders, Phase, Report, Role
 from solewriter.bench.flood.throttle import Job, Probe
-from solewriter.bench.machine import machine
-from solewriter.bench.measure import NS_PER_MS, NS_PER_S, Interval, sleep_until
-from solewriter.bench.placement import pin_server, pinned
-from solewriter.bench.running import Say, answered
+from solewriter.bench.kit import arguments
+from solewriter.bench.kit.children import children
+from solewriter.bench.kit.machine import machine
+from solewriter.bench.kit.measure import NS_PER_MS, NS_PER_S, Interval, sleep_until
+from solewriter.bench.kit.placement import pin_server, pinned
+from solewriter.bench.kit.running import Say, answered
 from solewriter.shared.config import MIB
 
 NOMINAL_PER_S = 5_000.0

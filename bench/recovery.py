@@ -41,13 +41,13 @@ from typing import NamedTuple, TypeVar
 import msgspec
 
 from solewriter import Client, Create, Engine, Limits, Task, Unavailable, Update, connect
-from solewriter.bench import arguments
-from solewriter.bench.disk import device_written_bytes
-from solewriter.bench.journaled import BehindCheckpoint, Journal
-from solewriter.bench.machine import machine
-from solewriter.bench.scratch import scratch_folder, tidy_when_told_to_end
-from solewriter.bench.table import described, table
-from solewriter.bench.workload import WINDOW, sample_task
+from solewriter.bench.kit import arguments
+from solewriter.bench.kit.disk import device_written_bytes
+from solewriter.bench.kit.journaled import BehindCheckpoint, Journal
+from solewriter.bench.kit.machine import machine
+from solewriter.bench.kit.scratch import scratch_folder, tidy_when_told_to_end
+from solewriter.bench.kit.table import described, table
+from solewriter.bench.kit.workload import WINDOW, sample_task
 from solewriter.engine_proc.process import Durability
 from solewriter.shared.config import MIB
 from solewriter.shared.journal.chain import first_of, journal_files

@@ -8,8 +8,8 @@ from typing import Any
 import msgspec
 
 from solewriter.bench.agent import REPLY_BYTES, REQUEST_BYTES
-from solewriter.bench.measure import Latency
-from solewriter.bench.table import described, table
+from solewriter.bench.kit.measure import Latency
+from solewriter.bench.kit.table import described, table
 
 
 class UpdateRow(msgspec.Struct, frozen=True):

@@ -2,12 +2,12 @@
 
     python -m solewriter.bench.snapshot [--quick] [--json] [--tasks 100000] [--sizes 1000,10000,100000,1000000]
 
-Two populations. Tasks are the full ones of `bench/workload.py`, about 350 bytes of payload each. Runs are small: five
-fields, three of them columns, about 60 bytes; there are engines with ever more of them, up to a million. All engines
-are "memory" durable, their segments and the rivals' files lie in one folder in memory, which goes with this process,
-however it ends. The engine has the first CPU, this process another one; servers of rivals run wherever the scheduler
-puts them. Nothing is tuned for the measurement, except where it says so below; garbage is collected as ever, but what
-was prepared before the rounds is left out of it (`gc.freeze`): it belongs to all contestants.
+Two populations. Tasks are the full ones of `bench/kit/workload.py`, about 350 bytes of payload each. Runs are small:
+five fields, three of them columns, about 60 bytes; there are engines with ever more of them, up to a million. All
+engines are "memory" durable, their segments and the rivals' files lie in one folder in memory, which goes with this
+process, however it ends. The engine has the first CPU, this process another one; servers of rivals run wherever the
+scheduler puts them. Nothing is tuned for the measurement, except where it says so below; garbage is collected as ever,
+but what was prepared before the rounds is left out of it (`gc.freeze`): it belongs to all contestants.
 
 Gets are by id, over ids in no order, in batches of a thousand or more; rounds are interleaved, and a row is the median,
 the least and the most of them, by the clock. `CPU` is this process's own processor time, without any server's, and
@@ -56,12 +56,12 @@ from pathlib import Path
 
 import msgspec
 
-from solewriter.bench import arguments
-from solewriter.bench.machine import machine, versions
-from solewriter.bench.placement import free, pin, pinned
+from solewriter.bench.kit import arguments
+from solewriter.bench.kit.machine import machine, versions
+from solewriter.bench.kit.placement import free, pin, pinned
+from solewriter.bench.kit.running import Say, answered
 from solewriter.bench.reading.phases import CHECKED, Plan, Setting, of_runs, of_tasks
 from solewriter.bench.reading.standing import Results, marks_of, printed
-from solewriter.bench.running import Say, answered
 from solewriter.shared.config import DEFAULT_LIMITS
 
 VERSIONED = ("numpy", "lmdb", "redis", "hiredis")  # besides those of every benchmark

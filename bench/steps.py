@@ -18,7 +18,7 @@ from typing import Any
 
 import uvloop
 
-from solewriter.bench.workload import sample_task
+from solewriter.bench.kit.workload import sample_task
 from solewriter.engine_proc.bridge import Bridge, LaneEnd
 from solewriter.engine_proc.engine import SingleWriter
 from solewriter.engine_proc.owner.orders import Orders

@@ -37,15 +37,15 @@ from typing import Any
 import msgspec
 
 from solewriter import Client, Engine
-from solewriter.bench import arguments
 from solewriter.bench.agent import Orders, Role, kept
-from solewriter.bench.children import children
-from solewriter.bench.machine import machine
-from solewriter.bench.measure import NS_PER_US, US_PER_S, Interval, Latency, latency, used_by
-from solewriter.bench.placement import Placement, free, pin_server, pinned
+from solewriter.bench.kit import arguments
+from solewriter.bench.kit.children import children
+from solewriter.bench.kit.machine import machine
+from solewriter.bench.kit.measure import NS_PER_US, US_PER_S, Interval, Latency, latency, used_by
+from solewriter.bench.kit.placement import Placement, free, pin_server, pinned
+from solewriter.bench.kit.running import Say, answered
+from solewriter.bench.kit.workload import WINDOW, Tally, loaded_engine, payload_bytes
 from solewriter.bench.report import ReadRow, Results, UpdateRow, Writing, floor_of, printed
-from solewriter.bench.running import Say, answered
-from solewriter.bench.workload import WINDOW, Tally, loaded_engine, payload_bytes
 from solewriter.engine_proc.process import Durability
 from solewriter.shared.config import DURABILITIES
 

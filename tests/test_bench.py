@@ -15,12 +15,12 @@ from typing import Any
 
 import pytest
 
-from solewriter.bench.disk import device_written_bytes
-from solewriter.bench.measure import Interval, Latency, Meter, latency
+from solewriter.bench.kit.disk import device_written_bytes
+from solewriter.bench.kit.measure import Interval, Latency, Meter, latency
+from solewriter.bench.kit.table import table
+from solewriter.bench.kit.workload import Tally
 from solewriter.bench.reading.passes import Contestant, Figure, agreeing, interleaved
 from solewriter.bench.reading.standing import rows_of
-from solewriter.bench.table import table
-from solewriter.bench.workload import Tally
 
 pytestmark = pytest.mark.heavy  # whole programs, minutes of them together
 

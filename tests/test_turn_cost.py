@@ -12,8 +12,8 @@ from typing import Any
 
 import pytest
 
+from solewriter.bench.kit.workload import sample_task
 from solewriter.bench.steps import Steps, steps
-from solewriter.bench.workload import sample_task
 from solewriter.shared import wire
 from solewriter.shared.models import Task
 from solewriter.shared.wire import Status

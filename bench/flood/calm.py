@@ -7,8 +7,8 @@ from typing import Any
 
 import msgspec
 
-from solewriter.bench.mark import Mark, least, most
-from solewriter.bench.table import described, table
+from solewriter.bench.kit.mark import Mark, least, most
+from solewriter.bench.kit.table import described, table
 
 GOODPUT_LEAST = 0.9  # at ten times the nominal rate, of the highest that was seen
 QUIET_MOST = 1.5  # p99 beside a flood, of p99 alone

@@ -33,7 +33,7 @@ from solewriter.agents.pending import Pending
 from solewriter.agents.session import AgentSession
 from solewriter.bench.agent import READY
 from solewriter.bench.flood.throttle import Job
-from solewriter.bench.measure import NS_PER_S, Interval, sleep_until
+from solewriter.bench.kit.measure import NS_PER_S, Interval, sleep_until
 from solewriter.shared import wireform
 from solewriter.shared.config import DEFAULT_LIMITS, FRAME_BATCH, READ_BYTES
 from solewriter.shared.folder import StateFolder

@@ -20,14 +20,14 @@ from typing import Any, Literal
 import msgspec
 import psutil
 
+from solewriter.bench.kit.measure import Interval, Usage
+from solewriter.bench.kit.scratch import end_with_the_parent
 from solewriter.bench.load import drive
 from solewriter.bench.load.drive import Done, Schedule
 from solewriter.bench.load.evidence import noted
 from solewriter.bench.load.histogram import Histogram
 from solewriter.bench.load.requests import Connection, Forgetful
 from solewriter.bench.load.work import WORKLOADS, Share, key_of
-from solewriter.bench.measure import Interval, Usage
-from solewriter.bench.scratch import end_with_the_parent
 from solewriter.shared.errors import in_words
 
 Loop = Literal["one by one", "pipelined", "open", "read", "read anew", "write and tell when"]

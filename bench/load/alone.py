@@ -13,15 +13,15 @@ from itertools import pairwise
 from pathlib import Path
 
 from solewriter import Engine, Task, Update, connect
-from solewriter.bench.journaled import Journal
+from solewriter.bench.kit.journaled import Journal
+from solewriter.bench.kit.measure import NS_PER_MS, NS_PER_S, US_PER_S, Interval, running_ns, sleep_until
+from solewriter.bench.kit.workload import WINDOW, sample_task
 from solewriter.bench.load.agent import Orders
 from solewriter.bench.load.crew import crew
 from solewriter.bench.load.evidence import Evidence
 from solewriter.bench.load.peers.engine import EnginePeer
 from solewriter.bench.load.rows import Timeline
 from solewriter.bench.load.work import WORKLOADS, fields_of
-from solewriter.bench.measure import NS_PER_MS, NS_PER_S, US_PER_S, Interval, running_ns, sleep_until
-from solewriter.bench.workload import WINDOW, sample_task
 
 VALIDATIONS = 20_000  # of one task, timed together
 IDLE_SETTLE_S = 1.0  # after the last reply: nobody spins any more, and files are made ahead

@@ -10,8 +10,8 @@ from multiprocessing.connection import Connection as Pipe
 from multiprocessing.context import ForkServerContext, ForkServerProcess
 from typing import Any
 
+from solewriter.bench.kit.measure import NS_PER_S, Interval
 from solewriter.bench.load.agent import READY, Link, Orders, Report, run
-from solewriter.bench.measure import NS_PER_S, Interval
 
 PATIENCE_S = 60.0  # with agents that connect, 64 at once on two processors, or that finish what is on its way
 ENDING_S = 1.0  # of all together: they have nothing more to do, or are about to see that their pipes are gone

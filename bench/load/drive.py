@@ -21,9 +21,9 @@ from collections.abc import Callable, Iterator
 
 import msgspec
 
+from solewriter.bench.kit.measure import NS_PER_S, Interval, Meter, Usage, sleep_until
 from solewriter.bench.load.requests import Connection, Request
 from solewriter.bench.load.work import Work
-from solewriter.bench.measure import NS_PER_S, Interval, Meter, Usage, sleep_until
 
 
 class Schedule(msgspec.Struct, frozen=True):

@@ -12,7 +12,7 @@ from typing import Any
 import msgspec
 import numpy as np
 
-from solewriter.bench.measure import NS_PER_US, Latency
+from solewriter.bench.kit.measure import NS_PER_US, Latency
 
 STEPS = 128  # buckets in each power of two
 EXACT_BELOW = 2 * STEPS

@@ -7,11 +7,11 @@ from itertools import groupby, product
 
 import msgspec
 
+from solewriter.bench.kit.workload import WINDOW
 from solewriter.bench.load.agent import Loop
 from solewriter.bench.load.peers.catalog import CATALOG, OURS
 from solewriter.bench.load.rows import Case
 from solewriter.bench.load.work import WORKLOADS, Creates, HotKey
-from solewriter.bench.workload import WINDOW
 from solewriter.engine_proc.process import Durability
 
 TASKS = 10_000

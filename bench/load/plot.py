@@ -7,9 +7,9 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
+from solewriter.bench.kit.optional import required
 from solewriter.bench.load.peers.catalog import OURS
 from solewriter.bench.load.rows import Case, Results, Row, Spread, Timeline
-from solewriter.bench.optional import required
 
 SIZE_INCHES = (7.5, 4.2)
 DPI = 120

@@ -14,7 +14,12 @@ from typing import Any
 
 import msgspec
 
-from solewriter.bench import arguments
+from solewriter.bench.kit import arguments
+from solewriter.bench.kit.machine import file_system, machine, versions
+from solewriter.bench.kit.optional import NotHere, required
+from solewriter.bench.kit.running import Say, say
+from solewriter.bench.kit.scratch import scratch_folder, tidy_when_told_to_end
+from solewriter.bench.kit.workload import WINDOW
 from solewriter.bench.load.alone import across_kill, idle_percent, journaled_bytes, validate_us
 from solewriter.bench.load.marks import marks_of
 from solewriter.bench.load.peers.catalog import CATALOG, OURS
@@ -24,11 +29,6 @@ from solewriter.bench.load.report import IN_MEMORY, NO_DISK, printed
 from solewriter.bench.load.rows import Results, Row, Spread, compared
 from solewriter.bench.load.run import Timing, contest
 from solewriter.bench.load.work import WORKLOADS
-from solewriter.bench.machine import file_system, machine, versions
-from solewriter.bench.optional import NotHere, required
-from solewriter.bench.running import Say, say
-from solewriter.bench.scratch import scratch_folder, tidy_when_told_to_end
-from solewriter.bench.workload import WINDOW
 from solewriter.shared.config import DEFAULT_LIMITS
 from solewriter.shared.errors import in_words
 

@@ -8,10 +8,10 @@ from typing import Any
 
 import msgspec
 
+from solewriter.bench.kit.mark import Mark
+from solewriter.bench.kit.measure import Latency
 from solewriter.bench.load.agent import Loop
 from solewriter.bench.load.histogram import Histogram, merged
-from solewriter.bench.mark import Mark
-from solewriter.bench.measure import Latency
 from solewriter.engine_proc.process import Durability
 
 

@@ -16,7 +16,11 @@ from typing import Any, NamedTuple, TypeVar
 
 import msgspec
 
-from solewriter.bench.disk import device_written_bytes
+from solewriter.bench.kit.disk import device_written_bytes
+from solewriter.bench.kit.measure import NS_PER_S, NS_PER_US, Interval, Usage, resident_bytes, used_by
+from solewriter.bench.kit.optional import NotHere
+from solewriter.bench.kit.placement import pin_server
+from solewriter.bench.kit.running import Say
 from solewriter.bench.load.agent import Orders, Report
 from solewriter.bench.load.crew import Failed, crew
 from solewriter.bench.load.evidence import Evidence
@@ -25,10 +29,6 @@ from solewriter.bench.load.peers.catalog import CATALOG
 from solewriter.bench.load.peers.peer import Peer, SelfDriven, Setting
 from solewriter.bench.load.rows import Case, Row, Sample, row_of
 from solewriter.bench.load.work import WORKLOADS
-from solewriter.bench.measure import NS_PER_S, NS_PER_US, Interval, Usage, resident_bytes, used_by
-from solewriter.bench.optional import NotHere
-from solewriter.bench.placement import pin_server
-from solewriter.bench.running import Say
 from solewriter.shared.config import MIB
 from solewriter.shared.errors import in_words
 

@@ -12,8 +12,8 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, NamedTuple
 
+from solewriter.bench.kit.workload import sample_task
 from solewriter.bench.load.requests import Answer, Fields, Request, Step
-from solewriter.bench.workload import sample_task
 
 CYCLE = ("assigned", "in_progress", "in_review", "blocked")  # a task's way round, once it was created
 TRANSACTION_STEPS = 4

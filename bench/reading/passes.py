@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from statistics import median
 from typing import Any, NamedTuple
 
-from solewriter.bench.measure import NS_PER_US
+from solewriter.bench.kit.measure import NS_PER_US
 
 Pass = Callable[[Sequence[Any]], Any]  # a piece of work -> what its last operation returned
 Opening = Callable[[], Callable[[], object]]  # opens for reading; what it returns closes again

@@ -11,15 +11,15 @@ from typing import NamedTuple
 import msgspec
 
 from solewriter import Task
-from solewriter.bench.measure import NS_PER_US, US_PER_S, latency
-from solewriter.bench.optional import NotHere
-from solewriter.bench.placement import Placement, pin
+from solewriter.bench.kit.measure import NS_PER_US, US_PER_S, latency
+from solewriter.bench.kit.optional import NotHere
+from solewriter.bench.kit.placement import Placement, pin
+from solewriter.bench.kit.running import Say
 from solewriter.bench.reading import ours, rival_dict, rival_lmdb, rival_redis, rival_sqlite
 from solewriter.bench.reading.passes import ATTACH, OURS, WATCH, Contestant, agreeing, interleaved, opened
 from solewriter.bench.reading.population import PRIORITIES, STATUSES, Population, Run, populated, shared_bytes, windows
 from solewriter.bench.reading.standing import PUBLISH, REPLIED, UPDATED, VISIBLE, Row, memory_rows, rows_of
 from solewriter.bench.reading.writing import latencies_ns, memory_after, publish_costs
-from solewriter.bench.running import Say
 from solewriter.shared.config import DEFAULT_LIMITS
 
 CHECKED = 20  # ids that no round asks for: by them rivals are compared with us, and everything is warmed up

@@ -15,9 +15,9 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from solewriter import Client, Create, Engine, Entity, Limits, Snapshot, Task, TaskPriority, connect, status_of
-from solewriter.bench.placement import pin
+from solewriter.bench.kit.placement import pin
+from solewriter.bench.kit.workload import sample_task
 from solewriter.bench.reading.passes import Pass
-from solewriter.bench.workload import sample_task
 from solewriter.shared import record
 from solewriter.shared.kinds.columns import from_us
 from solewriter.shared.memory.heap import OFFSET_MASK, PREFIX_BYTES, padded

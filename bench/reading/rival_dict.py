@@ -8,9 +8,9 @@ from contextlib import ExitStack
 from multiprocessing.managers import SyncManager
 from typing import Any
 
+from solewriter.bench.kit.scratch import end_with_the_parent
 from solewriter.bench.reading.passes import GET_COLD, Contestant, Pass
 from solewriter.bench.reading.population import Population
-from solewriter.bench.scratch import end_with_the_parent
 
 WHO = "Manager().dict()"
 FILL_BATCH = 10_000

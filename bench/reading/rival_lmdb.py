@@ -17,10 +17,10 @@ from zlib import crc32
 import msgspec
 
 from solewriter import Entity
-from solewriter.bench.optional import NotHere, required
+from solewriter.bench.kit.optional import NotHere, required
+from solewriter.bench.kit.scratch import taken_bytes
 from solewriter.bench.reading.passes import GET_COLD, GET_RAW, GET_WARM, PIN, Contestant, Opening, Pass
 from solewriter.bench.reading.population import Decode, Population, decoder, fields_of, stored
-from solewriter.bench.scratch import taken_bytes
 
 HEAD = struct.Struct("<Qq")  # version and time, before the payload: what our records say in their header
 HEAD_BYTES = HEAD.size

@@ -15,10 +15,10 @@ from typing import Any
 import msgspec
 
 from solewriter import Entity
-from solewriter.bench.optional import NotHere
+from solewriter.bench.kit.optional import NotHere
+from solewriter.bench.kit.redis_server import redis_server
 from solewriter.bench.reading.passes import GET_COLD, GET_RAW, Contestant, Pass
 from solewriter.bench.reading.population import Population, fields_of, stored
-from solewriter.bench.redis_server import redis_server
 
 WHO = "Redis"
 PIPELINED = 100  # gets in one pipeline

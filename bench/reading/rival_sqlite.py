@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from solewriter import TaskPriority
+from solewriter.bench.kit.scratch import taken_bytes
 from solewriter.bench.reading.passes import (
     COUNT_FEW,
     COUNT_MANY,
@@ -25,7 +26,6 @@ from solewriter.bench.reading.passes import (
     Pass,
 )
 from solewriter.bench.reading.population import Decode, Population, RunStatus, Window, decoder, run_columns, stored
-from solewriter.bench.scratch import taken_bytes
 
 WHO = "SQLite"
 MAP_BYTES = 1 << 31  # address space, not memory

@@ -7,8 +7,9 @@ from typing import Any
 
 import msgspec
 
-from solewriter.bench.mark import Mark, least, most
-from solewriter.bench.measure import US_PER_S
+from solewriter.bench.kit.mark import Mark, least, most
+from solewriter.bench.kit.measure import US_PER_S
+from solewriter.bench.kit.table import described, table
 from solewriter.bench.reading.passes import (
     ATTACH,
     COUNT_FEW,
@@ -22,7 +23,6 @@ from solewriter.bench.reading.passes import (
     Contestant,
     Figure,
 )
-from solewriter.bench.table import described, table
 
 PUBLISH = "engine CPU per update"
 VISIBLE = "submit until visible"

@@ -12,10 +12,10 @@ from typing import BinaryIO, NamedTuple
 
 from solewriter import Task, Update
 from solewriter.bench.agent import SEEN, Orders
-from solewriter.bench.children import PATIENCE_S, children
-from solewriter.bench.measure import US_PER_S, Interval, cpu_s
+from solewriter.bench.kit.children import PATIENCE_S, children
+from solewriter.bench.kit.measure import US_PER_S, Interval, cpu_s
+from solewriter.bench.kit.workload import WINDOW
 from solewriter.bench.reading.population import Population, live_record_bytes, shared_bytes
-from solewriter.bench.workload import WINDOW
 
 UPDATES_DRAWN = 100_000  # at random, before a round; an engine does not get through more in one
 LOOKS = 20  # at the memory, during a run of updates

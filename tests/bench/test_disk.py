@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from solewriter.bench.disk import device_written_bytes
+from solewriter.bench.kit.disk import device_written_bytes
 from solewriter.shared.config import MIB
 
 pytestmark = pytest.mark.heavy  # megabytes that are synced in small steps

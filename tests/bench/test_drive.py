@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 import msgspec
 import pytest
 
+from solewriter.bench.kit.measure import NS_PER_MS, NS_PER_S, Interval
 from solewriter.bench.load.agent import Orders, Report
 from solewriter.bench.load.crew import Failed, crew
 from solewriter.bench.load.drive import READS_IN_A_PASS, Schedule, reading
@@ -24,7 +25,6 @@ from solewriter.bench.load.peers import echo, sqlite_writers
 from solewriter.bench.load.peers.peer import Peer, Setting
 from solewriter.bench.load.requests import Request, Step, in_batches, sliding
 from solewriter.bench.load.work import Share
-from solewriter.bench.measure import NS_PER_MS, NS_PER_S, Interval
 
 EVERYWHERE = tuple(os.sched_getaffinity(0))
 RATE_PER_S, WARMUP_S, SECONDS = 400.0, 0.1, 1.5

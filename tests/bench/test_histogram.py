@@ -7,8 +7,8 @@ from itertools import chain
 from hypothesis import given
 from hypothesis import strategies as st
 
+from solewriter.bench.kit.measure import latency
 from solewriter.bench.load.histogram import NOTHING, STEPS, Histogram, merged
-from solewriter.bench.measure import latency
 
 LATENCIES = st.lists(
     st.one_of(st.integers(0, 2_000), st.integers(0, 10**7), st.integers(0, 2**50)), min_size=1, max_size=300

@@ -17,7 +17,9 @@ from typing import Any, get_type_hints
 import msgspec
 import pytest
 
-from solewriter.bench.disk import device_written_bytes
+from solewriter.bench.kit.disk import device_written_bytes
+from solewriter.bench.kit.machine import file_system
+from solewriter.bench.kit.measure import NS_PER_S, Interval, Usage, resident_bytes
 from solewriter.bench.load.agent import Report
 from solewriter.bench.load.histogram import NOTHING, Histogram
 from solewriter.bench.load.marks import marks_of
@@ -29,8 +31,6 @@ from solewriter.bench.load.program import main, options, planned, run
 from solewriter.bench.load.report import IN_MEMORY, NO_DISK, printed, tables
 from solewriter.bench.load.rows import Case, Results, Row, Sample, Spread, Timeline, compared, row_of
 from solewriter.bench.load.run import interleaved, places, sample_of
-from solewriter.bench.machine import file_system
-from solewriter.bench.measure import NS_PER_S, Interval, Usage, resident_bytes
 from solewriter.shared.config import MIB
 
 pytestmark = pytest.mark.heavy  # whole programs, minutes of them together
@@ -594,7 +594,7 @@ from solewriter.bench.load.crew import crew
 from solewriter.bench.load.peers import echo
 from solewriter.bench.load.peers.peer import Setting
 from solewriter.bench.load.work import Share
-from solewriter.bench.measure import Interval
+from solewriter.bench.kit.measure import Interval
 
 cpus = tuple(os.sched_getaffinity(0))[:1]
 orders = Orders("pipelined", "update-one", Share(0, 1, array("Q", [1] * 600), 0, 600), 64, cpus)

@@ -26,6 +26,8 @@ import pytest
 
 from solewriter import Task
 from solewriter.bench.agent import REPLY_BYTES, REQUEST_BYTES
+from solewriter.bench.kit.measure import Interval
+from solewriter.bench.kit.optional import NotHere
 from solewriter.bench.load.agent import Orders
 from solewriter.bench.load.crew import crew
 from solewriter.bench.load.evidence import Evidence
@@ -38,8 +40,6 @@ from solewriter.bench.load.requests import Connection, Fields, Forgetful, Step
 from solewriter.bench.load.rows import Case
 from solewriter.bench.load.run import Standing, Timing, contest, measured, places
 from solewriter.bench.load.work import WORKLOADS, Share, key_of, status_at
-from solewriter.bench.measure import Interval
-from solewriter.bench.optional import NotHere
 from solewriter.bench.steps import steps
 
 pytestmark = pytest.mark.heavy

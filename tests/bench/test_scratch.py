@@ -11,13 +11,13 @@ from typing import Any
 
 import pytest
 
-from solewriter.bench.scratch import scratch_folder
+from solewriter.bench.kit.scratch import scratch_folder
 
 # It starts what begins with a folder of its own, as an engine does, when the first one is gone already; and is killed.
 KILLED = """
 import os, signal, subprocess, sys
 from pathlib import Path
-from solewriter.bench.scratch import scratch_folder
+from solewriter.bench.kit.scratch import scratch_folder
 
 with scratch_folder(Path(sys.argv[1])) as folder:
     late = 'while [ -e "$1" ]; do sleep 0.01; done; mkdir -p "$1/state"; : >"$1/state/lock"; : >"$2"'
@@ -29,7 +29,7 @@ with scratch_folder(Path(sys.argv[1])) as folder:
 INTERRUPTED = """
 import sys
 from pathlib import Path
-from solewriter.bench.scratch import scratch_folder
+from solewriter.bench.kit.scratch import scratch_folder
 
 def interrupt(event, _):
     if event == "subprocess.Popen":

@@ -12,12 +12,12 @@ from typing import Any
 import msgspec
 
 from solewriter import Task
+from solewriter.bench.kit.scratch import end_with_the_parent
 from solewriter.bench.load.agent import Link
 from solewriter.bench.load.crew import processes
 from solewriter.bench.load.peers import diy
 from solewriter.bench.load.peers.peer import Entry, Peer, Setting
 from solewriter.bench.load.requests import Answer, Fields, Refusal, Request, Stored, as_tuples, sliding
-from solewriter.bench.scratch import end_with_the_parent
 from solewriter.engine_proc.process import Durability
 from solewriter.shared.config import FRAME_BATCH
 

@@ -17,11 +17,11 @@ from pathlib import Path
 from typing import Any
 
 from solewriter.bench.agent import REPLY_BYTES, REQUEST_BYTES
+from solewriter.bench.kit.scratch import end_with_the_parent
 from solewriter.bench.load.agent import Link
 from solewriter.bench.load.crew import processes
 from solewriter.bench.load.peers.peer import Entry, Peer, Setting
 from solewriter.bench.load.requests import Answer, Fields, Request, Stored, as_tuples, sliding
-from solewriter.bench.scratch import end_with_the_parent
 from solewriter.shared.config import FRAME_BATCH, MIB, READ_BYTES
 
 NAME_PIPE, NAME_QUEUE = "pipe echo", "queue echo"

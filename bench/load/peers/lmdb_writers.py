@@ -10,10 +10,10 @@ from typing import Any
 
 import msgspec
 
+from solewriter.bench.kit.optional import required
 from solewriter.bench.load.agent import Link
 from solewriter.bench.load.peers.peer import Entry, Peer, Setting
 from solewriter.bench.load.requests import Answer, Fields, Refusal, Request, Step, Stored, in_batches
-from solewriter.bench.optional import required
 from solewriter.engine_proc.process import Durability
 
 NAME = "LMDB"

@@ -17,12 +17,12 @@ from typing import Any
 
 import psutil
 
+from solewriter.bench.kit.optional import required
+from solewriter.bench.kit.scratch import scratch_folder
 from solewriter.bench.load.agent import Link
 from solewriter.bench.load.peers.peer import Entry, Peer, Setting
 from solewriter.bench.load.peers.shared_dict import Store
 from solewriter.bench.load.requests import Answer, Fields, Request, Stored, as_tuples, sliding
-from solewriter.bench.optional import required
-from solewriter.bench.scratch import scratch_folder
 from solewriter.shared.config import FRAME_BATCH
 
 NAME = "Ray actor"

@@ -10,11 +10,11 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
+from solewriter.bench.kit.optional import NotHere
+from solewriter.bench.kit.redis_server import socket_of
 from solewriter.bench.load.peers import redis_script
 from solewriter.bench.load.peers.peer import Driven, Entry, Peer, Setting
 from solewriter.bench.load.requests import Fields
-from solewriter.bench.optional import NotHere
-from solewriter.bench.redis_server import socket_of
 
 NAME = "redis-benchmark"
 PROBE = 20_000  # requests by which it is found out how many of them take the time that is asked for

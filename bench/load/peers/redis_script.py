@@ -7,6 +7,8 @@ from contextlib import ExitStack, contextmanager
 from itertools import islice
 from typing import Any
 
+from solewriter.bench.kit.optional import required
+from solewriter.bench.kit.redis_server import redis_server, socket_of
 from solewriter.bench.load.agent import Link
 from solewriter.bench.load.peers.peer import Entry, Peer, Setting
 from solewriter.bench.load.requests import (
@@ -20,8 +22,6 @@ from solewriter.bench.load.requests import (
     as_column,
     in_batches,
 )
-from solewriter.bench.optional import required
-from solewriter.bench.redis_server import redis_server, socket_of
 from solewriter.engine_proc.process import Durability
 
 NAME = "Redis"

@@ -12,11 +12,11 @@ from contextlib import contextmanager
 from multiprocessing.managers import BaseManager, SyncManager
 from typing import Any
 
+from solewriter.bench.kit.scratch import end_with_the_parent
 from solewriter.bench.load.agent import Link
 from solewriter.bench.load.crew import processes
 from solewriter.bench.load.peers.peer import Entry, Peer, Setting
 from solewriter.bench.load.requests import Answer, Fields, Refusal, Request, Step, Stored, as_tuples, in_batches
-from solewriter.bench.scratch import end_with_the_parent
 
 NAME_DICT, NAME_REGISTERED = "Manager dict", "Manager class"
 FILL_BATCH = 10_000

@@ -12,7 +12,7 @@ from typing import TypeVar
 
 import msgspec
 
-from solewriter.bench.scratch import scratch_folder, tidy_when_told_to_end
+from solewriter.bench.kit.scratch import scratch_folder, tidy_when_told_to_end
 
 R = TypeVar("R")
 Say = Callable[[str], None]

@@ -16,7 +16,7 @@ from typing import TypeVar
 import msgspec
 
 from solewriter.bench.agent import READY, Orders, Report
-from solewriter.bench.measure import NS_PER_S, Interval
+from solewriter.bench.kit.measure import NS_PER_S, Interval
 
 AGENT = "solewriter.bench.agent"
 R = TypeVar("R")

@@ -9,8 +9,8 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
-from solewriter.bench.optional import NotHere, required
-from solewriter.bench.scratch import beside
+from solewriter.bench.kit.optional import NotHere, required
+from solewriter.bench.kit.scratch import beside
 
 SOCKET = "redis.sock"
 START_TIMEOUT_S = 5.0
