@@ -225,7 +225,10 @@ def main() -> int:
     )
     parser.add_argument("--deaths", type=int, default=20, help="agents killed")
     parser.add_argument(
-        "--folder", type=arguments.folder, default=Path("/tmp"), help="where everything is put, and removed again"
+        "--folder",
+        type=arguments.existing_folder,
+        default=Path("/tmp"),
+        help="where everything is put, and removed again",
     )
     given = parser.parse_args()
     tidy_when_told_to_end()

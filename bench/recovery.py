@@ -307,7 +307,7 @@ def main() -> int:
     parser.add_argument("--kills", type=arguments.number, help="of each engine in each surrounding")
     parser.add_argument("--seconds", type=arguments.seconds, help="of writing")
     parser.add_argument(
-        "--folder", type=arguments.folder, default=Path(tempfile.gettempdir()), help="where states are put"
+        "--folder", type=arguments.existing_folder, default=Path(tempfile.gettempdir()), help="where states are put"
     )
     parser.add_argument("--agent", type=Path, help=argparse.SUPPRESS)
     parser.add_argument("--tasks", type=int, default=0, help=argparse.SUPPRESS)

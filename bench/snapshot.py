@@ -85,17 +85,16 @@ def run(plan: Plan, folder: Path, say: Say) -> Results:
 
 
 def options() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="python -m solewriter.bench.snapshot", description=(__doc__ or "").split("\n")[0]
+    parser = arguments.parser(
+        "snapshot",
+        __doc__,
+        takes="a few minutes on two processors",
+        quick="smaller sizes and fewer rounds: under 25 s",
+        folder=MEMORY,
     )
-    parser.add_argument("--quick", action="store_true", help="smaller sizes and fewer rounds: under 25 s")
-    parser.add_argument("--json", action="store_true", help="print one JSON object instead of tables")
     parser.add_argument("--tasks", type=arguments.number, help="how many full tasks")
     parser.add_argument("--sizes", type=arguments.numbers, help="populations of runs, separated by commas")
     parser.add_argument("--seconds", type=arguments.seconds, help="of each round of updates")
-    parser.add_argument(
-        "--folder", type=arguments.folder, default=MEMORY, help="where everything is put, and removed again"
-    )
     return parser
 
 

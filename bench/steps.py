@@ -18,7 +18,7 @@ from typing import Any
 
 import uvloop
 
-from solewriter.bench.kit.workload import sample_task
+from solewriter.bench.kit.workload import key_of, sample_task
 from solewriter.engine_proc.bridge import Bridge, LaneEnd
 from solewriter.engine_proc.engine import SingleWriter
 from solewriter.engine_proc.owner.orders import Orders
@@ -71,7 +71,7 @@ class Steps:
         for place in self._dice.sample(range(len(self._versions)), requests):
             version = self._versions[place]
             self._versions[place] += 1
-            reference = Task.ref(f"task-{place:06d}")
+            reference = Task.ref(key_of(place))
             mutations.append(Update(reference, {"budget_limit": version + 1.0}, expect=version))
         return self._packed(mutations)
 

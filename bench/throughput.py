@@ -27,7 +27,6 @@ from __future__ import annotations
 import argparse
 import os
 import sys
-import tempfile
 import time
 from collections.abc import Iterator
 from functools import partial
@@ -37,15 +36,15 @@ from typing import Any
 import msgspec
 
 from solewriter import Client, Engine
-from solewriter.bench.agent import Orders, Role, kept
 from solewriter.bench.kit import arguments
 from solewriter.bench.kit.children import children
 from solewriter.bench.kit.machine import machine
-from solewriter.bench.kit.measure import NS_PER_US, US_PER_S, Interval, Latency, latency, used_by
+from solewriter.bench.kit.measure import NS_PER_US, US_PER_S, Interval, Latency, kept, latency, used_by
 from solewriter.bench.kit.placement import Placement, free, pin_server, pinned
 from solewriter.bench.kit.running import Say, answered
 from solewriter.bench.kit.workload import WINDOW, Tally, loaded_engine, payload_bytes
-from solewriter.bench.report import ReadRow, Results, UpdateRow, Writing, floor_of, printed
+from solewriter.bench.updating.agent import PROGRAM, Orders, Report, Role
+from solewriter.bench.updating.report import ReadRow, Results, UpdateRow, Writing, floor_of, printed
 from solewriter.engine_proc.process import Durability
 from solewriter.shared.config import DURABILITIES
 
@@ -75,11 +74,11 @@ def updates(
     pin_server(engine.pid, where.engine)
     before = Tally.of(client)
     orders = [update_orders(engine, folder, mode, number, agents, where.agent(number)) for number in range(agents)]
-    with children(orders) as group:
+    with children(PROGRAM, orders) as group:
         interval = Interval.soon(plan.warmup_s, plan.seconds)
         group.go(interval)
         engine_us = used_by([engine.pid], interval).cpu_ns / NS_PER_US
-        reports = group.reports(interval)
+        reports = group.reports(Report, interval)
     acked = sum(report.measured for report in reports)
     return UpdateRow(
         durability=engine.durability,
@@ -90,7 +89,7 @@ def updates(
         mutations_per_s=round(acked / interval.seconds, 1),
         latency=latency(ns for order in orders for ns in kept(Path(order.latencies))),
         engine_cpu_us_per_mutation=round(engine_us / max(1, acked), 2),
-        client_cpu_us_per_mutation=round(sum(report.cpu_ns for report in reports) / 1_000 / max(1, acked), 2),
+        client_cpu_us_per_mutation=round(sum(report.cpu_ns for report in reports) / NS_PER_US / max(1, acked), 2),
         verified=Tally.of(client).grew_by(before, sum(report.total for report in reports)),
     )
 
@@ -122,10 +121,10 @@ def reading(engine: Engine, client: Client, folder: Path, plan: Plan) -> tuple[l
     rows: list[ReadRow] = []
     before = Tally.of(client)
     for orders in (quiet, [*quiet, writer]):
-        with children(orders) as group:
+        with children(PROGRAM, orders) as group:
             interval = Interval.soon(0.0, plan.read_seconds)
             group.go(interval)
-            reports = group.reports(interval)
+            reports = group.reports(Report, interval)
         for name, us in reports[0].reads_us.items():
             rows.append(ReadRow(name, len(orders) > 1, round(US_PER_S / us, 1), us))
     wrote = reports[1]
@@ -150,12 +149,12 @@ def pipe_echo(folder: Path, seconds: float) -> tuple[int, Latency | None]:
         Orders("echo", where.engine, read_fd=asked[0], write_fd=answered[1]),
         Orders("ask", where.agent(0), latencies=str(latencies), read_fd=answered[0], write_fd=asked[1]),
     ]
-    with children(orders) as group:
+    with children(PROGRAM, orders) as group:
         for fd in (*asked, *answered):
             os.close(fd)  # the children's now: the echo ends when the asking end closes
         interval = Interval.soon(ECHO_WARMUP_S, seconds)
         group.go(interval)
-        echoes = group.reports(interval)[1].measured
+        echoes = group.reports(Report, interval)[1].measured
     return echoes, latency(kept(latencies))
 
 
@@ -212,23 +211,18 @@ def placement_facts() -> dict[str, Any]:
 
 
 def options() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="python -m solewriter.bench.throughput", description=(__doc__ or "").split("\n")[0]
+    parser = arguments.parser(
+        "throughput",
+        __doc__,
+        takes="some four minutes on two processors",
+        quick="fewer combinations, less time for each: under 40 s",
     )
-    parser.add_argument("--quick", action="store_true", help="fewer combinations, less time for each: under 40 s")
-    parser.add_argument("--json", action="store_true", help="print one JSON object instead of tables")
     parser.add_argument("--agents", type=arguments.numbers, help="numbers of agents, separated by commas")
     parser.add_argument(
         "--durability", type=arguments.durabilities, default=DURABILITIES, help="levels, separated by commas"
     )
-    parser.add_argument("--tasks", type=arguments.number, default=10_000)
+    parser.add_argument("--tasks", type=arguments.number, default=10_000, help="how many tasks")
     parser.add_argument("--seconds", type=arguments.seconds, help="of each row")
-    parser.add_argument(
-        "--folder",
-        type=arguments.folder,
-        default=Path(tempfile.gettempdir()),
-        help="where the state folders are made, and removed again: the disk to measure",
-    )
     return parser
 
 

@@ -17,9 +17,9 @@ import pytest
 from solewriter import Create, Update, connect
 from solewriter.bench.flood.calm import GreedyRow, LoadRow, QuietRow, Soak, Surge, jain, marks_of
 from solewriter.bench.flood.pressing import Phase, due_moments
+from solewriter.bench.flood.stage import WORK_US, pairs, staged
 from solewriter.bench.flood.throttle import TICK_NS, Job, Probe
-from solewriter.bench.kit.measure import Interval
-from solewriter.bench.overload import WORK_US, pairs, percentile, staged
+from solewriter.bench.kit.measure import Interval, percentile
 
 
 @pytest.mark.long

@@ -7,7 +7,7 @@
     reckless  a lane without credits: writes whatever the pipe takes
 
 Each changes a job of its own. Latency runs from the moment when a request was due, so that no stall hides what stood
-behind it. Like `agent`, a child says `ready`, is told the interval, and says what it got done.
+behind it.
 """
 
 from __future__ import annotations
@@ -16,7 +16,6 @@ import asyncio
 import os
 import random
 import select
-import sys
 import time
 from array import array
 from collections.abc import Iterator
@@ -31,8 +30,8 @@ from solewriter import Busy, Expired, Reply, Update, aio, connect
 from solewriter.agents.greeting import greet
 from solewriter.agents.pending import Pending
 from solewriter.agents.session import AgentSession
-from solewriter.bench.agent import READY
 from solewriter.bench.flood.throttle import Job
+from solewriter.bench.kit.child import Order, say, told, told_to_go
 from solewriter.bench.kit.measure import NS_PER_S, Interval, sleep_until
 from solewriter.shared import wireform
 from solewriter.shared.config import DEFAULT_LIMITS, FRAME_BATCH, READ_BYTES
@@ -41,6 +40,7 @@ from solewriter.shared.lane import Lane
 from solewriter.shared.registry import Registry
 from solewriter.shared.wire import Status
 
+PROGRAM = "solewriter.bench.flood.pressing"
 Role = Literal["offer", "greedy", "quiet", "reckless"]
 UNANSWERED_MAX = 100_000  # requests that a reckless lane remembers: it ends before that
 ANSWER_PATIENCE_S = 20.0  # for what was on its way when the interval ended
@@ -53,7 +53,7 @@ class Phase(msgspec.Struct, frozen=True):
     per_s: float
 
 
-class Orders(msgspec.Struct, frozen=True):
+class Orders(Order, frozen=True):
     """What a child is to do, from the start of the interval to its end."""
 
     role: Role
@@ -77,7 +77,7 @@ class Report(msgspec.Struct):
 
 
 def main() -> None:
-    orders = msgspec.json.decode(sys.argv[1], type=Orders)
+    orders = told(Orders)
     os.sched_setaffinity(0, orders.cpus)
     child = Child(orders)
     if orders.role == "offer":
@@ -85,16 +85,7 @@ def main() -> None:
     else:
         {"greedy": child.greedy, "quiet": child.quiet, "reckless": child.reckless}[orders.role]()
     Path(orders.samples).write_bytes(child.samples.tobytes())
-    os.write(1, msgspec.json.encode(child.report))
-
-
-def told_to_go() -> Interval:
-    """Everything that takes time and is not measured is done: when to work."""
-    os.write(1, READY)
-    heard = sys.stdin.buffer.readline()
-    if not heard:
-        raise SystemExit(1)  # the parent is gone
-    return msgspec.json.decode(heard, type=Interval)
+    say(child.report)
 
 
 def due_moments(interval: Interval, phases: tuple[Phase, ...], seed: str) -> Iterator[int]:
@@ -173,7 +164,7 @@ class Child:
         with connect(orders.state, name=orders.job) as client:
             interval = self.begun()
             for due_ns in due_moments(interval, orders.phases, orders.job):
-                time.sleep(max(0, due_ns - time.monotonic_ns()) / NS_PER_S)
+                sleep_until(due_ns)
                 self.report.offered += 1
                 self.ended(due_ns, client.submit(self.update(), deadline_s=orders.deadline_s))
 

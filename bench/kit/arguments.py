@@ -1,9 +1,10 @@
-"""What the programs of this room are told: words that make no sense are refused before anything is measured."""
+"""What programs are told, by the same words in all of them; what makes no sense is refused before any work is done."""
 
 from __future__ import annotations
 
 import argparse
 import math
+import tempfile
 from pathlib import Path
 
 import msgspec
@@ -12,13 +13,42 @@ from solewriter.engine_proc.process import Durability
 from solewriter.shared.config import DURABILITIES
 
 
+def parser(
+    program: str, docstring: str | None, *, takes: str, quick: str, folder: Path | None = None
+) -> argparse.ArgumentParser:
+    """What all programs have in common but `solewriter bench`: `--help` says all that there is to know of one."""
+    made = argparse.ArgumentParser(
+        prog=f"python -m solewriter.bench.{program}",
+        description=docstring,
+        epilog=f"It takes {takes}; with --quick, {quick}.",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    made.add_argument("--quick", action="store_true", help=f"a short look: {quick}")
+    made.add_argument("--json", action="store_true", help="print one JSON object instead of tables")
+    made.add_argument(
+        "--folder",
+        type=existing_folder,
+        default=folder or Path(tempfile.gettempdir()),
+        help="where everything is put, and removed again: what is measured of a disk is that one's; %(default)s",
+    )
+    return made
+
+
 def number(text: str) -> int:
+    return _whole(text, 1)
+
+
+def count(text: str) -> int:
+    return _whole(text, 0)
+
+
+def _whole(text: str, least: int) -> int:
     try:
         found = int(text.replace("_", ""))
     except ValueError:
-        found = 0
-    if found < 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is no whole number of 1 or more")
+        found = least - 1
+    if found < least:
+        raise argparse.ArgumentTypeError(f"{text!r} is no whole number of {least} or more")
     return found
 
 
@@ -37,7 +67,7 @@ def seconds(text: str) -> float:
     return found
 
 
-def folder(text: str) -> Path:
+def existing_folder(text: str) -> Path:
     """One that is there."""
     if not Path(text).is_dir():
         raise argparse.ArgumentTypeError(f"there is no folder {text!r}")

@@ -1,6 +1,7 @@
 """A group of child processes as their parent sees it: start them, let them go at one moment, hear what they did.
 
-Nothing here waits without a bound, and no child outlives the `with` that started it.
+Each is a program by exec, as strangers come; `load/crew.py` forks its agents instead, of which there may be 64. Nothing
+here waits without a bound, and no child outlives the `with` that started it. `child` is the other side.
 """
 
 from __future__ import annotations
@@ -15,10 +16,9 @@ from typing import TypeVar
 
 import msgspec
 
-from solewriter.bench.agent import READY, Orders, Report
+from solewriter.bench.kit.child import READY, Order
 from solewriter.bench.kit.measure import NS_PER_S, Interval
 
-AGENT = "solewriter.bench.agent"
 R = TypeVar("R")
 PATIENCE_S = 30.0  # with a child that connects, or that finishes what it had in flight
 
@@ -28,6 +28,10 @@ class Children:
 
     def __init__(self, processes: list[subprocess.Popen[bytes]]) -> None:
         self._processes = processes
+
+    @property
+    def pids(self) -> list[int]:
+        return [process.pid for process in self._processes]
 
     def await_ready(self) -> None:
         """Raises RuntimeError if a child has nothing to say."""
@@ -46,12 +50,8 @@ class Children:
             process.stdin.write(words)
             process.stdin.flush()
 
-    def reports(self, interval: Interval) -> list[Report]:
+    def reports(self, kind: type[R], interval: Interval) -> list[R]:
         """What each child did, when it is done. Raises RuntimeError if one failed; its own words are on stderr."""
-        return self.reports_of(Report, interval)
-
-    def reports_of(self, kind: type[R], interval: Interval) -> list[R]:
-        """The same of another program's children."""
         deadline = interval.end_ns / NS_PER_S + PATIENCE_S
         reports = []
         for process in self._processes:
@@ -63,14 +63,14 @@ class Children:
 
 
 @contextmanager
-def children(all_orders: Iterable[msgspec.Struct], program: str = AGENT) -> Iterator[Children]:
+def children(program: str, all_orders: Iterable[Order]) -> Iterator[Children]:
     """Start a child for each order, of a program that understands it, and wait until all are ready. Those that still
     live at the end are killed.
     """
     with ExitStack() as ending:
         processes = []
         for orders in all_orders:
-            process = ending.enter_context(_launched(orders, program))  # its exit closes the pipes and waits
+            process = ending.enter_context(_launched(program, orders))  # its exit closes the pipes and waits
             ending.callback(process.kill)
             processes.append(process)
         group = Children(processes)
@@ -78,11 +78,11 @@ def children(all_orders: Iterable[msgspec.Struct], program: str = AGENT) -> Iter
         yield group
 
 
-def _launched(orders: msgspec.Struct, program: str) -> subprocess.Popen[bytes]:
-    """By exec, as strangers come; -P, so that nothing is imported from wherever the benchmark was started."""
+def _launched(program: str, orders: Order) -> subprocess.Popen[bytes]:
+    """-P, so that nothing is imported from wherever the benchmark was started."""
     return subprocess.Popen(
         [sys.executable, "-P", "-m", program, msgspec.json.encode(orders).decode()],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
-        pass_fds=[fd for fd in (orders.read_fd, orders.write_fd) if fd >= 0] if isinstance(orders, Orders) else [],
+        pass_fds=orders.inherited,
     )

@@ -1,4 +1,4 @@
-"""How every benchmark here measures: the interval, the meter, percentiles, what a process has used.
+"""How every benchmark here measures: the interval, the meter, turns, percentiles, what a process has used.
 
 Every figure carries its unit in its name. Latencies are kept one by one while something is measured; `latency` sorts
 them at the end, `load/histogram.py` counts them by narrow buckets. All processes of a run measure the same interval of
@@ -13,6 +13,7 @@ from array import array
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
+from statistics import median
 from typing import TypeVar
 
 import msgspec
@@ -23,6 +24,7 @@ NS_PER_S = 1_000_000_000
 NS_PER_MS = 1_000_000
 NS_PER_US = 1_000
 US_PER_S = 1_000_000
+US_PER_MS = 1_000
 
 
 class Interval(msgspec.Struct, frozen=True):
@@ -43,6 +45,18 @@ class Interval(msgspec.Struct, frozen=True):
 
 def sleep_until(moment_ns: int) -> None:
     time.sleep(max(0, moment_ns - time.monotonic_ns()) / NS_PER_S)
+
+
+def in_turn(all_of_them: Sequence[T], rounds: int) -> Iterator[tuple[int, T]]:
+    """Each of them in every round, and each round begins with another one, so that whatever else the machine does meets
+    all alike. With the number of the round.
+    """
+    for number in range(rounds):
+        for place in range(len(all_of_them)):
+            yield number, all_of_them[(place + number) % len(all_of_them)]
+
+
+# --- what processes use -----------------------------------------------------------------------------------------------
 
 
 class Usage(msgspec.Struct, frozen=True):
@@ -97,12 +111,14 @@ def _switches(pid: int) -> int:
 
 
 def resident_bytes(pid: int) -> int:
-    """Memory of a process, shared memory included, and what the processes that it started have for themselves: a fork
-    shares the rest with it.
-    """
-    process = psutil.Process(pid)
-    own = (one.uss for one in _each_living(process, psutil.Process.memory_full_info))
-    return int(process.memory_info().rss + sum(own))
+    """Memory of a process, shared memory included."""
+    return int(psutil.Process(pid).memory_info().rss)
+
+
+def resident_bytes_of_all(pid: int) -> int:
+    """The same, and what the processes that it started have for themselves: a fork shares the rest with it."""
+    own = (one.uss for one in _each_living(psutil.Process(pid), psutil.Process.memory_full_info))
+    return resident_bytes(pid) + sum(own)
 
 
 def _each_living(process: psutil.Process, told: Callable[[psutil.Process], T]) -> Iterator[T]:
@@ -112,14 +128,8 @@ def _each_living(process: psutil.Process, told: Callable[[psutil.Process], T]) -
             yield told(one)
 
 
-def cpu_s(pid: int) -> float:
-    """CPU time that a process has used, all of its threads, those that ended included; in steps of a clock tick."""
-    used = psutil.Process(pid).cpu_times()
-    return float(used.user + used.system)
-
-
 def running_ns(pid: int) -> int | None:
-    """The same of the threads that live, in nanoseconds; None where the kernel does not tell."""
+    """Processor time of the threads of a process that live, in nanoseconds; None where the kernel does not tell."""
     total = 0
     for task in Path(f"/proc/{pid}/task").iterdir():
         try:
@@ -127,6 +137,9 @@ def running_ns(pid: int) -> int | None:
         except FileNotFoundError:
             return None
     return total
+
+
+# --- what is done -----------------------------------------------------------------------------------------------------
 
 
 class Meter:
@@ -156,16 +169,21 @@ class Meter:
         return False
 
     @property
-    def cpu_ns(self) -> int:
-        """CPU time of this process in the interval."""
-        return self.used.cpu_ns
-
-    @property
     def used(self) -> Usage:
         """What this process used in the interval."""
         if self._before is None:
             return Usage(0, 0)
         return (self._after or Usage.own()).since(self._before)
+
+
+def kept(path: Path) -> array[int]:
+    """What a child left in a file, as native u64: nanoseconds. Nothing if there is none."""
+    found = array("Q")
+    found.frombytes(path.read_bytes() if path.exists() else b"")
+    return found
+
+
+# --- what it comes to -------------------------------------------------------------------------------------------------
 
 
 class Latency(msgspec.Struct, frozen=True):
@@ -183,5 +201,26 @@ def latency(all_ns: Iterable[int]) -> Latency | None:
     ranked = sorted(all_ns)
     if not ranked:
         return None
-    last = len(ranked) - 1
-    return Latency(*[round(ranked[round(share * last)] / NS_PER_US, 1) for share in (0.5, 0.9, 0.99, 0.999, 1.0)])
+    return Latency(*[round(percentile(ranked, share) / NS_PER_US, 1) for share in (0.5, 0.9, 0.99, 0.999, 1.0)])
+
+
+def percentile(ranked: Sequence[float], share: float) -> float:
+    """By nearest rank of what is sorted, so that it is one that really occurred."""
+    assert ranked, "nothing was measured"
+    return ranked[round(share * (len(ranked) - 1))]
+
+
+class Spread(msgspec.Struct, frozen=True):
+    """One figure over all runs."""
+
+    median: float
+    min: float
+    max: float
+
+    @classmethod
+    def of(cls, found: Sequence[float | None], digits: int = 2) -> Spread | None:
+        """Of those that are known; None of none."""
+        known = [one for one in found if one is not None]
+        if not known:
+            return None
+        return cls(*[round(one, digits) for one in (median(known), min(known), max(known))])

@@ -2,23 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 import msgspec
 
-from solewriter import Client, Create, Engine, FrozenMap, Task, connect
+from solewriter import Client, Create, Engine, Entity, FrozenMap, Task, connect
 from solewriter.engine_proc.process import Durability
 from solewriter.shared.models import Criterion
 
 WINDOW = 256  # in flight for each pipelined agent: the default bound of a session
+REQUEST_BYTES, REPLY_BYTES = 88, 42  # what one update and its answer take on a lane, by themselves
+
+
+def key_of(number: int) -> str:
+    return f"task-{number:06d}"
 
 
 def sample_task(number: int) -> Task:
     """A task of about 350 bytes of payload, in which every number takes the same room."""
     return Task(
-        id=f"task-{number:06d}",
+        id=key_of(number),
         title=f"Index part {number:06d}",
         description="Read the part, extract names and dates, and write them to the shared index.".ljust(120, "."),
         project="archive",
@@ -30,12 +35,17 @@ def sample_task(number: int) -> Task:
     )
 
 
+def fill(client: Client, entities: Iterable[Entity]) -> None:
+    """Create each of them, by a request of its own."""
+    for reply in client.submit_many(map(Create, entities), window=WINDOW):
+        reply.check()
+
+
 @contextmanager
 def loaded_engine(folder: Path, durability: Durability, tasks: int) -> Iterator[tuple[Engine, Client]]:
     """A new engine that holds the tasks, each at version 1, and a client to look at them."""
     with Engine(folder / durability, durability=durability) as engine, connect(engine.state, name="bench") as client:
-        for reply in client.submit_many((Create(sample_task(number)) for number in range(tasks)), window=WINDOW):
-            reply.check()
+        fill(client, map(sample_task, range(tasks)))
         yield engine, client
 
 

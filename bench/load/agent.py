@@ -18,16 +18,16 @@ from multiprocessing.connection import Connection as Pipe
 from typing import Any, Literal
 
 import msgspec
-import psutil
 
-from solewriter.bench.kit.measure import Interval, Usage
+from solewriter.bench.kit.measure import Interval, Usage, resident_bytes
 from solewriter.bench.kit.scratch import end_with_the_parent
+from solewriter.bench.kit.workload import key_of
 from solewriter.bench.load import drive
 from solewriter.bench.load.drive import Done, Schedule
 from solewriter.bench.load.evidence import noted
 from solewriter.bench.load.histogram import Histogram
 from solewriter.bench.load.requests import Connection, Forgetful
-from solewriter.bench.load.work import WORKLOADS, Share, key_of
+from solewriter.bench.load.work import WORKLOADS, Share
 from solewriter.shared.errors import in_words
 
 Loop = Literal["one by one", "pipelined", "open", "read", "read anew", "write and tell when"]
@@ -86,7 +86,7 @@ def _work(orders: Orders, link: Link, pipe: Pipe) -> None:
     except EOFError:
         sys.exit(1)  # the parent is gone
     done = _driven(orders, connection, work, interval)
-    resident = psutil.Process().memory_info().rss
+    resident = resident_bytes(os.getpid())
     connection.close()
     applied, versions = noted(work)
     histogram, answered, total = Histogram.of(done.latencies_ns), done.answered, done.total

@@ -9,8 +9,9 @@ from __future__ import annotations
 from array import array
 from collections.abc import Iterable, Iterator
 
+from solewriter.bench.kit.workload import key_of
 from solewriter.bench.load.requests import Stored
-from solewriter.bench.load.work import HOT, HotKey, Share, Work, Workload, key_of, shares
+from solewriter.bench.load.work import HOT, HotKey, Share, Work, Workload, shares
 
 VERSIONS = "Q"  # the type code of an array of versions
 

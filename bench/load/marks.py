@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 from solewriter.bench.kit.mark import Mark, least, most
+from solewriter.bench.kit.measure import Spread
 from solewriter.bench.kit.workload import WINDOW
 from solewriter.bench.load.peers.catalog import OURS
-from solewriter.bench.load.rows import Row, Spread
+from solewriter.bench.load.rows import Row
 
 AGENTS = 2  # of the rows that the goals are about
 TASKS = 10_000

@@ -15,10 +15,11 @@ from typing import Any
 
 import msgspec
 
+from solewriter.bench.kit.measure import Spread
 from solewriter.bench.kit.table import described
 from solewriter.bench.load.plot import draw
 from solewriter.bench.load.report import tables
-from solewriter.bench.load.rows import Results, Row, Spread
+from solewriter.bench.load.rows import Results, Row
 
 BEGIN, END = "<!-- figures: ", "<!-- end of figures -->"
 PICTURES = {

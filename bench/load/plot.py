@@ -7,9 +7,10 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
+from solewriter.bench.kit.measure import Spread
 from solewriter.bench.kit.optional import required
 from solewriter.bench.load.peers.catalog import OURS
-from solewriter.bench.load.rows import Case, Results, Row, Spread, Timeline
+from solewriter.bench.load.rows import Case, Results, Row, Timeline
 
 SIZE_INCHES = (7.5, 4.2)
 DPI = 120

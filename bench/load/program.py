@@ -16,6 +16,7 @@ import msgspec
 
 from solewriter.bench.kit import arguments
 from solewriter.bench.kit.machine import file_system, machine, versions
+from solewriter.bench.kit.measure import Spread
 from solewriter.bench.kit.optional import NotHere, required
 from solewriter.bench.kit.running import Say, say
 from solewriter.bench.kit.scratch import scratch_folder, tidy_when_told_to_end
@@ -26,7 +27,7 @@ from solewriter.bench.load.peers.catalog import CATALOG, OURS
 from solewriter.bench.load.plan import LEVELS, LOOPS, SECTIONS, TASKS, Plan, contests
 from solewriter.bench.load.plot import draw
 from solewriter.bench.load.report import IN_MEMORY, NO_DISK, printed
-from solewriter.bench.load.rows import Results, Row, Spread, compared
+from solewriter.bench.load.rows import Results, Row, compared
 from solewriter.bench.load.run import Timing, contest
 from solewriter.bench.load.work import WORKLOADS
 from solewriter.shared.config import DEFAULT_LIMITS
@@ -121,7 +122,7 @@ def options() -> argparse.ArgumentParser:
     add("--seconds", type=arguments.seconds, help="of each run, without its warm-up")
     add(
         "--folder",
-        type=arguments.folder,
+        type=arguments.existing_folder,
         default=Path(tempfile.gettempdir()),
         help="where everything is put, and removed again",
     )

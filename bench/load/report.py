@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+from solewriter.bench.kit.measure import Spread
 from solewriter.bench.kit.table import described, table
-from solewriter.bench.load.rows import Results, Row, Spread
+from solewriter.bench.load.rows import Results, Row
 
 LEGEND = """\
 per s: requests answered in a second, median of the runs, with the least and the most; p50 ... max us: of all runs

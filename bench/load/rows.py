@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from statistics import median
 from typing import Any
 
 import msgspec
 
 from solewriter.bench.kit.mark import Mark
-from solewriter.bench.kit.measure import Latency
+from solewriter.bench.kit.measure import Latency, Spread
 from solewriter.bench.load.agent import Loop
 from solewriter.bench.load.histogram import Histogram, merged
 from solewriter.engine_proc.process import Durability
@@ -46,21 +45,6 @@ class Sample(msgspec.Struct, frozen=True, kw_only=True):
     client_mib: float | None = None  # of one agent
     per_client_cpu_s: float | None = None  # requests for each second of the agents' own processor time
     faults: list[str] = []
-
-
-class Spread(msgspec.Struct, frozen=True):
-    """One figure over all runs."""
-
-    median: float
-    min: float
-    max: float
-
-    @classmethod
-    def of(cls, found: Sequence[float | None], digits: int = 2) -> Spread | None:
-        known = [one for one in found if one is not None]
-        if not known:
-            return None
-        return cls(*[round(one, digits) for one in (median(known), min(known), max(known))])
 
 
 class Row(msgspec.Struct, frozen=True, kw_only=True):

@@ -8,16 +8,16 @@ machine does meanwhile meets all alike. After every run the whole state is compa
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from contextlib import ExitStack
 from itertools import chain, islice
 from pathlib import Path
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple
 
 import msgspec
 
 from solewriter.bench.kit.disk import device_written_bytes
-from solewriter.bench.kit.measure import NS_PER_S, NS_PER_US, Interval, Usage, resident_bytes, used_by
+from solewriter.bench.kit.measure import NS_PER_S, NS_PER_US, Interval, Usage, in_turn, resident_bytes_of_all, used_by
 from solewriter.bench.kit.optional import NotHere
 from solewriter.bench.kit.placement import pin_server
 from solewriter.bench.kit.running import Say
@@ -32,7 +32,6 @@ from solewriter.bench.load.work import WORKLOADS
 from solewriter.shared.config import MIB
 from solewriter.shared.errors import in_words
 
-T = TypeVar("T")
 FAULTS_MAX = 3  # told of one run
 LOOKED_THROUGH_MAX = 200_000  # entities that are all looked at after every run; of more, after the last one
 FREE = "free"
@@ -103,7 +102,7 @@ def measured(case: Case, standing: Standing, timing: Timing, folder: Path) -> Sa
         interval = Interval.soon(timing.warmup_s, timing.seconds)
         group.go(interval)
         used = used_by(peer.pids, interval)
-        resident = sum(map(resident_bytes, peer.pids))
+        resident = sum(map(resident_bytes_of_all, peer.pids))
         reports = group.reports(interval)
         after = device_written_bytes(folder)
     for share, report in zip(shares, reports, strict=True):
@@ -141,20 +140,13 @@ def sample_of(reports: Sequence[Report], interval: Interval, used: Usage, reside
 # --- a contest --------------------------------------------------------------------------------------------------------
 
 
-def interleaved(cases: Sequence[T], runs: int) -> Iterator[tuple[int, T]]:
-    """Each of them in every round, and each round begins with another one. With the number of the round."""
-    for number in range(runs):
-        for place in range(len(cases)):
-            yield number, cases[(place + number) % len(cases)]
-
-
 def contest(cases: Sequence[Case], folder: Path, timing: Timing, entry_bytes: int, say: Say) -> list[Row]:
     """The rows of these cases, all of one workload, in their order."""
     with ExitStack() as ending:
         standing, absent, failed = _started(cases, folder, entry_bytes, ending, say)
         here = [case for case in cases if _whose(case) in standing]
         samples: dict[Case, list[Sample]] = {case: [] for case in here}
-        for number, case in interleaved(here, timing.runs):
+        for number, case in in_turn(here, timing.runs):
             if _whose(case) in failed:
                 continue
             say(f"round {number + 1} of {timing.runs}: {said(case)}")

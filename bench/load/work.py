@@ -12,7 +12,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, NamedTuple
 
-from solewriter.bench.kit.workload import sample_task
+from solewriter.bench.kit.workload import key_of, sample_task
 from solewriter.bench.load.requests import Answer, Fields, Request, Step
 
 CYCLE = ("assigned", "in_progress", "in_review", "blocked")  # a task's way round, once it was created
@@ -182,10 +182,6 @@ WORKLOADS = {
         Workload("large", Updates, _budget_says_version, characters=LARGE_CHARACTERS),
     )
 }
-
-
-def key_of(number: int) -> str:
-    return f"task-{number:06d}"
 
 
 def fields_of(number: int, characters: int = 120) -> Fields:

@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from statistics import median
 from typing import Any, NamedTuple
 
-from solewriter.bench.kit.measure import NS_PER_US
+from solewriter.bench.kit.measure import NS_PER_US, in_turn
 
 Pass = Callable[[Sequence[Any]], Any]  # a piece of work -> what its last operation returned
 Opening = Callable[[], Callable[[], object]]  # opens for reading; what it returns closes again
@@ -77,12 +77,10 @@ def interleaved(contestants: Sequence[Contestant], works: Sequence[Sequence[Any]
     """The figure of each contestant over all pieces of work, a round for each piece; None of those not here."""
     taken: list[list[Taken]] = [[] for _ in contestants]
     with what_is_here_left_alone():
-        for number, work in enumerate(works):
-            for place in range(len(contestants)):
-                chosen = (place + number) % len(contestants)
-                one_pass = contestants[chosen].one_pass
-                if one_pass is not None:
-                    taken[chosen].append(timed(one_pass, work))
+        for number, place in in_turn(range(len(contestants)), len(works)):
+            one_pass = contestants[place].one_pass
+            if one_pass is not None:
+                taken[place].append(timed(one_pass, works[number]))
     return [Figure.of(one) if one else None for one in taken]
 
 

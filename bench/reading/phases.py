@@ -165,7 +165,7 @@ def of_runs(setting: Setting) -> Iterator[Row]:
             yield from memory_rows(str(population), len(population.ids), shared_bytes(population.state), {})
         say("publish cost")
         for population, cost in zip(populations, publish_costs(populations, plan.rounds, plan.seconds), strict=True):
-            figures = {name: round(value, 2) for name, value in cost._asdict().items()}
+            figures = msgspec.structs.asdict(cost) if cost is not None else {}
             yield Row(measure=PUBLISH, over=str(population), who=OURS, how="update of one field", unit="us", **figures)
         say(f"gets of {population}")
         yield from getting(setting, population, {}, served=False)

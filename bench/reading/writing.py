@@ -7,15 +7,14 @@ import random
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from statistics import median
 from typing import BinaryIO, NamedTuple
 
 from solewriter import Task, Update
-from solewriter.bench.agent import SEEN, Orders
 from solewriter.bench.kit.children import PATIENCE_S, children
-from solewriter.bench.kit.measure import US_PER_S, Interval, cpu_s
+from solewriter.bench.kit.measure import NS_PER_US, Interval, Spread, Usage
 from solewriter.bench.kit.workload import WINDOW
 from solewriter.bench.reading.population import Population, live_record_bytes, shared_bytes
+from solewriter.bench.reading.waiting import PROGRAM, SEEN, Orders
 
 UPDATES_DRAWN = 100_000  # at random, before a round; an engine does not get through more in one
 LOOKS = 20  # at the memory, during a run of updates
@@ -25,34 +24,26 @@ PAUSE_S = 0.001  # before each update whose way is measured: everybody sleeps th
 # --- publish cost ----------------------------------------------------------------------------------------------------
 
 
-class Cost(NamedTuple):
-    """Microseconds of the engine's processor time for one update."""
-
-    median: float
-    min: float
-    max: float
-
-
-def publish_costs(populations: Sequence[Population], rounds: int, seconds: float) -> list[Cost]:
-    """The cost at each size, in interleaved rounds: whatever the machine does meanwhile meets all sizes alike."""
+def publish_costs(populations: Sequence[Population], rounds: int, seconds: float) -> list[Spread | None]:
+    """Microseconds of the engine's processor time for one update at each size, in rounds in which sizes take turns."""
     taken: list[list[float]] = [[] for _ in populations]
     for number in range(-1, rounds):
         for place, population in enumerate(populations):
             cost_us = _publish_cost_us(population, number, seconds)
             if number >= 0:  # the one before warms up
                 taken[place].append(cost_us)
-    return [Cost(median(one), min(one), max(one)) for one in taken]
+    return [Spread.of(one) for one in taken]
 
 
 def _publish_cost_us(population: Population, number: int, seconds: float) -> float:
     """All that the engine does from the first request to the last reply, over the updates that it was asked for."""
     engine, updates = population.engine, 0
     drawn = random.Random(number).choices(population.ids, k=UPDATES_DRAWN)
-    begun_s, end = cpu_s(engine.pid), time.monotonic() + seconds
+    before, end = Usage.of(engine.pid), time.monotonic() + seconds
     for reply in population.client.submit_many(_until(end, population, drawn), window=WINDOW):
         reply.check()
         updates += 1
-    return (cpu_s(engine.pid) - begun_s) / updates * US_PER_S
+    return Usage.of(engine.pid).since(before).cpu_ns / updates / NS_PER_US
 
 
 def _until(end: float, population: Population, drawn: Sequence[str]) -> Iterator[Update]:
@@ -118,11 +109,11 @@ def latencies_ns(population: Population, samples: int, cpus: tuple[int, ...]) ->
 def _seeing(population: Population, cpus: tuple[int, ...]) -> Iterator[BinaryIO]:
     """What a process says that waits for one revision after the other."""
     read_fd, write_fd = os.pipe()
-    orders = Orders("see", cpus, str(population.state), write_fd=write_fd)
+    orders = Orders(cpus, str(population.state), write_fd)
     with (
         os.fdopen(read_fd, "rb", buffering=0) as seen,
         os.fdopen(write_fd, "wb") as theirs,
-        children([orders]) as group,
+        children(PROGRAM, [orders]) as group,
     ):
         theirs.close()  # so that its end is our end of file
         group.go(Interval.soon(0.0, PATIENCE_S))

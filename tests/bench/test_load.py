@@ -19,7 +19,7 @@ import pytest
 
 from solewriter.bench.kit.disk import device_written_bytes
 from solewriter.bench.kit.machine import file_system
-from solewriter.bench.kit.measure import NS_PER_S, Interval, Usage, resident_bytes
+from solewriter.bench.kit.measure import NS_PER_S, Interval, Spread, Usage, in_turn, resident_bytes_of_all
 from solewriter.bench.load.agent import Report
 from solewriter.bench.load.histogram import NOTHING, Histogram
 from solewriter.bench.load.marks import marks_of
@@ -29,8 +29,8 @@ from solewriter.bench.load.plan import PIPELINED, Plan, contests, window_for
 from solewriter.bench.load.plot import _lines, _pictures, draw
 from solewriter.bench.load.program import main, options, planned, run
 from solewriter.bench.load.report import IN_MEMORY, NO_DISK, printed, tables
-from solewriter.bench.load.rows import Case, Results, Row, Sample, Spread, Timeline, compared, row_of
-from solewriter.bench.load.run import interleaved, places, sample_of
+from solewriter.bench.load.rows import Case, Results, Row, Sample, Timeline, compared, row_of
+from solewriter.bench.load.run import places, sample_of
 from solewriter.shared.config import MIB
 
 pytestmark = pytest.mark.heavy  # whole programs, minutes of them together
@@ -164,7 +164,7 @@ def test_a_run_without_the_extra_says_how_to_get_it(tmp_path: Path, besides: tup
 
 
 def test_all_are_asked_once_and_then_all_again_each_round_beginning_with_another() -> None:
-    assert [(number, case) for number, case in interleaved("abc", 2)] == [
+    assert [(number, case) for number, case in in_turn("abc", 2)] == [
         (0, "a"), (0, "b"), (0, "c"), (1, "b"), (1, "c"), (1, "a"),
     ]  # fmt: skip
 
@@ -420,11 +420,11 @@ def test_what_a_server_has_done_by_a_process_that_it_started_is_its_own() -> Non
         assert server.stdout.readline() == "worked\n"
         living = Usage.of(server.pid)
         assert living.cpu_ns > 0.29 * NS_PER_S
-        assert resident_bytes(server.pid) > 64 * MIB
+        assert resident_bytes_of_all(server.pid) > 64 * MIB
         server.stdin.write("\n")
         assert server.stdout.readline() == "waited for it\n"
         assert Usage.of(server.pid).cpu_ns >= living.cpu_ns, "once, whatever became of it"
-        assert resident_bytes(server.pid) < 64 * MIB
+        assert resident_bytes_of_all(server.pid) < 64 * MIB
 
 
 def test_what_a_program_of_its_own_does_not_tell_is_not_there() -> None:

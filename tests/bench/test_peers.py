@@ -25,9 +25,9 @@ import psutil
 import pytest
 
 from solewriter import Task
-from solewriter.bench.agent import REPLY_BYTES, REQUEST_BYTES
 from solewriter.bench.kit.measure import Interval
 from solewriter.bench.kit.optional import NotHere
+from solewriter.bench.kit.workload import REPLY_BYTES, REQUEST_BYTES, key_of
 from solewriter.bench.load.agent import Orders
 from solewriter.bench.load.crew import crew
 from solewriter.bench.load.evidence import Evidence
@@ -39,7 +39,7 @@ from solewriter.bench.load.program import options, planned
 from solewriter.bench.load.requests import Connection, Fields, Forgetful, Step
 from solewriter.bench.load.rows import Case
 from solewriter.bench.load.run import Standing, Timing, contest, measured, places
-from solewriter.bench.load.work import WORKLOADS, Share, key_of, status_at
+from solewriter.bench.load.work import WORKLOADS, Share, status_at
 from solewriter.bench.steps import steps
 
 pytestmark = pytest.mark.heavy

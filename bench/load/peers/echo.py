@@ -16,8 +16,8 @@ from multiprocessing.connection import Connection as Pipe
 from pathlib import Path
 from typing import Any
 
-from solewriter.bench.agent import REPLY_BYTES, REQUEST_BYTES
 from solewriter.bench.kit.scratch import end_with_the_parent
+from solewriter.bench.kit.workload import REPLY_BYTES, REQUEST_BYTES
 from solewriter.bench.load.agent import Link
 from solewriter.bench.load.crew import processes
 from solewriter.bench.load.peers.peer import Entry, Peer, Setting

@@ -7,9 +7,9 @@ from typing import Any
 
 import msgspec
 
-from solewriter.bench.agent import REPLY_BYTES, REQUEST_BYTES
 from solewriter.bench.kit.measure import Latency
 from solewriter.bench.kit.table import described, table
+from solewriter.bench.kit.workload import REPLY_BYTES, REQUEST_BYTES
 
 
 class UpdateRow(msgspec.Struct, frozen=True):
