@@ -25,310 +25,117 @@ The marks below the table are goals, judged by the figures of this run.
 from __future__ import annotations
 
 import argparse
-import os
-import random
-import select
-import signal
-import subprocess
 import sys
-import tempfile
-import time
-from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager, suppress
+from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
-from typing import NamedTuple, TypeVar
+from typing import NamedTuple
 
 import msgspec
 
-from solewriter import Client, Create, Engine, Limits, Task, Unavailable, Update, connect
 from solewriter.bench.kit import arguments
-from solewriter.bench.kit.disk import device_written_bytes
-from solewriter.bench.kit.journaled import BehindCheckpoint, Journal
 from solewriter.bench.kit.machine import machine
-from solewriter.bench.kit.scratch import scratch_folder, tidy_when_told_to_end
+from solewriter.bench.kit.running import Say, answered
 from solewriter.bench.kit.table import described, table
-from solewriter.bench.kit.workload import WINDOW, sample_task
+from solewriter.bench.restarting.restarts import Restart, restarts
+from solewriter.bench.restarting.written import STEADY, Writing, writing
 from solewriter.engine_proc.process import Durability
-from solewriter.shared.config import MIB
-from solewriter.shared.journal.chain import first_of, journal_files
 
-R = TypeVar("R", bound=msgspec.Struct)
-
-AGENTS = 2
-HISTORY_BYTES = 16 * MIB
-TRIMS = 2  # before writing is measured
-TRIMS_MAX_S = 120.0
-LOOK_EVERY_S = 0.2  # at the journal, before files of it are gone
-CYCLES, CYCLES_MAX_S = 2, 600.0  # from one checkpoint to the next, until it is known how long the journal becomes
-LONG = 0.9  # of that length, at a kill under sustained load
-SUSTAINED_KILLS_MAX = 5  # each of them is waited for
-FROM_EMPTY, STEADY = "from an empty folder", "used again"  # journal files that are made, and that were trimmed before
-WRITTEN_TASKS = 20_000
-BACKOFF_S = 0.05  # a supervisor's first; here always, or it would take so many deaths for an engine that cannot live
-PATIENT = Limits(
-    start_timeout_s=600.0, connect_timeout_s=600.0, request_timeout_s=600.0, restart_backoff_max_s=BACKOFF_S,
-    restarts_max=1_000,
-)  # fmt: skip
-
-
-class Restart(msgspec.Struct):
-    """From the kill to the first ack, in milliseconds."""
-
-    tasks: int
-    durability: str
-    beside: str  # "quiet", "busy agents", "sustained", "grown"
-    kills: int
-    p50_ms: float
-    max_ms: float
-    journal_mib: float  # behind the newest checkpoint, at the longest
-
-
-class Writing(msgspec.Struct):
-    """What was written while one engine worked."""
-
-    durability: str
-    files: str  # "from an empty folder", "used again"
-    seconds: float
-    journal_mib: float
-    written_mib: float | None  # None where no device tells
-    checkpoints: int
-
-    @property
-    def amplification(self) -> float | None:
-        return None if self.written_mib is None else self.written_mib / self.journal_mib
+TASKS, QUICK_TASKS = (10_000, 1_000_000), (2_000,)
+AMPLIFICATION_MOST = 2
+QUIET_MS_MOST = {10_000: 500, 1_000_000: 5_000}  # to the first ack, by how many tasks there are
+BESIDE_MS_MOST = {10_000: 1_000, 1_000_000: 5_000}  # the same where agents are busy
+RESTART_HEAD = ("tasks", "durability", "beside", "kills", "p50 ms", "max ms", "journal MiB")
+WRITING_HEAD = ("durability", "files", "seconds", "journal MiB", "written MiB", "checkpoints", "amplification")
 
 
 class Plan(NamedTuple):
-    sizes: Sequence[int]
-    durabilities: Sequence[Durability]
-    kills: int
+    sizes: tuple[int, ...]
+    durabilities: tuple[Durability, ...]
+    kills: int  # of each engine in each surrounding
     seconds: float  # of writing
 
 
-def varied_task(number: int) -> Task:
-    """A sample task with a description that nothing else repeats."""
-    words = random.Random(number).randbytes(60).hex()
-    return sample_task(number).model_copy(update={"description": words})
+class Results(msgspec.Struct, frozen=True):
+    """Everything that a run found out."""
+
+    machine: dict[str, str | int]
+    restarts: list[Restart]
+    writing: list[Writing]
+    marks: dict[str, bool]
 
 
-# --- agents -----------------------------------------------------------------------------------------------------------
-
-
-def work(state: Path, tasks: int) -> None:
-    """Update random tasks until standard input ends."""
-    dice = random.Random(os.getpid())
-    with connect(state, name="busy", limits=PATIENT) as client:
-        print("ready", flush=True)
-        while not _ended():
-            mutations = [
-                Update(Task.ref(f"task-{dice.randrange(tasks):06d}"), {"budget_limit": dice.random()})
-                for _ in range(4 * WINDOW)
-            ]
-            with suppress(Unavailable):
-                for reply in client.submit_many(mutations, window=WINDOW):
-                    reply.check()
-
-
-def _ended() -> bool:
-    return bool(select.select([0], [], [], 0)[0])
-
-
-@contextmanager
-def busy_agents(state: Path, tasks: int) -> Iterator[None]:
-    command = [sys.executable, "-m", "solewriter.bench.recovery", "--agent", str(state), "--tasks", str(tasks)]
-    with ExitStack() as ending:
-        for _ in range(AGENTS):
-            agent = ending.enter_context(
-                subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, start_new_session=True)
-            )
-            assert agent.stdin is not None
-            assert agent.stdout is not None
-            ending.callback(agent.wait)
-            ending.callback(agent.stdin.close)
-            agent.stdout.readline()
-        yield
-
-
-# --- restarts ---------------------------------------------------------------------------------------------------------
-
-
-def restarts(folder: Path, plan: Plan) -> Iterator[Restart]:
+def run(plan: Plan, folder: Path, say: Say) -> Results:
+    rows, written = list[Restart](), list[Writing]()
+    say(f"restarts, {len(plan.durabilities) * len(plan.sizes)} engines")
+    for row in restarts(folder, plan.durabilities, plan.sizes, plan.kills):
+        say(str(row))
+        rows.append(row)
     for durability in plan.durabilities:
-        for tasks in plan.sizes:
-            state = folder / f"{durability}-{tasks}"
-            with (
-                Engine(state, durability=durability, limits=PATIENT) as engine,
-                connect(state, limits=PATIENT) as client,
-            ):
-                for reply in client.submit_many((Create(varied_task(n)) for n in range(tasks)), window=WINDOW):
-                    reply.check()
-                yield _killed(engine, client, tasks, "grown", 1)
-                yield _killed(engine, client, tasks, "quiet", plan.kills)
-                with busy_agents(state, tasks):
-                    yield _killed(engine, client, tasks, "busy agents", plan.kills)
-                    yield _killed(engine, client, tasks, "sustained", min(plan.kills, SUSTAINED_KILLS_MAX))
-
-
-def _killed(engine: Engine, client: Client, tasks: int, beside: str, kills: int) -> Restart:
-    dice, taken, longest, behind = random.Random(tasks), list[float](), 0, BehindCheckpoint(engine.state)
-    for number in range(kills):
-        if beside == "sustained":
-            _await_longest(behind)
-        elif beside != "grown":
-            time.sleep(dice.uniform(0, 1))
-        longest = max(longest, behind.bytes())
-        begun = time.monotonic()
-        os.kill(engine.pid, signal.SIGKILL)
-        client.put(Task(title=f"{number}", id="after the kill"))
-        taken.append((time.monotonic() - begun) * 1_000)
-        with client.reader.snapshot() as snap:
-            held = snap.counts["Task"]
-        assert held == tasks + 1, f"{held} of {tasks + 1} tasks are there"
-    taken.sort()
-    return Restart(
-        tasks, engine.durability, beside, kills, taken[len(taken) // 2], taken[-1], longest / MIB
-    )  # fmt: skip
-
-
-def _await_longest(behind: BehindCheckpoint) -> None:
-    """Until the journal behind a checkpoint is about as long as it was when the last ones were named. The first of them
-    is not counted: it may have begun before this load. Raises TimeoutError.
-    """
-    deadline, last, peaks = time.monotonic() + CYCLES_MAX_S, behind.bytes(), list[int]()
-    while True:
-        if time.monotonic() > deadline:
-            raise TimeoutError(f"in {CYCLES_MAX_S:g} s {len(peaks)} checkpoints were made")
-        time.sleep(LOOK_EVERY_S)
-        found = behind.bytes()
-        if found < last:  # a checkpoint was named
-            peaks.append(last)
-        elif len(peaks) > CYCLES and found >= LONG * max(peaks[-CYCLES:]):
-            return
-        last = found
-
-
-# --- writing ----------------------------------------------------------------------------------------------------------
-
-
-class Look(NamedTuple):
-    """What there was at a moment."""
-
-    moment: float
-    written: int | None  # to the device, ever
-    journal: int
-    checkpoints: int
-
-    @classmethod
-    def now(cls, folder: Path, journal: Journal | None = None) -> Look:
-        """Without a journal: before there is one."""
-        written = device_written_bytes(folder)
-        length, met = (journal.bytes(), len(journal.checkpoints)) if journal is not None else (0, 0)
-        return cls(time.monotonic(), written, length, met)
-
-
-def writing(folder: Path, durability: Durability, seconds: float) -> Iterator[Writing]:
-    """Of one engine: until its files are used again, and from then on."""
-    state, limits = folder / f"writing-{durability}", msgspec.structs.replace(PATIENT, history_bytes=HISTORY_BYTES)
-    empty = Look.now(folder)
-    with Engine(state, durability=durability, limits=limits):
-        with connect(state, limits=limits) as client:
-            for reply in client.submit_many((Create(varied_task(n)) for n in range(WRITTEN_TASKS)), window=WINDOW):
-                reply.check()
-        journal = Journal(state)
-        with busy_agents(state, WRITTEN_TASKS):
-            _await_trims(state, journal)
-            trimmed = Look.now(folder, journal)
-            yield _written(durability, FROM_EMPTY, empty, trimmed)
-            while time.monotonic() - trimmed.moment < seconds:
-                journal.bytes()
-                time.sleep(LOOK_EVERY_S)
-            yield _written(durability, STEADY, trimmed, Look.now(folder, journal))
-
-
-def _written(durability: Durability, files: str, before: Look, after: Look) -> Writing:
-    none = before.written is None or after.written is None
-    written = None if none else ((after.written or 0) - (before.written or 0)) / MIB
-    seconds, journal = after.moment - before.moment, (after.journal - before.journal) / MIB
-    return Writing(durability, files, seconds, journal, written, after.checkpoints - before.checkpoints)
-
-
-def _await_trims(state: Path, journal: Journal) -> None:
-    """Some time after the first files were trimmed. TimeoutError when that does not happen."""
-    deadline, beginnings = time.monotonic() + TRIMS_MAX_S, {1}
-    while len(beginnings) <= TRIMS:
-        if time.monotonic() > deadline:
-            raise TimeoutError(f"in {TRIMS_MAX_S:g} s the journal was trimmed {len(beginnings) - 1} times")
-        journal.bytes()
-        beginnings.add(first_of(journal_files(state)[0]))
-        time.sleep(LOOK_EVERY_S)
-
-
-# --- the program ------------------------------------------------------------------------------------------------------
+        say(f"writing, {durability}")
+        written += writing(folder, durability, plan.seconds)
+    return Results(machine(folder), rows, written, marks(rows, written))
 
 
 def marks(rows: Sequence[Restart], written: Sequence[Writing]) -> dict[str, bool]:
     """Each goal, and whether it was reached."""
     found = {
-        f"write amplification, {row.durability} <= 2": row.amplification <= 2
+        f"write amplification, {row.durability} <= {AMPLIFICATION_MOST}": row.amplification <= AMPLIFICATION_MOST
         for row in written
         if row.files == STEADY and row.amplification is not None and row.checkpoints  # the largest that is written
     }
     for row in rows:
-        bound = {10_000: 500 if row.beside == "quiet" else 1_000, 1_000_000: 5_000}.get(row.tasks)
+        bound = (QUIET_MS_MOST if row.beside == "quiet" else BESIDE_MS_MOST).get(row.tasks)
         if bound is not None:
             name = f"first ack, {row.tasks:,} tasks, {row.durability}, {row.beside} <= {bound} ms"
             found[name] = row.max_ms <= bound
     return found
 
 
-def printed(facts: dict[str, str | int], rows: Sequence[Restart], written: Sequence[Writing]) -> str:
-    head = ["tasks", "durability", "beside", "kills", "p50 ms", "max ms", "journal MiB"]
-    first = table(head, [msgspec.structs.astuple(row) for row in rows])
-    head = ["durability", "files", "seconds", "journal MiB", "written MiB", "checkpoints", "amplification"]
-    second = table(head, [(*msgspec.structs.astuple(row), row.amplification) for row in written])
-    reached = "\n".join(f"{'reached' if ok else 'MISSED '}  {name}" for name, ok in marks(rows, written).items())
-    return f"{described(facts)}\n\nRestart: from the kill to the first ack\n{first}\n\nWriting\n{second}\n\n{reached}"
+def printed(results: Results) -> str:
+    reached = [f"{'reached' if ok else 'MISSED '}  {name}" for name, ok in results.marks.items()]
+    parts = [
+        described(results.machine),
+        "",
+        "Restart: from the kill to the first ack",
+        table(RESTART_HEAD, map(msgspec.structs.astuple, results.restarts)),
+        "",
+        "Writing",
+        table(WRITING_HEAD, [(*msgspec.structs.astuple(row), row.amplification) for row in results.writing]),
+        "",
+        *reached,
+    ]
+    return "\n".join(parts)
 
 
-def told(row: R) -> R:
-    """The same row, said as soon as it is there: a run takes minutes."""
-    print(f"... {msgspec.json.encode(row).decode()}", file=sys.stderr, flush=True)
-    return row
-
-
-def main() -> int:
-    parser = argparse.ArgumentParser(prog="python -m solewriter.bench.recovery", description=(__doc__ or "")[:120])
-    parser.add_argument("--quick", action="store_true", help="smaller sizes, fewer kills: some two minutes")
-    parser.add_argument("--json", action="store_true", help="print one JSON object instead of tables")
+def options() -> argparse.ArgumentParser:
+    parser = arguments.parser(
+        "recovery",
+        __doc__,
+        takes="about half an hour on two processors",
+        quick="2,000 tasks, fewer kills: some two minutes",
+    )
     parser.add_argument("--sizes", type=arguments.numbers, help="how many tasks, separated by commas")
     parser.add_argument(
         "--durability", type=arguments.durabilities, default="process,power", help="levels, separated by commas"
     )
     parser.add_argument("--kills", type=arguments.number, help="of each engine in each surrounding")
     parser.add_argument("--seconds", type=arguments.seconds, help="of writing")
-    parser.add_argument(
-        "--folder", type=arguments.existing_folder, default=Path(tempfile.gettempdir()), help="where states are put"
-    )
-    parser.add_argument("--agent", type=Path, help=argparse.SUPPRESS)
-    parser.add_argument("--tasks", type=int, default=0, help=argparse.SUPPRESS)
-    given = parser.parse_args()
-    if given.agent is not None:
-        work(given.agent, given.tasks)
-        return 0
-    plan = Plan(
-        given.sizes or ((2_000,) if given.quick else (10_000, 1_000_000)),
+    return parser
+
+
+def planned(given: argparse.Namespace) -> Plan:
+    return Plan(
+        given.sizes or (QUICK_TASKS if given.quick else TASKS),
         given.durability,
         given.kills or (3 if given.quick else 20),
         given.seconds or (3.0 if given.quick else 30.0),
     )
-    tidy_when_told_to_end()
 
-    with scratch_folder(given.folder) as folder:
-        facts = machine(folder)
-        rows = [told(row) for row in restarts(folder, plan)]
-        written = [told(row) for durability in plan.durabilities for row in writing(folder, durability, plan.seconds)]
-    found = {"machine": facts, "restarts": rows, "writing": written, "marks": marks(rows, written)}
-    print(msgspec.json.encode(found).decode() if given.json else printed(facts, rows, written))
+
+def main() -> int:
+    given = options().parse_args()
+    answered(given.folder, partial(run, planned(given)), printed, as_json=given.json)
     return 0
 
 
