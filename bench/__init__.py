@@ -3,7 +3,7 @@
     solewriter bench                        the engine and its rivals under the same load         load/
     python -m solewriter.bench.throughput   updates by a client's own verbs, reads, and a floor   updating/
     python -m solewriter.bench.snapshot     every way of reading, beside rivals                   reading/
-    python -m solewriter.bench.claims       claims, by how many tasks are ready
+    python -m solewriter.bench.claims       claims, by how many tasks are ready                   claiming/
     python -m solewriter.bench.recovery     restarts, and what a disk has to write                restarting/
     python -m solewriter.bench.overload     what floods cost those who take no part in them       flood/
 

@@ -277,6 +277,34 @@ def test_a_plan_that_measures_nothing_is_refused(tmp_path: Path, options: tuple[
     assert "there must be" in ended.stderr
 
 
+# --- claims ----------------------------------------------------------------------------------------------------------
+
+
+def claims(folder: Path, *options: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-P", "-m", "solewriter.bench.claims", "--folder", str(folder), *options]
+    return subprocess.run(command, capture_output=True, text=True, timeout=100, check=False)
+
+
+def test_claims_are_measured_at_each_size_and_across_a_death(tmp_path: Path) -> None:
+    ended = claims(tmp_path, "--sizes", "200,400", "--claims", "40", "--deaths", "1", "--json")
+    assert ended.returncode == 0, ended.stderr
+    assert list(tmp_path.iterdir()) == [], "a run leaves nothing behind"
+    said = json.loads(ended.stdout)
+    assert [row["tasks"] for row in said["rows"]] == [200, 400]
+    for row in said["rows"]:
+        for kind in ("claim", "claim_by_project", "handed_in", "cycle"):
+            assert set(row[kind]) == PERCENTILES
+        assert min(row["first_ms"], row["beside_ms"], row["engine_us_per_claim"]) > 0, row
+    assert said["death_to_claim"]["p50_us"] > 0
+
+
+@pytest.mark.parametrize("number", ["3", "100"])
+def test_claims_for_which_there_are_not_enough_tasks_are_refused(tmp_path: Path, number: str) -> None:
+    ended = claims(tmp_path, "--sizes", "200,400", "--claims", number)
+    assert ended.returncode == 2
+    assert "--claims are 4 or more" in ended.stderr
+
+
 # --- the parts -------------------------------------------------------------------------------------------------------
 
 

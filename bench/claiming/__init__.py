@@ -1,0 +1,1 @@
+"""What `claims` measures: claims by how many tasks are ready, and how soon a dead agent's task is another one's."""
