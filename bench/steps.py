@@ -94,8 +94,8 @@ class Steps:
         tail, uptime_us = self._epoch.publisher.heap.tail, time.monotonic_ns() // 1000
         turn = Turn(self.writer.state, tail, TIME_US + self._frame, uptime_us)
         self.writer.state.coordination.begin(turn)
-        self.writer._intake.put(requests)
-        deciding = self.writer._decide(turn)
+        self.writer.intake.put(requests)
+        deciding = self.writer.decide(turn)
         with suppress(StopIteration):
             while True:  # between two slices it lets the loop do something, which has nothing to do here
                 deciding.send(None)
@@ -111,12 +111,12 @@ class Steps:
 
     def merged(self, turn: Turn) -> Turn:
         """The turn is the state, and visible."""
-        self.writer._merge(turn)
+        self.writer.merge(turn)
         return turn
 
     def replied(self, turn: Turn) -> None:
-        self.writer._reply()
-        self.writer._reclaim(turn.bytes)
+        self.writer.reply()
+        self.writer.reclaim(turn.bytes)
         self.sent = os.read(self._ours[1], READ_BYTES)
 
     def turn(self, frame: bytes) -> bytes:

@@ -49,7 +49,9 @@ from solewriter.shared.wire import Status
 
 
 class SingleWriter:
-    """Owns the state and is the only one to change it."""
+    """Owns the state and is the only one to change it. The steps of a turn have public names for one who takes
+    them one by one, without `run`: `bench/steps.py`.
+    """
 
     def __init__(
         self,
@@ -75,7 +77,7 @@ class SingleWriter:
         self._name_decided = publisher.root.deciding
 
         lines = Lines()
-        self._intake = Intake(bridge.inbox, state.coordination.making, limits.spin_s)
+        self.intake = Intake(bridge.inbox, state.coordination.making, limits.spin_s)
         self._express = Express(publisher.heap, state.coordination, limits, self._begin)
         self.between = BetweenTurns(state, journal, publisher, bridge.inbox, still_owner, checkpoints)
         self.tending = Tending(
@@ -84,11 +86,11 @@ class SingleWriter:
         self.parking = Parking(
             state, sessions, limits, lines, self._decide_request, self._say, self.tending.ask_for_a_turn
         )
-        self._hellos = Hellos(sessions, bridge, self.tending, self._intake.waiting)
+        self._hellos = Hellos(sessions, bridge, self.tending, self.intake.waiting)
 
     async def run(self) -> None:
         """Turn after turn, until the inbox is closed and everything accepted before is done, or `stop` is called."""
-        intake = self._intake
+        intake = self.intake
         intake.open()
         self.tending.set_alarm()
         while not self._stopping and await intake.take():
@@ -100,15 +102,15 @@ class SingleWriter:
             tail, now_us, uptime_us = self._publisher.heap.tail, time.time_ns() // 1000, time.monotonic_ns() // 1000
             turn = Turn(self.state, tail, now_us, uptime_us)
             self._coordination.begin(turn)
-            await self._decide(turn)
+            await self.decide(turn)
             await self._commit(turn)
-            self._reply()
-            self._reclaim(turn.bytes)
+            self.reply()
+            self.reclaim(turn.bytes)
             self.between.look()
             self.parking.make()
             self.tending.set_alarm()
 
-    def _reclaim(self, written: int) -> None:
+    def reclaim(self, written: int) -> None:
         """After the replies left."""
         self.state.forget(
             self._publisher.reclaim(written, self.state.revision, self._journal.tail.number, self.state.counts)
@@ -125,13 +127,13 @@ class SingleWriter:
 
     def refuse_rest(self) -> None:
         """Tell those whose requests no turn will take. What came for the first time was not applied, or remembered."""
-        self._intake.take_rest()
-        for item in self._intake.between_turns:
+        self.intake.take_rest()
+        for item in self.intake.between_turns:
             self.between.refuse(item)
-        self._intake.between_turns.clear()
+        self.intake.between_turns.clear()
         for parked in self.parking.lines.clear():
             self._say(parked.lane, (parked.sequence, Status.UNAVAILABLE, self.state.revision, asking.STOPPED))
-        for item in self._intake.waiting.clear():
+        for item in self.intake.waiting.clear():
             if isinstance(item, Newcomer):
                 item.refuse("the engine is stopping")
             elif not isinstance(item, Occasion) and not item[0].superseded:
@@ -139,15 +141,15 @@ class SingleWriter:
                 self._say(
                     lane, asking.answer_untaken(self.sessions, lane.session, sequence, request, self.state.revision)
                 )
-        self._reply()
+        self.reply()
 
     # --- decide ------------------------------------------------------------------------------------------------------
 
-    async def _decide(self, turn: Turn) -> None:
+    async def decide(self, turn: Turn) -> None:
         """Slice after slice, up to the bounds of a turn. Between two of them lanes are read and hellos are heard. Once
         somebody was served who asks for little, the turn does not go on for those who always ask for more.
         """
-        waiting, limits, left = self._intake.waiting, self._limits, self._limits.batch_max
+        waiting, limits, left = self.intake.waiting, self._limits, self._limits.batch_max
         begun = looked = now = time.monotonic()
         quiet = False
         self.time_budget.begin_turn()
@@ -162,7 +164,7 @@ class SingleWriter:
             if waiting and now - looked >= limits.turn_slice_s:
                 self._publisher.root.decided()
                 await asyncio.sleep(0)
-                if self._intake.take_more():
+                if self.intake.take_more():
                     turn.set_time(time.time_ns() // 1000)
                 looked = now = time.monotonic()
         self.parking.serve(turn)
@@ -302,10 +304,10 @@ class SingleWriter:
             return
         if time.monotonic_ns() // 1000 - turn.uptime_us > LONG_TURN_US:  # it may have been stopped in the middle
             self._still_owner()
-        self._merge(turn)
+        self.merge(turn)
         failpoint.reach("turn.published")
 
-    def _merge(self, turn: Turn) -> None:
+    def merge(self, turn: Turn) -> None:
         """The committed turn becomes the state, then what readers see."""
         changed = turn.revision > self.state.revision
         self.state.merge(turn)
@@ -341,7 +343,7 @@ class SingleWriter:
 
     # --- reply -------------------------------------------------------------------------------------------------------
 
-    def _reply(self) -> None:
+    def reply(self) -> None:
         """Tell everybody, lane by lane, and listen again to those that had to wait. Who took over a session is admitted
         last, because that closes the older lane.
         """

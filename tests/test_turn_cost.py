@@ -35,7 +35,8 @@ class Rounds:
         self._engine = engine
         place = ORDER.index(measured)
         self._before, self._step, self._behind = ORDER[:place], measured, ORDER[place + 1 :]
-        self._made: Any = None
+        self._made: Any = None  # by the step
+        self._unfinished = False
         self.turns = 0
 
     def begun(self) -> tuple[tuple[Any], dict[str, Any]]:
@@ -47,12 +48,12 @@ class Rounds:
         return (made,), {}
 
     def step(self, made: Any) -> None:
-        self._made = getattr(self._engine, self._step)(made)
+        self._made, self._unfinished = getattr(self._engine, self._step)(made), True
         self.turns += 1
 
     def finished(self) -> None:
-        if self._made is not None:
-            made, self._made = self._made, None
+        if self._unfinished:
+            made, self._made, self._unfinished = self._made, None, False
             for step in self._behind:
                 made = getattr(self._engine, step)(made)
             assert_applied(self._engine)
@@ -70,7 +71,7 @@ def measure(benchmark: Any, engine: Steps, step: str) -> None:
     assert engine.writer.state.revision == before + rounds.turns * REQUESTS
 
 
-@pytest.mark.parametrize("step", ["decoded", "decided", "merged"])
+@pytest.mark.parametrize("step", ["decoded", "decided", "merged", "replied"])
 def test_a_step(benchmark, engine, step):
     measure(benchmark, engine, step)
 

@@ -128,7 +128,7 @@ def test_an_engine_that_replies_before_it_commits_loses_what_was_acked(
 
     async def early(self: SingleWriter, turn: Any) -> None:
         if self._replies:
-            self._reply()
+            self.reply()
         await committing(self, turn)
 
     monkeypatch.setattr(SingleWriter, "_commit", early)

@@ -202,7 +202,7 @@ def test_where_memory_is_full_it_and_what_follows_is_told_so_and_nothing_changed
 def test_a_run_ends_at_the_bounds_of_a_turn(folder: Path) -> None:
     """Of requests, and of bytes: what is behind them waits, counted as given and not as taken."""
     with steps(folder / f"{next(numbers)}", "process", TASKS) as engine:
-        lane, waiting = engine.lane, engine.writer._intake.waiting
+        lane, waiting = engine.lane, engine.writer.intake.waiting
         frame = [request(update(number % TASKS, budget_limit=float(number))) for number in range(10)]
         sizes = []
         for most, bytes_max in ((3, 1 << 20), (256, 1), (256, 1 << 20)):

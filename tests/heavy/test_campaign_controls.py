@@ -85,10 +85,10 @@ def published_after_the_reply() -> None:
         if not late:  # or it would move records that it cannot know to be overtaken: that is another bug
             reclaiming(self, written)
 
-    merging, SingleWriter._merge = SingleWriter._merge, merge
-    reclaiming, SingleWriter._reclaim = SingleWriter._reclaim, reclaim
-    replying, SingleWriter._reply = SingleWriter._reply, reply
-    deciding, SingleWriter._decide = SingleWriter._decide, decide
+    merging, SingleWriter.merge = SingleWriter.merge, merge
+    reclaiming, SingleWriter.reclaim = SingleWriter.reclaim, reclaim
+    replying, SingleWriter.reply = SingleWriter.reply, reply
+    deciding, SingleWriter.decide = SingleWriter.decide, decide
 
 
 def refusals_not_journaled() -> None:
