@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import array
 import socket
+import time
 from collections.abc import Callable
 
 from solewriter.shared import handshake
@@ -23,8 +24,28 @@ def greet(
     """Offer this lane to the engine, and hear its answer. Blocks for at most `timeout_s` at each step; an engine that
     is still recovering answers when it is ready. `connected` is told the connection: who shuts it down ends the wait.
 
-    Raises OSError when nobody listens, or the engine went in the middle, LayoutMismatch for an answer that is none.
+    Raises OSError when nobody listens, or the engine went in the middle, LayoutMismatch for an answer that is none. An
+    OSError that a signal handler raised, an alarm's TimeoutError say, is marked as `final`.
     """
+    begun = time.monotonic()
+    try:
+        return _greeted(folder, hello, lane, timeout_s, connected)
+    except OSError as error:
+        if _is_of_a_handler(error, is_early=time.monotonic() - begun < timeout_s):
+            error.final = True  # type: ignore[attr-defined]
+        raise
+
+
+def _is_of_a_handler(error: OSError, *, is_early: bool) -> bool:
+    """The system's have a number, but for a socket's TimeoutError, which comes when its time is over."""
+    if error.errno is not None or isinstance(error, ConnectionResetError):
+        return False
+    return is_early or not isinstance(error, TimeoutError)
+
+
+def _greeted(
+    folder: StateFolder, hello: Hello, lane: Lane, timeout_s: float, connected: Callable[[socket.socket], None]
+) -> Welcome:
     with folder.connected_socket(timeout_s) as connection:
         connected(connection)
         fds = array.array("i", lane.theirs)

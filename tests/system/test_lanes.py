@@ -957,3 +957,25 @@ def test_a_client_whose_processor_somebody_else_wants_sleeps_instead_of_looking(
         os.sched_setaffinity(0, own)
         busy.kill()
         busy.wait()
+
+
+@pytest.mark.parametrize("error", [TimeoutError, OSError])
+def test_what_a_signal_handler_raises_while_an_engine_does_not_answer_ends_the_wait(
+    state, start_engine, ctrl_c_when, error
+):
+    """An alarm's TimeoutError is no silence of the engine's, after which there is another hello."""
+    engine = start_engine(state)
+
+    def interrupt(*_):
+        raise error("an alarm")
+
+    os.kill(engine.pid, signal.SIGSTOP)
+    try:
+        with ctrl_c_when(lambda: any(one._greeting for one in exchange._open), "a hello is said"):
+            signal.signal(signal.SIGALRM, interrupt)  # in place of Ctrl-C
+            with pytest.raises(error, match=r"^an alarm$"):
+                connect(state)
+    finally:
+        os.kill(engine.pid, signal.SIGCONT)
+    with connect(state) as client:
+        client.create(Task(title="t"))
