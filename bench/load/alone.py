@@ -20,6 +20,7 @@ from solewriter.bench.load.agent import Orders
 from solewriter.bench.load.crew import crew
 from solewriter.bench.load.evidence import Evidence
 from solewriter.bench.load.peers.engine import EnginePeer
+from solewriter.bench.load.plan import AGENTS
 from solewriter.bench.load.rows import Timeline
 from solewriter.bench.load.work import WORKLOADS, fields_of
 
@@ -27,7 +28,6 @@ VALIDATIONS = 20_000  # of one task, timed together
 IDLE_SETTLE_S = 1.0  # after the last reply: nobody spins any more, and files are made ahead
 STEP_MS = 20  # of a time line
 KILLED_AT = 0.4  # of the time that it shows
-AGENTS = 2
 
 
 def across_kill(folder: Path, tasks: int, seconds: float) -> Timeline:

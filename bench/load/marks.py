@@ -8,10 +8,8 @@ from solewriter.bench.kit.mark import Mark, least, most
 from solewriter.bench.kit.measure import Spread
 from solewriter.bench.kit.workload import WINDOW
 from solewriter.bench.load.peers.catalog import OURS
+from solewriter.bench.load.plan import AGENTS, AGENTS_MAX, TASKS, TASKS_LEAST, TASKS_MOST
 from solewriter.bench.load.rows import Row
-
-AGENTS = 2  # of the rows that the goals are about
-TASKS = 10_000
 
 
 def marks_of(rows: Sequence[Row], validate_us: Spread | None, idle_percent: float | None) -> list[Mark]:
@@ -67,12 +65,14 @@ def _many(rows: Sequence[Row]) -> Iterator[Mark]:
 def _many_at(rows: Sequence[Row]) -> Iterator[Mark]:
     """Of one placement."""
     sizes = {row.case.entities: row for row in rows if row.case.section == "sizes"}
-    if {1_000, 1_000_000} <= set(sizes):
-        more, fewer = sizes[1_000_000], sizes[1_000]
-        yield least(f"1,000,000 entities to 1,000, pipelined{_place(more)}", 0.75, _ratio(more, fewer), "x")
+    if {TASKS_LEAST, TASKS_MOST} <= set(sizes):
+        more, fewer = sizes[TASKS_MOST], sizes[TASKS_LEAST]
+        name = f"{TASKS_MOST:,} entities to {TASKS_LEAST:,}, pipelined{_place(more)}"
+        yield least(name, 0.75, _ratio(more, fewer), "x")
     agents = {row.case.agents: row for row in rows if row.case.section == "agents" and row.case.peer == OURS}
-    if {2, 64} <= set(agents):
-        yield least(f"64 agents to 2, pipelined{_place(agents[64])}", 0.8, _ratio(agents[64], agents[2]), "x")
+    if {AGENTS, AGENTS_MAX} <= set(agents):
+        many, few = agents[AGENTS_MAX], agents[AGENTS]
+        yield least(f"{AGENTS_MAX} agents to {AGENTS}, pipelined{_place(many)}", 0.8, _ratio(many, few), "x")
     for loop, how in (("read anew", "each decoded"), ("read", "decoded once for each change")):
         reads = {row.case.writers: row for row in rows if row.case.loop == loop and row.per_client_cpu_s}
         if {0, 1} <= set(reads):

@@ -14,8 +14,9 @@ from solewriter.bench.load.rows import Case
 from solewriter.bench.load.work import WORKLOADS, Creates, HotKey
 from solewriter.engine_proc.process import Durability
 
-TASKS = 10_000
-AGENTS = 2
+# Where nothing else is asked for, and the least and the most that goals compare.
+TASKS, TASKS_LEAST, TASKS_MOST = 10_000, 1_000, 1_000_000
+AGENTS, AGENTS_MAX = 2, 64
 MAIN = (OURS, "do-it-yourself", "SQLite", "Redis")  # who is shown where everybody would be too many
 FEW = (OURS, "do-it-yourself", "Redis")  # who serves, and so might mind how many there are
 ONE_BY_ONE: Loop = "one by one"

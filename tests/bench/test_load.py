@@ -21,13 +21,14 @@ from solewriter.bench.kit.disk import device_written_bytes
 from solewriter.bench.kit.machine import file_system
 from solewriter.bench.kit.measure import NS_PER_S, Interval, Spread, Usage, in_turn, resident_bytes_of_all
 from solewriter.bench.load.agent import Report
+from solewriter.bench.load.asked import options, planned
 from solewriter.bench.load.histogram import NOTHING, Histogram
 from solewriter.bench.load.marks import marks_of
 from solewriter.bench.load.page import filled
 from solewriter.bench.load.peers.catalog import CATALOG, OURS
 from solewriter.bench.load.plan import PIPELINED, Plan, contests, window_for
 from solewriter.bench.load.plot import _lines, _pictures, draw
-from solewriter.bench.load.program import main, options, planned, run
+from solewriter.bench.load.program import main, run
 from solewriter.bench.load.report import IN_MEMORY, NO_DISK, printed, tables
 from solewriter.bench.load.rows import Case, Results, Row, Sample, Timeline, compared, row_of
 from solewriter.bench.load.run import places, sample_of

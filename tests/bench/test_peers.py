@@ -29,13 +29,13 @@ from solewriter.bench.kit.measure import Interval
 from solewriter.bench.kit.optional import NotHere
 from solewriter.bench.kit.workload import REPLY_BYTES, REQUEST_BYTES, key_of
 from solewriter.bench.load.agent import Orders
+from solewriter.bench.load.asked import options, planned
 from solewriter.bench.load.crew import crew
 from solewriter.bench.load.evidence import Evidence
 from solewriter.bench.load.peers import diy_peer, sqlite_writers
 from solewriter.bench.load.peers.catalog import CATALOG, OURS
 from solewriter.bench.load.peers.peer import Entry, Peer, SelfDriven, Setting
 from solewriter.bench.load.plan import contests
-from solewriter.bench.load.program import options, planned
 from solewriter.bench.load.requests import Connection, Fields, Forgetful, Step
 from solewriter.bench.load.rows import Case
 from solewriter.bench.load.run import Standing, Timing, contest, measured, places
