@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from itertools import islice
 from pathlib import Path
 
 import msgspec
@@ -13,6 +14,7 @@ from solewriter.engine_proc.process import Durability
 from solewriter.shared.models import Criterion
 
 WINDOW = 256  # in flight for each pipelined agent: the default bound of a session
+LOAD_BATCH = 200  # creates in one request, where loading is not what is measured
 REQUEST_BYTES, REPLY_BYTES = 88, 42  # what one update and its answer take on a lane, by themselves
 
 
@@ -39,6 +41,13 @@ def fill(client: Client, entities: Iterable[Entity]) -> None:
     """Create each of them, by a request of its own."""
     for reply in client.submit_many(map(Create, entities), window=WINDOW):
         reply.check()
+
+
+def fill_in_batches(client: Client, entities: Iterable[Entity], each: int = LOAD_BATCH) -> None:
+    """The same by few requests of many."""
+    source = iter(entities)
+    while batch := list(islice(source, each)):
+        client.submit(*map(Create, batch)).check()
 
 
 @contextmanager

@@ -10,21 +10,18 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from enum import StrEnum
 from functools import partial
-from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from solewriter import Client, Create, Engine, Entity, Limits, Snapshot, Task, TaskPriority, connect, status_of
+from solewriter import Client, Engine, Entity, Limits, Snapshot, Task, TaskPriority, connect, status_of
 from solewriter.bench.kit.placement import pin
-from solewriter.bench.kit.workload import sample_task
+from solewriter.bench.kit.workload import fill_in_batches, sample_task
 from solewriter.bench.reading.passes import Pass
 from solewriter.shared import record
 from solewriter.shared.kinds.columns import from_us
 from solewriter.shared.memory.heap import OFFSET_MASK, PREFIX_BYTES, padded
 from solewriter.shared.memory.pin import Pin
 from solewriter.shared.registry import Registry
-
-LOAD_BATCH = 200  # creates in one request: loading is not what is measured
 
 
 class RunStatus(StrEnum):
@@ -110,11 +107,15 @@ def populated(
         connect(state, name="bench") as client,
     ):
         pin(engine.pid, cpus)
-        entities = map(made, range(count))
         ids: list[str] = []
-        while batch := list(islice(entities, LOAD_BATCH)):
-            client.submit(*map(Create, batch)).check()
-            ids += [entity.id for entity in batch]
+
+        def entities() -> Iterator[Task | Run]:
+            for number in range(count):
+                entity = made(number)
+                ids.append(entity.id)
+                yield entity
+
+        fill_in_batches(client, entities())
         yield Population(engine, client, model, ids)
 
 

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from itertools import chain, islice
+from itertools import chain
 from pathlib import Path
 
 from solewriter import Client, Create, Engine, Limits, Reader, Task, Transition, Update, connect, open_reader
+from solewriter.bench.kit.workload import LOAD_BATCH, fill_in_batches
 from solewriter.bench.load.agent import Link
 from solewriter.bench.load.peers.peer import Entry, Peer, Setting
 from solewriter.bench.load.requests import Answer, Fields, Request, Step, Stored
-from solewriter.bench.reading.population import LOAD_BATCH
 from solewriter.shared.mutations import Mutation
 
 NAME = "solewriter"
@@ -75,10 +75,10 @@ class EnginePeer:
 
     def load(self, tasks: Iterable[Fields]) -> None:
         source = map(Task.model_validate, tasks)
+        first = next(source)  # as long as all the others are
         with connect(self.engine.state, name="bench") as client:
-            for first in source:
-                count = min(LOAD_BATCH, LOAD_CHARACTERS // len(first.description))
-                client.submit(*map(Create, chain([first], islice(source, count - 1)))).check()
+            each = min(LOAD_BATCH, LOAD_CHARACTERS // len(first.description))
+            fill_in_batches(client, chain([first], source), each)
 
     def link(self, number: int) -> Link:
         return EngineConnection, (str(self.engine.state), number)
