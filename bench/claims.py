@@ -103,7 +103,7 @@ def planned(parser: argparse.ArgumentParser, given: argparse.Namespace) -> Plan:
 def main() -> int:
     parser = options()
     given = parser.parse_args()
-    answered(given.folder, partial(run, planned(parser, given)), printed, as_json=given.json)
+    answered(parser.prog, given.folder, partial(run, planned(parser, given)), printed, as_json=given.json)
     return 0
 
 

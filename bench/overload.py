@@ -112,7 +112,7 @@ def planned(parser: argparse.ArgumentParser, given: argparse.Namespace) -> Plan:
 def main() -> int:
     parser = options()
     given = parser.parse_args()
-    results = answered(given.folder, partial(run, planned(parser, given)), printed, as_json=given.json)
+    results = answered(parser.prog, given.folder, partial(run, planned(parser, given)), printed, as_json=given.json)
     return 0 if results.verified else 1
 
 

@@ -95,7 +95,7 @@ def marks(rows: Sequence[Restart], written: Sequence[Writing]) -> dict[str, bool
 def printed(results: Results) -> str:
     reached = [f"{'reached' if ok else 'MISSED '}  {name}" for name, ok in results.marks.items()]
     parts = [
-        described(results.machine),
+        f"machine: {described(results.machine)}",
         "",
         "Restart: from the kill to the first ack",
         table(RESTART_HEAD, map(msgspec.structs.astuple, results.restarts)),
@@ -134,8 +134,9 @@ def planned(given: argparse.Namespace) -> Plan:
 
 
 def main() -> int:
-    given = options().parse_args()
-    answered(given.folder, partial(run, planned(given)), printed, as_json=given.json)
+    parser = options()
+    given = parser.parse_args()
+    answered(parser.prog, given.folder, partial(run, planned(given)), printed, as_json=given.json)
     return 0
 
 

@@ -5,6 +5,8 @@ What comes next is said to whoever waits at a terminal; the answer goes to stdou
 
 from __future__ import annotations
 
+import io
+import signal
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -24,10 +26,19 @@ def say(what: str) -> None:
         print(f"... {what}", file=sys.stderr)
 
 
-def answered(parent: Path, run: Callable[[Path, Say], R], printed: Callable[[R], str], *, as_json: bool) -> R:
-    """What `run` finds in a new folder, told."""
+def answered(
+    program: str, parent: Path, run: Callable[[Path, Say], R], printed: Callable[[R], str], *, as_json: bool
+) -> R:
+    """What `run` finds in a new folder, told. Raises SystemExit if it is interrupted, or cannot be told."""
     tidy_when_told_to_end()
-    with scratch_folder(parent) as folder:
-        results = run(folder, say)
-    print(msgspec.json.encode(results).decode() if as_json else printed(results))
+    try:
+        with scratch_folder(parent) as folder:
+            results = run(folder, say)
+    except KeyboardInterrupt:
+        raise SystemExit(128 + signal.SIGINT) from None
+    try:
+        print(msgspec.json.encode(results).decode() if as_json else printed(results), flush=True)
+    except OSError as error:  # stdout is a full disk, say
+        sys.stdout = io.StringIO()  # at the exit nobody tries once more
+        raise SystemExit(f"{program}: this cannot be printed: {error}") from None
     return results

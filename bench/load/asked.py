@@ -33,6 +33,11 @@ PLACEMENTS = ("free", "pinned")
 DESCRIPTION = """\
 The engine and its rivals under load: the same requests, the same agents, the same windows, in one run.
 
+Measured: requests answered in a second, latencies and processor time for each in microseconds, memory in MiB, bytes
+that reached the disk. Beside: SQLite, Redis, LMDB, multiprocessing.Manager, Ray, a do-it-yourself of sixty lines, and
+two floors that store nothing. Every state is compared with what its agents were told: if anything is lost or doubled,
+the exit code is 1.
+
 Without --workloads: the programme, some fourteen minutes on two processors. With it: a grid of everything that is
 named, and nothing else.
 docs/benchmarks.md says what is measured, how, and how to read it."""

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import io
-import signal
 import sys
 import tempfile
 import time
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 import msgspec
@@ -15,8 +14,7 @@ import msgspec
 from solewriter.bench.kit.machine import file_system, machine, versions
 from solewriter.bench.kit.measure import Spread
 from solewriter.bench.kit.optional import NotHere, required
-from solewriter.bench.kit.running import Say, say
-from solewriter.bench.kit.scratch import scratch_folder, tidy_when_told_to_end
+from solewriter.bench.kit.running import Say, answered
 from solewriter.bench.load.alone import across_kill, idle_percent, journaled_bytes, validate_us
 from solewriter.bench.load.asked import options, planned
 from solewriter.bench.load.marks import marks_of
@@ -78,7 +76,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = options()
     given = parser.parse_args(arguments)
     plan = planned(parser, given)
-    tidy_when_told_to_end()
     missing = [name for name in EXTRA if not _is_here(name)]
     if missing:
         _warn(f"not installed: {', '.join(missing)}. To have them: pip install 'solewriter[bench]'")
@@ -96,17 +93,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if file_system(given.folder) in IN_MEMORY:
         _warn(NO_DISK)
 
-    try:
-        with scratch_folder(given.folder) as folder:
-            results = run(plan, folder, say)
-    except KeyboardInterrupt:
-        return 128 + signal.SIGINT
-    try:
-        print(msgspec.json.encode(results).decode() if given.json else printed(results), flush=True)
-    except OSError as error:  # stdout is a full disk, say
-        sys.stdout = io.StringIO()  # at the exit nobody tries once more
-        _warn(f"solewriter bench: this cannot be printed: {error}")
-        return 1
+    results = answered(parser.prog, given.folder, partial(run, plan), printed, as_json=given.json)
     if given.plot:
         try:
             drawn = draw(results, given.plot)
