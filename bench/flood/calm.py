@@ -7,7 +7,7 @@ from typing import Any
 
 import msgspec
 
-from solewriter.bench.kit.mark import Mark, least, most
+from solewriter.bench.kit.mark import Mark, judged, least, most, summed
 from solewriter.bench.kit.table import described, table
 
 GOODPUT_LEAST = 0.9  # at ten times the nominal rate, of the highest that was seen
@@ -127,7 +127,6 @@ def marks_of(
 
 def printed(results: Results) -> str:
     surge, soak = results.surge, results.soak
-    reached = sum(1 for mark in results.marks if mark.reached)
     after = ", ".join(f"{p99_ms:.1f}" for p99_ms in surge.after_p99_ms)
     parts = [
         f"machine: {described(results.machine)}",
@@ -144,16 +143,12 @@ def printed(results: Results) -> str:
         f"soak: {soak.seconds:g} s, {soak.applied_per_s:,.0f} applied/s, RSS {soak.rss_mib:.1f} MiB, "
         f"at most {soak.rss_growth_mib:.1f} more",
         "",
-        table(("mark", "wanted", "measured", "reached"), [_judged(mark) for mark in results.marks]),
+        judged(results.marks),
         "",
-        f"reached: {reached} of {len(results.marks)} marks; "
+        f"{summed(results.marks)}; "
         f"verified: {'yes, no change lost or doubled' if results.verified else 'NO'}; took {results.elapsed_s} s",
     ]
     return "\n".join(parts)
-
-
-def _judged(mark: Mark) -> tuple[object, ...]:
-    return mark.mark, mark.wanted, mark.measured, "yes" if mark.reached else "MISSED"
 
 
 def _joined(row: GreedyRow) -> tuple[object, ...]:

@@ -15,6 +15,7 @@ from typing import Any
 
 import msgspec
 
+from solewriter.bench.kit.mark import REACHED
 from solewriter.bench.kit.measure import Spread
 from solewriter.bench.kit.table import described
 from solewriter.bench.load.plot import draw
@@ -28,7 +29,6 @@ PICTURES = {
     "cost-by-size": "Processor time of one update by the size of the state",
     "across-a-kill": "Replies across the death of the engine",
 }
-REACHED = {True: "reached", False: "**MISSED**", None: "-"}
 HEAD = ("who", "survives", "requests/s", "least to most", "ours : it", "p50", "p99", "p99.9", "server", "agents")
 
 
@@ -53,7 +53,7 @@ def _lines(results: Results, pictures: set[str]) -> Iterator[str]:
                 one.mark,
                 one.wanted,
                 _figure(one.measured),
-                REACHED[one.reached],
+                f"**{REACHED[False]}**" if one.reached is False else REACHED[one.reached],
             )
             for one in results.marks
         ],
@@ -104,7 +104,11 @@ def _figure(value: float | None) -> str:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(prog="python -m solewriter.bench.load.page", description=(__doc__ or "")[:90])
+    parser = argparse.ArgumentParser(
+        prog="python -m solewriter.bench.load.page",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     parser.add_argument("run", type=Path, help="what `solewriter bench --json` printed")
     parser.add_argument("page", type=Path, nargs="?", default=Path("docs/benchmarks.md"))
     given = parser.parse_args()

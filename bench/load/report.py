@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+from solewriter.bench.kit.mark import judged, summed
 from solewriter.bench.kit.measure import Spread
 from solewriter.bench.kit.table import described, table
 from solewriter.bench.load.rows import Results, Row
@@ -24,7 +25,6 @@ NO_DISK = (
 
 def printed(results: Results) -> str:
     """The tables, the marks, and what has to be known to read them."""
-    reached = sum(1 for mark in results.marks if mark.reached)
     lost = sum(row.lost for row in results.rows)
     parts = [f"machine: {described(results.machine)}", f"plan: {described(results.plan)}", *_yardsticks(results)]
     for title, rows in tables(results.rows).items():
@@ -32,7 +32,7 @@ def printed(results: Results) -> str:
     parts += ["", LEGEND, *_marks(results)]
     parts += [
         "",
-        f"reached: {reached} of {len(results.marks)} marks; lost: {lost} rows; "
+        f"{summed(results.marks)}; lost: {lost} rows; "
         f"{'every state was verified' if results.verified else 'NOT VERIFIED'}; took {results.elapsed_s} s",
     ]
     return "\n".join(parts)
@@ -115,13 +115,7 @@ def _line(row: Row) -> dict[str, Any]:
 def _marks(results: Results) -> Iterator[str]:
     if results.marks:
         yield ""
-        yield table(
-            ("mark", "wanted", "measured", ""),
-            [
-                (mark.mark, mark.wanted, mark.measured, {True: "reached", False: "MISSED", None: "-"}[mark.reached])
-                for mark in results.marks
-            ],
-        )
+        yield judged(results.marks)
 
 
 def _median(found: Spread | None) -> float | None:

@@ -7,7 +7,7 @@ from typing import Any
 
 import msgspec
 
-from solewriter.bench.kit.mark import Mark, least, most
+from solewriter.bench.kit.mark import Mark, judged, least, most, summed
 from solewriter.bench.kit.measure import US_PER_S
 from solewriter.bench.kit.table import described, table
 from solewriter.bench.reading.passes import (
@@ -154,7 +154,6 @@ HEAD = (
 
 def printed(results: Results) -> str:
     """The table, the marks, and what has to be known to read them."""
-    reached = sum(1 for mark in results.marks if mark.reached)
     parts = [
         f"machine: {described(results.machine)}",
         f"plan: {described(results.plan)}",
@@ -162,9 +161,9 @@ def printed(results: Results) -> str:
         table(HEAD, map(_line, results.rows)),
         "CPU: this process's own, median; ours : rival: by it, or by the other median where the rival has a server",
         "",
-        table(("mark", "wanted", "measured", "reached"), map(msgspec.structs.astuple, results.marks)),
+        judged(results.marks),
         "",
-        f"reached: {reached} of {len(results.marks)} marks; lost: {sum(row.lost for row in results.rows)} rows; rivals "
+        f"{summed(results.marks)}; lost: {sum(row.lost for row in results.rows)} rows; rivals "
         f"{'returned what we did' if results.agree else 'did NOT return what we did'}; took {results.elapsed_s} s",
     ]
     return "\n".join(parts)
