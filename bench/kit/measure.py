@@ -177,9 +177,9 @@ class Meter:
 
 
 def kept(path: Path) -> array[int]:
-    """What a child left in a file, as native u64: nanoseconds. Nothing if there is none."""
+    """What a child left in a file, as native u64: nanoseconds."""
     found = array("Q")
-    found.frombytes(path.read_bytes() if path.exists() else b"")
+    found.frombytes(path.read_bytes())
     return found
 
 
