@@ -19,7 +19,8 @@ from solewriter.shared.mutations import Op
 from solewriter.shared.record import Flags
 from solewriter.shared.wireform import PlainRequest
 
-_CLAIM = Op.CLAIM.value
+_CLAIM, _CANCEL, _FAIL, _EXPIRE = Op.CLAIM.value, Op.CANCEL.value, Op.FAIL.value, Op.EXPIRE.value
+_OF_FAILED = frozenset(("status", "assigned_to", "attempts", "not_before"))
 Written = list[tuple[int, int, str, str]]
 """(version, address, kind, id) of each mutation's entity"""
 
@@ -82,7 +83,7 @@ def _changes(step: Step, turn: Turn, limits: Limits) -> bool:
         payload = step.payload = kind.read_back(step.key, step.version, turn.now_us, payload, stored)
         if before is not None and before.alive and payload == stored:
             return False
-    if len(payload) > limits.entity_bytes_max and grows(before, payload):
+    if len(payload) > limits.entity_bytes_max and grows(before, payload) and not _only_ends(step):
         raise too_large(kind, step.key, len(payload), limits.entity_bytes_max)
     return True
 
@@ -90,6 +91,17 @@ def _changes(step: Step, turn: Turn, limits: Limits) -> bool:
 def grows(before: Stored | None, payload: bytes) -> bool:
     """Whether it is more than was stored: what is above a bound that was lowered may change, and become less."""
     return before is None or len(payload) > len(before.payload)
+
+
+def _only_ends(step: Step) -> bool:
+    """Whether it is cancelled, fails or is taken away, and nothing else is said of it: the name of its state, or when
+    it is tried again, may make it larger by some bytes, and for want of these nobody could end it.
+    """
+    if not step.stored_version:
+        return False
+    if step.op == _CANCEL:
+        return step.kind.lifecycle is not None and set(step.touched) == {step.kind.lifecycle.field}
+    return step.op == _EXPIRE or (step.op == _FAIL and _OF_FAILED.issuperset(step.touched))
 
 
 def too_large(kind: Kind, key: str, size: int, most: int) -> RequestTooLarge:

@@ -239,6 +239,46 @@ def test_a_task_that_is_larger_than_a_lowered_bound_can_be_lost_and_cancelled(st
         assert other.claim(Task).id == "second"
 
 
+class Wordy(Task):
+    """Says more of itself while nobody has it."""
+
+    told: str = ""
+
+    @model_validator(mode="before")
+    @classmethod
+    def tell(cls, values: Any) -> Any:
+        return {**values, "told": "" if values.get("assigned_to") else "nobody has it, for whatever reason"}
+
+
+def test_what_is_as_large_as_may_be_is_cancelled_and_fails_and_is_lost(start_engine, state, limits, wait_until):
+    """The name of the state that it comes to may be a longer one, and a failed task says when it is tried again."""
+    engine = start_engine(state, models=[Wordy], limits=limits)
+    with connect(state, name="me", limits=limits) as client:
+        large = partial(task, description="x" * 5_000)
+        with_it = partial(large, on_dependency_failure=DependencyPolicy.CANCEL)
+        make(client, task("a"), large("b", max_retries=3))
+        make(client, with_it("with a", dependencies=("a",)), large("below", parent_task_id="a", dependencies=("a",)))
+        assert [one.id for one in client.claim_many(Task, 4)] == ["a", "b"]
+        client.create(large("created"))
+        client.create(Wordy(id="lost", title="lost", description="x" * 5_000))
+        assert client.claim(Wordy).id == "lost"
+        engine.stop()
+        start_engine(state, models=[Wordy], limits=msgspec.structs.replace(limits, entity_bytes_max=4_000))
+        with pytest.raises(RequestTooLarge, match="entity_bytes_max"):
+            client.fail(Task.ref("b"), description="x" * 5_100)
+        with pytest.raises(RequestTooLarge, match="entity_bytes_max"), client.transaction() as tx:
+            tx.update(Task.ref("created"), description="x" * 5_100)
+            tx.cancel(Task.ref("created"))
+        client.fail(Task.ref("b"), reason="tried again later")
+        client.cancel(Task.ref("created"))
+        client.fail(Task.ref("a"), final=True)
+        assert status(client, "with a") is TaskStatus.CANCELLED
+        client.cancel(Task.ref("a"), tree=True)
+        assert status(client, "below") is TaskStatus.CANCELLED
+        client.renew(Wordy.ref("lost"), 0.01)
+        wait_until(lambda: client.get(Wordy, "lost").status is TaskStatus.INTERRUPTED, 20, "its time to be up")
+
+
 class Urgency(enum.StrEnum):
     URGENT = "urgent"
     LOW = "low"
