@@ -184,7 +184,7 @@ class Watch(Generic[Brought]):
 
     def _taken_from_journal(self, feed: Feed) -> list[Published]:
         try:
-            return feed.take(WATCH_BATCH)
+            return feed.take_journaled(WATCH_BATCH)
         except Compacted as gone:
             raise Compacted(
                 f"whether changes behind revision {feed.since} left what `where` asks for is not known any more: these "

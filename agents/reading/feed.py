@@ -53,33 +53,53 @@ class Feed:
 
     def take(self, limit: int) -> list[Published]:
         """The next records, at most so many; none if nothing new is published."""
-        if self._journaled is None:
-            view = self._reader.view()
+        if self._journaled is not None:
             try:
-                pin = view.pin()
-                return self._from_memory(view, pin, limit)
-            except (FileNotFoundError, SnapshotExpired):
-                if view.root.successor == STOPPED:
-                    return []  # its memory is gone, and there is no other one yet
-                if view.root.successor:
-                    return self.take(limit)
+                if taken := self.take_journaled(limit):
+                    return taken
+            except Compacted:
+                if not self._is_in_memory():
+                    raise
+            self._journaled = None
+        view = self._reader.view()
+        try:
+            pin = view.pin()
+            return self._from_memory(view, pin, limit)
+        except (FileNotFoundError, SnapshotExpired):
+            if view.root.successor == STOPPED:
+                return []  # its memory is gone, and there is no other one yet
+            if not view.root.successor:
                 self._journaled = self._from_journal(view.pin())
-        taken: list[Published] = []
-        for one in self._journaled:
-            if self._is_new(one.record):
-                taken.append(one)
-                if len(taken) == limit:
-                    break
-        if taken:
-            return taken
-        self._journaled = None
-        return self.take(limit)
+            return self.take(limit)
 
     def turn_to_journal(self) -> None:
         """Read on in the journal, which has what was before each change, though memory has the change itself."""
         self._journaled = self._from_journal(self._reader.view().pin())
 
+    def take_journaled(self, limit: int) -> list[Published]:
+        """The next ones of those that the journal has. Raises Compacted where it was trimmed meanwhile, though memory
+        may have them.
+        """
+        taken: list[Published] = []
+        try:
+            for one in self._journaled or ():
+                if self._is_new(one.record):
+                    taken.append(one)
+                    if len(taken) == limit:
+                        break
+        except Compacted:
+            if not taken:
+                raise
+        return taken
+
     # --- from memory -------------------------------------------------------------------------------------------------
+
+    def _is_in_memory(self) -> bool:
+        """Whether what comes next is."""
+        try:
+            return self.since + 1 >= self._reader.view().pin().root.oldest
+        except (FileNotFoundError, SnapshotExpired):
+            return False
 
     def _from_memory(self, view: View, pin: Pin, limit: int) -> list[Published]:
         """Raises FileNotFoundError or SnapshotExpired where what comes next has left it."""

@@ -10,6 +10,7 @@ import signal
 import threading
 import weakref
 
+import msgspec
 import pytest
 import uvloop
 
@@ -31,6 +32,7 @@ from solewriter import (
 from solewriter.agents import watch as watches
 from solewriter.agents.reading import feed as feeds
 from solewriter.shared.config import KIB, WATCH_BATCH
+from solewriter.shared.journal.chain import journal_files
 
 FORGETFUL = Limits(heap_segment_bytes_first=64 * KIB, heap_segment_bytes_max=64 * KIB, snapshot_age_max_s=0)
 
@@ -270,6 +272,23 @@ def test_a_watch_that_reads_from_the_journal_is_gone_when_nobody_has_it(state, s
         finally:
             if collected:
                 gc.enable()
+
+
+def test_a_watch_goes_on_in_memory_where_the_journal_is_trimmed_while_it_reads_there(state, start_engine):
+    start_engine(state, limits=msgspec.structs.replace(FORGETFUL, journal_file_bytes=16 * KIB))
+    with connect(state) as client, open_reader(state) as reader:
+        text, count = KIB * "x", 2 * WATCH_BATCH
+        wishes = [Put(Task(title=f"{n}", id=f"{n % count}", description=text)) for n in range(4 * count)]
+        for reply in client.submit_many(wishes):
+            reply.check()
+        watch = reader.watch(since=0, timeout_s=0)
+        seen = [next(watch).revision]
+        while watch.revision < 3 * count:
+            seen.append(next(watch).revision)
+        assert 1 < reader.snapshot().pin.root.oldest < watch.revision
+        for path in journal_files(state)[:-1]:
+            path.unlink()
+        assert [*seen, *[change.revision for change in watch]] == [*range(1, 4 * count + 1)]
 
 
 def turn_over(client, reader) -> None:
