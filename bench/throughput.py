@@ -17,9 +17,13 @@ Mutations are counted when their reply is in the agent's hands, in one interval 
 Nothing is tuned for the measurement: garbage collection and limits are as every user has them. `verified` says of each
 row that nothing was refused, and that final versions, revision and every field add up to what was acknowledged.
 
-Reads: `get, warm` is from a snapshot that is held all the time, every entity decoded before; `get, cold` is a reader
-with an empty cache and a fresh mapping; `get, raw` finds the record and checks its sum, without decoding; `pin, get
-newest` takes a snapshot for each get. The floor is a bare pipe echo (88 bytes there, 42 back) at the same CPUs.
+Reads, without and beside a writer: `get, warm` is from a snapshot that is held all the time, every entity decoded
+before, so what the writer changed since is looked for and not decoded; `get, cold` is a reader with an empty cache and
+a fresh mapping; `get, raw` finds the record and checks its sum, without decoding; `pin, get newest` takes a snapshot
+for each get. The floor is a bare pipe echo (88 bytes there, 42 back) at the same CPUs.
+
+Nobody is compared but that floor: `solewriter bench` asks rivals for the same workload, and our engine by `submit`,
+whose replies tell versions as theirs do.
 """
 
 from __future__ import annotations

@@ -59,7 +59,7 @@ class Reads:
         return time.monotonic_ns() - begun_ns
 
     def _warm(self, ids: list[str]) -> int:
-        """From the held snapshot: nothing is decoded, however much a writer changes meanwhile."""
+        """From the held snapshot: nothing is decoded. What a writer changed is found as it was."""
         return _timed_gets(self._held, ids)
 
     def _cold(self, ids: list[str]) -> int:
