@@ -25,10 +25,10 @@ class Order(msgspec.Struct, frozen=True):
         return []
 
 
-O = TypeVar("O", bound=Order)  # noqa: E741
+K = TypeVar("K", bound=Order)
 
 
-def told(kind: type[O]) -> O:
+def told(kind: type[K]) -> K:
     """The orders of this process. Ctrl-C at a terminal is the parent's to answer, which ends this process then."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     return msgspec.json.decode(sys.argv[1], type=kind)
