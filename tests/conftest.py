@@ -351,16 +351,11 @@ def is_stopped() -> Callable[[int], bool]:
 
 
 @pytest.fixture
-def open_to_others() -> Callable[[Path], None]:
-    """`open_to_others(path)`: another user may come as far as what is at the path, though not into it."""
-
-    def opened(path: Path) -> None:
-        for one in path.parents:
-            if one == Path(tempfile.gettempdir()):
-                return
-            one.chmod(0o755)
-
-    return opened
+def passable() -> Iterator[Path]:
+    """A folder through which other users may go. It is none of pytest's, which another run closes when it begins."""
+    with tempfile.TemporaryDirectory() as folder:
+        Path(folder).chmod(0o755)
+        yield Path(folder)
 
 
 @pytest.fixture(scope="session")

@@ -75,12 +75,12 @@ AS_NOBODY = textwrap.dedent(
 
 
 @pytest.mark.parametrize("mode", [0o700, 0o755])
-def test_another_user_is_told_to_ask_as_the_engines(state, start_engine, mode, open_to_others):
+def test_another_user_is_told_to_ask_as_the_engines(passable, start_engine, mode):
     if os.geteuid() != 0:
         pytest.skip("changing the uid needs root")
+    state = passable / "state"
     start_engine(state)
     state.chmod(mode)
-    open_to_others(state)
     said = subprocess.run(
         [sys.executable, "-P", "-c", AS_NOBODY, str(state)],
         capture_output=True,

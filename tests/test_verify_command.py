@@ -74,6 +74,11 @@ def folder(worked_in, state):
     return state
 
 
+@pytest.fixture
+def passable_folder(worked_in, passable):
+    return shutil.copytree(worked_in, passable / "state", ignore=shutil.ignore_patterns("*.sock"))
+
+
 def run(*arguments):
     return CliRunner().invoke(app, [str(one) for one in arguments])
 
@@ -563,13 +568,13 @@ def test_a_file_that_the_disk_has_lost_is_named(folder, lost_by_the_disk, which)
     assert (told.exit_code, told.stderr) == (1, f"solewriter: [Errno 5] Input/output error: '{path}'\n")
 
 
-def test_what_may_not_be_read_is_not_cut_off(folder, open_to_others):
+def test_what_may_not_be_read_is_not_cut_off(passable_folder):
+    folder = passable_folder
     path, revision = journal_files(folder)[-1], verify(folder).revision
     root = os.geteuid() == 0
     if root:  # which may read everything
         for one in (folder, folder.parent, *folder.iterdir()):
             os.chown(one, 65534, 65534)
-        open_to_others(folder)
         os.seteuid(65534)
     try:
         path.chmod(0)
@@ -580,14 +585,14 @@ def test_what_may_not_be_read_is_not_cut_off(folder, open_to_others):
     assert (path.exists(), beside(folder)) == (True, [])
 
 
-def test_a_folder_that_may_not_be_written_is_neither_copied_nor_cut_in_half(folder, open_to_others):
+def test_a_folder_that_may_not_be_written_is_neither_copied_nor_cut_in_half(passable_folder):
     """Its files may be: then the journal would end already, and what was committed still go on behind that."""
+    folder = passable_folder
     before, revision = contents(folder), verify(folder).revision
     root = os.geteuid() == 0
     if root:  # which may write everywhere
         for one in (folder, folder.parent, *folder.iterdir()):
             os.chown(one, 65534, 65534)
-        open_to_others(folder)
         os.seteuid(65534)
     try:
         folder.chmod(0o500)
@@ -639,12 +644,11 @@ app()
 """
 
 
-def test_another_users_folder_is_no_wrong_use_and_one_object_too(tmp_path, open_to_others):
+def test_another_users_folder_is_no_wrong_use_and_one_object_too(passable):
     if os.geteuid() != 0:
         pytest.skip("to be another user needs root")
-    theirs = tmp_path / "theirs"
+    theirs = passable / "theirs"
     theirs.mkdir(mode=0o700)
-    open_to_others(theirs)
     command = [sys.executable, "-P", "-c", AS_ANOTHER_USER, *map(str, ("verify", "--json", theirs))]
     told = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
     assert (told.returncode, told.stderr) == (1, f"solewriter: {theirs} is another user's: it cannot be read\n")

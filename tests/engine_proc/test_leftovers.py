@@ -51,8 +51,8 @@ class Memory:
 
 
 @pytest.fixture
-def memory(tmp_path):
-    made = Memory(tmp_path / "state", tmp_path / "memory")
+def memory(passable):
+    made = Memory(passable / "state", passable / "memory")
     yield made
     for old in made.folder.markers():
         remove_segments(old.memory_dir, old.prefix)
@@ -168,12 +168,11 @@ def test_no_note_makes_a_start_remove_files_that_are_no_segments(memory, prefix,
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="changing the uid needs root")
 @pytest.mark.parametrize("remove", [lambda folder: remove_old_memory(folder, "solewriter-own"), remove_orphans])
-def test_memory_of_another_user_keeps_nobody_from_what_is_theirs(memory, open_to_others, remove):
+def test_memory_of_another_user_keeps_nobody_from_what_is_theirs(memory, remove):
     """As where an engine that root ran was killed, and its folder then given to whom it is for: in a memory folder that
     is everybody's they can neither look at its memory nor remove it, so its note stays, for who can.
     """
     memory.left("solewriter-root")
-    open_to_others(memory.folder.path)
     os.chown(memory.folder.path, OTHER, OTHER)
     os.chmod(memory.where, 0o1777)
     os.seteuid(OTHER)

@@ -764,14 +764,14 @@ def test_agents_of_every_start_method_work(state, start_engine, tmp_path, monkey
     sys.modules.pop("agent_module")
 
 
-def test_another_users_process_is_refused_before_a_byte_is_decoded(state, start_engine):
+def test_another_users_process_is_refused_before_a_byte_is_decoded(passable, start_engine):
     if os.geteuid() != 0:
         pytest.skip("changing the uid needs root")
+    state = passable / "state"
     engine = start_engine(state)
     with connect(state) as client:
         client.create(Task(title="x"))
-    for path in (state, state.parent, state.parent.parent, state.parent.parent.parent):
-        path.chmod(0o755)
+    state.chmod(0o755)
     program = textwrap.dedent(
         """
         import os, socket, sys
@@ -809,11 +809,11 @@ def test_another_users_process_is_refused_before_a_byte_is_decoded(state, start_
 
 
 @pytest.mark.parametrize("mode", [0o700, 0o755])
-def test_another_users_client_and_reader_are_told_that_they_cannot(engine, mode, open_to_others):
+def test_another_users_client_and_reader_are_told_that_they_cannot(start_engine, mode, passable):
     if os.geteuid() != 0:
         pytest.skip("changing the uid needs root")
+    engine = start_engine(passable / "state")
     engine.state.chmod(mode)
-    open_to_others(engine.state)
     program = textwrap.dedent(
         """
         import os, sys

@@ -537,17 +537,16 @@ STRANGER = textwrap.dedent(
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="changing the uid needs root")
-def test_another_user_opens_nothing_and_is_hung_up_on_unheard(state, start_engine, capfd, wait_until):
+def test_another_user_opens_nothing_and_is_hung_up_on_unheard(passable, start_engine, capfd, wait_until):
     """Every file and every segment, by its name; the folders are made passable, and so is the socket."""
+    state = passable / "state"
     engine = start_engine(state)
     with connect(state) as client:
         client.create(Task(title="x"))
     where = engine.folder.whereabouts()
     files = [path for path in state.iterdir() if not path.is_socket()]
     files += Path(where.memory_dir).glob(f"{where.prefix}*")
-    for path in (state, *state.parents):
-        if path.stat().st_uid == os.geteuid() and not path.stat().st_mode & 0o001:
-            path.chmod(path.stat().st_mode | 0o055)
+    state.chmod(0o755)
     (state / "engine.sock").chmod(0o777)
     command = [sys.executable, "-c", STRANGER, str(state / "engine.sock"), *map(str, files)]
     ran = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True)

@@ -55,6 +55,11 @@ def make(order, entry, time_us=0):
 
 
 @pytest.fixture
+def tmp_path(passable):
+    return passable
+
+
+@pytest.fixture
 def journal(tmp_path, monkeypatch):
     monkeypatch.setattr(journals, "JOURNAL_FILE_BYTES_FIRST", 4 * KIB)
     with ThreadPoolExecutor(1) as beside:
@@ -478,7 +483,7 @@ def test_a_damaged_checkpoint_that_is_only_history_does_not_hinder_a_start_and_g
 
 
 def test_one_of_the_history_that_another_user_owns_does_not_hinder_a_start_and_stays_as_long_as_others(
-    held, journal, tmp_path, open_to_others
+    held, journal, tmp_path
 ):
     grow(journal, 5)
     old, _ = held()
@@ -487,7 +492,6 @@ def test_one_of_the_history_that_another_user_owns_does_not_hinder_a_start_and_s
     os.utime(path, (5, 5))
     root = os.geteuid() == 0
     path.chmod(0o600 if root else 0)
-    open_to_others(path)
     os.seteuid(65534 if root else os.geteuid())  # root may read everything
     try:
         checkpoints, log = held()
