@@ -15,7 +15,7 @@ from typing import Any
 
 from solewriter.shared.errors import InvalidMutation, shown
 from solewriter.shared.kinds.kind import Kind
-from solewriter.shared.kinds.payload import plain
+from solewriter.shared.kinds.payload import in_whole_minutes, plain
 from solewriter.shared.kinds.validation import no_changes
 
 PlainOperation = tuple[str, Any, "int | None"]
@@ -87,7 +87,7 @@ class _Items(Operation):
 
     @property
     def _plain_items(self) -> list[Any]:
-        return [plain(item) for item in self.items]
+        return [plain(in_whole_minutes(item)) for item in self.items]
 
 
 @dataclass(frozen=True, init=False)

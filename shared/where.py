@@ -22,7 +22,7 @@ import msgspec
 
 from solewriter.shared.errors import BadRequest, InvalidMutation, shown
 from solewriter.shared.kinds.kind import Kind
-from solewriter.shared.kinds.payload import encode, encode_asked, plain, without_bytes
+from solewriter.shared.kinds.payload import encode, encode_asked, in_whole_minutes, plain, without_bytes
 from solewriter.shared.kinds.rules import is_plain
 from solewriter.shared.kinds.validation import field_adapter
 
@@ -97,11 +97,12 @@ def _sort(kind: Kind, name: str, values: list[Any]) -> None:
 
 def same_fields(values: Mapping[str, Any]) -> PlainWhere:
     """That these fields are exactly so."""
-    return {name: (IN, [plain(value)]) for name, value in values.items()}
+    return {name: (IN, [plain(in_whole_minutes(value))]) for name, value in values.items()}
 
 
 def _plain(kind: Kind, name: str, value: Any) -> Any:
-    return plain(_typed(kind, name, value))
+    valid = _typed(kind, name, value)
+    return plain(in_whole_minutes(valid) if name in kind.moments else valid)
 
 
 def _typed(kind: Kind, name: str, value: Any) -> Any:

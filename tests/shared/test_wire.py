@@ -20,7 +20,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from pydantic import AfterValidator, AwareDatetime, BaseModel, ConfigDict, create_model, field_validator
 
-from solewriter.shared import handshake, wire, wirecheck, wireform
+from solewriter.shared import handshake, where, wire, wirecheck, wireform
 from solewriter.shared.config import CAREFUL_NUMBERS, FRAME_REQUESTS_MAX, HANDSHAKE_BYTES_MAX, Limits
 from solewriter.shared.entity import Entity, Part
 from solewriter.shared.errors import BadRequest, InvalidMutation, LayoutMismatch, RequestTooLarge
@@ -47,7 +47,7 @@ from solewriter.shared.mutations import (
     Unchanged,
     Update,
 )
-from solewriter.shared.operations import Append, Increment, Max, PutIn
+from solewriter.shared.operations import Add, Append, Increment, Max, PutIn, Remove
 from solewriter.shared.registry import Registry
 from solewriter.shared.request_ids import default_id
 from solewriter.shared.where import Range
@@ -254,6 +254,22 @@ def test_a_moment_is_the_same_one_whatever_its_zone_was(model):
     assert kind.field("first", Max(LONG_AGO).plain[1]) == LONG_AGO
     aged = create_model("Aged", __base__=Entity, birth=(Birth, birth))
     assert Birth(**Registry().of(aged).schema.defaults["birth"]) == birth
+
+
+def test_a_moment_in_a_part_is_the_same_one_to_guards_and_operations():
+    registry = Registry()
+    kind, birth = registry.of(Family), Birth(at=LONG_AGO)
+    family = Family(id="f", first=LONG_AGO, born=birth, births=(birth,), others=frozenset([LONG_AGO]))
+    stored = kind.fields_of(kind.schema, kind.payload(kind.stored(family)))
+    fields = {"born": birth, "births": [(birth,)], "others": [frozenset([LONG_AGO])]}
+    for guard in (RequireFields(Family.ref("f"), fields), Unchanged(family, ("born", "births", "others"))):
+        said = wireform.plain_guard(guard, registry)[3][1]
+        assert {one.name: one.holds(stored[one.name]) for one in where.demands(kind, said)} == dict.fromkeys(
+            fields, True
+        )
+    for operation in (Append(birth), Add(birth), Remove(birth)):
+        sent = wireform.plain_mutation(Alter(Family.ref("f"), {"births": operation}), registry)[4]
+        assert kind.field("births", sent["births"][1]) == (birth,)
 
 
 class Shift(Part):
@@ -709,7 +725,7 @@ def test_a_frame_with_many_numbers_means_the_same_as_one_with_few():
 
 WATCHED = """
 import json, resource, sys
-from solewriter.shared import handshake, wire, wirecheck, wireform
+from solewriter.shared import handshake, where, wire, wirecheck, wireform
 from solewriter.shared.config import Limits
 from solewriter.shared.errors import BadRequest, InvalidMutation, RequestTooLarge
 events, watching = [], False
@@ -754,7 +770,7 @@ def test_decoding_poison_imports_opens_and_calls_nothing(monkeypatch):
 
 EXTENDED = """
 import copyreg, pickle, sys
-from solewriter.shared import handshake, wire, wirecheck, wireform
+from solewriter.shared import handshake, where, wire, wirecheck, wireform
 copyreg.add_extension("os", "getcwd", 1)
 body = bytes([128, 2, 0x82, 1]) + b")R."
 try:
@@ -1049,7 +1065,7 @@ def test_the_digest_is_that_of_the_content():
 
 
 TAGGED = """
-from solewriter.shared import handshake, wire, wirecheck, wireform
+from solewriter.shared import handshake, where, wire, wirecheck, wireform
 from solewriter.shared.models import Entity
 from solewriter.shared.mutations import Create, RequireFields
 from solewriter.shared.registry import Registry
