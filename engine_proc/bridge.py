@@ -266,7 +266,7 @@ class Bridge:
         self.loop = loop
         self.limits = limits
         self.inbox: asyncio.Queue[Any] = asyncio.Queue()  # bounded by what each lane may have waiting
-        self.buffer = memoryview(bytearray(limits.lane_read_bytes))
+        self.buffer = memoryview(bytearray(min(limits.lane_read_bytes, PIPE_BYTES)))  # no lane holds more
         self.half_frames = 0
         self._memory_epoch = memory_epoch
         self._log = log

@@ -132,7 +132,8 @@ def _check_number(name: str, kind: str, value: object) -> None:
     if kind == "int" and value >= 2**63:  # no file, nor what an engine is told, takes more
         raise ValueError(f"{name} must be below 2**63")
     if 0 < value < _LEAST.get(name, 0):
-        raise ValueError(f"{name} must be 0 or at least {_LEAST[name]:g}, and is {value}")
+        zero = "" if name in _ABOVE_ZERO else "0 or "
+        raise ValueError(f"{name} must be {zero}at least {_LEAST[name]:,}, and is {value}")
     if kind == "float" and value > SECONDS_MAX and name not in _ENDLESS:
         raise ValueError(f"{name} must be finite, {SECONDS_MAX:g} at most, and is {value}")
 
@@ -158,7 +159,10 @@ _ABOVE_ZERO = frozenset(  # of the others 0 means: none of it, at once, or not a
         "journal_file_bytes",
     )
 )  # fmt: skip
-_LEAST = {"decide_timeout_s": 0.0001}  # whose timer, where it ticks faster, leaves no time for anything else
+_LEAST = {
+    "decide_timeout_s": 0.0001,  # whose timer, where it ticks faster, leaves no time for anything else
+    "engine_headroom_bytes": 16 * MIB,  # with one an engine dies of a thousand tasks, and with less it hears nobody
+}
 _ENDLESS = frozenset(  # patience and times to look back on: no timer is set to them
     ("busy_above_s", "connect_timeout_s", "request_timeout_s", "hang_timeout_s", "restart_window_s",
      "snapshot_age_max_s")

@@ -58,6 +58,13 @@ def test_a_time_to_decide_in_that_leaves_none_for_anything_else_is_refused(value
     assert Limits(decide_timeout_s=0) != Limits(decide_timeout_s=0.0001)
 
 
+def test_a_headroom_in_which_no_engine_answers_is_refused():
+    for value in (1, 2**20):
+        with pytest.raises(ValueError, match=r"^engine_headroom_bytes must be at least 16,777,216, and is"):
+            Limits(engine_headroom_bytes=value)
+    assert Limits(engine_headroom_bytes=2**24)
+
+
 @pytest.mark.parametrize("name", ["decide_timeout_s", "session_grace_s", "heartbeat_s", "history_s", "drain_timeout_s"])
 def test_a_time_that_a_timer_is_set_to_has_an_end(name):
     with pytest.raises(ValueError, match=f"^{name} must be finite"):

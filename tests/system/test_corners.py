@@ -510,8 +510,9 @@ def test_bounds_are_limits_and_no_dict(state, start_engine):
             asyncio.run(awaited(opening))
 
 
-def test_a_headroom_without_an_end_is_one(state, start_engine):
-    start_engine(state, limits=Limits(engine_headroom_bytes=sys.maxsize))
+@pytest.mark.parametrize("name", ["engine_headroom_bytes", "lane_read_bytes"])
+def test_a_bound_of_bytes_without_an_end_is_one(state, start_engine, name):
+    start_engine(state, limits=Limits(**{name: sys.maxsize}))
     with connect(state) as client:
         assert client.create(Task(title="x")).version == 1
 
