@@ -233,6 +233,26 @@ def test_an_export_that_is_interrupted_leaves_nothing_and_one_that_is_killed_no_
         os._exit(1)
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signal.SIGKILL
     assert not (tmp_path / "x.db").exists()
+    assert [path.name for path in tmp_path.glob("x*")] == [f"x.db.{child}.tmp"]
+
+
+def test_what_a_killed_export_left_is_removed_by_the_next_one_to_that_file(engine, samples, tmp_path):
+    """But nothing that is being written, nor anything else."""
+    others = {"x.db.notes.tmp", "y.db.1.tmp"}
+    for name in (*others, "x.db.1.tmp", "x.db.22.tmp"):
+        (tmp_path / name).write_text("x")
+    if not (child := os.fork()):
+        exported_beside(engine, tmp_path / "x.db", lambda: os.kill(os.getpid(), signal.SIGSTOP))
+        os._exit(0)
+    try:
+        os.waitpid(child, os.WUNTRACED)
+        exported(engine.state, None, tmp_path / "x.db", replace=False)
+        assert {path.name for path in tmp_path.glob("*.db*")} == {"x.db", f"x.db.{child}.tmp", *others}
+    finally:
+        os.kill(child, signal.SIGKILL)
+        os.waitpid(child, 0)
+    exported(engine.state, None, tmp_path / "x.db", replace=True)
+    assert {path.name for path in tmp_path.glob("*.db*")} == {"x.db", *others}
 
 
 def test_nobody_else_may_read_it(engine, samples, tmp_path):

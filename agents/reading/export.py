@@ -8,11 +8,13 @@ that SQLite has no room for are text, and what has parts is JSON. The table `sol
 from __future__ import annotations
 
 import errno
+import fcntl
 import os
 import sqlite3
 from collections.abc import Iterable, Iterator
-from contextlib import closing
+from contextlib import closing, suppress
 from datetime import UTC, datetime
+from glob import escape
 from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -22,7 +24,7 @@ import msgspec
 from solewriter.agents.snapshot import Snapshot
 from solewriter.shared.config import EXPORT_ROWS
 from solewriter.shared.memory.catalog import Catalog
-from solewriter.shared.system.files import naming, new_file, sync_folder
+from solewriter.shared.system.files import files_named, lasting_file, naming, new_file, sync_folder
 
 _INT64 = range(-(2**63), 2**63)
 _LOGS = ("-wal", "-journal")  # behind a file's name: what SQLite takes for changes of it, and puts into it
@@ -50,12 +52,15 @@ def export(snapshot: Snapshot, path: Path, *, replace: bool = False) -> Exported
         if os.path.lexists(log):
             raise FileExistsError(f"{log} is there: SQLite would take it for a part of {path.name}")
     fresh = path.with_name(f"{path.name}.{os.getpid()}.tmp")
+    with suppress(OSError):  # of a folder that cannot be listed
+        _remove_left(path)
     try:
         fd = new_file(fresh)
     except OSError as error:
         error.filename = os.fspath(path)
         raise
     try:
+        _is_free(fd)
         with closing(sqlite3.connect(fresh, isolation_level=None)) as database:
             exported = _written(snapshot, database)
         with naming(path):
@@ -74,6 +79,27 @@ def export(snapshot: Snapshot, path: Path, *, replace: bool = False) -> Exported
         if error.errno not in _NOT_SYNCED:
             raise
     return exported
+
+
+def _remove_left(path: Path) -> None:
+    """Remove what exports to this file left that were killed. Raises OSError."""
+    for left in files_named(path.parent, f"{escape(path.name)}.*.tmp"):
+        if left.name[len(path.name) + 1 : -4].isdecimal() and left.is_file():
+            fd = lasting_file(left, made=False)
+            try:
+                if _is_free(fd):
+                    left.unlink()
+            finally:
+                os.close(fd)
+
+
+def _is_free(fd: int) -> bool:
+    """Lock a file until it is closed, as whoever writes one has it. Whether nobody had."""
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:  # or its file system has no locks: then it stays
+        return False
+    return True
 
 
 def _give_name(fresh: Path, path: Path, *, replace: bool) -> None:
