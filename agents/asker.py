@@ -119,8 +119,13 @@ class Asker:
 
     def _giving_back(self, kind: type[Task], claimed: Result, reason: str) -> PlainRequest:
         """The release of what a claim brought, under its own token, whatever is held: by now it may be claimed anew."""
-        release = wireform.plain_mutation(Release(kind.ref(claimed.id), reason), self._registry, self._limits)
+        mutation = Release(kind.ref(claimed.id), self._fitting(reason))
+        release = wireform.plain_mutation(mutation, self._registry, self._limits)
         return [release], [(SHOWN, claimed.kind, claimed.id, claimed.version)], None, None
+
+    def _fitting(self, reason: str) -> str:
+        """As much of a reason that nobody wrote as the engine takes: it is no cause to refuse what it is of."""
+        return reason.encode()[: self._session.limits.text_bytes_max].decode(errors="ignore")
 
     def _deadline(self, timeout_s: float | None) -> float:
         """Until when a caller waits, on `time.monotonic`. Raises InvalidMutation for what is no number of seconds."""

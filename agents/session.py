@@ -76,13 +76,13 @@ class AgentSession:
             raise ValueError(
                 f"name and client_id are text that UTF-8 can encode, not {shown(name)} and {shown(client_id)}"
             )
-        self.limits = limits
+        self.limits = limits  # those of frames and reasons are the engine's, where these are lower
         self.name: str = name
         self.client_id: str = client_id or new_client_id()
         self.number = session_number(self.client_id)
         self.window = limits.window_max  # credits; the engine's own, where they are lower, come with its welcome
         self.window_bytes = limits.window_bytes_max
-        self._frame_bytes_max = limits.frame_bytes_max  # likewise
+        self._own = limits
         self.fenced = False
         self._instance = new_client_id()
         self.in_flight = 0
@@ -226,9 +226,11 @@ class AgentSession:
         self._epoch = welcome.memory_epoch
         self.window = min(self.limits.window_max, welcome.window)
         self.window_bytes = min(self.limits.window_bytes_max, welcome.window_bytes or self.limits.window_bytes_max)
-        frame_bytes_max = min(self._frame_bytes_max, welcome.frame_bytes_max)
-        if frame_bytes_max != self.limits.frame_bytes_max:
-            self.limits = msgspec.structs.replace(self.limits, frame_bytes_max=frame_bytes_max)
+        own, text_max = self._own, welcome.text_bytes_max
+        frame_max = min(own.frame_bytes_max, welcome.frame_bytes_max)
+        text_max = own.text_bytes_max if text_max is None else min(own.text_bytes_max, text_max)
+        if (frame_max, text_max) != (self.limits.frame_bytes_max, self.limits.text_bytes_max):
+            self.limits = msgspec.structs.replace(self.limits, frame_bytes_max=frame_max, text_bytes_max=text_max)
         for frame in self._frames:  # counted anew: an interrupt between an answer and its count ended the lane before
             self._take_back(frame)
             frame.open = sum(not pending.done for pending in frame.pendings)

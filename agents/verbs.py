@@ -14,7 +14,7 @@ from solewriter.agents.pending import is_interrupt
 from solewriter.agents.reading.looking import plainly
 from solewriter.agents.reading.readiness import is_anything_left
 from solewriter.agents.requesting import Requests
-from solewriter.shared.config import GIVE_BACK_S, MESSAGE_MAX, WORK_PATIENCE_S, Limits
+from solewriter.shared.config import GIVE_BACK_S, MESSAGE_MAX, WORK_PATIENCE_S
 from solewriter.shared.entity import Entity, Ref, model_of
 from solewriter.shared.errors import OutcomeUnknown, Refused, SolewriterError, Unavailable, clean, shown
 from solewriter.shared.fieldform import together
@@ -202,7 +202,7 @@ class Verbs(Requests):
             yield task
         except BaseException as error:
             if self.holds(type(task), task.id) == token:
-                reason = reason_of(error, self._limits)
+                reason = self._fitting(reason_of(error))
                 try:
                     if isinstance(error, Exception):
                         self.fail(task, reason=reason)
@@ -239,21 +239,20 @@ class Verbs(Requests):
                 over = plainly(is_over())
             except BaseException as error:
                 try:
-                    self.release(task, reason=ENDING, timeout_s=patience_with(error))
+                    self.release(task, reason=self._fitting(ENDING), timeout_s=patience_with(error))
                 except SolewriterError as untold:
                     error.add_note(not_ended(task, untold))
                 raise
             if over:
                 with suppress(Refused):  # somebody took it away already
-                    self.release(task, reason=ENDING)
+                    self.release(task, reason=self._fitting(ENDING))
                 return
             yield task
 
 
-def reason_of(error: BaseException, limits: Limits) -> str:
+def reason_of(error: BaseException) -> str:
     """What ended an attempt, as text that can be stored."""
-    told = clean("".join(traceback.format_exception_only(error)).strip(), MESSAGE_MAX)
-    return told.encode()[: limits.text_bytes_max].decode(errors="ignore")
+    return clean("".join(traceback.format_exception_only(error)).strip(), MESSAGE_MAX)
 
 
 def patience_with(error: BaseException) -> float | None:

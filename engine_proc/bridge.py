@@ -337,6 +337,7 @@ class Bridge:
                 window=self.limits.window_max,
                 window_bytes=self.limits.window_bytes_max,
                 frame_bytes_max=self.limits.frame_bytes_max,
+                text_bytes_max=self.limits.text_bytes_max,
             )
         )
         failpoint.reach("bridge.admitted")

@@ -47,6 +47,7 @@ class Welcome(msgspec.Struct, kw_only=True):
     window: int = 0  # credits: requests that this session may have in flight
     window_bytes: int = 0  # the same in bytes of frames; 0: of an engine that does not say
     frame_bytes_max: int = 0
+    text_bytes_max: int | None = None  # None: of an engine that does not say
 
 
 def pack_words(words: Hello | Welcome) -> bytes:

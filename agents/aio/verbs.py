@@ -208,7 +208,7 @@ class AioVerbs(AioRequests):
             yield task
         except BaseException as error:
             if self.holds(type(task), task.id) == token:
-                reason = reason_of(error, self._limits)
+                reason = self._fitting(reason_of(error))
                 try:
                     if isinstance(error, Exception):
                         await self.fail(task, reason=reason)
@@ -250,12 +250,12 @@ class AioVerbs(AioRequests):
                 over = await is_over()
             except BaseException as error:
                 try:
-                    await self.release(task, reason=ENDING, timeout_s=patience_with(error))
+                    await self.release(task, reason=self._fitting(ENDING), timeout_s=patience_with(error))
                 except SolewriterError as untold:
                     error.add_note(not_ended(task, untold))
                 raise
             if over:
                 with suppress(Refused):  # somebody took it away already
-                    await self.release(task, reason=ENDING)
+                    await self.release(task, reason=self._fitting(ENDING))
                 return
             yield task

@@ -342,3 +342,38 @@ def test_attempts_of_coroutines_end_the_same(engine, client, limits):
     assert newest(client, "a") == ("fail", "ValueError: why")
     assert newest(client, "b") == ("release", "asyncio.exceptions.CancelledError")
     assert untouched(client, "b")
+
+
+@pytest.mark.parametrize(("most", "own"), [(9, None), (0, None), (0, 0)])
+def test_a_reason_that_nobody_wrote_is_as_long_as_the_engine_takes(start_engine, state, limits, most, own):
+    """What it is of is done, whatever bound reasons have: the engine's may be lower than those of its agents."""
+    engine = start_engine(state, limits=msgspec.structs.replace(limits, text_bytes_max=most))
+    mine = limits if own is None else msgspec.structs.replace(limits, text_bytes_max=own)
+
+    async def story(client: Client) -> None:
+        async with aio.connect(engine.state, name="other", limits=mine) as agent:
+            with pytest.raises(ValueError, match="for some reason"):
+                async with agent.attempt(await agent.claim(Task, where={"priority": "high"})):
+                    raise ValueError("for some reason")
+            hasty = asyncio.create_task(agent.claim(Task, where={"priority": "low"}))
+            while not agent._session.in_flight:
+                await asyncio.sleep(0)
+            client.reader.wait_until(Task, "d", lambda one: one.status is TaskStatus.IN_PROGRESS, 60)
+            hasty.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await hasty
+
+    with connect(engine.state, name="me", limits=mine) as client:
+        client.create(task("a"))
+        with pytest.raises(ZeroDivisionError), client.attempt(client.claim(Task)):
+            assert 1 / 0
+        assert newest(client, "a") == ("fail", "ZeroDivisionError: division by zero"[:most])
+        client.create(task("b"))
+        said = iter([False, True])
+        assert list(client.work(Task, until=lambda: next(said))) == []
+        assert newest(client, "b") == ("release", "its agent ends"[:most])
+        client.create(task("c", priority="high"))
+        client.create(task("d", priority="low"))
+        asyncio.run(story(client))
+        assert newest(client, "c") == ("fail", "ValueError: for some reason"[:most])
+        assert newest(client, "d") == ("release", "its claim was cancelled"[:most])
