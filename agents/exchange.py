@@ -17,13 +17,13 @@ import weakref
 from collections.abc import Callable, Sequence
 from functools import partial
 
+from solewriter.agents.admission import check_room, make_room, no_room, until_room
 from solewriter.agents.deadline import due_s, not_sent
 from solewriter.agents.greeting import greet
 from solewriter.agents.monitor import Monitor
 from solewriter.agents.pace import Pace
 from solewriter.agents.pending import Pending, Sent, name_request, outcome_unknown
 from solewriter.agents.reconnecting import Reconnecting
-from solewriter.agents.room import check_room, make_room, no_room, until_room
 from solewriter.agents.session import AgentSession, closed, fenced
 from solewriter.agents.spinning import Spinning
 from solewriter.shared.config import POLL_MS_MAX, READ_BYTES, RECONNECT_MAX_S, Limits

@@ -11,6 +11,7 @@ from itertools import islice
 from types import TracebackType
 from typing import Self, TypeVar
 
+from solewriter.agents.admission import pipeline, sends_more
 from solewriter.agents.answers import Answers, Outcome, entity_of
 from solewriter.agents.asker import Asker
 from solewriter.agents.conflicts import judged
@@ -19,7 +20,6 @@ from solewriter.agents.exchange import Exchange
 from solewriter.agents.farewell import say_farewell
 from solewriter.agents.pending import Pending, Sent, name_answered, name_request
 from solewriter.agents.reader import Reader
-from solewriter.agents.room import pipeline, sends_more
 from solewriter.shared import wireform
 from solewriter.shared.config import DEFAULT_LIMITS, Limits
 from solewriter.shared.entity import Entity

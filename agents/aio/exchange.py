@@ -17,6 +17,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 
+from solewriter.agents.admission import check_room, make_room, no_room, until_room
 from solewriter.agents.aio.greeting import Greeting
 from solewriter.agents.aio.home import Home, call_if_there, wake
 from solewriter.agents.aio.line import Line, Place
@@ -24,7 +25,6 @@ from solewriter.agents.deadline import due_s, not_sent
 from solewriter.agents.pace import Pace
 from solewriter.agents.pending import Pending, Sent, name_request, outcome_unknown
 from solewriter.agents.reconnecting import Reconnecting
-from solewriter.agents.room import check_room, make_room, no_room, until_room
 from solewriter.agents.session import AgentSession, closed, fenced
 from solewriter.shared.config import PIPE_BYTES, READ_BYTES, Limits
 from solewriter.shared.errors import EngineUnavailable, SolewriterError

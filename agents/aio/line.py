@@ -1,6 +1,6 @@
 """`Line`: coroutines that wait for room in the window of their client, in the order in which they came.
 
-Claims that wait leave room for others (see `room`), and once they have all of theirs, others pass them in the line.
+Claims that wait leave room for others (see `admission`), and once they have all of theirs, others pass them in line.
 """
 
 from __future__ import annotations
@@ -10,8 +10,8 @@ from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 from copy import copy
 
+from solewriter.agents.admission import claims_too_many, is_pressing
 from solewriter.agents.pending import Sent
-from solewriter.agents.room import claims_too_many, is_pressing
 from solewriter.agents.session import AgentSession
 from solewriter.shared.errors import SolewriterError
 from solewriter.shared.wireform import Asked

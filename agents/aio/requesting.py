@@ -19,6 +19,7 @@ from itertools import islice
 from types import TracebackType
 from typing import Self, TypeVar
 
+from solewriter.agents.admission import pipeline, sends_more
 from solewriter.agents.aio.exchange import AioExchange
 from solewriter.agents.aio.reader import AioReader, Memory
 from solewriter.agents.answers import Answers, Outcome, entities_of, entity_or_error
@@ -27,7 +28,6 @@ from solewriter.agents.conflicts import judged
 from solewriter.agents.deadline import Timed, deadline_us, timed
 from solewriter.agents.farewell import say_farewell
 from solewriter.agents.pending import Pending, Sent, name_request
-from solewriter.agents.room import pipeline, sends_more
 from solewriter.shared import wireform
 from solewriter.shared.config import DEFAULT_LIMITS, GIVE_BACK_S, Limits
 from solewriter.shared.entity import Entity

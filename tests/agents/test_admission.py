@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 
 from solewriter import Busy
+from solewriter.agents.admission import check_room, make_room
 from solewriter.agents.pace import Pace
-from solewriter.agents.room import check_room, make_room
 from solewriter.agents.session import AgentSession
 from solewriter.shared import wire
 from solewriter.shared.config import DEFAULT_LIMITS, IN_FLIGHT_LEAST, STEADY_LOOKS
