@@ -12,7 +12,7 @@ from solewriter.shared.errors import Busy, EngineUnavailable, InvalidMutation, s
 from solewriter.shared.wireform import Asked
 
 
-def until_room(session: AgentSession, requests: Sequence[Asked]) -> int:
+def replies_needed(session: AgentSession, requests: Sequence[Asked]) -> int:
     """How many replies until these requests may be sent: 0 if they may now. Claims that wait leave room for others."""
     missing = session.replies_until_room(len(requests))
     if session.waiting and not is_pressing(requests):
@@ -38,7 +38,7 @@ def check_room(
     within that time and before their own deadline, as the engine answers just now.
     """
     soon_s = min(busy_above_s, due_s(requests) - now_s)
-    missing = in_line + until_room(session, requests)
+    missing = in_line + replies_needed(session, requests)
     missing = max(missing, pace.too_many(session.awaited + len(requests), soon_s))
     if missing or (session.unsent is not None and session.in_flight):
         raise _busy(pace.retry_after_s(max(1, missing), now_s))

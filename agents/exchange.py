@@ -17,7 +17,7 @@ import weakref
 from collections.abc import Callable, Sequence
 from functools import partial
 
-from solewriter.agents.admission import check_room, make_room, no_room, until_room
+from solewriter.agents.admission import check_room, make_room, no_room, replies_needed
 from solewriter.agents.deadline import due_s, not_sent
 from solewriter.agents.greeting import greet
 from solewriter.agents.monitor import Monitor
@@ -153,7 +153,7 @@ class Exchange:
         EngineUnavailable when the caller's does: nothing was sent.
         """
         self._check_usable()
-        while until_room(self._session, requests):
+        while replies_needed(self._session, requests):
             self._make_room(requests)
             due = due_s(requests)
             if not self._pump(min(deadline, due)):
@@ -349,13 +349,13 @@ class Exchange:
         """One hello. Other threads may queue requests meanwhile: they are the last of what is sent on this lane."""
         hello = self._session.hello(os.getpid())
         try:
-            welcome = self._monitor.unlocked(lambda: greet(self.folder, hello, lane, timeout_s, self._connected))
+            welcome = self._monitor.unlocked(lambda: greet(self.folder, hello, lane, timeout_s, self._keep_connection))
         finally:
             self._greeting = None
         self._check_usable()
         self._session.welcomed(welcome)
 
-    def _connected(self, connection: socket.socket) -> None:
+    def _keep_connection(self, connection: socket.socket) -> None:
         self._greeting = connection
         if self._closed:  # just before: nobody would hang up
             self._hang_up()

@@ -1,9 +1,9 @@
 """`AioExchange`: requests out, replies in, over a lane, for all coroutines of one client. Nothing here blocks the loop.
 
 The loop reads the reply pipe, and watches the request pipe only while something is unsent. When the window of requests
-in flight is full, callers stand in a `Line`; whoever makes room numbers and sends the request of the first of them in
-its name, so nobody overtakes, and what nobody waits for any more is not sent. A lost engine: the lane is dropped, and a
-task makes another one, on which everything unanswered is sent again. Only the handshake runs in a thread.
+in flight is full, callers stand in a `WaitQueue`; whoever makes room numbers and sends the request of the first of them
+in its name, so nobody overtakes, and what nobody waits for any more is not sent. A lost engine: the lane is dropped,
+and a task makes another one, on which everything unanswered is sent again. Only the handshake runs in a thread.
 """
 
 from __future__ import annotations
@@ -17,10 +17,10 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 
-from solewriter.agents.admission import check_room, make_room, no_room, until_room
+from solewriter.agents.admission import check_room, make_room, no_room, replies_needed
 from solewriter.agents.aio.greeting import Greeting
 from solewriter.agents.aio.home import Home, call_if_there, wake
-from solewriter.agents.aio.line import Line, Place
+from solewriter.agents.aio.waitqueue import Place, WaitQueue
 from solewriter.agents.deadline import due_s, not_sent
 from solewriter.agents.pace import Pace
 from solewriter.agents.pending import Pending, Sent, name_request, outcome_unknown
@@ -53,7 +53,7 @@ class AioExchange:
         self._limits = limits
         self._home = Home("client", "aio.connect")
         self._loop = self._home.loop
-        self._line = Line(session)
+        self._queue = WaitQueue(session)
         self._leaving: set[Lane] = set()  # dropped, and closed in the loop's next tick
         self._buffer = memoryview(bytearray(READ_BYTES))
         self._writing = False  # the loop watches the request pipe
@@ -78,10 +78,10 @@ class AioExchange:
         if not wait_for_room:
             self._check_room(requests)
             self._check_usable()  # what was just read may be the end
-        if not self._line.before(requests) and not until_room(self._session, requests):
+        if not self._queue.before(requests) and not replies_needed(self._session, requests):
             return self._dispatch(requests)
         place: Place = self._loop.create_future()
-        self._line.join(place, requests)
+        self._queue.join(place, requests)
         self._make_room()
         self._go_on()
         due = due_s(requests)
@@ -97,7 +97,7 @@ class AioExchange:
             raise
         finally:
             timer.cancel()
-            if self._line.leave(place):
+            if self._queue.leave(place):
                 self._admit()  # whoever stood behind may fit
 
     async def wait(self, pending: Pending, deadline: float) -> None:
@@ -130,7 +130,7 @@ class AioExchange:
         if self._connecting is not None:
             self._connecting.cancel()
         self._session.close()
-        self._line.refuse(closed())
+        self._queue.refuse(closed())
         self._drop_lane()
         if self._connecting is not None:
             await asyncio.wait({self._connecting})
@@ -148,7 +148,7 @@ class AioExchange:
     def _check_room(self, requests: Sequence[Asked]) -> None:
         """Raises Busy where these requests would have to wait, after what there is was read."""
         self._readable()
-        soon_s, in_line = self._limits.busy_above_s, self._line.before(requests)
+        soon_s, in_line = self._limits.busy_above_s, self._queue.before(requests)
         check_room(self._session, self._pace, requests, soon_s, time.monotonic(), in_line)
 
     def _dispatch(self, requests: Sequence[Asked]) -> list[Sent]:
@@ -169,13 +169,13 @@ class AioExchange:
     def _admit(self) -> None:
         """There may be room: send for those who waited longest."""
         if self._session.fenced:
-            self._line.refuse(fenced())
-        while self._line:
-            place, requests = self._line.first()
-            if not place.done() and until_room(self._session, requests):
+            self._queue.refuse(fenced())
+        while self._queue:
+            place, requests = self._queue.first()
+            if not place.done() and replies_needed(self._session, requests):
                 self._make_room()
                 break
-            self._line.leave(place)
+            self._queue.leave(place)
             if not place.done():
                 try:
                     place.set_result(self._dispatch(requests))
@@ -185,7 +185,7 @@ class AioExchange:
     def _make_room(self) -> None:
         """Call back claims that wait, where the first in line that does not needs their room."""
         try:
-            if make_room(self._session, self._pace, self._line.pressing(), time.monotonic()):
+            if make_room(self._session, self._pace, self._queue.pressing_requests(), time.monotonic()):
                 self._write()
         except BaseException:  # as in `_dispatch`
             self._lose()
@@ -284,9 +284,9 @@ class AioExchange:
     def _go_on(self) -> None:
         """Begin to connect again, where there is no lane and somebody has a use for one."""
         idle = self._connecting is None or self._connecting.done()
-        if self._lane is None and (self._session.in_flight or self._line) and idle and not self._closed:
+        if self._lane is None and (self._session.in_flight or self._queue) and idle and not self._closed:
             if self._session.fenced:
-                self._line.refuse(fenced())
+                self._queue.refuse(fenced())
             else:
                 self._connecting = self._loop.create_task(self._reconnect())
 
@@ -304,7 +304,7 @@ class AioExchange:
 
     def _give_up(self, error: SolewriterError) -> None:
         self._session.fail(error)
-        self._line.refuse(error)
+        self._queue.refuse(error)
 
     async def connect(self) -> None:
         """Say hello until somebody answers. Raises EngineUnavailable when nobody has since `connect_timeout_s`."""

@@ -24,7 +24,7 @@ class Greeting:
         self._hello = hello
         self._timeout_s = timeout_s
         self._lock = threading.Lock()
-        self._line: socket.socket | None = None  # the same connection under a descriptor that only this class closes
+        self._connection: socket.socket | None = None  # under a descriptor that only this class closes
         self._given_up = False
         self._welcomed = False
 
@@ -33,7 +33,7 @@ class Greeting:
         with held_off:  # a child that came before it is noted would not close it
             lane = self.lane = Lane()
         try:
-            welcome = greet(self._folder, self._hello, lane, self._timeout_s, self._connected)
+            welcome = greet(self._folder, self._hello, lane, self._timeout_s, self._keep_connection)
             with self._lock:
                 self._check_wanted()
                 self._welcomed = True
@@ -43,14 +43,14 @@ class Greeting:
             raise
         finally:
             with self._lock:
-                if self._line is not None:
-                    self._line.close()
-                    self._line = None
+                if self._connection is not None:
+                    self._connection.close()
+                    self._connection = None
 
-    def _connected(self, connection: socket.socket) -> None:
+    def _keep_connection(self, connection: socket.socket) -> None:
         with self._lock:
             self._check_wanted()
-            self._line = connection.dup()
+            self._connection = connection.dup()
 
     def _check_wanted(self) -> None:
         if self._given_up:
@@ -60,9 +60,9 @@ class Greeting:
         """From the loop: nobody wants the lane. A thread that waits for the engine's answer stops waiting."""
         with self._lock:
             self._given_up = True
-            if self._line is not None:
+            if self._connection is not None:
                 try:
-                    self._line.shutdown(socket.SHUT_RDWR)
+                    self._connection.shutdown(socket.SHUT_RDWR)
                 except OSError:
                     pass  # the engine hung up first
             if self._welcomed and self.lane is not None:
@@ -75,5 +75,5 @@ class Greeting:
                 self.lane.close()
             except OSError:
                 pass  # the thread was just closing it
-        if self._line is not None:
-            self._line.close()
+        if self._connection is not None:
+            self._connection.close()

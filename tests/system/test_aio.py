@@ -759,7 +759,7 @@ def test_an_engine_killed_while_frames_are_half_written_gets_them_again(engine, 
                     ]
                     await asyncio.sleep(0)
                     assert client._session.unsent is not None
-                    assert len(client._exchange._line) == 14, "a window's bytes are used up before its requests"
+                    assert len(client._exchange._queue) == 14, "a window's bytes are used up before its requests"
                     os.kill(engine.pid, signal.SIGKILL)
                 assert [(await call).version for call in calls] == [1] * 20
             with await client.reader.snapshot() as snap:

@@ -2212,7 +2212,7 @@ def test_a_cancelled_claim_that_the_engine_has_forgotten_by_then_is_given_back(s
             others = [*first, *[change(number) for number in range(20)]]
             await asyncio.sleep(0)
             if first:
-                admit, line = agent._exchange._admit, agent._exchange._line
+                admit, line = agent._exchange._admit, agent._exchange._queue
                 (turn, _) = line.first()
 
                 def admitted() -> None:

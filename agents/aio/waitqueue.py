@@ -1,4 +1,4 @@
-"""`Line`: coroutines that wait for room in the window of their client, in the order in which they came.
+"""`WaitQueue`: coroutines that wait for room in the window of their client, in the order in which they came.
 
 Claims that wait leave room for others (see `admission`), and once they have all of theirs, others pass them in line.
 """
@@ -19,7 +19,7 @@ from solewriter.shared.wireform import Asked
 Place = asyncio.Future[list[Sent]]
 
 
-class Line:
+class WaitQueue:
     """The calls of one client that wait, each with its requests. Falsy while none does."""
 
     def __init__(self, session: AgentSession) -> None:
@@ -53,7 +53,7 @@ class Line:
         self._pressing.pop(place, None)
         return self._all.pop(place, None) is not None
 
-    def pressing(self) -> Iterator[Sequence[Asked]]:
+    def pressing_requests(self) -> Iterator[Sequence[Asked]]:
         """What somebody wants to send still, and is no claim that waits."""
         return (requests for place, requests in self._pressing.items() if not place.done())
 
