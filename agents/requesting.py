@@ -13,7 +13,7 @@ from typing import Self, TypeVar
 
 from solewriter.agents.admission import pipeline, sends_more
 from solewriter.agents.answers import Answers, Outcome, entity_of
-from solewriter.agents.asker import Asker
+from solewriter.agents.anyclient import AnyClient
 from solewriter.agents.conflicts import judged
 from solewriter.agents.deadline import Timed, deadline_us, timed
 from solewriter.agents.exchange import Exchange
@@ -30,7 +30,7 @@ E = TypeVar("E", bound=Entity)
 T = TypeVar("T")
 
 
-class Requests(Asker):
+class Requests(AnyClient):
     """One agent's session and lane. May be shared by threads."""
 
     def __init__(

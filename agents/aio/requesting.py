@@ -23,7 +23,7 @@ from solewriter.agents.admission import pipeline, sends_more
 from solewriter.agents.aio.exchange import AioExchange
 from solewriter.agents.aio.reader import AioReader, Memory
 from solewriter.agents.answers import Answers, Outcome, entities_of, entity_or_error
-from solewriter.agents.asker import Asker
+from solewriter.agents.anyclient import AnyClient
 from solewriter.agents.conflicts import judged
 from solewriter.agents.deadline import Timed, deadline_us, timed
 from solewriter.agents.farewell import say_farewell
@@ -39,7 +39,7 @@ E = TypeVar("E", bound=Entity)
 T = TypeVar("T")
 
 
-class AioRequests(Asker):
+class AioRequests(AnyClient):
     """One agent's session and lane, for the coroutines of one event loop."""
 
     def __init__(

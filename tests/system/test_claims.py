@@ -68,7 +68,7 @@ from solewriter import (
     open_reader,
     why_not_ready,
 )
-from solewriter.agents import answers, asker, exchange, requesting, verbs
+from solewriter.agents import answers, anyclient, exchange, requesting, verbs
 from solewriter.agents import session as sessions
 from solewriter.agents.pending import Pending
 from solewriter.agents.reading import readiness
@@ -2340,7 +2340,7 @@ def test_giving_back_an_interrupted_claim_can_be_interrupted_at_any_step(engine,
         while reached:
             steps += 1
             agent._unwanted[agent.submit(Claim(Task)).check().request_id] = Task
-            with at_step(steps, interrupt, verbs, requesting, asker) as reached, suppress(KeyboardInterrupt):
+            with at_step(steps, interrupt, verbs, requesting, anyclient) as reached, suppress(KeyboardInterrupt):
                 assert agent.claim(Task, where={"project": "nowhere"}) is None
             assert agent.claim(Task, where={"project": "nowhere"}) is None
             assert status(client, "a") is not TaskStatus.IN_PROGRESS, reached
@@ -2358,7 +2358,9 @@ def test_what_is_claimed_anew_while_an_interrupted_claim_is_given_back_is_kept(e
             agent.release(lost.entity)
             agent._unwanted[lost.request_id] = Task
             held: list[Task] = []
-            with at_step(steps, lambda held=held: held.append(agent.claim(Task)), verbs, requesting, asker) as reached:
+            with at_step(
+                steps, lambda held=held: held.append(agent.claim(Task)), verbs, requesting, anyclient
+            ) as reached:
                 assert agent.claim(Task, where={"project": "nowhere"}) is None
             for mine in held:
                 assert agent.holds(Task, "a") == mine.claim, reached

@@ -1,5 +1,5 @@
-"""`Asker`: what a client is before anything is sent: whose session, what it holds, how a request is made, and how long
-it is waited for. The client that blocks and that of asyncio have it in common; nothing here sends or waits.
+"""`AnyClient`: what a client is before anything is sent: whose session, what it holds, how a request is made, and how
+long it is waited for. The client that blocks and that of asyncio have it in common; nothing here sends or waits.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from solewriter.shared.registry import Registry
 from solewriter.shared.wireform import PlainRequest
 
 
-class Asker:
+class AnyClient:
     """One agent's session, and what it takes to make requests in it. `Requests` and `AioRequests` send them."""
 
     _answers: Answers
