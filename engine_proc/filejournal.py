@@ -19,8 +19,8 @@ from itertools import pairwise
 from pathlib import Path
 from typing import NamedTuple
 
-from solewriter.engine_proc.ahead import FULL, FilesAhead, fill, with_room
 from solewriter.engine_proc.journal import DiskFull, never
+from solewriter.engine_proc.preallocation import FULL, FilesAhead, fill, with_room
 from solewriter.engine_proc.recovery.replay import Missing, Replay
 from solewriter.engine_proc.tuning import thread_beside
 from solewriter.shared import failpoint

@@ -14,7 +14,6 @@ import time
 import msgspec
 import uvloop
 
-from solewriter.engine_proc.ahead import FULL
 from solewriter.engine_proc.bridge import Bridge
 from solewriter.engine_proc.channel import Channel
 from solewriter.engine_proc.checkpointing.checkpoints import Checkpoints
@@ -25,6 +24,7 @@ from solewriter.engine_proc.owner import exits
 from solewriter.engine_proc.owner.notices import say
 from solewriter.engine_proc.owner.orders import Orders, Ready, Register, refused
 from solewriter.engine_proc.owner.pickled import unpickled
+from solewriter.engine_proc.preallocation import FULL
 from solewriter.engine_proc.recovery import recovery
 from solewriter.engine_proc.start import Epoch, started
 from solewriter.engine_proc.tuning import freeze_garbage, limit_data, raise_descriptor_limit

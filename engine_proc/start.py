@@ -15,7 +15,6 @@ import time
 from typing import NamedTuple
 
 from solewriter.engine_proc.adoption import check_fit
-from solewriter.engine_proc.ahead import with_room
 from solewriter.engine_proc.checkpointing.checkpoints import remove_unfinished
 from solewriter.engine_proc.checkpointing.maker import Maker
 from solewriter.engine_proc.filejournal import FileJournal
@@ -24,6 +23,7 @@ from solewriter.engine_proc.lock import Lock, make_folder
 from solewriter.engine_proc.overtime import TimeBudget
 from solewriter.engine_proc.owner.orders import Orders
 from solewriter.engine_proc.owner.pickled import unpickled
+from solewriter.engine_proc.preallocation import with_room
 from solewriter.engine_proc.publisher import Publisher
 from solewriter.engine_proc.recovery import leftovers, quarantine, recovery
 from solewriter.engine_proc.recovery.recovery import Recovery

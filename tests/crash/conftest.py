@@ -15,7 +15,7 @@ import pytest
 from powercut.disk import disk_after
 from powercut.story import CLIENTS, IDS, Play, Story, played, turns
 
-from solewriter.engine_proc import ahead
+from solewriter.engine_proc import preallocation
 from solewriter.shared.config import KIB, MIB
 
 MEMORY = "/dev/shm" if os.path.isdir("/dev/shm") else None  # where a sync costs nothing
@@ -25,7 +25,7 @@ MEMORY = "/dev/shm" if os.path.isdir("/dev/shm") else None  # where a sync costs
 def small_reserve() -> Iterator[None]:
     """What is held back for a full disk is written into every image."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(ahead, "RESERVE_BYTES", 1 * KIB)
+        patch.setattr(preallocation, "RESERVE_BYTES", 1 * KIB)
         yield
 
 

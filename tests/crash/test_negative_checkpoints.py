@@ -15,13 +15,13 @@ import pytest
 from powercut.recovery import judged
 from powercut.story import CLIENTS, Play, Story, played, turns
 
-from solewriter.engine_proc import ahead
-from solewriter.engine_proc.ahead import FilesAhead, FolderSync
+from solewriter.engine_proc import preallocation
 from solewriter.engine_proc.between import BetweenTurns
 from solewriter.engine_proc.checkpointing import checkpoints
 from solewriter.engine_proc.checkpointing.checkpoint import Made
 from solewriter.engine_proc.checkpointing.checkpoints import Checkpoints, Held
 from solewriter.engine_proc.filejournal import FileJournal
+from solewriter.engine_proc.preallocation import FilesAhead, FolderSync
 from solewriter.engine_proc.recovery import recovery
 from solewriter.shared.errors import SolewriterError
 from solewriter.shared.journal.checkpoint import HEADER_BYTES, Checkpoint, CheckpointWriter, checkpoint_files
@@ -92,7 +92,7 @@ def folder_not_synced_behind_a_checkpoint(patch: Patch) -> None:
 
 def folder_never_synced(patch: Patch) -> None:
     patch.setattr(checkpoints, "sync_folder", lambda folder: None)
-    patch.setattr(ahead, "sync_folder", lambda folder: None)
+    patch.setattr(preallocation, "sync_folder", lambda folder: None)
 
 
 def trimmed_before_the_private_state_is_journaled(patch: Patch) -> None:

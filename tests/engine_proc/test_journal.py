@@ -20,11 +20,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from solewriter.engine_proc import ahead
 from solewriter.engine_proc import filejournal as journals
-from solewriter.engine_proc.ahead import FULL, FilesAhead
+from solewriter.engine_proc import preallocation
 from solewriter.engine_proc.filejournal import FileJournal, Missing, Tail, journal_files
 from solewriter.engine_proc.journal import DiskFull, NoJournal
+from solewriter.engine_proc.preallocation import FULL, FilesAhead
 from solewriter.shared import failpoint, record
 from solewriter.shared.config import JOURNAL_VERSION, KIB, Limits
 from solewriter.shared.errors import JournalCorrupt, LayoutMismatch
@@ -40,7 +40,7 @@ MEMORY = "/dev/shm" if os.path.isdir("/dev/shm") else None  # where a sync costs
 @pytest.fixture(autouse=True)
 def small_files(monkeypatch):
     monkeypatch.setattr(journals, "JOURNAL_FILE_BYTES_FIRST", 4 * KIB)
-    monkeypatch.setattr(ahead, "RESERVE_BYTES", 4 * KIB)
+    monkeypatch.setattr(preallocation, "RESERVE_BYTES", 4 * KIB)
 
 
 @pytest.fixture
@@ -1072,12 +1072,12 @@ FILLING = """
 import asyncio, os, sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from solewriter.engine_proc import ahead, filejournal as journals
+from solewriter.engine_proc import preallocation, filejournal as journals
 from solewriter.engine_proc.filejournal import FileJournal, journal_files
 from solewriter.engine_proc.journal import DiskFull
 from solewriter.shared.config import Limits
 from solewriter.shared.journal.entry import Private
-journals.JOURNAL_FILE_BYTES_FIRST = ahead.RESERVE_BYTES = 64 * 1024
+journals.JOURNAL_FILE_BYTES_FIRST = preallocation.RESERVE_BYTES = 64 * 1024
 folder, ballast = Path(sys.argv[1]) / "state", Path(sys.argv[1]) / "ballast"
 folder.mkdir()
 if len(sys.argv) > 2:
@@ -1240,7 +1240,7 @@ def test_an_error_that_is_no_full_disk_is_not_taken_for_one(opened, folder):
 
 
 def test_room_that_would_cost_the_reserve_is_no_room(opened, folder, monkeypatch, files_at_most):
-    monkeypatch.setattr(ahead, "RESERVE_BYTES", 16 * KIB)
+    monkeypatch.setattr(preallocation, "RESERVE_BYTES", 16 * KIB)
     journal, _ = opened()
     commit(journal)
     (folder / "reserve").unlink()  # it was given back when the disk was full
