@@ -29,7 +29,7 @@ HOT = (
     "agents/answers.py",
     "agents/pending.py",
     "agents/session.py",
-    "engine_proc/asking.py",
+    "engine_proc/outcomes.py",
     "engine_proc/bridge.py",
     "engine_proc/coordination/board.py",
     "engine_proc/coordination/coordination.py",

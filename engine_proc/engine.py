@@ -12,8 +12,7 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from solewriter.engine_proc import asking
-from solewriter.engine_proc.asking import Answer
+from solewriter.engine_proc import outcomes
 from solewriter.engine_proc.between import BetweenTurns
 from solewriter.engine_proc.bridge import Bridge, LaneEnd
 from solewriter.engine_proc.checkpointing.checkpoints import Checkpoints
@@ -26,6 +25,7 @@ from solewriter.engine_proc.hellos import Hellos
 from solewriter.engine_proc.intake import Intake
 from solewriter.engine_proc.journal import DiskFull, Journal
 from solewriter.engine_proc.newcomer import Newcomer
+from solewriter.engine_proc.outcomes import Answer, refused_outcome, unavailable_outcome
 from solewriter.engine_proc.overtime import Overtime, run_watched
 from solewriter.engine_proc.parking import Parking
 from solewriter.engine_proc.publisher import Publisher
@@ -132,14 +132,14 @@ class SingleWriter:
             self.between.refuse(item)
         self.intake.between_turns.clear()
         for parked in self.parking.lines.clear():
-            self._say(parked.lane, (parked.sequence, Status.UNAVAILABLE, self.state.revision, asking.STOPPED))
+            self._say(parked.lane, (parked.sequence, Status.UNAVAILABLE, self.state.revision, outcomes.STOPPED))
         for item in self.intake.waiting.clear():
             if isinstance(item, Newcomer):
                 item.refuse("the engine is stopping")
             elif not isinstance(item, Occasion) and not item[0].superseded:
                 lane, sequence, request = item
                 self._say(
-                    lane, asking.answer_untaken(self.sessions, lane.session, sequence, request, self.state.revision)
+                    lane, outcomes.answer_untaken(self.sessions, lane.session, sequence, request, self.state.revision)
                 )
         self.reply()
 
@@ -217,7 +217,7 @@ class SingleWriter:
         """The answer to one request, known or new. None: it comes when its claim has what it waits for."""
         if request.__class__ is tuple and len(request) == 2:
             # no request: asked again, it is looked at again
-            return asking.answer_query(turn, self.sessions, self.parking, sequence, request[1])
+            return outcomes.answer_query(turn, self.sessions, self.parking, sequence, request[1])
         session = lane.session
         outcome: Outcome | None
         if sequence <= session.last and sequence not in session.waiting:
@@ -242,12 +242,12 @@ class SingleWriter:
             if isinstance(request, Refused):
                 raise request  # what the bridge found wrong with it
             if sequence in session.fenced or (turn.fenced and (number, sequence) in turn.fenced):
-                return asking.note_again(turn, number, sequence, NEVER)
+                return outcomes.note_again(turn, number, sequence, NEVER)
             plain: wireform.PlainRequest = request
             if plain[2] is not None:
                 digest = wireform.digest(plain)
-                if (known := asking.known_id(turn, self.sessions, plain[2], digest)) is not None:
-                    return asking.note_again(turn, number, sequence, known)
+                if (known := outcomes.known_id(turn, self.sessions, plain[2], digest)) is not None:
+                    return outcomes.note_again(turn, number, sequence, known)
                 request_id = plain[2]
             if session.quarantined and sequence in session.quarantined:
                 raise Quarantined(QUARANTINED[1])
@@ -268,11 +268,11 @@ class SingleWriter:
                     self.tending.claimed(lane)
             outcome = Outcome(number, sequence, Status.APPLIED, turn.revision, results_of(touched), request_id, digest)
         except Refused as error:
-            outcome = asking.refused(turn, number, sequence, error, request_id, digest)
+            outcome = refused_outcome(turn, number, sequence, error, request_id, digest)
         except Overtime:
-            outcome = asking.refused(turn, number, sequence, overtime(draft, self._limits), request_id, digest)
+            outcome = refused_outcome(turn, number, sequence, overtime(draft, self._limits), request_id, digest)
         except Unavailable as error:
-            return asking.unavailable(turn, number, sequence, error)
+            return unavailable_outcome(turn, number, sequence, error)
         turn.note(outcome)
         return outcome
 
@@ -330,7 +330,7 @@ class SingleWriter:
         self._publisher.let_go()
         self.tending.undo()
         self.parking.undo(turn)
-        detail = asking.not_now(error)
+        detail = outcomes.not_now(error)
         new = {(outcome.session, outcome.sequence) for outcome in turn.outcomes}
         for lane, answers in self._replies.items():
             answers[:] = [

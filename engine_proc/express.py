@@ -12,10 +12,9 @@ from collections import deque
 from collections.abc import Callable
 from typing import Any, Final
 
-from solewriter.engine_proc import asking
-from solewriter.engine_proc.asking import Answer
 from solewriter.engine_proc.bridge import LaneEnd
 from solewriter.engine_proc.coordination import Coordination
+from solewriter.engine_proc.outcomes import Answer, refused_outcome, unavailable_outcome
 from solewriter.engine_proc.publisher import Installed
 from solewriter.engine_proc.session import Session
 from solewriter.engine_proc.turn import Stored, Turn
@@ -77,11 +76,11 @@ class Express:
                 outcomes.append(Outcome(number, sequence, _APPLIED, revision, written))
                 answers.append((sequence, _APPLIED, revision, written))
             except Refused as error:
-                outcome = asking.refused(turn, number, sequence, error)
+                outcome = refused_outcome(turn, number, sequence, error)
                 outcomes.append(outcome)
                 answers.append((sequence, outcome.status, outcome.revision, outcome.detail))
             except Unavailable as error:
-                outcome = asking.unavailable(turn, number, sequence, error)
+                outcome = unavailable_outcome(turn, number, sequence, error)
                 answers.append((sequence, outcome.status, outcome.revision, outcome.detail))
             items.popleft()
             taken += 1

@@ -22,7 +22,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, rule, run_state_machine_as_test
 
 from solewriter import Limits
-from solewriter.engine_proc import asking
+from solewriter.engine_proc import outcomes
 from solewriter.engine_proc.decide import Draft, decide
 from solewriter.engine_proc.engine import SingleWriter
 from solewriter.engine_proc.session import Session
@@ -882,7 +882,7 @@ def frames_counted_from_where_a_new_process_says(true, sessions, hello, *given):
 BUGS = [
     (SingleWriter, "_answer", no_duplicate_check),
     (SingleWriter, "_answer", duplicate_check_behind_the_version_check),
-    (asking, "known_id", contents_of_one_id_not_compared),
+    (outcomes, "known_id", contents_of_one_id_not_compared),
     (SingleWriter, "_undo", a_failed_commit_acknowledged),
     (SingleWriter, "_undo", a_failed_commit_remembered),
     (SingleWriter, "_undo", an_overlay_kept_after_a_failed_commit),

@@ -23,7 +23,7 @@ STOPPED: Refusal = "EngineUnavailable", "the engine stopped before it took this 
 NOT_LOOKED: Refusal = "EngineUnavailable", "the engine stopped before it took this question: ask again", {}
 
 
-def refused(
+def refused_outcome(
     turn: Turn, session: int, sequence: int, error: Refused, request_id: str | None = None, digest: bytes | None = None
 ) -> Outcome:
     """Of a request that was decided, and changed nothing."""
@@ -40,7 +40,7 @@ def _of_another_class(error: Refused) -> Refused:
     return error
 
 
-def unavailable(turn: Turn, session: int, sequence: int, error: Unavailable) -> Outcome:
+def unavailable_outcome(turn: Turn, session: int, sequence: int, error: Unavailable) -> Outcome:
     """Of one that could not be decided just now: it is answered, and not noted."""
     return Outcome(session, sequence, Status.UNAVAILABLE, turn.revision, not_now(error))
 
