@@ -13,7 +13,7 @@ from collections.abc import Callable
 from typing import Any
 
 from solewriter.engine_proc import outcomes
-from solewriter.engine_proc.between import BetweenTurns
+from solewriter.engine_proc.betweenturns import BetweenTurns
 from solewriter.engine_proc.bridge import Bridge, LaneEnd
 from solewriter.engine_proc.checkpointing.checkpoints import Checkpoints
 from solewriter.engine_proc.coordination.making import Unready

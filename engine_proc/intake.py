@@ -13,7 +13,7 @@ from collections import deque
 from collections.abc import Sequence
 from typing import Any
 
-from solewriter.engine_proc.between import Item
+from solewriter.engine_proc.betweenturns import Item
 from solewriter.engine_proc.coordination.making import Making
 from solewriter.engine_proc.fairness import FairQueueing, SessionQueue
 from solewriter.engine_proc.newcomer import Newcomer

@@ -16,7 +16,7 @@ from powercut.recovery import judged
 from powercut.story import CLIENTS, Play, Story, played, turns
 
 from solewriter.engine_proc import preallocation
-from solewriter.engine_proc.between import BetweenTurns
+from solewriter.engine_proc.betweenturns import BetweenTurns
 from solewriter.engine_proc.checkpointing import checkpoints
 from solewriter.engine_proc.checkpointing.checkpoint import Made
 from solewriter.engine_proc.checkpointing.checkpoints import Checkpoints, Held

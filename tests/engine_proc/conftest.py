@@ -38,7 +38,7 @@ import uvloop
 from solewriter import Limits
 from solewriter.engine_proc import filejournal as journals
 from solewriter.engine_proc import reclaim
-from solewriter.engine_proc.between import Finished, Settled
+from solewriter.engine_proc.betweenturns import Finished, Settled
 from solewriter.engine_proc.checkpointing.checkpoint import make
 from solewriter.engine_proc.owner.orders import Orders
 from solewriter.engine_proc.publisher import Publisher

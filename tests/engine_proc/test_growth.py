@@ -15,7 +15,7 @@ import msgspec
 import pytest
 
 from solewriter.bench.steps import Steps, steps
-from solewriter.engine_proc.between import Registration
+from solewriter.engine_proc.betweenturns import Registration
 from solewriter.engine_proc.coordination.board import Board
 from solewriter.engine_proc.coordination.coordination import Coordination
 from solewriter.engine_proc.engine import SingleWriter

@@ -18,7 +18,7 @@ import pytest
 
 from solewriter import DependencyPolicy, Entity, Limits, Range, Task
 from solewriter.engine_proc import express
-from solewriter.engine_proc.between import Registration
+from solewriter.engine_proc.betweenturns import Registration
 from solewriter.engine_proc.coordination.leases import Leases, Lost, ended_lease, renewed
 from solewriter.engine_proc.coordination.waiting import Lines, Parked, Wish
 from solewriter.engine_proc.engine import SingleWriter

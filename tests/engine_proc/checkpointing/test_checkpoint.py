@@ -14,7 +14,7 @@ import msgspec
 import pytest
 
 from solewriter import Entity
-from solewriter.engine_proc.between import Registration
+from solewriter.engine_proc.betweenturns import Registration
 from solewriter.engine_proc.checkpointing.checkpoint import EngineGone, Order, _pieces, _write_state, make
 from solewriter.engine_proc.checkpointing.maker import Maker, NotMade, _ask, carry_out
 from solewriter.engine_proc.checkpointing.workshop import at_priority
