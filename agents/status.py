@@ -13,14 +13,14 @@ from typing import Literal
 
 import msgspec
 
-from solewriter.agents.traces import (
+from solewriter.agents.inspection import (
     Contents,
     contents_of,
+    disk_bytes_of,
+    inspect_memory,
     last_outcomes,
-    memory_of,
     process_state_of,
-    seen_in,
-    taken_by,
+    segment_bytes_of,
     uptime_s,
 )
 from solewriter.shared.config import DEFAULT_LIMITS, STALE_BEATS, STATUS_LOOKS_MAX, US_PER_S
@@ -88,7 +88,7 @@ def status_of(state: str | os.PathLike[str]) -> EngineStatus:
     try:
         contents = contents_of(folder)
         for _ in range(STATUS_LOOKS_MAX):
-            status = _look(folder, contents)
+            status = _inspect(folder, contents)
             before, contents = contents, contents_of(folder)
             if contents.announced == before.announced:
                 break  # else another engine took over during the look, or this one stopped
@@ -107,27 +107,27 @@ def _why_absent(folder: StateFolder, error: OSError) -> str:
     return str(error)
 
 
-def _look(folder: StateFolder, contents: Contents) -> EngineStatus:
+def _inspect(folder: StateFolder, contents: Contents) -> EngineStatus:
     """The whole status, once."""
     dead = [one for one in contents.markers if one != contents.announced and not runs(one.pid, one.start_time)]
     status = EngineStatus(
         folder=str(folder.path),
         engine="stopped",
         problems=contents.problems,
-        leftover_bytes=sum(memory_of(one).bytes for one in dead),
+        leftover_bytes=sum(segment_bytes_of(one).bytes for one in dead),
         journal_files=len(contents.journal),
-        journal_bytes=taken_by(folder.path / name for name in (*contents.journal, "journal.next")),
+        journal_bytes=disk_bytes_of(folder.path / name for name in (*contents.journal, "journal.next")),
     )
     if contents.announced is None:
-        return _unannounced(status, contents)
-    return _announced(status, folder, contents, contents.announced)
+        return _without_engine(status, contents)
+    return _with_engine(status, folder, contents, contents.announced)
 
 
-def _unannounced(status: EngineStatus, contents: Contents) -> EngineStatus:
+def _without_engine(status: EngineStatus, contents: Contents) -> EngineStatus:
     """Nobody serves: not yet, not any more, or never did."""
     for one in contents.markers:
         if process_state := process_state_of(one):
-            reader = seen_in(one).reader
+            reader = inspect_memory(one).reader
             if reader is not None and reader.successor == STOPPED:
                 return msgspec.structs.replace(status, detail=f"pid {one.pid} still gives its memory back")
             return msgspec.structs.replace(
@@ -148,12 +148,12 @@ def _unannounced(status: EngineStatus, contents: Contents) -> EngineStatus:
     return msgspec.structs.replace(status, engine="absent", detail=f"no engine ever served {status.folder}")
 
 
-def _announced(status: EngineStatus, folder: StateFolder, contents: Contents, where: Whereabouts) -> EngineStatus:
+def _with_engine(status: EngineStatus, folder: StateFolder, contents: Contents, where: Whereabouts) -> EngineStatus:
     """An engine serves, or died serving."""
     now_us = time.monotonic_ns() // 1000  # before the heartbeat is read: a pause in between makes nobody look stale
-    seen = seen_in(where)
+    seen = inspect_memory(where)
     process_state = process_state_of(where)
-    memory = memory_of(where)
+    memory = segment_bytes_of(where)
     following = [one.pid for one in contents.markers if one != where and runs(one.pid, one.start_time)]
     status = msgspec.structs.replace(
         status,
@@ -174,7 +174,7 @@ def _announced(status: EngineStatus, folder: StateFolder, contents: Contents, wh
         status = msgspec.structs.replace(status, problems=(*status.problems, *seen.problems))
     if seen.reader is not None and seen.root is not None:
         status = _with_root(status, seen.reader, seen.root, seen.entities, now_us)
-    status = _judged(status)
+    status = _with_condition(status)
     if seen.reader is not None and status.engine != "alive":
         status = _with_request(status, folder, contents.journal, seen.reader.deciding)
     return status
@@ -202,7 +202,7 @@ def _with_root(
     )
 
 
-def _judged(status: EngineStatus) -> EngineStatus:
+def _with_condition(status: EngineStatus) -> EngineStatus:
     """The engine's condition, from what was found."""
     if status.process_state is None:
         left = "the last snapshot is still readable" if status.revision is not None else "no snapshot can be read"

@@ -21,8 +21,8 @@ from pydantic import field_validator
 from solewriter import Create, EngineStartFailed, Entity, Limits, OutcomeUnknown, Task, Update, connect
 from solewriter.agents import status as status_module
 from solewriter.agents.cli.describing import DEGRADED, FINE, NOT_THERE, described, exit_code
+from solewriter.agents.inspection import last_outcomes
 from solewriter.agents.status import EngineStatus, status_of
-from solewriter.agents.traces import last_outcomes
 from solewriter.shared.config import STALE_BEATS
 from solewriter.shared.failpoint import VARIABLE
 from solewriter.shared.folder import StateFolder, Whereabouts
@@ -340,7 +340,7 @@ def test_restarts_are_no_problem_whenever_one_looks(state, start_engine):
 def test_an_engine_that_takes_over_during_the_look_is_told(state, start_engine, wait_until, monkeypatch):
     """The kill falls between the look at the folder and the one at the memory that it names."""
     engine = start_engine(state)
-    first, read_memory = engine.pid, status_module.seen_in
+    first, read_memory = engine.pid, status_module.inspect_memory
 
     def killed_meanwhile(where: Whereabouts) -> object:
         if where.pid == first:
@@ -348,7 +348,7 @@ def test_an_engine_that_takes_over_during_the_look_is_told(state, start_engine, 
             wait_until(lambda: engine.restarts, 20, "a restart")
         return read_memory(where)
 
-    monkeypatch.setattr(status_module, "seen_in", killed_meanwhile)
+    monkeypatch.setattr(status_module, "inspect_memory", killed_meanwhile)
     status = status_of(state)
     assert (status.engine, status.pid, status.problems) == ("alive", engine.pid, ())
     assert engine.pid != first

@@ -1,5 +1,5 @@
-"""The traces of an engine, read without asking it: what lies in its state folder, what its memory holds and takes, and
-what the kernel says of its process. Any of it may be missing, damaged or of a moment ago.
+"""An engine inspected without asking it: what lies in its state folder, what its memory holds and takes, and what
+the kernel says of its process. Any of it may be missing, damaged or of a moment ago.
 """
 
 from __future__ import annotations
@@ -78,7 +78,7 @@ def last_outcomes(folder: StateFolder, journal: list[str]) -> set[tuple[int, int
     return set()
 
 
-def taken_by(paths: Iterable[Path]) -> int:
+def disk_bytes_of(paths: Iterable[Path]) -> int:
     """Bytes that files take where they lie; none for one that went meanwhile."""
     taken = 0
     for path in paths:
@@ -115,7 +115,8 @@ class Seen(NamedTuple):
     problems: tuple[str, ...] = ()
 
 
-def seen_in(where: Whereabouts) -> Seen:
+def inspect_memory(where: Whereabouts) -> Seen:
+    """Raises nothing: what cannot be read is a problem."""
     path = segment_path(where.memory_dir, where.prefix, "root")
     try:
         if path.stat().st_size < ROOT_BYTES:
@@ -154,7 +155,7 @@ class Memory(msgspec.Struct, frozen=True):
         return self.heap + self.table + self.index + self.other
 
 
-def memory_of(where: Whereabouts) -> Memory:
+def segment_bytes_of(where: Whereabouts) -> Memory:
     """All zero if its folder cannot be read."""
     prefix = f"{where.prefix}-"
     try:
@@ -164,5 +165,5 @@ def memory_of(where: Whereabouts) -> Memory:
     of_part: dict[str, list[Path]] = {}
     for name in names:
         of_part.setdefault(name.removeprefix(prefix).partition("-")[0], []).append(Path(where.memory_dir, name))
-    heap, table, index = (taken_by(of_part.pop(part, ())) for part in ("heap", "table", "index"))
-    return Memory(len(names), heap, table, index, sum(map(taken_by, of_part.values())))
+    heap, table, index = (disk_bytes_of(of_part.pop(part, ())) for part in ("heap", "table", "index"))
+    return Memory(len(names), heap, table, index, sum(map(disk_bytes_of, of_part.values())))
