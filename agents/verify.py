@@ -15,10 +15,10 @@ from typing import NamedTuple
 from solewriter.agents.reading.journal import Files, bad, untrimmed
 from solewriter.shared import record
 from solewriter.shared.errors import Compacted
-from solewriter.shared.journal.aside import is_aside
 from solewriter.shared.journal.chain import named_checkpoints, opened
 from solewriter.shared.journal.checkpoint import Checkpoint, checkpoint_files, checkpoint_path
 from solewriter.shared.journal.entry import Entry
+from solewriter.shared.journal.setaside import is_aside
 from solewriter.shared.journal.statedigest import DigestOfState
 
 
@@ -160,7 +160,7 @@ def check_places(checkpoint: Checkpoint) -> None:
     keys = [checkpoint.keys(kind) for kind in range(len(tables))]
     heads = [checkpoint.heads(kind) for kind in range(len(tables))]
     found, alive = [0] * len(tables), [0] * len(tables)
-    for address, slot, body in checkpoint.placed():
+    for address, slot, body in checkpoint.placed_records():
         kind, key = record.kind_at(body, 0), record.key_at(body, 0).decode()
         if kind >= len(tables) or slot >= len(keys[kind]) or keys[kind][slot] != key or heads[kind][slot] != address:
             bad(f"{name} does not find {key!r} where it lies", f"{name}:0")

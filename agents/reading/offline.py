@@ -15,9 +15,9 @@ from solewriter.agents.reading.journal import Files, untrimmed
 from solewriter.agents.reading.looking import Looking, closed_reader
 from solewriter.agents.reading.past import Past, Viewed
 from solewriter.shared.config import DEFAULT_LIMITS, MEMORY_VERSION, Limits
-from solewriter.shared.journal.aside import beginning
 from solewriter.shared.journal.chain import checkpoint_to, first_entry, newest_whole
 from solewriter.shared.journal.checkpoint import checkpoint_path
+from solewriter.shared.journal.setaside import starting_checkpoint
 from solewriter.shared.kinds.schema import Schema
 from solewriter.shared.memory.catalog import Catalog, Table
 from solewriter.shared.memory.root import Root, root_of_files
@@ -86,7 +86,7 @@ def _newest(folder: Path) -> Past:
 def _begin(folder: Path) -> int | None:
     """The entry of the checkpoint with which a start begins; None where it has none, or it is not there."""
     found = newest_whole(folder)
-    name = beginning(folder, found[1].checkpoint) if found is not None else None
+    name = starting_checkpoint(folder, found[1].checkpoint) if found is not None else None
     there = name is not None and checkpoint_path(folder, name.entry).exists() and first_entry(folder) <= name.entry + 1
     return name.entry if there and name is not None else None
 

@@ -28,10 +28,10 @@ from solewriter.shared.config import (
     Limits,
 )
 from solewriter.shared.errors import JournalCorrupt, LayoutMismatch, in_words
-from solewriter.shared.journal.aside import aside_files
 from solewriter.shared.journal.chain import first_of, journal_files
 from solewriter.shared.journal.checkpoint import Checkpoint, checkpoint_files, checkpoint_path
 from solewriter.shared.journal.entry import CheckpointName, PrivateState
+from solewriter.shared.journal.setaside import aside_files
 from solewriter.shared.system.files import sync_folder
 
 

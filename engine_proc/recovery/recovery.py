@@ -19,7 +19,6 @@ from solewriter.shared import failpoint
 from solewriter.shared.config import Limits
 from solewriter.shared.errors import JournalCorrupt, LayoutMismatch
 from solewriter.shared.journal import life as lives
-from solewriter.shared.journal.aside import beginning
 from solewriter.shared.journal.chain import first_entry_of, first_of, journal_files
 from solewriter.shared.journal.checkpoint import Checkpoint, checkpoint_path
 from solewriter.shared.journal.entry import (
@@ -30,6 +29,7 @@ from solewriter.shared.journal.entry import (
     PrivateChanges,
     PrivateState,
 )
+from solewriter.shared.journal.setaside import starting_checkpoint
 
 
 class Recovery:
@@ -75,7 +75,7 @@ class Recovery:
             checkpoint, first = None, 1
             if found is not None:
                 self._last = lives.LastLife(self._folder, found)
-                name = beginning(self._folder, found[1].checkpoint)
+                name = starting_checkpoint(self._folder, found[1].checkpoint)
                 if name is not None:
                     checkpoint, first = ending.enter_context(self._open(name)), name.entry + 1
                     self._restoring = ending.enter_context(Restoring(checkpoint, self._publisher))

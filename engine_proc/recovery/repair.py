@@ -23,7 +23,6 @@ from solewriter.shared.errors import EngineUnavailable, JournalCorrupt, LayoutMi
 from solewriter.shared.folder import StateFolder
 from solewriter.shared.frozen import INT_MAX
 from solewriter.shared.journal import entry as entries
-from solewriter.shared.journal.aside import aside_files, aside_path, is_aside
 from solewriter.shared.journal.chain import (
     committed_path,
     first_entry_of,
@@ -37,6 +36,7 @@ from solewriter.shared.journal.chain import (
 from solewriter.shared.journal.checkpoint import Checkpoint, checkpoint_files, checkpoint_path
 from solewriter.shared.journal.entry import CheckpointName, Entry, Life, Private
 from solewriter.shared.journal.life import LastLife
+from solewriter.shared.journal.setaside import aside_files, aside_path, is_aside
 from solewriter.shared.system.files import lasting_file, naming, new_file, replace_file, sync_folder
 
 

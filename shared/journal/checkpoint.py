@@ -36,8 +36,8 @@ from solewriter.shared.config import (
     CHUNK_SLOTS,
 )
 from solewriter.shared.errors import UNDECODABLE, JournalCorrupt, LayoutMismatch, check_depth
+from solewriter.shared.journal.blockloader import BlockLoader
 from solewriter.shared.journal.entry import CheckpointName
-from solewriter.shared.journal.filling import Filling
 from solewriter.shared.kinds.columns import Column
 from solewriter.shared.kinds.schema import Schema
 from solewriter.shared.memory.heap import OFFSET_MASK, PREFIX, PREFIX_BYTES, START, address_of, padded
@@ -184,7 +184,7 @@ class CheckpointWriter:
         os.close(self._fd)
 
 
-def _decompressed(stored: bytes, version: int) -> bytes | None:
+def _decompress(stored: bytes, version: int) -> bytes | None:
     """A block's content; None if it is none."""
     try:
         if version == 1:
@@ -244,11 +244,11 @@ class Checkpoint:
     def bytes_of(self, section: Section) -> bytes:
         return b"".join(map(self._raw, section.blocks))
 
-    def fill(self, wanted: Iterable[Wanted]) -> Filling:
+    def fill(self, wanted: Iterable[Wanted]) -> BlockLoader:
         """Begin to put sections where they belong. Before this is closed, end what is returned."""
-        return Filling(self._put, _placed(wanted))
+        return BlockLoader(self._write_block, _placed_blocks(wanted))
 
-    def _put(self, one: PlacedBlock) -> None:
+    def _write_block(self, one: PlacedBlock) -> None:
         raw = self._raw(one.block)
         if len(raw) != one.length:
             raise self._damaged("has a block of another size than its directory says", one.block.offset)
@@ -257,7 +257,7 @@ class Checkpoint:
     def _raw(self, block: Block) -> bytes:
         stored = self._read(block.length, block.offset)
         if len(stored) == block.length and crc32(stored) == block.crc:
-            raw = _decompressed(stored, self._version)
+            raw = _decompress(stored, self._version)
             if raw is not None:
                 return raw
         raise self._damaged("has a damaged block", block.offset)
@@ -297,10 +297,10 @@ class Checkpoint:
 
     def records(self) -> Iterator[tuple[int, bytes]]:
         """(slot, body) of everything, tombstones included. Raises JournalCorrupt."""
-        for _, slot, body in self.placed():
+        for _, slot, body in self.placed_records():
             yield slot, body
 
-    def placed(self) -> Iterator[tuple[int, int, bytes]]:
+    def placed_records(self) -> Iterator[tuple[int, int, bytes]]:
         """(address, slot, body) of the same."""
         for number, section in enumerate(self.directory.heap, 1):
             segment, at = self.bytes_of(section), START
@@ -345,7 +345,7 @@ class PlacedBlock(NamedTuple):
     offset: int
 
 
-def _placed(wanted: Iterable[Wanted]) -> Iterator[PlacedBlock]:
+def _placed_blocks(wanted: Iterable[Wanted]) -> Iterator[PlacedBlock]:
     for section, write, offset in wanted:
         for number, block in enumerate(section.blocks):
             start = number * BLOCK_BYTES

@@ -21,11 +21,11 @@ from solewriter.engine_proc.recovery.repair import set_aside, truncate
 from solewriter.shared.config import GIB, KIB, Limits
 from solewriter.shared.folder import StateFolder
 from solewriter.shared.journal import life as lives
-from solewriter.shared.journal.aside import aside_path
 from solewriter.shared.journal.chain import first_entry_of, first_of, journal_files
 from solewriter.shared.journal.checkpoint import Checkpoint, checkpoint_files, checkpoint_path
 from solewriter.shared.journal.entry import FILE_HEADER_BYTES, Life, Private
 from solewriter.shared.journal.life import boot_id, may_be_cut
+from solewriter.shared.journal.setaside import aside_path
 
 # --- its state, and nobody else's -------------------------------------------------------------------------------------
 

@@ -37,9 +37,9 @@ from solewriter.shared.errors import JournalCorrupt
 from solewriter.shared.folder import StateFolder
 from solewriter.shared.journal import entry as entries
 from solewriter.shared.journal import life as lives
-from solewriter.shared.journal.aside import aside_path
 from solewriter.shared.journal.chain import first_entry_of, first_of, journal_files, named_checkpoints
 from solewriter.shared.journal.checkpoint import checkpoint_files, checkpoint_path
+from solewriter.shared.journal.setaside import aside_path
 
 SMALL = {
     "heap_segment_bytes_first": 64 * KIB,

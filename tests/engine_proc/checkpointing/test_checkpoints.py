@@ -28,10 +28,10 @@ from solewriter.engine_proc.start import Start
 from solewriter.shared.config import CHECKPOINT_NICE, KIB, Limits
 from solewriter.shared.errors import EngineUnavailable
 from solewriter.shared.folder import StateFolder
-from solewriter.shared.journal.aside import aside_path
 from solewriter.shared.journal.chain import first_entry_of, first_of, journal_files
 from solewriter.shared.journal.checkpoint import CheckpointWriter, Directory, checkpoint_files, checkpoint_path
 from solewriter.shared.journal.entry import Private
+from solewriter.shared.journal.setaside import aside_path
 
 STATE = b"0123456789abcdef"
 LIMITS = Limits(journal_file_bytes=4 * KIB, checkpoint_after_bytes=16 * KIB, history_bytes=0)

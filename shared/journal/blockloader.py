@@ -1,4 +1,4 @@
-"""How a start fills its memory: blocks are put where they belong by several threads at once.
+"""How a start loads the blocks of a checkpoint into memory: several threads put them where they belong at once.
 
 They decompress and copy, and hold the interpreter only in between. Python's threads take turns faster meanwhile.
 """
@@ -15,7 +15,7 @@ from solewriter.shared.config import CHECKPOINT_THREADS, FILLING_SWITCH_S
 T = TypeVar("T")
 
 
-class Filling:
+class BlockLoader:
     """Blocks on their way to where `put` puts them, in threads beside the caller; a context manager."""
 
     def __init__(self, put: Callable[[T], None], blocks: Iterable[T]) -> None:

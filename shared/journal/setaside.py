@@ -28,7 +28,7 @@ def is_aside(folder: Path, entry: int) -> bool:
     return not checkpoint_path(folder, entry).exists() and aside_path(folder, entry).exists()
 
 
-def beginning(folder: Path, newest: CheckpointName) -> CheckpointName | None:
+def starting_checkpoint(folder: Path, newest: CheckpointName) -> CheckpointName | None:
     """The checkpoint with which a start begins: the newest one; where that was set aside, the next older one, for the
     journal says what happened between them; None for the first entry.
     """
