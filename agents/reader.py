@@ -12,8 +12,8 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Literal, TypeVar, overload
 
 from solewriter.agents.deadline import check_patience
+from solewriter.agents.reading.anyreader import check_revision, not_published, not_so, not_so_many, plain_answer
 from solewriter.agents.reading.attaching import Attaching
-from solewriter.agents.reading.looking import check_revision, not_published, not_so, not_so_many, plainly
 from solewriter.agents.snapshot import Plain, Snapshot
 from solewriter.shared.config import DEFAULT_LIMITS, Limits
 from solewriter.shared.entity import Entity
@@ -93,7 +93,7 @@ class Reader(Attaching):
             root = self.view().root
             head = root.head  # before the look, so that a change behind it is not slept through
             found = self.get(kind, id)
-            if plainly(predicate(found)):
+            if plain_answer(predicate(found)):
                 return found
             if (left := self.left_s(deadline)) <= 0:
                 raise not_so(kind, id, found, timeout_s)
@@ -121,7 +121,7 @@ class Reader(Attaching):
             if watch is None or watch.taken() is not None or (is_new and left <= 0):
                 watch = self.watch(kind, where=where, resync=True)  # before the snapshot: it tells what is not in that
                 snap = self.snapshot()
-                if plainly(predicate(count := snap.count(kind, where))):
+                if plain_answer(predicate(count := snap.count(kind, where))):
                     return snap
                 snap.close()
             if left <= 0:

@@ -12,7 +12,7 @@ from solewriter.shared.errors import NotFound, check_descriptors, shown
 from solewriter.shared.system.forks import held_off
 
 if TYPE_CHECKING:
-    from solewriter.agents.reading.looking import Looking
+    from solewriter.agents.reading.anyreader import AnyReader
     from solewriter.agents.reading.past import Held
     from solewriter.agents.reading.query import Query
     from solewriter.shared.kinds.kind import Kind
@@ -27,7 +27,7 @@ class Snapshot:
 
     __slots__ = ("_pin", "_reader", "history_id", "revision")
 
-    def __init__(self, reader: Looking, pin: Held) -> None:
+    def __init__(self, reader: AnyReader, pin: Held) -> None:
         self._reader = reader
         self._pin: Held | None = pin
         self.revision: int = pin.root.revision

@@ -11,7 +11,7 @@ from solewriter.agents.answers import entities_of
 from solewriter.agents.conflicts import conditional
 from solewriter.agents.deadline import deadline_us, is_patience, no_time
 from solewriter.agents.pending import is_interrupt
-from solewriter.agents.reading.looking import plainly
+from solewriter.agents.reading.anyreader import plain_answer
 from solewriter.agents.reading.readiness import is_anything_left
 from solewriter.agents.requesting import Requests
 from solewriter.shared.config import GIVE_BACK_S, MESSAGE_MAX, WORK_PATIENCE_S
@@ -228,7 +228,7 @@ class Verbs(Requests):
         before each claim, once a second while one waits, and behind it: what it brought then is given back untried.
         """
         wanted, is_over = {**(where or {}), **fields}, asked_of(until)
-        while not plainly(is_over()):
+        while not plain_answer(is_over()):
             task = self.claim(kind, where=wanted, timeout_s=WORK_PATIENCE_S, lease_s=lease_s)
             if task is None:
                 with self.reader.snapshot() as snap:
@@ -236,7 +236,7 @@ class Verbs(Requests):
                         return
                 continue
             try:
-                over = plainly(is_over())
+                over = plain_answer(is_over())
             except BaseException as error:
                 try:
                     self.release(task, reason=self._fitting(ENDING), timeout_s=patience_with(error))

@@ -16,11 +16,11 @@ from typing import TYPE_CHECKING, Any, Generic, Self
 
 from solewriter.agents.deadline import check_patience
 from solewriter.agents.reader import Reader
+from solewriter.agents.reading.anyreader import check_revision
 from solewriter.agents.reading.change import Change, Published
 from solewriter.agents.reading.conditions import Condition, conditions
 from solewriter.agents.reading.decoding import Model, Several
 from solewriter.agents.reading.feed import Feed
-from solewriter.agents.reading.looking import check_revision
 from solewriter.agents.snapshot import Snapshot
 from solewriter.shared.config import WATCH_BATCH
 from solewriter.shared.entity import check_id, name_of

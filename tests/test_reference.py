@@ -37,7 +37,7 @@ from solewriter import (
     testing,
 )
 from solewriter.agents.aio.watch import AioWatch
-from solewriter.agents.reading.looking import Looking
+from solewriter.agents.reading.anyreader import AnyReader
 from solewriter.shared.mutations import FROM_TARGET
 
 PAGE = (Path(__file__).resolve().parent.parent / "docs" / "reference.md").read_text()
@@ -46,7 +46,7 @@ DOTS = 'reason="", request_id=None, timeout_s=None'
 # Without an underscore, because other files of the package call them. They are nobody else's.
 INTERNAL: dict[type, set[str]] = {
     Client: {"check_mutation"},
-    Looking: {"before", "decoder", "is_stale", "lived_on", "pin"},
+    AnyReader: {"before", "decoder", "is_stale", "lived_on", "pin"},
     Reader: {
         "attached",
         "check_class",

@@ -23,8 +23,8 @@ from solewriter.agents.aio.opening import Opening
 from solewriter.agents.aio.sleeper import Sleeper
 from solewriter.agents.deadline import check_patience
 from solewriter.agents.reader import Reader
+from solewriter.agents.reading.anyreader import check_revision, closed_reader, not_published, not_so, not_so_many
 from solewriter.agents.reading.attaching import Vacancy
-from solewriter.agents.reading.looking import check_revision, closed_reader, not_published, not_so, not_so_many
 from solewriter.agents.snapshot import Plain, Snapshot
 from solewriter.shared.config import ATTACH_RETRY_S, DEFAULT_LIMITS, LOOKING_THREADS, WATCH_BATCH, Limits
 from solewriter.shared.entity import Entity

@@ -12,7 +12,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from typing import TYPE_CHECKING
 
-from solewriter.agents.reading.looking import Looking, closed_reader
+from solewriter.agents.reading.anyreader import AnyReader, closed_reader
 from solewriter.shared.config import ATTACH_RETRY_S, Limits
 from solewriter.shared.errors import EngineUnavailable, LayoutMismatch, check_descriptors
 from solewriter.shared.folder import StateFolder, unclosed
@@ -45,7 +45,7 @@ class Vacancy:
             raise EngineUnavailable(f"the engine of {self._folder.path} was stopped, and nobody started another one")
 
 
-class Attaching(Looking):
+class Attaching(AnyReader):
     """Reads the memory of one state folder's engines. May be shared by threads."""
 
     _view: View | None = None

@@ -6,8 +6,8 @@ from collections.abc import Callable
 from datetime import datetime
 from typing import TYPE_CHECKING, Any, Generic, NamedTuple
 
+from solewriter.agents.reading.anyreader import AnyReader
 from solewriter.agents.reading.decoding import Model
-from solewriter.agents.reading.looking import Looking
 from solewriter.agents.reading.past import Held
 from solewriter.shared.errors import SnapshotExpired, SolewriterError
 from solewriter.shared.kinds.columns import from_us
@@ -53,7 +53,7 @@ class Change(Generic[Changed]):
 
     __slots__ = ("_model", "_published", "_reader", "_record", "kind")
 
-    def __init__(self, reader: Looking, published: Published, kind: str, model: Model) -> None:
+    def __init__(self, reader: AnyReader, published: Published, kind: str, model: Model) -> None:
         self._reader = reader
         self._published = published
         self._record = published.record

@@ -11,8 +11,8 @@ import os
 from pathlib import Path
 from typing import NamedTuple
 
+from solewriter.agents.reading.anyreader import AnyReader, closed_reader
 from solewriter.agents.reading.journal import Files, untrimmed
-from solewriter.agents.reading.looking import Looking, closed_reader
 from solewriter.agents.reading.past import Past, Viewed
 from solewriter.shared.config import DEFAULT_LIMITS, MEMORY_VERSION, Limits
 from solewriter.shared.journal.chain import checkpoint_to, first_entry, newest_whole
@@ -47,7 +47,7 @@ class End(NamedTuple):
     root: Root
 
 
-class OfflineReader(Looking):
+class OfflineReader(AnyReader):
     """The state as it was when this was made: snapshots of it, and of what was earlier. Whoever wants to see what an
     engine did since makes another one; nothing here waits for anything, or watches.
 

@@ -13,9 +13,9 @@ from itertools import chain
 from pathlib import Path
 from typing import Any, Generic, NamedTuple, TypeVar
 
+from solewriter.agents.reading.anyreader import AnyReader, check_revision
 from solewriter.agents.reading.change import Change, Published
 from solewriter.agents.reading.decoding import Model
-from solewriter.agents.reading.looking import Looking, check_revision
 from solewriter.agents.reading.past import Held, Past, check_own_history
 from solewriter.agents.snapshot import Snapshot
 from solewriter.shared import record
@@ -39,14 +39,14 @@ class Difference(NamedTuple, Generic[T]):
     new: T | None
 
 
-def at(reader: Looking, revision: int) -> Snapshot:
+def at(reader: AnyReader, revision: int) -> Snapshot:
     """Everything at an earlier revision. Raises Compacted, InvalidQuery for one that is not published yet."""
     check_revision(revision)
     now = _pin(reader, revision)
     return Snapshot(reader, _then(now, revision) or _past(reader, now, revision))
 
 
-def _pin(reader: Looking, *revisions: int) -> Held:
+def _pin(reader: AnyReader, *revisions: int) -> Held:
     """The newest revision, behind which none of these lies."""
     pin = reader.pin()
     for revision in revisions:
@@ -67,7 +67,7 @@ def _then(now: Held, revision: int) -> Held | None:
         return None
 
 
-def _past(reader: Looking, now: Held, revision: int) -> Past:
+def _past(reader: AnyReader, now: Held, revision: int) -> Past:
     with _gone(now, revision):
         past = Past(now, reader.folder.path, revision)
         past.advance(revision)
@@ -101,7 +101,7 @@ def where_it_begins(error: Compacted, in_memory: int) -> int:
 # --- what changed between two revisions -------------------------------------------------------------------------------
 
 
-def diff(reader: Looking, since: int, until: int, kind: Model | None) -> list[Difference[Any]]:
+def diff(reader: AnyReader, since: int, until: int, kind: Model | None) -> list[Difference[Any]]:
     """Every entity that differs, in the order of its first change. Raises Compacted, InvalidQuery."""
     check_revision(since)
     check_revision(until)
@@ -140,7 +140,9 @@ def _touched(old: Pin, new: Pin) -> Iterator[Key]:
             yield record.kind_at(segment.bytes, body), record.key_at(segment.bytes, body).decode()
 
 
-def _asked_for(reader: Looking, now: Held, kind: Model | None, keys: Iterable[Key]) -> Iterator[tuple[Key, str, Model]]:
+def _asked_for(
+    reader: AnyReader, now: Held, kind: Model | None, keys: Iterable[Key]
+) -> Iterator[tuple[Key, str, Model]]:
     """Of these keys those of a kind, or all: each with its kind's name, and as what it is read."""
     wanted = None if kind is None else name_of(kind)
     for key in keys:
@@ -161,7 +163,7 @@ def _version(entity: Any) -> int:
 # --- one entity -------------------------------------------------------------------------------------------------------
 
 
-def history(reader: Looking, kind: Model, id: str) -> Iterator[Change]:
+def history(reader: AnyReader, kind: Model, id: str) -> Iterator[Change]:
     """Every change of one entity, the newest first. Raises Compacted behind the oldest that is available, where there
     were others before it.
     """
@@ -212,7 +214,7 @@ def _in_memory(now: Held, code: int, id: str) -> Iterator[Published]:
 
 
 def _in_journal(
-    reader: Looking, now: Held, code: int, id: str, last: record.Record | None
+    reader: AnyReader, now: Held, code: int, id: str, last: record.Record | None
 ) -> tuple[list[Published], Compacted | None]:
     """Those before the last one that memory holds, or all, the newest first; and whether there may have been others
     before. Raises Compacted.
@@ -236,7 +238,7 @@ def _is_before(found: record.Record, last: record.Record | None) -> bool:
     return last is None or found.version < last.version
 
 
-def before(reader: Looking, now: Held, this: record.Record) -> record.Record | None:
+def before(reader: AnyReader, now: Held, this: record.Record) -> record.Record | None:
     """The record of the same entity before this one, from the journal; None if there was none. Raises Compacted."""
     folder, code, id = reader.folder.path, this.kind, this.key
     try:
@@ -253,7 +255,7 @@ def before(reader: Looking, now: Held, this: record.Record) -> record.Record | N
     raise Compacted(gone, oldest=now.root.whole)
 
 
-def lived_on(reader: Looking, now: Held, code: int, id: str, since: int, until: int) -> bool:
+def lived_on(reader: AnyReader, now: Held, code: int, id: str, since: int, until: int) -> bool:
     """Whether the journal says that two versions of a key are of one life: no other one began between them."""
     folder = reader.folder.path
     known = ended = False

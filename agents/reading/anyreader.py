@@ -47,7 +47,7 @@ def not_so_many(kind: type[Entity] | str, where: object, count: int, timeout_s: 
     return TimeoutError(f"the number of {name_of(kind)}{asked} did not become so in {timeout_s} s; it is {count}")
 
 
-def plainly(holds: object) -> object:
+def plain_answer(holds: object) -> object:
     """What a predicate said. Raises TypeError for one that is async, of which nobody here waits for the answer."""
     if isinstance(holds, Awaitable):
         raise TypeError(f"a predicate says whether it holds, and gives nothing to await: {shown(holds)}")
@@ -58,7 +58,7 @@ def closed_reader() -> EngineUnavailable:
     return EngineUnavailable("this reader is closed, or its client", final=True)
 
 
-class Looking(ABC):
+class AnyReader(ABC):
     """A reader of one state folder, but for where it reads: subclasses say with `pin` what is newest there."""
 
     def __init__(self, state: str | os.PathLike[str], limits: Limits, registry: Registry | None = None) -> None:
