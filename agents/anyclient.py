@@ -18,7 +18,7 @@ from solewriter.shared import wireform
 from solewriter.shared.config import DEFAULT_LIMITS, Limits, check_limits
 from solewriter.shared.entity import name_of
 from solewriter.shared.errors import Forgotten, InvalidMutation, Refused, shown
-from solewriter.shared.folder import StateFolder, not_sent
+from solewriter.shared.folder import StateFolder, not_picklable
 from solewriter.shared.models import Task
 from solewriter.shared.mutations import Applied, Mutation, Release, Result
 from solewriter.shared.registry import Registry
@@ -48,7 +48,7 @@ class AnyClient:
         self._pid = os.getpid()
 
     def __reduce__(self) -> NoReturn:
-        raise not_sent("client", f"connect({str(self.folder.path)!r})")
+        raise not_picklable("client", f"connect({str(self.folder.path)!r})")
 
     @property
     def client_id(self) -> str:

@@ -75,5 +75,5 @@ def due_s(requests: Sequence[Asked]) -> float:
     return math.inf if len(last) == 2 or last[3] is None else last[3] / US_PER_S
 
 
-def not_sent() -> Expired:
+def expired_unsent() -> Expired:
     return Expired("the request's deadline passed before there was room to send it")

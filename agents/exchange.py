@@ -18,17 +18,17 @@ from collections.abc import Callable, Sequence
 from functools import partial
 
 from solewriter.agents.admission import check_room, make_room, no_room, replies_needed
-from solewriter.agents.deadline import due_s, not_sent
+from solewriter.agents.deadline import due_s, expired_unsent
 from solewriter.agents.greeting import greet
 from solewriter.agents.monitor import Monitor
 from solewriter.agents.pace import Pace
 from solewriter.agents.pending import Pending, Sent, name_request, outcome_unknown
 from solewriter.agents.reconnecting import Reconnecting
-from solewriter.agents.session import AgentSession, closed, fenced
+from solewriter.agents.session import AgentSession, closed_client, fenced_session
 from solewriter.agents.spinning import Spinning
 from solewriter.shared.config import POLL_MS_MAX, READ_BYTES, RECONNECT_MAX_S, Limits
 from solewriter.shared.errors import EngineUnavailable, Fenced, SolewriterError
-from solewriter.shared.folder import StateFolder, unclosed
+from solewriter.shared.folder import StateFolder, unclosed_warning
 from solewriter.shared.lane import Lane
 from solewriter.shared.system.forks import held_off
 from solewriter.shared.wireform import Asked
@@ -82,7 +82,7 @@ class Exchange:
                 if not wait_for_room:
                     self._check_room(requests)
                 if not self._await_room(requests, deadline):
-                    return [not_sent() for _ in requests]
+                    return [expired_unsent() for _ in requests]
                 if not self._session.awaited:
                     self._pace.begin(time.monotonic())
                 first = self._session.next_frame
@@ -199,15 +199,15 @@ class Exchange:
                 "this client belongs to the parent process: connect() again in the child", final=True
             )
         if self._closed:
-            raise closed()
+            raise closed_client()
         if self._session.fenced:
-            raise fenced()
+            raise fenced_session()
 
     def _pump(self, deadline: float, awaited: Pending | None = None) -> bool:
         """Let something happen on the lane, or let another thread do that; False when the deadline has passed."""
         if self._closed:
             self._end()
-            raise closed()
+            raise closed_client()
         left = deadline - time.monotonic()
         if left <= 0:
             return False
@@ -378,7 +378,7 @@ class Exchange:
         """Let go of the lane, and warn: the client was forgotten, and nobody had closed it."""
         if self._lane is not None:
             self._drop_lane()
-            warn(unclosed("client", self.folder), ResourceWarning, source=self)
+            warn(unclosed_warning("client", self.folder), ResourceWarning, source=self)
 
     def forsake(self) -> None:
         """In a forked child: hold nothing of the parent's open."""

@@ -50,7 +50,7 @@ class Reconnecting:
             raise error
         if now_s + self._pause_s > deadline or is_no_folder(error):
             check_descriptors(error)
-            raise self._folder.unserved(error) from error
+            raise self._folder.not_served(error) from error
 
     def connected(self) -> None:
         """There is a lane."""

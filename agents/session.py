@@ -358,7 +358,7 @@ class AgentSession:
     def _fence(self) -> None:
         """Another client has the session. What was not sent at all is refused; nobody here knows more of the rest."""
         self.fenced = True
-        self.fail(fenced())
+        self.fail(fenced_session())
 
     def close(self) -> None:
         """End the session on this side: what was not sent never is."""
@@ -390,9 +390,9 @@ def _too_large(limits: Limits) -> RequestTooLarge:
     return RequestTooLarge(f"the engine takes frames of at most {limits.frame_bytes_max:,} bytes (frame_bytes_max)")
 
 
-def fenced() -> Fenced:
+def fenced_session() -> Fenced:
     return Fenced("another client took over this client_id: connect again under another one")
 
 
-def closed() -> EngineUnavailable:
+def closed_client() -> EngineUnavailable:
     return EngineUnavailable("this client is closed", final=True)

@@ -97,7 +97,7 @@ class StateFolder:
                 raise FileNotFoundError(f"{self.engine_json} is of {os.fsdecode(found.folder)}")
             return found
         except (FileNotFoundError, NotADirectoryError) as error:
-            raise self.unserved(error, to_reader=True) from None
+            raise self.not_served(error, to_reader=True) from None
         except UNDECODABLE as error:
             check_depth(error)
             raise EngineUnavailable(f"{self.engine_json} cannot be read ({error}): restart the engine") from error
@@ -111,7 +111,7 @@ class StateFolder:
             return False
         return runs(where.pid, where.start_time)
 
-    def unserved(self, error: Exception, *, to_reader: bool = False) -> EngineUnavailable:
+    def not_served(self, error: Exception, *, to_reader: bool = False) -> EngineUnavailable:
         """What is told where nobody answers. That nobody listens is said in words: errno has none for it."""
         final = is_no_folder(error)
         if not isinstance(error, (FileNotFoundError, NotADirectoryError, ConnectionRefusedError)):
@@ -217,12 +217,12 @@ def whereabouts_in(path: Path) -> Whereabouts:
     return found
 
 
-def unclosed(what: str, folder: StateFolder) -> str:
+def unclosed_warning(what: str, folder: StateFolder) -> str:
     """What a ResourceWarning says of a client or reader that was forgotten."""
     return f"a {what} of {folder.path} was never closed: close() it, or use it in a `with`"
 
 
-def not_sent(what: str, way: str) -> TypeError:
+def not_picklable(what: str, way: str) -> TypeError:
     """What is raised where a client or reader is pickled, as an argument of a process that is spawned, say."""
     problem = f"a {what} belongs to the process that made it"
     return TypeError(f"{problem}; another one gets the path and opens its own: {way}")

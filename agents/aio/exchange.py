@@ -21,14 +21,14 @@ from solewriter.agents.admission import check_room, make_room, no_room, replies_
 from solewriter.agents.aio.greeting import Greeting
 from solewriter.agents.aio.home import Home, call_if_there, wake
 from solewriter.agents.aio.waitqueue import Place, WaitQueue
-from solewriter.agents.deadline import due_s, not_sent
+from solewriter.agents.deadline import due_s, expired_unsent
 from solewriter.agents.pace import Pace
 from solewriter.agents.pending import Pending, Sent, name_request, outcome_unknown
 from solewriter.agents.reconnecting import Reconnecting
-from solewriter.agents.session import AgentSession, closed, fenced
+from solewriter.agents.session import AgentSession, closed_client, fenced_session
 from solewriter.shared.config import PIPE_BYTES, READ_BYTES, Limits
 from solewriter.shared.errors import EngineUnavailable, SolewriterError
-from solewriter.shared.folder import StateFolder, unclosed
+from solewriter.shared.folder import StateFolder, unclosed_warning
 from solewriter.shared.lane import Lane
 from solewriter.shared.wireform import Asked, PlainRequest
 
@@ -85,7 +85,7 @@ class AioExchange:
         self._make_room()
         self._go_on()
         due = due_s(requests)
-        refused: list[Sent] | None = [not_sent() for _ in requests] if due <= deadline else None
+        refused: list[Sent] | None = [expired_unsent() for _ in requests] if due <= deadline else None
         timer = self._loop.call_later(min(deadline, due) - time.monotonic(), self._too_late, place, refused)
         try:
             return await place
@@ -130,7 +130,7 @@ class AioExchange:
         if self._connecting is not None:
             self._connecting.cancel()
         self._session.close()
-        self._queue.refuse(closed())
+        self._queue.refuse(closed_client())
         self._drop_lane()
         if self._connecting is not None:
             await asyncio.wait({self._connecting})
@@ -141,9 +141,9 @@ class AioExchange:
     def _check_usable(self) -> None:
         self._home.check()
         if self._closed:
-            raise closed()
+            raise closed_client()
         if self._session.fenced:
-            raise fenced()
+            raise fenced_session()
 
     def _check_room(self, requests: Sequence[Asked]) -> None:
         """Raises Busy where these requests would have to wait, after what there is was read."""
@@ -169,7 +169,7 @@ class AioExchange:
     def _admit(self) -> None:
         """There may be room: send for those who waited longest."""
         if self._session.fenced:
-            self._queue.refuse(fenced())
+            self._queue.refuse(fenced_session())
         while self._queue:
             place, requests = self._queue.first()
             if not place.done() and replies_needed(self._session, requests):
@@ -286,7 +286,7 @@ class AioExchange:
         idle = self._connecting is None or self._connecting.done()
         if self._lane is None and (self._session.in_flight or self._queue) and idle and not self._closed:
             if self._session.fenced:
-                self._queue.refuse(fenced())
+                self._queue.refuse(fenced_session())
             else:
                 self._connecting = self._loop.create_task(self._reconnect())
 
@@ -375,7 +375,7 @@ class AioExchange:
         lane, self._lane = self._lane, None
         if lane is not None:
             self._home.let_go(lane)
-            warn(unclosed("client", self.folder), ResourceWarning, source=self)
+            warn(unclosed_warning("client", self.folder), ResourceWarning, source=self)
 
 
 def _leave_lanes_to_the_parent() -> None:

@@ -17,7 +17,7 @@ from solewriter.shared import record
 from solewriter.shared.config import Limits, check_limits
 from solewriter.shared.entity import Entity, name_of
 from solewriter.shared.errors import EngineUnavailable, SnapshotExpired, minding_descriptors, shown
-from solewriter.shared.folder import StateFolder, not_sent
+from solewriter.shared.folder import StateFolder, not_picklable
 from solewriter.shared.registry import Registry
 
 if TYPE_CHECKING:
@@ -158,7 +158,7 @@ class AnyReader(ABC):
             return travel.lived_on(self, pin, kind, key, since, until)
 
     def __reduce__(self) -> NoReturn:
-        raise not_sent("reader", self._opened)
+        raise not_picklable("reader", self._opened)
 
     def __enter__(self) -> Self:
         return self

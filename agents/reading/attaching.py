@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 from solewriter.agents.reading.anyreader import AnyReader, closed_reader
 from solewriter.shared.config import ATTACH_RETRY_S, Limits
 from solewriter.shared.errors import EngineUnavailable, LayoutMismatch, check_descriptors
-from solewriter.shared.folder import StateFolder, unclosed
+from solewriter.shared.folder import StateFolder, unclosed_warning
 from solewriter.shared.memory.pin import Pin
 from solewriter.shared.memory.root import STOPPED, SUPERSEDED, RootReader
 from solewriter.shared.memory.view import View
@@ -214,4 +214,4 @@ class Attaching(AnyReader):
             is_unclosed = not self._closed
             self.close()
             if is_unclosed and self.is_anybodys:
-                warn(unclosed("reader", self.folder), ResourceWarning, source=self)
+                warn(unclosed_warning("reader", self.folder), ResourceWarning, source=self)

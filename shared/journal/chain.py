@@ -62,7 +62,7 @@ def state_id_in(folder: Path) -> bytes:
     try:
         return state_id_of(journal_files(folder)[-1])
     except (IndexError, FileNotFoundError):
-        raise gone(f"nothing is journaled in {folder} any more") from None
+        raise compacted(f"nothing is journaled in {folder} any more") from None
 
 
 def first_entry_of(path: Path) -> Entry | None:
@@ -98,7 +98,7 @@ def first_entry(folder: Path) -> int:
     """The oldest entry that the files hold without a gap up to the newest. Raises Compacted where there are none."""
     files = journal_files(folder)
     if not files:
-        raise gone(f"nothing is journaled in {folder}")
+        raise compacted(f"nothing is journaled in {folder}")
     return first_of(files[0])
 
 
@@ -134,14 +134,14 @@ def check_history(folder: Path, history: bytes, last: int | None = None) -> None
     """
     files, others = journal_files(folder)[::-1], False
     if last is not None and _history_at(files, last) not in (None, history):
-        raise gone(f"the journal in {folder} was cut, and is of another history behind that")
+        raise compacted(f"the journal in {folder} was cut, and is of another history behind that")
     for lives in chain(map(_life_at_first, files), map(_lives_in, files)):
         for life, _ in lives:
             if life.history == history:
                 return
             others = True
     if others and history:
-        raise gone(f"the journal in {folder} is of another history")
+        raise compacted(f"the journal in {folder} is of another history")
 
 
 def _history_at(files: list[Path], last: int) -> bytes | None:
@@ -182,7 +182,7 @@ def content(path: Path) -> bytes:
                 if os.stat(path).st_ino == os.fstat(file.fileno()).st_ino:
                     return found
     except FileNotFoundError:
-        raise gone(f"{path.name} was trimmed meanwhile") from None
+        raise compacted(f"{path.name} was trimmed meanwhile") from None
 
 
 def oldest_entry(folder: Path) -> int:
@@ -195,7 +195,7 @@ def oldest_entry(folder: Path) -> int:
     for entry in checkpoint_files(folder):
         if entry + 1 >= first:
             return entry
-    raise gone(f"the journal begins with entry {first}")
+    raise compacted(f"the journal begins with entry {first}")
 
 
 def opened(folder: Path, entry: int) -> Checkpoint:
@@ -203,7 +203,7 @@ def opened(folder: Path, entry: int) -> Checkpoint:
     try:
         return Checkpoint(checkpoint_path(folder, entry))
     except FileNotFoundError:
-        raise gone(f"the checkpoint behind entry {entry} was trimmed meanwhile") from None
+        raise compacted(f"the checkpoint behind entry {entry} was trimmed meanwhile") from None
 
 
 def own_checkpoint(folder: Path, entry: int) -> Checkpoint:
@@ -235,6 +235,6 @@ def checkpoint_to(folder: Path, revision: int) -> Checkpoint | None:
     return None
 
 
-def gone(why: str) -> Compacted:
+def compacted(why: str) -> Compacted:
     """What says of the journal that it does not go back so far, or not any more."""
     return Compacted(why, oldest=0)

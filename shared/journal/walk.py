@@ -13,7 +13,7 @@ from pathlib import Path
 from solewriter.shared.errors import JournalCorrupt
 from solewriter.shared.frozen import INT_MAX
 from solewriter.shared.journal import entry as entries
-from solewriter.shared.journal.chain import content, files_from, first_entry, first_of, gone, state_id_in
+from solewriter.shared.journal.chain import compacted, content, files_from, first_entry, first_of, state_id_in
 from solewriter.shared.journal.entry import FILE_HEADER_BYTES, Entry, Tail
 
 
@@ -113,7 +113,7 @@ def entries_between(folder: Path, first: int, last: int) -> Iterator[Entry]:
     first_entry(folder)
     files = files_from(folder, first)
     if files and first_of(files[0]) > first:
-        raise gone(f"the journal begins with entry {first_of(files[0])}")
+        raise compacted(f"the journal begins with entry {first_of(files[0])}")
     walk = Walk(first, state_id_in(folder))
     for path in files:
         if walk.number >= last:
@@ -133,4 +133,4 @@ def entries_between(folder: Path, first: int, last: int) -> Iterator[Entry]:
         if walk.broken:
             raise JournalCorrupt(walk.broken, place=walk.place)
     if walk.number < last:
-        raise gone(f"the journal in {folder} ends before entry {last}")
+        raise compacted(f"the journal in {folder} ends before entry {last}")

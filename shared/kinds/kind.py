@@ -31,7 +31,7 @@ from solewriter.shared.kinds.validation import (
     no_such_field,
     problems,
     problems_of_field,
-    stumbled,
+    validator_failure,
 )
 from solewriter.shared.models import COORDINATED, Task
 from solewriter.shared.readiness import DEPENDS
@@ -136,7 +136,7 @@ class Kind:
         except ValidationError as error:
             raise problems(error) from None
         except Exception as error:
-            raise stumbled(self.name, error) from error
+            raise validator_failure(self.name, error) from error
         return made
 
     def changed(
@@ -286,7 +286,8 @@ class Kind:
             ) from None
         except Exception as error:
             raise SchemaMismatch(
-                f"{self.name} {key!r} cannot be made of what is stored: {stumbled(self.name, error)}", kind=self.name
+                f"{self.name} {key!r} cannot be made of what is stored: {validator_failure(self.name, error)}",
+                kind=self.name,
             ) from error
         return made
 

@@ -54,7 +54,7 @@ class NoEntity(Exception):
         super().__init__(f"its validator returned {shown(made)}, and not the entity")
 
 
-def stumbled(kind: str, error: Exception) -> InvalidMutation:
+def validator_failure(kind: str, error: Exception) -> InvalidMutation:
     """A validator of the user's that raised what pydantic does not take for an answer, a TypeError say."""
     problem = clean(str(error) if type(error) is NoEntity else f"its validator raised {in_words(error)}", PROBLEM_MAX)
     return InvalidMutation(f"{kind}: {problem}", fields={"entity": problem})

@@ -131,7 +131,7 @@ class Pin:
         mapped, place, length = self.segment(address >> 32).map, address & OFFSET_MASK, len(key)
         same: bool = mapped[place + _KEY_LENGTH] == length and mapped[place + _KEY : place + _KEY + length] == key
         if address >> 32 < self._live[READABLE]:
-            raise _expired()
+            raise _snapshot_expired()
         return same
 
     def at(self, kind: int, slot: int) -> int:
@@ -213,7 +213,7 @@ class Pin:
             words, place = self.segment(address >> 32).words, (address & OFFSET_MASK) >> 3
             found, before = words[place + _REVISION], words[place + _PREVIOUS]
             if address >> 32 < live[READABLE]:  # after the look: bytes that were taken away read as revision 0
-                raise _expired()
+                raise _snapshot_expired()
             if found <= revision:
                 return address
             address = before
@@ -229,7 +229,7 @@ class Pin:
             words, place = self.segment(address >> 32).words, (address & OFFSET_MASK) >> 3
             found, before = words[place + _REVISION], words[place + _PREVIOUS]
             if address >> 32 < live[READABLE]:
-                raise _expired()
+                raise _snapshot_expired()
             if found <= revision:
                 break
             address, steps = before, steps + 1
@@ -313,7 +313,7 @@ class Pin:
 
     def _check_readable(self, address: int) -> None:
         if address >> 32 < self._live[READABLE]:
-            raise _expired()
+            raise _snapshot_expired()
 
     def _walked(self) -> tuple[dict[tuple[int, int], int], dict[tuple[int, bytes], int]]:
         """This revision by its own records alone: (kind, slot) -> address and (kind, key) -> address. For a snapshot
@@ -359,7 +359,7 @@ class Pin:
             return self.content(address)
         found = record.content(self.segment(address >> 32).bytes, (address & OFFSET_MASK) + PREFIX_BYTES)
         if address >> 32 < self._live[READABLE]:
-            raise _expired()
+            raise _snapshot_expired()
         return found
 
     def content(self, address: int) -> record.Content:
@@ -370,7 +370,7 @@ class Pin:
             self._check_readable(address)
             raise
         if address >> 32 < self._live[READABLE]:
-            raise _expired()
+            raise _snapshot_expired()
         return found
 
     def segment(self, number: int) -> Segment:
@@ -378,12 +378,12 @@ class Pin:
         be SIGBUS; FileNotFoundError for one that was never mapped, and is gone.
         """
         if number < self._live[READABLE]:
-            raise _expired()
+            raise _snapshot_expired()
         try:
             return self.heap[number]
         except KeyError:
             return self.view.heap_segment(number)
 
 
-def _expired() -> SnapshotExpired:
+def _snapshot_expired() -> SnapshotExpired:
     return SnapshotExpired("this snapshot was held past snapshot_age_max_s: take a new one")
