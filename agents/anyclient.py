@@ -84,40 +84,40 @@ class AnyClient:
 
     # --- requests ----------------------------------------------------------------------------------------------------
 
-    def _requests(self, asked: Iterable[Timed[Mutation | Sequence[Mutation]]]) -> list[PlainRequest | Refused]:
+    def _make_requests(self, asked: Iterable[Timed[Mutation | Sequence[Mutation]]]) -> list[PlainRequest | Refused]:
         """Bad input takes its place as a refusal."""
         return [wireform.plain_or_refused(one, self._registry, self._limits, due_us) for one, due_us in asked]
 
-    def _shown(self, taken: Iterable[PlainRequest | Refused]) -> list[PlainRequest]:
+    def _sendable(self, taken: Iterable[PlainRequest | Refused]) -> list[PlainRequest]:
         """The ones that can be sent, each with the tokens of the claims that it is about."""
         requests = [request for request in taken if not isinstance(request, Refused)]
         self._tokens.show(requests)
         return requests
 
-    def _sent_in_place(
+    def _merge_refusals(
         self,
         taken: Sequence[PlainRequest | Refused],
         requests: Sequence[PlainRequest],
         sent: Sequence[Sent],
     ) -> list[Sent]:
         """What was sent of them, and the refusals of the others, in the order in which they were taken."""
-        self._tokens.sent(sent, requests)
+        self._tokens.note_sent(sent, requests)
         if len(requests) == len(taken):
             return list(sent)
         following = iter(sent)
         return [request if isinstance(request, Refused) else next(following) for request in taken]
 
-    def _granted(self, request_id: str, outcome: Outcome) -> Sequence[Result]:
+    def _claimed_results(self, request_id: str, outcome: Outcome) -> Sequence[Result]:
         """What a claim brought that nobody waits for any more: as the engine says, or, where it was asked too late, as
         the claim's own reply does, which came before that.
         """
-        if isinstance(outcome, Forgotten) and (sent := self._tokens.asked(request_id)) is not None and sent.done:
+        if isinstance(outcome, Forgotten) and (sent := self._tokens.unread(request_id)) is not None and sent.done:
             reply = self._answers.reply(sent)
-            self._tokens.told(sent, reply)
+            self._tokens.note_reply(sent, reply)
             return reply.results
         return outcome.reply.results if isinstance(outcome, Applied) else ()
 
-    def _giving_back(self, kind: type[Task], claimed: Result, reason: str) -> PlainRequest:
+    def _release_request(self, kind: type[Task], claimed: Result, reason: str) -> PlainRequest:
         """The release of what a claim brought, under its own token, whatever is held: by now it may be claimed anew."""
         mutation = Release(kind.ref(claimed.id), self._fitting(reason))
         release = wireform.plain_mutation(mutation, self._registry, self._limits)

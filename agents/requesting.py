@@ -74,7 +74,7 @@ class Requests(AnyClient):
             (sent,) = self._exchange.send([request], deadline, wait_for_room=wait_for_room)
             if isinstance(sent, RequestTooLarge):
                 raise sent
-            self._tokens.sent([sent], [request])
+            self._tokens.note_sent([sent], [request])
             reply = self._reply_to(sent, deadline)
             if isinstance(reply.error, OutcomeUnknown):
                 raise reply.error  # as it is at a time-out
@@ -92,7 +92,7 @@ class Requests(AnyClient):
         assert isinstance(sent, Pending), "a question is neither large nor ever late"
         self._exchange.wait(sent, deadline)
         outcome = self._answers.outcome(sent, request_id)
-        self._tokens.resolved(outcome)
+        self._tokens.note_outcome(outcome)
         return outcome
 
     def submit_many(
@@ -133,9 +133,9 @@ class Requests(AnyClient):
 
     def _send_frame(self, asked: list[Timed[Mutation | Sequence[Mutation]]], deadline: float) -> list[Sent]:
         """Send what may be sent of these in one frame; each has its place in the answer, refusals too."""
-        taken = self._answers.fitting(self._requests(asked), asked)
-        requests = self._shown(taken)
-        return self._sent_in_place(taken, requests, self._exchange.send(requests, deadline) if requests else [])
+        taken = self._answers.fitting(self._make_requests(asked), asked)
+        requests = self._sendable(taken)
+        return self._merge_refusals(taken, requests, self._exchange.send(requests, deadline) if requests else [])
 
     def _reply_to(self, sent: Sent, deadline: float) -> Reply:
         """Wait for the reply. An interrupt has, like a cancelled coroutine, a cause that names the request."""
@@ -144,12 +144,12 @@ class Requests(AnyClient):
                 if sent.reply is None:
                     self._exchange.wait(sent, deadline)
                 reply = self._answers.reply(sent)
-                self._tokens.told(sent, reply)
+                self._tokens.note_reply(sent, reply)
                 if reply.error is None or not sent.is_back:
                     return reply
                 claim = sent.claim  # goes on waiting, behind the others
                 (sent,) = self._exchange.send([claim], deadline)
-                self._tokens.sent([sent], [claim])
+                self._tokens.note_sent([sent], [claim])
             return self._answers.refused(sent)
         except BaseException as interrupted:
             name_request(interrupted, [sent])

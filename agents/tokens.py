@@ -46,9 +46,9 @@ class Tokens:
         """From now on write to this task under the claim that it shows: of another client, or of this one's past."""
         if not isinstance(task, Task):
             raise TypeError(f"hold takes a task, not {shown(task)}")
-        self.granted(task.kind_name, task.id, task.claim)
+        self.hold_under(task.kind_name, task.id, task.claim)
 
-    def granted(self, kind: str, id: str, token: int) -> None:
+    def hold_under(self, kind: str, id: str, token: int) -> None:
         """Hold a task, which need not have been read, under this token."""
         self._hold((kind, id), token)
 
@@ -86,7 +86,7 @@ class Tokens:
             held = {mutation[1:3]: self.holds(*mutation[1:3]) for mutation in mutations}
             guards[:0] = [(SHOWN, *key, token) for key, token in held.items() if token is not None]
 
-    def sent(self, sent: Sequence[Sent], requests: Sequence[PlainRequest]) -> None:
+    def note_sent(self, sent: Sequence[Sent], requests: Sequence[PlainRequest]) -> None:
         """Note which of these requests are on their way, and will say who holds what; the others could not be sent."""
         telling = TELLING if self._held else CLAIMING
         for one, request in zip(sent, requests, strict=True):
@@ -102,16 +102,16 @@ class Tokens:
         if len(self._asked) > ASKED_MAX:
             self._asked.pop(next(iter(self._asked), sent), None)
 
-    def resolved(self, outcome: Outcome) -> None:
+    def note_outcome(self, outcome: Outcome) -> None:
         """Note how a request ended whose own answer did not come."""
         if isinstance(outcome, Applied):
-            self.told(self.asked(outcome.reply.request_id), outcome.reply)
+            self.note_reply(self.unread(outcome.reply.request_id), outcome.reply)
 
-    def asked(self, request_id: str) -> Pending | None:
-        """The claim, or the like, under this id, if nobody took its answer so far, whether it came or not."""
+    def unread(self, request_id: str) -> Pending | None:
+        """The claim, or the like, under this id, whose answer nobody took so far, whether it came or not; else None."""
         return next((one for one in list(self._asked) if one.request_id == request_id), None)
 
-    def told(self, sent: Pending | None, reply: Reply) -> None:
+    def note_reply(self, sent: Pending | None, reply: Reply) -> None:
         """Note what a reply says of who holds what."""
         error: Any = reply.error
         if error is None and not self._asked:
@@ -129,12 +129,12 @@ class Tokens:
             token = shown.get(key)
             if token is not None and left.get(key, token) >= token:  # else it is told once more, of an older claim
                 self._lose(key, token)
-        for key, result in _claimed(mutations, reply.results):
+        for key, result in _claimed_results(mutations, reply.results):
             if key not in given_back:
                 self._hold(key, result.version, sent.sequence, sent.epoch, is_of_before=not result.address)
 
 
-def _claimed(mutations: Sequence[PlainMutation], results: Sequence[Result]) -> Iterator[tuple[Key, Result]]:
+def _claimed_results(mutations: Sequence[PlainMutation], results: Sequence[Result]) -> Iterator[tuple[Key, Result]]:
     """What the claims of a request brought. A claim names no task: each other mutation accounts for one result about
     the task that it names, and what is left over of a kind that was claimed is of a claim.
     """

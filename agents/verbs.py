@@ -123,11 +123,11 @@ class Verbs(Requests):
         for request_id, kind in list(self._unwanted.items()):
             try:
                 outcome = self.outcome(request_id, timeout_s=GIVE_BACK_S)  # one that waits is answered by it
-                for result in self._granted(request_id, outcome):
-                    request = self._giving_back(kind, result, "its claim was interrupted")
+                for result in self._claimed_results(request_id, outcome):
+                    request = self._release_request(kind, result, "its claim was interrupted")
                     deadline = self._deadline(GIVE_BACK_S)
                     (sent,) = self._exchange.send([request], deadline)
-                    self._tokens.sent([sent], [request])
+                    self._tokens.note_sent([sent], [request])
                     if isinstance(error := self._reply_to(sent, deadline).error, Unavailable):
                         raise error
             except Unavailable:

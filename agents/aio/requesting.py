@@ -52,7 +52,7 @@ class AioRequests(AnyClient):
     ) -> None:
         super().__init__(state, name=name, client_id=client_id, limits=limits)
         self._memory = Memory(state, limits, self._registry)
-        self._exchange = AioExchange(self.folder, self._session, limits, self._memory.look_on, self._tokens.sent)
+        self._exchange = AioExchange(self.folder, self._session, limits, self._memory.look_on, self._tokens.note_sent)
         self._answers = Answers(self._memory, self._registry)
         self._giving_up: set[asyncio.Future[tuple[None]]] = set()
         self.reader = AioReader(self._memory, limits)
@@ -93,7 +93,7 @@ class AioRequests(AnyClient):
         def read(sent: Sent) -> Outcome:
             assert isinstance(sent, Pending), "a question is neither large nor ever late"
             outcome = self._answers.outcome(sent, request_id)
-            self._tokens.resolved(outcome)
+            self._tokens.note_outcome(outcome)
             return outcome
 
         return await self._ask(wireform.outcome_query(request_id), read, timeout_s)
@@ -144,17 +144,17 @@ class AioRequests(AnyClient):
 
     async def _send_frame(self, asked: list[Timed[Mutation | Sequence[Mutation]]], deadline: float) -> list[Sent]:
         """Send what may be sent of these in one frame; each has its place in the answer, refusals too."""
-        made = self._requests(asked)
+        made = self._make_requests(asked)
         taken = await self._memory.looked(lambda: self._answers.fitting(made, asked))
-        requests = self._shown(taken)
+        requests = self._sendable(taken)
         sent = await self._exchange.send(requests, deadline) if requests else []
-        return self._sent_in_place(taken, requests, sent)
+        return self._merge_refusals(taken, requests, sent)
 
     def _reply(self, sent: Sent) -> Reply:
         if isinstance(sent, Refused):
             return self._answers.refused(sent)
         reply = self._answers.reply(sent)
-        self._tokens.told(sent, reply)
+        self._tokens.note_reply(sent, reply)
         return reply
 
     async def _entities(self, reply: Reply, model: type[E]) -> list[E]:
@@ -204,7 +204,7 @@ class AioRequests(AnyClient):
         if isinstance(sent, RequestTooLarge):
             raise sent
         if len(request) == 4:
-            self._tokens.sent([sent], [request])
+            self._tokens.note_sent([sent], [request])
         return await self._answer_to(sent, read, deadline)
 
     async def _answer_to(self, sent: Sent, read: Callable[[Sent], T], deadline: float) -> T:
@@ -217,7 +217,7 @@ class AioRequests(AnyClient):
                 self._reply(sent)
                 claim = sent.claim  # goes on waiting, behind the others
                 (sent,) = await self._exchange.send([claim], deadline)
-                self._tokens.sent([sent], [claim])
+                self._tokens.note_sent([sent], [claim])
             return await self._memory.looked(lambda: read(sent))
         except asyncio.CancelledError as cancelled:
             name_request(cancelled, [sent])

@@ -131,11 +131,11 @@ class AioVerbs(AioRequests):
     async def _give_back(self, kind: type[Task], request_id: str) -> None:
         try:
             outcome = await self.outcome(request_id)  # one that waits is answered by the question
-            for result in self._granted(request_id, outcome):
-                request = self._giving_back(kind, result, "its claim was cancelled")
+            for result in self._claimed_results(request_id, outcome):
+                request = self._release_request(kind, result, "its claim was cancelled")
                 deadline = self._deadline(None)
                 (sent,) = await self._exchange.send([request], deadline)
-                self._tokens.sent([sent], [request])
+                self._tokens.note_sent([sent], [request])
                 error = (await self._answer_to(sent, self._reply, deadline)).error  # it may be lost already
                 if isinstance(error, Unavailable):
                     raise error

@@ -29,7 +29,7 @@ def ask(tokens: Tokens, sequence: int, request: Any) -> Pending:
     """As a client sends it: with what is held of it."""
     pending, shown = Pending(SESSION, sequence, None), (request[0], [*request[1]], *request[2:])
     tokens.show([shown])
-    tokens.sent([pending], [shown])
+    tokens.note_sent([pending], [shown])
     return pending
 
 
@@ -40,24 +40,24 @@ def tokens() -> Tokens:
 
 def test_a_claim_that_got_another_number_before_it_was_sent_is_held_all_the_same(tokens: Tokens) -> None:
     pending = Pending(SESSION, 5, None)
-    tokens.sent([pending], [CLAIM])
+    tokens.note_sent([pending], [CLAIM])
     pending.sequence = 512  # another client had the session meanwhile
-    tokens.told(pending, reply(pending, 3))
+    tokens.note_reply(pending, reply(pending, 3))
     assert tokens.holds("Task", "t") == 3
     handing_in = ask(tokens, 513, COMPLETE)
-    tokens.told(handing_in, reply(handing_in, 4))
+    tokens.note_reply(handing_in, reply(handing_in, 4))
     assert tokens.holds("Task", "t") is None
 
 
 def test_so_it_is_where_its_answer_was_asked_for(tokens: Tokens) -> None:
     pending, other = Pending(SESSION, 5, None), Pending(SESSION, 6, None)
-    tokens.sent([pending], [CLAIM])
-    tokens.sent([other], [CLAIM])
+    tokens.note_sent([pending], [CLAIM])
+    tokens.note_sent([other], [CLAIM])
     pending.sequence = 512
     assert pending.request_id == default_id(SESSION, 512)
-    tokens.resolved(Applied(reply(Pending(SESSION, 7, None), 1)))  # nobody's here
+    tokens.note_outcome(Applied(reply(Pending(SESSION, 7, None), 1)))  # nobody's here
     assert tokens.holds("Task", "t") is None
-    tokens.resolved(Applied(reply(pending, 3)))
+    tokens.note_outcome(Applied(reply(pending, 3)))
     assert tokens.holds("Task", "t") == 3
 
 
@@ -69,25 +69,25 @@ def fenced(pending: Pending, **details: Any) -> Reply:
 def test_what_is_told_late_of_an_old_claim_takes_no_newer_one_away(tokens: Tokens) -> None:
     """Threads share a client: one that waits reads what another one is told, too, and may go on before it."""
     first = ask(tokens, 1, CLAIM)
-    tokens.told(first, reply(first, 2))
+    tokens.note_reply(first, reply(first, 2))
     giving_back = ask(tokens, 2, RELEASE)
     late, unshown = ask(tokens, 3, UPDATE), Pending(SESSION, 4, None)
     waiting = ask(tokens, 5, CLAIM)
-    tokens.told(waiting, reply(waiting, 4))
-    tokens.told(giving_back, reply(giving_back, 3))
+    tokens.note_reply(waiting, reply(waiting, 4))
+    tokens.note_reply(giving_back, reply(giving_back, 3))
     assert tokens.holds("Task", "t") == 4
-    tokens.told(late, fenced(late, token=2))
-    tokens.told(unshown, fenced(unshown))
+    tokens.note_reply(late, fenced(late, token=2))
+    tokens.note_reply(unshown, fenced(unshown))
     assert tokens.holds("Task", "t") == 4
     displaced = ask(tokens, 6, UPDATE)
-    tokens.told(displaced, fenced(displaced, token=4))
+    tokens.note_reply(displaced, fenced(displaced, token=4))
     assert tokens.holds("Task", "t") is None
 
 
 def test_who_is_told_very_late_of_an_old_claim_takes_no_newer_one_away(tokens: Tokens) -> None:
     first, second = ask(tokens, 1, CLAIM), ask(tokens, 2, CLAIM)
-    tokens.told(second, reply(second, 4))  # another agent had given it back meanwhile
-    tokens.told(first, reply(first, 2))
+    tokens.note_reply(second, reply(second, 4))  # another agent had given it back meanwhile
+    tokens.note_reply(first, reply(first, 2))
     assert tokens.holds("Task", "t") == 4
 
 
@@ -95,8 +95,8 @@ def test_a_claim_of_a_state_that_began_anew_is_held_whatever_its_version(tokens:
     """Of durability `memory`, say: versions begin at 1 again, and a client goes on."""
     before, after = ask(tokens, 1, CLAIM), ask(tokens, 2, CLAIM)
     before.epoch, after.epoch = 1, 2
-    tokens.told(before, reply(before, 57))
-    tokens.told(after, reply(after, 2))
+    tokens.note_reply(before, reply(before, 57))
+    tokens.note_reply(after, reply(after, 2))
     assert tokens.holds("Task", "t") == 2
     tokens.hold(Task(id="t", title="x", claim=1))
     assert tokens.holds("Task", "t") == 1
@@ -119,9 +119,9 @@ def test_what_a_signal_handler_gives_back_meanwhile_keeps_nobody_waiting(tokens,
     while reached:
         steps += 1
         mine, his = ask(tokens, 0, CLAIM), ask(tokens, 1, CLAIM)
-        with at_step(steps, lambda his=his: tokens.told(his, reply(his, 9)), module) as reached:
-            tokens.told(mine, reply(mine, 8))
+        with at_step(steps, lambda his=his: tokens.note_reply(his, reply(his, 9)), module) as reached:
+            tokens.note_reply(mine, reply(mine, 8))
         assert tokens.holds("Task", "t") in ((8, 9) if reached else (8,))
-        tokens.told(his, reply(his, 9))
-        tokens.granted("Task", "t", 0)
+        tokens.note_reply(his, reply(his, 9))
+        tokens.hold_under("Task", "t", 0)
     assert steps > 5

@@ -2402,7 +2402,7 @@ def test_what_a_claim_brought_whose_answer_did_not_come_in_time_is_known_by_its_
         assert agent.holds(Task, "a") == outcome.reply.results[0].version
         assert agent.complete(outcome.reply.entity).status is TaskStatus.COMPLETED
         for number in range(2 * ASKED_MAX):
-            agent._tokens.sent([Pending(1, number, None)], [([(Op.CLAIM.value, "Task", "*")], [], None, None)])
+            agent._tokens.note_sent([Pending(1, number, None)], [([(Op.CLAIM.value, "Task", "*")], [], None, None)])
         assert len(agent._tokens._asked) <= ASKED_MAX
 
 
