@@ -298,7 +298,7 @@ class Exchange:
         if data:
             self._again.heard = True
         before = self._session.awaited
-        self._session.received(data)
+        self._session.receive(data)
         if before:
             self._pace.note(before - self._session.awaited, time.monotonic())
 
@@ -333,12 +333,12 @@ class Exchange:
                 with held_off:  # a child that came before it is noted would not close it
                     lane = self._offered = Lane()
                 self._offer(lane, max(0.01, max(deadline, patience) - time.monotonic()))
-                self._again.connected()
+                self._again.note_lane()
                 break
             except (OSError, EngineUnavailable) as error:
                 if lane is not None:
                     lane.close()
-                self._again.failed(error, time.monotonic(), deadline)
+                self._again.note_failure(error, time.monotonic(), deadline)
             except BaseException:
                 if lane is not None:
                     lane.close()
@@ -353,7 +353,7 @@ class Exchange:
         finally:
             self._greeting = None
         self._check_usable()
-        self._session.welcomed(welcome)
+        self._session.accept(welcome)
 
     def _keep_connection(self, connection: socket.socket) -> None:
         self._greeting = connection

@@ -40,7 +40,7 @@ class Reconnecting:
         self._pause_s = min(max(2 * pause, RECONNECT_FIRST_S), RECONNECT_MAX_S)
         return pause
 
-    def failed(self, error: OSError | EngineUnavailable, now_s: float, deadline: float) -> None:
+    def note_failure(self, error: OSError | EngineUnavailable, now_s: float, deadline: float) -> None:
         """Note that nobody answered the last hello. Raises the error where it is final, EngineUnavailable where there
         is no time for another one, or no folder that could have an engine.
         """
@@ -52,6 +52,6 @@ class Reconnecting:
             check_descriptors(error)
             raise self._folder.not_served(error) from error
 
-    def connected(self) -> None:
+    def note_lane(self) -> None:
         """There is a lane."""
         self._missed_s = 0.0

@@ -214,13 +214,13 @@ class AgentSession:
             again=self._epoch > 0,
         )
 
-    def welcomed(self, welcome: Welcome) -> None:
+    def accept(self, welcome: Welcome) -> None:
         """The engine listens on a new lane: everything unanswered is sent again.
 
         Raises EngineUnavailable if it refused (`final` if it always will), Fenced if another client has the session.
         """
         if not welcome.ok:
-            self._refused(welcome)
+            self._raise_refusal(welcome)
         if not self._resends:
             self._renumber(welcome.first)
         self._epoch = welcome.memory_epoch
@@ -258,7 +258,7 @@ class AgentSession:
                 requests[pending.sequence & _PLACE] = "outcome", default_id(self.number, pending.sequence)
             frame.data = wire.pack_frame(requests, self.limits)
 
-    def _refused(self, welcome: Welcome) -> None:
+    def _raise_refusal(self, welcome: Welcome) -> None:
         if welcome.refusal == "fenced":
             self._fence()
             raise Fenced(f"{welcome.reason}: connect again under another one")
@@ -312,7 +312,7 @@ class AgentSession:
 
     # --- replies in --------------------------------------------------------------------------------------------------
 
-    def received(self, data: bytes | memoryview) -> None:
+    def receive(self, data: bytes | memoryview) -> None:
         """Take bytes from the reply pipe, and finish the requests that they answer."""
         self._received += data
         for reply in wire.unpack_replies(self._received):

@@ -254,7 +254,7 @@ class AioExchange:
     def _read(self, lane: Lane) -> int:
         count = os.readv(lane.replies, [self._buffer])
         before = self._session.awaited
-        self._session.received(self._buffer[:count])
+        self._session.receive(self._buffer[:count])
         if before:
             self._pace.note(before - self._session.awaited, time.monotonic())
         return count
@@ -319,7 +319,7 @@ class AioExchange:
                     await self._offer(threads, left if left > 0 else self._limits.handshake_timeout_s)
                     return
                 except (OSError, EngineUnavailable) as error:
-                    self._again.failed(error, time.monotonic(), given_up)
+                    self._again.note_failure(error, time.monotonic(), given_up)
         finally:
             threads.shutdown(wait=False)
 
@@ -329,7 +329,7 @@ class AioExchange:
         greeting = self._greeting = Greeting(self.folder, hello, timeout_s)
         try:
             welcome = await self._loop.run_in_executor(threads, greeting.say)
-            self._session.welcomed(welcome)
+            self._session.accept(welcome)
         except BaseException:
             greeting.give_up()
             raise
@@ -341,7 +341,7 @@ class AioExchange:
 
     def _use(self, lane: Lane) -> None:
         self._lane = lane
-        self._again.connected()
+        self._again.note_lane()
         self._loop.add_reader(lane.replies, call_if_there, weakref.WeakMethod(self._readable))
         self._write()
         self._admit()

@@ -185,7 +185,7 @@ class Child:
 
     def reckless(self) -> None:
         session, lane = AgentSession(DEFAULT_LIMITS, self.orders.job, None), Lane()
-        session.welcomed(greet(StateFolder(self.orders.state), session.hello(os.getpid()), lane, ANSWER_PATIENCE_S))
+        session.accept(greet(StateFolder(self.orders.state), session.hello(os.getpid()), lane, ANSWER_PATIENCE_S))
         registry, interval = Registry([Job]), self.begun()
         sleep_until(interval.start_ns)
         pendings: list[Pending] = []
@@ -212,7 +212,7 @@ def _exchange(session: AgentSession, lane: Lane) -> None:
         if fd == lane.requests and event & select.POLLOUT and session.unsent is not None:
             session.write(partial(os.write, fd))
         elif fd == lane.replies:
-            session.received(os.read(fd, READ_BYTES))
+            session.receive(os.read(fd, READ_BYTES))
 
 
 if __name__ == "__main__":

@@ -45,7 +45,7 @@ class Agent:
     def hears(self, *pendings: Any, after_s: float) -> None:
         self.now_s += after_s
         before = self.session.awaited
-        self.session.received(wire.pack_replies([(one.sequence, Status.APPLIED, 1, []) for one in pendings]))
+        self.session.receive(wire.pack_replies([(one.sequence, Status.APPLIED, 1, []) for one in pendings]))
         if before:
             self.pace.note(before - self.session.awaited, self.now_s)
 
@@ -139,7 +139,7 @@ def test_claims_that_fill_the_window_are_called_back_for_what_does_not_wait(agen
     never = ("Fenced", "never will be", {})
     query = claims[3].sequence + (1 << 8)
     replies = [(one.sequence, Status.REFUSED, 1, never) for one in claims[2:]]
-    agent.session.received(
+    agent.session.receive(
         wire.pack_replies([*replies, (query, Status.ANSWER, 1, None), (query + 1, Status.ANSWER, 1, None)])
     )
     assert [one.is_back for one in claims] == [False, False, True, True]
@@ -151,6 +151,6 @@ def test_a_claim_that_was_called_back_and_brought_something_is_not_sent_again(ag
     agent.session.window = 1
     (claim,) = agent.asks(CLAIM)
     assert make_room(agent.session, agent.pace, [[UPDATE]], agent.now_s)
-    agent.session.received(wire.pack_replies([(claim.sequence, Status.APPLIED, 1, [])]))
+    agent.session.receive(wire.pack_replies([(claim.sequence, Status.APPLIED, 1, [])]))
     assert claim.called_back
     assert not claim.is_back

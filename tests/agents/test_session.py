@@ -42,7 +42,7 @@ def session():
 
 def test_what_was_not_sent_goes_on_under_the_numbers_that_a_welcome_gives(session):
     (one,), (two,) = session.send([REQUEST]), session.send([REQUEST])
-    session.welcomed(welcome(558))
+    session.accept(welcome(558))
     assert (one.sequence, two.sequence) == (558 << 8, 559 << 8)
     assert session.in_flight == 2
     assert one.request_id.endswith(f"-{558 << 8}")
@@ -56,7 +56,7 @@ def test_a_request_whose_id_was_told_is_never_sent_under_another_one(session):
         session.send([REQUEST]),
     )
     held = outcome_unknown(named).request_id
-    session.welcomed(welcome(558))
+    session.accept(welcome(558))
     assert named.request_id == held
     assert isinstance(named.error, EngineUnavailable)
     assert isinstance(beside.error, EngineUnavailable), "it was in the same frame"
@@ -67,7 +67,7 @@ def test_a_request_whose_id_was_told_is_never_sent_under_another_one(session):
 def test_it_is_sent_where_its_number_stays(session):
     (named,) = session.send([REQUEST])
     held = outcome_unknown(named).request_id
-    session.welcomed(welcome(0))
+    session.accept(welcome(0))
     assert (named.request_id, named.done, session.in_flight) == (held, False, 1)
 
 
@@ -82,9 +82,9 @@ def test_it_is_sent_where_its_number_stays(session):
     ],
 )
 def test_a_reply_is_the_error_that_it_names(session, status, detail, error):
-    session.welcomed(welcome(0))
+    session.accept(welcome(0))
     (pending,) = send_whole(session, [REQUEST])
-    session.received(wire.pack_replies([(pending.sequence, status, 1, detail)]))
+    session.receive(wire.pack_replies([(pending.sequence, status, 1, detail)]))
     told = error_of(pending)
     assert type(told) is (error or type(None))
     if error in (NotFound, Forgotten):
@@ -94,16 +94,16 @@ def test_a_reply_is_the_error_that_it_names(session, status, detail, error):
 @pytest.mark.parametrize(("refusal", "final"), [("unknown", False), ("final", True), ("again", False)])
 def test_a_refusal_says_whether_another_one_may_be_asked(session, refusal, final):
     """Where nobody knows the session any more, nobody knows how what was sent ended; what was not sent goes on."""
-    session.welcomed(welcome(0))
+    session.accept(welcome(0))
     (begun,) = session.send([REQUEST])
     session.write(len)
     (unsent,) = session.send([REQUEST])
     with pytest.raises(EngineUnavailable, match="not today") as refused:
-        session.welcomed(Welcome(ok=False, refusal=refusal, reason="not today"))
+        session.accept(Welcome(ok=False, refusal=refusal, reason="not today"))
     assert refused.value.final is final
     assert (begun.done, unsent.done) == (refusal == "unknown", False)
     assert session.in_flight == (1 if refusal == "unknown" else 2)
-    session.welcomed(welcome(700 if refusal == "unknown" else 0))
+    session.accept(welcome(700 if refusal == "unknown" else 0))
     assert unsent.sequence >> 8 == (700 if refusal == "unknown" else 1)
 
 
@@ -112,7 +112,7 @@ def test_a_refusal_says_whether_another_one_may_be_asked(session, refusal, final
 
 def sent_again(session):
     """The requests of every frame that goes out on a new lane, by the frame's number."""
-    session.welcomed(welcome(session.hello(1).first, frame_bytes_max=session.limits.frame_bytes_max))
+    session.accept(welcome(session.hello(1).first, frame_bytes_max=session.limits.frame_bytes_max))
     frames = {}
     while (data := session.unsent) is not None:
         number = session._unsent[0][0].number
@@ -131,14 +131,14 @@ def test_what_was_told_to_be_not_applied_is_not_asked_for_again(session):
     """Its frame is sent again because of its other requests; in its place goes the question how it ended, which keeps
     it from ever being applied.
     """
-    session.welcomed(welcome(5))
+    session.accept(welcome(5))
     before, one, behind = send_whole(session, [REQUEST] * 3)
-    session.received(wire.pack_replies([(one.sequence, Status.UNAVAILABLE, 1, ("MemoryFull", "no room", {}))]))
+    session.receive(wire.pack_replies([(one.sequence, Status.UNAVAILABLE, 1, ("MemoryFull", "no room", {}))]))
     assert (before.done, one.done, behind.done) == (False, True, False)
     assert sent_again(session) == {5: [REQUEST, ("outcome", one.request_id), REQUEST]}
-    session.received(answers(before.sequence))
-    session.received(wire.pack_replies([(one.sequence, Status.ANSWER, 1, None)]))
-    session.received(answers(behind.sequence))
+    session.receive(answers(before.sequence))
+    session.receive(wire.pack_replies([(one.sequence, Status.ANSWER, 1, None)]))
+    session.receive(answers(behind.sequence))
     assert error_of(one).args[0] == "no room", "what it was told first"
     assert before.done
     assert behind.done
@@ -146,7 +146,7 @@ def test_what_was_told_to_be_not_applied_is_not_asked_for_again(session):
 
 
 def test_a_frame_that_is_too_large_for_the_next_engine_ends_and_those_behind_it_keep_their_numbers(session):
-    session.welcomed(welcome(0))
+    session.accept(welcome(0))
     large = ([(3, "Task", "t", None, {"title": "x" * 2_000}, "", None)], [], None, None)
     (begun,) = send_whole(session, [large])
     (small,), (unsent,), (behind,) = session.send([REQUEST]), session.send([large]), session.send([REQUEST])
@@ -158,10 +158,10 @@ def test_a_frame_that_is_too_large_for_the_next_engine_ends_and_those_behind_it_
     assert isinstance(begun.error, OutcomeUnknown)
     assert isinstance(unsent.error, RequestTooLarge)
     assert session.in_flight == 2
-    session.received(wire.pack_replies([(begun.sequence, Status.ANSWER, 1, None)]))
-    session.received(answers(small.sequence))
-    session.received(wire.pack_replies([(unsent.sequence, Status.ANSWER, 1, None)]))
-    session.received(answers(behind.sequence))
+    session.receive(wire.pack_replies([(begun.sequence, Status.ANSWER, 1, None)]))
+    session.receive(answers(small.sequence))
+    session.receive(wire.pack_replies([(unsent.sequence, Status.ANSWER, 1, None)]))
+    session.receive(answers(behind.sequence))
     assert (small.done, behind.done, session.in_flight) == (True, True, 0)
 
 
@@ -171,7 +171,7 @@ def test_a_frame_that_is_too_large_for_the_next_engine_ends_and_those_behind_it_
 )
 def test_what_was_perhaps_written_is_sent_again_under_its_number(session, error, written):
     """The last two are a pipe's; a TimeoutError is a signal handler's, of an alarm say."""
-    session.welcomed(welcome(0))
+    session.accept(welcome(0))
     session.send([REQUEST])
 
     def write(data):
@@ -184,7 +184,7 @@ def test_what_was_perhaps_written_is_sent_again_under_its_number(session, error,
 
 def test_a_client_that_was_welcomed_says_so(session):
     assert not session.hello(1).again
-    session.welcomed(welcome(0, memory_epoch=3))
+    session.accept(welcome(0, memory_epoch=3))
     assert session.hello(1).again
 
 
@@ -192,56 +192,56 @@ def test_a_client_that_was_welcomed_says_so(session):
 
 
 def test_credits_are_those_of_the_welcome_where_they_are_fewer(session):
-    session.welcomed(welcome(0, window=4, window_bytes=1_000))
+    session.accept(welcome(0, window=4, window_bytes=1_000))
     assert (session.window, session.window_bytes) == (4, 1_000)
-    session.welcomed(welcome(0, window=10_000, window_bytes=1 << 40))
+    session.accept(welcome(0, window=10_000, window_bytes=1 << 40))
     assert (session.window, session.window_bytes) == (DEFAULT_LIMITS.window_max, DEFAULT_LIMITS.window_bytes_max)
-    session.welcomed(welcome(0))
+    session.accept(welcome(0))
     assert session.window_bytes == DEFAULT_LIMITS.window_bytes_max, "an engine that does not say it"
 
 
 def test_a_frame_may_be_as_large_as_client_and_engine_say_whatever_an_earlier_engine_did(session):
     large = ([(3, "Task", "t", None, {"title": "x" * 2_000}, "", None)], [], None, None)
     for frame_bytes_max in (1_000, 1 << 40):
-        session.welcomed(welcome(session.hello(1).first, frame_bytes_max=frame_bytes_max))
+        session.accept(welcome(session.hello(1).first, frame_bytes_max=frame_bytes_max))
     session.send([large])
     with pytest.raises(RequestTooLarge):
         session.send([([(3, "Task", "t", None, {"title": "x" * (1 << 20)}, "", None)], [], None, None)])
 
 
 def test_there_is_room_until_the_requests_of_the_window_are_in_flight(session):
-    session.welcomed(welcome(0, window=4))
+    session.accept(welcome(0, window=4))
     assert session.replies_until_room(100) == 0, "one frame always may be sent"
     session.send([REQUEST] * 3)
     assert [session.replies_until_room(count) for count in (1, 2, 3)] == [0, 1, 2]
-    session.received(answers(0))
+    session.receive(answers(0))
     assert [session.replies_until_room(count) for count in (1, 2, 3)] == [0, 0, 1]
 
 
 def test_there_is_room_until_the_bytes_of_the_window_are_in_flight(session):
-    session.welcomed(welcome(0, window_bytes=3_000))
+    session.accept(welcome(0, window_bytes=3_000))
     large = ([], [], "x" * 1_000, None)
     for frame in range(3):
         assert session.replies_until_room(1) == 0, f"{frame} kB"
         session.send([large])
     assert session.bytes_in_flight > 3_000
     assert session.replies_until_room(1) == 2, "half of what is in flight, for which of them is large is not told"
-    session.received(answers(1 << 8))
+    session.receive(answers(1 << 8))
     assert session.replies_until_room(1) == 0, "what was answered takes no room, whatever is open before it"
-    session.received(answers(0))
-    session.received(answers(2 << 8))
+    session.receive(answers(0))
+    session.receive(answers(2 << 8))
     assert session.bytes_in_flight == 0
 
 
 def test_of_what_was_answered_behind_an_open_request_only_the_number_is_kept(session, monkeypatch):
     """The next lane counts it: what goes in its place asks how one ended, and decides nothing."""
-    session.welcomed(welcome(0))
+    session.accept(welcome(0))
     (first,) = send_whole(session, [REQUEST])
     (second,) = send_whole(session, [([], ["x" * 1_000], None, None)])
     third, fourth = send_whole(session, [REQUEST] * 2)
     (last,) = send_whole(session, [REQUEST])
-    session.received(answers(second.sequence, fourth.sequence))
-    session.received(wire.pack_replies([(third.sequence, Status.UNAVAILABLE, 1, ("MemoryFull", "no room", {}))]))
+    session.receive(answers(second.sequence, fourth.sequence))
+    session.receive(wire.pack_replies([(third.sequence, Status.UNAVAILABLE, 1, ("MemoryFull", "no room", {}))]))
     assert session.bytes_in_flight < 500
     monkeypatch.setattr(sessions, "FRAMES_KEPT_MAX", 4)
     assert session.replies_until_room(1) == 1, "so many numbers that nobody can say how long the next lane counts"
@@ -252,17 +252,17 @@ def test_of_what_was_answered_behind_an_open_request_only_the_number_is_kept(ses
             2: [("outcome", third.request_id)],
             3: [REQUEST],
         }
-    session.received(answers(second.sequence, last.sequence, first.sequence))
+    session.receive(answers(second.sequence, last.sequence, first.sequence))
     assert (first.done, last.done, session.in_flight, session.bytes_in_flight) == (True, True, 0, 0)
     assert session.hello(1).first == 4
 
 
 def test_what_is_in_flight_is_counted_anew_on_a_new_lane_and_when_nobody_will_answer(session):
-    session.welcomed(welcome(0))
+    session.accept(welcome(0))
     session.send([REQUEST] * 2)
     in_flight = session.bytes_in_flight
     session.bytes_in_flight = session.in_flight = 99  # as an interrupt in the middle of a count may leave it
-    session.welcomed(welcome(0))
+    session.accept(welcome(0))
     assert (session.in_flight, session.bytes_in_flight) == (2, in_flight)
     session.fail(None)
     assert (session.in_flight, session.bytes_in_flight) == (0, 0)
