@@ -40,7 +40,7 @@ class Answers:
         self._registry = registry
         self._decoder: tuple[int, Callable[[Result], Any]] = (-1, _nothing)  # of the memory of an epoch
 
-    def fitting(
+    def refuse_misfits(
         self, requests: Sequence[PlainRequest | Refused], asked: Sequence[Timed[Mutation | Sequence[Mutation]]]
     ) -> list[PlainRequest | Refused]:
         """The requests of a pipeline, made of what was asked; in place of one with a class that is not the engine's,
@@ -78,14 +78,14 @@ class Answers:
         told = pending.reply
         if told is not None and told.status == Status.APPLIED:
             named = pending.given_id or (pending.session, pending.sequence)
-            return self._applied(named, pending.epoch, told.revision, told.detail)
+            return self._applied_reply(named, pending.epoch, told.revision, told.detail)
         error = error_of(pending)
         assert error is not None, "a request is applied, or there is a reason why not"
         if told is not None:
             self._turn_to(pending.epoch)
-        return self._failed(pending.request_id, told.revision if told else 0, error)
+        return self._failed_reply(pending.request_id, told.revision if told else 0, error)
 
-    def as_asked(self, reply: Reply, mutations: Sequence[Mutation]) -> Reply:
+    def retype_current(self, reply: Reply, mutations: Sequence[Mutation]) -> Reply:
         """The same reply. What its refusal tells of an entity is of the class that one of these mutations has for it: a
         process may have several of one kind.
         """
@@ -100,7 +100,7 @@ class Answers:
                     pass  # what was found before stays
         return reply
 
-    def refused(self, error: Refused) -> Reply:
+    def refused_reply(self, error: Refused) -> Reply:
         """The reply to a request that was refused before it was sent."""
         return Reply("", self._reader.revision, (), error, _nothing)
 
@@ -115,15 +115,15 @@ class Answers:
             return NotApplied()
         status, revision, detail = pending.reply.detail
         if status == Status.APPLIED:
-            return Applied(self._applied(request_id, pending.epoch, revision, detail))
+            return Applied(self._applied_reply(request_id, pending.epoch, revision, detail))
         if status == Status.REFUSED:
-            refusal = self._failed(request_id, revision, from_wire(tuple(detail))).error
+            refusal = self._failed_reply(request_id, revision, from_wire(tuple(detail))).error
             assert isinstance(refusal, Refused)
             return refusal
         _, message, _ = detail
         return Forgotten(message, request_id=request_id)
 
-    def _applied(self, named: str | tuple[int, int], epoch: int, revision: int, detail: list[Any]) -> Reply:
+    def _applied_reply(self, named: str | tuple[int, int], epoch: int, revision: int, detail: list[Any]) -> Reply:
         results = tuple([Result(kind, id, version, address) for version, address, kind, id in detail])
         return Reply(named, revision, results, None, self._turn_to(epoch))
 
@@ -138,7 +138,7 @@ class Answers:
             self._decoder = epoch, decode
         return decode
 
-    def _failed(self, request_id: str, revision: int, error: SolewriterError) -> Reply:
+    def _failed_reply(self, request_id: str, revision: int, error: SolewriterError) -> Reply:
         """An error as a reply; a refusal about an entity carries that entity as it is now."""
         if isinstance(error, MemoryFull):
             self._reader.let_go()  # who only writes would hold what was given back since its last look

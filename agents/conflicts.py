@@ -41,13 +41,13 @@ def conditional(mutation: M, where: Where | None, merge: bool = False) -> tuple[
     if where is not None and where != {}:  # one that names no field takes the place of nothing
         guards.append(RequireFields(mutation.target, where))
     if merge:
-        guards.append(_unchanged(mutation))
+        guards.append(_unchanged_guard(mutation))
     if not guards:
         return mutation, guards
     return msgspec.structs.replace(mutation, expect=_explicit(mutation.expect)), guards
 
 
-def _unchanged(mutation: Any) -> Unchanged:
+def _unchanged_guard(mutation: Any) -> Unchanged:
     """That what an update or a transition changes is as it was read."""
     target = mutation.target
     if not isinstance(target, Entity) or not target.version:
@@ -63,7 +63,7 @@ def _explicit(expect: Any) -> int | None:
     return None if isinstance(expect, FromTarget) else expect
 
 
-def judged(reply: Reply, mutation: Mutation) -> Reply:
+def judge_conflict(reply: Reply, mutation: Mutation) -> Reply:
     """The same reply; a conflict in it says what it comes to."""
     error = reply.error
     if isinstance(error, VersionConflict | InvalidTransition) and error.verdict is None:
@@ -75,7 +75,7 @@ def _verdict(error: VersionConflict | InvalidTransition, mutation: Mutation) -> 
     current = error.current
     if not isinstance(current, Entity):
         return Verdict.LOST
-    mine = _wanted(mutation, current)
+    mine = _wanted_fields(mutation, current)
     if mine and all(_same(current, name, value) for name, value in mine.items()):
         return Verdict.YOURS
     lifecycle = current.lifecycle
@@ -90,7 +90,7 @@ def _verdict(error: VersionConflict | InvalidTransition, mutation: Mutation) -> 
     return Verdict.LOST
 
 
-def _wanted(mutation: Mutation, current: Entity) -> Mapping[str, Any]:
+def _wanted_fields(mutation: Mutation, current: Entity) -> Mapping[str, Any]:
     """The fields that a mutation sets, and to what."""
     match mutation:
         case Update(_, changes):

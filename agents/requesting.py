@@ -14,7 +14,7 @@ from typing import Self, TypeVar
 from solewriter.agents.admission import pipeline, sends_more
 from solewriter.agents.answers import Answers, Outcome, entity_of
 from solewriter.agents.anyclient import AnyClient
-from solewriter.agents.conflicts import judged
+from solewriter.agents.conflicts import judge_conflict
 from solewriter.agents.deadline import Timed, deadline_us, timed
 from solewriter.agents.exchange import Exchange
 from solewriter.agents.farewell import say_farewell
@@ -78,7 +78,7 @@ class Requests(AnyClient):
             reply = self._reply_to(sent, deadline)
             if isinstance(reply.error, OutcomeUnknown):
                 raise reply.error  # as it is at a time-out
-            return reply if reply.error is None else self._answers.as_asked(reply, mutations)
+            return reply if reply.error is None else self._answers.retype_current(reply, mutations)
         except BaseException as interrupted:
             name_request(interrupted, [sent])
             raise
@@ -133,7 +133,7 @@ class Requests(AnyClient):
 
     def _send_frame(self, asked: list[Timed[Mutation | Sequence[Mutation]]], deadline: float) -> list[Sent]:
         """Send what may be sent of these in one frame; each has its place in the answer, refusals too."""
-        taken = self._answers.fitting(self._make_requests(asked), asked)
+        taken = self._answers.refuse_misfits(self._make_requests(asked), asked)
         requests = self._sendable(taken)
         return self._merge_refusals(taken, requests, self._exchange.send(requests, deadline) if requests else [])
 
@@ -150,7 +150,7 @@ class Requests(AnyClient):
                 claim = sent.claim  # goes on waiting, behind the others
                 (sent,) = self._exchange.send([claim], deadline)
                 self._tokens.note_sent([sent], [claim])
-            return self._answers.refused(sent)
+            return self._answers.refused_reply(sent)
         except BaseException as interrupted:
             name_request(interrupted, [sent])
             raise
@@ -166,7 +166,7 @@ class Requests(AnyClient):
     ) -> E:
         reply = self.submit(mutation, guards=guards, request_id=request_id, timeout_s=timeout_s, deadline_s=deadline_s)
         try:
-            return entity_of(judged(reply, mutation), model)
+            return entity_of(judge_conflict(reply, mutation), model)
         except BaseException as interrupted:
             name_answered(interrupted, reply.request_id)
             raise

@@ -24,7 +24,7 @@ from solewriter.agents.aio.exchange import AioExchange
 from solewriter.agents.aio.reader import AioReader, Memory
 from solewriter.agents.answers import Answers, Outcome, entities_of, entity_or_error
 from solewriter.agents.anyclient import AnyClient
-from solewriter.agents.conflicts import judged
+from solewriter.agents.conflicts import judge_conflict
 from solewriter.agents.deadline import Timed, deadline_us, timed
 from solewriter.agents.farewell import say_farewell
 from solewriter.agents.pending import Pending, Sent, name_request
@@ -82,7 +82,7 @@ class AioRequests(AnyClient):
         if isinstance(reply.error, OutcomeUnknown):
             raise reply.error  # as it is at a time-out
         if reply.error is not None:
-            await self._memory.looked(lambda: self._answers.as_asked(reply, mutations))
+            await self._memory.looked(lambda: self._answers.retype_current(reply, mutations))
         return reply
 
     async def outcome(self, request_id: str, *, timeout_s: float | None = None) -> Outcome:
@@ -145,14 +145,14 @@ class AioRequests(AnyClient):
     async def _send_frame(self, asked: list[Timed[Mutation | Sequence[Mutation]]], deadline: float) -> list[Sent]:
         """Send what may be sent of these in one frame; each has its place in the answer, refusals too."""
         made = self._make_requests(asked)
-        taken = await self._memory.looked(lambda: self._answers.fitting(made, asked))
+        taken = await self._memory.looked(lambda: self._answers.refuse_misfits(made, asked))
         requests = self._sendable(taken)
         sent = await self._exchange.send(requests, deadline) if requests else []
         return self._merge_refusals(taken, requests, sent)
 
     def _reply(self, sent: Sent) -> Reply:
         if isinstance(sent, Refused):
-            return self._answers.refused(sent)
+            return self._answers.refused_reply(sent)
         reply = self._answers.reply(sent)
         self._tokens.note_reply(sent, reply)
         return reply
@@ -177,7 +177,7 @@ class AioRequests(AnyClient):
         def read(sent: Sent) -> E | SolewriterError:
             reply = self._reply(sent)
             if reply.error is not None:
-                judged(self._answers.as_asked(reply, (mutation,)), mutation)
+                judge_conflict(self._answers.retype_current(reply, (mutation,)), mutation)
             return entity_or_error(reply, model)
 
         entity = await self._ask(request, read, timeout_s)
