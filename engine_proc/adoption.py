@@ -132,7 +132,7 @@ def _check_reads_alike(migration: Migration, kind: Kind, found: record.Content) 
     names = kind.made_anew - migration.fields(kind, found).keys()
     if kind.parts_made_anew and not names:
         read = [migration.entity(kind, found) for _ in range(2)]
-        names = frozenset(differing(*(kind.payload(kind.stored(one)) for one in read)))
+        names = frozenset(differing(*(kind.payload(kind.stored_fields(one)) for one in read)))
     if names:
         problem = f"{', '.join(sorted(names))}: not stored, and a default_factory may make another one at each reading"
         raise SchemaMismatch(f"{kind.name} {found.key!r} does not fit its class: {problem}", kind=kind.name)

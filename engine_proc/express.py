@@ -124,7 +124,7 @@ def update(
         return None
 
     begin(session.number, sequence)
-    payload, kept = kind.replaced(before.payload, fields)
+    payload, kept = kind.replace_fields(before.payload, fields)
     if payload == before.payload:
         return [(before.version, before.address, name, key)]
     if len(payload) > bytes_max and grows(before, payload):

@@ -41,7 +41,7 @@ class Migration:
         InvalidMutation.
         """
         try:
-            stored = kind.stored(made)
+            stored = kind.stored_fields(made)
             return stored, kind.layout.cut(stored, found.key, found.version, found.time_us)[1]
         except (SolewriterError, AssertionError):
             raise
@@ -57,7 +57,7 @@ class Migration:
         """The payload and the block of cells that a record would have if it were written now. In the course of deciding
         a request: that is what takes too long then, and is refused for whatever this raises.
         """
-        fields = kind.stored(self._decode(kind, found))  # as they are now: what they were may have no cells
+        fields = kind.stored_fields(self._decode(kind, found))  # as they are now: what they were may have no cells
         return kind.payload(fields), kind.layout.cut(fields, found.key, found.version, found.time_us)[0]
 
     def payload(self, kind: Kind, found: Record) -> bytes:
@@ -67,7 +67,7 @@ class Migration:
         endless = self._time_budget.endless
         if kind not in endless:
             try:
-                fields = kind.stored(self.entity(kind, found))
+                fields = kind.stored_fields(self.entity(kind, found))
                 kind.check_coordinated(fields)
                 return kind.payload(fields)
             except AssertionError:
@@ -83,7 +83,7 @@ class Migration:
         """
         header = {name: value for name, value in made.__dict__.items() if name in IN_HEADER}
         try:
-            self._run(kind, found, partial(kind.validated, {**decode(kind.payload(stored)), **header}))
+            self._run(kind, found, partial(kind.validate, {**decode(kind.payload(stored)), **header}))
         except (SchemaMismatch, AssertionError):
             raise
         except Exception as error:
@@ -94,7 +94,7 @@ class Migration:
 
     def _decode(self, kind: Kind, found: Record | Content) -> Entity:
         schema = self._schemas[found.schema]
-        return kind.decoded(schema, found.key, found.version, found.time_us, found.payload)
+        return kind.decode_entity(schema, found.key, found.version, found.time_us, found.payload)
 
     def _run(self, kind: Kind, found: Record | Content, make: Callable[[], Entity]) -> Entity:
         """Run the user's code on a record. Raises SchemaMismatch for whatever else than an exception ends it."""

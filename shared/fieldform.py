@@ -42,7 +42,7 @@ def changed_fields(kind: Kind, changes: Any) -> dict[str, Any]:
         if name in kind.fixed:
             problem = kind.fixed_because(name)
             raise InvalidMutation(f"{kind.name}.{name} {problem}", fields={name: problem})
-        valid = kind.field(name, value) if kind.checks_fields else kind.known(name, value)
+        valid = kind.field(name, value) if kind.checks_fields else kind.check_known(name, value)
         if type(valid) not in SCALARS:
             if name in kind.holders:
                 check_parts(kind, name, valid)

@@ -151,7 +151,7 @@ def plain_operations(kind: Kind, operations: Mapping[str, Operation]) -> dict[st
     except AttributeError:
         raise no_changes(operations) from None
     for name, operation in named:
-        kind.known(name, None)
+        kind.check_known(name, None)
         if name in kind.fixed:
             raise InvalidMutation(f"{kind.name}.{name} cannot be altered", fields={name: "cannot be altered"})
         if not isinstance(operation, Operation):

@@ -107,7 +107,7 @@ def _plain(kind: Kind, name: str, value: Any) -> Any:
 
 def _typed(kind: Kind, name: str, value: Any) -> Any:
     """A value of the field; None, which a field may never hold, is asked for absence. Raises InvalidMutation."""
-    return kind.known(name, None) if value is None else kind.field(name, value)
+    return kind.check_known(name, None) if value is None else kind.field(name, value)
 
 
 _NONE: Final = encode(None)

@@ -211,7 +211,7 @@ def plain_guard(guard: GuardMutation, registry: Registry) -> PlainGuard:
         if not isinstance(entity, Entity):
             raise TypeError(f"what is to be unchanged is an entity that was read, not {shown(entity)}")
         kind = registry.of(type(entity))
-        fields = same_fields({name: entity.__dict__[kind.known(name, name)] for name in guard.fields})
+        fields = same_fields({name: entity.__dict__[kind.check_known(name, name)] for name in guard.fields})
         return Guard.REQUIRE_FIELDS.value, kind.name, entity.id, (entity.version, fields)
     if isinstance(guard, Require):
         if not isinstance(guard.entity, Entity):
@@ -236,7 +236,7 @@ def _whole(op: Op, entity: Any, expect: Any, reason: Any, registry: Registry) ->
     kind = registry.of(type(entity))
     if len(entity.__dict__) > len(kind.model.__pydantic_fields__):
         _check_names(kind, entity)
-    stored = kind.stored(entity)
+    stored = kind.stored_fields(entity)
     if kind.recasts:  # its code may make something else of what is left out as a default: then it is refused
         for name in entity.model_fields_set - IN_HEADER:
             stored.setdefault(name, entity.__dict__[name])
@@ -259,7 +259,7 @@ def _check_names(kind: Kind, entity: Entity) -> None:
     """
     for name, value in entity.__dict__.items():
         if not name.startswith("_") and not hasattr(kind.model, name):
-            kind.known(name, value)
+            kind.check_known(name, value)
 
 
 def _expected(expect: Any, target: Any) -> Any:

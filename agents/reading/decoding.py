@@ -111,7 +111,7 @@ class Decoder:
         if isinstance(kind, str):
             return schema.values(found.key, found.version, found.time_us, found.payload)
         known = self._registry.of(kind)
-        return known.decoded(schema, found.key, found.version, found.time_us, found.payload)
+        return known.decode_entity(schema, found.key, found.version, found.time_us, found.payload)
 
     def _has_room(self, cache: dict[Any, Any]) -> bool:
         """Make room for one more, at the cost of the oldest; False for a reader that keeps nothing."""

@@ -183,7 +183,7 @@ class CellsOfRecords:
             return None
         schema = self._schemas[found.schema]
         try:
-            return known.decoded(schema, found.key, found.version, found.time_us, found.payload)
+            return known.decode_entity(schema, found.key, found.version, found.time_us, found.payload)
         except SchemaMismatch:
             return None
 
@@ -193,7 +193,7 @@ class CellsOfRecords:
         if entity is None or known is None:
             return None
         try:
-            _, cells = known.layout.cut(known.stored(entity), found.key, found.version, found.time_us)
+            _, cells = known.layout.cut(known.stored_fields(entity), found.key, found.version, found.time_us)
         except InvalidMutation:
             return None
         return [cell for _, cell in cells]

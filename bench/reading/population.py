@@ -145,7 +145,7 @@ def decoder(snapshot: Snapshot, model: type[Entity]) -> Decode:
     catalog = snapshot.pin.catalog
     code = catalog.kind_code(model.kind_name)
     schema = [schema for schema in catalog.schemas if schema.kind == code][-1]
-    return partial(Registry().of(model).decoded, schema)
+    return partial(Registry().of(model).decode_entity, schema)
 
 
 def stored(snapshot: Snapshot, model: type[Entity]) -> Iterator[Stored]:

@@ -99,18 +99,18 @@ class Step:
 
     def change(self, op: int, reason: str, changes: Mapping[str, Any]) -> None:
         """Replace some fields of an entity that exists, validated. Raises InvalidMutation."""
-        self._fields = self.kind.changed(self.fields, changes, self._header)
+        self._fields = self.kind.change_fields(self.fields, changes, self._header)
         self.touched = {*self.touched, *changes} if self.touched else changes
         self.op = op
         self.reason = reason
 
     def replace(self, op: int, reason: str, values: Mapping[str, Any]) -> None:
         """A whole new content, validated. Raises InvalidMutation."""
-        made = self.kind.validated({**values, **self._header()})
+        made = self.kind.validate({**values, **self._header()})
         if made.id != self.key:  # pydantic validates no default: of ids that are made, it is not done by the caller
             problem = f"is made {made.id!r:.300} when it is read, by which it could not be found: create it with that"
             raise InvalidMutation(f"{self.kind.name}.id {problem}", fields={"id": problem})
-        self._fields = self.kind.stored(made, self.fields if self.exists and self.kind.other_numbers else None)
+        self._fields = self.kind.stored_fields(made, self.fields if self.exists and self.kind.other_numbers else None)
         self.touched = self.kind.model.model_fields
         self.exists = True
         self.op = op

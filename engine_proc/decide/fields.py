@@ -36,7 +36,7 @@ def _new_value(step: Step, name: str, said: Any) -> Any:
     operate = OPERATIONS.get(code)
     if operate is None:
         raise BadRequest(f"there is no operation {code!r:.100}")
-    step.kind.known(name, None)
+    step.kind.check_known(name, None)
     try:
         return operate(step, name, _stored_value(step, name), operand, bound)
     except TypeError:

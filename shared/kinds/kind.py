@@ -127,7 +127,7 @@ class Kind:
 
     # --- building ----------------------------------------------------------------------------------------------------
 
-    def validated(self, values: Mapping[str, Any]) -> Entity:
+    def validate(self, values: Mapping[str, Any]) -> Entity:
         """A whole entity from plain values. Raises InvalidMutation."""
         try:
             made: Entity = self.model.__pydantic_validator__.validate_python(values)
@@ -139,7 +139,7 @@ class Kind:
             raise validator_failure(self.name, error) from error
         return made
 
-    def changed(
+    def change_fields(
         self, stored: Mapping[str, Any], changes: Mapping[str, Any], header: Callable[[], Mapping[str, Any]]
     ) -> dict[str, Any]:
         """The stored fields of a valid entity with some of them replaced, validated. Raises InvalidMutation.
@@ -148,13 +148,13 @@ class Kind:
         the rules that concern them, is the same as validating everything, and costs a tenth where there are none.
         """
         if self._concern is None:
-            return self.stored(self.validated({**stored, **changes, **header()}), stored)
+            return self.stored_fields(self.validate({**stored, **changes, **header()}), stored)
         merged = dict(stored)
         if self._concern.isdisjoint(changes) or self._rules.hold(whole := {**stored, **changes, **header()}):
             for name, value in changes.items():
                 self.keep(merged, name, self.field(name, value))
         else:
-            made = self.validated(whole).__dict__
+            made = self.validate(whole).__dict__
             for name in changes:
                 self.keep(merged, name, made[name])
         return settled(merged, stored, self.other_numbers) if self.other_numbers else merged
@@ -179,7 +179,7 @@ class Kind:
         except ValidationError as error:
             raise problems_of_field(self.name, name, error) from None
 
-    def known(self, name: str, value: Any) -> Any:
+    def check_known(self, name: str, value: Any) -> Any:
         """The value itself, where fields cannot be validated one by one. Raises InvalidMutation for no field."""
         if name not in self.model.model_fields:
             raise no_such_field(self.name, name)
@@ -209,14 +209,14 @@ class Kind:
         """
         altered = set(differing(payload, before or _NOTHING))
         try:
-            made = self.validated(self._whole(decode(payload), key, version, time_us))
+            made = self.validate(self._whole(decode(payload), key, version, time_us))
         except InvalidMutation as error:
             if self._concern is not None and altered.isdisjoint(name.partition(".")[0] for name in error.fields):
                 return payload  # of what was stored before, by a class that took it
             raise InvalidMutation(f"{self.name} could not be read back: {error}", fields=error.fields) from error
         if self._concern is None:  # all of it was validated: what is left out as a default is its result, too
             altered |= self._stored_names.difference(spans_of(payload))
-        again = self.payload(self.stored(made))
+        again = self.payload(self.stored_fields(made))
         names = [name for name in differing(payload, again) if name in altered]
         if not names:
             return payload
@@ -230,7 +230,7 @@ class Kind:
         kept = {name: span for name, span in held.items() if name not in names}
         return self.payload(kept | {name: read[name] for name in names if name in read})
 
-    def replaced(self, payload: bytes, changes: Mapping[str, Any]) -> tuple[bytes, Mapping[str, Any]]:
+    def replace_fields(self, payload: bytes, changes: Mapping[str, Any]) -> tuple[bytes, Mapping[str, Any]]:
         """The payload with other values of some fields, each validated by itself; and all of its fields, the others as
         bytes: to copy these costs half of taking them apart. Raises InvalidMutation.
         """
@@ -256,7 +256,7 @@ class Kind:
                     values[name] = stored[found]
         return values
 
-    def stored(self, entity: Entity, before: Mapping[str, Any] | None = None) -> dict[str, Any]:
+    def stored_fields(self, entity: Entity, before: Mapping[str, Any] | None = None) -> dict[str, Any]:
         """The fields that a payload holds, of an entity from anywhere: those that differ from their defaults; and from
         what was stored `before`.
         """
@@ -269,7 +269,7 @@ class Kind:
 
     # --- reading -----------------------------------------------------------------------------------------------------
 
-    def decoded(self, schema: Schema, key: str, version: int, time_us: int, payload: bytes) -> Entity:
+    def decode_entity(self, schema: Schema, key: str, version: int, time_us: int, payload: bytes) -> Entity:
         """The entity of a record, validated. Records of an older schema keep the defaults of their time."""
         values = self._whole(self.fields_of(schema, payload), key, version, time_us)
         if self._earlier_stamps and schema.stamped:  # which was in no payload

@@ -178,7 +178,7 @@ def test_a_rule_of_the_users_own_names_its_field():
             return self
 
     with pytest.raises(InvalidMutation, match="ends before it begins") as refusal:
-        Kind(Span).validated({"first": 2, "last": 1})
+        Kind(Span).validate({"first": 2, "last": 1})
     assert refusal.value.fields == {"last": "ends before it begins"}
 
 
@@ -193,7 +193,7 @@ def test_parts_refuse_what_they_do_not_declare(at, named):
         at: Point
 
     with pytest.raises(InvalidMutation) as refusal:
-        Kind(Place).validated({"at": at})
+        Kind(Place).validate({"at": at})
     assert set(refusal.value.fields) == {named}
     assert all(refusal.value.fields.values())
 

@@ -249,7 +249,7 @@ def test_a_moment_is_the_same_one_whatever_its_zone_was(model):
     family = model(id="f", **fields)
     for mutation in (Create(family), Put(family), Update(model.ref("f"), fields)):
         _, _, _, _, sent, _, _ = wireform.plain_mutation(mutation, registry)
-        assert kind.validated({**sent, "id": "f"}) == family
+        assert kind.validate({**sent, "id": "f"}) == family
     assert wireform.plain_mutation(Alter(model.ref("f"), {"first": Max(LONG_AGO)}), registry)[4] is not None
     assert kind.field("first", Max(LONG_AGO).plain[1]) == LONG_AGO
     aged = create_model("Aged", __base__=Entity, birth=(Birth, birth))
@@ -295,7 +295,7 @@ def test_a_time_is_the_same_one_whatever_is_beside_utc(clock, beside):
     roster = Roster(id="r", **fields)
     for mutation in (Create(roster), Update(Roster.ref("r"), fields)):
         _, _, _, _, sent, _, _ = wireform.plain_mutation(mutation, registry)
-        assert registry.of(Roster).validated({**sent, "id": "r"}) == roster
+        assert registry.of(Roster).validate({**sent, "id": "r"}) == roster
     assert registry.of(Roster).field("opens", Max(time).plain[1]) == time
 
 
@@ -365,7 +365,7 @@ def test_a_value_of_a_derived_class_is_the_plain_value(model):
     for mutation in (Create(mixed), Put(mixed), Update(model.ref("m"), DERIVED)):
         sent = wireform.plain_mutation(mutation, registry)[4]
         assert {type(value) for value in sent.values()} == {str, bytes}
-        assert registry.of(model).validated({**sent, "id": "m"}) == mixed
+        assert registry.of(model).validate({**sent, "id": "m"}) == mixed
 
 
 @pytest.mark.parametrize("value", [bytearray(b"\xffx"), memoryview(b"\xffx")])

@@ -227,8 +227,8 @@ def test_an_alias_beside_the_name_is_read_back(switch):
         to: str = Field("b", serialization_alias="nach")
 
     kind = Kind(Aliased)
-    entity = kind.validated({"id": "d", "from": "a"})
-    assert kind.decoded(kind.schema, "d", 0, 0, kind.payload(kind.stored(entity))) == entity
+    entity = kind.validate({"id": "d", "from": "a"})
+    assert kind.decode_entity(kind.schema, "d", 0, 0, kind.payload(kind.stored_fields(entity))) == entity
 
 
 @pytest.mark.parametrize(
@@ -253,8 +253,8 @@ def test_an_alias_by_which_nothing_is_read_may_be_anything():
         two: int = Field(2, alias="one")
 
     kind = Kind(Swapped)
-    entity = kind.validated({"id": "d", "one": 3, "two": 4})
-    assert kind.decoded(kind.schema, "d", 0, 0, kind.payload(kind.stored(entity))) == entity
+    entity = kind.validate({"id": "d", "one": 3, "two": 4})
+    assert kind.decode_entity(kind.schema, "d", 0, 0, kind.payload(kind.stored_fields(entity))) == entity
     assert (entity.one, entity.two) == (3, 4)
 
 
@@ -303,8 +303,8 @@ def test_what_is_stored_as_it_is_may_be_strict():
 
     kind = Kind(Doc)
     plain = {"count": 1, "share": 0.5, "raw": b"a", "letter": 1, "data": {"a": [1]}, "what": [1], "inner": {"x": 1}}
-    entity = kind.validated({**plain, "size": "small", "numbers": [1], "id": "d", "created_at": None})
-    again = kind.decoded(kind.schema, "d", 0, 0, kind.payload(kind.stored(entity)))
+    entity = kind.validate({**plain, "size": "small", "numbers": [1], "id": "d", "created_at": None})
+    again = kind.decode_entity(kind.schema, "d", 0, 0, kind.payload(kind.stored_fields(entity)))
     assert again == entity.model_copy(update={"updated_at": again.updated_at})
 
 
@@ -329,7 +329,7 @@ def test_a_field_by_the_name_of_a_method_says_that_it_has_no_default(name):
     with pytest.raises(UnsuitableField, match=rf"Doc\.{name}.*Field\(\.\.\.\)"):
         make()
     doc = make((name, Field(...)))
-    assert Kind(doc).validated({name: "x"}).__dict__[name] == "x"
+    assert Kind(doc).validate({name: "x"}).__dict__[name] == "x"
 
 
 # --- not plain data ---------------------------------------------------------------------------------------------------
@@ -474,7 +474,7 @@ def test_members_of_a_union_with_different_shapes_are_read_back_as_themselves(an
     kind = Kind(model_with(annotation))
     for value in values:
         entity = kind.model(id="d", field=value)
-        again = kind.decoded(kind.schema, "d", 0, 0, kind.payload(kind.stored(entity)))
+        again = kind.decode_entity(kind.schema, "d", 0, 0, kind.payload(kind.stored_fields(entity)))
         assert again == entity
         assert type(again.field) is type(value)
 
@@ -580,7 +580,7 @@ def test_a_suitable_type_that_is_named_before_it_exists_is_registered():
         later: Later  # noqa: F821 - that is the case
 
     Early.model_rebuild(_types_namespace={"Later": tuple[int, ...]})
-    assert Kind(Early).validated({"later": [1]}).later == (1,)
+    assert Kind(Early).validate({"later": [1]}).later == (1,)
 
 
 # --- looking into types -----------------------------------------------------------------------------------------------

@@ -51,11 +51,11 @@ class Doc2(Entity, kind="Doc"):
 def test_defaults_of_an_older_schema_survive_another_default_in_the_code():
     old, new = Kind(Doc1), Kind(Doc2)
     schema = learned(old.schema)
-    payload = old.payload(old.stored(Doc1(id="d", title="mine")))
-    assert new.decoded(schema, "d", 3, 0, payload) == Doc2(
+    payload = old.payload(old.stored_fields(Doc1(id="d", title="mine")))
+    assert new.decode_entity(schema, "d", 3, 0, payload) == Doc2(
         id="d", version=3, size=1, title="mine", tags=("a",), added=7
     )
-    assert new.decoded(new.schema, "d", 3, 0, payload).size == 2
+    assert new.decode_entity(new.schema, "d", 3, 0, payload).size == 2
 
 
 def test_a_default_that_its_own_field_would_refuse_survives_another_shape_of_the_class():
@@ -63,8 +63,8 @@ def test_a_default_that_its_own_field_would_refuse_survives_another_shape_of_the
     fields = {"name": (Annotated[str, Field(min_length=1)], ""), "note": (str, None), "size": (int, 1)}
     old = Kind(create_model("Doc", __base__=Entity, **fields))
     new = Kind(create_model("Doc", __base__=Entity, **fields, added=(int, 7)))
-    payload = old.payload(old.stored(old.model(id="d", size=2)))
-    assert new.decoded(learned(old.schema), "d", 0, 0, payload) == new.model(id="d", size=2)
+    payload = old.payload(old.stored_fields(old.model(id="d", size=2)))
+    assert new.decode_entity(learned(old.schema), "d", 0, 0, payload) == new.model(id="d", size=2)
     assert new.payload(new.fields_of(learned(old.schema), payload)) == payload
 
 
@@ -75,20 +75,20 @@ def test_a_field_that_there_was_is_not_read_by_the_name_of_another_one():
         model_config = ConfigDict(populate_by_name=True)
         keeper: str = Field("nobody", validation_alias=pydantic.AliasChoices("keeper", "owner"))
 
-    payload = both.payload(both.stored(both.model(owner="ann")))
+    payload = both.payload(both.stored_fields(both.model(owner="ann")))
     assert Kind(Doc).fields_of(learned(both.schema), payload).get("keeper", "nobody") == "nobody"
 
 
 def test_fields_that_the_class_does_not_have_any_more_are_dropped():
     old, new = Kind(Doc1), Kind(Doc2)
-    payload = old.payload(old.stored(Doc1(id="d", gone="something")))
+    payload = old.payload(old.stored_fields(Doc1(id="d", gone="something")))
     assert "gone" not in new.fields_of(learned(old.schema), payload)
-    assert old.decoded(learned(old.schema), "d", 1, 0, payload).gone == "something"
+    assert old.decode_entity(learned(old.schema), "d", 1, 0, payload).gone == "something"
 
 
 def test_readers_without_the_class_read_all_fields_as_plain_values():
     task = Task(id="t", title="t", reviewers=["a"], metadata={"a": 1}, version=5, updated_at=NOW)
-    values = learned(TASK.schema).values("t", 5, NOW_US, TASK.payload(TASK.stored(task)))
+    values = learned(TASK.schema).values("t", 5, NOW_US, TASK.payload(TASK.stored_fields(task)))
     assert values["updated_at"] == NOW
     assert Task(**values) == task
     assert list(values["reviewers"]) == ["a"]
@@ -112,7 +112,7 @@ def test_a_moment_that_is_a_default_is_a_moment_to_whoever_reads_plain_values(mo
     model.column_names = ("due",)
     kind = Kind(model)
     schema = learned(kind.schema)
-    values = schema.values("d", 1, 0, kind.payload(kind.stored(model(id="d"))))
+    values = schema.values("d", 1, 0, kind.payload(kind.stored_fields(model(id="d"))))
     assert (values["due"], values["held"]) == (moment, moment)
     for demand in demands(kind, plain_where(kind, {"due": moment, "held": [moment]})):
         assert demand.holds(values[demand.name])
@@ -138,7 +138,7 @@ def test_the_cells_of_an_older_record_are_those_of_its_own_values():
     old, new = Kind(Old), Kind(New)
     schema = learned(old.schema)
     for entity in (Old(id="d"), Old(id="d", title="mine", size=9, level="high")):
-        fields = old.stored(entity)
+        fields = old.stored_fields(entity)
         block, _ = old.layout.cut(fields, "d", 1, 0)
         values = functools.partial(schema.values, "d", 1, 0, old.payload(fields))
         cells = schema.cells(new.columns, block, values, new.schema.defaults)
