@@ -14,9 +14,9 @@ from solewriter.engine_proc.state import State
 from solewriter.shared import record
 from solewriter.shared.errors import InvalidMutation, SchemaMismatch, SolewriterError
 from solewriter.shared.journal.entry import Private
-from solewriter.shared.kinds.columns import Cells, unpacked
+from solewriter.shared.kinds.columns import Cells, unpack_cells
 from solewriter.shared.kinds.kind import Kind
-from solewriter.shared.kinds.payload import differing
+from solewriter.shared.kinds.payload import differing_fields
 from solewriter.shared.kinds.rules import has_rules
 from solewriter.shared.memory.table import TableWriter
 
@@ -132,7 +132,7 @@ def _check_reads_alike(migration: Migration, kind: Kind, found: record.Content) 
     names = kind.made_anew - migration.fields(kind, found).keys()
     if kind.parts_made_anew and not names:
         read = [migration.entity(kind, found) for _ in range(2)]
-        names = frozenset(differing(*(kind.payload(kind.stored_fields(one)) for one in read)))
+        names = frozenset(differing_fields(*(kind.payload(kind.stored_fields(one)) for one in read)))
     if names:
         problem = f"{', '.join(sorted(names))}: not stored, and a default_factory may make another one at each reading"
         raise SchemaMismatch(f"{kind.name} {found.key!r} does not fit its class: {problem}", kind=kind.name)
@@ -152,7 +152,7 @@ def _refill(state: State, publisher: Publisher, table: TableWriter, known: KindS
         elif found.schema in others:
             cells = state.migration.cells(kind, found)
         else:
-            cells = tuple(enumerate(unpacked(kind.columns, found.cells)))
+            cells = tuple(enumerate(unpack_cells(kind.columns, found.cells)))
         table.install(slot, address, cells, not found.deleted)
         yield
 

@@ -79,7 +79,7 @@ class FrozenMap(Mapping[str, Any]):
 
     @classmethod
     def __get_pydantic_json_schema__(cls, schema: CoreSchema, handler: GetJsonSchemaHandler) -> dict[str, Any]:
-        return _described(schema, handler, {"type": "object"})
+        return _json_schema(schema, handler, {"type": "object"})
 
 
 class _JsonSchema:
@@ -93,14 +93,14 @@ class _JsonSchema:
 
     @classmethod
     def __get_pydantic_json_schema__(cls, schema: CoreSchema, handler: GetJsonSchemaHandler) -> dict[str, Any]:
-        return _described(schema, handler, {})
+        return _json_schema(schema, handler, {})
 
 
 Json = Annotated[Any, _JsonSchema]
 """Plain data of any shape (None, bool, int, float, str, lists and maps of these), stored immutable."""
 
 
-def _described(schema: CoreSchema, handler: GetJsonSchemaHandler, words: dict[str, Any]) -> dict[str, Any]:
+def _json_schema(schema: CoreSchema, handler: GetJsonSchemaHandler, words: dict[str, Any]) -> dict[str, Any]:
     """As a JSON schema, for which pydantic has no words; what compares classes has some (`schema.shape_of`)."""
     try:
         return handler(schema)

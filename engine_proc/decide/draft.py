@@ -14,7 +14,7 @@ from solewriter.engine_proc.turn import Key, Stored, Turn
 from solewriter.shared.errors import InvalidMutation, NotFound, UnknownKind, VersionConflict
 from solewriter.shared.kinds.columns import Cells
 from solewriter.shared.kinds.kind import Kind
-from solewriter.shared.kinds.payload import differing
+from solewriter.shared.kinds.payload import differing_fields
 from solewriter.shared.where import single
 
 if TYPE_CHECKING:
@@ -67,7 +67,7 @@ class Step:
         """
         if not (self.kind.recasts and self.op and self.exists and self.stored_version) or self.before is None:
             return frozenset(self.touched)
-        return {*self.touched, *differing(self.before.payload, self.kind.payload(self.fields))}
+        return {*self.touched, *differing_fields(self.before.payload, self.kind.payload(self.fields))}
 
     def require(self, expect: int | None) -> None:
         """Raises NotFound; and VersionConflict unless `expect` is the version stored before the request."""

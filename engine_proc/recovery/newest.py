@@ -84,7 +84,7 @@ class NewestRecords:
 
     def _add_known(self, known: Slots, base: int, size: int) -> bool:
         """The records of an entry, which says their slots. False if that cannot be."""
-        slots, lengths = known.unpacked(size)
+        slots, lengths = known.unpack(size)
         newest = self._of(known.kind)
         if not slots or max(slots) >= newest.kind.places:
             return False

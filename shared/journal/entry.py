@@ -149,7 +149,7 @@ class Slots(msgspec.Struct, frozen=True, array_like=True):
     def of(cls, kind: int, slots: Iterable[int], lengths: Iterable[int]) -> Slots:
         return cls(kind, array("I", slots).tobytes(), array("I", lengths).tobytes())
 
-    def unpacked(self, size: int) -> tuple[Sequence[int], Sequence[int]]:
+    def unpack(self, size: int) -> tuple[Sequence[int], Sequence[int]]:
         """Slots and lengths, of bodies that take so many bytes; none where that is not so."""
         slots, lengths = memoryview(self.slots), memoryview(self.lengths)
         if len(slots) != len(lengths) or len(slots) % 4:

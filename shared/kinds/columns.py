@@ -117,7 +117,7 @@ def format_of(columns: Sequence[Column]) -> str:
     return "<" + "".join([column.code for column in columns])
 
 
-def unpacked(columns: Sequence[Column], block: bytes) -> tuple[Cell, ...]:
+def unpack_cells(columns: Sequence[Column], block: bytes) -> tuple[Cell, ...]:
     """The cells of a block, one for each of the columns that it was written with."""
     return struct.unpack(format_of(columns), block)
 

@@ -19,7 +19,7 @@ from solewriter.shared.kinds.validation import field_adapter
 _OTHER_NUMBER: Final[dict[type, type]] = {int: float, float: int}
 
 
-def as_stored(model: type[Entity], name: str, default: Any) -> Any:
+def stored_default(model: type[Entity], name: str, default: Any) -> Any:
     """A default as a payload holds it, and the journal. Raises TypeError for what none can."""
     try:
         return decode(encode(in_whole_minutes(default)))
@@ -37,7 +37,7 @@ def other_numbers(model: type[Entity], defaults: Mapping[str, Any]) -> dict[str,
     found = {}
     for name, default in defaults.items():
         try:
-            made = _held(model, name, default)
+            made = _default_as_held(model, name, default)
             written = encode(default), encode(made)
         except Exception:  # its field does not take it, or nothing stores it
             continue
@@ -46,7 +46,7 @@ def other_numbers(model: type[Entity], defaults: Mapping[str, Any]) -> dict[str,
     return found
 
 
-def _held(model: type[Entity], name: str, default: Any) -> Any:
+def _default_as_held(model: type[Entity], name: str, default: Any) -> Any:
     """What a field makes of its default, where that takes no code of a user's; else the default."""
     if (other := _OTHER_NUMBER.get(type(default))) is not None:
         annotation = model.model_fields[name].annotation
@@ -59,7 +59,7 @@ def _held(model: type[Entity], name: str, default: Any) -> Any:
     return default
 
 
-def settled(
+def keep_numbers(
     stored: dict[str, Any], before: Mapping[str, Any], numbers: Mapping[str, tuple[bytes, bytes]]
 ) -> dict[str, Any]:
     """The same fields, but those that have the numbers of their default, as that is written or as the field holds it,

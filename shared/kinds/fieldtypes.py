@@ -126,7 +126,7 @@ def _check_strict(annotation: Any, path: str, model: type[pydantic.BaseModel], s
     """What is not stored as itself is parsed when it is read, which a strict field refuses. `said` is what the field
     itself says of it, which goes before the model's configuration.
     """
-    annotation = _resolved(annotation)
+    annotation = _resolve(annotation)
     origin, inner = get_origin(annotation), get_args(annotation)
     if origin is Annotated:
         if not any(item is _JsonSchema for item in inner[1:]):
@@ -177,7 +177,7 @@ def _check_default(field: FieldInfo, path: str) -> None:
 
 def stored_shape(annotation: Any, path: str, seen: set[type]) -> str:
     """The stored shape of a type; raises UnsuitableField for one that has none."""
-    annotation = _resolved(annotation)
+    annotation = _resolve(annotation)
     if annotation in INSTEAD or get_origin(annotation) in INSTEAD:
         plain = get_origin(annotation) or annotation
         raise UnsuitableField(
@@ -217,7 +217,7 @@ def stored_shape(annotation: Any, path: str, seen: set[type]) -> str:
     )
 
 
-def _resolved(annotation: Any) -> Any:
+def _resolve(annotation: Any) -> Any:
     """Through `type X = ...` aliases and NewType to what they stand for."""
     while True:
         if isinstance(annotation, NewType):
@@ -283,7 +283,7 @@ def _union(members: tuple[Any, ...], path: str, seen: set[type]) -> str:
 
 def _flat(members: tuple[Any, ...]) -> Iterator[Any]:
     """The members of a union and of those inside it, aliases and annotations taken off."""
-    for member in map(_resolved, members):
+    for member in map(_resolve, members):
         inner = get_args(member)
         if get_origin(member) is Annotated and not any(item is _JsonSchema for item in inner[1:]):
             yield from _flat(inner[:1])
@@ -295,7 +295,7 @@ def _flat(members: tuple[Any, ...]) -> Iterator[Any]:
 
 def bare_type(annotation: Any) -> tuple[Any, bool]:
     """The type behind Annotated, aliases and `| None`, and whether None is allowed: what a column is made of."""
-    annotation = _resolved(annotation)
+    annotation = _resolve(annotation)
     if get_origin(annotation) is Annotated:
         return bare_type(get_args(annotation)[0])
     if get_origin(annotation) in (Union, types.UnionType):
@@ -307,7 +307,7 @@ def bare_type(annotation: Any) -> tuple[Any, bool]:
 
 def said_of(annotation: Any) -> Iterator[Any]:
     """What is said of the type behind Annotated, aliases and `| None`; what is said last goes before the rest."""
-    annotation = _resolved(annotation)
+    annotation = _resolve(annotation)
     inner = get_args(annotation)
     if get_origin(annotation) is Annotated:
         yield from said_of(inner[0])
@@ -360,7 +360,7 @@ def held_types(model: type[pydantic.BaseModel]) -> Iterator[type]:
 
 
 def _leaves(annotation: Any) -> Iterator[Any]:
-    annotation = _resolved(annotation)
+    annotation = _resolve(annotation)
     inner = typing.get_args(annotation)
     if not inner or get_origin(annotation) is Literal:
         yield annotation

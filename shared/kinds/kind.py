@@ -12,12 +12,12 @@ from solewriter.shared.entity import Entity, Lifecycle
 from solewriter.shared.errors import InvalidMutation, SchemaMismatch
 from solewriter.shared.kinds.blocklayout import BlockLayout
 from solewriter.shared.kinds.columns import column_of, earlier_names, from_us, values_of
-from solewriter.shared.kinds.defaults import as_stored, other_numbers, settled
+from solewriter.shared.kinds.defaults import keep_numbers, other_numbers, stored_default
 from solewriter.shared.kinds.enginefields import refuse_own, refuse_unlike
 from solewriter.shared.kinds.fieldtypes import all_parts, models_in, refuse_unsuitable, with_moments
 from solewriter.shared.kinds.payload import (
     decode,
-    differing,
+    differing_fields,
     encode,
     is_alike,
     spans_of,
@@ -82,7 +82,7 @@ class Kind:
         ]
         self._earlier_names = [(name, was) for name in model.model_fields if (was := earlier_names(model, name))]
         self._earlier_stamps = [name for name, was in self._earlier_names if "updated_at" in was]
-        stored_defaults = {name: as_stored(model, name, default) for name, default in self._defaults.items()}
+        stored_defaults = {name: stored_default(model, name, default) for name, default in self._defaults.items()}
         self.schema = Schema(
             0, 0, self.name, self.columns, stored_defaults, "updated_at" in self.stamps, shape_of(model)
         )
@@ -157,7 +157,7 @@ class Kind:
             made = self.validate(whole).__dict__
             for name in changes:
                 self.keep(merged, name, made[name])
-        return settled(merged, stored, self.other_numbers) if self.other_numbers else merged
+        return keep_numbers(merged, stored, self.other_numbers) if self.other_numbers else merged
 
     def keep(self, stored: dict[str, Any], name: str, value: Any) -> None:
         """Put a valid value among the stored fields, or leave it out if it is the default."""
@@ -207,7 +207,7 @@ class Kind:
         `before` has to stay what it is. The payload itself, or with numbers as they are read: those of a part's default
         may be written as others. Raises InvalidMutation.
         """
-        altered = set(differing(payload, before or _NOTHING))
+        altered = set(differing_fields(payload, before or _NOTHING))
         try:
             made = self.validate(self._whole(decode(payload), key, version, time_us))
         except InvalidMutation as error:
@@ -217,7 +217,7 @@ class Kind:
         if self._concern is None:  # all of it was validated: what is left out as a default is its result, too
             altered |= self._stored_names.difference(spans_of(payload))
         again = self.payload(self.stored_fields(made))
-        names = [name for name in differing(payload, again) if name in altered]
+        names = [name for name in differing_fields(payload, again) if name in altered]
         if not names:
             return payload
         held, read = spans_of(payload), spans_of(again)
@@ -238,7 +238,7 @@ class Kind:
         for name, value in changes.items():
             self.keep(spans, name, self.field(name, value))
         if self.other_numbers:
-            settled(spans, spans_of(payload), self.other_numbers)
+            keep_numbers(spans, spans_of(payload), self.other_numbers)
         return self.payload(spans), spans
 
     def fields_of(self, schema: Schema, payload: bytes) -> dict[str, Any]:
@@ -265,7 +265,7 @@ class Kind:
             value = values.get(name, default)
             if value is not default and (type(value) is not type(default) or not _is_stored_alike(value, default)):
                 stored[name] = value
-        return stored if before is None else settled(stored, before, self.other_numbers)
+        return stored if before is None else keep_numbers(stored, before, self.other_numbers)
 
     # --- reading -----------------------------------------------------------------------------------------------------
 

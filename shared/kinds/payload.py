@@ -67,14 +67,14 @@ _MINUS_ZERO: Final = encode(-0.0)
 def encode_asked(value: Any) -> bytes:
     """The same for who compares: -0.0 is equal to 0.0, and so is what holds them."""
     written = encode(value)
-    return encode(_unsigned(decode(written))) if _MINUS_ZERO in written else written
+    return encode(_without_minus_zero(decode(written))) if _MINUS_ZERO in written else written
 
 
-def _unsigned(value: Any) -> Any:
+def _without_minus_zero(value: Any) -> Any:
     if isinstance(value, dict):
-        return {name: _unsigned(item) for name, item in value.items()}
+        return {name: _without_minus_zero(item) for name, item in value.items()}
     if isinstance(value, list):
-        return [_unsigned(item) for item in value]
+        return [_without_minus_zero(item) for item in value]
     return value + 0.0 if isinstance(value, float) else value
 
 
@@ -172,7 +172,7 @@ def without_bytes(kind: str, stored: Mapping[str, Any]) -> InvalidMutation:
     )
 
 
-def differing(payload: bytes, other: bytes) -> list[str]:
+def differing_fields(payload: bytes, other: bytes) -> list[str]:
     """The names of the fields that two payloads do not hold alike."""
     if payload == other:
         return []

@@ -185,7 +185,7 @@ class Rules:
         if not self._alone:
             return False
         if self._validator is None:
-            self._validator = SchemaValidator(_narrowed(self._model.__pydantic_core_schema__, self._concern))
+            self._validator = SchemaValidator(_narrow(self._model.__pydantic_core_schema__, self._concern))
         try:
             self._validator.validate_python({name: values[name] for name in self._concern if name in values})
         except Exception:  # a rule is code of the user's, and meets an entity without its other fields
@@ -193,8 +193,8 @@ class Rules:
         return True
 
 
-def _narrowed(schema: Any, names: frozenset[str]) -> Any:
+def _narrow(schema: Any, names: frozenset[str]) -> Any:
     """A model's core schema with these fields only."""
     if schema["type"] == "model-fields":
         return {**schema, "fields": {name: field for name, field in schema["fields"].items() if name in names}}
-    return {**schema, "schema": _narrowed(schema["schema"], names)}
+    return {**schema, "schema": _narrow(schema["schema"], names)}

@@ -16,7 +16,7 @@ from pydantic.json_schema import GenerateJsonSchema, JsonSchemaValue, JsonSchema
 from solewriter.shared.config import MESSAGE_MAX, PROBLEMS_MAX
 from solewriter.shared.entity import Entity
 from solewriter.shared.errors import clean
-from solewriter.shared.kinds.columns import Cell, Column, from_us, unpacked
+from solewriter.shared.kinds.columns import Cell, Column, from_us, unpack_cells
 from solewriter.shared.kinds.fieldtypes import all_parts
 from solewriter.shared.kinds.payload import decode, encode
 
@@ -48,7 +48,7 @@ class Schema(msgspec.Struct, frozen=True):
         lacks are made of its plain `values`, or of the `defaults` of the kind's newest schema where it is older than
         the field; of a value that has none there, that of None.
         """
-        cells = unpacked(self.columns, block)
+        cells = unpack_cells(self.columns, block)
         if tuple(columns) == self.columns:
             return cells
         known = {column.under(column.name): cell for column, cell in zip(self.columns, cells, strict=True)}
@@ -123,13 +123,13 @@ def _column_apart(name: str, there: Column, here: Column) -> str:
     if there.type != here.type:
         return f"{name} is a column of {there.type} there, of {here.type} here"
     if there.values != here.values and there.type == "str":
-        return f"{name} is text {_made(there)} there, {_made(here)} here"
+        return f"{name} is text {_maker_in_words(there)} there, {_maker_in_words(here)} here"
     if there.values != here.values:
         return f"{name} is one of {there.values!r:.100} there, of {here.values!r:.100} here"
     return "" if there == here else f"{name} has other earlier names"
 
 
-def _made(column: Column) -> str:
+def _maker_in_words(column: Column) -> str:
     return f"made by {', '.join(map(str, column.values))}" if column.values else "as it is given"
 
 

@@ -150,11 +150,11 @@ def test_slots_of_records_read_back_as_they_were_and_count_only_where_they_fit(t
     packed, _ = entry.pack(1, 0, 0, 0, [], Private(known=Slots.of(3, slots, lengths)))
     known = entry.unpack(packed, 0)[0].changes.known
     assert known.kind == 3
-    assert [[*one] for one in known.unpacked(sum(lengths))] == [slots, lengths]
-    assert known.unpacked(sum(lengths) + 1) == ((), ())
+    assert [[*one] for one in known.unpack(sum(lengths))] == [slots, lengths]
+    assert known.unpack(sum(lengths) + 1) == ((), ())
     cut = data.draw(st.integers(1, len(known.slots)))
     for other in (Slots(3, known.slots[cut:], known.lengths), Slots(3, known.slots[cut:], known.lengths[cut:])):
-        assert other.unpacked(sum(lengths)) == ((), ())
+        assert other.unpack(sum(lengths)) == ((), ())
 
 
 def test_a_schema_travels_in_the_private_part():

@@ -25,7 +25,7 @@ from pydantic_core import core_schema
 from solewriter.shared.entity import Entity, Part, broken, concerns
 from solewriter.shared.errors import InvalidMutation
 from solewriter.shared.frozen import FrozenMap, Json
-from solewriter.shared.kinds.columns import text_hash, unpacked
+from solewriter.shared.kinds.columns import text_hash, unpack_cells
 from solewriter.shared.kinds.kind import Kind
 from solewriter.shared.kinds.payload import plain
 from solewriter.shared.models import (
@@ -491,7 +491,7 @@ def test_the_cells_of_a_change_are_those_of_the_whole(entity, changes):
     stored = EVERY.stored_fields(entity)
     after = change(EVERY, stored, changes, {"id": "e-1", "version": 2})
     block, cells = EVERY.layout.cut(after, "e-1", 2, NOW_US)
-    assert unpacked(EVERY.columns, block) == tuple(cell for _, cell in sorted(cells))
+    assert unpack_cells(EVERY.columns, block) == tuple(cell for _, cell in sorted(cells))
     assert [place for place, _ in sorted(cells)] == list(range(len(EVERY.columns)))
     before, _ = EVERY.layout.cut(stored, "e-1", 1, NOW_US)
     again, new = EVERY.layout.recut(before, after, set(changes), 2, NOW_US)
@@ -508,10 +508,10 @@ def test_the_cells_of_id_version_and_time_are_those_of_the_record():
 
     kind = Kind(Doc)
     block, cells = kind.layout.cut({}, "d-1", 7, NOW_US)
-    assert unpacked(kind.columns, block) == (text_hash("d-1"), NOW_US, 7, 3)
+    assert unpack_cells(kind.columns, block) == (text_hash("d-1"), NOW_US, 7, 3)
     assert sorted(cells) == [(0, text_hash("d-1")), (1, NOW_US), (2, 7), (3, 3)]
     again, cells = kind.layout.recut(block, {"size": 4}, {"size"}, 8, NOW_US + 1)
-    assert unpacked(kind.columns, again) == (text_hash("d-1"), NOW_US + 1, 8, 4)
+    assert unpack_cells(kind.columns, again) == (text_hash("d-1"), NOW_US + 1, 8, 4)
     assert sorted(cells) == [(1, NOW_US + 1), (2, 8), (3, 4)]
 
 
