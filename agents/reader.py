@@ -215,10 +215,10 @@ class Reader(Attaching):
         """The same in one pin. It is not kept: its next version follows soon."""
         if result.address and pin.view.root.epoch == epoch:
             try:
-                return self.decoder.fresh(pin, result.address, model)
+                return self.decoder.decode_anew(pin, result.address, model)
             except (FileNotFoundError, SnapshotExpired):
                 pass  # its segment was reclaimed: it lives elsewhere, or not any more
-        return self.decoder.fresh(pin, self._by_version(pin, result), model)
+        return self.decoder.decode_anew(pin, self._by_version(pin, result), model)
 
     def _by_version(self, pin: Pin, result: Result) -> int:
         code = pin.catalog.kind_code(result.kind)

@@ -57,7 +57,7 @@ class Snapshot:
             words, place, address, revision, entity = seen
             if words[place] == address and revision <= self.revision:  # still its slot's newest, and of this snapshot
                 return entity  # type: ignore[no-any-return] # what a reader keeps under a class is of that class
-        found: E | Plain | None = self._reader.decoder.found(pin, kind, id)
+        found: E | Plain | None = self._reader.decoder.find(pin, kind, id)
         return found
 
     @overload
@@ -89,7 +89,7 @@ class Snapshot:
         pin = self.pin
         code = pin.catalog.kind_code(name_of(kind))
         for address in pin.addresses(code) if code is not None else ():
-            entity = self._reader.decoder.decoded(self._pin or self.pin, address, kind)  # closed meanwhile: no more
+            entity = self._reader.decoder.decode(self._pin or self.pin, address, kind)  # closed meanwhile: no more
             if entity is not None:
                 yield entity
 
@@ -140,7 +140,7 @@ class Snapshot:
         """
         query = self._query(kind)
         addresses = query.addresses(where, order_by, limit, after) if query is not None else ()
-        return self._reader.decoder.all_decoded(self.pin, addresses, kind)
+        return self._reader.decoder.decode_all(self.pin, addresses, kind)
 
     def ids(
         self,

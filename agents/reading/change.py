@@ -100,7 +100,7 @@ class Change(Generic[Changed]):
         pin, address, found, *_ = self._published
         if address:
             try:
-                return self._decoded(pin, address)
+                return self._decode(pin, address)
             except SnapshotExpired:
                 pass  # taken away since, but it was read as a whole
         return self._of_record(pin, found)
@@ -111,15 +111,15 @@ class Change(Generic[Changed]):
         if earlier is None and (address or is_cut) and not _is_first(pin, found):
             try:
                 if address and (before := pin.previous(address)):
-                    return self._decoded(pin, before)
+                    return self._decode(pin, before)
             except (FileNotFoundError, SnapshotExpired):
                 is_cut = True
             if is_cut or found.revision < pin.root.oldest:  # a start puts records back without those before them
                 earlier = self._reader.before(pin, found)
         return self._of_record(pin, earlier)
 
-    def _decoded(self, pin: Held, address: int) -> Changed | None:
-        entity: Changed | None = self._reader.decoder.decoded(pin, address, self._model)
+    def _decode(self, pin: Held, address: int) -> Changed | None:
+        entity: Changed | None = self._reader.decoder.decode(pin, address, self._model)
         return entity
 
     def _of_record(self, pin: Held, found: Record | None) -> Changed | None:
@@ -148,11 +148,11 @@ class _HandedOn(Change[Any]):
 
     @property
     def new(self) -> Any:
-        return _given(self._new)
+        return _entity_or_raise(self._new)
 
     @property
     def old(self) -> Any:
-        return _given(self._old)
+        return _entity_or_raise(self._old)
 
 
 def _had(look: Callable[[], Any]) -> Any:
@@ -163,7 +163,7 @@ def _had(look: Callable[[], Any]) -> Any:
         return error
 
 
-def _given(had: Any) -> Any:
+def _entity_or_raise(had: Any) -> Any:
     if isinstance(had, SolewriterError):
         raise had.with_traceback(None)
     return had

@@ -46,12 +46,12 @@ class Decoder:
 
     # --- entities ----------------------------------------------------------------------------------------------------
 
-    def found(self, pin: Held, kind: Model, id: str) -> Any:
+    def find(self, pin: Held, kind: Model, id: str) -> Any:
         """The entity under a key, or None."""
         if isinstance(pin, Pin) and (seen := pin.found.get(kind, _NOTHING).get(id)) is not None:
             words, place, *_ = seen
             if address := pin.again(words, place, id):
-                return self._kept_anew(pin, kind, id, address, words, place)
+                return self._keep_anew(pin, kind, id, address, words, place)
         check_id(id)
         code = pin.catalog.kind_code(name_of(kind))
         if code is None:
@@ -60,10 +60,10 @@ class Decoder:
         if not address:
             return None
         if slot < 0 or isinstance(kind, str) or pin.view is not self._kept[0]:
-            return self.decoded(pin, address, kind)
-        return self._kept_anew(pin, kind, id, address, *pin.live_table(code).place(slot))
+            return self.decode(pin, address, kind)
+        return self._keep_anew(pin, kind, id, address, *pin.live_table(code).place(slot))
 
-    def _kept_anew(self, pin: Held, kind: Model, id: str, address: int, words: memoryview[int], place: int) -> Any:
+    def _keep_anew(self, pin: Held, kind: Model, id: str, address: int, words: memoryview[int], place: int) -> Any:
         """The entity of the record that was found under its slot's head, which lies there."""
         content = pin.read(address)
         view, cache = self._kept  # of the next engine's memory perhaps, whose records have the same addresses
@@ -77,29 +77,29 @@ class Decoder:
             known[id] = words, place, address, content.revision, entity
         return entity
 
-    def decoded(self, pin: Held, address: int, kind: Model) -> Any:
+    def decode(self, pin: Held, address: int, kind: Model) -> Any:
         """The entity of a record; None of a tombstone."""
         view, cache = self._kept
         if isinstance(kind, str) or pin.view is not view or not isinstance(pin, Pin):
-            return self.fresh(pin, address, kind)
+            return self.decode_anew(pin, address, kind)
         cached = cache.get((address, kind))
         if cached is not None:
             return cached
-        entity = self.fresh(pin, address, kind)
+        entity = self.decode_anew(pin, address, kind)
         if entity is not None and self._has_room(cache):
             cache[address, kind] = entity
         return entity
 
-    def all_decoded(self, pin: Held, addresses: Iterable[int], kind: Model) -> list[Any]:
+    def decode_all(self, pin: Held, addresses: Iterable[int], kind: Model) -> list[Any]:
         """The entities of many records, None of tombstones."""
         made: list[Any] = []
         left = iter(addresses)
         while piece := list(islice(left, DECODED_AT_ONCE)):
             with uncollected():
-                made += [self.decoded(pin, address, kind) for address in piece]
+                made += [self.decode(pin, address, kind) for address in piece]
         return made
 
-    def fresh(self, pin: Held, address: int, kind: Model) -> Any:
+    def decode_anew(self, pin: Held, address: int, kind: Model) -> Any:
         """The entity of a record, neither taken from what is kept nor put there."""
         return self.of_record(pin.catalog, pin.read(address), kind)
 

@@ -112,7 +112,7 @@ def diff(reader: AnyReader, since: int, until: int, kind: Model | None) -> list[
     now = _pin(reader, since, until)
     old, new = _then(now, since), _then(now, until)
     if isinstance(old, Pin) and isinstance(new, Pin):
-        look = reader.decoder.found
+        look = reader.decoder.find
         told = [
             _difference(name, id, look(old, model, id), look(new, model, id))
             for (_, id), name, model in _asked_for(reader, now, kind, dict.fromkeys(_touched(old, new)))

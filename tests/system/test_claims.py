@@ -2009,14 +2009,14 @@ def test_dependencies_and_trees_are_of_one_kind_and_work_ends_beside_what_waits_
 
 def test_an_idle_agent_looks_at_few_of_the_tasks_that_rest(client, monkeypatch):
     """Counted in tasks that are decoded or taken from what is kept: each idle agent does this once a second."""
-    looked, decoded = 0, Decoder.decoded
+    looked, decoded = 0, Decoder.decode
 
     def counted(decoder: Decoder, *what: Any) -> Any:
         nonlocal looked
         looked += 1
         return decoded(decoder, *what)
 
-    monkeypatch.setattr(Decoder, "decoded", counted)
+    monkeypatch.setattr(Decoder, "decode", counted)
     make(client, task("ended"), task("rests", project="p", max_retries=3))
     client.cancel(Task.ref("ended"))
     client.fail(client.claim(Task), not_before=SOME_DAY)

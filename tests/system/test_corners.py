@@ -80,7 +80,7 @@ def test_what_one_thread_decodes_while_another_meets_the_next_engine_is_not_kept
         client.create(Note(id="a", text="first"))
     with open_reader(state) as reader:
         old, decoding, go_on = reader.snapshot(), threading.Event(), threading.Event()
-        fresh = type(reader.decoder).fresh
+        fresh = type(reader.decoder).decode_anew
 
         def slow(self, pin, address, kind):
             if threading.current_thread() is thread:
@@ -88,7 +88,7 @@ def test_what_one_thread_decodes_while_another_meets_the_next_engine_is_not_kept
                 assert go_on.wait(60)
             return fresh(self, pin, address, kind)
 
-        monkeypatch.setattr(type(reader.decoder), "fresh", slow)
+        monkeypatch.setattr(type(reader.decoder), "decode_anew", slow)
         thread = threading.Thread(target=lambda: list(old.entities(Note)))
         thread.start()
         assert decoding.wait(60)

@@ -197,7 +197,7 @@ LOOKING = [
     (Pin, "changed", the_tail_looked_at_once_only),
     (Pin, "changed", one_slot_in_a_hundred_not_corrected),
     (Scanner, "rows", what_changed_looked_at_before_the_pass),
-    (Decoder, "decoded", decoded_once_for_all_versions),
+    (Decoder, "decode", decoded_once_for_all_versions),
     (View, "pin", a_pin_of_the_root_before_with_the_newest_counts),
 ]
 
