@@ -118,7 +118,7 @@ class Reader(Attaching):
             root = self.view().root
             head = root.head  # before the look, as above
             is_new, left = watch is None or watch.take(), self.left_s(deadline)
-            if watch is None or watch.taken() is not None or (is_new and left <= 0):
+            if watch is None or watch.pop() is not None or (is_new and left <= 0):
                 watch = self.watch(kind, where=where, resync=True)  # before the snapshot: it tells what is not in that
                 snap = self.snapshot()
                 if plain_answer(predicate(count := snap.count(kind, where))):

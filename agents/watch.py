@@ -150,8 +150,8 @@ class Watch(Generic[Brought]):
         self._reader.sleep(root, head, left)
         return True
 
-    def taken(self) -> Brought | None:
-        """The next of those that `take` found."""
+    def pop(self) -> Brought | None:
+        """The next of those that `take` found; None where there is none of them left."""
         waiting = self._looked[1]
         return waiting.popleft() if waiting else None
 

@@ -55,7 +55,7 @@ class AioWatch(Generic[Brought]):
     async def __anext__(self) -> Brought:
         """Raises InvalidQuery, Compacted, EngineUnavailable as a `Watch` does."""
         memory, watch = self._reader.memory, self._watch
-        if watch is not None and (change := watch.taken()) is not None:
+        if watch is not None and (change := watch.pop()) is not None:
             return change
         self._reader.check()
         loop = asyncio.get_running_loop()
@@ -63,7 +63,7 @@ class AioWatch(Generic[Brought]):
         if watch is None:
             watch = self._watch = await memory.looked(self._made)
         is_new, last = True, None  # the newest revision when the patience was over: others may write without a pause
-        while (change := watch.taken()) is None:
+        while (change := watch.pop()) is None:
             if last is not None and (not is_new or watch.revision >= last):
                 raise StopAsyncIteration
             root = (await memory.looked(memory.view)).root

@@ -105,13 +105,13 @@ class Feed:
         """Raises FileNotFoundError or SnapshotExpired where what comes next has left it."""
         if view.prefix == self._prefix:
             try:
-                return self._walked(pin, limit)
+                return self._walk(pin, limit)
             except (FileNotFoundError, SnapshotExpired):
                 pass  # the place up to which it was read is gone; what comes next may be there
         self._begin(view, pin)
-        return self._walked(pin, limit)
+        return self._walk(pin, limit)
 
-    def _walked(self, pin: Pin, limit: int) -> list[Published]:
+    def _walk(self, pin: Pin, limit: int) -> list[Published]:
         taken: list[Published] = []
         begun = self._address >> 32
         try:
@@ -165,7 +165,7 @@ class Feed:
     def _from_journal(self, pin: Pin) -> Iterator[Published]:
         """What is journaled behind `since`, up to a revision that was published when this began."""
         self._prefix, self._skip = "", self._within
-        return _journaled(pin, self._reader.folder.path, self.since)
+        return _walk_journal(pin, self._reader.folder.path, self.since)
 
     def _is_new(self, found: record.Record) -> bool:
         """Whether this record, of a revision behind `since`, was not taken before; if so, it is now."""
@@ -179,7 +179,7 @@ class Feed:
         return True
 
 
-def _journaled(pin: Pin, folder: Path, since: int) -> Iterator[Published]:
+def _walk_journal(pin: Pin, folder: Path, since: int) -> Iterator[Published]:
     """No method, and told no error: what it holds on to must not hold on to its feed, or both would stay for long."""
     try:
         with minding_descriptors():

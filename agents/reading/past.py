@@ -199,7 +199,7 @@ class Past:
     def live_table(self, kind: int) -> TableReader:
         raise FileNotFoundError  # pragma: no cover  # who asks has a slot of `place`, which gives none here
 
-    def changed(self, kind: int) -> frozenset[int]:
+    def changed_slots(self, kind: int) -> frozenset[int]:
         return frozenset()  # pragma: no cover  # who asks has read from `table`, and there is none
 
     def _body(self, address: int) -> bytes:

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from solewriter.agents.reading.conditions import cell_of, conditions, place_of
 from solewriter.agents.reading.past import Held, Past
-from solewriter.agents.reading.scan import Rows, Scanner, Values, ordered
+from solewriter.agents.reading.scan import Rows, Scanner, Values, order_of
 from solewriter.agents.snapshot import Plain
 from solewriter.shared.entity import Entity
 from solewriter.shared.errors import InvalidMutation, InvalidQuery, SchemaMismatch, SnapshotExpired, shown
@@ -51,8 +51,8 @@ class Query:
         key, rank = (None, None) if place is None else self._key(place, rows)
         if after is not None:
             behind = self._behind(after, rows, key, rank, order_by, descending)
-            rows, key = rows.taken(behind), None if key is None else key[behind]
-        chosen = rows.slots[ordered(rows, key, descending, limit)]
+            rows, key = rows.take(behind), None if key is None else key[behind]
+        chosen = rows.slots[order_of(rows, key, descending, limit)]
         return [self._pin.at(self._kind, slot) for slot in chosen.tolist()]
 
     def _check_limit(self, limit: int | None) -> None:

@@ -38,7 +38,7 @@ class Rows(NamedTuple):
     slots: Slots
     cells: dict[int, Values]  # by the column's position
 
-    def taken(self, which: Any) -> Rows:
+    def take(self, which: Any) -> Rows:
         """Some of them."""
         return Rows(self.slots[which], {place: values[which] for place, values in self.cells.items()})
 
@@ -66,15 +66,15 @@ class Scanner:
         places = sorted(set(wanted))
         try:
             live = self._pass(demands, places)
-            changed = np.fromiter(self.pin.changed(self.kind), np.int64)
+            changed = np.fromiter(self.pin.changed_slots(self.kind), np.int64)
             self.pin.table(self.kind)  # once more behind the pass: nothing that it had was forgotten meanwhile
             changed = changed[changed < self.pin.slots(self.kind)]
         except FileNotFoundError:
-            return self._singly(range(self.pin.slots(self.kind)), demands, places)
+            return self._look_up_singly(range(self.pin.slots(self.kind)), demands, places)
         if not len(changed):
             return live
-        same = live.taken(~np.isin(live.slots, changed))
-        return _merged(same, self._singly(changed.tolist(), demands, places), places)
+        same = live.take(~np.isin(live.slots, changed))
+        return _merge(same, self._look_up_singly(changed.tolist(), demands, places), places)
 
     def _pass(self, demands: Sequence[Condition], places: Sequence[int]) -> Rows:
         """As the columns are now, whatever revision that is."""
@@ -93,10 +93,11 @@ class Scanner:
             for place in places:
                 cells[place].append(np.asarray(arrays[place])[:count][found])
         return Rows(
-            _joined(slots, np.int64), {place: _joined(parts, self._dtype(place)) for place, parts in cells.items()}
+            _concatenate(slots, np.int64),
+            {place: _concatenate(parts, self._dtype(place)) for place, parts in cells.items()},
         )
 
-    def _singly(self, slots: Sequence[int], demands: Sequence[Condition], places: Sequence[int]) -> Rows:
+    def _look_up_singly(self, slots: Sequence[int], demands: Sequence[Condition], places: Sequence[int]) -> Rows:
         """By the records themselves, at the pinned revision."""
         looked, rows = self._aside(slots)
         matches = np.ones(len(rows.slots), np.bool_)
@@ -211,15 +212,15 @@ def _meets(demand: Condition, cells: Values) -> NDArray[np.bool_]:
         (wanted,) = demand.cells
         return np.asarray(np.isnan(cells) if wanted != wanted else cells == cells.dtype.type(wanted))
     cells = cells.copy()  # live ones are stored to meanwhile, and isin takes what it looked at before for an index
-    return np.asarray(np.isin(cells, np.array(demand.cells, cells.dtype)) | _absent(demand, cells))
+    return np.asarray(np.isin(cells, np.array(demand.cells, cells.dtype)) | _absent_mask(demand, cells))
 
 
-def _absent(demand: Condition, cells: Values) -> Any:
+def _absent_mask(demand: Condition, cells: Values) -> Any:
     """NaN stands for None in a float column, and equals nothing."""
     return np.isnan(cells) if any(cell != cell for cell in demand.cells or ()) else False
 
 
-def _joined(parts: list[Any], dtype: Any) -> Any:
+def _concatenate(parts: list[Any], dtype: Any) -> Any:
     if len(parts) == 1:
         return parts[0]
     return np.concatenate(parts) if parts else np.empty(0, dtype)
@@ -233,13 +234,13 @@ def _together(parts: Sequence[Rows], places: Iterable[int]) -> Rows:
     )
 
 
-def _merged(one: Rows, other: Rows, places: Sequence[int]) -> Rows:
+def _merge(one: Rows, other: Rows, places: Sequence[int]) -> Rows:
     """Two sets of rows, in the order of their slots."""
     both = _together([one, other], places)
-    return both.taken(np.argsort(both.slots, kind="stable"))
+    return both.take(np.argsort(both.slots, kind="stable"))
 
 
-def ordered(rows: Rows, key: Values | None, descending: bool, limit: int | None) -> Any:
+def order_of(rows: Rows, key: Values | None, descending: bool, limit: int | None) -> Any:
     """Which rows come first: positions, in order of their keys, and of their slots where those are equal."""
     if key is None:
         return slice(None, limit)

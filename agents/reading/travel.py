@@ -43,7 +43,7 @@ def at(reader: AnyReader, revision: int) -> Snapshot:
     """Everything at an earlier revision. Raises Compacted, InvalidQuery for one that is not published yet."""
     check_revision(revision)
     now = _pin(reader, revision)
-    return Snapshot(reader, _then(now, revision) or _past(reader, now, revision))
+    return Snapshot(reader, _from_memory(now, revision) or _past(reader, now, revision))
 
 
 def _pin(reader: AnyReader, *revisions: int) -> Held:
@@ -55,36 +55,36 @@ def _pin(reader: AnyReader, *revisions: int) -> Held:
     return pin
 
 
-def _then(now: Held, revision: int) -> Held | None:
+def _from_memory(now: Held, revision: int) -> Held | None:
     """An earlier revision in memory; None where memory does not hold it whole."""
     if revision == now.root.revision:
         return now
     if isinstance(now, Past):
         return None
     try:
-        return now.then(revision) if revision >= now.root.whole else None
+        return now.earlier(revision) if revision >= now.root.whole else None
     except (FileNotFoundError, SnapshotExpired):
         return None
 
 
 def _past(reader: AnyReader, now: Held, revision: int) -> Past:
-    with _gone(now, revision):
+    with _telling_compacted(now, revision):
         past = Past(now, reader.folder.path, revision)
         past.advance(revision)
     return past
 
 
 @contextmanager
-def _gone(now: Held, revision: int) -> Iterator[None]:
+def _telling_compacted(now: Held, revision: int) -> Iterator[None]:
     """What says of the journal that it does not go back to a revision, or went meanwhile, says of all that it is so."""
     try:
         yield
     except Compacted as error:
         error.oldest = where_it_begins(error, now.root.whole)
-        raise compacted(revision, now, error) from None
+        raise compacted_everywhere(revision, now, error) from None
 
 
-def compacted(revision: int, now: Held, error: Compacted) -> Compacted:
+def compacted_everywhere(revision: int, now: Held, error: Compacted) -> Compacted:
     """What says that a revision, or what comes next behind revision 0, is gone everywhere."""
     what = f"revision {revision} is" if revision else "what was earlier is"
     return Compacted(
@@ -110,17 +110,17 @@ def diff(reader: AnyReader, since: int, until: int, kind: Model | None) -> list[
             f"a difference is from an earlier revision to a later one, not {shown(since)} to {shown(until)}", kind=""
         )
     now = _pin(reader, since, until)
-    old, new = _then(now, since), _then(now, until)
+    old, new = _from_memory(now, since), _from_memory(now, until)
     if isinstance(old, Pin) and isinstance(new, Pin):
         look = reader.decoder.find
         told = [
             _difference(name, id, look(old, model, id), look(new, model, id))
-            for (_, id), name, model in _asked_for(reader, now, kind, dict.fromkeys(_touched(old, new)))
+            for (_, id), name, model in _asked_for(reader, now, kind, dict.fromkeys(_changed_keys(old, new)))
         ]
     else:
         seen: dict[Key, tuple[record.Record | None, record.Record]] = {}
         past = _past(reader, now, since)
-        with _gone(now, since):
+        with _telling_compacted(now, since):
             for found, before in past.changes(until):
                 key = found.kind, found.key
                 seen[key] = (seen[key][0] if key in seen else before), found
@@ -132,9 +132,9 @@ def diff(reader: AnyReader, since: int, until: int, kind: Model | None) -> list[
     return [one for one in told if one is not None]
 
 
-def _touched(old: Pin, new: Pin) -> Iterator[Key]:
+def _changed_keys(old: Pin, new: Pin) -> Iterator[Key]:
     """Keys of the records from one pin's tail to the other's."""
-    for _, segment, place in new.walked(old.root.tail, new.root.tail):
+    for _, segment, place in new.walk(old.root.tail, new.root.tail):
         body = place + PREFIX_BYTES
         if record.revision_at(segment.bytes, body) > old.root.revision:
             yield record.kind_at(segment.bytes, body), record.key_at(segment.bytes, body).decode()
@@ -192,7 +192,7 @@ def history(reader: AnyReader, kind: Model, id: str) -> Iterator[Change]:
     for one in older:
         yield Change(reader, one, name, kind)
     if missing is not None:
-        raise compacted(0, now, missing)
+        raise compacted_everywhere(0, now, missing)
 
 
 def _lacks_some(now: Held) -> bool:
@@ -250,7 +250,7 @@ def before(reader: AnyReader, now: Held, this: record.Record) -> record.Record |
                     return earlier
                 earlier = found
     except Compacted as error:
-        raise compacted(0, now, error) from None
+        raise compacted_everywhere(0, now, error) from None
     gone = f"what was before version {this.version} of {id!r} is not available any more"
     raise Compacted(gone, oldest=now.root.whole)
 

@@ -102,7 +102,7 @@ class Pin:
             return _NOWHERE
         wanted = key.encode("utf-8", "surrogatepass")
         if self._own is not None:
-            return self._walked()[1].get((kind, wanted), 0), -1
+            return self._own_addresses()[1].get((kind, wanted), 0), -1
         try:
             head = self.live_table(kind).head
             for slot in self.view.index(kind).candidates(key_hash(wanted)):
@@ -113,7 +113,7 @@ class Pin:
         else:
             if not self.outdated:
                 return _NOWHERE
-        return self._walked()[1].get((kind, wanted), 0), -1
+        return self._own_addresses()[1].get((kind, wanted), 0), -1
 
     def again(self, words: memoryview[int], place: int, key: str) -> int:
         """Address of the record of a key whose slot's head was found in this place before; 0 where it has to be looked
@@ -137,7 +137,7 @@ class Pin:
     def at(self, kind: int, slot: int) -> int:
         """Address of a slot's record at this revision; 0 if there was none yet."""
         if self._own is not None:
-            return self._walked()[0].get((kind, slot), 0)
+            return self._own_addresses()[0].get((kind, slot), 0)
         try:
             address = self._visible(self.live_table(kind).head(slot))
         except FileNotFoundError:
@@ -145,7 +145,7 @@ class Pin:
         else:
             if not address and not self.outdated:
                 return 0
-        return address or self._walked()[0].get((kind, slot), 0)
+        return address or self._own_addresses()[0].get((kind, slot), 0)
 
     def at_all(self, kind: int, slots: range) -> list[int]:
         """The same of slots of one chunk."""
@@ -180,11 +180,11 @@ class Pin:
             found = self._tables.by_kind[kind] = self.view.table(kind, self.catalog)
             return found
 
-    def then(self, revision: int) -> Pin:
+    def earlier(self, revision: int) -> Pin:
         """An earlier revision, in the same memory, which must hold it whole (`root.whole`)."""
         begin = self.view.begin_of(revision, self.root)
         tail, touched = 0, set()
-        for address, segment, place in self.walked(begin, self._tail):
+        for address, segment, place in self.walk(begin, self._tail):
             body = place + PREFIX_BYTES
             if record.revision_at(segment.bytes, body) > revision:
                 tail = tail or address
@@ -252,7 +252,7 @@ class Pin:
             if address := self.at(kind, slot):
                 yield address
 
-    def changed(self, kind: int) -> AbstractSet[int]:
+    def changed_slots(self, kind: int) -> AbstractSet[int]:
         """Slots of a kind whose head and cells may be newer than this revision, or were while they were read before
         this call: those of all records behind this revision's tail. Each call goes on where the last one ended. Raises
         FileNotFoundError where such records are gone.
@@ -288,7 +288,7 @@ class Pin:
         """The key of the record at an address."""
         return self.content(address).key
 
-    def walked(self, begin: int, end: int) -> Iterator[tuple[int, Segment, int]]:
+    def walk(self, begin: int, end: int) -> Iterator[tuple[int, Segment, int]]:
         """(address, segment, offset of the prefix) of every record from one address to another. Raises SnapshotExpired,
         perhaps only behind the last one, where some of it was taken away meanwhile.
         """
@@ -315,7 +315,7 @@ class Pin:
         if address >> 32 < self._live[READABLE]:
             raise _snapshot_expired()
 
-    def _walked(self) -> tuple[dict[tuple[int, int], int], dict[tuple[int, bytes], int]]:
+    def _own_addresses(self) -> tuple[dict[tuple[int, int], int], dict[tuple[int, bytes], int]]:
         """This revision by its own records alone: (kind, slot) -> address and (kind, key) -> address. For a snapshot
         that outlived its engine, whose tables, indexes or younger segments went before they were mapped.
         """

@@ -248,7 +248,7 @@ def test_a_checkpoint_of_a_pin_that_outlived_the_tables_has_every_key_once(state
             for _ in range(3):
                 churn()
             walked = other.snapshot()
-            by_slot, by_key = walked.pin._walked()
+            by_slot, by_key = walked.pin._own_addresses()
             twice = not {*by_slot.values()} <= {*by_key.values()}
             doubled += twice
             if twice or number % 10 == 0:

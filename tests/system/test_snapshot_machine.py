@@ -756,9 +756,9 @@ def a_broken_chain_answered_with_nothing(true: Any, pin: Pin) -> Any:
 
 
 BUGS = [
-    (Pin, "_walked", a_broken_chain_answered_with_nothing),
+    (Pin, "_own_addresses", a_broken_chain_answered_with_nothing),
     (Pin, "_visible", newest_for_all_revisions),
-    (Pin, "changed", records_behind_the_tail_ignored),
+    (Pin, "changed_slots", records_behind_the_tail_ignored),
     (Query, "_behind", a_page_begins_with_the_end_of_the_last),
     (Watch, "_cells_before", a_change_is_only_what_meets_the_filter_now),
     (Pin, "previous", what_was_before_is_not_compared),

@@ -16,7 +16,7 @@ import pytest
 from solewriter import Engine, open_reader
 from solewriter.agents.reading.decoding import Decoder
 from solewriter.agents.reading.feed import Feed
-from solewriter.agents.reading.scan import Scanner, _merged
+from solewriter.agents.reading.scan import Scanner, _merge
 from solewriter.agents.testing.auditor import Auditor, Notes
 from solewriter.agents.testing.follower import Follower
 from solewriter.agents.testing.ledger import MODELS, OPENED
@@ -144,15 +144,15 @@ def the_tail_looked_at_once_only(true: Any, pin: Pin, kind: int) -> Any:
 
 def what_changed_looked_at_before_the_pass(true: Any, scanner: Scanner, demands: Any, wanted: Any = ()) -> Any:
     places = sorted(set(wanted))
-    changed = np.fromiter(scanner.pin.changed(scanner.kind), np.int64)
+    changed = np.fromiter(scanner.pin.changed_slots(scanner.kind), np.int64)
     changed = changed[changed < scanner.pin.slots(scanner.kind)]
     root = scanner.pin.view.root
     head = root.head
     while root.head == head:  # so that it happens now and not once in a thousand times
         os.sched_yield()
     live = scanner._pass(demands, places)
-    singly = scanner._singly(np.sort(changed).tolist(), demands, places)
-    return _merged(live.taken(~np.isin(live.slots, changed)), singly, places)
+    singly = scanner._look_up_singly(np.sort(changed).tolist(), demands, places)
+    return _merge(live.take(~np.isin(live.slots, changed)), singly, places)
 
 
 def one_slot_in_a_hundred_not_corrected(true: Any, pin: Pin, kind: int) -> frozenset[int]:
@@ -193,9 +193,9 @@ LOOKING = [
     (Pin, "_visible", newest_for_all_revisions),
     (Pin, "_visible", the_one_before_the_right_one),
     (Scanner, "rows", columns_without_the_correction),
-    (Pin, "changed", records_behind_the_tail_ignored),
-    (Pin, "changed", the_tail_looked_at_once_only),
-    (Pin, "changed", one_slot_in_a_hundred_not_corrected),
+    (Pin, "changed_slots", records_behind_the_tail_ignored),
+    (Pin, "changed_slots", the_tail_looked_at_once_only),
+    (Pin, "changed_slots", one_slot_in_a_hundred_not_corrected),
     (Scanner, "rows", what_changed_looked_at_before_the_pass),
     (Decoder, "decode", decoded_once_for_all_versions),
     (View, "pin", a_pin_of_the_root_before_with_the_newest_counts),
