@@ -30,7 +30,7 @@ from solewriter.shared.config import POLL_MS_MAX, READ_BYTES, RECONNECT_MAX_S, L
 from solewriter.shared.errors import EngineUnavailable, Fenced, SolewriterError
 from solewriter.shared.folder import StateFolder, unclosed_warning
 from solewriter.shared.lane import Lane
-from solewriter.shared.system.forks import held_off
+from solewriter.shared.system.forks import forks_held_off
 from solewriter.shared.wireform import Asked
 
 _open: weakref.WeakSet[Exchange] = weakref.WeakSet()
@@ -330,7 +330,7 @@ class Exchange:
                 self._check_usable()
             lane: Lane | None = None
             try:
-                with held_off:  # a child that came before it is noted would not close it
+                with forks_held_off:  # a child that came before it is noted would not close it
                     lane = self._offered = Lane()
                 self._offer(lane, max(0.01, max(deadline, patience) - time.monotonic()))
                 self._again.note_lane()

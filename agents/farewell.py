@@ -15,7 +15,7 @@ from solewriter.shared.config import GIVE_BACK_S
 from solewriter.shared.errors import SolewriterError
 from solewriter.shared.folder import StateFolder
 from solewriter.shared.lane import Lane
-from solewriter.shared.system.forks import held_off
+from solewriter.shared.system.forks import forks_held_off
 from solewriter.shared.system.processes import runs
 
 _lanes: weakref.WeakSet[Lane] = weakref.WeakSet()
@@ -29,7 +29,7 @@ def say_farewell(folder: StateFolder, session: AgentSession) -> None:
         where = folder.whereabouts()
         if where.epoch == session.epoch and runs(where.pid, where.start_time):
             return  # that one saw the lane go
-        with held_off:  # a child that came before it is noted would not close it
+        with forks_held_off:  # a child that came before it is noted would not close it
             lane = Lane()
             _lanes.add(lane)
         try:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, NoReturn, Self, TypeVar, overload
 
 from solewriter.shared.entity import Entity, name_of
 from solewriter.shared.errors import NotFound, check_descriptors, shown
-from solewriter.shared.system.forks import held_off
+from solewriter.shared.system.forks import forks_held_off
 
 if TYPE_CHECKING:
     from solewriter.agents.reading.anyreader import AnyReader
@@ -177,7 +177,7 @@ class Snapshot:
     def _query(self, kind: type[Entity] | str) -> Query | None:
         """None for a kind that nobody ever registered."""
         try:
-            with held_off:  # a child that came in the middle would wait for the end of the import for ever
+            with forks_held_off:  # a child that came in the middle would wait for the end of the import for ever
                 from solewriter.agents.reading.query import Query  # numpy takes 150 ms that only those pay who ask
         except OSError as error:
             check_descriptors(error)

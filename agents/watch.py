@@ -26,7 +26,7 @@ from solewriter.shared.config import WATCH_BATCH
 from solewriter.shared.entity import check_id, name_of
 from solewriter.shared.errors import Compacted, InvalidQuery, SnapshotExpired, shown
 from solewriter.shared.kinds.columns import Cell
-from solewriter.shared.system.forks import held_off
+from solewriter.shared.system.forks import forks_held_off
 from solewriter.shared.where import kept
 
 if TYPE_CHECKING:
@@ -208,7 +208,7 @@ class Watch(Generic[Brought]):
             return False
         if not self._where:
             return True
-        with held_off:  # as the import of `Query` in snapshot.py
+        with forks_held_off:  # as the import of `Query` in snapshot.py
             from solewriter.agents.reading.scan import CellsOfRecords
 
         cells_of = CellsOfRecords(one.pin.catalog, code, self._reader.decoder.kind_of(model))

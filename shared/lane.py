@@ -14,7 +14,7 @@ import os
 from typing import Any
 
 from solewriter.shared.config import PIPE_BYTES
-from solewriter.shared.system.forks import held_off
+from solewriter.shared.system.forks import forks_held_off
 
 LENGTH_BYTES = 4  # the queue's own header: a big-endian int
 
@@ -51,13 +51,13 @@ class Lane:
         self._closed = False
 
     def hand_over(self) -> None:
-        with held_off:  # a child that came in the middle would not close the rest
+        with forks_held_off:  # a child that came in the middle would not close the rest
             theirs, self.theirs = self.theirs, (-1, -1)  # first: an interrupt must not close a number twice
             for fd in theirs:
                 os.close(fd)
 
     def close(self) -> None:
-        with held_off:  # likewise
+        with forks_held_off:  # likewise
             if self._closed:
                 return
             self._closed = True

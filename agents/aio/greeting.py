@@ -10,7 +10,7 @@ from solewriter.shared.errors import EngineUnavailable
 from solewriter.shared.folder import StateFolder
 from solewriter.shared.handshake import Hello, Welcome
 from solewriter.shared.lane import Lane
-from solewriter.shared.system.forks import held_off
+from solewriter.shared.system.forks import forks_held_off
 
 
 class Greeting:
@@ -30,7 +30,7 @@ class Greeting:
 
     def say(self) -> Welcome:
         """In the thread: make the lane, offer it, hear the answer. Raises what `greet` does."""
-        with held_off:  # a child that came before it is noted would not close it
+        with forks_held_off:  # a child that came before it is noted would not close it
             lane = self.lane = Lane()
         try:
             welcome = greet(self._folder, self._hello, lane, self._timeout_s, self._keep_connection)

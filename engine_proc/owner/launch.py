@@ -25,7 +25,7 @@ from solewriter.shared.config import POLL_MS_MAX
 from solewriter.shared.entity import Entity
 from solewriter.shared.errors import EngineStartFailed, EngineUnavailable, Locked
 from solewriter.shared.kinds.kind import Kind
-from solewriter.shared.system.forks import held_off
+from solewriter.shared.system.forks import forks_held_off
 from solewriter.shared.system.interpreter import interpreter
 
 STDERR = 2  # the highest of the standard descriptors
@@ -87,7 +87,7 @@ class Child:
         raise EngineStartFailed(f"the engine could not start: {ready.words}", status=status)
 
     def _exec(self) -> subprocess.Popen[bytes]:
-        with held_off, ExitStack() as theirs, ExitStack() as ours:  # Popen waits for the end of a pipe of its own
+        with forks_held_off, ExitStack() as theirs, ExitStack() as ours:  # Popen waits for the end of a pipe of its own
             reading, their_out = _pipe(ours, theirs)
             their_in, writing = _pipe(theirs, ours)
             process = subprocess.Popen(

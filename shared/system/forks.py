@@ -11,18 +11,18 @@ import logging  # noqa: F401
 import os
 import threading
 
-held_off = threading.RLock()
-"""`with held_off:` around what takes no more than a moment"""
+forks_held_off = threading.RLock()
+"""`with forks_held_off:` around what takes no more than a moment"""
 
 
 def _go_on() -> None:
     """A signal's handler may have raised while the fork waited, which does not keep it from coming."""
-    if held_off._is_owned():  # type: ignore[attr-defined] # every lock of this kind has it, for Condition
-        held_off.release()
+    if forks_held_off._is_owned():  # type: ignore[attr-defined] # every lock of this kind has it, for Condition
+        forks_held_off.release()
 
 
 os.register_at_fork(
-    before=held_off.acquire,
+    before=forks_held_off.acquire,
     after_in_parent=_go_on,
-    after_in_child=held_off._at_fork_reinit,  # type: ignore[attr-defined] # its owner may not be there
+    after_in_child=forks_held_off._at_fork_reinit,  # type: ignore[attr-defined] # its owner may not be there
 )

@@ -47,7 +47,7 @@ from solewriter.agents import exchange, greeting, monitor, pending, reconnecting
 from solewriter.shared import lane as lanes
 from solewriter.shared import wire
 from solewriter.shared.config import DEFAULT_LIMITS, PIPE_BYTES, SECONDS_MAX, WIRE_VERSION
-from solewriter.shared.system.forks import held_off
+from solewriter.shared.system.forks import forks_held_off
 
 REFUSED, UNAVAILABLE = wire.Status.REFUSED, wire.Status.UNAVAILABLE
 
@@ -705,7 +705,7 @@ def test_no_fork_of_another_thread_comes_in_the_middle_of_making_or_closing_a_la
     def fork_elsewhere() -> None:
         nonlocal waited
         forking.append(elsewhere(fork))
-        if held_off._is_owned():
+        if forks_held_off._is_owned():
             waited += 1
             assert not children, f"a fork did not wait at {reached}"
         else:

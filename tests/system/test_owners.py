@@ -42,7 +42,7 @@ from solewriter.engine_proc.owner.orders import Orders
 from solewriter.shared.config import SECONDS_MAX
 from solewriter.shared.failpoint import VARIABLE
 from solewriter.shared.folder import StateFolder
-from solewriter.shared.system.forks import held_off
+from solewriter.shared.system.forks import forks_held_off
 
 
 class Doc(Entity):
@@ -68,7 +68,7 @@ def test_an_owner_that_forks_at_any_step_of_a_start_waits_for_no_child_of_that(s
     def fork_elsewhere() -> None:
         nonlocal waited
         forking.append(elsewhere(fork))
-        if held_off._is_owned():
+        if forks_held_off._is_owned():
             waited += 1
             assert not children, f"a fork did not wait at {reached}"
         else:

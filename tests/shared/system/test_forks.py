@@ -8,7 +8,7 @@ import sys
 
 import pytest
 
-from solewriter.shared.system.forks import held_off
+from solewriter.shared.system.forks import forks_held_off
 
 
 @pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
@@ -19,10 +19,10 @@ def test_a_fork_waits_for_who_holds_it_off_and_holds_nothing_in_its_child(elsewh
     def fork() -> None:
         child = os.fork()
         if child == 0:
-            os._exit(0 if not held_off._is_owned() and held_off.acquire(timeout=10) else 1)
+            os._exit(0 if not forks_held_off._is_owned() and forks_held_off.acquire(timeout=10) else 1)
         forked.append(child)
 
-    with held_off:
+    with forks_held_off:
         forking = elsewhere(fork)
         assert not forked
         fork()
@@ -31,18 +31,18 @@ def test_a_fork_waits_for_who_holds_it_off_and_holds_nothing_in_its_child(elsewh
     assert len(forked) == 2
     for child in forked:
         assert os.waitpid(child, 0)[1] == 0
-    assert not held_off._is_owned()
+    assert not forks_held_off._is_owned()
 
 
 HELD_OFF = """
 import os, sys, threading
-from solewriter.shared.system.forks import held_off
+from solewriter.shared.system.forks import forks_held_off
 import logging
 from concurrent.futures import ThreadPoolExecutor
 
 sys.setswitchinterval(1000.0)  # a thread that is started runs until it waits
 workers = ThreadPoolExecutor(1)
-with held_off:
+with forks_held_off:
     forking = threading.Thread(target=lambda: os.fork() or os._exit(0))
     forking.start()
     assert workers.submit(int).result(timeout=20) == 0
