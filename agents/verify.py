@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
-from solewriter.agents.reading.journal import Files, bad, untrimmed
+from solewriter.agents.reading.journal import Files, bad, retry_when_trimmed
 from solewriter.shared import record
 from solewriter.shared.errors import Compacted
 from solewriter.shared.journal.chain import named_checkpoints, opened
@@ -40,7 +40,7 @@ def verify(folder: Path) -> Verified:
     """Read everything. Raises JournalCorrupt naming the first bad place, LayoutMismatch, EngineUnavailable for a folder
     without a journal.
     """
-    return untrimmed(lambda: _verified(folder))
+    return retry_when_trimmed(lambda: _verified(folder))
 
 
 def _verified(folder: Path) -> Verified:

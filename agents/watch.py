@@ -121,7 +121,7 @@ class Watch(Generic[Brought]):
         while not (waiting := self._looked[1]):
             if self._looking is None:
                 self._looking = asyncio.get_running_loop().run_in_executor(None, self._wait)
-                self._looking.add_done_callback(taken_note_of)
+                self._looking.add_done_callback(retrieve_error)
             try:
                 going_on = await asyncio.shield(self._looking)
             finally:  # one that failed is over as well
@@ -252,7 +252,7 @@ def by_name(kind: Model | Several | None) -> dict[str, Model] | None:
     return asked
 
 
-def taken_note_of(looking: asyncio.Future[bool]) -> None:
+def retrieve_error(looking: asyncio.Future[bool]) -> None:
     """How a look failed whose caller was cancelled is told to whoever asks next, and where nobody does, to nobody."""
     if not looking.cancelled():
         looking.exception()

@@ -23,7 +23,7 @@ from solewriter.shared import failpoint
 from solewriter.shared.errors import EngineUnavailable, MemoryFull, SolewriterError
 from solewriter.shared.journal.entry import CheckpointName, Private
 from solewriter.shared.kinds.kind import Kind
-from solewriter.shared.system.garbage import uncollected
+from solewriter.shared.system.garbage import gc_paused
 
 T = TypeVar("T")
 
@@ -198,7 +198,7 @@ class BetweenTurns:
         checkpoints = self._checkpoints
         assert checkpoints is not None, "one was made"
         before = self._journal.length
-        with uncollected():
+        with gc_paused():
             self._append(Private(whole=checkpoints.describe(CheckpointName(made.entry, made.crc))))
         try:
             await self._journal.commit(durable=True)

@@ -28,7 +28,7 @@ from solewriter.shared.config import JOURNAL_FILE_BYTES_FIRST, SYNC_BESIDE_S, SY
 from solewriter.shared.journal import entry as entries
 from solewriter.shared.journal.chain import committed_path, first_of, journal_files, journal_path, newest_whole
 from solewriter.shared.journal.entry import COMMITTED_BYTES, FILE_HEADER_BYTES, Entry, Private, PrivateState, Tail
-from solewriter.shared.system.files import lasting_file, naming, new_file, replace_file
+from solewriter.shared.system.files import errors_naming, lasting_file, new_file, replace_file
 
 
 class Staged(NamedTuple):
@@ -244,7 +244,7 @@ class FileJournal:
 
     def _rewrite(self, path: Path, whole: memoryview, size: int) -> None:
         fd = with_room(self._folder, lambda: self._copied(whole, size))
-        with naming(self._ahead.path):
+        with errors_naming(self._ahead.path):
             os.fsync(fd)
         failpoint.reach("recover.rewrite")
         os.rename(self._ahead.path, path)
@@ -257,7 +257,7 @@ class FileJournal:
         path = self._ahead.path
         fd = new_file(path)
         try:
-            with naming(path):
+            with errors_naming(path):
                 fill(fd, whole, size, zeroed=self._power)
         except OSError:
             os.close(fd)
@@ -308,7 +308,7 @@ def _note_of(path: Path) -> int:
 def _sync_file(path: Path) -> None:
     fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     try:
-        with naming(path):
+        with errors_naming(path):
             os.fdatasync(fd)
     finally:
         os.close(fd)

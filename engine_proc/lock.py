@@ -9,7 +9,7 @@ from pathlib import Path
 
 from solewriter.shared.errors import EngineUnavailable, Locked
 from solewriter.shared.folder import StateFolder
-from solewriter.shared.system.files import lasting_file, naming, sync_folder
+from solewriter.shared.system.files import errors_naming, lasting_file, sync_folder
 
 BY_DESCRIPTOR = re.compile(r"/proc/self/fd/\d+")
 PID_DIGITS = 10  # more than any pid has: what was there before is written over
@@ -41,7 +41,7 @@ class Lock:
                 raise
             raise EngineUnavailable(f"{folder.path} was deleted or emptied: no other state is begun") from None
         try:
-            with naming(folder.lock):
+            with errors_naming(folder.lock):
                 fcntl.flock(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             holder = os.pread(self._fd, 200, 0).decode(errors="replace").strip() or "another process"

@@ -21,7 +21,7 @@ from typing import TypeVar
 from solewriter.shared import failpoint
 from solewriter.shared.config import KIB, RESERVE_BYTES, SPARE_FILES_MAX
 from solewriter.shared.journal.entry import FILE_HEADER_BYTES
-from solewriter.shared.system.files import lasting_file, naming, new_file, sync_folder
+from solewriter.shared.system.files import errors_naming, lasting_file, new_file, sync_folder
 
 ZEROS = bytes(256 * KIB)
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
@@ -136,7 +136,7 @@ class FilesAhead:
             self.names.sync()  # while a power cut can bring its old name back, its content stays
         fd = new_file(self.path) if spare is None else lasting_file(self.path, made=False)
         try:
-            with naming(self.path):
+            with errors_naming(self.path):
                 self._prepare(fd, size, fresh=spare is None)
             failpoint.reach("journal.prepared")
         except OSError:
@@ -188,7 +188,7 @@ class FilesAhead:
             return  # all of it: an engine may have died between its name and its bytes
         fd = new_file(self._reserve)
         try:
-            with naming(self._reserve):
+            with errors_naming(self._reserve):
                 os.posix_fallocate(fd, 0, RESERVE_BYTES)
         except OSError:
             self._reserve.unlink(missing_ok=True)

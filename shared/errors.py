@@ -295,7 +295,7 @@ def check_descriptors(error: Exception) -> None:
 
 
 @contextmanager
-def minding_descriptors() -> Iterator[None]:
+def checking_descriptors() -> Iterator[None]:
     """Whatever is opened in here, a module too, `check_descriptors` looks at why it cannot be."""
     try:
         yield

@@ -738,7 +738,7 @@ def test_an_engine_that_trims_again_and_again_is_not_waited_for_for_ever():
         raise Compacted("trimmed meanwhile", oldest=0)
 
     with pytest.raises(Compacted):
-        reading.untrimmed(read)
+        reading.retry_when_trimmed(read)
     assert len(tries) == reading.TRIES
 
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Generic, Self
 from solewriter.agents.aio.reader import Patience
 from solewriter.agents.deadline import check_patience
 from solewriter.agents.reading.decoding import Model, Several
-from solewriter.agents.watch import Brought, Watch, by_name, taken_note_of
+from solewriter.agents.watch import Brought, Watch, by_name, retrieve_error
 from solewriter.shared.where import kept
 
 if TYPE_CHECKING:
@@ -82,7 +82,7 @@ class AioWatch(Generic[Brought]):
     async def _look(self, watch: Watch) -> bool:
         if self._looking is None:
             self._looking = self._reader.beside(watch.take)
-            self._looking.add_done_callback(taken_note_of)
+            self._looking.add_done_callback(retrieve_error)
         try:
             return await asyncio.shield(self._looking)
         finally:

@@ -16,7 +16,7 @@ from solewriter.agents.snapshot import Plain, Snapshot
 from solewriter.shared import record
 from solewriter.shared.config import Limits, check_limits
 from solewriter.shared.entity import Entity, name_of
-from solewriter.shared.errors import EngineUnavailable, SnapshotExpired, minding_descriptors, shown
+from solewriter.shared.errors import EngineUnavailable, SnapshotExpired, checking_descriptors, shown
 from solewriter.shared.folder import StateFolder, not_picklable
 from solewriter.shared.registry import Registry
 
@@ -111,7 +111,7 @@ class AnyReader(ABC):
 
         Raises Compacted where neither goes so far back, InvalidQuery for a revision that is not published yet.
         """
-        with minding_descriptors():
+        with checking_descriptors():
             from solewriter.agents.reading import travel
 
             return travel.at(self, revision)
@@ -126,7 +126,7 @@ class AnyReader(ABC):
         """Every entity that is not the same at these two revisions, with both contents, in the order of its first
         change; of all kinds or one. Raises as `at` does.
         """
-        with minding_descriptors():
+        with checking_descriptors():
             from solewriter.agents.reading import travel
 
             return travel.diff(self, since, until, kind)
@@ -139,20 +139,20 @@ class AnyReader(ABC):
         """Every change of one entity, the newest first; of a deleted one, too. Raises Compacted behind the oldest that
         is available, if there were others before it.
         """
-        with minding_descriptors():
+        with checking_descriptors():
             from solewriter.agents.reading import travel
         return travel.history(self, kind, id)
 
     def before(self, pin: Held, found: record.Record) -> record.Record | None:
         """The record of the same entity before this one, from the journal; None if there was none. Raises Compacted."""
-        with minding_descriptors():
+        with checking_descriptors():
             from solewriter.agents.reading import travel
 
             return travel.before(self, pin, found)
 
     def lived_on(self, pin: Held, kind: int, key: str, since: int, until: int) -> bool:
         """Whether the journal says that two versions of a key are of one life: no other one began between them."""
-        with minding_descriptors():
+        with checking_descriptors():
             from solewriter.agents.reading import travel
 
             return travel.lived_on(self, pin, kind, key, since, until)

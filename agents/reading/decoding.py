@@ -21,7 +21,7 @@ from solewriter.shared.memory.catalog import Catalog
 from solewriter.shared.memory.pin import Pin
 from solewriter.shared.memory.view import View
 from solewriter.shared.registry import Registry
-from solewriter.shared.system.garbage import uncollected
+from solewriter.shared.system.garbage import gc_paused
 
 Model = type[Entity] | str
 """A class, or a kind's name: then what is decoded are dicts of the caller's own"""
@@ -95,7 +95,7 @@ class Decoder:
         made: list[Any] = []
         left = iter(addresses)
         while piece := list(islice(left, DECODED_AT_ONCE)):
-            with uncollected():
+            with gc_paused():
                 made += [self.decode(pin, address, kind) for address in piece]
         return made
 

@@ -24,7 +24,7 @@ import msgspec
 from solewriter.agents.snapshot import Snapshot
 from solewriter.shared.config import EXPORT_ROWS
 from solewriter.shared.memory.catalog import Catalog
-from solewriter.shared.system.files import files_named, lasting_file, naming, new_file, sync_folder
+from solewriter.shared.system.files import errors_naming, files_named, lasting_file, new_file, sync_folder
 
 _INT64 = range(-(2**63), 2**63)
 _LOGS = ("-wal", "-journal")  # behind a file's name: what SQLite takes for changes of it, and puts into it
@@ -63,7 +63,7 @@ def export(snapshot: Snapshot, path: Path, *, replace: bool = False) -> Exported
         _is_free(fd)
         with closing(sqlite3.connect(fresh, isolation_level=None)) as database:
             exported = _written(snapshot, database)
-        with naming(path):
+        with errors_naming(path):
             os.fsync(fd)
         _give_name(fresh, path, replace=replace)
     except FileExistsError:  # it came meanwhile

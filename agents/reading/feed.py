@@ -18,7 +18,7 @@ from solewriter.agents.reading.change import Published
 from solewriter.agents.reading.past import Past
 from solewriter.agents.reading.travel import where_it_begins
 from solewriter.shared import record
-from solewriter.shared.errors import Compacted, SnapshotExpired, minding_descriptors, shown
+from solewriter.shared.errors import Compacted, SnapshotExpired, checking_descriptors, shown
 from solewriter.shared.memory.heap import PREFIX_BYTES, padded, walk
 from solewriter.shared.memory.pin import Pin
 from solewriter.shared.memory.root import STOPPED
@@ -182,7 +182,7 @@ class Feed:
 def _walk_journal(pin: Pin, folder: Path, since: int) -> Iterator[Published]:
     """No method, and told no error: what it holds on to must not hold on to its feed, or both would stay for long."""
     try:
-        with minding_descriptors():
+        with checking_descriptors():
             past = Past(pin, folder, since)
             past.advance(since)
             for found, before in past.changes(pin.root.revision):

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NoReturn, TypeVar
 
-from solewriter.shared.errors import Compacted, EngineUnavailable, JournalCorrupt, minding_descriptors
+from solewriter.shared.errors import Compacted, EngineUnavailable, JournalCorrupt, checking_descriptors
 from solewriter.shared.folder import unlike_a_folder
 from solewriter.shared.journal import entry as entries
 from solewriter.shared.journal.chain import (
@@ -31,12 +31,12 @@ R = TypeVar("R")
 TRIES = 10  # an engine trims behind a checkpoint, and to make one takes longer than to read it
 
 
-def untrimmed(read: Callable[[], R]) -> R:
+def retry_when_trimmed(read: Callable[[], R]) -> R:
     """What this returns once no engine that runs gives up the oldest part meanwhile. Raises Compacted where that
     happens again and again; EngineUnavailable where it may not read, or cannot for want of descriptors.
     """
     try:
-        with minding_descriptors():
+        with checking_descriptors():
             for _ in range(TRIES - 1):
                 try:
                     return read()

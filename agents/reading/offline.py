@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from solewriter.agents.reading.anyreader import AnyReader, closed_reader
-from solewriter.agents.reading.journal import Files, untrimmed
+from solewriter.agents.reading.journal import Files, retry_when_trimmed
 from solewriter.agents.reading.past import Past, Viewed
 from solewriter.shared.config import DEFAULT_LIMITS, MEMORY_VERSION, Limits
 from solewriter.shared.journal.chain import checkpoint_to, first_entry, newest_whole
@@ -57,7 +57,7 @@ class OfflineReader(AnyReader):
 
     def __init__(self, state: str | os.PathLike[str], limits: Limits = DEFAULT_LIMITS) -> None:
         super().__init__(state, limits)
-        self._newest: Past | None = untrimmed(lambda: _newest(self.folder.path))
+        self._newest: Past | None = retry_when_trimmed(lambda: _newest(self.folder.path))
 
     @property
     def _opened(self) -> str:

@@ -20,7 +20,7 @@ from solewriter.agents.reading.past import Held, Past, check_own_history
 from solewriter.agents.snapshot import Snapshot
 from solewriter.shared import record
 from solewriter.shared.entity import check_id, name_of
-from solewriter.shared.errors import Compacted, InvalidQuery, SnapshotExpired, minding_descriptors, shown
+from solewriter.shared.errors import Compacted, InvalidQuery, SnapshotExpired, checking_descriptors, shown
 from solewriter.shared.journal.chain import journal_files, oldest_entry, own_checkpoint
 from solewriter.shared.journal.walk import entries_between
 from solewriter.shared.memory.heap import PREFIX_BYTES
@@ -183,7 +183,7 @@ def history(reader: AnyReader, kind: Model, id: str) -> Iterator[Change]:
     missing = None
     if version != 1 and _lacks_some(now):
         try:
-            with minding_descriptors():
+            with checking_descriptors():
                 older, missing = _in_journal(reader, now, code, id, last.record if last is not None else None)
         except Compacted as error:  # of nothing that is left, without a journal, nothing is told
             missing = error if last is not None or journal_files(reader.folder.path) else None

@@ -11,7 +11,7 @@ import gc
 import time
 from collections.abc import Hashable, Iterator
 
-from solewriter.shared.system.garbage import uncollected
+from solewriter.shared.system.garbage import gc_paused
 
 Steps = Iterator[None]
 
@@ -56,7 +56,7 @@ class Making:
 
     def _go_on(self, until: float) -> None:
         """What is made is kept: the collector would walk it again and again."""
-        with uncollected():
+        with gc_paused():
             try:
                 while self._steps:
                     what, steps = next(iter(self._steps.items()))

@@ -37,7 +37,7 @@ from solewriter.shared.journal.checkpoint import Checkpoint, checkpoint_files, c
 from solewriter.shared.journal.entry import CheckpointName, Entry, Life, Private
 from solewriter.shared.journal.life import LastLife
 from solewriter.shared.journal.setaside import aside_files, aside_path, is_aside
-from solewriter.shared.system.files import lasting_file, naming, new_file, replace_file, sync_folder
+from solewriter.shared.system.files import errors_naming, lasting_file, new_file, replace_file, sync_folder
 
 
 def set_aside(folder: StateFolder) -> tuple[list[Path], int]:
@@ -260,7 +260,7 @@ def _cut(folder: Path, cut: Cut, life: Life) -> None:
     ended = msgspec.structs.replace(life, history=os.urandom(16), drained=True)
     number, now_us = cut.number + 1, time.time_ns() // 1000
     packed, crc = entries.pack(number, cut.revision, now_us, cut.crc, [], Private(life=ended))
-    with naming(cut.path), os.fdopen(lasting_file(cut.path, made=False), "r+b") as file:
+    with errors_naming(cut.path), os.fdopen(lasting_file(cut.path, made=False), "r+b") as file:
         _remove_behind(folder, cut)
         size = file.seek(0, os.SEEK_END)
         file.seek(cut.offset)

@@ -17,7 +17,7 @@ from solewriter.shared.journal.chain import files_from, first_of, newest_checkpo
 from solewriter.shared.journal.checkpoint import checkpoint_files
 from solewriter.shared.journal.entry import FILE_HEADER_BYTES, Entry, Tail
 from solewriter.shared.journal.walk import Walk
-from solewriter.shared.system.files import naming
+from solewriter.shared.system.files import errors_naming
 
 
 class Missing(NamedTuple):
@@ -64,7 +64,7 @@ class Replay:
         newest, walk, place = newest_checkpoint(self._folder), self.walk, ""
         buffer = spare = bytearray()  # of two files, in turns: new memory for each would take as long as reading it
         for position, path in enumerate(files):
-            with naming(path), path.open("rb", buffering=0) as file:
+            with errors_naming(path), path.open("rb", buffering=0) as file:
                 header = file.read(FILE_HEADER_BYTES)
                 if not walk.enter(path, header):
                     if not may_be_cut():

@@ -17,7 +17,7 @@ from solewriter.shared.errors import Compacted, JournalCorrupt
 from solewriter.shared.journal import entry as entries
 from solewriter.shared.journal.checkpoint import Checkpoint, checkpoint_files, checkpoint_path
 from solewriter.shared.journal.entry import FILE_HEADER_BYTES, CheckpointName, Entry, Life, PrivateState, Tail
-from solewriter.shared.system.files import files_named, naming
+from solewriter.shared.system.files import errors_naming, files_named
 
 
 def journal_files(folder: Path) -> list[Path]:
@@ -53,7 +53,7 @@ def files_from(folder: Path, first: int) -> list[Path]:
 
 def state_id_of(path: Path) -> bytes:
     """Which state a journal file is of."""
-    with naming(path), path.open("rb") as file:
+    with errors_naming(path), path.open("rb") as file:
         return entries.read_file_header(path, file.read(FILE_HEADER_BYTES)).state_id
 
 
@@ -67,7 +67,7 @@ def state_id_in(folder: Path) -> bytes:
 
 def first_entry_of(path: Path) -> Entry | None:
     """The entry with which a journal file begins; None where it is not whole."""
-    with naming(path), path.open("rb") as file:
+    with errors_naming(path), path.open("rb") as file:
         head = file.read(FILE_HEADER_BYTES + entries.HEAD_BYTES)
         data = head + file.read(max(0, entries.length_at(head, FILE_HEADER_BYTES) - entries.HEAD_BYTES))
     found = entries.unpack(data, FILE_HEADER_BYTES)
@@ -177,7 +177,7 @@ def content(path: Path) -> bytes:
     """Of a file that has its name still; of the newer one where a start has just written it anew. Raises Compacted."""
     try:
         while True:
-            with naming(path), path.open("rb") as file:
+            with errors_naming(path), path.open("rb") as file:
                 found = file.read()
                 if os.stat(path).st_ino == os.fstat(file.fileno()).st_ino:
                     return found

@@ -18,7 +18,7 @@ def sync_folder(folder: Path) -> None:
     """Make a change of names durable."""
     fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
-        with naming(folder):
+        with errors_naming(folder):
             os.fsync(fd)
     finally:
         os.close(fd)
@@ -36,7 +36,7 @@ def files_named(folder: Path, pattern: str) -> list[Path]:
 
 
 @contextmanager
-def naming(path: Path) -> Iterator[None]:
+def errors_naming(path: Path) -> Iterator[None]:
     """An error of the system's that names no file, as those of reads and writes do, names this one."""
     try:
         yield
@@ -65,7 +65,7 @@ def replace_file(path: Path, content: bytes) -> None:
     fresh = path.with_suffix(path.suffix + ".tmp")
     fd = new_file(fresh)
     try:
-        with naming(fresh):
+        with errors_naming(fresh):
             if os.write(fd, content) != len(content):  # as on a disk that has room for a part of it
                 raise OSError(errno.ENOSPC, f"no room for {path.name}")
             os.fsync(fd)

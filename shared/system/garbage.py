@@ -13,7 +13,7 @@ _off: set[object] = set()  # those who switched it off, and go on; each takes aw
 
 
 @contextmanager
-def uncollected() -> Iterator[None]:
+def gc_paused() -> Iterator[None]:
     """No search while this lasts, unless another thread wants one; whoever had switched it off finds it off."""
     collected, this = gc.isenabled(), object()
     try:

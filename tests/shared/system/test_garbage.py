@@ -9,7 +9,7 @@ from contextlib import ExitStack
 
 import pytest
 
-from solewriter.shared.system.garbage import uncollected
+from solewriter.shared.system.garbage import gc_paused
 
 
 @pytest.fixture(autouse=True)
@@ -20,23 +20,23 @@ def as_it_was():
 
 def test_nothing_is_collected_meanwhile_and_again_afterwards():
     assert gc.isenabled()
-    with uncollected():
+    with gc_paused():
         assert not gc.isenabled()
-        with uncollected():
+        with gc_paused():
             pass
         assert not gc.isenabled(), "the outer one is not over"
     assert gc.isenabled()
 
 
 def test_also_where_that_fails():
-    with pytest.raises(ValueError, match="it"), uncollected():
+    with pytest.raises(ValueError, match="it"), gc_paused():
         raise ValueError("it")
     assert gc.isenabled()
 
 
 def test_whoever_collects_nothing_is_left_alone():
     gc.disable()
-    with uncollected():
+    with gc_paused():
         pass
     assert not gc.isenabled()
 
@@ -50,7 +50,7 @@ def test_a_child_that_another_thread_makes_meanwhile_has_its_search():
             os._exit(0 if gc.isenabled() else 1)
         statuses.append(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
 
-    with uncollected():
+    with gc_paused():
         other = threading.Thread(target=fork)
         other.start()
         other.join()
@@ -64,10 +64,10 @@ def test_a_child_has_its_search_also_where_one_begins_in_the_moment_in_which_ano
     def enabled() -> None:
         enable()
         monkeypatch.undo()
-        others.enter_context(uncollected())  # as another thread would here
+        others.enter_context(gc_paused())  # as another thread would here
 
     monkeypatch.setattr(gc, "enable", enabled)
-    with uncollected():
+    with gc_paused():
         pass
     with others:
         assert not gc.isenabled()
