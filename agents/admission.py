@@ -8,7 +8,7 @@ from solewriter.agents.deadline import due_s
 from solewriter.agents.pace import Pace
 from solewriter.agents.session import AgentSession, waits
 from solewriter.shared.config import FRAME_BATCH
-from solewriter.shared.errors import Busy, EngineUnavailable, InvalidMutation, shown
+from solewriter.shared.errors import Busy, EngineUnavailable, InvalidMutation, safe_repr
 from solewriter.shared.wireform import Asked
 
 
@@ -81,7 +81,7 @@ def pipeline(wanted: int, window: int) -> tuple[int, int]:
             return window, max(1, min(FRAME_BATCH, window // 4))
     except (TypeError, ValueError):
         pass  # told below
-    problem = f"a number of requests in flight, not {shown(wanted)}"
+    problem = f"a number of requests in flight, not {safe_repr(wanted)}"
     raise InvalidMutation(f"window is {problem}", fields={"window": problem})
 
 

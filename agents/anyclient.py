@@ -17,7 +17,7 @@ from solewriter.agents.tokens import SHOWN, Tokens
 from solewriter.shared import wireform
 from solewriter.shared.config import DEFAULT_LIMITS, Limits, check_limits
 from solewriter.shared.entity import name_of
-from solewriter.shared.errors import Forgotten, InvalidMutation, Refused, shown
+from solewriter.shared.errors import Forgotten, InvalidMutation, Refused, safe_repr
 from solewriter.shared.folder import StateFolder, not_picklable
 from solewriter.shared.models import Task
 from solewriter.shared.mutations import Applied, Mutation, Release, Result
@@ -76,7 +76,7 @@ class AnyClient:
     def _claim_of(self, task: Task) -> int:
         """The token under which this client works at a task. Raises InvalidMutation if it does not."""
         if not isinstance(task, Task):
-            raise TypeError(f"attempt takes a task, not {shown(task)}")
+            raise TypeError(f"attempt takes a task, not {safe_repr(task)}")
         if (token := self.holds(type(task), task.id)) is None:
             problem = f"{task.kind_name} {task.id!r} was not claimed here, so there is no attempt at it"
             raise InvalidMutation(problem, fields={"claim": "not held here"})

@@ -13,7 +13,7 @@ from itertools import repeat
 from typing import TypeVar
 
 from solewriter.shared.config import US_PER_S
-from solewriter.shared.errors import Expired, InvalidMutation, InvalidQuery, shown
+from solewriter.shared.errors import Expired, InvalidMutation, InvalidQuery, safe_repr
 from solewriter.shared.wireform import Asked
 
 T = TypeVar("T")
@@ -42,7 +42,7 @@ def timed(source: Iterable[T], deadline_s: float | None) -> Iterator[Timed[T]]:
 
 def no_time(name: str, value: object) -> InvalidMutation:
     """For an option that is no number of seconds, NaN say, which is neither before nor after anything."""
-    problem = f"seconds from now, not {shown(value)}"
+    problem = f"seconds from now, not {safe_repr(value)}"
     return InvalidMutation(f"{name} is {problem}", fields={name: problem})
 
 
@@ -57,7 +57,7 @@ def is_patience(timeout_s: float) -> bool:
 def check_patience(timeout_s: float | None) -> None:
     """Of whoever reads. Raises InvalidQuery for what is no number of seconds."""
     if timeout_s is not None and not is_patience(timeout_s):
-        raise InvalidQuery(f"timeout_s is seconds from now, not {shown(timeout_s)}", kind="")
+        raise InvalidQuery(f"timeout_s is seconds from now, not {safe_repr(timeout_s)}", kind="")
 
 
 def check_times(timeout_s: float | None, deadline_s: float | None) -> None:

@@ -10,7 +10,7 @@ from inspect import getattr_static
 from typing import Any, TypeVar
 
 from solewriter.shared.entity import Entity
-from solewriter.shared.errors import InvalidMutation, VersionConflict, shown
+from solewriter.shared.errors import InvalidMutation, VersionConflict, safe_repr
 from solewriter.shared.kinds.payload import is_same
 from solewriter.shared.mutations import Mutation, Transition, Update
 
@@ -38,7 +38,7 @@ def difference(before: E, after: E | Mapping[str, Any] | None, reason: str) -> M
     elif isinstance(after, Mapping):
         wanted = after
     else:
-        raise TypeError(f"an update function returns the entity, the changed fields, or None, not {shown(after)}")
+        raise TypeError(f"an update function returns the entity, the changed fields, or None, not {safe_repr(after)}")
     changes = {name: value for name, value in wanted.items() if not is_same(before.__dict__.get(name, _ABSENT), value)}
     if not changes:
         return None

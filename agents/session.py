@@ -24,7 +24,7 @@ from solewriter.shared.config import (
     WIRE_VERSION,
     Limits,
 )
-from solewriter.shared.errors import EngineUnavailable, Fenced, RequestTooLarge, SolewriterError, shown
+from solewriter.shared.errors import EngineUnavailable, Fenced, RequestTooLarge, SolewriterError, safe_repr
 from solewriter.shared.handshake import Hello, Welcome
 from solewriter.shared.lane import LENGTH_BYTES
 from solewriter.shared.mutations import Op
@@ -71,10 +71,10 @@ class AgentSession:
     def __init__(self, limits: Limits, name: Any, client_id: Any) -> None:
         """Raises TypeError for a name or a client id that is no text, ValueError for text that cannot be encoded."""
         if not isinstance(name, str) or not isinstance(client_id, str | None):
-            raise TypeError(f"name and client_id are text, not {shown(name)} and {shown(client_id)}")
+            raise TypeError(f"name and client_id are text, not {safe_repr(name)} and {safe_repr(client_id)}")
         if not is_text(name) or not is_text(client_id or ""):
             raise ValueError(
-                f"name and client_id are text that UTF-8 can encode, not {shown(name)} and {shown(client_id)}"
+                f"name and client_id are text that UTF-8 can encode, not {safe_repr(name)} and {safe_repr(client_id)}"
             )
         self.limits = limits  # those of frames and reasons are the engine's, where these are lower
         self.name: str = name

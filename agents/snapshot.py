@@ -8,7 +8,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, NoReturn, Self, TypeVar, overload
 
 from solewriter.shared.entity import Entity, name_of
-from solewriter.shared.errors import NotFound, check_descriptors, shown
+from solewriter.shared.errors import NotFound, check_descriptors, safe_repr
 from solewriter.shared.system.forks import forks_held_off
 
 if TYPE_CHECKING:
@@ -71,7 +71,7 @@ class Snapshot:
         try:
             kind, id = key
         except (TypeError, ValueError):
-            raise TypeError(f"what is asked for is a kind and an id, snap[Task, id], not {shown(key)}") from None
+            raise TypeError(f"what is asked for is a kind and an id, snap[Task, id], not {safe_repr(key)}") from None
         found: E | Plain | None = self.get(kind, id)
         if found is None:
             name = name_of(kind)

@@ -14,7 +14,7 @@ from typing import Any
 from solewriter.agents.answers import Outcome
 from solewriter.agents.pending import Pending, Sent
 from solewriter.shared.config import ASKED_MAX, HELD_MAX
-from solewriter.shared.errors import Fenced, Refused, shown
+from solewriter.shared.errors import Fenced, Refused, safe_repr
 from solewriter.shared.models import Task
 from solewriter.shared.mutations import Applied, Guard, Op, Reply, Result
 from solewriter.shared.wireform import PlainMutation, PlainRequest
@@ -45,7 +45,7 @@ class Tokens:
     def hold(self, task: Task) -> None:
         """From now on write to this task under the claim that it shows: of another client, or of this one's past."""
         if not isinstance(task, Task):
-            raise TypeError(f"hold takes a task, not {shown(task)}")
+            raise TypeError(f"hold takes a task, not {safe_repr(task)}")
         self.hold_under(task.kind_name, task.id, task.claim)
 
     def hold_under(self, kind: str, id: str, token: int) -> None:

@@ -16,7 +16,7 @@ from solewriter.agents.reading.readiness import is_anything_left
 from solewriter.agents.requesting import Requests
 from solewriter.shared.config import GIVE_BACK_S, MESSAGE_MAX, WORK_PATIENCE_S
 from solewriter.shared.entity import Entity, Ref, model_of
-from solewriter.shared.errors import OutcomeUnknown, Refused, SolewriterError, Unavailable, clean, shown
+from solewriter.shared.errors import OutcomeUnknown, Refused, SolewriterError, Unavailable, clean, safe_repr
 from solewriter.shared.fieldform import together
 from solewriter.shared.models import Task
 from solewriter.shared.mutations import (
@@ -280,7 +280,7 @@ def asked_of(until: Until | None) -> Callable[[], object]:
     """What says whether work is over. Raises TypeError."""
     asked = _never if until is None else getattr(until, "is_set", until)
     if not callable(asked):
-        raise TypeError(f"until is an event, or a function without parameters, not {shown(until)}")
+        raise TypeError(f"until is an event, or a function without parameters, not {safe_repr(until)}")
     return asked
 
 

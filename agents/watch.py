@@ -24,7 +24,7 @@ from solewriter.agents.reading.feed import Feed
 from solewriter.agents.snapshot import Snapshot
 from solewriter.shared.config import WATCH_BATCH
 from solewriter.shared.entity import check_id, name_of
-from solewriter.shared.errors import Compacted, InvalidQuery, SnapshotExpired, shown
+from solewriter.shared.errors import Compacted, InvalidQuery, SnapshotExpired, safe_repr
 from solewriter.shared.kinds.columns import Cell
 from solewriter.shared.system.forks import forks_held_off
 from solewriter.shared.where import kept
@@ -246,7 +246,7 @@ def by_name(kind: Model | Several | None) -> dict[str, Model] | None:
     asked: dict[str, Model] = {}
     for one in several:
         if asked.setdefault(name := name_of(one), one) != one:
-            raise InvalidQuery(f"{name} is asked for as {shown(asked[name])} and as {shown(one)}", kind=name)
+            raise InvalidQuery(f"{name} is asked for as {safe_repr(asked[name])} and as {safe_repr(one)}", kind=name)
     if not asked:
         raise InvalidQuery("no kind is asked for, so nothing would ever come", kind="")
     return asked

@@ -23,7 +23,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from pydantic_core import PydanticCustomError
 
 from solewriter.shared.config import KEY_BYTES_MAX
-from solewriter.shared.errors import shown
+from solewriter.shared.errors import safe_repr
 from solewriter.shared.kinds.enginefields import refuse_own
 from solewriter.shared.kinds.fieldtypes import refuse_unsuitable
 
@@ -44,13 +44,13 @@ def name_of(kind: type[Entity] | str) -> str:
         return given
     if isinstance(given, type) and isinstance(name := getattr(given, "kind_name", None), str):
         return name
-    raise TypeError(f"a kind is an entity's class, or its name, not {shown(kind)}")
+    raise TypeError(f"a kind is an entity's class, or its name, not {safe_repr(kind)}")
 
 
 def check_id(id: object) -> None:
     """Of whoever reads. Raises TypeError for what is no id of anything."""
     if not isinstance(id, str):
-        raise TypeError(f"an id is a str, not {shown(id)}")
+        raise TypeError(f"an id is a str, not {safe_repr(id)}")
 
 
 class Ref(msgspec.Struct, Generic[E_co], frozen=True):
@@ -74,11 +74,11 @@ class Lifecycle:
         steps: Any = self.steps
         if not isinstance(steps, Mapping) or any(isinstance(states, str) for states in steps.values()):
             told = 'steps is a mapping of each state to a tuple of what may follow: {"new": ("done",), "done": ()}'
-            raise TypeError(f"a lifecycle: {told}, not {shown(steps)}")
+            raise TypeError(f"a lifecycle: {told}, not {safe_repr(steps)}")
         named: list[Any] = [*self.steps, self.initial, *(state for states in self.steps.values() for state in states)]
         for state in named if self.cancelled is None else [*named, self.cancelled]:
             if not isinstance(state, str):
-                raise TypeError(f"a lifecycle: states are text, as an enum's values are, not {shown(state)}")
+                raise TypeError(f"a lifecycle: states are text, as an enum's values are, not {safe_repr(state)}")
             if state not in self.steps:
                 raise TypeError(f"a lifecycle: {state!r} is none of the states in steps: {', '.join(self.steps)}")
 
@@ -111,11 +111,11 @@ class Entity(BaseModel):
         if isinstance(columns, str):  # which would be taken for the names of its letters
             raise TypeError(f"{cls.__name__}: columns is a tuple of names: columns=({columns!r},)")
         if not isinstance(columns, tuple | list):  # a set has another order in each process
-            raise TypeError(f"{cls.__name__}: columns is a tuple of names, not {shown(columns)}")
+            raise TypeError(f"{cls.__name__}: columns is a tuple of names, not {safe_repr(columns)}")
         if not isinstance(kind, str | None):
-            raise TypeError(f"{cls.__name__}: kind is a name, not {shown(kind)}")
+            raise TypeError(f"{cls.__name__}: kind is a name, not {safe_repr(kind)}")
         if not isinstance(lifecycle, Lifecycle | None):
-            raise TypeError(f"{cls.__name__}: lifecycle is a Lifecycle(...), not {shown(lifecycle)}")
+            raise TypeError(f"{cls.__name__}: lifecycle is a Lifecycle(...), not {safe_repr(lifecycle)}")
         cls.kind_name = kind or cls.__name__
         bases = [base for base in cls.__mro__[1:] if issubclass(base, Entity)]  # each says what it inherited itself
         inherited = [name for base in bases for name in base.column_names]
@@ -162,7 +162,7 @@ def model_of(target: E | Ref[E]) -> type[E]:
         return target.model
     if isinstance(target, Entity):
         return type(target)
-    raise TypeError(f"a target is an entity or a Ref, such as Task.ref(id), not {shown(target)}")
+    raise TypeError(f"a target is an entity or a Ref, such as Task.ref(id), not {safe_repr(target)}")
 
 
 class Part(BaseModel):

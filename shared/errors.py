@@ -317,15 +317,17 @@ def said_by(error: BaseException) -> str:
 
 def in_words(error: BaseException) -> str:
     """The name of an error of whatever kind, and what it says, if it says anything."""
-    return named(type(error).__name__, said_by(error))
+    return name_and_message(type(error).__name__, said_by(error))
 
 
-def named(name: str, said: str) -> str:
+def name_and_message(name: str, said: str) -> str:
     return f"{name}: {said}" if said else name
 
 
-def shown(value: object, length: int = 100) -> str:
-    """What somebody gave, in a message: integers of thousands of digits have no `repr`."""
+def safe_repr(value: object, length: int = 100) -> str:
+    """The first `length` characters of the `repr` of what somebody gave, for a message. Raises nothing: integers of
+    thousands of digits have no `repr`, and a user's own class may raise in it.
+    """
     try:
         return repr(value)[:length]
     except Exception:

@@ -9,7 +9,7 @@ from typing import Any
 
 from pydantic import BaseModel
 
-from solewriter.shared.errors import InvalidMutation, shown
+from solewriter.shared.errors import InvalidMutation, safe_repr
 from solewriter.shared.kinds.kind import Kind
 from solewriter.shared.kinds.payload import in_whole_minutes, plain
 from solewriter.shared.kinds.validation import no_changes
@@ -36,8 +36,8 @@ def changed_fields(kind: Kind, changes: Any) -> dict[str, Any]:
     for name, value in named:
         if type(name) is not str:
             raise InvalidMutation(
-                f"{kind.name} has no field {shown(name)}",
-                fields={name if isinstance(name, str) else shown(name): "no such field"},
+                f"{kind.name} has no field {safe_repr(name)}",
+                fields={name if isinstance(name, str) else safe_repr(name): "no such field"},
             )
         if name in kind.fixed:
             problem = kind.fixed_because(name)

@@ -22,7 +22,7 @@ from typing import Any
 import msgspec
 
 from solewriter.shared.config import POLL_MS_MAX
-from solewriter.shared.errors import UNDECODABLE, EngineUnavailable, check_depth, shown
+from solewriter.shared.errors import UNDECODABLE, EngineUnavailable, check_depth, safe_repr
 from solewriter.shared.system.files import replace_file
 from solewriter.shared.system.processes import peer_of, runs
 
@@ -69,9 +69,9 @@ class StateFolder:
         """
         name: Any = os.fspath(path) if isinstance(path, os.PathLike) else path
         if not isinstance(name, str):
-            raise TypeError(f"a state is the path of a folder, as a str or a Path, not {shown(path)}")
+            raise TypeError(f"a state is the path of a folder, as a str or a Path, not {safe_repr(path)}")
         if not name or "\0" in name:
-            raise ValueError(f"a state is the path of a folder, not {shown(path)}")
+            raise ValueError(f"a state is the path of a folder, not {safe_repr(path)}")
         try:
             self.path = Path(name).absolute()
         except FileNotFoundError:

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any
 
-from solewriter.shared.errors import InvalidMutation, shown
+from solewriter.shared.errors import InvalidMutation, safe_repr
 from solewriter.shared.kinds.kind import Kind
 from solewriter.shared.kinds.payload import in_whole_minutes, plain
 from solewriter.shared.kinds.validation import no_changes
@@ -52,7 +52,7 @@ class Increment(Operation):
     def plain(self) -> PlainOperation:
         by = self.by
         if isinstance(by, bool) or not isinstance(by, int | float):
-            raise TypeError(f"adds an int or a float, not {shown(by)}")
+            raise TypeError(f"adds an int or a float, not {safe_repr(by)}")
         return Code.INCREMENT.value, int(by) if isinstance(by, int) else float(by), None  # of a subclass, numpy's say
 
 
@@ -103,7 +103,7 @@ class Append(_Items):
     @property
     def plain(self) -> PlainOperation:
         if self.most is not None and (type(self.most) is not int or self.most < 0):
-            raise TypeError(f"keeps a number of items, not {shown(self.most)}")
+            raise TypeError(f"keeps a number of items, not {safe_repr(self.most)}")
         return Code.APPEND.value, self._plain_items, self.most
 
 
@@ -134,10 +134,10 @@ class PutIn(Operation):
     @property
     def plain(self) -> PlainOperation:
         if not isinstance(self.items, Mapping):
-            raise TypeError(f"puts in a map, not {shown(self.items)}")
+            raise TypeError(f"puts in a map, not {safe_repr(self.items)}")
         for key in self.items:
             if not isinstance(key, str):
-                raise TypeError(f"a map's keys are str, not {shown(key)}")
+                raise TypeError(f"a map's keys are str, not {safe_repr(key)}")
         return Code.PUT.value, plain(dict(self.items)), None
 
 
@@ -155,7 +155,7 @@ def plain_operations(kind: Kind, operations: Mapping[str, Operation]) -> dict[st
         if name in kind.fixed:
             raise InvalidMutation(f"{kind.name}.{name} cannot be altered", fields={name: "cannot be altered"})
         if not isinstance(operation, Operation):
-            problem = f"takes an operation such as Increment(1), not {shown(operation)}"
+            problem = f"takes an operation such as Increment(1), not {safe_repr(operation)}"
             raise InvalidMutation(f"{kind.name}.{name} {problem}", fields={name: problem})
         try:
             found[name] = operation.plain

@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 
 from solewriter.shared.config import KINDS_MAX
 from solewriter.shared.entity import Entity
-from solewriter.shared.errors import UnknownKind, shown
+from solewriter.shared.errors import UnknownKind, safe_repr
 from solewriter.shared.kinds.kind import Kind
 from solewriter.shared.models import Project, Task
 
@@ -35,7 +35,7 @@ class Registry:
     def add(self, model: Any) -> Kind:
         """Register a model. A newer class of the same name takes the older's place: notebooks redefine classes."""
         if not isinstance(model, type) or not issubclass(model, Entity):
-            raise TypeError(f"{shown(model)} is not a subclass of solewriter.Entity")
+            raise TypeError(f"{safe_repr(model)} is not a subclass of solewriter.Entity")
         if (known := self._by_model.get(model)) is not None:
             return known
         kind = Kind(model)

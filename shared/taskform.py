@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from solewriter.shared.config import LEASE_LEAST_S, LEASE_MOST_S, US_PER_S
 from solewriter.shared.entity import model_of
-from solewriter.shared.errors import InvalidMutation, shown
+from solewriter.shared.errors import InvalidMutation, safe_repr
 from solewriter.shared.fieldform import changed_fields
 from solewriter.shared.kinds.kind import Kind
 from solewriter.shared.mutations import Claim, Complete, Fail, Mutation, Op, Redrive, Release, Renew
@@ -50,7 +50,7 @@ def plain_of_task(mutation: Mutation, registry: Registry) -> PlainMutation:
             kind = _kind_of_tasks(registry.of(model_of(target)))
             return Op.REDRIVE.value, kind.name, target.id, None, None, reason, None
     raise TypeError(
-        f"{shown(mutation)} is not a mutation: use Create, Put, Update, Transition, Cancel, Delete, Alter ..."
+        f"{safe_repr(mutation)} is not a mutation: use Create, Put, Update, Transition, Cancel, Delete, Alter ..."
     )
 
 
@@ -73,19 +73,19 @@ def tree_of(kind: Kind) -> str:
 
 def _count(count: Any) -> int:
     if not isinstance(count, int) or isinstance(count, bool) or count < 1:
-        raise InvalidMutation(f"a claim is of 1 or more, not {shown(count)}", fields={"count": "not 1 or more"})
+        raise InvalidMutation(f"a claim is of 1 or more, not {safe_repr(count)}", fields={"count": "not 1 or more"})
     return count
 
 
 def _assignee(assignee: Any) -> str:
     if not isinstance(assignee, str) or not is_text(assignee):
-        problem = f"text, not {shown(assignee)}"
+        problem = f"text, not {safe_repr(assignee)}"
         raise InvalidMutation(f"an assignee is {problem}", fields={"assignee": problem})
     return str.__str__(assignee)
 
 
 def _lease_us(lease_s: Any) -> int:
     if not isinstance(lease_s, int | float) or not LEASE_LEAST_S <= lease_s <= LEASE_MOST_S:
-        problem = f"a lease is {LEASE_LEAST_S} to {LEASE_MOST_S:.0e} seconds, not {shown(lease_s)}"
+        problem = f"a lease is {LEASE_LEAST_S} to {LEASE_MOST_S:.0e} seconds, not {safe_repr(lease_s)}"
         raise InvalidMutation(problem, fields={"lease_s": problem})
     return int(lease_s * US_PER_S)

@@ -20,7 +20,7 @@ from typing import Any, Final
 
 import msgspec
 
-from solewriter.shared.errors import BadRequest, InvalidMutation, shown
+from solewriter.shared.errors import BadRequest, InvalidMutation, safe_repr
 from solewriter.shared.kinds.kind import Kind
 from solewriter.shared.kinds.payload import encode, encode_asked, in_whole_minutes, plain, without_bytes
 from solewriter.shared.kinds.rules import is_plain
@@ -44,7 +44,7 @@ class Range(msgspec.Struct, frozen=True, kw_only=True):
 def asked_of(where: Where) -> Iterable[tuple[str, Any]]:
     """What is asked of each name. Raises TypeError for what is no mapping."""
     if not isinstance(where, Mapping):
-        raise TypeError(f"where is a mapping from names of fields to what they shall hold, not {shown(where)}")
+        raise TypeError(f"where is a mapping from names of fields to what they shall hold, not {safe_repr(where)}")
     return where.items()
 
 

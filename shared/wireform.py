@@ -21,7 +21,7 @@ import msgspec
 
 from solewriter.shared.config import DEFAULT_LIMITS, KEY_BYTES_MAX, REQUEST_ID_MAX, Limits
 from solewriter.shared.entity import Entity, model_of
-from solewriter.shared.errors import BadRequest, InvalidMutation, Refused, RequestTooLarge, shown
+from solewriter.shared.errors import BadRequest, InvalidMutation, Refused, RequestTooLarge, safe_repr
 from solewriter.shared.fieldform import changed_fields, check_parts, plain_field
 from solewriter.shared.frozen import INT_MAX
 from solewriter.shared.kinds.kind import IN_HEADER, Kind
@@ -126,11 +126,13 @@ def plain_mutation(mutation: Mutation, registry: Registry, limits: Limits = DEFA
 def _check_edges(key: Any, expect: Any, reason: Any, limits: Limits) -> None:
     """What is not a field of the entity: refused at the call, not by the engine."""
     if expect is not None and (type(expect) is not int or not 0 <= expect <= INT_MAX):
-        raise InvalidMutation(f"expect is a version or None, not {shown(expect)}", fields={"expect": "not a version"})
+        raise InvalidMutation(
+            f"expect is a version or None, not {safe_repr(expect)}", fields={"expect": "not a version"}
+        )
     _check_id(key)
     if reason != "":
         if type(reason) is not str or not is_text(reason):
-            raise InvalidMutation(f"a reason is text, not {shown(reason)}", fields={"reason": "not text"})
+            raise InvalidMutation(f"a reason is text, not {safe_repr(reason)}", fields={"reason": "not text"})
         check_reason_length(reason, limits)
 
 
@@ -156,7 +158,7 @@ def check_request_id(request_id: Any) -> None:
 
 def _not_a_request_id(request_id: Any) -> InvalidMutation:
     return InvalidMutation(
-        f"a request id is a str of 1 to {REQUEST_ID_MAX} characters, not {shown(request_id)}",
+        f"a request id is a str of 1 to {REQUEST_ID_MAX} characters, not {safe_repr(request_id)}",
         fields={"request_id": "not a request id"},
     )
 
@@ -209,13 +211,13 @@ def plain_guard(guard: GuardMutation, registry: Registry) -> PlainGuard:
     if isinstance(guard, Unchanged):
         entity = guard.entity
         if not isinstance(entity, Entity):
-            raise TypeError(f"what is to be unchanged is an entity that was read, not {shown(entity)}")
+            raise TypeError(f"what is to be unchanged is an entity that was read, not {safe_repr(entity)}")
         kind = registry.of(type(entity))
         fields = same_fields({name: entity.__dict__[kind.check_known(name, name)] for name in guard.fields})
         return Guard.REQUIRE_FIELDS.value, kind.name, entity.id, (entity.version, fields)
     if isinstance(guard, Require):
         if not isinstance(guard.entity, Entity):
-            raise TypeError(f"require takes an entity, not {shown(guard.entity)}")
+            raise TypeError(f"require takes an entity, not {safe_repr(guard.entity)}")
         if not guard.entity.version:
             problem = f"{guard.entity.kind_name} {guard.entity.id!r} was never stored: require what was read"
             raise InvalidMutation(f"{problem}, or use RequireAbsent", fields={"version": "0: never stored"})
@@ -223,7 +225,7 @@ def plain_guard(guard: GuardMutation, registry: Registry) -> PlainGuard:
     given: Any = guard
     if not isinstance(given, RequireAbsent):
         raise TypeError(
-            f"{shown(given)} is not a guard: use Require, RequireAbsent, RequireFields, RequireNone or Unchanged"
+            f"{safe_repr(given)} is not a guard: use Require, RequireAbsent, RequireFields, RequireNone or Unchanged"
         )
     _check_id(given.id)
     name = guard.model if isinstance(guard.model, str) else registry.of(guard.model).name
@@ -232,7 +234,7 @@ def plain_guard(guard: GuardMutation, registry: Registry) -> PlainGuard:
 
 def _whole(op: Op, entity: Any, expect: Any, reason: Any, registry: Registry) -> tuple[Any, ...]:
     if not isinstance(entity, Entity):
-        raise TypeError(f"{op.name.lower()} takes an entity, not {shown(entity)}")
+        raise TypeError(f"{op.name.lower()} takes an entity, not {safe_repr(entity)}")
     kind = registry.of(type(entity))
     if len(entity.__dict__) > len(kind.model.__pydantic_fields__):
         _check_names(kind, entity)
@@ -276,7 +278,8 @@ def _state(kind: Kind, to: str | enum.Enum) -> str:
     if to not in kind.lifecycle.steps:
         states = ", ".join(kind.lifecycle.steps)
         raise InvalidMutation(
-            f"{kind.name} has no state {shown(to)}; states: {states}", fields={kind.lifecycle.field: "no such state"}
+            f"{kind.name} has no state {safe_repr(to)}; states: {states}",
+            fields={kind.lifecycle.field: "no such state"},
         )
     return str(to)
 

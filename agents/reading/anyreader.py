@@ -16,7 +16,7 @@ from solewriter.agents.snapshot import Plain, Snapshot
 from solewriter.shared import record
 from solewriter.shared.config import Limits, check_limits
 from solewriter.shared.entity import Entity, name_of
-from solewriter.shared.errors import EngineUnavailable, SnapshotExpired, checking_descriptors, shown
+from solewriter.shared.errors import EngineUnavailable, SnapshotExpired, checking_descriptors, safe_repr
 from solewriter.shared.folder import StateFolder, not_picklable
 from solewriter.shared.registry import Registry
 
@@ -31,11 +31,11 @@ E = TypeVar("E", bound=Entity)
 def check_revision(revision: object) -> None:
     """Raises TypeError: nothing lies between two revisions."""
     if isinstance(revision, bool) or not isinstance(revision, int):
-        raise TypeError(f"a revision is an int, not {shown(revision)}")
+        raise TypeError(f"a revision is an int, not {safe_repr(revision)}")
 
 
 def not_published(revision: int, newest: int, timeout_s: float | None) -> TimeoutError:
-    return TimeoutError(f"revision {shown(revision)} was not published in {timeout_s} s; the newest is {newest}")
+    return TimeoutError(f"revision {safe_repr(revision)} was not published in {timeout_s} s; the newest is {newest}")
 
 
 def not_so(kind: type[Entity] | str, id: str, found: object, timeout_s: float | None) -> TimeoutError:
@@ -43,14 +43,14 @@ def not_so(kind: type[Entity] | str, id: str, found: object, timeout_s: float | 
 
 
 def not_so_many(kind: type[Entity] | str, where: object, count: int, timeout_s: float | None) -> TimeoutError:
-    asked = f" that are {shown(where)}" if where else ""
+    asked = f" that are {safe_repr(where)}" if where else ""
     return TimeoutError(f"the number of {name_of(kind)}{asked} did not become so in {timeout_s} s; it is {count}")
 
 
 def plain_answer(holds: object) -> object:
     """What a predicate said. Raises TypeError for one that is async, of which nobody here waits for the answer."""
     if isinstance(holds, Awaitable):
-        raise TypeError(f"a predicate says whether it holds, and gives nothing to await: {shown(holds)}")
+        raise TypeError(f"a predicate says whether it holds, and gives nothing to await: {safe_repr(holds)}")
     return holds
 
 

@@ -11,7 +11,7 @@ import math
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
-from solewriter.shared.errors import InvalidQuery, shown
+from solewriter.shared.errors import InvalidQuery, safe_repr
 from solewriter.shared.kinds.columns import NO_INT, Cell, Column
 from solewriter.shared.where import Range, Where, asked_of, single
 
@@ -90,7 +90,7 @@ def cell_of(kind: str, column: Column, value: Any) -> Cell:
     except (ValueError, OverflowError, TypeError):  # UnicodeEncodeError is a ValueError; a dict has no hash
         pass
     told = f"one of {', '.join(map(repr, column.values))}" if column.type == "enum" else _TOLD[column.type]
-    raise InvalidQuery(f"{kind}.{column.name} is {told}, never {shown(value)}", kind=kind)
+    raise InvalidQuery(f"{kind}.{column.name} is {told}, never {safe_repr(value)}", kind=kind)
 
 
 def _is_number(value: float) -> bool:

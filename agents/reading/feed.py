@@ -18,7 +18,7 @@ from solewriter.agents.reading.change import Published
 from solewriter.agents.reading.past import Past
 from solewriter.agents.reading.travel import where_it_begins
 from solewriter.shared import record
-from solewriter.shared.errors import Compacted, SnapshotExpired, checking_descriptors, shown
+from solewriter.shared.errors import Compacted, SnapshotExpired, checking_descriptors, safe_repr
 from solewriter.shared.memory.heap import PREFIX_BYTES, padded, walk
 from solewriter.shared.memory.pin import Pin
 from solewriter.shared.memory.root import STOPPED
@@ -152,8 +152,8 @@ class Feed:
         """What comes up to there would be left out, and nobody would know."""
         if self.since > pin.root.revision:
             raise Compacted(
-                f"there is no revision {shown(self.since)} here; the newest is {pin.root.revision}: it is of another "
-                "state, or this one was put back; take a new snapshot, or watch with resync=True",
+                f"there is no revision {safe_repr(self.since)} here; the newest is {pin.root.revision}: it is of "
+                "another state, or this one was put back; take a new snapshot, or watch with resync=True",
                 oldest=pin.root.oldest,
             )
 
@@ -191,7 +191,7 @@ def _walk_journal(pin: Pin, folder: Path, since: int) -> Iterator[Published]:
                     since = found.revision
     except Compacted as gone:
         raise Compacted(
-            f"what happened behind revision {shown(since)} is not available any more: memory goes back to revision "
+            f"what happened behind revision {safe_repr(since)} is not available any more: memory goes back to revision "
             f"{pin.root.oldest}, and {gone}; take a new snapshot, or watch with resync=True",
             oldest=where_it_begins(gone, pin.root.oldest),
         ) from gone

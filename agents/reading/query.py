@@ -16,7 +16,7 @@ from solewriter.agents.reading.past import Held, Past
 from solewriter.agents.reading.scan import Rows, Scanner, Values, order_of
 from solewriter.agents.snapshot import Plain
 from solewriter.shared.entity import Entity
-from solewriter.shared.errors import InvalidMutation, InvalidQuery, SchemaMismatch, SnapshotExpired, shown
+from solewriter.shared.errors import InvalidMutation, InvalidQuery, SchemaMismatch, SnapshotExpired, safe_repr
 from solewriter.shared.kinds.columns import NO_INT, Cell, Column
 from solewriter.shared.kinds.kind import Kind
 from solewriter.shared.where import Where, in_column
@@ -61,7 +61,7 @@ class Query:
                 return
         except TypeError:
             pass  # told below
-        raise InvalidQuery(f"limit is a number of entities, not {shown(limit)}", kind=self._name)
+        raise InvalidQuery(f"limit is a number of entities, not {safe_repr(limit)}", kind=self._name)
 
     def ids(self, addresses: list[int]) -> list[str]:
         """The keys of records."""
@@ -71,7 +71,7 @@ class Query:
         if order_by is None:
             return None, False
         if not isinstance(order_by, str):
-            problem = f"order_by is one column, with - before it for the other direction, not {shown(order_by)}"
+            problem = f"order_by is one column, with - before it for the other direction, not {safe_repr(order_by)}"
             raise InvalidQuery(problem, kind=self._name)
         return place_of(self._name, self._columns, order_by.removeprefix("-")), order_by.startswith("-")
 
@@ -144,7 +144,7 @@ class Query:
         id, version = (after.get("id"), after.get("version")) if isinstance(after, Mapping) else (None, None)
         if isinstance(id, str) and isinstance(version, int):
             return id
-        raise InvalidQuery(f"after is an entity or its id, not {shown(after)}", kind=self._name)
+        raise InvalidQuery(f"after is an entity or its id, not {safe_repr(after)}", kind=self._name)
 
     def _is_same(self, after: Entity | Plain | str, address: int) -> bool:
         """Whether this record's key has the place that it had then: whether it was not forgotten since, and made again.

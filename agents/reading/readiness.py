@@ -16,7 +16,7 @@ from typing import Any, TypeGuard, TypeVar, overload
 from solewriter.agents.snapshot import Plain, Snapshot
 from solewriter.shared.config import READY_PAGE
 from solewriter.shared.entity import Entity, name_of
-from solewriter.shared.errors import InvalidQuery, SchemaMismatch, shown
+from solewriter.shared.errors import InvalidQuery, SchemaMismatch, safe_repr
 from solewriter.shared.memory.catalog import Catalog
 from solewriter.shared.models import BudgetPolicy, Project, ProjectStatus, Task
 from solewriter.shared.readiness import (
@@ -67,7 +67,7 @@ def why_not_ready(snap: Snapshot, task: Task, now: datetime.datetime | None = No
     of the one that is known here.
     """
     if not isinstance(task, Task):
-        raise TypeError(f"why_not_ready takes a task, such as snap[Task, id], not {shown(task)}")
+        raise TypeError(f"why_not_ready takes a task, such as snap[Task, id], not {safe_repr(task)}")
     return [*_unreadable(snap, task), *_reasons(snap, task, now or datetime.datetime.now(datetime.UTC), {})]
 
 
@@ -153,7 +153,7 @@ def budget_of(snap: Snapshot, project: Project | str, *kinds: type[Task] | str) 
     The engine sums up those whose classes it has.
     """
     if not isinstance(project, Project | str):
-        raise TypeError(f"budget_of takes a project, or its id, not {shown(project)}")
+        raise TypeError(f"budget_of takes a project, or its id, not {safe_repr(project)}")
     found = snap.get(Project, project) if isinstance(project, str) else project
     name = project if isinstance(project, str) else project.id
     each = {name_of(kind): kind for kind in kinds or _kinds_of_tasks(snap)}

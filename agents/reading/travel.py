@@ -20,7 +20,7 @@ from solewriter.agents.reading.past import Held, Past, check_own_history
 from solewriter.agents.snapshot import Snapshot
 from solewriter.shared import record
 from solewriter.shared.entity import check_id, name_of
-from solewriter.shared.errors import Compacted, InvalidQuery, SnapshotExpired, checking_descriptors, shown
+from solewriter.shared.errors import Compacted, InvalidQuery, SnapshotExpired, checking_descriptors, safe_repr
 from solewriter.shared.journal.chain import journal_files, oldest_entry, own_checkpoint
 from solewriter.shared.journal.walk import entries_between
 from solewriter.shared.memory.heap import PREFIX_BYTES
@@ -51,7 +51,9 @@ def _pin(reader: AnyReader, *revisions: int) -> Held:
     pin = reader.pin()
     for revision in revisions:
         if not 0 <= revision <= pin.root.revision:
-            raise InvalidQuery(f"there is no revision {shown(revision)}; the newest is {pin.root.revision}", kind="")
+            raise InvalidQuery(
+                f"there is no revision {safe_repr(revision)}; the newest is {pin.root.revision}", kind=""
+            )
     return pin
 
 
@@ -107,7 +109,8 @@ def diff(reader: AnyReader, since: int, until: int, kind: Model | None) -> list[
     check_revision(until)
     if since > until:
         raise InvalidQuery(
-            f"a difference is from an earlier revision to a later one, not {shown(since)} to {shown(until)}", kind=""
+            f"a difference is from an earlier revision to a later one, not {safe_repr(since)} to {safe_repr(until)}",
+            kind="",
         )
     now = _pin(reader, since, until)
     old, new = _from_memory(now, since), _from_memory(now, until)

@@ -13,7 +13,7 @@ import msgspec
 
 from solewriter.engine_proc.lock import by_name
 from solewriter.shared.config import ANSWER_MAX, Limits
-from solewriter.shared.errors import Locked, clean, named, said_by
+from solewriter.shared.errors import Locked, clean, name_and_message, said_by
 from solewriter.shared.folder import StateFolder, legible, new_prefix
 
 
@@ -55,7 +55,7 @@ class Ready(msgspec.Struct, frozen=True):
     @property
     def words(self) -> str:
         """The error and its message."""
-        return named(self.error, self.message)
+        return name_and_message(self.error, self.message)
 
 
 def refused(error: BaseException, number: int = 0) -> Ready:

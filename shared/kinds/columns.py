@@ -26,7 +26,7 @@ import msgspec
 import pydantic
 
 from solewriter.shared.entity import broken
-from solewriter.shared.errors import InvalidMutation, shown
+from solewriter.shared.errors import InvalidMutation, safe_repr
 from solewriter.shared.kinds.fieldtypes import bare_type, said_of
 
 EPOCH = datetime.datetime(1970, 1, 1, tzinfo=datetime.UTC)
@@ -128,7 +128,7 @@ class _Codes(dict[Any, int]):
     def __missing__(self, value: Any) -> int:
         if isinstance(value, enum.Enum):
             return self[value.value]
-        raise ValueError(f"{shown(value)} is not one of the column's values")
+        raise ValueError(f"{safe_repr(value)} is not one of the column's values")
 
 
 def column_of(model: type[pydantic.BaseModel], name: str) -> Column:

@@ -11,7 +11,7 @@ from typing import Annotated, Any, Final, get_args, get_origin
 from pydantic import BaseModel
 
 from solewriter.shared.entity import Entity
-from solewriter.shared.errors import shown
+from solewriter.shared.errors import safe_repr
 from solewriter.shared.kinds.payload import UNORDERED, decode, encode, in_whole_minutes, plain
 from solewriter.shared.kinds.rules import converts
 from solewriter.shared.kinds.validation import field_adapter
@@ -27,7 +27,7 @@ def stored_default(model: type[Entity], name: str, default: Any) -> Any:
         why = UNORDERED
     except (NotImplementedError, OverflowError, TypeError, UnicodeEncodeError) as error:
         why = str(error)
-    raise TypeError(f"{model.__name__}.{name}: its default {shown(default)} cannot be stored: {why}")
+    raise TypeError(f"{model.__name__}.{name}: its default {safe_repr(default)} cannot be stored: {why}")
 
 
 def other_numbers(model: type[Entity], defaults: Mapping[str, Any]) -> dict[str, tuple[bytes, bytes]]:

@@ -9,7 +9,7 @@ from typing import Annotated, Any, Final
 from pydantic import BaseModel, TypeAdapter, ValidationError
 
 from solewriter.shared.config import PROBLEM_MAX, PROBLEMS_MAX
-from solewriter.shared.errors import InvalidMutation, clean, in_words, shown
+from solewriter.shared.errors import InvalidMutation, clean, in_words, safe_repr
 
 NO_SUCH_FIELD: Final = "no such field"
 
@@ -51,7 +51,7 @@ class NoEntity(Exception):
     """What a model's own validator returned in its place, which pydantic hands on: None, without a `return`."""
 
     def __init__(self, made: object) -> None:
-        super().__init__(f"its validator returned {shown(made)}, and not the entity")
+        super().__init__(f"its validator returned {safe_repr(made)}, and not the entity")
 
 
 def validator_failure(kind: str, error: Exception) -> InvalidMutation:
@@ -63,10 +63,10 @@ def validator_failure(kind: str, error: Exception) -> InvalidMutation:
 def no_changes(given: Any) -> TypeError:
     """The error for what is no mapping from fields to what becomes of them."""
     return TypeError(
-        f"changes are a mapping, by the names of fields, not {shown(given)}: a target is an entity or a Ref, such as "
-        "Task.ref(id)"
+        f"changes are a mapping, by the names of fields, not {safe_repr(given)}: a target is an entity or a Ref, such "
+        "as Task.ref(id)"
     )
 
 
 def no_such_field(kind: str, name: str) -> InvalidMutation:
-    return InvalidMutation(f"{kind} has no field {shown(name)}", fields={name: NO_SUCH_FIELD})
+    return InvalidMutation(f"{kind} has no field {safe_repr(name)}", fields={name: NO_SUCH_FIELD})
