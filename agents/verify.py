@@ -77,7 +77,7 @@ class Replay:
         self._entries += 1
         open_request = False
         for body in entry.records():
-            if not record.checked(body):
+            if not record.is_whole(body):
                 bad("a record fails its checksum", place)
             found = record.unpack(body)
             first, last = bool(found.flags & record.Flags.FIRST), bool(found.flags & record.Flags.LAST)

@@ -95,7 +95,7 @@ def _check_all(state: State, publisher: Publisher, kinds: Iterable[Kind]) -> Ite
             continue
         for slot in known.slots.values():
             _, buffer, start = publisher.newest(known.code, slot)
-            found = record.checked_content(buffer, start)
+            found = record.unpack_content(buffer, start)
             if not found.deleted:
                 _check_fits(state.migration, kind, found)
             yield

@@ -114,7 +114,7 @@ def pack(
     return _CRC.pack(crc32(body)) + body
 
 
-def checked(buffer: Buffer, start: int = 0) -> bool:
+def is_whole(buffer: Buffer, start: int = 0) -> bool:
     """Whether the body at `start` is whole: its length is possible and its crc right."""
     if len(buffer) - start < HEADER_BYTES:
         return False
@@ -141,7 +141,7 @@ def _no_text(start: int) -> JournalCorrupt:
 
 
 def _unpack(buffer: Buffer, start: int) -> Record:
-    if not checked(buffer, start):
+    if not is_whole(buffer, start):
         raise JournalCorrupt(f"a record at offset {start} fails its checksum", place=f"offset {start}")
     (
         _, length, kind, schema, op, flags, key_length, id_length, revision, version, time_us, session, sequence,
@@ -183,9 +183,9 @@ class Content(NamedTuple):
     payload: bytes
 
 
-def checked_content(buffer: Buffer, start: int) -> Content:
+def unpack_content(buffer: Buffer, start: int) -> Content:
     """The same as `unpack`, without what only a feed needs. Raises JournalCorrupt if the crc is wrong."""
-    if not checked(buffer, start):
+    if not is_whole(buffer, start):
         raise JournalCorrupt(f"a record at offset {start} fails its checksum", place=f"offset {start}")
     try:
         return content(buffer, start)

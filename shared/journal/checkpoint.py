@@ -307,7 +307,7 @@ class Checkpoint:
             while at < section.size:
                 length, slot, _ = PREFIX.unpack_from(segment, at)
                 body = segment[at + PREFIX_BYTES : at + PREFIX_BYTES + length]
-                if not record.checked(body):
+                if not record.is_whole(body):
                     raise self._damaged("has a record that fails its checksum", section.blocks[0].offset)
                 yield address_of(number, at), slot, body
                 at += padded(length)

@@ -347,7 +347,7 @@ class Pin:
         segment, place = self.segment(address >> 32), address & OFFSET_MASK
         start = place + PREFIX_BYTES
         body = segment.map[start : start + (segment.words[place >> 3] & _LENGTH_MASK)]
-        if not record.checked(body):
+        if not record.is_whole(body):
             self.content(address)  # says why: it was taken away, or is damaged
         return body
 
@@ -365,7 +365,7 @@ class Pin:
     def content(self, address: int) -> record.Content:
         """The same, its checksum verified."""
         try:
-            found = record.checked_content(self.segment(address >> 32).bytes, (address & OFFSET_MASK) + PREFIX_BYTES)
+            found = record.unpack_content(self.segment(address >> 32).bytes, (address & OFFSET_MASK) + PREFIX_BYTES)
         except JournalCorrupt:
             self._check_readable(address)
             raise

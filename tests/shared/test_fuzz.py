@@ -263,8 +263,8 @@ def check_header(data: bytes) -> None:
 
 def check_record(data: bytes) -> None:
     for one in (data, with_its_crc(data, 0, 4, 4)):
-        whole = record.checked(one)
-        for read in (lambda one: record.unpack(one), lambda one: record.checked_content(one, 0)):
+        whole = record.is_whole(one)
+        for read in (lambda one: record.unpack(one), lambda one: record.unpack_content(one, 0)):
             try:
                 read(one)
                 assert whole
@@ -314,12 +314,12 @@ def test_an_entry_whose_records_do_not_add_up_is_corrupt(bodies):
 def test_a_record_whose_text_is_none_is_corrupt(place):
     texts = {"key": b"k", "actor": b"a", "reason": b"r", "request_id": b"i", place: b"\xff"}
     body = record.pack(1, 2, 3, 3, 9, 4, 5, 6, 7, *texts.values(), b"", b"", b"")
-    assert record.checked(body)
+    assert record.is_whole(body)
     with pytest.raises(JournalCorrupt, match="text"):
         record.unpack(body)
     if place == "key":
         with pytest.raises(JournalCorrupt, match="text"):
-            record.checked_content(body, 0)
+            record.unpack_content(body, 0)
 
 
 # --- small things -----------------------------------------------------------------------------------------------------

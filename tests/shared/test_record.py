@@ -72,7 +72,7 @@ def offset_by_hand(buffer, offset, form):
 @given(RECORDS)
 def test_a_record_reads_back_as_it_was(one):
     body = body_of(one)
-    assert record.checked(body)
+    assert record.is_whole(body)
     assert record.unpack(body) == one
     assert record.length_at(body, 0) == len(body)
 
@@ -86,7 +86,7 @@ def test_it_can_lie_anywhere_in_any_kind_of_memory(one, before, behind):
     mapped = mmap.mmap(-1, len(whole))
     mapped[:] = whole
     for buffer in (whole, bytearray(whole), memoryview(whole), mapped):
-        assert record.checked(buffer, start)
+        assert record.is_whole(buffer, start)
         assert record.unpack(buffer, start) == one
         assert record.length_at(buffer, start) == len(body)
         assert whole[start : start + record.length_at(buffer, start)] == body
@@ -97,7 +97,7 @@ def test_it_can_lie_anywhere_in_any_kind_of_memory(one, before, behind):
 @given(RECORDS, st.binary(max_size=30))
 def test_what_is_read_in_part_is_the_same(one, before):
     whole, start = before + body_of(one), len(before)
-    assert record.checked_content(whole, start) == (
+    assert record.unpack_content(whole, start) == (
         one.kind,
         one.schema,
         one.deleted,
@@ -169,8 +169,8 @@ def test_every_single_flipped_bit_is_noticed():
     for bit in range(len(body) * 8):
         damaged = bytearray(behind)
         damaged[bit // 8] ^= 1 << bit % 8
-        assert not record.checked(damaged), f"bit {bit}"
-        for read in (record.unpack, record.checked_content):
+        assert not record.is_whole(damaged), f"bit {bit}"
+        for read in (record.unpack, record.unpack_content):
             with pytest.raises(JournalCorrupt, match="offset 0") as damage:
                 read(damaged, 0)
             assert damage.value.place == "offset 0"
@@ -179,18 +179,18 @@ def test_every_single_flipped_bit_is_noticed():
 def test_a_record_cut_short_at_any_byte_is_noticed():
     body = body_of(SMALL)
     for length in range(len(body)):
-        assert not record.checked(body[:length])
-        assert not record.checked(b"xxxxx" + body[:length], 5)
+        assert not record.is_whole(body[:length])
+        assert not record.is_whole(b"xxxxx" + body[:length], 5)
         with pytest.raises(JournalCorrupt):
             record.unpack(body[:length])
         with pytest.raises(JournalCorrupt):
-            record.checked_content(body[:length], 0)
+            record.unpack_content(body[:length], 0)
 
 
 @settings(max_examples=100, deadline=None)
 @given(st.binary(max_size=200))
 def test_other_bytes_are_no_record(noise):
-    assert not record.checked(noise)
+    assert not record.is_whole(noise)
     with pytest.raises(JournalCorrupt):
         record.unpack(noise)
 
@@ -199,4 +199,4 @@ def test_other_bytes_are_no_record(noise):
 def test_an_impossible_length_is_noticed(length):
     body = bytearray(body_of(SMALL))
     body[4:8] = length.to_bytes(4, "little")
-    assert not record.checked(body)
+    assert not record.is_whole(body)
