@@ -19,7 +19,7 @@ from typing import Any
 import pytest
 
 from solewriter import Create, Delete, Entity, FrozenMap, Project, Put, Snapshot, Task, Update, open_reader
-from solewriter.agents.cli.exporting import exported
+from solewriter.agents.cli.exporting import export_state
 from solewriter.agents.reading.export import export
 from solewriter.shared.config import EXPORT_ROWS
 
@@ -90,7 +90,7 @@ def test_all_fields_of_all_entities_are_there_from_memory_and_from_the_folder(en
     assert told.stdout == f"revision 4 is in {tmp_path / 'beside.db'}: 1 Task, 1 Project, 2 Sample, 0 Named, " \
         "0 Solewriter, 0 SQLITE_KIND\n"  # fmt: skip
     engine.stop()
-    assert exported(engine.state, None, tmp_path / "later.db", replace=False).startswith("revision 4 is in ")
+    assert export_state(engine.state, None, tmp_path / "later.db", replace=False).startswith("revision 4 is in ")
 
     found = tables(tmp_path / "beside.db")
     assert found["Sample"] == [
@@ -114,7 +114,7 @@ def test_all_fields_of_all_entities_are_there_from_memory_and_from_the_folder(en
 
 
 def test_moments_are_what_sqlite_reads_as_such(engine, samples, tmp_path):
-    exported(engine.state, None, tmp_path / "x.db", replace=False)
+    export_state(engine.state, None, tmp_path / "x.db", replace=False)
     with closing(sqlite3.connect(tmp_path / "x.db")) as database:
         assert database.execute("SELECT unixepoch(due) FROM Sample WHERE due > '2026'").fetchall() == [
             (int(NOON.timestamp()),)
@@ -174,30 +174,30 @@ def test_what_is_there_stays_unless_it_may_be_replaced(engine, samples, tmp_path
     (tmp_path / "stdout").symlink_to("pipe")  # as /dev/stdout is one
     for other in (tmp_path, tmp_path / "pipe", tmp_path / "stdout"):
         with pytest.raises(FileExistsError, match=f"^{re.escape(str(other))} is there already$"):
-            exported(engine.state, None, other, replace=True)
+            export_state(engine.state, None, other, replace=True)
     assert (tmp_path / "stdout").is_fifo()
     (tmp_path / "old.db").symlink_to("nowhere")
-    exported(engine.state, None, tmp_path / "old.db", replace=True)
+    export_state(engine.state, None, tmp_path / "old.db", replace=True)
 
 
 @pytest.mark.parametrize(("mode", "log"), [("WAL", "x.db-wal"), ("DELETE", "x.db-journal")])
 def test_a_file_that_is_changed_by_sql_is_not_replaced(engine, samples, tmp_path, mode, log):
     """What its log holds would be taken for a part of the new one."""
     file = tmp_path / "x.db"
-    exported(engine.state, None, file, replace=False)
+    export_state(engine.state, None, file, replace=False)
     why = rf"^{tmp_path / log} is there: SQLite would take it for a part of x\.db$"
     with closing(sqlite3.connect(file, isolation_level=None)) as database:
         database.execute(f"PRAGMA journal_mode = {mode}")
         database.execute("BEGIN IMMEDIATE")
         database.execute("CREATE INDEX numbers ON Sample (number)")
         with pytest.raises(FileExistsError, match=why):
-            exported(engine.state, None, file, replace=True)
+            export_state(engine.state, None, file, replace=True)
         database.execute("COMMIT")
-    exported(engine.state, None, file, replace=True)
+    export_state(engine.state, None, file, replace=True)
     (tmp_path / log).touch()
     file.unlink()
     with pytest.raises(FileExistsError, match=why):
-        exported(engine.state, None, file, replace=False)
+        export_state(engine.state, None, file, replace=False)
     assert [path.name for path in tmp_path.glob("x*")] == [log]
 
 
@@ -256,7 +256,7 @@ def test_what_a_killed_export_left_is_removed_by_the_next_one_to_that_file(engin
 
 
 def test_nobody_else_may_read_it(engine, samples, tmp_path):
-    exported(engine.state, None, tmp_path / "x.db", replace=False)
+    export_state(engine.state, None, tmp_path / "x.db", replace=False)
     assert (tmp_path / "x.db").stat().st_mode & 0o077 == 0
 
 
@@ -267,10 +267,10 @@ def test_where_there_is_no_room_there_is_no_file(engine, samples, tmp_path, file
     (folder / "old.db").write_text("precious")
     for name in ("new.db", "old.db"):
         with files_at_most(4096), pytest.raises(OSError, match=rf"{name} cannot be written: "):
-            exported(engine.state, None, folder / name, replace=True)
+            export_state(engine.state, None, folder / name, replace=True)
     assert [(path.name, path.read_text()) for path in folder.iterdir()] == [("old.db", "precious")]
     with pytest.raises(FileNotFoundError) as missing:
-        exported(engine.state, None, folder / "nowhere" / "x.db", replace=False)
+        export_state(engine.state, None, folder / "nowhere" / "x.db", replace=False)
     assert missing.value.filename == str(folder / "nowhere" / "x.db")
 
 
@@ -289,7 +289,7 @@ def test_a_file_system_without_links_that_syncs_no_folder_takes_one(engine, samp
 
     monkeypatch.setattr(os, "link", link)
     monkeypatch.setattr(os, "fsync", fsync)
-    exported(engine.state, None, file, replace=False)
+    export_state(engine.state, None, file, replace=False)
     assert len(tables(file)["Sample"]) == 2
     file.unlink()
     with pytest.raises(FileExistsError, match=r"x\.db is there already"):
@@ -303,13 +303,13 @@ def test_a_disk_that_fails_is_told_with_the_name_of_the_file(engine, samples, tm
 
     monkeypatch.setattr(os, "fsync", fsync)
     with pytest.raises(OSError, match=re.escape(f"[Errno 5] Input/output error: '{tmp_path / 'x.db'}'")):
-        exported(engine.state, None, tmp_path / "x.db", replace=False)
+        export_state(engine.state, None, tmp_path / "x.db", replace=False)
     assert not [*tmp_path.glob("x*")]
 
 
 def test_a_kind_of_which_nothing_is_stored_can_be_asked_for_its_fields(engine, tmp_path):
     """Its class says which have a default, or are columns; of the others nobody knows before one is stored."""
-    exported(engine.state, None, tmp_path / "x.db", replace=False)
+    export_state(engine.state, None, tmp_path / "x.db", replace=False)
     with closing(sqlite3.connect(tmp_path / "x.db")) as database:
         assert database.execute("SELECT status, project, created_at, updated_at, result FROM Task").fetchall() == []
         columns = [row[1] for row in database.execute("PRAGMA table_info(Sample)")]
@@ -321,10 +321,10 @@ def test_a_field_that_is_newer_than_all_that_is_stored_has_a_column(engine, samp
         lang: str = "en"
 
     engine.register(Newer)
-    exported(engine.state, None, tmp_path / "x.db", replace=False)
+    export_state(engine.state, None, tmp_path / "x.db", replace=False)
     assert [row["lang"] for row in tables(tmp_path / "x.db")["Sample"]] == [None, None]
     samples.update(Newer.ref("full"), lang="fr")
-    exported(engine.state, None, tmp_path / "y.db", replace=False)
+    export_state(engine.state, None, tmp_path / "y.db", replace=False)
     assert [row["lang"] for row in tables(tmp_path / "y.db")["Sample"]] == ["fr", None]
 
 
@@ -332,7 +332,7 @@ def test_names_that_are_one_to_sqlite_are_kept_apart(engine, client, tmp_path):
     client.create(Named(id="one"))
     client.create(Solewriter(id="two"))
     client.create(SQLITE_KIND(id="three"))
-    exported(engine.state, None, tmp_path / "x.db", replace=False)
+    export_state(engine.state, None, tmp_path / "x.db", replace=False)
     found = tables(tmp_path / "x.db")
     assert found["Named"] == [{"id": "one", "version": 1, "ID_2": "capitals", "select": 1, "_sqlite_x": 2}]
     assert [row["id"] for row in found["Solewriter_2"]] == ["two"]

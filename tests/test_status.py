@@ -20,7 +20,7 @@ from pydantic import field_validator
 
 from solewriter import Create, EngineStartFailed, Entity, Limits, OutcomeUnknown, Task, Update, connect
 from solewriter.agents import status as status_module
-from solewriter.agents.cli.describing import DEGRADED, FINE, NOT_THERE, described, exit_code
+from solewriter.agents.cli.describing import DEGRADED, FINE, NOT_THERE, exit_code, status_lines
 from solewriter.agents.inspection import last_outcomes
 from solewriter.agents.status import EngineStatus, status_of
 from solewriter.shared.config import STALE_BEATS
@@ -253,7 +253,7 @@ def test_a_request_is_being_decided_until_its_outcome_is_journaled(
         named = default_id(raw.welcome.session, sequence + 256)
         assert status.last_request == named
         assert status.deciding == (None if ended else named)
-        assert ("deciding" in described(status)) is not ended
+        assert ("deciding" in status_lines(status)) is not ended
     finally:
         os.kill(engine.pid, signal.SIGCONT)
     assert raw.reply()[1] == 0
@@ -301,7 +301,7 @@ def test_an_engine_that_follows_a_dead_one_is_named(state, start_engine, see, wa
         coming = wait_until(lambda: status_of(state).starting_pid, 20, "the next engine recovers")
     status = status_of(state)
     assert (status.engine, status.pid, status.revision, exit_code(status)) == ("gone", pid, 1, DEGRADED)
-    assert f"pid {coming} recovers" in described(status)
+    assert f"pid {coming} recovers" in status_lines(status)
     wait_until(lambda: is_stopped(coming), 20, "it reaches the step where it stops")
     os.kill(coming, signal.SIGCONT)
     status = see(state, "alive")
@@ -407,7 +407,7 @@ def test_an_engine_killed_in_mid_start_left_memory_behind(limits, state, wait_un
     status = status_of(state)
     assert (status.engine, status.pid, exit_code(status)) == ("stopped", None, NOT_THERE)
     assert status.leftover_bytes > limits.heap_segment_bytes_first
-    assert "left over" in described(status)
+    assert "left over" in status_lines(status)
     remove_memory(state)
     assert status_of(state).leftover_bytes == 0
 
@@ -453,7 +453,7 @@ def test_memory_that_was_damaged_is_a_problem(state, lone_engine, see, part, siz
     assert complaint in status.problems[0]
     assert (status.revision, status.entities) == (revision, None)
     assert exit_code(status) == DEGRADED
-    assert status.problems[0] in described(status)
+    assert status.problems[0] in status_lines(status)
 
 
 def test_memory_that_goes_under_a_running_engine_is_a_problem(state, start_engine, limits, remove_memory):

@@ -15,7 +15,7 @@ import msgspec
 import pytest
 
 from solewriter import Create, Task, connect
-from solewriter.agents.cli.describing import described
+from solewriter.agents.cli.describing import status_lines
 from solewriter.agents.status import EngineStatus, status_of
 
 SOLEWRITER = str(Path(sysconfig.get_path("scripts"), "solewriter"))
@@ -131,7 +131,7 @@ def test_lines_are_aligned_and_no_name_can_colour_them():
         history_id="ff",
         entities={"[red]Task": 12_345, "Doc\x1b[31m\n": 6},
     )
-    assert described(status).splitlines() == [
+    assert status_lines(status).splitlines() == [
         r"folder    /a/\x1b[2Jb\udcff",
         "engine    alive",
         "revision  1, history ff",

@@ -12,7 +12,7 @@ from solewriter.shared.errors import JournalCorrupt, LayoutMismatch
 STARTS = "a start needs nothing of that, and would succeed"
 
 
-def checked(folder: Path) -> Verified:
+def verify_state(folder: Path) -> Verified:
     """What `verify` finds; where it finds damage, whether a start is refused for it is a note of the error."""
     try:
         return verify(folder)
@@ -21,12 +21,12 @@ def checked(folder: Path) -> Verified:
         raise
 
 
-def reported(found: Verified) -> str:
+def verified_json(found: Verified) -> str:
     """One JSON object."""
     return json.dumps({"ok": True, **found._asdict()})
 
 
-def complained(error: Exception) -> str:
+def unsound_json(error: Exception) -> str:
     """One JSON object about what is not sound, or, with null as its `place`, cannot be read. `starts` is null where
     that was not looked at.
     """
@@ -35,7 +35,7 @@ def complained(error: Exception) -> str:
     return json.dumps({**told, "starts": None if notes is None else notes == [STARTS]})
 
 
-def sound(found: Verified) -> str:
+def verified_lines(found: Verified) -> str:
     """Lines for a terminal."""
     torn = f", and {found.torn_bytes:,} bytes of one that was never committed" if found.torn_bytes else ""
     dropped: tuple[str, ...] = ()

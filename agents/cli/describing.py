@@ -30,12 +30,12 @@ def exit_code(status: EngineStatus) -> int:
     return NOT_THERE if status.engine == "gone" and not status.memory_segments else DEGRADED
 
 
-def encoded(status: EngineStatus) -> str:
+def status_json(status: EngineStatus) -> str:
     """One JSON object: the fields of the status. Paths that are no UTF-8 are escaped like other surrogates."""
     return json.dumps(msgspec.to_builtins(status))
 
 
-def described(status: EngineStatus) -> str:
+def status_lines(status: EngineStatus) -> str:
     """Lines for a terminal."""
     facts = [(name, lines) for name, lines in _facts(status) if lines]
     width = max(len(name) for name, _ in facts)
@@ -65,7 +65,7 @@ def _facts(status: EngineStatus) -> Iterator[Fact]:
     if status.revision is not None:
         entry = "" if status.journal_entry is None else f", journal entry {status.journal_entry:,}"
         yield "revision", [f"{status.revision:,}{entry}, history {status.history_id}"]
-    yield "entities", _aligned([(name, f"{count:,}") for name, count in (status.entities or {}).items()])
+    yield "entities", _align([(name, f"{count:,}") for name, count in (status.entities or {}).items()])
     if status.sessions_remembered is not None:
         yield "sessions", [f"{status.sessions_remembered:,} remembered, {status.sessions_connected:,} connected"]
     if status.deciding is not None:
@@ -76,7 +76,7 @@ def _facts(status: EngineStatus) -> Iterator[Fact]:
     if status.leftover_bytes:
         yield "left over", [f"{_size(status.leftover_bytes)} of dead engines; the next start frees them"]
     if status.journal_files:
-        yield "journal", [f"{_size(status.journal_bytes)} in {_counted(status.journal_files, 'file')}"]
+        yield "journal", [f"{_size(status.journal_bytes)} in {_plural(status.journal_files, 'file')}"]
 
 
 def _process(status: EngineStatus) -> list[str]:
@@ -97,11 +97,11 @@ def _memory(status: EngineStatus) -> list[str]:
     }
     if status.memory_held_bytes:
         parts["held by older snapshots"] = status.memory_held_bytes
-    whole = f"{_size(status.memory_bytes)} in {_counted(status.memory_segments, 'segment')} in {status.memory_dir}"
-    return [whole, *_aligned([(name, _size(size)) for name, size in parts.items()])]
+    whole = f"{_size(status.memory_bytes)} in {_plural(status.memory_segments, 'segment')} in {status.memory_dir}"
+    return [whole, *_align([(name, _size(size)) for name, size in parts.items()])]
 
 
-def _aligned(rows: list[tuple[str, str]]) -> list[str]:
+def _align(rows: list[tuple[str, str]]) -> list[str]:
     """Names to the left, figures to the right."""
     shown = [(printable(name), figure) for name, figure in rows]
     names = max((len(name) for name, _ in shown), default=0)
@@ -109,7 +109,7 @@ def _aligned(rows: list[tuple[str, str]]) -> list[str]:
     return [f"{name:<{names}}  {figure:>{figures}}" for name, figure in shown]
 
 
-def _counted(count: int, noun: str) -> str:
+def _plural(count: int, noun: str) -> str:
     return f"{count:,} {noun}" if count == 1 else f"{count:,} {noun}s"
 
 

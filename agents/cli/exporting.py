@@ -11,7 +11,7 @@ from solewriter.agents.reading.offline import OfflineReader
 from solewriter.shared.errors import EngineUnavailable
 
 
-def exported(state: Path, revision: int | None, file: Path, *, replace: bool) -> str:
+def export_state(state: Path, revision: int | None, file: Path, *, replace: bool) -> str:
     """Write one revision, the newest if none is named, to a file; one line about that. Raises as `export` does, and as
     `at` does of a reader.
     """

@@ -68,15 +68,15 @@ FolderOfCode = Annotated[
 
 def named_folder(name: str) -> Path:
     """Raises BadParameter for no name, that of an unset variable say, which pathlib takes for the current folder."""
-    return _named(name, "folder")
+    return _path_of(name, "folder")
 
 
 def named_file(name: str) -> Path:
     """Raises BadParameter, likewise."""
-    return _named(name, "file")
+    return _path_of(name, "file")
 
 
-def _named(name: str, what: str) -> Path:
+def _path_of(name: str, what: str) -> Path:
     if not name:
         raise typer.BadParameter(f"the name of a {what} is empty")
     return Path(name)
@@ -199,12 +199,12 @@ def status(
     1: degraded (hung, starting, partly unreadable, or dead with its last snapshot still readable).
     2: not there (stopped, never started, dead and its memory gone, or not yours to look at).
     """
-    from solewriter.agents.cli.describing import described, encoded, exit_code
+    from solewriter.agents.cli.describing import exit_code, status_json, status_lines
     from solewriter.agents.status import status_of
 
     with errors_in_one_line():
         found = status_of(state or (Path("state") if Path("state").is_dir() else Path()))
-    typer.echo(encoded(found) if as_json else described(found))
+    typer.echo(status_json(found) if as_json else status_lines(found))
     raise typer.Exit(exit_code(found))
 
 
@@ -221,11 +221,11 @@ def export(
 
     From an engine's memory, which the engine does not notice; where none serves, from what the folder holds.
     """
-    from solewriter.agents.cli.exporting import exported
+    from solewriter.agents.cli.exporting import export_state
 
     end_on_sigterm(128 + signal.SIGTERM)
     with errors_in_one_line():
-        told = exported(state, revision, file, replace=replace)
+        told = export_state(state, revision, file, replace=replace)
     typer.echo(told)
 
 
@@ -239,11 +239,11 @@ def verify(
     Exit code 0: it is sound. 1: it is not, and the first bad place is named, and whether a start is refused for it; or
     it cannot be read.
     """
-    from solewriter.agents.cli.checking import checked, complained, reported, sound
+    from solewriter.agents.cli.checking import unsound_json, verified_json, verified_lines, verify_state
 
-    with errors_in_one_line(told=complained if as_json else None):
-        found = checked(state)
-    typer.echo(reported(found) if as_json else sound(found))
+    with errors_in_one_line(told=unsound_json if as_json else None):
+        found = verify_state(state)
+    typer.echo(verified_json(found) if as_json else verified_lines(found))
 
 
 @app.command()
