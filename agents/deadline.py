@@ -33,7 +33,7 @@ def deadline_us(deadline_s: float | None) -> int | None:
     raise no_time("deadline_s", deadline_s)
 
 
-def timed(source: Iterable[T], deadline_s: float | None) -> Iterator[Timed[T]]:
+def with_deadlines(source: Iterable[T], deadline_s: float | None) -> Iterator[Timed[T]]:
     """What a source gives, each with its own deadline: so long from when it was taken. Raises InvalidMutation."""
     if deadline_us(deadline_s) is None:
         return zip(source, repeat(None))

@@ -232,7 +232,7 @@ class Exchange:
             return
         poll = select.poll()
         poll.register(lane.requests, select.POLLOUT)
-        self._monitor.unlocked(lambda: poll.poll(min(timeout_s * 1000, POLL_MS_MAX)))
+        self._monitor.run_unlocked(lambda: poll.poll(min(timeout_s * 1000, POLL_MS_MAX)))
         if self._lane is lane:
             self._write()
 
@@ -249,7 +249,7 @@ class Exchange:
         poll.register(lane.replies, select.POLLIN)
         if self._session.unsent is not None:
             poll.register(lane.requests, select.POLLOUT)
-        self._monitor.unlocked(lambda: self._spinning.wait(poll, timeout_s))
+        self._monitor.run_unlocked(lambda: self._spinning.wait(poll, timeout_s))
         if self._lane is lane:
             self._read(lane)
 
@@ -274,7 +274,7 @@ class Exchange:
     def _read(self, lane: Lane) -> None:
         try:
             data = os.read(lane.replies, READ_BYTES)
-            self._received(data)
+            self._receive(data)
         except BlockingIOError:
             return
         except BaseException:  # what was read is lost: what follows may begin in the middle of a reply
@@ -289,12 +289,12 @@ class Exchange:
         lane = self._lane
         try:
             while lane is not None and (data := os.read(lane.replies, READ_BYTES)):
-                self._received(data)
+                self._receive(data)
         except OSError as error:  # nothing more to read, or nothing left to read from
             if error.errno is None:  # nor a system call's: a signal handler's, a TimeoutError say
                 raise
 
-    def _received(self, data: bytes) -> None:
+    def _receive(self, data: bytes) -> None:
         if data:
             self._again.heard = True
         before = self._session.awaited
@@ -326,7 +326,7 @@ class Exchange:
         """
         while True:
             if pause := self._again.next_pause_s():
-                self._monitor.unlocked(partial(time.sleep, pause))
+                self._monitor.run_unlocked(partial(time.sleep, pause))
                 self._check_usable()
             lane: Lane | None = None
             try:
@@ -349,7 +349,9 @@ class Exchange:
         """One hello. Other threads may queue requests meanwhile: they are the last of what is sent on this lane."""
         hello = self._session.hello(os.getpid())
         try:
-            welcome = self._monitor.unlocked(lambda: greet(self.folder, hello, lane, timeout_s, self._keep_connection))
+            welcome = self._monitor.run_unlocked(
+                lambda: greet(self.folder, hello, lane, timeout_s, self._keep_connection)
+            )
         finally:
             self._greeting = None
         self._check_usable()

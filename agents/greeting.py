@@ -51,15 +51,15 @@ def _greeted(
         fds = array.array("i", lane.theirs)
         connection.sendmsg([handshake.pack_words(hello)], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, fds)])
         lane.hand_over()
-        header = _exactly(connection, handshake.WORDS_HEADER_BYTES)
+        header = _receive_exactly(connection, handshake.WORDS_HEADER_BYTES)
         try:
             length = handshake.words_length(header)
         except BadRequest as error:
             raise LayoutMismatch(f"the engine answers with {error.message}") from None
-        return handshake.unpack_welcome(_exactly(connection, length))
+        return handshake.unpack_welcome(_receive_exactly(connection, length))
 
 
-def _exactly(connection: socket.socket, count: int) -> bytes:
+def _receive_exactly(connection: socket.socket, count: int) -> bytes:
     data = b""
     while len(data) < count:
         more = connection.recv(count - len(data))

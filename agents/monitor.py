@@ -28,7 +28,7 @@ class Monitor:
         """
         return bool(self.lock._is_owned())  # type: ignore[attr-defined] # every lock of this kind has it, for Condition
 
-    def unlocked(self, wait: Callable[[], T]) -> T:
+    def run_unlocked(self, wait: Callable[[], T]) -> T:
         """What this call brings, while others are let in."""
         released, held = list[None](), list[bool]()
         interrupt: BaseException | None = None
@@ -49,7 +49,7 @@ class Monitor:
         told = threading.Lock()
         told.acquire()
         self._onlookers.append(told)
-        self.unlocked(lambda: told.acquire(timeout=timeout_s))
+        self.run_unlocked(lambda: told.acquire(timeout=timeout_s))
         if told in self._onlookers:
             self._onlookers.remove(told)
 

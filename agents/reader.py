@@ -206,12 +206,12 @@ class Reader(Attaching):
             return None  # made and deleted in one request
         left: E | Plain | None
         try:
-            left = self._left(self._pin_of(epoch), result, epoch, model)
+            left = self._entity_of(self._pin_of(epoch), result, epoch, model)
         except (FileNotFoundError, SnapshotExpired, Compacted):  # its memory was reclaimed, or went with its engine
-            left = self._left(self._pin_in(self._newest), result, epoch, model)
+            left = self._entity_of(self._pin_in(self._newest), result, epoch, model)
         return left
 
-    def _left(self, pin: Pin, result: Result, epoch: int, model: type[Entity] | str) -> Any:
+    def _entity_of(self, pin: Pin, result: Result, epoch: int, model: type[Entity] | str) -> Any:
         """The same in one pin. It is not kept: its next version follows soon."""
         if result.address and pin.view.root.epoch == epoch:
             try:

@@ -15,7 +15,7 @@ from solewriter.agents.admission import pipeline, sends_more
 from solewriter.agents.answers import Answers, Outcome, entity_of
 from solewriter.agents.anyclient import AnyClient
 from solewriter.agents.conflicts import judge_conflict
-from solewriter.agents.deadline import Timed, deadline_us, timed
+from solewriter.agents.deadline import Timed, deadline_us, with_deadlines
 from solewriter.agents.exchange import Exchange
 from solewriter.agents.farewell import say_farewell
 from solewriter.agents.pending import Pending, Sent, name_answered, name_request
@@ -113,7 +113,7 @@ class Requests(AnyClient):
         replies to all that was sent before.
         """
         waiting: deque[Sent] = deque()
-        source = timed(mutations, deadline_s)
+        source = with_deadlines(mutations, deadline_s)
         window, batch = pipeline(window, self._session.window)
         self._deadline(timeout_s)  # refused before anything is taken
         exhausted = False

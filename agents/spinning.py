@@ -28,11 +28,11 @@ class Spinning:
         Where the last reply came within a moment, sleep only behind such a moment.
         """
         begun = time.monotonic()
-        if not (self._waited_s < self._limits.spin_s and begun > self.crowded_until and self._spun(poll, begun)):
+        if not (self._waited_s < self._limits.spin_s and begun > self.crowded_until and self._spin(poll, begun)):
             poll.poll(min(timeout_s * 1000, self._limits.wait_backstop_s * 1000, POLL_MS_MAX))
         self._waited_s = time.monotonic() - begun
 
-    def _spun(self, poll: select.poll, begun: float) -> bool:
+    def _spin(self, poll: select.poll, begun: float) -> bool:
         """Whether the lane was ready within a moment. Whoever else wants this processor goes first. Where somebody did,
         and it was not the engine with our reply, the looking only takes his time.
         """

@@ -103,7 +103,7 @@ class Verbs(Requests):
         answer.
         """
         self._give_back()
-        claim = claiming(kind, where, count, timeout_s, lease_s, assignee, reason)
+        claim = claim_mutation(kind, where, count, timeout_s, lease_s, assignee, reason)
         patience_s = max(0, timeout_s) + self._limits.request_timeout_s
         reply: Reply | None = None
         try:
@@ -209,7 +209,7 @@ class Verbs(Requests):
                     else:
                         self.release(task, reason=reason, timeout_s=GIVE_BACK_S)
                 except SolewriterError as untold:
-                    error.add_note(not_ended(task, untold))
+                    error.add_note(unended_note(task, untold))
             raise
 
     def work(
@@ -227,7 +227,7 @@ class Verbs(Requests):
         It ends also when `until` holds: an event, or a function, async only where the client is. That is looked at
         before each claim, once a second while one waits, and behind it: what it brought then is given back untried.
         """
-        wanted, is_over = {**(where or {}), **fields}, asked_of(until)
+        wanted, is_over = {**(where or {}), **fields}, predicate_of(until)
         while not plain_answer(is_over()):
             task = self.claim(kind, where=wanted, timeout_s=WORK_PATIENCE_S, lease_s=lease_s)
             if task is None:
@@ -241,7 +241,7 @@ class Verbs(Requests):
                 try:
                     self.release(task, reason=self._fitting(ENDING), timeout_s=patience_with(error))
                 except SolewriterError as untold:
-                    error.add_note(not_ended(task, untold))
+                    error.add_note(unended_note(task, untold))
                 raise
             if over:
                 with suppress(Refused):  # somebody took it away already
@@ -260,7 +260,7 @@ def patience_with(error: BaseException) -> float | None:
     return None if isinstance(error, Exception) else GIVE_BACK_S
 
 
-def not_ended(task: Task, why: SolewriterError) -> str:
+def unended_note(task: Task, why: SolewriterError) -> str:
     """A note for who sees what should have ended an attempt."""
     told = f"{type(why).__name__}: {why}"
     return f"the engine did not confirm that this ended the attempt at {task.kind_name} {task.id!r}: {told}"
@@ -276,7 +276,7 @@ class Event(Protocol):
 Until = Callable[[], object] | Event
 
 
-def asked_of(until: Until | None) -> Callable[[], object]:
+def predicate_of(until: Until | None) -> Callable[[], object]:
     """What says whether work is over. Raises TypeError."""
     asked = _never if until is None else getattr(until, "is_set", until)
     if not callable(asked):
@@ -288,7 +288,7 @@ def _never() -> bool:
     return False
 
 
-def claiming(
+def claim_mutation(
     kind: type[Task],
     where: Where | None,
     count: int,

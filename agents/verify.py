@@ -40,16 +40,16 @@ def verify(folder: Path) -> Verified:
     """Read everything. Raises JournalCorrupt naming the first bad place, LayoutMismatch, EngineUnavailable for a folder
     without a journal.
     """
-    return retry_when_trimmed(lambda: _verified(folder))
+    return retry_when_trimmed(lambda: _verify(folder))
 
 
-def _verified(folder: Path) -> Verified:
+def _verify(folder: Path) -> Verified:
     files = Files(folder)
     replay = Replay(folder, files.begin)
     for entry, place in files.entries():
         if entry.number > files.begin:
             replay.follow(entry, place)
-    return replay.verified(files.torn_bytes, files.drops)
+    return replay.finish(files.torn_bytes, files.drops)
 
 
 class Replay:
@@ -145,7 +145,7 @@ class Replay:
         name = checkpoint_path(self._folder, newest.entry).name
         bad(f"{name} is missing, and a start begins with it", f"{name}:0")
 
-    def verified(self, torn_bytes: int, drops: tuple[int, int] | None = None) -> Verified:
+    def finish(self, torn_bytes: int, drops: tuple[int, int] | None = None) -> Verified:
         self._check_beginning()
         entities = sum(1 for _ in self._alive())
         return Verified(

@@ -179,10 +179,10 @@ class Watch(Generic[Brought]):
         except _Untold:
             feed = self._looked[0].fresh()
             feed.turn_to_journal()
-            published = self._taken_from_journal(feed)
+            published = self._take_from_journal(feed)
             return feed, published, [one for one in published if self._wants(one)]
 
-    def _taken_from_journal(self, feed: Feed) -> list[Published]:
+    def _take_from_journal(self, feed: Feed) -> list[Published]:
         try:
             return feed.take_journaled(WATCH_BATCH)
         except Compacted as gone:
@@ -213,7 +213,7 @@ class Watch(Generic[Brought]):
 
         cells_of = CellsOfRecords(one.pin.catalog, code, self._reader.decoder.kind_of(model))
         demands = conditions(name, one.pin.catalog.tables[code].columns, self._where)
-        return _met(demands, cells_of(one.record)) or _met(demands, self._cells_before(one, cells_of, demands))
+        return _is_met(demands, cells_of(one.record)) or _is_met(demands, self._cells_before(one, cells_of, demands))
 
     def _cells_before(
         self, one: Published, cells_of: CellsOfRecords, demands: list[Condition]
@@ -258,5 +258,5 @@ def retrieve_error(looking: asyncio.Future[bool]) -> None:
         looking.exception()
 
 
-def _met(demands: list[Condition], cells: Sequence[Cell] | None) -> bool:
+def _is_met(demands: list[Condition], cells: Sequence[Cell] | None) -> bool:
     return cells is not None and all(demand.holds(cells[demand.place]) for demand in demands)

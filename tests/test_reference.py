@@ -48,7 +48,6 @@ INTERNAL: dict[type, set[str]] = {
     Client: {"check_mutation"},
     AnyReader: {"before", "decoder", "is_stale", "lived_on", "pin"},
     Reader: {
-        "attached",
         "check_class",
         "is_anybodys",
         "left_s",
@@ -56,10 +55,11 @@ INTERNAL: dict[type, set[str]] = {
         "look_on",
         "of_result",
         "sleep",
+        "try_attach",
         "view",
     },
     Snapshot: {"kind_of", "model_of", "pin"},
-    Watch: {"take", "taken"},
+    Watch: {"pop", "take"},
 }
 SPEAKERS = {
     "an engine's": Engine,

@@ -46,11 +46,11 @@ T = TypeVar("T")
 
 
 class HandedOver(Exception):
-    """The memory is just going from one engine to the next: look again in a moment. Never leaves `looked`."""
+    """The memory is just going from one engine to the next: look again in a moment. Never leaves `look`."""
 
 
 class Memory(Reader):
-    """What a client and a reader of asyncio look into: a reader that never waits. Within `looked` it gives the look up
+    """What a client and a reader of asyncio look into: a reader that never waits. Within `look` it gives the look up
     where it would have to, to be made again; outside of it, it raises EngineUnavailable at once.
     """
 
@@ -66,7 +66,7 @@ class Memory(Reader):
             raise closed_reader()
         if threading.get_ident() != self._thread:
             return super()._attach()
-        view = self.attached(last=not self._is_made_again)
+        view = self.try_attach(last=not self._is_made_again)
         if view is None:
             raise HandedOver
         return view
@@ -86,15 +86,15 @@ class Memory(Reader):
         self.look_on()
         return self._view is None or self._view.root is not root
 
-    async def looked(self, look: Callable[[], T]) -> T:
-        """What `look` finds in memory. Raises EngineUnavailable where that was not handed over in
-        `connect_timeout_s`.
+    async def look(self, read: Callable[[], T]) -> T:
+        """What `read` finds in memory. It is called again while the memory is handed over, so it must change nothing.
+        Raises EngineUnavailable where that takes longer than `connect_timeout_s`.
         """
         deadline = 0.0
         while True:
             self._is_made_again = not deadline or time.monotonic() < deadline
             try:
-                return look()
+                return read()
             except HandedOver:
                 deadline = deadline or time.monotonic() + self._limits.connect_timeout_s
             finally:
@@ -146,7 +146,7 @@ class AioReader:
     async def snapshot(self) -> Snapshot:
         """The newest published revision, held: `with await reader.snapshot() as snap`."""
         self._home.check()
-        return await self.memory.looked(self.memory.snapshot)
+        return await self.memory.look(self.memory.snapshot)
 
     @property
     def revision(self) -> int:
@@ -160,7 +160,7 @@ class AioReader:
     async def get(self, kind: type[E] | str, id: str) -> E | Plain | None:
         """The newest published entity, or None."""
         self._home.check()
-        found: E | Plain | None = await self.memory.looked(lambda: self.memory.get(kind, id))
+        found: E | Plain | None = await self.memory.look(lambda: self.memory.get(kind, id))
         return found
 
     # --- waiting -----------------------------------------------------------------------------------------------------
@@ -177,7 +177,7 @@ class AioReader:
         try:
             async with asyncio.timeout(timeout_s):
                 while True:
-                    root = (await self.memory.looked(self.memory.view)).root
+                    root = (await self.memory.look(self.memory.view)).root
                     if (newest := root.current().revision) >= revision:
                         return newest
                     await patience.until(root, revision)
@@ -205,7 +205,7 @@ class AioReader:
         try:
             async with asyncio.timeout(timeout_s) as limit:
                 while True:
-                    root = (await self.memory.looked(self.memory.view)).root
+                    root = (await self.memory.look(self.memory.view)).root
                     seen = root.current().revision  # before the look, so that a change behind it is not slept through
                     found = await self.get(kind, id)
                     holds = predicate(found)
@@ -342,7 +342,7 @@ class AioReader:
     async def _beside(self, work: Callable[[], T]) -> T:
         """What may read the journal is done in a thread, once the memory is mapped."""
         self._home.check()
-        await self.memory.looked(self.memory.view)
+        await self.memory.look(self.memory.view)
         return await self.beside(work)
 
     def beside(self, work: Callable[[], T]) -> asyncio.Future[T]:
@@ -381,7 +381,7 @@ def open_reader(state: str | os.PathLike[str], *, limits: Limits = DEFAULT_LIMIT
 
     async def opened() -> AioReader:
         memory = Memory(state, limits)
-        await memory.looked(memory.view)
+        await memory.look(memory.view)
         memory.is_anybodys = True
         return AioReader(memory, limits)
 

@@ -25,7 +25,7 @@ from solewriter.agents.aio.reader import AioReader, Memory
 from solewriter.agents.answers import Answers, Outcome, entities_of, entity_or_error
 from solewriter.agents.anyclient import AnyClient
 from solewriter.agents.conflicts import judge_conflict
-from solewriter.agents.deadline import Timed, deadline_us, timed
+from solewriter.agents.deadline import Timed, deadline_us, with_deadlines
 from solewriter.agents.farewell import say_farewell
 from solewriter.agents.pending import Pending, Sent, name_request
 from solewriter.shared import wireform
@@ -82,7 +82,7 @@ class AioRequests(AnyClient):
         if isinstance(reply.error, OutcomeUnknown):
             raise reply.error  # as it is at a time-out
         if reply.error is not None:
-            await self._memory.looked(lambda: self._answers.retype_current(reply, mutations))
+            await self._memory.look(lambda: self._answers.retype_current(reply, mutations))
         return reply
 
     async def outcome(self, request_id: str, *, timeout_s: float | None = None) -> Outcome:
@@ -118,7 +118,7 @@ class AioRequests(AnyClient):
         """
         waiting: deque[Sent] = deque()
         deadline_us(deadline_s)  # raises here what it would raise for each
-        source = aiter(mutations) if isinstance(mutations, AsyncIterable) else timed(mutations, deadline_s)
+        source = aiter(mutations) if isinstance(mutations, AsyncIterable) else with_deadlines(mutations, deadline_s)
         window, batch = pipeline(window, self._session.window)
         self._deadline(timeout_s)  # likewise
         exhausted = False
@@ -145,7 +145,7 @@ class AioRequests(AnyClient):
     async def _send_frame(self, asked: list[Timed[Mutation | Sequence[Mutation]]], deadline: float) -> list[Sent]:
         """Send what may be sent of these in one frame; each has its place in the answer, refusals too."""
         made = self._make_requests(asked)
-        taken = await self._memory.looked(lambda: self._answers.refuse_misfits(made, asked))
+        taken = await self._memory.look(lambda: self._answers.refuse_misfits(made, asked))
         requests = self._sendable(taken)
         sent = await self._exchange.send(requests, deadline) if requests else []
         return self._merge_refusals(taken, requests, sent)
@@ -159,7 +159,7 @@ class AioRequests(AnyClient):
 
     async def _entities(self, reply: Reply, model: type[E]) -> list[E]:
         reply.check()
-        return await self._memory.looked(lambda: entities_of(reply, model))
+        return await self._memory.look(lambda: entities_of(reply, model))
 
     async def _submit_one(
         self,
@@ -187,7 +187,7 @@ class AioRequests(AnyClient):
 
     async def _check_classes(self, request: PlainRequest, asked: Mutation | Sequence[Mutation]) -> None:
         """Raises SchemaMismatch for a whole entity of a class that is not the engine's: nothing is sent."""
-        await self._memory.looked(lambda: self._answers.check_classes(request, asked))
+        await self._memory.look(lambda: self._answers.check_classes(request, asked))
 
     async def _ask(
         self,
@@ -218,7 +218,7 @@ class AioRequests(AnyClient):
                 claim = sent.claim  # goes on waiting, behind the others
                 (sent,) = await self._exchange.send([claim], deadline)
                 self._tokens.note_sent([sent], [claim])
-            return await self._memory.looked(lambda: read(sent))
+            return await self._memory.look(lambda: read(sent))
         except asyncio.CancelledError as cancelled:
             name_request(cancelled, [sent])
             raise

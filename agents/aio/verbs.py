@@ -12,7 +12,15 @@ from typing import Any, TypeVar
 from solewriter.agents.aio.requesting import AioRequests
 from solewriter.agents.conflicts import conditional
 from solewriter.agents.reading.readiness import is_anything_left
-from solewriter.agents.verbs import ENDING, Until, asked_of, claiming, not_ended, patience_with, reason_of
+from solewriter.agents.verbs import (
+    ENDING,
+    Until,
+    claim_mutation,
+    patience_with,
+    predicate_of,
+    reason_of,
+    unended_note,
+)
 from solewriter.shared.config import GIVE_BACK_S, WORK_PATIENCE_S
 from solewriter.shared.entity import Entity, Ref, model_of
 from solewriter.shared.errors import OutcomeUnknown, Refused, SolewriterError, Unavailable
@@ -101,7 +109,7 @@ class AioVerbs(AioRequests):
         while self._unwanted:
             unwanted, its_kind = self._unwanted.popitem()
             self._give_up(its_kind, unwanted)
-        claim = claiming(kind, where, count, timeout_s, lease_s, assignee, reason)
+        claim = claim_mutation(kind, where, count, timeout_s, lease_s, assignee, reason)
         patience_s = max(0, timeout_s) + self._limits.request_timeout_s
         try:
             reply = await self.submit(claim, request_id=request_id, timeout_s=patience_s)
@@ -215,7 +223,7 @@ class AioVerbs(AioRequests):
                     else:
                         await self.release(task, reason=reason, timeout_s=GIVE_BACK_S)
                 except SolewriterError as untold:
-                    error.add_note(not_ended(task, untold))
+                    error.add_note(unended_note(task, untold))
             raise
 
     async def work(
@@ -233,7 +241,7 @@ class AioVerbs(AioRequests):
         It ends also when `until` holds: an event, or a function, async only where the client is. That is looked at
         before each claim, once a second while one waits, and behind it: what it brought then is given back untried.
         """
-        wanted, asked = {**(where or {}), **fields}, asked_of(until)
+        wanted, asked = {**(where or {}), **fields}, predicate_of(until)
 
         async def is_over() -> object:
             over = asked()
@@ -252,7 +260,7 @@ class AioVerbs(AioRequests):
                 try:
                     await self.release(task, reason=self._fitting(ENDING), timeout_s=patience_with(error))
                 except SolewriterError as untold:
-                    error.add_note(not_ended(task, untold))
+                    error.add_note(unended_note(task, untold))
                 raise
             if over:
                 with suppress(Refused):  # somebody took it away already

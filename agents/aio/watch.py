@@ -61,12 +61,12 @@ class AioWatch(Generic[Brought]):
         loop = asyncio.get_running_loop()
         deadline = None if self._timeout_s is None else loop.time() + self._timeout_s
         if watch is None:
-            watch = self._watch = await memory.looked(self._made)
+            watch = self._watch = await memory.look(self._made)
         is_new, last = True, None  # the newest revision when the patience was over: others may write without a pause
         while (change := watch.pop()) is None:
             if last is not None and (not is_new or watch.revision >= last):
                 raise StopAsyncIteration
-            root = (await memory.looked(memory.view)).root
+            root = (await memory.look(memory.view)).root
             if last is None and deadline is not None and loop.time() >= deadline:
                 last = root.current().revision
             is_new = await self._look(watch)

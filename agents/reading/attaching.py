@@ -74,11 +74,11 @@ class Attaching(AnyReader):
     def _attach(self) -> View:
         """Map the memory that `engine.json` names; while it is being handed over, look again."""
         deadline = time.monotonic() + self._limits.connect_timeout_s
-        while (view := self.attached(last=time.monotonic() > deadline)) is None:
+        while (view := self.try_attach(last=time.monotonic() > deadline)) is None:
             time.sleep(ATTACH_RETRY_S)
         return view
 
-    def attached(self, *, last: bool) -> View | None:
+    def try_attach(self, *, last: bool) -> View | None:
         """The newest memory, or None while it is being handed over; the `last` look raises EngineUnavailable."""
         known = self._view
         try:
@@ -150,7 +150,7 @@ class Attaching(AnyReader):
         view = self._view
         if view is not None and (view.root.successor or self._died()):
             with suppress(EngineUnavailable, LayoutMismatch):  # a later look may tell more
-                self.attached(last=False)
+                self.try_attach(last=False)
 
     # --- what is newest -----------------------------------------------------------------------------------------------
 

@@ -62,7 +62,7 @@ def export(snapshot: Snapshot, path: Path, *, replace: bool = False) -> Exported
     try:
         _is_free(fd)
         with closing(sqlite3.connect(fresh, isolation_level=None)) as database:
-            exported = _written(snapshot, database)
+            exported = _write(snapshot, database)
         with errors_naming(path):
             os.fsync(fd)
         _give_name(fresh, path, replace=replace)
@@ -115,7 +115,7 @@ def _give_name(fresh: Path, path: Path, *, replace: bool) -> None:
     os.replace(fresh, path)
 
 
-def _written(snapshot: Snapshot, database: sqlite3.Connection) -> Exported:
+def _write(snapshot: Snapshot, database: sqlite3.Connection) -> Exported:
     database.execute("PRAGMA journal_mode = OFF")  # the file has its name when it is whole
     database.execute("PRAGMA synchronous = OFF")
     database.execute("BEGIN")
@@ -148,7 +148,7 @@ class _Table:
 
     def __init__(self, database: sqlite3.Connection, name: str) -> None:
         self._database = database
-        self._name = _quoted(name)
+        self._name = _quote(name)
         self._fields = ["id", "version"]
         self._columns = set(self._fields)
         database.execute(f"CREATE TABLE {self._name} (id TEXT PRIMARY KEY, version INTEGER)")
@@ -170,7 +170,7 @@ class _Table:
         for field in fields:
             if field not in self._fields:
                 self._fields.append(field)
-                column = _quoted(_free(field, self._columns))
+                column = _quote(_free(field, self._columns))
                 self._database.execute(f"ALTER TABLE {self._name} ADD COLUMN {column}")
 
 
@@ -186,7 +186,7 @@ def _free(name: str, taken: set[str]) -> str:
     return free
 
 
-def _quoted(name: str) -> str:
+def _quote(name: str) -> str:
     return '"' + name.replace('"', '""') + '"'
 
 

@@ -74,7 +74,7 @@ from solewriter.agents.pending import Pending
 from solewriter.agents.reading import readiness
 from solewriter.agents.reading.decoding import Decoder
 from solewriter.agents.reading.readiness import is_anything_left
-from solewriter.agents.verbs import claiming
+from solewriter.agents.verbs import claim_mutation
 from solewriter.shared import wire
 from solewriter.shared.config import ASKED_MAX, DEFAULT_LIMITS, KIB
 from solewriter.shared.mutations import Op
@@ -969,7 +969,7 @@ def test_claims_that_wait_for_room_in_vain_say_what_fills_it(engine, limits, wai
         result = in_thread(lambda: agent.claim(Task, timeout_s=20))
         wait_until(lambda: agent._session.waiting == 1, 5, "the claim to be sent")
         with pytest.raises(EngineUnavailable, match=r"nothing was sent.*1 of them are claims that wait.*connect\(\)"):
-            agent.submit(claiming(Task, None, 1, 20, None, None, ""), timeout_s=0.05)
+            agent.submit(claim_mutation(Task, None, 1, 20, None, None, ""), timeout_s=0.05)
         agent.create(task("a"))
         assert result().id == "a"
 

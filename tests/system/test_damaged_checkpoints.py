@@ -414,7 +414,7 @@ def test_a_checkpoint_that_came_while_all_was_read_is_no_missing_one(folder, tmp
     replay = Replay(state, 0)
     (tmp_path / "later").rename(path)
     with pytest.raises(Compacted, match="meanwhile"):
-        replay.verified(0)
+        replay.finish(0)
 
 
 def test_a_journal_file_that_is_trimmed_meanwhile_names_nothing(folder):
