@@ -15,7 +15,7 @@ from typing import NamedTuple
 from solewriter.agents.reading.journal import Files, bad, retry_when_trimmed
 from solewriter.shared import record
 from solewriter.shared.errors import Compacted
-from solewriter.shared.journal.chain import named_checkpoints, opened
+from solewriter.shared.journal.chain import named_checkpoints, open_checkpoint
 from solewriter.shared.journal.checkpoint import Checkpoint, checkpoint_files, checkpoint_path
 from solewriter.shared.journal.entry import Entry
 from solewriter.shared.journal.setaside import is_aside
@@ -62,7 +62,7 @@ class Replay:
         self._entries = self._records = self._compared = 0
         self._revision = self._first_revision = 0
         if begin:
-            with opened(folder, begin) as checkpoint:
+            with open_checkpoint(folder, begin) as checkpoint:
                 self._begin_with(checkpoint)
 
     def _begin_with(self, checkpoint: Checkpoint) -> None:
@@ -89,7 +89,7 @@ class Replay:
             bad(f"the entry says revision {entry.revision}, its records end with {self._revision}", place)
         self._check_private(entry, place)
         if entry.number in self._checkpoints:
-            with opened(self._folder, entry.number) as checkpoint:
+            with open_checkpoint(self._folder, entry.number) as checkpoint:
                 checkpoint.verify()
                 self._compare(checkpoint)
 
@@ -110,7 +110,7 @@ class Replay:
         if whole is not None and whole.checkpoint.entry >= entry.number:
             bad(f"entry {entry.number} names a checkpoint of later", place)
         if whole is not None and whole.checkpoint.entry in self._checkpoints:
-            with opened(self._folder, whole.checkpoint.entry) as checkpoint:
+            with open_checkpoint(self._folder, whole.checkpoint.entry) as checkpoint:
                 if checkpoint.name != whole.checkpoint:
                     name = checkpoint.path.name
                     bad(f"{name} is not the one that entry {entry.number} names", f"{name}:0")

@@ -27,7 +27,7 @@ from solewriter.shared.entity import check_id, name_of
 from solewriter.shared.errors import Compacted, InvalidQuery, SnapshotExpired, safe_repr
 from solewriter.shared.kinds.columns import Cell
 from solewriter.shared.system.forks import forks_held_off
-from solewriter.shared.where import kept
+from solewriter.shared.where import copied_where
 
 if TYPE_CHECKING:
     from typing_extensions import TypeVar
@@ -80,7 +80,7 @@ class Watch(Generic[Brought]):
         check_patience(timeout_s)
         self._reader = reader
         self._id = id
-        self._where = kept(where)
+        self._where = copied_where(where)
         self._timeout_s = timeout_s
         self._resync = resync
         with reader.snapshot() as now:

@@ -74,14 +74,14 @@ class SingleWriter:
         self._still_owner = still_owner  # raises when the state folder is no longer this engine's
         self._stopping = False
         self._replies: dict[LaneEnd, list[Answer]] = {}  # of the turn that runs
-        self._name_decided = publisher.root.deciding
+        self._begin_deciding = publisher.root.begin_deciding
 
         lines = Lines()
         self.intake = Intake(bridge.inbox, state.coordination.making, limits.spin_s)
         self._express = Express(publisher.heap, state.coordination, limits, self._begin)
         self.between = BetweenTurns(state, journal, publisher, bridge.inbox, still_owner, checkpoints)
         self.tending = Tending(
-            state, sessions, journal, bridge, limits, lines, self._decide_request, self._name_decided
+            state, sessions, journal, bridge, limits, lines, self._decide_request, self._begin_deciding
         )
         self.parking = Parking(
             state, sessions, limits, lines, self._decide_request, self._say, self.tending.ask_for_a_turn
@@ -162,14 +162,14 @@ class SingleWriter:
             quiet |= waiting.served(took_s) and (slices == 1 or took_s <= limits.turn_slice_s)
             left -= taken
             if waiting and now - looked >= limits.turn_slice_s:
-                self._publisher.root.decided()
+                self._publisher.root.end_deciding()
                 await asyncio.sleep(0)
                 if self.intake.take_more():
                     turn.set_time(time.time_ns() // 1000)
                 looked = now = time.monotonic()
         self.parking.serve(turn)
         self.time_budget.end_turn()
-        self._publisher.root.decided()
+        self._publisher.root.end_deciding()
         failpoint.reach("decide.done")
 
     def _slice(self, turn: Turn, queue: SessionQueue, most: int, until: float) -> tuple[int, float]:
@@ -278,7 +278,7 @@ class SingleWriter:
 
     def _begin(self, session: int, sequence: int) -> None:
         """A request is about to be decided."""
-        self._name_decided(session, sequence)
+        self._begin_deciding(session, sequence)
         failpoint.reach("decide.begin")
 
     def _say(self, lane: LaneEnd, answer: Answer) -> None:

@@ -34,7 +34,7 @@ from solewriter.shared.config import (
 )
 from solewriter.shared.errors import MemoryFull
 from solewriter.shared.memory.heap import END, OFFSET_MASK, PREFIX_BYTES, START, HeapWriter, address_of, padded
-from solewriter.shared.memory.segment import Segment, is_mapped, opened, punch
+from solewriter.shared.memory.segment import Segment, is_mapped, open_segment, punch
 from solewriter.shared.memory.table import TableWriter
 from solewriter.shared.record import Flags
 
@@ -238,7 +238,7 @@ class Reclaimer:
 
     def bury(self, segment: Segment) -> None:
         """Unlink a segment that no root lists any more; its bytes stay as long as somebody may read them."""
-        fd = opened(segment.path, writable=True)  # its bytes may be taken away later: not those of anything else
+        fd = open_segment(segment.path, writable=True)  # its bytes may be taken away later: not those of anything else
         segment.path.unlink()
         number = int(segment.path.name.rpartition("-")[2])
         self.condemned.append(Condemned(number, fd, segment.size, time.monotonic()))

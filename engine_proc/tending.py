@@ -46,7 +46,7 @@ class Occasion:
 
 class Tending:
     """Takes claims from the dead and the late. `lines` are the claims that wait; `decide_request` is the writer's, and
-    `name_decided` writes down which request is being decided, should the engine die of it.
+    `begin_deciding` writes down which request is being decided, should the engine die of it.
     """
 
     def __init__(
@@ -58,7 +58,7 @@ class Tending:
         limits: Limits,
         lines: Lines,
         decide_request: DecideRequest,
-        name_decided: Callable[[int, int], None],
+        begin_deciding: Callable[[int, int], None],
     ) -> None:
         self._state = state
         self._coordination = state.coordination
@@ -69,7 +69,7 @@ class Tending:
         self._decide_request = decide_request
         self._taken_max = limits.batch_max  # claims, in a turn
         self._take_s = limits.turn_max_s
-        self._name_decided = name_decided
+        self._begin_deciding = begin_deciding
         self._grace_us = int(limits.session_grace_s * US_PER_S)
         self._self = Session(ENGINE, ENGINE_ID, ENGINE_ID)
         self._asked = (0, 0)  # the journal's entry, and how many requests of its own the engine has in the next one
@@ -235,7 +235,7 @@ class Tending:
         try:
             outcome = self._decide_request(turn, self._self, sequence, request, None, loss_of(lease))
         finally:
-            self._name_decided(ENGINE, sequence)  # of whatever it dies now, it was not this
+            self._begin_deciding(ENGINE, sequence)  # of whatever it dies now, it was not this
         assert outcome is not None, "it is no claim"
         return outcome.status, outcome.detail[0] if outcome.status == Status.REFUSED else ""
 

@@ -51,7 +51,7 @@ def _nothing(name: str) -> None:
     """The failpoint of every day."""
 
 
-def _armed(text: str) -> Callable[[str], None]:
+def _arm(text: str) -> Callable[[str], None]:
     waiting: dict[str, tuple[str, int]] = {}
     for item in text.split(","):
         name, _, rest = item.strip().partition(":")
@@ -86,4 +86,4 @@ _ACTIONS: dict[str, Callable[[], None]] = {
     "exit": lambda: os._exit(3),
 }
 
-reach: Callable[[str], None] = _armed(os.environ[VARIABLE]) if os.environ.get(VARIABLE) else _nothing
+reach: Callable[[str], None] = _arm(os.environ[VARIABLE]) if os.environ.get(VARIABLE) else _nothing

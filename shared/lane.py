@@ -42,8 +42,8 @@ class Lane:
         queue: Any = multiprocessing.get_context("fork").Queue()
         self._queue = queue
         self.replies, replies_out = os.pipe()
-        self.requests = _taken(queue._writer)
-        self.theirs = (_taken(queue._reader), replies_out)
+        self.requests = _take_over(queue._writer)
+        self.theirs = (_take_over(queue._reader), replies_out)
         widen(self.requests)
         widen(self.replies)
         os.set_blocking(self.requests, False)
@@ -67,7 +67,7 @@ class Lane:
             os.close(self.replies)
 
 
-def _taken(connection: Any) -> int:
+def _take_over(connection: Any) -> int:
     """The descriptor of one end of the queue, to be closed here alone: in a garbage cycle the queue's ends may be
     collected before whoever closes their lane, and the number be somebody else's by then.
     """

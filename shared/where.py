@@ -48,7 +48,7 @@ def asked_of(where: Where) -> Iterable[tuple[str, Any]]:
     return where.items()
 
 
-def kept(where: Where | None) -> Where:
+def copied_where(where: Where | None) -> Where:
     """As it is now, for who asks it later: its caller may ask something else with it meanwhile. Raises TypeError for
     what is no mapping.
     """

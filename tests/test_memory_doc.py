@@ -115,7 +115,7 @@ def test_every_store_changes_the_words_that_the_page_names_and_nothing_else(root
         ("readable from",): (lambda: root.expire(big), (big,)),
         ("forgotten",): (lambda: root.forget(big), (big,)),
         ("held bytes",): (lambda: root.hold(big), (big,)),
-        ("session", "sequence", "deciding"): (lambda: root.deciding(big, 7), (big, 7, 1)),
+        ("session", "sequence", "deciding"): (lambda: root.begin_deciding(big, 7), (big, 7, 1)),
         ("successor",): (lambda: root.succeed(STOPPED), (STOPPED,)),
         ("sessions", "connected", "heartbeat period", "heartbeat"): (lambda: root.beat(3, 2, 1), None),
     }

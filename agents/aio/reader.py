@@ -87,7 +87,7 @@ class Memory(Reader):
         return self._view is None or self._view.root is not root
 
     async def look(self, read: Callable[[], T]) -> T:
-        """What `read` finds in memory. It is called again while the memory is handed over, so it must change nothing.
+        """What `read` finds in memory. It is called anew where the memory was handed over meanwhile.
         Raises EngineUnavailable where that takes longer than `connect_timeout_s`.
         """
         deadline = 0.0

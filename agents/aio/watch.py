@@ -12,7 +12,7 @@ from solewriter.agents.aio.reader import Patience
 from solewriter.agents.deadline import check_patience
 from solewriter.agents.reading.decoding import Model, Several
 from solewriter.agents.watch import Brought, Watch, by_name, retrieve_error
-from solewriter.shared.where import kept
+from solewriter.shared.where import copied_where
 
 if TYPE_CHECKING:
     from solewriter.agents.aio.reader import AioReader
@@ -29,7 +29,7 @@ class AioWatch(Generic[Brought]):
         timeout_s: float | None, resync: bool,
     ) -> None:  # fmt: skip
         check_patience(timeout_s)
-        memory, asked, kinds = reader.memory, kept(where), by_name(kind)
+        memory, asked, kinds = reader.memory, copied_where(where), by_name(kind)
         models = None if kinds is None else [*kinds.values()]  # as they are listed now
         root = memory.mapped.root  # now, though the newest memory may be on its way
         self._reader = reader

@@ -79,10 +79,10 @@ class Restoring:
         self._filling.finish()
         publisher, directory = self._publisher, self._directory
         sizes = [section.size for section in directory.heap]
-        publisher.heap.restore([(made.mapped(), size) for made, size in zip(self._heap, sizes, strict=True)])
+        publisher.heap.restore([(made.map_whole(), size) for made, size in zip(self._heap, sizes, strict=True)])
         for image, (table, index), chunks, arena in self._kinds:
-            table.restore([made.mapped() for made in chunks])
-            index.restore(image.index.counts, image.index.used, [made.mapped() for made in arena])
+            table.restore([made.map_whole() for made in chunks])
+            index.restore(image.index.counts, image.index.used, [made.map_whole() for made in arena])
         publisher.usage.add(directory.live_bytes, directory.tombstone_bytes)
         publisher.reclaimer.begin_behind(directory.revision)
         unread.note(publisher, directory.revision)

@@ -198,7 +198,7 @@ def oldest_entry(folder: Path) -> int:
     raise compacted(f"the journal begins with entry {first}")
 
 
-def opened(folder: Path, entry: int) -> Checkpoint:
+def open_checkpoint(folder: Path, entry: int) -> Checkpoint:
     """The checkpoint behind an entry. Raises Compacted, JournalCorrupt."""
     try:
         return Checkpoint(checkpoint_path(folder, entry))
@@ -208,7 +208,7 @@ def opened(folder: Path, entry: int) -> Checkpoint:
 
 def own_checkpoint(folder: Path, entry: int) -> Checkpoint:
     """The same. Raises JournalCorrupt also for one of another state, from a backup of another folder, say."""
-    found = opened(folder, entry)
+    found = open_checkpoint(folder, entry)
     try:
         if found.state_id != state_id_in(folder):
             name = found.path.name

@@ -227,25 +227,25 @@ class Entry(NamedTuple):
     @property
     def private(self) -> Private:
         """Decoded anew each time. Raises JournalCorrupt for what no engine wrote."""
-        return self._said(_decode_private)
+        return self._decode_said(_decode_private)
 
     @property
     def changes(self) -> PrivateChanges:
         """The same without the outcomes, which are most of it."""
-        return self._said(_decode_changes)
+        return self._decode_said(_decode_changes)
 
     @property
     def owners(self) -> list[Owner]:
         """Whose its outcomes are, in their order."""
-        return self._said(_decode_owners).outcomes
+        return self._decode_said(_decode_owners).outcomes
 
     @property
     def lived(self) -> Life | None:
         """The life that it tells of, by itself or in its private state."""
-        told = self._said(_decode_lived)
+        told = self._decode_said(_decode_lived)
         return told.whole.life if told.whole is not None else told.life
 
-    def _said(self, decode: Callable[[bytes], D]) -> D:
+    def _decode_said(self, decode: Callable[[bytes], D]) -> D:
         try:
             return decode(self.said)
         except UNDECODABLE as error:

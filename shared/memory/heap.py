@@ -50,7 +50,7 @@ class HeapWriter:
 
     Where memory is short, as much as a segment is spared for what makes room: tombstones, and copies of what lives,
     which may take all of it (`takes_all`). What they leave of the segment that they took is nobody else's until as much
-    is free again. While there is but one segment nothing can be copied, and a small one is spared (`_spared`).
+    is free again. While there is but one segment nothing can be copied, and a small one is spared (`_spared_bytes`).
     """
 
     def __init__(
@@ -198,7 +198,7 @@ class HeapWriter:
             return
         if self.takes_all:
             self._room = self._offset + needed
-        elif self._has_free(self._spared(self._grown())):
+        elif self._has_free(self._spared_bytes(self._grown())):
             self._room = self._size
         else:
             self.short = True
@@ -228,7 +228,7 @@ class HeapWriter:
         """One that was not made ahead, the largest that fits, and whether it is of what was spared."""
         large = max(self._grown(), least)
         small = max(least, min(large, HEAP_LAST_BYTES))
-        spared = self._spared(large)
+        spared = self._spared_bytes(large)
         ways = [(large, spared), (small, spared)]
         if self.takes_all:
             ways += [(max(large, spared), 0), (large, 0), (small, 0)]
@@ -241,7 +241,7 @@ class HeapWriter:
         size, spare = ways[-1]
         return self._make(number, size, spare), not spare
 
-    def _spared(self, large: int) -> int:
+    def _spared_bytes(self, large: int) -> int:
         """Bytes that stay free for what makes room: a segment for copies, and a share of it for tombstones; beside a
         segment that is alone, a small one.
         """
@@ -253,7 +253,7 @@ class HeapWriter:
         return self._size if self._room < self._size else 0
 
     def _make_sparing(self, number: int, size: int) -> Segment:
-        return self._make(number, size, self._spared(size))
+        return self._make(number, size, self._spared_bytes(size))
 
 
 def walk(segment_of: Callable[[int], Segment], start: int, end: int) -> Iterator[tuple[int, Segment, int]]:

@@ -239,7 +239,7 @@ class IndexReader:
             return found
         words = self._arena.get(word >> 32)
         if words is None:
-            word, words = self._mapped(hashed & 0xFF)
+            word, words = self._map_region(hashed & 0xFF)
         base, mask = word >> 8 & 0xFFFFFF, (1 << (word & 0xFF)) - 1
         place = hashed >> 8 & mask
         while entry := words[base + place]:
@@ -248,7 +248,7 @@ class IndexReader:
             place = place + 1 & mask
         return found
 
-    def _mapped(self, number: int) -> tuple[int, memoryview[int]]:
+    def _map_region(self, number: int) -> tuple[int, memoryview[int]]:
         """A region's word, and the segment that it names. Those that no word names any more are let go."""
         while True:
             word = self._words[number]

@@ -154,14 +154,14 @@ class RootWriter:
         """Say how much memory only older snapshots keep."""
         self._words[_HELD] = held_bytes
 
-    def deciding(self, session: int, sequence: int) -> None:
+    def begin_deciding(self, session: int, sequence: int) -> None:
         """Name the request being decided, for whoever finds this memory after the engine died in it."""
         words = self._words
         words[_DECIDING] = session
         words[_DECIDING + 1] = sequence
         words[_IN_DECIDE] = 1
 
-    def decided(self) -> None:
+    def end_deciding(self) -> None:
         """Whatever ends the engine now, it is not that request."""
         self._words[_IN_DECIDE] = 0
 

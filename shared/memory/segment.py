@@ -50,14 +50,14 @@ class Segment:
         """A new segment of `size` bytes, reserved and zero. Raises MemoryFull, naming the file system, if there is no
         room for it, or so much does not stay free besides.
         """
-        return Blank(path, size).mapped(spare)
+        return Blank(path, size).map_whole(spare)
 
     @classmethod
     def attach(cls, path: Path, *, writable: bool = False) -> Segment:
         """Map an existing segment. Raises FileNotFoundError if it is gone, LayoutMismatch if it is not this user's
         own.
         """
-        fd = opened(path, writable=writable)
+        fd = open_segment(path, writable=writable)
         try:
             if not writable:  # as long as this is mapped, which keeps the open file: the engine sees that it is read
                 try:
@@ -94,7 +94,7 @@ class Blank:
                 raise
             raise self._full(error) from error
 
-    def mapped(self, spare: int = 0) -> Segment:
+    def map_whole(self, spare: int = 0) -> Segment:
         """All of it, reserved, and zero where nothing was written. Raises MemoryFull, also where so much would not stay
         free besides, and then it is gone.
         """
@@ -146,7 +146,7 @@ def _populate(whole: mmap.mmap, size: int) -> bool:
     )
 
 
-def opened(path: Path, *, writable: bool) -> int:
+def open_segment(path: Path, *, writable: bool) -> int:
     """A descriptor of an existing segment, and of nothing else that somebody may have put there: where others may
     remove files, that can be a link to any file of this user. Raises FileNotFoundError if it is gone, OSError for a
     link, LayoutMismatch if it is not this user's own.

@@ -150,7 +150,7 @@ def test_the_request_that_the_last_engine_was_deciding_is_found_in_its_memory(de
     for epoch in (1, 3, 2):
         root = dead(epoch)
         root.beat(period_us=1_000)
-        root.deciding(ANN, epoch)
+        root.begin_deciding(ANN, epoch)
     assert last_words(dead.folder) == (3, GONE, (ANN, 3))
 
 
@@ -164,7 +164,7 @@ def test_engines_that_never_served_or_left_no_memory_are_no_witnesses(dead):
     """A start that fails changes nothing: the one before it is asked."""
     root = dead(1)
     root.beat(period_us=1_000)
-    root.deciding(ANN, 7)
+    root.begin_deciding(ANN, 7)
     dead(2)
     dead(3, made=False)
     damaged = dead(4)
@@ -186,7 +186,7 @@ def test_what_the_engine_of_a_copied_folder_was_deciding_is_not_asked_of_the_cop
     """That memory is the other folder's, and stays: the copy would count the same death again and again."""
     root = dead(1)
     root.beat(period_us=1_000)
-    root.deciding(ANN, 7)
+    root.begin_deciding(ANN, 7)
     copied = StateFolder(shutil.copytree(dead.folder.path, tmp_path / "copy"))
     assert last_words(copied) is None
     assert last_words(dead.folder) == (1, GONE, (ANN, 7))

@@ -16,7 +16,7 @@ from solewriter.shared.journal.chain import (
     journal_files,
     lives_behind,
     oldest_entry,
-    opened,
+    open_checkpoint,
     own_checkpoint,
 )
 from solewriter.shared.journal.checkpoint import CheckpointWriter, Directory, checkpoint_path
@@ -213,7 +213,7 @@ def test_looking_back_begins_with_the_oldest_checkpoint_from_which_all_entries_a
 
 def test_a_checkpoint_that_was_trimmed_meanwhile_is_compacted(journal):
     with pytest.raises(Compacted, match="behind entry 5 was trimmed"):
-        opened(journal, 5)
+        open_checkpoint(journal, 5)
 
 
 def test_what_is_another_states_is_no_history_of_this_one(journal):

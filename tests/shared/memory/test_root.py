@@ -145,9 +145,9 @@ def test_the_other_words_reach_readers(writer, reader):
     writer.beat(2**64 - 1, 7, 2**40)
     assert reader.heartbeat_us >= before > 0
     assert (reader.sessions, reader.connected, reader.heartbeat_period_us) == (2**64 - 1, 7, 2**40)
-    writer.deciding(2**64 - 1, 7)
+    writer.begin_deciding(2**64 - 1, 7)
     assert reader.deciding == reader.died_deciding == (2**64 - 1, 7)
-    writer.decided()
+    writer.end_deciding()
     assert (reader.deciding, reader.died_deciding) == ((2**64 - 1, 7), None)
     writer.succeed(STOPPED)
     assert reader.successor == STOPPED
@@ -155,7 +155,7 @@ def test_the_other_words_reach_readers(writer, reader):
 
 def test_a_beat_touches_its_own_words_and_nothing_else(writer, segment):
     publish(writer, numbered(1))
-    writer.deciding(5, 6)
+    writer.begin_deciding(5, 6)
     before = bytes(segment.map)
     writer.beat(1, 2, 3)
     after = bytes(segment.map)

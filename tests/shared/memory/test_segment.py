@@ -176,7 +176,7 @@ def test_what_was_written_before_it_is_mapped_is_there_and_the_rest_is_zeros(pat
     for offset in (mmap.PAGESIZE, 7):
         blank.write(b"x" * 10, offset)
     blank.write(b"", 0)
-    segment = blank.mapped()
+    segment = blank.map_whole()
     assert segment.size == path.stat().st_size == 3 * mmap.PAGESIZE
     assert path.stat().st_blocks * 512 >= segment.size, "all of it is reserved"
     assert bytes(segment.bytes) == (bytes(7) + b"x" * 10).ljust(mmap.PAGESIZE, b"\0") + (b"x" * 10).ljust(
