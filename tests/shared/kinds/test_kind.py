@@ -232,7 +232,7 @@ def exact(value):
 
 
 def fully(kind, stored, changes, header):
-    """What `changed` must be the same as: everything together, validated as a whole."""
+    """What `change_fields` must be the same as: everything together, validated as a whole."""
     return kind.stored_fields(kind.validate({**stored, **changes, **header}))
 
 
