@@ -153,7 +153,7 @@ class Answers:
         return Reply(request_id, revision, (), error, _nothing)
 
     def _current(self, model: Model, id: str) -> Entity | Plain | None:
-        """As this class reads it; where that does not fit what is stored, by name."""
+        """The entity as it is now, as this class reads it; as plain values where the class does not fit."""
         try:
             return self._reader.get(model, id)
         except SchemaMismatch:
@@ -189,7 +189,7 @@ def entity_of(reply: Reply, model: type[E]) -> E:
 
 
 def entity_or_error(reply: Reply, model: type[E]) -> E | SolewriterError:
-    """The same, but the reply's error is returned, for whoever asked to raise."""
+    """As `entity_of`, but the reply's own error is returned, and raised by who asked."""
     return reply.error or entity_of(reply, model)
 
 

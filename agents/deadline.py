@@ -22,7 +22,9 @@ YEARS_S = 1e9  # longer than any machine runs: it fits the wire whatever the cal
 
 
 def deadline_us(deadline_s: float | None) -> int | None:
-    """So many seconds from now, as a request carries it. Raises InvalidMutation for what is no number of seconds."""
+    """So many seconds from now, as a request carries it: microseconds of `time.monotonic`, or None without a deadline.
+    Raises InvalidMutation for what is no number of seconds.
+    """
     if deadline_s is None:
         return None
     try:
@@ -34,14 +36,16 @@ def deadline_us(deadline_s: float | None) -> int | None:
 
 
 def with_deadlines(source: Iterable[T], deadline_s: float | None) -> Iterator[Timed[T]]:
-    """What a source gives, each with its own deadline: so long from when it was taken. Raises InvalidMutation."""
+    """What a source gives, each with its own deadline in microseconds (see `deadline_us`): so long from when it was
+    taken from the source. Raises InvalidMutation for what is no number of seconds.
+    """
     if deadline_us(deadline_s) is None:
         return zip(source, repeat(None))
     return ((one, deadline_us(deadline_s)) for one in source)
 
 
 def no_time(name: str, value: object) -> InvalidMutation:
-    """For an option that is no number of seconds, NaN say, which is neither before nor after anything."""
+    """The error for an option that is no number of seconds, NaN say, which is neither before nor after anything."""
     problem = f"seconds from now, not {safe_repr(value)}"
     return InvalidMutation(f"{name} is {problem}", fields={name: problem})
 
@@ -55,13 +59,13 @@ def is_patience(timeout_s: float) -> bool:
 
 
 def check_patience(timeout_s: float | None) -> None:
-    """Of whoever reads. Raises InvalidQuery for what is no number of seconds."""
+    """Checks the `timeout_s` of a reader's call. Raises InvalidQuery for what is no number of seconds."""
     if timeout_s is not None and not is_patience(timeout_s):
         raise InvalidQuery(f"timeout_s is seconds from now, not {safe_repr(timeout_s)}", kind="")
 
 
 def check_times(timeout_s: float | None, deadline_s: float | None) -> None:
-    """Of a request that is sent later. Raises InvalidMutation for what is no number of seconds."""
+    """Checks the times of a request that is sent later. Raises InvalidMutation for what is no number of seconds."""
     if timeout_s is not None and not is_patience(timeout_s):
         raise no_time("timeout_s", timeout_s)
     deadline_us(deadline_s)

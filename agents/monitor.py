@@ -29,7 +29,9 @@ class Monitor:
         return bool(self.lock._is_owned())  # type: ignore[attr-defined] # every lock of this kind has it, for Condition
 
     def run_unlocked(self, wait: Callable[[], T]) -> T:
-        """What this call brings, while others are let in."""
+        """The result of `wait`, which is called with the lock released. The lock is held again when this ends, whatever
+        was raised.
+        """
         released, held = list[None](), list[bool]()
         interrupt: BaseException | None = None
         try:
@@ -45,7 +47,7 @@ class Monitor:
                 raise interrupt
 
     def look_on(self, timeout_s: float) -> None:
-        """Until another thread tells that something happened, for so long at most."""
+        """Wait, with the lock released, until another thread calls `tell`, for `timeout_s` at most."""
         told = threading.Lock()
         told.acquire()
         self._onlookers.append(told)
@@ -54,6 +56,6 @@ class Monitor:
             self._onlookers.remove(told)
 
     def tell(self) -> None:
-        """Everybody who looks on."""
+        """Wake every thread that looks on."""
         while self._onlookers:
             self._onlookers.pop().release()

@@ -101,7 +101,7 @@ def name_request(cancelled: BaseException, sent: Sequence[object]) -> None:
 
 
 def name_answered(interrupted: BaseException, request_id: str) -> None:
-    """The same for a request that was answered, when the interrupt came before what it left was read."""
+    """As `name_request`, for a request that was answered when the interrupt came; what it left was not read yet."""
     if interrupted.__cause__ is None and is_interrupt(interrupted):
         told = f"request {request_id} was answered before that: client.outcome({request_id!r}) says how it ended"
         interrupted.__cause__ = OutcomeUnknown(told, request_id=request_id)

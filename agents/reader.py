@@ -212,7 +212,7 @@ class Reader(Attaching):
         return left
 
     def _entity_of(self, pin: Pin, result: Result, epoch: int, model: type[Entity] | str) -> Any:
-        """The same in one pin. It is not kept: its next version follows soon."""
+        """The entity of a result, read in one pin. It is not kept: its next version follows soon."""
         if result.address and pin.view.root.epoch == epoch:
             try:
                 return self.decoder.decode_anew(pin, result.address, model)

@@ -121,7 +121,9 @@ class AgentSession:
         return pendings
 
     def send_all(self, requests: Sequence[Asked]) -> list[Sent]:
-        """As one frame, or where that is too large as smaller ones; what is too large alone is refused in its place."""
+        """Queue these requests to be written: as one frame, or, where that is too large, as smaller ones. Each has its
+        place in the result; what is too large alone is refused there.
+        """
         if len(self._frames) > CALLED_BACK_BEHIND:
             self._call_back(_waiting(self._frames[0]))
         try:
@@ -197,7 +199,7 @@ class AgentSession:
 
     @property
     def epoch(self) -> int:
-        """Of the memory of the engine that welcomed it last."""
+        """The epoch of the memory of the engine that welcomed this session last; 0 before the first one."""
         return self._epoch
 
     def hello(self, pid: int) -> Hello:

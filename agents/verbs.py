@@ -277,7 +277,9 @@ Until = Callable[[], object] | Event
 
 
 def predicate_of(until: Until | None) -> Callable[[], object]:
-    """What says whether work is over. Raises TypeError."""
+    """The function that says whether work is over: the event's `is_set`, or `until` itself; one that says no for None.
+    Raises TypeError for anything else.
+    """
     asked = _never if until is None else getattr(until, "is_set", until)
     if not callable(asked):
         raise TypeError(f"until is an event, or a function without parameters, not {safe_repr(until)}")

@@ -48,7 +48,7 @@ def name_of(kind: type[Entity] | str) -> str:
 
 
 def check_id(id: object) -> None:
-    """Of whoever reads. Raises TypeError for what is no id of anything."""
+    """Checks an id that a reader is asked for. Raises TypeError for what can be no id of anything."""
     if not isinstance(id, str):
         raise TypeError(f"an id is a str, not {safe_repr(id)}")
 
@@ -83,6 +83,7 @@ class Lifecycle:
                 raise TypeError(f"a lifecycle: {state!r} is none of the states in steps: {', '.join(self.steps)}")
 
     def allowed(self, state: str) -> tuple[str, ...]:
+        """The states that may follow this one; none behind a final state, or one that there is not."""
         return self.steps.get(state, ())
 
 

@@ -296,7 +296,9 @@ def check_descriptors(error: Exception) -> None:
 
 @contextmanager
 def checking_descriptors() -> Iterator[None]:
-    """Whatever is opened in here, a module too, `check_descriptors` looks at why it cannot be."""
+    """An OSError in here, of an import too, goes through `check_descriptors`: for want of descriptors it becomes
+    EngineUnavailable.
+    """
     try:
         yield
     except OSError as error:

@@ -31,7 +31,7 @@ PREFIX = re.compile("solewriter-[0-9a-z]{1,64}")  # of segments: what else a fil
 
 
 def new_prefix() -> str:
-    """Of the segments of one epoch: nobody else has or guesses it."""
+    """A prefix for the names of one epoch's segments, which nobody else has or guesses."""
     return f"solewriter-{os.urandom(12).hex()}"
 
 

@@ -142,8 +142,8 @@ class PutIn(Operation):
 
 
 def plain_operations(kind: Kind, operations: Mapping[str, Operation]) -> dict[str, PlainOperation]:
-    """As plain data. Raises InvalidMutation for no such field, one that nobody sets, and what is no operation;
-    TypeError for no mapping.
+    """Operations as plain data, by the names of the fields. Raises InvalidMutation for no such field, one that nobody
+    sets, and what is no operation; TypeError for no mapping.
     """
     found: dict[str, PlainOperation] = {}
     try:

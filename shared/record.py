@@ -184,7 +184,7 @@ class Content(NamedTuple):
 
 
 def unpack_content(buffer: Buffer, start: int) -> Content:
-    """The same as `unpack`, without what only a feed needs. Raises JournalCorrupt if the crc is wrong."""
+    """As `unpack`, without what only a feed needs. Raises JournalCorrupt if the crc is wrong, or text is no UTF-8."""
     if not is_whole(buffer, start):
         raise JournalCorrupt(f"a record at offset {start} fails its checksum", place=f"offset {start}")
     try:
@@ -194,7 +194,7 @@ def unpack_content(buffer: Buffer, start: int) -> Content:
 
 
 def content(buffer: Buffer, start: int) -> Content:
-    """The same of a body that is known to be whole."""
+    """The content of a body that is known to be whole: its crc is not looked at."""
     length, kind, schema, flags, key_length, revision, version, time_us, payload_length = _CONTENT.unpack_from(
         buffer, start
     )

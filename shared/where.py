@@ -49,15 +49,15 @@ def asked_of(where: Where) -> Iterable[tuple[str, Any]]:
 
 
 def copied_where(where: Where | None) -> Where:
-    """As it is now, for who asks it later: its caller may ask something else with it meanwhile. Raises TypeError for
-    what is no mapping.
+    """A copy of the conditions as they are now, for who asks them later: their caller may change what he gave
+    meanwhile. Empty for None. Raises TypeError for what is no mapping.
     """
     return {name: tuple(wanted) if isinstance(wanted, list | set) else wanted for name, wanted in asked_of(where or {})}
 
 
 def plain_where(kind: Kind, where: Where) -> PlainWhere:
-    """As plain data. Raises InvalidMutation for no such field, and for what it never holds; TypeError for what is no
-    mapping.
+    """Conditions as plain data. Raises InvalidMutation for no such field, and for what it never holds; TypeError for
+    what is no mapping.
     """
     found: PlainWhere = {}
     for name, wanted in asked_of(where):
@@ -96,7 +96,7 @@ def _sort(kind: Kind, name: str, values: list[Any]) -> None:
 
 
 def same_fields(values: Mapping[str, Any]) -> PlainWhere:
-    """That these fields are exactly so."""
+    """The conditions, as plain data, that each of these fields is exactly as it is here."""
     return {name: (IN, [plain(in_whole_minutes(value))]) for name, value in values.items()}
 
 
@@ -129,7 +129,9 @@ class Demand:
         self._wanted = frozenset(wanted)
 
     def holds(self, value: Any) -> bool:
-        """Of a stored value. Values of different types are never equal: 1 is not True."""
+        """Whether a stored value is what is asked for. Values of different types are never equal: 1 is not True. Raises
+        InvalidMutation for a value that cannot be compared with the bounds.
+        """
         if self.among is not None:
             return encode_asked(value) in self._wanted or (value != value and _NONE in self._wanted)  # as `in_column`
         rank = self.rank(value)
@@ -142,7 +144,7 @@ class Demand:
             raise InvalidMutation(f"{self.kind.name}.{self.name} {problem}", fields={self.name: problem}) from None
 
     def rank(self, value: Any) -> Any:
-        """What says whether a stored value is more than another; None: it is neither."""
+        """The key by which a stored value is compared with others; None for absence, which is neither more nor less."""
         typed = _typed(self.kind, self.name, value)
         return None if typed is None else rank_of(self.kind, self.name, typed)
 
@@ -204,8 +206,8 @@ def _demand(kind: Kind, name: str, wanted: Any) -> Demand:
 
 
 def rank_of(kind: Kind, name: str, value: Any) -> Any:
-    """What says which of two values of a field is more: of an enum's members, which a class may hold as their values,
-    and of literals its place among all, as in scans.
+    """The key by which a value of a field is compared with another one: its place among all for an enum's member, which
+    a class may hold as its value, and for a literal, as in scans; else the value itself.
     """
     if isinstance(value, enum.Enum) and not isinstance(value, enum.Flag):  # flags are numbers, and are combined
         return [*type(value)].index(value)
@@ -219,5 +221,5 @@ def single(value: Any) -> Any:
 
 
 def in_column(value: Any) -> Any:
-    """The same as columns have it: NaN counts as None."""
+    """A value as a column has it: an enum's member as its value, and NaN as None."""
     return single(value) if value == value else None

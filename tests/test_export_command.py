@@ -246,12 +246,12 @@ def test_what_a_killed_export_left_is_removed_by_the_next_one_to_that_file(engin
         os._exit(0)
     try:
         os.waitpid(child, os.WUNTRACED)
-        export(engine.state, None, tmp_path / "x.db", replace=False)
+        export_state(engine.state, None, tmp_path / "x.db", replace=False)
         assert {path.name for path in tmp_path.glob("*.db*")} == {"x.db", f"x.db.{child}.tmp", *others}
     finally:
         os.kill(child, signal.SIGKILL)
         os.waitpid(child, 0)
-    export(engine.state, None, tmp_path / "x.db", replace=True)
+    export_state(engine.state, None, tmp_path / "x.db", replace=True)
     assert {path.name for path in tmp_path.glob("*.db*")} == {"x.db", *others}
 
 

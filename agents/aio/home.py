@@ -61,6 +61,6 @@ def call_if_there(method: weakref.WeakMethod[Callable[[], None]]) -> None:
 
 
 def wake(told: asyncio.Future[None]) -> None:
-    """Whoever waits for it, if anybody still does."""
+    """Wake whoever waits for this future, if anybody still does."""
     if not told.done():
         told.set_result(None)

@@ -156,7 +156,7 @@ class _HandedOn(Change[Any]):
 
 
 def _had(look: Callable[[], Any]) -> Any:
-    """What this brings, or the error that comes instead."""
+    """What `look` returns, or the SolewriterError that it raises, as a value: see `_entity_or_raise`."""
     try:
         return look()
     except SolewriterError as error:

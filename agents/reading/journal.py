@@ -32,8 +32,9 @@ TRIES = 10  # an engine trims behind a checkpoint, and to make one takes longer 
 
 
 def retry_when_trimmed(read: Callable[[], R]) -> R:
-    """What this returns once no engine that runs gives up the oldest part meanwhile. Raises Compacted where that
-    happens again and again; EngineUnavailable where it may not read, or cannot for want of descriptors.
+    """The result of `read`, which is called again where a running engine trimmed the oldest part meanwhile. Raises
+    Compacted where that happens again and again; EngineUnavailable where it may not read, or cannot for want of
+    descriptors.
     """
     try:
         with checking_descriptors():

@@ -78,7 +78,7 @@ def _past(reader: AnyReader, now: Held, revision: int) -> Past:
 
 @contextmanager
 def _telling_compacted(now: Held, revision: int) -> Iterator[None]:
-    """What says of the journal that it does not go back to a revision, or went meanwhile, says of all that it is so."""
+    """A Compacted that tells of the journal alone becomes one that tells of memory and journal together."""
     try:
         yield
     except Compacted as error:
@@ -87,7 +87,7 @@ def _telling_compacted(now: Held, revision: int) -> Iterator[None]:
 
 
 def compacted_everywhere(revision: int, now: Held, error: Compacted) -> Compacted:
-    """What says that a revision, or what comes next behind revision 0, is gone everywhere."""
+    """The error that says that a revision, or what comes next behind revision 0, is neither in memory nor journaled."""
     what = f"revision {revision} is" if revision else "what was earlier is"
     return Compacted(
         f"{what} not available any more: memory goes back to {now.root.whole}, and {error}",

@@ -25,7 +25,9 @@ class BlockLoader:
         self._pending = [self._pool.submit(put, one) for one in blocks]
 
     def finish(self) -> None:
-        """Until everything is there. Raises what the first one did that failed: JournalCorrupt, MemoryFull."""
+        """Wait until every block is where it belongs. Raises what the first block raised that failed: JournalCorrupt,
+        MemoryFull.
+        """
         for one in self._pending:
             one.result()
 

@@ -21,22 +21,22 @@ from solewriter.shared.system.files import errors_naming, files_named
 
 
 def journal_files(folder: Path) -> list[Path]:
-    """All of them, oldest first. Empty where durability is `memory`."""
+    """The journal files of a folder, the oldest first; none where durability is `memory`."""
     return files_named(folder, "journal-*.log")
 
 
 def journal_path(folder: Path, first: int) -> Path:
-    """Of the journal file that begins with this entry."""
+    """The path of the journal file that begins with the entry of this number."""
     return folder / f"journal-{first:020d}.log"
 
 
 def committed_path(folder: Path) -> Path:
-    """Of the note of the last entry that was durable."""
+    """The path of the file that notes the last entry that is known to be durable."""
     return folder / "committed"
 
 
 def first_of(path: Path) -> int:
-    """The number of the entry that a journal file begins with, by its name."""
+    """The number of the entry that a journal file begins with, by its name. Raises JournalCorrupt for another name."""
     number = path.stem.removeprefix("journal-")
     if not number.isdigit():
         raise JournalCorrupt(f"{path.name} is no name of a journal file", place=path.name)
@@ -44,7 +44,7 @@ def first_of(path: Path) -> int:
 
 
 def files_from(folder: Path, first: int) -> list[Path]:
-    """Those from the one that holds this entry on; all of them where none does."""
+    """The journal files from the one that holds this entry on, the oldest first; all of them where none holds it."""
     files = journal_files(folder)
     while len(files) > 1 and first_of(files[1]) <= first:
         del files[0]
@@ -52,13 +52,17 @@ def files_from(folder: Path, first: int) -> list[Path]:
 
 
 def state_id_of(path: Path) -> bytes:
-    """Which state a journal file is of."""
+    """The id of the state that a journal file is of, as its header has it. Raises FileNotFoundError, JournalCorrupt,
+    and LayoutMismatch for a newer format.
+    """
     with errors_naming(path), path.open("rb") as file:
         return entries.read_file_header(path, file.read(FILE_HEADER_BYTES)).state_id
 
 
 def state_id_in(folder: Path) -> bytes:
-    """Whose state a folder holds: that of the newest file, with which every start begins. Raises Compacted."""
+    """The id of the state that a folder holds: that of the newest file, with which every start begins. Raises Compacted
+    where no file is left, and else as `state_id_of`.
+    """
     try:
         return state_id_of(journal_files(folder)[-1])
     except (IndexError, FileNotFoundError):
@@ -75,7 +79,9 @@ def first_entry_of(path: Path) -> Entry | None:
 
 
 def named_checkpoints(folder: Path) -> Iterator[CheckpointName]:
-    """Those that the journal names, there or not, the newest first. A file that is trimmed meanwhile is passed over."""
+    """The checkpoints that the journal names, whether their files are there or not, the newest first. A journal file
+    that is trimmed meanwhile is passed over.
+    """
     return (whole.checkpoint for _, whole in _wholes(folder))
 
 
@@ -111,13 +117,14 @@ def noted_in(folder: Path) -> Tail | None:
 
 
 def newest_checkpoint(folder: Path) -> int:
-    """The entry behind which it was taken, named by the journal or not; 0 where there is none."""
+    """The entry behind which the newest checkpoint was taken, named by the journal or not; 0 where there is none."""
     return max(checkpoint_files(folder), default=0)
 
 
 def lives_behind(folder: Path, number: int) -> Iterator[Life]:
-    """Those that whole entries numbered above this one tell of, whatever lies between. Files that end before it are
-    not read: they may be history that the disk does not give back.
+    """The lives that whole entries numbered above this one tell of, whatever lies between. Files that end before it are
+    not read: they may be history that the disk does not give back. Raises Compacted for a file that is trimmed
+    meanwhile.
     """
     for path in files_from(folder, number + 1):
         for entry in entries.later_entries(content(path), FILE_HEADER_BYTES, number):
@@ -174,7 +181,9 @@ def _lives_in(path: Path) -> Iterator[tuple[Life, int]]:
 
 
 def content(path: Path) -> bytes:
-    """Of a file that has its name still; of the newer one where a start has just written it anew. Raises Compacted."""
+    """The bytes of a journal file; of the newer one, where a start has just written it anew under the same name. Raises
+    Compacted where it was trimmed meanwhile.
+    """
     try:
         while True:
             with errors_naming(path), path.open("rb") as file:
@@ -199,7 +208,9 @@ def oldest_entry(folder: Path) -> int:
 
 
 def open_checkpoint(folder: Path, entry: int) -> Checkpoint:
-    """The checkpoint behind an entry. Raises Compacted, JournalCorrupt."""
+    """The checkpoint behind an entry, to be closed by the caller. Raises Compacted where it was trimmed, and else as
+    `Checkpoint`.
+    """
     try:
         return Checkpoint(checkpoint_path(folder, entry))
     except FileNotFoundError:
@@ -207,7 +218,7 @@ def open_checkpoint(folder: Path, entry: int) -> Checkpoint:
 
 
 def own_checkpoint(folder: Path, entry: int) -> Checkpoint:
-    """The same. Raises JournalCorrupt also for one of another state, from a backup of another folder, say."""
+    """As `open_checkpoint`. Raises JournalCorrupt also for one of another state, of another folder's backup say."""
     found = open_checkpoint(folder, entry)
     try:
         if found.state_id != state_id_in(folder):
@@ -236,5 +247,7 @@ def checkpoint_to(folder: Path, revision: int) -> Checkpoint | None:
 
 
 def compacted(why: str) -> Compacted:
-    """What says of the journal that it does not go back so far, or not any more."""
+    """The error that says that the journal does not go back so far, or not any more. Whoever knows what memory still
+    holds corrects its `oldest`, which is 0 here.
+    """
     return Compacted(why, oldest=0)

@@ -111,12 +111,12 @@ class Directory(msgspec.Struct, frozen=True):
 
 
 def checkpoint_path(folder: Path, entry: int) -> Path:
-    """Of the checkpoint behind an entry."""
+    """The path of the checkpoint behind an entry."""
     return folder / f"checkpoint-{entry:020d}"
 
 
 def checkpoint_files(folder: Path) -> dict[int, Path]:
-    """All of them by the entries that they were taken behind, the oldest first."""
+    """The checkpoints of a folder by the entries that they were taken behind, the oldest first."""
     paths = files_named(folder, "checkpoint-*")
     return {entry: path for path in paths if (entry := entry_named(path.name)) is not None}
 
@@ -301,7 +301,7 @@ class Checkpoint:
             yield slot, body
 
     def placed_records(self) -> Iterator[tuple[int, int, bytes]]:
-        """(address, slot, body) of the same."""
+        """(address, slot, body) of every record, tombstones included. Raises JournalCorrupt."""
         for number, section in enumerate(self.directory.heap, 1):
             segment, at = self.bytes_of(section), START
             while at < section.size:

@@ -150,7 +150,7 @@ class Slots(msgspec.Struct, frozen=True, array_like=True):
         return cls(kind, array("I", slots).tobytes(), array("I", lengths).tobytes())
 
     def unpack(self, size: int) -> tuple[Sequence[int], Sequence[int]]:
-        """Slots and lengths, of bodies that take so many bytes; none where that is not so."""
+        """The slots and the lengths of the bodies; both empty where the bodies do not take `size` bytes together."""
         slots, lengths = memoryview(self.slots), memoryview(self.lengths)
         if len(slots) != len(lengths) or len(slots) % 4:
             return (), ()
@@ -231,7 +231,7 @@ class Entry(NamedTuple):
 
     @property
     def changes(self) -> PrivateChanges:
-        """The same without the outcomes, which are most of it."""
+        """`private` without the outcomes, which are most of it. Raises JournalCorrupt, likewise."""
         return self._decode_said(_decode_changes)
 
     @property

@@ -18,13 +18,15 @@ def aside_path(folder: Path, entry: int) -> Path:
 
 
 def aside_files(folder: Path) -> dict[int, Path]:
-    """All of them by the entries that they were taken behind."""
+    """The checkpoints of a folder that were set aside, by the entries that they were taken behind."""
     paths = files_named(folder, f"checkpoint-*{SUFFIX}")
     return {entry: path for path in paths if (entry := entry_named(path.stem)) is not None}
 
 
 def is_aside(folder: Path, entry: int) -> bool:
-    """Whether one was. Where a cut gave the number of its entry out again, there may be another one by now."""
+    """Whether the checkpoint behind an entry was set aside, and there is no other one by now: a cut may have given the
+    number of its entry out again.
+    """
     return not checkpoint_path(folder, entry).exists() and aside_path(folder, entry).exists()
 
 

@@ -41,7 +41,7 @@ def address_of(segment: int, offset: int) -> int:
 
 
 def padded(body_length: int) -> int:
-    """Bytes that a record takes."""
+    """The bytes that a record takes in the heap: prefix, body, and what aligns the next one."""
     return (PREFIX_BYTES + body_length + ALIGNMENT - 1) & -ALIGNMENT
 
 
@@ -111,7 +111,7 @@ class HeapWriter:
             self._make_room(needed)
 
     def reserve_last(self, bodies: int, records: int) -> None:
-        """The same, if need be of what is left of the memory."""
+        """As `reserve`, but if need be of what is spared for what makes room (see the class). Raises MemoryFull."""
         took_all, self.takes_all = self.takes_all, True
         try:
             self.reserve(bodies, records)
@@ -249,7 +249,7 @@ class HeapWriter:
 
     @property
     def spent(self) -> int:
-        """Of what was spared, where that is in use: bytes of its segment. Else 0."""
+        """The bytes of the segment that was spared, where it is in use by now; else 0."""
         return self._size if self._room < self._size else 0
 
     def _make_sparing(self, number: int, size: int) -> Segment:

@@ -96,7 +96,7 @@ class Pin:
         return self.place(kind, key)[0]
 
     def place(self, kind: int, key: str) -> tuple[int, int]:
-        """The same, and the slot of the key; (0, -1) if it had none, (address, -1) where its slot is not known."""
+        """As `find`, and the slot of the key; (0, -1) if there was none, (address, -1) where its slot is not known."""
         slots = self.slots(kind)
         if not slots:
             return _NOWHERE
@@ -148,7 +148,7 @@ class Pin:
         return address or self._own_addresses()[0].get((kind, slot), 0)
 
     def at_all(self, kind: int, slots: range) -> list[int]:
-        """The same of slots of one chunk."""
+        """As `at`, of many slots of one chunk, in their order."""
         if self._own is None:
             try:
                 found = list(map(self._visible, self.live_table(kind).heads(slots)))
@@ -220,8 +220,8 @@ class Pin:
         return self._visible_far(address)
 
     def _visible_far(self, begun: int) -> int:
-        """The same of what was changed often since. Where such a look ended is remembered: the next one, from a newer
-        record, comes by where it began.
+        """As `_visible`, of an entity that was changed often since. Where such a look ended is remembered: the next
+        one, from a newer record, comes by where this one began.
         """
         revision, live, known = self.root.revision, self._live, self._far
         address, steps, visible = begun, 0, None
@@ -363,7 +363,9 @@ class Pin:
         return found
 
     def content(self, address: int) -> record.Content:
-        """The same, its checksum verified."""
+        """The record at an address, its checksum verified. Raises JournalCorrupt for a damaged one, SnapshotExpired if
+        its memory was given back.
+        """
         try:
             found = record.unpack_content(self.segment(address >> 32).bytes, (address & OFFSET_MASK) + PREFIX_BYTES)
         except JournalCorrupt:

@@ -162,7 +162,7 @@ class RootWriter:
         words[_IN_DECIDE] = 1
 
     def end_deciding(self) -> None:
-        """Whatever ends the engine now, it is not that request."""
+        """The request that `begin_deciding` named is decided: whatever ends the engine from now on, it is not that."""
         self._words[_IN_DECIDE] = 0
 
     def succeed(self, how: int) -> None:

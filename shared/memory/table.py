@@ -163,7 +163,7 @@ class TableReader:
             return self.head(slot)
 
     def heads(self, slots: range) -> list[int]:
-        """Of slots of one chunk."""
+        """The heads of slots of one chunk, in their order."""
         chunk, first = slots[0] >> _SHIFT, slots[0] & _MASK
         if chunk not in self._heads:
             self._map(chunk)

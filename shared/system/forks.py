@@ -12,7 +12,7 @@ import os
 import threading
 
 forks_held_off = threading.RLock()
-"""`with forks_held_off:` around what takes no more than a moment"""
+"""`with forks_held_off:` around what takes no more than a moment: a fork in another thread waits until it ends"""
 
 
 def _go_on() -> None:

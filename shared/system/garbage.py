@@ -14,7 +14,9 @@ _off: set[object] = set()  # those who switched it off, and go on; each takes aw
 
 @contextmanager
 def gc_paused() -> Iterator[None]:
-    """No search while this lasts, unless another thread wants one; whoever had switched it off finds it off."""
+    """The cyclic garbage collector is off while this lasts. Another thread may switch it on meanwhile; where it was off
+    before, it stays off.
+    """
     collected, this = gc.isenabled(), object()
     try:
         if collected:

@@ -32,7 +32,7 @@ def runs(pid: int, start_time: int) -> bool:
 
 
 def pidfd_of(pid: int, start_time: int) -> int:
-    """Of exactly this process; -1 if it is not there any more. Raises OSError where nobody can tell."""
+    """A descriptor of exactly this process; -1 if it is not there any more. Raises OSError where nobody can tell."""
     if pid < 0:
         return -1
     pidfd = -1
