@@ -76,7 +76,7 @@ def _verdict(error: VersionConflict | InvalidTransition, mutation: Mutation) -> 
     if not isinstance(current, Entity):
         return Verdict.LOST
     mine = _wanted_fields(mutation, current)
-    if mine and all(_same(current, name, value) for name, value in mine.items()):
+    if mine and all(_is_same_value(current, name, value) for name, value in mine.items()):
         return Verdict.YOURS
     lifecycle = current.lifecycle
     if lifecycle is not None and not lifecycle.allowed(single(current.__dict__[lifecycle.field])):
@@ -105,7 +105,7 @@ def _wanted_fields(mutation: Mutation, current: Entity) -> Mapping[str, Any]:
     return {}
 
 
-def _same(current: Entity, name: str, value: Any) -> bool:
+def _is_same_value(current: Entity, name: str, value: Any) -> bool:
     try:
         held = current.__dict__[name]  # as an attribute, a deprecated field warns of what nobody did
         if {type(held), type(value)} == {int, float}:  # given one for the other, it becomes what the field is

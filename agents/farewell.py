@@ -41,7 +41,7 @@ def say_farewell(folder: StateFolder, session: AgentSession) -> None:
 
 
 def _leave_lanes_to_the_parent() -> None:
-    """In a forked child: hold none of them open."""
+    """In a forked child: keep none of the parent's lanes open."""
     for lane in list(_lanes):
         lane.close()
 

@@ -20,12 +20,12 @@ class Pace:
         self._looks = 0  # since nothing was in flight
 
     def begin(self, now_s: float) -> None:
-        """Something is in flight, after nothing was."""
+        """Note that from this time on something is in flight, after nothing was."""
         self._since_s = now_s
         self._looks = 0
 
     def note(self, replies: int, now_s: float) -> None:
-        """So many replies came at once."""
+        """Note that so many replies came at once, at this time."""
         self._replies = PACE_KEPT * self._replies + replies
         self._taken_s = PACE_KEPT * self._taken_s + now_s - self._since_s
         self._since_s = now_s

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
-from solewriter.agents.reading.journal import Files, bad, retry_when_trimmed
+from solewriter.agents.reading.journal import Files, raise_corrupt, retry_when_trimmed
 from solewriter.shared import record
 from solewriter.shared.errors import Compacted
 from solewriter.shared.journal.chain import named_checkpoints, open_checkpoint
@@ -73,20 +73,20 @@ class Replay:
         self._compare(checkpoint)
 
     def follow(self, entry: Entry, place: str) -> None:
-        """One more entry. Raises JournalCorrupt."""
+        """Check the next entry of the journal, and take its records. Raises JournalCorrupt, naming `place`."""
         self._entries += 1
         open_request = False
         for body in entry.records():
             if not record.is_whole(body):
-                bad("a record fails its checksum", place)
+                raise_corrupt("a record fails its checksum", place)
             found = record.unpack(body)
             first, last = bool(found.flags & record.Flags.FIRST), bool(found.flags & record.Flags.LAST)
             if first is open_request or found.revision != self._revision + first:
-                bad(f"a record of revision {found.revision} follows one of {self._revision}", place)
+                raise_corrupt(f"a record of revision {found.revision} follows one of {self._revision}", place)
             self._revision, open_request = found.revision, not last
             self._follow_key(found, body, place)
         if open_request or entry.revision != self._revision:
-            bad(f"the entry says revision {entry.revision}, its records end with {self._revision}", place)
+            raise_corrupt(f"the entry says revision {entry.revision}, its records end with {self._revision}", place)
         self._check_private(entry, place)
         if entry.number in self._checkpoints:
             with open_checkpoint(self._folder, entry.number) as checkpoint:
@@ -100,36 +100,36 @@ class Replay:
         gone = before is None or record.deleted_at(before, 0)
         least = record.version_at(before, 0) + 1 if before is not None else 1
         if found.version < least or (found.version > least and not gone):  # what is gone may have been forgotten
-            bad(f"version {found.version} of {found.key!r} follows {least - 1}", place)
+            raise_corrupt(f"version {found.version} of {found.key!r} follows {least - 1}", place)
         if found.deleted and gone:
-            bad(f"{found.key!r} is deleted, and was not there", place)
+            raise_corrupt(f"{found.key!r} is deleted, and was not there", place)
         self._newest[key] = body
 
     def _check_private(self, entry: Entry, place: str) -> None:
         whole = entry.private.whole
         if whole is not None and whole.checkpoint.entry >= entry.number:
-            bad(f"entry {entry.number} names a checkpoint of later", place)
+            raise_corrupt(f"entry {entry.number} names a checkpoint of later", place)
         if whole is not None and whole.checkpoint.entry in self._checkpoints:
             with open_checkpoint(self._folder, whole.checkpoint.entry) as checkpoint:
                 if checkpoint.name != whole.checkpoint:
                     name = checkpoint.path.name
-                    bad(f"{name} is not the one that entry {entry.number} names", f"{name}:0")
+                    raise_corrupt(f"{name} is not the one that entry {entry.number} names", f"{name}:0")
 
     def _compare(self, checkpoint: Checkpoint) -> None:
         name = checkpoint.path.name
         check_places(checkpoint)
         if checkpoint.directory.revision != self._revision:
-            bad(f"{name} is of revision {checkpoint.directory.revision}, not {self._revision}", f"{name}:0")
+            raise_corrupt(f"{name} is of revision {checkpoint.directory.revision}, not {self._revision}", f"{name}:0")
         if checkpoint.directory.digest != self._digest():
-            bad(f"{name} holds another state than the journal tells", f"{name}:0")
+            raise_corrupt(f"{name} holds another state than the journal tells", f"{name}:0")
         self._compared += 1
 
     def _digest(self) -> bytes:
         digest = DigestOfState()
-        digest.add_all(self._alive())
+        digest.add_all(self._live_bodies())
         return digest.digest()
 
-    def _alive(self) -> Iterator[bytes]:
+    def _live_bodies(self) -> Iterator[bytes]:
         return (body for body in self._newest.values() if not record.deleted_at(body, 0))
 
     def _check_beginning(self) -> None:
@@ -143,11 +143,14 @@ class Replay:
         ):
             raise Compacted("checkpoints were made meanwhile", oldest=0)
         name = checkpoint_path(self._folder, newest.entry).name
-        bad(f"{name} is missing, and a start begins with it", f"{name}:0")
+        raise_corrupt(f"{name} is missing, and a start begins with it", f"{name}:0")
 
     def finish(self, torn_bytes: int, drops: tuple[int, int] | None = None) -> Verified:
+        """What was found, behind the last entry. Raises JournalCorrupt where the checkpoint is missing that a start
+        needs.
+        """
         self._check_beginning()
-        entities = sum(1 for _ in self._alive())
+        entities = sum(1 for _ in self._live_bodies())
         return Verified(
             self._first_revision, self._revision, self._entries, self._records, entities, self._compared, torn_bytes,
             self._digest().hex(), drops,
@@ -163,9 +166,9 @@ def check_places(checkpoint: Checkpoint) -> None:
     for address, slot, body in checkpoint.placed_records():
         kind, key = record.kind_at(body, 0), record.key_at(body, 0).decode()
         if kind >= len(tables) or slot >= len(keys[kind]) or keys[kind][slot] != key or heads[kind][slot] != address:
-            bad(f"{name} does not find {key!r} where it lies", f"{name}:0")
+            raise_corrupt(f"{name} does not find {key!r} where it lies", f"{name}:0")
         found[kind] += 1
         alive[kind] += not record.deleted_at(body, 0)
     said = [sum(1 for head in one if head) for one in heads]
     if found != said or alive != [table.alive for table in tables]:
-        bad(f"{name} has other entities than it says", f"{name}:0")
+        raise_corrupt(f"{name} has other entities than it says", f"{name}:0")

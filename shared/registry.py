@@ -17,7 +17,7 @@ E = TypeVar("E", bound=Entity)
 
 @cache
 def _shipped() -> tuple[Kind, ...]:
-    """Those that every process knows, made once: their JSON schemas take 3 ms, which each reader would pay."""
+    """The kinds that every process knows, made once: their JSON schemas take 3 ms, which each reader would pay."""
     return Kind(Task), Kind(Project)
 
 

@@ -41,7 +41,9 @@ class Home:
         raise EngineUnavailable(f"this {self._what} belongs to {whose}: {self._opener}() again in {where}", final=True)
 
     def let_go(self, lane: Lane) -> None:
-        """Of a client that is no more: out of the loop, then closed. From any thread, whether the loop runs or not."""
+        """Close the lane of a client that nobody has any more, once the loop does not poll it. May be called from any
+        thread, whether the loop runs or not.
+        """
         try:
             self.loop.call_soon_threadsafe(self._leave, lane)
         except RuntimeError:  # it is closed
@@ -54,7 +56,9 @@ class Home:
 
 
 def call_if_there(method: weakref.WeakMethod[Callable[[], None]]) -> None:
-    """For a loop, which would keep whatever it calls: what is forgotten is not kept by it."""
+    """Call a method, if its object is still there. A loop keeps whatever it is to call: so it keeps no client that was
+    forgotten.
+    """
     call = method()
     if call is not None:
         call()

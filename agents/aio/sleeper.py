@@ -100,7 +100,7 @@ class Sleeper:
             return None
 
     def _due(self, root: RootReader) -> list[Waiter]:
-        """Those whose wait is over. They are looked for under the lock only when somebody's is."""
+        """The waiters whose wait is over. The lock is taken only where there may be any."""
         try:
             newest, last = root.current().revision, root.successor > 0
         except LayoutMismatch:
@@ -117,14 +117,16 @@ class Sleeper:
         return over
 
     def _ask(self, root: RootReader) -> bool:
-        """For a look at who is left there, one at a time: a loop that stands still collects none. As `_tell`."""
+        """Have the loop call `_look_on`, unless it has not done so since it was asked last: a loop that stands still
+        collects no more of these calls. Returns what `_tell` does.
+        """
         if self._asked and not self._loop.is_closed():
             return True
         self._asked = True
         return self._tell(partial(self._look_on, root))
 
     def _tell(self, call: Callable[[], None]) -> bool:
-        """Called on the loop; False, and the thread is over, if that was closed without those who wait."""
+        """Have the loop call this. False where it is closed, with waiters left: then the thread ends."""
         try:
             self._loop.call_soon_threadsafe(call)
         except RuntimeError:

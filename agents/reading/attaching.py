@@ -72,14 +72,18 @@ class Attaching(AnyReader):
         return self._attach()
 
     def _attach(self) -> View:
-        """Map the memory that `engine.json` names; while it is being handed over, look again."""
+        """Map the memory that `engine.json` names, and look again while it is being handed over. Raises
+        EngineUnavailable where that takes longer than `connect_timeout_s`.
+        """
         deadline = time.monotonic() + self._limits.connect_timeout_s
         while (view := self.try_attach(last=time.monotonic() > deadline)) is None:
             time.sleep(ATTACH_RETRY_S)
         return view
 
     def try_attach(self, *, last: bool) -> View | None:
-        """The newest memory, or None while it is being handed over; the `last` look raises EngineUnavailable."""
+        """Map the newest memory. None while it is being handed over from one engine to the next: then the caller looks
+        again, or, if this is the `last` look, EngineUnavailable is raised.
+        """
         known = self._view
         try:
             where = self.folder.whereabouts()

@@ -67,7 +67,7 @@ class Files:
         try:
             self.begin = begin or oldest_entry(folder)  # the entry behind which the state can be told
         except Compacted as error:
-            bad(f"no checkpoint is there from which the journal goes on: {error}", str(folder))
+            raise_corrupt(f"no checkpoint is there from which the journal goes on: {error}", str(folder))
         self._paths = files_from(folder, begin + 1) if begin else journal_files(folder)
         if first_of(self._paths[0]) > self.begin + 1:
             raise Compacted(f"the journal begins with {self._paths[0].name}", oldest=0)
@@ -104,7 +104,7 @@ class Files:
         """What a start may explain by a power cut is not bad."""
         if self._last.may_be_cut():
             raise _Cut
-        bad(what, place)
+        raise_corrupt(what, place)
 
     def _highest(self) -> int:
         """The last entry that there was, as far as can be seen."""
@@ -136,5 +136,5 @@ class Files:
         self.torn_bytes = entries.length_at(buffer, walk.at) if entries.unpack(buffer, walk.at) is None else 0
 
 
-def bad(what: str, place: str) -> NoReturn:
+def raise_corrupt(what: str, place: str) -> NoReturn:
     raise JournalCorrupt(what, place=place)

@@ -177,7 +177,7 @@ class Past:
         return address - 1 & 0xFFFFFFFF
 
     def previous(self, address: int) -> NoReturn:
-        """What was before is not kept."""
+        """Raises FileNotFoundError: what was before is not kept."""
         raise FileNotFoundError
 
     def key_at(self, address: int) -> str:
@@ -193,7 +193,7 @@ class Past:
         return record.unpack(self._body(address))
 
     def table(self, kind: int) -> NoReturn:
-        """There are no columns: whoever scans looks everything up singly."""
+        """Raises FileNotFoundError, for there are no columns: whoever scans looks everything up singly."""
         raise FileNotFoundError
 
     def live_table(self, kind: int) -> TableReader:
@@ -207,7 +207,7 @@ class Past:
 
 
 def _bodies_in(entries: Iterable[Entry]) -> Iterator[tuple[bytes, int | None]]:
-    """Each record, with the used slot that it took if its key was new."""
+    """(body, slot) of each record; the slot is a used one that its new key took, None where it took none."""
     for entry in entries:
         slots = entry.changes.slots
         for position, body in enumerate(entry.records()):

@@ -113,7 +113,7 @@ def _reasons(snap: Snapshot, task: Task, now: datetime.datetime, budgets: dict[s
 
 def _dependencies(snap: Snapshot, task: Task) -> Iterator[Reason]:
     for one in task.dependencies:
-        is_read, values = _stored(snap, type(task), one)
+        is_read, values = _task_fields(snap, type(task), one)
         state = Dependency.UNKNOWN if values is None else state_of(values)
         if is_met(state, task.on_dependency_failure):
             continue
@@ -125,7 +125,7 @@ def _dependencies(snap: Snapshot, task: Task) -> Iterator[Reason]:
         yield Reason(Obstacle.DEPENDENCY, f"it depends on {one}, which {told}{more}", data)
 
 
-def _stored(snap: Snapshot, kind: type[Task], id: str) -> tuple[bool, Callable[[str], Any] | None]:
+def _task_fields(snap: Snapshot, kind: type[Task], id: str) -> tuple[bool, Callable[[str], Any] | None]:
     """Whether its class can read a task, and its fields, as they are stored where it cannot; None if there is none."""
     try:
         found = snap.get(kind, id)
@@ -162,7 +162,7 @@ def budget_of(snap: Snapshot, project: Project | str, *kinds: type[Task] | str) 
 
 
 def _sum(costs: list[float]) -> float:
-    """Exact; without an end, where it is more than a float can say."""
+    """The exact sum; infinite where it is more than a float can hold."""
     try:
         return math.fsum(costs)
     except OverflowError:
@@ -170,7 +170,7 @@ def _sum(costs: list[float]) -> float:
 
 
 def _kinds_of_tasks(snap: Snapshot) -> Iterator[type[Task] | str]:
-    """Those whose classes are known here, and by name those that look like tasks."""
+    """The kinds of tasks: their classes where these are known here, else the names of those that look like tasks."""
     catalog = snap.pin.catalog
     for code, model in enumerate(map(snap.model_of, catalog.kinds)):
         if _are_tasks(model, catalog, code):
@@ -184,12 +184,12 @@ def _are_tasks(model: type[Entity] | str, catalog: Catalog, code: int) -> TypeGu
 
 def _costs(snap: Snapshot, kind: type[Task] | str, project: str) -> list[float]:
     try:
-        return [*_costs_read(snap, kind, project)]
+        return [*_read_costs(snap, kind, project)]
     except SchemaMismatch:  # of one that its class cannot read counts what is stored, as the engine counts it
-        return [*_costs_read(snap, name_of(kind), project)]
+        return [*_read_costs(snap, name_of(kind), project)]
 
 
-def _costs_read(snap: Snapshot, kind: type[Task] | str, project: str) -> Iterator[float]:
+def _read_costs(snap: Snapshot, kind: type[Task] | str, project: str) -> Iterator[float]:
     try:
         found: Iterable[Any] = snap.scan(kind, where={"project": project})
     except InvalidQuery:  # it declares other columns
@@ -239,13 +239,13 @@ def is_anything_left(snap: Snapshot, kind: type[Task], where: Where) -> bool:
         return True
     if not any(counts.get(status) for status in CLAIMABLE):
         return False
-    waiting = _readable(snap, kind, {"status": _states_of(snap, kind, CLAIMABLE), **where})
+    waiting = _readable_tasks(snap, kind, {"status": _states_of(snap, kind, CLAIMABLE), **where})
     keeps, budgets, now = {Obstacle.NOT_YET}, dict[str, Budget](), datetime.datetime.now(datetime.UTC)
     return any(all(reason.obstacle in keeps for reason in _reasons(snap, task, now, budgets)) for task in waiting)
 
 
 def _states_of(snap: Snapshot, kind: type[Task] | str, states: Iterable[str]) -> list[str]:
-    """Those of these that the class of a kind has: it may have fewer than `Task`."""
+    """The ones of these states that the class of a kind has: it may have fewer than `Task`."""
     catalog = snap.pin.catalog
     code = catalog.kind_code(name_of(kind))
     if code is not None and _are_tasks(kind, catalog, code):
@@ -255,9 +255,9 @@ def _states_of(snap: Snapshot, kind: type[Task] | str, states: Iterable[str]) ->
     return [*states]
 
 
-def _readable(snap: Snapshot, kind: type[T], where: Where) -> Iterator[T]:
-    """Those that match, but for what their class cannot read, which no claim takes. Those that rest behind an attempt
-    come first, and few at first: one is enough for most who ask, again and again.
+def _readable_tasks(snap: Snapshot, kind: type[T], where: Where) -> Iterator[T]:
+    """The tasks that match, but for those that their class cannot read, which no claim takes. Those that rest behind an
+    attempt come first, and few are read at first: one is enough for most who ask, again and again.
     """
     size, last = READY_PAGE, None
     try:

@@ -77,7 +77,7 @@ class Scanner:
         return _merge(same, self._look_up_singly(changed.tolist(), demands, places), places)
 
     def _pass(self, demands: Sequence[Condition], places: Sequence[int]) -> Rows:
-        """As the columns are now, whatever revision that is."""
+        """The rows that match by the columns as they are now, whatever revision that is."""
         table = self.pin.table(self.kind)
         slots: list[Slots] = []
         cells: dict[int, list[Values]] = {place: [] for place in places}

@@ -101,8 +101,8 @@ class Kind:
 
     @property
     def plain_fields(self) -> frozenset[str]:
-        """Those that can be changed by themselves, and whose validation runs nobody's code; of tasks, none that decides
-        what they wait for.
+        """The fields that can be changed by themselves, and whose validation runs nobody's code; of tasks, none that
+        decides what they wait for.
         """
         found = self._plain_fields
         if found is None:

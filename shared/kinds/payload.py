@@ -65,7 +65,7 @@ _MINUS_ZERO: Final = encode(-0.0)
 
 
 def encode_asked(value: Any) -> bytes:
-    """The same for who compares: -0.0 is equal to 0.0, and so is what holds them."""
+    """As `encode`, for who compares bytes: -0.0 becomes 0.0, also inside of others, for the two are equal."""
     written = encode(value)
     return encode(_without_minus_zero(decode(written))) if _MINUS_ZERO in written else written
 

@@ -148,7 +148,7 @@ class IndexWriter(Generic[W]):
         self._unname(oldest, 0)  # its last region went while it was the newest
 
     def _make_room(self, number: int, count: int) -> None:
-        """For so many more keys in one region."""
+        """Make room for so many more keys in one region."""
         word, filled = self._words[number], self._counts[number] + count
         entries = 1 << (word & 0xFF)
         if not word or filled * 3 > 2 * entries:
@@ -206,7 +206,7 @@ class IndexWriter(Generic[W]):
 
 
 def _put(words: memoryview[int], base: int, mask: int, entry: int) -> None:
-    """In the first empty place of its region from its own on."""
+    """Store an entry in the first empty place of its region, from its own place on."""
     place = entry >> 40 & mask
     while words[base + place]:
         place = place + 1 & mask
@@ -214,7 +214,7 @@ def _put(words: memoryview[int], base: int, mask: int, entry: int) -> None:
 
 
 def _put_all(region: memoryview[int], entries: Iterable[int]) -> None:
-    """The same of many, without a call for each."""
+    """As `_put`, of many entries, without a call for each."""
     mask = len(region) - 1
     for entry in entries:
         place = entry >> 40 & mask

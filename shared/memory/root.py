@@ -80,7 +80,7 @@ class Root(NamedTuple):
 
 
 def root_of_files(revision: int, entry: int, oldest: int, kinds: tuple[tuple[int, int], ...]) -> Root:
-    """In place of a root, of a state that was read from its folder: no memory is behind it."""
+    """A root for a state that was read from its folder: no memory is behind it."""
     return Root(
         number=0, revision=revision, entry=entry, oldest=oldest, whole=oldest, tail=0, first_segment=0, last_segment=0,
         catalog=0, log_first=0, log_points=0, kinds=kinds,
@@ -254,7 +254,7 @@ class RootReader:
 
     @property
     def died_deciding(self) -> tuple[int, int] | None:
-        """The same of an engine that is dead, if it was just being decided."""
+        """Of an engine that is dead: (session, sequence) of the request in which it died; None if it was at none."""
         return self.deciding if self.words[_IN_DECIDE] else None
 
     def current(self) -> Root:

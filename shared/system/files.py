@@ -25,8 +25,8 @@ def sync_folder(folder: Path) -> None:
 
 
 def files_named(folder: Path, pattern: str) -> list[Path]:
-    """Those of a folder with such names, in the order of these; none where there is no folder. Raises OSError where it
-    cannot be looked into: `Path.glob` says nothing then, and finds none.
+    """The files of a folder whose names match the pattern, in the order of their names; none where there is no folder.
+    Raises OSError where it cannot be looked into: `Path.glob` says nothing then, and finds none.
     """
     try:
         names = os.listdir(folder)

@@ -30,7 +30,7 @@ def gc_paused() -> Iterator[None]:
 
 
 def _go_on() -> None:
-    """In a child: the thread that would have gone on with the search is not there."""
+    """In a forked child: the thread that would have switched the collector on again is not there."""
     if _off:
         gc.enable()
         _off.clear()
