@@ -22,7 +22,7 @@ from solewriter.shared.errors import (
     Unavailable,
     from_wire,
 )
-from solewriter.shared.mutations import Applied, Claim, Create, Mutation, NotApplied, Put, Reply, Result, left_by
+from solewriter.shared.mutations import Applied, Claim, Create, Mutation, NotApplied, Put, Reply, Result, entity_left_by
 from solewriter.shared.registry import Registry
 from solewriter.shared.wire import Status
 from solewriter.shared.wireform import WHOLE, PlainRequest
@@ -182,7 +182,7 @@ def entity_of(reply: Reply, model: type[E]) -> E:
     """
     reply.check()
     try:
-        left: E = left_by(reply, 0, model)
+        left: E = entity_left_by(reply, 0, model)
         return left
     except SolewriterError as error:
         raise _unreadable(reply, error) from error
@@ -197,7 +197,7 @@ def entities_of(reply: Reply, model: type[E]) -> list[E]:
     """The entities that a request left which may have changed several."""
     reply.check()
     try:
-        return [left_by(reply, place, model) for place in range(len(reply.results))]
+        return [entity_left_by(reply, place, model) for place in range(len(reply.results))]
     except SolewriterError as error:
         raise _unreadable(reply, error) from error
 

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeVar, overload
 
 from solewriter.agents.deadline import check_patience
 from solewriter.agents.reading.anyreader import check_revision, not_published, not_so, not_so_many, plain_answer
-from solewriter.agents.reading.attaching import Attaching
+from solewriter.agents.reading.attaching import AttachingReader
 from solewriter.agents.snapshot import Plain, Snapshot
 from solewriter.shared.config import DEFAULT_LIMITS, Limits
 from solewriter.shared.entity import Entity
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 E = TypeVar("E", bound=Entity)
 
 
-class Reader(Attaching):
+class Reader(AttachingReader):
     """Reads one state folder. May be shared by threads; survives restarts of the engine. Made by `open_reader`."""
 
     def __init__(

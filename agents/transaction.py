@@ -14,7 +14,7 @@ import msgspec
 from solewriter.agents.deadline import check_times
 from solewriter.shared.entity import Entity, Ref, model_of
 from solewriter.shared.errors import SolewriterError
-from solewriter.shared.fieldform import together
+from solewriter.shared.fieldform import merge_given
 from solewriter.shared.mutations import (
     FROM_TARGET,
     Alter,
@@ -37,7 +37,7 @@ from solewriter.shared.mutations import (
     Transition,
     Unchanged,
     Update,
-    left_by,
+    entity_left_by,
 )
 from solewriter.shared.operations import Operation
 from solewriter.shared.where import Where
@@ -48,7 +48,7 @@ if TYPE_CHECKING:
 E = TypeVar("E", bound=Entity)
 
 
-class Gathering:
+class AnyTransaction:
     """Mutations and guards that go as one request, and what it left. `check` raises for a mutation that cannot go,
     `reason` is that of those which have none; the others are options of the client's `submit`.
     """
@@ -94,7 +94,7 @@ class Gathering:
         reason: str = "",
         **fields: Any,
     ) -> None:
-        self._add(Update(target, together(changes, fields), expect, reason))
+        self._add(Update(target, merge_given(changes, fields), expect, reason))
 
     def transition(
         self,
@@ -107,7 +107,7 @@ class Gathering:
         reason: str = "",
         **fields: Any,
     ) -> None:
-        self._add(Transition(target, to, together(changes, fields), expect, reason))
+        self._add(Transition(target, to, merge_given(changes, fields), expect, reason))
 
     def alter(
         self,
@@ -119,7 +119,7 @@ class Gathering:
         **more: Operation,
     ) -> None:
         """Operations on fields, whatever they hold by then."""
-        self._add(Alter(target, together(operations, more), reason=reason))
+        self._add(Alter(target, merge_given(operations, more), reason=reason))
 
     def cancel(self, target: Target, *, expect: int | None = None, tree: bool = False, reason: str = "") -> None:
         self._add(Cancel(target, expect, reason, tree))
@@ -128,7 +128,7 @@ class Gathering:
         self, task: Target, changes: Mapping[str, Any] | None = None, /, *, reason: str = "", **fields: Any
     ) -> None:
         """Hand a claimed task in, together with the rest."""
-        self._add(Complete(task, together(changes, fields), reason))
+        self._add(Complete(task, merge_given(changes, fields), reason))
 
     def fail(
         self,
@@ -140,7 +140,7 @@ class Gathering:
         reason: str = "",
         **fields: Any,
     ) -> None:
-        self._add(Fail(task, together(changes, fields), final, reason))
+        self._add(Fail(task, merge_given(changes, fields), final, reason))
 
     def release(self, task: Target, *, reason: str = "") -> None:
         self._add(Release(task, reason))
@@ -228,12 +228,12 @@ class Gathering:
         model = model_of(target)
         name = model.kind_name
         if (place := self._left.get((name, target.id))) is not None:
-            left: E = left_by(reply, place, model)
+            left: E = entity_left_by(reply, place, model)
             return left
         raise KeyError(f"this transaction's verbs left no {name} {target.id!r}")
 
 
-class Transaction(Gathering):
+class Transaction(AnyTransaction):
     """All of it at one revision, or nothing. Bad input raises at its verb, a refusal when the `with` ends."""
 
     def __init__(

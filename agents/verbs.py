@@ -17,7 +17,7 @@ from solewriter.agents.requesting import Requests
 from solewriter.shared.config import GIVE_BACK_S, MESSAGE_MAX, WORK_PATIENCE_S
 from solewriter.shared.entity import Entity, Ref, model_of
 from solewriter.shared.errors import OutcomeUnknown, Refused, SolewriterError, Unavailable, clean, safe_repr
-from solewriter.shared.fieldform import together
+from solewriter.shared.fieldform import merge_given
 from solewriter.shared.models import Task
 from solewriter.shared.mutations import (
     Alter,
@@ -59,7 +59,7 @@ class Verbs(Requests):
         nobody is overtaken. With `where`, only if its fields are like that. Raises InvalidMutation for what cannot be
         done with a field; GuardFailed.
         """
-        mutation, guards = conditional(Alter(target, together(operations, more), reason=reason), where)
+        mutation, guards = conditional(Alter(target, merge_given(operations, more), reason=reason), where)
         return self._submit_one(mutation, model_of(target), request_id, timeout_s, deadline_s, guards)
 
     # --- claiming ----------------------------------------------------------------------------------------------------
@@ -150,7 +150,7 @@ class Verbs(Requests):
         **fields: Any,
     ) -> T:
         """The work is done: through review to completed, `result=` and other fields with it. Raises Fenced."""
-        mutation = Complete(task, together(changes, fields), reason)
+        mutation = Complete(task, merge_given(changes, fields), reason)
         return self._submit_one(mutation, model_of(task), request_id, timeout_s)
 
     def fail(
@@ -168,7 +168,7 @@ class Verbs(Requests):
         """This attempt failed. While attempts are left it is ready again after a rest, or from `not_before=` on; with
         `final`, it is a dead letter. Raises Fenced.
         """
-        mutation = Fail(task, together(changes, fields), final, reason)
+        mutation = Fail(task, merge_given(changes, fields), final, reason)
         return self._submit_one(mutation, model_of(task), request_id, timeout_s)
 
     def release(

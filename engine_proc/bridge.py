@@ -160,7 +160,7 @@ class LaneEnd:
                 budget = wirecheck.check_request(request, budget, limits)
             except Refused as error:
                 if not wirecheck.is_outcome_query(request):
-                    budget -= wirecheck.parts(request, budget)  # which may have been looked at before
+                    budget -= wirecheck.count_parts(request, budget)  # which may have been looked at before
                     requests.append((self, number, error))
                     continue
             requests.append((self, number, request))

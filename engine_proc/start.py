@@ -36,7 +36,7 @@ from solewriter.shared.config import BACKLOG, MEMORY_VERSION, Limits
 from solewriter.shared.errors import EngineUnavailable, MemoryFull, SolewriterError
 from solewriter.shared.folder import StateFolder, Whereabouts
 from solewriter.shared.journal import life as lives
-from solewriter.shared.journal.chain import journal_files, noted_in, state_id_of
+from solewriter.shared.journal.chain import journal_files, last_committed_in, state_id_of
 from solewriter.shared.journal.entry import Life, Private
 from solewriter.shared.registry import Registry
 from solewriter.shared.system.processes import start_time_of
@@ -137,7 +137,7 @@ class Start:
     def _open_journal(self) -> Journal:
         files, memory = journal_files(self.folder.path), self.orders.durability == "memory"
         if not files:
-            check_empty(self.folder.path, noted_in(self.folder.path), ran=self.orders.again and not memory)
+            check_empty(self.folder.path, last_committed_in(self.folder.path), ran=self.orders.again and not memory)
         if memory:
             if files:
                 raise EngineUnavailable(

@@ -120,7 +120,7 @@ class State:
         if schema != kind.schema.code and not deleted and kind.kind is not None:
             if not anew:
                 return None
-            payload, block = self.migration.content(kind.kind, record.content(buffer, start))
+            payload, block = self.migration.content(kind.kind, record.content_at(buffer, start))
         return Stored(slot, version, address, padded(length), not deleted, payload, block)
 
     def find_safely(self, kind: KindState, key: str) -> Stored | None:

@@ -16,7 +16,7 @@ from solewriter.shared.kinds.validation import no_changes
 from solewriter.shared.wirecheck import SCALARS
 
 
-def together(given: Any, fields: dict[str, Any]) -> dict[str, Any]:
+def merge_given(given: Any, fields: dict[str, Any]) -> dict[str, Any]:
     """What a verb was given as a mapping and by keyword, which is its own. Raises TypeError for no mapping."""
     if given is None:
         return fields

@@ -310,7 +310,7 @@ class Reply:
         return f"<Reply {self.request_id}: {outcome}>"
 
 
-def left_by(reply: Reply, place: int, model: Any) -> Any:
+def entity_left_by(reply: Reply, place: int, model: Any) -> Any:
     """One of its entities, as this class of its kind reads it: a process may have several, and they are of the last."""
     known = reply._entities[place] if reply._entities is not None else None
     return known if isinstance(known, model) else reply._decode(reply.results[place], model)

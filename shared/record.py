@@ -188,12 +188,12 @@ def unpack_content(buffer: Buffer, start: int) -> Content:
     if not is_whole(buffer, start):
         raise JournalCorrupt(f"a record at offset {start} fails its checksum", place=f"offset {start}")
     try:
-        return content(buffer, start)
+        return content_at(buffer, start)
     except UnicodeDecodeError:
         raise _no_text(start) from None
 
 
-def content(buffer: Buffer, start: int) -> Content:
+def content_at(buffer: Buffer, start: int) -> Content:
     """The content of a body that is known to be whole: its crc is not looked at."""
     length, kind, schema, flags, key_length, revision, version, time_us, payload_length = _CONTENT.unpack_from(
         buffer, start

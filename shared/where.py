@@ -41,7 +41,7 @@ class Range(msgspec.Struct, frozen=True, kw_only=True):
     lt: Any = None
 
 
-def asked_of(where: Where) -> Iterable[tuple[str, Any]]:
+def conditions_of(where: Where) -> Iterable[tuple[str, Any]]:
     """What is asked of each name. Raises TypeError for what is no mapping."""
     if not isinstance(where, Mapping):
         raise TypeError(f"where is a mapping from names of fields to what they shall hold, not {safe_repr(where)}")
@@ -52,7 +52,8 @@ def copied_where(where: Where | None) -> Where:
     """A copy of the conditions as they are now, for who asks them later: their caller may change what he gave
     meanwhile. Empty for None. Raises TypeError for what is no mapping.
     """
-    return {name: tuple(wanted) if isinstance(wanted, list | set) else wanted for name, wanted in asked_of(where or {})}
+    asked = conditions_of(where or {})
+    return {name: tuple(wanted) if isinstance(wanted, list | set) else wanted for name, wanted in asked}
 
 
 def plain_where(kind: Kind, where: Where) -> PlainWhere:
@@ -60,7 +61,7 @@ def plain_where(kind: Kind, where: Where) -> PlainWhere:
     what is no mapping.
     """
     found: PlainWhere = {}
-    for name, wanted in asked_of(where):
+    for name, wanted in conditions_of(where):
         if isinstance(wanted, Range):
             found[name] = (RANGE, [_plain(kind, name, one) for one in (wanted.ge, wanted.gt, wanted.le, wanted.lt)])
         else:
@@ -77,7 +78,7 @@ def typed_where(kind: Kind, where: Where) -> Where:
     `plain_where` does.
     """
     found: dict[str, Any] = {}
-    for name, wanted in asked_of(where):
+    for name, wanted in conditions_of(where):
         held = partial(_typed, kind, name)
         if isinstance(wanted, Range):
             found[name] = Range(ge=held(wanted.ge), gt=held(wanted.gt), le=held(wanted.le), lt=held(wanted.lt))

@@ -63,7 +63,7 @@ def check_request(request: Any, budget: int, limits: Limits) -> int:
     return budget
 
 
-def parts(request: Any, most: int) -> int:
+def count_parts(request: Any, most: int) -> int:
     """How many parts a request has that was refused, counted up to `most`. It may be of any shape."""
     waiting, count = [request], 1
     while waiting and count < most:

@@ -17,7 +17,7 @@ from solewriter.agents.snapshot import Plain
 from solewriter.shared.config import DEFAULT_LIMITS, Limits
 from solewriter.shared.entity import Entity, Ref, model_of
 from solewriter.shared.errors import VersionConflict
-from solewriter.shared.fieldform import together
+from solewriter.shared.fieldform import merge_given
 from solewriter.shared.mutations import FROM_TARGET, Cancel, Create, Delete, Expect, Put, Transition, Update
 from solewriter.shared.where import Where
 
@@ -85,7 +85,7 @@ class AioClient(AioVerbs):
         In place of the version, `where` compares the fields that it names, and raises GuardFailed; `merge` those that
         are changed, with what `target` has, so that changes of other fields by others stay.
         """
-        mutation, guards = conditional(Update(target, together(changes, fields), expect, reason), where, merge)
+        mutation, guards = conditional(Update(target, merge_given(changes, fields), expect, reason), where, merge)
         return await self._submit_one(mutation, model_of(target), request_id, timeout_s, deadline_s, guards)
 
     async def transition(
@@ -107,7 +107,7 @@ class AioClient(AioVerbs):
         """Move along the lifecycle, changing other fields with the step. `where` and `merge` as in `update`. Raises
         InvalidTransition, VersionConflict.
         """
-        step = Transition(target, to, together(changes, fields), expect, reason)
+        step = Transition(target, to, merge_given(changes, fields), expect, reason)
         mutation, guards = conditional(step, where, merge)
         return await self._submit_one(mutation, model_of(target), request_id, timeout_s, deadline_s, guards)
 

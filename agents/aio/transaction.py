@@ -5,13 +5,13 @@ from __future__ import annotations
 from types import TracebackType
 from typing import TYPE_CHECKING, Self
 
-from solewriter.agents.transaction import Gathering
+from solewriter.agents.transaction import AnyTransaction
 
 if TYPE_CHECKING:
     from solewriter.agents.aio.client import AioClient
 
 
-class AioTransaction(Gathering):
+class AioTransaction(AnyTransaction):
     """All of it at one revision, or nothing. Bad input raises at its verb, a refusal when the `async with` ends."""
 
     def __init__(

@@ -24,7 +24,7 @@ from solewriter.agents.verbs import (
 from solewriter.shared.config import GIVE_BACK_S, WORK_PATIENCE_S
 from solewriter.shared.entity import Entity, Ref, model_of
 from solewriter.shared.errors import OutcomeUnknown, Refused, SolewriterError, Unavailable
-from solewriter.shared.fieldform import together
+from solewriter.shared.fieldform import merge_given
 from solewriter.shared.models import Task
 from solewriter.shared.mutations import (
     Alter,
@@ -63,7 +63,7 @@ class AioVerbs(AioRequests):
         nobody is overtaken. With `where`, only if its fields are like that. Raises InvalidMutation for what cannot be
         done with a field; GuardFailed.
         """
-        mutation, guards = conditional(Alter(target, together(operations, more), reason=reason), where)
+        mutation, guards = conditional(Alter(target, merge_given(operations, more), reason=reason), where)
         return await self._submit_one(mutation, model_of(target), request_id, timeout_s, deadline_s, guards)
 
     # --- claiming ----------------------------------------------------------------------------------------------------
@@ -164,7 +164,7 @@ class AioVerbs(AioRequests):
         **fields: Any,
     ) -> T:
         """The work is done: through review to completed, `result=` and other fields with it. Raises Fenced."""
-        mutation = Complete(task, together(changes, fields), reason)
+        mutation = Complete(task, merge_given(changes, fields), reason)
         return await self._submit_one(mutation, model_of(task), request_id, timeout_s)
 
     async def fail(
@@ -182,7 +182,7 @@ class AioVerbs(AioRequests):
         """This attempt failed. While attempts are left it is ready again after a rest, or from `not_before=` on; with
         `final`, it is a dead letter. Raises Fenced.
         """
-        mutation = Fail(task, together(changes, fields), final, reason)
+        mutation = Fail(task, merge_given(changes, fields), final, reason)
         return await self._submit_one(mutation, model_of(task), request_id, timeout_s)
 
     async def release(

@@ -45,7 +45,7 @@ class Vacancy:
             raise EngineUnavailable(f"the engine of {self._folder.path} was stopped, and nobody started another one")
 
 
-class Attaching(AnyReader):
+class AttachingReader(AnyReader):
     """Reads the memory of one state folder's engines. May be shared by threads."""
 
     _view: View | None = None

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 from solewriter.shared.errors import InvalidQuery, safe_repr
 from solewriter.shared.kinds.columns import NO_INT, Cell, Column
-from solewriter.shared.where import Range, Where, asked_of, single
+from solewriter.shared.where import Range, Where, conditions_of, single
 
 
 class Condition(NamedTuple):
@@ -34,7 +34,7 @@ def conditions(kind: str, columns: Sequence[Column], where: Where | None) -> lis
     """The demands, one for each name. Raises InvalidQuery for no column, and for what no value of it can be; TypeError
     for what is no mapping.
     """
-    return [_condition(kind, columns, name, wanted) for name, wanted in asked_of(where or {})]
+    return [_condition(kind, columns, name, wanted) for name, wanted in conditions_of(where or {})]
 
 
 def place_of(kind: str, columns: Sequence[Column], name: str) -> int:

@@ -14,14 +14,14 @@ from solewriter.shared.errors import Compacted, EngineUnavailable, JournalCorrup
 from solewriter.shared.folder import unlike_a_folder
 from solewriter.shared.journal import entry as entries
 from solewriter.shared.journal.chain import (
-    content,
     files_from,
     first_of,
     journal_files,
+    last_committed_in,
     newest_checkpoint,
     newest_whole,
-    noted_in,
     oldest_entry,
+    read_file,
 )
 from solewriter.shared.journal.entry import FILE_HEADER_BYTES, Entry, Life
 from solewriter.shared.journal.life import LastLife
@@ -61,7 +61,7 @@ class Files:
         """All of them; or only what lies behind the entry `begin`, as a start looks at it."""
         if not journal_files(folder):
             raise EngineUnavailable(f"nothing is journaled in {folder}{unlike_a_folder(folder)}")
-        noted = noted_in(folder)
+        noted = last_committed_in(folder)
         self._newest = newest_checkpoint(folder)  # before the journal is read, which goes on beside an engine
         self._last = LastLife(folder, newest_whole(folder))
         try:
@@ -109,7 +109,7 @@ class Files:
     def _highest(self) -> int:
         """The last entry that there was, as far as can be seen."""
         number = max(self.last, self._walk.noted.number, first_of(self._paths[-1]) - 1, self._newest)
-        buffers = map(content, self._paths)
+        buffers = map(read_file, self._paths)
         later = (entry.number for one in buffers for entry in entries.later_entries(one, FILE_HEADER_BYTES, number))
         return max(later, default=number)
 
@@ -123,14 +123,14 @@ class Files:
         self._cut_or_bad(f"{path.name} does not follow entry {walk.number}", f"{path.name}:0")
 
     def _of(self, path: Path) -> Iterator[tuple[Entry, str]]:
-        walk, buffer, read = self._walk, content(path), b""
+        walk, buffer, read = self._walk, read_file(path), b""
         self._enter(path, buffer)
         while buffer != read:
             read = buffer
             for entry, at in walk.entries(buffer):
                 yield entry, f"{path.name}:{at}"
             if walk.broken:
-                buffer = content(path)  # beside an engine, the look may have met an entry before it was whole
+                buffer = read_file(path)  # beside an engine, the look may have met an entry before it was whole
         if walk.broken:
             self._cut_or_bad(walk.broken, walk.place)
         self.torn_bytes = entries.length_at(buffer, walk.at) if entries.unpack(buffer, walk.at) is None else 0

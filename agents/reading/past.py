@@ -187,7 +187,7 @@ class Past:
         return self.content(address)
 
     def content(self, address: int) -> record.Content:
-        return record.content(self._body(address), 0)
+        return record.content_at(self._body(address), 0)
 
     def whole(self, address: int) -> record.Record:
         return record.unpack(self._body(address))

@@ -28,9 +28,9 @@ from solewriter.shared.journal.chain import (
     first_entry_of,
     first_of,
     journal_files,
+    last_committed_in,
     named_checkpoints,
     newest_whole,
-    noted_in,
     state_id_of,
 )
 from solewriter.shared.journal.checkpoint import Checkpoint, checkpoint_files, checkpoint_path
@@ -120,7 +120,7 @@ def _check_start_behind(folder: Path, begin: int) -> None:
     last = LastLife(folder, newest_whole(folder))
     try:
         state_id = state_id_of(journal_files(folder)[-1])
-        replay = Replay(folder, state_id, noted_in(folder), begin + 1)
+        replay = Replay(folder, state_id, last_committed_in(folder), begin + 1)
         for entry in replay.entries(last.may_be_cut):
             last.reach(entry.number, entry.lived)
     except (JournalCorrupt, LayoutMismatch) as error:

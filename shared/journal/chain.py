@@ -108,7 +108,7 @@ def first_entry(folder: Path) -> int:
     return first_of(files[0])
 
 
-def noted_in(folder: Path) -> Tail | None:
+def last_committed_in(folder: Path) -> Tail | None:
     """The last entry that is known to be durable; None where `committed` tells of none."""
     try:
         return entries.last_committed(committed_path(folder).read_bytes())
@@ -127,7 +127,7 @@ def lives_behind(folder: Path, number: int) -> Iterator[Life]:
     meanwhile.
     """
     for path in files_from(folder, number + 1):
-        for entry in entries.later_entries(content(path), FILE_HEADER_BYTES, number):
+        for entry in entries.later_entries(read_file(path), FILE_HEADER_BYTES, number):
             if (life := entry.changes.life) is not None:
                 yield life
 
@@ -173,14 +173,14 @@ def _life_at_first(path: Path) -> Iterator[tuple[Life, int]]:
 
 def _lives_in(path: Path) -> Iterator[tuple[Life, int]]:
     """The lives that the entries of a journal file tell of, as far as it is whole, each with its entry's number."""
-    buffer, at = content(path), FILE_HEADER_BYTES
+    buffer, at = read_file(path), FILE_HEADER_BYTES
     while (found := entries.unpack(buffer, at)) is not None:
         if (life := found[0].lived) is not None:
             yield life, found[0].number
         at = found[2]
 
 
-def content(path: Path) -> bytes:
+def read_file(path: Path) -> bytes:
     """The bytes of a journal file; of the newer one, where a start has just written it anew under the same name. Raises
     Compacted where it was trimmed meanwhile.
     """

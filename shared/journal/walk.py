@@ -13,7 +13,7 @@ from pathlib import Path
 from solewriter.shared.errors import JournalCorrupt
 from solewriter.shared.frozen import INT_MAX
 from solewriter.shared.journal import entry as entries
-from solewriter.shared.journal.chain import compacted, content, files_from, first_entry, first_of, state_id_in
+from solewriter.shared.journal.chain import compacted, files_from, first_entry, first_of, read_file, state_id_in
 from solewriter.shared.journal.entry import FILE_HEADER_BYTES, Entry, Tail
 
 
@@ -118,7 +118,7 @@ def entries_between(folder: Path, first: int, last: int) -> Iterator[Entry]:
     for path in files:
         if walk.number >= last:
             return
-        buffer = content(path)
+        buffer = read_file(path)
         if not walk.enter(path, buffer):
             what = f"{path.name} does not follow entry {walk.number}"
             if first_of(path) > walk.number + 1:

@@ -357,7 +357,7 @@ class Pin:
         """
         if not LOADS_IN_ORDER:
             return self.content(address)
-        found = record.content(self.segment(address >> 32).bytes, (address & OFFSET_MASK) + PREFIX_BYTES)
+        found = record.content_at(self.segment(address >> 32).bytes, (address & OFFSET_MASK) + PREFIX_BYTES)
         if address >> 32 < self._live[READABLE]:
             raise _snapshot_expired()
         return found

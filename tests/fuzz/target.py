@@ -50,7 +50,7 @@ def checked(requests: list[object]) -> None:
         try:
             budget = wirecheck.check_request(request, budget, LIMITS)
         except (BadRequest, RequestTooLarge):
-            budget -= wirecheck.parts(request, budget)
+            budget -= wirecheck.count_parts(request, budget)
             continue
         assert pickle.loads(pickle.dumps(request)) is not None
         assert len(wireform.digest(request)) == 16  # type: ignore[arg-type]  # it was checked

@@ -116,7 +116,7 @@ def check_frame(body: bytes) -> None:
         try:
             budget = wirecheck.check_request(request, budget, LIMITS)
         except (BadRequest, InvalidMutation, RequestTooLarge):
-            budget -= wirecheck.parts(request, budget)
+            budget -= wirecheck.count_parts(request, budget)
             continue
         finally:
             assert 0 <= budget <= LIMITS.frame_nodes_max

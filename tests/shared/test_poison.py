@@ -143,9 +143,9 @@ def test_what_is_named_many_times_is_counted_as_often(poison):
     ids=["one", "list", "dict", "request"],
 )
 def test_the_parts_of_anything_are_counted_to_a_bound(poison, make):
-    assert wirecheck.parts(make("x"), 1_000) < 20
+    assert wirecheck.count_parts(make("x"), 1_000) < 20
     for value in (poison["folded"](25, 2), poison["folded"](3, 1_000), [[]] * 10_000, "x" * 100_000):
-        assert wirecheck.parts(make(value), 1_000) == 1_000
+        assert wirecheck.count_parts(make(value), 1_000) == 1_000
     ring: list[object] = []
     ring.append(ring)
-    assert wirecheck.parts(make(ring), 1_000) == 1_000
+    assert wirecheck.count_parts(make(ring), 1_000) == 1_000
