@@ -138,7 +138,7 @@ class PutIn(Operation):
         for key in self.items:
             if not isinstance(key, str):
                 raise TypeError(f"a map's keys are str, not {safe_repr(key)}")
-        return Code.PUT.value, plain(dict(self.items)), None
+        return Code.PUT.value, plain(in_whole_minutes(dict(self.items))), None
 
 
 def plain_operations(kind: Kind, operations: Mapping[str, Operation]) -> dict[str, PlainOperation]:

@@ -270,6 +270,8 @@ def test_a_moment_in_a_part_is_the_same_one_to_guards_and_operations():
     for operation in (Append(birth), Add(birth), Remove(birth)):
         sent = wireform.plain_mutation(Alter(Family.ref("f"), {"births": operation}), registry)[4]
         assert kind.field("births", sent["births"][1]) == (birth,)
+    sent = wireform.plain_mutation(Alter(Family.ref("f"), {"born": PutIn({"at": LONG_AGO})}), registry)[4]
+    assert kind.field("born", sent["born"][1]) == birth
 
 
 class Shift(Part):
