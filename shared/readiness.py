@@ -32,14 +32,14 @@ class Dependency(IntEnum):
     UNKNOWN = 3  # there is no such task
 
 
-def attempts_left(field: Field) -> bool:
+def has_attempts_left(field: Field) -> bool:
     """Whether a task that nobody has may be tried, or tried again."""
     return bool(field("status") == "created" or field("attempts") <= field("max_retries"))
 
 
 def is_dead_letter(field: Field) -> bool:
     """Whether a task failed or was interrupted as often as it may be: somebody has to look at it."""
-    return field("status") in ("failed", "interrupted") and not attempts_left(field)
+    return field("status") in ("failed", "interrupted") and not has_attempts_left(field)
 
 
 def state_of(field: Field) -> Dependency:

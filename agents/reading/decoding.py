@@ -50,7 +50,7 @@ class Decoder:
         """The entity under a key, or None."""
         if isinstance(pin, Pin) and (seen := pin.found.get(kind, _NOTHING).get(id)) is not None:
             words, place, *_ = seen
-            if address := pin.again(words, place, id):
+            if address := pin.find_again(words, place, id):
                 return self._keep_anew(pin, kind, id, address, words, place)
         check_id(id)
         code = pin.catalog.kind_code(name_of(kind))

@@ -24,7 +24,7 @@ from solewriter.shared.readiness import (
     FINISHED,
     HELD,
     Dependency,
-    attempts_left,
+    has_attempts_left,
     is_dead_letter,
     is_met,
     state_of,
@@ -90,7 +90,7 @@ def _reasons(snap: Snapshot, task: Task, now: datetime.datetime, budgets: dict[s
     if status not in CLAIMABLE:
         yield Reason(Obstacle.WAITING_FOR_PEOPLE, f"it is {status} until somebody assigns it", {"status": status})
         return
-    if not attempts_left(_field(task)):
+    if not has_attempts_left(_field(task)):
         data = {"attempts": task.attempts, "max_retries": task.max_retries}
         told = "was interrupted" if status == "interrupted" else status
         words = f"it {told} in attempt {task.attempts}, and {task.max_retries} retries are allowed: redrive it"

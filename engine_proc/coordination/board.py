@@ -19,7 +19,7 @@ from solewriter.shared.kinds.columns import to_us
 from solewriter.shared.kinds.kind import Kind
 from solewriter.shared.kinds.rules import has_rules
 from solewriter.shared.models import DependencyPolicy
-from solewriter.shared.readiness import CLAIMABLE, LAST, RANK, Dependency, attempts_left, is_met, state_of
+from solewriter.shared.readiness import CLAIMABLE, LAST, RANK, Dependency, has_attempts_left, is_met, state_of
 from solewriter.shared.where import in_column, single
 
 Fields = Mapping[str, Any]
@@ -108,7 +108,7 @@ class Board:
                 self._settle(candidate)
 
     def _add(self, key: str, slot: int, fields: Fields) -> None:
-        if "status" in fields and not attempts_left(self._field(fields)):
+        if "status" in fields and not has_attempts_left(self._field(fields)):
             return
         priority = RANK.get(single(fields.get("priority", self._priority)), LAST)
         order = priority, _us(fields.get("created_at")), slot

@@ -115,7 +115,7 @@ class Pin:
                 return _NOWHERE
         return self._own_addresses()[1].get((kind, wanted), 0), -1
 
-    def again(self, words: memoryview[int], place: int, key: str) -> int:
+    def find_again(self, words: memoryview[int], place: int, key: str) -> int:
         """Address of the record of a key whose slot's head was found in this place before; 0 where it has to be looked
         for: the slot may be another key's by now.
         """

@@ -25,7 +25,7 @@ from solewriter.shared.config import LINE_VALUES_MAX, STALE_MAX
 from solewriter.shared.journal.entry import Lease
 from solewriter.shared.kinds.columns import from_us
 from solewriter.shared.kinds.kind import Kind
-from solewriter.shared.readiness import CLAIMABLE, attempts_left, is_met, state_of
+from solewriter.shared.readiness import CLAIMABLE, has_attempts_left, is_met, state_of
 from solewriter.shared.registry import Registry
 from solewriter.shared.where import Demand, demands, plain_where, single
 
@@ -75,7 +75,7 @@ def ready(tasks: dict[str, dict[str, Any]], now_us: int, kept: str, where: list[
         ask, moment = field(key), tasks[key].get("not_before")
         return (
             ask("status") in CLAIMABLE
-            and attempts_left(ask)
+            and has_attempts_left(ask)
             and (moment is None or moment <= from_us(now_us))
             and ask("project") != kept
             and all(

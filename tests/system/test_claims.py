@@ -1596,7 +1596,7 @@ def an_old_token_that_is_fenced(one, other):
 def attempts_without_end():
     from solewriter.engine_proc.coordination import board
 
-    board.attempts_left = lambda field: True
+    board.has_attempts_left = lambda field: True
 
 
 def old_tokens_are_good():
