@@ -284,9 +284,7 @@ class AgentSession:
         self._answered = first
 
     def _leave_out_named(self) -> None:
-        """Drop what was never sent and whose ids somebody holds: the numbers change now, and those ids must not become
-        other requests'. The engine never hears of it.
-        """
+        """Drop what was never sent and whose ids somebody holds: numbers change now, and an id stays one request's."""
         left_out = [frame for frame in self._frames if any(pending.named for pending in frame.pendings)]
         for frame in left_out:
             self._frames.remove(frame)
@@ -295,9 +293,7 @@ class AgentSession:
                     pending.end(None, EngineUnavailable("it was not sent: another client had the session meanwhile"))
 
     def _forget_begun(self) -> None:
-        """End what was sent as OutcomeUnknown: the engine does not know this session any more. What was not sent yet
-        goes on, under the next hello.
-        """
+        """End what was sent as OutcomeUnknown. What was not sent yet goes on, under the next hello."""
         waiting = [frame for frame in self._frames if not frame.begun]
         while self._frames and not self._frames[-1].begun:
             self._frames.pop()
