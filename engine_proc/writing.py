@@ -58,7 +58,11 @@ def form(draft: Draft, turn: Turn, limits: Limits) -> list[Step]:
         except BaseException as error:  # of its model, as in `decide_and_form`, or of its size
             if step.op != _CLAIM:
                 raise
-            turn.coordination.board(step.state).pass_over(step.key)
+            board = turn.coordination.board(step.state)
+            if isinstance(error, RequestTooLarge):
+                board.pass_over_for(step.key, step.assignee)
+            else:
+                board.pass_over(step.key)
             raise Unready from error  # others are not kept waiting behind it
     return changing
 

@@ -74,6 +74,15 @@ class Board:
         self.denied.add(key)
         self.unfit.add(key)
 
+    def pass_over_for(self, key: str, assignee: str) -> None:
+        """What a claim made of it for this one is too large: others have shorter names."""
+        candidate = self._candidates.get(key)
+        if candidate is None or len(candidate.denied_to) >= DENIALS_MAX - 1:  # one of them would be forgotten
+            self.pass_over(key)
+        else:
+            self.denied.add(key)
+            candidate.denied_to = (*candidate.denied_to, assignee)
+
     def deny(self, candidate: Candidate, assignee: str) -> None:
         """Its own rules keep it from this one."""
         self.denied.add(candidate.key)

@@ -100,6 +100,7 @@ class _Claiming:
             board.deny(candidate, self._assignee)
             return False
         self._lease(step)
+        step.assignee = self._assignee
         self.taken.append(step)
         return True
 

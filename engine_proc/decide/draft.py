@@ -34,6 +34,7 @@ class Step:
     payload = b""  # what its record will say, once that is formed
     block = b""
     cells: Cells = ()  # those that are new
+    assignee = ""  # who claims it
     stored: Stored | None = None  # what it is after the request, once that is written
     _fields: dict[str, Any] | None = None
 

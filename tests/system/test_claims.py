@@ -218,6 +218,20 @@ def test_a_task_that_a_claim_would_make_too_large_keeps_nobody_from_others(start
     assert engine.restarts == 0
 
 
+def test_a_task_that_is_too_large_for_a_long_name_is_there_for_a_shorter_one(start_engine, state, limits):
+    start_engine(state, limits=msgspec.structs.replace(limits, entity_bytes_max=4_000))
+    with connect(state, name="me", limits=limits) as client:
+        make(client, task("large", description="x" * 3_800), task("huge", description="x" * 3_925), task("small"))
+        names = [f"{number}" * 200 for number in range(9)]
+        assert client.claim(Task, assignee=names[0]).id == "small"
+        assert client.claim(Task).id == "large"
+        client.release(Task.ref("large"))
+        assert client.submit(*(Claim(Task, assignee=name) for name in names)).entities == ()
+        assert client.claim_many(Task, 9) == [], "too large for so many that it is kept from everybody until it changes"
+        client.update(Task.ref("large"), title="another")
+        assert client.claim(Task).id == "large"
+
+
 def test_a_task_that_is_larger_than_a_lowered_bound_can_be_lost_and_cancelled(start_engine, state, limits, wait_until):
     """What makes it no larger is done: else whoever had it would keep it for good, dead or alive."""
     lower = msgspec.structs.replace(limits, entity_bytes_max=4_000)
