@@ -260,7 +260,7 @@ def test_a_moment_in_a_part_is_the_same_one_to_guards_and_operations():
     registry = Registry()
     kind, birth = registry.of(Family), Birth(at=LONG_AGO)
     family = Family(id="f", first=LONG_AGO, born=birth, births=(birth,), others=frozenset([LONG_AGO]))
-    stored = kind.fields_of(kind.schema, kind.payload(kind.stored(family)))
+    stored = kind.fields_of(kind.schema, kind.payload(kind.stored_fields(family)))
     fields = {"born": birth, "births": [(birth,)], "others": [frozenset([LONG_AGO])]}
     for guard in (RequireFields(Family.ref("f"), fields), Unchanged(family, ("born", "births", "others"))):
         said = wireform.plain_guard(guard, registry)[3][1]
