@@ -202,15 +202,16 @@ class Verbs(Requests):
             yield task
         except BaseException as error:
             if self.holds(type(task), task.id) == token:
-                reason = self._fitting(reason_of(error))
-                try:
-                    if isinstance(error, Exception):
-                        self.fail(task, reason=reason)
-                    else:
-                        self.release(task, reason=reason, timeout_s=GIVE_BACK_S)
-                except SolewriterError as untold:
-                    error.add_note(unended_note(task, untold))
+                end = self.fail if isinstance(error, Exception) else self.release
+                self._end_attempt(end, task, reason_of(error), error)
             raise
+
+    def _end_attempt(self, end: Callable[..., T], task: T, reason: str, error: BaseException) -> None:
+        """Because of an error that is raised on, and has a note if the engine did not confirm that."""
+        try:
+            end(task, reason=self._fitting(reason), timeout_s=patience_with(error))
+        except SolewriterError as untold:
+            error.add_note(unended_note(task, untold))
 
     def work(
         self,
@@ -238,10 +239,7 @@ class Verbs(Requests):
             try:
                 over = plain_answer(is_over())
             except BaseException as error:
-                try:
-                    self.release(task, reason=self._fitting(ENDING), timeout_s=patience_with(error))
-                except SolewriterError as untold:
-                    error.add_note(unended_note(task, untold))
+                self._end_attempt(self.release, task, ENDING, error)
                 raise
             if over:
                 with suppress(Refused):  # somebody took it away already

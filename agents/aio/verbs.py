@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import inspect
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager, suppress
 from functools import partial
 from typing import Any, TypeVar
@@ -21,7 +21,7 @@ from solewriter.agents.verbs import (
     reason_of,
     unended_note,
 )
-from solewriter.shared.config import GIVE_BACK_S, WORK_PATIENCE_S
+from solewriter.shared.config import WORK_PATIENCE_S
 from solewriter.shared.entity import Entity, Ref, model_of
 from solewriter.shared.errors import OutcomeUnknown, Refused, SolewriterError, Unavailable
 from solewriter.shared.fieldform import merge_given
@@ -216,15 +216,16 @@ class AioVerbs(AioRequests):
             yield task
         except BaseException as error:
             if self.holds(type(task), task.id) == token:
-                reason = self._fitting(reason_of(error))
-                try:
-                    if isinstance(error, Exception):
-                        await self.fail(task, reason=reason)
-                    else:
-                        await self.release(task, reason=reason, timeout_s=GIVE_BACK_S)
-                except SolewriterError as untold:
-                    error.add_note(unended_note(task, untold))
+                end = self.fail if isinstance(error, Exception) else self.release
+                await self._end_attempt(end, task, reason_of(error), error)
             raise
+
+    async def _end_attempt(self, end: Callable[..., Awaitable[T]], task: T, reason: str, error: BaseException) -> None:
+        """Because of an error that is raised on, and has a note if the engine did not confirm that."""
+        try:
+            await end(task, reason=self._fitting(reason), timeout_s=patience_with(error))
+        except SolewriterError as untold:
+            error.add_note(unended_note(task, untold))
 
     async def work(
         self,
@@ -257,10 +258,7 @@ class AioVerbs(AioRequests):
             try:
                 over = await is_over()
             except BaseException as error:
-                try:
-                    await self.release(task, reason=self._fitting(ENDING), timeout_s=patience_with(error))
-                except SolewriterError as untold:
-                    error.add_note(unended_note(task, untold))
+                await self._end_attempt(self.release, task, ENDING, error)
                 raise
             if over:
                 with suppress(Refused):  # somebody took it away already
