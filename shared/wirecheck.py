@@ -6,6 +6,7 @@ thing a thousand times.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any, Final
 
 from solewriter.shared.config import KEY_BYTES_MAX, NAME_MAX, REQUEST_ID_MAX, Limits
@@ -109,16 +110,25 @@ def _check_mutation(mutation: Any, budget: int, limits: Limits) -> int:
 
 def _check_fields(kind: str, fields: dict[Any, Any], budget: int, limits: Limits) -> int:
     """What is left of the budget of nodes behind values by the names of fields. Raises BadRequest, InvalidMutation."""
-    for name, value in fields.items():
+    for name in fields:
         if type(name) is not str or len(name) > NAME_MAX:
             raise BadRequest(f"field names are str of at most {NAME_MAX} characters")
         if not name.isascii():
             check_text(name)
+    try:
+        return _check_plain(fields.values(), budget, limits.frame_depth_max)
+    except _Unfit:
+        raise _unfit_field(kind, fields, budget, limits) from None
+
+
+def _unfit_field(kind: str, fields: dict[Any, Any], budget: int, limits: Limits) -> InvalidMutation:
+    """The error that names the first of these fields which cannot be stored, where there is one."""
+    for name, value in fields.items():
         try:
-            budget = _check_plain(value, budget, limits.frame_depth_max)
+            budget = _check_plain((value,), budget, limits.frame_depth_max)
         except _Unfit as unfit:
-            raise InvalidMutation(f"{kind}.{name} {unfit}", fields={name: str(unfit)}) from None
-    return budget
+            return InvalidMutation(f"{kind}.{name} {unfit}", fields={name: str(unfit)})
+    raise AssertionError("one of them was unfit")
 
 
 def check_reason_length(reason: str, limits: Limits) -> None:
@@ -173,38 +183,37 @@ class _Unfit(Exception):
     """Why a value cannot be stored: of whoever made it a mistake, which its field's name helps to find."""
 
 
-def _check_plain(value: Any, budget: int, depth: int) -> int:
-    """Count the nodes of a decoded tree: shared references can fold 2^25 of them into 260 bytes. Raises BadRequest,
-    _Unfit.
+def _check_plain(values: Iterable[Any], budget: int, depth: int) -> int:
+    """Count the nodes of decoded trees: shared references can fold 2^25 of them into 260 bytes. What is left of the
+    budget. Raises BadRequest, _Unfit.
     """
-    if budget <= 0:
-        raise BadRequest("a request has too many parts (frame_nodes_max)")
-    kind = type(value)
-    if kind is str:
-        if not value.isascii() and not is_text(value):
-            raise _Unfit(LONE_SURROGATE)
-        return budget - 1 - (len(value) >> 4)  # one long text can be folded into many places, too
-    if kind is bytes:
-        return budget - 1 - (len(value) >> 4)
-    if kind is int:
-        if not INT_MIN <= value <= INT_MAX:
-            raise _Unfit(TOO_LARGE_INT)
-        return budget - 1
-    if kind in SCALARS:
-        return budget - 1
-    if depth == 0:
-        raise _Unfit("is nested too deep (frame_depth_max)")
-    if kind is dict:
-        for key, item in value.items():
-            if type(key) is not str:
-                raise _Unfit("holds keys that are not str")
-            if not key.isascii() and not is_text(key):
+    for value in values:
+        if budget <= 0:
+            raise BadRequest("a request has too many parts (frame_nodes_max)")
+        kind = type(value)
+        if kind is str:
+            if not value.isascii() and not is_text(value):
                 raise _Unfit(LONE_SURROGATE)
-            budget = _check_plain(item, budget - 1, depth - 1)
-        return budget
-    if kind is list or kind is tuple:
-        budget -= 1
-        for item in value:
-            budget = _check_plain(item, budget, depth - 1)
-        return budget
-    raise _Unfit(f"holds a {kind.__name__}, which is not plain data")
+            budget -= 1 + (len(value) >> 4)  # one long text can be folded into many places, too
+        elif kind is int:
+            if not INT_MIN <= value <= INT_MAX:
+                raise _Unfit(TOO_LARGE_INT)
+            budget -= 1
+        elif kind is bytes:
+            budget -= 1 + (len(value) >> 4)
+        elif kind in SCALARS:
+            budget -= 1
+        elif depth == 0:
+            raise _Unfit("is nested too deep (frame_depth_max)")
+        elif kind is dict:
+            for key in value:
+                if type(key) is not str:
+                    raise _Unfit("holds keys that are not str")
+                if not key.isascii() and not is_text(key):
+                    raise _Unfit(LONE_SURROGATE)
+            budget = _check_plain(value.values(), budget - len(value), depth - 1)
+        elif kind is list or kind is tuple:
+            budget = _check_plain(value, budget - 1, depth - 1)
+        else:
+            raise _Unfit(f"holds a {kind.__name__}, which is not plain data")
+    return budget
