@@ -46,6 +46,7 @@ class Made(msgspec.Struct, frozen=True):
     entry: int
     crc: int
     size: int
+    live_bytes: int  # of the records in it, as memory has them
     revision: int
     time_us: int
 
@@ -77,7 +78,7 @@ def _write_and_verify(path: Path, pin: Pin, order: Order, is_wanted: Callable[[]
     failpoint.reach("checkpoint.synced")
     with Checkpoint(path) as made:
         made.verify()
-        return Made(name.entry, name.crc, made.size, pin.root.revision, time_us)
+        return Made(name.entry, name.crc, made.size, directory.live_bytes, pin.root.revision, time_us)
 
 
 def _write_state(

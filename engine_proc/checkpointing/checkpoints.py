@@ -21,6 +21,7 @@ from solewriter.engine_proc.lock import Lock
 from solewriter.shared import failpoint
 from solewriter.shared.config import (
     CHECKPOINT_LATE,
+    CHECKPOINT_LIVE_MOST,
     CHECKPOINT_NICE,
     CHECKPOINT_RATIO,
     CHECKPOINT_SLOW,
@@ -36,10 +37,11 @@ from solewriter.shared.system.files import sync_folder
 
 
 class Held(NamedTuple):
-    """A checkpoint in the folder: what the bounds on history count of it."""
+    """A checkpoint in the folder: what the bounds on history count of it, and what the next one waits for."""
 
     size: int
     time_us: int
+    live_bytes: int = 0
 
 
 class Checkpoints:
@@ -77,9 +79,12 @@ class Checkpoints:
         self._count = 0
 
     def _bytes_wanted(self, private_bytes: int) -> int:
-        """Of turns in the journal behind a checkpoint, and behind so much that belongs to it, before the next one."""
-        size = self._held[max(self._held)].size if self._held else 0
-        return max(self._limits.checkpoint_after_bytes, int(CHECKPOINT_RATIO * (size + private_bytes)))
+        """Of turns in the journal behind a checkpoint, and behind so much that belongs to it, before the next one: by its
+        size, for the disk's sake; by that of its records, however well they are compressed, for the processor's.
+        """
+        newest = self._held[max(self._held)] if self._held else Held(0, 0)
+        for_disk = int(CHECKPOINT_RATIO * (newest.size + private_bytes))
+        return max(self._limits.checkpoint_after_bytes, for_disk, min(newest.live_bytes, CHECKPOINT_LIVE_MOST))
 
     @property
     def due(self) -> bool:
@@ -148,7 +153,7 @@ class Checkpoints:
 
     def noted(self, made: Made, private_bytes: int, trimmed: Callable[[], None]) -> None:
         """It is in the journal: a start begins with it. `trimmed` is called in a thread, when another one may begin."""
-        self._held[made.entry] = Held(made.size, made.time_us)
+        self._held[made.entry] = Held(made.size, made.time_us, made.live_bytes)
         self._since, self._wanted = self._begun + private_bytes, self._bytes_wanted(private_bytes)
         self._grew = self._grown
         self._waiter.submit(self._trim, made.entry, made.time_us, trimmed)
@@ -199,7 +204,7 @@ def oldest_kept(
 def _held(path: Path) -> Held:
     try:
         with Checkpoint(path) as checkpoint:
-            return Held(checkpoint.size, checkpoint.directory.time_us)
+            return Held(checkpoint.size, checkpoint.directory.time_us, checkpoint.directory.live_bytes)
     except (JournalCorrupt, LayoutMismatch):  # of the history only: the one that a start needs was read
         return Held(path.stat().st_size, 0)
     except PermissionError:  # of the history, too, and made another user's by a restore, say: it may be mended

@@ -16,6 +16,7 @@ import pytest
 from solewriter import AlreadyExists, Create, Task, connect
 from solewriter.engine_proc import filejournal as journals
 from solewriter.engine_proc.checkpointing import checkpoint
+from solewriter.engine_proc.checkpointing import checkpoints as of_checkpoints
 from solewriter.engine_proc.checkpointing.checkpoint import Made
 from solewriter.engine_proc.checkpointing.checkpoints import Checkpoints, Held, oldest_kept
 from solewriter.engine_proc.checkpointing.maker import NotMade
@@ -51,7 +52,7 @@ def make(order, entry, time_us=0):
     writer = CheckpointWriter(Path(os.fsdecode(order.path)), STATE)
     name = writer.finish(entry, Directory(entry, time_us, [], [], [], 0, 0, [], bytes(16)))
     writer.close()
-    return Made(entry, name.crc, 100, entry, time_us)
+    return Made(entry, name.crc, 100, 0, entry, time_us)
 
 
 @pytest.fixture
@@ -147,6 +148,30 @@ def test_what_is_journaled_behind_one_is_no_growth_and_makes_the_next_one_later(
         grow(journal, 2)
         assert checkpoints.due
     assert asked == [CHECKPOINT_NICE] * 3, "nor did the journal grow while one was made"
+
+
+def test_records_that_compress_well_are_written_no_oftener_than_they_change(held, journal, monkeypatch):
+    """To make a checkpoint takes a processor as long as its records are, however short the file is."""
+    monkeypatch.setattr(of_checkpoints, "CHECKPOINT_LIVE_MOST", 40 * KIB)
+
+    def make_long(order, entry):
+        writer = CheckpointWriter(Path(os.fsdecode(order.path)), STATE)
+        name = writer.finish(entry, Directory(entry, 0, [], [], [], 80 * KIB, 0, [], bytes(16)))
+        writer.close()
+        return Made(entry, name.crc, 100, 80 * KIB, entry, 0)
+
+    checkpoints, _ = held(make_long)
+    grow(journal, 9)
+    done, before = [], journal.length
+    checkpoints.begin(done.append)
+    checkpoints.noted(done[0], 0, lambda: None)
+    of_next_life, _ = held(make_long)  # which takes all that there is for growth
+    while not of_next_life.due:
+        grow(journal, 1)
+    assert journal.length == pytest.approx(40 * KIB, rel=0.1)
+    while not checkpoints.due:
+        grow(journal, 1)
+    assert journal.length - before == pytest.approx(40 * KIB, rel=0.1)
 
 
 def test_a_start_does_not_take_what_is_journaled_behind_a_checkpoint_for_growth(state, start_engine, tmp_path):
