@@ -304,6 +304,36 @@ def test_so_many_new_sessions_in_one_turn_so_many_silent_ones_go(alone, local, t
     engine.read()
 
 
+def test_a_session_that_comes_back_is_not_forgotten_for_one_that_is_new_in_the_same_turn(alone, local, tmp_path):
+    """What it sends again has its first answer."""
+    engine, call, _ = alone(sessions_max=2)
+    calls = [call]
+
+    def connect(*hellos):
+        for one in hellos:
+            calls.append(local.Call(tmp_path / "state", one))
+            engine.read()
+        engine.turn()
+        return [each.welcome().ok for each in calls[-len(hellos) :]]
+
+    def created(sender):
+        mutation = Op.CREATE.value, "Task", "a", None, {"title": "x"}, "", None
+        sender.write(wire.pack_frame([([mutation], [], None, None)], Limits()))
+        engine.read()
+        engine.turn()
+        return [(reply.status, reply.revision) for reply in sender.replies()]
+
+    assert connect(hello("back")) == [True]
+    assert created(calls[1]) == [(Status.APPLIED, 1)]
+    calls[1].close()
+    engine.read()
+    assert connect(msgspec.structs.replace(hello("back"), resends=True), hello("new")) == [True, False]
+    assert created(calls[2]) == [(Status.APPLIED, 1)]
+    for one in calls:
+        one.close()
+    engine.read()
+
+
 def test_a_session_whose_requests_wait_is_not_forgotten_for_a_new_one(alone, local, tmp_path):
     """Its agent may come back for what they were told. Who would take its place comes again, when that was decided."""
     engine, call, _ = alone(sessions_max=2, batch_max=1)
