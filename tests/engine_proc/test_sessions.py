@@ -204,6 +204,13 @@ def test_who_comes_after_one_was_forgotten_begins_behind_all_that_such_a_one_may
     assert sessions.outcome_of(number, begin).revision == 9
 
 
+def test_a_number_that_never_will_be_applied_is_nobodys_when_its_session_was_forgotten(sessions):
+    number = greet(sessions, hello("ann"))
+    sessions.fence(default_id(number, 100 * FRAME_REQUESTS_MAX))
+    sessions.forget([number])
+    assert sessions.greet(hello("ann"), None, lambda number: -1)[1] > 100
+
+
 def test_nobody_who_is_connected_goes_for_a_new_session():
     sessions = Sessions(Limits(sessions_max=2))
     ann, bob = (greet(sessions, hello(name)) for name in ("ann", "bob"))
