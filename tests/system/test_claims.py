@@ -718,6 +718,9 @@ def test_transitions_by_hand_go_on_without_claims(client, other):
     assert other.update(started, title="x").title == "x"
     assert client.complete(Task.ref("a")).status is TaskStatus.COMPLETED
     assert client.get(Task, "a").claim == 0
+    make(client, task("b"))
+    back = client.release(client.transition(Task.ref("b"), "assigned", assigned_to="tester"))
+    assert (back.status, back.attempts) == (TaskStatus.INTERRUPTED, 0)
 
 
 # --- waiting ----------------------------------------------------------------------------------------------------------
@@ -1647,6 +1650,14 @@ def test_a_final_failure_is_not_tried_again(client):
     assert client.claim(Task).id == "a"
     with pytest.raises(InvalidTransition):
         client.redrive(Task.ref("a"))
+
+
+def test_a_final_failure_that_takes_the_retries_back_forgets_no_attempt(client):
+    client.create(task("a", max_retries=3, retry_delay_s=0))
+    for _ in range(2):
+        client.fail(client.claim(Task))
+    failed = client.fail(client.claim(Task), final=True, max_retries=0)
+    assert (failed.attempts, failed.max_retries) == (3, 0)
 
 
 def test_a_task_may_ask_for_any_rest(client):
