@@ -843,7 +843,7 @@ def test_a_claim_waits_for_dependencies_projects_and_time(client, other, wait_un
 
 @pytest.mark.parametrize("by", ["its number", "the user's own id"])
 def test_a_waiting_claim_that_is_asked_about_waits_no_more(client, other, wait_until, by):
-    result = in_thread(lambda: client.claim(Task, timeout_s=60, request_id="mine"))
+    result = in_thread(lambda: client.claim(Task, timeout_s=600, request_id="mine"))
     wait_until(lambda: waiting_claims(client), 5, "the claim to be sent")
     (pending,) = client._session._frames[0].pendings
     client.put(Project(id="p", name="so that it waits in the engine"))
@@ -1650,6 +1650,14 @@ def test_a_final_failure_is_not_tried_again(client):
     assert client.claim(Task).id == "a"
     with pytest.raises(InvalidTransition):
         client.redrive(Task.ref("a"))
+
+
+def test_a_task_that_rests_is_ready_when_it_is_redriven(client):
+    client.create(task("a", max_retries=1, retry_delay_s=7200))
+    assert client.fail(client.claim(Task)).not_before is not None
+    assert client.claim(Task) is None
+    assert client.redrive(Task.ref("a")).not_before is None
+    assert client.claim(Task).id == "a"
 
 
 def test_a_final_failure_that_takes_the_retries_back_forgets_no_attempt(client):
