@@ -59,7 +59,7 @@ def test_while_a_slice_is_enough_for_everybody_they_come_in_the_order_of_arrival
     assert served.all() == ["a", "b", "e", "c", "d"]
     assert served.quiet == [3, 1, 2]
     served.queueing.rest()
-    served.add(2, "f")  # served last, for as long as the others: that is over and forgotten
+    served.add(3, "f")  # served for longer than the others: that is over and forgotten
     served.add(1, "g")
     assert served.all()[5:] == ["f", "g"]
 
@@ -218,6 +218,20 @@ def test_who_is_not_held_has_its_turn_when_others_are_let_go(served):
     served.add(2, "b")
     served.queueing.let_go()
     assert sorted(served.all()) == ["a", "b"]
+
+
+def test_who_was_held_has_saved_nothing_meanwhile(served):
+    """Those who were served while it was held have their share as before."""
+    served.add(1, *[1] * 100)
+    served.queueing.next.held = True
+    served.queueing.served(0.0)
+    served.add(2, *[2] * 100)
+    for _ in range(50):
+        served.slice(lambda _: 1.0)
+    served.queueing.let_go()
+    for _ in range(20):
+        served.slice(lambda _: 1.0)
+    assert served.took_s == {1: 10.0, 2: 60.0}
 
 
 loads = st.dictionaries(
