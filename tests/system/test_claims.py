@@ -1201,6 +1201,14 @@ def test_an_agent_that_was_stopped_past_its_lease_cannot_complete(client, victim
     assert client.complete(claimed, result="mine").result == "mine"
 
 
+def test_only_its_claimer_renews_a_lease(client, other):
+    client.create(task("a"))
+    mine = client.claim(Task, lease_s=60)
+    with pytest.raises(InvalidMutation, match="was not claimed here"):
+        other.renew(mine, 60)
+    client.renew(mine, 60)
+
+
 @pytest.mark.heavy
 def test_a_lease_is_renewed_without_a_version(client, other, wait_until):
     client.create(task("a", max_retries=5))
