@@ -1368,17 +1368,25 @@ def test_who_waits_is_remembered_behind_a_checkpoint_and_forgotten_with_another_
     scene.engine.server.sessions.answered(7, 7)
 
 
-def test_a_claim_that_is_asked_about_waits_no_more(scene):
-    agent, other = Agent(scene, "agent"), Agent(scene, "other")
-    asked = agent.asks(claim(until_us=later()))
+@pytest.mark.parametrize("restarted", [False, True])
+def test_a_claim_that_is_asked_about_waits_no_more(scene, restarted):
+    """Whether it waits in the engine, or its agent has not come back to the next one."""
+    agent = Agent(scene, "agent")
+    several = [agent.asks(claim(until_us=later())) for _ in range(2)]
     scene.turn()
-    question = wire.pack_frame([("outcome", default_id(session_number("agent"), asked))], DEFAULT_LIMITS)
-    for _ in range(2):
+    if restarted:
+        scene.next_engine()
+    other = Agent(scene, "other")
+    for asked in (*several, *several):
+        question = wire.pack_frame([("outcome", default_id(session_number("agent"), asked))], DEFAULT_LIMITS)
         other.frames.append(question)
         other.call.write(question)
         scene.turn()
         assert [reply.detail for reply in other.call.replies()] == [None], "it never will be applied"
-    assert agent.hears() == {asked: (Status.REFUSED, [])}
+    if restarted:
+        agent.sends_all_again()
+        scene.turn()
+    assert agent.hears() == dict.fromkeys(several, (Status.REFUSED, []))
     other.asks(create("a"))
     scene.turn()
     assert scene.engine.writer.state.coordination.leases.all() == []
