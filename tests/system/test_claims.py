@@ -468,6 +468,16 @@ def test_a_claimed_task_is_changed_by_its_claimer_only(client, other):
     assert client.get(Task, "a") == mine
 
 
+def test_who_puts_a_task_anew_changes_neither_who_made_it_nor_what_the_engine_counts(client, other):
+    client.create(task("a", max_retries=2, retry_delay_s=0))
+    failed = client.fail(client.claim(Task))
+    put = other.put(task("a", status="failed", max_retries=2, description="anew"))
+    assert (put.version, put.description) == (failed.version + 1, "anew")
+    for name in ("created_by", "created_at", "attempts", "claim"):
+        assert getattr(put, name) == getattr(failed, name)
+    assert (put.created_by, put.attempts, put.claim > 0) == (client.name, 1, True)
+
+
 def test_what_comes_to_depend_on_the_ended_goes_with_it_at_once(client):
     make(client, task("gone"), task("late"), task("flaky", max_retries=3))
     client.cancel(Task.ref("gone"))
