@@ -121,7 +121,12 @@ class Reader(AttachingReader):
             if watch is None or watch.pop() is not None or (is_new and left <= 0):
                 watch = self.watch(kind, where=where, resync=True)  # before the snapshot: it tells what is not in that
                 snap = self.snapshot()
-                if plain_answer(predicate(count := snap.count(kind, where))):
+                try:
+                    count = snap.count(kind, where)
+                except SnapshotExpired:  # this process was stopped in the middle
+                    watch = None
+                    continue
+                if plain_answer(predicate(count)):
                     return snap
                 snap.close()
             if left <= 0:

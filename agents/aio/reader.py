@@ -28,7 +28,7 @@ from solewriter.agents.reading.attaching import Vacancy
 from solewriter.agents.snapshot import Plain, Snapshot
 from solewriter.shared.config import ATTACH_RETRY_S, DEFAULT_LIMITS, LOOKING_THREADS, WATCH_BATCH, Limits
 from solewriter.shared.entity import Entity
-from solewriter.shared.errors import Compacted
+from solewriter.shared.errors import Compacted, SnapshotExpired
 from solewriter.shared.memory.root import RootReader
 from solewriter.shared.memory.view import View
 from solewriter.shared.registry import Registry
@@ -232,7 +232,10 @@ class AioReader:
         while True:
             watch = self.watch(kind, where=where, resync=True)  # first, so that nothing is slept through
             snap = await self.snapshot()
-            count = await self.beside(partial(snap.count, kind, where))
+            try:
+                count = await self.beside(partial(snap.count, kind, where))
+            except SnapshotExpired:  # this process was stopped in the middle
+                continue
             try:
                 async with asyncio.timeout_at(deadline) as limit:
                     holds = predicate(count)

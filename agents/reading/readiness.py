@@ -16,7 +16,7 @@ from typing import Any, TypeGuard, TypeVar, overload
 from solewriter.agents.snapshot import Plain, Snapshot
 from solewriter.shared.config import READY_PAGE
 from solewriter.shared.entity import Entity, name_of
-from solewriter.shared.errors import InvalidQuery, SchemaMismatch, safe_repr
+from solewriter.shared.errors import InvalidQuery, SchemaMismatch, SnapshotExpired, safe_repr
 from solewriter.shared.memory.catalog import Catalog
 from solewriter.shared.models import BudgetPolicy, Project, ProjectStatus, Task
 from solewriter.shared.readiness import (
@@ -231,7 +231,16 @@ def dead_letters(snap: Snapshot, kind: type[Task] | str = Task, where: Where | N
 
 
 def is_anything_left(snap: Snapshot, kind: type[Task], where: Where) -> bool:
-    """Whether somebody works at one of these tasks, or one of them is ready, or will be when its time comes."""
+    """Whether somebody works at one of these tasks, or one of them is ready, or will be when its time comes. True where
+    this process was stopped in the middle of the look, for so long that it cannot tell: the next one does.
+    """
+    try:
+        return _is_anything_left(snap, kind, where)
+    except SnapshotExpired:
+        return True
+
+
+def _is_anything_left(snap: Snapshot, kind: type[Task], where: Where) -> bool:
     if (known := snap.kind_of(kind)) is not None:  # claims ask the same, of values
         where = typed_where(known, where)
     counts = {single(state): count for state, count in snap.count_by(kind, "status", where={**where}).items()}

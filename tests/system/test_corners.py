@@ -184,24 +184,54 @@ def test_a_slow_consumer_of_a_watch_reads_what_it_was_told(state, start_engine):
         assert next(watch).new.id == "t1"
 
 
-def test_the_newest_entity_is_found_by_a_reader_that_was_stopped_in_its_look(state, start_engine, monkeypatch):
-    """Who asks a reader, and holds no snapshot, cannot take a new one."""
+def stopping(reader, client, monkeypatch):
+    """A reader that is stopped behind each of its next three pins, until the bytes of that are gone."""
+    pin, goes = reader.pin, [True] * 3
+
+    def stopped():
+        made = pin()
+        if goes:
+            goes.pop()
+            root, last = made.view.root, made.root.last_segment
+            for number in range(FEW):
+                client.update(Task.ref(f"t{number}"), description=f"{len(goes)}")
+            turn_over(client, lambda: root.readable_from > last)
+        return made
+
+    monkeypatch.setattr(reader, "pin", stopped)
+    return reader
+
+
+IN_P = {"project": "p", "priority": "medium"}
+
+
+def test_who_holds_no_snapshot_is_answered_also_where_he_was_stopped_in_his_look(state, start_engine, monkeypatch):
+    """He cannot take a new one."""
     start_engine(state, limits=Limits(**SMALL, snapshot_age_max_s=0.0), durability="memory")
     with connect(state) as client, open_reader(state) as reader:
         begin(client)
-        pin, goes = reader.pin, [True]
+        assert stopping(reader, client, monkeypatch).get(Task, "t0").title == "x"
+        reader = stopping(reader, client, monkeypatch)
+        reader.wait_until_count(Task, IN_P, lambda count: count == FEW, timeout_s=20).close()
 
-        def stopped():
-            made = pin()
-            if goes:
-                goes.clear()
-                root, last = made.view.root, made.root.last_segment
-                client.update(Task.ref("t0"), title="newer")
-                turn_over(client, lambda: root.readable_from > last)
-            return made
+    async def main():
+        async with aio.open_reader(state) as reader:
+            stopping(reader.memory, client, monkeypatch)
+            (await reader.wait_until_count(Task, IN_P, lambda count: count == FEW, timeout_s=20)).close()
 
-        monkeypatch.setattr(reader, "pin", stopped)
-        assert reader.get(Task, "t0").title in ("x", "newer")
+    with connect(state) as client:
+        asyncio.run(main())
+
+
+def test_work_ends_in_order_also_where_it_was_stopped_in_its_look_whether_any_is_left(state, start_engine, monkeypatch):
+    start_engine(state, limits=Limits(**SMALL, snapshot_age_max_s=0.0), durability="memory")
+    with connect(state) as client, connect(state) as agent:
+        begin(client)
+        working = agent.work(Task, where=IN_P)
+        for number in range(FEW):
+            agent.complete(next(working), result=number)
+        stopping(agent.reader, client, monkeypatch)
+        assert list(working) == []
 
 
 # --- engines that stop -----------------------------------------------------------------------------------------------
