@@ -16,7 +16,15 @@ from solewriter.agents.reading.readiness import is_anything_left
 from solewriter.agents.requesting import Requests
 from solewriter.shared.config import GIVE_BACK_S, MESSAGE_MAX, WORK_PATIENCE_S
 from solewriter.shared.entity import Entity, Ref, model_of
-from solewriter.shared.errors import OutcomeUnknown, Refused, SolewriterError, Unavailable, clean, safe_repr
+from solewriter.shared.errors import (
+    OutcomeUnknown,
+    Refused,
+    ResultUnavailable,
+    SolewriterError,
+    Unavailable,
+    clean,
+    safe_repr,
+)
 from solewriter.shared.fieldform import merge_given
 from solewriter.shared.models import Task
 from solewriter.shared.mutations import (
@@ -210,6 +218,8 @@ class Verbs(Requests):
         """Because of an error that is raised on, and has a note if the engine did not confirm that."""
         try:
             end(task, reason=self._fitting(reason), timeout_s=patience_with(error))
+        except ResultUnavailable:
+            pass  # it ended: what that left is for others to read
         except SolewriterError as untold:
             error.add_note(unended_note(task, untold))
 
@@ -242,7 +252,7 @@ class Verbs(Requests):
                 self._end_attempt(self.release, task, ENDING, error)
                 raise
             if over:
-                with suppress(Refused):  # somebody took it away already
+                with suppress(Refused, ResultUnavailable):  # taken away already; given back, and not to be read here
                     self.release(task, reason=self._fitting(ENDING))
                 return
             yield task

@@ -23,7 +23,7 @@ from solewriter.agents.verbs import (
 )
 from solewriter.shared.config import WORK_PATIENCE_S
 from solewriter.shared.entity import Entity, Ref, model_of
-from solewriter.shared.errors import OutcomeUnknown, Refused, SolewriterError, Unavailable
+from solewriter.shared.errors import OutcomeUnknown, Refused, ResultUnavailable, SolewriterError, Unavailable
 from solewriter.shared.fieldform import merge_given
 from solewriter.shared.models import Task
 from solewriter.shared.mutations import (
@@ -224,6 +224,8 @@ class AioVerbs(AioRequests):
         """Because of an error that is raised on, and has a note if the engine did not confirm that."""
         try:
             await end(task, reason=self._fitting(reason), timeout_s=patience_with(error))
+        except ResultUnavailable:
+            pass  # it ended: what that left is for others to read
         except SolewriterError as untold:
             error.add_note(unended_note(task, untold))
 
@@ -261,7 +263,7 @@ class AioVerbs(AioRequests):
                 await self._end_attempt(self.release, task, ENDING, error)
                 raise
             if over:
-                with suppress(Refused):  # somebody took it away already
+                with suppress(Refused, ResultUnavailable):  # taken away already; given back, and not to be read here
                     await self.release(task, reason=self._fitting(ENDING))
                 return
             yield task

@@ -9,9 +9,11 @@ import os
 import signal
 import threading
 from collections.abc import Iterator
+from typing import Literal
 
 import msgspec
 import pytest
+from pydantic import model_validator
 
 from solewriter import Client, Engine, Fenced, InvalidMutation, Limits, Task, TaskStatus, aio, connect, dead_letters
 
@@ -298,6 +300,61 @@ def test_a_reason_is_as_long_as_reasons_may_be(state, start_engine, limits):
         with pytest.raises(ValueError, match="ää"), client.attempt(client.claim(Task)):
             raise ValueError("äää")
         assert newest(client, "a") == ("fail", "ValueError: ää")
+
+
+class Visit(Task):
+    shop: Literal["old"] = "old"
+
+
+class VisitTo(Task, kind="Visit"):
+    """Of a later version of the program: what it writes, the one before cannot read."""
+
+    shop: Literal["old", "new"] = "old"
+
+    @model_validator(mode="before")
+    @classmethod
+    def moved(cls, values: dict[str, object]) -> dict[str, object]:
+        return {**values, "shop": "new"}
+
+
+def newest_visit(client: Client) -> tuple[str, str]:
+    change = next(iter(client.reader.history("Visit", "a")))
+    return change.mutation, change.new["shop"]
+
+
+def test_an_attempt_that_ended_is_told_so_though_its_agent_cannot_read_what_that_left(start_engine, state):
+    engine = start_engine(state, models=[Visit])
+    with connect(engine.state) as client:
+        client.create(Visit(id="a", title="a", max_retries=1))
+        with pytest.raises(ValueError, match="why") as seen, client.attempt(client.claim(Visit)):
+            engine.register(VisitTo)
+            raise ValueError("why")
+        assert newest_visit(client) == ("fail", "new")
+        assert getattr(seen.value, "__notes__", []) == []
+
+
+def test_work_ends_in_order_though_it_cannot_read_what_it_gave_back(start_engine, state):
+    engine = start_engine(state, models=[Visit])
+    asked = []
+
+    def until() -> bool:
+        asked.append(None)
+        if len(asked) == 2:  # behind the claim
+            engine.register(VisitTo)
+        return len(asked) == 2
+
+    async def story() -> None:
+        async with aio.connect(engine.state) as agent:
+            assert [one async for one in agent.work(Visit, until=until)] == []
+
+    with connect(engine.state) as client:
+        for work in (lambda: list(client.work(Visit, until=until)), lambda: asyncio.run(story())):
+            asked.clear()
+            engine.register(Visit)
+            client.put(Visit(id="a", title="a"), expect=None)
+            work()
+            assert newest_visit(client) == ("release", "new")
+            client.delete(Visit.ref("a"))
 
 
 def test_what_was_not_claimed_here_is_no_attempt_of_this_client(client, other):
