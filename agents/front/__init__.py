@@ -179,13 +179,15 @@ __all__ = [
 ]  # fmt: skip
 
 
-def __getattr__(name: str) -> Any:
-    if name in _MODULES:
-        return importlib.import_module(f"solewriter.{name}")
-    if name not in _HOME:
-        raise AttributeError(f"module 'solewriter' has no attribute {name!r}")
-    found = globals()[name] = getattr(importlib.import_module(_HOME[name]), name)
-    return found
+if not TYPE_CHECKING:  # whose checkers would take any name, also a misspelt one, for one of type Any
+
+    def __getattr__(name: str) -> Any:
+        if name in _MODULES:
+            return importlib.import_module(f"solewriter.{name}")
+        if name not in _HOME:
+            raise AttributeError(f"module 'solewriter' has no attribute {name!r}")
+        found = globals()[name] = getattr(importlib.import_module(_HOME[name]), name)
+        return found
 
 
 def __dir__() -> list[str]:

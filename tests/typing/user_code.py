@@ -300,3 +300,6 @@ def mistakes(client: Client, task: Task, snap: Snapshot) -> None:
     task.title = "other"  # type: ignore[misc]  # entities are frozen
     client.create("t-1")  # type: ignore[type-var]  # not an entity
     snap.get(int, "t-1")  # type: ignore[type-var]  # not a kind
+    from solewriter import Tsk  # type: ignore[attr-defined]  # no such name
+
+    print(Tsk)
