@@ -222,9 +222,8 @@ def renew(draft: Draft, mutation: PlainMutation) -> Step:
     place = step.state.code, key
     lease = draft.lease(place)
     if lease is None or draft.shown.get(place) != lease.token:
-        raise InvalidMutation(
-            f"{kind_name} {key!r} was not claimed here, so there is nothing to renew", fields={"claim": "not held here"}
-        )
+        problem = f"{kind_name} {key!r} is not claimed here, or not any more: there is nothing to renew"
+        raise InvalidMutation(problem, fields={"claim": "not held here"})
     draft.leases[place] = renewed(lease, lease_us, draft.turn.uptime_us)
     return step
 

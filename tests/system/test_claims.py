@@ -1219,6 +1219,37 @@ def test_only_its_claimer_renews_a_lease(client, other):
     client.renew(mine, 60)
 
 
+@pytest.mark.parametrize("parked", ["blocked", "suspended"])
+def test_what_waits_for_people_is_claimed_by_nobody_until_it_is_given_back(client, other, parked):
+    client.create(task("a"))
+    mine = client.claim(Task)
+    asked = client.transition(mine, parked)
+    with pytest.raises(InvalidMutation, match=r"^Task 'a' is not claimed here, or not any more"):
+        client.renew(asked, 5)
+    with pytest.raises(ZeroDivisionError), client.attempt(asked):
+        raise ZeroDivisionError
+    assert client.get(Task, "a") == asked
+    with other.transaction() as tx:
+        tx.transition(asked, TaskStatus.ASSIGNED, assigned_to="tester")
+        tx.release(asked)
+    assert other.claim(Task).attempts == 1
+    with pytest.raises(Fenced):
+        client.update(mine, title="late", expect=None)
+
+
+def test_what_waits_for_authorization_stays_with_its_agent(client, other):
+    client.create(task("a"))
+    mine = client.claim(Task)
+    with pytest.raises(ZeroDivisionError), client.attempt(mine):
+        asked = client.transition(mine, TaskStatus.AUTH_REQUIRED)
+        raise ZeroDivisionError
+    with pytest.raises(Fenced):
+        other.transition(asked, TaskStatus.ASSIGNED)
+    client.renew(asked, 5)
+    going_on = client.transition(client.transition(asked, TaskStatus.ASSIGNED), TaskStatus.IN_PROGRESS)
+    assert client.complete(going_on).attempts == 1
+
+
 @pytest.mark.heavy
 def test_a_lease_is_renewed_without_a_version(client, other, wait_until):
     client.create(task("a", max_retries=5))
