@@ -294,6 +294,23 @@ def test_the_engine_that_follows_has_a_modules_classes_as_its_file_is_by_then(
         assert client.create(deployed.Order(paid=True)).paid is True
 
 
+def test_an_engine_whose_classes_do_not_fit_by_then_does_not_follow(state, start_engine, tmp_path, monkeypatch):
+    """It would be refused as often as it is tried."""
+    module = tmp_path / "unfit.py"
+    module.write_text("from solewriter import Entity\nclass Order(Entity):\n    total: int = 0\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    import unfit
+
+    engine = start_engine(state, models=[unfit.Order])
+    with connect(state) as client:
+        client.create(unfit.Order(id="a", total=3))
+    module.write_text(f"{module.read_text()}    buyer: str\n")
+    os.kill(engine.pid, signal.SIGKILL)
+    with pytest.raises(EngineStartFailed, match="Order 'a' was stored under another shape"):
+        engine.wait()
+    assert engine.restarts == 0
+
+
 @pytest.mark.parametrize(
     ("line", "told"),
     [
