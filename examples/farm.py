@@ -16,7 +16,7 @@ from functools import partial
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 
-from solewriter import Engine, Reader, Task, TaskStatus, connect
+from solewriter import Engine, FrozenMap, Reader, Task, TaskStatus, connect
 
 AGENTS, TASKS, NUMBERS = 4, 40, 10_000  # each task is to count the primes among so many numbers
 PATIENCE_S = 20  # when nothing happens for so long, nobody is left
@@ -41,7 +41,7 @@ def farm(state: Path) -> bool:
     """Create the tasks, let agents do them, kill one; whether every prime was counted and the dead one replaced."""
     with Engine(state, durability="process") as engine, connect(engine.state, name="parent") as client:
         for number in range(TASKS):
-            bounds = {"begin": number * NUMBERS, "end": (number + 1) * NUMBERS}
+            bounds = FrozenMap(begin=number * NUMBERS, end=(number + 1) * NUMBERS)
             client.create(Task(id=f"range-{number}", title="count primes", metadata=bounds, max_retries=3))
         agents = started(engine.state)
         victim, orphan = kill_one(agents, client.reader)

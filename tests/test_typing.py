@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -15,9 +16,12 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
 
 
 def mypy(*arguments: str) -> tuple[int, str]:
-    """Exit status and words of mypy with the project's own settings."""
+    """Exit status and words of mypy, with the project's own settings unless told otherwise."""
     pytest.importorskip("mypy")
-    ran = subprocess.run([sys.executable, "-m", "mypy", *arguments], cwd=ROOT, capture_output=True, text=True)
+    found = {**os.environ, "MYPYPATH": ".links"}
+    ran = subprocess.run(
+        [sys.executable, "-m", "mypy", *arguments], cwd=ROOT, env=found, capture_output=True, text=True
+    )
     return ran.returncode, ran.stdout + ran.stderr
 
 
@@ -28,9 +32,10 @@ def test_a_typed_program_keeps_its_types_and_its_mistakes_are_found() -> None:
     assert status in (0, 1), words  # 1: errors elsewhere, which the test below reports; 2: mypy itself failed
 
 
-def test_the_examples_are_strictly_typed() -> None:
+@pytest.mark.parametrize("settings", [(), ("--config-file=", "--strict")], ids=["ours", "with no plugin"])
+def test_the_examples_are_strictly_typed(settings: tuple[str, ...]) -> None:
     examples = sorted(str(path.relative_to(ROOT)) for path in (ROOT / "examples").glob("*.py"))
-    status, words = mypy(*examples)
+    status, words = mypy(*settings, *examples)
     assert [line for line in words.splitlines() if line.startswith("examples/")] == []
     assert status in (0, 1), words  # as above
 
