@@ -159,12 +159,18 @@ class FileJournal:
                 raise
             reserved = self._ahead.take_reserved(needed) if tidying else None
             if reserved is None:
-                raise DiskFull(
-                    f"no room for the journal in {self._folder.resolve()}: free space there, or keep less history "
-                    "(history_bytes); reads go on meanwhile"
-                ) from error
+                raise self._full(error, max(needed, self._file_bytes)) from error
             fd = reserved
         self._begin(fd, self._tail)
+
+    def _full(self, error: OSError, size: int) -> DiskFull:
+        where = self._folder.resolve()
+        if error.errno == errno.EFBIG:
+            told = f"no file in {where} may have the {size:,} bytes of the journal's next one"
+            way = "raise that bound, `ulimit -f`, or lower journal_file_bytes"
+        else:
+            told, way = f"no room for the journal in {where}", "free space there, or keep less history (history_bytes)"
+        return DiskFull(f"{told}: {way}; reads go on meanwhile")
 
     async def _until_closed(self) -> None:
         """Return when the file before the current one is closed, which is done beside the loop: so of the files before

@@ -1180,6 +1180,16 @@ def test_a_next_file_that_had_no_room_is_made_when_there_is_some(opened, folder,
     assert numbers(opened()[1]) == [1, 2]
 
 
+def test_a_bound_for_files_is_not_told_as_a_full_disk(opened, folder, files_at_most):
+    """No room that somebody frees there would help: `ulimit -f` of whoever started the engine does."""
+    journal, _ = opened()
+    with files_at_most(4 * KIB):
+        commit(journal, 3_000)
+        with pytest.raises(DiskFull, match=r"no file in .* may have the 8,192 bytes .* `ulimit -f`") as refused:
+            commit(journal, 3_000)
+    assert "free space" not in str(refused.value)
+
+
 def test_the_reserve_is_for_what_tidies_up_and_is_held_again_when_there_is_room(opened, folder, files_at_most):
     journal, _ = opened()
     with files_at_most(4 * KIB):  # as much as the reserve has
