@@ -73,7 +73,8 @@ class Segment:
 
 class Blank:
     """A new segment that is written before it is mapped: pages that are written whole need not be made zero before, nor
-    met one by one. `write` may be called from any thread. Raises FileExistsError.
+    met one by one. `write` may be called from any thread. Raises FileExistsError, and MemoryFull where there may be no
+    more files.
     """
 
     __slots__ = ("_fd", "path", "size")
@@ -81,7 +82,12 @@ class Blank:
     def __init__(self, path: Path, size: int) -> None:
         self.path = path
         self.size = -(-size // mmap.PAGESIZE) * mmap.PAGESIZE
-        self._fd = os.open(path, os.O_CREAT | os.O_EXCL | os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+        try:
+            self._fd = os.open(path, os.O_CREAT | os.O_EXCL | os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+        except OSError as error:
+            if error.errno not in _FULL:
+                raise
+            raise self._full(error, "another file (`df -i`)") from error
 
     def write(self, content: bytes, offset: int) -> None:
         """Raises MemoryFull."""
@@ -112,15 +118,15 @@ class Blank:
         finally:
             self.close()
 
-    def _full(self, error: OSError) -> MemoryFull:
-        where = self.path.parent
+    def _full(self, error: OSError, what: str = "") -> MemoryFull:
+        where, what = self.path.parent, what or f"{self.size:,} bytes"
         if error.errno == errno.EFBIG:
             return MemoryFull(f"no file in {where} may have {self.size:,} bytes: raise that bound, `ulimit -f`")
         if error.errno == errno.ENOMEM:  # `where` may have room: it is not to be mapped, or not to be filled
             bounds = "the machine, its control group, or what one process may map (`ulimit -v`)"
-            return MemoryFull(f"no memory for {self.size:,} bytes of {where}: at its bound is {bounds}")
+            return MemoryFull(f"no memory for {what} of {where}: at its bound is {bounds}")
         way = "free space there, delete what is not needed, or set another memory_dir (`solewriter serve --memory-dir`)"
-        return MemoryFull(f"no room for {self.size:,} bytes in {where}: {way}")
+        return MemoryFull(f"no room for {what} in {where}: {way}")
 
     def close(self) -> None:
         """Nothing is written any more. Harmless when it was mapped or closed before."""

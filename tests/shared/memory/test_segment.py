@@ -263,6 +263,36 @@ def test_a_full_file_system_is_an_error_that_names_it_and_never_a_sigbus(tmp_pat
     assert again == str(-(-200_000 // mmap.PAGESIZE) * mmap.PAGESIZE)
 
 
+WITHOUT_FILES = """
+import os, sys
+from pathlib import Path
+from solewriter.shared.errors import MemoryFull
+from solewriter.shared.memory.segment import Segment
+
+folder = Path(sys.argv[1])
+made = [Segment.create(folder / f"s{number}", 4_096) for number in range(2)]
+try:
+    Segment.create(folder / "s2", 4_096)
+except MemoryFull as error:
+    print(error)
+os.unlink(folder / "s0")
+del made[0]
+print(Segment.create(folder / "s2", 4_096).size)
+"""
+WITH_THREE_INODES = IN_A_SMALL_FILE_SYSTEM.replace("size=1m", "nr_inodes=3")
+
+
+@pytest.mark.skipif(not can_mount(), reason="mounting a small file system needs root and mount namespaces")
+def test_a_file_system_that_may_have_no_more_files_is_full_though_it_has_room(tmp_path):
+    """Whoever gets MemoryFull refuses one request and goes on."""
+    command = ["unshare", "-m", "sh", "-c", WITH_THREE_INODES, "sh", str(tmp_path), sys.executable, WITHOUT_FILES]
+    ran = subprocess.run(command, capture_output=True, text=True)
+    assert (ran.returncode, ran.stderr) == (0, "")
+    error, again = ran.stdout.splitlines()
+    assert f"no room for another file (`df -i`) in {tmp_path}" in error
+    assert again == "4096"
+
+
 def test_a_bound_on_the_size_of_files_is_an_error_that_names_it_and_not_the_writers_death(path, files_at_most):
     """`ulimit -f` holds in memory file systems, too. Whoever gets MemoryFull refuses one request and goes on."""
     with files_at_most(mmap.PAGESIZE):
