@@ -14,6 +14,7 @@ from collections.abc import Callable
 from solewriter.shared.config import RECONNECT_FIRST_S, RECONNECT_MAX_S, Limits
 from solewriter.shared.errors import EngineUnavailable, check_descriptors
 from solewriter.shared.folder import StateFolder, is_no_folder
+from solewriter.shared.lane import NoLane
 
 
 class Reconnecting:
@@ -50,6 +51,8 @@ class Reconnecting:
             raise error
         if now_s + self._pause_s > deadline or is_no_folder(error):
             check_descriptors(error)
+            if isinstance(error, NoLane):
+                raise EngineUnavailable(str(error)) from error
             raise self._folder.not_served(error) from error
 
     def note_lane(self) -> None:

@@ -9,6 +9,7 @@ resource tracker.
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import os
 from typing import Any
@@ -16,6 +17,7 @@ from typing import Any
 from solewriter.shared.config import PIPE_BYTES
 from solewriter.shared.system.forks import forks_held_off
 
+_SCARCE = (errno.EMFILE, errno.ENFILE)
 LENGTH_BYTES = 4  # the queue's own header: a big-endian int
 
 
@@ -29,17 +31,27 @@ def widen(fd: int) -> None:
         pass
 
 
+class NoLane(OSError):
+    """No lane can be made here, whether an engine serves or not."""
+
+
 class Lane:
     """The agent's ends of its lane: `requests` to write to, `replies` to read from, both non-blocking file descriptors.
 
     `theirs` are the two ends for the engine; `hand_over` closes them here once they were sent, so that the death of the
-    engine is seen as a broken pipe and an end of file.
+    engine is seen as a broken pipe and an end of file. Raises OSError.
     """
 
     def __init__(self) -> None:
         import multiprocessing  # 15 ms that only a process with a lane has to pay
 
-        queue: Any = multiprocessing.get_context("fork").Queue()
+        try:
+            queue: Any = multiprocessing.get_context("fork").Queue()
+        except OSError as error:
+            if error.errno in _SCARCE:
+                raise
+            place = "/dev/shm, wherever memory_dir is"
+            raise NoLane(f"no lane can be made, which takes some bytes of {place}: {error}") from error
         self._queue = queue
         self.replies, replies_out = os.pipe()
         self.requests = _take_over(queue._writer)

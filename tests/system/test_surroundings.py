@@ -721,6 +721,39 @@ def test_who_opens_something_without_descriptors_is_told_so_and_leaves_none_open
     assert all(int(tries) > 0 for tries in ran.stdout.split()), ran.stdout
 
 
+WITHOUT_LANES = """
+import asyncio, sys
+from solewriter import EngineUnavailable, Limits, aio, connect
+
+state, limits = sys.argv[1], Limits(connect_timeout_s=0.1)
+
+async def by_asyncio():
+    async with aio.connect(state, limits=limits):
+        pass
+
+for way in (lambda: connect(state, limits=limits), lambda: asyncio.run(by_asyncio())):
+    try:
+        way()
+    except EngineUnavailable as error:
+        print(error)
+"""
+
+
+@pytest.mark.skipif(os.getuid() != 0, reason="to mount something needs root")
+def test_who_can_make_no_lane_is_not_told_that_no_engine_serves(state, start_engine):
+    """A queue has semaphores, which the C library keeps in /dev/shm, in whatever folder the engine's memory is."""
+    start_engine(state)
+    command = 'mount -t tmpfs -o ro none /dev/shm && exec "$@"'
+    words = ["unshare", "-m", "sh", "-c", command, "sh", sys.executable, "-c", WITHOUT_LANES, state]
+    ran = subprocess.run(words, capture_output=True, text=True, timeout=60, check=False)
+    if "unshare" in ran.stderr or "mount" in ran.stderr:
+        pytest.skip(f"nothing can be mounted here: {ran.stderr.strip()}")
+    assert ran.returncode == 0, ran.stderr
+    told = ran.stdout.splitlines()
+    assert len(told) == 2
+    assert all(one.startswith("no lane can be made, which takes some bytes of /dev/shm") for one in told), told
+
+
 LOOKING_BACK_WITHOUT_DESCRIPTORS = """
 import asyncio, os, resource, sys
 from pathlib import Path
