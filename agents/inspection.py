@@ -27,7 +27,7 @@ BLOCK_BYTES = 512  # what st_blocks counts in, whatever the file system's own bl
 
 
 class Contents(NamedTuple):
-    """What lies in a state folder."""
+    """What lies in a state folder. What a copy says of the engine of the folder that it was made of is left out."""
 
     names: list[str]
     announced: Whereabouts | None
@@ -47,11 +47,14 @@ def contents_of(folder: StateFolder) -> Contents:
     for name in names:
         if name.startswith("memory-") and name.endswith(".json"):
             try:
-                markers.append(whereabouts_in(folder.path / name))
+                marker = whereabouts_in(folder.path / name)
             except (FileNotFoundError, *UNDECODABLE):
-                pass  # removed meanwhile, or its engine died while writing it: there is no memory of that name
+                continue  # removed meanwhile, or its engine died while writing it: there is no memory of that name
+            if not folder.is_of_another(marker):
+                markers.append(marker)
     try:
-        return Contents(names, whereabouts_in(folder.engine_json), markers, ())
+        announced = whereabouts_in(folder.engine_json)
+        return Contents(names, None if folder.is_of_another(announced) else announced, markers, ())
     except FileNotFoundError:
         return Contents(names, None, markers, ())
     except UNDECODABLE as error:  # then the newest marker is the best guess that there is

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import select
+import shutil
 import signal
 import subprocess
 import sys
@@ -362,6 +363,24 @@ def test_an_engine_that_gives_its_memory_back_has_stopped(state, start_engine):
     status = status_of(state)
     assert (status.engine, exit_code(status)) == ("stopped", NOT_THERE)
     assert f"pid {engine.pid} still gives its memory back" in status.detail
+
+
+def test_a_copy_of_a_folder_is_not_told_by_the_engine_of_that_folder(state, start_engine, lone_engine, see, tmp_path):
+    """Whether that one serves or died, and whether another one serves the copy."""
+    pid = lone_engine(state)
+    served = shutil.copytree(state, tmp_path / "served", ignore=shutil.ignore_patterns("*.sock"))
+    status = status_of(served)
+    assert (status.engine, status.pid, status.memory_segments) == ("stopped", None, 0)
+    assert status.journal_files == 1
+    copied = start_engine(served)
+    status = status_of(served)
+    assert (status.engine, status.pid, status.starting_pid) == ("alive", copied.pid, None)
+    assert status_of(state).pid == pid
+    os.kill(pid, signal.SIGKILL)
+    see(state, "gone")
+    of_the_dead = shutil.copytree(state, tmp_path / "dead", ignore=shutil.ignore_patterns("*.sock"))
+    assert (status_of(of_the_dead).engine, status_of(of_the_dead).leftover_bytes) == ("stopped", 0)
+    assert status_of(served).leftover_bytes == 0
 
 
 def test_a_clean_stop_is_not_there(state, start_engine):
