@@ -169,7 +169,7 @@ def forgo(state: State, publisher: Publisher, adoption: Adoption) -> None:
 def adopt(state: State, publisher: Publisher, adoption: Adoption) -> None:
     """After the commit: requests about these kinds are decided by these classes."""
     for kind in adoption.kinds:
-        state.registry.install(kind)
+        state.registry.replace(kind)
         if (known := state.named(kind.name)) is not None:
             known.kind = kind
     for code, table in adoption.tables.items():

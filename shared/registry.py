@@ -49,6 +49,12 @@ class Registry:
         self._by_name[kind.name] = kind
         self._by_model[kind.model] = kind
 
+    def replace(self, kind: Kind) -> None:
+        """As `install`, and nothing is read by the older class any more: it is forgotten."""
+        if (older := self._by_name.get(kind.name)) is not None:
+            self._by_model.pop(older.model, None)
+        self.install(kind)
+
     def __iter__(self) -> Iterator[Kind]:
         return iter(self._by_name.values())
 

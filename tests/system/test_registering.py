@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fcntl
+import gc
 import importlib
 import importlib.util
 import os
@@ -17,7 +18,7 @@ from pathlib import Path
 
 import cloudpickle
 import pytest
-from pydantic import computed_field, model_validator
+from pydantic import computed_field, field_validator, model_validator
 
 from solewriter import (
     Create,
@@ -134,6 +135,29 @@ def test_a_class_that_is_registered_again_as_it_was_brings_nothing_new(engine, c
     after = client.reader.snapshot().pin.root
     assert (after.catalog, after.entry) == (before.catalog, before.entry)
     assert client.update(run, score=1.0).version == 2
+
+
+def test_of_classes_that_were_replaced_the_engine_keeps_none(engine, client):
+    def counting(said):
+        class Note(Entity):
+            text: str = ""
+
+            @field_validator("text")
+            @classmethod
+            def counted(cls, text):
+                if text == said:
+                    gc.collect()
+                    there = sum(isinstance(one, type) and one.__name__ == "Note" for one in gc.get_objects())
+                    raise ValueError(f"{there} of us, {cls.__name__}")
+                return text
+
+        return Note
+
+    for turn in range(6):
+        newest = counting(f"how many? {turn}")
+        engine.register(newest)
+    with pytest.raises(InvalidMutation, match="1 of us, Note"):
+        client.update(client.create(newest()), text="how many? 5")
 
 
 def test_a_class_that_does_not_fit_what_is_stored_is_refused_and_nothing_has_changed(engine, client):
