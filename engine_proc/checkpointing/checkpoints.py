@@ -79,8 +79,8 @@ class Checkpoints:
         self._count = 0
 
     def _bytes_wanted(self, private_bytes: int) -> int:
-        """Of turns in the journal behind a checkpoint, and behind so much that belongs to it, before the next one: by its
-        size, for the disk's sake; by that of its records, however well they are compressed, for the processor's.
+        """Of turns in the journal behind a checkpoint, and behind so much that belongs to it, before the next one: by
+        its own bytes for the sake of the disk, by those of its records in memory for that of the processor.
         """
         newest = self._held[max(self._held)] if self._held else Held(0, 0)
         for_disk = int(CHECKPOINT_RATIO * (newest.size + private_bytes))
