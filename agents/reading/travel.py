@@ -113,26 +113,44 @@ def diff(reader: AnyReader, since: int, until: int, kind: Model | None) -> list[
             kind="",
         )
     now = _pin(reader, since, until)
+    told = _differences_in_memory(reader, now, since, until, kind)
+    if told is None:
+        told = _differences_in_journal(reader, now, since, until, kind)
+    return [one for one in told if one is not None]
+
+
+def _differences_in_memory(
+    reader: AnyReader, now: Held, since: int, until: int, kind: Model | None
+) -> list[Difference[Any] | None] | None:
+    """None where memory does not hold both, or some of it went meanwhile."""
     old, new = _from_memory(now, since), _from_memory(now, until)
-    if isinstance(old, Pin) and isinstance(new, Pin):
-        look = reader.decoder.find
-        told = [
+    if not isinstance(old, Pin) or not isinstance(new, Pin):
+        return None
+    look = reader.decoder.find
+    try:
+        return [
             _difference(name, id, look(old, model, id), look(new, model, id))
             for (_, id), name, model in _asked_for(reader, now, kind, dict.fromkeys(_changed_keys(old, new)))
         ]
-    else:
-        seen: dict[Key, tuple[record.Record | None, record.Record]] = {}
-        past = _past(reader, now, since)
-        with _telling_compacted(now, since):
-            for found, before in past.changes(until):
-                key = found.kind, found.key
-                seen[key] = (seen[key][0] if key in seen else before), found
-        read = partial(reader.decoder.of_record, now.catalog)
-        told = [
-            _difference(name, key[1], *(read(one, model) for one in seen[key]))
-            for key, name, model in _asked_for(reader, now, kind, seen)
-        ]
-    return [one for one in told if one is not None]
+    except SnapshotExpired:  # this process was stopped in the middle
+        return None
+
+
+def _differences_in_journal(
+    reader: AnyReader, now: Held, since: int, until: int, kind: Model | None
+) -> list[Difference[Any] | None]:
+    """Raises Compacted."""
+    seen: dict[Key, tuple[record.Record | None, record.Record]] = {}
+    past = _past(reader, now, since)
+    with _telling_compacted(now, since):
+        for found, before in past.changes(until):
+            key = found.kind, found.key
+            seen[key] = (seen[key][0] if key in seen else before), found
+    read = partial(reader.decoder.of_record, now.catalog)
+    return [
+        _difference(name, key[1], *(read(one, model) for one in seen[key]))
+        for key, name, model in _asked_for(reader, now, kind, seen)
+    ]
 
 
 def _changed_keys(old: Pin, new: Pin) -> Iterator[Key]:

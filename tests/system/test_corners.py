@@ -171,6 +171,37 @@ def test_an_earlier_revision_is_counted_as_it_was(stopped_in_a_walk):
         assert reader.at(begun).counts["Task"] == FEW + 1
 
 
+@pytest.mark.parametrize("durability", ["process", "memory"])
+def test_a_difference_of_which_memory_goes_in_the_middle_is_told_by_the_journal(
+    state, start_engine, monkeypatch, durability
+):
+    """Whoever asks for it holds no snapshot, and cannot take a new one."""
+    start_engine(state, limits=Limits(**SMALL, snapshot_age_max_s=0.0), durability=durability)
+    with connect(state) as client, open_reader(state) as reader:
+        begin(client)
+        begun, find, goes = reader.revision, reader.decoder.find, [True]
+
+        def change(title):
+            for number in range(FEW):
+                client.update(Task.ref(f"t{number}"), title=title)
+
+        def stopped(pin, kind, id):
+            if goes:
+                goes.clear()
+                change("newest")
+                turn_over(client, lambda: pin.view.root.readable_from > pin.root.last_segment)
+            return find(pin, kind, id)
+
+        change("newer")
+        monkeypatch.setattr(reader.decoder, "find", stopped)
+        is_told = contextlib.nullcontext() if durability == "process" else pytest.raises(Compacted, match="nothing is")
+        with is_told:
+            told = reader.diff(begun, begun + FEW)
+            assert [(one.id, one.old.title, one.new.title) for one in told] == [
+                (f"t{number}", "x", "newer") for number in range(FEW)
+            ]
+
+
 def test_a_slow_consumer_of_a_watch_reads_what_it_was_told(state, start_engine):
     """It takes up to 256 changes at once; while it works on the first ones, the memory of the others may go."""
     start_engine(state, limits=Limits(**SMALL, snapshot_age_max_s=0.0))
