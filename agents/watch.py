@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, Generic, Self
 from solewriter.agents.deadline import check_patience
 from solewriter.agents.reader import Reader
 from solewriter.agents.reading.anyreader import check_revision
-from solewriter.agents.reading.change import Change, Published
+from solewriter.agents.reading.change import Change, Published, is_first
 from solewriter.agents.reading.conditions import Condition, conditions
 from solewriter.agents.reading.decoding import Model, Several
 from solewriter.agents.reading.feed import Feed
@@ -225,9 +225,9 @@ class Watch(Generic[Brought]):
             before = one.before()
             return cells_of(before) if before is not None else None
         except (FileNotFoundError, SnapshotExpired):
-            catalog, code = one.pin.catalog, one.record.kind
-            if not one.record.old_cells:
+            if is_first(one.pin, one.record):
                 return None
+            catalog, code = one.pin.catalog, one.record.kind
             schema, columns = catalog.schemas[one.record.schema], catalog.tables[code].columns
             if not all(schema.has_cells_for(columns[demand.place]) for demand in demands):
                 raise _Untold from None

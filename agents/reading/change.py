@@ -108,7 +108,7 @@ class Change(Generic[Changed]):
     @property
     def old(self) -> Changed | None:
         pin, address, found, earlier, is_cut = self._published
-        if earlier is None and (address or is_cut) and not _is_first(pin, found):
+        if earlier is None and (address or is_cut) and not is_first(pin, found):
             try:
                 if address and (before := pin.previous(address)):
                     return self._decode(pin, before)
@@ -169,6 +169,6 @@ def _entity_or_raise(had: Any) -> Any:
     return had
 
 
-def _is_first(pin: Held, found: Record) -> bool:
+def is_first(pin: Held, found: Record) -> bool:
     """Whether a record says itself that there was no entity before it: then it has no cells of one."""
     return found.version == 1 or (not found.old_cells and bool(pin.catalog.schemas[found.schema].columns))

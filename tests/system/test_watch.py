@@ -91,10 +91,10 @@ def test_leaving_a_filter_is_told_by_what_was_there_before_its_column_was(state,
     assert found == [2.0, 5.0]
 
 
-def levels(state, start_engine, durability):
+def levels(state, start_engine, durability, columns=("n",)):
     """An engine, and a class whose only column is new to what its memory has; most of what was before has left that."""
 
-    class Before(Entity, kind="Doc", columns=("n",)):
+    class Before(Entity, kind="Doc", columns=columns):
         n: int = 0
         level: int = 0
 
@@ -112,8 +112,9 @@ def levels(state, start_engine, durability):
     return After
 
 
-def test_leaving_a_filter_is_told_though_what_was_before_has_left_memory(state, start_engine):
-    model = levels(state, start_engine, "process")
+@pytest.mark.parametrize("columns", [("n",), ()])
+def test_leaving_a_filter_is_told_though_what_was_before_has_left_memory(state, start_engine, columns):
+    model = levels(state, start_engine, "process", columns)
     with open_reader(state) as reader:
         for level in range(5):
             for since in (0, 1_200, 1_400):
@@ -122,13 +123,14 @@ def test_leaving_a_filter_is_told_though_what_was_before_has_left_memory(state, 
                 assert [change.revision for change in watch] == list(range(begin + 1, end + 1))
 
 
-def test_a_watch_that_nothing_tells_what_left_its_filter_says_so(state, start_engine):
+@pytest.mark.parametrize("columns", [("n",), ()])
+def test_a_watch_that_nothing_tells_what_left_its_filter_says_so(state, start_engine, columns):
     """Without a journal; and goes on behind that, or from a snapshot where that was asked for."""
-    model = levels(state, start_engine, "memory")
+    model = levels(state, start_engine, "memory", columns)
     with connect(state) as client, open_reader(state) as reader:
         with pytest.raises(Compacted, match=r"these columns are newer, .* nothing is journaled") as gone:
-            list(reader.watch(model, since=1_200, where={"level": 3}, timeout_s=0))
-        (resync,) = reader.watch(model, since=1_200, where={"level": 3}, timeout_s=0, resync=True)
+            list(reader.watch(model, since=1_300, where={"level": 3}, timeout_s=0))
+        (resync,) = reader.watch(model, since=1_300, where={"level": 3}, timeout_s=0, resync=True)
         assert (resync.revision, resync.snapshot.count(model, {"level": 4})) == (1_750, 350)
         watch = reader.watch(model, since=gone.value.oldest, where={"level": 4}, timeout_s=0)
         client.update(model.ref("d0"), level=5)
