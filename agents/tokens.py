@@ -99,8 +99,11 @@ class Tokens:
         if isinstance(sent, Refused):
             return
         self._asked[sent] = request
-        if len(self._asked) > ASKED_MAX:
-            self._asked.pop(next(iter(self._asked), sent), None)
+        if len(self._asked) > ASKED_MAX:  # what is on its way stays, however long: its window bounds it
+            for one in list(self._asked):
+                if one.done and one.on_done is None:
+                    self._asked.pop(one, None)
+                    break
 
     def note_outcome(self, outcome: Outcome) -> None:
         """Note how a request ended whose own answer did not come."""

@@ -193,7 +193,8 @@ GIVE_BACK_S = 0.5  # for giving back what an interrupted claim was granted: whoe
 # wants to go
 HELD_MAX = 65_536  # tasks of which a client remembers that it claimed them, 10 MB: of more, writes to the oldest are
 # refused as anybody else's
-ASKED_MAX = 1_024  # claims and the like of a client whose answers may still come; of older ones nobody reads them
+ASKED_MAX = 1_024  # claims and the like of a client whose answers nobody took so far: of those that came, the oldest
+# are forgotten. A window is in flight, and whoever waits takes what comes in a moment
 
 # --- readers ------------------------------------------------------------------------------------------------------
 LOOKING_THREADS = 4  # of one reader for asyncio: a pass over the journal keeps one for seconds, others look meanwhile

@@ -9,7 +9,7 @@ import pytest
 from solewriter.agents import tokens as module
 from solewriter.agents.pending import Pending
 from solewriter.agents.tokens import Tokens
-from solewriter.shared.errors import Fenced
+from solewriter.shared.errors import EngineUnavailable, Fenced
 from solewriter.shared.models import Task
 from solewriter.shared.mutations import Applied, Op, Reply, Result
 from solewriter.shared.request_ids import default_id
@@ -111,6 +111,20 @@ def test_what_a_client_remembers_of_its_claims_is_bounded(monkeypatch):
     tokens.hold(Task(id="t2", title="x", claim=9))  # once more
     tokens.hold(Task(id="t5", title="x", claim=6))
     assert [tokens.holds("Task", f"t{number}") for number in range(6)] == [None, None, 9, None, 5, 6]
+
+
+def test_of_answers_that_nobody_takes_the_oldest_are_forgotten_and_what_is_on_its_way_is_not(monkeypatch):
+    """Claims that were cancelled, or not waited for any longer, mostly."""
+    monkeypatch.setattr(module, "ASKED_MAX", 3)
+    tokens, pendings = Tokens(), [Pending(SESSION, number, None) for number in range(7)]
+    waiting, *others = pendings
+    for pending in pendings:
+        tokens.note_sent([pending], [CLAIM])
+        if pending is not waiting:
+            pending.end(None, EngineUnavailable("nobody takes this"))
+    assert [tokens.unread(pending.request_id) for pending in others] == [None, None, None, None, *others[-2:]]
+    tokens.note_reply(waiting, reply(waiting, 3))
+    assert tokens.holds("Task", "t") == 3
 
 
 def test_what_a_signal_handler_gives_back_meanwhile_keeps_nobody_waiting(tokens, at_step):

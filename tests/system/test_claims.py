@@ -68,16 +68,14 @@ from solewriter import (
     open_reader,
     why_not_ready,
 )
-from solewriter.agents import answers, anyclient, exchange, requesting, verbs
+from solewriter.agents import answers, anyclient, exchange, requesting, tokens, verbs
 from solewriter.agents import session as sessions
-from solewriter.agents.pending import Pending
 from solewriter.agents.reading import readiness
 from solewriter.agents.reading.decoding import Decoder
 from solewriter.agents.reading.readiness import is_anything_left
 from solewriter.agents.verbs import claim_mutation
 from solewriter.shared import wire
-from solewriter.shared.config import ASKED_MAX, DEFAULT_LIMITS, KIB
-from solewriter.shared.mutations import Op
+from solewriter.shared.config import DEFAULT_LIMITS, KIB
 from solewriter.shared.request_ids import default_id
 from solewriter.shared.wire import Status
 
@@ -2235,6 +2233,29 @@ def test_a_coroutine_that_is_cancelled_leaves_no_claim_behind(engine, client, li
     asyncio.run(story())
 
 
+def test_a_claim_that_waits_is_its_clients_however_many_others_are_cancelled_meanwhile(
+    engine, client, limits, monkeypatch
+):
+    """An agent that polls with a time-out of its own, beside one that waits for hours."""
+    monkeypatch.setattr(tokens, "ASKED_MAX", 8)
+
+    async def story() -> None:
+        async with aio.connect(engine.state, name="me", limits=limits) as agent:
+            waiting = asyncio.create_task(agent.claim(Task, timeout_s=60))
+            await asyncio.sleep(0)
+            for _ in range(2 * tokens.ASKED_MAX):
+                hasty = asyncio.create_task(agent.claim(Task, where={"project": "none"}, timeout_s=60))
+                await agent.put(Project(id="p", name="so that it waits in the engine"))
+                hasty.cancel()
+                await asyncio.wait({hasty})
+            await asyncio.wait_for(gave_up(agent), 60)
+            await agent.create(task("a"))
+            assert (await agent.complete(await waiting)).status is TaskStatus.COMPLETED
+            assert len(agent._tokens._asked) <= tokens.ASKED_MAX
+
+    asyncio.run(story())
+
+
 def test_of_a_cancelled_claim_one_task_that_was_lost_keeps_no_other_from_being_given_back(engine, client, limits):
     make(client, *(task(id) for id in "abc"))
 
@@ -2483,9 +2504,6 @@ def test_what_a_claim_brought_whose_answer_did_not_come_in_time_is_known_by_its_
         outcome = agent.outcome(unknown.value.request_id)
         assert agent.holds(Task, "a") == outcome.reply.results[0].version
         assert agent.complete(outcome.reply.entity).status is TaskStatus.COMPLETED
-        for number in range(2 * ASKED_MAX):
-            agent._tokens.note_sent([Pending(1, number, None)], [([(Op.CLAIM.value, "Task", "*")], [], None, None)])
-        assert len(agent._tokens._asked) <= ASKED_MAX
 
 
 def test_a_reply_that_tells_of_claims_in_a_pipeline_is_remembered(client, other):
