@@ -14,7 +14,7 @@ from typing import Any
 from solewriter.agents.answers import Outcome
 from solewriter.agents.pending import Pending, Sent
 from solewriter.shared.config import ASKED_MAX, HELD_MAX
-from solewriter.shared.errors import Fenced, Refused, safe_repr
+from solewriter.shared.errors import EngineUnavailable, Fenced, Refused, safe_repr
 from solewriter.shared.models import Task
 from solewriter.shared.mutations import Applied, Guard, Op, Reply, Result
 from solewriter.shared.wireform import PlainMutation, PlainRequest
@@ -113,6 +113,11 @@ class Tokens:
     def unread(self, request_id: str) -> Pending | None:
         """The claim, or the like, under this id, whose answer nobody took so far, whether it came or not; else None."""
         return next((one for one in list(self._asked) if one.request_id == request_id), None)
+
+    def never_left(self, request_id: str) -> bool:
+        """Whether all claims, or the like, under this id were given up before any of it was sent."""
+        asked = [one for one in list(self._asked) if one.request_id == request_id]
+        return bool(asked) and all(isinstance(one.error, EngineUnavailable) for one in asked)
 
     def note_reply(self, sent: Pending | None, reply: Reply) -> None:
         """Note what a reply says of who holds what."""

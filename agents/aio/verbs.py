@@ -148,7 +148,8 @@ class AioVerbs(AioRequests):
                 if isinstance(error, Unavailable):
                     raise error
         except Unavailable:
-            self._unwanted[request_id] = kind  # the engine has no time: with the next claim, or when this process ends
+            if not self._tokens.never_left(request_id):  # the engine has no time: with the next claim, or
+                self._unwanted[request_id] = kind  # when this process ends
         except SolewriterError:
             pass  # another client has the session, and what it held
 

@@ -2256,6 +2256,26 @@ def test_a_claim_that_waits_is_its_clients_however_many_others_are_cancelled_mea
     asyncio.run(story())
 
 
+def test_claims_that_are_cancelled_while_no_engine_serves_are_not_given_back_again_and_again(engine, limits):
+    """An agent that polls with a time-out of its own all through an outage: what never left needs no giving back."""
+    limits = msgspec.structs.replace(limits, connect_timeout_s=0.2)
+
+    async def story() -> None:
+        async with aio.connect(engine.state, name="me", limits=limits) as agent:
+            assert await agent.claim(Task) is None
+            engine.stop()
+            polls = 0
+            while polls < 20:
+                with suppress(TimeoutError, EngineUnavailable):
+                    async with asyncio.timeout(0.02):
+                        await agent.claim(Task)
+                polls += agent._giving_up != set()
+            await asyncio.wait_for(gave_up(agent), 60)
+            assert len(agent._unwanted) <= 1, "what was on its way when the engine ended"
+
+    asyncio.run(story())
+
+
 def test_of_a_cancelled_claim_one_task_that_was_lost_keeps_no_other_from_being_given_back(engine, client, limits):
     make(client, *(task(id) for id in "abc"))
 
