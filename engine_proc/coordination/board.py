@@ -142,6 +142,9 @@ class Board:
 
     def _put_off(self, candidate: Candidate) -> None:
         """Until its time. What has changed since stays until then, but must not add up."""
+        if candidate.is_put_off:  # what it depends on was done, was not, and is again
+            return
+        candidate.is_put_off = True
         heappush(self._later, (candidate.not_before_us, next(self._count), candidate))
         if len(self._later) > 2 * len(self._candidates) + STALE_MAX:
             self._later = [entry for entry in self._later if entry[2].live]
@@ -154,6 +157,7 @@ class Board:
         later = self._later
         while later and later[0][0] <= now_us:
             time_us, _, candidate = heappop(later)
+            candidate.is_put_off = False
             if candidate.live and not candidate.unmet and not candidate.ready:
                 self._came_us = max(self._came_us, time_us)
                 self.ready.add(candidate)
@@ -172,7 +176,7 @@ class Board:
         """When the next one will be there, on the clock of `not_before`; 0: none."""
         later = self._later
         while later and not (later[0][2].live and not later[0][2].unmet):
-            heappop(later)
+            heappop(later)[2].is_put_off = False
         return later[0][0] if later else 0
 
     def dependants(self, key: str) -> Iterable[str]:

@@ -23,7 +23,8 @@ class Candidate:
     """A task that nobody has and that may be tried: ready as soon as nothing keeps it."""
 
     __slots__ = (
-        "aside", "denied_to", "key", "live", "not_before_us", "order", "policy", "project", "ready", "unmet", "values",
+        "aside", "denied_to", "is_put_off", "key", "live", "not_before_us", "order", "policy", "project", "ready",
+        "unmet", "values",
     )  # fmt: skip
 
     def __init__(
@@ -38,6 +39,7 @@ class Candidate:
         self.unmet = 0  # dependencies that keep it
         self.live = True  # False: it was taken, or has changed since
         self.ready = False
+        self.is_put_off = False  # it waits for its time
         self.aside = False  # it came up while its project kept it back
         self.denied_to: tuple[str, ...] = ()  # the last ones, for as long as it is as it is
 

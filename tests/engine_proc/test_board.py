@@ -231,6 +231,19 @@ def test_what_is_to_come_later_does_not_grow_with_its_changes():
     assert not board.denied, "it is looked at anew"
 
 
+def test_what_is_to_come_later_does_not_grow_with_changes_of_what_it_depends_on():
+    board = Board(KIND, KIND.schema.defaults, dict[str, Any]().get)
+    board.note("t", 0, {"dependencies": ["d"], "on_dependency_failure": "ignore", "not_before": from_us(9)})
+    for attempts in (0, 1) * 3 * STALE_MAX:  # it is redriven, and fails for good
+        board.note("d", 1, {"status": "failed", "attempts": attempts})
+    assert len(board._later) <= STALE_MAX + 2
+    for attempts in (0, 1):
+        board.note("d", 1, {"status": "failed", "attempts": attempts})
+        assert board.next_us == (9 if attempts else 0)
+    board.advance(9)
+    assert offered(board, [], "nobody's") == ["t"]
+
+
 def test_what_a_project_keeps_back_does_not_grow_with_its_changes():
     board = Board(KIND, KIND.schema.defaults, dict[str, Any]().get)
     made = datetime.datetime(2030, 1, 1, tzinfo=datetime.UTC)
