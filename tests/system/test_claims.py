@@ -481,6 +481,8 @@ def test_what_comes_to_depend_on_the_ended_goes_with_it_at_once(client):
     client.cancel(Task.ref("gone"))
     born = client.create(task("born", dependencies=("gone",), on_dependency_failure="cancel"), reason="why not")
     assert (born.status, born.version) == (TaskStatus.CANCELLED, 1)
+    told = [(change.mutation, change.reason) for change in client.reader.history(Task, "born")]
+    assert told == [("create", "why not")], "what was asked for"
     client.create(task("below", dependencies=("late",), on_dependency_failure="cancel"))
     revision = client.reader.revision
     late = client.update(Task.ref("late"), dependencies=("gone",), on_dependency_failure="cancel")
@@ -493,6 +495,26 @@ def test_what_comes_to_depend_on_the_ended_goes_with_it_at_once(client):
     assert status(client, "hopeful") is TaskStatus.CREATED, "attempts are left"
     client.update(Task.ref("flaky"), max_retries=0)
     assert status(client, "hopeful") is TaskStatus.CANCELLED, "now there are none"
+
+
+def test_what_is_finished_is_not_cancelled_with_what_it_depended_on(client):
+    make(client, task("a"))
+    with_it = {"dependencies": ("a",), "on_dependency_failure": "cancel"}
+    client.put(task("done", status="completed", assigned_to="somebody", **with_it))
+    client.create(task("open", **with_it))
+    client.cancel(Task.ref("a"))
+    assert (status(client, "done"), status(client, "open")) == (TaskStatus.COMPLETED, TaskStatus.CANCELLED)
+
+
+def test_what_a_task_depends_on_already_need_not_be_there_any_more(client):
+    make(client, task("a"), task("b"), task("c", dependencies=("a",)))
+    client.delete(Task.ref("a"))
+    assert client.update(Task.ref("c"), dependencies=("a", "b")).dependencies == ("a", "b")
+    with pytest.raises(InvalidMutation, match="depends on gone: there is no such Task"):
+        client.update(Task.ref("c"), dependencies=("a", "b", "gone"))
+    assert client.update(Task.ref("c"), dependencies=("b",)).dependencies == ("b",)
+    with pytest.raises(InvalidMutation, match="depends on a: there is no such Task"):
+        client.update(Task.ref("c"), dependencies=("a",))
 
 
 def test_what_comes_to_depend_on_what_the_same_request_ends_goes_with_it(client):
