@@ -96,8 +96,7 @@ def cascade(draft: Draft) -> None:
     while ended:
         over = ended.pop()
         name, board = over.kind.name, _board(draft, over)
-        places = [(name, key) for key in board.dependants(over.key)]
-        places = [place for place in places if place in draft.steps or not board.stays(place[1])]
+        places = [(name, key) for key in board.dependants(over.key) if not board.stays(key)]
         looked.update((place, draft.look(*place)) for place in places if place not in looked)
         for step in [*map(looked.__getitem__, places), *coming.get((name, over.key), ())]:
             if _goes_with_it(step, over):
