@@ -310,6 +310,18 @@ def test_mutations_of_a_request_see_the_earlier_ones_and_make_one_version(client
 
 
 @pytest.mark.usefixtures("shared_engine")
+def test_an_entity_that_a_request_changes_twice_is_found_by_both_changes(client):
+    task = client.create(Task(title="x", project="before"))
+    with client.transaction() as tx:
+        tx.update(task, project="twice")
+        tx.update(task, type="research")
+    with client.reader.snapshot() as snap:
+        assert snap.ids(Task, where={"project": "twice", "type": "research"}) == [task.id]
+        assert snap.count(Task, where={"project": "before"}) == 0
+    assert client.claim(Task, where={"project": "twice"}).id == task.id
+
+
+@pytest.mark.usefixtures("shared_engine")
 def test_the_reason_of_a_transaction_is_that_of_each_of_its_changes_which_has_none_of_its_own(client, reader):
     task, gone = client.create(Task(title="x")), client.create(Task(title="y"))
     watch = reader.watch(timeout_s=0)
