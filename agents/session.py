@@ -145,11 +145,11 @@ class AgentSession:
         return missing if is_open else max(missing, (self.in_flight + 1) // 2)
 
     def make_room(self, count: int) -> None:
-        """Where only claims that wait are in flight, call back as many of them as so many other requests need, those
-        that wait for the shortest time.
+        """Call back as many of the claims that wait as so many other requests need, those that wait for the shortest
+        time. Only where nothing else is in flight.
         """
         missing = self.replies_until_room(count)
-        if missing and not self.awaited:
+        if missing:
             newest = (pending for frame in reversed(self._frames) for pending in _waiting(frame))
             self._call_back([*islice(newest, min(missing, FRAME_BATCH))])
 

@@ -147,6 +147,16 @@ def test_claims_that_fill_the_window_are_called_back_for_what_does_not_wait(agen
     assert makes_room([UPDATE] * 2) == [2, 3], "there is room"
 
 
+def test_no_claim_is_called_back_where_something_else_will_be_answered(agent):
+    """That makes room as soon."""
+    agent.session.window = 2
+    (claim,), (update,) = agent.asks(CLAIM), agent.asks(UPDATE)
+    assert not make_room(agent.session, agent.pace, [[UPDATE]], agent.now_s)
+    assert not claim.called_back
+    agent.hears(update, after_s=1)
+    assert agent.session.replies_until_room(1) == 0
+
+
 def test_a_claim_that_was_called_back_and_brought_something_is_not_sent_again(agent):
     agent.session.window = 1
     (claim,) = agent.asks(CLAIM)
