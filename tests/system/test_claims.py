@@ -385,6 +385,10 @@ def test_what_a_request_claims_and_changes_is_held_and_what_it_hands_in_is_not(c
     assert client.complete(Task.ref("a")).status is TaskStatus.COMPLETED
     assert client.submit(Claim(Task), Complete(Task.ref("b"))).applied
     assert client.update(Task.ref("b"), title="over").title == "over"
+    make(client, task("d"))
+    assert client.submit(Claim(Task), Release(Task.ref("d"))).applied
+    other.complete(other.claim(Task))
+    assert client.update(Task.ref("d"), title="anybody's").title == "anybody's", "it held nothing that it could lose"
     make(client, task("c"))
     assert client.submit(Claim(Task, where={"project": "nobody's"}), Update(Task.ref("c"), {"title": "x"})).applied
     assert other.claim(Task).id == "c"
