@@ -31,7 +31,7 @@ class RevisionLogWriter:
             self._words[number] = self._make(number, REVISION_LOG_SEGMENT_BYTES).words
 
     def append(self, revision: int, tail: int) -> None:
-        if self.points and 0 <= tail - self._last_tail < REVISION_LOG_STRIDE:
+        if self.points and tail - self._last_tail < REVISION_LOG_STRIDE:
             return
         words, place = self._words[self.points // POINTS], self.points % POINTS * 2
         words[place] = revision
