@@ -260,6 +260,16 @@ def test_a_segment_whose_last_region_went_while_it_was_the_newest_goes_later(ind
     assert len(list(index.folder.iterdir())) < 8
 
 
+def test_whoever_comes_too_late_for_an_index_that_is_gone_is_told(index):
+    """As where an engine went with all its memory: there is no other place to look again."""
+    index.insert(range(40_000))
+    index.reader.candidates(0)
+    for path in index.folder.glob("index-*"):
+        path.unlink()
+    with pytest.raises(FileNotFoundError):
+        index.check()
+
+
 def test_regions_that_fill_evenly_are_not_refilled_by_one_turn(index):
     """As keys that are numbered: their hashes are spread more evenly than by chance."""
     words, largest = Segment.attach(index.folder / "index-0").words, 0
