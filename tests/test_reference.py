@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import typer
 
 import solewriter
 from solewriter import (
@@ -37,6 +38,7 @@ from solewriter import (
     testing,
 )
 from solewriter.agents.aio.watch import AioWatch
+from solewriter.agents.cli.main import app
 from solewriter.agents.reading.anyreader import AnyReader
 from solewriter.shared.mutations import FROM_TARGET
 
@@ -227,3 +229,15 @@ def test_no_class_is_named_that_does_not_exist() -> None:
         name = name_of(word)
         if re.fullmatch(r"(aio\.)?[A-Z]\w*[a-z]\w*", name):
             assert name in known, word
+
+
+def test_every_command_is_on_the_page_with_its_options() -> None:
+    commands = typer.main.get_group(app).commands
+    there = {
+        name: [option for one in command.params for option in one.opts if option.startswith("--")]
+        for name, command in commands.items()
+    }
+    said = {call.split()[0]: options for call, *options in (words(row[0]) for row in rows("a command"))}
+    assert set(said) == set(there)
+    for name, options in said.items():
+        assert sorted(options) == sorted(set(there[name]) - {"--help"}), name
