@@ -96,10 +96,9 @@ class Watch(Generic[Brought]):
 
     @property
     def revision(self) -> int:
-        """The last revision that was taken as a whole: `since` for a watch that goes on from here, once all that this
-        one took was used.
-        """
-        return self._looked[0].since
+        """The last revision of which all was brought: `since` for a watch that goes on from here."""
+        feed, waiting = self._looked
+        return waiting[0].revision - 1 if waiting else feed.since
 
     def __iter__(self) -> Self:
         return self

@@ -44,9 +44,7 @@ class AioWatch(Generic[Brought]):
 
     @property
     def revision(self) -> int:
-        """The last revision that was taken as a whole: `since` for a watch that goes on from here, once all that this
-        one took was used.
-        """
+        """The last revision of which all was brought: `since` for a watch that goes on from here."""
         return self._since if self._watch is None else self._watch.revision
 
     def __aiter__(self) -> Self:

@@ -59,6 +59,23 @@ def test_a_change_says_all_about_itself(client, reader):
     assert watch.revision == 4
 
 
+@pytest.mark.parametrize("of_one", [False, True])
+def test_a_watch_that_goes_on_from_the_middle_of_another_one_leaves_nothing_out(client, reader, of_one):
+    """Where that one stands between the changes of a request, they come again."""
+    for request in range(3):
+        client.submit(*(Create(Task(id=f"{request}-{n}", title="t")) for n in range(3))).check()
+    asked = {"kind": Task, "id": "2-1"} if of_one else {}
+    left = [told(change) for change in reader.watch(since=0, timeout_s=0, **asked)]
+    watch = reader.watch(since=0, timeout_s=0, **asked)
+    for change in watch:
+        del left[0]
+        following = [told(one) for one in reader.watch(since=watch.revision, timeout_s=0, **asked)]
+        again = len(following) - len(left)
+        assert following[again:] == left
+        assert all(revision == change.revision for *_, revision in following[:again])
+    assert watch.revision == reader.revision
+
+
 def test_leaving_a_filter_is_a_change_too(client, reader):
     client.create(Task(title="a", id="other"))
     watch = reader.watch(Task, since=0, where={"status": "created", "project": "p"}, timeout_s=0)
