@@ -370,6 +370,22 @@ def test_what_was_not_claimed_here_is_no_attempt_of_this_client(client, other):
     assert newest(client, "a") == ("fail", "ValueError: why")
 
 
+def test_a_timeout_within_an_attempt_counts_and_one_around_it_does_not(engine, client, limits):
+    client.create(task("a", max_retries=1, retry_delay_s=0))
+
+    async def story() -> None:
+        async with aio.connect(engine.state, name="me", limits=limits) as agent:
+            for within, around in ((None, 0.01), (0.01, None)):
+                with pytest.raises(TimeoutError):
+                    mine = await agent.claim(Task)
+                    async with asyncio.timeout(around), agent.attempt(mine), asyncio.timeout(within):
+                        await asyncio.Event().wait()
+                assert client.get(Task, "a").attempts == (1 if within else 0)
+
+    asyncio.run(story())
+    assert newest(client, "a") == ("fail", "TimeoutError")
+
+
 def test_attempts_of_coroutines_end_the_same(engine, client, limits):
     for id in "ab":
         client.create(task(id, max_retries=1))
