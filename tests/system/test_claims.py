@@ -1497,6 +1497,20 @@ def test_what_a_request_changes_besides_does_not_count_as_cancelled(start_engine
         assert status(client, "below") is TaskStatus.CANCELLED
 
 
+def test_of_a_tree_whose_root_is_completed_nothing_is_cancelled(client):
+    make(client, task("root", priority="high"), task("part", parent_task_id="root"))
+    make(client, task("detail", parent_task_id="part"))
+    client.complete(client.claim(Task))
+    with pytest.raises(InvalidTransition):
+        client.cancel(Task.ref("root"), tree=True)
+    assert [client.get(Task, id).status for id in ("part", "detail")] == ["created", "created"]
+    client.complete(client.claim(Task, where={"parent_task_id": "root"}))
+    client.cancel(client.create(task("above")), tree=True)
+    client.update(Task.ref("root"), parent_task_id="above")
+    client.cancel(Task.ref("above"), tree=True)  # is cancelled already
+    assert [client.get(Task, id).status for id in ("root", "part", "detail")] == ["completed", "completed", "cancelled"]
+
+
 def test_a_tree_is_as_the_earlier_mutations_of_its_request_left_it(start_engine, state, limits):
     start_engine(state, limits=limits)
     with connect(state, name="me", limits=limits) as client:
