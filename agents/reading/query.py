@@ -17,7 +17,7 @@ from solewriter.agents.reading.scan import Rows, Scanner, Values, order_of
 from solewriter.agents.snapshot import Plain
 from solewriter.shared.entity import Entity
 from solewriter.shared.errors import InvalidMutation, InvalidQuery, SchemaMismatch, SnapshotExpired, safe_repr
-from solewriter.shared.kinds.columns import NO_INT, Cell, Column
+from solewriter.shared.kinds.columns import NO_INT, Cell, Column, text_hash
 from solewriter.shared.kinds.kind import Kind
 from solewriter.shared.where import Where, in_column
 
@@ -267,6 +267,8 @@ class Query:
         stored = column.value_in(values, self._pin.catalog.defaults(self._kind))
         if column.cell_or_none(stored) != cell and (read := self._scanner.cells_of.read(found)) is not None:
             stored = read.__dict__[column.name]
+        if isinstance(stored, str) and text_hash(stored) == cell:  # a default, say, of which nobody makes another text
+            return stored
         return column.made_of(stored) or ""
 
 

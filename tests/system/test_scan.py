@@ -12,11 +12,11 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import numpy as np
 import pytest
-from pydantic import AliasChoices, ConfigDict, Field
+from pydantic import AliasChoices, ConfigDict, Field, StringConstraints
 
 from solewriter import (
     Create,
@@ -339,6 +339,23 @@ def test_an_entity_has_a_new_columns_default_by_the_table_and_record_by_record(s
         for now in (reader.snapshot(), offline.snapshot()):
             assert now.count_by(Spoken, "lang") == {"de": 1, "en": 3}
         offline.close()
+
+
+class Remark(Entity, columns=("mood",)):
+    mood: Annotated[str, StringConstraints(to_lower=True)] = "N/A"  # which pydantic leaves as it is
+
+
+def test_a_default_that_its_field_would_make_another_text_of_is_counted_and_paged_as_it_is(client, shared_engine):
+    shared_engine.register(Remark)
+    for number, given in enumerate([{}, {}, {"mood": "a"}, {"mood": "Zz"}]):
+        client.create(Remark(id=f"r{number}", **given))
+    with client.reader.snapshot() as snap:
+        assert snap.count_by(Remark, "mood") == {"N/A": 2, "a": 1, "zz": 1}
+        assert snap.columns(Remark)["mood"].tolist() == [one.mood for one in snap.entities(Remark)]
+        for order_by, ids in ("mood", ["r0", "r1", "r2", "r3"]), ("-mood", ["r3", "r2", "r0", "r1"]):
+            assert snap.ids(Remark, order_by=order_by) == ids
+            for place, id in enumerate(ids):
+                assert snap.ids(Remark, order_by=order_by, after=snap[Remark, id]) == ids[place + 1 :]
 
 
 class Kept(Entity, kind="Book", columns=("keeper", "lang")):
