@@ -104,7 +104,11 @@ class Query:
         if key is None or rank is None or order_by is None:
             return later
         place = place_of(self._name, self._columns, order_by.removeprefix("-"))
-        mine = self._rank_of(after, place, slot, rank)
+        at = int(np.searchsorted(rows.slots, slot))
+        if at < len(rows.slots) and rows.slots[at] == slot and self._is_unchanged(after, slot):
+            mine = key[at]
+        else:
+            mine = self._rank_of(after, place, slot, rank)
         if mine != mine:  # NaN: of all values the last, whatever the direction
             return np.asarray(np.isnan(key) & later)
         beyond = (key < mine) if descending else (key > mine)
@@ -118,7 +122,7 @@ class Query:
         if not isinstance(after, str):
             values = after.__dict__ if isinstance(after, Entity) else after
             value = column.value_in(values, self._pin.catalog.defaults(self._kind))
-            return rank(in_column(value))
+            return rank(in_column(value if isinstance(after, Entity) else column.made_of(value)))
         address = self._pin.at(self._kind, slot)
         cells = self._scanner.cells_of(self._pin.whole(address))
         if cells is None:
@@ -128,6 +132,12 @@ class Query:
                 kind=self._name,
             )
         return rank(self._text(column, address, cells[place])) if column.type == "str" else cells[place]
+
+    def _is_unchanged(self, after: Entity | Plain | str, slot: int) -> bool:
+        """Whether an entity is given as it is now: then it is in its row, whatever class it was stored by."""
+        if isinstance(after, str):
+            return True
+        return self._pin.content(self._pin.at(self._kind, slot)).version == _version_of(after)
 
     def _slot_of(self, after: Entity | Plain | str) -> int:
         id = after if isinstance(after, str) else after.id if isinstance(after, Entity) else self._id_in(after)
@@ -155,7 +165,7 @@ class Query:
         """
         if isinstance(after, str):
             return True
-        version: int = after.version if isinstance(after, Entity) else after["version"]
+        version = _version_of(after)
         id, newest, oldest = self._pin.key_at(address), self._pin.content(address).version, address
         if isinstance(self._pin, Past):
             return version >= self._pin.begun(self._kind, id)
@@ -270,6 +280,11 @@ class Query:
         if isinstance(stored, str) and text_hash(stored) == cell:  # a default, say, of which nobody makes another text
             return stored
         return column.made_of(stored) or ""
+
+
+def _version_of(after: Entity | Plain) -> int:
+    version: int = after.version if isinstance(after, Entity) else after["version"]
+    return version
 
 
 def _lookup(values: tuple[Any, ...]) -> Values:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import datetime
+import json
+import subprocess
 import sys
 import threading
 import time
@@ -372,6 +374,50 @@ def test_texts_of_which_a_newer_class_makes_others_are_found_by_those(state, sta
     start_engine(state, models=[cls])
     with open_reader(state) as reader:
         check(reader.snapshot(), "d3")
+
+
+class AsTyped(Entity, kind="Doc", columns=("note", "size", "share")):
+    note: str = "here"
+    size: str = "7"
+    share: float = 1.0
+
+
+class AsMeant(Entity, kind="Doc", columns=("note", "size", "share")):
+    note: Annotated[str, StringConstraints(to_lower=True)] = "here"
+    size: int = 7
+    share: int = 1
+
+
+BY_NAME = """
+import json, sys
+from solewriter import open_reader
+with open_reader(sys.argv[1]) as reader, reader.snapshot() as snap:
+    asked = json.load(sys.stdin)
+    print(json.dumps([snap.ids("Doc", order_by=order, after=snap.get("Doc", id)) for order, id in asked]))
+"""
+
+
+def test_pages_go_on_behind_what_is_read_otherwise_now(state, start_engine):
+    """By class and by name; by name also where the class is not known."""
+    engine = start_engine(state, models=[AsTyped])
+    with connect(state) as client:
+        for note, size, share in [("RED", "10", 3.0), ("a", "9", 2.0), ("Zz", "8", 0.0), ("red", "11", 4.0)]:
+            client.create(AsTyped(id=f"d{size}", note=note, size=size, share=share))
+        client.create(AsTyped(id="d7"))
+        engine.register(AsMeant)
+        asked = [(order, f"d{number}") for order in ("note", "-note", "size", "-share") for number in range(7, 12)]
+        with client.reader.snapshot() as snap:
+            there = {order: snap.ids(AsMeant, order_by=order) for order, _ in asked}
+            behind = [there[order][there[order].index(id) + 1 :] for order, id in asked]
+            for kind in (AsMeant, "Doc"):
+                assert [snap.ids(kind, order_by=order, after=snap.get(kind, id)) for order, id in asked] == behind
+            changed = snap.get("Doc", "d10")
+        command = [sys.executable, "-c", BY_NAME, str(state)]
+        found = subprocess.run(command, input=json.dumps(asked), capture_output=True, text=True, check=True)
+        assert json.loads(found.stdout) == behind
+        client.update(AsMeant.ref("d10"), note="b")
+        with client.reader.snapshot() as snap:
+            assert snap.ids("Doc", order_by="note", after=changed) == ["d11", "d8"], "from where it was"
 
 
 def test_a_class_that_would_read_an_id_as_another_one_is_refused(state, start_engine):
