@@ -84,7 +84,7 @@ def typed_where(kind: Kind, where: Where) -> Where:
             found[name] = Range(ge=held(wanted.ge), gt=held(wanted.gt), le=held(wanted.le), lt=held(wanted.lt))
         else:
             several = wanted if isinstance(wanted, list | tuple | set | frozenset) else (wanted,)
-            found[name] = [in_column(held(one)) for one in several]
+            found[name] = _with_default(kind, name, [in_column(held(one)) for one in several])
     return found
 
 
@@ -121,13 +121,11 @@ class Demand:
 
     def __init__(self, kind: Kind, name: str, among: list[Any] | None, bounds: list[tuple[Any, Any]]) -> None:
         self.name = name
-        self.among = among  # plain single values, for who looks them up; None: an order is asked for
+        # Plain single values, for who looks them up. None: an order is asked for.
+        self.among = None if among is None else _with_default(kind, name, among)
         self.kind = kind
         self._bounds = bounds
-        wanted = set(map(encode_asked, among or ()))
-        if wanted and self._meant(default := kind.schema.defaults.get(name)) in wanted:
-            wanted.add(encode_asked(default))
-        self._wanted = frozenset(wanted)
+        self._wanted = frozenset(map(encode_asked, self.among or ()))
 
     def holds(self, value: Any) -> bool:
         """Whether a stored value is what is asked for. Values of different types are never equal: 1 is not True. Raises
@@ -164,12 +162,18 @@ class Demand:
                 behind = min(behind, (bisect_right if compare is operator.le else bisect_left)(ranks, bound))
         return first < behind
 
-    def _meant(self, value: Any) -> bytes:
-        """What the field makes of a default, which is stored as the class has it written: 0 where it holds floats."""
-        try:
-            return encode_asked(single(_typed(self.kind, self.name, value)))
-        except Exception:  # its code may be a user's; what cannot be read is nothing that is asked for
-            return b""
+
+def _with_default(kind: Kind, name: str, values: list[Any]) -> list[Any]:
+    """The same values, and the field's default if it means one of them: it is stored, and read, as the class has it
+    written, 0 where the field holds floats.
+    """
+    default = kind.schema.defaults.get(name)
+    try:
+        asked = set(map(encode_asked, values))
+        meant = asked and encode_asked(single(_typed(kind, name, default))) in asked
+    except Exception:  # its code may be a user's; what cannot be read is nothing that is asked for
+        return values
+    return [*values, default] if meant and encode_asked(default) not in asked else values
 
 
 def combinations(demands: Sequence[Demand], most: int) -> list[tuple[Any, ...]] | None:

@@ -1193,6 +1193,28 @@ def test_tasks_that_have_their_states_in_another_form_are_worked_at_like_others(
             assert [reason.obstacle for reason in why_not_ready(snap, snap[cls, "second"])] == [Obstacle.FINISHED]
 
 
+class Skilled(Task, columns=("skill",)):
+    skill: Annotated[str, StringConstraints(to_lower=True)] = "Any"  # which pydantic leaves as it is
+
+
+def test_a_default_that_its_field_would_make_another_text_of_is_found_by_claims_and_guards(state, start_engine):
+    start_engine(state, models=[Skilled])
+    with connect(state, name="ann") as client, connect(state, name="bob") as other:
+        wanted = {"skill": "Any"}
+        client.create(Skilled(id="a", title="a"))
+        assert client.submit(Create(task("b")), guards=[RequireNone(Skilled, wanted)]).error.count == 1
+        held = other.claim(Skilled, where=wanted)
+        assert held.skill == "Any"
+        with client.reader.snapshot() as snap:
+            assert readiness.is_anything_left(snap, Skilled, wanted), "for which an agent's loop waits"
+        giving_back = threading.Timer(0, other.release, [held])
+        giving_back.start()
+        assert client.complete(client.claim(Skilled, where=wanted, timeout_s=20)).id == "a"
+        giving_back.join()
+        assert client.update(Skilled.ref("a"), where=wanted, skill="Any").skill == "any"
+        assert client.submit(Create(task("b")), guards=[RequireNone(Skilled, wanted)]).error.count == 1
+
+
 def test_a_claim_whose_patience_was_over_long_ago_takes_what_is_there(client):
     """What is left until a deadline may be any number below 0."""
     for id in ("a", "b"):
