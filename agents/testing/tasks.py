@@ -46,6 +46,7 @@ class Draft:
         self.contents: dict[Key, Fields | None] = {}
         self.claims: dict[Key, int] = {}
         self.claimed: list[Key] = []
+        self.given_back: set[Key] = set()
         self._ops: dict[Key, tuple[str, set[str]]] = {}  # the last one, and the names of all fields that were set
 
     def content(self, key: Key) -> Fields | None:
@@ -168,6 +169,7 @@ def _fail(draft: Draft, step: Step, task: Fields) -> None:
     elif task["attempts"] <= task["max_retries"]:
         fields["not_before"] = _rest(draft, step.key, task)
     draft.change(step.key, "fail", **fields)
+    draft.given_back.add(step.key)
 
 
 def _rest(draft: Draft, key: Key, task: Fields) -> str | None:
@@ -189,6 +191,7 @@ def _release(draft: Draft, step: Step, task: Fields) -> None:
     _among(draft, step, task, "assigned", "in_progress", "in_review")
     attempts = max(0, task["attempts"] - 1)
     draft.change(step.key, "release", status="interrupted", assigned_to=None, attempts=attempts)
+    draft.given_back.add(step.key)
 
 
 def _renew(draft: Draft, step: Step, task: Fields) -> None:
@@ -294,5 +297,5 @@ def _fence(draft: Draft, key: Key) -> None:
             raise Refusal(FENCED_CLAIM, None, None)
         draft.change(key, draft.op(key), claim=draft.model.version(key) + 1)
         draft.claims[key] = 0
-    elif content is None or content["status"] not in HELD:
+    elif key in draft.given_back or content is None or content["status"] not in HELD:
         draft.claims[key] = 0

@@ -193,6 +193,7 @@ def fail(draft: Draft, mutation: PlainMutation) -> Step:
         delay_us = int(back_off_s(step, first, attempts, draft.turn.coordination.limits) * US_PER_S)
         changes["not_before"] = from_us(draft.turn.now_us + delay_us) if delay_us else None
     step.change(Op.FAIL.value, mutation[5], changes)
+    _end_claim(draft, step)
     return step
 
 
@@ -209,7 +210,16 @@ def release(draft: Draft, mutation: PlainMutation) -> Step:
     step = _at_work(draft, mutation, "interrupted", AT_WORK)
     attempts = max(0, step.field("attempts") - 1)
     step.change(Op.RELEASE.value, mutation[5], {"status": "interrupted", "assigned_to": None, "attempts": attempts})
+    _end_claim(draft, step)
     return step
+
+
+def _end_claim(draft: Draft, step: Step) -> None:
+    """Its claimer gave the task back: whoever has it behind this request is not kept from it by that claim."""
+    place = step.state.code, step.key
+    lease = draft.lease(place)
+    if lease is not None and (place in draft.leases or draft.shown.get(place) == lease.token):
+        draft.leases[place] = None
 
 
 def renew(draft: Draft, mutation: PlainMutation) -> Step:
