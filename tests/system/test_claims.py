@@ -1278,7 +1278,7 @@ def test_an_agent_that_was_stopped_past_its_lease_cannot_complete(client, victim
 def test_only_its_claimer_renews_a_lease(client, other):
     client.create(task("a"))
     mine = client.claim(Task, lease_s=60)
-    with pytest.raises(InvalidMutation, match="was not claimed here"):
+    with pytest.raises(InvalidMutation, match="is not claimed here"):
         other.renew(mine, 60)
     client.renew(mine, 60)
 

@@ -190,7 +190,7 @@ def test_kills_at_a_step_of_every_life_change_nothing_in_the_end(
         armed.setenv(VARIABLE, f"{point}:kill:hit={hit}")
         engine = start_engine(state, durability="power", limits=often)
         run_through(state)
-    assert engine.restarts > 3, f"{point} was seldom reached"
+    assert engine.restarts > 2, f"{point} was seldom reached"
     before = engine.restarts
     os.kill(engine.pid, 9)  # followed by one that can stop
     wait_until(lambda: engine.restarts > before, 20, "a restart")

@@ -141,7 +141,7 @@ class History:
         """What must be told."""
         steps = [step_of(mutation) for mutation in mutations]
         try:
-            draft = self.model.decide(steps, [condition_of(guard) for guard in guards], ACTOR, "1970-01-01T00:00:00Z")
+            draft = self.model.decide(steps, [condition_of(guard) for guard in guards], ACTOR, self._now())
         except Refusal as refusal:
             return ("refused", refusal.args[0])
         self.model.take(draft)
@@ -162,6 +162,10 @@ class History:
             self.states.append(after)
             self.made.append(made)
         return ("applied", self.revision, tuple([self.model.version(step.key) for step in steps]))
+
+    def _now(self) -> str:
+        """Another time for each request: what is deleted and put again in one is made anew."""
+        return f"{datetime.fromtimestamp(len(self.states), UTC):%Y-%m-%dT%H:%M:%SZ}"
 
     def at(self, kind: str, revision: int) -> list[tuple[str, Fields]]:
         """What there is of a kind, in any order."""
@@ -429,11 +433,12 @@ class Machine:
         if stored is None:
             return self.of_nothing(kind, id)
         entity, ref = self.history.entity(kind, stored), MODELS[kind].ref(id)
+        times = {"created_at": None} if kind == "Task" else {}  # the engine's own, which is not the model's
         choices = [
             (lambda: Update(dice.choice((entity, ref)), self.changes(kind)), 10),
             (lambda: Update(ref, {}), 0.5),
             (lambda: Update(ref, self.changes(kind), expect=dice.randrange(4)), 1),
-            (lambda: Put(entity.model_copy(update=self.changes(kind))), 2),
+            (lambda: Put(entity.model_copy(update={**self.changes(kind), **times})), 2),
             (lambda: Put(self.fresh(kind, id)), 1),
             (lambda: Create(self.fresh(kind, id)), 0.5),
             (lambda: Delete(dice.choice((entity, ref))), 2),
