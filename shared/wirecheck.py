@@ -211,7 +211,8 @@ def _check_plain(values: Iterable[Any], budget: int, depth: int) -> int:
                     raise _Unfit("holds keys that are not str")
                 if not key.isascii() and not is_text(key):
                     raise _Unfit(LONE_SURROGATE)
-            budget = _check_plain(value.values(), budget - len(value), depth - 1)
+                budget -= 1 + (len(key) >> 4)
+            budget = _check_plain(value.values(), budget - 1, depth - 1)
         elif kind is list or kind is tuple:
             budget = _check_plain(value, budget - 1, depth - 1)
         else:

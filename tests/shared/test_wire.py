@@ -939,7 +939,8 @@ def test_a_request_at_its_bounds_is_taken(request_):
 def test_values_are_counted_however_they_are_folded():
     limits = Limits(frame_nodes_max=1_000, frame_depth_max=4)
     assert checked_request(update({"metadata": laughs(2, 20)}), limits)
-    for value in (laughs(3, 20), [laughs(1, 30)] * 40, {"a": laughs(2, 10), "b": laughs(3, 12)}):
+    empty, long_keyed = [[{}] * 40] * 40, [{"k" * 1_600: None}] * 20
+    for value in (laughs(3, 20), [laughs(1, 30)] * 40, {"a": laughs(2, 10), "b": laughs(3, 12)}, empty, long_keyed):
         with pytest.raises(BadRequest, match="frame_nodes_max"):
             checked_request(update({"metadata": value}), limits)
     with pytest.raises(BadRequest, match="frame_nodes_max"):
