@@ -272,9 +272,9 @@ JOURNAL_FILE_BYTES_FIRST = 1 * MIB  # of the first file: filling it with zeros m
 # --- checkpoints --------------------------------------------------------------------------------------------------
 CHECKPOINT_RATIO = 1.4  # bytes of journal for each one of the last checkpoint, before the next: what is written stays
 # below twice the journal, and a replay behind a large state below its half
-CHECKPOINT_LIVE_MOST = 64 * MIB  # of journal that one waits for at most because to make it takes as long: an engine
-# decides so many bytes of updates of 400 bytes each in four times the time that as many live bytes take. A replay of it
-# takes 0.8 s
+CHECKPOINT_LIVE_MOST = 64 * MIB  # of journal at most that one waits for because of its records' bytes in memory, by
+# which it takes a processor: as many bytes of updates, of 400 bytes each, are four times as much work for the engine. A
+# replay of so much takes 0.8 s
 CHECKPOINT_NICE = 5  # of the process that makes one: on busy processors it still has a fifth of one
 CHECKPOINT_LATE = 2  # times the journal that one waits for, from which on it is made at everybody's priority: engines
 # died before theirs were done

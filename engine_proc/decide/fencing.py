@@ -31,7 +31,7 @@ def settle(draft: Draft) -> None:
     """
     for step in draft.steps.values():
         place = step.state.code, step.key
-        if place in draft.leases:  # this request claimed or renewed it
+        if place in draft.leases:  # this request claimed it, renewed it or gave it back
             if not _is_worked_at(step):
                 draft.leases[place] = None
             continue
