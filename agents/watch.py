@@ -41,10 +41,11 @@ else:
 class Resync:
     """Changes were missed: here is everything as it is now, and the changes behind it follow."""
 
-    __slots__ = ("snapshot",)
+    __slots__ = ("_behind", "snapshot")
 
-    def __init__(self, snapshot: Snapshot) -> None:
+    def __init__(self, snapshot: Snapshot, behind: int = 0) -> None:
         self.snapshot = snapshot
+        self._behind = behind  # the last revision before what was missed
 
     @property
     def revision(self) -> int:
@@ -98,7 +99,10 @@ class Watch(Generic[Brought]):
     def revision(self) -> int:
         """The last revision of which all was brought: `since` for a watch that goes on from here."""
         feed, waiting = self._looked
-        return waiting[0].revision - 1 if waiting else feed.since
+        if not waiting:
+            return feed.since
+        first = waiting[0]
+        return first._behind if isinstance(first, Resync) else first.revision - 1
 
     def __iter__(self) -> Self:
         return self
@@ -163,8 +167,9 @@ class Watch(Generic[Brought]):
             if not self._resync:
                 raise
             snapshot = self._reader.snapshot()
+            resync = Resync(snapshot, self._looked[0].since)
             feed = Feed(self._reader, snapshot.revision, snapshot.history_id)
-            self._looked = feed, deque([*waiting, Resync(snapshot)])
+            self._looked = feed, deque([*waiting, resync])
             return True
         self._looked = feed, deque([*waiting, *map(self._change, wanted)])
         return bool(published)

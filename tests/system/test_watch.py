@@ -377,7 +377,10 @@ def test_a_watch_behind_what_was_never_published_leaves_nothing_out_silently(cli
     with pytest.raises(Compacted, match="no revision 7 here; the newest is 1") as gone:
         next(strict)
     assert gone.value.oldest <= 1
+    patient.take()
+    assert patient.revision == 7, "it was taken, as where a coroutine was cancelled, and not brought"
     (resync,) = patient
+    assert patient.revision == resync.revision
     assert (resync.revision, [task.id for task in resync.snapshot.entities(Task)]) == (1, ["a"])
     client.create(Task(title="x", id="after"))
     assert [change.id for change in patient] == ["after"]
