@@ -134,6 +134,8 @@ class Model:
         state = {life.field} if life and step.op in ("transition", "cancel") else set()
         named = values if step.op in ("create", "put") else {*step.fields, *state}
         draft.put(step.key, self.valid(step.kind, values), step.op, named)
+        if step.op == "transition" and step.to not in tasks.HELD:
+            draft.given_back.add(step.key)
 
     def valid(self, kind: str, values: Fields) -> Fields:
         """Raises Refusal."""

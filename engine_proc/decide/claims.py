@@ -17,6 +17,7 @@ from solewriter.engine_proc.coordination.making import Unready
 from solewriter.engine_proc.coordination.ready import Candidate
 from solewriter.engine_proc.coordination.waiting import Wish
 from solewriter.engine_proc.decide.draft import Draft, Step
+from solewriter.engine_proc.decide.fencing import end_claim
 from solewriter.engine_proc.decide.guards import check_column
 from solewriter.engine_proc.decide.lifecycle import free_step_fields, refusal
 from solewriter.engine_proc.overtime import Overtime, run_watched
@@ -193,7 +194,7 @@ def fail(draft: Draft, mutation: PlainMutation) -> Step:
         delay_us = int(back_off_s(step, first, attempts, draft.turn.coordination.limits) * US_PER_S)
         changes["not_before"] = from_us(draft.turn.now_us + delay_us) if delay_us else None
     step.change(Op.FAIL.value, mutation[5], changes)
-    _end_claim(draft, step)
+    end_claim(draft, step)
     return step
 
 
@@ -210,16 +211,8 @@ def release(draft: Draft, mutation: PlainMutation) -> Step:
     step = _at_work(draft, mutation, "interrupted", AT_WORK)
     attempts = max(0, step.field("attempts") - 1)
     step.change(Op.RELEASE.value, mutation[5], {"status": "interrupted", "assigned_to": None, "attempts": attempts})
-    _end_claim(draft, step)
+    end_claim(draft, step)
     return step
-
-
-def _end_claim(draft: Draft, step: Step) -> None:
-    """Its claimer gave the task back: whoever has it behind this request is not kept from it by that claim."""
-    place = step.state.code, step.key
-    lease = draft.lease(place)
-    if lease is not None and (place in draft.leases or draft.shown.get(place) == lease.token):
-        draft.leases[place] = None
 
 
 def renew(draft: Draft, mutation: PlainMutation) -> Step:

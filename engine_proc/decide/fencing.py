@@ -25,6 +25,14 @@ def show(draft: Draft, kind_name: str, key: str, token: int) -> None:
     draft.shown[step.state.code, key] = token
 
 
+def end_claim(draft: Draft, step: Step) -> None:
+    """Its claimer gave the task back: whoever has it behind this request is not kept from it by that claim."""
+    place = step.state.code, step.key
+    lease = draft.lease(place)
+    if lease is not None and (place in draft.leases or draft.shown.get(place) == lease.token):
+        draft.leases[place] = None
+
+
 def settle(draft: Draft) -> None:
     """After all mutations: each step of a claimed task was its claimer's, or took it away; and what nobody works at any
     more, nobody holds. Raises Fenced.

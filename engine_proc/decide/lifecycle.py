@@ -6,9 +6,11 @@ from typing import Any
 
 from solewriter.engine_proc.decide.dependencies import cancel_tree
 from solewriter.engine_proc.decide.draft import Draft, Step
+from solewriter.engine_proc.decide.fencing import end_claim
 from solewriter.shared.entity import Lifecycle
 from solewriter.shared.errors import InvalidMutation, InvalidTransition
 from solewriter.shared.mutations import Op
+from solewriter.shared.readiness import HELD
 from solewriter.shared.taskform import TREE, check_kind_of_tasks
 from solewriter.shared.wireform import PlainMutation
 
@@ -22,6 +24,8 @@ def transition(draft: Draft, mutation: PlainMutation) -> Step:
     if to is None or to not in lifecycle.allowed(state):
         raise refusal(step, state, to or "?")
     step.change(Op.TRANSITION.value, reason, {**free_step_fields(step, fields), lifecycle.field: to})
+    if draft.attended and step.kind.claimable and to not in HELD:
+        end_claim(draft, step)
     return step
 
 
