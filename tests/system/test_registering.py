@@ -288,15 +288,19 @@ class Report(Entity, columns=("pages",)):
         assert client.create(reloaded.Summary(title="new")).title == "new"
 
 
+def module_of_orders(tmp_path, monkeypatch, name):
+    """A module with a class Order that the engine can import, too: its file, and itself."""
+    file = tmp_path / f"{name}.py"
+    file.write_text("from solewriter import Entity\nclass Order(Entity):\n    total: int = 0\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    return file, importlib.import_module(name)
+
+
 def test_the_engine_that_follows_has_a_modules_classes_as_its_file_is_by_then(
     state, start_engine, tmp_path, monkeypatch
 ):
     """A deployment need not register, but is there with the next engine, wanted or not."""
-    module = tmp_path / "deployed.py"
-    module.write_text("from solewriter import Entity\nclass Order(Entity):\n    total: int = 0\n")
-    monkeypatch.syspath_prepend(str(tmp_path))
-    import deployed
-
+    module, deployed = module_of_orders(tmp_path, monkeypatch, "deployed")
     engine = start_engine(state, models=[deployed.Order])
     with connect(state) as client:
         client.create(deployed.Order(id="a", total=3))
@@ -320,11 +324,7 @@ def test_the_engine_that_follows_has_a_modules_classes_as_its_file_is_by_then(
 
 def test_an_engine_whose_classes_do_not_fit_by_then_does_not_follow(state, start_engine, tmp_path, monkeypatch):
     """It would be refused as often as it is tried."""
-    module = tmp_path / "unfit.py"
-    module.write_text("from solewriter import Entity\nclass Order(Entity):\n    total: int = 0\n")
-    monkeypatch.syspath_prepend(str(tmp_path))
-    import unfit
-
+    module, unfit = module_of_orders(tmp_path, monkeypatch, "unfit")
     engine = start_engine(state, models=[unfit.Order])
     with connect(state) as client:
         client.create(unfit.Order(id="a", total=3))
